@@ -1,0 +1,19 @@
+"""Wall-clock time, passed as an argument wherever time matters, so that tests can run in virtual time."""
+
+import time
+from collections.abc import Callable
+
+Clock = Callable[[], int]
+"""Gives the current time in nanoseconds since the Unix epoch."""
+
+NANOSECONDS_PER_MS = 1_000_000
+
+
+def system_clock() -> int:
+    """The clock of this machine, in Unix nanoseconds."""
+    return time.time_ns()
+
+
+def milliseconds(nanoseconds: int) -> int:
+    """Whole Unix milliseconds of a time in Unix nanoseconds."""
+    return nanoseconds // NANOSECONDS_PER_MS

@@ -1,0 +1,17 @@
+"""The errors of MarketFlow, one class for each thing a caller can do about it."""
+
+
+class MarketFlowError(Exception):
+    """Base of all errors that MarketFlow raises on purpose; its text is fit for a person and free of secrets."""
+
+
+class SettingsError(MarketFlowError):
+    """A setting or an argument is wrong: tell the person which, and exit with code 2."""
+
+
+class StartError(MarketFlowError):
+    """The application cannot start here and now (port taken, data folder in use): say why, and exit with code 1."""
+
+
+class Unavailable(MarketFlowError):
+    """A store cannot be asked at the moment: answer from elsewhere, keep what was to be written, or try again."""

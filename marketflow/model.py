@@ -1,0 +1,158 @@
+"""Tick, candle, series: the words everything else is written in.
+
+Everything is a candle. A tick is a candle of one, candles merge, and every answer is read off a candle: the latest
+price is its close, the average its total over its ticks. Merging is associative and commutative and has an empty
+element (no candle at all), so it does not matter how ticks are cut into batches, on which thread they are folded,
+how often they are flushed or in which order they arrive.
+
+Two ticks of the same millisecond still have an order, the one in which they arrived. Each carries it as its
+`sequence`, and a candle keeps the sequences of its first and last tick; without them open and close would depend on
+how the ticks were batched.
+
+Times are Unix milliseconds (`*_at`), sequences Unix nanoseconds of the receipt.
+"""
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import NamedTuple
+
+import msgspec
+
+SLICE_MS = 100
+"""Length of a slice: the finest grid on which ticks are merged. Minutes are whole numbers of slices."""
+
+MINUTE_MS = 60_000
+
+
+class Mode(StrEnum):
+    """Where ticks come from: the synthetic generator or the exchanges. Their data never mix."""
+
+    TEST = "test"
+    LIVE = "live"
+
+
+class Series(NamedTuple):
+    """What a candle is about: one symbol on one exchange in one mode."""
+
+    mode: Mode
+    exchange: str
+    symbol: str
+
+
+class Slot(NamedTuple):
+    """A place on the time grid of one series: a slice or a minute, by the Unix ms of its start."""
+
+    series: Series
+    start: int
+
+
+class Tick(NamedTuple):
+    """One price of one series. `at` is the exchange's clock in Unix ms, `sequence` the order of arrival."""
+
+    price: float
+    at: int
+    sequence: int
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sorts ticks by event time, then by arrival."""
+        return self.at, self.sequence
+
+
+class Candle(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The summary of one or more ticks of one series.
+
+    `open` and `close` belong to the first and last tick by (event time, arrival); `high_at` and `low_at` are the
+    event times at which the extremes were first reached.
+    """
+
+    open: float
+    high: float
+    low: float
+    close: float
+    total: float
+    ticks: int
+    first_at: int
+    last_at: int
+    high_at: int
+    low_at: int
+    first_sequence: int
+    last_sequence: int
+
+    @property
+    def average(self) -> float:
+        """Mean price of all ticks."""
+        return self.total / self.ticks
+
+    @property
+    def newest(self) -> Tick:
+        """The last tick."""
+        return Tick(self.close, self.last_at, self.last_sequence)
+
+
+Candles = dict[Slot, Candle]
+"""What flows: candles by slot, never single ticks. The empty dict is the empty element of `merge_all`."""
+
+
+def candle_of(tick: Tick) -> Candle:
+    """A tick is a candle of one."""
+    price, at, sequence = tick
+    return Candle(price, price, price, price, price, 1, at, at, at, at, sequence, sequence)
+
+
+def merge(a: Candle, b: Candle) -> Candle:
+    """The candle of the ticks of both. Associative and commutative; `total` up to floating-point rounding."""
+    first, last = a, b
+    if (b.first_at, b.first_sequence) < (a.first_at, a.first_sequence):
+        first = b
+    if (a.last_at, a.last_sequence) > (b.last_at, b.last_sequence):
+        last = a
+    high = a if (a.high, -a.high_at) >= (b.high, -b.high_at) else b
+    low = a if (a.low, a.low_at) <= (b.low, b.low_at) else b
+    return Candle(
+        first.open,
+        high.high,
+        low.low,
+        last.close,
+        a.total + b.total,
+        a.ticks + b.ticks,
+        first.first_at,
+        last.last_at,
+        high.high_at,
+        low.low_at,
+        first.first_sequence,
+        last.last_sequence,
+    )
+
+
+def fuller(a: Candle, b: Candle) -> Candle:
+    """The better of two versions of the same slot: the one with more ticks, the second where they are equal.
+
+    Every store keeps candles by this rule, which makes writing one twice, late or out of order harmless.
+    """
+    return a if a.ticks > b.ticks else b
+
+
+def merge_into(target: Candles, batch: Candles) -> None:
+    """Merge `batch` into `target`, slot by slot."""
+    for slot, candle in batch.items():
+        held = target.get(slot)
+        target[slot] = candle if held is None else merge(held, candle)
+
+
+def merge_all(batches: Iterable[Candles]) -> Candles:
+    """All batches as one: what waits is merged, so it grows with the number of slots, not of ticks."""
+    merged: Candles = {}
+    for batch in batches:
+        merge_into(merged, batch)
+    return merged
+
+
+def slice_start(at: int) -> int:
+    """Start of the slice that holds an event time (Unix ms)."""
+    return at - at % SLICE_MS
+
+
+def minute_start(at: int) -> int:
+    """Start of the minute that holds an event time (Unix ms)."""
+    return at - at % MINUTE_MS
