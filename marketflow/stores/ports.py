@@ -1,0 +1,120 @@
+"""What the rest of MarketFlow may ask of a store: the arrows of api/ and flow/ end here, not at Redis or PostgreSQL.
+
+The flow writes from threads, the API reads from asyncio; the two sides share keys and codecs, never a client.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from marketflow.model import Candle, Candles, Series, Tick
+
+RECENT_MS = 6 * 60_000
+"""How far back slices are kept at least, so that the edge of a period can lie inside a minute."""
+
+MINUTES_KEPT_MS = 24 * 60 * 60_000
+"""How long the cache keeps closed minutes."""
+
+
+class Recent(NamedTuple):
+    """What a cache remembers of one series, as candles by the Unix ms of their start."""
+
+    newest: Tick | None
+    slices: dict[int, Candle]
+    minutes: dict[int, Candle]
+
+
+class RecentReader(Protocol):
+    """Reads the newest prices and the sliding window: Redis, or the memory of this process."""
+
+    async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
+        """The newest tick of each series, None where the cache has let it go.
+
+        Raises:
+            Unavailable: the cache cannot be asked now.
+        """
+        ...
+
+    async def recent(self, series: Sequence[Series], since: int) -> list[Recent]:
+        """Of each series the newest tick, the slices and the closed minutes that end after `since` (Unix ms).
+
+        A minute may be there both as slices and as a closed minute; the fuller version of the two counts.
+
+        Raises:
+            Unavailable: the cache cannot be asked now.
+        """
+        ...
+
+
+class ArchiveReader(Protocol):
+    """Reads minute rows: PostgreSQL."""
+
+    async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
+        """One candle for each series of all its minutes with `since <= start < until` (Unix ms), None without any.
+
+        `first_at` is the earliest time on record among them. Extremes of rows without times of their own carry
+        the start of their minute.
+
+        Raises:
+            Unavailable: PostgreSQL cannot be asked now.
+        """
+        ...
+
+    async def last(self, series: Sequence[Series]) -> list[Tick | None]:
+        """The close of the last minute of each series.
+
+        Raises:
+            Unavailable: PostgreSQL cannot be asked now.
+        """
+        ...
+
+
+class Cache(Protocol):
+    """Where the flow writes what the API reads. Every write is absolute: doing it twice changes nothing."""
+
+    def put_newest(self, newest: dict[Series, Tick]) -> None:
+        """Store the newest tick of each series."""
+        ...
+
+    def put_slices(self, slices: Candles) -> None:
+        """Store whole slices, each in place of an earlier version of itself."""
+        ...
+
+    def put_minutes(self, minutes: Candles) -> None:
+        """Store closed minutes, each in place of an earlier version of itself."""
+        ...
+
+    def recover(self) -> Candles:
+        """The slices of the last minutes that an earlier run left. Must succeed once before anything is written.
+
+        Raises:
+            Unavailable: the cache cannot be asked now.
+        """
+        ...
+
+    def unarchived(self) -> Candles:
+        """Closed minutes that an earlier run may not have brought to the archive.
+
+        Raises:
+            Unavailable: the cache cannot be asked now.
+        """
+        ...
+
+    def mark_archived(self, until: int) -> None:
+        """Remember that all minutes up to the one that starts at `until` (Unix ms) are archived."""
+        ...
+
+    def needs_refill(self) -> bool:
+        """Probe the cache: True once each time it has come back or was emptied, so that it lacks what was written."""
+        ...
+
+
+class Archive(Protocol):
+    """Where closed minutes are kept for good."""
+
+    def write(self, minutes: Candles) -> None:
+        """Upsert minute rows; the fuller version of a row stays.
+
+        Raises:
+            Unavailable: not written, or not known to be; to be tried again with the same rows.
+        """
+        ...
