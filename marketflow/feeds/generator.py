@@ -1,0 +1,120 @@
+"""A synthetic market: a seeded random walk for each symbol, drawn back to a base price.
+
+One generator serves two uses: test mode, inside the process, and `marketflow exchange`, over TCP.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import reactivex as rx
+from reactivex import Observable, abc
+from reactivex import operators as ops
+
+from marketflow.clock import Clock, milliseconds
+from marketflow.feeds.feed import FeedState
+from marketflow.feeds.guard import Guard, Line
+from marketflow.model import Candles
+
+BASE_PRICES = {"BTCUSDT": 67_000.0, "ETHUSDT": 3_400.0, "SOLUSDT": 160.0, "TONUSDT": 5.5, "DOGEUSDT": 0.16}
+
+_STEP = 0.0004  # standard deviation of one step, as a part of the price
+_PULL = 0.002  # part of the way back to the base price at each step
+_LONGEST_PAUSE_SECONDS = 0.1
+_SHORTEST_PAUSE_SECONDS = 0.01
+
+
+class Market:
+    """An endless sequence of prices, the symbols in turn; the same seed gives the same prices.
+
+    Args:
+        symbols: what is traded.
+        rate: ticks a second over all symbols.
+        seed: None for another walk each time.
+        monotonic: the pace, in seconds.
+    """
+
+    def __init__(
+        self,
+        symbols: Sequence[str],
+        rate: float,
+        seed: str | int | None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._random = random.Random(seed)  # noqa: S311 - prices to look at, nothing secret
+        self._symbols = symbols
+        # Symbols without a base price of their own get one from their name, the same on every exchange.
+        self._base = [BASE_PRICES.get(symbol) or random.Random(symbol).uniform(1, 1000) for symbol in symbols]  # noqa: S311
+        self._prices = [base * self._random.uniform(0.99, 1.01) for base in self._base]
+        self._rate = rate
+        self._monotonic = monotonic
+        self._began = monotonic()
+        self._made = 0
+
+    @property
+    def pause_seconds(self) -> float:
+        """How long to wait between two calls of `due`."""
+        return min(max(1 / self._rate, _SHORTEST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
+
+    def due(self, now_ms: int) -> list[Line]:
+        """The ticks that the rate asks for since the last call, at most a second's worth.
+
+        Args:
+            now_ms: the time of the newest of them (Unix ms); the others lie evenly before it.
+        """
+        elapsed = self._monotonic() - self._began
+        total = int(elapsed * self._rate) + 1
+        count = min(total - self._made, max(int(self._rate), 1))
+        # After a long stop the walk goes on from here; the ticks that nobody waited for are not made up.
+        skipped = total - self._made - count
+        first = self._made + skipped
+        self._made = total
+        age_ms = [1000 * (elapsed - (first + i) / self._rate) for i in range(count)]
+        return [self._tick(first + i, now_ms - int(age_ms[i])) for i in range(count)]
+
+    def _tick(self, number: int, at: int) -> Line:
+        i = number % len(self._symbols)
+        price, base = self._prices[i], self._base[i]
+        price += self._random.gauss(0, _STEP) * price + (base - price) * _PULL
+        self._prices[i] = max(price, base / 100)
+        return Line(self._symbols[i], float(f"{self._prices[i]:.7g}"), at)
+
+
+class GeneratorFeed:
+    """The ticks of one synthetic exchange.
+
+    Args:
+        exchange: its name.
+        market: what it trades.
+        guard: checks and folds the ticks, like those of any exchange.
+        clock: gives ticks their event time.
+        scheduler: runs the generator.
+    """
+
+    state = FeedState.GENERATED
+
+    def __init__(
+        self, exchange: str, market: Callable[[], Market], guard: Guard, clock: Clock, scheduler: abc.SchedulerBase
+    ) -> None:
+        self.exchange = exchange
+        self.guard = guard
+        self._market = market
+        self._clock = clock
+        self._scheduler = scheduler
+        self._stopped = threading.Event()
+
+    def batches(self) -> Observable[Candles]:
+        """Candles of the ticks that are due, at most a hundred times a second."""
+        return rx.defer(lambda _: self._generate(self._market()))
+
+    def stop(self) -> None:
+        """Generate no more and complete."""
+        self._stopped.set()
+
+    def _generate(self, market: Market) -> Observable[Candles]:
+        return rx.timer(0, market.pause_seconds, scheduler=self._scheduler).pipe(
+            ops.take_while(lambda _: not self._stopped.is_set()),
+            ops.map(lambda _: self.guard.fold(market.due(milliseconds(self._clock())))),
+            ops.filter(bool),
+        )

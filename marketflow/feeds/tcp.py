@@ -1,0 +1,160 @@
+"""An exchange on a TCP port: newline-delimited JSON, received in large chunks by one thread for each connection.
+
+A thread, because decoding is CPU work done in C on whole chunks: the larger the chunk the cheaper the tick, and a
+blocking receive that has fallen behind finds a large chunk waiting. Every wait has a deadline: a peer that went away
+without a word is noticed by its silence, since TCP may never tell.
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import reactivex as rx
+from loguru import logger
+from reactivex import Observable, abc
+from reactivex.disposable import Disposable
+
+from marketflow.feeds.feed import FeedState
+from marketflow.feeds.framing import Framer
+from marketflow.feeds.guard import Guard
+from marketflow.model import Candles
+
+RECEIVE_BYTES = 256 * 1024
+CONNECT_TIMEOUT_SECONDS = 3.0
+
+
+class ConnectionLost(Exception):
+    """The exchange ended the connection."""
+
+
+class ConnectionSilent(Exception):
+    """Nothing came for so long that the connection is taken for dead."""
+
+
+class TcpFeed:
+    """The ticks of one exchange, received over TCP.
+
+    Args:
+        exchange: its name.
+        host, port: where it listens.
+        guard: checks and folds what is received.
+        stale_after_seconds: silence after which the connection is given up.
+        monotonic: measures silence, in seconds.
+    """
+
+    def __init__(
+        self,
+        exchange: str,
+        host: str,
+        port: int,
+        guard: Guard,
+        stale_after_seconds: float,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.exchange = exchange
+        self.guard = guard
+        self._address = (host, port)
+        self._stale_after_seconds = stale_after_seconds
+        self._monotonic = monotonic
+        self._link: _Link | None = None
+        self._stopped = False
+        self._connected = False
+        self._silent = False
+        self._last_tick = 0.0
+
+    @property
+    def state(self) -> FeedState:
+        """Connected means that ticks come; a silent connection stays stale until a tick proves otherwise."""
+        if self._silent:
+            return FeedState.STALE
+        if not self._connected:
+            return FeedState.CONNECTING
+        fresh = self._monotonic() - self._last_tick <= self._stale_after_seconds
+        return FeedState.CONNECTED if fresh else FeedState.STALE
+
+    def batches(self) -> Observable[Candles]:
+        """One connection: candles of what it brings, then ConnectionLost, ConnectionSilent or an OSError."""
+        return rx.create(self._subscribe)
+
+    def stop(self) -> None:
+        """Receive no more and complete; what was received is handed on first."""
+        self._stopped = True
+        if self._link is not None:
+            self._link.wake()
+
+    def _subscribe(
+        self, observer: abc.ObserverBase[Candles], scheduler: abc.SchedulerBase | None = None
+    ) -> abc.DisposableBase:
+        link = self._link = _Link(self._address, self._stale_after_seconds)
+        thread = threading.Thread(target=self._run, args=(link, observer), name=f"feed-{self.exchange}", daemon=True)
+        thread.start()
+        return Disposable(link.abort)
+
+    def _run(self, link: "_Link", observer: abc.ObserverBase[Candles]) -> None:
+        try:
+            self._receive(link, observer)
+        except Exception as error:
+            self._connected = False
+            # Silence ends with a tick, or with an outright refusal, which is another state.
+            self._silent = isinstance(error, ConnectionSilent) or (self._silent and isinstance(error, ConnectionLost))
+            observer.on_error(error)
+        else:
+            self._connected = False
+            observer.on_completed()
+
+    def _receive(self, link: "_Link", observer: abc.ObserverBase[Candles]) -> None:
+        framer = Framer(on_too_long=lambda: self.guard.reject("too_long", "an unfinished line"))
+        with link:
+            self._last_tick = self._monotonic()
+            self._connected = True
+            logger.bind(exchange=self.exchange).debug("connected to {}:{}", *self._address)
+            for data in link.received():
+                if (lines := framer.push(data)) and (candles := self.guard.decode(lines)):
+                    self._last_tick = self._monotonic()
+                    self._silent = False
+                    observer.on_next(candles)
+                if self._stopped or link.aborted:
+                    return
+        if not (self._stopped or link.aborted):
+            raise ConnectionLost("the exchange closed the connection")
+
+
+class _Link:
+    """One TCP connection, opened on entry and closed on exit by the thread that reads it."""
+
+    def __init__(self, address: tuple[str, int], silence_seconds: float) -> None:
+        self._address = address
+        self._silence_seconds = silence_seconds
+        self._socket: socket.socket | None = None
+        self.aborted = False
+
+    def __enter__(self) -> "_Link":
+        self._socket = socket.create_connection(self._address, timeout=CONNECT_TIMEOUT_SECONDS)
+        self._socket.settimeout(self._silence_seconds)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._socket is not None:
+            self._socket.close()
+
+    def received(self) -> Iterator[bytes]:
+        """What comes, until the other side or `wake` ends it."""
+        assert self._socket is not None
+        try:
+            while not self.aborted and (data := self._socket.recv(RECEIVE_BYTES)):
+                yield data
+        except TimeoutError:
+            raise ConnectionSilent(f"nothing came for {self._silence_seconds:g} s") from None
+
+    def wake(self) -> None:
+        """End a receive that waits. The reading thread closes the socket, nobody else: its number may be reused."""
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def abort(self) -> None:
+        """Close without handing anything on."""
+        self.aborted = True
+        self.wake()
