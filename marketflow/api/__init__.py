@@ -1,0 +1,1 @@
+"""The HTTP API: routes by subject, each a thin layer over `answers`; see `application` for the whole."""

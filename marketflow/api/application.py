@@ -1,0 +1,29 @@
+"""The HTTP API as one ASGI application, a value built once."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+
+from marketflow.api.modes import mode_routes
+from marketflow.api.prices import price_routes
+from marketflow.api.problems import UnexpectedErrors, problem_handlers
+from marketflow.api.status import status_routes
+
+ContextLifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]
+"""Opens everything, yields `{"context": Context}`, and closes everything again."""
+
+
+def create_app(lifespan: ContextLifespan) -> Starlette:
+    """The application; its context comes from the lifespan, once for each server that runs it."""
+    app = Starlette(
+        routes=[*price_routes(), *mode_routes(), *status_routes()],
+        middleware=[Middleware(UnexpectedErrors)],
+        exception_handlers=problem_handlers(),
+        lifespan=lifespan,
+    )
+    # A path is right or it is not found; a redirect would turn /mode/test/ into a GET for some clients.
+    app.router.redirect_slashes = False
+    return app

@@ -1,0 +1,71 @@
+"""What the routes work with. The composition root builds one and hands it over through the lifespan's state.
+
+The routes see ports only, so they neither know nor care whether the feeds run in this process or in another one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import msgspec
+from starlette.requests import Request
+
+from marketflow.clock import Clock
+from marketflow.model import Mode
+from marketflow.stores.ports import ArchiveReader, RecentReader
+
+StoreState = Literal["ok", "down"]
+FeedState = Literal["connected", "connecting", "stale", "generated"]
+
+
+class Health(msgspec.Struct, frozen=True):
+    """How the application is doing, in the shape in which /health answers. `exchanges` is by exchange name."""
+
+    status: Literal["ok", "degraded"]
+    mode: Mode
+    uptime_seconds: float
+    postgres: StoreState
+    redis: StoreState
+    exchanges: dict[str, FeedState]
+
+
+class ModeSwitch(Protocol):
+    """Knows the mode that runs and changes it."""
+
+    @property
+    def current(self) -> Mode:
+        """The mode that runs."""
+        ...
+
+    def switch(self, mode: Mode) -> Mode:
+        """Run `mode` from now on and return the one that ran before. Blocks; concurrent switches queue up.
+
+        Raises:
+            Unavailable: the mode cannot be switched now.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the routes need; lives as long as the application.
+
+    `exchanges` and `symbols` hold the canonical spellings. An empty `token` means that anyone may switch the mode.
+    `health` and `ready` answer from what is already known and never block.
+    """
+
+    exchanges: tuple[str, ...]
+    symbols: tuple[str, ...]
+    token: str = field(repr=False)
+    mode: ModeSwitch
+    cache: RecentReader
+    archive: ArchiveReader
+    health: Callable[[], Health]
+    ready: Callable[[], bool]
+    clock: Clock
+
+
+def context_of(request: Request) -> Context:
+    """The context that the lifespan put into the state of this request."""
+    context: Context = request.state.context
+    return context

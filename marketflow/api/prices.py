@@ -1,0 +1,135 @@
+"""/prices: the latest, highest, lowest and average price of a symbol, on one exchange or over all of them."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from marketflow.api.answers import Prices, Quote, Summary
+from marketflow.api.context import Context, context_of
+from marketflow.api.rendering import JSONAnswer, rfc3339
+from marketflow.api.period import parse_period
+from marketflow.api.problems import UnknownExchange, UnknownSymbol
+from marketflow.model import Series
+
+ALL = "all"
+"""What `period` says where none was asked for: everything on record."""
+
+
+class LatestPrice(msgspec.Struct, frozen=True):
+    """The answer of /prices/latest. Times are RFC 3339, here and below."""
+
+    symbol: str
+    exchange: str
+    price: float
+    timestamp: str
+
+
+class ExtremePrice(msgspec.Struct, frozen=True, rename={"since": "from", "until": "to"}):
+    """The answer of /prices/highest and /prices/lowest."""
+
+    symbol: str
+    exchange: str
+    price: float
+    timestamp: str
+    period: str
+    since: str
+    until: str
+
+
+class AveragePrice(msgspec.Struct, frozen=True, rename={"since": "from", "until": "to"}):
+    """The answer of /prices/average; `exchange` is null over all of them."""
+
+    symbol: str
+    exchange: str | None
+    price: float
+    ticks: int
+    period: str
+    since: str
+    until: str
+
+
+class _Subject(NamedTuple):
+    """What a request is about, in canonical spelling; `exchange` is None for all. The mode is part of each series."""
+
+    exchange: str | None
+    symbol: str
+    series: list[Series]
+
+
+def price_routes() -> list[Route]:
+    """Each question in both forms."""
+    questions = {"latest": _latest, "highest": _highest, "lowest": _lowest, "average": _average}
+    return [
+        Route(f"/prices/{question}/{form}", endpoint)
+        for question, endpoint in questions.items()
+        for form in ("{symbol}", "{exchange}/{symbol}")
+    ]
+
+
+async def _latest(request: Request) -> Response:
+    context = context_of(request)
+    subject = _subject_of(request, context)
+    quote = await _prices(context).latest(subject.series)
+    return JSONAnswer(LatestPrice(subject.symbol, quote.series.exchange, quote.price, rfc3339(quote.at)))
+
+
+async def _highest(request: Request) -> Response:
+    subject, period, summary = await _summarised(request)
+    return _extreme(subject, period, summary, summary.highest())
+
+
+async def _lowest(request: Request) -> Response:
+    subject, period, summary = await _summarised(request)
+    return _extreme(subject, period, summary, summary.lowest())
+
+
+async def _average(request: Request) -> Response:
+    subject, period, summary = await _summarised(request)
+    whole = summary.whole()
+    since, until = rfc3339(summary.since), rfc3339(summary.until)
+    return JSONAnswer(AveragePrice(subject.symbol, subject.exchange, whole.average, whole.ticks, period, since, until))
+
+
+def _extreme(subject: _Subject, period: str, summary: Summary, quote: Quote) -> Response:
+    since, until = rfc3339(summary.since), rfc3339(summary.until)
+    exchange, at = quote.series.exchange, rfc3339(quote.at)
+    return JSONAnswer(ExtremePrice(subject.symbol, exchange, quote.price, at, period, since, until))
+
+
+async def _summarised(request: Request) -> tuple[_Subject, str, Summary]:
+    """What is asked about, the period as it was given, and the summary."""
+    context = context_of(request)
+    subject = _subject_of(request, context)
+    # The last one counts where `period` is repeated.
+    text = request.query_params.get("period")
+    period = None if text is None else parse_period(text)
+    summary = await _prices(context).summary(subject.series, period)
+    return subject, ALL if text is None else text, summary
+
+
+def _prices(context: Context) -> Prices:
+    return Prices(context.cache, context.archive, context.clock)
+
+
+def _subject_of(request: Request, context: Context) -> _Subject:
+    mode = context.mode.current
+    exchange, exchanges = None, context.exchanges
+    if (asked := request.path_params.get("exchange")) is not None:
+        exchange = _canonical(asked, context.exchanges)
+        if exchange is None:
+            raise UnknownExchange(f"No such exchange; there are {', '.join(context.exchanges)}.")
+        exchanges = (exchange,)
+    symbol = _canonical(request.path_params["symbol"], context.symbols)
+    if symbol is None:
+        raise UnknownSymbol(f"No such symbol; there are {', '.join(context.symbols)}.")
+    return _Subject(exchange, symbol, [Series(mode, one, symbol) for one in exchanges])
+
+
+def _canonical(asked: str, names: Iterable[str]) -> str | None:
+    """The configured spelling of a name, None for one that is not configured."""
+    wanted = asked.casefold()
+    return next((name for name in names if name.casefold() == wanted), None)
