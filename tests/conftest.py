@@ -1,0 +1,75 @@
+"""Fixtures that every test may use: one real Redis and one real PostgreSQL for the session."""
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg import sql
+
+from tests.servers import PostgresServer, RedisServer
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def server_root() -> Iterator[Path]:
+    """A folder for the data of servers.
+
+    Not one of pytest's: those are closed to the user that PostgreSQL runs as when the tests run as root.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="mf-tests-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def server_folder(server_root: Path) -> Iterator[Path]:
+    """A fresh folder for one test's servers."""
+    folder = server_root / f"test{next(_numbers)}"
+    folder.mkdir(mode=0o711)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_template(server_root: Path) -> Path:
+    """Where servers find a cluster to copy; the first one makes it."""
+    return server_root / "template"
+
+
+@pytest.fixture(scope="session")
+def redis_server(server_root: Path) -> Iterator[RedisServer]:
+    """The session's Redis; a test that breaks it mends it."""
+    with RedisServer(server_root / "redis", persistent=False) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_db(redis_server: RedisServer) -> RedisServer:
+    """The session's Redis, emptied."""
+    with redis_server.client() as client:
+        client.flushall()
+    return redis_server
+
+
+@pytest.fixture(scope="session")
+def postgres_server(server_root: Path, postgres_template: Path) -> Iterator[PostgresServer]:
+    """The session's PostgreSQL; a test that breaks it mends it."""
+    with PostgresServer(server_root / "postgres", postgres_template) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_db(postgres_server: PostgresServer) -> Iterator[dict[str, Any]]:
+    """Connection keywords (host, port, user, password, dbname) of a fresh, empty database."""
+    name = f"test{next(_numbers)}"
+    with postgres_server.connect() as connection:
+        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+    yield postgres_server.keywords | {"dbname": name}
+    with postgres_server.connect() as connection:
+        connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
