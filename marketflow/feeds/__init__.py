@@ -1,0 +1,1 @@
+"""Exchanges as Observables: over TCP, or generated."""

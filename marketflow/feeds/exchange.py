@@ -26,7 +26,8 @@ def serve(name: str, host: str, port: int, symbols: Sequence[str], rate: float, 
 
     Args:
         name: shown in the log; the default seeds of two exchanges differ anyway.
-        host, port: where to listen; port 0 takes any free one and logs which.
+        host: address to listen on.
+        port: port to listen on; 0 takes any free one and logs which.
         symbols: what is traded.
         rate: ticks a second over all symbols.
         seed: None for another walk each time.

@@ -110,6 +110,8 @@ class TcpFeed:
             self._last_tick = self._monotonic()
             self._connected = True
             logger.bind(exchange=self.exchange).debug("connected to {}:{}", *self._address)
+            if self._stopped:
+                return
             for data in link.received():
                 if (lines := framer.push(data)) and (candles := self.guard.decode(lines)):
                     self._last_tick = self._monotonic()

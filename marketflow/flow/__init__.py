@@ -1,0 +1,1 @@
+"""From feeds to stores: the Rx graph, its operators, and the memory it keeps."""

@@ -1,0 +1,255 @@
+"""The flow: from the feeds of the mode that runs to the cache and the archive, as one Observable.
+
+    mode ─ switch ─ feeds ─┬─ merge ─┬─ newest ticks ──────────────── lanes ─ cache
+                recovered ─┘         └─ every 100 ms: slices ──┬───── lanes ─ cache
+                                                 refill ───────┤
+                                                               └─ closed minutes ─┬─ cache
+                                                   of the run before: backlog ────┴─ archive
+
+Items are batches of candles, never single ticks. Up to each sink everything runs on the thread of the feed or of the
+timing loop and does dictionary work only; every blocking call runs behind an observe_on of its own, on the pool, and
+before each stands a hand-off that merges what has to wait. Nothing here reads a clock, sleeps or knows a store: all of
+that is passed in, so the tests run the whole of it in virtual time.
+
+Completing the modes is how it ends: the feeds complete, what is under way drains, the open minutes are written, and
+the Observable completes.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+from zlib import crc32
+
+import reactivex as rx
+from loguru import logger
+from reactivex import Observable, abc
+from reactivex import operators as ops
+
+from marketflow.clock import Clock, milliseconds
+from marketflow.errors import Unavailable
+from marketflow.feeds.feed import Feed
+from marketflow.flow.memory import Memory
+from marketflow.flow.operators import Backoff, Operator, conflate_map, fan_out, isolated, lanes, retry_with_backoff
+from marketflow.flow.pending import Pending
+from marketflow.logs import RateLimit
+from marketflow.model import SLICE_MS, Candles, Mode, Series, merge_all
+from marketflow.stores.ports import Archive, Cache
+
+PROBE_SECONDS = 0.5
+"""How often the cache is asked whether it lacks what was written: a refill begins this soon after its return."""
+
+FEEDS_STOP_SECONDS = 1.0
+"""How long the feeds may take to hand on what they have received, once the flow is to end."""
+
+
+@dataclass
+class FlowCounts:
+    """What went wrong in the flow, since the start."""
+
+    cache_errors: int = 0
+    archive_errors: int = 0
+    rows_written: int = 0
+    reconnects: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Flow:
+    """Everything the flow is built from.
+
+    Args:
+        modes: the mode that runs and each that follows; completing it ends the flow.
+        feeds: the feeds of each mode.
+        memory: what the flow knows.
+        pending: minutes on their way to the archive.
+        cache: where the API reads.
+        archive: where minutes stay.
+        workers_per_exchange: lanes of each exchange.
+        loop: scheduler of all timers.
+        pool: scheduler of all blocking calls.
+        clock: the time by which minutes close.
+    """
+
+    modes: Observable[Mode]
+    feeds: Mapping[Mode, Sequence[Feed]]
+    memory: Memory
+    pending: Pending
+    cache: Cache
+    archive: Archive
+    workers_per_exchange: int
+    loop: abc.SchedulerBase
+    pool: abc.SchedulerBase
+    clock: Clock
+    counts: FlowCounts = field(default_factory=FlowCounts)
+
+    def __post_init__(self) -> None:
+        self._limit = RateLimit(10.0)
+        self._cache_losses = self._probed().pipe(ops.share())
+
+    def observable(self) -> Observable[Any]:
+        """The whole flow, to be subscribed to once. It does its work on the way; its items have no meaning."""
+        return rx.merge(self._from_feeds(), self._recovered()).pipe(fan_out(self._newest_to_cache, self._by_slice))
+
+    # The left edge
+
+    def _from_feeds(self) -> Observable[Candles]:
+        return self.modes.pipe(
+            ops.distinct_until_changed(),
+            ops.map(self._feeds_of),
+            ops.switch_latest(),
+            # A feed that hangs in a call must not hold up the end.
+            ops.take_until(self._ended().pipe(ops.delay(FEEDS_STOP_SECONDS, scheduler=self.loop))),
+        )
+
+    def _feeds_of(self, mode: Mode) -> Observable[Candles]:
+        return rx.merge(*map(self._reconnecting, self.feeds[mode]))
+
+    def _reconnecting(self, feed: Feed) -> Observable[Candles]:
+        def failed(error: Exception, pause: float) -> None:
+            self.counts.reconnects[feed.exchange] = self.counts.reconnects.get(feed.exchange, 0) + 1
+            text = f"lost the feed, next attempt in {pause:.1f} s: {error}"
+            self._limit.log(("feed", feed.exchange), "WARNING", text, exchange=feed.exchange)
+
+        return feed.batches().pipe(retry_with_backoff(Backoff(), self.loop, self._ended(), failed))
+
+    def _recovered(self) -> Observable[Candles]:
+        """The slices an earlier run left in the cache, once it can be asked: merging makes the moment no matter."""
+        return self._asked_until_answered(self.cache.recover)
+
+    def _backlog(self) -> Observable[Candles]:
+        """The minutes that an earlier run may not have brought to the archive."""
+        return self._asked_until_answered(self.cache.unarchived)
+
+    def _asked_until_answered(self, ask: Callable[[], Candles]) -> Observable[Candles]:
+        answer: Observable[Candles] = rx.just(None).pipe(ops.observe_on(self.pool), ops.map(lambda _: ask()))
+        return answer.pipe(
+            retry_with_backoff(Backoff(0.1, 1.0), self.loop, self._ended(), self._unanswered),
+            ops.filter(bool),
+        )
+
+    def _unanswered(self, error: Exception, _: float) -> None:
+        if not isinstance(error, Unavailable):
+            self._limit.log("recovery", "ERROR", f"what an earlier run left in the cache cannot be read: {error!r}")
+
+    def _ended(self) -> Observable[Any]:
+        """One item when the modes complete."""
+        return self.modes.pipe(ops.ignore_elements(), ops.default_if_empty(None))
+
+    # Newest ticks
+
+    def _newest_to_cache(self, batches: Observable[Candles]) -> Observable[Any]:
+        def write(newer: dict[Series, Any]) -> None:
+            # Read from memory at the last moment: what waited may be older than what was written meanwhile.
+            self.cache.put_newest(self.memory.newest_of(newer))
+
+        return rx.merge(
+            batches.pipe(ops.map(self.memory.observe)),
+            self._refill(self.memory.all_newest),
+        ).pipe(ops.filter(bool), self._in_lanes(lambda series: series, write))
+
+    # Slices
+
+    def _by_slice(self, batches: Observable[Candles]) -> Observable[Any]:
+        # An empty buffer goes on as well: it is the beat by which minutes close.
+        return batches.pipe(
+            ops.buffer_with_time(SLICE_MS / 1000, scheduler=self.loop),
+            ops.map(merge_all),
+            ops.map(self.memory.absorb),
+            fan_out(self._slices_to_cache, self._by_minute),
+        )
+
+    def _slices_to_cache(self, slices: Observable[Candles]) -> Observable[Any]:
+        return rx.merge(slices, self._refill(self.memory.all_slices)).pipe(
+            ops.filter(bool), self._in_lanes(lambda slot: slot.series, self.cache.put_slices)
+        )
+
+    # Minutes
+
+    def _by_minute(self, slices: Observable[Candles]) -> Observable[Any]:
+        closed = rx.concat(
+            slices.pipe(ops.map(lambda _: self._close_minutes())),
+            rx.defer(lambda _: rx.just(self.memory.take_all())),
+        )
+        return closed.pipe(ops.filter(bool), fan_out(self._minutes_to_cache, self._minutes_to_archive))
+
+    def _close_minutes(self) -> Candles:
+        now_ms = milliseconds(self.clock())
+        closed = self.memory.take_closed(now_ms)
+        self.memory.forget(now_ms)
+        return closed
+
+    def _minutes_to_cache(self, minutes: Observable[Candles]) -> Observable[Any]:
+        return rx.merge(minutes, self._refill(self.memory.all_closed)).pipe(
+            ops.filter(bool), self._sink(self.cache.put_minutes)
+        )
+
+    def _minutes_to_archive(self, minutes: Observable[Candles]) -> Observable[Any]:
+        return rx.merge(minutes, self._backlog()).pipe(
+            ops.do_action(self.pending.add),
+            # What waits is in `pending`; the item itself only says that there is something.
+            conflate_map(lambda _: self._written(), merge=lambda _, newer: newer),
+        )
+
+    def _written(self) -> Observable[Any]:
+        return rx.just(None).pipe(
+            ops.observe_on(self.pool),
+            ops.do_action(lambda _: self._write_pending()),
+            retry_with_backoff(Backoff(0.1, 1.0), self.loop, self._ended(), self._archive_failed),
+        )
+
+    def _write_pending(self) -> None:
+        if rows := self.pending.rows():
+            self.archive.write(rows)
+            self.counts.rows_written += len(rows)
+            until = self.pending.confirm(rows)
+            try:
+                self.cache.mark_archived(until)
+            except Unavailable:
+                logger.debug("the cache is away: after a restart some rows will be written twice")
+
+    def _archive_failed(self, error: Exception, pause: float) -> None:
+        self.counts.archive_errors += 1
+        text = f"{len(self.pending)} minute rows wait for PostgreSQL: {error}"
+        self._limit.log("archive", "WARNING", text)
+
+    # Sinks
+
+    def _probed(self) -> Observable[Any]:
+        """An item each time the cache turns out to lack what was written to it."""
+        return rx.interval(PROBE_SECONDS, scheduler=self.loop).pipe(
+            ops.take_until(self._ended()),
+            conflate_map(
+                lambda _: rx.just(None).pipe(ops.observe_on(self.pool), ops.map(lambda _: self.cache.needs_refill())),
+                merge=lambda _, newer: newer,
+            ),
+            ops.filter(bool),
+            # Onto the thread that also makes the slices: of two versions of one, the later is then always the fuller.
+            ops.observe_on(self.loop),
+        )
+
+    def _refill(self, contents: Callable[[], dict[Any, Any]]) -> Observable[dict[Any, Any]]:
+        """All of `contents`, each time the cache lacks it."""
+        return self._cache_losses.pipe(ops.map(lambda _: contents()))
+
+    def _in_lanes(self, series_of: Callable[[Any], Series], write: Callable[[Any], None]) -> Operator[Any, Any]:
+        lane_names: dict[Series, Hashable] = {}
+        exchanges = {feed.exchange for feeds in self.feeds.values() for feed in feeds}
+
+        def lane_of(key: Any) -> Hashable:
+            series = series_of(key)
+            if (lane := lane_names.get(series)) is None:
+                number = crc32(series.symbol.encode()) % self.workers_per_exchange
+                lane = lane_names[series] = (series.exchange, number)
+            return lane
+
+        names = list(product(sorted(exchanges), range(self.workers_per_exchange)))
+        return lanes(names, lane_of, self._sink(write))
+
+    def _sink(self, write: Callable[[Any], None]) -> Operator[dict[Any, Any], Any]:
+        """Write dicts to the cache, one at a time; later values win while they wait."""
+        return conflate_map(isolated(write, self.pool, self._cache_failed), merge=lambda older, newer: older | newer)
+
+    def _cache_failed(self, error: Exception) -> None:
+        self.counts.cache_errors += 1
+        if not isinstance(error, Unavailable):  # which the cache has told of itself
+            logger.opt(exception=error).error("a write to the cache failed, what it held is lost to the cache")

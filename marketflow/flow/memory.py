@@ -1,0 +1,145 @@
+"""What this process knows of the last minutes. Memory is the truth, the cache its journal.
+
+All candles of the flow are merged here, so that every version handed to a store is the whole one: writing it replaces
+whatever the store has, twice or late does no harm. Bounded by the number of series times the minutes held.
+
+Written by the flow, read by it and, while the cache is away, by the API; one lock guards all of it and is held for
+dictionary work only.
+"""
+
+import threading
+from collections.abc import Iterable, Sequence
+
+from marketflow.model import MINUTE_MS, Candle, Candles, Series, Slot, Tick, merge, minute_start
+from marketflow.stores.ports import RECENT_MS, Recent
+
+
+class Memory:
+    """Newest ticks, slices and minutes of all series.
+
+    Args:
+        late_after_ms: how long after its end a minute is left open for late ticks.
+    """
+
+    def __init__(self, late_after_ms: int) -> None:
+        self._late_after_ms = late_after_ms
+        self._lock = threading.Lock()
+        self._newest: dict[Series, Tick] = {}
+        self._slices: dict[Series, dict[int, Candle]] = {}
+        self._minutes: Candles = {}
+        self._unwritten: set[Slot] = set()
+        self._oldest = 0  # start of the oldest minute that is held
+        self.too_late = 0
+        """Ticks that came after their minute was let go of."""
+
+    def observe(self, batch: Candles) -> dict[Series, Tick]:
+        """Take notice of the newest ticks of a batch; gives those that are newer than what was known."""
+        newer: dict[Series, Tick] = {}
+        with self._lock:
+            for slot, candle in batch.items():
+                known = self._newest.get(slot.series)
+                if known is None or (candle.last_at, candle.last_sequence) > known.order:
+                    newer[slot.series] = self._newest[slot.series] = candle.newest
+        return newer
+
+    def newest_of(self, series: Iterable[Series]) -> dict[Series, Tick]:
+        """The newest tick of each series that has one."""
+        with self._lock:
+            return {each: self._newest[each] for each in series if each in self._newest}
+
+    def absorb(self, batch: Candles) -> Candles:
+        """Merge new slices in; gives the slices they are part of, whole."""
+        whole: Candles = {}
+        with self._lock:
+            for slot, candle in batch.items():
+                if slot.start < self._oldest:
+                    self.too_late += candle.ticks
+                    continue
+                slices = self._slices.setdefault(slot.series, {})
+                held = slices.get(slot.start)
+                whole[slot] = slices[slot.start] = candle if held is None else merge(held, candle)
+                minute = Slot(slot.series, minute_start(slot.start))
+                held = self._minutes.get(minute)
+                self._minutes[minute] = candle if held is None else merge(held, candle)
+                self._unwritten.add(minute)
+        return whole
+
+    def take_closed(self, now_ms: int) -> Candles:
+        """The minutes that ended more than the grace before `now_ms` and were not yet taken in this version."""
+        return self._take(now_ms - self._late_after_ms - MINUTE_MS)
+
+    def take_all(self) -> Candles:
+        """The minutes not yet taken in this version, open ones too: the end of the flow."""
+        return self._take(None)
+
+    def _take(self, last_start: int | None) -> Candles:
+        with self._lock:
+            taken = {
+                minute: self._minutes[minute]
+                for minute in self._unwritten
+                if last_start is None or minute.start <= last_start
+            }
+            self._unwritten.difference_update(taken)
+        return taken
+
+    def forget(self, now_ms: int) -> None:
+        """Let go of whole minutes that no period needs any more. To be called after `take_closed`."""
+        oldest = minute_start(now_ms) - RECENT_MS
+        with self._lock:
+            if oldest == self._oldest:  # it may go back: the clock of a machine does
+                return
+            self._oldest = oldest
+            for slices in self._slices.values():
+                for start in [start for start in slices if start < oldest]:
+                    del slices[start]
+            for minute in [minute for minute in self._minutes if minute.start < oldest]:
+                del self._minutes[minute]
+                self._unwritten.discard(minute)
+
+    def all_newest(self) -> dict[Series, Tick]:
+        """The newest tick of every series."""
+        with self._lock:
+            return dict(self._newest)
+
+    def all_slices(self) -> Candles:
+        """Every slice held."""
+        with self._lock:
+            return {
+                Slot(series, start): candle
+                for series, slices in self._slices.items()
+                for start, candle in slices.items()
+            }
+
+    def all_closed(self) -> Candles:
+        """Every minute held that was taken in its present version."""
+        with self._lock:
+            return {minute: candle for minute, candle in self._minutes.items() if minute not in self._unwritten}
+
+    def recent(self, series: Series, since: int) -> Recent:
+        """What is held of one series; slices and minutes that end after `since` (Unix ms)."""
+        with self._lock:
+            slices = {
+                start: candle for start, candle in self._slices.get(series, {}).items() if candle.last_at >= since
+            }
+            minutes = {
+                minute.start: candle
+                for minute, candle in self._minutes.items()
+                if minute.series == series and minute.start + MINUTE_MS > since
+            }
+            return Recent(self._newest.get(series), slices, minutes)
+
+
+class MemoryReader:
+    """The memory of this process as the API reads it. Never unavailable."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
+        """The newest tick of each series, however old."""
+        known = self._memory.newest_of(series)
+        return [known.get(each) for each in series]
+
+    async def recent(self, series: Sequence[Series], since: int) -> list[Recent]:
+        """Newest tick, slices and minutes of each series."""
+        return [self._memory.recent(each, since) for each in series]

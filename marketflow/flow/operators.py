@@ -1,0 +1,221 @@
+"""The operators that Rx lacks, each a plain function of a source.
+
+Rx has no backpressure: whatever waits before a slow consumer would wait in an unbounded list. Here nothing waits in a
+list. `conflate_map` has one item under way and one that waits, into which everything that arrives is merged, so what
+waits is bounded by the number of series, and a consumer that falls behind does less, larger work.
+"""
+
+import random
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import reactivex as rx
+from reactivex import Observable, abc
+from reactivex import operators as ops
+from reactivex.disposable import CompositeDisposable, SerialDisposable
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+_K = TypeVar("_K", bound=Hashable)
+_V = TypeVar("_V")
+
+Operator = Callable[[Observable[_T]], Observable[_R]]
+
+
+def conflate_map(mapper: Callable[[_T], Observable[_R]], merge: Callable[[_T, _T], _T]) -> Operator[_T, _R]:
+    """Like flat_map, but with one inner Observable at a time; what arrives meanwhile is merged into one waiting item.
+
+    An item that finds nothing under way is mapped at once. Capacity: one item. Policy: merge. When the source
+    completes, the waiting item is still mapped before the result completes.
+
+    Args:
+        mapper: gives the work for an item; its end calls for the next.
+        merge: makes one item of the waiting and the next, in this order. It must not change its arguments.
+    """
+
+    def operator(source: Observable[_T]) -> Observable[_R]:
+        def subscribe(observer: abc.ObserverBase[_R], _: abc.SchedulerBase | None = None) -> abc.DisposableBase:
+            return _Conflation(mapper, merge, observer).subscribe(source)
+
+        return rx.create(subscribe)
+
+    return operator
+
+
+class _Conflation:
+    """The state of one subscription of conflate_map."""
+
+    def __init__(
+        self,
+        mapper: Callable[[Any], Observable[Any]],
+        merge: Callable[[Any, Any], Any],
+        observer: abc.ObserverBase[Any],
+    ) -> None:
+        self._mapper = mapper
+        self._merge = merge
+        self._observer = observer
+        self._lock = threading.Lock()
+        self._waiting: list[Any] = []  # empty, or the one item that waits
+        self._busy = False
+        self._completed = False
+        self._inner = SerialDisposable()
+
+    def subscribe(self, source: Observable[Any]) -> abc.DisposableBase:
+        outer = source.subscribe(self._on_next, self._observer.on_error, self._on_completed)
+        return CompositeDisposable(outer, self._inner)
+
+    def _on_next(self, item: Any) -> None:
+        with self._lock:
+            if self._busy:
+                self._waiting = [self._merge(self._waiting[0], item) if self._waiting else item]
+                return
+            self._busy = True
+        self._begin(item)
+
+    def _begin(self, item: Any) -> None:
+        try:
+            inner = self._mapper(item)
+        except Exception as error:
+            self._observer.on_error(error)
+            return
+        self._inner.disposable = inner.subscribe(self._observer.on_next, self._observer.on_error, self._inner_completed)
+
+    def _inner_completed(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+            self._busy = bool(waiting)
+            finished = self._completed and not waiting
+        if waiting:
+            self._begin(waiting[0])
+        elif finished:
+            self._observer.on_completed()
+
+    def _on_completed(self) -> None:
+        with self._lock:
+            self._completed = True
+            finished = not self._busy
+        if finished:
+            self._observer.on_completed()
+
+
+def fan_out(*branches: Operator[_T, Any]) -> Operator[_T, Any]:
+    """Share one subscription of the source among branches and merge what comes out of them."""
+
+    def operator(source: Observable[_T]) -> Observable[Any]:
+        def merged(shared: Observable[Any]) -> Observable[Any]:
+            return rx.merge(*(branch(shared) for branch in branches))
+
+        return source.pipe(ops.publish(merged))
+
+    return operator
+
+
+def lanes(
+    names: Sequence[Hashable],
+    lane_of: Callable[[_K], Hashable],
+    lane: Operator[dict[_K, _V], Any],
+) -> Operator[dict[_K, _V], Any]:
+    """Fan-out by key: split each dict into lanes that go on side by side, each in its own order.
+
+    Args:
+        names: all lanes there are.
+        lane_of: the lane of a key.
+        lane: what a lane does with its part; a dict without a part for a lane does not reach it.
+    """
+
+    def split(item: dict[_K, _V]) -> dict[Hashable, dict[_K, _V]]:
+        parts: dict[Hashable, dict[_K, _V]] = {}
+        for key, value in item.items():
+            parts.setdefault(lane_of(key), {})[key] = value
+        return parts
+
+    def branch(name: Hashable) -> Operator[dict[Hashable, dict[_K, _V]], Any]:
+        def has_part(parts: dict[Hashable, dict[_K, _V]]) -> bool:
+            return name in parts
+
+        return lambda source: lane(source.pipe(ops.filter(has_part), ops.map(lambda parts: parts[name])))
+
+    return lambda source: source.pipe(ops.map(split), fan_out(*map(branch, names)))
+
+
+class Backoff:
+    """Pauses between attempts: doubled from `first` to `cap` seconds, each cut by up to `jitter` of itself.
+
+    Args:
+        first: seconds after the first failure.
+        cap: seconds at most.
+        jitter: part that chance may take off, so that many do not come back at the same moment.
+        uniform: a number in [0, 1).
+    """
+
+    def __init__(
+        self,
+        first: float = 1.0,
+        cap: float = 30.0,
+        jitter: float = 0.2,
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        self._first, self._cap, self._jitter, self._uniform = first, cap, jitter, uniform
+
+    def pause(self, failures: int) -> float:
+        """Seconds to wait after so many failures in a row (at least one)."""
+        doublings = min(failures - 1, 60)  # beyond, a float could overflow
+        return min(self._cap, self._first * 2.0**doublings) * (1 - self._jitter * self._uniform())
+
+
+def retry_with_backoff(
+    backoff: Backoff,
+    scheduler: abc.SchedulerBase,
+    until: Observable[Any],
+    on_failure: Callable[[Exception, float], None] = lambda error, pause: None,
+) -> Operator[_T, _T]:
+    """Subscribe again when the source fails, for ever, after a pause that grows until an item comes.
+
+    Runs at constant depth however often it fails. `until` ends a pause, and with it the result.
+
+    Args:
+        backoff: the pauses; they begin anew once an item has come.
+        scheduler: waits for them.
+        until: its first item completes the result if it waits; a running attempt ends by itself.
+        on_failure: told of each failure and the seconds until the next attempt.
+    """
+
+    def attempts(source: Observable[_T]) -> Iterator[Observable[_T]]:
+        failures = 0
+        pause = 0.0
+
+        def came(_: _T) -> None:
+            nonlocal failures
+            failures = 0
+
+        def failed(error: Exception) -> None:
+            nonlocal failures, pause
+            failures += 1
+            pause = backoff.pause(failures)
+            on_failure(error, pause)
+
+        attempt = source.pipe(ops.do_action(on_next=came, on_error=failed))
+        yield attempt
+        while True:
+            yield rx.timer(pause, scheduler=scheduler).pipe(ops.take_until(until), ops.flat_map(lambda _: attempt))
+
+    return lambda source: rx.defer(lambda _: rx.catch_with_iterable(attempts(source)))
+
+
+def isolated(
+    work: Callable[[_T], Any], scheduler: abc.SchedulerBase, on_failure: Callable[[Exception], None]
+) -> Callable[[_T], Observable[_T]]:
+    """Work on one item on a scheduler, as an Observable that never fails: an exception is told and ends that item.
+
+    Args:
+        work: the blocking call.
+        scheduler: where it may block.
+        on_failure: told of what it raised.
+    """
+
+    def failed(error: Exception, _: Observable[_T]) -> Observable[_T]:
+        on_failure(error)
+        return rx.empty()
+
+    return lambda item: rx.just(item).pipe(ops.observe_on(scheduler), ops.do_action(work), ops.catch(failed))

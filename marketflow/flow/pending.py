@@ -1,0 +1,52 @@
+"""Minutes on their way to the archive: kept until written, however long that takes.
+
+Capacity: `limit` rows. Policy: merge (the fuller version of a minute stays); beyond the limit the oldest are dropped
+and counted. The cache keeps a day of minutes as well, so that a restart can bring back what waited here.
+"""
+
+import threading
+
+from marketflow.model import MINUTE_MS, Candles, fuller
+
+DEFAULT_LIMIT = 500_000
+
+
+class Pending:
+    """Closed minutes that the archive has not confirmed."""
+
+    def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._rows: Candles = {}
+        self._written_until = 0
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, minutes: Candles) -> None:
+        """Take minutes in, or fuller versions of minutes that wait already."""
+        with self._lock:
+            for slot, candle in minutes.items():
+                held = self._rows.get(slot)
+                self._rows[slot] = candle if held is None else fuller(held, candle)
+            excess = len(self._rows) - self._limit
+            if excess > 0:
+                for slot in sorted(self._rows, key=lambda slot: slot.start)[:excess]:
+                    del self._rows[slot]
+                self.dropped += excess
+
+    def rows(self) -> Candles:
+        """All that waits."""
+        with self._lock:
+            return dict(self._rows)
+
+    def confirm(self, written: Candles) -> int:
+        """Let go of rows that were written; gives the start (Unix ms) of the last minute before which none waits."""
+        with self._lock:
+            for slot, candle in written.items():
+                if self._rows.get(slot) is candle:
+                    del self._rows[slot]
+                self._written_until = max(self._written_until, slot.start)
+            oldest = min((slot.start for slot in self._rows), default=self._written_until + MINUTE_MS)
+            return min(self._written_until, oldest - MINUTE_MS)

@@ -1,0 +1,40 @@
+"""The scheduler of all timing: one thread, and a clock that never jumps."""
+
+import threading
+import time
+from datetime import datetime, timedelta
+
+from reactivex.scheduler import EventLoopScheduler, ThreadPoolScheduler
+from reactivex.typing import StartableTarget
+
+
+class TimingLoop(EventLoopScheduler):
+    """An event loop on one named thread for every timer of the flow.
+
+    Rx's own one takes its timers' due times from the wall clock: set back by an hour, it would sleep for an hour.
+    """
+
+    def __init__(self, name: str) -> None:
+        def thread(target: StartableTarget) -> threading.Thread:
+            return threading.Thread(target=target, name=name, daemon=True)
+
+        super().__init__(thread_factory=thread)
+        self._offset = super().now - timedelta(seconds=time.monotonic())
+
+    @property
+    def now(self) -> datetime:
+        """Now, as it would be had nobody touched the wall clock since the start."""
+        offset: datetime | None = getattr(self, "_offset", None)
+        return super().now if offset is None else offset + timedelta(seconds=time.monotonic())
+
+
+class NamedPool(ThreadPoolScheduler):
+    """A pool of named threads for blocking calls, never for timers: each of those would hold a worker for life."""
+
+    def __init__(self, name: str, max_workers: int) -> None:
+        super().__init__(max_workers)
+        self.executor._thread_name_prefix = name
+
+    def close(self) -> None:
+        """Take no more work and do not wait for what blocks."""
+        self.executor.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,40 @@
+"""Prices while the cache is away: from the memory of the process that has them."""
+
+from collections.abc import Callable, Sequence
+
+from marketflow.errors import Unavailable
+from marketflow.model import Series, Tick
+from marketflow.stores.ports import Recent, RecentReader
+
+
+class Fallback:
+    """Reads the cache while it has all that was written, the memory of this process otherwise.
+
+    Args:
+        cache: asked first.
+        memory: asked instead.
+        complete: whether the cache has everything; a Redis that refuses writes still answers, with old prices.
+    """
+
+    def __init__(self, cache: RecentReader, memory: RecentReader, complete: Callable[[], bool]) -> None:
+        self._cache = cache
+        self._memory = memory
+        self._complete = complete
+
+    async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
+        """The newest tick of each series."""
+        if self._complete():
+            try:
+                return await self._cache.newest(series)
+            except Unavailable:
+                pass  # its writer will notice as well
+        return await self._memory.newest(series)
+
+    async def recent(self, series: Sequence[Series], since: int) -> list[Recent]:
+        """Newest tick, slices and closed minutes of each series."""
+        if self._complete():
+            try:
+                return await self._cache.recent(series, since)
+            except Unavailable:
+                pass
+        return await self._memory.recent(series, since)

@@ -1,0 +1,71 @@
+"""How the cache is laid out in Redis: the keys, and candles as JSON arrays. Shared by its writer and its reader.
+
+Every key of a series carries it as hash tag, so that a cluster keeps them together. A sorted set holds a slot once: the
+score is the start of the slice or minute in Unix ms, the member the candle. Should two versions of a slot meet all the
+same, the fuller one counts.
+"""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from marketflow.model import Candle, Series, Tick, fuller
+from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
+
+# A minute longer than any reader asks for, since a recovery begins with the whole minute.
+WINDOW_KEPT_MS = RECENT_MS + 60_000
+
+LATEST_FIELDS = ("price", "timestamp", "sequence")
+
+ARCHIVED_KEY = "marketflow:{archive}:until"
+"""Start of the last minute (Unix ms) up to which PostgreSQL has every row."""
+
+EXPIRY_MS = {"window": WINDOW_KEPT_MS + 60_000, "minutes": MINUTES_KEPT_MS + 60_000}
+
+encode_candle = msgspec.json.Encoder().encode
+_decode_candle = msgspec.json.Decoder(Candle).decode
+
+
+def latest_key(series: Series) -> str:
+    """Hash: price, timestamp (Unix ms), received (Unix ms), sequence (order of arrival, Unix ns)."""
+    return _key(series, "latest")
+
+
+def window_key(series: Series) -> str:
+    """Sorted set of the slices of the last minutes."""
+    return _key(series, "window")
+
+
+def minutes_key(series: Series) -> str:
+    """Sorted set of a day of closed minutes."""
+    return _key(series, "minutes")
+
+
+def run_key(run: str) -> str:
+    """A key each run keeps alive: when it is gone, so is all the run had written."""
+    return f"marketflow:{{run:{run}}}:alive"
+
+
+def _key(series: Series, kind: str) -> str:
+    return f"marketflow:{{{series.mode}:{series.exchange}:{series.symbol}}}:{kind}"
+
+
+def decode_slots(entries: Iterable[tuple[bytes, float]]) -> dict[int, Candle]:
+    """Members with their scores as candles by start. What this version cannot read is left out."""
+    slots: dict[int, Candle] = {}
+    for member, score in entries:
+        try:
+            candle = _decode_candle(member)
+        except msgspec.MsgspecError:
+            continue
+        start = int(score)
+        slots[start] = fuller(slots[start], candle) if start in slots else candle
+    return slots
+
+
+def decode_latest(fields: list[bytes | None]) -> Tick | None:
+    """The values of LATEST_FIELDS as a tick, None where the key has gone."""
+    price, timestamp, sequence = fields
+    if price is None or timestamp is None or sequence is None:
+        return None
+    return Tick(float(price), int(timestamp), int(sequence))

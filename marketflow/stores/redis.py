@@ -1,0 +1,345 @@
+"""The cache in Redis: written by the flow from threads, read by the API from asyncio.
+
+The server's answer may get lost after it has done the work, so every command is absolute and repeating it changes
+nothing; there is no INCR and no RPUSH, and no hidden retry. Timeouts are short, and after a failure a breaker answers
+for Redis until a probe gets through: a Redis that is away costs the flow one timeout each half second. What was not
+written meanwhile is not queued; memory has it all, and refills the cache on its return.
+"""
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+from uuid import uuid4
+
+import redis
+import redis.asyncio
+from loguru import logger
+from redis.backoff import NoBackoff
+
+from marketflow.clock import Clock, milliseconds
+from marketflow.errors import Unavailable
+from marketflow.logs import RateLimit
+from marketflow.model import Candle, Candles, Series, Slot, Tick, minute_start, slice_start
+from marketflow.stores import keys
+from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS, Recent
+
+_T = TypeVar("_T")
+
+TIMEOUT_SECONDS = 0.25
+BREAK_SECONDS = 0.5
+_CHUNK = 1000  # slots a transaction: what the server does in a few milliseconds
+_ALIVE_SECONDS = 3600
+
+
+def connection_keywords(host: str, port: int, password: str, db: int) -> dict[str, Any]:
+    """Keywords for a client of either kind; a `host` that begins with / is the path of a Unix socket."""
+    place = {"unix_socket_path": host} if host.startswith("/") else {"host": host, "port": port}
+    return {**place, "password": password or None, "db": db}
+
+
+class Breaker:
+    """Says no for a while after a failure, instead of waiting for the next timeout.
+
+    Args:
+        seconds: how long it stays open; then one caller may try again.
+        monotonic: the time, in seconds.
+    """
+
+    def __init__(self, seconds: float = BREAK_SECONDS, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._open_until: float | None = None
+
+    def check(self) -> None:
+        """Let the caller pass, or not.
+
+        Raises:
+            Unavailable: the last call failed, and it is too early for the next.
+        """
+        with self._lock:
+            if self._open_until is None:
+                return
+            if self._monotonic() < self._open_until:
+                raise Unavailable("Redis is away")
+            self._open_until = self._monotonic() + self._seconds
+
+    def failed(self) -> None:
+        """Open it."""
+        with self._lock:
+            self._open_until = self._monotonic() + self._seconds
+
+    def succeeded(self) -> None:
+        """Close it."""
+        with self._lock:
+            self._open_until = None
+
+
+class RedisCache:
+    """What the flow writes.
+
+    Args:
+        client: shared by all threads.
+        series: all series there can be, for the recovery.
+        clock: the time by which old slots are trimmed.
+        ttl_seconds: how long a newest price outlives its tick.
+        breaker: stops asking while Redis is away.
+    """
+
+    def __init__(
+        self,
+        client: "redis.Redis",
+        series: Iterable[Series],
+        clock: Clock,
+        ttl_seconds: int,
+        breaker: Breaker | None = None,
+    ) -> None:
+        self._client = client
+        self._series = list(series)
+        self._clock = clock
+        self._ttl_ms = ttl_seconds * 1000
+        self._breaker = breaker or Breaker()
+        self._limit = RateLimit(10.0)
+        self._run_key = keys.run_key(uuid4().hex)
+        self._recovered = False
+        self._backlog_read = False
+        self._lacking = False
+        self._away = False
+        self.complete = False
+        """Whether the cache has all that was written to it. While it has not, memory is the better answer."""
+
+    @classmethod
+    def connect(
+        cls, keywords: dict[str, Any], series: Iterable[Series], clock: Clock, ttl_seconds: int
+    ) -> "RedisCache":
+        """A cache with a client of its own, which connects when first used."""
+        client = redis.Redis(
+            **keywords,
+            socket_timeout=TIMEOUT_SECONDS,
+            socket_connect_timeout=TIMEOUT_SECONDS,
+            retry=redis.retry.Retry(NoBackoff(), 0),
+        )
+        return cls(client, series, clock, ttl_seconds)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._client.close()
+
+    # Cache
+
+    def put_newest(self, newest: dict[Series, Tick]) -> None:
+        """Store the newest tick of each series, for as long as a newest price may be shown from here."""
+        with self._writing(), self._client.pipeline(transaction=False) as pipe:
+            for series, tick in newest.items():
+                key = keys.latest_key(series)
+                fields: dict[Any, Any] = {
+                    "price": repr(tick.price),
+                    "timestamp": tick.at,
+                    "received": milliseconds(tick.sequence),
+                    "sequence": tick.sequence,
+                }
+                pipe.hset(key, mapping=fields)
+                pipe.pexpire(key, self._ttl_ms)
+            pipe.execute()
+
+    def put_slices(self, slices: Candles) -> None:
+        """Store whole slices and trim what is older than the window."""
+        self._put_slots(slices, keys.window_key, "window", keys.WINDOW_KEPT_MS)
+
+    def put_minutes(self, minutes: Candles) -> None:
+        """Store closed minutes and trim what is older than a day."""
+        self._put_slots(minutes, keys.minutes_key, "minutes", MINUTES_KEPT_MS)
+
+    def recover(self) -> Candles:
+        """The slices of the last whole minutes. Nothing is written before this has succeeded.
+
+        Otherwise a recovery that comes late, when Redis was away at the start, would count this run's ticks twice.
+        """
+        since = minute_start(milliseconds(self._clock())) - RECENT_MS
+        recovered = self._read_slots(keys.window_key, since)
+        self._mark_alive()
+        self._recovered = True
+        if recovered:
+            logger.info("recovered {} slices of the last minutes from Redis", len(recovered))
+        return recovered
+
+    def unarchived(self) -> Candles:
+        """The closed minutes from the last one on that is known to be archived with all before it."""
+        with self._asking():
+            until = self._client.get(keys.ARCHIVED_KEY)
+        oldest = minute_start(milliseconds(self._clock())) - MINUTES_KEPT_MS
+        minutes = self._read_slots(keys.minutes_key, max(int(cast("bytes", until or b"0")), oldest))
+        self._backlog_read = True
+        return minutes
+
+    def mark_archived(self, until: int) -> None:
+        """Remember up to which minute the archive is complete, once the backlog of the run before has been read."""
+        if self._backlog_read:
+            with self._writing():
+                self._client.set(keys.ARCHIVED_KEY, until, px=MINUTES_KEPT_MS)
+
+    def needs_refill(self) -> bool:
+        """Probe Redis: True when it answers and lacks what was written, because a write failed or it was emptied."""
+        if not self._recovered:
+            return False
+        try:
+            alive = self._mark_alive()
+        except Unavailable:
+            return False
+        if self._lacking or not alive:
+            self._lacking = False
+            self.complete = False
+            return True
+        self.complete = True
+        return False
+
+    def _mark_alive(self) -> bool:
+        """Set this run's own key; gives whether it was there, and with it all that was written before."""
+        with self._asking():
+            return self._client.set(self._run_key, 1, ex=_ALIVE_SECONDS, get=True) is not None
+
+    def _put_slots(self, slots: Candles, key_of: Callable[[Series], str], kind: str, kept_ms: int) -> None:
+        entries = list(slots.items())
+        oldest = milliseconds(self._clock()) - kept_ms
+        with self._writing():
+            for begin in range(0, len(entries), _CHUNK):
+                self._put_chunk(entries[begin : begin + _CHUNK], key_of, keys.EXPIRY_MS[kind], oldest)
+
+    def _put_chunk(
+        self, entries: list[tuple[Slot, Candle]], key_of: Callable[[Series], str], expiry_ms: int, oldest: int
+    ) -> None:
+        by_series: defaultdict[Series, dict[int, bytes]] = defaultdict(dict)
+        for slot, candle in entries:
+            by_series[slot.series][slot.start] = keys.encode_candle(candle)
+        # A transaction, so that no reader meets a slot between its old version and its new one.
+        with self._client.pipeline(transaction=True) as pipe:
+            for series, members in by_series.items():
+                key = key_of(series)
+                for start in members:
+                    pipe.zremrangebyscore(key, start, start)
+                pipe.zadd(key, {member: start for start, member in members.items()})
+                pipe.zremrangebyscore(key, "-inf", f"({oldest}")
+                pipe.pexpire(key, expiry_ms)
+            pipe.execute()
+
+    def _read_slots(self, key_of: Callable[[Series], str], since: int) -> Candles:
+        slots: Candles = {}
+        with self._asking():
+            for series in self._series:
+                entries = self._client.zrangebyscore(key_of(series), since, "+inf", withscores=True)
+                for start, candle in keys.decode_slots(cast("list[tuple[bytes, float]]", entries)).items():
+                    slots[Slot(series, start)] = candle
+        return slots
+
+    # Failures
+
+    @contextmanager
+    def _writing(self) -> Any:
+        """A write: one that fails, or may not be tried, leaves the cache incomplete."""
+        try:
+            if not self._recovered:
+                raise Unavailable("Redis has not yet been asked what an earlier run left")
+            with self._asking():
+                yield
+        except BaseException:
+            self._lacking = True
+            self.complete = False
+            raise
+
+    @contextmanager
+    def _asking(self) -> Any:
+        """A call: any error of Redis becomes Unavailable and opens the breaker."""
+        self._breaker.check()
+        try:
+            yield
+        except redis.RedisError as error:
+            self._breaker.failed()
+            self.complete = False
+            self._away = True
+            self._limit.log("away", "WARNING", f"Redis cannot be used, memory answers meanwhile: {error}")
+            raise Unavailable(f"Redis cannot be used: {error}") from error
+        self._breaker.succeeded()
+        if self._away:
+            self._away = False
+            logger.info("Redis can be used again")
+
+
+class RedisReader:
+    """What the API reads.
+
+    Args:
+        client: used by one event loop.
+    """
+
+    def __init__(self, client: "redis.asyncio.Redis") -> None:
+        self._client = client
+
+    @classmethod
+    def connect(cls, keywords: dict[str, Any], max_connections: int = 32) -> "RedisReader":
+        """A reader with a pool of its own, which connects when first used."""
+        options = dict(keywords)
+        if path := options.pop("unix_socket_path", None):
+            options |= {"path": path, "connection_class": redis.asyncio.UnixDomainSocketConnection}
+        pool = redis.asyncio.BlockingConnectionPool(
+            **options,
+            max_connections=max_connections,
+            timeout=TIMEOUT_SECONDS,
+            socket_timeout=TIMEOUT_SECONDS,
+            socket_connect_timeout=TIMEOUT_SECONDS,
+            retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
+        )
+        return cls(redis.asyncio.Redis.from_pool(pool))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    async def ping(self) -> None:
+        """Ask for a sign of life.
+
+        Raises:
+            Unavailable: there is none.
+        """
+        await _answer(cast("Awaitable[Any]", self._client.ping()))
+
+    async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
+        """The newest tick of each series: its latest price, else the close of its last minute here."""
+        pipe = self._client.pipeline(transaction=False)
+        for each in series:
+            pipe.hmget(keys.latest_key(each), keys.LATEST_FIELDS)
+            pipe.zrange(keys.minutes_key(each), -1, -1, withscores=True)
+        answers = await _answer(pipe.execute())
+        return [_newest(answers[2 * i], answers[2 * i + 1]) for i in range(len(series))]
+
+    async def recent(self, series: Sequence[Series], since: int) -> list[Recent]:
+        """Newest tick, slices and closed minutes of each series, as far as they end after `since`."""
+        pipe = self._client.pipeline(transaction=False)
+        for each in series:
+            pipe.hmget(keys.latest_key(each), keys.LATEST_FIELDS)
+            pipe.zrangebyscore(keys.window_key(each), slice_start(since), "+inf", withscores=True)
+            pipe.zrangebyscore(keys.minutes_key(each), minute_start(since), "+inf", withscores=True)
+        answers = await _answer(pipe.execute())
+        return [
+            Recent(
+                keys.decode_latest(answers[i]),
+                keys.decode_slots(answers[i + 1]),
+                keys.decode_slots(answers[i + 2]),
+            )
+            for i in range(0, len(answers), 3)
+        ]
+
+
+def _newest(latest: list[bytes | None], last_minute: list[tuple[bytes, float]]) -> Tick | None:
+    if (tick := keys.decode_latest(latest)) is not None:
+        return tick
+    return next((candle.newest for candle in keys.decode_slots(last_minute).values()), None)
+
+
+async def _answer(asked: Awaitable[_T]) -> _T:
+    try:
+        return await asked
+    except redis.RedisError as error:
+        raise Unavailable(f"Redis cannot be used: {error}") from error

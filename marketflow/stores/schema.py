@@ -1,0 +1,38 @@
+"""Applies ddl/*.sql, each file once, in the order of their names."""
+
+from pathlib import Path
+
+import psycopg
+from loguru import logger
+
+_LOCK = 7_364_017_241  # any number, the same in every instance
+_TABLE = "create table if not exists ddl_applied (name text primary key, applied_at timestamptz not null default now())"
+
+
+def apply_ddl(connection: psycopg.Connection, folder: Path) -> None:
+    """Bring the database up to date, in one transaction.
+
+    An advisory lock lets one instance do it while another that starts at the same moment waits and then finds it done.
+    A user without the right to create tables may run against a database that is up to date.
+
+    Raises:
+        psycopg.Error: not applied, nothing changed.
+    """
+    files = sorted(folder.glob("*.sql"))
+    with connection.transaction():
+        connection.execute("select pg_advisory_xact_lock(%s)", [_LOCK])
+        done = _applied(connection)
+        waiting = [file for file in files if file.name not in done]
+        if waiting and not done:
+            connection.execute(_TABLE)
+        for file in waiting:
+            connection.execute(file.read_text())
+            connection.execute("insert into ddl_applied (name) values (%s)", [file.name])
+            logger.info("applied {}", file.name)
+
+
+def _applied(connection: psycopg.Connection) -> set[str]:
+    row = connection.execute("select to_regclass('ddl_applied') is not null").fetchone()
+    if row is None or not row[0]:
+        return set()
+    return {name for (name,) in connection.execute("select name from ddl_applied")}
