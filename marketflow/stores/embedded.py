@@ -490,7 +490,8 @@ class EmbeddedPostgres(ChildServer):
     def run_initdb(self, data: Path, *options: str) -> None:
         """Run initdb without the sync at its end: seconds on a slow disk, and there is nothing to lose yet."""
         command = [str(postgres_programs(self.data) / "initdb"), "-D", str(data), f"--username={self.user}"]
-        command += ["--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync", "--no-instructions", *options]
+        command += ["--auth=trust", "--no-sync", "--no-instructions", *options]
+        command += ["--encoding=UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         try:
             subprocess.run(
                 command,
