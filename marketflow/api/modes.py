@@ -10,8 +10,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from marketflow.api.context import context_of
-from marketflow.api.rendering import JSONAnswer
 from marketflow.api.problems import Unauthorized
+from marketflow.api.rendering import JSONAnswer
 from marketflow.model import Mode
 
 

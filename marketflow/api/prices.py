@@ -10,9 +10,9 @@ from starlette.routing import Route
 
 from marketflow.api.answers import Prices, Quote, Summary
 from marketflow.api.context import Context, context_of
-from marketflow.api.rendering import JSONAnswer, rfc3339
 from marketflow.api.period import parse_period
 from marketflow.api.problems import UnknownExchange, UnknownSymbol
+from marketflow.api.rendering import JSONAnswer, rfc3339
 from marketflow.model import Series
 
 ALL = "all"

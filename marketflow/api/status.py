@@ -6,8 +6,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from marketflow.api.context import context_of
-from marketflow.api.rendering import JSONAnswer
 from marketflow.api.problems import unavailable
+from marketflow.api.rendering import JSONAnswer
 
 
 class Alive(msgspec.Struct, frozen=True):

@@ -1,0 +1,91 @@
+"""/mode as a client sees it."""
+
+import threading
+
+import pytest
+
+from marketflow.errors import Unavailable
+from marketflow.model import Mode
+from tests.api.world import MemoryMode, World
+
+TOKEN = "s\u00e9same \u20ac\u00e0"  # its UTF-8 ends with a byte that is a space in latin-1
+
+
+def test_mode_is_the_one_that_runs() -> None:
+    world = World()
+    assert world.ask("/mode").json() == {"mode": "test"}
+    world.mode.current = Mode.LIVE
+    assert world.ask("/mode").json() == {"mode": "live"}
+
+
+def test_switching_names_the_mode_that_ran_before() -> None:
+    world = World()
+    assert world.ask("/mode/live", "POST").json() == {"mode": "live", "previous": "test"}
+    assert world.ask("/mode").json() == {"mode": "live"}
+    assert world.ask("/mode/test", "POST").json() == {"mode": "test", "previous": "live"}
+
+
+def test_switching_to_the_mode_that_runs_changes_nothing() -> None:
+    world = World()
+    response = world.ask("/mode/test", "POST")
+    assert (response.status_code, response.json()) == (200, {"mode": "test", "previous": "test"})
+
+
+@pytest.mark.parametrize("path", ["/mode/else", "/mode/TEST", "/mode/", "/mode/test/"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_there_are_no_other_modes(path: str, method: str) -> None:
+    response = World().ask(path, method)
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+
+
+def test_a_switch_runs_in_a_thread_for_it_blocks() -> None:
+    world = World()
+    threads: list[threading.Thread] = []
+
+    class Blocking(MemoryMode):
+        def switch(self, mode: Mode) -> Mode:
+            threads.append(threading.current_thread())
+            return super().switch(mode)
+
+    world.mode = Blocking()
+    assert world.ask("/mode/live", "POST").status_code == 200
+    assert threads[0] is not threading.main_thread()
+
+
+def test_a_switch_that_cannot_be_made_now_is_503() -> None:
+    class Away(MemoryMode):
+        def switch(self, mode: Mode) -> Mode:
+            raise Unavailable("the feeds cannot be reached")
+
+    response = World(mode=Away()).ask("/mode/live", "POST")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+@pytest.mark.parametrize("token", ["plain", TOKEN])
+def test_the_configured_token_lets_the_switch_pass(token: str, scheme: str) -> None:
+    world = World(token=token)
+    response = world.ask("/mode/live", "POST", {"Authorization": f"{scheme} {token}".encode()})
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("token", ["plain", TOKEN])
+@pytest.mark.parametrize(
+    "given",
+    [None, b"", b"Bearer", b"Bearer ", b"Bearer wrong", b"plain", b"Basic plain", b"Bearerplain", b"Bearer \xff\xe9"],
+)
+def test_a_missing_or_wrong_token_is_401_and_switches_nothing(token: str, given: bytes | None) -> None:
+    world = World(token=token)
+    response = world.ask("/mode/live", "POST", {} if given is None else {"Authorization": given})
+    assert (response.status_code, response.json()["code"]) == (401, "unauthorized")
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert world.mode.current is Mode.TEST
+    assert token not in response.text
+
+
+def test_reading_needs_no_token() -> None:
+    assert World(token="plain").ask("/mode").status_code == 200
+
+
+def test_the_token_is_not_shown_with_the_context() -> None:
+    assert "plain" not in repr(World(token="plain").context())

@@ -1,0 +1,34 @@
+"""/health, /livez and /readyz."""
+
+import pytest
+
+from tests.api.world import World
+
+
+def test_health_is_what_the_application_knows_about_itself() -> None:
+    assert World().ask("/health").json() == {
+        "status": "ok",
+        "mode": "test",
+        "uptime_seconds": 12.5,
+        "postgres": "ok",
+        "redis": "ok",
+        "exchanges": {"exchange1": "generated"},
+    }
+
+
+@pytest.mark.parametrize("path", ["/health", "/livez"])
+def test_health_and_livez_are_200_while_nothing_else_works(path: str) -> None:
+    world = World(ready=False)
+    world.cache.away = world.archive.away = True
+    assert world.ask(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_all_well_is_ok(path: str) -> None:
+    response = World().ask(path)
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+
+
+def test_readyz_is_503_while_queries_cannot_be_answered() -> None:
+    response = World(ready=False).ask("/readyz")
+    assert (response.status_code, response.json()["code"], response.headers["retry-after"]) == (503, "unavailable", "1")

@@ -1,0 +1,204 @@
+"""A small market in memory: what the flow would have left in the stores, and a client to ask about it.
+
+The stores hold exactly what their ports promise, no more: slices only as far back as they are kept, minutes only once
+they are closed.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from starlette.applications import Starlette
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from marketflow.api.application import create_app
+from marketflow.api.context import Context, Health
+from marketflow.api.window import merged
+from marketflow.clock import NANOSECONDS_PER_MS
+from marketflow.errors import Unavailable
+from marketflow.model import (
+    MINUTE_MS,
+    SLICE_MS,
+    Candle,
+    Candles,
+    Mode,
+    Series,
+    Slot,
+    Tick,
+    candle_of,
+    merge_into,
+    minute_start,
+    slice_start,
+)
+from marketflow.stores.ports import RECENT_MS, Recent
+
+NOW = 1_763_690_430_500
+"""30.5 seconds into a minute: 2025-11-21T02:00:30.500Z."""
+
+EXCHANGES = ("exchange1", "Exchange2", "exchange3")
+SYMBOLS = ("BTCUSDT", "ETHUSDT")
+
+
+def series(exchange: str = "exchange1", symbol: str = "BTCUSDT", mode: Mode = Mode.TEST) -> Series:
+    return Series(mode, exchange, symbol)
+
+
+class MemoryCache:
+    """A `RecentReader` of what it is given; `away` makes it unavailable, `on_ask` runs at every question."""
+
+    def __init__(self) -> None:
+        self.newest_ticks: dict[Series, Tick] = {}
+        self.slices: Candles = {}
+        self.minutes: Candles = {}
+        self.away = False
+        self.on_ask: Callable[[], None] = lambda: None
+
+    async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
+        await self._asked()
+        return [self.newest_ticks.get(one) for one in series]
+
+    async def recent(self, series: Sequence[Series], since: int) -> list[Recent]:
+        await self._asked()
+        return [
+            Recent(
+                self.newest_ticks.get(one),
+                _ending_after(self.slices, one, SLICE_MS, since),
+                _ending_after(self.minutes, one, MINUTE_MS, since),
+            )
+            for one in series
+        ]
+
+    async def _asked(self) -> None:
+        self.on_ask()
+        await asyncio.sleep(0)
+        if self.away:
+            raise Unavailable("redis://secret")
+
+
+class MemoryArchive:
+    """An `ArchiveReader` of what it is given; `away` makes it unavailable. Counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.minutes: Candles = {}
+        self.away = False
+        self.questions = 0
+
+    async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
+        await self._asked()
+        return [
+            merged(
+                candle for slot, candle in self.minutes.items() if slot.series == one and since <= slot.start < until
+            )
+            for one in series
+        ]
+
+    async def last(self, series: Sequence[Series]) -> list[Tick | None]:
+        await self._asked()
+        return [
+            max(
+                (candle.newest for slot, candle in self.minutes.items() if slot.series == one), default=None, key=_order
+            )
+            for one in series
+        ]
+
+    async def _asked(self) -> None:
+        self.questions += 1
+        await asyncio.sleep(0)
+        if self.away:
+            raise Unavailable("postgresql://secret")
+
+
+class MemoryMode:
+    """A `ModeSwitch` that only remembers."""
+
+    def __init__(self) -> None:
+        self.current = Mode.TEST
+
+    def switch(self, mode: Mode) -> Mode:
+        previous, self.current = self.current, mode
+        return previous
+
+
+@dataclass
+class World:
+    """Stores, mode and clock of one test."""
+
+    cache: MemoryCache = field(default_factory=MemoryCache)
+    archive: MemoryArchive = field(default_factory=MemoryArchive)
+    mode: MemoryMode = field(default_factory=MemoryMode)
+    now: int = NOW
+    token: str = ""
+    ready: bool = True
+
+    def trade(self, price: float, age_ms: int, one: Series | None = None) -> None:
+        """A tick of `age_ms` ago that has gone through the whole flow."""
+        one = one or series()
+        tick = Tick(price, self.now - age_ms, (self.now - age_ms) * NANOSECONDS_PER_MS)
+        minute = {Slot(one, minute_start(tick.at)): candle_of(tick)}
+        if minute_start(tick.at) + MINUTE_MS <= self.now:
+            merge_into(self.cache.minutes, minute)
+            merge_into(self.archive.minutes, minute)
+        if age_ms <= RECENT_MS:
+            merge_into(self.cache.slices, {Slot(one, slice_start(tick.at)): candle_of(tick)})
+            self.cache.newest_ticks[one] = max(self.cache.newest_ticks.get(one, tick), tick, key=_order)
+
+    def context(self) -> Context:
+        return Context(
+            exchanges=EXCHANGES,
+            symbols=SYMBOLS,
+            token=self.token,
+            mode=self.mode,
+            cache=self.cache,
+            archive=self.archive,
+            health=lambda: Health("ok", self.mode.current, 12.5, "ok", "ok", {"exchange1": "generated"}),
+            ready=lambda: self.ready,
+            clock=lambda: self.now * NANOSECONDS_PER_MS,
+        )
+
+    def ask(self, path: str, method: str = "GET", headers: Mapping[str, str | bytes] | None = None) -> httpx.Response:
+        """One request to an application of its own."""
+
+        async def asking() -> httpx.Response:
+            async with client_of(self.context()) as client:
+                return await client.request(method, path, headers=_raw(headers or {}))
+
+        return asyncio.run(asking())
+
+
+@asynccontextmanager
+async def client_of(context: Context) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application whose lifespan runs, as under a real server."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[Mapping[str, Any]]:
+        yield {"context": context}
+
+    app = create_app(lifespan)
+    async with app.router.lifespan_context(app) as state:
+        transport = httpx.ASGITransport(_with_state(app, dict(state or {})))
+        async with httpx.AsyncClient(transport=transport, base_url="http://marketflow") as client:
+            yield client
+
+
+def _with_state(app: Starlette, state: dict[str, Any]) -> ASGIApp:
+    async def served(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "state": dict(state)}, receive, send)
+
+    return served
+
+
+def _raw(headers: Mapping[str, str | bytes]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode() if isinstance(value, str) else value) for name, value in headers.items()]
+
+
+def _ending_after(candles: Candles, one: Series, length: int, since: int) -> dict[int, Candle]:
+    return {
+        slot.start: candle for slot, candle in candles.items() if slot.series == one and slot.start + length > since
+    }
+
+
+def _order(tick: Tick) -> tuple[int, int]:
+    return tick.order
