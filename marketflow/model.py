@@ -31,6 +31,15 @@ class Mode(StrEnum):
     LIVE = "live"
 
 
+class FeedState(StrEnum):
+    """How the feed of an exchange does."""
+
+    CONNECTED = "connected"
+    CONNECTING = "connecting"
+    STALE = "stale"
+    GENERATED = "generated"
+
+
 class Series(NamedTuple):
     """What a candle is about: one symbol on one exchange in one mode."""
 

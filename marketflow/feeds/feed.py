@@ -3,22 +3,12 @@
 To add a venue, write a class with these members and let it pass the contract in tests/feeds/test_contract.py.
 """
 
-from enum import StrEnum
 from typing import Protocol
 
 from reactivex import Observable
 
 from marketflow.feeds.guard import Guard
-from marketflow.model import Candles
-
-
-class FeedState(StrEnum):
-    """What /health says of an exchange."""
-
-    CONNECTED = "connected"
-    CONNECTING = "connecting"
-    STALE = "stale"
-    GENERATED = "generated"
+from marketflow.model import Candles, FeedState
 
 
 class Feed(Protocol):

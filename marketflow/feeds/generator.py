@@ -13,9 +13,8 @@ from reactivex import Observable, abc
 from reactivex import operators as ops
 
 from marketflow.clock import Clock, milliseconds
-from marketflow.feeds.feed import FeedState
 from marketflow.feeds.guard import Guard, Line
-from marketflow.model import Candles
+from marketflow.model import Candles, FeedState
 
 BASE_PRICES = {"BTCUSDT": 67_000.0, "ETHUSDT": 3_400.0, "SOLUSDT": 160.0, "TONUSDT": 5.5, "DOGEUSDT": 0.16}
 

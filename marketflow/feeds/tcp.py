@@ -16,10 +16,9 @@ from loguru import logger
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
-from marketflow.feeds.feed import FeedState
 from marketflow.feeds.framing import Framer
 from marketflow.feeds.guard import Guard
-from marketflow.model import Candles
+from marketflow.model import Candles, FeedState
 
 RECEIVE_BYTES = 256 * 1024
 CONNECT_TIMEOUT_SECONDS = 3.0

@@ -184,7 +184,8 @@ class Flow:
         )
 
     def _minutes_to_archive(self, minutes: Observable[Candles]) -> Observable[Any]:
-        return rx.merge(minutes, self._backlog()).pipe(
+        # The first item brings no rows: it has the archive connect at the start, not when the first minute ends.
+        return rx.merge(minutes, self._backlog(), rx.just({})).pipe(
             ops.do_action(self.pending.add),
             # What waits is in `pending`; the item itself only says that there is something.
             conflate_map(lambda _: self._written(), merge=lambda _, newer: newer),
@@ -198,8 +199,9 @@ class Flow:
         )
 
     def _write_pending(self) -> None:
-        if rows := self.pending.rows():
-            self.archive.write(rows)
+        rows = self.pending.rows()
+        self.archive.write(rows)
+        if rows:
             self.counts.rows_written += len(rows)
             until = self.pending.confirm(rows)
             try:

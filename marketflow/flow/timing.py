@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 from reactivex.scheduler import EventLoopScheduler, ThreadPoolScheduler
@@ -33,7 +34,7 @@ class NamedPool(ThreadPoolScheduler):
 
     def __init__(self, name: str, max_workers: int) -> None:
         super().__init__(max_workers)
-        self.executor._thread_name_prefix = name
+        self.executor = ThreadPoolExecutor(max_workers, thread_name_prefix=name)
 
     def close(self) -> None:
         """Take no more work and do not wait for what blocks."""

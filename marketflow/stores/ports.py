@@ -112,7 +112,7 @@ class Archive(Protocol):
     """Where closed minutes are kept for good."""
 
     def write(self, minutes: Candles) -> None:
-        """Upsert minute rows; the fuller version of a row stays.
+        """Upsert minute rows; the fuller version of a row stays. Without rows it only gets ready.
 
         Raises:
             Unavailable: not written, or not known to be; to be tried again with the same rows.

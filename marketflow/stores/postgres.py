@@ -7,7 +7,7 @@ by its silence.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
@@ -118,22 +118,26 @@ class PostgresArchive:
         self._connection: psycopg.Connection[Any] | None = None
         self._ready = False
 
+    @property
+    def available(self) -> bool:
+        """Whether the last write got through."""
+        return self._ready
+
     def write(self, minutes: Candles) -> None:
         """Upsert rows in one transaction; the fuller version of a row stays.
+
+        Connects and brings the schema up to date when that is needed, without any rows as well.
 
         Raises:
             Unavailable: PostgreSQL is away or did not confirm. Writing the same rows again is right.
         """
         rows = sorted(minutes.items(), key=lambda item: (item[0].series.exchange, item[0].series.symbol, *item[0]))
-        self._do(lambda connection: self._upsert(connection, rows))
-
-    def prepare(self) -> None:
-        """Connect and bring the schema up to date.
-
-        Raises:
-            Unavailable: PostgreSQL is away.
-        """
-        self._do(lambda _: None)
+        try:
+            self._upsert(self._connected(), rows)
+        except psycopg.Error as error:
+            self.close()
+            self._ready = False  # the database may come back as another one
+            raise Unavailable(_reason(error)) from error
 
     def close(self) -> None:
         """Close the connection."""
@@ -141,14 +145,6 @@ class PostgresArchive:
             with suppress(psycopg.Error):
                 self._connection.close()
             self._connection = None
-
-    def _do(self, work: Callable[["psycopg.Connection[Any]"], None]) -> None:
-        try:
-            work(self._connected())
-        except psycopg.Error as error:
-            self.close()
-            self._ready = False  # the database may come back as another one
-            raise Unavailable(_reason(error)) from error
 
     def _connected(self) -> "psycopg.Connection[Any]":
         if self._connection is None or self._connection.closed:
@@ -186,7 +182,7 @@ class PostgresReader:
             reconnect_failed=lambda pool: None,
             name="archive-reader",
         )
-        self._abandoned: set[asyncio.Task[Any]] = set()
+        self._abandoned: set[asyncio.Future[Any]] = set()
 
     async def open(self) -> None:
         """Begin to connect, without waiting for it."""
@@ -207,12 +203,12 @@ class PostgresReader:
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of its minutes with `since <= start < until` (Unix ms)."""
         bounds = {"since": _datetime(since), "until": _datetime(until)}
-        rows = await self._fetch([(_SUMMARY, {**each._asdict(), **bounds}) for each in series])
+        rows = await self._fetch([(_SUMMARY, {**_parameters(each), **bounds}) for each in series])
         return [None if row is None else _candle(row) for row in rows]
 
     async def last(self, series: Sequence[Series]) -> list[Tick | None]:
         """The close of the last minute of each series."""
-        rows = await self._fetch([(_LAST, each._asdict()) for each in series])
+        rows = await self._fetch([(_LAST, _parameters(each)) for each in series])
         return [None if row is None else Tick(row[0], _unix_ms(row[1]), 0) for row in rows]
 
     async def _fetch(self, queries: Iterable[tuple[str, dict[str, Any]]]) -> list[tuple[Any, ...] | None]:
@@ -220,7 +216,7 @@ class PostgresReader:
 
         async def ask() -> list[tuple[Any, ...] | None]:
             async with self._pool.connection(timeout=READ_SECONDS) as connection:
-                cursors = [await connection.execute(query, parameters) for query, parameters in queries]  # type: ignore[arg-type]
+                cursors = [await connection.execute(query, parameters) for query, parameters in queries]
                 return [await cursor.fetchone() for cursor in cursors]
 
         return await self._bounded(ask())
@@ -246,13 +242,17 @@ class PostgresReader:
         """Cancel without waiting: on a frozen server psycopg takes seconds to give a query up."""
 
         def ended(task: "asyncio.Future[Any]") -> None:
-            self._abandoned.discard(task)  # type: ignore[arg-type]
+            self._abandoned.discard(task)
             if not task.cancelled():
                 task.exception()
 
-        self._abandoned.add(task)  # type: ignore[arg-type]
+        self._abandoned.add(task)
         task.add_done_callback(ended)
         task.cancel()
+
+
+def _parameters(series: Series) -> dict[str, Any]:
+    return {"mode": series.mode.value, "exchange": series.exchange, "symbol": series.symbol}
 
 
 def _columns(rows: list[tuple[Slot, Candle]]) -> list[list[Any]]:

@@ -162,6 +162,7 @@ class RedisCache:
         recovered = self._read_slots(keys.window_key, since)
         self._mark_alive()
         self._recovered = True
+        self.complete = not self._lacking
         if recovered:
             logger.info("recovered {} slices of the last minutes from Redis", len(recovered))
         return recovered

@@ -1,0 +1,225 @@
+"""The composition root: builds everything from the settings, and closes it in reverse order.
+
+`marketflow`, `python -m marketflow` and `uvicorn marketflow.app:app` serve the same application. Order of a start: the
+port is bound, the data folder claimed, the embedded servers started, and only then ticks are taken; so a second
+instance gives up before it has touched anything.
+"""
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from loguru import logger
+from starlette.applications import Starlette
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from marketflow import __version__, logs
+from marketflow.api.application import create_app
+from marketflow.api.context import Context
+from marketflow.clock import system_clock
+from marketflow.engine import Engine
+from marketflow.errors import SettingsError, StartError
+from marketflow.flow.memory import MemoryReader
+from marketflow.probes import HealthReport, Probe
+from marketflow.resources import resource
+from marketflow.settings import Settings, load
+from marketflow.stores import postgres, redis
+from marketflow.stores.embedded import EmbeddedPostgres, EmbeddedRedis, claim
+from marketflow.stores.fallback import Fallback
+from marketflow.stores.postgres import PostgresReader
+from marketflow.stores.redis import RedisReader
+
+CONNECTIONS_CLOSE_SECONDS = 1
+"""How long running requests may take once the application is to end."""
+
+
+def serve(settings: Settings) -> int:
+    """Run everything until SIGINT or SIGTERM; gives the exit code.
+
+    Raises:
+        StartError: the port cannot be bound.
+    """
+    listener = _bind(settings.http.host, settings.http.port)
+    application = _Application(settings)
+    config = uvicorn.Config(
+        application,
+        log_config=None,
+        log_level="warning",
+        access_log=settings.log.level in ("TRACE", "DEBUG"),
+        lifespan="on",
+        server_header=False,
+        timeout_graceful_shutdown=CONNECTIONS_CLOSE_SECONDS,
+    )
+    server = _Server(config, settings)
+    with listener:
+        server.run(sockets=[listener])
+    return 0 if server.started and not application.failed else 1
+
+
+def __getattr__(name: str) -> Any:
+    """`app`, for uvicorn: made when asked for, so that nothing else that imports this module reads settings."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        settings = load()
+    except SettingsError as error:
+        sys.stderr.write(f"marketflow: {error}\n")
+        raise SystemExit(2) from None
+    logs.setup(settings.log.level, settings.log.format)
+    return _Application(settings)
+
+
+class _Application:
+    """The ASGI application. A start that fails for a known reason is told in one line, not with a traceback."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._asgi: ASGIApp = create_app(self._lifespan)
+        self._refused = False
+        self.failed = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._asgi(scope, receive, self._without_traceback(send))
+        else:
+            await self._asgi(scope, receive, send)
+
+    def _without_traceback(self, send: Send) -> Send:
+        async def quiet(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed" and self._refused:
+                message = {"type": message["type"]}
+            await send(message)
+
+        return quiet
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[Mapping[str, Any]]:
+        try:
+            async with AsyncExitStack() as stack:
+                yield {"context": await self._start(stack)}
+                logger.info("stopping")
+        except StartError as error:
+            self._refused = True
+            logger.error(str(error))
+            raise
+
+    async def _start(self, stack: AsyncExitStack) -> Context:
+        settings = self._settings
+        redis_at, postgres_at = await stack.enter_async_context(_servers(settings))
+
+        cache = RedisReader.connect(redis_at)
+        stack.push_async_callback(cache.close)
+        archive = PostgresReader(postgres_at)
+        stack.push_async_callback(archive.close)
+        await archive.open()
+
+        engine = Engine(settings, redis_at, postgres_at, resource("ddl"), system_clock, self._flow_broke)
+        stack.push_async_callback(asyncio.to_thread, engine.stop)
+        engine.start()
+
+        redis_probe = Probe(cache, lambda: engine.cache.complete)
+        postgres_probe = Probe(archive, lambda: engine.archive.available)
+        await asyncio.gather(redis_probe.ask(), postgres_probe.ask())
+        for probe in (redis_probe, postgres_probe):
+            stack.callback(asyncio.create_task(probe.ask_for_ever()).cancel)
+
+        return Context(
+            exchanges=tuple(exchange.name for exchange in settings.exchanges),
+            symbols=settings.symbols,
+            token=settings.http.token,
+            mode=engine.modes,
+            cache=Fallback(cache, MemoryReader(engine.memory), lambda: engine.cache.complete),
+            archive=archive,
+            health=HealthReport(lambda: engine.modes.current, engine.feeds.__getitem__, postgres_probe, redis_probe),
+            ready=lambda: engine.running,
+            clock=system_clock,
+        )
+
+    def _flow_broke(self) -> None:
+        """Ask the server to end: whoever supervises this process starts another."""
+        self.failed = True
+        signal.raise_signal(signal.SIGTERM)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which would end the process by the signal that stopped it: here that is exit code 0."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+        super().__init__(config)
+        self._settings = settings
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal stops, the second does not wait for anybody."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say where."""
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            logger.info("MarketFlow {} answers on http://{} in {} mode", __version__, place, self._settings.mode)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise StartError(f"http.host = {host!r}: {error.strerror or error}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        # At once: a port that is only bound may still be bound by another process as well.
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise StartError(f"cannot listen on {host}:{port} (http.host, http.port): {error.strerror}") from error
+    return listener
+
+
+@asynccontextmanager
+async def _servers(settings: Settings) -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Connection keywords of Redis and PostgreSQL, those without a host started here.
+
+    Raises:
+        StartError: an embedded server cannot be started, or another MarketFlow has the data folder.
+    """
+    redis_at = redis.connection_keywords(*_fields(settings.redis, "host", "port", "password", "db"))
+    postgres_at = postgres.connection_keywords(
+        *_fields(settings.postgres, "host", "port", "user", "password", "dbname", "sslmode")
+    )
+    servers: list[EmbeddedRedis | EmbeddedPostgres] = []
+    with ExitStack() as stack:
+        if not (settings.redis.host and settings.postgres.host):
+            data_dir = stack.enter_context(claim(settings.data_dir))
+        if not settings.redis.host:
+            servers.append(embedded_redis := EmbeddedRedis(data_dir / "redis"))
+            redis_at = redis.connection_keywords(embedded_redis.socket_path, 0, "", 0)
+        if not settings.postgres.host:
+            servers.append(embedded_postgres := EmbeddedPostgres(data_dir / "postgres"))
+            postgres_at = postgres.connection_keywords(**embedded_postgres.keywords, password="")
+        try:
+            await _in_threads(server.start for server in servers)
+            yield redis_at, postgres_at
+        finally:
+            await _in_threads(server.stop for server in servers)
+
+
+async def _in_threads(calls: Iterable[Callable[[], None]]) -> None:
+    """Make blocking calls side by side and wait for all, then raise what the first of them raised."""
+    results = await asyncio.gather(*map(asyncio.to_thread, calls), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+def _fields(section: object, *names: str) -> list[Any]:
+    return [getattr(section, name) for name in names]

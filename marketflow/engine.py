@@ -1,0 +1,153 @@
+"""The running flow with everything it needs: built, started and stopped as one thing."""
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+from reactivex import abc
+
+from marketflow.clock import Clock
+from marketflow.feeds.feed import Feed
+from marketflow.feeds.generator import GeneratorFeed, Market
+from marketflow.feeds.guard import Guard
+from marketflow.feeds.tcp import TcpFeed
+from marketflow.flow.graph import Flow
+from marketflow.flow.memory import Memory
+from marketflow.flow.modes import ModeSwitch
+from marketflow.flow.pending import Pending
+from marketflow.flow.timing import NamedPool, TimingLoop
+from marketflow.logs import RateLimit
+from marketflow.model import Mode, Series
+from marketflow.settings import Settings
+from marketflow.stores.postgres import PostgresArchive
+from marketflow.stores.redis import RedisCache
+
+DRAIN_SECONDS = 4.0
+"""How long the end may take: what is under way is written, the open minutes are stored."""
+
+
+class Engine:
+    """Feeds, flow and its stores.
+
+    Args:
+        settings: all of them.
+        redis: keywords of a Redis client.
+        postgres: keywords of a PostgreSQL connection.
+        ddl: folder of the schema.
+        clock: wall-clock time.
+        on_failure: called once, from any thread, should the flow itself break: nothing flows from then on.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        redis: dict[str, Any],
+        postgres: dict[str, Any],
+        ddl: Path,
+        clock: Clock,
+        on_failure: Callable[[], None],
+    ) -> None:
+        self._on_failure = on_failure
+        self._done = threading.Event()
+        self._subscription: abc.DisposableBase | None = None
+        self.failed = False
+        self._loop = TimingLoop("timing")
+        self._generating = TimingLoop("generator")
+        lanes = len(settings.exchanges) * settings.flow.workers_per_exchange
+        self._pool = NamedPool("worker", lanes + 4)
+        self.feeds: dict[Mode, Sequence[Feed]] = {
+            Mode.TEST: _generators(settings, clock, self._generating),
+            Mode.LIVE: _exchanges(settings, clock),
+        }
+        self.modes = ModeSwitch(settings.mode)
+        self.memory = Memory(round(settings.flow.late_after_seconds * 1000))
+        self.cache = RedisCache.connect(redis, _all_series(settings), clock, settings.redis.ttl_seconds)
+        self.archive = PostgresArchive(postgres, ddl, settings.flow.db_batch_size)
+        self.flow = Flow(
+            modes=self.modes.changes,
+            feeds=self.feeds,
+            memory=self.memory,
+            pending=Pending(),
+            cache=self.cache,
+            archive=self.archive,
+            workers_per_exchange=settings.flow.workers_per_exchange,
+            loop=self._loop,
+            pool=self._pool,
+            clock=clock,
+        )
+
+    @property
+    def running(self) -> bool:
+        """Whether ticks flow."""
+        return self._subscription is not None and not self._done.is_set()
+
+    def start(self) -> None:
+        """Let it flow. Returns at once; stores that are away are tried again."""
+        self._subscription = self.flow.observable().subscribe(on_error=self._broken, on_completed=self._done.set)
+
+    def stop(self) -> None:
+        """Take no more ticks, write what was taken, and close everything; within DRAIN_SECONDS and a little."""
+        for feeds in self.feeds.values():
+            for feed in feeds:
+                feed.stop()
+        self.modes.end()
+        if not self._done.wait(DRAIN_SECONDS):
+            waiting = len(self.flow.pending)
+            logger.warning("the flow did not drain in time; {} minute rows wait in Redis for the next start", waiting)
+        if self._subscription is not None:
+            self._subscription.dispose()
+        for scheduler in (self._loop, self._generating):
+            scheduler.dispose()
+        self._pool.close()
+        self.archive.close()
+        self.cache.close()
+
+    def _broken(self, error: Exception) -> None:
+        self.failed = True
+        self._done.set()
+        logger.opt(exception=error).critical("the flow broke, which is a bug; stopping")
+        self._on_failure()
+
+
+def _generators(settings: Settings, clock: Clock, scheduler: abc.SchedulerBase) -> list[Feed]:
+    def feed(name: str) -> Feed:
+        seed = settings.generator.seed
+        market = partial(Market, settings.symbols, settings.generator.rate, None if seed is None else f"{seed}:{name}")
+        return GeneratorFeed(name, market, _guard(settings, Mode.TEST, name, clock), clock, scheduler)
+
+    return [feed(exchange.name) for exchange in settings.exchanges]
+
+
+def _exchanges(settings: Settings, clock: Clock) -> list[Feed]:
+    return [
+        TcpFeed(
+            exchange.name,
+            exchange.host,
+            exchange.port,
+            _guard(settings, Mode.LIVE, exchange.name, clock),
+            settings.flow.stale_after_seconds,
+        )
+        for exchange in settings.exchanges
+    ]
+
+
+def _guard(settings: Settings, mode: Mode, exchange: str, clock: Clock) -> Guard:
+    limit = RateLimit(10.0)
+
+    def on_reject(reason: str, count: int, example: object) -> None:
+        limit.log(reason, "WARNING", f"dropped {count} lines ({reason}), such as {example!r:.100}", exchange=exchange)
+
+    skew_ms = round(settings.flow.max_clock_skew_seconds * 1000)
+    return Guard(mode, exchange, settings.symbols, clock, skew_ms, on_reject)
+
+
+def _all_series(settings: Settings) -> list[Series]:
+    return [
+        Series(mode, exchange.name, symbol)
+        for mode in Mode
+        for exchange in settings.exchanges
+        for symbol in settings.symbols
+    ]

@@ -1,0 +1,94 @@
+"""How the stores do, asked in the background: /health answers from the last answers and never waits for a store."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from marketflow.api.context import Health, StoreState
+from marketflow.errors import Unavailable
+from marketflow.feeds.feed import Feed
+from marketflow.model import FeedState, Mode
+
+PROBE_SECONDS = 1.0
+
+
+class Pingable(Protocol):
+    """A store that can be asked for a sign of life."""
+
+    async def ping(self) -> None:
+        """Ask for it.
+
+        Raises:
+            Unavailable: there is none.
+        """
+        ...
+
+
+class Probe:
+    """Asks one store again and again.
+
+    Args:
+        store: what is asked.
+        writable: whether the flow could write to it when it last tried; a store may answer and yet refuse that.
+    """
+
+    def __init__(self, store: Pingable, writable: Callable[[], bool]) -> None:
+        self._store = store
+        self._writable = writable
+        self._answers = False
+
+    @property
+    def state(self) -> StoreState:
+        """Whether the store can be used, by its last answer."""
+        return "ok" if self._answers and self._writable() else "down"
+
+    async def ask(self) -> None:
+        """Ask once."""
+        try:
+            await self._store.ping()
+        except Unavailable:
+            self._answers = False
+        else:
+            self._answers = True
+
+    async def ask_for_ever(self) -> None:
+        """Ask every PROBE_SECONDS, until cancelled."""
+        while True:
+            await asyncio.sleep(PROBE_SECONDS)
+            await self.ask()
+
+
+class HealthReport:
+    """Puts together what /health says.
+
+    Args:
+        mode: the mode that runs.
+        feeds: the feeds of a mode.
+        postgres, redis: the last answers of the stores.
+    """
+
+    def __init__(
+        self, mode: Callable[[], Mode], feeds: Callable[[Mode], Sequence[Feed]], postgres: Probe, redis: Probe
+    ) -> None:
+        self._mode = mode
+        self._feeds = feeds
+        self._postgres = postgres
+        self._redis = redis
+        self._began = time.monotonic()
+
+    def __call__(self) -> Health:
+        """The health at this moment, without waiting for anything."""
+        mode = self._mode()
+        exchanges = {feed.exchange: feed.state for feed in self._feeds(mode)}
+        postgres, redis = self._postgres.state, self._redis.state
+        fine = {FeedState.CONNECTED, FeedState.GENERATED}
+        ok = postgres == "ok" and redis == "ok" and fine.issuperset(exchanges.values())
+        return Health(
+            status="ok" if ok else "degraded",
+            mode=mode,
+            uptime_seconds=round(time.monotonic() - self._began, 3),
+            postgres=postgres,
+            redis=redis,
+            exchanges=exchanges,
+        )
