@@ -11,11 +11,10 @@ import msgspec
 from starlette.requests import Request
 
 from marketflow.clock import Clock
-from marketflow.model import Mode
+from marketflow.model import FeedState, Mode
 from marketflow.stores.ports import ArchiveReader, RecentReader
 
 StoreState = Literal["ok", "down"]
-FeedState = Literal["connected", "connecting", "stale", "generated"]
 
 
 class Health(msgspec.Struct, frozen=True):

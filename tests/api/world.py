@@ -24,6 +24,7 @@ from marketflow.model import (
     SLICE_MS,
     Candle,
     Candles,
+    FeedState,
     Mode,
     Series,
     Slot,
@@ -153,7 +154,7 @@ class World:
             mode=self.mode,
             cache=self.cache,
             archive=self.archive,
-            health=lambda: Health("ok", self.mode.current, 12.5, "ok", "ok", {"exchange1": "generated"}),
+            health=lambda: Health("ok", self.mode.current, 12.5, "ok", "ok", {"exchange1": FeedState.GENERATED}),
             ready=lambda: self.ready,
             clock=lambda: self.now * NANOSECONDS_PER_MS,
         )
