@@ -76,6 +76,7 @@ class Guard:
     def decode(self, chunk: bytes) -> Candles:
         """The candles of a chunk of whole lines. Bad lines are dropped and counted, never raised."""
         try:
+            chunk.decode()  # which msgspec does not check in fields that it skips
             lines = _decode_lines(chunk)
         except _UNDECODABLE:
             return self.fold(self._decode_each(chunk))
@@ -135,7 +136,11 @@ class Guard:
             self.reject("too_long", f"{len(text)} bytes")
             return None
         try:
+            text.decode()
             return _decode_line(text)
+        except UnicodeDecodeError:
+            self.reject("malformed", text[:80])
+            return None
         except _UNDECODABLE:
             return self._decode_by_field(text)
 

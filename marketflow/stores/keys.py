@@ -9,18 +9,21 @@ from collections.abc import Iterable
 
 import msgspec
 
-from marketflow.model import Candle, Series, Tick, fuller
+from marketflow.model import MINUTE_MS, Candle, Series, Tick, fuller
 from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
 
 # A minute longer than any reader asks for, since a recovery begins with the whole minute.
-WINDOW_KEPT_MS = RECENT_MS + 60_000
+WINDOW_KEPT_MS = RECENT_MS + MINUTE_MS
+
+# Scores are starts: the minute that ended a day ago began a minute before that.
+MINUTES_TRIMMED_MS = MINUTES_KEPT_MS + 2 * MINUTE_MS
 
 LATEST_FIELDS = ("price", "timestamp", "sequence")
 
 ARCHIVED_KEY = "marketflow:{archive}:until"
 """Start of the last minute (Unix ms) up to which PostgreSQL has every row."""
 
-EXPIRY_MS = {"window": WINDOW_KEPT_MS + 60_000, "minutes": MINUTES_KEPT_MS + 60_000}
+EXPIRY_MS = {"window": WINDOW_KEPT_MS + MINUTE_MS, "minutes": MINUTES_TRIMMED_MS}
 
 encode_candle = msgspec.json.Encoder().encode
 _decode_candle = msgspec.json.Decoder(Candle).decode

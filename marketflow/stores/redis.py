@@ -151,7 +151,7 @@ class RedisCache:
 
     def put_minutes(self, minutes: Candles) -> None:
         """Store closed minutes and trim what is older than a day."""
-        self._put_slots(minutes, keys.minutes_key, "minutes", MINUTES_KEPT_MS)
+        self._put_slots(minutes, keys.minutes_key, "minutes", keys.MINUTES_TRIMMED_MS)
 
     def recover(self) -> Candles:
         """The slices of the last whole minutes. Nothing is written before this has succeeded.

@@ -1,0 +1,354 @@
+"""What every feed must do, whatever it reads. A new venue is added to FEEDS."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from reactivex import abc
+from reactivex.observer import AutoDetachObserver
+
+from marketflow.clock import system_clock
+from marketflow.feeds.feed import Feed
+from marketflow.feeds.generator import GeneratorFeed, Market
+from marketflow.feeds.guard import Guard
+from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent, TcpFeed
+from marketflow.flow.timing import TimingLoop
+from marketflow.model import Candles, FeedState, Mode, Series
+from tests.servers import free_port, wait_until
+
+SYMBOLS = ("BTCUSDT", "ETHUSDT")
+
+
+def make_guard(mode: Mode) -> Guard:
+    return Guard(mode, "exchange1", SYMBOLS, system_clock, 5000, lambda *_: None)
+
+
+class Received:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.batches: list[Candles] = []
+        self.errors: list[Exception] = []
+        self.completed = threading.Event()
+
+    @property
+    def ticks(self) -> int:
+        return sum(candle.ticks for batch in self.batches for candle in batch.values())
+
+    def subscribe(self, feed: Feed) -> abc.DisposableBase:
+        return feed.batches().subscribe(self.batches.append, self.errors.append, self.completed.set)
+
+
+class Exchange:
+    """An exchange on a real socket that sends what it is told to."""
+
+    def __init__(self, port: int = 0) -> None:
+        self._listener = socket.create_server(("127.0.0.1", port))
+        self.port: int = self._listener.getsockname()[1]
+        self.clients: list[socket.socket] = []
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                self.clients.append(self._listener.accept()[0])
+            except OSError:
+                return
+
+    def client(self) -> socket.socket:
+        wait_until(lambda: self.clients, message="nobody connected")
+        return self.clients[-1]
+
+    def send(self, *prices: float) -> None:
+        lines = [
+            json.dumps({"symbol": "BTCUSDT", "price": price, "timestamp": time.time_ns() // 1_000_000})
+            for price in prices
+        ]
+        self.client().sendall("".join(line + "\n" for line in lines).encode())
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._accepting.join(5)
+        for client in self.clients:
+            client.close()
+
+
+@contextmanager
+def tcp() -> Iterator[Feed]:
+    exchange = Exchange()
+    sending = True
+
+    def send() -> None:
+        while sending:
+            for client in list(exchange.clients):
+                try:
+                    client.sendall(b'{"symbol":"BTCUSDT","price":1.5}\n{"symbol":"ETHUSDT","price":2.5}\n')
+                except OSError:
+                    exchange.clients.remove(client)
+                    client.close()
+            pause.wait(0.005)
+
+    pause = threading.Event()
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    try:
+        yield TcpFeed("exchange1", "127.0.0.1", exchange.port, make_guard(Mode.LIVE), 15.0)
+    finally:
+        sending = False
+        sender.join(5)
+        exchange.close()
+
+
+@contextmanager
+def generator() -> Iterator[Feed]:
+    loop = TimingLoop("generator-test")
+    try:
+        yield GeneratorFeed(
+            "exchange1", lambda: Market(SYMBOLS, 200, seed=7), make_guard(Mode.TEST), system_clock, loop
+        )
+    finally:
+        loop.dispose()
+
+
+FEEDS: list[Callable[[], "contextmanager[Feed]"]] = [tcp, generator]  # type: ignore[valid-type]
+
+
+@pytest.fixture(params=FEEDS, ids=["tcp", "generator"])
+def feed(request: pytest.FixtureRequest) -> Iterator[Feed]:
+    with request.param() as made:
+        yield made
+
+
+def feed_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("feed-")]
+
+
+def test_batches_are_candles_of_configured_series_and_never_empty(feed: Feed) -> None:
+    received = Received()
+    with received.subscribe(feed):
+        wait_until(lambda: len(received.batches) >= 5)
+    for batch in received.batches:
+        assert batch
+        for slot, candle in batch.items():
+            assert slot.series.exchange == feed.exchange == "exchange1"
+            assert slot.series.symbol in SYMBOLS
+            assert slot.start <= candle.first_at <= candle.last_at < slot.start + 100
+    assert feed.guard.ticks >= received.ticks
+
+
+def test_nothing_happens_before_somebody_subscribes(feed: Feed) -> None:
+    feed.batches()
+    assert feed.guard.ticks == 0
+    assert not feed_threads()
+
+
+def test_a_disposed_feed_sends_no_more_and_leaves_no_thread(feed: Feed) -> None:
+    received = Received()
+    subscription = received.subscribe(feed)
+    wait_until(lambda: received.batches)
+    subscription.dispose()
+    wait_until(lambda: not feed_threads(), message="the thread of the feed lives on")
+    count = len(received.batches)
+    ticks = feed.guard.ticks
+    threading.Event().wait(0.1)  # long enough for several more
+    assert len(received.batches) == count
+    assert feed.guard.ticks == ticks
+    assert not received.errors
+    assert not received.completed.is_set()
+
+
+def test_a_feed_can_be_subscribed_to_again(feed: Feed) -> None:
+    for _ in range(3):
+        received = Received()
+        with received.subscribe(feed):
+            wait_until(lambda received=received: received.batches)
+    wait_until(lambda: not feed_threads())
+
+
+def test_a_stopped_feed_completes_with_all_that_was_received_handed_on(feed: Feed) -> None:
+    received = Received()
+    with received.subscribe(feed):
+        wait_until(lambda: received.batches)
+        feed.stop()
+        assert received.completed.wait(5)
+        assert received.ticks == feed.guard.ticks
+    assert not received.errors
+    wait_until(lambda: not feed_threads())
+
+
+def test_a_feed_reports_its_state(feed: Feed) -> None:
+    received = Received()
+    with received.subscribe(feed):
+        wait_until(lambda: received.batches)
+        assert feed.state in (FeedState.CONNECTED, FeedState.GENERATED)
+
+
+# TCP alone
+
+
+@pytest.fixture
+def exchange() -> Iterator[Exchange]:
+    made = Exchange()
+    yield made
+    made.close()
+
+
+def tcp_feed(port: int, stale_after_seconds: float = 15.0) -> TcpFeed:
+    return TcpFeed("exchange1", "127.0.0.1", port, make_guard(Mode.LIVE), stale_after_seconds)
+
+
+def test_ticks_come_in_the_order_they_were_sent(exchange: Exchange) -> None:
+    received = Received()
+    with received.subscribe(tcp_feed(exchange.port)):
+        for price in range(1, 51):
+            exchange.send(float(price))
+        wait_until(lambda: received.ticks == 50)
+    closes = [candle.close for batch in received.batches for candle in batch.values()]
+    assert closes == sorted(closes)
+    assert closes[-1] == 50.0
+
+
+def test_a_refused_connection_is_an_error_and_connecting(exchange: Exchange) -> None:
+    feed = tcp_feed(free_port())
+    received = Received()
+    with received.subscribe(feed):
+        wait_until(lambda: received.errors)
+        assert isinstance(received.errors[0], OSError)
+        assert feed.state == FeedState.CONNECTING
+
+
+def test_a_connection_that_the_exchange_closes_is_an_error_and_loses_no_tick(exchange: Exchange) -> None:
+    feed = tcp_feed(exchange.port)
+    received = Received()
+    with received.subscribe(feed):
+        exchange.send(1.0, 2.0)
+        exchange.client().close()
+        wait_until(lambda: received.errors)
+    assert isinstance(received.errors[0], ConnectionLost)
+    assert received.ticks == 2
+    assert feed.state == FeedState.CONNECTING
+
+
+def test_a_silent_peer_is_given_up_and_stale_until_a_tick_comes(exchange: Exchange) -> None:
+    feed = tcp_feed(exchange.port, stale_after_seconds=0.2)
+    received = Received()
+    with received.subscribe(feed):
+        exchange.send(1.0)
+        wait_until(lambda: received.errors)
+    assert isinstance(received.errors[0], ConnectionSilent)
+    assert feed.state == FeedState.STALE
+    again = Received()
+    clients = len(exchange.clients)
+    with again.subscribe(feed):
+        wait_until(lambda: len(exchange.clients) > clients)
+        assert feed.state == FeedState.STALE
+        exchange.send(2.0)
+        wait_until(lambda: again.batches)
+        assert feed.state == FeedState.CONNECTED
+
+
+def test_an_exchange_that_only_sends_rubbish_is_stale(exchange: Exchange) -> None:
+    feed = tcp_feed(exchange.port, stale_after_seconds=0.3)
+    received = Received()
+    with received.subscribe(feed):
+        wait_until(lambda: feed.state == FeedState.CONNECTED)
+        client = exchange.client()
+
+        def rubbish_then_state() -> bool:
+            client.sendall(b"rubbish\n")
+            return feed.state == FeedState.STALE
+
+        wait_until(rubbish_then_state)
+        assert not received.errors
+
+
+def test_an_observer_that_raises_ends_the_connection_with_an_error(exchange: Exchange) -> None:
+    errors: list[Exception] = []
+
+    def poisoned(_: Candles) -> None:
+        raise ValueError("poison")
+
+    feed = tcp_feed(exchange.port)
+    with feed.batches().subscribe(AutoDetachObserver(poisoned, errors.append)):
+        exchange.send(1.0)
+        wait_until(lambda: not feed_threads(), message="the thread of the feed lives on")
+
+
+# The generator alone
+
+
+class Seconds:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_same_seed_gives_the_same_prices() -> None:
+    def walk(seed: int | None) -> list[float]:
+        seconds = Seconds()
+        market = Market(SYMBOLS, 100, seed, seconds)
+        seconds.now = 1.0
+        return [line.price for line in market.due(0)]
+
+    assert walk(7) == walk(7)
+    assert walk(7) != walk(8)
+    assert walk(None) != walk(None)
+
+
+def test_the_rate_is_kept_whatever_the_pauses() -> None:
+    seconds = Seconds()
+    market = Market(SYMBOLS, 100, 7, seconds)
+    count = 0
+    for pause in [0.01, 0.5, 0.003, 0.2, 0.9, 0.001] * 10:
+        seconds.now += pause
+        count += len(market.due(0))
+    assert abs(count - seconds.now * 100) <= 1
+
+
+def test_after_a_long_stop_no_more_than_a_second_is_made_up_for() -> None:
+    seconds = Seconds()
+    market = Market(SYMBOLS, 100, 7, seconds)
+    seconds.now = 3600.0
+    assert len(market.due(0)) == 100
+    seconds.now += 1
+    assert len(market.due(0)) == 100
+
+
+def test_event_times_end_now_and_never_go_back() -> None:
+    seconds = Seconds()
+    market = Market(SYMBOLS, 1000, 7, seconds)
+    times: list[int | None] = []
+    for _ in range(20):
+        seconds.now += 0.05
+        times += [line.timestamp for line in market.due(1_000_000 + round(seconds.now * 1000))]
+    assert times == sorted(times, key=lambda at: at or 0)
+    assert max(at or 0 for at in times) <= 1_001_000
+
+
+def test_prices_stay_near_their_base_for_ever() -> None:
+    seconds = Seconds()
+    market = Market(("BTCUSDT",), 1000, 7, seconds)
+    prices = []
+    for _ in range(100):
+        seconds.now += 1
+        prices += [line.price for line in market.due(0)]
+    assert 50_000 < min(prices) < max(prices) < 85_000
+    assert len(set(prices)) > len(prices) / 2
+
+
+def test_series_of_the_generator_are_of_test_mode() -> None:
+    with generator() as feed:
+        received = Received()
+        with received.subscribe(feed):
+            wait_until(lambda: received.batches)
+        assert {slot.series for batch in received.batches for slot in batch} <= {
+            Series(Mode.TEST, "exchange1", symbol) for symbol in SYMBOLS
+        }

@@ -1,0 +1,161 @@
+"""What a feed may send, and what becomes of it."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marketflow.feeds.guard import MAX_LINE_BYTES, Guard
+from marketflow.model import SLICE_MS, Candle, Mode, Series, Tick
+from tests.oracle import assert_same, candles_of_ticks
+
+NOW_MS = 1_763_690_000_000
+NOW = NOW_MS * 1_000_000
+SYMBOLS = ("BTCUSDT", "ETHUSDT")
+GOOD = b'{"symbol":"BTCUSDT","price":67123.45,"timestamp":%d}\n' % NOW_MS
+
+
+class Told:
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def __call__(self, reason: str, count: int, example: object) -> None:
+        self.reasons += [reason] * count
+
+
+def make_guard(told: Callable[[str, int, object], None] | None = None) -> Guard:
+    return Guard(Mode.LIVE, "exchange1", SYMBOLS, lambda: NOW, 5000, told or Told())
+
+
+def line(**fields: object) -> bytes:
+    return json.dumps({"symbol": "BTCUSDT", "price": 1.5, "timestamp": NOW_MS} | fields).encode() + b"\n"
+
+
+def only(guard: Guard, chunk: bytes) -> Candle:
+    (candle,) = guard.decode(chunk).values()
+    return candle
+
+
+def test_a_good_line_becomes_a_candle_of_one_in_its_slice() -> None:
+    ((slot, candle),) = make_guard().decode(GOOD).items()
+    assert slot.series == Series(Mode.LIVE, "exchange1", "BTCUSDT")
+    assert slot.start == NOW_MS
+    assert (candle.close, candle.ticks, candle.last_at, candle.last_sequence) == (67123.45, 1, NOW_MS, NOW)
+
+
+HOSTILE = {
+    "no JSON": (b"hello\n", "malformed"),
+    "half a line": (b'{"symbol":"BTCUSDT","pri\n', "malformed"),
+    "an array": (b"[1,2]\n", "malformed"),
+    "a number": (b"5\n", "malformed"),
+    "bad UTF-8": (b'{"symbol":"BTC\xff","price":1}\n', "malformed"),
+    "bad UTF-8 in an unknown field": (b'{"symbol":"BTCUSDT","price":1,"x":"\xff"}\n', "malformed"),
+    "thousands of brackets": (b'{"symbol":"BTCUSDT","price":1,"x":' + b"[" * 5000 + b"]" * 5000 + b"}\n", "malformed"),
+    "NaN": (b'{"symbol":"BTCUSDT","price":NaN}\n', "malformed"),
+    "Infinity": (b'{"symbol":"BTCUSDT","price":-Infinity}\n', "malformed"),
+    "two records on a line": (GOOD[:-1] + GOOD, "malformed"),
+    "no symbol": (b'{"price":1}\n', "no_symbol"),
+    "symbol is a number": (line(symbol=5), "no_symbol"),
+    "symbol is null": (line(symbol=None), "no_symbol"),
+    "price missing": (b'{"symbol":"BTCUSDT"}\n', "bad_price"),
+    "price zero": (line(price=0), "bad_price"),
+    "price negative": (line(price=-5), "bad_price"),
+    "price a string": (line(price="1.5"), "bad_price"),
+    "price null": (line(price=None), "bad_price"),
+    "price true": (line(price=True), "bad_price"),
+    "price too large for a float": (b'{"symbol":"BTCUSDT","price":1e999}\n', "bad_price"),
+    "price of 400 digits": (b'{"symbol":"BTCUSDT","price":' + b"9" * 400 + b"}\n", "bad_price"),
+    "unknown symbol": (line(symbol="SHIBUSDT"), "unknown_symbol"),
+    "symbol in lower case": (line(symbol="btcusdt"), "unknown_symbol"),
+    "NUL in the symbol": (line(symbol="BTCUSDT\0"), "unknown_symbol"),
+    "empty symbol": (line(symbol=""), "unknown_symbol"),
+    "over 64 KiB": (line(x="y" * MAX_LINE_BYTES), "too_long"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_bad_line_is_dropped_and_counted_and_its_neighbours_are_taken(name: str) -> None:
+    bad, reason = HOSTILE[name]
+    told = Told()
+    guard = make_guard(told)
+    assert only(guard, GOOD + bad + GOOD).ticks == 2
+    assert guard.rejected == {reason: 1}
+    assert told.reasons == [reason]
+    assert guard.ticks == 2
+
+
+def test_all_bad_lines_at_once_leave_the_good_ones() -> None:
+    guard = make_guard()
+    chunk = b"".join(bad + GOOD for bad, _ in HOSTILE.values())
+    assert only(guard, chunk).ticks == len(HOSTILE)
+    assert guard.rejected.total() == len(HOSTILE)
+
+
+def test_a_record_broken_over_two_lines_is_two_bad_lines() -> None:
+    guard = make_guard()
+    assert guard.decode(b'{"symbol":"BTCUSDT",\n"price":1}\n') == {}
+    assert guard.rejected == {"malformed": 2}
+
+
+def test_unknown_symbols_by_the_hundred_thousand_create_nothing() -> None:
+    guard = make_guard()
+    chunk = b"".join(b'{"symbol":"S%d","price":1}\n' % i for i in range(100_000))
+    assert guard.decode(chunk) == {}
+    assert guard.rejected == {"unknown_symbol": 100_000}
+
+
+def test_heartbeats_and_line_ends_of_windows_are_no_bad_lines() -> None:
+    guard = make_guard()
+    assert only(guard, b"\n" + GOOD.replace(b"\n", b"\r\n") + b" \n\r\n").ticks == 1
+    assert not guard.rejected
+
+
+@pytest.mark.parametrize(
+    "timestamp",
+    [None, "yesterday", 1.5, True, [], 0, -1, NOW_MS - 5001, NOW_MS + 5001, 10**23, NOW_MS // 1000],
+)
+def test_a_timestamp_that_cannot_be_believed_becomes_the_time_of_receipt(timestamp: object) -> None:
+    guard = make_guard()
+    assert only(guard, line(timestamp=timestamp)).last_at == NOW_MS
+    assert guard.timestamps_replaced == 1
+    assert not guard.rejected
+
+
+def test_a_missing_timestamp_becomes_the_time_of_receipt() -> None:
+    guard = make_guard()
+    assert only(guard, b'{"symbol":"BTCUSDT","price":1}\n').last_at == NOW_MS
+    assert guard.timestamps_replaced == 1
+
+
+@pytest.mark.parametrize("skew", [-5000, 5000])
+def test_a_timestamp_within_the_skew_is_kept(skew: int) -> None:
+    guard = make_guard()
+    assert only(guard, line(timestamp=NOW_MS + skew)).last_at == NOW_MS + skew
+    assert guard.timestamps_replaced == 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(SYMBOLS), st.integers(1, 10**9).map(lambda n: n / 8), st.integers(-5000, 5000)),
+        max_size=60,
+    )
+)
+def test_folding_columns_equals_folding_tick_by_tick(rows: list[tuple[str, float, int]]) -> None:
+    guard = make_guard()
+    chunk = b"".join(line(symbol=symbol, price=price, timestamp=NOW_MS + skew) for symbol, price, skew in rows)
+    arrived = dict.fromkeys(SYMBOLS, 0)
+    ticks = []
+    for symbol, price, skew in rows:
+        ticks.append((Series(Mode.LIVE, "exchange1", symbol), Tick(price, NOW_MS + skew, NOW + arrived[symbol])))
+        arrived[symbol] += 1
+    assert_same(guard.decode(chunk), candles_of_ticks(ticks, SLICE_MS))
+    assert guard.ticks == len(rows)
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_at_all_raise(chunk: bytes) -> None:
+    guard = make_guard()
+    guard.decode(chunk + b"\n" + GOOD)
+    assert guard.ticks == 1

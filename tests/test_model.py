@@ -1,0 +1,119 @@
+"""The algebra of candles."""
+
+from functools import reduce
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marketflow.model import (
+    MINUTE_MS,
+    SLICE_MS,
+    Candle,
+    Candles,
+    Mode,
+    Series,
+    Slot,
+    Tick,
+    candle_of,
+    fuller,
+    merge,
+    merge_all,
+    merge_into,
+    minute_start,
+    slice_start,
+)
+from tests.oracle import assert_same, candle_of_ticks, candles_of_ticks
+
+# Eighths add up without rounding, so that the laws can be checked for equality.
+PRICES = st.integers(1, 10_000_000).map(lambda n: n / 8)
+SERIES = st.builds(Series, st.sampled_from(Mode), st.sampled_from(["a", "b"]), st.sampled_from(["X", "Y"]))
+
+
+@st.composite
+def tick_lists(draw: st.DrawFn, min_size: int = 1) -> list[Tick]:
+    """Ticks as they arrive: in the order of their sequence, of any event time, often the same one."""
+    rows = draw(st.lists(st.tuples(PRICES, st.integers(0, 2000)), min_size=min_size, max_size=30))
+    return [Tick(price, at, sequence) for sequence, (price, at) in enumerate(rows)]
+
+
+@st.composite
+def candles(draw: st.DrawFn) -> Candle:
+    return candle_of_ticks(draw(tick_lists()))
+
+
+@st.composite
+def distinct_candles(draw: st.DrawFn, count: int) -> list[Candle]:
+    """Candles of ticks of one series, which all have an order of arrival of their own."""
+    ticks = draw(tick_lists(min_size=count))
+    groups: list[list[Tick]] = [[] for _ in range(count)]
+    for i, tick in enumerate(ticks):
+        groups[i if i < count else draw(st.integers(0, count - 1))].append(tick)
+    return [candle_of_ticks(group) for group in groups]
+
+
+@given(distinct_candles(3))
+def test_merging_is_associative(three: list[Candle]) -> None:
+    a, b, c = three
+    assert merge(merge(a, b), c) == merge(a, merge(b, c))
+
+
+@given(distinct_candles(2))
+def test_merging_is_commutative(two: list[Candle]) -> None:
+    a, b = two
+    assert merge(a, b) == merge(b, a)
+
+
+@given(tick_lists())
+def test_a_tick_is_a_candle_of_one(ticks: list[Tick]) -> None:
+    assert reduce(merge, map(candle_of, ticks)) == candle_of_ticks(ticks)
+
+
+@given(tick_lists(), st.data())
+def test_any_cut_into_batches_in_any_order_gives_the_same_candle(ticks: list[Tick], data: st.DataObject) -> None:
+    batches: dict[int, list[Tick]] = {}
+    for tick in ticks:
+        batches.setdefault(data.draw(st.integers(0, 5)), []).append(tick)
+    shuffled = data.draw(st.permutations(list(batches.values())))
+    assert reduce(merge, map(candle_of_ticks, shuffled)) == candle_of_ticks(ticks)
+
+
+@given(st.lists(st.tuples(SERIES, PRICES, st.integers(0, 200_000)), max_size=40), st.data())
+def test_batches_of_many_series_and_slices_merge_to_those_of_all_ticks(
+    rows: list[tuple[Series, float, int]], data: st.DataObject
+) -> None:
+    ticks = [(series, Tick(price, at, sequence)) for sequence, (series, price, at) in enumerate(rows)]
+    batches: list[list[tuple[Series, Tick]]] = [[] for _ in range(4)]
+    for item in ticks:
+        batches[data.draw(st.integers(0, 3))].append(item)
+    merged = merge_all(candles_of_ticks(batch, SLICE_MS) for batch in batches)
+    assert_same(merged, candles_of_ticks(ticks, SLICE_MS))
+    minutes = merge_all({Slot(slot.series, minute_start(slot.start)): candle} for slot, candle in merged.items())
+    assert_same(minutes, candles_of_ticks(ticks, MINUTE_MS))
+
+
+@given(candles())
+def test_no_candles_are_the_empty_element(candle: Candle) -> None:
+    some: Candles = {Slot(Series(Mode.TEST, "a", "X"), 0): candle}
+    assert merge_all([{}, some, {}]) == some
+    assert merge_all([]) == {}
+    merge_into(some, {})
+    assert len(some) == 1
+
+
+def test_merging_leaves_the_batches_alone() -> None:
+    slot = Slot(Series(Mode.TEST, "a", "X"), 0)
+    batch = {slot: candle_of(Tick(1.0, 1, 1))}
+    merge_all([batch, batch])
+    assert batch == {slot: candle_of(Tick(1.0, 1, 1))}
+
+
+@given(candles(), candles())
+def test_the_fuller_candle_has_at_least_the_ticks_of_both(a: Candle, b: Candle) -> None:
+    assert fuller(a, b).ticks == max(a.ticks, b.ticks)
+    assert fuller(a, b).ticks == fuller(b, a).ticks
+
+
+def test_slices_and_minutes_start_on_the_grid() -> None:
+    assert slice_start(60_099) == 60_000
+    assert minute_start(119_999) == 60_000
+    assert MINUTE_MS % SLICE_MS == 0
