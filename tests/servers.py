@@ -18,7 +18,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from marketflow.stores.embedded import ChildServer, EmbeddedPostgres, EmbeddedRedis, ServerProcess
+from marketflow.stores.embedded import EmbeddedPostgres, EmbeddedRedis
+from marketflow.stores.embedded.process import ServerProcess
+from marketflow.stores.embedded.server import ChildServer
 
 HOST = "127.0.0.1"
 T = TypeVar("T")

@@ -17,8 +17,9 @@ import pytest
 import redis
 
 from marketflow.errors import StartError
-from marketflow.stores import embedded
-from marketflow.stores.embedded import ChildServer, EmbeddedPostgres, EmbeddedRedis, claim, find_servers
+from marketflow.stores.embedded import EmbeddedPostgres, EmbeddedRedis, claim
+from marketflow.stores.embedded.process import ServerProcess, find_servers
+from marketflow.stores.embedded.server import LOG_BYTES, Answer, ChildServer
 from tests.servers import PostgresServer, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +74,7 @@ def data_dir(server_folder: Path) -> Iterator[Path]:
     assert socket_folders() == before
 
 
-def on_data_folders(program: str, folder: Path) -> list[embedded.ServerProcess]:
+def on_data_folders(program: str, folder: Path) -> list[ServerProcess]:
     folders = [path for path in folder.rglob("*") if path.is_dir() and path.name in ("redis", "data")]
     return [process for path in folders for process in find_servers(program, path)]
 
@@ -200,7 +201,7 @@ def test_a_frozen_server_left_behind_is_woken_and_adopted(kind: Kind, data_dir: 
 def test_a_server_left_behind_that_does_not_answer_is_ended_before_another_is_started(
     kind: Kind, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "ADOPT_SECONDS", 0.3)
+    monkeypatch.setattr("marketflow.stores.embedded.server.ADOPT_SECONDS", 0.3)
     with server_of(kind, data_dir) as left_behind:
         write(left_behind)
         make_unreachable(left_behind)
@@ -233,7 +234,7 @@ def test_a_server_that_ignores_the_request_to_stop_is_killed(
 def test_a_stop_while_another_thread_is_starting_ends_that_start(
     kind: Kind, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kind, "probe", lambda *_: embedded.Answer.BUSY)
+    monkeypatch.setattr(kind, "probe", lambda *_: Answer.BUSY)
     server = server_of(kind, data_dir)
     with ThreadPoolExecutor(1) as pool:
         start = pool.submit(server.start)
@@ -377,7 +378,7 @@ def test_postgres_refuses_a_cluster_of_another_version_and_says_so(data_dir: Pat
 def test_a_log_that_has_grown_is_begun_anew(data_dir: Path) -> None:
     with EmbeddedRedis(data_dir / "redis") as server:
         pass
-    os.truncate(server.log, embedded.LOG_BYTES + 1)
+    os.truncate(server.log, LOG_BYTES + 1)
     with server:
         assert server.log.stat().st_size < 10_000
 

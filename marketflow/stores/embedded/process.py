@@ -1,0 +1,112 @@
+"""Processes of servers, as /proc tells of them.
+
+Whether a server runs on a folder is read from there (the program's name, and the folder among its arguments or as its
+working directory), not from a pid file, which may be stale, torn or name a reused pid.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+POLL_SECONDS = 0.01
+
+
+class ServerProcess:
+    """A running server program: a child of ours, or one adopted by its pid.
+
+    An adopted one is known by pid and time of birth, so that a reused pid is never signalled.
+    """
+
+    def __init__(self, pid: int, child: "subprocess.Popen[bytes] | None" = None) -> None:
+        self.pid = pid
+        self._child = child
+        self._born = _born(pid)
+
+    def alive(self) -> bool:
+        """Whether it runs; a child that has ended is reaped by asking."""
+        if self._child is not None:
+            return self._child.poll() is None
+        return self._born is not None and _born(self.pid) == self._born
+
+    def send(self, number: int) -> None:
+        """Send a signal, if it is still there to get it."""
+        if self.alive():
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of a child that has ended; None before, and for one that was adopted."""
+        return self._child.poll() if self._child is not None else None
+
+    def children(self) -> "list[ServerProcess]":
+        """Its child processes."""
+        return [ServerProcess(pid) for pid in _pids() if _parent(pid) == self.pid]
+
+    def wake(self) -> None:
+        """Continue it and its children: a stopped process acts on nothing but SIGKILL."""
+        for process in (self, *self.children()):
+            process.send(signal.SIGCONT)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it has ended within so many seconds."""
+        deadline = time.monotonic() + seconds
+        while self.alive():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
+
+    def end(self, steps: tuple[tuple[int, float], ...]) -> None:
+        """Try signals, each with the seconds it is given, until one works; at last SIGKILL, for its children too."""
+        self.wake()
+        for number, seconds in steps:
+            self.send(number)
+            if self.wait(seconds):
+                return
+        family = (self, *self.children())
+        for process in family:
+            process.send(signal.SIGKILL)
+        for process in family:
+            process.wait(1.0)
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/N/stat from the state on; empty when there is no such process or only its zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+    return [] if fields[0] in "ZX" else fields
+
+
+def _parent(pid: int) -> int | None:
+    return int(fields[1]) if (fields := _stat(pid)) else None
+
+
+def _born(pid: int) -> str | None:
+    return fields[19] if (fields := _stat(pid)) else None
+
+
+def find_servers(program: str, folder: Path) -> list[ServerProcess]:
+    """The processes that run a program (its file's name) on a folder, whoever started them."""
+    return [ServerProcess(pid) for pid in _pids() if _runs_on(pid, program, folder)]
+
+
+def _runs_on(pid: int, program: str, folder: Path) -> bool:
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if os.path.basename(arguments[0]) != program.encode():
+            return False
+        if os.fsencode(folder) in arguments:
+            return True
+        return Path(f"/proc/{pid}/cwd").samefile(folder)  # finds it after the folder was moved
+    except OSError:
+        return False  # ended meanwhile, or a stranger's
