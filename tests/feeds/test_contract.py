@@ -1,9 +1,6 @@
 """What every feed must do, whatever it reads. A new venue is added to FEEDS."""
 
-import json
-import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -18,6 +15,7 @@ from marketflow.feeds.guard import Guard
 from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent, TcpFeed
 from marketflow.flow.timing import TimingLoop
 from marketflow.model import Candles, FeedState, Mode, Series
+from tests.application import ScriptedExchange
 from tests.servers import free_port, wait_until
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
@@ -43,45 +41,9 @@ class Received:
         return feed.batches().subscribe(self.batches.append, self.errors.append, self.completed.set)
 
 
-class Exchange:
-    """An exchange on a real socket that sends what it is told to."""
-
-    def __init__(self, port: int = 0) -> None:
-        self._listener = socket.create_server(("127.0.0.1", port))
-        self.port: int = self._listener.getsockname()[1]
-        self.clients: list[socket.socket] = []
-        self._accepting = threading.Thread(target=self._accept, daemon=True)
-        self._accepting.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                self.clients.append(self._listener.accept()[0])
-            except OSError:
-                return
-
-    def client(self) -> socket.socket:
-        wait_until(lambda: self.clients, message="nobody connected")
-        return self.clients[-1]
-
-    def send(self, *prices: float) -> None:
-        lines = [
-            json.dumps({"symbol": "BTCUSDT", "price": price, "timestamp": time.time_ns() // 1_000_000})
-            for price in prices
-        ]
-        self.client().sendall("".join(line + "\n" for line in lines).encode())
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._accepting.join(5)
-        for client in self.clients:
-            client.close()
-
-
 @contextmanager
 def tcp() -> Iterator[Feed]:
-    exchange = Exchange()
+    exchange = ScriptedExchange()
     sending = True
 
     def send() -> None:
@@ -193,17 +155,16 @@ def test_a_feed_reports_its_state(feed: Feed) -> None:
 
 
 @pytest.fixture
-def exchange() -> Iterator[Exchange]:
-    made = Exchange()
-    yield made
-    made.close()
+def exchange() -> Iterator[ScriptedExchange]:
+    with ScriptedExchange() as made:
+        yield made
 
 
 def tcp_feed(port: int, stale_after_seconds: float = 15.0) -> TcpFeed:
     return TcpFeed("exchange1", "127.0.0.1", port, make_guard(Mode.LIVE), stale_after_seconds)
 
 
-def test_ticks_come_in_the_order_they_were_sent(exchange: Exchange) -> None:
+def test_ticks_come_in_the_order_they_were_sent(exchange: ScriptedExchange) -> None:
     received = Received()
     with received.subscribe(tcp_feed(exchange.port)):
         for price in range(1, 51):
@@ -214,7 +175,7 @@ def test_ticks_come_in_the_order_they_were_sent(exchange: Exchange) -> None:
     assert closes[-1] == 50.0
 
 
-def test_a_refused_connection_is_an_error_and_connecting(exchange: Exchange) -> None:
+def test_a_refused_connection_is_an_error_and_connecting(exchange: ScriptedExchange) -> None:
     feed = tcp_feed(free_port())
     received = Received()
     with received.subscribe(feed):
@@ -223,7 +184,7 @@ def test_a_refused_connection_is_an_error_and_connecting(exchange: Exchange) -> 
         assert feed.state == FeedState.CONNECTING
 
 
-def test_a_connection_that_the_exchange_closes_is_an_error_and_loses_no_tick(exchange: Exchange) -> None:
+def test_a_connection_that_the_exchange_closes_is_an_error_and_loses_no_tick(exchange: ScriptedExchange) -> None:
     feed = tcp_feed(exchange.port)
     received = Received()
     with received.subscribe(feed):
@@ -235,7 +196,7 @@ def test_a_connection_that_the_exchange_closes_is_an_error_and_loses_no_tick(exc
     assert feed.state == FeedState.CONNECTING
 
 
-def test_a_silent_peer_is_given_up_and_stale_until_a_tick_comes(exchange: Exchange) -> None:
+def test_a_silent_peer_is_given_up_and_stale_until_a_tick_comes(exchange: ScriptedExchange) -> None:
     feed = tcp_feed(exchange.port, stale_after_seconds=0.2)
     received = Received()
     with received.subscribe(feed):
@@ -253,7 +214,7 @@ def test_a_silent_peer_is_given_up_and_stale_until_a_tick_comes(exchange: Exchan
         assert feed.state == FeedState.CONNECTED
 
 
-def test_an_exchange_that_only_sends_rubbish_is_stale(exchange: Exchange) -> None:
+def test_an_exchange_that_only_sends_rubbish_is_stale(exchange: ScriptedExchange) -> None:
     feed = tcp_feed(exchange.port, stale_after_seconds=0.3)
     received = Received()
     with received.subscribe(feed):
@@ -268,7 +229,7 @@ def test_an_exchange_that_only_sends_rubbish_is_stale(exchange: Exchange) -> Non
         assert not received.errors
 
 
-def test_an_observer_that_raises_ends_the_connection_with_an_error(exchange: Exchange) -> None:
+def test_an_observer_that_raises_ends_the_connection_with_an_error(exchange: ScriptedExchange) -> None:
     errors: list[Exception] = []
 
     def poisoned(_: Candles) -> None:

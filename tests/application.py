@@ -1,0 +1,187 @@
+"""MarketFlow as a real process, and exchanges on real sockets that send what a test tells them to."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from marketflow.model import Mode, Series, Tick
+from tests.servers import HOST, free_port, wait_until
+
+ROOT = Path(__file__).parent.parent
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class ScriptedExchange:
+    """An exchange on a TCP port; remembers every tick that it has sent."""
+
+    def __init__(self, name: str = "exchange1", port: int = 0) -> None:
+        self.name = name
+        self.sent: list[tuple[Series, Tick]] = []
+        self.clients: list[socket.socket] = []
+        self.port = port
+        self.open()
+
+    def open(self) -> None:
+        """Listen, on the port of before."""
+        self._listener = socket.create_server((HOST, self.port))
+        self.port = self._listener.getsockname()[1]
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
+
+    def close(self) -> None:
+        """Refuse everybody and cut off those who are connected."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._accepting.join(5)
+        for client in self.clients:
+            client.close()
+        self.clients.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def address(self) -> str:
+        return f"{HOST}:{self.port}"
+
+    def client(self) -> socket.socket:
+        """The last connection; waits for the first."""
+        wait_until(lambda: self.clients, timeout=20, message=f"nobody connected to {self.name}")
+        return self.clients[-1]
+
+    def send(self, *prices: float, symbol: str = "BTCUSDT", at: int | None = None) -> int:
+        """Send a tick for each price, all of the same event time (now, unless told); gives that time (Unix ms)."""
+        at = now_ms() if at is None else at
+        lines = []
+        for price in prices:
+            lines.append(json.dumps({"symbol": symbol, "price": price, "timestamp": at}) + "\n")
+            tick = Tick(price, at, len(self.sent))
+            self.sent.append((Series(Mode.LIVE, self.name, symbol), tick))
+        self.client().sendall("".join(lines).encode())
+        return at
+
+    def send_raw(self, data: bytes) -> None:
+        self.client().sendall(data)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.clients.append(client)
+
+
+class Application:
+    """A MarketFlow process, configured by the environment as a user would.
+
+    Args:
+        folder: where its log goes, and its data unless `environment` says otherwise.
+        environment: settings, such as {"REDIS__HOST": "127.0.0.1"}; the prefix is added.
+        arguments: of the command line.
+    """
+
+    def __init__(
+        self, folder: Path, environment: Mapping[str, object] | None = None, arguments: tuple[str, ...] = ()
+    ) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.log_path = folder / "application.log"
+        self._arguments = arguments
+        # Nothing of the environment of the tests but what any process needs.
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        given = {"DATA_DIR": folder / "data", "HTTP__PORT": self.port} | dict(environment or {})
+        self._environment = inherited | {f"MARKETFLOW_{name}": str(value) for name, value in given.items()}
+        self._process: subprocess.Popen[bytes] | None = None
+        self.http = httpx.Client(base_url=f"http://{HOST}:{self.port}", timeout=5.0)
+
+    def start(self, wait: bool = True, timeout: float = 30.0) -> Self:
+        """Start it and wait until it is ready."""
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "marketflow", *self._arguments],
+                cwd=ROOT,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+            )
+        if wait:
+            wait_until(self.ready, timeout, "the application did not become ready")
+        return self
+
+    @property
+    def process(self) -> "subprocess.Popen[bytes]":
+        assert self._process is not None
+        return self._process
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def ready(self) -> bool:
+        assert self.process.poll() is None, f"the application ended with {self.process.returncode}:\n{self.log}"
+        try:
+            return self.http.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def get(self, path: str, **query: str) -> Any:
+        """The body of an answer that must be a good one."""
+        answer = self.http.get(path, params=query)
+        assert answer.status_code == 200, (path, answer.status_code, answer.text)
+        return answer.json()
+
+    def find(self, path: str, **query: str) -> Any:
+        """The body of an answer, None when there is none (yet)."""
+        answer = self.http.get(path, params=query)
+        return answer.json() if answer.status_code == 200 else None
+
+    def switch(self, mode: str) -> Any:
+        answer = self.http.post(f"/mode/{mode}")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def stop(self, number: int = signal.SIGINT, timeout: float = 10.0) -> tuple[int, float]:
+        """Send a signal and wait for the end; gives the exit code and the seconds it took."""
+        began = time.monotonic()
+        self.process.send_signal(number)
+        code = self.process.wait(timeout)
+        return code, time.monotonic() - began
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+        if self._process is not None and self._process.poll() is None:
+            try:
+                self.stop(signal.SIGTERM)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+def exchanges_setting(*exchanges: ScriptedExchange) -> str:
+    """The value of MARKETFLOW_EXCHANGES."""
+    tables = ", ".join(f'{{name="{exchange.name}",address="{exchange.address}"}}' for exchange in exchanges)
+    return f"[{tables}]"

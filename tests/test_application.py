@@ -1,0 +1,435 @@
+"""MarketFlow as its users meet it: a process, real servers, real sockets."""
+
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from marketflow.model import MINUTE_MS, Candles, Mode, Series, minute_start
+from marketflow.stores.embedded.process import ServerProcess
+from tests.application import ROOT, Application, ScriptedExchange, exchanges_setting, now_ms
+from tests.oracle import candles_of_ticks
+from tests.servers import HOST, RedisServer, free_port, wait_until
+
+SYMBOLS = ("BTCUSDT", "DOGEUSDT", "TONUSDT", "SOLUSDT", "ETHUSDT")
+
+
+@pytest.fixture
+def servers(redis_db: RedisServer, postgres_db: dict[str, Any]) -> dict[str, object]:
+    """Settings that name servers of the user's own."""
+    postgres = {f"POSTGRES__{name.upper()}": value for name, value in postgres_db.items()}
+    return postgres | {"REDIS__HOST": HOST, "REDIS__PORT": redis_db.port}
+
+
+@pytest.fixture
+def exchanges() -> Iterator[list[ScriptedExchange]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(ScriptedExchange(f"exchange{n}")) for n in (1, 2, 3)]
+
+
+@pytest.fixture
+def live(server_folder: Path, servers: dict[str, object], exchanges: list[ScriptedExchange]) -> Iterator[Application]:
+    """Live mode, three exchanges, and event times of minutes ago believed: a minute need not be waited for."""
+    given = {"MODE": "live", "EXCHANGES": exchanges_setting(*exchanges), "FLOW__MAX_CLOCK_SKEW_SECONDS": 300}
+    with Application(server_folder, servers | given) as application:
+        wait_until(lambda: application.get("/health")["status"] == "ok", message="not all exchanges are connected")
+        yield application
+
+
+@pytest.fixture
+def rows(postgres_db: dict[str, Any]) -> Iterator[Callable[[], dict[tuple[Series, int], dict[str, Any]]]]:
+    """All rows of the table by series and start of their minute (Unix ms)."""
+    with psycopg.connect(**postgres_db, autocommit=True) as connection:
+
+        def read() -> dict[tuple[Series, int], dict[str, Any]]:
+            cursor = connection.execute("select * from aggregates")
+            names = [column.name for column in cursor.description or ()]
+            found = [dict(zip(names, row, strict=True)) for row in cursor]
+            return {
+                (
+                    Series(Mode(row["mode"]), row["exchange"], row["pair_name"]),
+                    round(row["timestamp"].timestamp() * 1000),
+                ): row
+                for row in found
+            }
+
+        yield read
+
+
+def assert_rows_equal(rows: dict[tuple[Series, int], dict[str, Any]], expected: Candles) -> None:
+    assert set(rows) == set(expected)
+    for slot, candle in expected.items():
+        row = rows[slot]
+        for name, value in {
+            "min_price": candle.low,
+            "max_price": candle.high,
+            "open_price": candle.open,
+            "close_price": candle.close,
+            "tick_count": candle.ticks,
+        }.items():
+            assert row[name] == value, (slot, name)
+        assert math.isclose(row["average_price"], candle.average, rel_tol=1e-9), slot
+
+
+def descendants(pid: int) -> list[ServerProcess]:
+    children = ServerProcess(pid).children()
+    return children + [grandchild for child in children for grandchild in child.children()]
+
+
+# With nothing but Python
+
+
+def test_the_first_start_needs_nothing_answers_prices_and_ends_without_a_trace(server_folder: Path) -> None:
+    application = Application(server_folder)
+    with application:
+        wait_until(lambda: application.find("/prices/latest/BTCUSDT"), timeout=30)
+        wait_until(lambda: application.get("/health")["status"] == "ok")
+        family = descendants(application.process.pid)
+        assert len(family) >= 2
+        code, seconds = application.stop(signal.SIGINT)
+        assert code == 0
+        assert seconds < 5
+        assert not any(process.alive() for process in family)
+    assert "Traceback" not in application.log
+    assert "ERROR" not in application.log
+
+
+def test_the_second_start_answers_within_five_seconds_and_has_what_was_stored(server_folder: Path) -> None:
+    with Application(server_folder) as first:
+        wait_until(lambda: first.find("/prices/average/BTCUSDT"))
+        began = first.get("/prices/average/BTCUSDT")["from"]
+        first.stop()
+    application = Application(server_folder)
+    started = time.monotonic()
+    with application:
+        wait_until(lambda: application.find("/prices/latest/BTCUSDT"), timeout=5)
+        assert time.monotonic() - started < 5
+        assert application.get("/prices/average/BTCUSDT")["from"] == began
+        assert application.stop(signal.SIGTERM)[0] == 0
+
+
+def test_after_kill_9_the_servers_are_found_again_and_nothing_stored_is_lost(server_folder: Path) -> None:
+    application = Application(server_folder)
+    with application:
+        wait_until(lambda: (application.find("/prices/average/BTCUSDT") or {"ticks": 0})["ticks"] > 100)
+        ticks = application.get("/prices/average/BTCUSDT")["ticks"]
+        family = descendants(application.process.pid)
+        application.kill()
+        application.start()
+        again = application.get("/prices/average/BTCUSDT")["ticks"]
+        assert again >= ticks - 20  # 60 a second, of which 200 ms may be lost
+        assert {process.pid for process in descendants(application.process.pid)} <= {p.pid for p in family} | {
+            process.pid for process in descendants(application.process.pid)
+        }
+        assert application.stop()[0] == 0
+    wait_until(lambda: not any(process.alive() for process in family), message="a server was left behind")
+
+
+def test_a_second_instance_on_the_same_data_folder_is_refused_with_the_reason(server_folder: Path) -> None:
+    with Application(server_folder) as first:
+        second = Application(server_folder)
+        second.log_path = server_folder / "second.log"
+        second.start(wait=False)
+        assert second.process.wait(20) == 1
+        second.http.close()
+        assert f"in use by another MarketFlow (process {first.process.pid})" in second.log
+        assert "Traceback" not in second.log
+        assert first.get("/health")["status"] == "ok"
+
+
+def test_a_taken_port_is_refused_before_anything_is_touched(server_folder: Path) -> None:
+    with socket.create_server((HOST, 0)) as taken:
+        application = Application(server_folder, {"HTTP__PORT": taken.getsockname()[1]})
+        application.start(wait=False)
+        assert application.process.wait(20) == 1
+        application.http.close()
+    assert "cannot listen on" in application.log
+    assert "Traceback" not in application.log
+    assert not (server_folder / "data").exists()
+
+
+def test_uvicorn_serves_the_same_application(server_folder: Path, servers: dict[str, object]) -> None:
+    port = free_port()
+    environment = os.environ | {f"MARKETFLOW_{name}": str(value) for name, value in servers.items()}
+    command = [sys.executable, "-m", "uvicorn", "marketflow.app:app", "--port", str(port)]
+    log = server_folder / "uvicorn.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+    with httpx.Client(base_url=f"http://{HOST}:{port}") as http:
+
+        def answers() -> bool:
+            assert process.poll() is None, log.read_text()
+            try:
+                return http.get("/prices/latest/BTCUSDT").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        try:
+            wait_until(answers, timeout=20)
+        finally:
+            process.terminate()
+            process.wait(10)
+    assert "Traceback" not in log.read_text()
+
+
+# Live mode with servers of one's own
+
+
+def test_every_row_of_a_minute_from_three_exchanges_equals_the_oracle(
+    live: Application,
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], dict[tuple[Series, int], dict[str, Any]]],
+) -> None:
+    minute = minute_start(now_ms()) - MINUTE_MS
+    for number, exchange in enumerate(exchanges):
+        for i in range(600):
+            # Out of order, on both edges of the minute and of its neighbours, twins in a millisecond included.
+            at = minute + (i * 7919 + number) % MINUTE_MS
+            exchange.send(100 + (i * 31) % 97 + number / 8, 50 + i / 16, symbol=SYMBOLS[i % 5], at=at)
+        exchange.send(1.0, symbol="BTCUSDT", at=minute)
+        exchange.send(2.0, symbol="BTCUSDT", at=minute + MINUTE_MS - 1)
+        exchange.send(3.0, symbol="BTCUSDT", at=minute - 1)
+        exchange.send(4.0, symbol="BTCUSDT", at=minute + MINUTE_MS)
+    sent = [item for exchange in exchanges for item in exchange.sent]
+    expected = {
+        slot: candle
+        for slot, candle in candles_of_ticks(sent, MINUTE_MS).items()
+        if slot.start <= minute  # the minute that runs is not yet a row
+    }
+    want = sum(candle.ticks for candle in expected.values())
+    stored = lambda: {slot: row for slot, row in rows().items() if slot[1] <= minute}  # noqa: E731
+    wait_until(lambda: sum(row["tick_count"] for row in stored().values()) == want, message="not all ticks are in rows")
+    assert_rows_equal(stored(), expected)
+    assert live.stop()[0] == 0
+    assert_rows_equal(rows(), candles_of_ticks(sent, MINUTE_MS))
+
+
+@pytest.mark.parametrize(("period", "seconds"), [("10s", 10), ("1m", 60), ("3m", 180)])
+def test_a_spike_is_in_a_period_to_its_very_edge_and_no_longer(
+    live: Application, exchanges: list[ScriptedExchange], period: str, seconds: int
+) -> None:
+    exchange = exchanges[0]
+    spiked_at = now_ms() - seconds * 1000 + 1500
+    exchange.send(100.0, at=now_ms())
+    exchange.send(999.0, at=spiked_at)
+    exchange.send(50.0, at=spiked_at)
+
+    def highest() -> dict[str, Any]:
+        answer: dict[str, Any] = live.get("/prices/highest/exchange1/BTCUSDT", period=period)
+        return answer
+
+    wait_until(lambda: (live.find("/prices/highest/exchange1/BTCUSDT", period=period) or {}).get("price") == 999.0)
+    while now_ms() < spiked_at + (seconds - 0.5) * 1000:
+        assert highest()["price"] == 999.0
+    assert live.get("/prices/lowest/BTCUSDT", period=period)["price"] == 50.0
+    assert live.get("/prices/average/BTCUSDT", period=period)["ticks"] == 3
+    wait_until(lambda: now_ms() >= spiked_at + (seconds + 0.15) * 1000)
+    assert highest()["price"] == 100.0
+    assert live.get("/prices/average/BTCUSDT", period=period)["ticks"] == 1
+
+
+def test_an_exchange_that_goes_away_is_told_leaves_the_others_alone_and_comes_back(
+    live: Application, exchanges: list[ScriptedExchange]
+) -> None:
+    first, second, _ = exchanges
+    first.close()
+    wait_until(lambda: live.get("/health")["exchanges"]["exchange1"] == "connecting")
+    health = live.get("/health")
+    assert health["status"] == "degraded"
+    assert health["exchanges"]["exchange2"] == "connected"
+    second.send(7.0)
+    wait_until(lambda: (live.find("/prices/latest/exchange2/BTCUSDT") or {}).get("price") == 7.0)
+    first.open()
+    wait_until(lambda: live.get("/health")["status"] == "ok", timeout=15)
+    first.send(8.0)
+    wait_until(lambda: (live.find("/prices/latest/exchange1/BTCUSDT") or {}).get("price") == 8.0)
+
+
+def test_hostile_lines_cost_nothing_but_themselves(live: Application, exchanges: list[ScriptedExchange]) -> None:
+    exchange = exchanges[0]
+    exchange.send(1.0)
+    for line in (
+        b"rubbish",
+        b'{"symbol":"BTCUSDT","price":-5}',
+        b'{"symbol":"BTCUSDT","price":"9"}',
+        b'{"symbol":"SHIBUSDT","price":9}',
+        b'{"symbol":"BTCUSDT\x00","price":9}',
+        b'{"symbol":"BTC\xff","price":9}',
+        b'{"x":' + b"[" * 3000,
+        b"y" * 200_000 + b'{"symbol":"BTCUSDT","price":9}',
+    ):
+        exchange.send_raw(line + b"\n")
+    exchange.send(2.0)
+    wait_until(lambda: (live.find("/prices/average/exchange1/BTCUSDT") or {}).get("ticks") == 2)
+    assert live.get("/prices/highest/BTCUSDT")["price"] == 2.0
+    assert live.get("/health")["exchanges"]["exchange1"] == "connected"
+    for reason in ("malformed", "bad_price", "unknown_symbol", "too_long"):
+        wait_until(lambda reason=reason: reason in live.log)
+    assert "Traceback" not in live.log
+
+
+def test_what_is_unknown_is_answered_as_documented(live: Application) -> None:
+    for path, status, code in (
+        ("/prices/latest/SHIBUSDT", 404, "unknown_symbol"),
+        ("/prices/latest/exchange9/BTCUSDT", 404, "unknown_exchange"),
+        ("/prices/highest/BTCUSDT?period=1y", 400, "invalid_period"),
+        ("/prices/latest/BTCUSDT", 404, "no_data"),
+        ("/prices/average/BTCUSDT?period=24h", 404, "no_data"),
+        ("/elsewhere", 404, "not_found"),
+    ):
+        answer = live.http.get(path)
+        assert (answer.status_code, answer.json()["code"]) == (status, code), path
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_modes_never_mix_in_answers_or_rows_when_switched_under_load(
+    live: Application,
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], dict[tuple[Series, int], dict[str, Any]]],
+) -> None:
+    alien = 1e9  # far from any price that the generator makes
+    sending = threading.Event()
+    sending.set()
+
+    def send() -> None:
+        while sending.is_set():
+            for exchange in exchanges:
+                try:
+                    exchange.send(alien)
+                except OSError:
+                    exchange.clients.clear()
+                except AssertionError:
+                    return
+            time.sleep(0.002)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    asked = 0
+    try:
+        for n in range(40):
+            mode = "test" if n % 2 == 0 else "live"
+            assert live.switch(mode)["mode"] == mode
+            for path in ("latest", "highest", "lowest", "average"):
+                answer = live.find(f"/prices/{path}/BTCUSDT")
+                if answer is not None:
+                    asked += 1
+                    assert (answer["price"] == alien) == (mode == "live"), (mode, answer)
+            time.sleep(0.05)
+    finally:
+        sending.clear()
+        sender.join(30)
+    assert asked > 40
+    live.stop()
+    stored = rows()
+    assert {series.mode for series, _ in stored} == set(Mode)
+    for (series, _), row in stored.items():
+        assert (row["min_price"] == row["max_price"] == alien) == (series.mode == Mode.LIVE), row
+
+
+def test_kill_9_in_mid_minute_costs_no_more_than_the_last_instants(
+    live: Application,
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], dict[tuple[Series, int], dict[str, Any]]],
+) -> None:
+    exchange = exchanges[0]
+    lost = 0
+    for _ in range(3):
+        for n in range(200):
+            exchange.send(float(n + 1))
+            time.sleep(0.002)
+        killed_at = now_ms()
+        live.kill()
+        lost += sum(tick.at >= killed_at - 200 for _, tick in exchange.sent)
+        exchange.clients.clear()
+        live.start()
+        exchange.client()
+    exchange.send(5.0)
+    wait_until(lambda: (live.find("/prices/latest/BTCUSDT") or {}).get("price") == 5.0)
+    assert live.stop()[0] == 0
+    stored = sum(row["tick_count"] for row in rows().values())
+    assert len(exchange.sent) - lost <= stored <= len(exchange.sent)
+
+
+# Things that are away
+
+
+def test_a_wrong_password_starts_degraded_tells_why_and_shows_no_secret(
+    server_folder: Path, servers: dict[str, object]
+) -> None:
+    wrong = {"POSTGRES__PASSWORD": "canary-secret", "REDIS__PASSWORD": "canary-secret"}
+    with Application(server_folder, servers | wrong) as application:
+        wait_until(lambda: application.find("/prices/latest/BTCUSDT"))
+        health = application.get("/health")
+        assert (health["status"], health["postgres"], health["redis"]) == ("degraded", "down", "down")
+        wait_until(lambda: "password" in application.log)
+        assert application.stop()[0] == 0
+    assert "canary" not in application.log
+    assert "Traceback" not in application.log
+
+
+def test_prices_are_answered_from_memory_with_both_stores_away(server_folder: Path) -> None:
+    nowhere = {"POSTGRES__HOST": HOST, "POSTGRES__PORT": free_port(), "REDIS__HOST": HOST, "REDIS__PORT": free_port()}
+    with Application(server_folder, nowhere) as application:
+        wait_until(lambda: application.find("/prices/latest/BTCUSDT"))
+        wait_until(lambda: application.find("/prices/average/BTCUSDT", period="1m"))
+        assert application.get("/prices/highest/exchange2/ethusdt", period="10s")["exchange"] == "exchange2"
+        began = time.monotonic()
+        application.http.get("/prices/average/BTCUSDT")
+        assert time.monotonic() - began < 1.5
+        code, seconds = application.stop()
+        assert code == 0
+        assert seconds < 5
+    assert "Traceback" not in application.log
+
+
+# The simulated exchange
+
+
+def test_the_simulated_exchange_serves_everybody_and_stops_at_a_signal(
+    server_folder: Path, servers: dict[str, object]
+) -> None:
+    ports = [free_port() for _ in range(3)]
+    with ExitStack() as stack:
+        simulated = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-m",
+                        "marketflow",
+                        "exchange",
+                        "--port",
+                        str(port),
+                        "--rate",
+                        "500",
+                        "--seed",
+                        "7",
+                    ],
+                    cwd=ROOT,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+            for port in ports
+        ]
+        for process in simulated:
+            stack.callback(process.terminate)
+        tables = ", ".join(f'{{name="exchange{n}",address="{HOST}:{port}"}}' for n, port in enumerate(ports, 1))
+        given = {"MODE": "live", "EXCHANGES": f"[{tables}]"}
+        with Application(server_folder, servers | given) as application:
+            wait_until(lambda: application.get("/health")["status"] == "ok")
+            for n in (1, 2, 3):
+                wait_until(lambda n=n: application.find(f"/prices/latest/exchange{n}/ETHUSDT"))
+            simulated[0].terminate()
+            assert simulated[0].wait(5) == 0
