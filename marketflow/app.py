@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -57,7 +57,7 @@ def serve(settings: Settings) -> int:
         timeout_graceful_shutdown=CONNECTIONS_CLOSE_SECONDS,
     )
     server = _Server(config, settings)
-    with listener:
+    with listener, suppress(SystemExit):  # uvicorn's own exit code for a start that fails is not ours
         server.run(sockets=[listener])
     return 0 if server.started and not application.failed else 1
 
@@ -121,7 +121,7 @@ class _Application:
 
         engine = Engine(settings, redis_at, postgres_at, resource("ddl"), system_clock, self._flow_broke)
         stack.push_async_callback(asyncio.to_thread, engine.stop)
-        engine.start()
+        await asyncio.to_thread(engine.start)
 
         redis_probe = Probe(cache, lambda: engine.cache.complete)
         postgres_probe = Probe(archive, lambda: engine.archive.available)

@@ -25,6 +25,9 @@ from marketflow.settings import Settings
 from marketflow.stores.postgres import PostgresArchive
 from marketflow.stores.redis import RedisCache
 
+BEGIN_SECONDS = 1.0
+"""How long a start may wait for the cache to say what an earlier run left."""
+
 DRAIN_SECONDS = 4.0
 """How long the end may take: what is under way is written, the open minutes are stored."""
 
@@ -85,8 +88,9 @@ class Engine:
         return self._subscription is not None and not self._done.is_set()
 
     def start(self) -> None:
-        """Let it flow. Returns at once; stores that are away are tried again."""
+        """Let it flow, and return when it does. Stores that are away are tried again."""
         self._subscription = self.flow.observable().subscribe(on_error=self._broken, on_completed=self._done.set)
+        self.flow.begun.wait(BEGIN_SECONDS)
 
     def stop(self) -> None:
         """Take no more ticks, write what was taken, and close everything; within DRAIN_SECONDS and a little."""

@@ -46,9 +46,12 @@ class ScriptedExchange:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._accepting.join(5)
-        for client in self.clients:
-            client.close()
-        self.clients.clear()
+        self.cut()
+
+    def cut(self) -> None:
+        """Close all connections; new ones are welcome."""
+        while self.clients:
+            self.clients.pop().close()
 
     def __enter__(self) -> Self:
         return self

@@ -309,7 +309,7 @@ def test_modes_never_mix_in_answers_or_rows_when_switched_under_load(
                 try:
                     exchange.send(alien)
                 except OSError:
-                    exchange.clients.clear()
+                    exchange.cut()
                 except AssertionError:
                     return
             time.sleep(0.002)
@@ -352,7 +352,7 @@ def test_kill_9_in_mid_minute_costs_no_more_than_the_last_instants(
         killed_at = now_ms()
         live.kill()
         lost += sum(tick.at >= killed_at - 200 for _, tick in exchange.sent)
-        exchange.clients.clear()
+        exchange.cut()
         live.start()
         exchange.client()
     exchange.send(5.0)
@@ -369,7 +369,10 @@ def test_a_wrong_password_starts_degraded_tells_why_and_shows_no_secret(
     server_folder: Path, servers: dict[str, object]
 ) -> None:
     wrong = {"POSTGRES__PASSWORD": "canary-secret", "REDIS__PASSWORD": "canary-secret"}
-    with Application(server_folder, servers | wrong) as application:
+    with ExitStack() as stack:
+        guarded = stack.enter_context(RedisServer(server_folder / "redis", password="another"))
+        given = servers | wrong | {"REDIS__PORT": guarded.port}
+        application = stack.enter_context(Application(server_folder, given))
         wait_until(lambda: application.find("/prices/latest/BTCUSDT"))
         health = application.get("/health")
         assert (health["status"], health["postgres"], health["redis"]) == ("degraded", "down", "down")

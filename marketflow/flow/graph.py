@@ -15,6 +15,7 @@ Completing the modes is how it ends: the feeds complete, what is under way drain
 the Observable completes.
 """
 
+import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -84,13 +85,34 @@ class Flow:
 
     def __post_init__(self) -> None:
         self._limit = RateLimit(10.0)
+        self.begun = threading.Event()
+        """Set when the feeds begin."""
         self._cache_losses = self._probed().pipe(ops.share())
 
     def observable(self) -> Observable[Any]:
         """The whole flow, to be subscribed to once. It does its work on the way; its items have no meaning."""
-        return rx.merge(self._from_feeds(), self._recovered()).pipe(fan_out(self._newest_to_cache, self._by_slice))
+        return self._ticks().pipe(fan_out(self._newest_to_cache, self._by_slice))
 
     # The left edge
+
+    def _ticks(self) -> Observable[Candles]:
+        """What an earlier run left, and what the feeds bring.
+
+        The feeds begin when the cache has been asked once, so that what it left is there before the first answer. It
+        may be away: then it is asked on, and merging makes no difference between early and late.
+        """
+
+        def begin(left: Candles | None) -> Observable[Candles]:
+            self.begun.set()
+            recovered = self._asked_until_answered(self.cache.recover) if left is None else rx.just(left)
+            return rx.merge(recovered, self._from_feeds())
+
+        asked: Observable[Candles | None] = self._asked(self.cache.recover)
+        return asked.pipe(ops.catch(lambda error, _: self._unanswered_once(error)), ops.flat_map(begin))
+
+    def _unanswered_once(self, error: Exception) -> Observable[None]:
+        self._unanswered(error)
+        return rx.just(None)
 
     def _from_feeds(self) -> Observable[Candles]:
         return self.modes.pipe(
@@ -112,22 +134,20 @@ class Flow:
 
         return feed.batches().pipe(retry_with_backoff(Backoff(), self.loop, self._ended(), failed))
 
-    def _recovered(self) -> Observable[Candles]:
-        """The slices an earlier run left in the cache, once it can be asked: merging makes the moment no matter."""
-        return self._asked_until_answered(self.cache.recover)
-
     def _backlog(self) -> Observable[Candles]:
         """The minutes that an earlier run may not have brought to the archive."""
         return self._asked_until_answered(self.cache.unarchived)
 
+    def _asked(self, ask: Callable[[], Candles]) -> Observable[Candles]:
+        return rx.just(None).pipe(ops.observe_on(self.pool), ops.map(lambda _: ask()))
+
     def _asked_until_answered(self, ask: Callable[[], Candles]) -> Observable[Candles]:
-        answer: Observable[Candles] = rx.just(None).pipe(ops.observe_on(self.pool), ops.map(lambda _: ask()))
-        return answer.pipe(
-            retry_with_backoff(Backoff(0.1, 1.0), self.loop, self._ended(), self._unanswered),
+        return self._asked(ask).pipe(
+            retry_with_backoff(Backoff(0.1, 1.0), self.loop, self._ended(), lambda error, _: self._unanswered(error)),
             ops.filter(bool),
         )
 
-    def _unanswered(self, error: Exception, _: float) -> None:
+    def _unanswered(self, error: Exception) -> None:
         if not isinstance(error, Unavailable):
             self._limit.log("recovery", "ERROR", f"what an earlier run left in the cache cannot be read: {error!r}")
 

@@ -131,10 +131,10 @@ def lanes(
         return parts
 
     def branch(name: Hashable) -> Operator[dict[Hashable, dict[_K, _V]], Any]:
-        def has_part(parts: dict[Hashable, dict[_K, _V]]) -> bool:
-            return name in parts
+        def part(parts: dict[Hashable, dict[_K, _V]]) -> dict[_K, _V]:
+            return parts.get(name, {})
 
-        return lambda source: lane(source.pipe(ops.filter(has_part), ops.map(lambda parts: parts[name])))
+        return lambda source: lane(source.pipe(ops.map(part), ops.filter(bool)))
 
     return lambda source: source.pipe(ops.map(split), fan_out(*map(branch, names)))
 
