@@ -9,7 +9,7 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -208,9 +208,22 @@ async def _servers(settings: Settings) -> AsyncIterator[tuple[dict[str, Any], di
             postgres_at = postgres.connection_keywords(**embedded_postgres.keywords, password="")
         try:
             await _in_threads(server.start for server in servers)
+            supervision = asyncio.create_task(_supervise(servers))
             yield redis_at, postgres_at
+            supervision.cancel()
         finally:
             await _in_threads(server.stop for server in servers)
+
+
+async def _supervise(servers: Sequence[EmbeddedRedis | EmbeddedPostgres]) -> None:
+    """Start a server again that has died; until then it is a store that is away like any other."""
+    while True:
+        await asyncio.sleep(1.0)
+        for server in servers:
+            if not server.running:
+                logger.error("the embedded {} has died; starting it again", server.title)
+                with suppress(StartError):  # tried again in a second
+                    await asyncio.to_thread(server.start)
 
 
 async def _in_threads(calls: Iterable[Callable[[], None]]) -> None:

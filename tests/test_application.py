@@ -130,11 +130,21 @@ def test_after_kill_9_the_servers_are_found_again_and_nothing_stored_is_lost(ser
         application.start()
         again = application.get("/prices/average/BTCUSDT")["ticks"]
         assert again >= ticks - 20  # 60 a second, of which 200 ms may be lost
-        assert {process.pid for process in descendants(application.process.pid)} <= {p.pid for p in family} | {
-            process.pid for process in descendants(application.process.pid)
-        }
         assert application.stop()[0] == 0
     wait_until(lambda: not any(process.alive() for process in family), message="a server was left behind")
+
+
+def test_an_embedded_server_that_dies_is_started_again_and_nothing_is_lost(server_folder: Path) -> None:
+    with Application(server_folder) as application:
+        wait_until(lambda: (application.find("/prices/average/BTCUSDT") or {"ticks": 0})["ticks"] > 50)
+        for process in descendants(application.process.pid):
+            process.send(signal.SIGKILL)
+        wait_until(lambda: application.get("/health")["status"] == "degraded")
+        wait_until(lambda: application.get("/health")["status"] == "ok", timeout=20)
+        ticks = application.get("/prices/average/BTCUSDT")["ticks"]
+        assert ticks > 50
+        assert application.stop()[0] == 0
+    assert "Traceback" not in application.log
 
 
 def test_a_second_instance_on_the_same_data_folder_is_refused_with_the_reason(server_folder: Path) -> None:
