@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import reactivex as rx
-from loguru import logger
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
 from marketflow.feeds.framing import Framer
 from marketflow.feeds.guard import Guard
+from marketflow.logs import RateLimit
 from marketflow.model import Candles, FeedState
 
 RECEIVE_BYTES = 256 * 1024
@@ -62,6 +62,7 @@ class TcpFeed:
         self._connected = False
         self._silent = False
         self._last_tick = 0.0
+        self._limit = RateLimit(10.0)  # a feed may flap
 
     @property
     def state(self) -> FeedState:
@@ -108,7 +109,8 @@ class TcpFeed:
         with link:
             self._last_tick = self._monotonic()
             self._connected = True
-            logger.bind(exchange=self.exchange).debug("connected to {}:{}", *self._address)
+            host, port = self._address
+            self._limit.log("connected", "INFO", f"connected to {host}:{port}", exchange=self.exchange)
             if self._stopped:
                 return
             for data in link.received():

@@ -85,6 +85,7 @@ class Flow:
 
     def __post_init__(self) -> None:
         self._limit = RateLimit(10.0)
+        self._told_too_late = 0
         self.begun = threading.Event()
         """Set when the feeds begin."""
         self._cache_losses = self._probed().pipe(ops.share())
@@ -196,6 +197,9 @@ class Flow:
         now_ms = milliseconds(self.clock())
         closed = self.memory.take_closed(now_ms)
         self.memory.forget(now_ms)
+        if self.memory.too_late > self._told_too_late:
+            self._told_too_late = self.memory.too_late
+            self._limit.log("too late", "WARNING", f"{self.memory.too_late} ticks so far came for minutes long closed")
         return closed
 
     def _minutes_to_cache(self, minutes: Observable[Candles]) -> Observable[Any]:
@@ -240,13 +244,19 @@ class Flow:
         """An item each time the cache turns out to lack what was written to it."""
         return rx.interval(PROBE_SECONDS, scheduler=self.loop).pipe(
             ops.take_until(self._ended()),
-            conflate_map(
-                lambda _: rx.just(None).pipe(ops.observe_on(self.pool), ops.map(lambda _: self.cache.needs_refill())),
-                merge=lambda _, newer: newer,
-            ),
+            conflate_map(lambda _: self._probe(), merge=lambda _, newer: newer),
             ops.filter(bool),
             # Onto the thread that also makes the slices: of two versions of one, the later is then always the fuller.
             ops.observe_on(self.loop),
+        )
+
+    def _probe(self) -> Observable[bool]:
+        def failed(error: Exception, _: Observable[bool]) -> Observable[bool]:
+            self._cache_failed(error)
+            return rx.empty()
+
+        return rx.just(None).pipe(
+            ops.observe_on(self.pool), ops.map(lambda _: self.cache.needs_refill()), ops.catch(failed)
         )
 
     def _refill(self, contents: Callable[[], dict[Any, Any]]) -> Observable[dict[Any, Any]]:
