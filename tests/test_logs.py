@@ -1,0 +1,255 @@
+import io
+import json
+import logging
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytest
+from loguru import logger
+
+from marketflow import logs
+from marketflow.errors import Unavailable
+from marketflow.logs import RateLimit
+
+
+class Sink(io.StringIO):
+    def lines(self) -> list[str]:
+        return self.getvalue().splitlines()
+
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.getvalue().split("\n")[:-1]]
+
+
+def opened(format: Literal["text", "json"], level: str = "INFO") -> Sink:
+    sink = Sink()
+    logs.setup(level, format, sink)
+    return sink
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    root = logging.root
+    before = root.handlers[:], root.level
+    yield
+    logger.remove()
+    logging.captureWarnings(False)
+    root.handlers[:], root.level = before
+    for name in ("uvicorn.access", "httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# --- formats
+
+
+def test_text_is_time_level_message_and_what_is_bound() -> None:
+    sink = opened("text")
+    logger.bind(exchange="exchange1", wait=2.5, why="it is away").info("feed {} lost", "A")
+    (line,) = sink.lines()
+    time, rest = line.split(" ", 1)
+    assert len(time) == len("2025-11-21T04:33:12.123Z")
+    assert rest == 'INFO     feed A lost exchange=exchange1 wait=2.5 why="it is away"'
+
+
+def test_json_is_one_object_a_line() -> None:
+    sink = opened("json")
+    logger.bind(exchange="exchange1", symbol=None, wait=float("nan"), of=[1]).warning("one\ntwo\u2028three")
+    (record,) = sink.records()
+    assert record.pop("time").endswith("Z")
+    assert record == {
+        "level": "WARNING",
+        "msg": "one\ntwo\u2028three",
+        "logger": __name__,
+        "exchange": "exchange1",
+        "symbol": None,
+        "wait": "nan",
+        "of": "[1]",
+    }
+    assert len(sink.lines()) == 1
+
+
+def test_what_is_bound_cannot_replace_a_field_of_the_record() -> None:
+    sink = opened("json")
+    logger.bind(level="x", msg="y", error="z").info("hello")
+    (record,) = sink.records()
+    assert (record["level"], record["msg"]) == ("INFO", "hello")
+    assert (record["level_"], record["msg_"], record["error_"]) == ("x", "y", "z")
+
+
+@pytest.mark.parametrize("hostile", ["a\nb", "a\r\nb", "\x1b[2J", "\x9b2J", "\u202egnp", "\udcff", "\x00", "\u2028"])
+def test_hostile_text_can_neither_forge_a_line_nor_drive_a_terminal(hostile: str) -> None:
+    for format in ("text", "json"):
+        sink = opened("text" if format == "text" else "json")
+        logger.bind(symbol=hostile, **{hostile: 1}).warning(f"dropped {hostile}")
+        assert sink.getvalue().endswith("\n")
+        assert sink.getvalue()[:-1].isprintable()
+
+
+def test_braces_in_a_message_are_braces() -> None:
+    sink = opened("text")
+    RateLimit(1.0).log("key", "INFO", "got {0} and {x} <red>", symbol="{y}")
+    assert sink.lines()[0].endswith("got {0} and {x} <red> symbol={y}")
+
+
+def test_a_value_that_cannot_be_shown_does_not_stop_the_record() -> None:
+    class Odd:
+        def __str__(self) -> str:
+            raise ValueError("no")
+
+    sink = opened("json")
+    logger.bind(odd=Odd()).info("hello")
+    assert sink.records()[0]["odd"] == "<Odd>"
+
+
+def test_setup_may_be_repeated_and_the_last_one_counts() -> None:
+    first, second = opened("text"), opened("text", "ERROR")
+    logger.info("one")
+    logger.error("two")
+    assert first.lines() == []
+    assert len(second.lines()) == 1
+
+
+# --- exceptions
+
+
+def failed(error: Exception, level: str) -> None:
+    try:
+        raise error
+    except Exception:
+        logger.opt(exception=True).log(level, "it failed")
+
+
+def test_an_expected_fault_is_one_line() -> None:
+    text = opened("text")
+    failed(Unavailable("Redis is away"), "ERROR")
+    failed(OSError("refused\n"), "WARNING")
+    one, two = text.lines()
+    assert one.endswith('it failed error="Unavailable: Redis is away"')
+    assert two.endswith('it failed error="OSError: refused\\n"')
+    sink = opened("json")
+    failed(OSError("refused"), "WARNING")
+    (record,) = sink.records()
+    assert record["error"] == {"type": "OSError", "text": "refused"}
+    assert "traceback" not in record
+
+
+@pytest.mark.parametrize("level", ["INFO", "DEBUG"])
+def test_an_unexpected_exception_comes_with_its_traceback_and_no_values(level: str) -> None:
+    sink = opened("json", level)
+    password = "hush"
+    failed(ZeroDivisionError(len(password)), "ERROR")
+    (record,) = sink.records()
+    assert record["traceback"].startswith("Traceback")
+    assert "hush" not in sink.getvalue()
+    text = opened("text", level)
+    failed(ZeroDivisionError("\x1b[2J"), "ERROR")
+    assert "Traceback" in text.lines()[1]
+    assert "\x1b" not in text.getvalue()
+
+
+def test_at_debug_an_expected_fault_has_its_traceback_too() -> None:
+    sink = opened("json", "DEBUG")
+    failed(Unavailable("Redis is away"), "WARNING")
+    assert "traceback" in sink.records()[0]
+
+
+# --- the standard library
+
+
+def test_records_of_the_standard_library_end_in_the_same_sink() -> None:
+    logging.getLogger("uvicorn.error").addHandler(logging.StreamHandler(io.StringIO()))
+    logging.getLogger("uvicorn.error").propagate = False
+    sink = opened("json")
+    logging.getLogger("uvicorn.error").warning("taken: %s", 8080)
+    logging.getLogger("asyncio").debug("left out")
+    (record,) = sink.records()
+    assert (record["logger"], record["level"], record["msg"]) == ("uvicorn.error", "WARNING", "taken: 8080")
+
+
+def test_a_warning_is_a_record_of_one_line() -> None:
+    sink = opened("text")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(False)
+        logging.captureWarnings(True)  # inside, for catch_warnings puts its own in the place
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+        logging.captureWarnings(False)
+    (line,) = sink.lines()
+    assert line.endswith("DeprecationWarning: old")
+
+
+def test_arguments_that_do_not_fit_are_logged_all_the_same() -> None:
+    sink = opened("json")
+    logging.getLogger("asyncio").warning("%d of %d", "x")
+    assert sink.records()[0]["msg"] == "%d of %d ('x',)"
+
+
+def test_requests_are_seen_at_debug_only() -> None:
+    access = logging.getLogger("uvicorn.access")
+    sink = opened("json")
+    access.info('%s - "%s"', "127.0.0.1", "GET /")
+    assert not access.isEnabledFor(logging.INFO)
+    assert sink.records() == []
+    sink = opened("json", "DEBUG")
+    access.info('%s - "%s"', "127.0.0.1", "GET /")
+    assert [record["level"] for record in sink.records()] == ["DEBUG"]
+
+
+def test_a_library_that_repeats_itself_is_heard_once() -> None:
+    sink = opened("json")
+    for attempt in range(50):
+        logging.getLogger("psycopg.pool").warning("error connecting in %r: %s", "pool-1", attempt)
+        logging.getLogger("redis.connection").error("lost")
+    assert [record["msg"] for record in sink.records()] == ["error connecting in 'pool-1': 0", "lost"]
+
+
+# --- the limit
+
+
+def test_a_fault_that_repeats_is_logged_once_and_counted() -> None:
+    sink, clock = opened("json"), Clock()
+    limit = RateLimit(10.0, clock)
+    assert limit.log("a", "WARNING", "away", exchange="x") is True
+    assert limit.log("a", "WARNING", "away") is False
+    clock.now = 9.9
+    assert limit.log("a", "WARNING", "away") is False
+    assert limit.log("b", "WARNING", "other") is True
+    clock.now = 10.0
+    assert limit.log("a", "WARNING", "away") is True
+    clock.now = 20.0
+    assert limit.log("a", "WARNING", "away") is True
+    assert [record["msg"] for record in sink.records()] == ["away", "other", "away (2 more in the meantime)", "away"]
+    assert sink.records()[0]["exchange"] == "x"
+    assert sink.records()[0]["logger"] == __name__
+
+
+def test_keys_without_end_are_forgotten_oldest_first() -> None:
+    limit = RateLimit(10.0, Clock())
+    for key in range(RateLimit.KEYS + 1):
+        assert limit.admit(key) == 0
+    assert limit.admit(RateLimit.KEYS) is None
+    assert limit.admit(0) == 0
+
+
+def test_of_many_threads_one_logs() -> None:
+    limit, start = RateLimit(10.0, Clock()), threading.Barrier(8)
+    admitted: list[int | None] = []
+
+    def repeat() -> None:
+        start.wait()
+        admitted.extend([limit.admit("a") for _ in range(1000)])
+
+    threads = [threading.Thread(target=repeat, name=f"repeat-{number}") for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [count for count in admitted if count is not None] == [0]

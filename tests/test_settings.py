@@ -1,0 +1,375 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from marketflow.errors import SettingsError
+from marketflow.model import Mode
+from marketflow.resources import resource
+from marketflow.settings import (
+    ExchangeSettings,
+    GeneratorSettings,
+    HttpSettings,
+    PostgresSettings,
+    RedisSettings,
+    Settings,
+    convert,
+    load,
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty current folder, and no variable of ours."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith("MARKETFLOW_"):
+            monkeypatch.delenv(name)
+
+
+def problems(overrides: dict[str, object] | None = None, config: Path | None = None) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load(config, overrides)
+    return str(caught.value)
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# --- defaults
+
+
+def test_shipped_file_says_the_defaults() -> None:
+    assert load(resource("settings.toml")) == Settings()
+
+
+def test_defaults_themselves_keep_the_rules() -> None:
+    defaults = Settings()
+    given: dict[str, object] = {"mode": defaults.mode, "symbols": list(defaults.symbols)}
+    for section in ("http", "postgres", "redis", "flow", "generator", "log"):
+        struct = getattr(defaults, section)
+        given |= {f"{section}.{name}": getattr(struct, name) for name in struct.__struct_fields__}
+    assert load(None, given) == defaults
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "port"),
+    [("127.0.0.1:40101", "127.0.0.1", 40101), ("[::1]:40101", "::1", 40101), ("feed.example:1", "feed.example", 1)],
+)
+def test_an_address_is_a_host_and_a_port(address: str, host: str, port: int) -> None:
+    loaded = load(None, {"exchanges": [{"name": "a", "address": address}]}).exchanges[0]
+    assert (loaded.host, loaded.port) == (host, port)
+
+
+# --- which source wins
+
+
+def test_each_source_wins_over_the_one_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    written(tmp_path / "settings.toml", "[http]\nhost = 'from.file'\nport = 1\ntoken = 'file'")
+    monkeypatch.setenv("MARKETFLOW_HTTP__PORT", "2")
+    monkeypatch.setenv("MARKETFLOW_HTTP__TOKEN", "variable")
+    loaded = load(None, {"http.token": "flag"})
+    assert loaded.http == HttpSettings(host="from.file", port=2, token="flag")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.toml", "[redis]\nport = 7\n[generator]\nseed = 5"),
+        ("c.yaml", "redis:\n  port: 7\ngenerator:\n  seed: 5\n"),
+        ("c.yml", "redis: {port: 7}\ngenerator: {seed: 5}\n"),
+        ("c.json", '{"redis": {"port": 7}, "generator": {"seed": 5}}'),
+        ("a,b;c.json", '{"REDIS": {"Port": 7}, "Generator": {"SEED": 5}}'),
+    ],
+)
+def test_a_given_file_is_read_in_the_place_of_settings_toml(tmp_path: Path, name: str, text: str) -> None:
+    written(tmp_path / "settings.toml", "[http]\nport = 1")
+    loaded = load(written(tmp_path / name, text))
+    assert loaded == Settings(redis=RedisSettings(port=7), generator=GeneratorSettings(seed=5))
+
+
+def test_an_empty_file_sets_nothing(tmp_path: Path) -> None:
+    assert load(written(tmp_path / "c.yaml", "")) == load(written(tmp_path / "c.toml", "")) == Settings()
+
+
+def test_a_list_replaces_a_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    written(tmp_path / "settings.toml", "symbols = ['A', 'B']\nexchanges = [{name = 'x', address = 'x:1'}]")
+    monkeypatch.setenv("MARKETFLOW_SYMBOLS", '["C"]')
+    monkeypatch.setenv("MARKETFLOW_EXCHANGES", '[{name="y",address="y:2"}]')
+    loaded = load()
+    assert loaded.symbols == ("C",)
+    assert loaded.exchanges == (ExchangeSettings(name="y", address="y:2"),)
+
+
+def test_case_of_a_variable_does_not_matter_behind_the_prefix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    written(tmp_path / "settings.toml", "[http]\nhost = 'file'")
+    monkeypatch.setenv("MARKETFLOW_http__Host", "variable")
+    assert load().http == HttpSettings(host="variable")
+
+
+def test_a_table_in_a_variable_sets_its_keys_and_no_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    written(tmp_path / "settings.toml", "[http]\nhost = 'file'")
+    monkeypatch.setenv("MARKETFLOW_HTTP", "{port=5}")
+    assert load().http == HttpSettings(host="file", port=5)
+
+
+# --- values as they were meant
+
+
+@pytest.mark.parametrize(
+    "password", ["007", "1e5", "true", "True", "[1]", "{a=1}", '"q"', " x ", "", "nan", "2024-01-01"]
+)
+def test_text_in_a_variable_arrives_literally(monkeypatch: pytest.MonkeyPatch, password: str) -> None:
+    monkeypatch.setenv("MARKETFLOW_POSTGRES__PASSWORD", password)
+    assert load().postgres == PostgresSettings(password=password)
+
+
+TOKENS = [
+    "@int 7",
+    "@format {env[HOME]}",
+    "@jinja {{ env.HOME }}",
+    "@read_file /etc/hostname",
+    "@merge a",
+    "@none",
+    "@x",
+]
+
+
+@pytest.mark.parametrize("password", TOKENS)
+def test_a_password_that_begins_with_an_at_sign_is_a_password(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, password: str
+) -> None:
+    written(tmp_path / "settings.toml", f"[postgres]\npassword = '{password}'")
+    monkeypatch.setenv("MARKETFLOW_REDIS__PASSWORD", password)
+    loaded = load()
+    assert (loaded.postgres.password, loaded.redis.password) == (password, password)
+
+
+@pytest.mark.parametrize("text", ['["BTCUSDT","ETHUSDT"]', "BTCUSDT,ETHUSDT", "BTCUSDT ETHUSDT", " BTCUSDT, ETHUSDT, "])
+def test_symbols_may_be_a_list_or_text(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("MARKETFLOW_SYMBOLS", text)
+    assert load().symbols == ("BTCUSDT", "ETHUSDT")
+
+
+@pytest.mark.parametrize("text", ['[{name="a",address="[::1]:1"}]', '[{"name": "a", "address": "[::1]:1"}]'])
+def test_exchanges_fit_into_a_variable(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("MARKETFLOW_EXCHANGES", text)
+    assert load().exchanges == (ExchangeSettings(name="a", address="[::1]:1"),)
+
+
+def test_numbers_and_words_arrive_as_their_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARKETFLOW_MODE", "LIVE")
+    monkeypatch.setenv("MARKETFLOW_LOG__LEVEL", "debug")
+    monkeypatch.setenv("MARKETFLOW_GENERATOR__RATE", "3")
+    loaded = load()
+    assert (loaded.mode, loaded.log.level, loaded.generator.rate) == (Mode.LIVE, "DEBUG", 3.0)
+    assert isinstance(loaded.mode, Mode)
+    assert isinstance(loaded.generator.rate, float)
+
+
+def test_data_dir_knows_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load(None, {"data_dir": "~/data"}).data_dir == tmp_path / "data"
+    assert load(None, {"data_dir": "data"}).data_dir == tmp_path / "data"
+    assert load(None, {"data_dir": ""}).data_dir == Settings().data_dir
+
+
+# --- what must not disturb
+
+
+def test_what_dynaconf_would_read_by_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    written(tmp_path / ".env", "MARKETFLOW_HTTP__PORT=1")
+    written(tmp_path / ".secrets.toml", "http = {port = 2}")
+    written(tmp_path / "settings.toml", "[http]\nhost = 'file'")
+    written(tmp_path / "settings.local.toml", "[http]\nport = 3")
+    written(tmp_path / "other.toml", "[http]\nport = 4")
+    monkeypatch.setenv("DYNACONF_HTTP__PORT", "5")
+    monkeypatch.setenv("SETTINGS_FILE_FOR_DYNACONF", "other.toml")
+    monkeypatch.setenv("ENVIRONMENTS_FOR_DYNACONF", "true")
+    monkeypatch.setenv("LOAD_DOTENV_FOR_DYNACONF", "true")
+    monkeypatch.setenv("HTTP__PORT", "6")
+    monkeypatch.setenv("AUTO_CAST_FOR_DYNACONF", "true")
+    monkeypatch.setenv("MERGE_ENABLED_FOR_DYNACONF", "true")
+    monkeypatch.setenv("YAML_LOADER_FOR_DYNACONF", "unsafe_load")
+    monkeypatch.setenv("NESTED_SEPARATOR_FOR_DYNACONF", "o")
+    assert load() == Settings(http=HttpSettings(host="file"))
+    assert "MARKETFLOW_HTTP__PORT" not in os.environ
+    unsafe = written(tmp_path / "c.yaml", "mode: !!python/object/apply:os.getcwd []")
+    assert "malformed YAML" in problems(None, unsafe)
+
+
+def test_variables_that_kubernetes_makes_of_a_service_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARKETFLOW_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("MARKETFLOW_SERVICE_PORT_HTTP", "8080")
+    monkeypatch.setenv("MARKETFLOW_PORT", "tcp://10.0.0.1:8080")
+    monkeypatch.setenv("MARKETFLOW_PORT_8080_TCP_ADDR", "10.0.0.1")
+    monkeypatch.setenv("MARKETFLOW_REDIS_PORT", "tcp://10.0.0.2:6379")
+    assert load() == Settings()
+
+
+# --- what is refused, and how
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("http.port", 99999, "must be a whole number from 0 to 65535"),
+        ("http.port", -1, "must be a whole number from 0 to 65535"),
+        ("http.port", True, "must be a whole number from 0 to 65535"),
+        ("http.port", 1.5, "must be a whole number from 0 to 65535"),
+        ("postgres.port", 0, "must be a whole number from 1 to 65535"),
+        ("redis.port", 0, "must be a whole number from 1 to 65535"),
+        ("redis.db", -1, "must be a whole number from 0 to 65535"),
+        ("redis.ttl_seconds", 0, "must be a whole number of seconds from 1 to 86400"),
+        ("flow.workers_per_exchange", 65, "must be a whole number from 1 to 64"),
+        ("flow.db_batch_size", 10001, "must be a whole number from 1 to 10000"),
+        ("flow.stale_after_seconds", 0, "must be a number of seconds above 0, at most 86400"),
+        ("flow.late_after_seconds", float("nan"), "must be a number of seconds above 0, at most 86400"),
+        ("generator.rate", float("inf"), "must be a number above 0, at most 1000000"),
+        ("generator.seed", 2**63, "must be a whole number of at most 64 bits, or left out"),
+        ("mode", "demo", "must be one of test, live"),
+        ("log.level", "LOUD", "must be one of TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR, CRITICAL"),
+        ("log.format", 5, "must be one of text, json"),
+        ("postgres.sslmode", "yes", "must be one of disable, allow, prefer, require, verify-ca, verify-full"),
+        ("postgres.dbname", "", "must be text that is not empty"),
+        ("postgres.user", 7, "must be text that is not empty; put it in quotes"),
+        ("http.host", "", "must be a host name or an IP address"),
+        ("http.host", "a\nb", "must be a host name or an IP address"),
+        ("data_dir", 5, 'must be the path of a folder, or "" for the usual place'),
+        ("symbols", [], "must be a list of one or more symbols"),
+        ("symbols", ["A", "A"], "must all be different, A is there twice"),
+        ("exchanges", [], "must be a list of one or more exchanges"),
+        ("exchanges", "x", "must be a list of one or more exchanges"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(key: str, value: object, allowed: str) -> None:
+    text = problems({key: value})
+    assert text.startswith(f"{key} = ")
+    assert f": {allowed}" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("symbol", ["btc", "", "A B", "A" * 33, "-A", "Ä", "A\n", 5, None])
+def test_a_wrong_symbol_is_named_by_its_place(symbol: object) -> None:
+    assert problems({"symbols": ["A", symbol]}).startswith("symbols[1] = ")
+
+
+@pytest.mark.parametrize("address", ["", "a", "a:", ":1", "a:0", "a:65536", "a:1 ", "::1:5", "a:b@c:1", "a:\uff11", 5])
+def test_a_wrong_address_is_named_by_its_place(address: object) -> None:
+    text = problems({"exchanges": [{"name": "a", "address": address}]})
+    assert text.startswith("exchanges[0].address = ")
+    assert text.endswith(": must be host:port, the port from 1 to 65535")
+
+
+def test_a_wrong_exchange_is_named_by_its_place() -> None:
+    good = {"name": "a", "address": "a:1"}
+    assert problems({"exchanges": [good, {"name": "b:", "address": "b:1"}]}).startswith(
+        'exchanges[1].name = "b:": must be'
+    )
+    assert problems({"exchanges": [good, {"name": "b"}]}).startswith(
+        "exchanges[1] = ['name']: must be a table of name and"
+    )
+    assert problems({"exchanges": [good, 5]}).startswith("exchanges[1] = 5: must be a table of name and address")
+    assert "must all be different" in problems({"exchanges": [good, {"name": "A", "address": "b:1"}]})
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("flow.stale_after", "flow.stale_after_seconds"),
+        ("port", "http.port"),
+        ("http_port", "http.port"),
+        ("postgres.pasword", "postgres.password"),
+        ("symbol", "symbols"),
+        ("http.port.x", "http.port"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(key: str, nearest: str) -> None:
+    assert problems({key: 1}) == f"{key}: unknown key, did you mean {nearest}?"
+
+
+def test_all_problems_are_told_at_once_with_their_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = written(tmp_path / "c.toml", "http = {port = 70000}\nredis = 5")
+    monkeypatch.setenv("MARKETFLOW_FLOW__DB_BATCH_SIZE", "0")
+    assert problems({"mode": "demo"}, path).splitlines() == [
+        f"http.port = 70000: must be a whole number from 0 to 65535 (from {path})",
+        f"redis: must be a table of host, port, password, db, ttl_seconds (from {path})",
+        "flow.db_batch_size = 0: must be a whole number from 1 to 10000 (from MARKETFLOW_FLOW__DB_BATCH_SIZE)",
+        'mode = "demo": must be one of test, live',
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "x", "08080", "9" * 5000, "[" * 5000, "tru\ne"])
+def test_a_variable_that_is_no_number_is_refused_where_one_is_needed(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("MARKETFLOW_HTTP__PORT", text)
+    assert problems().startswith("http.port = ")
+    assert len(problems()) < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("none.toml", None, "can't be read: No such file or directory"),
+        ("c.ini", b"", "must be a file that ends in .toml, .yaml, .yml or .json"),
+        ("c.toml", b"a = 1\nb = = 2", "malformed: Invalid value (at line 2, column 5)"),
+        ("c.json", b'{"mode": }', "malformed: Expecting value: line 1 column 10 (char 9)"),
+        ("c.yaml", b"a: 1\nb: [", "malformed YAML: line 2, column 5"),
+        ("c.yaml", b"postgres: {password: *hush}", "malformed YAML: line 1, column 22"),
+        ("c.toml", b"a = '\xff'", "is not UTF-8 text (byte 5)"),
+        ("c.yaml", b"- 1\n- 2", "must hold a table of settings"),
+        ("c.json", b"[1]", "must hold a table of settings"),
+        ("c.yaml", b"1: 2", "1: unknown key"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_place(
+    tmp_path: Path, name: str, data: bytes | None, told: str
+) -> None:
+    path = tmp_path / name
+    if data is not None:
+        path.write_bytes(data)
+    text = problems(None, path)
+    assert str(path) in text
+    assert told in text
+    assert "hush" not in text
+
+
+# --- secrets
+
+
+@pytest.mark.parametrize("key", ["http.token", "postgres.password", "redis.password"])
+def test_a_secret_is_in_no_message_and_in_no_representation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str
+) -> None:
+    section, name = key.split(".")
+    loaded = load(None, {key: "hush"})
+    assert getattr(getattr(loaded, section), name) == "hush"
+    assert "hush" not in repr(loaded) + str(loaded) + repr(loaded.__rich_repr__())
+    assert f"{name}='***'" in repr(loaded)
+    assert problems({key: ["hush"]}).startswith(f"{key} = ***: must be ")
+    assert "hush" not in problems({key: "hush\0 \n"})
+    assert "hush" not in problems({section: "hush"})
+    assert "hush" not in problems({f"{key}x": "hush"})
+    assert "4711" not in problems(None, written(tmp_path / "c.yaml", f"{section}: {{{name}: 4711}}"))
+    monkeypatch.setenv(f"MARKETFLOW_{section}__{name}", "hush\x01\udcff")
+    assert "hush" not in problems({"mode": "demo"})
+
+
+def test_a_url_in_the_place_of_a_host_does_not_show_its_password() -> None:
+    assert "hush" not in problems({"postgres.host": "postgresql://me:hush@host/db"})
+
+
+# --- one value alone
+
+
+def test_the_text_of_a_flag_is_held_to_the_rule_of_its_key() -> None:
+    assert convert("http.port", "0") == 0
+    assert convert("symbols", "A,B") == ("A", "B")
+    assert convert("exchange.name", "007") == "007"
+    with pytest.raises(SettingsError, match=r"^99999: must be a whole number from 0 to 65535$"):
+        convert("http.port", "99999")
+    with pytest.raises(SettingsError, match=r"^\[0\] = \"a\": must be 1 to 32"):
+        convert("symbols", "a")
