@@ -219,7 +219,10 @@ def test_every_row_of_a_minute_from_three_exchanges_equals_the_oracle(
         if slot.start <= minute  # the minute that runs is not yet a row
     }
     want = sum(candle.ticks for candle in expected.values())
-    stored = lambda: {slot: row for slot, row in rows().items() if slot[1] <= minute}  # noqa: E731
+
+    def stored() -> dict[tuple[Series, int], dict[str, Any]]:
+        return {slot: row for slot, row in rows().items() if slot[1] <= minute}
+
     wait_until(lambda: sum(row["tick_count"] for row in stored().values()) == want, message="not all ticks are in rows")
     assert_rows_equal(stored(), expected)
     assert live.stop()[0] == 0
@@ -285,8 +288,8 @@ def test_hostile_lines_cost_nothing_but_themselves(live: Application, exchanges:
     wait_until(lambda: (live.find("/prices/average/exchange1/BTCUSDT") or {}).get("ticks") == 2)
     assert live.get("/prices/highest/BTCUSDT")["price"] == 2.0
     assert live.get("/health")["exchanges"]["exchange1"] == "connected"
-    for reason in ("malformed", "bad_price", "unknown_symbol", "too_long"):
-        wait_until(lambda reason=reason: reason in live.log)
+    reasons = ("malformed", "bad_price", "unknown_symbol", "too_long")
+    wait_until(lambda: all(reason in live.log for reason in reasons))
     assert "Traceback" not in live.log
 
 
@@ -442,7 +445,7 @@ def test_the_simulated_exchange_serves_everybody_and_stops_at_a_signal(
         given = {"MODE": "live", "EXCHANGES": f"[{tables}]"}
         with Application(server_folder, servers | given) as application:
             wait_until(lambda: application.get("/health")["status"] == "ok")
-            for n in (1, 2, 3):
-                wait_until(lambda n=n: application.find(f"/prices/latest/exchange{n}/ETHUSDT"))
+            paths = [f"/prices/latest/exchange{n}/ETHUSDT" for n in (1, 2, 3)]
+            wait_until(lambda: all(application.find(path) for path in paths))
             simulated[0].terminate()
             assert simulated[0].wait(5) == 0

@@ -149,8 +149,8 @@ def test_a_slow_consumer_gets_fewer_and_larger_writes_and_loses_nothing() -> Non
     busy: list[float] = []
 
     def slow(newest: dict[Series, Tick]) -> None:
-        busy.append(world.scheduler.clock)
-        world.scheduler._clock += 1.0  # the worker is held up for a second
+        busy.append(world.seconds)
+        world.scheduler._clock = world.seconds + 1.0  # the worker is held up for a second
         write(newest)
 
     world.cache.put_newest = slow  # type: ignore[method-assign]

@@ -169,8 +169,13 @@ class World:
         return self.feeds[Mode.TEST][0]
 
     @property
+    def seconds(self) -> float:
+        """Virtual time since the start."""
+        return float(self.scheduler.clock)
+
+    @property
     def now_ms(self) -> int:
-        return START_MS + self.clock_step_ms + round(self.scheduler.clock * 1000)
+        return START_MS + self.clock_step_ms + round(self.seconds * 1000)
 
     def start(self) -> "World":
         self.flow.observable().subscribe(on_error=self.errors.append, on_completed=self._complete)
@@ -182,7 +187,7 @@ class World:
 
     def run(self, seconds: float) -> None:
         """Let virtual time pass."""
-        self.scheduler.advance_to(round(self.scheduler.clock + seconds, 6))
+        self.scheduler.advance_to(round(self.seconds + seconds, 6))
         assert not self.errors, self.errors
 
     def run_until_ms(self, at_ms: int) -> None:
