@@ -67,8 +67,11 @@ def decode_slots(entries: Iterable[tuple[bytes, float]]) -> dict[int, Candle]:
 
 
 def decode_latest(fields: list[bytes | None]) -> Tick | None:
-    """The values of LATEST_FIELDS as a tick, None where the key has gone."""
+    """The values of LATEST_FIELDS as a tick, None where the key has gone or this version cannot read it."""
     price, timestamp, sequence = fields
     if price is None or timestamp is None or sequence is None:
         return None
-    return Tick(float(price), int(timestamp), int(sequence))
+    try:
+        return Tick(float(price), int(timestamp), int(sequence))
+    except ValueError:
+        return None

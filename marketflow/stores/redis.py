@@ -9,7 +9,7 @@ written meanwhile is not queued; memory has it all, and refills the cache on its
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 from uuid import uuid4
@@ -106,10 +106,9 @@ class RedisCache:
         self._run_key = keys.run_key(uuid4().hex)
         self._recovered = False
         self._backlog_read = False
-        self._lacking = False
+        self._lacking = False  # set by whatever fails, on any thread; cleared by the probe alone
+        self._whole = False  # what the last probe found
         self._away = False
-        self.complete = False
-        """Whether the cache has all that was written to it. While it has not, memory is the better answer."""
 
     @classmethod
     def connect(
@@ -124,6 +123,11 @@ class RedisCache:
         )
         return cls(client, series, clock, ttl_seconds)
 
+    @property
+    def complete(self) -> bool:
+        """Whether the cache has all that was written to it. While it has not, memory is the better answer."""
+        return self._whole and not self._lacking
+
     def close(self) -> None:
         """Close all connections."""
         self._client.close()
@@ -132,7 +136,8 @@ class RedisCache:
 
     def put_newest(self, newest: dict[Series, Tick]) -> None:
         """Store the newest tick of each series, for as long as a newest price may be shown from here."""
-        with self._writing(), self._client.pipeline(transaction=False) as pipe:
+        # A transaction, so that no price is ever left without its expiry.
+        with self._writing(), self._client.pipeline(transaction=True) as pipe:
             for series, tick in newest.items():
                 key = keys.latest_key(series)
                 fields: dict[Any, Any] = {
@@ -162,7 +167,7 @@ class RedisCache:
         recovered = self._read_slots(keys.window_key, since)
         self._mark_alive()
         self._recovered = True
-        self.complete = not self._lacking
+        self._whole = True
         if recovered:
             logger.info("recovered {} slices of the last minutes from Redis", len(recovered))
         return recovered
@@ -183,19 +188,20 @@ class RedisCache:
                 self._client.set(keys.ARCHIVED_KEY, until, px=MINUTES_KEPT_MS)
 
     def needs_refill(self) -> bool:
-        """Probe Redis: True when it answers and lacks what was written, because a write failed or it was emptied."""
+        """Probe Redis: True when it answers and may lack what was written, because a call failed or it was emptied.
+
+        A probe that fails counts as well: it may have set the key of this run, and hidden that the key was gone.
+        """
         if not self._recovered:
             return False
         try:
             alive = self._mark_alive()
         except Unavailable:
             return False
-        if self._lacking or not alive:
+        self._whole = alive and not self._lacking
+        if not self._whole:
             self._lacking = False
-            self.complete = False
-            return True
-        self.complete = True
-        return False
+        return not self._whole
 
     def _mark_alive(self) -> bool:
         """Set this run's own key; gives whether it was there, and with it all that was written before."""
@@ -238,30 +244,32 @@ class RedisCache:
     # Failures
 
     @contextmanager
-    def _writing(self) -> Any:
-        """A write: one that fails, or may not be tried, leaves the cache incomplete."""
-        try:
-            if not self._recovered:
-                raise Unavailable("Redis has not yet been asked what an earlier run left")
-            with self._asking():
-                yield
-        except BaseException:
+    def _writing(self) -> Iterator[None]:
+        """A write, once it is known what an earlier run left."""
+        if not self._recovered:
             self._lacking = True
-            self.complete = False
-            raise
+            raise Unavailable("Redis has not yet been asked what an earlier run left")
+        with self._asking():
+            yield
 
     @contextmanager
-    def _asking(self) -> Any:
-        """A call: any error of Redis becomes Unavailable and opens the breaker."""
-        self._breaker.check()
+    def _asking(self) -> Iterator[None]:
+        """A call: any error of Redis becomes Unavailable and opens the breaker.
+
+        One that fails, or may not be tried, leaves the cache incomplete.
+        """
         try:
+            self._breaker.check()
             yield
         except redis.RedisError as error:
+            self._lacking = True
             self._breaker.failed()
-            self.complete = False
             self._away = True
             self._limit.log("away", "WARNING", f"Redis cannot be used, memory answers meanwhile: {error}")
             raise Unavailable(f"Redis cannot be used: {error}") from error
+        except BaseException:
+            self._lacking = True
+            raise
         self._breaker.succeeded()
         if self._away:
             self._away = False

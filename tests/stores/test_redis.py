@@ -1,0 +1,643 @@
+"""What the cache promises, with real servers that are killed, frozen, full and read-only."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from loguru import logger
+
+from marketflow.errors import Unavailable
+from marketflow.model import MINUTE_MS, SLICE_MS, Candle, Candles, Mode, Series, Slot, Tick, minute_start
+from marketflow.stores import keys
+from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
+from marketflow.stores.redis import BREAK_SECONDS, TIMEOUT_SECONDS, Breaker, RedisCache, RedisReader
+from marketflow.stores.redis import connection_keywords as redis_keywords
+from tests.servers import HOST, RedisServer, free_port, wait_until
+
+T = TypeVar("T")
+MINUTE = 1_763_690_040_000  # the start of a minute
+NOW = MINUTE + 30_000
+BTC = Series(Mode.LIVE, "exchange1", "BTCUSDT")
+ETH = Series(Mode.LIVE, "exchange2", "ETHUSDT")
+TEST_BTC = BTC._replace(mode=Mode.TEST)
+SERIES = [BTC, ETH, TEST_BTC]
+TICK = Tick(100.5, NOW, NOW * 1_000_000 + 7)
+IN_TIME = 0.6
+PASSWORD = "correct horse"
+TTL_SECONDS = 300
+
+
+def candle(start: int = MINUTE, ticks: int = 1, price: float = 100.0) -> Candle:
+    return Candle(price, price + 2, price - 2, price + 1, price * ticks, ticks, start, start + 9, start, start, 1, 2)
+
+
+def one(series: Series = BTC, start: int = MINUTE, ticks: int = 1) -> Candles:
+    return {Slot(series, start): candle(start, ticks)}
+
+
+class SetClock:
+    """Shows what it was set to."""
+
+    def __init__(self) -> None:
+        self.ms = NOW
+
+    def __call__(self) -> int:
+        return self.ms * 1_000_000
+
+
+def keywords(server: RedisServer) -> dict[str, Any]:
+    return redis_keywords(HOST, server.port, server.password, 0)
+
+
+@contextmanager
+def cache_at(place: dict[str, Any], clock: SetClock | None = None, recovered: bool = True) -> Iterator[RedisCache]:
+    """The cache of one run."""
+    with closing(RedisCache.connect(place, SERIES, clock or SetClock(), TTL_SECONDS)) as cache:
+        if recovered:
+            cache.recover()
+        yield cache
+
+
+def ask(server: RedisServer, question: Callable[[RedisReader], Awaitable[T]]) -> T:
+    """What a reader answers that lives for one question."""
+
+    async def answer() -> T:
+        reader = RedisReader.connect(keywords(server))
+        try:
+            return await question(reader)
+        finally:
+            await reader.close()
+
+    return asyncio.run(answer())
+
+
+def newest(server: RedisServer, series: Series = BTC) -> Tick | None:
+    return ask(server, lambda reader: reader.newest([series]))[0]
+
+
+def slots_of(client: "redis.Redis", key: str) -> list[tuple[bytes, float]]:
+    return cast("list[tuple[bytes, float]]", client.zrange(key, 0, -1, withscores=True))
+
+
+def fails_in_time(call: Callable[[], object]) -> str:
+    """The text of the Unavailable that a call must raise soon."""
+    began = time.monotonic()
+    with pytest.raises(Unavailable) as raised:
+        call()
+    assert time.monotonic() - began < IN_TIME
+    return str(raised.value)
+
+
+def writes(cache: RedisCache) -> list[Callable[[], object]]:
+    """Every call that writes."""
+    return [
+        lambda: cache.put_newest({BTC: TICK}),
+        lambda: cache.put_slices(one()),
+        lambda: cache.put_minutes(one()),
+        lambda: cache.mark_archived(MINUTE),
+    ]
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock()
+
+
+@pytest.fixture
+def cache(redis_db: RedisServer, clock: SetClock) -> Iterator[RedisCache]:
+    """A cache on an empty Redis, recovered."""
+    with cache_at(keywords(redis_db), clock) as cache:
+        yield cache
+
+
+@pytest.fixture
+def client(redis_db: RedisServer) -> Iterator["redis.Redis"]:
+    with redis_db.client() as client:
+        yield client
+
+
+@pytest.fixture
+def server(server_folder: Path) -> Iterator[RedisServer]:
+    """A Redis of the test's own, with a password, which forgets when it stops."""
+    with RedisServer(server_folder / "redis", PASSWORD, persistent=False) as server:
+        yield server
+
+
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    """All that is logged."""
+    lines: list[str] = []
+    handler = logger.add(lines.append, level=0, format="{message} {extra} {exception}")
+    yield lines
+    logger.remove(handler)
+
+
+# What is stored, and for how long
+
+
+def test_the_newest_price_is_a_hash_that_expires(cache: RedisCache, client: "redis.Redis") -> None:
+    cache.put_newest({BTC: TICK})
+    key = "marketflow:{live:exchange1:BTCUSDT}:latest"
+    assert client.hgetall(key) == {
+        b"price": b"100.5",
+        b"timestamp": str(NOW).encode(),
+        b"received": str(NOW).encode(),
+        b"sequence": str(TICK.sequence).encode(),
+    }
+    remaining = client.pttl(key)
+    assert isinstance(remaining, int)
+    assert TTL_SECONDS * 1000 - 5000 < remaining <= TTL_SECONDS * 1000
+
+
+def test_keys_are_named_as_the_contract_says(cache: RedisCache, client: "redis.Redis") -> None:
+    cache.put_newest({BTC: TICK})
+    cache.put_slices(one())
+    cache.put_minutes(one())
+    of_series = {key for key in client.keys("*") if b"BTCUSDT" in key}
+    tag = b"marketflow:{live:exchange1:BTCUSDT}:"
+    assert of_series == {tag + b"latest", tag + b"window", tag + b"minutes"}
+
+
+WRITES: list[Callable[[RedisCache, int], object]] = [
+    lambda cache, age: cache.put_newest({ETH: TICK._replace(at=NOW - age), BTC: TICK}),
+    lambda cache, age: cache.put_slices(one(BTC, NOW - age) | one(ETH, NOW)),
+    lambda cache, age: cache.put_minutes(one(BTC, minute_start(NOW - age))),
+    lambda cache, age: cache.mark_archived(minute_start(NOW - age)),
+    lambda cache, age: cache.needs_refill(),
+    lambda cache, age: cache.unarchived(),
+    lambda cache, age: cache.recover(),
+]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from(WRITES), st.integers(0, 2 * MINUTES_KEPT_MS)), max_size=8))
+def test_every_key_expires_by_itself_whatever_was_written(
+    cache: RedisCache, client: "redis.Redis", calls: list[tuple[Callable[[RedisCache, int], object], int]]
+) -> None:
+    client.flushall()
+    for call, age_ms in calls:
+        call(cache, age_ms)
+    assert [key for key in client.keys("*") if client.ttl(key) == -1] == []
+
+
+def test_a_newest_price_is_stored_with_its_expiry_or_not_at_all(server: RedisServer) -> None:
+    with server.client() as client, cache_at(keywords(server)) as cache:
+        client.execute_command("ACL", "SETUSER", "default", "-pexpire")
+        with pytest.raises(Unavailable):
+            cache.put_newest({BTC: TICK})
+        assert client.exists(keys.latest_key(BTC)) == 0
+
+
+@pytest.mark.parametrize("price", [0.1 + 0.2, 5e-324, 1.7976931348623157e308, 1e22, 123456789.123456789])
+def test_candles_and_prices_come_back_to_the_last_bit(cache: RedisCache, redis_db: RedisServer, price: float) -> None:
+    tick = Tick(price, NOW, 2**62 + 1)
+    stored = Candle(price, price, price, price, price * 0.3, 3, MINUTE, NOW, MINUTE, NOW, 2**62, 2**62 + 1)
+    cache.put_newest({BTC: tick})
+    cache.put_slices({Slot(BTC, MINUTE): stored})
+    cache.put_minutes({Slot(BTC, MINUTE): stored})
+    assert ask(redis_db, lambda reader: reader.recent([BTC], MINUTE)) == [(tick, {MINUTE: stored}, {MINUTE: stored})]
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.integers(1, 2**62), st.integers(0, 2**62))
+def test_any_candle_survives_its_encoding(price: float, ticks: int, sequence: int) -> None:
+    stored = Candle(price, price, price, price, price, ticks, 0, NOW, 0, NOW, 0, sequence)
+    assert keys.decode_slots([(keys.encode_candle(stored), float(NOW))]) == {NOW: stored}
+
+
+@pytest.mark.parametrize("kind", ["window", "minutes"])
+def test_writing_twice_changes_nothing_and_a_fuller_version_takes_the_place_of_the_poorer(
+    cache: RedisCache, client: "redis.Redis", kind: str
+) -> None:
+    put = cache.put_slices if kind == "window" else cache.put_minutes
+    key = f"marketflow:{{live:exchange1:BTCUSDT}}:{kind}"
+    put(one(ticks=1))
+    once = slots_of(client, key)
+    put(one(ticks=1))
+    assert slots_of(client, key) == once
+    put(one(ticks=2))
+    assert keys.decode_slots(slots_of(client, key)) == {MINUTE: candle(ticks=2)}
+    assert client.zcard(key) == 1
+
+
+def test_of_two_stored_versions_of_a_slot_the_fuller_counts() -> None:
+    poor, full = (keys.encode_candle(candle(ticks=ticks)) for ticks in (2, 10))
+    assert keys.decode_slots([(poor, MINUTE), (full, MINUTE)]) == {MINUTE: candle(ticks=10)}
+    assert keys.decode_slots([(full, MINUTE), (poor, MINUTE)]) == {MINUTE: candle(ticks=10)}
+
+
+def test_slices_and_minutes_that_nobody_asks_for_any_more_are_trimmed(
+    cache: RedisCache, client: "redis.Redis", clock: SetClock
+) -> None:
+    cache.put_slices(one(start=MINUTE) | one(start=MINUTE + SLICE_MS))
+    cache.put_minutes(one(start=MINUTE) | one(start=MINUTE + MINUTE_MS))
+    clock.ms = MINUTE + RECENT_MS + MINUTE_MS + SLICE_MS
+    cache.put_slices(one(start=clock.ms))
+    assert [score for _, score in slots_of(client, keys.window_key(BTC))] == [MINUTE + SLICE_MS, clock.ms]
+    clock.ms = MINUTE + MINUTES_KEPT_MS + 3 * MINUTE_MS
+    cache.put_minutes(one(start=minute_start(clock.ms)))
+    assert [score for _, score in slots_of(client, keys.minutes_key(BTC))] == [MINUTE + MINUTE_MS, clock.ms]
+
+
+def test_thousands_of_slots_are_written_in_one_call(cache: RedisCache, client: "redis.Redis") -> None:
+    slices = {
+        Slot(series, NOW - i * SLICE_MS): candle(NOW - i * SLICE_MS) for i in range(1234) for series in (BTC, ETH)
+    }
+    cache.put_slices(slices)
+    assert client.zcard(keys.window_key(BTC)) == client.zcard(keys.window_key(ETH)) == 1234
+    assert cache.recover() == slices
+
+
+# What the next run finds
+
+
+def test_the_next_run_recovers_the_slices_of_the_last_whole_minutes_of_both_modes(
+    cache: RedisCache, redis_db: RedisServer
+) -> None:
+    left: Candles = {}
+    for series in SERIES:
+        left |= one(series, MINUTE - RECENT_MS) | one(series, MINUTE)
+    cache.put_slices(left | one(BTC, MINUTE - RECENT_MS - SLICE_MS))
+    with cache_at(keywords(redis_db), recovered=False) as next_run:
+        assert next_run.recover() == left
+        assert next_run.complete
+
+
+def test_what_this_version_cannot_read_is_left_out(
+    cache: RedisCache, client: "redis.Redis", redis_db: RedisServer
+) -> None:
+    cache.put_slices(one())
+    for number, member in enumerate([b"", b"\xff", b"[1,2]", b'{"open":1}', b"[" * 3000]):
+        client.zadd(keys.window_key(BTC), {member: MINUTE + number * SLICE_MS})
+    client.hset(keys.latest_key(BTC), mapping={"price": "?", "timestamp": "1.5", "sequence": ""})
+    assert cache.recover() == one()
+    assert ask(redis_db, lambda reader: reader.recent([BTC], MINUTE)) == [(None, {MINUTE: candle()}, {})]
+
+
+def test_nothing_is_written_before_the_recovery_and_afterwards_the_cache_asks_for_it(
+    redis_db: RedisServer, client: "redis.Redis"
+) -> None:
+    with cache_at(keywords(redis_db), recovered=False) as cache:
+        for write in writes(cache)[:3]:
+            with pytest.raises(Unavailable):
+                write()
+        assert client.keys("*") == []
+        assert not cache.needs_refill()
+        cache.recover()
+        assert not cache.complete
+        assert cache.needs_refill()
+        assert not cache.needs_refill()
+        assert cache.complete
+
+
+def test_minutes_from_the_mark_on_are_unarchived(cache: RedisCache, redis_db: RedisServer) -> None:
+    minutes = [one(series, MINUTE - ago * MINUTE_MS) for ago in (0, 1, 2) for series in (BTC, TEST_BTC)]
+    for minute in minutes:
+        cache.put_minutes(minute)
+    cache.unarchived()
+    cache.mark_archived(MINUTE - MINUTE_MS)
+    with cache_at(keywords(redis_db)) as next_run:
+        assert next_run.unarchived() == minutes[0] | minutes[1] | minutes[2] | minutes[3]
+
+
+def test_without_a_mark_all_minutes_of_the_last_day_are_unarchived(
+    cache: RedisCache, redis_db: RedisServer, clock: SetClock
+) -> None:
+    cache.put_minutes(one(start=MINUTE - MINUTE_MS) | one(start=MINUTE))
+    clock.ms = MINUTE + MINUTES_KEPT_MS
+    with cache_at(keywords(redis_db), clock) as next_run:
+        assert next_run.unarchived() == one(start=MINUTE)
+
+
+def test_the_mark_of_the_run_before_stands_until_its_backlog_has_been_read(
+    cache: RedisCache, client: "redis.Redis"
+) -> None:
+    cache.mark_archived(MINUTE)
+    assert client.get(keys.ARCHIVED_KEY) is None
+    cache.unarchived()
+    cache.mark_archived(MINUTE)
+    assert client.get(keys.ARCHIVED_KEY) == str(MINUTE).encode()
+
+
+# What the cache lacks
+
+
+def test_a_cache_that_was_never_away_needs_no_refill(cache: RedisCache) -> None:
+    assert cache.complete
+    for write in writes(cache):
+        write()
+        assert not cache.needs_refill()
+    assert cache.complete
+
+
+def test_an_emptied_cache_needs_a_refill_once(cache: RedisCache, client: "redis.Redis") -> None:
+    client.flushall()
+    assert cache.needs_refill()
+    assert not cache.complete
+    assert not cache.needs_refill()
+    assert cache.complete
+
+
+def test_a_server_that_forgot_all_in_a_restart_needs_a_refill_once(server: RedisServer) -> None:
+    with cache_at(keywords(server)) as cache:
+        cache.put_newest({BTC: TICK})
+        server.restart()
+        assert wait_until(cache.needs_refill)
+        assert not cache.needs_refill()
+
+
+def test_a_failed_write_needs_a_refill_once(server: RedisServer) -> None:
+    with cache_at(keywords(server)) as cache:
+        server.pause()
+        fails_in_time(lambda: cache.put_newest({BTC: TICK}))
+        assert not cache.complete
+        assert not cache.needs_refill()  # it cannot be refilled yet
+        server.resume()
+        assert wait_until(cache.needs_refill)
+        assert not cache.complete
+        assert not cache.needs_refill()
+        assert cache.complete
+
+
+def test_an_emptied_cache_needs_a_refill_even_if_the_answer_to_the_first_probe_is_lost(server: RedisServer) -> None:
+    with server.client() as client, cache_at(keywords(server)) as cache:
+        cache.put_newest({BTC: TICK})
+        client.flushall()
+        server.pause()
+        assert not cache.needs_refill()
+        server.resume()
+        wait_until(lambda: client.keys("*:alive"), message="the server did not get the first probe")
+        assert wait_until(cache.needs_refill)
+
+
+def test_the_cache_is_not_complete_from_the_first_failure_until_a_probe_finds_nothing_missing(
+    server: RedisServer,
+) -> None:
+    with server.client() as client, cache_at(keywords(server)) as cache:
+        client.config_set("maxmemory", 1)
+        fails_in_time(lambda: cache.put_slices(one()))
+        client.config_set("maxmemory", 0)
+        wait_until(lambda: succeeds(lambda: cache.put_slices(one())))
+        assert not cache.complete
+        assert cache.needs_refill()
+        assert not cache.complete
+        assert not cache.needs_refill()
+        assert cache.complete
+
+
+def succeeds(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except Unavailable:
+        return False
+    return True
+
+
+# Redis away
+
+
+@contextmanager
+def killed(server: RedisServer) -> Iterator[None]:
+    server.kill()
+    yield
+    server.start()
+
+
+@contextmanager
+def frozen(server: RedisServer) -> Iterator[None]:
+    server.pause()
+    yield
+    server.resume()
+
+
+@contextmanager
+def out_of_memory(server: RedisServer) -> Iterator[None]:
+    with server.client() as client:
+        client.config_set("maxmemory", 1)
+        yield
+        client.config_set("maxmemory", 0)
+
+
+@contextmanager
+def read_only(server: RedisServer) -> Iterator[None]:
+    with server.client() as client:
+        client.replicaof(HOST, str(free_port()))
+        yield
+        client.replicaof("NO", "ONE")
+
+
+Fault = Callable[[RedisServer], Any]
+
+
+@pytest.mark.parametrize("fault", [killed, frozen, out_of_memory, read_only])
+def test_every_write_ends_in_time_and_works_again_by_itself(server: RedisServer, fault: Fault, log: list[str]) -> None:
+    with ExitStack() as stack:
+        # One for each call: the breaker of a cache would answer for all calls but the first.
+        caches = [stack.enter_context(cache_at(keywords(server))) for _ in range(4)]
+        for cache in caches:
+            cache.unarchived()
+        with fault(server):
+            errors = [fails_in_time(writes(cache)[number]) for number, cache in enumerate(caches)]
+            assert not any(cache.complete or cache.needs_refill() for cache in caches)
+        for number, cache in enumerate(caches):
+            assert wait_until(cache.needs_refill)
+            writes(cache)[number]()
+            assert not cache.needs_refill()
+            assert cache.complete
+    assert PASSWORD not in "".join(errors + log)
+    assert any("Redis can be used again" in line for line in log)
+
+
+@pytest.mark.parametrize("fault", [killed, frozen])
+def test_every_question_of_the_next_run_ends_in_time(server: RedisServer, fault: Fault) -> None:
+    with ExitStack() as stack:
+        runs = [stack.enter_context(cache_at(keywords(server), recovered=False)) for _ in range(2)]
+        with fault(server):
+            fails_in_time(runs[0].recover)
+            fails_in_time(runs[1].unarchived)
+        wait_until(lambda: succeeds(runs[0].recover))
+
+
+def test_a_redis_that_was_never_there_is_unavailable_in_time() -> None:
+    place = redis_keywords(HOST, free_port(), "", 0)
+    with cache_at(place, recovered=False) as cache:
+        fails_in_time(cache.recover)
+        assert not cache.needs_refill()
+        assert not cache.complete
+
+
+def test_a_wrong_password_is_unavailable_and_never_told(server: RedisServer, log: list[str]) -> None:
+    wrong = "battery staple"
+    place = keywords(server) | {"password": wrong}
+    with cache_at(place, recovered=False) as cache:
+        text = fails_in_time(cache.recover)
+    assert "password" in text
+    told = text + "".join(log)
+    assert wrong not in told
+    assert PASSWORD not in told
+
+
+def test_while_redis_is_away_calls_fail_at_once(server: RedisServer) -> None:
+    with cache_at(keywords(server)) as cache:
+        server.pause()
+        fails_in_time(lambda: cache.put_newest({BTC: TICK}))
+        began = time.monotonic()
+        failed = 0
+        while time.monotonic() - began < BREAK_SECONDS / 2:
+            asked_at = time.monotonic()
+            with pytest.raises(Unavailable, match="away"):
+                cache.put_newest({BTC: TICK})
+            assert time.monotonic() - asked_at < TIMEOUT_SECONDS / 2
+            failed += 1
+        assert failed > 100
+        server.resume()
+
+
+def test_threads_share_a_cache(cache: RedisCache, redis_db: RedisServer) -> None:
+    series = [Series(Mode.LIVE, "exchange1", f"SYMBOL{number}") for number in range(50)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda each: cache.put_newest({each: TICK}), series))
+    assert ask(redis_db, lambda reader: reader.newest(series)) == [TICK] * 50
+    assert cache.complete
+
+
+# The breaker
+
+
+class Stopwatch:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_a_closed_breaker_lets_everyone_through() -> None:
+    breaker = Breaker(0.5, Stopwatch())
+    for _ in range(3):
+        breaker.check()
+
+
+def test_an_open_breaker_lets_one_through_each_time_its_pause_is_over() -> None:
+    stopwatch = Stopwatch()
+    breaker = Breaker(0.5, stopwatch)
+    breaker.failed()
+    for seconds in (0.0, 0.49):
+        stopwatch.seconds = seconds
+        with pytest.raises(Unavailable):
+            breaker.check()
+    for seconds in (0.5, 1.0):
+        stopwatch.seconds = seconds
+        breaker.check()
+        with pytest.raises(Unavailable):
+            breaker.check()
+
+
+def test_a_breaker_closes_with_the_first_success_and_opens_with_the_next_failure() -> None:
+    stopwatch = Stopwatch()
+    breaker = Breaker(0.5, stopwatch)
+    breaker.failed()
+    stopwatch.seconds = 0.5
+    breaker.check()
+    breaker.succeeded()
+    breaker.check()
+    breaker.check()
+    breaker.failed()
+    with pytest.raises(Unavailable):
+        breaker.check()
+
+
+# The reader
+
+
+def test_the_newest_price_falls_back_to_the_last_closed_minute(
+    cache: RedisCache, client: "redis.Redis", redis_db: RedisServer
+) -> None:
+    assert newest(redis_db) is None
+    cache.put_minutes(one(start=MINUTE) | one(start=MINUTE - MINUTE_MS))
+    cache.put_newest({BTC: TICK})
+    assert newest(redis_db) == TICK
+    client.delete(keys.latest_key(BTC))
+    assert newest(redis_db) == candle(MINUTE).newest
+
+
+def test_answers_are_in_the_order_of_the_question(cache: RedisCache, redis_db: RedisServer) -> None:
+    cache.put_newest({BTC: TICK, TEST_BTC: TICK._replace(price=1.0)})
+    answers = ask(redis_db, lambda reader: reader.newest([TEST_BTC, ETH, BTC]))
+    assert answers == [TICK._replace(price=1.0), None, TICK]
+    assert ask(redis_db, lambda reader: reader.newest([])) == []
+
+
+def test_recent_gives_every_slice_and_minute_that_ends_after_a_time(cache: RedisCache, redis_db: RedisServer) -> None:
+    for start in (MINUTE - MINUTE_MS, MINUTE, MINUTE + MINUTE_MS):
+        cache.put_minutes(one(start=start))
+    for start in (NOW - SLICE_MS, NOW, NOW + SLICE_MS):
+        cache.put_slices(one(start=start) | one(series=ETH, start=start))
+
+    def recent(since: int) -> tuple[list[int], list[int]]:
+        ((_, slices, minutes),) = ask(redis_db, lambda reader: reader.recent([BTC], since))
+        return list(slices), list(minutes)
+
+    assert recent(NOW) == ([NOW, NOW + SLICE_MS], [MINUTE, MINUTE + MINUTE_MS])
+    assert recent(NOW + SLICE_MS - 1) == recent(NOW)
+    assert recent(NOW + SLICE_MS) == ([NOW + SLICE_MS], [MINUTE, MINUTE + MINUTE_MS])
+    assert recent(NOW - 1)[0] == [NOW - SLICE_MS, NOW, NOW + SLICE_MS]
+    assert recent(MINUTE - 1)[1] == [MINUTE - MINUTE_MS, MINUTE, MINUTE + MINUTE_MS]
+
+
+def test_a_pool_of_connections_serves_many_more_requests(cache: RedisCache, redis_db: RedisServer) -> None:
+    cache.put_newest({BTC: TICK})
+    cache.put_slices({Slot(BTC, NOW - i * SLICE_MS): candle(NOW - i * SLICE_MS) for i in range(60)})
+
+    async def at_once(reader: RedisReader) -> list[list[Tick | None]]:
+        await asyncio.gather(*(reader.recent([BTC], MINUTE) for _ in range(200)))
+        return await asyncio.gather(*(reader.newest([BTC]) for _ in range(200)))
+
+    assert ask(redis_db, at_once) == [[TICK]] * 200
+
+
+@pytest.mark.parametrize("fault", [killed, frozen])
+@pytest.mark.parametrize("requests", [1, 200])
+def test_requests_end_in_time_while_redis_is_away_and_are_answered_on_its_return(
+    server: RedisServer, fault: Fault, requests: int
+) -> None:
+    async def slowest(reader: RedisReader) -> float:
+        """How long until the last of several requests has failed."""
+        began = time.monotonic()
+        questions = [reader.recent([BTC, ETH], NOW) for _ in range(requests)]
+        answers = await asyncio.gather(*questions, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {Unavailable}
+        return time.monotonic() - began
+
+    async def question(reader: RedisReader) -> None:
+        await reader.ping()
+        with fault(server):
+            assert await slowest(reader) < IN_TIME
+            with pytest.raises(Unavailable):
+                await reader.ping()
+        await reader.ping()
+
+    ask(server, question)
+
+
+def test_a_reader_that_begins_while_redis_is_frozen_is_unavailable_in_time(server: RedisServer) -> None:
+    with frozen(server):
+        fails_in_time(lambda: newest(server))
+    assert newest(server) is None
+
+
+def test_the_password_is_not_in_what_a_reader_says(server: RedisServer) -> None:
+    server.password = "battery staple"
+    try:
+        text = fails_in_time(lambda: newest(server))
+    finally:
+        server.password = PASSWORD
+    assert PASSWORD not in text
+    assert "battery staple" not in text
