@@ -20,7 +20,7 @@ from marketflow.flow.modes import ModeSwitch
 from marketflow.flow.pending import Pending
 from marketflow.flow.timing import NamedPool, TimingLoop
 from marketflow.logs import RateLimit
-from marketflow.model import Mode, Series
+from marketflow.model import Mode
 from marketflow.settings import Settings
 from marketflow.stores.postgres import PostgresArchive
 from marketflow.stores.redis import RedisCache
@@ -66,8 +66,9 @@ class Engine:
             Mode.LIVE: _exchanges(settings, clock),
         }
         self.modes = ModeSwitch(settings.mode)
+        series = [series for feeds in self.feeds.values() for feed in feeds for series in feed.guard.series]
         self.memory = Memory(round(settings.flow.late_after_seconds * 1000))
-        self.cache = RedisCache.connect(redis, _all_series(settings), clock, settings.redis.ttl_seconds)
+        self.cache = RedisCache.connect(redis, series, clock, settings.redis.ttl_seconds)
         self.archive = PostgresArchive(postgres, ddl, settings.flow.db_batch_size)
         self.flow = Flow(
             modes=self.modes.changes,
@@ -146,12 +147,3 @@ def _guard(settings: Settings, mode: Mode, exchange: str, clock: Clock) -> Guard
 
     skew_ms = round(settings.flow.max_clock_skew_seconds * 1000)
     return Guard(mode, exchange, settings.symbols, clock, skew_ms, on_reject)
-
-
-def _all_series(settings: Settings) -> list[Series]:
-    return [
-        Series(mode, exchange.name, symbol)
-        for mode in Mode
-        for exchange in settings.exchanges
-        for symbol in settings.symbols
-    ]

@@ -68,6 +68,11 @@ class Guard:
         self.timestamps_replaced = 0
         self.rejected: Counter[str] = Counter()
 
+    @property
+    def series(self) -> frozenset[Series]:
+        """All series that may come out."""
+        return frozenset(self._series.values())
+
     def reject(self, reason: str, example: object, count: int = 1) -> None:
         """Count dropped lines by reason."""
         self.rejected[reason] += count

@@ -1,10 +1,10 @@
 """The flow: from the feeds of the mode that runs to the cache and the archive, as one Observable.
 
-    mode ─ switch ─ feeds ─┬─ merge ─┬─ newest ticks ──────────────── lanes ─ cache
-                recovered ─┘         └─ every 100 ms: slices ──┬───── lanes ─ cache
-                                                 refill ───────┤
-                                                               └─ closed minutes ─┬─ cache
-                                                   of the run before: backlog ────┴─ archive
+    mode ─ switch ─ feeds ─ merge ─┬─ newest ticks ──────────────── lanes ─ cache
+                                   └─ every 100 ms: slices ──┬───── lanes ─ cache
+         slices of an earlier run, from the cache: restored ─┤
+                                                             └─ closed minutes ─┬─ cache
+       minutes of an earlier run that the archive may lack: backlog ────────────┴─ archive
 
 Items are batches of candles, never single ticks. Up to each sink everything runs on the thread of the feed or of the
 timing loop and does dictionary work only; every blocking call runs behind an observe_on of its own, on the pool, and
@@ -34,8 +34,8 @@ from marketflow.flow.memory import Memory
 from marketflow.flow.operators import Backoff, Operator, conflate_map, fan_out, isolated, lanes, retry_with_backoff
 from marketflow.flow.pending import Pending
 from marketflow.logs import RateLimit
-from marketflow.model import SLICE_MS, Candles, Mode, Series, merge_all
-from marketflow.stores.ports import Archive, Cache
+from marketflow.model import SLICE_MS, Candles, Mode, Series, merge_all, minute_start
+from marketflow.stores.ports import RECENT_MS, Archive, Cache
 
 PROBE_SECONDS = 0.5
 """How often the cache is asked whether it lacks what was written: a refill begins this soon after its return."""
@@ -86,34 +86,36 @@ class Flow:
     def __post_init__(self) -> None:
         self._limit = RateLimit(10.0)
         self._told_too_late = 0
+        self._adopted = False
+        self._series = {series for feeds in self.feeds.values() for feed in feeds for series in feed.guard.series}
         self.begun = threading.Event()
         """Set when the feeds begin."""
         self._cache_losses = self._probed().pipe(ops.share())
 
     def observable(self) -> Observable[Any]:
-        """The whole flow, to be subscribed to once. It does its work on the way; its items have no meaning."""
-        return self._ticks().pipe(fan_out(self._newest_to_cache, self._by_slice))
+        """The whole flow, to be subscribed to once. It does its work on the way; its items have no meaning.
 
-    # The left edge
-
-    def _ticks(self) -> Observable[Candles]:
-        """What an earlier run left, and what the feeds bring.
-
-        The feeds begin when the cache has been asked once, so that what it left is there before the first answer. It
-        may be away: then it is asked on, and merging makes no difference between early and late.
+        It begins when the cache has been asked once, so that what an earlier run left there is known before the first
+        answer. The cache may be away: then it is asked on, and merging makes no difference between early and late.
         """
 
-        def begin(left: Candles | None) -> Observable[Candles]:
-            self.begun.set()
-            recovered = self._asked_until_answered(self.cache.recover) if left is None else rx.just(left)
-            return rx.merge(recovered, self._from_feeds())
+        def unanswered(error: Exception, _: Observable[Any]) -> Observable[None]:
+            self._unanswered(error)
+            return rx.just(None)
 
         asked: Observable[Candles | None] = self._asked(self.cache.recover)
-        return asked.pipe(ops.catch(lambda error, _: self._unanswered_once(error)), ops.flat_map(begin))
+        return asked.pipe(ops.catch(unanswered), ops.flat_map(self._begin))
 
-    def _unanswered_once(self, error: Exception) -> Observable[None]:
-        self._unanswered(error)
-        return rx.just(None)
+    def _begin(self, left: Candles | None) -> Observable[Any]:
+        self.begun.set()
+        recovered = self._asked_until_answered(self.cache.recover) if left is None else rx.just(left)
+        # On the loop, as all that makes slices: of two versions of one, the later is then always the fuller.
+        restored = recovered.pipe(ops.observe_on(self.loop), ops.map(self.memory.restore))
+        return self._from_feeds().pipe(
+            fan_out(self._newest_to_cache, lambda batches: self._by_slice(batches, restored)),
+        )
+
+    # The left edge
 
     def _from_feeds(self) -> Observable[Candles]:
         return self.modes.pipe(
@@ -170,14 +172,14 @@ class Flow:
 
     # Slices
 
-    def _by_slice(self, batches: Observable[Candles]) -> Observable[Any]:
+    def _by_slice(self, batches: Observable[Candles], restored: Observable[Candles]) -> Observable[Any]:
         # An empty buffer goes on as well: it is the beat by which minutes close.
-        return batches.pipe(
+        slices = batches.pipe(
             ops.buffer_with_time(SLICE_MS / 1000, scheduler=self.loop),
             ops.map(merge_all),
             ops.map(self.memory.absorb),
-            fan_out(self._slices_to_cache, self._by_minute),
         )
+        return rx.merge(slices, restored).pipe(fan_out(self._slices_to_cache, self._by_minute))
 
     def _slices_to_cache(self, slices: Observable[Candles]) -> Observable[Any]:
         return rx.merge(slices, self._refill(self.memory.all_slices)).pipe(
@@ -223,6 +225,11 @@ class Flow:
         )
 
     def _write_pending(self) -> None:
+        if not self._adopted:  # before anything of this run is written, which would look like an earlier run's
+            since = minute_start(milliseconds(self.clock())) - RECENT_MS
+            earlier = self.archive.recent(since)
+            self.memory.adopt({minute: candle for minute, candle in earlier.items() if minute.series in self._series})
+            self._adopted = True
         rows = self.pending.rows()
         self.archive.write(rows)
         if rows:
@@ -246,8 +253,7 @@ class Flow:
             ops.take_until(self._ended()),
             conflate_map(lambda _: self._probe(), merge=lambda _, newer: newer),
             ops.filter(bool),
-            # Onto the thread that also makes the slices: of two versions of one, the later is then always the fuller.
-            ops.observe_on(self.loop),
+            ops.observe_on(self.loop),  # for the same reason as what is restored
         )
 
     def _probe(self) -> Observable[bool]:

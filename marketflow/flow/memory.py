@@ -10,7 +10,7 @@ dictionary work only.
 import threading
 from collections.abc import Iterable, Sequence
 
-from marketflow.model import MINUTE_MS, Candle, Candles, Series, Slot, Tick, merge, minute_start
+from marketflow.model import MINUTE_MS, Candle, Candles, Series, Slot, Tick, merge, merge_into, minute_start
 from marketflow.stores.ports import RECENT_MS, Recent
 
 
@@ -26,7 +26,8 @@ class Memory:
         self._lock = threading.Lock()
         self._newest: dict[Series, Tick] = {}
         self._slices: dict[Series, dict[int, Candle]] = {}
-        self._minutes: Candles = {}
+        self._minutes: Candles = {}  # of this run's ticks
+        self._earlier: Candles = {}  # of those of earlier runs
         self._unwritten: set[Slot] = set()
         self._oldest = 0  # start of the oldest minute that is held
         self.too_late = 0
@@ -49,20 +50,51 @@ class Memory:
 
     def absorb(self, batch: Candles) -> Candles:
         """Merge new slices in; gives the slices they are part of, whole."""
-        whole: Candles = {}
         with self._lock:
-            for slot, candle in batch.items():
-                if slot.start < self._oldest:
-                    self.too_late += candle.ticks
-                    continue
-                slices = self._slices.setdefault(slot.series, {})
-                held = slices.get(slot.start)
-                whole[slot] = slices[slot.start] = candle if held is None else merge(held, candle)
-                minute = Slot(slot.series, minute_start(slot.start))
-                held = self._minutes.get(minute)
-                self._minutes[minute] = candle if held is None else merge(held, candle)
-                self._unwritten.add(minute)
+            return self._merge_in(batch, self._minutes)
+
+    def restore(self, slices: Candles) -> Candles:
+        """Merge in the slices that an earlier run left in the cache; gives the slices they are part of, whole."""
+        self.observe(slices)
+        with self._lock:
+            return self._merge_in(slices, self._earlier)
+
+    def adopt(self, minutes: Candles) -> None:
+        """Take over minutes that an earlier run wrote to the archive, where less of them was left in the cache.
+
+        The cache may have been emptied between two runs. A minute that both runs saw is whole only with both parts.
+        """
+        with self._lock:
+            for minute, candle in minutes.items():
+                held = self._earlier.get(minute)
+                if minute.start >= self._oldest and (held is None or held.ticks < candle.ticks):
+                    self._earlier[minute] = candle
+                    self._unwritten.add(minute)
+
+    def _merge_in(self, batch: Candles, minutes: Candles) -> Candles:
+        whole: Candles = {}
+        for slot, candle in batch.items():
+            if slot.start < self._oldest:
+                self.too_late += candle.ticks
+                continue
+            slices = self._slices.setdefault(slot.series, {})
+            held = slices.get(slot.start)
+            whole[slot] = slices[slot.start] = candle if held is None else merge(held, candle)
+            minute = Slot(slot.series, minute_start(slot.start))
+            merge_into(minutes, {minute: candle})
+            self._unwritten.add(minute)
         return whole
+
+    def _minute(self, minute: Slot) -> Candle:
+        own, earlier = self._minutes.get(minute), self._earlier.get(minute)
+        if own is None or earlier is None:
+            candle = own or earlier
+            assert candle is not None, "only minutes that are held are asked for"
+            return candle
+        return merge(earlier, own)
+
+    def _held_minutes(self) -> set[Slot]:
+        return self._minutes.keys() | self._earlier.keys()
 
     def take_closed(self, now_ms: int) -> Candles:
         """The minutes that ended more than the grace before `now_ms` and were not yet taken in this version."""
@@ -75,7 +107,7 @@ class Memory:
     def _take(self, last_start: int | None) -> Candles:
         with self._lock:
             taken = {
-                minute: self._minutes[minute]
+                minute: self._minute(minute)
                 for minute in self._unwritten
                 if last_start is None or minute.start <= last_start
             }
@@ -92,8 +124,9 @@ class Memory:
             for slices in self._slices.values():
                 for start in [start for start in slices if start < oldest]:
                     del slices[start]
-            for minute in [minute for minute in self._minutes if minute.start < oldest]:
-                del self._minutes[minute]
+            for minute in [minute for minute in self._held_minutes() if minute.start < oldest]:
+                self._minutes.pop(minute, None)
+                self._earlier.pop(minute, None)
                 self._unwritten.discard(minute)
 
     def all_newest(self) -> dict[Series, Tick]:
@@ -113,7 +146,7 @@ class Memory:
     def all_closed(self) -> Candles:
         """Every minute held that was taken in its present version."""
         with self._lock:
-            return {minute: candle for minute, candle in self._minutes.items() if minute not in self._unwritten}
+            return {minute: self._minute(minute) for minute in self._held_minutes() - self._unwritten}
 
     def recent(self, series: Series, since: int) -> Recent:
         """What is held of one series; slices and minutes that end after `since` (Unix ms)."""
@@ -122,8 +155,8 @@ class Memory:
                 start: candle for start, candle in self._slices.get(series, {}).items() if candle.last_at >= since
             }
             minutes = {
-                minute.start: candle
-                for minute, candle in self._minutes.items()
+                minute.start: self._minute(minute)
+                for minute in self._held_minutes()
                 if minute.series == series and minute.start + MINUTE_MS > since
             }
             return Recent(self._newest.get(series), slices, minutes)

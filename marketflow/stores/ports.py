@@ -111,6 +111,14 @@ class Cache(Protocol):
 class Archive(Protocol):
     """Where closed minutes are kept for good."""
 
+    def recent(self, since: int) -> Candles:
+        """The minutes from `since` (Unix ms) on that earlier runs wrote; to be asked before anything is written.
+
+        Raises:
+            Unavailable: PostgreSQL cannot be asked now.
+        """
+        ...
+
     def write(self, minutes: Candles) -> None:
         """Upsert minute rows; the fuller version of a row stays. Without rows it only gets ready.
 

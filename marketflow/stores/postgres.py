@@ -20,7 +20,7 @@ from psycopg.abc import PQGen
 from psycopg_pool import AsyncConnectionPool
 
 from marketflow.errors import Unavailable
-from marketflow.model import Candle, Candles, Series, Slot, Tick
+from marketflow.model import Candle, Candles, Mode, Series, Slot, Tick
 from marketflow.stores.schema import apply_ddl
 
 _T = TypeVar("_T")
@@ -28,6 +28,13 @@ _T = TypeVar("_T")
 CONNECT_SECONDS = 2
 ANSWER_SECONDS = 2.0
 """How long the writer waits for any one answer."""
+
+# The server gives up as well, and sooner. Else each further try would leave another session that waits for the same
+# lock, and one whose connection broke within a transaction would keep its rows locked until the kernel notices.
+_SERVER_GIVES_UP = f"""
+set statement_timeout = {ANSWER_SECONDS * 900:.0f};
+set idle_in_transaction_session_timeout = {ANSWER_SECONDS * 1000:.0f}
+"""
 
 READ_SECONDS = 0.9
 """How long a request may wait for PostgreSQL in all."""
@@ -52,9 +59,9 @@ where excluded.tick_count > aggregates.tick_count
 _OF_SERIES = "mode = %(mode)s and exchange = %(exchange)s and pair_name = %(symbol)s"
 
 _SUMMARY = f"""
-with minutes as materialized (
+with minutes as not materialized (
     select * from aggregates where {_OF_SERIES} and timestamp >= %(since)s and timestamp < %(until)s
-), whole as (
+), whole as materialized (
     select sum(average_price * tick_count) as total, sum(tick_count)::int8 as ticks,
            min(timestamp) as first, max(timestamp) as last, max(max_price) as high, min(min_price) as low
     from minutes
@@ -66,6 +73,13 @@ select total, ticks, high, low, opening.open_price, closing.close_price,
 from whole
 join minutes as opening on opening.timestamp = first
 join minutes as closing on closing.timestamp = last
+"""
+
+_RECENT = """
+select mode, exchange, pair_name, timestamp, average_price * tick_count, tick_count, max_price, min_price,
+       open_price, close_price, coalesce(open_at, timestamp), coalesce(close_at, timestamp),
+       coalesce(max_at, timestamp), coalesce(min_at, timestamp)
+from aggregates where timestamp >= %s
 """
 
 _LAST = f"""
@@ -138,6 +152,25 @@ class PostgresArchive:
             self.close()
             self._ready = False  # the database may come back as another one
             raise Unavailable(_reason(error)) from error
+        if not self._ready:
+            self._ready = True
+            logger.info("PostgreSQL is ready")
+
+    def recent(self, since: int) -> Candles:
+        """The rows of all minutes that start at `since` (Unix ms) or later.
+
+        Raises:
+            Unavailable: PostgreSQL is away.
+        """
+        try:
+            rows = self._connected().execute(_RECENT, [_datetime(since)]).fetchall()
+        except psycopg.Error as error:
+            self.close()
+            raise Unavailable(_reason(error)) from error
+        return {
+            Slot(Series(Mode(mode), exchange, symbol), _unix_ms(minute)): _candle((*amounts,))
+            for mode, exchange, symbol, minute, *amounts in rows
+        }
 
     def close(self) -> None:
         """Close the connection."""
@@ -149,10 +182,9 @@ class PostgresArchive:
     def _connected(self) -> "psycopg.Connection[Any]":
         if self._connection is None or self._connection.closed:
             self._connection = _BoundedConnection.connect(**self._keywords, autocommit=True)
+            self._connection.execute(_SERVER_GIVES_UP)
         if not self._ready:
             apply_ddl(self._connection, self._ddl)
-            self._ready = True
-            logger.info("PostgreSQL is ready")
         return self._connection
 
     def _upsert(self, connection: "psycopg.Connection[Any]", rows: list[tuple[Slot, Candle]]) -> None:

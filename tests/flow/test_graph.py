@@ -303,6 +303,50 @@ def test_slices_of_the_earlier_run_are_merged_when_the_cache_comes_back_late() -
     assert world.archive.rows[MINUTE].ticks == 2
 
 
+def archived(price: float, ticks: int, start: int = START_MS) -> Candles:
+    ticks_of_minute = [Tick(price, start + 1000 + n, n) for n in range(ticks)]
+    return {Slot(BTC, start): candle_of_ticks(ticks_of_minute)}
+
+
+def test_a_minute_of_two_runs_is_whole_though_the_cache_was_emptied_between_them() -> None:
+    world = World()
+    world.clock_step_ms = 30_000
+    world.archive.rows = archived(7.0, ticks=5)
+    world.start()
+    world.send(9.0)
+    world.run(40)
+    row = world.archive.rows[MINUTE]
+    assert (row.open, row.close, row.ticks) == (7.0, 9.0, 6)
+    assert world.cache.minutes[MINUTE] == row
+
+
+def test_a_minute_of_two_runs_is_whole_when_the_archive_comes_back_late() -> None:
+    world = World()
+    world.clock_step_ms = 30_000
+    world.archive.rows = archived(7.0, ticks=5)
+    world.archive.away = True
+    world.start()
+    world.send(9.0)
+    world.run(100)
+    world.archive.away = False
+    world.run(5)
+    assert world.archive.rows[MINUTE].ticks == 6
+
+
+def test_what_both_stores_have_of_an_earlier_run_counts_once() -> None:
+    world = World()
+    world.clock_step_ms = 30_000
+    world.archive.rows = archived(7.0, ticks=5)
+    world.cache.left_behind = {
+        Slot(BTC, START_MS + 1000): candle_of_ticks([Tick(7.0, START_MS + 1000 + n, n) for n in range(5)]),
+        Slot(BTC, START_MS + 20_000): candle_of(Tick(8.0, START_MS + 20_000, 6)),
+    }
+    world.start()
+    world.send(9.0)
+    world.run(40)
+    assert world.archive.rows[MINUTE].ticks == 7
+
+
 def test_minutes_the_archive_never_got_are_taken_from_the_cache() -> None:
     world = World()
     lost = {Slot(BTC, START_MS - 3_600_000): candle_of(Tick(7.0, START_MS - 3_600_000, 1))}

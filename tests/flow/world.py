@@ -30,7 +30,7 @@ class ScriptedFeed:
 
     def __init__(self, mode: Mode, exchange: str = EXCHANGE) -> None:
         self.exchange = exchange
-        self.guard = Guard(mode, exchange, (), lambda: 0, 0, lambda *_: None)
+        self.guard = Guard(mode, exchange, ("BTCUSDT", "ETHUSDT"), lambda: 0, 0, lambda *_: None)
         self.subscriptions = 0
         self.open = 0
         self._batches: Subject[Candles] = Subject()
@@ -124,6 +124,11 @@ class FakeArchive:
         self.rows: Candles = {}
         self.written_at: dict[Slot, list[int]] = {}
         self._now_ms = now_ms
+
+    def recent(self, since: int) -> Candles:
+        if self.away:
+            raise Unavailable("away")
+        return {slot: candle for slot, candle in self.rows.items() if slot.start >= since}
 
     def write(self, minutes: Candles) -> None:
         if self.away:
