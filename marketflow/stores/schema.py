@@ -28,7 +28,8 @@ def apply_ddl(connection: psycopg.Connection, folder: Path) -> None:
         for file in waiting:
             connection.execute(file.read_text())
             connection.execute("insert into ddl_applied (name) values (%s)", [file.name])
-            logger.info("applied {}", file.name)
+    if waiting:
+        logger.info("applied {}", ", ".join(file.name for file in waiting))
 
 
 def _applied(connection: psycopg.Connection) -> set[str]:

@@ -1,0 +1,671 @@
+"""What the archive promises, with real servers that are killed, frozen, restarted and robbed of their database."""
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from loguru import logger
+from psycopg import sql
+
+from marketflow.errors import Unavailable
+from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot, Tick, candle_of, merge_all
+from marketflow.resources import resource
+from marketflow.stores.postgres import (
+    ANSWER_SECONDS,
+    CONNECT_SECONDS,
+    READ_SECONDS,
+    PostgresArchive,
+    PostgresReader,
+    connection_keywords,
+)
+from tests.oracle import candle_of_ticks, candles_of_ticks
+from tests.servers import PostgresServer, wait_until
+
+T = TypeVar("T")
+Keywords = dict[str, Any]
+DDL = resource("ddl")
+MINUTE = 1_763_690_040_000  # the start of a minute
+BTC = Series(Mode.LIVE, "exchange1", "BTCUSDT")
+ETH = Series(Mode.LIVE, "exchange2", "ETHUSDT")
+TEST_BTC = BTC._replace(mode=Mode.TEST)
+ODD = Series(Mode.LIVE, "'); drop table aggregates; --", 'B"T\\C%s%(mode)s{}\n')
+
+
+def minute(number: int = 0, ticks: int = 3, series: Series = BTC, price: float = 100.0) -> Candles:
+    """One row: so many ticks, a second apart, with rising prices."""
+    start = MINUTE + number * MINUTE_MS
+    rising = [Tick(price + i, start + i * 1000, i) for i in range(ticks)]
+    return {Slot(series, start): candle_of_ticks(rising)}
+
+
+def hour(ticks: int = 3, series: Series = BTC) -> Candles:
+    return merge_all(minute(number, ticks, series) for number in range(60))
+
+
+@contextmanager
+def archive_at(place: Keywords, batch_size: int = 500, ddl: Path = DDL) -> Iterator[PostgresArchive]:
+    """The archive of one run."""
+    with closing(PostgresArchive(connection_keywords(**place), ddl, batch_size)) as archive:
+        yield archive
+
+
+def query(place: Keywords, text: str, *parameters: object) -> list[tuple[Any, ...]]:
+    with psycopg.connect(**place, autocommit=True) as connection:
+        cursor = connection.execute(text, parameters)
+        return cursor.fetchall() if cursor.description else []
+
+
+def ask(place: Keywords, question: Callable[[PostgresReader], Awaitable[T]]) -> T:
+    """What a reader answers that lives for one question."""
+
+    async def answer() -> T:
+        reader = PostgresReader(connection_keywords(**place))
+        await reader.open()
+        try:
+            return await question(reader)
+        finally:
+            await reader.close()
+
+    return asyncio.run(answer())
+
+
+def stored(place: Keywords, series: Series = BTC) -> Candle | None:
+    """All rows of a series as one candle."""
+    return ask(place, lambda reader: reader.summary([series], 0, 2**42))[0]
+
+
+def count(place: Keywords) -> int:
+    number: int = query(place, "select count(*) from aggregates")[0][0]
+    return number
+
+
+def assert_same(candle: Candle | None, expected: Candle | None) -> None:
+    """Equal, with the total up to 1e-9 of itself; rows do not keep sequences."""
+    if candle is None or expected is None:
+        assert candle is expected
+        return
+    assert math.isclose(candle.total, expected.total, rel_tol=1e-9)
+    for name in Candle.__struct_fields__:
+        if name not in ("total", "first_sequence", "last_sequence"):
+            assert getattr(candle, name) == getattr(expected, name), name
+
+
+def available(archive: PostgresArchive) -> bool:
+    return archive.available
+
+
+def writes_again(archive: PostgresArchive, minutes: Candles) -> bool:
+    try:
+        archive.write(minutes)
+    except Unavailable:
+        return False
+    return True
+
+
+@pytest.fixture
+def archive(postgres_db: Keywords) -> Iterator[PostgresArchive]:
+    """An archive on an empty database, schema applied."""
+    with archive_at(postgres_db) as archive:
+        archive.write({})
+        yield archive
+
+
+@pytest.fixture
+def server(server_folder: Path, postgres_template: Path) -> Iterator[PostgresServer]:
+    """A PostgreSQL of the test's own."""
+    with PostgresServer(server_folder / "postgres", postgres_template) as server:
+        yield server
+
+
+@pytest.fixture
+def ddl(tmp_path: Path) -> Path:
+    """A folder with one file that cannot be applied twice."""
+    (tmp_path / "0001_one.sql").write_text("create table one (x int)")
+    return tmp_path
+
+
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    """All that is logged."""
+    lines: list[str] = []
+    handler = logger.add(lines.append, level=0, format="{message} {extra} {exception}")
+    yield lines
+    logger.remove(handler)
+
+
+# The schema
+
+
+def test_the_table_is_as_the_contract_says(archive: PostgresArchive, postgres_db: Keywords) -> None:
+    columns = query(
+        postgres_db,
+        "select column_name, data_type, is_nullable from information_schema.columns where table_name = 'aggregates'",
+    )
+    assert set(columns) == {
+        *((name, "text", "NO") for name in ("pair_name", "exchange", "mode")),
+        ("timestamp", "timestamp with time zone", "NO"),
+        *((f"{kind}_price", "double precision", "NO") for kind in ("average", "min", "max", "open", "close")),
+        ("tick_count", "bigint", "NO"),
+        *((f"{kind}_at", "timestamp with time zone", "YES") for kind in ("open", "close", "min", "max")),
+    }
+    ((key,),) = query(
+        postgres_db,
+        "select pg_get_constraintdef(oid) from pg_constraint where contype = 'p' and conrelid = 'aggregates'::regclass",
+    )
+    assert key == 'PRIMARY KEY (exchange, pair_name, mode, "timestamp")'
+
+
+def test_each_file_is_applied_once_and_recorded(postgres_db: Keywords, ddl: Path) -> None:
+    with archive_at(postgres_db, ddl=ddl) as archive:
+        archive.write({})
+        recorded = query(postgres_db, "select name, applied_at, xmin from ddl_applied")
+        assert [name for name, *_ in recorded] == ["0001_one.sql"]
+    with archive_at(postgres_db, ddl=ddl) as second:
+        second.write({})
+        assert query(postgres_db, "select name, applied_at, xmin from ddl_applied") == recorded
+
+
+def test_a_later_version_applies_its_new_files_in_the_order_of_their_names(postgres_db: Keywords, ddl: Path) -> None:
+    with archive_at(postgres_db, ddl=ddl) as archive:
+        archive.write({})
+    (ddl / "0003_three.sql").write_text("alter table one rename column y to z")
+    (ddl / "0002_two.sql").write_text("alter table one rename column x to y")
+    with archive_at(postgres_db, ddl=ddl) as later:
+        later.write({})
+    assert query(postgres_db, "select z from one") == []
+    names = query(postgres_db, "select name from ddl_applied order by name")
+    assert names == [("0001_one.sql",), ("0002_two.sql",), ("0003_three.sql",)]
+
+
+def test_ten_instances_that_start_at_once_all_succeed(postgres_db: Keywords, ddl: Path) -> None:
+    def start(_: int) -> None:
+        with archive_at(postgres_db, ddl=ddl) as archive:
+            archive.write({})
+
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(start, range(10)))
+    assert query(postgres_db, "select name from ddl_applied") == [("0001_one.sql",)]
+
+
+def test_a_file_that_fails_leaves_nothing_half_applied(postgres_db: Keywords, ddl: Path, log: list[str]) -> None:
+    second = ddl / "0002_two.sql"
+    second.write_text("create table two (x int); create table three (x nonsense)")
+    with archive_at(postgres_db, ddl=ddl) as archive:
+        with pytest.raises(Unavailable, match="nonsense"):
+            archive.write({})
+        assert query(postgres_db, "select tablename from pg_tables where schemaname = 'public'") == []
+        assert not available(archive)
+        assert not any("applied" in line for line in log)
+        second.write_text("create table two (x int)")
+        archive.write({})
+        assert available(archive)
+    assert query(postgres_db, "select count(*) from ddl_applied") == [(2,)]
+
+
+@pytest.fixture
+def guest(postgres_db: Keywords) -> Iterator[Keywords]:
+    """A user of the database without any rights."""
+    name = sql.Identifier(f"guest_of_{postgres_db['dbname']}")
+    with psycopg.connect(**postgres_db, autocommit=True) as connection:
+        connection.execute(sql.SQL("create role {} login password 'guest'").format(name))
+        connection.execute("revoke create on schema public from public")
+        yield postgres_db | {"user": name.as_string()[1:-1], "password": "guest"}
+        connection.execute(sql.SQL("drop owned by {}").format(name))
+        connection.execute(sql.SQL("drop role {}").format(name))
+
+
+def test_a_user_who_may_not_create_tables_runs_on_a_schema_that_is_up_to_date(
+    archive: PostgresArchive, postgres_db: Keywords, guest: Keywords
+) -> None:
+    grants = (
+        f"grant select, insert, update on aggregates to {guest['user']}; grant select on ddl_applied to {guest['user']}"
+    )
+    query(postgres_db, grants)
+    with archive_at(guest) as restricted:
+        restricted.write(minute())
+    assert_same(stored(guest), minute()[Slot(BTC, MINUTE)])
+
+
+def test_a_user_who_may_not_create_tables_cannot_start_without_them(guest: Keywords) -> None:
+    with archive_at(guest) as archive, pytest.raises(Unavailable, match="permission denied"):
+        archive.write({})
+
+
+# Rows
+
+
+def test_a_row_says_what_its_ticks_were(archive: PostgresArchive, postgres_db: Keywords) -> None:
+    ticks = [Tick(0.1, MINUTE + 59_999, 4), Tick(0.7, MINUTE + 1, 1), Tick(0.05, MINUTE + 30_000, 2)]
+    archive.write({Slot(BTC, MINUTE): candle_of_ticks(ticks)})
+    ((average, *row),) = query(
+        postgres_db,
+        "select average_price, pair_name, exchange, mode, timestamp, min_price, max_price, open_price, close_price, "
+        "tick_count, open_at, close_at, min_at, max_at from aggregates",
+    )
+    start = datetime(2025, 11, 21, 1, 54, tzinfo=UTC)
+    assert row == [
+        *("BTCUSDT", "exchange1", "live", start, 0.05, 0.7, 0.7, 0.1, 3),
+        start + timedelta(milliseconds=1),
+        start + timedelta(milliseconds=59_999),
+        start + timedelta(seconds=30),
+        start + timedelta(milliseconds=1),
+    ]
+    assert math.isclose(average * 3, 0.85, rel_tol=1e-9)
+
+
+def test_times_are_the_same_for_a_user_in_another_time_zone(archive: PostgresArchive, postgres_db: Keywords) -> None:
+    query(postgres_db, f"alter database {postgres_db['dbname']} set timezone = 'Asia/Kathmandu'")
+    with archive_at(postgres_db) as elsewhere:
+        elsewhere.write(minute())
+    assert_same(stored(postgres_db), minute()[Slot(BTC, MINUTE)])
+    assert query(postgres_db, "select timestamp at time zone 'UTC' from aggregates") == [
+        (datetime(2025, 11, 21, 1, 54),)  # noqa: DTZ001 - what PostgreSQL gives for a time without a zone
+    ]
+
+
+def test_writing_twice_changes_nothing(archive: PostgresArchive, postgres_db: Keywords) -> None:
+    archive.write(hour())
+    before = query(postgres_db, "select xmin, ctid, aggregates from aggregates order by timestamp")
+    archive.write(hour())
+    assert query(postgres_db, "select xmin, ctid, aggregates from aggregates order by timestamp") == before
+    assert len(before) == 60
+
+
+def test_a_fuller_row_replaces_a_poorer_one_and_never_the_other_way_round(
+    archive: PostgresArchive, postgres_db: Keywords
+) -> None:
+    fuller = minute(ticks=5, price=90.0)
+    for version in (minute(ticks=4), fuller, minute(ticks=4), minute(ticks=5, price=80.0)):
+        archive.write(version)
+    assert_same(stored(postgres_db), fuller[Slot(BTC, MINUTE)])
+
+
+def test_a_backlog_goes_in_batches_and_all_or_nothing(postgres_db: Keywords) -> None:
+    refused = {Slot(BTC, MINUTE + 60 * MINUTE_MS): candle_of(Tick(1.0, MINUTE + 60 * MINUTE_MS, 1))}
+    with archive_at(postgres_db, batch_size=7) as archive:
+        archive.write({})
+        query(postgres_db, "alter table aggregates add constraint refused check (max_price > 1)")
+        with pytest.raises(Unavailable, match="refused"):
+            archive.write(hour() | refused)
+        assert count(postgres_db) == 0
+        archive.write(hour())
+        assert count(postgres_db) == 60
+        query(postgres_db, "alter table aggregates drop constraint refused")
+        archive.write(hour() | refused)
+        assert count(postgres_db) == 61
+
+
+def test_two_writers_that_go_opposite_ways_do_not_deadlock(postgres_db: Keywords) -> None:
+    series = [BTC._replace(symbol=f"S{number}") for number in range(5)]
+
+    def write(backwards: bool) -> None:
+        with archive_at(postgres_db, batch_size=10) as archive:
+            for ticks in range(1, 8):
+                rows = [item for each in series for item in hour(ticks, each).items()]
+                archive.write(dict(reversed(rows) if backwards else rows))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, [False, True]))
+    assert query(postgres_db, "select count(*), min(tick_count) from aggregates") == [(300, 7)]
+
+
+def test_names_with_quotes_and_sql_in_them_are_only_data(archive: PostgresArchive, postgres_db: Keywords) -> None:
+    archive.write(minute(series=ODD) | minute(series=BTC, ticks=1))
+    assert query(postgres_db, "select exchange, pair_name from aggregates where tick_count = 3") == [ODD[1:]]
+    assert_same(stored(postgres_db, ODD), minute()[Slot(BTC, MINUTE)])
+    (last,) = ask(postgres_db, lambda reader: reader.last([ODD]))
+    assert last == Tick(102.0, MINUTE + 2000, 0)
+
+
+# PostgreSQL away, from the side of the writer
+
+
+def test_a_write_without_rows_connects_and_prepares(postgres_db: Keywords) -> None:
+    with archive_at(postgres_db) as archive:
+        assert not available(archive)
+        archive.write({})
+        assert available(archive)
+    assert count(postgres_db) == 0
+
+
+def test_the_first_write_after_a_server_was_killed_and_came_back_succeeds(server: PostgresServer) -> None:
+    with archive_at(server.keywords) as archive:
+        archive.write(minute(0))
+        server.kill()
+        with pytest.raises(Unavailable):
+            archive.write(minute(1))
+        assert not available(archive)
+        with pytest.raises(Unavailable):
+            archive.write({})
+        server.start()
+        archive.write(minute(1))
+        assert available(archive)
+    assert count(server.keywords) == 2
+
+
+def test_the_first_write_after_its_connection_was_terminated_fails_and_the_next_succeeds(
+    archive: PostgresArchive, postgres_db: Keywords
+) -> None:
+    terminated = "select pg_terminate_backend(pid, 1000) from pg_stat_activity where application_name = 'marketflow'"
+    assert query(postgres_db, terminated) == [(True,)]
+    with pytest.raises(Unavailable):
+        archive.write(minute())
+    archive.write(minute())
+    assert count(postgres_db) == 1
+
+
+def test_a_write_to_a_frozen_server_ends_in_time_and_succeeds_when_it_goes_on(server: PostgresServer) -> None:
+    with archive_at(server.keywords) as archive:
+        archive.write(minute(0))
+        server.pause()
+        for patience in (ANSWER_SECONDS, CONNECT_SECONDS):  # on the connection there is, then on a new one
+            began = time.monotonic()
+            with pytest.raises(Unavailable):
+                archive.write(minute(1))
+            assert time.monotonic() - began < patience + 0.4
+        server.resume()
+        assert wait_until(lambda: writes_again(archive, minute(1)))
+    assert count(server.keywords) == 2
+
+
+@pytest.mark.parametrize("wrong", [{"password": "battery staple"}, {"dbname": "nowhere"}, {"user": "nobody"}])
+def test_a_wrong_address_is_unavailable_and_no_password_is_told(
+    postgres_db: Keywords, wrong: Keywords, log: list[str]
+) -> None:
+    place = postgres_db | wrong
+    with archive_at(place) as archive, pytest.raises(Unavailable) as raised:
+        archive.write(minute())
+    with pytest.raises(Unavailable) as of_reader:
+        ask(place, lambda reader: reader.ping())
+    told = f"{raised.value} {of_reader.value} {log}"
+    assert place["password"] not in told
+    assert place["user"] in str(raised.value) or place["dbname"] in str(raised.value)
+
+
+def test_a_database_that_was_dropped_and_made_anew_gets_the_schema_again(
+    archive: PostgresArchive, postgres_db: Keywords, postgres_server: PostgresServer
+) -> None:
+    archive.write(minute(0))
+    name = sql.Identifier(postgres_db["dbname"])
+    with postgres_server.connect() as connection:
+        connection.execute(sql.SQL("drop database {} with (force)").format(name))
+        connection.execute(sql.SQL("create database {}").format(name))
+    with pytest.raises(Unavailable):
+        archive.write(minute(1))
+    archive.write(minute(1))
+    assert count(postgres_db) == 1
+
+
+def test_a_table_that_was_dropped_is_missed_by_the_first_write_with_rows(
+    archive: PostgresArchive, postgres_db: Keywords
+) -> None:
+    query(postgres_db, "drop table aggregates, ddl_applied")
+    with pytest.raises(Unavailable):
+        archive.write(minute())
+    archive.write(minute())
+    assert count(postgres_db) == 1
+
+
+def sessions(place: Keywords) -> int:
+    """How many connections of MarketFlow the server knows."""
+    text = (
+        "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'marketflow'"
+    )
+    number: int = query(place, text)[0][0]
+    return number
+
+
+def test_writes_that_wait_for_a_locked_table_end_in_time_and_leave_no_session_waiting(
+    archive: PostgresArchive, postgres_db: Keywords
+) -> None:
+    with psycopg.connect(**postgres_db) as locking:
+        locking.execute("lock table aggregates")
+        began = time.monotonic()
+        with pytest.raises(Unavailable):
+            archive.write(minute())
+        assert time.monotonic() - began < ANSWER_SECONDS + 0.4
+        wait_until(lambda: sessions(postgres_db) == 0, timeout=1)
+    archive.write(minute())
+
+
+def test_a_database_that_refuses_writes_again_and_again_is_not_called_ready(
+    archive: PostgresArchive, postgres_db: Keywords, log: list[str]
+) -> None:
+    read_only = f"alter database {postgres_db['dbname']} set default_transaction_read_only ="
+    query(postgres_db, f"{read_only} on")
+    archive.close()
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="read-only"):
+            archive.write(minute())
+        assert not available(archive)
+    query(postgres_db | {"options": "-c default_transaction_read_only=off"}, f"{read_only} off")
+    archive.write(minute())
+    assert available(archive)
+    assert sum("ready" in line for line in log) == 1
+
+
+def test_a_writer_that_vanishes_within_its_transaction_does_not_keep_its_rows_from_the_next(
+    archive: PostgresArchive, postgres_db: Keywords
+) -> None:
+    vanished = archive._connected()  # what a write leaves when the network eats the rest of it
+    vanished.execute("begin")
+    archive._upsert(vanished, list(minute().items()))
+    with archive_at(postgres_db) as other:
+        assert wait_until(lambda: writes_again(other, minute()), timeout=5)
+    assert count(postgres_db) == 1
+
+
+# The reader
+
+ticks_of_series = st.lists(
+    st.tuples(
+        st.sampled_from([BTC, TEST_BTC, ETH]),
+        st.builds(
+            Tick,
+            st.sampled_from([0.1, 0.25, 99.5, 100.0, 1e-9, 123456.789]) | st.floats(1e-6, 1e6),
+            st.integers(MINUTE, MINUTE + 4 * MINUTE_MS - 1),
+            st.integers(0, 1000),
+        ),
+    ),
+    max_size=30,
+    unique_by=lambda item: (item[0], item[1].at),  # rows keep no order of arrival
+)
+bounds = st.integers(-1, 5).map(lambda number: MINUTE + number * MINUTE_MS) | st.integers(
+    MINUTE, MINUTE + 5 * MINUTE_MS
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ticks_of_series, bounds, bounds)
+def test_a_summary_is_the_candle_of_all_ticks_of_its_minutes(
+    archive: PostgresArchive, postgres_db: Keywords, ticks: list[tuple[Series, Tick]], since: int, until: int
+) -> None:
+    query(postgres_db, "truncate aggregates")
+    archive.write(candles_of_ticks(ticks, MINUTE_MS))
+    asked = [ETH, BTC, TEST_BTC]
+    answers = ask(postgres_db, lambda reader: reader.summary(asked, since, until))
+    for series, answer in zip(asked, answers, strict=True):
+        within = [t for s, t in ticks if s == series and since <= t.at - t.at % MINUTE_MS < until]
+        assert_same(answer, candle_of_ticks(within) if within else None)
+
+
+def test_the_last_price_of_a_series_is_the_close_of_its_last_minute(
+    archive: PostgresArchive, postgres_db: Keywords
+) -> None:
+    archive.write(minute(0) | minute(2, ticks=1, price=5.0) | minute(1) | minute(3, series=TEST_BTC))
+    answers = ask(postgres_db, lambda reader: reader.last([ETH, BTC]))
+    assert answers == [None, Tick(5.0, MINUTE + 2 * MINUTE_MS, 0)]
+
+
+def test_rows_of_other_sources_without_times_of_their_own_carry_the_start_of_their_minute(
+    archive: PostgresArchive, postgres_db: Keywords
+) -> None:
+    for number in range(2):
+        query(
+            postgres_db,
+            "insert into aggregates (pair_name, exchange, mode, timestamp, average_price, min_price, max_price, "
+            "open_price, close_price, tick_count) values ('BTCUSDT', 'exchange1', 'live', "
+            "timestamptz '2025-11-21 01:54Z' + %s * interval '1 minute', 2, 1, 3, 1.5, 2.5, 4)",
+            number,
+        )
+    second = MINUTE + MINUTE_MS
+    assert stored(postgres_db) == Candle(1.5, 3.0, 1.0, 2.5, 16.0, 8, MINUTE, second, MINUTE, MINUTE, 0, 0)
+    assert ask(postgres_db, lambda reader: reader.last([BTC])) == [Tick(2.5, second, 0)]
+
+
+def test_nothing_is_asked_of_a_question_about_nothing(archive: PostgresArchive, postgres_db: Keywords) -> None:
+    assert ask(postgres_db, lambda reader: reader.summary([], 0, MINUTE)) == []
+    assert ask(postgres_db, lambda reader: reader.last([])) == []
+
+
+def test_a_database_without_the_schema_is_unavailable_until_it_has_one(postgres_db: Keywords) -> None:
+    async def question(reader: PostgresReader) -> list[Candle | None]:
+        await reader.ping()
+        for asked in (reader.summary([BTC], 0, MINUTE), reader.last([BTC])):
+            with pytest.raises(Unavailable, match="no schema yet"):
+                await asked
+        with archive_at(postgres_db) as archive:
+            archive.write({})
+        return await reader.summary([BTC], 0, MINUTE)
+
+    assert ask(postgres_db, question) == [None]
+
+
+def test_requests_that_wait_for_a_locked_table_leave_no_query_waiting(
+    archive: PostgresArchive, postgres_db: Keywords
+) -> None:
+    waiting = (
+        "select 1 from pg_stat_activity where datname = current_database() and state = 'active' "
+        "and application_name = 'marketflow'"
+    )
+
+    async def question(reader: PostgresReader) -> list[Tick | None]:
+        with psycopg.connect(**postgres_db) as locking:
+            locking.execute("lock table aggregates")
+            began = time.monotonic()
+            answers = await asyncio.gather(*(reader.last([BTC]) for _ in range(20)), return_exceptions=True)
+            assert {type(answer) for answer in answers} == {Unavailable}
+            assert time.monotonic() - began < READ_SECONDS + 0.3
+            await asyncio.to_thread(wait_until, lambda: query(postgres_db, waiting) == [], 2.0)
+        return await reader.last([BTC])
+
+    assert ask(postgres_db, question) == [None]
+
+
+async def answers_again(reader: PostgresReader, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return await reader.ping()
+        except Unavailable:
+            assert time.monotonic() < deadline, f"no answer within {timeout} s"
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("requests", [1, 50])
+def test_requests_to_a_frozen_server_end_in_time_and_are_answered_when_it_goes_on(
+    server: PostgresServer, requests: int
+) -> None:
+    with archive_at(server.keywords) as archive:
+        archive.write(minute())
+
+    async def question(reader: PostgresReader) -> None:
+        await reader.ping()
+        server.pause()
+        began = time.monotonic()
+        asked = [reader.summary([BTC, ETH], 0, 2**42) for _ in range(requests)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert time.monotonic() - began < READ_SECONDS + 0.3
+        assert {type(answer) for answer in answers} == {Unavailable}
+        server.resume()
+        await answers_again(reader, 5.0)
+        assert_same((await reader.summary([BTC], 0, 2**42))[0], minute()[Slot(BTC, MINUTE)])
+
+    ask(server.keywords, question)
+
+
+def test_a_reader_closes_in_time_while_the_server_is_frozen(server: PostgresServer) -> None:
+    async def question() -> float:
+        reader = PostgresReader(connection_keywords(**server.keywords))
+        await reader.open()
+        await reader.ping()
+        server.pause()
+        with pytest.raises(Unavailable):
+            await reader.ping()
+        began = time.monotonic()
+        await reader.close()
+        return time.monotonic() - began
+
+    began = time.monotonic()
+    assert asyncio.run(question()) < 1.5
+    took = time.monotonic() - began
+    server.resume()
+    assert took < READ_SECONDS + 1.5
+
+
+def test_a_request_that_is_cancelled_ends_at_once_and_harms_nobody(server: PostgresServer) -> None:
+    async def question(reader: PostgresReader) -> None:
+        await reader.ping()
+        server.pause()
+        task = asyncio.create_task(reader.ping())
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert time.monotonic() - began < 0.2
+        server.resume()
+        await answers_again(reader, 5.0)
+
+    ask(server.keywords, question)
+
+
+def test_a_reader_works_again_within_seconds_of_the_return_of_a_killed_server(server: PostgresServer) -> None:
+    async def question(reader: PostgresReader) -> None:
+        await reader.ping()
+        server.kill()
+        with pytest.raises(Unavailable):
+            await reader.ping()
+        await asyncio.to_thread(server.start)
+        await answers_again(reader, 5.0)
+
+    ask(server.keywords, question)
+
+
+def test_a_reader_works_within_seconds_of_the_start_of_a_server_that_was_away_at_its_beginning(
+    server_folder: Path, postgres_template: Path
+) -> None:
+    server = PostgresServer(server_folder / "postgres", postgres_template)
+
+    async def question(reader: PostgresReader) -> None:
+        for _ in range(3):  # longer than the pool keeps trying
+            began = time.monotonic()
+            with pytest.raises(Unavailable):
+                await reader.ping()
+            assert time.monotonic() - began < READ_SECONDS + 0.3
+        await asyncio.to_thread(server.start)
+        await answers_again(reader, 5.0)
+
+    try:
+        ask(server.keywords, question)
+    finally:
+        server.stop()
+
+
+def test_many_more_requests_than_connections_are_answered(archive: PostgresArchive, postgres_db: Keywords) -> None:
+    archive.write(hour())
+
+    async def at_once(reader: PostgresReader) -> list[list[Tick | None]]:
+        return await asyncio.gather(*(reader.last([BTC]) for _ in range(200)))
+
+    assert ask(postgres_db, at_once) == [[Tick(102.0, MINUTE + 59 * MINUTE_MS + 2000, 0)]] * 200
