@@ -273,7 +273,7 @@ class RedisCache:
         self._breaker.succeeded()
         if self._away:
             self._away = False
-            logger.info("Redis can be used again")
+            self._limit.log("back", "INFO", "Redis can be used again")
 
 
 class RedisReader:
