@@ -7,8 +7,8 @@ by its silence.
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -146,12 +146,8 @@ class PostgresArchive:
             Unavailable: PostgreSQL is away or did not confirm. Writing the same rows again is right.
         """
         rows = sorted(minutes.items(), key=lambda item: (item[0].series.exchange, item[0].series.symbol, *item[0]))
-        try:
-            self._upsert(self._connected(), rows)
-        except psycopg.Error as error:
-            self.close()
-            self._ready = False  # the database may come back as another one
-            raise Unavailable(_reason(error)) from error
+        with self._connected() as connection:
+            self._upsert(connection, rows)
         if not self._ready:
             self._ready = True
             logger.info("PostgreSQL is ready")
@@ -162,11 +158,8 @@ class PostgresArchive:
         Raises:
             Unavailable: PostgreSQL is away.
         """
-        try:
-            rows = self._connected().execute(_RECENT, [_datetime(since)]).fetchall()
-        except psycopg.Error as error:
-            self.close()
-            raise Unavailable(_reason(error)) from error
+        with self._connected() as connection:
+            rows = connection.execute(_RECENT, [_datetime(since)]).fetchall()
         return {
             Slot(Series(Mode(mode), exchange, symbol), _unix_ms(minute)): _candle((*amounts,))
             for mode, exchange, symbol, minute, *amounts in rows
@@ -179,13 +172,20 @@ class PostgresArchive:
                 self._connection.close()
             self._connection = None
 
-    def _connected(self) -> "psycopg.Connection[Any]":
-        if self._connection is None or self._connection.closed:
-            self._connection = _BoundedConnection.connect(**self._keywords, autocommit=True)
-            self._connection.execute(_SERVER_GIVES_UP)
-        if not self._ready:
-            apply_ddl(self._connection, self._ddl)
-        return self._connection
+    @contextmanager
+    def _connected(self) -> "Iterator[psycopg.Connection[Any]]":
+        """The connection, with the schema up to date; any error of psycopg ends it and becomes Unavailable."""
+        try:
+            if self._connection is None or self._connection.closed:
+                self._connection = _BoundedConnection.connect(**self._keywords, autocommit=True)
+                self._connection.execute(_SERVER_GIVES_UP)
+            if not self._ready:
+                apply_ddl(self._connection, self._ddl)
+            yield self._connection
+        except psycopg.Error as error:
+            self.close()
+            self._ready = False  # the database may come back as another one
+            raise Unavailable(_reason(error)) from error
 
     def _upsert(self, connection: "psycopg.Connection[Any]", rows: list[tuple[Slot, Candle]]) -> None:
         with connection.transaction():

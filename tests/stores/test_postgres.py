@@ -319,6 +319,22 @@ def test_two_writers_that_go_opposite_ways_do_not_deadlock(postgres_db: Keywords
     assert query(postgres_db, "select count(*), min(tick_count) from aggregates") == [(300, 7)]
 
 
+def test_the_next_run_finds_the_recent_minutes_of_all_series(archive: PostgresArchive, postgres_db: Keywords) -> None:
+    written = [minute(number, series=series) for number in range(3) for series in (BTC, ETH, TEST_BTC, ODD)]
+    archive.write(merge_all(written))
+    with archive_at(postgres_db) as next_run:
+        found = next_run.recent(MINUTE + MINUTE_MS)
+    expected = merge_all(written[4:])
+    assert found.keys() == expected.keys()
+    for slot, candle in found.items():
+        assert_same(candle, expected[slot])
+
+
+def test_the_first_run_finds_no_minutes(postgres_db: Keywords) -> None:
+    with archive_at(postgres_db) as archive:
+        assert archive.recent(0) == {}
+
+
 def test_names_with_quotes_and_sql_in_them_are_only_data(archive: PostgresArchive, postgres_db: Keywords) -> None:
     archive.write(minute(series=ODD) | minute(series=BTC, ticks=1))
     assert query(postgres_db, "select exchange, pair_name from aggregates where tick_count = 3") == [ODD[1:]]
@@ -345,9 +361,11 @@ def test_the_first_write_after_a_server_was_killed_and_came_back_succeeds(server
         with pytest.raises(Unavailable):
             archive.write(minute(1))
         assert not available(archive)
-        with pytest.raises(Unavailable):
-            archive.write({})
+        for call in (lambda: archive.write({}), lambda: archive.recent(0)):
+            with pytest.raises(Unavailable):
+                call()
         server.start()
+        assert archive.recent(0).keys() == minute(0).keys()
         archive.write(minute(1))
         assert available(archive)
     assert count(server.keywords) == 2
@@ -457,9 +475,9 @@ def test_a_database_that_refuses_writes_again_and_again_is_not_called_ready(
 def test_a_writer_that_vanishes_within_its_transaction_does_not_keep_its_rows_from_the_next(
     archive: PostgresArchive, postgres_db: Keywords
 ) -> None:
-    vanished = archive._connected()  # what a write leaves when the network eats the rest of it
-    vanished.execute("begin")
-    archive._upsert(vanished, list(minute().items()))
+    with archive._connected() as vanished:  # what a write leaves when the network eats the rest of it
+        vanished.execute("begin")
+        archive._upsert(vanished, list(minute().items()))
     with archive_at(postgres_db) as other:
         assert wait_until(lambda: writes_again(other, minute()), timeout=5)
     assert count(postgres_db) == 1
