@@ -33,7 +33,10 @@ from marketflow.stores import postgres, redis
 from marketflow.stores.embedded import EmbeddedPostgres, EmbeddedRedis, claim
 from marketflow.stores.fallback import Fallback
 from marketflow.stores.postgres import PostgresReader
-from marketflow.stores.redis import RedisReader
+from marketflow.stores.redis_reader import RedisReader
+
+SETTLE_MS = 10_000
+"""How long after its grace a minute may take to be in the cache, late ticks included."""
 
 CONNECTIONS_CLOSE_SECONDS = 1
 """How long running requests may take once the application is to end."""
@@ -113,7 +116,8 @@ class _Application:
         settings = self._settings
         redis_at, postgres_at = await stack.enter_async_context(_servers(settings))
 
-        cache = RedisReader.connect(redis_at)
+        settle_ms = round(settings.flow.late_after_seconds * 1000) + SETTLE_MS
+        cache = RedisReader.connect(redis_at, system_clock, settle_ms)
         stack.push_async_callback(cache.close)
         archive = PostgresReader(postgres_at)
         stack.push_async_callback(archive.close)

@@ -51,10 +51,16 @@ class Memory:
     def absorb(self, batch: Candles) -> Candles:
         """Merge new slices in; gives the slices they are part of, whole."""
         with self._lock:
-            return self._merge_in(batch, self._minutes)
+            in_time = {slot: candle for slot, candle in batch.items() if slot.start >= self._oldest}
+            if len(in_time) < len(batch):
+                self.too_late += sum(candle.ticks for slot, candle in batch.items() if slot not in in_time)
+            return self._merge_in(in_time, self._minutes)
 
     def restore(self, slices: Candles) -> Candles:
-        """Merge in the slices that an earlier run left in the cache; gives the slices they are part of, whole."""
+        """Merge in the slices that an earlier run left in the cache; gives the slices they are part of, whole.
+
+        However old they are: their minutes are taken as closed before they are forgotten.
+        """
         self.observe(slices)
         with self._lock:
             return self._merge_in(slices, self._earlier)
@@ -74,9 +80,6 @@ class Memory:
     def _merge_in(self, batch: Candles, minutes: Candles) -> Candles:
         whole: Candles = {}
         for slot, candle in batch.items():
-            if slot.start < self._oldest:
-                self.too_late += candle.ticks
-                continue
             slices = self._slices.setdefault(slot.series, {})
             held = slices.get(slot.start)
             whole[slot] = slices[slot.start] = candle if held is None else merge(held, candle)

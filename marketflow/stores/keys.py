@@ -23,7 +23,8 @@ LATEST_FIELDS = ("price", "timestamp", "sequence")
 ARCHIVED_KEY = "marketflow:{archive}:until"
 """Start of the last minute (Unix ms) up to which PostgreSQL has every row."""
 
-EXPIRY_MS = {"window": WINDOW_KEPT_MS + MINUTE_MS, "minutes": MINUTES_TRIMMED_MS}
+EXPIRY_MS = MINUTES_TRIMMED_MS
+"""How long slices and minutes outlive the last write: what a crash left is found again a day later."""
 
 encode_candle = msgspec.json.Encoder().encode
 _decode_candle = msgspec.json.Decoder(Candle).decode

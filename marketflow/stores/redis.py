@@ -1,4 +1,4 @@
-"""The cache in Redis: written by the flow from threads, read by the API from asyncio.
+"""The cache in Redis, as the flow writes it from its threads.
 
 The server's answer may get lost after it has done the work, so every command is absolute and repeating it changes
 nothing; there is no INCR and no RPUSH, and no hidden retry. Timeouts are short, and after a failure a breaker answers
@@ -6,30 +6,25 @@ for Redis until a probe gets through: a Redis that is away costs the flow one ti
 written meanwhile is not queued; memory has it all, and refills the cache on its return.
 """
 
-import threading
-import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 from uuid import uuid4
 
 import redis
-import redis.asyncio
 from loguru import logger
 from redis.backoff import NoBackoff
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
 from marketflow.logs import RateLimit
-from marketflow.model import Candle, Candles, Series, Slot, Tick, minute_start, slice_start
+from marketflow.model import Candle, Candles, Series, Slot, Tick, minute_start
 from marketflow.stores import keys
-from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS, Recent
-
-_T = TypeVar("_T")
+from marketflow.stores.breaker import Breaker
+from marketflow.stores.ports import MINUTES_KEPT_MS
 
 TIMEOUT_SECONDS = 0.25
-BREAK_SECONDS = 0.5
 _CHUNK = 1000  # slots a transaction: what the server does in a few milliseconds
 _ALIVE_SECONDS = 3600
 
@@ -38,44 +33,6 @@ def connection_keywords(host: str, port: int, password: str, db: int) -> dict[st
     """Keywords for a client of either kind; a `host` that begins with / is the path of a Unix socket."""
     place = {"unix_socket_path": host} if host.startswith("/") else {"host": host, "port": port}
     return {**place, "password": password or None, "db": db}
-
-
-class Breaker:
-    """Says no for a while after a failure, instead of waiting for the next timeout.
-
-    Args:
-        seconds: how long it stays open; then one caller may try again.
-        monotonic: the time, in seconds.
-    """
-
-    def __init__(self, seconds: float = BREAK_SECONDS, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._seconds = seconds
-        self._monotonic = monotonic
-        self._lock = threading.Lock()
-        self._open_until: float | None = None
-
-    def check(self) -> None:
-        """Let the caller pass, or not.
-
-        Raises:
-            Unavailable: the last call failed, and it is too early for the next.
-        """
-        with self._lock:
-            if self._open_until is None:
-                return
-            if self._monotonic() < self._open_until:
-                raise Unavailable("Redis is away")
-            self._open_until = self._monotonic() + self._seconds
-
-    def failed(self) -> None:
-        """Open it."""
-        with self._lock:
-            self._open_until = self._monotonic() + self._seconds
-
-    def succeeded(self) -> None:
-        """Close it."""
-        with self._lock:
-            self._open_until = None
 
 
 class RedisCache:
@@ -151,20 +108,19 @@ class RedisCache:
             pipe.execute()
 
     def put_slices(self, slices: Candles) -> None:
-        """Store whole slices and trim what is older than the window."""
-        self._put_slots(slices, keys.window_key, "window", keys.WINDOW_KEPT_MS)
+        """Store whole slices and trim the minutes that are older than the window."""
+        self._put_slots(slices, keys.window_key, keys.WINDOW_KEPT_MS)
 
     def put_minutes(self, minutes: Candles) -> None:
         """Store closed minutes and trim what is older than a day."""
-        self._put_slots(minutes, keys.minutes_key, "minutes", keys.MINUTES_TRIMMED_MS)
+        self._put_slots(minutes, keys.minutes_key, keys.MINUTES_TRIMMED_MS)
 
     def recover(self) -> Candles:
-        """The slices of the last whole minutes. Nothing is written before this has succeeded.
+        """The slices of the last minutes of the run before. Nothing is written before this has succeeded.
 
         Otherwise a recovery that comes late, when Redis was away at the start, would count this run's ticks twice.
         """
-        since = minute_start(milliseconds(self._clock())) - RECENT_MS
-        recovered = self._read_slots(keys.window_key, since)
+        recovered = self._read_slots(keys.window_key, 0)
         self._mark_alive()
         self._recovered = True
         self._whole = True
@@ -208,16 +164,15 @@ class RedisCache:
         with self._asking():
             return self._client.set(self._run_key, 1, ex=_ALIVE_SECONDS, get=True) is not None
 
-    def _put_slots(self, slots: Candles, key_of: Callable[[Series], str], kind: str, kept_ms: int) -> None:
+    def _put_slots(self, slots: Candles, key_of: Callable[[Series], str], kept_ms: int) -> None:
         entries = list(slots.items())
-        oldest = milliseconds(self._clock()) - kept_ms
+        # Whole minutes go: of a minute that is cut, a recovery would make a poorer candle than there was.
+        oldest = minute_start(milliseconds(self._clock())) - kept_ms
         with self._writing():
             for begin in range(0, len(entries), _CHUNK):
-                self._put_chunk(entries[begin : begin + _CHUNK], key_of, keys.EXPIRY_MS[kind], oldest)
+                self._put_chunk(entries[begin : begin + _CHUNK], key_of, oldest)
 
-    def _put_chunk(
-        self, entries: list[tuple[Slot, Candle]], key_of: Callable[[Series], str], expiry_ms: int, oldest: int
-    ) -> None:
+    def _put_chunk(self, entries: list[tuple[Slot, Candle]], key_of: Callable[[Series], str], oldest: int) -> None:
         by_series: defaultdict[Series, dict[int, bytes]] = defaultdict(dict)
         for slot, candle in entries:
             by_series[slot.series][slot.start] = keys.encode_candle(candle)
@@ -229,7 +184,7 @@ class RedisCache:
                     pipe.zremrangebyscore(key, start, start)
                 pipe.zadd(key, {member: start for start, member in members.items()})
                 pipe.zremrangebyscore(key, "-inf", f"({oldest}")
-                pipe.pexpire(key, expiry_ms)
+                pipe.pexpire(key, keys.EXPIRY_MS)
             pipe.execute()
 
     def _read_slots(self, key_of: Callable[[Series], str], since: int) -> Candles:
@@ -274,81 +229,3 @@ class RedisCache:
         if self._away:
             self._away = False
             self._limit.log("back", "INFO", "Redis can be used again")
-
-
-class RedisReader:
-    """What the API reads.
-
-    Args:
-        client: used by one event loop.
-    """
-
-    def __init__(self, client: "redis.asyncio.Redis") -> None:
-        self._client = client
-
-    @classmethod
-    def connect(cls, keywords: dict[str, Any], max_connections: int = 32) -> "RedisReader":
-        """A reader with a pool of its own, which connects when first used."""
-        options = dict(keywords)
-        if path := options.pop("unix_socket_path", None):
-            options |= {"path": path, "connection_class": redis.asyncio.UnixDomainSocketConnection}
-        pool = redis.asyncio.BlockingConnectionPool(
-            **options,
-            max_connections=max_connections,
-            timeout=TIMEOUT_SECONDS,
-            socket_timeout=TIMEOUT_SECONDS,
-            socket_connect_timeout=TIMEOUT_SECONDS,
-            retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
-        )
-        return cls(redis.asyncio.Redis.from_pool(pool))
-
-    async def close(self) -> None:
-        """Close all connections."""
-        await self._client.aclose()
-
-    async def ping(self) -> None:
-        """Ask for a sign of life.
-
-        Raises:
-            Unavailable: there is none.
-        """
-        await _answer(cast("Awaitable[Any]", self._client.ping()))
-
-    async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
-        """The newest tick of each series: its latest price, else the close of its last minute here."""
-        pipe = self._client.pipeline(transaction=False)
-        for each in series:
-            pipe.hmget(keys.latest_key(each), keys.LATEST_FIELDS)
-            pipe.zrange(keys.minutes_key(each), -1, -1, withscores=True)
-        answers = await _answer(pipe.execute())
-        return [_newest(answers[2 * i], answers[2 * i + 1]) for i in range(len(series))]
-
-    async def recent(self, series: Sequence[Series], since: int) -> list[Recent]:
-        """Newest tick, slices and closed minutes of each series, as far as they end after `since`."""
-        pipe = self._client.pipeline(transaction=False)
-        for each in series:
-            pipe.hmget(keys.latest_key(each), keys.LATEST_FIELDS)
-            pipe.zrangebyscore(keys.window_key(each), slice_start(since), "+inf", withscores=True)
-            pipe.zrangebyscore(keys.minutes_key(each), minute_start(since), "+inf", withscores=True)
-        answers = await _answer(pipe.execute())
-        return [
-            Recent(
-                keys.decode_latest(answers[i]),
-                keys.decode_slots(answers[i + 1]),
-                keys.decode_slots(answers[i + 2]),
-            )
-            for i in range(0, len(answers), 3)
-        ]
-
-
-def _newest(latest: list[bytes | None], last_minute: list[tuple[bytes, float]]) -> Tick | None:
-    if (tick := keys.decode_latest(latest)) is not None:
-        return tick
-    return next((candle.newest for candle in keys.decode_slots(last_minute).values()), None)
-
-
-async def _answer(asked: Awaitable[_T]) -> _T:
-    try:
-        return await asked
-    except redis.RedisError as error:
-        raise Unavailable(f"Redis cannot be used: {error}") from error

@@ -290,6 +290,18 @@ def test_minutes_that_ended_while_nothing_ran_are_written() -> None:
     assert_same(world.archive.rows, candles_of_ticks(ticks, MINUTE_MS))
 
 
+def test_a_minute_cut_by_a_crash_is_written_though_the_restart_comes_hours_later() -> None:
+    world = World()
+    world.cache.left_behind, ticks = left_behind(3_600_000, 3_599_000)
+    world.cache.away = True
+    world.start()
+    world.run(30)
+    world.cache.away = False
+    world.run(3)
+    assert_same(world.archive.rows, candles_of_ticks(ticks, MINUTE_MS))
+    assert world.memory.too_late == 0
+
+
 def test_slices_of_the_earlier_run_are_merged_when_the_cache_comes_back_late() -> None:
     world = World()
     world.clock_step_ms = 30_000

@@ -17,9 +17,11 @@ from loguru import logger
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, SLICE_MS, Candle, Candles, Mode, Series, Slot, Tick, minute_start
 from marketflow.stores import keys
+from marketflow.stores.breaker import BREAK_SECONDS, Breaker
 from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
-from marketflow.stores.redis import BREAK_SECONDS, TIMEOUT_SECONDS, Breaker, RedisCache, RedisReader
+from marketflow.stores.redis import TIMEOUT_SECONDS, RedisCache
 from marketflow.stores.redis import connection_keywords as redis_keywords
+from marketflow.stores.redis_reader import RedisReader
 from tests.servers import HOST, RedisServer, free_port, wait_until
 
 T = TypeVar("T")
@@ -66,11 +68,16 @@ def cache_at(place: dict[str, Any], clock: SetClock | None = None, recovered: bo
         yield cache
 
 
-def ask(server: RedisServer, question: Callable[[RedisReader], Awaitable[T]]) -> T:
-    """What a reader answers that lives for one question."""
+SETTLE_MS = 10_000
+
+
+def ask(server: RedisServer, question: Callable[[RedisReader], Awaitable[T]], at: int | None = None) -> T:
+    """What a reader answers that lives for one question; at NOW, unless told."""
+    clock = SetClock()
+    clock.ms = NOW if at is None else at
 
     async def answer() -> T:
-        reader = RedisReader.connect(keywords(server))
+        reader = RedisReader.connect(keywords(server), clock, SETTLE_MS)
         try:
             return await question(reader)
         finally:
@@ -238,9 +245,12 @@ def test_slices_and_minutes_that_nobody_asks_for_any_more_are_trimmed(
 ) -> None:
     cache.put_slices(one(start=MINUTE) | one(start=MINUTE + SLICE_MS))
     cache.put_minutes(one(start=MINUTE) | one(start=MINUTE + MINUTE_MS))
-    clock.ms = MINUTE + RECENT_MS + MINUTE_MS + SLICE_MS
+    clock.ms = MINUTE + RECENT_MS + 2 * MINUTE_MS - SLICE_MS
     cache.put_slices(one(start=clock.ms))
-    assert [score for _, score in slots_of(client, keys.window_key(BTC))] == [MINUTE + SLICE_MS, clock.ms]
+    assert len(slots_of(client, keys.window_key(BTC))) == 3, "of a minute all slices go at once"
+    clock.ms += SLICE_MS
+    cache.put_slices(one(start=clock.ms))
+    assert [score for _, score in slots_of(client, keys.window_key(BTC))] == [clock.ms - SLICE_MS, clock.ms]
     clock.ms = MINUTE + MINUTES_KEPT_MS + 3 * MINUTE_MS
     cache.put_minutes(one(start=minute_start(clock.ms)))
     assert [score for _, score in slots_of(client, keys.minutes_key(BTC))] == [MINUTE + MINUTE_MS, clock.ms]
@@ -258,14 +268,19 @@ def test_thousands_of_slots_are_written_in_one_call(cache: RedisCache, client: "
 # What the next run finds
 
 
-def test_the_next_run_recovers_the_slices_of_the_last_whole_minutes_of_both_modes(
-    cache: RedisCache, redis_db: RedisServer
+@pytest.mark.parametrize("hours", [0, 23])
+def test_the_next_run_recovers_the_slices_of_both_modes_even_hours_later(
+    cache: RedisCache, redis_db: RedisServer, hours: int
 ) -> None:
     left: Candles = {}
     for series in SERIES:
         left |= one(series, MINUTE - RECENT_MS) | one(series, MINUTE)
-    cache.put_slices(left | one(BTC, MINUTE - RECENT_MS - SLICE_MS))
-    with cache_at(keywords(redis_db), recovered=False) as next_run:
+    cache.put_slices(left)
+    later = SetClock()
+    later.ms += hours * 60 * MINUTE_MS
+    with redis_db.client() as client:
+        assert client.pttl(keys.window_key(BTC)) > 24 * 60 * MINUTE_MS
+    with cache_at(keywords(redis_db), later, recovered=False) as next_run:
         assert next_run.recover() == left
         assert next_run.complete
 
@@ -590,6 +605,28 @@ def test_recent_gives_every_slice_and_minute_that_ends_after_a_time(cache: Redis
     assert recent(NOW + SLICE_MS) == ([NOW + SLICE_MS], [MINUTE, MINUTE + MINUTE_MS])
     assert recent(NOW - 1)[0] == [NOW - SLICE_MS, NOW, NOW + SLICE_MS]
     assert recent(MINUTE - 1)[1] == [MINUTE - MINUTE_MS, MINUTE, MINUTE + MINUTE_MS]
+
+
+def test_of_a_settled_minute_only_the_closed_candle_is_read(cache: RedisCache, redis_db: RedisServer) -> None:
+    starts = [MINUTE - 2 * MINUTE_MS, MINUTE - MINUTE_MS, MINUTE]
+    for start in starts:
+        cache.put_slices(one(start=start) | one(start=start + MINUTE_MS - SLICE_MS))
+    cache.put_minutes(one(start=starts[0], ticks=2) | one(start=starts[1], ticks=2))
+
+    def recent(since: int, at: int) -> tuple[list[int], list[int]]:
+        ((_, slices, minutes),) = ask(redis_db, lambda reader: reader.recent([BTC], since), at)
+        return sorted(slices), sorted(minutes)
+
+    own = [MINUTE, MINUTE + MINUTE_MS - SLICE_MS]
+    assert recent(starts[0], MINUTE + SETTLE_MS) == (own, starts[:2])
+    unsettled = [MINUTE - MINUTE_MS, MINUTE - SLICE_MS]
+    assert recent(starts[0], MINUTE + SETTLE_MS - 1) == (unsettled + own, starts[:2])
+    # The edge lies inside the first minute: of it slices are needed.
+    assert recent(starts[0] + 1000, MINUTE + SETTLE_MS) == ([starts[1] - SLICE_MS, *own], starts[:2])
+    # A minute that was never closed is there as slices.
+    with redis_db.client() as client:
+        client.zremrangebyscore(keys.minutes_key(BTC), starts[1], starts[1])
+    assert recent(starts[0], MINUTE + SETTLE_MS) == (unsettled + own, starts[:1])
 
 
 def test_a_pool_of_connections_serves_many_more_requests(cache: RedisCache, redis_db: RedisServer) -> None:

@@ -1,0 +1,124 @@
+"""The cache in Redis, as the API reads it from its event loop."""
+
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Any, TypeVar, cast
+
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+
+from marketflow.clock import Clock, milliseconds
+from marketflow.errors import Unavailable
+from marketflow.model import MINUTE_MS, Series, Tick, minute_start, slice_start
+from marketflow.stores import keys
+from marketflow.stores.ports import Recent
+from marketflow.stores.redis import TIMEOUT_SECONDS
+
+_T = TypeVar("_T")
+
+
+class RedisReader:
+    """What the API reads.
+
+    Args:
+        client: used by one event loop.
+        clock: tells which minutes have settled.
+        settle_ms: how long after its end a closed minute may still be changed by late ticks.
+    """
+
+    def __init__(self, client: "redis.asyncio.Redis", clock: Clock, settle_ms: int) -> None:
+        self._client = client
+        self._clock = clock
+        self._settle_ms = settle_ms
+
+    @classmethod
+    def connect(
+        cls, keywords: dict[str, Any], clock: Clock, settle_ms: int, max_connections: int = 32
+    ) -> "RedisReader":
+        """A reader with a pool of its own, which connects when first used."""
+        options = dict(keywords)
+        if path := options.pop("unix_socket_path", None):
+            options |= {"path": path, "connection_class": redis.asyncio.UnixDomainSocketConnection}
+        pool = redis.asyncio.BlockingConnectionPool(
+            **options,
+            max_connections=max_connections,
+            timeout=TIMEOUT_SECONDS,
+            socket_timeout=TIMEOUT_SECONDS,
+            socket_connect_timeout=TIMEOUT_SECONDS,
+            retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
+        )
+        return cls(redis.asyncio.Redis.from_pool(pool), clock, settle_ms)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    async def ping(self) -> None:
+        """Ask for a sign of life.
+
+        Raises:
+            Unavailable: there is none.
+        """
+        await _answer(cast("Awaitable[Any]", self._client.ping()))
+
+    async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
+        """The newest tick of each series: its latest price, else the close of its last minute here."""
+        pipe = self._client.pipeline(transaction=False)
+        for each in series:
+            pipe.hmget(keys.latest_key(each), keys.LATEST_FIELDS)
+            pipe.zrange(keys.minutes_key(each), -1, -1, withscores=True)
+        answers = await _answer(pipe.execute())
+        return [_newest(answers[2 * i], answers[2 * i + 1]) for i in range(len(series))]
+
+    async def recent(self, series: Sequence[Series], since: int) -> list[Recent]:
+        """Newest tick, slices and closed minutes of each series, as far as they end after `since`.
+
+        Where a minute has settled its slices are not read: of a long period only the edges come as slices.
+        """
+        now_ms = milliseconds(self._clock())
+        pipe = self._client.pipeline(transaction=False)
+        for each in series:
+            pipe.hmget(keys.latest_key(each), keys.LATEST_FIELDS)
+            pipe.zrangebyscore(keys.minutes_key(each), minute_start(since), "+inf", withscores=True)
+        answers = await _answer(pipe.execute())
+        minutes = [keys.decode_slots(answer) for answer in answers[1::2]]
+
+        gaps = [self._between_settled(each, since, now_ms) for each in minutes]
+        pipe = self._client.pipeline(transaction=False)
+        for each, ranges in zip(series, gaps, strict=True):
+            for begin, end in ranges:
+                pipe.zrangebyscore(keys.window_key(each), begin, end, withscores=True)
+        slices = iter(await _answer(pipe.execute()))
+        return [
+            Recent(
+                keys.decode_latest(latest),
+                keys.decode_slots(entry for _ in ranges for entry in next(slices)),
+                closed,
+            )
+            for latest, closed, ranges in zip(answers[::2], minutes, gaps, strict=True)
+        ]
+
+    def _between_settled(self, minutes: Iterable[int], since: int, now_ms: int) -> list[tuple[int, str | int]]:
+        """Ranges of scores with the slices from `since` on that no settled minute holds."""
+        ranges: list[tuple[int, str | int]] = []
+        begin = max(slice_start(since), minute_start(now_ms) - keys.WINDOW_KEPT_MS)
+        for minute in sorted(minutes):
+            settled = minute + MINUTE_MS + self._settle_ms <= now_ms
+            if settled and minute >= since and minute + MINUTE_MS > begin:
+                if minute > begin:
+                    ranges.append((begin, f"({minute}"))
+                begin = minute + MINUTE_MS
+        return [*ranges, (begin, "+inf")]
+
+
+def _newest(latest: list[bytes | None], last_minute: list[tuple[bytes, float]]) -> Tick | None:
+    if (tick := keys.decode_latest(latest)) is not None:
+        return tick
+    return next((candle.newest for candle in keys.decode_slots(last_minute).values()), None)
+
+
+async def _answer(asked: Awaitable[_T]) -> _T:
+    try:
+        return await asked
+    except redis.RedisError as error:
+        raise Unavailable(f"Redis cannot be used: {error}") from error
