@@ -29,10 +29,10 @@ from marketflow.flow.memory import MemoryReader
 from marketflow.probes import HealthReport, Probe
 from marketflow.resources import resource
 from marketflow.settings import Settings, load
-from marketflow.stores import postgres, redis
+from marketflow.stores import redis, rows
 from marketflow.stores.embedded import EmbeddedPostgres, EmbeddedRedis, claim
 from marketflow.stores.fallback import Fallback
-from marketflow.stores.postgres import PostgresReader
+from marketflow.stores.postgres_reader import PostgresReader
 from marketflow.stores.redis_reader import RedisReader
 
 SETTLE_MS = 10_000
@@ -197,7 +197,7 @@ async def _servers(settings: Settings) -> AsyncIterator[tuple[dict[str, Any], di
         StartError: an embedded server cannot be started, or another MarketFlow has the data folder.
     """
     redis_at = redis.connection_keywords(*_fields(settings.redis, "host", "port", "password", "db"))
-    postgres_at = postgres.connection_keywords(
+    postgres_at = rows.connection_keywords(
         *_fields(settings.postgres, "host", "port", "user", "password", "dbname", "sslmode")
     )
     servers: list[EmbeddedRedis | EmbeddedPostgres] = []
@@ -209,7 +209,7 @@ async def _servers(settings: Settings) -> AsyncIterator[tuple[dict[str, Any], di
             redis_at = redis.connection_keywords(embedded_redis.socket_path, 0, "", 0)
         if not settings.postgres.host:
             servers.append(embedded_postgres := EmbeddedPostgres(data_dir / "postgres"))
-            postgres_at = postgres.connection_keywords(**embedded_postgres.keywords, password="")
+            postgres_at = rows.connection_keywords(**embedded_postgres.keywords, password="")
         try:
             await _in_threads(server.start for server in servers)
             supervision = asyncio.create_task(_supervise(servers))

@@ -227,8 +227,7 @@ class Flow:
     def _write_pending(self) -> None:
         if not self._adopted:  # before anything of this run is written, which would look like an earlier run's
             since = minute_start(milliseconds(self.clock())) - RECENT_MS
-            earlier = self.archive.recent(since)
-            self.memory.adopt({minute: candle for minute, candle in earlier.items() if minute.series in self._series})
+            self.memory.adopt(self.archive.recent(self._series, since))
             self._adopted = True
         rows = self.pending.rows()
         self.archive.write(rows)

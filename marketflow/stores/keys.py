@@ -76,3 +76,8 @@ def decode_latest(fields: list[bytes | None]) -> Tick | None:
         return Tick(float(price), int(timestamp), int(sequence))
     except ValueError:
         return None
+
+
+def decode_start(value: bytes | None) -> int:
+    """A time in Unix ms, 0 where there is none that this version can read."""
+    return int(value) if value is not None and value.isdigit() else 0

@@ -3,7 +3,7 @@
 The flow writes from threads, the API reads from asyncio; the two sides share keys and codecs, never a client.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from marketflow.model import Candle, Candles, Series, Tick
@@ -111,7 +111,7 @@ class Cache(Protocol):
 class Archive(Protocol):
     """Where closed minutes are kept for good."""
 
-    def recent(self, since: int) -> Candles:
+    def recent(self, series: Iterable[Series], since: int) -> Candles:
         """The minutes from `since` (Unix ms) on that earlier runs wrote; to be asked before anything is written.
 
         Raises:

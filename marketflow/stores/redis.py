@@ -133,7 +133,7 @@ class RedisCache:
         with self._asking():
             until = self._client.get(keys.ARCHIVED_KEY)
         oldest = minute_start(milliseconds(self._clock())) - MINUTES_KEPT_MS
-        minutes = self._read_slots(keys.minutes_key, max(int(cast("bytes", until or b"0")), oldest))
+        minutes = self._read_slots(keys.minutes_key, max(keys.decode_start(cast("bytes | None", until)), oldest))
         self._backlog_read = True
         return minutes
 

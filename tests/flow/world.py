@@ -1,6 +1,6 @@
 """A virtual hour: clock, feeds and stores of memory, for running the whole flow without waiting."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import reactivex as rx
 from reactivex import Observable
@@ -125,10 +125,10 @@ class FakeArchive:
         self.written_at: dict[Slot, list[int]] = {}
         self._now_ms = now_ms
 
-    def recent(self, since: int) -> Candles:
+    def recent(self, series: Iterable[Series], since: int) -> Candles:
         if self.away:
             raise Unavailable("away")
-        return {slot: candle for slot, candle in self.rows.items() if slot.start >= since}
+        return {slot: candle for slot, candle in self.rows.items() if slot.series in series and slot.start >= since}
 
     def write(self, minutes: Candles) -> None:
         if self.away:

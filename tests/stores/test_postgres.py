@@ -20,14 +20,9 @@ from psycopg import sql
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot, Tick, candle_of, merge_all
 from marketflow.resources import resource
-from marketflow.stores.postgres import (
-    ANSWER_SECONDS,
-    CONNECT_SECONDS,
-    READ_SECONDS,
-    PostgresArchive,
-    PostgresReader,
-    connection_keywords,
-)
+from marketflow.stores.postgres import ANSWER_SECONDS, PostgresArchive
+from marketflow.stores.postgres_reader import READ_SECONDS, PostgresReader
+from marketflow.stores.rows import CONNECT_SECONDS, connection_keywords
 from tests.oracle import candle_of_ticks, candles_of_ticks
 from tests.servers import PostgresServer, wait_until
 
@@ -323,7 +318,7 @@ def test_the_next_run_finds_the_recent_minutes_of_all_series(archive: PostgresAr
     written = [minute(number, series=series) for number in range(3) for series in (BTC, ETH, TEST_BTC, ODD)]
     archive.write(merge_all(written))
     with archive_at(postgres_db) as next_run:
-        found = next_run.recent(MINUTE + MINUTE_MS)
+        found = next_run.recent([BTC, ETH, TEST_BTC, ODD], MINUTE + MINUTE_MS)
     expected = merge_all(written[4:])
     assert found.keys() == expected.keys()
     for slot, candle in found.items():
@@ -332,7 +327,7 @@ def test_the_next_run_finds_the_recent_minutes_of_all_series(archive: PostgresAr
 
 def test_the_first_run_finds_no_minutes(postgres_db: Keywords) -> None:
     with archive_at(postgres_db) as archive:
-        assert archive.recent(0) == {}
+        assert archive.recent([BTC], 0) == {}
 
 
 def test_names_with_quotes_and_sql_in_them_are_only_data(archive: PostgresArchive, postgres_db: Keywords) -> None:
@@ -361,11 +356,11 @@ def test_the_first_write_after_a_server_was_killed_and_came_back_succeeds(server
         with pytest.raises(Unavailable):
             archive.write(minute(1))
         assert not available(archive)
-        for call in (lambda: archive.write({}), lambda: archive.recent(0)):
+        for call in (lambda: archive.write({}), lambda: archive.recent([BTC], 0)):
             with pytest.raises(Unavailable):
                 call()
         server.start()
-        assert archive.recent(0).keys() == minute(0).keys()
+        assert archive.recent([BTC], 0).keys() == minute(0).keys()
         archive.write(minute(1))
         assert available(archive)
     assert count(server.keywords) == 2

@@ -1,0 +1,84 @@
+"""Between candles and rows of the table `aggregates`: what the writer and the reader of the archive share."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+
+from marketflow.model import Candle, Series, Slot
+
+CONNECT_SECONDS = 2
+
+
+def connection_keywords(
+    host: str, port: int, user: str, password: str, dbname: str, sslmode: str | None = None
+) -> dict[str, Any]:
+    """Keywords for a connection of either kind. Never a DSN: one that does not parse is printed with its password."""
+    keywords = {
+        "host": host,
+        "port": port,
+        "user": user,
+        "password": password or None,
+        "dbname": dbname,
+        "sslmode": sslmode,
+        "connect_timeout": CONNECT_SECONDS,
+        "application_name": "marketflow",
+    }
+    return {name: value for name, value in keywords.items() if value is not None}
+
+
+def parameters(series: Series) -> dict[str, Any]:
+    """Query parameters that name a series."""
+    return {"mode": series.mode.value, "exchange": series.exchange, "symbol": series.symbol}
+
+
+def columns(rows: list[tuple[Slot, Candle]]) -> list[list[Any]]:
+    """Rows as one list for each column, in the order of the upsert."""
+    return [
+        list(column)
+        for column in zip(
+            *(
+                (
+                    slot.series.symbol,
+                    slot.series.exchange,
+                    slot.series.mode.value,
+                    to_datetime(slot.start),
+                    candle.average,
+                    candle.low,
+                    candle.high,
+                    candle.open,
+                    candle.close,
+                    candle.ticks,
+                    to_datetime(candle.first_at),
+                    to_datetime(candle.last_at),
+                    to_datetime(candle.low_at),
+                    to_datetime(candle.high_at),
+                )
+                for slot, candle in rows
+            ),
+            strict=True,
+        )
+    ]
+
+
+def candle_of_row(row: tuple[Any, ...]) -> Candle:
+    """The candle of total, ticks, high, low, open, close and the times of first, last, high and low."""
+    total, ticks, high, low, opening, closing, *times = row
+    first_at, last_at, high_at, low_at = map(to_unix_ms, times)
+    # Rows have no order of arrival; zero stands before every tick of the same millisecond.
+    return Candle(opening, high, low, closing, total, ticks, first_at, last_at, high_at, low_at, 0, 0)
+
+
+def to_datetime(unix_ms: int) -> datetime:
+    """A time in Unix ms as PostgreSQL takes it, to the millisecond."""
+    return datetime.fromtimestamp(unix_ms // 1000, UTC).replace(microsecond=unix_ms % 1000 * 1000)
+
+
+def to_unix_ms(moment: datetime) -> int:
+    """A time of PostgreSQL in Unix ms."""
+    return int(moment.timestamp()) * 1000 + moment.microsecond // 1000
+
+
+def reason(error: psycopg.Error) -> str:
+    """The first line of what psycopg says; the rest repeats it for every address of the host."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
