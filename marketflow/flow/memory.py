@@ -57,13 +57,15 @@ class Memory:
             return self._merge_in(in_time, self._minutes)
 
     def restore(self, slices: Candles) -> Candles:
-        """Merge in the slices that an earlier run left in the cache; gives the slices they are part of, whole.
+        """Merge in the slices that an earlier run left in the cache; gives those that are now more than what is there.
 
         However old they are: their minutes are taken as closed before they are forgotten.
         """
         self.observe(slices)
         with self._lock:
-            return self._merge_in(slices, self._earlier)
+            changed = [slot for slot in slices if slot.start in self._slices.get(slot.series, {})]
+            whole = self._merge_in(slices, self._earlier)
+            return {slot: whole[slot] for slot in changed}
 
     def adopt(self, minutes: Candles) -> None:
         """Take over minutes that an earlier run wrote to the archive, where less of them was left in the cache.
