@@ -50,16 +50,19 @@ def serve(settings: Settings) -> int:
     """
     listener = _bind(settings.http.host, settings.http.port)
     application = _Application(settings)
+    debug = settings.log.level in ("TRACE", "DEBUG")
     config = uvicorn.Config(
         application,
         log_config=None,
-        log_level="warning",
-        access_log=settings.log.level in ("TRACE", "DEBUG"),
+        log_level="debug" if debug else "warning",
+        access_log=debug,
         lifespan="on",
         server_header=False,
         timeout_graceful_shutdown=CONNECTIONS_CLOSE_SECONDS,
     )
     server = _Server(config, settings)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup would have it
+        signal.signal(signal.SIGHUP, server.handle_exit)
     with listener, suppress(SystemExit):  # uvicorn's own exit code for a start that fails is not ours
         server.run(sockets=[listener])
     return 0 if server.started and not application.failed else 1
@@ -159,8 +162,7 @@ class _Server(uvicorn.Server):
         self._settings = settings
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal stops, the second does not wait for anybody."""
-        self.force_exit = self.should_exit
+        """Stop. A second signal changes nothing: it could only lose what is being written, which takes seconds."""
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -5,6 +5,7 @@ installation, too.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (`sys.argv` by default) until it's stopped, and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        # Until the servers have handlers of their own, a start can be given up by either signal.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         if arguments[:1] == ["exchange"]:
             run, parsed = _exchange, _exchange_parser().parse_args(arguments[1:])
         else:

@@ -26,7 +26,7 @@ from marketflow.stores.postgres import PostgresArchive
 from marketflow.stores.redis import RedisCache
 
 BEGIN_SECONDS = 1.0
-"""How long a start may wait for the cache to say what an earlier run left."""
+"""How long a start may wait for each store to say what an earlier run left."""
 
 DRAIN_SECONDS = 4.0
 """How long the end may take: what is under way is written, the open minutes are stored."""
@@ -91,7 +91,8 @@ class Engine:
     def start(self) -> None:
         """Let it flow, and return when it does. Stores that are away are tried again."""
         self._subscription = self.flow.observable().subscribe(on_error=self._broken, on_completed=self._done.set)
-        self.flow.begun.wait(BEGIN_SECONDS)
+        for asked in (self.flow.begun, self.flow.archive_asked):
+            asked.wait(BEGIN_SECONDS)
 
     def stop(self) -> None:
         """Take no more ticks, write what was taken, and close everything; within DRAIN_SECONDS and a little."""
@@ -143,7 +144,12 @@ def _guard(settings: Settings, mode: Mode, exchange: str, clock: Clock) -> Guard
     limit = RateLimit(10.0)
 
     def on_reject(reason: str, count: int, example: object) -> None:
-        limit.log(reason, "WARNING", f"dropped {count} lines ({reason}), such as {example!r:.100}", exchange=exchange)
+        limit.log(
+            reason,
+            "WARNING",
+            f"dropped as {reason}: {count} in this chunk, such as {example!r:.100}",
+            exchange=exchange,
+        )
 
     skew_ms = round(settings.flow.max_clock_skew_seconds * 1000)
     return Guard(mode, exchange, settings.symbols, clock, skew_ms, on_reject)

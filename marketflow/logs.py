@@ -28,11 +28,11 @@ from marketflow.errors import MarketFlowError
 if TYPE_CHECKING:  # these names exist in loguru's stubs only
     from loguru import Message, Record
 
-_NOISY = ("psycopg", "redis")
+_NOISY = ("psycopg", "redis", "uvicorn.error")
 """Libraries that say the same again and again while a server is away; with their children, as psycopg.pool."""
 
-_CHATTY = ("httpx", "httpcore")
-"""Libraries that log each request at INFO."""
+_CHATTY = ("httpx", "httpcore", "Rx")
+"""Libraries that log each request at INFO, or each pause of a timer at DEBUG."""
 
 # Control characters, line separators, marks that change the direction of text, and undecodable bytes.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -116,7 +116,7 @@ class _Intercept(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         left_out: int | None = 0
-        if record.name.partition(".")[0] in _NOISY:
+        if record.name.startswith(_NOISY):
             left_out = self._limit.admit((record.name, str(record.msg)))
         if left_out is None:
             return

@@ -134,6 +134,32 @@ def test_after_kill_9_the_servers_are_found_again_and_nothing_stored_is_lost(ser
     wait_until(lambda: not any(process.alive() for process in family), message="a server was left behind")
 
 
+def test_a_data_folder_may_have_any_name(server_folder: Path) -> None:
+    folder = server_folder / "com,ma and 'quotes'"
+    folder.mkdir(mode=0o711)
+    with Application(folder) as application:
+        wait_until(lambda: application.get("/health")["status"] == "ok")
+        assert application.stop()[0] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_every_signal_that_ends_it_ends_it_in_good_order(server_folder: Path, number: int) -> None:
+    with Application(server_folder) as application:
+        family = descendants(application.process.pid)
+        assert application.stop(number)[0] == 0
+        assert not any(process.alive() for process in family)
+    assert "Traceback" not in application.log
+
+
+def test_signals_in_quick_succession_end_it_in_good_order(server_folder: Path) -> None:
+    with Application(server_folder) as application:
+        for _ in range(3):
+            application.process.send_signal(signal.SIGINT)
+        assert application.stop(signal.SIGTERM)[0] == 0
+    assert "Traceback" not in application.log
+    assert "ERROR" not in application.log
+
+
 def test_an_embedded_server_that_dies_is_started_again_and_nothing_is_lost(server_folder: Path) -> None:
     with Application(server_folder) as application:
         wait_until(lambda: (application.find("/prices/average/BTCUSDT") or {"ticks": 0})["ticks"] > 50)
@@ -351,6 +377,26 @@ def test_modes_never_mix_in_answers_or_rows_when_switched_under_load(
         assert (row["min_price"] == row["max_price"] == alien) == (series.mode == Mode.LIVE), row
 
 
+def test_the_open_minute_is_stored_though_the_connection_was_cut_since_the_last_write(
+    live: Application,
+    exchanges: list[ScriptedExchange],
+    postgres_db: dict[str, Any],
+    rows: Callable[[], dict[tuple[Series, int], dict[str, Any]]],
+) -> None:
+    exchange = exchanges[0]
+    exchange.send(1.0, 2.0)
+    wait_until(lambda: live.find("/prices/latest/BTCUSDT"))
+    with psycopg.connect(**postgres_db, autocommit=True) as connection:
+        connection.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where application_name = 'marketflow' and datname = current_database()"
+        )
+    exchange.send(3.0)
+    wait_until(lambda: live.get("/prices/latest/BTCUSDT")["price"] == 3.0)
+    assert live.stop()[0] == 0
+    assert_rows_equal(rows(), candles_of_ticks(exchange.sent, MINUTE_MS))
+
+
 def test_kill_9_in_mid_minute_costs_no_more_than_the_last_instants(
     live: Application,
     exchanges: list[ScriptedExchange],
@@ -417,28 +463,13 @@ def test_the_simulated_exchange_serves_everybody_and_stops_at_a_signal(
     server_folder: Path, servers: dict[str, object]
 ) -> None:
     ports = [free_port() for _ in range(3)]
+    logs = [server_folder / f"exchange{port}.log" for port in ports]
     with ExitStack() as stack:
-        simulated = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-m",
-                        "marketflow",
-                        "exchange",
-                        "--port",
-                        str(port),
-                        "--rate",
-                        "500",
-                        "--seed",
-                        "7",
-                    ],
-                    cwd=ROOT,
-                    stderr=subprocess.DEVNULL,
-                )
-            )
-            for port in ports
-        ]
+        simulated = []
+        for port, log in zip(ports, logs, strict=True):
+            command = [sys.executable, "-m", "marketflow", "exchange", "--port", str(port), "--rate", "500"]
+            output = stack.enter_context(log.open("wb"))
+            simulated.append(stack.enter_context(subprocess.Popen(command, cwd=ROOT, stderr=output)))
         for process in simulated:
             stack.callback(process.terminate)
         tables = ", ".join(f'{{name="exchange{n}",address="{HOST}:{port}"}}' for n, port in enumerate(ports, 1))
@@ -449,3 +480,5 @@ def test_the_simulated_exchange_serves_everybody_and_stops_at_a_signal(
             wait_until(lambda: all(application.find(path) for path in paths))
             simulated[0].terminate()
             assert simulated[0].wait(5) == 0
+    for log in logs:
+        assert "Traceback" not in log.read_text()

@@ -131,5 +131,5 @@ def _subject_of(request: Request, context: Context) -> _Subject:
 
 def _canonical(asked: str, names: Iterable[str]) -> str | None:
     """The configured spelling of a name, None for one that is not configured."""
-    wanted = asked.casefold()
-    return next((name for name in names if name.casefold() == wanted), None)
+    wanted = asked.lower() if asked.isascii() else asked  # some letters beyond ASCII have one of ASCII for a lower case
+    return next((name for name in names if name.lower() == wanted), None)

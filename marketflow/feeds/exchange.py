@@ -70,8 +70,8 @@ class _Exchange:
         try:
             while await reader.read(4096):
                 pass  # an exchange only speaks
-        except ConnectionError:
-            pass
+        except (ConnectionError, asyncio.CancelledError):
+            pass  # cancelled at the end, when nobody waits for it; asyncio would log that as an error
         finally:
             self._clients.discard(writer)
             writer.close()

@@ -8,7 +8,6 @@ decoded line by line, to find the line to blame. A symbol that was not asked for
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from math import inf
 from operator import ne
 from typing import TypeVar
 
@@ -18,6 +17,9 @@ from marketflow.clock import Clock, milliseconds
 from marketflow.model import SLICE_MS, Candle, Candles, Mode, Series, Slot, merge_into
 
 MAX_LINE_BYTES = 64 * 1024
+
+MAX_PRICE = 1e100
+"""A price beyond it is no price; up to it no sum of prices overflows."""
 
 _T = TypeVar("_T")
 
@@ -106,10 +108,10 @@ class Guard:
 
     def _fold_series(self, series: Series, lines: list[Line], received: int) -> Candles:
         prices = [line.price for line in lines]
-        if not (min(prices) > 0 and max(prices) < inf):
-            bad = [line.price for line in lines if not 0 < line.price < inf]
-            self.reject("bad_price", bad[0], len(bad))
-            good = [line for line in lines if 0 < line.price < inf]
+        if not (min(prices) > 0 and max(prices) <= MAX_PRICE):
+            good = [line for line in lines if 0 < line.price <= MAX_PRICE]
+            bad = next(price for price in prices if not 0 < price <= MAX_PRICE)
+            self.reject("bad_price", bad, len(lines) - len(good))
             return self._fold_series(series, good, received) if good else {}
         times = self._event_times([line.timestamp for line in lines], milliseconds(received))
         self.ticks += len(lines)

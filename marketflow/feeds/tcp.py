@@ -17,7 +17,6 @@ from reactivex.disposable import Disposable
 
 from marketflow.feeds.framing import Framer
 from marketflow.feeds.guard import Guard
-from marketflow.logs import RateLimit
 from marketflow.model import Candles, FeedState
 
 RECEIVE_BYTES = 256 * 1024
@@ -62,7 +61,6 @@ class TcpFeed:
         self._connected = False
         self._silent = False
         self._last_tick = 0.0
-        self._limit = RateLimit(10.0)  # a feed may flap
 
     @property
     def state(self) -> FeedState:
@@ -109,8 +107,6 @@ class TcpFeed:
         with link:
             self._last_tick = self._monotonic()
             self._connected = True
-            host, port = self._address
-            self._limit.log("connected", "INFO", f"connected to {host}:{port}", exchange=self.exchange)
             if self._stopped:
                 return
             for data in link.received():

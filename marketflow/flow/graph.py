@@ -90,6 +90,8 @@ class Flow:
         self._series = {series for feeds in self.feeds.values() for feed in feeds for series in feed.guard.series}
         self.begun = threading.Event()
         """Set when the feeds begin."""
+        self.archive_asked = threading.Event()
+        """Set when the archive has answered for the first time."""
         self._cache_losses = self._probed().pipe(ops.share())
 
     def observable(self) -> Observable[Any]:
@@ -130,12 +132,22 @@ class Flow:
         return rx.merge(*map(self._reconnecting, self.feeds[mode]))
 
     def _reconnecting(self, feed: Feed) -> Observable[Candles]:
+        told = False  # so that every loss in the log is followed by the return
+
+        def came(_: Candles) -> None:
+            nonlocal told
+            if not told:
+                told = True
+                logger.bind(exchange=feed.exchange).info("ticks come in")
+
         def failed(error: Exception, pause: float) -> None:
+            nonlocal told
             self.counts.reconnects[feed.exchange] = self.counts.reconnects.get(feed.exchange, 0) + 1
             text = f"lost the feed, next attempt in {pause:.1f} s: {error}"
-            self._limit.log(("feed", feed.exchange), "WARNING", text, exchange=feed.exchange)
+            if self._limit.log(("feed", feed.exchange), "WARNING", text, exchange=feed.exchange):
+                told = False
 
-        return feed.batches().pipe(retry_with_backoff(Backoff(), self.loop, self._ended(), failed))
+        return feed.batches().pipe(ops.do_action(came), retry_with_backoff(Backoff(), self.loop, self._ended(), failed))
 
     def _backlog(self) -> Observable[Candles]:
         """The minutes that an earlier run may not have brought to the archive."""
@@ -231,17 +243,18 @@ class Flow:
             self._adopted = True
         rows = self.pending.rows()
         self.archive.write(rows)
+        self.archive_asked.set()
         if rows:
             self.counts.rows_written += len(rows)
             until = self.pending.confirm(rows)
             try:
                 self.cache.mark_archived(until)
             except Unavailable:
-                logger.debug("the cache is away: after a restart some rows will be written twice")
+                logger.debug("not marked in the cache what is archived: a restart would write some rows once more")
 
     def _archive_failed(self, error: Exception, pause: float) -> None:
         self.counts.archive_errors += 1
-        text = f"{len(self.pending)} minute rows wait for PostgreSQL: {error}"
+        text = f"PostgreSQL cannot be used, {len(self.pending)} minute rows wait for it: {error}"
         self._limit.log("archive", "WARNING", text)
 
     # Sinks

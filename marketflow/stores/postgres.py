@@ -6,6 +6,7 @@ other instead of deadlocking. No wait is without end: a server that freezes with
 by its silence.
 """
 
+import select
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -71,6 +72,17 @@ class _BoundedConnection(psycopg.Connection[Any]):
             raise psycopg.OperationalError(f"no answer within {ANSWER_SECONDS:g} s") from None
 
 
+def _ended(connection: "psycopg.Connection[Any]") -> bool:
+    """Whether an idle connection has been ended by the server, which is otherwise noticed by a failing write.
+
+    The last write of all has no second try, and it comes up to a minute after the one before.
+    """
+    if connection.closed:
+        return True
+    something_to_read, _, _ = select.select([connection.fileno()], [], [], 0)
+    return bool(something_to_read)
+
+
 class PostgresArchive:
     """Writes minute rows; for one thread at a time.
 
@@ -133,7 +145,9 @@ class PostgresArchive:
     def _connected(self) -> "Iterator[psycopg.Connection[Any]]":
         """The connection, with the schema up to date; any error of psycopg ends it and becomes Unavailable."""
         try:
-            if self._connection is None or self._connection.closed:
+            if self._connection is not None and _ended(self._connection):
+                self.close()
+            if self._connection is None:
                 self._connection = _BoundedConnection.connect(**self._keywords, autocommit=True)
                 self._connection.execute(_SERVER_GIVES_UP)
             if not self._ready:

@@ -66,6 +66,7 @@ HOSTILE = {
     "price null": (line(price=None), "bad_price"),
     "price true": (line(price=True), "bad_price"),
     "price too large for a float": (b'{"symbol":"BTCUSDT","price":1e999}\n', "bad_price"),
+    "price that no sum could hold": (line(price=1.5e308), "bad_price"),
     "price of 400 digits": (b'{"symbol":"BTCUSDT","price":' + b"9" * 400 + b"}\n", "bad_price"),
     "unknown symbol": (line(symbol="SHIBUSDT"), "unknown_symbol"),
     "symbol in lower case": (line(symbol="btcusdt"), "unknown_symbol"),

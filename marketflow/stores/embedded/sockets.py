@@ -16,12 +16,13 @@ SOCKET_PATH_BYTES = 107  # the kernel's limit, less the closing NUL
 class SocketFolder:
     """Where a server puts its socket: its own folder, or a short private one for temporary files.
 
-    The path of a Unix socket has at most 107 bytes. The short folder's name follows from the long one's, so that a
-    server left behind is found again; it lives from `create` to `remove`.
+    The path of a Unix socket has at most 107 bytes, and PostgreSQL takes one with a comma for several. The short
+    folder's name follows from the long one's, so that a server left behind is found again; it lives from `create` to
+    `remove`.
     """
 
     def __init__(self, folder: Path, socket_name: str) -> None:
-        self._temporary = len(os.fsencode(folder / socket_name)) > SOCKET_PATH_BYTES
+        self._temporary = len(os.fsencode(folder / socket_name)) > SOCKET_PATH_BYTES or "," in str(folder)
         self.path = folder
         self._made = False
         if self._temporary:
