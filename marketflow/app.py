@@ -112,7 +112,8 @@ class _Application:
                 logger.info("stopping")
         except StartError as error:
             self._refused = True
-            logger.error(str(error))
+            for line in str(error).splitlines():  # the end of a server's log may be among them
+                logger.error("{}", line)
             raise
 
     async def _start(self, stack: AsyncExitStack) -> Context:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:  # these names exist in loguru's stubs only
 _NOISY = ("psycopg", "redis", "uvicorn.error")
 """Libraries that say the same again and again while a server is away; with their children, as psycopg.pool."""
 
-_CHATTY = ("httpx", "httpcore", "Rx")
-"""Libraries that log each request at INFO, or each pause of a timer at DEBUG."""
+_CHATTY = {"httpx": logging.WARNING, "httpcore": logging.WARNING, "Rx": logging.WARNING, "psycopg": logging.ERROR}
+"""Libraries that log each request, each pause of a timer or each try to connect, and the level that is news."""
 
 # Control characters, line separators, marks that change the direction of text, and undecodable bytes.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -155,8 +155,8 @@ def _intercept(floor: int) -> None:
             known.handlers.clear()
             known.propagate = True
     logging.captureWarnings(True)
-    for name in _CHATTY:
-        logging.getLogger(name).setLevel(max(floor, logging.WARNING))
+    for name, news in _CHATTY.items():
+        logging.getLogger(name).setLevel(max(floor, news))
     # Its records are INFO until they get here; where they would be dropped they need not be made.
     access = logging.getLogger("uvicorn.access")
     access.setLevel(logging.INFO if floor <= logging.DEBUG else logging.CRITICAL)

@@ -206,7 +206,7 @@ def test_requests_are_seen_at_debug_only() -> None:
 def test_a_library_that_repeats_itself_is_heard_once() -> None:
     sink = opened("json")
     for attempt in range(50):
-        logging.getLogger("psycopg.pool").warning("error connecting in %r: %s", "pool-1", attempt)
+        logging.getLogger("redis.client").warning("error connecting in %r: %s", "pool-1", attempt)
         logging.getLogger("redis.connection").error("lost")
     assert [record["msg"] for record in sink.records()] == ["error connecting in 'pool-1': 0", "lost"]
 
