@@ -251,7 +251,7 @@ def test_a_wrong_value_is_named_with_what_is_allowed(key: str, value: object, al
     assert "\n" not in text
 
 
-@pytest.mark.parametrize("symbol", ["btc", "", "A B", "A" * 33, "-A", "Ä", "A\n", 5, None])
+@pytest.mark.parametrize("symbol", ["btc", "", "A B", "A" * 33, "-A", "A/B", "Ä", "A\n", 5, None])
 def test_a_wrong_symbol_is_named_by_its_place(symbol: object) -> None:
     assert problems({"symbols": ["A", symbol]}).startswith("symbols[1] = ")
 

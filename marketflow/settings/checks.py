@@ -1,0 +1,161 @@
+"""The checks: from what the sources say to settings, or to a message with every problem at once.
+
+A person who is told one problem a start corrects a file by trial. A message names the key, the value, what is allowed
+and the source, and shows nothing that is or looks like a secret.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from marketflow.errors import SettingsError
+from marketflow.settings import model
+from marketflow.settings.model import ExchangeSettings, Settings
+from marketflow.settings.sources import given, parsed
+
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\s:@/\[\]\"']+):([0-9]{1,5})", re.ASCII)
+
+
+class _Wrong(Exception):
+    """A value breaks its rule; the text says what is allowed. With a place (`[0].name`), only that part of it does."""
+
+    def __init__(self, allowed: str, place: str = "", part: object = None) -> None:
+        super().__init__(allowed)
+        self.place, self.part = place, part
+
+
+def load(config: Path | None = None, overrides: Mapping[str, object] | None = None) -> Settings:
+    """Read all sources and check every key.
+
+    `config` is a TOML, YAML or JSON file that is read in the place of settings.toml. `overrides` are dotted keys with
+    their values, such as {"http.port": 0}, and win over everything.
+
+    Raises:
+        SettingsError: a file can't be read, a key is unknown or a value is wrong; one line for each problem.
+    """
+    values: dict[str, Any] = {section: {} for section in model.SECTIONS}
+    problems: list[str] = []
+    for key, (value, origin) in given(config, overrides or {}).items():
+        source = f" (from {origin})" if origin else ""
+        if key in model.SECTIONS:
+            problems.append(f"{key}: must be a table of {', '.join(model.SECTIONS[key].__struct_fields__)}{source}")
+        elif key not in model.KEYS:
+            problems.append(f"{key}: unknown key, did you mean {_nearest(key)}?{source}")
+        else:
+            section, _, name = key.rpartition(".")
+            try:
+                (values[section] if section else values)[name] = _checked(key, value)
+            except _Wrong as wrong:
+                problems.append(f"{_problem(key, value, wrong)}{source}")
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return msgspec.convert(values, Settings)
+
+
+def convert(key: str, text: str) -> Any:
+    """The value of one key from the text of a command line flag, checked as if it came from the environment.
+
+    The name of an exchange has the key `exchange.name`.
+
+    Raises:
+        SettingsError: `99999: must be a whole number from 0 to 65535`.
+    """
+    value = parsed(key, text)
+    try:
+        return _checked(key, value)
+    except _Wrong as wrong:
+        raise SettingsError(_problem(key, value, wrong).removeprefix(key).removeprefix(" = ")) from None
+
+
+def _checked(key: str, value: object) -> Any:
+    own = {"symbols": _symbols, "exchanges": _exchanges, "data_dir": _data_dir}.get(key)
+    return own(value) if own else _held_to(model.KINDS[key], value)
+
+
+def _problem(key: str, value: object, wrong: _Wrong) -> str:
+    """On one line: `http.port = 99999: must be ...`, `exchanges[0].name = "": must be ...`."""
+    return f"{key}{wrong.place} = {_shown(key, wrong.part if wrong.place else value)}: {wrong}"
+
+
+def _held_to(kind: Any, value: object, place: str = "") -> Any:
+    """The value as its type; a word may differ in case."""
+    words = model.choices(kind)
+    if isinstance(value, str):
+        value = next((word for word in words if word.lower() == value.lower()), value)
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        allowed = f"one of {', '.join(words)}" if words else kind.__metadata__[0].description
+        quotes = "; put it in quotes" if not words and model.is_text(kind) and not isinstance(value, str) else ""
+        raise _Wrong(f"must be {allowed}{quotes}", place, value) from None
+
+
+def _symbols(value: object) -> tuple[str, ...]:
+    """A list, or one text with commas or spaces between the symbols."""
+    symbols = re.split(r"[,\s]+", value.strip(", \t")) if isinstance(value, str) else value
+    if not isinstance(symbols, list) or not symbols or symbols == [""]:
+        raise _Wrong('must be a list of one or more symbols, such as ["BTCUSDT", "ETHUSDT"]')
+    for number, symbol in enumerate(symbols):
+        _held_to(model.Symbol, symbol, f"[{number}]")
+    _refuse_twins(symbols)
+    return tuple(symbols)
+
+
+def _exchanges(value: object) -> tuple[ExchangeSettings, ...]:
+    if not isinstance(value, list) or not value:
+        raise _Wrong('must be a list of one or more exchanges, such as [{name="exchange1", address="127.0.0.1:40101"}]')
+    exchanges = tuple(_exchange(f"[{number}]", item) for number, item in enumerate(value))
+    _refuse_twins([exchange.name for exchange in exchanges])
+    return exchanges
+
+
+def _exchange(place: str, item: object) -> ExchangeSettings:
+    fields = {str(name).lower(): value for name, value in item.items()} if isinstance(item, Mapping) else {}
+    if fields.keys() != {"name", "address"}:  # the message shows the names alone: values could be anything
+        raise _Wrong("must be a table of name and address, and of nothing else", place, list(fields) or item)
+    name = _held_to(model.ExchangeName, fields["name"], f"{place}.name")
+    address = fields["address"]
+    match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
+    if match is None or not 1 <= int(match[2]) <= 65535:
+        raise _Wrong("must be host:port, the port from 1 to 65535", f"{place}.address", address)
+    return ExchangeSettings(name=name, address=match[0])
+
+
+def _refuse_twins(names: list[str]) -> None:
+    """Names are matched without regard to case, so they must differ in more than that."""
+    lower = [name.lower() for name in names]
+    for number, name in enumerate(lower):
+        if name in lower[:number]:
+            raise _Wrong(f"must all be different, {names[number]} is there twice")
+
+
+def _data_dir(value: object) -> Path:
+    """A folder; "" is the platform's folder for data of the user, ~ the home folder."""
+    if value == "":
+        return model.user_data_dir()
+    try:
+        if isinstance(value, Path | str) and "\0" not in str(value):
+            return Path(value).expanduser().absolute()
+    except (RuntimeError, OSError):
+        pass  # ~nobody, or no current folder
+    raise _Wrong('must be the path of a folder, or "" for the usual place')
+
+
+def _nearest(key: str) -> str:
+    known = [*model.KEYS, *model.SECTIONS]
+    by_ending = [name for name in known if name.endswith(f".{key}")]
+    return (by_ending or difflib.get_close_matches(key, known, n=1, cutoff=0.0))[0]
+
+
+def _shown(key: str, value: object) -> str:
+    """A value for a message: short, on one line, and without what is or looks like a secret."""
+    if model.is_secret(model.KINDS[key]):
+        return "***"
+    text = json.dumps(value) if isinstance(value, str) else ascii(value)
+    text = re.sub(r"://.*@", "://***@", text)  # a URL in the wrong place may hold a password
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,0 +1,185 @@
+"""The model: a struct for each section, with the rule and the default of each key.
+
+The fields are the only list of keys: sources, checks and messages read it off the structs. The type of a field is its
+rule, and the text in its `Meta` is what a person is told when the rule is broken, so that neither can be about another
+range than the other.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import msgspec
+import platformdirs
+from msgspec import Meta
+from msgspec.structs import fields
+
+from marketflow.model import Mode
+
+
+def _whole(low: int, high: int, unit: str = "") -> Meta:
+    return Meta(ge=low, le=high, description=f"a whole number{unit} from {low} to {high}")
+
+
+def _matches(pattern: str, description: str) -> Meta:
+    # \Z and not $, which would let a trailing line break through
+    return Meta(pattern=rf"^{pattern}\Z", description=description)
+
+
+# Surrogates are what undecodable bytes become.
+_HOST = r"[^\x00-\x20\x7f\"'@,\ud800-\udfff]"
+
+Port = Annotated[int, _whole(1, 65535)]
+Seconds = Annotated[float, Meta(gt=0, le=86400, description="a number of seconds above 0, at most 86400")]
+Rate = Annotated[float, Meta(gt=0, le=1_000_000, description="a number above 0, at most 1000000")]
+Seed = Annotated[
+    Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None,
+    Meta(description="a whole number of at most 64 bits, or left out"),
+]
+Text = Annotated[str, _matches(r"[^\x00-\x1f\x7f\ud800-\udfff]+", "text that is not empty")]
+Host = Annotated[str, _matches(f"{_HOST}+", "a host name or an IP address")]
+HostOrEmbedded = Annotated[str, _matches(f"{_HOST}*", 'a host name, an IP address, or "" for the embedded server')]
+Password = Annotated[str, _matches(r"[^\x00\ud800-\udfff]*", "text")]
+Token = Annotated[str, _matches(r"[\x21-\x7e]*", "printable ASCII without spaces")]
+
+# Symbols and the names of exchanges are segments of a path: one with a / could not be asked for.
+Symbol = Annotated[
+    str, _matches(r"[A-Z0-9][A-Z0-9._-]{0,31}", "1 to 32 of A-Z 0-9 - _ . beginning with a letter or a digit")
+]
+ExchangeName = Annotated[
+    str,
+    _matches(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", "1 to 32 letters, digits, - _ . beginning with a letter or a digit"),
+]
+SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+LogLevel = Literal["TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL"]
+
+user_data_dir = partial(platformdirs.user_data_path, "marketflow")
+
+
+def is_secret(kind: Any) -> bool:
+    """Whether a value must not be shown."""
+    return kind in (Password, Token)
+
+
+def is_text(kind: Any) -> bool:
+    """Whether text is taken as it is."""
+    return getattr(kind, "__origin__", kind) in (str, Path) or bool(choices(kind))
+
+
+def choices(kind: Any) -> tuple[str, ...]:
+    """The words a key can be set to, when it's one of a few."""
+    return tuple(Mode) if kind is Mode else get_args(kind) if get_origin(kind) is Literal else ()
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all settings: its representation shows *** in the place of a secret."""
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({shown})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        values = [(field, getattr(self, field.name)) for field in fields(self)]
+        return [(field.name, "***" if value and is_secret(field.type) else value) for field, value in values]
+
+
+class ExchangeSettings(_Section, frozen=True, kw_only=True):
+    """One exchange: the name its prices go by, and the `host:port` of its feed (`[::1]:40101` for IPv6)."""
+
+    name: ExchangeName
+    address: str
+
+    @property
+    def host(self) -> str:
+        """Host of the address, without the brackets of an IPv6 address."""
+        return self.address.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """Port of the address."""
+        return int(self.address.rpartition(":")[2])
+
+
+class HttpSettings(_Section, frozen=True, kw_only=True):
+    """Where the API listens (port 0: any free one) and the bearer token that switching the mode asks for, if any."""
+
+    host: Host = "127.0.0.1"
+    port: Annotated[int, _whole(0, 65535)] = 8080
+    token: Token = ""
+
+
+class PostgresSettings(_Section, frozen=True, kw_only=True):
+    """Where candles are stored; no host means the embedded PostgreSQL."""
+
+    host: HostOrEmbedded = ""
+    port: Port = 5432
+    user: Text = "marketflow"
+    password: Password = ""
+    dbname: Text = "marketflow"
+    sslmode: SslMode = "prefer"
+
+
+class RedisSettings(_Section, frozen=True, kw_only=True):
+    """Where recent prices are cached, and for how long; no host means the embedded Redis."""
+
+    host: HostOrEmbedded = ""
+    port: Port = 6379
+    password: Password = ""
+    db: Annotated[int, _whole(0, 65535)] = 0
+    ttl_seconds: Annotated[int, _whole(1, 86400, " of seconds")] = 70
+
+
+class FlowSettings(_Section, frozen=True, kw_only=True):
+    """How ticks are worked on, and how old or late they may be."""
+
+    workers_per_exchange: Annotated[int, _whole(1, 64)] = 5
+    db_batch_size: Annotated[int, _whole(1, 10_000)] = 200
+    stale_after_seconds: Seconds = 15.0
+    max_clock_skew_seconds: Seconds = 5.0
+    late_after_seconds: Seconds = 2.0
+
+
+class GeneratorSettings(_Section, frozen=True, kw_only=True):
+    """Test mode: ticks a second and exchange, and the seed that makes them repeatable."""
+
+    rate: Rate = 100.0
+    seed: Seed = None
+
+
+class LogSettings(_Section, frozen=True, kw_only=True):
+    """How much is logged, and as what."""
+
+    level: LogLevel = "INFO"
+    format: Literal["text", "json"] = "text"
+
+
+class Settings(_Section, frozen=True, kw_only=True):
+    """All settings. Made by `load`, which checks them; handed on by argument."""
+
+    mode: Mode = Mode.TEST
+    symbols: tuple[Symbol, ...] = ("BTCUSDT", "DOGEUSDT", "TONUSDT", "SOLUSDT", "ETHUSDT")
+    exchanges: tuple[ExchangeSettings, ...] = (
+        ExchangeSettings(name="exchange1", address="127.0.0.1:40101"),
+        ExchangeSettings(name="exchange2", address="127.0.0.1:40102"),
+        ExchangeSettings(name="exchange3", address="127.0.0.1:40103"),
+    )
+    data_dir: Path = msgspec.field(default_factory=user_data_dir)
+    http: HttpSettings = HttpSettings()
+    postgres: PostgresSettings = PostgresSettings()
+    redis: RedisSettings = RedisSettings()
+    flow: FlowSettings = FlowSettings()
+    generator: GeneratorSettings = GeneratorSettings()
+    log: LogSettings = LogSettings()
+
+
+SECTIONS: dict[str, type[_Section]] = {
+    field.name: field.type for field in fields(Settings) if isinstance(field.default, _Section)
+}
+
+KEYS: dict[str, Any] = {field.name: field.type for field in fields(Settings) if field.name not in SECTIONS} | {
+    f"{section}.{field.name}": field.type for section, struct in SECTIONS.items() for field in fields(struct)
+}
+"""Type of each key; the keys are dotted."""
+
+KINDS = KEYS | {"exchange.name": ExchangeName}
+"""The same, and of what a flag alone can set."""
