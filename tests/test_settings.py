@@ -227,7 +227,7 @@ def test_variables_that_kubernetes_makes_of_a_service_are_left_alone(monkeypatch
         ("flow.db_batch_size", 10001, "must be a whole number from 1 to 10000"),
         ("flow.stale_after_seconds", 0, "must be a number of seconds above 0, at most 86400"),
         ("flow.late_after_seconds", float("nan"), "must be a number of seconds above 0, at most 86400"),
-        ("generator.rate", float("inf"), "must be a number above 0, at most 1000000"),
+        ("generator.rate", float("inf"), "must be a number above 0, at most 100000"),
         ("generator.seed", 2**63, "must be a whole number of at most 64 bits, or left out"),
         ("mode", "demo", "must be one of test, live"),
         ("log.level", "LOUD", "must be one of TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR, CRITICAL"),

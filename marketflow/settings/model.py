@@ -31,7 +31,7 @@ _HOST = r"[^\x00-\x20\x7f\"'@,\ud800-\udfff]"
 
 Port = Annotated[int, _whole(1, 65535)]
 Seconds = Annotated[float, Meta(gt=0, le=86400, description="a number of seconds above 0, at most 86400")]
-Rate = Annotated[float, Meta(gt=0, le=1_000_000, description="a number above 0, at most 1000000")]
+Rate = Annotated[float, Meta(gt=0, le=100_000, description="a number above 0, at most 100000")]
 Seed = Annotated[
     Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None,
     Meta(description="a whole number of at most 64 bits, or left out"),
