@@ -58,7 +58,6 @@ class TcpFeed:
         self._monotonic = monotonic
         self._link: _Link | None = None
         self._stopped = False
-        self._connected = False
         self._silent = False
         self._last_tick = 0.0
 
@@ -67,7 +66,7 @@ class TcpFeed:
         """Connected means that ticks come; a silent connection stays stale until a tick proves otherwise."""
         if self._silent:
             return FeedState.STALE
-        if not self._connected:
+        if self._link is None or not self._link.connected:
             return FeedState.CONNECTING
         fresh = self._monotonic() - self._last_tick <= self._stale_after_seconds
         return FeedState.CONNECTED if fresh else FeedState.STALE
@@ -94,19 +93,19 @@ class TcpFeed:
         try:
             self._receive(link, observer)
         except Exception as error:
-            self._connected = False
-            # Silence ends with a tick, or with an outright refusal, which is another state.
-            self._silent = isinstance(error, ConnectionSilent) or (self._silent and isinstance(error, ConnectionLost))
+            if link is self._link:  # an old one may end after the next has begun
+                # Silence ends with a tick, or with an outright refusal, which is another state.
+                lost = isinstance(error, ConnectionLost)
+                self._silent = isinstance(error, ConnectionSilent) or (self._silent and lost)
             observer.on_error(error)
         else:
-            self._connected = False
             observer.on_completed()
 
     def _receive(self, link: "_Link", observer: abc.ObserverBase[Candles]) -> None:
         framer = Framer(on_too_long=lambda: self.guard.reject("too_long", "an unfinished line"))
         with link:
             self._last_tick = self._monotonic()
-            self._connected = True
+            link.connected = True
             if self._stopped:
                 return
             for data in link.received():
@@ -127,6 +126,7 @@ class _Link:
         self._address = address
         self._silence_seconds = silence_seconds
         self._socket: socket.socket | None = None
+        self.connected = False
         self.aborted = False
 
     def __enter__(self) -> "_Link":
@@ -135,6 +135,7 @@ class _Link:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.connected = False
         if self._socket is not None:
             self._socket.close()
 

@@ -217,6 +217,26 @@ def test_a_silent_peer_is_given_up_and_stale_until_a_tick_comes(exchange: Script
         assert again.ticks == 1
 
 
+def test_the_end_of_an_old_connection_does_not_hide_the_new_one(exchange: ScriptedExchange) -> None:
+    feed = tcp_feed(exchange.port)
+    held, release = threading.Event(), threading.Event()
+
+    def hold(_: Candles) -> None:
+        held.set()
+        release.wait(10)
+
+    old = feed.batches().subscribe(hold)
+    exchange.send(1.0)
+    assert held.wait(5)
+    old.dispose()
+    with feed.batches().subscribe(lambda _: None):
+        wait_until(lambda: len(exchange.clients) == 2)
+        wait_until(lambda: feed.state == FeedState.CONNECTED)
+        release.set()
+        wait_until(lambda: len(feed_threads()) == 1)
+        assert feed.state == FeedState.CONNECTED
+
+
 def test_an_exchange_that_only_sends_rubbish_is_stale(exchange: ScriptedExchange) -> None:
     feed = tcp_feed(exchange.port, stale_after_seconds=0.3)
     received = Received()
