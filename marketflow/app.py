@@ -216,8 +216,10 @@ async def _servers(settings: Settings) -> AsyncIterator[tuple[dict[str, Any], di
         try:
             await _in_threads(server.start for server in servers)
             supervision = asyncio.create_task(_supervise(servers))
-            yield redis_at, postgres_at
-            supervision.cancel()
+            try:
+                yield redis_at, postgres_at
+            finally:  # before the servers stop, also when what was built on them failed: it would start them again
+                supervision.cancel()
         finally:
             await _in_threads(server.stop for server in servers)
 

@@ -56,7 +56,6 @@ class Engine:
         self._on_failure = on_failure
         self._done = threading.Event()
         self._subscription: abc.DisposableBase | None = None
-        self.failed = False
         self._loop = TimingLoop("timing")
         self._generating = TimingLoop("generator")
         lanes = len(settings.exchanges) * settings.flow.workers_per_exchange
@@ -112,7 +111,6 @@ class Engine:
         self.cache.close()
 
     def _broken(self, error: Exception) -> None:
-        self.failed = True
         self._done.set()
         logger.opt(exception=error).critical("the flow broke, which is a bug; stopping")
         self._on_failure()

@@ -1,6 +1,7 @@
 """Fixtures that every test may use: one real Redis and one real PostgreSQL for the session."""
 
 import itertools
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -8,11 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loguru import logger
 from psycopg import sql
 
 from tests.servers import PostgresServer, RedisServer
 
 _numbers = itertools.count(1)
+
+
+@pytest.fixture
+def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty current folder, and no variable of ours."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith("MARKETFLOW_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    """All that is logged."""
+    lines: list[str] = []
+    handler = logger.add(lines.append, level=0, format="{message} {extra} {exception}")
+    yield lines
+    logger.remove(handler)
 
 
 @pytest.fixture(scope="session")

@@ -17,14 +17,7 @@ from marketflow.settings import (
     load,
 )
 
-
-@pytest.fixture(autouse=True)
-def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An empty current folder, and no variable of ours."""
-    monkeypatch.chdir(tmp_path)
-    for name in list(os.environ):
-        if name.startswith("MARKETFLOW_"):
-            monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("nothing_set")
 
 
 def problems(overrides: dict[str, object] | None = None, config: Path | None = None) -> str:

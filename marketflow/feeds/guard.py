@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from marketflow.clock import Clock, milliseconds
-from marketflow.model import SLICE_MS, Candle, Candles, Mode, Series, Slot, merge_into
+from marketflow.model import SLICE_MS, Candle, Candles, Mode, Series, Slot, merge_into, slice_start
 
 MAX_LINE_BYTES = 64 * 1024
 
@@ -189,7 +189,7 @@ def _candles(series: Series, prices: list[float], times: list[int], sequences: S
     candles: Candles = {}
     begin = 0
     while begin < len(times):
-        start = times[begin] - times[begin] % SLICE_MS
+        start = slice_start(times[begin])
         end = len(times) if times[-1] < start + SLICE_MS else bisect_left(times, start + SLICE_MS, begin)
         within = prices[begin:end]
         high, low = max(within), min(within)

@@ -105,7 +105,7 @@ class Flow:
             self._unanswered(error)
             return rx.just(None)
 
-        asked: Observable[Candles | None] = self._asked(self.cache.recover)
+        asked: Observable[Candles | None] = self._on_pool(self.cache.recover)
         return asked.pipe(ops.catch(unanswered), ops.flat_map(self._begin))
 
     def _begin(self, left: Candles | None) -> Observable[Any]:
@@ -153,11 +153,12 @@ class Flow:
         """The minutes that an earlier run may not have brought to the archive."""
         return self._asked_until_answered(self.cache.unarchived)
 
-    def _asked(self, ask: Callable[[], Candles]) -> Observable[Candles]:
-        return rx.just(None).pipe(ops.observe_on(self.pool), ops.map(lambda _: ask()))
+    def _on_pool(self, call: Callable[[], Any]) -> Observable[Any]:
+        """What a blocking call gives; its exception is an error."""
+        return rx.just(None).pipe(ops.observe_on(self.pool), ops.map(lambda _: call()))
 
     def _asked_until_answered(self, ask: Callable[[], Candles]) -> Observable[Candles]:
-        return self._asked(ask).pipe(
+        return self._on_pool(ask).pipe(
             retry_with_backoff(Backoff(0.1, 1.0), self.loop, self._ended(), lambda error, _: self._unanswered(error)),
             ops.filter(bool),
         )
@@ -230,9 +231,7 @@ class Flow:
         )
 
     def _written(self) -> Observable[Any]:
-        return rx.just(None).pipe(
-            ops.observe_on(self.pool),
-            ops.do_action(lambda _: self._write_pending()),
+        return self._on_pool(self._write_pending).pipe(
             retry_with_backoff(Backoff(0.1, 1.0), self.loop, self._ended(), self._archive_failed),
         )
 
@@ -273,9 +272,7 @@ class Flow:
             self._cache_failed(error)
             return rx.empty()
 
-        return rx.just(None).pipe(
-            ops.observe_on(self.pool), ops.map(lambda _: self.cache.needs_refill()), ops.catch(failed)
-        )
+        return self._on_pool(self.cache.needs_refill).pipe(ops.catch(failed))
 
     def _refill(self, contents: Callable[[], dict[Any, Any]]) -> Observable[dict[Any, Any]]:
         """All of `contents`, each time the cache lacks it."""

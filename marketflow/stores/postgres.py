@@ -127,8 +127,8 @@ class PostgresArchive:
         """
         with self._connected() as connection:
             wanted = [[each.mode.value, each.exchange, each.symbol] for each in series]
-            columns = [list(column) for column in zip(*wanted, strict=True)] or [[], [], []]
-            rows = connection.execute(_RECENT, [*columns, to_datetime(since)]).fetchall()
+            names = [list(column) for column in zip(*wanted, strict=True)] or [[], [], []]
+            rows = connection.execute(_RECENT, [*names, to_datetime(since)]).fetchall()
         return {
             Slot(Series(Mode(mode), exchange, symbol), to_unix_ms(minute)): candle_of_row((*amounts,))
             for mode, exchange, symbol, minute, *amounts in rows

@@ -95,7 +95,7 @@ class PostgresReader:
 
         async def ask() -> list[tuple[Any, ...] | None]:
             async with self._pool.connection(timeout=READ_SECONDS) as connection:
-                cursors = [await connection.execute(query, parameters) for query, parameters in queries]
+                cursors = [await connection.execute(query, values) for query, values in queries]
                 return [await cursor.fetchone() for cursor in cursors]
 
         return await self._bounded(ask())

@@ -14,7 +14,6 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from loguru import logger
 from psycopg import sql
 
 from marketflow.errors import Unavailable
@@ -127,15 +126,6 @@ def ddl(tmp_path: Path) -> Path:
     """A folder with one file that cannot be applied twice."""
     (tmp_path / "0001_one.sql").write_text("create table one (x int)")
     return tmp_path
-
-
-@pytest.fixture
-def log() -> Iterator[list[str]]:
-    """All that is logged."""
-    lines: list[str] = []
-    handler = logger.add(lines.append, level=0, format="{message} {extra} {exception}")
-    yield lines
-    logger.remove(handler)
 
 
 # The schema

@@ -12,7 +12,6 @@ import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from loguru import logger
 
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, SLICE_MS, Candle, Candles, Mode, Series, Slot, Tick, minute_start
@@ -136,15 +135,6 @@ def server(server_folder: Path) -> Iterator[RedisServer]:
     """A Redis of the test's own, with a password, which forgets when it stops."""
     with RedisServer(server_folder / "redis", PASSWORD, persistent=False) as server:
         yield server
-
-
-@pytest.fixture
-def log() -> Iterator[list[str]]:
-    """All that is logged."""
-    lines: list[str] = []
-    handler = logger.add(lines.append, level=0, format="{message} {extra} {exception}")
-    yield lines
-    logger.remove(handler)
 
 
 # What is stored, and for how long
