@@ -121,7 +121,8 @@ class _Application:
         redis_at, postgres_at = await stack.enter_async_context(_servers(settings))
 
         settle_ms = round(settings.flow.late_after_seconds * 1000) + SETTLE_MS
-        cache = RedisReader.connect(redis_at, system_clock, settle_ms)
+        minute_ms = settings.flow.window_seconds * 1000
+        cache = RedisReader.connect(redis_at, system_clock, settle_ms, minute_ms)
         stack.push_async_callback(cache.close)
         archive = PostgresReader(postgres_at)
         stack.push_async_callback(archive.close)
@@ -147,6 +148,7 @@ class _Application:
             health=HealthReport(lambda: engine.modes.current, engine.feeds.__getitem__, postgres_probe, redis_probe),
             ready=lambda: engine.running,
             clock=system_clock,
+            minute_ms=minute_ms,
         )
 
     def _flow_broke(self) -> None:

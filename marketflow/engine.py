@@ -17,6 +17,7 @@ from marketflow.feeds.tcp import TcpFeed
 from marketflow.flow.graph import Flow
 from marketflow.flow.memory import Memory
 from marketflow.flow.modes import ModeSwitch
+from marketflow.flow.operators import Backoff
 from marketflow.flow.pending import Pending
 from marketflow.flow.timing import NamedPool, TimingLoop
 from marketflow.logs import RateLimit
@@ -66,7 +67,7 @@ class Engine:
         }
         self.modes = ModeSwitch(settings.mode)
         series = [series for feeds in self.feeds.values() for feed in feeds for series in feed.guard.series]
-        self.memory = Memory(round(settings.flow.late_after_seconds * 1000))
+        self.memory = Memory(round(settings.flow.late_after_seconds * 1000), settings.flow.window_seconds * 1000)
         self.cache = RedisCache.connect(redis, series, clock, settings.redis.ttl_seconds)
         self.archive = PostgresArchive(postgres, ddl, settings.flow.db_batch_size)
         self.flow = Flow(
@@ -80,6 +81,7 @@ class Engine:
             loop=self._loop,
             pool=self._pool,
             clock=clock,
+            reconnect=Backoff(settings.flow.reconnect_after_seconds),
         )
 
     @property

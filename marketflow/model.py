@@ -22,6 +22,8 @@ SLICE_MS = 100
 """Length of a slice: the finest grid on which ticks are merged. Minutes are whole numbers of slices."""
 
 MINUTE_MS = 60_000
+"""Length of a minute, which a row stands for. Where a test shortens it, then to a divisor of this one, so that what is
+trimmed by whole minutes of this length still holds whole ones of the other."""
 
 
 class Mode(StrEnum):
@@ -162,6 +164,6 @@ def slice_start(at: int) -> int:
     return at - at % SLICE_MS
 
 
-def minute_start(at: int) -> int:
+def minute_start(at: int, minute_ms: int = MINUTE_MS) -> int:
     """Start of the minute that holds an event time (Unix ms)."""
-    return at - at % MINUTE_MS
+    return at - at % minute_ms

@@ -64,6 +64,7 @@ class Prices:
     cache: RecentReader
     archive: ArchiveReader
     clock: Clock
+    minute_ms: int = MINUTE_MS
 
     async def latest(self, series: Sequence[Series]) -> Quote:
         """The newest tick of all series by event time, then arrival; the close of a minute once that is all there is.
@@ -99,7 +100,7 @@ class Prices:
         """A period that the slices cover: exact from the cache, whole minutes from the archive."""
         remembered = await _unless_unavailable(self.cache.recent(series, since))
         if remembered is not None:
-            return _summary(series, _covered(remembered, since), since, now, complete=True)
+            return _summary(series, self._covered(remembered, since), since, now, complete=True)
         since = minute_start(since)
         rows = await self.archive.summary(series, since, end_of_rows(now))
         return _summary(series, rows, since, _end_of(rows, now), complete=False)
@@ -116,14 +117,17 @@ class Prices:
                 raise Unavailable("neither the cache nor the archive can be asked")
             return await self._remembered(series, max(since, oldest_kept_minute(now)), now)
         if remembered is not None:
-            return _summary(series, _pairwise(rows, _covered(remembered, split)), since, now, complete=True)
+            return _summary(series, _pairwise(rows, self._covered(remembered, split)), since, now, complete=True)
         rows = _pairwise(rows, await self.archive.summary(series, split, end_of_rows(now)))
         return _summary(series, rows, since, _end_of(rows, now), complete=False)
 
     async def _remembered(self, series: Sequence[Series], since: int, now: int) -> Summary:
         """The closed minutes of the cache in place of the archive's."""
         remembered = await self.cache.recent(series, since)
-        return _summary(series, _covered(remembered, since), since, now, complete=False)
+        return _summary(series, self._covered(remembered, since), since, now, complete=False)
+
+    def _covered(self, remembered: Sequence[Recent], since: int) -> list[Candle | None]:
+        return [covered(recent, since, self.minute_ms) for recent in remembered]
 
 
 def _summary(
@@ -147,10 +151,6 @@ def _newest_of(series: Sequence[Series], ticks: Sequence[Tick | None]) -> Quote 
         return None
     tick, one = max(found, key=lambda pair: pair[0].order)
     return Quote(one, tick.price, tick.at)
-
-
-def _covered(remembered: Sequence[Recent], since: int) -> list[Candle | None]:
-    return [covered(recent, since) for recent in remembered]
 
 
 def _pairwise(earlier: Sequence[Candle | None], later: Sequence[Candle | None]) -> list[Candle | None]:

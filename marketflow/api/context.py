@@ -11,7 +11,7 @@ import msgspec
 from starlette.requests import Request
 
 from marketflow.clock import Clock
-from marketflow.model import FeedState, Mode
+from marketflow.model import MINUTE_MS, FeedState, Mode
 from marketflow.stores.ports import ArchiveReader, RecentReader
 
 StoreState = Literal["ok", "down"]
@@ -62,6 +62,7 @@ class Context:
     health: Callable[[], Health]
     ready: Callable[[], bool]
     clock: Clock
+    minute_ms: int = MINUTE_MS
 
 
 def context_of(request: Request) -> Context:

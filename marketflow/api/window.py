@@ -12,13 +12,13 @@ from marketflow.model import MINUTE_MS, Candle, candle_of, fuller, merge, minute
 from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS, Recent
 
 
-def covered(recent: Recent, since: int) -> Candle | None:
+def covered(recent: Recent, since: int, minute_ms: int = MINUTE_MS) -> Candle | None:
     """One candle of all that is remembered at or after `since`, None without any.
 
     A slice belongs to it when its last tick does. A minute that is there as slices and closed counts once, in its
     fuller version; a closed minute that began before `since` cannot be cut and is left out.
     """
-    minutes = _minutes_of_slices(recent.slices, since)
+    minutes = _minutes_of_slices(recent.slices, since, minute_ms)
     for start, closed in recent.minutes.items():
         if start >= since:
             held = minutes.get(start)
@@ -47,11 +47,11 @@ def end_of_rows(now: int) -> int:
     return minute_start(now) + 2 * MINUTE_MS
 
 
-def _minutes_of_slices(slices: dict[int, Candle], since: int) -> dict[int, Candle]:
+def _minutes_of_slices(slices: dict[int, Candle], since: int, minute_ms: int) -> dict[int, Candle]:
     minutes: dict[int, Candle] = {}
     for start, candle in slices.items():
         if candle.last_at >= since:
-            minute = minute_start(start)
+            minute = minute_start(start, minute_ms)
             held = minutes.get(minute)
             minutes[minute] = candle if held is None else merge(held, candle)
     return minutes

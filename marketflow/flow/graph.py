@@ -69,6 +69,7 @@ class Flow:
         loop: scheduler of all timers.
         pool: scheduler of all blocking calls.
         clock: the time by which minutes close.
+        reconnect: the pauses before a lost feed is tried again.
     """
 
     modes: Observable[Mode]
@@ -81,6 +82,7 @@ class Flow:
     loop: abc.SchedulerBase
     pool: abc.SchedulerBase
     clock: Clock
+    reconnect: Backoff = field(default_factory=Backoff)
     counts: FlowCounts = field(default_factory=FlowCounts)
 
     def __post_init__(self) -> None:
@@ -147,7 +149,9 @@ class Flow:
             if self._limit.log(("feed", feed.exchange), "WARNING", text, exchange=feed.exchange):
                 told = False
 
-        return feed.batches().pipe(ops.do_action(came), retry_with_backoff(Backoff(), self.loop, self._ended(), failed))
+        return feed.batches().pipe(
+            ops.do_action(came), retry_with_backoff(self.reconnect, self.loop, self._ended(), failed)
+        )
 
     def _backlog(self) -> Observable[Candles]:
         """The minutes that an earlier run may not have brought to the archive."""

@@ -19,9 +19,11 @@ class Memory:
 
     Args:
         late_after_ms: how long after its end a minute is left open for late ticks.
+        minute_ms: length of a minute.
     """
 
-    def __init__(self, late_after_ms: int) -> None:
+    def __init__(self, late_after_ms: int, minute_ms: int = MINUTE_MS) -> None:
+        self._minute_ms = minute_ms
         self._late_after_ms = late_after_ms
         self._lock = threading.Lock()
         self._newest: dict[Series, Tick] = {}
@@ -85,7 +87,7 @@ class Memory:
             slices = self._slices.setdefault(slot.series, {})
             held = slices.get(slot.start)
             whole[slot] = slices[slot.start] = candle if held is None else merge(held, candle)
-            minute = Slot(slot.series, minute_start(slot.start))
+            minute = Slot(slot.series, minute_start(slot.start, self._minute_ms))
             merge_into(minutes, {minute: candle})
             self._unwritten.add(minute)
         return whole
@@ -103,7 +105,7 @@ class Memory:
 
     def take_closed(self, now_ms: int) -> Candles:
         """The minutes that ended more than the grace before `now_ms` and were not yet taken in this version."""
-        return self._take(now_ms - self._late_after_ms - MINUTE_MS)
+        return self._take(now_ms - self._late_after_ms - self._minute_ms)
 
     def take_all(self) -> Candles:
         """The minutes not yet taken in this version, open ones too: the end of the flow."""
@@ -162,7 +164,7 @@ class Memory:
             minutes = {
                 minute.start: self._minute(minute)
                 for minute in self._held_minutes()
-                if minute.series == series and minute.start + MINUTE_MS > since
+                if minute.series == series and minute.start + self._minute_ms > since
             }
             return Recent(self._newest.get(series), slices, minutes)
 

@@ -6,7 +6,7 @@ and counted. The cache keeps a day of minutes as well, so that a restart can bri
 
 import threading
 
-from marketflow.model import MINUTE_MS, Candles, fuller
+from marketflow.model import Candles, fuller
 
 DEFAULT_LIMIT = 500_000
 
@@ -42,11 +42,10 @@ class Pending:
             return dict(self._rows)
 
     def confirm(self, written: Candles) -> int:
-        """Let go of rows that were written; gives the start (Unix ms) of the last minute before which none waits."""
+        """Let go of rows that were written; gives the start (Unix ms) of a minute before which none waits."""
         with self._lock:
             for slot, candle in written.items():
                 if self._rows.get(slot) is candle:
                     del self._rows[slot]
                 self._written_until = max(self._written_until, slot.start)
-            oldest = min((slot.start for slot in self._rows), default=self._written_until + MINUTE_MS)
-            return min(self._written_until, oldest - MINUTE_MS)
+            return min([self._written_until, *(slot.start for slot in self._rows)])

@@ -73,7 +73,12 @@ def convert(key: str, text: str) -> Any:
 
 
 def _checked(key: str, value: object) -> Any:
-    own = {"symbols": _symbols, "exchanges": _exchanges, "data_dir": _data_dir}.get(key)
+    own = {
+        "symbols": _symbols,
+        "exchanges": _exchanges,
+        "data_dir": _data_dir,
+        "flow.window_seconds": _window_seconds,
+    }.get(key)
     return own(value) if own else _held_to(model.KINDS[key], value)
 
 
@@ -144,6 +149,13 @@ def _data_dir(value: object) -> Path:
     except (RuntimeError, OSError):
         pass  # ~nobody, or no current folder
     raise _Wrong('must be the path of a folder, or "" for the usual place')
+
+
+def _window_seconds(value: object) -> int:
+    """The rest of MarketFlow goes by whole minutes, which must not cut a window in two."""
+    if type(value) is int and value > 0 and 60 % value == 0:
+        return value
+    raise _Wrong("must be a whole number of seconds that divides 60")
 
 
 def _nearest(key: str) -> str:

@@ -137,6 +137,10 @@ class FlowSettings(_Section, frozen=True, kw_only=True):
     stale_after_seconds: Seconds = 15.0
     max_clock_skew_seconds: Seconds = 5.0
     late_after_seconds: Seconds = 2.0
+    reconnect_after_seconds: Annotated[
+        float, Meta(gt=0, le=30, description="a number of seconds above 0, at most 30")
+    ] = 1.0
+    window_seconds: int = 60  # held to its rule by the checks
 
 
 class GeneratorSettings(_Section, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ MINUTES_TRIMMED_MS = MINUTES_KEPT_MS + 2 * MINUTE_MS
 LATEST_FIELDS = ("price", "timestamp", "sequence")
 
 ARCHIVED_KEY = "marketflow:{archive}:until"
-"""Start of the last minute (Unix ms) up to which PostgreSQL has every row."""
+"""Start of a minute (Unix ms) before which PostgreSQL has every row."""
 
 EXPIRY_MS = MINUTES_TRIMMED_MS
 """How long slices and minutes outlive the last write: what a crash left is found again a day later."""

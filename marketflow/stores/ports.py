@@ -100,7 +100,7 @@ class Cache(Protocol):
         ...
 
     def mark_archived(self, until: int) -> None:
-        """Remember that all minutes up to the one that starts at `until` (Unix ms) are archived."""
+        """Remember that all minutes before the one that starts at `until` (Unix ms) are archived."""
         ...
 
     def needs_refill(self) -> bool:

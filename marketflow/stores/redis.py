@@ -129,7 +129,7 @@ class RedisCache:
         return recovered
 
     def unarchived(self) -> Candles:
-        """The closed minutes from the last one on that is known to be archived with all before it."""
+        """The closed minutes from that one on before which all are known to be archived."""
         with self._asking():
             until = self._client.get(keys.ARCHIVED_KEY)
         oldest = minute_start(milliseconds(self._clock())) - MINUTES_KEPT_MS
@@ -138,7 +138,7 @@ class RedisCache:
         return minutes
 
     def mark_archived(self, until: int) -> None:
-        """Remember up to which minute the archive is complete, once the backlog of the run before has been read."""
+        """Remember before which minute the archive is complete, once the backlog of the run before has been read."""
         if self._backlog_read:
             with self._writing():
                 self._client.set(keys.ARCHIVED_KEY, until, px=MINUTES_KEPT_MS)

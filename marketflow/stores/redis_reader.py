@@ -24,16 +24,23 @@ class RedisReader:
         client: used by one event loop.
         clock: tells which minutes have settled.
         settle_ms: how long after its end a closed minute may still be changed by late ticks.
+        minute_ms: length of a minute.
     """
 
-    def __init__(self, client: "redis.asyncio.Redis", clock: Clock, settle_ms: int) -> None:
+    def __init__(self, client: "redis.asyncio.Redis", clock: Clock, settle_ms: int, minute_ms: int = MINUTE_MS) -> None:
         self._client = client
         self._clock = clock
         self._settle_ms = settle_ms
+        self._minute_ms = minute_ms
 
     @classmethod
     def connect(
-        cls, keywords: dict[str, Any], clock: Clock, settle_ms: int, max_connections: int = 32
+        cls,
+        keywords: dict[str, Any],
+        clock: Clock,
+        settle_ms: int,
+        minute_ms: int = MINUTE_MS,
+        max_connections: int = 32,
     ) -> "RedisReader":
         """A reader with a pool of its own, which connects when first used."""
         options = dict(keywords)
@@ -47,7 +54,7 @@ class RedisReader:
             socket_connect_timeout=TIMEOUT_SECONDS,
             retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
         )
-        return cls(redis.asyncio.Redis.from_pool(pool), clock, settle_ms)
+        return cls(redis.asyncio.Redis.from_pool(pool), clock, settle_ms, minute_ms)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -103,11 +110,11 @@ class RedisReader:
         ranges: list[tuple[int, str | int]] = []
         begin = max(slice_start(since), minute_start(now_ms) - keys.WINDOW_KEPT_MS)
         for minute in sorted(minutes):
-            settled = minute + MINUTE_MS + self._settle_ms <= now_ms
-            if settled and minute >= since and minute + MINUTE_MS > begin:
+            end = minute + self._minute_ms
+            if end + self._settle_ms <= now_ms and minute >= since and end > begin:
                 if minute > begin:
                     ranges.append((begin, f"({minute}"))
-                begin = minute + MINUTE_MS
+                begin = end
         return [*ranges, (begin, "+inf")]
 
 
