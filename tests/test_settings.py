@@ -146,6 +146,24 @@ def test_symbols_may_be_a_list_or_text(monkeypatch: pytest.MonkeyPatch, text: st
     assert load().symbols == ("BTCUSDT", "ETHUSDT")
 
 
+@pytest.mark.parametrize("text", ['["a.example", "[::1]"]', "a.example,[::1]", " a.example  [::1], "])
+def test_allowed_hosts_may_be_a_list_or_text(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("MARKETFLOW_HTTP__ALLOWED_HOSTS", text)
+    assert load().http.allowed_hosts == ("a.example", "[::1]")
+
+
+@pytest.mark.parametrize("hosts", [[], ["*"], ["::1"], ["127.0.0.1", "Prices_2.Example.com"]])
+def test_a_host_is_allowed_by_name_or_address(hosts: list[str]) -> None:
+    assert load(None, {"http.allowed_hosts": hosts}).http.allowed_hosts == tuple(hosts)
+
+
+@pytest.mark.parametrize("host", ["", "a:80", "[::1]:80", "http://a", "a/b", "*.a", "\u00e9", 5, None])
+def test_a_wrong_host_is_named_by_its_place(host: object) -> None:
+    text = problems({"http.allowed_hosts": ["a", host]})
+    assert text.startswith("http.allowed_hosts[1] = ")
+    assert ': must be a host name without a port, or "*"' in text
+
+
 @pytest.mark.parametrize("text", ['[{name="a",address="[::1]:1"}]', '[{"name": "a", "address": "[::1]:1"}]'])
 def test_exchanges_fit_into_a_variable(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("MARKETFLOW_EXCHANGES", text)
@@ -234,6 +252,7 @@ def test_variables_that_kubernetes_makes_of_a_service_are_left_alone(monkeypatch
         ("postgres.user", 7, "must be text that is not empty; put it in quotes"),
         ("http.host", "", "must be a host name or an IP address"),
         ("http.host", "a\nb", "must be a host name or an IP address"),
+        ("http.allowed_hosts", 5, 'must be a list of host names, such as ["prices.example.com"]'),
         ("data_dir", 5, 'must be the path of a folder, or "" for the usual place'),
         ("symbols", [], "must be a list of one or more symbols"),
         ("symbols", ["A", "A"], "must all be different, A is there twice"),

@@ -75,6 +75,7 @@ def convert(key: str, text: str) -> Any:
 def _checked(key: str, value: object) -> Any:
     own = {
         "symbols": _symbols,
+        "http.allowed_hosts": _allowed_hosts,
         "exchanges": _exchanges,
         "data_dir": _data_dir,
         "flow.window_seconds": _window_seconds,
@@ -101,14 +102,25 @@ def _held_to(kind: Any, value: object, place: str = "") -> Any:
 
 
 def _symbols(value: object) -> tuple[str, ...]:
-    """A list, or one text with commas or spaces between the symbols."""
-    symbols = re.split(r"[,\s]+", value.strip(", \t")) if isinstance(value, str) else value
-    if not isinstance(symbols, list) or not symbols or symbols == [""]:
+    symbols = _words(value)
+    if not isinstance(symbols, list) or not symbols:
         raise _Wrong('must be a list of one or more symbols, such as ["BTCUSDT", "ETHUSDT"]')
     for number, symbol in enumerate(symbols):
         _held_to(model.Symbol, symbol, f"[{number}]")
     _refuse_twins(symbols)
     return tuple(symbols)
+
+
+def _allowed_hosts(value: object) -> tuple[str, ...]:
+    hosts = _words(value)
+    if not isinstance(hosts, list | tuple):
+        raise _Wrong('must be a list of host names, such as ["prices.example.com"]')
+    return tuple(_held_to(model.AllowedHost, host, f"[{number}]") for number, host in enumerate(hosts))
+
+
+def _words(value: object) -> object:
+    """A list may also be one text with commas or spaces between the items."""
+    return re.findall(r"[^,\s]+", value) if isinstance(value, str) else value
 
 
 def _exchanges(value: object) -> tuple[ExchangeSettings, ...]:

@@ -40,6 +40,10 @@ Text = Annotated[str, _matches(r"[^\x00-\x1f\x7f\ud800-\udfff]+", "text that is 
 Host = Annotated[str, _matches(f"{_HOST}+", "a host name or an IP address")]
 HostOrEmbedded = Annotated[str, _matches(f"{_HOST}*", 'a host name, an IP address, or "" for the embedded server')]
 Password = Annotated[str, _matches(r"[^\x00\ud800-\udfff]*", "text")]
+# Without a port, which is why only an IPv6 address may have colons.
+AllowedHost = Annotated[
+    str, _matches(r"(\*|[A-Za-z0-9._-]+|\[?[0-9A-Fa-f.]*(:[0-9A-Fa-f.]*){2,}\]?)", 'a host name without a port, or "*"')
+]
 Token = Annotated[str, _matches(r"[\x21-\x7e]*", "printable ASCII without spaces")]
 
 # Symbols and the names of exchanges are segments of a path: one with a / could not be asked for.
@@ -101,11 +105,14 @@ class ExchangeSettings(_Section, frozen=True, kw_only=True):
 
 
 class HttpSettings(_Section, frozen=True, kw_only=True):
-    """Where the API listens (port 0: any free one) and the bearer token that switching the mode asks for, if any."""
+    """Where the API listens (port 0: any free one), the bearer token that switching the mode asks for, if any, and the
+    names by which it may be addressed: none are those of this machine on a loopback address, and any on another.
+    """
 
     host: Host = "127.0.0.1"
     port: Annotated[int, _whole(0, 65535)] = 8080
     token: Token = ""
+    allowed_hosts: tuple[AllowedHost, ...] = ()
 
 
 class PostgresSettings(_Section, frozen=True, kw_only=True):

@@ -53,7 +53,7 @@ def parsed(key: str, text: str) -> object:
             value = json.loads(text)  # not TOML, whose tables have = in the place of :
     except (ValueError, RecursionError):
         return text
-    return text if key == "symbols" and not isinstance(value, list) else value
+    return text if key in ("symbols", "http.allowed_hosts") and not isinstance(value, list) else value
 
 
 def _settings_file() -> Path | None:
