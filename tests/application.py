@@ -1,5 +1,6 @@
 """MarketFlow as a real process, and exchanges on real sockets that send what a test tells them to."""
 
+import itertools
 import json
 import os
 import signal
@@ -8,13 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
+import psycopg
 
-from marketflow.model import Mode, Series, Tick
+from marketflow.model import Mode, Series, Slot, Tick
+from tests.oracle import Rows
 from tests.servers import HOST, free_port, wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -90,6 +93,58 @@ class ScriptedExchange:
                 return
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.clients.append(client)
+
+
+class Traffic:
+    """Ticks of now from several exchanges, sent at a steady rate until it ends; no two prices of a series are the same.
+
+    Args:
+        exchanges: who sends; their `sent` is the log.
+        symbols: of what, in turn.
+        rate: ticks a second and exchange.
+    """
+
+    def __init__(
+        self, exchanges: Sequence[ScriptedExchange], symbols: Sequence[str] = ("BTCUSDT", "ETHUSDT"), rate: float = 200
+    ) -> None:
+        self._exchanges = exchanges
+        self._symbols = symbols
+        self._pause = 1 / rate
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._send, daemon=True)
+        self.error: Exception | None = None
+
+    @property
+    def sent(self) -> list[tuple[Series, Tick]]:
+        """All that was sent so far."""
+        return [tick for exchange in self._exchanges for tick in exchange.sent]
+
+    def end(self) -> None:
+        """Send no more; what was sent is on its way."""
+        self._ended.set()
+        self._thread.join(10)
+
+    def __enter__(self) -> Self:
+        for exchange in self._exchanges:
+            exchange.client()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+        assert self.error is None, f"the exchange could not send: {self.error!r}"
+
+    def _send(self) -> None:
+        try:
+            for number in itertools.count():
+                for exchange in self._exchanges:
+                    # Eighths add up without rounding, and no run of them amounts to the same as another.
+                    price = 1000 + (number * 7919 % 100_003) / 8
+                    exchange.send(price, symbol=self._symbols[number % len(self._symbols)])
+                if self._ended.wait(self._pause):
+                    return
+        except Exception as error:
+            self.error = error
 
 
 class Application:
@@ -182,6 +237,19 @@ class Application:
                 self.stop(signal.SIGTERM)
             except subprocess.TimeoutExpired:
                 self.kill()
+
+
+def read_rows(connection: "psycopg.Connection[Any]") -> Rows:
+    """The table as it is now."""
+    cursor = connection.execute("select * from aggregates")
+    names = [column.name for column in cursor.description or ()]
+    found = [dict(zip(names, row, strict=True)) for row in cursor]
+    return {
+        Slot(
+            Series(Mode(row["mode"]), row["exchange"], row["pair_name"]), round(row["timestamp"].timestamp() * 1000)
+        ): row
+        for row in found
+    }
 
 
 def exchanges_setting(*exchanges: ScriptedExchange) -> str:

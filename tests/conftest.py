@@ -4,15 +4,19 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from loguru import logger
 from psycopg import sql
 
-from tests.servers import PostgresServer, RedisServer
+from tests.application import ScriptedExchange, read_rows
+from tests.oracle import Rows
+from tests.servers import HOST, PostgresServer, RedisServer
 
 _numbers = itertools.count(1)
 
@@ -93,3 +97,23 @@ def postgres_db(postgres_server: PostgresServer) -> Iterator[dict[str, Any]]:
     yield postgres_server.keywords | {"dbname": name}
     with postgres_server.connect() as connection:
         connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def servers(redis_db: RedisServer, postgres_db: dict[str, Any]) -> dict[str, object]:
+    """Settings that name servers of the user's own."""
+    postgres = {f"POSTGRES__{name.upper()}": value for name, value in postgres_db.items()}
+    return postgres | {"REDIS__HOST": HOST, "REDIS__PORT": redis_db.port}
+
+
+@pytest.fixture
+def rows(postgres_db: dict[str, Any]) -> Iterator[Callable[[], Rows]]:
+    """Reads the table."""
+    with psycopg.connect(**postgres_db, autocommit=True) as connection:
+        yield lambda: read_rows(connection)
+
+
+@pytest.fixture
+def exchanges() -> Iterator[list[ScriptedExchange]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(ScriptedExchange(f"exchange{n}")) for n in (1, 2, 3)]

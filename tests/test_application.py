@@ -1,6 +1,5 @@
 """MarketFlow as its users meet it: a process, real servers, real sockets."""
 
-import math
 import os
 import signal
 import socket
@@ -17,26 +16,13 @@ import httpx
 import psycopg
 import pytest
 
-from marketflow.model import MINUTE_MS, Candles, Mode, Series, minute_start
+from marketflow.model import MINUTE_MS, Mode, minute_start
 from marketflow.stores.embedded.process import ServerProcess
 from tests.application import ROOT, Application, ScriptedExchange, exchanges_setting, now_ms
-from tests.oracle import candles_of_ticks
+from tests.oracle import Rows, assert_rows_equal, differences
 from tests.servers import HOST, RedisServer, free_port, wait_until
 
 SYMBOLS = ("BTCUSDT", "DOGEUSDT", "TONUSDT", "SOLUSDT", "ETHUSDT")
-
-
-@pytest.fixture
-def servers(redis_db: RedisServer, postgres_db: dict[str, Any]) -> dict[str, object]:
-    """Settings that name servers of the user's own."""
-    postgres = {f"POSTGRES__{name.upper()}": value for name, value in postgres_db.items()}
-    return postgres | {"REDIS__HOST": HOST, "REDIS__PORT": redis_db.port}
-
-
-@pytest.fixture
-def exchanges() -> Iterator[list[ScriptedExchange]]:
-    with ExitStack() as stack:
-        yield [stack.enter_context(ScriptedExchange(f"exchange{n}")) for n in (1, 2, 3)]
 
 
 @pytest.fixture
@@ -46,41 +32,6 @@ def live(server_folder: Path, servers: dict[str, object], exchanges: list[Script
     with Application(server_folder, servers | given) as application:
         wait_until(lambda: application.get("/health")["status"] == "ok", message="not all exchanges are connected")
         yield application
-
-
-@pytest.fixture
-def rows(postgres_db: dict[str, Any]) -> Iterator[Callable[[], dict[tuple[Series, int], dict[str, Any]]]]:
-    """All rows of the table by series and start of their minute (Unix ms)."""
-    with psycopg.connect(**postgres_db, autocommit=True) as connection:
-
-        def read() -> dict[tuple[Series, int], dict[str, Any]]:
-            cursor = connection.execute("select * from aggregates")
-            names = [column.name for column in cursor.description or ()]
-            found = [dict(zip(names, row, strict=True)) for row in cursor]
-            return {
-                (
-                    Series(Mode(row["mode"]), row["exchange"], row["pair_name"]),
-                    round(row["timestamp"].timestamp() * 1000),
-                ): row
-                for row in found
-            }
-
-        yield read
-
-
-def assert_rows_equal(rows: dict[tuple[Series, int], dict[str, Any]], expected: Candles) -> None:
-    assert set(rows) == set(expected)
-    for slot, candle in expected.items():
-        row = rows[slot]
-        for name, value in {
-            "min_price": candle.low,
-            "max_price": candle.high,
-            "open_price": candle.open,
-            "close_price": candle.close,
-            "tick_count": candle.ticks,
-        }.items():
-            assert row[name] == value, (slot, name)
-        assert math.isclose(row["average_price"], candle.average, rel_tol=1e-9), slot
 
 
 def descendants(pid: int) -> list[ServerProcess]:
@@ -227,7 +178,7 @@ def test_uvicorn_serves_the_same_application(server_folder: Path, servers: dict[
 def test_every_row_of_a_minute_from_three_exchanges_equals_the_oracle(
     live: Application,
     exchanges: list[ScriptedExchange],
-    rows: Callable[[], dict[tuple[Series, int], dict[str, Any]]],
+    rows: Callable[[], Rows],
 ) -> None:
     minute = minute_start(now_ms()) - MINUTE_MS
     for number, exchange in enumerate(exchanges):
@@ -240,20 +191,16 @@ def test_every_row_of_a_minute_from_three_exchanges_equals_the_oracle(
         exchange.send(3.0, symbol="BTCUSDT", at=minute - 1)
         exchange.send(4.0, symbol="BTCUSDT", at=minute + MINUTE_MS)
     sent = [item for exchange in exchanges for item in exchange.sent]
-    expected = {
-        slot: candle
-        for slot, candle in candles_of_ticks(sent, MINUTE_MS).items()
-        if slot.start <= minute  # the minute that runs is not yet a row
-    }
-    want = sum(candle.ticks for candle in expected.values())
+    closed = [
+        (series, tick) for series, tick in sent if minute_start(tick.at) <= minute
+    ]  # the running one is no row yet
 
-    def stored() -> dict[tuple[Series, int], dict[str, Any]]:
-        return {slot: row for slot, row in rows().items() if slot[1] <= minute}
+    def stored() -> Rows:
+        return {slot: row for slot, row in rows().items() if slot.start <= minute}
 
-    wait_until(lambda: sum(row["tick_count"] for row in stored().values()) == want, message="not all ticks are in rows")
-    assert_rows_equal(stored(), expected)
+    wait_until(lambda: not differences(stored(), closed), message="not all ticks are in rows")
     assert live.stop()[0] == 0
-    assert_rows_equal(rows(), candles_of_ticks(sent, MINUTE_MS))
+    assert_rows_equal(rows(), sent)
 
 
 @pytest.mark.parametrize(("period", "seconds"), [("10s", 10), ("1m", 60), ("3m", 180)])
@@ -337,7 +284,7 @@ def test_what_is_unknown_is_answered_as_documented(live: Application) -> None:
 def test_modes_never_mix_in_answers_or_rows_when_switched_under_load(
     live: Application,
     exchanges: list[ScriptedExchange],
-    rows: Callable[[], dict[tuple[Series, int], dict[str, Any]]],
+    rows: Callable[[], Rows],
 ) -> None:
     alien = 1e9  # far from any price that the generator makes
     sending = threading.Event()
@@ -382,7 +329,7 @@ def test_the_open_minute_is_stored_though_the_connection_was_cut_since_the_last_
     live: Application,
     exchanges: list[ScriptedExchange],
     postgres_db: dict[str, Any],
-    rows: Callable[[], dict[tuple[Series, int], dict[str, Any]]],
+    rows: Callable[[], Rows],
 ) -> None:
     exchange = exchanges[0]
     exchange.send(1.0, 2.0)
@@ -395,13 +342,13 @@ def test_the_open_minute_is_stored_though_the_connection_was_cut_since_the_last_
     exchange.send(3.0)
     wait_until(lambda: live.get("/prices/latest/BTCUSDT")["price"] == 3.0)
     assert live.stop()[0] == 0
-    assert_rows_equal(rows(), candles_of_ticks(exchange.sent, MINUTE_MS))
+    assert_rows_equal(rows(), exchange.sent)
 
 
 def test_kill_9_in_mid_minute_costs_no_more_than_the_last_instants(
     live: Application,
     exchanges: list[ScriptedExchange],
-    rows: Callable[[], dict[tuple[Series, int], dict[str, Any]]],
+    rows: Callable[[], Rows],
 ) -> None:
     exchange = exchanges[0]
     lost = 0
