@@ -86,7 +86,7 @@ class _Application:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._asgi: ASGIApp = create_app(self._lifespan)
+        self._asgi: ASGIApp = create_app(self._lifespan, settings.http.host, settings.http.allowed_hosts)
         self._refused = False
         self.failed = False
 

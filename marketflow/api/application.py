@@ -1,6 +1,6 @@
 """The HTTP API as one ASGI application, a value built once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -10,17 +10,26 @@ from starlette.middleware import Middleware
 from marketflow.api.modes import mode_routes
 from marketflow.api.prices import price_routes
 from marketflow.api.problems import UnexpectedErrors, problem_handlers
+from marketflow.api.protection import AllowedHosts, BodyLimit, SameSite
 from marketflow.api.status import status_routes
 
 ContextLifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]
 """Opens everything, yields `{"context": Context}`, and closes everything again."""
 
 
-def create_app(lifespan: ContextLifespan) -> Starlette:
-    """The application; its context comes from the lifespan, once for each server that runs it."""
+def create_app(lifespan: ContextLifespan, host: str = "127.0.0.1", allowed_hosts: Sequence[str] = ()) -> Starlette:
+    """The application; its context comes from the lifespan, once for each server that runs it.
+
+    `host` is where it is told to listen, `allowed_hosts` the names it may be addressed by (see `AllowedHosts`).
+    """
     app = Starlette(
         routes=[*price_routes(), *mode_routes(), *status_routes()],
-        middleware=[Middleware(UnexpectedErrors)],
+        middleware=[
+            Middleware(UnexpectedErrors),
+            Middleware(BodyLimit),
+            Middleware(AllowedHosts, host=host, allowed=allowed_hosts),
+            Middleware(SameSite),
+        ],
         exception_handlers=problem_handlers(),
         lifespan=lifespan,
     )

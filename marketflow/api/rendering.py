@@ -8,14 +8,19 @@ from starlette.responses import Response
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
+_ALWAYS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+
 
 class JSONAnswer(Response):
-    """Any value that msgspec can encode, as a JSON response. Prices age at once, so caches must not keep it."""
+    """Any value that msgspec can encode, as a JSON response.
+
+    Prices age at once, so caches must not keep it; and no browser is to take it for anything but JSON.
+    """
 
     media_type = "application/json"
 
     def __init__(self, content: object, status_code: int = 200, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(content, status_code, {"cache-control": "no-store", **(headers or {})})
+        super().__init__(content, status_code, {**_ALWAYS, **(headers or {})})
 
     def render(self, content: object) -> bytes:
         """Encode the content."""

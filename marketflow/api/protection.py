@@ -1,0 +1,185 @@
+"""What is refused before a route sees it: foreign host names, requests of other sites' pages, long and slow bodies.
+
+An API on this machine is not out of reach for a web page in a browser on the same machine. A page can post to it, which
+`SameSite` refuses; and where the page's own name turns into 127.0.0.1 (DNS rebinding) it could even read the answers,
+which `AllowedHosts` refuses.
+"""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from http import HTTPStatus
+from ipaddress import IPv6Address, ip_address
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from marketflow.api.problems import problem
+
+MAX_BODY_BYTES = 64 * 1024
+"""No route takes a body, so this is for clients that send one all the same."""
+
+BODY_SECONDS = 10.0
+"""How long a body may take to arrive."""
+
+_HOST = re.compile(r"(?:\[([^\]]*)\]|([^:\[\]]*))(?::[0-9]*)?")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+
+class AllowedHosts:
+    """Refuses requests to another name than ours. Middleware.
+
+    With no name allowed in particular, this machine's own names are ours where the connection came in on a loopback
+    address, and any name elsewhere: what a machine is called by others, it cannot know.
+
+    Args:
+        app: the application.
+        host: where we are told to listen; any name goes if that is no loopback address.
+        allowed: the names; `*` is any.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, allowed: Sequence[str]) -> None:
+        self._app = app
+        self._host = host.lower()
+        self._allowed = {name.lower().strip("[]") for name in allowed}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request, or refuse it."""
+        if scope["type"] != "http" or self._is_ours(scope):
+            await self._app(scope, receive, send)
+        else:
+            await _invalid_host()(scope, receive, send)
+
+    def _is_ours(self, scope: Scope) -> bool:
+        name = _host_name(_values(scope, b"host"))
+        if self._allowed:
+            return "*" in self._allowed or name in self._allowed
+        if not is_loopback(self._host) or not is_loopback((scope.get("server") or ("",))[0]):
+            return True
+        return is_loopback(name) or name == self._host
+
+
+class SameSite:
+    """Refuses what a page of another site makes a browser send, unless it only reads. Middleware.
+
+    The rule is that of Go's http.CrossOriginProtection: browsers say in Sec-Fetch-Site, old ones in Origin, where a
+    request comes from. Programs send neither and pass.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request, or refuse it."""
+        if scope["type"] != "http" or scope["method"] in _SAFE_METHODS or _is_same_site(scope):
+            await self._app(scope, receive, send)
+        else:
+            await _cross_site()(scope, receive, send)
+
+
+class BodyLimit:
+    """Receives the body before anything is done, and refuses one that is too long or too slow. Middleware.
+
+    A body that nobody reads would be taken for the next request if it had waited for `100 Continue`, and be received
+    for as long as it is sent.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES, seconds: float = BODY_SECONDS) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request, or refuse it."""
+        if scope["type"] != "http" or not (_values(scope, b"content-length") or _values(scope, b"transfer-encoding")):
+            await self._app(scope, receive, send)
+            return
+        try:
+            async with asyncio.timeout(self._seconds):
+                messages = await self._received(scope, receive)
+        except _TooLarge:
+            await _body_too_large(self._max_bytes)(scope, receive, send)
+        except TimeoutError:
+            await request_timeout()(scope, receive, send)
+        else:
+            if messages[-1]["type"] == "http.disconnect":  # nobody asks to act on half a request
+                return
+
+            async def receive_again() -> Message:
+                return messages.pop(0) if messages else await receive()
+
+            await self._app(scope, receive_again, send)
+
+    async def _received(self, scope: Scope, receive: Receive) -> list[Message]:
+        """All messages of the body, up to the one that ends it."""
+        # Before the first await, which would tell the client to go on.
+        if any(int(value) > self._max_bytes for value in _values(scope, b"content-length") if value.isdecimal()):
+            raise _TooLarge
+        messages: list[Message] = []
+        size = 0
+        while not messages or messages[-1].get("more_body"):
+            messages.append(await receive())
+            size += len(messages[-1].get("body", b""))
+            if size > self._max_bytes:
+                raise _TooLarge
+        return messages
+
+
+class _TooLarge(Exception):
+    pass
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is one by which a machine reaches itself."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def request_timeout() -> Response:
+    """408: the client took too long."""
+    return problem(
+        HTTPStatus.REQUEST_TIMEOUT, "request_timeout", "The request took too long to arrive.", {"connection": "close"}
+    )
+
+
+def _is_same_site(scope: Scope) -> bool:
+    fetch_site, origin, host = (_first(scope, name) for name in (b"sec-fetch-site", b"origin", b"host"))
+    if fetch_site:
+        return fetch_site in ("same-origin", "none")
+    if not origin:
+        return True
+    return host != "" and origin.partition("://")[2] == host
+
+
+def _host_name(hosts: list[str]) -> str:
+    """The name in the Host header without the port; nothing if there is no such header, or several."""
+    match = _HOST.fullmatch(hosts[0].lower()) if len(hosts) == 1 else None
+    return (match[1] or match[2] or "").removesuffix(".") if match else ""
+
+
+def _first(scope: Scope, name: bytes) -> str:
+    return next(iter(_values(scope, name)), "")
+
+
+def _values(scope: Scope, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+
+
+def _invalid_host() -> Response:
+    detail = "The Host header names none of this server's hosts; http.allowed_hosts sets which there are."
+    return problem(HTTPStatus.BAD_REQUEST, "invalid_host", detail)
+
+
+def _cross_site() -> Response:
+    return problem(HTTPStatus.FORBIDDEN, "cross_site", "Pages of other sites may not do this.")
+
+
+def _body_too_large(max_bytes: int) -> Response:
+    detail = f"The body is longer than {max_bytes} bytes; no request needs one."
+    return problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", detail, {"connection": "close"})
