@@ -21,7 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marketflow import __version__, logs
 from marketflow.api.application import create_app
+from marketflow.api.connections import LimitedConnection, raise_file_limit
 from marketflow.api.context import Context
+from marketflow.api.protection import is_loopback
 from marketflow.clock import system_clock
 from marketflow.engine import Engine
 from marketflow.errors import SettingsError, StartError
@@ -41,18 +43,28 @@ SETTLE_MS = 10_000
 CONNECTIONS_CLOSE_SECONDS = 1
 """How long running requests may take once the application is to end."""
 
+KILL_SECONDS = 0.5
+"""How long the embedded servers may take to end once there is no patience left."""
+
+BACKLOG = 2048
+"""How many connections may wait to be accepted."""
+
 
 def serve(settings: Settings) -> int:
-    """Run everything until SIGINT or SIGTERM; gives the exit code.
+    """Run everything until SIGINT or SIGTERM; gives the exit code. A second signal makes the end a quick one.
 
     Raises:
         StartError: the port cannot be bound.
     """
+    files = raise_file_limit()
     listener = _bind(settings.http.host, settings.http.port)
     application = _Application(settings)
     debug = settings.log.level in ("TRACE", "DEBUG")
     config = uvicorn.Config(
         application,
+        http=LimitedConnection,
+        ws="none",
+        backlog=min(BACKLOG, files // 2),
         log_config=None,
         log_level="debug" if debug else "warning",
         access_log=debug,
@@ -60,7 +72,7 @@ def serve(settings: Settings) -> int:
         server_header=False,
         timeout_graceful_shutdown=CONNECTIONS_CLOSE_SECONDS,
     )
-    server = _Server(config, settings)
+    server = _Server(config, settings, application.hurry.set)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup would have it
         signal.signal(signal.SIGHUP, server.handle_exit)
     with listener, suppress(SystemExit):  # uvicorn's own exit code for a start that fails is not ours
@@ -89,6 +101,8 @@ class _Application:
         self._asgi: ASGIApp = create_app(self._lifespan, settings.http.host, settings.http.allowed_hosts)
         self._refused = False
         self.failed = False
+        self.hurry = asyncio.Event()
+        """Set when the end must not take its time any more."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -118,18 +132,17 @@ class _Application:
 
     async def _start(self, stack: AsyncExitStack) -> Context:
         settings = self._settings
-        redis_at, postgres_at = await stack.enter_async_context(_servers(settings))
+        redis_at, postgres_at = await stack.enter_async_context(_servers(settings, self.hurry))
 
-        settle_ms = round(settings.flow.late_after_seconds * 1000) + SETTLE_MS
-        minute_ms = settings.flow.window_seconds * 1000
-        cache = RedisReader.connect(redis_at, system_clock, settle_ms, minute_ms)
+        settle_ms = settings.flow.late_after_ms + SETTLE_MS
+        cache = RedisReader.connect(redis_at, system_clock, settle_ms, settings.flow.minute_ms)
         stack.push_async_callback(cache.close)
         archive = PostgresReader(postgres_at)
         stack.push_async_callback(archive.close)
         await archive.open()
 
         engine = Engine(settings, redis_at, postgres_at, resource("ddl"), system_clock, self._flow_broke)
-        stack.push_async_callback(asyncio.to_thread, engine.stop)
+        stack.push_async_callback(_in_thread_or_hurried, engine.stop, self.hurry, engine.hurry)
         await asyncio.to_thread(engine.start)
 
         redis_probe = Probe(cache, lambda: engine.cache.complete)
@@ -148,7 +161,8 @@ class _Application:
             health=HealthReport(lambda: engine.modes.current, engine.feeds.__getitem__, postgres_probe, redis_probe),
             ready=lambda: engine.running,
             clock=system_clock,
-            minute_ms=minute_ms,
+            ahead_ms=settings.flow.ahead_ms,
+            minute_ms=settings.flow.minute_ms,
         )
 
     def _flow_broke(self) -> None:
@@ -160,17 +174,37 @@ class _Application:
 class _Server(uvicorn.Server):
     """uvicorn's server, which would end the process by the signal that stopped it: here that is exit code 0."""
 
-    def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
+    def __init__(self, config: uvicorn.Config, settings: Settings, hurry: Callable[[], None]) -> None:
         super().__init__(config)
         self._settings = settings
+        self._hurry = hurry
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop. A second signal changes nothing: it could only lose what is being written, which takes seconds."""
+        """Stop in good order. A second signal says that there is no time for it."""
+        self.force_exit = self.should_exit
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop; at once, when told a second time, but never without ending what the application has begun."""
+        forcing = asyncio.create_task(self._force_when_told())
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves it out then
+            await self.lifespan.shutdown()
+        forcing.cancel()
+
+    async def _force_when_told(self) -> None:
+        while not self.force_exit:  # set by a signal handler, which may do no more than that
+            await asyncio.sleep(0.05)
+        logger.warning("told a second time: stopping at once")
+        self._hurry()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say where."""
         await super().startup(sockets)
+        if self.started and not is_loopback(self._settings.http.host) and not self._settings.http.token:
+            logger.warning("whoever can reach {} can switch the mode: set http.token", self._settings.http.host)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -195,7 +229,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 @asynccontextmanager
-async def _servers(settings: Settings) -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
+async def _servers(settings: Settings, hurry: asyncio.Event) -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Connection keywords of Redis and PostgreSQL, those without a host started here.
 
     Raises:
@@ -223,7 +257,18 @@ async def _servers(settings: Settings) -> AsyncIterator[tuple[dict[str, Any], di
             finally:  # before the servers stop, also when what was built on them failed: it would start them again
                 supervision.cancel()
         finally:
+            killing = asyncio.create_task(_kill_when(hurry, servers))
             await _in_threads(server.stop for server in servers)
+            killing.cancel()
+
+
+async def _kill_when(hurry: asyncio.Event, servers: Sequence[EmbeddedRedis | EmbeddedPostgres]) -> None:
+    """End by force what takes its time to stop; both servers recover from that at the next start."""
+    await hurry.wait()
+    await asyncio.sleep(KILL_SECONDS)
+    for server in servers:
+        if server.process is not None:
+            await asyncio.to_thread(server.process.end, ())
 
 
 async def _supervise(servers: Sequence[EmbeddedRedis | EmbeddedPostgres]) -> None:
@@ -235,6 +280,18 @@ async def _supervise(servers: Sequence[EmbeddedRedis | EmbeddedPostgres]) -> Non
                 logger.error("the embedded {} has died; starting it again", server.title)
                 with suppress(StartError):  # tried again in a second
                     await asyncio.to_thread(server.start)
+
+
+async def _in_thread_or_hurried(call: Callable[[], None], hurry: asyncio.Event, shorten: Callable[[], None]) -> None:
+    """Make a blocking call, and another one that shortens it once there is hurry."""
+
+    async def shorten_when_hurried() -> None:
+        await hurry.wait()
+        shorten()
+
+    shortening = asyncio.create_task(shorten_when_hurried())
+    await asyncio.to_thread(call)
+    shortening.cancel()
 
 
 async def _in_threads(calls: Iterable[Callable[[], None]]) -> None:

@@ -32,6 +32,9 @@ BEGIN_SECONDS = 1.0
 DRAIN_SECONDS = 4.0
 """How long the end may take: what is under way is written, the open minutes are stored."""
 
+HURRY_SECONDS = 0.5
+"""How long it may take from the moment when there is no patience left: time enough unless a store is frozen."""
+
 
 class Engine:
     """Feeds, flow and its stores.
@@ -56,6 +59,7 @@ class Engine:
     ) -> None:
         self._on_failure = on_failure
         self._done = threading.Event()
+        self._waited_for = threading.Event()  # what `stop` waits for: the end of the flow, or that of all patience
         self._subscription: abc.DisposableBase | None = None
         self._loop = TimingLoop("timing")
         self._generating = TimingLoop("generator")
@@ -67,7 +71,7 @@ class Engine:
         }
         self.modes = ModeSwitch(settings.mode)
         series = [series for feeds in self.feeds.values() for feed in feeds for series in feed.guard.series]
-        self.memory = Memory(round(settings.flow.late_after_seconds * 1000), settings.flow.window_seconds * 1000)
+        self.memory = Memory(settings.flow.late_after_ms, settings.flow.ahead_ms, settings.flow.minute_ms)
         self.cache = RedisCache.connect(redis, series, clock, settings.redis.ttl_seconds)
         self.archive = PostgresArchive(postgres, ddl, settings.flow.db_batch_size)
         self.flow = Flow(
@@ -91,7 +95,7 @@ class Engine:
 
     def start(self) -> None:
         """Let it flow, and return when it does. Stores that are away are tried again."""
-        self._subscription = self.flow.observable().subscribe(on_error=self._broken, on_completed=self._done.set)
+        self._subscription = self.flow.observable().subscribe(on_error=self._broken, on_completed=self._ended)
         for asked in (self.flow.begun, self.flow.archive_asked):
             asked.wait(BEGIN_SECONDS)
 
@@ -101,7 +105,8 @@ class Engine:
             for feed in feeds:
                 feed.stop()
         self.modes.end()
-        if not self._done.wait(DRAIN_SECONDS):
+        self._waited_for.wait(DRAIN_SECONDS)
+        if not self._done.is_set():
             waiting = len(self.flow.pending)
             logger.warning("the flow did not drain in time; {} minute rows wait in Redis for the next start", waiting)
         if self._subscription is not None:
@@ -112,8 +117,18 @@ class Engine:
         self.archive.close()
         self.cache.close()
 
-    def _broken(self, error: Exception) -> None:
+    def hurry(self) -> None:
+        """Give `stop` no more than HURRY_SECONDS from now."""
+        timer = threading.Timer(HURRY_SECONDS, self._waited_for.set)
+        timer.daemon = True
+        timer.start()
+
+    def _ended(self) -> None:
         self._done.set()
+        self._waited_for.set()
+
+    def _broken(self, error: Exception) -> None:
+        self._ended()
         logger.opt(exception=error).critical("the flow broke, which is a bug; stopping")
         self._on_failure()
 
@@ -151,5 +166,4 @@ def _guard(settings: Settings, mode: Mode, exchange: str, clock: Clock) -> Guard
             exchange=exchange,
         )
 
-    skew_ms = round(settings.flow.max_clock_skew_seconds * 1000)
-    return Guard(mode, exchange, settings.symbols, clock, skew_ms, on_reject)
+    return Guard(mode, exchange, settings.symbols, clock, settings.flow.max_clock_skew_ms, on_reject)

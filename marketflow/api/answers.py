@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from marketflow.api.problems import NoData
-from marketflow.api.window import covered, end_of_rows, merged, oldest_kept_minute, split_between
+from marketflow.api.window import covered, horizon, merged, oldest_kept_minute, split_between
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start
@@ -64,6 +64,7 @@ class Prices:
     cache: RecentReader
     archive: ArchiveReader
     clock: Clock
+    ahead_ms: int = MINUTE_MS
     minute_ms: int = MINUTE_MS
 
     async def latest(self, series: Sequence[Series]) -> Quote:
@@ -100,9 +101,9 @@ class Prices:
         """A period that the slices cover: exact from the cache, whole minutes from the archive."""
         remembered = await _unless_unavailable(self.cache.recent(series, since))
         if remembered is not None:
-            return _summary(series, self._covered(remembered, since), since, now, complete=True)
+            return _summary(series, self._covered(remembered, since, now), since, now, complete=True)
         since = minute_start(since)
-        rows = await self.archive.summary(series, since, end_of_rows(now))
+        rows = await self.archive.summary(series, since, horizon(now, self.ahead_ms))
         return _summary(series, rows, since, _end_of(rows, now), complete=False)
 
     async def _long(self, series: Sequence[Series], since: int, now: int) -> Summary:
@@ -117,17 +118,18 @@ class Prices:
                 raise Unavailable("neither the cache nor the archive can be asked")
             return await self._remembered(series, max(since, oldest_kept_minute(now)), now)
         if remembered is not None:
-            return _summary(series, _pairwise(rows, self._covered(remembered, split)), since, now, complete=True)
-        rows = _pairwise(rows, await self.archive.summary(series, split, end_of_rows(now)))
+            return _summary(series, _pairwise(rows, self._covered(remembered, split, now)), since, now, complete=True)
+        rows = _pairwise(rows, await self.archive.summary(series, split, horizon(now, self.ahead_ms)))
         return _summary(series, rows, since, _end_of(rows, now), complete=False)
 
     async def _remembered(self, series: Sequence[Series], since: int, now: int) -> Summary:
         """The closed minutes of the cache in place of the archive's."""
         remembered = await self.cache.recent(series, since)
-        return _summary(series, self._covered(remembered, since), since, now, complete=False)
+        return _summary(series, self._covered(remembered, since, now), since, now, complete=False)
 
-    def _covered(self, remembered: Sequence[Recent], since: int) -> list[Candle | None]:
-        return [covered(recent, since, self.minute_ms) for recent in remembered]
+    def _covered(self, remembered: Sequence[Recent], since: int, now: int) -> list[Candle | None]:
+        until = horizon(now, self.ahead_ms)
+        return [covered(recent, since, until, self.minute_ms) for recent in remembered]
 
 
 def _summary(

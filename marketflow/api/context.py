@@ -62,6 +62,7 @@ class Context:
     health: Callable[[], Health]
     ready: Callable[[], bool]
     clock: Clock
+    ahead_ms: int = MINUTE_MS
     minute_ms: int = MINUTE_MS
 
 

@@ -112,7 +112,7 @@ async def _summarised(request: Request) -> tuple[_Subject, str, Summary]:
 
 
 def _prices(context: Context) -> Prices:
-    return Prices(context.cache, context.archive, context.clock, context.minute_ms)
+    return Prices(context.cache, context.archive, context.clock, context.ahead_ms, context.minute_ms)
 
 
 def _subject_of(request: Request, context: Context) -> _Subject:

@@ -34,8 +34,8 @@ from marketflow.flow.memory import Memory
 from marketflow.flow.operators import Backoff, Operator, conflate_map, fan_out, isolated, lanes, retry_with_backoff
 from marketflow.flow.pending import Pending
 from marketflow.logs import RateLimit
-from marketflow.model import SLICE_MS, Candles, Mode, Series, merge_all, minute_start
-from marketflow.stores.ports import RECENT_MS, Archive, Cache
+from marketflow.model import SLICE_MS, Candles, Mode, Series, merge_all
+from marketflow.stores.ports import Archive, Cache
 
 PROBE_SECONDS = 0.5
 """How often the cache is asked whether it lacks what was written: a refill begins this soon after its return."""
@@ -48,6 +48,7 @@ FEEDS_STOP_SECONDS = 1.0
 class FlowCounts:
     """What went wrong in the flow, since the start."""
 
+    given_up: int = 0
     cache_errors: int = 0
     archive_errors: int = 0
     rows_written: int = 0
@@ -88,7 +89,6 @@ class Flow:
     def __post_init__(self) -> None:
         self._limit = RateLimit(10.0)
         self._told_too_late = 0
-        self._adopted = False
         self._series = {series for feeds in self.feeds.values() for feed in feeds for series in feed.guard.series}
         self.begun = threading.Event()
         """Set when the feeds begin."""
@@ -114,7 +114,7 @@ class Flow:
         self.begun.set()
         recovered = self._asked_until_answered(self.cache.recover) if left is None else rx.just(left)
         # On the loop, as all that makes slices: of two versions of one, the later is then always the fuller.
-        restored = recovered.pipe(ops.observe_on(self.loop), ops.map(self.memory.restore))
+        restored = recovered.pipe(ops.observe_on(self.loop), self._surviving(self.memory.restore))
         return self._from_feeds().pipe(
             fan_out(self._newest_to_cache, lambda batches: self._by_slice(batches, restored)),
         )
@@ -183,7 +183,7 @@ class Flow:
             self.cache.put_newest(self.memory.newest_of(newer))
 
         return rx.merge(
-            batches.pipe(ops.map(self.memory.observe)),
+            batches.pipe(self._surviving(self.memory.observe)),
             self._refill(self.memory.all_newest),
         ).pipe(ops.filter(bool), self._in_lanes(lambda series: series, write))
 
@@ -194,7 +194,7 @@ class Flow:
         slices = batches.pipe(
             ops.buffer_with_time(SLICE_MS / 1000, scheduler=self.loop),
             ops.map(merge_all),
-            ops.map(self.memory.absorb),
+            self._surviving(lambda batch: self.memory.absorb(batch, milliseconds(self.clock()))),
         )
         return rx.merge(slices, restored).pipe(fan_out(self._slices_to_cache, self._by_minute))
 
@@ -207,7 +207,7 @@ class Flow:
 
     def _by_minute(self, slices: Observable[Candles]) -> Observable[Any]:
         closed = rx.concat(
-            slices.pipe(ops.map(lambda _: self._close_minutes())),
+            slices.pipe(self._surviving(lambda _: self._close_minutes())),
             rx.defer(lambda _: rx.just(self.memory.take_all())),
         )
         return closed.pipe(ops.filter(bool), fan_out(self._minutes_to_cache, self._minutes_to_archive))
@@ -240,16 +240,16 @@ class Flow:
         )
 
     def _write_pending(self) -> None:
-        if not self._adopted:  # before anything of this run is written, which would look like an earlier run's
-            since = minute_start(milliseconds(self.clock())) - RECENT_MS
-            self.memory.adopt(self.archive.recent(self._series, since))
-            self._adopted = True
+        now_ms = milliseconds(self.clock())
+        # Before anything of this run is written, which would look like an earlier run's.
+        if (since := self.memory.lacks_since(now_ms)) is not None:
+            self.memory.adopt(self.archive.recent(self._series, since), since)
         rows = self.pending.rows()
         self.archive.write(rows)
         self.archive_asked.set()
         if rows:
             self.counts.rows_written += len(rows)
-            until = self.pending.confirm(rows)
+            until = self.pending.confirm(rows, now_ms)
             try:
                 self.cache.mark_archived(until)
             except Unavailable:
@@ -259,6 +259,22 @@ class Flow:
         self.counts.archive_errors += 1
         text = f"PostgreSQL cannot be used, {len(self.pending)} minute rows wait for it: {error}"
         self._limit.log("archive", "WARNING", text)
+
+    # What every branch uses
+
+    def _surviving(self, work: Callable[[Any], dict[Any, Any]]) -> Operator[Any, Any]:
+        """Like map, but an item on which the work raises is given up, told and counted: the flow goes on without it."""
+
+        def survived(item: Any) -> dict[Any, Any]:
+            try:
+                return work(item)
+            except Exception as error:
+                self.counts.given_up += 1
+                if self._limit.admit("given up") is not None:
+                    logger.opt(exception=error).error("a bug; what was worked on is lost, the flow goes on")
+                return {}
+
+        return ops.map(survived)
 
     # Sinks
 

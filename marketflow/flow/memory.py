@@ -3,12 +3,16 @@
 All candles of the flow are merged here, so that every version handed to a store is the whole one: writing it replaces
 whatever the store has, twice or late does no harm. Bounded by the number of series times the minutes held.
 
+Minutes that were let go of can come again: somebody sets the clock of the machine back. What the archive has of them
+is then taken over, as are the minutes that a run before this one wrote.
+
 Written by the flow, read by it and, while the cache is away, by the API; one lock guards all of it and is held for
 dictionary work only.
 """
 
+import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from marketflow.model import MINUTE_MS, Candle, Candles, Series, Slot, Tick, merge, merge_into, minute_start
 from marketflow.stores.ports import RECENT_MS, Recent
@@ -19,12 +23,14 @@ class Memory:
 
     Args:
         late_after_ms: how long after its end a minute is left open for late ticks.
+        ahead_ms: how far an event time may be ahead of the clock; what lies beyond is from before it was set back.
         minute_ms: length of a minute.
     """
 
-    def __init__(self, late_after_ms: int, minute_ms: int = MINUTE_MS) -> None:
-        self._minute_ms = minute_ms
+    def __init__(self, late_after_ms: int, ahead_ms: int = MINUTE_MS, minute_ms: int = MINUTE_MS) -> None:
         self._late_after_ms = late_after_ms
+        self._ahead_ms = ahead_ms
+        self._minute_ms = minute_ms
         self._lock = threading.Lock()
         self._newest: dict[Series, Tick] = {}
         self._slices: dict[Series, dict[int, Candle]] = {}
@@ -32,6 +38,8 @@ class Memory:
         self._earlier: Candles = {}  # of those of earlier runs
         self._unwritten: set[Slot] = set()
         self._oldest = 0  # start of the oldest minute that is held
+        self._whole_from = sys.maxsize  # from this minute on nothing is in the archive that is not held here
+        self._newest_at = 0  # of all series
         self.too_late = 0
         """Ticks that came after their minute was let go of."""
 
@@ -43,6 +51,7 @@ class Memory:
                 known = self._newest.get(slot.series)
                 if known is None or (candle.last_at, candle.last_sequence) > known.order:
                     newer[slot.series] = self._newest[slot.series] = candle.newest
+                    self._newest_at = max(self._newest_at, candle.last_at)
         return newer
 
     def newest_of(self, series: Iterable[Series]) -> dict[Series, Tick]:
@@ -50,9 +59,10 @@ class Memory:
         with self._lock:
             return {each: self._newest[each] for each in series if each in self._newest}
 
-    def absorb(self, batch: Candles) -> Candles:
+    def absorb(self, batch: Candles, now_ms: int) -> Candles:
         """Merge new slices in; gives the slices they are part of, whole."""
         with self._lock:
+            self._oldest = min(self._oldest, _oldest_held(now_ms))
             in_time = {slot: candle for slot, candle in batch.items() if slot.start >= self._oldest}
             if len(in_time) < len(batch):
                 self.too_late += sum(candle.ticks for slot, candle in batch.items() if slot not in in_time)
@@ -69,17 +79,28 @@ class Memory:
             whole = self._merge_in(slices, self._earlier)
             return {slot: whole[slot] for slot in changed}
 
-    def adopt(self, minutes: Candles) -> None:
-        """Take over minutes that an earlier run wrote to the archive, where less of them was left in the cache.
+    def lacks_since(self, now_ms: int) -> int | None:
+        """From which minute on (Unix ms) the archive may hold what is not held here; None for nowhere.
 
-        The cache may have been emptied between two runs. A minute that both runs saw is whole only with both parts.
+        It does after a start, until `adopt`, and after the clock was set back. To be asked before each write.
+        """
+        oldest = _oldest_held(now_ms)
+        with self._lock:
+            return oldest if oldest < self._whole_from else None
+
+    def adopt(self, minutes: Candles, since: int) -> None:
+        """Take over the minutes from `since` on that the archive has, where less of them is held.
+
+        A minute that this run and an earlier one saw, or that happened twice by the clock, is whole only with both
+        parts. Of an earlier run the slices may be here as well, unless the cache was emptied meanwhile.
         """
         with self._lock:
             for minute, candle in minutes.items():
                 held = self._earlier.get(minute)
-                if minute.start >= self._oldest and (held is None or held.ticks < candle.ticks):
+                if since <= minute.start < self._whole_from and (held is None or held.ticks < candle.ticks):
                     self._earlier[minute] = candle
                     self._unwritten.add(minute)
+            self._whole_from = since
 
     def _merge_in(self, batch: Candles, minutes: Candles) -> Candles:
         whole: Candles = {}
@@ -104,30 +125,33 @@ class Memory:
         return self._minutes.keys() | self._earlier.keys()
 
     def take_closed(self, now_ms: int) -> Candles:
-        """The minutes that ended more than the grace before `now_ms` and were not yet taken in this version."""
-        return self._take(now_ms - self._late_after_ms - self._minute_ms)
+        """The minutes that ended more than the grace before `now_ms` and were not yet taken in this version.
+
+        And those that lie beyond `now_ms`, which would otherwise wait until the clock comes by again.
+        """
+        last_start, beyond = now_ms - self._late_after_ms - self._minute_ms, now_ms + self._ahead_ms
+        return self._take(lambda minute: minute.start <= last_start or minute.start > beyond)
 
     def take_all(self) -> Candles:
         """The minutes not yet taken in this version, open ones too: the end of the flow."""
-        return self._take(None)
+        return self._take(lambda _: True)
 
-    def _take(self, last_start: int | None) -> Candles:
+    def _take(self, due: Callable[[Slot], bool]) -> Candles:
         with self._lock:
-            taken = {
-                minute: self._minute(minute)
-                for minute in self._unwritten
-                if last_start is None or minute.start <= last_start
-            }
+            taken = {minute: self._minute(minute) for minute in self._unwritten if due(minute)}
             self._unwritten.difference_update(taken)
         return taken
 
     def forget(self, now_ms: int) -> None:
         """Let go of whole minutes that no period needs any more. To be called after `take_closed`."""
-        oldest = minute_start(now_ms) - RECENT_MS
+        oldest = _oldest_held(now_ms)
         with self._lock:
-            if oldest == self._oldest:  # it may go back: the clock of a machine does
+            if self._newest_at > now_ms + self._ahead_ms:
+                self._forget_newest(now_ms + self._ahead_ms)
+            if oldest <= self._oldest:
                 return
             self._oldest = oldest
+            self._whole_from = max(self._whole_from, oldest)
             for slices in self._slices.values():
                 for start in [start for start in slices if start < oldest]:
                     del slices[start]
@@ -135,6 +159,11 @@ class Memory:
                 self._minutes.pop(minute, None)
                 self._earlier.pop(minute, None)
                 self._unwritten.discard(minute)
+
+    def _forget_newest(self, beyond: int) -> None:
+        """Let go of ticks beyond what the clock allows: while they count as the newest, no later one does."""
+        self._newest = {series: tick for series, tick in self._newest.items() if tick.at <= beyond}
+        self._newest_at = max((tick.at for tick in self._newest.values()), default=0)
 
     def all_newest(self) -> dict[Series, Tick]:
         """The newest tick of every series."""
@@ -167,6 +196,11 @@ class Memory:
                 if minute.series == series and minute.start + self._minute_ms > since
             }
             return Recent(self._newest.get(series), slices, minutes)
+
+
+def _oldest_held(now_ms: int) -> int:
+    """Start of the oldest minute that is held at this time."""
+    return minute_start(now_ms) - RECENT_MS
 
 
 class MemoryReader:

@@ -41,11 +41,17 @@ class Pending:
         with self._lock:
             return dict(self._rows)
 
-    def confirm(self, written: Candles) -> int:
-        """Let go of rows that were written; gives the start (Unix ms) of a minute before which none waits."""
+    def confirm(self, written: Candles, now_ms: int) -> int:
+        """Let go of rows that were written; gives the start (Unix ms) of a minute before which none waits or will come.
+
+        What lies ahead of the clock says nothing about that: minutes before it are still to come.
+        """
         with self._lock:
+            if self._written_until > now_ms:
+                self._written_until = 0
             for slot, candle in written.items():
                 if self._rows.get(slot) is candle:
                     del self._rows[slot]
-                self._written_until = max(self._written_until, slot.start)
+                if slot.start <= now_ms:
+                    self._written_until = max(self._written_until, slot.start)
             return min([self._written_until, *(slot.start for slot in self._rows)])

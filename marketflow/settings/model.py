@@ -14,7 +14,7 @@ import platformdirs
 from msgspec import Meta
 from msgspec.structs import fields
 
-from marketflow.model import Mode
+from marketflow.model import MINUTE_MS, Mode
 
 
 def _whole(low: int, high: int, unit: str = "") -> Meta:
@@ -148,6 +148,26 @@ class FlowSettings(_Section, frozen=True, kw_only=True):
         float, Meta(gt=0, le=30, description="a number of seconds above 0, at most 30")
     ] = 1.0
     window_seconds: int = 60  # held to its rule by the checks
+
+    @property
+    def max_clock_skew_ms(self) -> int:
+        """How far an event time may be off."""
+        return round(self.max_clock_skew_seconds * 1000)
+
+    @property
+    def ahead_ms(self) -> int:
+        """How far ahead of the clock an event time may be before it is from a time when the clock was another."""
+        return max(self.max_clock_skew_ms, MINUTE_MS)
+
+    @property
+    def late_after_ms(self) -> int:
+        """How long after its end a minute waits for late ticks."""
+        return round(self.late_after_seconds * 1000)
+
+    @property
+    def minute_ms(self) -> int:
+        """Length of a minute."""
+        return self.window_seconds * 1000
 
 
 class GeneratorSettings(_Section, frozen=True, kw_only=True):

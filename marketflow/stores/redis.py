@@ -132,8 +132,11 @@ class RedisCache:
         """The closed minutes from that one on before which all are known to be archived."""
         with self._asking():
             until = self._client.get(keys.ARCHIVED_KEY)
-        oldest = minute_start(milliseconds(self._clock())) - MINUTES_KEPT_MS
-        minutes = self._read_slots(keys.minutes_key, max(keys.decode_start(cast("bytes | None", until)), oldest))
+        now_ms = milliseconds(self._clock())
+        oldest = minute_start(now_ms) - MINUTES_KEPT_MS
+        since = keys.decode_start(cast("bytes | None", until))
+        # A mark ahead of the clock is from before it was set back, and says nothing about the minutes until then.
+        minutes = self._read_slots(keys.minutes_key, oldest if since > now_ms else max(since, oldest))
         self._backlog_read = True
         return minutes
 

@@ -436,3 +436,31 @@ def test_a_candle_of_the_oracle_is_a_candle_of_the_flow(world: World) -> None:
     world.send(3.0, 1.0, 2.0)
     world.run(65)
     assert world.archive.rows[MINUTE] == candle_of_ticks([tick for _, tick in world.sent])
+
+
+@pytest.mark.parametrize("step", ["observe", "absorb", "take_closed"])
+def test_a_batch_on_which_a_step_raises_is_given_up_and_the_flow_lives(
+    monkeypatch: pytest.MonkeyPatch, log: list[str], step: str
+) -> None:
+    world = World()
+    works, broken = getattr(world.memory, step), False
+
+    def at_times(*arguments: object) -> object:
+        if broken:
+            raise RuntimeError("a bug in the flow")
+        return works(*arguments)
+
+    monkeypatch.setattr(world.memory, step, at_times)
+    world.start()
+    world.send(1.0)
+    world.run(1)
+    broken = True
+    world.send(2.0)
+    world.run(1)
+    broken = False
+    assert world.flow.counts.given_up > 0
+    assert any("a bug in the flow" in line for line in log)
+    world.send(3.0)
+    world.run(70)
+    assert world.cache.newest[BTC].price == 3.0
+    assert world.archive.rows[MINUTE].close == 3.0
