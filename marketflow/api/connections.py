@@ -1,0 +1,198 @@
+"""Connections of `marketflow`: uvicorn's, with an end to what a client may hold without asking for anything.
+
+uvicorn waits for ever for the headers of a first request, takes any amount of them, and takes any number of
+connections until there are no files left, when nobody gets in. What ASGI gets to see, bodies and host names, is
+limited in `protection`, under any server.
+"""
+
+import asyncio
+import resource
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from starlette.responses import Response
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from marketflow.api.problems import problem
+from marketflow.api.protection import request_timeout
+from marketflow.logs import RateLimit
+
+_limit = RateLimit(10.0)
+
+
+class LimitedConnection(HttpToolsProtocol):
+    """A connection that is closed when headers take too long or grow too large, or when it has to make room.
+
+    An answer that is under way is never cut by a deadline: it is ended first, and then the connection.
+    """
+
+    HEADER_SECONDS: ClassVar[float] = 10.0
+    """From the opening, or the first byte of a further request, to the end of the headers."""
+
+    MAX_HEADER_BYTES: ClassVar[int] = 64 * 1024
+
+    MAX_CONNECTIONS: ClassVar[int] = 1000
+    """How many there may be at once; fewer where the process may not open four times as many files."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._in_body = False
+        self._unparsed = 0
+        self._heard_of_at: float | None = None
+        self._opened_at = self.loop.time()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._expect_headers()
+        self._make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        self._headers_are_there()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come."""
+        self._heard_of_at = self.loop.time()
+        if not self._in_body:
+            self._expect_headers()
+        self._unparsed += len(data)
+        super().data_received(data)
+        if self._unparsed > self.MAX_HEADER_BYTES:
+            self._refuse(_headers_too_large())
+
+    # The parser's events
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._unparsed = 0
+        self._expect_headers()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The headers are there, the body may follow."""
+        self._unparsed = 0
+        self._headers_are_there()
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.MAX_HEADER_BYTES:
+            self._refuse(_headers_too_large())
+            raise ValueError("too many headers")  # so that the parser goes no further
+        super().on_headers_complete()
+        self._in_body = True
+        if self.parser.should_upgrade():  # we do not, and what follows cannot be told from a request
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body, whose length is limited elsewhere."""
+        self._unparsed = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is there as a whole."""
+        self._unparsed = 0
+        self._in_body = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """It has been answered."""
+        self._heard_of_at = self.loop.time()
+        super().on_response_complete()
+
+    # Refusals
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what the parser does not understand."""
+        self._refuse(problem(HTTPStatus.BAD_REQUEST, "malformed_request", "This is no valid HTTP request.", _CLOSE))
+
+    def _refuse(self, response: Response) -> None:
+        """Answer and close. Where earlier requests wait for their answers, close after those instead."""
+        if self.transport.is_closing():
+            return
+        if self._answering and not self._answering_what_arrives:
+            self.flow.pause_reading()
+            self.shutdown()
+            return
+        status = HTTPStatus(response.status_code)
+        headers = [*self.server_state.default_headers, *response.raw_headers]
+        lines = [f"HTTP/1.1 {status} {status.phrase}".encode(), *(name + b": " + value for name, value in headers)]
+        self.transport.write(b"\r\n".join([*lines, b"", bytes(response.body)]))
+        self.transport.close()
+
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def _answering_what_arrives(self) -> bool:
+        """Whether the only answer to come is that to the request whose body is just arriving."""
+        return self._in_body and not self.pipeline and not self.cycle.response_started
+
+    # Deadline
+
+    def _expect_headers(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(self.HEADER_SECONDS, self._too_slow)
+
+    def _headers_are_there(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _too_slow(self) -> None:
+        self._deadline = None
+        if self._heard_of_at is None:  # a browser opens connections in advance and takes anything for an answer
+            self.transport.close()
+        else:
+            self._refuse(request_timeout())
+
+    # Room
+
+    def _make_room(self) -> None:
+        """Close the connection that has been idle for longest when there are too many.
+
+        Never the newcomer: whoever holds all connections would lock everybody out. Only when no connection is idle
+        does an answer give way.
+        """
+        if len(self.connections) <= (most := _max_connections()):
+            return
+        others = [other for other in self._open_connections() if other is not self]
+        if len(others) >= most:
+            _limit.log("room", "WARNING", f"there are more than {most} connections; the longest idle ones are closed")
+            min(others, key=lambda other: (other._answering, other._heard_of_at or other._opened_at)).transport.abort()
+
+    def _open_connections(self) -> "Iterator[LimitedConnection]":
+        for each in self.connections:
+            if isinstance(each, LimitedConnection) and not each.transport.is_closing():
+                yield each
+
+
+def raise_file_limit() -> int:
+    """Take as many open files as connections may need and are granted; gives how many that are."""
+    wanted = 4 * LimitedConnection.MAX_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    granted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < granted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
+    return _open_files()
+
+
+def _open_files() -> int:
+    """How many files this process may have open, as far as we care."""
+    wanted = 4 * LimitedConnection.MAX_CONNECTIONS
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
+
+
+def _max_connections() -> int:
+    # A quarter for those that are open, another for those that come in one go before any can be closed.
+    return min(LimitedConnection.MAX_CONNECTIONS, _open_files() // 4)
+
+
+_CLOSE = {"connection": "close"}
+
+
+def _headers_too_large() -> Response:
+    detail = f"The headers are larger than {LimitedConnection.MAX_HEADER_BYTES} bytes."
+    return problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", detail, _CLOSE)
