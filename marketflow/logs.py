@@ -131,7 +131,7 @@ class _Intercept(logging.Handler):
 def _message(record: logging.LogRecord) -> str:
     try:
         message = record.getMessage()
-    except Exception:  # the caller's arguments don't fit its format: that is no reason to fail the caller
+    except Exception:  # noqa: BLE001 - arguments that don't fit their format are no reason to fail the caller
         return f"{record.msg} {record.args!r}"
     if record.name == "py.warnings":  # the second line quotes the source
         return message.partition("\n")[0]
@@ -223,7 +223,7 @@ def _scalar(value: Any) -> object:
 def _text(value: object) -> str:
     try:
         return str(value)
-    except Exception:  # whatever is logged, logging it must not fail
+    except Exception:  # noqa: BLE001 - whatever is logged, logging it must not fail
         return f"<{type(value).__name__}>"
 
 

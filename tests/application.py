@@ -143,7 +143,7 @@ class Traffic:
                     exchange.send(price, symbol=self._symbols[number % len(self._symbols)])
                 if self._ended.wait(self._pause):
                     return
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised at the end
             self.error = error
 
 

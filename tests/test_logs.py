@@ -123,7 +123,7 @@ def test_setup_may_be_repeated_and_the_last_one_counts() -> None:
 def failed(error: Exception, level: str) -> None:
     try:
         raise error
-    except Exception:
+    except type(error):
         logger.opt(exception=True).log(level, "it failed")
 
 

@@ -78,7 +78,7 @@ class UnexpectedErrors:
             return
         try:
             await self._app(scope, receive, observed_send)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the last resort
             logger.opt(exception=error).error("{} {!r} failed", scope["method"], scope["path"])
             # A response that has begun cannot become another one: the server cuts it where it ends.
             if not started:

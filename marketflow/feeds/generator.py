@@ -41,10 +41,13 @@ class Market:
         seed: str | int | None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._random = random.Random(seed)
+        self._random = random.Random(seed)  # noqa: S311 - prices are no secrets
         self._symbols = symbols
         # Symbols without a base price of their own get one from their name, the same on every exchange.
-        self._base = [BASE_PRICES.get(symbol) or random.Random(symbol).uniform(1, 1000) for symbol in symbols]
+        self._base = [
+            BASE_PRICES.get(symbol) or random.Random(symbol).uniform(1, 1000)  # noqa: S311
+            for symbol in symbols
+        ]
         self._prices = [base * self._random.uniform(0.99, 1.01) for base in self._base]
         self._rate = rate
         self._monotonic = monotonic

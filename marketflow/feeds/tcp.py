@@ -92,7 +92,7 @@ class TcpFeed:
     def _run(self, link: "_Link", observer: abc.ObserverBase[Candles]) -> None:
         try:
             self._receive(link, observer)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - handed on
             if link is self._link:  # an old one may end after the next has begun
                 # Silence ends with a tick, or with an outright refusal, which is another state.
                 lost = isinstance(error, ConnectionLost)

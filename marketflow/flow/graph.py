@@ -268,7 +268,7 @@ class Flow:
         def survived(item: Any) -> dict[Any, Any]:
             try:
                 return work(item)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - told and counted
                 self.counts.given_up += 1
                 if self._limit.admit("given up") is not None:
                     logger.opt(exception=error).error("a bug; what was worked on is lost, the flow goes on")

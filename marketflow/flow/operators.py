@@ -76,7 +76,7 @@ class _Conflation:
     def _begin(self, item: Any) -> None:
         try:
             inner = self._mapper(item)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - handed on
             self._observer.on_error(error)
             return
         self._inner.disposable = inner.subscribe(self._observer.on_next, self._observer.on_error, self._inner_completed)

@@ -78,7 +78,7 @@ def _from_file(path: Path) -> Given:
         loader.load(reader, env="_envless", filename=[str(path)], silent=False)
     except OSError as error:
         raise SettingsError(f"{path}: can't be read: {error.strerror}") from None
-    except Exception as error:  # each format has errors of its own, and odd data trips dynaconf itself
+    except Exception as error:  # noqa: BLE001 - each format has errors of its own, and odd data trips dynaconf itself
         raise SettingsError(f"{path}: {_malformed(error)}") from None
     return _flat({key: value for key, value in reader.as_dict().items() if key not in own}, str(path))
 

@@ -33,12 +33,12 @@ select total, ticks, high, low, opening.open_price, closing.close_price,
 from whole
 join minutes as opening on opening.timestamp = first
 join minutes as closing on closing.timestamp = last
-"""
+"""  # noqa: S608 - put together from constants
 
 _LAST = f"""
 select close_price, coalesce(close_at, timestamp) from aggregates
 where {_OF_SERIES} order by timestamp desc limit 1
-"""
+"""  # noqa: S608
 
 
 class PostgresReader:

@@ -40,7 +40,8 @@ def _system_user() -> pwd.struct_passwd:
     options = ["--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin"]
     try:
         # An exit code would not tell: another process may have been first.
-        subprocess.run(["useradd", *options, SYSTEM_USER], capture_output=True, check=False, timeout=USERADD_SECONDS)
+        command = ["useradd", *options, SYSTEM_USER]
+        subprocess.run(command, capture_output=True, check=False, timeout=USERADD_SECONDS)
         return pwd.getpwnam(SYSTEM_USER)
     except (OSError, KeyError, subprocess.TimeoutExpired):
         raise StartError(

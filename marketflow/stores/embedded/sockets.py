@@ -27,7 +27,7 @@ class SocketFolder:
         self._made = False
         if self._temporary:
             name = "marketflow-" + hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-            places = (Path(tempfile.gettempdir()), Path("/tmp"))
+            places = (Path(tempfile.gettempdir()), Path("/tmp"))  # noqa: S108 - held to the owner below
             short = (p for p in places if len(os.fsencode(p / name / socket_name)) <= SOCKET_PATH_BYTES)
             self.path = next(short) / name
 
