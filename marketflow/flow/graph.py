@@ -229,10 +229,15 @@ class Flow:
     def _minutes_to_archive(self, minutes: Observable[Candles]) -> Observable[Any]:
         # The first item brings no rows: it has the archive connect at the start, not when the first minute ends.
         return rx.merge(minutes, self._backlog(), rx.just({})).pipe(
-            ops.do_action(self.pending.add),
+            ops.do_action(self._keep),
             # What waits is in `pending`; the item itself only says that there is something.
             conflate_map(lambda _: self._written(), merge=lambda _, newer: newer),
         )
+
+    def _keep(self, minutes: Candles) -> None:
+        if dropped := self.pending.add(minutes):
+            text = f"{dropped} minute rows are given up: more wait for PostgreSQL than memory may hold"
+            self._limit.log("dropped", "ERROR", text)
 
     def _written(self) -> Observable[Any]:
         return self._on_pool(self._write_pending).pipe(

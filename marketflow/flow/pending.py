@@ -24,17 +24,18 @@ class Pending:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, minutes: Candles) -> None:
-        """Take minutes in, or fuller versions of minutes that wait already."""
+    def add(self, minutes: Candles) -> int:
+        """Take minutes in, or fuller versions of minutes that wait already; gives how many had to be dropped."""
         with self._lock:
             for slot, candle in minutes.items():
                 held = self._rows.get(slot)
                 self._rows[slot] = candle if held is None else fuller(held, candle)
-            excess = len(self._rows) - self._limit
-            if excess > 0:
+            excess = max(0, len(self._rows) - self._limit)
+            if excess:
                 for slot in sorted(self._rows, key=lambda slot: slot.start)[:excess]:
                     del self._rows[slot]
-                self.dropped += excess
+            self.dropped += excess
+            return excess
 
     def rows(self) -> Candles:
         """All that waits."""

@@ -218,6 +218,20 @@ def test_rows_wait_while_the_archive_is_away_and_are_written_within_seconds_of_i
 # The end
 
 
+def test_rows_beyond_the_limit_are_dropped_oldest_first_and_told(log: list[str]) -> None:
+    world = World(pending_limit=2).start()
+    world.archive.away = True
+    for _ in range(4):
+        world.send(1.0)
+        world.run(60)
+    assert len(world.pending) == 2
+    assert world.pending.dropped == 1
+    assert any("1 minute rows are given up" in line for line in log)
+    world.archive.away = False
+    world.run(5)
+    assert min(world.archive.rows).start > START_MS
+
+
 def test_the_end_drains_everything_and_writes_the_open_minute(world: World) -> None:
     world.run_until_ms(59_000)
     world.send(1.0)

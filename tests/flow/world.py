@@ -13,7 +13,7 @@ from marketflow.feeds.guard import Guard
 from marketflow.flow.graph import Flow
 from marketflow.flow.memory import Memory
 from marketflow.flow.modes import ModeSwitch
-from marketflow.flow.pending import Pending
+from marketflow.flow.pending import DEFAULT_LIMIT, Pending
 from marketflow.model import Candles, FeedState, Mode, Series, Slot, Tick, candle_of, fuller, merge_all, slice_start
 
 START_MS = 1_763_690_040_000  # the start of a minute
@@ -142,14 +142,18 @@ class World:
     """The flow in virtual time, which starts with a minute."""
 
     def __init__(
-        self, mode: Mode = Mode.TEST, feeds: Mapping[Mode, Sequence[ScriptedFeed]] | None = None, workers: int = 2
+        self,
+        mode: Mode = Mode.TEST,
+        feeds: Mapping[Mode, Sequence[ScriptedFeed]] | None = None,
+        workers: int = 2,
+        pending_limit: int = DEFAULT_LIMIT,
     ) -> None:
         self.scheduler = TestScheduler()
         self.feeds = feeds or {each: [ScriptedFeed(each)] for each in Mode}
         self.cache = FakeCache()
         self.archive = FakeArchive(lambda: self.now_ms)
         self.memory = Memory(late_after_ms=2000)
-        self.pending = Pending()
+        self.pending = Pending(pending_limit)
         self.modes = ModeSwitch(mode)
         self.sent: list[tuple[Series, Tick]] = []
         self.errors: list[Exception] = []
