@@ -122,6 +122,8 @@ class Archive(Protocol):
     def write(self, minutes: Candles) -> None:
         """Upsert minute rows; the fuller version of a row stays. Without rows it only gets ready.
 
+        Rows that the archive refuses for what is in them are given up.
+
         Raises:
             Unavailable: not written, or not known to be; to be tried again with the same rows.
         """

@@ -2,8 +2,7 @@
 
 A commit whose answer is lost may have happened, so a row is written absolutely: the version with more ticks stays,
 and repeating or reordering writes changes nothing. Rows go in the order of their key; two writers then wait for each
-other instead of deadlocking. No wait is without end: a server that freezes without closing its connection is noticed
-by its silence.
+other instead of deadlocking.
 """
 
 import select
@@ -11,28 +10,31 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
 from loguru import logger
-from psycopg.abc import PQGen
 
 from marketflow.errors import Unavailable
+from marketflow.logs import RateLimit
 from marketflow.model import Candle, Candles, Mode, Series, Slot
+from marketflow.stores.bounded import BoundedConnection
 from marketflow.stores.rows import candle_of_row, columns, reason, to_datetime, to_unix_ms
 from marketflow.stores.schema import apply_ddl
 
-_T = TypeVar("_T")
+# What is wrong with a row and not with PostgreSQL: it breaks a constraint or trigger that the owner of the table may
+# have added, or its candle cannot become a row at all. Tried again, it would hold up all others for ever.
+_REFUSALS = (
+    psycopg.DataError,
+    psycopg.IntegrityError,
+    psycopg.errors.RaiseException,
+    psycopg.errors.WithCheckOptionViolation,
+    ValueError,
+    ArithmeticError,
+)
 
-ANSWER_SECONDS = 2.0
-"""How long the writer waits for any one answer."""
-
-# The server gives up as well, and sooner. Else each further try would leave another session that waits for the same
-# lock, and one whose connection broke within a transaction would keep its rows locked until the kernel notices.
-_SERVER_GIVES_UP = f"""
-set statement_timeout = {ANSWER_SECONDS * 900:.0f};
-set idle_in_transaction_session_timeout = {ANSWER_SECONDS * 1000:.0f}
-"""
+_Row = tuple[Slot, Candle]
+_Refused = tuple[Slot, Exception]
 
 _UPSERT = """
 insert into aggregates (
@@ -61,18 +63,7 @@ where timestamp >= %s
 """
 
 
-class _BoundedConnection(psycopg.Connection[Any]):
-    """A connection that gives up on a server that does not answer."""
-
-    def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
-        try:
-            return super().wait(gen, interval=interval, timeout=ANSWER_SECONDS if timeout is None else timeout)
-        except psycopg.errors._WaitTimeout:
-            self.pgconn.finish()  # what it is doing nobody knows; without this a rollback would wait once more
-            raise psycopg.OperationalError(f"no answer within {ANSWER_SECONDS:g} s") from None
-
-
-def _ended(connection: "psycopg.Connection[Any]") -> bool:
+def _ended(connection: BoundedConnection) -> bool:
     """Whether an idle connection has been ended by the server, which is otherwise noticed by a failing write.
 
     The last write of all has no second try, and it comes up to a minute after the one before.
@@ -96,8 +87,11 @@ class PostgresArchive:
         self._keywords = keywords
         self._ddl = ddl
         self._batch_size = batch_size
-        self._connection: psycopg.Connection[Any] | None = None
+        self._connection: BoundedConnection | None = None
         self._ready = False
+        self._limit = RateLimit(10.0)
+        self.refused = 0
+        """Rows given up because PostgreSQL refused them."""
 
     @property
     def available(self) -> bool:
@@ -107,17 +101,20 @@ class PostgresArchive:
     def write(self, minutes: Candles) -> None:
         """Upsert rows in one transaction; the fuller version of a row stays.
 
-        Connects and brings the schema up to date when that is needed, without any rows as well.
+        A row that PostgreSQL refuses is told, counted and given up. Connects and brings the schema up to date when that
+        is needed, without any rows as well.
 
         Raises:
             Unavailable: PostgreSQL is away or did not confirm. Writing the same rows again is right.
         """
         rows = sorted(minutes.items(), key=lambda item: (item[0].series.exchange, item[0].series.symbol, *item[0]))
         with self._connected() as connection:
-            self._upsert(connection, rows)
+            refused = self._upsert(connection, rows)
         if not self._ready:
             self._ready = True
             logger.info("PostgreSQL is ready")
+        for slot, error in refused:
+            self._give_up(slot, error)
 
     def recent(self, series: Iterable[Series], since: int) -> Candles:
         """The rows of these series whose minutes start at `since` (Unix ms) or later.
@@ -142,14 +139,13 @@ class PostgresArchive:
             self._connection = None
 
     @contextmanager
-    def _connected(self) -> "Iterator[psycopg.Connection[Any]]":
+    def _connected(self) -> Iterator[BoundedConnection]:
         """The connection, with the schema up to date; any error of psycopg ends it and becomes Unavailable."""
         try:
             if self._connection is not None and _ended(self._connection):
                 self.close()
             if self._connection is None:
-                self._connection = _BoundedConnection.connect(**self._keywords, autocommit=True)
-                self._connection.execute(_SERVER_GIVES_UP)
+                self._connection = BoundedConnection.open(self._keywords)
             if not self._ready:
                 apply_ddl(self._connection, self._ddl)
             yield self._connection
@@ -158,8 +154,32 @@ class PostgresArchive:
             self._ready = False  # the database may come back as another one
             raise Unavailable(reason(error)) from error
 
-    def _upsert(self, connection: "psycopg.Connection[Any]", rows: list[tuple[Slot, Candle]]) -> None:
+    def _upsert(self, connection: BoundedConnection, rows: list[_Row]) -> list[_Refused]:
+        """Write rows, batch by batch; gives those that were refused, each with the reason."""
+        refused: list[_Refused] = []
         with connection.transaction():
             remaining = iter(rows)
             while batch := list(islice(remaining, self._batch_size)):
-                connection.execute(_UPSERT, columns(batch))
+                refused += _upsert_batch(connection, batch)
+        return refused
+
+    def _give_up(self, slot: Slot, error: Exception) -> None:
+        self.refused += 1
+        mode, exchange, symbol = slot.series
+        why = reason(error) if isinstance(error, psycopg.Error) else error
+        place = f"{mode}:{exchange}:{symbol}, minute {slot.start} (Unix ms)"
+        text = f"PostgreSQL refuses a row, which is given up; Redis has it for a day: {place}: {why}"
+        self._limit.log(slot.series, "ERROR", text, exchange=exchange)
+
+
+def _upsert_batch(connection: BoundedConnection, batch: list[_Row]) -> list[_Refused]:
+    """Write a batch, by halves where it is refused, down to the rows that are to blame."""
+    try:
+        with connection.transaction():  # a savepoint
+            connection.execute(_UPSERT, columns(batch))
+    except _REFUSALS as error:
+        if len(batch) == 1:
+            return [(batch[0][0], error)]
+        half = len(batch) // 2
+        return _upsert_batch(connection, batch[:half]) + _upsert_batch(connection, batch[half:])
+    return []

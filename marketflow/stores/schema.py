@@ -5,11 +5,16 @@ from pathlib import Path
 import psycopg
 from loguru import logger
 
+from marketflow.stores.bounded import BoundedConnection
+
+DDL_SECONDS = 60.0
+"""How long one file may take: more than a row, for it may have to rewrite a table."""
+
 _LOCK = 7_364_017_241  # any number, the same in every instance
 _TABLE = "create table if not exists ddl_applied (name text primary key, applied_at timestamptz not null default now())"
 
 
-def apply_ddl(connection: psycopg.Connection, folder: Path) -> None:
+def apply_ddl(connection: BoundedConnection, folder: Path) -> None:
     """Bring the database up to date, in one transaction.
 
     An advisory lock lets one instance do it while another that starts at the same moment waits and then finds it done.
@@ -26,7 +31,8 @@ def apply_ddl(connection: psycopg.Connection, folder: Path) -> None:
         if waiting and not done:
             connection.execute(_TABLE)
         for file in waiting:
-            connection.execute(file.read_text())
+            with connection.patient(DDL_SECONDS):
+                connection.execute(file.read_text())
             connection.execute("insert into ddl_applied (name) values (%s)", [file.name])
     if waiting:
         logger.info("applied {}", ", ".join(file.name for file in waiting))

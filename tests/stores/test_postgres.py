@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +20,9 @@ from psycopg import sql
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot, Tick, candle_of, merge_all
 from marketflow.resources import resource
-from marketflow.stores.postgres import ANSWER_SECONDS, PostgresArchive
+from marketflow.stores import schema
+from marketflow.stores.bounded import ANSWER_SECONDS
+from marketflow.stores.postgres import PostgresArchive
 from marketflow.stores.postgres_reader import READ_SECONDS, PostgresReader
 from marketflow.stores.rows import CONNECT_SECONDS, connection_keywords
 from tests.oracle import candle_of_ticks, candles_of_ticks
@@ -31,6 +34,7 @@ DDL = resource("ddl")
 MINUTE = 1_763_690_040_000  # the start of a minute
 BTC = Series(Mode.LIVE, "exchange1", "BTCUSDT")
 ETH = Series(Mode.LIVE, "exchange2", "ETHUSDT")
+LAST = Series(Mode.LIVE, "exchange3", "BTCUSDT")
 TEST_BTC = BTC._replace(mode=Mode.TEST)
 ODD = Series(Mode.LIVE, "'); drop table aggregates; --", 'B"T\\C%s%(mode)s{}\n')
 
@@ -226,6 +230,31 @@ def test_a_user_who_may_not_create_tables_cannot_start_without_them(guest: Keywo
         archive.write({})
 
 
+def test_a_file_may_take_longer_than_a_row(postgres_db: Keywords, ddl: Path) -> None:
+    (ddl / "0002_slow.sql").write_text(f"select pg_sleep({ANSWER_SECONDS + 0.2})")
+    with archive_at(postgres_db, ddl=ddl) as archive:
+        archive.write({})
+    assert query(postgres_db, "select count(*) from ddl_applied") == [(2,)]
+
+
+def test_a_file_that_takes_too_long_is_ended_by_the_server(
+    postgres_db: Keywords, ddl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "DDL_SECONDS", 0.5)
+    (ddl / "0002_slow.sql").write_text("select pg_sleep(60)")
+    with archive_at(postgres_db, ddl=ddl) as archive, pytest.raises(Unavailable, match="statement timeout"):
+        archive.write({})
+
+
+def test_a_slow_file_does_not_hold_up_the_end(postgres_db: Keywords, ddl: Path) -> None:
+    (ddl / "0002_slow.sql").write_text("select pg_sleep(60)")
+    with archive_at(postgres_db, ddl=ddl) as archive, ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(archive.write, {})
+        wait_until(lambda: query(postgres_db, "select 1 from pg_stat_activity where wait_event = 'PgSleep'"))
+        archive.close()
+        assert isinstance(writing.exception(timeout=1), Unavailable)
+
+
 # Rows
 
 
@@ -275,19 +304,102 @@ def test_a_fuller_row_replaces_a_poorer_one_and_never_the_other_way_round(
     assert_same(stored(postgres_db), fuller[Slot(BTC, MINUTE)])
 
 
+def raise_on(place: Keywords, condition: str, sqlstate: str) -> None:
+    """Have the server raise an error for each row that meets a condition."""
+    query(
+        place,
+        f"create or replace function raising() returns trigger language plpgsql as $$ begin if {condition} then "
+        f"raise exception 'of class {sqlstate}' using errcode = '{sqlstate}'; end if; return new; end $$",
+    )
+    query(place, "create trigger raising before insert on aggregates for each row execute function raising()")
+
+
 def test_a_backlog_goes_in_batches_and_all_or_nothing(postgres_db: Keywords) -> None:
-    refused = {Slot(BTC, MINUTE + 60 * MINUTE_MS): candle_of(Tick(1.0, MINUTE + 60 * MINUTE_MS, 1))}
+    last = {Slot(BTC, MINUTE + 60 * MINUTE_MS): candle_of(Tick(1.0, MINUTE + 60 * MINUTE_MS, 1))}
     with archive_at(postgres_db, batch_size=7) as archive:
         archive.write({})
-        query(postgres_db, "alter table aggregates add constraint refused check (max_price > 1)")
-        with pytest.raises(Unavailable, match="refused"):
-            archive.write(hour() | refused)
+        raise_on(postgres_db, "new.max_price = 1", "53100")
+        with pytest.raises(Unavailable, match="53100"):
+            archive.write(hour() | last)
         assert count(postgres_db) == 0
         archive.write(hour())
         assert count(postgres_db) == 60
-        query(postgres_db, "alter table aggregates drop constraint refused")
-        archive.write(hour() | refused)
+        query(postgres_db, "drop trigger raising on aggregates")
+        archive.write(hour() | last)
         assert count(postgres_db) == 61
+
+
+# Rows that are refused
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 500])
+def test_a_row_that_is_refused_is_given_up_and_told_and_all_others_are_written(
+    postgres_db: Keywords, log: list[str], batch_size: int
+) -> None:
+    with archive_at(postgres_db, batch_size) as archive:
+        archive.write({})
+        query(postgres_db, "alter table aggregates add constraint no_ether check (pair_name <> 'ETHUSDT')")
+        archive.write(hour() | minute(30, series=ETH))
+        assert available(archive)
+        assert archive.refused == 1
+        archive.write(hour(ticks=4))
+        assert archive.refused == 1
+    assert query(postgres_db, "select pair_name, count(*), min(tick_count) from aggregates group by 1") == [
+        ("BTCUSDT", 60, 4)
+    ]
+    (told,) = [line for line in log if "refuses" in line]
+    for part in ("ETHUSDT", "exchange2", "live", str(MINUTE + 30 * MINUTE_MS), "no_ether"):
+        assert part in told
+
+
+def test_what_cannot_become_a_row_is_given_up(archive: PostgresArchive, postgres_db: Keywords) -> None:
+    beyond = 2**60  # a time that is none
+    empty = minute(1)[Slot(BTC, MINUTE + MINUTE_MS)]
+    absurd = {
+        Slot(BTC, beyond): empty,
+        Slot(BTC._replace(symbol="\0"), MINUTE): empty,
+        Slot(BTC._replace(symbol="no ticks"), MINUTE): msgspec.structs.replace(empty, ticks=0),
+        Slot(BTC._replace(symbol="less than none"), MINUTE): msgspec.structs.replace(empty, ticks=-1),
+        Slot(BTC._replace(symbol="too many"), MINUTE): msgspec.structs.replace(empty, ticks=2**63),
+    }
+    archive.write(minute() | absurd)
+    assert archive.refused == len(absurd)
+    assert_same(stored(postgres_db), minute()[Slot(BTC, MINUTE)])
+
+
+@pytest.mark.parametrize("sqlstate", ["23514", "22003", "P0001", "44000"])
+def test_an_error_about_a_row_costs_that_row(archive: PostgresArchive, postgres_db: Keywords, sqlstate: str) -> None:
+    raise_on(postgres_db, "new.pair_name = 'ETHUSDT'", sqlstate)
+    archive.write(hour() | minute(series=ETH))
+    assert (count(postgres_db), archive.refused) == (60, 1)
+
+
+OF_THE_SERVER = "53100 53200 57014 57P03 08006 40001 40P01 42P01 42703 42501 25006 55P03 XX000"
+
+
+@pytest.mark.parametrize("sqlstate", OF_THE_SERVER.split())
+def test_an_error_about_the_server_costs_no_row(archive: PostgresArchive, postgres_db: Keywords, sqlstate: str) -> None:
+    raise_on(postgres_db, "new.pair_name = 'ETHUSDT'", sqlstate)
+    with pytest.raises(Unavailable):
+        archive.write(hour() | minute(series=ETH))
+    assert not available(archive)
+    query(postgres_db, "drop trigger raising on aggregates")
+    archive.write(hour() | minute(series=ETH))
+    assert (count(postgres_db), archive.refused) == (61, 0)
+
+
+def test_a_refusal_counts_when_the_other_rows_are_written_and_not_before(
+    archive: PostgresArchive, postgres_db: Keywords
+) -> None:
+    raise_on(postgres_db, "new.pair_name = 'ETHUSDT'", "23514")
+    archive.write(minute(series=LAST))
+    with psycopg.connect(**postgres_db) as locking:
+        locking.execute("select * from aggregates for update")
+        with pytest.raises(Unavailable):  # the row of ETH comes before the one that is locked
+            archive.write(minute(series=ETH) | minute(series=LAST, ticks=4))
+        assert archive.refused == 0
+    archive.write(minute(series=ETH) | minute(series=LAST, ticks=4))
+    assert archive.refused == 1
 
 
 def test_two_writers_that_go_opposite_ways_do_not_deadlock(postgres_db: Keywords) -> None:
