@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marketflow import __version__, logs
 from marketflow.api.application import create_app
-from marketflow.api.connections import LimitedConnection, raise_file_limit
+from marketflow.api.connections import LimitedConnection, max_open_files, raise_file_limit
 from marketflow.api.context import Context
 from marketflow.api.protection import is_loopback
 from marketflow.clock import system_clock
@@ -47,7 +47,7 @@ KILL_SECONDS = 0.5
 """How long the embedded servers may take to end once there is no patience left."""
 
 BACKLOG = 2048
-"""How many connections may wait to be accepted."""
+"""How many connections may wait to be accepted; fewer where the process may not open four times as many files."""
 
 
 def serve(settings: Settings) -> int:
@@ -56,7 +56,7 @@ def serve(settings: Settings) -> int:
     Raises:
         StartError: the port cannot be bound.
     """
-    files = raise_file_limit()
+    raise_file_limit()
     listener = _bind(settings.http.host, settings.http.port)
     application = _Application(settings)
     debug = settings.log.level in ("TRACE", "DEBUG")
@@ -64,7 +64,7 @@ def serve(settings: Settings) -> int:
         application,
         http=LimitedConnection,
         ws="none",
-        backlog=min(BACKLOG, files // 2),
+        backlog=min(BACKLOG, max_open_files() // 4),
         log_config=None,
         log_level="debug" if debug else "warning",
         access_log=debug,
@@ -193,7 +193,7 @@ class _Server(uvicorn.Server):
         forcing.cancel()
 
     async def _force_when_told(self) -> None:
-        while not self.force_exit:  # set by a signal handler, which may do no more than that
+        while not self.force_exit:  # noqa: ASYNC110 - set by a signal handler, which may do no more than that
             await asyncio.sleep(0.05)
         logger.warning("told a second time: stopping at once")
         self._hurry()

@@ -7,6 +7,8 @@ limited in `protection`, under any server.
 
 import asyncio
 import resource
+import sys
+import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -17,6 +19,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from marketflow.api.problems import problem
 from marketflow.api.protection import request_timeout
 from marketflow.logs import RateLimit
+
+FILES_PER_CONNECTION = 4
+"""Of the files that may be open, a quarter are connections, another quarter those that come in one go before any of
+them can be closed, and the rest is for the stores, the exchanges and the logs.
+"""
 
 _limit = RateLimit(10.0)
 
@@ -33,7 +40,7 @@ class LimitedConnection(HttpToolsProtocol):
     MAX_HEADER_BYTES: ClassVar[int] = 64 * 1024
 
     MAX_CONNECTIONS: ClassVar[int] = 1000
-    """How many there may be at once; fewer where the process may not open four times as many files."""
+    """How many there may be at once; fewer where the process may not open FILES_PER_CONNECTION times as many files."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -41,7 +48,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._in_body = False
         self._unparsed = 0
         self._heard_of_at: float | None = None
-        self._opened_at = self.loop.time()
+        self._opened_at = time.monotonic()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
@@ -56,7 +63,7 @@ class LimitedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
-        self._heard_of_at = self.loop.time()
+        self._heard_of_at = time.monotonic()
         if not self._in_body:
             self._expect_headers()
         self._unparsed += len(data)
@@ -76,7 +83,7 @@ class LimitedConnection(HttpToolsProtocol):
         """The headers are there, the body may follow."""
         self._unparsed = 0
         self._headers_are_there()
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.MAX_HEADER_BYTES:
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self.MAX_HEADER_BYTES:
             self._refuse(_headers_too_large())
             raise ValueError("too many headers")  # so that the parser goes no further
         super().on_headers_complete()
@@ -97,7 +104,7 @@ class LimitedConnection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """It has been answered."""
-        self._heard_of_at = self.loop.time()
+        self._heard_of_at = time.monotonic()
         super().on_response_complete()
 
     # Refusals
@@ -155,7 +162,8 @@ class LimitedConnection(HttpToolsProtocol):
         Never the newcomer: whoever holds all connections would lock everybody out. Only when no connection is idle
         does an answer give way.
         """
-        if len(self.connections) <= (most := _max_connections()):
+        most = min(self.MAX_CONNECTIONS, max_open_files() // FILES_PER_CONNECTION)
+        if len(self.connections) <= most:
             return
         others = [other for other in self._open_connections() if other is not self]
         if len(others) >= most:
@@ -168,26 +176,21 @@ class LimitedConnection(HttpToolsProtocol):
                 yield each
 
 
-def raise_file_limit() -> int:
-    """Take as many open files as connections may need and are granted; gives how many that are."""
-    wanted = 4 * LimitedConnection.MAX_CONNECTIONS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    granted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < granted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
-    return _open_files()
+def raise_file_limit() -> None:
+    """Take as many open files as connections may need, as far as they are granted."""
+    soft, hard = (_counted(limit) for limit in resource.getrlimit(resource.RLIMIT_NOFILE))
+    wanted = min(hard, FILES_PER_CONNECTION * LimitedConnection.MAX_CONNECTIONS)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
-def _open_files() -> int:
-    """How many files this process may have open, as far as we care."""
-    wanted = 4 * LimitedConnection.MAX_CONNECTIONS
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
+def max_open_files() -> int:
+    """How many files this process may have open."""
+    return _counted(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
-def _max_connections() -> int:
-    # A quarter for those that are open, another for those that come in one go before any can be closed.
-    return min(LimitedConnection.MAX_CONNECTIONS, _open_files() // 4)
+def _counted(limit: int) -> int:
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 _CLOSE = {"connection": "close"}
