@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
-from marketflow.model import MINUTE_MS, Candle, Candles, Series, Slot, Tick, merge, merge_into, minute_start
+from marketflow.model import MINUTE_MS, Candle, Candles, Series, Slot, Tick, fuller, merge, merge_into, minute_start
 from marketflow.stores.ports import RECENT_MS, Recent
 
 
@@ -35,7 +35,8 @@ class Memory:
         self._newest: dict[Series, Tick] = {}
         self._slices: dict[Series, dict[int, Candle]] = {}
         self._minutes: Candles = {}  # of this run's ticks
-        self._earlier: Candles = {}  # of those of earlier runs
+        self._restored: Candles = {}  # of those that earlier runs left in the cache
+        self._adopted: Candles = {}  # of those that earlier runs left in the archive: by and large the same ones
         self._unwritten: set[Slot] = set()
         self._oldest = 0  # start of the oldest minute that is held
         self._whole_from = sys.maxsize  # from this minute on nothing is in the archive that is not held here
@@ -76,7 +77,7 @@ class Memory:
         self.observe(slices)
         with self._lock:
             changed = [slot for slot in slices if slot.start in self._slices.get(slot.series, {})]
-            whole = self._merge_in(slices, self._earlier)
+            whole = self._merge_in(slices, self._restored)
             return {slot: whole[slot] for slot in changed}
 
     def lacks_since(self, now_ms: int) -> int | None:
@@ -96,9 +97,9 @@ class Memory:
         """
         with self._lock:
             for minute, candle in minutes.items():
-                held = self._earlier.get(minute)
+                held = self._restored.get(minute)
                 if since <= minute.start < self._whole_from and (held is None or held.ticks < candle.ticks):
-                    self._earlier[minute] = candle
+                    self._adopted[minute] = candle
                     self._unwritten.add(minute)
             self._whole_from = since
 
@@ -114,15 +115,20 @@ class Memory:
         return whole
 
     def _minute(self, minute: Slot) -> Candle:
-        own, earlier = self._minutes.get(minute), self._earlier.get(minute)
+        own, earlier = self._minutes.get(minute), self._earlier(minute)
         if own is None or earlier is None:
             candle = own or earlier
             assert candle is not None, "only minutes that are held are asked for"
             return candle
         return merge(earlier, own)
 
+    def _earlier(self, minute: Slot) -> Candle | None:
+        """The fuller of what the two stores know: merged, the ticks that both have would count twice."""
+        adopted, restored = self._adopted.get(minute), self._restored.get(minute)
+        return fuller(adopted, restored) if adopted and restored else adopted or restored
+
     def _held_minutes(self) -> set[Slot]:
-        return self._minutes.keys() | self._earlier.keys()
+        return self._minutes.keys() | self._restored.keys() | self._adopted.keys()
 
     def take_closed(self, now_ms: int) -> Candles:
         """The minutes that ended more than the grace before `now_ms` and were not yet taken in this version.
@@ -157,7 +163,8 @@ class Memory:
                     del slices[start]
             for minute in [minute for minute in self._held_minutes() if minute.start < oldest]:
                 self._minutes.pop(minute, None)
-                self._earlier.pop(minute, None)
+                self._restored.pop(minute, None)
+                self._adopted.pop(minute, None)
                 self._unwritten.discard(minute)
 
     def _forget_newest(self, beyond: int) -> None:

@@ -373,6 +373,22 @@ def test_what_both_stores_have_of_an_earlier_run_counts_once() -> None:
     assert world.archive.rows[MINUTE].ticks == 7
 
 
+def test_what_both_stores_have_of_an_earlier_run_counts_once_though_the_cache_comes_back_late() -> None:
+    world = World()
+    world.clock_step_ms = 30_000
+    world.archive.rows = archived(7.0, ticks=5)
+    world.cache.left_behind = {
+        Slot(BTC, START_MS + 1000): candle_of_ticks([Tick(7.0, START_MS + 1000 + n, n) for n in range(5)])
+    }
+    world.cache.away = True
+    world.start()
+    world.send(9.0)
+    world.run(10)
+    world.cache.away = False
+    world.run(40)
+    assert world.archive.rows[MINUTE].ticks == 6
+
+
 def test_minutes_the_archive_never_got_are_taken_from_the_cache() -> None:
     world = World()
     lost = {Slot(BTC, START_MS - 3_600_000): candle_of(Tick(7.0, START_MS - 3_600_000, 1))}
