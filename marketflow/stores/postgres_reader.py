@@ -13,8 +13,8 @@ from marketflow.stores.rows import candle_of_row, parameters, reason, to_datetim
 
 _T = TypeVar("_T")
 
-READ_SECONDS = 0.9
-"""How long a request may wait for PostgreSQL in all."""
+READ_SECONDS = 0.8
+"""How long a request may wait for PostgreSQL in all: what is left of a second is for the answer without it."""
 
 _OF_SERIES = "mode = %(mode)s and exchange = %(exchange)s and pair_name = %(symbol)s"
 

@@ -1,13 +1,19 @@
 """What most fault tests stand on: exchanges, servers behind proxies, and the application as a process in between."""
 
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import httpx
 import pytest
 
-from tests.application import Application, ScriptedExchange, exchanges_setting
+from marketflow.model import Series, Slot, Tick
+from tests.application import Application, ScriptedExchange, exchanges_setting, now_ms
+from tests.oracle import Rows, assert_rows_equal, differences, missing
 from tests.proxy import Proxy
 from tests.servers import HOST, RedisServer, wait_until
 
@@ -15,6 +21,11 @@ WINDOW_SECONDS = 2
 """Length of a minute in these tests, so that several pass while something is broken."""
 
 WINDOW_MS = WINDOW_SECONDS * 1000
+
+LATE_MS = 200
+"""How long a minute waits for late ticks where SOON is set."""
+
+SOON = {"FLOW__LATE_AFTER_SECONDS": LATE_MS / 1000}
 
 
 @pytest.fixture
@@ -51,8 +62,7 @@ def start(server_folder: Path, exchanges: list[ScriptedExchange]) -> Iterator[St
             }
             application = stack.enter_context(Application(server_folder, given | settings))
             if wait:
-                states = {exchange.name: "connected" for exchange in exchanges}
-                wait_until(lambda: application.get("/health")["exchanges"] == states)
+                wait_until_connected(application, exchanges)
             return application
 
         yield started
@@ -64,3 +74,116 @@ def through(
     """Settings of servers, with proxies in the way."""
     ports = {"REDIS__PORT": redis, "POSTGRES__PORT": postgres}
     return settings | {name: proxy.port for name, proxy in ports.items() if proxy} | {"REDIS__HOST": HOST}
+
+
+def wait_until_connected(application: Application, exchanges: Iterable[ScriptedExchange]) -> None:
+    states = {exchange.name: "connected" for exchange in exchanges}
+    wait_until(lambda: application.get("/health")["exchanges"] == states)
+
+
+def wait_for_windows(number: int) -> None:
+    """Wait until so many minutes have closed, the one that runs included."""
+    over = (now_ms() // WINDOW_MS + number) * WINDOW_MS + LATE_MS + 150
+    wait_until(lambda: now_ms() >= over, timeout=number * WINDOW_SECONDS + 5)
+
+
+def seconds_until(condition: Callable[[], object], timeout: float) -> float:
+    """How long it takes until a condition is met.
+
+    Raises:
+        AssertionError: longer than `timeout` seconds.
+    """
+    began = time.monotonic()
+    wait_until(condition, timeout)
+    return round(time.monotonic() - began, 2)
+
+
+Sent = Sequence[tuple[Series, Tick]]
+
+
+def wrong_rows(rows: Rows, sent: Sent, at: int) -> list[str]:
+    """What is wrong with the rows of the minutes that had closed at a time (Unix ms)."""
+    until = (at - LATE_MS) // WINDOW_MS * WINDOW_MS
+    closed = {slot: row for slot, row in rows.items() if slot.start < until}
+    return differences(closed, [(series, tick) for series, tick in sent if tick.at < until], WINDOW_MS)
+
+
+def lost(rows: Rows, sent: Sent) -> list[Tick]:
+    """The ticks that the rows lack, one run of each row's.
+
+    Raises:
+        AssertionError: the rows are not exactly those of all other ticks.
+    """
+    ticks: dict[Slot, list[Tick]] = {}
+    for series, tick in sent:
+        ticks.setdefault(Slot(series, tick.at - tick.at % WINDOW_MS), []).append(tick)
+    found: set[tuple[Series, Tick]] = set()
+    for slot, group in ticks.items():
+        lacking = missing(rows[slot], group) if slot in rows else group
+        assert lacking is not None, f"{slot}: the difference is no one run of ticks"
+        found.update((slot.series, tick) for tick in lacking)
+    assert_rows_equal(rows, [each for each in sent if each not in found], WINDOW_MS)
+    return [tick for _, tick in found]
+
+
+class Asking:
+    """Asks for everything again and again while it lasts; in the end every answer must have been a good one, in time.
+
+    The latest price must be new each time: ticks flow meanwhile.
+    """
+
+    QUESTIONS = (
+        "/prices/latest/BTCUSDT",
+        "/prices/highest/BTCUSDT?period=10s",
+        "/prices/average/BTCUSDT?period=10m",
+        "/prices/average/BTCUSDT",
+        "/health",
+        "/mode",
+    )
+    ANSWER_SECONDS = 1.0
+    LATEST_SECONDS = 1.5
+
+    def __init__(self, application: Application) -> None:
+        self._application = application
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(question,)) for question in self.QUESTIONS]
+        self.worst = 0.0
+        self.asked = 0
+        self.complaints: list[str] = []
+
+    def __enter__(self) -> Self:
+        wait_until(lambda: self._application.find(self.QUESTIONS[0]), message="there is no price yet")
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, failed: object, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(10)
+        if not failed:
+            assert not self.complaints, "\n".join(self.complaints)
+
+    def _ask(self, question: str) -> None:
+        with httpx.Client(base_url=self._application.http.base_url, timeout=5.0) as http:
+            while not self._ended.wait(0.05):
+                began = now_ms()
+                try:
+                    answer = http.get(question)
+                except httpx.HTTPError as error:
+                    self.complaints.append(f"{question}: {error!r}")
+                    return
+                self._judge(question, answer, began)
+
+    def _judge(self, question: str, answer: httpx.Response, began: int) -> None:
+        seconds = answer.elapsed.total_seconds()
+        self.asked += 1
+        self.worst = max(self.worst, seconds)
+        if seconds > self.ANSWER_SECONDS:
+            self.complaints.append(f"{question}: took {seconds:.3f} s")
+        if answer.status_code != 200:
+            self.complaints.append(f"{question}: {answer.status_code} {answer.text}")
+        elif "latest" in question:
+            at = datetime.fromisoformat(answer.json()["timestamp"]).timestamp() * 1000
+            if began - at > self.LATEST_SECONDS * 1000:
+                self.complaints.append(f"{question}: {(began - at) / 1000:.3f} s old")

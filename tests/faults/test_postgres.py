@@ -1,26 +1,292 @@
 """PostgreSQL goes away in every way there is; no row is lost or doubled, and the rest goes on."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
-from tests.application import ScriptedExchange, Traffic
-from tests.faults.conftest import WINDOW_MS, WINDOW_SECONDS, StartApplication, through
-from tests.oracle import Rows, assert_rows_equal, differences
+import psycopg
+import pytest
+
+from marketflow.model import Mode, Series
+from marketflow.stores import keys
+from tests.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms, read_rows
+from tests.faults.conftest import (
+    SOON,
+    WINDOW_MS,
+    WINDOW_SECONDS,
+    Asking,
+    StartApplication,
+    lost,
+    seconds_until,
+    through,
+    wait_for_windows,
+    wait_until_connected,
+    wrong_rows,
+)
+from tests.oracle import Rows, assert_rows_equal
 from tests.proxy import Proxy
-from tests.servers import wait_until
+from tests.servers import PostgresServer, RedisServer, wait_until
+
+RETURN_SECONDS = 5.0
+"""How long after PostgreSQL's return all rows of the minutes that have closed are there."""
+
+KILL_MS = 200
+"""The ticks that may be lost when the application is killed: those of so many ms."""
+
+Record = Callable[[str, object], None]
 
 
-def test_nothing_is_lost_or_doubled_when_the_answer_to_a_commit_is_cut(
+def says_postgres_is(application: Application, state: str) -> Callable[[], bool]:
+    return lambda: application.get("/health")["postgres"] == state
+
+
+def seconds_until_written(rows: Callable[[], Rows], traffic: Traffic) -> float:
+    """How long until the rows of all minutes that have closed by now are there, exactly."""
+    at = now_ms()
+    return seconds_until(lambda: not wrong_rows(rows(), traffic.sent, at), RETURN_SECONDS)
+
+
+def stop_and_compare(application: Application, rows: Callable[[], Rows], traffic: Traffic) -> None:
+    """The end writes what is still open; then all is there."""
+    assert application.stop()[0] == 0
+    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+    assert "Traceback" not in application.log
+
+
+@pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.vanish])
+def test_it_starts_without_postgres_and_writes_all_on_its_arrival(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    postgres_proxy: Proxy,
+    rows: Callable[[], Rows],
+    record_property: Record,
+    fault: Callable[[Proxy], None],
+) -> None:
+    fault(postgres_proxy)
+    application = start(through(servers, postgres=postgres_proxy) | SOON)
+    with Traffic(exchanges) as traffic:
+        with Asking(application) as asking:
+            assert says_postgres_is(application, "down")()
+            wait_for_windows(1)
+            postgres_proxy.heal()
+            record_property("rows written after seconds", seconds_until_written(rows_when_there(rows), traffic))
+            wait_until(says_postgres_is(application, "ok"), RETURN_SECONDS)
+        record_property("worst request", asking.worst)
+    stop_and_compare(application, rows, traffic)
+
+
+def rows_when_there(rows: Callable[[], Rows]) -> Callable[[], Rows]:
+    """The rows, none while there is no table."""
+
+    def read() -> Rows:
+        try:
+            return rows()
+        except psycopg.errors.UndefinedTable:
+            return {}
+
+    return read
+
+
+def test_whatever_goes_wrong_on_the_way_the_rest_goes_on_and_no_row_is_lost(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    postgres_proxy: Proxy,
+    rows: Callable[[], Rows],
+    record_property: Record,
+) -> None:
+    faults = {postgres_proxy.refuse: 2, postgres_proxy.swallow: 1, postgres_proxy.stall: 1, postgres_proxy.vanish: 1}
+    application = start(through(servers, postgres=postgres_proxy) | SOON)
+    with Traffic(exchanges) as traffic:
+        with Asking(application) as asking:
+            for fault, windows in faults.items():
+                fault()
+                wait_for_windows(windows)
+                wait_until(says_postgres_is(application, "down"))
+                postgres_proxy.heal()
+                seconds = seconds_until_written(rows, traffic)
+                record_property(f"{fault.__name__}: rows written after seconds", seconds)
+                wait_until(says_postgres_is(application, "ok"), RETURN_SECONDS)
+        record_property("worst request", asking.worst)
+    stop_and_compare(application, rows, traffic)
+
+
+@pytest.fixture
+def own_server(server_folder: Path, postgres_template: Path) -> Iterator[PostgresServer]:
+    """A PostgreSQL of the test's own."""
+    with PostgresServer(server_folder / "postgres", postgres_template) as server:
+        yield server
+
+
+def settings_of(postgres: PostgresServer, redis: RedisServer) -> dict[str, object]:
+    settings = {f"POSTGRES__{name.upper()}": value for name, value in postgres.keywords.items()}
+    return through(settings | {"REDIS__PORT": redis.port}) | SOON
+
+
+def test_nothing_is_lost_when_postgres_is_killed_or_freezes(
+    start: StartApplication,
+    own_server: PostgresServer,
+    redis_db: RedisServer,
+    exchanges: list[ScriptedExchange],
+    record_property: Record,
+) -> None:
+    def rows() -> Rows:
+        with own_server.connect() as connection:
+            return read_rows(connection)
+
+    faults = {own_server.kill: own_server.start, own_server.pause: own_server.resume}
+    application = start(settings_of(own_server, redis_db))
+    with Traffic(exchanges) as traffic:
+        with Asking(application) as asking:
+            for fault, mend in faults.items():
+                fault()
+                wait_for_windows(2)
+                wait_until(says_postgres_is(application, "down"))
+                mend()
+                seconds = seconds_until_written(rows, traffic)
+                record_property(f"{fault.__name__}: rows written after seconds", seconds)
+                wait_until(says_postgres_is(application, "ok"), RETURN_SECONDS)
+        record_property("worst request", asking.worst)
+    stop_and_compare(application, rows, traffic)
+
+
+def test_nothing_is_lost_when_connections_are_terminated_again_and_again(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    postgres_db: dict[str, Any],
+    rows: Callable[[], Rows],
+    record_property: Record,
+) -> None:
+    terminate = (
+        "select pg_terminate_backend(pid) from pg_stat_activity "
+        "where application_name = 'marketflow' and datname = current_database()"
+    )
+    application = start(through(servers) | SOON)
+    with Traffic(exchanges) as traffic:
+        with Asking(application) as asking, psycopg.connect(**postgres_db, autocommit=True) as connection:
+            until = now_ms() + 2 * WINDOW_MS
+            while now_ms() < until:
+                connection.execute(terminate)
+            record_property("rows written after seconds", seconds_until_written(rows, traffic))
+        record_property("worst request", asking.worst)
+    stop_and_compare(application, rows, traffic)
+
+
+def test_nothing_is_lost_or_doubled_when_the_answer_to_an_insert_or_a_commit_is_cut(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
     postgres_proxy: Proxy,
     rows: Callable[[], Rows],
 ) -> None:
-    application = start(through(servers, postgres=postgres_proxy))
+    application = start(through(servers, postgres=postgres_proxy) | SOON)
     with Traffic(exchanges) as traffic:
-        for _ in range(3):
-            postgres_proxy.cut_after(b"COMMIT")
+        for request in (b"insert into aggregates", b"COMMIT", b"COMMIT"):
+            postgres_proxy.cut_after(request)
             assert postgres_proxy.was_cut.wait(WINDOW_SECONDS + 10)
-    wait_until(lambda: not differences(rows(), traffic.sent, WINDOW_MS), message="rows are missing")
+        seconds_until_written(rows, traffic)
+    stop_and_compare(application, rows, traffic)
+
+
+def test_rows_wait_in_redis_when_the_application_is_killed_while_postgres_is_away_and_again_when_it_is_back(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    postgres_proxy: Proxy,
+    rows: Callable[[], Rows],
+    record_property: Record,
+) -> None:
+    kills: list[int] = []
+
+    def kill() -> None:
+        kills.append(now_ms())
+        application.kill()
+
+    def restart() -> None:
+        application.start()
+        wait_until_connected(application, exchanges)
+
+    application = start(through(servers, postgres=postgres_proxy) | SOON)
+    with Traffic(exchanges):
+        wait_until(rows)
+        postgres_proxy.refuse()
+        wait_for_windows(2)
+    kill()
+    restart()
+    with Traffic(exchanges):
+        wait_for_windows(1)
+    before = len(rows())
+    postgres_proxy.heal()
+    wait_until(lambda: len(rows()) > before, RETURN_SECONDS)
+    kill()
+    restart()
+    with Traffic(exchanges) as traffic:
+        wait_for_windows(1)
     assert application.stop()[0] == 0
+    ages = [min(abs(killed_at - tick.at) for killed_at in kills) for tick in lost(rows(), traffic.sent)]
+    record_property("ticks lost", len(ages))
+    assert max(ages, default=0) <= KILL_MS
+
+
+class SharedExchange(ScriptedExchange):
+    """An exchange that two applications listen to."""
+
+    def send(self, *prices: float, symbol: str = "BTCUSDT", at: int | None = None) -> int:
+        at = super().send(*prices, symbol=symbol, at=at)
+        for price in prices:
+            line = json.dumps({"symbol": symbol, "price": price, "timestamp": at}) + "\n"
+            for other in self.clients[:-1]:
+                other.sendall(line.encode())
+        return at
+
+
+@pytest.fixture
+def shared_exchanges() -> Iterator[list[SharedExchange]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(SharedExchange(f"exchange{n}")) for n in (1, 2, 3)]
+
+
+def test_two_applications_on_one_database_neither_block_each_other_nor_double_a_row(
+    start: StartApplication,
+    servers: dict[str, object],
+    shared_exchanges: list[SharedExchange],
+    rows: Callable[[], Rows],
+) -> None:
+    settings = through(servers) | SOON | {"EXCHANGES": exchanges_setting(*shared_exchanges)}
+    pair = [start(settings | {"REDIS__DB": number}) for number in range(2)]
+    with Traffic(shared_exchanges) as traffic:
+        wait_for_windows(2)
+        assert not wrong_rows(rows(), traffic.sent, now_ms() - WINDOW_MS)
+    for application in pair:
+        assert application.stop()[0] == 0
+        assert "deadlock" not in application.log
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+
+
+def test_a_row_that_postgres_refuses_costs_that_row_alone(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    redis_db: RedisServer,
+    postgres_db: dict[str, Any],
+    rows: Callable[[], Rows],
+) -> None:
+    refused = Series(Mode.LIVE, "exchange2", "ETHUSDT")
+    application = start(through(servers) | SOON)
+    with psycopg.connect(**postgres_db, autocommit=True) as connection:
+        connection.execute(
+            "alter table aggregates add constraint no_ether check (pair_name <> 'ETHUSDT' or exchange <> 'exchange2')"
+        )
+    with Traffic(exchanges) as traffic, Asking(application):
+        wait_for_windows(1)
+        wait_until(lambda: "no_ether" in application.log)
+        assert says_postgres_is(application, "ok")()
+    assert application.stop()[0] == 0
+    assert_rows_equal(rows(), [each for each in traffic.sent if each[0] != refused], WINDOW_MS)
+    with redis_db.client() as client:
+        kept = keys.decode_slots(client.zrange(keys.minutes_key(refused), 0, -1, withscores=True))
+    assert sum(candle.ticks for candle in kept.values()) == sum(series == refused for series, _ in traffic.sent)

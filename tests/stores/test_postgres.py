@@ -491,6 +491,33 @@ def test_a_write_to_a_frozen_server_ends_in_time_and_succeeds_when_it_goes_on(se
     assert count(server.keywords) == 2
 
 
+def test_a_write_to_a_server_that_freezes_within_a_transaction_waits_for_one_answer_alone(
+    server: PostgresServer,
+) -> None:
+    with archive_at(server.keywords) as archive, ThreadPoolExecutor(1) as pool:
+        archive.write(minute(0))
+        with server.connect() as locking, locking.transaction():
+            locking.execute("lock table aggregates in exclusive mode")
+            writing = pool.submit(archive.write, minute(1))
+            wait_until(lambda: query(server.keywords, "select 1 from pg_locks where not granted"))
+            server.pause()
+            began = time.monotonic()
+            assert isinstance(writing.exception(), Unavailable)
+            assert time.monotonic() - began < ANSWER_SECONDS + 0.4
+            server.resume()
+        assert wait_until(lambda: writes_again(archive, minute(1)))
+    assert count(server.keywords) == 2
+
+
+def test_a_day_of_rows_is_written_in_time(archive: PostgresArchive, postgres_db: Keywords) -> None:
+    series = [Series(Mode.LIVE, f"exchange{n}", f"S{m}") for n in range(3) for m in range(5)]
+    day = merge_all(minute(number, series=each) for number in range(24 * 60) for each in series)
+    began = time.monotonic()
+    archive.write(day)
+    assert time.monotonic() - began < 5
+    assert count(postgres_db) == len(day) == 21_600
+
+
 @pytest.mark.parametrize("wrong", [{"password": "battery staple"}, {"dbname": "nowhere"}, {"user": "nobody"}])
 def test_a_wrong_address_is_unavailable_and_no_password_is_told(
     postgres_db: Keywords, wrong: Keywords, log: list[str]
