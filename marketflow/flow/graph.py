@@ -231,7 +231,8 @@ class Flow:
         return closed
 
     def _minutes_to_cache(self, minutes: Observable[Candles]) -> Observable[Any]:
-        return rx.merge(minutes, self._refill(self.memory.all_closed)).pipe(
+        # What waits for the archive may be older than what memory holds, and a restart finds it in the cache alone.
+        return rx.merge(minutes, self._refill(lambda: self.pending.rows() | self.memory.all_closed())).pipe(
             ops.filter(bool), self._sink(self.cache.put_minutes)
         )
 

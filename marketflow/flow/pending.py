@@ -6,7 +6,8 @@ and counted. The cache keeps a day of minutes as well, so that a restart can bri
 
 import threading
 
-from marketflow.model import Candles, fuller
+from marketflow.model import Candles, fuller, minute_start
+from marketflow.stores.ports import RECENT_MS
 
 DEFAULT_LIMIT = 500_000
 
@@ -18,7 +19,6 @@ class Pending:
         self._limit = limit
         self._lock = threading.Lock()
         self._rows: Candles = {}
-        self._written_until = 0
         self.dropped = 0
 
     def __len__(self) -> int:
@@ -45,14 +45,10 @@ class Pending:
     def confirm(self, written: Candles, now_ms: int) -> int:
         """Let go of rows that were written; gives the start (Unix ms) of a minute before which none waits or will come.
 
-        What lies ahead of the clock says nothing about that: minutes before it are still to come.
+        Late ticks bring new versions of a minute for as long as memory holds it.
         """
         with self._lock:
-            if self._written_until > now_ms:
-                self._written_until = 0
             for slot, candle in written.items():
                 if self._rows.get(slot) is candle:
                     del self._rows[slot]
-                if slot.start <= now_ms:
-                    self._written_until = max(self._written_until, slot.start)
-            return min([self._written_until, *(slot.start for slot in self._rows)])
+            return min([minute_start(now_ms) - RECENT_MS, *(slot.start for slot in self._rows)])

@@ -3,7 +3,8 @@
 import pytest
 
 from marketflow.flow.pending import Pending
-from marketflow.model import MINUTE_MS, Candles, Slot, Tick, candle_of
+from marketflow.model import MINUTE_MS, Slot, Tick, candle_of
+from marketflow.stores.ports import RECENT_MS
 from tests.flow.world import BTC, START_MS, World
 from tests.oracle import assert_same, candles_of_ticks
 
@@ -83,11 +84,5 @@ def test_the_newest_price_is_the_newest_after_a_step_back(world: World) -> None:
 
 
 def test_what_lies_ahead_of_the_clock_does_not_mark_minutes_before_it_as_archived() -> None:
-    def minute(start: int) -> Candles:
-        return {Slot(BTC, start): candle_of(Tick(1.0, start, 1))}
-
-    pending = Pending()
-    before_the_step = minute(START_MS + HOUR_MS)
-    assert pending.confirm(before_the_step, START_MS + HOUR_MS + 70_000) == START_MS + HOUR_MS
-    assert pending.confirm(before_the_step, START_MS) == 0
-    assert pending.confirm(minute(START_MS), START_MS + 70_000) == START_MS
+    before_the_step = {Slot(BTC, START_MS + HOUR_MS): candle_of(Tick(1.0, START_MS + HOUR_MS, 1))}
+    assert Pending().confirm(before_the_step, START_MS) == START_MS - RECENT_MS

@@ -3,6 +3,7 @@
 import pytest
 
 from marketflow.model import MINUTE_MS, SLICE_MS, Candles, Mode, Series, Slot, Tick, candle_of, slice_start
+from marketflow.stores.ports import RECENT_MS
 from tests.flow.world import BTC, ETH, LIVE_BTC, START_MS, ScriptedFeed, World
 from tests.oracle import assert_same, candle_of_ticks, candles_of_ticks
 
@@ -396,19 +397,29 @@ def test_minutes_the_archive_never_got_are_taken_from_the_cache() -> None:
     world.start()
     world.run(1)
     assert world.archive.rows == lost
-    assert world.cache.archived_until == START_MS - 3_600_000
+    assert world.cache.archived_until == START_MS - RECENT_MS
 
 
-def test_a_minute_counts_as_archived_only_when_none_before_it_waits(world: World) -> None:
+def test_a_minute_counts_as_archived_when_none_before_it_waits_and_no_tick_can_come_for_one(world: World) -> None:
     world.send(1.0)
     world.run_until_ms(65_000)
-    assert world.cache.archived_until == START_MS
+    assert world.cache.archived_until == START_MS + MINUTE_MS - RECENT_MS
     world.archive.away = True
     world.send(2.0)
-    world.run_until_ms(190_000)
-    world.send(3.0)
-    world.run_until_ms(200_000)
-    assert world.cache.archived_until == START_MS
+    world.run_until_ms(600_000)
+    assert world.cache.archived_until == START_MS + MINUTE_MS - RECENT_MS
+    world.archive.away = False
+    world.run(5)
+    assert world.cache.archived_until == START_MS + 600_000 - RECENT_MS
+
+
+def test_a_cache_emptied_while_rows_wait_gets_those_that_memory_no_longer_holds(world: World) -> None:
+    world.send(1.0)
+    world.archive.away = True
+    world.run_until_ms(600_000)
+    world.cache.empty()
+    world.run(2)
+    assert_same(world.cache.minutes, expected_minutes(world))
 
 
 # Modes and feeds
