@@ -71,6 +71,13 @@ class LimitedConnection(HttpToolsProtocol):
         if self._unparsed > self.MAX_HEADER_BYTES:
             self._refuse(_headers_too_large())
 
+    def shutdown(self) -> None:
+        """The server is to end: answer what has been asked, and nothing that is still arriving."""
+        if self._answering_what_arrives:
+            self.transport.close()
+        else:
+            super().shutdown()
+
     # The parser's events
 
     def on_message_begin(self) -> None:
@@ -134,7 +141,7 @@ class LimitedConnection(HttpToolsProtocol):
     @property
     def _answering_what_arrives(self) -> bool:
         """Whether the only answer to come is that to the request whose body is just arriving."""
-        return self._in_body and not self.pipeline and not self.cycle.response_started
+        return self._in_body and self._answering and not self.pipeline and not self.cycle.response_started
 
     # Deadline
 

@@ -315,6 +315,16 @@ def test_a_client_that_waits_to_be_told_to_go_on_is_told(server: Server) -> None
         assert until(client, b"0\r\n\r\n").startswith(OK)
 
 
+def test_a_server_that_ends_does_not_wait_for_what_is_still_arriving(server: Server) -> None:
+    with server.connect(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx") as client:
+        wait_until(lambda: Impatient.all and Impatient.all[0].cycle)
+        began = time.monotonic()
+        Impatient.all[0].loop.call_soon_threadsafe(Impatient.all[0].shutdown)
+        assert rest(client) == b""
+        assert time.monotonic() - began < HEADER_SECONDS / 2
+    assert server.app.asked == []
+
+
 # Room
 
 

@@ -1,0 +1,435 @@
+"""Clients of the API that mean no good, and an end that has to be quick. The application is a real process.
+
+What one connection may hold is tested with short deadlines in tests/api/test_connections.py; here are the real ones.
+"""
+
+import json
+import resource
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Self
+
+import httpx
+import psutil
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.application import Application, ScriptedExchange
+from tests.faults.conftest import WINDOW_MS, StartApplication
+from tests.oracle import Rows, assert_rows_equal
+from tests.servers import HOST, PostgresServer, RedisServer, wait_until
+
+STATUSES = {200, 400, 401, 403, 404, 405, 408, 413, 431, 503}
+"""All that there are, as documented."""
+
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _many_files() -> Iterator[None]:
+    """The test holds more sockets than a process usually may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture(scope="module")
+def application(server_root: Path, redis_server: RedisServer, postgres_server: PostgresServer) -> Iterator[Application]:
+    """One for all tests that only ask; in a database of Redis where nobody else looks."""
+    folder = server_root / "http"
+    folder.mkdir(mode=0o711)
+    stores = {f"POSTGRES__{name.upper()}": value for name, value in postgres_server.keywords.items()}
+    stores |= {"REDIS__HOST": HOST, "REDIS__PORT": redis_server.port, "REDIS__DB": 1, "HTTP__TOKEN": "sesame"}
+    with Application(folder, stores) as application:
+        wait_until(lambda: application.find("/prices/average/BTCUSDT"))
+        yield application
+        assert application.stop()[0] == 0
+    assert "Traceback" not in application.log
+    assert "ERROR" not in application.log
+
+
+class Slow:
+    """A client that sends a little again and again; knows how long it was let, and what it was told."""
+
+    def __init__(self, port: int, begin: bytes, piece: bytes) -> None:
+        self.seconds = 0.0
+        self.answer = b""
+        self._client = socket.create_connection((HOST, port))
+        self._client.settimeout(0.05)  # never idle for long, so that no test with many sockets makes it give way
+        self._piece = piece
+        self._thread = threading.Thread(target=self._send, args=(begin,))
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join(20)
+        assert not self._thread.is_alive(), "it was never cut off"
+
+    def _send(self, data: bytes) -> None:
+        began = time.monotonic()
+        with self._client, suppress(OSError):
+            while time.monotonic() - began < 15:
+                self._client.sendall(data)
+                data = self._piece
+                with suppress(TimeoutError):
+                    if not (received := self._client.recv(65536)):
+                        break
+                    self.answer += received
+        self.seconds = time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def slow_clients(application: Application) -> dict[str, Slow]:
+    """They go on while the other tests run."""
+    body = b"POST /mode/live HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+    return {
+        "headers": Slow(application.port, b"GET /health HTTP/1.1\r\n", b"X: y\r\n"),
+        "body": Slow(application.port, body, b"x"),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _meanwhile(slow_clients: dict[str, Slow]) -> None:
+    pass
+
+
+def problem_of(answer: bytes) -> tuple[int, str]:
+    """Status and code of the first answer, which must be a problem in the documented shape."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in head, answer
+    length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    problem = json.loads(body[:length])
+    assert set(problem) == {"type", "title", "status", "detail", "code"}
+    assert head.startswith(f"HTTP/1.1 {problem['status']} ".encode())
+    return problem["status"], problem["code"]
+
+
+def flood(port: int, head: bytes, piece: bytes, count: int) -> tuple[bytes, int]:
+    """Send until cut off; gives the answer and the number of bytes sent."""
+    sent, answer = 0, b""
+    with socket.create_connection((HOST, port), timeout=5) as client:
+        with suppress(OSError):
+            client.sendall(head)
+            for _ in range(count):
+                client.sendall(piece)
+                sent += len(piece)
+        with suppress(OSError):
+            while data := client.recv(65536):
+                answer += data
+    return answer, sent
+
+
+def seconds_for_health(application: Application) -> float:
+    """A new connection each time: one that is open already is not what is in danger."""
+    began = time.monotonic()
+    assert httpx.get(f"http://{HOST}:{application.port}/health", timeout=5).status_code == 200
+    return time.monotonic() - began
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("head", "piece", "expected"),
+    [
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\n", b"X: " + b"x" * 1000 + b"\r\n", (431, "headers_too_large")),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ", b"x" * 1000, (431, "headers_too_large")),
+        (b"GET /", b"x" * 1000, (431, "headers_too_large")),
+    ],
+)
+def test_a_megabyte_of_headers_is_refused(
+    application: Application, head: bytes, piece: bytes, expected: tuple[int, str]
+) -> None:
+    answer, _ = flood(application.port, head, piece, 1000)
+    assert problem_of(answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("framing", "piece"),
+    [
+        (b"Content-Length: 300000000", b"x" * MEGABYTE),
+        (b"Transfer-Encoding: chunked", b"%x\r\n" % MEGABYTE + b"x" * MEGABYTE + b"\r\n"),
+    ],
+)
+def test_a_body_of_300_megabytes_is_refused_early_and_not_kept(
+    application: Application, framing: bytes, piece: bytes
+) -> None:
+    process = psutil.Process(application.process.pid)
+    before = process.memory_info().rss
+    head = b"POST /mode/live HTTP/1.1\r\nHost: localhost\r\n" + framing + b"\r\n\r\n"
+    answer, sent = flood(application.port, head, piece, 300)
+    assert problem_of(answer) == (413, "body_too_large")
+    assert sent < 20 * MEGABYTE
+    assert process.memory_info().rss - before < 20 * MEGABYTE
+    assert seconds_for_health(application) < 1
+
+
+# Numbers
+
+
+def test_health_answers_while_300_sockets_idle(application: Application) -> None:
+    with ExitStack() as stack:
+        for n in range(300):
+            client = stack.enter_context(socket.create_connection((HOST, application.port), timeout=5))
+            if n % 3:
+                client.sendall(b"GET /heal")
+        assert max(seconds_for_health(application) for _ in range(10)) < 1
+
+
+def test_health_answers_while_somebody_opens_more_sockets_than_there_may_be(application: Application) -> None:
+    with ExitStack() as stack:
+        for _ in range(10):
+            for _ in range(300):
+                stack.enter_context(socket.create_connection((HOST, application.port), timeout=5))
+            assert seconds_for_health(application) < 1
+    assert "the longest idle ones are closed" in application.log
+
+
+class _Limited(Application):
+    """One that may open 256 files."""
+
+    def start(self, wait: bool = True, timeout: float = 30.0) -> Self:
+        super().start(wait=False)
+        resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (256, 256))  # before it asks how many
+        wait_until(self.ready, timeout)
+        return self
+
+
+def test_a_burst_of_sockets_that_the_process_may_not_even_open_leaves_it_reachable(
+    server_folder: Path, servers: dict[str, object]
+) -> None:
+    with _Limited(server_folder, servers) as application:
+        application.process.send_signal(signal.SIGSTOP)
+        with ExitStack() as stack:
+            for _ in range(1000):
+                client = stack.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex((HOST, application.port))
+            application.process.send_signal(signal.SIGCONT)
+            wait_until(lambda: "the longest idle ones are closed" in application.log)
+            assert seconds_for_health(application) < 3  # the kernel knocks again after a second
+            assert application.stop()[0] == 0
+
+
+# Anything at all
+
+
+def answers_to(port: int, sent: bytes, ends: bool = False) -> bytes:
+    """All that is answered; `ends`: nobody waits for more than what is there at once."""
+    with socket.create_connection((HOST, port), timeout=5) as client:
+        received = b""
+        with suppress(ConnectionError):
+            client.sendall(sent)
+            if ends:
+                client.shutdown(socket.SHUT_WR)
+            while data := client.recv(65536):
+                received += data
+    return received
+
+
+def check(answer: bytes) -> int:
+    """The first answer is one of those that are documented; gives its status."""
+    status = int(answer.split(b" ", 2)[1])
+    assert status in STATUSES, answer
+    assert b"x-content-type-options: nosniff" in answer
+    if status >= 400:
+        _, code = problem_of(answer)
+        assert (status == 503) == (code == "unavailable")
+    return status
+
+
+METHODS = st.sampled_from([b"GET", b"GET", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"PATCH", b"QUERY"])
+KNOWN_PATHS = st.sampled_from(
+    [
+        *(b"/prices/latest/BTCUSDT", b"/prices/highest/exchange1/ethusdt", b"/prices/average/BTCUSDT"),
+        *(b"/mode", b"/mode/test", b"/health", b"/livez", b"/readyz", b"*", b"http://localhost/health"),
+    ]
+)
+SEGMENTS = st.sampled_from([b"prices", b"lowest", b"BTCUSDT", b"exchange1", b"mode", b"", b".."]) | st.binary(
+    max_size=8
+).map(lambda raw: b"".join(b"%%%02x" % byte for byte in raw))
+PATHS = KNOWN_PATHS | st.lists(SEGMENTS, max_size=5).map(lambda segments: b"/" + b"/".join(segments))
+QUERIES = st.sampled_from([b"", b"?period=10s", b"?period=1d", b"?period=", b"?period=9999999999d"]) | st.text(
+    st.characters(min_codepoint=33, max_codepoint=126), max_size=20
+).map(lambda text: b"?period=" + text.encode())
+HOSTS = st.sampled_from([b"localhost"] * 5 + [b"evil.example", b"[::1]:80", b"\xff", b""])
+HEADERS = st.sampled_from(
+    [
+        *(b"Authorization: Bearer sesame", b"Authorization: Bearer \xff", b"Authorization:", b"Authorization: Basic x"),
+        *(b"Origin: null", b"Origin: http://localhost", b"Sec-Fetch-Site: cross-site", b"Sec-Fetch-Site: \xe9"),
+        *(b"Connection: Upgrade", b"Upgrade: websocket", b"Upgrade: h2c", b"Range: bytes=0-1", b"Expect: x"),
+        *(b"Accept: text/html", b"Content-Type: application/json", b"X-Forwarded-For: \x7f", b"Cookie: " + b"x" * 999),
+    ]
+)
+BODIES = st.sampled_from(
+    [
+        *([b"\r\n"] * 5),
+        b"Content-Length: 2\r\n\r\n{}",
+        b"Content-Length: 70000\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n2\r\n{}\r\n0\r\nHost: x\r\n\r\n",
+    ]
+)
+PIECES = st.sampled_from(
+    [
+        *(b"GET ", b"POST ", b"/", b"/health", b"/mode/test", b" HTTP/1.1", b" HTTP/1.0", b"\r\n", b"\r\n\r\n", b"\0"),
+        *(b"Host: localhost\r\n", b"Content-Length: ", b"-1", b"2", b"Transfer-Encoding: ", b"chunked", b"gzip", b"0"),
+    ]
+)
+PROFILE = settings(derandomize=True, database=None, deadline=None, max_examples=400, phases=[Phase.generate])
+
+
+def test_any_request_gets_a_documented_answer(application: Application) -> None:
+    seen = set()
+
+    @PROFILE
+    @given(METHODS, PATHS, QUERIES, HOSTS, st.lists(HEADERS, max_size=4), BODIES)
+    def ask(method: bytes, path: bytes, query: bytes, host: bytes, headers: list[bytes], body: bytes) -> None:
+        lines = [method + b" " + path + query + b" HTTP/1.1", b"Host: " + host, b"Connection: close", *headers]
+        answer = answers_to(application.port, b"\r\n".join(lines) + b"\r\n" + body)
+        seen.add(check(answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")))
+
+    ask()
+    assert {200, 400, 401, 403, 404, 405, 413} <= seen
+
+
+def test_any_bytes_get_a_documented_answer_or_none(application: Application) -> None:
+    @PROFILE
+    @given(st.binary(max_size=200) | st.lists(PIECES).map(b"".join))
+    def ask(sent: bytes) -> None:
+        answer = answers_to(application.port, sent, ends=True)
+        if answer:
+            check(answer)
+
+    ask()
+
+
+# Browsers
+
+
+def test_a_page_of_another_site_can_neither_post_nor_read_by_a_name_of_its_own(application: Application) -> None:
+    token = {"Authorization": "Bearer sesame"}
+    for headers in ({"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}):
+        answer = application.http.post("/mode/live", headers=headers | token)
+        assert (answer.status_code, answer.json()["code"]) == (403, "cross_site")
+    for path in ("/health", "/livez", "/prices/latest/BTCUSDT"):
+        answer = application.http.get(path, headers={"Host": f"evil.example:{application.port}"})
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_host")
+    for name in ("localhost", "127.0.0.1", "[::1]"):
+        assert application.http.get("/health", headers={"Host": f"{name}:{application.port}"}).status_code == 200
+    assert application.get("/mode") == {"mode": "test"}
+    assert application.http.post("/mode/test", headers=token).status_code == 200
+
+
+# What is said
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "warned"), [("0.0.0.0", "", True), ("0.0.0.0", "x", False), (HOST, "", False)]
+)
+def test_a_start_within_reach_of_others_without_a_token_is_warned_of(
+    server_folder: Path, servers: dict[str, object], host: str, token: str, warned: bool
+) -> None:
+    with Application(server_folder, servers | {"HTTP__HOST": host, "HTTP__TOKEN": token}) as application:
+        lines = [line for line in application.log.splitlines() if "http.token" in line]
+        assert [(" WARNING " in line, host in line) for line in lines] == [(True, True)] * warned
+
+
+@pytest.mark.parametrize(("log_format", "right_password"), [("text", True), ("json", False)])
+def test_secrets_are_in_no_log_and_no_answer_whatever_goes_wrong(
+    server_folder: Path, servers: dict[str, object], log_format: str, right_password: bool
+) -> None:
+    secrets = {name: f"canary-{name.lower()}" for name in ("HTTP__TOKEN", "POSTGRES__PASSWORD", "REDIS__PASSWORD")}
+    secret = secrets["REDIS__PASSWORD"] if right_password else "another"
+    told: list[str] = []
+    with RedisServer(server_folder / "redis", password=secret) as guarded:
+        given = servers | secrets | {"REDIS__PORT": guarded.port, "LOG__LEVEL": "TRACE", "LOG__FORMAT": log_format}
+        broken = Application(server_folder, given | {"HTTP__PORT": 99999, "REDIS__DB": "x"})
+        broken.start(wait=False)
+        assert broken.process.wait(20) == 2
+        broken.http.close()
+        with Application(server_folder, given) as application:
+            application.http.headers["Authorization"] = f"Bearer {secrets['HTTP__TOKEN']}"
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Host": "evil.example"}, {"Origin": "null"}):
+                for path in ("/mode/live", "/mode/test", "/health"):
+                    answer = application.http.post(path, headers=headers)
+                    told.append(str(answer.headers) + answer.text)
+            for sent in (
+                b"rubbish\r\n\r\n",
+                b"GET / HTTP/1.1\r\nAuthorization: Bearer canary-http__token\r\nA b: c\r\n\r\n",
+            ):
+                told.append(repr(answers_to(application.port, sent)))
+            guarded.kill()
+            wait_until(lambda: application.get("/health")["redis"] == "down")
+            for path in ("/prices/latest/BTCUSDT", "/prices/average/BTCUSDT", "/prices/average/BTCUSDT?period=1d"):
+                told.append(application.http.get(path).text)
+            wait_until(lambda: "PostgreSQL cannot be used" in application.log)
+            assert application.stop()[0] == 0
+    assert "canary" not in application.log
+    assert "canary" not in "".join(told)
+
+
+# The end
+
+
+def test_a_second_signal_ends_it_at_once_though_both_stores_are_frozen(
+    server_folder: Path, servers: dict[str, object], redis_server: RedisServer, postgres_server: PostgresServer
+) -> None:
+    with Application(server_folder, servers) as application, ExitStack() as stack:
+        wait_until(lambda: application.find("/prices/average/BTCUSDT"))
+        for server in (redis_server, postgres_server):
+            server.pause()
+            stack.callback(server.resume)
+        application.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "stopping" in application.log)
+        code, seconds = application.stop(signal.SIGTERM)
+        assert code == 0
+        assert seconds < 2.5
+        assert "minute rows wait in Redis for the next start" in application.log
+        assert "Traceback" not in application.log
+
+
+def test_a_second_signal_ends_the_embedded_servers_too(server_folder: Path) -> None:
+    with Application(server_folder) as application:
+        family = psutil.Process(application.process.pid).children(recursive=True)
+        assert len(family) >= 2
+        for process in family:
+            process.suspend()
+        application.process.send_signal(signal.SIGINT)
+        wait_until(lambda: "stopping" in application.log)
+        code, seconds = application.stop(signal.SIGINT)
+        assert code == 0
+        assert seconds < 4
+        wait_until(lambda: not any(process.is_running() for process in family), 2)
+
+
+def test_signals_in_quick_succession_lose_nothing_while_the_stores_do_well(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+) -> None:
+    application = start(servers)
+    for n in range(200):
+        exchanges[n % 3].send(100 + n / 8)
+    wait_until(lambda: (application.find("/prices/average/BTCUSDT", period="1m") or {}).get("ticks") == 200)
+    for _ in range(3):
+        application.process.send_signal(signal.SIGINT)
+    assert application.stop(signal.SIGTERM)[0] == 0
+    assert_rows_equal(rows(), [tick for exchange in exchanges for tick in exchange.sent], WINDOW_MS)
+
+
+# What began with the first test
+
+
+def test_slow_clients_are_cut_off_after_ten_seconds(slow_clients: dict[str, Slow]) -> None:
+    for slow in slow_clients.values():
+        slow.join()
+        assert 9.9 < slow.seconds < 12
+    assert problem_of(slow_clients["headers"].answer) == (408, "request_timeout")
+    assert problem_of(slow_clients["body"].answer) == (408, "request_timeout")
