@@ -1,15 +1,20 @@
 """MarketFlow as a real process, and exchanges on real sockets that send what a test tells them to."""
 
+import fcntl
 import itertools
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +39,8 @@ class ScriptedExchange:
         self.name = name
         self.sent: list[tuple[Series, Tick]] = []
         self.clients: list[socket.socket] = []
+        self.accepted_at: list[float] = []
+        """When each connection came, in seconds of the monotonic clock."""
         self.port = port
         self.open()
 
@@ -56,6 +63,12 @@ class ScriptedExchange:
         while self.clients:
             self.clients.pop().close()
 
+    def reset(self) -> None:
+        """Reset all connections; new ones are welcome."""
+        for client in self.clients:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.cut()
+
     def __enter__(self) -> Self:
         return self
 
@@ -71,6 +84,17 @@ class ScriptedExchange:
         wait_until(lambda: self.clients, timeout=20, message=f"nobody connected to {self.name}")
         return self.clients[-1]
 
+    def connected(self) -> socket.socket | None:
+        """The last connection, None once the other side has ended it."""
+        if self.clients and _hung_up(self.clients[-1]):
+            self.cut()
+        return self.clients[-1] if self.clients else None
+
+    def unread(self) -> int:
+        """Bytes sent that have not yet reached the machine of the client."""
+        client = self.connected()
+        return 0 if client is None else struct.unpack("i", fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)))[0]
+
     def send(self, *prices: float, symbol: str = "BTCUSDT", at: int | None = None) -> int:
         """Send a tick for each price, all of the same event time (now, unless told); gives that time (Unix ms)."""
         at = now_ms() if at is None else at
@@ -82,6 +106,16 @@ class ScriptedExchange:
         self.client().sendall("".join(lines).encode())
         return at
 
+    def offer(self, price: float, symbol: str = "BTCUSDT", at: int | None = None) -> None:
+        """Send a tick if somebody is connected. One that nobody can receive is not sent, and not in `sent`."""
+        if self.connected() is None:
+            return
+        try:
+            self.send(price, symbol=symbol, at=at)
+        except OSError:
+            self.sent.pop()
+            self.cut()
+
     def send_raw(self, data: bytes) -> None:
         self.client().sendall(data)
 
@@ -92,24 +126,49 @@ class ScriptedExchange:
             except OSError:
                 return
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.accepted_at.append(time.monotonic())
             self.clients.append(client)
 
 
+def _hung_up(client: socket.socket) -> bool:
+    try:
+        return not client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
 class Traffic:
-    """Ticks of now from several exchanges, sent at a steady rate until it ends; no two prices of a series are the same.
+    """Ticks from several exchanges, sent at a steady rate until it ends; no two prices of a series are the same.
 
     Args:
         exchanges: who sends; their `sent` is the log.
         symbols: of what, in turn.
         rate: ticks a second and exchange.
+        burst: how many of them are sent together.
+        coming_and_going: whether clients may be cut off; what then finds nobody is not sent.
+        clock: gives the event times (Unix ms).
+        lowest: the prices lie up to 12,501 above it.
     """
 
     def __init__(
-        self, exchanges: Sequence[ScriptedExchange], symbols: Sequence[str] = ("BTCUSDT", "ETHUSDT"), rate: float = 200
+        self,
+        exchanges: Sequence[ScriptedExchange],
+        symbols: Sequence[str] = ("BTCUSDT", "ETHUSDT"),
+        rate: float = 200,
+        burst: int = 1,
+        coming_and_going: bool = False,
+        clock: Callable[[], int] = now_ms,
+        lowest: float = 1000,
     ) -> None:
         self._exchanges = exchanges
         self._symbols = symbols
-        self._pause = 1 / rate
+        self._pause = burst / rate
+        self._burst = burst
+        self._coming_and_going = coming_and_going
+        self._clock = clock
+        self._lowest = lowest
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._send, daemon=True)
         self.error: Exception | None = None
@@ -126,7 +185,7 @@ class Traffic:
 
     def __enter__(self) -> Self:
         for exchange in self._exchanges:
-            exchange.client()
+            wait_until(exchange.connected, timeout=20, message=f"nobody connected to {exchange.name}")
         self._thread.start()
         return self
 
@@ -135,16 +194,71 @@ class Traffic:
         assert self.error is None, f"the exchange could not send: {self.error!r}"
 
     def _send(self) -> None:
+        begun, beats = time.monotonic(), 0
         try:
-            for number in itertools.count():
+            while not self._ended.wait(max(0.0, begun + beats * self._pause - time.monotonic())):
                 for exchange in self._exchanges:
-                    # Eighths add up without rounding, and no run of them amounts to the same as another.
-                    price = 1000 + (number * 7919 % 100_003) / 8
-                    exchange.send(price, symbol=self._symbols[number % len(self._symbols)])
-                if self._ended.wait(self._pause):
-                    return
+                    self._send_from(exchange)
+                beats += 1
         except Exception as error:  # noqa: BLE001 - raised at the end
             self.error = error
+
+    def _send_from(self, exchange: ScriptedExchange) -> None:
+        first = len(exchange.sent)
+        symbol = self._symbols[first // self._burst % len(self._symbols)]
+        # Eighths add up without rounding, and no run of them amounts to the same as another.
+        prices = [self._lowest + (number * 7919 % 100_003) / 8 for number in range(first, first + self._burst)]
+        if self._coming_and_going:
+            for price in prices:
+                exchange.offer(price, symbol, self._clock())
+        else:
+            exchange.send(*prices, symbol=symbol, at=self._clock())
+
+
+class Readers:
+    """HTTP clients, each with a connection of its own, that ask for prices as fast as they are answered.
+
+    Once the application ends they end as well. What it answered before must have been an answer.
+
+    Args:
+        port: of the application.
+        count: how many they are.
+    """
+
+    PATHS = ("/prices/latest/BTCUSDT", "/prices/average/BTCUSDT?period=1m", "/prices/highest/ETHUSDT", "/health")
+
+    def __init__(self, port: int, count: int = 4) -> None:
+        self._port = port
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._read, daemon=True) for _ in range(count)]
+        self.answers = 0
+        self.refused: list[int] = []
+        """Status codes that no reader should see."""
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(10)
+
+    def _read(self) -> None:
+        with closing(HTTPConnection(HOST, self._port, timeout=5)) as connection:
+            for path in itertools.cycle(self.PATHS):
+                try:
+                    connection.request("GET", path)
+                    answer = connection.getresponse()
+                    answer.read()
+                except (OSError, HTTPException):
+                    return
+                self.answers += 1
+                if answer.status not in (200, 404):
+                    self.refused.append(answer.status)
+                if self._ended.is_set():
+                    return
 
 
 class Application:
@@ -154,15 +268,20 @@ class Application:
         folder: where its log goes, and its data unless `environment` says otherwise.
         environment: settings, such as {"REDIS__HOST": "127.0.0.1"}; the prefix is added.
         arguments: of the command line.
+        program: what Python runs.
     """
 
     def __init__(
-        self, folder: Path, environment: Mapping[str, object] | None = None, arguments: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        environment: Mapping[str, object] | None = None,
+        arguments: tuple[str, ...] = (),
+        program: tuple[str, ...] = ("-m", "marketflow"),
     ) -> None:
         self.folder = folder
         self.port = free_port()
         self.log_path = folder / "application.log"
-        self._arguments = arguments
+        self._command = [sys.executable, *program, *arguments]
         # Nothing of the environment of the tests but what any process needs.
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         given = {"DATA_DIR": folder / "data", "HTTP__PORT": self.port} | dict(environment or {})
@@ -174,7 +293,7 @@ class Application:
         """Start it and wait until it is ready."""
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "marketflow", *self._arguments],
+                self._command,
                 cwd=ROOT,
                 env=self._environment,
                 stdout=log,

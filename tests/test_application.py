@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ import httpx
 import psycopg
 import pytest
 
-from marketflow.model import MINUTE_MS, Mode, minute_start
+from marketflow.model import MINUTE_MS, minute_start
 from marketflow.stores.embedded.process import ServerProcess
 from tests.application import ROOT, Application, ScriptedExchange, exchanges_setting, now_ms
 from tests.oracle import Rows, assert_rows_equal, differences
@@ -281,50 +280,6 @@ def test_what_is_unknown_is_answered_as_documented(live: Application) -> None:
         assert answer.headers["content-type"] == "application/problem+json"
 
 
-def test_modes_never_mix_in_answers_or_rows_when_switched_under_load(
-    live: Application,
-    exchanges: list[ScriptedExchange],
-    rows: Callable[[], Rows],
-) -> None:
-    alien = 1e9  # far from any price that the generator makes
-    sending = threading.Event()
-    sending.set()
-
-    def send() -> None:
-        while sending.is_set():
-            for exchange in exchanges:
-                try:
-                    exchange.send(alien)
-                except OSError:
-                    exchange.cut()
-                except AssertionError:
-                    return
-            time.sleep(0.002)
-
-    sender = threading.Thread(target=send)
-    sender.start()
-    asked = 0
-    try:
-        for n in range(40):
-            mode = "test" if n % 2 == 0 else "live"
-            assert live.switch(mode)["mode"] == mode
-            for path in ("latest", "highest", "lowest", "average"):
-                answer = live.find(f"/prices/{path}/BTCUSDT")
-                if answer is not None:
-                    asked += 1
-                    assert (answer["price"] == alien) == (mode == "live"), (mode, answer)
-            time.sleep(0.05)
-    finally:
-        sending.clear()
-        sender.join(30)
-    assert asked > 40
-    live.stop()
-    stored = rows()
-    assert {series.mode for series, _ in stored} == set(Mode)
-    for (series, _), row in stored.items():
-        assert (row["min_price"] == row["max_price"] == alien) == (series.mode == Mode.LIVE), row
-
-
 def test_the_open_minute_is_stored_though_the_connection_was_cut_since_the_last_write(
     live: Application,
     exchanges: list[ScriptedExchange],
@@ -343,30 +298,6 @@ def test_the_open_minute_is_stored_though_the_connection_was_cut_since_the_last_
     wait_until(lambda: live.get("/prices/latest/BTCUSDT")["price"] == 3.0)
     assert live.stop()[0] == 0
     assert_rows_equal(rows(), exchange.sent)
-
-
-def test_kill_9_in_mid_minute_costs_no_more_than_the_last_instants(
-    live: Application,
-    exchanges: list[ScriptedExchange],
-    rows: Callable[[], Rows],
-) -> None:
-    exchange = exchanges[0]
-    lost = 0
-    for _ in range(3):
-        for n in range(200):
-            exchange.send(float(n + 1))
-            time.sleep(0.002)
-        killed_at = now_ms()
-        live.kill()
-        lost += sum(tick.at >= killed_at - 200 for _, tick in exchange.sent)
-        exchange.cut()
-        live.start()
-        exchange.client()
-    exchange.send(5.0)
-    wait_until(lambda: (live.find("/prices/latest/BTCUSDT") or {}).get("price") == 5.0)
-    assert live.stop()[0] == 0
-    stored = sum(row["tick_count"] for row in rows().values())
-    assert len(exchange.sent) - lost <= stored <= len(exchange.sent)
 
 
 # Things that are away

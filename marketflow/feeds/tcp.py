@@ -93,6 +93,9 @@ class TcpFeed:
         try:
             self._receive(link, observer)
         except Exception as error:  # noqa: BLE001 - handed on
+            if self._stopped and isinstance(error, OSError):
+                observer.on_completed()  # a connection that was woken may end in any way
+                return
             if link is self._link:  # an old one may end after the next has begun
                 # Silence ends with a tick, or with an outright refusal, which is another state.
                 lost = isinstance(error, ConnectionLost)
@@ -113,8 +116,6 @@ class TcpFeed:
                     self._last_tick = self._monotonic()
                     self._silent = False
                     observer.on_next(candles)
-                if self._stopped or link.aborted:
-                    return
         if not (self._stopped or link.aborted):
             raise ConnectionLost("the exchange closed the connection")
 
@@ -126,13 +127,28 @@ class _Link:
         self._address = address
         self._silence_seconds = silence_seconds
         self._socket: socket.socket | None = None
+        self._woken = False
         self.connected = False
         self.aborted = False
 
     def __enter__(self) -> "_Link":
-        self._socket = socket.create_connection(self._address, timeout=CONNECT_TIMEOUT_SECONDS)
-        self._socket.settimeout(self._silence_seconds)
-        return self
+        host, port = self._address
+        failed: OSError | None = None
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            # Known before it connects, so that `wake` ends that as well: a host that is gone does not even refuse.
+            self._socket = socket.socket(family, kind, protocol)
+            self._socket.settimeout(CONNECT_TIMEOUT_SECONDS)
+            try:
+                if self._woken:
+                    raise ConnectionAbortedError("no longer wanted")
+                self._socket.connect(address)
+            except OSError as error:
+                self._socket.close()
+                failed = error
+            else:
+                self._socket.settimeout(self._silence_seconds)
+                return self
+        raise failed or OSError(f"{host} has no address")
 
     def __exit__(self, *_: object) -> None:
         self.connected = False
@@ -140,7 +156,7 @@ class _Link:
             self._socket.close()
 
     def received(self) -> Iterator[bytes]:
-        """What comes, until the other side or `wake` ends it."""
+        """What comes, until the other side or `wake` ends it; then what the kernel has received by that time."""
         assert self._socket is not None
         try:
             while not self.aborted and (data := self._socket.recv(RECEIVE_BYTES)):
@@ -149,7 +165,11 @@ class _Link:
             raise ConnectionSilent(f"nothing came for {self._silence_seconds:g} s") from None
 
     def wake(self) -> None:
-        """End a receive that waits. The reading thread closes the socket, nobody else: its number may be reused."""
+        """End a wait for a connection or for data.
+
+        The reading thread closes the socket, nobody else: its number may be reused.
+        """
+        self._woken = True
         if self._socket is not None:
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)

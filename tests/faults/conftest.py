@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import httpx
+import psutil
 import pytest
 
 from marketflow.model import Series, Slot, Tick
@@ -49,18 +50,21 @@ StartApplication = Callable[..., Application]
 def start(server_folder: Path, exchanges: list[ScriptedExchange]) -> Iterator[StartApplication]:
     """Starts applications in live mode on all three exchanges with minutes of WINDOW_SECONDS; ends them in the end.
 
-    Takes more settings as a dict, and `wait=False` to come back before the exchanges are connected.
+    Takes more settings as a dict, `wait=False` to come back before the exchanges are connected, and what Python is to
+    run in place of MarketFlow.
     """
     with ExitStack() as stack:
 
-        def started(settings: dict[str, object], wait: bool = True) -> Application:
+        def started(
+            settings: dict[str, object], wait: bool = True, program: tuple[str, ...] = ("-m", "marketflow")
+        ) -> Application:
             given: dict[str, object] = {
                 "MODE": "live",
                 "EXCHANGES": exchanges_setting(*exchanges),
                 "FLOW__WINDOW_SECONDS": WINDOW_SECONDS,
                 "FLOW__RECONNECT_AFTER_SECONDS": 0.1,
             }
-            application = stack.enter_context(Application(server_folder, given | settings))
+            application = stack.enter_context(Application(server_folder, given | settings, program=program))
             if wait:
                 wait_until_connected(application, exchanges)
             return application
@@ -187,3 +191,45 @@ class Asking:
             at = datetime.fromisoformat(answer.json()["timestamp"]).timestamp() * 1000
             if began - at > self.LATEST_SECONDS * 1000:
                 self.complaints.append(f"{question}: {(began - at) / 1000:.3f} s old")
+
+
+class Footprint(NamedTuple):
+    """What a process holds of its machine."""
+
+    threads: int
+    descriptors: int
+    children: int
+    rss: int
+
+    @classmethod
+    def of(cls, application: Application) -> "Footprint":
+        """What an application holds now."""
+        process = psutil.Process(application.process.pid)
+        return cls(
+            process.num_threads(), process.num_fds(), len(process.children(recursive=True)), process.memory_info().rss
+        )
+
+    def no_more_than(self, before: "Footprint", pooled: int, megabytes: float) -> bool:
+        """Whether it has not grown, but by up to so many threads and connections of pools and so much memory."""
+        return (
+            self.threads <= before.threads + pooled
+            and self.descriptors <= before.descriptors + pooled
+            and self.children <= before.children
+            and self.rss < before.rss + megabytes * 1e6
+        )
+
+
+def wait_until_back(application: Application, before: Footprint, pooled: int = 0, megabytes: float = 10) -> Footprint:
+    """Wait until an application holds no more than before.
+
+    Args:
+        application: the application.
+        before: what it held.
+        pooled: threads and connections that may have come: pools grow up to what was ever needed at once, and stay.
+        megabytes: by which its memory may have grown.
+    """
+    try:
+        wait_until(lambda: Footprint.of(application).no_more_than(before, pooled, megabytes))
+    except AssertionError:
+        raise AssertionError(f"it held {before} and now holds {Footprint.of(application)}") from None
+    return Footprint.of(application)

@@ -16,6 +16,7 @@ from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent, TcpFeed
 from marketflow.flow.timing import TimingLoop
 from marketflow.model import Candles, FeedState, Mode, Series
 from tests.application import ScriptedExchange
+from tests.proxy import Proxy
 from tests.servers import free_port, wait_until
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
@@ -176,6 +177,50 @@ def test_ticks_come_in_the_order_they_were_sent(exchange: ScriptedExchange) -> N
     closes = [candle.close for batch in received.batches for candle in batch.values()]
     assert closes == sorted(closes)
     assert closes[-1] == 50.0
+
+
+def test_a_stopped_feed_hands_on_all_that_its_machine_had_received(exchange: ScriptedExchange) -> None:
+    feed = tcp_feed(exchange.port)
+    received = Received()
+    held, release = threading.Event(), threading.Event()
+
+    def hold(batch: Candles) -> None:
+        held.set()
+        release.wait(10)
+        received.batches.append(batch)
+
+    with feed.batches().subscribe(hold, received.errors.append, received.completed.set):
+        exchange.send(1.0)
+        assert held.wait(5)
+        exchange.send(*[2.0] * 1000)
+        wait_until(lambda: not exchange.unread())
+        feed.stop()
+        release.set()
+        assert received.completed.wait(5)
+    assert received.ticks == 1001
+    assert not received.errors
+
+
+def test_a_stopped_feed_does_not_wait_for_a_host_that_does_not_answer() -> None:
+    with Proxy(free_port()) as proxy:
+        proxy.vanish()
+        feed = tcp_feed(proxy.port)
+        received = Received()
+        with received.subscribe(feed):
+            wait_until(feed_threads)
+            feed.stop()
+            assert received.completed.wait(1)
+        assert not received.errors
+        wait_until(lambda: not feed_threads(), timeout=1)
+
+
+def test_a_disposed_feed_does_not_wait_for_a_host_that_does_not_answer() -> None:
+    with Proxy(free_port()) as proxy:
+        proxy.vanish()
+        received = Received()
+        with received.subscribe(tcp_feed(proxy.port)):
+            wait_until(feed_threads)
+        wait_until(lambda: not feed_threads(), timeout=1, message="the thread of the feed lives on")
 
 
 def test_a_refused_connection_is_an_error_and_connecting(exchange: ScriptedExchange) -> None:

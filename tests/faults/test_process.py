@@ -1,0 +1,327 @@
+"""The process is killed, told to end or started twice, at any moment; what was taken is in its row, once."""
+
+import itertools
+import os
+import random
+import signal
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import psycopg
+import pytest
+
+from marketflow.model import MINUTE_MS, Mode, Series, Slot, Tick, minute_start
+from marketflow.stores.embedded import claim
+from tests.application import Application, Readers, ScriptedExchange, Traffic, exchanges_setting, now_ms
+from tests.faults.conftest import (
+    WINDOW_MS,
+    Footprint,
+    Sent,
+    StartApplication,
+    wait_until_back,
+    wait_until_connected,
+)
+from tests.oracle import Rows, assert_rows_equal, differences, missing
+from tests.servers import HOST, RedisServer, wait_until
+
+SYMBOLS = ("BTCUSDT", "ETHUSDT")
+
+POOLED = 16  # threads and connections that four threads may ever need at once
+
+
+# SIGKILL
+
+
+def kill_under_traffic(application: Application, exchanges: Sequence[ScriptedExchange], ticks: int) -> int:
+    """Kill it once so many more ticks were sent; gives when (Unix ms). Then nothing is sent any more."""
+    with Traffic(exchanges, SYMBOLS, coming_and_going=True) as traffic:
+        enough = len(traffic.sent) + ticks
+        wait_until(lambda: len(traffic.sent) >= enough)
+        killed_at = now_ms()
+        application.kill()
+    return killed_at
+
+
+def lost_by_kill(application: Application, exchanges: Sequence[ScriptedExchange], lost_before: Sent) -> Sent:
+    """The ticks that were sent since and are not on record, which must be one run of each series."""
+    wait_until_connected(application, exchanges)
+    return [
+        lost
+        for exchange in exchanges
+        for symbol in SYMBOLS
+        for lost in lost_of_series(application, exchange, symbol, lost_before)
+    ]
+
+
+def lost_of_series(application: Application, exchange: ScriptedExchange, symbol: str, lost_before: Sent) -> Sent:
+    path = f"{exchange.name}/{symbol}"
+    # The newest tick is shown before its slice. This one goes ahead of any that was left without one.
+    price = 500 + len(exchange.sent) / 8
+    exchange.send(price, symbol=symbol)
+    wait_until(lambda: application.get(f"/prices/latest/{path}")["price"] == price)
+    answer = application.get(f"/prices/average/{path}")
+    sent = [item for item in without(exchange.sent, lost_before) if item[0].symbol == symbol]
+    ticks = [tick for _, tick in sent]
+    lacking = missing({"tick_count": answer["ticks"], "average_price": answer["price"]}, ticks)
+    assert lacking is not None, f"{path}: {answer['ticks']} of {len(ticks)} ticks, but not without one run"
+    assert not lacking or lacking[-1] == ticks[-2], f"{path}: what is missing is not what came last"
+    return [item for item in sent if item[1] in lacking]
+
+
+def without(sent: Sent, lost: Sent) -> list[tuple[Series, Tick]]:
+    gone = set(lost)
+    return [tick for tick in sent if tick not in gone]
+
+
+def test_each_kill_in_mid_minute_costs_at_most_the_ticks_of_200_ms_and_doubles_none(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+) -> None:
+    wait_until(lambda: now_ms() % MINUTE_MS < 40_000, timeout=21)  # all in one row
+    application = start(servers | {"FLOW__WINDOW_SECONDS": 60})
+    rng = random.Random(9)
+    lost: list[tuple[Series, Tick]] = []
+    for _ in range(5):
+        killed_at = kill_under_traffic(application, exchanges, ticks=rng.randrange(300, 700))
+        application.start()
+        lost_now = lost_by_kill(application, exchanges, lost)
+        lost_ms = killed_at - min((tick.at for _, tick in lost_now), default=killed_at)
+        print(f"killed: {len(lost_now)} ticks of the last {lost_ms} ms lost")
+        assert lost_ms <= 200
+        lost += lost_now
+    assert application.stop(signal.SIGTERM)[0] == 0
+    sent = [tick for exchange in exchanges for tick in exchange.sent]
+    assert len({minute_start(tick.at) for _, tick in sent}) == 1
+    assert_rows_equal(rows(), without(sent, lost))
+
+
+def test_minutes_that_end_while_it_is_dead_are_written_after_the_restart(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+) -> None:
+    application = start(servers)
+    killed_at = kill_under_traffic(application, exchanges, ticks=600)
+    end = minute_start(killed_at, WINDOW_MS) + WINDOW_MS
+    wait_until(lambda: now_ms() > end)
+    application.start()
+    lost = lost_by_kill(application, exchanges, [])
+    kept = without([tick for exchange in exchanges for tick in exchange.sent], lost)
+    wait_until(lambda: not differences(rows(), kept, WINDOW_MS), message="the minute was not completed")
+    assert application.stop(signal.SIGTERM)[0] == 0
+    assert_rows_equal(rows(), kept, WINDOW_MS)
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """All processes that run in a folder or were given it as an argument."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(str(folder) in text for text in (process.cwd(), *process.cmdline())):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            pass
+    return found
+
+
+def test_a_start_killed_at_any_moment_leaves_nothing_that_a_later_start_minds(server_folder: Path) -> None:
+    rng = random.Random(4)
+    for _ in range(5):
+        killed = Application(server_folder)
+        killed.start(wait=False)
+        threading.Event().wait(rng.uniform(0, 1))
+        killed.kill()
+        killed.http.close()
+    with Application(server_folder) as application:
+        wait_until(lambda: application.get("/health")["status"] == "ok", timeout=30)
+        wait_until(lambda: application.find("/prices/average/BTCUSDT"))
+        assert application.stop()[0] == 0
+    assert "Traceback" not in application.log
+    wait_until(lambda: not processes_of(server_folder), message="a server was left behind")
+    with Application(server_folder) as again:
+        assert again.get("/prices/average/BTCUSDT")["ticks"] > 0
+        assert again.stop()[0] == 0
+
+
+# SIGTERM and SIGINT
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_under_load_ends_it_within_five_seconds_and_loses_no_accepted_tick(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+    number: int,
+) -> None:
+    application = start(servers | {"FLOW__WINDOW_SECONDS": 60})
+    with ExitStack() as stack:
+        idle, half = (stack.enter_context(socket.create_connection((HOST, application.port))) for _ in range(2))
+        idle.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")  # the answer is never read
+        half.sendall(b"GET /health HTTP/1.1\r\n")
+        readers = stack.enter_context(Readers(application.port))
+        with Traffic(exchanges, SYMBOLS, rate=20_000, burst=500) as traffic:
+            wait_until(lambda: len(traffic.sent) > 60_000, timeout=20)
+        # What the kernel has taken in on the other side counts as accepted, read or not.
+        wait_until(lambda: not any(exchange.unread() for exchange in exchanges))
+        code, seconds = application.stop(number)
+    print(f"ended after {seconds:.2f} s, {readers.answers} answers")
+    assert code == 0
+    assert seconds < 5
+    assert_rows_equal(rows(), traffic.sent)
+    assert readers.answers > 100
+    assert not readers.refused
+    assert "Traceback" not in application.log
+
+
+def test_a_signal_amid_full_traffic_and_mode_switches_ends_it_in_good_order(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+) -> None:
+    application = start(servers)
+    switches = 0
+
+    def switch() -> None:
+        nonlocal switches
+        for mode in itertools.cycle(("test", "live")):
+            try:
+                application.switch(mode)
+            except httpx.TransportError:
+                return  # it has ended
+            switches += 1
+
+    switching = threading.Thread(target=switch, daemon=True)
+    with (
+        Readers(application.port) as readers,
+        Traffic(exchanges, SYMBOLS, rate=2000, burst=20, coming_and_going=True) as traffic,
+    ):
+        switching.start()
+        wait_until(lambda: len(traffic.sent) > 3000 and switches > 10, timeout=20)
+        code, seconds = application.stop(signal.SIGTERM)
+        switching.join(5)
+    print(f"ended after {seconds:.2f} s, {readers.answers} answers, {switches} switches")
+    assert code == 0
+    assert seconds < 5
+    assert not switching.is_alive()
+    assert not readers.refused
+    assert_no_more_than_sent(rows(), traffic.sent, WINDOW_MS)
+    assert "Traceback" not in application.log
+
+
+def assert_no_more_than_sent(rows: Rows, sent: Sent, minute_ms: int) -> None:
+    """No row of live mode has more ticks than were sent for it, nor a price that was not."""
+    prices: dict[Slot, list[float]] = {}
+    for series, tick in sent:
+        prices.setdefault(Slot(series, minute_start(tick.at, minute_ms)), []).append(tick.price)
+    for slot, row in rows.items():
+        if slot.series.mode == Mode.LIVE:
+            assert row["tick_count"] <= len(prices[slot]), row
+            assert {row["min_price"], row["max_price"], row["open_price"], row["close_price"]} <= set(prices[slot]), row
+
+
+# Two at once
+
+
+def test_a_second_instance_on_a_taken_port_never_touches_exchanges_or_stores(
+    server_folder: Path,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    redis_db: RedisServer,
+    postgres_db: dict[str, Any],
+) -> None:
+    with socket.create_server((HOST, 0)) as taken:
+        given = {"MODE": "live", "EXCHANGES": exchanges_setting(*exchanges), "HTTP__PORT": taken.getsockname()[1]}
+        second = Application(server_folder, servers | given)
+        second.start(wait=False)
+        assert second.process.wait(20) == 1
+        second.http.close()
+    assert "cannot listen on" in second.log
+    assert not any(exchange.accepted_at for exchange in exchanges)
+    with psycopg.connect(**postgres_db) as connection:
+        assert connection.execute("select count(*) from pg_tables where schemaname = 'public'").fetchone() == (0,)
+    with redis_db.client() as client:
+        assert client.dbsize() == 0
+
+
+def test_a_second_instance_on_a_taken_data_folder_never_touches_exchanges_or_stores(
+    server_folder: Path,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    redis_db: RedisServer,
+) -> None:
+    embedded_postgres = {name: value for name, value in servers.items() if name.startswith("REDIS")}
+    given = {"MODE": "live", "EXCHANGES": exchanges_setting(*exchanges)} | embedded_postgres
+    with claim(server_folder / "data"):
+        second = Application(server_folder, given)
+        second.start(wait=False)
+        assert second.process.wait(20) == 1
+        second.http.close()
+    assert f"in use by another MarketFlow (process {os.getpid()})" in second.log
+    assert not any(exchange.accepted_at for exchange in exchanges)
+    assert [path.name for path in (server_folder / "data").iterdir()] == ["lock"]
+    with redis_db.client() as client:
+        assert client.dbsize() == 0
+
+
+# Modes
+
+
+def test_modes_never_mix_however_often_four_threads_switch_them_under_load(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+) -> None:
+    alien = 1e9  # and more is what exchanges ask; the generator never comes near
+    application = start(servers | {"FLOW__RECONNECT_AFTER_SECONDS": 0.05})
+
+    def modes_asked() -> list[Mode]:
+        """Of each kind of price, the mode that it is of."""
+        answers = [application.find(f"/prices/{kind}/BTCUSDT") for kind in ("latest", "highest", "lowest", "average")]
+        prices = [answer["price"] for answer in answers if answer is not None]
+        assert not [price for price in prices if 1e6 < price < alien], "an answer of both modes"
+        return [Mode.LIVE if price >= alien else Mode.TEST for price in prices]
+
+    def switch(number: int) -> tuple[str, str]:
+        answer = application.switch("test" if number % 2 else "live")
+        modes_asked()
+        return answer["previous"], answer["mode"]
+
+    with Traffic(exchanges, rate=400, coming_and_going=True, lowest=alien) as traffic:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(switch, range(12)))  # what is made at first use is there from then on
+            application.switch("live")
+            wait_until_connected(application, exchanges)
+            before = Footprint.of(application)
+            switched = list(threads.map(switch, random.Random(3).choices(range(2), k=100)))
+        for mode in (Mode.TEST, Mode.LIVE) * 5:
+            application.switch(mode)
+            asked = wait_until(modes_asked)
+            assert set(asked) == {mode}
+        wait_until_connected(application, exchanges)
+        after = wait_until_back(application, before, pooled=POOLED)
+    print(f"{before} before 100 switches, {after} after")
+    # One at a time they make a chain, in which the way to the one mode and the way back take turns.
+    to_test, to_live = switched.count(("live", "test")), switched.count(("test", "live"))
+    assert to_test + to_live > 20
+    assert to_test - to_live in (0, 1)
+    assert application.stop()[0] == 0
+    stored = rows()
+    assert {series.mode for series, _ in stored} == set(Mode)
+    for (series, _), row in stored.items():
+        bounds = (alien, 2 * alien) if series.mode == Mode.LIVE else (0, 1e6)
+        assert bounds[0] <= row["min_price"] <= row["max_price"] <= bounds[1], row
+    assert_no_more_than_sent(stored, traffic.sent, WINDOW_MS)
+    assert "Traceback" not in application.log
