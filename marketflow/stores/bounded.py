@@ -46,10 +46,9 @@ class BoundedConnection(psycopg.Connection[Any]):
         """Wait for an answer, as all calls do.
 
         Raises:
-            psycopg.OperationalError: there was none in time; the connection is closed.
+            psycopg.OperationalError: there was none in time; the connection is good for nothing more.
         """
         try:
             return super().wait(gen, interval=interval, timeout=self._patience if timeout is None else timeout)
         except psycopg.errors._WaitTimeout:
-            self.pgconn.finish()  # what it is doing nobody knows; without this a rollback would wait once more
             raise psycopg.OperationalError(f"no answer within {self._patience:g} s") from None

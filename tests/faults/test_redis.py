@@ -1,0 +1,362 @@
+"""Redis goes away in every way there is; rows stay exact, prices stay new, and the cache is whole soon afterwards."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import pytest
+import redis
+
+from marketflow.model import SLICE_MS, Candle
+from marketflow.stores import keys
+from tests.application import Application, ScriptedExchange, Traffic, now_ms
+from tests.faults.conftest import (
+    LATE_MS,
+    SOON,
+    WINDOW_MS,
+    Asking,
+    Sent,
+    StartApplication,
+    lost,
+    seconds_until,
+    through,
+    wait_for_windows,
+    wait_until_connected,
+    wrong_rows,
+)
+from tests.oracle import Rows, assert_rows_equal, candles_of_ticks
+from tests.proxy import Proxy
+from tests.servers import HOST, RedisServer, free_port, wait_until
+
+RETURN_SECONDS = 2.0
+"""How long after its return Redis has everything again."""
+
+WRITE_MS = 200
+"""How long what has come may take until it is in a store."""
+
+ROWS_SECONDS = 5.0
+"""How long after PostgreSQL's return all rows of the minutes that have closed are there."""
+
+Record = Callable[[str, object], None]
+
+
+def says_redis_is(application: Application, state: str) -> Callable[[], bool]:
+    return lambda: application.get("/health")["redis"] == state
+
+
+def same(candle: Candle, expected: Candle) -> bool:
+    """Whether two candles are of the same ticks; of their order of arrival only the application knows."""
+    names = ("open", "high", "low", "close", "ticks", "first_at", "last_at", "high_at", "low_at")
+    return math.isclose(candle.total, expected.total, rel_tol=1e-9) and all(
+        getattr(candle, name) == getattr(expected, name) for name in names
+    )
+
+
+def is_cached(client: "redis.Redis", sent: Sent, at: int) -> bool:
+    """Whether Redis itself has every slice that had ended at a time (Unix ms), exactly, and newest ticks of then."""
+    expected = candles_of_ticks(sent, SLICE_MS)
+    for series in {slot.series for slot in expected}:
+        latest = keys.decode_latest(
+            cast("list[bytes | None]", client.hmget(keys.latest_key(series), keys.LATEST_FIELDS))
+        )
+        entries = cast("list[tuple[bytes, float]]", client.zrange(keys.window_key(series), 0, -1, withscores=True))
+        slices = keys.decode_slots(entries)
+        wanted = {
+            slot.start: candle
+            for slot, candle in expected.items()
+            if slot.series == series and slot.start + SLICE_MS <= at
+        }
+        if latest is None or latest.at < max((candle.last_at for candle in wanted.values()), default=0):
+            return False
+        if not all(start in slices and same(slices[start], candle) for start, candle in wanted.items()):
+            return False
+    return True
+
+
+def seconds_until_cached(server: RedisServer, traffic: Traffic) -> float:
+    """How long until Redis has everything that was sent before now."""
+    at = now_ms()
+    with server.client() as client:
+
+        def cached() -> bool:
+            try:
+                return is_cached(client, traffic.sent, at)
+            except redis.RedisError:  # at first it may still refuse
+                return False
+
+        return seconds_until(cached, RETURN_SECONDS)
+
+
+def assert_answers_equal(application: Application, sent: Sent) -> None:
+    """The averages of the last minute are those of all ticks, which were all sent within it."""
+    for series in {series for series, _ in sent}:
+        prices = [tick.price for each, tick in sent if each == series]
+        path = f"/prices/average/{series.exchange}/{series.symbol}"
+        wait_until(
+            lambda path=path, prices=prices: application.get(path, period="1m")["ticks"] == len(prices),
+            message=f"{path} is not about all ticks",
+        )
+        assert math.isclose(application.get(path, period="1m")["price"], math.fsum(prices) / len(prices), rel_tol=1e-9)
+
+
+def stop_and_compare(application: Application, rows: Callable[[], Rows], traffic: Traffic) -> None:
+    """Answers and rows are exactly those of what was sent."""
+    assert_answers_equal(application, traffic.sent)
+    assert application.stop()[0] == 0
+    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+    assert "Traceback" not in application.log
+
+
+# On the way
+
+
+@pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.vanish])
+def test_it_starts_without_redis_and_fills_it_on_its_arrival(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    redis_db: RedisServer,
+    redis_proxy: Proxy,
+    rows: Callable[[], Rows],
+    record_property: Record,
+    fault: Callable[[Proxy], None],
+) -> None:
+    fault(redis_proxy)
+    application = start(through(servers, redis=redis_proxy) | SOON)
+    with Traffic(exchanges) as traffic:
+        with Asking(application) as asking:
+            assert says_redis_is(application, "down")()
+            wait_for_windows(1)
+            redis_proxy.heal()
+            record_property("cached after seconds", seconds_until_cached(redis_db, traffic))
+            wait_until(says_redis_is(application, "ok"))
+        record_property("worst request", asking.worst)
+    stop_and_compare(application, rows, traffic)
+
+
+def test_whatever_goes_wrong_on_the_way_the_rest_goes_on_and_the_cache_is_whole_afterwards(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    redis_db: RedisServer,
+    redis_proxy: Proxy,
+    rows: Callable[[], Rows],
+    record_property: Record,
+) -> None:
+    application = start(through(servers, redis=redis_proxy) | SOON)
+    with Traffic(exchanges) as traffic:
+        with Asking(application) as asking:
+            for fault in (redis_proxy.refuse, redis_proxy.swallow, redis_proxy.vanish, redis_proxy.stall):
+                fault()
+                wait_until(says_redis_is(application, "down"))
+                wait_for_windows(1)
+                redis_proxy.heal()
+                seconds = seconds_until_cached(redis_db, traffic)
+                record_property(f"{fault.__name__}: cached after seconds", seconds)
+                wait_until(says_redis_is(application, "ok"))
+        record_property("worst request", asking.worst)
+    stop_and_compare(application, rows, traffic)
+
+
+def test_what_was_done_though_its_answer_was_cut_is_not_counted_twice(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    redis_db: RedisServer,
+    redis_proxy: Proxy,
+    rows: Callable[[], Rows],
+    record_property: Record,
+) -> None:
+    application = start(through(servers, redis=redis_proxy) | SOON)
+    with Traffic(exchanges) as traffic:
+        for _ in range(5):
+            redis_proxy.cut_after(b"EXEC")
+            assert redis_proxy.was_cut.wait(10)
+        wait_for_windows(1)
+        record_property("cached after seconds", seconds_until_cached(redis_db, traffic))
+    stop_and_compare(application, rows, traffic)
+
+
+# In the server
+
+
+@contextmanager
+def full(server: RedisServer) -> Iterator[None]:
+    with server.client() as client:
+        client.config_set("maxmemory", "1mb")
+        yield
+        client.config_set("maxmemory", 0)
+
+
+@contextmanager
+def read_only(server: RedisServer) -> Iterator[None]:
+    with server.client() as client:
+        client.replicaof(HOST, str(free_port()))
+        yield
+        client.replicaof("NO", "ONE")
+
+
+@contextmanager
+def paused(server: RedisServer) -> Iterator[None]:
+    with server.client(socket_timeout=10) as client:
+        client.execute_command("CLIENT", "PAUSE", WINDOW_MS)
+        yield
+        client.ping()  # answered when it is over
+
+
+@contextmanager
+def frozen(server: RedisServer) -> Iterator[None]:
+    server.pause()
+    yield
+    server.resume()
+
+
+@contextmanager
+def killed(server: RedisServer) -> Iterator[None]:
+    server.kill()
+    yield
+    server.start()
+
+
+def test_whatever_goes_wrong_in_the_server_the_rest_goes_on_and_the_cache_is_whole_afterwards(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    redis_db: RedisServer,
+    rows: Callable[[], Rows],
+    record_property: Record,
+) -> None:
+    application = start(through(servers) | SOON)
+    with Traffic(exchanges) as traffic:
+        with Asking(application) as asking:
+            for fault in (full, read_only, paused, frozen):
+                with fault(redis_db):
+                    wait_until(says_redis_is(application, "down"))
+                    wait_for_windows(1)
+                seconds = seconds_until_cached(redis_db, traffic)
+                record_property(f"{fault.__name__}: cached after seconds", seconds)
+                wait_until(says_redis_is(application, "ok"))
+        record_property("worst request", asking.worst)
+    stop_and_compare(application, rows, traffic)
+
+
+def test_an_emptied_cache_and_killed_connections_are_made_good_again_and_again(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    redis_db: RedisServer,
+    rows: Callable[[], Rows],
+    record_property: Record,
+) -> None:
+    application = start(through(servers) | SOON)
+    with Traffic(exchanges) as traffic:
+        with Asking(application) as asking, redis_db.client() as client:
+            for _ in range(2):
+                client.flushall()
+                record_property("FLUSHALL: cached after seconds", seconds_until_cached(redis_db, traffic))
+            until = now_ms() + WINDOW_MS
+            while now_ms() < until:
+                client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            record_property("CLIENT KILL: cached after seconds", seconds_until_cached(redis_db, traffic))
+        record_property("worst request", asking.worst)
+    stop_and_compare(application, rows, traffic)
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_server_that_is_killed_is_whole_soon_after_its_return(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    server_folder: Path,
+    rows: Callable[[], Rows],
+    record_property: Record,
+    persistent: bool,
+) -> None:
+    with RedisServer(server_folder / "redis", persistent=persistent) as server:
+        application = start(through(servers | {"REDIS__PORT": server.port}) | SOON)
+        with Traffic(exchanges) as traffic:
+            with Asking(application) as asking:
+                wait_for_windows(1)
+                with killed(server):
+                    wait_until(says_redis_is(application, "down"))
+                    wait_for_windows(1)
+                record_property("cached after seconds", seconds_until_cached(server, traffic))
+                wait_until(says_redis_is(application, "ok"))
+            record_property("worst request", asking.worst)
+        stop_and_compare(application, rows, traffic)
+
+
+# Together with PostgreSQL
+
+
+@pytest.mark.parametrize("redis_first", [True, False])
+def test_nothing_is_lost_while_both_stores_are_away_whichever_returns_first(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    redis_db: RedisServer,
+    redis_proxy: Proxy,
+    postgres_proxy: Proxy,
+    rows: Callable[[], Rows],
+    record_property: Record,
+    redis_first: bool,
+) -> None:
+    application = start(through(servers, redis_proxy, postgres_proxy) | SOON)
+    with Traffic(exchanges) as traffic:
+        with Asking(application) as asking:
+            redis_proxy.swallow()
+            postgres_proxy.swallow()
+            wait_until(says_redis_is(application, "down"))
+            wait_for_windows(2)
+
+            def redis_returns() -> None:
+                redis_proxy.heal()
+                record_property("cached after seconds", seconds_until_cached(redis_db, traffic))
+
+            def postgres_returns() -> None:
+                postgres_proxy.heal()
+                at = now_ms()
+                seconds = seconds_until(lambda: not wrong_rows(rows(), traffic.sent, at), ROWS_SECONDS)
+                record_property("rows written after seconds", seconds)
+
+            for store_returns in (redis_returns, postgres_returns)[:: 1 if redis_first else -1]:
+                store_returns()
+        record_property("worst request", asking.worst)
+    stop_and_compare(application, rows, traffic)
+
+
+@pytest.mark.parametrize("back", ["before", "after"])
+def test_a_kill_while_redis_is_away_costs_the_minutes_that_had_not_closed_and_no_other(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    redis_proxy: Proxy,
+    rows: Callable[[], Rows],
+    record_property: Record,
+    back: str,
+) -> None:
+    """What Redis has not and PostgreSQL not yet: the ticks since Redis went away, of minutes still open."""
+    application = start(through(servers, redis=redis_proxy) | SOON)
+    with Traffic(exchanges):
+        wait_for_windows(1)
+        away_at = now_ms()
+        redis_proxy.refuse()
+        wait_for_windows(2)
+    killed_at = now_ms()
+    application.kill()
+    if back == "before":
+        redis_proxy.heal()
+    application.start()
+    wait_until_connected(application, exchanges)
+    with Traffic(exchanges) as traffic:
+        wait_for_windows(1)
+        redis_proxy.heal()
+        wait_until(says_redis_is(application, "ok"))
+    assert application.stop()[0] == 0
+    times = [tick.at for tick in lost(rows(), traffic.sent)]
+    record_property("ticks lost", len(times))
+    open_since = (killed_at - LATE_MS - WRITE_MS) // WINDOW_MS * WINDOW_MS
+    assert max(away_at - WRITE_MS, open_since) <= min(times)
+    assert max(times) <= killed_at
