@@ -1,0 +1,167 @@
+"""Somebody sets the clock of the machine by an hour; every tick is in one row, and nothing waits for an hour."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.application import Application, ScriptedExchange, Traffic, now_ms
+from tests.faults.conftest import WINDOW_MS, Sent, StartApplication, seconds_until, through, wait_until_connected
+from tests.faults.stepped_clock import Step
+from tests.oracle import Rows, assert_rows_equal
+from tests.proxy import Proxy
+from tests.servers import wait_until
+
+HOUR = 3600
+STEPS = (HOUR, -HOUR)  # forward by one hour, then back by two
+STALE_SECONDS = 2
+
+
+@pytest.fixture
+def step(server_folder: Path) -> Step:
+    return Step(server_folder / "step")
+
+
+@pytest.fixture
+def application(
+    start: StartApplication, servers: dict[str, object], server_folder: Path, redis_proxy: Proxy, step: Step
+) -> Application:
+    """One whose clock is off by `step`."""
+    program = ("-m", "tests.faults.stepped_clock", str(server_folder / "step"))
+    given = through(servers, redis=redis_proxy) | {"FLOW__STALE_AFTER_SECONDS": STALE_SECONDS}
+    return start(given, program=program)
+
+
+def sent_since(traffic: Traffic, before: int) -> int:
+    return len(traffic.sent) - before
+
+
+def are_written(rows: Callable[[], Rows], around: float, ticks: float) -> bool:
+    """Whether so many ticks are in rows of the half hour before and after a time (Unix ms)."""
+    near = [int(row["tick_count"]) for slot, row in rows().items() if abs(slot.start - around) < HOUR * 500]
+    return sum(near) >= ticks
+
+
+def assert_goes_on(
+    application: Application,
+    exchanges: Sequence[ScriptedExchange],
+    redis_proxy: Proxy,
+    step: Step,
+    sent_since: Callable[[], int],
+) -> None:
+    """New prices show, periods end now, and all that waits for a while waits neither for an hour nor not at all."""
+    for exchange in exchanges:
+        assert_latest_advances(application, exchange)
+    assert_period_is_of_now(application, step, sent_since)
+    assert_waits_are_what_they_were(application, exchanges, redis_proxy)
+
+
+def assert_latest_advances(application: Application, exchange: ScriptedExchange) -> None:
+    seen: set[float] = set()
+
+    def advanced() -> bool:
+        if answer := application.find(f"/prices/latest/{exchange.name}/BTCUSDT"):
+            seen.add(answer["price"])
+        return len(seen) > 3
+
+    wait_until(advanced, timeout=3, message=f"the latest price of {exchange.name} stands still")
+
+
+def assert_period_is_of_now(application: Application, step: Step, sent_since: Callable[[], int]) -> None:
+    """A period ends now by the clock of the machine, and has ticks that came since it was set, and no others."""
+    answer = application.get("/prices/average/BTCUSDT", period="1m")
+    assert 0 < answer["ticks"] <= sent_since()
+    assert abs(datetime.fromisoformat(answer["to"]).timestamp() - time.time() - step.seconds) < 2
+    assert application.get("/prices/highest/BTCUSDT", period="10s")["price"] > 0
+
+
+def assert_waits_are_what_they_were(
+    application: Application, exchanges: Sequence[ScriptedExchange], redis_proxy: Proxy
+) -> None:
+    came = [len(exchange.accepted_at) for exchange in exchanges]
+    redis_proxy.stall()
+    seconds_until(lambda: application.get("/health")["redis"] == "down", timeout=3)
+    redis_proxy.heal()
+    seconds_until(lambda: application.get("/health")["redis"] == "ok", timeout=3)
+    exchanges[0].cut()
+    seconds_until(lambda: len(exchanges[0].accepted_at) > came[0], timeout=2)
+    wait_until_connected(application, exchanges)
+    assert [len(exchange.accepted_at) for exchange in exchanges] == [came[0] + 1, *came[1:]]
+
+
+def assert_each_tick_is_in_one_row(rows: Rows, sent: Sent) -> None:
+    """Of each series the rows have as many ticks as were sent, and they amount to as much."""
+    for series in {series for series, _ in sent}:
+        prices = [tick.price for each, tick in sent if each == series]
+        found = [row for slot, row in rows.items() if slot.series == series]
+        assert sum(row["tick_count"] for row in found) == len(prices)
+        assert math.isclose(
+            math.fsum(row["average_price"] * row["tick_count"] for row in found), math.fsum(prices), rel_tol=1e-9
+        )
+    assert all(row["tick_count"] > 0 for row in rows.values())
+
+
+def assert_ends_well(application: Application) -> None:
+    """It still notices a feed that falls silent, and ends in time."""
+    seconds_until(lambda: "stale" in application.get("/health")["exchanges"].values(), timeout=STALE_SECONDS + 3)
+    code, seconds = application.stop(signal.SIGTERM)
+    assert code == 0
+    assert seconds < 5
+    assert "Traceback" not in application.log
+
+
+def test_no_tick_is_lost_or_doubled_when_the_clock_is_set_but_the_exchanges_keep_theirs(
+    application: Application,
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+    redis_proxy: Proxy,
+    step: Step,
+) -> None:
+    with Traffic(exchanges, coming_and_going=True) as traffic:
+        wait_until(rows)
+        before = 0
+        for seconds in STEPS:
+            previous, before = before, len(traffic.sent)
+            old = now_ms() + step.seconds * 1000
+            step.seconds = seconds
+            set_at = time.monotonic()
+            assert_goes_on(application, exchanges, redis_proxy, step, partial(sent_since, traffic, before))
+            # A few may have been on their way when the clock was set.
+            all_written = partial(are_written, rows, old, 0.95 * (before - previous))
+            wait_until(all_written, timeout=set_at + 5 - time.monotonic(), message="rows are not written in time")
+    assert_ends_well(application)
+    assert_each_tick_is_in_one_row(rows(), traffic.sent)
+
+
+def test_every_row_is_exact_when_the_clock_is_set_here_and_at_the_exchanges(
+    application: Application,
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+    redis_proxy: Proxy,
+    step: Step,
+) -> None:
+    def clock() -> int:
+        return now_ms() + step.seconds * 1000
+
+    sent: Sent = []
+    for seconds in (0, *STEPS):
+        before = len(sent)
+        step.seconds = seconds
+        with Traffic(exchanges, coming_and_going=True, clock=clock) as traffic:
+            assert_goes_on(application, exchanges, redis_proxy, step, partial(sent_since, traffic, before))
+        sent = traffic.sent
+        # What is still on its way when the clock is set would be too far off to be believed.
+        wait_until(lambda: all(is_shown(application, exchange) for exchange in exchanges))
+    assert_ends_well(application)
+    assert_rows_equal(rows(), sent, WINDOW_MS)
+
+
+def is_shown(application: Application, exchange: ScriptedExchange) -> bool:
+    series, tick = exchange.sent[-1]
+    price: float = application.get(f"/prices/latest/{exchange.name}/{series.symbol}")["price"]
+    return price == tick.price
