@@ -6,6 +6,7 @@ same, the fuller one counts.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 import msgspec
 
@@ -23,11 +24,16 @@ LATEST_FIELDS = ("price", "timestamp", "sequence")
 ARCHIVED_KEY = "marketflow:{archive}:until"
 """Start of a minute (Unix ms) before which PostgreSQL has every row."""
 
+SERIES_KEY = "marketflow:{archive}:series"
+"""Sorted set of the series written here, by when they were last configured: what was removed since is still found."""
+
 EXPIRY_MS = MINUTES_TRIMMED_MS
 """How long slices and minutes outlive the last write: what a crash left is found again a day later."""
 
 encode_candle = msgspec.json.Encoder().encode
 _decode_candle = msgspec.json.Decoder(Candle).decode
+encode_series = msgspec.json.Encoder().encode
+_decode_series = msgspec.json.Decoder(Series).decode
 
 
 def latest_key(series: Series) -> str:
@@ -65,6 +71,15 @@ def decode_slots(entries: Iterable[tuple[bytes, float]]) -> dict[int, Candle]:
         start = int(score)
         slots[start] = fuller(slots[start], candle) if start in slots else candle
     return slots
+
+
+def decode_series(entries: Iterable[tuple[bytes, float]]) -> set[Series]:
+    """The series of SERIES_KEY, from its members with their scores. What this version cannot read is left out."""
+    series: set[Series] = set()
+    for member, _ in entries:
+        with suppress(msgspec.MsgspecError):
+            series.add(_decode_series(member))
+    return series
 
 
 def decode_latest(fields: list[bytes | None]) -> Tick | None:

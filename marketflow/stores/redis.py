@@ -40,7 +40,7 @@ class RedisCache:
 
     Args:
         client: shared by all threads.
-        series: all series there can be, for the recovery.
+        series: all series there can be.
         clock: the time by which old slots are trimmed.
         ttl_seconds: how long a newest price outlives its tick.
         breaker: stops asking while Redis is away.
@@ -164,8 +164,14 @@ class RedisCache:
 
     def _mark_alive(self) -> bool:
         """Set this run's own key; gives whether it was there, and with it all that was written before."""
-        with self._asking():
-            return self._client.set(self._run_key, 1, ex=_ALIVE_SECONDS, get=True) is not None
+        now_ms = milliseconds(self._clock())
+        with self._asking(), self._client.pipeline(transaction=True) as pipe:
+            pipe.set(self._run_key, 1, ex=_ALIVE_SECONDS, get=True)
+            pipe.zadd(keys.SERIES_KEY, {keys.encode_series(series): now_ms for series in self._series})
+            pipe.zremrangebyscore(keys.SERIES_KEY, "-inf", now_ms - keys.EXPIRY_MS)
+            pipe.pexpire(keys.SERIES_KEY, keys.EXPIRY_MS)
+            was_alive, *_ = pipe.execute()
+        return was_alive is not None
 
     def _put_slots(self, slots: Candles, key_of: Callable[[Series], str], kept_ms: int) -> None:
         entries = list(slots.items())
@@ -191,9 +197,12 @@ class RedisCache:
             pipe.execute()
 
     def _read_slots(self, key_of: Callable[[Series], str], since: int) -> Candles:
+        """All slots there are, those of series that were removed from the settings included."""
         slots: Candles = {}
         with self._asking():
-            for series in self._series:
+            entries = self._client.zrange(keys.SERIES_KEY, 0, -1, withscores=True)
+            written = keys.decode_series(cast("list[tuple[bytes, float]]", entries))
+            for series in written.union(self._series):
                 entries = self._client.zrangebyscore(key_of(series), since, "+inf", withscores=True)
                 for start, candle in keys.decode_slots(cast("list[tuple[bytes, float]]", entries)).items():
                     slots[Slot(series, start)] = candle

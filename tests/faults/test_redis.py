@@ -3,15 +3,16 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import pytest
 import redis
 
-from marketflow.model import SLICE_MS, Candle
+from marketflow.model import SLICE_MS, Candle, Series
 from marketflow.stores import keys
-from tests.application import Application, ScriptedExchange, Traffic, now_ms
+from tests.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
 from tests.faults.conftest import (
     LATE_MS,
     SOON,
@@ -93,12 +94,13 @@ def assert_answers_equal(application: Application, sent: Sent) -> None:
     """The averages of the last minute are those of all ticks, which were all sent within it."""
     for series in {series for series, _ in sent}:
         prices = [tick.price for each, tick in sent if each == series]
-        path = f"/prices/average/{series.exchange}/{series.symbol}"
-        wait_until(
-            lambda path=path, prices=prices: application.get(path, period="1m")["ticks"] == len(prices),
-            message=f"{path} is not about all ticks",
-        )
-        assert math.isclose(application.get(path, period="1m")["price"], math.fsum(prices) / len(prices), rel_tol=1e-9)
+        wait_until(partial(is_average, application, series, prices), message=f"{series}: not the average of its ticks")
+
+
+def is_average(application: Application, series: Series, prices: list[float]) -> bool:
+    answer = application.get(f"/prices/average/{series.exchange}/{series.symbol}", period="1m")
+    average = math.fsum(prices) / len(prices)
+    return bool(answer["ticks"] == len(prices) and math.isclose(answer["price"], average, rel_tol=1e-9))
 
 
 def stop_and_compare(application: Application, rows: Callable[[], Rows], traffic: Traffic) -> None:
@@ -253,6 +255,7 @@ def test_an_emptied_cache_and_killed_connections_are_made_good_again_and_again(
     application = start(through(servers) | SOON)
     with Traffic(exchanges) as traffic:
         with Asking(application) as asking, redis_db.client() as client:
+            wait_for_windows(1)
             for _ in range(2):
                 client.flushall()
                 record_property("FLUSHALL: cached after seconds", seconds_until_cached(redis_db, traffic))
@@ -343,7 +346,7 @@ def test_a_kill_while_redis_is_away_costs_the_minutes_that_had_not_closed_and_no
         wait_for_windows(1)
         away_at = now_ms()
         redis_proxy.refuse()
-        wait_for_windows(2)
+        wait_for_windows(1)
     killed_at = now_ms()
     application.kill()
     if back == "before":
@@ -360,3 +363,21 @@ def test_a_kill_while_redis_is_away_costs_the_minutes_that_had_not_closed_and_no
     open_since = (killed_at - LATE_MS - WRITE_MS) // WINDOW_MS * WINDOW_MS
     assert max(away_at - WRITE_MS, open_since) <= min(times)
     assert max(times) <= killed_at
+
+
+def test_ticks_of_what_is_removed_from_the_settings_after_a_kill_still_become_rows(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+) -> None:
+    application = start(through(servers) | SOON)
+    with Traffic(exchanges) as traffic:
+        wait_for_windows(1)
+    killed_at = now_ms()
+    application.kill()
+    fewer = {"EXCHANGES": exchanges_setting(exchanges[0]), "SYMBOLS": '["BTCUSDT"]'}
+    again = start(through(servers) | SOON | fewer, wait=False)
+    wait_for_windows(1)
+    assert again.stop()[0] == 0
+    assert all(killed_at - tick.at <= WRITE_MS for tick in lost(rows(), traffic.sent))

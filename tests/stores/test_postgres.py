@@ -702,13 +702,13 @@ def test_requests_that_wait_for_a_locked_table_leave_no_query_waiting(
     assert ask(postgres_db, question) == [None]
 
 
-async def answers_again(reader: PostgresReader, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
+async def answers_again(reader: PostgresReader, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
     while True:
         try:
             return await reader.ping()
         except Unavailable:
-            assert time.monotonic() < deadline, f"no answer within {timeout} s"
+            assert time.monotonic() < deadline, f"no answer within {seconds} s"
             await asyncio.sleep(0.01)
 
 

@@ -275,12 +275,37 @@ def test_the_next_run_recovers_the_slices_of_both_modes_even_hours_later(
         assert next_run.complete
 
 
+def test_the_next_run_finds_what_is_left_of_series_that_were_removed_from_the_settings(
+    cache: RedisCache, redis_db: RedisServer
+) -> None:
+    left = one(BTC) | one(ETH) | one(TEST_BTC)
+    cache.put_slices(left)
+    cache.put_minutes(left)
+    later = SetClock()
+    for _ in range(2):  # it may crash as well
+        later.ms += 8 * 60 * MINUTE_MS
+        with closing(RedisCache.connect(keywords(redis_db), [BTC], later, TTL_SECONDS)) as next_run:
+            assert next_run.recover() == left
+            assert next_run.unarchived() == left
+
+
+def test_a_series_that_was_removed_a_day_ago_is_forgotten(
+    cache: RedisCache, client: "redis.Redis", redis_db: RedisServer
+) -> None:
+    later = SetClock()
+    later.ms += keys.EXPIRY_MS
+    with closing(RedisCache.connect(keywords(redis_db), [BTC], later, TTL_SECONDS)) as next_run:
+        next_run.recover()
+    assert client.zcard(keys.SERIES_KEY) == 1
+
+
 def test_what_this_version_cannot_read_is_left_out(
     cache: RedisCache, client: "redis.Redis", redis_db: RedisServer
 ) -> None:
     cache.put_slices(one())
     for number, member in enumerate([b"", b"\xff", b"[1,2]", b'{"open":1}', b"[" * 3000]):
         client.zadd(keys.window_key(BTC), {member: MINUTE + number * SLICE_MS})
+    client.zadd(keys.SERIES_KEY, {b"": 1, b"\xff": 2, b'["live"]': 3, b'["other","exchange1","BTCUSDT"]': 4})
     client.hset(keys.latest_key(BTC), mapping={"price": "?", "timestamp": "1.5", "sequence": ""})
     assert cache.recover() == one()
     assert ask(redis_db, lambda reader: reader.recent([BTC], MINUTE)) == [(None, {MINUTE: candle()}, {})]
