@@ -45,21 +45,24 @@ class MemoryRedis:
     def pexpire(self, key: str, milliseconds: int) -> None:
         pass
 
-    def zadd(self, key: str, mapping: Mapping[bytes, float]) -> None:
-        self.sorted_sets.setdefault(key, {}).update(mapping)
+    def zadd(self, key: str, mapping: Mapping[bytes | str, float]) -> None:
+        members = self.sorted_sets.setdefault(key, {})
+        for member, score in mapping.items():
+            members[member.encode() if isinstance(member, str) else member] = score
 
     def zremrangebyscore(self, key: str, low: object, high: object) -> None:
         members = self.sorted_sets.get(key, {})
         for member in _within(members, low, high):
             del members[member]
 
-    def zrangebyscore(self, key: str, low: object, high: object, *, withscores: bool) -> "list[tuple[bytes, float]]":
+    def zrangebyscore(self, key: str, low: object, high: object, *, withscores: bool = False) -> list[Any]:
         members = self.sorted_sets.get(key, {})
-        return sorted(((member, members[member]) for member in _within(members, low, high)), key=lambda pair: pair[1])
+        found = sorted(_within(members, low, high), key=lambda member: (members[member], member))
+        return [(member, members[member]) for member in found] if withscores else found
 
-    def zrange(self, key: str, first: int, last: int, *, withscores: bool) -> "list[tuple[bytes, float]]":
-        everything = self.zrangebyscore(key, "-inf", "+inf", withscores=True)
-        return everything[first:] if last == -1 else everything[first : last + 1]
+    def zrange(self, key: str, first: int, last: int, *, withscores: bool = False) -> list[Any]:
+        everything = self.zrangebyscore(key, "-inf", "+inf", withscores=withscores)
+        return everything[first : None if last == -1 else last + 1]
 
 
 class MemoryRedisClient:

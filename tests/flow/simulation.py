@@ -202,7 +202,8 @@ class Run:
 class Simulation:
     """One hour out of a seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, seconds: int = HOUR_SECONDS) -> None:
+        self._length = seconds
         self._seed = seed
         self.random = Random(seed)
         self.now_us = 0
@@ -236,15 +237,15 @@ class Simulation:
     def play(self) -> None:
         """Let the hour pass and compare what is left of it."""
         seed_backoffs(self._seed)
-        events = script(self.random)
+        events = script(self.random, self._length)
         self.start()
         for seconds, event in events:
             self._advance(seconds)
             event(self)
-        self._advance(HOUR_SECONDS)
+        self._advance(self._length)
         self.heal()
         self.start()
-        self._advance(HOUR_SECONDS + 6)
+        self._advance(self.seconds + 6)
         self.check()
         self.stop()
         self.check_rows_at_the_end()
@@ -472,6 +473,8 @@ class Simulation:
     def check(self) -> None:
         """Everything that holds at any moment, given that what it takes has been there for long enough."""
         if self.run:
+            if self.redis_trouble.healthy_for(3.0) and self.seconds - self.run.started > 3.0:
+                assert self.run.recovered is not None, "what an earlier run left was not read"
             self._check_archive(self.run)
             self._check_cache(self.run)
             self._check_memory(self.run)
@@ -551,34 +554,34 @@ class Simulation:
 Event = tuple[float, Callable[[Simulation], Any]]
 
 
-def script(random: Random) -> list[Event]:
-    """What happens in the hour, in order."""
+def script(random: Random, length: int) -> list[Event]:
+    """What happens in so many seconds, in order."""
+
+    def moments(mean: float) -> Iterable[float]:
+        at = random.expovariate(1 / mean)
+        while at < length - 10:
+            yield at
+            at += random.expovariate(1 / mean)
+
     events: list[Event] = []
-    for begin in _moments(random, 1.5):
+    for begin in moments(1.5):
         events.append((begin, _sending(random)))
-    for begin in _moments(random, 200):
+    for begin in moments(200):
         events += _trouble(random, begin, "redis")
-    for begin in _moments(random, 200):
+    for begin in moments(200):
         events += _trouble(random, begin, "archive")
-    for begin in _moments(random, 300):
+    for begin in moments(300):
         events.append((begin, Simulation.empty_cache))
-    for begin in _moments(random, 500):
+    for begin in moments(500):
         end = random.choice((Simulation.crash, Simulation.crash, Simulation.stop))
         events += [(begin, end), (begin + random.choice((0, 1, 10, 100)) * random.random(), Simulation.start)]
-    for begin in _moments(random, 120):
+    for begin in moments(120):
         events.append((begin, partial(Simulation.fail_feed, number=random.randrange(len(EXCHANGES)))))
-    for begin in _moments(random, 300):
+    for begin in moments(300):
         events.append((begin, Simulation.switch))
-    for number in range(HOUR_SECONDS // 60):
+    for number in range(length // 60):
         events += [(number * 60 + WRITTEN_SECONDS + 0.05, Simulation.check), (number * 60 + 37.5, Simulation.check)]
     return sorted(events, key=lambda event: event[0])
-
-
-def _moments(random: Random, mean: float) -> Iterable[float]:
-    at = random.expovariate(1 / mean)
-    while at < HOUR_SECONDS - 10:
-        yield at
-        at += random.expovariate(1 / mean)
 
 
 def _sending(random: Random) -> Callable[[Simulation], None]:
