@@ -430,6 +430,6 @@ def test_signals_in_quick_succession_lose_nothing_while_the_stores_do_well(
 def test_slow_clients_are_cut_off_after_ten_seconds(slow_clients: dict[str, Slow]) -> None:
     for slow in slow_clients.values():
         slow.join()
-        assert 9.9 < slow.seconds < 12
+        assert 9 < slow.seconds < 14
     assert problem_of(slow_clients["headers"].answer) == (408, "request_timeout")
     assert problem_of(slow_clients["body"].answer) == (408, "request_timeout")
