@@ -75,6 +75,15 @@ class Proxy:
         for pair in pairs:
             pair.reset()
 
+    def forget(self) -> None:
+        """What is open falls silent for good, and neither side is told, as by a firewall that has lost its table.
+
+        New connections are welcome.
+        """
+        with self._lock:
+            for pair in self._pairs:
+                pair.forgotten = True
+
     def cut_after(self, request: bytes) -> None:
         """Forward the next request that holds these bytes, wait for the server's answer, and reset instead of it."""
         self.was_cut.clear()
@@ -145,7 +154,7 @@ class Proxy:
         try:
             while data := source.recv(65536):
                 self._flowing.wait()
-                if self._swallowing:
+                if self._swallowing or pair.forgotten:
                     continue
                 if from_client and self._cut_after and self._cut_after in data:
                     self._cut_after = b""
@@ -156,6 +165,8 @@ class Proxy:
                     return
                 target.sendall(data)
             self._flowing.wait()
+            if pair.forgotten or not pair.open:  # the end of one that is being reset is not to be told as a good one
+                return
         except OSError:
             pair.reset()  # as it came: a reset is passed on as one
         else:
@@ -171,6 +182,7 @@ class _Pair:
         self.client, self.server = client, server
         self.open = True
         self.doomed = False
+        self.forgotten = False
         self._lock = threading.Lock()
         self._ended: set[bool] = set()
         for each in (client, server):

@@ -136,3 +136,16 @@ def test_who_vanishes_does_not_even_refuse(proxy: Proxy, client: socket.socket) 
     proxy.heal()
     with connected(proxy) as again:
         assert asked(again, b"again") == b"again"
+
+
+def test_what_is_forgotten_falls_silent_and_new_connections_are_welcome(
+    proxy: Proxy, server: EchoServer, client: socket.socket
+) -> None:
+    proxy.forget()
+    client.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        asked(client, b"lost")
+    with connected(proxy) as again:
+        assert asked(again, b"again") == b"again"
+    client.close()
+    assert b"lost" not in server.received

@@ -114,6 +114,24 @@ def test_whatever_goes_wrong_on_the_way_the_rest_goes_on_and_no_row_is_lost(
     stop_and_compare(application, rows, traffic)
 
 
+def test_connections_that_fall_silent_for_good_are_given_up(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    postgres_proxy: Proxy,
+    rows: Callable[[], Rows],
+    record_property: Record,
+) -> None:
+    application = start(through(servers, postgres=postgres_proxy) | SOON)
+    with Traffic(exchanges) as traffic:
+        with Asking(application) as asking:
+            postgres_proxy.forget()
+            wait_for_windows(1)
+            record_property("rows written after seconds", seconds_until_written(rows, traffic))
+        record_property("worst request", asking.worst)
+    stop_and_compare(application, rows, traffic)
+
+
 @pytest.fixture
 def own_server(server_folder: Path, postgres_template: Path) -> Iterator[PostgresServer]:
     """A PostgreSQL of the test's own."""
@@ -196,6 +214,7 @@ def test_rows_wait_in_redis_when_the_application_is_killed_while_postgres_is_awa
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
+    redis_db: RedisServer,
     postgres_proxy: Proxy,
     rows: Callable[[], Rows],
     record_property: Record,
@@ -216,6 +235,7 @@ def test_rows_wait_in_redis_when_the_application_is_killed_while_postgres_is_awa
         postgres_proxy.refuse()
         wait_for_windows(2)
     kill()
+    forget_closed_minutes(redis_db)
     restart()
     with Traffic(exchanges):
         wait_for_windows(1)
@@ -230,6 +250,14 @@ def test_rows_wait_in_redis_when_the_application_is_killed_while_postgres_is_awa
     ages = [min(abs(killed_at - tick.at) for killed_at in kills) for tick in lost(rows(), traffic.sent)]
     record_property("ticks lost", len(ages))
     assert max(ages, default=0) <= KILL_MS
+
+
+def forget_closed_minutes(server: RedisServer) -> None:
+    """Take the slices of closed minutes from the cache, as hours do: what is left of those is what waits as rows."""
+    with server.client() as client:
+        for key in client.keys("*:minutes"):
+            ((_, last_closed),) = client.zrange(key, -1, -1, withscores=True)
+            client.zremrangebyscore(key.replace(b":minutes", b":window"), "-inf", last_closed + WINDOW_MS - 1)
 
 
 class SharedExchange(ScriptedExchange):

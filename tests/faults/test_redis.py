@@ -162,6 +162,25 @@ def test_whatever_goes_wrong_on_the_way_the_rest_goes_on_and_the_cache_is_whole_
     stop_and_compare(application, rows, traffic)
 
 
+def test_connections_that_fall_silent_for_good_are_given_up(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    redis_db: RedisServer,
+    redis_proxy: Proxy,
+    rows: Callable[[], Rows],
+    record_property: Record,
+) -> None:
+    application = start(through(servers, redis=redis_proxy) | SOON)
+    with Traffic(exchanges) as traffic:
+        with Asking(application) as asking:
+            redis_proxy.forget()
+            record_property("cached after seconds", seconds_until_cached(redis_db, traffic))
+            wait_until(says_redis_is(application, "ok"))
+        record_property("worst request", asking.worst)
+    stop_and_compare(application, rows, traffic)
+
+
 def test_what_was_done_though_its_answer_was_cut_is_not_counted_twice(
     start: StartApplication,
     servers: dict[str, object],
