@@ -88,7 +88,7 @@ class Guard:
         except _UNDECODABLE:
             return self.fold(self._decode_each(chunk))
         # Records that share a line or run over several are no lines, though a stream of JSON they are.
-        if len(lines) != chunk.count(b"\n") or _has_long_line(chunk):
+        if not _is_one_a_line(chunk, len(lines)) or _has_long_line(chunk):
             return self.fold(self._decode_each(chunk))
         return self.fold(lines)
 
@@ -137,11 +137,11 @@ class Guard:
         return [line for text in chunk.split(b"\n") if (line := self._decode_one(text)) is not None]
 
     def _decode_one(self, text: bytes) -> Line | None:
-        if not text.strip():
-            return None  # a heartbeat, as some exchanges send them
         if len(text) > MAX_LINE_BYTES:
             self.reject("too_long", f"{len(text)} bytes")
             return None
+        if not text.strip():
+            return None  # a heartbeat, as some exchanges send them
         try:
             text.decode()
             return _decode_line(text)
@@ -171,6 +171,18 @@ def _field(fields: dict[str, msgspec.Raw], name: str, kind: type[_T]) -> _T | No
         return msgspec.json.decode(fields[name], type=kind)
     except (KeyError, *_UNDECODABLE):
         return None
+
+
+def _is_one_a_line(chunk: bytes, records: int) -> bool:
+    """Whether each line is one of so many records, told by the brackets around each newline.
+
+    Within a record no { can follow a }, so there a record has ended and the next one begins.
+    """
+    ends = chunk.count(b"\n")
+    if records != ends or not (chunk.startswith(b"{") and chunk.endswith((b"}\n", b"}\r\n"))):
+        return False
+    between = chunk.count(b"}\n{")
+    return between == ends - 1 or between + chunk.count(b"}\r\n{") == ends - 1
 
 
 def _has_long_line(chunk: bytes) -> bool:

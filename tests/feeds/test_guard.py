@@ -100,6 +100,19 @@ def test_a_record_broken_over_two_lines_is_two_bad_lines() -> None:
     assert guard.rejected == {"malformed": 2}
 
 
+def test_records_that_share_a_line_are_a_bad_line_however_many_lines_there_are() -> None:
+    guard = make_guard()
+    assert only(guard, GOOD[:-1] + GOOD + b"\n" + GOOD).ticks == 1
+    assert only(guard, GOOD + b'{"symbol":"BTCUSDT",\n"price":1}' + GOOD).ticks == 1
+    assert guard.rejected == {"malformed": 3}
+
+
+def test_a_heartbeat_over_64_kib_is_a_line_too_long_as_it_is_when_it_comes_in_pieces() -> None:
+    guard = make_guard()
+    assert guard.decode(b" " * (MAX_LINE_BYTES + 1) + b"\n") == {}
+    assert guard.rejected == {"too_long": 1}
+
+
 def test_unknown_symbols_by_the_hundred_thousand_create_nothing() -> None:
     guard = make_guard()
     chunk = b"".join(b'{"symbol":"S%d","price":1}\n' % i for i in range(100_000))
