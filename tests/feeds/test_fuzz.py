@@ -109,9 +109,12 @@ def _fields(line: bytes) -> dict[str, Any]:
     def no_json(_: str) -> NoReturn:
         raise ValueError("NaN and Infinity are no JSON")
 
+    def text_alone(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        json.dumps(pairs, ensure_ascii=False).encode()  # a lone surrogate is no text, nor where a later key hides it
+        return dict(pairs)
+
     try:
-        value = json.loads(line.decode(), parse_constant=no_json)
-        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is no text
+        value = json.loads(line.decode(), parse_constant=no_json, object_pairs_hook=text_alone)
     except (ValueError, RecursionError):
         raise _Bad("malformed") from None
     if not isinstance(value, dict):
