@@ -3,9 +3,9 @@
 Real: the flow with its memory, its modes and its pending rows, and the cache with its codecs, its breaker and its
 recovery, on a Redis of memory. Made up: the feeds, the archive, time, and what happens, all of it out of one seed.
 
-What happens: ticks out of order, late, too late and ahead of the clock; feeds that fail; switches of the mode; stores
-that are away, slow (calls take time, and time out), emptied, that lose an answer to what they did, or raise what
-nobody expects; crashes, ends and starts, each at any moment of the others.
+What happens: ticks out of order, late, too late, ahead of the clock and in bursts; feeds that fail; switches of the
+mode; stores that are away, slow, stuck (calls take so long that they are given up, done or not), emptied, that lose the
+answer to what they did, or raise what nobody expects; crashes, ends and starts, each at any moment of the others.
 
 The n-th tick of a minute costs 2**n, n shuffled: the total of any candle says which ticks are in it, once each.
 """
@@ -78,13 +78,13 @@ class Trouble:
     def __init__(self, random: Random, now: Callable[[], float], error: type[Exception], patience: float) -> None:
         self._random, self._now, self._error, self._patience = random, now, error, patience
         self.sleep: Callable[[float], None] = lambda seconds: None
-        self.away = self.slow = False
+        self.away = self.slow = self.stuck = False
         self.bugs = self.lost_answers = 0
         self._last = 0.0
 
     @property
     def at_work(self) -> bool:
-        return bool(self.away or self.slow or self.bugs or self.lost_answers)
+        return bool(self.away or self.slow or self.stuck or self.bugs or self.lost_answers)
 
     def healthy_for(self, seconds: float) -> bool:
         return not self.at_work and self._now() - self._last >= seconds
@@ -97,7 +97,7 @@ class Trouble:
         if not self.at_work:
             return work()
         self.felt()
-        if self.slow:
+        if self.slow or self.stuck:
             return self._slowly(work)
         if self.away:
             raise self._error("away")
@@ -109,7 +109,8 @@ class Trouble:
         raise self._error("the answer was lost")
 
     def _slowly(self, work: Callable[[], _T]) -> _T:
-        there, back = (self._random.expovariate(4 / self._patience) for _ in range(2))
+        longest = self._patience * (1.5 if self.stuck else 0.5)
+        there, back = (self._random.random() * longest for _ in range(2))
         self.sleep(min(there, self._patience))
         if there > self._patience:
             raise self._error("no answer in time, never arrived")
@@ -268,7 +269,9 @@ class Simulation:
         self.note("start")
         time = VirtualTime(self.now_us)
         trouble = (self.redis_trouble, self.archive_trouble)
-        pool = VirtualPool(time, self.random, lambda: any(each.slow for each in trouble) and self.random.random() < 0.3)
+        pool = VirtualPool(
+            time, self.random, lambda: any(each.slow or each.stuck for each in trouble) and self.random.random() < 0.3
+        )
         for each in trouble:
             each.sleep = pool.sleep
 
@@ -400,7 +403,7 @@ class Simulation:
         for trouble in (self.redis_trouble, self.archive_trouble):
             if trouble.at_work:
                 trouble.felt()
-            trouble.away = trouble.slow = False
+            trouble.away = trouble.slow = trouble.stuck = False
             trouble.bugs = trouble.lost_answers = 0
         self.note("all is well")
 
@@ -564,8 +567,10 @@ def script(random: Random, length: int) -> list[Event]:
             at += random.expovariate(1 / mean)
 
     events: list[Event] = []
-    for begin in moments(1.5):
+    for begin in moments(2.0):
         events.append((begin, _sending(random)))
+    for begin in moments(60):
+        events += _burst(random, begin)
     for begin in moments(200):
         events += _trouble(random, begin, "redis")
     for begin in moments(200):
@@ -584,10 +589,20 @@ def script(random: Random, length: int) -> list[Event]:
     return sorted(events, key=lambda event: event[0])
 
 
+def _burst(random: Random, begin: float) -> list[Event]:
+    """More than a lane can write while it is slow, in many slices of one series."""
+    number, symbol = random.randrange(len(EXCHANGES)), random.choice(SYMBOLS)
+    longest = random.choice((500, 5000, 20_000))
+    return [
+        (begin + n * 0.03, partial(Simulation.send, number=number, symbol=symbol, ages_ms=[random.randrange(longest)]))
+        for n in range(12)
+    ]
+
+
 def _sending(random: Random) -> Callable[[Simulation], None]:
     number, symbol = random.randrange(len(EXCHANGES)), random.choice(SYMBOLS)
     ages = [_age(random) for _ in range(random.choice((1, 1, 1, 2, 5)))]
-    return lambda world: world.send(number, symbol, ages)
+    return partial(Simulation.send, number=number, symbol=symbol, ages_ms=ages)
 
 
 def _age(random: Random) -> int:
@@ -599,7 +614,7 @@ def _age(random: Random) -> int:
 
 
 def _trouble(random: Random, begin: float, store: str) -> list[Event]:
-    kind = random.choice(("away", "away", "slow", "bugs", "lost_answers"))
+    kind = random.choice(("away", "away", "slow", "stuck", "bugs", "lost_answers"))
     value: object = random.randint(1, 3) if kind in ("bugs", "lost_answers") else True
 
     def set_to(value: object) -> Callable[[Simulation], None]:
@@ -611,8 +626,8 @@ def _trouble(random: Random, begin: float, store: str) -> list[Event]:
 
         return change
 
-    longest = 15 if kind == "slow" else 600 if store == "archive" else 200  # threads take real time
-    seconds = random.choice((1, 10, 60, longest)) * random.random() if kind != "slow" else longest * random.random()
+    longest = 30 if kind in ("slow", "stuck") else 1500 if store == "archive" else 200  # threads take real time
+    seconds = random.choice((1, 10, 30, longest)) * random.random()
     end = begin + seconds
     after = WRITTEN_SECONDS if store == "archive" else REFILLED_SECONDS
     return [
