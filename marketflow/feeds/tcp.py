@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import reactivex as rx
 from reactivex import Observable, abc
@@ -21,6 +22,9 @@ from marketflow.model import Candles, FeedState
 
 RECEIVE_BYTES = 256 * 1024
 CONNECT_TIMEOUT_SECONDS = 3.0
+
+LOOKUP_WAIT_SECONDS = 0.3
+"""How long an attempt waits for the lookup of an earlier one, which nothing can end."""
 
 
 class ConnectionLost(Exception):
@@ -53,7 +57,7 @@ class TcpFeed:
     ) -> None:
         self.exchange = exchange
         self.guard = guard
-        self._address = (host, port)
+        self._address = _Address(host, port)
         self._stale_after_seconds = stale_after_seconds
         self._monotonic = monotonic
         self._link: _Link | None = None
@@ -120,10 +124,31 @@ class TcpFeed:
             raise ConnectionLost("the exchange closed the connection")
 
 
+class _Address:
+    """Where an exchange listens. Its name is looked up by one thread at a time: a resolver may hang for long."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host, self.port = host, port
+        self._looking_up = threading.Lock()
+
+    def look_up(self) -> list[Any]:
+        """What the name stands for, as of socket.getaddrinfo; never empty.
+
+        Raises:
+            OSError: it cannot be found out, or another thread still tries.
+        """
+        if not self._looking_up.acquire(timeout=LOOKUP_WAIT_SECONDS):
+            raise OSError(f"{self.host} is still being looked up")
+        try:
+            return socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        finally:
+            self._looking_up.release()
+
+
 class _Link:
     """One TCP connection, opened on entry and closed on exit by the thread that reads it."""
 
-    def __init__(self, address: tuple[str, int], silence_seconds: float) -> None:
+    def __init__(self, address: _Address, silence_seconds: float) -> None:
         self._address = address
         self._silence_seconds = silence_seconds
         self._socket: socket.socket | None = None
@@ -132,9 +157,8 @@ class _Link:
         self.aborted = False
 
     def __enter__(self) -> "_Link":
-        host, port = self._address
-        failed: OSError | None = None
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        failed = OSError("no address")
+        for family, kind, protocol, _, address in self._address.look_up():
             # Known before it connects, so that `wake` ends that as well: a host that is gone does not even refuse.
             self._socket = socket.socket(family, kind, protocol)
             self._socket.settimeout(CONNECT_TIMEOUT_SECONDS)
@@ -148,7 +172,7 @@ class _Link:
             else:
                 self._socket.settimeout(self._silence_seconds)
                 return self
-        raise failed or OSError(f"{host} has no address")
+        raise failed
 
     def __exit__(self, *_: object) -> None:
         self.connected = False

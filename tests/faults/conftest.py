@@ -193,6 +193,10 @@ class Asking:
                 self.complaints.append(f"{question}: {(began - at) / 1000:.3f} s old")
 
 
+POOLED = 25
+"""Threads and connections that may have come to pools, which grow to what was ever needed at once, and keep it."""
+
+
 class Footprint(NamedTuple):
     """What a process holds of its machine."""
 
@@ -209,27 +213,20 @@ class Footprint(NamedTuple):
             process.num_threads(), process.num_fds(), len(process.children(recursive=True)), process.memory_info().rss
         )
 
-    def no_more_than(self, before: "Footprint", pooled: int, megabytes: float) -> bool:
-        """Whether it has not grown, but by up to so many threads and connections of pools and so much memory."""
+    def no_more_than(self, before: "Footprint", megabytes: float) -> bool:
+        """Whether it has not grown, but by what pools hold and so much memory."""
         return (
-            self.threads <= before.threads + pooled
-            and self.descriptors <= before.descriptors + pooled
+            self.threads <= before.threads + POOLED
+            and self.descriptors <= before.descriptors + POOLED
             and self.children <= before.children
             and self.rss < before.rss + megabytes * 1e6
         )
 
 
-def wait_until_back(application: Application, before: Footprint, pooled: int = 0, megabytes: float = 10) -> Footprint:
-    """Wait until an application holds no more than before.
-
-    Args:
-        application: the application.
-        before: what it held.
-        pooled: threads and connections that may have come: pools grow up to what was ever needed at once, and stay.
-        megabytes: by which its memory may have grown.
-    """
+def wait_until_back(application: Application, before: Footprint, megabytes: float = 10) -> Footprint:
+    """Wait until an application holds no more than before, but up to so many megabytes of memory."""
     try:
-        wait_until(lambda: Footprint.of(application).no_more_than(before, pooled, megabytes))
+        wait_until(lambda: Footprint.of(application).no_more_than(before, megabytes))
     except AssertionError:
         raise AssertionError(f"it held {before} and now holds {Footprint.of(application)}") from None
     return Footprint.of(application)

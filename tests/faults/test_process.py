@@ -21,6 +21,7 @@ from marketflow.model import MINUTE_MS, Mode, Series, Slot, Tick, minute_start
 from marketflow.stores.embedded import claim
 from tests.application import Application, Readers, ScriptedExchange, Traffic, exchanges_setting, now_ms
 from tests.faults.conftest import (
+    SOON,
     WINDOW_MS,
     Footprint,
     Sent,
@@ -32,8 +33,6 @@ from tests.oracle import Rows, assert_rows_equal, differences, missing
 from tests.servers import HOST, RedisServer, wait_until
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
-
-POOLED = 16  # threads and connections that four threads may ever need at once
 
 
 # SIGKILL
@@ -86,7 +85,7 @@ def test_each_kill_in_mid_minute_costs_at_most_the_ticks_of_200_ms_and_doubles_n
     exchanges: list[ScriptedExchange],
     rows: Callable[[], Rows],
 ) -> None:
-    wait_until(lambda: now_ms() % MINUTE_MS < 40_000, timeout=21)  # all in one row
+    wait_until(lambda: now_ms() % MINUTE_MS < 45_000, timeout=16)  # all in one row
     application = start(servers | {"FLOW__WINDOW_SECONDS": 60})
     rng = random.Random(9)
     lost: list[tuple[Series, Tick]] = []
@@ -110,7 +109,7 @@ def test_minutes_that_end_while_it_is_dead_are_written_after_the_restart(
     exchanges: list[ScriptedExchange],
     rows: Callable[[], Rows],
 ) -> None:
-    application = start(servers)
+    application = start(servers | SOON)
     killed_at = kill_under_traffic(application, exchanges, ticks=600)
     end = minute_start(killed_at, WINDOW_MS) + WINDOW_MS
     wait_until(lambda: now_ms() > end)
@@ -311,7 +310,7 @@ def test_modes_never_mix_however_often_four_threads_switch_them_under_load(
             asked = wait_until(modes_asked)
             assert set(asked) == {mode}
         wait_until_connected(application, exchanges)
-        after = wait_until_back(application, before, pooled=POOLED)
+        after = wait_until_back(application, before)
     print(f"{before} before 100 switches, {after} after")
     # One at a time they make a chain, in which the way to the one mode and the way back take turns.
     to_test, to_live = switched.count(("live", "test")), switched.count(("test", "live"))

@@ -1,14 +1,17 @@
 """What every feed must do, whatever it reads. A new venue is added to FEEDS."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from reactivex import abc
 from reactivex.observer import AutoDetachObserver
 
 from marketflow.clock import system_clock
+from marketflow.feeds import tcp as tcp_module
 from marketflow.feeds.feed import Feed
 from marketflow.feeds.generator import GeneratorFeed, Market
 from marketflow.feeds.guard import Guard
@@ -221,6 +224,30 @@ def test_a_disposed_feed_does_not_wait_for_a_host_that_does_not_answer() -> None
         with received.subscribe(tcp_feed(proxy.port)):
             wait_until(feed_threads)
         wait_until(lambda: not feed_threads(), timeout=1, message="the thread of the feed lives on")
+
+
+def test_lookups_that_hang_do_not_gather_threads(exchange: ScriptedExchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+    look_up = socket.getaddrinfo
+
+    def hang(*arguments: Any, **keywords: Any) -> Any:
+        answered.wait(10)
+        return look_up(*arguments, **keywords)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    monkeypatch.setattr(tcp_module, "LOOKUP_WAIT_SECONDS", 0.01)
+    feed = tcp_feed(exchange.port)
+    for _ in range(20):
+        received = Received()
+        with received.subscribe(feed):
+            assert feed.state == FeedState.CONNECTING
+    wait_until(lambda: len(feed_threads()) == 1)
+    answered.set()
+    wait_until(lambda: not feed_threads())
+    again = Received()
+    with again.subscribe(feed):
+        exchange.send(1.0)
+        wait_until(again.came)
 
 
 def test_a_refused_connection_is_an_error_and_connecting(exchange: ScriptedExchange) -> None:

@@ -1,0 +1,83 @@
+"""Whatever happens again and again leaves nothing behind: no thread, descriptor, child or memory."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
+
+import pytest
+
+from tests.application import Application, Readers, ScriptedExchange, Traffic
+from tests.faults.conftest import Footprint, StartApplication, wait_until_back, wait_until_connected
+from tests.oracle import Rows, assert_rows_equal
+from tests.servers import HOST, wait_until
+
+
+def ask(application: Application, times: int, keep_alive: bool) -> None:
+    """Requests one after the other, on one connection or on one each."""
+    paths = Readers.PATHS
+    with closing(HTTPConnection(HOST, application.port, timeout=5)) as connection:
+        for number in range(times):
+            connection.request("GET", paths[number % len(paths)], headers={} if keep_alive else {"Connection": "close"})
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status in (200, 404)
+
+
+def ask_at_once(application: Application, times: int, keep_alive: bool) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: ask(application, times // 4, keep_alive), range(4)))
+
+
+def test_nothing_is_left_of_reconnects_switches_and_requests(
+    start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange]
+) -> None:
+    application = start(servers | {"FLOW__RECONNECT_AFTER_SECONDS": 0.01})
+
+    def reconnect() -> None:
+        exchange = exchanges[0]
+        came = len(exchange.accepted_at)
+        exchange.send(1.0)
+        exchange.cut()
+        wait_until(lambda: len(exchange.accepted_at) > came)
+
+    def switch() -> None:
+        application.switch("test")
+        application.switch("live")
+
+    phases: dict[str, tuple[int, Callable[[], object]]] = {
+        "reconnects": (200, reconnect),
+        "switches there and back": (100, switch),
+        "thousand requests on four connections": (5, lambda: ask_at_once(application, 1000, keep_alive=True)),
+        "thousand requests on a connection each": (5, lambda: ask_at_once(application, 1000, keep_alive=False)),
+    }
+    for _, act in phases.values():  # what is made at first use is there from then on
+        act()
+    wait_until_connected(application, exchanges)
+    before = Footprint.of(application)
+    for name, (times, act) in phases.items():
+        for _ in range(times):
+            act()
+        wait_until_connected(application, exchanges)
+        print(f"{before} before {times} {name}, {wait_until_back(application, before)} after")
+    assert application.stop()[0] == 0
+    assert "Traceback" not in application.log
+
+
+@pytest.mark.parametrize("seconds", [10, pytest.param(60, marks=pytest.mark.slow)])
+def test_nothing_is_left_of_a_flood(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+    seconds: int,
+) -> None:
+    application = start(servers | {"FLOW__WINDOW_SECONDS": 60})
+    rate = 20_000
+    with Traffic(exchanges, rate=rate, burst=500) as traffic:
+        wait_until(lambda: len(traffic.sent) > 3 * rate, timeout=10)
+        before = Footprint.of(application)
+        wait_until(lambda: len(traffic.sent) > seconds * 3 * rate, timeout=3 * seconds)
+        print(f"{before} at the begin of a flood, {wait_until_back(application, before)} in its end")
+    assert application.stop()[0] == 0
+    assert_rows_equal(rows(), traffic.sent)
