@@ -172,7 +172,8 @@ class Flow:
 
     def _asked_until_answered(self, ask: Callable[[], Candles]) -> Observable[Candles]:
         return self._on_pool(ask).pipe(
-            retry_with_backoff(Backoff(0.1, 1.0), self.loop, self._ended(), lambda error, _: self._unanswered(error)),
+            # Often, for the breaker answers for a cache that is away.
+            retry_with_backoff(Backoff(0.1, 0.2), self.loop, self._ended(), lambda error, _: self._unanswered(error)),
             ops.filter(bool),
         )
 

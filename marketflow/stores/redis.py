@@ -4,7 +4,7 @@ The server's answer may get lost after it has done the work, so every command is
 nothing; there is no INCR and no RPUSH, and no hidden retry. Timeouts are short, and after a failure a breaker answers
 for Redis until a probe gets through: a Redis that is away costs the flow one timeout each half second. What was not
 written meanwhile is not queued; memory has it all, and refills the cache on its return. A process that is killed before
-that takes with it what memory alone had: the ticks of the minutes that had not closed. Those that had are in PostgreSQL.
+that takes with it what memory alone had: the ticks since then of minutes that were still open. PostgreSQL has the rest.
 """
 
 from collections import defaultdict
