@@ -1,12 +1,20 @@
 """Whatever happens again and again leaves nothing behind: no thread, descriptor, child or memory."""
 
+import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
 
 import pytest
+import reactivex as rx
 
+from marketflow.clock import system_clock
+from marketflow.feeds.guard import Guard
+from marketflow.feeds.tcp import TcpFeed
+from marketflow.flow.operators import Backoff, retry_with_backoff
+from marketflow.flow.timing import TimingLoop
+from marketflow.model import Mode
 from tests.application import Application, Readers, ScriptedExchange, Traffic
 from tests.faults.conftest import Footprint, StartApplication, wait_until_back, wait_until_connected
 from tests.oracle import Rows, assert_rows_equal
@@ -81,3 +89,31 @@ def test_nothing_is_left_of_a_flood(
         print(f"{before} at the begin of a flood, {wait_until_back(application, before)} in its end")
     assert application.stop()[0] == 0
     assert_rows_equal(rows(), traffic.sent)
+
+
+def test_no_object_is_left_of_a_reconnect() -> None:
+    guard = Guard(Mode.LIVE, "exchange1", ["BTCUSDT"], system_clock, 5000, lambda *_: None)
+    with ScriptedExchange() as exchange:
+        feed = TcpFeed("exchange1", HOST, exchange.port, guard, 15.0)
+        loop = TimingLoop("leaks")
+        ticks = feed.batches().pipe(retry_with_backoff(Backoff(0.001, 0.001), loop, rx.never()))
+
+        def reconnect() -> None:
+            came, received = len(exchange.accepted_at), guard.ticks
+            exchange.send_raw(b'{"symbol":"BTCUSDT","price":1}\n')
+            wait_until(lambda: guard.ticks > received)
+            exchange.cut()
+            wait_until(lambda: len(exchange.accepted_at) > came)
+
+        def objects_after(reconnects: int) -> int:
+            for _ in range(reconnects):
+                reconnect()
+            gc.collect()
+            return len(gc.get_objects())
+
+        with ticks.subscribe(lambda _: None):
+            before = objects_after(20)
+            after = objects_after(200)
+        loop.dispose()
+    print(f"{before} objects before 200 reconnects, {after} after")
+    assert after - before < 100

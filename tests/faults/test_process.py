@@ -17,6 +17,7 @@ import psutil
 import psycopg
 import pytest
 
+from marketflow.flow.modes import ModeSwitch
 from marketflow.model import MINUTE_MS, Mode, Series, Slot, Tick, minute_start
 from marketflow.stores.embedded import claim
 from tests.application import Application, Readers, ScriptedExchange, Traffic, exchanges_setting, now_ms
@@ -324,3 +325,22 @@ def test_modes_never_mix_however_often_four_threads_switch_them_under_load(
         assert bounds[0] <= row["min_price"] <= row["max_price"] <= bounds[1], row
     assert_no_more_than_sent(stored, traffic.sent, WINDOW_MS)
     assert "Traceback" not in application.log
+
+
+def test_a_switch_waits_for_the_one_under_way() -> None:
+    modes = ModeSwitch(Mode.LIVE)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def close_feeds(mode: Mode) -> None:
+        if mode == Mode.TEST:
+            begun.set()
+            go_on.wait(10)
+
+    with modes.changes.subscribe(close_feeds), ThreadPoolExecutor(2) as threads:
+        first = threads.submit(modes.switch, Mode.TEST)
+        assert begun.wait(5)
+        second = threads.submit(modes.switch, Mode.LIVE)
+        with pytest.raises(TimeoutError):
+            second.result(0.1)
+        go_on.set()
+        assert (first.result(5), second.result(5)) == (Mode.LIVE, Mode.TEST)
