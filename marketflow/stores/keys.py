@@ -25,7 +25,9 @@ ARCHIVED_KEY = "marketflow:{archive}:until"
 """Start of a minute (Unix ms) before which PostgreSQL has every row."""
 
 SERIES_KEY = "marketflow:{archive}:series"
-"""Sorted set of the series written here, by when they were last configured: what was removed since is still found."""
+"""Sorted set of the series written here, by when they were last configured: what was removed since is still found.
+
+It is there all the time; where it is not, all the rest has gone as well."""
 
 EXPIRY_MS = MINUTES_TRIMMED_MS
 """How long slices and minutes outlive the last write: what a crash left is found again a day later."""

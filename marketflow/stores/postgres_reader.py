@@ -13,7 +13,7 @@ from marketflow.stores.rows import candle_of_row, parameters, reason, to_datetim
 
 _T = TypeVar("_T")
 
-READ_SECONDS = 0.8
+READ_SECONDS = 0.75
 """How long a request may wait for PostgreSQL in all: what is left of a second is for the answer without it."""
 
 _OF_SERIES = "mode = %(mode)s and exchange = %(exchange)s and pair_name = %(symbol)s"

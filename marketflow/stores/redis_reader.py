@@ -74,7 +74,7 @@ class RedisReader:
         for each in series:
             pipe.hmget(keys.latest_key(each), keys.LATEST_FIELDS)
             pipe.zrange(keys.minutes_key(each), -1, -1, withscores=True)
-        answers = await _answer(pipe.execute())
+        answers = await _whole(pipe)
         return [_newest(answers[2 * i], answers[2 * i + 1]) for i in range(len(series))]
 
     async def recent(self, series: Sequence[Series], since: int) -> list[Recent]:
@@ -95,7 +95,7 @@ class RedisReader:
         for each, ranges in zip(series, gaps, strict=True):
             for begin, end in ranges:
                 pipe.zrangebyscore(keys.window_key(each), begin, end, withscores=True)
-        slices = iter(await _answer(pipe.execute()))
+        slices = iter(await _whole(pipe))
         return [
             Recent(
                 keys.decode_latest(latest),
@@ -122,6 +122,15 @@ def _newest(latest: list[bytes | None], last_minute: list[tuple[bytes, float]]) 
     if (tick := keys.decode_latest(latest)) is not None:
         return tick
     return next((candle.newest for candle in keys.decode_slots(last_minute).values()), None)
+
+
+async def _whole(pipe: "redis.asyncio.client.Pipeline") -> list[Any]:
+    """The answers of a pipeline, unless Redis was emptied and its writer has not yet noticed."""
+    pipe.zrange(keys.SERIES_KEY, 0, 0, withscores=True)
+    *answers, series = await _answer(pipe.execute())
+    if not series:
+        raise Unavailable("Redis was emptied a moment ago")
+    return answers
 
 
 async def _answer(asked: Awaitable[_T]) -> _T:

@@ -13,6 +13,7 @@ from marketflow.model import Mode, Series
 from marketflow.stores import keys
 from tests.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms, read_rows
 from tests.faults.conftest import (
+    RATE,
     SOON,
     WINDOW_MS,
     WINDOW_SECONDS,
@@ -67,7 +68,7 @@ def test_it_starts_without_postgres_and_writes_all_on_its_arrival(
 ) -> None:
     fault(postgres_proxy)
     application = start(through(servers, postgres=postgres_proxy) | SOON)
-    with Traffic(exchanges) as traffic:
+    with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking:
             assert says_postgres_is(application, "down")()
             wait_for_windows(1)
@@ -100,7 +101,7 @@ def test_whatever_goes_wrong_on_the_way_the_rest_goes_on_and_no_row_is_lost(
 ) -> None:
     faults = {postgres_proxy.refuse: 2, postgres_proxy.swallow: 1, postgres_proxy.stall: 1, postgres_proxy.vanish: 1}
     application = start(through(servers, postgres=postgres_proxy) | SOON)
-    with Traffic(exchanges) as traffic:
+    with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking:
             for fault, windows in faults.items():
                 fault()
@@ -123,7 +124,7 @@ def test_connections_that_fall_silent_for_good_are_given_up(
     record_property: Record,
 ) -> None:
     application = start(through(servers, postgres=postgres_proxy) | SOON)
-    with Traffic(exchanges) as traffic:
+    with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking:
             postgres_proxy.forget()
             wait_for_windows(1)
@@ -157,7 +158,7 @@ def test_nothing_is_lost_when_postgres_is_killed_or_freezes(
 
     faults = {own_server.kill: own_server.start, own_server.pause: own_server.resume}
     application = start(settings_of(own_server, redis_db))
-    with Traffic(exchanges) as traffic:
+    with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking:
             for fault, mend in faults.items():
                 fault()
@@ -184,7 +185,7 @@ def test_nothing_is_lost_when_connections_are_terminated_again_and_again(
         "where application_name = 'marketflow' and datname = current_database()"
     )
     application = start(through(servers) | SOON)
-    with Traffic(exchanges) as traffic:
+    with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking, psycopg.connect(**postgres_db, autocommit=True) as connection:
             until = now_ms() + 2 * WINDOW_MS
             while now_ms() < until:
@@ -202,7 +203,7 @@ def test_nothing_is_lost_or_doubled_when_the_answer_to_an_insert_or_a_commit_is_
     rows: Callable[[], Rows],
 ) -> None:
     application = start(through(servers, postgres=postgres_proxy) | SOON)
-    with Traffic(exchanges) as traffic:
+    with Traffic(exchanges, rate=RATE) as traffic:
         for request in (b"COMMIT", b"insert into aggregates"):
             postgres_proxy.cut_after(request)
             assert postgres_proxy.was_cut.wait(WINDOW_SECONDS + 10)
@@ -231,21 +232,21 @@ def test_rows_wait_in_redis_when_the_application_is_killed_while_postgres_is_awa
         wait_until_connected(application, exchanges)
 
     application = start(through(servers, postgres=postgres_proxy) | SOON)
-    with Traffic(exchanges):
+    with Traffic(exchanges, rate=RATE):
         wait_until(rows)
         postgres_proxy.refuse()
         wait_for_windows(2)
     kill()
     forget_closed_minutes(redis_db)
     restart()
-    with Traffic(exchanges):
+    with Traffic(exchanges, rate=RATE):
         wait_for_windows(1)
     before = len(rows())
     postgres_proxy.heal()
     wait_until(lambda: len(rows()) > before, RETURN_SECONDS)
     kill()
     restart()
-    with Traffic(exchanges) as traffic:
+    with Traffic(exchanges, rate=RATE) as traffic:
         wait_for_windows(1)
     assert application.stop()[0] == 0
     ages = [min(abs(killed_at - tick.at) for killed_at in kills) for tick in lost(rows(), traffic.sent)]
@@ -287,7 +288,7 @@ def test_two_applications_on_one_database_neither_block_each_other_nor_double_a_
 ) -> None:
     settings = through(servers) | SOON | {"EXCHANGES": exchanges_setting(*shared_exchanges)}
     pair = [start(settings | {"REDIS__DB": number}) for number in range(2)]
-    with Traffic(shared_exchanges) as traffic:
+    with Traffic(shared_exchanges, rate=RATE) as traffic:
         wait_for_windows(2)
         assert not wrong_rows(rows(), traffic.sent, now_ms() - WINDOW_MS)
     for application in pair:
@@ -310,7 +311,7 @@ def test_a_row_that_postgres_refuses_costs_that_row_alone(
         connection.execute(
             "alter table aggregates add constraint no_ether check (pair_name <> 'ETHUSDT' or exchange <> 'exchange2')"
         )
-    with Traffic(exchanges) as traffic, Asking(application):
+    with Traffic(exchanges, rate=RATE) as traffic, Asking(application):
         wait_for_windows(1)
         wait_until(lambda: "no_ether" in application.log)
         assert says_postgres_is(application, "ok")()

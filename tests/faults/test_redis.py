@@ -15,6 +15,7 @@ from marketflow.stores import keys
 from tests.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
 from tests.faults.conftest import (
     LATE_MS,
+    RATE,
     SOON,
     WINDOW_MS,
     Asking,
@@ -127,7 +128,7 @@ def test_it_starts_without_redis_and_fills_it_on_its_arrival(
 ) -> None:
     fault(redis_proxy)
     application = start(through(servers, redis=redis_proxy) | SOON)
-    with Traffic(exchanges) as traffic:
+    with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking:
             assert says_redis_is(application, "down")()
             wait_for_windows(1)
@@ -148,7 +149,7 @@ def test_whatever_goes_wrong_on_the_way_the_rest_goes_on_and_the_cache_is_whole_
     record_property: Record,
 ) -> None:
     application = start(through(servers, redis=redis_proxy) | SOON)
-    with Traffic(exchanges) as traffic:
+    with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking:
             for fault in (redis_proxy.refuse, redis_proxy.swallow, redis_proxy.vanish, redis_proxy.stall):
                 fault()
@@ -172,7 +173,7 @@ def test_connections_that_fall_silent_for_good_are_given_up(
     record_property: Record,
 ) -> None:
     application = start(through(servers, redis=redis_proxy) | SOON)
-    with Traffic(exchanges) as traffic:
+    with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking:
             redis_proxy.forget()
             record_property("cached after seconds", seconds_until_cached(redis_db, traffic))
@@ -191,7 +192,7 @@ def test_what_was_done_though_its_answer_was_cut_is_not_counted_twice(
     record_property: Record,
 ) -> None:
     application = start(through(servers, redis=redis_proxy) | SOON)
-    with Traffic(exchanges) as traffic:
+    with Traffic(exchanges, rate=RATE) as traffic:
         for _ in range(5):
             redis_proxy.cut_after(b"EXEC")
             assert redis_proxy.was_cut.wait(10)
@@ -250,7 +251,7 @@ def test_whatever_goes_wrong_in_the_server_the_rest_goes_on_and_the_cache_is_who
     record_property: Record,
 ) -> None:
     application = start(through(servers) | SOON)
-    with Traffic(exchanges) as traffic:
+    with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking:
             for fault in (full, read_only, paused, frozen):
                 with fault(redis_db):
@@ -272,7 +273,7 @@ def test_an_emptied_cache_and_killed_connections_are_made_good_again_and_again(
     record_property: Record,
 ) -> None:
     application = start(through(servers) | SOON)
-    with Traffic(exchanges) as traffic:
+    with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking, redis_db.client() as client:
             wait_for_windows(1)
             for _ in range(2):
@@ -298,7 +299,7 @@ def test_a_server_that_is_killed_is_whole_soon_after_its_return(
 ) -> None:
     with RedisServer(server_folder / "redis", persistent=persistent) as server:
         application = start(through(servers | {"REDIS__PORT": server.port}) | SOON)
-        with Traffic(exchanges) as traffic:
+        with Traffic(exchanges, rate=RATE) as traffic:
             with Asking(application) as asking:
                 wait_for_windows(1)
                 with killed(server):
@@ -326,7 +327,7 @@ def test_nothing_is_lost_while_both_stores_are_away_whichever_returns_first(
     redis_first: bool,
 ) -> None:
     application = start(through(servers, redis_proxy, postgres_proxy) | SOON)
-    with Traffic(exchanges) as traffic:
+    with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking:
             redis_proxy.swallow()
             postgres_proxy.swallow()
@@ -361,7 +362,7 @@ def test_a_kill_while_redis_is_away_costs_the_minutes_that_had_not_closed_and_no
 ) -> None:
     """What Redis has not and PostgreSQL not yet: the ticks since Redis went away, of minutes still open."""
     application = start(through(servers, redis=redis_proxy) | SOON)
-    with Traffic(exchanges):
+    with Traffic(exchanges, rate=RATE):
         wait_for_windows(1)
         away_at = now_ms()
         redis_proxy.refuse()
@@ -372,7 +373,7 @@ def test_a_kill_while_redis_is_away_costs_the_minutes_that_had_not_closed_and_no
         redis_proxy.heal()
     application.start()
     wait_until_connected(application, exchanges)
-    with Traffic(exchanges) as traffic:
+    with Traffic(exchanges, rate=RATE) as traffic:
         wait_for_windows(1)
         redis_proxy.heal()
         wait_until(says_redis_is(application, "ok"))
@@ -391,7 +392,7 @@ def test_ticks_of_what_is_removed_from_the_settings_after_a_kill_still_become_ro
     rows: Callable[[], Rows],
 ) -> None:
     application = start(through(servers) | SOON)
-    with Traffic(exchanges) as traffic:
+    with Traffic(exchanges, rate=RATE) as traffic:
         wait_for_windows(1)
     killed_at = now_ms()
     application.kill()

@@ -375,6 +375,18 @@ def test_an_emptied_cache_needs_a_refill_once(cache: RedisCache, client: "redis.
     assert cache.complete
 
 
+def test_an_emptied_cache_is_not_asked_for_prices_until_its_writer_has_noticed(
+    cache: RedisCache, client: "redis.Redis", redis_db: RedisServer
+) -> None:
+    client.flushall()
+    cache.put_newest({ETH: TICK})
+    cache.put_slices(one(ETH))
+    assert "emptied" in fails_in_time(lambda: newest(redis_db, ETH))
+    assert "emptied" in fails_in_time(lambda: ask(redis_db, lambda reader: reader.recent([BTC, ETH], MINUTE)))
+    assert cache.needs_refill()
+    assert newest(redis_db, ETH) == TICK
+
+
 def test_a_server_that_forgot_all_in_a_restart_needs_a_refill_once(server: RedisServer) -> None:
     with cache_at(keywords(server)) as cache:
         cache.put_newest({BTC: TICK})
@@ -680,7 +692,7 @@ def test_requests_end_in_time_while_redis_is_away_and_are_answered_on_its_return
 
 
 def test_a_reader_that_begins_while_redis_is_frozen_is_unavailable_in_time(server: RedisServer) -> None:
-    with frozen(server):
+    with cache_at(keywords(server)), frozen(server):
         fails_in_time(lambda: newest(server))
     assert newest(server) is None
 
