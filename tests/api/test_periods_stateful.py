@@ -1,0 +1,260 @@
+"""Periods of any length while anything happens: memory, cache, codecs and archive against the list of ticks.
+
+The real memory, the real cache and its reader on a Redis of memory, driven as the flow drives them, beat by beat.
+SEEDS=5000 in the environment is how many histories are tried.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+import redis
+import redis.asyncio
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from marketflow.api.answers import Prices, Quote, Summary
+from marketflow.api.problems import NoData
+from marketflow.clock import NANOSECONDS_PER_MS
+from marketflow.errors import Unavailable
+from marketflow.flow.memory import Memory, MemoryReader
+from marketflow.flow.pending import Pending
+from marketflow.model import (
+    MINUTE_MS,
+    Candles,
+    Mode,
+    Series,
+    Slot,
+    Tick,
+    candle_of,
+    fuller,
+    merge_all,
+    minute_start,
+    slice_start,
+)
+from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS, RecentReader
+from marketflow.stores.redis import RedisCache
+from marketflow.stores.redis_reader import RedisReader
+from tests.api.world import EXCHANGES, NOW, MemoryArchive
+from tests.memory_redis import AsyncMemoryRedisClient, MemoryRedis, MemoryRedisClient
+from tests.oracle import candle_of_ticks
+from tests.seeds import seeds
+
+ALL_SERIES = [Series(Mode.TEST, exchange, "BTCUSDT") for exchange in EXCHANGES]
+AHEAD_MS = 5000
+LATE_AFTER_MS = 2000
+SECOND_MS = 1000
+
+# Whole prices, so that totals are exact; few of them, so that extremes are often tied.
+prices = st.integers(1, 5).map(float)
+# Many things happen on whole seconds, so that the edges of periods are hit.
+ages = st.one_of(
+    st.integers(0, RECENT_MS // SECOND_MS - 1).map(lambda seconds: seconds * SECOND_MS),
+    st.integers(-AHEAD_MS, 300),
+    st.integers(0, 5000),
+    st.integers(0, MINUTE_MS),
+    st.integers(0, RECENT_MS - 1),
+)
+pauses = st.one_of(
+    st.integers(1, 5000),
+    st.integers(1, RECENT_MS // SECOND_MS).map(lambda seconds: seconds * SECOND_MS),
+    st.sampled_from([MINUTE_MS - 1, MINUTE_MS, MINUTE_MS + 1, RECENT_MS]),
+    st.integers(1, 2 * RECENT_MS),
+    st.integers(1, 26 * 3600 * SECOND_MS),
+)
+periods = st.one_of(
+    st.none(),
+    st.integers(1, 10),
+    st.integers(1, 2 * RECENT_MS // SECOND_MS),
+    st.integers(RECENT_MS // SECOND_MS - 61, RECENT_MS // SECOND_MS + 61),
+    st.integers(1, 26 * 3600),
+    st.integers(1, 366 * 86_400),
+).map(lambda seconds: None if seconds is None else seconds * SECOND_MS)
+
+
+class Periods(RuleBasedStateMachine):
+    """One market and its stores."""
+
+    @initialize(now=st.integers(NOW, NOW + 2 * MINUTE_MS), minute_ms=st.sampled_from([MINUTE_MS, 20_000, 1000]))
+    def begin(self, now: int, minute_ms: int) -> None:
+        self.now = now
+        self.minute_ms = minute_ms
+        self.ticks: dict[Series, list[Tick]] = {one: [] for one in ALL_SERIES}
+        self.sent = 0
+        self.batch: list[Candles] = []
+        self.server = MemoryRedis()
+        self.archive = MemoryArchive()
+        self.emptied = False
+        self.start()
+
+    def clock(self) -> int:
+        return self.now * NANOSECONDS_PER_MS
+
+    def start(self) -> None:
+        client = cast("redis.Redis", MemoryRedisClient(self.server))
+        self.memory = Memory(LATE_AFTER_MS, AHEAD_MS, self.minute_ms)
+        self.pending = Pending()
+        self.cache = RedisCache(client, ALL_SERIES, self.clock, 70)
+        self.memory.restore(self.cache.recover())
+        self.pending.add(self.cache.unarchived())
+
+    def beat(self) -> None:
+        """What the flow does every 100 ms, and with what comes of it."""
+        self.cache.put_slices(self.memory.absorb(merge_all(self.batch), self.now))
+        self.batch = []
+        closed = self.memory.take_closed(self.now)
+        self.memory.forget(self.now)
+        self.pending.add(closed)
+        self.cache.put_minutes(closed)
+        if not self.archive.away:
+            self.write()
+        if self.cache.needs_refill():
+            self.cache.put_newest(self.memory.all_newest())
+            self.cache.put_slices(self.memory.all_slices())
+            self.cache.put_minutes(self.pending.rows() | self.memory.all_closed())
+
+    def write(self) -> None:
+        if (since := self.memory.lacks_since(self.now)) is not None:
+            self.memory.adopt({slot: row for slot, row in self.archive.minutes.items() if slot.start >= since}, since)
+        rows = self.pending.rows()
+        for slot, row in rows.items():
+            self.archive.minutes[slot] = fuller(row, self.archive.minutes.get(slot, row))
+        self.cache.mark_archived(self.pending.confirm(rows, self.now))
+
+    # What happens
+
+    @rule(one=st.sampled_from(ALL_SERIES), trades=st.lists(st.tuples(prices, ages), min_size=1, max_size=6))
+    def trade(self, one: Series, trades: list[tuple[float, int]]) -> None:
+        for price, age in trades:
+            self.sent += 1
+            tick = Tick(price, self.now - age, self.clock() + self.sent)
+            self.ticks[one].append(tick)
+            batch = {Slot(one, slice_start(tick.at)): candle_of(tick)}
+            self.batch.append(batch)
+            self.cache.put_newest(self.memory.newest_of(self.memory.observe(batch)))
+
+    @rule(pause=pauses)
+    def wait(self, pause: int) -> None:
+        self.beat()
+        self.now += pause
+        self.beat()
+
+    @rule()
+    def empty_the_cache(self) -> None:
+        self.beat()
+        self.server.empty()
+        self.emptied = True
+        self.beat()
+
+    @rule()
+    def lose_the_archive(self) -> None:
+        self.archive.away = True
+
+    @precondition(lambda self: self.archive.away)
+    @rule()
+    def find_the_archive(self) -> None:
+        self.archive.away = False
+
+    @rule()
+    def crash_and_start(self) -> None:
+        self.beat()
+        self.start()
+
+    # What is asked
+
+    @rule(
+        asked=st.lists(periods, min_size=1, max_size=8),
+        whose=st.lists(st.sampled_from(ALL_SERIES), min_size=1, unique=True),
+    )
+    def ask_for_periods(self, asked: list[int | None], whose: list[Series]) -> None:
+        self.beat()
+        # Those whose edge lies at a tick, or next to it, as well.
+        edges = {-(-(self.now - tick.at) // SECOND_MS) * SECOND_MS for one in whose for tick in self.ticks[one][-8:]}
+        for period in [*asked, *(edge for edge in sorted(edges) if edge > 0)]:
+            self.ask_for_a_period(period, whose)
+
+    def ask_for_a_period(self, period: int | None, whose: list[Series]) -> None:
+        for reader in (MemoryReader(self.memory), self.redis_reader()):
+            if self.archive.away and (period is None or period > RECENT_MS):
+                if isinstance(reader, MemoryReader) or self.emptied or period is None:
+                    continue  # the older minutes are nowhere to be found
+                self.compare(reader, whose, period, max(minute_start(self.now - period), self.oldest_kept()))
+            elif period is None:
+                self.compare(reader, whose, None, 0)
+            else:
+                exact = self.now - period
+                self.compare(reader, whose, period, exact if period <= RECENT_MS else minute_start(exact))
+
+    def compare(self, reader: RecentReader, whose: Sequence[Series], period: int | None, since: int) -> None:
+        expected = [(one, tick) for one in whose for tick in self.within(one, since)]
+        try:
+            summary = asyncio.run(self.prices(reader).summary(whose, period))
+        except (NoData, Unavailable):
+            assert not expected
+            return
+        assert summary == self.summary(whose, expected, period, since)
+        high, low = max(tick.price for _, tick in expected), min(tick.price for _, tick in expected)
+        assert summary.highest() == self.first(whose, expected, high)
+        assert summary.lowest() == self.first(whose, expected, low)
+        assert summary.whole().average == sum(tick.price for _, tick in expected) / len(expected)
+
+    @rule(whose=st.lists(st.sampled_from(ALL_SERIES), min_size=1, unique=True))
+    def ask_for_the_latest(self, whose: list[Series]) -> None:
+        self.beat()
+        newest = [(tick.order, one, tick) for one in whose for tick in self.ticks[one]]
+        for reader in (MemoryReader(self.memory), self.redis_reader()):
+            try:
+                quote = asyncio.run(self.prices(reader).latest(whose))
+            except (NoData, Unavailable):
+                assert not newest or self.archive.away
+                continue
+            _, one, tick = max(newest)
+            assert quote == Quote(one, tick.price, tick.at)
+
+    @invariant()
+    def memory_is_bounded(self) -> None:
+        assert len(self.memory.all_slices()) <= sum(map(len, self.ticks.values()))
+
+    # Brute force
+
+    def within(self, one: Series, since: int) -> list[Tick]:
+        """The ticks since then; a slice belongs when its last tick does."""
+        last: dict[int, int] = {}
+        for tick in self.ticks[one]:
+            last[slice_start(tick.at)] = max(tick.at, last.get(slice_start(tick.at), tick.at))
+        return [tick for tick in self.ticks[one] if last[slice_start(tick.at)] >= since]
+
+    def summary(
+        self, whose: Sequence[Series], ticks: Sequence[tuple[Series, Tick]], period: int | None, since: int
+    ) -> Any:
+        return Summary(
+            {one: candle for one in whose if (candle := candle_of_series(one, ticks)) is not None},
+            min(tick.at for _, tick in ticks) if period is None else since,
+            max(self.now, *(tick.at for _, tick in ticks), 0),
+        )
+
+    def first(self, whose: Sequence[Series], ticks: Sequence[tuple[Series, Tick]], price: float) -> Quote:
+        at, _, one = min((tick.at, whose.index(one), one) for one, tick in ticks if tick.price == price)
+        return Quote(one, price, at)
+
+    def oldest_kept(self) -> int:
+        return minute_start(self.now - MINUTES_KEPT_MS)
+
+    def prices(self, reader: RecentReader) -> Prices:
+        return Prices(reader, self.archive, self.clock, AHEAD_MS, self.minute_ms)
+
+    def redis_reader(self) -> RedisReader:
+        client = cast("redis.asyncio.Redis", AsyncMemoryRedisClient(self.server))
+        return RedisReader(client, self.clock, LATE_AFTER_MS + AHEAD_MS, self.minute_ms)
+
+
+def candle_of_series(one: Series, ticks: Sequence[tuple[Series, Tick]]) -> Any:
+    own = [tick for other, tick in ticks if other == one]
+    return candle_of_ticks(own) if own else None
+
+
+TestPeriods = Periods.TestCase
+TestPeriods.settings = settings(
+    max_examples=len(seeds(150)), stateful_step_count=30, deadline=None, derandomize=True, database=None
+)
