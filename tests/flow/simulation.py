@@ -13,6 +13,7 @@ The n-th tick of a minute costs 2**n, n shuffled: the total of any candle says w
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from math import ceil
 from random import Random
 from random import seed as seed_backoffs
@@ -110,7 +111,7 @@ class Trouble:
 
     def _slowly(self, work: Callable[[], _T]) -> _T:
         longest = self._patience * (1.5 if self.stuck else 0.5)
-        there, back = (self._random.random() * longest for _ in range(2))
+        there, back = (longest * self._random.triangular(0, 1, 1) for _ in range(2))
         self.sleep(min(there, self._patience))
         if there > self._patience:
             raise self._error("no answer in time, never arrived")
@@ -221,6 +222,7 @@ class Simulation:
         self.mode = Mode.TEST
         self.run: Run | None = None
         self.ticks = self.lost = 0
+        self.beat_seconds = 1.0
 
     # Time
 
@@ -270,7 +272,7 @@ class Simulation:
         time = VirtualTime(self.now_us)
         trouble = (self.redis_trouble, self.archive_trouble)
         pool = VirtualPool(
-            time, self.random, lambda: any(each.slow or each.stuck for each in trouble) and self.random.random() < 0.3
+            time, self.random, lambda: any(each.slow or each.stuck for each in trouble) and self.random.random() < 0.5
         )
         for each in trouble:
             each.sleep = pool.sleep
@@ -294,6 +296,7 @@ class Simulation:
             pool=pool,
             clock=clock,
             reconnect=Backoff(uniform=self.random.random),
+            beat_seconds=self.beat_seconds,
         )
         run = self.run = Run(time, pool, feeds, cache, memory, pending, modes, flow, self.seconds)
 
@@ -307,7 +310,7 @@ class Simulation:
 
     def crash(self) -> None:
         if self.run:
-            self._end("crash", CRASH_SECONDS + 0.05)
+            self._end("crash", self.beat_seconds + CRASH_SECONDS)
 
     def stop(self) -> None:
         """As the engine does it."""
@@ -315,6 +318,8 @@ class Simulation:
         if not run:
             return
         self.note("stop")
+        for number, symbol in product(range(len(EXCHANGES)), SYMBOLS):
+            self.send(number, symbol, [0])  # what came last is handed on as well
         whole = self.redis_trouble.healthy_for(REFILLED_SECONDS) and self.archive_trouble.healthy_for(0.0)
         for feeds in run.feeds.values():
             for feed in feeds:
@@ -325,6 +330,8 @@ class Simulation:
             self._advance(self.seconds + 0.05)
         if whole:
             assert run.completed, "the end did not come in time"
+            lacking = [slot for slot, minute in self.minutes.items() if self._lacks(slot, minute)]
+            assert not lacking or run.recovered is None, f"not in the archive at the end: {lacking}"
         assert run.subscription is not None
         run.subscription.dispose()
         if run.completed:
@@ -500,7 +507,7 @@ class Simulation:
     def _check_cache(self, run: Run) -> None:
         if not self._cache_is_whole(run):
             return
-        settled = self.seconds - 1.0
+        settled = self.seconds - self.beat_seconds - 1.0
         stored = self._stored(keys.window_key)
         for slot, candle in run.memory.all_slices().items():
             if self.slices[slot] < settled and slot.start >= minute_start(self.now_ms) - RECENT_MS:
@@ -523,7 +530,7 @@ class Simulation:
                 )
 
     def _check_memory(self, run: Run) -> None:
-        oldest = minute_start(self.now_ms) - RECENT_MS
+        oldest = minute_start(self.now_ms - round(self.beat_seconds * 1000)) - RECENT_MS
         if (
             run.recovered is not None and self.seconds - run.recovered > MINUTE_MS / 1000 + 1
         ):  # what is restored may be old
@@ -540,11 +547,15 @@ class Simulation:
             row = self.archive.rows.get(slot)
             bits = bits_of(row)
             assert not bits & ~sum(minute.ticks), f"{slot} has ticks that nobody sent"
-            lacking = minute.required & ~bits
-            assert not lacking or minute.uncertain, f"{slot} lacks {lacking.bit_count()} ticks at the end"
+            assert not self._lacks(slot, minute), f"{slot} lacks ticks at the end"
             if row is not None:
                 expected = candle_of_ticks([tick for bit, tick in minute.ticks.items() if bit & bits])
                 assert _of_row(row) == _of_row(expected), f"{slot} is {row} and not {expected}"
+
+    def _lacks(self, slot: Slot, minute: Minute) -> bool:
+        """Whether the archive lacks ticks that it must have."""
+        excused = minute.uncertain or slot in self.awaiting_adoption
+        return not excused and minute.required & ~bits_of(self.archive.rows.get(slot)) != 0
 
     def _stored(self, key_of: Callable[[Series], str]) -> Candles:
         return {
@@ -629,8 +640,12 @@ def _trouble(random: Random, begin: float, store: str) -> list[Event]:
     longest = 30 if kind in ("slow", "stuck") else 1500 if store == "archive" else 200  # threads take real time
     seconds = random.choice((1, 10, 30, longest)) * random.random()
     end = begin + seconds
+    events: list[Event] = []
+    if kind == "slow":
+        events = [event for n in range(3) for event in _burst(random, begin + n / 2)]
     after = WRITTEN_SECONDS if store == "archive" else REFILLED_SECONDS
     return [
+        *events,
         (begin, set_to(value)),
         (end, set_to(0 if kind in ("bugs", "lost_answers") else False)),
         (end + after + 0.01, Simulation.check),
