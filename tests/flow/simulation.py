@@ -222,7 +222,6 @@ class Simulation:
         self.mode = Mode.TEST
         self.run: Run | None = None
         self.ticks = self.lost = 0
-        self.beat_seconds = 1.0
 
     # Time
 
@@ -296,7 +295,6 @@ class Simulation:
             pool=pool,
             clock=clock,
             reconnect=Backoff(uniform=self.random.random),
-            beat_seconds=self.beat_seconds,
         )
         run = self.run = Run(time, pool, feeds, cache, memory, pending, modes, flow, self.seconds)
 
@@ -310,7 +308,7 @@ class Simulation:
 
     def crash(self) -> None:
         if self.run:
-            self._end("crash", self.beat_seconds + CRASH_SECONDS)
+            self._end("crash", CRASH_SECONDS + 0.05)
 
     def stop(self) -> None:
         """As the engine does it."""
@@ -507,7 +505,7 @@ class Simulation:
     def _check_cache(self, run: Run) -> None:
         if not self._cache_is_whole(run):
             return
-        settled = self.seconds - self.beat_seconds - 1.0
+        settled = self.seconds - 1.0
         stored = self._stored(keys.window_key)
         for slot, candle in run.memory.all_slices().items():
             if self.slices[slot] < settled and slot.start >= minute_start(self.now_ms) - RECENT_MS:
@@ -530,7 +528,7 @@ class Simulation:
                 )
 
     def _check_memory(self, run: Run) -> None:
-        oldest = minute_start(self.now_ms - round(self.beat_seconds * 1000)) - RECENT_MS
+        oldest = minute_start(self.now_ms) - RECENT_MS
         if (
             run.recovered is not None and self.seconds - run.recovered > MINUTE_MS / 1000 + 1
         ):  # what is restored may be old
