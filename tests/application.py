@@ -178,6 +178,11 @@ class Traffic:
         """All that was sent so far."""
         return [tick for exchange in self._exchanges for tick in exchange.sent]
 
+    @property
+    def count(self) -> int:
+        """How many that are."""
+        return sum(len(exchange.sent) for exchange in self._exchanges)
+
     def end(self) -> None:
         """Send no more; what was sent is on its way."""
         self._ended.set()

@@ -43,8 +43,8 @@ SYMBOLS = ("BTCUSDT", "ETHUSDT")
 def kill_under_traffic(application: Application, exchanges: Sequence[ScriptedExchange], ticks: int) -> int:
     """Kill it once so many more ticks were sent; gives when (Unix ms). Then nothing is sent any more."""
     with Traffic(exchanges, SYMBOLS, coming_and_going=True) as traffic:
-        enough = len(traffic.sent) + ticks
-        wait_until(lambda: len(traffic.sent) >= enough)
+        enough = traffic.count + ticks
+        wait_until(lambda: traffic.count >= enough)
         killed_at = now_ms()
         application.kill()
     return killed_at
@@ -174,7 +174,7 @@ def test_a_signal_under_load_ends_it_within_five_seconds_and_loses_no_accepted_t
         half.sendall(b"GET /health HTTP/1.1\r\n")
         readers = stack.enter_context(Readers(application.port))
         with Traffic(exchanges, SYMBOLS, rate=20_000, burst=500) as traffic:
-            wait_until(lambda: len(traffic.sent) > 60_000 and readers.answers > 100, timeout=30)
+            wait_until(lambda: traffic.count > 60_000 and readers.answers > 100, timeout=30)
         # What the kernel has taken in on the other side counts as accepted, read or not.
         wait_until(lambda: not any(exchange.unread() for exchange in exchanges))
         code, seconds = application.stop(number)
@@ -210,7 +210,7 @@ def test_a_signal_amid_full_traffic_and_mode_switches_ends_it_in_good_order(
         Traffic(exchanges, SYMBOLS, rate=2000, burst=20, coming_and_going=True) as traffic,
     ):
         switching.start()
-        wait_until(lambda: len(traffic.sent) > 3000 and switches > 10, timeout=20)
+        wait_until(lambda: traffic.count > 3000 and switches > 10, timeout=20)
         code, seconds = application.stop(signal.SIGTERM)
         switching.join(5)
     print(f"ended after {seconds:.2f} s, {readers.answers} answers, {switches} switches")
