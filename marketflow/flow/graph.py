@@ -31,16 +31,7 @@ from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
 from marketflow.feeds.feed import Feed
 from marketflow.flow.memory import Memory
-from marketflow.flow.operators import (
-    Backoff,
-    Operator,
-    conflate_map,
-    fan_out,
-    gathered,
-    isolated,
-    lanes,
-    retry_with_backoff,
-)
+from marketflow.flow.operators import Backoff, Operator, conflate_map, fan_out, isolated, lanes, retry_with_backoff
 from marketflow.flow.pending import Pending
 from marketflow.logs import RateLimit
 from marketflow.model import SLICE_MS, Candles, Mode, Series, merge_all
@@ -202,7 +193,7 @@ class Flow:
     def _by_slice(self, batches: Observable[Candles], restored: Observable[Candles]) -> Observable[Any]:
         # An empty buffer goes on as well: it is the beat by which minutes close.
         slices = batches.pipe(
-            gathered(SLICE_MS / 1000, self.loop),
+            ops.buffer_with_time(SLICE_MS / 1000, scheduler=self.loop),
             ops.map(merge_all),
             self._surviving(lambda batch: self.memory.absorb(batch, milliseconds(self.clock()))),
         )

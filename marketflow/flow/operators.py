@@ -7,7 +7,6 @@ waits is bounded by the number of series, and a consumer that falls behind does 
 
 import random
 import threading
-from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -98,35 +97,6 @@ class _Conflation:
             finished = not self._busy
         if finished:
             self._observer.on_completed()
-
-
-def gathered(seconds: float, scheduler: abc.SchedulerBase) -> Operator[_T, list[_T]]:
-    """All that came within each so many seconds, an empty list where nothing came; at the end the rest.
-
-    What buffer_with_time gives, at a sixth of its cost: that one makes a Subject and a subscription for each list.
-    """
-
-    def operator(source: Observable[_T]) -> Observable[list[_T]]:
-        def subscribe(observer: abc.ObserverBase[list[_T]], _: abc.SchedulerBase | None = None) -> abc.DisposableBase:
-            waiting: deque[_T] = deque()  # the source's threads append, one beat at a time takes
-            one_at_a_time = threading.RLock()
-
-            def beat(_: object = None) -> None:
-                with one_at_a_time:
-                    observer.on_next([waiting.popleft() for _ in range(len(waiting))])
-
-            def completed() -> None:
-                beats.dispose()
-                beat()
-                with one_at_a_time:
-                    observer.on_completed()
-
-            beats = rx.interval(seconds, scheduler=scheduler).subscribe(beat)
-            return CompositeDisposable(source.subscribe(waiting.append, observer.on_error, completed), beats)
-
-        return rx.create(subscribe)
-
-    return operator
 
 
 def fan_out(*branches: Operator[_T, Any]) -> Operator[_T, Any]:

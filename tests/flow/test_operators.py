@@ -1,7 +1,6 @@
 """The operators that Rx lacks, in virtual time."""
 
 import sys
-import threading
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -17,8 +16,7 @@ from reactivex.subject import Subject
 from reactivex.testing import ReactiveTest, Recorded, TestScheduler
 from reactivex.testing.mockobserver import MockObserver
 
-from marketflow.flow.operators import Backoff, conflate_map, fan_out, gathered, isolated, lanes, retry_with_backoff
-from marketflow.flow.timing import TimingLoop
+from marketflow.flow.operators import Backoff, conflate_map, fan_out, isolated, lanes, retry_with_backoff
 
 on_next, on_completed, on_error = ReactiveTest.on_next, ReactiveTest.on_completed, ReactiveTest.on_error
 
@@ -118,53 +116,6 @@ def test_work_that_ends_at_once_does_not_deepen_the_stack() -> None:
     source.pipe(conflate_map(feed_back, lambda _, newer: newer)).subscribe(got.append)
     source.on_next(0)
     assert len(got) == 3 * sys.getrecursionlimit() + 1
-
-
-# gathered
-
-
-def test_what_comes_within_a_beat_is_one_list_and_nothing_an_empty_one() -> None:
-    scheduler = TestScheduler()
-    source = scheduler.create_hot_observable(on_next(201, 1), on_next(209, 2), on_next(225, 3))
-    result = scheduler.start(lambda: source.pipe(gathered(10.0, scheduler)), disposed=245)
-    assert values(result) == [[1, 2], [], [3], []]
-    assert [message.time for message in recorded(result)] == [210, 220, 230, 240]
-
-
-def test_the_rest_is_handed_on_when_the_source_completes_and_the_beat_ends() -> None:
-    scheduler = TestScheduler()
-    source = scheduler.create_hot_observable(on_next(213, 1), on_completed(215))
-    result = scheduler.start(lambda: source.pipe(gathered(10.0, scheduler)), disposed=300)
-    assert recorded(result) == [on_next(210, []), on_next(215, [1]), on_completed(215)]
-
-
-def test_an_error_of_the_source_ends_the_beat() -> None:
-    scheduler = TestScheduler()
-    error = ValueError("gone")
-    source = scheduler.create_hot_observable(on_next(201, 1), on_error(205, error))
-    result = scheduler.start(lambda: source.pipe(gathered(10.0, scheduler)), disposed=300)
-    assert recorded(result) == [on_error(205, error)]
-
-
-def test_a_beat_of_threads_loses_and_doubles_nothing() -> None:
-    loop = TimingLoop("beat")
-    sources = [Subject[int]() for _ in range(4)]
-    got: list[int] = []
-    done = threading.Event()
-    merged = rx.merge(*sources).pipe(gathered(0.001, loop))
-    merged.subscribe(got.extend, on_completed=done.set)
-
-    def send(number: int) -> None:
-        for n in range(2000):
-            sources[number].on_next(number * 2000 + n)
-        sources[number].on_completed()
-
-    threads = [threading.Thread(target=send, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    assert done.wait(20)
-    loop.dispose()
-    assert sorted(got) == list(range(8000))
 
 
 # isolated
