@@ -175,7 +175,9 @@ def test_connections_that_fall_silent_for_good_are_given_up(
     application = start(through(servers, redis=redis_proxy) | SOON)
     with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking:
+            wait_for_windows(1)
             redis_proxy.forget()
+            wait_until(says_redis_is(application, "down"))
             record_property("cached after seconds", seconds_until_cached(redis_db, traffic))
             wait_until(says_redis_is(application, "ok"))
         record_property("worst request", asking.worst)
