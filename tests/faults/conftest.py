@@ -18,18 +18,16 @@ from tests.oracle import Rows, assert_rows_equal, differences, missing
 from tests.proxy import Proxy
 from tests.servers import HOST, RedisServer, wait_until
 
-WINDOW_SECONDS = 2
+WINDOW_SECONDS = 1
 """Length of a minute in these tests, so that several pass while something is broken."""
 
 WINDOW_MS = WINDOW_SECONDS * 1000
 
 LATE_MS = 200
-"""How long a minute waits for late ticks where SOON is set."""
+"""How long a minute waits for late ticks."""
 
 RATE = 50
 """Ticks a second and exchange: few enough that the tests themselves do not keep the machine busy."""
-
-SOON = {"FLOW__LATE_AFTER_SECONDS": LATE_MS / 1000}
 
 
 @pytest.fixture
@@ -65,6 +63,7 @@ def start(server_folder: Path, exchanges: list[ScriptedExchange]) -> Iterator[St
                 "MODE": "live",
                 "EXCHANGES": exchanges_setting(*exchanges),
                 "FLOW__WINDOW_SECONDS": WINDOW_SECONDS,
+                "FLOW__LATE_AFTER_SECONDS": LATE_MS / 1000,
                 "FLOW__RECONNECT_AFTER_SECONDS": 0.1,
             }
             application = stack.enter_context(Application(server_folder, given | settings, program=program))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.application import Application, ScriptedExchange, Traffic, now_ms
-from tests.faults.conftest import SOON, WINDOW_MS, Sent, StartApplication, seconds_until, through, wait_until_connected
+from tests.faults.conftest import WINDOW_MS, Sent, StartApplication, seconds_until, through, wait_until_connected
 from tests.faults.stepped_clock import Step
 from tests.oracle import Rows, assert_rows_equal
 from tests.proxy import Proxy
@@ -33,7 +33,7 @@ def application(
 ) -> Application:
     """One whose clock is off by `step`."""
     program = ("-m", "tests.faults.stepped_clock", str(server_folder / "step"))
-    given = through(servers, redis=redis_proxy) | {"FLOW__STALE_AFTER_SECONDS": STALE_SECONDS} | SOON
+    given = through(servers, redis=redis_proxy) | {"FLOW__STALE_AFTER_SECONDS": STALE_SECONDS}
     return start(given, program=program)
 
 

@@ -73,7 +73,7 @@ def test_nothing_is_left_of_reconnects_switches_and_requests(
     assert "Traceback" not in application.log
 
 
-@pytest.mark.parametrize("seconds", [10, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(400)])])
+@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(400)])])
 def test_nothing_is_left_of_a_flood(
     start: StartApplication,
     servers: dict[str, object],

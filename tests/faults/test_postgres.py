@@ -14,7 +14,6 @@ from marketflow.stores import keys
 from tests.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms, read_rows
 from tests.faults.conftest import (
     RATE,
-    SOON,
     WINDOW_MS,
     WINDOW_SECONDS,
     Asking,
@@ -67,7 +66,7 @@ def test_it_starts_without_postgres_and_writes_all_on_its_arrival(
     fault: Callable[[Proxy], None],
 ) -> None:
     fault(postgres_proxy)
-    application = start(through(servers, postgres=postgres_proxy) | SOON)
+    application = start(through(servers, postgres=postgres_proxy))
     with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking:
             assert says_postgres_is(application, "down")()
@@ -100,7 +99,7 @@ def test_whatever_goes_wrong_on_the_way_the_rest_goes_on_and_no_row_is_lost(
     record_property: Record,
 ) -> None:
     faults = {postgres_proxy.refuse: 2, postgres_proxy.swallow: 1, postgres_proxy.stall: 1, postgres_proxy.vanish: 1}
-    application = start(through(servers, postgres=postgres_proxy) | SOON)
+    application = start(through(servers, postgres=postgres_proxy))
     with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking:
             for fault, windows in faults.items():
@@ -123,7 +122,7 @@ def test_connections_that_fall_silent_for_good_are_given_up(
     rows: Callable[[], Rows],
     record_property: Record,
 ) -> None:
-    application = start(through(servers, postgres=postgres_proxy) | SOON)
+    application = start(through(servers, postgres=postgres_proxy))
     with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking:
             postgres_proxy.forget()
@@ -142,7 +141,7 @@ def own_server(server_folder: Path, postgres_template: Path) -> Iterator[Postgre
 
 def settings_of(postgres: PostgresServer, redis: RedisServer) -> dict[str, object]:
     settings = {f"POSTGRES__{name.upper()}": value for name, value in postgres.keywords.items()}
-    return through(settings | {"REDIS__PORT": redis.port}) | SOON
+    return through(settings | {"REDIS__PORT": redis.port})
 
 
 def test_nothing_is_lost_when_postgres_is_killed_or_freezes(
@@ -184,7 +183,7 @@ def test_nothing_is_lost_when_connections_are_terminated_again_and_again(
         "select pg_terminate_backend(pid) from pg_stat_activity "
         "where application_name = 'marketflow' and datname = current_database()"
     )
-    application = start(through(servers) | SOON)
+    application = start(through(servers))
     with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking, psycopg.connect(**postgres_db, autocommit=True) as connection:
             until = now_ms() + 2 * WINDOW_MS
@@ -202,7 +201,7 @@ def test_nothing_is_lost_or_doubled_when_the_answer_to_an_insert_or_a_commit_is_
     postgres_proxy: Proxy,
     rows: Callable[[], Rows],
 ) -> None:
-    application = start(through(servers, postgres=postgres_proxy) | SOON)
+    application = start(through(servers, postgres=postgres_proxy))
     with Traffic(exchanges, rate=RATE) as traffic:
         for request in (b"COMMIT", b"insert into aggregates"):
             postgres_proxy.cut_after(request)
@@ -231,7 +230,7 @@ def test_rows_wait_in_redis_when_the_application_is_killed_while_postgres_is_awa
         application.start()
         wait_until_connected(application, exchanges)
 
-    application = start(through(servers, postgres=postgres_proxy) | SOON)
+    application = start(through(servers, postgres=postgres_proxy))
     with Traffic(exchanges, rate=RATE):
         wait_until(rows)
         postgres_proxy.refuse()
@@ -289,7 +288,7 @@ def test_two_applications_on_one_database_neither_block_each_other_nor_double_a_
     shared_exchanges: list[SharedExchange],
     rows: Callable[[], Rows],
 ) -> None:
-    settings = through(servers) | SOON | {"EXCHANGES": exchanges_setting(*shared_exchanges)}
+    settings = through(servers) | {"EXCHANGES": exchanges_setting(*shared_exchanges)}
     pair = [start(settings | {"REDIS__DB": number}) for number in range(2)]
     with Traffic(shared_exchanges, rate=RATE) as traffic:
         wait_for_windows(2)
@@ -309,7 +308,7 @@ def test_a_row_that_postgres_refuses_costs_that_row_alone(
     rows: Callable[[], Rows],
 ) -> None:
     refused = Series(Mode.LIVE, "exchange2", "ETHUSDT")
-    application = start(through(servers) | SOON)
+    application = start(through(servers))
     with psycopg.connect(**postgres_db, autocommit=True) as connection:
         connection.execute(
             "alter table aggregates add constraint no_ether check (pair_name <> 'ETHUSDT' or exchange <> 'exchange2')"

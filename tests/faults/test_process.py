@@ -23,7 +23,6 @@ from marketflow.model import MINUTE_MS, Mode, Series, Slot, Tick, minute_start
 from marketflow.stores.embedded import claim
 from tests.application import Application, Readers, ScriptedExchange, Traffic, exchanges_setting, now_ms
 from tests.faults.conftest import (
-    SOON,
     WINDOW_MS,
     Footprint,
     Sent,
@@ -113,7 +112,7 @@ def test_minutes_that_end_while_it_is_dead_are_written_after_the_restart(
     exchanges: list[ScriptedExchange],
     rows: Callable[[], Rows],
 ) -> None:
-    application = start(servers | SOON)
+    application = start(servers)
     killed_at = kill_under_traffic(application, exchanges, ticks=600)
     end = minute_start(killed_at, WINDOW_MS) + WINDOW_MS
     wait_until(lambda: now_ms() > end)

@@ -16,7 +16,6 @@ from tests.application import Application, ScriptedExchange, Traffic, exchanges_
 from tests.faults.conftest import (
     LATE_MS,
     RATE,
-    SOON,
     WINDOW_MS,
     Asking,
     Sent,
@@ -127,7 +126,7 @@ def test_it_starts_without_redis_and_fills_it_on_its_arrival(
     fault: Callable[[Proxy], None],
 ) -> None:
     fault(redis_proxy)
-    application = start(through(servers, redis=redis_proxy) | SOON)
+    application = start(through(servers, redis=redis_proxy))
     with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking:
             assert says_redis_is(application, "down")()
@@ -148,7 +147,7 @@ def test_whatever_goes_wrong_on_the_way_the_rest_goes_on_and_the_cache_is_whole_
     rows: Callable[[], Rows],
     record_property: Record,
 ) -> None:
-    application = start(through(servers, redis=redis_proxy) | SOON)
+    application = start(through(servers, redis=redis_proxy))
     with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking:
             for fault in (redis_proxy.refuse, redis_proxy.swallow, redis_proxy.vanish, redis_proxy.stall):
@@ -172,7 +171,7 @@ def test_connections_that_fall_silent_for_good_are_given_up(
     rows: Callable[[], Rows],
     record_property: Record,
 ) -> None:
-    application = start(through(servers, redis=redis_proxy) | SOON)
+    application = start(through(servers, redis=redis_proxy))
     with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking:
             wait_for_windows(1)
@@ -193,7 +192,7 @@ def test_what_was_done_though_its_answer_was_cut_is_not_counted_twice(
     rows: Callable[[], Rows],
     record_property: Record,
 ) -> None:
-    application = start(through(servers, redis=redis_proxy) | SOON)
+    application = start(through(servers, redis=redis_proxy))
     with Traffic(exchanges, rate=RATE) as traffic:
         for _ in range(5):
             redis_proxy.cut_after(b"EXEC")
@@ -252,7 +251,7 @@ def test_whatever_goes_wrong_in_the_server_the_rest_goes_on_and_the_cache_is_who
     rows: Callable[[], Rows],
     record_property: Record,
 ) -> None:
-    application = start(through(servers) | SOON)
+    application = start(through(servers))
     with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking:
             for fault in (full, read_only, paused, frozen):
@@ -274,7 +273,7 @@ def test_an_emptied_cache_and_killed_connections_are_made_good_again_and_again(
     rows: Callable[[], Rows],
     record_property: Record,
 ) -> None:
-    application = start(through(servers) | SOON)
+    application = start(through(servers))
     with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking, redis_db.client() as client:
             wait_for_windows(1)
@@ -300,7 +299,7 @@ def test_a_server_that_is_killed_is_whole_soon_after_its_return(
     persistent: bool,
 ) -> None:
     with RedisServer(server_folder / "redis", persistent=persistent) as server:
-        application = start(through(servers | {"REDIS__PORT": server.port}) | SOON)
+        application = start(through(servers | {"REDIS__PORT": server.port}))
         with Traffic(exchanges, rate=RATE) as traffic:
             with Asking(application) as asking:
                 wait_for_windows(1)
@@ -328,7 +327,7 @@ def test_nothing_is_lost_while_both_stores_are_away_whichever_returns_first(
     record_property: Record,
     redis_first: bool,
 ) -> None:
-    application = start(through(servers, redis_proxy, postgres_proxy) | SOON)
+    application = start(through(servers, redis_proxy, postgres_proxy))
     with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking:
             redis_proxy.swallow()
@@ -363,7 +362,7 @@ def test_a_kill_while_redis_is_away_costs_the_minutes_that_had_not_closed_and_no
     back: str,
 ) -> None:
     """What Redis has not and PostgreSQL not yet: the ticks since Redis went away, of minutes still open."""
-    application = start(through(servers, redis=redis_proxy) | SOON)
+    application = start(through(servers, redis=redis_proxy))
     with Traffic(exchanges, rate=RATE):
         wait_for_windows(1)
         away_at = now_ms()
@@ -393,13 +392,13 @@ def test_ticks_of_what_is_removed_from_the_settings_after_a_kill_still_become_ro
     exchanges: list[ScriptedExchange],
     rows: Callable[[], Rows],
 ) -> None:
-    application = start(through(servers) | SOON)
+    application = start(through(servers))
     with Traffic(exchanges, rate=RATE) as traffic:
         wait_for_windows(1)
     killed_at = now_ms()
     application.kill()
     fewer = {"EXCHANGES": exchanges_setting(exchanges[0]), "SYMBOLS": '["BTCUSDT"]'}
-    again = start(through(servers) | SOON | fewer, wait=False)
+    again = start(through(servers) | fewer, wait=False)
     wait_for_windows(1)
     assert again.stop()[0] == 0
     assert all(killed_at - tick.at <= WRITE_MS for tick in lost(rows(), traffic.sent))
