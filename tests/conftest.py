@@ -92,8 +92,9 @@ def postgres_server(server_root: Path, postgres_template: Path) -> Iterator[Post
 def postgres_db(postgres_server: PostgresServer) -> Iterator[dict[str, Any]]:
     """Connection keywords (host, port, user, password, dbname) of a fresh, empty database."""
     name = f"test{next(_numbers)}"
+    # Copying files is quick here; PostgreSQL's default strategy is for servers that are busy with other things.
     with postgres_server.connect() as connection:
-        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        connection.execute(sql.SQL("create database {} strategy file_copy").format(sql.Identifier(name)))
     yield postgres_server.keywords | {"dbname": name}
     with postgres_server.connect() as connection:
         connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))

@@ -134,7 +134,7 @@ def test_a_tick_for_a_minute_long_gone_is_counted_and_changes_no_row(world: Worl
 
 
 def test_memory_holds_minutes_not_hours(world: World) -> None:
-    for _ in range(1800):
+    for _ in range(600):
         world.run(2)
         world.send(1.0)
     assert len(world.memory.all_slices()) <= 7 * 30 + 1

@@ -326,7 +326,7 @@ def test_servers_of_two_data_folders_start_side_by_side_in_threads(data_dir: Pat
 
 
 @pytest.mark.parametrize(
-    "content", ["", "12\n", "nonsense\x00", "{pid}\n{data}\n1700000000\n5432\n{folder}\n\n  1  2\nready   \n"]
+    "content", ["", "nonsense\x00", "{pid}\n{data}\n1700000000\n5432\n{folder}\n\n  1  2\nready   \n"]
 )
 def test_a_postmaster_pid_that_is_torn_or_names_somebody_elses_process_is_survived(
     content: str, data_dir: Path
