@@ -43,9 +43,12 @@ def log() -> Iterator[list[str]]:
 def server_root() -> Iterator[Path]:
     """A folder for the data of servers.
 
-    Not one of pytest's: those are closed to the user that PostgreSQL runs as when the tests run as root.
+    Not one of pytest's: those are closed to the user that PostgreSQL runs as when the tests run as root. In memory
+    where there is plenty, for every server begins with a thousand small files.
     """
-    folder = Path(tempfile.mkdtemp(prefix="mf-tests-"))
+    in_memory = Path("/dev/shm")
+    plenty = in_memory.is_dir() and shutil.disk_usage(in_memory).free > 2e9
+    folder = Path(tempfile.mkdtemp(prefix="mf-tests-", dir=in_memory if plenty else None))
     folder.chmod(0o711)
     yield folder
     shutil.rmtree(folder)

@@ -23,7 +23,7 @@ def quiet() -> Iterator[None]:
     logger.enable("marketflow")
 
 
-@pytest.mark.parametrize("seed", seeds(3))
+@pytest.mark.parametrize("seed", seeds(4))
 def test_no_tick_is_lost_or_doubled_and_all_is_written_in_time_whatever_happens(seed: int) -> None:
     simulation = Simulation(seed)
     try:
