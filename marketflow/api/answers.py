@@ -125,7 +125,9 @@ class Prices:
     async def _remembered(self, series: Sequence[Series], since: int, now: int) -> Summary:
         """The closed minutes of the cache in place of the archive's."""
         remembered = await self.cache.recent(series, since)
-        return _summary(series, self._covered(remembered, since, now), since, now, complete=False)
+        found = _summary(series, self._covered(remembered, since, now), since, now, complete=False)
+        # How far back it reaches nobody knows: memory holds minutes, and the cache a day unless it was emptied.
+        return found._replace(since=max(since, minute_start(found.whole().first_at)))
 
     def _covered(self, remembered: Sequence[Recent], since: int, now: int) -> list[Candle | None]:
         until = horizon(now, self.ahead_ms)

@@ -118,11 +118,11 @@ def test_without_a_period_the_answer_begins_with_the_first_tick_on_record(world:
     ("period", "since", "ticks"),
     [
         (600_000, minute_start(NOW - 600_000), 3),
-        (3 * DAY_MS, minute_start(NOW - MINUTES_KEPT_MS), 4),
+        (3 * DAY_MS, minute_start(NOW - 2 * 3_600_000), 4),
         (None, NOW - 2 * 3_600_000, 4),
     ],
 )
-def test_without_the_archive_a_long_period_reaches_back_as_far_as_the_cache_and_says_so(
+def test_without_the_archive_a_long_period_reaches_back_to_the_first_minute_remembered_and_says_so(
     world: World, period: int | None, since: int, ticks: int
 ) -> None:
     world.archive.away = True

@@ -179,7 +179,10 @@ class Periods(RuleBasedStateMachine):
             if self.archive.away and (period is None or period > RECENT_MS):
                 if isinstance(reader, MemoryReader) or self.emptied or period is None:
                     continue  # the older minutes are nowhere to be found
-                self.compare(reader, whose, period, max(minute_start(self.now - period), self.oldest_kept()))
+                kept = max(minute_start(self.now - period), self.oldest_kept())
+                remembered = [tick.at for one in whose for tick in self.within(one, kept)]
+                # From the first minute remembered: what was before that, nobody can know.
+                self.compare(reader, whose, period, minute_start(min(remembered, default=kept)))
             elif period is None:
                 self.compare(reader, whose, None, 0)
             else:
