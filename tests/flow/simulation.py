@@ -31,6 +31,7 @@ from marketflow.flow.operators import Backoff
 from marketflow.flow.pending import Pending
 from marketflow.model import (
     MINUTE_MS,
+    SLICE_MS,
     Candle,
     Candles,
     Mode,
@@ -354,7 +355,8 @@ class Simulation:
             best = survivors(slot, minute)
             gone = minute.required & ~best
             if gone:
-                ages += [self.seconds - at for bit, at in minute.arrived.items() if bit & gone]
+                if not minute.uncertain:
+                    ages += [self.seconds - at for bit, at in minute.arrived.items() if bit & gone]
                 lost += gone.bit_count()
                 minute.required &= best
         self.lost += lost
@@ -384,6 +386,9 @@ class Simulation:
             sliced, row = slices.get(slot, 0), bits_of(self.archive.rows.get(slot))
             backlog = bits_of(closed.get(slot)) if slot.start >= archived_until else 0
             best = max(sliced, row, backlog, key=int.bit_count)
+            cached = sliced | backlog
+            if row & ~cached and cached & ~row:  # the cache was emptied since the row was written, or had let it go
+                minute.uncertain = True
             if slot.start >= still_open and best & ~sliced:
                 if best == row and not (sliced | backlog) & ~row:
                     self.awaiting_adoption.add(slot)
@@ -528,12 +533,12 @@ class Simulation:
                 )
 
     def _check_memory(self, run: Run) -> None:
-        oldest = minute_start(self.now_ms) - RECENT_MS
-        if (
-            run.recovered is not None and self.seconds - run.recovered > MINUTE_MS / 1000 + 1
-        ):  # what is restored may be old
+        oldest = minute_start(self.now_ms - 2 * SLICE_MS) - RECENT_MS  # a beat lets go of what is too old
+        if run.recovered is not None and self.seconds - run.recovered > MINUTE_MS / 1000 + 1:
+            # Until then what was restored may be older.
             assert all(slot.start >= oldest for slot in run.memory.all_slices()), "memory keeps what is too old"
-        assert len(run.memory.all_closed()) <= len(ALL_SERIES) * ceil(RECENT_MS / MINUTE_MS + 2)
+            closed = len(run.memory.all_closed())
+            assert closed <= len(ALL_SERIES) * ceil(RECENT_MS / MINUTE_MS + 2), f"memory keeps {closed} minutes"
         assert len(run.pending) <= len(self.minutes)
         open_feeds = [mode for mode, feeds in run.feeds.items() if any(feed.open for feed in feeds)]
         assert open_feeds in ([], [self.mode]), f"{self.mode} runs, and open are the feeds of {open_feeds}"
