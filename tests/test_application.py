@@ -92,6 +92,15 @@ def test_a_data_folder_may_have_any_name(server_folder: Path) -> None:
         assert application.stop()[0] == 0
 
 
+@pytest.fixture
+def in_a_terminal() -> Iterator[None]:
+    """SIGHUP as a process of a terminal has it: under nohup it is ignored, and children inherit that."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("in_a_terminal")
 def test_a_terminal_that_is_closed_ends_it_in_good_order(server_folder: Path) -> None:
     with Application(server_folder) as application:
         family = descendants(application.process.pid)
