@@ -9,8 +9,9 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -20,6 +21,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marketflow import __version__, logs
+from marketflow.api.answers import Prices
 from marketflow.api.application import create_app
 from marketflow.api.connections import LimitedConnection, max_open_files, raise_file_limit
 from marketflow.api.context import Context
@@ -142,7 +144,7 @@ class _Application:
         await archive.open()
 
         engine = Engine(settings, redis_at, postgres_at, resource("ddl"), system_clock, self._flow_broke)
-        stack.push_async_callback(_in_thread_or_hurried, engine.stop, self.hurry, engine.hurry)
+        stack.push_async_callback(self._stop, engine)
         await asyncio.to_thread(engine.start)
 
         redis_probe = Probe(cache, lambda: engine.cache.complete)
@@ -156,14 +158,20 @@ class _Application:
             symbols=settings.symbols,
             token=settings.http.token,
             mode=engine.modes,
-            cache=Fallback(cache, MemoryReader(engine.memory), lambda: engine.cache.complete),
-            archive=archive,
+            prices=Prices(
+                Fallback(cache, MemoryReader(engine.memory), lambda: engine.cache.complete),
+                archive,
+                system_clock,
+                settings.flow.ahead_ms,
+                settings.flow.minute_ms,
+            ),
             health=HealthReport(lambda: engine.modes.current, engine.feeds.__getitem__, postgres_probe, redis_probe),
             ready=lambda: engine.running,
-            clock=system_clock,
-            ahead_ms=settings.flow.ahead_ms,
-            minute_ms=settings.flow.minute_ms,
         )
+
+    async def _stop(self, engine: Engine) -> None:
+        async with _as_soon_as(self.hurry, partial(asyncio.to_thread, engine.hurry)):
+            await asyncio.to_thread(engine.stop)
 
     def _flow_broke(self) -> None:
         """Ask the server to end: whoever supervises this process starts another."""
@@ -257,14 +265,12 @@ async def _servers(settings: Settings, hurry: asyncio.Event) -> AsyncIterator[tu
             finally:  # before the servers stop, also when what was built on them failed: it would start them again
                 supervision.cancel()
         finally:
-            killing = asyncio.create_task(_kill_when(hurry, servers))
-            await _in_threads(server.stop for server in servers)
-            killing.cancel()
+            async with _as_soon_as(hurry, partial(_kill, servers)):
+                await _in_threads(server.stop for server in servers)
 
 
-async def _kill_when(hurry: asyncio.Event, servers: Sequence[EmbeddedRedis | EmbeddedPostgres]) -> None:
+async def _kill(servers: Sequence[EmbeddedRedis | EmbeddedPostgres]) -> None:
     """End by force what takes its time to stop; both servers recover from that at the next start."""
-    await hurry.wait()
     await asyncio.sleep(KILL_SECONDS)
     for server in servers:
         if server.process is not None:
@@ -282,16 +288,19 @@ async def _supervise(servers: Sequence[EmbeddedRedis | EmbeddedPostgres]) -> Non
                     await asyncio.to_thread(server.start)
 
 
-async def _in_thread_or_hurried(call: Callable[[], None], hurry: asyncio.Event, shorten: Callable[[], None]) -> None:
-    """Make a blocking call, and another one that shortens it once there is hurry."""
+@asynccontextmanager
+async def _as_soon_as(told: asyncio.Event, act: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Act once an event is set, if that is while the block runs."""
 
-    async def shorten_when_hurried() -> None:
-        await hurry.wait()
-        shorten()
+    async def wait_and_act() -> None:
+        await told.wait()
+        await act()
 
-    shortening = asyncio.create_task(shorten_when_hurried())
-    await asyncio.to_thread(call)
-    shortening.cancel()
+    acting = asyncio.create_task(wait_and_act())
+    try:
+        yield
+    finally:
+        acting.cancel()
 
 
 async def _in_threads(calls: Iterable[Callable[[], None]]) -> None:

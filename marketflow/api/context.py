@@ -10,9 +10,8 @@ from typing import Literal, Protocol
 import msgspec
 from starlette.requests import Request
 
-from marketflow.clock import Clock
-from marketflow.model import MINUTE_MS, FeedState, Mode
-from marketflow.stores.ports import ArchiveReader, RecentReader
+from marketflow.api.answers import Prices
+from marketflow.model import FeedState, Mode
 
 StoreState = Literal["ok", "down"]
 
@@ -57,13 +56,9 @@ class Context:
     symbols: tuple[str, ...]
     token: str = field(repr=False)
     mode: ModeSwitch
-    cache: RecentReader
-    archive: ArchiveReader
+    prices: Prices
     health: Callable[[], Health]
     ready: Callable[[], bool]
-    clock: Clock
-    ahead_ms: int = MINUTE_MS
-    minute_ms: int = MINUTE_MS
 
 
 def context_of(request: Request) -> Context:

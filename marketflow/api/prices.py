@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from marketflow.api.answers import Prices, Quote, Summary
+from marketflow.api.answers import Quote, Summary
 from marketflow.api.context import Context, context_of
 from marketflow.api.period import parse_period
 from marketflow.api.problems import UnknownExchange, UnknownSymbol
@@ -73,7 +73,7 @@ def price_routes() -> list[Route]:
 async def _latest(request: Request) -> Response:
     context = context_of(request)
     subject = _subject_of(request, context)
-    quote = await _prices(context).latest(subject.series)
+    quote = await context.prices.latest(subject.series)
     return JSONAnswer(LatestPrice(subject.symbol, quote.series.exchange, quote.price, rfc3339(quote.at)))
 
 
@@ -107,12 +107,8 @@ async def _summarised(request: Request) -> tuple[_Subject, str, Summary]:
     # The last one counts where `period` is repeated.
     text = request.query_params.get("period")
     period = None if text is None else parse_period(text)
-    summary = await _prices(context).summary(subject.series, period)
+    summary = await context.prices.summary(subject.series, period)
     return subject, ALL if text is None else text, summary
-
-
-def _prices(context: Context) -> Prices:
-    return Prices(context.cache, context.archive, context.clock, context.ahead_ms, context.minute_ms)
 
 
 def _subject_of(request: Request, context: Context) -> _Subject:

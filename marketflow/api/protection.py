@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from ipaddress import IPv6Address, ip_address
 
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -51,7 +52,7 @@ class AllowedHosts:
             await _invalid_host()(scope, receive, send)
 
     def _is_ours(self, scope: Scope) -> bool:
-        name = _host_name(_values(scope, b"host"))
+        name = _host_name(Headers(scope=scope).getlist("host"))
         if self._allowed:
             return "*" in self._allowed or name in self._allowed
         if not is_loopback(self._host) or not is_loopback((scope.get("server") or ("",))[0]):
@@ -91,7 +92,7 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request, or refuse it."""
-        if scope["type"] != "http" or not (_values(scope, b"content-length") or _values(scope, b"transfer-encoding")):
+        if scope["type"] != "http" or not _has_body(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
         try:
@@ -113,7 +114,11 @@ class BodyLimit:
     async def _received(self, scope: Scope, receive: Receive) -> list[Message]:
         """All messages of the body, up to the one that ends it."""
         # Before the first await, which would tell the client to go on.
-        if any(int(value) > self._max_bytes for value in _values(scope, b"content-length") if value.isdecimal()):
+        if any(
+            int(value) > self._max_bytes
+            for value in Headers(scope=scope).getlist("content-length")
+            if value.isdecimal()
+        ):
             raise _TooLarge
         messages: list[Message] = []
         size = 0
@@ -149,7 +154,8 @@ def request_timeout() -> Response:
 
 
 def _is_same_site(scope: Scope) -> bool:
-    fetch_site, origin, host = (_first(scope, name) for name in (b"sec-fetch-site", b"origin", b"host"))
+    headers = Headers(scope=scope)
+    fetch_site, origin, host = (headers.get(name, "") for name in ("sec-fetch-site", "origin", "host"))
     if fetch_site:
         return fetch_site in ("same-origin", "none")
     if not origin:
@@ -163,12 +169,8 @@ def _host_name(hosts: list[str]) -> str:
     return (match[1] or match[2] or "").removesuffix(".") if match else ""
 
 
-def _first(scope: Scope, name: bytes) -> str:
-    return next(iter(_values(scope, name)), "")
-
-
-def _values(scope: Scope, name: bytes) -> list[str]:
-    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+def _has_body(headers: Headers) -> bool:
+    return "content-length" in headers or "transfer-encoding" in headers
 
 
 def _invalid_host() -> Response:

@@ -195,7 +195,7 @@ class Flow:
         slices = batches.pipe(
             ops.buffer_with_time(SLICE_MS / 1000, scheduler=self.loop),
             ops.map(merge_all),
-            self._surviving(lambda batch: self.memory.absorb(batch, milliseconds(self.clock()))),
+            self._surviving(lambda batch: self.memory.absorb(batch, self._now_ms())),
         )
         return rx.merge(slices, restored).pipe(fan_out(self._slices_to_cache, self._by_minute))
 
@@ -214,7 +214,7 @@ class Flow:
         return closed.pipe(ops.filter(bool), fan_out(self._minutes_to_cache, self._minutes_to_archive))
 
     def _close_minutes(self) -> Candles:
-        now_ms = milliseconds(self.clock())
+        now_ms = self._now_ms()
         closed = self.memory.take_closed(now_ms)
         self.memory.forget(now_ms)
         if self.memory.too_late > self._told_too_late:
@@ -247,7 +247,7 @@ class Flow:
         )
 
     def _write_pending(self) -> None:
-        now_ms = milliseconds(self.clock())
+        now_ms = self._now_ms()
         # Before anything of this run is written, which would look like an earlier run's.
         if (since := self.memory.lacks_since(now_ms)) is not None:
             self.memory.adopt(self.archive.recent(self._series, since), since)
@@ -268,6 +268,9 @@ class Flow:
         self._limit.log("archive", "WARNING", text)
 
     # What every branch uses
+
+    def _now_ms(self) -> int:
+        return milliseconds(self.clock())
 
     def _surviving(self, work: Callable[[Any], dict[Any, Any]]) -> Operator[Any, Any]:
         """Like map, but an item on which the work raises is given up, told and counted: the flow goes on without it."""

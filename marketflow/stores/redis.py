@@ -57,6 +57,7 @@ class RedisCache:
     ) -> None:
         self._client = client
         self._series = list(series)
+        self._index = [keys.encode_series(each) for each in self._series]
         self._clock = clock
         self._ttl_ms = ttl_seconds * 1000
         self._breaker = breaker or Breaker()
@@ -168,7 +169,7 @@ class RedisCache:
         now_ms = milliseconds(self._clock())
         with self._asking(), self._client.pipeline(transaction=True) as pipe:
             pipe.set(self._run_key, 1, ex=_ALIVE_SECONDS, get=True)
-            pipe.zadd(keys.SERIES_KEY, {keys.encode_series(series): now_ms for series in self._series})
+            pipe.zadd(keys.SERIES_KEY, dict.fromkeys(self._index, now_ms))
             pipe.zremrangebyscore(keys.SERIES_KEY, "-inf", now_ms - keys.EXPIRY_MS)
             pipe.pexpire(keys.SERIES_KEY, keys.EXPIRY_MS)
             was_alive, *_ = pipe.execute()

@@ -14,6 +14,7 @@ import httpx
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from marketflow.api.answers import Prices
 from marketflow.api.application import create_app
 from marketflow.api.context import Context, Health
 from marketflow.api.window import merged
@@ -152,11 +153,9 @@ class World:
             symbols=SYMBOLS,
             token=self.token,
             mode=self.mode,
-            cache=self.cache,
-            archive=self.archive,
+            prices=Prices(self.cache, self.archive, lambda: self.now * NANOSECONDS_PER_MS),
             health=lambda: Health("ok", self.mode.current, 12.5, "ok", "ok", {"exchange1": FeedState.GENERATED}),
             ready=lambda: self.ready,
-            clock=lambda: self.now * NANOSECONDS_PER_MS,
         )
 
     def ask(self, path: str, method: str = "GET", headers: Mapping[str, str | bytes] | None = None) -> httpx.Response:
