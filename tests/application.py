@@ -12,7 +12,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -139,6 +139,11 @@ def _hung_up(client: socket.socket) -> bool:
         return True
 
 
+def sent_by(exchanges: Iterable[ScriptedExchange]) -> list[tuple[Series, Tick]]:
+    """All that exchanges have sent so far."""
+    return [tick for exchange in exchanges for tick in exchange.sent]
+
+
 class Traffic:
     """Ticks from several exchanges, sent at a steady rate until it ends; no two prices of a series are the same.
 
@@ -176,7 +181,7 @@ class Traffic:
     @property
     def sent(self) -> list[tuple[Series, Tick]]:
         """All that was sent so far."""
-        return [tick for exchange in self._exchanges for tick in exchange.sent]
+        return sent_by(self._exchanges)
 
     @property
     def count(self) -> int:
@@ -307,6 +312,12 @@ class Application:
         if wait:
             wait_until(self.ready, timeout, "the application did not become ready")
         return self
+
+    def fails(self) -> int:
+        """Start it where it must not start; gives its exit code."""
+        self.start(wait=False)
+        self.http.close()
+        return self.process.wait(20)
 
     @property
     def process(self) -> "subprocess.Popen[bytes]":

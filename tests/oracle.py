@@ -37,10 +37,15 @@ def candle_of_ticks(ticks: Sequence[Tick]) -> Candle:
 
 def candles_of_ticks(ticks: Iterable[tuple[Series, Tick]], length_ms: int) -> Candles:
     """The candle of each series and stretch of `length_ms`."""
+    return {slot: candle_of_ticks(group) for slot, group in ticks_by_slot(ticks, length_ms).items()}
+
+
+def ticks_by_slot(ticks: Iterable[tuple[Series, Tick]], length_ms: int) -> dict[Slot, list[Tick]]:
+    """The ticks of each series and stretch of `length_ms`, in the order given."""
     by_slot: dict[Slot, list[Tick]] = {}
     for series, tick in ticks:
         by_slot.setdefault(Slot(series, tick.at - tick.at % length_ms), []).append(tick)
-    return {slot: candle_of_ticks(group) for slot, group in by_slot.items()}
+    return by_slot
 
 
 Rows = Mapping[Slot, Mapping[str, Any]]
@@ -59,9 +64,7 @@ def assert_rows_equal(rows: Rows, sent: Iterable[tuple[Series, Tick]], minute_ms
 
 def differences(rows: Rows, sent: Iterable[tuple[Series, Tick]], minute_ms: int = MINUTE_MS) -> list[str]:
     """What is wrong with rows, one line for each that is."""
-    ticks: dict[Slot, list[Tick]] = {}
-    for series, tick in sent:
-        ticks.setdefault(Slot(series, tick.at - tick.at % minute_ms), []).append(tick)
+    ticks = ticks_by_slot(sent, minute_ms)
     complaints = [
         f"{_name(slot)}: a row of {rows[slot]['tick_count']} ticks that nobody sent" for slot in rows.keys() - ticks
     ]

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -12,9 +12,9 @@ import httpx
 import psutil
 import pytest
 
-from marketflow.model import Series, Slot, Tick
-from tests.application import Application, ScriptedExchange, exchanges_setting, now_ms
-from tests.oracle import Rows, assert_rows_equal, differences, missing
+from marketflow.model import Series, Tick
+from tests.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
+from tests.oracle import Rows, assert_rows_equal, differences, missing, ticks_by_slot
 from tests.proxy import Proxy
 from tests.servers import HOST, RedisServer, wait_until
 
@@ -82,6 +82,15 @@ def through(
     return settings | {name: proxy.port for name, proxy in ports.items() if proxy} | {"REDIS__HOST": HOST}
 
 
+Record = Callable[[str, object], None]
+"""Takes a figure for the report (pytest's record_property)."""
+
+
+def says(application: Application, store: str, state: str) -> Callable[[], bool]:
+    """Whether /health says that a store is ok or down."""
+    return lambda: application.get("/health")[store] == state
+
+
 def wait_until_connected(application: Application, exchanges: Iterable[ScriptedExchange]) -> None:
     states = {exchange.name: "connected" for exchange in exchanges}
     wait_until(lambda: application.get("/health")["exchanges"] == states)
@@ -114,17 +123,31 @@ def wrong_rows(rows: Rows, sent: Sent, at: int) -> list[str]:
     return differences(closed, [(series, tick) for series, tick in sent if tick.at < until], WINDOW_MS)
 
 
+ROWS_SECONDS = 5.0
+"""How long after PostgreSQL's return all rows of the minutes that have closed are there."""
+
+
+def seconds_until_written(rows: Callable[[], Rows], traffic: Traffic) -> float:
+    """How long until the rows of all minutes that have closed by now are there, exactly."""
+    at = now_ms()
+    return seconds_until(lambda: not wrong_rows(rows(), traffic.sent, at), ROWS_SECONDS)
+
+
+def stop_and_compare(application: Application, rows: Callable[[], Rows], traffic: Traffic) -> None:
+    """The end writes what is still open; then all is there."""
+    assert application.stop()[0] == 0
+    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+    assert "Traceback" not in application.log
+
+
 def lost(rows: Rows, sent: Sent) -> list[Tick]:
     """The ticks that the rows lack, one run of each row's.
 
     Raises:
         AssertionError: the rows are not exactly those of all other ticks.
     """
-    ticks: dict[Slot, list[Tick]] = {}
-    for series, tick in sent:
-        ticks.setdefault(Slot(series, tick.at - tick.at % WINDOW_MS), []).append(tick)
     found: set[tuple[Series, Tick]] = set()
-    for slot, group in ticks.items():
+    for slot, group in ticks_by_slot(sent, WINDOW_MS).items():
         lacking = missing(rows[slot], group) if slot in rows else group
         assert lacking is not None, f"{slot}: the difference is no one run of ticks"
         found.update((slot.series, tick) for tick in lacking)
@@ -191,6 +214,17 @@ class Asking:
             at = datetime.fromisoformat(answer.json()["timestamp"]).timestamp() * 1000
             if began - at > self.LATEST_SECONDS * 1000:
                 self.complaints.append(f"{question}: {(began - at) / 1000:.3f} s old")
+
+
+@contextmanager
+def in_use(
+    application: Application, exchanges: Sequence[ScriptedExchange], record_property: Record
+) -> Iterator[Traffic]:
+    """Ticks come in and everything is asked for while it lasts; the worst answer is recorded."""
+    with Traffic(exchanges, rate=RATE) as traffic:
+        with Asking(application) as asking:
+            yield traffic
+        record_property("worst request", asking.worst)
 
 
 POOLED = 25

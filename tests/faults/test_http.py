@@ -20,7 +20,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.application import Application, ScriptedExchange
+from tests.application import Application, ScriptedExchange, sent_by
 from tests.faults.conftest import WINDOW_MS, StartApplication
 from tests.oracle import Rows, assert_rows_equal
 from tests.servers import HOST, PostgresServer, RedisServer, wait_until
@@ -350,9 +350,7 @@ def test_secrets_are_in_no_log_and_no_answer_whatever_goes_wrong(
     with RedisServer(server_folder / "redis", password=secret) as guarded:
         given = servers | secrets | {"REDIS__PORT": guarded.port, "LOG__LEVEL": "TRACE", "LOG__FORMAT": log_format}
         broken = Application(server_folder, given | {"HTTP__PORT": 99999, "REDIS__DB": "x"})
-        broken.start(wait=False)
-        assert broken.process.wait(20) == 2
-        broken.http.close()
+        assert broken.fails() == 2
         with Application(server_folder, given) as application:
             application.http.headers["Authorization"] = f"Bearer {secrets['HTTP__TOKEN']}"
             for headers in ({}, {"Authorization": "Bearer wrong"}, {"Host": "evil.example"}, {"Origin": "null"}):
@@ -421,7 +419,7 @@ def test_signals_in_quick_succession_lose_nothing_while_the_stores_do_well(
     for _ in range(3):
         application.process.send_signal(signal.SIGINT)
     assert application.stop(signal.SIGTERM)[0] == 0
-    assert_rows_equal(rows(), [tick for exchange in exchanges for tick in exchange.sent], WINDOW_MS)
+    assert_rows_equal(rows(), sent_by(exchanges), WINDOW_MS)
 
 
 # What began with the first test

@@ -11,15 +11,20 @@ import pytest
 
 from marketflow.model import Mode, Series
 from marketflow.stores import keys
-from tests.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms, read_rows
+from tests.application import ScriptedExchange, Traffic, exchanges_setting, now_ms, read_rows
 from tests.faults.conftest import (
     RATE,
+    ROWS_SECONDS,
     WINDOW_MS,
     WINDOW_SECONDS,
     Asking,
+    Record,
     StartApplication,
+    in_use,
     lost,
-    seconds_until,
+    says,
+    seconds_until_written,
+    stop_and_compare,
     through,
     wait_for_windows,
     wait_until_connected,
@@ -29,30 +34,8 @@ from tests.oracle import Rows, assert_rows_equal
 from tests.proxy import Proxy
 from tests.servers import PostgresServer, RedisServer, wait_until
 
-RETURN_SECONDS = 5.0
-"""How long after PostgreSQL's return all rows of the minutes that have closed are there."""
-
 KILL_MS = 200
 """The ticks that may be lost when the application is killed: those of so many ms."""
-
-Record = Callable[[str, object], None]
-
-
-def says_postgres_is(application: Application, state: str) -> Callable[[], bool]:
-    return lambda: application.get("/health")["postgres"] == state
-
-
-def seconds_until_written(rows: Callable[[], Rows], traffic: Traffic) -> float:
-    """How long until the rows of all minutes that have closed by now are there, exactly."""
-    at = now_ms()
-    return seconds_until(lambda: not wrong_rows(rows(), traffic.sent, at), RETURN_SECONDS)
-
-
-def stop_and_compare(application: Application, rows: Callable[[], Rows], traffic: Traffic) -> None:
-    """The end writes what is still open; then all is there."""
-    assert application.stop()[0] == 0
-    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
-    assert "Traceback" not in application.log
 
 
 @pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.vanish])
@@ -67,14 +50,12 @@ def test_it_starts_without_postgres_and_writes_all_on_its_arrival(
 ) -> None:
     fault(postgres_proxy)
     application = start(through(servers, postgres=postgres_proxy))
-    with Traffic(exchanges, rate=RATE) as traffic:
-        with Asking(application) as asking:
-            assert says_postgres_is(application, "down")()
-            wait_for_windows(1)
-            postgres_proxy.heal()
-            record_property("rows written after seconds", seconds_until_written(rows_when_there(rows), traffic))
-            wait_until(says_postgres_is(application, "ok"), RETURN_SECONDS)
-        record_property("worst request", asking.worst)
+    with in_use(application, exchanges, record_property) as traffic:
+        assert says(application, "postgres", "down")()
+        wait_for_windows(1)
+        postgres_proxy.heal()
+        record_property("rows written after seconds", seconds_until_written(rows_when_there(rows), traffic))
+        wait_until(says(application, "postgres", "ok"), ROWS_SECONDS)
     stop_and_compare(application, rows, traffic)
 
 
@@ -100,17 +81,15 @@ def test_whatever_goes_wrong_on_the_way_the_rest_goes_on_and_no_row_is_lost(
 ) -> None:
     faults = {postgres_proxy.refuse: 2, postgres_proxy.swallow: 1, postgres_proxy.stall: 1, postgres_proxy.vanish: 1}
     application = start(through(servers, postgres=postgres_proxy))
-    with Traffic(exchanges, rate=RATE) as traffic:
-        with Asking(application) as asking:
-            for fault, windows in faults.items():
-                fault()
-                wait_for_windows(windows)
-                wait_until(says_postgres_is(application, "down"))
-                postgres_proxy.heal()
-                seconds = seconds_until_written(rows, traffic)
-                record_property(f"{fault.__name__}: rows written after seconds", seconds)
-                wait_until(says_postgres_is(application, "ok"), RETURN_SECONDS)
-        record_property("worst request", asking.worst)
+    with in_use(application, exchanges, record_property) as traffic:
+        for fault, windows in faults.items():
+            fault()
+            wait_for_windows(windows)
+            wait_until(says(application, "postgres", "down"))
+            postgres_proxy.heal()
+            seconds = seconds_until_written(rows, traffic)
+            record_property(f"{fault.__name__}: rows written after seconds", seconds)
+            wait_until(says(application, "postgres", "ok"), ROWS_SECONDS)
     stop_and_compare(application, rows, traffic)
 
 
@@ -123,12 +102,10 @@ def test_connections_that_fall_silent_for_good_are_given_up(
     record_property: Record,
 ) -> None:
     application = start(through(servers, postgres=postgres_proxy))
-    with Traffic(exchanges, rate=RATE) as traffic:
-        with Asking(application) as asking:
-            postgres_proxy.forget()
-            wait_for_windows(1)
-            record_property("rows written after seconds", seconds_until_written(rows, traffic))
-        record_property("worst request", asking.worst)
+    with in_use(application, exchanges, record_property) as traffic:
+        postgres_proxy.forget()
+        wait_for_windows(1)
+        record_property("rows written after seconds", seconds_until_written(rows, traffic))
     stop_and_compare(application, rows, traffic)
 
 
@@ -157,17 +134,15 @@ def test_nothing_is_lost_when_postgres_is_killed_or_freezes(
 
     faults = {own_server.kill: own_server.start, own_server.pause: own_server.resume}
     application = start(settings_of(own_server, redis_db))
-    with Traffic(exchanges, rate=RATE) as traffic:
-        with Asking(application) as asking:
-            for fault, mend in faults.items():
-                fault()
-                wait_for_windows(2)
-                wait_until(says_postgres_is(application, "down"))
-                mend()
-                seconds = seconds_until_written(rows, traffic)
-                record_property(f"{fault.__name__}: rows written after seconds", seconds)
-                wait_until(says_postgres_is(application, "ok"), RETURN_SECONDS)
-        record_property("worst request", asking.worst)
+    with in_use(application, exchanges, record_property) as traffic:
+        for fault, mend in faults.items():
+            fault()
+            wait_for_windows(2)
+            wait_until(says(application, "postgres", "down"))
+            mend()
+            seconds = seconds_until_written(rows, traffic)
+            record_property(f"{fault.__name__}: rows written after seconds", seconds)
+            wait_until(says(application, "postgres", "ok"), ROWS_SECONDS)
     stop_and_compare(application, rows, traffic)
 
 
@@ -184,13 +159,14 @@ def test_nothing_is_lost_when_connections_are_terminated_again_and_again(
         "where application_name = 'marketflow' and datname = current_database()"
     )
     application = start(through(servers))
-    with Traffic(exchanges, rate=RATE) as traffic:
-        with Asking(application) as asking, psycopg.connect(**postgres_db, autocommit=True) as connection:
-            until = now_ms() + 2 * WINDOW_MS
-            while now_ms() < until:
-                connection.execute(terminate)
-            record_property("rows written after seconds", seconds_until_written(rows, traffic))
-        record_property("worst request", asking.worst)
+    with (
+        in_use(application, exchanges, record_property) as traffic,
+        psycopg.connect(**postgres_db, autocommit=True) as connection,
+    ):
+        until = now_ms() + 2 * WINDOW_MS
+        while now_ms() < until:
+            connection.execute(terminate)
+        record_property("rows written after seconds", seconds_until_written(rows, traffic))
     stop_and_compare(application, rows, traffic)
 
 
@@ -245,7 +221,7 @@ def test_rows_wait_in_redis_when_the_application_is_killed_while_postgres_is_awa
         wait_for_windows(1)
     before = len(rows())
     postgres_proxy.heal()
-    wait_until(lambda: len(rows()) > before, RETURN_SECONDS)
+    wait_until(lambda: len(rows()) > before, ROWS_SECONDS)
     kill()
     restart()
     with Traffic(exchanges, rate=RATE) as traffic:
@@ -316,7 +292,7 @@ def test_a_row_that_postgres_refuses_costs_that_row_alone(
     with Traffic(exchanges, rate=RATE) as traffic, Asking(application):
         wait_for_windows(1)
         wait_until(lambda: "no_ether" in application.log)
-        assert says_postgres_is(application, "ok")()
+        assert says(application, "postgres", "ok")()
     assert application.stop()[0] == 0
     assert_rows_equal(rows(), [each for each in traffic.sent if each[0] != refused], WINDOW_MS)
     with redis_db.client() as client:

@@ -19,9 +19,9 @@ import psycopg
 import pytest
 
 from marketflow.flow.modes import ModeSwitch
-from marketflow.model import MINUTE_MS, Mode, Series, Slot, Tick, minute_start
+from marketflow.model import MINUTE_MS, Mode, Series, Tick, minute_start
 from marketflow.stores.embedded import claim
-from tests.application import Application, Readers, ScriptedExchange, Traffic, exchanges_setting, now_ms
+from tests.application import Application, Readers, ScriptedExchange, Traffic, exchanges_setting, now_ms, sent_by
 from tests.faults.conftest import (
     WINDOW_MS,
     Footprint,
@@ -30,7 +30,7 @@ from tests.faults.conftest import (
     wait_until_back,
     wait_until_connected,
 )
-from tests.oracle import Rows, assert_rows_equal, differences, missing
+from tests.oracle import Rows, assert_rows_equal, differences, missing, ticks_by_slot
 from tests.servers import HOST, RedisServer, wait_until
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
@@ -101,9 +101,8 @@ def test_each_kill_in_mid_minute_costs_at_most_the_ticks_of_200_ms_and_doubles_n
         assert lost_ms <= 200
         lost += lost_now
     assert application.stop(signal.SIGTERM)[0] == 0
-    sent = [tick for exchange in exchanges for tick in exchange.sent]
     assert max(Counter(killed).values()) >= 3
-    assert_rows_equal(rows(), without(sent, lost))
+    assert_rows_equal(rows(), without(sent_by(exchanges), lost))
 
 
 def test_minutes_that_end_while_it_is_dead_are_written_after_the_restart(
@@ -118,7 +117,7 @@ def test_minutes_that_end_while_it_is_dead_are_written_after_the_restart(
     wait_until(lambda: now_ms() > end)
     application.start()
     lost = lost_by_kill(application, exchanges, [])
-    kept = without([tick for exchange in exchanges for tick in exchange.sent], lost)
+    kept = without(sent_by(exchanges), lost)
     wait_until(lambda: not differences(rows(), kept, WINDOW_MS), message="the minute was not completed")
     assert application.stop(signal.SIGTERM)[0] == 0
     assert_rows_equal(rows(), kept, WINDOW_MS)
@@ -223,13 +222,12 @@ def test_a_signal_amid_full_traffic_and_mode_switches_ends_it_in_good_order(
 
 def assert_no_more_than_sent(rows: Rows, sent: Sent, minute_ms: int) -> None:
     """No row of live mode has more ticks than were sent for it, nor a price that was not."""
-    prices: dict[Slot, list[float]] = {}
-    for series, tick in sent:
-        prices.setdefault(Slot(series, minute_start(tick.at, minute_ms)), []).append(tick.price)
+    ticks = ticks_by_slot(sent, minute_ms)
     for slot, row in rows.items():
         if slot.series.mode == Mode.LIVE:
-            assert row["tick_count"] <= len(prices[slot]), row
-            assert {row["min_price"], row["max_price"], row["open_price"], row["close_price"]} <= set(prices[slot]), row
+            prices = [tick.price for tick in ticks[slot]]
+            assert row["tick_count"] <= len(prices), row
+            assert {row["min_price"], row["max_price"], row["open_price"], row["close_price"]} <= set(prices), row
 
 
 # Two at once
@@ -245,9 +243,7 @@ def test_a_second_instance_on_a_taken_port_never_touches_exchanges_or_stores(
     with socket.create_server((HOST, 0)) as taken:
         given = {"MODE": "live", "EXCHANGES": exchanges_setting(*exchanges), "HTTP__PORT": taken.getsockname()[1]}
         second = Application(server_folder, servers | given)
-        second.start(wait=False)
-        assert second.process.wait(20) == 1
-        second.http.close()
+        assert second.fails() == 1
     assert "cannot listen on" in second.log
     assert not any(exchange.accepted_at for exchange in exchanges)
     with psycopg.connect(**postgres_db) as connection:
@@ -266,9 +262,7 @@ def test_a_second_instance_on_a_taken_data_folder_never_touches_exchanges_or_sto
     given = {"MODE": "live", "EXCHANGES": exchanges_setting(*exchanges)} | embedded_postgres
     with claim(server_folder / "data"):
         second = Application(server_folder, given)
-        second.start(wait=False)
-        assert second.process.wait(20) == 1
-        second.http.close()
+        assert second.fails() == 1
     assert f"in use by another MarketFlow (process {os.getpid()})" in second.log
     assert not any(exchange.accepted_at for exchange in exchanges)
     assert [path.name for path in (server_folder / "data").iterdir()] == ["lock"]

@@ -17,17 +17,20 @@ from tests.faults.conftest import (
     LATE_MS,
     RATE,
     WINDOW_MS,
-    Asking,
+    Record,
     Sent,
     StartApplication,
+    in_use,
     lost,
+    says,
     seconds_until,
+    seconds_until_written,
+    stop_and_compare,
     through,
     wait_for_windows,
     wait_until_connected,
-    wrong_rows,
 )
-from tests.oracle import Rows, assert_rows_equal, candles_of_ticks
+from tests.oracle import Rows, candles_of_ticks
 from tests.proxy import Proxy
 from tests.servers import HOST, RedisServer, free_port, wait_until
 
@@ -36,15 +39,6 @@ RETURN_SECONDS = 2.0
 
 WRITE_MS = 200
 """How long what has come may take until it is in a store."""
-
-ROWS_SECONDS = 5.0
-"""How long after PostgreSQL's return all rows of the minutes that have closed are there."""
-
-Record = Callable[[str, object], None]
-
-
-def says_redis_is(application: Application, state: str) -> Callable[[], bool]:
-    return lambda: application.get("/health")["redis"] == state
 
 
 def same(candle: Candle, expected: Candle) -> bool:
@@ -103,14 +97,6 @@ def is_average(application: Application, series: Series, prices: list[float]) ->
     return bool(answer["ticks"] == len(prices) and math.isclose(answer["price"], average, rel_tol=1e-9))
 
 
-def stop_and_compare(application: Application, rows: Callable[[], Rows], traffic: Traffic) -> None:
-    """Answers and rows are exactly those of what was sent."""
-    assert_answers_equal(application, traffic.sent)
-    assert application.stop()[0] == 0
-    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
-    assert "Traceback" not in application.log
-
-
 # On the way
 
 
@@ -127,14 +113,13 @@ def test_it_starts_without_redis_and_fills_it_on_its_arrival(
 ) -> None:
     fault(redis_proxy)
     application = start(through(servers, redis=redis_proxy))
-    with Traffic(exchanges, rate=RATE) as traffic:
-        with Asking(application) as asking:
-            assert says_redis_is(application, "down")()
-            wait_for_windows(1)
-            redis_proxy.heal()
-            record_property("cached after seconds", seconds_until_cached(redis_db, traffic))
-            wait_until(says_redis_is(application, "ok"))
-        record_property("worst request", asking.worst)
+    with in_use(application, exchanges, record_property) as traffic:
+        assert says(application, "redis", "down")()
+        wait_for_windows(1)
+        redis_proxy.heal()
+        record_property("cached after seconds", seconds_until_cached(redis_db, traffic))
+        wait_until(says(application, "redis", "ok"))
+    assert_answers_equal(application, traffic.sent)
     stop_and_compare(application, rows, traffic)
 
 
@@ -148,17 +133,16 @@ def test_whatever_goes_wrong_on_the_way_the_rest_goes_on_and_the_cache_is_whole_
     record_property: Record,
 ) -> None:
     application = start(through(servers, redis=redis_proxy))
-    with Traffic(exchanges, rate=RATE) as traffic:
-        with Asking(application) as asking:
-            for fault in (redis_proxy.refuse, redis_proxy.swallow, redis_proxy.vanish, redis_proxy.stall):
-                fault()
-                wait_until(says_redis_is(application, "down"))
-                wait_for_windows(1)
-                redis_proxy.heal()
-                seconds = seconds_until_cached(redis_db, traffic)
-                record_property(f"{fault.__name__}: cached after seconds", seconds)
-                wait_until(says_redis_is(application, "ok"))
-        record_property("worst request", asking.worst)
+    with in_use(application, exchanges, record_property) as traffic:
+        for fault in (redis_proxy.refuse, redis_proxy.swallow, redis_proxy.vanish, redis_proxy.stall):
+            fault()
+            wait_until(says(application, "redis", "down"))
+            wait_for_windows(1)
+            redis_proxy.heal()
+            seconds = seconds_until_cached(redis_db, traffic)
+            record_property(f"{fault.__name__}: cached after seconds", seconds)
+            wait_until(says(application, "redis", "ok"))
+    assert_answers_equal(application, traffic.sent)
     stop_and_compare(application, rows, traffic)
 
 
@@ -172,14 +156,13 @@ def test_connections_that_fall_silent_for_good_are_given_up(
     record_property: Record,
 ) -> None:
     application = start(through(servers, redis=redis_proxy))
-    with Traffic(exchanges, rate=RATE) as traffic:
-        with Asking(application) as asking:
-            wait_for_windows(1)
-            redis_proxy.forget()
-            wait_until(says_redis_is(application, "down"))
-            record_property("cached after seconds", seconds_until_cached(redis_db, traffic))
-            wait_until(says_redis_is(application, "ok"))
-        record_property("worst request", asking.worst)
+    with in_use(application, exchanges, record_property) as traffic:
+        wait_for_windows(1)
+        redis_proxy.forget()
+        wait_until(says(application, "redis", "down"))
+        record_property("cached after seconds", seconds_until_cached(redis_db, traffic))
+        wait_until(says(application, "redis", "ok"))
+    assert_answers_equal(application, traffic.sent)
     stop_and_compare(application, rows, traffic)
 
 
@@ -199,6 +182,7 @@ def test_what_was_done_though_its_answer_was_cut_is_not_counted_twice(
             assert redis_proxy.was_cut.wait(10)
         wait_for_windows(1)
         record_property("cached after seconds", seconds_until_cached(redis_db, traffic))
+    assert_answers_equal(application, traffic.sent)
     stop_and_compare(application, rows, traffic)
 
 
@@ -252,16 +236,15 @@ def test_whatever_goes_wrong_in_the_server_the_rest_goes_on_and_the_cache_is_who
     record_property: Record,
 ) -> None:
     application = start(through(servers))
-    with Traffic(exchanges, rate=RATE) as traffic:
-        with Asking(application) as asking:
-            for fault in (full, read_only, paused, frozen):
-                with fault(redis_db):
-                    wait_until(says_redis_is(application, "down"))
-                    wait_for_windows(1)
-                seconds = seconds_until_cached(redis_db, traffic)
-                record_property(f"{fault.__name__}: cached after seconds", seconds)
-                wait_until(says_redis_is(application, "ok"))
-        record_property("worst request", asking.worst)
+    with in_use(application, exchanges, record_property) as traffic:
+        for fault in (full, read_only, paused, frozen):
+            with fault(redis_db):
+                wait_until(says(application, "redis", "down"))
+                wait_for_windows(1)
+            seconds = seconds_until_cached(redis_db, traffic)
+            record_property(f"{fault.__name__}: cached after seconds", seconds)
+            wait_until(says(application, "redis", "ok"))
+    assert_answers_equal(application, traffic.sent)
     stop_and_compare(application, rows, traffic)
 
 
@@ -274,17 +257,16 @@ def test_an_emptied_cache_and_killed_connections_are_made_good_again_and_again(
     record_property: Record,
 ) -> None:
     application = start(through(servers))
-    with Traffic(exchanges, rate=RATE) as traffic:
-        with Asking(application) as asking, redis_db.client() as client:
-            wait_for_windows(1)
-            for _ in range(2):
-                client.flushall()
-                record_property("FLUSHALL: cached after seconds", seconds_until_cached(redis_db, traffic))
-            until = now_ms() + WINDOW_MS
-            while now_ms() < until:
-                client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-            record_property("CLIENT KILL: cached after seconds", seconds_until_cached(redis_db, traffic))
-        record_property("worst request", asking.worst)
+    with in_use(application, exchanges, record_property) as traffic, redis_db.client() as client:
+        wait_for_windows(1)
+        for _ in range(2):
+            client.flushall()
+            record_property("FLUSHALL: cached after seconds", seconds_until_cached(redis_db, traffic))
+        until = now_ms() + WINDOW_MS
+        while now_ms() < until:
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        record_property("CLIENT KILL: cached after seconds", seconds_until_cached(redis_db, traffic))
+    assert_answers_equal(application, traffic.sent)
     stop_and_compare(application, rows, traffic)
 
 
@@ -300,15 +282,14 @@ def test_a_server_that_is_killed_is_whole_soon_after_its_return(
 ) -> None:
     with RedisServer(server_folder / "redis", persistent=persistent) as server:
         application = start(through(servers | {"REDIS__PORT": server.port}))
-        with Traffic(exchanges, rate=RATE) as traffic:
-            with Asking(application) as asking:
+        with in_use(application, exchanges, record_property) as traffic:
+            wait_for_windows(1)
+            with killed(server):
+                wait_until(says(application, "redis", "down"))
                 wait_for_windows(1)
-                with killed(server):
-                    wait_until(says_redis_is(application, "down"))
-                    wait_for_windows(1)
-                record_property("cached after seconds", seconds_until_cached(server, traffic))
-                wait_until(says_redis_is(application, "ok"))
-            record_property("worst request", asking.worst)
+            record_property("cached after seconds", seconds_until_cached(server, traffic))
+            wait_until(says(application, "redis", "ok"))
+        assert_answers_equal(application, traffic.sent)
         stop_and_compare(application, rows, traffic)
 
 
@@ -328,26 +309,23 @@ def test_nothing_is_lost_while_both_stores_are_away_whichever_returns_first(
     redis_first: bool,
 ) -> None:
     application = start(through(servers, redis_proxy, postgres_proxy))
-    with Traffic(exchanges, rate=RATE) as traffic:
-        with Asking(application) as asking:
-            redis_proxy.swallow()
-            postgres_proxy.swallow()
-            wait_until(says_redis_is(application, "down"))
-            wait_for_windows(2)
+    with in_use(application, exchanges, record_property) as traffic:
+        redis_proxy.swallow()
+        postgres_proxy.swallow()
+        wait_until(says(application, "redis", "down"))
+        wait_for_windows(2)
 
-            def redis_returns() -> None:
-                redis_proxy.heal()
-                record_property("cached after seconds", seconds_until_cached(redis_db, traffic))
+        def redis_returns() -> None:
+            redis_proxy.heal()
+            record_property("cached after seconds", seconds_until_cached(redis_db, traffic))
 
-            def postgres_returns() -> None:
-                postgres_proxy.heal()
-                at = now_ms()
-                seconds = seconds_until(lambda: not wrong_rows(rows(), traffic.sent, at), ROWS_SECONDS)
-                record_property("rows written after seconds", seconds)
+        def postgres_returns() -> None:
+            postgres_proxy.heal()
+            record_property("rows written after seconds", seconds_until_written(rows, traffic))
 
-            for store_returns in (redis_returns, postgres_returns)[:: 1 if redis_first else -1]:
-                store_returns()
-        record_property("worst request", asking.worst)
+        for store_returns in (redis_returns, postgres_returns)[:: 1 if redis_first else -1]:
+            store_returns()
+    assert_answers_equal(application, traffic.sent)
     stop_and_compare(application, rows, traffic)
 
 
@@ -377,7 +355,7 @@ def test_a_kill_while_redis_is_away_costs_the_minutes_that_had_not_closed_and_no
     with Traffic(exchanges, rate=RATE) as traffic:
         wait_for_windows(1)
         redis_proxy.heal()
-        wait_until(says_redis_is(application, "ok"))
+        wait_until(says(application, "redis", "ok"))
     assert application.stop()[0] == 0
     times = [tick.at for tick in lost(rows(), traffic.sent)]
     record_property("ticks lost", len(times))
