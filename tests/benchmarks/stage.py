@@ -1,0 +1,42 @@
+"""What every benchmark stands on: a folder, a Redis and a PostgreSQL of its own, and MarketFlow as a process."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests.application import Application
+from tests.servers import HOST, PostgresServer, RedisServer
+
+
+class Stage:
+    """Servers that are up, and applications that are ended with them."""
+
+    def __init__(self, folder: Path, redis: RedisServer, postgres: PostgresServer, stack: ExitStack) -> None:
+        self.folder = folder
+        self.redis = redis
+        self.postgres = postgres
+        self._stack = stack
+        self._settings: dict[str, object] = {"REDIS__HOST": HOST, "REDIS__PORT": redis.port} | {
+            f"POSTGRES__{name.upper()}": value for name, value in postgres.keywords.items()
+        }
+
+    def start(self, settings: Mapping[str, object], *arguments: str) -> Application:
+        """Start MarketFlow on these servers, with more settings (as in the environment) and arguments."""
+        folder = Path(tempfile.mkdtemp(prefix="application-", dir=self.folder))
+        return self._stack.enter_context(Application(folder, self._settings | dict(settings), arguments))
+
+
+@contextmanager
+def stage() -> Iterator[Stage]:
+    """Servers for one measurement, in a new folder in memory where there is room (a disk of others is no measure)."""
+    with ExitStack() as stack:
+        memory = Path("/dev/shm")
+        roomy = memory.is_dir() and shutil.disk_usage(memory).free > 4 << 30
+        folder = Path(tempfile.mkdtemp(prefix="marketflow-", dir=memory if roomy else None))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder.chmod(0o711)
+        redis = stack.enter_context(RedisServer(folder / "redis"))
+        postgres = stack.enter_context(PostgresServer(folder / "postgres", folder / "template"))
+        yield Stage(folder, redis, postgres, stack)
