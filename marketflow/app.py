@@ -163,7 +163,6 @@ class _Application:
                 archive,
                 system_clock,
                 settings.flow.ahead_ms,
-                settings.flow.minute_ms,
             ),
             health=HealthReport(lambda: engine.modes.current, engine.feeds.__getitem__, postgres_probe, redis_probe),
             ready=lambda: engine.running,

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from marketflow.api.problems import NoData
-from marketflow.api.window import covered, horizon, merged, oldest_kept_minute, split_between
+from marketflow.api.window import horizon, oldest_kept_minute, split_between
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start
-from marketflow.stores.ports import RECENT_MS, ArchiveReader, Recent, RecentReader
+from marketflow.stores.ports import RECENT_MS, ArchiveReader, RecentReader
+from marketflow.stores.window import merged
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -65,7 +66,6 @@ class Prices:
     archive: ArchiveReader
     clock: Clock
     ahead_ms: int = MINUTE_MS
-    minute_ms: int = MINUTE_MS
 
     async def latest(self, series: Sequence[Series]) -> Quote:
         """The newest tick of all series by event time, then arrival; the close of a minute once that is all there is.
@@ -99,39 +99,36 @@ class Prices:
 
     async def _recent(self, series: Sequence[Series], since: int, now: int) -> Summary:
         """A period that the slices cover: exact from the cache, whole minutes from the archive."""
-        remembered = await _unless_unavailable(self.cache.recent(series, since))
+        until = horizon(now, self.ahead_ms)
+        remembered = await _unless_unavailable(self.cache.summary(series, since, until))
         if remembered is not None:
-            return _summary(series, self._covered(remembered, since, now), since, now, complete=True)
+            return _summary(series, remembered, since, now, complete=True)
         since = minute_start(since)
-        rows = await self.archive.summary(series, since, horizon(now, self.ahead_ms))
+        rows = await self.archive.summary(series, since, until)
         return _summary(series, rows, since, _end_of(rows, now), complete=False)
 
     async def _long(self, series: Sequence[Series], since: int, now: int) -> Summary:
         """A period of whole minutes from `since`, the older ones from the archive and the last ones from the cache."""
-        split = split_between(now)
+        split, until = split_between(now), horizon(now, self.ahead_ms)
         rows, remembered = await _both(
             _unless_unavailable(self.archive.summary(series, since, split)),
-            _unless_unavailable(self.cache.recent(series, split)),
+            _unless_unavailable(self.cache.summary(series, split, until)),
         )
         if rows is None:
             if remembered is None:
                 raise Unavailable("neither the cache nor the archive can be asked")
             return await self._remembered(series, max(since, oldest_kept_minute(now)), now)
         if remembered is not None:
-            return _summary(series, _pairwise(rows, self._covered(remembered, split, now)), since, now, complete=True)
-        rows = _pairwise(rows, await self.archive.summary(series, split, horizon(now, self.ahead_ms)))
+            return _summary(series, _pairwise(rows, remembered), since, now, complete=True)
+        rows = _pairwise(rows, await self.archive.summary(series, split, until))
         return _summary(series, rows, since, _end_of(rows, now), complete=False)
 
     async def _remembered(self, series: Sequence[Series], since: int, now: int) -> Summary:
         """The closed minutes of the cache in place of the archive's."""
-        remembered = await self.cache.recent(series, since)
-        found = _summary(series, self._covered(remembered, since, now), since, now, complete=False)
+        remembered = await self.cache.summary(series, since, horizon(now, self.ahead_ms))
+        found = _summary(series, remembered, since, now, complete=False)
         # How far back it reaches nobody knows: memory holds minutes, and the cache a day unless it was emptied.
         return found._replace(since=max(since, minute_start(found.whole().first_at)))
-
-    def _covered(self, remembered: Sequence[Recent], since: int, now: int) -> list[Candle | None]:
-        until = horizon(now, self.ahead_ms)
-        return [covered(recent, since, until, self.minute_ms) for recent in remembered]
 
 
 def _summary(

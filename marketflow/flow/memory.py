@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from marketflow.model import MINUTE_MS, Candle, Candles, Series, Slot, Tick, fuller, merge, merge_into, minute_start
 from marketflow.stores.ports import RECENT_MS, Recent
+from marketflow.stores.window import Window
 
 
 class Memory:
@@ -30,7 +31,7 @@ class Memory:
     def __init__(self, late_after_ms: int, ahead_ms: int = MINUTE_MS, minute_ms: int = MINUTE_MS) -> None:
         self._late_after_ms = late_after_ms
         self._ahead_ms = ahead_ms
-        self._minute_ms = minute_ms
+        self.minute_ms = minute_ms
         self._lock = threading.Lock()
         self._newest: dict[Series, Tick] = {}
         self._slices: dict[Series, dict[int, Candle]] = {}
@@ -109,7 +110,7 @@ class Memory:
             slices = self._slices.setdefault(slot.series, {})
             held = slices.get(slot.start)
             whole[slot] = slices[slot.start] = candle if held is None else merge(held, candle)
-            minute = Slot(slot.series, minute_start(slot.start, self._minute_ms))
+            minute = Slot(slot.series, minute_start(slot.start, self.minute_ms))
             merge_into(minutes, {minute: candle})
             self._unwritten.add(minute)
         return whole
@@ -135,7 +136,7 @@ class Memory:
 
         And those that lie beyond `now_ms`, which would otherwise wait until the clock comes by again.
         """
-        last_start, beyond = now_ms - self._late_after_ms - self._minute_ms, now_ms + self._ahead_ms
+        last_start, beyond = now_ms - self._late_after_ms - self.minute_ms, now_ms + self._ahead_ms
         return self._take(lambda minute: minute.start <= last_start or minute.start > beyond)
 
     def take_all(self) -> Candles:
@@ -200,7 +201,7 @@ class Memory:
             minutes = {
                 minute.start: self._minute(minute)
                 for minute in self._held_minutes()
-                if minute.series == series and minute.start + self._minute_ms > since
+                if minute.series == series and minute.start + self.minute_ms > since
             }
             return Recent(self._newest.get(series), slices, minutes)
 
@@ -221,6 +222,9 @@ class MemoryReader:
         known = self._memory.newest_of(series)
         return [known.get(each) for each in series]
 
-    async def recent(self, series: Sequence[Series], since: int) -> list[Recent]:
-        """Newest tick, slices and minutes of each series."""
-        return [self._memory.recent(each, since) for each in series]
+    async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
+        """One candle for each series of what is held from `since` on."""
+        return [
+            Window(recent.slices, recent.minutes, self._memory.minute_ms).covered(since, until, recent.newest)
+            for recent in (self._memory.recent(each, since) for each in series)
+        ]

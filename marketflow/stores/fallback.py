@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from marketflow.errors import Unavailable
-from marketflow.model import Series, Tick
-from marketflow.stores.ports import Recent, RecentReader
+from marketflow.model import Candle, Series, Tick
+from marketflow.stores.ports import RecentReader
 
 
 class Fallback:
@@ -30,11 +30,11 @@ class Fallback:
                 pass  # its writer will notice as well
         return await self._memory.newest(series)
 
-    async def recent(self, series: Sequence[Series], since: int) -> list[Recent]:
-        """Newest tick, slices and closed minutes of each series."""
+    async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
+        """One candle for each series of what is remembered from `since` on."""
         if self._complete():
             try:
-                return await self._cache.recent(series, since)
+                return await self._cache.summary(series, since, until)
             except Unavailable:
                 pass
-        return await self._memory.recent(series, since)
+        return await self._memory.summary(series, since, until)

@@ -34,10 +34,11 @@ class RecentReader(Protocol):
         """
         ...
 
-    async def recent(self, series: Sequence[Series], since: int) -> list[Recent]:
-        """Of each series the newest tick, the slices and the closed minutes that end after `since` (Unix ms).
+    async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
+        """One candle for each series of what is remembered at or after `since` (Unix ms), None without any.
 
-        A minute may be there both as slices and as a closed minute; the fuller version of the two counts.
+        Exact to the slice as far back as slices are kept, of whole minutes beyond. `until`, the start of a minute, is
+        where the future begins that no clock allows.
 
         Raises:
             Unavailable: the cache cannot be asked now.

@@ -9,10 +9,11 @@ from redis.backoff import NoBackoff
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
-from marketflow.model import MINUTE_MS, Series, Tick, minute_start, slice_start
+from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start, slice_start
 from marketflow.stores import keys
 from marketflow.stores.ports import Recent
 from marketflow.stores.redis import TIMEOUT_SECONDS
+from marketflow.stores.window import Window
 
 _T = TypeVar("_T")
 
@@ -103,6 +104,13 @@ class RedisReader:
                 closed,
             )
             for latest, closed, ranges in zip(answers[::2], minutes, gaps, strict=True)
+        ]
+
+    async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
+        """One candle for each series of what is remembered from `since` on."""
+        return [
+            Window(recent.slices, recent.minutes, self._minute_ms).covered(since, until, recent.newest)
+            for recent in await self.recent(series, since)
         ]
 
     def _between_settled(self, minutes: Iterable[int], since: int, now_ms: int) -> list[tuple[int, str | int]]:

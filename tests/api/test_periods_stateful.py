@@ -245,7 +245,7 @@ class Periods(RuleBasedStateMachine):
         return minute_start(self.now - MINUTES_KEPT_MS)
 
     def prices(self, reader: RecentReader) -> Prices:
-        return Prices(reader, self.archive, self.clock, AHEAD_MS, self.minute_ms)
+        return Prices(reader, self.archive, self.clock, AHEAD_MS)
 
     def redis_reader(self) -> RedisReader:
         client = cast("redis.asyncio.Redis", AsyncMemoryRedisClient(self.server))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from marketflow.api.answers import Prices, Summary
 from marketflow.api.problems import NoData
-from marketflow.api.window import covered, horizon, split_between
+from marketflow.api.window import horizon, split_between
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.model import (
     MINUTE_MS,
@@ -24,7 +24,7 @@ from marketflow.model import (
     minute_start,
     slice_start,
 )
-from marketflow.stores.ports import RECENT_MS, Recent
+from marketflow.stores.ports import RECENT_MS
 from tests.api.world import EXCHANGES, NOW, MemoryArchive, MemoryCache
 
 ALL_SERIES = [Series(Mode.TEST, exchange, "BTCUSDT") for exchange in EXCHANGES]
@@ -165,41 +165,3 @@ def test_the_split_is_the_first_whole_minute_that_slices_cover(now: int) -> None
     split = split_between(now)
     assert split % MINUTE_MS == 0
     assert 0 <= split - (now - RECENT_MS) < MINUTE_MS
-
-
-def test_a_closed_minute_cut_by_the_edge_is_left_out() -> None:
-    start = minute_start(NOW)
-    tick = Tick(1.0, start + 40_000, 1)
-    recent = Recent(None, {slice_start(tick.at): candle_of(tick)}, {start: folded([Tick(9.0, start, 0), tick])})
-    assert covered(recent, start + 1, LATER) == candle_of(tick)
-    assert covered(recent, start, LATER) == recent.minutes[start]
-
-
-def test_a_slice_belongs_to_a_period_when_its_last_tick_does() -> None:
-    start = slice_start(NOW)
-    candle = folded([Tick(1.0, start + 10, 1), Tick(2.0, start + 60, 2)])
-    recent = Recent(None, {start: candle}, {})
-    assert covered(recent, start + 60, LATER) == candle
-    assert covered(recent, start + 61, LATER) is None
-
-
-def test_the_newest_tick_counts_before_its_slice_is_written_and_once_afterwards() -> None:
-    before, newest = Tick(1.0, NOW - 500, 1), Tick(2.0, NOW - 1, 2)
-    written = {slice_start(before.at): candle_of(before)}
-    assert covered(Recent(newest, written, {}), NOW - 1_000, LATER) == folded([before, newest])
-    written[slice_start(newest.at)] = candle_of(newest)
-    assert covered(Recent(newest, written, {}), NOW - 1_000, LATER) == folded([before, newest])
-    assert covered(Recent(newest, {}, {}), NOW, LATER) is None
-
-
-def test_two_ticks_of_one_millisecond_are_two_ticks() -> None:
-    first, second = Tick(1.0, NOW, 1), Tick(2.0, NOW, 2)
-    assert covered(Recent(second, {slice_start(NOW): candle_of(first)}, {}), NOW, LATER) == folded([first, second])
-
-
-def test_what_lies_beyond_the_clock_is_no_part_of_a_period() -> None:
-    beyond = Tick(9.0, LATER + 1, 1)
-    within = Tick(1.0, NOW, 2)
-    slices = {slice_start(tick.at): candle_of(tick) for tick in (beyond, within)}
-    closed = {minute_start(beyond.at): candle_of(beyond)}
-    assert covered(Recent(beyond, slices, closed), NOW - 1_000, LATER) == candle_of(within)

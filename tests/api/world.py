@@ -17,12 +17,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from marketflow.api.answers import Prices
 from marketflow.api.application import create_app
 from marketflow.api.context import Context, Health
-from marketflow.api.window import merged
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.errors import Unavailable
 from marketflow.model import (
     MINUTE_MS,
-    SLICE_MS,
     Candle,
     Candles,
     FeedState,
@@ -35,7 +33,8 @@ from marketflow.model import (
     minute_start,
     slice_start,
 )
-from marketflow.stores.ports import RECENT_MS, Recent
+from marketflow.stores.ports import RECENT_MS
+from marketflow.stores.window import Window, merged
 
 NOW = 1_763_690_430_500
 """30.5 seconds into a minute: 2025-11-21T02:00:30.500Z."""
@@ -62,13 +61,11 @@ class MemoryCache:
         await self._asked()
         return [self.newest_ticks.get(one) for one in series]
 
-    async def recent(self, series: Sequence[Series], since: int) -> list[Recent]:
+    async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         await self._asked()
         return [
-            Recent(
-                self.newest_ticks.get(one),
-                _ending_after(self.slices, one, SLICE_MS, since),
-                _ending_after(self.minutes, one, MINUTE_MS, since),
+            Window(_of_series(self.slices, one), _of_series(self.minutes, one)).covered(
+                since, until, self.newest_ticks.get(one)
             )
             for one in series
         ]
@@ -194,10 +191,8 @@ def _raw(headers: Mapping[str, str | bytes]) -> list[tuple[bytes, bytes]]:
     return [(name.encode(), value.encode() if isinstance(value, str) else value) for name, value in headers.items()]
 
 
-def _ending_after(candles: Candles, one: Series, length: int, since: int) -> dict[int, Candle]:
-    return {
-        slot.start: candle for slot, candle in candles.items() if slot.series == one and slot.start + length > since
-    }
+def _of_series(candles: Candles, one: Series) -> dict[int, Candle]:
+    return {slot.start: candle for slot, candle in candles.items() if slot.series == one}
 
 
 def _order(tick: Tick) -> tuple[int, int]:

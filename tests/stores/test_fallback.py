@@ -4,9 +4,8 @@ import asyncio
 from collections.abc import Sequence
 
 from marketflow.errors import Unavailable
-from marketflow.model import Mode, Series, Tick
+from marketflow.model import Candle, Mode, Series, Tick, candle_of
 from marketflow.stores.fallback import Fallback
-from marketflow.stores.ports import Recent
 
 BTC = Series(Mode.LIVE, "exchange1", "BTCUSDT")
 
@@ -23,9 +22,9 @@ class Scripted:
         self._ask()
         return [self.tick for _ in series]
 
-    async def recent(self, series: Sequence[Series], since: int) -> list[Recent]:
+    async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         self._ask()
-        return [Recent(self.tick, {}, {}) for _ in series]
+        return [candle_of(self.tick) for _ in series]
 
     def _ask(self) -> None:
         self.asked += 1
@@ -39,8 +38,10 @@ def prices(cache: Scripted, memory: Scripted, complete: bool) -> set[float]:
 
     async def ask() -> set[float]:
         (newest,) = await reader.newest([BTC])
-        (recent,) = await reader.recent([BTC], 0)
-        return {tick.price for tick in (newest, recent.newest) if tick is not None}
+        (candle,) = await reader.summary([BTC], 0, 1)
+        assert newest is not None
+        assert candle is not None
+        return {newest.price, candle.close}
 
     return asyncio.run(ask())
 

@@ -1,0 +1,138 @@
+"""What is remembered of the last minutes of one series, folded into one candle for any period in a few steps.
+
+A period ends now and moves on, so the same slices are asked for again and again: seconds and minutes are folded once
+and kept until one of their slices changes. A question then takes the parts of a minute at both edges and whole minutes
+in between, whatever its length. Times in Unix ms; one thread.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import reduce
+
+from marketflow.model import MINUTE_MS, SLICE_MS, Candle, Tick, candle_of, fuller, merge, minute_start, slice_start
+
+_SECOND_MS = 1000  # whole slices make a second, whole seconds a minute of any length
+
+
+class Window:
+    """Slices and closed minutes of one series.
+
+    Args:
+        slices, minutes: candles by their start.
+        minute_ms: length of a minute.
+    """
+
+    def __init__(self, slices: Mapping[int, Candle], minutes: Mapping[int, Candle], minute_ms: int = MINUTE_MS) -> None:
+        self._minute_ms = minute_ms
+        self._minutes: dict[int, _Minute] = {}
+        self._folds: dict[tuple[int, int], Candle | None] = {}
+        for start, candle in slices.items():
+            self.put_slice(start, candle)
+        for start, candle in minutes.items():
+            self.put_minute(start, candle)
+
+    def __len__(self) -> int:
+        """How many slices it holds."""
+        return sum(len(minute.slices) for minute in self._minutes.values())
+
+    def put_slice(self, start: int, candle: Candle) -> None:
+        """Remember a slice, in place of its earlier version."""
+        self._minute_of(start).put(start, candle)
+
+    def put_minute(self, start: int, candle: Candle) -> None:
+        """Remember a closed minute, in place of its earlier version."""
+        self._minute_of(start).closed = candle
+
+    def fill(self, earlier: "Window") -> None:
+        """Remember what `earlier` knows, as far as it is not known."""
+        for start, minute in earlier._minutes.items():
+            mine = self._minute_of(start)
+            mine.closed = mine.closed or minute.closed
+            for begin, candle in minute.slices.items():
+                if begin not in mine.slices:
+                    mine.put(begin, candle)
+
+    def forget(self, before: int) -> None:
+        """Let go of the minutes that start before a time."""
+        for start in [start for start in self._minutes if start < before]:
+            del self._minutes[start]
+        self._folds.clear()
+
+    def covered(self, since: int, until: int, newest: Tick | None = None) -> Candle | None:
+        """One candle of all that is remembered at or after `since` and before the minute `until`; None without any.
+
+        A slice belongs to it when its last tick does. A minute that is there as slices and closed counts once, in its
+        fuller version; a closed minute that began before `since` cannot be cut and is left out. The newest tick is
+        added where it is ahead of its slice: it is visible at once, its slice after up to 100 ms.
+        """
+        edge = slice_start(since)
+        begin = edge if edge == since else edge + SLICE_MS
+        if (key := (begin, until)) not in self._folds:
+            self._folds[key] = self._fold(begin, until)
+        folded = self._folds[key]
+        if begin > edge and (minute := self._minutes.get(minute_start(edge, self._minute_ms))):
+            cut = minute.slices.get(edge)
+            if cut is not None and cut.last_at >= since and edge < until:
+                folded = cut if folded is None else merge(cut, folded)
+        if newest is None or not since <= newest.at < until:
+            return folded
+        if folded is None:
+            return candle_of(newest)
+        return merge(folded, candle_of(newest)) if newest.order > (folded.last_at, folded.last_sequence) else folded
+
+    def _fold(self, begin: int, until: int) -> Candle | None:
+        parts = [
+            minute.since(begin) if start < begin else minute.whole
+            for start, minute in self._minutes.items()
+            if begin - self._minute_ms < start < until
+        ]
+        return merged(parts)
+
+    def _minute_of(self, start: int) -> "_Minute":
+        self._folds.clear()
+        start = minute_start(start, self._minute_ms)
+        if (minute := self._minutes.get(start)) is None:
+            minute = self._minutes[start] = _Minute(start, self._minute_ms)
+        return minute
+
+
+class _Minute:
+    """One minute as slices and as what was closed, with the folds that are known."""
+
+    def __init__(self, start: int, length: int) -> None:
+        self._end = start + length
+        self._start = start
+        self.closed: Candle | None = None
+        self.slices: dict[int, Candle] = {}
+        self._seconds: dict[int, Candle | None] = {}
+        self._folded: Candle | None = None
+
+    def put(self, start: int, candle: Candle) -> None:
+        self.slices[start] = candle
+        self._seconds.pop(start - start % _SECOND_MS, None)
+        self._folded = None
+
+    @property
+    def whole(self) -> Candle | None:
+        """The fuller of its slices and what was closed."""
+        if self._folded is None:
+            self._folded = self.since(self._start)
+        if self._folded is None or self.closed is None:
+            return self._folded or self.closed
+        return fuller(self._folded, self.closed)
+
+    def since(self, begin: int) -> Candle | None:
+        """Its slices from `begin` on."""
+        second = -(-begin // _SECOND_MS) * _SECOND_MS
+        cut = [self.slices.get(start) for start in range(begin, min(second, self._end), SLICE_MS)]
+        return merged(cut + [self._second(start) for start in range(second, self._end, _SECOND_MS)])
+
+    def _second(self, start: int) -> Candle | None:
+        if start not in self._seconds:
+            self._seconds[start] = merged(map(self.slices.get, range(start, start + _SECOND_MS, SLICE_MS)))
+        return self._seconds[start]
+
+
+def merged(candles: Iterable[Candle | None]) -> Candle | None:
+    """All candles as one, None without any."""
+    present = [candle for candle in candles if candle is not None]
+    return reduce(merge, present) if present else None
