@@ -36,6 +36,7 @@ from marketflow.settings import Settings, load
 from marketflow.stores import redis, rows
 from marketflow.stores.embedded import EmbeddedPostgres, EmbeddedRedis, claim
 from marketflow.stores.fallback import Fallback
+from marketflow.stores.mirror import Mirror
 from marketflow.stores.postgres_reader import PostgresReader
 from marketflow.stores.redis_reader import RedisReader
 
@@ -139,6 +140,9 @@ class _Application:
         settle_ms = settings.flow.late_after_ms + SETTLE_MS
         cache = RedisReader.connect(redis_at, system_clock, settle_ms, settings.flow.minute_ms)
         stack.push_async_callback(cache.close)
+        mirror = Mirror(cache, redis_at, system_clock, settings.flow.minute_ms)
+        stack.push_async_callback(mirror.close)
+        stack.callback(asyncio.create_task(mirror.listen()).cancel)
         archive = PostgresReader(postgres_at)
         stack.push_async_callback(archive.close)
         await archive.open()
@@ -159,7 +163,7 @@ class _Application:
             token=settings.http.token,
             mode=engine.modes,
             prices=Prices(
-                Fallback(cache, MemoryReader(engine.memory), lambda: engine.cache.complete),
+                Fallback(mirror, MemoryReader(engine.memory), lambda: engine.cache.complete),
                 archive,
                 system_clock,
                 settings.flow.ahead_ms,

@@ -42,6 +42,9 @@ class MemoryRedis:
     def hmget(self, key: str, fields: Sequence[str]) -> list[bytes | None]:
         return [self.hashes.get(key, {}).get(field) for field in fields]
 
+    def publish(self, channel: str, message: bytes) -> None:
+        pass
+
     def pexpire(self, key: str, milliseconds: int) -> None:
         pass
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import msgspec
 
-from marketflow.model import MINUTE_MS, Candle, Series, Tick, fuller
+from marketflow.model import MINUTE_MS, Candle, Series, Slot, Tick, fuller
 from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
 
 # A minute longer than any reader asks for, since a recovery begins with the whole minute.
@@ -29,13 +29,23 @@ SERIES_KEY = "marketflow:{archive}:series"
 
 It is there all the time; where it is not, all the rest has gone as well."""
 
+NEWEST_CHANNEL = "marketflow:{changes}:newest"
+"""Where newest ticks are announced as they are written: a JSON array of [series, tick]."""
+
+SLICES_CHANNEL = "marketflow:{changes}:slices"
+MINUTES_CHANNEL = "marketflow:{changes}:minutes"
+"""Where slices and closed minutes are announced as they are written: a JSON array of [[series, start], candle]."""
+
 EXPIRY_MS = MINUTES_TRIMMED_MS
 """How long slices and minutes outlive the last write: what a crash left is found again a day later."""
 
 encode_candle = msgspec.json.Encoder().encode
-_decode_candle = msgspec.json.Decoder(Candle).decode
+decode_candle = msgspec.json.Decoder(Candle).decode
 encode_series = msgspec.json.Encoder().encode
 _decode_series = msgspec.json.Decoder(Series).decode
+encode_announcement = msgspec.json.Encoder().encode
+decode_newest = msgspec.json.Decoder(list[tuple[Series, Tick]]).decode
+decode_announced = msgspec.json.Decoder(list[tuple[Slot, msgspec.Raw]]).decode
 
 
 def latest_key(series: Series) -> str:
@@ -67,7 +77,7 @@ def decode_slots(entries: Iterable[tuple[bytes, float]]) -> dict[int, Candle]:
     slots: dict[int, Candle] = {}
     for member, score in entries:
         try:
-            candle = _decode_candle(member)
+            candle = decode_candle(member)
         except msgspec.MsgspecError:
             continue
         start = int(score)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 from uuid import uuid4
 
+import msgspec
 import redis
 from loguru import logger
 from redis.backoff import NoBackoff
@@ -107,15 +108,16 @@ class RedisCache:
                 }
                 pipe.hset(key, mapping=fields)
                 pipe.pexpire(key, self._ttl_ms)
+            pipe.publish(keys.NEWEST_CHANNEL, keys.encode_announcement(list(newest.items())))
             pipe.execute()
 
     def put_slices(self, slices: Candles) -> None:
         """Store whole slices and trim the minutes that are older than the window."""
-        self._put_slots(slices, keys.window_key, keys.WINDOW_KEPT_MS)
+        self._put_slots(slices, keys.window_key, keys.WINDOW_KEPT_MS, keys.SLICES_CHANNEL)
 
     def put_minutes(self, minutes: Candles) -> None:
         """Store closed minutes and trim what is older than a day."""
-        self._put_slots(minutes, keys.minutes_key, keys.MINUTES_TRIMMED_MS)
+        self._put_slots(minutes, keys.minutes_key, keys.MINUTES_TRIMMED_MS, keys.MINUTES_CHANNEL)
 
     def recover(self) -> Candles:
         """The slices of the last minutes of the run before. Nothing is written before this has succeeded.
@@ -175,18 +177,22 @@ class RedisCache:
             was_alive, *_ = pipe.execute()
         return was_alive is not None
 
-    def _put_slots(self, slots: Candles, key_of: Callable[[Series], str], kept_ms: int) -> None:
+    def _put_slots(self, slots: Candles, key_of: Callable[[Series], str], kept_ms: int, channel: str) -> None:
         entries = list(slots.items())
         # Whole minutes go: of a minute that is cut, a recovery would make a poorer candle than there was.
         oldest = minute_start(milliseconds(self._clock())) - kept_ms
         with self._writing():
             for begin in range(0, len(entries), _CHUNK):
-                self._put_chunk(entries[begin : begin + _CHUNK], key_of, oldest)
+                self._put_chunk(entries[begin : begin + _CHUNK], key_of, oldest, channel)
 
-    def _put_chunk(self, entries: list[tuple[Slot, Candle]], key_of: Callable[[Series], str], oldest: int) -> None:
+    def _put_chunk(
+        self, entries: list[tuple[Slot, Candle]], key_of: Callable[[Series], str], oldest: int, channel: str
+    ) -> None:
         by_series: defaultdict[Series, dict[int, bytes]] = defaultdict(dict)
+        announced: list[tuple[Slot, msgspec.Raw]] = []
         for slot, candle in entries:
-            by_series[slot.series][slot.start] = keys.encode_candle(candle)
+            member = by_series[slot.series][slot.start] = keys.encode_candle(candle)
+            announced.append((slot, msgspec.Raw(member)))
         # A transaction, so that no reader meets a slot between its old version and its new one.
         with self._client.pipeline(transaction=True) as pipe:
             for series, members in by_series.items():
@@ -196,6 +202,7 @@ class RedisCache:
                 pipe.zadd(key, {member: start for start, member in members.items()})
                 pipe.zremrangebyscore(key, "-inf", f"({oldest}")
                 pipe.pexpire(key, keys.EXPIRY_MS)
+            pipe.publish(channel, keys.encode_announcement(announced))
             pipe.execute()
 
     def _read_slots(self, key_of: Callable[[Series], str], since: int) -> Candles:

@@ -18,6 +18,27 @@ from marketflow.stores.window import Window
 _T = TypeVar("_T")
 
 
+def connect(keywords: dict[str, Any], max_connections: int) -> "redis.asyncio.Redis":
+    """A client that connects when first used, with an end to every wait and without retries.
+
+    Args:
+        keywords: see connection_keywords.
+        max_connections: who needs one more waits for it.
+    """
+    options = dict(keywords)
+    if path := options.pop("unix_socket_path", None):
+        options |= {"path": path, "connection_class": redis.asyncio.UnixDomainSocketConnection}
+    pool = redis.asyncio.BlockingConnectionPool(
+        **options,
+        max_connections=max_connections,
+        timeout=TIMEOUT_SECONDS,
+        socket_timeout=TIMEOUT_SECONDS,
+        socket_connect_timeout=TIMEOUT_SECONDS,
+        retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
+    )
+    return redis.asyncio.Redis.from_pool(pool)
+
+
 class RedisReader:
     """What the API reads.
 
@@ -44,18 +65,7 @@ class RedisReader:
         max_connections: int = 32,
     ) -> "RedisReader":
         """A reader with a pool of its own, which connects when first used."""
-        options = dict(keywords)
-        if path := options.pop("unix_socket_path", None):
-            options |= {"path": path, "connection_class": redis.asyncio.UnixDomainSocketConnection}
-        pool = redis.asyncio.BlockingConnectionPool(
-            **options,
-            max_connections=max_connections,
-            timeout=TIMEOUT_SECONDS,
-            socket_timeout=TIMEOUT_SECONDS,
-            socket_connect_timeout=TIMEOUT_SECONDS,
-            retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
-        )
-        return cls(redis.asyncio.Redis.from_pool(pool), clock, settle_ms, minute_ms)
+        return cls(connect(keywords, max_connections), clock, settle_ms, minute_ms)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -105,6 +115,15 @@ class RedisReader:
             )
             for latest, closed, ranges in zip(answers[::2], minutes, gaps, strict=True)
         ]
+
+    async def everything(self, series: Series) -> Recent:
+        """All slices and the closed minutes of the same time of one series; not its newest tick."""
+        since = minute_start(milliseconds(self._clock())) - keys.WINDOW_KEPT_MS
+        pipe = self._client.pipeline(transaction=True)
+        pipe.zrangebyscore(keys.window_key(series), since, "+inf", withscores=True)
+        pipe.zrangebyscore(keys.minutes_key(series), since, "+inf", withscores=True)
+        slices, minutes = await _whole(pipe)
+        return Recent(None, keys.decode_slots(slices), keys.decode_slots(minutes))
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of what is remembered from `since` on."""

@@ -1,0 +1,189 @@
+"""The cache in Redis for a process that asks for the same series again and again: read once, then kept up to date.
+
+Its writer announces what it writes, in the same transaction. So once a series has been read, answers about it need no
+Redis, nor are they older than the cache. That holds only while no announcement can have been missed: what is known is
+forgotten when the connection breaks or falls silent, and Redis itself is asked until the next one stands. A server
+that was emptied does no harm, for what is known was true.
+
+Capacity: MAX_SLICES. Policy: the series that was not asked about for longest is let go of, and read again when needed.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import redis
+import redis.asyncio
+from redis.asyncio.client import PubSub
+
+from marketflow.clock import Clock, milliseconds
+from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start
+from marketflow.stores import keys
+from marketflow.stores.ports import RECENT_MS
+from marketflow.stores.redis_reader import RedisReader, connect
+from marketflow.stores.window import Window
+
+MAX_SLICES = 250_000
+"""About 100 MB."""
+
+PING_SECONDS = 0.1
+"""How often the connection is asked for a sign of life."""
+
+SILENT_SECONDS = 0.4
+"""How long it may be without one, and how long it may take to stand."""
+
+RETRY_SECONDS = 0.1
+
+_CHANNELS = (keys.NEWEST_CHANNEL, keys.SLICES_CHANNEL, keys.MINUTES_CHANNEL)
+
+
+class Mirror:
+    """A RecentReader that has to ask Redis about each series only once.
+
+    Args:
+        reader: asks Redis.
+        keywords: of the connection for announcements, see connection_keywords.
+        clock: tells what has become too old to be kept.
+        minute_ms: length of a minute.
+    """
+
+    def __init__(self, reader: RedisReader, keywords: dict[str, Any], clock: Clock, minute_ms: int = MINUTE_MS) -> None:
+        self._reader = reader
+        self._client = connect(keywords, max_connections=1)
+        self._clock = clock
+        self._minute_ms = minute_ms
+        self._forget()
+
+    def _forget(self) -> None:
+        """Know nothing. New containers, so that what is still being read ends up in what is forgotten."""
+        self.live = False
+        self._newest: dict[Series, Tick | None] = {}
+        self._asked: set[Series] = set()
+        self._windows: dict[Series, _Entry] = {}  # the one asked about last is the last one
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.aclose()
+
+    async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
+        """The newest tick of each series."""
+        newest = self._newest
+        try:
+            return [newest[each] for each in series]
+        except KeyError:
+            pass
+        if not self.live:
+            return await self._reader.newest(series)
+        missing = [each for each in series if each not in newest]
+        self._asked.update(missing)  # before it is read: what is announced from here on is newer than that
+        for each, tick in zip(missing, await self._reader.newest(missing), strict=True):
+            newest.setdefault(each, tick)
+        return [newest[each] for each in series]
+
+    async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
+        """One candle for each series of what is remembered from `since` on."""
+        if not self.live or since < self._oldest() + self._minute_ms:
+            return await self._reader.summary(series, since, until)
+        newest = await self.newest(series)
+        windows = [await self._window(each) for each in series]
+        return [window.covered(since, until, tick) for window, tick in zip(windows, newest, strict=True)]
+
+    def _oldest(self) -> int:
+        """Start of the oldest minute that is kept."""
+        return minute_start(milliseconds(self._clock())) - RECENT_MS - self._minute_ms
+
+    async def _window(self, series: Series) -> Window:
+        entry = self._windows.pop(series, None) or self._read(series)
+        self._windows[series] = entry
+        if entry.reading is not None:
+            # A request that is given up takes nothing away from others that wait for the same.
+            await asyncio.shield(entry.reading)
+        return entry.window
+
+    def _read(self, series: Series) -> "_Entry":
+        entry = _Entry(Window({}, {}, self._minute_ms))
+        entry.reading = asyncio.create_task(self._fill(series, entry))
+        entry.reading.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be waiting
+        return entry
+
+    async def _fill(self, series: Series, entry: "_Entry") -> None:
+        windows = self._windows
+        try:
+            recent = await self._reader.everything(series)
+        except BaseException:
+            windows.pop(series, None)
+            raise
+        entry.window.fill(Window(recent.slices, recent.minutes, self._minute_ms))
+        entry.reading = None
+        held = sum(len(other.window) for other in windows.values())
+        for other in list(windows):
+            if held <= MAX_SLICES or other == series:
+                break
+            held -= len(windows.pop(other).window)
+
+    # Announcements
+
+    async def listen(self) -> None:
+        """Take in what the writer announces, until cancelled."""
+        while True:
+            try:
+                await self._listen()
+            except (redis.RedisError, OSError, TimeoutError, msgspec.MsgspecError):
+                pass  # whoever needs Redis notices by itself
+            finally:
+                self._forget()
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _listen(self) -> None:
+        now = asyncio.get_running_loop().time
+        async with asyncio.timeout(SILENT_SECONDS) as deadline, self._client.pubsub() as announcements:
+            await announcements.subscribe(*_CHANNELS)
+            pinging = asyncio.create_task(self._keep_awake(announcements))
+            try:
+                async for message in announcements.listen():
+                    deadline.reschedule(now() + SILENT_SECONDS)
+                    self._take(message)
+            finally:
+                pinging.cancel()
+
+    async def _keep_awake(self, announcements: PubSub) -> None:
+        """Ask for signs of life; let go of minutes as they become too old."""
+        oldest = 0
+        while True:
+            await asyncio.sleep(PING_SECONDS)
+            with suppress(redis.RedisError, OSError):  # which the listener meets as well
+                await announcements.ping()
+            if (now_oldest := self._oldest()) != oldest:
+                oldest = now_oldest
+                for entry in self._windows.values():
+                    entry.window.forget(oldest)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if message["type"] == "subscribe":
+            if self.live:  # again: the connection was another one
+                self._forget()
+            self.live = message["data"] == len(_CHANNELS)
+        elif message["type"] == "message":
+            match message["channel"].decode():
+                case keys.NEWEST_CHANNEL:
+                    for series, tick in keys.decode_newest(message["data"]):
+                        if series in self._asked:
+                            self._newest[series] = tick
+                case keys.SLICES_CHANNEL:
+                    for (series, start), candle in keys.decode_announced(message["data"]):
+                        if (entry := self._windows.get(series)) is not None:
+                            entry.window.put_slice(start, keys.decode_candle(candle))
+                case keys.MINUTES_CHANNEL:
+                    for (series, start), candle in keys.decode_announced(message["data"]):
+                        if (entry := self._windows.get(series)) is not None:
+                            entry.window.put_minute(start, keys.decode_candle(candle))
+
+
+class _Entry:
+    """A window, and the task that still reads what was there before it was asked for."""
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self.reading: asyncio.Task[None] | None = None
