@@ -13,7 +13,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marketflow.errors import Unavailable
-from marketflow.model import MINUTE_MS, SLICE_MS, Candle, Mode, Series, Slot, Tick, candle_of, merge, minute_start
+from marketflow.model import (
+    MINUTE_MS,
+    SLICE_MS,
+    Candle,
+    Mode,
+    Series,
+    Slot,
+    Tick,
+    candle_of,
+    merge,
+    merge_into,
+    minute_start,
+)
 from marketflow.stores import mirror as mirrors
 from marketflow.stores.mirror import SILENT_SECONDS, Mirror
 from marketflow.stores.ports import RECENT_MS, Recent
@@ -159,13 +171,12 @@ def test_a_mirror_answers_as_redis_does(
     redis_db: RedisServer, batches: list[tuple[Series, list[Tick]]], periods: list[int]
 ) -> None:
     async def test(world: World) -> None:
+        slices: dict[Slot, Candle] = {}
+        minutes: dict[Slot, Candle] = {}
         for series, ticks in batches:
-            slices: dict[Slot, Candle] = {}
-            minutes: dict[Slot, Candle] = {}
             for tick in ticks:
-                place, candle = slot(series, tick), candle_of(tick)
-                slices[place] = merge(slices[place], candle) if place in slices else candle
-                minutes[Slot(series, minute_start(tick.at))] = slices[place]
+                merge_into(slices, {slot(series, tick): candle_of(tick)})
+                merge_into(minutes, {Slot(series, minute_start(tick.at)): candle_of(tick)})
             await asyncio.to_thread(world.cache.put_slices, slices)
             await asyncio.to_thread(world.cache.put_minutes, minutes)
             if ticks:
