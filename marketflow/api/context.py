@@ -3,8 +3,9 @@
 The routes see ports only, so they neither know nor care whether the feeds run in this process or in another one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
 import msgspec
@@ -60,8 +61,18 @@ class Context:
     health: Callable[[], Health]
     ready: Callable[[], bool]
 
+    @cached_property
+    def exchange_named(self) -> Mapping[str, str]:
+        """Exchanges by their names in lower case."""
+        return {name.lower(): name for name in self.exchanges}
+
+    @cached_property
+    def symbol_named(self) -> Mapping[str, str]:
+        """Symbols by their names in lower case."""
+        return {name.lower(): name for name in self.symbols}
+
 
 def context_of(request: Request) -> Context:
     """The context that the lifespan put into the state of this request."""
-    context: Context = request.state.context
+    context: Context = request.scope["state"]["context"]
     return context

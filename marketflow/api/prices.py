@@ -1,9 +1,11 @@
 """/prices: the latest, highest, lowest and average price of a symbol, on one exchange or over all of them."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -104,28 +106,33 @@ async def _summarised(request: Request) -> tuple[_Subject, str, Summary]:
     """What is asked about, the period as it was given, and the summary."""
     context = context_of(request)
     subject = _subject_of(request, context)
+    text, period = _period_in(request.scope["query_string"])
+    return subject, text, await context.prices.summary(subject.series, period)
+
+
+@lru_cache(maxsize=256)  # the same few periods with every request
+def _period_in(query: bytes) -> tuple[str, int | None]:
+    """The period of a query as it was given, and in ms, None for everything."""
     # The last one counts where `period` is repeated.
-    text = request.query_params.get("period")
-    period = None if text is None else parse_period(text)
-    summary = await context.prices.summary(subject.series, period)
-    return subject, ALL if text is None else text, summary
+    text = QueryParams(query).get("period")
+    return (ALL, None) if text is None else (text, parse_period(text))
 
 
 def _subject_of(request: Request, context: Context) -> _Subject:
     mode = context.mode.current
     exchange, exchanges = None, context.exchanges
     if (asked := request.path_params.get("exchange")) is not None:
-        exchange = _canonical(asked, context.exchanges)
+        exchange = _canonical(asked, context.exchange_named)
         if exchange is None:
             raise UnknownExchange(f"No such exchange; there are {', '.join(context.exchanges)}.")
         exchanges = (exchange,)
-    symbol = _canonical(request.path_params["symbol"], context.symbols)
+    symbol = _canonical(request.path_params["symbol"], context.symbol_named)
     if symbol is None:
         raise UnknownSymbol(f"No such symbol; there are {', '.join(context.symbols)}.")
     return _Subject(exchange, symbol, [Series(mode, one, symbol) for one in exchanges])
 
 
-def _canonical(asked: str, names: Iterable[str]) -> str | None:
+def _canonical(asked: str, names: Mapping[str, str]) -> str | None:
     """The configured spelling of a name, None for one that is not configured."""
-    wanted = asked.lower() if asked.isascii() else asked  # some letters beyond ASCII have one of ASCII for a lower case
-    return next((name for name in names if name.lower() == wanted), None)
+    # Some letters beyond ASCII have one of ASCII for a lower case.
+    return names.get(asked.lower()) if asked.isascii() else None

@@ -8,6 +8,7 @@ which `AllowedHosts` refuses.
 import asyncio
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from ipaddress import IPv6Address, ip_address
 
@@ -92,7 +93,7 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request, or refuse it."""
-        if scope["type"] != "http" or not _has_body(Headers(scope=scope)):
+        if scope["type"] != "http" or not _has_body(scope):
             await self._app(scope, receive, send)
             return
         try:
@@ -134,6 +135,7 @@ class _TooLarge(Exception):
     pass
 
 
+@lru_cache(maxsize=256)  # the same few names with every request
 def is_loopback(host: str) -> bool:
     """Whether a name or an address is one by which a machine reaches itself."""
     if host.lower() == "localhost":
@@ -169,8 +171,8 @@ def _host_name(hosts: list[str]) -> str:
     return (match[1] or match[2] or "").removesuffix(".") if match else ""
 
 
-def _has_body(headers: Headers) -> bool:
-    return "content-length" in headers or "transfer-encoding" in headers
+def _has_body(scope: Scope) -> bool:
+    return any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
 
 
 def _invalid_host() -> Response:
