@@ -46,6 +46,7 @@ class LimitedConnection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._deadline: asyncio.TimerHandle | None = None
         self._in_body = False
+        self._headers_due = False
         self._unparsed = 0
         self._heard_of_at: float | None = None
         self._opened_at = time.monotonic()
@@ -64,10 +65,11 @@ class LimitedConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
         self._heard_of_at = time.monotonic()
-        if not self._in_body:
-            self._expect_headers()
+        self._headers_due = not self._in_body
         self._unparsed += len(data)
         super().data_received(data)
+        if self._headers_due:  # afterwards, for nearly always they come in one piece
+            self._expect_headers()
         if self._unparsed > self.MAX_HEADER_BYTES:
             self._refuse(_headers_too_large())
 
@@ -83,12 +85,13 @@ class LimitedConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         self._unparsed = 0
-        self._expect_headers()
+        self._headers_due = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """The headers are there, the body may follow."""
         self._unparsed = 0
+        self._headers_due = False
         self._headers_are_there()
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self.MAX_HEADER_BYTES:
             self._refuse(_headers_too_large())

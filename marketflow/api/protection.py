@@ -53,7 +53,7 @@ class AllowedHosts:
             await _invalid_host()(scope, receive, send)
 
     def _is_ours(self, scope: Scope) -> bool:
-        name = _host_name(Headers(scope=scope).getlist("host"))
+        name = _host_name(tuple(value for name, value in scope["headers"] if name == b"host"))
         if self._allowed:
             return "*" in self._allowed or name in self._allowed
         if not is_loopback(self._host) or not is_loopback((scope.get("server") or ("",))[0]):
@@ -165,9 +165,10 @@ def _is_same_site(scope: Scope) -> bool:
     return host != "" and origin.partition("://")[2] == host
 
 
-def _host_name(hosts: list[str]) -> str:
+@lru_cache(maxsize=256)
+def _host_name(hosts: tuple[bytes, ...]) -> str:
     """The name in the Host header without the port; nothing if there is no such header, or several."""
-    match = _HOST.fullmatch(hosts[0].lower()) if len(hosts) == 1 else None
+    match = _HOST.fullmatch(hosts[0].decode("latin-1").lower()) if len(hosts) == 1 else None
     return (match[1] or match[2] or "").removesuffix(".") if match else ""
 
 
