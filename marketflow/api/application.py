@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from loguru import logger
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.types import Receive, Scope, Send
 
 from marketflow.api.modes import mode_routes
 from marketflow.api.prices import price_routes
-from marketflow.api.problems import UnexpectedErrors, problem_handlers
+from marketflow.api.problems import problem_handlers
 from marketflow.api.protection import AllowedHosts, BodyLimit, SameSite
 from marketflow.api.status import status_routes
 
@@ -17,15 +19,26 @@ ContextLifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str,
 """Opens everything, yields `{"context": Context}`, and closes everything again."""
 
 
+class _Application(Starlette):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, and log what nobody expected."""
+        try:
+            await super().__call__(scope, receive, send)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            # It has been answered, unless an answer had begun: the server cuts that where it ends.
+            logger.opt(exception=error).error("{} {!r} failed", scope["method"], scope["path"])
+
+
 def create_app(lifespan: ContextLifespan, host: str = "127.0.0.1", allowed_hosts: Sequence[str] = ()) -> Starlette:
     """The application; its context comes from the lifespan, once for each server that runs it.
 
     `host` is where it is told to listen, `allowed_hosts` the names it may be addressed by (see `AllowedHosts`).
     """
-    app = Starlette(
+    app = _Application(
         routes=[*price_routes(), *mode_routes(), *status_routes()],
         middleware=[
-            Middleware(UnexpectedErrors),
             Middleware(BodyLimit),
             Middleware(AllowedHosts, host=host, allowed=allowed_hosts),
             Middleware(SameSite),

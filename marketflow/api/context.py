@@ -45,7 +45,7 @@ class ModeSwitch(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one is only ever equal to itself, which makes it a key
 class Context:
     """What the routes need; lives as long as the application.
 

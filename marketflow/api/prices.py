@@ -15,7 +15,7 @@ from marketflow.api.context import Context, context_of
 from marketflow.api.period import parse_period
 from marketflow.api.problems import UnknownExchange, UnknownSymbol
 from marketflow.api.rendering import JSONAnswer, rfc3339
-from marketflow.model import Series
+from marketflow.model import Mode, Series
 
 ALL = "all"
 """What `period` says where none was asked for: everything on record."""
@@ -59,7 +59,7 @@ class _Subject(NamedTuple):
 
     exchange: str | None
     symbol: str
-    series: list[Series]
+    series: tuple[Series, ...]
 
 
 def price_routes() -> list[Route]:
@@ -74,7 +74,7 @@ def price_routes() -> list[Route]:
 
 async def _latest(request: Request) -> Response:
     context = context_of(request)
-    subject = _subject_of(request, context)
+    subject = _asked_about(request, context)
     quote = await context.prices.latest(subject.series)
     return JSONAnswer(LatestPrice(subject.symbol, quote.series.exchange, quote.price, rfc3339(quote.at)))
 
@@ -105,7 +105,7 @@ def _extreme(subject: _Subject, period: str, summary: Summary, quote: Quote) -> 
 async def _summarised(request: Request) -> tuple[_Subject, str, Summary]:
     """What is asked about, the period as it was given, and the summary."""
     context = context_of(request)
-    subject = _subject_of(request, context)
+    subject = _asked_about(request, context)
     text, period = _period_in(request.scope["query_string"])
     return subject, text, await context.prices.summary(subject.series, period)
 
@@ -118,18 +118,23 @@ def _period_in(query: bytes) -> tuple[str, int | None]:
     return (ALL, None) if text is None else (text, parse_period(text))
 
 
-def _subject_of(request: Request, context: Context) -> _Subject:
-    mode = context.mode.current
+def _asked_about(request: Request, context: Context) -> _Subject:
+    asked = request.path_params
+    return _subject(context, context.mode.current, asked.get("exchange"), asked["symbol"])
+
+
+@lru_cache(maxsize=4096)  # the same few with every request
+def _subject(context: Context, mode: Mode, exchange_asked: str | None, symbol_asked: str) -> _Subject:
     exchange, exchanges = None, context.exchanges
-    if (asked := request.path_params.get("exchange")) is not None:
-        exchange = _canonical(asked, context.exchange_named)
+    if exchange_asked is not None:
+        exchange = _canonical(exchange_asked, context.exchange_named)
         if exchange is None:
             raise UnknownExchange(f"No such exchange; there are {', '.join(context.exchanges)}.")
         exchanges = (exchange,)
-    symbol = _canonical(request.path_params["symbol"], context.symbol_named)
+    symbol = _canonical(symbol_asked, context.symbol_named)
     if symbol is None:
         raise UnknownSymbol(f"No such symbol; there are {', '.join(context.symbols)}.")
-    return _Subject(exchange, symbol, [Series(mode, one, symbol) for one in exchanges])
+    return _Subject(exchange, symbol, tuple(Series(mode, one, symbol) for one in exchanges))
 
 
 def _canonical(asked: str, names: Mapping[str, str]) -> str | None:

@@ -1,19 +1,17 @@
 """Everything that goes wrong, as RFC 9457 problem details with a `code` for programs.
 
-What a client can cause is a `Problem`, raised where it is noticed. What only a bug can cause is logged once, here, and
-answered without a word about it. Starlette's own handler of unexpected exceptions would raise them again after
-answering and so have the server log them a second time; hence a middleware.
+What a client can cause is a `Problem`, raised where it is noticed. What only a bug can cause is answered without a word
+about it, and raised again by Starlette for the application to log.
 """
 
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import ClassVar
 
-from loguru import logger
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, Send
+from starlette.types import ExceptionHandler
 
 from marketflow.api.rendering import JSONAnswer
 from marketflow.errors import MarketFlowError, Unavailable
@@ -58,36 +56,14 @@ class Unauthorized(Problem):
     headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
 
 
-class UnexpectedErrors:
-    """Answers 500 for any exception that nobody expected, and logs it once. Middleware, outside of all others."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the request."""
-        started = False
-
-        async def observed_send(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
-
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        try:
-            await self._app(scope, receive, observed_send)
-        except Exception as error:  # noqa: BLE001 - the last resort
-            logger.opt(exception=error).error("{} {!r} failed", scope["method"], scope["path"])
-            # A response that has begun cannot become another one: the server cuts it where it ends.
-            if not started:
-                await _internal_error()(scope, receive, send)
-
-
 def problem_handlers() -> dict[type[Exception], ExceptionHandler]:
     """Starlette's exception handlers by the class they handle."""
-    return {HTTPException: _on_http_exception, Problem: _on_problem, Unavailable: _on_unavailable}
+    return {
+        HTTPException: _on_http_exception,
+        Problem: _on_problem,
+        Unavailable: _on_unavailable,
+        Exception: _on_unexpected,
+    }
 
 
 def problem(status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -108,10 +84,6 @@ def unavailable(detail: str = "The data cannot be read at the moment.") -> Respo
     return problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", detail, retry_after)
 
 
-def _internal_error() -> Response:
-    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "The request failed because of an error here.")
-
-
 # Handlers are async for speed alone: Starlette would run plain functions in a thread.
 async def _on_problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
@@ -120,6 +92,10 @@ async def _on_problem(_: Request, error: Exception) -> Response:
 
 async def _on_unavailable(_: Request, __: Exception) -> Response:
     return unavailable()
+
+
+async def _on_unexpected(_: Request, __: Exception) -> Response:
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "The request failed because of an error here.")
 
 
 async def _on_http_exception(_: Request, error: Exception) -> Response:
