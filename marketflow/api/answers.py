@@ -74,12 +74,15 @@ class Prices:
             NoData: there is no tick on record.
             Unavailable: none was found and not everything could be asked.
         """
-        cached = await _unless_unavailable(self.cache.newest(series))
-        found = None if cached is None else _newest_of(series, cached)
+        cached = True
+        try:
+            found = _newest_of(series, await self.cache.newest(series))
+        except Unavailable:
+            cached, found = False, None
         if found is None:
             found = _newest_of(series, await self.archive.last(series))
         if found is None:
-            raise _nothing(complete=cached is not None)
+            raise _nothing(complete=cached)
         return found
 
     async def summary(self, series: Sequence[Series], period: int | None) -> Summary:

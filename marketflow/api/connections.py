@@ -48,6 +48,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._in_body = False
         self._headers_due = False
         self._unparsed = 0
+        self._arrived = 0  # since the headers began, or a little before
         self._heard_of_at: float | None = None
         self._opened_at = time.monotonic()
 
@@ -65,6 +66,7 @@ class LimitedConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
         self._heard_of_at = time.monotonic()
+        self._arrived = len(data) + (self._arrived if self._headers_due else 0)
         self._headers_due = not self._in_body
         self._unparsed += len(data)
         super().data_received(data)
@@ -93,7 +95,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._unparsed = 0
         self._headers_due = False
         self._headers_are_there()
-        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self.MAX_HEADER_BYTES:
+        if self._arrived > self.MAX_HEADER_BYTES and self._header_bytes > self.MAX_HEADER_BYTES:
             self._refuse(_headers_too_large())
             raise ValueError("too many headers")  # so that the parser goes no further
         super().on_headers_complete()
@@ -145,6 +147,10 @@ class LimitedConnection(HttpToolsProtocol):
     def _answering_what_arrives(self) -> bool:
         """Whether the only answer to come is that to the request whose body is just arriving."""
         return self._in_body and self._answering and not self.pipeline and not self.cycle.response_started
+
+    @property
+    def _header_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     # Deadline
 

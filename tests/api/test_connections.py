@@ -60,7 +60,12 @@ class Server:
         self._listener = socket.create_server((HOST, 0))
         self.port = self._listener.getsockname()[1]
         config = uvicorn.Config(
-            BodyLimit(self.app, seconds=HEADER_SECONDS), http=Impatient, ws="none", lifespan="off", log_config=None
+            BodyLimit(self.app, seconds=HEADER_SECONDS),
+            interface="asgi3",
+            http=Impatient,
+            ws="none",
+            lifespan="off",
+            log_config=None,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
