@@ -1,0 +1,116 @@
+"""What exchanges send, from a process of its own, so that it takes no turns with what measures.
+
+The price of a tick that is sent by itself is the time of its sending, in microseconds of the machine's monotonic clock,
+which all processes share: whoever sees a price knows how old it is.
+"""
+
+import multiprocessing
+import random
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.sharedctypes import RawValue
+from typing import Any, Self
+
+from tests.servers import wait_until
+
+LINES_A_BLOCK = 500
+STAMP = b"1000000000000"
+
+_STEADY, _FLOODING, _ENDED = range(3)
+
+
+def price_now() -> int:
+    """The price of a tick that is sent now."""
+    return time.monotonic_ns() // 1000
+
+
+def line(symbol: str, price: int) -> bytes:
+    """A tick of now, as an exchange sends it."""
+    return b'{"symbol":"%s","price":%d,"timestamp":%d}\n' % (symbol.encode(), price, time.time_ns() // 1_000_000)
+
+
+def blocks(symbols: Sequence[str], count: int = 16) -> list[bytes]:
+    """Prepared blocks of lines; STAMP stands for the time of their sending."""
+    rng = random.Random(7)
+    prices = {symbol: rng.uniform(1, 70_000) for symbol in symbols}
+    made = []
+    for _ in range(count):
+        lines = []
+        for i in range(LINES_A_BLOCK):
+            symbol = symbols[i % len(symbols)]
+            price = round(prices[symbol] * rng.uniform(0.99, 1.01), 2)
+            lines.append(b'{"symbol":"%s","price":%.2f,"timestamp":%s}\n' % (symbol.encode(), price, STAMP))
+        made.append(b"".join(lines))
+    return made
+
+
+class Feeder:
+    """Sends ticks on connections until the block ends: evenly, one at a time, or as fast as they are taken.
+
+    Args:
+        connections: of MarketFlow to its exchanges; they stay the caller's as well.
+        symbols: in turn.
+        rate: ticks a second and connection, while it does not flood.
+    """
+
+    def __init__(self, connections: Sequence[socket.socket], symbols: Sequence[str], rate: float) -> None:
+        self._order: Any = RawValue("b", _STEADY)
+        self._sent: Any = RawValue("q", 0)
+        arguments = (list(connections), list(symbols), rate, self._order, self._sent)
+        self._process = multiprocessing.get_context("spawn").Process(target=_feed, args=arguments, daemon=True)
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def sent(self) -> int:
+        """Ticks sent so far."""
+        return int(self._sent.value)
+
+    def flood(self) -> None:
+        """Send as fast as it is taken from now on."""
+        self._order.value = _FLOODING
+
+    def ease(self) -> None:
+        """Send at the rate again."""
+        self._order.value = _STEADY
+
+    def __enter__(self) -> Self:
+        self._process.start()
+        wait_until(lambda: self.sent, message="the feeder sends nothing")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._order.value = _ENDED
+        self._process.join(2)  # whole lines, if the other side still takes them
+        self._process.kill()
+        self._process.join(5)
+
+
+def _feed(connections: list[socket.socket], symbols: list[str], rate: float, order: Any, sent: Any) -> None:
+    prepared = blocks(symbols)
+    due, beats = time.monotonic(), 0
+    with suppress(OSError):  # nobody is there any more
+        while order.value != _ENDED:
+            if order.value == _FLOODING:
+                _send_block(connections, prepared[beats % len(prepared)])
+                sent.value += LINES_A_BLOCK * len(connections)
+                due = time.monotonic()
+            else:
+                due += 1 / rate
+                time.sleep(max(0.0, due - time.monotonic()))
+                for connection in connections:
+                    connection.sendall(line(symbols[beats % len(symbols)], price_now()))
+                sent.value += len(connections)
+            beats += 1
+
+
+def _send_block(connections: Sequence[socket.socket], block: bytes) -> None:
+    stamped = block.replace(STAMP, b"%d" % (time.time_ns() // 1_000_000))
+    for connection in connections:
+        connection.sendall(stamped)
