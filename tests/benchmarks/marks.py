@@ -19,15 +19,15 @@ class Marks:
 
     Args:
         connection: of MarketFlow to the exchange.
-        exchange: its name.
+        path: of its latest price.
         symbol: whose ticks all have the time of their sending for a price.
         port: where MarketFlow answers.
     """
 
-    def __init__(self, connection: socket.socket, exchange: str, symbol: str, port: int) -> None:
+    def __init__(self, connection: socket.socket, path: str, symbol: str, port: int) -> None:
         self._connection = connection
         self._symbol = symbol
-        self._request = request_of(f"/prices/latest/{exchange}/{symbol}")
+        self._request = request_of(path)
         self._client = Client(port)
         self._random = random.Random()
 

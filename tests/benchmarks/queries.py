@@ -18,23 +18,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from marketflow.settings import Settings
-from tests.application import Application, ScriptedExchange, exchanges_setting
 from tests.benchmarks import bare
 from tests.benchmarks.cores import Cores
-from tests.benchmarks.feeder import Feeder
+from tests.benchmarks.live import EXCHANGES, LATEST, SETUPS, SYMBOLS, Live
 from tests.benchmarks.load import Load, ask
-from tests.benchmarks.marks import Marks
 from tests.benchmarks.past import remember_a_day
 from tests.benchmarks.rawhttp import Client, request_of
 from tests.benchmarks.report import percentile, report
 from tests.benchmarks.stage import Stage, stage
-from tests.servers import wait_until
 
-EXCHANGES = ("exchange1", "exchange2", "exchange3")
 TICKS_PER_SECOND = 1000  # of all exchanges
 QUERIES = {
-    "latest, one exchange": "/prices/latest/exchange1/BTCUSDT",
+    "latest, one exchange": LATEST,
     "latest": "/prices/latest/BTCUSDT",
     "highest 1m": "/prices/highest/BTCUSDT?period=1m",
     "highest 5m": "/prices/highest/BTCUSDT?period=5m",
@@ -52,40 +47,20 @@ class Asked(NamedTuple):
 
 
 class Scene:
-    """MarketFlow with its feeders, and what is measured of it."""
+    """MarketFlow with a day behind it, and what is measured of it."""
 
-    def __init__(self, setup: str, stage: Stage, stack: ExitStack, workers: int, seconds: int) -> None:
-        self._seconds = seconds
-        symbols = Settings().symbols
-        exchanges = [stack.enter_context(ScriptedExchange(name)) for name in EXCHANGES]
-        remember_a_day(stage, EXCHANGES, symbols, TICKS_PER_SECOND / len(EXCHANGES) / len(symbols))
-        settings = {"MODE": "live", "EXCHANGES": exchanges_setting(*exchanges)}
-        self._processes, application = start(setup, stage, settings, workers)
-        self.port = application.port
-        connections = [exchange.client() for exchange in exchanges]
+    def __init__(self, stage: Stage, stack: ExitStack, setup: str, workers: int, seconds: int) -> None:
         rate = TICKS_PER_SECOND / len(EXCHANGES)
-        self._steady = stack.enter_context(Feeder(connections[:2], symbols, rate))
-        self.flooder = stack.enter_context(Feeder(connections[2:], symbols, rate))
-        assert stage.redis.process is not None
-        assert stage.postgres.process is not None
-        self._processes |= {
-            "redis": stage.redis.process.pid,
-            "postgres": stage.postgres.process.pid,
-            "feeder": self._steady.pid,
-            "flooder": self.flooder.pid,
-        }
-        wait_until(lambda: application.find("/prices/latest/exchange1/BTCUSDT"), message="no tick came")
-        self._marks = stack.enter_context(Marks(connections[0], EXCHANGES[0], symbols[0], self.port))
-
-    def settle(self) -> None:
-        """Wait until what was sent has been taken."""
-        wait_until(lambda: self._marks.sample() < 50, timeout=30, message="MarketFlow does not catch up")
+        remember_a_day(stage, EXCHANGES, SYMBOLS, rate / len(SYMBOLS))
+        self.live = Live(stage, stack, setup, rate, workers)
+        self.port = self.live.application.port
+        self._seconds = seconds
 
     def ask(self, port: int, path: str, pid: int | None = None) -> Asked:
         """Load one path, of MarketFlow or of another server with a process of its own."""
         ended = threading.Event()
-        processes = self._processes | ({} if pid is None else {"limit": pid})
-        sent = self._sent()
+        processes = self.live.processes | ({} if pid is None else {"limit": pid})
+        sent = self.live.sent
         with ThreadPoolExecutor(1) as pool, Cores(processes) as cores:
             watching = pool.submit(self._watch, ended) if pid is None else None
             try:
@@ -93,27 +68,14 @@ class Scene:
             finally:
                 ended.set()
         ages = watching.result() if watching else []
-        return Asked(load, cores.used | {"load": load.cores}, ages, (self._sent() - sent) / self._seconds)
-
-    def _sent(self) -> int:
-        return self._steady.sent + self.flooder.sent
+        return Asked(load, cores.used | {"load": load.cores}, ages, (self.live.sent - sent) / self._seconds)
 
     def _watch(self, ended: threading.Event) -> list[float]:
         ages = []
         while not ended.is_set():
-            self._marks.pause(0.01, 0.05)
-            ages.append(self._marks.sample())
+            self.live.marks.pause(0.01, 0.05)
+            ages.append(self.live.marks.sample())
         return ages
-
-
-def start(setup: str, stage: Stage, settings: Mapping[str, object], workers: int) -> tuple[dict[str, int], Application]:
-    """Start MarketFlow; gives its processes and the application that answers."""
-    if setup == "both":
-        application = stage.start(settings)
-        return {"marketflow": application.process.pid}, application
-    feeds = stage.start(settings, "--role", "feeds")
-    api = stage.start(settings, "--role", "api", "--workers", str(workers))
-    return {"feeds": feeds.process.pid, "api": api.process.pid}, api
 
 
 def measure(scene: Scene, setup: str, query: str, rounds: int) -> list[dict[str, object]]:
@@ -127,13 +89,13 @@ def measure(scene: Scene, setup: str, query: str, rounds: int) -> list[dict[str,
         for _ in range(rounds):
             for flooding in (False, True):
                 if flooding:
-                    scene.flooder.flood()
+                    scene.live.flooder.flood()
                 else:
-                    scene.settle()
+                    scene.live.settle()
                 limits[flooding].append(scene.ask(limit.port, bare.PATH, limit.pid))
                 answers[flooding].append(scene.ask(scene.port, path))
-                scene.flooder.ease()
-    scene.settle()
+                scene.live.flooder.ease()
+    scene.live.settle()
     calm = _median(answers[False], lambda asked: asked.load.per_second)
     return [
         {
@@ -175,7 +137,7 @@ def _cores(asked: Sequence[Asked]) -> dict[str, float]:
 def run(setup: str, queries: Sequence[str], workers: int, rounds: int, seconds: int) -> list[dict[str, object]]:
     """Measure one set-up."""
     with stage() as servers, ExitStack() as stack:
-        scene = Scene(setup, servers, stack, workers, seconds)
+        scene = Scene(servers, stack, setup, workers, seconds)
         return [row for query in queries for row in measure(scene, setup, query, rounds)]
 
 
@@ -183,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--setup", choices=("both", "halves", "all"), default="both", help="one process, feeds and API apart, or each"
+        "--setup", choices=(*SETUPS, "all"), default="both", help="one process, feeds and API apart, or each"
     )
     parser.add_argument("--workers", type=int, default=1, help="API processes where they are apart; %(default)s")
     parser.add_argument("--query", choices=tuple(QUERIES), action="append", help="only this one; can be repeated")
@@ -192,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one turn of a second, for a look")
     arguments = parser.parse_args(argv)
     rounds, seconds = (1, 1) if arguments.quick else (arguments.rounds, arguments.seconds)
-    setups = ("both", "halves") if arguments.setup == "all" else (arguments.setup,)
+    setups = SETUPS if arguments.setup == "all" else (arguments.setup,)
     queries = arguments.query or tuple(QUERIES)
     measured = [row for setup in setups for row in run(setup, queries, arguments.workers, rounds, seconds)]
     report("queries", measured)

@@ -22,10 +22,15 @@ class Stage:
             f"POSTGRES__{name.upper()}": value for name, value in postgres.keywords.items()
         }
 
-    def start(self, settings: Mapping[str, object], *arguments: str) -> Application:
-        """Start MarketFlow on these servers, with more settings (as in the environment) and arguments."""
+    def start(self, settings: Mapping[str, object], *arguments: str, wait: bool = True) -> Application:
+        """Start MarketFlow on these servers, with more settings (as in the environment) and arguments.
+
+        Comes back when it is ready to answer, unless it is a half that answers nobody: then without `wait`.
+        """
         folder = Path(tempfile.mkdtemp(prefix="application-", dir=self.folder))
-        return self._stack.enter_context(Application(folder, self._settings | dict(settings), arguments))
+        application = Application(folder, self._settings | dict(settings), arguments)
+        self._stack.push(application)
+        return application.start(wait)
 
 
 @contextmanager
