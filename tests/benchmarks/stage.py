@@ -27,10 +27,14 @@ class Stage:
 
         Comes back when it is ready to answer, unless it is a half that answers nobody: then without `wait`.
         """
+        return self.prepare(settings, *arguments).start(wait)
+
+    def prepare(self, settings: Mapping[str, object], *arguments: str) -> Application:
+        """The same, to be started by the caller; once started it is ended with the stage."""
         folder = Path(tempfile.mkdtemp(prefix="application-", dir=self.folder))
         application = Application(folder, self._settings | dict(settings), arguments)
         self._stack.push(application)
-        return application.start(wait)
+        return application
 
 
 @contextmanager
