@@ -39,6 +39,7 @@ from marketflow.stores.fallback import Fallback
 from marketflow.stores.mirror import Mirror
 from marketflow.stores.postgres_reader import PostgresReader
 from marketflow.stores.redis_reader import RedisReader
+from marketflow.stores.shared import Shared
 
 SETTLE_MS = 10_000
 """How long after its grace a minute may take to be in the cache, late ticks included."""
@@ -164,7 +165,7 @@ class _Application:
             mode=engine.modes,
             prices=Prices(
                 Fallback(mirror, MemoryReader(engine.memory), lambda: engine.cache.complete),
-                archive,
+                Shared(archive),
                 system_clock,
                 settings.flow.ahead_ms,
             ),
