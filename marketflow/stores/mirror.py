@@ -10,7 +10,6 @@ Capacity: MAX_SLICES. Policy: the series that was not asked about for longest is
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -31,8 +30,10 @@ MAX_SLICES = 250_000
 PING_SECONDS = 0.1
 """How often the connection is asked for a sign of life."""
 
-SILENT_SECONDS = 0.4
-"""How long it may be without one, and how long it may take to stand."""
+SILENT_PINGS = 4
+"""After so many without any answer it is taken for dead. Not a time: a process that is short of one notices late that
+the answer has come, and should not begin to read everything again.
+"""
 
 RETRY_SECONDS = 0.1
 
@@ -130,31 +131,35 @@ class Mirror:
         while True:
             try:
                 await self._listen()
-            except (redis.RedisError, OSError, TimeoutError, msgspec.MsgspecError):
+            except* (redis.RedisError, OSError, msgspec.MsgspecError):
                 pass  # whoever needs Redis notices by itself
             finally:
                 self._forget()
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _listen(self) -> None:
-        now = asyncio.get_running_loop().time
-        async with asyncio.timeout(SILENT_SECONDS) as deadline, self._client.pubsub() as announcements:
+        self._unanswered = 0
+        async with self._client.pubsub() as announcements:
             await announcements.subscribe(*_CHANNELS)
-            pinging = asyncio.create_task(self._keep_awake(announcements))
-            try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._keep_awake(announcements))
                 async for message in announcements.listen():
-                    deadline.reschedule(now() + SILENT_SECONDS)
+                    self._unanswered = 0
                     self._take(message)
-            finally:
-                pinging.cancel()
 
     async def _keep_awake(self, announcements: PubSub) -> None:
-        """Ask for signs of life; let go of minutes as they become too old."""
+        """Ask for signs of life; let go of minutes as they become too old.
+
+        Raises:
+            TimeoutError: there is none.
+        """
         oldest = 0
         while True:
             await asyncio.sleep(PING_SECONDS)
-            with suppress(redis.RedisError, OSError):  # which the listener meets as well
-                await announcements.ping()
+            if self._unanswered == SILENT_PINGS:
+                raise TimeoutError
+            self._unanswered += 1
+            await announcements.ping()
             if (now_oldest := self._oldest()) != oldest:
                 oldest = now_oldest
                 for entry in self._windows.values():

@@ -27,7 +27,7 @@ from marketflow.model import (
     minute_start,
 )
 from marketflow.stores import mirror as mirrors
-from marketflow.stores.mirror import SILENT_SECONDS, Mirror
+from marketflow.stores.mirror import PING_SECONDS, SILENT_PINGS, Mirror
 from marketflow.stores.ports import RECENT_MS, Recent
 from marketflow.stores.redis import RedisCache
 from marketflow.stores.redis import connection_keywords as redis_keywords
@@ -254,7 +254,7 @@ def test_a_server_that_falls_silent_is_not_believed_for_long(own_redis: RedisSer
             async def noticed() -> bool:
                 return not world.mirror.live
 
-            await world.until(noticed, SILENT_SECONDS + 2)
+            await world.until(noticed, SILENT_PINGS * PING_SECONDS + 2)
             with pytest.raises(Unavailable):
                 await world.mirror.newest([BTC])
         finally:
