@@ -1,11 +1,15 @@
 """A connection to PostgreSQL with an end to every wait: a server that freezes is noticed by its silence."""
 
+import select
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
+
+from marketflow.errors import Unavailable
+from marketflow.stores.rows import reason
 
 _T = TypeVar("_T")
 
@@ -27,8 +31,9 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     @classmethod
     def open(cls, keywords: dict[str, Any]) -> Self:
-        """A connection in autocommit mode."""
+        """A connection in autocommit mode, whose transactions see what others commit meanwhile."""
         connection = cls.connect(**keywords, autocommit=True)
+        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         connection.execute(_SERVER_GIVES_UP)
         return connection
 
@@ -52,3 +57,50 @@ class BoundedConnection(psycopg.Connection[Any]):
             return super().wait(gen, interval=interval, timeout=self._patience if timeout is None else timeout)
         except psycopg.errors._WaitTimeout:
             raise psycopg.OperationalError(f"no answer within {self._patience:g} s") from None
+
+
+class Reopened:
+    """One bounded connection, opened when it is needed and anew after any error; for one thread at a time.
+
+    Args:
+        keywords: of the connection, see connection_keywords.
+    """
+
+    def __init__(self, keywords: dict[str, Any]) -> None:
+        self._keywords = keywords
+        self._connection: BoundedConnection | None = None
+
+    @contextmanager
+    def opened(self) -> Iterator[BoundedConnection]:
+        """The connection.
+
+        Raises:
+            Unavailable: in place of any error of psycopg, which ends the connection.
+        """
+        try:
+            if self._connection is not None and _ended(self._connection):
+                self.close()
+            if self._connection is None:
+                self._connection = BoundedConnection.open(self._keywords)
+            yield self._connection
+        except psycopg.Error as error:
+            self.close()
+            raise Unavailable(reason(error)) from error
+
+    def close(self) -> None:
+        """Close the connection; from any thread."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(psycopg.Error):
+                connection.close()
+
+
+def _ended(connection: BoundedConnection) -> bool:
+    """Whether an idle connection has been ended by the server, which is otherwise noticed by a failing write.
+
+    The last write of all has no second try, and it comes up to a minute after the one before.
+    """
+    if connection.closed:
+        return True
+    something_to_read, _, _ = select.select([connection.fileno()], [], [], 0)
+    return bool(something_to_read)

@@ -5,9 +5,8 @@ and repeating or reordering writes changes nothing. Rows go in the order of thei
 other instead of deadlocking.
 """
 
-import select
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from loguru import logger
 from marketflow.errors import Unavailable
 from marketflow.logs import RateLimit
 from marketflow.model import Candle, Candles, Mode, Series, Slot
-from marketflow.stores.bounded import BoundedConnection
+from marketflow.stores.bounded import BoundedConnection, Reopened
 from marketflow.stores.rows import candle_of_row, columns, reason, to_datetime, to_unix_ms
 from marketflow.stores.schema import apply_ddl
 
@@ -63,17 +62,6 @@ where timestamp >= %s
 """
 
 
-def _ended(connection: BoundedConnection) -> bool:
-    """Whether an idle connection has been ended by the server, which is otherwise noticed by a failing write.
-
-    The last write of all has no second try, and it comes up to a minute after the one before.
-    """
-    if connection.closed:
-        return True
-    something_to_read, _, _ = select.select([connection.fileno()], [], [], 0)
-    return bool(something_to_read)
-
-
 class PostgresArchive:
     """Writes minute rows; for one thread at a time.
 
@@ -84,10 +72,9 @@ class PostgresArchive:
     """
 
     def __init__(self, keywords: dict[str, Any], ddl: Path, batch_size: int) -> None:
-        self._keywords = keywords
+        self._connection = Reopened(keywords)
         self._ddl = ddl
         self._batch_size = batch_size
-        self._connection: BoundedConnection | None = None
         self._ready = False
         self._limit = RateLimit(10.0)
         self.refused = 0
@@ -133,26 +120,19 @@ class PostgresArchive:
 
     def close(self) -> None:
         """Close the connection."""
-        if self._connection is not None:
-            with suppress(psycopg.Error):
-                self._connection.close()
-            self._connection = None
+        self._connection.close()
 
     @contextmanager
     def _connected(self) -> Iterator[BoundedConnection]:
         """The connection, with the schema up to date; any error of psycopg ends it and becomes Unavailable."""
         try:
-            if self._connection is not None and _ended(self._connection):
-                self.close()
-            if self._connection is None:
-                self._connection = BoundedConnection.open(self._keywords)
-            if not self._ready:
-                apply_ddl(self._connection, self._ddl)
-            yield self._connection
-        except psycopg.Error as error:
-            self.close()
+            with self._connection.opened() as connection:
+                if not self._ready:
+                    apply_ddl(connection, self._ddl)
+                yield connection
+        except Unavailable:
             self._ready = False  # the database may come back as another one
-            raise Unavailable(reason(error)) from error
+            raise
 
     def _upsert(self, connection: BoundedConnection, rows: list[_Row]) -> list[_Refused]:
         """Write rows, batch by batch; gives those that were refused, each with the reason."""

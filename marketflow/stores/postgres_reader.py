@@ -9,7 +9,8 @@ from psycopg_pool import AsyncConnectionPool
 
 from marketflow.errors import Unavailable
 from marketflow.model import Candle, Series, Tick
-from marketflow.stores.rows import candle_of_row, parameters, reason, to_datetime, to_unix_ms
+from marketflow.stores.candle_sql import candle_of
+from marketflow.stores.rows import DAY_MS, candle_of_row, parameters, reason, to_datetime, to_unix_ms
 
 _T = TypeVar("_T")
 
@@ -18,27 +19,47 @@ READ_SECONDS = 0.75
 
 _OF_SERIES = "mode = %(mode)s and exchange = %(exchange)s and pair_name = %(symbol)s"
 
+_OF_WANTED = "exchange = wanted.exchange and pair_name = wanted.pair_name and mode = wanted.mode"
+_MINUTES = f"{_OF_WANTED} and timestamp >= span.since and timestamp < span.until"
+_DAYS = f"{_OF_WANTED} and timestamp >= %(first_day)s and timestamp < rolled.until"
+
+# Whole days of daily candles, and minutes before, after, and where a day is marked (ddl/0002_aggregates_daily.sql): one
+# statement, for what they say together holds of one moment only. The last select puts the parts in order again.
 _SUMMARY = f"""
-with minutes as not materialized (
-    select * from aggregates where {_OF_SERIES} and timestamp >= %(since)s and timestamp < %(until)s
-), whole as materialized (
-    select sum(average_price * tick_count) as total, sum(tick_count)::int8 as ticks,
-           min(timestamp) as first, max(timestamp) as last, max(max_price) as high, min(min_price) as low
-    from minutes
+with wanted as (
+    select * from unnest(%(mode)s::text[], %(exchange)s::text[], %(symbol)s::text[]) with ordinality
+        as wanted (mode, exchange, pair_name, number)
+), rolled as (
+    select greatest(%(first_day)s, least(%(last_day)s, coalesce(max(rolled_until), 'epoch'))) as until
+    from aggregates_rolled_until
+), parts as (
+    select number, candle.* from wanted cross join rolled
+    cross join lateral ({candle_of("aggregates_daily", f"{_DAYS} and tick_count is not null")}) as candle
+    union all
+    select number, candle.* from wanted cross join rolled
+    cross join lateral (
+        values (%(since)s, least(%(first_day)s, %(until)s)), (rolled.until, %(until)s)
+        union all
+        select timestamp, timestamp + interval '24 hours' from aggregates_daily where {_DAYS} and tick_count is null
+    ) as span (since, until)
+    cross join lateral ({candle_of("aggregates", _MINUTES)}) as candle
 )
-select total, ticks, high, low, opening.open_price, closing.close_price,
-       coalesce(opening.open_at, first), coalesce(closing.close_at, last),
-       (select coalesce(max_at, timestamp) from minutes where max_price = high order by timestamp limit 1),
-       (select coalesce(min_at, timestamp) from minutes where min_price = low order by timestamp limit 1)
-from whole
-join minutes as opening on opening.timestamp = first
-join minutes as closing on closing.timestamp = last
+select number, sum(total), sum(ticks)::int8, max(high), min(low),
+       (array_agg(open order by first))[1], (array_agg(close order by last desc))[1],
+       (array_agg(first_at order by first))[1], (array_agg(last_at order by last desc))[1],
+       (array_agg(high_at order by high desc, high_start))[1], (array_agg(low_at order by low, low_start))[1]
+from parts group by number
 """  # noqa: S608 - put together from constants
 
 _LAST = f"""
 select close_price, coalesce(close_at, timestamp) from aggregates
 where {_OF_SERIES} order by timestamp desc limit 1
 """  # noqa: S608
+
+
+async def _without_jit(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Compiling a query of milliseconds would take a tenth of a second, each time."""
+    await connection.execute("set jit = off")
 
 
 class PostgresReader:
@@ -55,6 +76,7 @@ class PostgresReader:
             min_size=1,
             max_size=max_size,
             open=False,
+            configure=_without_jit,
             timeout=READ_SECONDS,
             # The pool doubles its pauses without a limit; 2 s after giving up it begins anew.
             reconnect_timeout=2.0,
@@ -81,22 +103,30 @@ class PostgresReader:
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of its minutes with `since <= start < until` (Unix ms)."""
-        bounds = {"since": to_datetime(since), "until": to_datetime(until)}
-        rows = await self._fetch([(_SUMMARY, {**parameters(each), **bounds}) for each in series])
-        return [None if row is None else candle_of_row(row) for row in rows]
+        wanted = {
+            "mode": [each.mode.value for each in series],
+            "exchange": [each.exchange for each in series],
+            "symbol": [each.symbol for each in series],
+        }
+        bounds = {"since": since, "until": until, "first_day": -(-since // DAY_MS) * DAY_MS}
+        bounds["last_day"] = until // DAY_MS * DAY_MS
+        moments = {name: to_datetime(bound) for name, bound in bounds.items()}
+        (rows,) = await self._fetch([(_SUMMARY, {**wanted, **moments})])
+        found = {number: candle_of_row((*amounts,)) for number, *amounts in rows}
+        return [found.get(number) for number in range(1, len(series) + 1)]
 
     async def last(self, series: Sequence[Series]) -> list[Tick | None]:
         """The close of the last minute of each series."""
-        rows = await self._fetch([(_LAST, parameters(each)) for each in series])
-        return [None if row is None else Tick(row[0], to_unix_ms(row[1]), 0) for row in rows]
+        answers = await self._fetch([(_LAST, parameters(each)) for each in series])
+        return [Tick(rows[0][0], to_unix_ms(rows[0][1]), 0) if rows else None for rows in answers]
 
-    async def _fetch(self, queries: Iterable[tuple[str, dict[str, Any]]]) -> list[tuple[Any, ...] | None]:
-        """The first row of each query."""
+    async def _fetch(self, queries: Iterable[tuple[str, dict[str, Any]]]) -> list[list[tuple[Any, ...]]]:
+        """The rows of each query."""
 
-        async def ask() -> list[tuple[Any, ...] | None]:
+        async def ask() -> list[list[tuple[Any, ...]]]:
             async with self._pool.connection(timeout=READ_SECONDS) as connection:
                 cursors = [await connection.execute(query, values) for query, values in queries]
-                return [await cursor.fetchone() for cursor in cursors]
+                return [await cursor.fetchall() for cursor in cursors]
 
         return await self._bounded(ask())
 

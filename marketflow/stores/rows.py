@@ -9,6 +9,9 @@ from marketflow.model import Candle, Series, Slot
 
 CONNECT_SECONDS = 2
 
+DAY_MS = 24 * 60 * 60_000
+"""Length of a day of UTC, for which there is a daily candle."""
+
 
 def connection_keywords(
     host: str, port: int, user: str, password: str, dbname: str, sslmode: str | None = None

@@ -217,7 +217,8 @@ def test_a_user_who_may_not_create_tables_runs_on_a_schema_that_is_up_to_date(
     archive: PostgresArchive, postgres_db: Keywords, guest: Keywords
 ) -> None:
     grants = (
-        f"grant select, insert, update on aggregates to {guest['user']}; grant select on ddl_applied to {guest['user']}"
+        f"grant select, insert, update on aggregates to {guest['user']};"
+        f"grant select on aggregates_daily, aggregates_rolled_until, ddl_applied to {guest['user']}"
     )
     query(postgres_db, grants)
     with archive_at(guest) as restricted:

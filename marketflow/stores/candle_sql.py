@@ -1,0 +1,38 @@
+"""The candle of some rows of one series, as SQL: what the reader asks for and what the daily candles are made by."""
+
+
+def candle_of(table: str, condition: str) -> str:
+    """A query of one row: the candle of the rows of a table under a condition, or no row where there are none.
+
+    Extremes are told with the start of the first row that has them, so that candles of several parts of a series can be
+    put together. Rows without times of their own carry their start.
+
+    Args:
+        table: aggregates or aggregates_daily.
+        condition: names a series and a range of its rows, whose start is `timestamp`.
+    """
+    rows = f"from {table} where {condition}"
+    return f"""
+        select total, ticks, high, low, opening.price as open, closing.price as close,
+               opening.at as first_at, closing.at as last_at, highest.at as high_at, lowest.at as low_at,
+               first, last, highest.start as high_start, lowest.start as low_start
+        from (
+            select sum(average_price * tick_count) as total, sum(tick_count)::int8 as ticks,
+                   min(timestamp) as first, max(timestamp) as last, max(max_price) as high, min(min_price) as low
+            {rows}
+        ) as whole
+        cross join lateral (
+            select open_price as price, coalesce(open_at, timestamp) as at {rows} and timestamp = first
+        ) as opening
+        cross join lateral (
+            select close_price as price, coalesce(close_at, timestamp) as at {rows} and timestamp = last
+        ) as closing
+        cross join lateral (
+            select coalesce(max_at, timestamp) as at, timestamp as start {rows} and max_price = high
+            order by timestamp limit 1
+        ) as highest
+        cross join lateral (
+            select coalesce(min_at, timestamp) as at, timestamp as start {rows} and min_price = low
+            order by timestamp limit 1
+        ) as lowest
+    """  # noqa: S608 - put together from constants

@@ -1,0 +1,144 @@
+"""Daily candles in PostgreSQL, made of minutes once their day is over; ddl/0002_aggregates_daily.sql says what for.
+
+The work is cut small: a move of `rolled_until` marks the series that have minutes of one more day, then marks are
+replaced by candles, some at a time. How many is found out by the time they take, for a day has 1,440 minutes or, where
+a test shortens them, many more, and they may come from memory or from a disk. Every step is a transaction of its own
+that leaves all answers exact, so that it may end, fail or be killed anywhere, and several writers may do it at once.
+
+It has a connection of its own: minute rows never wait for it.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from marketflow.stores.bounded import BoundedConnection, Reopened
+from marketflow.stores.candle_sql import candle_of
+from marketflow.stores.rows import DAY_MS, to_datetime
+
+LATE_MS = 10 * 60_000
+"""How long after its end a day is left to late minutes; still later ones cost more, no more than that."""
+
+STEP_SECONDS = 0.1
+"""How long one call may work, and a little; half of that, how long one transaction may."""
+
+MOST_DAYS = 64
+"""How many marks one transaction replaces at most."""
+
+# Waiting for a lock must not take longer than working; a truncation, which locks the minutes first, must come before.
+_BEGIN = "set local lock_timeout = 200; lock table aggregates in access share mode"
+
+_MARKED = """
+select exchange, pair_name, mode, timestamp from aggregates_daily where tick_count is null
+order by timestamp, exchange, pair_name, mode limit %s for update skip locked
+"""
+
+_OF_DAY = """
+exchange = marked.exchange and pair_name = marked.pair_name and mode = marked.mode
+and timestamp >= marked.day and timestamp < marked.day + interval '24 hours'
+"""
+
+_MARKS = "unnest(%s::text[], %s::text[], %s::text[], %s::timestamptz[]) as marked (exchange, pair_name, mode, day)"
+
+_IS_MARKED = """
+(daily.exchange, daily.pair_name, daily.mode, daily.timestamp)
+= (marked.exchange, marked.pair_name, marked.mode, marked.day)
+"""
+
+_REPLACE = f"""
+update aggregates_daily as daily set
+    average_price = total / ticks, min_price = low, max_price = high, open_price = open, close_price = close,
+    tick_count = ticks, open_at = first_at, close_at = last_at, min_at = low_at, max_at = high_at
+from {_MARKS} cross join lateral ({candle_of("aggregates", _OF_DAY)}) as candle
+where {_IS_MARKED}
+"""  # noqa: S608 - put together from constants
+
+_REMOVE = f"delete from aggregates_daily as daily using {_MARKS} where {_IS_MARKED} and tick_count is null"  # noqa: S608
+
+# Series by series, along the primary key: the first minute of each that is not behind `rolled_until`.
+_MOVE = """
+with recursive series as (
+    (select exchange, pair_name, mode from aggregates order by exchange, pair_name, mode limit 1)
+    union all
+    select following.* from series cross join lateral (
+        select exchange, pair_name, mode from aggregates
+        where (exchange, pair_name, mode) > (series.exchange, series.pair_name, series.mode)
+        order by exchange, pair_name, mode limit 1
+    ) as following
+), upcoming as materialized (
+    select series.*, date_trunc('day', minute.timestamp, 'UTC') as day from series cross join lateral (
+        select timestamp from aggregates
+        where exchange = series.exchange and pair_name = series.pair_name and mode = series.mode
+          and timestamp >= %(rolled)s and timestamp < %(until)s
+        order by timestamp limit 1
+    ) as minute
+), nearest as (
+    select min(day) as day from upcoming
+), marked as (
+    insert into aggregates_daily (exchange, pair_name, mode, timestamp)
+    select exchange, pair_name, mode, day from upcoming join nearest using (day)
+    on conflict (exchange, pair_name, mode, timestamp) do update set tick_count = null
+)
+update aggregates_rolled_until set rolled_until = coalesce((select day + interval '24 hours' from nearest), %(until)s)
+"""
+
+
+class PostgresDays:
+    """Makes daily candles; for one thread at a time.
+
+    Args:
+        keywords: of the connection, see connection_keywords.
+        monotonic: seconds by which work is measured.
+    """
+
+    def __init__(self, keywords: dict[str, Any], monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._connection = Reopened(keywords)
+        self._monotonic = monotonic
+        self._days = MOST_DAYS // 8
+
+    def roll_up(self, now_ms: int) -> bool:
+        """Work for STEP_SECONDS on the days that are over at `now_ms` (Unix ms); gives whether more is to be done.
+
+        Raises:
+            Unavailable: PostgreSQL is away or refuses. What was done before is done, and every answer is exact.
+        """
+        until = (now_ms - LATE_MS) // DAY_MS * DAY_MS
+        end = self._monotonic() + STEP_SECONDS
+        with self._connection.opened() as connection:
+            while self._replaced(connection) or _moved(connection, until):
+                if self._monotonic() >= end:
+                    return True
+        return False
+
+    def close(self) -> None:
+        """Close the connection; work under way is undone, to be done by the next run."""
+        self._connection.close()
+
+    def _replaced(self, connection: BoundedConnection) -> int:
+        """Replace some marks by candles, or remove them where no minute is left; gives how many."""
+        began, days = self._monotonic(), self._days
+        self._days = max(1, days // 2)  # should it fail, for taking too long
+        with connection.transaction():
+            connection.execute(_BEGIN)
+            marked = connection.execute(_MARKED, [days]).fetchall()
+            if marked:
+                # In statements of their own, which see what was committed before the marks were locked.
+                columns = [list(column) for column in zip(*marked, strict=True)]
+                connection.execute(_REPLACE, columns)
+                connection.execute(_REMOVE, columns)
+        quick = self._monotonic() - began < STEP_SECONDS / 4
+        slow = self._monotonic() - began > STEP_SECONDS / 2
+        self._days = min(MOST_DAYS, days * 2) if quick else max(1, days // 2) if slow else days
+        return len(marked)
+
+
+def _moved(connection: BoundedConnection, until: int) -> bool:
+    """Move `rolled_until` on to the next day that has minutes and mark it; gives whether it could."""
+    with connection.transaction():
+        connection.execute(_BEGIN)
+        position = connection.execute("select rolled_until from aggregates_rolled_until for update").fetchone()
+        bound = to_datetime(until)
+        if position is None or position[0] >= bound:
+            return False
+        connection.execute(_MOVE, {"rolled": position[0], "until": bound})
+    return True
