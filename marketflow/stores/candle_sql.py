@@ -22,10 +22,10 @@ def candle_of(table: str, condition: str) -> str:
             {rows}
         ) as whole
         cross join lateral (
-            select open_price as price, coalesce(open_at, timestamp) as at {rows} and timestamp = first
+            select open_price as price, coalesce(open_at, timestamp) as at {rows} order by timestamp limit 1
         ) as opening
         cross join lateral (
-            select close_price as price, coalesce(close_at, timestamp) as at {rows} and timestamp = last
+            select close_price as price, coalesce(close_at, timestamp) as at {rows} order by timestamp desc limit 1
         ) as closing
         cross join lateral (
             select coalesce(max_at, timestamp) as at, timestamp as start {rows} and max_price = high
