@@ -24,6 +24,7 @@ from marketflow.logs import RateLimit
 from marketflow.model import Mode
 from marketflow.settings import Settings
 from marketflow.stores.postgres import PostgresArchive
+from marketflow.stores.postgres_days import PostgresDays
 from marketflow.stores.redis import RedisCache
 
 BEGIN_SECONDS = 1.0
@@ -64,7 +65,7 @@ class Engine:
         self._loop = TimingLoop("timing")
         self._generating = TimingLoop("generator")
         lanes = len(settings.exchanges) * settings.flow.workers_per_exchange
-        self._pool = NamedPool("worker", lanes + 4)
+        self._pool = NamedPool("worker", lanes + 5)
         self.feeds: dict[Mode, Sequence[Feed]] = {
             Mode.TEST: _generators(settings, clock, self._generating),
             Mode.LIVE: _exchanges(settings, clock),
@@ -74,6 +75,7 @@ class Engine:
         self.memory = Memory(settings.flow.late_after_ms, settings.flow.ahead_ms, settings.flow.minute_ms)
         self.cache = RedisCache.connect(redis, series, clock, settings.redis.ttl_seconds)
         self.archive = PostgresArchive(postgres, ddl, settings.flow.db_batch_size)
+        self._days = PostgresDays(postgres)
         self.flow = Flow(
             modes=self.modes.changes,
             feeds=self.feeds,
@@ -81,6 +83,7 @@ class Engine:
             pending=Pending(),
             cache=self.cache,
             archive=self.archive,
+            days=self._days,
             workers_per_exchange=settings.flow.workers_per_exchange,
             loop=self._loop,
             pool=self._pool,
@@ -114,6 +117,7 @@ class Engine:
         for scheduler in (self._loop, self._generating):
             scheduler.dispose()
         self._pool.close()
+        self._days.close()
         self.archive.close()
         self.cache.close()
 

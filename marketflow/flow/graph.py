@@ -4,7 +4,7 @@
                                    └─ every 100 ms: slices ──┬───── lanes ─ cache
          slices of an earlier run, from the cache: restored ─┤
                                                              └─ closed minutes ─┬─ cache
-       minutes of an earlier run that the archive may lack: backlog ────────────┴─ archive
+       minutes of an earlier run that the archive may lack: backlog ────────────┴─ archive ─ every 10 s: days
 
 Items are batches of candles, never single ticks. Up to each sink everything runs on the thread of the feed or of the
 timing loop and does dictionary work only; every blocking call runs behind an observe_on of its own, on the pool, and
@@ -35,10 +35,16 @@ from marketflow.flow.operators import Backoff, Operator, conflate_map, fan_out, 
 from marketflow.flow.pending import Pending
 from marketflow.logs import RateLimit
 from marketflow.model import SLICE_MS, Candles, Mode, Series, merge_all
-from marketflow.stores.ports import Archive, Cache
+from marketflow.stores.ports import Archive, Cache, Days
 
 PROBE_SECONDS = 0.5
 """How often the cache is asked whether it lacks what was written: a refill begins this soon after its return."""
+
+DAYS_SECONDS = 10.0
+"""How often days are looked for that are over."""
+
+DAYS_PAUSE_SECONDS = 0.1
+"""How long the work on them rests between its steps of the same length: there is no hurry, and others have some."""
 
 FEEDS_STOP_SECONDS = 1.0
 """How long the feeds may take to hand on what they have received, once the flow is to end."""
@@ -66,6 +72,7 @@ class Flow:
         pending: minutes on their way to the archive.
         cache: where the API reads.
         archive: where minutes stay.
+        days: what minutes become once their day is over.
         workers_per_exchange: lanes of each exchange.
         loop: scheduler of all timers.
         pool: scheduler of all blocking calls.
@@ -79,6 +86,7 @@ class Flow:
     pending: Pending
     cache: Cache
     archive: Archive
+    days: Days
     workers_per_exchange: int
     loop: abc.SchedulerBase
     pool: abc.SchedulerBase
@@ -115,9 +123,10 @@ class Flow:
         recovered = self._asked_until_answered(self.cache.recover) if left is None else rx.just(left)
         # On the loop, as all that makes slices: of two versions of one, the later is then always the fuller.
         restored = recovered.pipe(ops.observe_on(self.loop), self._surviving(self.memory.restore))
-        return self._from_feeds().pipe(
+        flowing = self._from_feeds().pipe(
             fan_out(self._newest_to_cache, lambda batches: self._by_slice(batches, restored)),
         )
+        return rx.merge(flowing, self._days_rolled_up())
 
     # The left edge
 
@@ -266,6 +275,30 @@ class Flow:
         self.counts.archive_errors += 1
         text = f"PostgreSQL cannot be used, {len(self.pending)} minute rows wait for it: {error}"
         self._limit.log("archive", "WARNING", text)
+
+    # Days
+
+    def _days_rolled_up(self) -> Observable[Any]:
+        return rx.interval(DAYS_SECONDS, scheduler=self.loop).pipe(
+            ops.filter(lambda _: self.archive_asked.is_set()),
+            conflate_map(lambda _: self._rolled_up(), merge=lambda _, newer: newer),
+            ops.take_until(self._ended()),  # without waiting: the next run goes on with it
+        )
+
+    def _rolled_up(self) -> Observable[bool]:
+        """Step by step, until nothing is left to do."""
+        step: Observable[bool] = rx.timer(DAYS_PAUSE_SECONDS, scheduler=self.loop).pipe(
+            ops.flat_map(lambda _: self._on_pool(lambda: self.days.roll_up(self._now_ms())))
+        )
+        return step.pipe(
+            ops.repeat(),
+            ops.take_while(lambda more: more),
+            retry_with_backoff(Backoff(1.0, 60.0), self.loop, self._ended(), self._days_failed),
+        )
+
+    def _days_failed(self, error: Exception, pause: float) -> None:
+        text = f"days cannot be rolled up, next attempt in {pause:.0f} s; answers about long periods are slow: {error}"
+        self._limit.log("days", "WARNING", text)
 
     # What every branch uses
 

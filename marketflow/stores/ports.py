@@ -129,3 +129,17 @@ class Archive(Protocol):
             Unavailable: not written, or not known to be; to be tried again with the same rows.
         """
         ...
+
+
+class Days(Protocol):
+    """Daily candles, made of the archive's minutes so that long periods are answered quickly."""
+
+    def roll_up(self, now_ms: int) -> bool:
+        """Work for a moment on the days that are over at `now_ms` (Unix ms); gives whether more is to be done.
+
+        Changes no answer, and may be ended anywhere. Minutes may be written meanwhile.
+
+        Raises:
+            Unavailable: it cannot be done now; to be tried again.
+        """
+        ...

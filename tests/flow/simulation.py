@@ -48,7 +48,7 @@ from marketflow.stores.breaker import Breaker
 from marketflow.stores.ports import RECENT_MS
 from marketflow.stores.redis import RedisCache
 from tests.flow.virtual_time import VirtualPool, VirtualTime
-from tests.flow.world import START_MS, FakeArchive, ScriptedFeed
+from tests.flow.world import START_MS, FakeArchive, FakeDays, ScriptedFeed
 from tests.memory_redis import MemoryRedis, MemoryRedisClient
 from tests.oracle import candle_of_ticks
 
@@ -147,6 +147,24 @@ class SimulatedArchive(FakeArchive):
         self._asked = True
         try:
             return self._trouble.call(work)
+        finally:
+            self._asked = False
+
+
+class SimulatedDays(FakeDays):
+    """Days with the archive's trouble, and always something left to do; for one thread at a time."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        super().__init__()
+        self._trouble = trouble
+        self._asked = False
+
+    def roll_up(self, now_ms: int) -> bool:
+        assert not self._asked, "days are for one thread at a time"
+        self._asked = True
+        self.steps = self.steps or 3
+        try:
+            return self._trouble.call(lambda: super(SimulatedDays, self).roll_up(now_ms))
         finally:
             self._asked = False
 
@@ -291,6 +309,7 @@ class Simulation:
             pending=pending,
             cache=cache,
             archive=self.archive,
+            days=SimulatedDays(self.archive_trouble),
             workers_per_exchange=2,
             loop=time,
             pool=pool,

@@ -505,3 +505,55 @@ def test_a_batch_on_which_a_step_raises_is_given_up_and_the_flow_lives(
     world.run(70)
     assert world.cache.newest[BTC].price == 3.0
     assert world.archive.rows[MINUTE].close == 3.0
+
+
+# Days
+
+
+def test_days_are_rolled_up_step_by_step_beside_the_minutes_which_are_in_time(world: World) -> None:
+    world.days.steps = 400
+    for _ in range(70):
+        world.send(1.0)
+        world.run(1)
+    assert world.days.steps == 0
+    assert world.archive.written_at[MINUTE][0] <= START_MS + MINUTE_MS + 5000
+    asked = len(world.days.asked_at)
+    world.run(60)
+    assert len(world.days.asked_at) - asked <= 6
+
+
+def test_days_that_cannot_be_rolled_up_are_told_and_tried_again_ever_more_seldom(world: World, log: list[str]) -> None:
+    world.days.away = True
+    world.send(1.0)
+    world.run(600)
+    assert any("rolled up" in line for line in log)
+    assert len(world.days.asked_at) < 20
+    assert_same(world.archive.rows, expected_minutes(world))
+    world.days.away, world.days.steps = False, 5
+    world.run(70)
+    assert world.days.steps == 0
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_the_end_does_not_wait_for_days(world: World, away: bool) -> None:
+    world.days.steps, world.days.away = 10**6, away
+    world.send(1.0)
+    world.run(30)
+    world.stop()
+    world.run(0.1)
+    assert world.completed
+    assert_same(world.archive.rows, expected_minutes(world))
+    asked = len(world.days.asked_at)
+    world.run(100)
+    assert len(world.days.asked_at) == asked
+
+
+def test_days_wait_until_the_archive_has_answered() -> None:
+    world = World()
+    world.archive.away = True
+    world.start()
+    world.run(60)
+    assert not world.days.asked_at
+    world.archive.away = False
+    world.run(20)
+    assert world.days.asked_at

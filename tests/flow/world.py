@@ -138,6 +138,22 @@ class FakeArchive:
             self.written_at.setdefault(slot, []).append(self._now_ms())
 
 
+class FakeDays:
+    """Has so many steps to do, unless it is told to be away."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.steps = 0
+        self.asked_at: list[int] = []
+
+    def roll_up(self, now_ms: int) -> bool:
+        self.asked_at.append(now_ms)
+        if self.away:
+            raise Unavailable("away")
+        self.steps = max(0, self.steps - 1)
+        return self.steps > 0
+
+
 class World:
     """The flow in virtual time, which starts with a minute."""
 
@@ -152,6 +168,7 @@ class World:
         self.feeds = feeds or {each: [ScriptedFeed(each)] for each in Mode}
         self.cache = FakeCache()
         self.archive = FakeArchive(lambda: self.now_ms)
+        self.days = FakeDays()
         self.memory = Memory(late_after_ms=2000)
         self.pending = Pending(pending_limit)
         self.modes = ModeSwitch(mode)
@@ -166,6 +183,7 @@ class World:
             pending=self.pending,
             cache=self.cache,
             archive=self.archive,
+            days=self.days,
             workers_per_exchange=workers,
             loop=self.scheduler,
             pool=self.scheduler,
