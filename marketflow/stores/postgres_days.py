@@ -10,6 +10,7 @@ It has a connection of its own: minute rows never wait for it.
 
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from marketflow.stores.bounded import BoundedConnection, Reopened
@@ -27,6 +28,10 @@ MOST_DAYS = 64
 
 # Waiting for a lock must not take longer than working; a truncation, which locks the minutes first, must come before.
 _BEGIN = "set local lock_timeout = 200; lock table aggregates in access share mode"
+
+_TO_DO = """
+select rolled_until, exists (select from aggregates_daily where tick_count is null) from aggregates_rolled_until
+"""
 
 _MARKED = """
 select exchange, pair_name, mode, timestamp from aggregates_daily where tick_count is null
@@ -102,10 +107,18 @@ class PostgresDays:
         Raises:
             Unavailable: PostgreSQL is away or refuses. What was done before is done, and every answer is exact.
         """
-        until = (now_ms - LATE_MS) // DAY_MS * DAY_MS
+        until = to_datetime((now_ms - LATE_MS) // DAY_MS * DAY_MS)
         end = self._monotonic() + STEP_SECONDS
         with self._connection.opened() as connection:
-            while self._replaced(connection) or _moved(connection, until):
+            while (found := connection.execute(_TO_DO).fetchone()) is not None:
+                rolled, marked = found
+                if marked:
+                    if not self._replace(connection):
+                        break  # those who have marked them are not done
+                elif rolled < until:
+                    _move(connection, until)
+                else:
+                    break
                 if self._monotonic() >= end:
                     return True
         return False
@@ -114,7 +127,7 @@ class PostgresDays:
         """Close the connection; work under way is undone, to be done by the next run."""
         self._connection.close()
 
-    def _replaced(self, connection: BoundedConnection) -> int:
+    def _replace(self, connection: BoundedConnection) -> int:
         """Replace some marks by candles, or remove them where no minute is left; gives how many."""
         began, days = self._monotonic(), self._days
         self._days = max(1, days // 2)  # should it fail, for taking too long
@@ -132,13 +145,13 @@ class PostgresDays:
         return len(marked)
 
 
-def _moved(connection: BoundedConnection, until: int) -> bool:
-    """Move `rolled_until` on to the next day that has minutes and mark it; gives whether it could."""
+def _move(connection: BoundedConnection, until: datetime) -> None:
+    """Move `rolled_until` behind the next day that has minutes, whose series it marks, or to `until`."""
     with connection.transaction():
         connection.execute(_BEGIN)
-        position = connection.execute("select rolled_until from aggregates_rolled_until for update").fetchone()
-        bound = to_datetime(until)
-        if position is None or position[0] >= bound:
-            return False
-        connection.execute(_MOVE, {"rolled": position[0], "until": bound})
-    return True
+        # Another may have moved it while this one waited.
+        (rolled,) = connection.execute("select rolled_until from aggregates_rolled_until for update").fetchone() or (
+            until,
+        )
+        if rolled < until:
+            connection.execute(_MOVE, {"rolled": rolled, "until": until})
