@@ -38,7 +38,7 @@ class Stage:
 
 
 @contextmanager
-def stage() -> Iterator[Stage]:
+def stage(**postgres_settings: str) -> Iterator[Stage]:
     """Servers for one measurement, in a new folder in memory where there is room (a disk of others is no measure)."""
     with ExitStack() as stack:
         memory = Path("/dev/shm")
@@ -47,5 +47,9 @@ def stage() -> Iterator[Stage]:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         folder.chmod(0o711)
         redis = stack.enter_context(RedisServer(folder / "redis"))
-        postgres = stack.enter_context(PostgresServer(folder / "postgres", folder / "template"))
+
+        class Configured(PostgresServer):
+            settings = PostgresServer.settings | postgres_settings
+
+        postgres = stack.enter_context(Configured(folder / "postgres", folder / "template"))
         yield Stage(folder, redis, postgres, stack)

@@ -1,0 +1,228 @@
+"""How long questions about a year of minutes take, while the application runs, and how long its days take to be made.
+
+A year of minutes is put into PostgreSQL as an earlier version would have left it, without daily candles. Then the
+application starts, in test mode, and rolls the days up while minutes go on being written. Every question is asked over
+HTTP by one client; before that the same is asked of the minutes alone, over a connection of psycopg, which is what it
+cost without daily candles and what each answer must be equal to. The limit is the round trip of a `select 1`.
+
+    python -m tests.benchmarks.history --days 365 --series 15
+"""
+
+import argparse
+import asyncio
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import reduce
+from typing import Any
+
+import psycopg
+
+from marketflow.model import Candle, Mode, Series, merge
+from marketflow.resources import resource
+from marketflow.settings import Settings
+from marketflow.stores.postgres import PostgresArchive
+from marketflow.stores.postgres_reader import PostgresReader
+from marketflow.stores.rows import connection_keywords, to_unix_ms
+from tests.application import Application
+from tests.benchmarks.report import report
+from tests.benchmarks.stage import Stage, stage
+from tests.servers import wait_until
+
+EXCHANGES = ("exchange1", "exchange2", "exchange3")
+DAYS_A_STATEMENT = 10
+BEFORE_REQUESTS = 3
+QUESTIONS = {"average 24h": "24h", "highest 30d": "30d", "highest": None, "lowest": None, "average": None}
+
+# A tick a second, at prices so far apart that those of the generator are no extremes.
+GENERATE = """
+insert into aggregates
+select symbol, exchange, 'test', minute, price, price - 1, price + 1, price - 0.5, price + 0.5, 60,
+       minute + interval '1 second', minute + interval '59 seconds',
+       minute + interval '20 seconds', minute + interval '40 seconds'
+from generate_series(%(since)s::timestamptz, %(until)s - interval '1 minute', interval '1 minute') as minute
+cross join unnest(%(exchanges)s::text[]) as exchange cross join unnest(%(symbols)s::text[]) as symbol
+cross join lateral (
+    select (100 + (abs(hashtext(exchange || symbol)) + extract(epoch from minute)::int8 / 60 * 7919) %% 200003)::float8
+        as price
+) as prices
+"""
+
+ROLLED_UP = """
+select rolled_until >= date_trunc('day', now() - interval '10 minutes', 'UTC')
+       and not exists (select from aggregates_daily where tick_count is null)
+from aggregates_rolled_until
+"""
+
+OF_MINUTES = """
+select sum(average_price * tick_count) / sum(tick_count), max(max_price), min(min_price) from aggregates
+where mode = 'test' and exchange = any(%s) and pair_name = %s and timestamp >= %s and timestamp < %s
+"""
+
+
+def generate(postgres: "psycopg.Connection[Any]", days: int, symbols: list[str]) -> tuple[datetime, datetime]:
+    """So many days of minutes, up to half an hour ago; gives their begin and end.
+
+    As a version without daily candles would have: nobody watches as the minutes are written.
+    """
+    until = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(minutes=30)
+    since = until - timedelta(days=days)
+    postgres.execute("alter table aggregates disable trigger user")
+    for number in range(0, days, DAYS_A_STATEMENT):
+        begin = since + timedelta(days=number)
+        end = min(until, begin + timedelta(days=DAYS_A_STATEMENT))
+        postgres.execute(GENERATE, {"since": begin, "until": end, "exchanges": list(EXCHANGES), "symbols": symbols})
+    postgres.execute("alter table aggregates enable trigger user")
+    postgres.execute("vacuum analyze aggregates")
+    return since, until
+
+
+def figures(times: list[float]) -> tuple[float, float]:
+    """Median and 99th percentile in ms."""
+    return statistics.median(times) * 1000, sorted(times)[math.ceil(len(times) * 0.99) - 1] * 1000
+
+
+def timed(work: Callable[[], Any], count: int) -> list[float]:
+    """Seconds of each of so many calls."""
+    times = []
+    for _ in range(count):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def roll_up(application: Application, postgres: "psycopg.Connection[Any]") -> dict[str, object]:
+    """Wait until all days are made and minutes were written meanwhile and after; tells how that went."""
+    began = time.monotonic()
+    rows = "select count(*), max(timestamp) from aggregates where timestamp > now() - interval '15 minutes'"
+    latest, written_after = None, []
+
+    def done() -> bool:
+        nonlocal latest
+        (_, newest) = postgres.execute(rows).fetchone() or (0, None)
+        if newest != latest:
+            latest = newest
+            written_after.append((datetime.now(UTC) - newest).total_seconds() - 60)
+        (over,) = postgres.execute(ROLLED_UP).fetchone() or (False,)
+        return bool(over)
+
+    wait_until(done, timeout=240, message="the days were not rolled up")
+    seconds = time.monotonic() - began
+    wait_until(lambda: done() and bool(written_after), timeout=70, message="no minute was written")
+    (days,) = postgres.execute("select count(*) from aggregates_daily").fetchone() or (0,)
+    return {
+        "roll_up_seconds": seconds,
+        "series_days": days,
+        "minutes_written_after_seconds": max(written_after),
+    }
+
+
+def ask(
+    application: Application,
+    postgres: "psycopg.Connection[Any]",
+    question: str,
+    exchange: str | None,
+    since: datetime,
+    until: datetime,
+    requests: int,
+) -> dict[str, object]:
+    """Measure one question before and after, and compare the answers."""
+    kind, symbol, period = question.split()[0], "BTCUSDT", QUESTIONS[question]
+    begin = since if period is None else datetime.now(UTC).replace(second=0, microsecond=0) - _length(period)
+    exchanges = [exchange] if exchange else list(EXCHANGES)
+    values = [exchanges, symbol, begin, until]
+    before = figures(timed(lambda: postgres.execute(OF_MINUTES, values).fetchone(), BEFORE_REQUESTS))
+    path = f"/prices/{kind}/{exchange}/{symbol}" if exchange else f"/prices/{kind}/{symbol}"
+    query = {} if period is None else {"period": period}
+    after = figures(timed(lambda: application.get(path, **query), requests))
+    return {
+        "question": question,
+        "exchanges": len(exchanges),
+        "before_p50_ms": before[0],
+        "p50_ms": after[0],
+        "p99_ms": after[1],
+        "right": _right(application, postgres, kind, path, query, exchanges),
+    }
+
+
+def _length(period: str) -> timedelta:
+    return timedelta(hours=int(period[:-1])) if period.endswith("h") else timedelta(days=int(period[:-1]))
+
+
+def _right(
+    application: Application,
+    postgres: "psycopg.Connection[Any]",
+    kind: str,
+    path: str,
+    query: dict[str, str],
+    exchanges: list[str],
+) -> bool:
+    """Whether an answer is what all minutes say: the archive's to the last digit, and over HTTP with newer ticks."""
+    answer = application.get(path, **query)
+    since, until = datetime.fromisoformat(answer["from"]).replace(second=0, microsecond=0), datetime.now(UTC)
+    found = postgres.execute(OF_MINUTES, [exchanges, "BTCUSDT", since, until]).fetchone()
+    assert found is not None
+    average, highest, lowest = found
+    whole = asyncio.run(_archived(postgres, exchanges, since, until))
+    archived = math.isclose(whole.average, average, rel_tol=1e-12) and (whole.high, whole.low) == (highest, lowest)
+    expected = {"average": average, "highest": highest, "lowest": lowest}[kind]
+    return archived and math.isclose(answer["price"], expected, rel_tol=0.01 if kind == "average" else 1e-12)
+
+
+async def _archived(
+    postgres: "psycopg.Connection[Any]", exchanges: list[str], since: datetime, until: datetime
+) -> Candle:
+    keywords = {name: getattr(postgres.info, name) for name in ("host", "port", "user", "password", "dbname")}
+    reader = PostgresReader(connection_keywords(**keywords))
+    await reader.open()
+    try:
+        series = [Series(Mode.TEST, exchange, "BTCUSDT") for exchange in exchanges]
+        candles = await reader.summary(series, to_unix_ms(since), to_unix_ms(until))
+    finally:
+        await reader.close()
+    return reduce(merge, [candle for candle in candles if candle is not None])
+
+
+def run(stage: Stage, days: int, series: int, requests: int) -> tuple[list[dict[str, object]], dict[str, object]]:
+    """One measurement: the table, and the account of the roll-up."""
+    symbols = list(Settings().symbols)[: max(1, series // len(EXCHANGES))]
+    archive = PostgresArchive(connection_keywords(**stage.postgres.keywords), resource("ddl"), 200)
+    archive.write({})
+    archive.close()
+    with stage.postgres.connect() as postgres:
+        began = time.monotonic()
+        since, until = generate(postgres, days, symbols)
+        rows = days * 24 * 60 * len(EXCHANGES) * len(symbols)
+        print(f"{rows:,} minutes generated in {time.monotonic() - began:.0f} s", flush=True)
+        application = stage.start({"MODE": "test", "GENERATOR__RATE": 10})
+        account = {"rows": rows} | roll_up(application, postgres)
+        limit = figures(timed(lambda: postgres.execute("select 1").fetchone(), requests))
+        bare = figures(timed(lambda: application.get("/mode"), requests))
+        table: list[dict[str, object]] = [
+            ask(application, postgres, question, exchange, since, until, requests)
+            for question in QUESTIONS
+            for exchange in (EXCHANGES[0], None)
+        ]
+        account |= {"select_1_p50_ms": limit[0], "http_p50_ms": bare[0], "http_p99_ms": bare[1]}
+    return table, account
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--days", type=int, default=365, help="how far back the minutes reach")
+    parser.add_argument("--series", type=int, default=15, help="of three exchanges together")
+    parser.add_argument("--requests", type=int, default=300, help="of each question")
+    arguments = parser.parse_args()
+    with stage(shared_buffers="64MB") as servers:
+        table, account = run(servers, arguments.days, arguments.series, arguments.requests)
+    report("history: roll-up", [account])
+    report("history", table)
+    return 0 if all(row["right"] for row in table) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
