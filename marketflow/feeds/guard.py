@@ -1,15 +1,15 @@
 """Every tick passes here: decoded, checked and folded into candles before it is handed to anybody.
 
-Python is slow per tick and fast per list, so the work is done on whole chunks: one `decode_lines` for all lines, then
-per symbol a column of prices and one of times on which min, max, sum and sort run in C. Only a chunk that fails is
-decoded line by line, to find the line to blame. A symbol that was not asked for never becomes a series.
+Python is slow per tick and fast per list, so the work is done on whole chunks: one `map` decodes all lines, then per
+symbol there is a column of prices and one of times on which min, max, sum and sort run in C. Only a chunk that fails is
+gone through line by line, to find the line to blame. A symbol that was not asked for never becomes a series.
 """
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from operator import ne
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import msgspec
 
@@ -36,7 +36,6 @@ Reject = Callable[[str, int, object], None]
 """Told of dropped lines: the reason, how many, and an example."""
 
 _decode_line = msgspec.json.Decoder(Line).decode
-_decode_lines = msgspec.json.Decoder(Line).decode_lines
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 # What msgspec raises on hostile bytes: bad JSON or types, bad UTF-8, thousands of nested brackets.
@@ -82,15 +81,7 @@ class Guard:
 
     def decode(self, chunk: bytes) -> Candles:
         """The candles of a chunk of whole lines. Bad lines are dropped and counted, never raised."""
-        try:
-            chunk.decode()  # which msgspec does not check in fields that it skips
-            lines = _decode_lines(chunk)
-        except _UNDECODABLE:
-            return self.fold(self._decode_each(chunk))
-        # Records that share a line or run over several are no lines, though a stream of JSON they are.
-        if not _is_one_a_line(chunk, len(lines)) or _has_long_line(chunk):
-            return self.fold(self._decode_each(chunk))
-        return self.fold(lines)
+        return self.fold(_decode_plain(chunk) or self._decode_each(chunk))
 
     def fold(self, lines: Sequence[Line]) -> Candles:
         """The candles of the good ticks among `lines`, which arrived in this order just now."""
@@ -108,30 +99,33 @@ class Guard:
 
     def _fold_series(self, series: Series, lines: list[Line], received: int) -> Candles:
         prices = [line.price for line in lines]
-        if not (min(prices) > 0 and max(prices) <= MAX_PRICE):
+        timestamps = [line.timestamp for line in lines]
+        times, in_order = self._event_times(timestamps, milliseconds(received))
+        if times == in_order:
+            candles = _candles(series, prices, times, range(received, received + len(times)))
+        else:
+            order = sorted(range(len(times)), key=times.__getitem__)
+            candles = _candles(series, [prices[i] for i in order], in_order, [received + i for i in order])
+        if not all(candle.low > 0 and candle.high <= MAX_PRICE for candle in candles.values()):
             good = [line for line in lines if 0 < line.price <= MAX_PRICE]
             bad = next(price for price in prices if not 0 < price <= MAX_PRICE)
             self.reject("bad_price", bad, len(lines) - len(good))
             return self._fold_series(series, good, received) if good else {}
-        times = self._event_times([line.timestamp for line in lines], milliseconds(received))
         self.ticks += len(lines)
-        if times == sorted(times):
-            return _candles(series, prices, times, range(received, received + len(times)))
-        order = sorted(range(len(times)), key=times.__getitem__)
-        return _candles(
-            series,
-            [prices[i] for i in order],
-            [times[i] for i in order],
-            [received + i for i in order],
-        )
-
-    def _event_times(self, timestamps: list[int | None], received_at: int) -> list[int]:
-        """The timestamps where they can be believed, the time of receipt (Unix ms) elsewhere."""
-        earliest, latest = received_at - self._max_skew_ms, received_at + self._max_skew_ms
-        times = [at if at is not None and earliest <= at <= latest else received_at for at in timestamps]
-        if times != timestamps:
+        if times is not timestamps:
             self.timestamps_replaced += sum(map(ne, times, timestamps))
-        return times
+        return candles
+
+    def _event_times(self, timestamps: list[int | None], received_at: int) -> tuple[list[int], list[int]]:
+        """The timestamps where they can be believed, the time of receipt (Unix ms) elsewhere; and the same in order."""
+        earliest, latest = received_at - self._max_skew_ms, received_at + self._max_skew_ms
+        if None not in timestamps:
+            times = cast("list[int]", timestamps)
+            in_order = sorted(times)
+            if earliest <= in_order[0] and in_order[-1] <= latest:
+                return times, in_order
+        times = [at if at is not None and earliest <= at <= latest else received_at for at in timestamps]
+        return times, sorted(times)
 
     def _decode_each(self, chunk: bytes) -> list[Line]:
         return [line for text in chunk.split(b"\n") if (line := self._decode_one(text)) is not None]
@@ -173,16 +167,19 @@ def _field(fields: dict[str, msgspec.Raw], name: str, kind: type[_T]) -> _T | No
         return None
 
 
-def _is_one_a_line(chunk: bytes, records: int) -> bool:
-    """Whether each line is one of so many records, told by the brackets around each newline.
+def _decode_plain(chunk: bytes) -> list[Line] | None:
+    """All lines of a chunk that has nothing but good ones, None for any other.
 
-    Within a record no { can follow a }, so there a record has ended and the next one begins.
+    Cheaper for each line than `decode_lines`, which would have to be checked for records that share a line or run over
+    several.
     """
-    ends = chunk.count(b"\n")
-    if records != ends or not (chunk.startswith(b"{") and chunk.endswith((b"}\n", b"}\r\n"))):
-        return False
-    between = chunk.count(b"}\n{")
-    return between == ends - 1 or between + chunk.count(b"}\r\n{") == ends - 1
+    if _has_long_line(chunk):
+        return None
+    try:
+        chunk.decode()  # which msgspec does not check in fields that it skips
+        return [*map(_decode_line, chunk.split(b"\n")[:-1])]
+    except _UNDECODABLE:
+        return None
 
 
 def _has_long_line(chunk: bytes) -> bool:

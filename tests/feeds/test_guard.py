@@ -3,12 +3,13 @@
 import json
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from marketflow.feeds.guard import MAX_LINE_BYTES, Guard
-from marketflow.model import SLICE_MS, Candle, Mode, Series, Tick
+from marketflow.model import SLICE_MS, Candle, Candles, Mode, Series, Tick, merge_into
 from tests.oracle import assert_same, candles_of_ticks
 
 NOW_MS = 1_763_690_000_000
@@ -166,6 +167,38 @@ def test_folding_columns_equals_folding_tick_by_tick(rows: list[tuple[str, float
         arrived[symbol] += 1
     assert_same(guard.decode(chunk), candles_of_ticks(ticks, SLICE_MS))
     assert guard.ticks == len(rows)
+
+
+LINES = st.one_of(
+    st.builds(
+        lambda symbol, price, skew, end: line(symbol=symbol, price=price, timestamp=NOW_MS + skew)[:-1] + end,
+        st.sampled_from(SYMBOLS),
+        st.integers(1, 10**6).map(lambda n: n / 8),
+        st.integers(-6000, 6000),
+        st.sampled_from([b"\n", b"\r\n"]),
+    ),
+    st.sampled_from([bad for bad, _ in HOSTILE.values() if len(bad) < 1000]),
+    st.sampled_from([b"\n", b" \n", b'{"symbol":"BTCUSDT","price":2}\n', line(timestamp=None), line(timestamp="now")]),
+)
+
+
+@given(st.lists(LINES, max_size=12), st.booleans())
+def test_a_chunk_amounts_to_its_lines_one_by_one(lines: list[bytes], good_first: bool) -> None:
+    if good_first:
+        lines = [GOOD] * 3 + lines
+    at_once, one_by_one = make_guard(), make_guard()
+    candles: Candles = {}
+    for each in b"".join(lines).splitlines(keepends=True):
+        merge_into(candles, one_by_one.decode(each))
+    assert_same(_unnumbered(at_once.decode(b"".join(lines))), _unnumbered(candles))
+    assert at_once.rejected == one_by_one.rejected
+    assert (at_once.ticks, at_once.timestamps_replaced) == (one_by_one.ticks, one_by_one.timestamps_replaced)
+
+
+def _unnumbered(candles: Candles) -> Candles:
+    return {
+        slot: msgspec.structs.replace(candle, first_sequence=0, last_sequence=0) for slot, candle in candles.items()
+    }
 
 
 @given(st.binary(max_size=300))
