@@ -28,7 +28,7 @@ class Framer:
             lines = data[data.index(b"\n") + 1 : end]
             self._skipping = False
         elif end:
-            lines = bytes(self._tail) + data[:end] if self._tail else data[:end]
+            lines = b"".join((self._tail, memoryview(data)[:end])) if self._tail else data[:end]
             self._tail.clear()
         if not self._skipping:
             self._tail += data[end:] if end else data
