@@ -14,6 +14,7 @@ import reactivex as rx
 from reactivex import Observable, abc
 from reactivex import operators as ops
 from reactivex.disposable import CompositeDisposable, SerialDisposable
+from reactivex.subject import Subject
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -119,7 +120,7 @@ def lanes(
     """Fan-out by key: split each dict into lanes that go on side by side, each in its own order.
 
     Args:
-        names: all lanes there are.
+        names: all lanes there are; what belongs to none of them is left out.
         lane_of: the lane of a key.
         lane: what a lane does with its part; a dict without a part for a lane does not reach it.
     """
@@ -130,13 +131,31 @@ def lanes(
             parts.setdefault(lane_of(key), {})[key] = value
         return parts
 
-    def branch(name: Hashable) -> Operator[dict[Hashable, dict[_K, _V]], Any]:
-        def part(parts: dict[Hashable, dict[_K, _V]]) -> dict[_K, _V]:
-            return parts.get(name, {})
+    def operator(source: Observable[dict[_K, _V]]) -> Observable[Any]:
+        def subscribe(observer: abc.ObserverBase[Any], _: abc.SchedulerBase | None = None) -> abc.DisposableBase:
+            # An entrance for each lane, as group_by has: to ask every lane of every item whether it has a part costs
+            # more than the parts do.
+            entrances: dict[Hashable, Subject[dict[_K, _V]]] = {name: Subject() for name in names}
 
-        return lambda source: lane(source.pipe(ops.map(part), ops.filter(bool)))
+            def on_next(item: dict[_K, _V]) -> None:
+                for name, part in split(item).items():
+                    if name in entrances:
+                        entrances[name].on_next(part)
 
-    return lambda source: source.pipe(ops.map(split), fan_out(*map(branch, names)))
+            def on_error(error: Exception) -> None:
+                for entrance in entrances.values():
+                    entrance.on_error(error)
+
+            def on_completed() -> None:
+                for entrance in entrances.values():
+                    entrance.on_completed()
+
+            leaving = rx.merge(*map(lane, entrances.values())).subscribe(observer)
+            return CompositeDisposable(source.subscribe(on_next, on_error, on_completed), leaving)
+
+        return rx.create(subscribe)
+
+    return operator
 
 
 class Backoff:
@@ -214,8 +233,20 @@ def isolated(
         on_failure: told of what it raised.
     """
 
-    def failed(error: Exception, _: Observable[_T]) -> Observable[_T]:
-        on_failure(error)
-        return rx.empty()
+    def worked(item: _T) -> Observable[_T]:
+        def subscribe(observer: abc.ObserverBase[_T], _: abc.SchedulerBase | None = None) -> abc.DisposableBase:
+            def action(*_: Any) -> None:
+                try:
+                    work(item)
+                except Exception as error:  # noqa: BLE001 - told
+                    on_failure(error)
+                else:
+                    observer.on_next(item)
+                observer.on_completed()
 
-    return lambda item: rx.just(item).pipe(ops.observe_on(scheduler), ops.do_action(work), ops.catch(failed))
+            return scheduler.schedule(action)
+
+        # One hop and nothing around it: just, observe_on, do_action and catch cost more than the write they carry.
+        return rx.create(subscribe)
+
+    return worked

@@ -4,9 +4,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from typing import TypeVar
 
+from reactivex import abc
+from reactivex.disposable import Disposable
 from reactivex.scheduler import EventLoopScheduler, ThreadPoolScheduler
 from reactivex.typing import StartableTarget
+
+_TState = TypeVar("_TState")
 
 
 class TimingLoop(EventLoopScheduler):
@@ -35,6 +40,15 @@ class NamedPool(ThreadPoolScheduler):
     def __init__(self, name: str, max_workers: int) -> None:
         super().__init__(max_workers)
         self.executor = ThreadPoolExecutor(max_workers, thread_name_prefix=name)
+
+    def schedule(self, action: abc.ScheduledAction[_TState], state: _TState | None = None) -> abc.DisposableBase:
+        """Run on the next free thread. Rx's own would first build an event loop for that one action."""
+        future = self.executor.submit(self.invoke_action, action, state)
+
+        def cancel() -> None:
+            future.cancel()
+
+        return Disposable(cancel)
 
     def close(self) -> None:
         """Take no more work and do not wait for what blocks."""

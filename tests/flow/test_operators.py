@@ -164,6 +164,24 @@ def test_a_slow_lane_does_not_hold_up_another_and_each_keeps_its_order() -> None
     assert [part["slow"] for part in got if "slow" in part] == [0, 3]
 
 
+def test_what_belongs_to_no_lane_is_left_out_and_a_dict_without_a_part_does_not_reach_a_lane() -> None:
+    scheduler = TestScheduler()
+    source = scheduler.create_hot_observable(on_next(210, {"a": 1, "gone": 2}), on_next(220, {"gone": 3}))
+    result = scheduler.start(lambda: source.pipe(lanes(["a", "b"], lambda key: key, ops.map(lambda part: part))))
+    assert result.messages == [on_next(210, {"a": 1})]
+
+
+def test_lanes_end_as_their_source_does() -> None:
+    scheduler = TestScheduler()
+    split = lanes(["a", "b"], lambda key: key, ops.map(lambda part: part))
+    ending = scheduler.create_hot_observable(on_next(210, {"a": 1}), on_completed(220))
+    assert scheduler.start(lambda: ending.pipe(split)).messages == [on_next(210, {"a": 1}), on_completed(220)]
+    error = ValueError()
+    failing = scheduler.create_hot_observable(on_error(1210, error))
+    result = scheduler.start(lambda: failing.pipe(split), created=1100, subscribed=1200, disposed=2000)
+    assert result.messages == [on_error(1210, error)]
+
+
 # Backoff, retry_with_backoff
 
 
