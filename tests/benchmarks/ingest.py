@@ -1,28 +1,30 @@
 """How many ticks a second MarketFlow takes off three exchange sockets, with every one of them in a row at the end.
 
 The application runs as a process in live mode with a real Redis and a real PostgreSQL. A feeder, a process of its own,
-sends prepared blocks of lines, stamped with the time of their sending, at a given rate or as fast as they are taken.
-The limit is what this machine can do at all: msgspec's decode_lines alone, on the same bytes, on one core.
+sends prepared blocks of lines, stamped with the time of their sending, as fast as they are taken or at a given rate.
+Begun in mid-minute, a run of 60 s crosses a minute's end. Two limits, measured in the same run: what msgspec's
+decode_lines alone does with the same bytes on one core, and what the feeder sends to somebody who only receives.
 
-    python -m tests.benchmarks.ingest --rate 300000 --seconds 60
+The exit code is 1 when a row is not exactly what was sent.
+
+    python -m tests.benchmarks.ingest
+    python -m tests.benchmarks.ingest --rate 300000
 """
 
 import argparse
 import json
+import math
 import multiprocessing
 import multiprocessing.connection
-import os
 import random
-import shutil
 import socket
 import statistics
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing, suppress
 from typing import NamedTuple
 
 import msgspec
@@ -30,66 +32,111 @@ import psutil
 
 from marketflow.feeds.guard import Line
 from marketflow.settings import Settings
-from tests.application import Application
-from tests.servers import HOST, PostgresServer, RedisServer, wait_until
+from tests.benchmarks.report import report
+from tests.benchmarks.stage import Stage, stage
+from tests.servers import HOST, FaultyServer, wait_until
 
 EXCHANGES = ("exchange1", "exchange2", "exchange3")
 LINES_A_BLOCK = 500
 STAMP = b"1000000000000"
+SINK_SECONDS = 3.0
+
+decode_lines = msgspec.json.Decoder(Line).decode_lines
 
 
 class Sample(NamedTuple):
-    """One look at the application: seconds since the begin, CPU seconds used, resident bytes."""
+    """One look at the processes: seconds of the monotonic clock, CPU seconds used, resident bytes."""
 
     at: float
     cpu: float
     rss: int
 
 
+class Sums(NamedTuple):
+    """What a series amounts to."""
+
+    ticks: int
+    total: float
+
+
 def blocks(symbols: Sequence[str], count: int = 16) -> list[bytes]:
-    """Prepared blocks of lines; STAMP stands for the time."""
+    """Prepared blocks of lines, the same in each process; STAMP stands for the time."""
     rng = random.Random(7)
     prices = {symbol: rng.uniform(1, 70_000) for symbol in symbols}
     made = []
-    for _ in range(count):
+    for block in range(count):
         lines = []
         for i in range(LINES_A_BLOCK):
-            symbol = symbols[i % len(symbols)]
+            symbol = symbols[(block * LINES_A_BLOCK + i) % len(symbols)]
             price = round(prices[symbol] * rng.uniform(0.99, 1.01), 2)
             lines.append(b'{"symbol":"%s","price":%.2f,"timestamp":%s}\n' % (symbol.encode(), price, STAMP))
         made.append(b"".join(lines))
     return made
 
 
+def sums(symbols: Sequence[str], sent: int) -> dict[str, Sums]:
+    """What so many blocks amount to, by symbol."""
+    prepared = blocks(symbols)
+    ticks: defaultdict[str, int] = defaultdict(int)
+    totals: defaultdict[str, float] = defaultdict(float)
+    for number, block in enumerate(prepared):
+        times = len(range(number, sent, len(prepared)))
+        for line in decode_lines(block):
+            ticks[line.symbol] += times
+            totals[line.symbol] += times * line.price
+    return {symbol: Sums(ticks[symbol], totals[symbol]) for symbol in ticks if ticks[symbol]}
+
+
 def feed(pipe: "multiprocessing.connection.Connection", symbols: Sequence[str], rate: float, seconds: float) -> None:
-    """The feeder process: announces its ports, and at the end the ticks it sent to each exchange's client."""
+    """The feeder process: announces its ports, and at the end how many blocks it sent to each exchange's client."""
     listeners = [socket.create_server((HOST, 0)) for _ in EXCHANGES]
     pipe.send([listener.getsockname()[1] for listener in listeners])
     clients = [listener.accept()[0] for listener in listeners]
+    prepared = blocks(symbols)
     pipe.recv()  # everybody is ready
     sent = [0] * len(clients)
-    end = time.monotonic() + seconds
+    began = time.monotonic()
 
     def send(number: int, client: socket.socket) -> None:
-        prepared = blocks(symbols)
-        began = time.monotonic()
         n = 0
-        while (now := time.monotonic()) < end:
+        while (now := time.monotonic()) < began + seconds:
             if rate and (ahead := n * LINES_A_BLOCK * len(clients) / rate - (now - began)) > 0:
                 time.sleep(ahead)
             client.sendall(prepared[n % len(prepared)].replace(STAMP, b"%d" % (time.time_ns() // 1_000_000)))
             n += 1
-        sent[number] = n * LINES_A_BLOCK
+        sent[number] = n
 
     threads = [threading.Thread(target=send, args=item) for item in enumerate(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    pipe.send(sent)
+    pipe.send((sent, time.monotonic() - began))
     pipe.recv()  # keep the connections open until all has been counted
     for one in (*clients, *listeners):
         one.close()
+
+
+class Feeder:
+    """The feeder as seen from here; `ports` are those of the exchanges, in order."""
+
+    def __init__(self, symbols: Sequence[str], rate: float, seconds: float) -> None:
+        self._pipe, theirs = multiprocessing.Pipe()
+        self._process = multiprocessing.get_context("spawn").Process(target=feed, args=(theirs, symbols, rate, seconds))
+        self._process.start()
+        self.ports: list[int] = self._pipe.recv()
+
+    def send(self) -> tuple[list[int], float]:
+        """Let it send all it has to; gives the blocks sent to each client, and the seconds that took."""
+        self._pipe.send("go")
+        sent: tuple[list[int], float] = self._pipe.recv()
+        return sent
+
+    def close(self) -> None:
+        """End it, and its connections."""
+        self._pipe.send("done")
+        self._process.join(5)
+        self._process.kill()
 
 
 def decode_limit(symbols: Sequence[str]) -> float:
@@ -99,83 +146,137 @@ def decode_limit(symbols: Sequence[str]) -> float:
     rates = []
     for _ in range(15):
         began = time.perf_counter()
-        msgspec.json.Decoder(Line).decode_lines(data)
+        decode_lines(data)
         rates.append(ticks / (time.perf_counter() - began))
     return statistics.median(rates)
 
 
-def watch(pid: int, samples: list[Sample], stop: threading.Event) -> None:
-    """Look at a process twice a second."""
-    process = psutil.Process(pid)
-    began = time.monotonic()
-    while not stop.wait(0.5):
-        times = process.cpu_times()
-        samples.append(Sample(time.monotonic() - began, times.user + times.system, process.memory_info().rss))
+def feeder_limit(symbols: Sequence[str]) -> float:
+    """Ticks a second that the feeder sends to somebody who only receives."""
+
+    def receive(port: int) -> None:
+        room = bytearray(1 << 18)
+        with socket.create_connection((HOST, port)) as client:
+            while client.recv_into(room):
+                pass
+
+    with closing(Feeder(symbols, 0, SINK_SECONDS)) as feeder:
+        for port in feeder.ports:
+            threading.Thread(target=receive, args=(port,), daemon=True).start()
+        sent, seconds = feeder.send()
+    return sum(sent) * LINES_A_BLOCK / seconds
+
+
+class Watch:
+    """Looks at processes twice a second, on a thread of its own."""
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._processes = [psutil.Process(pid) for pid in pids]
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self.samples: list[Sample] = []
+        self._thread.start()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._ended.set()
+        self._thread.join()
+
+    @property
+    def cores(self) -> float:
+        """CPU seconds a second."""
+        first, last = self.samples[0], self.samples[-1]
+        return (last.cpu - first.cpu) / (last.at - first.at)
+
+    def _look(self) -> None:
+        while True:
+            cpu, rss = 0.0, 0
+            for process in self._processes:
+                with suppress(psutil.NoSuchProcess):  # PostgreSQL has workers that come and go
+                    times = process.cpu_times()
+                    cpu += times.user + times.system
+                    rss += process.memory_info().rss
+            self.samples.append(Sample(time.monotonic(), cpu, rss))
+            if self._ended.wait(0.5):
+                return
+
+
+def pids(server: FaultyServer) -> list[int]:
+    return [process.pid for process in server.family()]
+
+
+def wrong_series(on: Stage, symbols: Sequence[str], sent: Sequence[int]) -> int:
+    """Of how many series the rows are not what was sent."""
+    expected = {
+        (exchange, symbol): amount
+        for exchange, count in zip(EXCHANGES, sent, strict=True)
+        for symbol, amount in sums(symbols, count).items()
+    }
+    with on.postgres.connect() as connection:
+        found = {
+            (exchange, symbol): Sums(ticks, total)
+            for exchange, symbol, ticks, total in connection.execute(
+                "select exchange, pair_name, sum(tick_count)::int8, sum(average_price * tick_count)"
+                " from aggregates group by 1, 2"
+            )
+        }
+    return sum(
+        key not in found
+        or key not in expected
+        or found[key].ticks != expected[key].ticks
+        or not math.isclose(found[key].total, expected[key].total, rel_tol=1e-9)
+        for key in expected.keys() | found.keys()
+    )
 
 
 def run(rate: float, seconds: float, symbols: Sequence[str]) -> dict[str, float]:
     """One measurement."""
-    with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="mf-bench-"))
-        stack.callback(shutil.rmtree, folder)
-        folder.chmod(0o711)
-        redis = stack.enter_context(RedisServer(folder / "redis"))
-        postgres = stack.enter_context(PostgresServer(folder / "postgres", folder / "template"))
-
-        ours, theirs = multiprocessing.Pipe()
-        feeder = multiprocessing.get_context("spawn").Process(target=feed, args=(theirs, symbols, rate, seconds))
-        feeder.start()
-        stack.callback(feeder.kill)
-        ports = ours.recv()
+    feeder_alone = feeder_limit(symbols)
+    with stage() as on, ExitStack() as stack:
+        feeder = stack.enter_context(closing(Feeder(symbols, rate, seconds)))
         tables = ",".join(
-            f'{{name="{name}",address="{HOST}:{port}"}}' for name, port in zip(EXCHANGES, ports, strict=True)
+            f'{{name="{name}",address="{HOST}:{port}"}}' for name, port in zip(EXCHANGES, feeder.ports, strict=True)
         )
-        settings = {
-            "MODE": "live",
-            "EXCHANGES": f"[{tables}]",
-            "SYMBOLS": json.dumps(list(symbols)),
-            "REDIS__HOST": HOST,
-            "REDIS__PORT": redis.port,
-        } | {f"POSTGRES__{name.upper()}": value for name, value in postgres.keywords.items()}
-        application = stack.enter_context(Application(folder, settings))
-
+        application = on.start({"MODE": "live", "EXCHANGES": f"[{tables}]", "SYMBOLS": json.dumps(list(symbols))})
         limit = decode_limit(symbols)
-        samples: list[Sample] = []
-        stop = threading.Event()
-        watcher = threading.Thread(target=watch, args=(application.process.pid, samples, stop))
-        watcher.start()
-        ours.send("go")
+        watches = [
+            stack.enter_context(closing(Watch(each)))
+            for each in ([application.process.pid], pids(on.redis), pids(on.postgres))
+        ]
+        sent, elapsed = feeder.send()
+        for watch in watches:
+            watch.close()
+        ticks = sum(sent) * LINES_A_BLOCK
         began = time.monotonic()
-        sent = ours.recv()
-        elapsed = time.monotonic() - began
 
         def counted() -> int:
             return sum(application.get(f"/prices/average/{symbol}")["ticks"] for symbol in symbols)
 
-        wait_until(lambda: counted() >= sum(sent), timeout=20, message="not all ticks were counted")
-        caught_up = time.monotonic() - began - elapsed
-        stop.set()
-        watcher.join()
+        wait_until(lambda: counted() >= ticks, timeout=20, message="not all ticks were counted")
+        caught_up = time.monotonic() - began
         code, stopping = application.stop()
-        ours.send("done")
-        with postgres.connect() as connection:
+        with on.postgres.connect() as connection:
             row = connection.execute("select coalesce(sum(tick_count), 0)::int8, count(*) from aggregates").fetchone()
         assert row is not None
-        steady = [sample for sample in samples if sample.at > min(10, seconds / 4)]
-        cpu = (samples[-1].cpu - samples[0].cpu) / (samples[-1].at - samples[0].at)
+        memory = [sample.rss / 1e6 for sample in watches[0].samples]
+        steady = memory[len(memory) // 4 :]
         return {
-            "sent": sum(sent),
+            "sent": ticks,
             "in_rows": row[0],
             "rows": row[1],
+            "wrong_series": wrong_series(on, symbols, sent),
             "seconds": elapsed,
-            "ticks_per_second": sum(sent) / elapsed,
-            "limit_per_second": limit,
-            "of_limit": sum(sent) / elapsed / limit,
-            "cores": cpu,
+            "ticks_per_second": ticks / elapsed,
+            "decode_limit": limit,
+            "of_decode_limit": ticks / elapsed / limit,
+            "feeder_limit": feeder_alone,
+            "cores": watches[0].cores,
+            "redis_cores": watches[1].cores,
+            "postgres_cores": watches[2].cores,
             "caught_up_seconds": caught_up,
-            "rss_mb_begin": steady[0].rss / 1e6,
-            "rss_mb_end": steady[-1].rss / 1e6,
-            "rss_mb_max": max(sample.rss for sample in samples) / 1e6,
+            "rss_mb_begin": steady[0],
+            "rss_mb_end": steady[-1],
+            "rss_mb_max": max(memory),
             "stop_seconds": stopping,
             "exit_code": code,
         }
@@ -183,19 +284,16 @@ def run(rate: float, seconds: float, symbols: Sequence[str]) -> dict[str, float]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--rate", type=float, default=300_000, help="ticks a second over all exchanges; 0: all it takes"
-    )
+    parser.add_argument("--rate", type=float, default=0, help="ticks a second over all exchanges; 0: all it takes")
     parser.add_argument("--seconds", type=float, default=60, help="how long to send")
     parser.add_argument("--symbols", type=int, default=5, help="symbols on each exchange")
     arguments = parser.parse_args()
     known = Settings().symbols
     symbols = [*known, *(f"S{n}USDT" for n in range(arguments.symbols))][: arguments.symbols]
     figures = run(arguments.rate, arguments.seconds, symbols)
-    for name, value in figures.items():
-        print(f"{name:>20}  {value:,.3f}" if isinstance(value, float) else f"{name:>20}  {value:,}")
-    print(json.dumps({"benchmark": "ingest", "cpus": os.cpu_count()} | figures))
-    return 0 if figures["sent"] == figures["in_rows"] and figures["exit_code"] == 0 else 1
+    report("ingest", [figures])
+    exact = figures["sent"] == figures["in_rows"] and not figures["wrong_series"]
+    return 0 if exact and figures["exit_code"] == 0 else 1
 
 
 if __name__ == "__main__":
