@@ -24,14 +24,23 @@ from zlib import crc32
 
 import reactivex as rx
 from loguru import logger
-from reactivex import Observable, abc
+from reactivex import Observable, abc, compose
 from reactivex import operators as ops
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
 from marketflow.feeds.feed import Feed
 from marketflow.flow.memory import Memory
-from marketflow.flow.operators import Backoff, Operator, conflate_map, fan_out, isolated, lanes, retry_with_backoff
+from marketflow.flow.operators import (
+    Backoff,
+    Operator,
+    conflate_map,
+    conflate_through,
+    fan_out,
+    isolated,
+    lanes,
+    retry_with_backoff,
+)
 from marketflow.flow.pending import Pending
 from marketflow.logs import RateLimit
 from marketflow.model import SLICE_MS, Candles, Mode, Series, merge_all
@@ -357,7 +366,8 @@ class Flow:
 
     def _sink(self, write: Callable[[Any], None]) -> Operator[dict[Any, Any], Any]:
         """Write dicts to the cache, one at a time; later values win while they wait."""
-        return conflate_map(isolated(write, self.pool, self._cache_failed), merge=lambda older, newer: older | newer)
+        on_pool = compose(ops.observe_on(self.pool), ops.map(isolated(write, self._cache_failed)))
+        return conflate_through(on_pool, merge=lambda older, newer: older | newer)
 
     def _cache_failed(self, error: Exception) -> None:
         self.counts.cache_errors += 1

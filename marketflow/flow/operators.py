@@ -100,6 +100,92 @@ class _Conflation:
             self._observer.on_completed()
 
 
+def conflate_through(stage: Operator[_T, _R], merge: Callable[[_T, _T], _T]) -> Operator[_T, _R]:
+    """Let one item at a time through a stage; what arrives meanwhile is merged into one waiting item.
+
+    Like conflate_map, with one subscription for all items instead of one for each: for many small ones, whose cost
+    would be the subscribing. Capacity: one item. Policy: merge. When the source completes, the waiting item still goes
+    through.
+
+    Args:
+        stage: must give one item for each that enters; that lets the next one in.
+        merge: makes one item of the waiting and the next, in this order. It must not change its arguments.
+    """
+
+    def operator(source: Observable[_T]) -> Observable[_R]:
+        def subscribe(observer: abc.ObserverBase[_R], _: abc.SchedulerBase | None = None) -> abc.DisposableBase:
+            return _Turnstile(stage, merge, observer).subscribe(source)
+
+        return rx.create(subscribe)
+
+    return operator
+
+
+class _Turnstile:
+    """The state of one subscription of conflate_through."""
+
+    def __init__(
+        self, stage: Operator[Any, Any], merge: Callable[[Any, Any], Any], observer: abc.ObserverBase[Any]
+    ) -> None:
+        self._merge = merge
+        self._observer = observer
+        self._entrance: Subject[Any] = Subject()
+        self._staged = stage(self._entrance)
+        self._lock = threading.Lock()
+        self._waiting: list[Any] = []  # empty, or the one item that waits
+        self._busy = False
+        self._completed = False
+
+    def subscribe(self, source: Observable[Any]) -> abc.DisposableBase:
+        leaving = self._staged.subscribe(self._left, self._observer.on_error, self._observer.on_completed)
+        entering = source.subscribe(self._arrived, self._entrance.on_error, self._on_completed)
+        return CompositeDisposable(entering, leaving)
+
+    def _arrived(self, item: Any) -> None:
+        with self._lock:
+            if self._busy:
+                self._waiting = [self._merge(self._waiting[0], item) if self._waiting else item]
+                return
+            self._busy = True
+        self._entrance.on_next(item)
+
+    def _left(self, item: Any) -> None:
+        self._observer.on_next(item)
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+            self._busy = bool(waiting)
+            finished = self._completed and not waiting
+        if waiting:
+            self._entrance.on_next(waiting[0])
+        elif finished:
+            self._entrance.on_completed()
+
+    def _on_completed(self) -> None:
+        with self._lock:
+            self._completed = True
+            finished = not self._busy
+        if finished:
+            self._entrance.on_completed()
+
+
+def isolated(work: Callable[[_T], Any], on_failure: Callable[[Exception], None]) -> Callable[[_T], _T]:
+    """Work on an item and give it on; an exception is told and ends no stream.
+
+    Args:
+        work: what is done with an item.
+        on_failure: told of what it raised.
+    """
+
+    def worked(item: _T) -> _T:
+        try:
+            work(item)
+        except Exception as error:  # noqa: BLE001 - told
+            on_failure(error)
+        return item
+
+    return worked
+
+
 def fan_out(*branches: Operator[_T, Any]) -> Operator[_T, Any]:
     """Share one subscription of the source among branches and merge what comes out of them."""
 
@@ -220,33 +306,3 @@ def retry_with_backoff(
             yield rx.timer(pause, scheduler=scheduler).pipe(ops.take_until(until), ops.flat_map(lambda _: attempt))
 
     return lambda source: rx.defer(lambda _: rx.catch_with_iterable(attempts(source)))
-
-
-def isolated(
-    work: Callable[[_T], Any], scheduler: abc.SchedulerBase, on_failure: Callable[[Exception], None]
-) -> Callable[[_T], Observable[_T]]:
-    """Work on one item on a scheduler, as an Observable that never fails: an exception is told and ends that item.
-
-    Args:
-        work: the blocking call.
-        scheduler: where it may block.
-        on_failure: told of what it raised.
-    """
-
-    def worked(item: _T) -> Observable[_T]:
-        def subscribe(observer: abc.ObserverBase[_T], _: abc.SchedulerBase | None = None) -> abc.DisposableBase:
-            def action(*_: Any) -> None:
-                try:
-                    work(item)
-                except Exception as error:  # noqa: BLE001 - told
-                    on_failure(error)
-                else:
-                    observer.on_next(item)
-                observer.on_completed()
-
-            return scheduler.schedule(action)
-
-        # One hop and nothing around it: just, observe_on, do_action and catch cost more than the write they carry.
-        return rx.create(subscribe)
-
-    return worked

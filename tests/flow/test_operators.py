@@ -16,7 +16,16 @@ from reactivex.subject import Subject
 from reactivex.testing import ReactiveTest, Recorded, TestScheduler
 from reactivex.testing.mockobserver import MockObserver
 
-from marketflow.flow.operators import Backoff, conflate_map, fan_out, isolated, lanes, retry_with_backoff
+from marketflow.flow.operators import (
+    Backoff,
+    Operator,
+    conflate_map,
+    conflate_through,
+    fan_out,
+    isolated,
+    lanes,
+    retry_with_backoff,
+)
 
 on_next, on_completed, on_error = ReactiveTest.on_next, ReactiveTest.on_completed, ReactiveTest.on_error
 
@@ -39,59 +48,70 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
-# conflate_map
+# conflate_map, conflate_through
+
+Conflate = Callable[[Callable[[Any], Observable[Any]], Callable[[Any, Any], Any]], Operator[Any, Any]]
 
 
-def test_an_item_that_finds_the_consumer_idle_is_handed_on_at_once() -> None:
+@pytest.fixture(scope="module", params=[conflate_map, lambda work, merge: conflate_through(ops.flat_map(work), merge)])
+def conflate(request: pytest.FixtureRequest) -> Conflate:
+    """Either form, given the work and how to merge."""
+    operator: Conflate = request.param
+    return operator
+
+
+def test_an_item_that_finds_the_consumer_idle_is_handed_on_at_once(conflate: Conflate) -> None:
     scheduler = TestScheduler()
     source = scheduler.create_hot_observable(on_next(210, 1), on_next(300, 2))
-    result = scheduler.start(lambda: source.pipe(conflate_map(working(scheduler, 5), add)))
+    result = scheduler.start(lambda: source.pipe(conflate(working(scheduler, 5), add)))
     assert result.messages == [on_next(215, 1), on_next(305, 2)]
 
 
-def test_what_comes_while_the_consumer_is_busy_is_merged_into_one() -> None:
+def test_what_comes_while_the_consumer_is_busy_is_merged_into_one(conflate: Conflate) -> None:
     scheduler = TestScheduler()
     source = scheduler.create_hot_observable(*(on_next(210 + i, 10**i) for i in range(6)))
-    result = scheduler.start(lambda: source.pipe(conflate_map(working(scheduler, 50), add)))
+    result = scheduler.start(lambda: source.pipe(conflate(working(scheduler, 50), add)))
     assert result.messages == [on_next(260, 1), on_next(310, 111110)]
 
 
-def test_what_waits_is_still_handed_on_when_the_source_completes() -> None:
+def test_what_waits_is_still_handed_on_when_the_source_completes(conflate: Conflate) -> None:
     scheduler = TestScheduler()
     source = scheduler.create_hot_observable(on_next(210, 1), on_next(220, 2), on_completed(230))
-    result = scheduler.start(lambda: source.pipe(conflate_map(working(scheduler, 50), add)))
+    result = scheduler.start(lambda: source.pipe(conflate(working(scheduler, 50), add)))
     assert result.messages == [on_next(260, 1), on_next(310, 2), on_completed(310)]
 
 
-def test_an_idle_conflation_completes_with_its_source() -> None:
+def test_an_idle_conflation_completes_with_its_source(conflate: Conflate) -> None:
     scheduler = TestScheduler()
     source = scheduler.create_hot_observable(on_next(210, 1), on_completed(300))
-    result = scheduler.start(lambda: source.pipe(conflate_map(working(scheduler, 5), add)))
+    result = scheduler.start(lambda: source.pipe(conflate(working(scheduler, 5), add)))
     assert result.messages == [on_next(215, 1), on_completed(300)]
 
 
-def test_an_error_of_the_work_and_one_of_the_source_end_it() -> None:
+def test_an_error_of_the_work_and_one_of_the_source_end_it(conflate: Conflate) -> None:
     scheduler = TestScheduler()
     error = ValueError()
     source = scheduler.create_hot_observable(on_next(210, 1))
-    result = scheduler.start(lambda: source.pipe(conflate_map(lambda _: rx.throw(error), add)))
+    result = scheduler.start(lambda: source.pipe(conflate(lambda _: rx.throw(error), add)))
     assert result.messages == [on_error(210, error)]
     failing = scheduler.create_hot_observable(on_error(1210, error))
     result = scheduler.start(
-        lambda: failing.pipe(conflate_map(working(scheduler, 5), add)), created=1100, subscribed=1200, disposed=2000
+        lambda: failing.pipe(conflate(working(scheduler, 5), add)), created=1100, subscribed=1200, disposed=2000
     )
     assert result.messages == [on_error(1210, error)]
 
 
-def test_disposing_ends_the_work_under_way() -> None:
+def test_disposing_ends_the_work_under_way(conflate: Conflate) -> None:
     scheduler = TestScheduler()
     source = scheduler.create_hot_observable(on_next(210, 1), on_next(215, 2))
-    result = scheduler.start(lambda: source.pipe(conflate_map(working(scheduler, 50), add)), disposed=240)
+    result = scheduler.start(lambda: source.pipe(conflate(working(scheduler, 50), add)), disposed=240)
     assert result.messages == []
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 100)), max_size=30), st.integers(1, 100))
-def test_conflation_loses_nothing_and_doubles_nothing(items: list[tuple[int, int]], seconds: int) -> None:
+def test_conflation_loses_nothing_and_doubles_nothing(
+    conflate: Conflate, items: list[tuple[int, int]], seconds: int
+) -> None:
     scheduler = TestScheduler()
     at = 200
     messages = []
@@ -99,7 +119,7 @@ def test_conflation_loses_nothing_and_doubles_nothing(items: list[tuple[int, int
         at += pause
         messages.append(on_next(at, value))
     source = scheduler.create_hot_observable(*messages, on_completed(at + 1))
-    result = scheduler.start(lambda: source.pipe(conflate_map(working(scheduler, seconds), add)), disposed=100_000)
+    result = scheduler.start(lambda: source.pipe(conflate(working(scheduler, seconds), add)), disposed=100_000)
     assert sum(values(result)) == sum(value for _, value in items)
     assert isinstance(recorded(result)[-1].value, OnCompleted)
 
@@ -130,8 +150,8 @@ def test_work_that_raises_is_told_and_the_next_item_is_worked_on() -> None:
             raise ValueError("poison")
 
     source = scheduler.create_hot_observable(on_next(210, 1), on_next(220, 2), on_next(230, 3), on_completed(240))
-    result = scheduler.start(lambda: source.pipe(conflate_map(isolated(work, scheduler, failures.append), add)))
-    assert values(result) == [1, 3]
+    result = scheduler.start(lambda: source.pipe(ops.map(isolated(work, failures.append))))
+    assert values(result) == [1, 2, 3]
     assert [str(failure) for failure in failures] == ["poison"]
 
 
