@@ -20,6 +20,8 @@ USAGE = 2
 FAILED = 1
 """Exit code for a start that fails."""
 
+MAX_WORKERS = 64
+
 _FLAGS = {"host": "http.host", "port": "http.port", "mode": "mode"}
 """The flags that are settings, and their keys."""
 
@@ -33,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["exchange"]:
             run, parsed = _exchange, _exchange_parser().parse_args(arguments[1:])
         else:
-            run, parsed = _everything, _parser().parse_args(arguments)
+            parser = _parser()
+            run, parsed = _market, parser.parse_args(arguments)
+            _refuse_what_has_no_effect(parser, parsed)
     except SystemExit as stop:  # argparse has answered: --help, --version or a wrong argument
         return USAGE if stop.code else 0
     try:
@@ -49,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _everything(arguments: argparse.Namespace) -> int:
+def _market(arguments: argparse.Namespace) -> int:
     from marketflow import logs, settings
 
     flags = {key: getattr(arguments, flag) for flag, key in _FLAGS.items() if getattr(arguments, flag) is not None}
@@ -58,7 +62,25 @@ def _everything(arguments: argparse.Namespace) -> int:
 
     from marketflow import app
 
-    return app.serve(loaded)
+    match arguments.role:
+        case "feeds":
+            return app.serve_feeds(loaded)
+        case "api":
+            return app.serve_api(loaded, arguments.workers or 1)
+        case _:
+            return app.serve(loaded)
+
+
+def _refuse_what_has_no_effect(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """A flag that does nothing would leave somebody waiting for what it says."""
+    if arguments.workers is not None and arguments.role != "api":
+        parser.error("argument --workers: only with --role api")
+    if arguments.role == "feeds":
+        for flag in ("host", "port"):
+            if getattr(arguments, flag) is not None:
+                parser.error(f"argument --{flag}: not with --role feeds, which listens nowhere")
+    if arguments.role == "api" and arguments.mode is not None:
+        parser.error("argument --mode: not with --role api, which is in the mode of the feeds")
 
 
 def _exchange(arguments: argparse.Namespace) -> int:
@@ -87,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", metavar="H", type=_setting("http.host"), help="address on which the API listens")
     parser.add_argument("--config", metavar="FILE", type=Path, help="TOML, YAML or JSON, read instead of settings.toml")
     parser.add_argument("--mode", metavar="test|live", type=_setting("mode"), help="the mode to begin in")
+    parser.add_argument(
+        "--role",
+        choices=("feeds", "api"),
+        help="one half only: take ticks, or stand by while another process does; or answer requests. Without it: both",
+    )
+    parser.add_argument("--workers", metavar="N", type=_workers, help="processes that answer, with --role api; 1")
     parser.add_argument("--version", action="version", version=f"marketflow {__version__}")
     return parser
 
@@ -105,6 +133,12 @@ def _exchange_parser() -> argparse.ArgumentParser:
     parser.add_argument("--symbols", metavar="A,B", type=_setting("symbols"), help="those of the default settings")
     parser.add_argument("--version", action="version", version=f"marketflow {__version__}")
     return parser
+
+
+def _workers(text: str) -> int:
+    if text.isascii() and text.isdecimal() and 1 <= int(text) <= MAX_WORKERS:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number from 1 to {MAX_WORKERS}")
 
 
 def _setting(key: str) -> Callable[[str], Any]:

@@ -4,12 +4,14 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from loguru import logger
 from reactivex import abc
 
 from marketflow.clock import Clock
+from marketflow.control.state import FeedsState
+from marketflow.errors import Unavailable
 from marketflow.feeds.feed import Feed
 from marketflow.feeds.generator import GeneratorFeed, Market
 from marketflow.feeds.guard import Guard
@@ -21,7 +23,7 @@ from marketflow.flow.operators import Backoff
 from marketflow.flow.pending import Pending
 from marketflow.flow.timing import NamedPool, TimingLoop
 from marketflow.logs import RateLimit
-from marketflow.model import Mode
+from marketflow.model import Candles, FeedState, Mode
 from marketflow.settings import Settings
 from marketflow.stores.postgres import PostgresArchive
 from marketflow.stores.postgres_days import PostgresDays
@@ -46,7 +48,10 @@ class Engine:
         postgres: keywords of a PostgreSQL connection.
         ddl: folder of the schema.
         clock: wall-clock time.
+        mode: the mode to begin in.
         on_failure: called once, from any thread, should the flow itself break: nothing flows from then on.
+        may_recover: whether what is in the cache is known to be what an earlier run left, and not what another one is
+            writing: merged in, its ticks would count twice. Until then nothing is written there either.
     """
 
     def __init__(
@@ -56,9 +61,12 @@ class Engine:
         postgres: dict[str, Any],
         ddl: Path,
         clock: Clock,
+        mode: Mode,
         on_failure: Callable[[], None],
+        may_recover: Callable[[], bool] = lambda: True,
     ) -> None:
         self._on_failure = on_failure
+        self._stopping = False
         self._done = threading.Event()
         self._waited_for = threading.Event()  # what `stop` waits for: the end of the flow, or that of all patience
         self._subscription: abc.DisposableBase | None = None
@@ -70,10 +78,11 @@ class Engine:
             Mode.TEST: _generators(settings, clock, self._generating),
             Mode.LIVE: _exchanges(settings, clock),
         }
-        self.modes = ModeSwitch(settings.mode)
+        self.modes = ModeSwitch(mode)
         series = [series for feeds in self.feeds.values() for feed in feeds for series in feed.guard.series]
         self.memory = Memory(settings.flow.late_after_ms, settings.flow.ahead_ms, settings.flow.minute_ms)
-        self.cache = RedisCache.connect(redis, series, clock, settings.redis.ttl_seconds)
+        self.cache = cast("_LeasedCache", _LeasedCache.connect(redis, series, clock, settings.redis.ttl_seconds))
+        self.cache.may_recover = may_recover
         self.archive = PostgresArchive(postgres, ddl, settings.flow.db_batch_size)
         self._days = PostgresDays(postgres)
         self.flow = Flow(
@@ -94,7 +103,26 @@ class Engine:
     @property
     def running(self) -> bool:
         """Whether ticks flow."""
-        return self._subscription is not None and not self._done.is_set()
+        return self._subscription is not None and not self._stopping and not self._done.is_set()
+
+    def feed_states(self) -> tuple[Mode, dict[str, FeedState]]:
+        """The mode that runs, and how its feeds do by the names of their exchanges."""
+        mode = self.modes.current
+        return mode, {feed.exchange: feed.state for feed in self.feeds[mode]}
+
+    def state(self) -> FeedsState:
+        """How everything does at this moment."""
+        return FeedsState(*self.feed_states(), self.cache.complete, self.archive.available)
+
+    def switch(self, mode: Mode) -> Mode:
+        """Run another mode; gives the one before. Blocks until the feeds of that one are closed.
+
+        Raises:
+            Unavailable: ticks do not flow yet, or no longer.
+        """
+        if not self.running:
+            raise Unavailable("the feeds are starting or stopping")
+        return self.modes.switch(mode)
 
     def start(self) -> None:
         """Let it flow, and return when it does. Stores that are away are tried again."""
@@ -104,14 +132,36 @@ class Engine:
 
     def stop(self) -> None:
         """Take no more ticks, write what was taken, and close everything; within DRAIN_SECONDS and a little."""
+        self._stopping = True
         for feeds in self.feeds.values():
             for feed in feeds:
                 feed.stop()
         self.modes.end()
+        self._drain()
+        self._close()
+
+    def abandon(self) -> None:
+        """Take no more ticks, give up what was not yet written, and close everything."""
+        self._stopping = True
+        disposed = threading.Event()
+
+        def dispose(*_: object) -> None:
+            if self._subscription is not None:
+                self._subscription.dispose()
+            disposed.set()
+
+        # On the thread of all timers, none of which is then in the middle of something that it cannot end.
+        self._loop.schedule(dispose)
+        disposed.wait(HURRY_SECONDS)
+        self._close()
+
+    def _drain(self) -> None:
         self._waited_for.wait(DRAIN_SECONDS)
         if not self._done.is_set():
             waiting = len(self.flow.pending)
             logger.warning("the flow did not drain in time; {} minute rows wait in Redis for the next start", waiting)
+
+    def _close(self) -> None:
         if self._subscription is not None:
             self._subscription.dispose()
         for scheduler in (self._loop, self._generating):
@@ -135,6 +185,18 @@ class Engine:
         self._ended()
         logger.opt(exception=error).critical("the flow broke, which is a bug; stopping")
         self._on_failure()
+
+
+class _LeasedCache(RedisCache):
+    """The cache, of which nothing is read back, and to which nothing is written, while that is another's to do."""
+
+    may_recover: Callable[[], bool]
+
+    def recover(self) -> Candles:
+        """The slices of the last minutes of the run before."""
+        if not self.may_recover():
+            raise Unavailable("another process may be writing to the cache")
+        return super().recover()
 
 
 def _generators(settings: Settings, clock: Clock, scheduler: abc.SchedulerBase) -> list[Feed]:

@@ -2,12 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol
+
+from loguru import logger
 
 from marketflow.api.context import Health, StoreState
 from marketflow.errors import Unavailable
-from marketflow.feeds.feed import Feed
 from marketflow.model import FeedState, Mode
 
 PROBE_SECONDS = 1.0
@@ -36,21 +37,25 @@ class Probe:
     def __init__(self, store: Pingable, writable: Callable[[], bool]) -> None:
         self._store = store
         self._writable = writable
-        self._answers = False
+        self.answers = False
+        """Whether it did when it was last asked."""
 
     @property
     def state(self) -> StoreState:
         """Whether the store can be used, by its last answer."""
-        return "ok" if self._answers and self._writable() else "down"
+        return "ok" if self.answers and self._writable() else "down"
 
     async def ask(self) -> None:
         """Ask once."""
         try:
             await self._store.ping()
         except Unavailable:
-            self._answers = False
+            self.answers = False
+        except Exception as error:  # noqa: BLE001 - one that asked no more would say "ok" for ever
+            self.answers = False
+            logger.opt(exception=error).error("a store cannot be asked how it is, which is a bug")
         else:
-            self._answers = True
+            self.answers = True
 
     async def ask_for_ever(self) -> None:
         """Ask every PROBE_SECONDS, until cancelled."""
@@ -63,15 +68,13 @@ class HealthReport:
     """Puts together what /health says.
 
     Args:
-        mode: the mode that runs.
-        feeds: the feeds of a mode.
+        feeds: the mode that runs, and how its feeds do by the names of their exchanges.
         postgres, redis: the last answers of the stores.
     """
 
     def __init__(
-        self, mode: Callable[[], Mode], feeds: Callable[[Mode], Sequence[Feed]], postgres: Probe, redis: Probe
+        self, feeds: Callable[[], tuple[Mode, Mapping[str, FeedState]]], postgres: Probe, redis: Probe
     ) -> None:
-        self._mode = mode
         self._feeds = feeds
         self._postgres = postgres
         self._redis = redis
@@ -79,8 +82,7 @@ class HealthReport:
 
     def __call__(self) -> Health:
         """The health at this moment, without waiting for anything."""
-        mode = self._mode()
-        exchanges = {feed.exchange: feed.state for feed in self._feeds(mode)}
+        mode, exchanges = self._feeds()
         postgres, redis = self._postgres.state, self._redis.state
         fine = {FeedState.CONNECTED, FeedState.GENERATED}
         ok = postgres == "ok" and redis == "ok" and fine.issuperset(exchanges.values())
@@ -90,5 +92,5 @@ class HealthReport:
             uptime_seconds=round(time.monotonic() - self._began, 3),
             postgres=postgres,
             redis=redis,
-            exchanges=exchanges,
+            exchanges=dict(exchanges),
         )

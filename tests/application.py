@@ -103,7 +103,7 @@ class ScriptedExchange:
             lines.append(json.dumps({"symbol": symbol, "price": price, "timestamp": at}) + "\n")
             tick = Tick(price, at, len(self.sent))
             self.sent.append((Series(Mode.LIVE, self.name, symbol), tick))
-        self.client().sendall("".join(lines).encode())
+        self.send_raw("".join(lines).encode())
         return at
 
     def offer(self, price: float, symbol: str = "BTCUSDT", at: int | None = None) -> None:

@@ -122,6 +122,34 @@ def test_an_embedded_server_that_dies_is_started_again_and_nothing_is_lost(serve
     assert "Traceback" not in application.log
 
 
+def test_both_halves_meet_in_the_embedded_servers_which_are_those_of_the_feeds(server_folder: Path) -> None:
+    folders = [server_folder / name for name in ("feeds", "api")]
+    for folder in folders:
+        folder.mkdir(mode=0o711)
+    given = {"DATA_DIR": server_folder / "data"}
+    feeds = Application(folders[0], given, ("--role", "feeds"))
+    api = Application(folders[1], given, ("--role", "api", "--workers", "2"))
+    with ExitStack() as stack:
+        for half in (api, feeds):
+            stack.push(half.__exit__)
+        api.start(wait=False)
+        wait_until(lambda: "answers on" in api.log)
+        assert api.get("/health")["redis"] == "down"  # nobody has started it yet, and this half never does
+        for path in ("/readyz", "/prices/latest/BTCUSDT"):
+            assert api.http.get(path).status_code == 503
+        feeds.start(wait=False)
+        wait_until(lambda: api.get("/health")["status"] == "ok", timeout=30)
+        wait_until(lambda: api.find("/prices/latest/BTCUSDT"))
+        assert api.switch("live") == {"mode": "live", "previous": "test"}
+        family = descendants(feeds.process.pid)
+        assert len(family) >= 2
+        assert feeds.stop()[0] == 0
+        assert not any(process.alive() for process in family)
+        wait_until(lambda: api.get("/health")["redis"] == "down")
+        assert api.stop()[0] == 0
+    assert "Traceback" not in feeds.log + api.log
+
+
 def test_uvicorn_serves_the_same_application(server_folder: Path, servers: dict[str, object]) -> None:
     port = free_port()
     environment = os.environ | {f"MARKETFLOW_{name}": str(value) for name, value in servers.items()}

@@ -27,14 +27,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def stand_in(monkeypatch: pytest.MonkeyPatch, package: ModuleType, name: str, serve: Callable[..., int]) -> None:
     module = ModuleType(f"{package.__name__}.{name}")
     module.serve = serve  # type: ignore[attr-defined]
+    module.serve_feeds = lambda settings: serve(settings, "feeds")  # type: ignore[attr-defined]
+    module.serve_api = lambda settings, workers: serve(settings, "api", workers)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(package, name, module, raising=False)
 
 
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch, calls: list[Any]) -> list[Any]:
-    def serve(settings: Settings) -> int:
+    def serve(settings: Settings, *half: object) -> int:
         calls.append(settings)
+        calls.extend(half)
         return 0
 
     stand_in(monkeypatch, marketflow, "app", serve)
@@ -70,6 +73,19 @@ def test_flags_win_over_variables_and_files(monkeypatch: pytest.MonkeyPatch, app
     assert settings.redis.port == 9
 
 
+@pytest.mark.parametrize(
+    ("line", "half"),
+    [
+        ("--role feeds", ["feeds"]),
+        ("--role api", ["api", 1]),
+        ("--role api --workers 3", ["api", 3]),
+    ],
+)
+def test_a_role_is_one_half(app: list[Any], line: str, half: list[object]) -> None:
+    assert cli.main(line.split()) == 0
+    assert app == [("INFO", "text"), Settings(), *half]
+
+
 def test_an_exchange_is_served_as_asked(exchange: list[Any]) -> None:
     flags = "exchange --port 40101 --name a --rate 2.5 --seed 7 --symbols A,B --host 0.0.0.0"
     assert cli.main(flags.split()) == 0
@@ -89,6 +105,14 @@ def test_an_exchange_has_the_defaults_of_the_settings(exchange: list[Any]) -> No
         ("--port", "argument --port: expected one argument"),
         ("--mode demo", 'argument --mode: "demo": must be one of test, live'),
         ("--por 1", "unrecognized arguments: --por 1"),
+        ("--role both", "argument --role: invalid choice: 'both'"),
+        ("--workers 2", "argument --workers: only with --role api"),
+        ("--role feeds --workers 2", "argument --workers: only with --role api"),
+        ("--role api --workers 0", "argument --workers: '0': must be a whole number from 1 to 64"),
+        ("--role api --workers two", "argument --workers: 'two': must be a whole number from 1 to 64"),
+        ("--role feeds --port 1", "argument --port: not with --role feeds, which listens nowhere"),
+        ("--role feeds --host ::1", "argument --host: not with --role feeds, which listens nowhere"),
+        ("--role api --mode live", "argument --mode: not with --role api, which is in the mode of the feeds"),
         ("serve", "unrecognized arguments: serve"),
         ("--port 1 exchange", "unrecognized arguments: exchange"),
         ("--config none.toml", "marketflow: none.toml: can't be read: No such file or directory"),
@@ -148,7 +172,11 @@ def test_an_interrupted_start_ends_quietly(
 @pytest.mark.parametrize("line", ["--help", "exchange --help"])
 def test_help_names_every_flag(capsys: pytest.CaptureFixture[str], line: str) -> None:
     assert cli.main(line.split()) == 0
-    flags = ["--name", "--rate", "--seed", "--symbols"] if "exchange" in line else ["--config", "--mode", "exchange"]
+    flags = (
+        ["--name", "--rate", "--seed", "--symbols"]
+        if "exchange" in line
+        else ["--config", "--mode", "--role", "--workers", "exchange"]
+    )
     shown = capsys.readouterr().out
     assert all(flag in shown for flag in ["--port", "--host", *flags])
 

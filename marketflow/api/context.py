@@ -36,8 +36,8 @@ class ModeSwitch(Protocol):
         """The mode that runs."""
         ...
 
-    def switch(self, mode: Mode) -> Mode:
-        """Run `mode` from now on and return the one that ran before. Blocks; concurrent switches queue up.
+    async def switch(self, mode: Mode) -> Mode:
+        """Run `mode` from now on and return the one that ran before. Concurrent switches queue up.
 
         Raises:
             Unavailable: the mode cannot be switched now.

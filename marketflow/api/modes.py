@@ -4,14 +4,14 @@ import secrets
 from collections.abc import Awaitable, Callable
 
 import msgspec
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from marketflow.api.context import context_of
-from marketflow.api.problems import Unauthorized
+from marketflow.api.problems import Unauthorized, unavailable
 from marketflow.api.rendering import JSONAnswer
+from marketflow.errors import Unavailable
 from marketflow.model import Mode
 
 
@@ -42,7 +42,10 @@ def _switch_to(mode: Mode) -> Callable[[Request], Awaitable[Response]]:
     async def switch(request: Request) -> Response:
         context = context_of(request)
         _authorize(request, context.token)
-        previous = await run_in_threadpool(context.mode.switch, mode)
+        try:
+            previous = await context.mode.switch(mode)
+        except Unavailable:
+            return unavailable("The mode cannot be switched at the moment: nobody is there to do it.")
         return JSONAnswer(SwitchedMode(mode, previous))
 
     return switch

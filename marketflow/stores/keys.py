@@ -36,6 +36,18 @@ SLICES_CHANNEL = "marketflow:{changes}:slices"
 MINUTES_CHANNEL = "marketflow:{changes}:minutes"
 """Where slices and closed minutes are announced as they are written: a JSON array of [[series, start], candle]."""
 
+LEASE_KEY = "marketflow:{control}:lease"
+"""Which process takes ticks: its run; empty where one has just given it back."""
+
+STATE_KEY = "marketflow:{control}:state"
+"""How that process does, and the channel on which it says so."""
+
+MODE_KEY = "marketflow:{control}:mode"
+"""The mode that runs, or ran last."""
+
+COMMANDS_KEY = "marketflow:{control}:commands"
+"""List of the ids of commands to that process."""
+
 EXPIRY_MS = MINUTES_TRIMMED_MS
 """How long slices and minutes outlive the last write: what a crash left is found again a day later."""
 
@@ -66,6 +78,16 @@ def minutes_key(series: Series) -> str:
 def run_key(run: str) -> str:
     """A key each run keeps alive: when it is gone, so is all the run had written."""
     return f"marketflow:{{run:{run}}}:alive"
+
+
+def command_key(command: str) -> str:
+    """What a command asks for; gone once it is too late for it."""
+    return f"marketflow:{{control}}:command:{command}"
+
+
+def reply_key(command: str) -> str:
+    """List with the one reply to a command."""
+    return f"marketflow:{{control}}:reply:{command}"
 
 
 def _key(series: Series, kind: str) -> str:

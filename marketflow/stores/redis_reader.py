@@ -163,5 +163,5 @@ async def _whole(pipe: "redis.asyncio.client.Pipeline") -> list[Any]:
 async def _answer(asked: Awaitable[_T]) -> _T:
     try:
         return await asked
-    except redis.RedisError as error:
+    except (redis.RedisError, RuntimeError) as error:  # uvloop's, for writing to a connection that was reset
         raise Unavailable(f"Redis cannot be used: {error}") from error

@@ -1,7 +1,5 @@
 """/mode as a client sees it."""
 
-import threading
-
 import pytest
 
 from marketflow.errors import Unavailable
@@ -38,27 +36,14 @@ def test_there_are_no_other_modes(path: str, method: str) -> None:
     assert (response.status_code, response.json()["code"]) == (404, "not_found")
 
 
-def test_a_switch_runs_in_a_thread_for_it_blocks() -> None:
-    world = World()
-    threads: list[threading.Thread] = []
-
-    class Blocking(MemoryMode):
-        def switch(self, mode: Mode) -> Mode:
-            threads.append(threading.current_thread())
-            return super().switch(mode)
-
-    world.mode = Blocking()
-    assert world.ask("/mode/live", "POST").status_code == 200
-    assert threads[0] is not threading.main_thread()
-
-
 def test_a_switch_that_cannot_be_made_now_is_503() -> None:
     class Away(MemoryMode):
-        def switch(self, mode: Mode) -> Mode:
+        async def switch(self, mode: Mode) -> Mode:
             raise Unavailable("the feeds cannot be reached")
 
     response = World(mode=Away()).ask("/mode/live", "POST")
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert response.json()["code"] == "unavailable"
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])

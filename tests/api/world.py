@@ -116,7 +116,7 @@ class MemoryMode:
     def __init__(self) -> None:
         self.current = Mode.TEST
 
-    def switch(self, mode: Mode) -> Mode:
+    async def switch(self, mode: Mode) -> Mode:
         previous, self.current = self.current, mode
         return previous
 

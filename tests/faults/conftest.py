@@ -140,18 +140,18 @@ def stop_and_compare(application: Application, rows: Callable[[], Rows], traffic
     assert "Traceback" not in application.log
 
 
-def lost(rows: Rows, sent: Sent) -> list[Tick]:
+def lost(rows: Rows, sent: Sent, minute_ms: int = WINDOW_MS) -> list[Tick]:
     """The ticks that the rows lack, one run of each row's.
 
     Raises:
         AssertionError: the rows are not exactly those of all other ticks.
     """
     found: set[tuple[Series, Tick]] = set()
-    for slot, group in ticks_by_slot(sent, WINDOW_MS).items():
+    for slot, group in ticks_by_slot(sent, minute_ms).items():
         lacking = missing(rows[slot], group) if slot in rows else group
         assert lacking is not None, f"{slot}: the difference is no one run of ticks"
         found.update((slot.series, tick) for tick in lacking)
-    assert_rows_equal(rows, [each for each in sent if each not in found], WINDOW_MS)
+    assert_rows_equal(rows, [each for each in sent if each not in found], minute_ms)
     return [tick for _, tick in found]
 
 

@@ -1,0 +1,149 @@
+"""uvicorn's server, as MarketFlow runs it: bound first, ended in good order, and never by the signal itself."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+
+import uvicorn
+from loguru import logger
+from starlette.types import ASGIApp
+
+from marketflow.api.connections import LimitedConnection, max_open_files
+from marketflow.errors import StartError
+
+CONNECTIONS_CLOSE_SECONDS = 1
+"""How long running requests may take once the application is to end."""
+
+BACKLOG = 2048
+"""How many connections may wait to be accepted; fewer where the process may not open four times as many files."""
+
+
+class Server(uvicorn.Server):
+    """Serves one application on a socket that is bound already.
+
+    uvicorn's own server would end the process by the signal that stopped it: here that is exit code 0.
+
+    Args:
+        application: what is served.
+        debug: whether requests are logged.
+        hurry: called once when the end must not take its time any more.
+        on_started: called once it accepts connections.
+        orphaned: a descriptor that becomes readable when the process that started this one has gone.
+    """
+
+    def __init__(
+        self,
+        application: ASGIApp,
+        debug: bool,
+        hurry: Callable[[], None],
+        on_started: Callable[[], None],
+        orphaned: int | None = None,
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                application,
+                http=LimitedConnection,
+                ws="none",
+                backlog=min(BACKLOG, max_open_files() // 4),
+                log_config=None,
+                log_level="debug" if debug else "warning",
+                access_log=debug,
+                lifespan="on",
+                server_header=False,
+                timeout_graceful_shutdown=CONNECTIONS_CLOSE_SECONDS,
+            )
+        )
+        self._hurry = hurry
+        self._on_started = on_started
+        self._orphaned = orphaned
+
+    def serve_until_told(self, listener: socket.socket) -> bool:
+        """Run until SIGINT, SIGTERM or SIGHUP; gives whether it had started. A second signal makes the end a quick one.
+
+        The listener is closed.
+        """
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup would have it
+            signal.signal(signal.SIGHUP, self.handle_exit)
+        with listener, suppress(SystemExit):  # uvicorn's own exit code for a start that fails is not ours
+            self.run(sockets=[listener])
+        return self.started
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop in good order. A second signal says that there is no time for it."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop; at once, when told a second time, but never without ending what the application has begun."""
+        forcing = asyncio.create_task(self._force_when_told())
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves it out then
+            await self.lifespan.shutdown()
+        forcing.cancel()
+
+    async def _force_when_told(self) -> None:
+        while not self.force_exit:  # noqa: ASYNC110 - set by a signal handler, which may do no more than that
+            await asyncio.sleep(0.05)
+        logger.warning("told a second time: stopping at once")
+        self._hurry()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say so."""
+        if self._orphaned is not None:
+            asyncio.get_running_loop().add_reader(self._orphaned, self._end_as_orphan, self._orphaned)
+        await super().startup(sockets)
+        if self.started:
+            self._on_started()
+
+    def _end_as_orphan(self, descriptor: int) -> None:
+        asyncio.get_running_loop().remove_reader(descriptor)
+        logger.error("the parent has gone")
+        self.should_exit = True
+
+
+def bind(host: str, port: int, shared: bool = False) -> socket.socket:
+    """A socket that listens there, `shared` with others of this kind.
+
+    Raises:
+        StartError: it cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise StartError(f"http.host = {host!r}: {error.strerror or error}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if shared else socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        # At once: a port that is only bound may still be bound by another process as well.
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise StartError(f"cannot listen on {host}:{port} (http.host, http.port): {error.strerror}") from error
+    return listener
+
+
+def bind_each(host: str, port: int, number: int) -> list[socket.socket]:
+    """So many sockets that listen there, over which the kernel spreads the connections.
+
+    Of one socket for all, 16 connections that come together end in one process as often as not: whoever is awake takes
+    them, and serves them for as long as they are open while the other processes have nothing to do.
+
+    Raises:
+        StartError: they cannot be had.
+    """
+    # A socket that others may share would not tell that the port is taken by such a one.
+    with bind(host, port) as first:
+        port = first.getsockname()[1]
+    return [bind(host, port, shared=True) for _ in range(number)]
+
+
+def place_of(listener: socket.socket) -> str:
+    """Where it listens, as part of a URL."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,110 @@
+"""Where Redis and PostgreSQL are: servers of the user's own, or embedded ones that live as long as the application."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
+from functools import partial
+from typing import Any, NamedTuple
+
+from loguru import logger
+
+from marketflow.errors import StartError
+from marketflow.settings import Settings
+from marketflow.stores import redis, rows
+from marketflow.stores.embedded import EmbeddedPostgres, EmbeddedRedis, claim
+
+KILL_SECONDS = 0.5
+"""How long the embedded servers may take to end once there is no patience left."""
+
+
+class Servers(NamedTuple):
+    """Keywords for connections to both, and those servers that are embedded ones."""
+
+    redis: dict[str, Any]
+    postgres: dict[str, Any]
+    embedded: list[EmbeddedRedis | EmbeddedPostgres]
+
+
+def find_servers(settings: Settings) -> Servers:
+    """Where both are, or will be: nothing is started or touched."""
+    redis_at = redis.connection_keywords(*_fields(settings.redis, "host", "port", "password", "db"))
+    postgres_at = rows.connection_keywords(
+        *_fields(settings.postgres, "host", "port", "user", "password", "dbname", "sslmode")
+    )
+    embedded: list[EmbeddedRedis | EmbeddedPostgres] = []
+    if not settings.redis.host:
+        embedded.append(embedded_redis := EmbeddedRedis(settings.data_dir / "redis"))
+        redis_at = redis.connection_keywords(embedded_redis.socket_path, 0, "", 0)
+    if not settings.postgres.host:
+        embedded.append(embedded_postgres := EmbeddedPostgres(settings.data_dir / "postgres"))
+        postgres_at = rows.connection_keywords(**embedded_postgres.keywords, password="")
+    return Servers(redis_at, postgres_at, embedded)
+
+
+@asynccontextmanager
+async def running_servers(settings: Settings, hurry: asyncio.Event) -> AsyncIterator[Servers]:
+    """Both, the embedded ones started and kept alive; their end is a quick one once there is a hurry.
+
+    Raises:
+        StartError: an embedded server cannot be started, or another MarketFlow has the data folder.
+    """
+    with ExitStack() as stack:
+        if not (settings.redis.host and settings.postgres.host):
+            stack.enter_context(claim(settings.data_dir))
+        servers = find_servers(settings)
+        try:
+            await _in_threads(server.start for server in servers.embedded)
+            supervision = asyncio.create_task(_supervise(servers.embedded))
+            try:
+                yield servers
+            finally:  # before the servers stop, also when what was built on them failed: it would start them again
+                supervision.cancel()
+        finally:
+            async with as_soon_as(hurry, partial(_kill, servers.embedded)):
+                await _in_threads(server.stop for server in servers.embedded)
+
+
+async def _kill(servers: Sequence[EmbeddedRedis | EmbeddedPostgres]) -> None:
+    """End by force what takes its time to stop; both servers recover from that at the next start."""
+    await asyncio.sleep(KILL_SECONDS)
+    for server in servers:
+        if server.process is not None:
+            await asyncio.to_thread(server.process.end, ())
+
+
+async def _supervise(servers: Sequence[EmbeddedRedis | EmbeddedPostgres]) -> None:
+    """Start a server again that has died; until then it is a store that is away like any other."""
+    while True:
+        await asyncio.sleep(1.0)
+        for server in servers:
+            if not server.running:
+                logger.error("the embedded {} has died; starting it again", server.title)
+                with suppress(StartError):  # tried again in a second
+                    await asyncio.to_thread(server.start)
+
+
+@asynccontextmanager
+async def as_soon_as(told: asyncio.Event, act: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Act once an event is set, if that is while the block runs."""
+
+    async def wait_and_act() -> None:
+        await told.wait()
+        await act()
+
+    acting = asyncio.create_task(wait_and_act())
+    try:
+        yield
+    finally:
+        acting.cancel()
+
+
+async def _in_threads(calls: Iterable[Callable[[], None]]) -> None:
+    """Make blocking calls side by side and wait for all, then raise what the first of them raised."""
+    results = await asyncio.gather(*map(asyncio.to_thread, calls), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+def _fields(section: object, *names: str) -> list[Any]:
+    return [getattr(section, name) for name in names]

@@ -1,0 +1,173 @@
+"""The feeds as a half of their own: one process takes ticks, others on the same Redis stand by for their turn.
+
+Whoever gets the lease runs the feeds until it is told to stop, or until another has the lease: because this one was
+frozen, say, or cut off from Redis. Then it does not stop at once. Of the minute in which the other began, this one
+alone has every tick, so it goes on to the end of that minute and writes its row, which is the fuller one; the minutes
+after it are the other's. Generated ticks are nobody else's, so there it stops at once. And one that was frozen for so
+long that the ticks that waited for it are no longer believed (flow.max_clock_skew_seconds) gives up what it has.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+from loguru import logger
+
+from marketflow import __version__
+from marketflow.clock import milliseconds, system_clock
+from marketflow.control.holder import Holder
+from marketflow.control.lease import Lease, connect, kept_mode
+from marketflow.engine import Engine
+from marketflow.errors import Unavailable
+from marketflow.model import Mode
+from marketflow.resources import resource
+from marketflow.servers import Servers
+from marketflow.settings import Settings
+
+TRY_SECONDS = 0.25
+"""How often one that stands by tries to get the lease."""
+
+ALONE_SECONDS = 30.0
+"""How long it stands by without hearing from Redis. What took Redis down may have taken the other process, too."""
+
+
+class Turns:
+    """Takes ticks whenever it is this process's turn.
+
+    Args:
+        settings: all of them.
+        servers: where Redis and PostgreSQL are.
+        on_failure: called once, from any thread, should the flow itself break.
+    """
+
+    def __init__(self, settings: Settings, servers: Servers, on_failure: Callable[[], None]) -> None:
+        self._settings = settings
+        self._servers = servers
+        self._on_failure = on_failure
+        self._client = connect(servers.redis)
+        self._lease = Lease(self._client)
+        self._mode = settings.mode
+        self._standing_by = False
+        self._stood_by = False  # ever
+        self._stopping = threading.Event()
+        self._engine: Engine | None = None
+
+    def run(self) -> None:
+        """Stand by and take ticks in turn, until told to stop and all that was taken is written."""
+        try:
+            while self._await_turn():
+                self._take_ticks()
+        finally:
+            self._client.close()
+
+    def stop(self) -> None:
+        """Let `run` end. Returns at once."""
+        self._stopping.set()
+
+    def hurry(self) -> None:
+        """Let it end quickly."""
+        if self._engine is not None:
+            self._engine.hurry()
+
+    # Standing by
+
+    def _await_turn(self) -> bool:
+        """Wait for the lease; gives whether to take ticks, or else to end."""
+        heard_at = time.monotonic()
+        while not self._stopping.is_set():
+            try:
+                if self._lease.hold():
+                    self._keep_mode()
+                    return True
+                heard_at = time.monotonic()
+                self._stand_by()
+            except Unavailable as error:
+                known = self._lease.holder is not None
+                if not known or time.monotonic() - heard_at > ALONE_SECONDS:
+                    logger.warning("begins without knowing whether another process takes ticks: {}", error)
+                    return True
+            self._stopping.wait(TRY_SECONDS)
+        return False
+
+    def _stand_by(self) -> None:
+        if not self._standing_by:
+            logger.info("MarketFlow {} stands by: {} takes ticks", __version__, self._lease.holder)
+        self._standing_by = self._stood_by = True
+        self._keep_mode()
+
+    def _keep_mode(self) -> None:
+        """Begin in the mode of the one before, if there was one: only a fresh start is in the configured mode."""
+        if self._stood_by:
+            self._mode = kept_mode(self._client) or self._mode
+
+    # Taking ticks
+
+    def _take_ticks(self) -> None:
+        self._standing_by = False
+        self._engine = engine = Engine(
+            self._settings,
+            self._servers.redis,
+            self._servers.postgres,
+            resource("ddl"),
+            system_clock,
+            self._mode,
+            self._on_failure,
+            may_recover=lambda: self._lease.held,
+        )
+        holder = Holder(self._lease, self._client, engine.state, engine.switch)
+        holder.start()
+        abandoned = False
+        try:
+            engine.start()
+            logger.info("MarketFlow {} takes ticks in {} mode", __version__, self._mode)
+            abandoned = self._until_over(engine, holder)
+        finally:
+            if abandoned:
+                engine.abandon()
+            else:
+                engine.stop()
+            holder.close()
+            self._engine = None
+        self._mode = engine.modes.current
+
+    def _until_over(self, engine: Engine, holder: Holder) -> bool:
+        """Wait until told to stop, or until what another process goes on with is all of it.
+
+        Gives whether what was taken last is to be given up.
+        """
+        over_at: float | None = None
+        looked_at = time.monotonic()
+        while not self._stopping.wait(TRY_SECONDS):
+            frozen_seconds = time.monotonic() - looked_at - TRY_SECONDS
+            looked_at = time.monotonic()
+            too_long = frozen_seconds > self._settings.flow.max_clock_skew_seconds
+            if too_long and engine.modes.current is Mode.LIVE and self._has_been_replaced(holder):
+                logger.warning(
+                    "{} has taken over; this process was frozen for {:.1f} s", self._lease.holder, frozen_seconds
+                )
+                return True
+            if (other := holder.replaced_by) is None:
+                over_at = None
+            elif over_at is None:
+                seconds = self._rest_seconds(engine.modes.current)
+                logger.warning("{} has taken over; this process goes on for {:.1f} s", other, seconds)
+                over_at = time.monotonic() + seconds
+            elif time.monotonic() >= over_at:
+                break
+        return False
+
+    def _has_been_replaced(self, holder: Holder) -> bool:
+        """Whether another process has the lease, as Redis says now."""
+        try:
+            holder.publish()
+        except Unavailable:
+            return False
+        return holder.replaced_by is not None
+
+    def _rest_seconds(self, mode: Mode) -> float:
+        """How long until the minute that runs has closed."""
+        if mode is Mode.TEST:
+            return 0.0
+        flow = self._settings.flow
+        rest_ms = flow.minute_ms - milliseconds(system_clock()) % flow.minute_ms
+        return (rest_ms + flow.late_after_ms) / 1000

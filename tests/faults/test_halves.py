@@ -1,0 +1,443 @@
+"""Feeds and API in processes of their own: what one does the others see, and who is killed or frozen is replaced."""
+
+import itertools
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from marketflow.control.lease import LEASE_SECONDS
+from marketflow.model import MINUTE_MS, SLICE_MS
+from marketflow.stores import keys
+from tests.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
+from tests.faults.conftest import (
+    LATE_MS,
+    RATE,
+    WINDOW_MS,
+    WINDOW_SECONDS,
+    Record,
+    lost,
+    says,
+    seconds_until,
+    through,
+    wait_for_windows,
+    wait_until_connected,
+)
+from tests.oracle import Rows, assert_rows_equal
+from tests.proxy import Proxy
+from tests.servers import RedisServer, wait_until
+
+TAKEOVER_SECONDS = 5.0
+"""How long after the process that takes ticks was killed another one takes them."""
+
+
+class Feeds(Application):
+    """A process that takes ticks or stands by; it has no port, so its log is what it says."""
+
+    def ready(self) -> bool:
+        assert self.process.poll() is None, f"the feeds ended with {self.process.returncode}:\n{self.log}"
+        return self.takes_ticks() or self.stands_by()
+
+    def takes_ticks(self) -> bool:
+        return "takes ticks in" in self.log
+
+    def stands_by(self) -> bool:
+        return "stands by: " in self.log
+
+
+class Broadcasting(ScriptedExchange):
+    """Sends each tick to everybody who is connected, as exchanges do; to nobody in particular."""
+
+    def send_raw(self, data: bytes) -> None:
+        for client in list(self.clients):
+            try:
+                client.sendall(data)
+            except OSError:
+                self.clients.remove(client)
+                client.close()
+
+
+class Halves:
+    """Starts processes of either half; they end with the test."""
+
+    def __init__(self, stack: ExitStack, folder: Path, settings: dict[str, object]) -> None:
+        self._stack = stack
+        self._folder = folder
+        self.settings = settings
+        self._numbers = itertools.count(1)
+
+    def feeds(self, program: tuple[str, ...] = ("-m", "marketflow"), **settings: object) -> Feeds:
+        feeds = Feeds(self._room(), self.settings | settings, ("--role", "feeds"), program)
+        return self._stack.enter_context(feeds)
+
+    def api(self, *arguments: str, **settings: object) -> Application:
+        return self._stack.enter_context(
+            Application(self._room(), self.settings | settings, ("--role", "api", *arguments))
+        )
+
+    def both(self, **settings: object) -> Application:
+        return self._stack.enter_context(Application(self._room(), self.settings | settings))
+
+    def _room(self) -> Path:
+        folder = self._folder / f"process{next(self._numbers)}"
+        folder.mkdir(mode=0o711)
+        return folder
+
+
+@pytest.fixture
+def halves(server_folder: Path, servers: dict[str, object], exchanges: list[ScriptedExchange]) -> Iterator[Halves]:
+    settings: dict[str, object] = {
+        "MODE": "live",
+        "EXCHANGES": exchanges_setting(*exchanges),
+        "FLOW__WINDOW_SECONDS": WINDOW_SECONDS,
+        "FLOW__LATE_AFTER_SECONDS": LATE_MS / 1000,
+        "FLOW__RECONNECT_AFTER_SECONDS": 0.1,
+    }
+    with ExitStack() as stack:
+        yield Halves(stack, server_folder, servers | settings)
+
+
+def stop_all(*processes: Application) -> None:
+    for process in processes:
+        assert process.stop(signal.SIGTERM)[0] == 0
+        assert "Traceback" not in process.log, process.log
+
+
+# Apart
+
+
+def test_prices_pass_from_the_feeds_to_every_api_process_and_health_tells_of_both_halves(
+    halves: Halves, exchanges: list[ScriptedExchange], rows: Callable[[], Rows]
+) -> None:
+    feeds, one, other = halves.feeds(), halves.api(), halves.api()
+    for api in (one, other):
+        wait_until(lambda api=api: api.get("/health")["status"] == "ok")  # type: ignore[misc]
+        wait_until_connected(api, exchanges)
+    for number, exchange in enumerate(exchanges):
+        exchange.send(100.0 + number, 200.0 + number)
+    for api in (one, other):
+        wait_until(lambda api=api: api.find("/prices/latest/exchange3/BTCUSDT"))  # type: ignore[misc]
+        assert api.get("/prices/latest/exchange3/BTCUSDT")["price"] == 202.0
+        wait_until(lambda api=api: api.find("/prices/average/BTCUSDT", period="1m"))  # type: ignore[misc]
+        assert api.get("/prices/highest/exchange2/BTCUSDT", period="1m")["price"] == 201.0
+        assert api.get("/mode") == {"mode": "live"}
+    exchanges[0].close()
+    for api in (one, other):
+        wait_until(lambda api=api: api.get("/health")["exchanges"]["exchange1"] == "connecting")  # type: ignore[misc]
+    exchanges[0].open()
+    stop_all(feeds, one, other)
+    assert_rows_equal(rows(), [tick for exchange in exchanges for tick in exchange.sent], WINDOW_MS)
+
+
+def test_a_switch_by_one_api_process_is_seen_by_the_other_and_names_what_ran_before(halves: Halves) -> None:
+    feeds, one, other = halves.feeds(), halves.api(), halves.api()
+    wait_until(lambda: other.get("/mode") == {"mode": "live"})
+    assert one.switch("test") == {"mode": "test", "previous": "live"}
+    assert one.get("/mode") == {"mode": "test"}
+    wait_until(lambda: other.get("/mode") == {"mode": "test"}, timeout=1)
+    wait_until(lambda: set(other.get("/health")["exchanges"].values()) == {"generated"})
+    assert other.switch("test") == {"mode": "test", "previous": "test"}
+    wait_until(lambda: other.find("/prices/latest/BTCUSDT"))
+    assert other.switch("live") == {"mode": "live", "previous": "test"}
+    assert other.http.get("/prices/latest/BTCUSDT").status_code == 404
+    stop_all(feeds, one, other)
+
+
+def test_without_anybody_who_takes_ticks_health_is_degraded_and_a_switch_is_503(halves: Halves) -> None:
+    api = halves.api()
+
+    def assert_alone(mode: str) -> None:
+        health = api.get("/health")
+        assert (health["status"], health["mode"], set(health["exchanges"].values())) == (
+            "degraded",
+            mode,
+            {"connecting"},
+        )
+        answer = api.http.post("/mode/test")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert answer.headers["content-type"] == "application/problem+json"
+
+    assert_alone("live")
+    feeds = halves.feeds()
+    wait_until(lambda: api.get("/health")["status"] == "ok")
+    api.switch("test")
+    stop_all(feeds)
+    assert_alone("test")  # still about what ran last
+    stop_all(api)
+
+
+def test_a_command_that_nobody_took_up_in_time_is_never_carried_out(halves: Halves, redis_db: RedisServer) -> None:
+    feeds, api = halves.feeds(), halves.api()
+    wait_until(lambda: api.get("/health")["status"] == "ok")
+    feeds.process.send_signal(signal.SIGSTOP)
+    assert api.http.post("/mode/test").status_code == 503
+    feeds.process.send_signal(signal.SIGCONT)
+    with redis_db.client() as client:
+        wait_until(lambda: client.exists(keys.STATE_KEY) and not client.exists(keys.COMMANDS_KEY))
+        state = client.get(keys.STATE_KEY)
+        wait_until(lambda: client.get(keys.STATE_KEY) != state)
+    assert api.get("/mode") == {"mode": "live"}
+    assert api.switch("live") == {"mode": "live", "previous": "live"}
+    stop_all(feeds, api)
+
+
+def test_an_api_process_that_is_killed_and_started_again_changes_nothing(
+    halves: Halves, exchanges: list[ScriptedExchange], rows: Callable[[], Rows]
+) -> None:
+    feeds, api = halves.feeds(), halves.api(MODE="test")
+    wait_until_connected(api, exchanges)
+    with Traffic(exchanges, rate=RATE) as traffic:
+        for _ in range(2):
+            wait_for_windows(1)
+            api.kill()
+            api.start()
+            assert api.get("/mode") == {"mode": "live"}  # the configured one is that of the feeds
+    stop_all(feeds, api)
+    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+
+
+# Standing by
+
+
+def test_a_stand_by_takes_over_from_a_killed_one_completes_its_minute_and_keeps_the_mode(
+    halves: Halves, exchanges: list[ScriptedExchange], rows: Callable[[], Rows], record_property: Record
+) -> None:
+    halves.settings |= {"FLOW__WINDOW_SECONDS": 60, "MODE": "test"}
+    wait_until(lambda: now_ms() % MINUTE_MS < 45_000, timeout=16)
+    first, second, api = halves.feeds(), halves.feeds(), halves.api()
+    assert second.stands_by()
+    assert api.switch("live")["previous"] == "test"
+    wait_until_connected(api, exchanges)
+    with Traffic(exchanges, rate=RATE, coming_and_going=True) as traffic:
+        enough = traffic.count + 300
+        wait_until(lambda: traffic.count >= enough)
+        killed_at = now_ms()
+        first.kill()
+        connections = [len(exchange.accepted_at) for exchange in exchanges]
+
+        def taken() -> bool:
+            return all(
+                len(exchange.accepted_at) > before for exchange, before in zip(exchanges, connections, strict=True)
+            )
+
+        record_property("takes over after seconds", seconds_until(taken, TAKEOVER_SECONDS))
+        wait_until_connected(api, exchanges)
+        assert api.get("/mode") == {"mode": "live"}
+        enough = traffic.count + 100
+        wait_until(lambda: traffic.count >= enough)
+    stop_all(second, api)
+    missing = [tick.at for tick in lost(live(rows()), traffic.sent, MINUTE_MS)]
+    assert all(killed_at - 2 * SLICE_MS <= at <= killed_at + SLICE_MS for at in missing)
+
+
+def live(rows: Rows) -> Rows:
+    return {slot: row for slot, row in rows.items() if slot.series.mode == "live"}
+
+
+def test_a_clean_stop_gives_the_lease_back_and_the_stand_by_takes_over_at_once(
+    halves: Halves, exchanges: list[ScriptedExchange], rows: Callable[[], Rows], record_property: Record
+) -> None:
+    first, second = halves.feeds(), halves.feeds()
+    with Traffic(exchanges, rate=RATE, coming_and_going=True) as traffic:
+        wait_for_windows(1)
+        assert first.stop()[0] == 0
+        record_property("takes over after seconds", seconds_until(second.takes_ticks, 1.0))
+        for exchange in exchanges:
+            wait_until(exchange.connected)
+        wait_for_windows(1)
+    stop_all(second)
+    assert "Traceback" not in first.log
+    # A connection that the first had closed may have been sent a last tick.
+    assert len(lost(rows(), traffic.sent)) <= 2 * len(exchanges)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_that_stands_by_ends_at_a_signal_and_leaves_the_other_alone(halves: Halves, number: int) -> None:
+    first, second = halves.feeds(), halves.feeds()
+    code, seconds = second.stop(number)
+    assert (code, first.process.poll()) == (0, None)
+    assert seconds < 2
+    third = halves.feeds()
+    assert third.stands_by()
+    stop_all(first, third)
+
+
+def test_a_fresh_start_is_in_the_configured_mode_and_an_emptied_redis_hands_nobody_the_lease(
+    halves: Halves, exchanges: list[ScriptedExchange], redis_db: RedisServer, rows: Callable[[], Rows]
+) -> None:
+    first, api = halves.feeds(), halves.api()
+    wait_until_connected(api, exchanges)
+    second = halves.feeds()
+    with Traffic(exchanges, rate=RATE) as traffic, redis_db.client() as client:
+        for _ in range(3):
+            client.flushall()
+            wait_until(lambda: client.get(keys.LEASE_KEY))
+            wait_for_windows(1)
+    assert not second.takes_ticks()
+    api.switch("test")
+    stop_all(second, first)
+    assert_rows_equal(live(rows()), traffic.sent, WINDOW_MS)
+    halves.feeds()
+    wait_until(lambda: api.get("/mode") == {"mode": "live"})
+
+
+@pytest.mark.parametrize("skew_seconds", [60, 3])
+def test_one_that_was_frozen_until_another_took_over_does_not_fight_and_no_row_gets_worse(
+    halves: Halves, rows: Callable[[], Rows], redis_db: RedisServer, skew_seconds: int
+) -> None:
+    """Ticks that have waited for longer than the allowed skew would be taken for new ones: those it gives up."""
+    with ExitStack() as stack:
+        exchanges = [stack.enter_context(Broadcasting(f"exchange{n}")) for n in (1, 2, 3)]
+        halves.settings |= {"EXCHANGES": exchanges_setting(*exchanges), "FLOW__MAX_CLOCK_SKEW_SECONDS": skew_seconds}
+        first, second, api = halves.feeds(), halves.feeds(), halves.api()
+        wait_until_connected(api, exchanges)
+        with Traffic(exchanges, rate=RATE) as traffic:
+            wait_for_windows(1)
+            frozen_at = now_ms()
+            first.process.send_signal(signal.SIGSTOP)
+            wait_until(second.takes_ticks, timeout=TAKEOVER_SECONDS)
+            wait_until(lambda: all(len(exchange.clients) == 2 for exchange in exchanges))
+            taken_over_at = now_ms()
+            wait_until(lambda: now_ms() > frozen_at + 6000)
+            first.process.send_signal(signal.SIGCONT)
+            wait_until(first.stands_by)
+            with redis_db.client() as client:
+                holder = client.get(keys.LEASE_KEY)
+                wait_for_windows(2)
+                assert client.get(keys.LEASE_KEY) == holder
+        stop_all(first, second, api)
+        times = [tick.at for tick in lost(rows(), traffic.sent)]
+        if skew_seconds == 60:
+            assert not times
+        assert all(frozen_at - 2 * SLICE_MS <= at <= taken_over_at for at in times)
+
+
+def test_both_in_one_process_never_stand_by_and_can_be_switched_from_others_and_without_redis(
+    halves: Halves, exchanges: list[ScriptedExchange], redis_proxy: Proxy
+) -> None:
+    both = halves.both(REDIS__PORT=redis_proxy.port)
+    api, standing, second = halves.api(), halves.feeds(), halves.both()
+    assert standing.stands_by()
+    wait_until(lambda: "takes ticks into the same Redis, too" in second.log)
+    stop_all(second)
+    assert "takes ticks into" not in both.log
+    wait_until(lambda: api.get("/health")["status"] == "ok")
+    assert api.switch("test") == {"mode": "test", "previous": "live"}
+    assert both.get("/mode") == {"mode": "test"}
+    assert both.switch("live") == {"mode": "live", "previous": "test"}
+    wait_until(lambda: api.get("/mode") == {"mode": "live"})
+    stop_all(standing)
+    redis_proxy.refuse()
+    assert both.switch("test") == {"mode": "test", "previous": "live"}
+    wait_until(lambda: api.http.post("/mode/live").status_code == 503)
+    redis_proxy.heal()
+    wait_until(lambda: api.get("/mode") == {"mode": "test"})
+    stop_all(both, api)
+
+
+# Redis away
+
+
+def test_rows_stay_exact_and_no_answer_is_a_500_while_redis_is_away_from_both_halves(
+    halves: Halves, exchanges: list[ScriptedExchange], redis_proxy: Proxy, rows: Callable[[], Rows]
+) -> None:
+    halves.settings = through(halves.settings, redis=redis_proxy)
+    first, second, api = halves.feeds(), halves.feeds(), halves.api()
+    wait_until_connected(api, exchanges)
+    questions = ("/prices/latest/BTCUSDT", "/prices/average/BTCUSDT?period=1m", "/prices/highest/BTCUSDT", "/mode")
+    with Traffic(exchanges, rate=RATE) as traffic:
+        wait_until(rows)
+        for fault in (redis_proxy.refuse, redis_proxy.swallow):
+            fault()
+            wait_until(says(api, "redis", "down"))
+            until = time.monotonic() + LEASE_SECONDS + 2
+            while time.monotonic() < until:
+                for question in questions:
+                    began = time.monotonic()
+                    answer = api.http.get(question)
+                    assert answer.status_code == 200, (question, answer.text)
+                    assert time.monotonic() - began < 1.5, question
+                answer = api.http.post("/mode/test")
+                assert (answer.status_code, answer.headers.get("retry-after")) == (503, "1")
+            assert api.get("/mode") == {"mode": "live"}
+            assert set(api.get("/health")["exchanges"].values()) == {"connecting"}
+            redis_proxy.heal()
+            wait_until_connected(api, exchanges)
+            wait_until(says(api, "redis", "ok"))
+    assert not second.takes_ticks()
+    stop_all(second, first, api)
+    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+
+
+def test_an_api_process_starts_without_redis_and_finds_the_feeds_once_it_is_there(
+    halves: Halves, exchanges: list[ScriptedExchange], redis_proxy: Proxy
+) -> None:
+    feeds = halves.feeds()
+    redis_proxy.refuse()
+    api = halves.api(MODE="test", REDIS__PORT=redis_proxy.port)
+    assert api.get("/mode") == {"mode": "test"}  # nothing else is known
+    redis_proxy.heal()
+    wait_until_connected(api, exchanges)
+    assert api.get("/mode") == {"mode": "live"}
+    stop_all(feeds, api)
+
+
+def test_feeds_start_without_redis_and_step_back_on_its_return_if_another_takes_ticks(
+    halves: Halves, server_folder: Path, redis_proxy: Proxy, rows: Callable[[], Rows]
+) -> None:
+    with ExitStack() as stack:
+        exchanges = [stack.enter_context(Broadcasting("exchange1"))]
+        halves.settings["EXCHANGES"] = exchanges_setting(*exchanges)
+        first = halves.feeds()
+        wait_until(lambda: exchanges[0].clients)
+        redis_proxy.refuse()
+        with Traffic(exchanges, rate=RATE) as traffic:
+            second = halves.feeds(REDIS__PORT=redis_proxy.port)
+            assert second.takes_ticks()
+            wait_for_windows(2)
+            redis_proxy.heal()
+            wait_until(second.stands_by)
+            wait_for_windows(1)
+        stop_all(first, second)
+        assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+
+
+def test_one_that_stands_by_begins_when_redis_stays_away_and_steps_back_on_its_return(
+    halves: Halves, redis_proxy: Proxy, rows: Callable[[], Rows]
+) -> None:
+    impatient = "import sys; from marketflow import cli, turns; turns.ALONE_SECONDS = 1.0; sys.exit(cli.main())"
+    with ExitStack() as stack:
+        exchanges = [stack.enter_context(Broadcasting("exchange1"))]
+        halves.settings["EXCHANGES"] = exchanges_setting(*exchanges)
+        first, second = halves.feeds(), halves.feeds(("-c", impatient), REDIS__PORT=redis_proxy.port)
+        assert second.stands_by()
+        with Traffic(exchanges, rate=RATE) as traffic:
+            redis_proxy.refuse()
+            wait_until(second.takes_ticks)
+            wait_for_windows(2)
+            redis_proxy.heal()
+            wait_until(lambda: second.log.count("stands by: ") == 2)
+            wait_for_windows(1)
+        stop_all(first, second)
+        assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+
+
+def test_a_second_signal_ends_feeds_at_once_whatever_the_stores_do(
+    halves: Halves, exchanges: list[ScriptedExchange], redis_proxy: Proxy, postgres_proxy: Proxy
+) -> None:
+    halves.settings = through(halves.settings, redis_proxy, postgres_proxy)
+    feeds = halves.feeds()
+    with Traffic(exchanges, rate=RATE, coming_and_going=True):
+        wait_for_windows(1)
+        redis_proxy.swallow()
+        postgres_proxy.swallow()
+        wait_for_windows(1)
+        feeds.process.send_signal(signal.SIGINT)
+        wait_until(lambda: "stopping" in feeds.log)
+        code, seconds = feeds.stop()
+    assert code == 0
+    assert seconds < 2
+    assert "told a second time" in feeds.log

@@ -1,0 +1,119 @@
+"""Several processes that answer on one port: each serves, each is replaced, and none outlives its parent."""
+
+import functools
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.application import Application
+from tests.servers import HOST, wait_until
+
+
+@pytest.fixture
+def workers(server_folder: Path, servers: dict[str, object]) -> Iterator[Application]:
+    """Two processes that answer, and their parent."""
+    with Application(server_folder, servers, ("--role", "api", "--workers", "2")) as application:
+        wait_until(lambda: len(children(application)) == 2)
+        yield application
+
+
+def children(application: Application) -> set[int]:
+    return {child.pid for child in psutil.Process(application.process.pid).children()}
+
+
+def served_by(application: Application, connection: HTTPConnection) -> int:
+    """The process at the other end of a connection that has had an answer."""
+    connection.request("GET", "/livez")
+    assert connection.getresponse().read() == b'{"status":"ok"}'
+    here = connection.sock.getsockname()[1]
+    for pid in children(application):
+        if any(each.raddr and each.raddr[1] == here for each in psutil.Process(pid).net_connections("tcp")):
+            return pid
+    return 0
+
+
+def all_serve(application: Application) -> bool:
+    with ExitStack() as stack:
+        connections = [
+            stack.enter_context(closing(HTTPConnection(HOST, application.port, timeout=5))) for _ in range(16)
+        ]
+        return {served_by(application, connection) for connection in connections} == children(application)
+
+
+def gone(pids: set[int]) -> bool:
+    return not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_all_workers_serve_and_one_that_is_killed_comes_back(workers: Application) -> None:
+    wait_until(lambda: all_serve(workers), message="a worker never answered")
+    before = children(workers)
+    killed = before.pop()
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: len(children(workers)) == 2 and killed not in children(workers))
+    wait_until(lambda: all_serve(workers), message="the new worker never answered")
+    assert before < children(workers)
+    pids = children(workers)
+    assert workers.stop()[0] == 0
+    assert gone(pids)
+    assert "was ended by SIGKILL; starting another" in workers.log
+    assert "Traceback" not in workers.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_parent_ends_all(workers: Application, number: int) -> None:
+    pids = children(workers)
+    code, seconds = workers.stop(number)
+    assert code == 0
+    assert seconds < 5
+    assert gone(pids)
+    assert "Traceback" not in workers.log
+
+
+def test_ctrl_c_in_a_terminal_ends_all_in_good_order(
+    server_folder: Path, servers: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes to all processes of the terminal's foreground group."""
+    in_a_group = functools.partial(subprocess.Popen, process_group=0)
+    monkeypatch.setattr(subprocess, "Popen", in_a_group)
+    with Application(server_folder, servers, ("--role", "api", "--workers", "2")) as application:
+        wait_until(lambda: len(children(application)) == 2)
+        pids = children(application)
+        os.killpg(application.process.pid, signal.SIGINT)
+        assert application.process.wait(5) == 0
+        assert gone(pids)
+        assert "second time" not in application.log
+        assert "Traceback" not in application.log
+
+
+def test_no_worker_outlives_a_killed_parent(workers: Application) -> None:
+    pids = children(workers)
+    workers.kill()
+    wait_until(lambda: gone(pids), message="a worker was left behind")
+    assert "Traceback" not in workers.log
+
+
+def test_a_worker_that_hangs_is_killed_in_the_end(workers: Application) -> None:
+    pids = children(workers)
+    os.kill(min(pids), signal.SIGSTOP)
+    code, seconds = workers.stop()
+    assert code == 0
+    assert seconds < 8
+    assert gone(pids)
+
+
+@pytest.mark.parametrize("arguments", [("--role", "api", "--workers", "2"), ("--role", "api"), ()])
+def test_a_port_that_workers_share_is_taken_for_all_others(workers: Application, arguments: tuple[str, ...]) -> None:
+    folder = workers.folder / "other"
+    folder.mkdir()
+    other = Application(folder, {"HTTP__PORT": workers.port}, arguments)
+    assert other.fails() == 1
+    assert other.log.count("\n") == 1
+    assert "cannot listen on" in other.log
+    assert workers.ready()
