@@ -26,7 +26,7 @@ from marketflow.model import Candles, FeedState, merge_into
 RECEIVE_BYTES = 256 * 1024
 CONNECT_TIMEOUT_SECONDS = 3.0
 
-HOLD_SECONDS = 0.02
+HOLD_SECONDS = 0.05
 """How long a batch may grow while more is waiting than a receive takes."""
 
 LOOKUP_WAIT_SECONDS = 0.3
@@ -125,12 +125,13 @@ class TcpFeed:
             due = 0.0
             try:
                 for data in link.received():
+                    now = self._monotonic()
                     if (lines := framer.push(data)) and (candles := self.guard.decode(lines)):
-                        self._last_tick = self._monotonic()
+                        self._last_tick = now
                         self._silent = False
                         merge_into(held, candles)
-                    if held and (len(data) < RECEIVE_BYTES or self._last_tick >= due):
-                        due = self._last_tick + HOLD_SECONDS
+                    if held and (len(data) < RECEIVE_BYTES or now >= due):
+                        due = now + HOLD_SECONDS
                         batch, held = held, {}
                         observer.on_next(batch)
             finally:

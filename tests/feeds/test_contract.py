@@ -271,6 +271,66 @@ def test_a_connection_that_the_exchange_closes_is_an_error_and_loses_no_tick(exc
     assert feed.state == FeedState.CONNECTING
 
 
+LINE = b'{"symbol":"BTCUSDT","price":1.5}\n'
+
+
+@pytest.mark.parametrize("lines_a_receive", [1, 7])
+def test_what_a_feed_that_is_behind_holds_back_is_handed_on_once_nothing_more_waits(
+    exchange: ScriptedExchange, monkeypatch: pytest.MonkeyPatch, lines_a_receive: int
+) -> None:
+    monkeypatch.setattr(tcp_module, "HOLD_SECONDS", 3600.0)
+    monkeypatch.setattr(tcp_module, "RECEIVE_BYTES", lines_a_receive * len(LINE))
+    received = Received()
+    with received.subscribe(tcp_feed(exchange.port)):
+        for sent in (700, 1400, 1401):
+            exchange.send_raw(LINE * (sent - received.ticks))
+            wait_until(lambda sent=sent: received.ticks == sent)  # type: ignore[misc]
+    assert len(received.batches) < 700 / lines_a_receive
+
+
+@pytest.mark.parametrize("end", [ScriptedExchange.cut, ScriptedExchange.reset])
+def test_what_a_feed_holds_back_is_handed_on_before_its_connection_ends(
+    exchange: ScriptedExchange, monkeypatch: pytest.MonkeyPatch, end: Callable[[ScriptedExchange], None]
+) -> None:
+    monkeypatch.setattr(tcp_module, "HOLD_SECONDS", 3600.0)
+    monkeypatch.setattr(tcp_module, "RECEIVE_BYTES", len(LINE))
+    received = Received()
+    feed = tcp_feed(exchange.port)
+    decode = feed.guard.decode
+
+    def decode_and_end(chunk: bytes) -> Candles:
+        if feed.guard.ticks == 1:
+            end(exchange)
+        return decode(chunk)
+
+    monkeypatch.setattr(feed.guard, "decode", decode_and_end)
+    with received.subscribe(feed):
+        exchange.send_raw(LINE * 3)
+        wait_until(lambda: received.errors)
+    assert received.ticks == feed.guard.ticks >= 2
+
+
+def test_a_feed_that_stays_behind_hands_on_all_the_same(
+    exchange: ScriptedExchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tcp_module, "HOLD_SECONDS", 0.01)
+    monkeypatch.setattr(tcp_module, "RECEIVE_BYTES", len(LINE))
+    received = Received()
+    ended = threading.Event()
+
+    def flood() -> None:
+        while not ended.is_set():
+            exchange.send_raw(LINE * 1000)
+
+    sender = threading.Thread(target=flood, daemon=True)
+    with received.subscribe(tcp_feed(exchange.port)):
+        exchange.client()
+        sender.start()
+        wait_until(lambda: len(received.batches) >= 10)
+        ended.set()
+        sender.join(5)
+
+
 def test_a_silent_peer_is_given_up_and_stale_until_a_tick_comes(exchange: ScriptedExchange) -> None:
     feed = tcp_feed(exchange.port, stale_after_seconds=0.2)
     received = Received()
