@@ -45,8 +45,14 @@ class MemoryRedis:
     def publish(self, channel: str, message: bytes) -> None:
         pass
 
-    def pexpire(self, key: str, milliseconds: int) -> None:
-        pass
+    def expire(self, key: str, seconds: int) -> bool:
+        return any(key in kind for kind in (self.strings, self.hashes, self.sorted_sets))
+
+    def pexpire(self, key: str, milliseconds: int) -> bool:
+        return self.expire(key, milliseconds)
+
+    def zcard(self, key: str) -> int:
+        return len(self.sorted_sets.get(key, {}))
 
     def zadd(self, key: str, mapping: Mapping[bytes | str, float]) -> None:
         members = self.sorted_sets.setdefault(key, {})

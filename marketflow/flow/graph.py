@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 from zlib import crc32
 
 import reactivex as rx
@@ -44,7 +44,9 @@ from marketflow.flow.operators import (
 from marketflow.flow.pending import Pending
 from marketflow.logs import RateLimit
 from marketflow.model import SLICE_MS, Candles, Mode, Series, merge_all
-from marketflow.stores.ports import Archive, Cache, Days
+from marketflow.stores.ports import Archive, Cache, Days, Left
+
+_T = TypeVar("_T")
 
 PROBE_SECONDS = 0.5
 """How often the cache is asked whether it lacks what was written: a refill begins this soon after its return."""
@@ -124,12 +126,15 @@ class Flow:
             self._unanswered(error)
             return rx.just(None)
 
-        asked: Observable[Candles | None] = self._on_pool(self.cache.recover)
+        asked: Observable[Left | None] = self._on_pool(self._recover)
         return asked.pipe(ops.catch(unanswered), ops.flat_map(self._begin))
 
-    def _begin(self, left: Candles | None) -> Observable[Any]:
+    def _recover(self) -> Left:
+        return self.cache.recover(self.memory.minute_ms)
+
+    def _begin(self, left: Left | None) -> Observable[Any]:
         self.begun.set()
-        recovered = self._asked_until_answered(self.cache.recover) if left is None else rx.just(left)
+        recovered = self._asked_until_answered(self._recover) if left is None else rx.just(left)
         # On the loop, as all that makes slices: of two versions of one, the later is then always the fuller.
         restored = recovered.pipe(ops.observe_on(self.loop), self._surviving(self.memory.restore))
         flowing = self._from_feeds().pipe(
@@ -179,7 +184,7 @@ class Flow:
         """What a blocking call gives; its exception is an error."""
         return rx.just(None).pipe(ops.observe_on(self.pool), ops.map(lambda _: call()))
 
-    def _asked_until_answered(self, ask: Callable[[], Candles]) -> Observable[Candles]:
+    def _asked_until_answered(self, ask: Callable[[], _T]) -> Observable[_T]:
         return self._on_pool(ask).pipe(
             # Often, for the breaker answers for a cache that is away.
             retry_with_backoff(Backoff(0.1, 0.2), self.loop, self._ended(), lambda error, _: self._unanswered(error)),

@@ -1,22 +1,29 @@
 """What this process knows of the last minutes. Memory is the truth, the cache its journal.
 
 All candles of the flow are merged here, so that every version handed to a store is the whole one: writing it replaces
-whatever the store has, twice or late does no harm. Bounded by the number of series times the minutes held.
+whatever the store has, twice or late does no harm. Bounded by the number of series times the minutes held, and by the
+limit of the slices.
 
 Minutes that were let go of can come again: somebody sets the clock of the machine back. What the archive has of them
 is then taken over, as are the minutes that a run before this one wrote.
 
 Written by the flow, read by it and, while the cache is away, by the API; one lock guards all of it and is held for
-dictionary work only.
+dictionary work only. Ten times a second the flow comes by, so whatever it does then costs as much as what has moved:
+minutes are kept by start first, and those that are due or old are found without looking at each series.
 """
 
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
-from marketflow.model import MINUTE_MS, Candle, Candles, Series, Slot, Tick, fuller, merge, merge_into, minute_start
-from marketflow.stores.ports import RECENT_MS, Recent
+from marketflow.errors import Unavailable
+from marketflow.flow.slices import Slices
+from marketflow.model import MINUTE_MS, Candle, Candles, Series, Slot, Tick, fuller, merge, minute_start
+from marketflow.stores.ports import RECENT_MS, SLICES_HELD, Left, Recent
 from marketflow.stores.window import Window
+
+_Minutes = defaultdict[int, dict[Series, Candle]]
 
 
 class Memory:
@@ -26,19 +33,26 @@ class Memory:
         late_after_ms: how long after its end a minute is left open for late ticks.
         ahead_ms: how far an event time may be ahead of the clock; what lies beyond is from before it was set back.
         minute_ms: length of a minute.
+        slices_held: how many slices are held before the oldest go.
     """
 
-    def __init__(self, late_after_ms: int, ahead_ms: int = MINUTE_MS, minute_ms: int = MINUTE_MS) -> None:
+    def __init__(
+        self,
+        late_after_ms: int,
+        ahead_ms: int = MINUTE_MS,
+        minute_ms: int = MINUTE_MS,
+        slices_held: int = SLICES_HELD,
+    ) -> None:
         self._late_after_ms = late_after_ms
         self._ahead_ms = ahead_ms
         self.minute_ms = minute_ms
         self._lock = threading.Lock()
         self._newest: dict[Series, Tick] = {}
-        self._slices: dict[Series, dict[int, Candle]] = {}
-        self._minutes: Candles = {}  # of this run's ticks
-        self._restored: Candles = {}  # of those that earlier runs left in the cache
-        self._adopted: Candles = {}  # of those that earlier runs left in the archive: by and large the same ones
-        self._unwritten: set[Slot] = set()
+        self._slices = Slices(slices_held)
+        self._minutes: _Minutes = defaultdict(dict)  # of this run's ticks
+        self._restored: _Minutes = defaultdict(dict)  # of those that earlier runs left in the cache
+        self._adopted: _Minutes = defaultdict(dict)  # of those that earlier runs left in the archive: mostly the same
+        self._unwritten: defaultdict[int, set[Series]] = defaultdict(set)
         self._oldest = 0  # start of the oldest minute that is held
         self._whole_from = sys.maxsize  # from this minute on nothing is in the archive that is not held here
         self._newest_at = 0  # of all series
@@ -68,18 +82,24 @@ class Memory:
             in_time = {slot: candle for slot, candle in batch.items() if slot.start >= self._oldest}
             if len(in_time) < len(batch):
                 self.too_late += sum(candle.ticks for slot, candle in batch.items() if slot not in in_time)
-            return self._merge_in(in_time, self._minutes)
+            whole = self._merge_in(in_time, self._minutes)
+            self._slices.fit(now_ms)
+            return whole
 
-    def restore(self, slices: Candles) -> Candles:
-        """Merge in the slices that an earlier run left in the cache; gives those that are now more than what is there.
+    def restore(self, left: Left) -> Candles:
+        """Merge in what an earlier run left in the cache; gives the slices that are now more than what is there.
 
-        However old they are: their minutes are taken as closed before they are forgotten.
+        However old it is: minutes are taken as closed before they are forgotten.
         """
-        self.observe(slices)
+        self.observe(left.slices)
+        self.observe(left.minutes)
         with self._lock:
-            changed = [slot for slot in slices if slot.start in self._slices.get(slot.series, {})]
-            whole = self._merge_in(slices, self._restored)
-            return {slot: whole[slot] for slot in changed}
+            changed = [slot for slot in left.slices if slot in self._slices]
+            whole = self._merge_in(left.slices, self._restored)
+            for minute, candle in left.minutes.items():
+                self._merge_minute(minute.series, minute.start, candle, self._restored)
+            self._slices.whole_from = max(self._slices.whole_from, left.whole_from)
+            return {slot: whole[slot] for slot in changed if slot in whole}
 
     def lacks_since(self, now_ms: int) -> int | None:
         """From which minute on (Unix ms) the archive may hold what is not held here; None for nowhere.
@@ -97,38 +117,42 @@ class Memory:
         parts. Of an earlier run the slices may be here as well, unless the cache was emptied meanwhile.
         """
         with self._lock:
-            for minute, candle in minutes.items():
-                held = self._restored.get(minute)
-                if since <= minute.start < self._whole_from and (held is None or held.ticks < candle.ticks):
-                    self._adopted[minute] = candle
-                    self._unwritten.add(minute)
+            for (series, start), candle in minutes.items():
+                held = _of(self._restored, series, start)
+                if since <= start < self._whole_from and (held is None or held.ticks < candle.ticks):
+                    self._adopted[start][series] = candle
+                    self._unwritten[start].add(series)
             self._whole_from = since
 
-    def _merge_in(self, batch: Candles, minutes: Candles) -> Candles:
+    def _merge_in(self, batch: Candles, minutes: _Minutes) -> Candles:
+        """Merge slices in; gives those of them that are held, whole."""
         whole: Candles = {}
         for slot, candle in batch.items():
-            slices = self._slices.setdefault(slot.series, {})
-            held = slices.get(slot.start)
-            whole[slot] = slices[slot.start] = candle if held is None else merge(held, candle)
-            minute = Slot(slot.series, minute_start(slot.start, self.minute_ms))
-            merge_into(minutes, {minute: candle})
-            self._unwritten.add(minute)
+            if (merged := self._slices.merge(slot, candle)) is not None:
+                whole[slot] = merged
+            self._merge_minute(slot.series, minute_start(slot.start, self.minute_ms), candle, minutes)
         return whole
 
-    def _minute(self, minute: Slot) -> Candle:
-        own, earlier = self._minutes.get(minute), self._earlier(minute)
-        if own is None or earlier is None:
-            candle = own or earlier
-            assert candle is not None, "only minutes that are held are asked for"
-            return candle
-        return merge(earlier, own)
+    def _merge_minute(self, series: Series, start: int, candle: Candle, minutes: _Minutes) -> None:
+        by_series = minutes[start]
+        held = by_series.get(series)
+        by_series[series] = candle if held is None else merge(held, candle)
+        self._unwritten[start].add(series)
 
-    def _earlier(self, minute: Slot) -> Candle | None:
+    def _minute(self, series: Series, start: int) -> Candle | None:
+        own, earlier = _of(self._minutes, series, start), self._earlier(series, start)
+        return merge(earlier, own) if own and earlier else own or earlier
+
+    def _earlier(self, series: Series, start: int) -> Candle | None:
         """The fuller of what the two stores know: merged, the ticks that both have would count twice."""
-        adopted, restored = self._adopted.get(minute), self._restored.get(minute)
+        adopted, restored = _of(self._adopted, series, start), _of(self._restored, series, start)
         return fuller(adopted, restored) if adopted and restored else adopted or restored
 
-    def _held_minutes(self) -> set[Slot]:
+    def _whole_minutes(self, start: int, series: Iterable[Series]) -> Candles:
+        found = ((Slot(each, start), self._minute(each, start)) for each in series)
+        return {minute: candle for minute, candle in found if candle is not None}
+
+    def _held_starts(self) -> set[int]:
         return self._minutes.keys() | self._restored.keys() | self._adopted.keys()
 
     def take_closed(self, now_ms: int) -> Candles:
@@ -137,16 +161,18 @@ class Memory:
         And those that lie beyond `now_ms`, which would otherwise wait until the clock comes by again.
         """
         last_start, beyond = now_ms - self._late_after_ms - self.minute_ms, now_ms + self._ahead_ms
-        return self._take(lambda minute: minute.start <= last_start or minute.start > beyond)
+        return self._take(lambda start: start <= last_start or start > beyond)
 
     def take_all(self) -> Candles:
         """The minutes not yet taken in this version, open ones too: the end of the flow."""
         return self._take(lambda _: True)
 
-    def _take(self, due: Callable[[Slot], bool]) -> Candles:
+    def _take(self, due: Callable[[int], bool]) -> Candles:
+        taken: Candles = {}
         with self._lock:
-            taken = {minute: self._minute(minute) for minute in self._unwritten if due(minute)}
-            self._unwritten.difference_update(taken)
+            for start in [start for start in self._unwritten if due(start)]:
+                taken |= self._whole_minutes(start, self._unwritten[start])
+                del self._unwritten[start]
         return taken
 
     def forget(self, now_ms: int) -> None:
@@ -159,14 +185,10 @@ class Memory:
                 return
             self._oldest = oldest
             self._whole_from = max(self._whole_from, oldest)
-            for slices in self._slices.values():
-                for start in [start for start in slices if start < oldest]:
-                    del slices[start]
-            for minute in [minute for minute in self._held_minutes() if minute.start < oldest]:
-                self._minutes.pop(minute, None)
-                self._restored.pop(minute, None)
-                self._adopted.pop(minute, None)
-                self._unwritten.discard(minute)
+            self._slices.forget(oldest)
+            for minutes in (self._minutes, self._restored, self._adopted, self._unwritten):
+                for start in [start for start in minutes if start < oldest]:
+                    del minutes[start]
 
     def _forget_newest(self, beyond: int) -> None:
         """Let go of ticks beyond what the clock allows: while they count as the newest, no later one does."""
@@ -181,29 +203,41 @@ class Memory:
     def all_slices(self) -> Candles:
         """Every slice held."""
         with self._lock:
-            return {
-                Slot(series, start): candle
-                for series, slices in self._slices.items()
-                for start, candle in slices.items()
-            }
+            return self._slices.all()
 
     def all_closed(self) -> Candles:
         """Every minute held that was taken in its present version."""
+        closed: Candles = {}
         with self._lock:
-            return {minute: self._minute(minute) for minute in self._held_minutes() - self._unwritten}
+            for start in self._held_starts():
+                series = {
+                    each
+                    for minutes in (self._minutes, self._restored, self._adopted)
+                    for each in minutes.get(start, ())
+                }
+                closed |= self._whole_minutes(start, series - self._unwritten.get(start, set()))
+        return closed
 
     def recent(self, series: Series, since: int) -> Recent:
-        """What is held of one series; slices and minutes that end after `since` (Unix ms)."""
+        """What is held of one series; slices and minutes that end after `since` (Unix ms).
+
+        Raises:
+            Unavailable: `since` lies within a minute of which slices were let go.
+        """
         with self._lock:
-            slices = {
-                start: candle for start, candle in self._slices.get(series, {}).items() if candle.last_at >= since
-            }
+            if since < self._slices.whole_from and since % self.minute_ms:
+                raise Unavailable("the slices of that time were let go of")
             minutes = {
-                minute.start: self._minute(minute)
-                for minute in self._held_minutes()
-                if minute.series == series and minute.start + self.minute_ms > since
+                start: candle
+                for start in self._held_starts()
+                if start + self.minute_ms > since and (candle := self._minute(series, start)) is not None
             }
-            return Recent(self._newest.get(series), slices, minutes)
+            return Recent(self._newest.get(series), self._slices.of(series, since), minutes)
+
+
+def _of(minutes: _Minutes, series: Series, start: int) -> Candle | None:
+    by_series = minutes.get(start)
+    return by_series.get(series) if by_series else None
 
 
 def _oldest_held(now_ms: int) -> int:
@@ -212,7 +246,7 @@ def _oldest_held(now_ms: int) -> int:
 
 
 class MemoryReader:
-    """The memory of this process as the API reads it. Never unavailable."""
+    """The memory of this process as the API reads it; unavailable where a period begins before the slices it holds."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
@@ -223,7 +257,11 @@ class MemoryReader:
         return [known.get(each) for each in series]
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
-        """One candle for each series of what is held from `since` on."""
+        """One candle for each series of what is held from `since` on.
+
+        Raises:
+            Unavailable: of so long ago there are only whole minutes.
+        """
         return [
             Window(recent.slices, recent.minutes, self._memory.minute_ms).covered(since, until, recent.newest)
             for recent in (self._memory.recent(each, since) for each in series)

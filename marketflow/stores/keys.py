@@ -1,5 +1,8 @@
 """How the cache is laid out in Redis: the keys, and candles as JSON arrays. Shared by its writer and its reader.
 
+A candle of one tick, which at human rates every slice is, says all in its price, time and sequence: it is stored as
+that tick. There is but one version of it, so writing it again changes nothing.
+
 Every key of a series carries it as hash tag, so that a cluster keeps them together. A sorted set holds a slot once: the
 score is the start of the slice or minute in Unix ms, the member the candle. Should two versions of a slot meet all the
 same, the fuller one counts.
@@ -10,7 +13,7 @@ from contextlib import suppress
 
 import msgspec
 
-from marketflow.model import MINUTE_MS, Candle, Series, Slot, Tick, fuller
+from marketflow.model import MINUTE_MS, Candle, Series, Slot, Tick, candle_of, fuller
 from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
 
 # A minute longer than any reader asks for, since a recovery begins with the whole minute.
@@ -51,9 +54,10 @@ COMMANDS_KEY = "marketflow:{control}:commands"
 EXPIRY_MS = MINUTES_TRIMMED_MS
 """How long slices and minutes outlive the last write: what a crash left is found again a day later."""
 
-encode_candle = msgspec.json.Encoder().encode
-decode_candle = msgspec.json.Decoder(Candle).decode
-encode_series = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder().encode
+_decode_candle = msgspec.json.Decoder(Candle).decode
+_decode_tick = msgspec.json.Decoder(Tick).decode
+encode_series = _encode
 _decode_series = msgspec.json.Decoder(Series).decode
 encode_announcement = msgspec.json.Encoder().encode
 decode_newest = msgspec.json.Decoder(list[tuple[Series, Tick]]).decode
@@ -92,6 +96,22 @@ def reply_key(command: str) -> str:
 
 def _key(series: Series, kind: str) -> str:
     return f"marketflow:{{{series.mode}:{series.exchange}:{series.symbol}}}:{kind}"
+
+
+def encode_candle(candle: Candle) -> bytes:
+    """A candle as a member of a sorted set."""
+    if candle.ticks == 1 and candle == candle_of(candle.newest):
+        return _encode(candle.newest)
+    return _encode(candle)
+
+
+def decode_candle(member: bytes) -> Candle:
+    """The candle of a member.
+
+    Raises:
+        msgspec.MsgspecError: this version cannot read it.
+    """
+    return candle_of(_decode_tick(member)) if member.count(b",") == 2 else _decode_candle(member)
 
 
 def decode_slots(entries: Iterable[tuple[bytes, float]]) -> dict[int, Candle]:

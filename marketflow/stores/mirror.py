@@ -179,11 +179,11 @@ class Mirror:
                 case keys.SLICES_CHANNEL:
                     for (series, start), candle in keys.decode_announced(message["data"]):
                         if (entry := self._windows.get(series)) is not None:
-                            entry.window.put_slice(start, keys.decode_candle(candle))
+                            entry.window.put_slice(start, keys.decode_candle(bytes(candle)))
                 case keys.MINUTES_CHANNEL:
                     for (series, start), candle in keys.decode_announced(message["data"]):
                         if (entry := self._windows.get(series)) is not None:
-                            entry.window.put_minute(start, keys.decode_candle(candle))
+                            entry.window.put_minute(start, keys.decode_candle(bytes(candle)))
 
 
 class _Entry:

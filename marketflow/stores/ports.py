@@ -15,6 +15,24 @@ MINUTES_KEPT_MS = 24 * 60 * 60_000
 """How long the cache keeps closed minutes."""
 
 
+SLICES_HELD = 250_000
+"""How many slices a process holds, 70 to 100 MB of them; ten a second of fifty series are those of the whole window."""
+
+
+class Left(NamedTuple):
+    """What an earlier run left in the cache.
+
+    Args:
+        slices: those of the last minutes, unless they are more than SLICES_HELD.
+        minutes: what they add up to, otherwise.
+        whole_from: before this time (Unix ms) the cache has slices that are not told.
+    """
+
+    slices: Candles
+    minutes: Candles = {}  # noqa: RUF012 - never changed
+    whole_from: int = 0
+
+
 class Recent(NamedTuple):
     """What a cache remembers of one series, as candles by the Unix ms of their start."""
 
@@ -84,8 +102,11 @@ class Cache(Protocol):
         """Store closed minutes, each in place of an earlier version of itself."""
         ...
 
-    def recover(self) -> Candles:
-        """The slices of the last minutes that an earlier run left. Must succeed once before anything is written.
+    def recover(self, minute_ms: int) -> Left:
+        """What an earlier run left of the last minutes. Must succeed once before anything is written.
+
+        Args:
+            minute_ms: length of a minute.
 
         Raises:
             Unavailable: the cache cannot be asked now.

@@ -52,6 +52,8 @@ on conflict (exchange, pair_name, mode, timestamp) do update set
 where excluded.tick_count > aggregates.tick_count
 """
 
+_SERIES_A_READ = 1000
+
 _RECENT = """
 select mode, exchange, pair_name, timestamp, average_price * tick_count, tick_count, max_price, min_price,
        open_price, close_price, coalesce(open_at, timestamp), coalesce(close_at, timestamp),
@@ -109,14 +111,17 @@ class PostgresArchive:
         Raises:
             Unavailable: PostgreSQL is away.
         """
+        wanted = [[each.mode.value, each.exchange, each.symbol] for each in series]
+        found: Candles = {}
         with self._connected() as connection:
-            wanted = [[each.mode.value, each.exchange, each.symbol] for each in series]
-            names = [list(column) for column in zip(*wanted, strict=True)] or [[], [], []]
-            rows = connection.execute(_RECENT, [*names, to_datetime(since)]).fetchall()
-        return {
-            Slot(Series(Mode(mode), exchange, symbol), to_unix_ms(minute)): candle_of_row((*amounts,))
-            for mode, exchange, symbol, minute, *amounts in rows
-        }
+            # A few at a time: what ten thousand series have takes longer than an answer may.
+            for begin in range(0, len(wanted), _SERIES_A_READ):
+                names = [list(column) for column in zip(*wanted[begin : begin + _SERIES_A_READ], strict=True)]
+                rows = connection.execute(_RECENT, [*names, to_datetime(since)])
+                for mode, exchange, symbol, minute, *amounts in rows:
+                    slot = Slot(Series(Mode(mode), exchange, symbol), to_unix_ms(minute))
+                    found[slot] = candle_of_row((*amounts,))
+        return found
 
     def close(self) -> None:
         """Close the connection."""

@@ -7,8 +7,8 @@ written meanwhile is not queued; memory has it all, and refills the cache on its
 that takes with it what memory alone had: the ticks since then of minutes that were still open. PostgreSQL has the rest.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 from uuid import uuid4
@@ -17,24 +17,43 @@ import msgspec
 import redis
 from loguru import logger
 from redis.backoff import NoBackoff
+from redis.client import Pipeline
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
 from marketflow.logs import RateLimit
-from marketflow.model import Candle, Candles, Series, Slot, Tick, minute_start
+from marketflow.model import MINUTE_MS, Candle, Candles, Series, Slot, Tick, minute_start
 from marketflow.stores import keys
 from marketflow.stores.breaker import Breaker
-from marketflow.stores.ports import MINUTES_KEPT_MS
+from marketflow.stores.folding import candles, minutes_of_window, slices_of
+from marketflow.stores.ports import MINUTES_KEPT_MS, SLICES_HELD, Left
 
 TIMEOUT_SECONDS = 0.25
 _CHUNK = 1000  # slots a transaction: what the server does in a few milliseconds
+_SERIES_A_READ = 50  # whose windows, of up to 4200 slices each, are read at once
 _ALIVE_SECONDS = 3600
+
+EXPIRY_TOLD_PARTS = 10
+"""A newest price is told to expire anew after this part of its time, and may go as much too early."""
+
+INDEX_MS = 5 * MINUTE_MS
+"""How often the index of the series is written anew: it says how long ago one was configured, in days."""
 
 
 def connection_keywords(host: str, port: int, password: str, db: int) -> dict[str, Any]:
     """Keywords for a client of either kind; a `host` that begins with / is the path of a Unix socket."""
     place = {"unix_socket_path": host} if host.startswith("/") else {"host": host, "port": port}
     return {**place, "password": password or None, "db": db}
+
+
+def _left(windows: "Iterable[tuple[Series, list[bytes]]]") -> Left:
+    return Left(
+        {
+            Slot(series, start): candle
+            for series, members in windows
+            for start, candle in slices_of(candles(members)).items()
+        }
+    )
 
 
 class RedisCache:
@@ -58,6 +77,9 @@ class RedisCache:
     ) -> None:
         self._client = client
         self._series = list(series)
+        self._indexed_at: int | None = None
+        self._expiry_told: dict[Series, int] = {}  # when each newest price was last told to expire (Unix ms)
+        self._kept_since: dict[str, int] = {}  # what each key was last trimmed to, and then told when to expire
         self._index = [keys.encode_series(each) for each in self._series]
         self._clock = clock
         self._ttl_ms = ttl_seconds * 1000
@@ -96,6 +118,10 @@ class RedisCache:
 
     def put_newest(self, newest: dict[Series, Tick]) -> None:
         """Store the newest tick of each series, for as long as a newest price may be shown from here."""
+        # Now and then is often enough to tell of the expiry, which costs as much as the price itself.
+        now_ms = milliseconds(self._clock())
+        told = self._expiry_told
+        due = {each for each in newest if abs(now_ms - told.get(each, 0)) >= self._ttl_ms // EXPIRY_TOLD_PARTS}
         # A transaction, so that no price is ever left without its expiry.
         with self._writing(), self._client.pipeline(transaction=True) as pipe:
             for series, tick in newest.items():
@@ -107,9 +133,11 @@ class RedisCache:
                     "sequence": tick.sequence,
                 }
                 pipe.hset(key, mapping=fields)
-                pipe.pexpire(key, self._ttl_ms)
+                if series in due:
+                    pipe.pexpire(key, self._ttl_ms)
             pipe.publish(keys.NEWEST_CHANNEL, keys.encode_announcement(list(newest.items())))
             pipe.execute()
+        told |= dict.fromkeys(due, now_ms)
 
     def put_slices(self, slices: Candles) -> None:
         """Store whole slices and trim the minutes that are older than the window."""
@@ -119,18 +147,33 @@ class RedisCache:
         """Store closed minutes and trim what is older than a day."""
         self._put_slots(minutes, keys.minutes_key, keys.MINUTES_TRIMMED_MS, keys.MINUTES_CHANNEL)
 
-    def recover(self) -> Candles:
-        """The slices of the last minutes of the run before. Nothing is written before this has succeeded.
+    def recover(self, minute_ms: int = MINUTE_MS) -> Left:
+        """What the run before left of the last minutes. Nothing is written before this has succeeded.
 
         Otherwise a recovery that comes late, when Redis was away at the start, would count this run's ticks twice.
         """
-        recovered = self._read_slots(keys.window_key, 0)
+        with self._asking():
+            series = self._known_series()
+            # A run that died before it noticed that Redis had been emptied may have left keys that never expire.
+            for key_of in (keys.window_key, keys.minutes_key):
+                deque(self._each(series, key_of, lambda pipe, key: pipe.pexpire(key, keys.EXPIRY_MS)), maxlen=0)
+            found = sum(count for _, count in self._each(series, keys.window_key, lambda pipe, key: pipe.zcard(key)))
+            windows = self._each(series, keys.window_key, lambda pipe, key: pipe.zrange(key, 0, -1))
+            left = self._folded(windows, minute_ms) if found > SLICES_HELD else _left(windows)
         self._mark_alive()
         self._recovered = True
         self._whole = True
-        if recovered:
-            logger.info("recovered {} slices of the last minutes from Redis", len(recovered))
-        return recovered
+        if found:
+            logger.info("recovered {} slices of the last minutes from Redis", found)
+        return left
+
+    def _folded(self, windows: "Iterable[tuple[Series, list[bytes]]]", minute_ms: int) -> Left:
+        minutes = {
+            Slot(series, start): candle
+            for series, members in windows
+            for start, candle in minutes_of_window(members, minute_ms).items()
+        }
+        return Left({}, minutes, whole_from=milliseconds(self._clock()))
 
     def unarchived(self) -> Candles:
         """The closed minutes from that one on before which all are known to be archived."""
@@ -140,7 +183,18 @@ class RedisCache:
         oldest = minute_start(now_ms) - MINUTES_KEPT_MS
         since = keys.decode_start(cast("bytes | None", until))
         # A mark ahead of the clock is from before it was set back, and says nothing about the minutes until then.
-        minutes = self._read_slots(keys.minutes_key, oldest if since > now_ms else max(since, oldest))
+        first = oldest if since > now_ms else max(since, oldest)
+        with self._asking():
+            found = self._each(
+                self._known_series(),
+                keys.minutes_key,
+                lambda pipe, key: pipe.zrangebyscore(key, first, "+inf", withscores=True),
+            )
+            minutes = {
+                Slot(series, start): candle
+                for series, entries in found
+                for start, candle in keys.decode_slots(entries).items()
+            }
         self._backlog_read = True
         return minutes
 
@@ -158,24 +212,37 @@ class RedisCache:
         if not self._recovered:
             return False
         try:
-            alive = self._mark_alive()
+            alive = self._probe()
         except Unavailable:
             return False
         self._whole = alive and not self._lacking
         if not self._whole:
             self._lacking = False
+            self._expiry_told, self._kept_since = {}, {}
         return not self._whole
 
-    def _mark_alive(self) -> bool:
-        """Set this run's own key; gives whether it was there, and with it all that was written before."""
+    def _probe(self) -> bool:
+        """Whether this run's own key is there, and with it all that was written before."""
+        with self._asking(), self._client.pipeline(transaction=False) as pipe:
+            pipe.expire(self._run_key, _ALIVE_SECONDS)
+            pipe.pexpire(keys.SERIES_KEY, keys.EXPIRY_MS)
+            alive, indexed = pipe.execute()
+        due = self._indexed_at is None or abs(milliseconds(self._clock()) - self._indexed_at) >= INDEX_MS
+        if not alive or not indexed or due:
+            self._mark_alive()
+        return bool(alive)
+
+    def _mark_alive(self) -> None:
+        """Set this run's own key and tell of its series, as long as any of them may be found here."""
         now_ms = milliseconds(self._clock())
+        self._indexed_at = None
         with self._asking(), self._client.pipeline(transaction=True) as pipe:
-            pipe.set(self._run_key, 1, ex=_ALIVE_SECONDS, get=True)
+            pipe.set(self._run_key, 1, ex=_ALIVE_SECONDS)
             pipe.zadd(keys.SERIES_KEY, dict.fromkeys(self._index, now_ms))
             pipe.zremrangebyscore(keys.SERIES_KEY, "-inf", now_ms - keys.EXPIRY_MS)
             pipe.pexpire(keys.SERIES_KEY, keys.EXPIRY_MS)
-            was_alive, *_ = pipe.execute()
-        return was_alive is not None
+            pipe.execute()
+        self._indexed_at = now_ms
 
     def _put_slots(self, slots: Candles, key_of: Callable[[Series], str], kept_ms: int, channel: str) -> None:
         entries = list(slots.items())
@@ -188,34 +255,46 @@ class RedisCache:
     def _put_chunk(
         self, entries: list[tuple[Slot, Candle]], key_of: Callable[[Series], str], oldest: int, channel: str
     ) -> None:
-        by_series: defaultdict[Series, dict[int, bytes]] = defaultdict(dict)
+        by_series: defaultdict[Series, list[tuple[int, Candle, bytes]]] = defaultdict(list)
         announced: list[tuple[Slot, msgspec.Raw]] = []
         for slot, candle in entries:
-            member = by_series[slot.series][slot.start] = keys.encode_candle(candle)
+            member = keys.encode_candle(candle)
+            by_series[slot.series].append((slot.start, candle, member))
             announced.append((slot, msgspec.Raw(member)))
+        trimmed: dict[str, int] = {}
+        kept_since = self._kept_since
         # A transaction, so that no reader meets a slot between its old version and its new one.
         with self._client.pipeline(transaction=True) as pipe:
-            for series, members in by_series.items():
+            for series, slots in by_series.items():
                 key = key_of(series)
-                for start in members:
-                    pipe.zremrangebyscore(key, start, start)
-                pipe.zadd(key, {member: start for start, member in members.items()})
-                pipe.zremrangebyscore(key, "-inf", f"({oldest}")
-                pipe.pexpire(key, keys.EXPIRY_MS)
+                for start, candle, _ in slots:
+                    if candle.ticks > 1:  # else there is no earlier version
+                        pipe.zremrangebyscore(key, start, start)
+                pipe.zadd(key, {member: start for start, _, member in slots})
+                if kept_since.get(key) != oldest:  # once a minute, for each command costs as much as writing a slot
+                    pipe.zremrangebyscore(key, "-inf", f"({oldest}")
+                    pipe.pexpire(key, keys.EXPIRY_MS)
+                    trimmed[key] = oldest
             pipe.publish(channel, keys.encode_announcement(announced))
             pipe.execute()
+        kept_since |= trimmed
 
-    def _read_slots(self, key_of: Callable[[Series], str], since: int) -> Candles:
-        """All slots there are, those of series that were removed from the settings included."""
-        slots: Candles = {}
-        with self._asking():
-            entries = self._client.zrange(keys.SERIES_KEY, 0, -1, withscores=True)
-            written = keys.decode_series(cast("list[tuple[bytes, float]]", entries))
-            for series in written.union(self._series):
-                entries = self._client.zrangebyscore(key_of(series), since, "+inf", withscores=True)
-                for start, candle in keys.decode_slots(cast("list[tuple[bytes, float]]", entries)).items():
-                    slots[Slot(series, start)] = candle
-        return slots
+    def _known_series(self) -> list[Series]:
+        """All series of which something may be here, those that were removed from the settings included."""
+        entries = self._client.zrange(keys.SERIES_KEY, 0, -1, withscores=True)
+        written = keys.decode_series(cast("list[tuple[bytes, float]]", entries))
+        return list(set(self._series) | written)
+
+    def _each(
+        self, series: Sequence[Series], key_of: Callable[[Series], str], command: "Callable[[Pipeline, str], object]"
+    ) -> Iterator[tuple[Series, Any]]:
+        """The answers to a command about each series, a few at a time."""
+        for begin in range(0, len(series), _SERIES_A_READ):
+            some = series[begin : begin + _SERIES_A_READ]
+            with self._client.pipeline(transaction=False) as pipe:
+                for each in some:
+                    command(pipe, key_of(each))
+                yield from zip(some, pipe.execute(), strict=True)
 
     # Failures
 

@@ -15,6 +15,7 @@ from marketflow.flow.memory import Memory
 from marketflow.flow.modes import ModeSwitch
 from marketflow.flow.pending import DEFAULT_LIMIT, Pending
 from marketflow.model import Candles, FeedState, Mode, Series, Slot, Tick, candle_of, fuller, merge_all, slice_start
+from marketflow.stores.ports import Left
 
 START_MS = 1_763_690_040_000  # the start of a minute
 EXCHANGE = "exchange1"
@@ -93,9 +94,9 @@ class FakeCache:
         self._check()
         self.minutes |= minutes
 
-    def recover(self) -> Candles:
+    def recover(self, minute_ms: int) -> Left:
         self._check()
-        return self.left_behind
+        return Left(self.left_behind)
 
     def unarchived(self) -> Candles:
         self._check()

@@ -226,19 +226,21 @@ def test_many_requests_for_a_series_share_one_reading_of_it(redis_db: RedisServe
 
 def test_what_was_announced_while_the_connection_was_broken_is_read(redis_db: RedisServer) -> None:
     async def test(world: World) -> None:
-        tick = Tick(1.0, NOW, 1)
+        tick = Tick(1.0, NOW, 0)
+        whole = candle_of(tick)
         await world.mirror.summary([BTC], NOW - 1_000, LATER)
         with world.server.client() as client:
             for number in range(1, 20):
                 assert client.client_kill_filter(_type="pubsub") >= 0
                 tick = Tick(float(number), NOW, number)
+                whole = merge(whole, candle_of(tick))
                 world.cache.put_newest({BTC: tick})
-                world.cache.put_slices({slot(BTC, tick): candle_of(tick)})
+                world.cache.put_slices({slot(BTC, tick): whole})
 
-                async def right(tick: Tick = tick) -> bool:
+                async def right(tick: Tick = tick, whole: Candle = whole) -> bool:
                     known = await world.mirror.newest([BTC])
                     candle = await world.mirror.summary([BTC], NOW - 1_000, LATER)
-                    return known == [tick] and candle == [candle_of(tick)]
+                    return known == [tick] and candle == [whole]
 
                 await world.until(right)
 

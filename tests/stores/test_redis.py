@@ -8,13 +8,26 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import msgspec
 import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marketflow.errors import Unavailable
-from marketflow.model import MINUTE_MS, SLICE_MS, Candle, Candles, Mode, Series, Slot, Tick, minute_start
+from marketflow.model import (
+    MINUTE_MS,
+    SLICE_MS,
+    Candle,
+    Candles,
+    Mode,
+    Series,
+    Slot,
+    Tick,
+    candle_of,
+    minute_start,
+    slice_start,
+)
 from marketflow.stores import keys
 from marketflow.stores.breaker import BREAK_SECONDS, Breaker
 from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
@@ -154,6 +167,18 @@ def test_the_newest_price_is_a_hash_that_expires(cache: RedisCache, client: "red
     assert TTL_SECONDS * 1000 - 5000 < remaining <= TTL_SECONDS * 1000
 
 
+def test_a_newest_price_outlives_its_tick_by_nine_tenths_of_the_time_at_least(
+    cache: RedisCache, client: "redis.Redis", clock: SetClock
+) -> None:
+    cache.put_newest({BTC: TICK})
+    client.pexpire(keys.latest_key(BTC), TTL_SECONDS * 900)  # a tenth of its time later
+    clock.ms += TTL_SECONDS * 100
+    cache.put_newest({BTC: TICK})
+    remaining = client.pttl(keys.latest_key(BTC))
+    assert isinstance(remaining, int)
+    assert TTL_SECONDS * 1000 - 5000 < remaining <= TTL_SECONDS * 1000
+
+
 def test_keys_are_named_as_the_contract_says(cache: RedisCache, client: "redis.Redis") -> None:
     cache.put_newest({BTC: TICK})
     cache.put_slices(one())
@@ -180,9 +205,27 @@ def test_every_key_expires_by_itself_whatever_was_written(
     cache: RedisCache, client: "redis.Redis", calls: list[tuple[Callable[[RedisCache, int], object], int]]
 ) -> None:
     client.flushall()
+    cache.needs_refill()
     for call, age_ms in calls:
         call(cache, age_ms)
     assert [key for key in client.keys("*") if client.ttl(key) == -1] == []
+
+
+def test_what_is_written_before_a_loss_is_noticed_expires_once_it_is_refilled_or_the_next_run_begins(
+    cache: RedisCache, client: "redis.Redis", redis_db: RedisServer
+) -> None:
+    def forever() -> list[bytes]:
+        return [key for key in cast("list[bytes]", client.keys("*")) if client.ttl(key) == -1]
+
+    cache.put_slices(one(BTC) | one(ETH))
+    client.flushall()
+    cache.put_slices(one(BTC) | one(ETH))
+    assert forever()
+    assert cache.needs_refill()
+    cache.put_slices(one(BTC))
+    assert forever() == [keys.window_key(ETH).encode()]
+    with cache_at(keywords(redis_db)):
+        assert not forever()
 
 
 def test_a_newest_price_is_stored_with_its_expiry_or_not_at_all(server: RedisServer) -> None:
@@ -252,7 +295,7 @@ def test_thousands_of_slots_are_written_in_one_call(cache: RedisCache, client: "
     }
     cache.put_slices(slices)
     assert client.zcard(keys.window_key(BTC)) == client.zcard(keys.window_key(ETH)) == 1234
-    assert cache.recover() == slices
+    assert cache.recover().slices == slices
 
 
 # What the next run finds
@@ -271,8 +314,34 @@ def test_the_next_run_recovers_the_slices_of_both_modes_even_hours_later(
     with redis_db.client() as client:
         assert client.pttl(keys.window_key(BTC)) > 24 * 60 * MINUTE_MS
     with cache_at(keywords(redis_db), later, recovered=False) as next_run:
-        assert next_run.recover() == left
+        assert next_run.recover().slices == left
         assert next_run.complete
+
+
+def test_slices_that_are_more_than_memory_may_hold_are_recovered_as_minutes(
+    cache: RedisCache, redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = [Tick(100.0 + n, MINUTE + n * 1000, n) for n in range(120)]
+    cache.put_slices({Slot(series, slice_start(tick.at)): candle_of(tick) for tick in ticks for series in (BTC, ETH)})
+    monkeypatch.setattr("marketflow.stores.redis.SLICES_HELD", 239)
+    with cache_at(keywords(redis_db), recovered=False) as next_run:
+        slices, minutes, whole_from = next_run.recover()
+    assert (slices, whole_from) == ({}, NOW)
+    assert {(slot.series, slot.start): minute.ticks for slot, minute in minutes.items()} == {
+        (series, start): 60 for series in (BTC, ETH) for start in (MINUTE, MINUTE + MINUTE_MS)
+    }
+    assert minutes[Slot(BTC, MINUTE)].newest == ticks[59]
+
+
+def test_a_slice_of_one_tick_is_stored_as_that_tick_and_one_stored_in_full_is_still_read(
+    cache: RedisCache, client: "redis.Redis"
+) -> None:
+    lone = candle_of(TICK)
+    cache.put_slices({Slot(BTC, slice_start(NOW)): lone})
+    ((member, _),) = slots_of(client, keys.window_key(BTC))
+    assert member == b"[100.5,%d,%d]" % (NOW, TICK.sequence)
+    client.zadd(keys.window_key(BTC), {msgspec.json.encode(lone): NOW})
+    assert keys.decode_slots(slots_of(client, keys.window_key(BTC))) == {NOW: lone}
 
 
 def test_the_next_run_finds_what_is_left_of_series_that_were_removed_from_the_settings(
@@ -285,7 +354,7 @@ def test_the_next_run_finds_what_is_left_of_series_that_were_removed_from_the_se
     for _ in range(2):  # it may crash as well
         later.ms += 8 * 60 * MINUTE_MS
         with closing(RedisCache.connect(keywords(redis_db), [BTC], later, TTL_SECONDS)) as next_run:
-            assert next_run.recover() == left
+            assert next_run.recover().slices == left
             assert next_run.unarchived() == left
 
 
@@ -307,7 +376,7 @@ def test_what_this_version_cannot_read_is_left_out(
         client.zadd(keys.window_key(BTC), {member: MINUTE + number * SLICE_MS})
     client.zadd(keys.SERIES_KEY, {b"": 1, b"\xff": 2, b'["live"]': 3, b'["other","exchange1","BTCUSDT"]': 4})
     client.hset(keys.latest_key(BTC), mapping={"price": "?", "timestamp": "1.5", "sequence": ""})
-    assert cache.recover() == one()
+    assert cache.recover().slices == one()
     assert ask(redis_db, lambda reader: reader.recent([BTC], MINUTE)) == [(None, {MINUTE: candle()}, {})]
 
 
@@ -415,7 +484,6 @@ def test_an_emptied_cache_needs_a_refill_even_if_the_answer_to_the_first_probe_i
         server.pause()
         assert not cache.needs_refill()
         server.resume()
-        wait_until(lambda: client.keys("*:alive"), message="the server did not get the first probe")
         assert wait_until(cache.needs_refill)
 
 
