@@ -4,7 +4,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from reactivex import abc
 from reactivex.disposable import Disposable
@@ -34,21 +34,46 @@ class TimingLoop(EventLoopScheduler):
         return super().now if offset is None else offset + timedelta(seconds=time.monotonic())
 
 
+class _Worker(threading.local):
+    """What a thread of the pool is running, and whether it is to run it once more."""
+
+    action: Any = None
+    again = False
+
+
 class NamedPool(ThreadPoolScheduler):
     """A pool of named threads for blocking calls, never for timers: each of those would hold a worker for life."""
 
     def __init__(self, name: str, max_workers: int) -> None:
         super().__init__(max_workers)
         self.executor = ThreadPoolExecutor(max_workers, thread_name_prefix=name)
+        self._worker = _Worker()
 
     def schedule(self, action: abc.ScheduledAction[_TState], state: _TState | None = None) -> abc.DisposableBase:
-        """Run on the next free thread. Rx's own would first build an event loop for that one action."""
-        future = self.executor.submit(self.invoke_action, action, state)
+        """Run on the next free thread. Rx's own would first build an event loop for that one action.
+
+        An action that schedules itself goes on on its own thread: observe_on does so after every item, and to wake
+        another thread would cost more than most items.
+        """
+        if action == self._worker.action:
+            self._worker.again = True
+            return Disposable()
+        future = self.executor.submit(self._run, action, state)
 
         def cancel() -> None:
             future.cancel()
 
         return Disposable(cancel)
+
+    def _run(self, action: abc.ScheduledAction[_TState], state: _TState | None) -> None:
+        worker = self._worker
+        worker.action, worker.again = action, True
+        try:
+            while worker.again:
+                worker.again = False
+                self.invoke_action(action, state)
+        finally:
+            worker.action = None
 
     def close(self) -> None:
         """Take no more work and do not wait for what blocks."""
