@@ -43,8 +43,8 @@ YOUNG_OBJECTS = 50_000
 Python's 700 nearly half of all time at 15,000 series went into looking, and what it found was nothing."""
 
 SWITCH_SECONDS = 0.0005
-"""How long a thread may keep Python's lock while another waits for it. A tick passes it from thread to thread half a dozen
-times, and beside an exchange that floods it waited 5 ms each time: a price showed after 11 ms, now after 4, at no cost."""
+"""How long a thread may keep Python's lock while another waits for it. A tick passes it from thread to thread half a
+dozen times, and beside an exchange that floods it waited 5 ms each time: a price showed after 11 ms, now after 4."""
 
 HURRY_SECONDS = 0.5
 """How long it may take from the moment when there is no patience left: time enough unless a store is frozen."""
