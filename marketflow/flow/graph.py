@@ -84,7 +84,7 @@ class Flow:
         cache: where the API reads.
         archive: where minutes stay.
         days: what minutes become once their day is over.
-        workers_per_exchange: lanes of each exchange.
+        workers_per_exchange: lanes in which the slices of an exchange go to the cache.
         loop: scheduler of all timers.
         pool: scheduler of all blocking calls.
         clock: the time by which minutes close.
@@ -209,7 +209,12 @@ class Flow:
         return rx.merge(
             batches.pipe(self._surviving(self.memory.observe)),
             self._refill(self.memory.all_newest),
-        ).pipe(ops.filter(bool), self._in_lanes(lambda series: series, write))
+        ).pipe(
+            ops.filter(bool),
+            # One lane an exchange: a write costs as much as dozens of ticks in it, and while it is under way the next
+            # ticks gather. With more lanes each had a tick to write.
+            self._in_lanes(lambda series: series, write, 1),
+        )
 
     # Slices
 
@@ -224,7 +229,7 @@ class Flow:
 
     def _slices_to_cache(self, slices: Observable[Candles]) -> Observable[Any]:
         return rx.merge(slices, self._refill(self.memory.all_slices)).pipe(
-            ops.filter(bool), self._in_lanes(lambda slot: slot.series, self.cache.put_slices)
+            ops.filter(bool), self._in_lanes(lambda slot: slot.series, self.cache.put_slices, self.workers_per_exchange)
         )
 
     # Minutes
@@ -355,18 +360,20 @@ class Flow:
         """All of `contents`, each time the cache lacks it."""
         return self._cache_losses.pipe(ops.map(lambda _: contents()))
 
-    def _in_lanes(self, series_of: Callable[[Any], Series], write: Callable[[Any], None]) -> Operator[Any, Any]:
+    def _in_lanes(
+        self, series_of: Callable[[Any], Series], write: Callable[[Any], None], per_exchange: int
+    ) -> Operator[Any, Any]:
         lane_names: dict[Series, Hashable] = {}
         exchanges = {feed.exchange for feeds in self.feeds.values() for feed in feeds}
 
         def lane_of(key: Any) -> Hashable:
             series = series_of(key)
             if (lane := lane_names.get(series)) is None:
-                number = crc32(series.symbol.encode()) % self.workers_per_exchange
+                number = crc32(series.symbol.encode()) % per_exchange
                 lane = lane_names[series] = (series.exchange, number)
             return lane
 
-        names = list(product(sorted(exchanges), range(self.workers_per_exchange)))
+        names = list(product(sorted(exchanges), range(per_exchange)))
         return lanes(names, lane_of, self._sink(write))
 
     def _sink(self, write: Callable[[Any], None]) -> Operator[dict[Any, Any], Any]:

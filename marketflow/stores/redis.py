@@ -122,8 +122,8 @@ class RedisCache:
         now_ms = milliseconds(self._clock())
         told = self._expiry_told
         due = {each for each in newest if abs(now_ms - told.get(each, 0)) >= self._ttl_ms // EXPIRY_TOLD_PARTS}
-        # A transaction, so that no price is ever left without its expiry.
-        with self._writing(), self._client.pipeline(transaction=True) as pipe:
+        # A transaction where one is told, so that no price is ever left without its expiry.
+        with self._writing(), self._client.pipeline(transaction=bool(due)) as pipe:
             for series, tick in newest.items():
                 key = keys.latest_key(series)
                 fields: dict[Any, Any] = {
