@@ -53,6 +53,7 @@ class Server(uvicorn.Server):
                 access_log=debug,
                 lifespan="on",
                 server_header=False,
+                proxy_headers=False,  # nothing here asks who the client is
                 timeout_graceful_shutdown=CONNECTIONS_CLOSE_SECONDS,
             )
         )
