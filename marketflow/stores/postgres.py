@@ -140,13 +140,23 @@ class PostgresArchive:
             raise
 
     def _upsert(self, connection: BoundedConnection, rows: list[_Row]) -> list[_Refused]:
-        """Write rows, batch by batch; gives those that were refused, each with the reason."""
-        refused: list[_Refused] = []
-        with connection.transaction():
-            remaining = iter(rows)
-            while batch := list(islice(remaining, self._batch_size)):
-                refused += _upsert_batch(connection, batch)
-        return refused
+        """Write rows, batch by batch; gives those that were refused, each with the reason.
+
+        With savepoints only where that finds one: beside busy threads each round trip takes many milliseconds.
+        """
+        try:
+            with connection.transaction():
+                for batch in self._batches(rows):
+                    connection.execute(_UPSERT, columns(batch))
+        except _REFUSALS:
+            with connection.transaction():
+                return [each for batch in self._batches(rows) for each in _upsert_batch(connection, batch)]
+        return []
+
+    def _batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
+        remaining = iter(rows)
+        while batch := list(islice(remaining, self._batch_size)):
+            yield batch
 
     def _give_up(self, slot: Slot, error: Exception) -> None:
         self.refused += 1

@@ -272,6 +272,7 @@ def run(name: str, case: Case, restart: bool) -> dict[str, object]:
             "predicted_mb": predicted / 1e6,
             "slices": slices,
             "rows_after_s": written,
+            "redis_away": application.log.count("Redis cannot be used"),
             "sent": sum(sent.values()),
             "in_rows": row[0],
             "stop_s": stopping,
