@@ -267,13 +267,17 @@ class RedisCache:
         with self._client.pipeline(transaction=True) as pipe:
             for series, slots in by_series.items():
                 key = key_of(series)
-                for start, candle, _ in slots:
-                    if candle.ticks > 1:  # else there is no earlier version
-                        pipe.zremrangebyscore(key, start, start)
+                replaced = [start for start, candle, _ in slots if candle.ticks > 1]  # of one tick there is one version
+                for start in replaced:
+                    pipe.zremrangebyscore(key, start, start)
                 pipe.zadd(key, {member: start for start, _, member in slots})
-                if kept_since.get(key) != oldest:  # once a minute, for each command costs as much as writing a slot
+                # Once a minute, for each command costs as much as writing a slot.
+                due = kept_since.get(key) != oldest
+                if due:
                     pipe.zremrangebyscore(key, "-inf", f"({oldest}")
+                if due or replaced:  # a key that loses its last member loses its expiry
                     pipe.pexpire(key, keys.EXPIRY_MS)
+                if due and any(start >= oldest for start, *_ in slots):
                     trimmed[key] = oldest
             pipe.publish(channel, keys.encode_announcement(announced))
             pipe.execute()

@@ -189,6 +189,7 @@ def test_keys_are_named_as_the_contract_says(cache: RedisCache, client: "redis.R
 
 
 WRITES: list[Callable[[RedisCache, int], object]] = [
+    lambda cache, age: cache.put_slices(one(BTC, NOW, ticks=2)),
     lambda cache, age: cache.put_newest({ETH: TICK._replace(at=NOW - age), BTC: TICK}),
     lambda cache, age: cache.put_slices(one(BTC, NOW - age) | one(ETH, NOW)),
     lambda cache, age: cache.put_minutes(one(BTC, minute_start(NOW - age))),
