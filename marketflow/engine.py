@@ -38,9 +38,6 @@ BEGIN_SECONDS = 1.0
 DRAIN_SECONDS = 4.0
 """How long the end may take: what is under way is written, the open minutes are stored."""
 
-SWITCH_SECONDS = 0.001
-"""How long a thread keeps Python's lock while others want it. Every answer of a store is waited for behind them all."""
-
 YOUNG_OBJECTS = 50_000
 """How many objects are made before garbage is looked for. A batch of many series is thousands of short-lived ones: with
 Python's 700 nearly half of all time at 15,000 series went into looking, and what it found was nothing."""
