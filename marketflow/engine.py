@@ -44,7 +44,7 @@ Python's 700 nearly half of all time at 15,000 series went into looking, and wha
 
 SWITCH_SECONDS = 0.0005
 """How long a thread may keep Python's lock while another waits for it. A tick passes it from thread to thread half a
-dozen times, and beside an exchange that floods it waited 5 ms each time: a price showed after 11 ms, now after 4."""
+dozen times, and beside an exchange that floods it waited up to 5 ms, which is Python's own, each time."""
 
 HURRY_SECONDS = 0.5
 """How long it may take from the moment when there is no patience left: time enough unless a store is frozen."""

@@ -29,6 +29,10 @@ CONNECT_TIMEOUT_SECONDS = 3.0
 HOLD_SECONDS = 0.05
 """How long a batch may grow while more is waiting than a receive takes."""
 
+_turn = threading.Lock()
+"""Had by the one feed that works on what it received. Several that are flooded would take Python's lock from each other
+all the time, which halves what they get done; and who has little to do would wait behind all of them."""
+
 LOOKUP_WAIT_SECONDS = 0.3
 """How long an attempt waits for the lookup of an earlier one, which nothing can end."""
 
@@ -125,15 +129,16 @@ class TcpFeed:
             due = 0.0
             try:
                 for data in link.received():
-                    now = self._monotonic()
-                    if (lines := framer.push(data)) and (candles := self.guard.decode(lines)):
-                        self._last_tick = now
-                        self._silent = False
-                        merge_into(held, candles)
-                    if held and (len(data) < RECEIVE_BYTES or now >= due):
-                        due = now + HOLD_SECONDS
-                        batch, held = held, {}
-                        observer.on_next(batch)
+                    with _turn:
+                        now = self._monotonic()
+                        if (lines := framer.push(data)) and (candles := self.guard.decode(lines)):
+                            self._last_tick = now
+                            self._silent = False
+                            merge_into(held, candles)
+                        if held and (len(data) < RECEIVE_BYTES or now >= due):
+                            due = now + HOLD_SECONDS
+                            batch, held = held, {}
+                            observer.on_next(batch)
             finally:
                 if held and not link.aborted:
                     observer.on_next(held)
