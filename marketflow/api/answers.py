@@ -150,11 +150,11 @@ def _nothing(*, complete: bool) -> Exception:
 
 
 def _newest_of(series: Sequence[Series], ticks: Sequence[Tick | None]) -> Quote | None:
-    found = [(tick, one) for one, tick in zip(series, ticks, strict=True) if tick is not None]
-    if not found:
-        return None
-    tick, one = max(found, key=lambda pair: pair[0].order)
-    return Quote(one, tick.price, tick.at)
+    newest, whose = None, None
+    for one, tick in zip(series, ticks, strict=True):
+        if tick is not None and (newest is None or tick.order > newest.order):
+            newest, whose = tick, one
+    return Quote(whose, newest.price, newest.at) if newest and whose else None
 
 
 def _pairwise(earlier: Sequence[Candle | None], later: Sequence[Candle | None]) -> list[Candle | None]:
