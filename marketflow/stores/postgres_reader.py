@@ -57,9 +57,16 @@ where {_OF_SERIES} order by timestamp desc limit 1
 """  # noqa: S608
 
 
-async def _plan_once(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Have a statement planned at its first use and never compiled: a summary takes 10 ms to plan and 2 to answer."""
-    await connection.execute("set plan_cache_mode = force_generic_plan; set jit = off", prepare=False)
+class _Connection(psycopg.AsyncConnection[Any]):
+    """Plans a statement at its first use and never compiles it: a summary takes 10 ms to plan and 2 to answer."""
+
+    _planning_once = False
+
+    async def plan_once(self) -> None:
+        """To be called by who is about to ask, who does not wait for ever; the pool would, for each new connection."""
+        if not self._planning_once:
+            await self.execute("set plan_cache_mode = force_generic_plan; set jit = off", prepare=False)
+            self._planning_once = True
 
 
 class PostgresReader:
@@ -72,11 +79,11 @@ class PostgresReader:
 
     def __init__(self, keywords: dict[str, Any], max_size: int = 8) -> None:
         self._pool = AsyncConnectionPool(
+            connection_class=_Connection,
             kwargs={**keywords, "autocommit": True, "prepare_threshold": 0},
             min_size=1,
             max_size=max_size,
             open=False,
-            configure=_plan_once,
             timeout=READ_SECONDS,
             # The pool doubles its pauses without a limit; 2 s after giving up it begins anew.
             reconnect_timeout=2.0,
@@ -125,6 +132,7 @@ class PostgresReader:
 
         async def ask() -> list[list[tuple[Any, ...]]]:
             async with self._pool.connection(timeout=READ_SECONDS) as connection:
+                await connection.plan_once()
                 cursors = [await connection.execute(query, values) for query, values in queries]
                 return [await cursor.fetchall() for cursor in cursors]
 
