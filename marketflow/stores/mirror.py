@@ -10,6 +10,7 @@ Capacity: MAX_SLICES. Policy: the series that was not asked about for longest is
 
 import asyncio
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -35,6 +36,9 @@ SILENT_PINGS = 4
 the answer has come, and should not begin to read everything again.
 """
 
+IDLE_SECONDS = 10.0
+"""After so long without a question, twice at most, nobody listens any more: a flood is announced all the time."""
+
 RETRY_SECONDS = 0.1
 
 _CHANNELS = (keys.NEWEST_CHANNEL, keys.SLICES_CHANNEL, keys.MINUTES_CHANNEL)
@@ -55,6 +59,7 @@ class Mirror:
         self._client = connect(keywords, max_connections=1)
         self._clock = clock
         self._minute_ms = minute_ms
+        self._needed = asyncio.Event()
         self._forget()
 
     def _forget(self) -> None:
@@ -70,6 +75,7 @@ class Mirror:
 
     async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
         """The newest tick of each series."""
+        self._needed.set()
         newest = self._newest
         try:
             return [newest[each] for each in series]
@@ -85,6 +91,7 @@ class Mirror:
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of what is remembered from `since` on."""
+        self._needed.set()
         if not self.live or since < self._oldest() + self._minute_ms:
             return await self._reader.summary(series, since, until)
         newest = await self.newest(series)
@@ -127,11 +134,12 @@ class Mirror:
     # Announcements
 
     async def listen(self) -> None:
-        """Take in what the writer announces, until cancelled."""
+        """Take in what the writer announces while somebody asks, until cancelled."""
         while True:
+            await self._needed.wait()
             try:
                 await self._listen()
-            except* (redis.RedisError, OSError, msgspec.MsgspecError):
+            except* (redis.RedisError, OSError, msgspec.MsgspecError, _NotNeeded):
                 pass  # whoever needs Redis notices by itself
             finally:
                 self._forget()
@@ -152,10 +160,15 @@ class Mirror:
 
         Raises:
             TimeoutError: there is none.
+            _NotNeeded: nobody has asked for a while.
         """
         oldest = 0
-        while True:
+        for pings in count(1):
             await asyncio.sleep(PING_SECONDS)
+            if pings % round(IDLE_SECONDS / PING_SECONDS) == 0:
+                if not self._needed.is_set():
+                    raise _NotNeeded
+                self._needed.clear()
             if self._unanswered == SILENT_PINGS:
                 raise TimeoutError
             self._unanswered += 1
@@ -184,6 +197,10 @@ class Mirror:
                     for (series, start), candle in keys.decode_announced(message["data"]):
                         if (entry := self._windows.get(series)) is not None:
                             entry.window.put_minute(start, keys.decode_candle(bytes(candle)))
+
+
+class _NotNeeded(Exception):
+    pass
 
 
 class _Entry:

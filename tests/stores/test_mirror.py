@@ -90,6 +90,7 @@ class World:
 
     async def is_live(self) -> None:
         async def live() -> bool:
+            await self.mirror.newest([])  # as long as somebody asks
             return self.mirror.live
 
         await self.until(live)
@@ -265,6 +266,23 @@ def test_a_server_that_falls_silent_is_not_believed_for_long(own_redis: RedisSer
         assert await world.mirror.newest([BTC]) == [None]
 
     run(own_redis, test)
+
+
+def test_it_listens_only_while_somebody_asks(redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirrors, "IDLE_SECONDS", 0.2)
+
+    async def test(world: World) -> None:
+        async def rests() -> bool:
+            return not world.mirror.live
+
+        for number in range(2):
+            tick = Tick(1.0 + number, NOW, number)
+            await asyncio.to_thread(world.cache.put_newest, {BTC: tick})
+            assert await world.mirror.newest([BTC]) == [tick]
+            await world.is_live()
+            await world.until(rests)
+
+    run(redis_db, test)
 
 
 def test_a_server_that_is_away_is_asked_and_a_new_one_is_mirrored(own_redis: RedisServer) -> None:
