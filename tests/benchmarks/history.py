@@ -216,9 +216,11 @@ def main() -> int:
     parser.add_argument("--days", type=int, default=365, help="how far back the minutes reach")
     parser.add_argument("--series", type=int, default=15, help="of three exchanges together")
     parser.add_argument("--requests", type=int, default=300, help="of each question")
+    parser.add_argument("--quick", action="store_true", help="a month, for a look")
     arguments = parser.parse_args()
+    days = 31 if arguments.quick else arguments.days
     with stage(shared_buffers="64MB") as servers:
-        table, account = run(servers, arguments.days, arguments.series, arguments.requests)
+        table, account = run(servers, days, arguments.series, arguments.requests)
     report("history: roll-up", [account])
     report("history", table)
     return 0 if all(row["right"] for row in table) else 1

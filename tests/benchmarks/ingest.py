@@ -286,10 +286,11 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=0, help="ticks a second over all exchanges; 0: all it takes")
     parser.add_argument("--seconds", type=float, default=60, help="how long to send")
     parser.add_argument("--symbols", type=int, default=5, help="symbols on each exchange")
+    parser.add_argument("--quick", action="store_true", help="ten seconds, for a look")
     arguments = parser.parse_args()
     known = Settings().symbols
     symbols = [*known, *(f"S{n}USDT" for n in range(arguments.symbols))][: arguments.symbols]
-    figures = run(arguments.rate, arguments.seconds, symbols)
+    figures = run(arguments.rate, 10 if arguments.quick else arguments.seconds, symbols)
     report("ingest", [figures])
     exact = figures["sent"] == figures["in_rows"] and not figures["wrong_series"]
     return 0 if exact and figures["exit_code"] == 0 else 1
