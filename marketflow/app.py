@@ -18,6 +18,7 @@ from typing import Any
 from loguru import logger
 
 from marketflow import __version__, logs
+from marketflow.api import request_times
 from marketflow.api.connections import raise_file_limit
 from marketflow.api.context import Context
 from marketflow.api.protection import is_loopback
@@ -59,11 +60,13 @@ def serve_api(settings: Settings, workers: int = 1) -> int:
     listeners = bind_each(settings.http.host, settings.http.port, workers)
 
     def work(number: int, orphaned: int) -> int:
+        request_times.share(folder, number)
         for other in {*listeners} - {listeners[number]}:
             other.close()
         return _serve(_ApiHalf(settings), settings, listeners[number], orphaned)
 
     with ExitStack() as stack:
+        folder = stack.enter_context(request_times.shared_folder())
         for listener in listeners:
             stack.enter_context(listener)
         Workers(workers, work).run()
@@ -114,7 +117,7 @@ class _Everything(Application):
         )
         client = lease.connect(servers.redis)
         stack.callback(client.close)
-        holder = Holder(Lease(client), client, engine.state, engine.switch)
+        holder = Holder(Lease(client), client, engine.state, engine.figures, engine.switch)
         stack.push_async_callback(asyncio.to_thread, holder.close)
         stack.push_async_callback(self._stop, engine)
         await asyncio.to_thread(engine.start)
@@ -129,6 +132,7 @@ class _Everything(Application):
             Fallback(readers.mirror, MemoryReader(engine.memory), lambda: engine.cache.complete),
             readers.archive,
             HealthReport(engine.feed_states, postgres_probe, redis_probe),
+            engine.figures,
             lambda: engine.running,
         )
 
@@ -181,6 +185,7 @@ class _ApiHalf(Application):
             readers.mirror,
             readers.archive,
             HealthReport(feeds.feed_states, postgres_probe, redis_probe),
+            lambda: feeds.figures,
             lambda: redis_probe.answers or postgres_probe.answers,
         )
 

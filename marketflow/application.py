@@ -15,6 +15,7 @@ from marketflow.api.application import create_app
 from marketflow.api.context import Context, ModeSwitch
 from marketflow.clock import system_clock
 from marketflow.errors import StartError
+from marketflow.figures import Figures
 from marketflow.model import Mode
 from marketflow.probes import HealthReport, Probe
 from marketflow.servers import Servers
@@ -108,6 +109,7 @@ class Application(ABC):
         cache: RecentReader,
         archive: PostgresReader,
         health: HealthReport,
+        figures: Callable[[], Figures | None],
         ready: Callable[[], bool],
     ) -> Context:
         """What the routes work with."""
@@ -115,4 +117,4 @@ class Application(ABC):
         self.mode = lambda: mode.current
         prices = Prices(cache, Shared(archive), system_clock, settings.flow.ahead_ms)
         exchanges = tuple(exchange.name for exchange in settings.exchanges)
-        return Context(exchanges, settings.symbols, settings.http.token, mode, prices, health, ready)
+        return Context(exchanges, settings.symbols, settings.http.token, mode, prices, health, figures, ready)

@@ -11,13 +11,14 @@ from typing import Any, cast
 from loguru import logger
 from reactivex import abc
 
-from marketflow.clock import Clock
+from marketflow.clock import Clock, milliseconds
 from marketflow.control.state import FeedsState
 from marketflow.errors import Unavailable
 from marketflow.feeds.feed import Feed
 from marketflow.feeds.generator import GeneratorFeed, Market
-from marketflow.feeds.guard import Guard
+from marketflow.feeds.guard import REASONS, Guard
 from marketflow.feeds.tcp import TcpFeed
+from marketflow.figures import ExchangeFigures, Figures
 from marketflow.flow.graph import Flow
 from marketflow.flow.memory import Memory
 from marketflow.flow.modes import ModeSwitch
@@ -124,6 +125,33 @@ class Engine:
     def state(self) -> FeedsState:
         """How everything does at this moment."""
         return FeedsState(*self.feed_states(), self.cache.complete, self.archive.available)
+
+    def figures(self) -> Figures:
+        """What has been counted since the start."""
+        counts = self.flow.counts
+        return Figures(
+            exchanges={feed.exchange: self._figures_of(feed.exchange) for feed in self.feeds[self.modes.current]},
+            tick_to_cache=counts.tick_to_cache.so_far(),
+            ticks_too_late=self.memory.too_late,
+            cache_errors=counts.cache_errors,
+            archive_errors=counts.archive_errors,
+            rows_written=counts.rows_written,
+            rows_refused=counts.rows_refused,
+            rows_pending=len(self.flow.pending),
+            rows_dropped=self.flow.pending.dropped,
+            given_up=counts.given_up,
+        )
+
+    def _figures_of(self, exchange: str) -> ExchangeFigures:
+        guards = {mode: feed.guard for mode, feeds in self.feeds.items() for feed in feeds if feed.exchange == exchange}
+        received = guards[self.modes.current].last_received
+        return ExchangeFigures(
+            ticks=sum(guard.ticks for guard in guards.values()),
+            rejected={reason: sum(guard.rejected[reason] for guard in guards.values()) for reason in REASONS},
+            timestamps_replaced=sum(guard.timestamps_replaced for guard in guards.values()),
+            reconnects=self.flow.counts.reconnects.get(exchange, 0),
+            last_tick_at=None if received is None else milliseconds(received),
+        )
 
     def switch(self, mode: Mode) -> Mode:
         """Run another mode; gives the one before. Blocks until the feeds of that one are closed.

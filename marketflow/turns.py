@@ -114,7 +114,7 @@ class Turns:
             self._on_failure,
             may_recover=lambda: self._lease.held,
         )
-        holder = Holder(self._lease, self._client, engine.state, engine.switch)
+        holder = Holder(self._lease, self._client, engine.state, engine.figures, engine.switch)
         holder.start()
         abandoned = False
         try:

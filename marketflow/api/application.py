@@ -9,10 +9,12 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
+from marketflow.api.metrics import metrics_routes
 from marketflow.api.modes import mode_routes
 from marketflow.api.prices import price_routes
 from marketflow.api.problems import problem_handlers
 from marketflow.api.protection import AllowedHosts, BodyLimit, SameSite
+from marketflow.api.request_times import RequestTimes, Timed
 from marketflow.api.status import status_routes
 
 ContextLifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]
@@ -36,9 +38,11 @@ def create_app(lifespan: ContextLifespan, host: str = "127.0.0.1", allowed_hosts
 
     `host` is where it is told to listen, `allowed_hosts` the names it may be addressed by (see `AllowedHosts`).
     """
+    times = RequestTimes()
     app = _Application(
-        routes=[*price_routes(), *mode_routes(), *status_routes()],
+        routes=[*price_routes(), *mode_routes(), *status_routes(), *metrics_routes(times)],
         middleware=[
+            Middleware(Timed, times=times),
             Middleware(BodyLimit),
             Middleware(AllowedHosts, host=host, allowed=allowed_hosts),
             Middleware(SameSite),

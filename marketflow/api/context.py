@@ -12,6 +12,7 @@ import msgspec
 from starlette.requests import Request
 
 from marketflow.api.answers import Prices
+from marketflow.figures import Figures
 from marketflow.model import FeedState, Mode
 
 StoreState = Literal["ok", "down"]
@@ -50,7 +51,8 @@ class Context:
     """What the routes need; lives as long as the application.
 
     `exchanges` and `symbols` hold the canonical spellings. An empty `token` means that anyone may switch the mode.
-    `health` and `ready` answer from what is already known and never block.
+    `health`, `figures` and `ready` answer from what is already known and never block. There are no figures while no
+    process takes ticks, or none can be heard.
     """
 
     exchanges: tuple[str, ...]
@@ -59,6 +61,7 @@ class Context:
     mode: ModeSwitch
     prices: Prices
     health: Callable[[], Health]
+    figures: Callable[[], Figures | None]
     ready: Callable[[], bool]
 
     @cached_property

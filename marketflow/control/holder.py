@@ -17,6 +17,7 @@ from loguru import logger
 from marketflow.control.lease import RENEW_SECONDS, Lease, asking
 from marketflow.control.state import FeedsState, Published, Reply, encode, mode_of
 from marketflow.errors import Unavailable
+from marketflow.figures import Figures
 from marketflow.model import Mode
 from marketflow.stores import keys
 
@@ -39,7 +40,8 @@ class Holder:
     Args:
         lease: taken when it is to be had, used by nobody else meanwhile.
         client: of the same Redis.
-        state: how the feeds do.
+        state: how the feeds do; published when it changes.
+        figures: what they have counted; published with it.
         switch: runs another mode and gives the one before.
     """
 
@@ -48,11 +50,13 @@ class Holder:
         lease: Lease,
         client: "redis.Redis",
         state: Callable[[], FeedsState],
+        figures: Callable[[], Figures],
         switch: Callable[[Mode], Mode],
     ) -> None:
         self._lease = lease
         self._client = client
         self._state = state
+        self._figures = figures
         self._switch = switch
         self._publishing = threading.Lock()
         self._published: FeedsState | None = None
@@ -94,7 +98,9 @@ class Holder:
         with self._publishing:
             state = self._state()
             # Later versions win, also where they arrive by another way, and whatever the clock does.
-            published = Published(self._lease.run, time.monotonic_ns(), time.time_ns() // 1_000_000, state)
+            published = Published(
+                self._lease.run, time.monotonic_ns(), time.time_ns() // 1_000_000, state, self._figures()
+            )
             self._published = state
             self._renew_at = time.monotonic() + RENEW_SECONDS
             self._lease.hold(published)

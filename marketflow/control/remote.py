@@ -18,6 +18,7 @@ from redis.backoff import NoBackoff
 from marketflow.control.lease import ANSWER_SECONDS, STATE_SECONDS
 from marketflow.control.state import FeedsState, Published, Reply, decode, mode_of
 from marketflow.errors import Unavailable
+from marketflow.figures import Figures
 from marketflow.model import FeedState, Mode
 from marketflow.stores import keys
 
@@ -67,6 +68,11 @@ class RemoteFeeds:
         if self._published is None or time.monotonic() - self._heard_at > STATE_SECONDS:
             return None
         return self._published.state
+
+    @property
+    def figures(self) -> Figures | None:
+        """What the process that takes ticks has counted, None where there is none or it cannot be heard."""
+        return None if self.state is None or self._published is None else self._published.figures
 
     def feed_states(self) -> tuple[Mode, dict[str, FeedState]]:
         """The mode, and how its feeds do: without a process that runs them they are all yet to be connected."""

@@ -4,6 +4,7 @@ from typing import TypeVar
 
 import msgspec
 
+from marketflow.figures import Figures
 from marketflow.model import FeedState, Mode
 
 _T = TypeVar("_T")
@@ -19,12 +20,16 @@ class FeedsState(msgspec.Struct, frozen=True):
 
 
 class Published(msgspec.Struct, frozen=True):
-    """A state as it is published: of which run, the how manieth of that run by a number that grows, and when."""
+    """A state as it is published: of which run, the how manieth of that run by a number that grows, and when.
+
+    The figures are those of that moment; an earlier version does not tell any.
+    """
 
     run: str
     number: int
     at: int
     state: FeedsState
+    figures: Figures | None = None
 
 
 class Reply(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from operator import ne
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast, get_args
 
 import msgspec
 
@@ -17,6 +17,11 @@ from marketflow.clock import Clock, milliseconds
 from marketflow.model import SLICE_MS, Candle, Candles, Mode, Series, Slot, merge_into, slice_start
 
 MAX_LINE_BYTES = 64 * 1024
+
+Reason = Literal["malformed", "no_symbol", "bad_price", "unknown_symbol", "too_long"]
+"""Why a line is dropped."""
+
+REASONS: tuple[Reason, ...] = get_args(Reason)
 
 MAX_PRICE = 1e100
 """A price beyond it is no price; up to it no sum of prices overflows."""
@@ -66,6 +71,8 @@ class Guard:
         self._max_skew_ms = max_skew_ms
         self._on_reject = on_reject
         self.ticks = 0
+        self.last_received: int | None = None
+        """When the last good tick was received (Unix ns)."""
         self.timestamps_replaced = 0
         self.rejected: Counter[str] = Counter()
 
@@ -74,7 +81,7 @@ class Guard:
         """All series that may come out."""
         return frozenset(self._series.values())
 
-    def reject(self, reason: str, example: object, count: int = 1) -> None:
+    def reject(self, reason: Reason, example: object, count: int = 1) -> None:
         """Count dropped lines by reason."""
         self.rejected[reason] += count
         self._on_reject(reason, count, example)
@@ -112,6 +119,7 @@ class Guard:
             self.reject("bad_price", bad, len(lines) - len(good))
             return self._fold_series(series, good, received) if good else {}
         self.ticks += len(lines)
+        self.last_received = received
         if times is not timestamps:
             self.timestamps_replaced += sum(map(ne, times, timestamps))
         return candles

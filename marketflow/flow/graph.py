@@ -30,6 +30,7 @@ from reactivex import operators as ops
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
 from marketflow.feeds.feed import Feed
+from marketflow.figures import DelayCounter
 from marketflow.flow.memory import Memory
 from marketflow.flow.operators import (
     Backoff,
@@ -43,7 +44,7 @@ from marketflow.flow.operators import (
 )
 from marketflow.flow.pending import Pending
 from marketflow.logs import RateLimit
-from marketflow.model import SLICE_MS, Candles, Mode, Series, merge_all
+from marketflow.model import SLICE_MS, Candles, Mode, Series, Tick, merge_all
 from marketflow.stores.ports import Archive, Cache, Days, Left
 
 _T = TypeVar("_T")
@@ -63,12 +64,15 @@ FEEDS_STOP_SECONDS = 1.0
 
 @dataclass
 class FlowCounts:
-    """What went wrong in the flow, since the start."""
+    """What the flow has done, and what went wrong, since the start."""
 
     given_up: int = 0
     cache_errors: int = 0
     archive_errors: int = 0
     rows_written: int = 0
+    rows_refused: int = 0
+    tick_to_cache: DelayCounter = field(default_factory=DelayCounter)
+    """From the receipt of a tick to where the cache has it; of ticks that a newer one overtook, the newer one's."""
     reconnects: dict[str, int] = field(default_factory=dict)
 
 
@@ -202,13 +206,18 @@ class Flow:
     # Newest ticks
 
     def _newest_to_cache(self, batches: Observable[Candles]) -> Observable[Any]:
-        def write(newer: dict[Series, Any]) -> None:
+        def write(newer: dict[Series, Tick | None]) -> None:
             # Read from memory at the last moment: what waited may be older than what was written meanwhile.
-            self.cache.put_newest(self.memory.newest_of(newer))
+            newest = self.memory.newest_of(newer)
+            self.cache.put_newest(newest)
+            now = self.clock()
+            came = [tick.sequence for series, tick in newest.items() if newer[series] is tick]
+            self.counts.tick_to_cache.count([(now - received) / 1e9 for received in came])
 
         return rx.merge(
             batches.pipe(self._surviving(self.memory.observe)),
-            self._refill(self.memory.all_newest),
+            # Without the ticks: none of them has just come.
+            self._refill(lambda: dict.fromkeys(self.memory.all_newest())),
         ).pipe(
             ops.filter(bool),
             # One lane an exchange: a write costs as much as dozens of ticks in it, and while it is under way the next
@@ -280,10 +289,11 @@ class Flow:
         if (since := self.memory.lacks_since(now_ms)) is not None:
             self.memory.adopt(self.archive.recent(self._series, since), since)
         rows = self.pending.rows()
-        self.archive.write(rows)
+        refused = self.archive.write(rows)
         self.archive_asked.set()
         if rows:
-            self.counts.rows_written += len(rows)
+            self.counts.rows_refused += refused
+            self.counts.rows_written += len(rows) - refused
             until = self.pending.confirm(rows, now_ms)
             try:
                 self.cache.mark_archived(until)

@@ -141,10 +141,10 @@ class Archive(Protocol):
         """
         ...
 
-    def write(self, minutes: Candles) -> None:
+    def write(self, minutes: Candles) -> int:
         """Upsert minute rows; the fuller version of a row stays. Without rows it only gets ready.
 
-        Rows that the archive refuses for what is in them are given up.
+        Rows that the archive refuses for what is in them are given up; gives how many.
 
         Raises:
             Unavailable: not written, or not known to be; to be tried again with the same rows.

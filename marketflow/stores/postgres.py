@@ -79,19 +79,17 @@ class PostgresArchive:
         self._batch_size = batch_size
         self._ready = False
         self._limit = RateLimit(10.0)
-        self.refused = 0
-        """Rows given up because PostgreSQL refused them."""
 
     @property
     def available(self) -> bool:
         """Whether the last write got through."""
         return self._ready
 
-    def write(self, minutes: Candles) -> None:
+    def write(self, minutes: Candles) -> int:
         """Upsert rows in one transaction; the fuller version of a row stays.
 
-        A row that PostgreSQL refuses is told, counted and given up. Connects and brings the schema up to date when that
-        is needed, without any rows as well.
+        A row that PostgreSQL refuses is told and given up; gives how many were. Connects and brings the schema up to
+        date when that is needed, without any rows as well.
 
         Raises:
             Unavailable: PostgreSQL is away or did not confirm. Writing the same rows again is right.
@@ -103,7 +101,8 @@ class PostgresArchive:
             self._ready = True
             logger.info("PostgreSQL is ready")
         for slot, error in refused:
-            self._give_up(slot, error)
+            self._tell_refused(slot, error)
+        return len(refused)
 
     def recent(self, series: Iterable[Series], since: int) -> Candles:
         """The rows of these series whose minutes start at `since` (Unix ms) or later.
@@ -158,8 +157,7 @@ class PostgresArchive:
         while batch := list(islice(remaining, self._batch_size)):
             yield batch
 
-    def _give_up(self, slot: Slot, error: Exception) -> None:
-        self.refused += 1
+    def _tell_refused(self, slot: Slot, error: Exception) -> None:
         mode, exchange, symbol = slot.series
         why = reason(error) if isinstance(error, psycopg.Error) else error
         place = f"{mode}:{exchange}:{symbol}, minute {slot.start} (Unix ms)"

@@ -19,6 +19,7 @@ from marketflow.api.application import create_app
 from marketflow.api.context import Context, Health
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.errors import Unavailable
+from marketflow.figures import Figures
 from marketflow.model import (
     MINUTE_MS,
     Candle,
@@ -131,6 +132,7 @@ class World:
     now: int = NOW
     token: str = ""
     ready: bool = True
+    figures: Figures | None = None
 
     def trade(self, price: float, age_ms: int, one: Series | None = None) -> None:
         """A tick of `age_ms` ago that has gone through the whole flow."""
@@ -152,6 +154,7 @@ class World:
             mode=self.mode,
             prices=Prices(self.cache, self.archive, lambda: self.now * NANOSECONDS_PER_MS),
             health=lambda: Health("ok", self.mode.current, 12.5, "ok", "ok", {"exchange1": FeedState.GENERATED}),
+            figures=lambda: self.figures,
             ready=lambda: self.ready,
         )
 

@@ -4,20 +4,28 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+import msgspec
 import pytest
 import redis
 
 from marketflow.control.holder import Holder
 from marketflow.control.lease import GRACE_SECONDS, Lease, connect
 from marketflow.control.remote import RemoteFeeds
-from marketflow.control.state import FeedsState, Published
+from marketflow.control.state import FeedsState, Published, decode, encode
 from marketflow.errors import Unavailable
+from marketflow.figures import DelayCounter, ExchangeFigures, Figures
 from marketflow.model import FeedState, Mode
 from marketflow.stores import keys
 from marketflow.stores.redis import connection_keywords
 from tests.servers import HOST, RedisServer, free_port, wait_until
 
 RUNNING = FeedsState(Mode.LIVE, {"exchange1": FeedState.CONNECTED}, cache_complete=True, archive_available=True)
+
+COUNTED = Figures(
+    {"exchange1": ExchangeFigures(7, {"malformed": 1}, 2, 3, 1_763_690_000_000)},
+    DelayCounter().so_far(),
+    *range(8),
+)
 
 
 class Clock:
@@ -130,7 +138,7 @@ def hold(client: "redis.Redis") -> Iterator[Callable[[Callable[[Mode], Mode]], L
 
     def begin(switch: Callable[[Mode], Mode]) -> Lease:
         lease = Lease(client)
-        holders.append(Holder(lease, client, lambda: RUNNING, switch))
+        holders.append(Holder(lease, client, lambda: RUNNING, lambda: COUNTED, switch))
         holders[-1].start()
         wait_until(lambda: lease.held)
         return lease
@@ -163,6 +171,29 @@ def test_a_switch_is_carried_out_once_and_answered(
     hold(switch)
     assert asyncio.run(ask()) is Mode.TEST
     assert switches == [Mode.LIVE]
+
+
+def test_what_was_counted_is_heard_of_while_somebody_counts(
+    feeds: RemoteFeeds, hold: Callable[[Callable[[Mode], Mode]], Lease]
+) -> None:
+    async def ask() -> None:
+        await feeds.ask()
+        heard = [feeds.figures]
+        hold(lambda mode: mode)
+        await feeds.ask()
+        heard.append(feeds.figures)
+        await feeds.close()
+        assert heard == [None, COUNTED]
+
+    asyncio.run(ask())
+
+
+def test_a_state_of_a_version_that_tells_no_figures_is_believed() -> None:
+    told = encode(Published("a run", 1, 0, RUNNING, COUNTED))
+    assert decode(told, Published) == Published("a run", 1, 0, RUNNING, COUNTED)
+    without = msgspec.json.decode(told)
+    del without["figures"]
+    assert decode(msgspec.json.encode(without), Published) == Published("a run", 1, 0, RUNNING)
 
 
 def test_a_switch_that_cannot_be_made_is_unavailable(

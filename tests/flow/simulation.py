@@ -139,8 +139,8 @@ class SimulatedArchive(FakeArchive):
         self.adopted(since)
         return {slot: _of_row(candle) for slot, candle in rows.items()}
 
-    def write(self, minutes: Candles) -> None:
-        self._alone(lambda: super(SimulatedArchive, self).write(minutes))
+    def write(self, minutes: Candles) -> int:
+        return self._alone(lambda: super(SimulatedArchive, self).write(minutes))
 
     def _alone(self, work: Callable[[], _T]) -> _T:
         assert not self._asked, "the archive is for one thread at a time"

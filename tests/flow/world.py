@@ -122,6 +122,7 @@ class FakeArchive:
 
     def __init__(self, now_ms: Callable[[], int]) -> None:
         self.away = False
+        self.refuses: set[Series] = set()
         self.rows: Candles = {}
         self.written_at: dict[Slot, list[int]] = {}
         self._now_ms = now_ms
@@ -131,12 +132,14 @@ class FakeArchive:
             raise Unavailable("away")
         return {slot: candle for slot, candle in self.rows.items() if slot.series in series and slot.start >= since}
 
-    def write(self, minutes: Candles) -> None:
+    def write(self, minutes: Candles) -> int:
         if self.away:
             raise Unavailable("away")
-        for slot, candle in minutes.items():
+        written = {slot: candle for slot, candle in minutes.items() if slot.series not in self.refuses}
+        for slot, candle in written.items():
             self.rows[slot] = fuller(candle, self.rows.get(slot, candle))
             self.written_at.setdefault(slot, []).append(self._now_ms())
+        return len(minutes) - len(written)
 
 
 class FakeDays:

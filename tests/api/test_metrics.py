@@ -1,0 +1,204 @@
+"""/metrics: the names that are promised, nothing that a stranger can make grow, and numbers that are right."""
+
+import asyncio
+from collections.abc import Iterable
+
+import httpx
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from marketflow.api.request_times import OTHER
+from marketflow.figures import Delays, ExchangeFigures, Figures
+from marketflow.model import Mode
+from tests.api.world import World, client_of
+
+FIGURES = Figures(
+    exchanges={
+        "exchange1": ExchangeFigures(700, {"malformed": 3, "bad_price": 0}, 2, 5, 1_763_690_430_250),
+        "Exchange2": ExchangeFigures(0, {"malformed": 0, "bad_price": 0}, 0, 1, None),
+    },
+    tick_to_cache=Delays((0.001, 0.01), (90, 9, 1), 0.75),
+    ticks_too_late=11,
+    cache_errors=12,
+    archive_errors=13,
+    rows_written=14,
+    rows_refused=15,
+    rows_pending=16,
+    rows_dropped=17,
+    given_up=18,
+)
+
+COUNTERS = {
+    "marketflow_ticks_too_late_total": 11,
+    "marketflow_cache_errors_total": 12,
+    "marketflow_archive_errors_total": 13,
+    "marketflow_aggregates_written_total": 14,
+    "marketflow_aggregates_refused_total": 15,
+    "marketflow_aggregates_pending": 16,
+    "marketflow_aggregates_dropped_total": 17,
+    "marketflow_given_up_total": 18,
+}
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def samples_of(text: str) -> Samples:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in parse(text)
+        for sample in family.samples
+    }
+
+
+def sample(samples: Samples, name: str, **labels: str) -> float | None:
+    return samples.get((name, frozenset(labels.items())))
+
+
+def after(world: World, *requests: tuple[str, str]) -> Samples:
+    """What is counted after these requests (method and path) to one application."""
+
+    async def asking() -> httpx.Response:
+        async with client_of(world.context()) as client:
+            for method, path in requests:
+                await client.request(method, path)
+            return await client.get("/metrics")
+
+    answer = asyncio.run(asking())
+    assert answer.status_code == 200
+    return samples_of(answer.text)
+
+
+def requests_counted(samples: Samples) -> dict[tuple[str, str, str], float]:
+    return {
+        (labels["route"], labels["method"], labels["status"]): value
+        for (name, pairs), value in samples.items()
+        if name == "marketflow_http_request_seconds_count" and (labels := dict(pairs))
+    }
+
+
+def test_it_is_prometheus_text_that_nobody_keeps() -> None:
+    answer = World(figures=FIGURES).ask("/metrics")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_all_that_was_counted_is_told() -> None:
+    samples = samples_of(World(figures=FIGURES).ask("/metrics").text)
+    assert sample(samples, "marketflow_ticks_total", exchange="exchange1") == 700
+    assert sample(samples, "marketflow_ticks_total", exchange="Exchange2") == 0
+    assert sample(samples, "marketflow_ticks_rejected_total", exchange="exchange1", reason="malformed") == 3
+    assert sample(samples, "marketflow_ticks_rejected_total", exchange="exchange1", reason="bad_price") == 0
+    assert sample(samples, "marketflow_timestamps_replaced_total", exchange="exchange1") == 2
+    assert sample(samples, "marketflow_feed_reconnects_total", exchange="exchange1") == 5
+    last = "marketflow_feed_last_tick_timestamp_seconds"
+    assert sample(samples, last, exchange="exchange1") == 1_763_690_430.25
+    assert sample(samples, last, exchange="Exchange2") is None
+    assert sample(samples, "marketflow_feed_connected", exchange="exchange1") == 1
+    assert {name: sample(samples, name) for name in COUNTERS} == COUNTERS
+
+
+def test_a_histogram_adds_up() -> None:
+    samples = samples_of(World(figures=FIGURES).ask("/metrics").text)
+    buckets = [sample(samples, "marketflow_tick_to_cache_seconds_bucket", le=le) for le in ("0.001", "0.01", "+Inf")]
+    assert buckets == [90, 99, 100]
+    assert sample(samples, "marketflow_tick_to_cache_seconds_count") == 100
+    assert sample(samples, "marketflow_tick_to_cache_seconds_sum") == 0.75
+
+
+def test_mode_and_stores_are_told() -> None:
+    world = World()
+    world.mode.current = Mode.LIVE
+    samples = samples_of(world.ask("/metrics").text)
+    assert sample(samples, "marketflow_mode", mode="live") == 1
+    assert sample(samples, "marketflow_mode", mode="test") == 0
+    assert sample(samples, "marketflow_store_up", store="redis") == 1
+    assert sample(samples, "marketflow_store_up", store="postgres") == 1
+
+
+def test_where_nobody_takes_ticks_there_is_nothing_to_tell_of_them_and_that_is_told() -> None:
+    samples = samples_of(World(figures=None).ask("/metrics").text)
+    assert sample(samples, "marketflow_feeds_up") == 0
+    assert not [name for name, _ in samples if name.startswith(("marketflow_ticks", "marketflow_aggregates"))]
+    assert sample(samples_of(World(figures=FIGURES).ask("/metrics").text), "marketflow_feeds_up") == 1
+
+
+# Requests
+
+
+def test_requests_are_counted_by_route_method_and_status() -> None:
+    world = World()
+    world.trade(5.0, 100)
+    latest = "/prices/latest/{symbol}"
+    counted = requests_counted(
+        after(
+            world,
+            ("GET", "/prices/latest/BTCUSDT"),
+            ("GET", "/prices/latest/btcusdt"),
+            ("GET", "/prices/latest/NONE"),
+            ("HEAD", "/prices/latest/exchange1/BTCUSDT"),
+            ("DELETE", "/mode"),
+        )
+    )
+    assert counted == {
+        (latest, "GET", "200"): 2,
+        (latest, "GET", "404"): 1,
+        ("/prices/latest/{exchange}/{symbol}", "HEAD", "200"): 1,
+        ("/mode", "DELETE", "405"): 1,
+    }
+
+
+def test_strangers_cannot_make_up_series() -> None:
+    made_up = [(f"METHOD{number}", f"/path/{number}") for number in range(20)]
+    assert requests_counted(after(World(), *made_up)) == {(OTHER, OTHER, "404"): 20}
+
+
+def test_what_is_refused_before_a_route_sees_it_is_counted_too() -> None:
+    async def asking() -> str:
+        async with client_of(World().context()) as client:
+            refused = await client.post("/mode/live", headers={"sec-fetch-site": "cross-site"})
+            assert refused.status_code == 403
+            return (await client.get("/metrics")).text
+
+    assert requests_counted(samples_of(asyncio.run(asking()))) == {(OTHER, "POST", "403"): 1}
+
+
+def test_a_request_that_fails_here_is_counted_as_such() -> None:
+    world = World()
+
+    def failing() -> None:
+        raise ZeroDivisionError
+
+    world.cache.on_ask = failing
+    path = "/prices/latest/{symbol}"
+    assert requests_counted(after(world, ("GET", "/prices/latest/BTCUSDT"))) == {(path, "GET", "500"): 1}
+
+
+def test_a_request_takes_as_long_as_it_was_worked_on() -> None:
+    samples = after(World(), ("GET", "/livez"))
+    labels = {"route": "/livez", "method": "GET", "status": "200"}
+    assert 0 < (sample(samples, "marketflow_http_request_seconds_sum", **labels) or 0) < 10
+    assert sample(samples, "marketflow_http_request_seconds_bucket", le="+Inf", **labels) == 1
+
+
+# Forms
+
+
+def test_whoever_takes_openmetrics_gets_it() -> None:
+    answer = World(figures=FIGURES).ask("/metrics", headers={"accept": "application/openmetrics-text;version=1.0.0"})
+    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert {f"marketflow_{name}" for name in ("ticks", "mode", "tick_to_cache_seconds")} <= _names(
+        parse_openmetrics(answer.text)
+    )
+
+
+@pytest.mark.parametrize(
+    "accept", ["application/openmetrics-text;version=no.number", "text/plain;version=", "*/*", ";"]
+)
+def test_an_odd_wish_gets_plain_text(accept: str) -> None:
+    answer = World().ask("/metrics", headers={"accept": accept})
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+
+
+def _names(families: Iterable[object]) -> set[str]:
+    return {family.name for family in families}  # type: ignore[attr-defined]
