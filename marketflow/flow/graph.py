@@ -206,13 +206,21 @@ class Flow:
     # Newest ticks
 
     def _newest_to_cache(self, batches: Observable[Candles]) -> Observable[Any]:
+        timed: dict[Series, int] = {}
+
         def write(newer: dict[Series, Tick | None]) -> None:
             # Read from memory at the last moment: what waited may be older than what was written meanwhile.
             newest = self.memory.newest_of(newer)
             self.cache.put_newest(newest)
             now = self.clock()
-            came = [tick.sequence for series, tick in newest.items() if newer[series] is tick]
-            self.counts.tick_to_cache.count([(now - received) / 1e9 for received in came])
+            # Once each: one that came during a write may have gone with it, and goes with the next as well.
+            came = {
+                series: tick.sequence
+                for series, tick in newest.items()
+                if newer[series] is not None and timed.get(series) != tick.sequence
+            }
+            self.counts.tick_to_cache.count([(now - received) / 1e9 for received in came.values()])
+            timed.update(came)
 
         return rx.merge(
             batches.pipe(self._surviving(self.memory.observe)),

@@ -507,6 +507,55 @@ def test_a_batch_on_which_a_step_raises_is_given_up_and_the_flow_lives(
     assert world.archive.rows[MINUTE].close == 3.0
 
 
+# What is counted
+
+
+def test_it_is_counted_once_how_long_the_newest_tick_took_to_the_cache() -> None:
+    world = World()
+    write = world.cache.put_newest
+
+    def slow(newest: dict[Series, Tick]) -> None:
+        world.scheduler._clock = world.seconds + 1.0  # the worker is held up for a second
+        write(newest)
+
+    world.cache.put_newest = slow  # type: ignore[method-assign]
+    world.start()
+    world.send(1.0)
+    world.send(2.0)
+    world.send(3.0)
+    world.run(10)
+    delays = world.flow.counts.tick_to_cache.so_far()
+    assert [written[BTC].price for written in world.cache.newest_writes] == [3.0, 3.0]
+    assert (sum(delays.counts), delays.total) == (1, pytest.approx(1.0, abs=0.01))
+
+
+def test_what_is_written_again_to_a_cache_that_was_emptied_took_no_time(world: World) -> None:
+    world.send(1.0)
+    world.run(100)
+    world.cache.empty()
+    world.run(2)
+    assert len(world.cache.newest_writes) == 2
+    delays = world.flow.counts.tick_to_cache.so_far()
+    assert (sum(delays.counts), delays.total) == (1, pytest.approx(0.0, abs=0.01))
+
+
+def test_a_tick_that_does_not_reach_the_cache_is_an_error_and_took_no_time(world: World) -> None:
+    world.cache.away = True
+    world.send(1.0)
+    world.run(0.01)
+    assert world.flow.counts.cache_errors == 1
+    assert sum(world.flow.counts.tick_to_cache.so_far().counts) == 0
+
+
+def test_rows_that_the_archive_refuses_are_not_counted_as_written(world: World) -> None:
+    world.archive.refuses = {ETH}
+    world.send(1.0, series=BTC)
+    world.send(1.0, series=ETH)
+    world.run_until_ms(70_000)
+    counts = world.flow.counts
+    assert (counts.rows_written, counts.rows_refused) == (1, 1)
+
+
 # Days
 
 
