@@ -6,12 +6,12 @@ from collections.abc import Iterable
 import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
-from prometheus_client.parser import text_string_to_metric_families as parse
 
 from marketflow.api.request_times import OTHER
 from marketflow.figures import Delays, ExchangeFigures, Figures
 from marketflow.model import Mode
 from tests.api.world import World, client_of
+from tests.exposition import Samples, samples_of
 
 FIGURES = Figures(
     exchanges={
@@ -30,29 +30,15 @@ FIGURES = Figures(
 )
 
 COUNTERS = {
-    "marketflow_ticks_too_late_total": 11,
-    "marketflow_cache_errors_total": 12,
-    "marketflow_archive_errors_total": 13,
-    "marketflow_aggregates_written_total": 14,
-    "marketflow_aggregates_refused_total": 15,
-    "marketflow_aggregates_pending": 16,
-    "marketflow_aggregates_dropped_total": 17,
-    "marketflow_given_up_total": 18,
+    "ticks_too_late_total": 11,
+    "cache_errors_total": 12,
+    "archive_errors_total": 13,
+    "aggregates_written_total": 14,
+    "aggregates_refused_total": 15,
+    "aggregates_pending": 16,
+    "aggregates_dropped_total": 17,
+    "given_up_total": 18,
 }
-
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-def samples_of(text: str) -> Samples:
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in parse(text)
-        for sample in family.samples
-    }
-
-
-def sample(samples: Samples, name: str, **labels: str) -> float | None:
-    return samples.get((name, frozenset(labels.items())))
 
 
 def after(world: World, *requests: tuple[str, str]) -> Samples:
@@ -69,14 +55,6 @@ def after(world: World, *requests: tuple[str, str]) -> Samples:
     return samples_of(answer.text)
 
 
-def requests_counted(samples: Samples) -> dict[tuple[str, str, str], float]:
-    return {
-        (labels["route"], labels["method"], labels["status"]): value
-        for (name, pairs), value in samples.items()
-        if name == "marketflow_http_request_seconds_count" and (labels := dict(pairs))
-    }
-
-
 def test_it_is_prometheus_text_that_nobody_keeps() -> None:
     answer = World(figures=FIGURES).ask("/metrics")
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -85,42 +63,42 @@ def test_it_is_prometheus_text_that_nobody_keeps() -> None:
 
 def test_all_that_was_counted_is_told() -> None:
     samples = samples_of(World(figures=FIGURES).ask("/metrics").text)
-    assert sample(samples, "marketflow_ticks_total", exchange="exchange1") == 700
-    assert sample(samples, "marketflow_ticks_total", exchange="Exchange2") == 0
-    assert sample(samples, "marketflow_ticks_rejected_total", exchange="exchange1", reason="malformed") == 3
-    assert sample(samples, "marketflow_ticks_rejected_total", exchange="exchange1", reason="bad_price") == 0
-    assert sample(samples, "marketflow_timestamps_replaced_total", exchange="exchange1") == 2
-    assert sample(samples, "marketflow_feed_reconnects_total", exchange="exchange1") == 5
-    last = "marketflow_feed_last_tick_timestamp_seconds"
-    assert sample(samples, last, exchange="exchange1") == 1_763_690_430.25
-    assert sample(samples, last, exchange="Exchange2") is None
-    assert sample(samples, "marketflow_feed_connected", exchange="exchange1") == 1
-    assert {name: sample(samples, name) for name in COUNTERS} == COUNTERS
+    assert samples.of("ticks_total", exchange="exchange1") == 700
+    assert samples.of("ticks_total", exchange="Exchange2") == 0
+    assert samples.of("ticks_rejected_total", exchange="exchange1", reason="malformed") == 3
+    assert samples.of("ticks_rejected_total", exchange="exchange1", reason="bad_price") == 0
+    assert samples.of("timestamps_replaced_total", exchange="exchange1") == 2
+    assert samples.of("feed_reconnects_total", exchange="exchange1") == 5
+    last = "feed_last_tick_timestamp_seconds"
+    assert samples.of(last, exchange="exchange1") == 1_763_690_430.25
+    assert samples.of(last, exchange="Exchange2") is None
+    assert samples.of("feed_connected", exchange="exchange1") == 1
+    assert {name: samples.of(name) for name in COUNTERS} == COUNTERS
 
 
 def test_a_histogram_adds_up() -> None:
     samples = samples_of(World(figures=FIGURES).ask("/metrics").text)
-    buckets = [sample(samples, "marketflow_tick_to_cache_seconds_bucket", le=le) for le in ("0.001", "0.01", "+Inf")]
+    buckets = [samples.of("tick_to_cache_seconds_bucket", le=le) for le in ("0.001", "0.01", "+Inf")]
     assert buckets == [90, 99, 100]
-    assert sample(samples, "marketflow_tick_to_cache_seconds_count") == 100
-    assert sample(samples, "marketflow_tick_to_cache_seconds_sum") == 0.75
+    assert samples.of("tick_to_cache_seconds_count") == 100
+    assert samples.of("tick_to_cache_seconds_sum") == 0.75
 
 
 def test_mode_and_stores_are_told() -> None:
     world = World()
     world.mode.current = Mode.LIVE
     samples = samples_of(world.ask("/metrics").text)
-    assert sample(samples, "marketflow_mode", mode="live") == 1
-    assert sample(samples, "marketflow_mode", mode="test") == 0
-    assert sample(samples, "marketflow_store_up", store="redis") == 1
-    assert sample(samples, "marketflow_store_up", store="postgres") == 1
+    assert samples.of("mode", mode="live") == 1
+    assert samples.of("mode", mode="test") == 0
+    assert samples.of("store_up", store="redis") == 1
+    assert samples.of("store_up", store="postgres") == 1
 
 
 def test_where_nobody_takes_ticks_there_is_nothing_to_tell_of_them_and_that_is_told() -> None:
     samples = samples_of(World(figures=None).ask("/metrics").text)
-    assert sample(samples, "marketflow_feeds_up") == 0
+    assert samples.of("feeds_up") == 0
     assert not [name for name, _ in samples if name.startswith(("marketflow_ticks", "marketflow_aggregates"))]
-    assert sample(samples_of(World(figures=FIGURES).ask("/metrics").text), "marketflow_feeds_up") == 1
+    assert samples_of(World(figures=FIGURES).ask("/metrics").text).of("feeds_up") == 1
 
 
 # Requests
@@ -130,17 +108,15 @@ def test_requests_are_counted_by_route_method_and_status() -> None:
     world = World()
     world.trade(5.0, 100)
     latest = "/prices/latest/{symbol}"
-    counted = requests_counted(
-        after(
-            world,
-            ("GET", "/prices/latest/BTCUSDT"),
-            ("GET", "/prices/latest/btcusdt"),
-            ("GET", "/prices/latest/NONE"),
-            ("HEAD", "/prices/latest/exchange1/BTCUSDT"),
-            ("DELETE", "/mode"),
-        )
+    counted = after(
+        world,
+        ("GET", "/prices/latest/BTCUSDT"),
+        ("GET", "/prices/latest/btcusdt"),
+        ("GET", "/prices/latest/NONE"),
+        ("HEAD", "/prices/latest/exchange1/BTCUSDT"),
+        ("DELETE", "/mode"),
     )
-    assert counted == {
+    assert counted.requests() == {
         (latest, "GET", "200"): 2,
         (latest, "GET", "404"): 1,
         ("/prices/latest/{exchange}/{symbol}", "HEAD", "200"): 1,
@@ -150,7 +126,7 @@ def test_requests_are_counted_by_route_method_and_status() -> None:
 
 def test_strangers_cannot_make_up_series() -> None:
     made_up = [(f"METHOD{number}", f"/path/{number}") for number in range(20)]
-    assert requests_counted(after(World(), *made_up)) == {(OTHER, OTHER, "404"): 20}
+    assert after(World(), *made_up).requests() == {(OTHER, OTHER, "404"): 20}
 
 
 def test_what_is_refused_before_a_route_sees_it_is_counted_too() -> None:
@@ -160,7 +136,7 @@ def test_what_is_refused_before_a_route_sees_it_is_counted_too() -> None:
             assert refused.status_code == 403
             return (await client.get("/metrics")).text
 
-    assert requests_counted(samples_of(asyncio.run(asking()))) == {(OTHER, "POST", "403"): 1}
+    assert samples_of(asyncio.run(asking())).requests() == {(OTHER, "POST", "403"): 1}
 
 
 def test_a_request_that_fails_here_is_counted_as_such() -> None:
@@ -171,14 +147,14 @@ def test_a_request_that_fails_here_is_counted_as_such() -> None:
 
     world.cache.on_ask = failing
     path = "/prices/latest/{symbol}"
-    assert requests_counted(after(world, ("GET", "/prices/latest/BTCUSDT"))) == {(path, "GET", "500"): 1}
+    assert after(world, ("GET", "/prices/latest/BTCUSDT")).requests() == {(path, "GET", "500"): 1}
 
 
 def test_a_request_takes_as_long_as_it_was_worked_on() -> None:
     samples = after(World(), ("GET", "/livez"))
     labels = {"route": "/livez", "method": "GET", "status": "200"}
-    assert 0 < (sample(samples, "marketflow_http_request_seconds_sum", **labels) or 0) < 10
-    assert sample(samples, "marketflow_http_request_seconds_bucket", le="+Inf", **labels) == 1
+    assert 0 < (samples.of("http_request_seconds_sum", **labels) or 0) < 10
+    assert samples.of("http_request_seconds_bucket", le="+Inf", **labels) == 1
 
 
 # Forms
