@@ -18,6 +18,7 @@ import multiprocessing
 import multiprocessing.connection
 import random
 import socket
+import statistics
 import sys
 import threading
 import time
@@ -26,11 +27,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing, suppress
 from typing import NamedTuple
 
+import httpx
 import msgspec
 import psutil
 
 from marketflow.feeds.guard import Line
 from marketflow.settings import Settings
+from tests.application import Application
 from tests.benchmarks.report import report
 from tests.benchmarks.stage import Stage, stage
 from tests.servers import HOST, FaultyServer, wait_until
@@ -200,6 +203,32 @@ class Watch:
                 return
 
 
+class Scraper:
+    """Asks for the metrics so many times a second, as several Prometheus would, on a thread of its own."""
+
+    def __init__(self, application: Application, rate: float) -> None:
+        self._http = httpx.Client(base_url=application.http.base_url)
+        self._rate = rate
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self.seconds: list[float] = []
+        if rate:
+            self._thread.start()
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._ended.set()
+        if self._rate:
+            self._thread.join()
+        self._http.close()
+
+    def _ask(self) -> None:
+        while not self._ended.wait(1 / self._rate):
+            began = time.monotonic()
+            self._http.get("/metrics").raise_for_status()
+            self.seconds.append(time.monotonic() - began)
+
+
 def pids(server: FaultyServer) -> list[int]:
     return [process.pid for process in server.family()]
 
@@ -228,7 +257,7 @@ def wrong_series(on: Stage, symbols: Sequence[str], sent: Sequence[int]) -> int:
     )
 
 
-def run(rate: float, seconds: float, symbols: Sequence[str]) -> dict[str, float]:
+def run(rate: float, seconds: float, symbols: Sequence[str], scrapes: float) -> dict[str, float]:
     """One measurement."""
     feeder_alone = feeder_limit(symbols)
     with stage() as on, ExitStack() as stack:
@@ -241,7 +270,8 @@ def run(rate: float, seconds: float, symbols: Sequence[str]) -> dict[str, float]
             stack.enter_context(closing(Watch(each)))
             for each in ([application.process.pid], pids(on.redis), pids(on.postgres))
         ]
-        sent, elapsed = feeder.send()
+        with closing(Scraper(application, scrapes)) as scraper:
+            sent, elapsed = feeder.send()
         for watch in watches:
             watch.close()
         ticks = sum(sent) * LINES_A_BLOCK
@@ -273,6 +303,8 @@ def run(rate: float, seconds: float, symbols: Sequence[str]) -> dict[str, float]
             "redis_cores": watches[1].cores,
             "postgres_cores": watches[2].cores,
             "caught_up_seconds": caught_up,
+            "scrapes": len(scraper.seconds),
+            "scrape_ms": 1000 * statistics.median(scraper.seconds) if scraper.seconds else 0.0,
             "rss_mb_begin": steady[0],
             "rss_mb_end": steady[-1],
             "rss_mb_max": max(memory),
@@ -286,11 +318,12 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=0, help="ticks a second over all exchanges; 0: all it takes")
     parser.add_argument("--seconds", type=float, default=60, help="how long to send")
     parser.add_argument("--symbols", type=int, default=5, help="symbols on each exchange")
+    parser.add_argument("--scrapes", metavar="N", type=float, default=0, help="ask for /metrics so often a second")
     parser.add_argument("--quick", action="store_true", help="ten seconds, for a look")
     arguments = parser.parse_args()
     known = Settings().symbols
     symbols = [*known, *(f"S{n}USDT" for n in range(arguments.symbols))][: arguments.symbols]
-    figures = run(arguments.rate, 10 if arguments.quick else arguments.seconds, symbols)
+    figures = run(arguments.rate, 10 if arguments.quick else arguments.seconds, symbols, arguments.scrapes)
     report("ingest", [figures])
     exact = figures["sent"] == figures["in_rows"] and not figures["wrong_series"]
     return 0 if exact and figures["exit_code"] == 0 else 1
