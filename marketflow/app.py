@@ -120,6 +120,7 @@ class _Everything(Application):
         holder = Holder(Lease(client), client, engine.state, engine.figures, engine.switch)
         stack.push_async_callback(asyncio.to_thread, holder.close)
         stack.push_async_callback(self._stop, engine)
+        stack.callback(holder.listen_no_more)
         await asyncio.to_thread(engine.start)
         holder.start()
 

@@ -122,6 +122,7 @@ class Turns:
             logger.info("MarketFlow {} takes ticks in {} mode", __version__, self._mode)
             abandoned = self._until_over(engine, holder)
         finally:
+            holder.listen_no_more()
             if abandoned:
                 engine.abandon()
             else:

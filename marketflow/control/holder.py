@@ -64,6 +64,7 @@ class Holder:
         self._reachable = True
         self._tell_at: float | None = None
         self._ended = threading.Event()
+        self._deaf = threading.Event()
         self._threads = [
             threading.Thread(target=self._keep, name="lease", daemon=True),
             threading.Thread(target=self._obey, name="commands", daemon=True),
@@ -79,9 +80,14 @@ class Holder:
         for thread in self._threads:
             thread.start()
 
+    def listen_no_more(self) -> None:
+        """Carry out no more commands. Returns at once; what waits for the next one ends meanwhile."""
+        self._deaf.set()
+
     def close(self) -> None:
         """Give the lease back. Returns within about a second, whatever Redis does."""
         self._ended.set()
+        self._deaf.set()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(1.0)
@@ -134,15 +140,15 @@ class Holder:
     # Commands
 
     def _obey(self) -> None:
-        while not self._ended.is_set():
+        while not self._deaf.is_set():
             try:
                 if self._lease.held and (command := self._next_command()) is not None:
                     self._carry_out(command)
                 elif not self._lease.held:
-                    self._ended.wait(LOOK_SECONDS)
+                    self._deaf.wait(LOOK_SECONDS)
             except Unavailable as error:
                 logger.debug("no commands can be taken: {}", error)
-                self._ended.wait(RENEW_SECONDS)
+                self._deaf.wait(RENEW_SECONDS)
             except Exception as error:  # noqa: BLE001 - the next one may be better
                 logger.opt(exception=error).error("a command failed, which is a bug")
 
@@ -153,7 +159,7 @@ class Holder:
 
     def _carry_out(self, command: str) -> None:
         """Switch and tell, in this order: the new state, then the reply. What comes too late is left alone."""
-        if self._ended.is_set() or (mode := mode_of(self._lease.claim(command))) is None:
+        if self._deaf.is_set() or (mode := mode_of(self._lease.claim(command))) is None:
             return
         previous = self._switch(mode)
         reply = Reply(previous, self.publish())
