@@ -4,7 +4,7 @@ A value takes this way: `sources` finds it in files and variables, `checks` hold
 its key, and the structs of `model` are all that others see of it.
 """
 
-from marketflow.settings.checks import convert, load
+from marketflow.settings.checks import convert, load, load_with_origins
 from marketflow.settings.model import (
     ExchangeSettings,
     FlowSettings,
@@ -27,4 +27,5 @@ __all__ = [
     "Settings",
     "convert",
     "load",
+    "load_with_origins",
 ]

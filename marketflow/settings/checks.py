@@ -38,7 +38,15 @@ def load(config: Path | None = None, overrides: Mapping[str, object] | None = No
     Raises:
         SettingsError: a file can't be read, a key is unknown or a value is wrong; one line for each problem.
     """
+    return load_with_origins(config, overrides)[0]
+
+
+def load_with_origins(
+    config: Path | None = None, overrides: Mapping[str, object] | None = None
+) -> tuple[Settings, dict[str, str]]:
+    """The same, and by dotted key the source of all that is no default: a file, a variable, "" for an override."""
     values: dict[str, Any] = {section: {} for section in model.SECTIONS}
+    origins: dict[str, str] = {}
     problems: list[str] = []
     for key, (value, origin) in given(config, overrides or {}).items():
         source = f" (from {origin})" if origin else ""
@@ -48,13 +56,14 @@ def load(config: Path | None = None, overrides: Mapping[str, object] | None = No
             problems.append(f"{key}: unknown key, did you mean {_nearest(key)}?{source}")
         else:
             section, _, name = key.rpartition(".")
+            origins[key] = origin
             try:
                 (values[section] if section else values)[name] = _checked(key, value)
             except _Wrong as wrong:
                 problems.append(f"{_problem(key, value, wrong)}{source}")
     if problems:
         raise SettingsError("\n".join(problems))
-    return msgspec.convert(values, Settings)
+    return msgspec.convert(values, Settings), origins
 
 
 def convert(key: str, text: str) -> Any:

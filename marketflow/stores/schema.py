@@ -26,7 +26,7 @@ def apply_ddl(connection: BoundedConnection, folder: Path) -> None:
     files = sorted(folder.glob("*.sql"))
     with connection.transaction():
         connection.execute("select pg_advisory_xact_lock(%s)", [_LOCK])
-        done = _applied(connection)
+        done = applied(connection)
         waiting = [file for file in files if file.name not in done]
         if waiting and not done:
             connection.execute(_TABLE)
@@ -38,7 +38,12 @@ def apply_ddl(connection: BoundedConnection, folder: Path) -> None:
         logger.info("applied {}", ", ".join(file.name for file in waiting))
 
 
-def _applied(connection: psycopg.Connection) -> set[str]:
+def applied(connection: psycopg.Connection) -> set[str]:
+    """Names of the files that the database has.
+
+    Raises:
+        psycopg.Error: it cannot be asked, or not by this user.
+    """
     row = connection.execute("select to_regclass('ddl_applied') is not null").fetchone()
     if row is None or not row[0]:
         return set()

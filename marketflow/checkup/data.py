@@ -1,0 +1,107 @@
+"""Looks at what the embedded servers need: their programs, the data folder, and whether a MarketFlow has it already.
+
+None is started for that. The kernel's lock on the folder tells whether a MarketFlow runs on it, and /proc whether the
+servers do; those that run are looked at like any other.
+"""
+
+import fcntl
+import getpass
+import os
+import shutil
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from marketflow.checkup.findings import Check, Finding, State, bytes_text
+from marketflow.errors import StartError
+from marketflow.settings import Settings
+from marketflow.stores.embedded import EmbeddedPostgres, EmbeddedRedis
+from marketflow.stores.embedded.process import find_servers
+from marketflow.stores.embedded.programs import postgres_programs, redis_program
+
+SCARCE_BYTES = 1_000_000_000
+"""Free space that is a warning: a month of 15 busy series, with room for PostgreSQL to work."""
+
+TOO_LITTLE_BYTES = 100_000_000
+"""Free space in which the servers may not even start."""
+
+
+def data_checks(settings: Settings) -> list[Check]:
+    """A check of the data folder, where embedded servers are to be used."""
+    if settings.redis.host and settings.postgres.host:
+        return []
+    where = str(settings.data_dir)
+    return [Check("data folder", where, partial(_look, where, settings.data_dir))]
+
+
+def not_running(server: EmbeddedRedis | EmbeddedPostgres, where: str) -> list[Finding]:
+    """What there is to say of an embedded server that does not run; nothing of one that does."""
+    if find_servers(server.program, server.data):
+        return []
+    if (pid := holder(server.folder.parent)) is not None:
+        found = f"MarketFlow (process {pid}) has the data folder, but its {server.title} does not run"
+        return [Finding(server.title, where, State.WARNING, found, "look again in a moment, then see its log")]
+    try:
+        programs = redis_program() if isinstance(server, EmbeddedRedis) else postgres_programs(server.data)
+    except StartError as error:
+        return [Finding(server.title, where, State.FAILED, "not installed", str(error))]
+    if isinstance(server, EmbeddedPostgres) and (version := _foreign_version(server, programs)):
+        found = f"the data are of PostgreSQL {version}, which is not installed"
+        return [Finding(server.title, where, State.FAILED, found, "install the version of before, or move the data")]
+    return [Finding(server.title, where, State.OK, "not running; MarketFlow starts it")]
+
+
+def _foreign_version(server: EmbeddedPostgres, programs: Path) -> str:
+    """The version that the data ask for, where the programs are of another one."""
+    installed = programs.parent.name.removeprefix("pginstall")
+    with suppress(OSError):
+        asked = (server.data / "PG_VERSION").read_text().strip()
+        return asked if installed and asked != installed else ""
+    return ""
+
+
+def holder(data_dir: Path) -> str | None:
+    """The id of the process of the MarketFlow that owns a data folder, "unknown" at times; None when there is none."""
+    try:
+        lock = os.open(data_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # Shared, so that two of these looks never take each other for a MarketFlow.
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(lock, 20, 0).decode(errors="replace").strip() or "unknown"
+    finally:
+        os.close(lock)
+    return None
+
+
+def _look(where: str, data_dir: Path) -> list[Finding]:
+    def finding(state: State, found: str, advice: str = "") -> list[Finding]:
+        return [Finding("data folder", where, state, found, advice)]
+
+    existing = next(folder for folder in (data_dir, *data_dir.parents) if os.path.lexists(folder))
+    if not existing.is_dir():
+        return finding(State.FAILED, f"{existing} is no folder", "set data_dir")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return finding(
+            State.FAILED, f"{existing} may not be written to by {_user()}", "set data_dir, or change the folder's owner"
+        )
+    free = shutil.disk_usage(existing).free
+    space = f"{bytes_text(free)} free"
+    if (pid := holder(data_dir)) is not None:
+        use = f"in use by MarketFlow (process {pid}); a second one needs another data_dir"
+    elif existing == data_dir:
+        use = "can be written to"
+    else:
+        use = "not there yet, and can be made"
+    if free < SCARCE_BYTES:
+        state = State.FAILED if free < TOO_LITTLE_BYTES else State.WARNING
+        return finding(state, f"{use}; {space}", "make room on the disk")
+    return finding(State.OK, f"{use}; {space}")
+
+
+def _user() -> str:
+    with suppress(KeyError, OSError):
+        return f"the user {getpass.getuser()}"
+    return f"the user {os.geteuid()}"

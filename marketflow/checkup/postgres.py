@@ -1,0 +1,172 @@
+"""Looks at PostgreSQL: whether it answers, can be written to, and has or can be given this version's tables."""
+
+from functools import partial
+from typing import Any
+
+import psycopg
+
+from marketflow.checkup.data import not_running
+from marketflow.checkup.findings import Check, Finding, State, seconds_text
+from marketflow.clock import milliseconds, system_clock
+from marketflow.resources import resource
+from marketflow.servers import Servers
+from marketflow.settings import Settings
+from marketflow.stores.bounded import BoundedConnection
+from marketflow.stores.embedded import EmbeddedPostgres
+from marketflow.stores.rows import reason, to_unix_ms
+from marketflow.stores.schema import applied
+
+OLDEST_VERSION = 14
+
+_NEEDED = {
+    "aggregates": ("select", "insert", "update"),
+    "aggregates_daily": ("select", "insert", "update", "delete"),
+    "aggregates_rolled_until": ("select", "update"),
+    "ddl_applied": ("select",),
+}
+"""The rights that MarketFlow makes use of once the tables are there."""
+
+_LACKING = """
+select name, privilege from unnest(%s::text[], %s::text[]) as needed (name, privilege)
+where to_regclass(name) is not null and not has_table_privilege(to_regclass(name), privilege)
+"""
+
+_MAY_CREATE = """
+select current_schema(), coalesce(has_schema_privilege(current_schema(), 'create'), false),
+       coalesce((select pg_has_role(relowner, 'usage') from pg_class where oid = to_regclass('aggregates')), true)
+"""
+
+_NEWEST = """
+select max(newest.timestamp) from unnest(%s::text[]) as exchange cross join unnest(%s::text[]) as pair_name
+cross join lateral (
+    select timestamp from aggregates
+    where aggregates.exchange = exchange and aggregates.pair_name = pair_name and mode = %s
+    order by timestamp desc limit 1
+) as newest
+"""
+
+
+def postgres_check(settings: Settings, servers: Servers) -> Check:
+    """A check of the PostgreSQL of the settings."""
+    embedded = next((server for server in servers.embedded if isinstance(server, EmbeddedPostgres)), None)
+    look = partial(_look, settings, servers.postgres)
+    if embedded is not None:
+        where = "embedded"
+        return Check("PostgreSQL", where, lambda: not_running(embedded, where) or look(where))
+    at = settings.postgres
+    where = f"{at.host}:{at.port}, database {at.dbname}"
+    return Check("PostgreSQL", where, partial(look, where))
+
+
+def _look(settings: Settings, keywords: dict[str, Any], where: str) -> list[Finding]:
+    try:
+        with BoundedConnection.open(keywords) as connection:
+            findings = [_server(where, connection)]
+            if findings[0].state is not State.FAILED:
+                findings += [_schema(where, connection), _rows(where, connection, settings)]
+            return findings
+    except psycopg.Error as error:
+        text = reason(error)
+        return [Finding("PostgreSQL", where, State.FAILED, text, _advice(text))]
+
+
+def _server(where: str, connection: BoundedConnection) -> Finding:
+    """Version, and whether it takes writes."""
+
+    def finding(state: State, found: str, advice: str = "") -> Finding:
+        return Finding("PostgreSQL", where, state, found, advice)
+
+    info = connection.info
+    version = info.parameter_status("server_version") or str(info.server_version)
+    encrypted = ", TLS" if info.pgconn.ssl_in_use else ""
+    text = f"PostgreSQL {version}, user {info.user}{encrypted}"
+    ((standby, read_only),) = connection.execute(
+        "select pg_is_in_recovery(), current_setting('transaction_read_only')"
+    ).fetchall()
+    if info.server_version < OLDEST_VERSION * 10_000:
+        return finding(State.FAILED, f"{text}; {OLDEST_VERSION} is the oldest that will do", "upgrade it")
+    if standby:
+        return finding(
+            State.FAILED, f"{text}; a standby, which takes no writes", "set postgres.host to the primary server"
+        )
+    if read_only == "on":
+        return finding(
+            State.FAILED,
+            f"{text}; transactions are read-only",
+            "ALTER ROLE or ALTER DATABASE ... SET default_transaction_read_only = off",
+        )
+    return finding(State.OK, text)
+
+
+def _schema(where: str, connection: BoundedConnection) -> Finding:
+    """Which files of ddl/ are applied, and whether the user may apply the others and use what is there."""
+
+    def finding(state: State, found: str, advice: str = "") -> Finding:
+        return Finding("PostgreSQL schema", where, state, found, advice)
+
+    names, privileges = zip(*((name, each) for name, needed in _NEEDED.items() for each in needed), strict=True)
+    lacking = connection.execute(_LACKING, [[*names], [*privileges]]).fetchall()
+    if lacking:
+        rights = ", ".join(f"{privilege} on {name}" for name, privilege in lacking)
+        return finding(State.FAILED, f"the user may not: {rights}", f"GRANT {rights} TO the user")
+    ours = {file.name for file in resource("ddl").glob("*.sql")}
+    done = applied(connection)
+    missing, newer = sorted(ours - done), sorted(done - ours)
+    if missing:
+        ((schema, may_create, owns),) = connection.execute(_MAY_CREATE).fetchall()
+        text = f"{', '.join(missing)} not applied yet"
+        if schema is None:
+            return finding(State.FAILED, f"{text}, and no schema of the search_path exists", "CREATE SCHEMA public")
+        if not may_create:
+            return finding(
+                State.FAILED,
+                f"{text}, and the user may not create tables in the schema {schema}",
+                f"GRANT CREATE ON SCHEMA {schema} TO the user, or make it the owner of the database",
+            )
+        if not owns:
+            return finding(
+                State.FAILED,
+                f"{text}, and another user owns the table aggregates",
+                "make the user its owner",
+            )
+        return finding(State.OK, f"{text}; MarketFlow does it at its next start")
+    if newer:
+        text = f"{', '.join(newer)} applied by a newer MarketFlow"
+        return finding(State.WARNING, text, "run that version; this one does not know what has changed")
+    return finding(State.OK, f"up to date: {', '.join(sorted(done))}; rights to read and write")
+
+
+def _rows(where: str, connection: BoundedConnection, settings: Settings) -> Finding:
+    """How old the newest row is."""
+    mode = settings.mode.value
+    exists = connection.execute("select to_regclass('aggregates') is not null").fetchall()[0][0]
+    newest = None
+    if exists:
+        exchanges = [exchange.name for exchange in settings.exchanges]
+        ((newest,),) = connection.execute(_NEWEST, [exchanges, list(settings.symbols), mode]).fetchall()
+    if newest is None:
+        return Finding("PostgreSQL rows", where, State.OK, f"none of {mode} mode yet")
+    age = (milliseconds(system_clock()) - to_unix_ms(newest)) / 1000
+    text = f"the newest minute of {mode} mode began {seconds_text(age)} ago"
+    return Finding("PostgreSQL rows", where, State.OK, text)
+
+
+def _advice(text: str) -> str:
+    """What helps, by the words of libpq and of a server that speaks English."""
+    for words, advice in {
+        "password": "set postgres.user and postgres.password (MARKETFLOW_POSTGRES__PASSWORD)",
+        "pg_hba": "permit this machine, user and database in pg_hba.conf",
+        "SSL": "set postgres.sslmode to what the server offers",
+        "certificate": "set postgres.sslmode, or install the certificate of the server's authority",
+        "role": "CREATE ROLE ... LOGIN, or set postgres.user",
+        "database": "CREATE DATABASE, or set postgres.dbname",
+        "resolve": "correct postgres.host; empty, it is the embedded PostgreSQL",
+        "refused": "start PostgreSQL, or correct postgres.host and postgres.port; no host: the embedded PostgreSQL",
+        "timeout": "see whether it is frozen or overloaded, and whether a firewall is in between",
+        "no answer": "see whether it is frozen or overloaded, and whether a firewall is in between",
+        "too many": "raise max_connections, or end other clients",
+        "permission": "GRANT what is named to the user",
+    }.items():
+        if words in text:
+            return advice
+    return "see PostgreSQL's log"

@@ -1,0 +1,50 @@
+"""Tables for a person: in a terminal as wide as it is, elsewhere plain text. Nothing is ever cut off, it's wrapped."""
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_WIDTH = 120
+"""Columns where there is no terminal to ask, unless COLUMNS says otherwise."""
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str | Text]], lines: bool = False) -> None:
+    """Print to stdout: control characters are escaped, markup is shown as it is; `lines` between the rows."""
+    table = Table(*headings, box=box.ROUNDED if lines else box.SIMPLE_HEAD, show_lines=lines, header_style="bold")
+    for column in table.columns:
+        column.overflow = "fold"
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(visible(cell)) for cell in row))
+    _console().print(table)
+
+
+def print_text(text: str | Text) -> None:
+    """Print a line to stdout."""
+    _console().print(text if isinstance(text, Text) else Text(visible(text)))
+
+
+def visible(text: str) -> str:
+    """Text without what could drive a terminal; lines stay."""
+    return "".join(
+        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode("ascii") for each in text
+    )
+
+
+def _console() -> Console:
+    unknown = "COLUMNS" not in os.environ and not any(
+        _is_terminal(each) for each in (sys.stdin, sys.stdout, sys.stderr)
+    )
+    return Console(width=PLAIN_WIDTH if unknown else None, highlight=False, emoji=False, markup=False)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    with suppress(ValueError):  # closed
+        return stream is not None and stream.isatty()
+    return False
