@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -56,14 +57,15 @@ class _Listener:
     def listen(self, flow: FlowSettings) -> tuple[State, str, str]:
         """State, finding and advice."""
         batches: Observable[Candles] = self._feed.batches()
+        began = time.monotonic()
         connection = batches.subscribe(self._take, self._end, self._end)
         if not self._over.wait(SAMPLE_SECONDS):
             self._heard_all.wait(LISTEN_SECONDS - SAMPLE_SECONDS)
-        state = self._feed.state
+        state, seconds = self._feed.state, time.monotonic() - began
         connection.dispose()
         if not self._heard:
             return self._nothing(state)
-        return self._judged(flow)
+        return self._judged(flow, seconds)
 
     def _take(self, candles: Candles) -> None:
         now_ms = milliseconds(system_clock())
@@ -105,13 +107,13 @@ class _Listener:
                 return State.FAILED, f"no connection within {LISTEN_SECONDS:g} s", start
         return State.FAILED, f"connected, but no tick came within {LISTEN_SECONDS:g} s", "see its log"
 
-    def _judged(self, flow: FlowSettings) -> tuple[State, str, str]:
+    def _judged(self, flow: FlowSettings, seconds: float) -> tuple[State, str, str]:
         """What is to be said of the ticks that came."""
         ahead_ms = max(self._ahead_ms)  # the tick that was under way for the shortest time
         skew = "ahead of" if ahead_ms > 0 else "behind"
         heard = [symbol for symbol in self._symbols if self._heard[symbol]]
         found = [
-            f"{self._heard.total()} ticks of {', '.join(heard)}",
+            f"{self._heard.total()} ticks in {seconds:.1f} s, of {', '.join(heard)}",
             f"timestamps {seconds_text(abs(ahead_ms) / 1000)} {skew} this machine's clock",
         ]
         advice = []

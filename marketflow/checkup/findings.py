@@ -42,7 +42,9 @@ def worst(states: Iterable[State]) -> State:
 
 
 def seconds_text(seconds: float) -> str:
-    """A length of time for a person: `3 ms`, `2.5 s`, `4 min`, `3 h`, `2 days`."""
+    """A length of time for a person: `under 1 ms`, `3 ms`, `2.5 s`, `4 min`, `3 h`, `2 days`."""
+    if seconds < 0.001:
+        return "under 1 ms"
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 120:

@@ -37,10 +37,9 @@ select current_schema(), coalesce(has_schema_privilege(current_schema(), 'create
 """
 
 _NEWEST = """
-select max(newest.timestamp) from unnest(%s::text[]) as exchange cross join unnest(%s::text[]) as pair_name
+select max(newest.timestamp) from unnest(%s::text[]) as wanted (exchange) cross join unnest(%s::text[]) as pair (name)
 cross join lateral (
-    select timestamp from aggregates
-    where aggregates.exchange = exchange and aggregates.pair_name = pair_name and mode = %s
+    select timestamp from aggregates where exchange = wanted.exchange and pair_name = pair.name and mode = %s
     order by timestamp desc limit 1
 ) as newest
 """
@@ -61,9 +60,11 @@ def postgres_check(settings: Settings, servers: Servers) -> Check:
 def _look(settings: Settings, keywords: dict[str, Any], where: str) -> list[Finding]:
     try:
         with BoundedConnection.open(keywords) as connection:
-            findings = [_server(where, connection)]
-            if findings[0].state is not State.FAILED:
-                findings += [_schema(where, connection), _rows(where, connection, settings)]
+            findings: list[Finding] = []
+            for look in (_server, _schema, partial(_rows, settings=settings)):
+                findings.append(look(where, connection))
+                if findings[-1].state is State.FAILED:  # what comes after it would fail for the same reason
+                    break
             return findings
     except psycopg.Error as error:
         text = reason(error)

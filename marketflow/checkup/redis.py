@@ -78,7 +78,7 @@ def _look(where: str, keywords: dict[str, Any]) -> list[Finding]:
             text = "it is still reading its data from disk"
             return [Finding("Redis", where, State.WARNING, text, "wait; MarketFlow would answer from memory meanwhile")]
         except redis.RedisError as error:
-            return [Finding("Redis", where, State.FAILED, str(error), _advice(error))]
+            return [Finding("Redis", where, State.FAILED, *_told(error, bool(keywords["password"])))]
 
 
 def _about(client: "redis.Redis") -> Mapping[str, Any]:
@@ -182,16 +182,16 @@ def _refused(client: "redis.Redis") -> dict[str, str]:
     return refused
 
 
-def _advice(error: redis.RedisError) -> str:
-    text = str(error).lower()
-    if isinstance(error, redis.AuthenticationError) or "noauth" in text or "password" in text:
-        if "without any password" in text:
-            return "leave redis.password empty (MARKETFLOW_REDIS__PASSWORD), or set requirepass in redis.conf"
-        return "set redis.password (MARKETFLOW_REDIS__PASSWORD) to what requirepass is in redis.conf"
-    if "db index" in text:
-        return "set redis.db to a smaller number"
+def _told(error: redis.RedisError, with_password: bool) -> tuple[str, str]:
+    """What an error is to a person, and what helps."""
+    text = str(error)
+    if isinstance(error, redis.AuthenticationError) or "authenticate" in text:
+        found = "it refuses the password" if with_password else "it asks for a password, and none is set"
+        return found, "set redis.password (MARKETFLOW_REDIS__PASSWORD) to what requirepass is in redis.conf"
+    if "DB index" in text:
+        return text, "set redis.db to a smaller number"
     if isinstance(error, redis.TimeoutError):
-        return "see whether it is frozen or overloaded, and whether a firewall is in between"
+        return text, "see whether it is frozen or overloaded, and whether a firewall is in between"
     if isinstance(error, redis.ConnectionError):
-        return "start Redis, or correct redis.host and redis.port; an empty redis.host is the embedded Redis"
-    return "see whether it is a Redis that listens there"
+        return text, "start Redis, or correct redis.host and redis.port; an empty redis.host is the embedded Redis"
+    return text, "see whether it is a Redis that listens there"
