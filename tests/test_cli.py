@@ -1,6 +1,11 @@
+import io
+import json
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,9 +14,13 @@ import pytest
 
 import marketflow
 from marketflow import __version__, cli, logs
+from marketflow.checkup import Finding, State
 from marketflow.errors import StartError
 from marketflow.model import Mode
 from marketflow.settings import Settings
+from tests.application import ScriptedExchange, exchanges_setting
+from tests.proxy import Proxy
+from tests.servers import HOST, RedisServer, free_port
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
 
@@ -113,7 +122,15 @@ def test_an_exchange_has_the_defaults_of_the_settings(exchange: list[Any]) -> No
         ("--role feeds --port 1", "argument --port: not with --role feeds, which listens nowhere"),
         ("--role feeds --host ::1", "argument --host: not with --role feeds, which listens nowhere"),
         ("--role api --mode live", "argument --mode: not with --role api, which is in the mode of the feeds"),
-        ("serve", "unrecognized arguments: serve"),
+        ("serve", "unknown command 'serve'; there are check, config, exchange, and none to run everything"),
+        ("chek", "unknown command 'chek', did you mean check?"),
+        ("check --role api", "unrecognized arguments: --role api"),
+        ("check exchange", "unrecognized arguments: exchange"),
+        ("check --format xml", "argument --format: invalid choice: 'xml'"),
+        ("check --port x", 'argument --port: "x": must be a whole number from 0 to 65535'),
+        ("check --config none.toml", "marketflow: none.toml: can't be read: No such file or directory"),
+        ("config --mode demo", 'argument --mode: "demo": must be one of test, live'),
+        ("config --config none.toml", "marketflow: none.toml: can't be read: No such file or directory"),
         ("--port 1 exchange", "unrecognized arguments: exchange"),
         ("--config none.toml", "marketflow: none.toml: can't be read: No such file or directory"),
         ("exchange", "the following arguments are required: --port"),
@@ -132,12 +149,13 @@ def test_a_wrong_argument_is_named_with_what_is_allowed(
     assert app == []
 
 
+@pytest.mark.parametrize("command", [[], ["check"], ["config"]])
 def test_each_wrong_setting_is_a_line_and_nothing_is_started(
-    monkeypatch: pytest.MonkeyPatch, app: list[Any], capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, app: list[Any], capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
     monkeypatch.setenv("MARKETFLOW_HTTP__PORT", "70000")
     monkeypatch.setenv("MARKETFLOW_LOG__LEVEL", "LOUD")
-    assert cli.main([]) == 2
+    assert cli.main(command) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" = ")[0] for line in sorted(lines)] == ["marketflow: http.port", "marketflow: log.level"]
     assert app == []
@@ -169,16 +187,19 @@ def test_an_interrupted_start_ends_quietly(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("line", ["--help", "exchange --help"])
-def test_help_names_every_flag(capsys: pytest.CaptureFixture[str], line: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "flags"),
+    [
+        ("--help", "--config --mode --role --workers check config exchange"),
+        ("exchange --help", "--name --rate --seed --symbols"),
+        ("check --help", "--config --mode --format"),
+        ("config --help", "--config --mode --format"),
+    ],
+)
+def test_help_names_every_flag(capsys: pytest.CaptureFixture[str], line: str, flags: str) -> None:
     assert cli.main(line.split()) == 0
-    flags = (
-        ["--name", "--rate", "--seed", "--symbols"]
-        if "exchange" in line
-        else ["--config", "--mode", "--role", "--workers", "exchange"]
-    )
     shown = capsys.readouterr().out
-    assert all(flag in shown for flag in ["--port", "--host", *flags])
+    assert all(flag in shown for flag in ["--port", "--host", *flags.split()])
 
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,10 +209,201 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_help_needs_nothing_but_python() -> None:
     script = (
-        "import sys; from marketflow import cli; code = cli.main(['--help'])\n"
-        "heavy = {'dynaconf', 'loguru', 'msgspec', 'reactivex', 'redis', 'psycopg', 'uvicorn'} & set(sys.modules)\n"
+        "import sys; from marketflow import cli\n"
+        "code = cli.main(['--help']) or cli.main(['check', '--help']) or cli.main(['config', '--help'])\n"
+        "heavy = {'dynaconf', 'loguru', 'msgspec', 'reactivex', 'redis', 'psycopg', 'uvicorn', 'rich'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else code)"
     )
     root = Path(marketflow.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
+
+
+# --- marketflow check
+
+
+def findings(*states: State) -> list[Finding]:
+    return [Finding(f"part {number}", "here", state, "as found", "do it") for number, state in enumerate(states)]
+
+
+@pytest.mark.parametrize(
+    ("found", "code", "verdict"),
+    [
+        (findings(State.OK, State.HINT), 0, "MarketFlow runs well with these settings. (1 ok, 1 hint)"),
+        (findings(State.OK, State.WARNING), 0, "but see the warnings. (1 ok, 1 warning)"),
+        (findings(State.WARNING, State.FAILED, State.FAILED), 1, "would not run well. (1 warning, 2 failed)"),
+    ],
+)
+def test_a_check_tells_every_finding_and_fails_when_one_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], found: list[Finding], code: int, verdict: str
+) -> None:
+    monkeypatch.setattr("marketflow.checkup.look_at_everything", lambda _: found)
+    assert cli.main(["check"]) == code
+    shown = capsys.readouterr().out
+    assert verdict in shown
+    assert all(f"part {number}" in shown and finding.state in shown for number, finding in enumerate(found))
+    assert cli.main(["check", "--format", "json"]) == code
+    told = json.loads(capsys.readouterr().out)
+    assert told["ok"] is (code == 0)
+    assert [finding["state"] for finding in told["findings"]] == [finding.state for finding in found]
+    assert told["findings"][0].keys() == {"what", "where", "state", "found", "advice"}
+
+
+def test_a_report_can_drive_no_terminal_and_leaves_nothing_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "word" * 100
+    hostile = Finding("[red]a[/red] :smile:", "\x1b]0;b\x07", State.FAILED, f"\x1b[2J{long}\u202e\x9b", "")
+    monkeypatch.setattr("marketflow.checkup.look_at_everything", lambda _: [hostile])
+    monkeypatch.setenv("COLUMNS", "60")
+    assert cli.main(["check"]) == 1
+    shown = capsys.readouterr().out
+    assert {"\x1b", "\x07", "\x9b", "\u202e"}.isdisjoint(shown)
+    assert max(map(len, shown.splitlines())) <= 60
+    below_the_headings = shown.partition("\u251c")[2]
+    cells = [line.split("\u2502")[1:-1] for line in below_the_headings.splitlines() if "\u2502" in line]
+    what, _, _, found = ("".join(row[column].strip() for row in cells) for column in range(4))
+    assert what.replace(" ", "") == "[red]a[/red]:smile:"
+    assert long in found
+
+
+def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marketflow.checkup.look_at_everything", lambda _: findings(State.FAILED))
+    assert "\x1b[1;31mfailed" in in_terminal(monkeypatch)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[31m" not in in_terminal(monkeypatch)
+    assert "31mfailed" not in in_terminal(monkeypatch)
+
+
+def in_terminal(monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a check prints to a terminal."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    cli.main(["check"])
+    return terminal.getvalue()
+
+
+def test_an_interrupted_check_does_not_say_that_all_is_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: Settings) -> list[Finding]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("marketflow.checkup.look_at_everything", interrupted)
+    assert cli.main(["check"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "marketflow", *arguments]
+
+
+def environment(given: Mapping[str, object]) -> dict[str, str]:
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return inherited | {f"MARKETFLOW_{name}": str(value) for name, value in given.items()}
+
+
+def run(*arguments: str, **given: object) -> "subprocess.CompletedProcess[str]":
+    """The command line as a process of its own, away from any terminal."""
+    return subprocess.run(
+        command(*arguments),
+        env=environment(given),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def test_a_healthy_set_up_passes_a_check(
+    servers: dict[str, object], exchanges: list[ScriptedExchange], tmp_path: Path
+) -> None:
+    settings = servers | {"EXCHANGES": exchanges_setting(*exchanges), "SYMBOLS": "BTCUSDT", "DATA_DIR": tmp_path}
+    ended = threading.Event()
+
+    def send() -> None:
+        while not ended.wait(0.02):
+            for exchange in exchanges:
+                exchange.offer(1.5)
+
+    sending = threading.Thread(target=send, daemon=True)
+    sending.start()
+    done = run("check", "--mode", "live", "--port", str(free_port()), **settings)
+    ended.set()
+    sending.join(5)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "MarketFlow runs well with these settings. (10 ok)"
+    assert "\x1b" not in done.stdout
+    assert str(servers["POSTGRES__PASSWORD"]) not in done.stdout
+
+
+def test_a_broken_set_up_fails_a_check_within_bounds(
+    servers: dict[str, object], redis_db: RedisServer, postgres_db: dict[str, Any]
+) -> None:
+    with Proxy(redis_db.port) as redis, Proxy(postgres_db["port"]) as postgres, Proxy(1) as taken:
+        redis.vanish()
+        postgres.swallow()
+        settings = servers | {"REDIS__PORT": redis.port, "POSTGRES__PORT": postgres.port, "REDIS__PASSWORD": "hush"}
+        settings |= {"EXCHANGES": f'[{{name="a",address="{HOST}:{free_port()}"}}]', "HTTP__PORT": taken.port}
+        done = run("check", "--mode", "live", "--format", "json", **settings)
+    assert (done.returncode, done.stderr) == (1, "")
+    told = json.loads(done.stdout)
+    assert {finding["what"]: finding["state"] for finding in told["findings"]} == dict.fromkeys(
+        ["Redis", "PostgreSQL", "exchange a", "HTTP API"], "failed"
+    )
+    assert all(finding["advice"] for finding in told["findings"])
+    assert "hush" not in done.stdout
+    assert str(servers["POSTGRES__PASSWORD"]) not in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_check_at_once_and_quietly(servers: dict[str, object], number: int) -> None:
+    with ScriptedExchange() as silent:
+        given = environment(servers | {"EXCHANGES": exchanges_setting(silent), "MODE": "live"})
+        with subprocess.Popen(command("check"), env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as check:
+            silent.client()  # it listens now, for seconds
+            check.send_signal(number)
+            output, _ = check.communicate(timeout=30)
+    assert (check.returncode, output) == (130, b"")
+
+
+# --- marketflow config
+
+
+def test_config_shows_each_value_with_its_source_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("http = {host = '::1'}\nredis = {password = 'hush'}")
+    monkeypatch.setenv("MARKETFLOW_FLOW__DB_BATCH_SIZE", "7")
+    monkeypatch.setenv("MARKETFLOW_POSTGRES__PASSWORD", "hush")
+    flags = ["--config", str(path), "--port", "5"]
+    assert cli.main(["config", *flags, "--format", "json"]) == 0
+    shown = capsys.readouterr().out
+    told = json.loads(shown)
+    assert told["http.host"] == {"value": "::1", "source": str(path)}
+    assert told["http.port"] == {"value": 5, "source": "--port"}
+    assert told["flow.db_batch_size"] == {"value": 7, "source": "MARKETFLOW_FLOW__DB_BATCH_SIZE"}
+    assert told["redis.password"] == {"value": "***", "source": str(path)}
+    assert told["postgres.password"] == {"value": "***", "source": "MARKETFLOW_POSTGRES__PASSWORD"}
+    assert told["http.token"] == {"value": "", "source": "default"}
+    assert told["generator.seed"] == {"value": None, "source": "default"}
+    monkeypatch.setenv("COLUMNS", "250")
+    for form in ("table", "toml"):
+        assert cli.main(["config", *flags, "--format", form]) == 0
+        other = capsys.readouterr().out
+        assert "hush" not in shown + other
+        assert all(key.rpartition(".")[2] in other for key in told)
+        assert all(part["source"] in other for part in told.values())
+
+
+def test_nobody_reading_on_is_no_fault() -> None:
+    line = f"set -o pipefail; {sys.executable} -m marketflow config | head -n 1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")

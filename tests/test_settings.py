@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from marketflow.settings import (
     Settings,
     convert,
     load,
+    load_with_origins,
 )
+from marketflow.settings.effective import as_toml, effective
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
 
@@ -376,6 +379,54 @@ def test_a_secret_is_in_no_message_and_in_no_representation(
 
 def test_a_url_in_the_place_of_a_host_does_not_show_its_password() -> None:
     assert "hush" not in problems({"postgres.host": "postgresql://me:hush@host/db"})
+
+
+# --- as they came out
+
+
+def test_the_printed_file_gives_the_same_settings(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "c.json",
+        json.dumps(
+            {
+                "mode": "live",
+                "symbols": ["A", "B-C"],
+                "exchanges": [{"name": "a", "address": "[::1]:1"}, {"name": "b.c", "address": "x.example:2"}],
+                "data_dir": "/tmp/a 'quoted' \"\\ folder\x7f\n\u00e9\U0001f600 # no comment",
+                "http": {"host": "::", "port": 0, "allowed_hosts": ["a.example", "::1"]},
+                "postgres": {"user": "m'e", "dbname": 'a "b" = c\u00e9', "sslmode": "verify-full"},
+                "flow": {"late_after_seconds": 0.00001, "stale_after_seconds": 12.5, "window_seconds": 5},
+                "generator": {"seed": -(2**63), "rate": 1},
+            }
+        ),
+    )
+    for config in (None, path):
+        settings, origins = load_with_origins(config)
+        printed = written(tmp_path / "printed.toml", as_toml(effective(settings, origins)))
+        assert load(printed) == settings
+    assert settings != Settings()
+
+
+def test_the_printed_file_leaves_secrets_to_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MARKETFLOW_REDIS__PASSWORD", "hush")
+    settings, origins = load_with_origins(None, {"http.token": "hush"})
+    text = as_toml(effective(settings, origins))
+    assert "hush" not in text
+    assert "# password: a secret, not shown (from MARKETFLOW_REDIS__PASSWORD)" in text
+    assert "set it by MARKETFLOW_HTTP__TOKEN" in text
+    printed = written(tmp_path / "printed.toml", text)
+    assert load(printed, {"http.token": "hush"}) == settings
+    monkeypatch.delenv("MARKETFLOW_REDIS__PASSWORD")
+    assert load(printed).redis == RedisSettings()
+
+
+def test_each_key_comes_from_the_source_that_won(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = written(tmp_path / "c.toml", "[http]\nhost = 'file'\nport = 1")
+    monkeypatch.setenv("MARKETFLOW_http__PORT", "2")
+    settings, origins = load_with_origins(path, {"mode": "live"})
+    assert settings == load(path, {"mode": "live"})
+    assert origins == {"http.host": str(path), "http.port": "MARKETFLOW_http__PORT", "mode": ""}
+    assert {entry.key: entry.source for entry in effective(settings, origins)}["log.level"] == "default"
 
 
 # --- one value alone

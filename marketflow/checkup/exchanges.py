@@ -11,7 +11,7 @@ from reactivex import Observable
 from marketflow.checkup.findings import Check, Finding, State, seconds_text
 from marketflow.clock import milliseconds, system_clock
 from marketflow.feeds.guard import Guard
-from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent, TcpFeed
+from marketflow.feeds.tcp import ConnectionLost, TcpFeed
 from marketflow.model import Candles, FeedState, Mode
 from marketflow.settings import ExchangeSettings, FlowSettings
 
@@ -99,13 +99,11 @@ class _Listener:
                 return State.FAILED, f"connected, but no line is a tick: {self._rejected()}", _FORMAT
             case ConnectionLost():
                 return State.FAILED, "it closes the connection before it has sent a tick", "see its log"
-            case ConnectionSilent():
-                return State.FAILED, f"connected, but nothing came within {LISTEN_SECONDS:g} s", "see its log"
             case OSError() as error:
                 return State.FAILED, error.strerror or str(error), start
             case None if state is FeedState.CONNECTING:
                 return State.FAILED, f"no connection within {LISTEN_SECONDS:g} s", start
-        return State.FAILED, f"connected, but no tick came within {LISTEN_SECONDS:g} s", "see its log"
+        return State.FAILED, f"connected, but nothing came within {LISTEN_SECONDS:g} s", "see its log"
 
     def _judged(self, flow: FlowSettings, seconds: float) -> tuple[State, str, str]:
         """What is to be said of the ticks that came."""
