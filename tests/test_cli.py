@@ -263,8 +263,8 @@ def test_a_report_can_drive_no_terminal_and_leaves_nothing_out(
     assert max(map(len, shown.splitlines())) <= 60
     below_the_headings = shown.partition("\u251c")[2]
     cells = [line.split("\u2502")[1:-1] for line in below_the_headings.splitlines() if "\u2502" in line]
-    what, _, _, found = ("".join(row[column].strip() for row in cells) for column in range(4))
-    assert what.replace(" ", "") == "[red]a[/red]:smile:"
+    place, _, found = ("".join(row[column].strip() for row in cells) for column in range(3))
+    assert place.replace(" ", "") == "[red]a[/red]:smile:\\x1b]0;b\\x07"
     assert long in found
 
 

@@ -14,10 +14,9 @@ _STYLES = {State.OK: "green", State.HINT: "cyan", State.WARNING: "yellow", State
 def print_report(findings: Sequence[Finding]) -> None:
     """Print a table, and a line that sums it up."""
     rows = [
-        (finding.what, finding.where, Text(finding.state.value, _STYLES[finding.state]), _found(finding))
-        for finding in findings
+        (_place(finding), Text(finding.state.value, _STYLES[finding.state]), _found(finding)) for finding in findings
     ]
-    print_table(("what", "where", "state", "found, and what to do"), rows, lines=True)
+    print_table(("what and where", "state", "found, and what to do"), rows, lines=True)
     print_text(Text(_summary(findings), _STYLES[worst(finding.state for finding in findings)]))
 
 
@@ -31,10 +30,15 @@ def is_well(findings: Sequence[Finding]) -> bool:
     return worst(finding.state for finding in findings) is not State.FAILED
 
 
+def _place(finding: Finding) -> Text:
+    """In one cell, which leaves a narrow terminal room for sentences."""
+    return Text(visible(finding.what), "bold").append(f"\n{visible(finding.where)}", "not bold")
+
+
 def _found(finding: Finding) -> Text:
     text = Text(visible(finding.found))
     if finding.advice:
-        text.append(f"\nTo do: {visible(finding.advice)}", "bold")
+        text.append("\nTo do: ", "bold").append(visible(finding.advice), "not bold")
     return text
 
 
