@@ -116,11 +116,12 @@ class _Listener:
         ]
         advice = []
         if abs(ahead_ms) > flow.max_clock_skew_ms:
-            found.append(f"over flow.max_clock_skew_seconds ({flow.max_clock_skew_seconds:g}): replaced by receipt")
+            limit = f"flow.max_clock_skew_seconds ({flow.max_clock_skew_seconds:g})"
+            found.append(f"that is more than {limit}, so the time of receipt is taken instead")
             advice.append(_clock_advice(ahead_ms))
         if self._guard.timestamps_replaced:
             found.append(f"{self._guard.timestamps_replaced} ticks without a timestamp")
-            advice.append("let it send timestamps in Unix ms; the time of receipt is taken instead")
+            advice.append("let it send timestamps in Unix milliseconds; the time of receipt is taken instead")
         if silent := [symbol for symbol in self._symbols if symbol not in heard]:
             found.append(f"nothing within {LISTEN_SECONDS:g} s of {', '.join(silent)}")
             advice.append("see whether it trades all of symbols")

@@ -1,5 +1,6 @@
 """Looks at PostgreSQL: whether it answers, can be written to, and has or can be given this version's tables."""
 
+import re
 from functools import partial
 from typing import Any
 
@@ -67,7 +68,8 @@ def _look(settings: Settings, keywords: dict[str, Any], where: str) -> list[Find
                     break
             return findings
     except psycopg.Error as error:
-        text = reason(error)
+        # Where it was connected to is told beside it.
+        text = re.sub(r"^connection failed: connection to server .*? failed: (FATAL: +)?", "", reason(error))
         return [Finding("PostgreSQL", where, State.FAILED, text, _advice(text))]
 
 

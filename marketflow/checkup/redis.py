@@ -73,7 +73,7 @@ def _look(where: str, keywords: dict[str, Any]) -> list[Finding]:
             client.ping()
             seconds = time.monotonic() - began
             about = _about(client)
-            return [_server(where, seconds, about), *_memory(where, about), _rights(where, client)]
+            return [judged(where, seconds, about), *_memory(where, about), _rights(where, client)]
         except redis.BusyLoadingError:
             text = "it is still reading its data from disk"
             return [Finding("Redis", where, State.WARNING, text, "wait; MarketFlow would answer from memory meanwhile")]
@@ -89,8 +89,8 @@ def _about(client: "redis.Redis") -> Mapping[str, Any]:
         return {}
 
 
-def _server(where: str, seconds: float, about: Mapping[str, Any]) -> Finding:
-    """Version, role and speed."""
+def judged(where: str, seconds: float, about: Mapping[str, Any]) -> Finding:
+    """What to say of a server by the seconds it took to answer, and by INFO: version, role, disk."""
 
     def finding(state: State, found: str, advice: str) -> Finding:
         return Finding("Redis", where, state, found, advice)
@@ -99,13 +99,13 @@ def _server(where: str, seconds: float, about: Mapping[str, Any]) -> Finding:
     if not about:
         text = f"{answered}; INFO is not permitted, so its version, role and memory are not known"
         return finding(State.WARNING, text, "permit INFO to see more (ACL SETUSER default +info)")
-    version = str(about["redis_version"])
+    version = str(about.get("redis_version", "0"))
     text = f"Redis {version}, {answered}"
     if about.get("cluster_enabled"):
         return finding(
             State.FAILED, f"{text}; a node of a cluster, which MarketFlow does not follow", "use a Redis of its own"
         )
-    if about["role"] != "master":
+    if about.get("role", "master") != "master":
         leader = f"{about.get('master_host')}:{about.get('master_port')}"
         return finding(State.FAILED, f"{text}; a replica of {leader}", f"set redis.host and redis.port to {leader}")
     if about.get("aof_last_write_status", "ok") != "ok" or about.get("rdb_last_bgsave_status", "ok") != "ok":

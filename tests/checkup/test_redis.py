@@ -180,6 +180,24 @@ def test_a_server_that_may_not_be_asked_about_itself_is_a_warning(server_folder:
     assert found["Redis"].state is State.WARNING
 
 
+@pytest.mark.parametrize(
+    ("about", "seconds", "state", "told"),
+    [
+        ({"redis_version": "5.0.14"}, 0.0, State.WARNING, "MarketFlow is tested with 6.2 and newer"),
+        ({"redis_version": "10.0.1"}, 0.0, State.OK, "Redis 10.0.1"),
+        ({"redis_version": "7.4", "aof_last_write_status": "err"}, 0.0, State.WARNING, "cannot save"),
+        ({"redis_version": "7.4", "rdb_last_bgsave_status": "err"}, 0.0, State.WARNING, "cannot save"),
+        ({"redis_version": "7.4"}, 0.4, State.FAILED, "answers in 400 ms; MarketFlow gives up after 250 ms"),
+    ],
+)
+def test_what_a_server_says_of_itself_is_judged(
+    about: dict[str, object], seconds: float, state: State, told: str
+) -> None:
+    finding = checkup.judged("here", seconds, about)
+    assert finding.state is state
+    assert told in finding.found
+
+
 def test_something_else_on_the_port_is_told(postgres_server: object) -> None:
     finding = only(look(postgres_server.port))  # type: ignore[attr-defined]
     assert finding.state is State.FAILED
