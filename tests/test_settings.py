@@ -223,6 +223,17 @@ def test_variables_that_kubernetes_makes_of_a_service_are_left_alone(monkeypatch
     assert load() == Settings()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_current_folder_that_may_not_be_entered_has_no_settings(tmp_path: Path) -> None:
+    os.chmod(tmp_path, 0o700)
+    os.seteuid(65534)
+    try:
+        given = load()
+    finally:
+        os.seteuid(0)
+    assert given.http == HttpSettings()
+
+
 # --- what is refused, and how
 
 

@@ -26,6 +26,9 @@ TOO_LITTLE_BYTES = 100_000_000
 """Free space in which the servers may not even start."""
 
 
+AS_OWNER = "run this as the user that MarketFlow runs as"
+
+
 def data_checks(settings: Settings) -> list[Check]:
     """A check of the data folder, where embedded servers are to be used."""
     if settings.redis.host and settings.postgres.host:
@@ -84,9 +87,8 @@ def _look(where: str, data_dir: Path) -> list[Finding]:
     if not existing.is_dir():
         return finding(State.FAILED, f"{existing} is no folder", "set data_dir")
     if not os.access(existing, os.W_OK | os.X_OK):
-        return finding(
-            State.FAILED, f"{existing} may not be written to by {_user()}", "set data_dir, or change the folder's owner"
-        )
+        found = f"{existing} may not be written to by {_user()}"
+        return finding(State.FAILED, found, f"set data_dir, change the folder's owner, or {AS_OWNER}")
     free = shutil.disk_usage(existing).free
     space = f"{bytes_text(free)} free"
     if (pid := holder(data_dir)) is not None:

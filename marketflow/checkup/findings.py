@@ -41,6 +41,11 @@ def worst(states: Iterable[State]) -> State:
     return max(states, key=_GRAVITY.index, default=State.OK)
 
 
+def address_text(host: str, port: int) -> str:
+    """An address for a person: `127.0.0.1:6379`, `[::1]:6379`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def seconds_text(seconds: float) -> str:
     """A length of time for a person: `under 1 ms`, `3 ms`, `2.5 s`, `4 min`, `3 h`, `2 days`."""
     if seconds < 0.001:

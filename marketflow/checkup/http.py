@@ -11,7 +11,7 @@ import msgspec
 from marketflow.api.context import Health
 from marketflow.api.protection import is_loopback
 from marketflow.api.server import bind
-from marketflow.checkup.findings import Check, Finding, State, seconds_text
+from marketflow.checkup.findings import Check, Finding, State, address_text, seconds_text
 from marketflow.errors import StartError
 from marketflow.settings import HttpSettings
 
@@ -26,7 +26,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask
 
 def http_check(http: HttpSettings) -> Check:
     """A check of http.host and http.port."""
-    where = f"{http.host}:{http.port}"
+    where = address_text(http.host, http.port)
     return Check("HTTP API", where, partial(_look, where, http))
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import psycopg
 
-from marketflow.checkup.data import not_running
-from marketflow.checkup.findings import Check, Finding, State, seconds_text
+from marketflow.checkup.data import AS_OWNER, not_running
+from marketflow.checkup.findings import Check, Finding, State, address_text, seconds_text
 from marketflow.clock import milliseconds, system_clock
 from marketflow.resources import resource
 from marketflow.servers import Servers
@@ -54,7 +54,7 @@ def postgres_check(settings: Settings, servers: Servers) -> Check:
         where = "embedded"
         return Check("PostgreSQL", where, lambda: not_running(embedded, where) or look(where))
     at = settings.postgres
-    where = f"{at.host}:{at.port}, database {at.dbname}"
+    where = f"{address_text(at.host, at.port)}, database {at.dbname}"
     return Check("PostgreSQL", where, partial(look, where))
 
 
@@ -168,6 +168,7 @@ def _advice(text: str) -> str:
         "timeout": "see whether it is frozen or overloaded, and whether a firewall is in between",
         "no answer": "see whether it is frozen or overloaded, and whether a firewall is in between",
         "too many": "raise max_connections, or end other clients",
+        "Permission denied": AS_OWNER,
         "permission": "GRANT what is named to the user",
     }.items():
         if words in text:

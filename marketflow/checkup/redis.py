@@ -12,8 +12,8 @@ from typing import Any
 import redis
 from redis.backoff import NoBackoff
 
-from marketflow.checkup.data import not_running
-from marketflow.checkup.findings import Check, Finding, State, bytes_text, seconds_text
+from marketflow.checkup.data import AS_OWNER, not_running
+from marketflow.checkup.findings import Check, Finding, State, address_text, bytes_text, seconds_text
 from marketflow.servers import Servers
 from marketflow.settings import Settings
 from marketflow.stores import keys
@@ -59,7 +59,7 @@ def redis_check(settings: Settings, servers: Servers) -> Check:
     if embedded is not None:
         where = "embedded"
         return Check("Redis", where, lambda: not_running(embedded, where) or _look(where, servers.redis))
-    where = f"{settings.redis.host}:{settings.redis.port}, database {settings.redis.db}"
+    where = f"{address_text(settings.redis.host, settings.redis.port)}, database {settings.redis.db}"
     return Check("Redis", where, partial(_look, where, servers.redis))
 
 
@@ -192,6 +192,8 @@ def _told(error: redis.RedisError, with_password: bool) -> tuple[str, str]:
         return text, "set redis.db to a smaller number"
     if isinstance(error, redis.TimeoutError):
         return text, "see whether it is frozen or overloaded, and whether a firewall is in between"
+    if "Permission denied" in text:
+        return text, AS_OWNER
     if isinstance(error, redis.ConnectionError):
         return text, "start Redis, or correct redis.host and redis.port; an empty redis.host is the embedded Redis"
     return text, "see whether it is a Redis that listens there"

@@ -57,9 +57,9 @@ def parsed(key: str, text: str) -> object:
 
 
 def _settings_file() -> Path | None:
-    here = Path("settings.toml")
-    if here.exists():
-        return here
+    here = "settings.toml"
+    if os.path.exists(here):  # not Path's, which raises in a folder that may not be entered
+        return Path(here)
     try:
         return resource("settings.toml")
     except FileNotFoundError:

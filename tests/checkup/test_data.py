@@ -52,6 +52,22 @@ def test_a_look_does_not_keep_a_marketflow_from_starting(tmp_path: Path) -> None
         pass
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_the_servers_of_another_user_are_told_to_be_closed(server_folder: Path) -> None:
+    with Application(server_folder) as application:
+        assert application.ready()
+        settings = load(None, {"data_dir": str(server_folder / "data"), "http.port": free_port()})
+        os.seteuid(65534)
+        try:
+            findings = look_at_everything(settings)
+        finally:
+            os.seteuid(0)
+    found = {finding.what: finding for finding in findings}
+    for what in ("Redis", "PostgreSQL"):
+        assert found[what].state is State.FAILED
+        assert found[what].advice == "run this as the user that MarketFlow runs as"
+
+
 def test_a_server_that_its_marketflow_has_lost_is_a_warning(tmp_path: Path) -> None:
     with claim(tmp_path):
         found = look(tmp_path)

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from marketflow.checkup.findings import Check, Finding, State, bytes_text, seconds_text, worst
+from marketflow.checkup.findings import Check, Finding, State, address_text, bytes_text, seconds_text, worst
 from marketflow.checkup.round import side_by_side
 
 
@@ -65,6 +65,11 @@ def test_the_worst_state_counts() -> None:
 )
 def test_a_length_of_time_is_told_in_its_unit(seconds: float, text: str) -> None:
     assert seconds_text(seconds) == text
+
+
+@pytest.mark.parametrize(("host", "text"), [("a.example", "a.example:1"), ("::1", "[::1]:1")])
+def test_an_address_is_told_as_in_a_url(host: str, text: str) -> None:
+    assert address_text(host, 1) == text
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 bytes"), (1500, "1.5 kB"), (812e6, "812 MB"), (999.6e9, "1 TB")])
