@@ -39,6 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # Until the servers have handlers of their own, a start can be given up by either signal.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return _main(arguments)
+    except KeyboardInterrupt:  # while starting; later the servers see to it themselves
+        return INTERRUPTED if arguments[:1] == ["check"] else 0
+
+
+def _main(arguments: list[str]) -> int:
+    try:
         run, parsed = _parsed(arguments)
     except SystemExit as stop:  # argparse has answered: --help, --version or a wrong argument
         return USAGE if stop.code else 0
@@ -51,8 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StartError as error:
         print(f"marketflow: {error}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:  # while starting; later the servers see to it themselves
-        return INTERRUPTED if run is _check else 0
 
 
 def _parsed(arguments: list[str]) -> tuple[Callable[[argparse.Namespace], int], argparse.Namespace]:
@@ -210,7 +215,7 @@ def _check_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_settings(parser)
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="%(default)s")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="what is printed; %(default)s")
     return parser
 
 
@@ -223,7 +228,9 @@ def _config_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_settings(parser)
-    parser.add_argument("--format", choices=("table", "toml", "json"), default="table", help="%(default)s")
+    parser.add_argument(
+        "--format", choices=("table", "toml", "json"), default="table", help="what is printed; %(default)s"
+    )
     return parser
 
 

@@ -187,6 +187,18 @@ def test_an_interrupted_start_ends_quietly(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(("line", "code"), [("--port 1", 0), ("check --port 1", 130)])
+def test_arguments_that_are_interrupted_end_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, code: int
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("marketflow.settings.convert", interrupted)
+    assert cli.main(line.split()) == code
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize(
     ("line", "flags"),
     [
