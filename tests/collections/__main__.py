@@ -1,0 +1,212 @@
+"""The Postman collection against real applications, run by newman.
+
+python -m tests.collections               every set-up, one after the other
+python -m tests.collections live          one of them
+
+newman is `.venv/bin/newman` unless --newman says otherwise; `.ci/run collections` installs it.
+"""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tests.application import ROOT, Application
+from tests.servers import HOST, free_port, wait_until
+
+COLLECTION = ROOT / "collections" / "marketflow.postman_collection.json"
+ENVIRONMENT = ROOT / "collections" / "local.postman_environment.json"
+
+TOKEN = "open-sesame"
+EXCHANGES = ("exchange1", "exchange2", "exchange3")
+NEWMAN_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """An application to run the collection against, freshly started on empty embedded servers."""
+
+    mode: str
+    token: str = TOKEN
+    halves: bool = False
+    """Feeds and two workers of the API in processes of their own."""
+    folders: Sequence[str] = field(default=())
+    """What is run; everything by default."""
+
+
+SET_UPS = {
+    "test": SetUp("test"),
+    "live": SetUp("live"),
+    "halves": SetUp("live", halves=True),
+    "open": SetUp("test", token="", folders=("Start here", "Mode", "Errors", "In the end")),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What newman said: its exit code, and tests as (place in the collection, name)."""
+
+    code: int
+    output: str
+    skipped: frozenset[tuple[str, str]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it against each set-up; 1 when a test failed, an application did not end well, or a test ran nowhere."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(SET_UPS)}; all by default")
+    parser.add_argument("--newman", type=Path, default=ROOT / ".venv" / "bin" / "newman", help="%(default)s")
+    parser.add_argument("--verbose", action="store_true", help="show every request and test, not only the summary")
+    arguments = parser.parse_args(argv)
+    if unknown := set(arguments.names) - set(SET_UPS):
+        parser.error(f"no such set-up: {', '.join(sorted(unknown))}")
+    if not arguments.newman.exists():
+        parser.error(f"there is no {arguments.newman}: npm install --global --prefix .venv newman")
+    outcomes = {}
+    for name in arguments.names or SET_UPS:
+        print(f"== newman: {name}", flush=True)
+        outcomes[name] = _run(SET_UPS[name], arguments.newman)
+        print(
+            outcomes[name].output if arguments.verbose or outcomes[name].code else _summary(outcomes[name]), flush=True
+        )
+    failed = [name for name, outcome in outcomes.items() if outcome.code]
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed or _never_run(outcomes) else 0
+
+
+def _run(setup: SetUp, newman: Path) -> Outcome:
+    with tempfile.TemporaryDirectory(prefix="marketflow-newman-") as name:
+        folder = Path(name)
+        folder.chmod(0o711)  # PostgreSQL runs as another user when started by root
+        try:
+            outcome = _run_in(folder, setup, newman)
+        except BaseException:
+            print(_logs(folder), file=sys.stderr)
+            raise
+        return outcome if outcome.code == 0 else replace(outcome, output=f"{_logs(folder)}\n{outcome.output}")
+
+
+def _run_in(folder: Path, setup: SetUp, newman: Path) -> Outcome:
+    with ExitStack() as stack:
+        exchanges = stack.enter_context(_exchanges(folder)) if setup.mode == "live" else _nowhere()
+        processes = stack.enter_context(_application(folder, setup, exchanges))
+        outcome = _newman(newman, folder, setup, processes[-1])
+        for process in reversed(processes):
+            code, seconds = process.stop(signal.SIGTERM)
+            assert code == 0, f"exit code {code} after SIGTERM"
+            print(f"ended by SIGTERM with 0 after {seconds:.1f} s")
+        return outcome
+
+
+def _logs(folder: Path) -> str:
+    """What all processes said."""
+    logs = [*sorted(folder.glob("*.log")), *sorted(folder.glob("*/application.log"))]
+    return "\n".join(f"== {log.relative_to(folder)}\n{log.read_text(errors='replace')}" for log in logs)
+
+
+@contextmanager
+def _exchanges(folder: Path) -> Iterator[str]:
+    """Simulated exchanges, each a process; gives the setting that names them."""
+    addresses = {}
+    with ExitStack() as stack:
+        for name in EXCHANGES:
+            port = free_port()
+            command = [sys.executable, "-m", "marketflow", "exchange", "--port", str(port), "--name", name]
+            log = stack.enter_context((folder / f"{name}.log").open("wb"))
+            process = stack.enter_context(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log))
+            stack.callback(process.terminate)
+            addresses[name] = f"{HOST}:{port}"
+        yield _setting(addresses)
+
+
+def _nowhere() -> str:
+    """The setting that names exchanges which are not there."""
+    return _setting({name: f"{HOST}:{free_port()}" for name in EXCHANGES})
+
+
+def _setting(addresses: Mapping[str, str]) -> str:
+    return "[" + ", ".join(f'{{name="{name}",address="{address}"}}' for name, address in addresses.items()) + "]"
+
+
+@contextmanager
+def _application(folder: Path, setup: SetUp, exchanges: str) -> Iterator[list[Application]]:
+    """Its processes, the one that answers last, once it has prices of every exchange."""
+    given = {
+        "DATA_DIR": folder / "data",
+        "EXCHANGES": exchanges,
+        "HTTP__TOKEN": setup.token,
+        "MODE": setup.mode,
+    }
+    with ExitStack() as stack:
+        processes = []
+        if setup.halves:
+            apart = folder / "feeds"
+            apart.mkdir()
+            processes.append(Application(apart, given, ("--role", "feeds")).start(wait=False))
+            stack.push(processes[0].__exit__)
+        arguments = ("--role", "api", "--workers", "2") if setup.halves else ()
+        answering = stack.enter_context(Application(folder, given, arguments))
+        for name in EXCHANGES:
+            path = f"/prices/average/{name}/BTCUSDT"
+            wait_until(lambda path=path: answering.find(path), 30, f"no answer to {path}")  # type: ignore[misc]
+        yield [*processes, answering]
+
+
+def _newman(newman: Path, folder: Path, setup: SetUp, application: Application) -> Outcome:
+    variables = {
+        "baseUrl": str(application.http.base_url).rstrip("/"),
+        "token": setup.token,
+        "expected_mode": setup.mode,
+        "live_feeds": "connected" if setup.mode == "live" else "none",
+        "fresh": "true",
+    }
+    report = folder / "report.json"
+    command = [str(newman), "run", str(COLLECTION), "--environment", str(ENVIRONMENT), "--color", "off"]
+    command += ["--reporters", "cli,json", "--reporter-json-export", str(report)]
+    command += ["--timeout-request", "10000", "--timeout-script", "60000"]
+    for name, value in variables.items():
+        command += ["--env-var", f"{name}={value}"]
+    for name in setup.folders:
+        command += ["--folder", name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=NEWMAN_SECONDS, check=False)
+    told = json.loads(report.read_text()) if report.exists() else {"run": {"executions": []}}
+    return Outcome(done.returncode, done.stdout + done.stderr, frozenset(_skipped(told)))
+
+
+def _skipped(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for execution in report["run"]["executions"]:
+        for assertion in execution.get("assertions", ()):
+            if assertion["skipped"]:
+                yield execution["item"]["name"], assertion["assertion"]
+
+
+def _summary(outcome: Outcome) -> str:
+    """newman's table, and what was left out."""
+    table = [line for line in outcome.output.splitlines() if line[:1] in "┌│├└"]
+    return "\n".join(table + [f"left out: {place}: {name}" for place, name in sorted(outcome.skipped)])
+
+
+def _never_run(outcomes: Mapping[str, Outcome]) -> bool:
+    """Whether a test was left out by everybody who should run all; only where every set-up had its turn."""
+    if set(outcomes) != set(SET_UPS):
+        return False
+    never = frozenset.intersection(*(outcomes[name].skipped for name, each in SET_UPS.items() if not each.folders))
+    for place, name in sorted(never):
+        print(f"no set-up runs this test: {place}: {name}", file=sys.stderr)
+    return bool(never)
+
+
+if __name__ == "__main__":
+    began = time.monotonic()
+    code = main()
+    print(f"== newman: {time.monotonic() - began:.0f} s", flush=True)
+    sys.exit(code)
