@@ -1,0 +1,146 @@
+"""The Postman collection as a file: complete, explained, and in the form in which Postman writes it.
+
+What the answers are is checked by newman, see `__main__`.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Match, Route
+
+from marketflow.api.application import create_app
+
+FOLDER = Path(__file__).parent.parent.parent / "collections"
+COLLECTION = FOLDER / "marketflow.postman_collection.json"
+ENVIRONMENTS = sorted(FOLDER.glob("*.postman_environment.json"))
+
+CODES = (
+    "unknown_symbol",
+    "unknown_exchange",
+    "no_data",
+    "not_found",
+    "invalid_period",
+    "unauthorized",
+    "method_not_allowed",
+    "invalid_host",
+    "cross_site",
+    "body_too_large",
+    "headers_too_large",
+)
+
+
+class Item(NamedTuple):
+    """A folder or a request, and all that its folders run after each of their requests."""
+
+    place: str
+    content: dict[str, Any]
+    inherited: str
+
+
+def items(parent: dict[str, Any], place: str = "", inherited: str = "") -> Iterator[Item]:
+    for content in parent["item"]:
+        item = Item(f"{place}/{content['name']}", content, inherited)
+        yield item
+        if "item" in content:
+            yield from items(content, item.place, inherited + script(content, "test"))
+
+
+def script(content: dict[str, Any], listen: str) -> str:
+    events = (event for event in content.get("event", ()) if event["listen"] == listen)
+    return "\n".join(line for event in events for line in event["script"]["exec"])
+
+
+@pytest.fixture(scope="module")
+def collection() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(COLLECTION.read_text())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def requests(collection: dict[str, Any]) -> list[Item]:
+    return [item for item in items(collection) if "request" in item.content]
+
+
+def routes() -> list[tuple[Route, str]]:
+    @asynccontextmanager
+    async def nothing(_: Starlette) -> Any:
+        yield {}
+
+    found = [route for route in create_app(nothing).routes if isinstance(route, Route) and route.include_in_schema]
+    return [(route, method) for route in found for method in sorted(route.methods or ()) if method != "HEAD"]
+
+
+@pytest.mark.parametrize(("route", "method"), routes(), ids=lambda of: of if isinstance(of, str) else of.path)
+def test_every_route_is_asked(route: Route, method: str, requests: list[Item]) -> None:
+    def asks(item: Item) -> bool:
+        raw = item.content["request"]["url"]["raw"].removeprefix("{{baseUrl}}")
+        scope = {"type": "http", "method": item.content["request"]["method"], "path": re.sub(r"{{|}}|\?.*", "", raw)}
+        return scope["method"] == method and route.matches(scope)[0] is Match.FULL
+
+    assert any(asks(item) for item in requests)
+
+
+@pytest.mark.parametrize("question", ["highest", "lowest", "average"])
+@pytest.mark.parametrize("form", ["{{symbol}}", "{{exchange}}/{{symbol}}"])
+def test_each_question_is_asked_with_and_without_a_period(question: str, form: str, requests: list[Item]) -> None:
+    asked = {item.content["request"]["url"]["raw"] for item in requests}
+    path = f"{{{{baseUrl}}}}/prices/{question}/{form}"
+    assert path in asked
+    assert any(url.startswith(f"{path}?period=") for url in asked)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_error_that_a_client_can_cause_is_caused(code: str, requests: list[Item]) -> None:
+    assert any(f'.to.equal("{code}")' in script(item.content, "test") for item in requests)
+
+
+def test_every_folder_and_request_is_explained_and_has_a_name_of_its_own(collection: dict[str, Any]) -> None:
+    places = []
+    for item in items(collection):
+        described = item.content.get("description") or item.content["request"]["description"]
+        assert described.strip(), item.place
+        places.append(item.place)
+    assert len(places) == len(set(places))
+
+
+def test_every_request_is_tested(requests: list[Item]) -> None:
+    for item in requests:
+        assert "pm.test(" in script(item.content, "test") + item.inherited, item.place
+
+
+def test_scripts_use_what_the_postman_app_knows_as_well(collection: dict[str, Any], requests: list[Item]) -> None:
+    whole = COLLECTION.read_text()
+    assert "require(" not in whole
+    assert not re.search(r"\bpostman\.\w+\(", whole)
+    for item in requests:  # a promise that a test returns is not waited for by every version
+        assert not re.search(r"pm\.test\([^,]+, async", script(item.content, "test") + item.inherited), item.place
+
+
+def test_every_variable_has_a_default_or_is_set_by_a_script(collection: dict[str, Any]) -> None:
+    defaults = {variable["key"] for variable in collection["variable"]}
+    text = COLLECTION.read_text()
+    used = set(re.findall(r"{{(\w+)}}", text)) | set(re.findall(r'pm\.variables\.get\(\\"(\w+)\\"\)', text))
+    set_by_scripts = set(re.findall(r'(?:v|V)ariables\.set\(\\"(\w+)\\"', text))
+    assert used <= defaults | set_by_scripts
+    assert defaults <= used
+
+
+@pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda path: path.name)
+def test_an_environment_sets_variables_that_there_are(path: Path, collection: dict[str, Any]) -> None:
+    environment = json.loads(path.read_text())
+    defaults = {variable["key"] for variable in collection["variable"]}
+    assert {value["key"] for value in environment["values"]} <= defaults
+    assert [value["type"] for value in environment["values"] if value["key"] == "token"] == ["secret"]
+
+
+@pytest.mark.parametrize("path", [COLLECTION, *ENVIRONMENTS], ids=lambda path: path.name)
+def test_it_is_written_as_postman_exports_it(path: Path) -> None:
+    """So that an export after a change made in the app shows that change and nothing else."""
+    text = path.read_text()
+    assert json.dumps(json.loads(text), indent="\t", ensure_ascii=False) == text.rstrip("\n")
