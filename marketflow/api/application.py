@@ -9,13 +9,16 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
-from marketflow.api.metrics import metrics_routes
-from marketflow.api.modes import mode_routes
-from marketflow.api.prices import price_routes
+from marketflow.api.documentation import with_documentation
+from marketflow.api.metrics import metrics_operations
+from marketflow.api.modes import mode_operations
+from marketflow.api.operation import Operation
+from marketflow.api.pages import static_route
+from marketflow.api.prices import price_operations
 from marketflow.api.problems import problem_handlers
 from marketflow.api.protection import AllowedHosts, BodyLimit, SameSite
 from marketflow.api.request_times import RequestTimes, Timed
-from marketflow.api.status import status_routes
+from marketflow.api.status import status_operations
 
 ContextLifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]
 """Opens everything, yields `{"context": Context}`, and closes everything again."""
@@ -33,6 +36,13 @@ class _Application(Starlette):
             logger.opt(exception=error).error("{} {!r} failed", scope["method"], scope["path"])
 
 
+def operations(times: RequestTimes) -> list[Operation]:
+    """All that the API does, in the order of its description."""
+    return with_documentation(
+        [*price_operations(), *mode_operations(), *status_operations(), *metrics_operations(times)]
+    )
+
+
 def create_app(lifespan: ContextLifespan, host: str = "127.0.0.1", allowed_hosts: Sequence[str] = ()) -> Starlette:
     """The application; its context comes from the lifespan, once for each server that runs it.
 
@@ -40,7 +50,7 @@ def create_app(lifespan: ContextLifespan, host: str = "127.0.0.1", allowed_hosts
     """
     times = RequestTimes()
     app = _Application(
-        routes=[*price_routes(), *mode_routes(), *status_routes(), *metrics_routes(times)],
+        routes=[*(operation.route() for operation in operations(times)), static_route()],
         middleware=[
             Middleware(Timed, times=times),
             Middleware(BodyLimit),

@@ -9,15 +9,15 @@ import asyncio
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar
 
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from marketflow.api.problems import problem
-from marketflow.api.protection import request_timeout
+from marketflow.api.problems import Problem, answer_to
+from marketflow.api.protection import CLOSE, request_timeout
 from marketflow.logs import RateLimit
 
 FILES_PER_CONNECTION = 4
@@ -26,6 +26,22 @@ them can be closed, and the rest is for the stores, the exchanges and the logs.
 """
 
 _limit = RateLimit(10.0)
+
+
+class MalformedRequest(Problem):
+    """This is no valid HTTP request."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "malformed_request"
+    headers: ClassVar[Mapping[str, str]] = CLOSE
+
+
+class HeadersTooLarge(Problem):
+    """The headers are over 64 KiB."""
+
+    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    code = "headers_too_large"
+    headers: ClassVar[Mapping[str, str]] = CLOSE
 
 
 class LimitedConnection(HttpToolsProtocol):
@@ -123,7 +139,7 @@ class LimitedConnection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what the parser does not understand."""
-        self._refuse(problem(HTTPStatus.BAD_REQUEST, "malformed_request", "This is no valid HTTP request.", _CLOSE))
+        self._refuse(answer_to(MalformedRequest("This is no valid HTTP request.")))
 
     def _refuse(self, response: Response) -> None:
         """Answer and close. Where earlier requests wait for their answers, close after those instead."""
@@ -209,9 +225,5 @@ def _counted(limit: int) -> int:
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
-_CLOSE = {"connection": "close"}
-
-
 def _headers_too_large() -> Response:
-    detail = f"The headers are larger than {LimitedConnection.MAX_HEADER_BYTES} bytes."
-    return problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", detail, _CLOSE)
+    return answer_to(HeadersTooLarge(f"The headers are larger than {LimitedConnection.MAX_HEADER_BYTES} bytes."))

@@ -6,9 +6,10 @@ The routes see ports only, so they neither know nor care whether the feeds run i
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 
 from marketflow.api.answers import Prices
@@ -19,14 +20,14 @@ StoreState = Literal["ok", "down"]
 
 
 class Health(msgspec.Struct, frozen=True):
-    """How the application is doing, in the shape in which /health answers. `exchanges` is by exchange name."""
+    """How the application does."""
 
-    status: Literal["ok", "degraded"]
+    status: Annotated[Literal["ok", "degraded"], Meta(description="`ok` while both stores and every exchange do well.")]
     mode: Mode
-    uptime_seconds: float
-    postgres: StoreState
-    redis: StoreState
-    exchanges: dict[str, FeedState]
+    uptime_seconds: Annotated[float, Meta(ge=0, description="Seconds since the start.", examples=[93.015])]
+    postgres: Annotated[StoreState, Meta(description="Whether candles can be read and written.")]
+    redis: Annotated[StoreState, Meta(description="Whether newest prices can be read and written.")]
+    exchanges: Annotated[dict[str, FeedState], Meta(description="How the feed of each exchange does, by its name.")]
 
 
 class ModeSwitch(Protocol):

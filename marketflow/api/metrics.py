@@ -11,23 +11,36 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encode
 from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from marketflow import __version__
 from marketflow.api.context import Context, Health, context_of
+from marketflow.api.operation import Content, Operation, Tag
+from marketflow.api.rendering import ALWAYS
 from marketflow.api.request_times import RequestTimes
 from marketflow.figures import Delays, ExchangeFigures, Figures
 from marketflow.model import FeedState, Mode
 
+_METRICS = Tag("metrics", "What has been counted.")
 
-def metrics_routes(times: RequestTimes) -> list[Route]:
-    """The route of this module."""
+
+def metrics_operations(times: RequestTimes) -> list[Operation]:
+    """The operation of this module."""
 
     async def metrics(request: Request) -> Response:
         content, content_type = _encoded(_Exposed(context_of(request), times), request.headers.get("accept", ""))
-        return Response(content, headers={"content-type": content_type, "cache-control": "no-store"})
+        return Response(content, headers={**ALWAYS, "content-type": content_type})
 
-    return [Route("/metrics", metrics)]
+    return [
+        Operation(
+            id="metrics",
+            path="/metrics",
+            endpoint=metrics,
+            tag=_METRICS,
+            summary="What has been counted, for Prometheus",
+            description="Its own text format, or OpenMetrics for a client whose `Accept` says so.",
+            answer=Content(("text/plain", "application/openmetrics-text"), "Metrics, one a line.", {"type": "string"}),
+        )
+    ]
 
 
 def _encoded(exposed: Collector, accept: str) -> tuple[bytes, str]:

@@ -1,51 +1,77 @@
 """/mode: which mode runs, and switching it."""
 
 import secrets
-from collections.abc import Awaitable, Callable
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from marketflow.api.context import context_of
-from marketflow.api.problems import Unauthorized, unavailable
+from marketflow.api.operation import Endpoint, Operation, Tag
+from marketflow.api.problems import TryAgain, Unauthorized
 from marketflow.api.rendering import JSONAnswer
 from marketflow.errors import Unavailable
 from marketflow.model import Mode
 
 
 class RunningMode(msgspec.Struct, frozen=True):
-    """The answer of GET /mode."""
+    """The mode that runs."""
 
     mode: Mode
 
 
 class SwitchedMode(msgspec.Struct, frozen=True):
-    """The answer of POST /mode/test and /mode/live; both are the same where that mode ran already."""
+    """The mode that runs from now on, and the one before; both are the same where nothing had to change."""
 
     mode: Mode
-    previous: Mode
+    previous: Annotated[Mode, Meta(description="The one that ran before.", examples=["test"])]
 
 
-def mode_routes() -> list[Route]:
-    """/mode, and a route for each mode to switch to, so that any other name is simply not found."""
-    switches = [Route(f"/mode/{mode}", _switch_to(mode), methods=["POST"]) for mode in Mode]
-    return [Route("/mode", _mode), *switches]
+_MODE = Tag("mode", "Generated prices (`test`) or those of the exchanges (`live`). Data of the two never mix.")
+
+
+def mode_operations() -> list[Operation]:
+    """/mode, and an operation for each mode to switch to, so that any other name is simply not found."""
+    running = Operation(
+        id="mode",
+        path="/mode",
+        endpoint=_mode,
+        tag=_MODE,
+        summary="Which mode runs",
+        answer=RunningMode,
+    )
+    return [running, *map(_switching_to, Mode)]
+
+
+def _switching_to(mode: Mode) -> Operation:
+    return Operation(
+        id=f"switchTo{mode.capitalize()}",
+        method="POST",
+        path=f"/mode/{mode}",
+        endpoint=_switch_to(mode),
+        tag=_MODE,
+        summary=f"Switch to {mode} mode",
+        description="Every answer after this one is about that mode. Switching to the mode that runs changes nothing.",
+        answer=SwitchedMode,
+        problems=(TryAgain,),
+        asks_for_token=True,
+    )
 
 
 async def _mode(request: Request) -> Response:
     return JSONAnswer(RunningMode(context_of(request).mode.current))
 
 
-def _switch_to(mode: Mode) -> Callable[[Request], Awaitable[Response]]:
+def _switch_to(mode: Mode) -> Endpoint:
     async def switch(request: Request) -> Response:
         context = context_of(request)
         _authorize(request, context.token)
         try:
             previous = await context.mode.switch(mode)
         except Unavailable:
-            return unavailable("The mode cannot be switched at the moment: nobody is there to do it.")
+            raise TryAgain("The mode cannot be switched at the moment: nobody is there to do it.") from None
         return JSONAnswer(SwitchedMode(mode, previous))
 
     return switch

@@ -1,57 +1,81 @@
 """/prices: the latest, highest, lowest and average price of a symbol, on one exchange or over all of them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
+from msgspec import Meta
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from marketflow.api.answers import Quote, Summary
 from marketflow.api.context import Context, context_of
-from marketflow.api.period import parse_period
-from marketflow.api.problems import UnknownExchange, UnknownSymbol
-from marketflow.api.rendering import JSONAnswer, rfc3339
+from marketflow.api.operation import Endpoint, Exchange, Operation, Parameter, Symbol, Tag
+from marketflow.api.period import PATTERN, PERIOD, InvalidPeriod, parse_period
+from marketflow.api.problems import NoData, Problem, TryAgain, UnknownExchange, UnknownSymbol
+from marketflow.api.rendering import JSONAnswer, Time, rfc3339
 from marketflow.model import Mode, Series
 
 ALL = "all"
 """What `period` says where none was asked for: everything on record."""
 
 
-class LatestPrice(msgspec.Struct, frozen=True):
-    """The answer of /prices/latest. Times are RFC 3339, here and below."""
+Price = Annotated[float, Meta(gt=0, examples=[67432.14])]
+Period = Annotated[
+    str,
+    Meta(
+        pattern=f"^({ALL}|{PATTERN})$",
+        description=f"The period that was asked for, as it was given; `{ALL}` where none was.",
+        examples=["1m30s"],
+    ),
+]
+Since = Annotated[
+    Time,
+    Meta(
+        description="Where the period begins that was really covered: over six minutes back, the start of a minute.",
+        examples=["2026-11-21T05:11:27.121Z"],
+    ),
+]
+Until = Annotated[
+    Time,
+    Meta(description="Where it ends: now, or the end of what could be read.", examples=["2026-11-21T05:12:57.121Z"]),
+]
 
-    symbol: str
-    exchange: str
-    price: float
-    timestamp: str
+
+class LatestPrice(msgspec.Struct, frozen=True):
+    """The newest tick by event time, however old it is."""
+
+    symbol: Symbol
+    exchange: Annotated[Exchange, Meta(description="Where the price was paid.")]
+    price: Price
+    timestamp: Annotated[Time, Meta(description="When, by the clock of the exchange.")]
 
 
 class ExtremePrice(msgspec.Struct, frozen=True, rename={"since": "from", "until": "to"}):
-    """The answer of /prices/highest and /prices/lowest."""
+    """The highest or lowest price of the period, which exchange had it first and when."""
 
-    symbol: str
-    exchange: str
-    price: float
-    timestamp: str
-    period: str
-    since: str
-    until: str
+    symbol: Symbol
+    exchange: Annotated[Exchange, Meta(description="Where the price was paid.")]
+    price: Price
+    timestamp: Annotated[Time, Meta(description="When it was first paid, by the clock of the exchange.")]
+    period: Period
+    since: Since
+    until: Until
 
 
 class AveragePrice(msgspec.Struct, frozen=True, rename={"since": "from", "until": "to"}):
-    """The answer of /prices/average; `exchange` is null over all of them."""
+    """The mean of all ticks in the period, and how many they were."""
 
-    symbol: str
-    exchange: str | None
-    price: float
-    ticks: int
-    period: str
-    since: str
-    until: str
+    symbol: Symbol
+    exchange: Annotated[Exchange | None, Meta(description="Null over all exchanges.")]
+    price: Price
+    ticks: Annotated[int, Meta(ge=1, description="How many ticks it is the mean of.", examples=[5580])]
+    period: Period
+    since: Since
+    until: Until
 
 
 class _Subject(NamedTuple):
@@ -62,14 +86,52 @@ class _Subject(NamedTuple):
     series: tuple[Series, ...]
 
 
-def price_routes() -> list[Route]:
+class _Question(NamedTuple):
+    """What is asked about a series, in both forms of a path."""
+
+    name: str
+    endpoint: Endpoint
+    answer: type[msgspec.Struct]
+    query: tuple[Parameter, ...]
+    problems: tuple[type[Problem], ...]
+
+
+_PRICES = Tag("prices", "Prices of one exchange, or of all of them, in the mode that runs.")
+
+
+def price_operations() -> list[Operation]:
     """Each question in both forms."""
-    questions = {"latest": _latest, "highest": _highest, "lowest": _lowest, "average": _average}
-    return [
-        Route(f"/prices/{question}/{form}", endpoint)
-        for question, endpoint in questions.items()
-        for form in ("{symbol}", "{exchange}/{symbol}")
-    ]
+    of_a_period: tuple[Any, ...] = ((PERIOD,), (InvalidPeriod, UnknownSymbol, NoData, TryAgain))
+    questions = (
+        _Question("latest", _latest, LatestPrice, (), (UnknownSymbol, NoData, TryAgain)),
+        _Question("highest", _highest, ExtremePrice, *of_a_period),
+        _Question("lowest", _lowest, ExtremePrice, *of_a_period),
+        _Question("average", _average, AveragePrice, *of_a_period),
+    )
+    return [asked(question) for question in questions for asked in (_over_all, _on_one)]
+
+
+def _over_all(question: _Question) -> Operation:
+    return Operation(
+        id=f"{question.name}Price",
+        path=f"/prices/{question.name}/{{symbol}}",
+        endpoint=question.endpoint,
+        tag=_PRICES,
+        summary=f"The {question.name} price over all exchanges",
+        answer=question.answer,
+        query=question.query,
+        problems=question.problems,
+    )
+
+
+def _on_one(question: _Question) -> Operation:
+    return replace(
+        _over_all(question),
+        id=f"{question.name}PriceOnExchange",
+        path=f"/prices/{question.name}/{{exchange}}/{{symbol}}",
+        summary=f"The {question.name} price on one exchange",
+        problems=(UnknownExchange, *question.problems),
+    )
 
 
 async def _latest(request: Request) -> Response:

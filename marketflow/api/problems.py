@@ -6,8 +6,10 @@ about it, and raised again by Starlette for the application to log.
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
+import msgspec
+from msgspec import Meta
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,13 +20,32 @@ from marketflow.errors import MarketFlowError, Unavailable
 
 RETRY_AFTER_SECONDS = 1
 
+PROBLEM_JSON = "application/problem+json"
+
+
+class ProblemDetails(msgspec.Struct, frozen=True):
+    """What went wrong, as RFC 9457 has it. Programs tell problems apart by `code`."""
+
+    type: Annotated[
+        Literal["about:blank"], Meta(description="Says that `title` is the name of the status, and nothing more.")
+    ]
+    title: Annotated[str, Meta(description="The name of the status.")]
+    status: Annotated[int, Meta(ge=400, le=599, description="The status once more.")]
+    detail: Annotated[str, Meta(description="What is wrong, for people; its wording may change.")]
+    code: Annotated[str, Meta(description="What is wrong, for programs.")]
+
 
 class Problem(MarketFlowError):
-    """A request that cannot be answered as asked; the text is the `detail` the client reads."""
+    """A request that cannot be answered as asked; the text is the `detail` the client reads.
+
+    The first line of a subclass's docstring is what the description of the API says about it.
+    """
 
     status: ClassVar[HTTPStatus]
     code: ClassVar[str]
     headers: ClassVar[Mapping[str, str]] = {}
+    varying_headers: ClassVar[tuple[str, ...]] = ()
+    """Names of those whose values depend on the request."""
 
 
 class UnknownExchange(Problem):
@@ -56,6 +77,36 @@ class Unauthorized(Problem):
     headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
 
 
+class TryAgain(Problem):
+    """It cannot be done at the moment, but may be soon."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    code = "unavailable"
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+
+
+class NotFound(Problem):
+    """There is nothing at this path."""
+
+    status = HTTPStatus.NOT_FOUND
+    code = "not_found"
+
+
+class MethodNotAllowed(Problem):
+    """The path answers other methods than this one; `Allow` says which."""
+
+    status = HTTPStatus.METHOD_NOT_ALLOWED
+    code = "method_not_allowed"
+    varying_headers = ("Allow",)
+
+
+class InternalError(Problem):
+    """An error of MarketFlow's own; its log has the cause."""
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    code = "internal_error"
+
+
 def problem_handlers() -> dict[type[Exception], ExceptionHandler]:
     """Starlette's exception handlers by the class they handle."""
     return {
@@ -66,48 +117,34 @@ def problem_handlers() -> dict[type[Exception], ExceptionHandler]:
     }
 
 
-def problem(status: int, code: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    """A response with problem details. `about:blank` says that `title` is the name of the status."""
-    body = {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": int(status),
-        "detail": detail,
-        "code": code,
-    }
-    return JSONAnswer(body, status, {**(headers or {}), "content-type": "application/problem+json"})
-
-
-def unavailable(detail: str = "The data cannot be read at the moment.") -> Response:
-    """503: try again soon."""
-    retry_after = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-    return problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", detail, retry_after)
+def answer_to(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    """The response that tells a client of a problem. `about:blank` says that `title` is the name of the status."""
+    status = problem.status
+    details = ProblemDetails("about:blank", status.phrase, int(status), str(problem), problem.code)
+    return JSONAnswer(details, status, {**problem.headers, **(headers or {}), "content-type": PROBLEM_JSON})
 
 
 # Handlers are async for speed alone: Starlette would run plain functions in a thread.
 async def _on_problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
-    return problem(error.status, error.code, str(error), error.headers)
+    return answer_to(error)
 
 
 async def _on_unavailable(_: Request, __: Exception) -> Response:
-    return unavailable()
+    return answer_to(TryAgain("The data cannot be read at the moment."))
 
 
 async def _on_unexpected(_: Request, __: Exception) -> Response:
-    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "The request failed because of an error here.")
+    return answer_to(InternalError("The request failed because of an error here."))
 
 
 async def _on_http_exception(_: Request, error: Exception) -> Response:
+    """The two that Starlette raises itself; whatever else would be a bug."""
     assert isinstance(error, HTTPException)
-    headers = dict(error.headers or {})
-    match error.status_code:
-        case HTTPStatus.NOT_FOUND:
-            detail = "There is nothing at this path."
-        case HTTPStatus.METHOD_NOT_ALLOWED:
-            # Starlette joins a set, whose order changes from run to run.
-            headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
-            detail = f"This path answers {headers['Allow']}."
-        case _:
-            detail = error.detail
-    return problem(error.status_code, HTTPStatus(error.status_code).name.lower(), detail, headers)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        # Starlette joins a set, whose order changes from run to run.
+        allowed = ", ".join(sorted((error.headers or {})["Allow"].split(", ")))
+        return answer_to(MethodNotAllowed(f"This path answers {allowed}."), {"Allow": allowed})
+    if error.status_code != HTTPStatus.NOT_FOUND:
+        raise error
+    return answer_to(NotFound("There is nothing at this path."))

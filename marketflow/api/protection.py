@@ -10,16 +10,17 @@ cost every request.
 
 import asyncio
 import re
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from ipaddress import IPv6Address, ip_address
+from typing import ClassVar
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from marketflow.api.problems import problem
+from marketflow.api.problems import Problem, answer_to
 
 MAX_BODY_BYTES = 64 * 1024
 """No route takes a body, so this is for clients that send one all the same."""
@@ -27,8 +28,41 @@ MAX_BODY_BYTES = 64 * 1024
 BODY_SECONDS = 10.0
 """How long a body may take to arrive."""
 
+CLOSE = {"Connection": "close"}
+"""Of an answer that is given before the request has arrived as a whole."""
+
 _HOST = re.compile(r"(?:\[([^\]]*)\]|([^:\[\]]*))(?::[0-9]*)?")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+
+class InvalidHost(Problem):
+    """The Host header names none of the names by which this server may be addressed."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "invalid_host"
+
+
+class CrossSite(Problem):
+    """A page of another site sent it, by a browser."""
+
+    status = HTTPStatus.FORBIDDEN
+    code = "cross_site"
+
+
+class BodyTooLarge(Problem):
+    """The body is over 64 KiB; no request needs one."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    code = "body_too_large"
+    headers: ClassVar[Mapping[str, str]] = CLOSE
+
+
+class RequestTimeout(Problem):
+    """The headers or the body took more than ten seconds to arrive."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    code = "request_timeout"
+    headers: ClassVar[Mapping[str, str]] = CLOSE
 
 
 class AllowedHosts:
@@ -150,9 +184,7 @@ def is_loopback(host: str) -> bool:
 
 def request_timeout() -> Response:
     """408: the client took too long."""
-    return problem(
-        HTTPStatus.REQUEST_TIMEOUT, "request_timeout", "The request took too long to arrive.", {"connection": "close"}
-    )
+    return answer_to(RequestTimeout("The request took too long to arrive."))
 
 
 def _is_same_site(scope: Scope) -> bool:
@@ -177,14 +209,14 @@ def _has_body(scope: Scope) -> bool:
 
 
 def _invalid_host() -> Response:
-    detail = "The Host header names none of this server's hosts; http.allowed_hosts sets which there are."
-    return problem(HTTPStatus.BAD_REQUEST, "invalid_host", detail)
+    return answer_to(
+        InvalidHost("The Host header names none of this server's hosts; http.allowed_hosts sets which there are.")
+    )
 
 
 def _cross_site() -> Response:
-    return problem(HTTPStatus.FORBIDDEN, "cross_site", "Pages of other sites may not do this.")
+    return answer_to(CrossSite("Pages of other sites may not do this."))
 
 
 def _body_too_large(max_bytes: int) -> Response:
-    detail = f"The body is longer than {max_bytes} bytes; no request needs one."
-    return problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", detail, {"connection": "close"})
+    return answer_to(BodyTooLarge(f"The body is longer than {max_bytes} bytes; no request needs one."))

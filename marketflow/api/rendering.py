@@ -1,24 +1,34 @@
-"""The JSON form of an answer: msgspec's, never to be stored by anyone on the way, times in RFC 3339."""
+"""The form of an answer: msgspec's JSON, times in RFC 3339, headers that all of them have."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 from starlette.responses import Response
 
 _EPOCH = datetime.fromtimestamp(0, UTC).replace(tzinfo=None)
 
-_ALWAYS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+Time = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$",
+        examples=["2026-11-21T05:12:57.069Z"],
+        extra_json_schema={"format": "date-time"},
+    ),
+]
+"""RFC 3339 in UTC with milliseconds, as `rfc3339` makes it."""
 
-_RAW = [(b"content-type", b"application/json"), *((key.encode(), value.encode()) for key, value in _ALWAYS.items())]
+ALWAYS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+"""Of every answer: prices age at once, so nobody on the way must keep one; and no browser is to guess what it is."""
+
+_RAW = [(b"content-type", b"application/json"), *((key.encode(), value.encode()) for key, value in ALWAYS.items())]
 
 
 class JSONAnswer(Response):
-    """Any value that msgspec can encode, as a JSON response.
-
-    Prices age at once, so caches must not keep it; and no browser is to take it for anything but JSON.
-    """
+    """Any value that msgspec can encode, as a JSON response."""
 
     media_type = "application/json"
 
@@ -31,7 +41,7 @@ class JSONAnswer(Response):
         if headers is None:  # as nearly always, and it is a tenth of a request
             self.raw_headers = [*_RAW, (b"content-length", b"%d" % len(self.body))]
         else:
-            super().init_headers({**_ALWAYS, **headers})
+            super().init_headers({**ALWAYS, **headers})
 
 
 def rfc3339(at: int) -> str:

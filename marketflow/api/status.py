@@ -1,24 +1,57 @@
 """/health for people, /livez and /readyz for orchestrators."""
 
+from typing import Literal
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from marketflow.api.context import context_of
-from marketflow.api.problems import unavailable
+from marketflow.api.context import Health, context_of
+from marketflow.api.operation import Operation, Tag
+from marketflow.api.problems import TryAgain
 from marketflow.api.rendering import JSONAnswer
 
 
 class Alive(msgspec.Struct, frozen=True):
-    """The answer of /livez and /readyz."""
+    """It is."""
 
-    status: str = "ok"
+    status: Literal["ok"]
 
 
-def status_routes() -> list[Route]:
-    """The routes of this module."""
-    return [Route("/health", _health), Route("/livez", _livez), Route("/readyz", _readyz)]
+_STATUS = Tag("status", "How the application does.")
+
+
+def status_operations() -> list[Operation]:
+    """The operations of this module."""
+    health = Operation(
+        id="health",
+        path="/health",
+        endpoint=_health,
+        tag=_STATUS,
+        summary="How stores and exchanges do, for people",
+        description="Always 200: `degraded` is an answer. Prices are given as long as one of the two stores is there.",
+        answer=Health,
+    )
+    livez = Operation(
+        id="alive",
+        path="/livez",
+        endpoint=_livez,
+        tag=_STATUS,
+        summary="Whether it is alive, for orchestrators",
+        description="Without an answer it should be started again.",
+        answer=Alive,
+    )
+    readyz = Operation(
+        id="ready",
+        path="/readyz",
+        endpoint=_readyz,
+        tag=_STATUS,
+        summary="Whether it can answer queries, for orchestrators",
+        description="While this is 503 it should be sent no requests.",
+        answer=Alive,
+        problems=(TryAgain,),
+    )
+    return [health, livez, readyz]
 
 
 async def _health(request: Request) -> Response:
@@ -27,10 +60,10 @@ async def _health(request: Request) -> Response:
 
 
 async def _livez(_: Request) -> Response:
-    return JSONAnswer(Alive())
+    return JSONAnswer(Alive("ok"))
 
 
 async def _readyz(request: Request) -> Response:
-    if context_of(request).ready():
-        return JSONAnswer(Alive())
-    return unavailable("The application cannot answer queries yet.")
+    if not context_of(request).ready():
+        raise TryAgain("The application cannot answer queries yet.")
+    return JSONAnswer(Alive("ok"))

@@ -168,15 +168,20 @@ class World:
         return asyncio.run(asking())
 
 
-@asynccontextmanager
-async def client_of(context: Context) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an application whose lifespan runs, as under a real server."""
+def application_of(context: Context) -> Starlette:
+    """The application with this context, which its lifespan brings."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         yield {"context": context}
 
-    app = create_app(lifespan)
+    return create_app(lifespan)
+
+
+@asynccontextmanager
+async def client_of(context: Context) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application whose lifespan runs, as under a real server."""
+    app = application_of(context)
     async with app.router.lifespan_context(app) as state:
         transport = httpx.ASGITransport(_with_state(app, dict(state or {})))
         async with httpx.AsyncClient(transport=transport, base_url="http://marketflow") as client:

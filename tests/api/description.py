@@ -1,0 +1,133 @@
+"""The description of the API as a client reads it, and answers held against it."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import httpx
+from jsonschema import Draft202012Validator, FormatChecker
+
+from tests.api.world import World
+
+EVERYWHERE = {"content-type", "content-length", "date", "connection"}
+"""Headers of HTTP itself. (`Connection: close` is described where it is part of the answer.)"""
+
+
+class Documented(NamedTuple):
+    """An answer that an operation may give; `code` is None for the one with status 200."""
+
+    method: str
+    path: str
+    status: int
+    code: str | None
+
+
+class Description:
+    """What /openapi.json says."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.document = document
+        self.operations: dict[tuple[str, str], dict[str, Any]] = {
+            (method.upper(), path): operation
+            for path, item in document["paths"].items()
+            for method, operation in item.items()
+        }
+
+    def resolved(self, thing: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The thing itself, or what it refers to."""
+        if "$ref" not in thing:
+            return thing
+        found: Any = self.document
+        for name in thing["$ref"].removeprefix("#/").split("/"):
+            found = found[name]
+        return self.resolved(found)
+
+    def responses(self, method: str, path: str) -> dict[int, Mapping[str, Any]]:
+        """The responses of an operation by status."""
+        found = self.operations[method, path]["responses"]
+        return {int(status): self.resolved(response) for status, response in found.items()}
+
+    def documented(self) -> Iterator[Documented]:
+        """All answers to be expected."""
+        for method, path in self.operations:
+            for status, response in self.responses(method, path).items():
+                for code in codes_of(response):
+                    yield Documented(method, path, status, code)
+
+    def errors(self, schema: Mapping[str, Any], value: object) -> list[str]:
+        """What is wrong with a value by a schema of this document."""
+        whole = {**schema, "components": self.document["components"]}
+        validator = Draft202012Validator(whole, format_checker=FormatChecker())
+        return [error.message for error in validator.iter_errors(value)]
+
+    def check(self, method: str, path: str, answer: httpx.Response) -> None:
+        """Hold an answer to a request for a path (as it is matched, without a query) against what is said about it."""
+        responses = self._expected(method, path)
+        assert answer.status_code in responses, (method, path, answer.status_code, answer.text)
+        response = responses[answer.status_code]
+        self._check_headers(response, answer)
+        media_type = answer.headers["content-type"].partition(";")[0]
+        assert media_type in response["content"], (method, path, media_type)
+        if method == "HEAD":
+            assert not answer.content
+            return
+        schema = response["content"][media_type]["schema"]
+        value = answer.json() if media_type.endswith("json") else answer.text
+        assert not self.errors(schema, value), (method, path, value, self.errors(schema, value))
+        self._check_names(schema, value)
+
+    def _expected(self, method: str, path: str) -> dict[int, Mapping[str, Any]]:
+        """The responses to a request, also to one that asks for nothing that there is."""
+        templates = [template for _, template in self.operations if _matches(template, path)]
+        for template in templates:
+            for each in {method, "GET" if method == "HEAD" else method}:
+                if (each, template) in self.operations:
+                    return self.responses(each, template)
+        lost = {"method_not_allowed"} if templates else {"not_found"}
+        return {
+            _status_of(response): response
+            for response in self.document["components"]["responses"].values()
+            if set(codes_of(response)) <= lost | {"cross_site", "malformed_request", "invalid_host", "body_too_large"}
+        }
+
+    def _check_headers(self, response: Mapping[str, Any], answer: httpx.Response) -> None:
+        documented = {name.lower(): self.resolved(header) for name, header in response["headers"].items()}
+        assert set(answer.headers) - EVERYWHERE <= set(documented), answer.headers
+        for name, header in documented.items():
+            assert name in answer.headers or not header["required"], (name, answer.headers)
+            if name in answer.headers:
+                integer = header["schema"]["type"] == "integer"
+                value = int(answer.headers[name]) if integer else answer.headers[name]
+                assert not self.errors(header["schema"], value), (name, value)
+
+    def _check_names(self, schema: Mapping[str, Any], value: object) -> None:
+        """No member may be there that is not described: by JSON Schema any is welcome."""
+        schema = self.resolved(schema["allOf"][0] if "allOf" in schema else schema)
+        if schema.get("properties"):
+            assert isinstance(value, dict)
+            assert set(value) == set(schema["properties"])
+
+
+def description(token: str = "plain") -> Description:
+    """What an application says that asks for a token, or for none."""
+    return Description(World(token=token).ask("/openapi.json").json())
+
+
+def codes_of(response: Mapping[str, Any]) -> list[str | None]:
+    """The codes of the problems that a response may be about, or None where it is none."""
+    problem = response["content"].get("application/problem+json")
+    return problem["schema"]["properties"]["code"]["enum"] if problem else [None]
+
+
+def filled(template: str, exchange: str = "exchange1", symbol: str = "BTCUSDT") -> str:
+    """A path for a template."""
+    return template.replace("{exchange}", exchange).replace("{symbol}", symbol)
+
+
+def _matches(template: str, path: str) -> bool:
+    return re.fullmatch(re.sub(r"\\{[a-z]+\\}", "[^/]+", re.escape(template)), path) is not None
+
+
+def _status_of(response: Mapping[str, Any]) -> int:
+    status: int = response["content"]["application/problem+json"]["schema"]["properties"]["status"]["const"]
+    return status

@@ -1,0 +1,197 @@
+"""Every answer that is described is really given, and none that is not."""
+
+import asyncio
+import itertools
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import httpx
+import pytest
+import uvicorn
+
+from marketflow.api import application as built
+from marketflow.api.connections import LimitedConnection
+from marketflow.api.rendering import JSONAnswer
+from marketflow.api.request_times import RequestTimes
+from marketflow.errors import Unavailable
+from marketflow.model import Mode
+from tests.api.description import Documented, description, filled
+from tests.api.world import MemoryMode, World, application_of, client_of
+from tests.servers import HOST, wait_until
+
+DESCRIBED = description()
+TOKEN = {"Authorization": "Bearer plain"}
+
+
+def trading(token: str = "plain") -> World:
+    world = World(token=token)
+    world.trade(10.0, 500)
+    world.trade(11.0, 200_000)
+    return world
+
+
+class NobodyThere(MemoryMode):
+    async def switch(self, mode: Mode) -> Mode:
+        raise Unavailable("postgresql://secret")
+
+
+def away() -> World:
+    world = World(token="plain", mode=NobodyThere(), ready=False)
+    world.cache.away = world.archive.away = True
+    return world
+
+
+class Impatient(LimitedConnection):
+    HEADER_SECONDS = 0.2
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """Of a server, which refuses what no application gets to see."""
+    with socket.create_server((HOST, 0)) as listener:
+        config = uvicorn.Config(
+            application_of(trading().context()), http=Impatient, ws="none", log_config=None, server_header=False
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        wait_until(lambda: server.started)
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        thread.join(10)
+
+
+def told(port: int, sent: bytes) -> httpx.Response:
+    """What a server answers before it closes."""
+    with socket.create_connection((HOST, port), timeout=5) as client:
+        client.sendall(sent)
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    head, _, body = received.partition(b"\r\n\r\n")
+    first, *lines = head.split(b"\r\n")
+    headers = [(name, value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
+    return httpx.Response(int(first.split()[1]), headers=headers, content=body)
+
+
+# What is described
+
+
+Provoke = Callable[[str, str], httpx.Response]
+"""Asks for a path so that it is answered in a certain way."""
+
+IN_THE_APPLICATION: dict[str | None, Provoke] = {
+    None: lambda method, path: trading().ask(filled(path), method, TOKEN),
+    "unknown_symbol": lambda method, path: trading().ask(filled(path, symbol="NOTHING"), method),
+    "unknown_exchange": lambda method, path: trading().ask(filled(path, exchange="nowhere"), method),
+    "no_data": lambda method, path: World().ask(filled(path), method),
+    "invalid_period": lambda method, path: trading().ask(f"{filled(path)}?period=1w", method),
+    "unavailable": lambda method, path: away().ask(filled(path), method, TOKEN),
+    "unauthorized": lambda method, path: trading().ask(filled(path), method),
+    "cross_site": lambda method, path: trading().ask(filled(path), method, TOKEN | {"Origin": "https://evil.example"}),
+    "invalid_host": lambda method, path: trading().ask(
+        f"http://127.0.0.1{filled(path)}", method, TOKEN | {"Host": "evil.example"}
+    ),
+    "method_not_allowed": lambda method, path: trading().ask(filled(path), "DELETE"),
+    "body_too_large": lambda method, path: trading().ask(filled(path), method, TOKEN | {"Content-Length": "99999999"}),
+}
+
+ON_THE_WAY: dict[str | None, bytes] = {
+    "malformed_request": b"\0\r\n\r\n",
+    "headers_too_large": b"Host: localhost\r\nX: " + b"x" * 70_000 + b"\r\n\r\n",
+    "request_timeout": b"Host: localhost\r\n",
+}
+"""The headers after the first line."""
+
+
+def test_no_answer_is_described_that_nobody_tests() -> None:
+    codes = {each.code for each in DESCRIBED.documented()}
+    assert codes == {*IN_THE_APPLICATION, *ON_THE_WAY, "internal_error"}
+    told = DESCRIBED.document["components"]["schemas"]["ProblemDetails"]["properties"]["code"]["enum"]
+    assert set(told) == codes - {None} | {"not_found"}
+
+
+@pytest.mark.parametrize("each", [each for each in DESCRIBED.documented() if each.code in IN_THE_APPLICATION], ids=str)
+def test_every_answer_that_is_described_is_given(each: Documented) -> None:
+    answer = IN_THE_APPLICATION[each.code](each.method, each.path)
+    assert_given(each, answer)
+
+
+@pytest.mark.parametrize("each", [each for each in DESCRIBED.documented() if each.code in ON_THE_WAY], ids=str)
+def test_every_refusal_before_the_application_is_given(each: Documented, port: int) -> None:
+    answer = told(port, f"{each.method} {filled(each.path)} HTTP/1.1\r\n".encode() + ON_THE_WAY[each.code])
+    assert_given(each, answer)
+
+
+@pytest.mark.parametrize("each", [each for each in DESCRIBED.documented() if each.code == "internal_error"], ids=str)
+def test_an_error_of_our_own_is_a_500_wherever_it_happens(each: Documented, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(_: object) -> JSONAnswer:
+        raise RuntimeError("the password is swordfish")
+
+    broken = [replace(operation, endpoint=fail) for operation in built.operations(RequestTimes())]
+    monkeypatch.setattr(built, "operations", lambda _: broken)
+    assert_given(each, trading().ask(filled(each.path), each.method))
+
+
+def assert_given(each: Documented, answer: httpx.Response) -> None:
+    code = answer.json().get("code") if answer.headers["content-type"].endswith("json") else None
+    assert (answer.status_code, code) == (each.status, each.code)
+    DESCRIBED.check(each.method, filled(each.path), answer)
+
+
+# What is not
+
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY", "CONNECT", "X-Y")
+PATHS = (
+    *(filled(path) for path in DESCRIBED.document["paths"]),
+    *(f"{filled(path)}/" for path in DESCRIBED.document["paths"]),
+    *("/", "//", "//prices/latest/BTCUSDT", "/prices//latest/BTCUSDT", "/prices/latest//BTCUSDT", "/prices/latest"),
+    *("/PRICES/latest/BTCUSDT", "/prices/middle/BTCUSDT", "/prices/latest/a/b/c", "/mode/else", "/mode/TEST"),
+    *("/prices/highest/btcusdt", "/prices/latest/EXCHANGE2/ethUSDT", "/prices/latest/%42TCUSDT", "/m%6Fde"),
+    *("/prices/latest/%00", "/prices/latest/%FF", "/prices/latest/%E2%84%AA", "/prices/latest/exchange1%2FBTCUSDT"),
+    *("/prices/latest/nowhere/BTCUSDT", "/prices/average/exchange1/NOTHING", "/prices/lowest/..", "/openapi.yaml"),
+    *("/prices/latest/" + "x" * 5000, "/docs/index.html", "/static", "/prices/latest/BTCUSDT;x", "/*", "/healthz"),
+)
+QUERIES = (
+    *("", "?", "?period", "?period=", "?period=1s", "?period=0s", "?period=367d", "?period=24h", "?period=%31m"),
+    *("?period=x&period=1s", "?period=1s&period=x", "?Period=x", "?nothing=1", "?period=1s&nothing", "?%FF=%FF"),
+    *("?period=1m%0A", "?period=1%00s", "?period=" + "0" * 5000 + "1s", "?period=" + "1s" * 1000),
+)
+HEADERS: tuple[dict[str, str], ...] = (
+    {},
+    TOKEN,
+    {"Authorization": "Basic x"},
+    {"Origin": "https://evil.example"},
+    {"Host": "evil.example"},
+    {"Content-Length": "70000"},
+    {"Accept": "application/xml", "Range": "bytes=0-1", "If-None-Match": "*", "If-Modified-Since": "x"},
+)
+
+
+@pytest.mark.parametrize("world", [trading(), World(), away()], ids=["trading", "empty", "away"])
+def test_no_answer_is_given_that_is_not_described(world: World) -> None:
+    seen = set()
+
+    async def asking() -> None:
+        async with client_of(world.context()) as client:
+            for method, path, headers in itertools.product(METHODS, PATHS, HEADERS):
+                await ask(client, method, path, "", headers)
+            for method, path, query in itertools.product(("GET", "HEAD", "POST"), PATHS, QUERIES):
+                await ask(client, method, path, query, {})
+
+    async def ask(client: httpx.AsyncClient, method: str, path: str, query: str, headers: dict[str, str]) -> None:
+        # A path that begins with two slashes is another host to a client, unless the host is there.
+        answer = await client.request(method, f"http://127.0.0.1{path}{query}", headers={"Host": "localhost"} | headers)
+        DESCRIBED.check(method, answer.request.url.path, answer)
+        seen.add(answer.status_code)
+
+    asyncio.run(asking())
+    assert seen >= {400, 403, 404, 405, 413}
+
+
+@pytest.mark.parametrize("path", [path for method, path in DESCRIBED.operations if method == "GET"])
+@pytest.mark.parametrize("world", [trading(), World(), away()], ids=["trading", "empty", "away"])
+def test_head_is_get_without_a_body(world: World, path: str) -> None:
+    got, headed = (world.ask(filled(path), method) for method in ("GET", "HEAD"))
+    assert (headed.status_code, headed.headers, headed.content) == (got.status_code, got.headers, b"")

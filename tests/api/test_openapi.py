@@ -1,0 +1,154 @@
+"""The description says what there is, no more and no less; that the answers are so is in test_described_answers."""
+
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from jsonschema import Draft202012Validator
+from schemathesis.specs.openapi.definitions import OPENAPI_31
+from starlette import requests
+from starlette.datastructures import QueryParams
+from starlette.routing import Route
+
+from marketflow import __version__
+from marketflow.api import prices
+from marketflow.api.application import operations
+from marketflow.api.operation import PATH_PARAMETERS
+from marketflow.api.period import PERIOD
+from marketflow.api.request_times import RequestTimes
+from tests.api.description import Description, description, filled
+from tests.api.world import EXCHANGES, SYMBOLS, World, application_of
+
+OPERATIONS = {(each.method, each.path): each for each in operations(RequestTimes())}
+
+
+@pytest.fixture(scope="module")
+def described() -> Description:
+    return description()
+
+
+def references(thing: Any) -> set[str]:
+    if isinstance(thing, dict):
+        own = {thing["$ref"]} if isinstance(thing.get("$ref"), str) else set()
+        return own.union(*map(references, thing.values()))
+    return set().union(*map(references, thing)) if isinstance(thing, list) else set()
+
+
+# The document
+
+
+@pytest.mark.parametrize("token", ["plain", ""])
+def test_it_is_valid_openapi(token: str) -> None:
+    document = description(token).document
+    validator = jsonschema_rs.validator_for(OPENAPI_31)
+    assert [str(error) for error in validator.iter_errors(document)] == []
+    for schema in document["components"]["schemas"].values():
+        Draft202012Validator.check_schema(schema)
+
+
+def test_it_refers_to_nothing_that_is_not_there_and_has_nothing_that_nothing_refers_to(described: Description) -> None:
+    referred = references(described.document)
+    for reference in referred:
+        described.resolved({"$ref": reference})
+    components = described.document["components"]
+    there = {f"#/components/{kind}/{name}" for kind in ("schemas", "responses", "headers") for name in components[kind]}
+    # What is said of paths that are not there is said to people; no operation answers so.
+    assert there - referred <= {"#/components/responses/not_found"} | {
+        f"#/components/headers/{name}" for name in ("Connection", "WWW-Authenticate")
+    }
+
+
+def test_examples_are_valid(described: Description) -> None:
+    for operation in described.operations.values():
+        for parameter in operation["parameters"]:
+            for example in parameter.get("examples", {}).values():
+                assert not described.errors(parameter["schema"], example["value"])
+    for response in described.document["components"]["responses"].values():
+        for content in response["content"].values():
+            for example in content["examples"].values():
+                assert not described.errors(content["schema"], example["value"])
+    for schema in described.document["components"]["schemas"].values():
+        for field in schema.get("properties", {}).values():
+            assert not [error for example in field.get("examples", ()) for error in described.errors(field, example)]
+
+
+def test_every_operation_and_field_is_told_about(described: Description) -> None:
+    names = [operation["operationId"] for operation in described.operations.values()]
+    assert len(set(names)) == len(names)
+    assert all(operation["summary"] and operation["tags"] for operation in described.operations.values())
+    assert all(tag["description"] for tag in described.document["tags"])
+    assert described.document["info"]["version"] == __version__
+    for name, schema in described.document["components"]["schemas"].items():
+        assert schema["description"], name
+        assert set(schema.get("required", ())) == set(schema.get("properties", ())), name
+
+
+def test_names_are_those_that_are_configured(described: Description) -> None:
+    schemas = described.document["components"]["schemas"]
+    assert (schemas["Exchange"]["enum"], schemas["Symbol"]["enum"]) == (list(EXCHANGES), list(SYMBOLS))
+
+
+@pytest.mark.parametrize(("token", "security"), [("plain", [{"bearerToken": []}]), ("", [{}, {"bearerToken": []}])])
+def test_who_switches_the_mode_needs_a_token_if_one_is_configured(token: str, security: list[object]) -> None:
+    told = {key: operation.get("security") for key, operation in description(token).operations.items()}
+    assert {key for key, value in told.items() if value} == {("POST", "/mode/test"), ("POST", "/mode/live")}
+    assert [value for value in told.values() if value] == [security] * 2
+
+
+def test_it_is_the_same_every_time() -> None:
+    assert World().ask("/openapi.json").content == World().ask("/openapi.json").content
+
+
+# Routes
+
+
+def test_every_route_is_described_and_everything_described_is_a_route(described: Description) -> None:
+    routes = [route for route in application_of(World().context()).routes if isinstance(route, Route)]
+    there = {(method, route.path) for route in routes if route.include_in_schema for method in route.methods or ()}
+    heads = {("HEAD", path) for method, path in described.operations if method == "GET"}
+    assert there == set(described.operations) | heads
+    assert [route.path for route in routes if not route.include_in_schema] == ["/static/{name:path}"]
+    assert len(application_of(World().context()).routes) == len(routes)
+
+
+# Parameters
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_every_parameter_that_is_described_is_used_and_every_one_that_is_used_is_described(
+    described: Description, method: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: set[str] = set()
+
+    class Watched(QueryParams):
+        def get(self, key: Any, default: Any = None) -> Any:
+            used.add(key)
+            return super().get(key, default)
+
+        def getlist(self, key: Any) -> list[str]:
+            used.add(key)
+            return super().getlist(key)
+
+        def multi_items(self) -> list[tuple[str, str]]:
+            used.add("any")
+            return super().multi_items()
+
+    for module in (prices, requests):
+        monkeypatch.setattr(module, "QueryParams", Watched)
+    world = World()
+    world.trade(1.0, 500)
+    # A query that no test has asked with, since what it says is remembered.
+    assert world.ask(f"{filled(path)}?nothing={method}{path}", method).status_code == 200
+    parameters = described.operations[method, path]["parameters"]
+    assert used == {parameter["name"] for parameter in parameters if parameter["in"] == "query"}
+    in_path = {parameter["name"] for parameter in parameters if parameter["in"] == "path"}
+    assert in_path == {name for name in PATH_PARAMETERS if f"{{{name}}}" in path}
+    for name in in_path:
+        assert world.ask(filled(path, **{name: "NOTHING"}), method).json()["code"] == f"unknown_{name}"
+
+
+@pytest.mark.parametrize("example", PERIOD.examples)
+def test_every_example_of_a_period_is_one(example: str) -> None:
+    world = World()
+    world.trade(1.0, 0)
+    assert world.ask(f"/prices/average/BTCUSDT?period={example}").json()["period"] == example

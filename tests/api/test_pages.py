@@ -1,0 +1,97 @@
+"""Pages, and the files that they are made of."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from marketflow import api
+from tests.api.world import World
+
+STATIC = Path(api.__file__).parent / "static"
+PAGES = {"/docs": STATIC / "docs/index.html"}
+USED = re.compile(r'(?:src|href)="([^"]+)"')
+SWAGGER_UI = STATIC / "swagger-ui"
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_may_use_nothing_from_elsewhere(path: str) -> None:
+    answer = World().ask(path)
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    policy = dict(rule.split(" ", 1) for rule in answer.headers["content-security-policy"].split("; "))
+    assert policy.pop("default-src") == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert {source for sources in policy.values() for source in sources.split()} == {"'none'", "'self'", "data:"}
+    assert (answer.headers["x-content-type-options"], answer.headers["cache-control"]) == ("nosniff", "no-store")
+
+
+@pytest.mark.parametrize(("path", "file"), PAGES.items())
+def test_what_a_page_uses_is_there_and_its_own(path: str, file: Path) -> None:
+    html = World().ask(path).text
+    assert html == file.read_text()
+    used = USED.findall(html)
+    assert used
+    for link in used:
+        assert World().ask(f"/{link}").status_code == 200, link
+    assert "<style" not in html
+    assert not re.findall(r"<script(?![^>]* src=)|\son[a-z]+=|style=|https?:", html)
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type"),
+    [
+        ("docs/docs.js", "text/javascript"),
+        ("docs/docs.css", "text/css"),
+        ("swagger-ui/swagger-ui-bundle.js", "text/javascript"),
+        ("icon.svg", "image/svg+xml"),
+    ],
+)
+def test_a_file_is_sent_once_and_then_asked_after(name: str, media_type: str) -> None:
+    path = f"/static/{name}"
+    first = World().ask(path)
+    assert first.headers["content-type"].partition(";")[0] == media_type
+    assert first.content == (STATIC / name).read_bytes()
+    assert (first.headers["cache-control"], first.headers["x-content-type-options"]) == ("no-cache", "nosniff")
+    tag = first.headers["etag"]
+    for known in (tag, f"W/{tag}", f'"other", {tag}'):
+        again = World().ask(path, headers={"If-None-Match": known})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    assert World().ask(path, headers={"If-None-Match": '"other"'}).content == first.content
+    headed = World().ask(path, "HEAD")
+    assert (headed.headers, headed.content) == (first.headers, b"")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "nothing.js", "docs", "docs/", "docs/index.html", "swagger-ui/LICENSE", "swagger-ui/README.md"),
+        *("../pages.py", "..%2Fpages.py", "%2e%2e/__init__.py", "/etc/passwd", "%00", "docs/../icon.svg%20"),
+    ],
+)
+def test_no_other_file_is_served(name: str) -> None:
+    answer = World().ask(f"/static/{name}")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+def test_files_are_only_read() -> None:
+    answer = World().ask("/static/icon.svg", "POST")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
+
+
+def test_the_viewer_is_shipped_with_its_licences_and_says_which_it_is() -> None:
+    assert {file.name for file in SWAGGER_UI.iterdir()} == {
+        *("swagger-ui-bundle.js", "swagger-ui-bundle.js.LICENSE.txt", "swagger-ui.css"),
+        *("LICENSE", "NOTICE", "README.md"),
+    }
+    assert "Apache License" in (SWAGGER_UI / "LICENSE").read_text()
+    version = (SWAGGER_UI / "README.md").read_text().splitlines()[0].removeprefix("# Swagger UI ")
+    assert re.fullmatch(r"\d+\.\d+\.\d+", version)
+    assert f'"{version}"' in (SWAGGER_UI / "swagger-ui-bundle.js").read_text()
+
+
+def test_the_styles_and_scripts_ask_no_other_server() -> None:
+    for style in STATIC.rglob("*.css"):
+        assert all(url.startswith("data:") for url in re.findall(r"url\(\"?([^)\"]*)", style.read_text())), style
+        assert "@import" not in style.read_text()
+    assert 'url: "openapi.json"' in (STATIC / "docs/docs.js").read_text()
+    assert "validatorUrl: null" in (STATIC / "docs/docs.js").read_text()
