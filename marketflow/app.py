@@ -33,13 +33,14 @@ from marketflow.engine import Engine
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.flow.memory import MemoryReader
 from marketflow.model import Mode
+from marketflow.notify import Supervisor, supervisor
 from marketflow.probes import HealthReport, Probe
 from marketflow.resources import resource
 from marketflow.servers import as_soon_as, find_servers, running_servers
 from marketflow.settings import Settings, load
 from marketflow.stores.fallback import Fallback
 from marketflow.turns import Turns
-from marketflow.workers import Workers
+from marketflow.workers import Parent, Workers
 
 
 def serve(settings: Settings) -> int:
@@ -49,45 +50,54 @@ def serve(settings: Settings) -> int:
         StartError: the port cannot be bound.
     """
     raise_file_limit()
-    return _serve(_Everything(settings), settings, bind(settings.http.host, settings.http.port))
+    return _serve(_Everything(settings), settings, bind(settings.http.host, settings.http.port), supervisor())
 
 
 def serve_api(settings: Settings, workers: int = 1) -> int:
     """Answer requests, in so many processes, about the ticks that others take; otherwise as `serve`."""
     raise_file_limit()
     if workers == 1:
-        return _serve(_ApiHalf(settings), settings, bind(settings.http.host, settings.http.port))
+        return _serve(_ApiHalf(settings), settings, bind(settings.http.host, settings.http.port), supervisor())
     listeners = bind_each(settings.http.host, settings.http.port, workers)
 
-    def work(number: int, orphaned: int) -> int:
+    def work(number: int, parent: Parent) -> int:
         request_times.share(folder, number)
         for other in {*listeners} - {listeners[number]}:
             other.close()
-        return _serve(_ApiHalf(settings), settings, listeners[number], orphaned)
+        return _serve(_ApiHalf(settings), settings, listeners[number], parent, parent.gone)
 
     with ExitStack() as stack:
         folder = stack.enter_context(request_times.shared_folder())
         for listener in listeners:
             stack.enter_context(listener)
-        Workers(workers, work).run()
+        Workers(workers, work, supervisor()).run()
     return 0
 
 
 def serve_feeds(settings: Settings) -> int:
     """Take ticks, or stand by while another process does; otherwise as `serve`, but without a port."""
-    return asyncio.run(_FeedsHalf(settings).run())
+    return asyncio.run(_FeedsHalf(settings, supervisor()).run())
 
 
-def _serve(application: Application, settings: Settings, listener: socket.socket, orphaned: int | None = None) -> int:
+def _serve(
+    application: Application,
+    settings: Settings,
+    listener: socket.socket,
+    told: Supervisor,
+    orphaned: int | None = None,
+) -> int:
     place = place_of(listener)
+    beating: list[asyncio.Task[None]] = []
 
     def started() -> None:
         if not is_loopback(settings.http.host) and not settings.http.token:
             logger.warning("whoever can reach {} can switch the mode: set http.token", settings.http.host)
         logger.info("MarketFlow {} answers on http://{} in {} mode", __version__, place, application.mode())
+        told.ready(f"answers on http://{place}")
+        beating.append(asyncio.create_task(told.beat_while(application.alive)))
 
     debug = settings.log.level in ("TRACE", "DEBUG")
-    server = Server(application, debug, application.hurry.set, started, orphaned)
+    server = Server(application, debug, application.hurry.set, started, told.stopping, orphaned)
     return 0 if server.serve_until_told(listener) and not application.failed else 1
 
 
@@ -119,6 +129,7 @@ class _Everything(Application):
         stack.callback(client.close)
         holder = Holder(Lease(client), client, engine.state, engine.figures, engine.switch)
         stack.push_async_callback(asyncio.to_thread, holder.close)
+        self.alive = engine.is_alive
         stack.push_async_callback(self._stop, engine)
         stack.callback(holder.listen_no_more)
         await asyncio.to_thread(engine.start)
@@ -194,8 +205,9 @@ class _ApiHalf(Application):
 class _FeedsHalf:
     """The feeds alone: no port, told to end by signals only."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, told: Supervisor) -> None:
         self._settings = settings
+        self._supervisor = told
         self._told = asyncio.Event()
         self._hurry = asyncio.Event()
         self._failed = False
@@ -211,10 +223,11 @@ class _FeedsHalf:
             def flow_broke() -> None:
                 loop.call_soon_threadsafe(self._flow_broke)
 
-            turns = Turns(self._settings, servers, flow_broke)
+            turns = Turns(self._settings, servers, flow_broke, self._supervisor)
             running = asyncio.create_task(asyncio.to_thread(turns.run))
             told = asyncio.create_task(self._told.wait())
             await asyncio.wait({running, told}, return_when=asyncio.FIRST_COMPLETED)
+            self._supervisor.stopping()
             turns.stop()
             async with as_soon_as(self._hurry, partial(asyncio.to_thread, turns.hurry)):
                 await running

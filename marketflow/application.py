@@ -48,6 +48,8 @@ class Application(ABC):
         self.failed = False
         self.mode: Callable[[], Mode] = lambda: settings.mode
         """The mode that runs, once it has started."""
+        self.alive: Callable[[], bool] = lambda: True
+        """Whether what runs beside the event loop does; asked time and again, in the event loop."""
         self.hurry = asyncio.Event()
         """Set when the end must not take its time any more."""
 

@@ -80,6 +80,8 @@ class Engine:
         self._on_failure = on_failure
         self._stopping = False
         self._done = threading.Event()
+        self._came_round = threading.Event()  # the thread of all timers, since it was last asked
+        self._came_round.set()
         self._waited_for = threading.Event()  # what `stop` waits for: the end of the flow, or that of all patience
         self._subscription: abc.DisposableBase | None = None
         self._loop = TimingLoop("timing")
@@ -116,6 +118,14 @@ class Engine:
     def running(self) -> bool:
         """Whether ticks flow."""
         return self._subscription is not None and not self._stopping and not self._done.is_set()
+
+    def is_alive(self) -> bool:
+        """Whether the thread of all timers has come round since this was last asked."""
+        came_round = self._came_round.is_set()
+        if came_round:
+            self._came_round.clear()
+            self._loop.schedule(lambda *_: self._came_round.set())
+        return came_round
 
     def feed_states(self) -> tuple[Mode, dict[str, FeedState]]:
         """The mode that runs, and how its feeds do by the names of their exchanges."""

@@ -20,6 +20,7 @@ from marketflow.control.lease import Lease, connect, kept_mode
 from marketflow.engine import Engine
 from marketflow.errors import Unavailable
 from marketflow.model import Mode
+from marketflow.notify import Supervisor
 from marketflow.resources import resource
 from marketflow.servers import Servers
 from marketflow.settings import Settings
@@ -38,12 +39,17 @@ class Turns:
         settings: all of them.
         servers: where Redis and PostgreSQL are.
         on_failure: called once, from any thread, should the flow itself break.
+        supervisor: told what this process does.
     """
 
-    def __init__(self, settings: Settings, servers: Servers, on_failure: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: Settings, servers: Servers, on_failure: Callable[[], None], supervisor: Supervisor
+    ) -> None:
         self._settings = settings
         self._servers = servers
         self._on_failure = on_failure
+        self._supervisor = supervisor
+        self._beat_at = 0.0
         self._client = connect(servers.redis)
         self._lease = Lease(self._client)
         self._mode = settings.mode
@@ -86,12 +92,14 @@ class Turns:
                 if not known or time.monotonic() - heard_at > ALONE_SECONDS:
                     logger.warning("begins without knowing whether another process takes ticks: {}", error)
                     return True
+            self._beat()
             self._stopping.wait(TRY_SECONDS)
         return False
 
     def _stand_by(self) -> None:
         if not self._standing_by:
             logger.info("MarketFlow {} stands by: {} takes ticks", __version__, self._lease.holder)
+            self._supervisor.ready("stands by: another process takes ticks")
         self._standing_by = self._stood_by = True
         self._keep_mode()
 
@@ -120,6 +128,7 @@ class Turns:
         try:
             engine.start()
             logger.info("MarketFlow {} takes ticks in {} mode", __version__, self._mode)
+            self._supervisor.ready("takes ticks")
             abandoned = self._until_over(engine, holder)
         finally:
             holder.listen_no_more()
@@ -139,6 +148,7 @@ class Turns:
         over_at: float | None = None
         looked_at = time.monotonic()
         while not self._stopping.wait(TRY_SECONDS):
+            self._beat()
             frozen_seconds = time.monotonic() - looked_at - TRY_SECONDS
             looked_at = time.monotonic()
             too_long = frozen_seconds > self._settings.flow.max_clock_skew_seconds
@@ -156,6 +166,14 @@ class Turns:
             elif time.monotonic() >= over_at:
                 break
         return False
+
+    def _beat(self) -> None:
+        """Give a sign of life when it is time for one, and there is life."""
+        if self._supervisor.beat_seconds is None or time.monotonic() < self._beat_at:
+            return
+        self._beat_at = time.monotonic() + self._supervisor.beat_seconds
+        if self._engine is None or self._engine.is_alive():
+            self._supervisor.beat()
 
     def _has_been_replaced(self, holder: Holder) -> bool:
         """Whether another process has the lease, as Redis says now."""

@@ -31,6 +31,7 @@ class Server(uvicorn.Server):
         debug: whether requests are logged.
         hurry: called once when the end must not take its time any more.
         on_started: called once it accepts connections.
+        on_stopping: called once when it begins to end.
         orphaned: a descriptor that becomes readable when the process that started this one has gone.
     """
 
@@ -40,6 +41,7 @@ class Server(uvicorn.Server):
         debug: bool,
         hurry: Callable[[], None],
         on_started: Callable[[], None],
+        on_stopping: Callable[[], None],
         orphaned: int | None = None,
     ) -> None:
         super().__init__(
@@ -59,6 +61,7 @@ class Server(uvicorn.Server):
         )
         self._hurry = hurry
         self._on_started = on_started
+        self._on_stopping = on_stopping
         self._orphaned = orphaned
 
     def serve_until_told(self, listener: socket.socket) -> bool:
@@ -79,6 +82,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop; at once, when told a second time, but never without ending what the application has begun."""
+        self._on_stopping()
         forcing = asyncio.create_task(self._force_when_told())
         await super().shutdown(sockets)
         if self.force_exit:  # uvicorn leaves it out then

@@ -1,0 +1,117 @@
+"""The compose file: sound, closed, and about the application as it is."""
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+
+from marketflow import __version__
+from marketflow.model import Mode
+from tests.deploy.configuration import DEPLOY, compose, env_file, load_with, program
+from tests.deploy.image import instructions
+
+OURS = ("app", "exchange1", "exchange2", "exchange3")
+MONITORING = ("prometheus", "grafana")
+
+
+@pytest.fixture
+def services() -> dict[str, Any]:
+    found: dict[str, Any] = compose()["services"]
+    return found
+
+
+def test_compose_itself_takes_it_and_reads_it_as_these_tests_do(services: dict[str, Any]) -> None:
+    command = [program("docker-compose"), "--file", str(DEPLOY / "compose.yaml"), "--profile", "monitoring"]
+    example = ["--env-file", str(DEPLOY / "compose.env.example")]
+    done = subprocess.run(
+        [*command, *example, "config", "--format", "json"], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    theirs = json.loads(done.stdout)["services"]
+    assert theirs.keys() == services.keys()
+    for name, service in services.items():
+        assert theirs[name]["image"] == service["image"]
+        assert theirs[name].get("environment", {}) == service.get("environment", {})
+        assert theirs[name]["healthcheck"] if name != "app" else "healthcheck" not in theirs[name]
+
+    without = subprocess.run([*command, "config", "--quiet"], capture_output=True, text=True, check=False)
+    assert without.returncode != 0
+    assert "copy compose.env.example to .env" in without.stderr
+
+
+def test_it_is_what_the_specification_allows() -> None:
+    command = [program("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(DEPLOY / "compose.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_service_is_closed_bounded_and_looked_after(services: dict[str, Any]) -> None:
+    assert services.keys() == {*OURS, *MONITORING, "redis", "postgres"}
+    for name, service in services.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["restart"] == "unless-stopped", name
+        assert service["mem_limit"], name
+        assert service["stop_grace_period"], name
+        assert name == "app" or service["healthcheck"]["test"], name
+        assert service["image"].count(":") == 1, name
+        assert not service["image"].endswith(":latest"), name
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        assert service.get("profiles", []) == (["monitoring"] if name in MONITORING else []), name
+    # The application is not stopped in the middle of what it still writes.
+    assert int(services["app"]["stop_grace_period"].removesuffix("s")) > 5
+    assert not {"ports"} & (services["redis"].keys() | services["postgres"].keys())
+    assert compose()["networks"]["stores"] == {"internal": True}
+
+
+def test_the_application_finds_what_is_there(
+    services: dict[str, Any], monkeypatch: pytest.MonkeyPatch, nothing_set: None
+) -> None:
+    app, redis, postgres = (services[name] for name in ("app", "redis", "postgres"))
+    image = [each for each in instructions(DEPLOY / "Dockerfile") if each.word == "ENV"]
+    own = dict(pair.split("=", 1) for each in image for pair in each.arguments if pair.startswith("MARKETFLOW_"))
+    found = load_with(monkeypatch, own | app["environment"])
+    assert found.mode is Mode.LIVE
+    assert (found.http.host, found.http.token) == ("0.0.0.0", "change-me")
+    assert app["ports"] == [f"127.0.0.1:8080:{found.http.port}"]
+    assert {"localhost", "app"} <= {*found.http.allowed_hosts}
+    assert (found.redis.host, found.postgres.host) == ("redis", "postgres")
+    assert found.redis.password == redis["environment"]["REDISCLI_AUTH"]
+    assert found.postgres.password == postgres["environment"]["POSTGRES_PASSWORD"]
+    assert found.postgres.user == postgres["environment"]["POSTGRES_USER"]
+    assert found.postgres.dbname == postgres["environment"]["POSTGRES_DB"]
+    assert {"default", "stores"} == {*app["networks"]}
+    for exchange in found.exchanges:
+        command = services[exchange.host]["command"]
+        assert command == ["exchange", "--host", "0.0.0.0", "--port", str(exchange.port), "--name", exchange.name]
+        assert f":{exchange.port:X} " in services[exchange.host]["healthcheck"]["test"][3]
+    assert {*OURS} == {"app", *(exchange.host for exchange in found.exchanges)}
+    assert app["depends_on"].keys() == {"redis", "postgres", *OURS} - {"app"}
+
+
+def test_all_of_ours_are_one_image_of_this_version(services: dict[str, Any]) -> None:
+    assert {services[name]["image"] for name in OURS} == {f"marketflow:{__version__}"}
+
+
+def test_redis_never_evicts_and_is_bounded(services: dict[str, Any]) -> None:
+    script = services["redis"]["command"][2].split("\n")
+    assert "maxmemory-policy noeviction" in script
+    assert "maxmemory 256mb" in script
+    assert "requirepass $REDISCLI_AUTH" in script
+    assert script[-2:] == ["END", ""]
+
+
+def test_each_variable_of_the_example_is_used() -> None:
+    text = (DEPLOY / "compose.yaml").read_text()
+    for name in env_file(DEPLOY / "compose.env.example"):
+        assert f"${{{name}:" in text
+
+
+def test_what_is_mounted_is_there(services: dict[str, Any]) -> None:
+    mounts = [mount.split(":") for service in services.values() for mount in service.get("volumes", [])]
+    files = [mount for mount in mounts if mount[0].startswith("./")]
+    assert len(files) == 4
+    assert all(mount[2] == "ro" and (DEPLOY / mount[0]).exists() for mount in files)
+    assert {mount[0] for mount in mounts if mount not in files} == compose()["volumes"].keys()

@@ -1,0 +1,85 @@
+"""The units: accepted by systemd's own checks, closed as tightly as each other, and about the application as it is."""
+
+import configparser
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from marketflow import cli
+from tests.deploy.configuration import DEPLOY, env_file, load_with, program
+
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+ENVIRONMENT = DEPLOY / "systemd/marketflow.env.example"
+MOST_EXPOSED = 1.5
+"""Of 10, by `systemd-analyze security`: what is left is that it talks to the network."""
+
+
+def service(unit: Path) -> dict[str, list[str]]:
+    """The settings of [Service], each with all its values."""
+    found: dict[str, list[str]] = {}
+    section = unit.read_text().split("[Service]\n")[1].split("\n[Install]")[0]
+    for line in section.splitlines():
+        if line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def test_there_is_one_for_the_whole_and_one_for_each_half() -> None:
+    assert [unit.name for unit in UNITS] == ["marketflow-api.service", "marketflow-feeds.service", "marketflow.service"]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_systemd_finds_no_fault(unit: Path, tmp_path: Path) -> None:
+    analyze = program("systemd-analyze")
+    here = tmp_path / unit.name  # with a program that is there
+    here.write_text(unit.read_text().replace("/opt/marketflow/bin/marketflow", sys.executable))
+    done = subprocess.run([analyze, "verify", str(here)], capture_output=True, text=True, check=False)
+    ours = [line for line in done.stderr.splitlines() if unit.name in line]
+    assert (done.returncode, ours) == (0, [])
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_little_is_exposed(unit: Path) -> None:
+    command = [program("systemd-analyze"), "security", "--offline=true", "--no-pager", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    match = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
+    assert match, done.stderr
+    assert float(match[1]) <= MOST_EXPOSED
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_it_can_be_read_as_a_unit(unit: Path) -> None:
+    parser = configparser.RawConfigParser(strict=False)
+    parser.read_string(unit.read_text())
+    assert parser.sections() == ["Unit", "Service", "Install"]
+
+
+def test_all_are_closed_as_tightly() -> None:
+    of_each = [unit.read_text().split("# No rights")[1] for unit in UNITS]
+    assert of_each[0] == of_each[1] == of_each[2]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_it_starts_and_ends_as_the_application_does(unit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = service(unit)
+    assert (found["Type"], found["NotifyAccess"], found["KillMode"]) == (["notify"], ["main"], ["mixed"])
+    assert int(found["TimeoutStopSec"][0]) > 5
+    assert found["RestartPreventExitStatus"] == [str(cli.USAGE)]
+    command, *arguments = shlex.split(found["ExecStart"][0])
+    assert command == "/opt/marketflow/bin/marketflow"
+    assert arguments[:2] == ["--config", "/etc/marketflow/settings.toml"]
+    monkeypatch.setattr(cli, "_market", lambda parsed: 42)
+    assert cli.main(arguments) == 42
+
+
+def test_the_variables_are_settings(monkeypatch: pytest.MonkeyPatch, nothing_set: None) -> None:
+    found = load_with(monkeypatch, env_file(ENVIRONMENT), DEPLOY.parent / "settings.toml")
+    assert (found.http.token, found.redis.password, found.postgres.password) == ("change-me",) * 3
+    folder = dict(pair.split("=", 1) for pair in service(DEPLOY / "systemd/marketflow.service")["Environment"])
+    assert folder == {"MARKETFLOW_DATA_DIR": "%S/marketflow"}
+    assert service(DEPLOY / "systemd/marketflow.service")["StateDirectory"] == ["marketflow"]
