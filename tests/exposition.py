@@ -2,6 +2,25 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from marketflow.figures import Delays, ExchangeFigures, Figures
+
+FIGURES = Figures(
+    exchanges={
+        "exchange1": ExchangeFigures(700, {"malformed": 3, "bad_price": 0}, 2, 5, 1_763_690_430_250),
+        "Exchange2": ExchangeFigures(0, {"malformed": 0, "bad_price": 0}, 0, 1, None),
+    },
+    tick_to_cache=Delays((0.001, 0.01), (90, 9, 1), 0.75),
+    ticks_too_late=11,
+    cache_errors=12,
+    archive_errors=13,
+    rows_written=14,
+    rows_refused=15,
+    rows_pending=16,
+    rows_dropped=17,
+    given_up=18,
+)
+"""Made up, no two alike."""
+
 
 class Samples(dict[tuple[str, frozenset[tuple[str, str]]], float]):
     """Values by name and labels."""

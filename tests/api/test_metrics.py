@@ -8,26 +8,9 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from marketflow.api.request_times import OTHER
-from marketflow.figures import Delays, ExchangeFigures, Figures
 from marketflow.model import Mode
 from tests.api.world import World, client_of
-from tests.exposition import Samples, samples_of
-
-FIGURES = Figures(
-    exchanges={
-        "exchange1": ExchangeFigures(700, {"malformed": 3, "bad_price": 0}, 2, 5, 1_763_690_430_250),
-        "Exchange2": ExchangeFigures(0, {"malformed": 0, "bad_price": 0}, 0, 1, None),
-    },
-    tick_to_cache=Delays((0.001, 0.01), (90, 9, 1), 0.75),
-    ticks_too_late=11,
-    cache_errors=12,
-    archive_errors=13,
-    rows_written=14,
-    rows_refused=15,
-    rows_pending=16,
-    rows_dropped=17,
-    given_up=18,
-)
+from tests.exposition import FIGURES, Samples, samples_of
 
 COUNTERS = {
     "ticks_too_late_total": 11,
