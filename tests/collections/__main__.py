@@ -191,7 +191,7 @@ def _skipped(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _summary(outcome: Outcome) -> str:
     """newman's table, and what was left out."""
-    table = [line for line in outcome.output.splitlines() if line[:1] in "┌│├└"]
+    table = [line for line in outcome.output.splitlines() if line.startswith(("┌", "│", "├", "└"))]
     return "\n".join(table + [f"left out: {place}: {name}" for place, name in sorted(outcome.skipped)])
 
 
