@@ -3,8 +3,7 @@
 import gc
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +13,8 @@ from reactivex import abc
 from marketflow.clock import Clock, milliseconds
 from marketflow.control.state import FeedsState
 from marketflow.errors import Unavailable
-from marketflow.feeds.feed import Feed
-from marketflow.feeds.generator import GeneratorFeed, Market
-from marketflow.feeds.guard import REASONS, Guard
-from marketflow.feeds.tcp import TcpFeed
+from marketflow.feeds.configured import configured_feeds
+from marketflow.feeds.guard import REASONS
 from marketflow.figures import ExchangeFigures, Figures
 from marketflow.flow.graph import Flow
 from marketflow.flow.memory import Memory
@@ -25,7 +22,6 @@ from marketflow.flow.modes import ModeSwitch
 from marketflow.flow.operators import Backoff
 from marketflow.flow.pending import Pending
 from marketflow.flow.timing import NamedPool, TimingLoop
-from marketflow.logs import RateLimit
 from marketflow.model import MINUTE_MS, FeedState, Mode
 from marketflow.settings import Settings
 from marketflow.stores.ports import Left
@@ -88,10 +84,7 @@ class Engine:
         self._generating = TimingLoop("generator")
         lanes = len(settings.exchanges) * settings.flow.workers_per_exchange
         self._pool = NamedPool("worker", lanes + 5)
-        self.feeds: dict[Mode, Sequence[Feed]] = {
-            Mode.TEST: _generators(settings, clock, self._generating),
-            Mode.LIVE: _exchanges(settings, clock),
-        }
+        self.feeds = configured_feeds(settings, clock, self._generating)
         self.modes = ModeSwitch(mode)
         series = [series for feeds in self.feeds.values() for feed in feeds for series in feed.guard.series]
         self.memory = Memory(settings.flow.late_after_ms, settings.flow.ahead_ms, settings.flow.minute_ms)
@@ -248,39 +241,3 @@ class _LeasedCache(RedisCache):
         if not self.may_recover():
             raise Unavailable("another process may be writing to the cache")
         return super().recover(minute_ms)
-
-
-def _generators(settings: Settings, clock: Clock, scheduler: abc.SchedulerBase) -> list[Feed]:
-    def feed(name: str) -> Feed:
-        seed = settings.generator.seed
-        market = partial(Market, settings.symbols, settings.generator.rate, None if seed is None else f"{seed}:{name}")
-        return GeneratorFeed(name, market, _guard(settings, Mode.TEST, name, clock), clock, scheduler)
-
-    return [feed(exchange.name) for exchange in settings.exchanges]
-
-
-def _exchanges(settings: Settings, clock: Clock) -> list[Feed]:
-    return [
-        TcpFeed(
-            exchange.name,
-            exchange.host,
-            exchange.port,
-            _guard(settings, Mode.LIVE, exchange.name, clock),
-            settings.flow.stale_after_seconds,
-        )
-        for exchange in settings.exchanges
-    ]
-
-
-def _guard(settings: Settings, mode: Mode, exchange: str, clock: Clock) -> Guard:
-    limit = RateLimit(10.0)
-
-    def on_reject(reason: str, count: int, example: object) -> None:
-        limit.log(
-            reason,
-            "WARNING",
-            f"dropped as {reason}: {count} in this chunk, such as {example!r:.100}",
-            exchange=exchange,
-        )
-
-    return Guard(mode, exchange, settings.symbols, clock, settings.flow.max_clock_skew_ms, on_reject)
