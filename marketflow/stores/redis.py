@@ -91,6 +91,7 @@ class RedisCache:
         self._lacking = False  # set by whatever fails, on any thread; cleared by the probe alone
         self._whole = False  # what the last probe found
         self._away = False
+        self._closed = False
 
     @classmethod
     def connect(
@@ -111,7 +112,8 @@ class RedisCache:
         return self._whole and not self._lacking
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, also under calls that are under way; they end as Unavailable."""
+        self._closed = True
         self._client.close()
 
     # Cache
@@ -326,8 +328,10 @@ class RedisCache:
             self._away = True
             self._limit.log("away", "WARNING", f"Redis cannot be used, memory answers meanwhile: {error}")
             raise Unavailable(f"Redis cannot be used: {error}") from error
-        except BaseException:
+        except BaseException as error:
             self._lacking = True
+            if self._closed:  # by another thread, and what then goes wrong in the client is nobody's fault
+                raise Unavailable("the cache is closed") from error
             raise
         self._breaker.succeeded()
         if self._away:

@@ -703,6 +703,20 @@ def test_recent_gives_every_slice_and_minute_that_ends_after_a_time(cache: Redis
     assert recent(MINUTE - 1)[1] == [MINUTE - MINUTE_MS, MINUTE, MINUTE + MINUTE_MS]
 
 
+def test_a_write_under_which_the_cache_is_closed_is_unavailable(
+    cache: RedisCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: Any = redis.Connection.pack_commands
+
+    def closing_under_it(connection: redis.Connection, commands: Any) -> Iterator[bytes]:
+        cache.close()  # by another thread, when the connection has been found open and nothing been sent
+        yield from packed(connection, commands)
+
+    monkeypatch.setattr(redis.Connection, "pack_commands", closing_under_it)
+    with pytest.raises(Unavailable):
+        cache.put_slices(one())
+
+
 def test_of_a_settled_minute_only_the_closed_candle_is_read(cache: RedisCache, redis_db: RedisServer) -> None:
     starts = [MINUTE - 2 * MINUTE_MS, MINUTE - MINUTE_MS, MINUTE]
     for start in starts:
