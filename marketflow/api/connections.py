@@ -59,7 +59,7 @@ class LimitedConnection(HttpToolsProtocol):
 
     MAX_HEADER_BYTES: ClassVar[int] = 64 * 1024
 
-    MAX_CONNECTIONS: ClassVar[int] = 4000
+    MAX_CONNECTIONS: ClassVar[int] = 2500
     """How many there may be at once; fewer where the process may not open FILES_PER_CONNECTION times as many files."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -328,7 +328,7 @@ class Hub:
         while True:
             await self._due.wait()
             self._due.clear()
-            told, began = 0, time.perf_counter()
+            told, began = 0, time.thread_time()
             for client in [each for each in self._clients if self._has_news_for(each)]:
                 self._look_at_mode()
                 if not self._has_news_for(client):  # it has gone meanwhile
@@ -339,7 +339,7 @@ class Hub:
                 told += not client.waits
                 if told == AT_ONCE:
                     await self._pause(began)
-                    told, began = 0, time.perf_counter()
+                    told, began = 0, time.thread_time()
             await self._pause(began)
 
     def _has_news_for(self, client: Client) -> bool:
@@ -347,18 +347,13 @@ class Hub:
 
     async def _pause(self, began: float) -> None:
         await asyncio.sleep(0)  # they send
-        await asyncio.sleep(time.perf_counter() - began)
+        await asyncio.sleep(time.thread_time() - began)
 
     async def _look(self) -> None:
         while True:
             now = time.monotonic()
             self._look_at_mode()
-            health = self._health_now()
-            if self._health is None or _state(health) != _state(self._health):
-                self._health = health
-                self._version += 1
-                self._health_version = self._version
-                self._changed()
+            health = self._look_at_health()
             if now >= self._beat_at:
                 self._beat_at = now + HEARTBEAT_SECONDS
                 self._beat += 1
@@ -375,7 +370,17 @@ class Hub:
             self._version += 1
             self._newest.clear()
             self._ready = False
+            self._look_at_health()
             self._changed()
+
+    def _look_at_health(self) -> Health:
+        health = self._health_now()
+        if self._health is None or _state(health) != _state(self._health):
+            self._health = health
+            self._version += 1
+            self._health_version = self._version
+            self._changed()
+        return health
 
     def _relies_on(self, health: Health) -> object:
         """The time during which no announcement can be missed, None if it is not such a time."""

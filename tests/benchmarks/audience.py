@@ -20,7 +20,7 @@ _PRICE = re.compile(rb'"price":([0-9.]+)')
 
 
 class Seen(NamedTuple):
-    """What came to clients: how old (ms) each price was that was looked at, and how many events and bytes there were."""
+    """What came to clients: how old (ms) each price was that was looked at, how many events and bytes."""
 
     ages: list[float]
     events: int
@@ -84,7 +84,7 @@ def _watch(port: int, count: int, orders: Connection) -> None:
         client.setblocking(False)
         poll.register(client, select.EPOLLIN)
     poll.register(orders, select.EPOLLIN)
-    looked_at = {client: b"" for client in random.Random(7).sample([*clients], min(LOOKED_AT, count))}
+    looked_at = dict.fromkeys(random.Random(7).sample([*clients], min(LOOKED_AT, count)), b"")
     ages: list[float] = []
     events = size = 0
     orders.send("ready")
