@@ -11,7 +11,8 @@ from marketflow.api.answers import Prices
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.model import FeedState, Mode, Series, Tick
 from marketflow.streaming import hub as hubs
-from marketflow.streaming.hub import Client, Hub
+from marketflow.streaming.client import Client
+from marketflow.streaming.hub import Hub
 from marketflow.streaming.selection import Selection, named
 from tests.api.world import EXCHANGES, NOW, SYMBOLS, World, series
 
