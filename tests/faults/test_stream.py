@@ -20,7 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 from tests.application import Application, ScriptedExchange
 from tests.exposition import samples_of
 from tests.faults.conftest import StartApplication
-from tests.servers import HOST, PostgresServer, RedisServer, free_port, wait_until
+from tests.servers import HOST, RedisServer, free_port, wait_until
 from tests.streaming.events import Event, Stream, prices_in
 
 BTC = ("exchange1", "BTCUSDT")
@@ -36,13 +36,11 @@ def _many_files() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def application(server_root: Path, redis_server: RedisServer, postgres_server: PostgresServer) -> Iterator[Application]:
-    """One with generated prices for all tests that only look; in a database of Redis where nobody else does."""
+def application(server_root: Path) -> Iterator[Application]:
+    """One with generated prices for all tests that only look; with servers of its own, for others run beside it."""
     folder = server_root / "stream"
     folder.mkdir(mode=0o711)
-    stores = {f"POSTGRES__{name.upper()}": value for name, value in postgres_server.keywords.items()}
-    stores |= {"REDIS__HOST": HOST, "REDIS__PORT": redis_server.port, "REDIS__DB": 2}
-    with Application(folder, stores) as application:
+    with Application(folder) as application:
         wait_until(lambda: application.find("/prices/average/BTCUSDT"))
         yield application
         assert application.stop()[0] == 0
@@ -184,7 +182,7 @@ def test_halves_and_workers_stream_what_another_process_takes(
         assert len(runs) == 2, "each worker has streams of its own"
         api.switch("live")
         for stream in streams:
-            stream.until(lambda event: event.name == "mode")
+            assert stream.next("mode").data == {"mode": "live", "previous": "test"}
             assert stream.next("snapshot", "prices").data["mode"] == "live"
         api.switch("test")
         for stream in streams:
