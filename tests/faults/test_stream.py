@@ -206,6 +206,35 @@ def test_halves_and_workers_stream_what_another_process_takes(
     assert " ERROR " not in api.log
 
 
+def test_clients_of_a_worker_that_is_killed_are_counted_no_more_and_welcome_elsewhere(
+    server_folder: Path, servers: dict[str, object]
+) -> None:
+    with ExitStack() as stack:
+        api = stack.enter_context(Application(server_folder, servers, ("--role", "api", "--workers", "2")))
+        streams = [stack.enter_context(Stream(api.port)) for _ in range(16)]
+        for stream in streams:
+            stream.next("snapshot")
+        wait_until(lambda: clients_of(api, "sse") == 16)
+        killed = psutil.Process(api.process.pid).children()[0]
+        theirs = sum(each.status == "ESTABLISHED" for each in killed.net_connections("tcp"))
+        killed.kill()
+        cut = [stream for stream in streams if is_cut(stream)]
+        assert 0 < len(cut) <= theirs
+        wait_until(lambda: clients_of(api, "sse") == 16 - len(cut))
+        for stream in cut:
+            with Stream(api.port, headers={"Last-Event-ID": stream.last_id}) as again:
+                assert again.next().name in ("snapshot", "heartbeat")
+
+
+def is_cut(stream: Stream) -> bool:
+    """Whether it ends before it tells of another heartbeat."""
+    try:
+        stream.next("heartbeat")
+    except ConnectionError:
+        return True
+    return False
+
+
 # Clients
 
 
