@@ -19,9 +19,10 @@ from loguru import logger
 
 from marketflow import __version__, logs
 from marketflow.api import request_times
-from marketflow.api.connections import raise_file_limit
+from marketflow.api.connections import LimitedConnection
 from marketflow.api.context import Context
 from marketflow.api.protection import is_loopback
+from marketflow.api.room import raise_file_limit
 from marketflow.api.server import Server, bind, bind_each, place_of
 from marketflow.application import Application
 from marketflow.clock import system_clock
@@ -49,13 +50,13 @@ def serve(settings: Settings) -> int:
     Raises:
         StartError: the port cannot be bound.
     """
-    raise_file_limit()
+    raise_file_limit(LimitedConnection.MAX_CONNECTIONS)
     return _serve(_Everything(settings), settings, bind(settings.http.host, settings.http.port), supervisor())
 
 
 def serve_api(settings: Settings, workers: int = 1) -> int:
     """Answer requests, in so many processes, about the ticks that others take; otherwise as `serve`."""
-    raise_file_limit()
+    raise_file_limit(LimitedConnection.MAX_CONNECTIONS)
     if workers == 1:
         return _serve(_ApiHalf(settings), settings, bind(settings.http.host, settings.http.port), supervisor())
     listeners = bind_each(settings.http.host, settings.http.port, workers)
@@ -96,8 +97,12 @@ def _serve(
         told.ready(f"answers on http://{place}")
         beating.append(asyncio.create_task(told.beat_while(application.alive)))
 
+    def stopping() -> None:
+        told.stopping()
+        application.end_streams()
+
     debug = settings.log.level in ("TRACE", "DEBUG")
-    server = Server(application, debug, application.hurry.set, started, told.stopping, orphaned)
+    server = Server(application, debug, application.hurry.set, started, stopping, orphaned)
     return 0 if server.serve_until_told(listener) and not application.failed else 1
 
 
@@ -142,6 +147,7 @@ class _Everything(Application):
         return self.context(
             _OwnMode(engine),
             Fallback(readers.mirror, MemoryReader(engine.memory), lambda: engine.cache.complete),
+            readers.mirror,
             readers.archive,
             HealthReport(engine.feed_states, postgres_probe, redis_probe),
             engine.figures,
@@ -194,6 +200,7 @@ class _ApiHalf(Application):
 
         return self.context(
             feeds,
+            readers.mirror,
             readers.mirror,
             readers.archive,
             HealthReport(feeds.feed_states, postgres_probe, redis_probe),

@@ -19,6 +19,8 @@ from marketflow.api.problems import problem_handlers
 from marketflow.api.protection import AllowedHosts, BodyLimit, SameSite
 from marketflow.api.request_times import RequestTimes, Timed
 from marketflow.api.status import status_operations
+from marketflow.api.stream import stream_operations
+from marketflow.api.websocket import websocket_routes
 
 ContextLifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]
 """Opens everything, yields `{"context": Context}`, and closes everything again."""
@@ -39,7 +41,13 @@ class _Application(Starlette):
 def operations(times: RequestTimes) -> list[Operation]:
     """All that the API does, in the order of its description."""
     return with_documentation(
-        [*price_operations(), *mode_operations(), *status_operations(), *metrics_operations(times)]
+        [
+            *price_operations(),
+            *stream_operations(times),
+            *mode_operations(),
+            *status_operations(),
+            *metrics_operations(times),
+        ]
     )
 
 
@@ -50,7 +58,7 @@ def create_app(lifespan: ContextLifespan, host: str = "127.0.0.1", allowed_hosts
     """
     times = RequestTimes()
     app = _Application(
-        routes=[*(operation.route() for operation in operations(times)), static_route()],
+        routes=[*(operation.route() for operation in operations(times)), *websocket_routes(times), static_route()],
         middleware=[
             Middleware(Timed, times=times),
             Middleware(BodyLimit),
