@@ -117,6 +117,6 @@ class Application(ABC):
         """What the routes work with."""
         settings = self.settings
         self.mode = lambda: mode.current
-        prices = Prices(cache, Shared(archive), system_clock, settings.flow.ahead_ms)
+        prices = Prices(cache, Shared(archive), system_clock, settings.flow.ahead_ms, settings.flow.late_after_ms)
         exchanges = tuple(exchange.name for exchange in settings.exchanges)
         return Context(exchanges, settings.symbols, settings.http.token, mode, prices, health, figures, ready)
