@@ -290,8 +290,7 @@ def test_a_minute_that_comes_while_its_day_is_made_marks_it_again(
     database.put(row(DAY))
     database.days.roll_up(NOW)
     marked = other.execute(postgres_days._MARKED, [9]).fetchall()
-    columns = [list(column) for column in zip(*marked, strict=True)]
-    other.execute(postgres_days._REPLACE, columns)
+    postgres_days.make(other, marked)
     with ThreadPoolExecutor(1) as pool, psycopg.connect(**database.place, autocommit=True) as late:
         writing = pool.submit(late.execute, INSERT, row(DAY + MINUTE_MS))
         wait_until(lambda: waits(database))
