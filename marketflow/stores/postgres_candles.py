@@ -26,30 +26,31 @@ _OF_WANTED = "exchange = wanted.exchange and pair_name = wanted.pair_name and mo
 
 _SLOT = "date_bin(%(length)s::interval, timestamp, timestamptz 'epoch')"
 
-_COLUMNS = """
-number, (date_part('epoch', slot) * 1000)::int8, open, high, low, close, total, ticks,
-(date_part('epoch', first_at) * 1000)::int8, (date_part('epoch', last_at) * 1000)::int8
+# Whole candles and the rows that they begin and end with; looked up one by one these would take most of the time.
+_FOLDED = """
+, whole as (
+    select number, slot, sum(total) as total, sum(tick_count)::int8 as ticks, max(max_price) as high,
+           min(min_price) as low, min(timestamp) as first, max(timestamp) as last
+    from parts group by number, slot
+)
+select number, (date_part('epoch', slot) * 1000)::int8, opening.open_price, high, low, closing.close_price, whole.total,
+       ticks, (date_part('epoch', opening.open_at) * 1000)::int8, (date_part('epoch', closing.close_at) * 1000)::int8
+from whole
+join (select number, timestamp as first, open_price, open_at from parts) as opening using (number, first)
+join (select number, timestamp as last, close_price, close_at from parts) as closing using (number, last)
 """
 
 
-def _folded(table: str, span: str) -> str:
-    """The candles of the rows of a series from `since` until `until` of a span, by their slot."""
+def _parts(table: str, span: str) -> str:
+    """The rows of a series from `since` until `until` of a span, with their slots."""
+    # Offset 0: each span is looked up by itself, whatever PostgreSQL thinks of joining the whole table.
     return f"""
-        select slot, total, ticks, high, low, opening.price as open, closing.price as close,
-               opening.at as first_at, closing.at as last_at
-        from (
-            select {_SLOT} as slot, sum(average_price * tick_count) as total, sum(tick_count)::int8 as ticks,
-                   max(max_price) as high, min(min_price) as low, min(timestamp) as first, max(timestamp) as last
-            from {table} where {_OF_WANTED} and timestamp >= {span}.since and timestamp < {span}.until group by slot
-        ) as whole
         cross join lateral (
-            select open_price as price, coalesce(open_at, timestamp) as at from {table}
-            where {_OF_WANTED} and timestamp = first limit 1
-        ) as opening
-        cross join lateral (
-            select close_price as price, coalesce(close_at, timestamp) as at from {table}
-            where {_OF_WANTED} and timestamp = last limit 1
-        ) as closing
+            select {_SLOT} as slot, timestamp, open_price, close_price, coalesce(open_at, timestamp) as open_at,
+                   coalesce(close_at, timestamp) as close_at, max_price, min_price,
+                   average_price * tick_count as total, tick_count
+            from {table} where {_OF_WANTED} and timestamp >= {span}.since and timestamp < {span}.until offset 0
+        ) as part
     """  # noqa: S608 - put together from constants
 
 
@@ -66,10 +67,10 @@ def _of_minutes(newest: bool) -> str:
     since = f"coalesce(({last_slot}), %(since)s)" if newest else "%(since)s"
     until = "%(until)s" if newest else f"least(({last_slot}) + %(length)s::interval, %(until)s)"
     return f"""
-        with wanted as ({_WANTED})
-        select {_COLUMNS} from wanted
-        cross join lateral (select {since} as since, {until} as until) as span
-        cross join lateral ({_folded("aggregates", "span")}) as candle
+        with wanted as ({_WANTED}), parts as materialized (
+            select number, part.* from wanted
+            cross join lateral (select {since} as since, {until} as until) as span {_parts("aggregates", "span")}
+        ) {_FOLDED}
     """  # noqa: S608
 
 
@@ -82,33 +83,33 @@ def _of_days(newest: bool, table: str, made: str) -> str:
         made: by which column of its row it is known that they are there.
     """
     order, beyond, start = ("desc", "<", "rolled.until") if newest else ("asc", ">=", "%(first_day)s")
+    onward = "day" if newest else "day + interval '24 hours'"
 
     def slots(table: str, span: str) -> str:
         of_span = f"timestamp >= {span}.since and timestamp < {span}.until"
-        return f"select count(distinct {_SLOT}) as slots from {table} where {_OF_WANTED} and {of_span}"  # noqa: S608
+        return f"(select count(distinct {_SLOT}) from {table} where {_OF_WANTED} and {of_span})"  # noqa: S608
 
-    rest = f"({slots('aggregates', 'rest')})" if newest else "0::int8"
-    ahead = "day" if newest else "day + interval '24 hours'"
+    found_first = slots("aggregates", "rest") if newest else "0::int8"
     lacking = "(select max(reached) from walked where number = wanted.number) < %(limit)s"
-    where = "" if newest else f"where {lacking}"
     return f"""
         with wanted as ({_WANTED}), rolled as (
             select greatest(%(since)s, least(%(last)s, coalesce(max(rolled_until), 'epoch'))) as until
             from aggregates_rolled_until
         ), rest as (
             select until as since, %(until)s as until from rolled
-        ), walked as (
+        ), walked as materialized (
             select wanted.*, walk.since, walk.until, walk.made, walk.reached
             from wanted cross join rolled cross join rest cross join lateral (
                 with recursive walk as (
-                    select {start} as next, null::timestamptz as since, null::timestamptz as until,
-                           null::boolean as made, {rest} as reached
+                    select {start} as onward, null::timestamptz as since, null::timestamptz as until,
+                           null::boolean as made, {found_first} as reached
                     union all
-                    select {ahead}, span.since, span.until, daily.made,
-                           reached + coalesce(of_made.slots, of_minutes.slots)
+                    select {onward}, span.since, span.until, daily.made, reached + case
+                        when daily.made then {slots(table, "span")} else {slots("aggregates", "span")}
+                    end
                     from walk cross join lateral (
                         select timestamp as day, {made} as made from aggregates_daily
-                        where {_OF_WANTED} and timestamp {beyond} walk.next
+                        where {_OF_WANTED} and timestamp {beyond} walk.onward
                           and timestamp >= %(first_day)s and timestamp < rolled.until
                         order by timestamp {order} limit 1
                     ) as daily
@@ -116,21 +117,18 @@ def _of_days(newest: bool, table: str, made: str) -> str:
                         select greatest(day, %(since)s) as since,
                                least(day + interval '24 hours', rolled.until) as until
                     ) as span
-                    left join lateral ({slots(table, "span")}) as of_made on daily.made
-                    left join lateral ({slots("aggregates", "span")}) as of_minutes on not daily.made
                     where reached < %(limit)s
                 )
                 select * from walk
             ) as walk
-        )
-        select {_COLUMNS} from walked as wanted
-        cross join lateral ({_folded(table, "wanted")}) as candle where made
-        union all
-        select {_COLUMNS} from walked as wanted
-        cross join lateral ({_folded("aggregates", "wanted")}) as candle where not made
-        union all
-        select {_COLUMNS} from wanted cross join rest
-        cross join lateral ({_folded("aggregates", "rest")}) as candle {where}
+        ), parts as materialized (
+            select number, part.* from walked as wanted {_parts(table, "wanted")} where made
+            union all
+            select number, part.* from walked as wanted {_parts("aggregates", "wanted")} where not made
+            union all
+            select number, part.* from wanted cross join rest {_parts("aggregates", "rest")}
+            {"" if newest else f"where {lacking}"}
+        ) {_FOLDED}
     """  # noqa: S608
 
 
