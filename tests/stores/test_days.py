@@ -91,9 +91,18 @@ class Database(NamedTuple):
         return self.asked(summaries)
 
     def check(self, *spans: tuple[int, int]) -> None:
-        """Compare answers with what the minutes alone say."""
-        self._check_candles(*spans)
-        for span, answers in zip(spans, self.answers(*spans), strict=True):
+        """Compare answers with what the minutes alone say: summaries of all spans, and candles of them in turn."""
+        walks = [
+            Walk(length, since // length * length, until // MINUTE_MS * MINUTE_MS, limit, newest)
+            for (since, until), (length, limit, newest) in zip(spans, self.walks, strict=False)
+        ]
+
+        async def ask(reader: PostgresReader) -> tuple[list[list[Candle | None]], list[list[dict[int, Candle]]]]:
+            summaries = [await reader.summary(SERIES, since, until) for since, until in spans]
+            return summaries, [await reader.candles(SERIES, walk) for walk in walks]
+
+        summaries, found = self.asked(ask)
+        for span, answers in zip(spans, summaries, strict=True):
             for series, answer in zip(SERIES, answers, strict=True):
                 expected = self._of_minutes(series, *span)
                 assert (answer is None) == (expected is None), (series, span, answer, expected)
@@ -102,18 +111,8 @@ class Database(NamedTuple):
                     for name in names:
                         assert getattr(answer, name) == getattr(expected, name), (series, span, name)
                     assert answer.total == pytest.approx(expected.total, rel=1e-9)
-
-    def _check_candles(self, *spans: tuple[int, int]) -> None:
-        walks = [
-            Walk(length, since // length * length, until // MINUTE_MS * MINUTE_MS, limit, newest)
-            for (since, until), (length, limit, newest) in zip(spans, self.walks, strict=False)
-        ]
-
-        async def found(reader: PostgresReader) -> list[list[dict[int, Candle]]]:
-            return [await reader.candles(SERIES, walk) for walk in walks]
-
         rows = {series: self._rows(series, *EVERYTHING) for series in SERIES}
-        for walk, of_each in zip(walks, self.asked(found), strict=True):
+        for walk, of_each in zip(walks, found, strict=True):
             for series, candles in zip(SERIES, of_each, strict=True):
                 assert_found(candles, rows[series], walk)
 
