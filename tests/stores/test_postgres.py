@@ -218,7 +218,7 @@ def test_a_user_who_may_not_create_tables_runs_on_a_schema_that_is_up_to_date(
 ) -> None:
     grants = (
         f"grant select, insert, update on aggregates to {guest['user']};"
-        f"grant select on aggregates_daily, aggregates_rolled_until, ddl_applied to {guest['user']}"
+        f"grant select on aggregates_daily, aggregates_hourly, aggregates_rolled_until, ddl_applied to {guest['user']}"
     )
     query(postgres_db, grants)
     with archive_at(guest) as restricted:

@@ -8,6 +8,7 @@ import pytest
 from marketflow.errors import Unavailable
 from marketflow.model import Candle, Mode, Series, Tick, candle_of
 from marketflow.stores import shared
+from marketflow.stores.ports import Walk
 from marketflow.stores.shared import KEPT_SECONDS, Shared
 
 BTC = Series(Mode.LIVE, "exchange1", "BTCUSDT")
@@ -30,6 +31,10 @@ class Archive:
             raise Unavailable("away")
         return [candle_of(Tick(answer, since, 0)) for _ in series]
 
+    async def candles(self, series: Sequence[Series], walk: Walk) -> list[dict[int, Candle]]:
+        answers = await self.summary(series, walk.since, walk.until)
+        return [{walk.since: candle} for candle in answers if candle is not None]
+
     async def last(self, series: Sequence[Series]) -> list[Tick | None]:
         return [Tick(1.0, 1, 1) for _ in series]
 
@@ -46,6 +51,10 @@ class World:
         (candle,) = await self.shared.summary([series], since, until)
         assert candle is not None
         return candle.close
+
+    async def candle(self, walk: Walk) -> float:
+        (candles,) = await self.shared.candles([BTC], walk)
+        return candles[walk.since].close
 
 
 def run(test: Callable[[World], Awaitable[None]]) -> None:
@@ -87,6 +96,23 @@ def test_other_questions_have_other_answers() -> None:
         assert await world.price(since=60_000) == 3.0
         assert await world.price(until=120_000) == 4.0
         assert await world.shared.last([BTC]) == [Tick(1.0, 1, 1)]
+
+    run(test)
+
+
+def test_candles_are_shared_as_well_and_not_mistaken_for_others() -> None:
+    walk = Walk(60_000, 0, 60_000, 9, newest=True)
+
+    async def test(world: World) -> None:
+        asking = [asyncio.create_task(world.candle(walk)) for _ in range(3)]
+        await asyncio.sleep(0)
+        world.archive.may_answer.set()
+        assert await asyncio.gather(*asking) == [1.0] * 3
+        assert await world.price() == 2.0
+        assert await world.candle(walk._replace(newest=False)) == 3.0
+        assert await world.candle(walk) == 1.0
+        world.now += KEPT_SECONDS + 0.001
+        assert await world.candle(walk) == 4.0
 
     run(test)
 
