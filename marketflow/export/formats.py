@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from importlib.util import find_spec
 from io import BytesIO
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from marketflow.errors import SettingsError
 from marketflow.export.rows import COLUMNS, PRICES, TEXTS, TIMES
@@ -15,7 +15,7 @@ GROUP_ROWS = 64 * 1024
 
 
 class Format(ABC):
-    """Writes to a file that is open for bytes; `finish` at the end of a whole export and of no other."""
+    """Writes to a file that is open for bytes; a context manager, whose end completes the file unless by an error."""
 
     @abstractmethod
     def write(self, block: bytes, rows: int) -> None:
@@ -24,6 +24,20 @@ class Format(ABC):
     @abstractmethod
     def finish(self) -> None:
         """Write what is left."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Write nothing more, so that nobody takes the file for a whole one."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        try:
+            if error is None:
+                self.finish()
+        finally:
+            self.abandon()  # changes nothing about a file that is complete
 
 
 class Csv(Format):
@@ -40,6 +54,9 @@ class Csv(Format):
     def finish(self) -> None:
         """Nothing is left."""
 
+    def abandon(self) -> None:
+        """Nothing was kept."""
+
 
 class Parquet(Format):
     """Row groups of typed columns, compressed by zstd; times are timestamps in ms, UTC.
@@ -52,7 +69,8 @@ class Parquet(Format):
 
         self._schema = _schema()
         self._csv: Any = csv
-        self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
+        self._valve = _Valve(file)
+        self._writer = parquet.ParquetWriter(self._valve, self._schema, compression="zstd")
         self._waiting: list[bytes] = []
         self._rows = 0
 
@@ -64,15 +82,19 @@ class Parquet(Format):
             self._write_group()
 
     def finish(self) -> None:
-        """Write the last row group and the footer, without which nobody takes the file for a whole one."""
+        """Write the last row group and the footer."""
         if self._waiting:
             self._write_group()
         self._writer.close()
 
+    def abandon(self) -> None:
+        """Leave the file without a footer, which pyarrow would write whatever has happened."""
+        self._valve.shut = True
+
     def _write_group(self) -> None:
         table = self._csv.read_csv(
             BytesIO(b"".join(self._waiting)),
-            read_options=self._csv.ReadOptions(column_names=COLUMNS),
+            read_options=self._csv.ReadOptions(column_names=COLUMNS, use_threads=False),
             parse_options=self._csv.ParseOptions(newlines_in_values=True),
             # An empty field is null and a quoted one is not, as PostgreSQL has it.
             convert_options=self._csv.ConvertOptions(
@@ -81,6 +103,22 @@ class Parquet(Format):
         )
         self._waiting, self._rows = [], 0
         self._writer.write_table(table)
+
+
+class _Valve:
+    """A file for bytes that takes nothing more once it is shut."""
+
+    closed = False
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.shut = False
+
+    def write(self, data: bytes) -> int:
+        return len(data) if self.shut else self._file.write(data)
+
+    def flush(self) -> None:
+        """Whoever opened the file sees to that."""
 
 
 def open_format(name: str, file: IO[bytes]) -> Format:

@@ -4,19 +4,21 @@ COPY of one series is one range of the index that is already in order. One state
 the choice of a sort, which for a year of many series is gigabytes on the server's disk.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
-from psycopg import sql
+from psycopg import sql, waiting
+from psycopg.abc import PQGen
 
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.model import Mode
-from marketflow.stores.bounded import BoundedConnection
 from marketflow.stores.rows import reason, to_datetime
+
+_T = TypeVar("_T")
 
 SILENCE_SECONDS = 30.0
 """How long PostgreSQL may be silent in the middle of an export before it counts as away."""
@@ -98,29 +100,46 @@ class Part:
         return int((self.last - self.first).total_seconds() * 1000) // row_ms + 1
 
 
+class Reading(psycopg.Connection[Any]):
+    """A connection whose waits have an end, and end at once when interrupted.
+
+    On Ctrl+C psycopg asks the server to cancel and waits for its answer, however long; closing does as well.
+    """
+
+    def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
+        """Wait for an answer, as all calls do.
+
+        Raises:
+            psycopg.OperationalError: there was none in time; the connection is good for nothing more.
+        """
+        try:
+            return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=timeout or SILENCE_SECONDS)
+        except psycopg.errors._WaitTimeout:
+            raise psycopg.OperationalError(f"no answer within {SILENCE_SECONDS:g} s") from None
+
+
 @contextmanager
-def snapshot(keywords: dict[str, Any]) -> Iterator[BoundedConnection]:
+def snapshot(keywords: dict[str, Any]) -> Iterator[Reading]:
     """A connection in a transaction that sees one state of the table, however long it is read.
 
     Raises:
         Unavailable: in place of any error of psycopg, also within.
     """
     try:
-        with BoundedConnection.open(keywords | {"client_encoding": "utf8"}) as connection:
+        with closing(Reading.connect(**keywords, client_encoding="utf8")) as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             connection.read_only = True
-            with connection.transaction(), connection.patient(SILENCE_SECONDS):
-                # Whoever reads may be slow: it can be a person who scrolls.
-                connection.execute("set local statement_timeout = 0")
-                connection.execute("set local idle_in_transaction_session_timeout = 0")
-                connection.execute("set local extra_float_digits = 1")  # prices as exact as they are
-                yield connection
+            # Whoever takes the rows may be slow: it can be a person who scrolls. And prices are as exact as they are.
+            connection.execute("set statement_timeout = 0")
+            connection.execute("set idle_in_transaction_session_timeout = 0")
+            connection.execute("set extra_float_digits = 1")
+            yield connection
     except psycopg.Error as error:
         raise Unavailable(f"PostgreSQL: {reason(error)}") from error
 
 
 def parts(
-    connection: BoundedConnection, selection: Selection, symbols: Iterable[str] = (), exchanges: Iterable[str] = ()
+    connection: Reading, selection: Selection, symbols: Iterable[str] = (), exchanges: Iterable[str] = ()
 ) -> list[Part]:
     """What there is to export, in the order in which it will be.
 
@@ -148,19 +167,23 @@ def parts(
     ]
 
 
-def blocks(connection: BoundedConnection, selection: Selection, part: Part) -> Iterator[tuple[bytes, int]]:
+def blocks(connection: Reading, selection: Selection, part: Part) -> Generator[tuple[bytes, int], None, None]:
     """The rows of a part as CSV without a header: some whole rows, and how many they are."""
     query = sql.SQL(_COPY).format(columns=_columns(), range=selection.range)
     names = {"exchange": part.exchange, "symbol": part.symbol, "mode": selection.mode.value}
     rows: list[memoryview | bytes | bytearray] = []
     size = 0
     with connection.cursor() as cursor, cursor.copy(query, names) as copy:
-        for row in copy:  # one at a time, as the protocol has it
-            rows.append(row)
-            size += len(row)
-            if size >= BLOCK_BYTES:
-                yield b"".join(rows), len(rows)
-                rows, size = [], 0
+        try:
+            for row in copy:  # one at a time, as the protocol has it
+                rows.append(row)
+                size += len(row)
+                if size >= BLOCK_BYTES:
+                    yield b"".join(rows), len(rows)
+                    rows, size = [], 0
+        except BaseException:
+            connection.close()  # or the end of the block would wait for the server once more
+            raise
     if rows:
         yield b"".join(rows), len(rows)
 
