@@ -19,6 +19,7 @@ from marketflow.api.problems import problem_handlers
 from marketflow.api.protection import AllowedHosts, BodyLimit, SameSite
 from marketflow.api.request_times import RequestTimes, Timed
 from marketflow.api.status import status_operations
+from marketflow.api.stream import stream_operations
 
 ContextLifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]
 """Opens everything, yields `{"context": Context}`, and closes everything again."""
@@ -39,7 +40,13 @@ class _Application(Starlette):
 def operations(times: RequestTimes) -> list[Operation]:
     """All that the API does, in the order of its description."""
     return with_documentation(
-        [*price_operations(), *mode_operations(), *status_operations(), *metrics_operations(times)]
+        [
+            *price_operations(),
+            *stream_operations(),
+            *mode_operations(),
+            *status_operations(),
+            *metrics_operations(times),
+        ]
     )
 
 
