@@ -4,8 +4,10 @@ import argparse
 import difflib
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from marketflow import __version__
 from marketflow.errors import SettingsError
@@ -163,6 +165,44 @@ def _export_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _watch_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="marketflow watch",
+        description="Show the newest prices of a running MarketFlow as they change: a row for each symbol, a column for"
+        " each exchange, how old each price is, and how far the exchanges are apart. q ends it.",
+        epilog="Where stdout is no terminal each change is a line: time, symbol, exchange, price. A MarketFlow that is"
+        " away is tried again, after 1, 2, 4 ... at most 10 s. Exit code 0: ended by q or a signal, 1: there is no"
+        " MarketFlow at the URL, 2: an argument or a setting is wrong, 130: --once was interrupted.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("symbols", metavar="SYMBOL", nargs="*", type=_symbols, help="only these; all")
+    parser.add_argument(
+        "--exchange",
+        metavar="E",
+        action="append",
+        type=_exchanges,
+        default=[],
+        help="only this one, or these: E,E; all",
+    )
+    parser.add_argument("--url", metavar="URL", type=_url, help="of the MarketFlow; by http.host and http.port")
+    parser.add_argument("--once", action="store_true", help="print the prices of now, and end")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="TOML, YAML or JSON, read instead of settings.toml")
+    return parser
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    with suppress(ValueError):  # a port that is none
+        if (
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and parts.port != 0
+            and not parts.query + parts.fragment
+        ):
+            return text.rstrip("/")
+    raise argparse.ArgumentTypeError(f"{text!r}: must be the URL of a MarketFlow, such as http://127.0.0.1:8080")
+
+
 def _symbols(text: str) -> tuple[str, ...]:
     """One or more symbols with commas between them, in any case."""
     return tuple(_setting("symbols")(text.upper()))
@@ -207,5 +247,6 @@ _COMMANDS = {
     "config": (_config_parser, "the settings, and where each comes from"),
     "exchange": (_exchange_parser, "a simulated exchange"),
     "export": (_export_parser, "the stored minutes, as CSV or Parquet"),
+    "watch": (_watch_parser, "prices as they change, in the terminal"),
 }
 """What may stand in the first place: its flags, and what it is for."""

@@ -160,5 +160,20 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_RUN = {"": _market, "check": _check, "config": _config, "exchange": _exchange, "export": _export}
+def _watch(arguments: argparse.Namespace) -> int:
+    from marketflow import logs, settings
+
+    loaded = settings.load(arguments.config)
+    logs.setup("CRITICAL", loaded.log.format)  # what becomes of the connection is shown
+
+    from marketflow.watch import Watch, url_of, watch
+
+    symbols, exchanges = (tuple(chain.from_iterable(names)) for names in (arguments.symbols, arguments.exchange))
+    interrupted = False
+    with _readable_output():
+        interrupted = watch(Watch(arguments.url or url_of(loaded.http), symbols, exchanges, arguments.once))
+    return INTERRUPTED if interrupted else 0
+
+
+_RUN = {"": _market, "check": _check, "config": _config, "exchange": _exchange, "export": _export, "watch": _watch}
 """By the command, which is empty for everything together."""
