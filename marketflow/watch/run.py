@@ -13,7 +13,7 @@ from marketflow.settings import HttpSettings
 from marketflow.watch.lines import print_lines
 from marketflow.watch.market import Market
 from marketflow.watch.messages import Lost, Snapshot
-from marketflow.watch.screen import show
+from marketflow.watch.screen import PAINT_SECONDS, show
 from marketflow.watch.stream import follow
 from marketflow.watch.table import Room, render
 
@@ -69,8 +69,10 @@ async def _watch(wanted: Watch) -> bool:
 
 
 async def _show(wanted: Watch, told: asyncio.Event) -> None:
-    query = {"symbols": ",".join(wanted.symbols), "exchanges": ",".join(wanted.exchanges)}
-    async with aclosing(follow(wanted.url, {name: value for name, value in query.items() if value})) as messages:
+    names = {"symbols": ",".join(wanted.symbols), "exchanges": ",".join(wanted.exchanges)}
+    query = {name: value for name, value in names.items() if value}
+    on_screen = not wanted.once and _is_screen()
+    async with aclosing(follow(wanted.url, query, PAINT_SECONDS / 2 if on_screen else 0.0)) as messages:
         if wanted.once:
             market = Market()
             async for message in messages:
@@ -80,7 +82,7 @@ async def _show(wanted: Watch, told: asyncio.Event) -> None:
                 if isinstance(message, Snapshot):
                     break
             print_once(market, wanted.url)
-        elif _is_screen():
+        elif on_screen:
             await show(messages, wanted.url, told.set)
         else:
             await print_lines(messages, wanted.url)

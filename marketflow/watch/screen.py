@@ -2,11 +2,12 @@
 
 import asyncio
 import os
+import signal
 import sys
 import termios
 import tty
 from collections.abc import AsyncIterable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rich.console import Console
 from rich.live import Live
@@ -25,13 +26,21 @@ async def show(messages: AsyncIterable[Message], url: str, quit: Callable[[], No
     """Show what is told until it is cancelled; `quit` is called when the person types q."""
     market = Market()
     console = Console(highlight=False, emoji=False, markup=False)
-    with keys(quit), Live(console=console, screen=True, auto_refresh=False) as live:
+    with _keys(quit) as terminal, Live(console=console, screen=True, auto_refresh=False) as live:
+
+        def give_way() -> None:
+            """On Ctrl+Z: leave the terminal as it was, and take it again when told to go on."""
+            live.stop()
+            with terminal():
+                os.kill(os.getpid(), signal.SIGSTOP)
+            live.start()
 
         async def paint() -> None:
             while True:
                 live.update(render(market, url, Room(*console.size)), refresh=True)
                 await asyncio.sleep(PAINT_SECONDS)
 
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTSTP, give_way)
         painting = asyncio.create_task(paint())
         try:
             async for message in messages:
@@ -43,12 +52,13 @@ async def show(messages: AsyncIterable[Message], url: str, quit: Callable[[], No
 
 
 @contextmanager
-def keys(quit: Callable[[], None]) -> Iterator[None]:
-    """Take single keys from the terminal, where stdin is one."""
+def _keys(quit: Callable[[], None]) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Take single keys from the terminal, where stdin is one; gives how to leave it as it was for a while."""
     if not sys.stdin.isatty():
-        yield
+        yield nullcontext
         return
     loop, file = asyncio.get_running_loop(), sys.stdin.fileno()
+    before = termios.tcgetattr(file)
 
     def read() -> None:
         typed = os.read(file, 1024)
@@ -57,11 +67,16 @@ def keys(quit: Callable[[], None]) -> Iterator[None]:
         if any(key in _QUIT for key in typed):
             quit()
 
-    before = termios.tcgetattr(file)
+    @contextmanager
+    def as_before() -> Iterator[None]:
+        termios.tcsetattr(file, termios.TCSADRAIN, before)
+        yield
+        tty.setcbreak(file)
+
     tty.setcbreak(file)
     loop.add_reader(file, read)
     try:
-        yield
+        yield as_before
     finally:
         loop.remove_reader(file)
         termios.tcsetattr(file, termios.TCSADRAIN, before)

@@ -5,7 +5,10 @@ dead, whatever the kernel believes.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+import os
+import ssl
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
 import httpx
 import msgspec
@@ -17,6 +20,9 @@ from marketflow.watch.messages import Connected, Lost, Message, decode
 CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 12.0
 LONGEST_PAUSE_SECONDS = 10.0
+
+WAITED_SECONDS = 0.0005
+"""What took longer than that to come was not there yet when it was asked for."""
 
 _UNKNOWN = ("unknown_symbol", "unknown_exchange")
 _NO_STREAM = "there is no stream of prices of MarketFlow"
@@ -31,12 +37,13 @@ class _Problem(msgspec.Struct):
     code: str = ""
 
 
-async def follow(url: str, query: dict[str, str]) -> AsyncGenerator[Message, None]:
+async def follow(url: str, query: dict[str, str], rest_seconds: float = 0.0) -> AsyncGenerator[Message, None]:
     """What is told, without an end; close it (`aclosing`).
 
     Args:
         url: of the application.
         query: of the subscription, as /stream/prices takes it.
+        rest_seconds: how long to rest whenever all that has come is read, for whom looks no more often than that.
 
     Raises:
         SettingsError: the server knows no such symbol or exchange.
@@ -51,6 +58,8 @@ async def follow(url: str, query: dict[str, str]) -> AsyncGenerator[Message, Non
             try:
                 async with aconnect_sse(client, "GET", f"{url}/stream/prices", params=query, headers=headers) as source:
                     await _check(source.response)
+                    if rest_seconds:
+                        source.response.stream = _Resting(source.response.stream, rest_seconds)
                     yield Connected()
                     async for event in source.aiter_sse():
                         last_id = event.id
@@ -67,6 +76,28 @@ async def follow(url: str, query: dict[str, str]) -> AsyncGenerator[Message, Non
             pause = next(pauses)
             yield Lost(reason, pause)
             await asyncio.sleep(pause)
+
+
+class _Resting(httpx.AsyncByteStream):
+    """A stream that is read in gulps: to wake up for each of some hundred prices a second takes most of the work."""
+
+    def __init__(self, stream: httpx.AsyncByteStream | httpx.SyncByteStream, seconds: float) -> None:
+        assert isinstance(stream, httpx.AsyncByteStream), "the client is an asynchronous one"
+        self._stream = stream
+        self._seconds = seconds
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        asked_at = time.monotonic()
+        async for chunk in self._stream:
+            waited = time.monotonic() - asked_at > WAITED_SECONDS
+            yield chunk
+            if waited:  # so there was nothing more: while there is it is read without a rest
+                await asyncio.sleep(self._seconds)
+            asked_at = time.monotonic()
+
+    async def aclose(self) -> None:
+        """Close the stream."""
+        await self._stream.aclose()
 
 
 class _Busy(_Refused):
@@ -113,7 +144,8 @@ def _reason(error: httpx.TransportError) -> str:
             return "the connection broke off"
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
+        if isinstance(cause, OSError) and cause.errno and not isinstance(cause, ssl.SSLError):
+            # asyncio has words of its own; a name that cannot be looked up has no other number than a negative one.
+            return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
         cause = cause.__cause__ or cause.__context__
     return str(error) or type(error).__name__

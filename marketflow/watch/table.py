@@ -17,14 +17,15 @@ FADED = timedelta(seconds=1.5)
 """How long a change shines, and how long it is seen at all."""
 
 FRESH = timedelta(seconds=15)
-"""How much older than the newest price of its symbol one may be and still be compared with the others."""
+"""Up to which age a price counts as one of now; also how much older than its peers it may be to be compared."""
 
 LONGEST_PRICE = 1e12
 """From here on a price is written with an exponent."""
 
-_AROUND = 3  # lines above the rows: what runs, how it does, and the names of columns; below them the last one
-_GAP = 2
 _GOOD = ("ok", "connected", "generated")
+_GAP = 2
+_AGE_WIDTH = 5
+_SPREAD_WIDTHS = (12, 7)
 
 
 class Room(NamedTuple):
@@ -34,27 +35,34 @@ class Room(NamedTuple):
     height: int | None = None
 
 
+class _Layout(NamedTuple):
+    """What there is room for."""
+
+    symbols: Sequence[str]
+    exchanges: Sequence[str]
+    with_ages: bool
+    with_spread: bool
+
+
 def render(market: Market, url: str, room: Room) -> RenderableType:
     """Everything, so that it fits."""
     lines = [_title(market, url), _health(market)]
     if not market.symbols:
         return Group(*lines)
-    rows = len(market.symbols)
-    if room.height is not None:
-        fitting = max(1, room.height - len(lines) - 3)  # names of columns, a line under them, and what is left out
-        rows = min(rows, fitting)
-    prices = {symbol: _price_texts(market, symbol) for symbol in market.symbols}
-    shown, with_age = _fitting(market, prices, room.width)
-    hidden = (len(market.symbols) - rows, len(market.exchanges) - shown)
-    table = _table(market, market.symbols[:rows], market.exchanges[:shown], prices, with_age)
+    # Below them the names of columns and a rule; at the end, what is left out.
+    rows = len(market.symbols) if room.height is None else max(1, room.height - len(lines) - 3)
+    symbols = market.symbols[:rows]
+    prices = {symbol: _price_texts(market, symbol) for symbol in symbols}
+    layout = _layout(symbols, market.exchanges, prices, room.width)
+    table = _table(market, layout, prices)
+    hidden = (len(market.symbols) - len(symbols), len(market.exchanges) - len(layout.exchanges))
     return Group(*lines, table, *([_left_out(*hidden)] if any(hidden) else []))
 
 
 def _title(market: Market, url: str) -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
     if market.mode:
-        text.append(f"{visible(market.mode)} mode", "bold")
-        text.append("  ")
+        text.append(f"{visible(market.mode)} mode  ", "bold")
     if market.connected:
         text.append("connected", "green")
     elif market.lost is None:
@@ -68,14 +76,14 @@ def _title(market: Market, url: str) -> Text:
 
 def _health(market: Market) -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
-    health = market.health
-    if health is None:
+    if (health := market.health) is None:
         return text
-    states = {**health.exchanges, "Redis": health.redis, "PostgreSQL": health.postgres}
-    for number, (name, state) in enumerate(states.items()):
-        text.append("  " if number else "").append(f"{visible(name)} ", "dim")
-        good = state in _GOOD
-        text.append(visible(state), "dim" if not market.connected else "green" if good else "bold yellow")
+    states = {"Redis": health.redis, "PostgreSQL": health.postgres, **health.exchanges}
+    for name, state in sorted(states.items(), key=lambda each: each[1] in _GOOD):  # what is wrong is never cut off
+        text.append(f"{visible(name)} ", "dim")
+        style = "dim" if not market.connected else "green" if state in _GOOD else "bold yellow"
+        text.append(visible(state), style).append("  ")
+    text.rstrip()
     return text
 
 
@@ -92,59 +100,73 @@ def _price_text(price: float, decimals: int) -> str:
     return f"{price:,.{decimals}f}" if abs(price) < LONGEST_PRICE else f"{price:.9g}"
 
 
-def _fitting(market: Market, prices: dict[str, dict[str, str]], width: int | None) -> tuple[int, bool]:
-    """How many exchanges there is room for, and whether there is for ages, which are the first to go."""
-    everything = len(market.exchanges)
-    if width is None:
-        return everything, True
-    fixed = max(map(len, ["symbol", *market.symbols])) + _SPREAD_WIDTH
-    for with_age in (True, False):
-        needed, shown = fixed, 0
-        for exchange in market.exchanges:
-            longest = max((len(texts.get(exchange, "")) for texts in prices.values()), default=0)
-            needed += max(len(exchange), longest + (_AGE_WIDTH if with_age else 0)) + _GAP
-            shown += needed <= width
-        if shown == everything:
-            return shown, with_age
-    return max(1, shown), False
+def _layout(
+    symbols: Sequence[str], exchanges: Sequence[str], prices: dict[str, dict[str, str]], width: int | None
+) -> _Layout:
+    """All of it; else without ages, or without spreads as well; at last as many exchanges as there is room for."""
+    for with_ages, with_spread in ((True, True), (False, True), (False, False)):
+        fitting = len(exchanges)
+        if width is not None:
+            fitting = _fitting(symbols, exchanges, prices, width, with_ages, with_spread)
+        if fitting == len(exchanges):
+            break
+    return _Layout(symbols, exchanges[: max(1, fitting)], with_ages, with_spread)
 
 
-_AGE_WIDTH = 5
-_SPREAD_WIDTH = 2 * _GAP + 12 + 7
-
-
-def _table(
-    market: Market,
+def _fitting(
     symbols: Sequence[str],
     exchanges: Sequence[str],
     prices: dict[str, dict[str, str]],
-    with_age: bool,
-) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, padding=(0, _GAP, 0, 0), pad_edge=False)
+    width: int,
+    with_ages: bool,
+    with_spread: bool,
+) -> int:
+    """How many exchanges there is room for."""
+    left = width - max(map(len, ["symbol", *symbols]))
+    if with_spread:
+        left -= sum(_SPREAD_WIDTHS) + _GAP * len(_SPREAD_WIDTHS)
+    for number, exchange in enumerate(exchanges):
+        longest = max(len(texts.get(exchange, "-")) for texts in prices.values())
+        left -= _GAP + max(len(exchange), longest + (_AGE_WIDTH if with_ages else 0))
+        if left < 0:
+            return number
+    return len(exchanges)
+
+
+def _table(market: Market, layout: _Layout, prices: dict[str, dict[str, str]]) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, padding=(0, _GAP - 1, 0, 0), pad_edge=False
+    )
     table.add_column("symbol", no_wrap=True)
-    for exchange in exchanges:
+    for exchange in layout.exchanges:
         table.add_column(Text(visible(exchange)), justify="right", no_wrap=True)
-    table.add_column("spread", justify="right", no_wrap=True, min_width=12)
-    table.add_column("%", justify="right", no_wrap=True, min_width=7)
-    for symbol in symbols:
-        cells = [
-            _cell(market, market.quotes.get((symbol, exchange)), prices[symbol].get(exchange, ""), with_age)
-            for exchange in exchanges
-        ]
+    if layout.with_spread:
+        for name, width in zip(("spread", "%"), _SPREAD_WIDTHS, strict=True):
+            table.add_column(name, justify="right", no_wrap=True, min_width=width)
+    for symbol in layout.symbols:
         style = "" if market.connected else "dim"
-        table.add_row(Text(visible(symbol), style), *cells, *(Text(text, style) for text in _spread(market, symbol)))
+        table.add_row(
+            Text(visible(symbol), style),
+            *(_cell(market, symbol, exchange, prices, layout.with_ages) for exchange in layout.exchanges),
+            *(Text(text, style) for text in (_spread(market, symbol) if layout.with_spread else ())),
+        )
     return table
 
 
-def _cell(market: Market, quote: Quote | None, price: str, with_age: bool) -> Text:
+def _cell(market: Market, symbol: str, exchange: str, prices: dict[str, dict[str, str]], with_age: bool) -> Text:
+    quote = market.quotes.get((symbol, exchange))
     if quote is None:
-        return Text("-" + " " * (_AGE_WIDTH if with_age else 0), "dim")
-    text = Text(price, _style(market, quote))
-    return text.append(_age_text(market.age(quote)).rjust(_AGE_WIDTH), "dim not bold default") if with_age else text
+        return Text("-".ljust(1 + with_age * _AGE_WIDTH), "dim")
+    age = market.age(quote)
+    text = Text()
+    text.append(prices[symbol][exchange], _style(market, quote, age))
+    if with_age:
+        text.append(_age_text(age).rjust(_AGE_WIDTH), "yellow" if market.connected and age > FRESH else "dim")
+    return text
 
 
-def _style(market: Market, quote: Quote) -> str:
-    if not market.connected:
+def _style(market: Market, quote: Quote, age: timedelta) -> str:
+    if not market.connected or age > FRESH:
         return "dim"
     since = market.since(quote)
     if quote.direction == 0 or since > FADED:
@@ -165,17 +187,17 @@ def _spread(market: Market, symbol: str) -> tuple[str, str]:
     """Between the highest and the lowest price of all exchanges whose prices are of about the same time."""
     quotes = [quote for exchange in market.exchanges if (quote := market.quotes.get((symbol, exchange)))]
     newest = max((quote.timestamp for quote in quotes), default=None)
-    fresh = [quote.price for quote in quotes if newest is not None and newest - quote.timestamp <= FRESH]
-    if len(fresh) < 2:
+    peers = [quote.price for quote in quotes if newest is not None and newest - quote.timestamp <= FRESH]
+    if len(peers) < 2:
         return "-", "-"
-    low, high = min(fresh), max(fresh)
+    low, high = min(peers), max(peers)
     return _price_text(high - low, market.decimals[symbol]), f"{(high - low) / low * 100:.3f}"
 
 
 def _left_out(symbols: int, exchanges: int) -> Text:
-    parts = [
-        f"{count} more {kind}{'s' if count > 1 else ''}"
+    hidden = [
+        f"{count} more {kind if count == 1 else kind + 's'}"
         for count, kind in ((symbols, "symbol"), (exchanges, "exchange"))
         if count
     ]
-    return Text(f"... {' and '.join(parts)}", "dim", no_wrap=True)
+    return Text(f"... {' and '.join(hidden)}", "dim", no_wrap=True, overflow="ellipsis")
