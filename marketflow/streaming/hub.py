@@ -93,6 +93,8 @@ class Client:
         self.position = position
         self.stamp = -1  # of the hub when it last looked for something new to this client
         self._turn: asyncio.Future[Batch] | None = None
+        self._answer: Message | None = None
+        self._answered: asyncio.Future[None] | None = None
 
     async def next(self) -> Batch:
         """What has changed, as soon as there is anything and it is this client's turn."""
@@ -100,15 +102,39 @@ class Client:
         self._hub.ask()
         return await self._turn
 
+    def select(self, selection: Selection) -> None:
+        """Be told of other series, beginning with a snapshot of them."""
+        self.selection = selection
+        self.position = self.position._replace(whole=False)
+        self.stamp = -1
+
+    async def tell(self, answer: msgspec.Struct) -> None:
+        """Tell it something that is for no other client, before anything else; returns when it is being sent."""
+        self._answer = message(answer)
+        self._answered = asyncio.get_running_loop().create_future()
+        self._hub.ask()
+        await self._answered
+
     @property
     def waits(self) -> bool:
         """Whether it can be told something."""
         return self._turn is not None and not self._turn.done()
 
-    def give(self, batch: Batch) -> None:
-        """Tell it, while it waits."""
+    @property
+    def is_to_be_answered(self) -> bool:
+        """Whether there is something that is for no other client."""
+        return self._answer is not None
+
+    def give(self, batch: Batch | None) -> None:
+        """Tell it, while it waits; with an answer that it is owed before that."""
         assert self._turn is not None, "it waits"
-        self._turn.set_result(batch)
+        if self._answer is not None and self._answered is not None:
+            batch = Batch([self._answer, *(batch.messages if batch else ())])
+            if not self._answered.done():
+                self._answered.set_result(None)
+            self._answer = None
+        if batch is not None:
+            self._turn.set_result(batch)
 
 
 class Hub:
@@ -121,6 +147,7 @@ class Hub:
         prices: asked for newest prices while announcements cannot be relied on.
         health: how the application does; must not block.
         announcements: newest ticks as they are written.
+        most: how many clients there may be.
     """
 
     def __init__(
@@ -131,6 +158,7 @@ class Hub:
         prices: Prices,
         health: Callable[[], Health],
         announcements: Announcements,
+        most: int = 1000,
     ) -> None:
         self._exchanges = exchanges
         self._symbols = symbols
@@ -139,6 +167,7 @@ class Hub:
         self._prices = prices
         self._health_now = health
         self._announcements = announcements
+        self._most = most
         self._selections: WeakValueDictionary[frozenset[Pair], Selection] = WeakValueDictionary()
         self._clients: dict[Client, None] = {}
         self._running: asyncio.Task[None] | None = None
@@ -171,15 +200,18 @@ class Hub:
             found = self._selections[chosen] = Selection(self._exchanges, self._symbols, chosen)
         return found
 
-    @contextmanager
-    def client(self, selection: Selection, last_id: str = "") -> Iterator[Client]:
-        """One more client, which goes on after the event with that id if it is known.
+    def check_room(self) -> None:
+        """Let one more client come.
 
         Raises:
-            TryAgain: the process ends.
+            TryAgain: there are too many.
         """
-        if self._ended:
-            raise TryAgain("The server ends.")
+        if len(self._clients) >= self._most:
+            raise TryAgain(f"There are {self._most} streams already.")
+
+    @contextmanager
+    def client(self, selection: Selection, last_id: str = "") -> Iterator[Client]:
+        """One more client, which goes on after the event with that id if it is known."""
         client = Client(self, selection, self._position(selection, last_id))
         self._clients[client] = None
         if self._running is None:
@@ -197,6 +229,11 @@ class Hub:
         if not self._ended:
             self._ended = True
             self._changed()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether what there is of the mode that runs is known."""
+        return self._ready and self._health is not None
 
     def ask(self) -> None:
         """Somebody waits."""
@@ -233,7 +270,8 @@ class Hub:
             news.append(ChangedMode(self._mode, seen.mode))
         if whole:
             news += self._changes(selection, seen.version)
-        elif self._ready and self._health is not None:
+        elif self.is_ready:
+            assert self._health is not None
             whole = True
             news.append(
                 Snapshot(
@@ -291,19 +329,21 @@ class Hub:
             await self._due.wait()
             self._due.clear()
             told, began = 0, time.perf_counter()
-            for client in [each for each in self._clients if each.stamp != self._stamp and each.waits]:
-                if not client.waits:  # it has gone meanwhile
-                    continue
+            for client in [each for each in self._clients if self._has_news_for(each)]:
                 self._look_at_mode()
+                if not self._has_news_for(client):  # it has gone meanwhile
+                    continue
                 batch, client.position = self._step(client.selection, client.position)
                 client.stamp = self._stamp
-                if batch is not None:
-                    client.give(batch)
-                    told += 1
+                client.give(batch)
+                told += not client.waits
                 if told == AT_ONCE:
                     await self._pause(began)
                     told, began = 0, time.perf_counter()
             await self._pause(began)
+
+    def _has_news_for(self, client: Client) -> bool:
+        return client.waits and (client.stamp != self._stamp or client.is_to_be_answered)
 
     async def _pause(self, began: float) -> None:
         await asyncio.sleep(0)  # they send
