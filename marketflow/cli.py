@@ -23,7 +23,7 @@ FAILED = 1
 """Exit code for a start that fails, for a check that finds something that would, and for an export that cannot be."""
 
 INTERRUPTED = 130
-"""Exit code for a check or an export that was not waited for: 0 would say that all is well."""
+"""Exit code for what has an end that was not waited for: 0 would say that all is well, or all written."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         return _main(arguments)
     except KeyboardInterrupt:  # while starting; later the servers see to it themselves
-        return INTERRUPTED if arguments[:1] in (["check"], ["export"]) else 0
+        has_an_end = arguments[:1] in (["check"], ["export"]) or "--once" in arguments
+        return INTERRUPTED if has_an_end else 0
 
 
 def _main(arguments: list[str]) -> int:
