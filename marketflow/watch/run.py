@@ -99,4 +99,4 @@ def print_once(market: Market, url: str) -> None:
 
 def _is_screen() -> bool:
     """Whether stdout is a terminal that can be painted on."""
-    return sys.stdout.isatty() and not Console().is_dumb_terminal
+    return sys.stdout is not None and sys.stdout.isatty() and not Console().is_dumb_terminal

@@ -54,7 +54,7 @@ async def show(messages: AsyncIterable[Message], url: str, quit: Callable[[], No
 @contextmanager
 def _keys(quit: Callable[[], None]) -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Take single keys from the terminal, where stdin is one; gives how to leave it as it was for a while."""
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():  # None where it is closed
         yield nullcontext
         return
     loop, file = asyncio.get_running_loop(), sys.stdin.fileno()

@@ -62,7 +62,7 @@ async def follow(url: str, query: dict[str, str], rest_seconds: float = 0.0) -> 
                         source.response.stream = _Resting(source.response.stream, rest_seconds)
                     yield Connected()
                     async for event in source.aiter_sse():
-                        last_id = event.id
+                        last_id = event.id or last_id
                         if (message := decode(event.event, event.data)) is not None:
                             heard, pauses = True, _pauses()
                             yield message

@@ -1,6 +1,7 @@
 """`marketflow export` as a process, on real rows: what is written is what is stored, and looks whole once it is."""
 
 import csv
+import fcntl
 import io
 import os
 import pty
@@ -16,7 +17,7 @@ import psycopg
 import pytest
 from pyarrow import parquet  # type: ignore[import-untyped]
 
-from marketflow import cli
+from marketflow import cli, logs
 from marketflow.export.rows import COLUMNS
 from marketflow.resources import resource
 from tests.application import Application
@@ -27,6 +28,9 @@ Row = tuple[Any, ...]
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 FORMATS = ["csv", "parquet"]
+
+MANY = 5_000
+"""Minutes of 15 series that are more than is kept in memory."""
 
 
 @pytest.fixture
@@ -169,15 +173,25 @@ def test_parquet_has_typed_columns_and_is_compressed(
     ],
 )
 def test_a_range_begins_with_from_and_ends_before_to(
-    table: "psycopg.Connection[Any]", environment: dict[str, str], flags: str, left: set[tuple[int, str, str]]
+    table: "psycopg.Connection[Any]",
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    flags: str,
+    left: set[tuple[int, str, str]],
 ) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(logs, "setup", lambda *_: None)
     put(
         table,
         *(minute(n, symbol, exchange) for n in range(4) for symbol in ("ETHUSDT", "BTCUSDT") for exchange in "ab"),
     )
     put(table, minute(0, "BTCUSDT", "a", "live"))
     for form in FORMATS:
-        rows = read(run(environment, "--format", form, *flags.split()).stdout, form)
+        path = tmp_path / f"rows.{form}"
+        assert cli.main(["export", *flags.split(), "--output", str(path)]) == 0
+        rows = read(path.read_bytes(), form)
         assert {((row[3] - START) // timedelta(minutes=1), row[0], row[1]) for row in rows} == left
         assert len(rows) == len(left)
 
@@ -246,6 +260,32 @@ def test_a_file_that_exists_is_replaced_by_force_alone(
     assert not (tmp_path / "rows.csv.partial").exists()
 
 
+def test_two_exports_never_write_one_file(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path
+) -> None:
+    put(table, minute(0))
+    with (tmp_path / "rows.csv.partial").open("wb") as partial:
+        fcntl.flock(partial, fcntl.LOCK_EX)
+        done = run(environment, "--output", str(tmp_path / "rows.csv"), check=2)
+        assert told(done).endswith("rows.csv.partial is being written by another process")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_disk_without_room_is_told_and_no_file_is_left(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path, form: str
+) -> None:
+    put_many(table, MANY)
+    path = tmp_path / f"rows.{form}"
+    # Python ignores the signal that comes with it.
+    line = f"ulimit -f 100; {' '.join(command('--output', str(path)))}"
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, timeout=60)
+    assert (done.returncode, told(done)) == (1, f"marketflow: {path} cannot be written: File too large")
+    assert list(tmp_path.iterdir()) == []
+    line = f"{' '.join(command('--format', form))} > /dev/full"
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, timeout=60)
+    assert (done.returncode, told(done)) == (1, "marketflow: stdout cannot be written: No space left on device")
+
+
 def test_what_is_no_file_is_never_replaced(environment: dict[str, str], tmp_path: Path) -> None:
     for path in (tmp_path, Path("/dev/null")):
         done = run(environment, "--output", str(path), "--force", check=2)
@@ -254,8 +294,7 @@ def test_what_is_no_file_is_never_replaced(environment: dict[str, str], tmp_path
     assert told(done).endswith("cannot be written: No such file or directory")
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("form", "number"), [("csv", signal.SIGINT), ("parquet", signal.SIGTERM)])
 def test_an_interrupted_export_leaves_no_file(
     table: "psycopg.Connection[Any]",
     postgres_db: dict[str, Any],
@@ -264,7 +303,7 @@ def test_an_interrupted_export_leaves_no_file(
     form: str,
     number: int,
 ) -> None:
-    put_many(table, 10_000)
+    put_many(table, MANY)
     path = tmp_path / f"rows.{form}"
     partial = tmp_path / f"rows.{form}.partial"
     with Proxy(postgres_db["port"]) as proxy:
@@ -287,7 +326,7 @@ def test_a_server_that_goes_away_meanwhile_is_told_and_leaves_no_file(
     tmp_path: Path,
     form: str,
 ) -> None:
-    put_many(table, 10_000)
+    put_many(table, MANY)
     partial = tmp_path / f"rows.{form}.partial"
     with Proxy(postgres_db["port"]) as proxy:
         given = environment | {"MARKETFLOW_POSTGRES__PORT": str(proxy.port)}
@@ -305,7 +344,7 @@ def test_a_server_that_goes_away_meanwhile_is_told_and_leaves_no_file(
 def test_parquet_that_is_cut_short_on_stdout_has_no_footer(
     table: "psycopg.Connection[Any]", postgres_db: dict[str, Any], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    put_many(table, 10_000)
+    put_many(table, MANY)
     path = tmp_path / "rows.parquet"
     with Proxy(postgres_db["port"]) as proxy, path.open("wb") as stdout:
         given = environment | {"MARKETFLOW_POSTGRES__PORT": str(proxy.port)}
@@ -324,10 +363,16 @@ def test_parquet_that_is_cut_short_on_stdout_has_no_footer(
 def test_nobody_reading_on_is_no_fault(
     table: "psycopg.Connection[Any]", environment: dict[str, str], form: str
 ) -> None:
-    put_many(table, 10_000)
+    put_many(table, MANY)
     line = f"set -o pipefail; {sys.executable} -m marketflow export --format {form} | head -c 100"
     done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr, len(done.stdout)) == (0, b"", 100)
+
+
+def test_a_stdout_that_is_closed_is_told(environment: dict[str, str]) -> None:
+    line = f"{' '.join(command())} >&-"
+    done = subprocess.run(["bash", "-c", line], env=environment, stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stderr) == (1, b"marketflow: stdout is closed; set --output FILE\n")
 
 
 # --- Where the rows come from
