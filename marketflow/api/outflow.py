@@ -5,7 +5,10 @@ in the kernel, and what it cannot take yet is not even made.
 """
 
 import asyncio
+import fcntl
 import socket
+import sys
+import termios
 from contextlib import suppress
 
 STALL_SECONDS = 30.0
@@ -24,8 +27,9 @@ class Outflow:
         self._waiting = 0
         self._timer: asyncio.TimerHandle | None = None
         transport.set_write_buffer_limits(high=0)
-        with suppress(OSError, AttributeError):  # not every system has it, nor every kind of socket
-            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        self._socket: socket.socket = transport.get_extra_info("socket")
+        with suppress(OSError):  # a socket of another kind
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
     def pause(self) -> None:
         """It may not be written to."""
@@ -39,11 +43,16 @@ class Outflow:
             self._timer = None
 
     def _watch(self) -> None:
-        self._waiting = self._transport.get_write_buffer_size()
+        self._waiting = self._not_taken()
         self._timer = self._loop.call_later(STALL_SECONDS, self._look)
 
+    def _not_taken(self) -> int:
+        """How many bytes the client's machine has not confirmed."""
+        in_kernel = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4))
+        return self._transport.get_write_buffer_size() + int.from_bytes(in_kernel, sys.byteorder)
+
     def _look(self) -> None:
-        if self._transport.get_write_buffer_size() >= self._waiting:
+        if self._not_taken() >= self._waiting:
             self._transport.abort()
         else:
             self._watch()

@@ -17,8 +17,8 @@ from marketflow.api.problems import Problem, answer_to
 from marketflow.api.request_times import RequestTimes
 from marketflow.api.stream import selected
 from marketflow.api.stream_figures import Sent
+from marketflow.streaming.client import Client
 from marketflow.streaming.events import Refused, Subscribed
-from marketflow.streaming.hub import Client
 from marketflow.streaming.selection import named
 
 PATH = "/ws"

@@ -11,7 +11,8 @@ from marketflow.api.answers import Prices
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.model import FeedState, Mode, Series, Tick
 from marketflow.streaming import hub as hubs
-from marketflow.streaming.hub import Client, Hub
+from marketflow.streaming.client import Client
+from marketflow.streaming.hub import Hub
 from marketflow.streaming.selection import Selection, named
 from tests.api.world import EXCHANGES, NOW, SYMBOLS, World, series
 
@@ -171,7 +172,7 @@ def test_a_switch_is_told_before_anything_of_the_new_mode_and_nothing_of_the_old
                 market.announce(73.0, live)
             assert [name for name, _ in events] == ["mode", "snapshot", "prices"]
             assert events[0][1] == {"mode": "live", "previous": "test"}
-            assert events[1][1]["mode"] == "live"
+            assert events[1][1]["mode"] == events[1][1]["health"]["mode"] == "live"
             assert prices(events[1:2]) == {("exchange1", "BTCUSDT"): 70.0}
             assert prices(events[2:]) == {("exchange1", "BTCUSDT"): 73.0}
 
