@@ -2,9 +2,12 @@
 
 import argparse
 import difflib
+import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from marketflow import __version__
 from marketflow.errors import SettingsError
@@ -24,7 +27,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, argparse.Namespace]:
     command = arguments[0] if arguments else ""
     if command in _COMMANDS:
         parser, _ = _COMMANDS[command]
-        return command, parser().parse_args(arguments[1:])
+        return command, parser().parse_args(_with_times(arguments[1:]))
     parser_of_all = _parser()
     if command and not command.startswith("-"):
         nearest = difflib.get_close_matches(command, _COMMANDS, n=1)
@@ -34,6 +37,17 @@ def parse(arguments: Sequence[str]) -> tuple[str, argparse.Namespace]:
     parsed = parser_of_all.parse_args(arguments)
     _refuse_what_has_no_effect(parser_of_all, parsed)
     return "", parsed
+
+
+def _with_times(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with `--from -24h` as `--from=-24h`: argparse would take -24h for a flag."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in ("--from", "--to") and re.match(r"-\d", argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _refuse_what_has_no_effect(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -124,6 +138,90 @@ def _exchange_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _export_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="marketflow export",
+        description="Write the stored minutes as CSV or Parquet, in constant memory however many they are. Rows are"
+        " ordered by exchange, symbol and time; --from belongs to the range, --to does not.",
+        epilog="A time is 2026-11-01T09:30:00Z, 2026-11-01 (its midnight, UTC), now, or back from now: -24h, -1h30m."
+        " Rows are read from the PostgreSQL of the settings; an embedded one that does not run is started, and stopped"
+        " at the end. Exit code 0: all is written, 1: it could not be, 2: an argument or a setting is wrong, 130:"
+        " interrupted.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--from", dest="from_ms", metavar="T", type=_moment, help="first time; that of the oldest row")
+    parser.add_argument("--to", dest="to_ms", metavar="T", type=_moment, help="end of time; after the newest row")
+    parser.add_argument(
+        "--symbol", metavar="S", nargs="+", action="extend", type=_symbols, default=[], help="only these; all"
+    )
+    parser.add_argument(
+        "--exchange", metavar="E", nargs="+", action="extend", type=_exchanges, default=[], help="only these; all"
+    )
+    parser.add_argument("--mode", metavar="test|live", type=_setting("mode"), help="rows of this mode; the configured")
+    parser.add_argument("--format", choices=("csv", "parquet"), help="csv; parquet where FILE ends in .parquet")
+    parser.add_argument("--output", metavar="FILE", help="file to write, there once it is whole; - for stdout; stdout")
+    parser.add_argument("--force", action="store_true", help="replace FILE")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="TOML, YAML or JSON, read instead of settings.toml")
+    return parser
+
+
+def _watch_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="marketflow watch",
+        description="Show the newest prices of a running MarketFlow as they change: a row for each symbol, a column for"
+        " each exchange, how old each price is, and how far the exchanges are apart. q ends it.",
+        epilog="Where stdout is no terminal each change is a line: time, symbol, exchange, price. A MarketFlow that is"
+        " away is tried again, after 1, 2, 4 ... at most 10 s. Exit code 0: ended by q or a signal, 1: there is no"
+        " MarketFlow at the URL, 2: an argument or a setting is wrong, 130: --once was interrupted.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("symbols", metavar="SYMBOL", nargs="*", type=_symbols, help="only these; all")
+    parser.add_argument(
+        "--exchange",
+        metavar="E",
+        action="append",
+        type=_exchanges,
+        default=[],
+        help="only this one, or these: E,E; all",
+    )
+    parser.add_argument("--url", metavar="URL", type=_url, help="of the MarketFlow; by http.host and http.port")
+    parser.add_argument("--once", action="store_true", help="print the prices of now, and end")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="TOML, YAML or JSON, read instead of settings.toml")
+    return parser
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    with suppress(ValueError):  # a port that is none
+        if (
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and parts.port != 0
+            and not parts.query + parts.fragment
+        ):
+            return text.rstrip("/")
+    raise argparse.ArgumentTypeError(f"{text!r}: must be the URL of a MarketFlow, such as http://127.0.0.1:8080")
+
+
+def _symbols(text: str) -> tuple[str, ...]:
+    """One or more symbols with commas between them, in any case."""
+    return tuple(_setting("symbols")(text.upper()))
+
+
+def _exchanges(text: str) -> tuple[str, ...]:
+    """One or more names of exchanges with commas between them."""
+    return tuple(map(_setting("exchange.name"), text.split(",")))
+
+
+def _moment(text: str) -> int:
+    from marketflow.export.moments import moment_ms
+
+    try:
+        return moment_ms(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+
+
 def _workers(text: str) -> int:
     if text.isascii() and text.isdecimal() and 1 <= int(text) <= MAX_WORKERS:
         return int(text)
@@ -148,5 +246,7 @@ _COMMANDS = {
     "check": (_check_parser, "whether everything is set up right, and what to do"),
     "config": (_config_parser, "the settings, and where each comes from"),
     "exchange": (_exchange_parser, "a simulated exchange"),
+    "export": (_export_parser, "the stored minutes, as CSV or Parquet"),
+    "watch": (_watch_parser, "prices as they change, in the terminal"),
 }
 """What may stand in the first place: its flags, and what it is for."""

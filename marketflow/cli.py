@@ -11,18 +11,19 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
 from marketflow.arguments import FLAGS, parse
-from marketflow.errors import SettingsError, StartError
+from marketflow.errors import SettingsError, StartError, Unavailable
 
 USAGE = 2
 """Exit code for an argument or a setting that is wrong."""
 
 FAILED = 1
-"""Exit code for a start that fails, and for a check that finds something that would."""
+"""Exit code for a start that fails, for a check that finds something that would, and for an export that cannot be."""
 
 INTERRUPTED = 130
-"""Exit code for a check that was not waited for: 0 would say that all is well."""
+"""Exit code for what has an end that was not waited for: 0 would say that all is well, or all written."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         return _main(arguments)
     except KeyboardInterrupt:  # while starting; later the servers see to it themselves
-        return INTERRUPTED if arguments[:1] == ["check"] else 0
+        has_an_end = arguments[:1] in (["check"], ["export"]) or "--once" in arguments
+        return INTERRUPTED if has_an_end else 0
 
 
 def _main(arguments: list[str]) -> int:
@@ -47,7 +49,7 @@ def _main(arguments: list[str]) -> int:
         for problem in str(error).splitlines():
             print(f"marketflow: {problem}", file=sys.stderr)
         return USAGE
-    except StartError as error:
+    except (StartError, Unavailable) as error:
         print(f"marketflow: {error}", file=sys.stderr)
         return FAILED
 
@@ -108,7 +110,8 @@ def _config(arguments: argparse.Namespace) -> int:
 
 def _flags(arguments: argparse.Namespace) -> dict[str, object]:
     """The settings among the flags that were given, by their keys."""
-    return {key: getattr(arguments, flag) for flag, key in FLAGS.items() if getattr(arguments, flag) is not None}
+    given = vars(arguments)
+    return {key: given[flag] for flag, key in FLAGS.items() if given.get(flag) is not None}
 
 
 @contextmanager
@@ -118,7 +121,8 @@ def _readable_output() -> Iterator[None]:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None where it is closed
+            sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes once more at its end, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -138,5 +142,40 @@ def _exchange(arguments: argparse.Namespace) -> int:
     return exchange.serve(arguments.name, arguments.host, arguments.port, symbols, rate, arguments.seed)
 
 
-_RUN = {"": _market, "check": _check, "config": _config, "exchange": _exchange}
+def _export(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from marketflow import logs, settings
+
+    loaded = settings.load(arguments.config, _flags(arguments))
+    logs.setup("CRITICAL", loaded.log.format)  # what goes wrong is said in one line
+
+    from marketflow.export import Export, Selection, export
+
+    output = None if arguments.output in (None, "-") else Path(arguments.output)
+    by_name = "parquet" if output is not None and output.suffix.lower() == ".parquet" else "csv"
+    symbols, exchanges = (tuple(chain.from_iterable(names)) for names in (arguments.symbol, arguments.exchange))
+    selection = Selection(loaded.mode, arguments.from_ms, arguments.to_ms, symbols, exchanges)
+    with _readable_output():
+        rows = export(loaded, Export(selection, arguments.format or by_name, output, arguments.force))
+        print(f"{rows} rows of {loaded.mode.value} mode", file=sys.stderr)
+    return 0
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from marketflow import logs, settings
+
+    loaded = settings.load(arguments.config)
+    logs.setup("CRITICAL", loaded.log.format)  # what becomes of the connection is shown
+
+    from marketflow.watch import Watch, url_of, watch
+
+    symbols, exchanges = (tuple(chain.from_iterable(names)) for names in (arguments.symbols, arguments.exchange))
+    interrupted = False
+    with _readable_output():
+        interrupted = watch(Watch(arguments.url or url_of(loaded.http), symbols, exchanges, arguments.once))
+    return INTERRUPTED if interrupted else 0
+
+
+_RUN = {"": _market, "check": _check, "config": _config, "exchange": _exchange, "export": _export, "watch": _watch}
 """By the command, which is empty for everything together."""

@@ -122,7 +122,7 @@ def test_an_exchange_has_the_defaults_of_the_settings(exchange: list[Any]) -> No
         ("--role feeds --port 1", "argument --port: not with --role feeds, which listens nowhere"),
         ("--role feeds --host ::1", "argument --host: not with --role feeds, which listens nowhere"),
         ("--role api --mode live", "argument --mode: not with --role api, which is in the mode of the feeds"),
-        ("serve", "unknown command 'serve'; there are check, config, exchange, and none to run everything"),
+        ("serve", "unknown command 'serve'; there are check, config, exchange, export, watch, and none to run"),
         ("chek", "unknown command 'chek', did you mean check?"),
         ("check --role api", "unrecognized arguments: --role api"),
         ("check exchange", "unrecognized arguments: exchange"),
@@ -139,6 +139,25 @@ def test_an_exchange_has_the_defaults_of_the_settings(exchange: list[Any]) -> No
         ("exchange --port 1 --symbols a,b", 'argument --symbols: [0] = "a": must be'),
         ("exchange --port 1 --name a:b", 'argument --name: "a:b": must be'),
         ("exchange --port 1 --seed x", 'argument --seed: "x": must be a whole number'),
+        (
+            "export --from yesterday",
+            "argument --from: 'yesterday': must be a time such as 2026-11-01T09:30:00Z, a date",
+        ),
+        ("export --to -24", "argument --to: '-24': must be a time such as"),
+        ("export --from", "argument --from: expected one argument"),
+        ("export --from --to now", "argument --from: expected one argument"),
+        ("export --format xlsx", "argument --format: invalid choice: 'xlsx' (choose from"),
+        ("export --symbol a/b", 'argument --symbol: [0] = "A/B": must be 1 to 32 of'),
+        ("export --exchange a,", 'argument --exchange: "": must be 1 to 32 letters'),
+        ("export --mode demo", 'argument --mode: "demo": must be one of test, live'),
+        ("export --port 1", "unrecognized arguments: --port 1"),
+        ("export --config none.toml", "marketflow: none.toml: can't be read: No such file or directory"),
+        ("watch a/b", 'argument SYMBOL: [0] = "A/B": must be 1 to 32 of'),
+        ("watch --exchange a:b", 'argument --exchange: "a:b": must be'),
+        ("watch --url 127.0.0.1:8080", "argument --url: '127.0.0.1:8080': must be the URL of a MarketFlow"),
+        ("watch --url http://h:99999", "argument --url: 'http://h:99999': must be the URL of a MarketFlow"),
+        ("watch --url ftp://h", "argument --url: 'ftp://h': must be the URL of a MarketFlow"),
+        ("watch --config none.toml", "marketflow: none.toml: can't be read: No such file or directory"),
     ],
 )
 def test_a_wrong_argument_is_named_with_what_is_allowed(
@@ -149,7 +168,7 @@ def test_a_wrong_argument_is_named_with_what_is_allowed(
     assert app == []
 
 
-@pytest.mark.parametrize("command", [[], ["check"], ["config"]])
+@pytest.mark.parametrize("command", [[], ["check"], ["config"], ["export"], ["watch"]])
 def test_each_wrong_setting_is_a_line_and_nothing_is_started(
     monkeypatch: pytest.MonkeyPatch, app: list[Any], capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
@@ -187,7 +206,9 @@ def test_an_interrupted_start_ends_quietly(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("line", "code"), [("--port 1", 0), ("check --port 1", 130)])
+@pytest.mark.parametrize(
+    ("line", "code"), [("--port 1", 0), ("check --port 1", 130), ("export --symbol A", 130), ("watch A", 0)]
+)
 def test_arguments_that_are_interrupted_end_quietly(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, code: int
 ) -> None:
@@ -202,16 +223,18 @@ def test_arguments_that_are_interrupted_end_quietly(
 @pytest.mark.parametrize(
     ("line", "flags"),
     [
-        ("--help", "--config --mode --role --workers check config exchange"),
-        ("exchange --help", "--name --rate --seed --symbols"),
-        ("check --help", "--config --mode --format"),
-        ("config --help", "--config --mode --format"),
+        ("--help", "--port --host --config --mode --role --workers check config exchange export watch"),
+        ("exchange --help", "--port --host --name --rate --seed --symbols"),
+        ("check --help", "--port --host --config --mode --format"),
+        ("config --help", "--port --host --config --mode --format"),
+        ("export --help", "--from --to --symbol --exchange --mode --format --output --force --config -24h 130"),
+        ("watch --help", "SYMBOL --exchange --url --once --config 130"),
     ],
 )
 def test_help_names_every_flag(capsys: pytest.CaptureFixture[str], line: str, flags: str) -> None:
     assert cli.main(line.split()) == 0
     shown = capsys.readouterr().out
-    assert all(flag in shown for flag in ["--port", "--host", *flags.split()])
+    assert all(flag in shown for flag in flags.split())
 
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,9 +245,10 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
 def test_help_needs_nothing_but_python() -> None:
     script = (
         "import sys; from marketflow import cli\n"
-        "code = cli.main(['--help']) or cli.main(['check', '--help']) or cli.main(['config', '--help'])\n"
-        "heavy = {'dynaconf', 'loguru', 'msgspec', 'reactivex', 'redis', 'psycopg', 'uvicorn', 'rich'}\n"
-        "heavy &= set(sys.modules)\n"
+        "commands = [[], ['check'], ['config'], ['export'], ['watch']]\n"
+        "code = max(cli.main([*command, '--help']) for command in commands)\n"
+        "heavy = {'dynaconf', 'loguru', 'msgspec', 'reactivex', 'redis', 'psycopg', 'uvicorn', 'rich', 'httpx'}\n"
+        "heavy = (heavy | {'pyarrow'}) & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else code)"
     )
     root = Path(marketflow.__file__).parents[1]
