@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
 from marketflow.api.documentation import with_documentation
+from marketflow.api.market import market_operations
 from marketflow.api.metrics import metrics_operations
 from marketflow.api.modes import mode_operations
 from marketflow.api.operation import Operation
@@ -39,7 +40,13 @@ class _Application(Starlette):
 def operations(times: RequestTimes) -> list[Operation]:
     """All that the API does, in the order of its description."""
     return with_documentation(
-        [*price_operations(), *mode_operations(), *status_operations(), *metrics_operations(times)]
+        [
+            *price_operations(),
+            *mode_operations(),
+            *status_operations(),
+            *metrics_operations(times),
+            *market_operations(),
+        ]
     )
 
 
