@@ -10,6 +10,7 @@ export class Connection {
     this.banner = byId("banner");
     this.retryAt = 0;
     this.reason = "";
+    this.everOpen = false;
     stream.addEventListener("state", (event) => this.#become(event.detail));
     byId("banner-retry").addEventListener("click", () => stream.retry());
     setInterval(() => this.#count(), 250);
@@ -24,7 +25,8 @@ export class Connection {
     this.banner.hidden = shown !== "lost";
     this.retryAt = retryAt;
     this.reason = reason || this.reason;
-    if (shown === "lost") say(byId("banner-text"), `${this.reason} Prices are those of before.`);
+    this.everOpen ||= state === "open";
+    if (shown === "lost") say(byId("banner-text"), `${this.reason} ${this.everOpen ? "Prices are those of before." : ""}`);
     this.#count();
   }
 

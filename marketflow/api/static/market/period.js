@@ -34,6 +34,8 @@ export class Period {
       if (["symbol", "exchange", "period"].some((name) => event.detail.has(name))) this.restart();
     });
     document.addEventListener("visibilitychange", () => document.hidden || this.restart());
+    this.#select();
+    this.#show();
   }
 
   /** Forget what is shown, and ask. */
