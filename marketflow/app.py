@@ -96,8 +96,12 @@ def _serve(
         told.ready(f"answers on http://{place}")
         beating.append(asyncio.create_task(told.beat_while(application.alive)))
 
+    def stopping() -> None:
+        told.stopping()
+        application.end_streams()
+
     debug = settings.log.level in ("TRACE", "DEBUG")
-    server = Server(application, debug, application.hurry.set, started, told.stopping, orphaned)
+    server = Server(application, debug, application.hurry.set, started, stopping, orphaned)
     return 0 if server.serve_until_told(listener) and not application.failed else 1
 
 
@@ -142,6 +146,7 @@ class _Everything(Application):
         return self.context(
             _OwnMode(engine),
             Fallback(readers.mirror, MemoryReader(engine.memory), lambda: engine.cache.complete),
+            readers.mirror,
             readers.archive,
             HealthReport(engine.feed_states, postgres_probe, redis_probe),
             engine.figures,
@@ -194,6 +199,7 @@ class _ApiHalf(Application):
 
         return self.context(
             feeds,
+            readers.mirror,
             readers.mirror,
             readers.archive,
             HealthReport(feeds.feed_states, postgres_probe, redis_probe),

@@ -21,10 +21,11 @@ from marketflow.probes import HealthReport, Probe
 from marketflow.servers import Servers
 from marketflow.settings import Settings
 from marketflow.stores.mirror import Mirror
-from marketflow.stores.ports import RecentReader
+from marketflow.stores.ports import Announcements, RecentReader
 from marketflow.stores.postgres_reader import PostgresReader
 from marketflow.stores.redis_reader import RedisReader
 from marketflow.stores.shared import Shared
+from marketflow.streaming.hub import Hub
 
 SETTLE_MS = 10_000
 """How long after its grace a minute may take to be in the cache, late ticks included."""
@@ -50,6 +51,8 @@ class Application(ABC):
         """The mode that runs, once it has started."""
         self.alive: Callable[[], bool] = lambda: True
         """Whether what runs beside the event loop does; asked time and again, in the event loop."""
+        self.end_streams: Callable[[], None] = lambda: None
+        """Ends what would go on for ever, once it has started."""
         self.hurry = asyncio.Event()
         """Set when the end must not take its time any more."""
 
@@ -109,6 +112,7 @@ class Application(ABC):
         self,
         mode: ModeSwitch,
         cache: RecentReader,
+        announcements: Announcements,
         archive: PostgresReader,
         health: HealthReport,
         figures: Callable[[], Figures | None],
@@ -119,4 +123,6 @@ class Application(ABC):
         self.mode = lambda: mode.current
         prices = Prices(cache, Shared(archive), system_clock, settings.flow.ahead_ms)
         exchanges = tuple(exchange.name for exchange in settings.exchanges)
-        return Context(exchanges, settings.symbols, settings.http.token, mode, prices, health, figures, ready)
+        hub = Hub(exchanges, settings.symbols, mode, prices, health, announcements)
+        self.end_streams = hub.end
+        return Context(exchanges, settings.symbols, settings.http.token, mode, prices, health, figures, ready, hub)

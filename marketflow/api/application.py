@@ -20,6 +20,7 @@ from marketflow.api.problems import problem_handlers
 from marketflow.api.protection import AllowedHosts, BodyLimit, SameSite
 from marketflow.api.request_times import RequestTimes, Timed
 from marketflow.api.status import status_operations
+from marketflow.api.stream import stream_operations
 
 ContextLifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]
 """Opens everything, yields `{"context": Context}`, and closes everything again."""
@@ -42,6 +43,7 @@ def operations(times: RequestTimes) -> list[Operation]:
     return with_documentation(
         [
             *price_operations(),
+            *stream_operations(),
             *mode_operations(),
             *status_operations(),
             *metrics_operations(times),

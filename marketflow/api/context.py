@@ -6,15 +6,18 @@ The routes see ports only, so they neither know nor care whether the feeds run i
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 
 from marketflow.api.answers import Prices
 from marketflow.figures import Figures
 from marketflow.model import FeedState, Mode
+
+if TYPE_CHECKING:  # the hub sends what is defined here
+    from marketflow.streaming.hub import Hub
 
 StoreState = Literal["ok", "down"]
 
@@ -64,6 +67,7 @@ class Context:
     health: Callable[[], Health]
     figures: Callable[[], Figures | None]
     ready: Callable[[], bool]
+    hub: "Hub"
 
     @cached_property
     def exchange_named(self) -> Mapping[str, str]:
@@ -76,7 +80,13 @@ class Context:
         return {name.lower(): name for name in self.symbols}
 
 
-def context_of(request: Request) -> Context:
+def canonical(asked: str, names: Mapping[str, str]) -> str | None:
+    """The configured spelling of a name, None for one that is not configured."""
+    # Some letters beyond ASCII have one of ASCII for a lower case.
+    return names.get(asked.lower()) if asked.isascii() else None
+
+
+def context_of(request: HTTPConnection) -> Context:
     """The context that the lifespan put into the state of this request."""
     context: Context = request.scope["state"]["context"]
     return context

@@ -1,6 +1,5 @@
 """/prices: the latest, highest, lowest and average price of a symbol, on one exchange or over all of them."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
@@ -12,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from marketflow.api.answers import Quote, Summary
-from marketflow.api.context import Context, context_of
+from marketflow.api.context import Context, canonical, context_of
 from marketflow.api.operation import Endpoint, Exchange, Operation, Parameter, Symbol, Tag
 from marketflow.api.period import PATTERN, PERIOD, InvalidPeriod, parse_period
 from marketflow.api.problems import NoData, Problem, TryAgain, UnknownExchange, UnknownSymbol
@@ -189,17 +188,11 @@ def _asked_about(request: Request, context: Context) -> _Subject:
 def _subject(context: Context, mode: Mode, exchange_asked: str | None, symbol_asked: str) -> _Subject:
     exchange, exchanges = None, context.exchanges
     if exchange_asked is not None:
-        exchange = _canonical(exchange_asked, context.exchange_named)
+        exchange = canonical(exchange_asked, context.exchange_named)
         if exchange is None:
             raise UnknownExchange(f"No such exchange; there are {', '.join(context.exchanges)}.")
         exchanges = (exchange,)
-    symbol = _canonical(symbol_asked, context.symbol_named)
+    symbol = canonical(symbol_asked, context.symbol_named)
     if symbol is None:
         raise UnknownSymbol(f"No such symbol; there are {', '.join(context.symbols)}.")
     return _Subject(exchange, symbol, tuple(Series(mode, one, symbol) for one in exchanges))
-
-
-def _canonical(asked: str, names: Mapping[str, str]) -> str | None:
-    """The configured spelling of a name, None for one that is not configured."""
-    # Some letters beyond ASCII have one of ASCII for a lower case.
-    return names.get(asked.lower()) if asked.isascii() else None

@@ -9,7 +9,8 @@ Capacity: MAX_SLICES. Policy: the series that was not asked about for longest is
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -21,7 +22,7 @@ from redis.asyncio.client import PubSub
 from marketflow.clock import Clock, milliseconds
 from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start
 from marketflow.stores import keys
-from marketflow.stores.ports import RECENT_MS
+from marketflow.stores.ports import RECENT_MS, Taker
 from marketflow.stores.redis_reader import RedisReader, connect
 from marketflow.stores.window import Window
 
@@ -60,6 +61,8 @@ class Mirror:
         self._clock = clock
         self._minute_ms = minute_ms
         self._needed = asyncio.Event()
+        self._takers: list[Taker] = []
+        self.times_live = 0
         self._forget()
 
     def _forget(self) -> None:
@@ -133,6 +136,16 @@ class Mirror:
 
     # Announcements
 
+    @contextmanager
+    def announcing(self, take: Taker) -> Iterator[None]:
+        """Tell of every newest tick that is announced, and listen as if somebody asked all the time."""
+        self._takers.append(take)
+        self._needed.set()
+        try:
+            yield
+        finally:
+            self._takers.remove(take)
+
     async def listen(self) -> None:
         """Take in what the writer announces while somebody asks, until cancelled."""
         while True:
@@ -143,6 +156,8 @@ class Mirror:
                 pass  # whoever needs Redis notices by itself
             finally:
                 self._forget()
+            if self._takers:
+                self._needed.set()
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _listen(self) -> None:
@@ -166,7 +181,7 @@ class Mirror:
         for pings in count(1):
             await asyncio.sleep(PING_SECONDS)
             if pings % round(IDLE_SECONDS / PING_SECONDS) == 0:
-                if not self._needed.is_set():
+                if not self._needed.is_set() and not self._takers:
                     raise _NotNeeded
                 self._needed.clear()
             if self._unanswered == SILENT_PINGS:
@@ -183,12 +198,16 @@ class Mirror:
             if self.live:  # again: the connection was another one
                 self._forget()
             self.live = message["data"] == len(_CHANNELS)
+            self.times_live += self.live
         elif message["type"] == "message":
             match message["channel"].decode():
                 case keys.NEWEST_CHANNEL:
-                    for series, tick in keys.decode_newest(message["data"]):
+                    announced = keys.decode_newest(message["data"])
+                    for series, tick in announced:
                         if series in self._asked:
                             self._newest[series] = tick
+                    for take in self._takers:
+                        take(announced)
                 case keys.SLICES_CHANNEL:
                     for (series, start), candle in keys.decode_announced(message["data"]):
                         if (entry := self._windows.get(series)) is not None:

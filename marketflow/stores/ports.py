@@ -3,7 +3,8 @@
 The flow writes from threads, the API reads from asyncio; the two sides share keys and codecs, never a client.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from marketflow.model import Candle, Candles, Series, Tick
@@ -61,6 +62,24 @@ class RecentReader(Protocol):
         Raises:
             Unavailable: the cache cannot be asked now.
         """
+        ...
+
+
+Taker = Callable[[Sequence[tuple[Series, Tick]]], None]
+"""Takes newest ticks as they are announced, series of any mode; must not raise."""
+
+
+class Announcements(Protocol):
+    """What the writer of the cache announces as it writes."""
+
+    live: bool
+    """Whether nothing that is announced now can be missed."""
+
+    times_live: int
+    """How often it has become so: what was announced between two times was missed."""
+
+    def announcing(self, take: Taker) -> AbstractContextManager[None]:
+        """Pass every newest tick that is announced to `take`, within the context."""
         ...
 
 

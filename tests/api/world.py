@@ -5,8 +5,8 @@ they are closed.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from marketflow.api.answers import Prices
 from marketflow.api.application import create_app
-from marketflow.api.context import Context, Health
+from marketflow.api.context import Context, Health, StoreState
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.errors import Unavailable
 from marketflow.figures import Figures
@@ -34,8 +34,9 @@ from marketflow.model import (
     minute_start,
     slice_start,
 )
-from marketflow.stores.ports import RECENT_MS
+from marketflow.stores.ports import RECENT_MS, Taker
 from marketflow.stores.window import Window, merged
+from marketflow.streaming.hub import Hub
 
 NOW = 1_763_690_430_500
 """30.5 seconds into a minute: 2025-11-21T02:00:30.500Z."""
@@ -122,6 +123,27 @@ class MemoryMode:
         return previous
 
 
+class MemoryAnnouncements:
+    """`Announcements` that a test makes; `live` from the start."""
+
+    def __init__(self) -> None:
+        self.live = True
+        self.times_live = 1
+        self.takers: list[Taker] = []
+
+    @contextmanager
+    def announcing(self, take: Taker) -> Iterator[None]:
+        self.takers.append(take)
+        try:
+            yield
+        finally:
+            self.takers.remove(take)
+
+    def announce(self, *ticks: tuple[Series, Tick]) -> None:
+        for take in self.takers:
+            take(ticks)
+
+
 @dataclass
 class World:
     """Stores, mode and clock of one test."""
@@ -133,6 +155,9 @@ class World:
     token: str = ""
     ready: bool = True
     figures: Figures | None = None
+    announcements: MemoryAnnouncements = field(default_factory=MemoryAnnouncements)
+    redis: StoreState = "ok"
+    feed: FeedState = FeedState.GENERATED
 
     def trade(self, price: float, age_ms: int, one: Series | None = None) -> None:
         """A tick of `age_ms` ago that has gone through the whole flow."""
@@ -147,16 +172,21 @@ class World:
             self.cache.newest_ticks[one] = max(self.cache.newest_ticks.get(one, tick), tick, key=_order)
 
     def context(self) -> Context:
+        prices = Prices(self.cache, self.archive, lambda: self.now * NANOSECONDS_PER_MS)
         return Context(
             exchanges=EXCHANGES,
             symbols=SYMBOLS,
             token=self.token,
             mode=self.mode,
-            prices=Prices(self.cache, self.archive, lambda: self.now * NANOSECONDS_PER_MS),
-            health=lambda: Health("ok", self.mode.current, 12.5, "ok", "ok", {"exchange1": FeedState.GENERATED}),
+            prices=prices,
+            health=self.health,
             figures=lambda: self.figures,
             ready=lambda: self.ready,
+            hub=Hub(EXCHANGES, SYMBOLS, self.mode, prices, self.health, self.announcements),
         )
+
+    def health(self) -> Health:
+        return Health("ok", self.mode.current, 12.5, "ok", self.redis, {"exchange1": self.feed})
 
     def ask(self, path: str, method: str = "GET", headers: Mapping[str, str | bytes] | None = None) -> httpx.Response:
         """One request to an application of its own."""
