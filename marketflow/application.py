@@ -121,7 +121,7 @@ class Application(ABC):
         """What the routes work with."""
         settings = self.settings
         self.mode = lambda: mode.current
-        prices = Prices(cache, Shared(archive), system_clock, settings.flow.ahead_ms)
+        prices = Prices(cache, Shared(archive), system_clock, settings.flow.ahead_ms, settings.flow.late_after_ms)
         exchanges = tuple(exchange.name for exchange in settings.exchanges)
         hub = Hub(exchanges, settings.symbols, mode, prices, health, announcements)
         self.end_streams = hub.end

@@ -8,11 +8,12 @@ Nothing found is `NoData` only if every store that had to be asked did answer; o
 `Unavailable`.
 """
 
-import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
+from marketflow.api.asking import both, unless_unavailable
+from marketflow.api.chart import Chart, Moment, Question, draw
 from marketflow.api.problems import NoData
 from marketflow.api.window import horizon, oldest_kept_minute, split_between
 from marketflow.clock import Clock, milliseconds
@@ -20,10 +21,6 @@ from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start
 from marketflow.stores.ports import RECENT_MS, ArchiveReader, RecentReader
 from marketflow.stores.window import merged
-
-T = TypeVar("T")
-A = TypeVar("A")
-B = TypeVar("B")
 
 
 class Quote(NamedTuple):
@@ -60,12 +57,16 @@ class Summary(NamedTuple):
 
 @dataclass(frozen=True)
 class Prices:
-    """Answers questions about series from `cache` and `archive`; stateless."""
+    """Answers questions about series from `cache` and `archive`; stateless.
+
+    Exchanges' clocks may be ahead by `ahead_ms`; `late_after_ms` after the end of a minute its ticks have come.
+    """
 
     cache: RecentReader
     archive: ArchiveReader
     clock: Clock
     ahead_ms: int = MINUTE_MS
+    late_after_ms: int = 2_000
 
     async def latest(self, series: Sequence[Series]) -> Quote:
         """The newest tick of all series by event time, then arrival; the close of a minute once that is all there is.
@@ -100,10 +101,20 @@ class Prices:
             return await self._long(series, minute_start(now - period), now)
         return await self._recent(series, now - period, now)
 
+    async def candles(self, series: Sequence[Series], question: Question) -> Chart:
+        """The candles of all series together.
+
+        Raises:
+            Unavailable: there are none that are known, and not everything could be asked.
+        """
+        now = milliseconds(self.clock())
+        until = horizon(now, self.ahead_ms)
+        return await draw(self.cache, self.archive, series, question, Moment(now, until, now - self.late_after_ms))
+
     async def _recent(self, series: Sequence[Series], since: int, now: int) -> Summary:
         """A period that the slices cover: exact from the cache, whole minutes from the archive."""
         until = horizon(now, self.ahead_ms)
-        remembered = await _unless_unavailable(self.cache.summary(series, since, until))
+        remembered = await unless_unavailable(self.cache.summary(series, since, until))
         if remembered is not None:
             return _summary(series, remembered, since, now, complete=True)
         since = minute_start(since)
@@ -113,9 +124,9 @@ class Prices:
     async def _long(self, series: Sequence[Series], since: int, now: int) -> Summary:
         """A period of whole minutes from `since`, the older ones from the archive and the last ones from the cache."""
         split, until = split_between(now), horizon(now, self.ahead_ms)
-        rows, remembered = await _both(
-            _unless_unavailable(self.archive.summary(series, since, split)),
-            _unless_unavailable(self.cache.summary(series, split, until)),
+        rows, remembered = await both(
+            unless_unavailable(self.archive.summary(series, since, split)),
+            unless_unavailable(self.cache.summary(series, split, until)),
         )
         if rows is None:
             if remembered is None:
@@ -165,22 +176,3 @@ def _end_of(rows: Sequence[Candle | None], now: int) -> int:
     """Until when minute rows tell what happened: the end of the last of them, or now while it runs."""
     whole = merged(rows)
     return now if whole is None else min(now, minute_start(whole.last_at) + MINUTE_MS)
-
-
-async def _unless_unavailable(answer: Awaitable[T]) -> T | None:
-    """The answer of a store, or None where it cannot be asked now."""
-    try:
-        return await answer
-    except Unavailable:
-        return None
-
-
-async def _both(first: Awaitable[A], second: Awaitable[B]) -> tuple[A, B]:
-    """Ask two at once; neither is left behind when the other fails or the request is cancelled."""
-    async with asyncio.TaskGroup() as asking:
-        one, other = asking.create_task(_awaited(first)), asking.create_task(_awaited(second))
-    return one.result(), other.result()
-
-
-async def _awaited(answer: Awaitable[T]) -> T:
-    return await answer

@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
+from marketflow.api.candles import candle_operations
 from marketflow.api.documentation import with_documentation
 from marketflow.api.market import market_operations
 from marketflow.api.metrics import metrics_operations
@@ -43,6 +44,7 @@ def operations(times: RequestTimes) -> list[Operation]:
     return with_documentation(
         [
             *price_operations(),
+            *candle_operations(),
             *stream_operations(),
             *mode_operations(),
             *status_operations(),

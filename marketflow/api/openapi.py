@@ -5,6 +5,7 @@ request before a route sees it stands in components of its own, to which each op
 """
 
 from collections.abc import Iterable, Sequence
+from types import UnionType
 from typing import Any
 
 import msgspec
@@ -49,6 +50,14 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "description": "No answer may be stored on the way.",
         "schema": {"type": "string", "const": "no-store"},
     },
+    "Cache-Control-Kept": {
+        "description": "How long the answer may be kept without asking again, if at all.",
+        "schema": {"type": "string", "pattern": "^(no-store|max-age=[0-9]+)$", "examples": ["max-age=60"]},
+    },
+    "ETag": {
+        "description": "Stands for the answer, to be sent as `If-None-Match` when asking again.",
+        "schema": {"type": "string", "pattern": '^"[0-9a-f]{32}"$', "examples": ['"0123456789abcdef0123456789abcdef"']},
+    },
     "X-Content-Type-Options": {
         "description": "A browser takes it for nothing but what it says it is.",
         "schema": {"type": "string", "const": "nosniff"},
@@ -75,6 +84,14 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string", "const": "close"},
     },
 }
+
+_IF_NONE_MATCH = Parameter(
+    "If-None-Match",
+    "The `ETag` of an answer that the client has; where it is still right, it is told so.",
+    {"type": "string"},
+)
+
+_STRUCT = "#/components/schemas/{name}"
 
 _TOKEN = "bearerToken"  # noqa: S105 - the name of the scheme
 
@@ -121,8 +138,9 @@ def _operation(operation: Operation, problems: Sequence[type[Problem]], asks_for
         "parameters": [
             *(_parameter(PATH_PARAMETERS[name], "path") for name in operation.route().param_convertors),
             *(_parameter(each, "query") for each in operation.query),
+            *([_parameter(_IF_NONE_MATCH, "header")] if operation.may_be_kept else []),
         ],
-        "responses": {"200": _answer(operation.answer)}
+        "responses": _answers(operation)
         | {str(int(group[0].status)): _reference(group) for group in _by_status(problems)},
     }
     if operation.description:
@@ -142,18 +160,38 @@ def _parameter(parameter: Parameter, place: str) -> dict[str, Any]:
         "schema": parameter.schema,
     }
     if parameter.examples:
-        described["examples"] = {example: {"value": example} for example in parameter.examples}
+        described["examples"] = {str(example): {"value": example} for example in parameter.examples}
     return described
 
 
 # Answers
 
 
-def _answer(answer: type[msgspec.Struct] | Content) -> dict[str, Any]:
+def _answers(operation: Operation) -> dict[str, Any]:
+    """The answers by status, beside problems."""
+    if not operation.may_be_kept:
+        return {"200": _answer(operation.answer)}
+    found = _answer(operation.answer)
+    same = {name: header for name, header in found["headers"].items() if name != "Cache-Control"}
+    kept = same | {"Cache-Control": {"$ref": "#/components/headers/Cache-Control-Kept"}}
+    found["headers"] = kept | {"ETag": _HEADERS["ETag"] | {"required": False}}
+    not_modified = {
+        "description": "The answer that the client has is still the right one.",
+        "headers": kept | {"ETag": {"$ref": "#/components/headers/ETag"}},
+    }
+    return {"200": found, "304": not_modified}
+
+
+def _answer(answer: type[msgspec.Struct] | UnionType | Content) -> dict[str, Any]:
     if isinstance(answer, Content):
         return _response(answer.description, answer.media_types, {"schema": answer.schema}, answer.headers)
-    schema = {"$ref": f"#/components/schemas/{answer.__name__}"}
-    return _response(answer.__doc__ or "", ("application/json",), {"schema": schema})
+    (schema,), _ = msgspec.json.schema_components([answer], ref_template=_STRUCT)
+    return _response(_told(answer), ("application/json",), {"schema": schema})
+
+
+def _told(answer: type[msgspec.Struct] | UnionType) -> str:
+    """What an answer is: the docstring of its struct, or of the first one of several."""
+    return (answer.__args__[0] if isinstance(answer, UnionType) else answer).__doc__ or ""
 
 
 def _response(
@@ -169,8 +207,7 @@ def _response(
 
 def _schemas(operations: Sequence[Operation], problems: Iterable[type[Problem]]) -> dict[str, Any]:
     structs = [each.answer for each in operations if not isinstance(each.answer, Content)]
-    template = "#/components/schemas/{name}"
-    _, schemas = msgspec.json.schema_components([*structs, ProblemDetails], ref_template=template)
+    _, schemas = msgspec.json.schema_components([*structs, ProblemDetails], ref_template=_STRUCT)
     schemas["ProblemDetails"]["properties"]["code"]["enum"] = sorted(problem.code for problem in problems)
     return schemas
 

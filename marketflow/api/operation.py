@@ -5,6 +5,7 @@ Neither can say what the other does not know: a path, a method, the shape of an 
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from types import UnionType
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -34,7 +35,7 @@ class Parameter(NamedTuple):
     name: str
     description: str
     schema: Schema
-    examples: tuple[str, ...] = ()
+    examples: tuple[str | int, ...] = ()
 
 
 class Content(NamedTuple):
@@ -57,10 +58,11 @@ class Operation:
         id: its name for programs.
         path: as Starlette has it; what stands in braces is one of `PATH_PARAMETERS`.
         endpoint: answers the requests.
-        answer: what the answer with status 200 is made of.
+        answer: what the answer with status 200 is made of: a struct, or a type that msgspec knows made of structs.
         query: the parameters that count; any other is ignored.
         problems: what may be answered instead, beside what may happen to any request.
         asks_for_token: whether it is for those who have the token, if one is configured.
+        may_be_kept: whether some of its answers may be kept by the client, and asked for again by their ETag.
     """
 
     id: str
@@ -69,11 +71,12 @@ class Operation:
     tag: Tag
     summary: str
     description: str = ""
-    answer: type[msgspec.Struct] | Content
+    answer: type[msgspec.Struct] | UnionType | Content
     method: str = "GET"
     query: tuple[Parameter, ...] = ()
     problems: tuple[type[Problem], ...] = ()
     asks_for_token: bool = False
+    may_be_kept: bool = False
 
     def route(self) -> Route:
         """The route, which knows no more than what it needs to answer."""

@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from marketflow.api.answers import Quote, Summary
-from marketflow.api.context import Context, canonical, context_of
+from marketflow.api.context import context_of
 from marketflow.api.operation import Endpoint, Exchange, Operation, Parameter, Symbol, Tag
 from marketflow.api.period import PATTERN, PERIOD, InvalidPeriod, parse_period
 from marketflow.api.problems import NoData, Problem, TryAgain, UnknownExchange, UnknownSymbol
 from marketflow.api.rendering import JSONAnswer, Time, rfc3339
-from marketflow.model import Mode, Series
+from marketflow.api.subject import Subject, asked_about
 
 ALL = "all"
 """What `period` says where none was asked for: everything on record."""
@@ -77,14 +77,6 @@ class AveragePrice(msgspec.Struct, frozen=True, rename={"since": "from", "until"
     until: Until
 
 
-class _Subject(NamedTuple):
-    """What a request is about, in canonical spelling; `exchange` is None for all. The mode is part of each series."""
-
-    exchange: str | None
-    symbol: str
-    series: tuple[Series, ...]
-
-
 class _Question(NamedTuple):
     """What is asked about a series, in both forms of a path."""
 
@@ -135,7 +127,7 @@ def _on_one(question: _Question) -> Operation:
 
 async def _latest(request: Request) -> Response:
     context = context_of(request)
-    subject = _asked_about(request, context)
+    subject = asked_about(request, context)
     quote = await context.prices.latest(subject.series)
     return JSONAnswer(LatestPrice(subject.symbol, quote.series.exchange, quote.price, rfc3339(quote.at)))
 
@@ -157,16 +149,16 @@ async def _average(request: Request) -> Response:
     return JSONAnswer(AveragePrice(subject.symbol, subject.exchange, whole.average, whole.ticks, period, since, until))
 
 
-def _extreme(subject: _Subject, period: str, summary: Summary, quote: Quote) -> Response:
+def _extreme(subject: Subject, period: str, summary: Summary, quote: Quote) -> Response:
     since, until = rfc3339(summary.since), rfc3339(summary.until)
     exchange, at = quote.series.exchange, rfc3339(quote.at)
     return JSONAnswer(ExtremePrice(subject.symbol, exchange, quote.price, at, period, since, until))
 
 
-async def _summarised(request: Request) -> tuple[_Subject, str, Summary]:
+async def _summarised(request: Request) -> tuple[Subject, str, Summary]:
     """What is asked about, the period as it was given, and the summary."""
     context = context_of(request)
-    subject = _asked_about(request, context)
+    subject = asked_about(request, context)
     text, period = _period_in(request.scope["query_string"])
     return subject, text, await context.prices.summary(subject.series, period)
 
@@ -177,22 +169,3 @@ def _period_in(query: bytes) -> tuple[str, int | None]:
     # The last one counts where `period` is repeated.
     text = QueryParams(query).get("period")
     return (ALL, None) if text is None else (text, parse_period(text))
-
-
-def _asked_about(request: Request, context: Context) -> _Subject:
-    asked = request.path_params
-    return _subject(context, context.mode.current, asked.get("exchange"), asked["symbol"])
-
-
-@lru_cache(maxsize=4096)  # the same few with every request
-def _subject(context: Context, mode: Mode, exchange_asked: str | None, symbol_asked: str) -> _Subject:
-    exchange, exchanges = None, context.exchanges
-    if exchange_asked is not None:
-        exchange = canonical(exchange_asked, context.exchange_named)
-        if exchange is None:
-            raise UnknownExchange(f"No such exchange; there are {', '.join(context.exchanges)}.")
-        exchanges = (exchange,)
-    symbol = canonical(symbol_asked, context.symbol_named)
-    if symbol is None:
-        raise UnknownSymbol(f"No such symbol; there are {', '.join(context.symbols)}.")
-    return _Subject(exchange, symbol, tuple(Series(mode, one, symbol) for one in exchanges))

@@ -266,3 +266,10 @@ class MemoryReader:
             Window(recent.slices, recent.minutes, self._memory.minute_ms).covered(since, until, recent.newest)
             for recent in (self._memory.recent(each, since) for each in series)
         ]
+
+    async def by_minute(self, series: Sequence[Series], since: int, until: int) -> list[dict[int, Candle]]:
+        """The minutes of each series from `since` on, by their start; `since` is the start of one."""
+        return [
+            Window(recent.slices, recent.minutes, self._memory.minute_ms).by_minute(since, until, recent.newest)
+            for recent in (self._memory.recent(each, since) for each in series)
+        ]

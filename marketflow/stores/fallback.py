@@ -38,3 +38,12 @@ class Fallback:
             except Unavailable:
                 pass
         return await self._memory.summary(series, since, until)
+
+    async def by_minute(self, series: Sequence[Series], since: int, until: int) -> list[dict[int, Candle]]:
+        """The minutes of each series from `since` on, by their start."""
+        if self._complete():
+            try:
+                return await self._cache.by_minute(series, since, until)
+            except Unavailable:
+                pass
+        return await self._memory.by_minute(series, since, until)

@@ -101,6 +101,15 @@ class Mirror:
         windows = [await self._window(each) for each in series]
         return [window.covered(since, until, tick) for window, tick in zip(windows, newest, strict=True)]
 
+    async def by_minute(self, series: Sequence[Series], since: int, until: int) -> list[dict[int, Candle]]:
+        """The minutes of each series from `since` on, by their start."""
+        self._needed.set()
+        if not self.live or since < self._oldest() + self._minute_ms:
+            return await self._reader.by_minute(series, since, until)
+        newest = await self.newest(series)
+        windows = [await self._window(each) for each in series]
+        return [window.by_minute(since, until, tick) for window, tick in zip(windows, newest, strict=True)]
+
     def _oldest(self) -> int:
         """Start of the oldest minute that is kept."""
         return minute_start(milliseconds(self._clock())) - RECENT_MS - self._minute_ms

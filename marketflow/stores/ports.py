@@ -42,6 +42,24 @@ class Recent(NamedTuple):
     minutes: dict[int, Candle]
 
 
+class Walk(NamedTuple):
+    """Which candles are asked for, of those that begin on a grid of `length_ms` from 1970 on.
+
+    Args:
+        length_ms: length of a candle, whole minutes.
+        since: start of the first minute that counts (Unix ms).
+        until: end of the last one.
+        limit: how many candles at most, those without ticks left out.
+        newest: whether those before `until` count, or else those after `since`.
+    """
+
+    length_ms: int
+    since: int
+    until: int
+    limit: int
+    newest: bool
+
+
 class RecentReader(Protocol):
     """Reads the newest prices and the sliding window: Redis, or the memory of this process."""
 
@@ -58,6 +76,17 @@ class RecentReader(Protocol):
 
         Exact to the slice as far back as slices are kept, of whole minutes beyond. `until`, the start of a minute, is
         where the future begins that no clock allows.
+
+        Raises:
+            Unavailable: the cache cannot be asked now.
+        """
+        ...
+
+    async def by_minute(self, series: Sequence[Series], since: int, until: int) -> list[dict[int, Candle]]:
+        """The minutes of each series with `since <= start < until` (Unix ms) that are remembered, by their start.
+
+        Closed ones as far back as they are kept, and the one that runs, its newest tick included. Both bounds are
+        starts of minutes.
 
         Raises:
             Unavailable: the cache cannot be asked now.
@@ -91,6 +120,16 @@ class ArchiveReader(Protocol):
 
         `first_at` is the earliest time on record among them. Extremes of rows without times of their own carry
         the start of their minute.
+
+        Raises:
+            Unavailable: PostgreSQL cannot be asked now.
+        """
+        ...
+
+    async def candles(self, series: Sequence[Series], walk: Walk) -> list[dict[int, Candle]]:
+        """The candles of each series that a walk finds, by their start (Unix ms); a limit counts for each series.
+
+        Each is whole but for minutes outside the walk. Extremes carry the start of their candle for their time.
 
         Raises:
             Unavailable: PostgreSQL cannot be asked now.

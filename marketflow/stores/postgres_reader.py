@@ -10,6 +10,9 @@ from psycopg_pool import AsyncConnectionPool
 from marketflow.errors import Unavailable
 from marketflow.model import Candle, Series, Tick
 from marketflow.stores.candle_sql import candle_of
+from marketflow.stores.ports import Walk
+from marketflow.stores.postgres_candles import candles_of
+from marketflow.stores.postgres_candles import query as candle_query
 from marketflow.stores.rows import DAY_MS, candle_of_row, parameters, reason, to_datetime, to_unix_ms
 
 _T = TypeVar("_T")
@@ -121,6 +124,11 @@ class PostgresReader:
         (rows,) = await self._fetch([(_SUMMARY, {**wanted, **moments})])
         found = {number: candle_of_row((*amounts,)) for number, *amounts in rows}
         return [found.get(number) for number in range(1, len(series) + 1)]
+
+    async def candles(self, series: Sequence[Series], walk: Walk) -> list[dict[int, Candle]]:
+        """The candles of each series that a walk finds, by their start."""
+        (rows,) = await self._fetch([candle_query(series, walk)])
+        return candles_of(rows, len(series))
 
     async def last(self, series: Sequence[Series]) -> list[Tick | None]:
         """The close of the last minute of each series."""

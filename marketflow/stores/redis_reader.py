@@ -132,6 +132,13 @@ class RedisReader:
             for recent in await self.recent(series, since)
         ]
 
+    async def by_minute(self, series: Sequence[Series], since: int, until: int) -> list[dict[int, Candle]]:
+        """The minutes of each series from `since` on, by their start."""
+        return [
+            Window(recent.slices, recent.minutes, self._minute_ms).by_minute(since, until, recent.newest)
+            for recent in await self.recent(series, since)
+        ]
+
     def _between_settled(self, minutes: Iterable[int], since: int, now_ms: int) -> list[tuple[int, str | int]]:
         """Ranges of scores with the slices from `since` on that no settled minute holds."""
         ranges: list[tuple[int, str | int]] = []

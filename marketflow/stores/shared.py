@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from marketflow.model import Candle, Series, Tick
-from marketflow.stores.ports import ArchiveReader
+from marketflow.stores.ports import ArchiveReader, Walk
 
 KEPT_SECONDS = 1.0
 
@@ -49,6 +49,10 @@ class Shared:
 
     async def _ask(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         return await self._archive.summary(series, since, until)
+
+    async def candles(self, series: Sequence[Series], walk: Walk) -> list[dict[int, Candle]]:
+        """The candles of each series that a walk finds."""
+        return await self._archive.candles(series, walk)
 
     async def last(self, series: Sequence[Series]) -> list[Tick | None]:
         """The close of the last minute of each series."""

@@ -79,6 +79,21 @@ class Window:
             return candle_of(newest)
         return merge(folded, candle_of(newest)) if newest.order > (folded.last_at, folded.last_sequence) else folded
 
+    def by_minute(self, since: int, until: int, newest: Tick | None = None) -> dict[int, Candle]:
+        """The minutes that begin at or after `since` and before `until`, by their start, the newest tick included."""
+        found = {
+            start: candle
+            for start, minute in self._minutes.items()
+            if since <= start < until and (candle := minute.whole) is not None
+        }
+        if newest is not None and since <= newest.at < until:
+            last = max(((candle.last_at, candle.last_sequence) for candle in found.values()), default=(0, 0))
+            if newest.order > last:  # ahead of its slice
+                start = minute_start(newest.at, self._minute_ms)
+                held, ahead = found.get(start), candle_of(newest)
+                found[start] = ahead if held is None else merge(held, ahead)
+        return found
+
     def _fold(self, begin: int, until: int) -> Candle | None:
         parts = [
             minute.since(begin) if start < begin else minute.whole

@@ -11,7 +11,7 @@ from starlette.datastructures import QueryParams
 from starlette.routing import Route
 
 from marketflow import __version__
-from marketflow.api import prices
+from marketflow.api import candle_query, prices
 from marketflow.api.application import operations
 from marketflow.api.operation import PATH_PARAMETERS
 from marketflow.api.period import PERIOD
@@ -133,7 +133,7 @@ def test_every_parameter_that_is_described_is_used_and_every_one_that_is_used_is
             used.add("any")
             return super().multi_items()
 
-    for module in (prices, requests):
+    for module in (prices, candle_query, requests):
         monkeypatch.setattr(module, "QueryParams", Watched)
     world = World()
     world.trade(1.0, 500)

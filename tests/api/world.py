@@ -30,11 +30,12 @@ from marketflow.model import (
     Slot,
     Tick,
     candle_of,
+    merge,
     merge_into,
     minute_start,
     slice_start,
 )
-from marketflow.stores.ports import RECENT_MS, Taker
+from marketflow.stores.ports import RECENT_MS, Taker, Walk
 from marketflow.stores.window import Window, merged
 from marketflow.streaming.hub import Hub
 
@@ -72,6 +73,15 @@ class MemoryCache:
             for one in series
         ]
 
+    async def by_minute(self, series: Sequence[Series], since: int, until: int) -> list[dict[int, Candle]]:
+        await self._asked()
+        return [
+            Window(_of_series(self.slices, one), _of_series(self.minutes, one)).by_minute(
+                since, until, self.newest_ticks.get(one)
+            )
+            for one in series
+        ]
+
     async def _asked(self) -> None:
         self.on_ask()
         await asyncio.sleep(0)
@@ -95,6 +105,19 @@ class MemoryArchive:
             )
             for one in series
         ]
+
+    async def candles(self, series: Sequence[Series], walk: Walk) -> list[dict[int, Candle]]:
+        await self._asked()
+        return [self._walked(one, walk) for one in series]
+
+    def _walked(self, one: Series, walk: Walk) -> dict[int, Candle]:
+        candles: dict[int, Candle] = {}
+        for slot, candle in self.minutes.items():
+            if slot.series == one and walk.since <= slot.start < walk.until:
+                start = minute_start(slot.start, walk.length_ms)
+                candles[start] = merge(candles[start], candle) if start in candles else candle
+        chosen = sorted(candles)[-walk.limit :] if walk.newest else sorted(candles)[: walk.limit]
+        return {start: candles[start] for start in chosen}
 
     async def last(self, series: Sequence[Series]) -> list[Tick | None]:
         await self._asked()

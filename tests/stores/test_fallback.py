@@ -26,6 +26,10 @@ class Scripted:
         self._ask()
         return [candle_of(self.tick) for _ in series]
 
+    async def by_minute(self, series: Sequence[Series], since: int, until: int) -> list[dict[int, Candle]]:
+        self._ask()
+        return [{since: candle_of(self.tick)} for _ in series]
+
     def _ask(self) -> None:
         self.asked += 1
         if self.away:
@@ -33,15 +37,16 @@ class Scripted:
 
 
 def prices(cache: Scripted, memory: Scripted, complete: bool) -> set[float]:
-    """What both questions are answered with."""
+    """What all questions are answered with."""
     reader = Fallback(cache, memory, lambda: complete)
 
     async def ask() -> set[float]:
         (newest,) = await reader.newest([BTC])
         (candle,) = await reader.summary([BTC], 0, 1)
+        (minutes,) = await reader.by_minute([BTC], 0, 1)
         assert newest is not None
         assert candle is not None
-        return {newest.price, candle.close}
+        return {newest.price, candle.close, minutes[0].close}
 
     return asyncio.run(ask())
 

@@ -8,6 +8,7 @@ import pytest
 from marketflow.errors import Unavailable
 from marketflow.model import Candle, Mode, Series, Tick, candle_of
 from marketflow.stores import shared
+from marketflow.stores.ports import Walk
 from marketflow.stores.shared import KEPT_SECONDS, Shared
 
 BTC = Series(Mode.LIVE, "exchange1", "BTCUSDT")
@@ -29,6 +30,10 @@ class Archive:
         if self.away:
             raise Unavailable("away")
         return [candle_of(Tick(answer, since, 0)) for _ in series]
+
+    async def candles(self, series: Sequence[Series], walk: Walk) -> list[dict[int, Candle]]:
+        answers = await self.summary(series, walk.since, walk.until)
+        return [{walk.since: candle} for candle in answers if candle is not None]
 
     async def last(self, series: Sequence[Series]) -> list[Tick | None]:
         return [Tick(1.0, 1, 1) for _ in series]

@@ -1,0 +1,156 @@
+"""What a request says about the candles that it wants: interval, range, limit and form."""
+
+import re
+from datetime import datetime, timedelta
+from functools import lru_cache
+from http import HTTPStatus
+from typing import NamedTuple
+
+from starlette.datastructures import QueryParams
+
+from marketflow.api.chart import Question
+from marketflow.api.operation import Parameter
+from marketflow.api.problems import Problem
+
+INTERVALS_MS = {
+    "1m": 60_000,
+    "5m": 5 * 60_000,
+    "15m": 15 * 60_000,
+    "1h": 60 * 60_000,
+    "4h": 4 * 60 * 60_000,
+    "1d": 24 * 60 * 60_000,
+}
+"""The lengths of candles by their names. All of them divide a day, which begins as one in UTC does."""
+
+DEFAULT_INTERVAL = "1m"
+DEFAULT_LIMIT = 500
+MOST = 1000
+
+_UNIX_MS = r"0*[0-9]{1,15}"
+_RFC_3339 = r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+_TIME = f"^({_UNIX_MS}|{_RFC_3339})$"
+
+_EPOCH = datetime.fromisoformat("1970-01-01T00:00:00Z")
+_MILLISECOND = timedelta(milliseconds=1)
+
+INTERVAL = Parameter(
+    "interval",
+    f"Length of a candle; `{DEFAULT_INTERVAL}` without it. Hours and days are those of UTC.",
+    {"type": "string", "enum": [*INTERVALS_MS], "default": DEFAULT_INTERVAL},
+    (*INTERVALS_MS,),
+)
+FROM = Parameter(
+    "from",
+    "Where the range begins, as RFC 3339 or as Unix milliseconds: a candle belongs to it that opens at this time or "
+    "later. With it the first `limit` candles from there on are answered, without it the last ones. (A `+` in a query "
+    "is written `%2B`.)",
+    {"type": "string", "pattern": _TIME},
+    ("2026-11-21T00:00:00Z", "1795219200000"),
+)
+TO = Parameter(
+    "to",
+    "Where the range ends, in the same forms: a candle belongs to it that opens before this time. Without it, now.",
+    {"type": "string", "pattern": _TIME},
+    ("2026-11-21T05:12:57.069Z", "1795237977069"),
+)
+LIMIT = Parameter(
+    "limit",
+    f"How many candles at most; {DEFAULT_LIMIT} without it.",
+    {"type": "integer", "minimum": 1, "maximum": MOST, "default": DEFAULT_LIMIT},
+    (DEFAULT_LIMIT, 1, MOST),
+)
+FORMAT = Parameter(
+    "format",
+    "`array`: each candle as an array in the order of Binance's klines. Without it, as an object.",
+    {"type": "string", "enum": ["array"]},
+    ("array",),
+)
+
+CANDLE_QUERY = (INTERVAL, FROM, TO, LIMIT, FORMAT)
+
+
+class InvalidInterval(Problem):
+    """There are no candles of this length."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "invalid_interval"
+
+
+class InvalidRange(Problem):
+    """`from` or `to` is no time, or `from` is not before `to`."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "invalid_range"
+
+
+class InvalidLimit(Problem):
+    """The limit is no whole number from 1 to 1000."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "invalid_limit"
+
+
+class InvalidFormat(Problem):
+    """There is no such format."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "invalid_format"
+
+
+class CandleQuery(NamedTuple):
+    """A query: the name of the interval, what is asked, and whether as arrays."""
+
+    interval: str
+    question: Question
+    as_arrays: bool
+
+
+@lru_cache(maxsize=256)  # the same few with every request
+def parse_query(query: bytes) -> CandleQuery:
+    """What a query string asks for; of a parameter that is repeated the last one counts.
+
+    Raises:
+        InvalidInterval, InvalidRange, InvalidLimit, InvalidFormat: it cannot be understood.
+    """
+    given = QueryParams(query)
+    interval = given.get("interval", DEFAULT_INTERVAL)
+    if interval not in INTERVALS_MS:
+        raise InvalidInterval(f"The interval is one of {', '.join(INTERVALS_MS)}.")
+    since, until = parse_time("from", given.get("from")), parse_time("to", given.get("to"))
+    if since is not None and until is not None and since >= until:
+        raise InvalidRange("The range ends before it begins: `from` must lie before `to`.")
+    limit = _parse_limit(given.get("limit"))
+    as_arrays = given.get("format")
+    if as_arrays not in (None, "array"):
+        raise InvalidFormat("The format is array, or is left out for objects.")
+    return CandleQuery(interval, Question(INTERVALS_MS[interval], since, until, limit), as_arrays is not None)
+
+
+def parse_time(name: str, text: str | None) -> int | None:
+    """A time in Unix ms, rounded up to the next one; None without a text.
+
+    Raises:
+        InvalidRange: the text is neither RFC 3339 nor Unix ms.
+    """
+    if text is None:
+        return None
+    if re.fullmatch(_UNIX_MS, text):
+        return int(text)
+    if re.fullmatch(_RFC_3339, text):
+        try:
+            # Its digits beyond microseconds are cut off by Python.
+            return max(0, -((_EPOCH - datetime.fromisoformat(text.upper())) // _MILLISECOND))
+        except ValueError:  # a 13th month
+            pass
+    raise InvalidRange(
+        f"`{name}` is a time such as 2026-11-21T05:12:57.069Z, or Unix milliseconds such as 1795237977069; "
+        "a + in a query is written %2B."
+    )
+
+
+def _parse_limit(text: str | None) -> int:
+    if text is None:
+        return DEFAULT_LIMIT
+    if re.fullmatch("0*[0-9]{1,4}", text) and 1 <= int(text) <= MOST:
+        return int(text)
+    raise InvalidLimit(f"The limit is a whole number from 1 to {MOST}.")
