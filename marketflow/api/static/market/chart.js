@@ -6,7 +6,8 @@ import { decimalsFor, price } from "./format.js";
 const DAY_MS = 86_400_000;
 
 /** How many candles are shown at first, and left blank at the right. */
-const SHOWN = 110;
+const FEWEST_SHOWN = 50;
+const MOST_SHOWN = 110;
 const MARGIN = 4;
 
 /** How near to the oldest candle older ones are asked for. */
@@ -77,7 +78,8 @@ export class Chart {
     this.#format(candles);
     this.series.setData(candles.map(bar));
     this.series.priceScale().applyOptions({ autoScale: true });
-    this.scale.setVisibleLogicalRange({ from: candles.length - SHOWN, to: candles.length + MARGIN });
+    const shown = Math.min(Math.max(candles.length, FEWEST_SHOWN), MOST_SHOWN);
+    this.scale.setVisibleLogicalRange({ from: candles.length - shown, to: candles.length + MARGIN });
   }
 
   /** Shows more of the same, and stays where it is. @param {import("./candles.js").Candle[]} candles */
@@ -92,7 +94,8 @@ export class Chart {
   }
 
   toNewest() {
-    this.scale.scrollToRealTime();
+    // At once: what comes in would end a movement half way.
+    this.scale.scrollToPosition(MARGIN, false);
   }
 
   /** @param {import("./candles.js").Candle[]} candles */

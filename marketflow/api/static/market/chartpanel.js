@@ -3,7 +3,7 @@
 import { byId, inFrames, make, say } from "./dom.js";
 import { Candles, INTERVALS } from "./candles.js";
 import { Chart } from "./chart.js";
-import { count, decimalsFor, moment, percent, price } from "./format.js";
+import { count, decimalsFor, minute, percent, price } from "./format.js";
 
 /** How often the API is asked for what the stream has left out. */
 const REFRESH_MS = 5_000;
@@ -211,6 +211,8 @@ export class ChartPanel {
   }
 }
 
+const NAMES = { average: "avg" };
+
 /** The figures of a candle, in words. */
 class Legend {
   /** @param {HTMLElement} place */
@@ -218,7 +220,7 @@ class Legend {
     const names = ["time", "open", "high", "low", "close", "change", "average", "ticks"];
     this.values = Object.fromEntries(names.map((name) => [name, make("span", { class: `value ${name}` })]));
     for (const name of names) {
-      const label = ["time", "change"].includes(name) ? "" : make("span", { class: "name" }, name);
+      const label = ["time", "change"].includes(name) ? "" : make("span", { class: "name" }, NAMES[name] ?? name);
       place.append(make("span", { class: "pair" }, label, this.values[name]));
     }
     this.place = place;
@@ -230,7 +232,7 @@ class Legend {
     if (candle === null) return;
     const decimals = decimalsFor(candle.close);
     for (const name of ["open", "high", "low", "close"]) say(this.values[name], price(candle[name], decimals));
-    say(this.values.time, interval === "1d" ? new Date(candle.at).toISOString().slice(0, 10) : moment(candle.at));
+    say(this.values.time, interval === "1d" ? new Date(candle.at).toISOString().slice(0, 10) : minute(candle.at));
     say(this.values.change, percent(candle.close / candle.open - 1));
     this.values.change.dataset.move = candle.close < candle.open ? "down" : "up";
     say(this.values.average, price(candle.average, decimals));

@@ -2,6 +2,7 @@
 
 import { byId, inFrames, make, say, sayTime } from "./dom.js";
 import { age, basisPoints, decimalsFor, price, utc } from "./format.js";
+import { colourOf } from "./lines.js";
 import { STALE_MS } from "./market.js";
 
 /** @typedef {{element: HTMLElement, price: HTMLElement, offset: HTMLElement, age: HTMLElement, mark: HTMLElement}} Line */
@@ -27,7 +28,7 @@ export class Comparison {
   }
 
   #build() {
-    const lines = this.market.exchanges.map((exchange) => /** @type {[string, Line]} */ ([exchange, line(exchange)]));
+    const lines = this.market.exchanges.map((exchange, index) => /** @type {[string, Line]} */ ([exchange, line(exchange, index)]));
     this.lines = new Map(lines);
     this.list.replaceChildren(...lines.map(([, { element }]) => element));
     this.draw();
@@ -58,10 +59,11 @@ export class Comparison {
   }
 }
 
-/** @param {string} exchange @returns {Line} */
-function line(exchange) {
+/** @param {string} exchange @param {number} index @returns {Line} */
+function line(exchange, index) {
   const [amount, offset, past, mark] = ["price", "offset", "age", "mark"].map((name) => make("span", { class: name }));
   const track = make("span", { class: "track", "aria-hidden": "true" }, mark);
   const element = make("li", {}, make("span", { class: "name" }, exchange), track, amount, offset, past);
+  element.style.setProperty("--line", `var(${colourOf(index)})`);
   return { element, price: amount, offset, age: past, mark };
 }

@@ -58,6 +58,7 @@ export function age(ms) {
 const TIME = new Intl.DateTimeFormat(undefined, {
   hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23",
 });
+const MINUTE = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 const DAY_AND_TIME = new Intl.DateTimeFormat(undefined, {
   day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23",
 });
@@ -67,8 +68,15 @@ const DAY_AND_TIME = new Intl.DateTimeFormat(undefined, {
  * @param {number} ms Unix
  */
 export function moment(ms) {
-  const today = new Date().toDateString() === new Date(ms).toDateString();
-  return (today ? TIME : DAY_AND_TIME).format(ms);
+  return (isToday(ms) ? TIME : DAY_AND_TIME).format(ms);
+}
+
+/**
+ * The same without seconds.
+ * @param {number} ms Unix
+ */
+export function minute(ms) {
+  return (isToday(ms) ? MINUTE : DAY_AND_TIME).format(ms);
 }
 
 /**
@@ -88,6 +96,11 @@ export function periodMs(text) {
   let sum = 0;
   for (const [, number, unit] of text.matchAll(/(\d+)([smhd])/g)) sum += Number(number) * units[unit];
   return sum >= 1e3 && sum <= 366 * units.d ? sum : null;
+}
+
+/** @param {number} ms */
+function isToday(ms) {
+  return new Date().toDateString() === new Date(ms).toDateString();
 }
 
 /** @param {string} digits */

@@ -7,6 +7,7 @@ import { Connection } from "./connection.js";
 import { byId, say } from "./dom.js";
 import { price } from "./format.js";
 import { showHealth } from "./health.js";
+import { Lines } from "./lines.js";
 import { Market } from "./market.js";
 import { ModeSwitch } from "./mode.js";
 import { Period } from "./period.js";
@@ -22,8 +23,12 @@ new Connection(stream);
 new Table(market, choice);
 new Comparison(market, choice);
 const period = new Period(market, choice);
+const lines = new Lines(market, choice);
 const chart = new ChartPanel(market, choice);
-offerColours(byId("theme"), () => chart.colour());
+offerColours(byId("theme"), () => {
+  lines.colour();
+  chart.colour();
+});
 
 stream.addEventListener("snapshot", ({ detail }) => {
   modes.show(detail.mode);

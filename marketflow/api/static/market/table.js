@@ -25,7 +25,7 @@ export class Table {
     /** @type {Set<Row>} rows whose prices are other than what they show */
     this.dirty = new Set();
     this.draw = inFrames(() => this.#draw(), PAUSE_MS);
-    this.seen = new IntersectionObserver((entries) => this.#seen(entries), { rootMargin: "100px" });
+    this.seen = new IntersectionObserver((entries) => this.#seen(entries), { rootMargin: "200px", scrollMargin: "200px" });
 
     market.addEventListener("replaced", () => this.#build());
     market.addEventListener("prices", (event) => this.#changed(event.detail));
