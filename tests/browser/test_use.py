@@ -255,6 +255,7 @@ def test_every_text_can_be_read(
     expect(page.locator("[data-figure=highest]")).not_to_have_text("\u2013")
     visit.keep(colours)
     readable(page)
+    exchanges[1].open()
     page.get_by_role("button", name="Test", exact=True).click()
     readable(page)
 

@@ -38,7 +38,7 @@ export class ChartPanel {
     this.hovered = null;
     /** @type {Map<number, import("./candles.js").Candle>} candles that are to be drawn, by their opening */
     this.moved = new Map();
-    this.draw = inFrames(() => this.#draw(), 100);
+    this.draw = inFrames(() => this.#draw(), 250);
     this.#offerIntervals();
     this.symbol.addEventListener("change", () => choice.choose({ symbol: this.symbol.value }));
     this.exchange.addEventListener("change", () => choice.choose({ exchange: this.exchange.value }));
@@ -72,6 +72,7 @@ export class ChartPanel {
     this.#stop();
     const { signal } = this.abort;
     const candles = new Candles(symbol, exchange, this.interval);
+    const asked = this.market.now();
     this.candles = null;
     this.#showChoice();
     this.#cover("Loading candles", false);
@@ -85,9 +86,16 @@ export class ChartPanel {
       if (!signal.aborted) this.loading = false;
     }
     this.candles = candles;
+    this.#catchUp(asked);
     this.chart.show(candles.all, candles.length);
     this.#uncover();
     this.#later();
+  }
+
+  /** Takes the prices that came while candles were loaded. @param {number} since Unix ms */
+  #catchUp(since) {
+    const quotes = [...(this.market.quotes.get(this.choice.symbol)?.values() ?? [])].filter(({ at }) => at >= since);
+    for (const quote of inOrder(quotes)) this.candles.take(quote);
   }
 
   #stop() {
@@ -143,7 +151,7 @@ export class ChartPanel {
   /** @param {import("./market.js").Quote[]} quotes */
   #prices(quotes) {
     if (this.candles === null) return;
-    for (const quote of quotes.toSorted((one, other) => one.at - other.at)) {
+    for (const quote of inOrder(quotes)) {
       const candle = this.candles.take(quote);
       if (candle) this.moved.set(candle.at, candle);
     }
@@ -154,7 +162,7 @@ export class ChartPanel {
     if (this.candles === null) return;
     const last = this.candles.all.at(-1)?.at ?? 0;
     // Oldest first: the library takes none that is older than its newest as new.
-    for (const candle of [...this.moved.values()].sort((one, other) => one.at - other.at)) {
+    for (const candle of inOrder([...this.moved.values()])) {
       this.chart.update(candle, candle.at === last);
     }
     this.moved.clear();
@@ -209,6 +217,15 @@ export class ChartPanel {
     const all = this.candles?.all ?? [];
     this.legend.show((this.hovered === null ? null : all[this.hovered]) ?? all.at(-1) ?? null, this.interval);
   }
+}
+
+/**
+ * Oldest first.
+ * @template {{at: number}} T
+ * @param {T[]} all
+ */
+function inOrder(all) {
+  return [...all].sort((one, other) => one.at - other.at);
 }
 
 const NAMES = { average: "avg" };

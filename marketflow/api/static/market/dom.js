@@ -37,25 +37,22 @@ export function sayTime(element, text, title) {
 }
 
 /**
- * Runs something in the next frame, however often it is asked for until then, and at most every `pause` ms.
+ * Runs something in a frame soon, however often it is asked for until then, and at most every `pause` ms.
  * @param {() => void} work
  * @param {number} pause
  */
 export function inFrames(work, pause) {
   let waiting = false;
   let last = -Infinity;
-  const run = (/** @type {number} */ at) => {
-    if (at - last < pause) {
-      requestAnimationFrame(run);
-      return;
-    }
+  const run = () => {
     waiting = false;
-    last = at;
+    last = performance.now();
     work();
   };
   return () => {
     if (waiting) return;
     waiting = true;
-    requestAnimationFrame(run);
+    // Frames are not counted down: an empty one costs as well.
+    setTimeout(() => requestAnimationFrame(run), Math.max(0, last + pause - performance.now()));
   };
 }

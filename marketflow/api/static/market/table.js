@@ -7,6 +7,9 @@ import { STALE_MS } from "./market.js";
 /** Four times a second is as fast as a price can be read. */
 const PAUSE_MS = 250;
 
+/** How long digits that changed keep the colour of their move, at least. */
+const FLASH_MS = 600;
+
 export class Table {
   /**
    * @param {import("./market.js").Market} market
@@ -118,8 +121,10 @@ export class Table {
   }
 
   #filter() {
-    const wanted = this.filter.value.trim().toUpperCase();
-    for (const row of this.rows.values()) row.element.hidden = !row.symbol.toUpperCase().includes(wanted);
+    const wanted = this.filter.value.trim();
+    for (const row of this.rows.values()) {
+      row.element.hidden = !row.symbol.toUpperCase().includes(wanted.toUpperCase());
+    }
     const shown = this.#shown().length;
     const all = this.rows.size;
     say(byId("market-count"), shown === all ? String(all) : `${shown} of ${all}`);
@@ -223,6 +228,7 @@ class Row {
     const now = market.now();
     const newest = market.newest(this.symbol);
     const spread = market.spread(this.symbol);
+    for (const cell of [this.newest, ...this.cells]) cell.calm();
     const stale = newest !== null && now - newest.at > STALE_MS;
     this.element.classList.toggle("stale", stale);
     this.element.classList.toggle("blank", newest === null);
@@ -254,7 +260,8 @@ class Cell {
 
   forget() {
     this.text = "";
-    this.moved.removeAttribute("data-flash");
+    this.flashedAt = 0;
+    this.calm();
   }
 
   /** @param {import("./market.js").Quote | null} quote @param {number} decimals @param {number} move */
@@ -268,10 +275,13 @@ class Cell {
     say(this.moved, text.slice(same));
     this.text = text;
     if (first || move === 0) return;
-    // Two names for one animation, so that it begins anew with each change.
-    const direction = move > 0 ? "up" : "down";
-    const again = this.moved.dataset.flash === `${direction}-a` ? "b" : "a";
-    this.moved.dataset.flash = `${direction}-${again}`;
-    this.element.dataset.move = direction;
+    this.element.dataset.move = move > 0 ? "up" : "down";
+    this.moved.dataset.flash = this.element.dataset.move;
+    this.flashedAt = performance.now();
+  }
+
+  /** Ends a flash. It is no animation: those would be painted anew with every frame, in every cell. */
+  calm() {
+    if (performance.now() - this.flashedAt > FLASH_MS) this.moved.removeAttribute("data-flash");
   }
 }
