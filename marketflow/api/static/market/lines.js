@@ -3,6 +3,7 @@
 import { createChart, LineSeries } from "../lightweight-charts/lightweight-charts.js";
 import { byId, inFrames } from "./dom.js";
 import { decimalsFor, price } from "./format.js";
+import { STALE_MS } from "./market.js";
 
 /** How much is kept of each series, a point a second. */
 const KEPT = 180;
@@ -93,8 +94,16 @@ export class Lines {
     };
     for (const [exchange, series] of this.series) {
       series.applyOptions({ priceFormat });
-      series.setData(this.points.get(this.choice.symbol)?.get(exchange) ?? []);
+      series.setData(this.#upToNow(this.points.get(this.choice.symbol)?.get(exchange) ?? []));
     }
     this.chart.timeScale().fitContent();
+  }
+
+  /** A price holds until the next one, or until it is stale. @param {{time: number, value: number}[]} points */
+  #upToNow(points) {
+    const last = points.at(-1);
+    const now = Math.floor(this.market.now() / 1000);
+    if (!last || last.time >= now || (now - last.time) * 1000 > STALE_MS) return points;
+    return [...points, { time: now, value: last.value }];
   }
 }

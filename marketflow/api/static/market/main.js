@@ -74,7 +74,9 @@ function showChoice() {
 
 function showTitle() {
   const newest = market.newest(choice.symbol, choice.exchange);
-  const parts = newest ? [price(newest.price), choice.symbol] : [choice.symbol];
+  const lost = document.body.dataset.connection === "lost";
+  const first = lost ? "Disconnected" : newest ? price(newest.price) : "";
+  const parts = [first, choice.symbol];
   const title = [...parts, "MarketFlow"].filter(Boolean).join(" · ");
   if (document.title !== title) document.title = title;
 }

@@ -10,6 +10,8 @@ const PERIODS = {
 };
 const QUESTIONS = ["highest", "average", "lowest"];
 
+const NOTHING = "No tick in this period.";
+
 /** How long until it is asked again; what is long ago moves slowly. */
 const PAUSE_MS = 2_000;
 const LONG_PAUSE_MS = 10_000;
@@ -28,6 +30,7 @@ export class Period {
     this.timer = 0;
     /** @type {Record<string, any> | null} */
     this.answers = null;
+    this.empty = false; // there was no tick in the period when it was last looked at
     for (const [value, text] of Object.entries(PERIODS)) this.select.append(make("option", { value }, text));
     this.select.addEventListener("change", () => choice.choose({ period: this.select.value }));
     choice.addEventListener("change", (event) => {
@@ -47,8 +50,9 @@ export class Period {
     this.#ask();
   }
 
-  /** Moves the mark of the newest price. */
+  /** Moves the mark of the newest price; asks at once if that is the first in the period. */
   showNow() {
+    if (this.empty && this.#anyTicks(periodMs(this.period))) this.#ask();
     this.#showRange();
   }
 
@@ -70,13 +74,14 @@ export class Period {
     if (document.hidden || !this.choice.symbol) return;
     const abort = new AbortController();
     this.abort = abort;
+    this.empty = !this.#anyTicks(length);
     try {
-      this.answers = this.#anyTicks(length) ? await this.#answers(abort.signal) : null;
-      this.#say(this.answers ? "" : "No tick in this period.");
+      this.answers = this.empty ? null : await this.#answers(abort.signal);
+      this.#say(this.empty ? NOTHING : "");
     } catch (problem) {
       if (abort.signal.aborted) return;
-      this.answers = problem.code === "no_data" ? null : this.answers;
-      this.#say(problem.code === "no_data" ? "No tick in this period." : problem.message);
+      if (problem.code === "no_data") this.answers = null;
+      this.#say(problem.code === "no_data" ? NOTHING : problem.message);
     }
     this.#show();
     this.timer = setTimeout(() => this.#ask(), length > LONG_MS ? LONG_PAUSE_MS : PAUSE_MS);
@@ -127,6 +132,6 @@ export class Period {
     const share = (/** @type {number} */ value) => (highest > lowest ? (value - lowest) / (highest - lowest) : 0.5);
     range.querySelector(".now").style.left = `${share(now.price) * 100}%`;
     range.querySelector(".average").style.left = `${share(this.answers.average.price) * 100}%`;
-    say(byId("range-text"), `Now at ${Math.round(share(now.price) * 100)} % between lowest and highest; the thin mark is the average.`);
+    say(byId("range-text"), `Now at ${Math.round(share(now.price) * 100)} % of the way from lowest to highest; the thin mark is the average.`);
   }
 }
