@@ -6,15 +6,16 @@ from typing import Any
 
 import schemathesis
 
+from marketflow.api.candle_query import TIME_PATTERN, InvalidRange, parse_time
 from marketflow.api.period import LONGEST_MS, PATTERN, SECOND_MS, InvalidPeriod, parse_period
 
 
 @schemathesis.hook
 def map_query(context: Any, query: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Give a period that is too short or too long another length.
+    """Give a period that is too short or too long another length, and a range that is none another one.
 
-    No JSON Schema can say that a sum must be from 1s to 366d; to schemathesis such a period would be a good one. What
-    happens to it is tested in api/test_period.py.
+    No JSON Schema can say that a sum must be from 1s to 366d, that there is no 13th month, or that one time must lie
+    before another; to schemathesis such a query would be a good one. What happens to it is tested in api/.
     """
     period = query.get("period") if query else None
     if query and isinstance(period, str) and re.fullmatch(PATTERN, period):
@@ -22,4 +23,23 @@ def map_query(context: Any, query: dict[str, Any] | None) -> dict[str, Any] | No
             parse_period(period)
         except InvalidPeriod:
             query["period"] = f"{1 + zlib.crc32(period.encode()) % (LONGEST_MS // SECOND_MS)}s"
+    if query:
+        _mend_range(query)
     return query
+
+
+def _mend_range(query: dict[str, Any]) -> None:
+    looks_right = {name: query[name] for name in ("from", "to") if _looks_like_a_time(query.get(name))}
+    times = {}
+    for name, text in looks_right.items():
+        try:
+            times[name] = parse_time(name, text)
+        except InvalidRange:
+            times[name] = zlib.crc32(text.encode())
+            query[name] = str(times[name])
+    if len(times) == 2 and times["from"] >= times["to"]:
+        query["from"], query["to"] = str(times["to"]), str(times["from"] + 1)
+
+
+def _looks_like_a_time(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(TIME_PATTERN, value) is not None

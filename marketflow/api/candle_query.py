@@ -28,7 +28,10 @@ MOST = 1000
 
 _UNIX_MS = r"0*[0-9]{1,15}"
 _RFC_3339 = r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
-_TIME = f"^({_UNIX_MS}|{_RFC_3339})$"
+TIME_PATTERN = f"({_UNIX_MS}|{_RFC_3339})"
+"""What a time looks like; whether there is such a day, no pattern can tell."""
+
+_TIME = f"^{TIME_PATTERN}$"
 
 _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00Z")
 _MILLISECOND = timedelta(milliseconds=1)
@@ -116,7 +119,7 @@ def parse_query(query: bytes) -> CandleQuery:
     interval = given.get("interval", DEFAULT_INTERVAL)
     if interval not in INTERVALS_MS:
         raise InvalidInterval(f"The interval is one of {', '.join(INTERVALS_MS)}.")
-    since, until = parse_time("from", given.get("from")), parse_time("to", given.get("to"))
+    since, until = (parse_time(name, given[name]) if name in given else None for name in ("from", "to"))
     if since is not None and until is not None and since >= until:
         raise InvalidRange("The range ends before it begins: `from` must lie before `to`.")
     limit = _parse_limit(given.get("limit"))
@@ -126,14 +129,12 @@ def parse_query(query: bytes) -> CandleQuery:
     return CandleQuery(interval, Question(INTERVALS_MS[interval], since, until, limit), as_arrays is not None)
 
 
-def parse_time(name: str, text: str | None) -> int | None:
-    """A time in Unix ms, rounded up to the next one; None without a text.
+def parse_time(name: str, text: str) -> int:
+    """A time in Unix ms, rounded up to the next one.
 
     Raises:
         InvalidRange: the text is neither RFC 3339 nor Unix ms.
     """
-    if text is None:
-        return None
     if re.fullmatch(_UNIX_MS, text):
         return int(text)
     if re.fullmatch(_RFC_3339, text):

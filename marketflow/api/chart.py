@@ -111,8 +111,7 @@ async def draw(
         return chart(*folded, closed_until=moment.complete_until, known_from=known_from)
     if remembered is None:
         # The last rows may not be written yet.
-        later = await archive.candles(series, walk(recent, until))
-        return chart(*rows, *later, closed_until=split)
+        return chart(*await archive.candles(series, walk(since, until)), closed_until=split)
     return chart(*rows, *_folded(remembered, length), closed_until=moment.complete_until, complete=True)
 
 

@@ -22,6 +22,7 @@ OLDEST_VERSION = 14
 _NEEDED = {
     "aggregates": ("select", "insert", "update"),
     "aggregates_daily": ("select", "insert", "update", "delete"),
+    "aggregates_hourly": ("select", "insert", "delete"),
     "aggregates_rolled_until": ("select", "update"),
     "ddl_applied": ("select",),
 }

@@ -43,14 +43,14 @@ class Recent(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """Which candles are asked for, of those that begin on a grid of `length_ms` from 1970 on.
+    """Which candles are asked for, of those that begin on a grid from 1970 on.
 
     Args:
-        length_ms: length of a candle, whole minutes.
-        since: start of the first minute that counts (Unix ms).
-        until: end of the last one.
-        limit: how many candles at most, those without ticks left out.
-        newest: whether those before `until` count, or else those after `since`.
+        length_ms: length of a candle, a divisor of a day in whole minutes.
+        since: start of the first candle that counts (Unix ms).
+        until: end of the last minute that counts, perhaps within a candle.
+        limit: how many candles with ticks are enough.
+        newest: whether the last ones before `until` are wanted, or else the first ones after `since`.
     """
 
     length_ms: int
@@ -127,9 +127,10 @@ class ArchiveReader(Protocol):
         ...
 
     async def candles(self, series: Sequence[Series], walk: Walk) -> list[dict[int, Candle]]:
-        """The candles of each series that a walk finds, by their start (Unix ms); a limit counts for each series.
+        """The candles of each series that a walk finds, by their start (Unix ms).
 
-        Each is whole but for minutes outside the walk. Extremes carry the start of their candle for their time.
+        None of them lacks a minute of the walk, and none is left out between them. There may be more than the limit,
+        which counts for each series. Extremes carry the start of their candle for their time.
 
         Raises:
             Unavailable: PostgreSQL cannot be asked now.

@@ -1,8 +1,10 @@
 """Candles of any length out of the archive, as SQL: the first so many from a time on, or the last before one.
 
-Rows are merged where they are. A walk reads the rows of the candles that it gives, and no others: first it looks along
-the index for the place where the limit is reached, which times without ticks do not change, then it folds all rows up
-to there.
+Rows are merged where they are, and no more of them are read than make the candles that are given, whatever gaps there
+are. Candles of less than an hour are minutes: one look along the index finds where the limit is reached, then all up to
+there is folded. Longer ones are hours or days (ddl/0003_aggregates_hourly.sql); the way goes from day to day, through
+the rows of aggregates_daily, until there are enough, and where a day is marked through its minutes. A candle lies
+within one day, so that it is never put together from both.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,7 +13,9 @@ from typing import Any
 
 from marketflow.model import Candle, Series
 from marketflow.stores.ports import Walk
-from marketflow.stores.rows import to_datetime
+from marketflow.stores.rows import DAY_MS, to_datetime
+
+_HOUR_MS = 60 * 60_000
 
 _WANTED = """
 select * from unnest(%(mode)s::text[], %(exchange)s::text[], %(symbol)s::text[]) with ordinality
@@ -20,65 +24,128 @@ select * from unnest(%(mode)s::text[], %(exchange)s::text[], %(symbol)s::text[])
 
 _OF_WANTED = "exchange = wanted.exchange and pair_name = wanted.pair_name and mode = wanted.mode"
 
-_LENGTH = "%(length)s::interval"
+_SLOT = "date_bin(%(length)s::interval, timestamp, timestamptz 'epoch')"
+
+# Whole candles and the rows that they begin and end with; looked up one by one these would take most of the time.
+_FOLDED = """
+, whole as (
+    select number, slot, sum(total) as total, sum(tick_count)::int8 as ticks, max(max_price) as high,
+           min(min_price) as low, min(timestamp) as first, max(timestamp) as last
+    from parts group by number, slot
+)
+select number, (date_part('epoch', slot) * 1000)::int8, opening.open_price, high, low, closing.close_price, whole.total,
+       ticks, (date_part('epoch', opening.open_at) * 1000)::int8, (date_part('epoch', closing.close_at) * 1000)::int8
+from whole
+join (select number, timestamp as first, open_price, open_at from parts) as opening using (number, first)
+join (select number, timestamp as last, close_price, close_at from parts) as closing using (number, last)
+"""
 
 
-_SLOT = f"date_bin({_LENGTH}, timestamp, timestamptz 'epoch')"
-
-
-def _folded(table: str, condition: str) -> str:
-    """The candles of the rows under a condition, by their slot."""
+def _parts(table: str, span: str) -> str:
+    """The rows of a series from `since` until `until` of a span, with their slots."""
+    # Offset 0: each span is looked up by itself, whatever PostgreSQL thinks of joining the whole table.
     return f"""
-        select slot, total, ticks, high, low, opening.price as open, closing.price as close,
-               opening.at as first_at, closing.at as last_at
-        from (
-            select {_SLOT} as slot, sum(average_price * tick_count) as total,
-                   sum(tick_count)::int8 as ticks, max(max_price) as high, min(min_price) as low,
-                   min(timestamp) as first, max(timestamp) as last
-            from {table} where {_OF_WANTED} and {condition} group by slot
-        ) as whole
         cross join lateral (
-            select open_price as price, coalesce(open_at, timestamp) as at from {table}
-            where {_OF_WANTED} and timestamp = first limit 1
-        ) as opening
-        cross join lateral (
-            select close_price as price, coalesce(close_at, timestamp) as at from {table}
-            where {_OF_WANTED} and timestamp = last limit 1
-        ) as closing
+            select {_SLOT} as slot, timestamp, open_price, close_price, coalesce(open_at, timestamp) as open_at,
+                   coalesce(close_at, timestamp) as close_at, max_price, min_price,
+                   average_price * tick_count as total, tick_count
+            from {table} where {_OF_WANTED} and timestamp >= {span}.since and timestamp < {span}.until offset 0
+        ) as part
     """  # noqa: S608 - put together from constants
 
 
-def _of_minutes(order: str) -> str:
-    """A walk along the minutes; `order` is asc or desc."""
-    reached = f"""
+def _of_minutes(newest: bool) -> str:
+    """A walk along the minutes."""
+    order = "desc" if newest else "asc"
+    last_slot = f"""
         select slot from (
             select timestamp, {_SLOT} as slot, lag({_SLOT}) over (order by timestamp {order}) as before
             from aggregates where {_OF_WANTED} and timestamp >= %(since)s and timestamp < %(until)s
         ) as walked
         where before is distinct from slot order by timestamp {order} offset %(limit)s - 1 limit 1
     """  # noqa: S608
-    span = (
-        f"coalesce(({reached}), %(since)s), %(until)s"
-        if order == "desc"
-        else f"%(since)s, coalesce(({reached}) + {_LENGTH}, %(until)s)"
-    )
-    within = "timestamp >= span.since and timestamp < least(span.until, %(until)s)"
+    since = f"coalesce(({last_slot}), %(since)s)" if newest else "%(since)s"
+    until = "%(until)s" if newest else f"least(({last_slot}) + %(length)s::interval, %(until)s)"
     return f"""
-        with wanted as ({_WANTED})
-        select number, (date_part('epoch', slot) * 1000)::int8, open, high, low, close, total, ticks,
-               (date_part('epoch', first_at) * 1000)::int8, (date_part('epoch', last_at) * 1000)::int8
-        from wanted
-        cross join lateral (select {span}) as span (since, until)
-        cross join lateral ({_folded("aggregates", within)}) as candle
+        with wanted as ({_WANTED}), parts as materialized (
+            select number, part.* from wanted
+            cross join lateral (select {since} as since, {until} as until) as span {_parts("aggregates", "span")}
+        ) {_FOLDED}
     """  # noqa: S608
 
 
-_OF_MINUTES = {newest: _of_minutes("desc" if newest else "asc") for newest in (False, True)}
+def _of_days(newest: bool, table: str, made: str) -> str:
+    """A walk along the days, beginning or ending with what is not rolled up.
+
+    Args:
+        newest: which way.
+        table: where the candles of a day are made of.
+        made: by which column of its row it is known that they are there.
+    """
+    order, beyond, start = ("desc", "<", "rolled.until") if newest else ("asc", ">=", "%(first_day)s")
+    onward = "day" if newest else "day + interval '24 hours'"
+
+    def slots(table: str, span: str) -> str:
+        of_span = f"timestamp >= {span}.since and timestamp < {span}.until"
+        return f"(select count(distinct {_SLOT}) from {table} where {_OF_WANTED} and {of_span})"  # noqa: S608
+
+    found_first = slots("aggregates", "rest") if newest else "0::int8"
+    lacking = "(select max(reached) from walked where number = wanted.number) < %(limit)s"
+    return f"""
+        with wanted as ({_WANTED}), rolled as (
+            select greatest(%(since)s, least(%(last)s, coalesce(max(rolled_until), 'epoch'))) as until
+            from aggregates_rolled_until
+        ), rest as (
+            select until as since, %(until)s as until from rolled
+        ), walked as materialized (
+            select wanted.*, walk.since, walk.until, walk.made, walk.reached
+            from wanted cross join rolled cross join rest cross join lateral (
+                with recursive walk as (
+                    select {start} as onward, null::timestamptz as since, null::timestamptz as until,
+                           null::boolean as made, {found_first} as reached
+                    union all
+                    select {onward}, span.since, span.until, daily.made, reached + case
+                        when daily.made then {slots(table, "span")} else {slots("aggregates", "span")}
+                    end
+                    from walk cross join lateral (
+                        select timestamp as day, {made} as made from aggregates_daily
+                        where {_OF_WANTED} and timestamp {beyond} walk.onward
+                          and timestamp >= %(first_day)s and timestamp < rolled.until
+                        order by timestamp {order} limit 1
+                    ) as daily
+                    cross join lateral (
+                        select greatest(day, %(since)s) as since,
+                               least(day + interval '24 hours', rolled.until) as until
+                    ) as span
+                    where reached < %(limit)s
+                )
+                select * from walk
+            ) as walk
+        ), parts as materialized (
+            select number, part.* from walked as wanted {_parts(table, "wanted")} where made
+            union all
+            select number, part.* from walked as wanted {_parts("aggregates", "wanted")} where not made
+            union all
+            select number, part.* from wanted cross join rest {_parts("aggregates", "rest")}
+            {"" if newest else f"where {lacking}"}
+        ) {_FOLDED}
+    """  # noqa: S608
+
+
+_OF_MINUTES = {newest: _of_minutes(newest) for newest in (False, True)}
+_OF_HOURS = {newest: _of_days(newest, "aggregates_hourly", "hourly") for newest in (False, True)}
+_OF_DAYS = {newest: _of_days(newest, "aggregates_daily", "tick_count is not null") for newest in (False, True)}
 
 
 def query(series: Sequence[Series], walk: Walk) -> tuple[str, dict[str, Any]]:
     """The statement for a walk, and its parameters."""
-    return _OF_MINUTES[walk.newest], {
+    if walk.length_ms < _HOUR_MS:
+        statements, part_ms = _OF_MINUTES, walk.length_ms
+    elif walk.length_ms < DAY_MS:
+        statements, part_ms = _OF_HOURS, _HOUR_MS
+    else:
+        statements, part_ms = _OF_DAYS, DAY_MS
+    return statements[walk.newest], {
         "mode": [each.mode.value for each in series],
         "exchange": [each.exchange for each in series],
         "symbol": [each.symbol for each in series],
@@ -86,6 +153,9 @@ def query(series: Sequence[Series], walk: Walk) -> tuple[str, dict[str, Any]]:
         "since": to_datetime(walk.since),
         "until": to_datetime(walk.until),
         "limit": walk.limit,
+        "first_day": to_datetime(walk.since // DAY_MS * DAY_MS),
+        # Only what is over as a whole is read as one.
+        "last": to_datetime(walk.until // part_ms * part_ms),
     }
 
 

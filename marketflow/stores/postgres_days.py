@@ -1,8 +1,9 @@
-"""Daily candles in PostgreSQL, made of minutes once their day is over; ddl/0002_aggregates_daily.sql says what for.
+"""Hourly and daily candles in PostgreSQL, made of minutes once their day is over.
 
-The work is cut small: a move of `rolled_until` marks the series that have minutes of one more day, then marks are
-replaced by candles, some at a time. How many is found out by the time they take, for a day has 1,440 minutes or, where
-a test shortens them, many more, and they may come from memory or from a disk. Every step is a transaction of its own
+ddl/0002_aggregates_daily.sql and 0003_aggregates_hourly.sql say what for. The work is cut small: a move of
+`rolled_until` marks the series that have minutes of one more day, then marks are replaced by candles, some at a time.
+How many is found out by the time they take, for a day has 1,440 minutes or, where a test shortens them, many more, and
+they may come from memory or from a disk. Every step is a transaction of its own
 that leaves all answers exact, so that it may end, fail or be killed anywhere, and several writers may do it at once.
 
 It has a connection of its own: minute rows never wait for it.
@@ -12,6 +13,8 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
+
+import psycopg
 
 from marketflow.stores.bounded import BoundedConnection, Reopened
 from marketflow.stores.candle_sql import candle_of
@@ -30,18 +33,17 @@ MOST_DAYS = 64
 _BEGIN = "set local lock_timeout = 200; lock table aggregates in access share mode"
 
 _TO_DO = """
-select rolled_until, exists (select from aggregates_daily where tick_count is null) from aggregates_rolled_until
+select rolled_until, exists (select from aggregates_daily where not hourly) from aggregates_rolled_until
 """
 
+# The newest first: they are asked for most.
 _MARKED = """
-select exchange, pair_name, mode, timestamp from aggregates_daily where tick_count is null
-order by timestamp, exchange, pair_name, mode limit %s for update skip locked
+select exchange, pair_name, mode, timestamp from aggregates_daily where not hourly
+order by timestamp desc, exchange, pair_name, mode limit %s for update skip locked
 """
 
-_OF_DAY = """
-exchange = marked.exchange and pair_name = marked.pair_name and mode = marked.mode
-and timestamp >= marked.day and timestamp < marked.day + interval '24 hours'
-"""
+_OF_SERIES = "exchange = marked.exchange and pair_name = marked.pair_name and mode = marked.mode"
+_OF_DAY = f"{_OF_SERIES} and timestamp >= marked.day and timestamp < marked.day + interval '24 hours'"
 
 _MARKS = "unnest(%s::text[], %s::text[], %s::text[], %s::timestamptz[]) as marked (exchange, pair_name, mode, day)"
 
@@ -50,15 +52,63 @@ _IS_MARKED = """
 = (marked.exchange, marked.pair_name, marked.mode, marked.day)
 """
 
+# One by one: of all marks at once PostgreSQL would rather read the whole table.
+_FORGET_HOURS = """
+delete from aggregates_hourly where exchange = %s and pair_name = %s and mode = %s
+and timestamp >= %s::timestamptz and timestamp < %s::timestamptz + interval '24 hours'
+"""
+
+
+def _of_hour(column: str, at: str, start: str) -> str:
+    """Price and time of the minute with a certain start."""
+    return f"""
+        cross join lateral (
+            select {column} as price, coalesce({at}, timestamp) as at
+            from aggregates where {_OF_SERIES} and timestamp = {start} limit 1
+        )
+    """  # noqa: S608
+
+
+# In two passes over all minutes of a day: hour by hour, as `candle_of` goes, takes five times as long.
+_MAKE_HOURS = f"""
+insert into aggregates_hourly (
+    exchange, pair_name, mode, timestamp, average_price, min_price, max_price, open_price, close_price,
+    tick_count, open_at, close_at, min_at, max_at
+)
+select exchange, pair_name, mode, hours.*
+from {_MARKS} cross join lateral (
+    with minutes as materialized (
+        select timestamp, average_price, min_price, max_price, tick_count,
+               date_bin(interval '1 hour', timestamp, marked.day) as hour
+        from aggregates where {_OF_DAY}
+    ), whole as materialized (
+        select hour, sum(average_price * tick_count) / sum(tick_count) as average, sum(tick_count) as ticks,
+               min(min_price) as low, max(max_price) as high, min(timestamp) as first, max(timestamp) as last
+        from minutes group by hour
+    ), extremes as materialized (
+        select hour, min(timestamp) filter (where min_price = low) as lowest,
+               min(timestamp) filter (where max_price = high) as highest
+        from minutes join whole using (hour) group by hour
+    )
+    select hour, average, low.price, high.price, opening.price, closing.price, ticks,
+           opening.at, closing.at, low.at, high.at
+    from whole join extremes using (hour)
+    {_of_hour("open_price", "open_at", "first")} as opening
+    {_of_hour("close_price", "close_at", "last")} as closing
+    {_of_hour("min_price", "min_at", "lowest")} as low
+    {_of_hour("max_price", "max_at", "highest")} as high
+) as hours
+"""  # noqa: S608
+
 _REPLACE = f"""
 update aggregates_daily as daily set
     average_price = total / ticks, min_price = low, max_price = high, open_price = open, close_price = close,
-    tick_count = ticks, open_at = first_at, close_at = last_at, min_at = low_at, max_at = high_at
-from {_MARKS} cross join lateral ({candle_of("aggregates", _OF_DAY)}) as candle
+    tick_count = ticks, open_at = first_at, close_at = last_at, min_at = low_at, max_at = high_at, hourly = true
+from {_MARKS} cross join lateral ({candle_of("aggregates_hourly", _OF_DAY)}) as candle
 where {_IS_MARKED}
-"""  # noqa: S608 - put together from constants
+"""  # noqa: S608
 
-_REMOVE = f"delete from aggregates_daily as daily using {_MARKS} where {_IS_MARKED} and tick_count is null"  # noqa: S608
+_REMOVE = f"delete from aggregates_daily as daily using {_MARKS} where {_IS_MARKED} and not hourly"  # noqa: S608
 
 # Series by series, along the primary key: the first minute of each that is not behind `rolled_until`.
 _MOVE = """
@@ -82,14 +132,14 @@ with recursive series as (
 ), marked as (
     insert into aggregates_daily (exchange, pair_name, mode, timestamp)
     select exchange, pair_name, mode, day from upcoming join nearest using (day)
-    on conflict (exchange, pair_name, mode, timestamp) do update set tick_count = null
+    on conflict (exchange, pair_name, mode, timestamp) do update set tick_count = null, hourly = false
 )
 update aggregates_rolled_until set rolled_until = coalesce((select day + interval '24 hours' from nearest), %(until)s)
 """
 
 
 class PostgresDays:
-    """Makes daily candles; for one thread at a time.
+    """Makes hourly and daily candles; for one thread at a time.
 
     Args:
         keywords: of the connection, see connection_keywords.
@@ -135,14 +185,22 @@ class PostgresDays:
             connection.execute(_BEGIN)
             marked = connection.execute(_MARKED, [days]).fetchall()
             if marked:
-                # In statements of their own, which see what was committed before the marks were locked.
-                columns = [list(column) for column in zip(*marked, strict=True)]
-                connection.execute(_REPLACE, columns)
-                connection.execute(_REMOVE, columns)
+                make(connection, marked)
         quick = self._monotonic() - began < STEP_SECONDS / 4
         slow = self._monotonic() - began > STEP_SECONDS / 2
         self._days = min(MOST_DAYS, days * 2) if quick else max(1, days // 2) if slow else days
         return len(marked)
+
+
+def make(connection: "psycopg.Connection[Any]", marked: list[tuple[Any, ...]]) -> None:
+    """Make the hours and days of marks that are locked, or remove them where no minute is left.
+
+    In statements of their own, which see what was committed before the marks were locked.
+    """
+    connection.cursor().executemany(_FORGET_HOURS, [(*mark, mark[-1]) for mark in marked])
+    columns = [list(column) for column in zip(*marked, strict=True)]
+    for statement in (_MAKE_HOURS, _REPLACE, _REMOVE):
+        connection.execute(statement, columns)
 
 
 def _move(connection: BoundedConnection, until: datetime) -> None:

@@ -6,7 +6,8 @@ requests, one answer. What is asked for at the same time is asked once; an answe
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Generic, TypeVar
 
 from marketflow.model import Candle, Series, Tick
 from marketflow.stores.ports import ArchiveReader, Walk
@@ -14,9 +15,12 @@ from marketflow.stores.ports import ArchiveReader, Walk
 KEPT_SECONDS = 1.0
 
 MAX_KEPT = 1000
-"""How many answers are kept."""
+"""How many summaries are kept."""
 
-_Question = tuple[tuple[Series, ...], int, int]
+MAX_WALKS_KEPT = 50
+"""How many answers of up to a thousand candles for each series are kept: about 10 MB of them."""
+
+_T = TypeVar("_T")
 
 
 class Shared:
@@ -29,35 +33,44 @@ class Shared:
 
     def __init__(self, archive: ArchiveReader, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._archive = archive
-        self._monotonic = monotonic
-        self._asked: dict[_Question, tuple[float, asyncio.Task[list[Candle | None]]]] = {}  # the oldest first
+        self._summaries: _Answers[list[Candle | None]] = _Answers(MAX_KEPT, monotonic)
+        self._walks: _Answers[list[dict[int, Candle]]] = _Answers(MAX_WALKS_KEPT, monotonic)
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of all its minutes from `since` to `until`."""
         question = (tuple(series), since, until)
-        now = self._monotonic()
-        at, task = self._asked.get(question, (0.0, None))
-        if task is None or now - at > KEPT_SECONDS or _failed(task):
-            task = asyncio.create_task(self._ask(series, since, until))
-            task.add_done_callback(_failed)  # even if nobody waits for it any more
-            self._asked.pop(question, None)
-            self._asked[question] = (now, task)
-            while len(self._asked) > MAX_KEPT:
-                del self._asked[next(iter(self._asked))]
-        # A request that is given up takes nothing away from others that wait for the same.
-        return await asyncio.shield(task)
-
-    async def _ask(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
-        return await self._archive.summary(series, since, until)
+        return await self._summaries.get(question, lambda: self._archive.summary(series, since, until))
 
     async def candles(self, series: Sequence[Series], walk: Walk) -> list[dict[int, Candle]]:
-        """The candles of each series that a walk finds."""
-        return await self._archive.candles(series, walk)
+        """The candles of each series that a walk finds; not to be changed."""
+        return await self._walks.get((tuple(series), walk), lambda: self._archive.candles(series, walk))
 
     async def last(self, series: Sequence[Series]) -> list[Tick | None]:
         """The close of the last minute of each series."""
         return await self._archive.last(series)
 
 
-def _failed(task: "asyncio.Task[list[Candle | None]]") -> bool:
+class _Answers(Generic[_T]):
+    """What was asked for lately."""
+
+    def __init__(self, most: int, monotonic: Callable[[], float]) -> None:
+        self._most = most
+        self._monotonic = monotonic
+        self._asked: dict[object, tuple[float, asyncio.Task[_T]]] = {}  # the oldest first
+
+    async def get(self, question: object, ask: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        now = self._monotonic()
+        at, task = self._asked.get(question, (0.0, None))
+        if task is None or now - at > KEPT_SECONDS or _failed(task):
+            task = asyncio.create_task(ask())
+            task.add_done_callback(_failed)  # even if nobody waits for it any more
+            self._asked.pop(question, None)
+            self._asked[question] = (now, task)
+            while len(self._asked) > self._most:
+                del self._asked[next(iter(self._asked))]
+        # A request that is given up takes nothing away from others that wait for the same.
+        return await asyncio.shield(task)
+
+
+def _failed(task: "asyncio.Task[Any]") -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)

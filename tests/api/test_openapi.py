@@ -125,6 +125,10 @@ def test_every_parameter_that_is_described_is_used_and_every_one_that_is_used_is
             used.add(key)
             return super().get(key, default)
 
+        def __contains__(self, key: Any) -> bool:
+            used.add(key)
+            return super().__contains__(key)
+
         def getlist(self, key: Any) -> list[str]:
             used.add(key)
             return super().getlist(key)

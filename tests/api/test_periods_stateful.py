@@ -1,4 +1,4 @@
-"""Periods of any length while anything happens: memory, cache, codecs and archive against the list of ticks.
+"""Periods and candles while anything happens: memory, cache, codecs and archive against the list of ticks.
 
 The real memory, the real cache and its reader on a Redis of memory, driven as the flow drives them, beat by beat.
 SEEDS=5000 in the environment is how many histories are tried.
@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from marketflow.api.answers import Prices, Quote, Summary
+from marketflow.api.candle_query import INTERVALS_MS
+from marketflow.api.chart import Question
 from marketflow.api.problems import NoData
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.errors import Unavailable
@@ -22,6 +24,7 @@ from marketflow.flow.memory import Memory, MemoryReader
 from marketflow.flow.pending import Pending
 from marketflow.model import (
     MINUTE_MS,
+    Candle,
     Candles,
     Mode,
     Series,
@@ -202,6 +205,54 @@ class Periods(RuleBasedStateMachine):
         assert summary.lowest() == self.first(whose, expected, low)
         assert summary.whole().average == sum(tick.price for _, tick in expected) / len(expected)
 
+    @rule(
+        length=st.sampled_from([*INTERVALS_MS.values()]),
+        since=st.one_of(st.none(), ages, st.integers(0, 26 * 3600 * SECOND_MS)),
+        until=st.one_of(st.none(), ages, st.integers(0, 26 * 3600 * SECOND_MS)),
+        limit=st.sampled_from([1, 2, 3, 1000]),
+        whose=st.lists(st.sampled_from(ALL_SERIES), min_size=1, unique=True),
+    )
+    def ask_for_candles(
+        self, length: int, since: int | None, until: int | None, limit: int, whose: list[Series]
+    ) -> None:
+        """Of a range from `since` ago `until` ago."""
+        self.beat()
+        begin, end = (None if ago is None else self.now - ago for ago in (since, until))
+        if begin is not None and end is not None and begin >= end:
+            begin, end = end, begin + 1
+        question = Question(length, begin, end, limit)
+        for reader in (MemoryReader(self.memory), self.redis_reader()):
+            known_from = 0
+            if self.archive.away:
+                if begin is not None or isinstance(reader, MemoryReader) or self.emptied:
+                    continue  # the older minutes are nowhere to be found
+                known_from = -(-self.oldest_kept() // length) * length
+            expected = self.candles(question, whose, known_from)
+            try:
+                chart = asyncio.run(self.prices(reader).candles(whose, question))
+            except Unavailable:
+                assert not expected
+                assert self.archive.away
+                continue
+            found = [(start, *plainly(candle)) for start, candle in chart.candles.items()]
+            assert found == expected
+            assert [start for start, *_ in found if chart.closed(start, length)] == [
+                start for start, *_ in found if chart.known_from <= start <= self.now - LATE_AFTER_MS - length
+            ]
+
+    def candles(self, question: Question, whose: Sequence[Series], known_from: int) -> list[tuple[Any, ...]]:
+        """The ticks of all series folded on the grid, each candle with the time it opens at."""
+        length, since, until, limit = question
+        by_start: dict[int, list[Tick]] = {}
+        for one in whose:
+            for tick in self.ticks[one]:
+                start = tick.at - tick.at % length
+                if max(since or 0, known_from) <= start and (until is None or start < until):
+                    by_start.setdefault(start, []).append(tick)
+        starts = sorted(by_start)
+        chosen = starts[-limit:] if since is None else starts[:limit]
+        return [(start, *plainly(candle_of_ticks(by_start[start]))) for start in chosen]
+
     @rule(whose=st.lists(st.sampled_from(ALL_SERIES), min_size=1, unique=True))
     def ask_for_the_latest(self, whose: list[Series]) -> None:
         self.beat()
@@ -250,6 +301,11 @@ class Periods(RuleBasedStateMachine):
     def redis_reader(self) -> RedisReader:
         client = cast("redis.asyncio.Redis", AsyncMemoryRedisClient(self.server))
         return RedisReader(client, self.clock, LATE_AFTER_MS + AHEAD_MS, self.minute_ms)
+
+
+def plainly(candle: Candle) -> tuple[Any, ...]:
+    """What is told of a candle."""
+    return candle.open, candle.high, candle.low, candle.close, candle.average, candle.ticks
 
 
 def candle_of_series(one: Series, ticks: Sequence[tuple[Series, Tick]]) -> Any:

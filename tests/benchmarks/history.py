@@ -1,9 +1,10 @@
 """How long questions about a year of minutes take, while the application runs, and how long its days take to be made.
 
-A year of minutes is put into PostgreSQL as an earlier version would have left it, without daily candles. Then the
-application starts, in test mode, and rolls the days up while minutes go on being written. Every question is asked over
-HTTP by one client; before that the same is asked of the minutes alone, over a connection of psycopg, which is what it
-cost without daily candles and what each answer must be equal to. The limit is the round trip of a `select 1`.
+A year of minutes is put into PostgreSQL as an earlier version would have left it, without daily and hourly candles.
+Then the application starts, in test mode, and rolls the days up while minutes go on being written. Every question is
+asked over HTTP by one client; before that the same is asked of the minutes alone, over a connection of psycopg, which
+is what it cost without daily candles and what each answer must be equal to. Candles are asked for as well, a year of
+them page by page, and compared with the minutes. The limit is the round trip of a `select 1`.
 
     python -m tests.benchmarks.history --days 365 --series 15
 """
@@ -27,6 +28,7 @@ from marketflow.settings import Settings
 from marketflow.stores.postgres import PostgresArchive
 from marketflow.stores.postgres_reader import PostgresReader
 from marketflow.stores.rows import connection_keywords, to_unix_ms
+from marketflow.stores.shared import KEPT_SECONDS
 from tests.application import Application
 from tests.benchmarks.report import report
 from tests.benchmarks.stage import Stage, stage
@@ -35,6 +37,7 @@ from tests.servers import wait_until
 EXCHANGES = ("exchange1", "exchange2", "exchange3")
 DAYS_A_STATEMENT = 10
 BEFORE_REQUESTS = 3
+SHARED_SECONDS = KEPT_SECONDS + 0.05
 QUESTIONS = {"average 24h": "24h", "highest 30d": "30d", "highest": None, "lowest": None, "average": None}
 
 # A tick a second, at prices so far apart that those of the generator are no extremes.
@@ -53,7 +56,7 @@ cross join lateral (
 
 ROLLED_UP = """
 select rolled_until >= date_trunc('day', now() - interval '10 minutes', 'UTC')
-       and not exists (select from aggregates_daily where tick_count is null)
+       and not exists (select from aggregates_daily where not hourly)
 from aggregates_rolled_until
 """
 
@@ -149,8 +152,87 @@ def ask(
     }
 
 
+CANDLES = {"1m newest 500": ("1m", 500), "1h of a year": ("1h", 1000), "4h of a year": ("4h", 1000), "1d": ("1d", 1000)}
+"""Questions by their names: interval, and how many candles a page. What is of a year is asked page by page."""
+
+OF_INTERVAL = """
+select count(*), sum(ticks), max(high), min(low) from (
+    select sum(tick_count) as ticks, max(max_price) as high, min(min_price) as low from aggregates
+    where mode = 'test' and exchange = any(%s) and pair_name = 'BTCUSDT' and timestamp >= %s and timestamp < %s
+    group by date_bin(%s, timestamp, timestamptz 'epoch')
+) as candle
+"""
+
+
+def ask_for_candles(
+    application: Application,
+    postgres: "psycopg.Connection[Any]",
+    question: str,
+    exchange: str | None,
+    since: datetime,
+    until: datetime,
+    requests: int,
+) -> dict[str, object]:
+    """Measure the pages of one question, and compare them with all minutes."""
+    interval, limit = CANDLES[question]
+    length = _length(interval)
+    path = f"/candles/{exchange}/BTCUSDT" if exchange else "/candles/BTCUSDT"
+    whole_since, whole_until = (_on_grid(at, length) for at in (since + length, until))
+    times: list[float] = []
+    totals: list[float] = []
+    pages: list[dict[str, Any]] = []
+    for _ in range(max(1, requests // 10)):
+        begin, pages = whole_since, []
+        began = time.perf_counter()
+        while True:
+            asked = {"interval": interval, "limit": str(limit)}
+            if question.endswith("year"):
+                asked |= {"from": begin.isoformat(), "to": whole_until.isoformat()}
+            page_began = time.perf_counter()
+            pages += application.get(path, **asked)["candles"]
+            times.append(time.perf_counter() - page_began)
+            if not question.endswith("year") or len(pages) % limit or not pages:
+                break
+            begin = datetime.fromisoformat(pages[-1]["time"]) + length
+        totals.append(time.perf_counter() - began)
+        time.sleep(SHARED_SECONDS)  # what is shared with others who ask at once is no measure
+    p50, p99 = figures(times)
+    exchanges = [exchange] if exchange else list(EXCHANGES)
+    return {
+        "candles": question,
+        "exchanges": len(exchanges),
+        "given": len(pages),
+        "all_pages_p50_ms": statistics.median(totals) * 1000,
+        "page_p50_ms": p50,
+        "page_p99_ms": p99,
+        "right": _same_candles(postgres, pages, exchanges, length, until),
+    }
+
+
+def _same_candles(
+    postgres: "psycopg.Connection[Any]",
+    candles: list[dict[str, Any]],
+    exchanges: list[str],
+    length: timedelta,
+    until: datetime,
+) -> bool:
+    """Whether they are what the minutes say, of all that do not change any more."""
+    over = [each for each in candles if datetime.fromisoformat(each["time"]) + length <= until]
+    if not over:
+        return True
+    begin, end = (datetime.fromisoformat(over[at]["time"]) for at in (0, -1))
+    found = postgres.execute(OF_INTERVAL, [exchanges, begin, end + length, length]).fetchone()
+    highest, lowest = max(each["high"] for each in over), min(each["low"] for each in over)
+    return found == (len(over), sum(each["ticks"] for each in over), highest, lowest)
+
+
+def _on_grid(at: datetime, length: timedelta) -> datetime:
+    return at - (at - datetime.fromtimestamp(0, UTC)) % length
+
+
 def _length(period: str) -> timedelta:
-    return timedelta(hours=int(period[:-1])) if period.endswith("h") else timedelta(days=int(period[:-1]))
+    units = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
+    return int(period[:-1]) * units[period[-1]]
 
 
 def _right(
@@ -187,8 +269,11 @@ async def _archived(
     return reduce(merge, [candle for candle in candles if candle is not None])
 
 
-def run(stage: Stage, days: int, series: int, requests: int) -> tuple[list[dict[str, object]], dict[str, object]]:
-    """One measurement: the table, and the account of the roll-up."""
+Table = list[dict[str, object]]
+
+
+def run(stage: Stage, days: int, series: int, requests: int) -> tuple[Table, Table, dict[str, object]]:
+    """One measurement: the tables of periods and of candles, and the account of the roll-up."""
     symbols = list(Settings().symbols)[: max(1, series // len(EXCHANGES))]
     archive = PostgresArchive(connection_keywords(**stage.postgres.keywords), resource("ddl"), 200)
     archive.write({})
@@ -202,13 +287,18 @@ def run(stage: Stage, days: int, series: int, requests: int) -> tuple[list[dict[
         account = {"rows": rows} | roll_up(postgres)
         limit = figures(timed(lambda: postgres.execute("select 1").fetchone(), requests))
         bare = figures(timed(lambda: application.get("/mode"), requests))
-        table: list[dict[str, object]] = [
+        table: Table = [
             ask(application, postgres, question, exchange, since, until, requests)
             for question in QUESTIONS
             for exchange in (EXCHANGES[0], None)
         ]
+        candles: Table = [
+            ask_for_candles(application, postgres, question, exchange, since, until, requests)
+            for question in CANDLES
+            for exchange in (EXCHANGES[0], None)
+        ]
         account |= {"select_1_p50_ms": limit[0], "http_p50_ms": bare[0], "http_p99_ms": bare[1]}
-    return table, account
+    return table, candles, account
 
 
 def main() -> int:
@@ -220,10 +310,11 @@ def main() -> int:
     arguments = parser.parse_args()
     days = 31 if arguments.quick else arguments.days
     with stage(shared_buffers="64MB") as servers:
-        table, account = run(servers, days, arguments.series, arguments.requests)
+        table, candles, account = run(servers, days, arguments.series, arguments.requests)
     report("history: roll-up", [account])
     report("history", table)
-    return 0 if all(row["right"] for row in table) else 1
+    report("history: candles", candles)
+    return 0 if all(row["right"] for row in table + candles) else 1
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def user(postgres_db: dict[str, Any], *grants: str) -> Iterator[dict[str, Any]]:
 def test_an_empty_database_is_fine_and_stays_empty(postgres_db: dict[str, Any]) -> None:
     found = look(postgres_db)
     assert states(found) == {"PostgreSQL": State.OK, "schema": State.OK, "rows": State.OK}
-    assert found["PostgreSQL schema"].found.startswith("0001_aggregates.sql, 0002_aggregates_daily.sql not applied yet")
+    assert found["PostgreSQL schema"].found.startswith("0001_aggregates.sql, 0002_aggregates_daily.sql, 0003_")
     assert found["PostgreSQL rows"].found == "none of test mode yet"
     with psycopg.connect(**postgres_db) as connection:
         assert connection.execute("select count(*) from pg_tables where schemaname = 'public'").fetchone() == (0,)
@@ -100,7 +100,7 @@ def test_a_newer_schema_is_a_warning_and_a_part_of_one_is_not(
     execute("delete from ddl_applied where name >= '0002'")
     older = look(postgres_db)["PostgreSQL schema"]
     assert older.state is State.OK
-    assert older.found.startswith("0002_aggregates_daily.sql not applied yet;")
+    assert older.found.startswith("0002_aggregates_daily.sql, 0003_aggregates_hourly.sql not applied yet;")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,8 @@ def test_rights_that_are_lacking_are_named(postgres_db: dict[str, Any]) -> None:
     with user(
         postgres_db,
         "grant select, insert on aggregates to guest",
-        "grant select, insert, update, delete on aggregates_daily, aggregates_rolled_until, ddl_applied to guest",
+        "grant select, insert, update, delete on aggregates_daily, aggregates_hourly to guest",
+        "grant select, update on aggregates_rolled_until, ddl_applied to guest",
     ) as guest:
         finding = look(guest)["PostgreSQL schema"]
     assert (finding.state, finding.found) == (State.FAILED, "the user may not: update on aggregates")

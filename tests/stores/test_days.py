@@ -1,14 +1,14 @@
-"""Daily candles change no answer, whatever is written, changed or removed, by whom, and whenever days are made."""
+"""Daily and hourly candles change no answer, whatever is written, changed or removed, by whom, and whenever made."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 import pytest
@@ -18,13 +18,16 @@ from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Mode, Series
 from marketflow.resources import resource
 from marketflow.stores import postgres_days
+from marketflow.stores.ports import Walk
 from marketflow.stores.postgres import PostgresArchive
 from marketflow.stores.postgres_days import LATE_MS, PostgresDays
 from marketflow.stores.postgres_reader import PostgresReader
 from marketflow.stores.rows import DAY_MS, connection_keywords, to_datetime, to_unix_ms
 from tests.seeds import seeds
 from tests.servers import PostgresServer, wait_until
+from tests.stores.walks import HOUR_MS, assert_found
 
+T = TypeVar("T")
 Keywords = dict[str, Any]
 DDL = resource("ddl")
 DAY = 1_763_683_200_000  # the start of a day
@@ -49,11 +52,15 @@ def row(start: int, series: Series = BTC, price: float = 100.0, ticks: int = 3, 
 
 
 class Database(NamedTuple):
-    """A database with the schema, a connection of a user, and the roll-up by single steps."""
+    """A database with the schema, a connection of a user, and the roll-up by single steps.
+
+    Each check goes on with `walks`, lengths of candles, limits, and whether the newest ones are asked for.
+    """
 
     place: Keywords
     user: "psycopg.Connection[Any]"
     days: PostgresDays
+    walks: Iterator[tuple[int, int, bool]]
 
     def put(self, *rows: list[object]) -> None:
         self.user.cursor().executemany(INSERT, rows)
@@ -66,20 +73,36 @@ class Database(NamedTuple):
         """Each daily row by its day: the ticks, None for a mark."""
         return self.user.execute("select timestamp, tick_count from aggregates_daily order by 1, exchange").fetchall()
 
-    def answers(self, *spans: tuple[int, int]) -> list[list[Candle | None]]:
-        async def asking() -> list[list[Candle | None]]:
+    def asked(self, question: Callable[[PostgresReader], Awaitable[T]]) -> T:
+        async def asking() -> T:
             reader = PostgresReader(connection_keywords(**self.place))
             await reader.open()
             try:
-                return [await reader.summary(SERIES, since, until) for since, until in spans]
+                return await question(reader)
             finally:
                 await reader.close()
 
         return asyncio.run(asking())
 
+    def answers(self, *spans: tuple[int, int]) -> list[list[Candle | None]]:
+        async def summaries(reader: PostgresReader) -> list[list[Candle | None]]:
+            return [await reader.summary(SERIES, since, until) for since, until in spans]
+
+        return self.asked(summaries)
+
     def check(self, *spans: tuple[int, int]) -> None:
-        """Compare answers with what the minutes alone say."""
-        for span, answers in zip(spans, self.answers(*spans), strict=True):
+        """Compare answers with what the minutes alone say: summaries of all spans, and candles of them in turn."""
+        walks = [
+            Walk(length, since // length * length, until // MINUTE_MS * MINUTE_MS, limit, newest)
+            for (since, until), (length, limit, newest) in zip(spans, self.walks, strict=False)
+        ]
+
+        async def ask(reader: PostgresReader) -> tuple[list[list[Candle | None]], list[list[dict[int, Candle]]]]:
+            summaries = [await reader.summary(SERIES, since, until) for since, until in spans]
+            return summaries, [await reader.candles(SERIES, walk) for walk in walks]
+
+        summaries, found = self.asked(ask)
+        for span, answers in zip(spans, summaries, strict=True):
             for series, answer in zip(SERIES, answers, strict=True):
                 expected = self._of_minutes(series, *span)
                 assert (answer is None) == (expected is None), (series, span, answer, expected)
@@ -88,16 +111,23 @@ class Database(NamedTuple):
                     for name in names:
                         assert getattr(answer, name) == getattr(expected, name), (series, span, name)
                     assert answer.total == pytest.approx(expected.total, rel=1e-9)
+        rows = {series: self._rows(series, *EVERYTHING) for series in SERIES}
+        for walk, of_each in zip(walks, found, strict=True):
+            for series, candles in zip(SERIES, of_each, strict=True):
+                assert_found(candles, rows[series], walk)
 
-    def _of_minutes(self, series: Series, since: int, until: int) -> Candle | None:
-        """The earliest minute that has a price is the one whose time counts."""
-        of_series = "select * from aggregates where (mode, exchange, pair_name) = (%s, %s, %s) and timestamp >= %s"
+    def _rows(self, series: Series, since: int, until: int) -> list[dict[str, Any]]:
         cursor = self.user.execute(
-            f"{of_series} and timestamp < %s order by timestamp",
+            "select * from aggregates where (mode, exchange, pair_name) = (%s, %s, %s) and timestamp >= %s "
+            "and timestamp < %s order by timestamp",
             [series.mode.value, series.exchange, series.symbol, to_datetime(since), to_datetime(until)],
         )
         names = [column.name for column in cursor.description or ()]
-        rows = [dict(zip(names, values, strict=True)) for values in cursor]
+        return [dict(zip(names, values, strict=True)) for values in cursor]
+
+    def _of_minutes(self, series: Series, since: int, until: int) -> Candle | None:
+        """The earliest minute that has a price is the one whose time counts."""
+        rows = self._rows(series, since, until)
         if not rows:
             return None
 
@@ -115,6 +145,15 @@ class Database(NamedTuple):
 
 EVERYTHING = (0, 2**42)
 
+WALKS = (
+    (HOUR_MS, 1000, True),
+    (HOUR_MS, 3, False),
+    (4 * HOUR_MS, 4, True),
+    (4 * HOUR_MS, 1000, False),
+    (DAY_MS, 2, True),
+    (DAY_MS, 3, False),
+)
+
 
 @contextmanager
 def rolling(place: Keywords) -> Iterator[PostgresDays]:
@@ -129,7 +168,7 @@ def database(postgres_db: Keywords) -> Iterator[Database]:
     with closing(PostgresArchive(connection_keywords(**postgres_db), DDL, 200)) as archive:
         archive.write({})
     with psycopg.connect(**postgres_db, autocommit=True) as user, rolling(postgres_db) as days:
-        yield Database(postgres_db, user, days)
+        yield Database(postgres_db, user, days, cycle(WALKS))
 
 
 def day(number: int) -> datetime:
@@ -290,8 +329,7 @@ def test_a_minute_that_comes_while_its_day_is_made_marks_it_again(
     database.put(row(DAY))
     database.days.roll_up(NOW)
     marked = other.execute(postgres_days._MARKED, [9]).fetchall()
-    columns = [list(column) for column in zip(*marked, strict=True)]
-    other.execute(postgres_days._REPLACE, columns)
+    postgres_days.make(other, marked)
     with ThreadPoolExecutor(1) as pool, psycopg.connect(**database.place, autocommit=True) as late:
         writing = pool.submit(late.execute, INSERT, row(DAY + MINUTE_MS))
         wait_until(lambda: waits(database))
@@ -377,7 +415,7 @@ def test_an_upgrade_finds_the_minutes_of_earlier_versions(postgres_db: Keywords,
                 user.execute("grant select on aggregates to public")
                 user.cursor().executemany(INSERT, [row(DAY + hour * 3_600_000) for hour in range(100)])
         with rolling(postgres_db) as days:
-            database = Database(postgres_db, user, days)
+            database = Database(postgres_db, user, days, cycle(WALKS))
             database.check(EVERYTHING)
             database.roll_up()
             assert sum(ticks or 0 for _, ticks in database.rolled()) == 300

@@ -186,9 +186,30 @@ def test_a_mirror_answers_as_redis_does(
             for since in [NOW - period for period in periods]:
                 expected = await world.reader.summary(SERIES, since, LATER)
                 assert await world.mirror.summary(SERIES, since, LATER) == expected
+                by_minute = await world.reader.by_minute(SERIES, minute_start(since), LATER)
+                assert await world.mirror.by_minute(SERIES, minute_start(since), LATER) == by_minute
 
     with redis_db.client() as client:
         client.flushdb()
+    run(redis_db, test)
+
+
+def test_minutes_are_given_without_asking_again(redis_db: RedisServer) -> None:
+    async def test(world: World) -> None:
+        ticks = [Tick(1.0, MINUTE - 1, 1), Tick(2.0, MINUTE, 2), Tick(3.0, NOW, 3)]
+        for tick in ticks[:2]:
+            await asyncio.to_thread(world.cache.put_slices, {slot(BTC, tick): candle_of(tick)})
+        since = minute_start(NOW) - RECENT_MS
+        await world.mirror.by_minute(SERIES, since, LATER)
+        await asyncio.to_thread(world.cache.put_newest, {BTC: ticks[2]})
+        await world.is_up_to_date()
+        asked = world.reader.asked
+        running = merge(candle_of(ticks[1]), candle_of(ticks[2]))
+        minutes = {MINUTE - MINUTE_MS: candle_of(ticks[0]), MINUTE: running}
+        assert await world.mirror.by_minute(SERIES, since, LATER) == [minutes, {}]
+        assert await world.mirror.by_minute(SERIES, MINUTE, LATER) == [{MINUTE: running}, {}]
+        assert world.reader.asked == asked
+
     run(redis_db, test)
 
 

@@ -52,6 +52,10 @@ class World:
         assert candle is not None
         return candle.close
 
+    async def candle(self, walk: Walk) -> float:
+        (candles,) = await self.shared.candles([BTC], walk)
+        return candles[walk.since].close
+
 
 def run(test: Callable[[World], Awaitable[None]]) -> None:
     async def within() -> None:
@@ -92,6 +96,23 @@ def test_other_questions_have_other_answers() -> None:
         assert await world.price(since=60_000) == 3.0
         assert await world.price(until=120_000) == 4.0
         assert await world.shared.last([BTC]) == [Tick(1.0, 1, 1)]
+
+    run(test)
+
+
+def test_candles_are_shared_as_well_and_not_mistaken_for_others() -> None:
+    walk = Walk(60_000, 0, 60_000, 9, newest=True)
+
+    async def test(world: World) -> None:
+        asking = [asyncio.create_task(world.candle(walk)) for _ in range(3)]
+        await asyncio.sleep(0)
+        world.archive.may_answer.set()
+        assert await asyncio.gather(*asking) == [1.0] * 3
+        assert await world.price() == 2.0
+        assert await world.candle(walk._replace(newest=False)) == 3.0
+        assert await world.candle(walk) == 1.0
+        world.now += KEPT_SECONDS + 0.001
+        assert await world.candle(walk) == 4.0
 
     run(test)
 

@@ -118,3 +118,27 @@ def test_what_lies_beyond_the_clock_is_no_part_of_a_period() -> None:
     slices = {slice_start(tick.at): candle_of(tick) for tick in (beyond, within)}
     window = Window(slices, {minute_start(beyond.at): candle_of(beyond)})
     assert window.covered(NOW - 1_000, LATER, beyond) == candle_of(within)
+
+
+@given(st.sampled_from([MINUTE_MS, 20_000]), st.lists(TICKS, max_size=30), st.lists(TICKS, max_size=5), st.booleans())
+def test_minutes_are_the_ticks_folded_by_minute(
+    length: int, ticks: list[Tick], closed: list[Tick], ahead: bool
+) -> None:
+    slices: dict[int, Candle] = {}
+    minutes: dict[int, Candle] = {}
+    for tick in ticks:
+        start = slice_start(tick.at)
+        slices[start] = merge(slices[start], candle_of(tick)) if start in slices else candle_of(tick)
+    for tick in closed:
+        minutes[minute_start(tick.at, length)] = candle_of(tick)
+    newest = Tick(7.0, NOW + 50, 99) if ahead else None
+    since = minute_start(NOW) - 2 * MINUTE_MS
+    found = Window(slices, minutes, length).by_minute(since, LATER, newest)
+    starts = {minute_start(at, length) for at in (*slices, *minutes, *([newest.at] if newest else []))}
+    assert [*sorted(found)] == sorted(start for start in starts if since <= start < LATER)
+    for start, candle in found.items():
+        within = {at: each for at, each in slices.items() if start <= at < start + length}
+        expected = plainly(within, {at: each for at, each in minutes.items() if at == start}, start, LATER, length)
+        if newest is not None and minute_start(newest.at, length) == start:
+            expected = merged([expected, candle_of(newest)])
+        assert candle == expected

@@ -1,0 +1,254 @@
+"""/candles as a client sees it."""
+
+import pytest
+
+from marketflow.api.candles import MAX_AGE_SECONDS
+from marketflow.api.chart import SETTLED_MS
+from marketflow.model import MINUTE_MS, Mode
+from tests.api.world import NOW, World, series
+
+HOUR_MS = 60 * MINUTE_MS
+MINUTE = NOW - 30_500  # 2025-11-21T02:00:00Z, where a minute and an hour begin
+
+
+@pytest.fixture
+def world() -> World:
+    """Two exchanges: some ticks of the minute that runs, of the one before, of an hour ago and of two days ago."""
+    world = World()
+    for price, age_ms in ((9.0, 48 * HOUR_MS), (3.0, HOUR_MS), (10.0, 60_000), (14.0, 55_000), (12.0, 20_000)):
+        world.trade(price, age_ms, series("exchange1"))
+    for price, age_ms in ((8.0, 50_000), (20.0, 20_500), (11.0, 100)):
+        world.trade(price, age_ms, series("Exchange2"))
+    return world
+
+
+def test_candles_of_one_exchange(world: World) -> None:
+    assert world.ask("/candles/EXCHANGE1/btcusdt?limit=2").json() == {
+        "symbol": "BTCUSDT",
+        "exchange": "exchange1",
+        "interval": "1m",
+        "candles": [
+            {
+                "time": "2025-11-21T01:59:00.000Z",
+                "open": 10.0,
+                "high": 14.0,
+                "low": 10.0,
+                "close": 14.0,
+                "average": 12.0,
+                "ticks": 2,
+                "closed": True,
+            },
+            {
+                "time": "2025-11-21T02:00:00.000Z",
+                "open": 12.0,
+                "high": 12.0,
+                "low": 12.0,
+                "close": 12.0,
+                "average": 12.0,
+                "ticks": 1,
+                "closed": False,
+            },
+        ],
+    }
+
+
+def test_over_all_exchanges_they_are_merged(world: World) -> None:
+    answer = world.ask("/candles/BTCUSDT?interval=1h&limit=2").json()
+    assert answer["exchange"] is None
+    assert [[each[name] for name in ("open", "high", "low", "close", "ticks")] for each in answer["candles"]] == [
+        [3.0, 14.0, 3.0, 8.0, 4],
+        [20.0, 20.0, 11.0, 11.0, 3],
+    ]
+
+
+def test_as_arrays_they_are_in_the_order_of_binances_klines(world: World) -> None:
+    world.trade(1e-7, 50)
+    assert world.ask("/candles/BTCUSDT?interval=5m&limit=1&format=array").json() == [
+        [MINUTE, "20.0", "20.0", "0.0000001", "0.0000001", "0", MINUTE + 299_999, "0", 4, "0", "0", "0"]
+    ]
+
+
+def test_intervals_without_ticks_are_absent_and_without_any_the_list_is_empty(world: World) -> None:
+    times = [each["time"] for each in world.ask("/candles/exchange1/BTCUSDT?interval=15m").json()["candles"]]
+    assert times == [f"2025-11-{at}:00.000Z" for at in ("19T02:00", "21T01:00", "21T01:45", "21T02:00")]
+    assert world.ask("/candles/ETHUSDT").json()["candles"] == []
+
+
+def test_a_tick_makes_the_candle_that_runs_grow_at_once(world: World) -> None:
+    """Also one that no slice has yet."""
+    world.trade(99.0, 10)
+    world.cache.slices.clear()
+    (candle,) = world.ask("/candles/exchange1/BTCUSDT?limit=1").json()["candles"]
+    assert (candle["close"], candle["closed"]) == (99.0, False)
+
+
+@pytest.mark.parametrize(
+    ("query", "times"),
+    [
+        ("from=2025-11-21T01:00:00Z", ["01:00", "01:59", "02:00"]),
+        ("from=2025-11-21T01:00:00.001Z", ["01:59", "02:00"]),
+        ("from=2025-11-21T02:00:00%2B01:00", ["01:00", "01:59", "02:00"]),
+        (f"from={MINUTE - HOUR_MS}", ["01:00", "01:59", "02:00"]),
+        (f"from={MINUTE - HOUR_MS}&limit=2", ["01:00", "01:59"]),
+        (f"to={MINUTE}&limit=2", ["01:00", "01:59"]),
+        (f"to={MINUTE + 1}&limit=2", ["01:59", "02:00"]),
+        (f"from={MINUTE}&to={MINUTE + 1}", ["02:00"]),
+        ("from=2030-01-01T00:00:00Z", []),
+        ("to=2000-01-01t00:00:00.5z", []),
+        ("from=0&to=1", []),
+        (f"from={MINUTE}&to=999999999999999", ["02:00"]),
+        ("limit=1&limit=2", ["01:59", "02:00"]),
+    ],
+)
+def test_a_candle_belongs_to_the_range_in_which_it_opens(world: World, query: str, times: list[str]) -> None:
+    response = world.ask(f"/candles/exchange1/BTCUSDT?{query}")
+    assert [each["time"][11:16] for each in response.json()["candles"]] == times
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        *((f"interval={text}", "invalid_interval") for text in ("", "2m", "1H", "1M", "60s", "1m%00")),
+        *((f"limit={text}", "invalid_limit") for text in ("", "0", "1001", "-1", "1.0", "x", "9" * 5000, "%D9%A1")),
+        *((f"format={text}", "invalid_format") for text in ("", "csv", "Array")),
+        ("from=2&to=2", "invalid_range"),
+        ("from=3&to=2", "invalid_range"),
+        *(
+            (f"{name}={text}", "invalid_range")
+            for name in ("from", "to")
+            for text in (
+                *("", "yesterday", "-1", "1e3", "1.5", "9" * 16, "2025-11-21", "2025-11-21T02:00:00", "%D9%A1"),
+                *("2025-13-01T00:00:00Z", "2025-02-30T00:00:00Z", "2025-11-21T25:00:00Z", "2025-11-21T02:00:00+01:00"),
+            )
+        ),
+    ],
+)
+def test_what_cannot_be_understood_is_400_and_says_which(world: World, query: str, code: str) -> None:
+    response = world.ask(f"/candles/BTCUSDT?{query}")
+    assert (response.status_code, response.json()["code"]) == (400, code)
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("nowhere/NOTHING?limit=0", "unknown_exchange"),
+        ("exchange1/NOTHING?limit=0", "unknown_symbol"),
+        ("NOTHING?limit=0", "unknown_symbol"),
+    ],
+)
+def test_what_is_not_configured_is_404_and_says_which(world: World, path: str, code: str) -> None:
+    response = world.ask(f"/candles/{path}")
+    assert (response.status_code, response.json()["code"]) == (404, code)
+
+
+# Keeping answers
+
+
+def test_a_range_that_is_over_may_be_kept_and_asked_for_again(world: World) -> None:
+    path = f"/candles/BTCUSDT?interval=1h&from={MINUTE - 72 * HOUR_MS}&to={MINUTE - HOUR_MS}"
+    first = world.ask(path)
+    assert first.headers["cache-control"] == f"max-age={MAX_AGE_SECONDS}"
+    assert [each["closed"] for each in first.json()["candles"]] == [True]
+    tag = first.headers["etag"]
+    for known in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+        again = world.ask(path, headers={"If-None-Match": known})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+        assert again.headers["cache-control"] == first.headers["cache-control"]
+    assert world.ask(path, headers={"If-None-Match": '"other"'}).json() == first.json()
+    assert world.ask(f"{path}&format=array").headers["etag"] != tag
+
+    world.trade(4.0, 47 * HOUR_MS)
+    assert world.ask(path, headers={"If-None-Match": tag}).status_code == 200
+    world.mode.current = Mode.LIVE
+    assert world.ask(path, headers={"If-None-Match": tag}).json()["candles"] == []
+
+
+@pytest.mark.parametrize(
+    ("query", "kept"),
+    [
+        (f"from=0&to={NOW - SETTLED_MS - 30_500}", True),
+        (f"from=0&to={NOW - SETTLED_MS + 30_000}", False),
+        (f"from=0&to={MINUTE - HOUR_MS}&interval=1d", False),  # the day that runs opens in it
+        (f"from=0&to={MINUTE - 3 * HOUR_MS}&interval=1d", True),
+        (f"to={MINUTE - 72 * HOUR_MS}", False),
+        ("from=0", False),
+        ("", False),
+    ],
+)
+def test_what_may_still_change_is_not_to_be_kept(world: World, query: str, kept: bool) -> None:
+    headers = world.ask(f"/candles/BTCUSDT?{query}", headers={"If-None-Match": "*"}).headers
+    assert (headers["cache-control"] != "no-store", "etag" in headers) == (kept, kept)
+
+
+# One of the stores away
+
+
+@pytest.mark.parametrize("interval", ["1m", "15m", "1h", "4h", "1d"])
+def test_without_the_cache_rows_are_answered_and_none_of_the_last_minutes_is_called_closed(
+    world: World, interval: str
+) -> None:
+    whole = world.ask(f"/candles/exchange1/BTCUSDT?interval={interval}").json()["candles"]
+    world.cache.away = True
+    answered = world.ask(f"/candles/exchange1/BTCUSDT?interval={interval}").json()["candles"]
+    assert {each["time"] for each in answered} <= {each["time"] for each in whole}
+    assert sum(each["ticks"] for each in answered) == 4  # all but the one of the minute that runs
+    assert not answered[-1]["closed"]
+    assert answered[0] == whole[0]
+
+
+def test_without_the_archive_the_minutes_of_the_cache_are_answered_up_to_a_day(world: World) -> None:
+    del world.cache.minutes[next(slot for slot in world.cache.minutes if slot.start < NOW - 24 * HOUR_MS)]
+    world.archive.away = True
+    answer = world.ask("/candles/exchange1/BTCUSDT?interval=1h").json()["candles"]
+    assert [(each["time"][11:16], each["ticks"], each["closed"]) for each in answer] == [
+        ("01:00", 3, True),
+        ("02:00", 1, False),
+    ]
+    answer = world.ask(f"/candles/exchange1/BTCUSDT?from={MINUTE - HOUR_MS}").json()["candles"]
+    assert [each["time"][11:16] for each in answer] == ["01:00", "01:59", "02:00"]
+    # What began before all that is remembered may lack ticks.
+    (day,) = world.ask("/candles/exchange1/BTCUSDT?interval=1d").json()["candles"]
+    assert (day["ticks"], day["closed"]) == (4, False)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        f"from={MINUTE - 25 * HOUR_MS}",
+        f"from={MINUTE - 72 * HOUR_MS}&to={MINUTE - 48 * HOUR_MS}",
+        f"to={MINUTE - 48 * HOUR_MS}",
+    ],
+)
+def test_without_the_archive_nobody_knows_what_was_a_day_ago(world: World, query: str) -> None:
+    world.archive.away = True
+    response = world.ask(f"/candles/BTCUSDT?{query}")
+    assert (response.status_code, response.json()["code"]) == (503, "unavailable")
+
+
+def test_a_range_of_the_last_minutes_does_not_ask_the_archive_nor_an_old_one_the_cache(world: World) -> None:
+    world.archive.away = True
+    assert len(world.ask(f"/candles/BTCUSDT?from={MINUTE - MINUTE_MS}").json()["candles"]) == 2
+    world.archive.away, world.cache.away = False, True
+    assert len(world.ask(f"/candles/BTCUSDT?to={MINUTE - 2 * HOUR_MS}").json()["candles"]) == 1
+
+
+@pytest.mark.parametrize(("cache_away", "archive_away"), [(True, True), (False, True), (True, False)])
+def test_nothing_found_is_503_where_not_everything_could_be_asked(*, cache_away: bool, archive_away: bool) -> None:
+    world = World()
+    world.cache.away, world.archive.away = cache_away, archive_away
+    response = world.ask("/candles/BTCUSDT")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert "secret" not in response.text
+
+
+@pytest.mark.parametrize("interval", ["1m", "1h", "1d"])
+def test_an_answer_never_mixes_modes_even_when_the_mode_switches_meanwhile(interval: str) -> None:
+    world = World()
+    for price, mode in ((1.0, Mode.TEST), (99.0, Mode.LIVE)):
+        for age_ms in (500, 100_000, HOUR_MS, 30 * HOUR_MS):
+            world.trade(price, age_ms, series(mode=mode))
+    world.cache.on_ask = lambda: setattr(world.mode, "current", Mode.LIVE)
+    answer = world.ask(f"/candles/BTCUSDT?interval={interval}").json()
+    assert {each[name] for each in answer["candles"] for name in ("open", "high", "low", "close")} == {1.0}
+    assert world.mode.current is Mode.LIVE
