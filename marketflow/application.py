@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marketflow.api.answers import Prices
 from marketflow.api.application import create_app
+from marketflow.api.connections import LimitedConnection
 from marketflow.api.context import Context, ModeSwitch
 from marketflow.clock import system_clock
 from marketflow.errors import StartError
@@ -123,6 +124,6 @@ class Application(ABC):
         self.mode = lambda: mode.current
         prices = Prices(cache, Shared(archive), system_clock, settings.flow.ahead_ms, settings.flow.late_after_ms)
         exchanges = tuple(exchange.name for exchange in settings.exchanges)
-        hub = Hub(exchanges, settings.symbols, mode, prices, health, announcements)
+        hub = Hub(exchanges, settings.symbols, mode, prices, health, announcements, LimitedConnection.most() // 2)
         self.end_streams = hub.end
         return Context(exchanges, settings.symbols, settings.http.token, mode, prices, health, figures, ready, hub)

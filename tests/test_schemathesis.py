@@ -56,5 +56,6 @@ def ask_everything(application: Application, token: str) -> str:
     )
     report: str = run.stdout
     assert run.returncode == 0, report + run.stderr
-    assert f"Tested: {len(operations(RequestTimes()))}\n" in report
+    tested = len(operations(RequestTimes())) - 1  # but /stream/prices, which the configuration leaves out
+    assert f"Tested: {tested}\n" in report
     return report

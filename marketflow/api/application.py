@@ -22,6 +22,7 @@ from marketflow.api.protection import AllowedHosts, BodyLimit, SameSite
 from marketflow.api.request_times import RequestTimes, Timed
 from marketflow.api.status import status_operations
 from marketflow.api.stream import stream_operations
+from marketflow.api.websocket import websocket_routes
 
 ContextLifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]
 """Opens everything, yields `{"context": Context}`, and closes everything again."""
@@ -45,7 +46,7 @@ def operations(times: RequestTimes) -> list[Operation]:
         [
             *price_operations(),
             *candle_operations(),
-            *stream_operations(),
+            *stream_operations(times),
             *mode_operations(),
             *status_operations(),
             *metrics_operations(times),
@@ -61,7 +62,7 @@ def create_app(lifespan: ContextLifespan, host: str = "127.0.0.1", allowed_hosts
     """
     times = RequestTimes()
     app = _Application(
-        routes=[*(operation.route() for operation in operations(times)), static_route()],
+        routes=[*(operation.route() for operation in operations(times)), *websocket_routes(times), static_route()],
         middleware=[
             Middleware(Timed, times=times),
             Middleware(BodyLimit),

@@ -10,14 +10,19 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from heapq import nsmallest
 from http import HTTPStatus
 from typing import Any, ClassVar
 
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from marketflow.api.outflow import Outflow
 from marketflow.api.problems import Problem, answer_to
 from marketflow.api.protection import CLOSE, request_timeout
+from marketflow.api.stream import STREAMING
+from marketflow.api.websocket import PATH as WEBSOCKET_PATH
+from marketflow.api.websocket_connection import LimitedWebSocket
 from marketflow.logs import RateLimit
 
 FILES_PER_CONNECTION = 4
@@ -55,7 +60,7 @@ class LimitedConnection(HttpToolsProtocol):
 
     MAX_HEADER_BYTES: ClassVar[int] = 64 * 1024
 
-    MAX_CONNECTIONS: ClassVar[int] = 1000
+    MAX_CONNECTIONS: ClassVar[int] = 2500
     """How many there may be at once; fewer where the process may not open FILES_PER_CONNECTION times as many files."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -67,6 +72,13 @@ class LimitedConnection(HttpToolsProtocol):
         self._arrived = 0  # since the headers began, or a little before
         self._heard_of_at: float | None = None
         self._opened_at = time.monotonic()
+        self._upgrades = False
+        self._outflow: Outflow | None = None
+
+    @classmethod
+    def most(cls) -> int:
+        """How many there may be at once."""
+        return min(cls.MAX_CONNECTIONS, max_open_files() // FILES_PER_CONNECTION)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
@@ -77,6 +89,8 @@ class LimitedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
         self._headers_are_there()
+        if self._outflow is not None:
+            self._outflow.resume()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -98,6 +112,30 @@ class LimitedConnection(HttpToolsProtocol):
         else:
             super().shutdown()
 
+    # Answers without an end
+
+    @property
+    def streams(self) -> bool:
+        """Whether an answer of this connection was one that does not end by itself."""
+        return self._outflow is not None
+
+    def stream(self) -> None:
+        """Keep as little as can be of what the client does not take yet, and end it should it take nothing at all."""
+        if self._outflow is None and not self.transport.is_closing():
+            self._outflow = Outflow(self.transport)
+
+    def pause_writing(self) -> None:
+        """The client takes less than it is sent."""
+        super().pause_writing()
+        if self._outflow is not None:
+            self._outflow.pause()
+
+    def resume_writing(self) -> None:
+        """The client has taken what it was sent."""
+        super().resume_writing()
+        if self._outflow is not None:
+            self._outflow.resume()
+
     # The parser's events
 
     def on_message_begin(self) -> None:
@@ -105,6 +143,7 @@ class LimitedConnection(HttpToolsProtocol):
         self._unparsed = 0
         self._headers_due = True
         super().on_message_begin()
+        self.scope["extensions"] = {STREAMING: {"begin": self.stream}}
 
     def on_headers_complete(self) -> None:
         """The headers are there, the body may follow."""
@@ -114,9 +153,10 @@ class LimitedConnection(HttpToolsProtocol):
         if self._arrived > self.MAX_HEADER_BYTES and self._header_bytes > self.MAX_HEADER_BYTES:
             self._refuse(_headers_too_large())
             raise ValueError("too many headers")  # so that the parser goes no further
+        self._upgrades = self._may_upgrade
         super().on_headers_complete()
         self._in_body = True
-        if self.parser.should_upgrade():  # we do not, and what follows cannot be told from a request
+        if self.parser.should_upgrade() and not self._upgrades:  # what follows cannot be told from a request
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -135,6 +175,20 @@ class LimitedConnection(HttpToolsProtocol):
         self._heard_of_at = time.monotonic()
         super().on_response_complete()
 
+    # WebSockets
+
+    @property
+    def _may_upgrade(self) -> bool:
+        """Whether this request may turn the connection into a WebSocket."""
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        return path == WEBSOCKET_PATH and self.parser.get_method() == b"GET" and not self.answering
+
+    def _should_upgrade(self) -> bool:
+        return self._upgrades and super()._should_upgrade()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: it has been answered like any other request."""
+
     # Refusals
 
     def send_400_response(self, msg: str) -> None:
@@ -145,7 +199,7 @@ class LimitedConnection(HttpToolsProtocol):
         """Answer and close. Where earlier requests wait for their answers, close after those instead."""
         if self.transport.is_closing():
             return
-        if self._answering and not self._answering_what_arrives:
+        if self.answering and not self._answering_what_arrives:
             self.flow.pause_reading()
             self.shutdown()
             return
@@ -156,13 +210,14 @@ class LimitedConnection(HttpToolsProtocol):
         self.transport.close()
 
     @property
-    def _answering(self) -> bool:
+    def answering(self) -> bool:
+        """Whether there is an answer to come, or under way."""
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
     def _answering_what_arrives(self) -> bool:
         """Whether the only answer to come is that to the request whose body is just arriving."""
-        return self._in_body and self._answering and not self.pipeline and not self.cycle.response_started
+        return self._in_body and self.answering and not self.pipeline and not self.cycle.response_started
 
     @property
     def _header_bytes(self) -> int:
@@ -194,17 +249,25 @@ class LimitedConnection(HttpToolsProtocol):
         Never the newcomer: whoever holds all connections would lock everybody out. Only when no connection is idle
         does an answer give way.
         """
-        most = min(self.MAX_CONNECTIONS, max_open_files() // FILES_PER_CONNECTION)
+        most = self.most()
         if len(self.connections) <= most:
             return
         others = [other for other in self._open_connections() if other is not self]
         if len(others) >= most:
             _limit.log("room", "WARNING", f"there are more than {most} connections; the longest idle ones are closed")
-            min(others, key=lambda other: (other._answering, other._heard_of_at or other._opened_at)).transport.abort()
+            # Some more at once, for looking through all of them takes its time; but no answer for that.
+            longest, *more = nsmallest(max(1, most // 100), others, key=lambda other: (other.answering, other.used_at))
+            for each in (longest, *(other for other in more if not other.answering)):
+                each.transport.abort()
 
-    def _open_connections(self) -> "Iterator[LimitedConnection]":
+    @property
+    def used_at(self) -> float:
+        """When it was last heard of, in seconds of the monotonic clock."""
+        return self._heard_of_at or self._opened_at
+
+    def _open_connections(self) -> "Iterator[LimitedConnection | LimitedWebSocket]":
         for each in self.connections:
-            if isinstance(each, LimitedConnection) and not each.transport.is_closing():
+            if isinstance(each, LimitedConnection | LimitedWebSocket) and not each.transport.is_closing():
                 yield each
 
 

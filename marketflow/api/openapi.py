@@ -70,6 +70,10 @@ _HEADERS: dict[str, dict[str, Any]] = {
         "description": "No other server is told of the page.",
         "schema": {"type": "string", "const": "no-referrer"},
     },
+    "X-Accel-Buffering": {
+        "description": "A proxy hands on what comes as it comes.",
+        "schema": {"type": "string", "const": "no"},
+    },
     "Retry-After": {
         "description": "Seconds after which to try again.",
         "schema": {"type": "integer", "minimum": 1, "examples": [1]},

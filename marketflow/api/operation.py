@@ -84,16 +84,16 @@ class Operation:
 
 
 # Names are configured, so that their schemas are only known to who knows the settings.
-EXCHANGE = {"$ref": "#/components/schemas/Exchange"}
-SYMBOL = {"$ref": "#/components/schemas/Symbol"}
+_EXCHANGE = {"$ref": "#/components/schemas/Exchange"}
+_SYMBOL = {"$ref": "#/components/schemas/Symbol"}
 
-Exchange = Annotated[str, Meta(extra_json_schema=EXCHANGE)]
-Symbol = Annotated[str, Meta(extra_json_schema=SYMBOL)]
+Exchange = Annotated[str, Meta(extra_json_schema=_EXCHANGE)]
+Symbol = Annotated[str, Meta(extra_json_schema=_SYMBOL)]
 
 PATH_PARAMETERS = {
     each.name: each
     for each in (
-        Parameter("exchange", "Name of a configured exchange. Upper and lower case are the same.", EXCHANGE),
-        Parameter("symbol", "A configured symbol. Upper and lower case are the same.", SYMBOL),
+        Parameter("exchange", "Name of a configured exchange. Upper and lower case are the same.", _EXCHANGE),
+        Parameter("symbol", "A configured symbol. Upper and lower case are the same.", _SYMBOL),
     )
 }

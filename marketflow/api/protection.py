@@ -84,7 +84,7 @@ class AllowedHosts:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve the request, or refuse it."""
-        ours = scope["type"] != "http" or self._is_ours(scope)
+        ours = scope["type"] == "lifespan" or self._is_ours(scope)
         return (self._app if ours else _invalid_host())(scope, receive, send)
 
     def _is_ours(self, scope: Scope) -> bool:
@@ -99,6 +99,8 @@ class AllowedHosts:
 class SameSite:
     """Refuses what a page of another site makes a browser send, unless it only reads. Middleware.
 
+    What is read on a WebSocket a page of another site could read as well, so each of those must come from ours.
+
     The rule is that of Go's http.CrossOriginProtection: browsers say in Sec-Fetch-Site, old ones in Origin, where a
     request comes from. Programs send neither and pass.
     """
@@ -108,7 +110,7 @@ class SameSite:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve the request, or refuse it."""
-        fine = scope["type"] != "http" or scope["method"] in _SAFE_METHODS or _is_same_site(scope)
+        fine = scope["type"] == "lifespan" or scope.get("method") in _SAFE_METHODS or _is_same_site(scope)
         return (self._app if fine else _cross_site())(scope, receive, send)
 
 

@@ -1,4 +1,4 @@
-"""How long requests take, by route, method and status.
+"""How long requests take, by route, method and status, and what is counted of those that do not end by themselves.
 
 Several processes on one port add up what they count in files of a folder in memory, since nobody can choose which of
 them answers when the counts are asked for.
@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Histogram, Metric, ProcessColle
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from marketflow.api.stream_figures import StreamFigures
 from marketflow.errors import StartError
 
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -23,6 +24,9 @@ BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 
 OTHER = "other"
 """The route of a path that has none, and a method that no route has: whoever asks could make up any number of them."""
+
+UNTIMED = "marketflow.untimed"
+"""Set in the scope of a request whose answer lasts for as long as the client likes."""
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -44,6 +48,8 @@ class RequestTimes:
             registry=self._registry,
             buckets=BOUNDS,
         )
+        self.streams = StreamFigures(self._registry)
+        """What is counted of answers that do not end by themselves, which are not timed."""
         self._observe: dict[tuple[str, str, int], Callable[[float], None]] = {}
         if _FOLDER not in os.environ:
             ProcessCollector(registry=self._registry)
@@ -88,7 +94,7 @@ class Timed:
             status = HTTPStatus.INTERNAL_SERVER_ERROR.value  # as it is answered further out
             raise
         finally:
-            if status is not None:  # else the client has gone
+            if status is not None and not scope.get(UNTIMED):  # without a status the client has gone
                 route = getattr(scope.get("route"), "path", OTHER)
                 method = scope["method"] if scope["method"] in _METHODS else OTHER
                 self._times.observe(route, method, status, perf_counter() - began)

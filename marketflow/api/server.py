@@ -12,10 +12,17 @@ from loguru import logger
 from starlette.types import ASGIApp
 
 from marketflow.api.connections import LimitedConnection, max_open_files
+from marketflow.api.websocket_connection import LimitedWebSocket
 from marketflow.errors import StartError
 
 CONNECTIONS_CLOSE_SECONDS = 1
 """How long running requests may take once the application is to end."""
+
+STREAMS_END_SECONDS = 0.6
+"""How long of it those have who are told that it is over, before their connections are cut."""
+
+MAX_MESSAGE_BYTES = 64 * 1024
+"""Of a message that a WebSocket client may send."""
 
 BACKLOG = 2048
 """How many connections may wait to be accepted; fewer where the process may not open four times as many files."""
@@ -48,7 +55,9 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 application,
                 http=LimitedConnection,
-                ws="none",
+                ws=LimitedWebSocket,
+                ws_max_size=MAX_MESSAGE_BYTES,
+                ws_per_message_deflate=False,  # 50 KB a client, and a bomb may be in it
                 backlog=min(BACKLOG, max_open_files() // 4),
                 log_config=None,
                 log_level="debug" if debug else "warning",
@@ -84,10 +93,19 @@ class Server(uvicorn.Server):
         """Stop; at once, when told a second time, but never without ending what the application has begun."""
         self._on_stopping()
         forcing = asyncio.create_task(self._force_when_told())
+        cutting = asyncio.create_task(self._cut_streams())
         await super().shutdown(sockets)
         if self.force_exit:  # uvicorn leaves it out then
             await self.lifespan.shutdown()
         forcing.cancel()
+        cutting.cancel()
+
+    async def _cut_streams(self) -> None:
+        """End the connections of those who do not take what they are told in the end."""
+        await asyncio.sleep(STREAMS_END_SECONDS)
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, LimitedWebSocket) or getattr(connection, "streams", False):
+                connection.transport.abort()
 
     async def _force_when_told(self) -> None:
         while not self.force_exit:  # noqa: ASYNC110 - set by a signal handler, which may do no more than that

@@ -50,6 +50,21 @@ class End(msgspec.Struct, frozen=True):
     reason: Literal["shutdown"]
 
 
+class Subscribed(msgspec.Struct, frozen=True):
+    """What is subscribed from now on; a snapshot of it follows."""
+
+    symbols: list[Symbol]
+    exchanges: list[Exchange]
+    series: list[tuple[Exchange, Symbol]]
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """A message of the client that could not be acted on."""
+
+    code: str
+    detail: str
+
+
 EVENTS: dict[type[msgspec.Struct], str] = {
     Snapshot: "snapshot",
     ChangedPrices: "prices",
@@ -57,19 +72,21 @@ EVENTS: dict[type[msgspec.Struct], str] = {
     Health: "health",
     Heartbeat: "heartbeat",
     End: "end",
+    Subscribed: "subscribed",
+    Refused: "error",
 }
 """The names of the events, by what they carry."""
 
 
 class Message(NamedTuple):
-    """One event: its name, the id by which a client can go on after it, and its data as JSON."""
+    """One event: its name, the id by which a client can go on after it (none: nothing), and its data as JSON."""
 
     event: str
     id: str
     data: bytes
 
 
-def message(data: msgspec.Struct, position: str) -> Message:
+def message(data: msgspec.Struct, position: str = "") -> Message:
     """The event that carries `data`."""
     return Message(EVENTS[type(data)], position, msgspec.json.encode(data))
 
@@ -97,6 +114,8 @@ class Batch:
     def texts(self) -> list[str]:
         """As messages of a WebSocket."""
         return [
-            msgspec.json.encode({"event": event, "id": position, "data": msgspec.Raw(data)}).decode()
+            msgspec.json.encode(
+                {"event": event, **({"id": position} if position else {}), "data": msgspec.Raw(data)}
+            ).decode()
             for event, position, data in self.messages
         ]

@@ -39,7 +39,7 @@ class NobodyThere(MemoryMode):
 
 
 def away() -> World:
-    world = World(token="plain", mode=NobodyThere(), ready=False)
+    world = World(token="plain", mode=NobodyThere(), ready=False, streams=0)
     world.cache.away = world.archive.away = True
     return world
 
@@ -83,8 +83,10 @@ Provoke = Callable[[str, str], httpx.Response]
 
 IN_THE_APPLICATION: dict[str | None, Provoke] = {
     None: lambda method, path: trading().ask(filled(path), method, TOKEN),
-    "unknown_symbol": lambda method, path: trading().ask(filled(path, symbol="NOTHING"), method),
-    "unknown_exchange": lambda method, path: trading().ask(filled(path, exchange="nowhere"), method),
+    "unknown_symbol": lambda method, path: trading().ask(f"{filled(path, symbol='NOTHING')}?symbols=NOTHING", method),
+    "unknown_exchange": lambda method, path: trading().ask(
+        f"{filled(path, exchange='nowhere')}?exchanges=nowhere", method
+    ),
     "no_data": lambda method, path: World().ask(filled(path), method),
     "invalid_period": lambda method, path: trading().ask(f"{filled(path)}?period=1w", method),
     "invalid_interval": lambda method, path: trading().ask(f"{filled(path)}?interval=1w", method),

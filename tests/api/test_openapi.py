@@ -107,8 +107,8 @@ def test_every_route_is_described_and_everything_described_is_a_route(described:
     there = {(method, route.path) for route in routes if route.include_in_schema for method in route.methods or ()}
     heads = {("HEAD", path) for method, path in described.operations if method == "GET"}
     assert there == set(described.operations) | heads
-    assert [route.path for route in routes if not route.include_in_schema] == ["/static/{name:path}"]
-    assert len(application_of(World().context()).routes) == len(routes)
+    assert [route.path for route in routes if not route.include_in_schema] == ["/ws", "/static/{name:path}"]
+    assert len(application_of(World().context()).routes) == len(routes) + 1  # the WebSocket
 
 
 # Parameters

@@ -167,6 +167,15 @@ class MemoryAnnouncements:
             take(ticks)
 
 
+class BriefHub(Hub):
+    """Ends a stream after what it begins with: these clients read an answer as a whole."""
+
+    def ask(self) -> None:
+        super().ask()
+        if self.is_ready:
+            self.end()
+
+
 @dataclass
 class World:
     """Stores, mode and clock of one test."""
@@ -179,6 +188,7 @@ class World:
     ready: bool = True
     figures: Figures | None = None
     announcements: MemoryAnnouncements = field(default_factory=MemoryAnnouncements)
+    streams: int = 10
     redis: StoreState = "ok"
     feed: FeedState = FeedState.GENERATED
 
@@ -205,7 +215,7 @@ class World:
             health=self.health,
             figures=lambda: self.figures,
             ready=lambda: self.ready,
-            hub=Hub(EXCHANGES, SYMBOLS, self.mode, prices, self.health, self.announcements),
+            hub=BriefHub(EXCHANGES, SYMBOLS, self.mode, prices, self.health, self.announcements, self.streams),
         )
 
     def health(self) -> Health:

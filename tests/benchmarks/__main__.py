@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-BENCHMARKS = ("ingest", "promptness", "queries", "breadth", "history", "start_stop")
+BENCHMARKS = ("ingest", "promptness", "queries", "breadth", "history", "stream", "start_stop")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

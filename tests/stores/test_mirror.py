@@ -306,6 +306,45 @@ def test_it_listens_only_while_somebody_asks(redis_db: RedisServer, monkeypatch:
     run(redis_db, test)
 
 
+def test_whoever_takes_announcements_is_told_of_all_newest_ticks_on_the_one_subscription(
+    redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirrors, "IDLE_SECONDS", 0.2)
+
+    async def test(world: World) -> None:
+        taken: list[tuple[Series, Tick]] = []
+
+        async def told(tick: Tick) -> None:
+            await asyncio.to_thread(world.cache.put_newest, {ETH: tick})
+
+            async def came() -> bool:
+                return taken[-2:] == [(ETH, tick)] * 2
+
+            await world.until(came)
+
+        with world.mirror.announcing(taken.extend), world.mirror.announcing(taken.extend):
+            for number in range(10):
+                await told(Tick(1.0 + number, NOW, number))
+                await asyncio.sleep(0.05)  # longer in all than it listens when nobody asks
+            with world.server.client() as client:
+                assert len(client.client_list(_type="pubsub")) == 1
+                assert client.client_kill_filter(_type="pubsub") == 1
+            before = world.mirror.times_live
+
+            async def again() -> bool:
+                return world.mirror.live and world.mirror.times_live == before + 1
+
+            await world.until(again)
+            await told(Tick(50.0, NOW, 50))
+
+        async def rests() -> bool:
+            return not world.mirror.live
+
+        await world.until(rests)
+
+    run(redis_db, test)
+
+
 def test_a_server_that_is_away_is_asked_and_a_new_one_is_mirrored(own_redis: RedisServer) -> None:
     async def test(world: World) -> None:
         await asyncio.to_thread(own_redis.kill)

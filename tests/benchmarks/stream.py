@@ -1,0 +1,99 @@
+"""How long it takes from the sending of a tick until the clients of the stream have it, and what they cost.
+
+MarketFlow runs in live mode on a real Redis and a real PostgreSQL; three exchanges with 5 symbols send evenly from
+another process, and yet another one holds the clients: 1, 100 and 1,000 of them, each told of all series by one process
+of MarketFlow. All of a tick's way counts: the socket of the exchange, the flow, Redis, and back to the clients. What
+newer prices have replaced nobody is told of; of what a client is told every price counts.
+
+Meanwhile GET /prices/latest is asked every 10 ms, with clients and, for comparison, without.
+
+    python -m tests.benchmarks.stream
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import psutil
+
+from tests.benchmarks.audience import Audience
+from tests.benchmarks.cores import Cores
+from tests.benchmarks.live import LATEST, SETUPS, Live
+from tests.benchmarks.rawhttp import Client, request_of
+from tests.benchmarks.report import percentile, report
+from tests.benchmarks.stage import stage
+
+CLIENTS = (1, 100, 1000)
+WARM_UP_SECONDS = 2.0
+PAUSE_SECONDS = 0.01
+MEGABYTE = 1 << 20
+
+
+def measure(setup: str, clients: int, rate: float, seconds: float) -> dict[str, object]:
+    """So many clients of a MarketFlow of their own."""
+    with stage() as servers, ExitStack() as stack:
+        live = Live(servers, stack, setup, rate)
+        answering = psutil.Process(live.application.process.pid)
+        _ask(live, WARM_UP_SECONDS)
+        alone = _ask(live, seconds / 2)
+        before = answering.memory_info().rss
+        audience = stack.enter_context(Audience(live.application.port, clients))
+        _ask(live, WARM_UP_SECONDS)
+        audience.begin()
+        began = time.monotonic()
+        with Cores(live.processes | {"clients": audience.pid}) as cores:
+            beside = _ask(live, seconds)
+        seen, took = audience.seen(), time.monotonic() - began
+        memory = answering.memory_info().rss
+    return {
+        "setup": setup,
+        "clients": clients,
+        **{f"p{at}_ms": percentile(seen.ages, at) for at in (50, 90, 99)},
+        "max_ms": max(seen.ages),
+        "events_per_second": seen.events / took,
+        "a_client": seen.events / took / clients,
+        "mb_per_second": seen.received / took / MEGABYTE,
+        "rss_before_mb": before / MEGABYTE,
+        "rss_mb": memory / MEGABYTE,
+        "kb_a_client": (memory - before) / 1024 / clients,
+        **{f"latest_p{at}_ms": percentile(beside, at) for at in (50, 99)},
+        **{f"alone_p{at}_ms": percentile(alone, at) for at in (50, 99)},
+        "cores": {process: round(used, 2) for process, used in cores.used.items()},
+    }
+
+
+def _ask(live: Live, seconds: float) -> list[float]:
+    """Ask for a latest price every PAUSE_SECONDS; gives the milliseconds that each answer took."""
+    took = []
+    request = request_of(LATEST)
+    end = time.monotonic() + seconds
+    with Client(live.application.port) as client:
+        while (began := time.monotonic()) < end:
+            client.get(request)
+            took.append((time.monotonic() - began) * 1000)
+            time.sleep(PAUSE_SECONDS)
+    return took
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--setup", choices=(*SETUPS, "all"), default="both", help="one process, feeds and API apart, or each"
+    )
+    parser.add_argument("--clients", type=int, action="append", help="so many only; can be repeated")
+    parser.add_argument("--rate", type=float, default=100, help="ticks a second and exchange; %(default)s")
+    parser.add_argument("--seconds", type=float, default=15, help="how long each is measured; %(default)s")
+    parser.add_argument("--quick", action="store_true", help="three seconds each, for a look")
+    arguments = parser.parse_args(argv)
+    seconds = 3.0 if arguments.quick else arguments.seconds
+    setups = SETUPS if arguments.setup == "all" else (arguments.setup,)
+    clients = arguments.clients or CLIENTS
+    report("stream", [measure(setup, each, arguments.rate, seconds) for setup in setups for each in clients])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
