@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.application import Application, ScriptedExchange, now_ms
+from tests.application import ScriptedExchange, now_ms
 from tests.browser.conftest import PHONE, Look, Start, Visit
 
 NONE, MINUS = "\u2013", "\u2212"
@@ -54,17 +54,17 @@ def record(postgres_db: dict[str, Any]) -> Callable[..., None]:
     Younger ones would not be looked for there.
     """
 
-    def recorded(minutes: int, exchange: str = "exchange1", symbol: str = "BTCUSDT") -> None:
+    def recorded(minutes: int, exchange: str = "exchange1", symbol: str = "BTCUSDT", later: int = 0) -> None:
         with psycopg.connect(**postgres_db) as connection:
             connection.execute(
                 """
                 insert into aggregates (pair_name, exchange, mode, timestamp, average_price, min_price, max_price,
                                         open_price, close_price, tick_count)
-                select %s, %s, 'live', date_trunc('minute', now()) - (n + 14) * interval '1 minute',
-                       1000 - n + .5, 1000 - n - 1, 1000 - n + 2, 1000 - n, 1000 - n + 1, 10
-                from generate_series(1, %s) n
+                select %s, %s, 'live', date_trunc('minute', now()) - (n + 14 - %s) * interval '1 minute',
+                       p + .5, p - 1, p + 2, p, p + 1, 10
+                from (select n, 1000 + %s - n as p from generate_series(1, %s) n) _
                 """,
-                (symbol, exchange, minutes),
+                (symbol, exchange, later, later, minutes),
             )
 
     return recorded
@@ -186,6 +186,20 @@ def test_older_candles_come_with_a_look_to_the_left(visit: Visit, record: Callab
     expect(page.locator("#legend .close")).to_have_text("1 000.00")
 
 
+def test_candles_that_come_late_or_together_are_all_drawn(visit: Visit, record: Callable[..., None]) -> None:
+    record(10)
+    page = visit.open()
+    expect(page.locator("#legend .close")).to_have_text("1 000.00")
+    record(1, later=3)
+    expect(page.locator("#legend .close")).to_have_text("1 003.00")
+    until(page, lambda: drawn(page, "up") > 0)
+    before = drawn(page, "up")
+    record(2, later=2)  # in between
+    until(page, lambda: drawn(page, "up") > before)
+    record(1, later=4)
+    expect(page.locator("#legend .close")).to_have_text("1 004.00")
+
+
 def test_nothing_yet_is_told_as_such(visit: Visit) -> None:
     page = visit.open()
     expect(page.locator("#market-empty")).to_be_visible()
@@ -280,8 +294,12 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(start: Start, look: Loo
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
-def test_it_comes_in_the_colours_of_the_system(application: Application, look: Look, colours: str) -> None:
-    page = look(application.port, color_scheme=colours).open()
+def test_it_comes_in_the_colours_of_the_system(start: Start, look: Look, colours: str) -> None:
+    visit = look(start(MODE="test").port, color_scheme=colours)
+    page = visit.open()
+    expect(page.locator("#market .newest")).to_have_text([re.compile("[0-9]")] * 5)
+    expect(page.locator("#legend .ticks")).to_have_text(re.compile("[0-9]"))
+    visit.keep(f"desktop-{colours}")
     brightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)")
     assert (sum(brightness) > 384) is (colours == "light")
     other = "dark" if colours == "light" else "light"

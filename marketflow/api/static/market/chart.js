@@ -22,6 +22,8 @@ export class Chart {
     this.place = place;
     this.length = 60_000;
     this.decimals = -1;
+    this.count = 0; // of the candles that are drawn
+    this.newest = 0; // opening of the last of them, Unix ms
     this.chart = createChart(place, {
       autoSize: true,
       // Its logo brings a <style> with it; the notice is at the foot of the page.
@@ -75,8 +77,7 @@ export class Chart {
    */
   show(candles, length) {
     this.length = length;
-    this.#format(candles);
-    this.series.setData(candles.map(bar));
+    this.extend(candles);
     this.series.priceScale().applyOptions({ autoScale: true });
     const shown = Math.min(Math.max(candles.length, FEWEST_SHOWN), MOST_SHOWN);
     this.scale.setVisibleLogicalRange({ from: candles.length - shown, to: candles.length + MARGIN });
@@ -84,13 +85,29 @@ export class Chart {
 
   /** Shows more of the same, and stays where it is. @param {import("./candles.js").Candle[]} candles */
   extend(candles) {
+    this.#format(candles);
     this.series.setData(candles.map(bar));
+    this.count = candles.length;
+    this.newest = candles.at(-1)?.at ?? 0;
   }
 
-  /** @param {import("./candles.js").Candle} candle @param {boolean} last whether none is newer */
-  update(candle, last) {
-    this.#format([candle]);
-    this.series.update(bar(candle), !last);
+  /**
+   * Shows what has changed.
+   * @param {import("./candles.js").Candle[]} changed oldest first @param {import("./candles.js").Candle[]} candles all
+   */
+  update(changed, candles) {
+    const newer = changed.filter(({ at }) => at > this.newest).length;
+    if (this.count + newer !== candles.length) {
+      // One has come in between, which the library takes only with all of them.
+      this.extend(candles);
+      return;
+    }
+    this.#format(candles);
+    for (const candle of changed) {
+      this.series.update(bar(candle), candle.at < this.newest);
+      this.newest = Math.max(this.newest, candle.at);
+    }
+    this.count = candles.length;
   }
 
   toNewest() {

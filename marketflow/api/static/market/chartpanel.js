@@ -160,11 +160,7 @@ export class ChartPanel {
 
   #draw() {
     if (this.candles === null) return;
-    const last = this.candles.all.at(-1)?.at ?? 0;
-    // Oldest first: the library takes none that is older than its newest as new.
-    for (const candle of inOrder([...this.moved.values()])) {
-      this.chart.update(candle, candle.at === last);
-    }
+    this.chart.update(inOrder([...this.moved.values()]), this.candles.all);
     this.moved.clear();
     this.#uncover();
   }
