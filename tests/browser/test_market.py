@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -54,17 +55,19 @@ def record(postgres_db: dict[str, Any]) -> Callable[..., None]:
     Younger ones would not be looked for there.
     """
 
+    begun = datetime.now(UTC)  # a minute may end in the middle of a test
+
     def recorded(minutes: int, exchange: str = "exchange1", symbol: str = "BTCUSDT", later: int = 0) -> None:
         with psycopg.connect(**postgres_db) as connection:
             connection.execute(
                 """
                 insert into aggregates (pair_name, exchange, mode, timestamp, average_price, min_price, max_price,
                                         open_price, close_price, tick_count)
-                select %s, %s, 'live', date_trunc('minute', now()) - (n + 14 - %s) * interval '1 minute',
+                select %s, %s, 'live', date_trunc('minute', %s::timestamptz) - (n + 14 - %s) * interval '1 minute',
                        p + .5, p - 1, p + 2, p, p + 1, 10
                 from (select n, 1000 + %s - n as p from generate_series(1, %s) n) _
                 """,
-                (symbol, exchange, later, later, minutes),
+                (symbol, exchange, begun, later, later, minutes),
             )
 
     return recorded
