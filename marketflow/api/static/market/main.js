@@ -86,7 +86,7 @@ stream.open();
 
 /** The chart follows the prices where there is one column, so that the order of the Tab key is that of the eye. */
 function arrange() {
-  const narrow = window.matchMedia("(max-width: 1023px)");
+  const narrow = window.matchMedia("(max-width: 1179px)");
   const [prices, panel, aside] = [".market", ".chart", ".aside"].map((name) => document.querySelector(name));
   const place = () => (narrow.matches ? prices.after(panel, aside) : prices.after(aside, panel));
   narrow.addEventListener("change", place);
