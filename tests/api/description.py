@@ -105,10 +105,15 @@ class Description:
 
     def _check_names(self, schema: Mapping[str, Any], value: object) -> None:
         """No member may be there that is not described: by JSON Schema any is welcome."""
+        if "anyOf" in schema:
+            schema = next(each for each in schema["anyOf"] if not self.errors(each, value))
         schema = self.resolved(schema["allOf"][0] if "allOf" in schema else schema)
         if schema.get("properties"):
             assert isinstance(value, dict)
             assert set(value) == set(schema["properties"])
+            for name, each in schema["properties"].items():
+                for item in value[name] if "items" in each else ():
+                    self._check_names(each["items"], item)
 
 
 def description(token: str = "plain") -> Description:

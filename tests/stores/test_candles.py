@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -173,6 +174,48 @@ def test_days_that_an_earlier_version_makes_are_read_by_their_minutes_until_thei
         assert user.execute("select hourly, tick_count from aggregates_daily").fetchall() == [(True, 25)]
         assert user.execute("select sum(tick_count) from aggregates_hourly").fetchall() == [(25,)]
         market.check(*walks)
+
+
+BY_VERSION_2 = """
+insert into aggregates_daily
+select pair_name, exchange, mode, date_trunc('day', timestamp, 'UTC'),
+       sum(average_price * tick_count) / sum(tick_count),
+       min(min_price), max(max_price), (array_agg(open_price order by timestamp))[1],
+       (array_agg(close_price order by timestamp desc))[1], sum(tick_count), min(open_at), max(close_at)
+from aggregates group by 1, 2, 3, 4;
+update aggregates_rolled_until set rolled_until = (select max(timestamp) + interval '24 hours' from aggregates_daily);
+grant select on aggregates to public;
+"""
+"""What version 2 of the schema, and its MarketFlow, would have left."""
+
+
+def test_an_upgrade_keeps_days_and_makes_their_hours_in_steps(postgres_db: Keywords, tmp_path: Path) -> None:
+    for file in sorted(resource("ddl").glob("000[12]_*.sql")):
+        (tmp_path / file.name).write_text(file.read_text())
+    keywords = connection_keywords(**postgres_db)
+    ticks = [(SERIES[0], Tick(float(n % 7 + 1), DAY + n * 3 * HOUR_MS, n)) for n in range(40)]
+    with closing(PostgresArchive(keywords, tmp_path, 200)) as earlier:
+        earlier.write(candles_of_ticks(ticks, MINUTE_MS))
+    with psycopg.connect(**postgres_db, autocommit=True) as user:
+        user.execute(BY_VERSION_2)
+        with (
+            closing(PostgresArchive(keywords, resource("ddl"), 200)) as archive,
+            closing(PostgresDays(keywords)) as days,
+        ):
+            archive.write({})
+            market = Market(postgres_db, archive, days)
+            market.ticks = ticks
+            walks = [Walk(length, *EVERYTHING, limit, newest=True) for length in LENGTHS for limit in (3, 1000)]
+            assert user.execute("select count(*) from aggregates_daily where tick_count is null").fetchone() == (0,)
+            market.check(*walks)
+            more = True
+            while more:
+                more = days.roll_up(DAY + 9 * DAY_MS)
+                market.check(*walks)
+            made = "select count(*) filter (where hourly), count(*) from aggregates_daily"
+            assert user.execute(made).fetchone() == (5, 5)
+        readable = "select has_table_privilege('pg_monitor', 'aggregates_hourly', 'select')"
+        assert user.execute(readable).fetchone() == (True,)
 
 
 def test_rows_shorter_than_a_minute_are_folded_into_minutes(postgres_db: Keywords, market: Market) -> None:

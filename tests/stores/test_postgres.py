@@ -198,7 +198,7 @@ def test_a_file_that_fails_leaves_nothing_half_applied(postgres_db: Keywords, dd
         second.write_text("create table two (x int)")
         archive.write({})
         assert available(archive)
-    assert query(postgres_db, "select count(*) from ddl_applied") == [(len([*DDL.glob("*.sql")]),)]
+    assert query(postgres_db, "select count(*) from ddl_applied") == [(2,)]
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def test_a_file_may_take_longer_than_a_row(postgres_db: Keywords, ddl: Path) -> 
     (ddl / "0002_slow.sql").write_text(f"select pg_sleep({ANSWER_SECONDS + 0.2})")
     with archive_at(postgres_db, ddl=ddl) as archive:
         archive.write({})
-    assert query(postgres_db, "select count(*) from ddl_applied") == [(len([*DDL.glob("*.sql")]),)]
+    assert query(postgres_db, "select count(*) from ddl_applied") == [(2,)]
 
 
 def test_a_file_that_takes_too_long_is_ended_by_the_server(
