@@ -19,9 +19,10 @@ from loguru import logger
 
 from marketflow import __version__, logs
 from marketflow.api import request_times
-from marketflow.api.connections import raise_file_limit
+from marketflow.api.connections import LimitedConnection
 from marketflow.api.context import Context
 from marketflow.api.protection import is_loopback
+from marketflow.api.room import raise_file_limit
 from marketflow.api.server import Server, bind, bind_each, place_of
 from marketflow.application import Application
 from marketflow.clock import system_clock
@@ -49,13 +50,13 @@ def serve(settings: Settings) -> int:
     Raises:
         StartError: the port cannot be bound.
     """
-    raise_file_limit()
+    raise_file_limit(LimitedConnection.MAX_CONNECTIONS)
     return _serve(_Everything(settings), settings, bind(settings.http.host, settings.http.port), supervisor())
 
 
 def serve_api(settings: Settings, workers: int = 1) -> int:
     """Answer requests, in so many processes, about the ticks that others take; otherwise as `serve`."""
-    raise_file_limit()
+    raise_file_limit(LimitedConnection.MAX_CONNECTIONS)
     if workers == 1:
         return _serve(_ApiHalf(settings), settings, bind(settings.http.host, settings.http.port), supervisor())
     listeners = bind_each(settings.http.host, settings.http.port, workers)

@@ -6,13 +6,10 @@ limited in `protection`, under any server.
 """
 
 import asyncio
-import resource
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from heapq import nsmallest
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -20,17 +17,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from marketflow.api.outflow import Outflow
 from marketflow.api.problems import Problem, answer_to
 from marketflow.api.protection import CLOSE, request_timeout
+from marketflow.api.room import FILES_PER_CONNECTION, Connection, make_room, max_open_files
 from marketflow.api.stream import STREAMING
 from marketflow.api.websocket import PATH as WEBSOCKET_PATH
-from marketflow.api.websocket_connection import LimitedWebSocket
-from marketflow.logs import RateLimit
-
-FILES_PER_CONNECTION = 4
-"""Of the files that may be open, a quarter are connections, another quarter those that come in one go before any of
-them can be closed, and the rest is for the stores, the exchanges and the logs.
-"""
-
-_limit = RateLimit(10.0)
 
 
 class MalformedRequest(Problem):
@@ -84,7 +73,7 @@ class LimitedConnection(HttpToolsProtocol):
         """Begin to wait for the first request."""
         super().connection_made(transport)
         self._expect_headers()
-        self._make_room()
+        make_room(self, cast("set[Connection]", self.connections), self.most())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
@@ -241,51 +230,10 @@ class LimitedConnection(HttpToolsProtocol):
         else:
             self._refuse(request_timeout())
 
-    # Room
-
-    def _make_room(self) -> None:
-        """Close the connection that has been idle for longest when there are too many.
-
-        Never the newcomer: whoever holds all connections would lock everybody out. Only when no connection is idle
-        does an answer give way.
-        """
-        most = self.most()
-        if len(self.connections) <= most:
-            return
-        others = [other for other in self._open_connections() if other is not self]
-        if len(others) >= most:
-            _limit.log("room", "WARNING", f"there are more than {most} connections; the longest idle ones are closed")
-            # Some more at once, for looking through all of them takes its time; but no answer for that.
-            longest, *more = nsmallest(max(1, most // 100), others, key=lambda other: (other.answering, other.used_at))
-            for each in (longest, *(other for other in more if not other.answering)):
-                each.transport.abort()
-
     @property
     def used_at(self) -> float:
         """When it was last heard of, in seconds of the monotonic clock."""
         return self._heard_of_at or self._opened_at
-
-    def _open_connections(self) -> "Iterator[LimitedConnection | LimitedWebSocket]":
-        for each in self.connections:
-            if isinstance(each, LimitedConnection | LimitedWebSocket) and not each.transport.is_closing():
-                yield each
-
-
-def raise_file_limit() -> None:
-    """Take as many open files as connections may need, as far as they are granted."""
-    soft, hard = (_counted(limit) for limit in resource.getrlimit(resource.RLIMIT_NOFILE))
-    wanted = min(hard, FILES_PER_CONNECTION * LimitedConnection.MAX_CONNECTIONS)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-
-
-def max_open_files() -> int:
-    """How many files this process may have open."""
-    return _counted(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-
-
-def _counted(limit: int) -> int:
-    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 def _headers_too_large() -> Response:

@@ -11,7 +11,8 @@ import uvicorn
 from loguru import logger
 from starlette.types import ASGIApp
 
-from marketflow.api.connections import LimitedConnection, max_open_files
+from marketflow.api.connections import LimitedConnection
+from marketflow.api.room import max_open_files
 from marketflow.api.websocket_connection import LimitedWebSocket
 from marketflow.errors import StartError
 

@@ -217,11 +217,11 @@ class Mirror:
                             self._newest[series] = tick
                     for take in self._takers:
                         take(announced)
-                case keys.SLICES_CHANNEL:
+                case keys.SLICES_CHANNEL if self._windows:
                     for (series, start), candle in keys.decode_announced(message["data"]):
                         if (entry := self._windows.get(series)) is not None:
                             entry.window.put_slice(start, keys.decode_candle(bytes(candle)))
-                case keys.MINUTES_CHANNEL:
+                case keys.MINUTES_CHANNEL if self._windows:
                     for (series, start), candle in keys.decode_announced(message["data"]):
                         if (entry := self._windows.get(series)) is not None:
                             entry.window.put_minute(start, keys.decode_candle(bytes(candle)))

@@ -82,6 +82,7 @@ class Hub:
         self._known = Known(pairs, mode.current, self._due.set)
         self._unread = asyncio.Event()
         self._relied_on: object = None
+        self._unarchived = False  # whether the archive could not be asked for something
         self._beat_at = self._poll_at = self._archive_at = 0.0
 
     # Clients
@@ -174,13 +175,15 @@ class Hub:
                 self._beat_at = now + HEARTBEAT_SECONDS
                 self._known.beat(milliseconds(self._prices.clock()))
             relied_on = self._relies_on(health)
-            if (relied_on is None and now >= self._poll_at) or relied_on != self._relied_on:
+            poll = now >= self._poll_at if relied_on is None else self._unarchived and now >= self._archive_at
+            if poll or relied_on != self._relied_on:
                 self._unread.set()
             await asyncio.sleep(LOOK_SECONDS)
 
     def _look_at_mode(self) -> None:
         if (mode := self._mode.current) is not self._known.mode:
             self._known.switch(mode, self._health())
+            self._archive_at = 0.0
 
     def _take(self, announced: Sequence[tuple[Series, Tick]]) -> None:
         self._look_at_mode()
@@ -219,7 +222,9 @@ class Hub:
         try:
             last = await self._prices.archive.last(missing)
         except Unavailable:
+            self._unarchived = True
             return
+        self._unarchived = False
         self._known.put([(one, tick) for one, tick in zip(missing, last, strict=True) if tick is not None])
 
 

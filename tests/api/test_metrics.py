@@ -140,6 +140,18 @@ def test_a_request_takes_as_long_as_it_was_worked_on() -> None:
     assert samples.of("http_request_seconds_bucket", le="+Inf", **labels) == 1
 
 
+# Streams
+
+
+def test_clients_of_streams_are_counted_and_not_timed() -> None:
+    samples = after(World(), ("GET", "/stream/prices"), ("HEAD", "/stream/prices"), ("GET", "/stream/prices?symbols=x"))
+    assert samples.of("stream_clients", transport="sse") == 0
+    assert samples.of("stream_clients", transport="websocket") == 0
+    assert samples.of("stream_events_total", transport="sse") == 2  # a snapshot and the end
+    assert samples.of("stream_events_total", transport="websocket") == 0
+    assert samples.requests() == {("/stream/prices", "HEAD", "200"): 1, ("/stream/prices", "GET", "404"): 1}
+
+
 # Forms
 
 
