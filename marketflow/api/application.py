@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from marketflow.api.candles import candle_operations
 from marketflow.api.documentation import with_documentation
+from marketflow.api.market import market_operations
 from marketflow.api.metrics import metrics_operations
 from marketflow.api.modes import mode_operations
 from marketflow.api.operation import Operation
@@ -49,6 +50,7 @@ def operations(times: RequestTimes) -> list[Operation]:
             *mode_operations(),
             *status_operations(),
             *metrics_operations(times),
+            *market_operations(),
         ]
     )
 

@@ -1,6 +1,8 @@
 """Pages, and the files that they are made of."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,12 @@ from marketflow import api
 from tests.api.world import World
 
 STATIC = Path(api.__file__).parent / "static"
-PAGES = {"/docs": STATIC / "docs/index.html"}
+PAGES = {"/": STATIC / "market/index.html", "/docs": STATIC / "docs/index.html"}
 USED = re.compile(r'(?:src|href)="([^"]+)"')
+LINK = re.compile(r'<a href="(https:[^"]+)" rel="noreferrer">')
+IMPORTED = re.compile(r'^(?:import|export) [^;]*?from "([^"]+)";', re.MULTILINE)
 SWAGGER_UI = STATIC / "swagger-ui"
+LIGHTWEIGHT_CHARTS = STATIC / "lightweight-charts"
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -29,12 +34,33 @@ def test_a_page_may_use_nothing_from_elsewhere(path: str) -> None:
 def test_what_a_page_uses_is_there_and_its_own(path: str, file: Path) -> None:
     html = World().ask(path).text
     assert html == file.read_text()
+    # What only a reader who wants to can follow is not used.
+    html = LINK.sub("", html)
     used = USED.findall(html)
     assert used
     for link in used:
         assert World().ask(f"/{link}").status_code == 200, link
     assert "<style" not in html
-    assert not re.findall(r"<script(?![^>]* src=)|\son[a-z]+=|style=|https?:", html)
+    assert not re.findall(r"<script(?![^>]* src=)|\son[a-z]+=|style=|(?:src|href|action)=\"?https?:", html)
+
+
+@pytest.mark.parametrize("module", sorted((STATIC / "market").glob("*.js")), ids=lambda path: path.name)
+def test_what_a_module_imports_is_there_and_says_what_it_is_for(module: Path) -> None:
+    source = module.read_text()
+    assert source.startswith("/**" if module.name != "colours.js" else "//")
+    for name in IMPORTED.findall(source):
+        assert name.startswith("."), name
+        path = (module.parent / name).resolve().relative_to(STATIC)
+        assert World().ask(f"/static/{path.as_posix()}").status_code == 200, name
+    assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", source)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node to read the modules")
+@pytest.mark.parametrize("module", sorted((STATIC / "market").glob("*.js")), ids=lambda path: path.name)
+def test_a_module_is_javascript(module: Path) -> None:
+    command = ["node", "--input-type=module", "--check"]
+    found = subprocess.run(command, input=module.read_text(), capture_output=True, text=True, timeout=30, check=False)
+    assert found.returncode == 0, found.stderr
 
 
 @pytest.mark.parametrize(
@@ -43,6 +69,8 @@ def test_what_a_page_uses_is_there_and_its_own(path: str, file: Path) -> None:
         ("docs/docs.js", "text/javascript"),
         ("docs/docs.css", "text/css"),
         ("swagger-ui/swagger-ui-bundle.js", "text/javascript"),
+        ("lightweight-charts/lightweight-charts.js", "text/javascript"),
+        ("market/market.css", "text/css"),
         ("icon.svg", "image/svg+xml"),
     ],
 )
@@ -65,6 +93,7 @@ def test_a_file_is_sent_once_and_then_asked_after(name: str, media_type: str) ->
     "name",
     [
         *("", "nothing.js", "docs", "docs/", "docs/index.html", "swagger-ui/LICENSE", "swagger-ui/README.md"),
+        *("market/index.html", "lightweight-charts/NOTICE"),
         *("../pages.py", "..%2Fpages.py", "%2e%2e/__init__.py", "/etc/passwd", "%00", "docs/../icon.svg%20"),
     ],
 )
@@ -87,6 +116,20 @@ def test_the_viewer_is_shipped_with_its_licences_and_says_which_it_is() -> None:
     version = (SWAGGER_UI / "README.md").read_text().splitlines()[0].removeprefix("# Swagger UI ")
     assert re.fullmatch(r"\d+\.\d+\.\d+", version)
     assert f'"{version}"' in (SWAGGER_UI / "swagger-ui-bundle.js").read_text()
+
+
+def test_the_charts_are_shipped_with_their_licence_and_the_page_bears_their_notice() -> None:
+    names = {file.name for file in LIGHTWEIGHT_CHARTS.iterdir()}
+    assert names == {"lightweight-charts.js", "LICENSE", "NOTICE", "README.md"}
+    assert "Apache License" in (LIGHTWEIGHT_CHARTS / "LICENSE").read_text()
+    title = (LIGHTWEIGHT_CHARTS / "README.md").read_text().splitlines()[0]
+    version = title.removeprefix("# Lightweight Charts ")
+    assert f"Lightweight Charts™ v{version}\n" in (LIGHTWEIGHT_CHARTS / "lightweight-charts.js").read_text()[:200]
+    page = (STATIC / "market/index.html").read_text()
+    notice = (LIGHTWEIGHT_CHARTS / "NOTICE").read_text().split("\n")[1].removesuffix(" https://www.tradingview.com/")
+    assert notice in page
+    assert LINK.findall(page) == ["https://www.tradingview.com/"]
+    assert "attributionLogo: false" in (STATIC / "market/chart.js").read_text()  # it would need a <style>
 
 
 def test_the_styles_and_scripts_ask_no_other_server() -> None:

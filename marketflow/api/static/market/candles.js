@@ -1,0 +1,98 @@
+/** Candles of one series and interval: asked for in pieces, kept in order, and kept running by newest prices. */
+
+import { ask, pathOf } from "./api.js";
+
+export const INTERVALS = { "1m": 60_000, "5m": 300_000, "15m": 900_000, "1h": 3_600_000, "4h": 14_400_000, "1d": 86_400_000 };
+
+const FIRST = 500;
+const MORE = 1000; // as many as the API gives at once
+
+/**
+ * @typedef {{at: number, open: number, high: number, low: number, close: number, average: number | null,
+ *   ticks: number | null, closed: boolean}} Candle
+ * `at`: Unix ms of its opening; no average and ticks are known of what only the stream has told.
+ */
+
+export class Candles {
+  /** @param {string} symbol @param {string} exchange nothing is all @param {string} interval */
+  constructor(symbol, exchange, interval) {
+    this.symbol = symbol;
+    this.exchange = exchange;
+    this.interval = interval;
+    this.length = INTERVALS[interval];
+    /** @type {Candle[]} oldest first */
+    this.all = [];
+    this.complete = false; // nothing older is on record
+    this.ticked = 0; // newest tick that was taken, Unix ms by the exchange's clock
+    this.pathOf = pathOf("candles", symbol, exchange);
+  }
+
+  /** The newest ones. @param {AbortSignal} signal */
+  async load(signal) {
+    this.all = await this.#ask({ limit: FIRST }, signal);
+    this.complete = this.all.length < FIRST;
+  }
+
+  /** Those before the oldest. @param {AbortSignal} signal */
+  async loadOlder(signal) {
+    const older = await this.#ask({ to: this.all[0].at, limit: MORE }, signal);
+    this.complete = older.length < MORE;
+    this.all = [...older, ...this.all];
+  }
+
+  /**
+   * What has become of the newest two, and all since: what the stream leaves out, the API has.
+   * @param {AbortSignal} signal
+   * @returns {Promise<Candle[] | null>} those that changed, or null where so many are missing that all are to be loaded
+   */
+  async refresh(signal) {
+    const from = (this.all.at(-2) ?? this.all.at(-1))?.at;
+    const told = await this.#ask(from === undefined ? { limit: FIRST } : { from, limit: MORE }, signal);
+    if (from !== undefined && told.length === MORE) return null;
+    return told.map((candle) => this.#put(this.#withTicks(candle)));
+  }
+
+  /**
+   * Takes a price of the stream.
+   * @param {import("./market.js").Quote} quote
+   * @returns {Candle | null} the candle that changed
+   */
+  take({ symbol, exchange, price, at }) {
+    if (symbol !== this.symbol || (this.exchange && exchange !== this.exchange)) return null;
+    const opening = Math.floor(at / this.length) * this.length;
+    const last = this.all.at(-1);
+    // What is late for the newest candle comes with the next refresh.
+    if (at < this.ticked || (last && opening < last.at)) return null;
+    this.ticked = at;
+    if (last?.at !== opening) {
+      return this.#put({
+        at: opening, open: price, high: price, low: price, close: price, average: null, ticks: null, closed: false,
+      });
+    }
+    const { high, low } = last;
+    return this.#put({ ...last, high: Math.max(high, price), low: Math.min(low, price), close: price });
+  }
+
+  /** A candle as the API has it, with the newest ticks, of which the stream knows a moment earlier. @param {Candle} told */
+  #withTicks(told) {
+    const known = this.all.at(-1);
+    if (known?.at !== told.at || told.closed || this.ticked < told.at) return told;
+    return { ...told, high: Math.max(told.high, known.high), low: Math.min(told.low, known.low), close: known.close };
+  }
+
+  /** @param {Candle} candle */
+  #put(candle) {
+    const place = this.all.findLastIndex((other) => other.at <= candle.at);
+    if (this.all[place]?.at === candle.at) this.all[place] = candle;
+    else this.all.splice(place + 1, 0, candle);
+    return candle;
+  }
+
+  /** @param {{from?: number, to?: number, limit: number}} query @param {AbortSignal} signal @returns {Promise<Candle[]>} */
+  async #ask(query, signal) {
+    const parameters = new URLSearchParams({ interval: this.interval });
+    for (const [name, value] of Object.entries(query)) parameters.set(name, String(value));
+    const answer = await ask(`${this.pathOf}?${parameters}`, { signal });
+    return answer.candles.map((/** @type {any} */ { time, ...candle }) => ({ at: Date.parse(time), ...candle }));
+  }
+}

@@ -1,0 +1,168 @@
+/** The drawing of candles: Lightweight Charts in the colours of the page, with local times, and by keyboard. */
+
+import { CandlestickSeries, CrosshairMode, createChart, TickMarkType } from "../lightweight-charts/lightweight-charts.js";
+import { decimalsFor, price } from "./format.js";
+
+const DAY_MS = 86_400_000;
+
+/** How many candles are shown at first, and left blank at the right. */
+const FEWEST_SHOWN = 50;
+const MOST_SHOWN = 110;
+const MARGIN = 4;
+
+/** How near to the oldest candle older ones are asked for. */
+const NEAR = 30;
+
+export class Chart {
+  /**
+   * @param {HTMLElement} place
+   * @param {{older: () => void, hovered: (index: number | null) => void, moved: (away: boolean) => void}} told
+   */
+  constructor(place, told) {
+    this.place = place;
+    this.length = 60_000;
+    this.decimals = -1;
+    this.count = 0; // of the candles that are drawn
+    this.newest = 0; // opening of the last of them, Unix ms
+    this.chart = createChart(place, {
+      autoSize: true,
+      // Its logo brings a <style> with it; the notice is at the foot of the page.
+      layout: { attributionLogo: false, fontFamily: getComputedStyle(place).fontFamily },
+      crosshair: { mode: CrosshairMode.Normal },
+      rightPriceScale: { borderVisible: false },
+      timeScale: {
+        borderVisible: false,
+        timeVisible: true,
+        secondsVisible: false,
+        rightOffset: MARGIN,
+        minBarSpacing: 0.8,
+        tickMarkFormatter: (/** @type {number} */ time, /** @type {number} */ type) => this.#mark(time * 1000, type),
+      },
+      localization: {
+        timeFormatter: (/** @type {number} */ time) => this.#moment(time * 1000),
+        priceFormatter: (/** @type {number} */ value) => price(value, Math.max(0, this.decimals)),
+      },
+    });
+    this.series = this.chart.addSeries(CandlestickSeries, { borderVisible: false });
+    this.scale = this.chart.timeScale();
+    this.scale.subscribeVisibleLogicalRangeChange((range) => {
+      if (range && range.from < NEAR) told.older();
+      told.moved(this.scale.scrollPosition() < -1);
+    });
+    this.chart.subscribeCrosshairMove(({ logical, point }) => told.hovered(point ? (logical ?? null) : null));
+    place.addEventListener("keydown", (event) => this.#key(event));
+    this.colour();
+  }
+
+  /** Takes the colours of the page. */
+  colour() {
+    const style = getComputedStyle(document.documentElement);
+    const [text, grid, up, down, line, surface] = ["dim", "grid", "up", "down", "faint", "raised"].map((name) =>
+      style.getPropertyValue(`--${name}`).trim(),
+    );
+    this.chart.applyOptions({
+      layout: { background: { color: "transparent" }, textColor: text },
+      grid: { vertLines: { color: grid }, horzLines: { color: grid } },
+      crosshair: {
+        vertLine: { color: line, labelBackgroundColor: surface },
+        horzLine: { color: line, labelBackgroundColor: surface },
+      },
+    });
+    this.series.applyOptions({ upColor: up, downColor: down, wickUpColor: up, wickDownColor: down });
+  }
+
+  /**
+   * Shows other candles, the newest at the right.
+   * @param {import("./candles.js").Candle[]} candles @param {number} length of each in ms
+   */
+  show(candles, length) {
+    this.length = length;
+    this.extend(candles);
+    this.series.priceScale().applyOptions({ autoScale: true });
+    const shown = Math.min(Math.max(candles.length, FEWEST_SHOWN), MOST_SHOWN);
+    this.scale.setVisibleLogicalRange({ from: candles.length - shown, to: candles.length + MARGIN });
+  }
+
+  /** Shows more of the same, and stays where it is. @param {import("./candles.js").Candle[]} candles */
+  extend(candles) {
+    this.#format(candles);
+    this.series.setData(candles.map(bar));
+    this.count = candles.length;
+    this.newest = candles.at(-1)?.at ?? 0;
+  }
+
+  /**
+   * Shows what has changed.
+   * @param {import("./candles.js").Candle[]} changed oldest first @param {import("./candles.js").Candle[]} candles all
+   */
+  update(changed, candles) {
+    const newer = changed.filter(({ at }) => at > this.newest).length;
+    if (this.count + newer !== candles.length) {
+      // One has come in between, which the library takes only with all of them.
+      this.extend(candles);
+      return;
+    }
+    this.#format(candles);
+    for (const candle of changed) {
+      this.series.update(bar(candle), candle.at < this.newest);
+      this.newest = Math.max(this.newest, candle.at);
+    }
+    this.count = candles.length;
+  }
+
+  toNewest() {
+    // At once: what comes in would end a movement half way.
+    this.scale.scrollToPosition(MARGIN, false);
+  }
+
+  /** @param {import("./candles.js").Candle[]} candles */
+  #format(candles) {
+    const newest = candles.at(-1);
+    const decimals = newest ? decimalsFor(newest.close) : 2;
+    if (decimals === this.decimals) return;
+    this.decimals = decimals;
+    this.series.applyOptions({ priceFormat: { type: "price", precision: decimals, minMove: 10 ** -decimals } });
+  }
+
+  /** What stands below the chart: days are UTC's, as their candles are; everything shorter is local. */
+  #mark(ms, type) {
+    const at = new Date(ms);
+    const days = this.length >= DAY_MS;
+    const zone = days ? { timeZone: "UTC" } : {};
+    if (type === TickMarkType.Year) return at.toLocaleDateString(undefined, { year: "numeric", ...zone });
+    if (type === TickMarkType.Month) return at.toLocaleDateString(undefined, { month: "short", ...zone });
+    const midnight = days || (at.getHours() === 0 && at.getMinutes() === 0);
+    if (midnight || (type === TickMarkType.DayOfMonth && this.length >= 3_600_000)) {
+      return at.toLocaleDateString(undefined, { day: "numeric", month: "short", ...zone });
+    }
+    return at.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+  }
+
+  /** @param {number} ms */
+  #moment(ms) {
+    const day = { day: "numeric", month: "short", year: "numeric" };
+    if (this.length >= DAY_MS) return new Date(ms).toLocaleDateString(undefined, { ...day, timeZone: "UTC" });
+    return new Date(ms).toLocaleString(undefined, { ...day, hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+  }
+
+  /** @param {KeyboardEvent} event */
+  #key(event) {
+    const range = this.scale.getVisibleLogicalRange();
+    if (!range || event.ctrlKey || event.metaKey || event.altKey) return;
+    const width = range.to - range.from;
+    const by = (/** @type {number} */ from, /** @type {number} */ to) => ({ from: range.from + from, to: range.to + to });
+    const step = event.shiftKey ? width / 2 : Math.max(1, width / 20);
+    const goals = {
+      ArrowLeft: by(-step, -step), ArrowRight: by(step, step), "+": by(width / 8, 0), "=": by(width / 8, 0), "-": by(-width / 6, 0),
+    };
+    if (event.key === "End") this.toNewest();
+    else if (event.key in goals) this.scale.setVisibleLogicalRange(goals[event.key]);
+    else return;
+    event.preventDefault();
+  }
+}
+
+/** @param {import("./candles.js").Candle} candle */
+function bar({ at, open, high, low, close }) {
+  return { time: /** @type {any} */ (at / 1000), open, high, low, close };
+}

@@ -1,0 +1,39 @@
+/** Tells whether what is shown is the present: a word in the head of the page, and a banner while it is not. */
+
+import { byId, say } from "./dom.js";
+
+const WORDS = { connecting: "Connecting", open: "Live stream", lost: "Disconnected" };
+
+export class Connection {
+  /** @param {import("./stream.js").Stream} stream */
+  constructor(stream) {
+    this.banner = byId("banner");
+    this.retryAt = 0;
+    this.reason = "";
+    this.everOpen = false;
+    stream.addEventListener("state", (event) => this.#become(event.detail));
+    byId("banner-retry").addEventListener("click", () => stream.retry());
+    setInterval(() => this.#count(), 250);
+  }
+
+  /** @param {{state: string, reason?: string, retryAt?: number, failures?: number}} told */
+  #become({ state, reason = "", retryAt = 0, failures = 0 }) {
+    // One that is tried again is still lost until it has succeeded.
+    const shown = state === "connecting" && failures > 0 ? "lost" : state;
+    document.body.dataset.connection = shown;
+    say(document.querySelector("#connection .word"), WORDS[shown]);
+    this.banner.hidden = shown !== "lost";
+    this.retryAt = retryAt;
+    this.reason = reason || this.reason;
+    this.everOpen ||= state === "open";
+    if (shown === "lost") say(byId("banner-text"), `${this.reason} ${this.everOpen ? "Prices are those of before." : ""}`);
+    this.#count();
+  }
+
+  #count() {
+    if (this.banner.hidden) return;
+    const seconds = Math.ceil((this.retryAt - performance.now()) / 1000);
+    say(byId("banner-countdown"), seconds > 0 ? `Trying again in ${seconds} s.` : "Reconnecting …");
+    byId("banner-retry").disabled = seconds <= 0;
+  }
+}

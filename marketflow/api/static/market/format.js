@@ -1,0 +1,111 @@
+/** Numbers and times as people read them. */
+
+const THIN = "\u202f"; // narrow, and no line breaks there
+const NONE = "–";
+
+/**
+ * How many decimals a price of this size deserves: 100,000 two, 1 four, 0.08 six.
+ * @param {number} price
+ */
+export function decimalsFor(price) {
+  if (!(price > 0) || price >= 1000) return 2;
+  if (price >= 1) return price >= 100 ? 3 : 4;
+  return Math.min(12, 4 - Math.floor(Math.log10(price)));
+}
+
+/**
+ * A price, thousands apart by thin spaces.
+ * @param {number | null | undefined} value
+ * @param {number} [decimals]
+ */
+export function price(value, decimals) {
+  if (value == null || !Number.isFinite(value)) return NONE;
+  if (Math.abs(value) >= 1e15) return value.toExponential(6);
+  return grouped(value.toFixed(decimals ?? decimalsFor(Math.abs(value))));
+}
+
+/** @param {number} value */
+export const count = (value) => grouped(String(Math.round(value)));
+
+/**
+ * Basis points, hundredths of a percent.
+ * @param {number} value
+ */
+export const basisPoints = (value) => grouped(value.toFixed(Math.abs(value) < 100 ? 1 : 0));
+
+/**
+ * A change in percent, with its sign.
+ * @param {number} share
+ */
+export function percent(share) {
+  const text = (share * 100).toFixed(2);
+  return `${share > 0 ? "+" : ""}${text.replace("-", "−")}${THIN}%`;
+}
+
+/**
+ * How long ago, in the unit that matters.
+ * @param {number} ms
+ */
+export function age(ms) {
+  const seconds = Math.max(0, ms) / 1000;
+  if (seconds < 2) return "now";
+  if (seconds < 60) return `${Math.floor(seconds)}${THIN}s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)}${THIN}min`;
+  if (seconds < 48 * 3600) return `${Math.floor(seconds / 3600)}${THIN}h`;
+  return `${Math.floor(seconds / 86400)}${THIN}d`;
+}
+
+const TIME = new Intl.DateTimeFormat(undefined, {
+  hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23",
+});
+const MINUTE = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const DAY_AND_TIME = new Intl.DateTimeFormat(undefined, {
+  day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23",
+});
+
+/**
+ * Local time; with the day if that is another one.
+ * @param {number} ms Unix
+ */
+export function moment(ms) {
+  return (isToday(ms) ? TIME : DAY_AND_TIME).format(ms);
+}
+
+/**
+ * The same without seconds.
+ * @param {number} ms Unix
+ */
+export function minute(ms) {
+  return (isToday(ms) ? MINUTE : DAY_AND_TIME).format(ms);
+}
+
+/**
+ * The same in UTC, to the millisecond.
+ * @param {number} ms Unix
+ */
+export const utc = (ms) => new Date(ms).toISOString().replace("T", " ").replace("Z", " UTC");
+
+/**
+ * Length of a period such as 1m30s in ms; infinite for `all`, null for what is none.
+ * @param {string} text
+ */
+export function periodMs(text) {
+  if (text === "all") return Infinity;
+  if (!/^(\d{1,8}[smhd])+$/.test(text)) return null;
+  const units = { s: 1e3, m: 6e4, h: 3.6e6, d: 8.64e7 };
+  let sum = 0;
+  for (const [, number, unit] of text.matchAll(/(\d+)([smhd])/g)) sum += Number(number) * units[unit];
+  return sum >= 1e3 && sum <= 366 * units.d ? sum : null;
+}
+
+/** @param {number} ms */
+function isToday(ms) {
+  return new Date().toDateString() === new Date(ms).toDateString();
+}
+
+/** @param {string} digits */
+function grouped(digits) {
+  const [whole, decimals] = digits.split(".");
+  const apart = whole.replace(/\B(?=(\d{3})+$)/g, THIN);
+  return (decimals === undefined ? apart : `${apart}.${decimals}`).replace("-", "−");
+}

@@ -1,0 +1,94 @@
+/** Puts the page together: one stream, one market, and the parts that show it. */
+
+import { ChartPanel } from "./chartpanel.js";
+import { Choice } from "./choice.js";
+import { Comparison } from "./comparison.js";
+import { Connection } from "./connection.js";
+import { byId, say } from "./dom.js";
+import { price } from "./format.js";
+import { showHealth } from "./health.js";
+import { Lines } from "./lines.js";
+import { Market } from "./market.js";
+import { ModeSwitch } from "./mode.js";
+import { Period } from "./period.js";
+import { Stream } from "./stream.js";
+import { Table } from "./table.js";
+import { offerColours } from "./theme.js";
+
+const market = new Market();
+const choice = new Choice();
+const stream = new Stream("stream/prices");
+const modes = new ModeSwitch();
+new Connection(stream);
+new Table(market, choice);
+new Comparison(market, choice);
+const period = new Period(market, choice);
+const lines = new Lines(market, choice);
+const chart = new ChartPanel(market, choice);
+offerColours(byId("theme"), () => {
+  lines.colour();
+  chart.colour();
+});
+
+stream.addEventListener("snapshot", ({ detail }) => {
+  modes.show(detail.mode);
+  market.replace(detail);
+  showHealth(detail.health);
+  chart.offer();
+  settle();
+  showChoice();
+  chart.load();
+  period.restart();
+});
+stream.addEventListener("prices", ({ detail }) => market.update(detail.prices));
+stream.addEventListener("mode", ({ detail }) => modes.show(detail.mode));
+stream.addEventListener("health", ({ detail }) => showHealth(detail));
+stream.addEventListener("heartbeat", ({ detail }) => market.setClock(detail.timestamp));
+choice.addEventListener("change", () => {
+  settle();
+  showChoice();
+});
+setInterval(() => {
+  period.showNow();
+  showTitle();
+}, 1000);
+
+/** What was chosen in an address need not be there: another MarketFlow may have other names. */
+function settle() {
+  const { symbols, exchanges } = market;
+  const exactly = (/** @type {string[]} */ names, /** @type {string} */ name) =>
+    names.find((each) => each.toLowerCase() === name.toLowerCase());
+  const symbol = exactly(symbols, choice.symbol) ?? symbols[0] ?? "";
+  const exchange = exactly(exchanges, choice.exchange) ?? "";
+  if (symbols.length && (symbol !== choice.symbol || exchange !== choice.exchange)) choice.choose({ symbol, exchange });
+}
+
+function showChoice() {
+  const { symbol, exchange } = choice;
+  for (const place of document.querySelectorAll("[data-about]")) {
+    const whole = place.closest(".comparison") || !exchange;
+    say(place, whole ? symbol : `${symbol} · ${exchange}`);
+  }
+  showTitle();
+}
+
+function showTitle() {
+  const newest = market.newest(choice.symbol, choice.exchange);
+  const lost = document.body.dataset.connection === "lost";
+  const first = lost ? "Disconnected" : newest ? price(newest.price) : "";
+  const parts = [first, choice.symbol];
+  const title = [...parts, "MarketFlow"].filter(Boolean).join(" · ");
+  if (document.title !== title) document.title = title;
+}
+
+arrange();
+stream.open();
+
+/** The chart follows the prices where there is one column, so that the order of the Tab key is that of the eye. */
+function arrange() {
+  const narrow = window.matchMedia("(max-width: 1179px)");
+  const [prices, panel, aside] = [".market", ".chart", ".aside"].map((name) => document.querySelector(name));
+  const place = () => (narrow.matches ? prices.after(panel, aside) : prices.after(aside, panel));
+  narrow.addEventListener("change", place);
+  place();
+}

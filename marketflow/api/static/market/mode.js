@@ -1,0 +1,114 @@
+/** The mode that runs, and the switch, which asks before it changes what everybody sees. */
+
+import { ask } from "./api.js";
+import { byId, say } from "./dom.js";
+
+const MEANINGS = {
+  test: "Prices are then generated, for everybody who uses this MarketFlow, and the exchanges are let go of.",
+  live: "Prices then come from the configured exchanges, for everybody who uses this MarketFlow.",
+};
+
+const TOKEN = "marketflow.token";
+
+export class ModeSwitch {
+  constructor() {
+    this.buttons = [...byId("modes").querySelectorAll("button")];
+    this.dialog = byId("switch");
+    this.form = this.dialog.querySelector("form");
+    this.wanted = "";
+    for (const button of this.buttons) button.addEventListener("click", () => this.#offer(button.dataset.mode));
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#switch();
+    });
+    byId("switch-cancel").addEventListener("click", () => this.dialog.close());
+    this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
+    this.dialog.addEventListener("close", () => this.#forget());
+  }
+
+  /** @param {string} mode the one that runs */
+  show(mode) {
+    for (const button of this.buttons) {
+      button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
+      button.disabled = false;
+    }
+    document.body.dataset.mode = mode;
+    if (this.dialog.open && mode === this.wanted) this.dialog.close();
+  }
+
+  /** @param {string} mode */
+  #offer(mode) {
+    if (document.body.dataset.mode === mode) return;
+    this.wanted = mode;
+    say(byId("switch-title"), `Switch to ${mode} mode?`);
+    say(byId("switch-text"), MEANINGS[mode]);
+    say(byId("switch-problem"), "");
+    byId("switch-token").hidden = true;
+    this.dialog.showModal();
+    byId("switch-do").focus();
+  }
+
+  async #switch() {
+    const written = this.form.elements.token.value.trim();
+    const token = written || remembered();
+    this.#busy(true);
+    say(byId("switch-problem"), "");
+    try {
+      await ask(`mode/${this.wanted}`, { method: "POST", token });
+      remember(token);
+      this.dialog.close();
+    } catch (problem) {
+      this.#refused(problem, token);
+    } finally {
+      this.#busy(false);
+    }
+  }
+
+  /** @param {any} problem @param {string} token the one that was sent */
+  #refused(problem, token) {
+    if (problem.status !== 401) {
+      say(byId("switch-problem"), `The mode was not switched. ${problem.message}`);
+      return;
+    }
+    remember("");
+    byId("switch-token").hidden = false;
+    say(byId("switch-problem"), token ? "This token is not the right one." : "Switching the mode needs the token of this MarketFlow.");
+    // A disabled field takes no focus.
+    this.#busy(false);
+    this.form.elements.token.select();
+    this.form.elements.token.focus();
+  }
+
+  /** @param {boolean} busy */
+  #busy(busy) {
+    const button = byId("switch-do");
+    button.disabled = busy;
+    say(button, busy ? "Switching …" : "Switch");
+  }
+
+  #forget() {
+    this.form.reset();
+    const pressed = this.buttons.find((button) => button.dataset.mode === this.wanted);
+    pressed?.focus();
+  }
+}
+
+// The token lives as long as this tab.
+
+function remembered() {
+  try {
+    return sessionStorage.getItem(TOKEN) ?? "";
+  } catch {
+    return "";
+  }
+}
+
+/** @param {string} token */
+function remember(token) {
+  try {
+    if (token) sessionStorage.setItem(TOKEN, token);
+    else sessionStorage.removeItem(TOKEN);
+  } catch {
+    // It is asked for again.
+  }
+}

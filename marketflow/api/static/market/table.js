@@ -1,0 +1,287 @@
+/** The table of all symbols: a row each, a column for each exchange. Only what changed and can be seen is drawn. */
+
+import { byId, inFrames, make, say } from "./dom.js";
+import { age, basisPoints, decimalsFor, price, utc } from "./format.js";
+import { STALE_MS } from "./market.js";
+
+/** Four times a second is as fast as a price can be read. */
+const PAUSE_MS = 250;
+
+/** How long digits that changed keep the colour of their move, at least. */
+const FLASH_MS = 600;
+
+export class Table {
+  /**
+   * @param {import("./market.js").Market} market
+   * @param {import("./choice.js").Choice} choice
+   */
+  constructor(market, choice) {
+    this.market = market;
+    this.choice = choice;
+    this.table = byId("market");
+    [this.head, this.body] = this.table.children;
+    this.filter = byId("filter");
+    this.blank = byId("market-blank");
+    this.empty = byId("market-empty");
+    /** @type {Map<string, Row>} */
+    this.rows = new Map();
+    /** @type {Set<Row>} rows whose prices are other than what they show */
+    this.dirty = new Set();
+    this.draw = inFrames(() => this.#draw(), PAUSE_MS);
+    this.seen = new IntersectionObserver((entries) => this.#seen(entries), { rootMargin: "200px", scrollMargin: "200px" });
+
+    market.addEventListener("replaced", () => this.#build());
+    market.addEventListener("prices", (event) => this.#changed(event.detail));
+    choice.addEventListener("change", () => this.#markChosen());
+    this.filter.addEventListener("input", () => this.#filter());
+    this.filter.addEventListener("keydown", (event) => this.#leaveFilter(event));
+    this.body.addEventListener("click", (event) => this.#choose(event.target));
+    this.body.addEventListener("keydown", (event) => this.#move(event));
+    document.addEventListener("keydown", (event) => this.#findFilter(event));
+    setInterval(() => this.#age(), 1000);
+  }
+
+  #build() {
+    const { symbols, exchanges } = this.market;
+    const shape = JSON.stringify([symbols, exchanges]);
+    if (shape !== this.shape) {
+      this.shape = shape;
+      this.#head(exchanges);
+      this.seen.disconnect();
+      this.rows = new Map(symbols.map((symbol) => [symbol, new Row(symbol, exchanges)]));
+      this.body.replaceChildren(...[...this.rows.values()].map((row) => row.element));
+      for (const row of this.rows.values()) this.seen.observe(row.element);
+    }
+    for (const row of this.rows.values()) row.forget();
+    this.#markChosen();
+    this.#filter();
+    this.dirty = new Set(this.rows.values());
+    this.draw();
+  }
+
+  /** @param {string[]} exchanges */
+  #head(exchanges) {
+    const names = ["Symbol", "Newest", ...exchanges, "Spread", "bp", "Age"];
+    const cells = names.map((name) => make("th", { scope: "col", role: "columnheader" }, name));
+    cells.at(-3).title = "Between the highest and the lowest of the exchanges whose price is not stale";
+    cells.at(-2).title = "The spread in basis points, hundredths of a percent";
+    cells.at(-1).title = "Time since the newest tick";
+    this.head.replaceChildren(make("tr", { role: "row" }, ...cells));
+  }
+
+  /** @param {import("./market.js").Quote[]} quotes */
+  #changed(quotes) {
+    for (const { symbol } of quotes) {
+      const row = this.rows.get(symbol);
+      if (row) this.dirty.add(row);
+    }
+    this.draw();
+  }
+
+  #draw() {
+    for (const row of this.dirty) {
+      if (!row.visible) continue;
+      row.show(this.market);
+      this.dirty.delete(row);
+    }
+    this.#tellEmpty();
+  }
+
+  #tellEmpty() {
+    this.empty.hidden = this.rows.size === 0 || [...this.market.quotes.values()].some((quotes) => quotes.size > 0);
+  }
+
+  #age() {
+    for (const row of this.rows.values()) if (row.visible) row.showAge(this.market);
+  }
+
+  /** @param {IntersectionObserverEntry[]} entries */
+  #seen(entries) {
+    for (const entry of entries) {
+      const row = this.rows.get(/** @type {any} */ (entry.target).dataset.symbol);
+      if (row) row.visible = entry.isIntersecting;
+    }
+    this.draw();
+  }
+
+  #markChosen() {
+    for (const row of this.rows.values()) row.mark(row.symbol === this.choice.symbol, this.choice.exchange);
+    this.#oneStop();
+  }
+
+  /** One row is a stop of the Tab key; arrow keys go to the others. */
+  #oneStop() {
+    const shown = this.#shown();
+    const stop = shown.find((row) => row.symbol === this.choice.symbol) ?? shown[0];
+    for (const row of this.rows.values()) row.button.tabIndex = row === stop ? 0 : -1;
+  }
+
+  #shown() {
+    return [...this.rows.values()].filter((row) => !row.element.hidden);
+  }
+
+  #filter() {
+    const wanted = this.filter.value.trim();
+    for (const row of this.rows.values()) {
+      row.element.hidden = !row.symbol.toUpperCase().includes(wanted.toUpperCase());
+    }
+    const shown = this.#shown().length;
+    const all = this.rows.size;
+    say(byId("market-count"), shown === all ? String(all) : `${shown} of ${all}`);
+    this.blank.hidden = shown > 0;
+    this.table.hidden = shown === 0;
+    say(this.blank, wanted ? `No symbol has “${wanted}” in its name` : "No symbols are configured");
+    this.#oneStop();
+  }
+
+  /** @param {KeyboardEvent} event */
+  #findFilter(event) {
+    const writing = /** @type {Element} */ (event.target).closest?.("input, select, dialog");
+    if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey || writing) return;
+    event.preventDefault();
+    this.filter.focus();
+  }
+
+  /** @param {KeyboardEvent} event */
+  #leaveFilter(event) {
+    const first = this.#shown()[0];
+    if (event.key === "ArrowDown") first?.button.focus();
+    else if (event.key === "Enter" && first) this.choice.choose({ symbol: first.symbol });
+    else if (event.key === "Escape" && this.filter.value) {
+      this.filter.value = "";
+      this.#filter();
+    } else return;
+    event.preventDefault();
+  }
+
+  /** @param {any} target */
+  #choose(target) {
+    const symbol = target.closest("tr")?.dataset.symbol;
+    if (symbol) this.choice.choose({ symbol, exchange: target.closest("td")?.dataset.exchange ?? "" });
+  }
+
+  /** @param {KeyboardEvent} event */
+  #move(event) {
+    const shown = this.#shown();
+    const here = shown.findIndex((row) => row.button === event.target);
+    const goals = { ArrowDown: here + 1, ArrowUp: here - 1, Home: 0, End: shown.length - 1 };
+    const goal = shown[goals[event.key]];
+    if (here < 0 || !(event.key in goals)) return;
+    event.preventDefault();
+    if (!goal) return;
+    shown[here].button.tabIndex = -1;
+    goal.button.tabIndex = 0;
+    goal.button.focus();
+  }
+}
+
+/** A symbol's row. */
+class Row {
+  /** @param {string} symbol @param {string[]} exchanges */
+  constructor(symbol, exchanges) {
+    this.symbol = symbol;
+    this.visible = false;
+    this.button = make("button", { type: "button", class: "symbol", tabindex: "-1" }, symbol);
+    this.newest = new Cell("Newest", "newest");
+    this.cells = exchanges.map((exchange) => new Cell(exchange, "quote", exchange));
+    this.spread = make("td", { role: "cell", class: "spread", "data-label": "Spread" });
+    this.points = make("td", { role: "cell", class: "points", "data-label": "bp" });
+    this.age = make("td", { role: "cell", class: "age", "data-label": "Age" });
+    this.element = make(
+      "tr",
+      { role: "row", "data-symbol": symbol },
+      make("th", { scope: "row", role: "rowheader" }, this.button),
+      this.newest.element,
+      ...this.cells.map((cell) => cell.element),
+      this.spread,
+      this.points,
+      this.age,
+    );
+  }
+
+  forget() {
+    for (const cell of [this.newest, ...this.cells]) cell.forget();
+  }
+
+  /** @param {boolean} chosen @param {string} exchange */
+  mark(chosen, exchange) {
+    this.element.classList.toggle("chosen", chosen);
+    if (chosen) this.button.setAttribute("aria-current", "true");
+    else this.button.removeAttribute("aria-current");
+    for (const cell of this.cells) cell.element.classList.toggle("chosen", chosen && cell.exchange === exchange);
+  }
+
+  /** @param {import("./market.js").Market} market */
+  show(market) {
+    const newest = market.newest(this.symbol);
+    const decimals = newest ? decimalsFor(newest.price) : 0;
+    this.newest.show(newest, decimals, market.moves.get(this.symbol) ?? 0);
+    for (const cell of this.cells) {
+      const quote = market.newest(this.symbol, cell.exchange);
+      cell.show(quote, decimals, quote?.move ?? 0);
+    }
+    this.showAge(market, decimals);
+  }
+
+  /** What changes with time alone. @param {import("./market.js").Market} market @param {number} [decimals] */
+  showAge(market, decimals) {
+    const now = market.now();
+    const newest = market.newest(this.symbol);
+    const spread = market.spread(this.symbol);
+    for (const cell of [this.newest, ...this.cells]) cell.calm();
+    const stale = newest !== null && now - newest.at > STALE_MS;
+    this.element.classList.toggle("stale", stale);
+    this.element.classList.toggle("blank", newest === null);
+    for (const cell of this.cells) {
+      const quote = market.newest(this.symbol, cell.exchange);
+      cell.element.classList.toggle("stale", quote !== null && now - quote.at > STALE_MS);
+      cell.element.classList.toggle("highest", spread !== null && spread.size > 0 && spread.highest === quote);
+      cell.element.classList.toggle("lowest", spread !== null && spread.size > 0 && spread.lowest === quote);
+    }
+    say(this.age, newest ? age(now - newest.at) : "–");
+    say(this.spread, price(spread?.size, decimals ?? (newest ? decimalsFor(newest.price) : 0)));
+    say(this.points, spread ? basisPoints(spread.basisPoints) : "–");
+    const title = newest ? `${newest.exchange}, ${utc(newest.at)}${stale ? "; stale" : ""}` : "No tick yet";
+    if (this.age.title !== title) this.age.title = title;
+  }
+}
+
+/** A price, of which the digits that changed flash. */
+class Cell {
+  /** @param {string} label @param {string} kind @param {string} [exchange] */
+  constructor(label, kind, exchange) {
+    this.exchange = exchange;
+    this.kept = make("span");
+    this.moved = make("span", { class: "moved" });
+    const named = exchange === undefined ? {} : { "data-exchange": exchange };
+    this.element = make("td", { role: "cell", class: kind, "data-label": label, ...named }, this.kept, this.moved);
+    this.forget();
+  }
+
+  forget() {
+    this.text = "";
+    this.flashedAt = 0;
+    this.calm();
+  }
+
+  /** @param {import("./market.js").Quote | null} quote @param {number} decimals @param {number} move */
+  show(quote, decimals, move) {
+    const text = price(quote?.price, decimals);
+    if (text === this.text) return;
+    const first = this.text === "";
+    let same = 0;
+    while (!first && same < text.length && text[same] === this.text[same]) same += 1;
+    say(this.kept, text.slice(0, same));
+    say(this.moved, text.slice(same));
+    this.text = text;
+    if (first || move === 0) return;
+    this.element.dataset.move = move > 0 ? "up" : "down";
+    this.moved.dataset.flash = this.element.dataset.move;
+    this.flashedAt = performance.now();
+  }
+
+  /** Ends a flash. It is no animation: those would be painted anew with every frame, in every cell. */
+  calm() {
+    if (performance.now() - this.flashedAt > FLASH_MS) this.moved.removeAttribute("data-flash");
+  }
+}

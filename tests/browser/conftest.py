@@ -1,0 +1,155 @@
+"""A real browser on the page of a real application, whose exchanges send what a test tells them to.
+
+One browser a module and not one a session: Playwright's event loop runs for as long, and other tests have their own.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+from tests.application import ROOT, Application, ScriptedExchange, exchanges_setting
+from tests.servers import HOST, wait_until
+
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+OUTPUT = Path(os.environ.get("MARKETFLOW_TEST_OUTPUT", ROOT / "test-output"))
+"""Where screenshots are left to be looked at."""
+
+DESKTOP = {"width": 1440, "height": 900}
+PHONE = {"width": 390, "height": 844}
+
+expect.set_options(timeout=15_000)
+
+
+class Visit:
+    """A page that is looked at, and all that it asked for and complained of.
+
+    Args:
+        page: Playwright's.
+        origin: of the application; nothing else may be asked.
+    """
+
+    def __init__(self, page: Page, origin: str) -> None:
+        self.page = page
+        self.origin = origin
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.expected: list[str] = []
+        """Patterns of complaints that belong to what the test does."""
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("console", self._heard)
+        page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
+    def open(self, choice: str = "") -> Page:
+        """Go to the page with a choice such as `interval=5m`, and wait until it has the stream's snapshot."""
+        self.page.goto(f"{self.origin}/#{choice}")
+        self.is_live()
+        return self.page
+
+    def is_live(self) -> None:
+        expect(self.page.locator("body")).to_have_attribute("data-connection", "open")
+
+    def row(self, symbol: str = "BTCUSDT") -> "Any":
+        return self.page.locator(f"#market tr[data-symbol={symbol}]")
+
+    def price(self, exchange: str, symbol: str = "BTCUSDT") -> "Any":
+        return self.row(symbol).locator(f"td[data-exchange={exchange}]")
+
+    def asked(self, path: str) -> list[str]:
+        """The requests whose path and query hold this text."""
+        return [url for url in self.requests if path in url]
+
+    def fits(self) -> bool:
+        """Whether nothing is to be scrolled sideways."""
+        fits: bool = self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        return fits
+
+    def keep(self, name: str) -> None:
+        """Leave a screenshot to be looked at."""
+        OUTPUT.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=OUTPUT / f"{name}.png")
+
+    def check(self) -> None:
+        """No request left the host, and nobody complained of what no test has to do with."""
+        elsewhere = {url for url in self.requests if urlsplit(url).hostname != HOST and not url.startswith("data:")}
+        assert not elsewhere
+        assert self.requests
+        complaints = [each for each in self.complaints if not any(re.search(known, each) for known in self.expected)]
+        assert not complaints
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium (Debian's package of this name)")
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=chromium, args=FLAGS) as browser:
+        yield browser
+
+
+Look = Callable[..., Visit]
+
+
+@pytest.fixture
+def look(browser: Browser) -> Iterator[Look]:
+    """Opens a tab of its own at an application; takes what Playwright calls options of a context."""
+    visits = []
+    with ExitStack() as stack:
+
+        def looked(port: int, **options: Any) -> Visit:
+            context = stack.enter_context(browser.new_context(**{"viewport": DESKTOP} | options))
+            visits.append(Visit(context.new_page(), f"http://{HOST}:{port}"))
+            return visits[-1]
+
+        yield looked
+        for visit in visits:
+            visit.check()
+
+
+Start = Callable[..., Application]
+
+
+@pytest.fixture
+def start(server_folder: Path, servers: dict[str, object], exchanges: list[ScriptedExchange]) -> Iterator[Start]:
+    """Starts an application in live mode on three exchanges; takes more settings, and waits for the connections."""
+    with ExitStack() as stack:
+
+        def started(**settings: object) -> Application:
+            given: dict[str, object] = {
+                "MODE": "live",
+                "EXCHANGES": exchanges_setting(*exchanges),
+                "FLOW__RECONNECT_AFTER_SECONDS": 0.1,
+            }
+            application = stack.enter_context(Application(server_folder, servers | given | settings))
+            if (given | settings)["MODE"] == "live":
+                states = {exchange.name: "connected" for exchange in exchanges}
+                wait_until(lambda: application.get("/health")["exchanges"] == states, timeout=20)
+            return application
+
+        yield started
+
+
+@pytest.fixture
+def application(start: Start) -> Application:
+    """One in live mode that has not seen a tick."""
+    return start()
+
+
+@pytest.fixture
+def visit(look: Look, application: Application) -> Visit:
+    """A tab on a desktop."""
+    return look(application.port)

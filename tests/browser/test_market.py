@@ -1,0 +1,311 @@
+"""The page at / in a real browser: what it shows is what was just fed."""
+
+import re
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.application import ScriptedExchange, now_ms
+from tests.browser.conftest import PHONE, Look, Start, Visit
+
+NONE, MINUS = "\u2013", "\u2212"
+
+COLOURED = """
+    (name) => {
+        const [red, green, blue] = getComputedStyle(document.documentElement)
+            .getPropertyValue(name).match(/[0-9]+/g).map(Number);
+        const canvas = [...document.querySelectorAll("#chart canvas")]
+            .reduce((one, other) => (other.width > one.width ? other : one));
+        // Of a copy: a browser complains of one that is read and drawn in turn.
+        const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+        copy.drawImage(canvas, 0, 0);
+        const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
+        let count = 0;
+        for (let at = 0; at < data.length; at += 4) {
+            count += data[at] === red && data[at + 1] === green && data[at + 2] === blue && data[at + 3] === 255;
+        }
+        return count;
+    }
+"""
+"""How many pixels of the chart's largest canvas have one of the page's colours."""
+
+
+def drawn(page: Page, colour: str) -> int:
+    count: int = page.evaluate(COLOURED, f"--{colour}")
+    return count
+
+
+def until(page: Page, condition: Callable[[], Any], seconds: float = 15.0) -> None:
+    """Let the page run until a condition is met."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was not met"
+        page.wait_for_timeout(20)
+
+
+@pytest.fixture
+def record(postgres_db: dict[str, Any]) -> Callable[..., None]:
+    """Puts minutes into the table: prices rise by one with each, up to 1000 a quarter of an hour ago.
+
+    Younger ones would not be looked for there.
+    """
+
+    begun = datetime.now(UTC)  # a minute may end in the middle of a test
+
+    def recorded(minutes: int, exchange: str = "exchange1", symbol: str = "BTCUSDT", later: int = 0) -> None:
+        with psycopg.connect(**postgres_db) as connection:
+            connection.execute(
+                """
+                insert into aggregates (pair_name, exchange, mode, timestamp, average_price, min_price, max_price,
+                                        open_price, close_price, tick_count)
+                select %s, %s, 'live', date_trunc('minute', %s::timestamptz) - (n + 14 - %s) * interval '1 minute',
+                       p + .5, p - 1, p + 2, p, p + 1, 10
+                from (select n, 1000 + %s - n as p from generate_series(1, %s) n) _
+                """,
+                (symbol, exchange, begun, later, later, minutes),
+            )
+
+    return recorded
+
+
+def test_a_price_that_was_just_fed_is_shown(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+    page = visit.open()
+    exchanges[0].send(67123.45)
+    expect(visit.price("exchange1")).to_have_text("67 123.45")
+    expect(visit.row().locator(".newest")).to_have_text("67 123.45")
+    expect(visit.row().locator(".age")).to_have_text("now")
+    expect(page).to_have_title("67 123.45 · BTCUSDT · MarketFlow")
+    exchanges[0].send(67124.5)
+    expect(visit.price("exchange1")).to_have_text("67 124.50")
+    expect(visit.price("exchange1")).to_have_attribute("data-move", "up")
+    exchanges[0].send(67120)
+    expect(visit.price("exchange1")).to_have_attribute("data-move", "down")
+    exchanges[1].send(0.0812345, symbol="DOGEUSDT")
+    expect(visit.price("exchange2", "DOGEUSDT")).to_have_text("0.081235")
+    expect(visit.price("exchange1", "DOGEUSDT")).to_have_text(NONE)
+
+
+def test_exchanges_are_compared(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+    page = visit.open()
+    for exchange, price in zip(exchanges, (1990.0, 2010.0, 2005.0), strict=True):
+        exchange.send(price)
+    row = visit.row()
+    expect(row.locator(".spread")).to_have_text("20.00")
+    expect(row.locator(".points")).to_have_text("100")
+    expect(row.locator("td.highest")).to_have_attribute("data-exchange", "exchange2")
+    expect(row.locator("td.lowest")).to_have_attribute("data-exchange", "exchange1")
+    expect(page.locator("#comparison-spread")).to_have_text("20.00 · 100 bp")
+    expect(page.locator("#comparison li .offset")).to_have_text([f"{MINUS}50.0 bp", "+50.0 bp", "+25.0 bp"])
+
+
+def test_the_period_is_told(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+    page = visit.open("period=1h")
+    exchanges[0].send(100.0, 120.0)
+    exchanges[1].send(110.0)
+    figures = page.locator("#figures")
+    expect(figures.locator("[data-figure=highest]")).to_have_text("120.000")
+    expect(figures.locator("[data-figure=lowest]")).to_have_text("100.000")
+    expect(figures.locator("[data-figure=average]")).to_have_text("110.000")
+    expect(figures.locator("[data-note=average]")).to_have_text("3 ticks")
+    expect(figures.locator("[data-note=highest]")).to_contain_text("exchange1")
+    page.locator("#exchange").select_option("exchange2")
+    expect(figures.locator("[data-figure=highest]")).to_have_text("110.000")
+    page.locator("#exchange").select_option("exchange3")
+    expect(page.locator("#period-problem")).to_have_text("No tick in this period.")
+    page.locator("#period").select_option("30d")
+    assert "period=30d" in page.url
+
+
+def test_the_chart_draws_and_moves_with_each_tick(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+    page = visit.open("interval=1d")
+    exchanges[0].send(100.0)
+    expect(page.locator("#legend .close")).to_have_text("100.000")
+    exchanges[0].send(110.0)
+    expect(page.locator("#legend .close")).to_have_text("110.000")
+    until(page, lambda: drawn(page, "up") > 100)
+    assert drawn(page, "down") == 0
+    exchanges[0].send(90.0)
+    expect(page.locator("#legend .close")).to_have_text("90.0000")
+    until(page, lambda: drawn(page, "down") > 100)
+    assert drawn(page, "up") == 0
+    expect(page.locator("#legend .high")).to_have_text("110.0000")
+    expect(page.locator("#legend .change")).to_have_text(f"{MINUS}10.00 %")
+    # What the stream does not tell comes from the API in a while.
+    expect(page.locator("#legend .ticks")).to_have_text("3")
+    expect(page.locator("#legend .average")).to_have_text("100.0000")
+
+
+def test_the_interval_the_symbol_and_the_exchange_are_chosen(
+    visit: Visit, record: Callable[..., None], exchanges: list[ScriptedExchange]
+) -> None:
+    record(30)
+    record(30, symbol="ETHUSDT", exchange="exchange2")
+    page = visit.open()
+    until(page, lambda: drawn(page, "up") > 1000)
+    page.get_by_role("button", name="5m", exact=True).click()
+    expect(page.locator("[data-interval='5m']")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#chart-panel")).to_have_attribute("data-state", "shown")
+    assert visit.asked("/candles/BTCUSDT?interval=5m")
+    expect(page.locator("#legend .close")).to_have_text("1 000.00")
+    page.locator("#symbol").select_option("ETHUSDT")
+    page.locator("#exchange").select_option("exchange2")
+    expect(visit.row("ETHUSDT")).to_have_class(re.compile("chosen"))
+    until(page, lambda: visit.asked("/candles/exchange2/ETHUSDT?interval=5m"))
+    assert page.url.endswith("#symbol=ETHUSDT&exchange=exchange2&interval=5m")
+    page.reload()
+    visit.is_live()
+    expect(page.locator("#symbol")).to_have_value("ETHUSDT")
+    expect(page.locator("#exchange")).to_have_value("exchange2")
+    expect(page.locator("[data-interval='5m']")).to_have_attribute("aria-pressed", "true")
+    exchanges[1].send(1234.5, symbol="ETHUSDT")
+    expect(page.locator("#legend .close")).to_have_text("1 234.50")
+    visit.row("BTCUSDT").locator("td[data-exchange=exchange3]").click()
+    expect(page.locator("#symbol")).to_have_value("BTCUSDT")
+    expect(page.locator("#exchange")).to_have_value("exchange3")
+
+
+def test_older_candles_come_with_a_look_to_the_left(visit: Visit, record: Callable[..., None]) -> None:
+    record(1800)
+    page = visit.open()
+    expect(page.locator("#chart-panel")).to_have_attribute("data-state", "shown")
+    assert not visit.asked("to=")
+    page.locator("#chart").focus()
+
+    def asked_further_left(times: int) -> bool:
+        page.keyboard.press("Shift+ArrowLeft")
+        return len(visit.asked("to=")) == times
+
+    until(page, lambda: asked_further_left(1))
+    expect(page.locator("#chart-newest")).to_be_visible()
+    until(page, lambda: asked_further_left(2))
+    page.locator("#chart-newest").click()
+    expect(page.locator("#chart-newest")).to_be_hidden()
+    page.mouse.move(0, 0)  # a candle under the mouse is the one that is told
+    expect(page.locator("#legend .close")).to_have_text("1 000.00")
+
+
+def test_candles_that_come_late_or_together_are_all_drawn(visit: Visit, record: Callable[..., None]) -> None:
+    record(10)
+    page = visit.open()
+    expect(page.locator("#legend .close")).to_have_text("1 000.00")
+    record(1, later=2)
+    record(1, later=4)
+    expect(page.locator("#legend .close")).to_have_text("1 004.00")
+    until(page, lambda: drawn(page, "up") > 0)
+    before = drawn(page, "up")
+    record(1, later=3)  # in between
+    until(page, lambda: drawn(page, "up") > before)
+
+
+def test_nothing_yet_is_told_as_such(visit: Visit) -> None:
+    page = visit.open()
+    expect(page.locator("#market-empty")).to_be_visible()
+    expect(page.locator("#chart-cover-text")).to_contain_text("No candles of BTCUSDT yet.")
+    expect(page.locator("#period-problem")).to_have_text("No tick in this period.")
+    expect(visit.price("exchange1")).to_have_text(NONE)
+    expect(page.locator("#feeds li .state")).to_have_text(["connected"] * 3)
+    visit.keep("empty")
+
+
+def test_the_first_tick_ends_the_emptiness(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+    page = visit.open()
+    expect(page.locator("#market-empty")).to_be_visible()
+    exchanges[0].send(5.0)
+    expect(page.locator("#market-empty")).to_be_hidden()
+    expect(page.locator("#chart-panel")).to_have_attribute("data-state", "shown")
+    expect(page.locator("[data-figure=highest]")).to_have_text("5.0000")
+
+
+def test_a_stale_price_is_marked_and_compared_with_none(
+    start: Start, look: Look, exchanges: list[ScriptedExchange]
+) -> None:
+    visit = look(start(FLOW__MAX_CLOCK_SKEW_SECONDS=120).port)
+    page = visit.open()
+    for exchange in exchanges:
+        exchange.send(100.0 + exchange.port % 7, at=now_ms() - 40_000)
+    row = visit.row()
+    expect(row).to_have_class("chosen stale")
+    expect(row.locator(".age")).to_have_text(re.compile(r"^[45][0-9]\ss$"))
+    expect(row.locator(".spread")).to_have_text(NONE)
+    expect(page.locator("#comparison li.stale")).to_have_count(3)
+    visit.keep("stale")
+    exchanges[1].send(101.0)
+    expect(row).to_have_class("chosen")
+    expect(row.locator(".age")).to_have_text("now")
+    expect(page.locator("#comparison li.stale")).to_have_count(2)
+
+
+def test_feeds_and_stores_are_told(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+    page = visit.open()
+    expect(page.locator("#feeds li[data-level=good]")).to_have_count(3)
+    expect(page.locator("#stores li")).to_have_text(["PostgreSQLok", "Redisok"])
+    expect(page.locator("#health-summary")).to_have_text("all well")
+    exchanges[1].close()
+    expect(page.locator("#feeds li").nth(1)).to_have_text("exchange2connecting")
+    expect(page.locator("#health-summary")).to_have_text("degraded")
+    exchanges[1].open()
+    expect(page.locator("#feeds li[data-level=good]")).to_have_count(3)
+
+
+def test_there_may_be_one_of_each(start: Start, look: Look) -> None:
+    names = '[{name="only",address="127.0.0.1:1"}]'
+    visit = look(start(MODE="test", SYMBOLS='["BTCUSDT"]', EXCHANGES=names).port)
+    page = visit.open()
+    expect(page.locator("#market tbody tr")).to_have_count(1)
+    expect(visit.price("only")).to_have_text(re.compile("[0-9]"))
+    expect(visit.row().locator(".spread")).to_have_text(NONE)
+
+
+def test_two_hundred_symbols_are_filtered(start: Start, look: Look) -> None:
+    names = ", ".join(f'"S{number:03}USDT"' for number in range(200))
+    visit = look(start(MODE="test", SYMBOLS=f"[{names}]").port)
+    page = visit.open()
+    expect(page.locator("#market tbody tr")).to_have_count(200)
+    expect(visit.price("exchange1", "S000USDT")).to_have_text(re.compile("[0-9]"))
+    assert visit.price("exchange1", "S199USDT").text_content() == ""  # out of sight, so it is not drawn
+    page.keyboard.press("/")
+    page.keyboard.type("19")
+    expect(page.locator("#market-count")).to_have_text("12 of 200")
+    page.keyboard.press("Enter")
+    expect(page.locator("#symbol")).to_have_value("S019USDT")
+    page.keyboard.type("9")
+    expect(page.locator("#market-count")).to_have_text("1 of 200")
+    expect(visit.price("exchange1", "S199USDT")).to_have_text(re.compile("[0-9]"))
+    page.keyboard.type("x")
+    expect(page.locator("#market-blank")).to_have_text("No symbol has “199x” in its name")
+    page.keyboard.press("Escape")
+    expect(page.locator("#market-count")).to_have_text("200")
+    visit.keep("many")
+
+
+def test_a_phone_shows_it_all_without_scrolling_sideways(start: Start, look: Look) -> None:
+    application = start(MODE="test")
+    for width in (360, PHONE["width"]):
+        visit = look(application.port, viewport=PHONE | {"width": width}, has_touch=True, is_mobile=True)
+        visit.open()
+        expect(visit.price("exchange3", "SOLUSDT")).to_have_text(re.compile("[0-9]"))
+        expect(visit.page.locator("#chart-panel")).to_have_attribute("data-state", "shown")
+        until(visit.page, lambda: drawn(visit.page, "up") + drawn(visit.page, "down") > 0)  # noqa: B023 - used at once
+        assert visit.fits()
+        visit.keep(f"phone-{width}")
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_it_comes_in_the_colours_of_the_system(start: Start, look: Look, colours: str) -> None:
+    visit = look(start(MODE="test").port, color_scheme=colours)
+    page = visit.open()
+    expect(page.locator("#market .newest")).to_have_text([re.compile("[0-9]")] * 5)
+    expect(page.locator("#legend .ticks")).to_have_text(re.compile("[0-9]"))
+    visit.keep(f"desktop-{colours}")
+    brightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)")
+    assert (sum(brightness) > 384) is (colours == "light")
+    other = "dark" if colours == "light" else "light"
+    page.locator("#theme").click()
+    expect(page.locator("html")).to_have_attribute("data-colours", other)
+    page.reload()
+    expect(page.locator("html")).to_have_attribute("data-colours", other)

@@ -1,0 +1,281 @@
+"""Using the page: the switch, a connection that is lost, the keyboard, and colours that can be read."""
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.application import Application, ScriptedExchange
+from tests.browser.conftest import PHONE, Look, Start, Visit
+from tests.proxy import Proxy
+
+LOST = r"ERR_CONNECTION|ERR_EMPTY_RESPONSE|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_ABORTED"
+"""What a browser says of a connection that a test has cut."""
+
+DIGITS = re.compile("[0-9]")
+
+UNAUTHORIZED = r"status of 401"
+
+
+# The mode
+
+
+def test_the_mode_is_switched(start: Start, look: Look) -> None:
+    application = start()
+    visit = look(application.port)
+    page = visit.open()
+    live, test = (page.get_by_role("button", name=name, exact=True) for name in ("Live", "Test"))
+    expect(live).to_have_attribute("aria-pressed", "true")
+    test.click()
+    expect(page.get_by_role("dialog")).to_contain_text("Switch to test mode?")
+    visit.keep("dialog")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    assert application.get("/mode") == {"mode": "live"}
+    test.click()
+    page.get_by_role("button", name="Switch", exact=True).click()
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(test).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#feeds li .state")).to_have_text(["generated"] * 3)
+    expect(visit.price("exchange1")).to_have_text(DIGITS)
+    assert application.get("/mode") == {"mode": "test"}
+
+
+def test_a_switch_elsewhere_is_seen(application: Application, visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+    page = visit.open()
+    exchanges[0].send(123456.0)
+    expect(visit.price("exchange1")).to_have_text("123 456.00")
+    application.switch("test")
+    expect(page.locator("#modes [data-mode=test]")).to_have_attribute("aria-pressed", "true")
+    expect(visit.price("exchange1")).not_to_have_text("123 456.00")
+    application.switch("live")
+    expect(page.locator("#modes [data-mode=live]")).to_have_attribute("aria-pressed", "true")
+    expect(visit.price("exchange1")).to_have_text("123 456.00")
+
+
+def test_the_token_is_asked_for_and_kept_for_the_tab(start: Start, look: Look) -> None:
+    application = start(HTTP__TOKEN="swordfish")
+    visit = look(application.port)
+    visit.expected.append(UNAUTHORIZED)
+    page = visit.open()
+    page.get_by_role("button", name="Test", exact=True).click()
+    switch, token, problem = page.locator("#switch-do"), page.get_by_label("Token"), page.locator("#switch-problem")
+    expect(token).to_be_hidden()
+    switch.click()
+    expect(token).to_be_focused()
+    expect(problem).to_have_text("Switching the mode needs the token of this MarketFlow.")
+    token.fill("trout")
+    page.keyboard.press("Enter")
+    expect(problem).to_have_text("This token is not the right one.")
+    visit.keep("token")
+    assert application.get("/mode") == {"mode": "live"}
+    token.fill("swordfish")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(page.locator("#modes [data-mode=test]")).to_have_attribute("aria-pressed", "true")
+    page.get_by_role("button", name="Live", exact=True).click()
+    switch.click()
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    assert application.get("/mode") == {"mode": "live"}
+    assert "swordfish" not in page.content()
+    assert not [url for url in visit.requests if "swordfish" in url]
+
+
+def test_what_stands_against_a_switch_is_told(start: Start, look: Look) -> None:
+    application = start()
+    with Proxy(application.port) as proxy:
+        visit = look(proxy.port)
+        visit.expected.append(LOST)
+        page = visit.open()
+        page.get_by_role("button", name="Test", exact=True).click()
+        proxy.refuse()
+        page.locator("#switch-do").click()
+        expect(page.locator("#switch-problem")).to_have_text("The mode was not switched. MarketFlow does not answer.")
+        expect(page.locator("#switch-do")).to_be_enabled()
+
+
+# The connection
+
+
+def test_a_lost_connection_is_shown_and_heals(
+    application: Application, look: Look, exchanges: list[ScriptedExchange]
+) -> None:
+    with Proxy(application.port) as proxy:
+        visit = look(proxy.port)
+        visit.expected.append(LOST)
+        page = visit.open()
+        exchanges[0].send(100.0)
+        expect(visit.price("exchange1")).to_have_text("100.000")
+        proxy.refuse()
+        expect(page.locator("#banner")).to_be_visible()
+        expect(page.locator("#banner-text")).to_have_text("The connection is lost. Prices are those of before.")
+        expect(page.locator("#banner-countdown")).to_contain_text("Trying again in")
+        expect(page.locator("#connection")).to_have_text("Disconnected")
+        expect(page).to_have_title("Disconnected · BTCUSDT · MarketFlow")
+        assert page.locator("#market").evaluate("(table) => getComputedStyle(table).filter") == "grayscale(1)"
+        visit.keep("disconnected")
+        exchanges[0].send(200.0)
+        proxy.heal()
+        expect(visit.price("exchange1")).to_have_text("200.000")
+        expect(page.locator("#banner")).to_be_hidden()
+        expect(page.locator("#connection")).to_have_text("Live stream")
+        exchanges[0].send(300.0)
+        expect(visit.price("exchange1")).to_have_text("300.000")
+        expect(page.locator("#legend .close")).to_have_text("300.000")
+
+
+def test_a_connection_that_died_without_a_word_is_noticed(
+    application: Application, look: Look, exchanges: list[ScriptedExchange]
+) -> None:
+    with Proxy(application.port) as proxy:
+        visit = look(proxy.port)
+        visit.expected.append(LOST)
+        visit.page.clock.install()
+        page = visit.open()
+        proxy.stall()
+        page.clock.fast_forward(13_000)
+        expect(page.locator("#banner-text")).to_have_text("The connection is silent. Prices are those of before.")
+        proxy.heal()
+        page.locator("#banner-retry").click()
+        expect(page.locator("#banner")).to_be_hidden()
+        exchanges[0].send(300.0)
+        expect(visit.price("exchange1")).to_have_text("300.000")
+
+
+def test_a_restart_is_survived(start: Start, look: Look, exchanges: list[ScriptedExchange]) -> None:
+    application = start()
+    visit = look(application.port)
+    visit.expected.append(LOST)
+    page = visit.open()
+    application.stop()
+    expect(page.locator("#banner-text")).to_have_text("MarketFlow has ended. Prices are those of before.")
+    application.start()
+    visit.is_live()
+    exchanges[2].send(42.0)
+    expect(visit.price("exchange3")).to_have_text("42.0000")
+
+
+def test_candles_that_cannot_be_loaded_can_be_asked_for_again(application: Application, look: Look) -> None:
+    visit = look(application.port)
+    visit.expected.append(LOST + "|ERR_FAILED")
+    page = visit.page
+    page.route("**/candles/**", lambda route: route.abort())
+    visit.open()
+    expect(page.locator("#chart-cover-text")).to_contain_text("The candles could not be loaded.")
+    page.unroute("**/candles/**")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#chart-cover-text")).to_contain_text("No candles of BTCUSDT yet.")
+
+
+# The keyboard
+
+FOCUSED = "document.activeElement.id || document.activeElement.textContent.trim()"
+
+STOPS = """
+    [...document.querySelectorAll("a, button, select, input, [tabindex]")]
+        .filter((element) => element.tabIndex >= 0 && !element.disabled && element.checkVisibility())
+        .map((element) => element.id || element.textContent.trim())
+"""
+
+OUTLINED = "getComputedStyle(document.activeElement).outlineStyle !== 'none'"
+
+
+def ticked(exchanges: list[ScriptedExchange]) -> None:
+    for symbol in ("BTCUSDT", "ETHUSDT"):
+        exchanges[0].send(100.0, 101.0, symbol=symbol)
+
+
+@pytest.mark.parametrize("viewport", [{"width": 1440, "height": 900}, PHONE], ids=["desktop", "phone"])
+def test_the_tab_key_reaches_everything_in_the_order_of_the_eye(
+    application: Application, look: Look, exchanges: list[ScriptedExchange], viewport: dict[str, int]
+) -> None:
+    visit = look(application.port, viewport=viewport)
+    page = visit.open()
+    ticked(exchanges)
+    expect(page.locator("#chart-panel")).to_have_attribute("data-state", "shown")
+    stops = page.evaluate(STOPS)
+    assert {"Test", "API", "theme", "filter", "BTCUSDT", "symbol", "exchange", "1m", "chart", "period"} <= set(stops)
+    reached = []
+    for _ in stops:
+        page.keyboard.press("Tab")
+        assert page.evaluate(OUTLINED), page.evaluate(FOCUSED)
+        reached.append(page.evaluate(FOCUSED))
+    assert reached == stops
+
+
+def test_rows_are_chosen_by_arrow_keys(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+    page = visit.open()
+    ticked(exchanges)
+    expect(visit.price("exchange1", "ETHUSDT")).to_have_text(DIGITS)
+    page.get_by_role("button", name="BTCUSDT").focus()
+    page.keyboard.press("End")
+    page.keyboard.press("Enter")
+    expect(page.locator("#symbol")).to_have_value("ETHUSDT")
+    expect(visit.row("ETHUSDT").get_by_role("button")).to_have_attribute("aria-current", "true")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    expect(page.locator("#symbol")).to_have_value("SOLUSDT")
+
+
+# Colours
+
+CONTRASTS = """
+    () => {
+        const channels = (colour) => (colour.match(/[0-9.]+/g) ?? []).map(Number);
+        const light = (colour) => channels(colour).slice(0, 3)
+            .map((value) => value / 255)
+            .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4))
+            .reduce((sum, value, at) => sum + value * [0.2126, 0.7152, 0.0722][at], 0);
+        const ground = (element) => {
+            const colour = getComputedStyle(element).backgroundColor;
+            return (channels(colour)[3] ?? 1) === 1 ? colour : ground(element.parentElement);
+        };
+        const poor = [];
+        let count = 0;
+        for (const element of document.querySelectorAll("body *")) {
+            const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+            if (!own || !element.checkVisibility({ visibilityProperty: true })) continue;
+            const [one, other] = [getComputedStyle(element).color, ground(element)];
+            const [dark, bright] = [light(one), light(other)].sort((a, b) => a - b);
+            const ratio = (bright + 0.05) / (dark + 0.05);
+            count += 1;
+            if (ratio < 4.5) poor.push([element.textContent.trim(), one, other, ratio]);
+        }
+        return { count, poor };
+    }
+"""
+"""Texts whose contrast to what lies behind them is below what WCAG 2.2 AA asks for, and how many there are in all."""
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_every_text_can_be_read(
+    application: Application, look: Look, exchanges: list[ScriptedExchange], colours: str
+) -> None:
+    visit = look(application.port, color_scheme=colours, reduced_motion="reduce")
+    page = visit.open()
+    ticked(exchanges)
+    exchanges[1].close()
+    expect(page.locator("#feeds li[data-level=bad]")).to_have_count(1)
+    expect(page.locator("#chart-panel")).to_have_attribute("data-state", "shown")
+    expect(page.locator("[data-figure=highest]")).to_have_text(DIGITS)
+    visit.keep(colours)
+    readable(page)
+    exchanges[1].open()
+    page.get_by_role("button", name="Test", exact=True).click()
+    readable(page)
+
+
+def readable(page: Page) -> None:
+    found = page.evaluate(CONTRASTS)
+    assert found["count"] > 50
+    assert found["poor"] == []
+
+
+def test_who_wants_no_motion_gets_none(look: Look, application: Application, exchanges: list[ScriptedExchange]) -> None:
+    visit = look(application.port, reduced_motion="reduce")
+    page = visit.open()
+    for price in (100.0, 110.0):
+        exchanges[0].send(price)
+        expect(visit.price("exchange1")).to_have_text(f"{price:.3f}")
+    assert page.evaluate("document.getAnimations().length") == 0
+    expect(visit.price("exchange1")).to_have_attribute("data-move", "up")
