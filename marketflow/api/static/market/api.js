@@ -26,6 +26,8 @@ export async function ask(path, { method = "GET", token = "", signal } = {}) {
   try {
     answer = await fetch(path, {
       method,
+      // Candles may be kept for a minute, in which the mode can have changed: ask whether they are still those.
+      cache: "no-cache",
       headers: token ? { Authorization: `Bearer ${token}` } : {},
       signal: signal ? AbortSignal.any([signal, patience]) : patience,
     });
