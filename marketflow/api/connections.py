@@ -81,6 +81,8 @@ class LimitedConnection(HttpToolsProtocol):
         if self._outflow is not None:
             self._outflow.resume()
         super().connection_lost(exc)
+        if self.scope is not None:
+            self.scope.pop("extensions", None)  # it refers to this, and would wait for the garbage collector
 
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
