@@ -172,10 +172,12 @@ def _refused(client: "redis.Redis") -> dict[str, str]:
     finally:
         connection.disconnect()  # which throws the queue away as well
         client.connection_pool.release(connection)
+    names = (keys.NEWEST_CHANNEL, keys.SLICES_CHANNEL, keys.MINUTES_CHANNEL, keys.STATE_KEY)
+    db = client.get_connection_kwargs().get("db", 0)
     channel: Any
     with client.pubsub() as channel:  # type: ignore[no-untyped-call]
         try:
-            channel.subscribe(keys.NEWEST_CHANNEL, keys.SLICES_CHANNEL, keys.MINUTES_CHANNEL, keys.STATE_KEY)
+            channel.subscribe(*(keys.channel(name, db) for name in names))
             channel.get_message(timeout=PATIENCE_SECONDS)
         except redis.ResponseError as error:
             refused["SUBSCRIBE"] = str(error)

@@ -53,7 +53,7 @@ if holder == ARGV[1] then
     if ARGV[4] ~= '' then
         redis.call('set', KEYS[2], ARGV[4], 'px', ARGV[5])
         redis.call('set', KEYS[3], ARGV[6], 'px', ARGV[7])
-        redis.call('publish', KEYS[2], ARGV[4])
+        redis.call('publish', ARGV[8], ARGV[4])
     end
 end
 return holder
@@ -63,7 +63,7 @@ _RELEASE = """
 if redis.call('get', KEYS[1]) == ARGV[1] then
     redis.call('set', KEYS[1], '', 'px', ARGV[2])
     redis.call('del', KEYS[2])
-    redis.call('publish', KEYS[2], '')
+    redis.call('publish', ARGV[3], '')
 end
 """
 
@@ -105,6 +105,7 @@ class Lease:
     def __init__(self, client: "redis.Redis", monotonic: Callable[[], float] = time.monotonic) -> None:
         self.run = f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex[:12]}"
         self._client = client
+        self._channel = keys.channel(keys.STATE_KEY, client.get_connection_kwargs().get("db", 0))
         self._monotonic = monotonic
         self._free_since: float | None = None
         self.holder: str | None = None
@@ -131,6 +132,7 @@ class Lease:
             _ms(STATE_SECONDS),
             mode,
             _ms(MODE_SECONDS),
+            self._channel,
         ]
         with asking():
             # The keys have one hash tag: one script may use them on a cluster, too.
@@ -146,7 +148,8 @@ class Lease:
         """
         self.held = False
         with asking():
-            self._client.eval(_RELEASE, 2, keys.LEASE_KEY, keys.STATE_KEY, self.run, str(_ms(RELEASED_SECONDS)))
+            arguments = (self.run, str(_ms(RELEASED_SECONDS)), self._channel)
+            self._client.eval(_RELEASE, 2, keys.LEASE_KEY, keys.STATE_KEY, *arguments)
 
     def claim(self, command: str) -> bytes | None:
         """What a command asks for, once; None where it is too late for it or another process holds the lease.

@@ -52,6 +52,7 @@ class RemoteFeeds:
             retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
         )
         self._client = redis.asyncio.Redis.from_pool(pool)
+        self._channel = keys.channel(keys.STATE_KEY, keywords["db"])
         self._exchanges = exchanges
         self._mode = mode
         self._published: Published | None = None
@@ -128,7 +129,7 @@ class RemoteFeeds:
         while True:
             try:
                 async with self._client.pubsub(ignore_subscribe_messages=True) as channel:
-                    await _answer(channel.subscribe(keys.STATE_KEY), ANSWER_SECONDS)
+                    await _answer(channel.subscribe(self._channel), ANSWER_SECONDS)
                     await self._listen(channel)
             except Unavailable as error:
                 logger.debug("the feeds cannot be heard: {}", error)

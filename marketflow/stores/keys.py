@@ -64,6 +64,11 @@ decode_newest = msgspec.json.Decoder(list[tuple[Series, Tick]]).decode
 decode_announced = msgspec.json.Decoder(list[tuple[Slot, msgspec.Raw]]).decode
 
 
+def channel(name: str, db: int) -> str:
+    """The channel of that name for one database: Redis itself has the same channels for all of them."""
+    return f"{name}:{db}" if db else name
+
+
 def latest_key(series: Series) -> str:
     """Hash: price, timestamp (Unix ms), received (Unix ms), sequence (order of arrival, Unix ns)."""
     return _key(series, "latest")

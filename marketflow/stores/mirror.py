@@ -58,6 +58,7 @@ class Mirror:
     def __init__(self, reader: RedisReader, keywords: dict[str, Any], clock: Clock, minute_ms: int = MINUTE_MS) -> None:
         self._reader = reader
         self._client = connect(keywords, max_connections=1)
+        self._channels = {keys.channel(name, keywords["db"]): name for name in _CHANNELS}
         self._clock = clock
         self._minute_ms = minute_ms
         self._needed = asyncio.Event()
@@ -172,7 +173,7 @@ class Mirror:
     async def _listen(self) -> None:
         self._unanswered = 0
         async with self._client.pubsub() as announcements:
-            await announcements.subscribe(*_CHANNELS)
+            await announcements.subscribe(*self._channels)
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._keep_awake(announcements))
                 async for message in announcements.listen():
@@ -209,7 +210,7 @@ class Mirror:
             self.live = message["data"] == len(_CHANNELS)
             self.times_live += self.live
         elif message["type"] == "message":
-            match message["channel"].decode():
+            match self._channels[message["channel"].decode()]:
                 case keys.NEWEST_CHANNEL:
                     announced = keys.decode_newest(message["data"])
                     for series, tick in announced:

@@ -65,6 +65,7 @@ class RedisCache:
         clock: the time by which old slots are trimmed.
         ttl_seconds: how long a newest price outlives its tick.
         breaker: stops asking while Redis is away.
+        db: the number of the database that the client uses.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class RedisCache:
         clock: Clock,
         ttl_seconds: int,
         breaker: Breaker | None = None,
+        db: int = 0,
     ) -> None:
         self._client = client
         self._series = list(series)
@@ -84,6 +86,7 @@ class RedisCache:
         self._clock = clock
         self._ttl_ms = ttl_seconds * 1000
         self._breaker = breaker or Breaker()
+        self._db = db
         self._limit = RateLimit(10.0)
         self._run_key = keys.run_key(uuid4().hex)
         self._recovered = False
@@ -104,7 +107,7 @@ class RedisCache:
             socket_connect_timeout=TIMEOUT_SECONDS,
             retry=redis.retry.Retry(NoBackoff(), 0),
         )
-        return cls(client, series, clock, ttl_seconds)
+        return cls(client, series, clock, ttl_seconds, db=keywords["db"])
 
     @property
     def complete(self) -> bool:
@@ -137,7 +140,7 @@ class RedisCache:
                 pipe.hset(key, mapping=fields)
                 if series in due:
                     pipe.pexpire(key, self._ttl_ms)
-            pipe.publish(keys.NEWEST_CHANNEL, keys.encode_announcement(list(newest.items())))
+            pipe.publish(keys.channel(keys.NEWEST_CHANNEL, self._db), keys.encode_announcement(list(newest.items())))
             pipe.execute()
         told |= dict.fromkeys(due, now_ms)
 
@@ -281,7 +284,7 @@ class RedisCache:
                     pipe.pexpire(key, keys.EXPIRY_MS)
                 if due and any(start >= oldest for start, *_ in slots):
                     trimmed[key] = oldest
-            pipe.publish(channel, keys.encode_announcement(announced))
+            pipe.publish(keys.channel(channel, self._db), keys.encode_announcement(announced))
             pipe.execute()
         kept_since |= trimmed
 

@@ -120,6 +120,22 @@ def test_everything_expires_by_itself(client: "redis.Redis", clock: Clock) -> No
     assert client.ttl(keys.LEASE_KEY) != -1
 
 
+def test_databases_of_one_redis_hear_nothing_of_each_other(
+    client: "redis.Redis", redis_db: RedisServer, clock: Clock
+) -> None:
+    with connect(connection_keywords(HOST, redis_db.port, "", 1)) as other, client.pubsub() as heard:  # type: ignore[no-untyped-call]
+        mine, theirs = Lease(client, clock), Lease(other, clock)
+        heard.psubscribe("marketflow:*")
+        wait_until(lambda: heard.get_message()["type"] == "psubscribe")
+        for lease in (mine, theirs):
+            assert lease.hold(published(lease))
+            lease.release()
+        messages = [wait_until(lambda: heard.get_message(timeout=1)) for _ in range(4)]
+        assert [message["channel"].decode() for message in messages] == [keys.STATE_KEY] * 2 + [
+            f"{keys.STATE_KEY}:1"
+        ] * 2
+
+
 def test_a_redis_that_is_away_is_unavailable(clock: Clock) -> None:
     with connect(connection_keywords(HOST, free_port(), "", 0)) as client:
         lease = Lease(client, clock)

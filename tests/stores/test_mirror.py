@@ -132,6 +132,20 @@ def run(server: RedisServer, test: Callable[[World], Awaitable[T]]) -> T:
     return asyncio.run(answer())
 
 
+def test_what_is_written_to_another_database_of_the_same_redis_is_not_heard(redis_db: RedisServer) -> None:
+    async def test(world: World) -> None:
+        mine, foreign = Tick(1.0, NOW, 1), Tick(2.0, NOW + 1, 2)
+        await asyncio.to_thread(world.cache.put_newest, {BTC: mine})
+        assert await world.mirror.newest([BTC]) == [mine]
+        with closing(RedisCache.connect(keywords(redis_db) | {"db": 1}, SERIES, clock, 300)) as other:
+            other.recover()
+            other.put_newest({BTC: foreign})
+        await world.is_up_to_date()
+        assert await world.mirror.newest([BTC]) == [mine]
+
+    run(redis_db, test)
+
+
 def slot(series: Series, tick: Tick) -> Slot:
     return Slot(series, tick.at - tick.at % SLICE_MS)
 
