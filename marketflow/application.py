@@ -13,7 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from marketflow.api.answers import Prices
 from marketflow.api.application import create_app
 from marketflow.api.connections import LimitedConnection
-from marketflow.api.context import Context, ModeSwitch
+from marketflow.api.context import Context
+from marketflow.api.health import ModeSwitch
+from marketflow.api.streaming.hub import Hub
 from marketflow.clock import system_clock
 from marketflow.errors import StartError
 from marketflow.figures import Figures
@@ -26,7 +28,6 @@ from marketflow.stores.ports import Announcements, RecentReader
 from marketflow.stores.postgres_reader import PostgresReader
 from marketflow.stores.redis_reader import RedisReader
 from marketflow.stores.shared import Shared
-from marketflow.streaming.hub import Hub
 
 SETTLE_MS = 10_000
 """How long after its grace a minute may take to be in the cache, late ticks included."""

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from loguru import logger
 
-from marketflow.api.context import Health, StoreState
+from marketflow.api.health import Health, StoreState
 from marketflow.errors import Unavailable
 from marketflow.model import FeedState, Mode
 

@@ -21,8 +21,8 @@ from marketflow.api.problems import problem_handlers
 from marketflow.api.protection import AllowedHosts, BodyLimit, SameSite
 from marketflow.api.request_times import RequestTimes, Timed
 from marketflow.api.status import status_operations
-from marketflow.api.stream import stream_operations
-from marketflow.api.websocket import websocket_routes
+from marketflow.api.streaming.sse import stream_operations
+from marketflow.api.streaming.websocket import websocket_routes
 
 ContextLifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]
 """Opens everything, yields `{"context": Context}`, and closes everything again."""

@@ -18,8 +18,8 @@ from marketflow.api.outflow import Outflow
 from marketflow.api.problems import Problem, answer_to
 from marketflow.api.protection import CLOSE, request_timeout
 from marketflow.api.room import FILES_PER_CONNECTION, Connection, make_room, max_open_files
-from marketflow.api.stream import STREAMING
-from marketflow.api.websocket import PATH as WEBSOCKET_PATH
+from marketflow.api.streaming.sse import STREAMING
+from marketflow.api.streaming.websocket import PATH as WEBSOCKET_PATH
 
 
 class MalformedRequest(Problem):

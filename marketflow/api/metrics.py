@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from marketflow import __version__
-from marketflow.api.context import Context, Health, context_of
+from marketflow.api.context import Context, context_of
+from marketflow.api.health import Health
 from marketflow.api.operation import Content, Operation, Tag
 from marketflow.api.rendering import ALWAYS
 from marketflow.api.request_times import RequestTimes

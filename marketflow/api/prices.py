@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from marketflow.api.answers import Quote, Summary
 from marketflow.api.context import context_of
+from marketflow.api.latest import LatestPrice, Price
 from marketflow.api.operation import Endpoint, Exchange, Operation, Parameter, Symbol, Tag
 from marketflow.api.period import PATTERN, PERIOD, InvalidPeriod, parse_period
 from marketflow.api.problems import NoData, Problem, TryAgain, UnknownExchange, UnknownSymbol
@@ -22,7 +23,6 @@ ALL = "all"
 """What `period` says where none was asked for: everything on record."""
 
 
-Price = Annotated[float, Meta(gt=0, examples=[67432.14])]
 Period = Annotated[
     str,
     Meta(
@@ -42,15 +42,6 @@ Until = Annotated[
     Time,
     Meta(description="Where it ends: now, or the end of what could be read.", examples=["2026-11-21T05:12:57.121Z"]),
 ]
-
-
-class LatestPrice(msgspec.Struct, frozen=True):
-    """The newest tick by event time, however old it is."""
-
-    symbol: Symbol
-    exchange: Annotated[Exchange, Meta(description="Where the price was paid.")]
-    price: Price
-    timestamp: Annotated[Time, Meta(description="When, by the clock of the exchange.")]
 
 
 class ExtremePrice(msgspec.Struct, frozen=True, rename={"since": "from", "until": "to"}):

@@ -6,7 +6,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from marketflow.api.context import Health, context_of
+from marketflow.api.context import context_of
+from marketflow.api.health import Health
 from marketflow.api.operation import Operation, Tag
 from marketflow.api.problems import TryAgain
 from marketflow.api.rendering import JSONAnswer

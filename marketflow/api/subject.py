@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 from starlette.requests import Request
 
-from marketflow.api.context import Context, canonical
-from marketflow.api.problems import UnknownExchange, UnknownSymbol
+from marketflow.api.context import Context
 from marketflow.model import Mode, Series
 
 
@@ -30,13 +29,7 @@ def asked_about(request: Request, context: Context) -> Subject:
 
 @lru_cache(maxsize=4096)  # the same few with every request
 def _subject(context: Context, mode: Mode, exchange_asked: str | None, symbol_asked: str) -> Subject:
-    exchange, exchanges = None, context.exchanges
-    if exchange_asked is not None:
-        exchange = canonical(exchange_asked, context.exchange_named)
-        if exchange is None:
-            raise UnknownExchange(f"No such exchange; there are {', '.join(context.exchanges)}.")
-        exchanges = (exchange,)
-    symbol = canonical(symbol_asked, context.symbol_named)
-    if symbol is None:
-        raise UnknownSymbol(f"No such symbol; there are {', '.join(context.symbols)}.")
+    exchange = None if exchange_asked is None else context.names.exchange(exchange_asked)
+    symbol = context.names.symbol(symbol_asked)
+    exchanges = context.exchanges if exchange is None else (exchange,)
     return Subject(exchange, symbol, tuple(Series(mode, one, symbol) for one in exchanges))

@@ -8,7 +8,7 @@ from http.client import HTTPConnection, HTTPException
 
 import msgspec
 
-from marketflow.api.context import Health
+from marketflow.api.health import Health
 from marketflow.api.protection import is_loopback
 from marketflow.api.server import bind
 from marketflow.checkup.findings import Check, Finding, State, address_text, seconds_text

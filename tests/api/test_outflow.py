@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from marketflow.api import outflow
 from marketflow.api.connections import LimitedConnection
-from marketflow.api.stream import STREAMING
+from marketflow.api.streaming.sse import STREAMING
 from marketflow.api.websocket_connection import LimitedWebSocket
 from tests.servers import HOST
 

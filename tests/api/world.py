@@ -16,7 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from marketflow.api.answers import Prices
 from marketflow.api.application import create_app
-from marketflow.api.context import Context, Health, StoreState
+from marketflow.api.context import Context
+from marketflow.api.health import Health, StoreState
+from marketflow.api.streaming.hub import Hub
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.errors import Unavailable
 from marketflow.figures import Figures
@@ -37,7 +39,6 @@ from marketflow.model import (
 )
 from marketflow.stores.ports import RECENT_MS, Taker, Walk
 from marketflow.stores.window import Window, merged
-from marketflow.streaming.hub import Hub
 
 NOW = 1_763_690_430_500
 """30.5 seconds into a minute: 2025-11-21T02:00:30.500Z."""
@@ -184,7 +185,7 @@ class World:
     archive: MemoryArchive = field(default_factory=MemoryArchive)
     mode: MemoryMode = field(default_factory=MemoryMode)
     now: int = NOW
-    token: str = ""
+    token: str = field(default="", repr=False)
     ready: bool = True
     figures: Figures | None = None
     announcements: MemoryAnnouncements = field(default_factory=MemoryAnnouncements)

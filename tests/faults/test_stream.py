@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from tests.api.streaming.events import Event, Stream, prices_in
 from tests.application import Application, ScriptedExchange
 from tests.exposition import samples_of
 from tests.faults.conftest import StartApplication
 from tests.servers import HOST, RedisServer, free_port, wait_until
-from tests.streaming.events import Event, Stream, prices_in
 
 BTC = ("exchange1", "BTCUSDT")
 

@@ -11,11 +11,10 @@ from uuid import uuid4
 
 import msgspec
 
-from marketflow.api.context import Health
-from marketflow.api.prices import LatestPrice
+from marketflow.api.health import Health
+from marketflow.api.latest import LatestPrice
 from marketflow.api.rendering import rfc3339
-from marketflow.model import Mode, Series, Tick
-from marketflow.streaming.events import (
+from marketflow.api.streaming.events import (
     Batch,
     ChangedMode,
     ChangedPrices,
@@ -24,7 +23,8 @@ from marketflow.streaming.events import (
     Snapshot,
     message,
 )
-from marketflow.streaming.selection import Pair, Selection
+from marketflow.api.streaming.selection import Pair, Selection
+from marketflow.model import Mode, Series, Tick
 
 
 class Position(NamedTuple):

@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Sequence
 from zlib import crc32
 
-from marketflow.api.context import Context, canonical
-from marketflow.api.problems import UnknownExchange, UnknownSymbol
+from marketflow.api.names import Names
 
 Pair = tuple[str, str]
 """An exchange and a symbol, as they are configured; the mode is always the one that runs."""
@@ -30,24 +29,17 @@ class Selection:
         """Tells it from nearly all others, in any process."""
 
 
-def named(context: Context, exchanges: Iterable[str], symbols: Iterable[str]) -> frozenset[Pair]:
+def named(names: Names, exchanges: Iterable[str], symbols: Iterable[str]) -> frozenset[Pair]:
     """The series of these exchanges and symbols, in any spelling; all of a kind where none is named.
 
     Raises:
         UnknownExchange: there is no such exchange.
         UnknownSymbol: there is no such symbol.
     """
-    wanted_exchanges, wanted_symbols = set(), set()
-    for name in exchanges:
-        if (exchange := canonical(name, context.exchange_named)) is None:
-            raise UnknownExchange(f"No such exchange; there are {', '.join(context.exchanges)}.")
-        wanted_exchanges.add(exchange)
-    for name in symbols:
-        if (symbol := canonical(name, context.symbol_named)) is None:
-            raise UnknownSymbol(f"No such symbol; there are {', '.join(context.symbols)}.")
-        wanted_symbols.add(symbol)
+    wanted_exchanges = {names.exchange(name) for name in exchanges}
+    wanted_symbols = {names.symbol(name) for name in symbols}
     return frozenset(
         (exchange, symbol)
-        for exchange in wanted_exchanges or context.exchanges
-        for symbol in wanted_symbols or context.symbols
+        for exchange in wanted_exchanges or names.exchanges
+        for symbol in wanted_symbols or names.symbols
     )

@@ -8,12 +8,12 @@ import msgspec
 import pytest
 
 from marketflow.api.answers import Prices
+from marketflow.api.streaming import hub as hubs
+from marketflow.api.streaming.client import Client
+from marketflow.api.streaming.hub import Hub
+from marketflow.api.streaming.selection import Selection, named
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.model import FeedState, Mode, Series, Tick
-from marketflow.streaming import hub as hubs
-from marketflow.streaming.client import Client
-from marketflow.streaming.hub import Hub
-from marketflow.streaming.selection import Selection, named
 from tests.api.world import EXCHANGES, NOW, SYMBOLS, World, series
 
 EVERYTHING = frozenset((exchange, symbol) for exchange in EXCHANGES for symbol in SYMBOLS)
@@ -133,7 +133,7 @@ def test_an_older_tick_never_takes_the_place_of_a_newer_one() -> None:
 
 def test_only_what_was_selected_is_told() -> None:
     async def test(market: Market) -> None:
-        selection = market.hub.selection(named(market.world.context(), ["EXCHANGE2"], ["ethusdt"]))
+        selection = market.hub.selection(named(market.world.context().names, ["EXCHANGE2"], ["ethusdt"]))
         with market.hub.client(selection) as client:
             [(_, snapshot)] = await told(client)
             assert (snapshot["symbols"], snapshot["exchanges"]) == (["ETHUSDT"], ["Exchange2"])

@@ -17,15 +17,15 @@ from weakref import WeakValueDictionary
 from loguru import logger
 
 from marketflow.api.answers import Prices
-from marketflow.api.context import Health, ModeSwitch
+from marketflow.api.health import Health, ModeSwitch
 from marketflow.api.problems import TryAgain
+from marketflow.api.streaming.client import Client
+from marketflow.api.streaming.known import Known
+from marketflow.api.streaming.selection import Pair, Selection
 from marketflow.clock import milliseconds
 from marketflow.errors import Unavailable
 from marketflow.model import Series, Tick
 from marketflow.stores.ports import Announcements
-from marketflow.streaming.client import Client
-from marketflow.streaming.known import Known
-from marketflow.streaming.selection import Pair, Selection
 
 HEARTBEAT_SECONDS = 5.0
 

@@ -8,9 +8,9 @@ import msgspec
 from msgspec import Meta
 from sse_starlette import ServerSentEvent
 
-from marketflow.api.context import Health
+from marketflow.api.health import Health
+from marketflow.api.latest import LatestPrice
 from marketflow.api.operation import Exchange, Symbol
-from marketflow.api.prices import LatestPrice
 from marketflow.api.rendering import Time
 from marketflow.model import Mode
 

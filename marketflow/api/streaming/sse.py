@@ -13,13 +13,13 @@ from marketflow.api.operation import Content, Operation, Parameter, Tag
 from marketflow.api.problems import TryAgain, UnknownExchange, UnknownSymbol
 from marketflow.api.rendering import ALWAYS
 from marketflow.api.request_times import UNTIMED, RequestTimes
-from marketflow.streaming.hub import Hub
-from marketflow.streaming.selection import Selection, named
+from marketflow.api.streaming.hub import Hub
+from marketflow.api.streaming.selection import Selection, named
 
 if TYPE_CHECKING:
     import anyio
 
-STREAMING = "marketflow.streaming"
+STREAMING = "marketflow.api.streaming"
 """The extension of a server that is told, by calling `begin`, that an answer does not end by itself."""
 
 RETRY = b"retry: 1000\n\n"
@@ -108,7 +108,7 @@ def selected(context: Context, query: QueryParams) -> Selection:
         UnknownExchange: it names one that there is not.
         UnknownSymbol: it names one that there is not.
     """
-    return context.hub.selection(named(context, _listed(query, "exchanges"), _listed(query, "symbols")))
+    return context.hub.selection(named(context.names, _listed(query, "exchanges"), _listed(query, "symbols")))
 
 
 def _listed(query: QueryParams, name: str) -> Iterator[str]:

@@ -15,11 +15,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from marketflow.api.context import Context, context_of
 from marketflow.api.problems import Problem, answer_to
 from marketflow.api.request_times import RequestTimes
-from marketflow.api.stream import selected
-from marketflow.api.stream_figures import Sent
-from marketflow.streaming.client import Client
-from marketflow.streaming.events import Refused, Subscribed
-from marketflow.streaming.selection import named
+from marketflow.api.streaming.client import Client
+from marketflow.api.streaming.events import Refused, Subscribed
+from marketflow.api.streaming.figures import Sent
+from marketflow.api.streaming.selection import named
+from marketflow.api.streaming.sse import selected
 
 PATH = "/ws"
 
@@ -117,7 +117,7 @@ class _Conversation:
         """Do what is asked for, and say what came of it."""
         try:
             asked = _decode(message.get("text") or message.get("bytes") or b"")
-            pairs = named(self._context, asked.exchanges or (), asked.symbols or ())
+            pairs = named(self._context.names, asked.exchanges or (), asked.symbols or ())
         except msgspec.MsgspecError as error:
             return Refused("malformed_message", f"This cannot be understood: {error}.")
         except Problem as problem:

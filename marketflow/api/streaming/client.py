@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from marketflow.streaming.events import Batch, Message, message
-from marketflow.streaming.known import Position
-from marketflow.streaming.selection import Selection
+from marketflow.api.streaming.events import Batch, Message, message
+from marketflow.api.streaming.known import Position
+from marketflow.api.streaming.selection import Selection
 
 
 class Client:

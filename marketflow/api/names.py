@@ -1,0 +1,44 @@
+"""Names as clients write them: upper and lower case are the same."""
+
+from collections.abc import Mapping, Sequence
+
+from marketflow.api.problems import UnknownExchange, UnknownSymbol
+
+
+class Names:
+    """The configured exchanges and symbols.
+
+    Args:
+        exchanges, symbols: as they are configured.
+    """
+
+    def __init__(self, exchanges: Sequence[str], symbols: Sequence[str]) -> None:
+        self.exchanges = exchanges
+        self.symbols = symbols
+        self._exchanges = {name.lower(): name for name in exchanges}
+        self._symbols = {name.lower(): name for name in symbols}
+
+    def exchange(self, asked: str) -> str:
+        """The configured spelling of an exchange.
+
+        Raises:
+            UnknownExchange: there is none of that name.
+        """
+        if (found := _named(asked, self._exchanges)) is None:
+            raise UnknownExchange(f"No such exchange; there are {', '.join(self.exchanges)}.")
+        return found
+
+    def symbol(self, asked: str) -> str:
+        """The configured spelling of a symbol.
+
+        Raises:
+            UnknownSymbol: there is none of that name.
+        """
+        if (found := _named(asked, self._symbols)) is None:
+            raise UnknownSymbol(f"No such symbol; there are {', '.join(self.symbols)}.")
+        return found
+
+
+def _named(asked: str, names: Mapping[str, str]) -> str | None:
+    # Some letters beyond ASCII have one of ASCII for a lower case.
+    return names.get(asked.lower()) if asked.isascii() else None
