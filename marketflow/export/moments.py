@@ -35,7 +35,7 @@ def _moment_ms(text: str) -> int:
         day = date.fromisoformat(text)
         return _unix_ms(datetime(day.year, day.month, day.day, tzinfo=UTC))
     if _RFC3339.fullmatch(text):
-        return _unix_ms(datetime.fromisoformat(text.upper()))
+        return _unix_ms(datetime.fromisoformat(text.upper()).astimezone(UTC))
     raise ValueError
 
 

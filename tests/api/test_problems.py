@@ -52,7 +52,8 @@ def test_an_error_is_a_problem_with_a_code(path: str, method: str, status: int, 
 
 
 @pytest.mark.parametrize(
-    "path", ["/nothing", "/prices", "/prices/latest", "/prices/latest/", "/prices/latest/a/b/c", "/prices/middle/BTCUSDT"]
+    "path",
+    ["/nothing", "/prices", "/prices/latest", "/prices/latest/", "/prices/latest/a/b/c", "/prices/middle/BTCUSDT"],
 )
 def test_a_path_that_is_not_there_is_404_and_never_a_redirect(path: str) -> None:
     response = World().ask(path)

@@ -364,7 +364,7 @@ def test_programs_and_pages_of_ours_are_welcome(application: Application) -> Non
 
 
 @pytest.mark.parametrize(
-    ("path", "status"), [("/", 404), ("/ws/", 404), ("/nothing", 404), ("/livez", 200), ("/ws?symbols=none", 404)]
+    ("path", "status"), [("/", 200), ("/ws/", 404), ("/nothing", 404), ("/livez", 200), ("/ws?symbols=none", 404)]
 )
 def test_an_upgrade_elsewhere_is_answered_like_any_request(application: Application, path: str, status: int) -> None:
     assert handshake(application, {}, path).startswith(f"HTTP/1.1 {status} ")

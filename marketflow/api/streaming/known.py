@@ -183,7 +183,7 @@ class Known:
 
     def _snapshot(self, selection: Selection) -> Snapshot:
         assert self._health is not None, "it is ready"
-        prices = [self._price(pair) for pair in selection.pairs if pair in self._newest]
+        prices = self._prices([pair for pair in selection.pairs if pair in self._newest])
         return Snapshot(self.mode, list(selection.symbols), list(selection.exchanges), prices, self._health)
 
     def _changes(self, selection: Selection, version: int) -> Iterator[msgspec.Struct]:
@@ -194,14 +194,15 @@ class Known:
             if self._newest[pair].version <= version:
                 break
             if pair in selection.chosen:
-                changed.append(self._price(pair))
+                changed.append(pair)
         if changed:
-            yield ChangedPrices(changed[::-1])
+            yield ChangedPrices(self._prices(changed))
 
-    def _price(self, pair: Pair) -> LatestPrice:
-        exchange, symbol = pair
-        tick = self._newest[pair].tick
-        return LatestPrice(symbol, exchange, tick.price, rfc3339(tick.at))
+    def _prices(self, pairs: list[Pair]) -> list[LatestPrice]:
+        """The newest last: ticks of several exchanges may have the same time, and arrival has an order all the same."""
+        ticks = [(self._newest[pair].tick, *pair) for pair in pairs]
+        ticks.sort(key=lambda each: each[0].order)
+        return [LatestPrice(symbol, exchange, tick.price, rfc3339(tick.at)) for tick, exchange, symbol in ticks]
 
     def _id(self, selection: Selection, position: Position) -> str:
         if not position.whole:

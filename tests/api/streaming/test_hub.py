@@ -119,6 +119,25 @@ def test_of_what_a_client_could_not_take_only_the_newest_is_told() -> None:
     run(test)
 
 
+def test_prices_come_in_the_order_of_time_and_arrival_the_newest_last() -> None:
+    async def test(market: Market) -> None:
+        btc, eth = Series(Mode.TEST, "exchange1", "BTCUSDT"), Series(Mode.TEST, "Exchange2", "BTCUSDT")
+        at = NOW - 100
+
+        def announce(*ticks: tuple[Series, int]) -> None:
+            market.world.announcements.announce(*((one, Tick(float(order), at, order)) for one, order in ticks))
+
+        market.world.cache.newest_ticks |= {btc: Tick(2.0, at, 2), eth: Tick(1.0, at, 1)}
+        with market.hub.client(market.everything) as client:
+            [(_, snapshot)] = await told(client)
+            assert [each["price"] for each in snapshot["prices"]] == [1.0, 2.0]
+            announce((btc, 4), (eth, 3))
+            [(_, changed)] = await told(client)
+            assert [each["price"] for each in changed["prices"]] == [3.0, 4.0]
+
+    run(test)
+
+
 def test_an_older_tick_never_takes_the_place_of_a_newer_one() -> None:
     async def test(market: Market) -> None:
         market.world.trade(10.0, 500)
