@@ -164,7 +164,10 @@ class Engine:
         """
         if not self.running:
             raise Unavailable("the feeds are starting or stopping")
-        return self.modes.switch(mode)
+        before = self.modes.switch(mode)
+        if before is not mode:
+            logger.info("{} mode, it was {} mode before", mode, before)
+        return before
 
     def start(self) -> None:
         """Let it flow, and return when it does. Stores that are away are tried again."""

@@ -142,7 +142,10 @@ def bind(host: str, port: int, shared: bool = False) -> socket.socket:
     except OSError as error:
         raise StartError(f"http.host = {host!r}: {error.strerror or error}") from error
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if shared else socket.SO_REUSEADDR, 1)
+        # On shared ones, too: what is left of their connections for a minute would keep the next start from the port.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
         # At once: a port that is only bound may still be bound by another process as well.
         listener.listen(BACKLOG)

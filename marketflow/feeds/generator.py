@@ -18,8 +18,9 @@ from marketflow.model import Candles, FeedState
 
 BASE_PRICES = {"BTCUSDT": 67_000.0, "ETHUSDT": 3_400.0, "SOLUSDT": 160.0, "TONUSDT": 5.5, "DOGEUSDT": 0.16}
 
-_STEP = 0.0004  # standard deviation of one step, as a part of the price
-_PULL = 0.002  # part of the way back to the base price at each step
+# Together a walk within a quarter of a percent: exchanges that have nothing to do with each other look like one market.
+_STEP = 0.0001  # standard deviation of one step, as a part of the price
+_PULL = 0.004  # part of the way back to the base price at each step
 _LONGEST_PAUSE_SECONDS = 0.1
 _SHORTEST_PAUSE_SECONDS = 0.01
 
@@ -48,7 +49,7 @@ class Market:
             BASE_PRICES.get(symbol) or random.Random(symbol).uniform(1, 1000)  # noqa: S311
             for symbol in symbols
         ]
-        self._prices = [base * self._random.uniform(0.99, 1.01) for base in self._base]
+        self._prices = [base * self._random.uniform(0.998, 1.002) for base in self._base]
         self._rate = rate
         self._monotonic = monotonic
         self._began = monotonic()

@@ -328,7 +328,8 @@ class RedisCache:
         except redis.RedisError as error:
             self._lacking = True
             self._breaker.failed()
-            self._away = True
+            if not self._away:
+                self._away, self._limit = True, RateLimit(10.0)  # the beginning of an outage is always told
             self._limit.log("away", "WARNING", f"Redis cannot be used, memory answers meanwhile: {error}")
             raise Unavailable(f"Redis cannot be used: {error}") from error
         except BaseException as error:
@@ -339,4 +340,4 @@ class RedisCache:
         self._breaker.succeeded()
         if self._away:
             self._away = False
-            self._limit.log("back", "INFO", "Redis can be used again")
+            logger.info("Redis can be used again")

@@ -116,8 +116,8 @@ class Known:
 
     def put_health(self, health: Health) -> None:
         """Take how the application does, if anything but the uptime is another."""
-        if self._health is None or _state(health) != _state(self._health):
-            self._health = health
+        before, self._health = self._health, health  # a snapshot tells the uptime as well
+        if before is None or _state(health) != _state(before):
             self._version += 1
             self._health_version = self._version
             self._changed()
