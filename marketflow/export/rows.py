@@ -16,6 +16,7 @@ from psycopg.abc import PQGen
 
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.model import Mode
+from marketflow.stores.candle_sql import RECURSIVE_SERIES
 from marketflow.stores.rows import reason, to_datetime
 
 _T = TypeVar("_T")
@@ -34,17 +35,8 @@ COLUMNS = (*TEXTS, "timestamp", *PRICES, "tick_count", *TICK_TIMES)
 
 TIMES = ("timestamp", *TICK_TIMES)
 
-# Series by series, along the primary key.
 _SERIES = """
-with recursive series as (
-    (select exchange, pair_name, mode from aggregates order by exchange, pair_name, mode limit 1)
-    union all
-    select following.* from series cross join lateral (
-        select exchange, pair_name, mode from aggregates
-        where (exchange, pair_name, mode) > (series.exchange, series.pair_name, series.mode)
-        order by exchange, pair_name, mode limit 1
-    ) as following
-)
+with {series}
 select series.exchange, series.pair_name, earliest.timestamp, latest.timestamp from series
 left join lateral (
     select timestamp from aggregates where {condition} order by timestamp limit 1
@@ -157,7 +149,8 @@ def parts(
     if row is None or not row[0]:
         raise Unavailable("nothing to export: the database has no table aggregates yet")
     condition = sql.SQL(_OF_SERIES) + sql.SQL(" and ") + selection.range
-    found = connection.execute(sql.SQL(_SERIES).format(condition=condition), {"mode": selection.mode.value}).fetchall()
+    query = sql.SQL(_SERIES).format(series=sql.SQL(RECURSIVE_SERIES), condition=condition)
+    found = connection.execute(query, {"mode": selection.mode.value}).fetchall()
     wanted_symbols = _wanted("symbol", selection.symbols, {*symbols, *(symbol for _, symbol, _, _ in found)})
     wanted_exchanges = _wanted("exchange", selection.exchanges, {*exchanges, *(name for name, _, _, _ in found)})
     return [

@@ -1,5 +1,18 @@
 """The candle of some rows of one series, as SQL: what the reader asks for and what the daily candles are made by."""
 
+RECURSIVE_SERIES = """
+recursive series as (
+    (select exchange, pair_name, mode from aggregates order by exchange, pair_name, mode limit 1)
+    union all
+    select following.* from series cross join lateral (
+        select exchange, pair_name, mode from aggregates
+        where (exchange, pair_name, mode) > (series.exchange, series.pair_name, series.mode)
+        order by exchange, pair_name, mode limit 1
+    ) as following
+)
+"""
+"""All series that have minutes, to stand behind `with`: one look along the primary key each, however many rows."""
+
 
 def candle_of(table: str, condition: str) -> str:
     """A query of one row: the candle of the rows of a table under a condition, or no row where there are none.

@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 
 from marketflow.stores.bounded import BoundedConnection, Reopened
-from marketflow.stores.candle_sql import candle_of
+from marketflow.stores.candle_sql import RECURSIVE_SERIES, candle_of
 from marketflow.stores.rows import DAY_MS, to_datetime
 
 LATE_MS = 10 * 60_000
@@ -111,16 +111,8 @@ where {_IS_MARKED}
 _REMOVE = f"delete from aggregates_daily as daily using {_MARKS} where {_IS_MARKED} and not hourly"  # noqa: S608
 
 # Series by series, along the primary key: the first minute of each that is not behind `rolled_until`.
-_MOVE = """
-with recursive series as (
-    (select exchange, pair_name, mode from aggregates order by exchange, pair_name, mode limit 1)
-    union all
-    select following.* from series cross join lateral (
-        select exchange, pair_name, mode from aggregates
-        where (exchange, pair_name, mode) > (series.exchange, series.pair_name, series.mode)
-        order by exchange, pair_name, mode limit 1
-    ) as following
-), upcoming as materialized (
+_MOVE = f"""
+with {RECURSIVE_SERIES}, upcoming as materialized (
     select series.*, date_trunc('day', minute.timestamp, 'UTC') as day from series cross join lateral (
         select timestamp from aggregates
         where exchange = series.exchange and pair_name = series.pair_name and mode = series.mode
@@ -135,7 +127,7 @@ with recursive series as (
     on conflict (exchange, pair_name, mode, timestamp) do update set tick_count = null, hourly = false
 )
 update aggregates_rolled_until set rolled_until = coalesce((select day + interval '24 hours' from nearest), %(until)s)
-"""
+"""  # noqa: S608 - put together from constants
 
 
 class PostgresDays:
