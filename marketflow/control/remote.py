@@ -52,7 +52,7 @@ class RemoteFeeds:
             retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
         )
         self._client = redis.asyncio.Redis.from_pool(pool)
-        self._channel = keys.channel(keys.STATE_KEY, keywords["db"])
+        self._channel = keys.channel(keys.STATE_KEY, keywords.get("db", 0))
         self._exchanges = exchanges
         self._mode = mode
         self._published: Published | None = None

@@ -58,7 +58,7 @@ class Mirror:
     def __init__(self, reader: RedisReader, keywords: dict[str, Any], clock: Clock, minute_ms: int = MINUTE_MS) -> None:
         self._reader = reader
         self._client = connect(keywords, max_connections=1)
-        self._channels = {keys.channel(name, keywords["db"]): name for name in _CHANNELS}
+        self._channels = {keys.channel(name, keywords.get("db", 0)): name for name in _CHANNELS}
         self._clock = clock
         self._minute_ms = minute_ms
         self._needed = asyncio.Event()

@@ -107,7 +107,7 @@ class RedisCache:
             socket_connect_timeout=TIMEOUT_SECONDS,
             retry=redis.retry.Retry(NoBackoff(), 0),
         )
-        return cls(client, series, clock, ttl_seconds, db=keywords["db"])
+        return cls(client, series, clock, ttl_seconds, db=keywords.get("db", 0))
 
     @property
     def complete(self) -> bool:
