@@ -47,6 +47,7 @@ class Visit:
         self.expected: list[str] = []
         """Patterns of complaints that belong to what the test does."""
         page.on("request", lambda request: self.requests.append(request.url))
+        page.on("websocket", lambda socket: self.requests.append(socket.url))
         page.on("console", self._heard)
         page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
 
@@ -106,12 +107,16 @@ Look = Callable[..., Visit]
 
 @pytest.fixture
 def look(browser: Browser) -> Iterator[Look]:
-    """Opens a tab of its own at an application; takes what Playwright calls options of a context."""
+    """Opens a tab at an application: in a browser of its own, with what Playwright calls options of a context, or
+    beside another tab."""
     visits = []
     with ExitStack() as stack:
 
-        def looked(port: int, **options: Any) -> Visit:
-            context = stack.enter_context(browser.new_context(**{"viewport": DESKTOP} | options))
+        def looked(port: int, beside: Visit | None = None, **options: Any) -> Visit:
+            if beside is None:
+                context = stack.enter_context(browser.new_context(**{"viewport": DESKTOP} | options))
+            else:
+                context = beside.page.context
             visits.append(Visit(context.new_page(), f"http://{HOST}:{port}"))
             return visits[-1]
 

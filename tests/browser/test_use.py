@@ -7,9 +7,10 @@ from playwright.sync_api import Page, expect
 
 from tests.application import Application, ScriptedExchange
 from tests.browser.conftest import PHONE, Look, Start, Visit
+from tests.browser.drawing import drawn, until
 from tests.proxy import Proxy
 
-LOST = r"ERR_CONNECTION|ERR_EMPTY_RESPONSE|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_ABORTED"
+LOST = r"WebSocket|ERR_CONNECTION|ERR_EMPTY_RESPONSE|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_ABORTED"
 """What a browser says of a connection that a test has cut."""
 
 DIGITS = re.compile("[0-9]")
@@ -118,7 +119,7 @@ def test_a_lost_connection_is_shown_and_heals(
         proxy.heal()
         expect(visit.price("exchange1")).to_have_text("200.000")
         expect(page.locator("#banner")).to_be_hidden()
-        expect(page.locator("#connection")).to_have_text("Live stream")
+        expect(page.locator("#connection")).to_have_text("Connected")
         exchanges[0].send(300.0)
         expect(visit.price("exchange1")).to_have_text("300.000")
         expect(page.locator("#legend .close")).to_have_text("300.000")
@@ -140,6 +141,22 @@ def test_a_connection_that_died_without_a_word_is_noticed(
         expect(page.locator("#banner")).to_be_hidden()
         exchanges[0].send(300.0)
         expect(visit.price("exchange1")).to_have_text("300.000")
+
+
+def test_many_tabs_of_one_browser_have_the_stream_and_the_api(
+    application: Application, look: Look, exchanges: list[ScriptedExchange]
+) -> None:
+    """Without the sixth holding up all others, as connections of HTTP/1.1 would."""
+    first = look(application.port)
+    visits = [first, *(look(application.port, beside=first) for _ in range(7))]
+    for visit in visits:
+        visit.open("interval=1d")
+    exchanges[0].send(100.0, 110.0)
+    for visit in visits:
+        expect(visit.price("exchange1")).to_have_text("110.000")
+        # The API has told of what the stream does not.
+        expect(visit.page.locator("#legend .ticks")).to_have_text("2")
+        until(visit.page, lambda: drawn(visit.page, "up") > 100)  # noqa: B023 - used at once
 
 
 def test_a_restart_is_survived(start: Start, look: Look, exchanges: list[ScriptedExchange]) -> None:

@@ -2,7 +2,7 @@
 
 import { byId, say } from "./dom.js";
 
-const WORDS = { connecting: "Connecting", open: "Live stream", lost: "Disconnected" };
+const WORDS = { connecting: "Connecting", open: "Connected", lost: "Disconnected" };
 
 export class Connection {
   /** @param {import("./stream.js").Stream} stream */

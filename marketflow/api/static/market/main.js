@@ -17,7 +17,7 @@ import { offerColours } from "./theme.js";
 
 const market = new Market();
 const choice = new Choice();
-const stream = new Stream("stream/prices");
+const stream = new Stream("ws");
 const modes = new ModeSwitch();
 new Connection(stream);
 new Table(market, choice);
