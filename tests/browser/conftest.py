@@ -8,10 +8,12 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
@@ -158,3 +160,28 @@ def application(start: Start) -> Application:
 def visit(look: Look, application: Application) -> Visit:
     """A tab on a desktop."""
     return look(application.port)
+
+
+@pytest.fixture
+def record(postgres_db: dict[str, Any]) -> Callable[..., None]:
+    """Puts minutes into the table: prices rise by one with each, up to 1000 a quarter of an hour ago.
+
+    Younger ones would not be looked for there.
+    """
+
+    begun = datetime.now(UTC)  # a minute may end in the middle of a test
+
+    def recorded(minutes: int, exchange: str = "exchange1", symbol: str = "BTCUSDT", later: int = 0) -> None:
+        with psycopg.connect(**postgres_db) as connection:
+            connection.execute(
+                """
+                insert into aggregates (pair_name, exchange, mode, timestamp, average_price, min_price, max_price,
+                                        open_price, close_price, tick_count)
+                select %s, %s, 'live', date_trunc('minute', %s::timestamptz) - (n + 14 - %s) * interval '1 minute',
+                       p + .5, p - 1, p + 2, p, p + 1, 10
+                from (select n, 1000 + %s - n as p from generate_series(1, %s) n) _
+                """,
+                (symbol, exchange, begun, later, later, minutes),
+            )
+
+    return recorded

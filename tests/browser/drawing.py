@@ -7,11 +7,10 @@ from typing import Any
 from playwright.sync_api import Page
 
 COLOURED = """
-    (name) => {
+    ([place, name]) => {
         const [red, green, blue] = getComputedStyle(document.documentElement)
             .getPropertyValue(name).match(/[0-9]+/g).map(Number);
-        const canvas = [...document.querySelectorAll("#chart canvas")]
-            .reduce((one, other) => (other.width > one.width ? other : one));
+        const canvas = document.querySelector(place);
         // Of a copy: a browser complains of one that is read and drawn in turn.
         const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
         copy.drawImage(canvas, 0, 0);
@@ -23,11 +22,14 @@ COLOURED = """
         return count;
     }
 """
-"""How many pixels of the chart's largest canvas have one of the page's colours."""
+"""How many pixels of a canvas have one of the page's colours."""
+
+CANDLES = "#chart tr:first-child td:nth-child(2) canvas"
+AXIS = "#chart tr:first-child td:last-child canvas"
 
 
-def drawn(page: Page, colour: str) -> int:
-    count: int = page.evaluate(COLOURED, f"--{colour}")
+def drawn(page: Page, colour: str, place: str = CANDLES) -> int:
+    count: int = page.evaluate(COLOURED, [place, f"--{colour}"])
     return count
 
 

@@ -2,43 +2,15 @@
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Any
 
-import psycopg
 import pytest
 from playwright.sync_api import expect
 
 from tests.application import ScriptedExchange, now_ms
 from tests.browser.conftest import PHONE, Look, Start, Visit
-from tests.browser.drawing import drawn, until
+from tests.browser.drawing import AXIS, drawn, until
 
 NONE, MINUS = "\u2013", "\u2212"
-
-
-@pytest.fixture
-def record(postgres_db: dict[str, Any]) -> Callable[..., None]:
-    """Puts minutes into the table: prices rise by one with each, up to 1000 a quarter of an hour ago.
-
-    Younger ones would not be looked for there.
-    """
-
-    begun = datetime.now(UTC)  # a minute may end in the middle of a test
-
-    def recorded(minutes: int, exchange: str = "exchange1", symbol: str = "BTCUSDT", later: int = 0) -> None:
-        with psycopg.connect(**postgres_db) as connection:
-            connection.execute(
-                """
-                insert into aggregates (pair_name, exchange, mode, timestamp, average_price, min_price, max_price,
-                                        open_price, close_price, tick_count)
-                select %s, %s, 'live', date_trunc('minute', %s::timestamptz) - (n + 14 - %s) * interval '1 minute',
-                       p + .5, p - 1, p + 2, p, p + 1, 10
-                from (select n, 1000 + %s - n as p from generate_series(1, %s) n) _
-                """,
-                (symbol, exchange, begun, later, later, minutes),
-            )
-
-    return recorded
 
 
 def test_a_price_that_was_just_fed_is_shown(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
@@ -56,6 +28,16 @@ def test_a_price_that_was_just_fed_is_shown(visit: Visit, exchanges: list[Script
     exchanges[1].send(0.0812345, symbol="DOGEUSDT")
     expect(visit.price("exchange2", "DOGEUSDT")).to_have_text("0.081235")
     expect(visit.price("exchange1", "DOGEUSDT")).to_have_text(NONE)
+
+
+def test_of_one_moment_the_price_told_last_is_the_newest(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+    page = visit.open()
+    at = now_ms()
+    for exchange, price in ((1, 200.0), (2, 300.0), (0, 100.0)):
+        exchanges[exchange].send(price, at=at)
+        expect(visit.price(f"exchange{exchange + 1}")).to_have_text(f"{price:.3f}")
+        expect(visit.row().locator(".newest")).to_have_text(f"{price:.3f}")
+    expect(page.locator("#legend .close")).to_have_text("100.000")
 
 
 def test_exchanges_are_compared(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
@@ -135,6 +117,9 @@ def test_the_interval_the_symbol_and_the_exchange_are_chosen(
     visit.row("BTCUSDT").locator("td[data-exchange=exchange3]").click()
     expect(page.locator("#symbol")).to_have_value("BTCUSDT")
     expect(page.locator("#exchange")).to_have_value("exchange3")
+    visit.row("SOLUSDT").get_by_role("button").click()
+    expect(page.locator("#symbol")).to_have_value("SOLUSDT")
+    expect(page.locator("#exchange")).to_have_value("exchange3")
 
 
 def test_older_candles_come_with_a_look_to_the_left(visit: Visit, record: Callable[..., None]) -> None:
@@ -155,6 +140,25 @@ def test_older_candles_come_with_a_look_to_the_left(visit: Visit, record: Callab
     expect(page.locator("#chart-newest")).to_be_hidden()
     page.mouse.move(0, 0)  # a candle under the mouse is the one that is told
     expect(page.locator("#legend .close")).to_have_text("1 000.00")
+
+
+def test_the_price_on_the_axis_is_the_newest_wherever_the_chart_is(
+    visit: Visit, record: Callable[..., None], exchanges: list[ScriptedExchange]
+) -> None:
+    record(300)
+    page = visit.open()
+    exchanges[0].send(860.0, 850.0)  # all the others rise
+    until(page, lambda: drawn(page, "down", AXIS) > 100)
+    page.locator("#chart").focus()
+
+    def gone_from_sight() -> bool:
+        page.keyboard.press("Shift+ArrowLeft")
+        return page.locator("#chart-newest").is_visible()
+
+    until(page, gone_from_sight)
+    visit.keep("scrolled-back")
+    assert drawn(page, "down", AXIS) > 100
+    assert drawn(page, "up", AXIS) == 0
 
 
 def test_candles_that_come_late_or_together_are_all_drawn(visit: Visit, record: Callable[..., None]) -> None:
@@ -201,6 +205,7 @@ def test_a_stale_price_is_marked_and_compared_with_none(
     expect(row.locator(".age")).to_have_text(re.compile(r"^[45][0-9]\ss$"))
     expect(row.locator(".spread")).to_have_text(NONE)
     expect(page.locator("#comparison li.stale")).to_have_count(3)
+    expect(page).to_have_title(re.compile(r"^10[0-6]\.000 \(stale\) · BTCUSDT"))
     visit.keep("stale")
     exchanges[1].send(101.0)
     expect(row).to_have_class("chosen")

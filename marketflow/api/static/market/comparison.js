@@ -18,7 +18,7 @@ export class Comparison {
     this.list = byId("comparison");
     /** @type {Map<string, Line>} */
     this.lines = new Map();
-    this.draw = inFrames(() => this.#draw(), 250);
+    this.draw = inFrames(() => this.#draw());
     market.addEventListener("replaced", () => this.#build());
     market.addEventListener("prices", (event) => {
       if (event.detail.some((/** @type {any} */ quote) => quote.symbol === choice.symbol)) this.draw();

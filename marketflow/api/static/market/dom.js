@@ -36,23 +36,33 @@ export function sayTime(element, text, title) {
   if (element.title !== title) element.title = title;
 }
 
+/** Four times a second is as fast as a price can be read. */
+const PAUSE_MS = 250;
+
+/** @type {Set<() => void>} */
+const works = new Set();
+let waiting = false;
+let last = -Infinity;
+
+function run() {
+  const due = [...works];
+  works.clear();
+  waiting = false;
+  last = performance.now();
+  for (const work of due) work();
+}
+
 /**
- * Runs something in a frame soon, however often it is asked for until then, and at most every `pause` ms.
+ * Runs something in a frame soon, however often it is asked for until then. All that waits runs in the same frame, so that
+ * no two parts of the page tell of different moments.
  * @param {() => void} work
- * @param {number} pause
  */
-export function inFrames(work, pause) {
-  let waiting = false;
-  let last = -Infinity;
-  const run = () => {
-    waiting = false;
-    last = performance.now();
-    work();
-  };
+export function inFrames(work) {
   return () => {
+    works.add(work);
     if (waiting) return;
     waiting = true;
     // Frames are not counted down: an empty one costs as well.
-    setTimeout(() => requestAnimationFrame(run), Math.max(0, last + pause - performance.now()));
+    setTimeout(() => requestAnimationFrame(run), Math.max(0, last + PAUSE_MS - performance.now()));
   };
 }
