@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.application import ScriptedExchange, now_ms
-from tests.browser.conftest import PHONE, Look, Start, Visit
+from tests.browser.conftest import DESKTOP, PHONE, Look, Start, Visit
 from tests.browser.drawing import AXIS, drawn, until
 
 NONE, MINUS = "\u2013", "\u2212"
@@ -253,12 +253,45 @@ def test_two_hundred_symbols_are_filtered(start: Start, look: Look) -> None:
     expect(page.locator("#market-blank")).to_have_text("No symbol has “199x” in its name")
     page.keyboard.press("Escape")
     expect(page.locator("#market-count")).to_have_text("200")
+    expect(visit.row("S019USDT")).to_be_in_viewport()
     visit.keep("many")
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_chosen_of_many_symbols_is_in_sight_and_so_is_the_way_to_the_chart(
+    start: Start, look: Look, viewport: dict[str, int]
+) -> None:
+    names = ", ".join(f'"S{number:03}USDT"' for number in range(200))
+    visit = look(start(MODE="test", SYMBOLS=f"[{names}]").port, viewport=viewport)
+    page = visit.open("symbol=S150USDT")
+    expect(visit.row("S150USDT")).to_be_in_viewport()
+    expect(visit.price("exchange1", "S150USDT")).to_have_text(re.compile("[0-9]"))
+    assert page.evaluate("window.scrollY") == 0
+    page.locator("#filter").fill("S001")
+    expect(visit.row("S150USDT")).to_be_hidden()
+    page.locator("#filter").clear()
+    expect(visit.row("S150USDT")).to_be_in_viewport()
+    height = page.evaluate("document.querySelector('.market').offsetHeight")
+    assert height < viewport["height"] * 0.8
+    visit.keep(f"many-{viewport['width']}")
+
+
+def test_long_names_leave_room_for_the_figures(start: Start, look: Look) -> None:
+    name = "ALONGNAMEOFASYMBOLTHATNOBODYKNOW"
+    application = start(MODE="test", SYMBOLS=f'["BTCUSDT", "{name}"]')
+    for viewport in (DESKTOP, PHONE | {"width": 320}):
+        visit = look(application.port, viewport=viewport)
+        visit.open()
+        expect(visit.price("exchange3", name)).to_have_text(re.compile("[0-9]"))
+        expect(visit.row(name).get_by_role("button")).to_have_attribute("title", name)
+        expect(visit.row(name).locator(".age")).to_be_in_viewport(ratio=1)
+        assert visit.fits()
+        visit.keep(f"long-{viewport['width']}")
 
 
 def test_a_phone_shows_it_all_without_scrolling_sideways(start: Start, look: Look) -> None:
     application = start(MODE="test")
-    for width in (360, PHONE["width"]):
+    for width in (320, 360, PHONE["width"]):
         visit = look(application.port, viewport=PHONE | {"width": width}, has_touch=True, is_mobile=True)
         visit.open()
         expect(visit.price("exchange3", "SOLUSDT")).to_have_text(re.compile("[0-9]"))

@@ -372,3 +372,30 @@ def test_who_wants_no_motion_gets_none(look: Look, application: Application, exc
         expect(visit.price("exchange1")).to_have_text(f"{price:.3f}")
     assert page.evaluate("document.getAnimations().length") == 0
     expect(visit.price("exchange1")).to_have_attribute("data-move", "up")
+
+
+def test_chosen_colours_of_the_user_still_tell_what_is_chosen_and_how_feeds_do(
+    look: Look, application: Application, exchanges: list[ScriptedExchange]
+) -> None:
+    visit = look(application.port, forced_colors="active")
+    page = visit.open()
+    ticked(exchanges)
+    exchanges[1].close()
+    expect(page.locator("#feeds li[data-level=bad]")).to_have_count(1)
+
+    def style(place: str, name: str, pseudo: str = "") -> str:
+        told: str = page.locator(place).evaluate(
+            "(one, [pseudo, name]) => getComputedStyle(one, pseudo).getPropertyValue(name)", [pseudo, name]
+        )
+        return told
+
+    for choices in ("#modes", "#intervals"):
+        assert style(f"{choices} [aria-pressed=true]", "outline-style") == "solid"
+        assert style(f"{choices} [aria-pressed=false] >> nth=0", "outline-style") == "none"
+    assert style("#market tr.chosen th", "border-left-width") == "4px"
+    marks = {
+        style(f"#feeds li[data-level={level}] >> nth=0", "background-color", "::before") for level in ("good", "bad")
+    }
+    assert len(marks) == 2
+    visit.keep("forced-colours")
+    exchanges[1].open()

@@ -27,7 +27,7 @@ export class ModeSwitch {
       if (event.target === this.dialog && !this.busy) this.dialog.close();
     });
     // What has been sent cannot be called back. Browsers close a dialog at the second Escape whatever `cancel` is told.
-    this.dialog.addEventListener("keydown", (event) => this.busy && event.key === "Escape" && event.preventDefault());
+    document.addEventListener("keydown", (event) => this.busy && event.key === "Escape" && event.preventDefault());
     this.dialog.addEventListener("cancel", (event) => this.busy && event.preventDefault());
     this.dialog.addEventListener("close", () => this.#forget());
   }
