@@ -84,7 +84,7 @@ class Visit:
     def keep(self, name: str) -> None:
         """Leave a screenshot to be looked at."""
         OUTPUT.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=OUTPUT / f"{name}.png")
+        self.page.screenshot(path=OUTPUT / f"{name}.png", full_page=True)
 
     def check(self) -> None:
         """No request left the host, and nobody complained of what no test has to do with."""
