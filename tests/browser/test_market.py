@@ -40,6 +40,35 @@ def test_of_one_moment_the_price_told_last_is_the_newest(visit: Visit, exchanges
     expect(page.locator("#legend .close")).to_have_text("100.000")
 
 
+DISAGREED = """
+    async () => {
+        const text = (place) => document.querySelector(place).textContent;
+        const found = [];
+        for (let count = 0; count < 120; count += 1) {
+            await new Promise(requestAnimationFrame);
+            await new Promise((done) => setTimeout(done)); // what is in the document now has been shown
+            const row = "#market tr[data-symbol=BTCUSDT]";
+            const newest = text(`${row} .newest`);
+            const table = [...document.querySelectorAll(`${row} .quote`)].map((cell) => cell.textContent);
+            const compared = [...document.querySelectorAll("#comparison .price")].map((one) => one.textContent);
+            const told = { newest, legend: text("#legend .close"), table: table.join(), compared: compared.join() };
+            if (told.newest !== told.legend || told.table !== told.compared) found.push(told);
+        }
+        return found;
+    }
+"""
+"""What the table, the comparison and the chart's legend told in the same frame, where that was not the same."""
+
+
+def test_all_panels_tell_of_the_same_moment(start: Start, look: Look) -> None:
+    visit = look(start(MODE="test").port)
+    page = visit.open("interval=1d")
+    expect(page.locator("#legend .close")).to_have_text(re.compile("[0-9]"))
+    first = visit.row().locator(".newest").text_content()
+    assert page.evaluate(DISAGREED) == []
+    assert visit.row().locator(".newest").text_content() != first
+
+
 def test_exchanges_are_compared(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
     page = visit.open()
     for exchange, price in zip(exchanges, (1990.0, 2010.0, 2005.0), strict=True):
@@ -289,6 +318,14 @@ def test_long_names_leave_room_for_the_figures(start: Start, look: Look) -> None
         visit.keep(f"long-{viewport['width']}")
 
 
+CUT = """
+    (elements) => elements
+        .filter((one) => one.scrollWidth > one.clientWidth || one.getBoundingClientRect().right > innerWidth)
+        .map((one) => one.textContent)
+"""
+"""Texts of elements that have no room for them."""
+
+
 def test_a_phone_shows_it_all_without_scrolling_sideways(start: Start, look: Look) -> None:
     application = start(MODE="test")
     for width in (320, 360, PHONE["width"]):
@@ -298,6 +335,7 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(start: Start, look: Loo
         expect(visit.page.locator("#chart-panel")).to_have_attribute("data-state", "shown")
         until(visit.page, lambda: drawn(visit.page, "up") + drawn(visit.page, "down") > 0)  # noqa: B023 - used at once
         assert visit.fits()
+        assert visit.page.locator("#comparison li > *").evaluate_all(CUT) == []
         visit.keep(f"phone-{width}")
 
 

@@ -1,6 +1,6 @@
 /** The chart with its choices: loads what is chosen, keeps it running, and says so while there is nothing to show. */
 
-import { byId, inFrames, make, say } from "./dom.js";
+import { byId, drawNow, inFrames, make, say } from "./dom.js";
 import { Candles, INTERVALS } from "./candles.js";
 import { Chart } from "./chart.js";
 import { count, decimalsFor, minute, percent, price } from "./format.js";
@@ -102,6 +102,7 @@ export class ChartPanel {
     this.#catchUp(asked);
     this.chart.show(candles.all, candles.length);
     this.#uncover();
+    drawNow();
     this.#later();
   }
 

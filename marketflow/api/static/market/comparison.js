@@ -63,7 +63,7 @@ export class Comparison {
 function line(exchange, index) {
   const [amount, offset, past, mark] = ["price", "offset", "age", "mark"].map((name) => make("span", { class: name }));
   const track = make("span", { class: "track", "aria-hidden": "true" }, mark);
-  const element = make("li", {}, make("span", { class: "name" }, exchange), track, amount, offset, past);
+  const element = make("li", {}, make("span", { class: "name", title: exchange }, exchange), track, amount, offset, past);
   element.style.setProperty("--line", `var(${colourOf(index)})`);
   return { element, price: amount, offset, age: past, mark };
 }

@@ -41,13 +41,17 @@ const PAUSE_MS = 250;
 
 /** @type {Set<() => void>} */
 const works = new Set();
-let waiting = false;
+let timer = 0;
+let frame = 0;
 let last = -Infinity;
 
-function run() {
+/** Runs all that waits for a frame at once, beside something that cannot wait. */
+export function drawNow() {
+  clearTimeout(timer);
+  cancelAnimationFrame(frame);
+  timer = 0;
   const due = [...works];
   works.clear();
-  waiting = false;
   last = performance.now();
   for (const work of due) work();
 }
@@ -60,9 +64,8 @@ function run() {
 export function inFrames(work) {
   return () => {
     works.add(work);
-    if (waiting) return;
-    waiting = true;
+    if (timer) return;
     // Frames are not counted down: an empty one costs as well.
-    setTimeout(() => requestAnimationFrame(run), Math.max(0, last + PAUSE_MS - performance.now()));
+    timer = setTimeout(() => { frame = requestAnimationFrame(drawNow); }, Math.max(0, last + PAUSE_MS - performance.now()));
   };
 }

@@ -1,6 +1,6 @@
 /** The table of all symbols: a row each, a column for each exchange. Only what changed and can be seen is drawn. */
 
-import { byId, inFrames, make, say } from "./dom.js";
+import { byId, drawNow, inFrames, make, say } from "./dom.js";
 import { age, basisPoints, decimalsFor, price, utc } from "./format.js";
 import { STALE_MS } from "./market.js";
 
@@ -108,6 +108,7 @@ export class Table {
       if (row) row.visible = entry.isIntersecting;
     }
     this.draw();
+    drawNow();
   }
 
   #markChosen() {
