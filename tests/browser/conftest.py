@@ -8,10 +8,12 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
@@ -47,6 +49,7 @@ class Visit:
         self.expected: list[str] = []
         """Patterns of complaints that belong to what the test does."""
         page.on("request", lambda request: self.requests.append(request.url))
+        page.on("websocket", lambda socket: self.requests.append(socket.url))
         page.on("console", self._heard)
         page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
 
@@ -81,7 +84,7 @@ class Visit:
     def keep(self, name: str) -> None:
         """Leave a screenshot to be looked at."""
         OUTPUT.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=OUTPUT / f"{name}.png")
+        self.page.screenshot(path=OUTPUT / f"{name}.png", full_page=True)
 
     def check(self) -> None:
         """No request left the host, and nobody complained of what no test has to do with."""
@@ -106,12 +109,16 @@ Look = Callable[..., Visit]
 
 @pytest.fixture
 def look(browser: Browser) -> Iterator[Look]:
-    """Opens a tab of its own at an application; takes what Playwright calls options of a context."""
+    """Opens a tab at an application: in a browser of its own, with what Playwright calls options of a context, or
+    beside another tab."""
     visits = []
     with ExitStack() as stack:
 
-        def looked(port: int, **options: Any) -> Visit:
-            context = stack.enter_context(browser.new_context(**{"viewport": DESKTOP} | options))
+        def looked(port: int, beside: Visit | None = None, **options: Any) -> Visit:
+            if beside is None:
+                context = stack.enter_context(browser.new_context(**{"viewport": DESKTOP} | options))
+            else:
+                context = beside.page.context
             visits.append(Visit(context.new_page(), f"http://{HOST}:{port}"))
             return visits[-1]
 
@@ -153,3 +160,28 @@ def application(start: Start) -> Application:
 def visit(look: Look, application: Application) -> Visit:
     """A tab on a desktop."""
     return look(application.port)
+
+
+@pytest.fixture
+def record(postgres_db: dict[str, Any]) -> Callable[..., None]:
+    """Puts minutes into the table: prices rise by one with each, up to 1000 a quarter of an hour ago.
+
+    Younger ones would not be looked for there.
+    """
+
+    begun = datetime.now(UTC)  # a minute may end in the middle of a test
+
+    def recorded(minutes: int, exchange: str = "exchange1", symbol: str = "BTCUSDT", later: int = 0) -> None:
+        with psycopg.connect(**postgres_db) as connection:
+            connection.execute(
+                """
+                insert into aggregates (pair_name, exchange, mode, timestamp, average_price, min_price, max_price,
+                                        open_price, close_price, tick_count)
+                select %s, %s, 'live', date_trunc('minute', %s::timestamptz) - (n + 14 - %s) * interval '1 minute',
+                       p + .5, p - 1, p + 2, p, p + 1, 10
+                from (select n, 1000 + %s - n as p from generate_series(1, %s) n) _
+                """,
+                (symbol, exchange, begun, later, later, minutes),
+            )
+
+    return recorded

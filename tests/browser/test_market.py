@@ -1,76 +1,16 @@
 """The page at / in a real browser: what it shows is what was just fed."""
 
 import re
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Any
 
-import psycopg
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from tests.application import ScriptedExchange, now_ms
-from tests.browser.conftest import PHONE, Look, Start, Visit
+from tests.browser.conftest import DESKTOP, PHONE, Look, Start, Visit
+from tests.browser.drawing import AXIS, drawn, until
 
 NONE, MINUS = "\u2013", "\u2212"
-
-COLOURED = """
-    (name) => {
-        const [red, green, blue] = getComputedStyle(document.documentElement)
-            .getPropertyValue(name).match(/[0-9]+/g).map(Number);
-        const canvas = [...document.querySelectorAll("#chart canvas")]
-            .reduce((one, other) => (other.width > one.width ? other : one));
-        // Of a copy: a browser complains of one that is read and drawn in turn.
-        const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
-        copy.drawImage(canvas, 0, 0);
-        const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
-        let count = 0;
-        for (let at = 0; at < data.length; at += 4) {
-            count += data[at] === red && data[at + 1] === green && data[at + 2] === blue && data[at + 3] === 255;
-        }
-        return count;
-    }
-"""
-"""How many pixels of the chart's largest canvas have one of the page's colours."""
-
-
-def drawn(page: Page, colour: str) -> int:
-    count: int = page.evaluate(COLOURED, f"--{colour}")
-    return count
-
-
-def until(page: Page, condition: Callable[[], Any], seconds: float = 15.0) -> None:
-    """Let the page run until a condition is met."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was not met"
-        page.wait_for_timeout(20)
-
-
-@pytest.fixture
-def record(postgres_db: dict[str, Any]) -> Callable[..., None]:
-    """Puts minutes into the table: prices rise by one with each, up to 1000 a quarter of an hour ago.
-
-    Younger ones would not be looked for there.
-    """
-
-    begun = datetime.now(UTC)  # a minute may end in the middle of a test
-
-    def recorded(minutes: int, exchange: str = "exchange1", symbol: str = "BTCUSDT", later: int = 0) -> None:
-        with psycopg.connect(**postgres_db) as connection:
-            connection.execute(
-                """
-                insert into aggregates (pair_name, exchange, mode, timestamp, average_price, min_price, max_price,
-                                        open_price, close_price, tick_count)
-                select %s, %s, 'live', date_trunc('minute', %s::timestamptz) - (n + 14 - %s) * interval '1 minute',
-                       p + .5, p - 1, p + 2, p, p + 1, 10
-                from (select n, 1000 + %s - n as p from generate_series(1, %s) n) _
-                """,
-                (symbol, exchange, begun, later, later, minutes),
-            )
-
-    return recorded
 
 
 def test_a_price_that_was_just_fed_is_shown(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
@@ -88,6 +28,45 @@ def test_a_price_that_was_just_fed_is_shown(visit: Visit, exchanges: list[Script
     exchanges[1].send(0.0812345, symbol="DOGEUSDT")
     expect(visit.price("exchange2", "DOGEUSDT")).to_have_text("0.081235")
     expect(visit.price("exchange1", "DOGEUSDT")).to_have_text(NONE)
+
+
+def test_of_one_moment_the_price_told_last_is_the_newest(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+    page = visit.open()
+    at = now_ms()
+    for exchange, price in ((1, 200.0), (2, 300.0), (0, 100.0)):
+        exchanges[exchange].send(price, at=at)
+        expect(visit.price(f"exchange{exchange + 1}")).to_have_text(f"{price:.3f}")
+        expect(visit.row().locator(".newest")).to_have_text(f"{price:.3f}")
+    expect(page.locator("#legend .close")).to_have_text("100.000")
+
+
+DISAGREED = """
+    async () => {
+        const text = (place) => document.querySelector(place).textContent;
+        const found = [];
+        for (let count = 0; count < 120; count += 1) {
+            await new Promise(requestAnimationFrame);
+            await new Promise((done) => setTimeout(done)); // what is in the document now has been shown
+            const row = "#market tr[data-symbol=BTCUSDT]";
+            const newest = text(`${row} .newest`);
+            const table = [...document.querySelectorAll(`${row} .quote`)].map((cell) => cell.textContent);
+            const compared = [...document.querySelectorAll("#comparison .price")].map((one) => one.textContent);
+            const told = { newest, legend: text("#legend .close"), table: table.join(), compared: compared.join() };
+            if (told.newest !== told.legend || told.table !== told.compared) found.push(told);
+        }
+        return found;
+    }
+"""
+"""What the table, the comparison and the chart's legend told in the same frame, where that was not the same."""
+
+
+def test_all_panels_tell_of_the_same_moment(start: Start, look: Look) -> None:
+    visit = look(start(MODE="test").port)
+    page = visit.open("interval=1d")
+    expect(page.locator("#legend .close")).to_have_text(re.compile("[0-9]"))
+    first = visit.row().locator(".newest").text_content()
+    assert page.evaluate(DISAGREED) == []
+    assert visit.row().locator(".newest").text_content() != first
 
 
 def test_exchanges_are_compared(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
@@ -167,6 +146,9 @@ def test_the_interval_the_symbol_and_the_exchange_are_chosen(
     visit.row("BTCUSDT").locator("td[data-exchange=exchange3]").click()
     expect(page.locator("#symbol")).to_have_value("BTCUSDT")
     expect(page.locator("#exchange")).to_have_value("exchange3")
+    visit.row("SOLUSDT").get_by_role("button").click()
+    expect(page.locator("#symbol")).to_have_value("SOLUSDT")
+    expect(page.locator("#exchange")).to_have_value("exchange3")
 
 
 def test_older_candles_come_with_a_look_to_the_left(visit: Visit, record: Callable[..., None]) -> None:
@@ -187,6 +169,25 @@ def test_older_candles_come_with_a_look_to_the_left(visit: Visit, record: Callab
     expect(page.locator("#chart-newest")).to_be_hidden()
     page.mouse.move(0, 0)  # a candle under the mouse is the one that is told
     expect(page.locator("#legend .close")).to_have_text("1 000.00")
+
+
+def test_the_price_on_the_axis_is_the_newest_wherever_the_chart_is(
+    visit: Visit, record: Callable[..., None], exchanges: list[ScriptedExchange]
+) -> None:
+    record(300)
+    page = visit.open()
+    exchanges[0].send(860.0, 850.0)  # all the others rise
+    until(page, lambda: drawn(page, "down", AXIS) > 100)
+    page.locator("#chart").focus()
+
+    def gone_from_sight() -> bool:
+        page.keyboard.press("Shift+ArrowLeft")
+        return page.locator("#chart-newest").is_visible()
+
+    until(page, gone_from_sight)
+    visit.keep("scrolled-back")
+    assert drawn(page, "down", AXIS) > 100
+    assert drawn(page, "up", AXIS) == 0
 
 
 def test_candles_that_come_late_or_together_are_all_drawn(visit: Visit, record: Callable[..., None]) -> None:
@@ -233,6 +234,7 @@ def test_a_stale_price_is_marked_and_compared_with_none(
     expect(row.locator(".age")).to_have_text(re.compile(r"^[45][0-9]\ss$"))
     expect(row.locator(".spread")).to_have_text(NONE)
     expect(page.locator("#comparison li.stale")).to_have_count(3)
+    expect(page).to_have_title(re.compile(r"^10[0-6]\.000 \(stale\) · BTCUSDT"))
     visit.keep("stale")
     exchanges[1].send(101.0)
     expect(row).to_have_class("chosen")
@@ -280,18 +282,60 @@ def test_two_hundred_symbols_are_filtered(start: Start, look: Look) -> None:
     expect(page.locator("#market-blank")).to_have_text("No symbol has “199x” in its name")
     page.keyboard.press("Escape")
     expect(page.locator("#market-count")).to_have_text("200")
+    expect(visit.row("S019USDT")).to_be_in_viewport()
     visit.keep("many")
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_chosen_of_many_symbols_is_in_sight_and_so_is_the_way_to_the_chart(
+    start: Start, look: Look, viewport: dict[str, int]
+) -> None:
+    names = ", ".join(f'"S{number:03}USDT"' for number in range(200))
+    visit = look(start(MODE="test", SYMBOLS=f"[{names}]").port, viewport=viewport)
+    page = visit.open("symbol=S150USDT")
+    expect(visit.row("S150USDT")).to_be_in_viewport()
+    expect(visit.price("exchange1", "S150USDT")).to_have_text(re.compile("[0-9]"))
+    assert page.evaluate("window.scrollY") == 0
+    page.locator("#filter").fill("S001")
+    expect(visit.row("S150USDT")).to_be_hidden()
+    page.locator("#filter").clear()
+    expect(visit.row("S150USDT")).to_be_in_viewport()
+    height = page.evaluate("document.querySelector('.market').offsetHeight")
+    assert height < viewport["height"] * 0.8
+    visit.keep(f"many-{viewport['width']}")
+
+
+def test_long_names_leave_room_for_the_figures(start: Start, look: Look) -> None:
+    name = "ALONGNAMEOFASYMBOLTHATNOBODYKNOW"
+    application = start(MODE="test", SYMBOLS=f'["BTCUSDT", "{name}"]')
+    for viewport in (DESKTOP, PHONE | {"width": 320}):
+        visit = look(application.port, viewport=viewport)
+        visit.open()
+        expect(visit.price("exchange3", name)).to_have_text(re.compile("[0-9]"))
+        expect(visit.row(name).get_by_role("button")).to_have_attribute("title", name)
+        expect(visit.row(name).locator(".age")).to_be_in_viewport(ratio=1)
+        assert visit.fits()
+        visit.keep(f"long-{viewport['width']}")
+
+
+CUT = """
+    (elements) => elements
+        .filter((one) => one.scrollWidth > one.clientWidth || one.getBoundingClientRect().right > innerWidth)
+        .map((one) => one.textContent)
+"""
+"""Texts of elements that have no room for them."""
 
 
 def test_a_phone_shows_it_all_without_scrolling_sideways(start: Start, look: Look) -> None:
     application = start(MODE="test")
-    for width in (360, PHONE["width"]):
+    for width in (320, 360, PHONE["width"]):
         visit = look(application.port, viewport=PHONE | {"width": width}, has_touch=True, is_mobile=True)
         visit.open()
         expect(visit.price("exchange3", "SOLUSDT")).to_have_text(re.compile("[0-9]"))
         expect(visit.page.locator("#chart-panel")).to_have_attribute("data-state", "shown")
         until(visit.page, lambda: drawn(visit.page, "up") + drawn(visit.page, "down") > 0)  # noqa: B023 - used at once
         assert visit.fits()
+        assert visit.page.locator("#comparison li > *").evaluate_all(CUT) == []
         visit.keep(f"phone-{width}")
 
 

@@ -1,15 +1,17 @@
 """Using the page: the switch, a connection that is lost, the keyboard, and colours that can be read."""
 
 import re
+from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.application import Application, ScriptedExchange
 from tests.browser.conftest import PHONE, Look, Start, Visit
+from tests.browser.drawing import drawn, until
 from tests.proxy import Proxy
 
-LOST = r"ERR_CONNECTION|ERR_EMPTY_RESPONSE|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_ABORTED"
+LOST = r"WebSocket|ERR_CONNECTION|ERR_EMPTY_RESPONSE|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_ABORTED"
 """What a browser says of a connection that a test has cut."""
 
 DIGITS = re.compile("[0-9]")
@@ -41,6 +43,24 @@ def test_the_mode_is_switched(start: Start, look: Look) -> None:
     assert application.get("/mode") == {"mode": "test"}
 
 
+def test_a_switch_that_was_sent_cannot_be_called_back(application: Application, visit: Visit) -> None:
+    page = visit.open()
+    held: list[Route] = []
+    page.route("**/mode/test", lambda route: held.append(route))
+    page.get_by_role("button", name="Test", exact=True).click()
+    page.locator("#switch-do").click()
+    until(page, lambda: held)
+    expect(page.locator("#switch-cancel")).to_be_disabled()
+    for _ in range(3):
+        page.keyboard.press("Escape")
+    page.mouse.click(5, 400)
+    expect(page.get_by_role("dialog")).to_be_visible()
+    expect(page.locator("#switch-do")).to_have_text("Switching …")
+    held[0].continue_()
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    assert application.get("/mode") == {"mode": "test"}
+
+
 def test_a_switch_elsewhere_is_seen(application: Application, visit: Visit, exchanges: list[ScriptedExchange]) -> None:
     page = visit.open()
     exchanges[0].send(123456.0)
@@ -48,7 +68,9 @@ def test_a_switch_elsewhere_is_seen(application: Application, visit: Visit, exch
     application.switch("test")
     expect(page.locator("#modes [data-mode=test]")).to_have_attribute("aria-pressed", "true")
     expect(visit.price("exchange1")).not_to_have_text("123 456.00")
+    expect(page.get_by_text("Test mode: generated prices")).to_be_visible()
     application.switch("live")
+    expect(page.get_by_text("Test mode: generated prices")).to_be_hidden()
     expect(page.locator("#modes [data-mode=live]")).to_have_attribute("aria-pressed", "true")
     expect(visit.price("exchange1")).to_have_text("123 456.00")
 
@@ -64,6 +86,9 @@ def test_the_token_is_asked_for_and_kept_for_the_tab(start: Start, look: Look) -
     switch.click()
     expect(token).to_be_focused()
     expect(problem).to_have_text("Switching the mode needs the token of this MarketFlow.")
+    token.fill("schwertfisch\u00e4")
+    page.keyboard.press("Enter")
+    expect(problem).to_have_text("A token has only ASCII letters, digits and signs.")
     token.fill("trout")
     page.keyboard.press("Enter")
     expect(problem).to_have_text("This token is not the right one.")
@@ -112,16 +137,68 @@ def test_a_lost_connection_is_shown_and_heals(
         expect(page.locator("#banner-countdown")).to_contain_text("Trying again in")
         expect(page.locator("#connection")).to_have_text("Disconnected")
         expect(page).to_have_title("Disconnected · BTCUSDT · MarketFlow")
-        assert page.locator("#market").evaluate("(table) => getComputedStyle(table).filter") == "grayscale(1)"
+        for place in ("#market", "#feeds", "#comparison-spread"):
+            assert page.locator(place).evaluate("(one) => getComputedStyle(one).filter") == "grayscale(1)"
+        expect(page.locator("#health-summary")).to_have_text("unknown while disconnected")
         visit.keep("disconnected")
         exchanges[0].send(200.0)
         proxy.heal()
         expect(visit.price("exchange1")).to_have_text("200.000")
         expect(page.locator("#banner")).to_be_hidden()
-        expect(page.locator("#connection")).to_have_text("Live stream")
+        expect(page.locator("#connection")).to_have_text("Connected")
+        expect(page.locator("#health-summary")).to_have_text("all well")
         exchanges[0].send(300.0)
         expect(visit.price("exchange1")).to_have_text("300.000")
         expect(page.locator("#legend .close")).to_have_text("300.000")
+
+
+def test_the_chart_stays_where_it_was_scrolled_to(
+    application: Application, look: Look, record: Callable[..., None], exchanges: list[ScriptedExchange]
+) -> None:
+    record(400)
+    with Proxy(application.port) as proxy:
+        visit = look(proxy.port)
+        visit.expected.append(LOST)
+        page = visit.open()
+        expect(page.locator("#chart-panel")).to_have_attribute("data-state", "shown")
+        page.locator("#chart").focus()
+
+        def pointed_at(share: float) -> float:
+            box = page.locator("#chart").bounding_box()
+            assert box
+            page.mouse.move(box["x"] + share * box["width"], box["y"] + 50)
+            page.wait_for_timeout(100)  # until the legend is that candle's
+            return float(page.locator("#legend .open").inner_text())
+
+        def scrolled() -> bool:
+            page.keyboard.press("Shift+ArrowLeft")
+            return pointed_at(0.8) < 900
+
+        until(page, scrolled)
+        page.keyboard.press("+")
+        seen = [pointed_at(0.1), pointed_at(0.8)]
+        proxy.refuse()
+        expect(page.locator("#banner")).to_be_visible()
+        exchanges[0].send(2000.0)
+        proxy.heal()
+        expect(page.locator("#banner")).to_be_hidden()
+        page.mouse.move(0, 0)
+        expect(page.locator("#legend .close")).to_have_text("2 000.00")
+        # A price of more or wider digits takes the chart some pixels.
+        assert [pointed_at(0.1), pointed_at(0.8)] == pytest.approx(seen, abs=1)
+        assert len(visit.asked("limit=500")) == 1
+
+
+def test_without_any_feed_the_page_says_so(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+    page = visit.open()
+    expect(page.locator("#connection")).to_have_text("Connected")
+    for exchange in exchanges:
+        exchange.close()
+    expect(page.locator("#connection")).to_have_text("No feed is connected")
+    visit.keep("unfed")
+    for exchange in exchanges:
+        exchange.open()
+    expect(page.locator("#connection")).to_have_text("Connected")
 
 
 def test_a_connection_that_died_without_a_word_is_noticed(
@@ -140,6 +217,22 @@ def test_a_connection_that_died_without_a_word_is_noticed(
         expect(page.locator("#banner")).to_be_hidden()
         exchanges[0].send(300.0)
         expect(visit.price("exchange1")).to_have_text("300.000")
+
+
+def test_many_tabs_of_one_browser_have_the_stream_and_the_api(
+    application: Application, look: Look, exchanges: list[ScriptedExchange]
+) -> None:
+    """Without the sixth holding up all others, as connections of HTTP/1.1 would."""
+    first = look(application.port)
+    visits = [first, *(look(application.port, beside=first) for _ in range(7))]
+    for visit in visits:
+        visit.open("interval=1d")
+    exchanges[0].send(100.0, 110.0)
+    for visit in visits:
+        expect(visit.price("exchange1")).to_have_text("110.000")
+        # The API has told of what the stream does not.
+        expect(visit.page.locator("#legend .ticks")).to_have_text("2")
+        until(visit.page, lambda: drawn(visit.page, "up") > 100)  # noqa: B023 - used at once
 
 
 def test_a_restart_is_survived(start: Start, look: Look, exchanges: list[ScriptedExchange]) -> None:
@@ -279,3 +372,30 @@ def test_who_wants_no_motion_gets_none(look: Look, application: Application, exc
         expect(visit.price("exchange1")).to_have_text(f"{price:.3f}")
     assert page.evaluate("document.getAnimations().length") == 0
     expect(visit.price("exchange1")).to_have_attribute("data-move", "up")
+
+
+def test_chosen_colours_of_the_user_still_tell_what_is_chosen_and_how_feeds_do(
+    look: Look, application: Application, exchanges: list[ScriptedExchange]
+) -> None:
+    visit = look(application.port, forced_colors="active")
+    page = visit.open()
+    ticked(exchanges)
+    exchanges[1].close()
+    expect(page.locator("#feeds li[data-level=bad]")).to_have_count(1)
+
+    def style(place: str, name: str, pseudo: str = "") -> str:
+        told: str = page.locator(place).evaluate(
+            "(one, [pseudo, name]) => getComputedStyle(one, pseudo).getPropertyValue(name)", [pseudo, name]
+        )
+        return told
+
+    for choices in ("#modes", "#intervals"):
+        assert style(f"{choices} [aria-pressed=true]", "outline-style") == "solid"
+        assert style(f"{choices} [aria-pressed=false] >> nth=0", "outline-style") == "none"
+    assert style("#market tr.chosen th", "border-left-width") == "4px"
+    marks = {
+        style(f"#feeds li[data-level={level}] >> nth=0", "background-color", "::before") for level in ("good", "bad")
+    }
+    assert len(marks) == 2
+    visit.keep("forced-colours")
+    exchanges[1].open()

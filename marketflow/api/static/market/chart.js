@@ -1,6 +1,6 @@
 /** The drawing of candles: Lightweight Charts in the colours of the page, with local times, and by keyboard. */
 
-import { CandlestickSeries, CrosshairMode, createChart, TickMarkType } from "../lightweight-charts/lightweight-charts.js";
+import { CandlestickSeries, CrosshairMode, createChart, LineStyle, TickMarkType } from "../lightweight-charts/lightweight-charts.js";
 import { decimalsFor, price } from "./format.js";
 
 const DAY_MS = 86_400_000;
@@ -43,7 +43,16 @@ export class Chart {
         priceFormatter: (/** @type {number} */ value) => price(value, Math.max(0, this.decimals)),
       },
     });
-    this.series = this.chart.addSeries(CandlestickSeries, { borderVisible: false });
+    this.series = this.chart.addSeries(CandlestickSeries, {
+      borderVisible: false,
+      // Its label would be the last candle's that can be seen.
+      lastValueVisible: false,
+      priceLineVisible: false,
+    });
+    /** @type {import("./candles.js").Candle | undefined} */
+    this.last = undefined;
+    /** @type {any} the line of the newest price; none while there are no candles */
+    this.line = null;
     this.scale = this.chart.timeScale();
     this.scale.subscribeVisibleLogicalRangeChange((range) => {
       if (range && range.from < NEAR) told.older();
@@ -69,6 +78,8 @@ export class Chart {
       },
     });
     this.series.applyOptions({ upColor: up, downColor: down, wickUpColor: up, wickDownColor: down });
+    this.colours = { up, down };
+    this.#markNewest(this.last);
   }
 
   /**
@@ -89,6 +100,7 @@ export class Chart {
     this.series.setData(candles.map(bar));
     this.count = candles.length;
     this.newest = candles.at(-1)?.at ?? 0;
+    this.#markNewest(candles.at(-1));
   }
 
   /**
@@ -108,6 +120,20 @@ export class Chart {
       this.newest = Math.max(this.newest, candle.at);
     }
     this.count = candles.length;
+    this.#markNewest(candles.at(-1));
+  }
+
+  /** The newest price on the axis, wherever the chart has been scrolled to. @param {import("./candles.js").Candle} [last] */
+  #markNewest(last) {
+    this.last = last;
+    if (last === undefined) {
+      if (this.line) this.series.removePriceLine(this.line);
+      this.line = null;
+      return;
+    }
+    const options = { price: last.close, color: last.close < last.open ? this.colours.down : this.colours.up };
+    if (this.line) this.line.applyOptions(options);
+    else this.line = this.series.createPriceLine({ ...options, lineWidth: 1, lineStyle: LineStyle.Dashed, axisLabelVisible: true });
   }
 
   toNewest() {

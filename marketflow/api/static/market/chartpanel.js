@@ -1,9 +1,10 @@
 /** The chart with its choices: loads what is chosen, keeps it running, and says so while there is nothing to show. */
 
-import { byId, inFrames, make, say } from "./dom.js";
+import { byId, drawNow, inFrames, make, say } from "./dom.js";
 import { Candles, INTERVALS } from "./candles.js";
 import { Chart } from "./chart.js";
 import { count, decimalsFor, minute, percent, price } from "./format.js";
+import { inOrder } from "./market.js";
 
 /** How often the API is asked for what the stream has left out. */
 const REFRESH_MS = 5_000;
@@ -31,6 +32,7 @@ export class ChartPanel {
     });
     /** @type {Candles | null} */
     this.candles = null;
+    this.wanted = ""; // what is shown or being loaded
     this.abort = new AbortController();
     this.loading = false;
     this.timer = 0;
@@ -38,7 +40,7 @@ export class ChartPanel {
     this.hovered = null;
     /** @type {Map<number, import("./candles.js").Candle>} candles that are to be drawn, by their opening */
     this.moved = new Map();
-    this.draw = inFrames(() => this.#draw(), 250);
+    this.draw = inFrames(() => this.#draw());
     this.#offerIntervals();
     this.symbol.addEventListener("change", () => choice.choose({ symbol: this.symbol.value }));
     this.exchange.addEventListener("change", () => choice.choose({ exchange: this.exchange.value }));
@@ -65,6 +67,16 @@ export class ChartPanel {
     this.chart.colour();
   }
 
+  /** After a lost connection: what is missing comes in where it belongs, and the chart stays where it was scrolled to. */
+  resume() {
+    if (this.wanted !== this.#wanted() || (this.candles === null && !this.loading)) {
+      this.load();
+      return;
+    }
+    this.#showChoice();
+    this.#refresh();
+  }
+
   /** Loads the chosen candles anew. */
   async load() {
     const { symbol, exchange } = this.choice;
@@ -74,6 +86,7 @@ export class ChartPanel {
     const candles = new Candles(symbol, exchange, this.interval);
     const asked = this.market.now();
     this.candles = null;
+    this.wanted = this.#wanted();
     this.#showChoice();
     this.#cover("Loading candles", false);
     this.loading = true;
@@ -89,6 +102,7 @@ export class ChartPanel {
     this.#catchUp(asked);
     this.chart.show(candles.all, candles.length);
     this.#uncover();
+    drawNow();
     this.#later();
   }
 
@@ -96,6 +110,11 @@ export class ChartPanel {
   #catchUp(since) {
     const quotes = [...(this.market.quotes.get(this.choice.symbol)?.values() ?? [])].filter(({ at }) => at >= since);
     for (const quote of inOrder(quotes)) this.candles.take(quote);
+  }
+
+  #wanted() {
+    const { symbol, exchange } = this.choice;
+    return JSON.stringify([this.market.mode, symbol, exchange, this.interval]);
   }
 
   #stop() {
@@ -160,7 +179,7 @@ export class ChartPanel {
 
   #draw() {
     if (this.candles === null) return;
-    this.chart.update(inOrder([...this.moved.values()]), this.candles.all);
+    this.chart.update([...this.moved.values()].sort((one, other) => one.at - other.at), this.candles.all);
     this.moved.clear();
     this.#uncover();
   }
@@ -215,15 +234,6 @@ export class ChartPanel {
   }
 }
 
-/**
- * Oldest first.
- * @template {{at: number}} T
- * @param {T[]} all
- */
-function inOrder(all) {
-  return [...all].sort((one, other) => one.at - other.at);
-}
-
 const NAMES = { average: "avg" };
 
 /** The figures of a candle, in words. */
@@ -255,5 +265,7 @@ class Legend {
 
 /** @param {HTMLSelectElement} select @param {string[][]} options */
 function fill(select, options) {
+  const values = options.map(([value]) => value);
+  if (values.join() === [...select.options].map(({ value }) => value).join()) return;
   select.replaceChildren(...options.map(([value, text]) => make("option", { value }, text)));
 }

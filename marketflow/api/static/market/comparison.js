@@ -18,7 +18,7 @@ export class Comparison {
     this.list = byId("comparison");
     /** @type {Map<string, Line>} */
     this.lines = new Map();
-    this.draw = inFrames(() => this.#draw(), 250);
+    this.draw = inFrames(() => this.#draw());
     market.addEventListener("replaced", () => this.#build());
     market.addEventListener("prices", (event) => {
       if (event.detail.some((/** @type {any} */ quote) => quote.symbol === choice.symbol)) this.draw();
@@ -63,7 +63,7 @@ export class Comparison {
 function line(exchange, index) {
   const [amount, offset, past, mark] = ["price", "offset", "age", "mark"].map((name) => make("span", { class: name }));
   const track = make("span", { class: "track", "aria-hidden": "true" }, mark);
-  const element = make("li", {}, make("span", { class: "name" }, exchange), track, amount, offset, past);
+  const element = make("li", {}, make("span", { class: "name", title: exchange }, exchange), track, amount, offset, past);
   element.style.setProperty("--line", `var(${colourOf(index)})`);
   return { element, price: amount, offset, age: past, mark };
 }

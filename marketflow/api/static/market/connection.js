@@ -1,8 +1,7 @@
 /** Tells whether what is shown is the present: a word in the head of the page, and a banner while it is not. */
-
 import { byId, say } from "./dom.js";
 
-const WORDS = { connecting: "Connecting", open: "Live stream", lost: "Disconnected" };
+const WORDS = { connecting: "Connecting", open: "Connected", lost: "Disconnected" };
 
 export class Connection {
   /** @param {import("./stream.js").Stream} stream */
@@ -11,6 +10,7 @@ export class Connection {
     this.retryAt = 0;
     this.reason = "";
     this.everOpen = false;
+    this.fed = true;
     stream.addEventListener("state", (event) => this.#become(event.detail));
     byId("banner-retry").addEventListener("click", () => stream.retry());
     setInterval(() => this.#count(), 250);
@@ -21,13 +21,25 @@ export class Connection {
     // One that is tried again is still lost until it has succeeded.
     const shown = state === "connecting" && failures > 0 ? "lost" : state;
     document.body.dataset.connection = shown;
-    say(document.querySelector("#connection .word"), WORDS[shown]);
+    this.#say();
     this.banner.hidden = shown !== "lost";
     this.retryAt = retryAt;
     this.reason = reason || this.reason;
     this.everOpen ||= state === "open";
     if (shown === "lost") say(byId("banner-text"), `${this.reason} ${this.everOpen ? "Prices are those of before." : ""}`);
     this.#count();
+  }
+
+  /** @param {boolean} fed whether any feed brings prices */
+  feed(fed) {
+    this.fed = fed;
+    this.#say();
+  }
+
+  #say() {
+    const { connection } = document.body.dataset;
+    document.body.dataset.fed = String(this.fed);
+    say(document.querySelector("#connection .word"), connection === "open" && !this.fed ? "No feed is connected" : WORDS[connection]);
   }
 
   #count() {

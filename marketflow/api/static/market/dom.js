@@ -36,23 +36,36 @@ export function sayTime(element, text, title) {
   if (element.title !== title) element.title = title;
 }
 
+/** Four times a second is as fast as a price can be read. */
+const PAUSE_MS = 250;
+
+/** @type {Set<() => void>} */
+const works = new Set();
+let timer = 0;
+let frame = 0;
+let last = -Infinity;
+
+/** Runs all that waits for a frame at once, beside something that cannot wait. */
+export function drawNow() {
+  clearTimeout(timer);
+  cancelAnimationFrame(frame);
+  timer = 0;
+  const due = [...works];
+  works.clear();
+  last = performance.now();
+  for (const work of due) work();
+}
+
 /**
- * Runs something in a frame soon, however often it is asked for until then, and at most every `pause` ms.
+ * Runs something in a frame soon, however often it is asked for until then. All that waits runs in the same frame, so that
+ * no two parts of the page tell of different moments.
  * @param {() => void} work
- * @param {number} pause
  */
-export function inFrames(work, pause) {
-  let waiting = false;
-  let last = -Infinity;
-  const run = () => {
-    waiting = false;
-    last = performance.now();
-    work();
-  };
+export function inFrames(work) {
   return () => {
-    if (waiting) return;
-    waiting = true;
+    works.add(work);
+    if (timer) return;
     // Frames are not counted down: an empty one costs as well.
-    setTimeout(() => requestAnimationFrame(run), Math.max(0, last + pause - performance.now()));
+    timer = setTimeout(() => { frame = requestAnimationFrame(drawNow); }, Math.max(0, last + PAUSE_MS - performance.now()));
   };
 }

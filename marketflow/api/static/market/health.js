@@ -14,6 +14,15 @@ const STATES = {
 
 const STORES = { postgres: "PostgreSQL", redis: "Redis" };
 
+/** What was last told is greyed by the style sheet; that it still holds is not known. */
+export function showHealthUnknown() {
+  say(byId("health-summary"), "unknown while disconnected");
+  byId("health-summary").dataset.level = "unknown";
+}
+
+/** Whether any feed of the mode brings prices. @param {any} health */
+export const isFed = (health) => Object.values(health.exchanges).some((state) => state === "connected" || state === "generated");
+
 /** @param {any} health */
 export function showHealth(health) {
   fill(byId("feeds"), Object.entries(health.exchanges));

@@ -36,7 +36,7 @@ export class Lines {
       rightPriceScale: { borderVisible: false, scaleMargins: { top: 0.08, bottom: 0.08 } },
       timeScale: { visible: false, rightOffset: 0, minBarSpacing: 0.1 },
     });
-    this.draw = inFrames(() => this.#draw(), 1000);
+    this.draw = inFrames(() => this.#draw());
     market.addEventListener("replaced", () => this.#begin());
     market.addEventListener("prices", (event) => this.#take(event.detail));
     choice.addEventListener("change", (event) => event.detail.has("symbol") && this.draw());

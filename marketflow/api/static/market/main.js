@@ -6,9 +6,9 @@ import { Comparison } from "./comparison.js";
 import { Connection } from "./connection.js";
 import { byId, say } from "./dom.js";
 import { price } from "./format.js";
-import { showHealth } from "./health.js";
+import { isFed, showHealth, showHealthUnknown } from "./health.js";
 import { Lines } from "./lines.js";
-import { Market } from "./market.js";
+import { Market, STALE_MS } from "./market.js";
 import { ModeSwitch } from "./mode.js";
 import { Period } from "./period.js";
 import { Stream } from "./stream.js";
@@ -17,9 +17,9 @@ import { offerColours } from "./theme.js";
 
 const market = new Market();
 const choice = new Choice();
-const stream = new Stream("stream/prices");
+const stream = new Stream("ws");
 const modes = new ModeSwitch();
-new Connection(stream);
+const connection = new Connection(stream);
 new Table(market, choice);
 new Comparison(market, choice);
 const period = new Period(market, choice);
@@ -33,16 +33,19 @@ offerColours(byId("theme"), () => {
 stream.addEventListener("snapshot", ({ detail }) => {
   modes.show(detail.mode);
   market.replace(detail);
-  showHealth(detail.health);
+  tellHealth(detail.health);
   chart.offer();
   settle();
   showChoice();
-  chart.load();
+  chart.resume();
   period.restart();
 });
 stream.addEventListener("prices", ({ detail }) => market.update(detail.prices));
 stream.addEventListener("mode", ({ detail }) => modes.show(detail.mode));
-stream.addEventListener("health", ({ detail }) => showHealth(detail));
+stream.addEventListener("health", ({ detail }) => tellHealth(detail));
+stream.addEventListener("state", ({ detail }) => {
+  if (detail.state === "lost") showHealthUnknown();
+});
 stream.addEventListener("heartbeat", ({ detail }) => market.setClock(detail.timestamp));
 choice.addEventListener("change", () => {
   settle();
@@ -52,6 +55,12 @@ setInterval(() => {
   period.showNow();
   showTitle();
 }, 1000);
+
+/** @param {any} health */
+function tellHealth(health) {
+  showHealth(health);
+  connection.feed(isFed(health));
+}
 
 /** What was chosen in an address need not be there: another MarketFlow may have other names. */
 function settle() {
@@ -75,9 +84,9 @@ function showChoice() {
 function showTitle() {
   const newest = market.newest(choice.symbol, choice.exchange);
   const lost = document.body.dataset.connection === "lost";
-  const first = lost ? "Disconnected" : newest ? price(newest.price) : "";
-  const parts = [first, choice.symbol];
-  const title = [...parts, "MarketFlow"].filter(Boolean).join(" · ");
+  const stale = newest !== null && market.now() - newest.at > STALE_MS;
+  const told = newest ? `${price(newest.price)}${stale ? " (stale)" : ""}` : "";
+  const title = [lost ? "Disconnected" : told, choice.symbol, "MarketFlow"].filter(Boolean).join(" · ");
   if (document.title !== title) document.title = title;
 }
 

@@ -4,10 +4,18 @@
 export const STALE_MS = 15_000;
 
 /**
- * @typedef {{symbol: string, exchange: string, price: number, at: number, move: number}} Quote
- * `at`: Unix ms by the exchange's clock; `move`: -1, 0 or 1, against the price before.
+ * @typedef {{symbol: string, exchange: string, price: number, at: number, told: number, move: number}} Quote
+ * `at`: Unix ms by the exchange's clock; `told`: how many were told before it; `move`: -1, 0 or 1, against the price before.
  * @typedef {{highest: Quote, lowest: Quote, size: number, basisPoints: number}} Spread
  */
+
+/**
+ * Oldest first; of one moment, in the order in which they were told.
+ * @param {Iterable<Quote>} quotes
+ */
+export function inOrder(quotes) {
+  return [...quotes].sort((one, other) => one.at - other.at || one.told - other.told);
+}
 
 /** Events: `replaced` (everything is new) and `prices` (`detail`: quotes that are new). */
 export class Market extends EventTarget {
@@ -22,6 +30,7 @@ export class Market extends EventTarget {
     this.quotes = new Map();
     /** @type {Map<string, number>} the last move of the newest price over all exchanges */
     this.moves = new Map();
+    this.told = 0;
     /** How far the server's clock is ahead of this one's, in ms. */
     this.ahead = 0;
   }
@@ -63,9 +72,7 @@ export class Market extends EventTarget {
     const quotes = this.quotes.get(symbol);
     if (!quotes) return null;
     if (exchange) return quotes.get(exchange) ?? null;
-    let newest = null;
-    for (const quote of quotes.values()) if (newest === null || quote.at >= newest.at) newest = quote;
-    return newest;
+    return inOrder(quotes.values()).at(-1) ?? null;
   }
 
   /**
@@ -94,7 +101,8 @@ export class Market extends EventTarget {
     if (overall && at >= overall.at) {
       this.moves.set(symbol, Math.sign(price - overall.price) || (this.moves.get(symbol) ?? 0));
     }
-    const quote = { symbol, exchange, price, at, move };
+    const quote = { symbol, exchange, price, at, told: this.told, move };
+    this.told += 1;
     quotes.set(exchange, quote);
     return quote;
   }

@@ -16,13 +16,19 @@ export class ModeSwitch {
     this.dialog = byId("switch");
     this.form = this.dialog.querySelector("form");
     this.wanted = "";
+    this.busy = false;
     for (const button of this.buttons) button.addEventListener("click", () => this.#offer(button.dataset.mode));
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.#switch();
     });
     byId("switch-cancel").addEventListener("click", () => this.dialog.close());
-    this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
+    this.dialog.addEventListener("click", (event) => {
+      if (event.target === this.dialog && !this.busy) this.dialog.close();
+    });
+    // What has been sent cannot be called back. Browsers close a dialog at the second Escape whatever `cancel` is told.
+    document.addEventListener("keydown", (event) => this.busy && event.key === "Escape" && event.preventDefault());
+    this.dialog.addEventListener("cancel", (event) => this.busy && event.preventDefault());
     this.dialog.addEventListener("close", () => this.#forget());
   }
 
@@ -38,7 +44,7 @@ export class ModeSwitch {
 
   /** @param {string} mode */
   #offer(mode) {
-    if (document.body.dataset.mode === mode) return;
+    if (document.body.dataset.mode === mode || this.busy) return;
     this.wanted = mode;
     say(byId("switch-title"), `Switch to ${mode} mode?`);
     say(byId("switch-text"), MEANINGS[mode]);
@@ -51,6 +57,11 @@ export class ModeSwitch {
   async #switch() {
     const written = this.form.elements.token.value.trim();
     const token = written || remembered();
+    if (/[^\x20-\x7e]/.test(token)) {
+      // No header can hold it, so it is none.
+      this.#complain("A token has only ASCII letters, digits and signs.");
+      return;
+    }
     this.#busy(true);
     say(byId("switch-problem"), "");
     try {
@@ -72,17 +83,22 @@ export class ModeSwitch {
     }
     remember("");
     byId("switch-token").hidden = false;
-    say(byId("switch-problem"), token ? "This token is not the right one." : "Switching the mode needs the token of this MarketFlow.");
-    // A disabled field takes no focus.
-    this.#busy(false);
+    this.#complain(token ? "This token is not the right one." : "Switching the mode needs the token of this MarketFlow.");
+  }
+
+  /** @param {string} problem of the token */
+  #complain(problem) {
+    say(byId("switch-problem"), problem);
     this.form.elements.token.select();
     this.form.elements.token.focus();
   }
 
   /** @param {boolean} busy */
   #busy(busy) {
+    this.busy = busy;
     const button = byId("switch-do");
     button.disabled = busy;
+    byId("switch-cancel").disabled = busy;
     say(button, busy ? "Switching …" : "Switch");
   }
 

@@ -1,11 +1,13 @@
 /**
- * The stream of prices, kept alive.
+ * The stream of prices, kept alive: each connection is used once, watched by its heartbeats, and replaced.
  *
- * The browser's own reconnecting gives up on some answers, says nothing of when it will try again, and does not notice a
- * connection that has died without a word. So each connection is used once, watched by its heartbeats, and replaced.
+ * A WebSocket, as browsers open only six connections to a server for everything else, in all tabs together.
  */
 
-const EVENTS = ["snapshot", "prices", "mode", "health", "heartbeat", "end"];
+const EVENTS = new Set(["snapshot", "prices", "mode", "health", "heartbeat", "end"]);
+
+/** The close code of a server that ends. */
+const GOING_AWAY = 1001;
 
 /** Silence after which a connection is given up; a heartbeat comes every 5 s. */
 const SILENCE_MS = 12_000;
@@ -17,12 +19,13 @@ const LONGEST_PAUSE_MS = 10_000;
  * {state: "connecting" | "open" | "lost", reason, retryAt (ms of performance.now)}.
  */
 export class Stream extends EventTarget {
-  /** @param {string} url */
-  constructor(url) {
+  /** @param {string} path relative to the page */
+  constructor(path) {
     super();
-    this.url = url;
-    /** @type {EventSource | null} */
-    this.source = null;
+    this.url = new URL(path, document.baseURI);
+    this.url.protocol = this.url.protocol === "https:" ? "wss:" : "ws:";
+    /** @type {WebSocket | null} */
+    this.socket = null;
     this.heardAt = 0;
     this.failures = 0;
     this.retryTimer = 0;
@@ -39,38 +42,38 @@ export class Stream extends EventTarget {
     this.#close();
     this.ended = false;
     this.heardAt = performance.now();
-    const source = new EventSource(this.url);
-    this.source = source;
-    for (const name of EVENTS) {
-      source.addEventListener(name, (event) => source === this.source && this.#heard(name, event.data));
-    }
-    source.addEventListener("error", () => source === this.source && this.#lost(this.#reason()));
+    const socket = new WebSocket(this.url);
+    this.socket = socket;
+    socket.addEventListener("message", ({ data }) => socket === this.socket && this.#heard(JSON.parse(data)));
+    socket.addEventListener("close", ({ code }) => socket === this.socket && this.#lost(this.#reason(code)));
     this.#tell({ state: "connecting", failures: this.failures });
   }
 
   /** Connect now if there is no connection. */
   retry() {
-    if (this.source === null) this.open();
+    if (this.socket === null) this.open();
   }
 
-  /** @param {string} name @param {string} data */
-  #heard(name, data) {
+  /** @param {{event: string, data: any}} message */
+  #heard({ event, data }) {
     this.heardAt = performance.now();
-    if (name === "snapshot") {
+    if (!EVENTS.has(event)) return;
+    if (event === "snapshot") {
       this.failures = 0;
       this.#tell({ state: "open" });
     }
-    this.ended ||= name === "end";
-    this.dispatchEvent(new CustomEvent(name, { detail: JSON.parse(data) }));
+    this.ended ||= event === "end";
+    this.dispatchEvent(new CustomEvent(event, { detail: data }));
   }
 
   #watch() {
-    if (this.source !== null && performance.now() - this.heardAt > SILENCE_MS) this.#lost("The connection is silent.");
+    if (this.socket !== null && performance.now() - this.heardAt > SILENCE_MS) this.#lost("The connection is silent.");
   }
 
-  #reason() {
+  /** @param {number} code of the close */
+  #reason(code) {
     if (!navigator.onLine) return "This device is offline.";
-    return this.ended ? "MarketFlow has ended." : "The connection is lost.";
+    return this.ended || code === GOING_AWAY ? "MarketFlow has ended." : "The connection is lost.";
   }
 
   /** @param {string} reason */
@@ -84,8 +87,9 @@ export class Stream extends EventTarget {
 
   #close() {
     clearTimeout(this.retryTimer);
-    this.source?.close();
-    this.source = null;
+    const { socket } = this;
+    this.socket = null; // what it still says is not heard
+    socket?.close();
   }
 
   /** @param {object} detail */

@@ -1,11 +1,8 @@
 /** The table of all symbols: a row each, a column for each exchange. Only what changed and can be seen is drawn. */
 
-import { byId, inFrames, make, say } from "./dom.js";
+import { byId, drawNow, inFrames, make, say } from "./dom.js";
 import { age, basisPoints, decimalsFor, price, utc } from "./format.js";
 import { STALE_MS } from "./market.js";
-
-/** Four times a second is as fast as a price can be read. */
-const PAUSE_MS = 250;
 
 /** How long digits that changed keep the colour of their move, at least. */
 const FLASH_MS = 600;
@@ -23,17 +20,24 @@ export class Table {
     this.filter = byId("filter");
     this.blank = byId("market-blank");
     this.empty = byId("market-empty");
+    this.scroller = this.table.parentElement;
     /** @type {Map<string, Row>} */
     this.rows = new Map();
     /** @type {Set<Row>} rows whose prices are other than what they show */
     this.dirty = new Set();
-    this.draw = inFrames(() => this.#draw(), PAUSE_MS);
+    this.draw = inFrames(() => this.#draw());
     this.seen = new IntersectionObserver((entries) => this.#seen(entries), { rootMargin: "200px", scrollMargin: "200px" });
 
     market.addEventListener("replaced", () => this.#build());
     market.addEventListener("prices", (event) => this.#changed(event.detail));
-    choice.addEventListener("change", () => this.#markChosen());
-    this.filter.addEventListener("input", () => this.#filter());
+    choice.addEventListener("change", (event) => {
+      this.#markChosen();
+      if (event.detail.has("symbol")) this.#reveal();
+    });
+    this.filter.addEventListener("input", () => {
+      this.#filter();
+      if (!this.filter.value) this.#reveal();
+    });
     this.filter.addEventListener("keydown", (event) => this.#leaveFilter(event));
     this.body.addEventListener("click", (event) => this.#choose(event.target));
     this.body.addEventListener("keydown", (event) => this.#move(event));
@@ -44,7 +48,8 @@ export class Table {
   #build() {
     const { symbols, exchanges } = this.market;
     const shape = JSON.stringify([symbols, exchanges]);
-    if (shape !== this.shape) {
+    const other = shape !== this.shape;
+    if (other) {
       this.shape = shape;
       this.#head(exchanges);
       this.seen.disconnect();
@@ -55,6 +60,7 @@ export class Table {
     for (const row of this.rows.values()) row.forget();
     this.#markChosen();
     this.#filter();
+    if (other) this.#reveal();
     this.dirty = new Set(this.rows.values());
     this.draw();
   }
@@ -62,7 +68,7 @@ export class Table {
   /** @param {string[]} exchanges */
   #head(exchanges) {
     const names = ["Symbol", "Newest", ...exchanges, "Spread", "bp", "Age"];
-    const cells = names.map((name) => make("th", { scope: "col", role: "columnheader" }, name));
+    const cells = names.map((name) => make("th", { scope: "col", role: "columnheader", title: name }, name));
     cells.at(-3).title = "Between the highest and the lowest of the exchanges whose price is not stale";
     cells.at(-2).title = "The spread in basis points, hundredths of a percent";
     cells.at(-1).title = "Time since the newest tick";
@@ -102,11 +108,23 @@ export class Table {
       if (row) row.visible = entry.isIntersecting;
     }
     this.draw();
+    drawNow();
   }
 
   #markChosen() {
     for (const row of this.rows.values()) row.mark(row.symbol === this.choice.symbol, this.choice.exchange);
     this.#oneStop();
+  }
+
+  /** Scrolls the list, and nothing around it, until the chosen row can be seen. */
+  #reveal() {
+    const row = this.rows.get(this.choice.symbol)?.element;
+    if (!row || row.hidden) return;
+    const [seen, place] = [this.scroller.getBoundingClientRect(), row.getBoundingClientRect()];
+    const above = seen.top + this.head.offsetHeight - place.top;
+    const below = place.bottom - seen.bottom;
+    if (above > 0) this.scroller.scrollTop -= above;
+    else if (below > 0) this.scroller.scrollTop += below;
   }
 
   /** One row is a stop of the Tab key; arrow keys go to the others. */
@@ -150,6 +168,7 @@ export class Table {
     else if (event.key === "Escape" && this.filter.value) {
       this.filter.value = "";
       this.#filter();
+      this.#reveal();
     } else return;
     event.preventDefault();
   }
@@ -157,7 +176,8 @@ export class Table {
   /** @param {any} target */
   #choose(target) {
     const symbol = target.closest("tr")?.dataset.symbol;
-    if (symbol) this.choice.choose({ symbol, exchange: target.closest("td")?.dataset.exchange ?? "" });
+    const exchange = target.closest("td")?.dataset.exchange ?? this.choice.exchange;
+    if (symbol) this.choice.choose({ symbol, exchange });
   }
 
   /** @param {KeyboardEvent} event */
@@ -181,7 +201,7 @@ class Row {
   constructor(symbol, exchanges) {
     this.symbol = symbol;
     this.visible = false;
-    this.button = make("button", { type: "button", class: "symbol", tabindex: "-1" }, symbol);
+    this.button = make("button", { type: "button", class: "symbol", tabindex: "-1", title: symbol }, symbol);
     this.newest = new Cell("Newest", "newest");
     this.cells = exchanges.map((exchange) => new Cell(exchange, "quote", exchange));
     this.spread = make("td", { role: "cell", class: "spread", "data-label": "Spread" });
@@ -261,6 +281,7 @@ class Cell {
   forget() {
     this.text = "";
     this.flashedAt = 0;
+    this.element.removeAttribute("data-move");
     this.calm();
   }
 
