@@ -69,8 +69,12 @@ def test_a_switch_elsewhere_is_seen(application: Application, visit: Visit, exch
     expect(page.locator("#modes [data-mode=test]")).to_have_attribute("aria-pressed", "true")
     expect(visit.price("exchange1")).not_to_have_text("123 456.00")
     expect(page.get_by_text("Test mode: generated prices")).to_be_visible()
+    newest = visit.row("ETHUSDT").locator(".newest")
+    expect(newest).to_have_attribute("data-move", re.compile("up|down"))
     application.switch("live")
     expect(page.get_by_text("Test mode: generated prices")).to_be_hidden()
+    expect(newest).to_have_text("\u2013")
+    expect(newest).not_to_have_attribute("data-move", re.compile("up|down"))
     expect(page.locator("#modes [data-mode=live]")).to_have_attribute("aria-pressed", "true")
     expect(visit.price("exchange1")).to_have_text("123 456.00")
 
