@@ -78,11 +78,12 @@ def _health(market: Market) -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
     if (health := market.health) is None:
         return text
+    if not market.connected:
+        return text.append("feeds and stores: unknown while disconnected", "dim")
     states = {"Redis": health.redis, "PostgreSQL": health.postgres, **health.exchanges}
     for name, state in sorted(states.items(), key=lambda each: each[1] in _GOOD):  # what is wrong is never cut off
         text.append(f"{visible(name)} ", "dim")
-        style = "dim" if not market.connected else "green" if state in _GOOD else "bold yellow"
-        text.append(visible(state), style).append("  ")
+        text.append(visible(state), "green" if state in _GOOD else "bold yellow").append("  ")
     text.rstrip()
     return text
 

@@ -131,6 +131,7 @@ def test_a_lost_connection_is_said_and_all_is_grey(world: World) -> None:
     world.market.take(Lost("Connection refused", 4.0))
     world.after(1)
     assert world.shown()[0].startswith("test mode  disconnected: Connection refused; trying again in 3 s")
+    assert world.shown()[1] == "feeds and stores: unknown while disconnected"
     assert "\x1b[2m2.5   1s" in world.row(colours=True).replace("\x1b[0m\x1b[2m", "")
     colours = {code for line in world.shown(colours=True)[1:] for code in ("31m", "32m", "33m") if code in line}
     assert colours == set()
