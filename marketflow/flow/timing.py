@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from reactivex import abc
 from reactivex.disposable import Disposable
+from reactivex.internal.exceptions import DisposedException
 from reactivex.scheduler import EventLoopScheduler, ThreadPoolScheduler
-from reactivex.typing import StartableTarget
+from reactivex.typing import AbsoluteTime, StartableTarget
 
 _TState = TypeVar("_TState")
 
@@ -32,6 +33,15 @@ class TimingLoop(EventLoopScheduler):
         """Now, as it would be had nobody touched the wall clock since the start."""
         offset: datetime | None = getattr(self, "_offset", None)
         return super().now if offset is None else offset + timedelta(seconds=time.monotonic())
+
+    def schedule_absolute(
+        self, duetime: AbsoluteTime, action: abc.ScheduledAction[_TState], state: _TState | None = None
+    ) -> abc.DisposableBase:
+        """Run at a time; once the loop is disposed of, never. Rx's own raises: in an action that is just under way."""
+        try:
+            return super().schedule_absolute(duetime, action, state)
+        except DisposedException:
+            return Disposable()
 
 
 class _Worker(threading.local):

@@ -140,4 +140,8 @@ def test_whoever_only_pings_and_takes_no_answers_is_given_none(server: Server) -
             while not server.app.gone.is_set():
                 client.sendall(ping * 100)
         assert server.app.gone.wait(10)
-        assert sum(map(len, iter(lambda: client.recv(65536), b""))) < 200_000
+        received = 0
+        with suppress(ConnectionResetError):  # pings were on their way when it was cut
+            while data := client.recv(65536):
+                received += len(data)
+        assert received < 200_000
