@@ -44,7 +44,7 @@ ETH = Series(Mode.LIVE, "exchange2", "ETHUSDT")
 TEST_BTC = BTC._replace(mode=Mode.TEST)
 SERIES = [BTC, ETH, TEST_BTC]
 TICK = Tick(100.5, NOW, NOW * 1_000_000 + 7)
-IN_TIME = 1.0
+IN_TIME = 0.6
 PASSWORD = "correct horse"
 TTL_SECONDS = 300
 
