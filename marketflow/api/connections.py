@@ -14,7 +14,7 @@ from typing import Any, ClassVar, cast
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from marketflow.api.outflow import Outflow
+from marketflow.api.outflow import Watched
 from marketflow.api.problems import Problem, answer_to
 from marketflow.api.protection import CLOSE, request_timeout
 from marketflow.api.room import FILES_PER_CONNECTION, Connection, make_room, max_open_files
@@ -38,7 +38,7 @@ class HeadersTooLarge(Problem):
     headers: ClassVar[Mapping[str, str]] = CLOSE
 
 
-class LimitedConnection(HttpToolsProtocol):
+class LimitedConnection(Watched, HttpToolsProtocol):
     """A connection that is closed when headers take too long or grow too large, or when it has to make room.
 
     An answer that is under way is never cut by a deadline: it is ended first, and then the connection.
@@ -62,7 +62,6 @@ class LimitedConnection(HttpToolsProtocol):
         self._heard_of_at: float | None = None
         self._opened_at = time.monotonic()
         self._upgrades = False
-        self._outflow: Outflow | None = None
 
     @classmethod
     def most(cls) -> int:
@@ -78,8 +77,7 @@ class LimitedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
         self._headers_are_there()
-        if self._outflow is not None:
-            self._outflow.resume()
+        self.resume_writing()
         super().connection_lost(exc)
         if self.scope is not None:
             self.scope.pop("extensions", None)  # it refers to this, and would wait for the garbage collector
@@ -105,27 +103,10 @@ class LimitedConnection(HttpToolsProtocol):
 
     # Answers without an end
 
-    @property
-    def streams(self) -> bool:
-        """Whether an answer of this connection was one that does not end by itself."""
-        return self._outflow is not None
-
     def stream(self) -> None:
         """Keep as little as can be of what the client does not take yet, and end it should it take nothing at all."""
-        if self._outflow is None and not self.transport.is_closing():
-            self._outflow = Outflow(self.transport)
-
-    def pause_writing(self) -> None:
-        """The client takes less than it is sent."""
-        super().pause_writing()
-        if self._outflow is not None:
-            self._outflow.pause()
-
-    def resume_writing(self) -> None:
-        """The client has taken what it was sent."""
-        super().resume_writing()
-        if self._outflow is not None:
-            self._outflow.resume()
+        if not self.streams and not self.transport.is_closing():
+            self.watch_outflow(self.transport)
 
     # The parser's events
 

@@ -56,3 +56,30 @@ class Outflow:
             self._transport.abort()
         else:
             self._watch()
+
+
+class Watched(asyncio.BaseProtocol):
+    """A connection whose outflow may be watched, of whichever protocol; to stand before that among the bases."""
+
+    _outflow: Outflow | None = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether an answer of this connection was one that does not end by itself."""
+        return self._outflow is not None
+
+    def watch_outflow(self, transport: asyncio.Transport) -> None:
+        """Watch it from now on."""
+        self._outflow = Outflow(transport)
+
+    def pause_writing(self) -> None:
+        """The client takes less than it is sent."""
+        super().pause_writing()
+        if self._outflow is not None:
+            self._outflow.pause()
+
+    def resume_writing(self) -> None:
+        """The client has taken what it was sent."""
+        super().resume_writing()
+        if self._outflow is not None:
+            self._outflow.resume()

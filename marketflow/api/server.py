@@ -12,6 +12,7 @@ from loguru import logger
 from starlette.types import ASGIApp
 
 from marketflow.api.connections import LimitedConnection
+from marketflow.api.outflow import Watched
 from marketflow.api.room import max_open_files
 from marketflow.api.websocket_connection import LimitedWebSocket
 from marketflow.errors import StartError
@@ -105,7 +106,7 @@ class Server(uvicorn.Server):
         """End the connections of those who do not take what they are told in the end."""
         await asyncio.sleep(STREAMS_END_SECONDS)
         for connection in list(self.server_state.connections):
-            if isinstance(connection, LimitedWebSocket) or getattr(connection, "streams", False):
+            if isinstance(connection, Watched) and connection.streams:
                 connection.transport.abort()
 
     async def _force_when_told(self) -> None:

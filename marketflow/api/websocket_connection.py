@@ -13,10 +13,10 @@ from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from marketflow.api.outflow import Outflow
+from marketflow.api.outflow import Watched
 
 
-class LimitedWebSocket(WebSocketsSansIOProtocol):
+class LimitedWebSocket(Watched, WebSocketsSansIOProtocol):
     """A WebSocket connection that takes no more than it can be given, and says goodbye."""
 
     END_SECONDS: ClassVar[float] = 0.3
@@ -27,12 +27,11 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._outflow: Outflow | None = None
         self.used_at = time.monotonic()
 
     def connection_made(self, transport: BaseTransport) -> None:
         """Begin with the handshake."""
-        self._outflow = Outflow(cast("asyncio.Transport", transport))
+        self.watch_outflow(cast("asyncio.Transport", transport))
         super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -49,18 +48,6 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
             self.handshake_initiated = self.handshake_complete = self.close_sent = True
             self.transport.write(b"".join(self.conn.data_to_send()))
             self.transport.close()
-
-    def pause_writing(self) -> None:
-        """The client takes less than it is sent."""
-        super().pause_writing()
-        if self._outflow is not None:
-            self._outflow.pause()
-
-    def resume_writing(self) -> None:
-        """The client has taken what it was sent."""
-        super().resume_writing()
-        if self._outflow is not None:
-            self._outflow.resume()
 
     def handle_ping(self) -> None:
         """Answer it, unless the client takes no answers."""

@@ -1,5 +1,6 @@
 """What most fault tests stand on: exchanges, servers behind proxies, and the application as a process in between."""
 
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +29,15 @@ LATE_MS = 200
 
 RATE = 50
 """Ticks a second and exchange: few enough that the tests themselves do not keep the machine busy."""
+
+
+@pytest.fixture(scope="module")
+def many_files() -> Iterator[None]:
+    """The test holds more sockets than a process usually may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture

@@ -31,13 +31,7 @@ STATUSES = {200, 400, 401, 403, 404, 405, 408, 413, 431, 503}
 MEGABYTE = 1 << 20
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _many_files() -> Iterator[None]:
-    """The test holds more sockets than a process usually may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+pytestmark = pytest.mark.usefixtures("many_files")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Streams of a real process: what they tell, whatever happens to stores, feeds, clients and the process itself."""
 
 import json
-import resource
 import signal
 import socket
 import threading
@@ -25,13 +24,7 @@ from tests.servers import HOST, RedisServer, free_port, wait_until
 BTC = ("exchange1", "BTCUSDT")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _many_files() -> Iterator[None]:
-    """The test holds more sockets than a process usually may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+pytestmark = pytest.mark.usefixtures("many_files")
 
 
 @pytest.fixture(scope="module")
