@@ -20,6 +20,16 @@ from tests.servers import HOST, PostgresServer, RedisServer
 
 _numbers = itertools.count(1)
 
+_MARKED_FOLDERS = {"faults": pytest.mark.faults, "browser": pytest.mark.browser}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the folders that are stages of their own."""
+    for item in items:
+        if mark := _MARKED_FOLDERS.get(item.path.parent.name):
+            item.add_marker(mark)
+
 
 @pytest.fixture
 def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -83,7 +83,12 @@ class Stage:
         for each in (self.layer, self._work, self.root):
             each.mkdir(mode=0o755)
         self.base = folder / "base"
-        self.variables: dict[str, str] = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
+        self.variables: dict[str, str] = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            # The copied interpreter looks for its library where it was built, which other users may not be able to
+            # enter; the loader would then take a libpython of this machine. The official image has it in ld.so.cache.
+            "LD_LIBRARY_PATH": "/usr/local/lib",
+        }
         self.user = "0:0"
         self.folder = "/"
         self.entry_point: list[str] = []

@@ -16,11 +16,12 @@ import pytest
 
 from marketflow import __version__
 from tests.application import ROOT
-from tests.deploy.configuration import program
-from tests.deploy.image import PYTHON, Image, Stage, instructions
+from tests.deploy.image import PYTHON, Image, Stage
 from tests.servers import HOST, free_port, wait_until
 
 DOCKERFILE = ROOT / "deploy/Dockerfile"
+
+pytestmark = pytest.mark.image
 
 
 @pytest.fixture(scope="session")
@@ -194,22 +195,3 @@ def test_a_simulated_exchange_runs_in_it(image: Stage, server_folder: Path) -> N
     with running(image, server_folder, {}, ["exchange", "--host", "0.0.0.0", "--port", str(port)]) as container:
         wait_until(lambda: "listens on" in container.log, 20)
         assert container.stop() == 0
-
-
-def test_hadolint_finds_no_fault() -> None:
-    done = subprocess.run([program("hadolint"), str(DOCKERFILE)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "")
-
-
-def test_the_dockerfile_says_how_it_is_run() -> None:
-    found = instructions(DOCKERFILE)
-    words = [instruction.word for instruction in found]
-    last = {instruction.word: instruction for instruction in found}
-    assert words.count("FROM") == 2
-    assert last["STOPSIGNAL"].text == "SIGTERM"
-    assert last["EXPOSE"].text == "8080"
-    assert last["USER"].text == "10001:10001"
-    assert json.loads(last["ENTRYPOINT"].text) == ["/opt/marketflow/bin/marketflow"]
-    versions = [each.text for each in found if each.word == "ARG" and each.text.startswith("VERSION=")]
-    assert versions == [f"VERSION={__version__}"]
-    assert f"--tag marketflow:{__version__} " in DOCKERFILE.read_text()
