@@ -200,7 +200,8 @@ def _url(text: str) -> str:
             and not parts.query + parts.fragment
         ):
             return text.rstrip("/")
-    raise argparse.ArgumentTypeError(f"{text!r}: must be the URL of a MarketFlow, such as http://127.0.0.1:8080")
+    shown = text.rpartition("@")[2]  # without what may be a password
+    raise argparse.ArgumentTypeError(f"{shown!r}: must be the URL of a MarketFlow, such as http://127.0.0.1:8080")
 
 
 def _symbols(text: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from itertools import chain
 
 from marketflow.arguments import FLAGS, parse
 from marketflow.errors import SettingsError, StartError, Unavailable
+from marketflow.text import visible
 
 USAGE = 2
 """Exit code for an argument or a setting that is wrong."""
@@ -47,11 +48,16 @@ def _main(arguments: list[str]) -> int:
         return _RUN[command](parsed)
     except SettingsError as error:
         for problem in str(error).splitlines():
-            print(f"marketflow: {problem}", file=sys.stderr)
+            _complain(problem)
         return USAGE
     except (StartError, Unavailable) as error:
-        print(f"marketflow: {error}", file=sys.stderr)
+        _complain(str(error))
         return FAILED
+
+
+def _complain(problem: str) -> None:
+    """Print one line to stderr; names in it may come from a database or a server."""
+    print(f"marketflow: {visible(problem)}", file=sys.stderr)
 
 
 def _market(arguments: argparse.Namespace) -> int:

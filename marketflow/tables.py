@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from marketflow.text import visible
+
 PLAIN_WIDTH = 120
 """Columns where there is no terminal to ask, unless COLUMNS says otherwise."""
 
@@ -28,13 +30,6 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str | Text]], l
 def print_text(text: str | Text) -> None:
     """Print a line to stdout."""
     _console().print(text if isinstance(text, Text) else Text(visible(text)))
-
-
-def visible(text: str) -> str:
-    """Text without what could drive a terminal; lines stay."""
-    return "".join(
-        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode("ascii") for each in text
-    )
 
 
 def _console() -> Console:

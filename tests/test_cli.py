@@ -156,6 +156,7 @@ def test_an_exchange_has_the_defaults_of_the_settings(exchange: list[Any]) -> No
         ("watch --exchange a:b", 'argument --exchange: "a:b": must be'),
         ("watch --url 127.0.0.1:8080", "argument --url: '127.0.0.1:8080': must be the URL of a MarketFlow"),
         ("watch --url http://h:99999", "argument --url: 'http://h:99999': must be the URL of a MarketFlow"),
+        ("watch --url ftp://user:secret@h", "argument --url: 'h': must be the URL of a MarketFlow"),
         ("watch --url ftp://h", "argument --url: 'ftp://h': must be the URL of a MarketFlow"),
         ("watch --config none.toml", "marketflow: none.toml: can't be read: No such file or directory"),
     ],

@@ -111,6 +111,14 @@ def test_a_table_in_a_variable_sets_its_keys_and_no_others(monkeypatch: pytest.M
     assert load().http == HttpSettings(host="file", port=5)
 
 
+@pytest.mark.parametrize("name", ["settings.toml", "other.yaml"])
+@pytest.mark.timeout(10)
+def test_fifo_in_place_of_a_file_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(SettingsError, match=f"{name}: must be a regular file"):
+        load(tmp_path / name)
+
+
 # --- values as they were meant
 
 

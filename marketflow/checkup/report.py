@@ -6,7 +6,8 @@ import msgspec
 from rich.text import Text
 
 from marketflow.checkup.findings import Finding, State, worst
-from marketflow.tables import print_table, print_text, visible
+from marketflow.tables import print_table, print_text
+from marketflow.text import visible
 
 _STYLES = {State.OK: "green", State.HINT: "cyan", State.WARNING: "yellow", State.FAILED: "bold red"}
 

@@ -7,8 +7,14 @@ from typing import IO, Any, Self
 
 from marketflow.errors import SettingsError
 from marketflow.export.rows import COLUMNS, PRICES, TEXTS, TIMES
+from marketflow.text import visible
 
 FORMATS = ("csv", "parquet")
+
+_FORMULA = tuple(
+    "=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
+)
+"""With these a cell of a spreadsheet begins a formula."""
 
 GROUP_ROWS = 64 * 1024
 """Rows of a row group of Parquet: some 15 MB of CSV, which is all that waits in memory."""
@@ -16,6 +22,10 @@ GROUP_ROWS = 64 * 1024
 
 class Format(ABC):
     """Writes to a file that is open for bytes; a context manager, whose end completes the file unless by an error."""
+
+    def name(self, text: str) -> str:
+        """What stands for a name of the database, which somebody else may have chosen."""
+        return text
 
     @abstractmethod
     def write(self, block: bytes, rows: int) -> None:
@@ -41,11 +51,18 @@ class Format(ABC):
 
 
 class Csv(Format):
-    """A line of names, then PostgreSQL's rows as they are."""
+    """A line of names, then PostgreSQL's rows as they are, but for names that a program could take for a command."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         file.write(",".join(COLUMNS).encode() + b"\n")
+
+    def name(self, text: str) -> str:
+        """A name without what drives a terminal, and with an apostrophe where a spreadsheet would see a formula.
+
+        Source: OWASP, CSV Injection.
+        """
+        return f"'{visible(text)}" if text.startswith(_FORMULA) else visible(text)
 
     def write(self, block: bytes, rows: int) -> None:
         """Take some whole rows."""

@@ -1,7 +1,9 @@
 """Where an export goes: stdout, or a file that has its name only once it is whole."""
 
+import errno
 import fcntl
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +41,9 @@ def whole_file(path: Path, force: bool) -> Iterator[IO[bytes]]:
         SettingsError: there is a file already, which only `force` replaces, or there can be none.
         StartError: it could not be written to the end.
     """
+    if path.is_symlink() and not path.exists():
+        # Somebody else may have planted it, for a file that is not there yet.
+        raise SettingsError(f"argument --output: {path} is a link to a file that does not exist")
     path = path.resolve()  # what a link leads to is replaced, not the link
     if path.exists() and not (force and path.is_file()):
         hint = "--force replaces it" if path.is_file() else "it is no file"
@@ -60,11 +65,22 @@ def whole_file(path: Path, force: bool) -> Iterator[IO[bytes]]:
 
 
 def _own(partial: Path) -> IO[bytes]:
-    """The file, emptied, as the only process that writes it; the remains of a killed one are taken over."""
+    """The file, emptied, as the only process that writes it; the remains of a killed one are taken over.
+
+    Raises:
+        SettingsError: it is not a regular file of this user with this one name: somebody else may have put it there.
+    """
+    # O_NONBLOCK: a FIFO is opened without waiting for a reader, and refused.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        file = partial.open("ab")
+        file = os.fdopen(os.open(partial, flags, 0o666), "wb")
     except OSError as error:
-        raise SettingsError(f"argument --output: {partial} cannot be written: {error.strerror}") from None
+        reason = "is a link" if error.errno == errno.ELOOP else f"cannot be written: {error.strerror}"
+        raise SettingsError(f"argument --output: {partial} {reason}") from None
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink != 1:
+        file.close()
+        raise SettingsError(f"argument --output: {partial} is there already, and is not a file of your own")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -4,7 +4,7 @@ COPY of one series is one range of the index that is already in order. One state
 the choice of a sort, which for a year of many series is gigabytes on the server's disk.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -160,9 +160,18 @@ def parts(
     ]
 
 
-def blocks(connection: Reading, selection: Selection, part: Part) -> Generator[tuple[bytes, int], None, None]:
-    """The rows of a part as CSV without a header: some whole rows, and how many they are."""
-    query = sql.SQL(_COPY).format(columns=_columns(), range=selection.range)
+def blocks(
+    connection: Reading, selection: Selection, part: Part, written_as: Callable[[str], str] = str
+) -> Generator[tuple[bytes, int], None, None]:
+    """The rows of a part as CSV without a header: some whole rows, and how many they are.
+
+    Args:
+        connection: see snapshot.
+        selection: which rows.
+        part: the series.
+        written_as: gives what stands for a name of the database.
+    """
+    query = sql.SQL(_COPY).format(columns=_columns(part, written_as), range=selection.range)
     names = {"exchange": part.exchange, "symbol": part.symbol, "mode": selection.mode.value}
     rows: list[memoryview | bytes | bytearray] = []
     size = 0
@@ -181,10 +190,11 @@ def blocks(connection: Reading, selection: Selection, part: Part) -> Generator[t
         yield b"".join(rows), len(rows)
 
 
-def _columns() -> sql.Composable:
+def _columns(part: Part, written_as: Callable[[str], str]) -> sql.Composable:
     """The columns, times in RFC 3339 as everywhere in MarketFlow."""
     rfc3339 = """to_char({} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
     forms: dict[str, sql.Composable] = {name: sql.SQL(rfc3339).format(sql.Identifier(name)) for name in TIMES}
+    forms |= {"pair_name": sql.Literal(written_as(part.symbol)), "exchange": sql.Literal(written_as(part.exchange))}
     return sql.SQL(", ").join(forms.get(name, sql.Identifier(name)) for name in COLUMNS)
 
 

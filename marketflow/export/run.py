@@ -52,7 +52,7 @@ def _write(settings: Settings, connection: Reading, wanted: Export, file: IO[byt
     with open_format(wanted.format, file) as written:
         for number, part in enumerate(found):
             counted.expect(sum(expected[number:]))  # minutes that are missing are known once their series is through
-            with closing(blocks(connection, wanted.selection, part)) as copied:
+            with closing(blocks(connection, wanted.selection, part, written.name)) as copied:
                 for block, rows in copied:
                     written.write(block, rows)
                     counted.count(rows)

@@ -7,9 +7,11 @@ unasked is switched off: .env, .secrets and .local files, environments, DYNACONF
 would turn a password that begins with @ into something else.
 """
 
+import errno
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,14 +75,33 @@ def _from_file(path: Path) -> Given:
     reader = _reader()
     own = set(reader.as_dict())
     try:
-        path.open("rb").close()  # dynaconf would only warn about a file that it can't open
+        _open_once(path)
         # _envless: the top level holds keys, not environments. A list, for a string would be split at its commas.
         loader.load(reader, env="_envless", filename=[str(path)], silent=False)
     except OSError as error:
         raise SettingsError(f"{path}: can't be read: {error.strerror}") from None
+    except SettingsError:
+        raise
     except Exception as error:  # noqa: BLE001 - each format has errors of its own, and odd data trips dynaconf itself
         raise SettingsError(f"{path}: {_malformed(error)}") from None
     return _flat({key: value for key, value in reader.as_dict().items() if key not in own}, str(path))
+
+
+def _open_once(path: Path) -> None:
+    """Make sure that there is a regular file to read: dynaconf only warns about others, and waits for a FIFO's writer.
+
+    Raises:
+        OSError: it can't be opened.
+        SettingsError: it is something else than a regular file.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if stat.S_ISDIR(mode := os.fstat(file).st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode):
+            raise SettingsError(f"{path}: must be a regular file")
+    finally:
+        os.close(file)
 
 
 def _reader() -> Any:

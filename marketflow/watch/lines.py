@@ -3,7 +3,7 @@
 import sys
 from collections.abc import AsyncIterable
 
-from marketflow.tables import visible
+from marketflow.text import visible
 from marketflow.watch.market import Market
 from marketflow.watch.messages import Connected, Lost, Message, Price
 

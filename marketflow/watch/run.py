@@ -10,6 +10,7 @@ from rich.console import Console
 
 from marketflow.errors import SettingsError, StartError
 from marketflow.settings import HttpSettings
+from marketflow.text import without_credentials
 from marketflow.watch.lines import print_lines
 from marketflow.watch.market import Market
 from marketflow.watch.messages import Lost, Snapshot
@@ -71,21 +72,22 @@ async def _watch(wanted: Watch) -> bool:
 async def _show(wanted: Watch, told: asyncio.Event) -> None:
     names = {"symbols": ",".join(wanted.symbols), "exchanges": ",".join(wanted.exchanges)}
     query = {name: value for name, value in names.items() if value}
+    shown_url = without_credentials(wanted.url)
     on_screen = not wanted.once and _is_screen()
     async with aclosing(follow(wanted.url, query, PAINT_SECONDS / 2 if on_screen else 0.0)) as messages:
         if wanted.once:
             market = Market()
             async for message in messages:
                 if isinstance(message, Lost):
-                    raise StartError(f"{wanted.url}: {message.reason}")
+                    raise StartError(f"{shown_url}: {message.reason}")
                 market.take(message)
                 if isinstance(message, Snapshot):
                     break
-            print_once(market, wanted.url)
+            print_once(market, shown_url)
         elif on_screen:
-            await show(messages, wanted.url, told.set)
+            await show(messages, shown_url, told.set)
         else:
-            await print_lines(messages, wanted.url)
+            await print_lines(messages, shown_url)
 
 
 def print_once(market: Market, url: str) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from httpx_sse import SSEError, aconnect_sse
 
 from marketflow.errors import SettingsError, StartError
+from marketflow.text import without_credentials
 from marketflow.watch.messages import Connected, Lost, Message, decode
 
 CONNECT_SECONDS = 5.0
@@ -70,7 +71,7 @@ async def follow(url: str, query: dict[str, str], rest_seconds: float = 0.0) -> 
             except (_Refused, SSEError, msgspec.DecodeError) as error:
                 reason = str(error) if isinstance(error, _Refused) else _NO_STREAM
                 if not heard and not isinstance(error, _Busy):
-                    raise StartError(f"{url}: {reason}") from None
+                    raise StartError(f"{without_credentials(url)}: {reason}") from None
             except httpx.TransportError as error:
                 reason = _reason(error)
             pause = next(pauses)

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from marketflow.tables import visible
+from marketflow.text import visible
 from marketflow.watch.market import Market, Quote
 
 BRIGHT = timedelta(seconds=0.5)

@@ -128,6 +128,41 @@ def test_what_is_written_is_what_is_stored_by_exchange_symbol_and_time(
     assert told(done) == "13 rows of test mode"
 
 
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
+        ("+1", "'+1"),
+        ("-1", "'-1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "'\\t=1"),
+        ("\r=1", "'\\r=1"),
+        ("\uff1d1", "'\uff1d1"),
+        ("A\x1b]0;owned\x07B", r"A\x1b]0;owned\x07B"),
+        ("A\x9b2JB", r"A\x9b2JB"),
+        ("A\nB", "A\nB"),
+        ("BTC-USD", "BTC-USD"),
+    ],
+)
+def test_names_are_harmless_in_csv_and_exact_in_parquet(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], name: str, cell: str
+) -> None:
+    put(table, minute(0, symbol=name, exchange=name))
+    (row,) = read_csv(run(environment).stdout)
+    assert (row[0], row[1]) == (cell, cell)
+    (row,) = read_parquet(run(environment, "--format", "parquet").stdout)
+    assert (row[0], row[1]) == (name, name)
+
+
+def test_error_shows_names_of_the_database_escaped(
+    table: "psycopg.Connection[Any]", environment: dict[str, str]
+) -> None:
+    put(table, minute(0, symbol="\x1b[31mRED"))
+    done = run(environment, "--symbol", "NONE", check=2)
+    assert b"\x1b" not in done.stderr
+    assert r"\x1b[31mRED" in told(done)
+
+
 def test_times_are_rfc_3339_in_utc_and_prices_exact(
     table: "psycopg.Connection[Any]", environment: dict[str, str]
 ) -> None:
@@ -258,6 +293,47 @@ def test_a_file_that_exists_is_replaced_by_force_alone(
     assert len(read_csv(path.read_bytes())) == 1
     assert (tmp_path / "link.csv").is_symlink()
     assert not (tmp_path / "rows.csv.partial").exists()
+
+
+@pytest.mark.parametrize("planted", ["link", "dangling link", "hard link", "fifo", "of another user"])
+def test_planted_partial_file_is_refused(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path, planted: str
+) -> None:
+    put(table, minute(0))
+    victim, partial = tmp_path / "victim", tmp_path / "rows.csv.partial"
+    victim.write_text("mine")
+    match planted:
+        case "link":
+            partial.symlink_to(victim)
+        case "dangling link":
+            partial.symlink_to(tmp_path / "new")
+        case "hard link":
+            partial.hardlink_to(victim)
+        case "fifo":
+            os.mkfifo(partial)
+        case _ if os.geteuid() == 0:
+            partial.write_text("theirs")
+            os.chown(partial, 65534, 65534)
+        case _:
+            pytest.skip("only root can make a file of another user")
+    before = partial.lstat()
+    done = run(environment, "--output", str(tmp_path / "rows.csv"), check=2)
+    assert str(partial) in told(done)
+    assert victim.read_text() == "mine"
+    assert (partial.lstat().st_ino, partial.lstat().st_size) == (before.st_ino, before.st_size)
+    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "rows.csv").exists()
+
+
+def test_link_to_nothing_is_not_followed(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path
+) -> None:
+    put(table, minute(0))
+    (tmp_path / "rows.csv").symlink_to(tmp_path / "new")
+    for arguments in ([], ["--force"]):
+        done = run(environment, "--output", str(tmp_path / "rows.csv"), *arguments, check=2)
+        assert told(done).endswith("rows.csv is a link to a file that does not exist")
+    assert not (tmp_path / "new").exists()
 
 
 def test_two_exports_never_write_one_file(

@@ -306,6 +306,17 @@ def test_once_does_not_wait_for_what_is_away() -> None:
     assert done.stderr == f"marketflow: {url(port)}: Connection refused\n"
 
 
+def test_password_of_the_url_is_shown_nowhere() -> None:
+    port = free_port()
+    with_password = f"http://user:secret@{HOST}:{port}"
+    assert once("--url", with_password, check=1).stderr == f"marketflow: {url(port)}: Connection refused\n"
+    with Watching("--url", with_password) as watching:
+        watching.waits_for("trying again", watching.said)
+        assert "secret" not in "".join(watching.said + watching.lines)
+    with Terminal("--url", with_password) as terminal:
+        assert "secret" not in terminal.shows("disconnected: Connection refused; trying again", url(port))
+
+
 def test_once_that_is_interrupted_does_not_say_that_all_is_told(application: Application) -> None:
     with Proxy(application.port) as proxy:
         proxy.stall()
