@@ -80,8 +80,8 @@ class Engine:
         self._came_round.set()
         self._waited_for = threading.Event()  # what `stop` waits for: the end of the flow, or that of all patience
         self._subscription: abc.DisposableBase | None = None
-        self._loop = TimingLoop("timing")
-        self._generating = TimingLoop("generator")
+        self._loop = TimingLoop("timing", self._timer_failed)
+        self._generating = TimingLoop("generator", self._timer_failed)
         lanes = len(settings.exchanges) * settings.flow.workers_per_exchange
         self._pool = NamedPool("worker", lanes + 5)
         self.feeds = configured_feeds(settings, clock, self._generating)
@@ -227,6 +227,10 @@ class Engine:
     def _ended(self) -> None:
         self._done.set()
         self._waited_for.set()
+
+    def _timer_failed(self, error: Exception) -> None:
+        if not self._stopping:
+            self._broken(error)
 
     def _broken(self, error: Exception) -> None:
         self._ended()

@@ -74,6 +74,13 @@ class FlowCounts:
     tick_to_cache: DelayCounter = field(default_factory=DelayCounter)
     """From the receipt of a tick to where the cache has it; of ticks that a newer one overtook, the newer one's."""
     reconnects: dict[str, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, given_up: int = 0, cache_errors: int = 0) -> None:
+        """Count what several threads count: `+=` is a read and a write, between which another thread may write."""
+        with self._lock:
+            self.given_up += given_up
+            self.cache_errors += cache_errors
 
 
 @dataclass
@@ -349,7 +356,7 @@ class Flow:
             try:
                 return work(item)
             except Exception as error:  # noqa: BLE001 - told and counted
-                self.counts.given_up += 1
+                self.counts.add(given_up=1)
                 if self._limit.admit("given up") is not None:
                     logger.opt(exception=error).error("a bug; what was worked on is lost, the flow goes on")
                 return {}
@@ -400,6 +407,6 @@ class Flow:
         return conflate_through(on_pool, merge=lambda older, newer: older | newer)
 
     def _cache_failed(self, error: Exception) -> None:
-        self.counts.cache_errors += 1
+        self.counts.add(cache_errors=1)
         if not isinstance(error, Unavailable):  # which the cache has told of itself
             logger.opt(exception=error).error("a write to the cache failed, what it held is lost to the cache")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import reactivex as rx
 from reactivex import Observable, abc
 from reactivex import operators as ops
-from reactivex.disposable import CompositeDisposable, SerialDisposable
+from reactivex.disposable import CompositeDisposable, SerialDisposable, SingleAssignmentDisposable
 from reactivex.subject import Subject
 
 _T = TypeVar("_T")
@@ -80,7 +80,13 @@ class _Conflation:
         except Exception as error:  # noqa: BLE001 - handed on
             self._observer.on_error(error)
             return
-        self._inner.disposable = inner.subscribe(self._observer.on_next, self._observer.on_error, self._inner_completed)
+        # Set before subscribing: the inner may complete on another thread, which then begins the next one, before
+        # `subscribe` returns here. Assigned afterwards, this subscription would dispose of that of the next one.
+        subscription = SingleAssignmentDisposable()
+        self._inner.disposable = subscription
+        subscription.disposable = inner.subscribe(
+            self._observer.on_next, self._observer.on_error, self._inner_completed
+        )
 
     def _inner_completed(self) -> None:
         with self._lock:

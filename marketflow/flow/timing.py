@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -12,6 +13,8 @@ from reactivex.internal.exceptions import DisposedException
 from reactivex.scheduler import EventLoopScheduler, ThreadPoolScheduler
 from reactivex.typing import AbsoluteTime, StartableTarget
 
+from marketflow.logs import RateLimit
+
 _TState = TypeVar("_TState")
 
 
@@ -19,9 +22,15 @@ class TimingLoop(EventLoopScheduler):
     """An event loop on one named thread for every timer of the flow.
 
     Rx's own one takes its timers' due times from the wall clock: set back by an hour, it would sleep for an hour.
+
+    Args:
+        name: of the thread.
+        on_failure: called with what an action raised; the thread has ended then, and no timer runs any more.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, on_failure: Callable[[Exception], None] | None = None) -> None:
+        self._on_failure = on_failure
+
         def thread(target: StartableTarget) -> threading.Thread:
             return threading.Thread(target=target, name=name, daemon=True)
 
@@ -43,6 +52,23 @@ class TimingLoop(EventLoopScheduler):
         except DisposedException:
             return Disposable()
 
+    def run(self) -> None:
+        """Run what is due, until disposed of."""
+        try:
+            super().run()
+        except Exception as error:
+            if self._on_failure is None:
+                raise
+            self._on_failure(error)
+
+    def _ensure_thread(self) -> None:
+        """Start the thread, unless it runs. Where the system has no room for one, the next action tries again."""
+        try:
+            super()._ensure_thread()
+        except RuntimeError:
+            self._thread = None
+            raise
+
 
 class _Worker(threading.local):
     """What a thread of the pool is running, and whether it is to run it once more."""
@@ -52,12 +78,18 @@ class _Worker(threading.local):
 
 
 class NamedPool(ThreadPoolScheduler):
-    """A pool of named threads for blocking calls, never for timers: each of those would hold a worker for life."""
+    """A pool of named threads for blocking calls, never for timers: each of those would hold a worker for life.
+
+    One thread starts at once. Should the system have no room for a further one, those that run do its work.
+    """
 
     def __init__(self, name: str, max_workers: int) -> None:
         super().__init__(max_workers)
         self.executor = ThreadPoolExecutor(max_workers, thread_name_prefix=name)
         self._worker = _Worker()
+        self._limit = RateLimit(60.0)
+        self._closed = False
+        self.executor.submit(int)
 
     def schedule(self, action: abc.ScheduledAction[_TState], state: _TState | None = None) -> abc.DisposableBase:
         """Run on the next free thread. Rx's own would first build an event loop for that one action.
@@ -68,7 +100,16 @@ class NamedPool(ThreadPoolScheduler):
         if action == self._worker.action:
             self._worker.again = True
             return Disposable()
-        future = self.executor.submit(self._run, action, state)
+        if self._closed:
+            return Disposable()
+        try:
+            future = self.executor.submit(self._run, action, state)
+        except RuntimeError as error:
+            # The executor queues work before it starts a thread for it, so a thread that runs will do it. Raised, this
+            # would leave the partition that waits for it without one, and end the thread that emitted the item.
+            if not self._closed:
+                self._limit.log("threads", "WARNING", f"no thread can be started for blocking calls: {error}")
+            return Disposable()
 
         def cancel() -> None:
             future.cancel()
@@ -87,4 +128,5 @@ class NamedPool(ThreadPoolScheduler):
 
     def close(self) -> None:
         """Take no more work and do not wait for what blocks."""
+        self._closed = True
         self.executor.shutdown(wait=False, cancel_futures=True)

@@ -1,7 +1,11 @@
 """The flow as a whole, in virtual time."""
 
+import sys
+import threading
+
 import pytest
 
+from marketflow.flow.graph import FlowCounts
 from marketflow.model import MINUTE_MS, SLICE_MS, Candles, Mode, Series, Slot, Tick, candle_of, slice_start
 from marketflow.stores.ports import RECENT_MS
 from tests.flow.world import BTC, ETH, LIVE_BTC, START_MS, ScriptedFeed, World
@@ -420,6 +424,29 @@ def test_a_cache_emptied_while_rows_wait_gets_those_that_memory_no_longer_holds(
     world.cache.empty()
     world.run(2)
     assert_same(world.cache.minutes, expected_minutes(world))
+
+
+# Counters
+
+
+def test_errors_counted_by_several_threads_are_all_counted() -> None:
+    counts = FlowCounts()
+
+    def count() -> None:
+        for _ in range(20_000):
+            counts.add(cache_errors=1)
+
+    patience = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=count) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(patience)
+    assert counts.cache_errors == 80_000
 
 
 # Modes and feeds

@@ -1,6 +1,7 @@
 """The operators that Rx lacks, in virtual time."""
 
 import sys
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -9,8 +10,9 @@ import pytest
 import reactivex as rx
 from hypothesis import given
 from hypothesis import strategies as st
-from reactivex import Observable
+from reactivex import Observable, abc
 from reactivex import operators as ops
+from reactivex.disposable import Disposable
 from reactivex.notification import OnCompleted, OnNext
 from reactivex.subject import Subject
 from reactivex.testing import ReactiveTest, Recorded, TestScheduler
@@ -26,6 +28,7 @@ from marketflow.flow.operators import (
     lanes,
     retry_with_backoff,
 )
+from marketflow.flow.timing import TimingLoop
 
 on_next, on_completed, on_error = ReactiveTest.on_next, ReactiveTest.on_completed, ReactiveTest.on_error
 
@@ -136,6 +139,85 @@ def test_work_that_ends_at_once_does_not_deepen_the_stack() -> None:
     source.pipe(conflate_map(feed_back, lambda _, newer: newer)).subscribe(got.append)
     source.on_next(0)
     assert len(got) == 3 * sys.getrecursionlimit() + 1
+
+
+# Completions from other threads
+
+
+def joined(end: Callable[[abc.ObserverBase[Any]], None]) -> Observable[Any]:
+    """Ended by a thread of its own, which is over before the subscriber has its subscription."""
+
+    def subscribe(observer: abc.ObserverBase[Any], _: abc.SchedulerBase | None = None) -> abc.DisposableBase:
+        thread = threading.Thread(target=end, args=(observer,))
+        thread.start()
+        thread.join(10)
+        return Disposable()
+
+    return rx.create(subscribe)
+
+
+def test_conflate_map_survives_completion_on_another_thread() -> None:
+    """The completion begins the item that waits; assigned late, the first subscription disposed of the second."""
+    source: Subject[int] = Subject()
+    begun: list[int] = []
+    disposed: list[int] = []
+    got: list[int] = []
+    second: Subject[int] = Subject()
+
+    def work(item: int) -> Observable[int]:
+        begun.append(item)
+        if item == 1:
+            source.on_next(2)  # waits
+            return joined(lambda observer: observer.on_completed())
+        return second.pipe(ops.finally_action(lambda: disposed.append(item)))
+
+    source.pipe(conflate_map(work, add)).subscribe(got.append)
+    source.on_next(1)
+    assert (begun, disposed) == ([1, 2], [])
+    source.on_next(3)
+    second.on_next(20)
+    second.on_completed()
+    assert (begun, got) == ([1, 2, 3], [20])
+
+
+def test_conflate_map_runs_on_when_each_completion_is_on_another_thread() -> None:
+    source: Subject[int] = Subject()
+    got: list[int] = []
+    completed = threading.Event()
+
+    def work(item: int) -> Observable[int]:
+        if item < 50:
+            source.on_next(item + 1)
+
+        def end(observer: abc.ObserverBase[int]) -> None:
+            observer.on_next(item)
+            observer.on_completed()
+
+        return joined(end)
+
+    source.pipe(conflate_map(work, lambda _, newer: newer)).subscribe(got.append, on_completed=completed.set)
+    source.on_next(0)
+    assert got == list(range(51))
+    source.on_completed()
+    assert completed.is_set()
+
+
+def test_retries_go_on_when_each_failure_is_on_another_thread() -> None:
+    attempts: list[int] = []
+    got: list[str] = []
+
+    def attempt(_: object) -> Observable[str]:
+        attempts.append(len(attempts))
+        number = len(attempts)
+        return joined(lambda observer: observer.on_error(OSError()) if number < 20 else observer.on_next("there"))
+
+    loop = TimingLoop("timing")
+    ended = threading.Event()
+    retried = rx.defer(attempt).pipe(retry_with_backoff(Backoff(0.001, 0.002), loop, rx.never()))
+    retried.pipe(ops.do_action(got.append)).subscribe(lambda _: ended.set())
+    assert ended.wait(10)
+    loop.dispose()
+    assert (len(attempts), got) == (20, ["there"])
 
 
 # isolated
