@@ -87,7 +87,12 @@ class Engine:
         self.feeds = configured_feeds(settings, clock, self._generating)
         self.modes = ModeSwitch(mode)
         series = [series for feeds in self.feeds.values() for feed in feeds for series in feed.guard.series]
-        self.memory = Memory(settings.flow.late_after_ms, settings.flow.ahead_ms, settings.flow.minute_ms)
+        self.memory = Memory(
+            settings.flow.late_after_ms,
+            settings.flow.ahead_ms,
+            settings.flow.minute_ms,
+            slices_held_ms=settings.flow.slices_held_ms,
+        )
         self.cache = cast("_LeasedCache", _LeasedCache.connect(redis, series, clock, settings.redis.ttl_seconds))
         self.cache.may_recover = may_recover
         self.archive = PostgresArchive(postgres, ddl, settings.flow.db_batch_size)

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from marketflow.errors import Unavailable
-from marketflow.flow.slices import Slices
+from marketflow.flow.slices import HELD_MS, Slices
 from marketflow.model import MINUTE_MS, Candle, Candles, Series, Slot, Tick, fuller, merge, minute_start
 from marketflow.stores.ports import RECENT_MS, SLICES_HELD, Left, Recent
 from marketflow.stores.window import Window
@@ -34,6 +34,7 @@ class Memory:
         ahead_ms: how far an event time may be ahead of the clock; what lies beyond is from before it was set back.
         minute_ms: length of a minute.
         slices_held: how many slices are held before the oldest go.
+        slices_held_ms: how long they are held however many they are.
     """
 
     def __init__(
@@ -42,13 +43,14 @@ class Memory:
         ahead_ms: int = MINUTE_MS,
         minute_ms: int = MINUTE_MS,
         slices_held: int = SLICES_HELD,
+        slices_held_ms: int = HELD_MS,
     ) -> None:
         self._late_after_ms = late_after_ms
         self._ahead_ms = ahead_ms
         self.minute_ms = minute_ms
         self._lock = threading.Lock()
         self._newest: dict[Series, Tick] = {}
-        self._slices = Slices(slices_held)
+        self._slices = Slices(slices_held, slices_held_ms)
         self._minutes: _Minutes = defaultdict(dict)  # of this run's ticks
         self._restored: _Minutes = defaultdict(dict)  # of those that earlier runs left in the cache
         self._adopted: _Minutes = defaultdict(dict)  # of those that earlier runs left in the archive: mostly the same
@@ -98,7 +100,8 @@ class Memory:
             whole = self._merge_in(left.slices, self._restored)
             for minute, candle in left.minutes.items():
                 self._merge_minute(minute.series, minute.start, candle, self._restored)
-            self._slices.whole_from = max(self._slices.whole_from, left.whole_from)
+            if left.whole_from:
+                self._slices.lack(left.whole_from, max((each.last_at for each in left.minutes.values()), default=0))
             return {slot: whole[slot] for slot in changed if slot in whole}
 
     def lacks_since(self, now_ms: int) -> int | None:

@@ -11,11 +11,11 @@ By start first, since that is how they go.
 
 from collections.abc import Iterator
 
-from marketflow.model import SLICE_MS, Candle, Candles, Series, Slot, merge
+from marketflow.model import SLICE_MS, Candle, Candles, Series, Slot, merge, slice_start
 from marketflow.stores.ports import SLICES_HELD
 
 HELD_MS = 15_000
-"""How long slices are held however many they are: longer than an exchange's clock may be off and a minute waits."""
+"""How long slices are held at least, however many they are: ticks of an exchange that is behind find theirs."""
 
 
 class Slices:
@@ -23,10 +23,12 @@ class Slices:
 
     Args:
         limit: how many are held before the oldest go.
+        held_ms: how long they are held however many they are; longer than an exchange's clock may be behind.
     """
 
-    def __init__(self, limit: int = SLICES_HELD) -> None:
+    def __init__(self, limit: int = SLICES_HELD, held_ms: int = HELD_MS) -> None:
         self._limit = limit
+        self._held_ms = held_ms
         self._by_start: dict[int, dict[Series, Candle]] = {}
         self._count = 0
         self.whole_from = 0
@@ -71,6 +73,16 @@ class Slices:
         """Every slice held."""
         return dict(self)
 
+    def lack(self, before: int, last_at: int) -> None:
+        """Make no version of slices that an earlier run left and that are not held here.
+
+        Args:
+            before: they begin before this time (Unix ms).
+            last_at: the last of their ticks (Unix ms), which may be ahead; beyond what is held it counts for nothing.
+        """
+        ahead = min(slice_start(last_at) + SLICE_MS, before + self._held_ms)
+        self.whole_from = max(self.whole_from, before, ahead)
+
     def forget(self, oldest: int) -> None:
         """Let go of all that nobody asks for any more: what begins before `oldest` (Unix ms)."""
         for start in [start for start in self._by_start if start < oldest]:
@@ -78,13 +90,15 @@ class Slices:
 
     def fit(self, now_ms: int) -> None:
         """Let go of the oldest while they are too many."""
-        # After the clock was set back what is let go of would else be the present.
-        self.whole_from = min(self.whole_from, now_ms - HELD_MS)
+        # Only a clock that was set back leaves it far ahead, and what is evicted would then be the present. Taken back
+        # at any other time, it would have poorer versions made of slices that are not held.
+        if self.whole_from > now_ms + self._held_ms:
+            self.whole_from = now_ms - self._held_ms
         if self._count <= self._limit:
             return
         for start in sorted(self._by_start):
             # A little more than needed, so that sorting is rare.
-            if start >= now_ms - HELD_MS or self._count <= self._limit * 0.95:
+            if start >= now_ms - self._held_ms or self._count <= self._limit * 0.95:
                 break
             self._count -= len(self._by_start.pop(start))
             self.whole_from = start + SLICE_MS

@@ -16,6 +16,9 @@ from msgspec.structs import fields
 
 from marketflow.model import MINUTE_MS, Mode
 
+SLICES_HELD_BEYOND_MS = 10_000
+"""How long slices are held beyond the allowed skew: what waits to be written delays a tick as well."""
+
 
 def _whole(low: int, high: int, unit: str = "") -> Meta:
     return Meta(ge=low, le=high, description=f"a whole number{unit} from {low} to {high}")
@@ -142,8 +145,14 @@ class FlowSettings(_Section, frozen=True, kw_only=True):
     workers_per_exchange: Annotated[int, _whole(1, 64)] = 5
     db_batch_size: Annotated[int, _whole(1, 10_000)] = 200
     stale_after_seconds: Seconds = 15.0
-    max_clock_skew_seconds: Seconds = 5.0
-    late_after_seconds: Seconds = 2.0
+    # An hour ahead is an hour of slices to hold.
+    max_clock_skew_seconds: Annotated[
+        float, Meta(gt=0, le=3600, description="a number of seconds above 0, at most 3600")
+    ] = 5.0
+    # Minutes are held for six (RECENT_MS): one that waits for longer would be evicted before it was written.
+    late_after_seconds: Annotated[float, Meta(gt=0, le=300, description="a number of seconds above 0, at most 300")] = (
+        2.0
+    )
     reconnect_after_seconds: Annotated[
         float, Meta(gt=0, le=30, description="a number of seconds above 0, at most 30")
     ] = 1.0
@@ -163,6 +172,11 @@ class FlowSettings(_Section, frozen=True, kw_only=True):
     def late_after_ms(self) -> int:
         """How long after its end a minute waits for late ticks."""
         return round(self.late_after_seconds * 1000)
+
+    @property
+    def slices_held_ms(self) -> int:
+        """How long slices are held however many they are: for all ticks that are believed, and a little."""
+        return self.max_clock_skew_ms + SLICES_HELD_BEYOND_MS
 
     @property
     def minute_ms(self) -> int:

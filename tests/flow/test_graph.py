@@ -5,8 +5,10 @@ import threading
 
 import pytest
 
+from marketflow.errors import SettingsError
 from marketflow.flow.graph import FlowCounts
 from marketflow.model import MINUTE_MS, SLICE_MS, Candles, Mode, Series, Slot, Tick, candle_of, slice_start
+from marketflow.settings import load
 from marketflow.stores.ports import RECENT_MS
 from tests.flow.world import BTC, ETH, LIVE_BTC, START_MS, ScriptedFeed, World
 from tests.oracle import assert_same, candle_of_ticks, candles_of_ticks
@@ -95,6 +97,18 @@ def test_a_minute_without_ticks_has_no_row(world: World) -> None:
     world.send(2.0)
     world.run_until_ms(190_000)
     assert {slot.start - START_MS for slot in world.archive.rows} == {0, 120_000}
+
+
+def test_minute_is_written_with_the_longest_lateness_allowed() -> None:
+    longest = 300
+    with pytest.raises(SettingsError):
+        load(overrides={"flow.late_after_seconds": longest + 0.001})
+    flow = load(overrides={"flow.late_after_seconds": longest}).flow
+    world = World(late_after_ms=flow.late_after_ms).start()
+    world.send(1.0)
+    world.run_until_ms(MINUTE_MS + longest * 1000 + 1000)
+    assert_same(world.archive.rows, expected_minutes(world))
+    assert world.memory.too_late == 0
 
 
 def test_a_late_tick_within_the_grace_is_in_the_first_version_of_its_row(world: World) -> None:

@@ -93,6 +93,46 @@ def test_minutes_left_by_an_earlier_run_are_completed_though_their_slices_are_to
     assert memory.newest_of([BTC])[BTC].at == START_MS + 29 * SECOND
 
 
+@pytest.fixture
+def recovered() -> Memory:
+    """It found more slices than may be held, and 20 ticks of the last two seconds among them; then the flow goes on."""
+    memory = Memory(late_after_ms=2000)
+    minute = merge_all({Slot(BTC, START_MS): candle} for candle in ticks(28, 30).values())
+    memory.restore(Left({}, minute, whole_from=START_MS + 30 * SECOND))
+    for tenth in range(300, 310):
+        memory.absorb(tick(tenth / 10), START_MS + tenth * 100 + 100)
+    return memory
+
+
+def test_late_tick_makes_no_poorer_slice_after_large_recovery(recovered: Memory) -> None:
+    assert recovered.absorb(tick(29, sequence=1), START_MS + 31 * SECOND) == {}
+    assert minute_of(recovered)[Slot(BTC, START_MS)].ticks == 20 + 10 + 1
+
+
+def test_period_before_large_recovery_is_not_answered_as_whole(recovered: Memory) -> None:
+    with pytest.raises(Unavailable):
+        recovered.recent(BTC, START_MS + 28_500)
+    assert recovered.recent(BTC, START_MS).minutes[START_MS].ticks == 30
+
+
+def test_large_recovery_holds_back_slices_that_were_ahead_of_the_clock() -> None:
+    memory = Memory(late_after_ms=2000)
+    minute = merge_all({Slot(BTC, START_MS): candle} for candle in ticks(28, 32).values())
+    memory.restore(Left({}, minute, whole_from=START_MS + 30 * SECOND))
+    assert memory.absorb(tick(31.9, sequence=1), START_MS + 30 * SECOND) == {}
+    assert memory.absorb(tick(32), START_MS + 32 * SECOND)
+
+
+def test_slices_are_held_for_as_long_as_the_allowed_skew() -> None:
+    """An exchange that is a minute behind, which is allowed, has slices however many others there are."""
+    memory = Memory(late_after_ms=2000, slices_held=LIMIT, slices_held_ms=70_000)
+    for second in range(120):
+        behind = {Slot(ETH, slot.start - MINUTE_MS): candle for slot, candle in tick(second).items()}
+        assert (
+            memory.absorb(ticks(second, second + 1) | behind, START_MS + (second + 1) * SECOND).keys() >= behind.keys()
+        )
+
+
 def test_the_slices_of_one_series_are_not_those_of_another() -> None:
     slices = Slices()
     for slot, candle in tick(1).items():

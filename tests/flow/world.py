@@ -167,13 +167,14 @@ class World:
         feeds: Mapping[Mode, Sequence[ScriptedFeed]] | None = None,
         workers: int = 2,
         pending_limit: int = DEFAULT_LIMIT,
+        late_after_ms: int = 2000,
     ) -> None:
         self.scheduler = TestScheduler()
         self.feeds = feeds or {each: [ScriptedFeed(each)] for each in Mode}
         self.cache = FakeCache()
         self.archive = FakeArchive(lambda: self.now_ms)
         self.days = FakeDays()
-        self.memory = Memory(late_after_ms=2000)
+        self.memory = Memory(late_after_ms)
         self.pending = Pending(pending_limit)
         self.modes = ModeSwitch(mode)
         self.sent: list[tuple[Series, Tick]] = []
