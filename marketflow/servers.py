@@ -29,7 +29,18 @@ def find_servers(settings: Settings) -> Servers:
     """Where both are, or will be: nothing is started or touched."""
     redis_at = redis.connection_keywords(*_fields(settings.redis, "host", "port", "password", "db"))
     postgres_at = rows.connection_keywords(
-        *_fields(settings.postgres, "host", "port", "user", "password", "dbname", "sslmode")
+        *_fields(
+            settings.postgres,
+            "host",
+            "port",
+            "user",
+            "password",
+            "dbname",
+            "sslmode",
+            "sslrootcert",
+            "schema",
+            "prepared_statements",
+        )
     )
     embedded: list[EmbeddedRedis | EmbeddedPostgres] = []
     if not settings.redis.host:
@@ -37,7 +48,9 @@ def find_servers(settings: Settings) -> Servers:
         redis_at = redis.connection_keywords(embedded_redis.socket_path, 0, "", 0)
     if not settings.postgres.host:
         embedded.append(embedded_postgres := EmbeddedPostgres(settings.data_dir / "postgres"))
-        postgres_at = rows.connection_keywords(**embedded_postgres.keywords, password="")
+        postgres_at = rows.connection_keywords(
+            **embedded_postgres.keywords, password="", schema=settings.postgres.schema
+        )
     return Servers(redis_at, postgres_at, embedded)
 
 

@@ -4,8 +4,6 @@ import re
 from functools import partial
 from typing import Any
 
-import psycopg
-
 from marketflow.checkup.data import AS_OWNER, not_running
 from marketflow.checkup.findings import Check, Finding, State, address_text, seconds_text
 from marketflow.clock import milliseconds, system_clock
@@ -17,7 +15,7 @@ from marketflow.stores.embedded import EmbeddedPostgres
 from marketflow.stores.rows import reason, to_unix_ms
 from marketflow.stores.schema import applied
 
-OLDEST_VERSION = 14
+POOLED = "set postgres.prepared_statements = false: a pooler, such as PgBouncer, lends a session for one transaction"
 
 _NEEDED = {
     "aggregates": ("select", "insert", "update"),
@@ -34,8 +32,10 @@ where to_regclass(name) is not null and not has_table_privilege(to_regclass(name
 """
 
 _MAY_CREATE = """
-select current_schema(), coalesce(has_schema_privilege(current_schema(), 'create'), false),
-       coalesce((select pg_has_role(relowner, 'usage') from pg_class where oid = to_regclass('aggregates')), true)
+select to_regnamespace(%(schema)s) is not null,
+       coalesce(has_schema_privilege(to_regnamespace(%(schema)s)::oid, 'create'), false),
+       coalesce((select pg_has_role(relowner, 'usage') from pg_class where oid = to_regclass('aggregates')), true),
+       has_database_privilege(current_database(), 'create')
 """
 
 _NEWEST = """
@@ -61,14 +61,18 @@ def postgres_check(settings: Settings, servers: Servers) -> Check:
 
 def _look(settings: Settings, keywords: dict[str, Any], where: str) -> list[Finding]:
     try:
-        with BoundedConnection.open(keywords) as connection:
+        with BoundedConnection.open(keywords) as connection, connection.pinned():
             findings: list[Finding] = []
-            for look in (_server, _schema, partial(_rows, settings=settings)):
+            for look in (
+                _server,
+                partial(_schema, wanted=settings.postgres.schema),
+                partial(_rows, settings=settings),
+            ):
                 findings.append(look(where, connection))
                 if findings[-1].state is State.FAILED:  # what comes after it would fail for the same reason
                     break
             return findings
-    except psycopg.Error as error:
+    except Exception as error:  # noqa: BLE001 - whatever MarketFlow itself would meet here is a finding
         # Where it was connected to is told beside it.
         text = re.sub(r"^connection failed: connection to server .*? failed: (FATAL: +)?", "", reason(error))
         return [Finding("PostgreSQL", where, State.FAILED, text, _advice(text))]
@@ -87,8 +91,6 @@ def _server(where: str, connection: BoundedConnection) -> Finding:
     ((standby, read_only),) = connection.execute(
         "select pg_is_in_recovery(), current_setting('transaction_read_only')"
     ).fetchall()
-    if info.server_version < OLDEST_VERSION * 10_000:
-        return finding(State.FAILED, f"{text}; {OLDEST_VERSION} is the oldest that will do", "upgrade it")
     if standby:
         return finding(
             State.FAILED, f"{text}; a standby, which takes no writes", "set postgres.host to the primary server"
@@ -99,10 +101,16 @@ def _server(where: str, connection: BoundedConnection) -> Finding:
             f"{text}; transactions are read-only",
             "ALTER ROLE or ALTER DATABASE ... SET default_transaction_read_only = off",
         )
+    # A pooler answers with a number of its own for the process that would be asked to cancel.
+    ((process,),) = connection.execute("select pg_backend_pid()").fetchall()
+    if process != info.backend_pid and connection.prepare_threshold is not None:
+        return finding(State.WARNING, f"{text}, through a pooler", POOLED)
+    if process != info.backend_pid:
+        return finding(State.OK, f"{text}, through a pooler, without prepared statements")
     return finding(State.OK, text)
 
 
-def _schema(where: str, connection: BoundedConnection) -> Finding:
+def _schema(where: str, connection: BoundedConnection, wanted: str) -> Finding:
     """Which files of ddl/ are applied, and whether the user may apply the others and use what is there."""
 
     def finding(state: State, found: str, advice: str = "") -> Finding:
@@ -117,15 +125,21 @@ def _schema(where: str, connection: BoundedConnection) -> Finding:
     done = applied(connection)
     missing, newer = sorted(ours - done), sorted(done - ours)
     if missing:
-        ((schema, may_create, owns),) = connection.execute(_MAY_CREATE).fetchall()
+        ((exists, may_create, owns, may_make_schema),) = connection.execute(_MAY_CREATE, {"schema": wanted}).fetchall()
         text = f"{', '.join(missing)} not applied yet"
-        if schema is None:
-            return finding(State.FAILED, f"{text}, and no schema of the search_path exists", "CREATE SCHEMA public")
+        if not exists and not may_make_schema:
+            return finding(
+                State.FAILED,
+                f"{text}, and there is no schema {wanted}, which the user may not make",
+                f"CREATE SCHEMA {wanted} AUTHORIZATION the user, or set postgres.schema",
+            )
+        if not exists:
+            return finding(State.OK, f"{text}, no schema {wanted} yet; MarketFlow makes both at its next start")
         if not may_create:
             return finding(
                 State.FAILED,
-                f"{text}, and the user may not create tables in the schema {schema}",
-                f"GRANT CREATE ON SCHEMA {schema} TO the user, or make it the owner of the database",
+                f"{text}, and the user may not create tables in the schema {wanted}",
+                f"GRANT CREATE ON SCHEMA {wanted} TO the user, or make it the owner of the database",
             )
         if not owns:
             return finding(
@@ -158,10 +172,14 @@ def _rows(where: str, connection: BoundedConnection, settings: Settings) -> Find
 def _advice(text: str) -> str:
     """What helps, by the words of libpq and of a server that speaks English."""
     for words, advice in {
+        "too old": "upgrade PostgreSQL",
+        "unsupported startup parameter": POOLED,
+        "prepared statement": POOLED,
         "password": "set postgres.user and postgres.password (MARKETFLOW_POSTGRES__PASSWORD)",
         "pg_hba": "permit this machine, user and database in pg_hba.conf",
-        "SSL": "set postgres.sslmode to what the server offers",
-        "certificate": "set postgres.sslmode, or install the certificate of the server's authority",
+        "root certificate": "set postgres.sslrootcert to the file with the certificate of the server's authority",
+        "SSL": "set postgres.sslmode to what the server offers; over a network, prefer or disable on purpose only",
+        "certificate": "set postgres.sslrootcert to the certificate of the server's authority, or postgres.sslmode",
         "role": "CREATE ROLE ... LOGIN, or set postgres.user",
         "database": "CREATE DATABASE, or set postgres.dbname",
         "resolve": "correct postgres.host; empty, it is the embedded PostgreSQL",

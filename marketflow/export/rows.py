@@ -17,6 +17,7 @@ from psycopg.abc import PQGen
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.model import Mode
 from marketflow.stores.candle_sql import RECURSIVE_SERIES
+from marketflow.stores.postgres_session import check_version, is_pooled, session_keywords, transaction_settings
 from marketflow.stores.rows import reason, to_datetime
 
 _T = TypeVar("_T")
@@ -118,15 +119,17 @@ def snapshot(keywords: dict[str, Any]) -> Iterator[Reading]:
         Unavailable: in place of any error of psycopg, also within.
     """
     try:
-        with closing(Reading.connect(**keywords, client_encoding="utf8")) as connection:
+        # Without a timeout: who takes the rows may be slow, it can be a person who scrolls.
+        with closing(Reading.connect(**session_keywords(keywords))) as connection:
+            check_version(connection)
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             connection.read_only = True
-            # Whoever takes the rows may be slow: it can be a person who scrolls. And prices are as exact as they are.
-            connection.execute("set statement_timeout = 0")
-            connection.execute("set idle_in_transaction_session_timeout = 0")
-            connection.execute("set extra_float_digits = 1")
+            if is_pooled(keywords):
+                connection.execute(transaction_settings(keywords, idle_in_transaction_session_timeout=0))
             yield connection
-    except psycopg.Error as error:
+    except (SettingsError, Unavailable, OSError):
+        raise
+    except Exception as error:
         raise Unavailable(f"PostgreSQL: {reason(error)}") from error
 
 

@@ -105,7 +105,7 @@ def _held_to(kind: Any, value: object, place: str = "") -> Any:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError:
-        allowed = f"one of {', '.join(words)}" if words else kind.__metadata__[0].description
+        allowed = f"one of {', '.join(filter(None, words))}" if words else kind.__metadata__[0].description
         quotes = "; put it in quotes" if not words and model.is_text(kind) and not isinstance(value, str) else ""
         raise _Wrong(f"must be {allowed}{quotes}", place, value) from None
 

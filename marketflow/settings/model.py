@@ -57,7 +57,12 @@ ExchangeName = Annotated[
     str,
     _matches(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", "1 to 32 letters, digits, - _ . beginning with a letter or a digit"),
 ]
-SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+SslMode = Literal["", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+Switch = Annotated[bool, Meta(description="true or false")]
+FilePath = Annotated[str, _matches(r"[^\x00\ud800-\udfff]*", 'the path of a file, or ""')]
+SchemaName = Annotated[
+    str, _matches(r"(?!pg_)[a-z_][a-z0-9_]{0,62}", "1 to 63 of a-z 0-9 _ that do not begin with a digit or pg_")
+]
 LogLevel = Literal["TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL"]
 
 user_data_dir = partial(platformdirs.user_data_path, "marketflow")
@@ -119,14 +124,20 @@ class HttpSettings(_Section, frozen=True, kw_only=True):
 
 
 class PostgresSettings(_Section, frozen=True, kw_only=True):
-    """Where candles are stored; no host means the embedded PostgreSQL."""
+    """Where candles are stored, and how it is reached; no host means the embedded PostgreSQL.
+
+    No sslmode: `prefer` on this machine; over a network `verify-full` with an sslrootcert and `require` without.
+    """
 
     host: HostOrEmbedded = ""
     port: Port = 5432
     user: Text = "marketflow"
     password: Password = ""
     dbname: Text = "marketflow"
-    sslmode: SslMode = "prefer"
+    sslmode: SslMode = ""
+    sslrootcert: FilePath = ""
+    schema: SchemaName = "public"
+    prepared_statements: Switch = True
 
 
 class RedisSettings(_Section, frozen=True, kw_only=True):

@@ -6,9 +6,11 @@ from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeVar
 
 import psycopg
+from psycopg import sql
 from psycopg.abc import PQGen
 
 from marketflow.errors import Unavailable
+from marketflow.stores.postgres_session import check_version, is_pooled, session_keywords, transaction_settings
 from marketflow.stores.rows import reason
 
 _T = TypeVar("_T")
@@ -18,24 +20,44 @@ ANSWER_SECONDS = 2.0
 
 # The server gives up as well, and sooner. Else each further try would leave another session that waits for the same
 # lock, and one whose connection broke within a transaction would keep its rows locked until the kernel notices.
-_SERVER_GIVES_UP = f"""
-set statement_timeout = {ANSWER_SECONDS * 900:.0f};
-set idle_in_transaction_session_timeout = {ANSWER_SECONDS * 1000:.0f}
-"""
+_SERVER_GIVES_UP = {
+    "statement_timeout": f"{ANSWER_SECONDS * 900:.0f}",
+    "idle_in_transaction_session_timeout": f"{ANSWER_SECONDS * 1000:.0f}",
+}
 
 
 class BoundedConnection(psycopg.Connection[Any]):
     """A connection that gives up on a server that does not answer."""
 
     _patience = ANSWER_SECONDS
+    _pinning: sql.Composed | None = None
 
     @classmethod
     def open(cls, keywords: dict[str, Any]) -> Self:
-        """A connection in autocommit mode, whose transactions see what others commit meanwhile."""
-        connection = cls.connect(**keywords, autocommit=True)
+        """A connection in autocommit mode, whose transactions see what others commit meanwhile.
+
+        Raises:
+            psycopg.Error: there is none, or the server is too old.
+        """
+        connection = cls.connect(**session_keywords(keywords, **_SERVER_GIVES_UP), autocommit=True)
+        try:
+            check_version(connection)
+        except psycopg.Error:
+            connection.close()
+            raise
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-        connection.execute(_SERVER_GIVES_UP)
+        if is_pooled(keywords):
+            connection.read_only = False
+            connection._pinning = transaction_settings(keywords, **_SERVER_GIVES_UP)
         return connection
+
+    @contextmanager
+    def pinned(self) -> Iterator[None]:
+        """A transaction that no default of the session reaches; every statement stands in one."""
+        with self.transaction():
+            if self._pinning is not None:
+                self.execute(self._pinning)
+            yield
 
     @contextmanager
     def patient(self, seconds: float) -> Iterator[None]:
@@ -75,7 +97,8 @@ class Reopened:
         """The connection.
 
         Raises:
-            Unavailable: in place of any error of psycopg, which ends the connection.
+            Unavailable: in place of any error, which ends the connection: whatever went wrong, the next try begins
+                with a new one.
         """
         try:
             if self._connection is not None and _ended(self._connection):
@@ -83,7 +106,10 @@ class Reopened:
             if self._connection is None:
                 self._connection = BoundedConnection.open(self._keywords)
             yield self._connection
-        except psycopg.Error as error:
+        except Unavailable:
+            self.close()
+            raise
+        except Exception as error:
             self.close()
             raise Unavailable(reason(error)) from error
 
@@ -91,7 +117,7 @@ class Reopened:
         """Close the connection; from any thread."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(psycopg.Error):
+            with suppress(Exception):  # it is given up, in whatever state it is
                 connection.close()
 
 
@@ -102,5 +128,7 @@ def _ended(connection: BoundedConnection) -> bool:
     """
     if connection.closed:
         return True
-    something_to_read, _, _ = select.select([connection.fileno()], [], [], 0)
-    return bool(something_to_read)
+    # Not `select`, which takes no file descriptor of 1024 or more.
+    ready = select.poll()
+    ready.register(connection.fileno(), select.POLLIN)
+    return bool(ready.poll(0))

@@ -21,8 +21,8 @@ from marketflow.stores.bounded import BoundedConnection, Reopened
 from marketflow.stores.rows import candle_of_row, columns, reason, to_datetime, to_unix_ms
 from marketflow.stores.schema import apply_ddl
 
-# What is wrong with a row and not with PostgreSQL: it breaks a constraint or trigger that the owner of the table may
-# have added, or its candle cannot become a row at all. Tried again, it would hold up all others for ever.
+# What is wrong with a row for certain, and not with PostgreSQL: it breaks a constraint or trigger that the owner of the
+# table may have added, or its candle cannot become a row at all. Any other error is a row's when other rows pass.
 _REFUSALS = (
     psycopg.DataError,
     psycopg.IntegrityError,
@@ -112,11 +112,11 @@ class PostgresArchive:
         """
         wanted = [[each.mode.value, each.exchange, each.symbol] for each in series]
         found: Candles = {}
-        with self._connected() as connection:
+        with self._connected() as connection, connection.pinned():
             # A few at a time: what ten thousand series have takes longer than an answer may.
             for begin in range(0, len(wanted), _SERIES_A_READ):
                 names = [list(column) for column in zip(*wanted[begin : begin + _SERIES_A_READ], strict=True)]
-                rows = connection.execute(_RECENT, [*names, to_datetime(since)])
+                rows = connection.execute(_RECENT, [*names, to_datetime(since)], binary=True)
                 for mode, exchange, symbol, minute, *amounts in rows:
                     slot = Slot(Series(Mode(mode), exchange, symbol), to_unix_ms(minute))
                     found[slot] = candle_of_row((*amounts,))
@@ -141,15 +141,25 @@ class PostgresArchive:
     def _upsert(self, connection: BoundedConnection, rows: list[_Row]) -> list[_Refused]:
         """Write rows, batch by batch; gives those that were refused, each with the reason.
 
+        Rows are written whatever is wrong with others.
+
         With savepoints only where that finds one: beside busy threads each round trip takes many milliseconds.
         """
         try:
-            with connection.transaction():
+            with connection.pinned():
                 for batch in self._batches(rows):
                     connection.execute(_UPSERT, columns(batch))
-        except _REFUSALS:
-            with connection.transaction():
-                return [each for batch in self._batches(rows) for each in _upsert_batch(connection, batch)]
+        except Exception as error:
+            if _is_outage(error):
+                raise
+            with connection.pinned():
+                failed = [each for batch in self._batches(rows) for each in _upsert_batch(connection, batch)]
+            unknown = [error for _, error in failed if not isinstance(error, _REFUSALS)]
+            if unknown:
+                # Not given up: it may be the schema or a right that is wrong. The others are written by now.
+                text = f"{len(unknown)} of {len(rows)} rows cannot be written and are tried again: {reason(unknown[0])}"
+                raise Unavailable(text) from unknown[0]
+            return failed
         return []
 
     def _batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
@@ -170,9 +180,17 @@ def _upsert_batch(connection: BoundedConnection, batch: list[_Row]) -> list[_Ref
     try:
         with connection.transaction():  # a savepoint
             connection.execute(_UPSERT, columns(batch))
-    except _REFUSALS as error:
+    except Exception as error:
+        if _is_outage(error):
+            raise
         if len(batch) == 1:
             return [(batch[0][0], error)]
         half = len(batch) // 2
         return _upsert_batch(connection, batch[:half]) + _upsert_batch(connection, batch[half:])
     return []
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether the server or the connection is to blame, so that there is no use in trying rows one by one."""
+    too_large = isinstance(error, psycopg.errors.ProgramLimitExceeded)  # a row, in an index say
+    return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) and not too_large

@@ -36,6 +36,8 @@ _TO_DO = """
 select rolled_until, exists (select from aggregates_daily where not hourly) from aggregates_rolled_until
 """
 
+_ROLLED = "select rolled_until from aggregates_rolled_until for update"
+
 # The newest first: they are asked for most.
 _MARKED = """
 select exchange, pair_name, mode, timestamp from aggregates_daily where not hourly
@@ -152,7 +154,7 @@ class PostgresDays:
         until = to_datetime((now_ms - LATE_MS) // DAY_MS * DAY_MS)
         end = self._monotonic() + STEP_SECONDS
         with self._connection.opened() as connection:
-            while (found := connection.execute(_TO_DO).fetchone()) is not None:
+            while (found := _to_do(connection)) is not None:
                 rolled, marked = found
                 if marked:
                     if not self._replace(connection):
@@ -173,15 +175,21 @@ class PostgresDays:
         """Replace some marks by candles, or remove them where no minute is left; gives how many."""
         began, days = self._monotonic(), self._days
         self._days = max(1, days // 2)  # should it fail, for taking too long
-        with connection.transaction():
+        with connection.pinned():
             connection.execute(_BEGIN)
-            marked = connection.execute(_MARKED, [days]).fetchall()
+            marked = connection.execute(_MARKED, [days], binary=True).fetchall()
             if marked:
                 make(connection, marked)
         quick = self._monotonic() - began < STEP_SECONDS / 4
         slow = self._monotonic() - began > STEP_SECONDS / 2
         self._days = min(MOST_DAYS, days * 2) if quick else max(1, days // 2) if slow else days
         return len(marked)
+
+
+def _to_do(connection: BoundedConnection) -> tuple[datetime, bool] | None:
+    """Until when minutes are rolled up, and whether there are marks; None where the tables are not there yet."""
+    with connection.pinned():
+        return connection.execute(_TO_DO, binary=True).fetchone()
 
 
 def make(connection: "psycopg.Connection[Any]", marked: list[tuple[Any, ...]]) -> None:
@@ -197,11 +205,9 @@ def make(connection: "psycopg.Connection[Any]", marked: list[tuple[Any, ...]]) -
 
 def _move(connection: BoundedConnection, until: datetime) -> None:
     """Move `rolled_until` behind the next day that has minutes, whose series it marks, or to `until`."""
-    with connection.transaction():
+    with connection.pinned():
         connection.execute(_BEGIN)
         # Another may have moved it while this one waited.
-        (rolled,) = connection.execute("select rolled_until from aggregates_rolled_until for update").fetchone() or (
-            until,
-        )
+        (rolled,) = connection.execute(_ROLLED, binary=True).fetchone() or (until,)
         if rolled < until:
             connection.execute(_MOVE, {"rolled": rolled, "until": until})

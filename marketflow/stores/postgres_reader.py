@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import psycopg
@@ -13,6 +14,7 @@ from marketflow.stores.candle_sql import candle_of
 from marketflow.stores.ports import Walk
 from marketflow.stores.postgres_candles import candles_of
 from marketflow.stores.postgres_candles import query as candle_query
+from marketflow.stores.postgres_session import check_version, is_pooled, session_keywords, transaction_settings
 from marketflow.stores.rows import DAY_MS, candle_of_row, parameters, reason, to_datetime, to_unix_ms
 
 _T = TypeVar("_T")
@@ -60,16 +62,8 @@ where {_OF_SERIES} order by timestamp desc limit 1
 """  # noqa: S608
 
 
-class _Connection(psycopg.AsyncConnection[Any]):
-    """Plans a statement at its first use and never compiles it: a summary takes 10 ms to plan and 2 to answer."""
-
-    _planning_once = False
-
-    async def plan_once(self) -> None:
-        """To be called by who is about to ask, who does not wait for ever; the pool would, for each new connection."""
-        if not self._planning_once:
-            await self.execute("set plan_cache_mode = force_generic_plan; set jit = off", prepare=False)
-            self._planning_once = True
+# A statement is planned at its first use and never compiled: a summary takes 10 ms to plan and 2 to answer.
+_PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan", "jit": "off"}
 
 
 class PostgresReader:
@@ -81,9 +75,9 @@ class PostgresReader:
     """
 
     def __init__(self, keywords: dict[str, Any], max_size: int = 8) -> None:
+        self._pinning = transaction_settings(keywords, jit="off") if is_pooled(keywords) else None
         self._pool = AsyncConnectionPool(
-            connection_class=_Connection,
-            kwargs={**keywords, "autocommit": True, "prepare_threshold": 0},
+            kwargs={"prepare_threshold": 0, **session_keywords(keywords, **_PLANNED_ONCE), "autocommit": True},
             min_size=1,
             max_size=max_size,
             open=False,
@@ -140,9 +134,13 @@ class PostgresReader:
 
         async def ask() -> list[list[tuple[Any, ...]]]:
             async with self._pool.connection(timeout=READ_SECONDS) as connection:
-                await connection.plan_once()
-                cursors = [await connection.execute(query, values) for query, values in queries]
-                return [await cursor.fetchall() for cursor in cursors]
+                check_version(connection)
+                async with connection.transaction() if self._pinning else nullcontext():
+                    if self._pinning:
+                        await connection.execute(self._pinning)
+                    # In binary form, whose meaning no default of the server changes.
+                    cursors = [await connection.execute(query, values, binary=True) for query, values in queries]
+                    return [await cursor.fetchall() for cursor in cursors]
 
         return await self._bounded(ask())
 
@@ -160,7 +158,7 @@ class PostgresReader:
             return task.result()
         except psycopg.errors.UndefinedTable as error:
             raise Unavailable("PostgreSQL has no schema yet") from error
-        except psycopg.Error as error:
+        except Exception as error:
             raise Unavailable(reason(error)) from error
 
     def _abandon(self, task: "asyncio.Future[Any]") -> None:

@@ -1,6 +1,7 @@
 """Between candles and rows of the table `aggregates`: what the writer and the reader of the archive share."""
 
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import Any
 
 import psycopg
@@ -14,9 +15,32 @@ DAY_MS = 24 * 60 * 60_000
 
 
 def connection_keywords(
-    host: str, port: int, user: str, password: str, dbname: str, sslmode: str | None = None
+    host: str,
+    port: int,
+    user: str,
+    password: str,
+    dbname: str,
+    sslmode: str | None = None,
+    sslrootcert: str = "",
+    schema: str = "public",
+    prepared_statements: bool = True,
 ) -> dict[str, Any]:
-    """Keywords for a connection of either kind. Never a DSN: one that does not parse is printed with its password."""
+    """Keywords for session_keywords. Never a DSN: one that does not parse is printed with its password.
+
+    Args:
+        host: name, address or folder of a socket.
+        port: TCP port.
+        user: role.
+        password: of the role, or "".
+        dbname: database.
+        sslmode: as libpq has it; none: by the host and `sslrootcert`.
+        sslrootcert: file with certificates of authorities, "system" for those of this machine, or "".
+        schema: where the tables are.
+        prepared_statements: False where a pooler may lend one session to several clients in turn.
+    """
+    if not sslmode:
+        # Over a network a password is sent encrypted or not at all, unless sslmode says otherwise on purpose.
+        sslmode = "prefer" if is_local(host) else "verify-full" if sslrootcert else "require"
     keywords = {
         "host": host,
         "port": port,
@@ -24,10 +48,24 @@ def connection_keywords(
         "password": password or None,
         "dbname": dbname,
         "sslmode": sslmode,
+        "sslrootcert": sslrootcert or None,
+        "schema": schema,
+        "client_encoding": "UTF8",
         "connect_timeout": CONNECT_SECONDS,
         "application_name": "marketflow",
     }
-    return {name: value for name, value in keywords.items() if value is not None}
+    found = {name: value for name, value in keywords.items() if value is not None}
+    return found if prepared_statements else found | {"prepare_threshold": None}
+
+
+def is_local(host: str) -> bool:
+    """Whether a host is this machine: the folder of a socket, a loopback address, or the name of one."""
+    if host.startswith(("/", "@")) or host.lower() in ("", "localhost"):
+        return True
+    try:
+        return ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
 
 
 def parameters(series: Series) -> dict[str, Any]:
@@ -82,6 +120,12 @@ def to_unix_ms(moment: datetime) -> int:
     return int(moment.timestamp()) * 1000 + moment.microsecond // 1000
 
 
-def reason(error: psycopg.Error) -> str:
-    """The first line of what psycopg says; the rest repeats it for every address of the host."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def reason(error: Exception) -> str:
+    """The first line of what psycopg says; the rest repeats it for every address of the host.
+
+    Of any other error its class as well: nobody expected it.
+    """
+    first = next(iter(str(error).splitlines()), "")
+    if isinstance(error, psycopg.Error) and first:
+        return first
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

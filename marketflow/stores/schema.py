@@ -4,8 +4,10 @@ from pathlib import Path
 
 import psycopg
 from loguru import logger
+from psycopg import sql
 
 from marketflow.stores.bounded import BoundedConnection
+from marketflow.stores.postgres_session import notices_to
 
 DDL_SECONDS = 60.0
 """How long one file may take: more than a row, for it may have to rewrite a table."""
@@ -24,7 +26,8 @@ def apply_ddl(connection: BoundedConnection, folder: Path) -> None:
         psycopg.Error: not applied, nothing changed.
     """
     files = sorted(folder.glob("*.sql"))
-    with connection.transaction():
+    with connection.pinned(), notices_to(connection, logger.warning):
+        _ensure_schema(connection)
         connection.execute("select pg_advisory_xact_lock(%s)", [_LOCK])
         done = applied(connection)
         waiting = [file for file in files if file.name not in done]
@@ -36,6 +39,16 @@ def apply_ddl(connection: BoundedConnection, folder: Path) -> None:
             connection.execute("insert into ddl_applied (name) values (%s)", [file.name])
     if waiting:
         logger.info("applied {}", ", ".join(file.name for file in waiting))
+
+
+def _ensure_schema(connection: BoundedConnection) -> None:
+    """Make the schema of postgres.schema where it is missing: without one no name resolves."""
+    row = connection.execute("select (parse_ident(split_part(current_setting('search_path'), ',', 1)))[1]").fetchone()
+    assert row is not None, "a function without a table gives one row"
+    (found,) = connection.execute("select to_regnamespace(quote_ident(%s)) is not null", row).fetchone() or (False,)
+    if not found:
+        connection.execute(sql.SQL("create schema {}").format(sql.Identifier(row[0])))
+        logger.info("created the schema {}", row[0])
 
 
 def applied(connection: psycopg.Connection) -> set[str]:

@@ -11,6 +11,7 @@ from marketflow.checkup.findings import Finding, State
 from marketflow.resources import resource
 from marketflow.servers import find_servers
 from marketflow.settings import load
+from marketflow.stores import postgres_session
 from marketflow.stores.bounded import BoundedConnection
 from marketflow.stores.embedded.process import ServerProcess
 from marketflow.stores.embedded.server import Answer
@@ -189,25 +190,32 @@ def test_an_upgrade_that_another_user_must_make_is_told(
     assert "another user owns" in finding.found
 
 
-def test_a_search_path_without_a_schema_is_told(postgres_db: dict[str, Any], execute: Callable[[str], object]) -> None:
-    execute(f"alter database {postgres_db['dbname']} set search_path = nowhere")
-    finding = look(postgres_db)["PostgreSQL schema"]
+def test_missing_schema_is_reported(postgres_db: dict[str, Any]) -> None:
+    finding = look(postgres_db, schema="nowhere")["PostgreSQL schema"]
+    assert finding.state is State.OK
+    assert "no schema nowhere yet" in finding.found
+    with user(postgres_db) as guest:
+        finding = look(guest, schema="nowhere")["PostgreSQL schema"]
     assert finding.state is State.FAILED
-    assert "no schema" in finding.found
+    assert "no schema nowhere, which the user may not make" in finding.found
+    assert finding.advice.startswith("CREATE SCHEMA nowhere")
 
 
-def test_read_only_transactions_are_told(postgres_db: dict[str, Any], execute: Callable[[str], object]) -> None:
+def test_search_path_and_read_only_defaults_do_no_harm(
+    postgres_db: dict[str, Any], execute: Callable[[str], object]
+) -> None:
     execute(f"alter database {postgres_db['dbname']} set default_transaction_read_only = on")
-    finding = only(look(postgres_db))
-    assert finding.state is State.FAILED
-    assert "read-only" in finding.found
+    with psycopg.connect(**postgres_db, options="-c default_transaction_read_only=off", autocommit=True) as connection:
+        connection.execute(f"alter database {postgres_db['dbname']} set search_path = nowhere".encode())
+    assert set(states(look(postgres_db)).values()) == {State.OK}
 
 
 def test_an_old_version_is_told(postgres_db: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkup, "OLDEST_VERSION", 99)
+    monkeypatch.setattr(postgres_session, "OLDEST_VERSION", 99)
     finding = only(look(postgres_db))
     assert finding.state is State.FAILED
     assert "99 is the oldest" in finding.found
+    assert finding.advice == "upgrade PostgreSQL"
 
 
 def test_a_standby_is_told(server_folder: Path, postgres_template: Path) -> None:

@@ -1,0 +1,255 @@
+"""What is stored and answered does not depend on the defaults of a server, a database, a role or a pooler."""
+
+import asyncio
+import os
+import resource as limits
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from marketflow.errors import Unavailable
+from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot
+from marketflow.resources import resource
+from marketflow.stores import postgres_session
+from marketflow.stores.ports import Walk
+from marketflow.stores.postgres import PostgresArchive
+from marketflow.stores.postgres_days import PostgresDays
+from marketflow.stores.postgres_reader import PostgresReader
+from marketflow.stores.rows import DAY_MS, connection_keywords
+from tests.pgbouncer import pgbouncer
+from tests.servers import PostgresServer
+
+DAY = 1_763_683_200_000  # midnight, UTC
+SERIES = Series(Mode.LIVE, "exchänge1", "BTCUSDT")
+PRICE = 100.00000000000003  # all digits of which are needed
+
+HOSTILE = {
+    "datestyle": "SQL, DMY",
+    "intervalstyle": "sql_standard",
+    "timezone": "Asia/Kathmandu",
+    "extra_float_digits": "0",
+    "bytea_output": "escape",
+    "client_encoding": "LATIN1",
+    "standard_conforming_strings": "off",
+    "search_path": "nowhere",
+    "default_transaction_isolation": "serializable",
+    "default_transaction_read_only": "on",
+    "default_transaction_deferrable": "on",
+    "statement_timeout": "1ms",
+    "lock_timeout": "1ms",
+    "idle_in_transaction_session_timeout": "1ms",
+    "idle_session_timeout": "1ms",
+    "transform_null_equals": "on",
+    "array_nulls": "off",
+    "lc_numeric": "C",
+    "plan_cache_mode": "force_custom_plan",
+}
+
+
+def minutes(count: int = 3) -> Candles:
+    return {
+        Slot(SERIES, DAY + n * MINUTE_MS): Candle(
+            PRICE, PRICE, PRICE, PRICE, PRICE * 2, 2, DAY + n * MINUTE_MS + 7, DAY + n * MINUTE_MS + 9, 0, 0, 1, 2
+        )
+        for n in range(count)
+    }
+
+
+def set_defaults(place: dict[str, Any], settings: dict[str, str]) -> None:
+    """Make these the defaults of the database, for everybody who connects from now on."""
+    with psycopg.connect(**place, autocommit=True) as connection:
+        for name, value in settings.items():
+            values = (
+                sql.SQL(", ").join(map(sql.Literal, value.split(", "))) if name == "datestyle" else sql.Literal(value)
+            )
+            connection.execute(
+                sql.SQL("alter database {} set {} to {}").format(
+                    sql.Identifier(place["dbname"]),
+                    sql.Identifier(name),
+                    sql.Literal(value) if name != "search_path" else values,
+                )
+            )
+
+
+def write_and_read(keywords: dict[str, Any]) -> None:
+    """Write minutes, roll them up, and read all of it back in every way there is."""
+    written = minutes()
+    with closing(PostgresArchive(keywords, resource("ddl"), 2)) as archive:
+        assert archive.write(written) == 0
+        found = archive.recent([SERIES], DAY)
+        assert {slot: (each.close, each.ticks) for slot, each in found.items()} == dict.fromkeys(written, (PRICE, 2))
+        assert archive.write(written) == 0
+    with closing(PostgresDays(keywords)) as days:
+        while days.roll_up(DAY + 2 * DAY_MS):
+            pass
+
+    async def read() -> None:
+        reader = PostgresReader(keywords)
+        await reader.open()
+        try:
+            (newest,) = await reader.last([SERIES])
+            assert newest is not None
+            assert (newest.price, newest.at) == (PRICE, DAY + 2 * MINUTE_MS + 9)
+            (whole,) = await reader.summary([SERIES], DAY, DAY + DAY_MS)
+            assert whole is not None
+            assert (whole.high, whole.ticks, whole.first_at) == (PRICE, 6, DAY + 7)
+            for length in (MINUTE_MS, 60 * MINUTE_MS, DAY_MS):
+                (candles,) = await reader.candles([SERIES], Walk(length, DAY, DAY + DAY_MS, 500, False))
+                assert min(candles) == DAY
+                assert {each.close for each in candles.values()} == {PRICE}
+        finally:
+            await reader.close()
+
+    asyncio.run(read())
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_default_of_the_database_changes_nothing(postgres_db: dict[str, Any], name: str) -> None:
+    set_defaults(postgres_db, {name: HOSTILE[name]})
+    write_and_read(connection_keywords(**postgres_db))
+
+
+def test_all_hostile_defaults_together_change_nothing(postgres_db: dict[str, Any]) -> None:
+    set_defaults(postgres_db, dict(reversed(HOSTILE.items())))
+    write_and_read(connection_keywords(**postgres_db))
+
+
+def test_database_in_sql_ascii_is_served(postgres_server: PostgresServer) -> None:
+    with postgres_server.connect() as connection:
+        connection.execute(
+            "create database ascii template template0 encoding 'SQL_ASCII' locale 'C' locale_provider libc"
+        )
+    try:
+        write_and_read(connection_keywords(**postgres_server.keywords | {"dbname": "ascii"}))
+    finally:
+        with postgres_server.connect() as connection:
+            connection.execute("drop database ascii with (force)")
+
+
+def test_tables_are_in_the_schema_of_the_settings(postgres_db: dict[str, Any]) -> None:
+    write_and_read(connection_keywords(**postgres_db, schema="prices"))
+    with psycopg.connect(**postgres_db) as connection:
+        found = connection.execute("select schemaname from pg_tables where tablename like 'aggregates%'").fetchall()
+        assert set(found) == {("prices",)}
+        assert connection.execute("select count(*) from prices.aggregates_daily").fetchall() == [(1,)]
+
+
+def test_two_schemas_of_one_database_are_apart(postgres_db: dict[str, Any]) -> None:
+    for schema in ("first", "second", "public"):
+        write_and_read(connection_keywords(**postgres_db, schema=schema))
+
+
+def test_old_server_is_refused_by_name(postgres_db: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_session, "OLDEST_VERSION", 99)
+    archive = PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 2)
+    with closing(archive), pytest.raises(Unavailable, match="is too old; 99 is the oldest version that will do"):
+        archive.write({})
+
+
+# --- Errors that nobody expected
+
+
+@pytest.mark.parametrize(
+    "error", [NotImplementedError("no loader"), RuntimeError("odd"), KeyError("x"), OSError(9, "bad")]
+)
+def test_any_error_of_a_connection_is_an_outage_and_renews_it(postgres_db: dict[str, Any], error: Exception) -> None:
+    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 2)) as archive:
+        archive.write({})
+        with archive._connection.opened() as first:
+            pass
+        with pytest.raises(Unavailable, match=type(error).__name__), archive._connection.opened():
+            raise error
+        assert first.closed
+        assert archive.write(minutes()) == 0
+
+
+@pytest.fixture
+def many_open_files() -> Iterator[None]:
+    """More files than `select` takes numbers for."""
+    soft, hard = limits.getrlimit(limits.RLIMIT_NOFILE)
+    if hard < 2000:
+        pytest.skip("the limit of open files cannot be raised")
+    limits.setrlimit(limits.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    with ExitStack() as stack:
+        for _ in range(1100):
+            stack.enter_context(open(os.devnull))
+        yield
+    limits.setrlimit(limits.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_open_files")
+def test_connection_with_a_high_file_descriptor_writes(postgres_db: dict[str, Any]) -> None:
+    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 2)) as archive:
+        assert archive.write(minutes()) == 0
+        assert archive.write(minutes(4)) == 0
+        assert len(archive.recent([SERIES], DAY)) == 4
+
+
+# --- Transaction pooling
+
+
+def test_pooler_with_transactions_serves_writer_and_readers(server_folder: Path, postgres_db: dict[str, Any]) -> None:
+    set_defaults(postgres_db, {"datestyle": "SQL, DMY", "extra_float_digits": "0", "timezone": "Asia/Kathmandu"})
+    with pgbouncer(server_folder, postgres_db) as place:
+        keywords = connection_keywords(**place, schema="prices", prepared_statements=False)
+        write_and_read(keywords)
+
+        async def read(reader: PostgresReader) -> int:
+            answers = 0
+            for number in range(150):
+                whole, newest = await reader.summary([SERIES], DAY + number, DAY + DAY_MS), await reader.last([SERIES])
+                assert whole[0] is not None
+                assert newest[0] is not None
+                assert newest[0].price == PRICE
+                answers += 1
+            return answers
+
+        def reading(_: int) -> int:
+            async def all_of_it() -> int:
+                reader = PostgresReader(keywords, max_size=2)
+                await reader.open()
+                try:
+                    return await read(reader)
+                finally:
+                    await reader.close()
+
+            return asyncio.run(all_of_it())
+
+        with ThreadPoolExecutor(6) as readers, closing(PostgresArchive(keywords, resource("ddl"), 2)) as archive:
+            working = readers.map(reading, range(6))
+            for count in range(3, 30):
+                assert archive.write(minutes(count)) == 0
+            assert list(working) == [150] * 6
+
+
+def test_nothing_of_a_session_leaks_to_other_clients_of_a_pooler(
+    server_folder: Path, postgres_db: dict[str, Any]
+) -> None:
+    with pgbouncer(server_folder, postgres_db, default_pool_size=1) as place:
+
+        def session() -> list[tuple[Any, ...]]:
+            with psycopg.connect(**place, autocommit=True, prepare_threshold=None) as other:
+                return (
+                    other.execute(
+                        "select name, setting from pg_settings where source = 'session' and name <> 'application_name'"
+                        " and name <> 'client_encoding'"
+                    ).fetchall()
+                    + other.execute("select name from pg_prepared_statements").fetchall()
+                )
+
+        before = session()
+        write_and_read(connection_keywords(**place, schema="prices", prepared_statements=False))
+        assert session() == before
+
+
+def test_pooler_is_named_where_settings_expect_sessions(server_folder: Path, postgres_db: dict[str, Any]) -> None:
+    with pgbouncer(server_folder, postgres_db) as place:
+        archive = PostgresArchive(connection_keywords(**place), resource("ddl"), 2)
+        with closing(archive), pytest.raises(Unavailable, match="unsupported startup parameter"):
+            archive.write({})
