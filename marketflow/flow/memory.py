@@ -16,10 +16,25 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from math import inf
 
 from marketflow.errors import Unavailable
 from marketflow.flow.slices import HELD_MS, Slices
-from marketflow.model import MINUTE_MS, Candle, Candles, Series, Slot, Tick, fuller, merge, minute_start
+from marketflow.model import (
+    MINUTE_MS,
+    SLICE_MS,
+    Candle,
+    Candles,
+    Mode,
+    Series,
+    Slot,
+    Tick,
+    fuller,
+    merge,
+    minute_start,
+    slice_start,
+)
 from marketflow.stores.ports import RECENT_MS, SLICES_HELD, Left, Recent
 from marketflow.stores.window import Window
 
@@ -54,6 +69,11 @@ class Memory:
         self._minutes: _Minutes = defaultdict(dict)  # of this run's ticks
         self._restored: _Minutes = defaultdict(dict)  # of those that earlier runs left in the cache
         self._adopted: _Minutes = defaultdict(dict)  # of those that earlier runs left in the archive: mostly the same
+        # Until which slice (its start) of a minute others may have the same ticks: all until then is in `_restored`.
+        self._divided: defaultdict[int, dict[Series, int]] = defaultdict(dict)
+        # When this run's ticks of an exchange began (clocks of exchanges differ), and of any: once it was asked for.
+        self._first_at: dict[tuple[Mode, str], int] = {}
+        self._first_of_all: float = inf
         self._unwritten: defaultdict[int, set[Series]] = defaultdict(set)
         self._oldest = 0  # start of the oldest minute that is held
         self._whole_from = sys.maxsize  # from this minute on nothing is in the archive that is not held here
@@ -84,25 +104,100 @@ class Memory:
             in_time = {slot: candle for slot, candle in batch.items() if slot.start >= self._oldest}
             if len(in_time) < len(batch):
                 self.too_late += sum(candle.ticks for slot, candle in batch.items() if slot not in in_time)
-            whole = self._merge_in(in_time, self._minutes)
+            whole = self._merge_in(in_time)
             self._slices.fit(now_ms)
             return whole
 
     def restore(self, left: Left) -> Candles:
-        """Merge in what an earlier run left in the cache; gives the slices that are now more than what is there.
+        """Take over what other runs left in the cache; gives the slices of which more is held than is there.
 
-        However old it is: minutes are taken as closed before they are forgotten.
+        However old it is: minutes are taken as closed before they are forgotten. It may come late, when this run has
+        ticks itself, be written by a process that still runs, and be read more than once. So only what is older than
+        the first tick of this run is added to its ticks; of all else the more complete candle counts.
         """
         self.observe(left.slices)
         self.observe(left.minutes)
         with self._lock:
-            changed = [slot for slot in left.slices if slot in self._slices]
-            whole = self._merge_in(left.slices, self._restored)
+            more = self._restore_slices(left.slices)
             for minute, candle in left.minutes.items():
-                self._merge_minute(minute.series, minute.start, candle, self._restored)
+                self._take_over(minute, candle)
             if left.whole_from:
                 self._slices.lack(left.whole_from, max((each.last_at for each in left.minutes.values()), default=0))
-            return {slot: whole[slot] for slot in changed if slot in whole}
+            return more
+
+    def _restore_slices(self, slices: Candles) -> Candles:
+        more: Candles = {}
+        self._note_first()
+        contested: dict[Slot, int] = {}
+        evicted: defaultdict[Slot, Candles] = defaultdict(dict)
+        for slot, candle in slices.items():
+            minute = Slot(slot.series, minute_start(slot.start, self.minute_ms))
+            if minute.start < self._slices.whole_from:
+                evicted[minute][slot] = candle
+            elif slot in self._slices or slot.start + SLICE_MS > self._begun_at(slot.series):
+                held = self._slices.contest(slot, candle)
+                if held.ticks > candle.ticks:
+                    more[slot] = held
+                elif held is candle:
+                    contested[minute] = max(slot.start, contested.get(minute, 0))
+            else:
+                self._slices.merge(slot, candle)
+                self._merge_minute(slot.series, minute.start, candle, self._restored)
+        for minute, until in contested.items():
+            self._divide(minute, until)
+        for minute, parts in evicted.items():
+            self._take_over(minute, reduce(merge, parts.values()))
+        return more
+
+    def _note_first(self) -> None:
+        """Take notice of when this run's ticks began, before any of them are set apart."""
+        for minutes in self._minutes.values():
+            for series, candle in minutes.items():
+                exchange = series[:2]
+                self._first_at[exchange] = min(candle.first_at, self._first_at.get(exchange, candle.first_at))
+        self._first_of_all = min(self._first_at.values(), default=inf)
+
+    def _begun_at(self, series: Series) -> float:
+        """When this run's ticks of an exchange began; those of one that has sent none yet may be on their way."""
+        return self._first_at.get(series[:2], self._first_of_all)
+
+    def _take_over(self, minute: Slot, other: Candle) -> None:
+        """Take over a minute, of which there are no slices here; this run's ticks until its last one may be the same.
+
+        Later ones are added to it, and so are those before where it has none of that time.
+        """
+        self._set_apart(minute, other)
+        series, start = minute
+        held = _of(self._restored, series, start)
+        self._restored[start][series] = other if held is None else fuller(held, other)
+        self._unwritten[start].add(series)
+
+    def _set_apart(self, minute: Slot, other: Candle) -> None:
+        """Count this run's ticks until the last of another process's candle among what the cache has, not on top."""
+        series, start = minute
+        if other.last_at < self._begun_at(series):
+            return
+        if start >= self._slices.whole_from:
+            self._divide(minute, slice_start(other.last_at))
+        elif (own := self._minutes[start].pop(series, None)) is not None:
+            held = _of(self._restored, series, start)
+            self._restored[start][series] = own if held is None else merge(held, own)
+
+    def _divide(self, minute: Slot, until: int) -> None:
+        """Fold a minute anew from its slices: those until the slice that begins at `until`, and those after it."""
+        series, start = minute
+        until = self._divided[start][series] = max(until, self._divided[start].get(series, 0))
+        end = start + self.minute_ms
+        parts = (
+            (self._restored, self._slices.between(series, start, min(until + SLICE_MS, end))),
+            (self._minutes, self._slices.between(series, until + SLICE_MS, end)),
+        )
+        for minutes, slices in parts:
+            if slices:
+                minutes[start][series] = reduce(merge, slices)
+            else:
+                minutes[start].pop(series, None)
+        self._unwritten[start].add(series)
 
     def lacks_since(self, now_ms: int) -> int | None:
         """From which minute on (Unix ms) the archive may hold what is not held here; None for nowhere.
@@ -117,24 +212,40 @@ class Memory:
         """Take over the minutes from `since` on that the archive has, where less of them is held.
 
         A minute that this run and an earlier one saw, or that happened twice by the clock, is whole only with both
-        parts. Of an earlier run the slices may be here as well, unless the cache was emptied meanwhile.
+        parts. Of an earlier run the slices may be here as well, unless the cache was emptied meanwhile. What is there
+        when this run asks for the first time may be of a process that still runs, and of the same ticks.
         """
         with self._lock:
+            at_start = self._whole_from == sys.maxsize
+            self._note_first()
             for (series, start), candle in minutes.items():
+                if not since <= start < self._whole_from:
+                    continue
+                if at_start:
+                    self._set_apart(Slot(series, start), candle)
                 held = _of(self._restored, series, start)
-                if since <= start < self._whole_from and (held is None or held.ticks < candle.ticks):
+                if held is None or held.ticks < candle.ticks:
                     self._adopted[start][series] = candle
                     self._unwritten[start].add(series)
             self._whole_from = since
 
-    def _merge_in(self, batch: Candles, minutes: _Minutes) -> Candles:
-        """Merge slices in; gives those of them that are held, whole."""
+    def _merge_in(self, batch: Candles) -> Candles:
+        """Merge slices of this run in; gives those of them that are held, whole."""
         whole: Candles = {}
         for slot, candle in batch.items():
             if (merged := self._slices.merge(slot, candle)) is not None:
                 whole[slot] = merged
-            self._merge_minute(slot.series, minute_start(slot.start, self.minute_ms), candle, minutes)
+            start = minute_start(slot.start, self.minute_ms)
+            if self._divided and self._is_divided(slot, start):
+                self._divide(Slot(slot.series, start), slot.start)
+            else:
+                self._merge_minute(slot.series, start, candle, self._minutes)
         return whole
+
+    def _is_divided(self, slot: Slot, minute: int) -> bool:
+        """Whether a slice belongs to what another process has of its minute, too."""
+        divided = self._divided.get(minute)
+        return divided is not None and slot.start <= divided.get(slot.series, -1) and minute >= self._slices.whole_from
 
     def _merge_minute(self, series: Series, start: int, candle: Candle, minutes: _Minutes) -> None:
         by_series = minutes[start]
@@ -189,7 +300,7 @@ class Memory:
             self._oldest = oldest
             self._whole_from = max(self._whole_from, oldest)
             self._slices.forget(oldest)
-            for minutes in (self._minutes, self._restored, self._adopted, self._unwritten):
+            for minutes in (self._minutes, self._restored, self._adopted, self._divided, self._unwritten):
                 for start in [start for start in minutes if start < oldest]:
                     del minutes[start]
 

@@ -11,7 +11,7 @@ By start first, since that is how they go.
 
 from collections.abc import Iterator
 
-from marketflow.model import SLICE_MS, Candle, Candles, Series, Slot, merge, slice_start
+from marketflow.model import SLICE_MS, Candle, Candles, Series, Slot, fuller, merge, slice_start
 from marketflow.stores.ports import SLICES_HELD
 
 HELD_MS = 15_000
@@ -31,6 +31,7 @@ class Slices:
         self._held_ms = held_ms
         self._by_start: dict[int, dict[Series, Candle]] = {}
         self._count = 0
+        self._contested: dict[Slot, tuple[Candle | None, Candle]] = {}  # this run's candle and another process's
         self.whole_from = 0
         """From this time on (Unix ms) no slice was let go of."""
 
@@ -56,10 +57,40 @@ class Slices:
         held = by_series.get(series)
         if held is None:
             self._count += 1
+        elif self._contested and slot in self._contested:
+            candle = self._settle(slot, candle)
         else:
             candle = merge(held, candle)
         by_series[series] = candle
         return candle
+
+    def contest(self, slot: Slot, other: Candle) -> Candle:
+        """Hold the more complete of this run's candle and another process's; gives it.
+
+        Both may be of the same ticks, so they are never added up, nor is what this run has yet to receive.
+        """
+        series, start = slot
+        by_series = self._by_start.setdefault(start, {})
+        held = by_series.get(series)
+        if held is not None and held.ticks >= other.ticks:
+            return held
+        self._count += held is None
+        own, _ = self._contested.get(slot, (held, other))
+        self._contested[slot] = own, other
+        by_series[series] = other
+        return other
+
+    def _settle(self, slot: Slot, candle: Candle) -> Candle:
+        """Merge this run's ticks with its own ones; gives the more complete candle."""
+        own, other = self._contested[slot]
+        own = candle if own is None else merge(own, candle)
+        self._contested[slot] = own, other
+        return fuller(other, own)
+
+    def between(self, series: Series, since: int, until: int) -> list[Candle]:
+        """The slices of a series that begin at or after `since` and before `until`, both starts of slices."""
+        found = (self._by_start.get(start) for start in range(since, until, SLICE_MS))
+        return [by_series[series] for by_series in found if by_series is not None and series in by_series]
 
     def of(self, series: Series, since: int) -> dict[int, Candle]:
         """The slices of a series whose last tick is not before `since` (Unix ms), by start."""
@@ -86,7 +117,7 @@ class Slices:
     def forget(self, oldest: int) -> None:
         """Let go of all that nobody asks for any more: what begins before `oldest` (Unix ms)."""
         for start in [start for start in self._by_start if start < oldest]:
-            self._count -= len(self._by_start.pop(start))
+            self._evict(start)
 
     def fit(self, now_ms: int) -> None:
         """Let go of the oldest while they are too many."""
@@ -100,5 +131,12 @@ class Slices:
             # A little more than needed, so that sorting is rare.
             if start >= now_ms - self._held_ms or self._count <= self._limit * 0.95:
                 break
-            self._count -= len(self._by_start.pop(start))
+            self._evict(start)
             self.whole_from = start + SLICE_MS
+
+    def _evict(self, start: int) -> None:
+        by_series = self._by_start.pop(start)
+        self._count -= len(by_series)
+        if self._contested:
+            for series in by_series:
+                self._contested.pop(Slot(series, start), None)

@@ -405,6 +405,43 @@ def test_feeds_start_without_redis_and_step_back_on_its_return_if_another_takes_
         assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
 
 
+def holds_the_lease(redis_db: RedisServer, feeds: Feeds) -> bool:
+    with redis_db.client() as client:
+        return f"/{feeds.process.pid}/".encode() in (client.get(keys.LEASE_KEY) or b"")
+
+
+def test_lease_gained_beside_another_writer_counts_no_tick_twice(
+    halves: Halves, redis_db: RedisServer, redis_proxy: Proxy, rows: Callable[[], Rows]
+) -> None:
+    """One refused answer at the start suffices: it has ticks itself when it reads those of the other."""
+    wait_until(lambda: now_ms() % MINUTE_MS < 40_000, timeout=21)
+    with ExitStack() as stack:
+        exchanges = [stack.enter_context(Broadcasting("exchange1"))]
+        halves.settings |= {"EXCHANGES": exchanges_setting(*exchanges), "FLOW__WINDOW_SECONDS": 60}
+        first = halves.feeds()
+        wait_until(lambda: exchanges[0].clients)
+        with Traffic(exchanges, rate=RATE) as traffic, redis_db.client() as client:
+            wait_until(lambda: traffic.count >= 100)
+            redis_proxy.refuse()
+            second = halves.feeds(REDIS__PORT=redis_proxy.port)
+            wait_until(lambda: len(exchanges[0].clients) == 2)
+            enough = traffic.count + 100
+            wait_until(lambda: traffic.count >= enough)
+            redis_proxy.heal()
+
+            def gained() -> bool:
+                client.set(keys.LEASE_KEY, "", px=10_000)
+                time.sleep(0.3)  # either may take it
+                return holds_the_lease(redis_db, second)
+
+            wait_until(gained, timeout=20)
+            wait_until(lambda: "recovered" in second.log)
+            enough = traffic.count + 100
+            wait_until(lambda: traffic.count >= enough)
+        stop_all(second, first)
+        assert_rows_equal(rows(), traffic.sent, MINUTE_MS)
+
+
 def test_one_that_stands_by_begins_when_redis_stays_away_and_steps_back_on_its_return(
     halves: Halves, redis_proxy: Proxy, rows: Callable[[], Rows]
 ) -> None:

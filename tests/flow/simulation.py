@@ -535,7 +535,7 @@ class Simulation:
             if self.slices[slot] < settled and slot.start >= minute_start(self.now_ms) - RECENT_MS:
                 assert stored.get(slot) == candle, f"{slot} in the cache is {stored.get(slot)} and not {candle}"
         stored = self._stored(keys.minutes_key)
-        if self.adopted_at < settled:
+        if run.started <= self.adopted_at < settled:  # before, the archive may know more of them than memory
             for slot, candle in run.memory.all_closed().items():
                 if (
                     max(self.minutes[slot].arrived.values()) < settled
