@@ -3,7 +3,8 @@
 import gc
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from marketflow.flow.modes import ModeSwitch
 from marketflow.flow.operators import Backoff
 from marketflow.flow.pending import Pending
 from marketflow.flow.timing import NamedPool, TimingLoop
-from marketflow.model import MINUTE_MS, FeedState, Mode
+from marketflow.model import MINUTE_MS, Candles, FeedState, Mode
 from marketflow.settings import Settings
 from marketflow.stores.ports import Left
 from marketflow.stores.postgres import PostgresArchive
@@ -59,7 +60,9 @@ class Engine:
         mode: the mode to begin in.
         on_failure: called once, from any thread, should the flow itself break: nothing flows from then on.
         may_recover: whether what is in the cache is known to be what an earlier run left, and not what another one is
-            writing: merged in, its ticks would count twice. Until then nothing is written there either.
+            writing. Until then nothing is written there either.
+        may_write: whether this process is known to be the one to write, to either store. Until then all that it has
+            waits in memory.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Engine:
         mode: Mode,
         on_failure: Callable[[], None],
         may_recover: Callable[[], bool] = lambda: True,
+        may_write: Callable[[], bool] = lambda: True,
     ) -> None:
         self._on_failure = on_failure
         self._stopping = False
@@ -94,8 +98,9 @@ class Engine:
             slices_held_ms=settings.flow.slices_held_ms,
         )
         self.cache = cast("_LeasedCache", _LeasedCache.connect(redis, series, clock, settings.redis.ttl_seconds))
-        self.cache.may_recover = may_recover
-        self.archive = PostgresArchive(postgres, ddl, settings.flow.db_batch_size)
+        self.cache.may_recover, self.cache.may_write = may_recover, may_write
+        self.archive = _LeasedArchive(postgres, ddl, settings.flow.db_batch_size)
+        self.archive.may_write = may_write
         self._days = PostgresDays(postgres)
         self.flow = Flow(
             modes=self.modes.changes,
@@ -247,9 +252,38 @@ class _LeasedCache(RedisCache):
     """The cache, of which nothing is read back, and to which nothing is written, while that is another's to do."""
 
     may_recover: Callable[[], bool]
+    may_write: Callable[[], bool]
 
     def recover(self, minute_ms: int = MINUTE_MS) -> Left:
         """What the run before left of the last minutes."""
         if not self.may_recover():
             raise Unavailable("another process may be writing to the cache")
         return super().recover(minute_ms)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        if not self.may_write():
+            self._lacking = True
+            raise _held_back()
+        with super()._writing():
+            yield
+
+
+class _LeasedArchive(PostgresArchive):
+    """The archive, to which nothing is written while that may be another's to do."""
+
+    may_write: Callable[[], bool]
+
+    def write(self, minutes: Candles) -> int:
+        """Upsert rows.
+
+        Raises:
+            Unavailable: another process may have them, or as of PostgresArchive.
+        """
+        if not self.may_write():
+            raise _held_back()
+        return super().write(minutes)
+
+
+def _held_back() -> Unavailable:
+    return Unavailable("held back until Redis says which process takes ticks")

@@ -4,9 +4,11 @@ Whoever gets the lease runs the feeds until it is told to stop, or until another
 frozen, say, or cut off from Redis. Then it does not stop at once. Of the minute in which the other began, this one
 alone has every tick, so it goes on to the end of that minute and writes its row, which is the fuller one; the minutes
 after it are the other's. Generated ticks are nobody else's, so there it stops at once. And one that was frozen for so
-long that the ticks that waited for it are no longer believed (flow.max_clock_skew_seconds) gives up what it has.
+long that the ticks that waited for it are no longer believed (flow.max_clock_skew_seconds) gives up what it has. Until
+Redis has said whether another one took over it writes nothing: a question that failed is no answer.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from loguru import logger
 from marketflow import __version__
 from marketflow.clock import milliseconds, system_clock
 from marketflow.control.holder import Holder
-from marketflow.control.lease import Lease, connect, kept_mode
+from marketflow.control.lease import LEASE_SECONDS, RENEW_SECONDS, Lease, connect, kept_mode
 from marketflow.engine import Engine
 from marketflow.errors import Unavailable
 from marketflow.model import Mode
@@ -57,6 +59,8 @@ class Turns:
         self._stood_by = False  # ever
         self._stopping = threading.Event()
         self._engine: Engine | None = None
+        self._looked_at = math.inf  # when this process was last seen not to be frozen, in seconds
+        self._held_back = False
 
     def run(self) -> None:
         """Stand by and take ticks in turn, until told to stop and all that was taken is written."""
@@ -121,6 +125,7 @@ class Turns:
             self._mode,
             self._on_failure,
             may_recover=lambda: self._lease.held,
+            may_write=self._may_write,
         )
         holder = Holder(self._lease, self._client, engine.state, engine.figures, engine.switch)
         holder.start()
@@ -136,8 +141,10 @@ class Turns:
                 engine.abandon()
             else:
                 engine.stop()
+                self._tell_of_unwritten(engine)
             holder.close()
             self._engine = None
+            self._looked_at, self._held_back = math.inf, False
         self._mode = engine.modes.current
 
     def _until_over(self, engine: Engine, holder: Holder) -> bool:
@@ -146,18 +153,15 @@ class Turns:
         Gives whether what was taken last is to be given up.
         """
         over_at: float | None = None
-        looked_at = time.monotonic()
+        self._looked_at = time.monotonic()
         while not self._stopping.wait(TRY_SECONDS):
             self._beat()
-            frozen_seconds = time.monotonic() - looked_at - TRY_SECONDS
-            looked_at = time.monotonic()
-            too_long = frozen_seconds > self._settings.flow.max_clock_skew_seconds
-            if too_long and engine.modes.current is Mode.LIVE and self._has_been_replaced(holder):
-                logger.warning(
-                    "{} has taken over; this process was frozen for {:.1f} s", self._lease.holder, frozen_seconds
-                )
-                return True
-            if (other := holder.replaced_by) is None:
+            self._look_for_freeze(engine)
+            if self._held_back:
+                over_at = None
+                if self._must_abandon(holder):
+                    return True
+            elif (other := holder.replaced_by) is None:
                 over_at = None
             elif over_at is None:
                 seconds = self._rest_seconds(engine.modes.current)
@@ -165,7 +169,47 @@ class Turns:
                 over_at = time.monotonic() + seconds
             elif time.monotonic() >= over_at:
                 break
+        return self._held_back and self._must_abandon(holder)
+
+    # Freezes
+
+    def _may_write(self) -> bool:
+        """Whether this process has not been frozen for long, or knows that nobody took over meanwhile.
+
+        Asked before each write: once it is thawed, this may come before `_look_for_freeze`.
+        """
+        looked_at = self._looked_at  # read first, since it is written last
+        return time.monotonic() - looked_at - TRY_SECONDS <= self._longest_freeze() and not self._held_back
+
+    def _look_for_freeze(self, engine: Engine) -> None:
+        now = time.monotonic()
+        frozen_seconds = now - self._looked_at - TRY_SECONDS
+        if frozen_seconds > self._longest_freeze() and engine.modes.current is Mode.LIVE:
+            text = "frozen for {:.1f} s; nothing is written until Redis says whether another process took over"
+            logger.warning(text, frozen_seconds)
+            self._held_back = True
+        self._looked_at = now
+
+    def _longest_freeze(self) -> float:
+        """For how many seconds ticks that wait are still believed, or nobody can have taken over."""
+        return max(self._settings.flow.max_clock_skew_seconds, LEASE_SECONDS - 2 * RENEW_SECONDS)
+
+    def _must_abandon(self, holder: Holder) -> bool:
+        """Ask Redis whether another process has the lease; hold nothing back any more where none has."""
+        try:
+            holder.publish()
+        except Unavailable:
+            return False  # could not ask: asked again
+        if (other := holder.replaced_by) is not None:
+            logger.warning("{} has taken over while this process was frozen", other)
+            return True
+        logger.info("no other process took over; what was held back is written")
+        self._held_back = False
         return False
+
+    def _tell_of_unwritten(self, engine: Engine) -> None:
+        if self._held_back and (rows := len(engine.flow.pending)):
+            logger.error("{} minute rows are not written: another process may have taken over, and Redis is down", rows)
 
     def _beat(self) -> None:
         """Give a sign of life when it is time for one, and there is life."""
@@ -174,14 +218,6 @@ class Turns:
         self._beat_at = time.monotonic() + self._supervisor.beat_seconds
         if self._engine is None or self._engine.is_alive():
             self._supervisor.beat()
-
-    def _has_been_replaced(self, holder: Holder) -> bool:
-        """Whether another process has the lease, as Redis says now."""
-        try:
-            holder.publish()
-        except Unavailable:
-            return False
-        return holder.replaced_by is not None
 
     def _rest_seconds(self, mode: Mode) -> float:
         """How long until the minute that runs has closed."""

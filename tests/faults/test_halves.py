@@ -315,6 +315,65 @@ def test_one_that_was_frozen_until_another_took_over_does_not_fight_and_no_row_g
         assert all(frozen_at - 2 * SLICE_MS <= at <= taken_over_at for at in times)
 
 
+def frozen_for(feeds: Feeds, seconds: float) -> int:
+    """Freeze until `thaw`; gives when it began (Unix ms). It lasts at least so many seconds."""
+    frozen_at = now_ms()
+    feeds.process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: now_ms() >= frozen_at + seconds * 1000, timeout=seconds + 1)
+    return frozen_at
+
+
+@pytest.mark.parametrize("unreachable_seconds", [1.0, 4.0])
+def test_one_that_was_frozen_writes_nothing_until_redis_says_who_took_over(
+    halves: Halves, rows: Callable[[], Rows], redis_proxy: Proxy, unreachable_seconds: float
+) -> None:
+    """A question that fails is no answer: the ticks that waited belong to minutes of the other process."""
+    with ExitStack() as stack:
+        exchanges = [stack.enter_context(Broadcasting(f"exchange{n}")) for n in (1, 2, 3)]
+        halves.settings |= {"EXCHANGES": exchanges_setting(*exchanges), "FLOW__MAX_CLOCK_SKEW_SECONDS": 3}
+        first, second = halves.feeds(REDIS__PORT=redis_proxy.port), halves.feeds()
+        wait_until(lambda: all(exchange.clients for exchange in exchanges))
+        with Traffic(exchanges, rate=RATE) as traffic:
+            wait_for_windows(1)
+            frozen_at = frozen_for(first, 1)
+            wait_until(second.takes_ticks, timeout=TAKEOVER_SECONDS)
+            wait_until(lambda: all(len(exchange.clients) == 2 for exchange in exchanges))
+            taken_over_at = now_ms()
+            wait_until(lambda: now_ms() > frozen_at + 12_000, timeout=13)
+            redis_proxy.refuse()
+            first.process.send_signal(signal.SIGCONT)
+            thawed_at = time.monotonic()
+            wait_until(lambda: time.monotonic() > thawed_at + unreachable_seconds)
+            redis_proxy.heal()
+            wait_until(first.stands_by)
+            wait_for_windows(2)
+        stop_all(first, second)
+        times = [tick.at for tick in lost(rows(), traffic.sent)]
+        assert all(frozen_at - 2 * SLICE_MS <= at <= taken_over_at for at in times)
+
+
+def test_one_that_was_frozen_and_not_replaced_writes_all_once_redis_answers(
+    halves: Halves, exchanges: list[ScriptedExchange], rows: Callable[[], Rows], redis_proxy: Proxy
+) -> None:
+    halves.settings |= {"FLOW__MAX_CLOCK_SKEW_SECONDS": 1}
+    feeds = halves.feeds(REDIS__PORT=redis_proxy.port)
+    with Traffic(exchanges, rate=RATE):
+        wait_for_windows(1)
+    wait_for_windows(1)
+    before = rows()
+    redis_proxy.refuse()
+    frozen_for(feeds, 3)
+    feeds.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: "nothing is written until" in feeds.log)
+    with Traffic(exchanges, rate=RATE) as traffic:
+        wait_for_windows(2)
+        assert rows() == before
+    redis_proxy.heal()
+    wait_until(lambda: len(rows()) > len(before), timeout=5)
+    stop_all(feeds)
+    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+
+
 def test_both_in_one_process_never_stand_by_and_can_be_switched_from_others_and_without_redis(
     halves: Halves, exchanges: list[ScriptedExchange], redis_proxy: Proxy
 ) -> None:
