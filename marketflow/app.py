@@ -140,16 +140,16 @@ class _Everything(Application):
         await asyncio.to_thread(engine.start)
         holder.start()
 
-        redis_probe = Probe(readers.cache, lambda: engine.cache.complete)
+        redis_probe = Probe(readers.cache, lambda: engine.cache_complete)
         postgres_probe = Probe(readers.archive, lambda: engine.archive.available)
         await self.probe(stack, redis_probe, postgres_probe)
 
         return self.context(
             _OwnMode(engine),
-            Fallback(readers.mirror, MemoryReader(engine.memory), lambda: engine.cache.complete),
+            Fallback(readers.mirror, MemoryReader(engine.memory), lambda: engine.cache_complete),
             readers.mirror,
             readers.archive,
-            HealthReport(engine.feed_states, postgres_probe, redis_probe),
+            HealthReport(engine.feed_states, postgres_probe, redis_probe, lambda: engine.flow.branches.stalled),
             engine.figures,
             lambda: engine.running,
         )
@@ -203,7 +203,7 @@ class _ApiHalf(Application):
             readers.mirror,
             readers.mirror,
             readers.archive,
-            HealthReport(feeds.feed_states, postgres_probe, redis_probe),
+            HealthReport(feeds.feed_states, postgres_probe, redis_probe, lambda: feeds.stalled),
             lambda: feeds.figures,
             lambda: redis_probe.answers or postgres_probe.answers,
         )

@@ -3,8 +3,10 @@
 import gc
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +19,7 @@ from marketflow.errors import Unavailable
 from marketflow.feeds.configured import configured_feeds
 from marketflow.feeds.guard import REASONS
 from marketflow.figures import ExchangeFigures, Figures
+from marketflow.flow.branches import LOOK_SECONDS, Branch
 from marketflow.flow.graph import Flow
 from marketflow.flow.memory import Memory
 from marketflow.flow.modes import ModeSwitch
@@ -86,6 +89,9 @@ class Engine:
         self._subscription: abc.DisposableBase | None = None
         self._loop = TimingLoop("timing", self._timer_failed)
         self._generating = TimingLoop("generator", self._timer_failed)
+        self._timers = {"timing": self._loop, "generator": self._generating}
+        self._closing = threading.Event()
+        self._watching = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         lanes = len(settings.exchanges) * settings.flow.workers_per_exchange
         self._pool = NamedPool("worker", lanes + 5)
         self.feeds = configured_feeds(settings, clock, self._generating)
@@ -122,6 +128,11 @@ class Engine:
         """Whether ticks flow."""
         return self._subscription is not None and not self._stopping and not self._done.is_set()
 
+    @property
+    def cache_complete(self) -> bool:
+        """Whether the cache has confirmed all that was written to it, refills included."""
+        return self.cache.complete and self.flow.cache_confirmed
+
     def is_alive(self) -> bool:
         """Whether the thread of all timers has come round since this was last asked."""
         came_round = self._came_round.is_set()
@@ -137,7 +148,8 @@ class Engine:
 
     def state(self) -> FeedsState:
         """How everything does at this moment."""
-        return FeedsState(*self.feed_states(), self.cache.complete, self.archive.available)
+        stalled = tuple(self.flow.branches.stalled)
+        return FeedsState(*self.feed_states(), self.cache_complete, self.archive.available, stalled)
 
     def figures(self) -> Figures:
         """What has been counted since the start."""
@@ -153,6 +165,7 @@ class Engine:
             rows_pending=len(self.flow.pending),
             rows_dropped=self.flow.pending.dropped,
             given_up=counts.given_up,
+            stalls=dict(self.flow.branches.stalls),
         )
 
     def _figures_of(self, exchange: str) -> ExchangeFigures:
@@ -184,6 +197,7 @@ class Engine:
         gc.set_threshold(YOUNG_OBJECTS)
         sys.setswitchinterval(SWITCH_SECONDS)
         self._subscription = self.flow.observable().subscribe(on_error=self._broken, on_completed=self._ended)
+        self._watching.start()
         for asked in (self.flow.begun, self.flow.archive_asked):
             asked.wait(BEGIN_SECONDS)
 
@@ -218,10 +232,24 @@ class Engine:
             waiting = len(self.flow.pending)
             logger.warning("the flow did not drain in time; {} minute rows wait in Redis for the next start", waiting)
 
+    def _watch(self) -> None:
+        """Look at the branches, and at the threads of all timers, for as long as ticks flow."""
+        timers = [(loop, self.flow.branches.add(name)) for name, loop in self._timers.items()]
+        while not self._closing.wait(LOOK_SECONDS):
+            try:
+                for loop, branch in timers:
+                    if not branch.busy:
+                        branch.busy = True
+                        loop.schedule(partial(_came_round, branch))
+                self.flow.branches.look(time.monotonic())
+            except Exception as error:  # noqa: BLE001 - one that looked no more would report nothing for ever
+                logger.opt(exception=error).error("the branches cannot be looked at, which is a bug")
+
     def _close(self) -> None:
+        self._closing.set()
         if self._subscription is not None:
             self._subscription.dispose()
-        for scheduler in (self._loop, self._generating):
+        for scheduler in self._timers.values():
             scheduler.dispose()
         self._pool.close()
         self._days.close()
@@ -283,6 +311,11 @@ class _LeasedArchive(PostgresArchive):
         if not self.may_write():
             raise _held_back()
         return super().write(minutes)
+
+
+def _came_round(branch: Branch, *_: object) -> None:
+    branch.finished += 1
+    branch.busy = False
 
 
 def _held_back() -> Unavailable:

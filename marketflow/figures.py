@@ -44,6 +44,8 @@ class Figures(msgspec.Struct, frozen=True):
     rows_pending: int
     rows_dropped: int
     given_up: int
+    stalls: dict[str, int] = {}
+    """How often branches of the flow have stalled, by name."""
 
 
 class DelayCounter:

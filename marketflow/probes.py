@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 from loguru import logger
@@ -70,12 +70,18 @@ class HealthReport:
     Args:
         feeds: the mode that runs, and how its feeds do by the names of their exchanges.
         postgres, redis: the last answers of the stores.
+        stalled: names of branches of the flow that have work and finish none.
     """
 
     def __init__(
-        self, feeds: Callable[[], tuple[Mode, Mapping[str, FeedState]]], postgres: Probe, redis: Probe
+        self,
+        feeds: Callable[[], tuple[Mode, Mapping[str, FeedState]]],
+        postgres: Probe,
+        redis: Probe,
+        stalled: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._feeds = feeds
+        self._stalled = stalled
         self._postgres = postgres
         self._redis = redis
         self._began = time.monotonic()
@@ -85,7 +91,7 @@ class HealthReport:
         mode, exchanges = self._feeds()
         postgres, redis = self._postgres.state, self._redis.state
         fine = {FeedState.CONNECTED, FeedState.GENERATED}
-        ok = postgres == "ok" and redis == "ok" and fine.issuperset(exchanges.values())
+        ok = postgres == "ok" and redis == "ok" and fine.issuperset(exchanges.values()) and not self._stalled()
         return Health(
             status="ok" if ok else "degraded",
             mode=mode,

@@ -112,6 +112,10 @@ def _flow(figures: Figures) -> Iterator[Metric]:
         ("given_up", "Batches lost to a bug.", figures.given_up),
     ):
         yield _counter(name, text, [], [([], count)])
+    stalls = (([name], count) for name, count in figures.stalls.items())
+    yield _counter(
+        "branch_stalls", "How often a branch of the flow had work for 30 s and finished none.", ["branch"], stalls
+    )
     yield _gauge("aggregates_pending", "Rows that wait for PostgreSQL.", [], [([], figures.rows_pending)])
 
 

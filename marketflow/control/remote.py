@@ -75,6 +75,12 @@ class RemoteFeeds:
         """What the process that takes ticks has counted, None where there is none or it cannot be heard."""
         return None if self.state is None or self._published is None else self._published.figures
 
+    @property
+    def stalled(self) -> tuple[str, ...]:
+        """The branches of the flow that have work and finish none, as far as is known."""
+        state = self.state
+        return () if state is None else state.stalled
+
     def feed_states(self) -> tuple[Mode, dict[str, FeedState]]:
         """The mode, and how its feeds do: without a process that runs them they are all yet to be connected."""
         state = self.state

@@ -11,12 +11,16 @@ _T = TypeVar("_T")
 
 
 class FeedsState(msgspec.Struct, frozen=True):
-    """What the process that takes ticks knows of itself. `exchanges` is by exchange name."""
+    """What the process that takes ticks knows of itself. `exchanges` is by exchange name.
+
+    `stalled` names branches of its flow that have work and finish none.
+    """
 
     mode: Mode
     exchanges: dict[str, FeedState]
     cache_complete: bool
     archive_available: bool
+    stalled: tuple[str, ...] = ()
 
 
 class Published(msgspec.Struct, frozen=True):

@@ -31,6 +31,7 @@ from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
 from marketflow.feeds.feed import Feed
 from marketflow.figures import DelayCounter
+from marketflow.flow.branches import Branch, Branches, Refills
 from marketflow.flow.memory import Memory
 from marketflow.flow.operators import (
     Backoff,
@@ -124,6 +125,10 @@ class Flow:
         """Set when the feeds begin."""
         self.archive_asked = threading.Event()
         """Set when the archive has answered for the first time."""
+        self.branches = Branches()
+        """Which of the branches have stalled; to be looked at by whoever runs the flow."""
+        self._cache_branches: list[Branch] = []
+        self._refills = Refills(self._cache_branches)
         self._cache_losses = self._probed().pipe(ops.share())
 
     def observable(self) -> Observable[Any]:
@@ -139,6 +144,11 @@ class Flow:
 
         asked: Observable[Left | None] = self._on_pool(self._recover)
         return asked.pipe(ops.catch(unanswered), ops.flat_map(self._begin))
+
+    @property
+    def cache_confirmed(self) -> bool:
+        """Whether no refill of the cache is due or under way: what it lacked, it has confirmed."""
+        return self._refills.confirmed
 
     def _recover(self) -> Left:
         return self.cache.recover(self.memory.minute_ms)
@@ -237,7 +247,7 @@ class Flow:
             ops.filter(bool),
             # One lane an exchange: a write costs as much as dozens of ticks in it, and while it is under way the next
             # ticks gather. With more lanes each had a tick to write.
-            self._in_lanes(lambda series: series, write, 1),
+            self._in_lanes("newest", lambda series: series, write, 1),
         )
 
     # Slices
@@ -253,7 +263,8 @@ class Flow:
 
     def _slices_to_cache(self, slices: Observable[Candles]) -> Observable[Any]:
         return rx.merge(slices, self._refill(self.memory.all_slices)).pipe(
-            ops.filter(bool), self._in_lanes(lambda slot: slot.series, self.cache.put_slices, self.workers_per_exchange)
+            ops.filter(bool),
+            self._in_lanes("slices", lambda slot: slot.series, self.cache.put_slices, self.workers_per_exchange),
         )
 
     # Minutes
@@ -277,7 +288,7 @@ class Flow:
     def _minutes_to_cache(self, minutes: Observable[Candles]) -> Observable[Any]:
         # What waits for the archive may be older than what memory holds, and a restart finds it in the cache alone.
         return rx.merge(minutes, self._refill(lambda: self.pending.rows() | self.memory.all_closed())).pipe(
-            ops.filter(bool), self._sink(self.cache.put_minutes)
+            ops.filter(bool), self._sink("minutes", self.cache.put_minutes)
         )
 
     def _minutes_to_archive(self, minutes: Observable[Candles]) -> Observable[Any]:
@@ -285,7 +296,7 @@ class Flow:
         return rx.merge(minutes, self._backlog(), rx.just({})).pipe(
             ops.do_action(self._keep),
             # What waits is in `pending`; the item itself only says that there is something.
-            conflate_map(lambda _: self._written(), merge=lambda _, newer: newer),
+            conflate_map(lambda _: self._written(), lambda _, newer: newer, lambda: self.branches.add("archive")),
         )
 
     def _keep(self, minutes: Candles) -> None:
@@ -325,7 +336,7 @@ class Flow:
     def _days_rolled_up(self) -> Observable[Any]:
         return rx.interval(DAYS_SECONDS, scheduler=self.loop).pipe(
             ops.filter(lambda _: self.archive_asked.is_set()),
-            conflate_map(lambda _: self._rolled_up(), merge=lambda _, newer: newer),
+            conflate_map(lambda _: self._rolled_up(), lambda _, newer: newer, lambda: self.branches.add("days")),
             ops.take_until(self._ended()),  # without waiting: the next run goes on with it
         )
 
@@ -369,9 +380,10 @@ class Flow:
         """An item each time the cache turns out to lack what was written to it."""
         return rx.interval(PROBE_SECONDS, scheduler=self.loop).pipe(
             ops.take_until(self._ended()),
-            conflate_map(lambda _: self._probe(), merge=lambda _, newer: newer),
+            conflate_map(lambda _: self._probe(), lambda _, newer: newer, lambda: self.branches.add("probe")),
             ops.filter(bool),
             ops.observe_on(self.loop),  # for the same reason as what is restored
+            ops.do_action(self._follow_refill),
         )
 
     def _probe(self) -> Observable[bool]:
@@ -379,14 +391,25 @@ class Flow:
             self._cache_failed(error)
             return rx.empty()
 
-        return self._on_pool(self.cache.needs_refill).pipe(ops.catch(failed))
+        return self._on_pool(self._needs_refill).pipe(ops.catch(failed))
+
+    def _needs_refill(self) -> bool:
+        needed = self.cache.needs_refill()
+        if needed:
+            self._refills.due()
+        return needed
+
+    def _follow_refill(self, _: Any) -> None:
+        begun = self._refills.begin()
+        # Run by the loop after this action, in which all branches are passed what the cache lacks.
+        self.loop.schedule(lambda *_: self._refills.passed(begun))
 
     def _refill(self, contents: Callable[[], dict[Any, Any]]) -> Observable[dict[Any, Any]]:
         """All of `contents`, each time the cache lacks it."""
         return self._cache_losses.pipe(ops.map(lambda _: contents()))
 
     def _in_lanes(
-        self, series_of: Callable[[Any], Series], write: Callable[[Any], None], per_exchange: int
+        self, name: str, series_of: Callable[[Any], Series], write: Callable[[Any], None], per_exchange: int
     ) -> Operator[Any, Any]:
         lane_names: dict[Series, Hashable] = {}
         exchanges = {feed.exchange for feeds in self.feeds.values() for feed in feeds}
@@ -399,12 +422,18 @@ class Flow:
             return lane
 
         names = list(product(sorted(exchanges), range(per_exchange)))
-        return lanes(names, lane_of, self._sink(write))
+        return lanes(names, lane_of, self._sink(name, write))
 
-    def _sink(self, write: Callable[[Any], None]) -> Operator[dict[Any, Any], Any]:
+    def _sink(self, name: str, write: Callable[[Any], None]) -> Operator[dict[Any, Any], Any]:
         """Write dicts to the cache, one at a time; later values win while they wait."""
+
+        def branch() -> Branch:
+            added = self.branches.add(name)
+            self._cache_branches.append(added)
+            return added
+
         on_pool = compose(ops.observe_on(self.pool), ops.map(isolated(write, self._cache_failed)))
-        return conflate_through(on_pool, merge=lambda older, newer: older | newer)
+        return conflate_through(on_pool, lambda older, newer: older | newer, branch)
 
     def _cache_failed(self, error: Exception) -> None:
         self.counts.add(cache_errors=1)

@@ -16,6 +16,8 @@ from reactivex import operators as ops
 from reactivex.disposable import CompositeDisposable, SerialDisposable, SingleAssignmentDisposable
 from reactivex.subject import Subject
 
+from marketflow.flow.branches import Branch
+
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _K = TypeVar("_K", bound=Hashable)
@@ -24,7 +26,15 @@ _V = TypeVar("_V")
 Operator = Callable[[Observable[_T]], Observable[_R]]
 
 
-def conflate_map(mapper: Callable[[_T], Observable[_R]], merge: Callable[[_T, _T], _T]) -> Operator[_T, _R]:
+def _unwatched() -> Branch:
+    return Branch("")
+
+
+def conflate_map(
+    mapper: Callable[[_T], Observable[_R]],
+    merge: Callable[[_T, _T], _T],
+    branch: Callable[[], Branch] = _unwatched,
+) -> Operator[_T, _R]:
     """Like flat_map, but with one inner Observable at a time; what arrives meanwhile is merged into one waiting item.
 
     An item that finds nothing under way is mapped at once. Capacity: one item. Policy: merge. When the source
@@ -33,11 +43,12 @@ def conflate_map(mapper: Callable[[_T], Observable[_R]], merge: Callable[[_T, _T
     Args:
         mapper: gives the work for an item; its end calls for the next.
         merge: makes one item of the waiting and the next, in this order. It must not change its arguments.
+        branch: gives what says of a subscription whether it has work, and how much it has finished.
     """
 
     def operator(source: Observable[_T]) -> Observable[_R]:
         def subscribe(observer: abc.ObserverBase[_R], _: abc.SchedulerBase | None = None) -> abc.DisposableBase:
-            return _Conflation(mapper, merge, observer).subscribe(source)
+            return _Conflation(mapper, merge, observer, branch()).subscribe(source)
 
         return rx.create(subscribe)
 
@@ -52,13 +63,14 @@ class _Conflation:
         mapper: Callable[[Any], Observable[Any]],
         merge: Callable[[Any, Any], Any],
         observer: abc.ObserverBase[Any],
+        branch: Branch,
     ) -> None:
         self._mapper = mapper
         self._merge = merge
         self._observer = observer
         self._lock = threading.Lock()
         self._waiting: list[Any] = []  # empty, or the one item that waits
-        self._busy = False
+        self._branch = branch
         self._completed = False
         self._inner = SerialDisposable()
 
@@ -68,10 +80,10 @@ class _Conflation:
 
     def _on_next(self, item: Any) -> None:
         with self._lock:
-            if self._busy:
+            if self._branch.busy:
                 self._waiting = [self._merge(self._waiting[0], item) if self._waiting else item]
                 return
-            self._busy = True
+            self._branch.busy = True
         self._begin(item)
 
     def _begin(self, item: Any) -> None:
@@ -84,14 +96,17 @@ class _Conflation:
         # `subscribe` returns here. Assigned afterwards, this subscription would dispose of that of the next one.
         subscription = SingleAssignmentDisposable()
         self._inner.disposable = subscription
-        subscription.disposable = inner.subscribe(
-            self._observer.on_next, self._observer.on_error, self._inner_completed
-        )
+        subscription.disposable = inner.subscribe(self._inner_emitted, self._observer.on_error, self._inner_completed)
+
+    def _inner_emitted(self, item: Any) -> None:
+        self._branch.finished += 1  # of work in many steps, one
+        self._observer.on_next(item)
 
     def _inner_completed(self) -> None:
         with self._lock:
             waiting, self._waiting = self._waiting, []
-            self._busy = bool(waiting)
+            self._branch.busy = bool(waiting)
+            self._branch.finished += 1
             finished = self._completed and not waiting
         if waiting:
             self._begin(waiting[0])
@@ -101,12 +116,14 @@ class _Conflation:
     def _on_completed(self) -> None:
         with self._lock:
             self._completed = True
-            finished = not self._busy
+            finished = not self._branch.busy
         if finished:
             self._observer.on_completed()
 
 
-def conflate_through(stage: Operator[_T, _R], merge: Callable[[_T, _T], _T]) -> Operator[_T, _R]:
+def conflate_through(
+    stage: Operator[_T, _R], merge: Callable[[_T, _T], _T], branch: Callable[[], Branch] = _unwatched
+) -> Operator[_T, _R]:
     """Let one item at a time through a stage; what arrives meanwhile is merged into one waiting item.
 
     Like conflate_map, with one subscription for all items instead of one for each: for many small ones, whose cost
@@ -116,11 +133,12 @@ def conflate_through(stage: Operator[_T, _R], merge: Callable[[_T, _T], _T]) -> 
     Args:
         stage: must give one item for each that enters; that lets the next one in.
         merge: makes one item of the waiting and the next, in this order. It must not change its arguments.
+        branch: gives what says of a subscription whether it has work, and how much it has finished.
     """
 
     def operator(source: Observable[_T]) -> Observable[_R]:
         def subscribe(observer: abc.ObserverBase[_R], _: abc.SchedulerBase | None = None) -> abc.DisposableBase:
-            return _Turnstile(stage, merge, observer).subscribe(source)
+            return _Turnstile(stage, merge, observer, branch()).subscribe(source)
 
         return rx.create(subscribe)
 
@@ -131,7 +149,11 @@ class _Turnstile:
     """The state of one subscription of conflate_through."""
 
     def __init__(
-        self, stage: Operator[Any, Any], merge: Callable[[Any, Any], Any], observer: abc.ObserverBase[Any]
+        self,
+        stage: Operator[Any, Any],
+        merge: Callable[[Any, Any], Any],
+        observer: abc.ObserverBase[Any],
+        branch: Branch,
     ) -> None:
         self._merge = merge
         self._observer = observer
@@ -139,7 +161,7 @@ class _Turnstile:
         self._staged = stage(self._entrance)
         self._lock = threading.Lock()
         self._waiting: list[Any] = []  # empty, or the one item that waits
-        self._busy = False
+        self._branch = branch
         self._completed = False
 
     def subscribe(self, source: Observable[Any]) -> abc.DisposableBase:
@@ -149,17 +171,18 @@ class _Turnstile:
 
     def _arrived(self, item: Any) -> None:
         with self._lock:
-            if self._busy:
+            if self._branch.busy:
                 self._waiting = [self._merge(self._waiting[0], item) if self._waiting else item]
                 return
-            self._busy = True
+            self._branch.busy = True
         self._entrance.on_next(item)
 
     def _left(self, item: Any) -> None:
         self._observer.on_next(item)
         with self._lock:
             waiting, self._waiting = self._waiting, []
-            self._busy = bool(waiting)
+            self._branch.busy = bool(waiting)
+            self._branch.finished += 1
             finished = self._completed and not waiting
         if waiting:
             self._entrance.on_next(waiting[0])
@@ -169,7 +192,7 @@ class _Turnstile:
     def _on_completed(self) -> None:
         with self._lock:
             self._completed = True
-            finished = not self._busy
+            finished = not self._branch.busy
         if finished:
             self._entrance.on_completed()
 

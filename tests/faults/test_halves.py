@@ -78,8 +78,8 @@ class Halves:
             Application(self._room(), self.settings | settings, ("--role", "api", *arguments))
         )
 
-    def both(self, **settings: object) -> Application:
-        return self._stack.enter_context(Application(self._room(), self.settings | settings))
+    def both(self, program: tuple[str, ...] = ("-m", "marketflow"), **settings: object) -> Application:
+        return self._stack.enter_context(Application(self._room(), self.settings | settings, program=program))
 
     def _room(self) -> Path:
         folder = self._folder / f"process{next(self._numbers)}"
@@ -499,6 +499,30 @@ def test_lease_gained_beside_another_writer_counts_no_tick_twice(
             wait_until(lambda: traffic.count >= enough)
         stop_all(second, first)
         assert_rows_equal(rows(), traffic.sent, MINUTE_MS)
+
+
+STUCK = """
+import sys, threading
+from marketflow import cli, engine
+from marketflow.flow import branches
+branches.STALLED_SECONDS = 2.0
+write = engine._LeasedArchive.write
+engine._LeasedArchive.write = lambda self, minutes: threading.Event().wait() if minutes else write(self, minutes)
+sys.exit(cli.main())
+"""
+"""Writes of rows to PostgreSQL never end, as in a bug."""
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_branch_that_stalls_is_logged_counted_and_degrades_health(halves: Halves, apart: bool) -> None:
+    program = ("-c", STUCK)
+    halves.settings["MODE"] = "test"
+    feeds: Application = halves.feeds(program) if apart else halves.both(program)
+    api = halves.api() if apart else feeds
+    wait_until(lambda: 'marketflow_branch_stalls_total{branch="archive"} 1.0' in api.http.get("/metrics").text)
+    health = api.get("/health")
+    assert (health["status"], health["redis"], health["postgres"]) == ("degraded", "ok", "ok")
+    assert "a branch has stalled: work has waited for 2 s branch=archive" in feeds.log
 
 
 def test_one_that_stands_by_begins_when_redis_stays_away_and_steps_back_on_its_return(
