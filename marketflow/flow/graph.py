@@ -125,6 +125,7 @@ class Flow:
         """Set when the feeds begin."""
         self.archive_asked = threading.Event()
         """Set when the archive has answered for the first time."""
+        self._backlog_kept = threading.Event()
         self.branches = Branches()
         """Which of the branches have stalled; to be looked at by whoever runs the flow."""
         self._cache_branches: list[Branch] = []
@@ -198,8 +199,13 @@ class Flow:
         )
 
     def _backlog(self) -> Observable[Candles]:
-        """The minutes that an earlier run may not have brought to the archive."""
-        return self._asked_until_answered(self.cache.unarchived)
+        """The minutes that an earlier run may not have brought to the archive, once they are pending."""
+
+        def keep(minutes: Candles) -> None:
+            self._keep(minutes)
+            self._backlog_kept.set()
+
+        return self._asked_until_answered(self.cache.unarchived).pipe(ops.do_action(keep))
 
     def _on_pool(self, call: Callable[[], Any]) -> Observable[Any]:
         """What a blocking call gives; its exception is an error."""
@@ -209,7 +215,6 @@ class Flow:
         return self._on_pool(ask).pipe(
             # Often, for the breaker answers for a cache that is away.
             retry_with_backoff(Backoff(0.1, 0.2), self.loop, self._ended(), lambda error, _: self._unanswered(error)),
-            ops.filter(bool),
         )
 
     def _unanswered(self, error: Exception) -> None:
@@ -293,8 +298,7 @@ class Flow:
 
     def _minutes_to_archive(self, minutes: Observable[Candles]) -> Observable[Any]:
         # The first item brings no rows: it has the archive connect at the start, not when the first minute ends.
-        return rx.merge(minutes, self._backlog(), rx.just({})).pipe(
-            ops.do_action(self._keep),
+        return rx.merge(minutes.pipe(ops.do_action(self._keep)), self._backlog(), rx.just({})).pipe(
             # What waits is in `pending`; the item itself only says that there is something.
             conflate_map(lambda _: self._written(), lambda _, newer: newer, lambda: self.branches.add("archive")),
         )
@@ -320,9 +324,12 @@ class Flow:
         if rows:
             self.counts.rows_refused += refused
             self.counts.rows_written += len(rows) - refused
+            # Asked before: of a backlog that becomes pending after `confirm` the mark would say that it is archived.
+            whole = self._backlog_kept.is_set()
             until = self.pending.confirm(rows, now_ms)
             try:
-                self.cache.mark_archived(until)
+                if whole:
+                    self.cache.mark_archived(until)
             except Unavailable:
                 logger.debug("not marked in the cache what is archived: a restart would write some rows once more")
 

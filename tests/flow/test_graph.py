@@ -418,6 +418,32 @@ def test_minutes_the_archive_never_got_are_taken_from_the_cache() -> None:
     assert world.cache.archived_until == START_MS - RECENT_MS
 
 
+def test_nothing_is_marked_as_archived_before_the_backlog_is_pending() -> None:
+    """A crash in between would leave the backlog neither in the archive nor to be read again."""
+    world = World()
+    world.cache.backlog = {Slot(BTC, START_MS - 3_600_000): candle_of(Tick(7.0, START_MS - 3_600_000, 1))}
+    marks: list[bool] = []
+
+    def mark_archived(until: int) -> None:
+        marks.append(world.cache.backlog.keys() <= world.archive.rows.keys())
+
+    world.cache.mark_archived = mark_archived  # type: ignore[method-assign]
+    unarchived = world.cache.unarchived
+
+    def read_while_a_row_is_written() -> Candles:
+        backlog = unarchived()
+        slot = Slot(BTC, START_MS - MINUTE_MS)
+        world.pending.add({slot: candle_of(Tick(1.0, slot.start, 1))})
+        world.flow._write_pending()  # by another thread of the pool
+        return backlog
+
+    world.cache.unarchived = read_while_a_row_is_written  # type: ignore[method-assign]
+    world.start()
+    world.run(5)
+    assert marks
+    assert all(marks)
+
+
 def test_a_minute_counts_as_archived_when_none_before_it_waits_and_no_tick_can_come_for_one(world: World) -> None:
     world.send(1.0)
     world.run_until_ms(65_000)
