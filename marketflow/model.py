@@ -74,7 +74,8 @@ class Candle(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The summary of one or more ticks of one series.
 
     `open` and `close` belong to the first and last tick by (event time, arrival); `high_at` and `low_at` are the
-    event times at which the extremes were first reached.
+    event times at which the extremes were first reached. `version` is raised by every correction of a closed candle; of
+    a merged one it counts those of all parts.
     """
 
     open: float
@@ -89,6 +90,7 @@ class Candle(msgspec.Struct, frozen=True, array_like=True, gc=False):
     low_at: int
     first_sequence: int
     last_sequence: int
+    version: int = 1
 
     @property
     def average(self) -> float:
@@ -133,6 +135,7 @@ def merge(a: Candle, b: Candle) -> Candle:
         low.low_at,
         first.first_sequence,
         last.last_sequence,
+        a.version + b.version - 1,
     )
 
 

@@ -50,7 +50,8 @@ class CandleAnswer(msgspec.Struct, frozen=True, rename={"opening": "open"}):
     close: Annotated[Price, Meta(description="The last price; of a candle that runs, the newest.")]
     average: Annotated[Price, Meta(description="The mean of all ticks.")]
     ticks: Annotated[int, Meta(ge=1, description="How many ticks it is made of.", examples=[5580])]
-    closed: Annotated[bool, Meta(description="False while it may still change.")]
+    closed: Annotated[bool, Meta(description="True once no tick that would be accepted can change it.")]
+    version: Annotated[int, Meta(ge=1, description="Raised by each correction of a closed candle.", examples=[1])]
 
 
 class CandlesAnswer(msgspec.Struct, frozen=True):
@@ -135,6 +136,7 @@ def _objects(chart: Chart, length_ms: int) -> list[CandleAnswer]:
             candle.average,
             candle.ticks,
             chart.closed(start, length_ms),
+            candle.version,
         )
         for start, candle in chart.candles.items()
     ]

@@ -157,5 +157,5 @@ def _schema() -> Any:
     import pyarrow
 
     kinds = dict.fromkeys(TEXTS, pyarrow.string()) | dict.fromkeys(TIMES, pyarrow.timestamp("ms", tz="UTC"))
-    kinds |= dict.fromkeys(PRICES, pyarrow.float64()) | {"tick_count": pyarrow.int64()}
+    kinds |= dict.fromkeys(PRICES, pyarrow.float64()) | {"tick_count": pyarrow.int64(), "version": pyarrow.int32()}
     return pyarrow.schema([(name, kinds[name]) for name in COLUMNS])

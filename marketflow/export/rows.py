@@ -18,7 +18,7 @@ from marketflow.errors import SettingsError, Unavailable
 from marketflow.model import Mode
 from marketflow.stores.candle_sql import RECURSIVE_SERIES
 from marketflow.stores.postgres_session import check_version, is_pooled, session_keywords, transaction_settings
-from marketflow.stores.rows import reason, to_datetime
+from marketflow.stores.rows import END_MS, OLDEST_MS, reason, to_datetime
 
 _T = TypeVar("_T")
 
@@ -31,7 +31,7 @@ BLOCK_BYTES = 256 * 1024
 TEXTS = ("pair_name", "exchange", "mode")
 PRICES = ("average_price", "min_price", "max_price", "open_price", "close_price")
 TICK_TIMES = ("open_at", "close_at", "min_at", "max_at")
-COLUMNS = (*TEXTS, "timestamp", *PRICES, "tick_count", *TICK_TIMES)
+COLUMNS = (*TEXTS, "timestamp", *PRICES, "tick_count", *TICK_TIMES, "version")
 """Those of the table, in its order."""
 
 TIMES = ("timestamp", *TICK_TIMES)
@@ -72,11 +72,10 @@ class Selection:
     @property
     def range(self) -> sql.Composable:
         """The times as a condition."""
-        bounds = [("timestamp >= {}", self.from_ms), ("timestamp < {}", self.to_ms)]
-        parts: list[sql.Composable] = [
-            sql.SQL(text).format(sql.Literal(to_datetime(ms))) for text, ms in bounds if ms is not None
-        ]
-        return sql.SQL(" and ").join(parts or [sql.SQL("true")])
+        begin = OLDEST_MS if self.from_ms is None else self.from_ms
+        end = END_MS if self.to_ms is None else self.to_ms
+        bounds = [("timestamp >= {}", begin), ("timestamp < {}", end)]  # beyond it no time can be written
+        return sql.SQL(" and ").join(sql.SQL(text).format(sql.Literal(to_datetime(ms))) for text, ms in bounds)
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,8 @@ def blocks(
 
 def _columns(part: Part, written_as: Callable[[str], str]) -> sql.Composable:
     """The columns, times in RFC 3339 as everywhere in MarketFlow."""
-    rfc3339 = """to_char({} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
+    rfc3339 = """case when {0} >= '1970-01-01Z' and {0} < '2200-01-01Z' then
+        to_char({0} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') end"""
     forms: dict[str, sql.Composable] = {name: sql.SQL(rfc3339).format(sql.Identifier(name)) for name in TIMES}
     forms |= {"pair_name": sql.Literal(written_as(part.symbol)), "exchange": sql.Literal(written_as(part.exchange))}
     return sql.SQL(", ").join(forms.get(name, sql.Identifier(name)) for name in COLUMNS)

@@ -14,6 +14,18 @@ recursive series as (
 """All series that have minutes, to stand behind `with`: one look along the primary key each, however many rows."""
 
 
+_PRICES = "average_price, min_price, max_price, open_price, close_price"
+
+VALID = f"greatest({_PRICES}) <= 1e100 and least({_PRICES}) >= -1e100 and tick_count <= 1000000000000"
+"""The condition under which a row can be added up; others may be older than the constraint that refuses them (0005)."""
+
+
+def time_of(column: str) -> str:
+    """The time of a price, or the start of the row where it has none that can be."""
+    within = f"{column} >= timestamptz '1970-01-01 00:00:00+00' and {column} < timestamptz '2200-01-01 00:00:00+00'"
+    return f"case when {within} then {column} else timestamp end"
+
+
 def candle_of(table: str, condition: str) -> str:
     """A query of one row: the candle of the rows of a table under a condition, or no row where there are none.
 
@@ -24,28 +36,29 @@ def candle_of(table: str, condition: str) -> str:
         table: aggregates or aggregates_daily.
         condition: names a series and a range of its rows, whose start is `timestamp`.
     """
-    rows = f"from {table} where {condition}"
+    rows = f"from {table} where {condition} and {VALID}"
     return f"""
         select total, ticks, high, low, opening.price as open, closing.price as close,
                opening.at as first_at, closing.at as last_at, highest.at as high_at, lowest.at as low_at,
-               first, last, highest.start as high_start, lowest.start as low_start
+               first, last, highest.start as high_start, lowest.start as low_start, version
         from (
             select sum(average_price * tick_count) as total, sum(tick_count)::int8 as ticks,
-                   min(timestamp) as first, max(timestamp) as last, max(max_price) as high, min(min_price) as low
+                   min(timestamp) as first, max(timestamp) as last, max(max_price) as high, min(min_price) as low,
+                   sum(version - 1)::int8 + 1 as version
             {rows}
         ) as whole
         cross join lateral (
-            select open_price as price, coalesce(open_at, timestamp) as at {rows} order by timestamp limit 1
+            select open_price as price, {time_of("open_at")} as at {rows} order by timestamp limit 1
         ) as opening
         cross join lateral (
-            select close_price as price, coalesce(close_at, timestamp) as at {rows} order by timestamp desc limit 1
+            select close_price as price, {time_of("close_at")} as at {rows} order by timestamp desc limit 1
         ) as closing
         cross join lateral (
-            select coalesce(max_at, timestamp) as at, timestamp as start {rows} and max_price = high
+            select {time_of("max_at")} as at, timestamp as start {rows} and max_price = high
             order by timestamp limit 1
         ) as highest
         cross join lateral (
-            select coalesce(min_at, timestamp) as at, timestamp as start {rows} and min_price = low
+            select {time_of("min_at")} as at, timestamp as start {rows} and min_price = low
             order by timestamp limit 1
         ) as lowest
     """  # noqa: S608 - put together from constants

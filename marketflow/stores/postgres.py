@@ -18,6 +18,7 @@ from marketflow.errors import Unavailable
 from marketflow.logs import RateLimit
 from marketflow.model import Candle, Candles, Mode, Series, Slot
 from marketflow.stores.bounded import BoundedConnection, Reopened
+from marketflow.stores.candle_sql import VALID, time_of
 from marketflow.stores.rows import candle_of_row, columns, reason, to_datetime, to_unix_ms
 from marketflow.stores.schema import apply_ddl
 
@@ -38,30 +39,31 @@ _Refused = tuple[Slot, Exception]
 _UPSERT = """
 insert into aggregates (
     pair_name, exchange, mode, timestamp, average_price, min_price, max_price, open_price, close_price, tick_count,
-    open_at, close_at, min_at, max_at
+    open_at, close_at, min_at, max_at, version
 )
 select * from unnest(
     %s::text[], %s::text[], %s::text[], %s::timestamptz[],
     %s::float8[], %s::float8[], %s::float8[], %s::float8[], %s::float8[], %s::int8[],
-    %s::timestamptz[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[]
+    %s::timestamptz[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[], %s::int4[]
 )
 on conflict (exchange, pair_name, mode, timestamp) do update set
     average_price = excluded.average_price, min_price = excluded.min_price, max_price = excluded.max_price,
     open_price = excluded.open_price, close_price = excluded.close_price, tick_count = excluded.tick_count,
-    open_at = excluded.open_at, close_at = excluded.close_at, min_at = excluded.min_at, max_at = excluded.max_at
+    open_at = excluded.open_at, close_at = excluded.close_at, min_at = excluded.min_at, max_at = excluded.max_at,
+    version = excluded.version
 where excluded.tick_count > aggregates.tick_count
 """
 
 _SERIES_A_READ = 1000
 
-_RECENT = """
+_RECENT = f"""
 select mode, exchange, pair_name, timestamp, average_price * tick_count, tick_count, max_price, min_price,
-       open_price, close_price, coalesce(open_at, timestamp), coalesce(close_at, timestamp),
-       coalesce(max_at, timestamp), coalesce(min_at, timestamp)
+       open_price, close_price, {time_of("open_at")}, {time_of("close_at")}, {time_of("max_at")}, {time_of("min_at")},
+       version
 from unnest(%s::text[], %s::text[], %s::text[]) as wanted (mode, exchange, pair_name)
 join aggregates using (mode, exchange, pair_name)
-where timestamp >= %s
-"""
+where timestamp >= %s and timestamp < timestamptz '2200-01-01 00:00:00+00' and {VALID}
+"""  # noqa: S608 - put together from constants
 
 
 class PostgresArchive:

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from marketflow.model import Candle, Series
+from marketflow.stores.candle_sql import VALID, time_of
 from marketflow.stores.ports import Walk
 from marketflow.stores.rows import DAY_MS, to_datetime
 
@@ -30,11 +31,12 @@ _SLOT = "date_bin(%(length)s::interval, timestamp, timestamptz 'epoch')"
 _FOLDED = """
 , whole as (
     select number, slot, sum(total) as total, sum(tick_count)::int8 as ticks, max(max_price) as high,
-           min(min_price) as low, min(timestamp) as first, max(timestamp) as last
+           min(min_price) as low, min(timestamp) as first, max(timestamp) as last, sum(version - 1)::int8 + 1 as version
     from parts group by number, slot
 )
 select number, (date_part('epoch', slot) * 1000)::int8, opening.open_price, high, low, closing.close_price, whole.total,
-       ticks, (date_part('epoch', opening.open_at) * 1000)::int8, (date_part('epoch', closing.close_at) * 1000)::int8
+       ticks, (date_part('epoch', opening.open_at) * 1000)::int8, (date_part('epoch', closing.close_at) * 1000)::int8,
+       whole.version
 from whole
 join (select number, timestamp as first, open_price, open_at from parts) as opening using (number, first)
 join (select number, timestamp as last, close_price, close_at from parts) as closing using (number, last)
@@ -46,10 +48,11 @@ def _parts(table: str, span: str) -> str:
     # Offset 0: each span is looked up by itself, whatever PostgreSQL thinks of joining the whole table.
     return f"""
         cross join lateral (
-            select {_SLOT} as slot, timestamp, open_price, close_price, coalesce(open_at, timestamp) as open_at,
-                   coalesce(close_at, timestamp) as close_at, max_price, min_price,
-                   average_price * tick_count as total, tick_count
-            from {table} where {_OF_WANTED} and timestamp >= {span}.since and timestamp < {span}.until offset 0
+            select {_SLOT} as slot, timestamp, open_price, close_price, {time_of("open_at")} as open_at,
+                   {time_of("close_at")} as close_at, max_price, min_price,
+                   average_price * tick_count as total, tick_count, version
+            from {table} where {_OF_WANTED} and timestamp >= {span}.since and timestamp < {span}.until and {VALID}
+            offset 0
         ) as part
     """  # noqa: S608 - put together from constants
 
@@ -60,7 +63,7 @@ def _of_minutes(newest: bool) -> str:
     last_slot = f"""
         select slot from (
             select timestamp, {_SLOT} as slot, lag({_SLOT}) over (order by timestamp {order}) as before
-            from aggregates where {_OF_WANTED} and timestamp >= %(since)s and timestamp < %(until)s
+            from aggregates where {_OF_WANTED} and timestamp >= %(since)s and timestamp < %(until)s and {VALID}
         ) as walked
         where before is distinct from slot order by timestamp {order} offset %(limit)s - 1 limit 1
     """  # noqa: S608
@@ -87,7 +90,7 @@ def _of_days(newest: bool, table: str, made: str) -> str:
 
     def slots(table: str, span: str) -> str:
         of_span = f"timestamp >= {span}.since and timestamp < {span}.until"
-        return f"(select count(distinct {_SLOT}) from {table} where {_OF_WANTED} and {of_span})"  # noqa: S608
+        return f"(select count(distinct {_SLOT}) from {table} where {_OF_WANTED} and {of_span} and {VALID})"  # noqa: S608
 
     found_first = slots("aggregates", "rest") if newest else "0::int8"
     lacking = "(select max(reached) from walked where number = wanted.number) < %(limit)s"
@@ -162,9 +165,9 @@ def query(series: Sequence[Series], walk: Walk) -> tuple[str, dict[str, Any]]:
 def candles_of(rows: Iterable[tuple[Any, ...]], count: int) -> list[dict[int, Candle]]:
     """The candles of `count` series by their start, from the rows of such a statement."""
     found: list[dict[int, Candle]] = [{} for _ in range(count)]
-    for number, start, opening, high, low, closing, total, ticks, first_at, last_at in rows:
+    for number, start, opening, high, low, closing, total, ticks, first_at, last_at, version in rows:
         # Rows have no order of arrival, see candle_of_row.
         found[number - 1][start] = Candle(
-            opening, high, low, closing, total, ticks, first_at, last_at, start, start, 0, 0
+            opening, high, low, closing, total, ticks, first_at, last_at, start, start, 0, 0, version
         )
     return found

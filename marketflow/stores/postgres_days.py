@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 
 from marketflow.stores.bounded import BoundedConnection, Reopened
-from marketflow.stores.candle_sql import RECURSIVE_SERIES, candle_of
+from marketflow.stores.candle_sql import RECURSIVE_SERIES, VALID, candle_of, time_of
 from marketflow.stores.rows import DAY_MS, to_datetime
 
 LATE_MS = 10 * 60_000
@@ -33,14 +33,16 @@ MOST_DAYS = 64
 _BEGIN = "set local lock_timeout = 200; lock table aggregates in access share mode"
 
 _TO_DO = """
-select rolled_until, exists (select from aggregates_daily where not hourly) from aggregates_rolled_until
+select rolled_until, exists (select from aggregates_daily where not hourly and timestamp < '2200-01-01 00:00:00+00')
+from aggregates_rolled_until
 """
 
 _ROLLED = "select rolled_until from aggregates_rolled_until for update"
 
 # The newest first: they are asked for most.
 _MARKED = """
-select exchange, pair_name, mode, timestamp from aggregates_daily where not hourly
+select exchange, pair_name, mode, timestamp from aggregates_daily
+where not hourly and timestamp >= '1970-01-01 00:00:00+00' and timestamp < '2200-01-01 00:00:00+00'
 order by timestamp desc, exchange, pair_name, mode limit %s for update skip locked
 """
 
@@ -65,7 +67,7 @@ def _of_hour(column: str, at: str, start: str) -> str:
     """Price and time of the minute with a certain start."""
     return f"""
         cross join lateral (
-            select {column} as price, coalesce({at}, timestamp) as at
+            select {column} as price, {time_of(at)} as at
             from aggregates where {_OF_SERIES} and timestamp = {start} limit 1
         )
     """  # noqa: S608
@@ -75,17 +77,18 @@ def _of_hour(column: str, at: str, start: str) -> str:
 _MAKE_HOURS = f"""
 insert into aggregates_hourly (
     exchange, pair_name, mode, timestamp, average_price, min_price, max_price, open_price, close_price,
-    tick_count, open_at, close_at, min_at, max_at
+    tick_count, open_at, close_at, min_at, max_at, version
 )
 select exchange, pair_name, mode, hours.*
 from {_MARKS} cross join lateral (
     with minutes as materialized (
-        select timestamp, average_price, min_price, max_price, tick_count,
+        select timestamp, average_price, min_price, max_price, tick_count, version,
                date_bin(interval '1 hour', timestamp, marked.day) as hour
-        from aggregates where {_OF_DAY}
+        from aggregates where {_OF_DAY} and {VALID}
     ), whole as materialized (
         select hour, sum(average_price * tick_count) / sum(tick_count) as average, sum(tick_count) as ticks,
-               min(min_price) as low, max(max_price) as high, min(timestamp) as first, max(timestamp) as last
+               min(min_price) as low, max(max_price) as high, min(timestamp) as first, max(timestamp) as last,
+               sum(version - 1)::int8 + 1 as version
         from minutes group by hour
     ), extremes as materialized (
         select hour, min(timestamp) filter (where min_price = low) as lowest,
@@ -93,7 +96,7 @@ from {_MARKS} cross join lateral (
         from minutes join whole using (hour) group by hour
     )
     select hour, average, low.price, high.price, opening.price, closing.price, ticks,
-           opening.at, closing.at, low.at, high.at
+           opening.at, closing.at, low.at, high.at, version
     from whole join extremes using (hour)
     {_of_hour("open_price", "open_at", "first")} as opening
     {_of_hour("close_price", "close_at", "last")} as closing
@@ -105,7 +108,8 @@ from {_MARKS} cross join lateral (
 _REPLACE = f"""
 update aggregates_daily as daily set
     average_price = total / ticks, min_price = low, max_price = high, open_price = open, close_price = close,
-    tick_count = ticks, open_at = first_at, close_at = last_at, min_at = low_at, max_at = high_at, hourly = true
+    tick_count = ticks, open_at = first_at, close_at = last_at, min_at = low_at, max_at = high_at,
+    version = candle.version, hourly = true
 from {_MARKS} cross join lateral ({candle_of("aggregates_hourly", _OF_DAY)}) as candle
 where {_IS_MARKED}
 """  # noqa: S608

@@ -10,7 +10,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from marketflow.errors import Unavailable
 from marketflow.model import Candle, Series, Tick
-from marketflow.stores.candle_sql import candle_of
+from marketflow.stores.candle_sql import VALID, candle_of, time_of
 from marketflow.stores.ports import Walk
 from marketflow.stores.postgres_candles import candles_of
 from marketflow.stores.postgres_candles import query as candle_query
@@ -52,13 +52,14 @@ with wanted as (
 select number, sum(total), sum(ticks)::int8, max(high), min(low),
        (array_agg(open order by first))[1], (array_agg(close order by last desc))[1],
        (array_agg(first_at order by first))[1], (array_agg(last_at order by last desc))[1],
-       (array_agg(high_at order by high desc, high_start))[1], (array_agg(low_at order by low, low_start))[1]
+       (array_agg(high_at order by high desc, high_start))[1], (array_agg(low_at order by low, low_start))[1],
+       sum(version - 1)::int8 + 1
 from parts group by number
 """  # noqa: S608 - put together from constants
 
 _LAST = f"""
-select close_price, coalesce(close_at, timestamp) from aggregates
-where {_OF_SERIES} order by timestamp desc limit 1
+select close_price, {time_of("close_at")} from aggregates
+where {_OF_SERIES} and timestamp < timestamptz '2200-01-01 00:00:00+00' and {VALID} order by timestamp desc limit 1
 """  # noqa: S608
 
 

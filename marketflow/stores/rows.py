@@ -10,6 +10,9 @@ from marketflow.model import Candle, Series, Slot
 
 CONNECT_SECONDS = 2
 
+OLDEST_MS, END_MS = 0, 7_258_118_400_000
+"""Rows before and from these times on (Unix ms, 1970 and 2200) are no candles: ddl/0005_valid_candles.sql."""
+
 DAY_MS = 24 * 60 * 60_000
 """Length of a day of UTC, for which there is a daily candle."""
 
@@ -94,6 +97,7 @@ def columns(rows: list[tuple[Slot, Candle]]) -> list[list[Any]]:
                     to_datetime(candle.last_at),
                     to_datetime(candle.low_at),
                     to_datetime(candle.high_at),
+                    candle.version,
                 )
                 for slot, candle in rows
             ),
@@ -103,15 +107,16 @@ def columns(rows: list[tuple[Slot, Candle]]) -> list[list[Any]]:
 
 
 def candle_of_row(row: tuple[Any, ...]) -> Candle:
-    """The candle of total, ticks, high, low, open, close and the times of first, last, high and low."""
-    total, ticks, high, low, opening, closing, *times = row
+    """The candle of total, ticks, high, low, open, close, the times of first, last, high and low, and the version."""
+    total, ticks, high, low, opening, closing, *times, version = row
     first_at, last_at, high_at, low_at = map(to_unix_ms, times)
     # Rows have no order of arrival; zero stands before every tick of the same millisecond.
-    return Candle(opening, high, low, closing, total, ticks, first_at, last_at, high_at, low_at, 0, 0)
+    return Candle(opening, high, low, closing, total, ticks, first_at, last_at, high_at, low_at, 0, 0, version)
 
 
 def to_datetime(unix_ms: int) -> datetime:
-    """A time in Unix ms as PostgreSQL takes it, to the millisecond."""
+    """A time in Unix ms as PostgreSQL takes it, to the millisecond, within what a row may have."""
+    unix_ms = min(max(unix_ms, OLDEST_MS), END_MS)
     return datetime.fromtimestamp(unix_ms // 1000, UTC).replace(microsecond=unix_ms % 1000 * 1000)
 
 

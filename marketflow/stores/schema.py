@@ -8,9 +8,25 @@ from psycopg import sql
 
 from marketflow.stores.bounded import BoundedConnection
 from marketflow.stores.postgres_session import notices_to
+from marketflow.stores.rows import reason
 
 DDL_SECONDS = 60.0
 """How long one file may take: more than a row, for it may have to rewrite a table."""
+
+EXAMPLES = 5
+"""How many rows that are no candles are named."""
+
+_NOT_VALIDATED = """
+select pg_get_expr(conbin, conrelid) from pg_constraint
+where conrelid = to_regclass('aggregates') and conname = 'aggregates_valid' and not convalidated
+  and pg_has_role((select relowner from pg_class where oid = conrelid), 'usage')
+"""
+
+_BROKEN = """
+select concat(mode, ':', exchange, ':', pair_name, ' ', timestamp, ' average ', average_price, ' low ', min_price,
+              ' high ', max_price, ' ticks ', tick_count)
+from aggregates where not ({condition}) limit %s
+"""
 
 _LOCK = 7_364_017_241  # any number, the same in every instance
 _TABLE = "create table if not exists ddl_applied (name text primary key, applied_at timestamptz not null default now())"
@@ -39,6 +55,40 @@ def apply_ddl(connection: BoundedConnection, folder: Path) -> None:
             connection.execute("insert into ddl_applied (name) values (%s)", [file.name])
     if waiting:
         logger.info("applied {}", ", ".join(file.name for file in waiting))
+    try:
+        report_invalid(connection)
+    except psycopg.OperationalError as error:
+        logger.warning("PostgreSQL: rows older than their constraint could not be looked at: {}", reason(error))
+
+
+def report_invalid(connection: BoundedConnection) -> int:
+    """Log rows that are older than the constraint they break, and declare it valid for all once there are none.
+
+    Reads the whole table as long as the constraint is not valid for all. Only for the owner; others leave it at that.
+
+    Returns:
+        how many rows break it, EXAMPLES + 1 at most.
+
+    Raises:
+        psycopg.OperationalError: it takes too long, or the connection is lost.
+    """
+    with connection.pinned(), connection.patient(DDL_SECONDS):
+        found = connection.execute(_NOT_VALIDATED).fetchone()
+        if found is None:
+            return 0
+        broken = connection.execute(_BROKEN.format(condition=found[0]), [EXAMPLES + 1]).fetchall()
+        if not broken:
+            connection.execute("alter table aggregates validate constraint aggregates_valid")
+            return 0
+    examples = "; ".join(text for (text,) in broken[:EXAMPLES])
+    more = " and others" if len(broken) > EXAMPLES else ""
+    logger.warning(
+        "PostgreSQL: rows in aggregates are no candles (ddl/0005_valid_candles.sql) and left out of answers until they"
+        " are corrected or deleted: {}{}",
+        examples,
+        more,
+    )
+    return len(broken)
 
 
 def _ensure_schema(connection: BoundedConnection) -> None:

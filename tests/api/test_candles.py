@@ -37,6 +37,7 @@ def test_candles_of_one_exchange(world: World) -> None:
                 "average": 12.0,
                 "ticks": 2,
                 "closed": True,
+                "version": 1,
             },
             {
                 "time": "2025-11-21T02:00:00.000Z",
@@ -47,6 +48,7 @@ def test_candles_of_one_exchange(world: World) -> None:
                 "average": 12.0,
                 "ticks": 1,
                 "closed": False,
+                "version": 1,
             },
         ],
     }

@@ -51,7 +51,20 @@ def put(table: "psycopg.Connection[Any]", *rows: Row) -> None:
 def minute(number: int, symbol: str = "BTCUSDT", exchange: str = "exchange1", mode: str = "test") -> Row:
     at = START + timedelta(minutes=number)
     ticks_at = [at + timedelta(milliseconds=ms) for ms in (0, 59_999, 1_001, 30_500)]
-    return symbol, exchange, mode, at, 0.1 + number, 1e-300, 1e100, 1 / 3, 67432.14, 2**53 + number, *ticks_at
+    return (
+        symbol,
+        exchange,
+        mode,
+        at,
+        0.1 + number,
+        1e-300,
+        1e100,
+        1 / 3,
+        67432.14,
+        10**12 - number,
+        *ticks_at,
+        1 + number,
+    )
 
 
 def put_many(table: "psycopg.Connection[Any]", minutes: int) -> None:
@@ -99,7 +112,10 @@ def read_csv(data: bytes) -> list[Row]:
     def time(text: str) -> datetime | None:
         return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC) if text else None
 
-    return [(*line[:3], time(line[3]), *map(float, line[4:9]), int(line[9]), *map(time, line[10:])) for line in lines]
+    return [
+        (*line[:3], time(line[3]), *map(float, line[4:9]), int(line[9]), *map(time, line[10:14]), int(line[14]))
+        for line in lines
+    ]
 
 
 def read_parquet(data: bytes) -> list[Row]:
@@ -121,7 +137,7 @@ def test_what_is_written_is_what_is_stored_by_exchange_symbol_and_time(
 ) -> None:
     odd = 'A,"B"\nC'
     put(table, *(minute(n, symbol, exchange) for n in (2, 0, 1) for symbol in ("ETHUSDT", odd) for exchange in "ba"))
-    put(table, (*minute(3, odd, "b")[:10], None, None, None, None), minute(9, mode="live"))
+    put(table, (*minute(3, odd, "b")[:10], None, None, None, None, 1), minute(9, mode="live"))
     stored = table.execute("select * from aggregates where mode = 'test' order by exchange, pair_name, timestamp")
     done = run(environment, "--format", form)
     assert read(done.stdout, form) == stored.fetchall()
@@ -170,8 +186,8 @@ def test_times_are_rfc_3339_in_utc_and_prices_exact(
     table.execute(f"alter database {table.info.dbname} set timezone = 'Asia/Kathmandu'")
     table.execute(f"alter database {table.info.dbname} set extra_float_digits = -10")
     assert run(environment).stdout.decode().splitlines()[1] == (
-        "BTCUSDT,exchange1,test,2026-11-01T00:01:00.000Z,1.1,1e-300,1e+100,0.3333333333333333,67432.14,9007199254740993,"
-        "2026-11-01T00:01:00.000Z,2026-11-01T00:01:59.999Z,2026-11-01T00:01:01.001Z,2026-11-01T00:01:30.500Z"
+        "BTCUSDT,exchange1,test,2026-11-01T00:01:00.000Z,1.1,1e-300,1e+100,0.3333333333333333,67432.14,999999999999,"
+        "2026-11-01T00:01:00.000Z,2026-11-01T00:01:59.999Z,2026-11-01T00:01:01.001Z,2026-11-01T00:01:30.500Z,2"
     )
 
 
@@ -182,8 +198,8 @@ def test_parquet_has_typed_columns_and_is_compressed(
     file = parquet.ParquetFile(io.BytesIO(run(environment, "--format", "parquet").stdout))
     kinds = {field.name: str(field.type) for field in file.schema_arrow}
     assert kinds == dict.fromkeys(COLUMNS[:3], "string") | dict.fromkeys(COLUMNS[4:9], "double") | dict.fromkeys(
-        ["timestamp", *COLUMNS[10:]], "timestamp[ms, tz=UTC]"
-    ) | {"tick_count": "int64"}
+        ["timestamp", *COLUMNS[10:14]], "timestamp[ms, tz=UTC]"
+    ) | {"tick_count": "int64", "version": "int32"}
     assert {file.metadata.row_group(0).column(n).compression for n in range(len(COLUMNS))} == {"ZSTD"}
 
 

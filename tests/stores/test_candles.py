@@ -16,7 +16,7 @@ from marketflow.stores.ports import Walk
 from marketflow.stores.postgres import PostgresArchive
 from marketflow.stores.postgres_days import LATE_MS, PostgresDays
 from marketflow.stores.postgres_reader import PostgresReader
-from marketflow.stores.rows import DAY_MS, connection_keywords
+from marketflow.stores.rows import DAY_MS, columns, connection_keywords
 from tests.oracle import candles_of_ticks
 from tests.seeds import seeds
 
@@ -195,8 +195,10 @@ def test_an_upgrade_keeps_days_and_makes_their_hours_in_steps(postgres_db: Keywo
     keywords = connection_keywords(**postgres_db)
     ticks = [(SERIES[0], Tick(float(n % 7 + 1), DAY + n * 3 * HOUR_MS, n)) for n in range(40)]
     with closing(PostgresArchive(keywords, tmp_path, 200)) as earlier:
-        earlier.write(candles_of_ticks(ticks, MINUTE_MS))
+        earlier.write({})
     with psycopg.connect(**postgres_db, autocommit=True) as user:
+        for *row, _ in zip(*columns(list(candles_of_ticks(ticks, MINUTE_MS).items())), strict=True):
+            user.execute(f"insert into aggregates values ({', '.join(['%s'] * 14)})", row)  # noqa: S608
         user.execute(BY_VERSION_2)
         with (
             closing(PostgresArchive(keywords, resource("ddl"), 200)) as archive,

@@ -94,7 +94,7 @@ def assert_same(candle: Candle | None, expected: Candle | None) -> None:
         return
     assert math.isclose(candle.total, expected.total, rel_tol=1e-9)
     for name in Candle.__struct_fields__:
-        if name not in ("total", "first_sequence", "last_sequence"):
+        if name not in ("total", "first_sequence", "last_sequence", "version"):
             assert getattr(candle, name) == getattr(expected, name), name
 
 
@@ -145,6 +145,7 @@ def test_the_table_is_as_the_contract_says(archive: PostgresArchive, postgres_db
         ("timestamp", "timestamp with time zone", "NO"),
         *((f"{kind}_price", "double precision", "NO") for kind in ("average", "min", "max", "open", "close")),
         ("tick_count", "bigint", "NO"),
+        ("version", "integer", "NO"),
         *((f"{kind}_at", "timestamp with time zone", "YES") for kind in ("open", "close", "min", "max")),
     }
     ((key,),) = query(

@@ -1,0 +1,163 @@
+"""A row that is no candle costs its own minute of its own series, and no more; a new one is refused."""
+
+import asyncio
+from contextlib import closing
+from typing import Any
+
+import psycopg
+import pytest
+
+from marketflow.model import MINUTE_MS, Candle, Mode, Series, Slot
+from marketflow.resources import resource
+from marketflow.stores.ports import Walk
+from marketflow.stores.postgres import PostgresArchive
+from marketflow.stores.postgres_days import PostgresDays
+from marketflow.stores.postgres_reader import PostgresReader
+from marketflow.stores.rows import DAY_MS, connection_keywords, to_datetime
+
+DAY = 1_763_683_200_000  # midnight, UTC
+ODD, GOOD = (Series(Mode.LIVE, name, "BTCUSDT") for name in ("exchange1", "exchange2"))
+
+ODD_ROWS: dict[str, dict[str, object]] = {
+    "far future": {"timestamp": "56971-01-01Z"},
+    "before Christ": {"timestamp": "0044-03-15Z BC"},
+    "infinity": {"timestamp": "infinity"},
+    "minus infinity": {"timestamp": "-infinity"},
+    "year 1": {"timestamp": "0001-01-01Z"},
+    "NaN average": {"average_price": "NaN"},
+    "NaN high": {"max_price": "NaN"},
+    "NaN low": {"min_price": "NaN"},
+    "NaN close": {"close_price": "NaN"},
+    "infinite": {"max_price": "Infinity"},
+    "all NaN": dict.fromkeys(("average_price", "min_price", "max_price", "open_price", "close_price"), "NaN"),
+    "cannot be added up": dict.fromkeys(
+        ("average_price", "min_price", "max_price", "open_price", "close_price"), 1e308
+    ),
+    "too many ticks": {"tick_count": 2**63 - 1},
+    "odd close time": {"close_at": "infinity", "open_at": "-infinity"},
+    "odd extreme time": {"max_at": "56971-01-01Z", "min_at": "0044-03-15Z BC"},
+    "low above high": {"min_price": 3.0, "max_price": 1.0},
+    "average above high": {"average_price": 10.0},
+}
+SPOIL_NO_MINUTE = ("odd close time", "odd extreme time", "low above high", "average above high")
+"""Of these the prices can be added up."""
+
+_COLUMNS = ("pair_name", "exchange", "mode", "timestamp", "average_price", "min_price", "max_price", "open_price",
+            "close_price", "tick_count", "open_at", "close_at", "min_at", "max_at")  # fmt: skip
+
+
+def put(user: "psycopg.Connection[Any]", series: Series, start: int, **odd: object) -> None:
+    at = to_datetime(start)
+    prices = {"average_price": 2.0, "min_price": 1.0, "max_price": 3.0, "open_price": 1.5, "close_price": 2.5}
+    row: dict[str, object] = {"pair_name": series.symbol, "exchange": series.exchange, "mode": series.mode.value, "timestamp": at}
+    row |= {**prices, "tick_count": 4, "open_at": at, "close_at": at, "min_at": at, "max_at": at, **odd}
+    marks = ", ".join(["%s"] * len(_COLUMNS))
+    user.execute(f"insert into aggregates ({', '.join(_COLUMNS)}) values ({marks})", [row[name] for name in _COLUMNS])  # noqa: S608
+
+
+@pytest.mark.parametrize("odd", ODD_ROWS)
+def test_odd_row_costs_its_own_minute_alone(postgres_db: dict[str, Any], odd: str, log: list[str]) -> None:
+    keywords = connection_keywords(**postgres_db)
+    with psycopg.connect(**postgres_db, autocommit=True) as user:
+        for file in sorted(resource("ddl").glob("000[123]*.sql")):  # as it was before there was a constraint
+            user.execute(file.read_text())
+        user.execute("create table ddl_applied (name text primary key, applied_at timestamptz not null default now())")
+        user.execute(
+            "insert into ddl_applied select unnest(%s::text[])",
+            [[file.name for file in resource("ddl").glob("000[123]*.sql")]],
+        )
+        for series in (ODD, GOOD):
+            put(user, series, DAY)
+            put(user, series, DAY + 2 * MINUTE_MS)
+        put(user, ODD, DAY + MINUTE_MS, **ODD_ROWS[odd])
+
+        with closing(PostgresArchive(keywords, resource("ddl"), 10)) as archive:
+            archive.write({})
+            assert len(archive.recent([GOOD], DAY)) == 2
+        (warning,) = (line for line in log if "are no candles" in line)
+        assert "live:exchange1:BTCUSDT" in warning
+
+        with closing(PostgresDays(keywords)) as days:
+            while days.roll_up(DAY + 2 * DAY_MS):
+                pass
+        rolled = user.execute("select exchange, tick_count from aggregates_daily order by 1").fetchall()
+        spoiled = odd not in SPOIL_NO_MINUTE
+        assert rolled == [("exchange1", 8 if spoiled else 12), ("exchange2", 8)]
+
+        async def read() -> None:
+            reader = PostgresReader(keywords)
+            await reader.open()
+            try:
+                newest = await reader.last([ODD, GOOD])
+                assert [each and each.price for each in newest] == [2.5, 2.5]
+                for since, until in ((0, 2**43), (DAY, DAY + DAY_MS), (DAY + 1, DAY + DAY_MS - 1)):
+                    for whole in await reader.summary([ODD, GOOD], since, until):
+                        assert whole is None or whole.total == whole.total  # not NaN
+                for length in (MINUTE_MS, 60 * MINUTE_MS, DAY_MS):
+                    for walk in (Walk(length, DAY, DAY + DAY_MS, 9, False), Walk(length, DAY, DAY + DAY_MS, 9, True)):
+                        of_odd, of_good = await reader.candles([ODD, GOOD], walk)
+                        assert sum(each.ticks for each in of_good.values()) == 8
+                        assert sum(each.ticks for each in of_odd.values()) == (8 if spoiled else 12)
+            finally:
+                await reader.close()
+
+        asyncio.run(read())
+
+
+@pytest.mark.parametrize("odd", ODD_ROWS)
+def test_odd_row_is_refused_once_the_constraint_stands(postgres_db: dict[str, Any], odd: str) -> None:
+    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
+        archive.write({})
+    with psycopg.connect(**postgres_db, autocommit=True) as user:
+        put(user, GOOD, DAY)
+        with pytest.raises(psycopg.errors.CheckViolation):
+            put(user, ODD, DAY, **ODD_ROWS[odd])
+
+
+def test_constraint_is_valid_for_all_once_odd_rows_are_gone(postgres_db: dict[str, Any], log: list[str]) -> None:
+    keywords = connection_keywords(**postgres_db)
+    validated = "select convalidated from pg_constraint where conname = 'aggregates_valid'"
+    with psycopg.connect(**postgres_db, autocommit=True) as user:
+        user.execute((resource("ddl") / "0001_aggregates.sql").read_text())
+        for number in range(9):
+            put(user, ODD, DAY + number * MINUTE_MS, average_price="NaN")
+        with closing(PostgresArchive(keywords, resource("ddl"), 10)) as archive:
+            archive.write({})
+        assert user.execute(validated).fetchall() == [(False,)]
+        assert any("and others" in line for line in log)
+        user.execute("delete from aggregates where average_price = 'NaN'")
+        with closing(PostgresArchive(keywords, resource("ddl"), 10)) as archive:
+            archive.write({})
+        assert user.execute(validated).fetchall() == [(True,)]
+
+
+def test_refused_candle_costs_itself_alone(postgres_db: dict[str, Any]) -> None:
+    def candle(price: float) -> Candle:
+        return Candle(price, price, price, price, price, 1, DAY, DAY, DAY, DAY, 0, 0)
+
+    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
+        assert archive.write({Slot(ODD, DAY): candle(1e101), Slot(GOOD, DAY): candle(1.0)}) == 1
+        assert archive.recent([ODD, GOOD], 0).keys() == {Slot(GOOD, DAY)}
+
+
+def test_version_rises_with_each_change_and_in_hours_and_days(postgres_db: dict[str, Any]) -> None:
+    keywords = connection_keywords(**postgres_db)
+    with closing(PostgresArchive(keywords, resource("ddl"), 10)) as archive:
+        archive.write({})
+    with psycopg.connect(**postgres_db, autocommit=True) as user, closing(PostgresDays(keywords)) as days:
+
+        def versions() -> list[list[int]]:
+            while days.roll_up(DAY + 2 * DAY_MS):
+                pass
+            tables = ("aggregates", "aggregates_hourly", "aggregates_daily")
+            return [[v for (v,) in user.execute(f"select version from {each} order by timestamp")] for each in tables]  # noqa: S608
+
+        put(user, GOOD, DAY)
+        put(user, GOOD, DAY + MINUTE_MS)
+        assert versions() == [[1, 1], [1], [1]]
+        user.execute("update aggregates set max_price = 4")
+        assert versions() == [[2, 2], [3], [3]]
+        user.execute("update aggregates set max_price = 4, open_at = timestamp")
+        assert versions() == [[2, 2], [3], [3]]
+        user.execute("update aggregates set max_price = 5 where timestamp = %s", [to_datetime(DAY)])
+        assert versions() == [[3, 2], [4], [4]]
