@@ -64,6 +64,7 @@ class Engine:
         on_failure: called once, from any thread, should the flow itself break: nothing flows from then on.
         may_recover: whether what is in the cache is known to be what an earlier run left, and not what another one is
             writing. Until then nothing is written there either.
+        may_be_joined: whether another process may take ticks into the same cache for a while.
         may_write: whether this process is known to be the one to write, to either store. Until then all that it has
             waits in memory.
     """
@@ -79,6 +80,7 @@ class Engine:
         on_failure: Callable[[], None],
         may_recover: Callable[[], bool] = lambda: True,
         may_write: Callable[[], bool] = lambda: True,
+        may_be_joined: bool = False,
     ) -> None:
         self._on_failure = on_failure
         self._stopping = False
@@ -121,6 +123,7 @@ class Engine:
             pool=self._pool,
             clock=clock,
             reconnect=Backoff(settings.flow.reconnect_after_seconds),
+            read_again=self.cache.slices_between if may_be_joined else None,
         )
 
     @property

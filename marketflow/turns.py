@@ -126,6 +126,7 @@ class Turns:
             self._on_failure,
             may_recover=lambda: self._lease.held,
             may_write=self._may_write,
+            may_be_joined=True,
         )
         holder = Holder(self._lease, self._client, engine.state, engine.figures, engine.switch)
         holder.start()

@@ -45,7 +45,7 @@ from marketflow.flow.operators import (
 )
 from marketflow.flow.pending import Pending
 from marketflow.logs import RateLimit
-from marketflow.model import SLICE_MS, Candles, Mode, Series, Tick, merge_all
+from marketflow.model import SLICE_MS, Candles, Mode, Series, Tick, merge_all, minute_start
 from marketflow.stores.ports import Archive, Cache, Days, Left
 
 _T = TypeVar("_T")
@@ -58,6 +58,12 @@ DAYS_SECONDS = 10.0
 
 DAYS_PAUSE_SECONDS = 0.1
 """How long the work on them rests between its steps of the same length: there is no hurry, and others have some."""
+
+READ_AGAIN_SECONDS = 0.5
+"""How long after the end of its first minute a run reads what another one wrote of it: slices are written by then."""
+
+READ_AGAIN_FROM_MS = 10_000
+"""From how long before it began: the other one may have been frozen, and have written late."""
 
 FEEDS_STOP_SECONDS = 1.0
 """How long the feeds may take to hand on what they have received, once the flow is to end."""
@@ -101,6 +107,8 @@ class Flow:
         pool: scheduler of all blocking calls.
         clock: the time by which minutes close.
         reconnect: the pauses before a lost feed is tried again.
+        read_again: gives the slices between two times that the cache has by then. Where another process may have gone
+            on for a while after this one began, the first minute is whole only with what that one wrote meanwhile.
     """
 
     modes: Observable[Mode]
@@ -115,6 +123,7 @@ class Flow:
     pool: abc.SchedulerBase
     clock: Clock
     reconnect: Backoff = field(default_factory=Backoff)
+    read_again: Callable[[int, int], Candles] | None = None
     counts: FlowCounts = field(default_factory=FlowCounts)
 
     def __post_init__(self) -> None:
@@ -158,11 +167,30 @@ class Flow:
         self.begun.set()
         recovered = self._asked_until_answered(self._recover) if left is None else rx.just(left)
         # On the loop, as all that makes slices: of two versions of one, the later is then always the fuller.
-        restored = recovered.pipe(ops.observe_on(self.loop), self._surviving(self.memory.restore))
+        restored = rx.merge(recovered, self._first_minute_again()).pipe(
+            ops.observe_on(self.loop), self._surviving(self.memory.restore)
+        )
         flowing = self._from_feeds().pipe(
             fan_out(self._newest_to_cache, lambda batches: self._by_slice(batches, restored)),
         )
         return rx.merge(flowing, self._days_rolled_up())
+
+    def _first_minute_again(self) -> Observable[Left]:
+        """What the cache has of the minute in which this run began, once that is over or the flow ends."""
+        if (read_again := self.read_again) is None:
+            return rx.empty()
+        began = self._now_ms()
+        end = minute_start(began, self.memory.minute_ms) + self.memory.minute_ms
+        seconds = (end - began) / 1000 + READ_AGAIN_SECONDS
+
+        def read() -> Left:
+            return Left(read_again(began - READ_AGAIN_FROM_MS, end))
+
+        return rx.timer(seconds, scheduler=self.loop).pipe(
+            ops.take_until(self._ended()),
+            ops.default_if_empty(0),
+            ops.flat_map(lambda _: self._asked_until_answered(read)),
+        )
 
     # The left edge
 

@@ -180,6 +180,28 @@ class RedisCache:
         }
         return Left({}, minutes, whole_from=milliseconds(self._clock()))
 
+    def slices_between(self, since: int, until: int) -> Candles:
+        """The slices that begin at or after `since` and before `until` (Unix ms), whichever process wrote them.
+
+        None where they are more than may be held: they are read for what little one process may lack.
+
+        Raises:
+            Unavailable: Redis cannot be asked now.
+        """
+        until -= 1
+        with self._asking():
+            counts = self._each(self._series, keys.window_key, lambda pipe, key: pipe.zcount(key, since, until))
+            if sum(count for _, count in counts) > SLICES_HELD:
+                return {}
+            found = self._each(
+                self._series, keys.window_key, lambda pipe, key: pipe.zrangebyscore(key, since, until, withscores=True)
+            )
+            return {
+                Slot(series, start): candle
+                for series, entries in found
+                for start, candle in keys.decode_slots(entries).items()
+            }
+
     def unarchived(self) -> Candles:
         """The closed minutes from that one on before which all are known to be archived."""
         with self._asking():

@@ -501,6 +501,42 @@ def test_lease_gained_beside_another_writer_counts_no_tick_twice(
         assert_rows_equal(rows(), traffic.sent, MINUTE_MS)
 
 
+@pytest.mark.parametrize("fault", ["frozen", "cut off"])
+def test_one_that_was_replaced_and_stopped_in_mid_minute_leaves_a_whole_row(
+    halves: Halves, redis_proxy: Proxy, rows: Callable[[], Rows], fault: str
+) -> None:
+    """Until it stops it alone has the ticks from before the other one began, which then reads them."""
+    wait_until(lambda: now_ms() % MINUTE_MS < 30_000, timeout=31)
+    with ExitStack() as stack:
+        exchanges = [stack.enter_context(Broadcasting(f"exchange{n}")) for n in (1, 2, 3)]
+        halves.settings |= {"EXCHANGES": exchanges_setting(*exchanges), "FLOW__MAX_CLOCK_SKEW_SECONDS": 60}
+        halves.settings["FLOW__WINDOW_SECONDS"] = 60
+        first, second = halves.feeds(REDIS__PORT=redis_proxy.port), halves.feeds()
+        wait_until(lambda: all(exchange.clients for exchange in exchanges))
+        with Traffic(exchanges, rate=RATE) as traffic:
+            wait_until(lambda: traffic.count >= 300)
+            if fault == "frozen":
+                first.process.send_signal(signal.SIGSTOP)
+            else:
+                redis_proxy.refuse()
+            wait_until(second.takes_ticks, timeout=TAKEOVER_SECONDS)
+            wait_until(lambda: all(len(exchange.clients) == 2 for exchange in exchanges))
+            enough = traffic.count + 300
+            wait_until(lambda: traffic.count >= enough)
+            if fault == "frozen":
+                first.process.send_signal(signal.SIGCONT)
+            else:
+                redis_proxy.heal()
+            wait_until(lambda: "has taken over" in first.log)
+            enough = traffic.count + 300
+            wait_until(lambda: traffic.count >= enough)
+            stop_all(first)
+            enough = traffic.count + 300
+            wait_until(lambda: traffic.count >= enough)
+        stop_all(second)
+        assert_rows_equal(rows(), traffic.sent, MINUTE_MS)
+
+
 STUCK = """
 import sys, threading
 from marketflow import cli, engine

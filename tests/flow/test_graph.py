@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from marketflow.errors import SettingsError
+from marketflow.errors import SettingsError, Unavailable
 from marketflow.flow.graph import FlowCounts
 from marketflow.model import MINUTE_MS, SLICE_MS, Candles, Mode, Series, Slot, Tick, candle_of, slice_start
 from marketflow.settings import load
@@ -346,6 +346,50 @@ def test_slices_of_the_earlier_run_are_merged_when_the_cache_comes_back_late() -
     world.cache.away = False
     world.run(40)
     assert world.archive.rows[MINUTE].ticks == 2
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_first_minute_has_what_another_process_went_on_to_write(stopped: bool) -> None:
+    """That one was stopped in mid-minute: neither of the two has all ticks itself."""
+    world = World()
+    world.clock_step_ms = 30_000
+    asked: list[tuple[int, int]] = []
+    of_the_other = [Tick(7.0, START_MS + 30_100, 1), Tick(9.0, START_MS + 31_000, 2)]  # of which the second is known
+
+    def read_again(since: int, until: int) -> Candles:
+        asked.append((since, until))
+        return {Slot(BTC, slice_start(tick.at)): candle_of(tick) for tick in of_the_other}
+
+    world.flow.read_again = read_again
+    world.start()
+    world.run(0.999)
+    world.send(9.0)
+    world.run(10)
+    assert not asked
+    if stopped:
+        world.stop()
+        world.run(1)
+        assert world.completed
+    else:
+        world.run(100)
+    assert asked == [(START_MS + 20_000, START_MS + MINUTE_MS)]
+    assert world.archive.rows[MINUTE].ticks == 2
+
+
+def test_end_does_not_wait_for_the_slices_of_another_process() -> None:
+    world = World()
+
+    def read_again(*_: int) -> Candles:
+        raise Unavailable("away")
+
+    world.flow.read_again = read_again
+    world.start()
+    world.send(9.0)
+    world.run(1)
+    world.stop()
+    world.run(1)
+    assert world.completed
+    assert world.archive.rows[MINUTE].ticks == 1
 
 
 def archived(price: float, ticks: int, start: int = START_MS) -> Candles:

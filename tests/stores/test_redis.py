@@ -319,6 +319,18 @@ def test_the_next_run_recovers_the_slices_of_both_modes_even_hours_later(
         assert next_run.complete
 
 
+def test_slices_between_two_times_are_those_of_any_process(
+    cache: RedisCache, redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = one(BTC, MINUTE) | one(BTC, MINUTE + 100) | one(ETH, MINUTE + 200) | one(ETH, MINUTE + 300)
+    cache.put_slices(written)
+    inner = {slot: candle for slot, candle in written.items() if 100 <= slot.start - MINUTE < 300}
+    with cache_at(keywords(redis_db), recovered=False) as other:
+        assert other.slices_between(MINUTE + 100, MINUTE + 300) == inner
+        monkeypatch.setattr("marketflow.stores.redis.SLICES_HELD", 1)
+        assert other.slices_between(MINUTE + 100, MINUTE + 300) == {}
+
+
 def test_slices_that_are_more_than_memory_may_hold_are_recovered_as_minutes(
     cache: RedisCache, redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
