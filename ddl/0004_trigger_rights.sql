@@ -7,7 +7,12 @@
 -- - every name is qualified and nothing but pg_catalog is searched, so that no table, function or operator that somebody
 --   else has made is found in the place of the one that is meant.
 --
+-- Minutes from before `kept_from` are of no concern to days any more: their retention (archive.keep_minutes) has ended,
+-- or ends while they are deleted, and the day and its hours stay as they are.
+--
 -- They name their schema: to move the tables to another one, dump and restore them.
+
+alter table aggregates_rolled_until add column kept_from timestamptz not null default 'epoch';
 
 do $migration$
 begin
@@ -16,6 +21,7 @@ create or replace function %1$I.aggregates_changed() returns trigger language pl
 set search_path = pg_catalog, pg_temp as $$
 declare
     rolled timestamptz;
+    kept timestamptz;
 begin
     if tg_relid <> '%1$I.aggregates'::regclass then
         raise exception 'aggregates_changed() is for the table %1$I.aggregates alone' using errcode = '42501';
@@ -23,15 +29,14 @@ begin
     if not exists (select from changed) then
         return null;
     end if;
-    select rolled_until into rolled from %1$I.aggregates_rolled_until for share;
-    if not exists (select from changed where timestamp < rolled) then
+    select rolled_until, kept_from into rolled, kept from %1$I.aggregates_rolled_until for share;
+    if not exists (select from changed where timestamp < rolled and timestamp >= kept) then
         return null;
     end if;
-    -- A mark that is there already is set anew: whoever is about to replace it has to wait for this change. What was
-    -- there before times had bounds (0005) makes no mark that nobody could read.
+    -- A mark that is there already is set anew: whoever is about to replace it has to wait for this change.
     insert into %1$I.aggregates_daily (exchange, pair_name, mode, timestamp)
     select distinct exchange, pair_name, mode, date_trunc('day', timestamp, 'UTC') from changed
-    where timestamp < rolled and timestamp >= timestamptz '1970-01-01 00:00:00+00'
+    where timestamp < rolled and timestamp >= kept
     order by 1, 2, 3, 4
     on conflict (exchange, pair_name, mode, timestamp) do update set tick_count = null, hourly = false;
     return null;

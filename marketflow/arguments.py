@@ -107,6 +107,19 @@ def _check_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _migrate_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="marketflow migrate",
+        description="Apply the files of ddl/ that the database of the settings does not have yet, and end. MarketFlow"
+        " does so by itself at its start; this is for a role of its own (see deploy/postgres/roles.sql).",
+        epilog="Exit code 0: the database is up to date, 1: it could not be brought there, 2: an argument or a setting"
+        " is wrong.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", type=Path, help="TOML, YAML or JSON, read instead of settings.toml")
+    return parser
+
+
 def _config_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="marketflow config",
@@ -248,6 +261,7 @@ _COMMANDS = {
     "config": (_config_parser, "the settings, and where each comes from"),
     "exchange": (_exchange_parser, "a simulated exchange"),
     "export": (_export_parser, "the stored minutes, as CSV or Parquet"),
+    "migrate": (_migrate_parser, "bring the database up to date, and end"),
     "watch": (_watch_parser, "prices as they change, in the terminal"),
 }
 """What may stand in the first place: its flags, and what it is for."""

@@ -168,6 +168,28 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _migrate(arguments: argparse.Namespace) -> int:
+    from marketflow import logs, settings
+
+    loaded = settings.load(arguments.config)
+    if not loaded.postgres.host:
+        raise SettingsError("postgres.host: the embedded PostgreSQL is brought up to date by MarketFlow's own start")
+    logs.setup(loaded.log.level, loaded.log.format)
+
+    from marketflow.resources import resource
+    from marketflow.servers import find_servers
+    from marketflow.stores.bounded import Reopened
+    from marketflow.stores.schema import apply_ddl
+
+    database = Reopened(find_servers(loaded).postgres)
+    try:
+        with database.opened() as connection:
+            apply_ddl(connection, resource("ddl"))
+    finally:
+        database.close()
+    return 0
+
+
 def _watch(arguments: argparse.Namespace) -> int:
     from marketflow import logs, settings
 
@@ -183,5 +205,13 @@ def _watch(arguments: argparse.Namespace) -> int:
     return INTERRUPTED if interrupted else 0
 
 
-_RUN = {"": _market, "check": _check, "config": _config, "exchange": _exchange, "export": _export, "watch": _watch}
+_RUN = {
+    "": _market,
+    "check": _check,
+    "config": _config,
+    "exchange": _exchange,
+    "export": _export,
+    "migrate": _migrate,
+    "watch": _watch,
+}
 """By the command, which is empty for everything together."""

@@ -31,6 +31,7 @@ from marketflow.settings import Settings
 from marketflow.stores.ports import Left
 from marketflow.stores.postgres import PostgresArchive
 from marketflow.stores.postgres_days import PostgresDays
+from marketflow.stores.postgres_retention import Retention
 from marketflow.stores.redis import RedisCache
 
 BEGIN_SECONDS = 1.0
@@ -109,7 +110,9 @@ class Engine:
         self.cache.may_recover, self.cache.may_write = may_recover, may_write
         self.archive = _LeasedArchive(postgres, ddl, settings.flow.db_batch_size)
         self.archive.may_write = may_write
-        self._days = PostgresDays(postgres)
+        self._days = PostgresDays(
+            postgres, retention=Retention(settings.archive.minutes_days, settings.archive.days_days)
+        )
         self.flow = Flow(
             modes=self.modes.changes,
             feeds=self.feeds,

@@ -122,7 +122,10 @@ def test_an_exchange_has_the_defaults_of_the_settings(exchange: list[Any]) -> No
         ("--role feeds --port 1", "argument --port: not with --role feeds, which listens nowhere"),
         ("--role feeds --host ::1", "argument --host: not with --role feeds, which listens nowhere"),
         ("--role api --mode live", "argument --mode: not with --role api, which is in the mode of the feeds"),
-        ("serve", "unknown command 'serve'; there are check, config, exchange, export, watch, and none to run"),
+        (
+            "serve",
+            "unknown command 'serve'; there are check, config, exchange, export, migrate, watch, and none to run",
+        ),
         ("chek", "unknown command 'chek', did you mean check?"),
         ("check --role api", "unrecognized arguments: --role api"),
         ("check exchange", "unrecognized arguments: exchange"),

@@ -63,7 +63,23 @@ def load_with_origins(
                 problems.append(f"{_problem(key, value, wrong)}{source}")
     if problems:
         raise SettingsError("\n".join(problems))
-    return msgspec.convert(values, Settings), origins
+    settings = msgspec.convert(values, Settings)
+    _check_together(settings)
+    return settings, origins
+
+
+def _check_together(settings: Settings) -> None:
+    """Hold keys to what they allow each other.
+
+    Raises:
+        SettingsError: they do not go together.
+    """
+    minutes, days = settings.archive.minutes_days, settings.archive.days_days
+    if days is not None and (minutes is None or minutes > days):
+        raise SettingsError(
+            f'archive.keep_days = "{settings.archive.keep_days}": must be at least archive.keep_minutes'
+            f' ("{settings.archive.keep_minutes}"), and "" where that is ""'
+        )
 
 
 def convert(key: str, text: str) -> Any:

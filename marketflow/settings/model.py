@@ -58,6 +58,9 @@ ExchangeName = Annotated[
     _matches(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", "1 to 32 letters, digits, - _ . beginning with a letter or a digit"),
 ]
 SslMode = Literal["", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
+Keep = Annotated[
+    str, _matches(r"(([2-9]|[1-9][0-9]{1,4})d)?", 'a number of days from 2d to 99999d, such as "90d", or "" for ever')
+]
 Switch = Annotated[bool, Meta(description="true or false")]
 FilePath = Annotated[str, _matches(r"[^\x00\ud800-\udfff]*", 'the path of a file, or ""')]
 SchemaName = Annotated[
@@ -195,6 +198,23 @@ class FlowSettings(_Section, frozen=True, kw_only=True):
         return self.window_seconds * 1000
 
 
+class ArchiveSettings(_Section, frozen=True, kw_only=True):
+    """How long PostgreSQL keeps minutes, and the hours and days that are made of them; for ever without a number."""
+
+    keep_minutes: Keep = ""
+    keep_days: Keep = ""  # needs keep_minutes, see the checks
+
+    @property
+    def minutes_days(self) -> int | None:
+        """For how many days minutes are kept, None for ever."""
+        return int(self.keep_minutes[:-1]) if self.keep_minutes else None
+
+    @property
+    def days_days(self) -> int | None:
+        """For how many days hours and days are kept, None for ever."""
+        return int(self.keep_days[:-1]) if self.keep_days else None
+
+
 class GeneratorSettings(_Section, frozen=True, kw_only=True):
     """Test mode: ticks a second and exchange, and the seed that makes them repeatable."""
 
@@ -224,6 +244,7 @@ class Settings(_Section, frozen=True, kw_only=True):
     postgres: PostgresSettings = PostgresSettings()
     redis: RedisSettings = RedisSettings()
     flow: FlowSettings = FlowSettings()
+    archive: ArchiveSettings = ArchiveSettings()
     generator: GeneratorSettings = GeneratorSettings()
     log: LogSettings = LogSettings()
 

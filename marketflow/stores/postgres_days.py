@@ -18,6 +18,7 @@ import psycopg
 
 from marketflow.stores.bounded import BoundedConnection, Reopened
 from marketflow.stores.candle_sql import RECURSIVE_SERIES, VALID, candle_of, time_of
+from marketflow.stores.postgres_retention import Retention
 from marketflow.stores.rows import DAY_MS, to_datetime
 
 LATE_MS = 10 * 60_000
@@ -142,10 +143,17 @@ class PostgresDays:
     Args:
         keywords: of the connection, see connection_keywords.
         monotonic: seconds by which work is measured.
+        retention: what is deleted once it is rolled up; nothing without it.
     """
 
-    def __init__(self, keywords: dict[str, Any], monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        keywords: dict[str, Any],
+        monotonic: Callable[[], float] = time.monotonic,
+        retention: Retention | None = None,
+    ) -> None:
         self._connection = Reopened(keywords)
+        self._retention = retention or Retention()
         self._monotonic = monotonic
         self._days = MOST_DAYS // 8
 
@@ -165,7 +173,7 @@ class PostgresDays:
                         break  # those who have marked them are not done
                 elif rolled < until:
                     _move(connection, until)
-                else:
+                elif not self._retention.step(connection, now_ms):
                     break
                 if self._monotonic() >= end:
                     return True

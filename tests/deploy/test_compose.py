@@ -11,7 +11,8 @@ from marketflow.model import Mode
 from tests.deploy.configuration import DEPLOY, compose, env_file, load_with, program
 from tests.deploy.image import instructions
 
-OURS = ("app", "exchange1", "exchange2", "exchange3")
+OURS = ("app", "migrate", "exchange1", "exchange2", "exchange3")
+OF_THE_IMAGE = ("app", "migrate")  # whose health check is that of the image
 MONITORING = ("prometheus", "grafana")
 
 
@@ -33,7 +34,7 @@ def test_compose_itself_takes_it_and_reads_it_as_these_tests_do(services: dict[s
     for name, service in services.items():
         assert theirs[name]["image"] == service["image"]
         assert theirs[name].get("environment", {}) == service.get("environment", {})
-        assert theirs[name]["healthcheck"] if name != "app" else "healthcheck" not in theirs[name]
+        assert ("healthcheck" in theirs[name]) == (name not in OF_THE_IMAGE)
 
     without = subprocess.run([*command, "config", "--quiet"], capture_output=True, text=True, check=False)
     assert without.returncode != 0
@@ -52,10 +53,10 @@ def test_every_service_is_closed_bounded_and_looked_after(services: dict[str, An
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
-        assert service["restart"] == "unless-stopped", name
+        assert service["restart"] == ("on-failure" if name == "migrate" else "unless-stopped"), name
         assert service["mem_limit"], name
         assert service["stop_grace_period"], name
-        assert name == "app" or service["healthcheck"]["test"], name
+        assert name in OF_THE_IMAGE or service["healthcheck"]["test"], name
         assert service["image"].count(":") == 1, name
         assert not service["image"].endswith(":latest"), name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
@@ -79,15 +80,22 @@ def test_the_application_finds_what_is_there(
     assert {"localhost", "app"} <= {*found.http.allowed_hosts}
     assert (found.redis.host, found.postgres.host) == ("redis", "postgres")
     assert found.redis.password == redis["environment"]["REDISCLI_AUTH"]
-    assert found.postgres.password == postgres["environment"]["POSTGRES_PASSWORD"]
-    assert found.postgres.user == postgres["environment"]["POSTGRES_USER"]
-    assert found.postgres.dbname == postgres["environment"]["POSTGRES_DB"]
+    roles = (DEPLOY / "postgres/roles.sql").read_text()
+    owner = services["migrate"]["environment"]
+    users = {found.postgres.user: found.postgres.password}
+    users |= {owner["MARKETFLOW_POSTGRES__USER"]: owner["MARKETFLOW_POSTGRES__PASSWORD"]}
+    assert users.keys() == {"marketflow_writer", "marketflow_owner"}
+    for user, password in users.items():
+        kind = user.removeprefix("marketflow_")
+        assert f"create role {user} login password :'{kind}_password'" in roles
+        assert password == postgres["environment"][f"{kind.upper()}_PASSWORD"]
+    assert f"create database {found.postgres.dbname} " in roles
     assert {"default", "stores"} == {*app["networks"]}
     for exchange in found.exchanges:
         command = services[exchange.host]["command"]
         assert command == ["exchange", "--host", "0.0.0.0", "--port", str(exchange.port), "--name", exchange.name]
         assert f":{exchange.port:X} " in services[exchange.host]["healthcheck"]["test"][3]
-    assert {*OURS} == {"app", *(exchange.host for exchange in found.exchanges)}
+    assert {*OURS} == {"app", "migrate", *(exchange.host for exchange in found.exchanges)}
     assert app["depends_on"].keys() == {"redis", "postgres", *OURS} - {"app"}
 
 
@@ -112,6 +120,6 @@ def test_each_variable_of_the_example_is_used() -> None:
 def test_what_is_mounted_is_there(services: dict[str, Any]) -> None:
     mounts = [mount.split(":") for service in services.values() for mount in service.get("volumes", [])]
     files = [mount for mount in mounts if mount[0].startswith("./")]
-    assert len(files) == 4
+    assert len(files) == 5
     assert all(mount[2] == "ro" and (DEPLOY / mount[0]).exists() for mount in files)
     assert {mount[0] for mount in mounts if mount not in files} == compose()["volumes"].keys()

@@ -140,7 +140,8 @@ class Database(NamedTuple):
         total = sum(row["average_price"] * row["tick_count"] for row in rows)
         ticks = sum(row["tick_count"] for row in rows)
         prices = (first["open_price"], high["max_price"], low["min_price"], last["close_price"], total, ticks)
-        return Candle(*prices, at(first, "open_at"), at(last, "close_at"), at(high, "max_at"), at(low, "min_at"), 0, 0)
+        times = (at(first, "open_at"), at(last, "close_at"), at(high, "max_at"), at(low, "min_at"))
+        return Candle(*prices, *times, 0, 0, 1 + sum(row["version"] - 1 for row in rows))
 
 
 EVERYTHING = (0, 2**42)

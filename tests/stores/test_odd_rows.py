@@ -49,7 +49,12 @@ _COLUMNS = ("pair_name", "exchange", "mode", "timestamp", "average_price", "min_
 def put(user: "psycopg.Connection[Any]", series: Series, start: int, **odd: object) -> None:
     at = to_datetime(start)
     prices = {"average_price": 2.0, "min_price": 1.0, "max_price": 3.0, "open_price": 1.5, "close_price": 2.5}
-    row: dict[str, object] = {"pair_name": series.symbol, "exchange": series.exchange, "mode": series.mode.value, "timestamp": at}
+    row: dict[str, object] = {
+        "pair_name": series.symbol,
+        "exchange": series.exchange,
+        "mode": series.mode.value,
+        "timestamp": at,
+    }
     row |= {**prices, "tick_count": 4, "open_at": at, "close_at": at, "min_at": at, "max_at": at, **odd}
     marks = ", ".join(["%s"] * len(_COLUMNS))
     user.execute(f"insert into aggregates ({', '.join(_COLUMNS)}) values ({marks})", [row[name] for name in _COLUMNS])  # noqa: S608

@@ -53,4 +53,5 @@ def _candle(start: int, rows: list[Row]) -> Candle:
         start,
         0,
         0,
+        1 + sum(row.get("version", 1) - 1 for row in rows),
     )

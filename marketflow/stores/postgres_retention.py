@@ -1,0 +1,83 @@
+"""Deletes what the archive is not to keep any longer: minutes, and later their hours and days.
+
+A minute goes when its day is rolled up and as old as `archive.keep_minutes`; its day and hours stay until they are as
+old as `archive.keep_days`. `kept_from` (ddl/0004_trigger_rights.sql) moves on in the same transaction, so that the
+triggers do not take the deletion for a change of the day. Rows go some at a time, along the primary key: writers wait
+for none of it.
+"""
+
+from datetime import datetime
+
+from marketflow.stores.bounded import BoundedConnection
+from marketflow.stores.candle_sql import RECURSIVE_SERIES
+from marketflow.stores.rows import DAY_MS, to_datetime
+
+ROWS_A_STEP = 5_000
+"""Rows that one transaction deletes at most."""
+
+_KEEP_FROM = "update aggregates_rolled_until set kept_from = %s where kept_from < %s and rolled_until >= %s"
+
+_OLDEST = f"""
+with {RECURSIVE_SERIES}
+delete from aggregates where ctid = any (array(
+    select minute.ctid from series cross join lateral (
+        select ctid from aggregates
+        where exchange = series.exchange and pair_name = series.pair_name and mode = series.mode and timestamp < %s
+        order by timestamp limit {ROWS_A_STEP}
+    ) as minute limit {ROWS_A_STEP}
+))
+"""  # noqa: S608 - put together from constants
+
+_ROLLED_UP = f"""
+delete from {{table}} where ctid = any (array(
+    select ctid from {{table}} where timestamp < %s limit {ROWS_A_STEP}
+))
+"""  # noqa: S608
+
+
+class Retention:
+    """How long the archive keeps what, and the deletion of what is older; for one thread at a time.
+
+    Args:
+        minutes_days: days for which minutes are kept, or None for ever.
+        days_days: days for which hours and days are kept, or None for ever.
+    """
+
+    def __init__(self, minutes_days: int | None = None, days_days: int | None = None) -> None:
+        self._minutes_ms = None if minutes_days is None else minutes_days * DAY_MS
+        self._days_ms = None if days_days is None else days_days * DAY_MS
+        self._done_until = 0  # the midnight (Unix ms) for which nothing is left to delete
+
+    def step(self, connection: BoundedConnection, now_ms: int) -> bool:
+        """Delete some rows; gives whether there may be more. To be called when all days are rolled up.
+
+        Raises:
+            psycopg.Error: nothing was deleted by this step.
+        """
+        midnight = now_ms // DAY_MS * DAY_MS
+        if midnight <= self._done_until:
+            return False
+        more = False
+        if self._minutes_ms is not None:
+            more = _delete_minutes(connection, to_datetime(midnight - self._minutes_ms))
+        if self._days_ms is not None and not more:
+            more = _delete_days(connection, to_datetime(midnight - self._days_ms))
+        if not more:
+            self._done_until = midnight
+        return more
+
+
+def _delete_minutes(connection: BoundedConnection, before: datetime) -> bool:
+    with connection.pinned():
+        connection.execute(_KEEP_FROM, [before, before, before])
+        (kept_from,) = connection.execute("select kept_from from aggregates_rolled_until").fetchone() or (before,)
+        return connection.execute(_OLDEST, [min(before, kept_from)]).rowcount >= ROWS_A_STEP
+
+
+def _delete_days(connection: BoundedConnection, before: datetime) -> bool:
+    with connection.pinned():
+        deleted = [
+            connection.execute(_ROLLED_UP.format(table=table), [before]).rowcount
+            for table in ("aggregates_hourly", "aggregates_daily")
+        ]
+        return max(deleted) >= ROWS_A_STEP
