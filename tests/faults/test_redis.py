@@ -1,6 +1,8 @@
 """Redis goes away in every way there is; rows stay exact, prices stay new, and the cache is whole soon afterwards."""
 
 import math
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -291,6 +293,38 @@ def test_a_server_that_is_killed_is_whole_soon_after_its_return(
             wait_until(says(application, "redis", "ok"))
         assert_answers_equal(application, traffic.sent)
         stop_and_compare(application, rows, traffic)
+
+
+def test_no_answer_lacks_ticks_while_a_large_refill_is_under_way(
+    start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange], server_folder: Path
+) -> None:
+    """It takes seconds, and until Redis has confirmed the whole of it memory answers."""
+    symbols = [f"S{number}" for number in range(150)]
+    with RedisServer(server_folder / "redis", persistent=False) as server:
+        setting = str(symbols).replace("'", '"')
+        application = start(servers | {"REDIS__PORT": server.port, "SYMBOLS": setting})
+        with Traffic(exchanges, symbols, rate=1500) as traffic:
+            wait_until(lambda: traffic.count > 100_000, timeout=60)
+        wait_until(says(application, "redis", "ok"))
+        sent = Counter((series.exchange, series.symbol) for series, _ in traffic.sent)
+        asked = [(exchange.name, symbol) for exchange in exchanges for symbol in symbols[::10]]
+
+        def ticks(exchange: str, symbol: str) -> int:
+            answer = application.get(f"/prices/average/{exchange}/{symbol}", period="5m")
+            return int(answer["ticks"])
+
+        wait_until(lambda: all(ticks(*each) == sent[each] for each in asked))
+        with killed(server):
+            wait_until(says(application, "redis", "down"))
+        until, asked_after = time.monotonic() + 6, 0
+        wrong: list[str] = []
+        while time.monotonic() < until:
+            for each in asked:
+                asked_after += 1
+                if (found := ticks(*each)) != sent[each]:
+                    wrong.append(f"{each}: {found} of {sent[each]}")
+        assert not wrong, f"{len(wrong)} of {asked_after} answers: {wrong[:3]}"
+        assert says(application, "redis", "ok")()
 
 
 # Together with PostgreSQL
