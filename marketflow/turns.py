@@ -30,6 +30,9 @@ from marketflow.settings import Settings
 TRY_SECONDS = 0.25
 """How often one that stands by tries to get the lease."""
 
+FIRST_ANSWER_SECONDS = 1.0
+"""How long it asks Redis before it begins without an answer."""
+
 ALONE_SECONDS = 30.0
 """How long it stands by without hearing from Redis. What took Redis down may have taken the other process, too."""
 
@@ -83,7 +86,7 @@ class Turns:
 
     def _await_turn(self) -> bool:
         """Wait for the lease; gives whether to take ticks, or else to end."""
-        heard_at = time.monotonic()
+        asked_at = heard_at = time.monotonic()
         while not self._stopping.is_set():
             try:
                 if self._lease.hold():
@@ -93,7 +96,9 @@ class Turns:
                 self._stand_by()
             except Unavailable as error:
                 known = self._lease.holder is not None
-                if not known or time.monotonic() - heard_at > ALONE_SECONDS:
+                # One refused answer says nothing of other processes.
+                alone = time.monotonic() - asked_at > FIRST_ANSWER_SECONDS
+                if (alone and not known) or time.monotonic() - heard_at > ALONE_SECONDS:
                     logger.warning("begins without knowing whether another process takes ticks: {}", error)
                     return True
             self._beat()

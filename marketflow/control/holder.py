@@ -18,6 +18,7 @@ from marketflow.control.lease import RENEW_SECONDS, Lease, asking
 from marketflow.control.state import FeedsState, Published, Reply, encode, mode_of
 from marketflow.errors import Unavailable
 from marketflow.figures import Figures
+from marketflow.logs import RateLimit
 from marketflow.model import Mode
 from marketflow.stores import keys
 
@@ -63,6 +64,7 @@ class Holder:
         self._renew_at = 0.0
         self._reachable = True
         self._tell_at: float | None = None
+        self._limit = RateLimit(10.0)
         self._ended = threading.Event()
         self._deaf = threading.Event()
         self._threads = [
@@ -114,14 +116,15 @@ class Holder:
 
     def _keep(self) -> None:
         while True:
-            if time.monotonic() >= self._renew_at or self._state() != self._published:
-                try:
+            try:
+                if time.monotonic() >= self._renew_at or self._state() != self._published:
                     self.publish()
                     self._reachable = True
-                except Unavailable as error:
-                    self._reachable = False
-                    logger.debug("the lease cannot be renewed: {}", error)
-                except Exception as error:  # noqa: BLE001 - a lease that is not renewed would bring up a second process
+            except Unavailable as error:
+                self._reachable = False
+                logger.debug("the lease cannot be renewed: {}", error)
+            except Exception as error:  # noqa: BLE001 - a lease that is not renewed would bring up a second process
+                if self._limit.admit("publish") is not None:
                     logger.opt(exception=error).error("the state cannot be published, which is a bug")
             self._tell_of_another()
             if self._ended.wait(LOOK_SECONDS):
@@ -150,7 +153,9 @@ class Holder:
                 logger.debug("no commands can be taken: {}", error)
                 self._deaf.wait(RENEW_SECONDS)
             except Exception as error:  # noqa: BLE001 - the next one may be better
-                logger.opt(exception=error).error("a command failed, which is a bug")
+                if self._limit.admit("command") is not None:
+                    logger.opt(exception=error).error("a command failed, which is a bug")
+                self._deaf.wait(LOOK_SECONDS)
 
     def _next_command(self) -> str | None:
         with asking():

@@ -164,6 +164,23 @@ def hold(client: "redis.Redis") -> Iterator[Callable[[Callable[[Mode], Mode]], L
         holder.close()
 
 
+def test_lease_is_renewed_after_a_state_that_raises(client: "redis.Redis") -> None:
+    asked: list[int] = []
+
+    def state() -> FeedsState:
+        asked.append(len(asked))
+        if 1 < len(asked) < 5:
+            raise RuntimeError("a bug")
+        return RUNNING
+
+    lease = Lease(client)
+    holder = Holder(lease, client, state, lambda: COUNTED, lambda mode: mode)
+    holder.start()
+    wait_until(lambda: len(asked) > 10)
+    assert lease.held
+    holder.close()
+
+
 def test_a_switch_is_carried_out_once_and_answered(
     feeds: RemoteFeeds, hold: Callable[[Callable[[Mode], Mode]], Lease]
 ) -> None:

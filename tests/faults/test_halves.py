@@ -469,6 +469,19 @@ def holds_the_lease(redis_db: RedisServer, feeds: Feeds) -> bool:
         return f"/{feeds.process.pid}/".encode() in (client.get(keys.LEASE_KEY) or b"")
 
 
+def test_one_refused_answer_at_the_start_begins_no_second_process(
+    halves: Halves, exchanges: list[ScriptedExchange], redis_proxy: Proxy
+) -> None:
+    first = halves.feeds()
+    wait_until(lambda: all(exchange.clients for exchange in exchanges))
+    redis_proxy.cut_after(b"EVAL")
+    second = halves.feeds(REDIS__PORT=redis_proxy.port)
+    assert redis_proxy.was_cut.is_set()
+    assert second.stands_by()
+    assert not second.takes_ticks()
+    stop_all(second, first)
+
+
 def test_lease_gained_beside_another_writer_counts_no_tick_twice(
     halves: Halves, redis_db: RedisServer, redis_proxy: Proxy, rows: Callable[[], Rows]
 ) -> None:
