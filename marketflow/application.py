@@ -123,7 +123,7 @@ class Application(ABC):
         """What the routes work with."""
         settings = self.settings
         self.mode = lambda: mode.current
-        prices = Prices(cache, Shared(archive), system_clock, settings.flow.ahead_ms, settings.flow.late_after_ms)
+        prices = Prices(cache, Shared(archive), system_clock, settings.flow.ahead_ms, settings.flow.closed_after_ms)
         exchanges = tuple(exchange.name for exchange in settings.exchanges)
         hub = Hub(exchanges, settings.symbols, mode, prices, health, announcements, LimitedConnection.most() // 2)
         self.end_streams = hub.end

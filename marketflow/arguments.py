@@ -228,10 +228,11 @@ def _exchanges(text: str) -> tuple[str, ...]:
 
 
 def _moment(text: str) -> int:
-    from marketflow.export.moments import moment_ms
+    from marketflow.clock import milliseconds, system_clock
+    from marketflow.moments import moment_ms
 
     try:
-        return moment_ms(text)
+        return moment_ms(text, milliseconds(system_clock()))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 

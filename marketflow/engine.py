@@ -105,6 +105,7 @@ class Engine:
             settings.flow.ahead_ms,
             settings.flow.minute_ms,
             slices_held_ms=settings.flow.slices_held_ms,
+            closed_after_ms=settings.flow.closed_after_ms,
         )
         self.cache = cast("_LeasedCache", _LeasedCache.connect(redis, series, clock, settings.redis.ttl_seconds))
         self.cache.may_recover, self.cache.may_write = may_recover, may_write

@@ -28,12 +28,15 @@ def map_query(context: Any, query: dict[str, Any] | None) -> dict[str, Any] | No
     return query
 
 
+NOW_MS = 1_795_262_400_000
+
+
 def _mend_range(query: dict[str, Any]) -> None:
     looks_right = {name: query[name] for name in ("from", "to") if _looks_like_a_time(query.get(name))}
     times = {}
     for name, text in looks_right.items():
         try:
-            times[name] = parse_time(name, text)
+            times[name] = parse_time(name, text, NOW_MS)
         except InvalidRange:
             times[name] = zlib.crc32(text.encode())
             query[name] = str(times[name])

@@ -59,14 +59,15 @@ class Summary(NamedTuple):
 class Prices:
     """Answers questions about series from `cache` and `archive`; stateless.
 
-    Exchanges' clocks may be ahead by `ahead_ms`; `late_after_ms` after the end of a minute its ticks have come.
+    Exchanges' clocks may be ahead by `ahead_ms`; `closed_after_ms` after the end of a candle no tick that would be
+    accepted can change it.
     """
 
     cache: RecentReader
     archive: ArchiveReader
     clock: Clock
     ahead_ms: int = MINUTE_MS
-    late_after_ms: int = 2_000
+    closed_after_ms: int = 5_500
 
     async def latest(self, series: Sequence[Series]) -> Quote:
         """The newest tick of all series by event time, then arrival; the close of a minute once that is all there is.
@@ -109,7 +110,7 @@ class Prices:
         """
         now = milliseconds(self.clock())
         until = horizon(now, self.ahead_ms)
-        return await draw(self.cache, self.archive, series, question, Moment(now, until, now - self.late_after_ms))
+        return await draw(self.cache, self.archive, series, question, Moment(now, until, now - self.closed_after_ms))
 
     async def _recent(self, series: Sequence[Series], since: int, now: int) -> Summary:
         """A period that the slices cover: exact from the cache, whole minutes from the archive."""

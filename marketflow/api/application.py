@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
 from marketflow.api.candles import candle_operations
+from marketflow.api.compression import Compressed
 from marketflow.api.documentation import with_documentation
 from marketflow.api.market import market_operations
 from marketflow.api.metrics import metrics_operations
@@ -68,6 +69,7 @@ def create_app(lifespan: ContextLifespan, host: str = "127.0.0.1", allowed_hosts
             Middleware(BodyLimit),
             Middleware(AllowedHosts, host=host, allowed=allowed_hosts),
             Middleware(SameSite),
+            Middleware(Compressed),
         ],
         exception_handlers=problem_handlers(),
         lifespan=lifespan,

@@ -1,7 +1,5 @@
 """What a request says about the candles that it wants: interval, range, limit and form."""
 
-import re
-from datetime import datetime, timedelta
 from functools import lru_cache
 from http import HTTPStatus
 from typing import NamedTuple
@@ -11,6 +9,7 @@ from starlette.datastructures import QueryParams
 from marketflow.api.chart import Question
 from marketflow.api.operation import Parameter
 from marketflow.api.problems import Problem
+from marketflow.moments import PATTERN, is_relative, moment_ms
 
 INTERVALS_MS = {
     "1m": 60_000,
@@ -26,15 +25,10 @@ DEFAULT_INTERVAL = "1m"
 DEFAULT_LIMIT = 500
 MOST = 1000
 
-_UNIX_MS = r"0*[0-9]{1,15}"
-_RFC_3339 = r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
-TIME_PATTERN = f"({_UNIX_MS}|{_RFC_3339})"
+TIME_PATTERN = PATTERN
 """What a time looks like; whether there is such a day, no pattern can tell."""
 
-_TIME = f"^{TIME_PATTERN}$"
-
-_EPOCH = datetime.fromisoformat("1970-01-01T00:00:00Z")
-_MILLISECOND = timedelta(milliseconds=1)
+_TIME = f"^{PATTERN}$"
 
 INTERVAL = Parameter(
     "interval",
@@ -44,11 +38,12 @@ INTERVAL = Parameter(
 )
 FROM = Parameter(
     "from",
-    "Where the range begins, as RFC 3339 or as Unix milliseconds: a candle belongs to it that opens at this time or "
-    "later. With it the first `limit` candles from there on are answered, without it the last ones. (A `+` in a query "
+    "Where the range begins, as RFC 3339, as a date (its midnight, UTC), as Unix milliseconds, as `now` or as `-24h` "
+    "(a sum of `s`, `m`, `h` and `d` back from now): a candle belongs to it that opens at this time or later. "
+    "With it the first `limit` candles from there on are answered, without it the last ones. (A `+` in a query "
     "is written `%2B`.)",
     {"type": "string", "pattern": _TIME},
-    ("2026-11-21T00:00:00Z", "1795219200000"),
+    ("2026-11-21T00:00:00Z", "2026-11-21", "1795219200000", "-24h"),
 )
 TO = Parameter(
     "to",
@@ -108,18 +103,36 @@ class CandleQuery(NamedTuple):
     as_arrays: bool
 
 
-@lru_cache(maxsize=256)  # the same few with every request
-def parse_query(query: bytes) -> CandleQuery:
-    """What a query string asks for; of a parameter that is repeated the last one counts.
+def parse_query(query: bytes, now_ms: int) -> CandleQuery:
+    """What a query string asks for at a time (Unix ms); of a parameter that is repeated the last one counts.
 
     Raises:
         InvalidInterval, InvalidRange, InvalidLimit, InvalidFormat: it cannot be understood.
     """
+    try:
+        return _parse_absolute(query)
+    except _Relative:
+        return _parse(query, now_ms)
+
+
+class _Relative(Exception):
+    """A time of the query depends on when it is asked for."""
+
+
+@lru_cache(maxsize=256)  # the same few with every request
+def _parse_absolute(query: bytes) -> CandleQuery:
+    given = QueryParams(query)
+    if any(is_relative(given.get(name, "")) for name in ("from", "to")):
+        raise _Relative  # which is not kept
+    return _parse(query, 0)
+
+
+def _parse(query: bytes, now_ms: int) -> CandleQuery:
     given = QueryParams(query)
     interval = given.get("interval", DEFAULT_INTERVAL)
     if interval not in INTERVALS_MS:
         raise InvalidInterval(f"The interval is one of {', '.join(INTERVALS_MS)}.")
-    since, until = (parse_time(name, given[name]) if name in given else None for name in ("from", "to"))
+    since, until = (parse_time(name, given[name], now_ms) if name in given else None for name in ("from", "to"))
     if since is not None and until is not None and since >= until:
         raise InvalidRange("The range ends before it begins: `from` must lie before `to`.")
     limit = _parse_limit(given.get("limit"))
@@ -129,29 +142,22 @@ def parse_query(query: bytes) -> CandleQuery:
     return CandleQuery(interval, Question(INTERVALS_MS[interval], since, until, limit), as_arrays is not None)
 
 
-def parse_time(name: str, text: str) -> int:
+def parse_time(name: str, text: str, now_ms: int) -> int:
     """A time in Unix ms, rounded up to the next one.
 
     Raises:
-        InvalidRange: the text is neither RFC 3339 nor Unix ms.
+        InvalidRange: the text is no time, or one in another unit.
     """
-    if re.fullmatch(_UNIX_MS, text):
-        return int(text)
-    if re.fullmatch(_RFC_3339, text):
-        try:
-            # Its digits beyond microseconds are cut off by Python.
-            return max(0, -((_EPOCH - datetime.fromisoformat(text.upper())) // _MILLISECOND))
-        except ValueError:  # a 13th month
-            pass
-    raise InvalidRange(
-        f"`{name}` is a time such as 2026-11-21T05:12:57.069Z, or Unix milliseconds such as 1795237977069; "
-        "a + in a query is written %2B."
-    )
+    try:
+        return max(0, moment_ms(text, now_ms))
+    except ValueError as error:
+        raise InvalidRange(f"`{name}` {error}. (A + in a query is written %2B.)") from None
 
 
 def _parse_limit(text: str | None) -> int:
     if text is None:
         return DEFAULT_LIMIT
-    if re.fullmatch("0*[0-9]{1,4}", text) and 1 <= int(text) <= MOST:
-        return int(text)
+    digits = text.lstrip("0") if text.isascii() else ""  # int() refuses thousands of zeros
+    if digits.isdecimal() and len(digits) <= len(str(MOST)) and 1 <= int(digits) <= MOST:
+        return int(digits)
     raise InvalidLimit(f"The limit is a whole number from 1 to {MOST}.")

@@ -25,6 +25,7 @@ from marketflow.api.operation import Exchange, Operation, Symbol, Tag
 from marketflow.api.problems import TryAgain, UnknownExchange, UnknownSymbol
 from marketflow.api.rendering import ALWAYS, JSONAnswer, Time, rfc3339
 from marketflow.api.subject import asked_about
+from marketflow.clock import milliseconds
 
 MAX_AGE_SECONDS = 60
 """How long a settled answer may be kept without asking again.
@@ -115,7 +116,7 @@ def candle_operations() -> list[Operation]:
 async def _candles(request: Request) -> Response:
     context = context_of(request)
     subject = asked_about(request, context)
-    interval, question, as_arrays = parse_query(request.scope["query_string"])
+    interval, question, as_arrays = parse_query(request.scope["query_string"], milliseconds(context.prices.clock()))
     chart = await context.prices.candles(subject.series, question)
     length_ms = question.length_ms
     if as_arrays:
@@ -167,10 +168,11 @@ def _decimals(price: float) -> str:
 
 def _kept(request: Request, answer: Response) -> Response:
     """The answer to a client that may keep it, or that it still has the right one."""
-    tag = f'"{blake2b(bytes(answer.body), digest_size=16).hexdigest()}"'
+    # A weak one: it is the same for an answer that is compressed and one that is not.
+    tag = f'W/"{blake2b(bytes(answer.body), digest_size=16).hexdigest()}"'
     headers = {**ALWAYS, "cache-control": _KEPT, "etag": tag}
     known = [each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")]
-    if tag in known or "*" in known:
+    if tag.removeprefix("W/") in known or "*" in known:
         return Response(status_code=304, headers=headers)
     answer.headers.update(headers)
     return answer

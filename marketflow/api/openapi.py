@@ -21,6 +21,7 @@ from marketflow.api.problems import (
     Problem,
     ProblemDetails,
     Unauthorized,
+    UnknownParameter,
 )
 from marketflow.api.protection import BodyTooLarge, CrossSite, InvalidHost, RequestTimeout
 from marketflow.api.rendering import ALWAYS
@@ -28,7 +29,8 @@ from marketflow.api.rendering import ALWAYS
 _INFO = """\
 - Times are RFC 3339, UTC, milliseconds. Names are matched without regard to case and answered as they are configured.
 - Every `GET` answers `HEAD` as well, with the same status and headers and without a body. No request needs a body.
-- Query parameters that are not listed are ignored; of one that is repeated the last one counts.
+- A query parameter that is not listed is a 400 `unknown_parameter`, except on pages; of one that is repeated the last
+  one counts, but of `symbols` and `exchanges` all.
 - A path is matched as it stands, percent-encoding undone; with a slash too many it is another path.
 - Whatever goes wrong is told as RFC 9457 problem details, with a `code` for programs. A path that is not here is a 404
   `not_found`.
@@ -56,7 +58,11 @@ _HEADERS: dict[str, dict[str, Any]] = {
     },
     "ETag": {
         "description": "Stands for the answer, to be sent as `If-None-Match` when asking again.",
-        "schema": {"type": "string", "pattern": '^"[0-9a-f]{32}"$', "examples": ['"0123456789abcdef0123456789abcdef"']},
+        "schema": {
+            "type": "string",
+            "pattern": '^W/"[0-9a-f]{32}"$',
+            "examples": ['W/"0123456789abcdef0123456789abcdef"'],
+        },
     },
     "X-Content-Type-Options": {
         "description": "A browser takes it for nothing but what it says it is.",
@@ -227,6 +233,8 @@ def _problems_of(operation: Operation) -> list[type[Problem]]:
     found = [*operation.problems, *_ANY_REQUEST]
     if operation.asks_for_token:
         found.append(Unauthorized)
+    if not operation.is_page:
+        found.append(UnknownParameter)
     if operation.method != "GET":
         found.append(CrossSite)
     return found

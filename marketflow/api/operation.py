@@ -3,18 +3,21 @@
 Neither can say what the other does not know: a path, a method, the shape of an answer or a problem stands here once.
 """
 
+import difflib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import UnionType
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Meta
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from marketflow.api.problems import Problem
+from marketflow.api.problems import Problem, UnknownParameter
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -59,7 +62,7 @@ class Operation:
         path: as Starlette has it; what stands in braces is one of `PATH_PARAMETERS`.
         endpoint: answers the requests.
         answer: what the answer with status 200 is made of: a struct, or a type that msgspec knows made of structs.
-        query: the parameters that count; any other is ignored.
+        query: the parameters that it takes; any other is refused, unless the answer is a page for people.
         problems: what may be answered instead, beside what may happen to any request.
         asks_for_token: whether it is for those who have the token, if one is configured.
         may_be_kept: whether some of its answers may be kept by the client, and asked for again by their ETag.
@@ -80,7 +83,61 @@ class Operation:
 
     def route(self) -> Route:
         """The route, which knows no more than what it needs to answer."""
-        return Route(self.path, self.endpoint, methods=[self.method], name=self.id)
+        endpoint = self.endpoint if self.is_page else _with_known_parameters(self.endpoint, self.query)
+        return Route(self.path, endpoint, methods=[self.method], name=self.id)
+
+    @property
+    def is_page(self) -> bool:
+        """Whether it answers people: links to pages are given parameters of all kinds on their way."""
+        return isinstance(self.answer, Content) and self.answer.media_types[0] == "text/html"
+
+
+def _with_known_parameters(endpoint: Endpoint, query: tuple[Parameter, ...]) -> Endpoint:
+    """The endpoint, once the names of a query are known to be those of its parameters."""
+    known = tuple(parameter.name for parameter in query)
+
+    async def checked(request: Request) -> Response:
+        if given := request.scope["query_string"]:
+            refuse_unknown_parameters(given, known)
+        return await endpoint(request)
+
+    return checked
+
+
+@lru_cache(maxsize=512)  # the same few with every request; what is refused is not kept
+def refuse_unknown_parameters(query: bytes, known: tuple[str, ...]) -> None:
+    """Let a query pass whose parameters are all known.
+
+    Raises:
+        UnknownParameter: one is not; the text says which one is meant.
+    """
+    for name in QueryParams(query):
+        if name not in known:
+            raise UnknownParameter(_what_is_meant(name, known))
+
+
+_OTHER_NAMES = {
+    "from": ("starttime", "start", "since", "begin", "after", "from_ts", "from_time", "fromtime"),
+    "to": ("endtime", "end", "until", "before", "to_ts", "to_time", "totime"),
+    "limit": ("count", "size", "n", "max", "pagesize", "per_page", "countback", "outputsize"),
+    "interval": ("resolution", "timeframe", "tf", "granularity", "bar", "step", "period"),
+    "period": ("window", "range", "last", "duration", "interval", "timeframe"),
+    "format": ("fmt", "output", "as", "type"),
+    "symbols": ("symbol", "pair", "pairs", "instrument", "instruments", "ticker", "tickers", "market"),
+    "exchanges": ("exchange", "venue", "venues", "source"),
+}
+"""What other services call our parameters."""
+
+
+def _what_is_meant(name: str, known: tuple[str, ...]) -> str:
+    shown = ascii(name[:40])[1:-1]
+    if not known:
+        return f"There is no parameter `{shown}`; this path takes none."
+    lower = name.lower()
+    meant = [each for each in known if lower == each or lower in _OTHER_NAMES.get(each, ())]
+    meant = meant or difflib.get_close_matches(lower[:40], known, n=1)
+    hint = f"; did you mean `{meant[0]}`?" if meant else "."
+    return f"There is no parameter `{shown}`{hint} There are {', '.join(f'`{each}`' for each in known)}."
 
 
 # Names are configured, so that their schemas are only known to who knows the settings.

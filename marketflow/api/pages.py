@@ -68,7 +68,7 @@ async def _static(request: Request) -> Response:
         raise NotFound("There is nothing at this path.")
     file = _read(name)
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
-    if file.headers["etag"] in known:
+    if file.headers["etag"].removeprefix("W/") in known:
         return Response(status_code=304, headers=file.headers)
     return Response(file.body, media_type=_MEDIA_TYPES[Path(name).suffix], headers=file.headers)
 
@@ -84,4 +84,4 @@ def _served() -> frozenset[str]:
 def _read(name: str) -> _File:
     body = (_FOLDER / name).read_bytes()
     tag = hashlib.sha256(body).hexdigest()[:32]
-    return _File(body, {"cache-control": "no-cache", "etag": f'"{tag}"', "x-content-type-options": "nosniff"})
+    return _File(body, {"cache-control": "no-cache", "etag": f'W/"{tag}"', "x-content-type-options": "nosniff"})

@@ -69,6 +69,13 @@ class NoData(Problem):
     code = "no_data"
 
 
+class UnknownParameter(Problem):
+    """The query has a parameter that this path does not take; `detail` says what was meant."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "unknown_parameter"
+
+
 class Unauthorized(Problem):
     """The bearer token is missing or wrong."""
 

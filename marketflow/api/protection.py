@@ -152,9 +152,10 @@ class BodyLimit:
         """All messages of the body, up to the one that ends it."""
         # Before the first await, which would tell the client to go on.
         if any(
-            int(value) > self._max_bytes
+            len(digits := value.lstrip("0")) > 18
+            or int(digits or "0") > self._max_bytes  # int() has a limit of its own
             for value in Headers(scope=scope).getlist("content-length")
-            if value.isdecimal()
+            if value.isascii() and value.isdecimal()
         ):
             raise _TooLarge
         messages: list[Message] = []

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from math import inf
 
+import msgspec
+
 from marketflow.errors import Unavailable
 from marketflow.flow.slices import HELD_MS, Slices
 from marketflow.model import (
@@ -50,6 +52,8 @@ class Memory:
         minute_ms: length of a minute.
         slices_held: how many slices are held before the oldest go.
         slices_held_ms: how long they are held however many they are.
+        closed_after_ms: how long after its end a minute is called closed; a change after that is a correction, which
+            raises the version of its candle. As `late_after_ms` without it.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Memory:
         minute_ms: int = MINUTE_MS,
         slices_held: int = SLICES_HELD,
         slices_held_ms: int = HELD_MS,
+        closed_after_ms: int | None = None,
     ) -> None:
         self._late_after_ms = late_after_ms
         self._ahead_ms = ahead_ms
@@ -75,6 +80,9 @@ class Memory:
         self._first_at: dict[tuple[Mode, str], int] = {}
         self._first_of_all: float = inf
         self._unwritten: defaultdict[int, set[Series]] = defaultdict(set)
+        self._closed_after_ms = late_after_ms if closed_after_ms is None else closed_after_ms
+        self._taken_at = 0
+        self._corrections: defaultdict[int, dict[Series, int]] = defaultdict(dict)
         self._oldest = 0  # start of the oldest minute that is held
         self._whole_from = sys.maxsize  # from this minute on nothing is in the archive that is not held here
         self._newest_at = 0  # of all series
@@ -255,7 +263,11 @@ class Memory:
 
     def _minute(self, series: Series, start: int) -> Candle | None:
         own, earlier = _of(self._minutes, series, start), self._earlier(series, start)
-        return merge(earlier, own) if own and earlier else own or earlier
+        candle = merge(earlier, own) if own and earlier else own or earlier
+        corrected = self._corrections[start].get(series, 0) if start in self._corrections else 0
+        if candle is None or not corrected:
+            return candle
+        return msgspec.structs.replace(candle, version=candle.version + corrected)
 
     def _earlier(self, series: Series, start: int) -> Candle | None:
         """The fuller of what the two stores know: merged, the ticks that both have would count twice."""
@@ -275,18 +287,25 @@ class Memory:
         And those that lie beyond `now_ms`, which would otherwise wait until the clock comes by again.
         """
         last_start, beyond = now_ms - self._late_after_ms - self.minute_ms, now_ms + self._ahead_ms
-        return self._take(lambda start: start <= last_start or start > beyond)
+        with self._lock:
+            for start in self._unwritten:
+                if start + self.minute_ms + self._closed_after_ms <= self._taken_at:
+                    for series in self._unwritten[start]:  # clients may have seen it called closed
+                        corrections = self._corrections[start]
+                        corrections[series] = corrections.get(series, 0) + 1
+            self._taken_at = now_ms
+            return self._take(lambda start: start <= last_start or start > beyond)
 
     def take_all(self) -> Candles:
         """The minutes not yet taken in this version, open ones too: the end of the flow."""
-        return self._take(lambda _: True)
+        with self._lock:
+            return self._take(lambda _: True)
 
     def _take(self, due: Callable[[int], bool]) -> Candles:
         taken: Candles = {}
-        with self._lock:
-            for start in [start for start in self._unwritten if due(start)]:
-                taken |= self._whole_minutes(start, self._unwritten[start])
-                del self._unwritten[start]
+        for start in [start for start in self._unwritten if due(start)]:
+            taken |= self._whole_minutes(start, self._unwritten[start])
+            del self._unwritten[start]
         return taken
 
     def forget(self, now_ms: int) -> None:
@@ -303,6 +322,8 @@ class Memory:
             for minutes in (self._minutes, self._restored, self._adopted, self._divided, self._unwritten):
                 for start in [start for start in minutes if start < oldest]:
                     del minutes[start]
+            for start in [start for start in self._corrections if start < oldest]:
+                del self._corrections[start]
 
     def _forget_newest(self, beyond: int) -> None:
         """Let go of ticks beyond what the clock allows: while they count as the newest, no later one does."""

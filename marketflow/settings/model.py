@@ -68,6 +68,9 @@ SchemaName = Annotated[
 ]
 LogLevel = Literal["TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL"]
 
+WRITTEN_MS = 500
+"""How long a tick takes at most from its receipt to where it can be read, unless a store is unavailable."""
+
 user_data_dir = partial(platformdirs.user_data_path, "marketflow")
 
 
@@ -191,6 +194,11 @@ class FlowSettings(_Section, frozen=True, kw_only=True):
     def slices_held_ms(self) -> int:
         """How long slices are held however many they are: for all ticks that are believed, and a little."""
         return self.max_clock_skew_ms + SLICES_HELD_BEYOND_MS
+
+    @property
+    def closed_after_ms(self) -> int:
+        """How long after its end a candle is closed: as late as a tick may be, and what it takes to be written."""
+        return max(self.late_after_ms, self.max_clock_skew_ms) + WRITTEN_MS
 
     @property
     def minute_ms(self) -> int:

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 
 from tests.api.world import World
 
-EVERYWHERE = {"content-type", "content-length", "date", "connection"}
+EVERYWHERE = {"content-type", "content-length", "content-encoding", "vary", "date", "connection"}
 """Headers of HTTP itself. (`Connection: close` is described where it is part of the answer.)"""
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from marketflow.api.candles import MAX_AGE_SECONDS
 from marketflow.api.chart import SETTLED_MS
+from marketflow.api.rendering import rfc3339
 from marketflow.model import MINUTE_MS, Mode
 from tests.api.world import NOW, World, series
 
@@ -98,7 +99,10 @@ def test_a_tick_makes_the_candle_that_runs_grow_at_once(world: World) -> None:
         ("from=2030-01-01T00:00:00Z", []),
         ("to=2000-01-01t00:00:00.5z", []),
         ("from=0&to=1", []),
-        (f"from={MINUTE}&to=999999999999999", ["02:00"]),
+        (f"from={MINUTE}&to=99999999999999", ["02:00"]),
+        ("from=2025-11-21", ["01:00", "01:59", "02:00"]),
+        ("from=-90m&to=now", ["01:00", "01:59", "02:00"]),
+        ("from=-31m", ["01:59", "02:00"]),
         ("limit=1&limit=2", ["01:59", "02:00"]),
     ],
 )
@@ -112,7 +116,10 @@ def test_a_candle_belongs_to_the_range_in_which_it_opens(world: World, query: st
     ("query", "code"),
     [
         *((f"interval={text}", "invalid_interval") for text in ("", "2m", "1H", "1M", "60s", "1m%00")),
-        *((f"limit={text}", "invalid_limit") for text in ("", "0", "1001", "-1", "1.0", "x", "9" * 5000, "%D9%A1")),
+        *(
+            (f"limit={text}", "invalid_limit")
+            for text in ("", "0", "1001", "-1", "1.0", "x", "9" * 5000, "%D9%A1", "0" * 4400)
+        ),
         *((f"format={text}", "invalid_format") for text in ("", "csv", "Array")),
         ("from=2&to=2", "invalid_range"),
         ("from=3&to=2", "invalid_range"),
@@ -120,7 +127,8 @@ def test_a_candle_belongs_to_the_range_in_which_it_opens(world: World, query: st
             (f"{name}={text}", "invalid_range")
             for name in ("from", "to")
             for text in (
-                *("", "yesterday", "-1", "1e3", "1.5", "9" * 16, "2025-11-21", "2025-11-21T02:00:00", "%D9%A1"),
+                *("", "yesterday", "-1", "1e3", "1.5", "9" * 16, "2025-11-21T02:00:00", "%D9%A1", "0" * 4400 + "1"),
+                *(str(MINUTE // 1000), str(MINUTE * 1000), str(MINUTE * 1_000_000), "-", "-1w", "now-1h"),
                 *("2025-13-01T00:00:00Z", "2025-02-30T00:00:00Z", "2025-11-21T25:00:00Z", "2025-11-21T02:00:00+01:00"),
             )
         ),
@@ -153,7 +161,8 @@ def test_a_range_that_is_over_may_be_kept_and_asked_for_again(world: World) -> N
     assert first.headers["cache-control"] == f"max-age={MAX_AGE_SECONDS}"
     assert [each["closed"] for each in first.json()["candles"]] == [True]
     tag = first.headers["etag"]
-    for known in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+    assert tag.startswith('W/"')
+    for known in (tag, tag.removeprefix("W/"), f'"other", {tag}', "*"):
         again = world.ask(path, headers={"If-None-Match": known})
         assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
         assert again.headers["cache-control"] == first.headers["cache-control"]
@@ -254,3 +263,21 @@ def test_an_answer_never_mixes_modes_even_when_the_mode_switches_meanwhile(inter
     answer = world.ask(f"/candles/BTCUSDT?interval={interval}").json()
     assert {each[name] for each in answer["candles"] for name in ("open", "high", "low", "close")} == {1.0}
     assert world.mode.current is Mode.LIVE
+
+
+@pytest.mark.parametrize(
+    ("interval", "length"), [("1m", 60_000), ("5m", 300_000), ("1h", HOUR_MS), ("1d", 24 * HOUR_MS)]
+)
+def test_candle_is_closed_once_no_tick_can_change_it(interval: str, length: int) -> None:
+    """A tick is accepted up to 5 s late (flow.max_clock_skew_seconds), and written within half a second."""
+    world = World()
+    start = MINUTE - MINUTE % length
+    for after_end, closed in ((-1, False), (0, False), (2_000, False), (5_000, False), (5_499, False), (5_500, True)):
+        world.now = start + length + after_end
+        world.trade(10.0, world.now - start - 1)
+        (candle,) = (
+            each
+            for each in world.ask(f"/candles/BTCUSDT?interval={interval}&limit=2").json()["candles"]
+            if each["time"] == rfc3339(start)
+        )
+        assert candle["closed"] is closed, after_end

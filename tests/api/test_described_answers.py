@@ -83,10 +83,13 @@ Provoke = Callable[[str, str], httpx.Response]
 
 IN_THE_APPLICATION: dict[str | None, Provoke] = {
     None: lambda method, path: trading().ask(filled(path), method, TOKEN),
-    "unknown_symbol": lambda method, path: trading().ask(f"{filled(path, symbol='NOTHING')}?symbols=NOTHING", method),
-    "unknown_exchange": lambda method, path: trading().ask(
-        f"{filled(path, exchange='nowhere')}?exchanges=nowhere", method
+    "unknown_symbol": lambda method, path: trading().ask(
+        filled(path, symbol="NOTHING") + ("?symbols=NOTHING" if "{" not in path else ""), method
     ),
+    "unknown_exchange": lambda method, path: trading().ask(
+        filled(path, exchange="nowhere") + ("?exchanges=nowhere" if "{" not in path else ""), method
+    ),
+    "unknown_parameter": lambda method, path: trading().ask(f"{filled(path)}?nothing=1", method, TOKEN),
     "no_data": lambda method, path: World().ask(filled(path), method),
     "invalid_period": lambda method, path: trading().ask(f"{filled(path)}?period=1w", method),
     "invalid_interval": lambda method, path: trading().ask(f"{filled(path)}?interval=1w", method),

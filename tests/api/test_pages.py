@@ -81,7 +81,8 @@ def test_a_file_is_sent_once_and_then_asked_after(name: str, media_type: str) ->
     assert first.content == (STATIC / name).read_bytes()
     assert (first.headers["cache-control"], first.headers["x-content-type-options"]) == ("no-cache", "nosniff")
     tag = first.headers["etag"]
-    for known in (tag, f"W/{tag}", f'"other", {tag}'):
+    assert tag.startswith('W/"')
+    for known in (tag, tag.removeprefix("W/"), f'"other", {tag}'):
         again = World().ask(path, headers={"If-None-Match": known})
         assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
     assert World().ask(path, headers={"If-None-Match": '"other"'}).content == first.content

@@ -20,6 +20,7 @@ from marketflow.api.streaming.events import (
     ChangedPrices,
     End,
     Heartbeat,
+    Message,
     Snapshot,
     message,
 )
@@ -178,8 +179,18 @@ class Known:
         if self._ended:
             news.append(End("shutdown"))
         now = Position(self.epoch, self.mode, whole, self._version, self._beat)
-        position = self._id(selection, now)
-        return (Batch([message(each, position) for each in news]) if news else None), now
+        return (Batch(self._with_ids(selection, news, seen, now)) if news else None), now
+
+    def _with_ids(
+        self, selection: Selection, news: list[msgspec.Struct], seen: Position, now: Position
+    ) -> list[Message]:
+        """Events, each with the id after which a client lacks nothing but what follows it.
+
+        Whoever loses the connection within a batch has seen no more than before it: what comes again replaces itself.
+        """
+        before, after = self._id(selection, seen), self._id(selection, now)
+        last = max((n for n, each in enumerate(news) if not isinstance(each, (Heartbeat, End))), default=0)
+        return [message(each, before if n < last else after) for n, each in enumerate(news)]
 
     def _snapshot(self, selection: Selection) -> Snapshot:
         assert self._health is not None, "it is ready"

@@ -64,6 +64,10 @@ _QUERY = (
 )
 
 
+PARAMETERS = tuple(parameter.name for parameter in _QUERY)
+"""Names of the parameters of a stream."""
+
+
 def stream_operations(times: RequestTimes) -> list[Operation]:
     """The operation of this module."""
 

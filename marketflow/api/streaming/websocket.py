@@ -13,13 +13,14 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from marketflow.api.context import Context, context_of
+from marketflow.api.operation import refuse_unknown_parameters
 from marketflow.api.problems import Problem, answer_to
 from marketflow.api.request_times import RequestTimes
 from marketflow.api.streaming.client import Client
 from marketflow.api.streaming.events import Refused, Subscribed
 from marketflow.api.streaming.figures import Sent
 from marketflow.api.streaming.selection import named
-from marketflow.api.streaming.sse import selected
+from marketflow.api.streaming.sse import PARAMETERS, selected
 
 PATH = "/ws"
 
@@ -53,6 +54,7 @@ def websocket_routes(times: RequestTimes) -> list[Route | WebSocketRoute]:
     async def talk(websocket: WebSocket) -> None:
         context = context_of(websocket)
         try:
+            refuse_unknown_parameters(websocket.scope["query_string"], PARAMETERS)
             selection = selected(context, websocket.query_params)
             context.hub.check_room()
         except Problem as problem:

@@ -2,15 +2,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from marketflow.export import moments
-from marketflow.export.moments import moment_ms
+from marketflow import moments
 
 NOW_MS = 1_795_262_400_123
 
 
-@pytest.fixture(autouse=True)
-def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moments, "system_clock", lambda: NOW_MS * 1_000_000 + 999_999)
+def moment_ms(text: str) -> int:
+    return moments.moment_ms(text, NOW_MS)
 
 
 @pytest.mark.parametrize(
@@ -39,11 +37,35 @@ def test_a_moment_may_be_so_long_ago(text: str, ago_ms: int) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "24h", "-24", "-1w", "- 1h", "-1h ", "-99999999d", "+1h", "yesterday", "1795262400123"),
+        *("", "24h", "-24", "-1w", "- 1h", "-1h ", "-99999999d", "+1h", "yesterday", "1e3", "1.5"),
         *("2026-02-30", "2026-11-01T09:30:00", "2026-11-01T25:00:00Z", "0001-01-01T00:00:00+01:00", "20261101"),
         *("٢٠٢٦-11-01", "2026-11-01T09:30:00Z\n"),
     ],
 )
 def test_anything_else_is_told_what_is_allowed(text: str) -> None:
     with pytest.raises(ValueError, match="must be a time such as 2026-11-01T09:30:00Z, a date"):
+        moment_ms(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("1795262400", "1795262400 looks like Unix seconds: 1795262400000 is meant"),
+        ("1795262400123456", "looks like Unix microseconds: 1795262400123 is meant"),
+        ("1795262400123456789", "looks like Unix nanoseconds: 1795262400123 is meant"),
+    ],
+)
+def test_unix_time_in_another_unit_is_refused_with_what_is_meant(text: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=meant):
+        moment_ms(text)
+
+
+@pytest.mark.parametrize(("text", "at"), [("1795262400123", 1795262400123), ("0", 0), ("00001", 1)])
+def test_unix_milliseconds_are_a_moment(text: str, at: int) -> None:
+    assert moment_ms(text) == at
+
+
+@pytest.mark.parametrize("text", ["0" * 4400 + "1", "9" * 5000, "-" + "1s" * 5000, "-" + "9" * 5000 + "s"])
+def test_absurdly_long_moments_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be a time such as"):
         moment_ms(text)

@@ -1,0 +1,85 @@
+"""Moments as a person or a program writes them, in a query and on the command line alike."""
+
+import re
+from datetime import UTC, date, datetime, timedelta
+
+_UNIT_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_TERM = r"([0-9]{1,9})([smhd])"
+
+# Bounds on digits keep int() from work that somebody else chooses.
+UNIX_MS = r"[0-9]{1,19}"
+RFC_3339 = r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+RELATIVE = r"now|-([0-9]{1,9}[smhd]){1,4}"
+PATTERN = f"({RELATIVE}|{DAY}|{RFC_3339}|{UNIX_MS})"
+"""What a moment looks like; whether there is such a day, no pattern can tell."""
+
+ALLOWED = (
+    "must be a time such as 2026-11-01T09:30:00Z, a date (its midnight, UTC), now, -24h (a sum of s, m, h, d),"
+    " or Unix milliseconds"
+)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+_YEAR_1 = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // _MILLISECOND
+
+_SECONDS, _MILLISECONDS, _MICROSECONDS = 10**8, 10**11, 10**14
+"""From these numbers on a Unix time is taken for one in seconds (1973), in ms (1973) and in microseconds (5138)."""
+
+
+def is_relative(text: str) -> bool:
+    """Whether a moment depends on when it is asked for."""
+    return re.fullmatch(RELATIVE, text) is not None
+
+
+def moment_ms(text: str, now_ms: int) -> int:
+    """A moment in Unix ms, rounded up to the next one.
+
+    Args:
+        text: the moment.
+        now_ms: the present (Unix ms).
+
+    Raises:
+        ValueError: it is none; the text says what is allowed or what was meant.
+    """
+    try:
+        found = _moment_ms(text, now_ms)
+    except (ValueError, OverflowError):  # no such day, or one before the year 1
+        raise ValueError(ALLOWED) from None
+    if found is None:
+        raise ValueError(_in_another_unit(text))
+    if found < _YEAR_1:
+        raise ValueError(ALLOWED)
+    return found
+
+
+def _moment_ms(text: str, now_ms: int) -> int | None:
+    """The moment, or None for a number in another unit."""
+    if is_relative(text):
+        return now_ms - sum(int(number) * _UNIT_MS[unit] for number, unit in re.findall(_TERM, text))
+    if re.fullmatch(UNIX_MS, text) and not re.fullmatch("(19|20)[0-9]{6}", text):  # which would be a day
+        number = int(text)
+        return number if number < _SECONDS or _MILLISECONDS <= number < _MICROSECONDS else None
+    if re.fullmatch(DAY, text):
+        day = date.fromisoformat(text)
+        return _unix_ms(datetime(day.year, day.month, day.day, tzinfo=UTC))
+    if re.fullmatch(RFC_3339, text):
+        # Its digits beyond microseconds are cut off by Python.
+        return _unix_ms(datetime.fromisoformat(text.upper()))
+    raise ValueError
+
+
+def _in_another_unit(text: str) -> str:
+    number = int(text)
+    if number < _MILLISECONDS:
+        unit, meant = "seconds", number * 1000
+    elif number < _MICROSECONDS * 1000:
+        unit, meant = "microseconds", number // 1000
+    else:
+        unit, meant = "nanoseconds", number // 1_000_000
+    return f"is in milliseconds, and {number} looks like Unix {unit}: {meant} is meant"
+
+
+def _unix_ms(moment: datetime) -> int:
+    return -((_EPOCH - moment) // _MILLISECOND)
