@@ -2,13 +2,15 @@
 
 import importlib.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import redis
 
 from marketflow.errors import StartError
 from marketflow.stores.embedded import EmbeddedPostgres, EmbeddedRedis, claim
+from marketflow.stores.embedded.guardian import guardian
 from marketflow.stores.embedded.process import ServerProcess, find_servers
 from marketflow.stores.embedded.server import LOG_BYTES, Answer, ChildServer
 from tests.servers import PostgresServer, wait_until
@@ -35,6 +38,23 @@ with claim(Path(sys.argv[1])) as data_dir:
         print(redis.process.pid, postgres.process.pid, flush=True)
         signal.pause()
 """
+KEEPING = """
+        import time
+        from marketflow.stores.embedded.guardian import guardian
+        while True:
+            guardian.keep()
+            time.sleep(0.05)
+"""
+STARTING = """
+import sys
+from pathlib import Path
+from marketflow.stores.embedded import EmbeddedPostgres, EmbeddedRedis, claim
+with claim(Path(sys.argv[1])) as data_dir:
+    print("starting", flush=True)
+    with EmbeddedRedis(data_dir / "redis") as redis, EmbeddedPostgres(data_dir / "postgres") as postgres:
+        pass
+"""
+ORPHAN_SECONDS = 5.0
 HOLDER = """
 import signal, sys
 from pathlib import Path
@@ -170,38 +190,169 @@ def test_a_half_made_cluster_is_thrown_away_and_made_anew(data_dir: Path) -> Non
     assert not half_made.exists()
 
 
-def test_after_kill_of_the_application_its_servers_are_adopted_with_their_data_and_stopped_with_the_next(
-    data_dir: Path,
+# The death of the owner
+
+
+def ended(pids: list[int]) -> bool:
+    return not any(ServerProcess(pid).alive() for pid in pids)
+
+
+def watcher_of(application: "subprocess.Popen[str]") -> ServerProcess:
+    """The process that waits for the application's end."""
+    children = ServerProcess(application.pid).children()
+    (watcher,) = (each for each in children if b"watcher" in Path(f"/proc/{each.pid}/cmdline").read_bytes())
+    return watcher
+
+
+def kill_application(application: "subprocess.Popen[str]") -> None:
+    application.kill()
+    application.wait()
+
+
+def kill_with_watcher(application: "subprocess.Popen[str]") -> None:
+    watcher = watcher_of(application)
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that neither sees the other's end
+        watcher.send(number)
+        application.send_signal(number)
+    application.wait()
+
+
+def kill_with_watcher_frozen(application: "subprocess.Popen[str]") -> None:
+    watcher = watcher_of(application)
+    watcher.send(signal.SIGSTOP)
+    kill_application(application)
+    watcher.send(signal.SIGKILL)
+
+
+deaths = pytest.mark.parametrize("die", [kill_application, kill_with_watcher, kill_with_watcher_frozen])
+
+
+@deaths
+def test_servers_of_a_killed_application_end_and_keep_their_data(
+    data_dir: Path, die: Callable[["subprocess.Popen[str]"], None]
 ) -> None:
     with parent(PARENT, data_dir) as (application, line):
         pids = [int(pid) for pid in line.split()]
         servers = EmbeddedRedis(data_dir / "redis"), EmbeddedPostgres(data_dir / "postgres")
         for server in servers:
             write(server)
-        application.kill()
-        application.wait()
+        watcher = watcher_of(application)
+        die(application)
+        wait_until(lambda: ended(pids), timeout=ORPHAN_SECONDS, message="a server was left behind")
+        wait_until(lambda: not watcher.alive(), timeout=ORPHAN_SECONDS, message="the watcher was left behind")
+        assert "shut down" in servers[1].log.read_text()
         with claim(data_dir), servers[0], servers[1]:
-            assert [pid_of(server) for server in servers] == pids
+            assert [read(server) for server in servers] == ["kept", "kept"]
+            assert "not properly shut down" not in servers[1].log.read_text()
+
+
+def test_start_while_orphaned_servers_end_waits_for_them(data_dir: Path) -> None:
+    with parent(PARENT, data_dir) as (application, line):
+        pids = [int(pid) for pid in line.split()]
+        servers = EmbeddedRedis(data_dir / "redis"), EmbeddedPostgres(data_dir / "postgres")
+        for server in servers:
+            write(server)
+        kill_application(application)
+        with claim(data_dir), servers[0], servers[1]:
+            assert ended(pids)
             assert [len(find_servers(server.program, server.data)) for server in servers] == [1, 1]
             assert [read(server) for server in servers] == ["kept", "kept"]
-    assert [find_servers(server.program, server.data) for server in servers] == [[], []]
+            threading.Event().wait(2.0)  # the old watcher has had its time by then
+            assert [read(server) for server in servers] == ["kept", "kept"]
+
+
+@deaths
+def test_servers_of_a_killed_application_end_without_their_folder(
+    data_dir: Path, die: Callable[["subprocess.Popen[str]"], None]
+) -> None:
+    with parent(PARENT, data_dir) as (application, line):
+        shutil.rmtree(data_dir)
+        die(application)
+        wait_until(lambda: ended([int(pid) for pid in line.split()]), timeout=ORPHAN_SECONDS)
+
+
+def test_frozen_servers_of_a_killed_application_end(data_dir: Path) -> None:
+    with parent(PARENT, data_dir) as (application, line):
+        pids = [int(pid) for pid in line.split()]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        kill_application(application)
+        wait_until(lambda: ended(pids), timeout=ORPHAN_SECONDS)
+
+
+def test_a_killed_watcher_is_replaced_and_servers_run_on(data_dir: Path) -> None:
+    with parent(PARENT.replace("signal.pause()", KEEPING), data_dir) as (application, line):
+        pids = [int(pid) for pid in line.split()]
+        killed = watcher_of(application)
+        killed.send(signal.SIGKILL)
+        wait_until(
+            lambda: any(
+                each.pid != killed.pid for each in ServerProcess(application.pid).children() if each.pid not in pids
+            )
+        )
+        assert not ended(pids[:1])
+        assert not ended(pids[1:])
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)  # so that nothing but a watcher ends them
+        kill_application(application)
+        wait_until(lambda: ended(pids), timeout=ORPHAN_SECONDS)
+
+
+def test_an_orphaned_start_leaves_no_server_whenever_it_is_killed(data_dir: Path) -> None:
+    for number in range(8):
+        with parent(STARTING, data_dir) as (application, _):
+            threading.Event().wait(number * 0.05)
+            kill_application(application)
+            wait_until(lambda: not processes_in(data_dir), timeout=ORPHAN_SECONDS, message="a process was left behind")
+
+
+def processes_in(folder: Path) -> list[int]:
+    """All processes that have a folder, or something in it, among their arguments."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if os.fsencode(folder) in path.read_bytes() and int(path.parent.name) != os.getpid():
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_a_temporary_socket_folder_goes_with_a_killed_application(data_dir: Path) -> None:
+    before = socket_folders()
+    with parent(PARENT, data_dir / ("deep" * 30)) as (application, _):
+        assert len(socket_folders() - before) == 2
+        kill_application(application)
+        wait_until(lambda: socket_folders() == before, timeout=ORPHAN_SECONDS)
+
+
+def test_the_watcher_ends_with_the_last_server(data_dir: Path) -> None:
+    with EmbeddedRedis(data_dir / "redis") as one, EmbeddedRedis(data_dir / "other") as other:
+        watchers = processes_named("embedded.watcher")
+        one.stop()
+        assert processes_named("embedded.watcher") == watchers
+        other.stop()
+        if not guardian._watched:  # the servers of the session have none either
+            assert not processes_named("embedded.watcher")
+
+
+def processes_named(text: str) -> list[int]:
+    children = ServerProcess(os.getpid()).children()
+    return [each.pid for each in children if text.encode() in Path(f"/proc/{each.pid}/cmdline").read_bytes()]
 
 
 @both
-def test_a_frozen_server_left_behind_is_woken_and_adopted(kind: Kind, data_dir: Path) -> None:
+def test_a_frozen_server_left_behind_is_ended_before_another_is_started(kind: Kind, data_dir: Path) -> None:
     with server_of(kind, data_dir) as left_behind:
         write(left_behind)
         os.kill(pid_of(left_behind), signal.SIGSTOP)
         with server_of(kind, data_dir) as server:
-            assert pid_of(server) == pid_of(left_behind)
+            assert not left_behind.running
             assert read(server) == "kept"
 
 
 @both
 def test_a_server_left_behind_that_does_not_answer_is_ended_before_another_is_started(
-    kind: Kind, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Kind, data_dir: Path
 ) -> None:
-    monkeypatch.setattr("marketflow.stores.embedded.server.ADOPT_SECONDS", 0.3)
     with server_of(kind, data_dir) as left_behind:
         write(left_behind)
         make_unreachable(left_behind)

@@ -5,8 +5,21 @@ when the parent is killed, and cannot tell later whether such a server may be st
 at a time have the data folder, and each server has a folder of its own in there, data, socket and log.
 """
 
-from marketflow.stores.embedded.lock import claim
-from marketflow.stores.embedded.postgres import EmbeddedPostgres
-from marketflow.stores.embedded.redis import EmbeddedRedis
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from marketflow.stores.embedded.lock import claim
+    from marketflow.stores.embedded.postgres import EmbeddedPostgres
+    from marketflow.stores.embedded.redis import EmbeddedRedis
 
 __all__ = ["EmbeddedPostgres", "EmbeddedRedis", "claim"]
+
+_HOMES = {"claim": "lock", "EmbeddedPostgres": "postgres", "EmbeddedRedis": "redis"}
+
+
+def __getattr__(name: str) -> Any:
+    """What is exported, imported when asked for: the small processes in here start without any of it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -6,11 +6,19 @@ crash; the pid is there for the message to whoever comes second.
 
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from marketflow.errors import StartError
+from marketflow.stores.embedded.owner import refuse_foreign
+
+LOCK = "lock"
+
+PRIVATE = 0o700
+PASSABLE = 0o711
+"""As root: PostgreSQL, which runs as another user, must get to its own folder in there."""
 
 
 @contextmanager
@@ -20,19 +28,39 @@ def claim(data_dir: Path) -> Iterator[Path]:
     The kernel lets go of the claim when the process ends, however it ends; children do not inherit it.
 
     Raises:
-        StartError: another process has it, or it cannot be created or written.
+        StartError: another process has it, it cannot be created or written, or another user may write to it.
     """
     try:
+        refuse_foreign(data_dir)  # before a link is followed
         data_dir = data_dir.resolve()
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _make(data_dir)
+        refuse_foreign(data_dir)
+        # O_NONBLOCK: a FIFO in its place is opened without waiting, and refused.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        lock = os.open(data_dir / LOCK, flags, 0o600)
     except OSError as error:
         raise StartError(f"the data folder {data_dir} cannot be used: {error.strerror}; set data_dir") from error
     try:
+        refuse_foreign(data_dir / LOCK)
+        if not stat.S_ISREG(os.fstat(lock).st_mode) or os.fstat(lock).st_nlink != 1:
+            raise StartError(f"{data_dir / LOCK} is not a regular file of its own; remove it, or set another data_dir")
         _lock_for_this_process(lock, data_dir)
         yield data_dir
     finally:
         os.close(lock)
+
+
+def _make(data_dir: Path) -> None:
+    """Make the folder and those above it that are missing; as root, so that others may pass through what is made."""
+    mode = PASSABLE if os.geteuid() == 0 else PRIVATE
+    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        data_dir.mkdir(PRIVATE)
+    except FileExistsError:
+        if not data_dir.is_dir():
+            raise
+        return
+    data_dir.chmod(mode)
 
 
 def _lock_for_this_process(lock: int, data_dir: Path) -> None:

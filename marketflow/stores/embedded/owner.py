@@ -1,59 +1,155 @@
-"""The owner of PostgreSQL's folder when MarketFlow runs as root, as in many containers: PostgreSQL refuses to.
+"""Whose the files of the embedded servers are: ours or root's, and nobody else may write to them.
 
-It runs as the folder's owner instead, a system user that is created if need be, and for whom the folders on the way
-there are made passable.
+When MarketFlow runs as root, as in many containers, PostgreSQL refuses to: it runs as a system user, who owns its
+folder and is created if need be. What is above the data folder is not ours: nothing of it is changed, and a folder in
+which that user cannot get to its own is refused.
 """
 
 import os
 import pwd
 import stat
 import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from loguru import logger
 
 from marketflow.errors import StartError
+from marketflow.stores.embedded.guardian import environment
+from marketflow.stores.embedded.process import SYSTEM_USER
 
-SYSTEM_USER = "pgserver"
 USERADD_SECONDS = 10.0
+REACH_SECONDS = 10.0
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
-def own_for_postgres(folder: Path) -> tuple[int, int]:
-    """As root: give a folder to a user that PostgreSQL may run as, unless it has such an owner; user and group.
+def refuse_foreign(path: Path, user: int | None = None) -> None:
+    """Refuse what belongs to another user than us, root and the one given, or what others may write to.
+
+    Nothing where there is nothing.
 
     Raises:
-        StartError: there is no such user and none can be created.
+        StartError: it is so.
     """
-    found = folder.stat()
-    if found.st_uid == 0:
-        user = _system_user()
-        os.chown(folder, user.pw_uid, user.pw_gid)
-        found = folder.stat()
-    make_passable(folder)
-    return found.st_uid, found.st_gid
+    if (why := foreign(path, user)) is not None:
+        raise StartError(f"{why}; or set another data_dir")
 
 
-def _system_user() -> pwd.struct_passwd:
+def foreign(path: Path, user: int | None = None) -> str | None:
+    """Why a path is refused, and what to do about it; None when it is not. A link is judged by itself."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    if found.st_uid not in (0, os.geteuid(), user):
+        return (
+            f"{path} belongs to the user {name_of(found.st_uid)}, not to {name_of(os.geteuid())}: "
+            "run MarketFlow as that user, or change its owner (chown -R) if what is in there is yours"
+        )
+    if not stat.S_ISLNK(found.st_mode) and found.st_mode & WRITABLE_BY_OTHERS:
+        mode = stat.S_IMODE(found.st_mode)
+        return f"other users may write to {path} (mode {mode:04o}): chmod go-w it once what is in there is yours"
+    return None
+
+
+def refuse_foreign_folder(folder: Path, user: int | None = None) -> None:
+    """The same of a folder, which must be none of another kind, and of what is directly in it.
+
+    Raises:
+        StartError: it is so.
+    """
+    refuse_foreign(folder, user)
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            refuse_foreign(path, user)
+
+
+def name_of(user: int) -> str:
+    """A user's name, or the number where there is none."""
+    with suppress(KeyError):
+        return pwd.getpwuid(user).pw_name
+    return str(user)
+
+
+def own_for_postgres(folder: Path) -> pwd.struct_passwd:
+    """As root: give a folder to the user that PostgreSQL runs as, and give that user.
+
+    Raises:
+        StartError: there is no such user and none can be created, or it cannot get to the folder.
+    """
+    user = system_user()
+    refuse_foreign(folder, user.pw_uid)
+    if folder.lstat().st_uid == 0:
+        os.chown(folder, user.pw_uid, user.pw_gid, follow_symlinks=False)
+    refuse_unreachable(folder, user)
+    return user
+
+
+def refuse_unreachable(folder: Path, user: pwd.struct_passwd) -> None:
+    """Refuse a folder that a user cannot get to; the data folder above it, which is ours, is opened for that.
+
+    Raises:
+        StartError: it is so.
+    """
+    data_dir = folder.parent
+    mode = data_dir.stat().st_mode
+    if data_dir.stat().st_uid == 0 and not mode & stat.S_IXOTH:
+        logger.warning("others may pass through {} from now on: PostgreSQL does not run as root", data_dir)
+        data_dir.chmod(stat.S_IMODE(mode) | stat.S_IXOTH)
+    if not reaches(user, folder):
+        closed = next(_closed(folder), folder)
+        raise StartError(
+            f"PostgreSQL refuses to run as root, and the user {user.pw_name}, as which it runs, may not enter {closed} "
+            f"(mode {stat.S_IMODE(closed.stat().st_mode):04o}): set data_dir to a folder that it can get to, such as "
+            "/var/lib/marketflow, run MarketFlow as an ordinary user, or set postgres.host to a server of your own"
+        )
+
+
+def _closed(path: Path) -> Iterator[Path]:
+    """The folders above a path that others may not enter, from the top on."""
+    return (folder for folder in reversed(path.parents) if not folder.stat().st_mode & stat.S_IXOTH)
+
+
+def reaches(user: pwd.struct_passwd, path: Path) -> bool:
+    """As root: whether a user can get to a path and read or enter it, as the kernel says.
+
+    Asked in a process of that user, as there are more rules than the modes of folders.
+    """
+    command = ["/bin/sh", "-c", 'test -r "$1" && test -x "$1"', "sh", str(path)]
+    try:
+        asked = subprocess.run(
+            command,
+            user=user.pw_uid,
+            group=user.pw_gid,
+            extra_groups=[],
+            cwd="/",
+            env=environment(),
+            capture_output=True,
+            check=False,
+            timeout=REACH_SECONDS,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return asked.returncode == 0
+
+
+def system_user() -> pwd.struct_passwd:
+    """The user that PostgreSQL runs as, created if need be.
+
+    Raises:
+        StartError: it cannot be created.
+    """
     with suppress(KeyError):
         return pwd.getpwnam(SYSTEM_USER)
     options = ["--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin"]
     try:
         # An exit code would not tell: another process may have been first.
         command = ["useradd", *options, SYSTEM_USER]
-        subprocess.run(command, capture_output=True, check=False, timeout=USERADD_SECONDS)
+        subprocess.run(command, capture_output=True, check=False, timeout=USERADD_SECONDS, env=environment())
         return pwd.getpwnam(SYSTEM_USER)
     except (OSError, KeyError, subprocess.TimeoutExpired):
         raise StartError(
             f"PostgreSQL refuses to run as root, and the user {SYSTEM_USER} could not be created; "
             "run MarketFlow as an ordinary user, or set postgres.host to a server of your own"
         ) from None
-
-
-def make_passable(path: Path) -> None:
-    """As root: let other users pass through (not read) the folders above a path."""
-    for folder in path.resolve().parents:
-        mode = folder.stat().st_mode
-        if not mode & stat.S_IXOTH:
-            logger.warning("{} is made passable for other users: PostgreSQL does not run as root", folder)
-            folder.chmod(mode | stat.S_IXOTH)

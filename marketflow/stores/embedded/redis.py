@@ -9,6 +9,7 @@ import socket
 import struct
 from pathlib import Path
 
+from marketflow.stores.embedded.owner import refuse_foreign_folder
 from marketflow.stores.embedded.process import ServerProcess
 from marketflow.stores.embedded.programs import redis_program
 from marketflow.stores.embedded.server import Answer, ChildServer
@@ -36,9 +37,9 @@ class EmbeddedRedis(ChildServer):
         return str(self.sockets.path / SOCKET_NAME)
 
     def prepare(self) -> None:
-        """Make the folders."""
+        """Make the folder."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.sockets.create()
+        refuse_foreign_folder(self.folder)
 
     def command(self) -> list[str]:
         """The command line; options instead of a file, so that there is one place to read them."""

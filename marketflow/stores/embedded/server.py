@@ -1,13 +1,13 @@
 """A server program as a child: found or started, waited for, and stopped.
 
-- One server per folder, ever. One that a killed MarketFlow left behind is adopted when it answers, and else ended
+- One server per folder, ever. One whose MarketFlow was killed is about to end (see guardian), and its end is waited for
   before another is started: two redis-servers on one append-only file ruin it.
 - Servers run in sessions of their own, so Ctrl+C in a terminal reaches MarketFlow alone, which stops them last.
 - No TCP: Unix sockets in folders that only their owner may enter. Every wait is bounded.
 """
 
 import os
-import subprocess
+import stat
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -18,11 +18,11 @@ from typing import ClassVar, Self
 from loguru import logger
 
 from marketflow.errors import StartError
-from marketflow.stores.embedded.process import POLL_SECONDS, ServerProcess, find_servers
+from marketflow.stores.embedded.guardian import guardian
+from marketflow.stores.embedded.process import POLL_SECONDS, ServerProcess, Steps, find_servers
 from marketflow.stores.embedded.sockets import SocketFolder
 
 START_SECONDS = 10.0  # until a new server answers at all
-ADOPT_SECONDS = 3.0  # the same for one that was left behind
 BUSY_SECONDS = 60.0  # while it says that it is loading or recovering
 LOG_BYTES = 1 << 20
 
@@ -43,7 +43,7 @@ class ChildServer(ABC):
 
     title: ClassVar[str]
     program: ClassVar[str]
-    stop_steps: ClassVar[tuple[tuple[int, float], ...]]  # signals and the seconds each is given
+    stop_steps: ClassVar[Steps]
     passing_trouble: ClassVar[str | None] = None  # an exit with this in the log is worth another try
 
     def __init__(self, folder: Path, data: Path, socket_name: str) -> None:
@@ -58,7 +58,10 @@ class ChildServer(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Find the programs and make the folders."""
+        """Find the programs and make the folder."""
+
+    def tidy(self) -> None:  # noqa: B027 - most have nothing to do
+        """What else is to be done before a start, once no server runs on the folder."""
 
     @abstractmethod
     def command(self) -> list[str]:
@@ -80,8 +83,11 @@ class ChildServer(ABC):
 
     @property
     def log(self) -> Path:
-        """What the server has printed; begun anew at a start that finds more than LOG_BYTES."""
-        return self.folder / "log"
+        """What the server has printed; begun anew at a start that finds more than LOG_BYTES.
+
+        Beside the server's folder: in there its user, where that is not ours, could put a link in the log's place.
+        """
+        return self.folder.with_name(f"{self.folder.name}.log")
 
     def __enter__(self) -> Self:
         self.start()
@@ -91,19 +97,31 @@ class ChildServer(ABC):
         self.stop()
 
     def start(self) -> None:
-        """Adopt the server that runs on the folder or start one, and wait until it answers.
+        """Start the server, also after a `stop`, and wait until it answers.
 
         Raises:
             StartError: it could not be started; with the last lines of its log.
         """
         with self._one_at_a_time:
             self._stopping.clear()
-            if self.running:
+            self.revive()
+
+    def revive(self) -> None:
+        """The same, unless it runs already or has been stopped: a stop that comes first is final.
+
+        Raises:
+            StartError: as above.
+        """
+        with self._one_at_a_time:
+            if self.running or self._stopping.is_set():
                 return
             try:
+                self._release()
                 self.prepare()
-                if not self._adopt():
-                    self._launch()
+                self._end_leftovers()
+                self.sockets.create(self.owner)
+                self.tidy()
+                self._launch()
             except OSError as error:
                 self.stop()
                 raise StartError(f"the embedded {self.title} cannot be started in {self.folder}: {error}") from error
@@ -120,18 +138,19 @@ class ChildServer(ABC):
         with self._one_at_a_time:
             if self._process is not None:
                 self._process.end(self.stop_steps)
-                self._process = None
+                self._release()
             self.sockets.remove()
 
-    def _adopt(self) -> bool:
+    def _end_leftovers(self) -> None:
+        """Wait for the end of a server whose MarketFlow was killed; it has been asked to end, or is now."""
         for process in find_servers(self.program, self.data):
-            self._process = process
-            process.wake()
-            if self._becomes_ready(process, ADOPT_SECONDS):
-                logger.info("{} was still running as process {}; adopted", self.title, process.pid)
-                return True
+            logger.info("{} was still running as process {}; ending it", self.title, process.pid)
             process.end(self.stop_steps)
-        return False
+
+    def _release(self) -> None:
+        if self._process is not None:
+            guardian.release(self._process)
+            self._process = None
 
     def _launch(self) -> None:
         """Start the server; again, for START_SECONDS, while the remains of a killed one are in the way."""
@@ -170,26 +189,18 @@ class ChildServer(ABC):
 
     def spawn(self, command: list[str], folder: Path, stdout: int | None = None) -> ServerProcess:
         """Start a program in a folder as the process that `stop` ends; it prints to the log, or to a `stdout` given."""
-        user, group = self.owner or (None, None)
-        self.log.touch(0o600)
-        with self.log.open("ab") as log:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        with os.fdopen(os.open(self.log, flags, 0o600), "ab") as log:
+            if not stat.S_ISREG(os.fstat(log.fileno()).st_mode):
+                raise StartError(f"{self.log} is not a regular file; remove it")
             if log.tell() > LOG_BYTES:
                 log.truncate(0)
             self._log_start = log.seek(0, os.SEEK_END)
-            child = subprocess.Popen(
-                command,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log if stdout is None else stdout,
-                stderr=log,
-                start_new_session=True,
-                umask=0o077,
-                env=os.environ | {"LC_ALL": "C", "TZ": "UTC"},  # the machine's locale may be one that a server lacks
-                user=user,
-                group=group,
-                extra_groups=[] if self.owner else None,
-            )
+            number = self.stop_steps[0][0]
+            child = guardian.spawn(command, folder, number, self.owner, log if stdout is None else stdout, log)
+        self._release()
         self._process = ServerProcess(child.pid, child)
+        guardian.watch(self._process, self.stop_steps, self.sockets.temporary)
         return self._process
 
     def log_tail(self) -> str:
