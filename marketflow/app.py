@@ -23,7 +23,7 @@ from marketflow.api.connections import LimitedConnection
 from marketflow.api.context import Context
 from marketflow.api.protection import is_loopback
 from marketflow.api.room import raise_file_limit
-from marketflow.api.server import Server, bind, bind_each, place_of
+from marketflow.api.server import Server, bind, bind_each, ignore_signals, place_of
 from marketflow.application import Application
 from marketflow.clock import system_clock
 from marketflow.control import lease
@@ -31,7 +31,7 @@ from marketflow.control.holder import Holder
 from marketflow.control.lease import Lease
 from marketflow.control.remote import RemoteFeeds
 from marketflow.engine import Engine
-from marketflow.errors import SettingsError, Unavailable
+from marketflow.errors import SettingsError, StartError, Unavailable
 from marketflow.flow.memory import MemoryReader
 from marketflow.model import Mode
 from marketflow.notify import Supervisor, supervisor
@@ -77,7 +77,9 @@ def serve_api(settings: Settings, workers: int = 1) -> int:
 
 def serve_feeds(settings: Settings) -> int:
     """Take ticks, or stand by while another process does; otherwise as `serve`, but without a port."""
-    return asyncio.run(_FeedsHalf(settings, supervisor()).run())
+    code = asyncio.run(_FeedsHalf(settings, supervisor()).run())
+    ignore_signals()
+    return code
 
 
 def _serve(
@@ -102,7 +104,7 @@ def _serve(
         application.end_streams()
 
     debug = settings.log.level in ("TRACE", "DEBUG")
-    server = Server(application, debug, application.hurry.set, started, stopping, orphaned)
+    server = Server(application, debug, application.told.set, application.hurry.set, started, stopping, orphaned)
     return 0 if server.serve_until_told(listener) and not application.failed else 1
 
 
@@ -124,7 +126,7 @@ class _Everything(Application):
 
     async def start(self, stack: AsyncExitStack) -> Context:
         settings = self.settings
-        servers = await stack.enter_async_context(running_servers(settings, self.hurry))
+        servers = await stack.enter_async_context(running_servers(settings, self.told, self.hurry))
         readers = await self.readers(stack, servers)
 
         engine = Engine(
@@ -225,7 +227,15 @@ class _FeedsHalf:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup would have it
                 loop.add_signal_handler(number, self._tell)
-        async with running_servers(self._settings, self._hurry) as servers:
+        try:
+            return await self._run(loop)
+        except StartError:
+            if not self._told.is_set():
+                raise
+            return 0  # the start was given up
+
+    async def _run(self, loop: asyncio.AbstractEventLoop) -> int:
+        async with running_servers(self._settings, self._told, self._hurry) as servers:
 
             def flow_broke() -> None:
                 loop.call_soon_threadsafe(self._flow_broke)

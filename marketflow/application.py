@@ -55,6 +55,8 @@ class Application(ABC):
         """Whether what runs beside the event loop does; asked time and again, in the event loop."""
         self.end_streams: Callable[[], None] = lambda: None
         """Ends what would go on for ever, once it has started."""
+        self.told = asyncio.Event()
+        """Set when it is told to stop; a start that is under way is given up then."""
         self.hurry = asyncio.Event()
         """Set when the end must not take its time any more."""
 
@@ -81,6 +83,9 @@ class Application(ABC):
                 logger.info("stopping")
         except StartError as error:
             self._refused = True
+            if self.told.is_set():
+                logger.info("stopped while starting")
+                raise
             for line in str(error).splitlines():  # the end of a server's log may be among them
                 logger.error("{}", line)
             raise

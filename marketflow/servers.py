@@ -12,9 +12,13 @@ from marketflow.errors import StartError
 from marketflow.settings import Settings
 from marketflow.stores import redis, rows
 from marketflow.stores.embedded import EmbeddedPostgres, EmbeddedRedis, claim
+from marketflow.stores.embedded.guardian import guardian
 
 KILL_SECONDS = 0.5
 """How long the embedded servers may take to end once there is no patience left."""
+
+
+EmbeddedServer = EmbeddedRedis | EmbeddedPostgres
 
 
 class Servers(NamedTuple):
@@ -22,7 +26,7 @@ class Servers(NamedTuple):
 
     redis: dict[str, Any]
     postgres: dict[str, Any]
-    embedded: list[EmbeddedRedis | EmbeddedPostgres]
+    embedded: list[EmbeddedServer]
 
 
 def find_servers(settings: Settings) -> Servers:
@@ -42,7 +46,7 @@ def find_servers(settings: Settings) -> Servers:
             "prepared_statements",
         )
     )
-    embedded: list[EmbeddedRedis | EmbeddedPostgres] = []
+    embedded: list[EmbeddedServer] = []
     if not settings.redis.host:
         embedded.append(embedded_redis := EmbeddedRedis(settings.data_dir / "redis"))
         redis_at = redis.connection_keywords(embedded_redis.socket_path, 0, "", 0)
@@ -55,8 +59,10 @@ def find_servers(settings: Settings) -> Servers:
 
 
 @asynccontextmanager
-async def running_servers(settings: Settings, hurry: asyncio.Event) -> AsyncIterator[Servers]:
+async def running_servers(settings: Settings, told: asyncio.Event, hurry: asyncio.Event) -> AsyncIterator[Servers]:
     """Both, the embedded ones started and kept alive; their end is a quick one once there is a hurry.
+
+    A start that is under way when `told` is set is given up.
 
     Raises:
         StartError: an embedded server cannot be started, or another MarketFlow has the data folder.
@@ -66,18 +72,30 @@ async def running_servers(settings: Settings, hurry: asyncio.Event) -> AsyncIter
             stack.enter_context(claim(settings.data_dir))
         servers = find_servers(settings)
         try:
-            await _in_threads(server.start for server in servers.embedded)
+            async with (
+                as_soon_as(told, partial(_stop, servers.embedded)),
+                as_soon_as(hurry, partial(_kill, servers.embedded)),
+            ):
+                await _in_threads(server.revive for server in servers.embedded)
+            if told.is_set():
+                raise StartError("told to stop while starting")
             supervision = asyncio.create_task(_supervise(servers.embedded))
             try:
                 yield servers
             finally:  # before the servers stop, also when what was built on them failed: it would start them again
                 supervision.cancel()
+                await asyncio.wait([supervision])
         finally:
             async with as_soon_as(hurry, partial(_kill, servers.embedded)):
-                await _in_threads(server.stop for server in servers.embedded)
+                await _stop(servers.embedded)
 
 
-async def _kill(servers: Sequence[EmbeddedRedis | EmbeddedPostgres]) -> None:
+async def _stop(servers: Sequence[EmbeddedServer]) -> None:
+    """Stop them for good: what still is about to start one in a thread does not."""
+    await _in_threads(server.stop for server in servers)
+
+
+async def _kill(servers: Sequence[EmbeddedServer]) -> None:
     """End by force what takes its time to stop; both servers recover from that at the next start."""
     await asyncio.sleep(KILL_SECONDS)
     for server in servers:
@@ -85,7 +103,7 @@ async def _kill(servers: Sequence[EmbeddedRedis | EmbeddedPostgres]) -> None:
             await asyncio.to_thread(server.process.end, ())
 
 
-async def _supervise(servers: Sequence[EmbeddedRedis | EmbeddedPostgres]) -> None:
+async def _supervise(servers: Sequence[EmbeddedServer]) -> None:
     """Start a server again that has died; until then it is a store that is away like any other."""
     while True:
         await asyncio.sleep(1.0)
@@ -93,7 +111,9 @@ async def _supervise(servers: Sequence[EmbeddedRedis | EmbeddedPostgres]) -> Non
             if not server.running:
                 logger.error("the embedded {} has died; starting it again", server.title)
                 with suppress(StartError):  # tried again in a second
-                    await asyncio.to_thread(server.start)
+                    await asyncio.to_thread(server.revive)
+        if servers:
+            await asyncio.to_thread(guardian.keep)
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """uvicorn's server, as MarketFlow runs it: bound first, ended in good order, and never by the signal itself."""
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -38,7 +39,8 @@ class Server(uvicorn.Server):
     Args:
         application: what is served.
         debug: whether requests are logged.
-        hurry: called once when the end must not take its time any more.
+        told: called when it is told to stop, also while it starts.
+        hurry: called when the end must not take its time any more.
         on_started: called once it accepts connections.
         on_stopping: called once when it begins to end.
         orphaned: a descriptor that becomes readable when the process that started this one has gone.
@@ -48,6 +50,7 @@ class Server(uvicorn.Server):
         self,
         application: ASGIApp,
         debug: bool,
+        told: Callable[[], None],
         hurry: Callable[[], None],
         on_started: Callable[[], None],
         on_stopping: Callable[[], None],
@@ -70,13 +73,15 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=CONNECTIONS_CLOSE_SECONDS,
             )
         )
+        self._tell = told
         self._hurry = hurry
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._on_started = on_started
         self._on_stopping = on_stopping
         self._orphaned = orphaned
 
     def serve_until_told(self, listener: socket.socket) -> bool:
-        """Run until SIGINT, SIGTERM or SIGHUP; gives whether it had started. A second signal makes the end a quick one.
+        """Run until SIGINT, SIGTERM or SIGHUP; gives whether one ended it. A second signal makes the end a quick one.
 
         The listener is closed.
         """
@@ -84,15 +89,20 @@ class Server(uvicorn.Server):
             signal.signal(signal.SIGHUP, self.handle_exit)
         with listener, suppress(SystemExit):  # uvicorn's own exit code for a start that fails is not ours
             self.run(sockets=[listener])
-        return self.started
+        ignore_signals()
+        return self.started or self.should_exit
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop in good order. A second signal says that there is no time for it."""
         self.force_exit = self.should_exit
         self.should_exit = True
+        with suppress(RuntimeError):  # the loop has ended, too
+            if self._loop is not None:  # it may be waiting for the start, and must be woken
+                self._loop.call_soon_threadsafe(self._hurry if self.force_exit else self._tell)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop; at once, when told a second time, but never without ending what the application has begun."""
+        self._loop = None
         self._on_stopping()
         forcing = asyncio.create_task(self._force_when_told())
         cutting = asyncio.create_task(self._cut_streams())
@@ -119,6 +129,10 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so."""
+        logging.getLogger("uvicorn.error").addFilter(_is_news)
+        self._loop = asyncio.get_running_loop()
+        if self.should_exit:  # told before
+            self._tell()
         if self._orphaned is not None:
             asyncio.get_running_loop().add_reader(self._orphaned, self._end_as_orphan, self._orphaned)
         await super().startup(sockets)
@@ -129,6 +143,17 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().remove_reader(descriptor)
         logger.error("the parent has gone")
         self.should_exit = True
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """The application says by itself why it did not start, or that it was to stop."""
+    return record.msg != "Application startup failed. Exiting."
+
+
+def ignore_signals() -> None:
+    """From now on, when all is done but the end of Python itself: a signal would replace the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def bind(host: str, port: int, shared: bool = False) -> socket.socket:

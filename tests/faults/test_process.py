@@ -7,9 +7,9 @@ import signal
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pytest
 from marketflow.flow.modes import ModeSwitch
 from marketflow.model import MINUTE_MS, Mode, Series, Tick, minute_start
 from marketflow.stores.embedded import claim
+from marketflow.stores.embedded.process import ServerProcess, find_servers
 from tests.application import Application, Readers, ScriptedExchange, Traffic, exchanges_setting, now_ms, sent_by
 from tests.faults.conftest import (
     WINDOW_MS,
@@ -228,6 +229,81 @@ def assert_no_more_than_sent(rows: Rows, sent: Sent, minute_ms: int) -> None:
             prices = [tick.price for tick in ticks[slot]]
             assert row["tick_count"] <= len(prices), row
             assert {row["min_price"], row["max_price"], row["open_price"], row["close_price"]} <= set(prices), row
+
+
+# A signal during the start
+
+
+def on_data_folder(program: str, folder: Path) -> list[ServerProcess]:
+    places = {"redis-server": folder / "data" / "redis", "postgres": folder / "data" / "postgres" / "data"}
+    return find_servers(program, places[program])
+
+
+def freeze_once_started(program: str, folder: Path) -> None:
+    """A server that never becomes ready, as one that recovers for minutes."""
+    (server,) = wait_until(lambda: on_data_folder(program, folder))
+    server.send(signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("program", ["redis-server", "postgres", "initdb"])
+@pytest.mark.parametrize("role", ["all", "feeds"])
+def test_signal_while_embedded_servers_start_ends_it_at_once(
+    server_folder: Path, program: str, number: int, role: str
+) -> None:
+    application = Application(server_folder, arguments=() if role == "all" else ("--role", role))
+    try:
+        application.start(wait=False)
+        if program == "initdb":
+            wait_until(lambda: list(server_folder.glob("data/postgres/new-*/PG_VERSION")))
+        else:
+            freeze_once_started(program, server_folder)
+        code, seconds = application.stop(number)
+    finally:
+        application.http.close()
+    assert code == 0, application.log
+    assert seconds < 5
+    assert not processes_of(server_folder)
+    assert "Traceback" not in application.log
+    assert "ERROR" not in application.log
+
+
+def test_second_signal_while_embedded_servers_start_kills_them(server_folder: Path) -> None:
+    application = Application(server_folder)
+    application.start(wait=False)
+    (server,) = wait_until(lambda: on_data_folder("postgres", server_folder))
+    with refreezing(server):
+        application.process.send_signal(signal.SIGTERM)
+        threading.Event().wait(0.3)
+        code, seconds = application.stop()
+    application.http.close()
+    assert code == 0, application.log
+    assert seconds < 2
+    assert not processes_of(server_folder)
+
+
+@contextmanager
+def refreezing(server: ServerProcess) -> Iterator[None]:
+    """The server never acts on anything but SIGKILL, though it is woken to end."""
+    ended = threading.Event()
+
+    def freeze() -> None:
+        while not ended.wait(0.001):
+            server.send(signal.SIGSTOP)
+
+    freezing = threading.Thread(target=freeze, daemon=True)
+    freezing.start()
+    yield
+    ended.set()
+    freezing.join(5)
+
+
+def test_signals_repeated_until_the_end_leave_the_exit_code(server_folder: Path) -> None:
+    with Application(server_folder) as application:
+        while application.process.poll() is None:
+            application.process.send_signal(signal.SIGTERM)
+            threading.Event().wait(0.01)
+        assert application.process.returncode == 0
 
 
 # Two at once
