@@ -13,6 +13,7 @@ from marketflow.settings import Settings
 from marketflow.stores import redis, rows
 from marketflow.stores.embedded import EmbeddedPostgres, EmbeddedRedis, claim
 from marketflow.stores.embedded.guardian import guardian
+from marketflow.stores.embedded.owner import refuse_unreachable
 
 KILL_SECONDS = 0.5
 """How long the embedded servers may take to end once there is no patience left."""
@@ -68,6 +69,8 @@ async def running_servers(settings: Settings, told: asyncio.Event, hurry: asynci
         StartError: an embedded server cannot be started, or another MarketFlow has the data folder.
     """
     with ExitStack() as stack:
+        if not settings.postgres.host:
+            refuse_unreachable(settings.data_dir)
         if not (settings.redis.host and settings.postgres.host):
             stack.enter_context(claim(settings.data_dir))
         servers = find_servers(settings)

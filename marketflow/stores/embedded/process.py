@@ -114,21 +114,39 @@ def find_servers(program: str, folder: Path) -> list[ServerProcess]:
             users.add(folder.stat().st_uid)
         with suppress(KeyError):
             users.add(pwd.getpwnam(SYSTEM_USER).pw_uid)
-    return [ServerProcess(pid) for pid in _pids() if _runs_on(pid, program, folder, users)]
+    return [
+        ServerProcess(pid) for pid in _pids() if _claims_to_run(pid, program, folder) and _runs(pid, program, users)
+    ]
 
 
-def _runs_on(pid: int, program: str, folder: Path, users: set[int]) -> bool:
+def claimed_by_others(program: str, folder: Path) -> bool:
+    """Whether a process of anybody's claims to run a program on a folder that is closed to us."""
     try:
-        if os.stat(f"/proc/{pid}").st_uid not in users:
-            return False
-        # The file that it runs, which it cannot make up as it can its first argument.
-        if os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)") != program:
-            return False
+        os.listdir(folder)
+    except PermissionError:
+        return any(_claims_to_run(pid, program, folder) for pid in _pids())
+    except OSError:
+        pass
+    return False
+
+
+def _runs(pid: int, program: str, users: set[int]) -> bool:
+    """Whether it is of one of these users, and runs that file, which it cannot make up as it can its arguments."""
+    try:
+        user = os.stat(f"/proc/{pid}").st_uid
+        file = os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")
+    except OSError:
+        return False  # ended meanwhile, or a stranger's
+    return user in users and file == program
+
+
+def _claims_to_run(pid: int, program: str, folder: Path) -> bool:
+    try:
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         if os.path.basename(arguments[0]) != program.encode():
-            return False  # one of PostgreSQL's own children
+            return False
         if os.fsencode(folder) in arguments:
             return True
         return Path(f"/proc/{pid}/cwd").samefile(folder)  # finds it after the folder was moved
     except OSError:
-        return False  # ended meanwhile
+        return False  # ended meanwhile, or a stranger's
