@@ -10,6 +10,7 @@ from loguru import logger
 
 from marketflow.errors import StartError
 from marketflow.settings import Settings
+from marketflow.settings.model import ROOT_DATA_DIR, user_data_dir
 from marketflow.stores import redis, rows
 from marketflow.stores.embedded import EmbeddedPostgres, EmbeddedRedis, claim
 from marketflow.stores.embedded.guardian import guardian
@@ -69,6 +70,7 @@ async def running_servers(settings: Settings, told: asyncio.Event, hurry: asynci
         StartError: an embedded server cannot be started, or another MarketFlow has the data folder.
     """
     with ExitStack() as stack:
+        _point_to_old_data(settings)
         if not settings.postgres.host:
             refuse_unreachable(settings.data_dir)
         if not (settings.redis.host and settings.postgres.host):
@@ -91,6 +93,15 @@ async def running_servers(settings: Settings, told: asyncio.Event, hurry: asynci
         finally:
             async with as_soon_as(hurry, partial(_kill, servers.embedded)):
                 await _stop(servers.embedded)
+
+
+def _point_to_old_data(settings: Settings) -> None:
+    """As root: data were in root's home by default, where an earlier version opened that for PostgreSQL's user."""
+    old = user_data_dir()
+    moved = settings.data_dir == ROOT_DATA_DIR and not ROOT_DATA_DIR.exists()
+    with suppress(OSError):
+        if moved and (old / "postgres").exists():
+            logger.warning("data of an earlier version are in {} and are not used: move them to {}", old, ROOT_DATA_DIR)
 
 
 async def _stop(servers: Sequence[EmbeddedServer]) -> None:

@@ -177,9 +177,9 @@ def _refuse_twins(names: list[str]) -> None:
 
 
 def _data_dir(value: object) -> Path:
-    """A folder; "" is the platform's folder for data of the user, ~ the home folder."""
+    """A folder; "" is the usual one, ~ the home folder."""
     if value == "":
-        return model.user_data_dir()
+        return model.default_data_dir()
     try:
         if isinstance(value, Path | str) and "\0" not in str(value):
             return Path(value).expanduser().absolute()

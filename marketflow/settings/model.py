@@ -5,6 +5,7 @@ rule, and the text in its `Meta` is what a person is told when the rule is broke
 range than the other.
 """
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -71,7 +72,14 @@ LogLevel = Literal["TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRI
 WRITTEN_MS = 500
 """How long a tick takes at most from its receipt to where it can be read, unless a store is unavailable."""
 
+ROOT_DATA_DIR = Path("/var/lib/marketflow")
+
 user_data_dir = partial(platformdirs.user_data_path, "marketflow")
+
+
+def default_data_dir() -> Path:
+    """The platform's folder for data of the user; as root one that is not closed to PostgreSQL, as root's home is."""
+    return ROOT_DATA_DIR if os.geteuid() == 0 else user_data_dir()
 
 
 def is_secret(kind: Any) -> bool:
@@ -247,7 +255,7 @@ class Settings(_Section, frozen=True, kw_only=True):
         ExchangeSettings(name="exchange2", address="127.0.0.1:40102"),
         ExchangeSettings(name="exchange3", address="127.0.0.1:40103"),
     )
-    data_dir: Path = msgspec.field(default_factory=user_data_dir)
+    data_dir: Path = msgspec.field(default_factory=default_data_dir)
     http: HttpSettings = HttpSettings()
     postgres: PostgresSettings = PostgresSettings()
     redis: RedisSettings = RedisSettings()
