@@ -53,20 +53,21 @@ def reachable_programs(programs: Path, user: pwd.struct_passwd, copies: Path) ->
     if reaches(user, server):
         return programs
     found = server.stat()
-    copy = copies / f"{programs.parent.name}-{found.st_size:x}-{found.st_mtime_ns:x}"
+    install = programs.parent
+    package = install.parent  # beside which its wheel has the libraries, found by this very way from a program to them
+    parts = [package / install.name / part for part in NEEDED] + list(package.parent.glob(f"{package.name}.libs"))
+    copy = copies / f"{install.name}-{found.st_size:x}-{found.st_mtime_ns:x}"
     if not copy.exists():
-        logger.info(
-            "the user {} cannot get to {}; PostgreSQL's programs are copied to {}", user.pw_name, programs, copy
-        )
+        logger.info("the user {} cannot get to {}; it is copied to {}", user.pw_name, install, copy)
         shutil.rmtree(copies, ignore_errors=True)
         new = copies / "new"  # renamed once it is whole
-        for part in NEEDED:
-            _copy(programs.parent / part, new / part)
+        for part in parts:
+            _copy(part, new / part.relative_to(package.parent))
         for path in (copies, new, *new.rglob("*")):
             if not path.is_symlink():
                 path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
         new.rename(copy)
-    return copy / programs.name
+    return copy / programs.relative_to(package.parent)
 
 
 def _copy(source: Path, target: Path) -> None:
