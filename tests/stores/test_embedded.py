@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -83,8 +84,11 @@ def template(server_root: Path) -> None:
 
 
 @pytest.fixture
-def data_dir(server_folder: Path) -> Iterator[Path]:
+def data_dir(server_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A data folder; whatever the test was about, no server may be left on it and no folder for its sockets."""
+    # A folder for temporary files that no other test has.
+    monkeypatch.setenv("TMPDIR", str(server_folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(server_folder))
     before = socket_folders()
     yield server_folder / "data"
     left = [p.pid for program in ("redis-server", "postgres") for p in on_data_folders(program, server_folder)]
@@ -100,7 +104,7 @@ def on_data_folders(program: str, folder: Path) -> list[ServerProcess]:
 
 
 def socket_folders() -> set[Path]:
-    return set(Path("/tmp").glob("marketflow-*"))
+    return set(Path(tempfile.gettempdir()).glob("marketflow-*"))
 
 
 @contextmanager

@@ -53,9 +53,8 @@ def claim(data_dir: Path) -> Iterator[Path]:
 def _make(data_dir: Path) -> None:
     """Make the folder and those above it that are missing; as root, so that others may pass through what is made."""
     mode = PASSABLE if os.geteuid() == 0 else PRIVATE
-    data_dir.parent.mkdir(parents=True, exist_ok=True)
     try:
-        data_dir.mkdir(PRIVATE)
+        data_dir.mkdir(PRIVATE, parents=True)
     except FileExistsError:
         if not data_dir.is_dir():
             raise
