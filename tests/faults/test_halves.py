@@ -374,6 +374,35 @@ def test_one_that_was_frozen_and_not_replaced_writes_all_once_redis_answers(
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
 
 
+@pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.swallow])
+def test_a_signal_ends_one_that_was_frozen_though_redis_answers_nothing(
+    halves: Halves,
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+    redis_proxy: Proxy,
+    fault: Callable[[Proxy], None],
+) -> None:
+    """Rows that another process may have are left to that one."""
+    halves.settings |= {"FLOW__MAX_CLOCK_SKEW_SECONDS": 1}
+    feeds = halves.feeds(REDIS__PORT=redis_proxy.port)
+    with Traffic(exchanges, rate=RATE):
+        wait_for_windows(1)
+    wait_for_windows(1)
+    before = rows()
+    fault(redis_proxy)
+    frozen_for(feeds, 3)
+    feeds.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: "nothing is written until" in feeds.log)
+    with Traffic(exchanges, rate=RATE):
+        wait_for_windows(1)
+    code, seconds = feeds.stop()
+    assert code == 0
+    assert seconds < 5
+    assert "minute rows are not written" in feeds.log
+    assert "Traceback" not in feeds.log
+    assert rows() == before
+
+
 def test_both_in_one_process_never_stand_by_and_can_be_switched_from_others_and_without_redis(
     halves: Halves, exchanges: list[ScriptedExchange], redis_proxy: Proxy
 ) -> None:
