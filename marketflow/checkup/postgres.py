@@ -64,7 +64,7 @@ def _look(settings: Settings, keywords: dict[str, Any], where: str) -> list[Find
         with BoundedConnection.open(keywords) as connection, connection.pinned():
             findings: list[Finding] = []
             for look in (
-                _server,
+                partial(_server, pooled=not settings.postgres.prepared_statements),
                 partial(_schema, wanted=settings.postgres.schema),
                 partial(_rows, settings=settings),
             ):
@@ -78,7 +78,7 @@ def _look(settings: Settings, keywords: dict[str, Any], where: str) -> list[Find
         return [Finding("PostgreSQL", where, State.FAILED, text, _advice(text))]
 
 
-def _server(where: str, connection: BoundedConnection) -> Finding:
+def _server(where: str, connection: BoundedConnection, pooled: bool) -> Finding:
     """Version, and whether it takes writes."""
 
     def finding(state: State, found: str, advice: str = "") -> Finding:
@@ -103,10 +103,12 @@ def _server(where: str, connection: BoundedConnection) -> Finding:
         )
     # A pooler answers with a number of its own for the process that would be asked to cancel.
     ((process,),) = connection.execute("select pg_backend_pid()").fetchall()
-    if process != info.backend_pid and connection.prepare_threshold is not None:
+    if process != info.backend_pid and not pooled:
         return finding(State.WARNING, f"{text}, through a pooler", POOLED)
     if process != info.backend_pid:
         return finding(State.OK, f"{text}, through a pooler, without prepared statements")
+    if not connection.has_session and not pooled:
+        return finding(State.WARNING, f"{text}; settings of the session are dropped on the way", POOLED)
     return finding(State.OK, text)
 
 

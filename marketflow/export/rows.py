@@ -17,7 +17,7 @@ from psycopg.abc import PQGen
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.model import Mode
 from marketflow.stores.candle_sql import RECURSIVE_SERIES
-from marketflow.stores.postgres_session import check_version, is_pooled, session_keywords, transaction_settings
+from marketflow.stores.postgres_session import connecting, pin, session_keywords
 from marketflow.stores.rows import END_MS, OLDEST_MS, reason, to_datetime
 
 _T = TypeVar("_T")
@@ -119,12 +119,15 @@ def snapshot(keywords: dict[str, Any]) -> Iterator[Reading]:
     """
     try:
         # Without a timeout: who takes the rows may be slow, it can be a person who scrolls.
-        with closing(Reading.connect(**session_keywords(keywords))) as connection:
-            check_version(connection)
+        with connecting():
+            connection = Reading.connect(**session_keywords(keywords), autocommit=True)
+        with closing(connection):
+            pinning = pin(connection, keywords)
+            connection.autocommit = False
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             connection.read_only = True
-            if is_pooled(keywords):
-                connection.execute(transaction_settings(keywords, idle_in_transaction_session_timeout=0))
+            if pinning is not None:
+                connection.execute(pinning)
             yield connection
     except (SettingsError, Unavailable, OSError):
         raise

@@ -10,7 +10,7 @@ from psycopg import sql
 from psycopg.abc import PQGen
 
 from marketflow.errors import Unavailable
-from marketflow.stores.postgres_session import check_version, is_pooled, session_keywords, transaction_settings
+from marketflow.stores.postgres_session import connecting, pin, session_keywords
 from marketflow.stores.rows import reason
 
 _T = TypeVar("_T")
@@ -39,17 +39,22 @@ class BoundedConnection(psycopg.Connection[Any]):
         Raises:
             psycopg.Error: there is none, or the server is too old.
         """
-        connection = cls.connect(**session_keywords(keywords, **_SERVER_GIVES_UP), autocommit=True)
+        with connecting():
+            connection = cls.connect(**session_keywords(keywords, **_SERVER_GIVES_UP), autocommit=True)
         try:
-            check_version(connection)
-        except psycopg.Error:
+            connection._pinning = pin(connection, keywords, **_SERVER_GIVES_UP)
+        except BaseException:
             connection.close()
             raise
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-        if is_pooled(keywords):
+        if connection._pinning is not None:
             connection.read_only = False
-            connection._pinning = transaction_settings(keywords, **_SERVER_GIVES_UP)
         return connection
+
+    @property
+    def has_session(self) -> bool:
+        """Whether the session is this connection's own, and not one that a pooler lends for a transaction."""
+        return self._pinning is None
 
     @contextmanager
     def pinned(self) -> Iterator[None]:

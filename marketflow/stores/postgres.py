@@ -56,6 +56,9 @@ where excluded.tick_count > aggregates.tick_count
 
 _SERIES_A_READ = 1000
 
+MOST_SUSPECTS = 100
+"""How many rows one attempt may find that cannot be written for a reason that may not be theirs."""
+
 _RECENT = f"""
 select mode, exchange, pair_name, timestamp, average_price * tick_count, tick_count, max_price, min_price,
        open_price, close_price, {time_of("open_at")}, {time_of("close_at")}, {time_of("max_at")}, {time_of("min_at")},
@@ -81,6 +84,7 @@ class PostgresArchive:
         self._batch_size = batch_size
         self._ready = False
         self._limit = RateLimit(10.0)
+        self._suspects: dict[Slot, None] = {}  # rows that could not be written, those of the last attempt first
 
     @property
     def available(self) -> bool:
@@ -155,14 +159,44 @@ class PostgresArchive:
             if _is_outage(error):
                 raise
             with connection.pinned():
-                failed = [each for batch in self._batches(rows) for each in _upsert_batch(connection, batch)]
-            unknown = [error for _, error in failed if not isinstance(error, _REFUSALS)]
+                refused, unknown = self._isolate(connection, rows)
             if unknown:
                 # Not given up: it may be the schema or a right that is wrong. The others are written by now.
-                text = f"{len(unknown)} of {len(rows)} rows cannot be written and are tried again: {reason(unknown[0])}"
-                raise Unavailable(text) from unknown[0]
-            return failed
+                waiting = {slot for slot, _ in rows}
+                before = {slot: None for slot in self._suspects if slot in waiting}
+                self._suspects = {slot: None for slot, _ in unknown} | before
+                count = f"{len(unknown)}{' or more' if len(unknown) == MOST_SUSPECTS else ''} of {len(rows)}"
+                text = f"{count} rows cannot be written and are tried again: {reason(unknown[0][1])}"
+                raise Unavailable(text) from unknown[0][1]
+            return refused
+        self._suspects.clear()
         return []
+
+    def _isolate(self, connection: BoundedConnection, rows: list[_Row]) -> tuple[list[_Refused], list[_Refused]]:
+        """Write what can be written, halving the batches that fail; gives rows refused for certain, and the others.
+
+        After MOST_SUSPECTS of the latter the rest is not tried: where the fault is every row's, that takes minutes.
+        They are the last to be tried the next time, so that no number of them holds up the rows behind them.
+        """
+        refused: list[_Refused] = []
+        unknown: list[_Refused] = []
+        last = {slot: number for number, slot in enumerate(reversed(self._suspects))}
+        waiting = [*self._batches(sorted(rows, key=lambda row: last.get(row[0], -1)))]
+        waiting.reverse()
+        while waiting and len(unknown) < MOST_SUSPECTS:
+            batch = waiting.pop()
+            try:
+                with connection.transaction():  # a savepoint
+                    connection.execute(_UPSERT, columns(batch))
+            except Exception as error:
+                if _is_outage(error):
+                    raise
+                if len(batch) > 1:
+                    half = len(batch) // 2
+                    waiting += [batch[half:], batch[:half]]
+                else:
+                    (refused if isinstance(error, _REFUSALS) else unknown).append((batch[0][0], error))
+        return refused, unknown
 
     def _batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
         remaining = iter(rows)
@@ -175,21 +209,6 @@ class PostgresArchive:
         place = f"{mode}:{exchange}:{symbol}, minute {slot.start} (Unix ms)"
         text = f"PostgreSQL refuses a row, which is given up; Redis has it for a day: {place}: {why}"
         self._limit.log(slot.series, "ERROR", text, exchange=exchange)
-
-
-def _upsert_batch(connection: BoundedConnection, batch: list[_Row]) -> list[_Refused]:
-    """Write a batch, by halves where it is refused, down to the rows that are to blame."""
-    try:
-        with connection.transaction():  # a savepoint
-            connection.execute(_UPSERT, columns(batch))
-    except Exception as error:
-        if _is_outage(error):
-            raise
-        if len(batch) == 1:
-            return [(batch[0][0], error)]
-        half = len(batch) // 2
-        return _upsert_batch(connection, batch[:half]) + _upsert_batch(connection, batch[half:])
-    return []
 
 
 def _is_outage(error: Exception) -> bool:

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg import sql
 from psycopg_pool import AsyncConnectionPool
 
 from marketflow.errors import Unavailable
@@ -14,7 +15,7 @@ from marketflow.stores.candle_sql import VALID, candle_of, time_of
 from marketflow.stores.ports import Walk
 from marketflow.stores.postgres_candles import candles_of
 from marketflow.stores.postgres_candles import query as candle_query
-from marketflow.stores.postgres_session import check_version, is_pooled, session_keywords, transaction_settings
+from marketflow.stores.postgres_session import pin_async, session_keywords
 from marketflow.stores.rows import DAY_MS, candle_of_row, parameters, reason, to_datetime, to_unix_ms
 
 _T = TypeVar("_T")
@@ -67,6 +68,20 @@ where {_OF_SERIES} and timestamp < timestamptz '2200-01-01 00:00:00+00' and {VAL
 _PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan", "jit": "off"}
 
 
+class _Connection(psycopg.AsyncConnection[Any]):
+    """One that is pinned at its first use, by a request that does not wait for ever; the pool would."""
+
+    _is_new = True
+    _pinning: sql.Composed | None = None
+
+    async def pinned(self, keywords: dict[str, Any]) -> sql.Composed | None:
+        """What is to be executed first in each transaction; None where the session is pinned."""
+        if self._is_new:
+            self._pinning = await pin_async(self, keywords, jit="off")
+            self._is_new = False
+        return self._pinning
+
+
 class PostgresReader:
     """Reads minute rows; for one event loop.
 
@@ -76,8 +91,9 @@ class PostgresReader:
     """
 
     def __init__(self, keywords: dict[str, Any], max_size: int = 8) -> None:
-        self._pinning = transaction_settings(keywords, jit="off") if is_pooled(keywords) else None
+        self._keywords = keywords
         self._pool = AsyncConnectionPool(
+            connection_class=_Connection,
             kwargs={"prepare_threshold": 0, **session_keywords(keywords, **_PLANNED_ONCE), "autocommit": True},
             min_size=1,
             max_size=max_size,
@@ -135,10 +151,10 @@ class PostgresReader:
 
         async def ask() -> list[list[tuple[Any, ...]]]:
             async with self._pool.connection(timeout=READ_SECONDS) as connection:
-                check_version(connection)
-                async with connection.transaction() if self._pinning else nullcontext():
-                    if self._pinning:
-                        await connection.execute(self._pinning)
+                pinning = await connection.pinned(self._keywords)
+                async with connection.transaction() if pinning else nullcontext():
+                    if pinning:
+                        await connection.execute(pinning)
                     # In binary form, whose meaning no default of the server changes.
                     cursors = [await connection.execute(query, values, binary=True) for query, values in queries]
                     return [await cursor.fetchall() for cursor in cursors]

@@ -16,6 +16,7 @@ from marketflow.stores.bounded import BoundedConnection
 from marketflow.stores.embedded.process import ServerProcess
 from marketflow.stores.embedded.server import Answer
 from marketflow.stores.schema import apply_ddl
+from tests.pgbouncer import pgbouncer
 from tests.proxy import Proxy
 from tests.servers import HOST, PostgresServer, free_port
 
@@ -101,7 +102,8 @@ def test_a_newer_schema_is_a_warning_and_a_part_of_one_is_not(
     execute("delete from ddl_applied where name >= '0002'")
     older = look(postgres_db)["PostgreSQL schema"]
     assert older.state is State.OK
-    assert older.found.startswith("0002_aggregates_daily.sql, 0003_aggregates_hourly.sql not applied yet;")
+    missing = sorted(file.name for file in resource("ddl").glob("*.sql"))[1:]
+    assert older.found.startswith(f"{', '.join(missing)} not applied yet;")
 
 
 @pytest.mark.parametrize(
@@ -237,3 +239,29 @@ def test_a_standby_is_told(server_folder: Path, postgres_template: Path) -> None
         finding = only(look(standby.keywords | {"dbname": "postgres"}))
     assert finding.state is State.FAILED
     assert "standby" in finding.found
+
+
+# --- Poolers
+
+
+@pytest.mark.usefixtures("schema")
+@pytest.mark.parametrize("mode", ["transaction", "session"])
+def test_pooler_is_served_without_prepared_statements(
+    postgres_db: dict[str, Any], server_folder: Path, mode: str
+) -> None:
+    with pgbouncer(server_folder, postgres_db, pool_mode=mode) as place:
+        found = look(place, prepared_statements=False)
+        assert set(states(found).values()) == {State.OK}
+        assert "through a pooler, without prepared statements" in found["PostgreSQL"].found
+
+
+@pytest.mark.usefixtures("schema")
+@pytest.mark.parametrize("ignored", ["extra_float_digits", "extra_float_digits,options"])
+def test_pooler_in_front_of_sessions_is_named_with_its_setting(
+    postgres_db: dict[str, Any], server_folder: Path, ignored: str
+) -> None:
+    with pgbouncer(server_folder, postgres_db, ignore_startup_parameters=ignored) as place:
+        finding = look(place)["PostgreSQL"]
+        assert finding.state is not State.OK
+        assert "set postgres.prepared_statements = false" in finding.advice
+        assert "pooler" in finding.found or "startup parameter" in finding.found

@@ -3,9 +3,13 @@
 import asyncio
 import os
 import resource as limits
+import socket
+import struct
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +18,18 @@ import pytest
 from psycopg import sql
 
 from marketflow.errors import Unavailable
+from marketflow.export.rows import snapshot
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot
 from marketflow.resources import resource
 from marketflow.stores import postgres_session
+from marketflow.stores.bounded import BoundedConnection
 from marketflow.stores.ports import Walk
 from marketflow.stores.postgres import PostgresArchive
 from marketflow.stores.postgres_days import PostgresDays
 from marketflow.stores.postgres_reader import PostgresReader
 from marketflow.stores.rows import DAY_MS, connection_keywords
 from tests.pgbouncer import pgbouncer
-from tests.servers import PostgresServer
+from tests.servers import HOST, PostgresServer
 
 DAY = 1_763_683_200_000  # midnight, UTC
 SERIES = Series(Mode.LIVE, "exchänge1", "BTCUSDT")
@@ -45,6 +51,7 @@ HOSTILE = {
     "lock_timeout": "1ms",
     "idle_in_transaction_session_timeout": "1ms",
     "idle_session_timeout": "1ms",
+    "transaction_timeout": "1ms",
     "transform_null_equals": "on",
     "array_nulls": "off",
     "lc_numeric": "C",
@@ -253,3 +260,139 @@ def test_pooler_is_named_where_settings_expect_sessions(server_folder: Path, pos
         archive = PostgresArchive(connection_keywords(**place), resource("ddl"), 2)
         with closing(archive), pytest.raises(Unavailable, match="unsupported startup parameter"):
             archive.write({})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PGDATESTYLE", "SQL, DMY"), ("PGTZ", "Asia/Kathmandu"), ("PGOPTIONS", "-c search_path=nowhere")],
+)
+@pytest.mark.parametrize("pooled", [False, True])
+def test_environment_of_libpq_changes_nothing(
+    server_folder: Path,
+    postgres_db: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str,
+    pooled: bool,
+) -> None:
+    with ExitStack() as stack:
+        place = stack.enter_context(pgbouncer(server_folder, postgres_db)) if pooled else postgres_db
+        monkeypatch.setenv(name, value)
+        write_and_read(connection_keywords(**place, prepared_statements=not pooled))
+        with (
+            closing(BoundedConnection.open(connection_keywords(**place, prepared_statements=not pooled))) as connection,
+            connection.pinned(),
+        ):
+            assert connection.execute("show timezone").fetchall() == [("UTC",)]
+            assert connection.execute("select timestamptz '2026-11-28 08:00:00Z'::text").fetchall() == [
+                ("2026-11-28 08:00:00+00",)
+            ]
+
+
+def test_pooler_that_drops_startup_options_is_served(server_folder: Path, postgres_db: dict[str, Any]) -> None:
+    """Many are configured so, for other drivers: the session is then not the one that was asked for."""
+    set_defaults(postgres_db, {"timezone": "Asia/Kathmandu", "search_path": "nowhere", "extra_float_digits": "0"})
+    with pgbouncer(server_folder, postgres_db, ignore_startup_parameters="extra_float_digits,options") as place:
+        for _ in range(3):
+            write_and_read(connection_keywords(**place))
+        with psycopg.connect(**place, autocommit=True, prepare_threshold=None) as other:
+            assert other.execute("select name from pg_prepared_statements").fetchall() == []
+            assert other.execute("show search_path").fetchall() == [("nowhere",)]
+
+
+def test_pooler_and_hostile_defaults_change_nothing(server_folder: Path, postgres_db: dict[str, Any]) -> None:
+    set_defaults(postgres_db, {k: v for k, v in HOSTILE.items() if v != "1ms"} | {"statement_timeout": "20ms"})
+    with pgbouncer(server_folder, postgres_db) as place:
+        write_and_read(connection_keywords(**place, prepared_statements=False))
+
+
+# --- Old servers
+
+
+@contextmanager
+def postgres_13() -> Iterator[int]:
+    """The port of what greets as PostgreSQL 13 does: a setting of 14 in the request for a connection ends it."""
+
+    def message(kind: bytes, body: bytes) -> bytes:
+        return kind + struct.pack("!i", len(body) + 4) + body
+
+    def serve(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                with client, suppress(struct.error):
+                    while (code := struct.unpack("!i", (request := _request(client))[:4])[0]) in (80877103, 80877104):
+                        client.sendall(b"N")  # neither TLS nor GSS
+                    assert code == 3 << 16
+                    if b"idle_session_timeout" in request:
+                        text = b'SFATAL\0C42704\0Mparametro "idle_session_timeout" non riconosciuto\0\0'
+                        client.sendall(message(b"E", text))
+                    else:
+                        client.sendall(message(b"R", struct.pack("!i", 0)))
+                        client.sendall(message(b"S", b"server_version\0" + b"13.23\0"))
+                        client.sendall(message(b"Z", b"I"))
+                        client.recv(1024)
+
+    with socket.create_server((HOST, 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+
+
+def _request(client: socket.socket) -> bytes:
+    (length,) = struct.unpack("!i", client.recv(4, socket.MSG_WAITALL))
+    return client.recv(length - 4, socket.MSG_WAITALL)
+
+
+@pytest.mark.parametrize("prepared_statements", [True, False])
+def test_minimum_is_named_for_a_server_without_its_settings(prepared_statements: bool) -> None:
+    with postgres_13() as port:
+        place = connection_keywords(HOST, port, "me", "", "db", prepared_statements=prepared_statements)
+        archive = PostgresArchive(place, resource("ddl"), 2)
+        with closing(archive), pytest.raises(Unavailable, match="too old; 14 is the oldest version that will do"):
+            archive.write({})
+        with pytest.raises(Unavailable, match="too old; 14 is the oldest version that will do"), snapshot(place):
+            pass
+
+
+# --- Rows that cannot be written
+
+
+def test_fault_of_all_rows_is_found_without_trying_each(postgres_db: dict[str, Any]) -> None:
+    """A day of minutes of many series waits, and the right to write them was revoked."""
+    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 200)) as archive:
+        archive.write({})
+        with psycopg.connect(**postgres_db, autocommit=True) as connection:
+            connection.execute("alter table aggregates rename column open_at to opened_at")
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="cannot be written and are tried again"):
+            archive.write(minutes(10_000))
+        assert time.monotonic() - began < 2
+        with psycopg.connect(**postgres_db, autocommit=True) as connection:
+            connection.execute("alter table aggregates rename column opened_at to open_at")
+        assert archive.write(minutes(10_000)) == 0
+
+
+def test_rows_behind_many_that_fail_are_written(postgres_db: dict[str, Any]) -> None:
+    """What fails them is no error of theirs by its code, so that they stay; there are more than one attempt tries."""
+    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 20)) as archive:
+        archive.write({})
+        with psycopg.connect(**postgres_db, autocommit=True) as connection:
+            connection.execute(
+                "create function odd() returns trigger language plpgsql as"
+                " $$ begin if new.timestamp < %s then perform 1 from nowhere; end if; return new; end $$".replace(
+                    "%s", "timestamptz '2025-11-21 04:00:00Z'"
+                )
+            )
+            connection.execute("create trigger odd before insert on aggregates for each row execute function odd()")
+            attempts = 0
+            while not connection.execute("select count(*) = 260 from aggregates").fetchall()[0][0]:
+                attempts += 1
+                assert attempts < 6
+                with pytest.raises(Unavailable, match="or more of 500 rows cannot be written"):
+                    archive.write(minutes(500))
+            connection.execute("drop trigger odd on aggregates")
+        assert archive.write(minutes(500)) == 0
+        assert len(archive.recent([SERIES], DAY)) == 500

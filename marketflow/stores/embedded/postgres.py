@@ -21,6 +21,7 @@ from marketflow.stores.embedded.owner import own_for_postgres, refuse_foreign_fo
 from marketflow.stores.embedded.process import ServerProcess
 from marketflow.stores.embedded.programs import postgres_programs, reachable_programs
 from marketflow.stores.embedded.server import Answer, ChildServer
+from marketflow.stores.postgres_session import session_keywords
 
 INITDB_SECONDS = 60.0
 PORT = 5432  # names the socket file; nothing listens on TCP
@@ -144,7 +145,7 @@ class EmbeddedPostgres(ChildServer):
         return Answer.READY
 
     def _ensure_database(self) -> None:
-        keywords = self.keywords | {"dbname": "postgres", "connect_timeout": 2}
+        keywords = session_keywords(self.keywords | {"dbname": "postgres", "connect_timeout": 2})
         with psycopg.connect(**keywords, autocommit=True) as connection:
             if not connection.execute("select from pg_database where datname = %s", [self.dbname]).fetchall():
                 connection.execute(sql.SQL("create database {}").format(sql.Identifier(self.dbname)))
