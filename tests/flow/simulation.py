@@ -170,7 +170,7 @@ class SimulatedDays(FakeDays):
 
 
 def _of_row(candle: Candle) -> Candle:
-    return msgspec.structs.replace(candle, first_sequence=0, last_sequence=0)
+    return msgspec.structs.replace(candle, first_sequence=0, last_sequence=0, version=1)
 
 
 @dataclass
