@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marketflow.api.answers import Prices
 from marketflow.api.application import create_app
+from marketflow.api.clients import Clients
 from marketflow.api.connections import LimitedConnection
 from marketflow.api.context import Context
 from marketflow.api.health import ModeSwitch
@@ -46,7 +47,7 @@ class Application(ABC):
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._asgi: ASGIApp = create_app(self._lifespan, settings.http.host, settings.http.allowed_hosts)
+        self._asgi: ASGIApp = create_app(self._lifespan, settings.http)
         self._refused = False
         self.failed = False
         self.mode: Callable[[], Mode] = lambda: settings.mode
@@ -128,8 +129,26 @@ class Application(ABC):
         """What the routes work with."""
         settings = self.settings
         self.mode = lambda: mode.current
-        prices = Prices(cache, Shared(archive), system_clock, settings.flow.ahead_ms, settings.flow.closed_after_ms)
+        clients = Clients(settings.http.trusted_proxies)
+        prices = Prices(
+            cache,
+            Shared(archive, charge=clients.charge),
+            system_clock,
+            settings.flow.ahead_ms,
+            settings.flow.closed_after_ms,
+        )
         exchanges = tuple(exchange.name for exchange in settings.exchanges)
-        hub = Hub(exchanges, settings.symbols, mode, prices, health, announcements, LimitedConnection.most() // 2)
+        hub = Hub(
+            exchanges,
+            settings.symbols,
+            mode,
+            prices,
+            health,
+            announcements,
+            LimitedConnection.most() // 2,
+            settings.http.streams_per_client,
+        )
         self.end_streams = hub.end
-        return Context(exchanges, settings.symbols, settings.http.token, mode, prices, health, figures, ready, hub)
+        return Context(
+            exchanges, settings.symbols, settings.http.token, mode, prices, health, figures, ready, hub, clients
+        )

@@ -13,5 +13,13 @@ class StartError(MarketFlowError):
     """The application cannot start here and now (port taken, data folder in use): say why, and exit with code 1."""
 
 
+class TooMuch(MarketFlowError):
+    """A client has asked for more than its share: let it try again after `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"too much; try again in {seconds:.0f} s")
+        self.seconds = seconds
+
+
 class Unavailable(MarketFlowError):
     """A store cannot be asked at the moment: answer from elsewhere, keep what was to be written, or try again."""

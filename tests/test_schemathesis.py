@@ -16,7 +16,7 @@ from tests.servers import wait_until
 CONFIGURATION = Path(__file__).parent / "schemathesis.toml"
 
 
-@pytest.mark.parametrize("token", ["sesame", ""])
+@pytest.mark.parametrize("token", ["sesame-sesame-sesame", ""])
 def test_every_answer_is_as_the_api_is_described(
     server_folder: Path,
     servers: dict[str, object],

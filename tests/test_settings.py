@@ -63,11 +63,11 @@ def test_an_address_is_a_host_and_a_port(address: str, host: str, port: int) -> 
 
 
 def test_each_source_wins_over_the_one_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    written(tmp_path / "settings.toml", "[http]\nhost = 'from.file'\nport = 1\ntoken = 'file'")
+    written(tmp_path / "settings.toml", "[http]\nhost = 'from.file'\nport = 1\ntoken = 'file-file-file-file'")
     monkeypatch.setenv("MARKETFLOW_HTTP__PORT", "2")
-    monkeypatch.setenv("MARKETFLOW_HTTP__TOKEN", "variable")
-    loaded = load(None, {"http.token": "flag"})
-    assert loaded.http == HttpSettings(host="from.file", port=2, token="flag")
+    monkeypatch.setenv("MARKETFLOW_HTTP__TOKEN", "variable-variable")
+    loaded = load(None, {"http.token": "flag-flag-flag-flag"})
+    assert loaded.http == HttpSettings(host="from.file", port=2, token="flag-flag-flag-flag")
 
 
 @pytest.mark.parametrize(
@@ -374,10 +374,50 @@ def test_a_file_that_cannot_be_read_is_named_with_the_place(
     text = problems(None, path)
     assert str(path) in text
     assert told in text
-    assert "hush" not in text
+    assert "hush-hush-hush-hush" not in text
 
 
 # --- secrets
+
+
+@pytest.mark.parametrize(
+    "token", ["x", "fifteen-letters", "change-me", "change-me-change-me", "sixteen letters!", "ä" * 16]
+)
+def test_token_that_can_be_guessed_is_refused(token: str) -> None:
+    text = problems({"http.token": token})
+    assert text.startswith("http.token = ***: must be at least 16 characters")
+    assert token not in text.replace("an example's change-me", "")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        (
+            "http.allowed_origins",
+            "https://a.example, http://localhost:8081",
+            ("https://a.example", "http://localhost:8081"),
+        ),
+        ("http.allowed_origins", ["*"], ("*",)),
+        ("http.trusted_proxies", "127.0.0.1 10.0.0.0/8 ::1", ("127.0.0.1", "10.0.0.0/8", "::1")),
+    ],
+)
+def test_origins_and_proxies_may_be_a_list_or_text(key: str, value: object, found: tuple[str, ...]) -> None:
+    assert getattr(load(None, {key: value}).http, key.partition(".")[2]) == found
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(
+            ("http.allowed_origins", [text])
+            for text in ("example.com", "https://a.example/", "ftp://a", "https://u@a", "")
+        ),
+        *(("http.trusted_proxies", [text]) for text in ("proxy", "10.0.0.0/33", "", 7)),
+        *(("http.streams_per_client", number) for number in (0, 10_001, "x")),
+    ],
+)
+def test_wrong_origins_and_proxies_are_refused(key: str, value: object) -> None:
+    assert problems({key: value}).startswith(key)
 
 
 @pytest.mark.parametrize("key", ["http.token", "postgres.password", "redis.password"])
@@ -385,21 +425,21 @@ def test_a_secret_is_in_no_message_and_in_no_representation(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str
 ) -> None:
     section, name = key.split(".")
-    loaded = load(None, {key: "hush"})
-    assert getattr(getattr(loaded, section), name) == "hush"
-    assert "hush" not in repr(loaded) + str(loaded) + repr(loaded.__rich_repr__())
+    loaded = load(None, {key: "hush-hush-hush-hush"})
+    assert getattr(getattr(loaded, section), name) == "hush-hush-hush-hush"
+    assert "hush-hush-hush-hush" not in repr(loaded) + str(loaded) + repr(loaded.__rich_repr__())
     assert f"{name}='***'" in repr(loaded)
-    assert problems({key: ["hush"]}).startswith(f"{key} = ***: must be ")
-    assert "hush" not in problems({key: "hush\0 \n"})
-    assert "hush" not in problems({section: "hush"})
-    assert "hush" not in problems({f"{key}x": "hush"})
+    assert problems({key: ["hush-hush-hush-hush"]}).startswith(f"{key} = ***: must be ")
+    assert "hush-hush-hush-hush" not in problems({key: "hush\0 \n"})
+    assert "hush-hush-hush-hush" not in problems({section: "hush-hush-hush-hush"})
+    assert "hush-hush-hush-hush" not in problems({f"{key}x": "hush-hush-hush-hush"})
     assert "4711" not in problems(None, written(tmp_path / "c.yaml", f"{section}: {{{name}: 4711}}"))
     monkeypatch.setenv(f"MARKETFLOW_{section}__{name}", "hush\x01\udcff")
-    assert "hush" not in problems({"mode": "demo"})
+    assert "hush-hush-hush-hush" not in problems({"mode": "demo"})
 
 
 def test_a_url_in_the_place_of_a_host_does_not_show_its_password() -> None:
-    assert "hush" not in problems({"postgres.host": "postgresql://me:hush@host/db"})
+    assert "hush-hush-hush-hush" not in problems({"postgres.host": "postgresql://me:hush@host/db"})
 
 
 # --- as they came out
@@ -429,14 +469,14 @@ def test_the_printed_file_gives_the_same_settings(tmp_path: Path) -> None:
 
 
 def test_the_printed_file_leaves_secrets_to_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MARKETFLOW_REDIS__PASSWORD", "hush")
-    settings, origins = load_with_origins(None, {"http.token": "hush"})
+    monkeypatch.setenv("MARKETFLOW_REDIS__PASSWORD", "hush-hush-hush-hush")
+    settings, origins = load_with_origins(None, {"http.token": "hush-hush-hush-hush"})
     text = as_toml(effective(settings, origins))
-    assert "hush" not in text
+    assert "hush-hush-hush-hush" not in text
     assert "# password: a secret, not shown (from MARKETFLOW_REDIS__PASSWORD)" in text
     assert "set it by MARKETFLOW_HTTP__TOKEN" in text
     printed = written(tmp_path / "printed.toml", text)
-    assert load(printed, {"http.token": "hush"}) == settings
+    assert load(printed, {"http.token": "hush-hush-hush-hush"}) == settings
     monkeypatch.delenv("MARKETFLOW_REDIS__PASSWORD")
     assert load(printed).redis == RedisSettings()
 

@@ -7,9 +7,11 @@ from typing import Any
 from loguru import logger
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from marketflow.api.candles import candle_operations
+from marketflow.api.clients import Clients
 from marketflow.api.compression import Compressed
 from marketflow.api.documentation import with_documentation
 from marketflow.api.market import market_operations
@@ -24,6 +26,7 @@ from marketflow.api.request_times import RequestTimes, Timed
 from marketflow.api.status import status_operations
 from marketflow.api.streaming.sse import stream_operations
 from marketflow.api.streaming.websocket import websocket_routes
+from marketflow.settings import HttpSettings
 
 ContextLifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]
 """Opens everything, yields `{"context": Context}`, and closes everything again."""
@@ -48,7 +51,7 @@ def operations(times: RequestTimes) -> list[Operation]:
             *price_operations(),
             *candle_operations(),
             *stream_operations(times),
-            *mode_operations(),
+            *mode_operations(times),
             *status_operations(),
             *metrics_operations(times),
             *market_operations(),
@@ -56,19 +59,37 @@ def operations(times: RequestTimes) -> list[Operation]:
     )
 
 
-def create_app(lifespan: ContextLifespan, host: str = "127.0.0.1", allowed_hosts: Sequence[str] = ()) -> Starlette:
+def _cross_origin_reads(origins: Sequence[str]) -> list[Middleware]:
+    """What lets browsers show answers to pages of these origins. They may read; what changes anything stays refused."""
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=[origin.lower() for origin in origins],
+            allow_methods=["GET", "HEAD"],
+            allow_headers=["Last-Event-ID", "If-None-Match", "Cache-Control"],
+            expose_headers=["ETag", "Retry-After"],
+            max_age=600,
+        )
+    ]
+
+
+def create_app(lifespan: ContextLifespan, http: HttpSettings = HttpSettings()) -> Starlette:  # noqa: B008 - frozen
     """The application; its context comes from the lifespan, once for each server that runs it.
 
-    `host` is where it is told to listen, `allowed_hosts` the names it may be addressed by (see `AllowedHosts`).
+    `http` says by which names it may be addressed, and whose pages may read from it (see `protection`).
     """
+    clients = Clients(http.trusted_proxies)
     times = RequestTimes()
     app = _Application(
         routes=[*(operation.route() for operation in operations(times)), *websocket_routes(times), static_route()],
         middleware=[
             Middleware(Timed, times=times),
             Middleware(BodyLimit),
-            Middleware(AllowedHosts, host=host, allowed=allowed_hosts),
-            Middleware(SameSite),
+            Middleware(AllowedHosts, host=http.host, allowed=http.allowed_hosts),
+            Middleware(SameSite, allowed=http.allowed_origins, host_of=clients.host),
+            *_cross_origin_reads(http.allowed_origins),
             Middleware(Compressed),
         ],
         exception_handlers=problem_handlers(),

@@ -21,8 +21,11 @@ async def unless_unavailable(answer: Awaitable[T]) -> T | None:
 
 async def both(first: Awaitable[A], second: Awaitable[B]) -> tuple[A, B]:
     """Ask two at once; neither is left behind when the other fails or the request is cancelled."""
-    async with asyncio.TaskGroup() as asking:
-        one, other = asking.create_task(_awaited(first)), asking.create_task(_awaited(second))
+    try:
+        async with asyncio.TaskGroup() as asking:
+            one, other = asking.create_task(_awaited(first)), asking.create_task(_awaited(second))
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None  # as it would have been raised by asking the one alone
     return one.result(), other.result()
 
 

@@ -22,7 +22,7 @@ from marketflow.api.candle_query import (
 from marketflow.api.chart import Chart
 from marketflow.api.context import context_of
 from marketflow.api.operation import Exchange, Operation, Symbol, Tag
-from marketflow.api.problems import TryAgain, UnknownExchange, UnknownSymbol
+from marketflow.api.problems import TooManyRequests, TryAgain, UnknownExchange, UnknownSymbol
 from marketflow.api.rendering import ALWAYS, JSONAnswer, Time, rfc3339
 from marketflow.api.subject import asked_about
 from marketflow.clock import milliseconds
@@ -100,7 +100,7 @@ def candle_operations() -> list[Operation]:
         ),
         answer=CandlesAnswer | list[Kline],
         query=CANDLE_QUERY,
-        problems=(InvalidInterval, InvalidRange, InvalidLimit, InvalidFormat, UnknownSymbol, TryAgain),
+        problems=(InvalidInterval, InvalidRange, InvalidLimit, InvalidFormat, UnknownSymbol, TryAgain, TooManyRequests),
         may_be_kept=True,
     )
     on_one = replace(
@@ -116,6 +116,7 @@ def candle_operations() -> list[Operation]:
 async def _candles(request: Request) -> Response:
     context = context_of(request)
     subject = asked_about(request, context)
+    context.clients.asks(request.scope)
     interval, question, as_arrays = parse_query(request.scope["query_string"], milliseconds(context.prices.clock()))
     chart = await context.prices.candles(subject.series, question)
     length_ms = question.length_ms

@@ -49,6 +49,9 @@ class LimitedConnection(Watched, HttpToolsProtocol):
 
     MAX_HEADER_BYTES: ClassVar[int] = 64 * 1024
 
+    MAX_PIPELINED: ClassVar[int] = 32
+    """How many requests may wait for the answers to those before them; no client of today sends any."""
+
     MAX_CONNECTIONS: ClassVar[int] = 2500
     """How many there may be at once; fewer where the process may not open FILES_PER_CONNECTION times as many files."""
 
@@ -59,6 +62,7 @@ class LimitedConnection(Watched, HttpToolsProtocol):
         self._headers_due = False
         self._unparsed = 0
         self._arrived = 0  # since the headers began, or a little before
+        self._pipelined_bytes = 0
         self._heard_of_at: float | None = None
         self._opened_at = time.monotonic()
         self._upgrades = False
@@ -77,6 +81,7 @@ class LimitedConnection(Watched, HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
         self._headers_are_there()
+        self.pipeline.clear()  # nobody waits for these answers any more
         self.resume_writing()
         super().connection_lost(exc)
         if self.scope is not None:
@@ -117,8 +122,14 @@ class LimitedConnection(Watched, HttpToolsProtocol):
         super().on_message_begin()
         self.scope["extensions"] = {STREAMING: {"begin": self.stream}}
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; what stands behind a body, a trailer, is none."""
+        if not self._in_body:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """The headers are there, the body may follow."""
+        self._hold_pipeline()
         self._unparsed = 0
         self._headers_due = False
         self._headers_are_there()
@@ -146,6 +157,19 @@ class LimitedConnection(Watched, HttpToolsProtocol):
         """It has been answered."""
         self._heard_of_at = time.monotonic()
         super().on_response_complete()
+
+    def _hold_pipeline(self) -> None:
+        """Refuse to keep more requests than a client may have waiting.
+
+        Raises:
+            ValueError: there are too many, or they are too large; so that the parser goes no further.
+        """
+        if not self.answering:
+            self._pipelined_bytes = 0
+            return
+        self._pipelined_bytes += self._header_bytes
+        if len(self.pipeline) >= self.MAX_PIPELINED or self._pipelined_bytes > self.MAX_HEADER_BYTES:
+            raise ValueError("too many requests before an answer")
 
     # WebSockets
 

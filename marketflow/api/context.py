@@ -10,6 +10,7 @@ from functools import cached_property
 from starlette.requests import HTTPConnection
 
 from marketflow.api.answers import Prices
+from marketflow.api.clients import Clients
 from marketflow.api.health import Health, ModeSwitch
 from marketflow.api.names import Names
 from marketflow.api.streaming.hub import Hub
@@ -34,6 +35,7 @@ class Context:
     figures: Callable[[], Figures | None]
     ready: Callable[[], bool]
     hub: Hub
+    clients: Clients = field(default_factory=Clients)
 
     @cached_property
     def names(self) -> Names:

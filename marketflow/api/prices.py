@@ -15,9 +15,10 @@ from marketflow.api.context import context_of
 from marketflow.api.latest import LatestPrice, Price
 from marketflow.api.operation import Endpoint, Exchange, Operation, Parameter, Symbol, Tag
 from marketflow.api.period import PATTERN, PERIOD, InvalidPeriod, parse_period
-from marketflow.api.problems import NoData, Problem, TryAgain, UnknownExchange, UnknownSymbol
+from marketflow.api.problems import NoData, Problem, TooManyRequests, TryAgain, UnknownExchange, UnknownSymbol
 from marketflow.api.rendering import JSONAnswer, Time, rfc3339
 from marketflow.api.subject import Subject, asked_about
+from marketflow.stores.ports import RECENT_MS
 
 ALL = "all"
 """What `period` says where none was asked for: everything on record."""
@@ -83,7 +84,7 @@ _PRICES = Tag("prices", "Prices of one exchange, or of all of them, in the mode 
 
 def price_operations() -> list[Operation]:
     """Each question in both forms."""
-    of_a_period: tuple[Any, ...] = ((PERIOD,), (InvalidPeriod, UnknownSymbol, NoData, TryAgain))
+    of_a_period: tuple[Any, ...] = ((PERIOD,), (InvalidPeriod, UnknownSymbol, NoData, TryAgain, TooManyRequests))
     questions = (
         _Question("latest", _latest, LatestPrice, (), (UnknownSymbol, NoData, TryAgain)),
         _Question("highest", _highest, ExtremePrice, *of_a_period),
@@ -151,6 +152,8 @@ async def _summarised(request: Request) -> tuple[Subject, str, Summary]:
     context = context_of(request)
     subject = asked_about(request, context)
     text, period = _period_in(request.scope["query_string"])
+    if period is None or period > RECENT_MS:
+        context.clients.asks(request.scope)
     return subject, text, await context.prices.summary(subject.series, period)
 
 

@@ -6,6 +6,7 @@ about it, and raised again by Starlette for the application to log.
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from math import ceil
 from typing import Annotated, ClassVar, Literal
 
 import msgspec
@@ -16,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ExceptionHandler
 
 from marketflow.api.rendering import JSONAnswer
-from marketflow.errors import MarketFlowError, Unavailable
+from marketflow.errors import MarketFlowError, TooMuch, Unavailable
 
 RETRY_AFTER_SECONDS = 1
 
@@ -92,6 +93,14 @@ class TryAgain(Problem):
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": str(RETRY_AFTER_SECONDS)}
 
 
+class TooManyRequests(Problem):
+    """This client has asked for too much of what is costly; `Retry-After` says when there is more."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    code = "too_many_requests"
+    varying_headers = ("Retry-After",)
+
+
 class NotFound(Problem):
     """There is nothing at this path."""
 
@@ -120,6 +129,7 @@ def problem_handlers() -> dict[type[Exception], ExceptionHandler]:
         HTTPException: _on_http_exception,
         Problem: _on_problem,
         Unavailable: _on_unavailable,
+        TooMuch: _on_too_much,
         Exception: _on_unexpected,
     }
 
@@ -131,6 +141,11 @@ def answer_to(problem: Problem, headers: Mapping[str, str] | None = None) -> Res
     return JSONAnswer(details, status, {**problem.headers, **(headers or {}), "content-type": PROBLEM_JSON})
 
 
+def too_many_requests(seconds: float, detail: str = "This client has asked for too much at once.") -> Response:
+    """429: try again after so many seconds."""
+    return answer_to(TooManyRequests(detail), {"Retry-After": str(max(1, ceil(seconds)))})
+
+
 # Handlers are async for speed alone: Starlette would run plain functions in a thread.
 async def _on_problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
@@ -139,6 +154,11 @@ async def _on_problem(_: Request, error: Exception) -> Response:
 
 async def _on_unavailable(_: Request, __: Exception) -> Response:
     return answer_to(TryAgain("The data cannot be read at the moment."))
+
+
+async def _on_too_much(_: Request, error: Exception) -> Response:
+    assert isinstance(error, TooMuch)
+    return too_many_requests(error.seconds)
 
 
 async def _on_unexpected(_: Request, __: Exception) -> Response:

@@ -10,7 +10,7 @@ cost every request.
 
 import asyncio
 import re
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from ipaddress import IPv6Address, ip_address
@@ -20,13 +20,22 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from marketflow.api.clients import Clients
 from marketflow.api.problems import Problem, answer_to
+from marketflow.api.streaming.sse import STREAMING
+from marketflow.logs import RateLimit
 
 MAX_BODY_BYTES = 64 * 1024
 """No route takes a body, so this is for clients that send one all the same."""
 
 BODY_SECONDS = 10.0
 """How long a body may take to arrive."""
+
+REFUSALS_SECONDS = 60.0
+"""How often a refused page is logged at most."""
+
+HostOf = Callable[[Scope], str]
+"""Gives the host that a request was addressed to."""
 
 CLOSE = {"Connection": "close"}
 """Of an answer that is given before the request has arrived as a whole."""
@@ -103,15 +112,43 @@ class SameSite:
 
     The rule is that of Go's http.CrossOriginProtection: browsers say in Sec-Fetch-Site, old ones in Origin, where a
     request comes from. Programs send neither and pass.
+
+    Args:
+        app: the application.
+        allowed: origins whose pages may open WebSockets as ours may; `*` is any.
+        host_of: gives the host that a request was addressed to, as the client has it.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, allowed: Sequence[str] = (), host_of: HostOf | None = None) -> None:
         self._app = app
+        self._allowed = {origin.lower() for origin in allowed}
+        self._host_of = host_of or Clients().host
+        self._limit = RateLimit(REFUSALS_SECONDS)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve the request, or refuse it."""
-        fine = scope["type"] == "lifespan" or scope.get("method") in _SAFE_METHODS or _is_same_site(scope)
+        fine = scope["type"] == "lifespan" or scope.get("method") in _SAFE_METHODS or self._is_same_site(scope)
         return (self._app if fine else _cross_site())(scope, receive, send)
+
+    def _is_same_site(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        origin, host = headers.get("origin", "").lower(), self._host_of(scope).lower()
+        if scope["type"] == "websocket" and (origin in self._allowed or "*" in self._allowed):
+            return True
+        fetch_site = headers.get("sec-fetch-site", "")
+        if fetch_site in ("same-origin", "none") or not (fetch_site or origin):
+            return True
+        if not fetch_site and host and origin.partition("://")[2] == host:
+            return True
+        self._limit.log(
+            "cross_site",
+            "WARNING",
+            f"refused a request of a page of {origin[:200] or 'another site'} that was addressed to"
+            f" {host[:200] or 'no host'}: if the page is this server's own, behind a proxy, have the proxy pass the"
+            " Host header on as it came, with its port; if it is another one that may open streams, add its origin to"
+            " http.allowed_origins",
+        )
+        return False
 
 
 class BodyLimit:
@@ -132,6 +169,9 @@ class BodyLimit:
         return (self._app if whole else self._with_body)(scope, receive, send)
 
     async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if STREAMING not in scope.get("extensions", {}) and Headers(scope=scope).get("transfer-encoding"):
+            # Under another server trailers become headers: nobody is authorized by what stands behind a body.
+            scope = {**scope, "headers": [each for each in scope["headers"] if each[0] != b"authorization"]}
         try:
             async with asyncio.timeout(self._seconds):
                 messages = await self._received(scope, receive)
@@ -188,16 +228,6 @@ def is_loopback(host: str) -> bool:
 def request_timeout() -> Response:
     """408: the client took too long."""
     return answer_to(RequestTimeout("The request took too long to arrive."))
-
-
-def _is_same_site(scope: Scope) -> bool:
-    headers = Headers(scope=scope)
-    fetch_site, origin, host = (headers.get(name, "") for name in ("sec-fetch-site", "origin", "host"))
-    if fetch_site:
-        return fetch_site in ("same-origin", "none")
-    if not origin:
-        return True
-    return host != "" and origin.partition("://")[2] == host
 
 
 @lru_cache(maxsize=256)

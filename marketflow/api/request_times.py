@@ -12,7 +12,7 @@ from http import HTTPStatus
 from time import perf_counter
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Histogram, Metric, ProcessCollector, values
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, ProcessCollector, values
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -50,6 +50,10 @@ class RequestTimes:
         )
         self.streams = StreamFigures(self._registry)
         """What is counted of answers that do not end by themselves, which are not timed."""
+        self.unauthorized = Counter(
+            "marketflow_http_unauthorized", "Requests without the token they need.", registry=self._registry
+        )
+        """Requests to switch the mode with a wrong token, or with none."""
         self._observe: dict[tuple[str, str, int], Callable[[float], None]] = {}
         if _FOLDER not in os.environ:
             ProcessCollector(registry=self._registry)

@@ -8,6 +8,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,8 @@ def _checked(key: str, value: object) -> Any:
     own = {
         "symbols": _symbols,
         "http.allowed_hosts": _allowed_hosts,
+        "http.allowed_origins": _allowed_origins,
+        "http.trusted_proxies": _trusted_proxies,
         "exchanges": _exchanges,
         "data_dir": _data_dir,
         "flow.window_seconds": _window_seconds,
@@ -141,6 +144,25 @@ def _allowed_hosts(value: object) -> tuple[str, ...]:
     if not isinstance(hosts, list | tuple):
         raise _Wrong('must be a list of host names, such as ["prices.example.com"]')
     return tuple(_held_to(model.AllowedHost, host, f"[{number}]") for number, host in enumerate(hosts))
+
+
+def _allowed_origins(value: object) -> tuple[str, ...]:
+    origins = _words(value)
+    if not isinstance(origins, list | tuple):
+        raise _Wrong('must be a list of origins, such as ["https://prices.example.com"], or "*"')
+    return tuple(_held_to(model.Origin, origin, f"[{number}]") for number, origin in enumerate(origins))
+
+
+def _trusted_proxies(value: object) -> tuple[str, ...]:
+    proxies = _words(value)
+    if not isinstance(proxies, list | tuple):
+        raise _Wrong('must be a list of addresses and networks, such as ["127.0.0.1", "10.0.0.0/8"]')
+    for number, proxy in enumerate(proxies):
+        try:
+            ip_network(proxy if isinstance(proxy, str) else "", strict=False)
+        except ValueError:
+            raise _Wrong("must be an IP address or a network such as 10.0.0.0/8", f"[{number}]", proxy) from None
+    return tuple(proxies)
 
 
 def _words(value: object) -> object:

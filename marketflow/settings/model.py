@@ -48,7 +48,21 @@ Password = Annotated[str, _matches(r"[^\x00\ud800-\udfff]*", "text")]
 AllowedHost = Annotated[
     str, _matches(r"(\*|[A-Za-z0-9._-]+|\[?[0-9A-Fa-f.]*(:[0-9A-Fa-f.]*){2,}\]?)", 'a host name without a port, or "*"')
 ]
-Token = Annotated[str, _matches(r"[\x21-\x7e]*", "printable ASCII without spaces")]
+# As many characters as are not guessed; examples are no secrets.
+Token = Annotated[
+    str,
+    _matches(
+        r"(?!.*change-me)([\x21-\x7e]{16,})?",
+        "at least 16 characters of printable ASCII without spaces, none of them an example's change-me",
+    ),
+]
+Origin = Annotated[
+    str,
+    _matches(
+        r"(\*|https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?)",
+        'an origin such as "https://prices.example.com", or "*"',
+    ),
+]
 
 # Symbols and the names of exchanges are segments of a path: one with a / could not be asked for.
 Symbol = Annotated[
@@ -129,12 +143,17 @@ class ExchangeSettings(_Section, frozen=True, kw_only=True):
 class HttpSettings(_Section, frozen=True, kw_only=True):
     """Where the API listens (port 0: any free one), the bearer token that switching the mode asks for, if any, and the
     names by which it may be addressed: none are those of this machine on a loopback address, and any on another.
+
+    Pages of the allowed origins may read and open WebSockets; trusted proxies say who a client is.
     """
 
     host: Host = "127.0.0.1"
     port: Annotated[int, _whole(0, 65535)] = 8080
     token: Token = ""
     allowed_hosts: tuple[AllowedHost, ...] = ()
+    allowed_origins: tuple[Origin, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()  # held to its rule by the checks
+    streams_per_client: Annotated[int, _whole(1, 10_000)] = 100
 
 
 class PostgresSettings(_Section, frozen=True, kw_only=True):

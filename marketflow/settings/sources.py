@@ -27,6 +27,9 @@ from marketflow.settings.model import KINDS, is_text
 _PREFIX = "MARKETFLOW_"
 _LOADERS: dict[str, Any] = {".toml": toml_loader, ".yaml": yaml_loader, ".yml": yaml_loader, ".json": json_loader}
 
+_LISTS = ("symbols", "http.allowed_hosts", "http.allowed_origins", "http.trusted_proxies")
+"""Keys whose value in a variable may also be one text with commas or spaces between the items."""
+
 Given = dict[str, tuple[object, str]]
 """By dotted key in lower case: the value, and the name of its source (a file, a variable, or nothing for a flag)."""
 
@@ -55,7 +58,7 @@ def parsed(key: str, text: str) -> object:
             value = json.loads(text)  # not TOML, whose tables have = in the place of :
     except (ValueError, RecursionError):
         return text
-    return text if key in ("symbols", "http.allowed_hosts") and not isinstance(value, list) else value
+    return text if key in _LISTS and not isinstance(value, list) else value
 
 
 def _settings_file() -> Path | None:

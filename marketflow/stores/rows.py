@@ -13,7 +13,8 @@ CONNECT_SECONDS = 2
 OLDEST_MS, END_MS = 0, 7_258_118_400_000
 """Rows before and from these times on (Unix ms, 1970 and 2200) are no candles: ddl/0005_valid_candles.sql."""
 
-DAY_MS = 24 * 60 * 60_000
+HOUR_MS = 60 * 60_000
+DAY_MS = 24 * HOUR_MS
 """Length of a day of UTC, for which there is a daily candle."""
 
 

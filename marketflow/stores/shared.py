@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
 
-from marketflow.model import Candle, Series, Tick
+from marketflow.errors import Unavailable
+from marketflow.model import MINUTE_MS, Candle, Series, Tick
 from marketflow.stores.ports import ArchiveReader, Walk
+from marketflow.stores.rows import DAY_MS, END_MS, HOUR_MS, OLDEST_MS
 
 KEPT_SECONDS = 1.0
 
@@ -20,7 +22,26 @@ MAX_KEPT = 1000
 MAX_WALKS_KEPT = 50
 """How many answers of up to a thousand candles for each series are kept: about 10 MB of them."""
 
+LONG_ROWS = 10_000
+LONG_WALKS = 2
+"""A walk that reads more rows than that shares these places with others of its kind, so that short ones never wait."""
+
+WAIT_SECONDS = 0.75
+"""How long a walk waits for its place."""
+
 _T = TypeVar("_T")
+
+
+def rows_of_summary(since: int, until: int) -> float:
+    """Rows that a summary of one series reads at most: the days within, and minutes at its two edges."""
+    length = max(0, min(until, END_MS) - max(since, OLDEST_MS))
+    return min(length / MINUTE_MS, 2 * DAY_MS / MINUTE_MS) + length / DAY_MS
+
+
+def rows_of_walk(walk: Walk) -> float:
+    """Rows that a walk along one series reads, where none is missing."""
+    part = MINUTE_MS if walk.length_ms < HOUR_MS else HOUR_MS if walk.length_ms < DAY_MS else DAY_MS
+    return min(walk.limit * walk.length_ms, max(0, walk.until - walk.since)) / part
 
 
 class Shared:
@@ -29,21 +50,47 @@ class Shared:
     Args:
         archive: who is asked.
         monotonic: the time, in seconds.
+        charge: called with the rows that a question has the archive read, before it is asked; may refuse it by raising.
     """
 
-    def __init__(self, archive: ArchiveReader, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        archive: ArchiveReader,
+        monotonic: Callable[[], float] = time.monotonic,
+        charge: Callable[[float], None] = lambda rows: None,
+    ) -> None:
         self._archive = archive
+        self._charge = charge
+        self._long_walks = asyncio.Semaphore(LONG_WALKS)
         self._summaries: _Answers[list[Candle | None]] = _Answers(MAX_KEPT, monotonic)
         self._walks: _Answers[list[dict[int, Candle]]] = _Answers(MAX_WALKS_KEPT, monotonic)
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of all its minutes from `since` to `until`."""
+        rows = len(series) * rows_of_summary(since, until)
         question = (tuple(series), since, until)
-        return await self._summaries.get(question, lambda: self._archive.summary(series, since, until))
+        return await self._summaries.get(
+            question, lambda: self._archive.summary(series, since, until), lambda: self._charge(rows)
+        )
 
     async def candles(self, series: Sequence[Series], walk: Walk) -> list[dict[int, Candle]]:
         """The candles of each series that a walk finds; not to be changed."""
-        return await self._walks.get((tuple(series), walk), lambda: self._archive.candles(series, walk))
+        rows = len(series) * rows_of_walk(walk)
+
+        async def walk_along() -> list[dict[int, Candle]]:
+            if rows <= LONG_ROWS:
+                return await self._archive.candles(series, walk)
+            try:
+                async with asyncio.timeout(WAIT_SECONDS):
+                    await self._long_walks.acquire()
+            except TimeoutError:
+                raise Unavailable("too many long walks through the archive at once") from None
+            try:
+                return await self._archive.candles(series, walk)
+            finally:
+                self._long_walks.release()
+
+        return await self._walks.get((tuple(series), walk), walk_along, lambda: self._charge(rows))
 
     async def last(self, series: Sequence[Series]) -> list[Tick | None]:
         """The close of the last minute of each series."""
@@ -58,10 +105,11 @@ class _Answers(Generic[_T]):
         self._monotonic = monotonic
         self._asked: dict[object, tuple[float, asyncio.Task[_T]]] = {}  # the oldest first
 
-    async def get(self, question: object, ask: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+    async def get(self, question: object, ask: Callable[[], Coroutine[Any, Any, _T]], charge: Callable[[], None]) -> _T:
         now = self._monotonic()
         at, task = self._asked.get(question, (0.0, None))
         if task is None or now - at > KEPT_SECONDS or _failed(task):
+            charge()
             task = asyncio.create_task(ask())
             task.add_done_callback(_failed)  # even if nobody waits for it any more
             self._asked.pop(question, None)

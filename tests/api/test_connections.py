@@ -358,3 +358,67 @@ def test_a_newcomer_gets_in_though_all_others_wait_for_answers(server: Server) -
             until(long, b"begin \r\n")
         newcomer = stack.enter_context(server.connect(GET))
         assert until(newcomer, b"0\r\n\r\n").startswith(OK)
+
+
+# Pipelines and trailers
+
+
+def test_more_pipelined_requests_than_may_wait_end_the_connection(server: Server) -> None:
+    with server.connect(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n" + GET * 3600) as client:
+        wait_until(lambda: server.app.asked)
+        (connection,) = Impatient.all
+        assert len(connection.pipeline) <= Impatient.MAX_PIPELINED
+        server.app.end.set()
+        answered = rest(client)
+    assert 1 <= answered.count(OK) <= Impatient.MAX_PIPELINED + 1
+    wait_until(lambda: server.connections == 0)
+
+
+def test_large_pipelined_requests_are_bounded_by_their_bytes(server: Server) -> None:
+    large = b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 30_000 + b"\r\n\r\n"
+    with server.connect(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n" + large * 10) as client:
+        wait_until(lambda: server.app.asked)
+        (connection,) = Impatient.all
+        wait_until(lambda: connection._pipelined_bytes > Impatient.MAX_HEADER_BYTES)
+        assert len(connection.pipeline) <= 3
+        server.app.end.set()
+        assert 1 <= rest(client).count(OK) <= 4
+
+
+def test_a_few_pipelined_requests_are_answered_in_order(server: Server) -> None:
+    paths = [f"/{number}".encode() for number in range(Impatient.MAX_PIPELINED)]
+    sent = b"".join(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n" for path in paths[:-1])
+    answered = server.ask(sent + b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert answered.count(OK) == len(paths)
+    assert server.app.asked == [*(path.decode() for path in paths[:-1]), "/last"]
+
+
+def test_reset_with_requests_waiting_starts_none_of_them(server: Server, log: list[str]) -> None:
+    client = server.connect(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n" + GET * 5)
+    wait_until(lambda: server.app.asked)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    client.close()
+    wait_until(lambda: server.connections == 0)
+    server.app.end.set()
+    assert server.ask(b"GET /next HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").count(OK) == 1
+    assert server.app.asked == ["/long", "/next"]
+    assert log == []
+
+
+def test_trailers_are_no_headers(server: Server) -> None:
+    seen: list[list[bytes]] = []
+    answer = server.app.__class__.__call__
+
+    async def look(app: App, scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append([name for name, _ in scope["headers"]])
+        await answer(app, scope, receive, send)
+
+    request = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(App, "__call__", look)
+        for pieces in (
+            [request + b"0\r\nAuthorization: Bearer x\r\n\r\n"],
+            [request, b"1\r\na\r\n0\r\n", b"Authorization: x\r\n\r\n"],
+        ):
+            assert OK in server.ask(*pieces)
+    assert seen == [[b"host", b"transfer-encoding", b"connection"]] * 2

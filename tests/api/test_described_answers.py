@@ -13,11 +13,13 @@ import pytest
 import uvicorn
 
 from marketflow.api import application as built
+from marketflow.api.clients import Clients
 from marketflow.api.connections import LimitedConnection
 from marketflow.api.rendering import JSONAnswer
 from marketflow.api.request_times import RequestTimes
 from marketflow.errors import Unavailable
 from marketflow.model import Mode
+from marketflow.stores.shared import Shared
 from tests.api.description import Documented, description, filled
 from tests.api.world import MemoryMode, World, application_of, client_of
 from tests.servers import HOST, wait_until
@@ -96,6 +98,7 @@ IN_THE_APPLICATION: dict[str | None, Provoke] = {
     "invalid_range": lambda method, path: trading().ask(f"{filled(path)}?from=2&to=1", method),
     "invalid_limit": lambda method, path: trading().ask(f"{filled(path)}?limit=0", method),
     "invalid_format": lambda method, path: trading().ask(f"{filled(path)}?format=csv", method),
+    "too_many_requests": lambda method, path: too_much(method, path),
     "unavailable": lambda method, path: away().ask(filled(path), method, TOKEN),
     "unauthorized": lambda method, path: trading().ask(filled(path), method),
     "cross_site": lambda method, path: trading().ask(filled(path), method, TOKEN | {"Origin": "https://evil.example"}),
@@ -105,6 +108,23 @@ IN_THE_APPLICATION: dict[str | None, Provoke] = {
     "method_not_allowed": lambda method, path: trading().ask(filled(path), "DELETE"),
     "body_too_large": lambda method, path: trading().ask(filled(path), method, TOKEN | {"Content-Length": "99999999"}),
 }
+
+
+def too_much(method: str, path: str) -> httpx.Response:
+    """An answer to a client that has had its share."""
+    world = trading()
+    context = replace(world.context(), clients=Clients())
+    context.hub._most_of_one = 0
+    for bucket in (context.clients._rows, context.clients.guesses):
+        bucket.take("127.0.0.1", 1e9)
+    charged = Shared(world.archive, charge=context.clients.charge)
+    context = replace(context, prices=replace(context.prices, archive=charged))
+
+    async def ask() -> httpx.Response:
+        async with client_of(context) as client:
+            return await client.request(method, filled(path), headers=TOKEN)
+
+    return asyncio.run(ask())
 
 
 def still_right(method: str, path: str) -> httpx.Response:

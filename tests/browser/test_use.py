@@ -80,7 +80,7 @@ def test_a_switch_elsewhere_is_seen(application: Application, visit: Visit, exch
 
 
 def test_the_token_is_asked_for_and_kept_for_the_tab(start: Start, look: Look) -> None:
-    application = start(HTTP__TOKEN="swordfish")
+    application = start(HTTP__TOKEN="swordfish-swordfish")
     visit = look(application.port)
     visit.expected.append(UNAUTHORIZED)
     page = visit.open()
@@ -98,7 +98,7 @@ def test_the_token_is_asked_for_and_kept_for_the_tab(start: Start, look: Look) -
     expect(problem).to_have_text("This token is not the right one.")
     visit.keep("token")
     assert application.get("/mode") == {"mode": "live"}
-    token.fill("swordfish")
+    token.fill("swordfish-swordfish")
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog")).to_be_hidden()
     expect(page.locator("#modes [data-mode=test]")).to_have_attribute("aria-pressed", "true")
@@ -106,8 +106,8 @@ def test_the_token_is_asked_for_and_kept_for_the_tab(start: Start, look: Look) -
     switch.click()
     expect(page.get_by_role("dialog")).to_be_hidden()
     assert application.get("/mode") == {"mode": "live"}
-    assert "swordfish" not in page.content()
-    assert not [url for url in visit.requests if "swordfish" in url]
+    assert "swordfish-swordfish" not in page.content()
+    assert not [url for url in visit.requests if "swordfish-swordfish" in url]
 
 
 def test_what_stands_against_a_switch_is_told(start: Start, look: Look) -> None:

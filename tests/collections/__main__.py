@@ -25,7 +25,7 @@ from tests.servers import HOST, free_port, wait_until
 COLLECTION = ROOT / "collections" / "marketflow.postman_collection.json"
 ENVIRONMENT = ROOT / "collections" / "local.postman_environment.json"
 
-TOKEN = "open-sesame"
+TOKEN = "open-sesame-open-sesame"
 EXCHANGES = ("exchange1", "exchange2", "exchange3")
 NEWMAN_SECONDS = 120.0
 

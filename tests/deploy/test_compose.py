@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from marketflow import __version__
+from marketflow.errors import SettingsError
 from marketflow.model import Mode
 from tests.deploy.configuration import DEPLOY, compose, env_file, load_with, program
 from tests.deploy.image import instructions
@@ -73,9 +74,13 @@ def test_the_application_finds_what_is_there(
     app, redis, postgres = (services[name] for name in ("app", "redis", "postgres"))
     image = [each for each in instructions(DEPLOY / "Dockerfile") if each.word == "ENV"]
     own = dict(pair.split("=", 1) for each in image for pair in each.arguments if pair.startswith("MARKETFLOW_"))
-    found = load_with(monkeypatch, own | app["environment"])
+    # The example's own is refused: it is to be changed.
+    with pytest.raises(SettingsError, match=r"http\.token = \*\*\*"):
+        load_with(monkeypatch, own | app["environment"])
+    token = "a token of one's own".replace(" ", "-")
+    found = load_with(monkeypatch, own | app["environment"] | {"MARKETFLOW_HTTP__TOKEN": token})
     assert found.mode is Mode.LIVE
-    assert (found.http.host, found.http.token) == ("0.0.0.0", "change-me")
+    assert (found.http.host, found.http.token) == ("0.0.0.0", token)
     assert app["ports"] == [f"127.0.0.1:8080:{found.http.port}"]
     assert {"localhost", "app"} <= {*found.http.allowed_hosts}
     assert (found.redis.host, found.postgres.host) == ("redis", "postgres")

@@ -40,7 +40,12 @@ def application(server_root: Path, redis_server: RedisServer, postgres_server: P
     folder = server_root / "http"
     folder.mkdir(mode=0o711)
     stores = {f"POSTGRES__{name.upper()}": value for name, value in postgres_server.keywords.items()}
-    stores |= {"REDIS__HOST": HOST, "REDIS__PORT": redis_server.port, "REDIS__DB": 1, "HTTP__TOKEN": "sesame"}
+    stores |= {
+        "REDIS__HOST": HOST,
+        "REDIS__PORT": redis_server.port,
+        "REDIS__DB": 1,
+        "HTTP__TOKEN": "sesame-sesame-sesame",
+    }
     with Application(folder, stores) as application:
         wait_until(lambda: application.find("/prices/average/BTCUSDT"))
         yield application
@@ -255,7 +260,12 @@ QUERIES = st.sampled_from([b"", b"?period=10s", b"?period=1d", b"?period=", b"?p
 HOSTS = st.sampled_from([b"localhost"] * 5 + [b"evil.example", b"[::1]:80", b"\xff", b""])
 HEADERS = st.sampled_from(
     [
-        *(b"Authorization: Bearer sesame", b"Authorization: Bearer \xff", b"Authorization:", b"Authorization: Basic x"),
+        *(
+            b"Authorization: Bearer sesame-sesame-sesame",
+            b"Authorization: Bearer \xff",
+            b"Authorization:",
+            b"Authorization: Basic x",
+        ),
         *(b"Origin: null", b"Origin: http://localhost", b"Sec-Fetch-Site: cross-site", b"Sec-Fetch-Site: \xe9"),
         *(b"Connection: Upgrade", b"Upgrade: websocket", b"Upgrade: h2c", b"Range: bytes=0-1", b"Expect: x"),
         *(b"Accept: text/html", b"Content-Type: application/json", b"X-Forwarded-For: \x7f", b"Cookie: " + b"x" * 999),
@@ -307,7 +317,7 @@ def test_any_bytes_get_a_documented_answer_or_none(application: Application) -> 
 
 
 def test_a_page_of_another_site_can_neither_post_nor_read_by_a_name_of_its_own(application: Application) -> None:
-    token = {"Authorization": "Bearer sesame"}
+    token = {"Authorization": "Bearer sesame-sesame-sesame"}
     for headers in ({"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}):
         answer = application.http.post("/mode/live", headers=headers | token)
         assert (answer.status_code, answer.json()["code"]) == (403, "cross_site")
@@ -324,7 +334,7 @@ def test_a_page_of_another_site_can_neither_post_nor_read_by_a_name_of_its_own(a
 
 
 @pytest.mark.parametrize(
-    ("host", "token", "warned"), [("0.0.0.0", "", True), ("0.0.0.0", "x", False), (HOST, "", False)]
+    ("host", "token", "warned"), [("0.0.0.0", "", True), ("0.0.0.0", "x" * 16, False), (HOST, "", False)]
 )
 def test_a_start_within_reach_of_others_without_a_token_is_warned_of(
     server_folder: Path, servers: dict[str, object], host: str, token: str, warned: bool

@@ -10,6 +10,7 @@ for it, and differences are told.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from weakref import WeakValueDictionary
@@ -23,7 +24,7 @@ from marketflow.api.streaming.client import Client
 from marketflow.api.streaming.known import Known
 from marketflow.api.streaming.selection import Pair, Selection
 from marketflow.clock import milliseconds
-from marketflow.errors import Unavailable
+from marketflow.errors import TooMuch, Unavailable
 from marketflow.model import Series, Tick
 from marketflow.stores.ports import Announcements
 
@@ -43,6 +44,9 @@ AT_ONCE = 25
 
 RESTART_SECONDS = 1.0
 
+STREAM_AGAIN_SECONDS = 10.0
+"""After which a client that has as many streams as it may is to try again."""
+
 
 class Hub:
     """Tells clients what changes; does nothing while there are none.
@@ -55,6 +59,7 @@ class Hub:
         health: how the application does; must not block.
         announcements: newest ticks as they are written.
         most: how many clients there may be.
+        most_of_one: how many streams one client may have.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class Hub:
         health: Callable[[], Health],
         announcements: Announcements,
         most: int = 1000,
+        most_of_one: int = 1000,
     ) -> None:
         self._exchanges = exchanges
         self._symbols = symbols
@@ -74,6 +80,8 @@ class Hub:
         self._health = health
         self._announcements = announcements
         self._most = most
+        self._most_of_one = most_of_one
+        self._of_one: Counter[str] = Counter()
         self._selections: WeakValueDictionary[frozenset[Pair], Selection] = WeakValueDictionary()
         self._clients: dict[Client, None] = {}
         self._running: asyncio.Task[None] | None = None
@@ -93,26 +101,33 @@ class Hub:
             found = self._selections[chosen] = Selection(self._exchanges, self._symbols, chosen)
         return found
 
-    def check_room(self) -> None:
-        """Let one more client come.
+    def check_room(self, address: str = "") -> None:
+        """Let one more client come, from an address.
 
         Raises:
+            TooMuch: there are as many from there as there may be.
             TryAgain: there are too many.
         """
+        if self._of_one[address] >= self._most_of_one:
+            raise TooMuch(STREAM_AGAIN_SECONDS)
         if len(self._clients) >= self._most:
             raise TryAgain(f"There are {self._most} streams already.")
 
     @contextmanager
-    def client(self, selection: Selection, last_id: str = "") -> Iterator[Client]:
-        """One more client, which goes on after the event with that id if it is known."""
+    def client(self, selection: Selection, last_id: str = "", address: str = "") -> Iterator[Client]:
+        """One more client from an address, which goes on after the event with that id if it is known."""
         client = Client(selection, self._known.position(selection, last_id), self.ask)
         self._clients[client] = None
+        self._of_one[address] += 1
         if self._running is None:
             self._running = asyncio.create_task(self._run())
         try:
             yield client
         finally:
             del self._clients[client]
+            self._of_one[address] -= 1
+            if not self._of_one[address]:
+                del self._of_one[address]
             if not self._clients:
                 self._running.cancel()
                 self._running = None

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from marketflow.api.context import Context, context_of
 from marketflow.api.operation import Content, Operation, Parameter, Tag
-from marketflow.api.problems import TryAgain, UnknownExchange, UnknownSymbol
+from marketflow.api.problems import TooManyRequests, TryAgain, UnknownExchange, UnknownSymbol
 from marketflow.api.rendering import ALWAYS
 from marketflow.api.request_times import UNTIMED, RequestTimes
 from marketflow.api.streaming.hub import Hub
@@ -75,12 +75,13 @@ def stream_operations(times: RequestTimes) -> list[Operation]:
         context = context_of(request)
         hub = context.hub
         selection = selected(context, request.query_params)
-        hub.check_room()
+        address = context.clients.of(request.scope)
+        hub.check_room(address)
         if request.method == "GET":
             request.scope[UNTIMED] = True
             if (streaming := request.scope.get("extensions", {}).get(STREAMING)) is not None:
                 streaming["begin"]()
-        batches = _batches(hub, selection, request.headers.get("last-event-id", ""), times)
+        batches = _batches(hub, selection, request.headers.get("last-event-id", ""), address, times)
         return EventSourceResponse(
             batches,
             headers=ALWAYS,
@@ -100,7 +101,7 @@ def stream_operations(times: RequestTimes) -> list[Operation]:
             description=_DESCRIPTION,
             answer=Content(("text/event-stream",), _ANSWER, {"type": "string"}, ("X-Accel-Buffering",)),
             query=_QUERY,
-            problems=(UnknownExchange, UnknownSymbol, TryAgain),
+            problems=(UnknownExchange, UnknownSymbol, TryAgain, TooManyRequests),
         )
     ]
 
@@ -121,8 +122,10 @@ def _listed(query: QueryParams, name: str) -> Iterator[str]:
         yield from (each.strip() for each in value.split(",") if each.strip())
 
 
-async def _batches(hub: Hub, selection: Selection, last_id: str, times: RequestTimes) -> AsyncIterator[bytes]:
-    with times.streams.client("sse") as sent, hub.client(selection, last_id) as client:
+async def _batches(
+    hub: Hub, selection: Selection, last_id: str, address: str, times: RequestTimes
+) -> AsyncIterator[bytes]:
+    with times.streams.client("sse") as sent, hub.client(selection, last_id, address) as client:
         yield RETRY
         while True:
             batch = await client.next()

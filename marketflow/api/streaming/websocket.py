@@ -14,13 +14,14 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from marketflow.api.context import Context, context_of
 from marketflow.api.operation import refuse_unknown_parameters
-from marketflow.api.problems import Problem, answer_to
+from marketflow.api.problems import Problem, answer_to, too_many_requests
 from marketflow.api.request_times import RequestTimes
 from marketflow.api.streaming.client import Client
 from marketflow.api.streaming.events import Refused, Subscribed
 from marketflow.api.streaming.figures import Sent
 from marketflow.api.streaming.selection import named
 from marketflow.api.streaming.sse import PARAMETERS, selected
+from marketflow.errors import TooMuch
 
 PATH = "/ws"
 
@@ -56,11 +57,15 @@ def websocket_routes(times: RequestTimes) -> list[Route | WebSocketRoute]:
         try:
             refuse_unknown_parameters(websocket.scope["query_string"], PARAMETERS)
             selection = selected(context, websocket.query_params)
-            context.hub.check_room()
+            address = context.clients.of(websocket.scope)
+            context.hub.check_room(address)
+        except TooMuch as error:
+            await websocket.send_denial_response(too_many_requests(error.seconds))
+            return
         except Problem as problem:
             await websocket.send_denial_response(answer_to(problem))
             return
-        with times.streams.client("websocket") as sent, context.hub.client(selection) as client:
+        with times.streams.client("websocket") as sent, context.hub.client(selection, address=address) as client:
             try:
                 await websocket.accept()
                 await _Conversation(websocket, context, client, sent).run()
