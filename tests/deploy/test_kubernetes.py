@@ -125,6 +125,7 @@ def test_settings_and_secrets_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert environment.keys() == {*VARIABLES.values()}
     assert given["marketflow-feeds"].keys() == environment.keys() - {"MARKETFLOW_HTTP__TOKEN"}
     assert SECRET["stringData"].keys() == VARIABLES.keys()
+    environment["MARKETFLOW_HTTP__TOKEN"] = "one-of-our-own-16"  # the example's is refused
     # What Kubernetes would say of the service, were the links on.
     links = {"MARKETFLOW_API_SERVICE_HOST": "10.0.0.1", "MARKETFLOW_API_PORT": "tcp://10.0.0.1:8080"}
     found = load_with(monkeypatch, environment | links, path)
