@@ -30,6 +30,7 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line (`sys.argv` by default) until it's stopped, and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_standard_descriptors()
     try:
         # Until the servers have handlers of their own, a start can be given up by either signal.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -37,6 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # while starting; later the servers see to it themselves
         has_an_end = arguments[:1] in (["check"], ["export"]) or "--once" in arguments
         return INTERRUPTED if has_an_end else 0
+
+
+def _open_standard_descriptors() -> None:
+    """Put /dev/null where stdin, stdout or stderr is closed: or a socket would get its number, and what is printed."""
+    null = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: with one of them closed, that one
+    while null <= 2:
+        null = os.dup(null)
+    os.close(null)
+    if sys.stderr is None:  # print would take None for stdout
+        sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def _main(arguments: list[str]) -> int:

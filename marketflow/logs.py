@@ -1,4 +1,4 @@
-"""Logs: one sink, one record a line, as text for a person or as JSON for a machine.
+"""Logs: one sink, one record a line, as text for a person or as JSON for a machine. Nothing waits for their reader.
 
 The records of the standard library (uvicorn, psycopg, redis, asyncio, warnings) end in the same sink. What is logged
 can hold text from an exchange or a client, so control characters are escaped: a line can't be forged, nor a terminal
@@ -18,12 +18,14 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from datetime import UTC
+from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from loguru import logger
 
 from marketflow.errors import MarketFlowError
+from marketflow.log_writer import LogWriter
 
 if TYPE_CHECKING:  # these names exist in loguru's stubs only
     from loguru import Message, Record
@@ -44,19 +46,55 @@ def setup(level: str, format: Literal["text", "json"], sink: TextIO | None = Non
 
     `level` is one of loguru's. May be called again.
     """
+    global _writer
+    if _writer is not None:
+        _writer.close()
     out = sink or sys.stderr
     floor = logger.level(level).no
     debug = floor <= logging.DEBUG
     render = _as_json if format == "json" else _as_text
 
+    descriptor = _descriptor(out)
+    _writer = None if descriptor is None else LogWriter(descriptor, partial(_dropped, format))
+
     def write(message: "Message") -> None:
-        out.write(render(message.record, debug) + "\n")
-        out.flush()
+        line = render(message.record, debug)
+        if _writer is not None:
+            _writer.put(line)
+        elif out is not None:  # None where stderr is closed
+            out.write(line + "\n")
+            out.flush()
 
     logger.remove()
     # The sink renders the record by itself, so loguru has nothing to format.
     logger.add(write, level=level, format=lambda _: "", backtrace=False, diagnose=False, enqueue=False)
     _intercept(floor)
+
+
+def flush() -> None:
+    """Write what was logged, but do not wait for a reader that takes nothing. Python does it at its end."""
+    if _writer is not None:
+        _writer.flush()
+
+
+_writer: LogWriter | None = None
+
+
+def _descriptor(out: TextIO | None) -> int | None:
+    """The file descriptor behind a stream; None for one in memory."""
+    try:
+        return None if out is None else out.fileno()
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _dropped(format: Literal["text", "json"], count: int) -> str:
+    """The line in the place of lines that were dropped."""
+    level, text = "WARNING", "log lines dropped, as their reader took none"
+    time = _rfc3339(datetime.now(UTC))
+    if format == "json":
+        return json.dumps({"time": time, "level": level, "msg": text, "logger": __name__, "dropped": count})
+    return f"{time} {level:<8} {text} dropped={count}"
 
 
 class RateLimit:
@@ -197,8 +235,12 @@ _FIELDS = ("time", "level", "msg", "logger", "error", "traceback")
 
 
 def _time(record: "Record") -> str:
+    return _rfc3339(record["time"].astimezone(UTC))
+
+
+def _rfc3339(moment: datetime) -> str:
     """RFC 3339, UTC, milliseconds."""
-    return record["time"].astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _error(record: "Record", debug: bool) -> tuple[Mapping[str, str] | None, str]:

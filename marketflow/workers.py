@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from loguru import logger
 
+from marketflow import logs
 from marketflow.notify import Supervisor
 
 RESTART_SECONDS = 1.0
@@ -151,6 +152,7 @@ class Workers:
         except BaseException as error:  # noqa: BLE001 - it must not return into what the parent was doing
             logger.opt(exception=error).critical("the worker failed")
         finally:
+            logs.flush()
             os._exit(code)
 
     def _next_signal(self, seconds: float) -> tuple[int | None, int]:

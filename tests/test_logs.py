@@ -1,10 +1,19 @@
 import io
+import itertools
 import json
 import logging
+import os
+import re
+import select
+import subprocess
+import sys
 import threading
+import time
 import warnings
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal, TextIO
 
 import pytest
 from loguru import logger
@@ -209,6 +218,173 @@ def test_a_library_that_repeats_itself_is_heard_once() -> None:
         logging.getLogger("redis.client").warning("error connecting in %r: %s", "pool-1", attempt)
         logging.getLogger("redis.connection").error("lost")
     assert [record["msg"] for record in sink.records()] == ["error connecting in 'pool-1': 0", "lost"]
+
+
+# --- the reader of the log
+
+
+@contextmanager
+def piped(format: Literal["text", "json"] = "json") -> Iterator[tuple[int, TextIO]]:
+    """The log goes into a pipe; gives its two ends."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as sink:
+        logs.setup("INFO", format, sink)
+        try:
+            yield reader, sink
+        finally:
+            logs.setup("INFO", format, Sink())
+            with suppress(OSError):
+                os.close(reader)
+
+
+def read_lines(reader: int, until: str) -> list[str]:
+    """All lines up to one that has a text in it."""
+    data = b""
+    while until not in data.decode(errors="replace").rpartition("\n")[0]:
+        assert select.select([reader], [], [], 5)[0], f"nothing more came after {data[-200:]!r}"
+        data += os.read(reader, 1 << 16)
+    return data.decode().splitlines()
+
+
+def sources() -> list[tuple[str, Callable[[int], None]]]:
+    """Whoever logs: each is called with a number."""
+
+    def warn(number: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            logging.captureWarnings(False)
+            logging.captureWarnings(True)
+            warnings.warn(f"number {number}", UserWarning, stacklevel=1)
+
+    return [
+        ("loguru", lambda number: logger.info("number {}", number)),
+        ("uvicorn", lambda number: logging.getLogger("uvicorn").warning("number %d", number)),
+        ("warnings", warn),
+    ]
+
+
+@pytest.mark.parametrize("source", [call for _, call in sources()], ids=[name for name, _ in sources()])
+def test_stalled_reader_delays_nobody_and_is_told_what_it_missed(source: Callable[[int], None]) -> None:
+    with piped() as (reader, _):
+        count = 0
+        began = time.monotonic()
+        while count < 30_000:  # several times what fits
+            source(count)
+            count += 1
+        assert time.monotonic() - began < 30
+        stalled = time.monotonic()
+        logs.flush()
+        assert time.monotonic() - stalled < 1
+        lines = read_lines(reader, "dropped")
+        logger.info("the last one")
+        records = [json.loads(line) for line in [*lines, *read_lines(reader, "the last one")]]
+    numbers = [int(record["msg"].split()[-1]) for record in records if "number" in record["msg"]]
+    assert numbers == list(range(len(numbers)))
+    (notice,) = [record for record in records if "dropped" in record]
+    assert notice["dropped"] == count - len(numbers)
+    assert (notice["level"], notice["logger"]) == ("WARNING", "marketflow.logs")
+    assert records[-1]["msg"] == "the last one"
+
+
+def test_dropped_lines_are_said_in_their_place_in_text() -> None:
+    with piped("text") as (reader, _):
+        for number in range(40_000):
+            logger.info("number {}", number)
+        lines = read_lines(reader, "dropped=")
+        for number in range(40_000):
+            logger.info("again {}", number)
+        lines += read_lines(reader, "dropped=")
+    assert re.fullmatch(r"\S+Z WARNING  log lines dropped, as their reader took none dropped=\d+", lines[-1])
+    kinds = [line.split()[2] for line in lines]
+    assert [kind for kind, _ in itertools.groupby(kinds)] == ["number", "log", "again", "log"]
+
+
+def test_lines_keep_their_order_and_none_is_lost_while_they_are_read() -> None:
+    with piped() as (reader, _):
+        for number in range(3000):
+            logger.info("{}", number)
+            if number % 100 == 99:
+                assert json.loads(read_lines(reader, f'"{number}"')[-1])["msg"] == str(number)
+
+
+def test_a_reader_that_has_gone_costs_its_lines_and_no_more() -> None:
+    with piped() as (reader, _):
+        os.close(reader)
+        for number in range(1000):
+            logger.info("{}", number)
+        began = time.monotonic()
+        logs.flush()
+        assert time.monotonic() - began < 1
+
+
+def test_a_log_that_was_closed_costs_its_lines_and_no_more() -> None:
+    with piped() as (_, sink):
+        sink.close()
+        for number in range(1000):
+            logger.info("{}", number)
+        logs.flush()
+
+
+def test_a_reader_that_comes_back_is_told_what_it_missed(tmp_path: Path) -> None:
+    fifo = tmp_path / "log"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    with fifo.open("w") as sink:
+        logs.setup("INFO", "json", sink)
+        logger.info("one")
+        read_lines(reader, "one")
+        os.close(reader)
+        for _ in range(3):
+            logger.info("lost")
+        logs.flush()
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        logger.info("two")
+        records = [json.loads(line) for line in read_lines(reader, "two")]
+        assert [record.get("dropped", record["msg"]) for record in records] == [3, "two"]
+        logs.setup("INFO", "json", Sink())
+    os.close(reader)
+
+
+def test_a_descriptor_that_somebody_made_non_blocking_loses_nothing() -> None:
+    with piped() as (reader, sink):
+        os.set_blocking(sink.fileno(), False)
+        for number in range(2000):  # more than a pipe holds
+            logger.info("{}", number)
+        lines = read_lines(reader, '"1999"')
+    assert [json.loads(line)["msg"] for line in lines] == [str(number) for number in range(2000)]
+
+
+def test_without_stderr_nothing_is_logged_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    logs.setup("INFO", "text")
+    logger.info("one")
+
+
+def test_a_process_ends_with_its_log_written_but_waits_for_no_stalled_reader() -> None:
+    program = (
+        "from loguru import logger; from marketflow import logs; logs.setup('INFO', 'text');"
+        "[logger.info('number {}', number) for number in range(COUNT)]"
+    )
+    for count in (5000, 50_000):
+        command = [sys.executable, "-c", program.replace("COUNT", str(count))]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=Path(__file__).parents[1]) as process:
+            assert process.stderr is not None
+            if count == 5000:
+                assert process.stderr.read().splitlines()[-1].endswith(b"number 4999")
+            assert process.wait(20) == 0
+
+
+def test_a_forked_child_logs_by_itself_and_repeats_nothing() -> None:
+    with piped() as (reader, _):
+        logger.info("of the parent")
+        if not (pid := os.fork()):
+            logger.info("of the child")
+            logs.flush()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        logger.info("the last one")
+        lines = read_lines(reader, "the last one")
+    assert sorted(json.loads(line)["msg"] for line in lines) == ["of the child", "of the parent", "the last one"]
 
 
 # --- the limit

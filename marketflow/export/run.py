@@ -38,7 +38,7 @@ def export(settings: Settings, wanted: Export) -> int:
     begin, end = wanted.selection.from_ms, wanted.selection.to_ms
     if begin is not None and end is not None and begin > end:
         raise SettingsError("argument --from: must not be after --to")
-    if wanted.output is None and wanted.format == "parquet" and sys.stdout.isatty():
+    if wanted.output is None and wanted.format == "parquet" and sys.stdout is not None and sys.stdout.isatty():
         raise SettingsError("argument --format: parquet is nothing for a terminal; set --output FILE")
     with _output(wanted) as file, archive(settings) as keywords, snapshot(keywords) as connection, counter() as counted:
         _write(settings, connection, wanted, file, counted)

@@ -1,15 +1,18 @@
 """The process is killed, told to end or started twice, at any moment; what was taken is in its row, once."""
 
+import functools
 import itertools
 import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from marketflow.flow.modes import ModeSwitch
 from marketflow.model import MINUTE_MS, Mode, Series, Tick, minute_start
 from marketflow.stores.embedded import claim
 from marketflow.stores.embedded.process import ServerProcess, find_servers
-from tests.application import Application, Readers, ScriptedExchange, Traffic, exchanges_setting, now_ms, sent_by
+from tests.application import ROOT, Application, Readers, ScriptedExchange, Traffic, exchanges_setting, now_ms, sent_by
 from tests.faults.conftest import (
     WINDOW_MS,
     Footprint,
@@ -32,7 +35,7 @@ from tests.faults.conftest import (
     wait_until_connected,
 )
 from tests.oracle import Rows, assert_rows_equal, differences, missing, ticks_by_slot
-from tests.servers import HOST, RedisServer, wait_until
+from tests.servers import HOST, RedisServer, free_port, wait_until
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 
@@ -304,6 +307,88 @@ def test_signals_repeated_until_the_end_leave_the_exit_code(server_folder: Path)
             application.process.send_signal(signal.SIGTERM)
             threading.Event().wait(0.01)
         assert application.process.returncode == 0
+
+
+# Whoever reads what it prints
+
+
+@pytest.mark.parametrize("end", ["stalled", "gone"])
+def test_a_stalled_reader_of_the_log_stops_neither_rows_nor_sigterm(
+    server_folder: Path,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+    monkeypatch: pytest.MonkeyPatch,
+    end: str,
+) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"." * 4096)  # by another process, say
+    os.set_blocking(writer, True)
+    if end == "gone":
+        os.close(reader)
+    start_process = functools.partial(subprocess.Popen)
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **given: start_process(*args, **given | {"stderr": writer}))
+    given = {
+        "MODE": "live",
+        "EXCHANGES": exchanges_setting(*exchanges),
+        "FLOW__WINDOW_SECONDS": 1,
+        "LOG__LEVEL": "DEBUG",
+    }
+    with Application(server_folder, servers | given) as application:
+        os.close(writer)
+        with Traffic(exchanges, SYMBOLS, rate=200) as traffic:
+            for number in range(5000):  # each is logged
+                application.get("/health" if number % 10 else "/prices/latest/BTCUSDT")
+            wait_until(lambda: len(rows()) > 5, message="rows have stopped")
+        code, seconds = application.stop(signal.SIGTERM)
+    assert code == 0
+    assert seconds < 5
+    assert_rows_equal(rows(), traffic.sent, 1000)
+    if end == "stalled":
+        os.close(reader)
+
+
+@pytest.mark.parametrize("closed", [(1, 2), (0, 1, 2), (2,), (1,)])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ((), 0),
+        (("--role", "feeds"), 0),
+        (("--role", "api", "--workers", "2"), 0),
+        (("exchange", "--port", "0"), 0),
+        (("check",), 0),
+        (("config",), 0),
+        (("export",), 1),
+        (("export", "--format", "parquet"), 1),
+        (("watch", "--once", "--url", "http://127.0.0.1:1"), 1),
+        (("--mode", "demo"), 2),
+    ],
+    ids=lambda value: "-".join(value) or "all" if isinstance(value, tuple) and value[:1] != (1,) else None,
+)
+def test_closed_descriptors_change_no_exit_code(
+    server_folder: Path, arguments: tuple[str, ...], code: int, closed: tuple[int, ...]
+) -> None:
+    port = free_port()
+    environment = {"PATH": os.environ["PATH"], "MARKETFLOW_DATA_DIR": str(server_folder / "data")}
+    environment |= {"MARKETFLOW_HTTP__PORT": str(port)}
+    redirections = " ".join(f"{descriptor}>&-" for descriptor in closed)
+    command = ["/bin/sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, "-m", "marketflow", *arguments]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            if arguments[:1] in ((), ("--role",), ("exchange",)):
+                threading.Event().wait(3.0)  # there is nothing by which it could say that it has started
+                process.send_signal(signal.SIGTERM)
+            output, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert process.returncode == code, errors
+    assert b"Traceback" not in output + errors
+    assert b"Fatal" not in output + errors
 
 
 # Two at once
