@@ -190,10 +190,19 @@ def bind_each(host: str, port: int, number: int) -> list[socket.socket]:
     Raises:
         StartError: they cannot be had.
     """
-    # A socket that others may share would not tell that the port is taken by such a one.
-    with bind(host, port) as first:
-        port = first.getsockname()[1]
-    return [bind(host, port, shared=True) for _ in range(number)]
+    # The first is not shared when it begins to listen, or it would not tell that the port is taken by such a one. It
+    # stays, so that another start that asks in the same way finds the port taken from here on.
+    listeners = [bind(host, port)]
+    try:
+        listeners[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        port = listeners[0].getsockname()[1]
+        for _ in range(number - 1):
+            listeners.append(bind(host, port, shared=True))
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
 
 
 def place_of(listener: socket.socket) -> str:

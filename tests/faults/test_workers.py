@@ -3,17 +3,21 @@
 import functools
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 
 import psutil
 import pytest
 
+from marketflow.api import server
+from marketflow.api.server import bind, bind_each
+from marketflow.errors import StartError
 from tests.application import Application
-from tests.servers import HOST, wait_until
+from tests.servers import HOST, free_port, wait_until
 
 
 @pytest.fixture
@@ -117,3 +121,64 @@ def test_a_port_that_workers_share_is_taken_for_all_others(workers: Application,
     assert other.log.count("\n") == 1
     assert "cannot listen on" in other.log
     assert workers.ready()
+
+
+def test_of_starts_at_once_on_a_port_one_listens(server_folder: Path, servers: dict[str, object]) -> None:
+    """Whatever they are: no two share a port, though workers share theirs."""
+    kinds = [("--role", "api", "--workers", "2"), ("--role", "api", "--workers", "3"), ("--role", "api")]
+    port = free_port()
+    with ExitStack() as stack:
+        started = []
+        for number, arguments in enumerate(kinds * 2):
+            folder = server_folder / str(number)
+            folder.mkdir()
+            application = Application(folder, servers | {"HTTP__PORT": port}, arguments)
+            stack.push(application)
+            started.append(application.start(wait=False))
+        wait_until(lambda: sum(each.process.poll() is None for each in started) == 1, timeout=30)
+        (first,) = (each for each in started if each.process.poll() is None)
+        with closing(HTTPConnection(HOST, port, timeout=5)) as connection:
+            wait_until(lambda: connects(connection), timeout=20)
+        assert [each.process.returncode for each in started if each is not first] == [1] * 5
+        assert all("cannot listen on" in each.log for each in started if each is not first)
+        assert first.stop()[0] == 0
+
+
+def connects(connection: HTTPConnection) -> bool:
+    with suppress(OSError):
+        connection.request("GET", "/livez")
+        return connection.getresponse().read() == b'{"status":"ok"}'
+    return False
+
+
+@pytest.mark.parametrize("other", [1, 2])
+def test_start_in_the_midst_of_another_is_refused_the_port(monkeypatch: pytest.MonkeyPatch, other: int) -> None:
+    port = free_port()
+    refused = 0
+
+    def bind_with_another_start(host: str, port: int, shared: bool = False) -> socket.socket:
+        nonlocal refused
+        if shared:
+            with monkeypatch.context() as meanwhile, pytest.raises(StartError, match="cannot listen on"):
+                meanwhile.setattr(server, "bind", bind)
+                for listener in server.bind_each(HOST, port, other):
+                    listener.close()
+            refused += 1
+        return bind(host, port, shared)
+
+    monkeypatch.setattr(server, "bind", bind_with_another_start)
+    for listener in server.bind_each(HOST, port, 3):
+        listener.close()
+    assert refused == 2
+
+
+def test_every_listener_of_a_start_gets_connections() -> None:
+    listeners = bind_each(HOST, free_port(), 3)
+    with ExitStack() as stack:
+        for listener in listeners:
+            stack.enter_context(listener)
+        address = listeners[0].getsockname()
+        for _ in range(200):
+            stack.enter_context(socket.create_connection(address, timeout=2))
+        for listener in listeners:
+            stack.enter_context(listener.accept()[0])
