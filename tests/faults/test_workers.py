@@ -159,10 +159,10 @@ def test_start_in_the_midst_of_another_is_refused_the_port(monkeypatch: pytest.M
     def bind_with_another_start(host: str, port: int, shared: bool = False) -> socket.socket:
         nonlocal refused
         if shared:
-            with monkeypatch.context() as meanwhile, pytest.raises(StartError, match="cannot listen on"):
+            with monkeypatch.context() as meanwhile:
                 meanwhile.setattr(server, "bind", bind)
-                for listener in server.bind_each(HOST, port, other):
-                    listener.close()
+                with pytest.raises(StartError, match="cannot listen on"):
+                    server.bind_each(HOST, port, other)
             refused += 1
         return bind(host, port, shared)
 

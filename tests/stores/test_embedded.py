@@ -400,6 +400,16 @@ def test_a_stop_while_another_thread_is_starting_ends_that_start(
     assert not server.running
 
 
+@both
+def test_a_revival_after_a_stop_starts_nothing(kind: Kind, data_dir: Path) -> None:
+    """As one that was about to begin in a thread when all servers were stopped."""
+    with server_of(kind, data_dir) as server:
+        server.stop()
+        server.revive()
+        assert not server.running
+        assert find_servers(server.program, server.data) == []
+
+
 def test_a_first_start_is_cut_short_by_a_stop_and_the_next_one_is_whole(data_dir: Path) -> None:
     server = EmbeddedPostgres(data_dir / "postgres")
     with ThreadPoolExecutor(1) as pool:
