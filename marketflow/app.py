@@ -33,6 +33,7 @@ from marketflow.control.remote import RemoteFeeds
 from marketflow.engine import Engine
 from marketflow.errors import SettingsError, StartError, Unavailable
 from marketflow.flow.memory import MemoryReader
+from marketflow.logs import Outage
 from marketflow.model import Mode
 from marketflow.notify import Supervisor, supervisor
 from marketflow.probes import HealthReport, Probe
@@ -197,7 +198,11 @@ class _ApiHalf(Application):
         stack.callback(asyncio.create_task(feeds.follow()).cancel)
 
         redis_probe = Probe(readers.cache, lambda: feeds.state is None or feeds.state.cache_complete)
-        postgres_probe = Probe(readers.archive, lambda: feeds.state is None or feeds.state.archive_available)
+        postgres_probe = Probe(
+            readers.archive,
+            lambda: feeds.state is None or feeds.state.archive_available,
+            Outage("PostgreSQL cannot be used", "PostgreSQL can be used again"),
+        )
         await self.probe(stack, redis_probe, postgres_probe)
 
         return self.context(

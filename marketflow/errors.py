@@ -22,4 +22,11 @@ class TooMuch(MarketFlowError):
 
 
 class Unavailable(MarketFlowError):
-    """A store cannot be asked at the moment: answer from elsewhere, keep what was to be written, or try again."""
+    """A store cannot be asked at the moment: answer from elsewhere, keep what was to be written, or try again.
+
+    `is_unreachable`: there is no connection to it, rather than that it refuses what was asked for.
+    """
+
+    def __init__(self, *args: object, is_unreachable: bool = False) -> None:
+        super().__init__(*args)
+        self.is_unreachable = is_unreachable

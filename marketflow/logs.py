@@ -142,6 +142,61 @@ def _more(left_out: int) -> str:
     return f" ({left_out} more in the meantime)" if left_out else ""
 
 
+class Outage:
+    """Logs the beginning of an outage, a reminder now and then while it lasts, and its end with its length.
+
+    Several may find out that a store cannot be used; it can be again once none of them fails. Safe between threads.
+
+    Args:
+        began: what is logged at its beginning, "X cannot be used".
+        ended: what is logged at its end.
+        reminder_seconds: how long after one line the next one comes, while it lasts.
+        monotonic: seconds by which the length is measured.
+    """
+
+    def __init__(
+        self,
+        began: str,
+        ended: str,
+        reminder_seconds: float = 600.0,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._texts = began, ended
+        self._reminder_seconds = reminder_seconds
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._failing: set[str] = set()
+        self._began = self._logged = 0.0
+
+    def failed(self, by: str, text: str) -> bool:
+        """Note that `by` has failed; logs `text` where that is news. True when it was."""
+        now = self._monotonic()
+        with self._lock:
+            if not self._failing:
+                self._began, self._logged = now, -math.inf
+            self._failing.add(by)
+            if now - self._logged < self._reminder_seconds:
+                return False
+            self._logged = now
+            lasted = now - self._began
+        since = f" (for {lasted:.0f} s now)" if lasted else ""
+        logger.opt(depth=1).warning(f"{self._texts[0]}{since}, {text}")
+        return True
+
+    def over(self, by: str, for_all: bool = False) -> None:
+        """Note that `by` has not failed; that the others have not either, with `for_all`."""
+        if not self._failing:  # nearly always
+            return
+        with self._lock:
+            if by not in self._failing and not for_all:
+                return
+            self._failing = set() if for_all else self._failing - {by}
+            if self._failing:
+                return
+            lasted = self._monotonic() - self._began
+        logger.opt(depth=1).info(f"{self._texts[1]}, after {lasted:.1f} s")
+
+
 # --- the standard library's records
 
 

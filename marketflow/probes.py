@@ -9,9 +9,11 @@ from loguru import logger
 
 from marketflow.api.health import Health, StoreState
 from marketflow.errors import Unavailable
+from marketflow.logs import Outage
 from marketflow.model import FeedState, Mode
 
 PROBE_SECONDS = 1.0
+FAILURES_OF_AN_OUTAGE = 3
 
 
 class Pingable(Protocol):
@@ -32,9 +34,12 @@ class Probe:
     Args:
         store: what is asked.
         writable: whether the flow could write to it when it last tried; a store may answer and yet refuse that.
+        outage: logs when it stops answering, where nothing else in the process would.
     """
 
-    def __init__(self, store: Pingable, writable: Callable[[], bool]) -> None:
+    def __init__(self, store: Pingable, writable: Callable[[], bool], outage: Outage | None = None) -> None:
+        self._outage = outage
+        self._failures = 0
         self._store = store
         self._writable = writable
         self.answers = False
@@ -49,13 +54,20 @@ class Probe:
         """Ask once."""
         try:
             await self._store.ping()
-        except Unavailable:
+        except Unavailable as error:
             self.answers = False
+            self._failures += 1
+            # A busy machine may miss a deadline or two.
+            if self._outage and self._failures >= FAILURES_OF_AN_OUTAGE:
+                self._outage.failed("probe", f"answers lack what it has: {error}")
         except Exception as error:  # noqa: BLE001 - one that asked no more would say "ok" for ever
             self.answers = False
             logger.opt(exception=error).error("a store cannot be asked how it is, which is a bug")
         else:
             self.answers = True
+            self._failures = 0
+            if self._outage:
+                self._outage.over("probe")
 
     async def ask_for_ever(self) -> None:
         """Ask every PROBE_SECONDS, until cancelled."""

@@ -20,7 +20,7 @@ from loguru import logger
 
 from marketflow import logs
 from marketflow.errors import Unavailable
-from marketflow.logs import RateLimit
+from marketflow.logs import Outage, RateLimit
 
 
 class Sink(io.StringIO):
@@ -429,3 +429,36 @@ def test_of_many_threads_one_logs() -> None:
     for thread in threads:
         thread.join()
     assert [count for count in admitted if count is not None] == [0]
+
+
+# --- Outages
+
+
+def test_outage_is_logged_at_its_beginning_and_end(log: list[str]) -> None:
+    now = [100.0]
+    outage = Outage("X cannot be used", "X can be used again", 600, lambda: now[0])
+    outage.over("writer")
+    assert outage.failed("writer", "3 rows wait: refused")
+    for _ in range(599):
+        now[0] += 1
+        assert not outage.failed("writer", "4 rows wait: refused")
+        assert not outage.failed("reader", "refused")
+    now[0] += 1
+    assert outage.failed("writer", "5 rows wait: refused")
+    outage.over("writer")
+    outage.over("nobody")
+    assert len(log) == 2
+    now[0] += 1.5
+    outage.over("reader")
+    outage.over("reader")
+    texts = ["X cannot be used, 3 rows wait: refused", "X cannot be used (for 600 s now), 5 rows wait: refused"]
+    assert [line.split("{}")[0].strip() for line in log] == [*texts, "X can be used again, after 601.5 s"]
+
+
+def test_second_outage_is_logged_as_well_as_the_first(log: list[str]) -> None:
+    outage = Outage("X cannot be used", "X can be used again")
+    for _ in range(2):
+        assert outage.failed("writer", "why")
+        outage.failed("days", "why")
+        outage.over("writer", for_all=True)
+    assert len(log) == 4

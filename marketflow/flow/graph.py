@@ -44,7 +44,7 @@ from marketflow.flow.operators import (
     retry_with_backoff,
 )
 from marketflow.flow.pending import Pending
-from marketflow.logs import RateLimit
+from marketflow.logs import Outage, RateLimit
 from marketflow.model import SLICE_MS, Candles, Mode, Series, Tick, merge_all, minute_start
 from marketflow.stores.ports import Archive, Cache, Days, Left
 
@@ -128,6 +128,8 @@ class Flow:
 
     def __post_init__(self) -> None:
         self._limit = RateLimit(10.0)
+        self._archive_outage = Outage("PostgreSQL cannot be used", "PostgreSQL can be used again")
+        self._days_outage = Outage("days cannot be rolled up", "days can be rolled up again")
         self._told_too_late = 0
         self._series = {series for feeds in self.feeds.values() for feed in feeds for series in feed.guard.series}
         self.begun = threading.Event()
@@ -348,6 +350,7 @@ class Flow:
             self.memory.adopt(self.archive.recent(self._series, since), since)
         rows = self.pending.rows()
         refused = self.archive.write(rows)
+        self._archive_outage.over("archive", for_all=True)
         self.archive_asked.set()
         if rows:
             self.counts.rows_refused += refused
@@ -363,8 +366,7 @@ class Flow:
 
     def _archive_failed(self, error: Exception, pause: float) -> None:
         self.counts.archive_errors += 1
-        text = f"PostgreSQL cannot be used, {len(self.pending)} minute rows wait for it: {error}"
-        self._limit.log("archive", "WARNING", text)
+        self._archive_outage.failed("archive", f"{len(self.pending)} minute rows wait for it: {error}")
 
     # Days
 
@@ -378,7 +380,7 @@ class Flow:
     def _rolled_up(self) -> Observable[bool]:
         """Step by step, until nothing is left to do."""
         step: Observable[bool] = rx.timer(DAYS_PAUSE_SECONDS, scheduler=self.loop).pipe(
-            ops.flat_map(lambda _: self._on_pool(lambda: self.days.roll_up(self._now_ms())))
+            ops.flat_map(lambda _: self._on_pool(self._roll_up))
         )
         return step.pipe(
             ops.repeat(),
@@ -386,9 +388,17 @@ class Flow:
             retry_with_backoff(Backoff(1.0, 60.0), self.loop, self._ended(), self._days_failed),
         )
 
+    def _roll_up(self) -> bool:
+        more = self.days.roll_up(self._now_ms())
+        self._archive_outage.over("days")
+        self._days_outage.over("days")
+        return more
+
     def _days_failed(self, error: Exception, pause: float) -> None:
-        text = f"days cannot be rolled up, next attempt in {pause:.0f} s; answers about long periods are slow: {error}"
-        self._limit.log("days", "WARNING", text)
+        if isinstance(error, Unavailable) and error.is_unreachable:
+            self._archive_outage.failed("days", f"{len(self.pending)} minute rows wait for it: {error}")
+        else:
+            self._days_outage.failed("days", f"answers about long periods are slow: {error}")
 
     # What every branch uses
 

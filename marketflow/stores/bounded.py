@@ -11,7 +11,7 @@ from psycopg.abc import PQGen
 
 from marketflow.errors import Unavailable
 from marketflow.stores.postgres_session import connecting, pin, session_keywords
-from marketflow.stores.rows import reason
+from marketflow.stores.rows import is_connection_lost, reason
 
 _T = TypeVar("_T")
 
@@ -116,7 +116,7 @@ class Reopened:
             raise
         except Exception as error:
             self.close()
-            raise Unavailable(reason(error)) from error
+            raise Unavailable(reason(error), is_unreachable=is_connection_lost(error)) from error
 
     def close(self) -> None:
         """Close the connection; from any thread."""

@@ -82,7 +82,7 @@ class PostgresArchive:
         self._connection = Reopened(keywords)
         self._ddl = ddl
         self._batch_size = batch_size
-        self._ready = False
+        self._ready = self._logged = False
         self._limit = RateLimit(10.0)
         self._suspects: dict[Slot, None] = {}  # rows that could not be written, those of the last attempt first
 
@@ -103,8 +103,9 @@ class PostgresArchive:
         rows = sorted(minutes.items(), key=lambda item: (item[0].series.exchange, item[0].series.symbol, *item[0]))
         with self._connected() as connection:
             refused = self._upsert(connection, rows)
-        if not self._ready:
-            self._ready = True
+        self._ready = True
+        if not self._logged:
+            self._logged = True
             logger.info("PostgreSQL is ready")
         for slot, error in refused:
             self._tell_refused(slot, error)
@@ -142,6 +143,7 @@ class PostgresArchive:
                 yield connection
         except Unavailable:
             self._ready = False  # the database may come back as another one
+            self._logged = True  # the flow logs the beginning of an outage and its end
             raise
 
     def _upsert(self, connection: BoundedConnection, rows: list[_Row]) -> list[_Refused]:

@@ -135,3 +135,11 @@ def reason(error: Exception) -> str:
     if isinstance(error, psycopg.Error) and first:
         return first
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def is_connection_lost(error: Exception) -> bool:
+    """Whether there is no connection, or none any more; else the server has refused one statement."""
+    if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        return False
+    # Without a code it is libpq's or psycopg's own; 57P: the server shuts down, has crashed or starts.
+    return error.sqlstate is None or error.sqlstate.startswith(("08", "57P"))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from marketflow.model import Mode, Series
 from marketflow.stores import keys
-from tests.application import ScriptedExchange, Traffic, exchanges_setting, now_ms, read_rows
+from tests.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms, read_rows
 from tests.faults.conftest import (
     RATE,
     ROWS_SECONDS,
@@ -298,3 +299,31 @@ def test_a_row_that_postgres_refuses_costs_that_row_alone(
     with redis_db.client() as client:
         kept = keys.decode_slots(client.zrange(keys.minutes_key(refused), 0, -1, withscores=True))
     assert sum(candle.ticks for candle in kept.values()) == sum(series == refused for series, _ in traffic.sent)
+
+
+def _logged(application: Application, text: str, count: int) -> bool:
+    return application.log.count(text) == count
+
+
+@pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.vanish])
+def test_outage_is_one_line_at_its_beginning_and_one_at_its_end(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    postgres_proxy: Proxy,
+    rows: Callable[[], Rows],
+    record_property: Record,
+    fault: Callable[[Proxy], None],
+) -> None:
+    application = start(through(servers, postgres=postgres_proxy))
+    with in_use(application, exchanges, record_property) as traffic:
+        wait_for_windows(2)
+        for outages in (1, 2):
+            fault(postgres_proxy)
+            wait_for_windows(12)  # longer than the pause after which repeated lines are logged again
+            assert application.log.count("WARNING  PostgreSQL cannot be used") == outages
+            postgres_proxy.heal()
+            wait_until(partial(_logged, application, "PostgreSQL can be used again, after 1", outages))
+        assert application.log.count("PostgreSQL") == 5  # and that it was ready at the start
+        assert "days cannot be rolled up" not in application.log
+    stop_and_compare(application, rows, traffic)
