@@ -26,6 +26,8 @@ LONG_ROWS = 10_000
 LONG_WALKS = 2
 """A walk that reads more rows than that shares these places with others of its kind, so that short ones never wait."""
 
+LONGEST_PERIOD_DAYS = 366
+
 WAIT_SECONDS = 0.75
 """How long a walk waits for its place."""
 
@@ -33,9 +35,12 @@ _T = TypeVar("_T")
 
 
 def rows_of_summary(since: int, until: int) -> float:
-    """Rows that a summary of one series reads at most: the days within, and minutes at its two edges."""
+    """Rows that a summary of one series reads at most: the days within, and minutes at its two edges.
+
+    Days of the longest period at most: one of all time begins in 1970, but no archive does.
+    """
     length = max(0, min(until, END_MS) - max(since, OLDEST_MS))
-    return min(length / MINUTE_MS, 2 * DAY_MS / MINUTE_MS) + length / DAY_MS
+    return min(length / MINUTE_MS, 2 * DAY_MS / MINUTE_MS) + min(length / DAY_MS, LONGEST_PERIOD_DAYS)
 
 
 def rows_of_walk(walk: Walk) -> float:

@@ -312,11 +312,10 @@ def test_outage_is_one_line_at_its_beginning_and_one_at_its_end(
     exchanges: list[ScriptedExchange],
     postgres_proxy: Proxy,
     rows: Callable[[], Rows],
-    record_property: Record,
     fault: Callable[[Proxy], None],
 ) -> None:
     application = start(through(servers, postgres=postgres_proxy))
-    with in_use(application, exchanges, record_property) as traffic:
+    with Traffic(exchanges, rate=RATE) as traffic:
         wait_for_windows(2)
         for outages in (1, 2):
             fault(postgres_proxy)
