@@ -40,6 +40,9 @@ BEGIN_SECONDS = 1.0
 DRAIN_SECONDS = 4.0
 """How long the end may take: what is under way is written, the open minutes are stored."""
 
+MOST_THREADS = 128
+"""How many slices are written at the same time, however many partitions there are: partitions share the threads."""
+
 YOUNG_OBJECTS = 50_000
 """How many objects are made before garbage is looked for. A batch of many series is thousands of short-lived ones: with
 Python's 700 nearly half of all time at 15,000 series went into looking, and what it found was nothing."""
@@ -96,7 +99,8 @@ class Engine:
         self._closing = threading.Event()
         self._watching = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         lanes = len(settings.exchanges) * settings.flow.workers_per_exchange
-        self._pool = NamedPool("worker", lanes + 5)
+        threads = min(lanes, MOST_THREADS) + 5
+        self._pool = NamedPool("worker", threads)
         self.feeds = configured_feeds(settings, clock, self._generating)
         self.modes = ModeSwitch(mode)
         series = [series for feeds in self.feeds.values() for feed in feeds for series in feed.guard.series]
@@ -107,7 +111,9 @@ class Engine:
             slices_held_ms=settings.flow.slices_held_ms,
             closed_after_ms=settings.flow.closed_after_ms,
         )
-        self.cache = cast("_LeasedCache", _LeasedCache.connect(redis, series, clock, settings.redis.ttl_seconds))
+        self.cache = cast(
+            "_LeasedCache", _LeasedCache.connect(redis, series, clock, settings.redis.ttl_seconds, threads + 8)
+        )
         self.cache.may_recover, self.cache.may_write = may_recover, may_write
         self.archive = _LeasedArchive(postgres, ddl, settings.flow.db_batch_size)
         self.archive.may_write = may_write

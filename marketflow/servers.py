@@ -33,7 +33,9 @@ class Servers(NamedTuple):
 
 def find_servers(settings: Settings) -> Servers:
     """Where both are, or will be: nothing is started or touched."""
-    redis_at = redis.connection_keywords(*_fields(settings.redis, "host", "port", "password", "db"))
+    redis_at = redis.connection_keywords(
+        *_fields(settings.redis, "host", "port", "password", "db", "username", "tls", "tls_ca", "tls_cert", "tls_key")
+    )
     postgres_at = rows.connection_keywords(
         *_fields(
             settings.postgres,

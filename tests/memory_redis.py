@@ -6,6 +6,9 @@ Nothing expires. The commands of a transaction are done at once.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from marketflow.stores.keys import decode_candle
+from marketflow.stores.redis import _PUT_SLOTS
+
 Call = Callable[[Callable[[], Any]], Any]
 """Does a command, or fails as a network does."""
 
@@ -50,6 +53,21 @@ class MemoryRedis:
 
     def pexpire(self, key: str, milliseconds: int) -> bool:
         return self.expire(key, milliseconds)
+
+    def eval(self, script: str, count: int, *rest: Any) -> None:
+        """The one script of the cache, as it says itself."""
+        assert script == _PUT_SLOTS
+        names, (_expiry, oldest, _channel, _announced, *parts) = rest[:count], rest[count:]
+        at = iter(parts)
+        for key in names:
+            slots, trims = next(at), next(at)
+            for start, ticks, member in [(next(at), next(at), next(at)) for _ in range(slots)]:
+                held = self.zrangebyscore(key, start, start)
+                if max((decode_candle(other).ticks for other in held), default=-1) <= ticks:
+                    self.zremrangebyscore(key, start, start)
+                    self.zadd(key, {member: start})
+            if trims:
+                self.zremrangebyscore(key, "-inf", f"({oldest}")
 
     def zcard(self, key: str) -> int:
         return len(self.sorted_sets.get(key, {}))

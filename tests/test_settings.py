@@ -335,7 +335,8 @@ def test_all_problems_are_told_at_once_with_their_sources(monkeypatch: pytest.Mo
     monkeypatch.setenv("MARKETFLOW_FLOW__DB_BATCH_SIZE", "0")
     assert problems({"mode": "demo"}, path).splitlines() == [
         f"http.port = 70000: must be a whole number from 0 to 65535 (from {path})",
-        f"redis: must be a table of host, port, password, db, ttl_seconds (from {path})",
+        "redis: must be a table of host, port, username, password, tls, tls_ca, tls_cert, tls_key, db, ttl_seconds"
+        f" (from {path})",
         "flow.db_batch_size = 0: must be a whole number from 1 to 10000 (from MARKETFLOW_FLOW__DB_BATCH_SIZE)",
         'mode = "demo": must be one of test, live',
     ]

@@ -21,6 +21,7 @@ from marketflow.errors import Unavailable
 from marketflow.figures import Figures
 from marketflow.model import FeedState, Mode
 from marketflow.stores import keys
+from marketflow.stores.redis_reader import pool_options
 
 POLL_SECONDS = 0.5
 """How often the state is asked for; one that is published is taken at once."""
@@ -42,11 +43,8 @@ class RemoteFeeds:
     """
 
     def __init__(self, keywords: Mapping[str, Any], exchanges: Sequence[str], mode: Mode) -> None:
-        options = dict(keywords)
-        if path := options.pop("unix_socket_path", None):
-            options |= {"path": path, "connection_class": redis.asyncio.UnixDomainSocketConnection}
         pool = redis.asyncio.ConnectionPool(
-            **options,
+            **pool_options(keywords),
             socket_timeout=REPLY_SECONDS + ANSWER_SECONDS,  # each call has a limit of its own
             socket_connect_timeout=ANSWER_SECONDS,
             retry=redis.asyncio.retry.Retry(NoBackoff(), 0),

@@ -8,9 +8,11 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -105,6 +107,8 @@ def _checked(key: str, value: object) -> Any:
         "http.allowed_origins": _allowed_origins,
         "http.trusted_proxies": _trusted_proxies,
         "exchanges": _exchanges,
+        "redis.host": lambda host: _store_host("redis", host),
+        "postgres.host": lambda host: _store_host("postgres", host),
         "data_dir": _data_dir,
         "flow.window_seconds": _window_seconds,
     }.get(key)
@@ -188,6 +192,25 @@ def _exchange(place: str, item: object) -> ExchangeSettings:
     if match is None or not 1 <= int(match[2]) <= 65535:
         raise _Wrong("must be host:port, the port from 1 to 65535", f"{place}.address", address)
     return ExchangeSettings(name=name, address=match[0])
+
+
+def _store_host(section: str, value: object) -> str:
+    """A name or an address alone: of a URL the parts stand in settings of their own."""
+    if isinstance(value, str) and ("://" in value or re.fullmatch(r"[^:/\s]+:[0-9]+", value)):
+        parts = urlsplit(value if "://" in value else f"//{value}")
+        secure = parts.scheme in ("rediss", "valkeys")
+        meant = [f'{section}.host = "{parts.hostname or ""}"']
+        with suppress(ValueError):
+            meant += [f"{section}.port = {parts.port}"] if parts.port else []
+        meant += (
+            [f'{section}.{"username" if section == "redis" else "user"} = "{parts.username}"'] if parts.username else []
+        )
+        meant += [f"{section}.password"] if parts.password else []
+        meant += [f"{section}.tls = true"] if secure else []
+        if (database := parts.path.strip("/")) and "://" in value:
+            meant.append(f"redis.db = {database}" if section == "redis" else f'postgres.dbname = "{database}"')
+        raise _Wrong(f"must be a host name or an IP address alone; write {', '.join(meant)}")
+    return cast("str", _held_to(model.HostOrEmbedded, value))
 
 
 def _refuse_twins(names: list[str]) -> None:

@@ -43,6 +43,7 @@ Seed = Annotated[
 Text = Annotated[str, _matches(r"[^\x00-\x1f\x7f\ud800-\udfff]+", "text that is not empty")]
 Host = Annotated[str, _matches(f"{_HOST}+", "a host name or an IP address")]
 HostOrEmbedded = Annotated[str, _matches(f"{_HOST}*", 'a host name, an IP address, or "" for the embedded server')]
+Username = Annotated[str, _matches(r"[^\x00-\x20\x7f\ud800-\udfff]*", "a name without spaces")]
 Password = Annotated[str, _matches(r"[^\x00\ud800-\udfff]*", "text")]
 # Without a port, which is why only an IPv6 address may have colons.
 AllowedHost = Annotated[
@@ -174,11 +175,19 @@ class PostgresSettings(_Section, frozen=True, kw_only=True):
 
 
 class RedisSettings(_Section, frozen=True, kw_only=True):
-    """Where recent prices are cached, and for how long; no host means the embedded Redis."""
+    """Where recent prices are cached, how it is reached, and for how long; no host means the embedded Redis.
+
+    With TLS the server's certificate is verified, by `tls_ca` or the authorities that this machine trusts.
+    """
 
     host: HostOrEmbedded = ""
     port: Port = 6379
+    username: Username = ""
     password: Password = ""
+    tls: Switch = False
+    tls_ca: FilePath = ""
+    tls_cert: FilePath = ""
+    tls_key: FilePath = ""
     db: Annotated[int, _whole(0, 65535)] = 0
     ttl_seconds: Annotated[int, _whole(1, 86400, " of seconds")] = 70
 

@@ -13,7 +13,7 @@ from operator import attrgetter
 import msgspec
 
 from marketflow.model import SLICE_MS, Candle, Tick, candle_of, fuller, merge, minute_start, slice_start
-from marketflow.stores.keys import decode_candle
+from marketflow.stores.keys import decode_candle, is_sound
 
 _decode_ticks = msgspec.json.Decoder(list[Tick]).decode
 
@@ -37,10 +37,11 @@ def minutes_of_window(members: Sequence[bytes], minute_ms: int) -> dict[int, Can
 
 
 def candles(members: Iterable[bytes]) -> Iterable[Candle]:
-    """The candles of members, without those that this version cannot read."""
+    """The candles of members, without those that this version cannot read or that nobody can add up."""
     for member in members:
         with suppress(msgspec.MsgspecError):
-            yield decode_candle(member)
+            if is_sound(candle := decode_candle(member)):
+                yield candle
 
 
 def slices_of(found: Iterable[Candle]) -> dict[int, Candle]:

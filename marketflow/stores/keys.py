@@ -10,6 +10,7 @@ same, the fuller one counts.
 
 from collections.abc import Iterable
 from contextlib import suppress
+from math import isfinite
 
 import msgspec
 
@@ -53,6 +54,11 @@ COMMANDS_KEY = "marketflow:{control}:commands"
 
 EXPIRY_MS = MINUTES_TRIMMED_MS
 """How long slices and minutes outlive the last write: what a crash left is found again a day later."""
+
+LATEST_MS = 7_258_118_400_000
+"""The year 2200 (Unix ms): what is later nobody of us wrote."""
+
+MOST_TICKS = 2**63 - 1
 
 _encode = msgspec.json.Encoder().encode
 _decode_candle = msgspec.json.Decoder(Candle).decode
@@ -119,6 +125,13 @@ def decode_candle(member: bytes) -> Candle:
     return candle_of(_decode_tick(member)) if member.count(b",") == 2 else _decode_candle(member)
 
 
+def is_sound(candle: Candle) -> bool:
+    """Whether a candle can be answered with and added up, whoever wrote it."""
+    numbers = (candle.open, candle.high, candle.low, candle.close, candle.total)
+    times = (candle.first_at, candle.last_at, candle.high_at, candle.low_at)
+    return 0 < candle.ticks <= MOST_TICKS and all(map(isfinite, numbers)) and all(0 <= at < LATEST_MS for at in times)
+
+
 def decode_slots(entries: Iterable[tuple[bytes, float]]) -> dict[int, Candle]:
     """Members with their scores as candles by start. What this version cannot read is left out."""
     slots: dict[int, Candle] = {}
@@ -126,6 +139,8 @@ def decode_slots(entries: Iterable[tuple[bytes, float]]) -> dict[int, Candle]:
         try:
             candle = decode_candle(member)
         except msgspec.MsgspecError:
+            continue
+        if not 0 <= score < LATEST_MS or not is_sound(candle):
             continue
         start = int(score)
         slots[start] = fuller(slots[start], candle) if start in slots else candle
@@ -147,9 +162,10 @@ def decode_latest(fields: list[bytes | None]) -> Tick | None:
     if price is None or timestamp is None or sequence is None:
         return None
     try:
-        return Tick(float(price), int(timestamp), int(sequence))
+        tick = Tick(float(price), int(timestamp), int(sequence))
     except ValueError:
         return None
+    return tick if isfinite(tick.price) and 0 <= tick.at < LATEST_MS and 0 <= tick.sequence < 2**63 else None
 
 
 def decode_start(value: bytes | None) -> int:

@@ -20,6 +20,7 @@ import redis.asyncio
 from redis.asyncio.client import PubSub
 
 from marketflow.clock import Clock, milliseconds
+from marketflow.logs import RateLimit
 from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start
 from marketflow.stores import keys
 from marketflow.stores.ports import RECENT_MS, Taker
@@ -63,6 +64,7 @@ class Mirror:
         self._minute_ms = minute_ms
         self._needed = asyncio.Event()
         self._takers: list[Taker] = []
+        self._limit = RateLimit(10.0)
         self.times_live = 0
         self._forget()
 
@@ -98,8 +100,9 @@ class Mirror:
         self._needed.set()
         if not self.live or since < self._oldest() + self._minute_ms:
             return await self._reader.summary(series, since, until)
-        newest = await self.newest(series)
-        windows = [await self._window(each) for each in series]
+        newest, windows = await self._known(series)
+        if windows is None:
+            return await self._reader.summary(series, since, until)
         return [window.covered(since, until, tick) for window, tick in zip(windows, newest, strict=True)]
 
     async def by_minute(self, series: Sequence[Series], since: int, until: int) -> list[dict[int, Candle]]:
@@ -107,30 +110,44 @@ class Mirror:
         self._needed.set()
         if not self.live or since < self._oldest() + self._minute_ms:
             return await self._reader.by_minute(series, since, until)
-        newest = await self.newest(series)
-        windows = [await self._window(each) for each in series]
+        newest, windows = await self._known(series)
+        if windows is None:
+            return await self._reader.by_minute(series, since, until)
         return [window.by_minute(since, until, tick) for window, tick in zip(windows, newest, strict=True)]
 
     def _oldest(self) -> int:
         """Start of the oldest minute that is kept."""
         return minute_start(milliseconds(self._clock())) - RECENT_MS - self._minute_ms
 
-    async def _window(self, series: Series) -> Window:
-        entry = self._windows.pop(series, None) or self._read(series)
-        self._windows[series] = entry
+    async def _known(self, series: Sequence[Series]) -> tuple[list[Tick | None], list[Window] | None]:
+        """Newest ticks and windows; no windows where the connection broke meanwhile.
+
+        All of them are of one table: in the one after it a window would lack what was written until it was subscribed.
+        """
+        table = self._windows
+        newest = await self.newest(series)
+        windows: list[Window] = []
+        for each in series:
+            if self._windows is not table:
+                return newest, None
+            windows.append(await self._window(each, table))
+        return newest, windows if self._windows is table else None
+
+    async def _window(self, series: Series, table: "dict[Series, _Entry]") -> Window:
+        entry = table.pop(series, None) or self._read(series, table)
+        table[series] = entry
         if entry.reading is not None:
             # A request that is given up takes nothing away from others that wait for the same.
             await asyncio.shield(entry.reading)
         return entry.window
 
-    def _read(self, series: Series) -> "_Entry":
+    def _read(self, series: Series, table: "dict[Series, _Entry]") -> "_Entry":
         entry = _Entry(Window({}, {}, self._minute_ms))
-        entry.reading = asyncio.create_task(self._fill(series, entry))
+        entry.reading = asyncio.create_task(self._fill(series, entry, table))
         entry.reading.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be waiting
         return entry
 
-    async def _fill(self, series: Series, entry: "_Entry") -> None:
-        windows = self._windows
+    async def _fill(self, series: Series, entry: "_Entry", windows: "dict[Series, _Entry]") -> None:
         try:
             recent = await self._reader.everything(series)
         except BaseException:
@@ -164,6 +181,10 @@ class Mirror:
                 await self._listen()
             except* (redis.RedisError, OSError, msgspec.MsgspecError, _NotNeeded):
                 pass  # whoever needs Redis notices by itself
+            except* Exception as group:  # noqa: BLE001 - of a client that is reset while it is used, say
+                self._limit.log(
+                    "listening", "WARNING", f"listening to the cache failed, trying again: {group.exceptions!r}"
+                )
             finally:
                 self._forget()
             if self._takers:

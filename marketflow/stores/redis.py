@@ -7,6 +7,7 @@ written meanwhile is not queued; memory has it all, and refills the cache on its
 that takes with it what memory alone had: the ticks since then of minutes that were still open. PostgreSQL has the rest.
 """
 
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,10 @@ from marketflow.stores.folding import candles, minutes_of_window, slices_of
 from marketflow.stores.ports import MINUTES_KEPT_MS, SLICES_HELD, Left
 
 TIMEOUT_SECONDS = 0.25
-_CHUNK = 1000  # slots a transaction: what the server does in a few milliseconds
+
+REMIND_SECONDS = 600.0
+"""How often an outage is logged again while it lasts."""
+_CHUNK = 1000  # slots a script: what the server does in a few milliseconds
 _SERIES_A_READ = 50  # whose windows, of up to 4200 slices each, are read at once
 _ALIVE_SECONDS = 3600
 
@@ -40,10 +44,61 @@ INDEX_MS = 5 * MINUTE_MS
 """How often the index of the series is written anew: it says how long ago one was configured, in days."""
 
 
-def connection_keywords(host: str, port: int, password: str, db: int) -> dict[str, Any]:
+def connection_keywords(
+    host: str,
+    port: int,
+    password: str,
+    db: int,
+    username: str = "",
+    tls: bool = False,
+    tls_ca: str = "",
+    tls_cert: str = "",
+    tls_key: str = "",
+) -> dict[str, Any]:
     """Keywords for a client of either kind; a `host` that begins with / is the path of a Unix socket."""
     place = {"unix_socket_path": host} if host.startswith("/") else {"host": host, "port": port}
-    return {**place, "password": password or None, "db": db}
+    user = {"username": username} if username else {}
+    files = {"ssl_ca_certs": tls_ca, "ssl_certfile": tls_cert, "ssl_keyfile": tls_key}
+    ssl = {"ssl": True, "ssl_check_hostname": True, **{name: path for name, path in files.items() if path}}
+    return {**place, **user, "password": password or None, "db": db, **(ssl if tls else {})}
+
+
+# Of a slot the version with more ticks stays, the later one of two with as many: so it does not matter in which order,
+# how often and by how many processes it is written. One script for all series, so that no reader meets a slot between
+# its old version and its new one, and every change is announced. Written for Redis 6.2.
+#
+# ARGV: expiry (ms), start of the oldest slot to keep, channel, announcement; then for each of KEYS the number of its
+# slots, whether older ones are to be trimmed now, and each slot as start, ticks, member.
+_PUT_SLOTS = """
+local function ticks_of(member)
+    local ok, candle = pcall(cjson.decode, member)
+    if not ok or type(candle) ~= 'table' then return 0 end
+    if #candle == 3 then return 1 end
+    return tonumber(candle[6]) or 0
+end
+local at = 5
+for _, key in ipairs(KEYS) do
+    local count, trims = tonumber(ARGV[at]), ARGV[at + 1] == '1'
+    local expires = trims
+    at = at + 2
+    for _ = 1, count do
+        local start, ticks, member = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
+        at = at + 3
+        local held, most = redis.call('zrangebyscore', key, start, start), -1
+        for _, other in ipairs(held) do most = math.max(most, ticks_of(other)) end
+        if most <= ticks then
+            if #held > 0 then
+                redis.call('zremrangebyscore', key, start, start)
+                expires = true  -- a key that loses its last member loses its expiry
+            end
+            redis.call('zadd', key, start, member)
+        end
+    end
+    if trims then redis.call('zremrangebyscore', key, '-inf', '(' .. ARGV[2]) end
+    if expires then redis.call('pexpire', key, ARGV[1]) end
+end
+redis.call('publish', ARGV[3], ARGV[4])
+"""
 
 
 def _left(windows: "Iterable[tuple[Series, list[bytes]]]") -> Left:
@@ -91,18 +146,25 @@ class RedisCache:
         self._run_key = keys.run_key(uuid4().hex)
         self._recovered = False
         self._backlog_read = False
+        self._stored_until_now = True  # whether the minutes of all that was recovered are stored
         self._lacking = False  # set by whatever fails, on any thread; cleared by the probe alone
         self._whole = False  # what the last probe found
-        self._away = False
+        self._down_since: float | None = None
         self._closed = False
 
     @classmethod
     def connect(
-        cls, keywords: dict[str, Any], series: Iterable[Series], clock: Clock, ttl_seconds: int
+        cls,
+        keywords: dict[str, Any],
+        series: Iterable[Series],
+        clock: Clock,
+        ttl_seconds: int,
+        max_connections: int = 100,
     ) -> "RedisCache":
-        """A cache with a client of its own, which connects when first used."""
+        """A cache with a client of its own, which connects when first used; a connection for each thread."""
         client = redis.Redis(
             **keywords,
+            max_connections=max_connections,
             socket_timeout=TIMEOUT_SECONDS,
             socket_connect_timeout=TIMEOUT_SECONDS,
             retry=redis.retry.Retry(NoBackoff(), 0),
@@ -145,12 +207,18 @@ class RedisCache:
         told |= dict.fromkeys(due, now_ms)
 
     def put_slices(self, slices: Candles) -> None:
-        """Store whole slices and trim the minutes that are older than the window."""
-        self._put_slots(slices, keys.window_key, keys.WINDOW_KEPT_MS, keys.SLICES_CHANNEL)
+        """Store whole slices and trim the minutes that are older than the window.
+
+        Nothing is trimmed before the minutes of what was recovered are stored: until then slices, however old, are all
+        that there is of them.
+        """
+        kept_ms = keys.WINDOW_KEPT_MS if self._stored_until_now else keys.EXPIRY_MS
+        self._put_slots(slices, keys.window_key, kept_ms, keys.SLICES_CHANNEL)
 
     def put_minutes(self, minutes: Candles) -> None:
         """Store closed minutes and trim what is older than a day."""
         self._put_slots(minutes, keys.minutes_key, keys.MINUTES_TRIMMED_MS, keys.MINUTES_CHANNEL)
+        self._stored_until_now = self._stored_until_now or bool(minutes)
 
     def recover(self, minute_ms: int = MINUTE_MS) -> Left:
         """What the run before left of the last minutes. Nothing is written before this has succeeded.
@@ -166,6 +234,7 @@ class RedisCache:
             windows = self._each(series, keys.window_key, lambda pipe, key: pipe.zrange(key, 0, -1))
             left = self._folded(windows, minute_ms) if found > SLICES_HELD else _left(windows)
         self._mark_alive()
+        self._stored_until_now = not found
         self._recovered = True
         self._whole = True
         if found:
@@ -282,32 +351,30 @@ class RedisCache:
     def _put_chunk(
         self, entries: list[tuple[Slot, Candle]], key_of: Callable[[Series], str], oldest: int, channel: str
     ) -> None:
-        by_series: defaultdict[Series, list[tuple[int, Candle, bytes]]] = defaultdict(list)
+        by_series: defaultdict[Series, list[object]] = defaultdict(list)
         announced: list[tuple[Slot, msgspec.Raw]] = []
+        within: set[Series] = set()
         for slot, candle in entries:
             member = keys.encode_candle(candle)
-            by_series[slot.series].append((slot.start, candle, member))
+            by_series[slot.series] += (slot.start, candle.ticks, member)
             announced.append((slot, msgspec.Raw(member)))
+            if slot.start >= oldest:
+                within.add(slot.series)
         trimmed: dict[str, int] = {}
         kept_since = self._kept_since
-        # A transaction, so that no reader meets a slot between its old version and its new one.
-        with self._client.pipeline(transaction=True) as pipe:
-            for series, slots in by_series.items():
-                key = key_of(series)
-                replaced = [start for start, candle, _ in slots if candle.ticks > 1]  # of one tick there is one version
-                for start in replaced:
-                    pipe.zremrangebyscore(key, start, start)
-                pipe.zadd(key, {member: start for start, _, member in slots})
-                # Once a minute, for each command costs as much as writing a slot.
-                due = kept_since.get(key) != oldest
-                if due:
-                    pipe.zremrangebyscore(key, "-inf", f"({oldest}")
-                if due or replaced:  # a key that loses its last member loses its expiry
-                    pipe.pexpire(key, keys.EXPIRY_MS)
-                if due and any(start >= oldest for start, *_ in slots):
-                    trimmed[key] = oldest
-            pipe.publish(keys.channel(channel, self._db), keys.encode_announcement(announced))
-            pipe.execute()
+        names, arguments = (
+            [],
+            [keys.EXPIRY_MS, oldest, keys.channel(channel, self._db), keys.encode_announcement(announced)],
+        )
+        for series, slots in by_series.items():
+            names.append(key := key_of(series))
+            # Once a minute, for each command costs as much as writing a slot.
+            due = kept_since.get(key) != oldest
+            arguments += (len(slots) // 3, int(due), *slots)
+            if due and series in within:
+                trimmed[key] = oldest
+        # As text each time: a server that was restarted knows no script by its hash.
+        self._client.eval(_PUT_SLOTS, len(names), *names, *arguments)  # type: ignore[arg-type]
         kept_since |= trimmed
 
     def _known_series(self) -> list[Series]:
@@ -350,9 +417,9 @@ class RedisCache:
         except redis.RedisError as error:
             self._lacking = True
             self._breaker.failed()
-            if not self._away:
-                self._away, self._limit = True, RateLimit(10.0)  # the beginning of an outage is always told
-            self._limit.log("away", "WARNING", f"Redis cannot be used, memory answers meanwhile: {error}")
+            if self._down_since is None:
+                self._down_since, self._limit = time.monotonic(), RateLimit(REMIND_SECONDS)
+            self._limit.log("away", "WARNING", f"Redis cannot be used, memory answers meanwhile: {_reason(error)}")
             raise Unavailable(f"Redis cannot be used: {error}") from error
         except BaseException as error:
             self._lacking = True
@@ -360,6 +427,14 @@ class RedisCache:
                 raise Unavailable("the cache is closed") from error
             raise
         self._breaker.succeeded()
-        if self._away:
-            self._away = False
-            logger.info("Redis can be used again")
+        if (since := self._down_since) is not None:
+            self._down_since = None
+            logger.info("Redis can be used again after {:.1f} s", time.monotonic() - since)
+
+
+def _reason(error: redis.RedisError) -> str:
+    """What is wrong; of a node of a cluster, which refuses what another node has, what it is."""
+    text = str(error)
+    if text.startswith(("MOVED ", "CROSSSLOT", "CLUSTERDOWN", "ASK ")) or "SELECT is not allowed in cluster" in text:
+        return f"it is a node of a Redis Cluster, which MarketFlow does not follow; set redis.host to another ({text})"
+    return text

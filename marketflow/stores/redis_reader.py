@@ -1,6 +1,6 @@
 """The cache in Redis, as the API reads it from its event loop."""
 
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import redis
@@ -18,6 +18,16 @@ from marketflow.stores.window import Window
 _T = TypeVar("_T")
 
 
+def pool_options(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of a client as those of a pool of connections, which wants to be told their class."""
+    options = dict(keywords)
+    if path := options.pop("unix_socket_path", None):
+        options |= {"path": path, "connection_class": redis.asyncio.UnixDomainSocketConnection}
+    if options.pop("ssl", False):
+        options |= {"connection_class": redis.asyncio.SSLConnection}
+    return options
+
+
 def connect(keywords: dict[str, Any], max_connections: int) -> "redis.asyncio.Redis":
     """A client that connects when first used, with an end to every wait and without retries.
 
@@ -25,11 +35,8 @@ def connect(keywords: dict[str, Any], max_connections: int) -> "redis.asyncio.Re
         keywords: see connection_keywords.
         max_connections: who needs one more waits for it.
     """
-    options = dict(keywords)
-    if path := options.pop("unix_socket_path", None):
-        options |= {"path": path, "connection_class": redis.asyncio.UnixDomainSocketConnection}
     pool = redis.asyncio.BlockingConnectionPool(
-        **options,
+        **pool_options(keywords),
         max_connections=max_connections,
         timeout=TIMEOUT_SECONDS,
         socket_timeout=TIMEOUT_SECONDS,

