@@ -85,8 +85,10 @@ class Server(uvicorn.Server):
 
         The listener is closed.
         """
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup would have it
-            signal.signal(signal.SIGHUP, self.handle_exit)
+        # uvicorn takes the first two as well, but gives them back while the loop still closes.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup would have it
+                signal.signal(number, self.handle_exit)
         with listener, suppress(SystemExit):  # uvicorn's own exit code for a start that fails is not ours
             self.run(sockets=[listener])
         ignore_signals()

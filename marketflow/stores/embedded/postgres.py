@@ -24,6 +24,7 @@ from marketflow.stores.embedded.server import Answer, ChildServer
 from marketflow.stores.postgres_session import session_keywords
 
 INITDB_SECONDS = 60.0
+INITDB_STOP_STEPS = ((signal.SIGTERM, 0.5),)  # it may notice only after a step of seconds; what it made is thrown away
 PORT = 5432  # names the socket file; nothing listens on TCP
 
 
@@ -103,7 +104,7 @@ class EmbeddedPostgres(ChildServer):
         command = [str(self._programs / "initdb"), "-D", str(data), f"--username={self.user}"]
         command += ["--auth=trust", "--no-sync", "--no-instructions", *options]
         command += ["--encoding=UTF8", "--no-locale", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-        process = self.spawn(command, self.folder, stdout=subprocess.DEVNULL)
+        process = self.spawn(command, self.folder, subprocess.DEVNULL, INITDB_STOP_STEPS)
         deadline = time.monotonic() + INITDB_SECONDS
         while not process.wait(0.1):
             self.go_on()

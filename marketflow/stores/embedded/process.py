@@ -68,6 +68,12 @@ class ServerProcess:
             time.sleep(POLL_SECONDS)
         return True
 
+    def _kill_group(self) -> None:
+        """Kill what it has started in its process group, such as the shells of initdb and their children."""
+        with suppress(ProcessLookupError, PermissionError):
+            if self.alive() and os.getpgid(self.pid) == self.pid != os.getpgrp():
+                os.killpg(self.pid, signal.SIGKILL)
+
     def end(self, steps: Steps) -> None:
         """Try signals, each with the seconds it is given, until one works; at last SIGKILL, for its children too."""
         self.wake()
@@ -76,6 +82,7 @@ class ServerProcess:
             if self.wait(seconds):
                 return
         family = (self, *self.children())
+        self._kill_group()
         for process in family:
             process.send(signal.SIGKILL)
         for process in family:

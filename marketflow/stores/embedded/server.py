@@ -52,6 +52,7 @@ class ChildServer(ABC):
         self.sockets = SocketFolder(self.folder, socket_name)
         self.owner: tuple[int, int] | None = None  # the user and group to run as, when not our own
         self._log_start = 0
+        self._steps = self.stop_steps
         self._process: ServerProcess | None = None
         self._one_at_a_time = threading.RLock()
         self._stopping = threading.Event()
@@ -137,7 +138,7 @@ class ChildServer(ABC):
         self._stopping.set()
         with self._one_at_a_time:
             if self._process is not None:
-                self._process.end(self.stop_steps)
+                self._process.end(self._steps)
                 self._release()
             self.sockets.remove()
 
@@ -187,8 +188,14 @@ class ChildServer(ABC):
         if self._stopping.is_set():
             raise StartError(f"the embedded {self.title} was stopped while it was starting")
 
-    def spawn(self, command: list[str], folder: Path, stdout: int | None = None) -> ServerProcess:
-        """Start a program in a folder as the process that `stop` ends; it prints to the log, or to a `stdout` given."""
+    def spawn(
+        self, command: list[str], folder: Path, stdout: int | None = None, steps: Steps | None = None
+    ) -> ServerProcess:
+        """Start a program in a folder as the process that `stop` ends; it prints to the log, or to a `stdout` given.
+
+        It is ended by `stop_steps` unless others are given.
+        """
+        self._steps = steps or self.stop_steps
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         with os.fdopen(os.open(self.log, flags, 0o600), "ab") as log:
             if not stat.S_ISREG(os.fstat(log.fileno()).st_mode):
@@ -196,11 +203,11 @@ class ChildServer(ABC):
             if log.tell() > LOG_BYTES:
                 log.truncate(0)
             self._log_start = log.seek(0, os.SEEK_END)
-            number = self.stop_steps[0][0]
+            number = self._steps[0][0]
             child = guardian.spawn(command, folder, number, self.owner, log if stdout is None else stdout, log)
         self._release()
         self._process = ServerProcess(child.pid, child)
-        guardian.watch(self._process, self.stop_steps, self.sockets.temporary)
+        guardian.watch(self._process, self._steps, self.sockets.temporary)
         return self._process
 
     def log_tail(self) -> str:
