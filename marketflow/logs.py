@@ -30,7 +30,7 @@ from marketflow.log_writer import LogWriter
 if TYPE_CHECKING:  # these names exist in loguru's stubs only
     from loguru import Message, Record
 
-_NOISY = ("psycopg", "redis", "uvicorn.error")
+_NOISY = ("psycopg", "redis", "uvicorn.error", "asyncio")
 """Libraries that say the same again and again while a server is away; with their children, as psycopg.pool."""
 
 _CHATTY = {"httpx": logging.WARNING, "httpcore": logging.WARNING, "Rx": logging.WARNING, "psycopg": logging.ERROR}
@@ -210,7 +210,7 @@ class _Intercept(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         left_out: int | None = 0
         if record.name.startswith(_NOISY):
-            left_out = self._limit.admit((record.name, str(record.msg)))
+            left_out = self._limit.admit((record.name, str(record.msg).partition("\n")[0]))  # addresses follow
         if left_out is None:
             return
 

@@ -26,6 +26,7 @@ from marketflow.api.request_times import RequestTimes, Timed
 from marketflow.api.status import status_operations
 from marketflow.api.streaming.sse import stream_operations
 from marketflow.api.streaming.websocket import websocket_routes
+from marketflow.logs import RateLimit
 from marketflow.settings import HttpSettings
 
 ContextLifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]
@@ -33,6 +34,10 @@ ContextLifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str,
 
 
 class _Application(Starlette):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._failures = RateLimit(10.0)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, and log what nobody expected."""
         try:
@@ -41,7 +46,9 @@ class _Application(Starlette):
             if scope["type"] != "http":
                 raise
             # It has been answered, unless an answer had begun: the server cuts that where it ends.
-            logger.opt(exception=error).error("{} {!r} failed", scope["method"], scope["path"])
+            if (left_out := self._failures.admit(type(error).__name__)) is not None:
+                more = f" ({left_out} more in the meantime)" if left_out else ""
+                logger.opt(exception=error).error("{} {!r} failed{}", scope["method"], scope["path"], more)
 
 
 def operations(times: RequestTimes) -> list[Operation]:

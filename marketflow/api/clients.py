@@ -5,6 +5,7 @@ that are trusted (`http.trusted_proxies`) it is the last address in X-Forwarded-
 before it the client could have made up.
 """
 
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ the candles of a month at once. What others have just asked for costs nothing.""
 GUESSES_A_SECOND = 0.2
 GUESSES_AT_ONCE = 10.0
 """How many wrong tokens a client may send."""
+
+_PORT = re.compile(r":[0-9]+$")
 
 _asking: ContextVar[str] = ContextVar("asking", default="")
 
@@ -91,22 +94,23 @@ class Clients:
         if self._trusted and _is_within(peer, self._trusted):
             forwarded = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
             addresses: list[str] = forwarded.decode("latin-1").split(",")
-            for address in reversed(addresses):
-                peer = _address(address) or peer
+            for address in reversed([each for each in addresses if each.strip()]):
+                if not (found := _address(address)):  # what stands before it nobody vouches for
+                    break
+                peer = found
                 if not _is_within(peer, self._trusted):
                     break
         return _network_of(peer)
 
     def host(self, scope: Scope) -> str:
         """The host that a client has addressed: what a trusted proxy says, else the Host header; "" for none."""
-        names = [b"host"]
-        if self._trusted and _is_within((scope.get("client") or ("",))[0], self._trusted):
-            names.insert(0, b"x-forwarded-host")
-        for wanted in names:
-            values: list[str] = [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
-            if len(values) == 1:
-                return values[0].rpartition(",")[2].strip()
-        return ""
+        trusted = self._trusted and _is_within((scope.get("client") or ("",))[0], self._trusted)
+        host = (trusted and _last_of(scope, b"x-forwarded-host")) or _last_of(scope, b"host")
+        port = _last_of(scope, b"x-forwarded-port") if trusted else ""
+        # The port of an origin is left out where it is that of its scheme, and Host has none where a proxy took it off.
+        if host and port.isdecimal() and port not in ("80", "443") and not _PORT.search(host):
+            return f"{host}:{port}"
+        return host
 
     def asks(self, scope: Scope) -> None:
         """Let what is read from now on by this task be for the client of a request."""
@@ -120,6 +124,12 @@ class Clients:
         """
         if client := _asking.get():
             self._rows.take(client, rows)
+
+
+def _last_of(scope: Scope, wanted: bytes) -> str:
+    """The last item of a header that is there once; "" for none."""
+    values: list[bytes] = [value for name, value in scope["headers"] if name == wanted]
+    return values[0].decode("latin-1").rpartition(",")[2].strip() if len(values) == 1 else ""
 
 
 @lru_cache(maxsize=1024)

@@ -12,7 +12,8 @@ from http import HTTPStatus
 from typing import Any, ClassVar, cast
 
 from starlette.responses import Response
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from marketflow.api.outflow import Watched
 from marketflow.api.problems import Problem, answer_to
@@ -36,6 +37,18 @@ class HeadersTooLarge(Problem):
     status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
     code = "headers_too_large"
     headers: ClassVar[Mapping[str, str]] = CLOSE
+
+
+class _Flow(FlowControl):
+    """uvicorn's, but for a transport that is closing already, of which uvloop's raises when it is to be read again."""
+
+    def pause_reading(self) -> None:
+        if not self._transport.is_closing():
+            super().pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self._transport.is_closing():
+            super().resume_reading()
 
 
 class LimitedConnection(Watched, HttpToolsProtocol):
@@ -66,6 +79,7 @@ class LimitedConnection(Watched, HttpToolsProtocol):
         self._heard_of_at: float | None = None
         self._opened_at = time.monotonic()
         self._upgrades = False
+        self._begun: RequestResponseCycle | None = None  # of which the answer is under way
 
     @classmethod
     def most(cls) -> int:
@@ -75,6 +89,7 @@ class LimitedConnection(Watched, HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
         super().connection_made(transport)
+        self.flow = _Flow(transport)
         self._expect_headers()
         make_room(self, cast("set[Connection]", self.connections), self.most())
 
@@ -82,6 +97,10 @@ class LimitedConnection(Watched, HttpToolsProtocol):
         """Wait no longer."""
         self._headers_are_there()
         self.pipeline.clear()  # nobody waits for these answers any more
+        if self._begun is not None and not self._begun.response_complete:  # uvicorn's own ends the last request alone
+            self._begun.disconnected = True
+            self._begun.message_event.set()
+        self._begun = None
         self.resume_writing()
         super().connection_lost(exc)
         if self.scope is not None:
@@ -157,6 +176,10 @@ class LimitedConnection(Watched, HttpToolsProtocol):
         """It has been answered."""
         self._heard_of_at = time.monotonic()
         super().on_response_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._begun = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _hold_pipeline(self) -> None:
         """Refuse to keep more requests than a client may have waiting.

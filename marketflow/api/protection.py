@@ -90,11 +90,20 @@ class AllowedHosts:
         self._app = app
         self._host = host.lower()
         self._allowed = {name.lower().strip("[]") for name in allowed}
+        self._limit = RateLimit(REFUSALS_SECONDS)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve the request, or refuse it."""
-        ours = scope["type"] == "lifespan" or self._is_ours(scope)
-        return (self._app if ours else _invalid_host())(scope, receive, send)
+        if scope["type"] == "lifespan" or self._is_ours(scope):
+            return self._app(scope, receive, send)
+        host = Headers(scope=scope).get("host", "")
+        self._limit.log(
+            "invalid_host",
+            "WARNING",
+            f"refused a request that was addressed to {host[:200] or 'no host'}: if clients call this server so,"
+            " name it in http.allowed_hosts",
+        )
+        return _invalid_host()(scope, receive, send)
 
     def _is_ours(self, scope: Scope) -> bool:
         name = _host_name(tuple(value for name, value in scope["headers"] if name == b"host"))

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, cast
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 
 from marketflow.api.outflow import Watched
 
@@ -21,6 +22,12 @@ class LimitedWebSocket(Watched, WebSocketsSansIOProtocol):
 
     END_SECONDS: ClassVar[float] = 0.3
     """How long the client may take to say goodbye as well, once the server is to end."""
+
+    MAX_QUEUED: ClassVar[int] = 32
+    """How many messages may wait for the application."""
+
+    MAX_FRAGMENTS: ClassVar[int] = 64
+    """How many frames a message may consist of: empty ones would go on for ever, since they have no length."""
 
     answering = True
     """Like a connection with an answer under way: it's not idle."""
@@ -57,13 +64,32 @@ class LimitedWebSocket(Watched, WebSocketsSansIOProtocol):
             self.conn.data_to_send()
 
     def send_receive_event_to_app(self) -> None:
-        """Hand on a message, unless it says that it is text and is not."""
-        if self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
+        """Pass on a message, unless too many wait already, or it says that it is text and is not."""
+        if self.close_sent:
             self.frames = []
-            self.conn.fail(1007, "invalid UTF-8")
-            self.handle_parser_exception()
+        elif self.queue.qsize() >= self.MAX_QUEUED:
+            self._refuse(1008, "too many messages")
+        elif self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
+            self._refuse(1007, "invalid UTF-8")
         else:
             super().send_receive_event_to_app()
+
+    def handle_cont(self, event: Frame) -> None:
+        """Take one more frame of a message, unless there are too many."""
+        if self.close_sent:
+            return
+        super().handle_cont(event)
+        if len(self.frames) > self.MAX_FRAGMENTS:
+            self._refuse(1008, "too many fragments")
+
+    def _refuse(self, code: int, reason: str) -> None:
+        self.frames = []
+        self.conn.fail(code, reason)
+        if self.conn.close_sent is None:  # nobody has accepted it yet, so that there is no way to say why
+            self.close_sent = True
+            self.transport.abort()
+        else:
+            self.handle_parser_exception()
 
     def shutdown(self) -> None:
         """The server is to end: the application says so, and closes."""

@@ -53,7 +53,7 @@ AllowedHost = Annotated[
 Token = Annotated[
     str,
     _matches(
-        r"(?!.*change-me)([\x21-\x7e]{16,})?",
+        r"(?!(?i:.*change-me))([\x21-\x7e]{16,})?",
         "at least 16 characters of printable ASCII without spaces, none of them an example's change-me",
     ),
 ]

@@ -27,6 +27,7 @@ LONG_WALKS = 2
 """A walk that reads more rows than that shares these places with others of its kind, so that short ones never wait."""
 
 LONGEST_PERIOD_DAYS = 366
+"""Days of a series that are charged at most: all time begins in 1970, but no archive does."""
 
 WAIT_SECONDS = 0.75
 """How long a walk waits for its place."""
@@ -35,12 +36,15 @@ _T = TypeVar("_T")
 
 
 def rows_of_summary(since: int, until: int) -> float:
-    """Rows that a summary of one series reads at most: the days within, and minutes at its two edges.
-
-    Days of the longest period at most: one of all time begins in 1970, but no archive does.
-    """
-    length = max(0, min(until, END_MS) - max(since, OLDEST_MS))
-    return min(length / MINUTE_MS, 2 * DAY_MS / MINUTE_MS) + min(length / DAY_MS, LONGEST_PERIOD_DAYS)
+    """Rows that a summary of one series reads at most: the days within, and minutes at its two edges."""
+    since, until = max(since, OLDEST_MS), min(until, END_MS)
+    if since >= until:
+        return 0.0
+    first_day, last_day = -(-since // DAY_MS) * DAY_MS, until // DAY_MS * DAY_MS
+    if first_day > last_day:
+        return (until - since) / MINUTE_MS
+    minutes = (first_day - since + until - last_day) / MINUTE_MS
+    return minutes + min((last_day - first_day) / DAY_MS, LONGEST_PERIOD_DAYS)
 
 
 def rows_of_walk(walk: Walk) -> float:

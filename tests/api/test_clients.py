@@ -10,7 +10,8 @@ from marketflow.api.clients import CLIENTS_REMEMBERED, GUESSES_AT_ONCE, ROWS_AT_
 from marketflow.errors import TooMuch, Unavailable
 from marketflow.model import Candle, Mode, Series, Tick
 from marketflow.stores.ports import Walk
-from marketflow.stores.shared import LONG_WALKS, Shared
+from marketflow.stores.rows import DAY_MS
+from marketflow.stores.shared import LONG_WALKS, Shared, rows_of_summary
 from tests.api.world import World, client_of
 
 SERIES = [Series(Mode.TEST, "exchange1", "BTCUSDT")]
@@ -34,6 +35,9 @@ def scope(peer: str, *forwarded: str, **headers: str) -> dict[str, Any]:
         (("192.0.2.0/24",), "198.51.100.1", ["203.0.113.9"], "198.51.100.1"),
         (("127.0.0.1",), "127.0.0.1", ["198.51.100.7:4711"], "198.51.100.7"),
         (("127.0.0.1",), "127.0.0.1", ["nonsense"], "127.0.0.1"),
+        (("127.0.0.1",), "127.0.0.1", ["203.0.113.9, unknown"], "127.0.0.1"),  # which anybody could have made up
+        (("127.0.0.1", "192.0.2.1"), "127.0.0.1", ["203.0.113.9, unknown, 192.0.2.1"], "192.0.2.1"),
+        (("127.0.0.1",), "127.0.0.1", ["198.51.100.7, ", ""], "198.51.100.7"),
         (("127.0.0.1",), "127.0.0.1", [""], "127.0.0.1"),
         (("::1",), "::1", ["[2001:db8:1:2:3:4:5:6]:443"], "2001:db8:1:2::/64"),
         ((), "2001:db8:1:2:ffff::1", [], "2001:db8:1:2::/64"),
@@ -51,6 +55,22 @@ def test_forwarded_host_counts_from_a_trusted_proxy_alone() -> None:
     given = {"host": "127.0.0.1:8080", "x_forwarded_host": "prices.example.com"}
     assert Clients().host(scope("127.0.0.1", **given)) == "127.0.0.1:8080"
     assert Clients(["127.0.0.1"]).host(scope("127.0.0.1", **given)) == "prices.example.com"
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "addressed"),
+    [
+        ("prices.example.com", "8443", "prices.example.com:8443"),
+        ("prices.example.com:9000", "8443", "prices.example.com:9000"),
+        ("prices.example.com", "443", "prices.example.com"),
+        ("[::1]", "8443", "[::1]:8443"),
+        ("prices.example.com", "x", "prices.example.com"),
+    ],
+)
+def test_forwarded_port_completes_a_host_without_one(host: str, port: str, addressed: str) -> None:
+    given = scope("127.0.0.1", host=host, x_forwarded_port=port)
+    assert Clients(["127.0.0.1"]).host(given) == addressed
+    assert Clients().host(given) == host
 
 
 def test_bucket_gives_each_client_its_share_and_forgets_strangers() -> None:
@@ -159,17 +179,58 @@ def test_wrong_tokens_are_counted_logged_and_slowed(log: list[str]) -> None:
     assert not [line for line in log if "wrong" in line or "right-right" in line]
 
 
-def test_one_client_has_so_many_streams_and_no_more() -> None:
+def test_everything_on_record_can_be_asked_for_every_second() -> None:
+    async def ask() -> None:
+        now = 1_763_690_000.0
+        clients = Clients(monotonic=lambda: now)
+        shared = Shared(SlowArchive(), monotonic=lambda: now, charge=clients.charge)
+        clients.asks(scope("192.0.2.1"))
+        for _ in range(60):
+            now += 1
+            for number in range(5):
+                series = [Series(Mode.TEST, f"exchange{each}", f"SYMBOL{number}") for each in range(3)]
+                await shared.summary(series, 0, int(now) * 1000)
+
+    asyncio.run(ask())
+
+
+def test_summary_costs_the_days_within_and_minutes_at_its_edges() -> None:
+    noon = DAY_MS // 2
+    assert rows_of_summary(noon, noon + 3 * MINUTE_MS) == 3
+    assert rows_of_summary(noon, noon + DAY_MS) == 1440
+    assert rows_of_summary(0, 10 * DAY_MS + noon) == 10 + 720
+    assert rows_of_summary(DAY_MS, 366 * DAY_MS) == 365
+    assert rows_of_summary(5, 5) == rows_of_summary(9, 5) == 0
+
+
+def test_one_client_has_so_many_streams_and_no_more(log: list[str]) -> None:
     hub = World(streams=10).context().hub
     hub._most_of_one = 2
-    selection = hub.selection(frozenset())
+    one, second = hub.reserve("a"), hub.reserve("a")
+    with pytest.raises(TooMuch):
+        hub.reserve("a")
+    other = hub.reserve("b")
+    one()
+    one()  # which changes nothing any more
+    again = hub.reserve("a")
+    with pytest.raises(TooMuch):
+        hub.reserve("a")
+    for release in (again, other, second):
+        release()
+    assert not hub._of_one
+    assert len([line for line in log if "a has 2 already (http.streams_per_client)" in line]) == 1
 
-    async def come() -> None:
-        with hub.client(selection, address="a"), hub.client(selection, address="a"):
-            with pytest.raises(TooMuch):
-                hub.check_room("a")
-            hub.check_room("b")
-        hub.check_room("a")
-        assert not hub._of_one
 
-    asyncio.run(come())
+def test_stream_refused_or_never_begun_leaves_its_place() -> None:
+    world = World(streams=10)
+    context = world.context()
+    context.hub._most_of_one = 1
+
+    async def ask() -> None:
+        async with client_of(context) as client:
+            for _ in range(3):
+                assert (await client.head("/stream/prices")).status_code == 200
+                assert (await client.get("/stream/prices?symbols=x")).status_code == 404
+        assert not context.hub._of_one
+
+    asyncio.run(ask())

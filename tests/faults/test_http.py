@@ -21,11 +21,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.application import Application, ScriptedExchange, sent_by
+from tests.exposition import samples_of
 from tests.faults.conftest import WINDOW_MS, StartApplication
 from tests.oracle import Rows, assert_rows_equal
 from tests.servers import HOST, PostgresServer, RedisServer, wait_until
 
-STATUSES = {200, 400, 401, 403, 404, 405, 408, 413, 431, 503}
+STATUSES = {200, 400, 401, 403, 404, 405, 408, 413, 429, 431, 503}
 """All that there are, as documented."""
 
 MEGABYTE = 1 << 20
@@ -331,6 +332,69 @@ def test_a_page_of_another_site_can_neither_post_nor_read_by_a_name_of_its_own(a
 
 
 # What is said
+
+
+def stream_clients(application: Application) -> float:
+    samples = samples_of(application.http.get("/metrics").text)
+    return sum(samples.of("stream_clients", transport=each) or 0 for each in ("sse", "websocket"))
+
+
+CONNECTIONS = 60
+UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+PIPELINED = b"GET /stream/prices HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3600
+MESSAGES = b"\x81\x80mask" * 40_000
+FRAGMENTS = b"\x01\x80mask" + b"\x00\x80mask" * 40_000
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"GET /stream/prices HTTP/1.1\r\nHost: localhost\r\n\r\n", PIPELINED),
+        (UPGRADE, MESSAGES),
+        (UPGRADE, FRAGMENTS),
+        (UPGRADE + MESSAGES, b""),
+        (b"POST /mode/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n" * 50_000),
+    ],
+    ids=["pipelined", "messages", "fragments", "messages before the handshake", "chunks"],
+)
+def test_what_connections_queue_takes_no_memory_and_no_log(
+    server_folder: Path, servers: dict[str, object], begin: bytes, more: bytes
+) -> None:
+    with Application(server_folder, servers) as application, ExitStack() as stack:
+        wait_until(lambda: application.find("/prices/average/BTCUSDT"))
+        process = psutil.Process(application.process.pid)
+        before, logged = process.memory_info().rss, len(application.log)
+        clients = [stack.enter_context(socket.create_connection((HOST, application.port))) for _ in range(CONNECTIONS)]
+        for client in clients:
+            client.settimeout(0.2)
+            for sent in (begin, more):
+                with suppress(OSError):  # cut off, or not read from any more
+                    client.sendall(sent)
+                    client.recv(12)
+        wait_until(lambda: application.http.get("/livez").status_code == 200)
+        assert (process.memory_info().rss - before) / MEGABYTE < 60
+        for client in clients:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            client.close()
+        wait_until(lambda: len(process.net_connections()) < CONNECTIONS)
+        wait_until(lambda: stream_clients(application) == 0)
+        assert "Traceback" not in application.log
+        assert len(application.log) - logged < 2000, application.log[logged:]
+
+
+def test_streams_of_one_client_that_come_at_once_are_held_to_its_share(
+    server_folder: Path, servers: dict[str, object]
+) -> None:
+    with Application(server_folder, servers | {"HTTP__STREAMS_PER_CLIENT": 10}) as application, ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection((HOST, application.port), 5)) for _ in range(200)]
+        for client in clients:
+            client.sendall(b"GET /stream/prices HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        statuses = [client.recv(12)[-3:] for client in clients]
+        assert (statuses.count(b"200"), statuses.count(b"429")) == (10, 190)
+        assert application.log.count("http.streams_per_client") == 1
 
 
 @pytest.mark.parametrize(

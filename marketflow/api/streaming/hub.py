@@ -25,6 +25,7 @@ from marketflow.api.streaming.known import Known
 from marketflow.api.streaming.selection import Pair, Selection
 from marketflow.clock import milliseconds
 from marketflow.errors import TooMuch, Unavailable
+from marketflow.logs import RateLimit
 from marketflow.model import Series, Tick
 from marketflow.stores.ports import Announcements
 
@@ -46,6 +47,8 @@ RESTART_SECONDS = 1.0
 
 STREAM_AGAIN_SECONDS = 10.0
 """After which a client that has as many streams as it may is to try again."""
+
+_limit = RateLimit(60.0)
 
 
 class Hub:
@@ -101,33 +104,50 @@ class Hub:
             found = self._selections[chosen] = Selection(self._exchanges, self._symbols, chosen)
         return found
 
-    def check_room(self, address: str = "") -> None:
-        """Let one more client come, from an address.
+    def reserve(self, address: str = "") -> Callable[[], None]:
+        """Count one more stream of an address; gives what ends that, which may be called again.
+
+        To be called before the first await: of streams asked for at once, each would find the others not begun.
 
         Raises:
             TooMuch: there are as many from there as there may be.
             TryAgain: there are too many.
         """
         if self._of_one[address] >= self._most_of_one:
+            _limit.log(
+                "streams",
+                "WARNING",
+                f"refused a stream: {address or 'a client'} has {self._most_of_one} already (http.streams_per_client);"
+                " if that is a proxy, name it in http.trusted_proxies",
+            )
             raise TooMuch(STREAM_AGAIN_SECONDS)
-        if len(self._clients) >= self._most:
+        if self._of_one.total() >= self._most:
             raise TryAgain(f"There are {self._most} streams already.")
+        self._of_one[address] += 1
+        released = False
+
+        def release() -> None:
+            nonlocal released
+            if released:
+                return
+            released = True
+            self._of_one[address] -= 1
+            if not self._of_one[address]:
+                del self._of_one[address]
+
+        return release
 
     @contextmanager
-    def client(self, selection: Selection, last_id: str = "", address: str = "") -> Iterator[Client]:
-        """One more client from an address, which goes on after the event with that id if it is known."""
+    def client(self, selection: Selection, last_id: str = "") -> Iterator[Client]:
+        """One more client, which goes on after the event with that id if it is known."""
         client = Client(selection, self._known.position(selection, last_id), self.ask)
         self._clients[client] = None
-        self._of_one[address] += 1
         if self._running is None:
             self._running = asyncio.create_task(self._run())
         try:
             yield client
         finally:
             del self._clients[client]
-            self._of_one[address] -= 1
-            if not self._of_one[address]:
-                del self._of_one[address]
             if not self._clients:
                 self._running.cancel()
                 self._running = None

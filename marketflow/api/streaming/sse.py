@@ -1,12 +1,13 @@
 """/stream/prices: prices as they change, as server-sent events."""
 
-from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, cast
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any, cast
 
 from sse_starlette import EventSourceResponse
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from marketflow.api.context import Context, context_of
 from marketflow.api.operation import Content, Operation, Parameter, Tag
@@ -75,14 +76,14 @@ def stream_operations(times: RequestTimes) -> list[Operation]:
         context = context_of(request)
         hub = context.hub
         selection = selected(context, request.query_params)
-        address = context.clients.of(request.scope)
-        hub.check_room(address)
+        release = hub.reserve(context.clients.of(request.scope))
         if request.method == "GET":
             request.scope[UNTIMED] = True
             if (streaming := request.scope.get("extensions", {}).get(STREAMING)) is not None:
                 streaming["begin"]()
-        batches = _batches(hub, selection, request.headers.get("last-event-id", ""), address, times)
-        return EventSourceResponse(
+        batches = _batches(hub, selection, request.headers.get("last-event-id", ""), times)
+        return _Stream(
+            release,
             batches,
             headers=ALWAYS,
             ping=0,  # heartbeats are ours
@@ -122,10 +123,8 @@ def _listed(query: QueryParams, name: str) -> Iterator[str]:
         yield from (each.strip() for each in value.split(",") if each.strip())
 
 
-async def _batches(
-    hub: Hub, selection: Selection, last_id: str, address: str, times: RequestTimes
-) -> AsyncIterator[bytes]:
-    with times.streams.client("sse") as sent, hub.client(selection, last_id, address) as client:
+async def _batches(hub: Hub, selection: Selection, last_id: str, times: RequestTimes) -> AsyncIterator[bytes]:
+    with times.streams.client("sse") as sent, hub.client(selection, last_id) as client:
         yield RETRY
         while True:
             batch = await client.next()
@@ -133,6 +132,20 @@ async def _batches(
             sent(len(batch.messages))
             if batch.is_last:
                 return
+
+
+class _Stream(EventSourceResponse):
+    """An answer whose place is free again once it has ended, also where it did not get to its first event."""
+
+    def __init__(self, release: Callable[[], None], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._release = release
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._release()
 
 
 class _Told:

@@ -57,20 +57,21 @@ def websocket_routes(times: RequestTimes) -> list[Route | WebSocketRoute]:
         try:
             refuse_unknown_parameters(websocket.scope["query_string"], PARAMETERS)
             selection = selected(context, websocket.query_params)
-            address = context.clients.of(websocket.scope)
-            context.hub.check_room(address)
+            release = context.hub.reserve(context.clients.of(websocket.scope))
         except TooMuch as error:
             await websocket.send_denial_response(too_many_requests(error.seconds))
             return
         except Problem as problem:
             await websocket.send_denial_response(answer_to(problem))
             return
-        with times.streams.client("websocket") as sent, context.hub.client(selection, address=address) as client:
-            try:
+        try:
+            with times.streams.client("websocket") as sent, context.hub.client(selection) as client:
                 await websocket.accept()
                 await _Conversation(websocket, context, client, sent).run()
-            except WebSocketDisconnect:
-                pass
+        except WebSocketDisconnect:
+            pass
+        finally:
+            release()
 
     return [WebSocketRoute(PATH, talk), Route(PATH, _upgrade, include_in_schema=False)]
 
