@@ -18,9 +18,11 @@ class Stage:
         self.redis = redis
         self.postgres = postgres
         self._stack = stack
-        self._settings: dict[str, object] = {"REDIS__HOST": HOST, "REDIS__PORT": redis.port} | {
-            f"POSTGRES__{name.upper()}": value for name, value in postgres.keywords.items()
-        }
+        self._settings: dict[str, object] = {
+            "REDIS__HOST": HOST,
+            "REDIS__PORT": redis.port,
+            "HTTP__STREAMS_PER_CLIENT": 10_000,  # all clients of a benchmark have one address
+        } | {f"POSTGRES__{name.upper()}": value for name, value in postgres.keywords.items()}
 
     def start(self, settings: Mapping[str, object], *arguments: str, wait: bool = True) -> Application:
         """Start MarketFlow on these servers, with more settings (as in the environment) and arguments.

@@ -22,6 +22,8 @@ from tests.faults.conftest import StartApplication
 from tests.servers import HOST, RedisServer, free_port, wait_until
 
 BTC = ("exchange1", "BTCUSDT")
+MANY = {"HTTP__STREAMS_PER_CLIENT": 1000}
+"""All clients of a test have one address."""
 
 
 pytestmark = pytest.mark.usefixtures("many_files")
@@ -32,7 +34,7 @@ def application(server_root: Path) -> Iterator[Application]:
     """One with generated prices for all tests that only look; with servers of its own, for others run beside it."""
     folder = server_root / "stream"
     folder.mkdir(mode=0o711)
-    with Application(folder) as application:
+    with Application(folder, MANY) as application:
         wait_until(lambda: application.find("/prices/average/BTCUSDT"))
         yield application
         assert application.stop()[0] == 0
@@ -461,7 +463,7 @@ def test_a_handshake_that_is_none_is_refused_and_closed(application: Application
 
 
 def test_a_signal_ends_every_stream_properly(server_folder: Path, servers: dict[str, object]) -> None:
-    with Application(server_folder, servers) as application, ExitStack() as stack:
+    with Application(server_folder, servers | MANY) as application, ExitStack() as stack:
         streams = [stack.enter_context(Stream(application.port)) for _ in range(100)]
         sockets = [stack.enter_context(websocket(application)) for _ in range(20)]
         for stream in streams:
