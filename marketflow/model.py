@@ -21,6 +21,13 @@ import msgspec
 SLICE_MS = 100
 """Length of a slice: the finest grid on which ticks are merged. Minutes are whole numbers of slices."""
 
+SECOND_MS = 1_000
+
+NANOSECONDS_PER_MS = 1_000_000
+
+FIRST_RECEIPT_MS = 10**11
+"""A sequence from before this time (Unix ms, 1973) is no time of receipt: rows have none."""
+
 MINUTE_MS = 60_000
 """Length of a minute, which a row stands for. Where a test shortens it, then to a divisor of this one, so that what is
 trimmed by whole minutes of this length still holds whole ones of the other."""
@@ -69,6 +76,15 @@ class Tick(NamedTuple):
         """Sorts ticks by event time, then by arrival."""
         return self.at, self.sequence
 
+    @property
+    def order_of_receipt(self) -> tuple[int, int]:
+        """Sorts ticks of several exchanges by event time, but none after its receipt, then by arrival.
+
+        By event time alone an exchange whose clock is ahead would own the newest price until the others catch up.
+        """
+        received_at = self.sequence // NANOSECONDS_PER_MS
+        return min(self.at, received_at) if received_at > FIRST_RECEIPT_MS else self.at, self.sequence
+
 
 class Candle(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The summary of one or more ticks of one series.
@@ -94,8 +110,8 @@ class Candle(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def average(self) -> float:
-        """Mean price of all ticks."""
-        return self.total / self.ticks
+        """Mean price of all ticks, which rounding never takes beyond the lowest and the highest."""
+        return min(max(self.total / self.ticks, self.low), self.high)
 
     @property
     def newest(self) -> Tick:

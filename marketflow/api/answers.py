@@ -70,7 +70,9 @@ class Prices:
     closed_after_ms: int = 5_500
 
     async def latest(self, series: Sequence[Series]) -> Quote:
-        """The newest tick of all series by event time, then arrival; the close of a minute once that is all there is.
+        """The newest tick of all series by event time, none later than its receipt, then by arrival.
+
+        The close of a minute, once that is all there is.
 
         Raises:
             NoData: there is no tick on record.
@@ -164,7 +166,7 @@ def _nothing(*, complete: bool) -> Exception:
 def _newest_of(series: Sequence[Series], ticks: Sequence[Tick | None]) -> Quote | None:
     newest, whose = None, None
     for one, tick in zip(series, ticks, strict=True):
-        if tick is not None and (newest is None or tick.order > newest.order):
+        if tick is not None and (newest is None or tick.order_of_receipt > newest.order_of_receipt):
             newest, whose = tick, one
     return Quote(whose, newest.price, newest.at) if newest and whose else None
 

@@ -43,7 +43,10 @@ def _exchanges(settings: Settings, clock: Clock) -> list[Feed]:
 
 
 def _guard(settings: Settings, mode: Mode, exchange: str, clock: Clock) -> Guard:
-    limit = RateLimit(10.0)
+    limit, rare = RateLimit(10.0), RateLimit(60.0)
+
+    def on_clock(text: str) -> None:
+        rare.log(text, "WARNING", text, exchange=exchange)
 
     def on_reject(reason: str, count: int, example: object) -> None:
         limit.log(
@@ -53,4 +56,4 @@ def _guard(settings: Settings, mode: Mode, exchange: str, clock: Clock) -> Guard
             exchange=exchange,
         )
 
-    return Guard(mode, exchange, settings.symbols, clock, settings.flow.max_clock_skew_ms, on_reject)
+    return Guard(mode, exchange, settings.symbols, clock, settings.flow.max_clock_skew_ms, on_reject, on_clock)

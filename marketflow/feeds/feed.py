@@ -20,6 +20,11 @@ class Feed(Protocol):
         ...
 
     @property
+    def place(self) -> str:
+        """Where its ticks come from, for the log."""
+        ...
+
+    @property
     def guard(self) -> Guard:
         """The checks every tick passes, with their counts."""
         ...

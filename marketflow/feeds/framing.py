@@ -20,6 +20,11 @@ class Framer:
         self._tail = bytearray()
         self._skipping = False
 
+    def rest(self) -> bytes:
+        """The last line, which the end of the stream has left without a newline; nothing where there is none."""
+        tail, self._tail = bytes(self._tail), bytearray()
+        return tail + b"\n" if tail else b""
+
     def push(self, data: bytes) -> bytes:
         """The whole lines, newlines included, that `data` completes."""
         end = data.rfind(b"\n") + 1

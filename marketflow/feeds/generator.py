@@ -101,6 +101,7 @@ class GeneratorFeed:
         self, exchange: str, market: Callable[[], Market], guard: Guard, clock: Clock, scheduler: abc.SchedulerBase
     ) -> None:
         self.exchange = exchange
+        self.place = "the generator"
         self.guard = guard
         self._market = market
         self._clock = clock

@@ -5,26 +5,32 @@ symbol there is a column of prices and one of times on which min, max, sum and s
 gone through line by line, to find the line to blame. A symbol that was not asked for never becomes a series.
 """
 
+import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from operator import ne
-from typing import Literal, TypeVar, cast, get_args
+from math import fsum
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 import msgspec
 
 from marketflow.clock import Clock, milliseconds
-from marketflow.model import SLICE_MS, Candle, Candles, Mode, Series, Slot, merge_into, slice_start
+from marketflow.feeds.timestamps import OffTime, TimestampCheck
+from marketflow.model import SLICE_MS, Candle, Candles, Mode, Series, Slot, slice_start
 
 MAX_LINE_BYTES = 64 * 1024
 
-Reason = Literal["malformed", "no_symbol", "bad_price", "unknown_symbol", "too_long"]
+BadLine = Literal["malformed", "no_symbol", "bad_price", "unknown_symbol", "too_long"]
+Reason = BadLine | OffTime
 """Why a line is dropped."""
 
-REASONS: tuple[Reason, ...] = get_args(Reason)
+REASONS: tuple[Reason, ...] = (*get_args(BadLine), *get_args(OffTime))
 
 MAX_PRICE = 1e100
 """A price beyond it is no price; up to it no sum of prices overflows."""
+
+SPELLINGS_A_SYMBOL = 4
+"""How many spellings of a symbol are remembered; others are looked up each time."""
 
 _T = TypeVar("_T")
 
@@ -37,14 +43,43 @@ class Line(msgspec.Struct, gc=False):
     timestamp: int | None = None
 
 
+class _LooseLine(msgspec.Struct, gc=False):
+    """A line whose numbers may be strings, and whose timestamp may have a fraction."""
+
+    symbol: str
+    price: float | str
+    timestamp: int | float | str | None = None
+
+
+class _Numbers(NamedTuple):
+    """What a loose line says."""
+
+    symbol: str
+    price: float
+    timestamp: float | None
+
+
+class _Dated(NamedTuple):
+    """A good tick; sorts by event time, then by arrival."""
+
+    at: int
+    sequence: int
+    price: float
+
+
 Reject = Callable[[str, int, object], None]
 """Told of dropped lines: the reason, how many, and an example."""
 
 _decode_line = msgspec.json.Decoder(Line).decode
+_decode_loose_line = msgspec.json.Decoder(_LooseLine).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 # What msgspec raises on hostile bytes: bad JSON or types, bad UTF-8, thousands of nested brackets.
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_EXACT_DIGITS = 19  # a time in nanoseconds
+_FAR_OFF = 2**63  # what is beyond is no better
 
 
 class Guard:
@@ -53,8 +88,9 @@ class Guard:
     Args:
         mode, exchange, symbols: the series that may come out.
         clock: this machine's time.
-        max_skew_ms: an event time further than this from `clock` is replaced by the time of receipt.
+        max_skew_ms: a tick further off than this from `clock` is dropped, unless the whole feed is.
         on_reject: told of every dropped line.
+        on_clock: gets a sentence when the clock of the exchange, or the unit of its timestamps, is another than before.
     """
 
     def __init__(
@@ -65,10 +101,14 @@ class Guard:
         clock: Clock,
         max_skew_ms: int,
         on_reject: Reject,
+        on_clock: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._series = {symbol: Series(mode, exchange, symbol) for symbol in symbols}
+        self._series = {symbol: Series(mode, exchange, symbol) for symbol in symbols}  # by all spellings seen
+        self._by_lower_case = {symbol.lower(): series for symbol, series in self._series.items()}
+        self._most_spellings = SPELLINGS_A_SYMBOL * len(self._series)
         self._clock = clock
         self._max_skew_ms = max_skew_ms
+        self._timestamps = TimestampCheck(max_skew_ms, on_clock)
         self._on_reject = on_reject
         self.ticks = 0
         self.last_received: int | None = None
@@ -79,7 +119,12 @@ class Guard:
     @property
     def series(self) -> frozenset[Series]:
         """All series that may come out."""
-        return frozenset(self._series.values())
+        return frozenset(self._by_lower_case.values())
+
+    @property
+    def clock_offset_ms(self) -> int:
+        """How far the clock of the exchange is ahead of this machine's, 0 while it is within the allowed skew."""
+        return self._timestamps.offset_ms
 
     def reject(self, reason: Reason, example: object, count: int = 1) -> None:
         """Count dropped lines by reason."""
@@ -88,57 +133,110 @@ class Guard:
 
     def decode(self, chunk: bytes) -> Candles:
         """The candles of a chunk of whole lines. Bad lines are dropped and counted, never raised."""
-        return self.fold(_decode_plain(chunk) or self._decode_each(chunk))
+        if lines := _decode_all(chunk, _decode_line):
+            return self.fold(lines)
+        numbers = _decode_all(chunk, _decode_numbers)
+        return self._fold_each(self._decode_each(chunk) if numbers is None else numbers, self._clock())
 
     def fold(self, lines: Sequence[Line]) -> Candles:
         """The candles of the good ticks among `lines`, which arrived in this order just now."""
         received = self._clock()
+        candles = self._fold_usual(lines, received) if self._timestamps.usual else None
+        return self._fold_each(lines, received) if candles is None else candles
+
+    # Series by series
+
+    def _fold_usual(self, lines: Sequence[Line], received: int) -> Candles | None:
+        """The candles of lines that have nothing but good prices and timestamps; None for any others."""
         by_symbol: defaultdict[str, list[Line]] = defaultdict(list)
         for line in lines:
             by_symbol[line.symbol].append(line)
         candles: Candles = {}
+        unknown: dict[str, int] = {}
+        folded: set[Series] = set()
         for symbol, group in by_symbol.items():
-            if (series := self._series.get(symbol)) is None:
-                self.reject("unknown_symbol", symbol, len(group))
+            if (series := self._series_of(symbol)) is None:
+                unknown[symbol] = len(group)
+            elif series in folded or (of_series := self._fold_series(series, group, received)) is None:
+                return None
             else:
-                merge_into(candles, self._fold_series(series, group, received))
+                folded.add(series)
+                candles |= of_series
+        for symbol, count in unknown.items():
+            self.reject("unknown_symbol", symbol, count)
+        if candles:
+            self._timestamps.confirm()
+            self._count(len(lines) - sum(unknown.values()), received)
         return candles
 
-    def _fold_series(self, series: Series, lines: list[Line], received: int) -> Candles:
-        prices = [line.price for line in lines]
+    def _fold_series(self, series: Series, lines: list[Line], received: int) -> Candles | None:
         timestamps = [line.timestamp for line in lines]
-        times, in_order = self._event_times(timestamps, milliseconds(received))
+        if None in timestamps:
+            return None
+        times = cast("list[int]", timestamps)
+        in_order = sorted(times)
+        received_at = milliseconds(received)
+        if in_order[0] < received_at - self._max_skew_ms or in_order[-1] > received_at + self._max_skew_ms:
+            return None
+        prices = [line.price for line in lines]
         if times == in_order:
             candles = _candles(series, prices, times, range(received, received + len(times)))
         else:
             order = sorted(range(len(times)), key=times.__getitem__)
             candles = _candles(series, [prices[i] for i in order], in_order, [received + i for i in order])
-        if not all(candle.low > 0 and candle.high <= MAX_PRICE for candle in candles.values()):
-            good = [line for line in lines if 0 < line.price <= MAX_PRICE]
-            bad = next(price for price in prices if not 0 < price <= MAX_PRICE)
-            self.reject("bad_price", bad, len(lines) - len(good))
-            return self._fold_series(series, good, received) if good else {}
-        self.ticks += len(lines)
-        self.last_received = received
-        if times is not timestamps:
-            self.timestamps_replaced += sum(map(ne, times, timestamps))
+        good = all(candle.low > 0 and candle.high <= MAX_PRICE for candle in candles.values())
+        return candles if good else None
+
+    # Line by line
+
+    def _fold_each(self, lines: Sequence[Line | _Numbers], received: int) -> Candles:
+        """The candles of the good ticks; the others are dropped and counted."""
+        received_at = milliseconds(received)
+        ticks: defaultdict[Series, list[_Dated]] = defaultdict(list)
+        dropped: dict[Reason, list[object]] = defaultdict(list)
+        replaced = 0
+        for number, line in enumerate(lines):
+            if (series := self._series_of(line.symbol)) is None:
+                dropped["unknown_symbol"].append(line.symbol)
+                continue
+            if not 0 < line.price <= MAX_PRICE:
+                dropped["bad_price"].append(line.price)
+                continue
+            at: int | OffTime = received_at
+            if line.timestamp is not None:
+                at = self._timestamps.date(line.timestamp, received_at)
+            if isinstance(at, str):
+                dropped[at].append(line.timestamp)
+                continue
+            replaced += line.timestamp is None or self._timestamps.offset_ms != 0
+            ticks[series].append(_Dated(at, received + number, line.price))
+        for reason, examples in dropped.items():
+            self.reject(reason, examples[0], len(examples))
+        candles: Candles = {}
+        for series, dated in ticks.items():
+            times, sequences, prices = zip(*sorted(dated), strict=True)
+            candles |= _candles(series, prices, times, sequences)
+        if candles:
+            self.timestamps_replaced += replaced
+            self._count(sum(map(len, ticks.values())), received)
         return candles
 
-    def _event_times(self, timestamps: list[int | None], received_at: int) -> tuple[list[int], list[int]]:
-        """The timestamps where they can be believed, the time of receipt (Unix ms) elsewhere; and the same in order."""
-        earliest, latest = received_at - self._max_skew_ms, received_at + self._max_skew_ms
-        if None not in timestamps:
-            times = cast("list[int]", timestamps)
-            in_order = sorted(times)
-            if earliest <= in_order[0] and in_order[-1] <= latest:
-                return times, in_order
-        times = [at if at is not None and earliest <= at <= latest else received_at for at in timestamps]
-        return times, sorted(times)
+    def _series_of(self, symbol: str) -> Series | None:
+        """The series of a symbol, in upper or lower case."""
+        if (series := self._series.get(symbol)) is None and symbol.isascii():
+            series = self._by_lower_case.get(symbol.lower())
+            if series is not None and len(self._series) < self._most_spellings:
+                self._series[symbol] = series
+        return series
 
-    def _decode_each(self, chunk: bytes) -> list[Line]:
-        return [line for text in chunk.split(b"\n") if (line := self._decode_one(text)) is not None]
+    def _count(self, ticks: int, received: int) -> None:
+        self.ticks += ticks
+        self.last_received = received
 
-    def _decode_one(self, text: bytes) -> Line | None:
+    def _decode_each(self, chunk: bytes) -> list[_Numbers]:
+        return [numbers for text in chunk.split(b"\n") if (numbers := self._decode_one(text)) is not None]
+
+    def _decode_one(self, text: bytes) -> _Numbers | None:
         if len(text) > MAX_LINE_BYTES:
             self.reject("too_long", f"{len(text)} bytes")
             return None
@@ -146,28 +244,63 @@ class Guard:
             return None  # a heartbeat, as some exchanges send them
         try:
             text.decode()
-            return _decode_line(text)
+            return _decode_numbers(text)
         except UnicodeDecodeError:
             self.reject("malformed", text[:80])
             return None
         except _UNDECODABLE:
             return self._decode_by_field(text)
 
-    def _decode_by_field(self, text: bytes) -> Line | None:
-        """A line that is no plain tick: a timestamp that makes no sense is left out, all else is rejected."""
+    def _decode_by_field(self, text: bytes) -> _Numbers | None:
+        """A line with a field of an odd type: a timestamp that is no number is left out, all else is rejected."""
         try:
             fields = _decode_fields(text)
         except _UNDECODABLE:
             self.reject("malformed", text[:80])
-        else:
-            symbol, price = _field(fields, "symbol", str), _field(fields, "price", float)
-            if symbol is not None and price is not None:
-                return Line(symbol, price, _field(fields, "timestamp", int))
-            self.reject("no_symbol" if symbol is None else "bad_price", text[:80])
+            return None
+        symbol, price = _field(fields, "symbol", str), _field(fields, "price", float | str)
+        number = _number(price) if isinstance(price, str) else price
+        if symbol is not None and number is not None:
+            return _Numbers(symbol, number, _timestamp_in(fields))
+        self.reject("no_symbol" if symbol is None else "bad_price", text[:80])
         return None
 
 
-def _field(fields: dict[str, msgspec.Raw], name: str, kind: type[_T]) -> _T | None:
+def _decode_numbers(text: bytes) -> _Numbers:
+    """A line whose numbers may be strings; a timestamp that is an odd string is left out.
+
+    Raises:
+        msgspec.MsgspecError: the price is no number, or a field is of another type.
+    """
+    line = _decode_loose_line(text)
+    timestamp = line.timestamp
+    price = _number(line.price) if isinstance(line.price, str) else line.price
+    if price is None:
+        raise msgspec.ValidationError("the price is no number")
+    return _Numbers(line.symbol, price, _timestamp(timestamp) if isinstance(timestamp, str) else timestamp)
+
+
+def _timestamp_in(fields: dict[str, msgspec.Raw]) -> float | None:
+    text = _field(fields, "timestamp", str)
+    # As text, for it may be a number beyond those that a float can hold.
+    return _timestamp(bytes(fields.get("timestamp", b"")).decode() if text is None else text)
+
+
+def _timestamp(text: str) -> float | None:
+    number = _number(text)
+    return None if number is None else max(-_FAR_OFF, min(number, _FAR_OFF))
+
+
+def _number(text: str) -> float | None:
+    """The decimal number that a text is, an int where it is a short one; None where it is none."""
+    if not _NUMBER.fullmatch(text):
+        return None
+    if text.isdigit() and len(text) <= _EXACT_DIGITS:
+        return int(text)
+    return float(text)
+
+
+def _field(fields: dict[str, msgspec.Raw], name: str, kind: Any) -> Any:
     """The value of a field, None where it is missing or of another type."""
     try:
         return msgspec.json.decode(fields[name], type=kind)
@@ -175,7 +308,7 @@ def _field(fields: dict[str, msgspec.Raw], name: str, kind: type[_T]) -> _T | No
         return None
 
 
-def _decode_plain(chunk: bytes) -> list[Line] | None:
+def _decode_all(chunk: bytes, decode: Callable[[bytes], _T]) -> list[_T] | None:
     """All lines of a chunk that has nothing but good ones, None for any other.
 
     Cheaper for each line than `decode_lines`, which would have to be checked for records that share a line or run over
@@ -185,7 +318,7 @@ def _decode_plain(chunk: bytes) -> list[Line] | None:
         return None
     try:
         chunk.decode()  # which msgspec does not check in fields that it skips
-        return [*map(_decode_line, chunk.split(b"\n")[:-1])]
+        return [*map(decode, chunk.split(b"\n")[:-1])]
     except _UNDECODABLE:
         return None
 
@@ -201,7 +334,7 @@ def _has_long_line(chunk: bytes) -> bool:
     return False
 
 
-def _candles(series: Series, prices: list[float], times: list[int], sequences: Sequence[int]) -> Candles:
+def _candles(series: Series, prices: Sequence[float], times: Sequence[int], sequences: Sequence[int]) -> Candles:
     """The candles of ticks that are sorted by time, one for each slice they fall into."""
     candles: Candles = {}
     begin = 0
@@ -215,7 +348,7 @@ def _candles(series: Series, prices: list[float], times: list[int], sequences: S
             high,
             low,
             within[-1],
-            sum(within),
+            fsum(within),
             end - begin,
             times[begin],
             times[end - 1],

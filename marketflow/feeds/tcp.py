@@ -76,6 +76,11 @@ class TcpFeed:
         self._last_tick = 0.0
 
     @property
+    def place(self) -> str:
+        """Its address, for the log."""
+        return f"{self._address.host}:{self._address.port}"
+
+    @property
     def state(self) -> FeedState:
         """Connected means that ticks come; a silent connection stays stale until a tick proves otherwise."""
         if self._silent:
@@ -140,8 +145,12 @@ class TcpFeed:
                             batch, held = held, {}
                             observer.on_next(batch)
             finally:
-                if held and not link.aborted:
-                    observer.on_next(held)
+                if not link.aborted:
+                    # The last line needs no newline. One that was cut is no whole object, and rejected like any other.
+                    if last := framer.rest():
+                        merge_into(held, self.guard.decode(last))
+                    if held:
+                        observer.on_next(held)
         if not (self._stopped or link.aborted):
             raise ConnectionLost("the exchange closed the connection")
 

@@ -209,20 +209,21 @@ class Flow:
         return rx.merge(*map(self._reconnecting, self.feeds[mode]))
 
     def _reconnecting(self, feed: Feed) -> Observable[Candles]:
-        told = False  # so that every loss in the log is followed by the return
+        place = f"{feed.exchange} at {feed.place}"
+        outage = Outage(f"cannot connect to {place}", f"connected to {place}")
+        connected = False
 
         def came(_: Candles) -> None:
-            nonlocal told
-            if not told:
-                told = True
-                logger.bind(exchange=feed.exchange).info("ticks come in")
+            nonlocal outage, connected
+            outage.over(feed.exchange)
+            if not connected:
+                connected = True
+                logger.bind(exchange=feed.exchange).info("ticks of {} come in", place)
+                outage = Outage(f"lost {place}", f"ticks of {place} come in again")
 
         def failed(error: Exception, pause: float) -> None:
-            nonlocal told
             self.counts.reconnects[feed.exchange] = self.counts.reconnects.get(feed.exchange, 0) + 1
-            text = f"lost the feed, next attempt in {pause:.1f} s: {error}"
-            if self._limit.log(("feed", feed.exchange), "WARNING", text, exchange=feed.exchange):
-                told = False
+            outage.failed(feed.exchange, f"trying again in {pause:.1f} s: {error}")
 
         return feed.batches().pipe(
             ops.do_action(came), retry_with_backoff(self.reconnect, self.loop, self._ended(), failed)

@@ -87,8 +87,9 @@ from {_MARKS} cross join lateral (
                date_bin(interval '1 hour', timestamp, marked.day) as hour
         from aggregates where {_OF_DAY} and {VALID}
     ), whole as materialized (
-        select hour, sum(average_price * tick_count) / sum(tick_count) as average, sum(tick_count) as ticks,
-               min(min_price) as low, max(max_price) as high, min(timestamp) as first, max(timestamp) as last,
+        select hour, greatest(min(min_price), least(max(max_price), sum(average_price * tick_count) / sum(tick_count)))
+               as average, sum(tick_count) as ticks, min(min_price) as low, max(max_price) as high,
+               min(timestamp) as first, max(timestamp) as last,
                sum(version - 1)::int8 + 1 as version
         from minutes group by hour
     ), extremes as materialized (
@@ -108,7 +109,8 @@ from {_MARKS} cross join lateral (
 
 _REPLACE = f"""
 update aggregates_daily as daily set
-    average_price = total / ticks, min_price = low, max_price = high, open_price = open, close_price = close,
+    average_price = greatest(low, least(high, total / ticks)), min_price = low, max_price = high,
+    open_price = open, close_price = close,
     tick_count = ticks, open_at = first_at, close_at = last_at, min_at = low_at, max_at = high_at,
     version = candle.version, hourly = true
 from {_MARKS} cross join lateral ({candle_of("aggregates_hourly", _OF_DAY)}) as candle

@@ -49,6 +49,14 @@ def test_latest_is_the_newest_by_event_time_over_all_exchanges() -> None:
     assert latest(world, EVERY) == Quote(series("Exchange2"), 2.0, NOW - 100)
 
 
+def test_exchange_whose_clock_is_ahead_does_not_own_the_newest_price() -> None:
+    world = World()
+    received = NOW * NANOSECONDS_PER_MS
+    ahead, later = Tick(1.0, NOW + 4_900, received), Tick(2.0, NOW + 10, received + 20 * NANOSECONDS_PER_MS)
+    world.cache.newest_ticks = {series("exchange1"): ahead, series("Exchange2"): later}
+    assert latest(world, EVERY) == Quote(series("Exchange2"), 2.0, NOW + 10)
+
+
 def test_of_two_ticks_of_one_millisecond_the_one_that_came_later_is_the_latest() -> None:
     world = World()
     world.cache.newest_ticks = {series("exchange1"): Tick(1.0, NOW, 8), series("Exchange2"): Tick(2.0, NOW, 7)}

@@ -149,7 +149,7 @@ def test_two_hundred_lost_connections_cost_no_tick_thread_or_descriptor(
         after = wait_until_back(application, before)
         assert_untouched(application, good)
     print(f"{before} before 200 reconnects, {after} after")
-    assert application.log.count("lost the feed") < 5
+    assert application.log.count("lost exchange") < 5
     assert application.stop()[0] == 0
     assert_rows_equal(rows(), traffic.sent + flapping.sent, WINDOW_MS)
 

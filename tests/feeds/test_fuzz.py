@@ -8,6 +8,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import pytest
 
 from marketflow.feeds.framing import Framer
 from marketflow.feeds.guard import MAX_LINE_BYTES, MAX_PRICE, Guard
+from marketflow.feeds.timestamps import TimestampCheck
 from marketflow.model import SLICE_MS, Candles, Mode, Series, Tick, merge_into
 from tests.oracle import assert_same, candles_of_ticks
 from tests.seeds import seeds
@@ -61,6 +63,7 @@ def reference(stream: bytes) -> Decoded:
     ticks: list[tuple[Series, Tick]] = []
     rejected: Counter[str] = Counter()
     replaced = 0
+    check = TimestampCheck(SKEW_MS, lambda text: None)  # which has tests of its own
     for line in lines:
         try:
             tick = _plain(line)
@@ -69,15 +72,17 @@ def reference(stream: bytes) -> Decoded:
             continue
         if tick is not None:
             symbol, price, timestamp = tick
-            believed = timestamp is not None and abs(timestamp - NOW_MS) <= SKEW_MS
-            replaced += not believed
-            at = timestamp if timestamp is not None and believed else NOW_MS
+            at = NOW_MS if timestamp is None else check.date(timestamp, NOW_MS)
+            if isinstance(at, str):
+                rejected[at] += 1
+                continue
+            replaced += timestamp is None
             ticks.append((Series(Mode.LIVE, "exchange1", symbol), Tick(price, at, len(ticks))))
     rejected["too_long"] += len(unfinished) > MAX_LINE_BYTES
     return Decoded(candles_of_ticks(ticks, SLICE_MS), len(ticks), replaced, +rejected)
 
 
-def _plain(line: bytes) -> tuple[str, float, int | None] | None:
+def _plain(line: bytes) -> tuple[str, float, float | None] | None:
     if len(line) > MAX_LINE_BYTES:
         raise _Bad("too_long")
     if not line.strip():
@@ -87,17 +92,27 @@ def _plain(line: bytes) -> tuple[str, float, int | None] | None:
     if not isinstance(symbol, str):
         raise _Bad("no_symbol")
     amount = _amount(price)
-    if symbol not in SYMBOLS:
+    if not symbol.isascii() or symbol.upper() not in SYMBOLS:
         raise _Bad("unknown_symbol")
     if not 0 < amount <= MAX_PRICE:
         raise _Bad("bad_price")
-    return symbol, amount, timestamp if type(timestamp) is int else None
+    number = _number(timestamp)
+    return symbol.upper(), amount, None if number is None else max(-(2**63), min(number, 2**63))
+
+
+def _number(value: object) -> float | None:
+    """A number, or a string that is one."""
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", value)
+        return (int(value) if value.isdigit() and len(value) <= 19 else float(value)) if plain else None
+    return value if type(value) in (int, float) else None  # type: ignore[return-value]
 
 
 def _amount(price: object) -> float:
     """A number that a float can hold."""
     try:
-        amount = float(price) if type(price) in (int, float) else math.inf  # type: ignore[arg-type]
+        number = _number(price)
+        amount = math.inf if number is None else float(number)
     except OverflowError:
         amount = math.inf
     if math.isinf(amount):

@@ -31,6 +31,7 @@ class ScriptedFeed:
 
     def __init__(self, mode: Mode, exchange: str = EXCHANGE) -> None:
         self.exchange = exchange
+        self.place = "a script"
         self.guard = Guard(mode, exchange, ("BTCUSDT", "ETHUSDT"), lambda: 0, 0, lambda *_: None)
         self.subscriptions = 0
         self.open = 0

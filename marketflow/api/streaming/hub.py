@@ -90,7 +90,7 @@ class Hub:
         self._running: asyncio.Task[None] | None = None
         self._due = asyncio.Event()
         pairs = frozenset((exchange, symbol) for exchange in exchanges for symbol in symbols)
-        self._known = Known(pairs, mode.current, self._due.set)
+        self._known = Known(pairs, mode.current, self._due.set, self._horizon)
         self._unread = asyncio.Event()
         self._relied_on: object = None
         self._unarchived = False  # whether the archive could not be asked for something
@@ -214,6 +214,9 @@ class Hub:
             if poll or relied_on != self._relied_on:
                 self._unread.set()
             await asyncio.sleep(LOOK_SECONDS)
+
+    def _horizon(self) -> int:
+        return milliseconds(self._prices.clock()) + self._prices.ahead_ms
 
     def _look_at_mode(self) -> None:
         if (mode := self._mode.current) is not self._known.mode:

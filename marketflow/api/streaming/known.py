@@ -5,6 +5,7 @@ number of the last change, so that everything after it can be told, once for all
 """
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 from uuid import uuid4
@@ -61,9 +62,17 @@ class Known:
         pairs: the series that there are.
         mode: the mode that runs.
         changed: called after each change.
+        horizon: the latest event time (Unix ms) that a tick can have at present.
     """
 
-    def __init__(self, pairs: frozenset[Pair], mode: Mode, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        pairs: frozenset[Pair],
+        mode: Mode,
+        changed: Callable[[], None],
+        horizon: Callable[[], int] = lambda: sys.maxsize,
+    ) -> None:
+        self._horizon = horizon
         self._pairs = pairs
         self._announce = changed
         self._run = uuid4().hex[:12]
@@ -102,13 +111,14 @@ class Known:
 
     def put(self, ticks: Sequence[tuple[Series, Tick]]) -> None:
         """Take ticks, as far as they are of this mode and newer than what is known."""
-        version = self._version + 1
+        version, horizon = self._version + 1, self._horizon()
         for (mode, exchange, symbol), tick in ticks:
             pair = exchange, symbol
             if mode is not self.mode or pair not in self._pairs:
                 continue
             known = self._newest.get(pair)
-            if known is None or known.tick.order < tick.order:
+            # A tick beyond the horizon is from before the clock was set back; while it counts, no later one does.
+            if known is None or known.tick.order < tick.order or known.tick.at > horizon:
                 self._newest.pop(pair, None)
                 self._newest[pair] = _Newest(tick, version)
                 self._version = version

@@ -79,3 +79,16 @@ def test_client_that_has_seen_a_whole_batch_gets_only_what_is_new(known: Known) 
     put(known, 4.0)
     again, _ = told(known, known.position(ALL, batch[-1].id))
     assert "prices" in [each.event for each in again]
+
+
+def test_prices_go_on_after_the_clock_was_set_back(known: Known) -> None:
+    now_ms = 3_600_000
+    known = Known(frozenset(PAIRS), Mode.TEST, lambda: None, lambda: now_ms + 60_000)
+    known.put_health(health(Mode.TEST))
+    known.finish()
+    known.put([(Series(Mode.TEST, *PAIRS[0]), Tick(1.0, now_ms, 9))])
+    _, seen = told(known, NOTHING)
+    now_ms -= 3_500_000  # by nearly an hour
+    known.put([(Series(Mode.TEST, *PAIRS[0]), Tick(2.0, now_ms, 5))])
+    batch, _ = told(known, seen)
+    assert b'"price":2.0' in batch[0].data
