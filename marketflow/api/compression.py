@@ -1,5 +1,6 @@
 """Compression of answers that are large enough to be worth it: 1,000 candles are 190 kB as they are."""
 
+import re
 from collections.abc import Awaitable
 
 from starlette.middleware.gzip import GZipMiddleware
@@ -11,6 +12,9 @@ LEVEL = 5
 
 _SMALL = ("/prices/", "/mode", "/health", "/livez", "/readyz", "/stream/")
 """Paths whose answers are small, or never end: what asks for them most often goes past the compression."""
+
+_GZIP = re.compile(rb"(?:^|,)[ \t]*gzip[ \t]*(?:;[ \t]*q=([0-9.]*)[ \t]*)?(?=,|$)", re.IGNORECASE)
+_ACCEPTED = b"accept-encoding"
 
 
 class Compressed:
@@ -26,5 +30,16 @@ class Compressed:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve the request."""
-        plain = scope["type"] != "http" or scope["path"].startswith(_SMALL)
-        return (self._app if plain else self._compressed)(scope, receive, send)
+        if scope["type"] != "http" or scope["path"].startswith(_SMALL):
+            return self._app(scope, receive, send)
+        # Starlette looks for the letters "gzip" alone, but `gzip;q=0` refuses it (RFC 9110, 12.4.2).
+        accepted = b",".join(value for name, value in scope["headers"] if name == _ACCEPTED)
+        others = [header for header in scope["headers"] if header[0] != _ACCEPTED]
+        scope["headers"] = [*others, (_ACCEPTED, b"gzip")] if _takes_gzip(accepted) else others
+        return self._compressed(scope, receive, send)
+
+
+def _takes_gzip(accepted: bytes) -> bool:
+    """Whether a client that sends this `Accept-Encoding` takes gzip."""
+    found = _GZIP.search(accepted)
+    return found is not None and (found[1] is None or found[1].strip(b"0.") != b"")

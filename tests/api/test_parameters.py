@@ -88,3 +88,14 @@ def test_large_answers_are_compressed_for_clients_that_take_it() -> None:
     assert int(packed.headers["content-length"]) < int(plain.headers["content-length"]) / 4
     small = world.ask("/candles/BTCUSDT?limit=1", headers={"Accept-Encoding": "gzip"})
     assert "content-encoding" not in small.headers
+
+
+@pytest.mark.parametrize(
+    ("accepted", "packed"),
+    [("gzip;q=0", False), ("br, GZIP ; q=0.000", False), ("gzip;q=0.1", True), ("deflate, GZip", True), ("br", False)],
+)
+def test_gzip_is_sent_only_where_a_client_accepts_it(accepted: str, packed: bool) -> None:
+    answer = World().ask("/openapi.json", headers={"Accept-Encoding": accepted})
+    assert ("content-encoding" in answer.headers) is packed
+    assert answer.headers["vary"] == "Accept-Encoding"
+    assert answer.json()["openapi"]
