@@ -117,3 +117,8 @@ def test_slices_and_minutes_start_on_the_grid() -> None:
     assert slice_start(60_099) == 60_000
     assert minute_start(119_999) == 60_000
     assert MINUTE_MS % SLICE_MS == 0
+
+
+def test_average_of_equal_prices_is_that_price() -> None:
+    three = merge(merge(candle_of(Tick(0.1, 0, 1)), candle_of(Tick(0.1, 1, 2))), candle_of(Tick(0.1, 2, 3)))
+    assert three.average == 0.1

@@ -165,7 +165,8 @@ class Guard:
         for symbol, count in unknown.items():
             self.reject("unknown_symbol", symbol, count)
         if candles:
-            self._timestamps.confirm()
+            if not self._timestamps.settled:
+                self._timestamps.confirm()
             self._count(len(lines) - sum(unknown.values()), received)
         return candles
 
@@ -348,7 +349,7 @@ def _candles(series: Series, prices: Sequence[float], times: Sequence[int], sequ
             high,
             low,
             within[-1],
-            fsum(within),
+            fsum(within) if high <= MAX_PRICE else 0.0,  # it would overflow, and no such candle is kept
             end - begin,
             times[begin],
             times[end - 1],

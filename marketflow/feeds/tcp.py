@@ -146,13 +146,18 @@ class TcpFeed:
                             observer.on_next(batch)
             finally:
                 if not link.aborted:
-                    # The last line needs no newline. One that was cut is no whole object, and rejected like any other.
-                    if last := framer.rest():
-                        merge_into(held, self.guard.decode(last))
+                    merge_into(held, self._decode_rest(framer.rest()))
                     if held:
                         observer.on_next(held)
         if not (self._stopped or link.aborted):
             raise ConnectionLost("the exchange closed the connection")
+
+    def _decode_rest(self, line: bytes) -> Candles:
+        """The last line of a connection, which needs no newline; one that was cut is rejected like any other."""
+        # Where `stop` has cut it, that is no fault of the exchange.
+        if not line or (self._stopped and not line.rstrip().endswith(b"}")):
+            return {}
+        return self.guard.decode(line)
 
 
 class _Address:

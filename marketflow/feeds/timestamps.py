@@ -78,6 +78,11 @@ class TimestampCheck:
         """Whether timestamps within the allowed skew are all that is to be expected, in milliseconds."""
         return not self.offset_ms and (self._unit is None or self._unit is Unit.MILLISECONDS)
 
+    @property
+    def settled(self) -> bool:
+        """Whether `confirm` would change nothing."""
+        return self._unit is Unit.MILLISECONDS and self._run is None and not self.offset_ms
+
     def confirm(self) -> None:
         """Take notice that timestamps came that are right, in milliseconds."""
         self._accept(Unit.MILLISECONDS, 0)

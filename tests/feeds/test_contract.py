@@ -271,6 +271,31 @@ def test_a_connection_that_the_exchange_closes_is_an_error_and_loses_no_tick(exc
     assert feed.state == FeedState.CONNECTING
 
 
+@pytest.mark.parametrize("end", [ScriptedExchange.cut, ScriptedExchange.reset])
+@pytest.mark.parametrize(("last", "ticks"), [(b'{"symbol":"BTCUSDT","price":2}', 2), (b'{"symbol":"BTCUSDT","pri', 1)])
+def test_last_line_without_newline_is_a_tick_or_rejected(
+    exchange: ScriptedExchange, end: Callable[[ScriptedExchange], None], last: bytes, ticks: int
+) -> None:
+    feed = tcp_feed(exchange.port)
+    received = Received()
+    with received.subscribe(feed):
+        exchange.send_raw(LINE + last)
+        wait_until(lambda: received.ticks == 1 and not exchange.unread())
+        end(exchange)
+        wait_until(lambda: received.errors)
+    assert received.ticks == feed.guard.ticks == ticks
+    assert feed.guard.rejected.total() == 2 - ticks
+
+
+def test_last_line_before_silence_is_a_tick(exchange: ScriptedExchange) -> None:
+    feed = tcp_feed(exchange.port, stale_after_seconds=0.2)
+    received = Received()
+    with received.subscribe(feed):
+        exchange.send_raw(LINE + LINE[:-1])
+        wait_until(lambda: received.errors)
+    assert received.ticks == 2
+
+
 LINE = b'{"symbol":"BTCUSDT","price":1.5}\n'
 
 

@@ -96,6 +96,12 @@ def test_a_bad_line_is_dropped_and_counted_and_its_neighbours_are_taken(name: st
     assert guard.ticks == 2
 
 
+def test_prices_whose_sum_overflows_are_bad_prices() -> None:
+    guard = make_guard()
+    assert only(guard, line(price=1.5e308) * 3 + GOOD).ticks == 1
+    assert guard.rejected == {"bad_price": 3}
+
+
 def test_all_bad_lines_at_once_leave_the_good_ones() -> None:
     guard = make_guard()
     chunk = b"".join(bad + GOOD for bad, _ in HOSTILE.values())
