@@ -117,7 +117,9 @@ class _Listener:
         advice = []
         if abs(ahead_ms) > flow.max_clock_skew_ms:
             limit = f"flow.max_clock_skew_seconds ({flow.max_clock_skew_seconds:g})"
-            found.append(f"that is more than {limit}, so the time of receipt is taken instead")
+            found.append(
+                f"that is more than {limit}: such ticks are dropped, or dated by receipt where all are off alike"
+            )
             advice.append(_clock_advice(ahead_ms))
         if self._guard.timestamps_replaced:
             found.append(f"{self._guard.timestamps_replaced} ticks without a timestamp")

@@ -7,7 +7,6 @@ written meanwhile is not queued; memory has it all, and refills the cache on its
 that takes with it what memory alone had: the ticks since then of minutes that were still open. PostgreSQL has the rest.
 """
 
-import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from redis.client import Pipeline
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
-from marketflow.logs import RateLimit
+from marketflow.logs import Outage
 from marketflow.model import MINUTE_MS, Candle, Candles, Series, Slot, Tick, minute_start
 from marketflow.stores import keys
 from marketflow.stores.breaker import Breaker
@@ -31,8 +30,6 @@ from marketflow.stores.ports import MINUTES_KEPT_MS, SLICES_HELD, Left
 
 TIMEOUT_SECONDS = 0.25
 
-REMIND_SECONDS = 600.0
-"""How often an outage is logged again while it lasts."""
 _CHUNK = 1000  # slots a script: what the server does in a few milliseconds
 _SERIES_A_READ = 50  # whose windows, of up to 4200 slices each, are read at once
 _ALIVE_SECONDS = 3600
@@ -142,14 +139,13 @@ class RedisCache:
         self._ttl_ms = ttl_seconds * 1000
         self._breaker = breaker or Breaker()
         self._db = db
-        self._limit = RateLimit(10.0)
         self._run_key = keys.run_key(uuid4().hex)
         self._recovered = False
         self._backlog_read = False
         self._stored_until_now = True  # whether the minutes of all that was recovered are stored
         self._lacking = False  # set by whatever fails, on any thread; cleared by the probe alone
         self._whole = False  # what the last probe found
-        self._down_since: float | None = None
+        self._outage = Outage("Redis cannot be used", "Redis can be used again")
         self._closed = False
 
     @classmethod
@@ -417,9 +413,7 @@ class RedisCache:
         except redis.RedisError as error:
             self._lacking = True
             self._breaker.failed()
-            if self._down_since is None:
-                self._down_since, self._limit = time.monotonic(), RateLimit(REMIND_SECONDS)
-            self._limit.log("away", "WARNING", f"Redis cannot be used, memory answers meanwhile: {_reason(error)}")
+            self._outage.failed("cache", f"memory answers meanwhile: {_reason(error)}")
             raise Unavailable(f"Redis cannot be used: {error}") from error
         except BaseException as error:
             self._lacking = True
@@ -427,9 +421,7 @@ class RedisCache:
                 raise Unavailable("the cache is closed") from error
             raise
         self._breaker.succeeded()
-        if (since := self._down_since) is not None:
-            self._down_since = None
-            logger.info("Redis can be used again after {:.1f} s", time.monotonic() - since)
+        self._outage.over("cache")
 
 
 def _reason(error: redis.RedisError) -> str:
