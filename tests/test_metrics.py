@@ -14,13 +14,14 @@ from tests.application import Application, ScriptedExchange, exchanges_setting
 from tests.exposition import Samples, samples_of
 from tests.servers import HOST, PostgresServer, RedisServer, wait_until
 
-GOOD = b'{"symbol":"BTCUSDT","price":7,"timestamp":1}\n'
-"""Its time cannot be believed, which is mended and counted."""
+GOOD = b'{"symbol":"BTCUSDT","price":7}\n'
+"""It has no time, which is mended and counted."""
 
 REJECTED = {
     "malformed": b"{\n",
     "no_symbol": b'{"price":1}\n',
     "bad_price": b'{"symbol":"BTCUSDT","price":-1}\n',
+    "stale": b'{"symbol":"BTCUSDT","price":1,"timestamp":1}\n',
     "unknown_symbol": b'{"symbol":"NONE","price":1}\n',
     "too_long": b" " * 70_000 + b"\n",
 }

@@ -49,7 +49,7 @@ TO = Parameter(
     "to",
     "Where the range ends, in the same forms: a candle belongs to it that opens before this time. Without it, now.",
     {"type": "string", "pattern": _TIME},
-    ("2026-11-21T05:12:57.069Z", "1795237977069"),
+    ("now", "-1h"),
 )
 LIMIT = Parameter(
     "limit",

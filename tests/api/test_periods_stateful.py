@@ -259,7 +259,8 @@ class Periods(RuleBasedStateMachine):
     @rule(whose=st.lists(st.sampled_from(ALL_SERIES), min_size=1, unique=True))
     def ask_for_the_latest(self, whose: list[Series]) -> None:
         self.beat()
-        newest = [(tick.order, one, tick) for one in whose for tick in self.ticks[one]]
+        last = [(one, max(self.ticks[one], key=lambda tick: tick.order)) for one in whose if self.ticks[one]]
+        newest = [(tick.order_of_receipt, one, tick) for one, tick in last]
         for reader in (MemoryReader(self.memory), self.redis_reader()):
             try:
                 quote = asyncio.run(self.prices(reader).latest(whose))

@@ -128,7 +128,7 @@ def test_workers_are_ready_when_all_accept_and_only_their_parent_says_so(
     try:
         ready = manager.wait_for("READY=1")
         assert ready.lines[1:] == ["STATUS=2 workers answer"]
-        assert application.log.count("answers on") == 2
+        wait_until(lambda: application.log.count("answers on") == 2)
         workers = psutil.Process(application.process.pid).children()
         assert len(workers) == 2
 

@@ -11,6 +11,7 @@ import pytest
 
 from marketflow import cli
 from marketflow.arguments import parse
+from marketflow.errors import SettingsError
 from tests.deploy.configuration import DEPLOY, env_file, load_with, program
 
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
@@ -78,8 +79,13 @@ def test_it_starts_and_ends_as_the_application_does(unit: Path) -> None:
 
 
 def test_the_variables_are_settings(monkeypatch: pytest.MonkeyPatch, nothing_set: None) -> None:
-    found = load_with(monkeypatch, env_file(ENVIRONMENT), DEPLOY.parent / "settings.toml")
-    assert (found.http.token, found.redis.password, found.postgres.password) == ("change-me",) * 3
+    variables = env_file(ENVIRONMENT)
+    with pytest.raises(SettingsError, match=r"http\.token = \*\*\*: must be .*, none of them an example's change-me"):
+        load_with(monkeypatch, variables, DEPLOY.parent / "settings.toml")
+    variables["MARKETFLOW_HTTP__TOKEN"] = "open-sesame-open-sesame"
+    found = load_with(monkeypatch, variables, DEPLOY.parent / "settings.toml")
+    assert found.http.token == "open-sesame-open-sesame"
+    assert (found.redis.password, found.postgres.password) == ("change-me",) * 2
     folder = dict(pair.split("=", 1) for pair in service(DEPLOY / "systemd/marketflow.service")["Environment"])
     assert folder == {"MARKETFLOW_DATA_DIR": "%S/marketflow"}
     assert service(DEPLOY / "systemd/marketflow.service")["StateDirectory"] == ["marketflow"]

@@ -472,7 +472,7 @@ def test_days_that_take_too_long_together_are_made_one_by_one(
     database.put(*(row(DAY + number * DAY_MS) for number in range(5)))
     database.roll_up()
     database.user.execute("update aggregates set tick_count = 4")
-    slow = postgres_days._REPLACE.replace("= total / ticks", "= total / ticks + length(pg_sleep(0.7)::text)")
+    slow = postgres_days._REPLACE.replace("hourly = true", "hourly = length(pg_sleep(0.7)::text) = 0")
     assert slow != postgres_days._REPLACE
     monkeypatch.setattr(postgres_days, "_REPLACE", slow)
     with closing(PostgresDays(connection_keywords(**database.place))) as days:
