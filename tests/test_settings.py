@@ -440,7 +440,7 @@ def test_a_secret_is_in_no_message_and_in_no_representation(
 
 
 def test_a_url_in_the_place_of_a_host_does_not_show_its_password() -> None:
-    assert "hush-hush-hush-hush" not in problems({"postgres.host": "postgresql://me:hush@host/db"})
+    assert "hush-hush-hush-hush" not in problems({"postgres.host": "postgresql://me:hush-hush-hush-hush@host/db"})
 
 
 # --- as they came out

@@ -8,7 +8,6 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, cast
@@ -83,6 +82,13 @@ def _check_together(settings: Settings) -> None:
             f'archive.keep_days = "{settings.archive.keep_days}": must be at least archive.keep_minutes'
             f' ("{settings.archive.keep_minutes}"), and "" where that is ""'
         )
+    files = [name for name in ("tls_ca", "tls_cert", "tls_key") if getattr(settings.redis, name)]
+    if files and not settings.redis.tls:
+        raise SettingsError(f"redis.{files[0]}: is of no use without redis.tls = true")
+    if bool(settings.redis.tls_cert) != bool(settings.redis.tls_key):
+        raise SettingsError("redis.tls_cert and redis.tls_key: must be given together")
+    if settings.redis.tls and settings.redis.host.startswith("/"):
+        raise SettingsError("redis.tls = true: does not go with the path of a socket as redis.host")
 
 
 def convert(key: str, text: str) -> Any:
@@ -195,22 +201,28 @@ def _exchange(place: str, item: object) -> ExchangeSettings:
 
 
 def _store_host(section: str, value: object) -> str:
-    """A name or an address alone: of a URL the parts stand in settings of their own."""
-    if isinstance(value, str) and ("://" in value or re.fullmatch(r"[^:/\s]+:[0-9]+", value)):
+    """A name, an address or the path of a socket alone: of a URL the parts stand in settings of their own."""
+    if not isinstance(value, str) or value.startswith("/") or not re.search(r"[/?#@\[\]]|^[^:]*:[^:]*$", value):
+        return cast("str", _held_to(model.HostOrEmbedded, value))
+    try:
         parts = urlsplit(value if "://" in value else f"//{value}")
-        secure = parts.scheme in ("rediss", "valkeys")
-        meant = [f'{section}.host = "{parts.hostname or ""}"']
-        with suppress(ValueError):
-            meant += [f"{section}.port = {parts.port}"] if parts.port else []
-        meant += (
-            [f'{section}.{"username" if section == "redis" else "user"} = "{parts.username}"'] if parts.username else []
-        )
-        meant += [f"{section}.password"] if parts.password else []
-        meant += [f"{section}.tls = true"] if secure else []
-        if (database := parts.path.strip("/")) and "://" in value:
-            meant.append(f"redis.db = {database}" if section == "redis" else f'postgres.dbname = "{database}"')
-        raise _Wrong(f"must be a host name or an IP address alone; write {', '.join(meant)}")
-    return cast("str", _held_to(model.HostOrEmbedded, value))
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise _Wrong("must be a host name or an IP address alone") from None
+    if parts.scheme == "unix":
+        raise _Wrong(f'must be the path of the socket alone; write {section}.host = "{parts.path}"')
+    meant = [f'{section}.host = "{host}"'] + ([f"{section}.port = {port}"] if port else [])
+    if parts.password is not None:
+        user = "redis.username" if section == "redis" else "postgres.user"
+        meant += [f'{user} = "{parts.username}"'] if parts.username else []
+        meant.append(f"{section}.password")
+    elif parts.username is not None:
+        meant.append(f"{section}.password")  # redis://secret@host is taken for a password by some clients
+    if parts.scheme in ("rediss", "valkeys"):
+        meant.append(f"{section}.tls = true")
+    if database := parts.path.strip("/"):
+        meant.append(f"redis.db = {database}" if section == "redis" else f'postgres.dbname = "{database}"')
+    raise _Wrong(f"must be a host name or an IP address alone; write {', '.join(meant)}")
 
 
 def _refuse_twins(names: list[str]) -> None:
@@ -251,5 +263,7 @@ def _shown(key: str, value: object) -> str:
     if model.is_secret(model.KINDS[key]):
         return "***"
     text = json.dumps(value) if isinstance(value, str) else ascii(value)
-    text = re.sub(r"://.*@", "://***@", text)  # a URL in the wrong place may hold a password
+    # A URL in the wrong place may hold a password.
+    text = re.sub(r'(://|")[^"]*@', r"\1***@", text)
+    text = re.sub(r'\?[^"]*', "?***", text)
     return text if len(text) <= 200 else f"{text[:200]}..."

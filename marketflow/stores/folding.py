@@ -13,7 +13,7 @@ from operator import attrgetter
 import msgspec
 
 from marketflow.model import SLICE_MS, Candle, Tick, candle_of, fuller, merge, minute_start, slice_start
-from marketflow.stores.keys import decode_candle, is_sound
+from marketflow.stores.keys import LATEST_MS, decode_candle, is_sound
 
 _decode_ticks = msgspec.json.Decoder(list[Tick]).decode
 
@@ -30,6 +30,9 @@ def minutes_of_window(members: Sequence[bytes], minute_ms: int) -> dict[int, Can
     try:
         ticks = _decode_ticks(b"[" + b",".join(members) + b"]")
     except msgspec.MsgspecError:
+        return _fold(candles(members), minute_ms)
+    times = [tick.at for tick in ticks]
+    if times != sorted(times) or (times and not 0 <= times[0] <= times[-1] < LATEST_MS):  # not of this program
         return _fold(candles(members), minute_ms)
     if len({tick.at // SLICE_MS for tick in ticks}) < len(ticks):  # a slice is there in two versions
         return _fold(map(candle_of, ticks), minute_ms)

@@ -9,7 +9,7 @@ that takes with it what memory alone had: the ticks since then of minutes that w
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 from uuid import uuid4
 
@@ -71,7 +71,14 @@ local function ticks_of(member)
     local ok, candle = pcall(cjson.decode, member)
     if not ok or type(candle) ~= 'table' then return 0 end
     if #candle == 3 then return 1 end
-    return tonumber(candle[6]) or 0
+    -- What no reader would believe must not keep the right version out.
+    for i = 1, 5 do
+        local price = candle[i]
+        if type(price) ~= 'number' or price ~= price or math.abs(price) == math.huge then return 0 end
+    end
+    local ticks = candle[6]
+    if type(ticks) ~= 'number' or ticks ~= math.floor(ticks) or ticks < 1 or ticks > 2^53 then return 0 end
+    return ticks
 end
 local at = 5
 for _, key in ipairs(KEYS) do
@@ -222,6 +229,7 @@ class RedisCache:
         Otherwise a recovery that comes late, when Redis was away at the start, would count this run's ticks twice.
         """
         with self._asking():
+            self._remove_foreign()
             series = self._known_series()
             # A run that died before it noticed that Redis had been emptied may have left keys that never expire.
             for key_of in (keys.window_key, keys.minutes_key):
@@ -309,6 +317,8 @@ class RedisCache:
             return False
         self._whole = alive and not self._lacking
         if not self._whole:
+            with suppress(Unavailable), self._asking():
+                self._remove_foreign()
             self._lacking = False
             self._expiry_told, self._kept_since = {}, {}
         return not self._whole
@@ -379,6 +389,20 @@ class RedisCache:
         written = keys.decode_series(cast("list[tuple[bytes, float]]", entries))
         return list(set(self._series) | written)
 
+    def _remove_foreign(self) -> None:
+        """Remove keys of another type than the one written: other clients have put them there, and no command works."""
+        fixed = {keys.SERIES_KEY: b"zset", keys.ARCHIVED_KEY: b"string"}
+        self._remove([key for key, kind in fixed.items() if self._client.type(key) not in (kind, b"none")])
+        series = self._known_series()
+        for key_of, kind in ((keys.latest_key, b"hash"), (keys.window_key, b"zset"), (keys.minutes_key, b"zset")):
+            found = self._each(series, key_of, lambda pipe, key: pipe.type(key))
+            self._remove([key_of(each) for each, answer in found if answer not in (kind, b"none")])
+
+    def _remove(self, foreign: list[str]) -> None:
+        if foreign:
+            self._client.delete(*foreign)
+            logger.warning("removed keys from Redis that are not of the type MarketFlow writes: {}", ", ".join(foreign))
+
     def _each(
         self, series: Sequence[Series], key_of: Callable[[Series], str], command: "Callable[[Pipeline, str], object]"
     ) -> Iterator[tuple[Series, Any]]:
@@ -424,9 +448,18 @@ class RedisCache:
         self._outage.over("cache")
 
 
+_OF_A_CLUSTER = (
+    redis.exceptions.AskError,
+    redis.exceptions.MovedError,
+    redis.exceptions.ClusterCrossSlotError,
+    redis.exceptions.ClusterDownError,
+)
+"""Told apart by their type, for redis-py cuts the code off the text."""
+
+
 def _reason(error: redis.RedisError) -> str:
     """What is wrong; of a node of a cluster, which refuses what another node has, what it is."""
     text = str(error)
-    if text.startswith(("MOVED ", "CROSSSLOT", "CLUSTERDOWN", "ASK ")) or "SELECT is not allowed in cluster" in text:
+    if isinstance(error, _OF_A_CLUSTER) or "SELECT is not allowed in cluster" in text:
         return f"it is a node of a Redis Cluster, which MarketFlow does not follow; set redis.host to another ({text})"
     return text

@@ -46,13 +46,14 @@ class Window:
         minute.closed = candle if minute.closed is None else fuller(minute.closed, candle)
 
     def fill(self, earlier: "Window") -> None:
-        """Remember what `earlier` knows, as far as it is not known."""
+        """Remember what `earlier` knows, by the same rule: what is known here counts as the later version."""
         for start, minute in earlier._minutes.items():
             mine = self._minute_of(start)
-            mine.closed = mine.closed or minute.closed
+            if minute.closed is not None:
+                mine.closed = minute.closed if mine.closed is None else fuller(minute.closed, mine.closed)
             for begin, candle in minute.slices.items():
-                if begin not in mine.slices:
-                    mine.put(begin, candle)
+                held = mine.slices.get(begin)
+                mine.put(begin, candle if held is None else fuller(candle, held))
 
     def forget(self, before: int) -> None:
         """Let go of the minutes that start before a time."""

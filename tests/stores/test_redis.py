@@ -718,13 +718,12 @@ def test_recent_gives_every_slice_and_minute_that_ends_after_a_time(cache: Redis
 def test_a_write_under_which_the_cache_is_closed_is_unavailable(
     cache: RedisCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    packed: Any = redis.Connection.pack_command
-
-    def closing_under_it(connection: redis.Connection, *arguments: Any) -> Any:
+    def closing_under_it(connection: redis.Connection, *_: Any, **__: Any) -> None:
         cache.close()  # by another thread, when the connection has been found open and nothing been sent
-        return packed(connection, *arguments)
+        socket: Any = connection._sock
+        socket.sendall(b"")
 
-    monkeypatch.setattr(redis.Connection, "pack_command", closing_under_it)
+    monkeypatch.setattr(redis.Connection, "send_packed_command", closing_under_it)
     with pytest.raises(Unavailable):
         cache.put_slices(one())
 
@@ -756,10 +755,10 @@ def test_a_pool_of_connections_serves_many_more_requests(cache: RedisCache, redi
     cache.put_slices({Slot(BTC, NOW - i * SLICE_MS): candle(NOW - i * SLICE_MS) for i in range(60)})
 
     async def at_once(reader: RedisReader) -> list[list[Tick | None]]:
-        await asyncio.gather(*(reader.recent([BTC], MINUTE) for _ in range(200)))
-        return await asyncio.gather(*(reader.newest([BTC]) for _ in range(200)))
+        await asyncio.gather(*(reader.recent([BTC], MINUTE) for _ in range(100)))
+        return await asyncio.gather(*(reader.newest([BTC]) for _ in range(100)))
 
-    assert ask(redis_db, at_once) == [[TICK]] * 200
+    assert ask(redis_db, at_once) == [[TICK]] * 100
 
 
 @pytest.mark.parametrize("fault", [killed, frozen])

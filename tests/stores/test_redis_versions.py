@@ -12,10 +12,11 @@ import msgspec
 import pytest
 import redis
 
-from marketflow.errors import SettingsError
+from marketflow.errors import SettingsError, Unavailable
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot, Tick, candle_of
 from marketflow.settings import load
 from marketflow.stores import keys
+from marketflow.stores.folding import minutes_of_window
 from marketflow.stores.redis import RedisCache, connection_keywords
 from marketflow.stores.window import Window
 from tests.servers import HOST, RedisServer, free_port, wait_until
@@ -55,7 +56,14 @@ def test_later_version_of_as_many_ticks_replaces_the_earlier_one(redis_db: Redis
 
 def test_unreadable_version_is_replaced(redis_db: RedisServer) -> None:
     with redis_db.client() as client, cache_at(keywords(redis_db)) as cache:
-        for member in ("nonsense", "[]", '{"a":1}', "[1,2,3,4,5]"):
+        good = keys.encode_candle(candle(ticks=4))
+        unsound = (
+            good.replace(b",4,", b",9e18,", 1),
+            good.replace(b",4,", b",4.5,", 1),
+            good.replace(b"[", b"[NaN,", 1),
+        )
+        for member in (b"nonsense", b"[]", b'{"a":1}', b"[1,2,3,4,5]", *unsound):
+            assert member != good
             client.zadd(keys.minutes_key(BTC), {member: MINUTE})
         cache.put_minutes({Slot(BTC, MINUTE): candle(ticks=4)})
     assert held(redis_db, keys.minutes_key) == [4]
@@ -69,6 +77,85 @@ def test_mirror_keeps_the_more_complete_version_too() -> None:
     assert len(window) == 1
     (whole,) = window.by_minute(MINUTE, MINUTE + 1).values()
     assert whole.ticks == 30
+
+
+def test_mirror_keeps_the_more_complete_version_while_it_fills() -> None:
+    announced, read = (
+        Window({MINUTE: candle(ticks=2)}, {MINUTE: candle(ticks=3)}),
+        Window({MINUTE: candle(ticks=4)}, {}),
+    )
+    announced.fill(read)
+    (whole,) = announced.by_minute(MINUTE, MINUTE + 1).values()
+    assert whole.ticks == 4
+    announced.fill(Window({}, {MINUTE: candle(ticks=5)}))
+    (whole,) = announced.by_minute(MINUTE, MINUTE + 1).values()
+    assert whole.ticks == 5
+
+
+@pytest.mark.parametrize("place", [0, 300, 1199])
+def test_one_odd_time_moves_no_other_tick_of_a_long_recovery(place: int) -> None:
+    members = [keys.encode_candle(candle_of(Tick(1.0, MINUTE + number, number))) for number in range(0, 120_000, 100)]
+    members[place] = keys.encode_candle(candle_of(Tick(1.0, 10**14, 1)))
+    minutes = minutes_of_window(members, MINUTE_MS)
+    assert sum(each.ticks for each in minutes.values()) == 1199
+    assert set(minutes) == {MINUTE, MINUTE + MINUTE_MS}
+
+
+@pytest.mark.parametrize("key_of", [keys.latest_key, keys.window_key, keys.minutes_key])
+def test_keys_of_another_type_are_removed_and_written_again(
+    redis_db: RedisServer, key_of: Callable[[Series], str], log: list[str]
+) -> None:
+    slots = {Slot(ETH, MINUTE): candle(), Slot(BTC, MINUTE): candle()}
+
+    def put_all() -> None:
+        cache.put_newest({BTC: Tick(1.0, NOW, 1)})
+        cache.put_slices(slots)
+        cache.put_minutes(slots)
+
+    with redis_db.client() as client, cache_at(keywords(redis_db)) as cache:
+        client.rpush(key_of(BTC), "not MarketFlow's")
+        with pytest.raises(Unavailable):
+            put_all()
+        wait_until(cache.needs_refill)  # after which all is written again
+        put_all()
+        assert ask(redis_db, lambda reader: reader.summary([BTC], MINUTE, NOW)) == [candle()]
+    assert any(key_of(BTC) in line and "removed" in line for line in log)
+
+
+@pytest.mark.parametrize("key_of", [lambda _: keys.SERIES_KEY, keys.window_key, keys.minutes_key])
+def test_a_key_of_another_type_does_not_keep_a_run_from_beginning(
+    redis_db: RedisServer, key_of: Callable[[Series], str]
+) -> None:
+    with redis_db.client() as client, cache_at(keywords(redis_db), recovered=False) as cache:
+        client.set(key_of(BTC), "not MarketFlow's")
+        cache.recover()
+        cache.put_slices({Slot(BTC, MINUTE): candle()})
+    assert held(redis_db, keys.window_key) == [candle().ticks]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        redis.exceptions.MovedError("1234 127.0.0.1:7001"),
+        redis.exceptions.AskError("1234 127.0.0.1:7001"),
+        redis.exceptions.ClusterCrossSlotError("Keys in request don't hash to the same slot"),
+        redis.exceptions.ClusterDownError("Hash slot not served"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_node_of_a_cluster_is_named_as_one(
+    redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch, log: list[str], error: Exception
+) -> None:
+    """With the errors as redis-py raises them, without the code that a node sends."""
+    with cache_at(keywords(redis_db)) as cache:
+
+        def refuse(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(redis.Redis, "execute_command", refuse)
+        with pytest.raises(Unavailable):
+            cache.put_slices({Slot(BTC, MINUTE): candle()})
+    assert any("node of a Redis Cluster" in line for line in log)
 
 
 def test_old_slices_stay_until_their_minutes_are_stored(redis_db: RedisServer) -> None:
@@ -152,6 +239,14 @@ def test_odd_newest_price_is_none(redis_db: RedisServer, fields: dict[str, str])
         ("redis.host", "rediss://me:pw@cache.example", ['redis.username = "me"', "redis.password", "redis.tls = true"]),
         ("redis.host", "cache.example:6380", ['redis.host = "cache.example"', "redis.port = 6380"]),
         ("postgres.host", "postgresql://u:pw@db:5433/prices", ['postgres.user = "u"', 'postgres.dbname = "prices"']),
+        ("redis.host", "redis://pw@cache.example", ['redis.host = "cache.example"', "redis.password"]),
+        ("redis.host", "redis://cache.example?password=pw", ['redis.host = "cache.example"']),
+        ("redis.host", "me:pw@cache.example:6379", ['redis.username = "me"', "redis.port = 6379"]),
+        ("redis.host", "unix:///run/redis.sock", ['redis.host = "/run/redis.sock"']),
+        ("redis.host", "redis://[::1", []),
+        ("redis.host", "[::1]:6379", ['redis.host = "::1"', "redis.port = 6379"]),
+        ("redis.host", "localhost:6379/0", ['redis.host = "localhost"', "redis.port = 6379"]),
+        ("redis.host", "localhost:", ['redis.host = "localhost"']),
         ("postgres.host", "db:5433", ['postgres.host = "db"', "postgres.port = 5433"]),
     ],
 )
@@ -160,6 +255,27 @@ def test_url_in_place_of_a_host_is_refused_with_what_to_write(key: str, value: s
         load(None, {key: value})
     assert all(each in str(refused.value) for each in meant)
     assert "pw" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("nothing_set")
+@pytest.mark.parametrize("host", ["localhost", "::1", "fe80::1%eth0", "cache.example", "/run/redis.sock", "10.0.0.1"])
+def test_names_addresses_and_sockets_are_hosts(host: str) -> None:
+    assert load(None, {"redis.host": host}).redis.host == host
+
+
+@pytest.mark.usefixtures("nothing_set")
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"redis.tls_ca": __file__},
+        {"redis.tls": True, "redis.tls_key": __file__},
+        {"redis.tls": True, "redis.tls_cert": __file__},
+        {"redis.tls": True, "redis.host": "/run/redis.sock"},
+    ],
+)
+def test_settings_of_tls_that_would_be_ignored_or_fail_are_refused(given: dict[str, object]) -> None:
+    with pytest.raises(SettingsError, match="tls"):
+        load(None, given)
 
 
 # --- TLS and ACL
