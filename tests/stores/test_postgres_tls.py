@@ -1,0 +1,149 @@
+"""What is sent to PostgreSQL over a network, and to whom, with real TLS."""
+
+import shutil
+import socket
+import socketserver
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marketflow.errors import Unavailable
+from marketflow.export.rows import snapshot
+from marketflow.resources import resource
+from marketflow.stores import rows
+from marketflow.stores.postgres import PostgresArchive
+from marketflow.stores.rows import connection_keywords, is_local
+from tests.servers import HOST
+
+OPENSSL = shutil.which("openssl")
+
+
+def certificate(folder: Path, name: str, alternative: str) -> tuple[Path, Path]:
+    """A key and a certificate that vouches for itself."""
+    assert OPENSSL is not None
+    key, crt = folder / f"{name}.key", folder / f"{name}.crt"
+    command = [OPENSSL, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "2", "-subj", f"/CN={name}", "-addext", f"subjectAltName={alternative}"]
+    subprocess.run([*command, "-keyout", key, "-out", crt], check=True, capture_output=True)
+    return key, crt
+
+
+class _Encrypted(socketserver.ThreadingTCPServer):
+    """Speaks TLS as PostgreSQL does, once it was asked for, in front of a server that has none."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int, key: Path, crt: Path) -> None:
+        self.server_port = port
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(crt, key)
+        super().__init__((HOST, 0), _Session)
+
+
+class _Session(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        assert isinstance(self.server, _Encrypted)
+        with suppress(OSError):
+            if self.request.recv(8, socket.MSG_WAITALL)[4:] != bytes.fromhex("04d2162f"):
+                return  # no SSLRequest: what would be sent in the clear gets no answer
+            self.request.sendall(b"S")
+            with (
+                self.server.context.wrap_socket(self.request, server_side=True) as client,
+                socket.create_connection((HOST, self.server.server_port)) as server,
+            ):
+                back = threading.Thread(target=_pass_on, args=(server, client), daemon=True)
+                back.start()
+                _pass_on(client, server)
+                server.shutdown(socket.SHUT_RDWR)
+                back.join(5)
+
+
+def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+
+
+@contextmanager
+def with_tls(place: dict[str, Any], key: Path, crt: Path) -> Iterator[dict[str, Any]]:
+    """Keywords of connections to a server by TLS."""
+    with _Encrypted(place["port"], key, crt) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield place | {"port": server.server_address[1]}
+        finally:
+            server.shutdown()
+            thread.join(5)
+
+
+@pytest.fixture
+def over_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No address is this machine's."""
+    monkeypatch.setattr(rows, "is_local", lambda host: False)
+
+
+def write(keywords: dict[str, Any]) -> None:
+    with closing(PostgresArchive(keywords, resource("ddl"), 10)) as archive:
+        archive.write({})
+
+
+@pytest.mark.skipif(OPENSSL is None, reason="there is no openssl")
+@pytest.mark.usefixtures("over_a_network")
+def test_only_a_server_with_the_right_certificate_is_written_to(postgres_db: dict[str, Any], tmp_path: Path) -> None:
+    key, crt = certificate(tmp_path, "server", f"IP:{HOST}")
+    _, other = certificate(tmp_path, "other", f"IP:{HOST}")
+    named_key, named = certificate(tmp_path, "named", "DNS:database.example")
+    with with_tls(postgres_db, key, crt) as place:
+        write(connection_keywords(**place))  # encrypted
+        write(connection_keywords(**place, sslrootcert=str(crt)))
+        with snapshot(connection_keywords(**place, sslrootcert=str(crt))) as connection:
+            assert connection.info.pgconn.ssl_in_use
+        with pytest.raises(Unavailable, match="certificate verify failed"):
+            write(connection_keywords(**place, sslrootcert=str(other)))
+        with pytest.raises(Unavailable, match="certificate"):
+            write(connection_keywords(**place, sslrootcert=str(tmp_path / "none.crt")))
+    with with_tls(postgres_db, named_key, named) as place:
+        with pytest.raises(Unavailable, match="does not match host name"):
+            write(connection_keywords(**place, sslrootcert=str(named)))
+        write(connection_keywords(**place, sslrootcert=str(named), sslmode="verify-ca"))
+
+
+@pytest.mark.usefixtures("over_a_network")
+def test_password_is_sent_in_the_clear_on_purpose_only(postgres_db: dict[str, Any]) -> None:
+    with pytest.raises(Unavailable, match="SSL"):
+        write(connection_keywords(**postgres_db))
+    for sslmode in ("prefer", "disable"):
+        write(connection_keywords(**postgres_db, sslmode=sslmode))
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("", True),
+        ("localhost", True),
+        ("LOCALHOST", True),
+        ("127.0.0.1", True),
+        ("127.8.0.1", True),
+        ("::1", True),
+        ("/run/postgresql", True),
+        ("10.0.0.5", False),
+        ("0.0.0.0", False),
+        ("fe80::1%eth0", False),
+        ("postgres", False),
+        ("localhost.example", False),
+        ("127.0.0.1.example", False),
+    ],
+)
+def test_sslmode_depends_on_whose_host_it_is(host: str, local: bool) -> None:
+    assert is_local(host) is local
+    assert connection_keywords(host, 5432, "u", "p", "d")["sslmode"] == ("prefer" if local else "require")
+    verified = connection_keywords(host, 5432, "u", "p", "d", sslrootcert="/ca.crt")
+    assert verified["sslmode"] == ("prefer" if local else "verify-full")
+    assert connection_keywords(host, 5432, "u", "p", "d", "verify-ca")["sslmode"] == "verify-ca"
