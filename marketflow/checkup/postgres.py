@@ -101,6 +101,13 @@ def _server(where: str, connection: BoundedConnection, pooled: bool) -> Finding:
             f"{text}; transactions are read-only",
             "ALTER ROLE or ALTER DATABASE ... SET default_transaction_read_only = off",
         )
+    # Set for the role by a superuser, it cannot be overruled here.
+    if connection.execute("show session_replication_role").fetchall() == [("replica",)]:
+        return finding(
+            State.FAILED,
+            f"{text}; triggers do not fire (session_replication_role = replica), so days do not follow their minutes",
+            "ALTER ROLE or ALTER DATABASE ... RESET session_replication_role",
+        )
     # A pooler answers with a number of its own for the process that would be asked to cancel.
     ((process,),) = connection.execute("select pg_backend_pid()").fetchall()
     if process != info.backend_pid and not pooled:

@@ -28,6 +28,11 @@ select concat(mode, ':', exchange, ':', pair_name, ' ', timestamp, ' average ', 
 from aggregates where not ({condition}) limit %s
 """
 
+_ELSEWHERE = """
+select nspname from pg_class join pg_namespace on pg_namespace.oid = relnamespace
+where relname = 'ddl_applied' and relkind in ('r', 'p') and nspname <> current_schema() order by nspname
+"""
+
 _LOCK = 7_364_017_241  # any number, the same in every instance
 _TABLE = "create table if not exists ddl_applied (name text primary key, applied_at timestamptz not null default now())"
 
@@ -48,6 +53,11 @@ def apply_ddl(connection: BoundedConnection, folder: Path) -> None:
         done = applied(connection)
         waiting = [file for file in files if file.name not in done]
         if waiting and not done:
+            # As where an earlier version went by the search_path of the role.
+            for (other,) in connection.execute(_ELSEWHERE).fetchall():
+                logger.warning(
+                    "PostgreSQL: tables are in the schema {} as well; postgres.schema says which to use", other
+                )
             connection.execute(_TABLE)
         for file in waiting:
             with connection.patient(DDL_SECONDS):

@@ -265,3 +265,11 @@ def test_pooler_in_front_of_sessions_is_named_with_its_setting(
         assert finding.state is not State.OK
         assert "set postgres.prepared_statements = false" in finding.advice
         assert "pooler" in finding.found or "startup parameter" in finding.found
+
+
+@pytest.mark.usefixtures("schema")
+def test_session_whose_triggers_do_not_fire_has_failed(postgres_db: dict[str, Any]) -> None:
+    with psycopg.connect(**postgres_db, autocommit=True) as connection:
+        connection.execute(f"alter database {postgres_db['dbname']} set session_replication_role = replica".encode())
+    finding = look(postgres_db)["PostgreSQL"]
+    assert (finding.state, "triggers do not fire" in finding.found) == (State.FAILED, True)

@@ -18,7 +18,7 @@ import pytest
 from psycopg import sql
 
 from marketflow.errors import Unavailable
-from marketflow.export.rows import snapshot
+from marketflow.export.rows import Selection, blocks, parts, snapshot
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot
 from marketflow.resources import resource
 from marketflow.stores import postgres_session
@@ -396,3 +396,34 @@ def test_rows_behind_many_that_fail_are_written(postgres_db: dict[str, Any]) -> 
             connection.execute("drop trigger odd on aggregates")
         assert archive.write(minutes(500)) == 0
         assert len(archive.recent([SERIES], DAY)) == 500
+
+
+def test_tables_in_another_schema_are_named_before_new_ones_are_made(
+    postgres_db: dict[str, Any], log: list[str]
+) -> None:
+    for schema in ("marketflow", "public", "public"):
+        with closing(PostgresArchive(connection_keywords(**postgres_db, schema=schema), resource("ddl"), 2)) as archive:
+            archive.write({})
+    assert len([line for line in log if "tables are in the schema marketflow as well" in line]) == 1
+
+
+@pytest.mark.parametrize("ignored", ["", "extra_float_digits,options"])
+def test_export_through_a_pooler_is_exact(server_folder: Path, postgres_db: dict[str, Any], ignored: str) -> None:
+    defaults = {"datestyle": "SQL, DMY", "extra_float_digits": "0", "timezone": "Asia/Kathmandu", "search_path": "x"}
+    set_defaults(postgres_db, defaults)
+    with pgbouncer(server_folder, postgres_db, default_pool_size=1, ignore_startup_parameters=ignored) as place:
+        keywords = connection_keywords(**place, schema="prices", prepared_statements=bool(ignored))
+        with closing(PostgresArchive(keywords, resource("ddl"), 2)) as archive:
+            archive.write(minutes(3))
+        with snapshot(keywords) as connection:
+            selection = Selection(Mode.LIVE)
+            found = [
+                b"".join(data for data, _ in blocks(connection, selection, part))
+                for part in parts(connection, selection)
+            ]
+            ((row, *_),) = (each.decode().splitlines() for each in found)
+        assert "2025-11-21T00:00:00.000Z" in row
+        assert "100.00000000000003" in row
+        with psycopg.connect(**place, autocommit=True, prepare_threshold=None) as other:
+            shown = [other.execute(f"show {name}".encode()).fetchall()[0][0] for name in ("timezone", "search_path")]
+            assert shown == ["Asia/Kathmandu", "x"]
