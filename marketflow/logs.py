@@ -145,12 +145,14 @@ def _more(left_out: int) -> str:
 class Outage:
     """Logs the beginning of an outage, a reminder now and then while it lasts, and its end with its length.
 
-    Several may find out that a store cannot be used; it can be again once none of them fails. Safe between threads.
+    Several may find out that a store cannot be used; it can be again once none of them fails. One that comes back again
+    and again is logged once in a while, and the others are counted. Safe between threads.
 
     Args:
         began: what is logged at its beginning, "X cannot be used".
         ended: what is logged at its end.
         reminder_seconds: how long after one line the next one comes, while it lasts.
+        repeat_seconds: how long after one line the beginning of another outage is logged.
         monotonic: seconds by which the length is measured.
     """
 
@@ -160,27 +162,34 @@ class Outage:
         ended: str,
         reminder_seconds: float = 600.0,
         monotonic: Callable[[], float] = time.monotonic,
+        repeat_seconds: float = 10.0,
     ) -> None:
         self._texts = began, ended
+        self._repeat_seconds = repeat_seconds
         self._reminder_seconds = reminder_seconds
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._failing: set[str] = set()
-        self._began = self._logged = 0.0
+        self._began = 0.0
+        self._logged = -math.inf
+        self._told = False  # whether the beginning of this outage was logged
+        self._left_out = 0  # outages since the last line
 
     def failed(self, by: str, text: str) -> bool:
         """Note that `by` has failed; logs `text` where that is news. True when it was."""
         now = self._monotonic()
         with self._lock:
             if not self._failing:
-                self._began, self._logged = now, -math.inf
+                self._began, self._told = now, False
+                self._left_out += 1
             self._failing.add(by)
-            if now - self._logged < self._reminder_seconds:
+            if now - self._logged < (self._reminder_seconds if self._told else self._repeat_seconds):
                 return False
-            self._logged = now
+            left_out = 0 if self._told else self._left_out - 1
+            self._logged, self._told, self._left_out = now, True, 0
             lasted = now - self._began
         since = f" (for {lasted:.0f} s now)" if lasted else ""
-        logger.opt(depth=1).warning(f"{self._texts[0]}{since}, {text}")
+        logger.opt(depth=1).warning(f"{self._texts[0]}{since}, {text}{_more(left_out)}")
         return True
 
     def over(self, by: str, for_all: bool = False) -> None:
@@ -191,7 +200,7 @@ class Outage:
             if by not in self._failing and not for_all:
                 return
             self._failing = set() if for_all else self._failing - {by}
-            if self._failing:
+            if self._failing or not self._told:
                 return
             lasted = self._monotonic() - self._began
         logger.opt(depth=1).info(f"{self._texts[1]}, after {lasted:.1f} s")

@@ -456,9 +456,28 @@ def test_outage_is_logged_at_its_beginning_and_end(log: list[str]) -> None:
 
 
 def test_second_outage_is_logged_as_well_as_the_first(log: list[str]) -> None:
-    outage = Outage("X cannot be used", "X can be used again")
+    now = [100.0]
+    outage = Outage("X cannot be used", "X can be used again", monotonic=lambda: now[0])
     for _ in range(2):
         assert outage.failed("writer", "why")
         outage.failed("days", "why")
         outage.over("writer", for_all=True)
+        now[0] += 10
+    assert len(log) == 4
+
+
+def test_outages_that_follow_each_other_are_counted(log: list[str]) -> None:
+    now = [100.0]
+    outage = Outage("X cannot be used", "X can be used again", monotonic=lambda: now[0])
+    for _ in range(200):
+        outage.failed("writer", "why")
+        outage.over("writer")
+        now[0] += 0.04
+    assert len(log) == 2
+    outage.failed("writer", "why")
+    now[0] += 3
+    outage.failed("writer", "why")
+    assert len(log) == 3
+    assert "(for 3 s now), why (199 more in the meantime)" in log[2]
+    outage.over("writer")
     assert len(log) == 4
