@@ -360,7 +360,7 @@ def test_without_stderr_nothing_is_logged_and_nothing_fails(monkeypatch: pytest.
     logger.info("one")
 
 
-def test_a_process_ends_with_its_log_written_but_waits_for_no_stalled_reader() -> None:
+def test_a_process_ends_with_its_log_written_unless_its_reader_stalls() -> None:
     program = (
         "from loguru import logger; from marketflow import logs; logs.setup('INFO', 'text');"
         "[logger.info('number {}', number) for number in range(COUNT)]"

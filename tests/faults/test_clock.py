@@ -126,7 +126,7 @@ def assert_ends_well(application: Application) -> None:
     assert "Traceback" not in application.log
 
 
-def test_each_tick_is_in_one_row_or_counted_when_the_clock_is_set_but_the_exchanges_keep_theirs(
+def test_each_tick_is_in_one_row_or_counted_when_only_our_clock_is_set(
     application: Application,
     exchanges: list[ScriptedExchange],
     rows: Callable[[], Rows],

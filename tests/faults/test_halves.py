@@ -352,7 +352,7 @@ def test_one_that_was_frozen_writes_nothing_until_redis_says_who_took_over(
         assert all(frozen_at - 2 * SLICE_MS <= at <= taken_over_at for at in times)
 
 
-def test_one_that_was_frozen_and_not_replaced_writes_all_once_redis_answers(
+def test_one_that_was_frozen_but_not_replaced_writes_all(
     halves: Halves, exchanges: list[ScriptedExchange], rows: Callable[[], Rows], redis_proxy: Proxy
 ) -> None:
     halves.settings |= {"FLOW__MAX_CLOCK_SKEW_SECONDS": 1}
@@ -544,7 +544,7 @@ def test_lease_gained_beside_another_writer_counts_no_tick_twice(
 
 
 @pytest.mark.parametrize("fault", ["frozen", "cut off"])
-def test_one_that_was_replaced_and_stopped_in_mid_minute_leaves_a_whole_row(
+def test_one_that_was_replaced_and_stopped_leaves_a_whole_row(
     halves: Halves, redis_proxy: Proxy, rows: Callable[[], Rows], fault: str
 ) -> None:
     """Until it stops it alone has the ticks from before the other one began, which then reads them."""

@@ -186,7 +186,7 @@ def test_feed_in_another_unit_is_converted_and_says_so_once(unit: float, name: s
     assert said == [f"timestamps are in {name}, they are converted to milliseconds"]
 
 
-def test_feed_whose_clock_is_wrong_is_dated_by_receipt_and_says_by_how_much() -> None:
+def test_feed_whose_clock_is_wrong_is_dated_by_receipt() -> None:
     said: list[str] = []
     now_ms = NOW_MS
     guard = Guard(Mode.LIVE, "exchange1", SYMBOLS, lambda: now_ms * 1_000_000, 5000, Told(), said.append)

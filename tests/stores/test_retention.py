@@ -129,9 +129,7 @@ def test_nothing_goes_before_it_is_rolled_up(postgres_db: dict[str, Any], user: 
     assert ticks_of_everything(postgres_db) == [1600, 1600]
 
 
-def test_deleted_minutes_take_their_day_along_and_dropped_ones_do_not_matter(
-    postgres_db: dict[str, Any], user: "psycopg.Connection[Any]"
-) -> None:
+def test_deleted_minutes_take_their_day_along(postgres_db: dict[str, Any], user: "psycopg.Connection[Any]") -> None:
     """By hand, a deletion is a change: what is asked by the day is what its minutes say."""
     roll_up(postgres_db)
     user.execute("delete from aggregates where timestamp < '2025-11-22Z'")
