@@ -152,7 +152,13 @@ class _Everything(Application):
             Fallback(readers.mirror, MemoryReader(engine.memory), lambda: engine.cache_complete),
             readers.mirror,
             readers.archive,
-            HealthReport(engine.feed_states, postgres_probe, redis_probe, lambda: engine.flow.branches.stalled),
+            HealthReport(
+                engine.feed_states,
+                postgres_probe,
+                redis_probe,
+                lambda: engine.flow.branches.stalled,
+                engine.clock_offsets_ms,
+            ),
             engine.figures,
             lambda: engine.running,
         )
@@ -210,7 +216,7 @@ class _ApiHalf(Application):
             readers.mirror,
             readers.mirror,
             readers.archive,
-            HealthReport(feeds.feed_states, postgres_probe, redis_probe, lambda: feeds.stalled),
+            HealthReport(feeds.feed_states, postgres_probe, redis_probe, lambda: feeds.stalled, feeds.clock_offsets_ms),
             lambda: feeds.figures,
             lambda: redis_probe.answers or postgres_probe.answers,
         )

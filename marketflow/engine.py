@@ -18,6 +18,7 @@ from marketflow.control.state import FeedsState
 from marketflow.errors import Unavailable
 from marketflow.feeds.configured import configured_feeds
 from marketflow.feeds.guard import REASONS
+from marketflow.feeds.rates import RATES_SECONDS, FeedRates
 from marketflow.figures import ExchangeFigures, Figures
 from marketflow.flow.branches import LOOK_SECONDS, Branch
 from marketflow.flow.graph import Flow
@@ -159,10 +160,17 @@ class Engine:
         mode = self.modes.current
         return mode, {feed.exchange: feed.state for feed in self.feeds[mode]}
 
+    def clock_offsets_ms(self) -> dict[str, int]:
+        """How far the clocks of exchanges that are wrong are ahead of this machine's, by exchange."""
+        feeds = self.feeds[self.modes.current]
+        return {feed.exchange: feed.guard.clock_offset_ms for feed in feeds if feed.guard.clock_offset_ms}
+
     def state(self) -> FeedsState:
         """How everything does at this moment."""
         stalled = tuple(self.flow.branches.stalled)
-        return FeedsState(*self.feed_states(), self.cache_complete, self.archive.available, stalled)
+        return FeedsState(
+            *self.feed_states(), self.cache_complete, self.archive.available, stalled, self.clock_offsets_ms()
+        )
 
     def figures(self) -> Figures:
         """What has been counted since the start."""
@@ -246,15 +254,19 @@ class Engine:
             logger.warning("the flow did not drain in time; {} minute rows wait in Redis for the next start", waiting)
 
     def _watch(self) -> None:
-        """Look at the branches, and at the threads of all timers, for as long as ticks flow."""
+        """Look at the branches and the threads of all timers, and log what feeds lose, for as long as ticks flow."""
         timers = [(loop, self.flow.branches.add(name)) for name, loop in self._timers.items()]
+        rates, logged_at = FeedRates(), time.monotonic()
         while not self._closing.wait(LOOK_SECONDS):
             try:
                 for loop, branch in timers:
                     if not branch.busy:
                         branch.busy = True
                         loop.schedule(partial(_came_round, branch))
-                self.flow.branches.look(time.monotonic())
+                self.flow.branches.look(now := time.monotonic())
+                if now - logged_at >= RATES_SECONDS:
+                    rates.log(self.figures().exchanges, now - logged_at)
+                    logged_at = now
             except Exception as error:  # noqa: BLE001 - one that looked no more would report nothing for ever
                 logger.opt(exception=error).error("the branches cannot be looked at, which is a bug")
 

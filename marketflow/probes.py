@@ -83,6 +83,7 @@ class HealthReport:
         feeds: the mode that runs, and how its feeds do by the names of their exchanges.
         postgres, redis: the last answers of the stores.
         stalled: names of branches of the flow that have work and finish none.
+        clock_offsets_ms: how far clocks of exchanges that are wrong are ahead, by exchange.
     """
 
     def __init__(
@@ -91,9 +92,11 @@ class HealthReport:
         postgres: Probe,
         redis: Probe,
         stalled: Callable[[], Collection[str]] = tuple,
+        clock_offsets_ms: Callable[[], dict[str, int]] = dict,
     ) -> None:
         self._feeds = feeds
         self._stalled = stalled
+        self._clock_offsets_ms = clock_offsets_ms
         self._postgres = postgres
         self._redis = redis
         self._began = time.monotonic()
@@ -111,4 +114,5 @@ class HealthReport:
             postgres=postgres,
             redis=redis,
             exchanges=dict(exchanges),
+            clock_offsets_ms=self._clock_offsets_ms(),
         )

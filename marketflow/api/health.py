@@ -10,7 +10,7 @@ from marketflow.model import FeedState, Mode
 StoreState = Literal["ok", "down"]
 
 
-class Health(msgspec.Struct, frozen=True):
+class Health(msgspec.Struct, frozen=True, omit_defaults=True):
     """How the application does."""
 
     status: Annotated[Literal["ok", "degraded"], Meta(description="`ok` while both stores and every exchange do well.")]
@@ -19,6 +19,13 @@ class Health(msgspec.Struct, frozen=True):
     postgres: Annotated[StoreState, Meta(description="Whether candles can be read and written.")]
     redis: Annotated[StoreState, Meta(description="Whether newest prices can be read and written.")]
     exchanges: Annotated[dict[str, FeedState], Meta(description="How the feed of each exchange does, by its name.")]
+    clock_offsets_ms: Annotated[
+        dict[str, int],
+        Meta(
+            description="Of exchanges whose clock is wrong, by how many milliseconds it is ahead of this machine's; "
+            "their ticks are dated by receipt. Left out while there is none."
+        ),
+    ] = {}
 
 
 class ModeSwitch(Protocol):

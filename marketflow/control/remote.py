@@ -79,6 +79,11 @@ class RemoteFeeds:
         state = self.state
         return () if state is None else state.stalled
 
+    def clock_offsets_ms(self) -> dict[str, int]:
+        """How far the clocks of exchanges that are wrong are ahead of the machine's that takes ticks, by exchange."""
+        state = self.state
+        return {} if state is None else state.clock_offsets_ms
+
     def feed_states(self) -> tuple[Mode, dict[str, FeedState]]:
         """The mode, and how its feeds do: without a process that runs them they are all yet to be connected."""
         state = self.state

@@ -13,7 +13,8 @@ _T = TypeVar("_T")
 class FeedsState(msgspec.Struct, frozen=True):
     """What the process that takes ticks knows of itself. `exchanges` is by exchange name.
 
-    `stalled` names branches of its flow that have work and finish none.
+    `stalled` names branches of its flow that have work and finish none. `clock_offsets_ms` is by exchange name, of
+    those whose clock is wrong.
     """
 
     mode: Mode
@@ -21,6 +22,7 @@ class FeedsState(msgspec.Struct, frozen=True):
     cache_complete: bool
     archive_available: bool
     stalled: tuple[str, ...] = ()
+    clock_offsets_ms: dict[str, int] = {}
 
 
 class Published(msgspec.Struct, frozen=True):

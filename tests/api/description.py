@@ -110,7 +110,7 @@ class Description:
         schema = self.resolved(schema["allOf"][0] if "allOf" in schema else schema)
         if schema.get("properties"):
             assert isinstance(value, dict)
-            assert set(value) == set(schema["properties"])
+            assert set(schema["required"]) <= set(value) <= set(schema["properties"])
             for name, each in schema["properties"].items():
                 for item in value[name] if "items" in each else ():
                     self._check_names(each["items"], item)

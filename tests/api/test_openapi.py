@@ -80,7 +80,8 @@ def test_every_operation_and_field_is_told_about(described: Description) -> None
     assert described.document["info"]["version"] == __version__
     for name, schema in described.document["components"]["schemas"].items():
         assert schema["description"], name
-        assert set(schema.get("required", ())) == set(schema.get("properties", ())), name
+        optional = {"clock_offsets_ms"} if name == "Health" else set()  # left out while all clocks are right
+        assert set(schema.get("required", ())) | optional == set(schema.get("properties", ())), name
 
 
 def test_names_are_those_that_are_configured(described: Description) -> None:
