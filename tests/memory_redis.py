@@ -48,6 +48,10 @@ class MemoryRedis:
     def publish(self, channel: str, message: bytes) -> None:
         pass
 
+    def type(self, key: str) -> bytes:
+        kinds = {b"string": self.strings, b"hash": self.hashes, b"zset": self.sorted_sets}
+        return next((name for name, kind in kinds.items() if key in kind), b"none")
+
     def expire(self, key: str, seconds: int) -> bool:
         return any(key in kind for kind in (self.strings, self.hashes, self.sorted_sets))
 

@@ -38,7 +38,7 @@ def _mend_range(query: dict[str, Any]) -> None:
         try:
             times[name] = parse_time(name, text, NOW_MS)
         except InvalidRange:
-            times[name] = zlib.crc32(text.encode())
+            times[name] = NOW_MS - zlib.crc32(text.encode())
             query[name] = str(times[name])
     if len(times) == 2 and times["from"] >= times["to"]:
         query["from"], query["to"] = str(times["to"]), str(times["from"] + 1)
