@@ -49,7 +49,11 @@ class MemoryRedis:
         pass
 
     def type(self, key: str) -> bytes:
-        kinds = {b"string": self.strings, b"hash": self.hashes, b"zset": self.sorted_sets}
+        kinds: dict[bytes, Mapping[str, object]] = {
+            b"string": self.strings,
+            b"hash": self.hashes,
+            b"zset": self.sorted_sets,
+        }
         return next((name for name, kind in kinds.items() if key in kind), b"none")
 
     def expire(self, key: str, seconds: int) -> bool:
