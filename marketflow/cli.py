@@ -195,7 +195,7 @@ def _migrate(arguments: argparse.Namespace) -> int:
     database = Reopened(find_servers(loaded).postgres)
     try:
         with database.opened() as connection:
-            apply_ddl(connection, resource("ddl"))
+            apply_ddl(connection, resource("ddl"), report_seconds=1800.0)
     finally:
         database.close()
     return 0

@@ -28,7 +28,7 @@ _NEEDED = {
 
 _LACKING = """
 select name, privilege from unnest(%s::text[], %s::text[]) as needed (name, privilege)
-where to_regclass(name) is not null and not has_table_privilege(to_regclass(name), privilege)
+where to_regclass(name) is not null and not has_table_privilege(to_regclass(name)::oid, privilege)
 """
 
 _MAY_CREATE = """
@@ -38,8 +38,14 @@ select to_regnamespace(%(schema)s) is not null,
        has_database_privilege(current_database(), 'create')
 """
 
+_NOT_VALIDATED = """
+select from pg_constraint
+where conrelid = to_regclass('aggregates')::oid and conname = 'aggregates_valid' and not convalidated
+"""
+
 _NEWEST = """
-select max(newest.timestamp) from unnest(%s::text[]) as wanted (exchange) cross join unnest(%s::text[]) as pair (name)
+select max(newest.timestamp) from pg_catalog.unnest(%s::text[]) as wanted (exchange)
+cross join pg_catalog.unnest(%s::text[]) as pair (name)
 cross join lateral (
     select timestamp from aggregates where exchange = wanted.exchange and pair_name = pair.name and mode = %s
     order by timestamp desc limit 1
@@ -160,6 +166,12 @@ def _schema(where: str, connection: BoundedConnection, wanted: str) -> Finding:
     if newer:
         text = f"{', '.join(newer)} applied by a newer MarketFlow"
         return finding(State.WARNING, text, "run that version; this one does not know what has changed")
+    if connection.execute(_NOT_VALIDATED).fetchall():
+        return finding(
+            State.WARNING,
+            "up to date, but rows older than the constraint aggregates_valid may be no candles, and in no answer",
+            "correct or delete the rows that marketflow migrate, or the log of MarketFlow's next start, names",
+        )
     return finding(State.OK, f"up to date: {', '.join(sorted(done))}; rights to read and write")
 
 

@@ -1,4 +1,10 @@
-"""The candle of some rows of one series, as SQL: what the reader asks for and what the daily candles are made by."""
+"""The candle of some rows of one series, as SQL: what the reader asks for and what the daily candles are made by.
+
+In a schema where others may create, an operator or a function of theirs is taken where it fits the arguments better
+than PostgreSQL's own, and runs with the rights of who asks. So operators get exactly the types that pg_catalog has them
+for, and functions for any type (count, array_agg) are qualified, in all statements of these stores. `unnest` of several
+arrays is always PostgreSQL's own.
+"""
 
 RECURSIVE_SERIES = """
 recursive series as (
@@ -14,10 +20,21 @@ recursive series as (
 """All series that have minutes, to stand behind `with`: one look along the primary key each, however many rows."""
 
 
-_PRICES = "average_price, min_price, max_price, open_price, close_price"
+_PRICES_VALID = """
+min_price >= float8 '-1e100' and max_price <= float8 '1e100' and min_price <= open_price and min_price <= close_price
+and max_price >= open_price and max_price >= close_price
+and (
+    average_price between min_price and max_price
+    or average_price between min_price - greatest(abs(min_price), float8 '1e-290') * float8 '1e-9'
+                         and max_price + greatest(abs(max_price), float8 '1e-290') * float8 '1e-9'
+)
+"""
 
-VALID = f"greatest({_PRICES}) <= 1e100 and least({_PRICES}) >= -1e100 and tick_count <= 1000000000000"
-"""The condition under which a row can be added up; others may be older than the constraint that refuses them (0005)."""
+VALID = f"tick_count between 1 and 1000000000000 and {_PRICES_VALID}"
+"""The condition under which a minute can be added up; some are older than their constraint (0005)."""
+
+VALID_SUM = f"tick_count between 1 and 1000000000000000 and {_PRICES_VALID}"
+"""The same of an hour or a day."""
 
 
 def time_of(column: str) -> str:
@@ -33,16 +50,16 @@ def candle_of(table: str, condition: str) -> str:
     put together. Rows without times of their own carry their start.
 
     Args:
-        table: aggregates or aggregates_daily.
+        table: aggregates, aggregates_hourly or aggregates_daily.
         condition: names a series and a range of its rows, whose start is `timestamp`.
     """
-    rows = f"from {table} where {condition} and {VALID}"
+    rows = f"from {table} where {condition} and {VALID if table == 'aggregates' else VALID_SUM}"
     return f"""
         select total, ticks, high, low, opening.price as open, closing.price as close,
                opening.at as first_at, closing.at as last_at, highest.at as high_at, lowest.at as low_at,
                first, last, highest.start as high_start, lowest.start as low_start, version
         from (
-            select sum(average_price * tick_count) as total, sum(tick_count)::int8 as ticks,
+            select sum(average_price * tick_count::float8) as total, sum(tick_count)::int8 as ticks,
                    min(timestamp) as first, max(timestamp) as last, max(max_price) as high, min(min_price) as low,
                    sum(version - 1)::int8 + 1 as version
             {rows}

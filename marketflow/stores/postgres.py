@@ -20,7 +20,7 @@ from marketflow.model import Candle, Candles, Mode, Series, Slot
 from marketflow.stores.bounded import BoundedConnection, Reopened
 from marketflow.stores.candle_sql import VALID, time_of
 from marketflow.stores.rows import candle_of_row, columns, reason, to_datetime, to_unix_ms
-from marketflow.stores.schema import apply_ddl
+from marketflow.stores.schema import REPORT_SECONDS, apply_ddl
 
 # What is wrong with a row for certain, and not with PostgreSQL: it breaks a constraint or trigger that the owner of the
 # table may have added, or its candle cannot become a row at all. Any other error is a row's when other rows pass.
@@ -60,7 +60,7 @@ MOST_SUSPECTS = 100
 """How many rows one attempt may find that cannot be written for a reason that may not be theirs."""
 
 _RECENT = f"""
-select mode, exchange, pair_name, timestamp, average_price * tick_count, tick_count, max_price, min_price,
+select mode, exchange, pair_name, timestamp, average_price * tick_count::float8, tick_count, max_price, min_price,
        open_price, close_price, {time_of("open_at")}, {time_of("close_at")}, {time_of("max_at")}, {time_of("min_at")},
        version
 from unnest(%s::text[], %s::text[], %s::text[]) as wanted (mode, exchange, pair_name)
@@ -82,7 +82,7 @@ class PostgresArchive:
         self._connection = Reopened(keywords)
         self._ddl = ddl
         self._batch_size = batch_size
-        self._ready = self._logged = False
+        self._ready = self._logged = self._reported = False
         self._limit = RateLimit(10.0)
         self._suspects: dict[Slot, None] = {}  # rows that could not be written, those of the last attempt first
 
@@ -139,7 +139,9 @@ class PostgresArchive:
         try:
             with self._connection.opened() as connection:
                 if not self._ready:
-                    apply_ddl(connection, self._ddl)
+                    # Once: after an outage rows are waiting.
+                    apply_ddl(connection, self._ddl, 0 if self._reported else REPORT_SECONDS)
+                    self._reported = True
                 yield connection
         except Unavailable:
             self._ready = False  # the database may come back as another one

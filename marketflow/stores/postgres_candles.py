@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from marketflow.model import Candle, Series
-from marketflow.stores.candle_sql import VALID, time_of
+from marketflow.stores.candle_sql import VALID, VALID_SUM, time_of
 from marketflow.stores.ports import Walk
 from marketflow.stores.rows import DAY_MS, to_datetime
 
@@ -25,6 +25,8 @@ select * from unnest(%(mode)s::text[], %(exchange)s::text[], %(symbol)s::text[])
 
 _OF_WANTED = "exchange = wanted.exchange and pair_name = wanted.pair_name and mode = wanted.mode"
 
+_VALID_OF = {"aggregates": VALID, "aggregates_hourly": VALID_SUM, "aggregates_daily": VALID_SUM}
+
 _SLOT = "date_bin(%(length)s::interval, timestamp, timestamptz 'epoch')"
 
 # Whole candles and the rows that they begin and end with; looked up one by one these would take most of the time.
@@ -34,9 +36,9 @@ _FOLDED = """
            min(min_price) as low, min(timestamp) as first, max(timestamp) as last, sum(version - 1)::int8 + 1 as version
     from parts group by number, slot
 )
-select number, (date_part('epoch', slot) * 1000)::int8, opening.open_price, high, low, closing.close_price, whole.total,
-       ticks, (date_part('epoch', opening.open_at) * 1000)::int8, (date_part('epoch', closing.close_at) * 1000)::int8,
-       whole.version
+select number, (date_part('epoch', slot) * float8 '1000')::int8, opening.open_price, high, low, closing.close_price,
+       whole.total, ticks, (date_part('epoch', opening.open_at) * float8 '1000')::int8,
+       (date_part('epoch', closing.close_at) * float8 '1000')::int8, whole.version
 from whole
 join (select number, timestamp as first, open_price, open_at from parts) as opening using (number, first)
 join (select number, timestamp as last, close_price, close_at from parts) as closing using (number, last)
@@ -50,8 +52,9 @@ def _parts(table: str, span: str) -> str:
         cross join lateral (
             select {_SLOT} as slot, timestamp, open_price, close_price, {time_of("open_at")} as open_at,
                    {time_of("close_at")} as close_at, max_price, min_price,
-                   average_price * tick_count as total, tick_count, version
-            from {table} where {_OF_WANTED} and timestamp >= {span}.since and timestamp < {span}.until and {VALID}
+                   average_price * tick_count::float8 as total, tick_count, version
+            from {table} where {_OF_WANTED} and timestamp >= {span}.since and timestamp < {span}.until
+              and {_VALID_OF[table]}
             offset 0
         ) as part
     """  # noqa: S608 - put together from constants
@@ -62,7 +65,7 @@ def _of_minutes(newest: bool) -> str:
     order = "desc" if newest else "asc"
     last_slot = f"""
         select slot from (
-            select timestamp, {_SLOT} as slot, lag({_SLOT}) over (order by timestamp {order}) as before
+            select timestamp, {_SLOT} as slot, pg_catalog.lag({_SLOT}) over (order by timestamp {order}) as before
             from aggregates where {_OF_WANTED} and timestamp >= %(since)s and timestamp < %(until)s and {VALID}
         ) as walked
         where before is distinct from slot order by timestamp {order} offset %(limit)s - 1 limit 1
@@ -90,7 +93,8 @@ def _of_days(newest: bool, table: str, made: str) -> str:
 
     def slots(table: str, span: str) -> str:
         of_span = f"timestamp >= {span}.since and timestamp < {span}.until"
-        return f"(select count(distinct {_SLOT}) from {table} where {_OF_WANTED} and {of_span} and {VALID})"  # noqa: S608
+        condition = f"{_OF_WANTED} and {of_span} and {_VALID_OF[table]}"
+        return f"(select pg_catalog.count(distinct {_SLOT}) from {table} where {condition})"  # noqa: S608
 
     found_first = slots("aggregates", "rest") if newest else "0::int8"
     lacking = "(select max(reached) from walked where number = wanted.number) < %(limit)s"

@@ -16,10 +16,11 @@ from typing import Any
 
 import psycopg
 
+from marketflow.logs import RateLimit
 from marketflow.stores.bounded import BoundedConnection, Reopened
 from marketflow.stores.candle_sql import RECURSIVE_SERIES, VALID, candle_of, time_of
 from marketflow.stores.postgres_retention import Retention
-from marketflow.stores.rows import DAY_MS, to_datetime
+from marketflow.stores.rows import DAY_MS, reason, to_datetime
 
 LATE_MS = 10 * 60_000
 """How long after its end a day is left to late minutes; still later ones cost more, no more than that."""
@@ -29,6 +30,11 @@ STEP_SECONDS = 0.1
 
 MOST_DAYS = 64
 """How many marks one transaction replaces at most."""
+
+REFUSED_SECONDS = 600.0
+"""After how long a day is tried again that PostgreSQL refused to make."""
+
+_Mark = tuple[str, str, str, datetime]
 
 # Waiting for a lock must not take longer than working; a truncation, which locks the minutes first, must come before.
 _BEGIN = "set local lock_timeout = 200; lock table aggregates in access share mode"
@@ -44,6 +50,9 @@ _ROLLED = "select rolled_until from aggregates_rolled_until for update"
 _MARKED = """
 select exchange, pair_name, mode, timestamp from aggregates_daily
 where not hourly and timestamp >= '1970-01-01 00:00:00+00' and timestamp < '2200-01-01 00:00:00+00'
+  and (exchange, pair_name, mode, timestamp) not in (
+    select * from unnest(%s::text[], %s::text[], %s::text[], %s::timestamptz[])
+  )
 order by timestamp desc, exchange, pair_name, mode limit %s for update skip locked
 """
 
@@ -87,8 +96,9 @@ from {_MARKS} cross join lateral (
                date_bin(interval '1 hour', timestamp, marked.day) as hour
         from aggregates where {_OF_DAY} and {VALID}
     ), whole as materialized (
-        select hour, greatest(min(min_price), least(max(max_price), sum(average_price * tick_count) / sum(tick_count)))
-               as average, sum(tick_count) as ticks, min(min_price) as low, max(max_price) as high,
+        select hour, greatest(min(min_price), least(max(max_price), sum(average_price * tick_count::float8)
+               / sum(tick_count)::float8)) as average,
+               sum(tick_count) as ticks, min(min_price) as low, max(max_price) as high,
                min(timestamp) as first, max(timestamp) as last,
                sum(version - 1)::int8 + 1 as version
         from minutes group by hour
@@ -109,7 +119,7 @@ from {_MARKS} cross join lateral (
 
 _REPLACE = f"""
 update aggregates_daily as daily set
-    average_price = greatest(low, least(high, total / ticks)), min_price = low, max_price = high,
+    average_price = greatest(low, least(high, total / ticks::float8)), min_price = low, max_price = high,
     open_price = open, close_price = close,
     tick_count = ticks, open_at = first_at, close_at = last_at, min_at = low_at, max_at = high_at,
     version = candle.version, hourly = true
@@ -158,6 +168,8 @@ class PostgresDays:
         self._retention = retention or Retention()
         self._monotonic = monotonic
         self._days = MOST_DAYS // 8
+        self._refused: dict[_Mark, float] = {}  # until when they are left as they are
+        self._limit = RateLimit(60.0)
 
     def roll_up(self, now_ms: int) -> bool:
         """Work for STEP_SECONDS on the days that are over at `now_ms` (Unix ms); gives whether more is to be done.
@@ -170,9 +182,9 @@ class PostgresDays:
         with self._connection.opened() as connection:
             while (found := _to_do(connection)) is not None:
                 rolled, marked = found
-                if marked:
-                    if not self._replace(connection):
-                        break  # those who have marked them are not done
+                # Marks that are locked, or cannot be replaced, hold nothing else up.
+                if marked and self._replace(connection):
+                    pass
                 elif rolled < until:
                     _move(connection, until)
                 elif not self._retention.step(connection, now_ms):
@@ -189,15 +201,42 @@ class PostgresDays:
         """Replace some marks by candles, or remove them where no minute is left; gives how many."""
         began, days = self._monotonic(), self._days
         self._days = max(1, days // 2)  # should it fail, for taking too long
+        for mark in [mark for mark, until in self._refused.items() if until <= began]:
+            del self._refused[mark]
+        refused = [[mark[n] for mark in self._refused] for n in range(4)]
         with connection.pinned():
             connection.execute(_BEGIN)
-            marked = connection.execute(_MARKED, [days], binary=True).fetchall()
+            marked = connection.execute(_MARKED, [*refused, days], binary=True).fetchall()
             if marked:
-                make(connection, marked)
+                self._make(connection, marked)
         quick = self._monotonic() - began < STEP_SECONDS / 4
         slow = self._monotonic() - began > STEP_SECONDS / 2
         self._days = min(MOST_DAYS, days * 2) if quick else max(1, days // 2) if slow else days
         return len(marked)
+
+    def _make(self, connection: BoundedConnection, marked: list[_Mark]) -> None:
+        """Make the days of marks; one by one where that is refused, so that a day costs no other one."""
+        try:
+            with connection.transaction():  # a savepoint
+                make(connection, marked)
+            return
+        except psycopg.Error as error:
+            if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+                raise
+            if len(marked) == 1:
+                self._refuse(marked[0], error)
+                return
+        for mark in marked:
+            self._make(connection, [mark])
+
+    def _refuse(self, mark: _Mark, error: psycopg.Error) -> None:
+        """Leave a mark as it is for a while: what is asked of its day is answered from the minutes."""
+        exchange, symbol, mode, day = mark
+        self._refused[mark] = self._monotonic() + REFUSED_SECONDS
+        text = (
+            f"PostgreSQL refuses to roll up {mode}:{exchange}:{symbol} of {day:%Y-%m-%d}, tried again: {reason(error)}"
+        )
+        self._limit.log((exchange, symbol, mode), "ERROR", text, exchange=exchange)
 
 
 def _to_do(connection: BoundedConnection) -> tuple[datetime, bool] | None:
@@ -206,7 +245,7 @@ def _to_do(connection: BoundedConnection) -> tuple[datetime, bool] | None:
         return connection.execute(_TO_DO, binary=True).fetchone()
 
 
-def make(connection: "psycopg.Connection[Any]", marked: list[tuple[Any, ...]]) -> None:
+def make(connection: "psycopg.Connection[Any]", marked: list[_Mark]) -> None:
     """Make the hours and days of marks that are locked, or remove them where no minute is left.
 
     In statements of their own, which see what was committed before the marks were locked.

@@ -51,9 +51,10 @@ with wanted as (
     cross join lateral ({candle_of("aggregates", _MINUTES)}) as candle
 )
 select number, sum(total), sum(ticks)::int8, max(high), min(low),
-       (array_agg(open order by first))[1], (array_agg(close order by last desc))[1],
-       (array_agg(first_at order by first))[1], (array_agg(last_at order by last desc))[1],
-       (array_agg(high_at order by high desc, high_start))[1], (array_agg(low_at order by low, low_start))[1],
+       (pg_catalog.array_agg(open order by first))[1], (pg_catalog.array_agg(close order by last desc))[1],
+       (pg_catalog.array_agg(first_at order by first))[1], (pg_catalog.array_agg(last_at order by last desc))[1],
+       (pg_catalog.array_agg(high_at order by high desc, high_start))[1],
+       (pg_catalog.array_agg(low_at order by low, low_start))[1],
        sum(version - 1)::int8 + 1
 from parts group by number
 """  # noqa: S608 - put together from constants

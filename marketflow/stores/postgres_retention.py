@@ -1,9 +1,10 @@
 """Deletes what the archive is not to keep any longer: minutes, and later their hours and days.
 
 A minute goes when its day is rolled up and as old as `archive.keep_minutes`; its day and hours stay until they are as
-old as `archive.keep_days`. `kept_from` (ddl/0004_trigger_rights.sql) moves on in the same transaction, so that the
-triggers do not take the deletion for a change of the day. Rows go some at a time, along the primary key: writers wait
-for none of it.
+old as `archive.keep_days`. `kept_from` (ddl/0004_trigger_rights.sql) moves on before, so that the triggers do not take
+the deletion for a change of the day, and never past a day that is yet to be made of its minutes. Rows go some at a
+time, along the primary key: writers wait for none of it. In a partitioned table a row's ctid is that of others as well,
+which the condition on the time keeps.
 """
 
 from datetime import datetime
@@ -15,7 +16,15 @@ from marketflow.stores.rows import DAY_MS, to_datetime
 ROWS_A_STEP = 5_000
 """Rows that one transaction deletes at most."""
 
-_KEEP_FROM = "update aggregates_rolled_until set kept_from = %s where kept_from < %s and rolled_until >= %s"
+# Changes of older minutes, which set marks, wait for the lock, or are there when the next statement looks for marks.
+_LOCK = "select kept_from from aggregates_rolled_until for update"
+
+_KEEP_FROM = """
+update aggregates_rolled_until set kept_from = greatest(kept_from, least(rolled_until, %(before)s::timestamptz, (
+    select min(timestamp) from aggregates_daily where not hourly and timestamp >= kept_from
+)))
+where kept_from < %(before)s::timestamptz
+"""
 
 _OLDEST = f"""
 with {RECURSIVE_SERIES}
@@ -25,13 +34,13 @@ delete from aggregates where ctid = any (array(
         where exchange = series.exchange and pair_name = series.pair_name and mode = series.mode and timestamp < %s
         order by timestamp limit {ROWS_A_STEP}
     ) as minute limit {ROWS_A_STEP}
-))
+)) and timestamp < %s
 """  # noqa: S608 - put together from constants
 
 _ROLLED_UP = f"""
 delete from {{table}} where ctid = any (array(
     select ctid from {{table}} where timestamp < %s limit {ROWS_A_STEP}
-))
+)) and timestamp < %s
 """  # noqa: S608
 
 
@@ -68,16 +77,30 @@ class Retention:
 
 
 def _delete_minutes(connection: BoundedConnection, before: datetime) -> bool:
+    kept_from = _kept_from(connection)
+    if kept_from < before:
+        # In a transaction of its own: writers of older minutes wait for it.
+        with connection.pinned():
+            connection.execute(_LOCK)
+            connection.execute(_KEEP_FROM, {"before": before})
+        kept_from = _kept_from(connection)
+    ended = min(before, kept_from)
     with connection.pinned():
-        connection.execute(_KEEP_FROM, [before, before, before])
-        (kept_from,) = connection.execute("select kept_from from aggregates_rolled_until").fetchone() or (before,)
-        return connection.execute(_OLDEST, [min(before, kept_from)]).rowcount >= ROWS_A_STEP
+        return connection.execute(_OLDEST, [ended, ended]).rowcount >= ROWS_A_STEP
+
+
+def _kept_from(connection: BoundedConnection) -> datetime:
+    with connection.pinned():
+        row = connection.execute("select kept_from from aggregates_rolled_until", binary=True).fetchone()
+    assert row is not None, "the table has one row"
+    kept_from: datetime = row[0]
+    return kept_from
 
 
 def _delete_days(connection: BoundedConnection, before: datetime) -> bool:
     with connection.pinned():
         deleted = [
-            connection.execute(_ROLLED_UP.format(table=table), [before]).rowcount
+            connection.execute(_ROLLED_UP.format(table=table), [before, before]).rowcount
             for table in ("aggregates_hourly", "aggregates_daily")
         ]
         return max(deleted) >= ROWS_A_STEP

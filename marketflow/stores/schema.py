@@ -13,6 +13,9 @@ from marketflow.stores.rows import reason
 DDL_SECONDS = 60.0
 """How long one file may take: more than a row, for it may have to rewrite a table."""
 
+REPORT_SECONDS = 10.0
+"""How long a start may look for rows that are no candles; rows wait for it."""
+
 EXAMPLES = 5
 """How many rows that are no candles are named."""
 
@@ -23,9 +26,22 @@ where conrelid = to_regclass('aggregates') and conname = 'aggregates_valid' and 
 """
 
 _BROKEN = """
-select concat(mode, ':', exchange, ':', pair_name, ' ', timestamp, ' average ', average_price, ' low ', min_price,
-              ' high ', max_price, ' ticks ', tick_count)
-from aggregates where not ({condition}) limit %s
+select pg_catalog.concat(mode, ':', exchange, ':', pair_name, ' ', timestamp, ' average ', average_price,
+                         ' low ', min_price, ' high ', max_price, ' ticks ', tick_count)
+from aggregates where ({condition}) is not true limit %s
+"""
+
+# What stands in the schema of the tables under a name of PostgreSQL's own, made by somebody without rights to ours: it
+# would be found in the place of what is meant, and run with the rights of who applies a file.
+_SHADOWING = """
+select distinct pg_catalog.pg_get_userbyid(owner)::text from (
+    select proowner as owner from pg_proc where pronamespace = to_regnamespace(current_schema()::text)::oid
+      and proname in (select proname from pg_proc where pronamespace = oid '11')
+    union all
+    select oprowner from pg_operator where oprnamespace = to_regnamespace(current_schema()::text)::oid
+) as found join pg_roles on pg_roles.oid = owner
+where rolname <> current_user and not rolsuper
+order by 1
 """
 
 _ELSEWHERE = """
@@ -37,11 +53,16 @@ _LOCK = 7_364_017_241  # any number, the same in every instance
 _TABLE = "create table if not exists ddl_applied (name text primary key, applied_at timestamptz not null default now())"
 
 
-def apply_ddl(connection: BoundedConnection, folder: Path) -> None:
+def apply_ddl(connection: BoundedConnection, folder: Path, report_seconds: float = REPORT_SECONDS) -> None:
     """Bring the database up to date, in one transaction.
 
     An advisory lock lets one instance do it while another that starts at the same moment waits and then finds it done.
     A user without the right to create tables may run against a database that is up to date.
+
+    Args:
+        connection: of the owner of the tables, where there is anything to apply.
+        folder: of the files.
+        report_seconds: how long to look for rows that are no candles, see report_invalid; 0 is not at all.
 
     Raises:
         psycopg.Error: not applied, nothing changed.
@@ -52,6 +73,8 @@ def apply_ddl(connection: BoundedConnection, folder: Path) -> None:
         connection.execute("select pg_advisory_xact_lock(%s)", [_LOCK])
         done = applied(connection)
         waiting = [file for file in files if file.name not in done]
+        if waiting:
+            _refuse_shadows(connection)
         if waiting and not done:
             # As where an earlier version went by the search_path of the role.
             for (other,) in connection.execute(_ELSEWHERE).fetchall():
@@ -65,13 +88,17 @@ def apply_ddl(connection: BoundedConnection, folder: Path) -> None:
             connection.execute("insert into ddl_applied (name) values (%s)", [file.name])
     if waiting:
         logger.info("applied {}", ", ".join(file.name for file in waiting))
-    try:
-        report_invalid(connection)
-    except psycopg.OperationalError as error:
-        logger.warning("PostgreSQL: rows older than their constraint could not be looked at: {}", reason(error))
+    if report_seconds:
+        try:
+            report_invalid(connection, report_seconds)
+        except psycopg.Error as error:
+            logger.warning(
+                "PostgreSQL: rows older than their constraint were not looked at; marketflow migrate has longer: {}",
+                reason(error),
+            )
 
 
-def report_invalid(connection: BoundedConnection) -> int:
+def report_invalid(connection: BoundedConnection, seconds: float = REPORT_SECONDS) -> int:
     """Log rows that are older than the constraint they break, and declare it valid for all once there are none.
 
     Reads the whole table as long as the constraint is not valid for all. Only for the owner; others leave it at that.
@@ -80,9 +107,9 @@ def report_invalid(connection: BoundedConnection) -> int:
         how many rows break it, EXAMPLES + 1 at most.
 
     Raises:
-        psycopg.OperationalError: it takes too long, or the connection is lost.
+        psycopg.Error: it takes longer than `seconds`, or the connection is lost.
     """
-    with connection.pinned(), connection.patient(DDL_SECONDS):
+    with connection.pinned(), connection.patient(seconds):
         found = connection.execute(_NOT_VALIDATED).fetchone()
         if found is None:
             return 0
@@ -101,9 +128,20 @@ def report_invalid(connection: BoundedConnection) -> int:
     return len(broken)
 
 
+def _refuse_shadows(connection: BoundedConnection) -> None:
+    owners = [owner for (owner,) in connection.execute(_SHADOWING)]
+    if owners:
+        raise psycopg.errors.InsufficientPrivilege(
+            f"nothing is applied: {', '.join(owners)} made functions or operators with names of PostgreSQL's own in the"
+            " schema of the tables; drop them, and revoke create on schema public from public"
+        )
+
+
 def _ensure_schema(connection: BoundedConnection) -> None:
     """Make the schema of postgres.schema where it is missing: without one no name resolves."""
-    row = connection.execute("select (parse_ident(split_part(current_setting('search_path'), ',', 1)))[1]").fetchone()
+    row = connection.execute(
+        "select (pg_catalog.parse_ident(split_part(current_setting('search_path'), ',', 1)))[1]"
+    ).fetchone()
     assert row is not None, "a function without a table gives one row"
     (found,) = connection.execute("select to_regnamespace(quote_ident(%s)) is not null", row).fetchone() or (False,)
     if not found:

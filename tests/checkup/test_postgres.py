@@ -181,6 +181,18 @@ def test_without_the_right_to_read_the_rows_are_not_asked_for(postgres_db: dict[
 
 
 @pytest.mark.usefixtures("schema")
+def test_rows_older_than_the_constraint_are_a_warning(
+    postgres_db: dict[str, Any], execute: Callable[[str], object]
+) -> None:
+    assert states(look(postgres_db))["schema"] is State.OK
+    execute("alter table aggregates drop constraint aggregates_valid")
+    execute("alter table aggregates add constraint aggregates_valid check (tick_count > 1) not valid")
+    found = look(postgres_db)["PostgreSQL schema"]
+    assert found.state is State.WARNING
+    assert "aggregates_valid" in found.found
+
+
+@pytest.mark.usefixtures("schema")
 def test_an_upgrade_that_another_user_must_make_is_told(
     postgres_db: dict[str, Any], execute: Callable[[str], object]
 ) -> None:

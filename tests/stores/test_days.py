@@ -329,7 +329,7 @@ def test_a_minute_that_comes_while_its_day_is_made_marks_it_again(
 ) -> None:
     database.put(row(DAY))
     database.days.roll_up(NOW)
-    marked = other.execute(postgres_days._MARKED, [9]).fetchall()
+    marked = other.execute(postgres_days._MARKED, [[], [], [], [], 9]).fetchall()
     postgres_days.make(other, marked)
     with ThreadPoolExecutor(1) as pool, psycopg.connect(**database.place, autocommit=True) as late:
         writing = pool.submit(late.execute, INSERT, row(DAY + MINUTE_MS))
@@ -459,7 +459,7 @@ def test_a_roll_up_goes_on_where_the_last_run_was_ended(database: Database) -> N
             more = days.roll_up(NOW)
             with days._connection.opened() as connection, connection.transaction():
                 connection.execute(postgres_days._BEGIN)  # undone as it closes
-                connection.execute(postgres_days._MARKED, [1])
+                connection.execute(postgres_days._MARKED, [[], [], [], [], 1])
         database.check(EVERYTHING)
         if not more:
             break

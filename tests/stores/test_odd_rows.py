@@ -39,8 +39,17 @@ ODD_ROWS: dict[str, dict[str, object]] = {
     "low above high": {"min_price": 3.0, "max_price": 1.0},
     "average above high": {"average_price": 10.0},
 }
-SPOIL_NO_MINUTE = ("odd close time", "odd extreme time", "low above high", "average above high")
+SPOIL_NO_MINUTE = ("odd close time", "odd extreme time")
 """Of these the prices can be added up."""
+
+NULLS: dict[str, dict[str, object]] = {
+    "null average": {"average_price": None},
+    "null low": {"min_price": None},
+    "null open": {"open_price": None},
+    "null ticks": {"tick_count": None},
+    "no ticks": {"tick_count": 0},
+}
+"""Rows that only a table made by others can have."""
 
 _COLUMNS = ("pair_name", "exchange", "mode", "timestamp", "average_price", "min_price", "max_price", "open_price",
             "close_price", "tick_count", "open_at", "close_at", "min_at", "max_at")  # fmt: skip
@@ -60,7 +69,7 @@ def put(user: "psycopg.Connection[Any]", series: Series, start: int, **odd: obje
     user.execute(f"insert into aggregates ({', '.join(_COLUMNS)}) values ({marks})", [row[name] for name in _COLUMNS])  # noqa: S608
 
 
-@pytest.mark.parametrize("odd", ODD_ROWS)
+@pytest.mark.parametrize("odd", [*ODD_ROWS, *NULLS])
 def test_odd_row_costs_its_own_minute_alone(postgres_db: dict[str, Any], odd: str, log: list[str]) -> None:
     keywords = connection_keywords(**postgres_db)
     with psycopg.connect(**postgres_db, autocommit=True) as user:
@@ -74,7 +83,11 @@ def test_odd_row_costs_its_own_minute_alone(postgres_db: dict[str, Any], odd: st
         for series in (ODD, GOOD):
             put(user, series, DAY)
             put(user, series, DAY + 2 * MINUTE_MS)
-        put(user, ODD, DAY + MINUTE_MS, **ODD_ROWS[odd])
+        if odd in NULLS:
+            for column in NULLS[odd]:
+                user.execute(f"alter table aggregates alter column {column} drop not null")
+            user.execute("alter table aggregates drop constraint aggregates_tick_count_check")
+        put(user, ODD, DAY + MINUTE_MS, **(ODD_ROWS | NULLS)[odd])
 
         with closing(PostgresArchive(keywords, resource("ddl"), 10)) as archive:
             archive.write({})
@@ -134,6 +147,68 @@ def test_constraint_is_valid_for_all_once_odd_rows_are_gone(postgres_db: dict[st
         with closing(PostgresArchive(keywords, resource("ddl"), 10)) as archive:
             archive.write({})
         assert user.execute(validated).fetchall() == [(True,)]
+
+
+def flat(price: float, ticks: int = 1) -> Candle:
+    return Candle(price, price, price, price, price * ticks, ticks, DAY, DAY, DAY, DAY, 0, 0)
+
+
+def rolled_up(place: dict[str, Any], now_ms: int = DAY + 2 * DAY_MS) -> None:
+    with closing(PostgresDays(connection_keywords(**place))) as days:
+        while days.roll_up(now_ms):
+            pass
+
+
+@pytest.mark.parametrize("price", [5e-324, 1e-320, 1e-300, 1e100])
+def test_extreme_price_is_a_candle(postgres_db: dict[str, Any], price: float) -> None:
+    """It stands there when the constraint comes, and is written beneath it."""
+    with psycopg.connect(**postgres_db, autocommit=True) as user:
+        user.execute((resource("ddl") / "0001_aggregates.sql").read_text())
+        prices = dict.fromkeys(("average_price", "min_price", "max_price", "open_price", "close_price"), price)
+        put(user, GOOD, DAY, **prices)
+        with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
+            assert archive.write({Slot(GOOD, DAY + MINUTE_MS): flat(price)}) == 0
+            assert len(archive.recent([GOOD], DAY)) == 2
+        valid = user.execute("select convalidated from pg_constraint where conname = 'aggregates_valid'").fetchall()
+        assert valid == [(True,)]
+        rolled_up(postgres_db)
+        assert user.execute("select min_price, tick_count from aggregates_daily").fetchall() == [(price, 5)]
+
+
+def test_day_of_as_many_ticks_as_rows_may_have_is_rolled_up(postgres_db: dict[str, Any]) -> None:
+    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
+        most = 10**12
+        assert archive.write({Slot(GOOD, DAY + n * MINUTE_MS): flat(1.0, most) for n in range(100)}) == 0
+    rolled_up(postgres_db)
+    with psycopg.connect(**postgres_db, autocommit=True) as user:
+        assert user.execute("select tick_count from aggregates_daily").fetchall() == [(100 * most,)]
+
+
+@pytest.mark.parametrize("table", ["aggregates_daily", "aggregates_hourly"])
+def test_day_that_cannot_be_made_stops_no_other(postgres_db: dict[str, Any], table: str, log: list[str]) -> None:
+    """Its answers come from its minutes; days to come are rolled up as well."""
+    keywords = connection_keywords(**postgres_db)
+    with closing(PostgresArchive(keywords, resource("ddl"), 10)) as archive:
+        archive.write({Slot(each, DAY + n * DAY_MS): flat(1.0) for each in (ODD, GOOD) for n in range(3)})
+    with psycopg.connect(**postgres_db, autocommit=True) as user:
+        user.execute(
+            "create function refuse() returns trigger language plpgsql as $$ begin"
+            " if new.tick_count is not null and new.exchange = 'exchange1' then raise exception 'refused by a trigger';"
+            " end if; return new; end $$;"
+            f" create trigger refuse before insert or update on {table} for each row execute function refuse()"
+        )
+        days = PostgresDays(keywords)
+        with closing(days):
+            for _ in range(3):
+                while days.roll_up(DAY + 5 * DAY_MS):
+                    pass
+            made = "select exchange, count(*) from aggregates_daily where hourly group by 1 order by 1"
+            assert user.execute(made).fetchall() == [("exchange2", 3)]
+            assert user.execute("select count(*) from aggregates_daily where not hourly").fetchall() == [(3,)]
+            assert sum("refused by a trigger" in line for line in log) == 1
+        user.execute(f"drop trigger refuse on {table}")
+        rolled_up(postgres_db, DAY + 5 * DAY_MS)
+        assert user.execute(made).fetchall() == [("exchange1", 3), ("exchange2", 3)]
 
 
 def test_refused_candle_costs_itself_alone(postgres_db: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from marketflow.model import MINUTE_MS, Candle, Mode, Series, Slot
 from marketflow.resources import resource
 from marketflow.settings import load
 from marketflow.stores import postgres_retention
+from marketflow.stores.bounded import BoundedConnection
 from marketflow.stores.ports import Walk
 from marketflow.stores.postgres import PostgresArchive
 from marketflow.stores.postgres_days import PostgresDays
@@ -127,6 +128,39 @@ def test_nothing_goes_before_it_is_rolled_up(postgres_db: dict[str, Any], user: 
             ).fetchone()
             assert lost == (0,)
     assert ticks_of_everything(postgres_db) == [1600, 1600]
+
+
+def test_late_minute_keeps_its_day_from_the_retention(
+    postgres_db: dict[str, Any], user: "psycopg.Connection[Any]"
+) -> None:
+    """It marks its day between the look for marks and the deletion."""
+    roll_up(postgres_db)
+    user.execute(
+        "insert into aggregates select pair_name, exchange, mode, timestamp + interval '1 minute', average_price,"
+        " min_price, max_price, open_price, close_price, tick_count from aggregates"
+        " where exchange = 'exchange1' order by timestamp limit 1"
+    )
+    with BoundedConnection.open(connection_keywords(**postgres_db)) as connection:
+        retention = Retention(3)
+        while retention.step(connection, NOW):
+            pass
+    roll_up(postgres_db)
+    assert ticks_of_everything(postgres_db) == [1604, 1604]
+
+
+def test_retention_of_a_partitioned_table_deletes_old_rows_alone(postgres_db: dict[str, Any]) -> None:
+    """Rows of different partitions have the same place in their files."""
+    with psycopg.connect(**postgres_db, autocommit=True) as user:
+        table = (resource("ddl") / "0001_aggregates.sql").read_text()
+        user.execute(table.rstrip().removesuffix(";") + " partition by range (timestamp)")
+        user.execute("create table early partition of aggregates for values from (minvalue) to ('2025-11-26Z')")
+        user.execute("create table later partition of aggregates for values from ('2025-11-26Z') to (maxvalue)")
+        with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 200)) as archive:
+            for day in range(10):
+                archive.write(minutes(day))
+        roll_up(postgres_db, Retention(3))
+        assert counts(user) == (120, 60, 20)
+        assert ticks_of_everything(postgres_db) == [1600, 1600]
 
 
 def test_deleted_minutes_take_their_day_along(postgres_db: dict[str, Any], user: "psycopg.Connection[Any]") -> None:

@@ -1,16 +1,33 @@
 """Nobody gets the rights of the tables' owner through the functions of the triggers; the attacks are real ones."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import product
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from marketflow.checkup.findings import State
+from marketflow.checkup.postgres import postgres_check
+from marketflow.errors import Unavailable
+from marketflow.export.rows import Selection, blocks, parts, snapshot
+from marketflow.model import Candle, Mode, Series, Slot
 from marketflow.resources import resource
+from marketflow.servers import find_servers
+from marketflow.settings import load
+from marketflow.stores.ports import Walk
 from marketflow.stores.postgres import PostgresArchive
-from marketflow.stores.rows import connection_keywords
+from marketflow.stores.postgres_days import PostgresDays
+from marketflow.stores.postgres_reader import PostgresReader
+from marketflow.stores.postgres_retention import Retention
+from marketflow.stores.rows import DAY_MS, connection_keywords
+
+DAY = 1_763_683_200_000  # midnight, UTC
+HOUR_MS = 60 * 60_000
+CANDLE = Candle(2, 3, 1, 2, 8, 4, DAY, DAY, DAY, DAY, 0, 0)
 
 FUNCTIONS = ("aggregates_changed", "aggregates_truncated", "aggregates_versioned")
 
@@ -125,3 +142,95 @@ def test_no_function_is_for_everybody(owner: "psycopg.Connection[Any]") -> None:
             "select has_function_privilege('public', {}, 'execute'), proconfig from pg_proc where proname = {}"
         ).format(sql.Literal(f"{function}()"), sql.Literal(function))
         assert owner.execute(query).fetchall() == [(False, ["search_path=pg_catalog, pg_temp"])]
+
+
+TYPES = ("smallint", "integer", "bigint", "real", "double precision", "numeric", "text", "timestamp with time zone",
+         "interval", "oid", "regclass")  # fmt: skip
+OPERATORS = ("+", "-", "*", "/", "=", "<", "<=", ">", ">=")
+
+
+def plant(stranger: "psycopg.Connection[Any]") -> None:
+    """Make operators and functions that fit the arguments of statements better than PostgreSQL's, if not qualified."""
+    attack = "language plpgsql as $$ begin raise exception 'runs as %', current_user using errcode = 'P0999'; end $$"
+    there = set(
+        stranger.execute(
+            "select oprname, format_type(oprleft, null), format_type(oprright, null) from pg_operator"
+            " where oprnamespace = 'pg_catalog'::regnamespace"
+        ).fetchall()
+    )
+    script = []
+    for one, two in product(TYPES, TYPES):
+        script += [f"create function public.attack(x {one}, y {two}) returns boolean {attack}"]
+        script += [f"create function public.attack8(x {one}, y {two}) returns float8 {attack}"]
+        for operator in OPERATORS:
+            if (operator, one, two) not in there:
+                function = "attack8" if operator in "+-*/" else "attack"
+                arguments = f"leftarg = {one}, rightarg = {two}, function = public.{function}"
+                script += [f"create operator public.{operator} ({arguments})"]
+    stranger.execute("; ".join(script))
+    for kind in ("text", "float8", "int8", "int4", "timestamptz"):
+        stranger.execute(f"create function public.unnest(x {kind}[]) returns setof {kind} {attack}")
+        stranger.execute(f"create function public.collect(x {kind}[], y {kind}) returns {kind}[] {attack}")
+        stranger.execute(f"create aggregate public.array_agg({kind}) (sfunc = public.collect, stype = {kind}[])")
+        stranger.execute(f"create aggregate public.count({kind}) (sfunc = public.collect, stype = {kind}[])")
+    stranger.execute(f"create function public.parse_ident(text) returns text[] {attack}")
+
+
+def test_statements_find_no_operator_or_function_of_a_stranger(
+    postgres_db: dict[str, Any], owner: "psycopg.Connection[Any]", stranger: "psycopg.Connection[Any]"
+) -> None:
+    """Where everybody may create in the schema of the tables, as in databases made before PostgreSQL 15."""
+    plant(stranger)
+    owner.execute("delete from aggregates_daily")
+    keywords = connection_keywords(**postgres_db)
+    series = [Series(Mode.LIVE, exchange, "BTCUSDT") for exchange in ("exchange1", "exchange2")]
+    with closing(PostgresArchive(keywords, resource("ddl"), 10)) as archive:
+        archive.write({Slot(each, DAY + n * HOUR_MS): CANDLE for each in series for n in range(72)})
+        assert len(archive.recent(series, DAY)) == 144
+    with closing(PostgresDays(keywords, retention=Retention(2, 30))) as days:
+        while days.roll_up(DAY + 3 * DAY_MS + HOUR_MS):
+            pass
+
+    async def read() -> None:
+        reader = PostgresReader(keywords)
+        await reader.open()
+        try:
+            assert [each and each.ticks for each in await reader.summary(series, 0, 2**42)] == [288, 288]
+            assert [each and each.price for each in await reader.last(series)] == [2, 2]
+            for length in (60_000, HOUR_MS, DAY_MS):
+                for newest in (False, True):
+                    await reader.candles(series, Walk(length, DAY, DAY + 3 * DAY_MS, 9, newest))
+        finally:
+            await reader.close()
+
+    asyncio.run(read())
+    place = {f"postgres.{name}": value for name, value in postgres_db.items()}
+    settings = load(None, {**place, "redis.host": "127.0.0.1"})
+    findings = postgres_check(settings, find_servers(settings)).look()
+    assert not [found for found in findings if found.state is State.FAILED or "runs as" in found.found], findings
+    with snapshot(keywords) as connection:
+        selection = Selection(Mode.LIVE)
+        for part in parts(connection, selection):
+            assert sum(rows for _, rows in blocks(connection, selection, part)) == 48
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "create function public.attack(oid, regclass) returns boolean language sql as 'select true'; "
+        "create operator public.= (leftarg = oid, rightarg = regclass, function = public.attack)",
+        "create function public.format(text, name) returns text language sql as 'select null::text'",
+    ],
+)
+def test_no_ddl_is_applied_beside_what_shadows_postgresql(
+    postgres_db: dict[str, Any], owner: "psycopg.Connection[Any]", stranger: "psycopg.Connection[Any]", planted: str
+) -> None:
+    stranger.execute(planted)
+    tables = "aggregates, aggregates_daily, aggregates_hourly, aggregates_rolled_until, ddl_applied"
+    owner.execute(f"drop table {tables}")
+    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
+        with pytest.raises(Unavailable, match=r"stranger_of_.*revoke create on schema public from public"):
+            archive.write({})
+        assert owner.execute("select to_regclass('aggregates')").fetchall() == [(None,)]
+        owner.execute(f"drop owned by {stranger.info.user} cascade")
+        archive.write({})
