@@ -1,6 +1,6 @@
 """Who a client is, and how much of what is costly one client may ask for.
 
-A client is its address; of IPv6 the network of 64 bits, since whoever has one address has all of those. Behind proxies
+A client is its address; of IPv6 the network of 64 bits, since a holder of one address has all of those. Behind proxies
 that are trusted (`http.trusted_proxies`) it is the last address in X-Forwarded-For that is none of theirs: what stands
 before it the client could have made up.
 """

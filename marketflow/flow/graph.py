@@ -138,7 +138,7 @@ class Flow:
         """Set when the archive has answered for the first time."""
         self._backlog_kept = threading.Event()
         self.branches = Branches()
-        """Which of the branches have stalled; to be looked at by whoever runs the flow."""
+        """Which of the branches have stalled; for the owner of the flow to look at."""
         self._cache_branches: list[Branch] = []
         self._refills = Refills(self._cache_branches)
         self._cache_losses = self._probed().pipe(ops.share())

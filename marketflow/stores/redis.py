@@ -256,7 +256,7 @@ class RedisCache:
     def slices_between(self, since: int, until: int) -> Candles:
         """The slices that begin at or after `since` and before `until` (Unix ms), whichever process wrote them.
 
-        None where they are more than may be held: they are read for what little one process may lack.
+        Empty where they are more than may be held: they are read for what little one process may lack.
 
         Raises:
             Unavailable: Redis cannot be asked now.
@@ -368,10 +368,9 @@ class RedisCache:
                 within.add(slot.series)
         trimmed: dict[str, int] = {}
         kept_since = self._kept_since
-        names, arguments = (
-            [],
-            [keys.EXPIRY_MS, oldest, keys.channel(channel, self._db), keys.encode_announcement(announced)],
-        )
+        names: list[str] = []
+        announcement = keys.encode_announcement(announced)
+        arguments: list[object] = [keys.EXPIRY_MS, oldest, keys.channel(channel, self._db), announcement]
         for series, slots in by_series.items():
             names.append(key := key_of(series))
             # Once a minute, for each command costs as much as writing a slot.

@@ -196,7 +196,7 @@ class Known:
     ) -> list[Message]:
         """Events, each with the id after which a client lacks nothing but what follows it.
 
-        Whoever loses the connection within a batch has seen no more than before it: what comes again replaces itself.
+        A client cut off within a batch has seen no more than before it: what comes again replaces itself.
         """
         before, after = self._id(selection, seen), self._id(selection, now)
         last = max((n for n, each in enumerate(news) if not isinstance(each, (Heartbeat, End))), default=0)
