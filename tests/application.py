@@ -279,6 +279,7 @@ class Application:
         environment: settings, such as {"REDIS__HOST": "127.0.0.1"}; the prefix is added.
         arguments: of the command line.
         program: what Python runs.
+        checkout: the root of the source tree whose code runs.
     """
 
     def __init__(
@@ -287,6 +288,7 @@ class Application:
         environment: Mapping[str, object] | None = None,
         arguments: tuple[str, ...] = (),
         program: tuple[str, ...] = ("-m", "marketflow"),
+        checkout: Path = ROOT,
     ) -> None:
         self.folder = folder
         self.port = free_port()
@@ -295,6 +297,9 @@ class Application:
         # Nothing of the environment of the tests but what any process needs.
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         given = {"DATA_DIR": folder / "data", "HTTP__PORT": self.port} | dict(environment or {})
+        # The processes it starts must run the code of the same tree.
+        inherited["PYTHONPATH"] = str(checkout)
+        self._checkout = checkout
         self._environment = inherited | {f"MARKETFLOW_{name}": str(value) for name, value in given.items()}
         self._process: subprocess.Popen[bytes] | None = None
         self.http = httpx.Client(base_url=f"http://{HOST}:{self.port}", timeout=5.0)
@@ -304,7 +309,7 @@ class Application:
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
-                cwd=ROOT,
+                cwd=self._checkout,
                 env=self._environment,
                 stdout=log,
                 stderr=log,

@@ -2,6 +2,7 @@
 
 python -m tests.benchmarks                       all of them
 python -m tests.benchmarks --quick queries       one of them, for a look
+python -m tests.benchmarks compare REF           this tree against another revision, by turns
 """
 
 import argparse
@@ -10,11 +11,16 @@ import sys
 import time
 from collections.abc import Sequence
 
-BENCHMARKS = ("ingest", "promptness", "queries", "breadth", "history", "stream", "start_stop")
+from tests.benchmarks import compare
+
+BENCHMARKS = ("ingest", "single_tick", "promptness", "queries", "breadth", "history", "stream", "start_stop")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run them, each in a process of its own; 1 when one of them failed, after the others had their turn."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["compare"]:
+        return compare.main(argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHMARKS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="short runs, whose figures say little")

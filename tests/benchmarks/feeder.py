@@ -32,14 +32,14 @@ def line(symbol: str, price: int) -> bytes:
 
 
 def blocks(symbols: Sequence[str], count: int = 16) -> list[bytes]:
-    """Prepared blocks of lines; STAMP stands for the time of their sending."""
+    """Prepared blocks of lines, the same in each process; STAMP stands for the time of their sending."""
     rng = random.Random(7)
     prices = {symbol: rng.uniform(1, 70_000) for symbol in symbols}
     made = []
-    for _ in range(count):
+    for block in range(count):
         lines = []
         for i in range(LINES_A_BLOCK):
-            symbol = symbols[i % len(symbols)]
+            symbol = symbols[(block * LINES_A_BLOCK + i) % len(symbols)]
             price = round(prices[symbol] * rng.uniform(0.99, 1.01), 2)
             lines.append(b'{"symbol":"%s","price":%.2f,"timestamp":%s}\n' % (symbol.encode(), price, STAMP))
         made.append(b"".join(lines))

@@ -16,15 +16,15 @@ import json
 import math
 import multiprocessing
 import multiprocessing.connection
-import random
 import socket
 import statistics
 import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import httpx
@@ -33,14 +33,13 @@ import psutil
 
 from marketflow.feeds.guard import Line
 from marketflow.settings import Settings
-from tests.application import Application
+from tests.application import ROOT, Application
+from tests.benchmarks.feeder import LINES_A_BLOCK, STAMP, blocks
 from tests.benchmarks.report import report
 from tests.benchmarks.stage import Stage, stage
 from tests.servers import HOST, FaultyServer, wait_until
 
 EXCHANGES = ("exchange1", "exchange2", "exchange3")
-LINES_A_BLOCK = 500
-STAMP = b"1000000000000"
 SINK_SECONDS = 3.0
 
 decode_lines = msgspec.json.Decoder(Line).decode_lines
@@ -59,21 +58,6 @@ class Sums(NamedTuple):
 
     ticks: int
     total: float
-
-
-def blocks(symbols: Sequence[str], count: int = 16) -> list[bytes]:
-    """Prepared blocks of lines, the same in each process; STAMP stands for the time."""
-    rng = random.Random(7)
-    prices = {symbol: rng.uniform(1, 70_000) for symbol in symbols}
-    made = []
-    for block in range(count):
-        lines = []
-        for i in range(LINES_A_BLOCK):
-            symbol = symbols[(block * LINES_A_BLOCK + i) % len(symbols)]
-            price = round(prices[symbol] * rng.uniform(0.99, 1.01), 2)
-            lines.append(b'{"symbol":"%s","price":%.2f,"timestamp":%s}\n' % (symbol.encode(), price, STAMP))
-        made.append(b"".join(lines))
-    return made
 
 
 def sums(symbols: Sequence[str], sent: int) -> dict[str, Sums]:
@@ -233,6 +217,11 @@ def pids(server: FaultyServer) -> list[int]:
     return [process.pid for process in server.family()]
 
 
+def family(pid: int) -> list[int]:
+    """A process and its children."""
+    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+
+
 def wrong_series(on: Stage, symbols: Sequence[str], sent: Sequence[int]) -> int:
     """Of how many series the rows are not what was sent."""
     expected = {
@@ -257,10 +246,9 @@ def wrong_series(on: Stage, symbols: Sequence[str], sent: Sequence[int]) -> int:
     )
 
 
-def run(rate: float, seconds: float, symbols: Sequence[str], scrapes: float) -> dict[str, float]:
+def run(rate: float, seconds: float, symbols: Sequence[str], scrapes: float, checkout: Path = ROOT) -> dict[str, float]:
     """One measurement."""
-    feeder_alone = feeder_limit(symbols)
-    with stage() as on, ExitStack() as stack:
+    with stage(checkout) as on, ExitStack() as stack:
         feeder = stack.enter_context(closing(Feeder(symbols, rate, seconds)))
         tables = ",".join(
             f'{{name="{name}",address="{HOST}:{port}"}}' for name, port in zip(EXCHANGES, feeder.ports, strict=True)
@@ -268,7 +256,7 @@ def run(rate: float, seconds: float, symbols: Sequence[str], scrapes: float) -> 
         application = on.start({"MODE": "live", "EXCHANGES": f"[{tables}]", "SYMBOLS": json.dumps(list(symbols))})
         watches = [
             stack.enter_context(closing(Watch(each)))
-            for each in ([application.process.pid], pids(on.redis), pids(on.postgres))
+            for each in (family(application.process.pid), pids(on.redis), pids(on.postgres))
         ]
         with closing(Scraper(application, scrapes)) as scraper:
             sent, elapsed = feeder.send()
@@ -298,8 +286,8 @@ def run(rate: float, seconds: float, symbols: Sequence[str], scrapes: float) -> 
             "ticks_per_second": ticks / elapsed,
             "decode_limit": limit,
             "of_decode_limit": ticks / elapsed / limit,
-            "feeder_limit": feeder_alone,
             "cores": watches[0].cores,
+            "ticks_per_core_second": ticks / elapsed / watches[0].cores,
             "redis_cores": watches[1].cores,
             "postgres_cores": watches[2].cores,
             "caught_up_seconds": caught_up,
@@ -313,6 +301,11 @@ def run(rate: float, seconds: float, symbols: Sequence[str], scrapes: float) -> 
         }
 
 
+def exact(figures: Mapping[str, float]) -> bool:
+    """Return whether the rows are exactly what was sent."""
+    return figures["sent"] == figures["in_rows"] and not figures["wrong_series"]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=0, help="ticks a second over all exchanges; 0: all it takes")
@@ -323,10 +316,12 @@ def main() -> int:
     arguments = parser.parse_args()
     known = Settings().symbols
     symbols = [*known, *(f"S{n}USDT" for n in range(arguments.symbols))][: arguments.symbols]
-    figures = run(arguments.rate, 10 if arguments.quick else arguments.seconds, symbols, arguments.scrapes)
+    feeder_alone = feeder_limit(symbols)
+    figures = run(arguments.rate, 10 if arguments.quick else arguments.seconds, symbols, arguments.scrapes) | {
+        "feeder_limit": feeder_alone
+    }
     report("ingest", [figures])
-    exact = figures["sent"] == figures["in_rows"] and not figures["wrong_series"]
-    return 0 if exact and figures["exit_code"] == 0 else 1
+    return 0 if exact(figures) and figures["exit_code"] == 0 else 1
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from tests.application import ROOT
 from tests.benchmarks import bare
 from tests.benchmarks.cores import Cores
 from tests.benchmarks.live import SETUPS, Live
@@ -42,10 +44,10 @@ class Case(NamedTuple):
 CASES = {"100": Case(100, False), "1000": Case(1000, False), "flood": Case(100, True)}
 
 
-def measure(name: str, setup: str, samples: int, seconds: float) -> dict[str, object]:
+def measure(name: str, setup: str, samples: int, seconds: float, checkout: Path = ROOT) -> dict[str, Any]:
     """One case on a MarketFlow of its own: so many marked ticks, or as many as fit into the time."""
     case = CASES[name]
-    with stage() as servers, ExitStack() as stack:
+    with stage(checkout) as servers, ExitStack() as stack:
         live = Live(servers, stack, setup, case.rate)
         probes = {"visible": live.marks.sample} | _limits(stack)
         if case.flood:

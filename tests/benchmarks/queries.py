@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.benchmarks import bare
 from tests.benchmarks.cores import Cores
@@ -47,11 +47,14 @@ class Asked(NamedTuple):
 
 
 class Scene:
-    """MarketFlow with a day behind it, and what is measured of it."""
+    """MarketFlow with a day behind it (or without, when not `with_past`), and what is measured of it."""
 
-    def __init__(self, stage: Stage, stack: ExitStack, setup: str, workers: int, seconds: int) -> None:
+    def __init__(
+        self, stage: Stage, stack: ExitStack, setup: str, workers: int, seconds: int, with_past: bool = True
+    ) -> None:
         rate = TICKS_PER_SECOND / len(EXCHANGES)
-        remember_a_day(stage, EXCHANGES, SYMBOLS, rate / len(SYMBOLS))
+        if with_past:
+            remember_a_day(stage, EXCHANGES, SYMBOLS, rate / len(SYMBOLS))
         self.live = Live(stage, stack, setup, rate, workers)
         self.port = self.live.application.port
         self._seconds = seconds
@@ -78,16 +81,18 @@ class Scene:
         return ages
 
 
-def measure(scene: Scene, setup: str, query: str, rounds: int) -> list[dict[str, object]]:
-    """Ask the limit and MarketFlow by turns, without the flood and with it; a row for each of the two."""
+def measure(
+    scene: Scene, setup: str, query: str, rounds: int, floods: Sequence[bool] = (False, True)
+) -> list[dict[str, Any]]:
+    """Ask the limit and MarketFlow by turns, without the flood first, then with it; a row for each of `floods`."""
     path = QUERIES[query]
     with Client(scene.port) as client:
         body = client.get(request_of(path))
-    limits: dict[bool, list[Asked]] = {False: [], True: []}
-    answers: dict[bool, list[Asked]] = {False: [], True: []}
+    limits: dict[bool, list[Asked]] = {flooding: [] for flooding in floods}
+    answers: dict[bool, list[Asked]] = {flooding: [] for flooding in floods}
     with bare.bare_route(body) as limit:
         for _ in range(rounds):
-            for flooding in (False, True):
+            for flooding in floods:
                 if flooding:
                     scene.live.flooder.flood()
                 else:
@@ -118,7 +123,7 @@ def measure(scene: Scene, setup: str, query: str, rounds: int) -> list[dict[str,
             "cores": _cores(answers[flooding]),
             "limit_cores": _cores(limits[flooding]),
         }
-        for flooding in (False, True)
+        for flooding in floods
     ]
 
 
@@ -134,7 +139,7 @@ def _cores(asked: Sequence[Asked]) -> dict[str, float]:
     return {name: round(statistics.median(one.cores[name] for one in asked), 2) for name in asked[0].cores}
 
 
-def run(setup: str, queries: Sequence[str], workers: int, rounds: int, seconds: int) -> list[dict[str, object]]:
+def run(setup: str, queries: Sequence[str], workers: int, rounds: int, seconds: int) -> list[dict[str, Any]]:
     """Measure one set-up."""
     with stage() as servers, ExitStack() as stack:
         scene = Scene(servers, stack, setup, workers, seconds)

@@ -28,7 +28,7 @@ from tests.application import ROOT, Application, ScriptedExchange, exchanges_set
 from tests.benchmarks.feeder import Feeder
 from tests.benchmarks.live import EXCHANGES, SYMBOLS
 from tests.benchmarks.report import report
-from tests.benchmarks.stage import Stage, stage
+from tests.benchmarks.stage import Stage, logs_on_error, stage
 from tests.servers import wait_until
 
 FLOOD_SECONDS = 1.5
@@ -88,12 +88,13 @@ def _price(application: Application) -> object:
         return None
 
 
-def embedded(times: Times, folder: Path) -> None:
+def embedded(times: Times, folder: Path, checkout: Path = ROOT) -> None:
     """The first start of all and the second one, as a user sees them."""
     folder.mkdir(mode=0o711)
     for start in ("cold", "warm"):
         with ExitStack() as stack:
-            application = Application(folder)
+            application = Application(folder, checkout=checkout)
+            stack.enter_context(logs_on_error([application]))
             stack.push(application)
             times.first_price(f"first price, embedded servers, {start}", application)
             times.stop(f"stop, embedded servers, {start}", application)

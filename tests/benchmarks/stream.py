@@ -34,6 +34,7 @@ MEGABYTE = 1 << 20
 def measure(setup: str, clients: int, rate: float, seconds: float) -> dict[str, object]:
     """So many clients of a MarketFlow of their own."""
     with stage() as servers, ExitStack() as stack:
+        servers.settings["HTTP__STREAMS_PER_CLIENT"] = max(CLIENTS) * 10  # all clients have one address
         live = Live(servers, stack, setup, rate)
         answering = psutil.Process(live.application.process.pid)
         _ask(live, WARM_UP_SECONDS)

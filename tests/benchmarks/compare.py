@@ -1,0 +1,262 @@
+"""Compare this tree with another revision of git: each benchmark runs old, new, old, new... in one run.
+
+The revision is checked out into a temporary worktree. Only MarketFlow runs from there; servers, load and measurement
+are those of this tree, and so are the interpreter and its packages. Pairs that run one after the other share the
+state of the machine, so their ratios hold on a busy machine, where times do not.
+
+    python -m tests.benchmarks compare v0.1.0
+    python -m tests.benchmarks compare HEAD~20 start single_tick --rounds 3
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from marketflow.settings import Settings
+from tests.application import ROOT
+from tests.benchmarks import ingest, promptness, queries, single_tick, start_stop
+from tests.benchmarks.live import SETUPS
+from tests.benchmarks.report import report
+from tests.benchmarks.stage import stage
+
+WORSE_THAN_LEDGER = 1.15
+LEDGER_ENTRIES = 50
+ROUNDS = 5
+
+HIGHER_IS_BETTER = ("ticks_per_core_second", "of_decode_limit", "of_limit")
+"""The last part of the names of figures that should be high; all others should be low."""
+
+Figures = Mapping[str, float]
+
+
+class SideError(Exception):
+    """A benchmark failed with one of the two revisions."""
+
+
+class Compared(NamedTuple):
+    """A figure of both revisions: medians, the median of the pairs' ratios new/old, and the range of these."""
+
+    figure: str
+    old: float
+    new: float
+    ratio: float
+    least: float
+    most: float
+
+
+def _ingest(checkout: Path) -> Figures:
+    figures = ingest.run(0, 6, Settings().symbols, 0, checkout)
+    assert ingest.exact(figures), f"the rows are not what was sent: {figures}"
+    return {name: figures[name] for name in ("ticks_per_core_second", "of_decode_limit")}
+
+
+def _single_tick(checkout: Path) -> Figures:
+    figures = single_tick.measure(8, checkout)
+    return {name: figures[name] for name in ("cpu_us", "redis_cpu_us", "redis_commands")}
+
+
+def _promptness(checkout: Path) -> Figures:
+    measured = [
+        promptness.measure(case, setup, samples=300, seconds=8, checkout=checkout)
+        for setup in SETUPS
+        for case in ("100", "1000")
+    ]
+    return {f"{row['setup']}.{row['case']}.{at}": row[at] for row in measured for at in ("p50_ms", "p99_ms")}
+
+
+def _queries(checkout: Path) -> Figures:
+    figures: dict[str, float] = {}
+    for setup in SETUPS:
+        with stage(checkout) as servers, ExitStack() as stack:
+            scene = queries.Scene(servers, stack, setup, workers=1, seconds=2, with_past=False)
+            (row,) = queries.measure(scene, setup, "latest", rounds=2, floods=(False,))
+            assert not row["failed"], f"requests failed: {row}"
+        figures[f"{setup}.of_limit"] = row["of_limit"]
+    return figures
+
+
+def _start(checkout: Path) -> Figures:
+    times = start_stop.Times()
+    with tempfile.TemporaryDirectory(prefix="marketflow-") as folder:
+        Path(folder).chmod(0o711)
+        start_stop.embedded(times, Path(folder) / "embedded", checkout)
+    assert not any(times.failed.values()), f"it did not stop cleanly: {dict(times.failed)}"
+    return {
+        f"{start}_s": statistics.median(times.seconds[f"first price, embedded servers, {start}"])
+        for start in ("cold", "warm")
+    }
+
+
+BENCHMARKS: Mapping[str, Callable[[Path], Figures]] = {
+    "ingest": _ingest,
+    "single_tick": _single_tick,
+    "promptness": _promptness,
+    "queries": _queries,
+    "start": _start,
+}
+
+
+def compare(old: Sequence[Figures], new: Sequence[Figures]) -> list[Compared]:
+    """Compare the figures of pairs of runs, in the order of the first.
+
+    Raises:
+        ValueError: a figure is missing on one side, or is not positive, so that there is no ratio.
+    """
+    compared = []
+    names = list(old[0])
+    for figures in (*old, *new):
+        if figures.keys() != set(names):
+            raise ValueError(f"figures differ: {sorted(names)} and {sorted(figures)}")
+    for name in names:
+        before, after = [figures[name] for figures in old], [figures[name] for figures in new]
+        if min(*before, *after) <= 0:
+            raise ValueError(f"{name} is not positive: old {before}, new {after}")
+        ratios = [two / one for one, two in zip(before, after, strict=True)]
+        medians = statistics.median(before), statistics.median(after), statistics.median(ratios)
+        compared.append(Compared(name, *medians, min(ratios), max(ratios)))
+    return compared
+
+
+def alternate(name: str, checkouts: Mapping[str, Path], rounds: int) -> list[Compared]:
+    """Run a benchmark with both revisions by turns.
+
+    Raises:
+        SideError: it failed with one of them; the message has the log of MarketFlow.
+    """
+    measured: dict[str, list[Figures]] = {side: [] for side in checkouts}
+    for _ in range(rounds):
+        for side, checkout in checkouts.items():
+            began = time.monotonic()
+            try:
+                figures = BENCHMARKS[name](checkout)
+            except Exception as error:
+                notes = "\n".join(getattr(error, "__notes__", ()))
+                raise SideError(f"{name} failed with the {side} revision: {error!r}\n{notes}") from error
+            measured[side].append({f"{name}.{figure}": value for figure, value in figures.items()})
+            print(f"{name} {side}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return compare(*measured.values())
+
+
+@contextmanager
+def worktree(reference: str) -> Iterator[Path]:
+    """Check a revision out into a temporary worktree, which is removed after the block.
+
+    Raises:
+        LookupError: there is no such revision.
+    """
+    revision = revision_of(reference)
+    with tempfile.TemporaryDirectory(prefix="marketflow-compare-") as folder:
+        Path(folder).chmod(0o711)
+        checkout = Path(folder) / "old"
+        _git("worktree", "add", "--quiet", "--detach", str(checkout), revision)
+        try:
+            yield checkout
+        finally:
+            _git("worktree", "remove", "--force", str(checkout))
+
+
+def revision_of(reference: str) -> str:
+    """Return the short hash of a revision.
+
+    Raises:
+        LookupError: there is no such revision.
+    """
+    try:
+        return _git("rev-parse", "--short", "--verify", "--quiet", "--end-of-options", f"{reference}^{{commit}}")
+    except subprocess.CalledProcessError:
+        raise LookupError(f"no such revision: {reference}") from None
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def _prepare(checkout: Path) -> None:
+    """Compile a tree ahead of its first start, and make sure that it is what Python imports there."""
+    program = "import compileall, marketflow; compileall.compile_dir('marketflow', quiet=1); print(marketflow.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=checkout,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(checkout)},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if not Path(done.stdout.strip()).is_relative_to(checkout.resolve()):
+        raise RuntimeError(f"Python imports {done.stdout.strip()} in {checkout}")
+
+
+def warnings(ledger: Sequence[Mapping[str, Mapping[str, float]]], compared: Sequence[Compared]) -> list[str]:
+    """Return a line for each figure whose ratio is over 15 % worse than the median of its ratios in the ledger."""
+    found = []
+    for each in compared:
+        past = [entry["ratios"][each.figure] for entry in ledger if each.figure in entry["ratios"]]
+        if not past:
+            continue
+        usual = statistics.median(past)
+        higher = each.figure.rpartition(".")[2] in HIGHER_IS_BETTER
+        worse = usual / each.ratio if higher else each.ratio / usual
+        if worse > WORSE_THAN_LEDGER:
+            found.append(f"{each.figure}: ratio {each.ratio:.3f}, {worse - 1:.0%} worse than the ledger's {usual:.3f}")
+    return found
+
+
+def record(ledger: Path, old: str, compared: Sequence[Compared]) -> list[str]:
+    """Append the ratios to the ledger, which keeps the newest; return the warnings against what it had before."""
+    entries = json.loads(ledger.read_text()) if ledger.exists() else []
+    found = warnings(entries, compared)
+    ratios = {each.figure: round(each.ratio, 4) for each in compared}
+    entries = [*entries, {"old": revision_of(old), "new": revision_of("HEAD"), "ratios": ratios}][-LEDGER_ENTRIES:]
+    ledger.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n")  # one line each, for diffs
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare and report; 1 when a side failed, 2 when the arguments are wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("revision", metavar="REF", help="the old revision: a commit, tag or branch")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHMARKS)}; all by default")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="pairs of runs; %(default)s")
+    parser.add_argument("--ledger", type=Path, help="append the ratios here, and warn where they are much worse")
+    arguments = parser.parse_args(argv)
+    if unknown := [name for name in arguments.names if name not in BENCHMARKS]:
+        parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    if arguments.rounds < 1:
+        parser.error(f"--rounds {arguments.rounds}: at least 1")
+    try:
+        revision_of(arguments.revision)
+    except LookupError as error:
+        parser.error(str(error))
+    compared: list[Compared] = []
+    try:
+        with worktree(arguments.revision) as checkout:
+            checkouts = {"old": checkout, "new": ROOT}
+            for tree in checkouts.values():
+                _prepare(tree)
+            for name in arguments.names or BENCHMARKS:
+                compared += alternate(name, checkouts, arguments.rounds)
+    except SideError as error:
+        print(error, file=sys.stderr)
+        return 1
+    found = record(arguments.ledger, arguments.revision, compared) if arguments.ledger else []
+    for warning in found:
+        print(f"WARNING {warning}", file=sys.stderr, flush=True)
+    report("compare", [each._asdict() for each in compared])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
