@@ -356,6 +356,7 @@ class Flow:
         if rows:
             self.counts.rows_refused += refused
             self.counts.rows_written += len(rows) - refused
+            self.cache.note_stored(rows)
             # Asked before: of a backlog that becomes pending after `confirm` the mark would say that it is archived.
             whole = self._backlog_kept.is_set()
             until = self.pending.confirm(rows, now_ms)

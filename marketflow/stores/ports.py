@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
-from marketflow.model import Candle, Candles, Series, Tick
+from marketflow.model import Candle, Candles, Series, Slot, Tick
 
 RECENT_MS = 6 * 60_000
 """How far back slices are kept at least, so that the edge of a period can lie inside a minute."""
@@ -178,6 +178,10 @@ class Cache(Protocol):
         Raises:
             Unavailable: the cache cannot be asked now.
         """
+        ...
+
+    def note_stored(self, minutes: Iterable[Slot]) -> None:
+        """Take notice of minutes that are archived: nothing else need be kept of them."""
         ...
 
     def mark_archived(self, until: int) -> None:

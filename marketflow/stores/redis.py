@@ -8,7 +8,7 @@ that takes with it what memory alone had: the ticks since then of minutes that w
 """
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 from uuid import uuid4
@@ -64,8 +64,8 @@ def connection_keywords(
 # how often and by how many processes it is written. One script for all series, so that no reader meets a slot between
 # its old version and its new one, and every change is announced. Written for Redis 6.2.
 #
-# ARGV: expiry (ms), start of the oldest slot to keep, channel, announcement; then for each of KEYS the number of its
-# slots, whether older ones are to be trimmed now, and each slot as start, ticks, member.
+# ARGV: expiry (ms), channel, announcement; then for each of KEYS the number of its slots, the start of the oldest slot
+# to keep where older ones are to be trimmed now (else empty), and each slot as start, ticks, member.
 _PUT_SLOTS = """
 local function ticks_of(member)
     local ok, candle = pcall(cjson.decode, member)
@@ -80,9 +80,10 @@ local function ticks_of(member)
     if type(ticks) ~= 'number' or ticks ~= math.floor(ticks) or ticks < 1 or ticks > 2^53 then return 0 end
     return ticks
 end
-local at = 5
+local at = 4
 for _, key in ipairs(KEYS) do
-    local count, trims = tonumber(ARGV[at]), ARGV[at + 1] == '1'
+    local count, oldest = tonumber(ARGV[at]), ARGV[at + 1]
+    local trims = oldest ~= ''
     local expires = trims
     at = at + 2
     for _ = 1, count do
@@ -98,10 +99,10 @@ for _, key in ipairs(KEYS) do
             redis.call('zadd', key, start, member)
         end
     end
-    if trims then redis.call('zremrangebyscore', key, '-inf', '(' .. ARGV[2]) end
+    if trims then redis.call('zremrangebyscore', key, '-inf', '(' .. oldest) end
     if expires then redis.call('pexpire', key, ARGV[1]) end
 end
-redis.call('publish', ARGV[3], ARGV[4])
+redis.call('publish', ARGV[2], ARGV[3])
 """
 
 
@@ -149,7 +150,7 @@ class RedisCache:
         self._run_key = keys.run_key(uuid4().hex)
         self._recovered = False
         self._backlog_read = False
-        self._stored_until_now = True  # whether the minutes of all that was recovered are stored
+        self._unstored: dict[Series, set[int]] = {}  # recovered minutes (starts) that are nowhere but in their slices
         self._lacking = False  # set by whatever fails, on any thread; cleared by the probe alone
         self._whole = False  # what the last probe found
         self._outage = Outage("Redis cannot be used", "Redis can be used again")
@@ -212,16 +213,25 @@ class RedisCache:
     def put_slices(self, slices: Candles) -> None:
         """Store whole slices and trim the minutes that are older than the window.
 
-        Nothing is trimmed before the minutes of what was recovered are stored: until then slices, however old, are all
-        that there is of them.
+        A series is trimmed up to its oldest recovered minute that is not stored: until it is, slices, however old, are
+        all that there is of it.
         """
-        kept_ms = keys.WINDOW_KEPT_MS if self._stored_until_now else keys.EXPIRY_MS
-        self._put_slots(slices, keys.window_key, kept_ms, keys.SLICES_CHANNEL)
+        self._put_slots(slices, keys.window_key, keys.WINDOW_KEPT_MS, keys.SLICES_CHANNEL, self._unstored)
 
     def put_minutes(self, minutes: Candles) -> None:
         """Store closed minutes and trim what is older than a day."""
         self._put_slots(minutes, keys.minutes_key, keys.MINUTES_TRIMMED_MS, keys.MINUTES_CHANNEL)
-        self._stored_until_now = self._stored_until_now or bool(minutes)
+        self.note_stored(minutes)
+
+    def note_stored(self, minutes: Iterable[Slot]) -> None:
+        """Allow the slices of recovered minutes to be trimmed: the minutes are stored, here or in the archive."""
+        if not self._unstored:
+            return
+        for series, start in minutes:
+            if (starts := self._unstored.get(series)) is not None:
+                starts.discard(start)
+                if not starts:
+                    self._unstored.pop(series, None)  # two threads may come to this
 
     def recover(self, minute_ms: int = MINUTE_MS) -> Left:
         """What the run before left of the last minutes. Nothing is written before this has succeeded.
@@ -238,7 +248,10 @@ class RedisCache:
             windows = self._each(series, keys.window_key, lambda pipe, key: pipe.zrange(key, 0, -1))
             left = self._folded(windows, minute_ms) if found > SLICES_HELD else _left(windows)
         self._mark_alive()
-        self._stored_until_now = not found
+        unstored: defaultdict[Series, set[int]] = defaultdict(set)
+        for each, start in (*left.slices, *left.minutes):
+            unstored[each].add(minute_start(start, minute_ms))
+        self._unstored = dict(unstored)
         self._recovered = True
         self._whole = True
         if found:
@@ -346,16 +359,28 @@ class RedisCache:
             pipe.execute()
         self._indexed_at = now_ms
 
-    def _put_slots(self, slots: Candles, key_of: Callable[[Series], str], kept_ms: int, channel: str) -> None:
+    def _put_slots(
+        self,
+        slots: Candles,
+        key_of: Callable[[Series], str],
+        kept_ms: int,
+        channel: str,
+        untrimmed: Mapping[Series, Iterable[int]] = {},
+    ) -> None:
         entries = list(slots.items())
         # Whole minutes go: of a minute that is cut, a recovery would make a poorer candle than there was.
         oldest = minute_start(milliseconds(self._clock())) - kept_ms
         with self._writing():
             for begin in range(0, len(entries), _CHUNK):
-                self._put_chunk(entries[begin : begin + _CHUNK], key_of, oldest, channel)
+                self._put_chunk(entries[begin : begin + _CHUNK], key_of, oldest, channel, untrimmed)
 
     def _put_chunk(
-        self, entries: list[tuple[Slot, Candle]], key_of: Callable[[Series], str], oldest: int, channel: str
+        self,
+        entries: list[tuple[Slot, Candle]],
+        key_of: Callable[[Series], str],
+        oldest: int,
+        channel: str,
+        untrimmed: Mapping[Series, Iterable[int]],
     ) -> None:
         by_series: defaultdict[Series, list[object]] = defaultdict(list)
         announced: list[tuple[Slot, msgspec.Raw]] = []
@@ -370,12 +395,13 @@ class RedisCache:
         kept_since = self._kept_since
         names: list[str] = []
         announcement = keys.encode_announcement(announced)
-        arguments: list[object] = [keys.EXPIRY_MS, oldest, keys.channel(channel, self._db), announcement]
+        arguments: list[object] = [keys.EXPIRY_MS, keys.channel(channel, self._db), announcement]
         for series, slots in by_series.items():
             names.append(key := key_of(series))
             # Once a minute, for each command costs as much as writing a slot.
             due = kept_since.get(key) != oldest
-            arguments += (len(slots) // 3, int(due), *slots)
+            kept = min((oldest, *untrimmed.get(series, ()))) if untrimmed else oldest
+            arguments += (len(slots) // 3, kept if due else "", *slots)
             if due and series in within:
                 trimmed[key] = oldest
         # As text each time: a server that was restarted knows no script by its hash.

@@ -72,6 +72,7 @@ class FakeCache:
         self.slices: Candles = {}
         self.minutes: Candles = {}
         self.archived_until = 0
+        self.noted_as_stored: set[Slot] = set()
         self.broken_writes = 0
 
     def _check(self) -> None:
@@ -102,6 +103,9 @@ class FakeCache:
     def unarchived(self) -> Candles:
         self._check()
         return self.backlog
+
+    def note_stored(self, minutes: Iterable[Slot]) -> None:
+        self.noted_as_stored |= {*minutes}
 
     def mark_archived(self, until: int) -> None:
         self._check()

@@ -178,6 +178,40 @@ def test_old_slices_stay_until_their_minutes_are_stored(redis_db: RedisServer) -
         assert held(redis_db, keys.minutes_key) == [2]
 
 
+@pytest.mark.parametrize("stored", ["cached", "archived"])
+def test_stored_minute_leaves_slices_of_others_untrimmed(redis_db: RedisServer, stored: str) -> None:
+    """Another series, and another minute of the same one, are stored while these are held back."""
+    clock = SetClock()
+    slots = [Slot(BTC, MINUTE), Slot(BTC, MINUTE + MINUTE_MS), Slot(ETH, MINUTE)]
+    with cache_at(keywords(redis_db), clock) as crashed:
+        crashed.put_slices({slot: candle(slot.start, ticks=2) for slot in slots})
+
+    def starts(series: Series) -> list[float]:
+        with redis_db.client() as client:
+            return [score for _, score in slots_of(client, keys.window_key(series)) if score < clock.ms - MANY_MINUTES]
+
+    clock.ms += 2 * MANY_MINUTES
+    with cache_at(keywords(redis_db), clock, recovered=False) as again:
+        again.recover()
+
+        def store(slot: Slot) -> None:
+            minute = {slot: candle(slot.start, ticks=2)}
+            if stored == "cached":
+                again.put_minutes(minute)
+            else:
+                again.note_stored(minute)
+            clock.ms += MINUTE_MS
+            again.put_slices({Slot(series, clock.ms): candle(clock.ms) for series in (BTC, ETH)})
+
+        store(slots[2])
+        assert starts(ETH) == []
+        assert starts(BTC) == [MINUTE, MINUTE + MINUTE_MS]
+        store(slots[0])
+        assert starts(BTC) == [MINUTE + MINUTE_MS]
+        store(slots[1])
+        assert starts(BTC) == []
+
+
 ODD_MEMBERS = [
     (b"[1.0,1763690040001,5]", float("inf")),
     (b"[1.0,1763690040001,5]", 1e20),
