@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,6 +18,9 @@ from psycopg import sql
 from tests.application import ScriptedExchange, read_rows
 from tests.oracle import Rows
 from tests.servers import HOST, PostgresServer, RedisServer
+
+# A shell starts background jobs with SIGINT ignored, which the programs under test would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _numbers = itertools.count(1)
 

@@ -31,6 +31,9 @@ class Proxy:
         self._cut_after = b""
         self.was_cut = threading.Event()
         """Set once the connection was cut that `cut_after` waits for."""
+        self._stall_within = b""
+        self.was_stalled = threading.Event()
+        """Set once the answer was stalled that `stall_within` waits for."""
         self._listener: socket.socket | None = None
         self._accepting: threading.Thread | None = None
         self.heal()
@@ -92,6 +95,11 @@ class Proxy:
     def stall(self) -> None:
         """Hold back everything in both directions; connections stay open, new ones are accepted, nothing is lost."""
         self._flowing.clear()
+
+    def stall_within(self, request: bytes) -> None:
+        """Forward the next request that holds these bytes and at most 64 KiB of its answer; then stall."""
+        self.was_stalled.clear()
+        self._stall_within = request
 
     def swallow(self) -> None:
         """A black hole behind an open door: connections are accepted, and nothing that is sent ever arrives."""
@@ -159,11 +167,19 @@ class Proxy:
                 if from_client and self._cut_after and self._cut_after in data:
                     self._cut_after = b""
                     pair.doomed = True
+                if from_client and self._stall_within and self._stall_within in data:
+                    self._stall_within = b""
+                    pair.stalling = True
+                stalls = pair.stalling and not from_client  # before the client can have sent its next request
                 if pair.doomed and not from_client:  # the answer: what was asked for has been done
                     pair.reset()
                     self.was_cut.set()
                     return
                 target.sendall(data)
+                if stalls:
+                    pair.stalling = False
+                    self.stall()
+                    self.was_stalled.set()
             self._flowing.wait()
             if pair.forgotten or not pair.open:  # the end of one that is being reset is not to be told as a good one
                 return
@@ -182,6 +198,7 @@ class _Pair:
         self.client, self.server = client, server
         self.open = True
         self.doomed = False
+        self.stalling = False
         self.forgotten = False
         self._lock = threading.Lock()
         self._ended: set[bool] = set()

@@ -113,6 +113,24 @@ def test_what_is_stalled_arrives_late(proxy: Proxy, client: socket.socket) -> No
     assert client.recv(1000) == b"late"
 
 
+def test_answer_is_stalled_within_and_arrives_late(proxy: Proxy, client: socket.socket) -> None:
+    proxy.stall_within(b"copy")
+    assert asked(client, b"begin") == b"begin"
+    long = b"copy" + b"." * 2**20
+    sending = threading.Thread(target=client.sendall, args=(long,))
+    sending.start()
+    assert proxy.was_stalled.wait(2)
+    assert 0 < len(client.recv(2**20)) <= 65536
+    client.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        client.recv(1)
+    proxy.heal()
+    client.settimeout(5)
+    assert client.recv(1) == b"."
+    proxy.cut()
+    sending.join(5)
+
+
 def test_what_is_swallowed_never_arrives(proxy: Proxy, server: EchoServer, client: socket.socket) -> None:
     proxy.swallow()
     with connected(proxy) as another:

@@ -32,6 +32,9 @@ FORMATS = ["csv", "parquet"]
 MANY = 5_000
 """Minutes of 15 series that are more than is kept in memory."""
 
+LAST_SERIES = b"exchange = 'exchange3' and pair_name = 'TONUSDT'"
+"""In the request for the rows that are exported last: a row group of Parquet is in the file by then."""
+
 
 @pytest.fixture
 def table(postgres_db: dict[str, Any]) -> Iterator["psycopg.Connection[Any]"]:
@@ -399,10 +402,11 @@ def test_an_interrupted_export_leaves_no_file(
     path = tmp_path / f"rows.{form}"
     partial = tmp_path / f"rows.{form}.partial"
     with Proxy(postgres_db["port"]) as proxy:
+        proxy.stall_within(LAST_SERIES)
         given = environment | {"MARKETFLOW_POSTGRES__PORT": str(proxy.port)}
         with subprocess.Popen(command("--output", str(path)), env=given, stderr=subprocess.PIPE) as export:
-            wait_until(lambda: partial.exists() and partial.stat().st_size > 4, 30, "nothing was written")
-            proxy.stall()  # it is in the middle now, and the server does not answer
+            assert proxy.was_stalled.wait(30)  # it is in the middle now, and the server does not answer
+            assert partial.stat().st_size > 4
             assert not path.exists()
             export.send_signal(number)
             _, said = export.communicate(timeout=30)
@@ -421,10 +425,12 @@ def test_a_server_that_goes_away_meanwhile_is_told_and_leaves_no_file(
     put_many(table, MANY)
     partial = tmp_path / f"rows.{form}.partial"
     with Proxy(postgres_db["port"]) as proxy:
+        proxy.stall_within(LAST_SERIES)
         given = environment | {"MARKETFLOW_POSTGRES__PORT": str(proxy.port)}
         arguments = command("--output", str(tmp_path / f"rows.{form}"))
         with subprocess.Popen(arguments, env=given, stderr=subprocess.PIPE, text=True) as export:
-            wait_until(lambda: partial.exists() and partial.stat().st_size > 4, 30, "nothing was written")
+            assert proxy.was_stalled.wait(30)
+            assert partial.stat().st_size > 4
             proxy.cut()
             _, said = export.communicate(timeout=30)
     assert export.returncode == 1
@@ -439,10 +445,12 @@ def test_parquet_that_is_cut_short_on_stdout_has_no_footer(
     put_many(table, MANY)
     path = tmp_path / "rows.parquet"
     with Proxy(postgres_db["port"]) as proxy, path.open("wb") as stdout:
+        proxy.stall_within(LAST_SERIES)
         given = environment | {"MARKETFLOW_POSTGRES__PORT": str(proxy.port)}
         arguments = command("--format", "parquet")
         with subprocess.Popen(arguments, env=given, stdout=stdout, stderr=subprocess.PIPE) as export:
-            wait_until(lambda: path.stat().st_size > 4, 30, "nothing was written")
+            assert proxy.was_stalled.wait(30)
+            assert path.stat().st_size > 4
             proxy.cut()
             _, said = export.communicate(timeout=30)
     assert export.returncode == 1
