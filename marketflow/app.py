@@ -41,6 +41,7 @@ from marketflow.resources import resource
 from marketflow.servers import as_soon_as, find_servers, running_servers
 from marketflow.settings import Settings, load
 from marketflow.stores.fallback import Fallback
+from marketflow.tasks import background
 from marketflow.turns import Turns
 from marketflow.workers import Parent, Workers
 
@@ -201,7 +202,7 @@ class _ApiHalf(Application):
             await feeds.ask()  # before the first request, which is about a mode
         except Unavailable as error:
             logger.warning("the feeds cannot be asked yet, {} mode is assumed: {}", settings.mode, error)
-        stack.callback(asyncio.create_task(feeds.follow()).cancel)
+        await stack.enter_async_context(background(feeds.follow()))
 
         redis_probe = Probe(readers.cache, lambda: feeds.state is None or feeds.state.cache_complete)
         postgres_probe = Probe(

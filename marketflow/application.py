@@ -29,6 +29,7 @@ from marketflow.stores.ports import Announcements, RecentReader
 from marketflow.stores.postgres_reader import PostgresReader
 from marketflow.stores.redis_reader import RedisReader
 from marketflow.stores.shared import Shared
+from marketflow.tasks import background
 
 SETTLE_MS = 10_000
 """How long after its grace a minute may take to be in the cache, late ticks included."""
@@ -104,7 +105,7 @@ class Application(ABC):
         stack.push_async_callback(cache.close)
         mirror = Mirror(cache, servers.redis, system_clock, self.settings.flow.minute_ms)
         stack.push_async_callback(mirror.close)
-        stack.callback(asyncio.create_task(mirror.listen()).cancel)
+        await stack.enter_async_context(background(mirror.listen()))
         archive = PostgresReader(servers.postgres)
         stack.push_async_callback(archive.close)
         await archive.open()
@@ -114,7 +115,7 @@ class Application(ABC):
         """Ask the stores how they are, now and from now on."""
         await asyncio.gather(*(probe.ask() for probe in probes))
         for probe in probes:
-            stack.callback(asyncio.create_task(probe.ask_for_ever()).cancel)
+            await stack.enter_async_context(background(probe.ask_for_ever()))
 
     def context(
         self,

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from loguru import logger
 
+from marketflow.logs import RateLimit
+
 SEND_SECONDS = 1.0
 """How long a message may take. The service manager is alive nearly always, and nothing here may hang with it."""
 
@@ -27,6 +29,7 @@ class Supervisor:
 
     def __init__(self, beat_seconds: float | None = None) -> None:
         self.beat_seconds = beat_seconds
+        self._limit = RateLimit(60.0)
 
     def ready(self, doing: str) -> None:
         """It does what it was started for, or stands by for it. May be said again, as things change."""
@@ -40,9 +43,17 @@ class Supervisor:
     async def beat_while(self, alive: Callable[[], bool]) -> None:
         """Give signs of life for as long as there is life: the event loop that runs this, and what is asked."""
         while self.beat_seconds is not None:
+            self.beat_if(alive)
+            await asyncio.sleep(self.beat_seconds)
+
+    def beat_if(self, alive: Callable[[], bool]) -> None:
+        """Give a sign of life if there is life; what cannot be asked has none, and is asked again."""
+        try:
             if alive():
                 self.beat()
-            await asyncio.sleep(self.beat_seconds)
+        except Exception as error:  # noqa: BLE001 - one that asked no more would have a live process restarted
+            if self._limit.admit("alive") is not None:
+                logger.opt(exception=error).error("no sign of life can be given, which is a bug")
 
 
 class ServiceManager(Supervisor):

@@ -15,6 +15,7 @@ from marketflow.stores import redis, rows
 from marketflow.stores.embedded import EmbeddedPostgres, EmbeddedRedis, claim
 from marketflow.stores.embedded.guardian import guardian
 from marketflow.stores.embedded.owner import refuse_unreachable
+from marketflow.tasks import background
 
 KILL_SECONDS = 0.5
 """How long the embedded servers may take to end once there is no patience left."""
@@ -86,12 +87,9 @@ async def running_servers(settings: Settings, told: asyncio.Event, hurry: asynci
                 await _in_threads(server.revive for server in servers.embedded)
             if told.is_set():
                 raise StartError("told to stop while starting")
-            supervision = asyncio.create_task(_supervise(servers.embedded))
-            try:
+            # It ends before the servers stop, also when what was built on them failed: it would start them again.
+            async with background(_supervise(servers.embedded)):
                 yield servers
-            finally:  # before the servers stop, also when what was built on them failed: it would start them again
-                supervision.cancel()
-                await asyncio.wait([supervision])
         finally:
             async with as_soon_as(hurry, partial(_kill, servers.embedded)):
                 await _stop(servers.embedded)
@@ -140,11 +138,8 @@ async def as_soon_as(told: asyncio.Event, act: Callable[[], Awaitable[None]]) ->
         await told.wait()
         await act()
 
-    acting = asyncio.create_task(wait_and_act())
-    try:
+    async with background(wait_and_act()):
         yield
-    finally:
-        acting.cancel()
 
 
 async def _in_threads(calls: Iterable[Callable[[], None]]) -> None:

@@ -222,8 +222,8 @@ class Turns:
         if self._supervisor.beat_seconds is None or time.monotonic() < self._beat_at:
             return
         self._beat_at = time.monotonic() + self._supervisor.beat_seconds
-        if self._engine is None or self._engine.is_alive():
-            self._supervisor.beat()
+        engine = self._engine
+        self._supervisor.beat_if(lambda: engine is None or engine.is_alive())
 
     def _rest_seconds(self, mode: Mode) -> float:
         """How long until the minute that runs has closed."""

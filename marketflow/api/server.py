@@ -17,6 +17,7 @@ from marketflow.api.outflow import Watched
 from marketflow.api.room import max_open_files
 from marketflow.api.websocket_connection import LimitedWebSocket
 from marketflow.errors import StartError
+from marketflow.tasks import cancel
 
 CONNECTIONS_CLOSE_SECONDS = 1
 """How long running requests may take once the application is to end."""
@@ -111,8 +112,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         if self.force_exit:  # uvicorn leaves it out then
             await self.lifespan.shutdown()
-        forcing.cancel()
-        cutting.cancel()
+        await cancel(forcing, cutting)
 
     async def _cut_streams(self) -> None:
         """End the connections of those who do not take what they are told in the end."""

@@ -15,6 +15,7 @@ from loguru import logger
 from marketflow.clock import milliseconds, system_clock
 from marketflow.errors import StartError
 from marketflow.feeds.generator import Market
+from marketflow.tasks import cancel
 
 MAX_UNSENT_BYTES = 4 * 1024 * 1024
 
@@ -55,7 +56,7 @@ class _Exchange:
         self._log.info("exchange listens on {}:{}", *server.sockets[0].getsockname()[:2])
         ticking = asyncio.create_task(self._tick())
         await stopped.wait()
-        ticking.cancel()
+        await cancel(ticking)
         server.close()
         for client in list(self._clients):
             client.close()

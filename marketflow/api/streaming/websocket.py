@@ -22,6 +22,7 @@ from marketflow.api.streaming.figures import Sent
 from marketflow.api.streaming.selection import named
 from marketflow.api.streaming.sse import PARAMETERS, selected
 from marketflow.errors import TooMuch
+from marketflow.tasks import cancel
 
 PATH = "/ws"
 
@@ -96,8 +97,7 @@ class _Conversation:
         try:
             done, _ = await asyncio.wait({telling, listening}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            telling.cancel()
-            listening.cancel()
+            await cancel(telling, listening)
         for task in done:
             if (code := task.result()) is not None:
                 await self._websocket.close(code)

@@ -1,0 +1,41 @@
+"""Background tasks of an event loop that end before what they use is closed."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from loguru import logger
+
+CANCEL_SECONDS = 2.0
+"""How long a cancelled task may take to end. A stop does not hang with a task that does not."""
+
+
+async def cancel(*tasks: "asyncio.Task[Any]") -> None:
+    """Cancel tasks and wait for their end, without raising what they raise."""
+    running = [task for task in tasks if not task.done()]
+    for task in running:
+        task.cancel()
+    if running:
+        ended, pending = await asyncio.wait(running, timeout=CANCEL_SECONDS)
+        for task in pending:
+            logger.warning("a cancelled task does not end: task={}", task.get_coro())
+        for task in ended:
+            _ = task.cancelled() or task.exception()  # taken, so that asyncio does not log it as well
+
+
+def log_failure(task: "asyncio.Task[Any]") -> None:
+    """Log the exception with which a task ended, if it has."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.opt(exception=error).error("a background task failed, which is a bug")
+
+
+@asynccontextmanager
+async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run a coroutine while the block runs; cancel it and wait for its end afterwards."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(log_failure)
+    try:
+        yield
+    finally:
+        await cancel(task)

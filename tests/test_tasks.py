@@ -1,0 +1,138 @@
+"""Background tasks have ended before what they use is closed, and go on when what they ask fails."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from functools import wraps
+
+import pytest
+
+from marketflow import tasks
+from marketflow.app import _ApiHalf
+from marketflow.control.remote import RemoteFeeds
+from marketflow.notify import Supervisor
+from marketflow.probes import Probe
+from marketflow.settings import load
+from marketflow.stores.mirror import Mirror
+from marketflow.tasks import background, cancel
+from tests.servers import HOST, free_port
+
+
+def on_loop(test: Callable[..., Coroutine[object, object, None]]) -> Callable[..., None]:
+    """A test that is a coroutine function, run by an event loop of its own."""
+
+    @wraps(test)
+    def run(*arguments: object, **keywords: object) -> None:
+        asyncio.run(test(*arguments, **keywords))
+
+    return run
+
+
+@on_loop
+async def test_no_task_is_left_once_the_api_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the listeners nor the probes: what they use is closed after them. Stores are unreachable."""
+    for store in ("REDIS", "POSTGRES"):
+        monkeypatch.setenv(f"MARKETFLOW_{store}__HOST", HOST)
+        monkeypatch.setenv(f"MARKETFLOW_{store}__PORT", str(free_port()))
+    begun: list[str] = []
+    ended: list[str] = []
+
+    def ends_slowly(of: type, name: str) -> None:
+        work = getattr(of, name)
+
+        async def run(self: object) -> None:
+            begun.append(name)
+            try:
+                await work(self)
+            finally:
+                await asyncio.sleep(0.05)
+                ended.append(name)
+
+        monkeypatch.setattr(of, name, run)
+
+    ends_slowly(Mirror, "listen")
+    ends_slowly(Probe, "ask_for_ever")
+    ends_slowly(RemoteFeeds, "follow")
+    before = asyncio.all_tasks()
+    async with AsyncExitStack() as stack:
+        await _ApiHalf(load()).start(stack)
+        await asyncio.sleep(0)  # all tasks have begun
+    assert sorted(ended) == sorted(begun) == ["ask_for_ever", "ask_for_ever", "follow", "listen"]
+    assert asyncio.all_tasks() == before
+
+
+class Counting(Supervisor):
+    """Counts signs of life, and says when there were two."""
+
+    def __init__(self) -> None:
+        super().__init__(0.001)
+        self.beats = 0
+        self.two = asyncio.Event()
+
+    def beat(self) -> None:
+        self.beats += 1
+        if self.beats == 2:
+            self.two.set()
+
+
+@on_loop
+async def test_signs_of_life_go_on_after_a_failed_question(log: list[str]) -> None:
+    fails = iter([False, True, True])
+
+    def alive() -> bool:
+        if next(fails, False):
+            raise ValueError("broken")
+        return True
+
+    supervisor = Counting()
+    async with background(supervisor.beat_while(alive)):
+        await asyncio.wait_for(supervisor.two.wait(), 5)
+    assert len([line for line in log if "broken" in line]) == 1
+
+
+@on_loop
+async def test_background_task_has_ended_after_the_block() -> None:
+    order: list[str] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            order.append("task ended")
+
+    async with background(work()):
+        await asyncio.sleep(0)
+    order.append("block left")
+    assert order == ["task ended", "block left"]
+
+
+@on_loop
+async def test_failure_of_background_task_is_logged(log: list[str]) -> None:
+    async def work() -> None:
+        raise ValueError("broken")
+
+    async with background(work()):
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert len([line for line in log if "broken" in line]) == 1
+
+
+@on_loop
+async def test_task_that_does_not_end_holds_up_no_stop(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "CANCEL_SECONDS", 0.05)
+    released = asyncio.Event()
+
+    async def work() -> None:
+        while not released.is_set():
+            try:
+                await released.wait()
+            except asyncio.CancelledError:
+                continue
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    await asyncio.wait_for(cancel(task), 5)
+    assert any("does not end" in line for line in log)
+    released.set()
+    await task
