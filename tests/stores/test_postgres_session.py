@@ -21,7 +21,7 @@ from marketflow.errors import Unavailable
 from marketflow.export.rows import Selection, blocks, parts, snapshot
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot
 from marketflow.resources import resource
-from marketflow.stores import postgres_session
+from marketflow.stores import postgres_reader, postgres_session
 from marketflow.stores.bounded import BoundedConnection
 from marketflow.stores.ports import Walk
 from marketflow.stores.postgres import PostgresArchive
@@ -201,7 +201,11 @@ def test_connection_with_a_high_file_descriptor_writes(postgres_db: dict[str, An
 # --- Transaction pooling
 
 
-def test_pooler_with_transactions_serves_writer_and_readers(server_folder: Path, postgres_db: dict[str, Any]) -> None:
+def test_pooler_with_transactions_serves_writer_and_readers(
+    server_folder: Path, postgres_db: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Twelve connections share two sessions: on a busy machine one waits for longer than a client should.
+    monkeypatch.setattr(postgres_reader, "READ_SECONDS", 30.0)
     set_defaults(postgres_db, {"datestyle": "SQL, DMY", "extra_float_digits": "0", "timezone": "Asia/Kathmandu"})
     with pgbouncer(server_folder, postgres_db) as place:
         keywords = connection_keywords(**place, schema="prices", prepared_statements=False)
