@@ -18,6 +18,7 @@ FIGURES = Figures(
     rows_pending=16,
     rows_dropped=17,
     given_up=18,
+    stalls={"archive": 19},
 )
 """Made up, no two alike."""
 

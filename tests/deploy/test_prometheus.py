@@ -54,6 +54,7 @@ HEALTHY: Series = {
     "marketflow_aggregates_refused_total": steady(6),
     "marketflow_aggregates_dropped_total": steady(7),
     "marketflow_given_up_total": steady(0),
+    'marketflow_branch_stalls_total{branch="archive"}': steady(0),
     "marketflow_aggregates_pending": _MINUTES,
     'marketflow_tick_to_cache_seconds_bucket{le="0.1"}': growing(1470),
     'marketflow_tick_to_cache_seconds_bucket{le="0.25"}': growing(1490),
@@ -161,6 +162,12 @@ CASES: dict[str, tuple[Series, float, float, set[str]]] = {
         set(),
     ),
     "MarketFlowBug": (broken("marketflow_given_up_total", "1x200", "0"), -1, 1, set()),
+    "MarketFlowBranchStalled": (
+        broken('marketflow_branch_stalls_total{branch="archive"}', "1x200", "0"),
+        -1,
+        1,
+        set(),
+    ),
     "MarketFlowHttpErrors": (
         {'marketflow_http_request_seconds_count{route="/prices",method="GET",status="500"}': after(BEGIN, growing(30))},
         4,
