@@ -33,6 +33,13 @@ REPLY_SECONDS = 2.0
 """How long a reply is waited for."""
 
 
+STATE_CONNECTIONS = 3
+"""One that listens, and one for each that asks at the same time: the listener, and the start."""
+
+COMMAND_CONNECTIONS = 32
+"""As many commands wait for their replies; others wait for one of these connections, for ANSWER_SECONDS."""
+
+
 class RemoteFeeds:
     """The feeds of another process; for one event loop.
 
@@ -43,13 +50,9 @@ class RemoteFeeds:
     """
 
     def __init__(self, keywords: Mapping[str, Any], exchanges: Sequence[str], mode: Mode) -> None:
-        pool = redis.asyncio.ConnectionPool(
-            **pool_options(keywords),
-            socket_timeout=REPLY_SECONDS + ANSWER_SECONDS,  # each call has a limit of its own
-            socket_connect_timeout=ANSWER_SECONDS,
-            retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
-        )
-        self._client = redis.asyncio.Redis.from_pool(pool)
+        # Two pools: what the feeds do is heard however many commands wait for their replies.
+        self._client = _connect(keywords, STATE_CONNECTIONS)
+        self._commands = _connect(keywords, COMMAND_CONNECTIONS)
         self._channel = keys.channel(keys.STATE_KEY, keywords.get("db", 0))
         self._exchanges = exchanges
         self._mode = mode
@@ -93,6 +96,7 @@ class RemoteFeeds:
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
+        await self._commands.aclose()
 
     async def switch(self, mode: Mode) -> Mode:
         """Have another mode run and return the one before.
@@ -103,12 +107,12 @@ class RemoteFeeds:
         if self.state is None:
             raise Unavailable("no process takes ticks")
         command = uuid4().hex
-        async with self._client.pipeline(transaction=True) as pipe:
+        async with self._commands.pipeline(transaction=True) as pipe:
             pipe.set(keys.command_key(command), mode.value, px=COMMAND_MS)
             pipe.rpush(keys.COMMANDS_KEY, command)
             pipe.pexpire(keys.COMMANDS_KEY, COMMAND_MS)
             await _answer(pipe.execute(), ANSWER_SECONDS)
-        waiting = self._client.blpop([keys.reply_key(command)], timeout=REPLY_SECONDS)
+        waiting = self._commands.blpop([keys.reply_key(command)], timeout=REPLY_SECONDS)
         answer = await _answer(cast("Awaitable[Any]", waiting), REPLY_SECONDS + ANSWER_SECONDS)
         reply = decode(answer and answer[1], Reply)
         if reply is None:
@@ -166,6 +170,18 @@ class RemoteFeeds:
         self._published = published
         self._heard_at = time.monotonic()
         self._mode = published.state.mode
+
+
+def _connect(keywords: Mapping[str, Any], max_connections: int) -> "redis.asyncio.Redis":
+    pool = redis.asyncio.BlockingConnectionPool(
+        **pool_options(keywords),
+        max_connections=max_connections,
+        timeout=ANSWER_SECONDS,
+        socket_timeout=REPLY_SECONDS + ANSWER_SECONDS,  # each call has a limit of its own
+        socket_connect_timeout=ANSWER_SECONDS,
+        retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
+    )
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 async def _answer(asked: Awaitable[Any], seconds: float) -> Any:

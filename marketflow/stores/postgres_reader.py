@@ -27,24 +27,31 @@ _OF_SERIES = "mode = %(mode)s and exchange = %(exchange)s and pair_name = %(symb
 
 _OF_WANTED = "exchange = wanted.exchange and pair_name = wanted.pair_name and mode = wanted.mode"
 _MINUTES = f"{_OF_WANTED} and timestamp >= span.since and timestamp < span.until"
-_DAYS = f"{_OF_WANTED} and timestamp >= %(first_day)s and timestamp < rolled.until"
+_DAYS = f"{_OF_WANTED} and timestamp >= rolled.first_day and timestamp < rolled.until"
 
 # Whole days of daily candles, and minutes before, after, and where a day is marked (ddl/0002_aggregates_daily.sql): one
-# statement, for what they say together holds of one moment only. The last select puts the parts in order again.
+# statement, for what they say together holds of one moment only. Where minutes are deleted (`kept_from`) a day at the
+# edge counts as a whole. The last select puts the parts in order again.
 _SUMMARY = f"""
 with wanted as (
     select * from unnest(%(mode)s::text[], %(exchange)s::text[], %(symbol)s::text[]) with ordinality
         as wanted (mode, exchange, pair_name, number)
 ), rolled as (
-    select greatest(%(first_day)s, least(%(last_day)s, coalesce(max(rolled_until), 'epoch'))) as until
-    from aggregates_rolled_until
+    select edge.*, greatest(first_day, least(last_day, rolled_until)) as until
+    from (
+        select case when %(since)s < kept_from then %(day_of_since)s else %(first_day)s end as first_day,
+               case when %(until)s <= kept_from then %(end_of_until)s else %(last_day)s end as last_day, rolled_until
+        from aggregates_rolled_until
+        union all
+        select %(first_day)s, %(last_day)s, timestamptz 'epoch' where not exists (select from aggregates_rolled_until)
+    ) as edge
 ), parts as (
     select number, candle.* from wanted cross join rolled
     cross join lateral ({candle_of("aggregates_daily", f"{_DAYS} and tick_count is not null")}) as candle
     union all
     select number, candle.* from wanted cross join rolled
     cross join lateral (
-        values (%(since)s, least(%(first_day)s, %(until)s)), (rolled.until, %(until)s)
+        values (%(since)s, least(rolled.first_day, %(until)s)), (rolled.until, %(until)s)
         union all
         select timestamp, timestamp + interval '24 hours' from aggregates_daily where {_DAYS} and tick_count is null
     ) as span (since, until)
@@ -93,9 +100,15 @@ class PostgresReader:
 
     def __init__(self, keywords: dict[str, Any], max_size: int = 8) -> None:
         self._keywords = keywords
-        self._pool = AsyncConnectionPool(
+        self._pool = self._pool_of(max_size, "archive-reader")
+        # Of its own, so that a sign of life does not wait behind queries.
+        self._ping_pool = self._pool_of(1, "archive-ping")
+        self._abandoned: set[asyncio.Future[Any]] = set()
+
+    def _pool_of(self, max_size: int, name: str) -> "AsyncConnectionPool[_Connection]":
+        return AsyncConnectionPool(
             connection_class=_Connection,
-            kwargs={"prepare_threshold": 0, **session_keywords(keywords, **_PLANNED_ONCE), "autocommit": True},
+            kwargs={"prepare_threshold": 0, **session_keywords(self._keywords, **_PLANNED_ONCE), "autocommit": True},
             min_size=1,
             max_size=max_size,
             open=False,
@@ -103,17 +116,17 @@ class PostgresReader:
             # The pool doubles its pauses without a limit; 2 s after giving up it begins anew.
             reconnect_timeout=2.0,
             reconnect_failed=lambda pool: None,
-            name="archive-reader",
+            name=name,
         )
-        self._abandoned: set[asyncio.Future[Any]] = set()
 
     async def open(self) -> None:
         """Begin to connect, without waiting for it."""
         await self._pool.open(wait=False)
+        await self._ping_pool.open(wait=False)
 
     async def close(self) -> None:
         """Close all connections, within a second."""
-        await self._pool.close(timeout=1.0)
+        await asyncio.gather(self._pool.close(timeout=1.0), self._ping_pool.close(timeout=1.0))
 
     async def ping(self) -> None:
         """Ask for a sign of life.
@@ -121,7 +134,7 @@ class PostgresReader:
         Raises:
             Unavailable: there is none.
         """
-        await self._fetch([("select 1", {})])
+        await self._fetch([("select 1", {})], self._ping_pool)
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of its minutes with `since <= start < until` (Unix ms)."""
@@ -131,7 +144,8 @@ class PostgresReader:
             "symbol": [each.symbol for each in series],
         }
         bounds = {"since": since, "until": until, "first_day": -(-since // DAY_MS) * DAY_MS}
-        bounds["last_day"] = until // DAY_MS * DAY_MS
+        bounds |= {"last_day": until // DAY_MS * DAY_MS, "end_of_until": -(-until // DAY_MS) * DAY_MS}
+        bounds["day_of_since"] = since // DAY_MS * DAY_MS
         moments = {name: to_datetime(bound) for name, bound in bounds.items()}
         (rows,) = await self._fetch([(_SUMMARY, {**wanted, **moments})])
         found = {number: candle_of_row((*amounts,)) for number, *amounts in rows}
@@ -147,11 +161,13 @@ class PostgresReader:
         answers = await self._fetch([(_LAST, parameters(each)) for each in series])
         return [Tick(rows[0][0], to_unix_ms(rows[0][1]), 0) if rows else None for rows in answers]
 
-    async def _fetch(self, queries: Iterable[tuple[str, dict[str, Any]]]) -> list[list[tuple[Any, ...]]]:
+    async def _fetch(
+        self, queries: Iterable[tuple[str, dict[str, Any]]], pool: "AsyncConnectionPool[_Connection] | None" = None
+    ) -> list[list[tuple[Any, ...]]]:
         """The rows of each query."""
 
         async def ask() -> list[list[tuple[Any, ...]]]:
-            async with self._pool.connection(timeout=READ_SECONDS) as connection:
+            async with (pool or self._pool).connection(timeout=READ_SECONDS) as connection:
                 pinning = await connection.pinned(self._keywords)
                 async with connection.transaction() if pinning else nullcontext():
                     if pinning:

@@ -51,13 +51,22 @@ class RedisReader:
 
     Args:
         client: used by one event loop.
+        ping_client: for signs of life, which must not wait behind queries; `client` without it.
         clock: tells which minutes have settled.
         settle_ms: how long after its end a closed minute may still be changed by late ticks.
         minute_ms: length of a minute.
     """
 
-    def __init__(self, client: "redis.asyncio.Redis", clock: Clock, settle_ms: int, minute_ms: int = MINUTE_MS) -> None:
+    def __init__(
+        self,
+        client: "redis.asyncio.Redis",
+        clock: Clock,
+        settle_ms: int,
+        minute_ms: int = MINUTE_MS,
+        ping_client: "redis.asyncio.Redis | None" = None,
+    ) -> None:
         self._client = client
+        self._ping_client = ping_client or client
         self._clock = clock
         self._settle_ms = settle_ms
         self._minute_ms = minute_ms
@@ -71,12 +80,13 @@ class RedisReader:
         minute_ms: int = MINUTE_MS,
         max_connections: int = 32,
     ) -> "RedisReader":
-        """A reader with a pool of its own, which connects when first used."""
-        return cls(connect(keywords, max_connections), clock, settle_ms, minute_ms)
+        """A reader with pools of its own, which connect when first used."""
+        return cls(connect(keywords, max_connections), clock, settle_ms, minute_ms, connect(keywords, 1))
 
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
+        await self._ping_client.aclose()
 
     async def ping(self) -> None:
         """Ask for a sign of life.
@@ -84,7 +94,7 @@ class RedisReader:
         Raises:
             Unavailable: there is none.
         """
-        await _answer(cast("Awaitable[Any]", self._client.ping()))
+        await _answer(cast("Awaitable[Any]", self._ping_client.ping()))
 
     async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
         """The newest tick of each series: its latest price, else the close of its last minute here."""

@@ -229,6 +229,25 @@ def test_a_state_of_a_version_that_tells_no_figures_is_believed() -> None:
     assert decode(msgspec.json.encode(without), Published) == Published("a run", 1, 0, RUNNING)
 
 
+def test_commands_without_reply_do_not_keep_the_state_from_being_asked(
+    feeds: RemoteFeeds, client: "redis.Redis", clock: Clock
+) -> None:
+    lease = Lease(client, clock)
+    assert lease.hold(published(lease))
+
+    async def ask() -> None:
+        await feeds.ask()
+        switching = [asyncio.create_task(feeds.switch(Mode.LIVE)) for _ in range(150)]
+        await asyncio.sleep(0.1)
+        await feeds.ask()
+        assert feeds.state is not None
+        answers = await asyncio.gather(*switching, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {Unavailable}
+        await feeds.close()
+
+    asyncio.run(ask())
+
+
 def test_a_switch_that_cannot_be_made_is_unavailable(
     feeds: RemoteFeeds, hold: Callable[[Callable[[Mode], Mode]], Lease]
 ) -> None:

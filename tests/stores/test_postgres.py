@@ -733,6 +733,19 @@ def test_requests_to_a_frozen_server_end_in_time_and_are_answered_when_it_goes_o
     ask(server.keywords, question)
 
 
+def test_ping_of_postgresql_does_not_wait_behind_queries(server: PostgresServer) -> None:
+    async def question(reader: PostgresReader) -> None:
+        await reader.ping()
+        slow = [asyncio.create_task(reader._fetch([("select pg_sleep(0.6)", {})])) for _ in range(40)]
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        await reader.ping()
+        assert time.monotonic() - began < 0.5
+        await asyncio.gather(*slow, return_exceptions=True)
+
+    ask(server.keywords, question)
+
+
 def test_a_reader_closes_in_time_while_the_server_is_frozen(server: PostgresServer) -> None:
     async def question() -> float:
         reader = PostgresReader(connection_keywords(**server.keywords))
