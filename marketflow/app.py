@@ -204,7 +204,11 @@ class _ApiHalf(Application):
             logger.warning("the feeds cannot be asked yet, {} mode is assumed: {}", settings.mode, error)
         await stack.enter_async_context(background(feeds.follow()))
 
-        redis_probe = Probe(readers.cache, lambda: feeds.state is None or feeds.state.cache_complete)
+        redis_probe = Probe(
+            readers.cache,
+            lambda: feeds.state is None or feeds.state.cache_complete,
+            Outage("Redis cannot be used", "Redis can be used again"),
+        )
         postgres_probe = Probe(
             readers.archive,
             lambda: feeds.state is None or feeds.state.archive_available,

@@ -155,6 +155,7 @@ class RedisCache:
         self._whole = False  # what the last probe found
         self._outage = Outage("Redis cannot be used", "Redis can be used again")
         self._closed = False
+        self._may_ask_types = True
 
     @classmethod
     def connect(
@@ -415,7 +416,19 @@ class RedisCache:
         return list(set(self._series) | written)
 
     def _remove_foreign(self) -> None:
-        """Remove keys of another type than the one written: other clients have put them there, and no command works."""
+        """Remove keys of another type than the one written: other clients have put them there, and no command works.
+
+        Without the right to TYPE, as by the ACL of an earlier version, they stay.
+        """
+        if not self._may_ask_types:
+            return
+        try:
+            self._remove_of_other_types()
+        except redis.exceptions.NoPermissionError as error:
+            self._may_ask_types = False
+            logger.warning("Redis: keys of other types are not removed; permit TYPE to the user: {}", error)
+
+    def _remove_of_other_types(self) -> None:
         fixed = {keys.SERIES_KEY: b"zset", keys.ARCHIVED_KEY: b"string"}
         self._remove([key for key, kind in fixed.items() if self._client.type(key) not in (kind, b"none")])
         series = self._known_series()

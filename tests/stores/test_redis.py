@@ -237,6 +237,21 @@ def test_a_newest_price_is_stored_with_its_expiry_or_not_at_all(server: RedisSer
         assert client.exists(keys.latest_key(BTC)) == 0
 
 
+def test_user_without_right_to_type_is_served(server: RedisServer, log: list[str]) -> None:
+    """As with the ACL of an earlier version."""
+    with server.client() as client:
+        client.execute_command("ACL", "SETUSER", "default", "-type")
+        with cache_at(keywords(server)) as cache:
+            cache.put_newest({BTC: TICK})
+            client.flushall()
+            assert cache.needs_refill()
+            cache.put_newest({BTC: TICK})
+            assert not cache.needs_refill()
+            assert cache.complete
+    assert newest(server) == TICK
+    assert len([line for line in log if "TYPE" in line]) == 1
+
+
 @pytest.mark.parametrize("price", [0.1 + 0.2, 5e-324, 1.7976931348623157e308, 1e22, 123456789.123456789])
 def test_candles_and_prices_come_back_to_the_last_bit(cache: RedisCache, redis_db: RedisServer, price: float) -> None:
     tick = Tick(price, NOW, 2**62 + 1)
@@ -759,6 +774,23 @@ def test_a_pool_of_connections_serves_many_more_requests(cache: RedisCache, redi
         return await asyncio.gather(*(reader.newest([BTC]) for _ in range(100)))
 
     assert ask(redis_db, at_once) == [[TICK]] * 100
+
+
+def test_ping_does_not_wait_behind_queries(cache: RedisCache, redis_db: RedisServer) -> None:
+    """/health goes by it: with every connection for queries in use Redis is not down."""
+
+    async def question(reader: RedisReader) -> None:
+        pool = cast("Any", reader._client.connection_pool)
+        used = [await pool.get_connection() for _ in range(pool.max_connections)]
+        try:
+            with pytest.raises(Unavailable):
+                await reader.newest([BTC])
+            await reader.ping()
+        finally:
+            for connection in used:
+                await pool.release(connection)
+
+    ask(redis_db, question)
 
 
 @pytest.mark.parametrize("fault", [killed, frozen])
