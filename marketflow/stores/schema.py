@@ -44,6 +44,16 @@ where rolname <> current_user and not rolsuper
 order by 1
 """
 
+_OTHER_OWNERS = """
+select relname::text, pg_catalog.pg_get_userbyid(relowner)::text from pg_class
+where oid in (to_regclass('aggregates')::oid, to_regclass('aggregates_daily')::oid,
+              to_regclass('aggregates_hourly')::oid, to_regclass('aggregates_rolled_until')::oid,
+              to_regclass('ddl_applied')::oid)
+  and pg_catalog.pg_get_userbyid(relowner) <> current_user
+  and (select rolsuper from pg_roles where rolname = current_user)
+order by 1 limit 1
+"""
+
 _ELSEWHERE = """
 select nspname from pg_class join pg_namespace on pg_namespace.oid = relnamespace
 where relname = 'ddl_applied' and relkind in ('r', 'p') and nspname <> current_schema() order by nspname
@@ -75,6 +85,7 @@ def apply_ddl(connection: BoundedConnection, folder: Path, report_seconds: float
         waiting = [file for file in files if file.name not in done]
         if waiting:
             _refuse_shadows(connection)
+            _refuse_other_owners(connection)
         if waiting and not done:
             # As where an earlier version went by the search_path of the role.
             for (other,) in connection.execute(_ELSEWHERE).fetchall():
@@ -134,6 +145,15 @@ def _refuse_shadows(connection: BoundedConnection) -> None:
         raise psycopg.errors.InsufficientPrivilege(
             f"nothing is applied: {', '.join(owners)} made functions or operators with names of PostgreSQL's own in the"
             " schema of the tables; drop them, and revoke create on schema public from public"
+        )
+
+
+def _refuse_other_owners(connection: BoundedConnection) -> None:
+    """Have no superuser build on tables of somebody else: functions would run with its rights, for their owner."""
+    for name, owner in connection.execute(_OTHER_OWNERS).fetchall():
+        raise psycopg.errors.InsufficientPrivilege(
+            f"nothing is applied: the table {name} belongs to {owner}, and this user is a superuser; apply ddl/ as"
+            f" {owner} (marketflow migrate), or alter table {name} owner to this user"
         )
 
 

@@ -75,6 +75,54 @@ def ticks_of_everything(place: dict[str, Any]) -> list[int]:
     return asyncio.run(read())
 
 
+def ticks_between(place: dict[str, Any], since: int, until: int) -> int:
+    async def read() -> int:
+        reader = PostgresReader(connection_keywords(**place))
+        await reader.open()
+        try:
+            return sum(each.ticks for each in await reader.summary(SERIES, since, until) if each)
+        finally:
+            await reader.close()
+
+    return asyncio.run(read())
+
+
+def test_edge_over_expired_minutes_is_the_whole_day(
+    postgres_db: dict[str, Any], user: "psycopg.Connection[Any]"
+) -> None:
+    """Minutes after the first day; those of the first seven days are deleted."""
+    roll_up(postgres_db, Retention(3))
+    kept = 7 * 1440
+    stored = [day * 1440 + n * 7 for day in range(10) for n in range(20)]
+    found, expected = {}, {}
+    for since in (0, 1, 60, 1440, 3000, kept - 1, kept, kept + 1, kept + 100, 11_000):
+        for until in (30, 1440, 2000, kept - 1, kept, kept + 20, 12_000, 14_400):
+            if since < until:
+                first = since // 1440 * 1440 if since < kept else since
+                last = -(-until // 1440) * 1440 if until < kept else until
+                expected[since, until] = sum(4 * len(SERIES) for minute in stored if first <= minute < last)
+                found[since, until] = ticks_between(postgres_db, DAY + since * MINUTE_MS, DAY + until * MINUTE_MS)
+    assert found == expected
+
+
+def test_clock_far_ahead_deletes_no_minute_too_early(
+    postgres_db: dict[str, Any], user: "psycopg.Connection[Any]", log: list[str]
+) -> None:
+    """Neither PostgreSQL's clock nor the newest row confirm it."""
+    roll_up(postgres_db, Retention(3, 5), NOW + 400 * DAY_MS)
+    assert counts(user) == (120, 30, 10)
+    assert len([line for line in log if "clock" in line]) == 1
+
+
+def test_clock_far_ahead_is_not_confirmed_by_rows_of_its_day(
+    postgres_db: dict[str, Any], user: "psycopg.Connection[Any]"
+) -> None:
+    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 200)) as archive:
+        archive.write(minutes(210))
+    roll_up(postgres_db, Retention(3), NOW + 200 * DAY_MS)
+    assert counts(user)[0] == 120 + 40
+
+
 def test_without_settings_everything_is_kept(postgres_db: dict[str, Any], user: "psycopg.Connection[Any]") -> None:
     roll_up(postgres_db)
     assert counts(user) == (400, 60, 20)
@@ -112,8 +160,10 @@ def test_what_is_late_beyond_the_retention_changes_no_day(
     roll_up(postgres_db, retention)
     assert ticks_of_everything(postgres_db) == [1600, 1600]
     assert counts(user) == (122, 60, 20)
+    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 200)) as archive:
+        archive.write(minutes(10))
     roll_up(postgres_db, retention, NOW + DAY_MS)
-    assert counts(user) == (80, 60, 20)
+    assert counts(user) == (120, 66, 22)
 
 
 def test_nothing_goes_before_it_is_rolled_up(postgres_db: dict[str, Any], user: "psycopg.Connection[Any]") -> None:

@@ -214,6 +214,20 @@ def test_statements_find_no_operator_or_function_of_a_stranger(
             assert sum(rows for _, rows in blocks(connection, selection, part)) == 48
 
 
+def test_superuser_does_not_take_over_a_table_of_another(
+    postgres_db: dict[str, Any], owner: "psycopg.Connection[Any]", stranger: "psycopg.Connection[Any]"
+) -> None:
+    tables = "aggregates, aggregates_daily, aggregates_hourly, aggregates_rolled_until, ddl_applied"
+    owner.execute(f"drop table {tables}")
+    stranger.execute((resource("ddl") / "0001_aggregates.sql").read_text())
+    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
+        with pytest.raises(Unavailable, match=r"aggregates belongs to stranger_of_.*superuser"):
+            archive.write({})
+        assert owner.execute("select to_regclass('aggregates_daily')").fetchall() == [(None,)]
+        owner.execute("alter table aggregates owner to current_user")
+        archive.write({})
+
+
 @pytest.mark.parametrize(
     "planted",
     [
