@@ -27,7 +27,7 @@ LONG_WALKS = 2
 """A walk that reads more rows than that shares these places with others of its kind, so that short ones never wait."""
 
 LONGEST_PERIOD_DAYS = 366
-"""Days of a series that are charged at most: all time begins in 1970, but no archive does."""
+"""Days of a series that are charged at most before it is known how old it is: all time begins in 1970."""
 
 WAIT_SECONDS = 0.75
 """How long a walk waits for its place."""
@@ -35,8 +35,16 @@ WAIT_SECONDS = 0.75
 _T = TypeVar("_T")
 
 
-def rows_of_summary(since: int, until: int) -> float:
-    """Rows that a summary of one series reads at most: the days within, and minutes at its two edges."""
+def rows_of_summary(since: int, until: int, oldest: int | None = None) -> float:
+    """Rows that a summary of one series reads at most: the days within, and minutes at its two edges.
+
+    Args:
+        since: beginning of the period (Unix ms).
+        until: its end (Unix ms).
+        oldest: what the archive begins with (Unix ms); None where that is not known yet.
+    """
+    if oldest is not None:
+        since = max(since, min(oldest, until) // DAY_MS * DAY_MS)
     since, until = max(since, OLDEST_MS), min(until, END_MS)
     if since >= until:
         return 0.0
@@ -44,7 +52,8 @@ def rows_of_summary(since: int, until: int) -> float:
     if first_day > last_day:
         return (until - since) / MINUTE_MS
     minutes = (first_day - since + until - last_day) / MINUTE_MS
-    return minutes + min((last_day - first_day) / DAY_MS, LONGEST_PERIOD_DAYS)
+    days = (last_day - first_day) / DAY_MS
+    return minutes + (min(days, LONGEST_PERIOD_DAYS) if oldest is None else days)
 
 
 def rows_of_walk(walk: Walk) -> float:
@@ -70,17 +79,24 @@ class Shared:
     ) -> None:
         self._archive = archive
         self._charge = charge
+        self._oldest: dict[Series, int] = {}  # the first tick of each series of which all time was asked (Unix ms)
         self._long_walks = asyncio.Semaphore(LONG_WALKS)
         self._summaries: _Answers[list[Candle | None]] = _Answers(MAX_KEPT, monotonic)
         self._walks: _Answers[list[dict[int, Candle]]] = _Answers(MAX_WALKS_KEPT, monotonic)
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of all its minutes from `since` to `until`."""
-        rows = len(series) * rows_of_summary(since, until)
+        rows = sum(rows_of_summary(since, until, self._oldest.get(each)) for each in series)
         question = (tuple(series), since, until)
         return await self._summaries.get(
-            question, lambda: self._archive.summary(series, since, until), lambda: self._charge(rows)
+            question, lambda: self._summary(series, since, until), lambda: self._charge(rows)
         )
+
+    async def _summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
+        found = await self._archive.summary(series, since, until)
+        if since <= OLDEST_MS:
+            self._oldest |= {each: candle.first_at for each, candle in zip(series, found, strict=False) if candle}
+        return found
 
     async def candles(self, series: Sequence[Series], walk: Walk) -> list[dict[int, Candle]]:
         """The candles of each series that a walk finds; not to be changed."""

@@ -200,6 +200,9 @@ def test_summary_costs_the_days_within_and_minutes_at_its_edges() -> None:
     assert rows_of_summary(noon, noon + DAY_MS) == 1440
     assert rows_of_summary(0, 10 * DAY_MS + noon) == 10 + 720
     assert rows_of_summary(DAY_MS, 366 * DAY_MS) == 365
+    assert rows_of_summary(0, 2000 * DAY_MS) == 366
+    assert rows_of_summary(0, 2000 * DAY_MS, oldest=500 * DAY_MS) == 1500
+    assert rows_of_summary(0, 2000 * DAY_MS, oldest=1999 * DAY_MS) == 1
     assert rows_of_summary(5, 5) == rows_of_summary(9, 5) == 0
 
 
