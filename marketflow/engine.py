@@ -251,7 +251,13 @@ class Engine:
         self._waited_for.wait(DRAIN_SECONDS)
         if not self._done.is_set():
             waiting = len(self.flow.pending)
-            logger.warning("the flow did not drain in time; {} minute rows wait in Redis for the next start", waiting)
+            busy = ", ".join(f"{name} {count}" for name, count in sorted(self.flow.branches.busy().items()))
+            logger.warning(
+                "the flow did not drain in time; {} minute rows wait in Redis for the next start; given up are the"
+                " writes of these branches, with what slices they hold: {}",
+                waiting,
+                busy or "none",
+            )
 
     def _watch(self) -> None:
         """Look at the branches and the threads of all timers, and log what feeds lose, for as long as ticks flow."""

@@ -5,6 +5,7 @@ is seen by this alone. Time is passed in.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Iterable
 
 from loguru import logger
@@ -54,6 +55,11 @@ class Branches:
             self._branches.append(branch)
             self.stalls.setdefault(name, 0)
         return branch
+
+    def busy(self) -> dict[str, int]:
+        """How many branches of each name have work, without those that have none."""
+        with self._lock:
+            return dict(Counter(branch.name for branch in self._branches if branch.busy))
 
     def look(self, now: float) -> None:
         """Look at all branches, every LOOK_SECONDS; a time in which nobody looked counts as one of these.

@@ -8,6 +8,8 @@ import reactivex as rx
 from reactivex import Observable
 from reactivex.subject import Subject
 
+from marketflow.clock import system_clock
+from marketflow.engine import Engine
 from marketflow.flow.branches import LOOK_SECONDS, STALLED_SECONDS, Branches
 from marketflow.flow.graph import Flow
 from marketflow.flow.memory import Memory
@@ -15,6 +17,8 @@ from marketflow.flow.modes import ModeSwitch
 from marketflow.flow.operators import conflate_map
 from marketflow.flow.pending import Pending
 from marketflow.model import Candles, Mode, Slot, Tick, candle_of, slice_start
+from marketflow.resources import resource
+from marketflow.settings import Settings
 from tests.flow.virtual_time import VirtualPool, VirtualTime
 from tests.flow.world import BTC, START_MS, FakeArchive, FakeCache, FakeDays, ScriptedFeed
 
@@ -197,3 +201,21 @@ def test_flow_reports_the_branch_whose_store_never_answers() -> None:
     assert world.flow.branches.stalled == ["archive"]
     assert world.flow.branches.stalls["archive"] == 1
     world.pool.kill()
+
+
+def test_stop_names_branches_that_still_write(log: list[str]) -> None:
+    """Slices that a branch holds are given up, as well as minute rows wait."""
+    engine = Engine(Settings(), {}, {}, resource("ddl"), system_clock, Mode.TEST, lambda: None)
+    try:
+        for _ in range(3):
+            engine.flow.branches.add("slices").busy = True
+        engine.flow.branches.add("archive").busy = True
+        engine.flow.branches.add("newest").busy = False
+        engine._waited_for.set()
+        engine._drain()
+    finally:
+        engine._close()
+    (line,) = [line for line in log if "did not drain" in line]
+    assert "0 minute rows wait" in line
+    assert "archive 1, slices 3" in line
+    assert "newest" not in line
