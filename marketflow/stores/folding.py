@@ -7,13 +7,12 @@ their time and say it themselves; scores, which Redis and Python take long over,
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from operator import attrgetter
 
 import msgspec
 
 from marketflow.model import SLICE_MS, Candle, Tick, candle_of, fuller, merge, minute_start, slice_start
-from marketflow.stores.keys import LATEST_MS, decode_candle, is_sound
+from marketflow.stores.keys import LATEST_MS, sound_candle
 
 _decode_ticks = msgspec.json.Decoder(list[Tick]).decode
 
@@ -42,9 +41,8 @@ def minutes_of_window(members: Sequence[bytes], minute_ms: int) -> dict[int, Can
 def candles(members: Iterable[bytes]) -> Iterable[Candle]:
     """The candles of members, without those that this version cannot read or that nobody can add up."""
     for member in members:
-        with suppress(msgspec.MsgspecError):
-            if is_sound(candle := decode_candle(member)):
-                yield candle
+        if (candle := sound_candle("slot", member)) is not None:
+            yield candle
 
 
 def slices_of(found: Iterable[Candle]) -> dict[int, Candle]:

@@ -8,12 +8,14 @@ score is the start of the slice or minute in Unix ms, the member the candle. Sho
 same, the fuller one counts.
 """
 
+from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from math import isfinite
 
 import msgspec
+from loguru import logger
 
+from marketflow.logs import RateLimit
 from marketflow.model import MINUTE_MS, Candle, Series, Slot, Tick, candle_of, fuller
 from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
 
@@ -132,15 +134,52 @@ def is_sound(candle: Candle) -> bool:
     return 0 < candle.ticks <= MOST_TICKS and all(map(isfinite, numbers)) and all(0 <= at < LATEST_MS for at in times)
 
 
+class OddEntries:
+    """Counts what another program, or another version, has put into Redis and is left out; logs it by kind.
+
+    For any number of threads: a count may miss one of two that come at the same moment.
+    """
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self._limit = RateLimit(seconds)
+        self.counts: Counter[str] = Counter()
+
+    def note(self, kind: str, entry: object) -> None:
+        """Count an entry that is left out, and log it at most once a minute for each kind."""
+        self.counts[kind] += 1
+        if self._limit.admit(kind) is not None:
+            text = "an entry of Redis is left out, it is not one of MarketFlow's kind={} so_far={} entry={!r:.200}"
+            logger.warning(text, kind, self.counts[kind], entry)
+
+
+odd_entries = OddEntries()
+"""Those that this process has met."""
+
+
+def sound_candle(kind: str, member: bytes) -> Candle | None:
+    """The candle of a member; None, counted and logged, for one that cannot be read or added up."""
+    try:
+        if is_sound(candle := decode_candle(member)):
+            return candle
+    except msgspec.MsgspecError:
+        pass  # left out like one that is not sound
+    odd_entries.note(kind, member)
+    return None
+
+
+def is_sound_tick(tick: Tick) -> bool:
+    """Whether a tick can be answered with, whoever wrote it."""
+    return isfinite(tick.price) and 0 <= tick.at < LATEST_MS and 0 <= tick.sequence < 2**63
+
+
 def decode_slots(entries: Iterable[tuple[bytes, float]]) -> dict[int, Candle]:
     """Members with their scores as candles by start. What this version cannot read is left out."""
     slots: dict[int, Candle] = {}
     for member, score in entries:
-        try:
-            candle = decode_candle(member)
-        except msgspec.MsgspecError:
+        if not 0 <= score < LATEST_MS:
+            odd_entries.note("time of a slot", (member, score))
             continue
-        if not 0 <= score < LATEST_MS or not is_sound(candle):
+        if (candle := sound_candle("slot", member)) is None:
             continue
         start = int(score)
         slots[start] = fuller(slots[start], candle) if start in slots else candle
@@ -151,8 +190,10 @@ def decode_series(entries: Iterable[tuple[bytes, float]]) -> set[Series]:
     """The series of SERIES_KEY, from its members with their scores. What this version cannot read is left out."""
     series: set[Series] = set()
     for member, _ in entries:
-        with suppress(msgspec.MsgspecError):
+        try:
             series.add(_decode_series(member))
+        except msgspec.MsgspecError:
+            odd_entries.note("series", member)
     return series
 
 
@@ -162,12 +203,20 @@ def decode_latest(fields: list[bytes | None]) -> Tick | None:
     if price is None or timestamp is None or sequence is None:
         return None
     try:
-        tick = Tick(float(price), int(timestamp), int(sequence))
+        tick: Tick | None = Tick(float(price), int(timestamp), int(sequence))
     except ValueError:
-        return None
-    return tick if isfinite(tick.price) and 0 <= tick.at < LATEST_MS and 0 <= tick.sequence < 2**63 else None
+        tick = None
+    if tick is not None and is_sound_tick(tick):
+        return tick
+    odd_entries.note("newest price", fields)
+    return None
 
 
 def decode_start(value: bytes | None) -> int:
     """A time in Unix ms, 0 where there is none that this version can read."""
-    return int(value) if value is not None and value.isdigit() else 0
+    if value is None:
+        return 0
+    if value.isdigit() and len(value) <= len(str(LATEST_MS)):  # int() refuses thousands of digits
+        return int(value)
+    odd_entries.note("mark of the archive", value)
+    return 0

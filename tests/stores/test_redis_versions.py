@@ -1,12 +1,13 @@
 """Of every slot the more complete version stays, in Redis and in the mirror, and odd entries cost themselves alone."""
 
+import asyncio
 import itertools
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -17,7 +18,9 @@ from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot, Tic
 from marketflow.settings import load
 from marketflow.stores import keys
 from marketflow.stores.folding import minutes_of_window
+from marketflow.stores.mirror import Mirror, _Entry
 from marketflow.stores.redis import RedisCache, connection_keywords
+from marketflow.stores.redis_reader import RedisReader
 from marketflow.stores.window import Window
 from tests.servers import HOST, RedisServer, free_port, wait_until
 from tests.stores.test_redis import BTC, ETH, MINUTE, NOW, SetClock, ask, cache_at, candle, keywords, slots_of
@@ -244,6 +247,49 @@ def test_odd_entry_costs_itself_alone(redis_db: RedisServer, member: bytes, scor
         assert good.keys() <= found.keys()  # what is sound in itself counts by its own time, whatever its score
         assert all(0 <= slot.start < keys.LATEST_MS and keys.is_sound(each) for slot, each in found.items())
         assert again.unarchived() == {}
+
+
+def test_odd_entries_are_counted_and_logged_once_a_kind(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "odd_entries", keys.OddEntries())
+    for _ in range(3):
+        keys.decode_slots([(b"{", MINUTE), (b"[1.0,1763690040001,5]", float("inf"))])
+        keys.decode_series([(b"nonsense", 1.0)])
+        keys.decode_latest([b"nan", b"1", b"1"])
+        keys.decode_start(b"9" * 5000)
+        minutes_of_window([b"{"], MINUTE_MS)
+    counts = {"slot": 6, "time of a slot": 3, "series": 3, "newest price": 3, "mark of the archive": 3}
+    assert keys.odd_entries.counts == counts
+    for kind in counts:
+        assert len([line for line in log if f"kind={kind} " in line]) == 1
+    assert max(map(len, log)) < 500
+
+
+def test_mirror_leaves_out_odd_announcements(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the reader does: an unsound candle would spoil every answer about its minute until it is evicted."""
+    monkeypatch.setattr(keys, "odd_entries", keys.OddEntries())
+    taken: list[Any] = []
+
+    def announce(mirror: Mirror, channel: str, content: object) -> None:
+        data = msgspec.json.encode(content)
+        mirror._take({"type": "message", "channel": channel.encode(), "data": data})
+
+    async def check() -> None:
+        mirror = Mirror(cast("RedisReader", None), {"host": HOST, "port": 1}, SetClock())
+        window = mirror._windows.setdefault(BTC, _Entry(Window({}, {}))).window
+        unsound = msgspec.Raw(keys.encode_candle(msgspec.structs.replace(candle(), ticks=0)))
+        good = msgspec.Raw(keys.encode_candle(candle(ticks=3)))
+        for channel in (keys.SLICES_CHANNEL, keys.MINUTES_CHANNEL):
+            slots = [((BTC, MINUTE), unsound), ((BTC, -5), good), ((BTC, MINUTE + 1000), good)]
+            announce(mirror, channel, slots)
+        assert [each.ticks for each in window.by_minute(0, NOW).values()] == [3]
+        with mirror.announcing(taken.extend):
+            announce(mirror, keys.NEWEST_CHANNEL, [(BTC, Tick(1.0, 10**18, 1)), (ETH, Tick(2.0, NOW, 1))])
+        await mirror.close()
+
+    asyncio.run(check())
+    assert taken == [(ETH, Tick(2.0, NOW, 1))]
+    assert keys.odd_entries.counts == {"announced slot": 4, "announced price": 1}
+    assert len([line for line in log if "is left out" in line]) == 2
 
 
 @pytest.mark.parametrize(
