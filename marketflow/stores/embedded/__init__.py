@@ -6,7 +6,8 @@ at a time have the data folder, and each server has a folder of its own in there
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # as type checkers know it; importing typing would delay each start of a server
 
 if TYPE_CHECKING:
     from marketflow.stores.embedded.lock import claim
@@ -18,7 +19,7 @@ __all__ = ["EmbeddedPostgres", "EmbeddedRedis", "claim"]
 _HOMES = {"claim": "lock", "EmbeddedPostgres": "postgres", "EmbeddedRedis": "redis"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """What is exported, imported when asked for: the small processes in here start without any of it."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

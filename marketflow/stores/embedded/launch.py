@@ -7,7 +7,6 @@ Run by a Python of its own, which needs nothing but the standard library. A func
 import os
 import signal
 import sys
-from typing import NoReturn
 
 try:  # here and not later: another user may not be able to read it
     import ctypes
@@ -21,7 +20,7 @@ NOBODY = "-"
 """In place of a user and a group: those of the parent."""
 
 
-def main() -> NoReturn:
+def main() -> None:
     """Arguments: the parent's pid, a signal, user and group, the log or -, and the command to become."""
     parent, number, user, group, *command = sys.argv[1:]
     if user != NOBODY:
