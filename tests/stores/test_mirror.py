@@ -32,7 +32,7 @@ from marketflow.stores.ports import RECENT_MS, Recent
 from marketflow.stores.redis import RedisCache
 from marketflow.stores.redis import connection_keywords as redis_keywords
 from marketflow.stores.redis_reader import RedisReader
-from tests.servers import HOST, RedisServer
+from tests.servers import HOST, RedisServer, wait_until
 
 T = TypeVar("T")
 MINUTE = 1_763_690_040_000  # the start of a minute
@@ -425,5 +425,37 @@ def test_a_message_of_another_version_is_no_reason_to_believe_what_is_known(redi
 
         await world.until(noticed)
         await world.is_live()
+
+    run(redis_db, test)
+
+
+def test_window_read_across_a_lost_connection_is_not_kept(
+    redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the table of the next subscription it would lack what was written until that one stood."""
+    monkeypatch.setattr(mirrors, "RETRY_SECONDS", 0.5)
+    slot = Slot(BTC, NOW - 500)
+
+    async def test(world: World) -> None:
+        def lose_connection() -> None:
+            world.reader.meanwhile = None
+            with redis_db.client() as client:
+                client.client_kill_filter(_type="pubsub")
+            wait_until(lambda: not world.mirror.live)
+
+        async def put(price: float, ticks: int) -> Candle:
+            candle = Candle(
+                price, price, price, price, price * ticks, ticks, slot.start, slot.start, slot.start, slot.start, 1, 2
+            )
+            await asyncio.to_thread(world.cache.put_slices, {slot: candle})
+            return candle
+
+        before = await put(100.0, 2)
+        world.reader.meanwhile = lose_connection
+        assert await world.mirror.summary([BTC], NOW - 1_000, LATER) == [before]
+        assert not world.mirror.live
+        after = await put(999.0, 3)
+        await world.is_live()
+        assert await world.mirror.summary([BTC], NOW - 1_000, LATER) == [after]
 
     run(redis_db, test)
