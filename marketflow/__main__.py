@@ -2,7 +2,7 @@
 
 import sys
 
-from marketflow.cli import main
+from marketflow.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,9 +15,9 @@ import pytest
 from loguru import logger
 from psycopg import sql
 
-from tests.application import ScriptedExchange, read_rows
-from tests.oracle import Rows
-from tests.servers import HOST, PostgresServer, RedisServer
+from tests.support.application import ScriptedExchange, read_rows
+from tests.support.oracle import Rows
+from tests.support.servers import HOST, PostgresServer, RedisServer
 
 # A shell starts background jobs with SIGINT ignored, which the programs under test would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)

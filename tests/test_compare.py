@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.application import ROOT, Application
 from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks import compare
 from tests.benchmarks.compare import Compared, Figures, SideError
 from tests.benchmarks.stage import logs_on_error
+from tests.support.application import ROOT, Application
 
 
 def compared(figure: str, ratio: float) -> Compared:

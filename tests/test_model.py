@@ -22,7 +22,7 @@ from marketflow.model import (
     minute_start,
     slice_start,
 )
-from tests.oracle import assert_same, candle_of_ticks, candles_of_ticks
+from tests.support.oracle import assert_same, candle_of_ticks, candles_of_ticks
 
 # Eighths add up without rounding, so that the laws can be checked for equality.
 PRICES = st.integers(1, 10_000_000).map(lambda n: n / 8)

@@ -8,14 +8,14 @@ from functools import wraps
 import pytest
 
 from marketflow import tasks
-from marketflow.app import _ApiHalf
-from marketflow.control.remote import RemoteFeeds
-from marketflow.notify import Supervisor
-from marketflow.probes import Probe
+from marketflow.cluster.remote_control import RemoteFeeds
+from marketflow.runtime.probes import Probe
+from marketflow.runtime.processes import _ApiHalf
+from marketflow.server.service_notification import Supervisor
 from marketflow.settings import load
-from marketflow.stores.mirror import Mirror
+from marketflow.stores.redis.near_cache import Mirror
 from marketflow.tasks import background, cancel
-from tests.servers import HOST, free_port
+from tests.support.servers import HOST, free_port
 
 
 def on_loop(test: Callable[..., Coroutine[object, object, None]]) -> Callable[..., None]:

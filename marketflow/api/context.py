@@ -9,12 +9,12 @@ from functools import cached_property
 
 from starlette.requests import HTTPConnection
 
-from marketflow.api.answers import Prices
-from marketflow.api.clients import Clients
-from marketflow.api.health import Health, ModeSwitch
-from marketflow.api.names import Names
+from marketflow.api.middleware.client_limits import Clients
+from marketflow.api.queries.names import Names
+from marketflow.api.queries.prices import Prices
 from marketflow.api.streaming.hub import Hub
-from marketflow.figures import Figures
+from marketflow.counters import Figures
+from marketflow.health import Health, ModeSwitch
 
 
 @dataclass(frozen=True, eq=False)  # one is only ever equal to itself, which makes it a key

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from reactivex import Observable
 
-from marketflow.feeds.guard import Guard
+from marketflow.feeds.decoder import Guard
 from marketflow.model import Candles, FeedState
 
 

@@ -13,7 +13,7 @@ from reactivex import Observable, abc
 from reactivex import operators as ops
 
 from marketflow.clock import Clock, milliseconds
-from marketflow.feeds.guard import Guard, Line
+from marketflow.feeds.decoder import Guard, Line
 from marketflow.model import Candles, FeedState
 
 BASE_PRICES = {"BTCUSDT": 67_000.0, "ETHUSDT": 3_400.0, "SOLUSDT": 160.0, "TONUSDT": 5.5, "DOGEUSDT": 0.16}

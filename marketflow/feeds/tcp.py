@@ -19,8 +19,8 @@ import reactivex as rx
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
-from marketflow.feeds.framing import Framer
-from marketflow.feeds.guard import Guard
+from marketflow.feeds.decoder import Guard
+from marketflow.feeds.line_framing import Framer
 from marketflow.model import Candles, FeedState, merge_into
 
 RECEIVE_BYTES = 256 * 1024

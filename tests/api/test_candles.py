@@ -2,9 +2,9 @@
 
 import pytest
 
-from marketflow.api.candles import MAX_AGE_SECONDS
-from marketflow.api.chart import SETTLED_MS
+from marketflow.api.queries.candles import SETTLED_MS
 from marketflow.api.rendering import rfc3339
+from marketflow.api.routes.candles import MAX_AGE_SECONDS
 from marketflow.model import MINUTE_MS, Mode
 from tests.api.world import NOW, World, series
 

@@ -12,17 +12,17 @@ import httpx
 import pytest
 import uvicorn
 
-from marketflow.api import application as built
-from marketflow.api.clients import Clients
-from marketflow.api.connections import LimitedConnection
+from marketflow.api import app as built
+from marketflow.api.middleware.client_limits import Clients
+from marketflow.api.middleware.request_metrics import RequestTimes
 from marketflow.api.rendering import JSONAnswer
-from marketflow.api.request_times import RequestTimes
 from marketflow.errors import Unavailable
 from marketflow.model import Mode
-from marketflow.stores.shared import Shared
+from marketflow.server.http_connection import LimitedConnection
+from marketflow.stores.postgres.request_coalescing import Shared
 from tests.api.description import Documented, description, filled
 from tests.api.world import MemoryMode, World, application_of, client_of
-from tests.servers import HOST, wait_until
+from tests.support.servers import HOST, wait_until
 
 DESCRIBED = description()
 TOKEN = {"Authorization": "Bearer plain"}

@@ -7,10 +7,10 @@ import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
-from marketflow.api.request_times import OTHER
+from marketflow.api.middleware.request_metrics import OTHER
 from marketflow.model import Mode
 from tests.api.world import World, client_of
-from tests.exposition import FIGURES, Samples, samples_of
+from tests.support.exposition import FIGURES, Samples, samples_of
 
 COUNTERS = {
     "ticks_too_late_total": 11,

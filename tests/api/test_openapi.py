@@ -11,11 +11,12 @@ from starlette.datastructures import QueryParams
 from starlette.routing import Route
 
 from marketflow import __version__
-from marketflow.api import candle_query, prices
-from marketflow.api.application import operations
-from marketflow.api.operation import PATH_PARAMETERS
-from marketflow.api.period import PERIOD
-from marketflow.api.request_times import RequestTimes
+from marketflow.api.app import operations
+from marketflow.api.middleware.request_metrics import RequestTimes
+from marketflow.api.openapi.operation import PATH_PARAMETERS
+from marketflow.api.queries import candle_parameters
+from marketflow.api.queries.period import PERIOD
+from marketflow.api.routes import prices
 from tests.api.description import Description, description, filled
 from tests.api.world import EXCHANGES, SYMBOLS, World, application_of
 
@@ -138,7 +139,7 @@ def test_every_parameter_that_is_described_is_used_and_every_one_that_is_used_is
             used.add("any")
             return super().multi_items()
 
-    for module in (prices, candle_query, requests):
+    for module in (prices, candle_parameters, requests):
         monkeypatch.setattr(module, "QueryParams", Watched)
     world = World()
     world.trade(1.0, 500)

@@ -1,6 +1,6 @@
 import pytest
 
-from marketflow.api.period import InvalidPeriod, parse_period
+from marketflow.api.queries.period import InvalidPeriod, parse_period
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 

@@ -15,14 +15,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from marketflow.api.answers import Prices, Quote, Summary
-from marketflow.api.candle_query import INTERVALS_MS
-from marketflow.api.chart import Question
 from marketflow.api.problems import NoData
+from marketflow.api.queries.candle_parameters import INTERVALS_MS
+from marketflow.api.queries.candles import Question
+from marketflow.api.queries.prices import Prices, Quote, Summary
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.errors import Unavailable
-from marketflow.flow.memory import Memory, MemoryReader
-from marketflow.flow.pending import Pending
 from marketflow.model import (
     MINUTE_MS,
     Candle,
@@ -37,13 +35,15 @@ from marketflow.model import (
     minute_start,
     slice_start,
 )
+from marketflow.pipeline.backlog import Pending
+from marketflow.pipeline.state import Memory, MemoryReader
 from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS, RecentReader
-from marketflow.stores.redis import RedisCache
-from marketflow.stores.redis_reader import RedisReader
+from marketflow.stores.redis.reader import RedisReader
+from marketflow.stores.redis.writer import RedisCache
 from tests.api.world import EXCHANGES, NOW, MemoryArchive
-from tests.memory_redis import AsyncMemoryRedisClient, MemoryRedis, MemoryRedisClient
-from tests.oracle import candle_of_ticks
-from tests.seeds import seeds
+from tests.support.memory_redis import AsyncMemoryRedisClient, MemoryRedis, MemoryRedisClient
+from tests.support.oracle import candle_of_ticks
+from tests.support.seeds import seeds
 
 ALL_SERIES = [Series(Mode.TEST, exchange, "BTCUSDT") for exchange in EXCHANGES]
 AHEAD_MS = 5000

@@ -2,7 +2,7 @@
 
 import pytest
 
-from marketflow.api.prices import ALL
+from marketflow.api.routes.prices import ALL
 from marketflow.model import Mode
 from tests.api.world import NOW, World, series
 

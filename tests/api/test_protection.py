@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from marketflow.api.protection import AllowedHosts, BodyLimit, SameSite, is_loopback
+from marketflow.api.middleware.protection import AllowedHosts, BodyLimit, SameSite, is_loopback
 from tests.api.world import World
 
 Headers = Sequence[tuple[str, str]]

@@ -14,14 +14,14 @@ import httpx
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from marketflow.api.answers import Prices
-from marketflow.api.application import create_app
+from marketflow.api.app import create_app
 from marketflow.api.context import Context
-from marketflow.api.health import Health, StoreState
+from marketflow.api.queries.prices import Prices
 from marketflow.api.streaming.hub import Hub
 from marketflow.clock import NANOSECONDS_PER_MS
+from marketflow.counters import Figures
 from marketflow.errors import Unavailable
-from marketflow.figures import Figures
+from marketflow.health import Health, StoreState
 from marketflow.model import (
     MINUTE_MS,
     Candle,
@@ -37,8 +37,8 @@ from marketflow.model import (
     minute_start,
     slice_start,
 )
+from marketflow.stores.candle_window import Window, merged
 from marketflow.stores.ports import RECENT_MS, Taker, Walk
-from marketflow.stores.window import Window, merged
 
 NOW = 1_763_690_430_500
 """30.5 seconds into a minute: 2025-11-21T02:00:30.500Z."""

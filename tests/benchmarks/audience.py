@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple, Self
 
 from tests.benchmarks.feeder import price_now
-from tests.servers import HOST
+from tests.support.servers import HOST
 
 LOOKED_AT = 25
 """Of so many clients the prices are looked at, of the others it is only counted what comes."""

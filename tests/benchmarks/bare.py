@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tests.benchmarks.rawhttp import Client, request_of
-from tests.servers import HOST, wait_until
+from tests.support.servers import HOST, wait_until
 
 PATH = "/bare"
 

@@ -32,10 +32,10 @@ import psycopg
 import redis
 
 from marketflow.model import MINUTE_MS
-from tests.application import Application
 from tests.benchmarks.report import report
 from tests.benchmarks.stage import stage
-from tests.servers import HOST, wait_until
+from tests.support.application import Application
+from tests.support.servers import HOST, wait_until
 
 STEP_SECONDS = 0.01
 """How often the feeder sends."""

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from marketflow.settings import Settings
-from tests.application import ROOT
 from tests.benchmarks import ingest, promptness, queries, single_tick, start_stop
 from tests.benchmarks.live import SETUPS
 from tests.benchmarks.report import report
 from tests.benchmarks.stage import stage
+from tests.support.application import ROOT
 
 WORSE_THAN_LEDGER = 1.15
 LEDGER_ENTRIES = 50

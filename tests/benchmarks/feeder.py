@@ -13,7 +13,7 @@ from contextlib import suppress
 from multiprocessing.sharedctypes import RawValue
 from typing import Any, Self
 
-from tests.servers import wait_until
+from tests.support.servers import wait_until
 
 LINES_A_BLOCK = 500
 STAMP = b"1000000000000"

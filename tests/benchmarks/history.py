@@ -25,14 +25,14 @@ import psycopg
 from marketflow.model import Candle, Mode, Series, merge
 from marketflow.resources import resource
 from marketflow.settings import Settings
-from marketflow.stores.postgres import PostgresArchive
-from marketflow.stores.postgres_reader import PostgresReader
-from marketflow.stores.rows import connection_keywords, to_unix_ms
-from marketflow.stores.shared import KEPT_SECONDS
-from tests.application import Application
+from marketflow.stores.postgres.reader import PostgresReader
+from marketflow.stores.postgres.request_coalescing import KEPT_SECONDS
+from marketflow.stores.postgres.rows import connection_keywords, to_unix_ms
+from marketflow.stores.postgres.writer import PostgresArchive
 from tests.benchmarks.report import report
 from tests.benchmarks.stage import Stage, stage
-from tests.servers import wait_until
+from tests.support.application import Application
+from tests.support.servers import wait_until
 
 EXCHANGES = ("exchange1", "exchange2", "exchange3")
 DAYS_A_STATEMENT = 10

@@ -31,13 +31,13 @@ import httpx
 import msgspec
 import psutil
 
-from marketflow.feeds.guard import Line
+from marketflow.feeds.decoder import Line
 from marketflow.settings import Settings
-from tests.application import ROOT, Application
 from tests.benchmarks.feeder import LINES_A_BLOCK, STAMP, blocks
 from tests.benchmarks.report import report
 from tests.benchmarks.stage import Stage, stage
-from tests.servers import HOST, FaultyServer, wait_until
+from tests.support.application import ROOT, Application
+from tests.support.servers import HOST, FaultyServer, wait_until
 
 EXCHANGES = ("exchange1", "exchange2", "exchange3")
 SINK_SECONDS = 3.0

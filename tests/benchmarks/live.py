@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 
 from marketflow.settings import Settings
-from tests.application import Application, ScriptedExchange, exchanges_setting
 from tests.benchmarks.feeder import Feeder
 from tests.benchmarks.marks import Marks
 from tests.benchmarks.stage import Stage
-from tests.servers import wait_until
+from tests.support.application import Application, ScriptedExchange, exchanges_setting
+from tests.support.servers import wait_until
 
 EXCHANGES = ("exchange1", "exchange2", "exchange3")
 SYMBOLS = Settings().symbols

@@ -21,7 +21,7 @@ import uvloop
 
 from tests.benchmarks.rawhttp import length_of, request_of
 from tests.benchmarks.report import percentile
-from tests.servers import HOST
+from tests.support.servers import HOST
 
 CONNECTIONS = 16
 

@@ -7,10 +7,10 @@ from marketflow.clock import milliseconds, system_clock
 from marketflow.model import MINUTE_MS, SLICE_MS, Candle, Candles, Mode, Series, Slot, minute_start, slice_start
 from marketflow.resources import resource
 from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
-from marketflow.stores.postgres import PostgresArchive
-from marketflow.stores.redis import RedisCache, connection_keywords
+from marketflow.stores.postgres.writer import PostgresArchive
+from marketflow.stores.redis.writer import RedisCache, connection_keywords
 from tests.benchmarks.stage import Stage
-from tests.servers import HOST
+from tests.support.servers import HOST
 
 TTL_SECONDS = 70
 

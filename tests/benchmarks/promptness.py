@@ -21,14 +21,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.application import ROOT
 from tests.benchmarks import bare
 from tests.benchmarks.cores import Cores
 from tests.benchmarks.live import SETUPS, Live
 from tests.benchmarks.rawhttp import Client, request_of
 from tests.benchmarks.report import percentile, report
 from tests.benchmarks.stage import stage
-from tests.servers import HOST
+from tests.support.application import ROOT
+from tests.support.servers import HOST
 
 BODY = b'{"symbol":"BTCUSDT","exchange":"exchange1","price":67123.45,"timestamp":"2026-11-21T05:12:57.069Z"}'
 WARM_UP_SECONDS = 1.0

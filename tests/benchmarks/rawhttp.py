@@ -3,7 +3,7 @@
 import socket
 from typing import Self
 
-from tests.servers import HOST
+from tests.support.servers import HOST
 
 
 def request_of(path: str) -> bytes:

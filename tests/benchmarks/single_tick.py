@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.application import ROOT
 from tests.benchmarks.cores import Cores
 from tests.benchmarks.live import Live
 from tests.benchmarks.report import report
 from tests.benchmarks.stage import Stage, stage
+from tests.support.application import ROOT
 
 RATE = 100
 WARM_UP_SECONDS = 2.0

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.application import ROOT, Application
-from tests.servers import HOST, PostgresServer, RedisServer
+from tests.support.application import ROOT, Application
+from tests.support.servers import HOST, PostgresServer, RedisServer
 
 LOG_CHARACTERS = 4000
 

@@ -24,12 +24,12 @@ from pathlib import Path
 
 import httpx
 
-from tests.application import ROOT, Application, ScriptedExchange, exchanges_setting
 from tests.benchmarks.feeder import Feeder
 from tests.benchmarks.live import EXCHANGES, SYMBOLS
 from tests.benchmarks.report import report
 from tests.benchmarks.stage import Stage, logs_on_error, stage
-from tests.servers import wait_until
+from tests.support.application import ROOT, Application, ScriptedExchange, exchanges_setting
+from tests.support.servers import wait_until
 
 FLOOD_SECONDS = 1.5
 STOP_TIMEOUT_SECONDS = 20.0
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with stage() as servers:
         for number in range(1 if arguments.quick else arguments.runs):
             times.run("python -c pass", "pass")
-            times.run("import marketflow.app", "import os, marketflow.app; os._exit(0)")
+            times.run("import marketflow.runtime.processes", "import os, marketflow.runtime.processes; os._exit(0)")
             embedded(times, servers.folder / f"embedded-{number}")
             apart(times, servers)
             flooded(times, servers)

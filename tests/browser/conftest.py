@@ -17,8 +17,8 @@ import psycopg
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
-from tests.application import ROOT, Application, ScriptedExchange, exchanges_setting
-from tests.servers import HOST, wait_until
+from tests.support.application import ROOT, Application, ScriptedExchange, exchanges_setting
+from tests.support.servers import HOST, wait_until
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import expect
 
-from tests.application import ScriptedExchange, now_ms
 from tests.browser.conftest import DESKTOP, PHONE, Look, Start, Visit
 from tests.browser.drawing import AXIS, drawn, until
+from tests.support.application import ScriptedExchange, now_ms
 
 NONE, MINUS = "\u2013", "\u2212"
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.application import Application, ScriptedExchange
 from tests.browser.conftest import PHONE, Look, Start, Visit
 from tests.browser.drawing import drawn, until
-from tests.proxy import Proxy
+from tests.support.application import Application, ScriptedExchange
+from tests.support.proxy import Proxy
 
 LOST = r"WebSocket|ERR_CONNECTION|ERR_EMPTY_RESPONSE|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_ABORTED"
 """What a browser says of a connection that a test has cut."""

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.application import ROOT, Application
-from tests.servers import HOST, free_port, wait_until
+from tests.support.application import ROOT, Application
+from tests.support.servers import HOST, free_port, wait_until
 
 COLLECTION = ROOT / "collections" / "marketflow.postman_collection.json"
 ENVIRONMENT = ROOT / "collections" / "local.postman_environment.json"

@@ -14,7 +14,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Match, Route
 
-from marketflow.api.application import create_app
+from marketflow.api.app import create_app
 
 FOLDER = Path(__file__).parent.parent.parent / "collections"
 COLLECTION = FOLDER / "marketflow.postman_collection.json"

@@ -11,7 +11,7 @@ import yaml
 
 from marketflow import settings
 from marketflow.settings import Settings
-from tests.application import ROOT
+from tests.support.application import ROOT
 
 DEPLOY = ROOT / "deploy"
 

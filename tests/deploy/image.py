@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import pip
 
-from tests.application import ROOT
+from tests.support.application import ROOT
 
 PYTHON = "3.11"
 """That of the image."""

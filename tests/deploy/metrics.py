@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from tests.api.world import World, client_of
-from tests.exposition import FIGURES, samples_of
+from tests.support.exposition import FIGURES, samples_of
 
 SUFFIXES = ("_bucket", "_sum", "_count")
 

@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from marketflow import __version__
-from tests.application import ROOT
 from tests.deploy.image import PYTHON, Image, Stage
-from tests.servers import HOST, free_port, wait_until
+from tests.support.application import ROOT
+from tests.support.servers import HOST, free_port, wait_until
 
 DOCKERFILE = ROOT / "deploy/Dockerfile"
 

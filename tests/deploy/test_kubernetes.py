@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from marketflow import __version__
-from marketflow.arguments import parse
+from marketflow.cli.arguments import parse
 from marketflow.model import Mode
 from tests.api.world import World
 from tests.deploy.configuration import DEPLOY, documents, load_with, program

@@ -15,9 +15,9 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin
 
-from tests.application import Application
 from tests.deploy.configuration import DEPLOY
-from tests.servers import HOST, free_port, wait_until
+from tests.support.application import Application
+from tests.support.servers import HOST, free_port, wait_until
 
 Start = Callable[[str, int, int, Path], list[str]]
 """The command for a configuration, the port to listen on, that of the application, and a folder."""

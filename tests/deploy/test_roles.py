@@ -12,17 +12,17 @@ from typing import Any
 import psycopg
 import pytest
 
+from marketflow.embedded.programs import postgres_programs
 from marketflow.model import MINUTE_MS, Candle, Mode, Series, Slot
 from marketflow.resources import resource
-from marketflow.stores.embedded.programs import postgres_programs
-from marketflow.stores.postgres import PostgresArchive
-from marketflow.stores.postgres_days import PostgresDays
-from marketflow.stores.postgres_reader import PostgresReader
-from marketflow.stores.postgres_retention import Retention
-from marketflow.stores.rows import DAY_MS, connection_keywords
-from tests.application import ROOT
+from marketflow.stores.postgres.reader import PostgresReader
+from marketflow.stores.postgres.retention import Retention
+from marketflow.stores.postgres.rollups import PostgresDays
+from marketflow.stores.postgres.rows import DAY_MS, connection_keywords
+from marketflow.stores.postgres.writer import PostgresArchive
 from tests.deploy.configuration import DEPLOY
-from tests.servers import PostgresServer
+from tests.support.application import ROOT
+from tests.support.servers import PostgresServer
 
 DAY = 1_763_683_200_000  # midnight, UTC
 SERIES = Series(Mode.LIVE, "exchange1", "BTCUSDT")

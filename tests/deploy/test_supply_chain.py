@@ -8,8 +8,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.application import ROOT
 from tests.deploy.configuration import DEPLOY, compose
+from tests.support.application import ROOT
 
 LOCKS = [DEPLOY / "requirements.txt", DEPLOY / "build-requirements.txt"]
 

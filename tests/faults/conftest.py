@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from marketflow.model import Series, Tick
-from tests.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
-from tests.oracle import Rows, assert_rows_equal, differences, missing, ticks_by_slot
-from tests.proxy import Proxy
-from tests.servers import HOST, RedisServer, wait_until
+from tests.support.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
+from tests.support.oracle import Rows, assert_rows_equal, differences, missing, ticks_by_slot
+from tests.support.proxy import Proxy
+from tests.support.servers import HOST, RedisServer, wait_until
 
 WINDOW_SECONDS = 1
 """Length of a minute in these tests, so that several pass while something is broken."""

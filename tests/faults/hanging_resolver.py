@@ -5,7 +5,7 @@ import sys
 import threading
 from typing import Any
 
-from marketflow.cli import main
+from marketflow.cli.main import main
 
 HANGS = "hangs.invalid"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import reactivex.scheduler.scheduler as rx_scheduler
 
-from marketflow.cli import main
+from marketflow.cli.main import main
 
 
 class Step:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.application import Application, ScriptedExchange, Traffic, now_ms
-from tests.exposition import samples_of
 from tests.faults.conftest import WINDOW_MS, Sent, StartApplication, seconds_until, through, wait_until_connected
 from tests.faults.stepped_clock import Step
-from tests.oracle import Rows, assert_rows_equal
-from tests.proxy import Proxy
-from tests.servers import wait_until
+from tests.support.application import Application, ScriptedExchange, Traffic, now_ms
+from tests.support.exposition import samples_of
+from tests.support.oracle import Rows, assert_rows_equal
+from tests.support.proxy import Proxy
+from tests.support.servers import wait_until
 
 HOUR = 3600
 STEPS = (HOUR, -HOUR)  # forward by one hour, then back by two

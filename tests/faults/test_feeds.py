@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import psutil
 
-from tests.application import Application, ScriptedExchange, Traffic, now_ms
 from tests.faults.conftest import (
     WINDOW_MS,
     Footprint,
@@ -18,9 +17,10 @@ from tests.faults.conftest import (
     wait_until_connected,
 )
 from tests.faults.hanging_resolver import HANGS
-from tests.oracle import Rows, assert_rows_equal
-from tests.proxy import Proxy
-from tests.servers import HOST, wait_until
+from tests.support.application import Application, ScriptedExchange, Traffic, now_ms
+from tests.support.oracle import Rows, assert_rows_equal
+from tests.support.proxy import Proxy
+from tests.support.servers import HOST, wait_until
 
 FIRST_PAUSE = 0.15
 STALE_SECONDS = 1.0

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from marketflow.control.lease import LEASE_SECONDS
+from marketflow.cluster.lease import LEASE_SECONDS
 from marketflow.model import MINUTE_MS, SLICE_MS
-from marketflow.stores import keys
-from tests.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
+from marketflow.stores.redis import keys
 from tests.faults.conftest import (
     LATE_MS,
     RATE,
@@ -26,9 +25,10 @@ from tests.faults.conftest import (
     wait_for_windows,
     wait_until_connected,
 )
-from tests.oracle import Rows, assert_rows_equal
-from tests.proxy import Proxy
-from tests.servers import RedisServer, wait_until
+from tests.support.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
+from tests.support.oracle import Rows, assert_rows_equal
+from tests.support.proxy import Proxy
+from tests.support.servers import RedisServer, wait_until
 
 TAKEOVER_SECONDS = 5.0
 """How long after the process that takes ticks was killed another one takes them."""
@@ -581,12 +581,13 @@ def test_one_that_was_replaced_and_stopped_leaves_a_whole_row(
 
 STUCK = """
 import sys, threading
-from marketflow import cli, engine
-from marketflow.flow import branches
+from marketflow.cli import main
+from marketflow.runtime import engine
+from marketflow.pipeline import branches
 branches.STALLED_SECONDS = 2.0
 write = engine._LeasedArchive.write
 engine._LeasedArchive.write = lambda self, minutes: threading.Event().wait() if minutes else write(self, minutes)
-sys.exit(cli.main())
+sys.exit(main.main())
 """
 """Writes of rows to PostgreSQL never end, as in a bug."""
 
@@ -606,7 +607,7 @@ def test_branch_that_stalls_is_logged_counted_and_degrades_health(halves: Halves
 def test_one_that_stands_by_begins_when_redis_stays_away_and_steps_back_on_its_return(
     halves: Halves, redis_proxy: Proxy, rows: Callable[[], Rows]
 ) -> None:
-    impatient = "import sys; from marketflow import cli, turns; turns.ALONE_SECONDS = 1.0; sys.exit(cli.main())"
+    impatient = "import sys; from marketflow import cli, turns; turns.ALONE_SECONDS = 1.0; sys.exit(main.main())"
     with ExitStack() as stack:
         exchanges = [stack.enter_context(Broadcasting("exchange1"))]
         halves.settings["EXCHANGES"] = exchanges_setting(*exchanges)

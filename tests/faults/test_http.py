@@ -1,6 +1,6 @@
 """Clients of the API that mean no good, and an end that has to be quick. The application is a real process.
 
-What one connection may hold is tested with short deadlines in tests/api/test_connections.py; here are the real ones.
+What one connection may hold is tested with short deadlines in tests/server/test_connections.py; here are the real ones.
 """
 
 import json
@@ -20,11 +20,11 @@ import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
-from tests.application import Application, ScriptedExchange, sent_by
-from tests.exposition import samples_of
 from tests.faults.conftest import WINDOW_MS, StartApplication
-from tests.oracle import Rows, assert_rows_equal
-from tests.servers import HOST, PostgresServer, RedisServer, wait_until
+from tests.support.application import Application, ScriptedExchange, sent_by
+from tests.support.exposition import samples_of
+from tests.support.oracle import Rows, assert_rows_equal
+from tests.support.servers import HOST, PostgresServer, RedisServer, wait_until
 
 STATUSES = {200, 400, 401, 403, 404, 405, 408, 413, 429, 431, 503}
 """All that there are, as documented."""

@@ -10,15 +10,15 @@ import pytest
 import reactivex as rx
 
 from marketflow.clock import system_clock
-from marketflow.feeds.guard import Guard
+from marketflow.feeds.decoder import Guard
 from marketflow.feeds.tcp import TcpFeed
-from marketflow.flow.operators import Backoff, retry_with_backoff
-from marketflow.flow.timing import TimingLoop
 from marketflow.model import Mode
-from tests.application import Application, Readers, ScriptedExchange, Traffic
+from marketflow.pipeline.operators import Backoff, retry_with_backoff
+from marketflow.pipeline.schedulers import TimingLoop
 from tests.faults.conftest import Footprint, StartApplication, wait_until_back, wait_until_connected
-from tests.oracle import Rows, assert_rows_equal
-from tests.servers import HOST, wait_until
+from tests.support.application import Application, Readers, ScriptedExchange, Traffic
+from tests.support.oracle import Rows, assert_rows_equal
+from tests.support.servers import HOST, wait_until
 
 
 def ask(application: Application, times: int, keep_alive: bool) -> None:

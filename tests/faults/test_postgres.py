@@ -11,8 +11,7 @@ import psycopg
 import pytest
 
 from marketflow.model import Mode, Series
-from marketflow.stores import keys
-from tests.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms, read_rows
+from marketflow.stores.redis import keys
 from tests.faults.conftest import (
     RATE,
     ROWS_SECONDS,
@@ -31,9 +30,10 @@ from tests.faults.conftest import (
     wait_until_connected,
     wrong_rows,
 )
-from tests.oracle import Rows, assert_rows_equal
-from tests.proxy import Proxy
-from tests.servers import PostgresServer, RedisServer, wait_until
+from tests.support.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms, read_rows
+from tests.support.oracle import Rows, assert_rows_equal
+from tests.support.proxy import Proxy
+from tests.support.servers import PostgresServer, RedisServer, wait_until
 
 KILL_MS = 200
 """The ticks that may be lost when the application is killed: those of so many ms."""

@@ -21,11 +21,10 @@ import psutil
 import psycopg
 import pytest
 
-from marketflow.flow.modes import ModeSwitch
+from marketflow.embedded import claim
+from marketflow.embedded.server_process import ServerProcess, find_servers
 from marketflow.model import MINUTE_MS, Mode, Series, Tick, minute_start
-from marketflow.stores.embedded import claim
-from marketflow.stores.embedded.process import ServerProcess, find_servers
-from tests.application import ROOT, Application, Readers, ScriptedExchange, Traffic, exchanges_setting, now_ms, sent_by
+from marketflow.pipeline.mode_switch import ModeSwitch
 from tests.faults.conftest import (
     WINDOW_MS,
     Footprint,
@@ -34,8 +33,18 @@ from tests.faults.conftest import (
     wait_until_back,
     wait_until_connected,
 )
-from tests.oracle import Rows, assert_rows_equal, differences, missing, ticks_by_slot
-from tests.servers import HOST, RedisServer, free_port, wait_until
+from tests.support.application import (
+    ROOT,
+    Application,
+    Readers,
+    ScriptedExchange,
+    Traffic,
+    exchanges_setting,
+    now_ms,
+    sent_by,
+)
+from tests.support.oracle import Rows, assert_rows_equal, differences, missing, ticks_by_slot
+from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 

@@ -13,8 +13,7 @@ import pytest
 import redis
 
 from marketflow.model import SLICE_MS, Candle, Series
-from marketflow.stores import keys
-from tests.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
+from marketflow.stores.redis import keys
 from tests.faults.conftest import (
     LATE_MS,
     RATE,
@@ -32,9 +31,10 @@ from tests.faults.conftest import (
     wait_for_windows,
     wait_until_connected,
 )
-from tests.oracle import Rows, candles_of_ticks
-from tests.proxy import Proxy
-from tests.servers import HOST, RedisServer, free_port, wait_until
+from tests.support.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
+from tests.support.oracle import Rows, candles_of_ticks
+from tests.support.proxy import Proxy
+from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
 RETURN_SECONDS = 2.0
 """How long after its return Redis has everything again."""

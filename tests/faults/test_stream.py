@@ -16,10 +16,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from tests.api.streaming.events import Event, Stream, prices_in
-from tests.application import Application, ScriptedExchange
-from tests.exposition import samples_of
 from tests.faults.conftest import StartApplication
-from tests.servers import HOST, RedisServer, free_port, wait_until
+from tests.support.application import Application, ScriptedExchange
+from tests.support.exposition import samples_of
+from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
 BTC = ("exchange1", "BTCUSDT")
 MANY = {"HTTP__STREAMS_PER_CLIENT": 1000}

@@ -13,11 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from marketflow.api import server
-from marketflow.api.server import bind, bind_each
 from marketflow.errors import StartError
-from tests.application import Application
-from tests.servers import HOST, free_port, wait_until
+from marketflow.server import uvicorn_server
+from marketflow.server.uvicorn_server import bind, bind_each
+from tests.support.application import Application
+from tests.support.servers import HOST, free_port, wait_until
 
 
 @pytest.fixture
@@ -160,14 +160,14 @@ def test_start_in_the_midst_of_another_is_refused_the_port(monkeypatch: pytest.M
         nonlocal refused
         if shared:
             with monkeypatch.context() as meanwhile:
-                meanwhile.setattr(server, "bind", bind)
+                meanwhile.setattr(uvicorn_server, "bind", bind)
                 with pytest.raises(StartError, match="cannot listen on"):
-                    server.bind_each(HOST, port, other)
+                    uvicorn_server.bind_each(HOST, port, other)
             refused += 1
         return bind(host, port, shared)
 
-    monkeypatch.setattr(server, "bind", bind_with_another_start)
-    for listener in server.bind_each(HOST, port, 3):
+    monkeypatch.setattr(uvicorn_server, "bind", bind_with_another_start)
+    for listener in uvicorn_server.bind_each(HOST, port, 3):
         listener.close()
     assert refused == 2
 

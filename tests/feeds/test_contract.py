@@ -12,15 +12,15 @@ from reactivex.observer import AutoDetachObserver
 
 from marketflow.clock import system_clock
 from marketflow.feeds import tcp as tcp_module
+from marketflow.feeds.decoder import Guard
 from marketflow.feeds.feed import Feed
 from marketflow.feeds.generator import GeneratorFeed, Market
-from marketflow.feeds.guard import Guard
 from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent, TcpFeed
-from marketflow.flow.timing import TimingLoop
 from marketflow.model import Candles, FeedState, Mode, Series
-from tests.application import ScriptedExchange
-from tests.proxy import Proxy
-from tests.servers import free_port, wait_until
+from marketflow.pipeline.schedulers import TimingLoop
+from tests.support.application import ScriptedExchange
+from tests.support.proxy import Proxy
+from tests.support.servers import free_port, wait_until
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 

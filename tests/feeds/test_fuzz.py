@@ -20,12 +20,12 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 
-from marketflow.feeds.framing import Framer
-from marketflow.feeds.guard import MAX_LINE_BYTES, MAX_PRICE, Guard
+from marketflow.feeds.decoder import MAX_LINE_BYTES, MAX_PRICE, Guard
+from marketflow.feeds.line_framing import Framer
 from marketflow.feeds.timestamps import TimestampCheck
 from marketflow.model import SLICE_MS, Candles, Mode, Series, Tick, merge_into
-from tests.oracle import assert_same, candles_of_ticks
-from tests.seeds import seeds
+from tests.support.oracle import assert_same, candles_of_ticks
+from tests.support.seeds import seeds
 
 NOW_MS = 1_763_690_000_000
 SKEW_MS = 5000

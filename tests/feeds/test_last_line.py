@@ -6,10 +6,10 @@ import threading
 import pytest
 
 from marketflow.clock import milliseconds, system_clock
-from marketflow.feeds.guard import Guard
+from marketflow.feeds.decoder import Guard
 from marketflow.feeds.tcp import TcpFeed
 from marketflow.model import Candles, Mode
-from tests.servers import HOST
+from tests.support.servers import HOST
 
 WHOLE = '{"symbol":"BTCUSDT","price":1.5,"timestamp":%d}'
 

@@ -13,12 +13,12 @@ import pytest
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot, Tick
 from marketflow.resources import resource
 from marketflow.stores.ports import Walk
-from marketflow.stores.postgres import PostgresArchive
-from marketflow.stores.postgres_days import LATE_MS, PostgresDays
-from marketflow.stores.postgres_reader import PostgresReader
-from marketflow.stores.rows import DAY_MS, columns, connection_keywords
-from tests.oracle import candles_of_ticks
-from tests.seeds import seeds
+from marketflow.stores.postgres.reader import PostgresReader
+from marketflow.stores.postgres.rollups import LATE_MS, PostgresDays
+from marketflow.stores.postgres.rows import DAY_MS, columns, connection_keywords
+from marketflow.stores.postgres.writer import PostgresArchive
+from tests.support.oracle import candles_of_ticks
+from tests.support.seeds import seeds
 
 DAY = 1_763_683_200_000  # the start of a day
 HOUR_MS = 60 * MINUTE_MS

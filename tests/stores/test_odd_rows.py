@@ -10,10 +10,10 @@ import pytest
 from marketflow.model import MINUTE_MS, Candle, Mode, Series, Slot
 from marketflow.resources import resource
 from marketflow.stores.ports import Walk
-from marketflow.stores.postgres import PostgresArchive
-from marketflow.stores.postgres_days import PostgresDays
-from marketflow.stores.postgres_reader import PostgresReader
-from marketflow.stores.rows import DAY_MS, connection_keywords, to_datetime
+from marketflow.stores.postgres.reader import PostgresReader
+from marketflow.stores.postgres.rollups import PostgresDays
+from marketflow.stores.postgres.rows import DAY_MS, connection_keywords, to_datetime
+from marketflow.stores.postgres.writer import PostgresArchive
 
 DAY = 1_763_683_200_000  # midnight, UTC
 ODD, GOOD = (Series(Mode.LIVE, name, "BTCUSDT") for name in ("exchange1", "exchange2"))

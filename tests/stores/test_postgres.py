@@ -20,13 +20,13 @@ from psycopg import sql
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot, Tick, candle_of, merge_all
 from marketflow.resources import resource
-from marketflow.stores import schema
-from marketflow.stores.bounded import ANSWER_SECONDS
-from marketflow.stores.postgres import PostgresArchive
-from marketflow.stores.postgres_reader import READ_SECONDS, PostgresReader
-from marketflow.stores.rows import CONNECT_SECONDS, connection_keywords
-from tests.oracle import candle_of_ticks, candles_of_ticks
-from tests.servers import PostgresServer, wait_until
+from marketflow.stores.postgres import migrations
+from marketflow.stores.postgres.bounded_connection import ANSWER_SECONDS
+from marketflow.stores.postgres.reader import READ_SECONDS, PostgresReader
+from marketflow.stores.postgres.rows import CONNECT_SECONDS, connection_keywords
+from marketflow.stores.postgres.writer import PostgresArchive
+from tests.support.oracle import candle_of_ticks, candles_of_ticks
+from tests.support.servers import PostgresServer, wait_until
 
 T = TypeVar("T")
 Keywords = dict[str, Any]
@@ -242,7 +242,7 @@ def test_a_file_may_take_longer_than_a_row(postgres_db: Keywords, ddl: Path) -> 
 def test_a_file_that_takes_too_long_is_ended_by_the_server(
     postgres_db: Keywords, ddl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "DDL_SECONDS", 0.5)
+    monkeypatch.setattr(migrations, "DDL_SECONDS", 0.5)
     (ddl / "0002_slow.sql").write_text("select pg_sleep(60)")
     with archive_at(postgres_db, ddl=ddl) as archive, pytest.raises(Unavailable, match="statement timeout"):
         archive.write({})

@@ -17,19 +17,19 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from marketflow.cli.export.export_rows import Selection, blocks, parts, snapshot
 from marketflow.errors import Unavailable
-from marketflow.export.rows import Selection, blocks, parts, snapshot
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot
 from marketflow.resources import resource
-from marketflow.stores import postgres_reader, postgres_session
-from marketflow.stores.bounded import BoundedConnection
 from marketflow.stores.ports import Walk
-from marketflow.stores.postgres import PostgresArchive
-from marketflow.stores.postgres_days import PostgresDays
-from marketflow.stores.postgres_reader import PostgresReader
-from marketflow.stores.rows import DAY_MS, connection_keywords
-from tests.pgbouncer import pgbouncer
-from tests.servers import HOST, PostgresServer
+from marketflow.stores.postgres import reader, session
+from marketflow.stores.postgres.bounded_connection import BoundedConnection
+from marketflow.stores.postgres.reader import PostgresReader
+from marketflow.stores.postgres.rollups import PostgresDays
+from marketflow.stores.postgres.rows import DAY_MS, connection_keywords
+from marketflow.stores.postgres.writer import PostgresArchive
+from tests.support.pgbouncer import pgbouncer
+from tests.support.servers import HOST, PostgresServer
 
 DAY = 1_763_683_200_000  # midnight, UTC
 SERIES = Series(Mode.LIVE, "exchänge1", "BTCUSDT")
@@ -153,7 +153,7 @@ def test_two_schemas_of_one_database_are_apart(postgres_db: dict[str, Any]) -> N
 
 
 def test_old_server_is_refused_by_name(postgres_db: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres_session, "OLDEST_VERSION", 99)
+    monkeypatch.setattr(session, "OLDEST_VERSION", 99)
     archive = PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 2)
     with closing(archive), pytest.raises(Unavailable, match="is too old; 99 is the oldest version that will do"):
         archive.write({})
@@ -205,7 +205,7 @@ def test_pooler_with_transactions_serves_writer_and_readers(
     server_folder: Path, postgres_db: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Twelve connections share two sessions: on a busy machine one waits for longer than a client should.
-    monkeypatch.setattr(postgres_reader, "READ_SECONDS", 30.0)
+    monkeypatch.setattr(reader, "READ_SECONDS", 30.0)
     set_defaults(postgres_db, {"datestyle": "SQL, DMY", "extra_float_digits": "0", "timezone": "Asia/Kathmandu"})
     with pgbouncer(server_folder, postgres_db) as place:
         keywords = connection_keywords(**place, schema="prices", prepared_statements=False)

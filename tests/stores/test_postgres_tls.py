@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+from marketflow.cli.export.export_rows import snapshot
 from marketflow.errors import Unavailable
-from marketflow.export.rows import snapshot
 from marketflow.resources import resource
-from marketflow.stores import rows
-from marketflow.stores.postgres import PostgresArchive
-from marketflow.stores.rows import connection_keywords, is_local
-from tests.servers import HOST
+from marketflow.stores.postgres import rows
+from marketflow.stores.postgres.rows import connection_keywords, is_local
+from marketflow.stores.postgres.writer import PostgresArchive
+from tests.support.servers import HOST
 
 OPENSSL = shutil.which("openssl")
 

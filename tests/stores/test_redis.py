@@ -28,13 +28,13 @@ from marketflow.model import (
     minute_start,
     slice_start,
 )
-from marketflow.stores import keys
-from marketflow.stores.breaker import BREAK_SECONDS, Breaker
+from marketflow.stores.circuit_breaker import BREAK_SECONDS, Breaker
 from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
-from marketflow.stores.redis import TIMEOUT_SECONDS, RedisCache
-from marketflow.stores.redis import connection_keywords as redis_keywords
-from marketflow.stores.redis_reader import RedisReader
-from tests.servers import HOST, RedisServer, free_port, wait_until
+from marketflow.stores.redis import keys
+from marketflow.stores.redis.reader import RedisReader
+from marketflow.stores.redis.writer import TIMEOUT_SECONDS, RedisCache
+from marketflow.stores.redis.writer import connection_keywords as redis_keywords
+from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
 T = TypeVar("T")
 MINUTE = 1_763_690_040_000  # the start of a minute
@@ -342,7 +342,7 @@ def test_slices_between_two_times_are_those_of_any_process(
     inner = {slot: candle for slot, candle in written.items() if 100 <= slot.start - MINUTE < 300}
     with cache_at(keywords(redis_db), recovered=False) as other:
         assert other.slices_between(MINUTE + 100, MINUTE + 300) == inner
-        monkeypatch.setattr("marketflow.stores.redis.SLICES_HELD", 1)
+        monkeypatch.setattr("marketflow.stores.redis.writer.SLICES_HELD", 1)
         assert other.slices_between(MINUTE + 100, MINUTE + 300) == {}
 
 
@@ -351,7 +351,7 @@ def test_slices_that_are_more_than_memory_may_hold_are_recovered_as_minutes(
 ) -> None:
     ticks = [Tick(100.0 + n, MINUTE + n * 1000, n) for n in range(120)]
     cache.put_slices({Slot(series, slice_start(tick.at)): candle_of(tick) for tick in ticks for series in (BTC, ETH)})
-    monkeypatch.setattr("marketflow.stores.redis.SLICES_HELD", 239)
+    monkeypatch.setattr("marketflow.stores.redis.writer.SLICES_HELD", 239)
     with cache_at(keywords(redis_db), recovered=False) as next_run:
         slices, minutes, whole_from = next_run.recover()
     assert (slices, whole_from) == ({}, NOW)

@@ -16,14 +16,14 @@ import redis
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot, Tick, candle_of
 from marketflow.settings import load
-from marketflow.stores import keys
-from marketflow.stores.folding import minutes_of_window
-from marketflow.stores.mirror import Mirror, _Entry
-from marketflow.stores.redis import RedisCache, connection_keywords
-from marketflow.stores.redis_reader import RedisReader
-from marketflow.stores.window import Window
-from tests.servers import HOST, RedisServer, free_port, wait_until
+from marketflow.stores.candle_window import Window
+from marketflow.stores.redis import keys
+from marketflow.stores.redis.near_cache import Mirror, _Entry
+from marketflow.stores.redis.reader import RedisReader
+from marketflow.stores.redis.slice_folding import minutes_of_window
+from marketflow.stores.redis.writer import RedisCache, connection_keywords
 from tests.stores.test_redis import BTC, ETH, MINUTE, NOW, SetClock, ask, cache_at, candle, keywords, slots_of
+from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
 MANY_MINUTES = 10 * MINUTE_MS
 

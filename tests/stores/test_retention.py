@@ -12,14 +12,14 @@ from marketflow.errors import SettingsError
 from marketflow.model import MINUTE_MS, Candle, Mode, Series, Slot
 from marketflow.resources import resource
 from marketflow.settings import load
-from marketflow.stores import postgres_retention
-from marketflow.stores.bounded import BoundedConnection
 from marketflow.stores.ports import Walk
-from marketflow.stores.postgres import PostgresArchive
-from marketflow.stores.postgres_days import PostgresDays
-from marketflow.stores.postgres_reader import PostgresReader
-from marketflow.stores.postgres_retention import Retention
-from marketflow.stores.rows import DAY_MS, connection_keywords
+from marketflow.stores.postgres import retention
+from marketflow.stores.postgres.bounded_connection import BoundedConnection
+from marketflow.stores.postgres.reader import PostgresReader
+from marketflow.stores.postgres.retention import Retention
+from marketflow.stores.postgres.rollups import PostgresDays
+from marketflow.stores.postgres.rows import DAY_MS, connection_keywords
+from marketflow.stores.postgres.writer import PostgresArchive
 
 DAY = 1_763_683_200_000  # midnight, UTC
 NOW = DAY + 10 * DAY_MS + 60 * MINUTE_MS
@@ -38,8 +38,8 @@ def minutes(day: int, count: int = 20) -> dict[Slot, Candle]:
 @pytest.fixture
 def user(postgres_db: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator["psycopg.Connection[Any]"]:
     """A connection to a database with ten days of minutes, of which few go at once."""
-    monkeypatch.setattr(postgres_retention, "_OLDEST", postgres_retention._OLDEST.replace("5000", "30"))
-    monkeypatch.setattr(postgres_retention, "ROWS_A_STEP", 30)
+    monkeypatch.setattr(retention, "_OLDEST", retention._OLDEST.replace("5000", "30"))
+    monkeypatch.setattr(retention, "ROWS_A_STEP", 30)
     with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 200)) as archive:
         for day in range(10):
             archive.write(minutes(day))

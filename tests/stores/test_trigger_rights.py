@@ -10,20 +10,20 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from marketflow.checkup.findings import State
-from marketflow.checkup.postgres import postgres_check
+from marketflow.cli.check.findings import State
+from marketflow.cli.check.postgres_checks import postgres_check
+from marketflow.cli.export.export_rows import Selection, blocks, parts, snapshot
 from marketflow.errors import Unavailable
-from marketflow.export.rows import Selection, blocks, parts, snapshot
 from marketflow.model import Candle, Mode, Series, Slot
 from marketflow.resources import resource
-from marketflow.servers import find_servers
+from marketflow.runtime.store_servers import find_servers
 from marketflow.settings import load
 from marketflow.stores.ports import Walk
-from marketflow.stores.postgres import PostgresArchive
-from marketflow.stores.postgres_days import PostgresDays
-from marketflow.stores.postgres_reader import PostgresReader
-from marketflow.stores.postgres_retention import Retention
-from marketflow.stores.rows import DAY_MS, connection_keywords
+from marketflow.stores.postgres.reader import PostgresReader
+from marketflow.stores.postgres.retention import Retention
+from marketflow.stores.postgres.rollups import PostgresDays
+from marketflow.stores.postgres.rows import DAY_MS, connection_keywords
+from marketflow.stores.postgres.writer import PostgresArchive
 
 DAY = 1_763_683_200_000  # midnight, UTC
 HOUR_MS = 60 * 60_000

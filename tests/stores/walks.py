@@ -7,7 +7,7 @@ import pytest
 
 from marketflow.model import Candle
 from marketflow.stores.ports import Walk
-from marketflow.stores.rows import to_unix_ms
+from marketflow.stores.postgres.rows import to_unix_ms
 
 HOUR_MS = 60 * 60_000
 

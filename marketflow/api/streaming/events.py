@@ -8,10 +8,10 @@ import msgspec
 from msgspec import Meta
 from sse_starlette import ServerSentEvent
 
-from marketflow.api.health import Health
-from marketflow.api.latest import LatestPrice
-from marketflow.api.operation import Exchange, Symbol
+from marketflow.api.openapi.operation import Exchange, Symbol
 from marketflow.api.rendering import Time
+from marketflow.api.routes.latest_price import LatestPrice
+from marketflow.health import Health
 from marketflow.model import Mode
 
 

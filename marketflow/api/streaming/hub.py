@@ -17,14 +17,14 @@ from weakref import WeakValueDictionary
 
 from loguru import logger
 
-from marketflow.api.answers import Prices
-from marketflow.api.health import Health, ModeSwitch
 from marketflow.api.problems import TryAgain
-from marketflow.api.streaming.client import Client
-from marketflow.api.streaming.known import Known
+from marketflow.api.queries.prices import Prices
+from marketflow.api.streaming.known_state import Known
 from marketflow.api.streaming.selection import Pair, Selection
+from marketflow.api.streaming.subscriber import Client
 from marketflow.clock import milliseconds
 from marketflow.errors import TooMuch, Unavailable
+from marketflow.health import Health, ModeSwitch
 from marketflow.logs import RateLimit
 from marketflow.model import Series, Tick
 from marketflow.stores.ports import Announcements

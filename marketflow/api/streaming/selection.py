@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from zlib import crc32
 
-from marketflow.api.names import Names
+from marketflow.api.queries.names import Names
 
 Pair = tuple[str, str]
 """An exchange and a symbol, as they are configured; the mode is always the one that runs."""

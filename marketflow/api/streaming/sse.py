@@ -10,10 +10,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from marketflow.api.context import Context, context_of
-from marketflow.api.operation import Content, Operation, Parameter, Tag
+from marketflow.api.middleware.request_metrics import UNTIMED, RequestTimes
+from marketflow.api.openapi.operation import Content, Operation, Parameter, Tag
 from marketflow.api.problems import TooManyRequests, TryAgain, UnknownExchange, UnknownSymbol
 from marketflow.api.rendering import ALWAYS
-from marketflow.api.request_times import UNTIMED, RequestTimes
 from marketflow.api.streaming.hub import Hub
 from marketflow.api.streaming.selection import Selection, named
 

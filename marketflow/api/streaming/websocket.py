@@ -13,14 +13,14 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from marketflow.api.context import Context, context_of
-from marketflow.api.operation import refuse_unknown_parameters
+from marketflow.api.middleware.request_metrics import RequestTimes
+from marketflow.api.openapi.operation import refuse_unknown_parameters
 from marketflow.api.problems import Problem, answer_to, too_many_requests
-from marketflow.api.request_times import RequestTimes
-from marketflow.api.streaming.client import Client
 from marketflow.api.streaming.events import Refused, Subscribed
-from marketflow.api.streaming.figures import Sent
 from marketflow.api.streaming.selection import named
 from marketflow.api.streaming.sse import PARAMETERS, selected
+from marketflow.api.streaming.stream_counters import Sent
+from marketflow.api.streaming.subscriber import Client
 from marketflow.errors import TooMuch
 from marketflow.tasks import cancel
 

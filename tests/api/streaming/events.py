@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
-from tests.servers import HOST
+from tests.support.servers import HOST
 
 
 class Event(NamedTuple):

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from marketflow.api.answers import Prices
+from marketflow.api.queries.prices import Prices
 from marketflow.api.streaming import hub as hubs
-from marketflow.api.streaming.client import Client
 from marketflow.api.streaming.hub import Hub
 from marketflow.api.streaming.selection import Selection, named
+from marketflow.api.streaming.subscriber import Client
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.model import FeedState, Mode, Series, Tick
 from tests.api.world import EXCHANGES, NOW, SYMBOLS, World, series

@@ -4,10 +4,10 @@ from itertools import pairwise
 
 import pytest
 
-from marketflow.api.health import Health
 from marketflow.api.streaming.events import Message
-from marketflow.api.streaming.known import NOTHING, Known, Position
+from marketflow.api.streaming.known_state import NOTHING, Known, Position
 from marketflow.api.streaming.selection import Selection
+from marketflow.health import Health
 from marketflow.model import FeedState, Mode, Series, Tick
 
 PAIRS = [("exchange1", "BTCUSDT"), ("exchange1", "ETHUSDT")]

@@ -1,0 +1,107 @@
+"""The HTTP API as one ASGI application, a value built once."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from loguru import logger
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Receive, Scope, Send
+
+from marketflow.api.middleware.client_limits import Clients
+from marketflow.api.middleware.compression import Compressed
+from marketflow.api.middleware.protection import AllowedHosts, BodyLimit, SameSite
+from marketflow.api.middleware.request_metrics import RequestTimes, Timed
+from marketflow.api.openapi.operation import Operation
+from marketflow.api.problems import problem_handlers
+from marketflow.api.routes.candles import candle_operations
+from marketflow.api.routes.documentation import with_documentation
+from marketflow.api.routes.health import status_operations
+from marketflow.api.routes.metrics import metrics_operations
+from marketflow.api.routes.mode import mode_operations
+from marketflow.api.routes.page import market_operations
+from marketflow.api.routes.prices import price_operations
+from marketflow.api.routes.static_files import static_route
+from marketflow.api.streaming.sse import stream_operations
+from marketflow.api.streaming.websocket import websocket_routes
+from marketflow.logs import RateLimit
+from marketflow.settings import HttpSettings
+
+ContextLifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]
+"""Opens everything, yields `{"context": Context}`, and closes everything again."""
+
+
+class _Application(Starlette):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._failures = RateLimit(10.0)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, and log what nobody expected."""
+        try:
+            await super().__call__(scope, receive, send)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            # It has been answered, unless an answer had begun: the server cuts that where it ends.
+            if (left_out := self._failures.admit(type(error).__name__)) is not None:
+                more = f" ({left_out} more in the meantime)" if left_out else ""
+                logger.opt(exception=error).error("{} {!r} failed{}", scope["method"], scope["path"], more)
+
+
+def operations(times: RequestTimes) -> list[Operation]:
+    """All that the API does, in the order of its description."""
+    return with_documentation(
+        [
+            *price_operations(),
+            *candle_operations(),
+            *stream_operations(times),
+            *mode_operations(times),
+            *status_operations(),
+            *metrics_operations(times),
+            *market_operations(),
+        ]
+    )
+
+
+def _cross_origin_reads(origins: Sequence[str]) -> list[Middleware]:
+    """What lets browsers show answers to pages of these origins. They may read; what changes anything stays refused."""
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=[origin.lower() for origin in origins],
+            allow_methods=["GET", "HEAD"],
+            allow_headers=["Last-Event-ID", "If-None-Match", "Cache-Control"],
+            expose_headers=["ETag", "Retry-After"],
+            max_age=600,
+        )
+    ]
+
+
+def create_app(lifespan: ContextLifespan, http: HttpSettings = HttpSettings()) -> Starlette:  # noqa: B008 - frozen
+    """The application; its context comes from the lifespan, once for each server that runs it.
+
+    `http` says by which names it may be addressed, and whose pages may read from it (see `protection`).
+    """
+    clients = Clients(http.trusted_proxies)
+    times = RequestTimes()
+    app = _Application(
+        routes=[*(operation.route() for operation in operations(times)), *websocket_routes(times), static_route()],
+        middleware=[
+            Middleware(Timed, times=times),
+            Middleware(BodyLimit),
+            Middleware(AllowedHosts, host=http.host, allowed=http.allowed_hosts),
+            Middleware(SameSite, allowed=http.allowed_origins, host_of=clients.host),
+            *_cross_origin_reads(http.allowed_origins),
+            Middleware(Compressed),
+        ],
+        exception_handlers=problem_handlers(),
+        lifespan=lifespan,
+    )
+    # A path is right or it is not found; a redirect would turn /mode/test/ into a GET for some clients.
+    app.router.redirect_slashes = False
+    return app

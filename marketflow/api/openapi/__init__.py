@@ -1,0 +1,1 @@
+"""The declaration of each operation, and the OpenAPI description made of them."""

@@ -1,0 +1,294 @@
+"""The description of the API, as OpenAPI 3.1, made of the operations that its routes are made of.
+
+Shapes are those of the structs that are answered, problems those of the classes that are raised. What may happen to any
+request before a route sees it stands in components of its own, to which each operation refers.
+"""
+
+from collections.abc import Iterable, Sequence
+from types import UnionType
+from typing import Any
+
+import msgspec
+
+from marketflow import __version__
+from marketflow.api.middleware.protection import BodyTooLarge, CrossSite, InvalidHost, RequestTimeout
+from marketflow.api.openapi.operation import PATH_PARAMETERS, Content, Operation, Parameter
+from marketflow.api.problems import (
+    PROBLEM_JSON,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    Problem,
+    ProblemDetails,
+    Unauthorized,
+    UnknownParameter,
+)
+from marketflow.api.rendering import ALWAYS
+from marketflow.server.http_connection import HeadersTooLarge, MalformedRequest
+
+_INFO = """\
+- Times are RFC 3339, UTC, milliseconds. Names are matched without regard to case and answered as they are configured.
+- Every `GET` answers `HEAD` as well, with the same status and headers and without a body. No request needs a body.
+- A query parameter that is not listed is a 400 `unknown_parameter`, except on pages; of one that is repeated the last
+  one counts, but of `symbols` and `exchanges` all.
+- A path is matched as it stands, percent-encoding undone; with a slash too many it is another path.
+- Whatever goes wrong is told as RFC 9457 problem details, with a `code` for programs. A path that is not here is a 404
+  `not_found`.
+"""
+
+_ANY_REQUEST: tuple[type[Problem], ...] = (
+    MalformedRequest,
+    InvalidHost,
+    MethodNotAllowed,
+    RequestTimeout,
+    BodyTooLarge,
+    HeadersTooLarge,
+    InternalError,
+)
+"""What may be answered to any request, whatever it asks for."""
+
+_HEADERS: dict[str, dict[str, Any]] = {
+    "Cache-Control": {
+        "description": "No answer may be stored on the way.",
+        "schema": {"type": "string", "const": "no-store"},
+    },
+    "Cache-Control-Kept": {
+        "description": "How long the answer may be kept without asking again, if at all.",
+        "schema": {"type": "string", "pattern": "^(no-store|max-age=[0-9]+)$", "examples": ["max-age=60"]},
+    },
+    "ETag": {
+        "description": "Stands for the answer, to be sent as `If-None-Match` when asking again.",
+        "schema": {
+            "type": "string",
+            "pattern": '^W/"[0-9a-f]{32}"$',
+            "examples": ['W/"0123456789abcdef0123456789abcdef"'],
+        },
+    },
+    "X-Content-Type-Options": {
+        "description": "A browser takes it for nothing but what it says it is.",
+        "schema": {"type": "string", "const": "nosniff"},
+    },
+    "Content-Security-Policy": {
+        "description": "The page loads from this server and nowhere else.",
+        "schema": {"type": "string"},
+    },
+    "Referrer-Policy": {
+        "description": "No other server is told of the page.",
+        "schema": {"type": "string", "const": "no-referrer"},
+    },
+    "X-Accel-Buffering": {
+        "description": "A proxy hands on what comes as it comes.",
+        "schema": {"type": "string", "const": "no"},
+    },
+    "Retry-After": {
+        "description": "Seconds after which to try again.",
+        "schema": {"type": "integer", "minimum": 1, "examples": [1]},
+    },
+    "WWW-Authenticate": {"description": "What is asked for.", "schema": {"type": "string", "const": "Bearer"}},
+    "Allow": {
+        "description": "The methods that the path answers.",
+        "schema": {"type": "string", "pattern": "^[A-Z]+(, [A-Z]+)*$", "examples": ["GET, HEAD"]},
+    },
+    "Connection": {
+        "description": "The connection is closed: the request has not arrived as a whole.",
+        "schema": {"type": "string", "const": "close"},
+    },
+}
+
+_IF_NONE_MATCH = Parameter(
+    "If-None-Match",
+    "The `ETag` of an answer that the client has; where it is still right, it is told so.",
+    {"type": "string"},
+)
+
+_STRUCT = "#/components/schemas/{name}"
+
+_TOKEN = "bearerToken"  # noqa: S105 - the name of the scheme
+
+
+def describe(
+    operations: Sequence[Operation], exchanges: Sequence[str], symbols: Sequence[str], asks_for_token: bool
+) -> dict[str, Any]:
+    """The document of an API with these operations, configured names, and perhaps a token."""
+    problems = {operation: _problems_of(operation) for operation in operations}
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        item = paths.setdefault(operation.path, {})
+        item[operation.method.lower()] = _operation(operation, problems[operation], asks_for_token)
+    return {
+        "openapi": "3.1.1",
+        "info": {
+            "title": "MarketFlow",
+            "version": __version__,
+            "summary": "Prices of several exchanges: the newest, and the highest, lowest and average over a period.",
+            "description": _INFO,
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "servers": [{"url": "/", "description": "The server that this description comes from."}],
+        "tags": [tag._asdict() for tag in dict.fromkeys(operation.tag for operation in operations)],
+        "paths": paths,
+        "components": {
+            "schemas": _schemas(operations, {NotFound, *(one for each in problems.values() for one in each)})
+            | _names("Exchange", "Name of a configured exchange.", exchanges)
+            | _names("Symbol", "A configured symbol.", symbols),
+            "responses": _refusals([(NotFound,), *(group for each in problems.values() for group in _by_status(each))]),
+            "headers": {name: header | {"required": True} for name, header in _HEADERS.items()},
+            "securitySchemes": {
+                _TOKEN: {"type": "http", "scheme": "bearer", "description": "The setting `http.token`."}
+            },
+        },
+    }
+
+
+def _operation(operation: Operation, problems: Sequence[type[Problem]], asks_for_token: bool) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "operationId": operation.id,
+        "tags": [operation.tag.name],
+        "summary": operation.summary,
+        "parameters": [
+            *(_parameter(PATH_PARAMETERS[name], "path") for name in operation.route().param_convertors),
+            *(_parameter(each, "query") for each in operation.query),
+            *([_parameter(_IF_NONE_MATCH, "header")] if operation.may_be_kept else []),
+        ],
+        "responses": _answers(operation)
+        | {str(int(group[0].status)): _reference(group) for group in _by_status(problems)},
+    }
+    if operation.description:
+        described["description"] = operation.description
+    if operation.asks_for_token:
+        # Without a token configured it works with and without one.
+        described["security"] = [{_TOKEN: []}] if asks_for_token else [{}, {_TOKEN: []}]
+    return described
+
+
+def _parameter(parameter: Parameter, place: str) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "name": parameter.name,
+        "in": place,
+        "required": place == "path",
+        "description": parameter.description,
+        "schema": parameter.schema,
+    }
+    if parameter.examples:
+        described["examples"] = {str(example): {"value": example} for example in parameter.examples}
+    return described
+
+
+# Answers
+
+
+def _answers(operation: Operation) -> dict[str, Any]:
+    """The answers by status, beside problems."""
+    if not operation.may_be_kept:
+        return {"200": _answer(operation.answer)}
+    found = _answer(operation.answer)
+    same = {name: header for name, header in found["headers"].items() if name != "Cache-Control"}
+    kept = same | {"Cache-Control": {"$ref": "#/components/headers/Cache-Control-Kept"}}
+    found["headers"] = kept | {"ETag": _HEADERS["ETag"] | {"required": False}}
+    not_modified = {
+        "description": "The answer that the client has is still the right one.",
+        "headers": kept | {"ETag": {"$ref": "#/components/headers/ETag"}},
+    }
+    return {"200": found, "304": not_modified}
+
+
+def _answer(answer: type[msgspec.Struct] | UnionType | Content) -> dict[str, Any]:
+    if isinstance(answer, Content):
+        return _response(answer.description, answer.media_types, {"schema": answer.schema}, answer.headers)
+    (schema,), _ = msgspec.json.schema_components([answer], ref_template=_STRUCT)
+    return _response(_told(answer), ("application/json",), {"schema": schema})
+
+
+def _told(answer: type[msgspec.Struct] | UnionType) -> str:
+    """What an answer is: the docstring of its struct, or of the first one of several."""
+    return (answer.__args__[0] if isinstance(answer, UnionType) else answer).__doc__ or ""
+
+
+def _response(
+    description: str, media_types: Iterable[str], content: dict[str, Any], headers: Iterable[str] = ()
+) -> dict[str, Any]:
+    names = [*(name.title() for name in ALWAYS), *headers]
+    return {
+        "description": description,
+        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in names},
+        "content": dict.fromkeys(media_types, content),
+    }
+
+
+def _schemas(operations: Sequence[Operation], problems: Iterable[type[Problem]]) -> dict[str, Any]:
+    structs = [each.answer for each in operations if not isinstance(each.answer, Content)]
+    _, schemas = msgspec.json.schema_components([*structs, ProblemDetails], ref_template=_STRUCT)
+    schemas["ProblemDetails"]["properties"]["code"]["enum"] = sorted(problem.code for problem in problems)
+    return schemas
+
+
+def _names(schema: str, description: str, names: Sequence[str]) -> dict[str, Any]:
+    return {schema: {"title": schema, "description": description, "type": "string", "enum": list(names)}}
+
+
+# Problems
+
+
+def _problems_of(operation: Operation) -> list[type[Problem]]:
+    found = [*operation.problems, *_ANY_REQUEST]
+    if operation.asks_for_token:
+        found.append(Unauthorized)
+    if not operation.is_page:
+        found.append(UnknownParameter)
+    if operation.method != "GET":
+        found.append(CrossSite)
+    return found
+
+
+def _by_status(problems: Iterable[type[Problem]]) -> list[tuple[type[Problem], ...]]:
+    """The problems of each status, in the order in which they are given."""
+    ordered = sorted(problems, key=lambda problem: problem.status)
+    statuses = dict.fromkeys(problem.status for problem in ordered)
+    return [tuple(problem for problem in ordered if problem.status == status) for status in statuses]
+
+
+def _name_of(group: Sequence[type[Problem]]) -> str:
+    return ".".join(problem.code for problem in group)
+
+
+def _reference(group: Sequence[type[Problem]]) -> dict[str, str]:
+    return {"$ref": f"#/components/responses/{_name_of(group)}"}
+
+
+def _refusals(groups: Iterable[Sequence[type[Problem]]]) -> dict[str, Any]:
+    found = {_name_of(group): group for group in groups}
+    return {name: _refusal(found[name]) for name in sorted(found)}
+
+
+def _refusal(group: Sequence[type[Problem]]) -> dict[str, Any]:
+    """The response of one status, with what it may be about."""
+    status = group[0].status
+    meanings = {problem.code: (problem.__doc__ or "").partition("\n")[0] for problem in group}
+    schema = {
+        "allOf": [{"$ref": "#/components/schemas/ProblemDetails"}],
+        "properties": {
+            "title": {"const": status.phrase},
+            "status": {"const": int(status)},
+            "code": {"enum": [*meanings]},
+        },
+    }
+    examples = {
+        code: {"value": ProblemDetails("about:blank", status.phrase, int(status), meaning, code)}
+        for code, meaning in meanings.items()
+    }
+    content = {"schema": schema, "examples": examples}
+    described = _response(
+        "\n".join(f"- `{code}`: {meaning}" for code, meaning in meanings.items()), (PROBLEM_JSON,), content
+    )
+    described["headers"] |= _headers_of(group)
+    return described
+
+
+def _headers_of(group: Sequence[type[Problem]]) -> dict[str, Any]:
+    """Headers that these problems have; one that not all of them have need not be there."""
+    names = [{*problem.headers, *problem.varying_headers} for problem in group]
+    always = set.intersection(*names)
+    return {
+        name: {"$ref": f"#/components/headers/{name}"} if name in always else _HEADERS[name] | {"required": False}
+        for name in sorted(set.union(*names))
+    }

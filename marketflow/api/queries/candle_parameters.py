@@ -1,0 +1,163 @@
+"""What a request says about the candles that it wants: interval, range, limit and form."""
+
+from functools import lru_cache
+from http import HTTPStatus
+from typing import NamedTuple
+
+from starlette.datastructures import QueryParams
+
+from marketflow.api.openapi.operation import Parameter
+from marketflow.api.problems import Problem
+from marketflow.api.queries.candles import Question
+from marketflow.time_parsing import PATTERN, is_relative, moment_ms
+
+INTERVALS_MS = {
+    "1m": 60_000,
+    "5m": 5 * 60_000,
+    "15m": 15 * 60_000,
+    "1h": 60 * 60_000,
+    "4h": 4 * 60 * 60_000,
+    "1d": 24 * 60 * 60_000,
+}
+"""The lengths of candles by their names. All of them divide a day, which begins as one in UTC does."""
+
+DEFAULT_INTERVAL = "1m"
+DEFAULT_LIMIT = 500
+MOST = 1000
+
+TIME_PATTERN = PATTERN
+"""What a time looks like; whether there is such a day, no pattern can tell."""
+
+_TIME = f"^{PATTERN}$"
+
+INTERVAL = Parameter(
+    "interval",
+    f"Length of a candle; `{DEFAULT_INTERVAL}` without it. Hours and days are those of UTC.",
+    {"type": "string", "enum": [*INTERVALS_MS], "default": DEFAULT_INTERVAL},
+    (*INTERVALS_MS,),
+)
+FROM = Parameter(
+    "from",
+    "Where the range begins, as RFC 3339, as a date (its midnight, UTC), as Unix milliseconds, as `now` or as `-24h` "
+    "(a sum of `s`, `m`, `h` and `d` back from now): a candle belongs to it that opens at this time or later. "
+    "With it the first `limit` candles from there on are answered, without it the last ones. (A `+` in a query "
+    "is written `%2B`.)",
+    {"type": "string", "pattern": _TIME},
+    ("2026-11-21T00:00:00Z", "2026-11-21", "1795219200000", "-24h"),
+)
+TO = Parameter(
+    "to",
+    "Where the range ends, in the same forms: a candle belongs to it that opens before this time. Without it, now.",
+    {"type": "string", "pattern": _TIME},
+    ("now", "-1h"),
+)
+LIMIT = Parameter(
+    "limit",
+    f"How many candles at most; {DEFAULT_LIMIT} without it.",
+    {"type": "integer", "minimum": 1, "maximum": MOST, "default": DEFAULT_LIMIT},
+    (DEFAULT_LIMIT, 1, MOST),
+)
+FORMAT = Parameter(
+    "format",
+    "`array`: each candle as an array in the order of Binance's klines. Without it, as an object.",
+    {"type": "string", "enum": ["array"]},
+    ("array",),
+)
+
+CANDLE_QUERY = (INTERVAL, FROM, TO, LIMIT, FORMAT)
+
+
+class InvalidInterval(Problem):
+    """There are no candles of this length."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "invalid_interval"
+
+
+class InvalidRange(Problem):
+    """`from` or `to` is no time, or `from` is not before `to`."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "invalid_range"
+
+
+class InvalidLimit(Problem):
+    """The limit is no whole number from 1 to 1000."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "invalid_limit"
+
+
+class InvalidFormat(Problem):
+    """There is no such format."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "invalid_format"
+
+
+class CandleQuery(NamedTuple):
+    """A query: the name of the interval, what is asked, and whether as arrays."""
+
+    interval: str
+    question: Question
+    as_arrays: bool
+
+
+def parse_query(query: bytes, now_ms: int) -> CandleQuery:
+    """What a query string asks for at a time (Unix ms); of a parameter that is repeated the last one counts.
+
+    Raises:
+        InvalidInterval, InvalidRange, InvalidLimit, InvalidFormat: it cannot be understood.
+    """
+    try:
+        return _parse_absolute(query)
+    except _Relative:
+        return _parse(query, now_ms)
+
+
+class _Relative(Exception):
+    """A time of the query depends on when it is asked for."""
+
+
+@lru_cache(maxsize=256)  # the same few with every request
+def _parse_absolute(query: bytes) -> CandleQuery:
+    given = QueryParams(query)
+    if any(is_relative(given.get(name, "")) for name in ("from", "to")):
+        raise _Relative  # which is not kept
+    return _parse(query, 0)
+
+
+def _parse(query: bytes, now_ms: int) -> CandleQuery:
+    given = QueryParams(query)
+    interval = given.get("interval", DEFAULT_INTERVAL)
+    if interval not in INTERVALS_MS:
+        raise InvalidInterval(f"The interval is one of {', '.join(INTERVALS_MS)}.")
+    since, until = (parse_time(name, given[name], now_ms) if name in given else None for name in ("from", "to"))
+    if since is not None and until is not None and since >= until:
+        raise InvalidRange("The range ends before it begins: `from` must lie before `to`.")
+    limit = _parse_limit(given.get("limit"))
+    as_arrays = given.get("format")
+    if as_arrays not in (None, "array"):
+        raise InvalidFormat("The format is array, or is left out for objects.")
+    return CandleQuery(interval, Question(INTERVALS_MS[interval], since, until, limit), as_arrays is not None)
+
+
+def parse_time(name: str, text: str, now_ms: int) -> int:
+    """A time in Unix ms, rounded up to the next one.
+
+    Raises:
+        InvalidRange: the text is no time, or one in another unit.
+    """
+    try:
+        return max(0, moment_ms(text, now_ms))
+    except ValueError as error:
+        raise InvalidRange(f"`{name}` {error}. (A + in a query is written %2B.)") from None
+
+
+def _parse_limit(text: str | None) -> int:
+    if text is None:
+        return DEFAULT_LIMIT
+    digits = text.lstrip("0") if text.isascii() else ""  # int() refuses thousands of zeros
+    if digits.isdecimal() and len(digits) <= len(str(MOST)) and 1 <= int(digits) <= MOST:
+        return int(digits)
+    raise InvalidLimit(f"The limit is a whole number from 1 to {MOST}.")

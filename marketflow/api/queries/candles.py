@@ -1,0 +1,141 @@
+"""Candles for a request, put together like a long period (see answers): rows of the archive up to six minutes ago, the
+minutes of the cache from there on, so that the candle that runs has the newest tick.
+
+A candle is identified by the time it opens at, on a grid from 1970 on; it is merged of all minutes that begin within
+it. Those without ticks are not there.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from marketflow.api.queries.boundaries import oldest_kept_minute, split_between
+from marketflow.api.queries.either_store import both, unless_unavailable
+from marketflow.errors import Unavailable
+from marketflow.model import Candle, Series, merge
+from marketflow.stores.ports import ArchiveReader, RecentReader, Walk
+
+SETTLED_MS = 10 * 60_000
+"""How long after its end a range is called settled, so that a client may keep it for a moment.
+
+A tick is late by the grace and by what a clock may be off, seconds in all; a row is written some seconds later, or
+after a restart. Still later only what had to wait for PostgreSQL comes, and what is changed by hand. Nothing says that
+it never changes, so nobody is told to keep it for long.
+"""
+
+
+class Question(NamedTuple):
+    """Which candles are asked for.
+
+    Args:
+        length_ms: length of a candle, whole minutes.
+        since: none opens before this time (Unix ms); without it the last ones are asked for, else the first ones.
+        until: they open before this time (Unix ms), or now.
+        limit: how many at most.
+    """
+
+    length_ms: int
+    since: int | None
+    until: int | None
+    limit: int
+
+
+class Moment(NamedTuple):
+    """When it is asked (Unix ms): now, the minute before which all ticks lie, and until when they have come."""
+
+    now: int
+    horizon: int
+    complete_until: int
+
+
+class Chart(NamedTuple):
+    """The answer.
+
+    Args:
+        candles: by the time they open at (Unix ms), in order.
+        closed_until: one that ends later, or opens before `known_from`, may still change.
+        settled: whether the whole range is over, so that the same question has the same answer for a while.
+    """
+
+    candles: dict[int, Candle]
+    closed_until: int
+    known_from: int
+    settled: bool
+
+    def closed(self, start: int, length_ms: int) -> bool:
+        """Whether the candle that opens then is complete."""
+        return self.known_from <= start and start + length_ms <= self.closed_until
+
+
+async def draw(
+    cache: RecentReader, archive: ArchiveReader, series: Sequence[Series], question: Question, moment: Moment
+) -> Chart:
+    """The candles of all series together.
+
+    Raises:
+        Unavailable: there are none that are known, and not everything could be asked.
+    """
+    length, split = question.length_ms, split_between(moment.now)
+    since = _next_on_grid(question.since or 0, length)
+    asked_until = moment.horizon if question.until is None else _next_on_grid(question.until, length)
+    until = min(asked_until, moment.horizon)
+    if since >= until:
+        return Chart({}, moment.complete_until, 0, settled=False)
+
+    def walk(begin: int, end: int) -> Walk:
+        return Walk(length, begin, end, question.limit, newest=question.since is None)
+
+    def chart(*parts: Mapping[int, Candle], closed_until: int, known_from: int = 0, complete: bool = False) -> Chart:
+        candles = _merged(parts)
+        if not candles and not complete:
+            raise Unavailable("not everything could be asked")
+        starts = sorted(candles)
+        starts = starts[-question.limit :] if question.since is None else starts[: question.limit]
+        over = question.since is not None and asked_until + SETTLED_MS <= moment.now
+        chosen = {start: candles[start] for start in starts}
+        return Chart(chosen, closed_until, known_from, settled=complete and over)
+
+    old, recent = walk(since, min(until, split)), max(since, split)
+    rows, remembered = await both(
+        unless_unavailable(archive.candles(series, old)) if since < split else _nothing(series),
+        unless_unavailable(cache.by_minute(series, recent, until)) if until > split else _nothing(series),
+    )
+    if rows is None:
+        oldest = oldest_kept_minute(moment.now)
+        since = max(since, _next_on_grid(oldest, length))
+        if remembered is None or since >= until or (question.since or oldest) < oldest:
+            raise Unavailable("neither the cache nor the archive can be asked")
+        # How far back it reaches nobody knows: memory holds minutes, and the cache a day unless it was emptied.
+        remembered = await cache.by_minute(series, since, until)
+        known_from = min((start for each in remembered for start in each), default=0)
+        folded = _folded(remembered, length)
+        return chart(*folded, closed_until=moment.complete_until, known_from=known_from)
+    if remembered is None:
+        # The last rows may not be written yet.
+        return chart(*await archive.candles(series, walk(since, until)), closed_until=split)
+    return chart(*rows, *_folded(remembered, length), closed_until=moment.complete_until, complete=True)
+
+
+async def _nothing(series: Sequence[Series]) -> list[dict[int, Candle]]:
+    return [{} for _ in series]
+
+
+def _next_on_grid(at: int, length_ms: int) -> int:
+    """The first time at or after `at` at which a candle opens."""
+    return -(-at // length_ms) * length_ms
+
+
+def _folded(minutes: Sequence[Mapping[int, Candle]], length_ms: int) -> list[dict[int, Candle]]:
+    """Minutes of each series as candles."""
+    return [
+        _merged({start - start % length_ms: candle} for start, candle in of_series.items()) for of_series in minutes
+    ]
+
+
+def _merged(parts: Iterable[Mapping[int, Candle]]) -> dict[int, Candle]:
+    """The candles of all parts, those that open at the same time as one."""
+    merged: dict[int, Candle] = {}
+    for part in parts:
+        for start, candle in part.items():
+            held = merged.get(start)
+            merged[start] = candle if held is None else merge(held, candle)
+    return merged

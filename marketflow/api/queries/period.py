@@ -1,0 +1,49 @@
+"""The period of a request: a sum of whole seconds, minutes, hours and days, such as 1m30s or 24h."""
+
+import re
+from http import HTTPStatus
+
+from marketflow.api.openapi.operation import Parameter
+from marketflow.api.problems import Problem
+
+SECOND_MS = 1_000
+_UNIT_MS = {"s": SECOND_MS, "m": 60 * SECOND_MS, "h": 3_600 * SECOND_MS, "d": 86_400 * SECOND_MS}
+
+SHORTEST_MS = SECOND_MS
+LONGEST_MS = 366 * _UNIT_MS["d"]
+
+# 366 days are eight digits of seconds; a bound on the digits keeps int() from work that somebody else chooses.
+_TERM = r"0*([0-9]{1,8})([smhd])"
+_TERMS = re.compile(_TERM)
+_PERIOD = re.compile(f"(?:{_TERM})+")
+
+PATTERN = f"({_TERM})+"
+"""What a period looks like; its length, which no pattern can tell, is limited as well."""
+
+PERIOD = Parameter(
+    "period",
+    "How far to look back from now: a sum of whole `s`, `m`, `h` and `d` from `1s` to `366d`. Without it the answer is "
+    "about everything on record. An empty one is refused; of several the last one counts.",
+    {"type": "string", "pattern": f"^{PATTERN}$"},
+    ("10s", "1s", "3s", "5s", "30s", "1m", "3m", "5m", "1m30s", "24h", "366d"),
+)
+
+
+class InvalidPeriod(Problem):
+    """The period is no sum of whole s, m, h and d, or one below 1s or above 366d."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "invalid_period"
+
+
+def parse_period(text: str) -> int:
+    """Length of a period in ms.
+
+    Raises:
+        InvalidPeriod: the text is no sum of whole s, m, h and d from 1s to 366d.
+    """
+    if _PERIOD.fullmatch(text):
+        length = sum(int(number) * _UNIT_MS[unit] for number, unit in _TERMS.findall(text))
+        if SHORTEST_MS <= length <= LONGEST_MS:
+            return length
+    raise InvalidPeriod("A period is a sum of whole s, m, h and d from 1s to 366d, such as 30s, 1m30s or 24h.")

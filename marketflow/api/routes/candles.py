@@ -1,0 +1,179 @@
+"""/candles: open, high, low and close of a symbol by the minute, hour or day, on one exchange or over all of them."""
+
+from dataclasses import replace
+from decimal import Decimal
+from hashlib import blake2b
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+
+from marketflow.api.context import context_of
+from marketflow.api.openapi.operation import Exchange, Operation, Symbol, Tag
+from marketflow.api.problems import TooManyRequests, TryAgain, UnknownExchange, UnknownSymbol
+from marketflow.api.queries.candle_parameters import (
+    CANDLE_QUERY,
+    INTERVALS_MS,
+    InvalidFormat,
+    InvalidInterval,
+    InvalidLimit,
+    InvalidRange,
+    parse_query,
+)
+from marketflow.api.queries.candles import Chart
+from marketflow.api.queries.path_parameters import asked_about
+from marketflow.api.rendering import ALWAYS, JSONAnswer, Time, rfc3339
+from marketflow.clock import milliseconds
+
+MAX_AGE_SECONDS = 60
+"""How long a settled answer may be kept without asking again.
+
+Not longer, for the mode may be switched, and a minute that waited for PostgreSQL may still come; asking again with the
+ETag costs no more than a 304.
+"""
+
+_KEPT = f"max-age={MAX_AGE_SECONDS}"
+
+Price = Annotated[float, Meta(gt=0, examples=[67432.14])]
+Decimals = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)?$", examples=["67432.14"])]
+Nothing = Annotated[Literal["0"], Meta(description="Ticks have no volume.")]
+
+
+class CandleAnswer(msgspec.Struct, frozen=True, rename={"opening": "open"}):
+    """The ticks of one interval."""
+
+    time: Annotated[Time, Meta(description="When it opens; identifies the candle.")]
+    opening: Annotated[Price, Meta(description="The first price.")]
+    high: Annotated[Price, Meta(description="The highest price.")]
+    low: Annotated[Price, Meta(description="The lowest price.")]
+    close: Annotated[Price, Meta(description="The last price; of a candle that runs, the newest.")]
+    average: Annotated[Price, Meta(description="The mean of all ticks.")]
+    ticks: Annotated[int, Meta(ge=1, description="How many ticks it is made of.", examples=[5580])]
+    closed: Annotated[bool, Meta(description="True once no tick that would be accepted can change it.")]
+    version: Annotated[int, Meta(ge=1, description="Raised by each correction of a closed candle.", examples=[1])]
+
+
+class CandlesAnswer(msgspec.Struct, frozen=True):
+    """Candles in the order of time; those without ticks are left out."""
+
+    symbol: Symbol
+    exchange: Annotated[Exchange | None, Meta(description="Null over all exchanges.")]
+    interval: Annotated[str, Meta(description="Length of a candle.", extra_json_schema={"enum": [*INTERVALS_MS]})]
+    candles: list[CandleAnswer]
+
+
+class Kline(msgspec.Struct, frozen=True, array_like=True):
+    """A candle in the order of Binance's klines."""
+
+    open_time: Annotated[int, Meta(description="When it opens, in Unix ms.")]
+    open: Decimals
+    high: Decimals
+    low: Decimals
+    close: Decimals
+    volume: Nothing
+    close_time: Annotated[int, Meta(description="Its last millisecond, in Unix ms.")]
+    quote_volume: Nothing
+    trades: Annotated[int, Meta(ge=1, description="How many ticks it is made of.")]
+    taker_volume: Nothing = "0"
+    taker_quote_volume: Nothing = "0"
+    ignored: Nothing = "0"
+
+
+_CANDLES = Tag("candles", "Open, high, low and close by the minute, hour or day, in the mode that runs.")
+
+
+def candle_operations() -> list[Operation]:
+    """Candles over all exchanges, and of one."""
+    over_all = Operation(
+        id="candles",
+        path="/candles/{symbol}",
+        endpoint=_candles,
+        tag=_CANDLES,
+        summary="Candles over all exchanges",
+        description=(
+            "The oldest first. Intervals without ticks are absent, and without any the list is empty. The candle that "
+            "runs has the newest tick, as `/prices/latest` has. A range with `from` and `to` that is over, and has "
+            f"been for ten minutes, may be kept for {MAX_AGE_SECONDS} s and has an `ETag` to ask again with. The mode "
+            "is no part of the path: whoever keeps answers and switches it asks again."
+        ),
+        answer=CandlesAnswer | list[Kline],
+        query=CANDLE_QUERY,
+        problems=(InvalidInterval, InvalidRange, InvalidLimit, InvalidFormat, UnknownSymbol, TryAgain, TooManyRequests),
+        may_be_kept=True,
+    )
+    on_one = replace(
+        over_all,
+        id="candlesOnExchange",
+        path="/candles/{exchange}/{symbol}",
+        summary="Candles on one exchange",
+        problems=(UnknownExchange, *over_all.problems),
+    )
+    return [over_all, on_one]
+
+
+async def _candles(request: Request) -> Response:
+    context = context_of(request)
+    subject = asked_about(request, context)
+    context.clients.asks(request.scope)
+    interval, question, as_arrays = parse_query(request.scope["query_string"], milliseconds(context.prices.clock()))
+    chart = await context.prices.candles(subject.series, question)
+    length_ms = question.length_ms
+    if as_arrays:
+        answer = JSONAnswer(_klines(chart, length_ms))
+    else:
+        answer = JSONAnswer(CandlesAnswer(subject.symbol, subject.exchange, interval, _objects(chart, length_ms)))
+    return _kept(request, answer) if chart.settled else answer
+
+
+def _objects(chart: Chart, length_ms: int) -> list[CandleAnswer]:
+    return [
+        CandleAnswer(
+            rfc3339(start),
+            candle.open,
+            candle.high,
+            candle.low,
+            candle.close,
+            candle.average,
+            candle.ticks,
+            chart.closed(start, length_ms),
+            candle.version,
+        )
+        for start, candle in chart.candles.items()
+    ]
+
+
+def _klines(chart: Chart, length_ms: int) -> list[Kline]:
+    return [
+        Kline(
+            start,
+            _decimals(candle.open),
+            _decimals(candle.high),
+            _decimals(candle.low),
+            _decimals(candle.close),
+            "0",
+            start + length_ms - 1,
+            "0",
+            candle.ticks,
+        )
+        for start, candle in chart.candles.items()
+    ]
+
+
+def _decimals(price: float) -> str:
+    """A price in decimals, as few as say it exactly."""
+    text = repr(price)
+    return format(Decimal(text), "f") if "e" in text else text
+
+
+def _kept(request: Request, answer: Response) -> Response:
+    """The answer to a client that may keep it, or that it still has the right one."""
+    # A weak one: it is the same for an answer that is compressed and one that is not.
+    tag = f'W/"{blake2b(bytes(answer.body), digest_size=16).hexdigest()}"'
+    headers = {**ALWAYS, "cache-control": _KEPT, "etag": tag}
+    known = [each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")]
+    if tag.removeprefix("W/") in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    answer.headers.update(headers)
+    return answer

@@ -1,0 +1,52 @@
+"""/openapi.json and /docs: what the API says about itself, to programs and to people."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from marketflow.api.context import Context, context_of
+from marketflow.api.openapi.description import describe
+from marketflow.api.openapi.operation import Content, Operation, Tag
+from marketflow.api.rendering import JSONAnswer
+from marketflow.api.routes.static_files import PAGE, page
+
+_ABOUT = Tag("about", "The API, described.")
+
+
+def with_documentation(operations: Sequence[Operation]) -> list[Operation]:
+    """All operations, and those that describe them all."""
+    described = list(operations)
+
+    @lru_cache(maxsize=1)  # an application has one context
+    def document(context: Context) -> msgspec.Raw:
+        asks_for_token = bool(context.token)
+        return msgspec.Raw(msgspec.json.encode(describe(described, context.exchanges, context.symbols, asks_for_token)))
+
+    async def openapi(request: Request) -> Response:
+        return JSONAnswer(document(context_of(request)))
+
+    described += [
+        Operation(
+            id="openapi",
+            path="/openapi.json",
+            endpoint=openapi,
+            tag=_ABOUT,
+            summary="This description",
+            answer=Content(
+                ("application/json",), "An OpenAPI 3.1 document.", {"type": "object", "required": ["openapi"]}
+            ),
+        ),
+        Operation(
+            id="docs",
+            path="/docs",
+            endpoint=page("docs/index.html"),
+            tag=_ABOUT,
+            summary="A page to read it and to try it out",
+            description="It needs nothing from the internet.",
+            answer=PAGE,
+        ),
+    ]
+    return described

@@ -1,0 +1,141 @@
+"""/metrics: what has been counted, for Prometheus.
+
+What the feeds and the flow count anyway is read when somebody asks, so it costs a tick nothing; it comes from whichever
+process takes ticks. No label takes a value that a client or an exchange could make up.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import Response
+
+from marketflow import __version__
+from marketflow.api.context import Context, context_of
+from marketflow.api.middleware.request_metrics import RequestTimes
+from marketflow.api.openapi.operation import Content, Operation, Tag
+from marketflow.api.rendering import ALWAYS
+from marketflow.counters import Delays, ExchangeFigures, Figures
+from marketflow.health import Health
+from marketflow.model import FeedState, Mode
+
+_METRICS = Tag("metrics", "What has been counted.")
+
+
+def metrics_operations(times: RequestTimes) -> list[Operation]:
+    """The operation of this module."""
+
+    async def metrics(request: Request) -> Response:
+        content, content_type = _encoded(_Exposed(context_of(request), times), request.headers.get("accept", ""))
+        return Response(content, headers={**ALWAYS, "content-type": content_type})
+
+    return [
+        Operation(
+            id="metrics",
+            path="/metrics",
+            endpoint=metrics,
+            tag=_METRICS,
+            summary="What has been counted, for Prometheus",
+            description="Its own text format, or OpenMetrics for a client whose `Accept` says so.",
+            answer=Content(("text/plain", "application/openmetrics-text"), "Metrics, one a line.", {"type": "string"}),
+        )
+    ]
+
+
+def _encoded(exposed: Collector, accept: str) -> tuple[bytes, str]:
+    """The text and its type: that of Prometheus, or of OpenMetrics for a client that takes it."""
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (ValueError, TypeError):  # it asks for a version that is none
+        encode, content_type = generate_latest, CONTENT_TYPE_PLAIN_0_0_4
+    return encode(exposed), content_type
+
+
+class _Exposed(Collector):
+    """Everything at one moment."""
+
+    def __init__(self, context: Context, times: RequestTimes) -> None:
+        self._context = context
+        self._times = times
+
+    def collect(self) -> Iterable[Metric]:
+        figures = self._context.figures()
+        yield from _state(self._context.health(), figures)
+        if figures is not None:
+            yield from _feeds(figures.exchanges)
+            yield from _flow(figures)
+        yield from self._times.collect()
+
+
+_Samples = Iterable[tuple[Sequence[str], float]]
+
+
+def _state(health: Health, figures: Figures | None) -> Iterator[Metric]:
+    yield _gauge("build_info", "The version that answers.", ["version"], [([__version__], 1)])
+    yield _gauge("mode", "1 for the mode that runs.", ["mode"], (([mode], mode is health.mode) for mode in Mode))
+    stores = {"redis": health.redis, "postgres": health.postgres}
+    up = (([name], state == "ok") for name, state in stores.items())
+    yield _gauge("store_up", "Whether a store can be used.", ["store"], up)
+    yield _gauge("feeds_up", "Whether a process takes ticks and is heard of.", [], [([], figures is not None)])
+    fine = (FeedState.CONNECTED, FeedState.GENERATED)
+    connected = (([exchange], state in fine) for exchange, state in health.exchanges.items())
+    yield _gauge("feed_connected", "Whether ticks come from an exchange.", ["exchange"], connected)
+
+
+def _feeds(exchanges: dict[str, ExchangeFigures]) -> Iterator[Metric]:
+    each = exchanges.items()
+    yield _counter("ticks", "Good ticks received.", ["exchange"], (([name], of.ticks) for name, of in each))
+    rejected = (([name, reason], count) for name, of in each for reason, count in of.rejected.items())
+    yield _counter("ticks_rejected", "Lines dropped.", ["exchange", "reason"], rejected)
+    replaced = (([name], of.timestamps_replaced) for name, of in each)
+    text = "Ticks whose time was missing or too far off, and became that of receipt."
+    yield _counter("timestamps_replaced", text, ["exchange"], replaced)
+    reconnects = (([name], of.reconnects) for name, of in each)
+    yield _counter("feed_reconnects", "Connections lost, or tried in vain.", ["exchange"], reconnects)
+    last = (([name], of.last_tick_at / 1000) for name, of in each if of.last_tick_at is not None)
+    text = "When the last good tick of the mode that runs was received (Unix time)."
+    yield _gauge("feed_last_tick_timestamp_seconds", text, ["exchange"], last)
+
+
+def _flow(figures: Figures) -> Iterator[Metric]:
+    text = "From the receipt of a tick to where Redis has it."
+    yield _histogram("tick_to_cache_seconds", text, figures.tick_to_cache)
+    for name, text, count in (
+        ("ticks_too_late", "Ticks that came when their minute had been let go of.", figures.ticks_too_late),
+        ("cache_errors", "Writes to Redis that failed.", figures.cache_errors),
+        ("archive_errors", "Writes to PostgreSQL that failed, and are tried again.", figures.archive_errors),
+        ("aggregates_written", "Rows written, newer versions of a row included.", figures.rows_written),
+        ("aggregates_refused", "Rows given up because PostgreSQL refuses them.", figures.rows_refused),
+        ("aggregates_dropped", "Rows given up because more wait than memory may hold.", figures.rows_dropped),
+        ("given_up", "Batches lost to a bug.", figures.given_up),
+    ):
+        yield _counter(name, text, [], [([], count)])
+    stalls = (([name], count) for name, count in figures.stalls.items())
+    yield _counter(
+        "branch_stalls", "How often a branch of the flow had work for 30 s and finished none.", ["branch"], stalls
+    )
+    yield _gauge("aggregates_pending", "Rows that wait for PostgreSQL.", [], [([], figures.rows_pending)])
+
+
+def _counter(name: str, text: str, labels: Sequence[str], samples: _Samples) -> Metric:
+    family = CounterMetricFamily(f"marketflow_{name}", text, labels=labels)
+    for values, count in samples:
+        family.add_metric(values, count)
+    return family
+
+
+def _gauge(name: str, text: str, labels: Sequence[str], samples: _Samples) -> Metric:
+    family = GaugeMetricFamily(f"marketflow_{name}", text, labels=labels)
+    for values, state in samples:
+        family.add_metric(values, float(state))
+    return family
+
+
+def _histogram(name: str, text: str, delays: Delays) -> Metric:
+    buckets, so_far = [], 0.0
+    for bound, count in zip((*map(str, delays.bounds), "+Inf"), delays.counts, strict=True):
+        so_far += count
+        buckets.append((bound, so_far))
+    return HistogramMetricFamily(f"marketflow_{name}", text, buckets=buckets, sum_value=delays.total)

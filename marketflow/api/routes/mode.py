@@ -1,0 +1,113 @@
+"""/mode: which mode runs, and switching it."""
+
+import secrets
+from typing import Annotated
+
+import msgspec
+from loguru import logger
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+
+from marketflow.api.context import Context, context_of
+from marketflow.api.middleware.request_metrics import RequestTimes
+from marketflow.api.openapi.operation import Endpoint, Operation, Tag
+from marketflow.api.problems import TooManyRequests, TryAgain, Unauthorized
+from marketflow.api.rendering import JSONAnswer
+from marketflow.errors import TooMuch, Unavailable
+from marketflow.logs import RateLimit
+from marketflow.model import Mode
+
+
+class RunningMode(msgspec.Struct, frozen=True):
+    """The mode that runs."""
+
+    mode: Mode
+
+
+class SwitchedMode(msgspec.Struct, frozen=True):
+    """The mode that runs from now on, and the one before; both are the same where nothing had to change."""
+
+    mode: Mode
+    previous: Annotated[Mode, Meta(description="The one that ran before.", examples=["test"])]
+
+
+_limit = RateLimit(10.0)
+
+_MODE = Tag("mode", "Generated prices (`test`) or those of the exchanges (`live`). Data of the two never mix.")
+
+
+def mode_operations(times: RequestTimes) -> list[Operation]:
+    """/mode, and an operation for each mode to switch to, so that any other name is simply not found."""
+    running = Operation(
+        id="mode",
+        path="/mode",
+        endpoint=_mode,
+        tag=_MODE,
+        summary="Which mode runs",
+        answer=RunningMode,
+    )
+    return [running, *(_switching_to(mode, times) for mode in Mode)]
+
+
+def _switching_to(mode: Mode, times: RequestTimes) -> Operation:
+    return Operation(
+        id=f"switchTo{mode.capitalize()}",
+        method="POST",
+        path=f"/mode/{mode}",
+        endpoint=_switch_to(mode, times),
+        tag=_MODE,
+        summary=f"Switch to {mode} mode",
+        description="Every answer after this one is about that mode. Switching to the mode that runs changes nothing.",
+        answer=SwitchedMode,
+        problems=(TryAgain, TooManyRequests),
+        asks_for_token=True,
+    )
+
+
+async def _mode(request: Request) -> Response:
+    return JSONAnswer(RunningMode(context_of(request).mode.current))
+
+
+def _switch_to(mode: Mode, times: RequestTimes) -> Endpoint:
+    async def switch(request: Request) -> Response:
+        context = context_of(request)
+        _authorize(request, context, times)
+        try:
+            previous = await context.mode.switch(mode)
+        except Unavailable:
+            raise TryAgain("The mode cannot be switched at the moment: nobody is there to do it.") from None
+        if previous is not mode:
+            logger.info("{} mode at the request of {}, it was {} mode before", mode, client_of(request), previous)
+        return JSONAnswer(SwitchedMode(mode, previous))
+
+    return switch
+
+
+def client_of(request: Request) -> str:
+    """The address of who asks."""
+    return context_of(request).clients.of(request.scope)
+
+
+def _authorize(request: Request, context: Context, times: RequestTimes) -> None:
+    """Let the request pass if no token is configured or it carries that token.
+
+    Raises:
+        Unauthorized: it does not.
+        TooMuch: this client has guessed too often; whether the token is right is not looked at.
+    """
+    token = context.token
+    if not token:
+        return
+    client = client_of(request)
+    if wait := context.clients.guesses.wait(client):
+        times.unauthorized.inc()
+        raise TooMuch(wait)
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    # Headers are bytes that Starlette shows as latin-1; a token is compared as the bytes of its UTF-8.
+    matches = secrets.compare_digest(given.encode("latin-1").strip(b" "), token.encode("utf-8", "surrogateescape"))
+    if scheme.lower() != "bearer" or not matches:
+        times.unauthorized.inc()
+        context.clients.guesses.take(client, 1.0)
+        _limit.log("unauthorized", "WARNING", f"a request of {client} to switch the mode has no valid token")
+        raise Unauthorized("Switching the mode needs the configured bearer token.")

@@ -1,0 +1,77 @@
+"""The lock on a data folder: two MarketFlows on one folder would stop each other's servers.
+
+It is the kernel's lock on a file, not the file's existence or the pid in it, so nothing is left to clean up after a
+crash; the pid is there for the message to whoever comes second.
+"""
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from marketflow.embedded.ownership import refuse_foreign
+from marketflow.errors import StartError
+
+LOCK = "lock"
+
+PRIVATE = 0o700
+PASSABLE = 0o711
+"""As root: PostgreSQL, which runs as another user, must get to its own folder in there."""
+
+
+@contextmanager
+def claim(data_dir: Path) -> Iterator[Path]:
+    """Own a data folder, created if missing, as the only MarketFlow; yields its absolute path.
+
+    The kernel lets go of the claim when the process ends, however it ends; children do not inherit it.
+
+    Raises:
+        StartError: another process has it, it cannot be created or written, or another user may write to it.
+    """
+    try:
+        refuse_foreign(data_dir)  # before a link is followed
+        data_dir = data_dir.resolve()
+        _make(data_dir)
+        refuse_foreign(data_dir)
+        # O_NONBLOCK: a FIFO in its place is opened without waiting, and refused.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        lock = os.open(data_dir / LOCK, flags, 0o600)
+    except OSError as error:
+        raise StartError(f"the data folder {data_dir} cannot be used: {error.strerror}; set data_dir") from error
+    try:
+        refuse_foreign(data_dir / LOCK)
+        if not stat.S_ISREG(os.fstat(lock).st_mode) or os.fstat(lock).st_nlink != 1:
+            raise StartError(f"{data_dir / LOCK} is not a regular file of its own; remove it, or set another data_dir")
+        _lock_for_this_process(lock, data_dir)
+        yield data_dir
+    finally:
+        os.close(lock)
+
+
+def _make(data_dir: Path) -> None:
+    """Make the folder and those above it that are missing; as root, so that others may pass through what is made."""
+    mode = PASSABLE if os.geteuid() == 0 else PRIVATE
+    try:
+        data_dir.mkdir(PRIVATE, parents=True)
+    except FileExistsError:
+        if not data_dir.is_dir():
+            raise
+        return
+    data_dir.chmod(mode)
+
+
+def _lock_for_this_process(lock: int, data_dir: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, b"%d\n" % os.getpid(), 0)
+    except BlockingIOError:
+        holder = os.pread(lock, 20, 0).decode(errors="replace").strip() or "unknown"
+        raise StartError(
+            f"data folder {data_dir} is in use by another MarketFlow (process {holder}); "
+            "stop it, or set another data_dir"
+        ) from None
+    except OSError as error:
+        raise StartError(f"the data folder {data_dir} cannot be used: {error.strerror}; set data_dir") from error

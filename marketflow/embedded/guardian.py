@@ -1,0 +1,155 @@
+"""Starts servers so that they end with this process, however that ends: by two ways that do not need each other.
+
+The kernel sends a server its stop signal when the thread that started it has ended: so all are started by one thread,
+which lives as long as the process. And a watcher (a small process) sees the end of a pipe that this process alone
+holds open, and ends what has not ended by then.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TypeVar
+
+from loguru import logger
+
+from marketflow.embedded.launch import NOBODY
+from marketflow.embedded.server_process import ServerProcess, Steps
+from marketflow.embedded.watcher import line_of, line_of_ended
+
+T = TypeVar("T")
+
+PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TMPDIR")
+"""Variables that a server gets of ours. Others hold what is none of its business, such as tokens."""
+
+WATCHER_ENDS_SECONDS = 2.0
+
+_ROOT = str(Path(__file__).parents[2])
+
+
+def environment() -> dict[str, str]:
+    """The variables of a server: its locale may be one that the machine has not, so it is none."""
+    return {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {"LC_ALL": "C", "TZ": "UTC"}
+
+
+def python(module: str) -> list[str]:
+    """The command line of a Python that runs a module of this package without installed packages or variables."""
+    program = f"import sys; sys.path.insert(0, {_ROOT!r}); from marketflow.embedded.{module} import main; main()"
+    return [sys.executable or "python3", "-I", "-S", "-c", program]
+
+
+class Guardian:
+    """The one thread that starts servers, and the watcher while there are any. Safe between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: ThreadPoolExecutor | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
+        self._watched: dict[ServerProcess, bytes] = {}
+        os.register_at_fork(after_in_child=self._forget)
+
+    def spawn(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        stop_signal: int,
+        owner: tuple[int, int] | None,
+        stdout: IO[bytes] | int,
+        stderr: IO[bytes],
+    ) -> "subprocess.Popen[bytes]":
+        """Start a program that gets a signal when this process has ended, as another user and group if need be."""
+        user, group = map(str, owner or (NOBODY, NOBODY))
+        launch = [*python("launch"), str(os.getpid()), str(int(stop_signal)), user, group, *command]
+        return self._in_thread(
+            lambda: subprocess.Popen(
+                launch,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+                umask=0o077,
+                env=environment(),
+            )
+        )
+
+    def watch(self, process: ServerProcess, steps: Steps, socket_folder: Path | None) -> None:
+        """Have the watcher end a server, should this process not."""
+        with self._lock:
+            self._watched[process] = line_of(process, steps, socket_folder)
+            self._tell(self._watched[process])
+
+    def release(self, process: ServerProcess) -> None:
+        """A server has ended. With the last one the watcher ends."""
+        with self._lock:
+            if self._watched.pop(process, None) is None:
+                return
+            self._tell(line_of_ended(process))
+            if not self._watched:
+                self._end_watcher()
+
+    def keep(self) -> None:
+        """Start the watcher again if it has been killed. To be called now and then."""
+        with self._lock:
+            if self._watched and (self._watcher is None or self._watcher.poll() is not None):
+                logger.warning("the watcher of the embedded servers was ended; starting another")
+                self._tell(b"")
+
+    def _tell(self, line: bytes) -> None:
+        watcher = self._watcher
+        if watcher is None or watcher.poll() is not None:
+            self._end_watcher()
+            # A folder of nobody's, and nothing of ours: it may outlive this process.
+            watcher = self._watcher = self._in_thread(
+                lambda: subprocess.Popen(
+                    python("watcher"),
+                    cwd="/",
+                    bufsize=0,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                    env=environment(),
+                )
+            )
+            line = b"".join(self._watched.values())
+        with suppress(BrokenPipeError):  # killed just now; `keep` starts another
+            _stdin(watcher).write(line)
+
+    def _end_watcher(self) -> None:
+        watcher, self._watcher = self._watcher, None
+        if watcher is None:
+            return
+        _stdin(watcher).close()
+        try:
+            watcher.wait(WATCHER_ENDS_SECONDS)
+        except subprocess.TimeoutExpired:  # frozen, say; it has nothing to do any more
+            watcher.kill()
+            watcher.wait()
+
+    def _in_thread(self, start: Callable[[], T]) -> T:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="starts-servers")
+        return self._thread.submit(start).result()
+
+    def _forget(self) -> None:
+        """In a forked child: neither thread nor servers are its own, and the pipe must not stay open by it."""
+        if self._watcher is not None:
+            _stdin(self._watcher).close()
+            self._watcher.returncode = 0  # not a child of this one
+        self._lock = threading.Lock()
+        self._thread = self._watcher = None
+        self._watched = {}
+
+
+def _stdin(process: "subprocess.Popen[bytes]") -> IO[bytes]:
+    assert process.stdin is not None
+    return process.stdin
+
+
+guardian = Guardian()
+"""Of this process."""

@@ -1,0 +1,42 @@
+"""How many lines of each exchange are dropped, and ticks dated by receipt: a line of log a minute while it goes on."""
+
+from collections.abc import Mapping
+
+from loguru import logger
+
+from marketflow.counters import ExchangeFigures
+
+RATES_SECONDS = 60.0
+
+
+class FeedRates:
+    """Logs what has come to the counts of each exchange since the last time. One thread at a time."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, ExchangeFigures] = {}
+
+    def log(self, exchanges: Mapping[str, ExchangeFigures], seconds: float) -> None:
+        """Log a line for each exchange of which something was dropped or dated by receipt in the last `seconds`."""
+        for name, now in exchanges.items():
+            before = self._before.get(name, _NOTHING)
+            self._before[name] = now
+            dropped = {
+                reason: count - before.rejected.get(reason, 0)
+                for reason, count in now.rejected.items()
+                if count > before.rejected.get(reason, 0)
+            }
+            replaced = now.timestamps_replaced - before.timestamps_replaced
+            if not dropped and not replaced:
+                continue
+            reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+            logger.bind(exchange=name).warning(
+                "in the last {:.0f} s {} lines were dropped{}, {} of {} ticks dated by receipt",
+                seconds,
+                sum(dropped.values()),
+                f" ({reasons})" if reasons else "",
+                replaced,
+                now.ticks - before.ticks,
+            )
+
+
+_NOTHING = ExchangeFigures(ticks=0, rejected={}, timestamps_replaced=0, reconnects=0, last_tick_at=None)

@@ -1,0 +1,155 @@
+"""Where Redis and PostgreSQL are: servers of the user's own, or embedded ones that live as long as the application."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
+from functools import partial
+from typing import Any, NamedTuple
+
+from loguru import logger
+
+from marketflow.embedded import EmbeddedPostgres, EmbeddedRedis, claim
+from marketflow.embedded.guardian import guardian
+from marketflow.embedded.ownership import refuse_unreachable
+from marketflow.errors import StartError
+from marketflow.settings import Settings
+from marketflow.settings.model import ROOT_DATA_DIR, user_data_dir
+from marketflow.stores.postgres import rows
+from marketflow.stores.redis import writer
+from marketflow.tasks import background
+
+KILL_SECONDS = 0.5
+"""How long the embedded servers may take to end once there is no patience left."""
+
+
+EmbeddedServer = EmbeddedRedis | EmbeddedPostgres
+
+
+class Servers(NamedTuple):
+    """Keywords for connections to both, and those servers that are embedded ones."""
+
+    redis: dict[str, Any]
+    postgres: dict[str, Any]
+    embedded: list[EmbeddedServer]
+
+
+def find_servers(settings: Settings) -> Servers:
+    """Where both are, or will be: nothing is started or touched."""
+    redis_at = writer.connection_keywords(
+        *_fields(settings.redis, "host", "port", "password", "db", "username", "tls", "tls_ca", "tls_cert", "tls_key")
+    )
+    postgres_at = rows.connection_keywords(
+        *_fields(
+            settings.postgres,
+            "host",
+            "port",
+            "user",
+            "password",
+            "dbname",
+            "sslmode",
+            "sslrootcert",
+            "schema",
+            "prepared_statements",
+        )
+    )
+    embedded: list[EmbeddedServer] = []
+    if not settings.redis.host:
+        embedded.append(embedded_redis := EmbeddedRedis(settings.data_dir / "redis"))
+        redis_at = writer.connection_keywords(embedded_redis.socket_path, 0, "", 0)
+    if not settings.postgres.host:
+        embedded.append(embedded_postgres := EmbeddedPostgres(settings.data_dir / "postgres"))
+        postgres_at = rows.connection_keywords(
+            **embedded_postgres.keywords, password="", schema=settings.postgres.schema
+        )
+    return Servers(redis_at, postgres_at, embedded)
+
+
+@asynccontextmanager
+async def running_servers(settings: Settings, told: asyncio.Event, hurry: asyncio.Event) -> AsyncIterator[Servers]:
+    """Both, the embedded ones started and kept alive; their end is a quick one once there is a hurry.
+
+    A start that is under way when `told` is set is given up.
+
+    Raises:
+        StartError: an embedded server cannot be started, or another MarketFlow has the data folder.
+    """
+    with ExitStack() as stack:
+        _point_to_old_data(settings)
+        if not settings.postgres.host:
+            refuse_unreachable(settings.data_dir)
+        if not (settings.redis.host and settings.postgres.host):
+            stack.enter_context(claim(settings.data_dir))
+        servers = find_servers(settings)
+        try:
+            async with (
+                as_soon_as(told, partial(_stop, servers.embedded)),
+                as_soon_as(hurry, partial(_kill, servers.embedded)),
+            ):
+                await _in_threads(server.revive for server in servers.embedded)
+            if told.is_set():
+                raise StartError("told to stop while starting")
+            # It ends before the servers stop, also when what was built on them failed: it would start them again.
+            async with background(_supervise(servers.embedded)):
+                yield servers
+        finally:
+            async with as_soon_as(hurry, partial(_kill, servers.embedded)):
+                await _stop(servers.embedded)
+
+
+def _point_to_old_data(settings: Settings) -> None:
+    """As root: data were in root's home by default, where an earlier version opened that for PostgreSQL's user."""
+    old = user_data_dir()
+    moved = settings.data_dir == ROOT_DATA_DIR and not ROOT_DATA_DIR.exists()
+    with suppress(OSError):
+        if moved and (old / "postgres").exists():
+            logger.warning("data of an earlier version are in {} and are not used: move them to {}", old, ROOT_DATA_DIR)
+
+
+async def _stop(servers: Sequence[EmbeddedServer]) -> None:
+    """Stop them for good: what still is about to start one in a thread does not."""
+    await _in_threads(server.stop for server in servers)
+
+
+async def _kill(servers: Sequence[EmbeddedServer]) -> None:
+    """End by force what takes its time to stop; both servers recover from that at the next start."""
+    await asyncio.sleep(KILL_SECONDS)
+    for server in servers:
+        if server.process is not None:
+            await asyncio.to_thread(server.process.end, ())
+
+
+async def _supervise(servers: Sequence[EmbeddedServer]) -> None:
+    """Start a server again that has died; until then it is a store that is away like any other."""
+    while True:
+        await asyncio.sleep(1.0)
+        for server in servers:
+            if not server.running:
+                logger.error("the embedded {} has died; starting it again", server.title)
+                with suppress(StartError):  # tried again in a second
+                    await asyncio.to_thread(server.revive)
+        if servers:
+            await asyncio.to_thread(guardian.keep)
+
+
+@asynccontextmanager
+async def as_soon_as(told: asyncio.Event, act: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Act once an event is set, if that is while the block runs."""
+
+    async def wait_and_act() -> None:
+        await told.wait()
+        await act()
+
+    async with background(wait_and_act()):
+        yield
+
+
+async def _in_threads(calls: Iterable[Callable[[], None]]) -> None:
+    """Make blocking calls side by side and wait for all, then raise what the first of them raised."""
+    results = await asyncio.gather(*map(asyncio.to_thread, calls), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+def _fields(section: object, *names: str) -> list[Any]:
+    return [getattr(section, name) for name in names]

@@ -1,0 +1,139 @@
+"""A connection to PostgreSQL with an end to every wait: a server that freezes is noticed by its silence."""
+
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Self, TypeVar
+
+import psycopg
+from psycopg import sql
+from psycopg.abc import PQGen
+
+from marketflow.errors import Unavailable
+from marketflow.stores.postgres.rows import is_connection_lost, reason
+from marketflow.stores.postgres.session import connecting, pin, session_keywords
+
+_T = TypeVar("_T")
+
+ANSWER_SECONDS = 2.0
+"""How long the writer waits for any one answer."""
+
+# The server gives up as well, and sooner. Else each further try would leave another session that waits for the same
+# lock, and one whose connection broke within a transaction would keep its rows locked until the kernel notices.
+_SERVER_GIVES_UP = {
+    "statement_timeout": f"{ANSWER_SECONDS * 900:.0f}",
+    "idle_in_transaction_session_timeout": f"{ANSWER_SECONDS * 1000:.0f}",
+}
+
+
+class BoundedConnection(psycopg.Connection[Any]):
+    """A connection that gives up on a server that does not answer."""
+
+    _patience = ANSWER_SECONDS
+    _pinning: sql.Composed | None = None
+
+    @classmethod
+    def open(cls, keywords: dict[str, Any]) -> Self:
+        """A connection in autocommit mode, whose transactions see what others commit meanwhile.
+
+        Raises:
+            psycopg.Error: there is none, or the server is too old.
+        """
+        with connecting():
+            connection = cls.connect(**session_keywords(keywords, **_SERVER_GIVES_UP), autocommit=True)
+        try:
+            connection._pinning = pin(connection, keywords, **_SERVER_GIVES_UP)
+        except BaseException:
+            connection.close()
+            raise
+        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+        if connection._pinning is not None:
+            connection.read_only = False
+        return connection
+
+    @property
+    def has_session(self) -> bool:
+        """Whether the session is this connection's own, and not one that a pooler lends for a transaction."""
+        return self._pinning is None
+
+    @contextmanager
+    def pinned(self) -> Iterator[None]:
+        """A transaction that no default of the session reaches; every statement stands in one."""
+        with self.transaction():
+            if self._pinning is not None:
+                self.execute(self._pinning)
+            yield
+
+    @contextmanager
+    def patient(self, seconds: float) -> Iterator[None]:
+        """Wait that long for each answer within, which must lie in a transaction."""
+        self.execute(f"set local statement_timeout = {seconds * 900:.0f}")
+        self._patience = seconds
+        try:
+            yield
+        finally:
+            self._patience = ANSWER_SECONDS
+
+    def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
+        """Wait for an answer, as all calls do.
+
+        Raises:
+            psycopg.OperationalError: there was none in time; the connection is good for nothing more.
+        """
+        try:
+            return super().wait(gen, interval=interval, timeout=self._patience if timeout is None else timeout)
+        except psycopg.errors._WaitTimeout:
+            raise psycopg.OperationalError(f"no answer within {self._patience:g} s") from None
+
+
+class Reopened:
+    """One bounded connection, opened when it is needed and anew after any error; for one thread at a time.
+
+    Args:
+        keywords: of the connection, see connection_keywords.
+    """
+
+    def __init__(self, keywords: dict[str, Any]) -> None:
+        self._keywords = keywords
+        self._connection: BoundedConnection | None = None
+
+    @contextmanager
+    def opened(self) -> Iterator[BoundedConnection]:
+        """The connection.
+
+        Raises:
+            Unavailable: in place of any error, which ends the connection: whatever went wrong, the next try begins
+                with a new one.
+        """
+        try:
+            if self._connection is not None and _ended(self._connection):
+                self.close()
+            if self._connection is None:
+                self._connection = BoundedConnection.open(self._keywords)
+            yield self._connection
+        except Unavailable:
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            raise Unavailable(reason(error), is_unreachable=is_connection_lost(error)) from error
+
+    def close(self) -> None:
+        """Close the connection; from any thread."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(Exception):  # it is given up, in whatever state it is
+                connection.close()
+
+
+def _ended(connection: BoundedConnection) -> bool:
+    """Whether an idle connection has been ended by the server, which is otherwise noticed by a failing write.
+
+    The last write of all has no second try, and it comes up to a minute after the one before.
+    """
+    if connection.closed:
+        return True
+    # Not `select`, which takes no file descriptor of 1024 or more.
+    ready = select.poll()
+    ready.register(connection.fileno(), select.POLLIN)
+    return bool(ready.poll(0))

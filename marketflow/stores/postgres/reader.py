@@ -1,0 +1,208 @@
+"""The archive in PostgreSQL, as the API reads it: from a pool, with an end to every wait."""
+
+import asyncio
+from collections.abc import Awaitable, Iterable, Sequence
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import sql
+from psycopg_pool import AsyncConnectionPool
+
+from marketflow.errors import Unavailable
+from marketflow.model import Candle, Series, Tick
+from marketflow.stores.ports import Walk
+from marketflow.stores.postgres.candle_queries import candles_of
+from marketflow.stores.postgres.candle_queries import query as candle_query
+from marketflow.stores.postgres.candle_sql import VALID, candle_of, time_of
+from marketflow.stores.postgres.rows import DAY_MS, candle_of_row, parameters, reason, to_datetime, to_unix_ms
+from marketflow.stores.postgres.session import pin_async, session_keywords
+
+_T = TypeVar("_T")
+
+READ_SECONDS = 0.75
+"""How long a request may wait for PostgreSQL in all: what is left of a second is for the answer without it."""
+
+_OF_SERIES = "mode = %(mode)s and exchange = %(exchange)s and pair_name = %(symbol)s"
+
+_OF_WANTED = "exchange = wanted.exchange and pair_name = wanted.pair_name and mode = wanted.mode"
+_MINUTES = f"{_OF_WANTED} and timestamp >= span.since and timestamp < span.until"
+_DAYS = f"{_OF_WANTED} and timestamp >= rolled.first_day and timestamp < rolled.until"
+
+# Whole days of daily candles, and minutes before, after, and where a day is marked (ddl/0002_aggregates_daily.sql): one
+# statement, for what they say together holds of one moment only. Where minutes are deleted (`kept_from`) a day at the
+# edge counts as a whole. The last select puts the parts in order again.
+_SUMMARY = f"""
+with wanted as (
+    select * from unnest(%(mode)s::text[], %(exchange)s::text[], %(symbol)s::text[]) with ordinality
+        as wanted (mode, exchange, pair_name, number)
+), rolled as (
+    select edge.*, greatest(first_day, least(last_day, rolled_until)) as until
+    from (
+        select case when %(since)s < kept_from then %(day_of_since)s else %(first_day)s end as first_day,
+               case when %(until)s <= kept_from then %(end_of_until)s else %(last_day)s end as last_day, rolled_until
+        from aggregates_rolled_until
+        union all
+        select %(first_day)s, %(last_day)s, timestamptz 'epoch' where not exists (select from aggregates_rolled_until)
+    ) as edge
+), parts as (
+    select number, candle.* from wanted cross join rolled
+    cross join lateral ({candle_of("aggregates_daily", f"{_DAYS} and tick_count is not null")}) as candle
+    union all
+    select number, candle.* from wanted cross join rolled
+    cross join lateral (
+        values (%(since)s, least(rolled.first_day, %(until)s)), (rolled.until, %(until)s)
+        union all
+        select timestamp, timestamp + interval '24 hours' from aggregates_daily where {_DAYS} and tick_count is null
+    ) as span (since, until)
+    cross join lateral ({candle_of("aggregates", _MINUTES)}) as candle
+)
+select number, sum(total), sum(ticks)::int8, max(high), min(low),
+       (pg_catalog.array_agg(open order by first))[1], (pg_catalog.array_agg(close order by last desc))[1],
+       (pg_catalog.array_agg(first_at order by first))[1], (pg_catalog.array_agg(last_at order by last desc))[1],
+       (pg_catalog.array_agg(high_at order by high desc, high_start))[1],
+       (pg_catalog.array_agg(low_at order by low, low_start))[1],
+       sum(version - 1)::int8 + 1
+from parts group by number
+"""  # noqa: S608 - put together from constants
+
+_LAST = f"""
+select close_price, {time_of("close_at")} from aggregates
+where {_OF_SERIES} and timestamp < timestamptz '2200-01-01 00:00:00+00' and {VALID} order by timestamp desc limit 1
+"""  # noqa: S608
+
+
+# A statement is planned at its first use and never compiled: a summary takes 10 ms to plan and 2 to answer.
+_PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan", "jit": "off"}
+
+
+class _Connection(psycopg.AsyncConnection[Any]):
+    """One that is pinned at its first use, by a request that does not wait for ever; the pool would."""
+
+    _is_new = True
+    _pinning: sql.Composed | None = None
+
+    async def pinned(self, keywords: dict[str, Any]) -> sql.Composed | None:
+        """What is to be executed first in each transaction; None where the session is pinned."""
+        if self._is_new:
+            self._pinning = await pin_async(self, keywords, jit="off")
+            self._is_new = False
+        return self._pinning
+
+
+class PostgresReader:
+    """Reads minute rows; for one event loop.
+
+    Args:
+        keywords: of the connections, see connection_keywords.
+        max_size: connections at most.
+    """
+
+    def __init__(self, keywords: dict[str, Any], max_size: int = 8) -> None:
+        self._keywords = keywords
+        self._pool = self._pool_of(max_size, "archive-reader")
+        # Of its own, so that a sign of life does not wait behind queries.
+        self._ping_pool = self._pool_of(1, "archive-ping")
+        self._abandoned: set[asyncio.Future[Any]] = set()
+
+    def _pool_of(self, max_size: int, name: str) -> "AsyncConnectionPool[_Connection]":
+        return AsyncConnectionPool(
+            connection_class=_Connection,
+            kwargs={"prepare_threshold": 0, **session_keywords(self._keywords, **_PLANNED_ONCE), "autocommit": True},
+            min_size=1,
+            max_size=max_size,
+            open=False,
+            timeout=READ_SECONDS,
+            # The pool doubles its pauses without a limit; 2 s after giving up it begins anew.
+            reconnect_timeout=2.0,
+            reconnect_failed=lambda pool: None,
+            name=name,
+        )
+
+    async def open(self) -> None:
+        """Begin to connect, without waiting for it."""
+        await self._pool.open(wait=False)
+        await self._ping_pool.open(wait=False)
+
+    async def close(self) -> None:
+        """Close all connections, within a second."""
+        await asyncio.gather(self._pool.close(timeout=1.0), self._ping_pool.close(timeout=1.0))
+
+    async def ping(self) -> None:
+        """Ask for a sign of life.
+
+        Raises:
+            Unavailable: there is none.
+        """
+        await self._fetch([("select 1", {})], self._ping_pool)
+
+    async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
+        """One candle for each series of its minutes with `since <= start < until` (Unix ms)."""
+        wanted = {
+            "mode": [each.mode.value for each in series],
+            "exchange": [each.exchange for each in series],
+            "symbol": [each.symbol for each in series],
+        }
+        bounds = {"since": since, "until": until, "first_day": -(-since // DAY_MS) * DAY_MS}
+        bounds |= {"last_day": until // DAY_MS * DAY_MS, "end_of_until": -(-until // DAY_MS) * DAY_MS}
+        bounds["day_of_since"] = since // DAY_MS * DAY_MS
+        moments = {name: to_datetime(bound) for name, bound in bounds.items()}
+        (rows,) = await self._fetch([(_SUMMARY, {**wanted, **moments})])
+        found = {number: candle_of_row((*amounts,)) for number, *amounts in rows}
+        return [found.get(number) for number in range(1, len(series) + 1)]
+
+    async def candles(self, series: Sequence[Series], walk: Walk) -> list[dict[int, Candle]]:
+        """The candles of each series that a walk finds, by their start."""
+        (rows,) = await self._fetch([candle_query(series, walk)])
+        return candles_of(rows, len(series))
+
+    async def last(self, series: Sequence[Series]) -> list[Tick | None]:
+        """The close of the last minute of each series."""
+        answers = await self._fetch([(_LAST, parameters(each)) for each in series])
+        return [Tick(rows[0][0], to_unix_ms(rows[0][1]), 0) if rows else None for rows in answers]
+
+    async def _fetch(
+        self, queries: Iterable[tuple[str, dict[str, Any]]], pool: "AsyncConnectionPool[_Connection] | None" = None
+    ) -> list[list[tuple[Any, ...]]]:
+        """The rows of each query."""
+
+        async def ask() -> list[list[tuple[Any, ...]]]:
+            async with (pool or self._pool).connection(timeout=READ_SECONDS) as connection:
+                pinning = await connection.pinned(self._keywords)
+                async with connection.transaction() if pinning else nullcontext():
+                    if pinning:
+                        await connection.execute(pinning)
+                    # In binary form, whose meaning no default of the server changes.
+                    cursors = [await connection.execute(query, values, binary=True) for query, values in queries]
+                    return [await cursor.fetchall() for cursor in cursors]
+
+        return await self._bounded(ask())
+
+    async def _bounded(self, asked: Awaitable[_T]) -> _T:
+        task = asyncio.ensure_future(asked)
+        try:
+            done, _ = await asyncio.wait({task}, timeout=READ_SECONDS)
+        except asyncio.CancelledError:
+            self._abandon(task)
+            raise
+        if not done:
+            self._abandon(task)
+            raise Unavailable(f"PostgreSQL did not answer within {READ_SECONDS:g} s")
+        try:
+            return task.result()
+        except psycopg.errors.UndefinedTable as error:
+            raise Unavailable("PostgreSQL has no schema yet") from error
+        except Exception as error:
+            raise Unavailable(reason(error)) from error
+
+    def _abandon(self, task: "asyncio.Future[Any]") -> None:
+        """Cancel without waiting: on a frozen server psycopg takes seconds to give a query up."""
+
+        def ended(task: "asyncio.Future[Any]") -> None:
+            self._abandoned.discard(task)
+            if not task.cancelled():
+                task.exception()
+
+        self._abandoned.add(task)
+        task.add_done_callback(ended)
+        task.cancel()

@@ -1,0 +1,144 @@
+"""Deletes what the archive is not to keep any longer: minutes, and later their hours and days.
+
+A minute goes when its day is rolled up and as old as `archive.keep_minutes`; its day and hours stay until they are as
+old as `archive.keep_days`. `kept_from` (ddl/0004_trigger_rights.sql) moves on before, so that the triggers do not take
+the deletion for a change of the day, and never past a day that is yet to be made of its minutes. Rows go some at a
+time, along the primary key: writers wait for none of it. In a partitioned table a row's ctid is that of others as well,
+which the condition on the time keeps.
+
+A clock that is set far ahead must not delete everything: days are counted back from the earliest of this machine's
+clock, PostgreSQL's, and the end of the last day before today that has minutes.
+"""
+
+from datetime import datetime, timedelta
+
+from marketflow.logs import RateLimit
+from marketflow.stores.postgres.bounded_connection import BoundedConnection
+from marketflow.stores.postgres.candle_sql import RECURSIVE_SERIES
+from marketflow.stores.postgres.rows import DAY_MS, to_datetime, to_unix_ms
+
+ROWS_A_STEP = 5_000
+"""Rows that one transaction deletes at most."""
+
+CLOCKS_APART = timedelta(hours=1)
+"""By how much the clocks may differ without a log line."""
+
+_CLOCK = "select now()"
+
+_NEWEST = f"""
+with {RECURSIVE_SERIES}
+select max(minute.timestamp) from series cross join lateral (
+    select timestamp from aggregates
+    where exchange = series.exchange and pair_name = series.pair_name and mode = series.mode and timestamp < %s
+    order by timestamp desc limit 1
+) as minute
+"""  # noqa: S608 - put together from constants
+
+# Changes of older minutes, which set marks, wait for the lock, or are there when the next statement looks for marks.
+_LOCK = "select kept_from from aggregates_rolled_until for update"
+
+_KEEP_FROM = """
+update aggregates_rolled_until set kept_from = greatest(kept_from, least(rolled_until, %(before)s::timestamptz, (
+    select min(timestamp) from aggregates_daily where not hourly and timestamp >= kept_from
+)))
+where kept_from < %(before)s::timestamptz
+"""
+
+_OLDEST = f"""
+with {RECURSIVE_SERIES}
+delete from aggregates where ctid = any (array(
+    select minute.ctid from series cross join lateral (
+        select ctid from aggregates
+        where exchange = series.exchange and pair_name = series.pair_name and mode = series.mode and timestamp < %s
+        order by timestamp limit {ROWS_A_STEP}
+    ) as minute limit {ROWS_A_STEP}
+)) and timestamp < %s
+"""  # noqa: S608 - put together from constants
+
+_ROLLED_UP = f"""
+delete from {{table}} where ctid = any (array(
+    select ctid from {{table}} where timestamp < %s limit {ROWS_A_STEP}
+)) and timestamp < %s
+"""  # noqa: S608
+
+
+class Retention:
+    """How long the archive keeps what, and the deletion of what is older; for one thread at a time.
+
+    Args:
+        minutes_days: days for which minutes are kept, or None for ever.
+        days_days: days for which hours and days are kept, or None for ever.
+    """
+
+    def __init__(self, minutes_days: int | None = None, days_days: int | None = None) -> None:
+        self._minutes_ms = None if minutes_days is None else minutes_days * DAY_MS
+        self._days_ms = None if days_days is None else days_days * DAY_MS
+        self._done_until = 0  # the midnight (Unix ms) for which nothing is left to delete
+        self._counted_from = (0, 0)  # the midnight of this machine's clock, and the one to count from (Unix ms)
+        self._limit = RateLimit(86_400.0)
+
+    def step(self, connection: BoundedConnection, now_ms: int) -> bool:
+        """Delete some rows; gives whether there may be more. To be called when all days are rolled up.
+
+        Raises:
+            psycopg.Error: nothing was deleted by this step.
+        """
+        today = now_ms // DAY_MS * DAY_MS
+        if today <= self._done_until or (self._minutes_ms is None and self._days_ms is None):
+            return False
+        if self._counted_from[0] != today:
+            self._counted_from = today, self._confirmed_midnight(connection, now_ms)
+        midnight = self._counted_from[1]
+        more = False
+        if self._minutes_ms is not None:
+            more = _delete_minutes(connection, to_datetime(midnight - self._minutes_ms))
+        if self._days_ms is not None and not more:
+            more = _delete_days(connection, to_datetime(midnight - self._days_ms))
+        if not more:
+            self._done_until = today
+        return more
+
+    def _confirmed_midnight(self, connection: BoundedConnection, now_ms: int) -> int:
+        """The latest midnight (Unix ms) that has passed by all that tells the time, not by this machine's clock alone.
+
+        Minutes of today are no proof: they have the date of the clock that is in doubt.
+        """
+        now = to_datetime(now_ms)
+        with connection.pinned():
+            ((server,),) = connection.execute(_CLOCK, binary=True).fetchall()
+            midnight = min(now_ms, to_unix_ms(server)) // DAY_MS * DAY_MS
+            ((newest,),) = connection.execute(_NEWEST, [to_datetime(midnight)], binary=True).fetchall()
+        if abs(server - now) > CLOCKS_APART:
+            text = f"clocks differ, rows are kept by the earlier one: here {now:%FT%TZ}, PostgreSQL {server:%FT%TZ}"
+            self._limit.log("clocks", "WARNING", text)
+        return 0 if newest is None else min(midnight, to_unix_ms(newest) // DAY_MS * DAY_MS + DAY_MS)
+
+
+def _delete_minutes(connection: BoundedConnection, before: datetime) -> bool:
+    kept_from = _kept_from(connection)
+    if kept_from < before:
+        # In a transaction of its own: writers of older minutes wait for it.
+        with connection.pinned():
+            connection.execute(_LOCK)
+            connection.execute(_KEEP_FROM, {"before": before})
+        kept_from = _kept_from(connection)
+    ended = min(before, kept_from)
+    with connection.pinned():
+        return connection.execute(_OLDEST, [ended, ended]).rowcount >= ROWS_A_STEP
+
+
+def _kept_from(connection: BoundedConnection) -> datetime:
+    with connection.pinned():
+        row = connection.execute("select kept_from from aggregates_rolled_until", binary=True).fetchone()
+    assert row is not None, "the table has one row"
+    kept_from: datetime = row[0]
+    return kept_from
+
+
+def _delete_days(connection: BoundedConnection, before: datetime) -> bool:
+    with connection.pinned():
+        deleted = [
+            connection.execute(_ROLLED_UP.format(table=table), [before, before]).rowcount
+            for table in ("aggregates_hourly", "aggregates_daily")
+        ]
+        return max(deleted) >= ROWS_A_STEP

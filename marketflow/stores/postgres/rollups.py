@@ -1,0 +1,266 @@
+"""Hourly and daily candles in PostgreSQL, made of minutes once their day is over.
+
+ddl/0002_aggregates_daily.sql and 0003_aggregates_hourly.sql say what for. The work is cut small: a move of
+`rolled_until` marks the series that have minutes of one more day, then marks are replaced by candles, some at a time.
+How many is found out by the time they take, for a day has 1,440 minutes or, where a test shortens them, many more, and
+they may come from memory or from a disk. Every step is a transaction of its own
+that leaves all answers exact, so that it may end, fail or be killed anywhere, and several writers may do it at once.
+
+It has a connection of its own: minute rows never wait for it.
+"""
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from marketflow.logs import RateLimit
+from marketflow.stores.postgres.bounded_connection import BoundedConnection, Reopened
+from marketflow.stores.postgres.candle_sql import RECURSIVE_SERIES, VALID, candle_of, time_of
+from marketflow.stores.postgres.retention import Retention
+from marketflow.stores.postgres.rows import DAY_MS, reason, to_datetime
+
+LATE_MS = 10 * 60_000
+"""How long after its end a day is left to late minutes; still later ones cost more, no more than that."""
+
+STEP_SECONDS = 0.1
+"""How long one call may work, and a little; half of that, how long one transaction may."""
+
+MOST_DAYS = 64
+"""How many marks one transaction replaces at most."""
+
+REFUSED_SECONDS = 600.0
+"""After how long a day is tried again that PostgreSQL refused to make."""
+
+_Mark = tuple[str, str, str, datetime]
+
+# Waiting for a lock must not take longer than working; a truncation, which locks the minutes first, must come before.
+_BEGIN = "set local lock_timeout = 200; lock table aggregates in access share mode"
+
+_TO_DO = """
+select rolled_until, exists (select from aggregates_daily where not hourly and timestamp < '2200-01-01 00:00:00+00')
+from aggregates_rolled_until
+"""
+
+_ROLLED = "select rolled_until from aggregates_rolled_until for update"
+
+# The newest first: they are asked for most.
+_MARKED = """
+select exchange, pair_name, mode, timestamp from aggregates_daily
+where not hourly and timestamp >= '1970-01-01 00:00:00+00' and timestamp < '2200-01-01 00:00:00+00'
+  and (exchange, pair_name, mode, timestamp) not in (
+    select * from unnest(%s::text[], %s::text[], %s::text[], %s::timestamptz[])
+  )
+order by timestamp desc, exchange, pair_name, mode limit %s for update skip locked
+"""
+
+_OF_SERIES = "exchange = marked.exchange and pair_name = marked.pair_name and mode = marked.mode"
+_OF_DAY = f"{_OF_SERIES} and timestamp >= marked.day and timestamp < marked.day + interval '24 hours'"
+
+_MARKS = "unnest(%s::text[], %s::text[], %s::text[], %s::timestamptz[]) as marked (exchange, pair_name, mode, day)"
+
+_IS_MARKED = """
+(daily.exchange, daily.pair_name, daily.mode, daily.timestamp)
+= (marked.exchange, marked.pair_name, marked.mode, marked.day)
+"""
+
+# One by one: of all marks at once PostgreSQL would rather read the whole table.
+_FORGET_HOURS = """
+delete from aggregates_hourly where exchange = %s and pair_name = %s and mode = %s
+and timestamp >= %s::timestamptz and timestamp < %s::timestamptz + interval '24 hours'
+"""
+
+
+def _of_hour(column: str, at: str, start: str) -> str:
+    """Price and time of the minute with a certain start."""
+    return f"""
+        cross join lateral (
+            select {column} as price, {time_of(at)} as at
+            from aggregates where {_OF_SERIES} and timestamp = {start} limit 1
+        )
+    """  # noqa: S608
+
+
+# In two passes over all minutes of a day: hour by hour, as `candle_of` goes, takes five times as long.
+_MAKE_HOURS = f"""
+insert into aggregates_hourly (
+    exchange, pair_name, mode, timestamp, average_price, min_price, max_price, open_price, close_price,
+    tick_count, open_at, close_at, min_at, max_at, version
+)
+select exchange, pair_name, mode, hours.*
+from {_MARKS} cross join lateral (
+    with minutes as materialized (
+        select timestamp, average_price, min_price, max_price, tick_count, version,
+               date_bin(interval '1 hour', timestamp, marked.day) as hour
+        from aggregates where {_OF_DAY} and {VALID}
+    ), whole as materialized (
+        select hour, greatest(min(min_price), least(max(max_price), sum(average_price * tick_count::float8)
+               / sum(tick_count)::float8)) as average,
+               sum(tick_count) as ticks, min(min_price) as low, max(max_price) as high,
+               min(timestamp) as first, max(timestamp) as last,
+               sum(version - 1)::int8 + 1 as version
+        from minutes group by hour
+    ), extremes as materialized (
+        select hour, min(timestamp) filter (where min_price = low) as lowest,
+               min(timestamp) filter (where max_price = high) as highest
+        from minutes join whole using (hour) group by hour
+    )
+    select hour, average, low.price, high.price, opening.price, closing.price, ticks,
+           opening.at, closing.at, low.at, high.at, version
+    from whole join extremes using (hour)
+    {_of_hour("open_price", "open_at", "first")} as opening
+    {_of_hour("close_price", "close_at", "last")} as closing
+    {_of_hour("min_price", "min_at", "lowest")} as low
+    {_of_hour("max_price", "max_at", "highest")} as high
+) as hours
+"""  # noqa: S608
+
+_REPLACE = f"""
+update aggregates_daily as daily set
+    average_price = greatest(low, least(high, total / ticks::float8)), min_price = low, max_price = high,
+    open_price = open, close_price = close,
+    tick_count = ticks, open_at = first_at, close_at = last_at, min_at = low_at, max_at = high_at,
+    version = candle.version, hourly = true
+from {_MARKS} cross join lateral ({candle_of("aggregates_hourly", _OF_DAY)}) as candle
+where {_IS_MARKED}
+"""  # noqa: S608
+
+_REMOVE = f"delete from aggregates_daily as daily using {_MARKS} where {_IS_MARKED} and not hourly"  # noqa: S608
+
+# Series by series, along the primary key: the first minute of each that is not behind `rolled_until`.
+_MOVE = f"""
+with {RECURSIVE_SERIES}, upcoming as materialized (
+    select series.*, date_trunc('day', minute.timestamp, 'UTC') as day from series cross join lateral (
+        select timestamp from aggregates
+        where exchange = series.exchange and pair_name = series.pair_name and mode = series.mode
+          and timestamp >= %(rolled)s and timestamp < %(until)s
+        order by timestamp limit 1
+    ) as minute
+), nearest as (
+    select min(day) as day from upcoming
+), marked as (
+    insert into aggregates_daily (exchange, pair_name, mode, timestamp)
+    select exchange, pair_name, mode, day from upcoming join nearest using (day)
+    on conflict (exchange, pair_name, mode, timestamp) do update set tick_count = null, hourly = false
+)
+update aggregates_rolled_until set rolled_until = coalesce((select day + interval '24 hours' from nearest), %(until)s)
+"""  # noqa: S608 - put together from constants
+
+
+class PostgresDays:
+    """Makes hourly and daily candles; for one thread at a time.
+
+    Args:
+        keywords: of the connection, see connection_keywords.
+        monotonic: seconds by which work is measured.
+        retention: what is deleted once it is rolled up; nothing without it.
+    """
+
+    def __init__(
+        self,
+        keywords: dict[str, Any],
+        monotonic: Callable[[], float] = time.monotonic,
+        retention: Retention | None = None,
+    ) -> None:
+        self._connection = Reopened(keywords)
+        self._retention = retention or Retention()
+        self._monotonic = monotonic
+        self._days = MOST_DAYS // 8
+        self._refused: dict[_Mark, float] = {}  # until when they are left as they are
+        self._limit = RateLimit(60.0)
+
+    def roll_up(self, now_ms: int) -> bool:
+        """Work for STEP_SECONDS on the days that are over at `now_ms` (Unix ms); gives whether more is to be done.
+
+        Raises:
+            Unavailable: PostgreSQL is away or refuses. What was done before is done, and every answer is exact.
+        """
+        until = to_datetime((now_ms - LATE_MS) // DAY_MS * DAY_MS)
+        end = self._monotonic() + STEP_SECONDS
+        with self._connection.opened() as connection:
+            while (found := _to_do(connection)) is not None:
+                rolled, marked = found
+                # Marks that are locked, or cannot be replaced, hold nothing else up.
+                if marked and self._replace(connection):
+                    pass
+                elif rolled < until:
+                    _move(connection, until)
+                elif not self._retention.step(connection, now_ms):
+                    break
+                if self._monotonic() >= end:
+                    return True
+        return False
+
+    def close(self) -> None:
+        """Close the connection; work under way is undone, to be done by the next run."""
+        self._connection.close()
+
+    def _replace(self, connection: BoundedConnection) -> int:
+        """Replace some marks by candles, or remove them where no minute is left; gives how many."""
+        began, days = self._monotonic(), self._days
+        self._days = max(1, days // 2)  # should it fail, for taking too long
+        for mark in [mark for mark, until in self._refused.items() if until <= began]:
+            del self._refused[mark]
+        refused = [[mark[n] for mark in self._refused] for n in range(4)]
+        with connection.pinned():
+            connection.execute(_BEGIN)
+            marked = connection.execute(_MARKED, [*refused, days], binary=True).fetchall()
+            if marked:
+                self._make(connection, marked)
+        quick = self._monotonic() - began < STEP_SECONDS / 4
+        slow = self._monotonic() - began > STEP_SECONDS / 2
+        self._days = min(MOST_DAYS, days * 2) if quick else max(1, days // 2) if slow else days
+        return len(marked)
+
+    def _make(self, connection: BoundedConnection, marked: list[_Mark]) -> None:
+        """Make the days of marks; one by one where that is refused, so that a day costs no other one."""
+        try:
+            with connection.transaction():  # a savepoint
+                make(connection, marked)
+            return
+        except psycopg.Error as error:
+            if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+                raise
+            if len(marked) == 1:
+                self._refuse(marked[0], error)
+                return
+        for mark in marked:
+            self._make(connection, [mark])
+
+    def _refuse(self, mark: _Mark, error: psycopg.Error) -> None:
+        """Leave a mark as it is for a while: what is asked of its day is answered from the minutes."""
+        exchange, symbol, mode, day = mark
+        self._refused[mark] = self._monotonic() + REFUSED_SECONDS
+        text = (
+            f"PostgreSQL refuses to roll up {mode}:{exchange}:{symbol} of {day:%Y-%m-%d}, tried again: {reason(error)}"
+        )
+        self._limit.log((exchange, symbol, mode), "ERROR", text, exchange=exchange)
+
+
+def _to_do(connection: BoundedConnection) -> tuple[datetime, bool] | None:
+    """Until when minutes are rolled up, and whether there are marks; None where the tables are not there yet."""
+    with connection.pinned():
+        return connection.execute(_TO_DO, binary=True).fetchone()
+
+
+def make(connection: "psycopg.Connection[Any]", marked: list[_Mark]) -> None:
+    """Make the hours and days of marks that are locked, or remove them where no minute is left.
+
+    In statements of their own, which see what was committed before the marks were locked.
+    """
+    connection.cursor().executemany(_FORGET_HOURS, [(*mark, mark[-1]) for mark in marked])
+    columns = [list(column) for column in zip(*marked, strict=True)]
+    for statement in (_MAKE_HOURS, _REPLACE, _REMOVE):
+        connection.execute(statement, columns)
+
+
+def _move(connection: BoundedConnection, until: datetime) -> None:
+    """Move `rolled_until` behind the next day that has minutes, whose series it marks, or to `until`."""
+    with connection.pinned():
+        connection.execute(_BEGIN)
+        # Another may have moved it while this one waited.
+        (rolled,) = connection.execute(_ROLLED, binary=True).fetchone() or (until,)
+        if rolled < until:
+            connection.execute(_MOVE, {"rolled": rolled, "until": until})

@@ -1,0 +1,1 @@
+"""The cache in Redis: keys, codec, writer and readers."""

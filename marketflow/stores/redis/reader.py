@@ -1,0 +1,191 @@
+"""The cache in Redis, as the API reads it from its event loop."""
+
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+
+from marketflow.clock import Clock, milliseconds
+from marketflow.errors import Unavailable
+from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start, slice_start
+from marketflow.stores.candle_window import Window
+from marketflow.stores.ports import Recent
+from marketflow.stores.redis import keys
+from marketflow.stores.redis.writer import TIMEOUT_SECONDS
+
+_T = TypeVar("_T")
+
+
+def pool_options(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of a client as those of a pool of connections, which wants to be told their class."""
+    options = dict(keywords)
+    if path := options.pop("unix_socket_path", None):
+        options |= {"path": path, "connection_class": redis.asyncio.UnixDomainSocketConnection}
+    if options.pop("ssl", False):
+        options |= {"connection_class": redis.asyncio.SSLConnection}
+    return options
+
+
+def connect(keywords: dict[str, Any], max_connections: int) -> "redis.asyncio.Redis":
+    """A client that connects when first used, with an end to every wait and without retries.
+
+    Args:
+        keywords: see connection_keywords.
+        max_connections: who needs one more waits for it.
+    """
+    pool = redis.asyncio.BlockingConnectionPool(
+        **pool_options(keywords),
+        max_connections=max_connections,
+        timeout=TIMEOUT_SECONDS,
+        socket_timeout=TIMEOUT_SECONDS,
+        socket_connect_timeout=TIMEOUT_SECONDS,
+        retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
+    )
+    return redis.asyncio.Redis.from_pool(pool)
+
+
+class RedisReader:
+    """What the API reads.
+
+    Args:
+        client: used by one event loop.
+        ping_client: for signs of life, which must not wait behind queries; `client` without it.
+        clock: tells which minutes have settled.
+        settle_ms: how long after its end a closed minute may still be changed by late ticks.
+        minute_ms: length of a minute.
+    """
+
+    def __init__(
+        self,
+        client: "redis.asyncio.Redis",
+        clock: Clock,
+        settle_ms: int,
+        minute_ms: int = MINUTE_MS,
+        ping_client: "redis.asyncio.Redis | None" = None,
+    ) -> None:
+        self._client = client
+        self._ping_client = ping_client or client
+        self._clock = clock
+        self._settle_ms = settle_ms
+        self._minute_ms = minute_ms
+
+    @classmethod
+    def connect(
+        cls,
+        keywords: dict[str, Any],
+        clock: Clock,
+        settle_ms: int,
+        minute_ms: int = MINUTE_MS,
+        max_connections: int = 32,
+    ) -> "RedisReader":
+        """A reader with pools of its own, which connect when first used."""
+        return cls(connect(keywords, max_connections), clock, settle_ms, minute_ms, connect(keywords, 1))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+        await self._ping_client.aclose()
+
+    async def ping(self) -> None:
+        """Ask for a sign of life.
+
+        Raises:
+            Unavailable: there is none.
+        """
+        await _answer(cast("Awaitable[Any]", self._ping_client.ping()))
+
+    async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
+        """The newest tick of each series: its latest price, else the close of its last minute here."""
+        pipe = self._client.pipeline(transaction=False)
+        for each in series:
+            pipe.hmget(keys.latest_key(each), keys.LATEST_FIELDS)
+            pipe.zrange(keys.minutes_key(each), -1, -1, withscores=True)
+        answers = await _whole(pipe)
+        return [_newest(answers[2 * i], answers[2 * i + 1]) for i in range(len(series))]
+
+    async def recent(self, series: Sequence[Series], since: int) -> list[Recent]:
+        """Newest tick, slices and closed minutes of each series, as far as they end after `since`.
+
+        Where a minute has settled its slices are not read: of a long period only the edges come as slices.
+        """
+        now_ms = milliseconds(self._clock())
+        pipe = self._client.pipeline(transaction=False)
+        for each in series:
+            pipe.hmget(keys.latest_key(each), keys.LATEST_FIELDS)
+            pipe.zrangebyscore(keys.minutes_key(each), minute_start(since), "+inf", withscores=True)
+        answers = await _answer(pipe.execute())
+        minutes = [keys.decode_slots(answer) for answer in answers[1::2]]
+
+        gaps = [self._between_settled(each, since, now_ms) for each in minutes]
+        pipe = self._client.pipeline(transaction=False)
+        for each, ranges in zip(series, gaps, strict=True):
+            for begin, end in ranges:
+                pipe.zrangebyscore(keys.window_key(each), begin, end, withscores=True)
+        slices = iter(await _whole(pipe))
+        return [
+            Recent(
+                keys.decode_latest(latest),
+                keys.decode_slots(entry for _ in ranges for entry in next(slices)),
+                closed,
+            )
+            for latest, closed, ranges in zip(answers[::2], minutes, gaps, strict=True)
+        ]
+
+    async def everything(self, series: Series) -> Recent:
+        """All slices and the closed minutes of the same time of one series; not its newest tick."""
+        since = minute_start(milliseconds(self._clock())) - keys.WINDOW_KEPT_MS
+        pipe = self._client.pipeline(transaction=True)
+        pipe.zrangebyscore(keys.window_key(series), since, "+inf", withscores=True)
+        pipe.zrangebyscore(keys.minutes_key(series), since, "+inf", withscores=True)
+        slices, minutes = await _whole(pipe)
+        return Recent(None, keys.decode_slots(slices), keys.decode_slots(minutes))
+
+    async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
+        """One candle for each series of what is remembered from `since` on."""
+        return [
+            Window(recent.slices, recent.minutes, self._minute_ms).covered(since, until, recent.newest)
+            for recent in await self.recent(series, since)
+        ]
+
+    async def by_minute(self, series: Sequence[Series], since: int, until: int) -> list[dict[int, Candle]]:
+        """The minutes of each series from `since` on, by their start."""
+        return [
+            Window(recent.slices, recent.minutes, self._minute_ms).by_minute(since, until, recent.newest)
+            for recent in await self.recent(series, since)
+        ]
+
+    def _between_settled(self, minutes: Iterable[int], since: int, now_ms: int) -> list[tuple[int, str | int]]:
+        """Ranges of scores with the slices from `since` on that no settled minute holds."""
+        ranges: list[tuple[int, str | int]] = []
+        begin = max(slice_start(since), minute_start(now_ms) - keys.WINDOW_KEPT_MS)
+        for minute in sorted(minutes):
+            end = minute + self._minute_ms
+            if end + self._settle_ms <= now_ms and minute >= since and end > begin:
+                if minute > begin:
+                    ranges.append((begin, f"({minute}"))
+                begin = end
+        return [*ranges, (begin, "+inf")]
+
+
+def _newest(latest: list[bytes | None], last_minute: list[tuple[bytes, float]]) -> Tick | None:
+    if (tick := keys.decode_latest(latest)) is not None:
+        return tick
+    return next((candle.newest for candle in keys.decode_slots(last_minute).values()), None)
+
+
+async def _whole(pipe: "redis.asyncio.client.Pipeline") -> list[Any]:
+    """The answers of a pipeline, unless Redis was emptied and its writer has not yet noticed."""
+    pipe.zrange(keys.SERIES_KEY, 0, 0, withscores=True)
+    *answers, series = await _answer(pipe.execute())
+    if not series:
+        raise Unavailable("Redis was emptied a moment ago")
+    return answers
+
+
+async def _answer(asked: Awaitable[_T]) -> _T:
+    try:
+        return await asked
+    except (redis.RedisError, RuntimeError) as error:  # uvloop's, for writing to a connection that was reset
+        raise Unavailable(f"Redis cannot be used: {error}") from error

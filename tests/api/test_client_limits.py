@@ -1,0 +1,239 @@
+"""Who a client is behind proxies, and what one client may ask for."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from marketflow.api.middleware.client_limits import CLIENTS_REMEMBERED, GUESSES_AT_ONCE, ROWS_AT_ONCE, Bucket, Clients
+from marketflow.errors import TooMuch, Unavailable
+from marketflow.model import Candle, Mode, Series, Tick
+from marketflow.stores.ports import Walk
+from marketflow.stores.postgres.request_coalescing import LONG_WALKS, Shared, rows_of_summary
+from marketflow.stores.postgres.rows import DAY_MS
+from tests.api.world import World, client_of
+
+SERIES = [Series(Mode.TEST, "exchange1", "BTCUSDT")]
+MINUTE_MS = 60_000
+
+
+def scope(peer: str, *forwarded: str, **headers: str) -> dict[str, Any]:
+    found = [(b"x-forwarded-for", each.encode()) for each in forwarded]
+    found += [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http", "client": (peer, 1), "headers": found}
+
+
+@pytest.mark.parametrize(
+    ("trusted", "peer", "forwarded", "client"),
+    [
+        ((), "192.0.2.1", [], "192.0.2.1"),
+        ((), "192.0.2.1", ["198.51.100.7"], "192.0.2.1"),
+        (("192.0.2.0/24",), "192.0.2.1", ["198.51.100.7"], "198.51.100.7"),
+        (("192.0.2.0/24",), "192.0.2.1", ["203.0.113.9, 198.51.100.7"], "198.51.100.7"),
+        (("192.0.2.0/24",), "192.0.2.1", ["203.0.113.9", "198.51.100.7, 192.0.2.5"], "198.51.100.7"),
+        (("192.0.2.0/24",), "198.51.100.1", ["203.0.113.9"], "198.51.100.1"),
+        (("127.0.0.1",), "127.0.0.1", ["198.51.100.7:4711"], "198.51.100.7"),
+        (("127.0.0.1",), "127.0.0.1", ["nonsense"], "127.0.0.1"),
+        (("127.0.0.1",), "127.0.0.1", ["203.0.113.9, unknown"], "127.0.0.1"),  # which anybody could have made up
+        (("127.0.0.1", "192.0.2.1"), "127.0.0.1", ["203.0.113.9, unknown, 192.0.2.1"], "192.0.2.1"),
+        (("127.0.0.1",), "127.0.0.1", ["198.51.100.7, ", ""], "198.51.100.7"),
+        (("127.0.0.1",), "127.0.0.1", [""], "127.0.0.1"),
+        (("::1",), "::1", ["[2001:db8:1:2:3:4:5:6]:443"], "2001:db8:1:2::/64"),
+        ((), "2001:db8:1:2:ffff::1", [], "2001:db8:1:2::/64"),
+        ((), "::ffff:192.0.2.1", [], "192.0.2.1"),
+        (("192.0.2.1",), "::ffff:192.0.2.1", ["198.51.100.7"], "198.51.100.7"),
+    ],
+)
+def test_client_is_the_last_address_that_no_trusted_proxy_has(
+    trusted: tuple[str, ...], peer: str, forwarded: list[str], client: str
+) -> None:
+    assert Clients(trusted).of(scope(peer, *forwarded)) == client
+
+
+def test_forwarded_host_counts_from_a_trusted_proxy_alone() -> None:
+    given = {"host": "127.0.0.1:8080", "x_forwarded_host": "prices.example.com"}
+    assert Clients().host(scope("127.0.0.1", **given)) == "127.0.0.1:8080"
+    assert Clients(["127.0.0.1"]).host(scope("127.0.0.1", **given)) == "prices.example.com"
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "addressed"),
+    [
+        ("prices.example.com", "8443", "prices.example.com:8443"),
+        ("prices.example.com:9000", "8443", "prices.example.com:9000"),
+        ("prices.example.com", "443", "prices.example.com"),
+        ("[::1]", "8443", "[::1]:8443"),
+        ("prices.example.com", "x", "prices.example.com"),
+    ],
+)
+def test_forwarded_port_completes_a_host_without_one(host: str, port: str, addressed: str) -> None:
+    given = scope("127.0.0.1", host=host, x_forwarded_port=port)
+    assert Clients(["127.0.0.1"]).host(given) == addressed
+    assert Clients().host(given) == host
+
+
+def test_bucket_gives_each_client_its_share_and_forgets_strangers() -> None:
+    now = 0.0
+    bucket = Bucket(2.0, 10.0, lambda: now)
+    for _ in range(10):
+        bucket.take("a", 1.0)
+    with pytest.raises(TooMuch) as refused:
+        bucket.take("a", 1.0)
+    assert refused.value.seconds == 0.5
+    bucket.take("b", 1.0)
+    now = 0.5
+    bucket.take("a", 1.0)
+    bucket.take("c", 1e9)  # more than there could ever be: all of it
+    with pytest.raises(TooMuch):
+        bucket.take("c", 1.0)
+    for number in range(2 * CLIENTS_REMEMBERED):
+        bucket.take(str(number), 1.0)
+    assert len(bucket._left) == CLIENTS_REMEMBERED
+
+
+class SlowArchive:
+    """Counts how many are asked at once."""
+
+    def __init__(self) -> None:
+        self.asked = self.at_once = self.most = 0
+        self.go_on = asyncio.Event()
+
+    async def candles(self, series: object, walk: Walk) -> list[dict[int, Candle]]:
+        self.asked += 1
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        await self.go_on.wait()
+        self.at_once -= 1
+        return [{}]
+
+    async def summary(self, series: object, since: int, until: int) -> list[Candle | None]:
+        self.asked += 1
+        return [None]
+
+    async def last(self, series: object) -> list[Tick | None]:
+        return [None]
+
+
+def walk(number: int, length_ms: int = 15 * MINUTE_MS, limit: int = 1000) -> Walk:
+    return Walk(length_ms, number, number + limit * length_ms, limit, False)
+
+
+def test_long_walks_share_a_few_places_and_short_ones_never_wait() -> None:
+    async def ask() -> None:
+        archive = SlowArchive()
+        shared = Shared(archive)
+        long = [asyncio.create_task(shared.candles(SERIES, walk(number))) for number in range(5)]
+        await asyncio.sleep(0)
+        short = [asyncio.create_task(shared.candles(SERIES, walk(number, MINUTE_MS, 500))) for number in range(5)]
+        while archive.asked < LONG_WALKS + 5:  # noqa: ASYNC110 - the archive is ours, and says nothing
+            await asyncio.sleep(0)
+        refused = await asyncio.gather(*long[LONG_WALKS:], return_exceptions=True)
+        assert [type(each) for each in refused] == [Unavailable] * (5 - LONG_WALKS)
+        assert archive.at_once == LONG_WALKS + 5
+        archive.go_on.set()
+        await asyncio.gather(*short, *long[:LONG_WALKS])
+
+    asyncio.run(ask())
+
+
+def test_client_pays_for_what_is_read_for_it_alone() -> None:
+    async def ask() -> None:
+        now = 0.0
+        clients = Clients(monotonic=lambda: now)
+        archive = SlowArchive()
+        archive.go_on.set()
+        shared = Shared(archive, charge=clients.charge)
+        clients.asks(scope("192.0.2.1"))
+        asked = int(ROWS_AT_ONCE // 15_000)
+        for number in range(asked):
+            await shared.candles(SERIES, walk(number))
+        with pytest.raises(TooMuch):
+            await shared.candles(SERIES, walk(asked))
+        await shared.candles(SERIES, walk(asked - 1))  # which was just asked for
+        clients.asks(scope("192.0.2.2"))
+        await shared.candles(SERIES, walk(-1))
+        clients.asks(scope("192.0.2.1"))
+        now = 10.0
+        await shared.candles(SERIES, walk(-2))
+
+    asyncio.run(ask())
+
+
+def test_wrong_tokens_are_counted_logged_and_slowed(log: list[str]) -> None:
+    world = World(token="right-right-right")
+    context = world.context()
+    given = {"Authorization": "Bearer wrong"}
+
+    async def ask() -> tuple[list[int], httpx.Response]:
+        async with client_of(context) as client:
+            guessed = [await client.post("/mode/live", headers=given) for _ in range(int(GUESSES_AT_ONCE) + 5)]
+            right = await client.post("/mode/live", headers={"Authorization": "Bearer right-right-right"})
+            return [each.status_code for each in guessed], right
+
+    statuses, refused = asyncio.run(ask())
+    assert statuses == [401] * int(GUESSES_AT_ONCE) + [429] * 5
+    assert (refused.status_code, refused.json()["code"]) == (429, "too_many_requests")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert len([line for line in log if "has no valid token" in line]) == 1
+    assert not [line for line in log if "wrong" in line or "right-right" in line]
+
+
+def test_everything_on_record_can_be_asked_for_every_second() -> None:
+    async def ask() -> None:
+        now = 1_763_690_000.0
+        clients = Clients(monotonic=lambda: now)
+        shared = Shared(SlowArchive(), monotonic=lambda: now, charge=clients.charge)
+        clients.asks(scope("192.0.2.1"))
+        for _ in range(60):
+            now += 1
+            for number in range(5):
+                series = [Series(Mode.TEST, f"exchange{each}", f"SYMBOL{number}") for each in range(3)]
+                await shared.summary(series, 0, int(now) * 1000)
+
+    asyncio.run(ask())
+
+
+def test_summary_costs_the_days_within_and_minutes_at_its_edges() -> None:
+    noon = DAY_MS // 2
+    assert rows_of_summary(noon, noon + 3 * MINUTE_MS) == 3
+    assert rows_of_summary(noon, noon + DAY_MS) == 1440
+    assert rows_of_summary(0, 10 * DAY_MS + noon) == 10 + 720
+    assert rows_of_summary(DAY_MS, 366 * DAY_MS) == 365
+    assert rows_of_summary(0, 2000 * DAY_MS) == 366
+    assert rows_of_summary(0, 2000 * DAY_MS, oldest=500 * DAY_MS) == 1500
+    assert rows_of_summary(0, 2000 * DAY_MS, oldest=1999 * DAY_MS) == 1
+    assert rows_of_summary(5, 5) == rows_of_summary(9, 5) == 0
+
+
+def test_one_client_has_so_many_streams_and_no_more(log: list[str]) -> None:
+    hub = World(streams=10).context().hub
+    hub._most_of_one = 2
+    one, second = hub.reserve("a"), hub.reserve("a")
+    with pytest.raises(TooMuch):
+        hub.reserve("a")
+    other = hub.reserve("b")
+    one()
+    one()  # which changes nothing any more
+    again = hub.reserve("a")
+    with pytest.raises(TooMuch):
+        hub.reserve("a")
+    for release in (again, other, second):
+        release()
+    assert not hub._of_one
+    assert len([line for line in log if "a has 2 already (http.streams_per_client)" in line]) == 1
+
+
+def test_stream_refused_or_never_begun_leaves_its_place() -> None:
+    world = World(streams=10)
+    context = world.context()
+    context.hub._most_of_one = 1
+
+    async def ask() -> None:
+        async with client_of(context) as client:
+            for _ in range(3):
+                assert (await client.head("/stream/prices")).status_code == 200
+                assert (await client.get("/stream/prices?symbols=x")).status_code == 404
+        assert not context.hub._of_one
+
+    asyncio.run(ask())

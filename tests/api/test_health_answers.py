@@ -1,0 +1,223 @@
+"""What is answered when a store has nothing, or is away, and what no answer may ever do."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from marketflow.api.problems import NoData
+from marketflow.api.queries.prices import Prices, Quote, Summary
+from marketflow.clock import NANOSECONDS_PER_MS
+from marketflow.errors import Unavailable
+from marketflow.model import MINUTE_MS, Candle, Mode, Series, Slot, Tick, candle_of, minute_start
+from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
+from tests.api.world import EXCHANGES, NOW, MemoryArchive, World, series
+
+ONE = [series()]
+EVERY = [series(exchange) for exchange in EXCHANGES]
+DAY_MS = 24 * 60 * MINUTE_MS
+
+
+def prices_of(world: World) -> Prices:
+    return Prices(world.cache, world.archive, lambda: world.now * NANOSECONDS_PER_MS)
+
+
+def latest(world: World, asked: Sequence[Series] = ONE) -> Quote:
+    return asyncio.run(prices_of(world).latest(asked))
+
+
+def summary(world: World, period: int | None, asked: Sequence[Series] = ONE) -> Summary:
+    return asyncio.run(prices_of(world).summary(asked, period))
+
+
+@pytest.fixture
+def world() -> World:
+    """Trades of two days, two hours, ten minutes, two minutes and one second ago, the oldest the dearest."""
+    world = World()
+    for price, age_ms in ((50.0, 2 * DAY_MS), (40.0, 2 * 3_600_000), (30.0, 600_000), (20.0, 120_000), (10.0, 1_000)):
+        world.trade(price, age_ms)
+    for slot in [slot for slot in world.cache.minutes if slot.start + MINUTE_MS <= NOW - MINUTES_KEPT_MS]:
+        del world.cache.minutes[slot]
+    return world
+
+
+def test_latest_is_the_newest_by_event_time_over_all_exchanges() -> None:
+    world = World()
+    world.trade(1.0, 300, series("exchange1"))
+    world.trade(2.0, 100, series("Exchange2"))
+    world.trade(3.0, 200, series("exchange3"))
+    assert latest(world, EVERY) == Quote(series("Exchange2"), 2.0, NOW - 100)
+
+
+def test_exchange_whose_clock_is_ahead_does_not_own_the_newest_price() -> None:
+    world = World()
+    received = NOW * NANOSECONDS_PER_MS
+    ahead, later = Tick(1.0, NOW + 4_900, received), Tick(2.0, NOW + 10, received + 20 * NANOSECONDS_PER_MS)
+    world.cache.newest_ticks = {series("exchange1"): ahead, series("Exchange2"): later}
+    assert latest(world, EVERY) == Quote(series("Exchange2"), 2.0, NOW + 10)
+
+
+def test_of_two_ticks_of_one_millisecond_the_one_that_came_later_is_the_latest() -> None:
+    world = World()
+    world.cache.newest_ticks = {series("exchange1"): Tick(1.0, NOW, 8), series("Exchange2"): Tick(2.0, NOW, 7)}
+    assert latest(world, EVERY).price == 1.0
+
+
+def test_latest_does_not_ask_the_archive_while_the_cache_knows(world: World) -> None:
+    assert latest(world, EVERY).price == 10.0
+    assert world.archive.questions == 0
+
+
+@pytest.mark.parametrize("cache_away", [False, True])
+def test_latest_is_the_close_of_the_last_minute_where_the_cache_has_none(world: World, *, cache_away: bool) -> None:
+    world.cache.newest_ticks.clear()
+    world.cache.away = cache_away
+    assert latest(world, EVERY) == Quote(series(), 20.0, NOW - 120_000)
+
+
+def test_latest_is_still_answered_from_the_cache_while_the_archive_is_away(world: World) -> None:
+    world.archive.away = True
+    assert latest(world).price == 10.0
+
+
+@pytest.mark.parametrize(("cache_away", "archive_away"), [(True, True), (False, True), (True, False)])
+def test_nothing_found_is_unavailable_where_not_everything_could_be_asked(
+    *, cache_away: bool, archive_away: bool
+) -> None:
+    world = World()
+    world.cache.away, world.archive.away = cache_away, archive_away
+    with pytest.raises(Unavailable):
+        latest(world)
+    for period in (DAY_MS, None):
+        with pytest.raises(Unavailable):
+            summary(world, period)
+
+
+def test_nothing_found_is_no_data_where_everything_was_asked() -> None:
+    world = World()
+    with pytest.raises(NoData):
+        latest(world)
+    for period in (1_000, DAY_MS, None):
+        with pytest.raises(NoData):
+            summary(world, period)
+
+
+def test_a_recent_period_never_asks_the_archive_while_the_cache_answers(world: World) -> None:
+    world.archive.away = True
+    assert summary(world, RECENT_MS).whole().ticks == 2
+    with pytest.raises(NoData):
+        summary(world, 999)
+    assert world.archive.questions == 0
+
+
+@pytest.mark.parametrize(("period", "high"), [(600_000, 30.0), (DAY_MS, 40.0), (3 * DAY_MS, 50.0)])
+def test_a_long_period_begins_with_the_whole_minute_that_holds_its_edge(world: World, period: int, high: float) -> None:
+    found = summary(world, period)
+    assert (found.since, found.until) == (minute_start(NOW - period), NOW)
+    assert (found.highest().price, found.lowest().price) == (high, 10.0)
+
+
+def test_without_a_period_the_answer_begins_with_the_first_tick_on_record(world: World) -> None:
+    found = summary(world, None, EVERY)
+    assert (found.since, found.until, found.whole().ticks) == (NOW - 2 * DAY_MS, NOW, 5)
+
+
+@pytest.mark.parametrize(
+    ("period", "since", "ticks"),
+    [
+        (600_000, minute_start(NOW - 600_000), 3),
+        (3 * DAY_MS, minute_start(NOW - 2 * 3_600_000), 4),
+        (None, NOW - 2 * 3_600_000, 4),
+    ],
+)
+def test_without_the_archive_a_long_period_reaches_back_to_the_first_minute_remembered_and_says_so(
+    world: World, period: int | None, since: int, ticks: int
+) -> None:
+    world.archive.away = True
+    found = summary(world, period)
+    assert (found.since, found.until, found.whole().ticks) == (since, NOW, ticks)
+
+
+@pytest.mark.parametrize(
+    ("period", "since", "ticks"),
+    [
+        (121_000, minute_start(NOW - 121_000), 1),
+        (600_000, minute_start(NOW - 600_000), 2),
+        (None, NOW - 2 * DAY_MS, 4),
+    ],
+)
+def test_without_the_cache_a_period_is_whole_minutes_up_to_the_last_on_record_and_says_so(
+    world: World, period: int | None, since: int, ticks: int
+) -> None:
+    world.cache.away = True
+    found = summary(world, period)
+    assert (found.since, found.until) == (since, minute_start(NOW - 120_000) + MINUTE_MS)
+    assert found.whole().ticks == ticks
+
+
+def test_without_the_cache_a_row_of_the_minute_that_runs_is_used_up_to_now(world: World) -> None:
+    world.cache.away = True
+    world.archive.minutes[Slot(series(), minute_start(NOW))] = candle_of(Tick(60.0, NOW - 9_000, 1))
+    assert summary(world, 10_000) == Summary({series(): candle_of(Tick(60.0, NOW - 9_000, 1))}, minute_start(NOW), NOW)
+
+
+@pytest.mark.parametrize("period", [1_000, 600_000, None])
+def test_a_period_is_unavailable_while_both_are_away(world: World, period: int | None) -> None:
+    world.cache.away = world.archive.away = True
+    with pytest.raises(Unavailable):
+        summary(world, period)
+
+
+def test_of_equal_extremes_the_earliest_counts_whichever_exchange_it_is_on() -> None:
+    world = World()
+    for age_ms, exchange in ((300, "exchange1"), (500, "Exchange2"), (400, "exchange3")):
+        world.trade(7.0, age_ms, series(exchange))
+    found = summary(world, 1_000, EVERY)
+    assert found.highest() == found.lowest() == Quote(series("Exchange2"), 7.0, NOW - 500)
+
+
+def test_a_cancelled_request_leaves_no_question_behind() -> None:
+    archive = HangingArchive()
+
+    async def cancel_while_asking() -> None:
+        world = World()
+        asking = asyncio.create_task(Prices(world.cache, archive, lambda: NOW * NANOSECONDS_PER_MS).summary(ONE, None))
+        await archive.asked.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(cancel_while_asking())
+    assert archive.cancelled
+
+
+class HangingArchive(MemoryArchive):
+    """Never answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+        self.cancelled = False
+
+    async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
+        self.asked.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        return []
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_series_of_the_other_mode_are_never_read(mode: Mode) -> None:
+    world = World()
+    for price, other in ((1.0, Mode.TEST), (2.0, Mode.LIVE)):
+        for age_ms in (1_000, 600_000, 2 * DAY_MS):
+            world.trade(price, age_ms, series(mode=other))
+    asked = [series(mode=mode)]
+    expected = {Mode.TEST: 1.0, Mode.LIVE: 2.0}[mode]
+    assert latest(world, asked).price == expected
+    for period in (1_000, 600_000, None):
+        whole = summary(world, period, asked).whole()
+        assert whole.high == whole.low == expected

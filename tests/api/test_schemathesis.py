@@ -1,0 +1,61 @@
+"""The application answers what its description says, whatever schemathesis comes up with. Run by -s, it is shown."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from marketflow.api.app import operations
+from marketflow.api.middleware.request_metrics import RequestTimes
+from tests.support.application import ROOT, Application, ScriptedExchange, Traffic, exchanges_setting
+from tests.support.servers import wait_until
+
+CONFIGURATION = Path(__file__).parent / "schemathesis.toml"
+
+
+@pytest.mark.parametrize("token", ["sesame-sesame-sesame", ""])
+def test_every_answer_is_as_the_api_is_described(
+    server_folder: Path,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    token: str,
+    record_property: Callable[[str, object], None],
+) -> None:
+    # It switches modes on its way, so both have prices.
+    given = servers | {"HTTP__TOKEN": token, "EXCHANGES": exchanges_setting(*exchanges), "MODE": "live"}
+    with Application(server_folder, given) as application, Traffic(exchanges, rate=20, coming_and_going=True):
+        wait_until(lambda: application.find("/prices/average/ETHUSDT"))
+        switched = application.http.post("/mode/test", headers={"Authorization": f"Bearer {token or 'none'}"})
+        assert switched.status_code == 200
+        wait_until(lambda: application.find("/prices/average/ETHUSDT"))
+
+        report = ask_everything(application, token)
+        print(report)
+        record_property("schemathesis", report[report.index("SUMMARY") :])
+        assert application.stop()[0] == 0
+    assert "Traceback" not in application.log
+    assert " ERROR " not in application.log
+
+
+def ask_everything(application: Application, token: str) -> str:
+    """What schemathesis says of an application; it must have found nothing, and have left out nothing."""
+    # From a file, or it would leave out the path that the description comes from.
+    description = application.folder / "openapi.json"
+    description.write_bytes(application.http.get("/openapi.json").content)
+    arguments = ["run", str(description), "--url", str(application.http.base_url)]
+    run = subprocess.run(
+        [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIGURATION), *arguments],
+        env=os.environ | {"TOKEN": token or "none", "PYTHONPATH": str(ROOT)},
+        cwd=application.folder,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    report: str = run.stdout
+    assert run.returncode == 0, report + run.stderr
+    tested = len(operations(RequestTimes())) - 1  # but /stream/prices, which the configuration leaves out
+    assert f"Tested: {tested}\n" in report
+    return report

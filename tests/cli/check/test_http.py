@@ -1,0 +1,107 @@
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from marketflow.cli.check.findings import Finding, State
+from marketflow.cli.check.http_checks import http_check, token_finding
+from marketflow.settings import HttpSettings
+from tests.support.application import Application, ScriptedExchange
+from tests.support.servers import HOST, free_port
+
+HEALTHY = b'{"status":"ok","mode":"live","uptime_seconds":7200.5,"postgres":"ok","redis":"ok","exchanges":{}}'
+
+
+def look(port: int, host: str = HOST, allowed_hosts: tuple[str, ...] = ()) -> Finding:
+    (finding,) = http_check(HttpSettings(host=host, port=port, allowed_hosts=allowed_hosts)).look()
+    return finding
+
+
+@contextmanager
+def answering(answers: dict[str, bytes]) -> Iterator[int]:
+    """Somebody else's server; gives its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path in answers else 404)
+            self.end_headers()
+            self.wfile.write(answers.get(self.path, b"no"))
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer((HOST, 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join(5)
+
+
+def test_a_free_port_is_ok_and_stays_free() -> None:
+    port = free_port()
+    assert (look(port).state, look(port).found) == (State.OK, "the port is free")
+    assert look(0).found == "any free port"
+
+
+def test_a_running_marketflow_is_told_with_how_it_does(server_folder: Path, servers: dict[str, object]) -> None:
+    with Application(server_folder, servers) as application:
+        finding = look(application.port)
+        application.switch("live")
+        degraded = look(application.port)
+    assert finding.state is State.OK
+    assert "answers in test mode" in finding.found
+    assert degraded.state is State.WARNING
+    assert "degraded (exchange1 connecting" in degraded.found
+
+
+def test_one_that_listens_everywhere_under_a_name_is_found(server_folder: Path, servers: dict[str, object]) -> None:
+    names = {"HTTP__HOST": "0.0.0.0", "HTTP__ALLOWED_HOSTS": "prices.example.com,127.0.0.1"}
+    with Application(server_folder, servers | names) as application:
+        assert look(application.port, "0.0.0.0", ("prices.example.com",)).state is State.OK
+
+
+def test_the_version_is_told_where_there_are_metrics() -> None:
+    metrics = b'# TYPE marketflow_build_info gauge\nmarketflow_build_info{version="1.2.3"} 1.0\n'
+    with answering({"/health": HEALTHY, "/metrics": metrics}) as port:
+        assert look(port).found == "MarketFlow 1.2.3 answers in live mode, up for 2 h: ok"
+
+
+@pytest.mark.parametrize("answer", [b"hello", b"{}", b"\xff", b'{"status":"fine"}'])
+def test_a_port_that_something_else_has_is_told(answer: bytes) -> None:
+    with answering({"/health": answer}) as port:
+        finding = look(port)
+    assert finding.state is State.FAILED
+    assert "taken by something" in finding.found
+
+
+def test_a_port_of_something_that_does_not_answer_is_told() -> None:
+    with ScriptedExchange() as silent:
+        finding = look(silent.port)
+    assert finding.state is State.FAILED
+    assert "does not answer" in finding.found
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
+def test_a_host_that_is_not_of_this_machine_is_told(host: str) -> None:
+    finding = look(free_port(), host)
+    assert finding.state is State.FAILED
+    assert host in finding.found
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "warned"),
+    [
+        (HOST, "", False),
+        ("::1", "", False),
+        ("0.0.0.0", "", True),
+        ("prices.example.com", "", True),
+        ("::", "x", False),
+    ],
+)
+def test_a_token_is_asked_for_where_others_reach_the_api(host: str, token: str, warned: bool) -> None:
+    found = token_finding(HttpSettings(host=host, token=token))
+    assert [finding.state for finding in found] == [State.WARNING] * warned

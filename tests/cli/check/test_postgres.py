@@ -1,0 +1,287 @@
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from marketflow.cli.check import postgres_checks as checkup
+from marketflow.cli.check.findings import Finding, State
+from marketflow.embedded.child_server import Answer
+from marketflow.embedded.server_process import ServerProcess
+from marketflow.resources import resource
+from marketflow.runtime.store_servers import find_servers
+from marketflow.settings import load
+from marketflow.stores.postgres import session
+from marketflow.stores.postgres.bounded_connection import BoundedConnection
+from marketflow.stores.postgres.migrations import apply_ddl
+from tests.support.pgbouncer import pgbouncer
+from tests.support.proxy import Proxy
+from tests.support.servers import HOST, PostgresServer, free_port
+
+pytestmark = pytest.mark.usefixtures("nothing_set")
+
+
+def look(keywords: Mapping[str, Any], **more: object) -> dict[str, Finding]:
+    """What is found, by what was looked at."""
+    at = {"host": HOST, "sslmode": "prefer", **keywords, **more}
+    settings = load(None, {f"postgres.{name}": value for name, value in at.items()})
+    return {finding.what: finding for finding in checkup.postgres_check(settings, find_servers(settings)).look()}
+
+
+def only(findings: dict[str, Finding]) -> Finding:
+    (finding,) = findings.values()
+    return finding
+
+
+def states(findings: dict[str, Finding]) -> dict[str, State]:
+    return {what.removeprefix("PostgreSQL "): finding.state for what, finding in findings.items()}
+
+
+@pytest.fixture
+def execute(postgres_db: dict[str, Any]) -> Iterator[Callable[[str], object]]:
+    """Tells the database something, as its superuser."""
+    with psycopg.connect(**postgres_db, autocommit=True) as connection:
+        yield lambda text: connection.execute(text.encode())
+
+
+@pytest.fixture
+def schema(postgres_db: dict[str, Any]) -> None:
+    """The tables of this version."""
+    with BoundedConnection.open(postgres_db) as connection:
+        apply_ddl(connection, resource("ddl"))
+
+
+@contextmanager
+def user(postgres_db: dict[str, Any], *grants: str) -> Iterator[dict[str, Any]]:
+    """The keywords of a user who has no rights but these."""
+    with psycopg.connect(**postgres_db, autocommit=True) as connection:
+        connection.execute("create role guest login password 'guest'")
+        try:
+            for grant in grants:
+                connection.execute(grant.encode())
+            yield postgres_db | {"user": "guest", "password": "guest"}
+        finally:
+            connection.execute("drop owned by guest")
+            connection.execute("drop role guest")
+
+
+def test_an_empty_database_is_fine_and_stays_empty(postgres_db: dict[str, Any]) -> None:
+    found = look(postgres_db)
+    assert states(found) == {"PostgreSQL": State.OK, "schema": State.OK, "rows": State.OK}
+    assert found["PostgreSQL schema"].found.startswith("0001_aggregates.sql, 0002_aggregates_daily.sql, 0003_")
+    assert found["PostgreSQL rows"].found == "none of test mode yet"
+    with psycopg.connect(**postgres_db) as connection:
+        assert connection.execute("select count(*) from pg_tables where schemaname = 'public'").fetchone() == (0,)
+
+
+@pytest.mark.usefixtures("schema")
+def test_what_is_there_is_told_with_the_age_of_the_newest_row(
+    postgres_db: dict[str, Any], execute: Callable[[str], object]
+) -> None:
+    execute(
+        "insert into aggregates (pair_name, exchange, mode, timestamp, average_price, min_price, max_price, open_price,"
+        " close_price, tick_count) select 'BTCUSDT', exchange, 'test', now() - age::interval, 1, 1, 1, 1, 1, 1 from ("
+        "values ('exchange2', '90 min'), ('exchange1', '3 h'), ('no longer configured', '1 min')) as t (exchange, age)"
+    )
+    found = look(postgres_db)
+    assert states(found) == {"PostgreSQL": State.OK, "schema": State.OK, "rows": State.OK}
+    assert found["PostgreSQL"].found.startswith("PostgreSQL 1")
+    assert found["PostgreSQL schema"].found.startswith("up to date")
+    assert found["PostgreSQL rows"].found == "the newest minute of test mode began 90 min ago"
+
+
+@pytest.mark.usefixtures("schema")
+def test_a_newer_schema_is_a_warning_and_a_part_of_one_is_not(
+    postgres_db: dict[str, Any], execute: Callable[[str], object]
+) -> None:
+    execute("insert into ddl_applied (name) values ('0099_future.sql')")
+    newer = look(postgres_db)["PostgreSQL schema"]
+    assert (newer.state, newer.found) == (State.WARNING, "0099_future.sql applied by a newer MarketFlow")
+    execute("delete from ddl_applied where name >= '0002'")
+    older = look(postgres_db)["PostgreSQL schema"]
+    assert older.state is State.OK
+    missing = sorted(file.name for file in resource("ddl").glob("*.sql"))[1:]
+    assert older.found.startswith(f"{', '.join(missing)} not applied yet;")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told", "advice"),
+    [
+        ({"password": "hush"}, "password authentication failed", "set postgres.user and postgres.password"),
+        ({"user": "nobody", "password": "hush"}, "password authentication failed", "set postgres.user"),
+        ({"dbname": "nothing"}, 'database "nothing" does not exist', "CREATE DATABASE"),
+        ({"sslmode": "require"}, "SSL", "set postgres.sslmode"),
+        ({"host": "no-such-host.invalid"}, "resolve", "correct postgres.host"),
+    ],
+)
+def test_a_connection_that_fails_is_told_with_what_helps(
+    postgres_db: dict[str, Any], wrong: dict[str, Any], told: str, advice: str
+) -> None:
+    finding = only(look(postgres_db | wrong))
+    assert finding.state is State.FAILED
+    assert told in finding.found
+    assert finding.advice.startswith(advice)
+    assert "hush" not in str(finding)
+    assert postgres_db["password"] not in str(finding)
+
+
+def test_a_refused_connection_is_told(postgres_db: dict[str, Any]) -> None:
+    finding = only(look(postgres_db, port=free_port()))
+    assert finding.state is State.FAILED
+    assert finding.advice.startswith("start PostgreSQL")
+
+
+def test_a_frozen_server_is_given_up(postgres_server: PostgresServer, postgres_db: dict[str, Any]) -> None:
+    postgres_server.pause()
+    try:
+        finding = only(look(postgres_db))
+    finally:
+        postgres_server.resume()
+    assert finding.state is State.FAILED
+    assert "frozen" in finding.advice
+
+
+@pytest.mark.parametrize("fault", [Proxy.swallow, Proxy.vanish])
+def test_a_server_that_is_swallowed_is_given_up(postgres_db: dict[str, Any], fault: Callable[[Proxy], None]) -> None:
+    with Proxy(postgres_db["port"]) as proxy:
+        fault(proxy)
+        finding = only(look(postgres_db, port=proxy.port))
+    assert finding.state is State.FAILED
+    assert "firewall" in finding.advice
+
+
+def test_a_user_who_may_not_create_tables_is_told(postgres_db: dict[str, Any]) -> None:
+    with user(postgres_db) as guest:
+        finding = look(guest)["PostgreSQL schema"]
+    assert finding.state is State.FAILED
+    assert "may not create tables in the schema public" in finding.found
+    assert finding.advice.startswith("GRANT CREATE ON SCHEMA public")
+
+
+@pytest.mark.usefixtures("schema")
+def test_rights_that_are_lacking_are_named(postgres_db: dict[str, Any]) -> None:
+    with user(
+        postgres_db,
+        "grant select, insert on aggregates to guest",
+        "grant select, insert, update, delete on aggregates_daily, aggregates_hourly to guest",
+        "grant select, update on aggregates_rolled_until, ddl_applied to guest",
+    ) as guest:
+        finding = look(guest)["PostgreSQL schema"]
+    assert (finding.state, finding.found) == (State.FAILED, "the user may not: update on aggregates")
+
+
+@pytest.mark.usefixtures("schema")
+def test_without_the_right_to_read_the_rows_are_not_asked_for(postgres_db: dict[str, Any]) -> None:
+    with user(postgres_db) as guest:
+        found = look(guest)
+    assert states(found) == {"PostgreSQL": State.OK, "schema": State.FAILED}
+    assert "select on aggregates" in found["PostgreSQL schema"].found
+
+
+@pytest.mark.usefixtures("schema")
+def test_rows_older_than_the_constraint_are_a_warning(
+    postgres_db: dict[str, Any], execute: Callable[[str], object]
+) -> None:
+    assert states(look(postgres_db))["schema"] is State.OK
+    execute("alter table aggregates drop constraint aggregates_valid")
+    execute("alter table aggregates add constraint aggregates_valid check (tick_count > 1) not valid")
+    found = look(postgres_db)["PostgreSQL schema"]
+    assert found.state is State.WARNING
+    assert "aggregates_valid" in found.found
+
+
+@pytest.mark.usefixtures("schema")
+def test_an_upgrade_that_another_user_must_make_is_told(
+    postgres_db: dict[str, Any], execute: Callable[[str], object]
+) -> None:
+    execute("delete from ddl_applied where name >= '0002'")
+    grants = ("grant create on schema public to guest", "grant all on all tables in schema public to guest")
+    with user(postgres_db, *grants) as guest:
+        finding = look(guest)["PostgreSQL schema"]
+    assert finding.state is State.FAILED
+    assert "another user owns" in finding.found
+
+
+def test_missing_schema_is_reported(postgres_db: dict[str, Any]) -> None:
+    finding = look(postgres_db, schema="nowhere")["PostgreSQL schema"]
+    assert finding.state is State.OK
+    assert "no schema nowhere yet" in finding.found
+    with user(postgres_db) as guest:
+        finding = look(guest, schema="nowhere")["PostgreSQL schema"]
+    assert finding.state is State.FAILED
+    assert "no schema nowhere, which the user may not make" in finding.found
+    assert finding.advice.startswith("CREATE SCHEMA nowhere")
+
+
+def test_search_path_and_read_only_defaults_do_no_harm(
+    postgres_db: dict[str, Any], execute: Callable[[str], object]
+) -> None:
+    execute(f"alter database {postgres_db['dbname']} set default_transaction_read_only = on")
+    with psycopg.connect(**postgres_db, options="-c default_transaction_read_only=off", autocommit=True) as connection:
+        connection.execute(f"alter database {postgres_db['dbname']} set search_path = nowhere".encode())
+    assert set(states(look(postgres_db)).values()) == {State.OK}
+
+
+def test_an_old_version_is_told(postgres_db: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "OLDEST_VERSION", 99)
+    finding = only(look(postgres_db))
+    assert finding.state is State.FAILED
+    assert "99 is the oldest" in finding.found
+    assert finding.advice == "upgrade PostgreSQL"
+
+
+def test_a_standby_is_told(server_folder: Path, postgres_template: Path) -> None:
+    class Standby(PostgresServer):
+        settings = PostgresServer.settings | {"wal_level": "replica", "max_wal_senders": "10"}
+
+        def create_cluster(self) -> None:
+            super().create_cluster()
+            (self.data / "standby.signal").touch()
+
+        def probe(self, process: ServerProcess) -> Answer:
+            try:
+                with self.connect(dbname="postgres"):
+                    return Answer.READY
+            except psycopg.OperationalError:
+                return Answer.SILENT
+
+    with Standby(server_folder / "postgres", postgres_template) as standby:
+        finding = only(look(standby.keywords | {"dbname": "postgres"}))
+    assert finding.state is State.FAILED
+    assert "standby" in finding.found
+
+
+# --- Poolers
+
+
+@pytest.mark.usefixtures("schema")
+@pytest.mark.parametrize("mode", ["transaction", "session"])
+def test_pooler_is_served_without_prepared_statements(
+    postgres_db: dict[str, Any], server_folder: Path, mode: str
+) -> None:
+    with pgbouncer(server_folder, postgres_db, pool_mode=mode) as place:
+        found = look(place, prepared_statements=False)
+        assert set(states(found).values()) == {State.OK}
+        assert "through a pooler, without prepared statements" in found["PostgreSQL"].found
+
+
+@pytest.mark.usefixtures("schema")
+@pytest.mark.parametrize("ignored", ["extra_float_digits", "extra_float_digits,options"])
+def test_pooler_in_front_of_sessions_is_named_with_its_setting(
+    postgres_db: dict[str, Any], server_folder: Path, ignored: str
+) -> None:
+    with pgbouncer(server_folder, postgres_db, ignore_startup_parameters=ignored) as place:
+        finding = look(place)["PostgreSQL"]
+        assert finding.state is not State.OK
+        assert "set postgres.prepared_statements = false" in finding.advice
+        assert "pooler" in finding.found or "startup parameter" in finding.found
+
+
+@pytest.mark.usefixtures("schema")
+def test_session_whose_triggers_do_not_fire_has_failed(postgres_db: dict[str, Any]) -> None:
+    with psycopg.connect(**postgres_db, autocommit=True) as connection:
+        connection.execute(f"alter database {postgres_db['dbname']} set session_replication_role = replica".encode())
+    finding = look(postgres_db)["PostgreSQL"]
+    assert (finding.state, "triggers do not fire" in finding.found) == (State.FAILED, True)

@@ -1,0 +1,77 @@
+import threading
+
+import pytest
+
+from marketflow.cli.check.findings import Check, Finding, State, address_text, bytes_text, seconds_text, worst
+from marketflow.cli.check.run_checks import side_by_side
+
+
+def finding(what: str) -> Finding:
+    return Finding(what, "here", State.OK, "fine")
+
+
+def test_checks_run_side_by_side_and_answer_in_their_order() -> None:
+    met = threading.Barrier(2)
+
+    def look(what: str) -> list[Finding]:
+        met.wait(10)  # broken unless both are here at once
+        return [finding(what), finding(f"{what} again")]
+
+    checks = [Check(what, "here", lambda what=what: look(what)) for what in ("a", "b")]  # type: ignore[misc]
+    assert [found.what for found in side_by_side(checks, 10.0)] == ["a", "a again", "b", "b again"]
+
+
+def test_one_that_never_ends_has_failed_and_the_others_have_not() -> None:
+    for_ever = threading.Event()
+
+    def hang() -> list[Finding]:
+        for_ever.wait()
+        return []
+
+    hanging, fine = side_by_side([Check("a", "there", hang), Check("b", "here", lambda: [finding("b")])], 0.2)
+    for_ever.set()
+    assert (hanging.what, hanging.where, hanging.state) == ("a", "there", State.FAILED)
+    assert hanging.found == "no answer within 0.2 s"
+    assert fine == finding("b")
+
+
+def test_a_bug_in_one_is_told_and_takes_no_other_with_it() -> None:
+    def broken() -> list[Finding]:
+        raise ZeroDivisionError("oh")
+
+    found = side_by_side([Check("a", "there", broken), Check("b", "here", lambda: [finding("b")])], 10.0)
+    assert [each.state for each in found] == [State.FAILED, State.OK]
+    assert "ZeroDivisionError: oh" in found[0].found
+
+
+def test_the_worst_state_counts() -> None:
+    assert worst([]) is State.OK
+    assert worst([State.HINT, State.OK]) is State.HINT
+    assert worst([State.WARNING, State.FAILED, State.HINT]) is State.FAILED
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "under 1 ms"),
+        (0.0032, "3 ms"),
+        (1, "1 s"),
+        (2.5, "2.5 s"),
+        (90, "90 s"),
+        (600, "10 min"),
+        (9e4, "25 h"),
+        (1e6, "12 days"),
+    ],
+)
+def test_a_length_of_time_is_told_in_its_unit(seconds: float, text: str) -> None:
+    assert seconds_text(seconds) == text
+
+
+@pytest.mark.parametrize(("host", "text"), [("a.example", "a.example:1"), ("::1", "[::1]:1")])
+def test_an_address_is_told_as_in_a_url(host: str, text: str) -> None:
+    assert address_text(host, 1) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 bytes"), (1500, "1.5 kB"), (812e6, "812 MB"), (999.6e9, "1 TB")])
+def test_an_amount_of_memory_is_told_in_its_unit(number: float, text: str) -> None:
+    assert bytes_text(number) == text

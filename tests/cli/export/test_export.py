@@ -1,0 +1,578 @@
+"""`marketflow export` as a process, on real rows: what is written is what is stored, and looks whole once it is."""
+
+import csv
+import fcntl
+import io
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from pyarrow import parquet  # type: ignore[import-untyped]
+
+from marketflow import logs
+from marketflow.cli import main
+from marketflow.cli.export.export_rows import COLUMNS
+from marketflow.resources import resource
+from tests.support.application import Application
+from tests.support.proxy import Proxy
+from tests.support.servers import wait_until
+
+Row = tuple[Any, ...]
+
+START = datetime(2026, 11, 1, tzinfo=UTC)
+FORMATS = ["csv", "parquet"]
+
+MANY = 5_000
+"""Minutes of 15 series that are more than is kept in memory."""
+
+LAST_SERIES = b"exchange = 'exchange3' and pair_name = 'TONUSDT'"
+"""In the request for the rows that are exported last: a row group of Parquet is in the file by then."""
+
+
+@pytest.fixture
+def table(postgres_db: dict[str, Any]) -> Iterator["psycopg.Connection[Any]"]:
+    """A database with the table, empty."""
+    with psycopg.connect(**postgres_db, autocommit=True) as connection:
+        for file in sorted(resource("ddl").glob("*.sql")):
+            connection.execute(file.read_bytes())
+        connection.execute("set timezone = 'UTC'")
+        yield connection
+
+
+def put(table: "psycopg.Connection[Any]", *rows: Row) -> None:
+    with table.cursor() as cursor:
+        cursor.executemany(f"insert into aggregates values ({', '.join(['%s'] * len(COLUMNS))})", rows)  # noqa: S608
+
+
+def minute(number: int, symbol: str = "BTCUSDT", exchange: str = "exchange1", mode: str = "test") -> Row:
+    at = START + timedelta(minutes=number)
+    ticks_at = [at + timedelta(milliseconds=ms) for ms in (0, 59_999, 1_001, 30_500)]
+    return (
+        symbol,
+        exchange,
+        mode,
+        at,
+        0.1 + number,
+        1e-300,
+        1e100,
+        1 / 3,
+        67432.14,
+        10**12 - number,
+        *ticks_at,
+        1 + number,
+    )
+
+
+def put_many(table: "psycopg.Connection[Any]", minutes: int) -> None:
+    """So many minutes of 15 series."""
+    table.execute(
+        """
+        insert into aggregates select pair, exchange, 'test', at, 1.5, 1, 2, 1.25, 1.75, 60, at, at, at, at
+        from generate_series(%s::timestamptz, %s::timestamptz, interval '1 minute') as at,
+             unnest(array['BTCUSDT', 'DOGEUSDT', 'TONUSDT', 'SOLUSDT', 'ETHUSDT']) as pair,
+             unnest(array['exchange1', 'exchange2', 'exchange3']) as exchange
+        """,
+        [START, START + timedelta(minutes=minutes - 1)],
+    )
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "marketflow", "export", *arguments]
+
+
+@pytest.fixture
+def environment(postgres_db: dict[str, Any], tmp_path: Path) -> dict[str, str]:
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    given = {f"MARKETFLOW_POSTGRES__{name.upper()}": str(value) for name, value in postgres_db.items()}
+    return inherited | given | {"MARKETFLOW_DATA_DIR": str(tmp_path / "none")}
+
+
+def run(environment: dict[str, str], *arguments: str, check: int = 0) -> "subprocess.CompletedProcess[bytes]":
+    done = subprocess.run(
+        command(*arguments), env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+    )
+    assert done.returncode == check, done.stderr
+    return done
+
+
+def told(done: "subprocess.CompletedProcess[bytes]") -> str:
+    """The one line on stderr."""
+    (line,) = done.stderr.decode().splitlines()
+    return line
+
+
+def read_csv(data: bytes) -> list[Row]:
+    header, *lines = csv.reader(io.StringIO(data.decode(), newline=""))
+    assert header == list(COLUMNS)
+
+    def time(text: str) -> datetime | None:
+        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC) if text else None
+
+    return [
+        (*line[:3], time(line[3]), *map(float, line[4:9]), int(line[9]), *map(time, line[10:14]), int(line[14]))
+        for line in lines
+    ]
+
+
+def read_parquet(data: bytes) -> list[Row]:
+    table = parquet.read_table(io.BytesIO(data))
+    assert table.column_names == list(COLUMNS)
+    return [tuple(row.values()) for row in table.to_pylist()]
+
+
+def read(data: bytes, form: str) -> list[Row]:
+    return read_csv(data) if form == "csv" else read_parquet(data)
+
+
+# --- What is written
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_is_written_is_what_is_stored_by_exchange_symbol_and_time(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], form: str
+) -> None:
+    odd = 'A,"B"\nC'
+    put(table, *(minute(n, symbol, exchange) for n in (2, 0, 1) for symbol in ("ETHUSDT", odd) for exchange in "ba"))
+    put(table, (*minute(3, odd, "b")[:10], None, None, None, None, 1), minute(9, mode="live"))
+    stored = table.execute("select * from aggregates where mode = 'test' order by exchange, pair_name, timestamp")
+    done = run(environment, "--format", form)
+    assert read(done.stdout, form) == stored.fetchall()
+    assert told(done) == "13 rows of test mode"
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
+        ("+1", "'+1"),
+        ("-1", "'-1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "'\\t=1"),
+        ("\r=1", "'\\r=1"),
+        ("\uff1d1", "'\uff1d1"),
+        ("A\x1b]0;owned\x07B", r"A\x1b]0;owned\x07B"),
+        ("A\x9b2JB", r"A\x9b2JB"),
+        ("A\nB", "A\nB"),
+        ("BTC-USD", "BTC-USD"),
+    ],
+)
+def test_names_are_harmless_in_csv_and_exact_in_parquet(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], name: str, cell: str
+) -> None:
+    put(table, minute(0, symbol=name, exchange=name))
+    (row,) = read_csv(run(environment).stdout)
+    assert (row[0], row[1]) == (cell, cell)
+    (row,) = read_parquet(run(environment, "--format", "parquet").stdout)
+    assert (row[0], row[1]) == (name, name)
+
+
+def test_error_shows_names_of_the_database_escaped(
+    table: "psycopg.Connection[Any]", environment: dict[str, str]
+) -> None:
+    put(table, minute(0, symbol="\x1b[31mRED"))
+    done = run(environment, "--symbol", "NONE", check=2)
+    assert b"\x1b" not in done.stderr
+    assert r"\x1b[31mRED" in told(done)
+
+
+def test_times_are_rfc_3339_in_utc_and_prices_exact(
+    table: "psycopg.Connection[Any]", environment: dict[str, str]
+) -> None:
+    put(table, minute(1))
+    table.execute(f"alter database {table.info.dbname} set timezone = 'Asia/Kathmandu'")
+    table.execute(f"alter database {table.info.dbname} set extra_float_digits = -10")
+    assert run(environment).stdout.decode().splitlines()[1] == (
+        "BTCUSDT,exchange1,test,2026-11-01T00:01:00.000Z,1.1,1e-300,1e+100,0.3333333333333333,67432.14,999999999999,"
+        "2026-11-01T00:01:00.000Z,2026-11-01T00:01:59.999Z,2026-11-01T00:01:01.001Z,2026-11-01T00:01:30.500Z,2"
+    )
+
+
+def test_parquet_has_typed_columns_and_is_compressed(
+    table: "psycopg.Connection[Any]", environment: dict[str, str]
+) -> None:
+    put(table, minute(1))
+    file = parquet.ParquetFile(io.BytesIO(run(environment, "--format", "parquet").stdout))
+    kinds = {field.name: str(field.type) for field in file.schema_arrow}
+    assert kinds == dict.fromkeys(COLUMNS[:3], "string") | dict.fromkeys(COLUMNS[4:9], "double") | dict.fromkeys(
+        ["timestamp", *COLUMNS[10:14]], "timestamp[ms, tz=UTC]"
+    ) | {"tick_count": "int64", "version": "int32"}
+    assert {file.metadata.row_group(0).column(n).compression for n in range(len(COLUMNS))} == {"ZSTD"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "left"),
+    [
+        ("--symbol ethusdt", {(n, "ETHUSDT", e) for n in range(4) for e in "ab"}),
+        ("--symbol ETHUSDT,BTCUSDT --exchange A", {(n, s, "a") for n in range(4) for s in ("ETHUSDT", "BTCUSDT")}),
+        ("--symbol ETHUSDT BTCUSDT --exchange b", {(n, s, "b") for n in range(4) for s in ("ETHUSDT", "BTCUSDT")}),
+        ("--symbol BTCUSDT --exchange a --from 2026-11-01T00:01:00Z", {(n, "BTCUSDT", "a") for n in (1, 2, 3)}),
+        ("--symbol BTCUSDT --exchange a --to 2026-11-01T00:02:00Z", {(n, "BTCUSDT", "a") for n in (0, 1)}),
+        (
+            "--symbol BTCUSDT --exchange a --from 2026-11-01T01:00:00.001+01:00 --to 2026-11-01T00:02:00.001Z",
+            {(n, "BTCUSDT", "a") for n in (1, 2)},
+        ),
+        ("--from 2026-11-02", set()),
+        ("--from now", set()),
+        ("--from -1d --to -1h", set()),
+        ("--symbol TONUSDT", set()),  # configured, without rows
+        ("--exchange exchange1", set()),
+        ("--mode live", {(0, "BTCUSDT", "a")}),
+    ],
+)
+def test_a_range_begins_with_from_and_ends_before_to(
+    table: "psycopg.Connection[Any]",
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    flags: str,
+    left: set[tuple[int, str, str]],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(logs, "setup", lambda *_: None)
+    put(
+        table,
+        *(minute(n, symbol, exchange) for n in range(4) for symbol in ("ETHUSDT", "BTCUSDT") for exchange in "ab"),
+    )
+    put(table, minute(0, "BTCUSDT", "a", "live"))
+    for form in FORMATS:
+        path = tmp_path / f"rows.{form}"
+        assert main.main(["export", *flags.split(), "--output", str(path)]) == 0
+        rows = read(path.read_bytes(), form)
+        assert {((row[3] - START) // timedelta(minutes=1), row[0], row[1]) for row in rows} == left
+        assert len(rows) == len(left)
+
+
+# --- Arguments that are wrong
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ("--symbol SHIBUSDT", "argument --symbol: no such symbol SHIBUSDT; there are BTCUSDT, DOGEUSDT, ETHUSDT, OLD,"),
+        ("--exchange nyse", "argument --exchange: no such exchange nyse; there are exchange1, exchange2, exchange3"),
+        ("--from 2026-11-02 --to 2026-11-01", "argument --from: must not be after --to"),
+    ],
+)
+def test_names_that_are_unknown_are_told_those_that_are_known(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path, flags: str, line: str
+) -> None:
+    put(table, minute(0, "OLD"))
+    done = run(environment, *flags.split(), "--output", str(tmp_path / "rows.csv"), check=2)
+    assert told(done).startswith(f"marketflow: {line}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("nothing_set")
+def test_parquet_without_pyarrow_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert main.main(["export", "--format", "parquet"]) == 2
+    assert capsys.readouterr().err == (
+        "marketflow: argument --format: parquet needs pyarrow: pip install 'marketflow[parquet]'\n"
+    )
+
+
+# --- Files
+
+
+def test_a_file_is_there_when_it_is_whole_and_its_name_tells_the_format(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path
+) -> None:
+    put(table, minute(0))
+    for form in FORMATS:
+        path = tmp_path / f"rows.{form}"
+        done = run(environment, "--output", str(path))
+        assert done.stdout == b""
+        assert len(read(path.read_bytes(), form)) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.csv", "rows.parquet"}
+
+
+def test_a_file_that_exists_is_replaced_by_force_alone(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path
+) -> None:
+    put(table, minute(0))
+    path = tmp_path / "rows.csv"
+    path.write_text("mine")
+    (tmp_path / "link.csv").symlink_to(path)
+    (tmp_path / "rows.csv.partial").write_text("of one that was killed, and longer than what is to come " * 100)
+    for name in ("rows.csv", "link.csv"):
+        done = run(environment, "--output", str(tmp_path / name), check=2)
+        assert told(done) == f"marketflow: argument --output: {path} exists; --force replaces it"
+        assert path.read_text() == "mine"
+    run(environment, "--output", str(tmp_path / "link.csv"), "--force")
+    assert len(read_csv(path.read_bytes())) == 1
+    assert (tmp_path / "link.csv").is_symlink()
+    assert not (tmp_path / "rows.csv.partial").exists()
+
+
+@pytest.mark.parametrize("planted", ["link", "dangling link", "hard link", "fifo", "of another user"])
+def test_planted_partial_file_is_refused(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path, planted: str
+) -> None:
+    put(table, minute(0))
+    victim, partial = tmp_path / "victim", tmp_path / "rows.csv.partial"
+    victim.write_text("mine")
+    match planted:
+        case "link":
+            partial.symlink_to(victim)
+        case "dangling link":
+            partial.symlink_to(tmp_path / "new")
+        case "hard link":
+            partial.hardlink_to(victim)
+        case "fifo":
+            os.mkfifo(partial)
+        case _ if os.geteuid() == 0:
+            partial.write_text("theirs")
+            os.chown(partial, 65534, 65534)
+        case _:
+            pytest.skip("only root can make a file of another user")
+    before = partial.lstat()
+    done = run(environment, "--output", str(tmp_path / "rows.csv"), check=2)
+    assert str(partial) in told(done)
+    assert victim.read_text() == "mine"
+    assert (partial.lstat().st_ino, partial.lstat().st_size) == (before.st_ino, before.st_size)
+    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "rows.csv").exists()
+
+
+def test_link_to_nothing_is_not_followed(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path
+) -> None:
+    put(table, minute(0))
+    (tmp_path / "rows.csv").symlink_to(tmp_path / "new")
+    for arguments in ([], ["--force"]):
+        done = run(environment, "--output", str(tmp_path / "rows.csv"), *arguments, check=2)
+        assert told(done).endswith("rows.csv is a link to a file that does not exist")
+    assert not (tmp_path / "new").exists()
+
+
+def test_two_exports_never_write_one_file(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path
+) -> None:
+    put(table, minute(0))
+    with (tmp_path / "rows.csv.partial").open("wb") as partial:
+        fcntl.flock(partial, fcntl.LOCK_EX)
+        done = run(environment, "--output", str(tmp_path / "rows.csv"), check=2)
+        assert told(done).endswith("rows.csv.partial is being written by another process")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_disk_without_room_is_told_and_no_file_is_left(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path, form: str
+) -> None:
+    put_many(table, MANY)
+    path = tmp_path / f"rows.{form}"
+    # Python ignores the signal that comes with it.
+    line = f"ulimit -f 100; {' '.join(command('--output', str(path)))}"
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, timeout=60)
+    assert (done.returncode, told(done)) == (1, f"marketflow: {path} cannot be written: File too large")
+    assert list(tmp_path.iterdir()) == []
+    line = f"{' '.join(command('--format', form))} > /dev/full"
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, timeout=60)
+    assert (done.returncode, told(done)) == (1, "marketflow: stdout cannot be written: No space left on device")
+
+
+def test_what_is_no_file_is_never_replaced(environment: dict[str, str], tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/dev/null")):
+        done = run(environment, "--output", str(path), "--force", check=2)
+        assert told(done) == f"marketflow: argument --output: {path} exists; it is no file"
+    done = run(environment, "--output", str(tmp_path / "no" / "rows.csv"), check=2)
+    assert told(done).endswith("cannot be written: No such file or directory")
+
+
+@pytest.mark.parametrize(("form", "number"), [("csv", signal.SIGINT), ("parquet", signal.SIGTERM)])
+def test_an_interrupted_export_leaves_no_file(
+    table: "psycopg.Connection[Any]",
+    postgres_db: dict[str, Any],
+    environment: dict[str, str],
+    tmp_path: Path,
+    form: str,
+    number: int,
+) -> None:
+    put_many(table, MANY)
+    path = tmp_path / f"rows.{form}"
+    partial = tmp_path / f"rows.{form}.partial"
+    with Proxy(postgres_db["port"]) as proxy:
+        proxy.stall_within(LAST_SERIES)
+        given = environment | {"MARKETFLOW_POSTGRES__PORT": str(proxy.port)}
+        with subprocess.Popen(command("--output", str(path)), env=given, stderr=subprocess.PIPE) as export:
+            assert proxy.was_stalled.wait(30)  # it is in the middle now, and the server does not answer
+            assert partial.stat().st_size > 4
+            assert not path.exists()
+            export.send_signal(number)
+            _, said = export.communicate(timeout=30)
+    assert (export.returncode, said) == (130, b"")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_server_that_goes_away_meanwhile_is_told_and_leaves_no_file(
+    table: "psycopg.Connection[Any]",
+    postgres_db: dict[str, Any],
+    environment: dict[str, str],
+    tmp_path: Path,
+    form: str,
+) -> None:
+    put_many(table, MANY)
+    partial = tmp_path / f"rows.{form}.partial"
+    with Proxy(postgres_db["port"]) as proxy:
+        proxy.stall_within(LAST_SERIES)
+        given = environment | {"MARKETFLOW_POSTGRES__PORT": str(proxy.port)}
+        arguments = command("--output", str(tmp_path / f"rows.{form}"))
+        with subprocess.Popen(arguments, env=given, stderr=subprocess.PIPE, text=True) as export:
+            assert proxy.was_stalled.wait(30)
+            assert partial.stat().st_size > 4
+            proxy.cut()
+            _, said = export.communicate(timeout=30)
+    assert export.returncode == 1
+    assert said.startswith("marketflow: PostgreSQL: ")
+    assert len(said.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parquet_that_is_cut_short_on_stdout_has_no_footer(
+    table: "psycopg.Connection[Any]", postgres_db: dict[str, Any], environment: dict[str, str], tmp_path: Path
+) -> None:
+    put_many(table, MANY)
+    path = tmp_path / "rows.parquet"
+    with Proxy(postgres_db["port"]) as proxy, path.open("wb") as stdout:
+        proxy.stall_within(LAST_SERIES)
+        given = environment | {"MARKETFLOW_POSTGRES__PORT": str(proxy.port)}
+        arguments = command("--format", "parquet")
+        with subprocess.Popen(arguments, env=given, stdout=stdout, stderr=subprocess.PIPE) as export:
+            assert proxy.was_stalled.wait(30)
+            assert path.stat().st_size > 4
+            proxy.cut()
+            _, said = export.communicate(timeout=30)
+    assert export.returncode == 1
+    assert len(said.splitlines()) == 1
+    assert path.read_bytes()[:4] == b"PAR1"
+    assert path.read_bytes()[-4:] != b"PAR1"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_nobody_reading_on_is_no_fault(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], form: str
+) -> None:
+    put_many(table, MANY)
+    line = f"set -o pipefail; {sys.executable} -m marketflow export --format {form} | head -c 100"
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr, len(done.stdout)) == (0, b"", 100)
+
+
+def test_a_stdout_that_is_closed_is_told(environment: dict[str, str]) -> None:
+    line = f"{' '.join(command())} >&-"
+    done = subprocess.run(["bash", "-c", line], env=environment, stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stderr) == (1, b"marketflow: stdout is closed; set --output FILE\n")
+
+
+# --- Where the rows come from
+
+
+def test_a_server_that_is_away_is_one_line_without_secrets(environment: dict[str, str], tmp_path: Path) -> None:
+    with Proxy(1) as proxy:
+        given = environment | {"MARKETFLOW_POSTGRES__PORT": str(proxy.port)}
+        proxy.refuse()
+        done = run(given, "--output", str(tmp_path / "rows.csv"), check=1)
+    assert told(done).startswith("marketflow: PostgreSQL: connection failed")
+    assert environment["MARKETFLOW_POSTGRES__PASSWORD"] not in done.stderr.decode()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_password_is_one_line_without_it(environment: dict[str, str]) -> None:
+    done = run(environment | {"MARKETFLOW_POSTGRES__PASSWORD": "hush"}, check=1)
+    assert "password authentication failed" in told(done)
+    assert "hush" not in told(done)
+
+
+def test_a_database_without_the_table_has_nothing_to_export(environment: dict[str, str]) -> None:
+    assert told(run(environment, check=1)) == "marketflow: nothing to export: the database has no table aggregates yet"
+
+
+def test_a_data_folder_that_is_not_there_has_nothing_to_export_and_is_not_made(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    done = run(environment | {"MARKETFLOW_POSTGRES__HOST": ""}, check=1)
+    folder = tmp_path / "none"
+    assert told(done) == f"marketflow: nothing to export: the data folder {folder} has no PostgreSQL; set data_dir"
+    assert not folder.exists()
+
+
+def test_embedded_rows_are_exported_while_marketflow_runs_and_after(server_folder: Path) -> None:
+    settings: dict[str, object] = {"FLOW__WINDOW_SECONDS": 1, "FLOW__LATE_AFTER_SECONDS": 0.1}
+    data = server_folder / "data"
+    given = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    given |= {"MARKETFLOW_DATA_DIR": str(data), "MARKETFLOW_FLOW__WINDOW_SECONDS": "1"}
+    with Application(server_folder, settings) as application:
+        wait_until(lambda: len(read_csv(run(given).stdout)) >= 15, 30, "no row was exported")
+        assert application.get("/readyz") is not None
+    stopped = read_csv(run(given).stdout)
+    assert {(row[0], row[1]) for row in stopped} >= {("BTCUSDT", "exchange1"), ("ETHUSDT", "exchange3")}
+    assert not list(data.glob("postgres/data/postmaster.pid"))  # it was started for the export alone
+    with Application(server_folder, settings):
+        pass
+
+
+# --- Progress and memory
+
+
+def test_a_terminal_shows_how_far_it_is_and_gets_no_parquet(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path
+) -> None:
+    put_many(table, 100)
+    given = environment | {"TERM": "xterm", "COLUMNS": "80"}
+    shown = in_terminal(command("--output", str(tmp_path / "rows.csv")), given)
+    assert "1,500 rows" in shown
+    assert shown.splitlines()[-1].endswith("1500 rows of test mode")
+    shown = in_terminal(command("--format", "parquet"), given)
+    assert "argument --format: parquet is nothing for a terminal; set --output FILE" in shown
+
+
+def in_terminal(arguments: list[str], environment: dict[str, str]) -> str:
+    """What a command prints to a terminal."""
+    here, there = pty.openpty()
+    with subprocess.Popen(arguments, env=environment, stdin=there, stdout=there, stderr=there) as process:
+        os.close(there)
+        shown = b""
+        try:
+            while more := os.read(here, 65536):
+                shown += more
+        except OSError:  # the other side is closed
+            pass
+        os.close(here)
+        process.wait(30)
+    return shown.decode()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_memory_does_not_grow_with_the_rows(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path, form: str
+) -> None:
+    put_many(table, 15_000)  # 225,000 rows
+    few = peak_megabytes(environment, tmp_path / f"few.{form}", "--to", "2026-11-04")
+    many = peak_megabytes(environment, tmp_path / f"many.{form}")
+    # As CSV, in which they come, the rows that are more take 30 MB.
+    assert many - few < 20, (few, many)
+
+
+def peak_megabytes(environment: dict[str, str], path: Path, *arguments: str) -> float:
+    """The most memory that an export to a file had."""
+    # Started by a small process: of one that a large one starts, the most that it had begins with that one's size.
+    measure = (
+        "import os, sys; pid = os.posix_spawn(sys.executable, sys.argv[1:], os.environ)\n"
+        "print(os.wait4(pid, 0)[2].ru_maxrss)"
+    )
+    words = [sys.executable, "-c", measure, *command("--output", str(path), *arguments)]
+    done = subprocess.run(words, env=environment, capture_output=True, timeout=60)
+    assert path.exists(), done.stderr
+    return int(done.stdout) / 1024

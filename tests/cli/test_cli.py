@@ -1,0 +1,450 @@
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import marketflow
+from marketflow import __version__, logs
+from marketflow.cli import main
+from marketflow.cli.check import Finding, State
+from marketflow.errors import StartError
+from marketflow.model import Mode
+from marketflow.settings import Settings
+from tests.support.application import ScriptedExchange, exchanges_setting
+from tests.support.proxy import Proxy
+from tests.support.servers import HOST, RedisServer, free_port
+
+pytestmark = pytest.mark.usefixtures("nothing_set")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was called, in order; nothing is really served."""
+    made: list[Any] = []
+    monkeypatch.setattr(logs, "setup", lambda level, format: made.append((level, format)))
+    return made
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, package: ModuleType, name: str, serve: Callable[..., int]) -> None:
+    module = ModuleType(f"{package.__name__}.{name}")
+    module.serve = serve  # type: ignore[attr-defined]
+    module.serve_feeds = lambda settings: serve(settings, "feeds")  # type: ignore[attr-defined]
+    module.serve_api = lambda settings, workers: serve(settings, "api", workers)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(package, name, module, raising=False)
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch, calls: list[Any]) -> list[Any]:
+    def serve(settings: Settings, *half: object) -> int:
+        calls.append(settings)
+        calls.extend(half)
+        return 0
+
+    stand_in(monkeypatch, marketflow, "app", serve)
+    return calls
+
+
+@pytest.fixture
+def exchange(monkeypatch: pytest.MonkeyPatch, calls: list[Any]) -> list[Any]:
+    import marketflow.feeds
+
+    def serve(name: str, host: str, port: int, symbols: Sequence[str], rate: float, seed: int | None) -> int:
+        calls.append((name, host, port, tuple(symbols), rate, seed))
+        return 0
+
+    stand_in(monkeypatch, marketflow.feeds, "exchange", serve)
+    return calls
+
+
+def test_without_arguments_everything_runs_by_the_settings(app: list[Any]) -> None:
+    assert main.main([]) == 0
+    assert app == [("INFO", "text"), Settings()]
+
+
+def test_flags_win_over_variables_and_files(monkeypatch: pytest.MonkeyPatch, app: list[Any], tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text('{"http": {"port": 1, "host": "file"}, "log": {"format": "json"}, "redis": {"port": 9}}')
+    monkeypatch.setenv("MARKETFLOW_HTTP__PORT", "2")
+    monkeypatch.setenv("MARKETFLOW_MODE", "test")
+    assert main.main(["--config", str(path), "--port", "0", "--host", "::1", "--mode", "live"]) == 0
+    logged, settings = app
+    assert logged == ("INFO", "json")
+    assert (settings.http.port, settings.http.host, settings.mode) == (0, "::1", Mode.LIVE)
+    assert settings.redis.port == 9
+
+
+@pytest.mark.parametrize(
+    ("line", "half"),
+    [
+        ("--role feeds", ["feeds"]),
+        ("--role api", ["api", 1]),
+        ("--role api --workers 3", ["api", 3]),
+    ],
+)
+def test_a_role_is_one_half(app: list[Any], line: str, half: list[object]) -> None:
+    assert main.main(line.split()) == 0
+    assert app == [("INFO", "text"), Settings(), *half]
+
+
+def test_an_exchange_is_served_as_asked(exchange: list[Any]) -> None:
+    flags = "exchange --port 40101 --name a --rate 2.5 --seed 7 --symbols A,B --host 0.0.0.0"
+    assert main.main(flags.split()) == 0
+    assert exchange == [("INFO", "text"), ("a", "0.0.0.0", 40101, ("A", "B"), 2.5, 7)]
+
+
+def test_an_exchange_has_the_defaults_of_the_settings(exchange: list[Any]) -> None:
+    assert main.main(["exchange", "--port", "0"]) == 0
+    assert exchange[-1] == ("exchange1", "127.0.0.1", 0, Settings().symbols, 100.0, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("--port 99999", "argument --port: 99999: must be a whole number from 0 to 65535"),
+        ("--port x", 'argument --port: "x": must be a whole number from 0 to 65535'),
+        ("--port", "argument --port: expected one argument"),
+        ("--mode demo", 'argument --mode: "demo": must be one of test, live'),
+        ("--por 1", "unrecognized arguments: --por 1"),
+        ("--role both", "argument --role: invalid choice: 'both'"),
+        ("--workers 2", "argument --workers: only with --role api"),
+        ("--role feeds --workers 2", "argument --workers: only with --role api"),
+        ("--role api --workers 0", "argument --workers: '0': must be a whole number from 1 to 64"),
+        ("--role api --workers two", "argument --workers: 'two': must be a whole number from 1 to 64"),
+        ("--role feeds --port 1", "argument --port: not with --role feeds, which listens nowhere"),
+        ("--role feeds --host ::1", "argument --host: not with --role feeds, which listens nowhere"),
+        ("--role api --mode live", "argument --mode: not with --role api, which is in the mode of the feeds"),
+        (
+            "serve",
+            "unknown command 'serve'; there are check, config, exchange, export, migrate, watch, and none to run",
+        ),
+        ("chek", "unknown command 'chek', did you mean check?"),
+        ("check --role api", "unrecognized arguments: --role api"),
+        ("check exchange", "unrecognized arguments: exchange"),
+        ("check --format xml", "argument --format: invalid choice: 'xml'"),
+        ("check --port x", 'argument --port: "x": must be a whole number from 0 to 65535'),
+        ("check --config none.toml", "marketflow: none.toml: can't be read: No such file or directory"),
+        ("config --mode demo", 'argument --mode: "demo": must be one of test, live'),
+        ("config --config none.toml", "marketflow: none.toml: can't be read: No such file or directory"),
+        ("--port 1 exchange", "unrecognized arguments: exchange"),
+        ("--config none.toml", "marketflow: none.toml: can't be read: No such file or directory"),
+        ("exchange", "the following arguments are required: --port"),
+        ("exchange --port 65536", "argument --port: 65536: must be a whole number from 0 to 65535"),
+        ("exchange --port 1 --rate 0", "argument --rate: 0: must be a number above 0"),
+        ("exchange --port 1 --symbols a,b", 'argument --symbols: [0] = "a": must be'),
+        ("exchange --port 1 --name a:b", 'argument --name: "a:b": must be'),
+        ("exchange --port 1 --seed x", 'argument --seed: "x": must be a whole number'),
+        (
+            "export --from yesterday",
+            "argument --from: 'yesterday': must be a time such as 2026-11-01T09:30:00Z, a date",
+        ),
+        ("export --to -24", "argument --to: '-24': must be a time such as"),
+        ("export --from", "argument --from: expected one argument"),
+        ("export --from --to now", "argument --from: expected one argument"),
+        ("export --format xlsx", "argument --format: invalid choice: 'xlsx' (choose from"),
+        ("export --symbol a/b", 'argument --symbol: [0] = "A/B": must be 1 to 32 of'),
+        ("export --exchange a,", 'argument --exchange: "": must be 1 to 32 letters'),
+        ("export --mode demo", 'argument --mode: "demo": must be one of test, live'),
+        ("export --port 1", "unrecognized arguments: --port 1"),
+        ("export --config none.toml", "marketflow: none.toml: can't be read: No such file or directory"),
+        ("watch a/b", 'argument SYMBOL: [0] = "A/B": must be 1 to 32 of'),
+        ("watch --exchange a:b", 'argument --exchange: "a:b": must be'),
+        ("watch --url 127.0.0.1:8080", "argument --url: '127.0.0.1:8080': must be the URL of a MarketFlow"),
+        ("watch --url http://h:99999", "argument --url: 'http://h:99999': must be the URL of a MarketFlow"),
+        ("watch --url ftp://user:secret@h", "argument --url: 'h': must be the URL of a MarketFlow"),
+        ("watch --url ftp://h", "argument --url: 'ftp://h': must be the URL of a MarketFlow"),
+        ("watch --config none.toml", "marketflow: none.toml: can't be read: No such file or directory"),
+    ],
+)
+def test_a_wrong_argument_is_named_with_what_is_allowed(
+    app: list[Any], exchange: list[Any], capsys: pytest.CaptureFixture[str], line: str, told: str
+) -> None:
+    assert main.main(line.split()) == 2
+    assert told in capsys.readouterr().err
+    assert app == []
+
+
+@pytest.mark.parametrize("command", [[], ["check"], ["config"], ["export"], ["watch"]])
+def test_each_wrong_setting_is_a_line_and_nothing_is_started(
+    monkeypatch: pytest.MonkeyPatch, app: list[Any], capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    monkeypatch.setenv("MARKETFLOW_HTTP__PORT", "70000")
+    monkeypatch.setenv("MARKETFLOW_LOG__LEVEL", "LOUD")
+    assert main.main(command) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" = ")[0] for line in sorted(lines)] == ["marketflow: http.port", "marketflow: log.level"]
+    assert app == []
+
+
+@pytest.mark.parametrize("line", ["", "exchange --port 1"])
+def test_a_start_that_fails_says_why(
+    monkeypatch: pytest.MonkeyPatch, calls: list[Any], capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    import marketflow.feeds
+
+    def serve(*_: object) -> int:
+        raise StartError("port 1 is taken")
+
+    stand_in(monkeypatch, marketflow, "app", serve)
+    stand_in(monkeypatch, marketflow.feeds, "exchange", serve)
+    assert main.main(line.split()) == 1
+    assert capsys.readouterr().err == "marketflow: port 1 is taken\n"
+
+
+def test_an_interrupted_start_ends_quietly(
+    monkeypatch: pytest.MonkeyPatch, calls: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def serve(_: Settings) -> int:
+        raise KeyboardInterrupt
+
+    stand_in(monkeypatch, marketflow, "app", serve)
+    assert main.main([]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "code"), [("--port 1", 0), ("check --port 1", 130), ("export --symbol A", 130), ("watch A", 0)]
+)
+def test_arguments_that_are_interrupted_end_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, code: int
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("marketflow.settings.convert", interrupted)
+    assert main.main(line.split()) == code
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "flags"),
+    [
+        ("--help", "--port --host --config --mode --role --workers check config exchange export watch"),
+        ("exchange --help", "--port --host --name --rate --seed --symbols"),
+        ("check --help", "--port --host --config --mode --format"),
+        ("config --help", "--port --host --config --mode --format"),
+        ("export --help", "--from --to --symbol --exchange --mode --format --output --force --config -24h 130"),
+        ("watch --help", "SYMBOL --exchange --url --once --config 130"),
+    ],
+)
+def test_help_names_every_flag(capsys: pytest.CaptureFixture[str], line: str, flags: str) -> None:
+    assert main.main(line.split()) == 0
+    shown = capsys.readouterr().out
+    assert all(flag in shown for flag in flags.split())
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"marketflow {__version__}\n"
+
+
+def test_help_needs_nothing_but_python() -> None:
+    script = (
+        "import sys; from marketflow import cli\n"
+        "commands = [[], ['check'], ['config'], ['export'], ['watch']]\n"
+        "code = max(main.main([*command, '--help']) for command in commands)\n"
+        "heavy = {'dynaconf', 'loguru', 'msgspec', 'reactivex', 'redis', 'psycopg', 'uvicorn', 'rich', 'httpx'}\n"
+        "heavy = (heavy | {'pyarrow'}) & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else code)"
+    )
+    root = Path(marketflow.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
+# --- marketflow check
+
+
+def findings(*states: State) -> list[Finding]:
+    return [Finding(f"part {number}", "here", state, "as found", "do it") for number, state in enumerate(states)]
+
+
+@pytest.mark.parametrize(
+    ("found", "code", "verdict"),
+    [
+        (findings(State.OK, State.HINT), 0, "MarketFlow runs well with these settings. (1 ok, 1 hint)"),
+        (findings(State.OK, State.WARNING), 0, "but see the warnings. (1 ok, 1 warning)"),
+        (findings(State.WARNING, State.FAILED, State.FAILED), 1, "would not run well. (1 warning, 2 failed)"),
+    ],
+)
+def test_a_check_tells_every_finding_and_fails_when_one_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], found: list[Finding], code: int, verdict: str
+) -> None:
+    monkeypatch.setattr("marketflow.cli.check.look_at_everything", lambda _: found)
+    assert main.main(["check"]) == code
+    shown = capsys.readouterr().out
+    assert verdict in shown
+    assert all(f"part {number}" in shown and finding.state in shown for number, finding in enumerate(found))
+    assert main.main(["check", "--format", "json"]) == code
+    told = json.loads(capsys.readouterr().out)
+    assert told["ok"] is (code == 0)
+    assert [finding["state"] for finding in told["findings"]] == [finding.state for finding in found]
+    assert told["findings"][0].keys() == {"what", "where", "state", "found", "advice"}
+
+
+def test_a_report_can_drive_no_terminal_and_leaves_nothing_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "word" * 100
+    hostile = Finding("[red]a[/red] :smile:", "\x1b]0;b\x07", State.FAILED, f"\x1b[2J{long}\u202e\x9b", "")
+    monkeypatch.setattr("marketflow.cli.check.look_at_everything", lambda _: [hostile])
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main.main(["check"]) == 1
+    shown = capsys.readouterr().out
+    assert {"\x1b", "\x07", "\x9b", "\u202e"}.isdisjoint(shown)
+    assert max(map(len, shown.splitlines())) <= 60
+    below_the_headings = shown.partition("\u251c")[2]
+    cells = [line.split("\u2502")[1:-1] for line in below_the_headings.splitlines() if "\u2502" in line]
+    place, _, found = ("".join(row[column].strip() for row in cells) for column in range(3))
+    assert place.replace(" ", "") == "[red]a[/red]:smile:\\x1b]0;b\\x07"
+    assert long in found
+
+
+def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marketflow.cli.check.look_at_everything", lambda _: findings(State.FAILED))
+    assert "\x1b[1;31mfailed" in in_terminal(monkeypatch)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[31m" not in in_terminal(monkeypatch)
+    assert "31mfailed" not in in_terminal(monkeypatch)
+
+
+def in_terminal(monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a check prints to a terminal."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    main.main(["check"])
+    return terminal.getvalue()
+
+
+def test_an_interrupted_check_does_not_say_that_all_is_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: Settings) -> list[Finding]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("marketflow.cli.check.look_at_everything", interrupted)
+    assert main.main(["check"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "marketflow", *arguments]
+
+
+def environment(given: Mapping[str, object]) -> dict[str, str]:
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return inherited | {f"MARKETFLOW_{name}": str(value) for name, value in given.items()}
+
+
+def run(*arguments: str, **given: object) -> "subprocess.CompletedProcess[str]":
+    """The command line as a process of its own, away from any terminal."""
+    return subprocess.run(
+        command(*arguments),
+        env=environment(given),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def test_a_healthy_set_up_passes_a_check(
+    servers: dict[str, object], exchanges: list[ScriptedExchange], tmp_path: Path
+) -> None:
+    settings = servers | {"EXCHANGES": exchanges_setting(*exchanges), "SYMBOLS": "BTCUSDT", "DATA_DIR": tmp_path}
+    ended = threading.Event()
+
+    def send() -> None:
+        while not ended.wait(0.02):
+            for exchange in exchanges:
+                exchange.offer(1.5)
+
+    sending = threading.Thread(target=send, daemon=True)
+    sending.start()
+    done = run("check", "--mode", "live", "--port", str(free_port()), **settings)
+    ended.set()
+    sending.join(5)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "MarketFlow runs well with these settings. (10 ok)"
+    assert "\x1b" not in done.stdout
+    assert str(servers["POSTGRES__PASSWORD"]) not in done.stdout
+
+
+def test_a_broken_set_up_fails_a_check_within_bounds(
+    servers: dict[str, object], redis_db: RedisServer, postgres_db: dict[str, Any]
+) -> None:
+    with Proxy(redis_db.port) as redis, Proxy(postgres_db["port"]) as postgres, Proxy(1) as taken:
+        redis.vanish()
+        postgres.swallow()
+        settings = servers | {"REDIS__PORT": redis.port, "POSTGRES__PORT": postgres.port, "REDIS__PASSWORD": "hush"}
+        settings |= {"EXCHANGES": f'[{{name="a",address="{HOST}:{free_port()}"}}]', "HTTP__PORT": taken.port}
+        done = run("check", "--mode", "live", "--format", "json", **settings)
+    assert (done.returncode, done.stderr) == (1, "")
+    told = json.loads(done.stdout)
+    assert {finding["what"]: finding["state"] for finding in told["findings"]} == dict.fromkeys(
+        ["Redis", "PostgreSQL", "exchange a", "HTTP API"], "failed"
+    )
+    assert all(finding["advice"] for finding in told["findings"])
+    assert "hush" not in done.stdout
+    assert str(servers["POSTGRES__PASSWORD"]) not in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_check_at_once_and_quietly(servers: dict[str, object], number: int) -> None:
+    with ScriptedExchange() as silent:
+        given = environment(servers | {"EXCHANGES": exchanges_setting(silent), "MODE": "live"})
+        with subprocess.Popen(command("check"), env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as check:
+            silent.client()  # it listens now, for seconds
+            check.send_signal(number)
+            output, _ = check.communicate(timeout=30)
+    assert (check.returncode, output) == (130, b"")
+
+
+# --- marketflow config
+
+
+def test_config_shows_each_value_with_its_source_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("http = {host = '::1'}\nredis = {password = 'hush'}")
+    monkeypatch.setenv("MARKETFLOW_FLOW__DB_BATCH_SIZE", "7")
+    monkeypatch.setenv("MARKETFLOW_POSTGRES__PASSWORD", "hush")
+    flags = ["--config", str(path), "--port", "5"]
+    assert main.main(["config", *flags, "--format", "json"]) == 0
+    shown = capsys.readouterr().out
+    told = json.loads(shown)
+    assert told["http.host"] == {"value": "::1", "source": str(path)}
+    assert told["http.port"] == {"value": 5, "source": "--port"}
+    assert told["flow.db_batch_size"] == {"value": 7, "source": "MARKETFLOW_FLOW__DB_BATCH_SIZE"}
+    assert told["redis.password"] == {"value": "***", "source": str(path)}
+    assert told["postgres.password"] == {"value": "***", "source": "MARKETFLOW_POSTGRES__PASSWORD"}
+    assert told["http.token"] == {"value": "", "source": "default"}
+    assert told["generator.seed"] == {"value": None, "source": "default"}
+    monkeypatch.setenv("COLUMNS", "250")
+    for form in ("table", "toml"):
+        assert main.main(["config", *flags, "--format", form]) == 0
+        other = capsys.readouterr().out
+        assert "hush" not in shown + other
+        assert all(key.rpartition(".")[2] in other for key in told)
+        assert all(part["source"] in other for part in told.values())
+
+
+def test_nobody_reading_on_is_no_fault() -> None:
+    line = f"set -o pipefail; {sys.executable} -m marketflow config | head -n 1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,307 @@
+"""The lease and the commands, each side by itself, with a real Redis and a clock that the test sets."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import msgspec
+import pytest
+import redis
+
+from marketflow.cluster.leader import Holder
+from marketflow.cluster.lease import GRACE_SECONDS, Lease, connect
+from marketflow.cluster.messages import FeedsState, Published, decode, encode
+from marketflow.cluster.remote_control import RemoteFeeds
+from marketflow.counters import DelayCounter, ExchangeFigures, Figures
+from marketflow.errors import Unavailable
+from marketflow.model import FeedState, Mode
+from marketflow.stores.redis import keys
+from marketflow.stores.redis.writer import connection_keywords
+from tests.support.servers import HOST, RedisServer, free_port, wait_until
+
+RUNNING = FeedsState(Mode.LIVE, {"exchange1": FeedState.CONNECTED}, cache_complete=True, archive_available=True)
+
+COUNTED = Figures(
+    {"exchange1": ExchangeFigures(7, {"malformed": 1}, 2, 3, 1_763_690_000_000)},
+    DelayCounter().so_far(),
+    *range(8),
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def client(redis_db: RedisServer) -> Iterator["redis.Redis"]:
+    with connect(connection_keywords(HOST, redis_db.port, "", 0)) as client:
+        yield client
+
+
+@pytest.fixture
+def feeds(redis_db: RedisServer) -> RemoteFeeds:
+    return RemoteFeeds(connection_keywords(HOST, redis_db.port, "", 0), ["exchange1", "exchange2"], Mode.TEST)
+
+
+def published(lease: Lease, number: int = 1, mode: Mode = Mode.LIVE) -> Published:
+    return Published(lease.run, number, 0, FeedsState(mode, RUNNING.exchanges, True, True))
+
+
+# The lease
+
+
+def test_the_first_takes_it_and_keeps_it(client: "redis.Redis", clock: Clock) -> None:
+    first, second = Lease(client, clock), Lease(client, clock)
+    assert first.hold()
+    assert not second.hold()
+    assert second.holder == first.run
+    assert first.hold()
+    assert client.pttl(keys.LEASE_KEY) > 0
+
+
+def test_one_that_was_given_back_is_taken_at_once(client: "redis.Redis", clock: Clock) -> None:
+    first, second = Lease(client, clock), Lease(client, clock)
+    first.hold()
+    second.hold()
+    first.release()
+    assert second.hold()
+    assert not first.hold()
+
+
+def test_one_that_has_gone_is_left_to_the_last_holder_for_a_while(client: "redis.Redis", clock: Clock) -> None:
+    first, second = Lease(client, clock), Lease(client, clock)
+    first.hold()
+    second.hold()
+    client.flushall()
+    assert not second.hold()
+    clock.now += GRACE_SECONDS / 2
+    assert not second.hold()
+    assert first.hold()
+    assert not second.hold()
+    client.flushall()
+    clock.now += GRACE_SECONDS  # the time before does not count
+    assert not second.hold()
+    clock.now += GRACE_SECONDS
+    assert second.hold()
+    assert not first.hold()
+    assert first.holder == second.run
+
+
+def test_only_the_holder_publishes_gives_back_and_claims(client: "redis.Redis", clock: Clock) -> None:
+    holder, other = Lease(client, clock), Lease(client, clock)
+    assert holder.hold(published(holder))
+    before = client.get(keys.STATE_KEY)
+    assert not other.hold(published(other, mode=Mode.TEST))
+    assert client.get(keys.STATE_KEY) == before
+    assert client.get(keys.MODE_KEY) == b"live"
+    other.release()
+    assert holder.hold()
+    client.set(keys.command_key("1"), "test")
+    assert other.claim("1") is None
+    assert holder.claim("1") == b"test"
+    assert holder.claim("1") is None
+
+
+def test_everything_expires_by_itself(client: "redis.Redis", clock: Clock) -> None:
+    lease = Lease(client, clock)
+    lease.hold(published(lease))
+    assert len(client.keys("*")) == 3
+    assert [key for key in client.keys("*") if client.ttl(key) == -1] == []
+    lease.release()
+    assert client.ttl(keys.LEASE_KEY) != -1
+
+
+def test_databases_of_one_redis_hear_nothing_of_each_other(
+    client: "redis.Redis", redis_db: RedisServer, clock: Clock
+) -> None:
+    with connect(connection_keywords(HOST, redis_db.port, "", 1)) as other, client.pubsub() as heard:  # type: ignore[no-untyped-call]
+        mine, theirs = Lease(client, clock), Lease(other, clock)
+        heard.psubscribe("marketflow:*")
+        wait_until(lambda: heard.get_message()["type"] == "psubscribe")
+        for lease in (mine, theirs):
+            assert lease.hold(published(lease))
+            lease.release()
+        messages = [wait_until(lambda: heard.get_message(timeout=1)) for _ in range(4)]
+        assert [message["channel"].decode() for message in messages] == [keys.STATE_KEY] * 2 + [
+            f"{keys.STATE_KEY}:1"
+        ] * 2
+
+
+def test_a_redis_that_is_away_is_unavailable(clock: Clock) -> None:
+    with connect(connection_keywords(HOST, free_port(), "", 0)) as client:
+        lease = Lease(client, clock)
+        for ask in (lease.hold, lease.release, lambda: lease.claim("1")):
+            with pytest.raises(Unavailable):
+                ask()
+
+
+# Between two processes
+
+
+@pytest.fixture
+def hold(client: "redis.Redis") -> Iterator[Callable[[Callable[[Mode], Mode]], Lease]]:
+    """Runs a holder whose switch is given."""
+    holders: list[Holder] = []
+
+    def begin(switch: Callable[[Mode], Mode]) -> Lease:
+        lease = Lease(client)
+        holders.append(Holder(lease, client, lambda: RUNNING, lambda: COUNTED, switch))
+        holders[-1].start()
+        wait_until(lambda: lease.held)
+        return lease
+
+    yield begin
+    for holder in holders:
+        holder.close()
+
+
+def test_lease_is_renewed_after_a_state_that_raises(client: "redis.Redis") -> None:
+    asked: list[int] = []
+
+    def state() -> FeedsState:
+        asked.append(len(asked))
+        if 1 < len(asked) < 5:
+            raise RuntimeError("a bug")
+        return RUNNING
+
+    lease = Lease(client)
+    holder = Holder(lease, client, state, lambda: COUNTED, lambda mode: mode)
+    holder.start()
+    wait_until(lambda: len(asked) > 10)
+    assert lease.held
+    holder.close()
+
+
+def test_a_switch_is_carried_out_once_and_answered(
+    feeds: RemoteFeeds, hold: Callable[[Callable[[Mode], Mode]], Lease]
+) -> None:
+    switches: list[Mode] = []
+
+    def switch(mode: Mode) -> Mode:
+        switches.append(mode)
+        return Mode.TEST
+
+    async def ask() -> Mode:
+        await feeds.ask()
+        assert feeds.feed_states() == (
+            Mode.LIVE,
+            {"exchange1": FeedState.CONNECTED, "exchange2": FeedState.CONNECTING},
+        )
+        try:
+            return await feeds.switch(Mode.LIVE)
+        finally:
+            await feeds.close()
+
+    hold(switch)
+    assert asyncio.run(ask()) is Mode.TEST
+    assert switches == [Mode.LIVE]
+
+
+def test_what_was_counted_is_heard_of_while_somebody_counts(
+    feeds: RemoteFeeds, hold: Callable[[Callable[[Mode], Mode]], Lease]
+) -> None:
+    async def ask() -> None:
+        await feeds.ask()
+        heard = [feeds.figures]
+        hold(lambda mode: mode)
+        await feeds.ask()
+        heard.append(feeds.figures)
+        await feeds.close()
+        assert heard == [None, COUNTED]
+
+    asyncio.run(ask())
+
+
+def test_a_state_of_a_version_that_tells_no_figures_is_believed() -> None:
+    told = encode(Published("a run", 1, 0, RUNNING, COUNTED))
+    assert decode(told, Published) == Published("a run", 1, 0, RUNNING, COUNTED)
+    without = msgspec.json.decode(told)
+    del without["figures"]
+    assert decode(msgspec.json.encode(without), Published) == Published("a run", 1, 0, RUNNING)
+
+
+def test_commands_without_reply_do_not_keep_the_state_from_being_asked(
+    feeds: RemoteFeeds, client: "redis.Redis", clock: Clock
+) -> None:
+    lease = Lease(client, clock)
+    assert lease.hold(published(lease))
+
+    async def ask() -> None:
+        await feeds.ask()
+        switching = [asyncio.create_task(feeds.switch(Mode.LIVE)) for _ in range(150)]
+        await asyncio.sleep(0.1)
+        await feeds.ask()
+        assert feeds.state is not None
+        answers = await asyncio.gather(*switching, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {Unavailable}
+        await feeds.close()
+
+    asyncio.run(ask())
+
+
+def test_a_switch_that_cannot_be_made_is_unavailable(
+    feeds: RemoteFeeds, hold: Callable[[Callable[[Mode], Mode]], Lease]
+) -> None:
+    def switch(mode: Mode) -> Mode:
+        raise Unavailable("stopping")
+
+    async def ask() -> None:
+        await feeds.ask()
+        try:
+            await feeds.switch(Mode.LIVE)
+        finally:
+            await feeds.close()
+
+    hold(switch)
+    with pytest.raises(Unavailable):
+        asyncio.run(ask())
+
+
+def test_a_command_that_has_expired_is_left_alone(
+    client: "redis.Redis", hold: Callable[[Callable[[Mode], Mode]], Lease]
+) -> None:
+    def switch(mode: Mode) -> Mode:
+        raise AssertionError("too late")
+
+    client.rpush(keys.COMMANDS_KEY, "gone")
+    hold(switch)
+    wait_until(lambda: not client.exists(keys.COMMANDS_KEY))
+    assert not client.exists(keys.reply_key("gone"))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    await asyncio.to_thread(wait_until, condition)
+
+
+def test_an_older_state_that_comes_late_is_not_believed(
+    feeds: RemoteFeeds, client: "redis.Redis", clock: Clock
+) -> None:
+    lease = Lease(client, clock)
+
+    async def follow() -> None:
+        following = asyncio.create_task(feeds.follow())
+        lease.hold(published(lease, 2, Mode.LIVE))
+        await feeds.ask()
+        lease.hold(published(lease, 1, Mode.TEST))
+        await feeds.ask()
+        assert feeds.feed_states()[0] is Mode.LIVE
+        lease.hold(published(lease, 3, Mode.TEST))
+        await until(lambda: feeds.current is Mode.TEST)
+        lease.release()
+        await until(lambda: feeds.state is None)
+        assert feeds.current is Mode.TEST
+        following.cancel()
+        with suppress(asyncio.CancelledError):
+            await following
+        await feeds.close()
+
+    asyncio.run(follow())

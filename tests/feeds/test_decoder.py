@@ -1,0 +1,288 @@
+"""What a feed may send, and what becomes of it."""
+
+import json
+from collections.abc import Callable
+from functools import reduce
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marketflow.feeds.decoder import MAX_LINE_BYTES, Guard
+from marketflow.model import SLICE_MS, Candle, Candles, Mode, Series, Tick, merge, merge_into
+from tests.support.oracle import assert_same, candles_of_ticks
+
+NOW_MS = 1_763_690_000_000
+NOW = NOW_MS * 1_000_000
+SYMBOLS = ("BTCUSDT", "ETHUSDT")
+GOOD = b'{"symbol":"BTCUSDT","price":67123.45,"timestamp":%d}\n' % NOW_MS
+
+
+class Told:
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def __call__(self, reason: str, count: int, example: object) -> None:
+        self.reasons += [reason] * count
+
+
+def make_guard(told: Callable[[str, int, object], None] | None = None) -> Guard:
+    return Guard(Mode.LIVE, "exchange1", SYMBOLS, lambda: NOW, 5000, told or Told())
+
+
+def line(**fields: object) -> bytes:
+    return json.dumps({"symbol": "BTCUSDT", "price": 1.5, "timestamp": NOW_MS} | fields).encode() + b"\n"
+
+
+def only(guard: Guard, chunk: bytes) -> Candle:
+    (candle,) = guard.decode(chunk).values()
+    return candle
+
+
+def test_a_good_line_becomes_a_candle_of_one_in_its_slice() -> None:
+    ((slot, candle),) = make_guard().decode(GOOD).items()
+    assert slot.series == Series(Mode.LIVE, "exchange1", "BTCUSDT")
+    assert slot.start == NOW_MS
+    assert (candle.close, candle.ticks, candle.last_at, candle.last_sequence) == (67123.45, 1, NOW_MS, NOW)
+
+
+HOSTILE = {
+    "no JSON": (b"hello\n", "malformed"),
+    "half a line": (b'{"symbol":"BTCUSDT","pri\n', "malformed"),
+    "an array": (b"[1,2]\n", "malformed"),
+    "a number": (b"5\n", "malformed"),
+    "bad UTF-8": (b'{"symbol":"BTC\xff","price":1}\n', "malformed"),
+    "bad UTF-8 in an unknown field": (b'{"symbol":"BTCUSDT","price":1,"x":"\xff"}\n', "malformed"),
+    "thousands of brackets": (b'{"symbol":"BTCUSDT","price":1,"x":' + b"[" * 5000 + b"]" * 5000 + b"}\n", "malformed"),
+    "NaN": (b'{"symbol":"BTCUSDT","price":NaN}\n', "malformed"),
+    "Infinity": (b'{"symbol":"BTCUSDT","price":-Infinity}\n', "malformed"),
+    "two records on a line": (GOOD[:-1] + GOOD, "malformed"),
+    "no symbol": (b'{"price":1}\n', "no_symbol"),
+    "symbol is a number": (line(symbol=5), "no_symbol"),
+    "symbol is null": (line(symbol=None), "no_symbol"),
+    "price missing": (b'{"symbol":"BTCUSDT"}\n', "bad_price"),
+    "price zero": (line(price=0), "bad_price"),
+    "price negative": (line(price=-5), "bad_price"),
+    "price a word": (line(price="much"), "bad_price"),
+    "price a hexadecimal string": (line(price="0x10"), "bad_price"),
+    "price a string that is NaN": (line(price="nan"), "bad_price"),
+    "price a negative string": (line(price="-1.5"), "bad_price"),
+    "timestamp too old": (line(timestamp=NOW_MS - 5001), "stale"),
+    "timestamp of hours ago": (line(timestamp=NOW_MS - 7_200_000), "stale"),
+    "timestamp ahead": (line(timestamp=NOW_MS + 5001), "ahead"),
+    "timestamp absurd": (line(timestamp=10**23), "ahead"),
+    "timestamp negative": (line(timestamp=-1), "stale"),
+    "price null": (line(price=None), "bad_price"),
+    "price true": (line(price=True), "bad_price"),
+    "price too large for a float": (b'{"symbol":"BTCUSDT","price":1e999}\n', "bad_price"),
+    "price that no sum could hold": (line(price=1.5e308), "bad_price"),
+    "price of 400 digits": (b'{"symbol":"BTCUSDT","price":' + b"9" * 400 + b"}\n", "bad_price"),
+    "unknown symbol": (line(symbol="SHIBUSDT"), "unknown_symbol"),
+    "NUL in the symbol": (line(symbol="BTCUSDT\0"), "unknown_symbol"),
+    "empty symbol": (line(symbol=""), "unknown_symbol"),
+    "over 64 KiB": (line(x="y" * MAX_LINE_BYTES), "too_long"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_bad_line_is_dropped_and_counted_and_its_neighbours_are_taken(name: str) -> None:
+    bad, reason = HOSTILE[name]
+    told = Told()
+    guard = make_guard(told)
+    assert only(guard, GOOD + bad + GOOD).ticks == 2
+    assert guard.rejected == {reason: 1}
+    assert told.reasons == [reason]
+    assert guard.ticks == 2
+
+
+def test_prices_whose_sum_overflows_are_bad_prices() -> None:
+    guard = make_guard()
+    assert only(guard, line(price=1.5e308) * 3 + GOOD).ticks == 1
+    assert guard.rejected == {"bad_price": 3}
+
+
+def test_all_bad_lines_at_once_leave_the_good_ones() -> None:
+    guard = make_guard()
+    chunk = b"".join(bad + GOOD for bad, _ in HOSTILE.values())
+    assert only(guard, chunk).ticks == len(HOSTILE)
+    assert guard.rejected.total() == len(HOSTILE)
+
+
+def test_a_record_broken_over_two_lines_is_two_bad_lines() -> None:
+    guard = make_guard()
+    assert guard.decode(b'{"symbol":"BTCUSDT",\n"price":1}\n') == {}
+    assert guard.rejected == {"malformed": 2}
+
+
+def test_records_that_share_a_line_are_a_bad_line_however_many_lines_there_are() -> None:
+    guard = make_guard()
+    assert only(guard, GOOD[:-1] + GOOD + b"\n" + GOOD).ticks == 1
+    assert only(guard, GOOD + b'{"symbol":"BTCUSDT",\n"price":1}' + GOOD).ticks == 1
+    assert guard.rejected == {"malformed": 3}
+
+
+def test_a_heartbeat_over_64_kib_is_a_line_too_long_as_it_is_when_it_comes_in_pieces() -> None:
+    guard = make_guard()
+    assert guard.decode(b" " * (MAX_LINE_BYTES + 1) + b"\n") == {}
+    assert guard.rejected == {"too_long": 1}
+
+
+def test_unknown_symbols_by_the_hundred_thousand_create_nothing() -> None:
+    guard = make_guard()
+    chunk = b"".join(b'{"symbol":"S%d","price":1}\n' % i for i in range(100_000))
+    assert guard.decode(chunk) == {}
+    assert guard.rejected == {"unknown_symbol": 100_000}
+
+
+def test_heartbeats_and_line_ends_of_windows_are_no_bad_lines() -> None:
+    guard = make_guard()
+    assert only(guard, b"\n" + GOOD.replace(b"\n", b"\r\n") + b" \n\r\n").ticks == 1
+    assert not guard.rejected
+
+
+@pytest.mark.parametrize(
+    "timestamp",
+    [None, "yesterday", True, []],
+)
+def test_a_timestamp_that_is_no_number_becomes_the_time_of_receipt(timestamp: object) -> None:
+    guard = make_guard()
+    assert only(guard, line(timestamp=timestamp)).last_at == NOW_MS
+    assert guard.timestamps_replaced == 1
+    assert not guard.rejected
+
+
+@pytest.mark.parametrize(
+    "timestamp", [NOW_MS + 0.0, NOW_MS + 0.9, str(NOW_MS), f"{NOW_MS}.0", f"{NOW_MS}.75", f"+{NOW_MS}", f"{NOW_MS}e0"]
+)
+def test_numeric_form_of_a_timestamp_is_taken(timestamp: object) -> None:
+    guard = make_guard()
+    assert only(guard, line(timestamp=timestamp)).last_at == NOW_MS
+    assert (guard.timestamps_replaced, guard.rejected.total()) == (0, 0)
+
+
+@pytest.mark.parametrize("price", ["67123.45", "67123.450", "6712345e-2", 67123.45])
+@pytest.mark.parametrize("symbol", ["BTCUSDT", "btcusdt", "BtcUsdt"])
+def test_numeric_string_is_a_price_and_symbols_have_no_case(price: object, symbol: str) -> None:
+    guard = make_guard()
+    ((slot, candle),) = guard.decode(line(price=price, symbol=symbol)).items()
+    assert (slot.series.symbol, candle.close, guard.rejected.total()) == ("BTCUSDT", 67123.45, 0)
+
+
+def test_optional_fields_reject_no_line() -> None:
+    guard = make_guard()
+    for extra in ({"quantity": 1.5, "side": "buy", "id": 7}, {"quantity": "x", "side": 5, "id": "abc"}):
+        assert only(guard, line(**extra)).ticks == 1
+
+
+@pytest.mark.parametrize(("unit", "name"), [(1 / 1000, "seconds"), (1000, "microseconds"), (1_000_000, "nanoseconds")])
+def test_feed_in_another_unit_is_converted_and_says_so_once(unit: float, name: str) -> None:
+    said: list[str] = []
+    guard = Guard(Mode.LIVE, "exchange1", SYMBOLS, lambda: NOW, 5000, Told(), said.append)
+    for _ in range(3):
+        timestamp = NOW_MS * unit if unit < 1 else NOW_MS * int(unit)
+        assert only(guard, line(timestamp=timestamp)).last_at == NOW_MS
+    assert guard.rejected.total() == 0
+    assert said == [f"timestamps are in {name}, they are converted to milliseconds"]
+
+
+def test_feed_whose_clock_is_wrong_is_dated_by_receipt() -> None:
+    said: list[str] = []
+    now_ms = NOW_MS
+    guard = Guard(Mode.LIVE, "exchange1", SYMBOLS, lambda: now_ms * 1_000_000, 5000, Told(), said.append)
+    for number in range(60):
+        now_ms = NOW_MS + number * 100
+        guard.decode(line(timestamp=now_ms + 3_600_000))
+    assert guard.rejected == {"ahead": 20}
+    assert (guard.ticks, guard.timestamps_replaced) == (40, 40)
+    assert guard.clock_offset_ms == 3_600_000
+    assert said == ["the clock of the exchange is 3600.0 s ahead of this machine's, its ticks are dated by receipt"]
+    now_ms += 100
+    assert only(guard, line(timestamp=now_ms)).last_at == now_ms
+    assert said[1:] == ["the clock of the exchange is right again"]
+
+
+def test_old_trades_on_connecting_are_dropped_and_date_nothing() -> None:
+    guard = make_guard()
+    old = b"".join(line(timestamp=NOW_MS - 3_600_000 + n) for n in range(500))
+    assert only(guard, old + GOOD).ticks == 1
+    assert guard.rejected == {"stale": 500}
+    assert guard.clock_offset_ms == 0
+
+
+@pytest.mark.parametrize("prices", [[0.1] * 3, [0.1] * 1000, [0.7] * 7, [1e-9] * 33, [67123.45] * 501])
+def test_average_lies_between_the_lowest_and_the_highest(prices: list[float]) -> None:
+    guard = make_guard()
+    at_once = only(guard, b"".join(line(price=price) for price in prices))
+    one_by_one = reduce(merge, (only(guard, line(price=price)) for price in prices))
+    assert at_once.average == one_by_one.average == prices[0]
+
+
+def test_a_missing_timestamp_becomes_the_time_of_receipt() -> None:
+    guard = make_guard()
+    assert only(guard, b'{"symbol":"BTCUSDT","price":1}\n').last_at == NOW_MS
+    assert guard.timestamps_replaced == 1
+
+
+@pytest.mark.parametrize("skew", [-5000, 5000])
+def test_a_timestamp_within_the_skew_is_kept(skew: int) -> None:
+    guard = make_guard()
+    assert only(guard, line(timestamp=NOW_MS + skew)).last_at == NOW_MS + skew
+    assert guard.timestamps_replaced == 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(SYMBOLS), st.integers(1, 10**9).map(lambda n: n / 8), st.integers(-5000, 5000)),
+        max_size=60,
+    )
+)
+def test_folding_columns_equals_folding_tick_by_tick(rows: list[tuple[str, float, int]]) -> None:
+    guard = make_guard()
+    chunk = b"".join(line(symbol=symbol, price=price, timestamp=NOW_MS + skew) for symbol, price, skew in rows)
+    arrived = dict.fromkeys(SYMBOLS, 0)
+    ticks = []
+    for symbol, price, skew in rows:
+        ticks.append((Series(Mode.LIVE, "exchange1", symbol), Tick(price, NOW_MS + skew, NOW + arrived[symbol])))
+        arrived[symbol] += 1
+    assert_same(guard.decode(chunk), candles_of_ticks(ticks, SLICE_MS))
+    assert guard.ticks == len(rows)
+
+
+LINES = st.one_of(
+    st.builds(
+        lambda symbol, price, skew, end: line(symbol=symbol, price=price, timestamp=NOW_MS + skew)[:-1] + end,
+        st.sampled_from(SYMBOLS),
+        st.integers(1, 10**6).map(lambda n: n / 8),
+        st.integers(-6000, 6000),
+        st.sampled_from([b"\n", b"\r\n"]),
+    ),
+    st.sampled_from([bad for bad, _ in HOSTILE.values() if len(bad) < 1000]),
+    st.sampled_from([b"\n", b" \n", b'{"symbol":"BTCUSDT","price":2}\n', line(timestamp=None), line(timestamp="now")]),
+)
+
+
+@given(st.lists(LINES, max_size=12), st.booleans())
+def test_a_chunk_amounts_to_its_lines_one_by_one(lines: list[bytes], good_first: bool) -> None:
+    if good_first:
+        lines = [GOOD] * 3 + lines
+    at_once, one_by_one = make_guard(), make_guard()
+    candles: Candles = {}
+    for each in b"".join(lines).splitlines(keepends=True):
+        merge_into(candles, one_by_one.decode(each))
+    assert_same(_unnumbered(at_once.decode(b"".join(lines))), _unnumbered(candles))
+    assert at_once.rejected == one_by_one.rejected
+    assert (at_once.ticks, at_once.timestamps_replaced) == (one_by_one.ticks, one_by_one.timestamps_replaced)
+
+
+def _unnumbered(candles: Candles) -> Candles:
+    return {
+        slot: msgspec.structs.replace(candle, first_sequence=0, last_sequence=0) for slot, candle in candles.items()
+    }
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_at_all_raise(chunk: bytes) -> None:
+    guard = make_guard()
+    guard.decode(chunk + b"\n" + GOOD)
+    assert guard.ticks == 1

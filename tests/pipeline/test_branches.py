@@ -1,0 +1,221 @@
+"""Branches that stall are seen, and a cache is complete only once it has confirmed its refill."""
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+import reactivex as rx
+from reactivex import Observable
+from reactivex.subject import Subject
+
+from marketflow.clock import system_clock
+from marketflow.model import Candles, Mode, Slot, Tick, candle_of, slice_start
+from marketflow.pipeline.backlog import Pending
+from marketflow.pipeline.branches import LOOK_SECONDS, STALLED_SECONDS, Branches
+from marketflow.pipeline.graph import Flow
+from marketflow.pipeline.mode_switch import ModeSwitch
+from marketflow.pipeline.operators import conflate_map
+from marketflow.pipeline.state import Memory
+from marketflow.resources import resource
+from marketflow.runtime.engine import Engine
+from marketflow.settings import Settings
+from tests.pipeline.virtual_time import VirtualPool, VirtualTime
+from tests.pipeline.world import BTC, START_MS, FakeArchive, FakeCache, FakeDays, ScriptedFeed
+
+
+class Watch:
+    """Looks at branches each second."""
+
+    def __init__(self) -> None:
+        self.branches = Branches()
+        self.seconds = 0.0
+
+    def run(self, seconds: float) -> None:
+        until = self.seconds + seconds
+        while self.seconds < until:
+            self.seconds += LOOK_SECONDS
+            self.branches.look(self.seconds)
+
+
+@pytest.fixture
+def watch() -> Watch:
+    return Watch()
+
+
+def hanging(watch: Watch) -> tuple[Subject[int], Subject[int]]:
+    """A branch whose work ends when the second one completes."""
+    source: Subject[int] = Subject()
+    work: Subject[int] = Subject()
+
+    def begin(_: int) -> Observable[int]:
+        return work
+
+    source.pipe(conflate_map(begin, lambda _, newer: newer, lambda: watch.branches.add("archive"))).subscribe()
+    return source, work
+
+
+def test_branch_that_finishes_nothing_is_reported_once(watch: Watch, log: list[str]) -> None:
+    source, work = hanging(watch)
+    watch.run(100)
+    assert (watch.branches.stalled, watch.branches.stalls) == ([], {"archive": 0})
+    source.on_next(1)
+    watch.run(STALLED_SECONDS - 1)
+    assert watch.branches.stalled == []
+    watch.run(60)
+    assert (watch.branches.stalled, watch.branches.stalls) == (["archive"], {"archive": 1})
+    work.on_completed()
+    watch.run(1)
+    assert (watch.branches.stalled, watch.branches.stalls) == ([], {"archive": 1})
+    assert [line.partition(" branch=archive")[0] for line in log if "branch=archive" in line] == [
+        "a branch has stalled: work has waited for 30 s",
+        "a branch goes on after 90 s",
+    ]
+
+
+def test_branch_that_is_busy_but_finishes_work_has_not_stalled(watch: Watch) -> None:
+    source, work = hanging(watch)
+    source.on_next(1)
+    for number in range(10):
+        watch.run(STALLED_SECONDS - 1)
+        work.on_next(number)
+    assert watch.branches.stalls == {"archive": 0}
+
+
+def test_branch_of_a_frozen_process_has_not_stalled(watch: Watch) -> None:
+    source, _ = hanging(watch)
+    source.on_next(1)
+    watch.run(2)
+    watch.seconds += 1000
+    watch.run(2)
+    assert watch.branches.stalled == []
+
+
+def test_one_of_several_partitions_that_stalls_is_reported(watch: Watch) -> None:
+    partitions = [watch.branches.add("slices") for _ in range(3)]
+    for branch in partitions:
+        branch.busy = True
+    for second in range(40):
+        watch.run(1)
+        partitions[0].finished = partitions[1].finished = second + 1
+    assert watch.branches.stalled == ["slices"]
+
+
+class SlowCache(FakeCache):
+    """Each write takes its seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        self.sleep: Callable[[float], None] = lambda _: None
+
+    def put_slices(self, slices: Candles) -> None:
+        self.sleep(self.seconds)
+        super().put_slices(slices)
+
+
+class HangingArchive(FakeArchive):
+    """Never answers, once it is told so."""
+
+    def __init__(self, now_ms: Callable[[], int]) -> None:
+        super().__init__(now_ms)
+        self.hangs = False
+        self.sleep: Callable[[float], None] = lambda _: None
+
+    def write(self, minutes: Candles) -> int:
+        if self.hangs:
+            self.sleep(1e6)
+        return super().write(minutes)
+
+
+class SlowWorld:
+    """The flow in virtual time, on a pool whose calls may take their time."""
+
+    def __init__(self) -> None:
+        self.time = VirtualTime()
+        pool = VirtualPool(self.time, Random(1), lambda: True)
+        self.cache, self.archive = SlowCache(), HangingArchive(lambda: self.now_ms)
+        self.cache.sleep = self.archive.sleep = pool.sleep
+        self.feed = ScriptedFeed(Mode.TEST)
+        self.flow = Flow(
+            modes=ModeSwitch(Mode.TEST).changes,
+            feeds={Mode.TEST: [self.feed], Mode.LIVE: []},
+            memory=Memory(2000),
+            pending=Pending(),
+            cache=self.cache,
+            archive=self.archive,
+            days=FakeDays(),
+            workers_per_exchange=2,
+            loop=self.time,
+            pool=pool,
+            clock=lambda: self.now_ms * 1_000_000,
+        )
+        self.pool = pool
+        self.flow.observable().subscribe()
+        rx.interval(LOOK_SECONDS, scheduler=self.time).subscribe(
+            lambda _: self.flow.branches.look(self.time.now_us / 1e6)
+        )
+        self.run(0.1)
+
+    @property
+    def now_ms(self) -> int:
+        return START_MS + self.time.now_us // 1000
+
+    def run(self, seconds: float) -> None:
+        self.time.advance_to(self.time.now_us + round(seconds * 1_000_000))
+
+    def send(self, price: float) -> None:
+        self.feed.send({Slot(BTC, slice_start(self.now_ms)): candle_of(Tick(price, self.now_ms, self.now_ms))})
+
+    def trade(self, seconds: int) -> None:
+        for number in range(10 * seconds):
+            self.send(float(number))
+            self.run(0.1)
+
+
+def test_cache_is_complete_only_when_it_has_confirmed_its_refill() -> None:
+    world = SlowWorld()
+    world.trade(20)
+    assert world.flow.cache_confirmed
+    held = dict(world.cache.slices)
+    assert len(held) == 200
+    world.cache.seconds = 3.0
+    world.cache.empty()
+    incomplete = 0
+    for _ in range(100):
+        world.send(1.0)
+        world.run(0.1)
+        if world.flow.cache_confirmed and not world.cache.lacking:
+            assert held.keys() <= world.cache.slices.keys(), "said to be complete in the middle of a refill"
+        else:
+            incomplete += 1
+    assert world.flow.cache_confirmed
+    assert incomplete > 25
+    world.pool.kill()
+
+
+def test_flow_reports_the_branch_whose_store_never_answers() -> None:
+    world = SlowWorld()
+    world.trade(5)
+    world.archive.hangs = True
+    world.run(60 + STALLED_SECONDS + 5)
+    assert world.flow.branches.stalled == ["archive"]
+    assert world.flow.branches.stalls["archive"] == 1
+    world.pool.kill()
+
+
+def test_stop_names_branches_that_still_write(log: list[str]) -> None:
+    """Slices that a branch holds are given up, as well as minute rows wait."""
+    engine = Engine(Settings(), {}, {}, resource("ddl"), system_clock, Mode.TEST, lambda: None)
+    try:
+        for _ in range(3):
+            engine.flow.branches.add("slices").busy = True
+        engine.flow.branches.add("archive").busy = True
+        engine.flow.branches.add("newest").busy = False
+        engine._waited_for.set()
+        engine._drain()
+    finally:
+        engine._close()
+    (line,) = [line for line in log if "did not drain" in line]
+    assert "0 minute rows wait" in line
+    assert "archive 1, slices 3" in line
+    assert "newest" not in line

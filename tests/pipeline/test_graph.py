@@ -1,0 +1,721 @@
+"""The flow as a whole, in virtual time."""
+
+import sys
+import threading
+
+import pytest
+
+from marketflow.errors import SettingsError, Unavailable
+from marketflow.model import MINUTE_MS, SLICE_MS, Candles, Mode, Series, Slot, Tick, candle_of, slice_start
+from marketflow.pipeline.graph import FlowCounts
+from marketflow.settings import load
+from marketflow.stores.ports import RECENT_MS
+from tests.pipeline.world import BTC, ETH, LIVE_BTC, START_MS, ScriptedFeed, World
+from tests.support.oracle import assert_same, candle_of_ticks, candles_of_ticks
+
+MINUTE = Slot(BTC, START_MS)
+
+
+@pytest.fixture
+def world() -> World:
+    return World().start()
+
+
+def expected_minutes(world: World) -> Candles:
+    return candles_of_ticks(world.sent, MINUTE_MS)
+
+
+# Newest ticks and slices
+
+
+def test_a_lone_tick_is_in_the_cache_at_once(world: World) -> None:
+    world.send(5.0)
+    world.run(0.001)
+    assert world.cache.newest[BTC].price == 5.0
+
+
+def test_an_older_tick_never_replaces_a_newer_one(world: World) -> None:
+    world.send(5.0)
+    world.run(0.5)
+    world.send(4.0, ago_ms=1000)
+    world.run(0.5)
+    assert world.cache.newest[BTC].price == 5.0
+
+
+def test_of_two_ticks_of_a_millisecond_the_later_arrival_is_the_newest(world: World) -> None:
+    world.send(5.0, 6.0)
+    world.run(0.001)
+    assert world.cache.newest[BTC].price == 6.0
+
+
+def test_slices_are_in_the_cache_within_a_tenth_of_a_second(world: World) -> None:
+    for price in range(1, 50):
+        world.send(float(price), series=BTC if price % 2 else ETH)
+        world.run(0.017)
+    world.run(0.1)
+    assert_same(world.cache.slices, candles_of_ticks(world.sent, SLICE_MS))
+
+
+def test_a_slice_that_arrives_in_pieces_is_written_whole(world: World) -> None:
+    world.run_until_ms(1000)
+    world.send(1.0)
+    world.run(0.3)
+    world.send(2.0, ago_ms=300)
+    world.run(0.3)
+    assert_same(world.cache.slices, candles_of_ticks(world.sent, SLICE_MS))
+
+
+# Minutes
+
+
+def test_a_minute_is_written_once_within_five_seconds_of_its_end_and_equals_its_ticks(world: World) -> None:
+    for second in range(60):
+        world.run_until_ms(second * 1000 + 10)
+        world.send(100.0 + second % 7, series=BTC)
+        world.send(50.0 - second % 5, series=ETH)
+    world.run_until_ms(65_000)
+    assert_same(world.archive.rows, expected_minutes(world))
+    assert_same(world.cache.minutes, expected_minutes(world))
+    (written_at,) = world.archive.written_at[MINUTE]
+    assert START_MS + MINUTE_MS <= written_at <= START_MS + MINUTE_MS + 5000
+
+
+def test_a_minute_is_cut_by_event_time_to_the_millisecond(world: World) -> None:
+    world.run_until_ms(59_999)
+    world.send(1.0)
+    world.run_until_ms(60_000)
+    world.send(2.0)
+    world.run_until_ms(130_000)
+    assert world.archive.rows[MINUTE].close == 1.0
+    assert world.archive.rows[Slot(BTC, START_MS + MINUTE_MS)].open == 2.0
+    assert_same(world.archive.rows, expected_minutes(world))
+
+
+def test_a_minute_without_ticks_has_no_row(world: World) -> None:
+    world.send(1.0)
+    world.run_until_ms(130_000)
+    world.send(2.0)
+    world.run_until_ms(190_000)
+    assert {slot.start - START_MS for slot in world.archive.rows} == {0, 120_000}
+
+
+def test_minute_is_written_with_the_longest_lateness_allowed() -> None:
+    longest = 300
+    with pytest.raises(SettingsError):
+        load(overrides={"flow.late_after_seconds": longest + 0.001})
+    flow = load(overrides={"flow.late_after_seconds": longest}).flow
+    world = World(late_after_ms=flow.late_after_ms).start()
+    world.send(1.0)
+    world.run_until_ms(MINUTE_MS + longest * 1000 + 1000)
+    assert_same(world.archive.rows, expected_minutes(world))
+    assert world.memory.too_late == 0
+
+
+def test_a_late_tick_within_the_grace_is_in_the_first_version_of_its_row(world: World) -> None:
+    world.run_until_ms(30_000)
+    world.send(1.0)
+    world.run_until_ms(61_500)
+    world.send(9.0, ago_ms=2000)
+    world.run_until_ms(70_000)
+    assert_same(world.archive.rows, expected_minutes(world))
+    assert len(world.archive.written_at[MINUTE]) == 1
+
+
+def test_a_tick_later_than_the_grace_makes_a_fuller_row(world: World) -> None:
+    world.run_until_ms(30_000)
+    world.send(1.0)
+    world.run_until_ms(64_000)
+    assert world.archive.rows[MINUTE].ticks == 1
+    world.send(9.0, ago_ms=5000)
+    world.run_until_ms(65_000)
+    assert_same(world.archive.rows, expected_minutes(world))
+    assert_same(world.cache.minutes, expected_minutes(world))
+    assert len(world.archive.written_at[MINUTE]) == 2
+
+
+def test_ticks_out_of_order_make_the_same_row(world: World) -> None:
+    for n in range(40):
+        world.run(1.4)
+        world.send(10.0 + n, ago_ms=(n * 7919) % 5000)
+    world.run(70)
+    assert_same(world.archive.rows, expected_minutes(world))
+
+
+def test_a_tick_for_a_minute_long_gone_is_counted_and_changes_no_row(world: World) -> None:
+    world.send(1.0, 2.0)
+    world.run_until_ms(600_000)
+    rows = dict(world.archive.rows)
+    world.send(9.0, ago_ms=600_000)
+    world.run(5)
+    assert world.memory.too_late == 1
+    assert world.archive.rows == rows
+
+
+def test_memory_holds_minutes_not_hours(world: World) -> None:
+    for _ in range(600):
+        world.run(2)
+        world.send(1.0)
+    assert len(world.memory.all_slices()) <= 7 * 30 + 1
+    assert len(world.memory.all_closed()) <= 7
+
+
+# Slow and failing stores
+
+
+def test_a_slow_consumer_gets_fewer_and_larger_writes_and_loses_nothing() -> None:
+    world = World()
+    write = world.cache.put_newest
+    busy: list[float] = []
+
+    def slow(newest: dict[Series, Tick]) -> None:
+        busy.append(world.seconds)
+        world.scheduler._clock = world.seconds + 1.0  # the worker is held up for a second
+        write(newest)
+
+    world.cache.put_newest = slow  # type: ignore[method-assign]
+    world.start()
+    for n in range(200):
+        world.send(float(n))
+    world.run(10)
+    assert len(busy) <= 3
+    assert world.cache.newest[BTC].price == 199.0
+    world.run(70)
+    assert_same(world.archive.rows, expected_minutes(world))
+
+
+def test_a_write_that_raises_is_counted_and_the_flow_lives(world: World) -> None:
+    world.cache.broken_writes = 1
+    world.send(1.0)
+    world.run(0.01)
+    assert world.flow.counts.cache_errors == 1
+    world.send(2.0)
+    world.run(0.01)
+    assert world.cache.newest[BTC].price == 2.0
+    world.run(70)
+    assert_same(world.archive.rows, expected_minutes(world))
+
+
+def test_rows_are_exact_while_the_cache_is_away_and_the_cache_is_refilled_on_its_return(world: World) -> None:
+    world.send(1.0)
+    world.run_until_ms(10_000)
+    world.cache.away = True
+    for n in range(100):
+        world.run(1)
+        world.send(float(n))
+    assert_same(world.archive.rows, {MINUTE: expected_minutes(world)[MINUTE]})
+    world.cache.away = False
+    world.run(2)
+    assert world.cache.newest[BTC].price == 99.0
+    assert_same(world.cache.slices, candles_of_ticks(world.sent, SLICE_MS))
+    assert_same(world.cache.minutes, {MINUTE: expected_minutes(world)[MINUTE]})
+
+
+def test_an_emptied_cache_is_refilled(world: World) -> None:
+    world.send(1.0)
+    world.run(1)
+    world.cache.empty()
+    world.run(2)
+    assert world.cache.newest[BTC].price == 1.0
+    assert_same(world.cache.slices, candles_of_ticks(world.sent, SLICE_MS))
+
+
+def test_rows_wait_while_the_archive_is_away_and_are_written_within_seconds_of_its_return(world: World) -> None:
+    world.archive.away = True
+    for n in range(300):
+        world.run(1)
+        world.send(float(n))
+    assert not world.archive.rows
+    assert len(world.pending) == 4
+    assert world.flow.counts.archive_errors > 100
+    world.archive.away = False
+    world.run(1)
+    closed = {slot: candle for slot, candle in expected_minutes(world).items() if slot.start < START_MS + 240_000}
+    assert_same(world.archive.rows, closed)
+    assert len(world.pending) == 0
+
+
+# The end
+
+
+def test_rows_beyond_the_limit_are_dropped_oldest_first_and_told(log: list[str]) -> None:
+    world = World(pending_limit=2).start()
+    world.archive.away = True
+    for _ in range(4):
+        world.send(1.0)
+        world.run(60)
+    assert len(world.pending) == 2
+    assert world.pending.dropped == 1
+    assert any("1 minute rows are given up" in line for line in log)
+    world.archive.away = False
+    world.run(5)
+    assert min(world.archive.rows).start > START_MS
+
+
+def test_the_end_drains_everything_and_writes_the_open_minute(world: World) -> None:
+    world.run_until_ms(59_000)
+    world.send(1.0)
+    world.run_until_ms(61_000)
+    world.send(2.0)
+    world.stop()
+    world.run(2)
+    assert world.completed
+    assert_same(world.archive.rows, expected_minutes(world))
+    assert_same(world.cache.slices, candles_of_ticks(world.sent, SLICE_MS))
+    assert world.cache.newest[BTC].price == 2.0
+
+
+def test_the_end_comes_in_time_with_both_stores_away(world: World) -> None:
+    world.send(1.0)
+    world.run(1)
+    world.cache.away = world.archive.away = True
+    world.send(2.0)
+    world.run(5)
+    world.stop()
+    world.run(2.5)
+    assert world.completed
+
+
+def test_the_end_comes_in_time_while_a_feed_waits_to_reconnect(world: World) -> None:
+    for _ in range(6):
+        world.feed.fail(OSError("gone"))
+        world.run(30)
+    world.feed.fail(OSError("gone"))
+    world.stop()
+    world.run(1.5)
+    assert world.completed
+
+
+def test_the_end_does_not_wait_for_a_feed_that_hangs(world: World) -> None:
+    world.send(1.0)
+    world.modes.end()  # and the feed does not hear of it
+    world.run(2)
+    assert world.completed
+    assert_same(world.archive.rows, expected_minutes(world))
+
+
+# Recovery
+
+
+def left_behind(*ages_ms: int) -> tuple[Candles, list[tuple[Series, Tick]]]:
+    ticks = [(BTC, Tick(10.0 + n, START_MS - age, n)) for n, age in enumerate(ages_ms)]
+    return {Slot(series, slice_start(tick.at)): candle_of(tick) for series, tick in ticks}, ticks
+
+
+def test_a_minute_cut_by_a_crash_is_completed() -> None:
+    world = World()
+    world.clock_step_ms = 30_000  # starts in mid-minute
+    world.cache.left_behind = {
+        Slot(BTC, START_MS + 10_000): candle_of(Tick(7.0, START_MS + 10_000, 1)),
+        Slot(BTC, START_MS + 20_000): candle_of(Tick(8.0, START_MS + 20_000, 2)),
+    }
+    world.start()
+    world.send(9.0)
+    world.run(40)
+    row = world.archive.rows[MINUTE]
+    assert (row.open, row.close, row.ticks) == (7.0, 9.0, 3)
+
+
+def test_minutes_that_ended_while_nothing_ran_are_written() -> None:
+    world = World()
+    world.cache.left_behind, ticks = left_behind(70_000, 65_000, 20_000)
+    world.start()
+    world.run(3)
+    assert_same(world.archive.rows, candles_of_ticks(ticks, MINUTE_MS))
+
+
+def test_a_minute_cut_by_a_crash_is_written_though_the_restart_comes_hours_later() -> None:
+    world = World()
+    world.cache.left_behind, ticks = left_behind(3_600_000, 3_599_000)
+    world.cache.away = True
+    world.start()
+    world.run(30)
+    world.cache.away = False
+    world.run(3)
+    assert_same(world.archive.rows, candles_of_ticks(ticks, MINUTE_MS))
+    assert world.memory.too_late == 0
+
+
+def test_slices_of_the_earlier_run_are_merged_when_the_cache_comes_back_late() -> None:
+    world = World()
+    world.clock_step_ms = 30_000
+    world.cache.away = True
+    world.cache.left_behind = {Slot(BTC, START_MS + 10_000): candle_of(Tick(7.0, START_MS + 10_000, 1))}
+    world.start()
+    world.send(9.0)
+    world.run(10)
+    world.cache.away = False
+    world.run(40)
+    assert world.archive.rows[MINUTE].ticks == 2
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_first_minute_has_what_another_process_went_on_to_write(stopped: bool) -> None:
+    """That one was stopped in mid-minute: neither of the two has all ticks itself."""
+    world = World()
+    world.clock_step_ms = 30_000
+    asked: list[tuple[int, int]] = []
+    of_the_other = [Tick(7.0, START_MS + 30_100, 1), Tick(9.0, START_MS + 31_000, 2)]  # of which the second is known
+
+    def read_again(since: int, until: int) -> Candles:
+        asked.append((since, until))
+        return {Slot(BTC, slice_start(tick.at)): candle_of(tick) for tick in of_the_other}
+
+    world.flow.read_again = read_again
+    world.start()
+    world.run(0.999)
+    world.send(9.0)
+    world.run(10)
+    assert not asked
+    if stopped:
+        world.stop()
+        world.run(1)
+        assert world.completed
+    else:
+        world.run(100)
+    assert asked == [(START_MS + 20_000, START_MS + MINUTE_MS)]
+    assert world.archive.rows[MINUTE].ticks == 2
+
+
+def test_end_does_not_wait_for_the_slices_of_another_process() -> None:
+    world = World()
+
+    def read_again(*_: int) -> Candles:
+        raise Unavailable("away")
+
+    world.flow.read_again = read_again
+    world.start()
+    world.send(9.0)
+    world.run(1)
+    world.stop()
+    world.run(1)
+    assert world.completed
+    assert world.archive.rows[MINUTE].ticks == 1
+
+
+def archived(price: float, ticks: int, start: int = START_MS) -> Candles:
+    ticks_of_minute = [Tick(price, start + 1000 + n, n) for n in range(ticks)]
+    return {Slot(BTC, start): candle_of_ticks(ticks_of_minute)}
+
+
+def test_a_minute_of_two_runs_is_whole_though_the_cache_was_emptied_between_them() -> None:
+    world = World()
+    world.clock_step_ms = 30_000
+    world.archive.rows = archived(7.0, ticks=5)
+    world.start()
+    world.send(9.0)
+    world.run(40)
+    row = world.archive.rows[MINUTE]
+    assert (row.open, row.close, row.ticks) == (7.0, 9.0, 6)
+    assert world.cache.minutes[MINUTE] == row
+
+
+def test_a_minute_of_two_runs_is_whole_when_the_archive_comes_back_late() -> None:
+    world = World()
+    world.clock_step_ms = 30_000
+    world.archive.rows = archived(7.0, ticks=5)
+    world.archive.away = True
+    world.start()
+    world.send(9.0)
+    world.run(100)
+    world.archive.away = False
+    world.run(5)
+    assert world.archive.rows[MINUTE].ticks == 6
+
+
+def test_what_both_stores_have_of_an_earlier_run_counts_once() -> None:
+    world = World()
+    world.clock_step_ms = 30_000
+    world.archive.rows = archived(7.0, ticks=5)
+    world.cache.left_behind = {
+        Slot(BTC, START_MS + 1000): candle_of_ticks([Tick(7.0, START_MS + 1000 + n, n) for n in range(5)]),
+        Slot(BTC, START_MS + 20_000): candle_of(Tick(8.0, START_MS + 20_000, 6)),
+    }
+    world.start()
+    world.send(9.0)
+    world.run(40)
+    assert world.archive.rows[MINUTE].ticks == 7
+
+
+def test_what_both_stores_have_of_an_earlier_run_counts_once_though_the_cache_comes_back_late() -> None:
+    world = World()
+    world.clock_step_ms = 30_000
+    world.archive.rows = archived(7.0, ticks=5)
+    world.cache.left_behind = {
+        Slot(BTC, START_MS + 1000): candle_of_ticks([Tick(7.0, START_MS + 1000 + n, n) for n in range(5)])
+    }
+    world.cache.away = True
+    world.start()
+    world.send(9.0)
+    world.run(10)
+    world.cache.away = False
+    world.run(40)
+    assert world.archive.rows[MINUTE].ticks == 6
+
+
+def test_minutes_the_archive_never_got_are_taken_from_the_cache() -> None:
+    world = World()
+    lost = {Slot(BTC, START_MS - 3_600_000): candle_of(Tick(7.0, START_MS - 3_600_000, 1))}
+    world.cache.backlog = lost
+    world.start()
+    world.run(1)
+    assert world.archive.rows == lost
+    assert world.cache.archived_until == START_MS - RECENT_MS
+
+
+def test_nothing_is_marked_as_archived_before_the_backlog_is_pending() -> None:
+    """A crash in between would leave the backlog neither in the archive nor to be read again."""
+    world = World()
+    world.cache.backlog = {Slot(BTC, START_MS - 3_600_000): candle_of(Tick(7.0, START_MS - 3_600_000, 1))}
+    marks: list[bool] = []
+
+    def mark_archived(until: int) -> None:
+        marks.append(world.cache.backlog.keys() <= world.archive.rows.keys())
+
+    world.cache.mark_archived = mark_archived  # type: ignore[method-assign]
+    unarchived = world.cache.unarchived
+
+    def read_while_a_row_is_written() -> Candles:
+        backlog = unarchived()
+        slot = Slot(BTC, START_MS - MINUTE_MS)
+        world.pending.add({slot: candle_of(Tick(1.0, slot.start, 1))})
+        world.flow._write_pending()  # by another thread of the pool
+        return backlog
+
+    world.cache.unarchived = read_while_a_row_is_written  # type: ignore[method-assign]
+    world.start()
+    world.run(5)
+    assert marks
+    assert all(marks)
+
+
+def test_a_minute_counts_as_archived_when_none_before_it_waits_and_no_tick_can_come_for_one(world: World) -> None:
+    world.send(1.0)
+    world.run_until_ms(65_000)
+    assert world.cache.archived_until == START_MS + MINUTE_MS - RECENT_MS
+    world.archive.away = True
+    world.send(2.0)
+    world.run_until_ms(600_000)
+    assert world.cache.archived_until == START_MS + MINUTE_MS - RECENT_MS
+    world.archive.away = False
+    world.run(5)
+    assert world.cache.archived_until == START_MS + 600_000 - RECENT_MS
+
+
+def test_a_cache_emptied_while_rows_wait_gets_those_that_memory_no_longer_holds(world: World) -> None:
+    world.send(1.0)
+    world.archive.away = True
+    world.run_until_ms(600_000)
+    world.cache.empty()
+    world.run(2)
+    assert_same(world.cache.minutes, expected_minutes(world))
+
+
+# Counters
+
+
+def test_errors_counted_by_several_threads_are_all_counted() -> None:
+    counts = FlowCounts()
+
+    def count() -> None:
+        for _ in range(20_000):
+            counts.add(cache_errors=1)
+
+    patience = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=count) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(patience)
+    assert counts.cache_errors == 80_000
+
+
+# Modes and feeds
+
+
+def test_a_switch_closes_the_old_feeds_and_opens_the_new_ones(world: World) -> None:
+    (test,), (live,) = world.feeds[Mode.TEST], world.feeds[Mode.LIVE]
+    assert (test.open, live.open) == (1, 0)
+    assert world.modes.switch(Mode.LIVE) == Mode.TEST
+    assert (test.open, live.open) == (0, 1)
+    assert world.modes.switch(Mode.LIVE) == Mode.LIVE
+    assert live.subscriptions == 1
+
+
+def test_modes_never_mix_however_often_they_switch(world: World) -> None:
+    (live,) = world.feeds[Mode.LIVE]
+    for n in range(100):
+        world.run(0.7)
+        if world.modes.switch(Mode.LIVE if n % 2 else Mode.TEST) == Mode.TEST:
+            world.send(1.0 + n, series=LIVE_BTC, feed=live) if n % 2 else world.send(1.0 + n)
+        else:
+            world.send(1.0 + n) if n % 2 == 0 else world.send(1.0 + n, series=LIVE_BTC, feed=live)
+    world.run(70)
+    assert_same(world.archive.rows, expected_minutes(world))
+    assert sum(feed.open for feeds in world.feeds.values() for feed in feeds) == 1
+
+
+def test_the_minute_of_the_mode_that_was_left_is_written(world: World) -> None:
+    world.send(1.0)
+    world.run(1)
+    world.modes.switch(Mode.LIVE)
+    world.run(70)
+    assert_same(world.archive.rows, expected_minutes(world))
+
+
+def test_one_feed_failing_does_not_touch_the_others_and_it_comes_back() -> None:
+    feeds = {Mode.TEST: [ScriptedFeed(Mode.TEST, name) for name in ("a", "b")], Mode.LIVE: []}
+    world = World(feeds=feeds).start()
+    bad, good = feeds[Mode.TEST]
+    a, b = BTC._replace(exchange="a"), BTC._replace(exchange="b")
+    for n in range(20):
+        bad.fail(OSError("gone"))
+        world.send(float(n + 1), series=b, feed=good)
+        world.run(1)
+    assert good.subscriptions == 1
+    assert world.flow.counts.reconnects == {"a": 5}
+    world.run(30)
+    world.send(99.0, series=a, feed=bad)
+    world.run(1)
+    assert world.cache.newest[a].price == 99.0
+    assert world.cache.newest[b].price == 20.0
+
+
+def test_a_candle_of_the_oracle_is_a_candle_of_the_flow(world: World) -> None:
+    world.send(3.0, 1.0, 2.0)
+    world.run(65)
+    assert world.archive.rows[MINUTE] == candle_of_ticks([tick for _, tick in world.sent])
+
+
+@pytest.mark.parametrize("step", ["observe", "absorb", "take_closed"])
+def test_a_batch_on_which_a_step_raises_is_given_up_and_the_flow_lives(
+    monkeypatch: pytest.MonkeyPatch, log: list[str], step: str
+) -> None:
+    world = World()
+    works, broken = getattr(world.memory, step), False
+
+    def at_times(*arguments: object) -> object:
+        if broken:
+            raise RuntimeError("a bug in the flow")
+        return works(*arguments)
+
+    monkeypatch.setattr(world.memory, step, at_times)
+    world.start()
+    world.send(1.0)
+    world.run(1)
+    broken = True
+    world.send(2.0)
+    world.run(1)
+    broken = False
+    assert world.flow.counts.given_up > 0
+    assert any("a bug in the flow" in line for line in log)
+    world.send(3.0)
+    world.run(70)
+    assert world.cache.newest[BTC].price == 3.0
+    assert world.archive.rows[MINUTE].close == 3.0
+
+
+# What is counted
+
+
+def test_it_is_counted_once_how_long_the_newest_tick_took_to_the_cache() -> None:
+    world = World()
+    write = world.cache.put_newest
+
+    def slow(newest: dict[Series, Tick]) -> None:
+        world.scheduler._clock = world.seconds + 1.0  # the worker is held up for a second
+        write(newest)
+
+    world.cache.put_newest = slow  # type: ignore[method-assign]
+    world.start()
+    world.send(1.0)
+    world.send(2.0)
+    world.send(3.0)
+    world.run(10)
+    delays = world.flow.counts.tick_to_cache.so_far()
+    assert [written[BTC].price for written in world.cache.newest_writes] == [3.0, 3.0]
+    assert sum(delays.counts) == 1
+    assert delays.total == pytest.approx(1.0, abs=0.01)
+
+
+def test_what_is_written_again_to_a_cache_that_was_emptied_took_no_time(world: World) -> None:
+    world.send(1.0)
+    world.run(100)
+    world.cache.empty()
+    world.run(2)
+    assert len(world.cache.newest_writes) == 2
+    delays = world.flow.counts.tick_to_cache.so_far()
+    assert sum(delays.counts) == 1
+    assert delays.total == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_tick_that_does_not_reach_the_cache_is_an_error_and_took_no_time(world: World) -> None:
+    world.cache.away = True
+    world.send(1.0)
+    world.run(0.01)
+    assert world.flow.counts.cache_errors == 1
+    assert sum(world.flow.counts.tick_to_cache.so_far().counts) == 0
+
+
+def test_rows_that_the_archive_refuses_are_not_counted_as_written(world: World) -> None:
+    world.archive.refuses = {ETH}
+    world.send(1.0, series=BTC)
+    world.send(1.0, series=ETH)
+    world.run_until_ms(70_000)
+    counts = world.flow.counts
+    assert (counts.rows_written, counts.rows_refused) == (1, 1)
+
+
+# Days
+
+
+def test_days_are_rolled_up_step_by_step_beside_the_minutes_which_are_in_time(world: World) -> None:
+    world.days.steps = 400
+    for _ in range(70):
+        world.send(1.0)
+        world.run(1)
+    assert world.days.steps == 0
+    assert world.archive.written_at[MINUTE][0] <= START_MS + MINUTE_MS + 5000
+    asked = len(world.days.asked_at)
+    world.run(60)
+    assert len(world.days.asked_at) - asked <= 6
+
+
+def test_days_that_cannot_be_rolled_up_are_told_and_tried_again_ever_more_seldom(world: World, log: list[str]) -> None:
+    world.days.away = True
+    world.send(1.0)
+    world.run(600)
+    assert any("rolled up" in line for line in log)
+    assert len(world.days.asked_at) < 20
+    assert_same(world.archive.rows, expected_minutes(world))
+    world.days.away, world.days.steps = False, 5
+    world.run(70)
+    assert world.days.steps == 0
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_the_end_does_not_wait_for_days(world: World, away: bool) -> None:
+    world.days.steps, world.days.away = 10**6, away
+    world.send(1.0)
+    world.run(30)
+    world.stop()
+    world.run(0.1)
+    assert world.completed
+    assert_same(world.archive.rows, expected_minutes(world))
+    asked = len(world.days.asked_at)
+    world.run(100)
+    assert len(world.days.asked_at) == asked
+
+
+def test_days_wait_until_the_archive_has_answered() -> None:
+    world = World()
+    world.archive.away = True
+    world.start()
+    world.run(60)
+    assert not world.days.asked_at
+    world.archive.away = False
+    world.run(20)
+    assert world.days.asked_at

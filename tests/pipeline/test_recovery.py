@@ -1,0 +1,166 @@
+"""Late recoveries: what other processes left, beside ticks that this one has itself. No tick counts twice.
+
+The n-th tick costs 2**n, so the total of any candle says which ticks are in it, once each.
+"""
+
+from collections.abc import Iterable
+from itertools import chain
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from marketflow.model import MINUTE_MS, Candle, Candles, Slot, Tick, candle_of, merge_all, slice_start
+from marketflow.pipeline.state import Memory
+from marketflow.stores.ports import Left
+from tests.pipeline.world import BTC, START_MS
+
+MINUTE = Slot(BTC, START_MS)
+NOW = START_MS + MINUTE_MS
+
+
+def tick(number: int) -> Tick:
+    """The ticks of a minute come every 150 ms from its second 10 on."""
+    at = START_MS + 10_000 + number * 150
+    return Tick(float(2**number), at, at * 1_000_000)
+
+
+def slices(numbers: Iterable[int]) -> Candles:
+    ticks = map(tick, numbers)
+    return merge_all({Slot(BTC, slice_start(each.at)): candle_of(each)} for each in ticks)
+
+
+def minute_of(candles: Candles) -> Candle:
+    return merge_all({MINUTE: candle} for candle in candles.values())[MINUTE]
+
+
+def numbers_of(candle: Candle) -> list[int]:
+    bits = int(candle.total)
+    assert bits.bit_count() == candle.ticks, "a tick counts twice"
+    return [number for number in range(bits.bit_length()) if bits >> number & 1]
+
+
+def row(memory: Memory) -> list[int]:
+    return numbers_of(memory.take_all()[MINUTE])
+
+
+def running(*numbers: Iterable[int], **limits: int) -> Memory:
+    memory = Memory(late_after_ms=2000, **limits)
+    memory.absorb(slices(chain(*numbers)), NOW)
+    return memory
+
+
+def test_slices_of_another_process_are_not_added_to_the_same_ticks() -> None:
+    memory = running(range(10, 30))
+    assert memory.restore(Left(slices(range(25)))) == {}
+    assert row(memory) == list(range(30))
+    memory.absorb(slices(range(30, 40)), NOW)
+    assert row(memory) == list(range(40))
+
+
+def test_overlapping_slice_keeps_its_more_complete_candle() -> None:
+    whole = [Tick(float(2**n), START_MS + n, n) for n in range(3)]
+    slot = Slot(BTC, START_MS)
+    three = merge_all({slot: candle_of(each)} for each in whole)
+    two = merge_all({slot: candle_of(each)} for each in whole[1:])
+    for own, left, written in ((two, three, {}), (three, two, three)):
+        memory = Memory(late_after_ms=2000)
+        memory.absorb(own, NOW)
+        assert memory.restore(Left(left)) == written
+        assert memory.all_slices() == three
+        assert row(memory) == [0, 1, 2]
+
+
+def test_slices_that_this_run_lacks_are_taken_from_another_process() -> None:
+    memory = running(range(10, 15), range(20, 30))
+    memory.restore(Left(slices(range(25))))
+    assert row(memory) == list(range(30))
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_slices_read_again_count_once(times: int) -> None:
+    memory = Memory(late_after_ms=2000)
+    for _ in range(times):
+        memory.restore(Left(slices(range(20))))
+    memory.absorb(slices(range(25, 30)), NOW)
+    for _ in range(times):
+        memory.restore(Left(slices(range(25))))
+    assert row(memory) == list(range(30))
+
+
+def test_evicted_slices_are_not_added_to_the_same_ticks() -> None:
+    memory = running(range(50), slices_held=10, slices_held_ms=1000)
+    assert len(memory.all_slices()) < 12
+    memory.restore(Left(slices(range(40))))
+    assert row(memory) == list(range(50))
+
+
+def test_minute_of_another_process_is_not_added_to_the_same_ticks() -> None:
+    """More slices than may be held come as minutes."""
+    memory = running(range(10, 30))
+    memory.restore(Left({}, {MINUTE: minute_of(slices(range(25)))}, whole_from=NOW))
+    assert row(memory) == list(range(30))
+
+
+def test_minute_of_an_earlier_run_is_added_to_later_ticks() -> None:
+    memory = running(range(10, 30))
+    for _ in range(2):
+        memory.restore(Left({}, {MINUTE: minute_of(slices(range(10)))}, whole_from=NOW))
+    assert row(memory) == list(range(30))
+
+
+def test_row_of_another_process_is_not_added_to_the_same_ticks() -> None:
+    memory = running(range(10, 30))
+    memory.adopt({MINUTE: minute_of(slices(range(25)))}, START_MS)
+    assert row(memory) == list(range(30))
+    memory.absorb(slices(range(30, 35)), NOW)
+    assert row(memory) == list(range(35))
+
+
+def test_row_and_slices_of_another_process_count_once_with_own_ticks() -> None:
+    for first in (0, 1):
+        memory = running(range(10, 30))
+        for step in (first, 1 - first):
+            if step:
+                memory.restore(Left(slices(range(20))))
+            else:
+                memory.adopt({MINUTE: minute_of(slices(range(25)))}, START_MS)
+        assert row(memory) == list(range(30))
+
+
+def test_late_tick_beside_the_row_of_an_earlier_run_costs_no_later_tick() -> None:
+    memory = running([3], range(25, 40))
+    memory.adopt({MINUTE: minute_of(slices(chain(range(3), range(4, 25))))}, START_MS)
+    assert set(row(memory)) >= set(range(40)) - {3}
+
+
+FIRST = 20
+"""The first tick of this run; the other process began before."""
+
+own_numbers = st.sets(st.integers(FIRST, 49))
+other_numbers = st.sets(st.integers(0, 49))
+orders = st.lists(st.sampled_from(["ticks", "slices", "row"]), max_size=6)
+
+
+@settings(deadline=None)  # its time says nothing on a busy machine
+@given(st.lists(own_numbers, min_size=6, max_size=6), other_numbers, other_numbers, orders)
+def test_no_recovery_counts_a_tick_twice(
+    own: list[set[int]], cached: set[int], archived: set[int], order: list[str]
+) -> None:
+    """Whatever is read when, and how often: two processes that see parts of the same ticks."""
+    memory = running([FIRST])
+    seen = {FIRST}
+    for step, received in zip(order, own, strict=False):
+        if step == "ticks":
+            memory.absorb(slices(received - seen), NOW)
+            seen |= received
+        elif step == "slices":
+            memory.restore(Left(slices(cached)))
+        elif archived:
+            memory.adopt({MINUTE: minute_of(slices(archived))}, START_MS)
+    found = set(row(memory))
+    assert found <= seen | cached | archived
+    if "row" not in order:
+        expected = slices(seen | cached if "slices" in order else seen)
+        assert len(memory.all_slices()) == len(expected)
+        assert found == set(chain.from_iterable(map(numbers_of, memory.all_slices().values())))

@@ -1,0 +1,41 @@
+"""A correction of a closed minute raises its version; what comes while it may still change does not."""
+
+from marketflow.model import MINUTE_MS, Candles, Mode, Series, Slot, Tick, candle_of, slice_start
+from marketflow.pipeline.state import Memory
+
+MINUTE = 1_763_690_040_000  # the start of a minute
+BTC, ETH = (Series(Mode.LIVE, "exchange1", symbol) for symbol in ("BTCUSDT", "ETHUSDT"))
+
+
+def tick(at: int, series: Series = BTC) -> Candles:
+    return {Slot(series, slice_start(at)): candle_of(Tick(1.0, at, at))}
+
+
+def versions(candles: Candles) -> dict[Series, int]:
+    return {slot.series: candle.version for slot, candle in candles.items()}
+
+
+def test_correction_of_a_closed_minute_raises_its_version() -> None:
+    memory = Memory(late_after_ms=2_000, closed_after_ms=5_500)
+    end = MINUTE + MINUTE_MS
+    memory.absorb(tick(MINUTE) | tick(MINUTE, ETH), end - 1)
+    assert versions(memory.take_closed(end + 2_000)) == {BTC: 1, ETH: 1}
+    memory.absorb(tick(end - 100), end + 4_900)
+    assert versions(memory.take_closed(end + 4_900)) == {BTC: 1}
+    assert memory.take_closed(end + 5_500) == {}
+    for n in (2, 3):
+        memory.absorb(tick(end - 200), end + 9_000 * n)
+        assert versions(memory.take_closed(end + 9_000 * n)) == {BTC: n}
+    assert versions(memory.all_closed()) == {BTC: 3, ETH: 1}
+    assert memory.recent(BTC, MINUTE).minutes[MINUTE].version == 3
+
+
+def test_versions_are_forgotten_with_their_minutes() -> None:
+    memory = Memory(late_after_ms=2_000)
+    memory.absorb(tick(MINUTE), MINUTE)
+    memory.take_closed(MINUTE + 2 * MINUTE_MS)
+    memory.absorb(tick(MINUTE), MINUTE + 2 * MINUTE_MS)
+    memory.take_closed(MINUTE + 3 * MINUTE_MS)
+    assert memory._corrections
+    memory.forget(MINUTE + 20 * MINUTE_MS)
+    assert not memory._corrections

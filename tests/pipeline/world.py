@@ -1,0 +1,248 @@
+"""A virtual hour: clock, feeds and stores of memory, for running the whole flow without waiting."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import reactivex as rx
+from reactivex import Observable
+from reactivex import operators as ops
+from reactivex.subject import Subject
+from reactivex.testing import TestScheduler
+
+from marketflow.errors import Unavailable
+from marketflow.feeds.decoder import Guard
+from marketflow.model import Candles, FeedState, Mode, Series, Slot, Tick, candle_of, fuller, merge_all, slice_start
+from marketflow.pipeline.backlog import DEFAULT_LIMIT, Pending
+from marketflow.pipeline.graph import Flow
+from marketflow.pipeline.mode_switch import ModeSwitch
+from marketflow.pipeline.state import Memory
+from marketflow.stores.ports import Left
+
+START_MS = 1_763_690_040_000  # the start of a minute
+EXCHANGE = "exchange1"
+BTC = Series(Mode.TEST, EXCHANGE, "BTCUSDT")
+ETH = Series(Mode.TEST, EXCHANGE, "ETHUSDT")
+LIVE_BTC = BTC._replace(mode=Mode.LIVE)
+
+
+class ScriptedFeed:
+    """A feed that sends what the test tells it to."""
+
+    state = FeedState.CONNECTED
+
+    def __init__(self, mode: Mode, exchange: str = EXCHANGE) -> None:
+        self.exchange = exchange
+        self.place = "a script"
+        self.guard = Guard(mode, exchange, ("BTCUSDT", "ETHUSDT"), lambda: 0, 0, lambda *_: None)
+        self.subscriptions = 0
+        self.open = 0
+        self._batches: Subject[Candles] = Subject()
+
+    def batches(self) -> Observable[Candles]:
+        def subscribe(_: object) -> Observable[Candles]:
+            self.subscriptions += 1
+            self.open += 1
+            return self._batches.pipe(ops.finally_action(self._close))
+
+        return rx.defer(subscribe)
+
+    def _close(self) -> None:
+        self.open -= 1
+
+    def send(self, batch: Candles) -> None:
+        self._batches.on_next(batch)
+
+    def fail(self, error: Exception) -> None:
+        failing, self._batches = self._batches, Subject()
+        failing.on_error(error)
+
+    def stop(self) -> None:
+        self._batches.on_completed()
+
+
+class FakeCache:
+    """Keeps what is written, unless it is told to be away."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.lacking = False
+        self.left_behind: Candles = {}
+        self.backlog: Candles = {}
+        self.newest: dict[Series, Tick] = {}
+        self.newest_writes: list[dict[Series, Tick]] = []
+        self.slices: Candles = {}
+        self.minutes: Candles = {}
+        self.archived_until = 0
+        self.noted_as_stored: set[Slot] = set()
+        self.broken_writes = 0
+
+    def _check(self) -> None:
+        if self.away:
+            self.lacking = True
+            raise Unavailable("away")
+        if self.broken_writes:
+            self.broken_writes -= 1
+            raise RuntimeError("a bug in the cache")
+
+    def put_newest(self, newest: dict[Series, Tick]) -> None:
+        self._check()
+        self.newest_writes.append(newest)
+        self.newest |= newest
+
+    def put_slices(self, slices: Candles) -> None:
+        self._check()
+        self.slices |= slices
+
+    def put_minutes(self, minutes: Candles) -> None:
+        self._check()
+        self.minutes |= minutes
+
+    def recover(self, minute_ms: int) -> Left:
+        self._check()
+        return Left(self.left_behind)
+
+    def unarchived(self) -> Candles:
+        self._check()
+        return self.backlog
+
+    def note_stored(self, minutes: Iterable[Slot]) -> None:
+        self.noted_as_stored |= {*minutes}
+
+    def mark_archived(self, until: int) -> None:
+        self._check()
+        self.archived_until = until
+
+    def needs_refill(self) -> bool:
+        if self.away:
+            return False
+        lacking, self.lacking = self.lacking, False
+        return lacking
+
+    def empty(self) -> None:
+        self.newest, self.slices, self.minutes = {}, {}, {}
+        self.lacking = True
+
+
+class FakeArchive:
+    """Keeps the fuller version of each row, unless it is told to be away."""
+
+    def __init__(self, now_ms: Callable[[], int]) -> None:
+        self.away = False
+        self.refuses: set[Series] = set()
+        self.rows: Candles = {}
+        self.written_at: dict[Slot, list[int]] = {}
+        self._now_ms = now_ms
+
+    def recent(self, series: Iterable[Series], since: int) -> Candles:
+        if self.away:
+            raise Unavailable("away")
+        return {slot: candle for slot, candle in self.rows.items() if slot.series in series and slot.start >= since}
+
+    def write(self, minutes: Candles) -> int:
+        if self.away:
+            raise Unavailable("away")
+        written = {slot: candle for slot, candle in minutes.items() if slot.series not in self.refuses}
+        for slot, candle in written.items():
+            self.rows[slot] = fuller(candle, self.rows.get(slot, candle))
+            self.written_at.setdefault(slot, []).append(self._now_ms())
+        return len(minutes) - len(written)
+
+
+class FakeDays:
+    """Has so many steps to do, unless it is told to be away."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.steps = 0
+        self.asked_at: list[int] = []
+
+    def roll_up(self, now_ms: int) -> bool:
+        self.asked_at.append(now_ms)
+        if self.away:
+            raise Unavailable("away")
+        self.steps = max(0, self.steps - 1)
+        return self.steps > 0
+
+
+class World:
+    """The flow in virtual time, which starts with a minute."""
+
+    def __init__(
+        self,
+        mode: Mode = Mode.TEST,
+        feeds: Mapping[Mode, Sequence[ScriptedFeed]] | None = None,
+        workers: int = 2,
+        pending_limit: int = DEFAULT_LIMIT,
+        late_after_ms: int = 2000,
+    ) -> None:
+        self.scheduler = TestScheduler()
+        self.feeds = feeds or {each: [ScriptedFeed(each)] for each in Mode}
+        self.cache = FakeCache()
+        self.archive = FakeArchive(lambda: self.now_ms)
+        self.days = FakeDays()
+        self.memory = Memory(late_after_ms)
+        self.pending = Pending(pending_limit)
+        self.modes = ModeSwitch(mode)
+        self.sent: list[tuple[Series, Tick]] = []
+        self.errors: list[Exception] = []
+        self.completed = False
+        self.clock_step_ms = 0
+        self.flow = Flow(
+            modes=self.modes.changes,
+            feeds=self.feeds,
+            memory=self.memory,
+            pending=self.pending,
+            cache=self.cache,
+            archive=self.archive,
+            days=self.days,
+            workers_per_exchange=workers,
+            loop=self.scheduler,
+            pool=self.scheduler,
+            clock=lambda: self.now_ms * 1_000_000,
+        )
+
+    @property
+    def feed(self) -> ScriptedFeed:
+        """The first feed of test mode."""
+        return self.feeds[Mode.TEST][0]
+
+    @property
+    def seconds(self) -> float:
+        """Virtual time since the start."""
+        return float(self.scheduler.clock)
+
+    @property
+    def now_ms(self) -> int:
+        return START_MS + self.clock_step_ms + round(self.seconds * 1000)
+
+    def start(self) -> "World":
+        self.flow.observable().subscribe(on_error=self.errors.append, on_completed=self._complete)
+        self.run(0.001)
+        return self
+
+    def _complete(self) -> None:
+        self.completed = True
+
+    def run(self, seconds: float) -> None:
+        """Let virtual time pass."""
+        self.scheduler.advance_to(round(self.seconds + seconds, 6))
+        assert not self.errors, self.errors
+
+    def run_until_ms(self, at_ms: int) -> None:
+        """Let virtual time pass until a moment after START_MS."""
+        self.run((START_MS + at_ms - self.now_ms) / 1000)
+
+    def send(self, *prices: float, series: Series = BTC, ago_ms: int = 0, feed: ScriptedFeed | None = None) -> None:
+        """Ticks that happened `ago_ms` before now and arrive together, now."""
+        batch: list[Candles] = []
+        for price in prices:
+            tick = Tick(price, self.now_ms - ago_ms, self.now_ms * 1_000_000 + len(self.sent))
+            self.sent.append((series, tick))
+            batch.append({Slot(series, slice_start(tick.at)): candle_of(tick)})
+        (feed or self.feed).send(merge_all(batch))
+
+    def stop(self) -> None:
+        """As the engine does it: the feeds complete, then the modes."""
+        for feeds in self.feeds.values():
+            for feed in feeds:
+                feed.stop()
+        self.modes.end()

@@ -1,0 +1,328 @@
+"""MarketFlow as its users meet it: a process, real servers, real sockets."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from marketflow.embedded.server_process import ServerProcess
+from marketflow.model import MINUTE_MS, minute_start
+from tests.support.application import ROOT, Application, ScriptedExchange, exchanges_setting, now_ms
+from tests.support.oracle import Rows, assert_rows_equal, differences
+from tests.support.servers import HOST, RedisServer, free_port, wait_until
+
+SYMBOLS = ("BTCUSDT", "DOGEUSDT", "TONUSDT", "SOLUSDT", "ETHUSDT")
+
+
+@pytest.fixture
+def live(server_folder: Path, servers: dict[str, object], exchanges: list[ScriptedExchange]) -> Iterator[Application]:
+    """Live mode, three exchanges, and event times of minutes ago believed: a minute need not be waited for."""
+    given = {"MODE": "live", "EXCHANGES": exchanges_setting(*exchanges), "FLOW__MAX_CLOCK_SKEW_SECONDS": 300}
+    with Application(server_folder, servers | given) as application:
+        wait_until(lambda: application.get("/health")["status"] == "ok", message="not all exchanges are connected")
+        yield application
+
+
+def descendants(pid: int) -> list[ServerProcess]:
+    children = ServerProcess(pid).children()
+    return children + [grandchild for child in children for grandchild in child.children()]
+
+
+# With nothing but Python
+
+
+def test_the_first_start_needs_nothing_answers_prices_and_ends_without_a_trace(server_folder: Path) -> None:
+    application = Application(server_folder)
+    with application:
+        wait_until(lambda: application.find("/prices/latest/BTCUSDT"), timeout=30)
+        wait_until(lambda: application.get("/health")["status"] == "ok")
+        family = descendants(application.process.pid)
+        assert len(family) >= 2
+        code, seconds = application.stop(signal.SIGINT)
+        assert code == 0
+        assert seconds < 5
+        assert not any(process.alive() for process in family)
+    assert "Traceback" not in application.log
+    assert "ERROR" not in application.log
+
+
+def test_the_second_start_answers_within_five_seconds_and_has_what_was_stored(server_folder: Path) -> None:
+    with Application(server_folder) as first:
+        # The newest tick is there before its slice, and with it the first ones: wait for the slice.
+        wait_until(lambda: (first.find("/prices/average/BTCUSDT") or {"ticks": 0})["ticks"] > 30)
+        began = first.get("/prices/average/BTCUSDT")["from"]
+        first.stop()
+    application = Application(server_folder)
+    started = time.monotonic()
+    with application:
+        wait_until(lambda: application.find("/prices/latest/BTCUSDT"), timeout=5)
+        assert time.monotonic() - started < 5
+        assert application.get("/prices/average/BTCUSDT")["from"] == began
+        assert application.stop(signal.SIGTERM)[0] == 0
+
+
+def test_after_kill_9_the_servers_are_found_again_and_nothing_stored_is_lost(server_folder: Path) -> None:
+    application = Application(server_folder)
+    with application:
+        wait_until(lambda: (application.find("/prices/average/BTCUSDT") or {"ticks": 0})["ticks"] > 100)
+        ticks = application.get("/prices/average/BTCUSDT")["ticks"]
+        family = descendants(application.process.pid)
+        application.kill()
+        application.start()
+        again = application.get("/prices/average/BTCUSDT")["ticks"]
+        assert again >= ticks - 20  # 60 a second, of which 200 ms may be lost
+        assert application.stop()[0] == 0
+    wait_until(lambda: not any(process.alive() for process in family), message="a server was left behind")
+
+
+def test_a_data_folder_may_have_any_name(server_folder: Path) -> None:
+    folder = server_folder / "com,ma and 'quotes'"
+    folder.mkdir(mode=0o711)
+    with Application(folder) as application:
+        wait_until(lambda: application.get("/health")["status"] == "ok")
+        assert application.stop()[0] == 0
+
+
+@pytest.fixture
+def in_a_terminal() -> Iterator[None]:
+    """SIGHUP as a process of a terminal has it: under nohup it is ignored, and children inherit that."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("in_a_terminal")
+def test_a_terminal_that_is_closed_ends_it_in_good_order(server_folder: Path) -> None:
+    with Application(server_folder) as application:
+        family = descendants(application.process.pid)
+        assert application.stop(signal.SIGHUP)[0] == 0
+        assert not any(process.alive() for process in family)
+    assert "Traceback" not in application.log
+
+
+def test_an_embedded_server_that_dies_is_started_again_and_nothing_is_lost(server_folder: Path) -> None:
+    with Application(server_folder) as application:
+        wait_until(lambda: (application.find("/prices/average/BTCUSDT") or {"ticks": 0})["ticks"] > 50)
+        for process in descendants(application.process.pid):
+            process.send(signal.SIGKILL)
+        wait_until(lambda: application.get("/health")["status"] == "degraded")
+        wait_until(lambda: application.get("/health")["status"] == "ok", timeout=20)
+        ticks = application.get("/prices/average/BTCUSDT")["ticks"]
+        assert ticks > 50
+        assert application.stop()[0] == 0
+    assert "Traceback" not in application.log
+
+
+def test_both_halves_meet_in_the_embedded_servers_which_are_those_of_the_feeds(server_folder: Path) -> None:
+    folders = [server_folder / name for name in ("feeds", "api")]
+    for folder in folders:
+        folder.mkdir(mode=0o711)
+    given = {"DATA_DIR": server_folder / "data"}
+    feeds = Application(folders[0], given, ("--role", "feeds"))
+    api = Application(folders[1], given, ("--role", "api", "--workers", "2"))
+    with ExitStack() as stack:
+        for half in (api, feeds):
+            stack.push(half.__exit__)
+        api.start(wait=False)
+        wait_until(lambda: "answers on" in api.log)
+        assert api.get("/health")["redis"] == "down"  # nobody has started it yet, and this half never does
+        for path in ("/readyz", "/prices/latest/BTCUSDT"):
+            assert api.http.get(path).status_code == 503
+        feeds.start(wait=False)
+        wait_until(lambda: api.get("/health")["status"] == "ok", timeout=30)
+        wait_until(lambda: api.find("/prices/latest/BTCUSDT"))
+        assert api.switch("live") == {"mode": "live", "previous": "test"}
+        family = descendants(feeds.process.pid)
+        assert len(family) >= 2
+        assert feeds.stop()[0] == 0
+        assert not any(process.alive() for process in family)
+        wait_until(lambda: api.get("/health")["redis"] == "down")
+        assert api.stop()[0] == 0
+    assert "Traceback" not in feeds.log + api.log
+
+
+def test_uvicorn_serves_the_same_application(server_folder: Path, servers: dict[str, object]) -> None:
+    port = free_port()
+    environment = os.environ | {f"MARKETFLOW_{name}": str(value) for name, value in servers.items()}
+    command = [sys.executable, "-m", "uvicorn", "marketflow.app:app", "--port", str(port)]
+    log = server_folder / "uvicorn.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+    with httpx.Client(base_url=f"http://{HOST}:{port}") as http:
+
+        def answers() -> bool:
+            assert process.poll() is None, log.read_text()
+            try:
+                return http.get("/prices/latest/BTCUSDT").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        try:
+            wait_until(answers, timeout=20)
+        finally:
+            process.terminate()
+            process.wait(10)
+    assert "Traceback" not in log.read_text()
+
+
+# Live mode with servers of one's own
+
+
+def test_every_row_of_a_minute_from_three_exchanges_equals_the_oracle(
+    live: Application,
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+) -> None:
+    minute = minute_start(now_ms()) - MINUTE_MS
+    for number, exchange in enumerate(exchanges):
+        for i in range(600):
+            # Out of order, on both edges of the minute and of its neighbours, twins in a millisecond included.
+            at = minute + (i * 7919 + number) % MINUTE_MS
+            exchange.send(100 + (i * 31) % 97 + number / 8, 50 + i / 16, symbol=SYMBOLS[i % 5], at=at)
+        exchange.send(1.0, symbol="BTCUSDT", at=minute)
+        exchange.send(2.0, symbol="BTCUSDT", at=minute + MINUTE_MS - 1)
+        exchange.send(3.0, symbol="BTCUSDT", at=minute - 1)
+        exchange.send(4.0, symbol="BTCUSDT", at=minute + MINUTE_MS)
+    sent = [item for exchange in exchanges for item in exchange.sent]
+    closed = [
+        (series, tick) for series, tick in sent if minute_start(tick.at) <= minute
+    ]  # the running one is no row yet
+
+    def stored() -> Rows:
+        return {slot: row for slot, row in rows().items() if slot.start <= minute}
+
+    wait_until(lambda: not differences(stored(), closed), message="not all ticks are in rows")
+    assert live.stop()[0] == 0
+    assert_rows_equal(rows(), sent)
+
+
+def test_a_spike_is_in_a_period_to_its_very_edge_and_no_longer(
+    live: Application, exchanges: list[ScriptedExchange]
+) -> None:
+    began = now_ms()
+    spikes = {"10s": (10, 990.0, exchanges[0]), "1m": (60, 960.0, exchanges[1]), "3m": (180, 930.0, exchanges[2])}
+    for seconds, price, exchange in spikes.values():
+        exchange.send(100.0, at=began)
+        exchange.send(price, 50.0, at=began - seconds * 1000 + 1500)
+
+    def asked(question: str, period: str) -> dict[str, Any]:
+        name = spikes[period][2].name
+        return live.find(f"/prices/{question}/{name}/BTCUSDT", period=period) or {"price": None}
+
+    for period, (_, price, _) in spikes.items():
+        wait_until(lambda period=period, price=price: asked("highest", period)["price"] == price)  # type: ignore[misc]
+        assert asked("lowest", period)["price"] == 50.0
+        assert asked("average", period)["ticks"] == 3
+    while now_ms() < began + 1000:
+        for period, (_, price, _) in spikes.items():
+            assert asked("highest", period)["price"] == price
+    wait_until(lambda: now_ms() >= began + 1500 + 150)
+    for period in spikes:
+        assert asked("highest", period)["price"] == 100.0
+        assert asked("average", period)["ticks"] == 1
+
+
+def test_what_is_unknown_is_answered_as_documented(live: Application) -> None:
+    for path, status, code in (
+        ("/prices/latest/SHIBUSDT", 404, "unknown_symbol"),
+        ("/prices/latest/exchange9/BTCUSDT", 404, "unknown_exchange"),
+        ("/prices/highest/BTCUSDT?period=1y", 400, "invalid_period"),
+        ("/prices/latest/BTCUSDT", 404, "no_data"),
+        ("/prices/average/BTCUSDT?period=24h", 404, "no_data"),
+        ("/elsewhere", 404, "not_found"),
+    ):
+        answer = live.http.get(path)
+        assert (answer.status_code, answer.json()["code"]) == (status, code), path
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_the_open_minute_is_stored_though_the_connection_was_cut_since_the_last_write(
+    live: Application,
+    exchanges: list[ScriptedExchange],
+    postgres_db: dict[str, Any],
+    rows: Callable[[], Rows],
+) -> None:
+    exchange = exchanges[0]
+    exchange.send(1.0, 2.0)
+    wait_until(lambda: live.find("/prices/latest/BTCUSDT"))
+    with psycopg.connect(**postgres_db, autocommit=True) as connection:
+        connection.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where application_name = 'marketflow' and datname = current_database()"
+        )
+    exchange.send(3.0)
+    wait_until(lambda: live.get("/prices/latest/BTCUSDT")["price"] == 3.0)
+    assert live.stop()[0] == 0
+    assert_rows_equal(rows(), exchange.sent)
+
+
+# Things that are away
+
+
+def test_a_wrong_password_starts_degraded_tells_why_and_shows_no_secret(
+    server_folder: Path, servers: dict[str, object]
+) -> None:
+    wrong = {"POSTGRES__PASSWORD": "canary-secret", "REDIS__PASSWORD": "canary-secret"}
+    with ExitStack() as stack:
+        guarded = stack.enter_context(RedisServer(server_folder / "redis", password="another"))
+        given = servers | wrong | {"REDIS__PORT": guarded.port}
+        application = stack.enter_context(Application(server_folder, given))
+        wait_until(lambda: application.find("/prices/latest/BTCUSDT"))
+        health = application.get("/health")
+        assert (health["status"], health["postgres"], health["redis"]) == ("degraded", "down", "down")
+        wait_until(lambda: "password" in application.log)
+        assert application.stop()[0] == 0
+    assert "canary" not in application.log
+    assert "Traceback" not in application.log
+
+
+def test_prices_are_answered_from_memory_with_both_stores_away(server_folder: Path) -> None:
+    nowhere = {"POSTGRES__HOST": HOST, "POSTGRES__PORT": free_port(), "REDIS__HOST": HOST, "REDIS__PORT": free_port()}
+    with Application(server_folder, nowhere) as application:
+        wait_until(lambda: application.find("/prices/latest/BTCUSDT"))
+        wait_until(lambda: application.find("/prices/average/BTCUSDT", period="1m"))
+        assert application.get("/prices/highest/exchange2/ethusdt", period="10s")["exchange"] == "exchange2"
+        began = time.monotonic()
+        application.http.get("/prices/average/BTCUSDT")
+        assert time.monotonic() - began < 1.5
+        code, seconds = application.stop()
+        assert code == 0
+        assert seconds < 5
+    assert "Traceback" not in application.log
+
+
+# The simulated exchange
+
+
+def test_the_simulated_exchange_serves_everybody_and_stops_at_a_signal(
+    server_folder: Path, servers: dict[str, object]
+) -> None:
+    ports = [free_port() for _ in range(3)]
+    logs = [server_folder / f"exchange{port}.log" for port in ports]
+    with ExitStack() as stack:
+        simulated = []
+        for port, log in zip(ports, logs, strict=True):
+            command = [sys.executable, "-m", "marketflow", "exchange", "--port", str(port), "--rate", "500"]
+            output = stack.enter_context(log.open("wb"))
+            simulated.append(stack.enter_context(subprocess.Popen(command, cwd=ROOT, stderr=output)))
+        for process in simulated:
+            stack.callback(process.terminate)
+        tables = ", ".join(f'{{name="exchange{n}",address="{HOST}:{port}"}}' for n, port in enumerate(ports, 1))
+        given = {"MODE": "live", "EXCHANGES": f"[{tables}]"}
+        with Application(server_folder, servers | given) as application:
+            wait_until(lambda: application.get("/health")["status"] == "ok")
+            paths = [f"/prices/latest/exchange{n}/ETHUSDT" for n in (1, 2, 3)]
+            wait_until(lambda: all(application.find(path) for path in paths))
+            simulated[0].terminate()
+            assert simulated[0].wait(5) == 0
+    for log in logs:
+        assert "Traceback" not in log.read_text()

@@ -1,0 +1,97 @@
+"""Embedded servers for as long as the application lives: supervised, and none left when it ends."""
+
+import asyncio
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marketflow.embedded import EmbeddedRedis
+from marketflow.embedded.server_process import find_servers
+from marketflow.errors import StartError
+from marketflow.runtime.store_servers import running_servers
+from marketflow.settings import Settings, load
+from tests.support.servers import HOST, wait_until
+
+
+@pytest.fixture
+def settings(server_folder: Path) -> Settings:
+    return load(None, {"data_dir": str(server_folder / "data"), "postgres.host": HOST})
+
+
+def redis_of(settings: Settings) -> list[int]:
+    return [process.pid for process in find_servers("redis-server", settings.data_dir / "redis")]
+
+
+def test_no_server_is_left_when_the_end_comes_while_one_is_revived(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that starts it again begins only when all servers have been stopped."""
+    reviving, stopped, revived = threading.Event(), threading.Event(), threading.Event()
+    revive, stop = EmbeddedRedis.revive, EmbeddedRedis.stop
+
+    def late(server: EmbeddedRedis) -> None:
+        if reviving.is_set() or server.process is None:
+            return revive(server)
+        reviving.set()
+        stopped.wait(10)
+        try:
+            return revive(server)
+        finally:
+            revived.set()
+
+    def stop_and_say_so(server: EmbeddedRedis) -> None:
+        stop(server)
+        if reviving.is_set():
+            stopped.set()
+
+    monkeypatch.setattr(EmbeddedRedis, "revive", late)
+    monkeypatch.setattr(EmbeddedRedis, "stop", stop_and_say_so)
+
+    async def run() -> None:
+        async with running_servers(settings, asyncio.Event(), asyncio.Event()):
+            os.kill(redis_of(settings)[0], signal.SIGKILL)
+            await asyncio.to_thread(reviving.wait, 10)
+
+    asyncio.run(run())
+    assert revived.wait(10)
+    assert redis_of(settings) == []
+
+
+def test_a_server_that_died_is_started_again(settings: Settings, log: list[str]) -> None:
+    async def run() -> None:
+        async with running_servers(settings, asyncio.Event(), asyncio.Event()):
+            (killed,) = redis_of(settings)
+            os.kill(killed, signal.SIGKILL)
+            await asyncio.to_thread(wait_until, lambda: set(redis_of(settings)) - {killed})
+
+    asyncio.run(run())
+    assert redis_of(settings) == []
+    assert any("has died; starting it again" in line for line in log)
+
+
+def test_a_start_that_is_told_to_stop_is_given_up(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = asyncio.Event()
+
+    async def run() -> None:
+        async def tell_once_it_runs() -> None:
+            await asyncio.to_thread(wait_until, lambda: redis_of(settings))
+            told.set()
+
+        telling = asyncio.create_task(tell_once_it_runs())
+        with pytest.raises(StartError):
+            async with running_servers(settings, told, asyncio.Event()):
+                pytest.fail("it started")
+        await telling
+
+    def silent(*_: Any) -> Any:
+        from marketflow.embedded.child_server import Answer
+
+        return Answer.BUSY
+
+    monkeypatch.setattr(EmbeddedRedis, "probe", silent)
+    asyncio.run(run())
+    assert redis_of(settings) == []

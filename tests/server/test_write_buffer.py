@@ -1,0 +1,147 @@
+"""What is kept for clients that take less than they are sent, on real sockets and with short deadlines."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+
+import pytest
+import uvicorn
+from starlette.types import Message, Receive, Scope, Send
+
+from marketflow.api.streaming.sse import STREAMING
+from marketflow.server import write_buffer
+from marketflow.server.http_connection import LimitedConnection
+from marketflow.server.websocket_connection import LimitedWebSocket
+from tests.support.servers import HOST
+
+STALL_SECONDS = 0.4
+CHUNK = 1000
+GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
+UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+class App:
+    """Sends as much as is taken; remembers how much that was, and whether it was told that nobody is there."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.gone = threading.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.sent = 0
+        self.gone.clear()
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            piece: Message = {"type": "websocket.send", "bytes": b"x" * CHUNK}
+        else:
+            if scope["path"] == "/stream":
+                scope["extensions"][STREAMING]["begin"]()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            piece = {"type": "http.response.body", "body": b"x" * CHUNK, "more_body": True}
+        gone = asyncio.create_task(self._gone(receive))
+        try:
+            while not gone.done():
+                await send(piece)
+                self.sent += CHUNK
+                await asyncio.sleep(0)
+        except OSError:
+            pass
+        finally:
+            gone.cancel()
+            self.gone.set()
+
+    async def _gone(self, receive: Receive) -> None:
+        while not (await receive())["type"].endswith("disconnect"):
+            pass
+
+
+class Server:
+    """uvicorn in a thread."""
+
+    def __init__(self) -> None:
+        self.app = App()
+        self._listener = socket.create_server((HOST, 0))
+        config = uvicorn.Config(
+            self.app,
+            interface="asgi3",
+            http=LimitedConnection,
+            ws=LimitedWebSocket,
+            ws_per_message_deflate=False,
+            lifespan="off",
+            log_config=None,
+            timeout_graceful_shutdown=1,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(10)
+        self._listener.close()
+
+    def connect(self, request: bytes) -> socket.socket:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(5)
+        client.connect(self._listener.getsockname())
+        client.sendall(request)
+        return client
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(write_buffer, "STALL_SECONDS", STALL_SECONDS)
+    with closing(Server()) as server:
+        yield server
+
+
+@pytest.mark.parametrize("request_", [GET % b"stream", UPGRADE], ids=["http", "websocket"])
+def test_next_to_nothing_is_kept_for_a_client_that_takes_nothing_and_then_it_is_cut(
+    server: Server, request_: bytes
+) -> None:
+    with server.connect(request_) as client:
+        assert client.recv(12)
+        assert server.app.gone.wait(10 * STALL_SECONDS)
+        assert server.app.sent < 100_000
+        left = sum(map(len, iter(lambda: client.recv(65536), b"")))
+        assert left < 200_000
+
+
+@pytest.mark.parametrize("request_", [GET % b"stream", UPGRADE], ids=["http", "websocket"])
+def test_a_client_that_takes_a_little_now_and_then_stays(server: Server, request_: bytes) -> None:
+    with server.connect(request_) as client:
+        assert client.recv(12)
+        end = time.monotonic() + 5 * STALL_SECONDS
+        while time.monotonic() < end:
+            assert client.recv(4096)
+            assert not server.app.gone.wait(STALL_SECONDS / 4)
+
+
+def test_any_other_answer_is_never_cut(server: Server) -> None:
+    with server.connect(GET % b"long") as client:
+        assert client.recv(12)
+        assert not server.app.gone.wait(5 * STALL_SECONDS)
+        assert client.recv(65536)
+
+
+def test_whoever_only_pings_and_takes_no_answers_is_given_none(server: Server) -> None:
+    """Else what is to be answered would grow for as long as it is asked."""
+    ping = b"\x89\xfd\0\0\0\0" + b"x" * 125
+    with server.connect(UPGRADE) as client:
+        assert client.recv(12)
+        with suppress(OSError):  # it is cut after a while
+            while not server.app.gone.is_set():
+                client.sendall(ping * 100)
+        assert server.app.gone.wait(10)
+        received = 0
+        with suppress(ConnectionResetError):  # pings were on their way when it was cut
+            while data := client.recv(65536):
+                received += len(data)
+        assert received < 200_000

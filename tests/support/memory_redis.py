@@ -1,0 +1,159 @@
+"""As much of a Redis server as MarketFlow uses, in memory: the real clients of the cache run on it, codecs and all.
+
+Nothing expires. The commands of a transaction are done at once.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from marketflow.stores.redis.keys import decode_candle
+from marketflow.stores.redis.writer import _PUT_SLOTS
+
+Call = Callable[[Callable[[], Any]], Any]
+"""Does a command, or fails as a network does."""
+
+
+def _at_once(command: Callable[[], Any]) -> Any:
+    return command()
+
+
+class MemoryRedis:
+    """The server; `call` stands between it and its clients."""
+
+    def __init__(self, call: Call = _at_once) -> None:
+        self.call = call
+        self.strings: dict[str, bytes] = {}
+        self.hashes: dict[str, dict[str, bytes]] = {}
+        self.sorted_sets: dict[str, dict[bytes, float]] = {}
+
+    def empty(self) -> None:
+        self.strings, self.hashes, self.sorted_sets = {}, {}, {}
+
+    # Commands
+
+    def get(self, key: str) -> bytes | None:
+        return self.strings.get(key)
+
+    def set(self, key: str, value: object, *, get: bool = False, **_expiry: int) -> bytes | None:
+        previous = self.strings.get(key)
+        self.strings[key] = str(value).encode()
+        return previous if get else None
+
+    def hset(self, key: str, mapping: Mapping[str, object]) -> None:
+        self.hashes.setdefault(key, {}).update({field: str(value).encode() for field, value in mapping.items()})
+
+    def hmget(self, key: str, fields: Sequence[str]) -> list[bytes | None]:
+        return [self.hashes.get(key, {}).get(field) for field in fields]
+
+    def publish(self, channel: str, message: bytes) -> None:
+        pass
+
+    def type(self, key: str) -> bytes:
+        kinds: dict[bytes, Mapping[str, object]] = {
+            b"string": self.strings,
+            b"hash": self.hashes,
+            b"zset": self.sorted_sets,
+        }
+        return next((name for name, kind in kinds.items() if key in kind), b"none")
+
+    def expire(self, key: str, seconds: int) -> bool:
+        return any(key in kind for kind in (self.strings, self.hashes, self.sorted_sets))
+
+    def pexpire(self, key: str, milliseconds: int) -> bool:
+        return self.expire(key, milliseconds)
+
+    def eval(self, script: str, count: int, *rest: Any) -> None:
+        """The one script of the cache, as it says itself."""
+        assert script == _PUT_SLOTS
+        names, (_expiry, oldest, _channel, _announced, *parts) = rest[:count], rest[count:]
+        at = iter(parts)
+        for key in names:
+            slots, trims = next(at), next(at)
+            for start, ticks, member in [(next(at), next(at), next(at)) for _ in range(slots)]:
+                held = self.zrangebyscore(key, start, start)
+                if max((decode_candle(other).ticks for other in held), default=-1) <= ticks:
+                    self.zremrangebyscore(key, start, start)
+                    self.zadd(key, {member: start})
+            if trims:
+                self.zremrangebyscore(key, "-inf", f"({oldest}")
+
+    def zcard(self, key: str) -> int:
+        return len(self.sorted_sets.get(key, {}))
+
+    def zadd(self, key: str, mapping: Mapping[bytes | str, float]) -> None:
+        members = self.sorted_sets.setdefault(key, {})
+        for member, score in mapping.items():
+            members[member.encode() if isinstance(member, str) else member] = score
+
+    def zremrangebyscore(self, key: str, low: object, high: object) -> None:
+        members = self.sorted_sets.get(key, {})
+        for member in _within(members, low, high):
+            del members[member]
+
+    def zrangebyscore(self, key: str, low: object, high: object, *, withscores: bool = False) -> list[Any]:
+        members = self.sorted_sets.get(key, {})
+        found = sorted(_within(members, low, high), key=lambda member: (members[member], member))
+        return [(member, members[member]) for member in found] if withscores else found
+
+    def zrange(self, key: str, first: int, last: int, *, withscores: bool = False) -> list[Any]:
+        everything = self.zrangebyscore(key, "-inf", "+inf", withscores=withscores)
+        return everything[first : None if last == -1 else last + 1]
+
+
+class MemoryRedisClient:
+    """What a thread holds of it: `redis.Redis`."""
+
+    def __init__(self, server: MemoryRedis) -> None:
+        self._server = server
+
+    def __getattr__(self, command: str) -> Callable[..., Any]:
+        return lambda *args, **kwargs: self._server.call(lambda: getattr(self._server, command)(*args, **kwargs))
+
+    def pipeline(self, transaction: bool) -> "_Pipeline":
+        return _Pipeline(self._server)
+
+
+class AsyncMemoryRedisClient:
+    """What an event loop holds of it: `redis.asyncio.Redis`."""
+
+    def __init__(self, server: MemoryRedis) -> None:
+        self._server = server
+
+    def pipeline(self, transaction: bool) -> "_AsyncPipeline":
+        return _AsyncPipeline(self._server)
+
+
+class _Commands:
+    def __init__(self, server: MemoryRedis) -> None:
+        self._server = server
+        self._commands: list[Callable[[], Any]] = []
+
+    def __getattr__(self, command: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: self._commands.append(lambda: getattr(self._server, command)(*args, **kwargs))
+
+    def _execute(self) -> list[Any]:
+        answers: list[Any] = self._server.call(lambda: [command() for command in self._commands])
+        return answers
+
+
+class _Pipeline(_Commands):
+    def __enter__(self) -> "_Pipeline":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def execute(self) -> list[Any]:
+        return self._execute()
+
+
+class _AsyncPipeline(_Commands):
+    async def execute(self) -> list[Any]:
+        return self._execute()
+
+
+def _within(members: Mapping[bytes, float], low: object, high: object) -> list[bytes]:
+    least, most = float(str(low)), float(str(high).removeprefix("("))
+    if str(high).startswith("("):
+        return [member for member, score in members.items() if least <= score < most]
+    return [member for member, score in members.items() if least <= score <= most]

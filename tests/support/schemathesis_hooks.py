@@ -1,0 +1,48 @@
+"""What schemathesis has to be told beside the description of the API."""
+
+import re
+import zlib
+from typing import Any
+
+import schemathesis
+
+from marketflow.api.queries.candle_parameters import TIME_PATTERN, InvalidRange, parse_time
+from marketflow.api.queries.period import LONGEST_MS, PATTERN, SECOND_MS, InvalidPeriod, parse_period
+
+
+@schemathesis.hook
+def map_query(context: Any, query: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Give a period that is too short or too long another length, and a range that is none another one.
+
+    No JSON Schema can say that a sum must be from 1s to 366d, that there is no 13th month, or that one time must lie
+    before another; to schemathesis such a query would be a good one. What happens to it is tested in api/.
+    """
+    period = query.get("period") if query else None
+    if query and isinstance(period, str) and re.fullmatch(PATTERN, period):
+        try:
+            parse_period(period)
+        except InvalidPeriod:
+            query["period"] = f"{1 + zlib.crc32(period.encode()) % (LONGEST_MS // SECOND_MS)}s"
+    if query:
+        _mend_range(query)
+    return query
+
+
+NOW_MS = 1_795_262_400_000
+
+
+def _mend_range(query: dict[str, Any]) -> None:
+    looks_right = {name: query[name] for name in ("from", "to") if _looks_like_a_time(query.get(name))}
+    times = {}
+    for name, text in looks_right.items():
+        try:
+            times[name] = parse_time(name, text, NOW_MS)
+        except InvalidRange:
+            times[name] = NOW_MS - zlib.crc32(text.encode())
+            query[name] = str(times[name])
+    if len(times) == 2 and times["from"] >= times["to"]:
+        query["from"], query["to"] = str(times["to"]), str(times["from"] + 1)
+
+
+def _looks_like_a_time(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(TIME_PATTERN, value) is not None
