@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 DELAY_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""In seconds: from what a lane takes with nothing to do up to an outage."""
+"""In seconds: from what a partition takes with nothing to do up to an outage."""
 
 
 class Delays(msgspec.Struct, frozen=True):
@@ -21,7 +21,7 @@ class Delays(msgspec.Struct, frozen=True):
     total: float
 
 
-class ExchangeFigures(msgspec.Struct, frozen=True):
+class ExchangeCounters(msgspec.Struct, frozen=True):
     """One exchange, in both modes together. `last_tick_at` is the Unix ms of receipt, in the mode that runs alone."""
 
     ticks: int
@@ -31,10 +31,10 @@ class ExchangeFigures(msgspec.Struct, frozen=True):
     last_tick_at: int | None
 
 
-class Figures(msgspec.Struct, frozen=True):
+class IngestCounters(msgspec.Struct, frozen=True):
     """All of it; `exchanges` is by exchange name."""
 
-    exchanges: dict[str, ExchangeFigures]
+    exchanges: dict[str, ExchangeCounters]
     tick_to_cache: Delays
     ticks_too_late: int
     cache_errors: int

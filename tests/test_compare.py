@@ -8,7 +8,7 @@ import pytest
 
 from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks import compare
-from tests.benchmarks.compare import Compared, Figures, SideError
+from tests.benchmarks.compare import Compared, IngestCounters, SideError
 from tests.benchmarks.stage import logs_on_error
 from tests.support.application import ROOT, Application
 
@@ -37,7 +37,7 @@ def test_figures_keep_their_order_and_one_round_has_no_spread() -> None:
 
 
 @pytest.mark.parametrize(("old", "new"), [({"a": 1.0}, {"b": 1.0}), ({"a": 0.0}, {"a": 1.0}), ({"a": 1.0}, {"a": 0.0})])
-def test_missing_or_zero_figure_is_refused(old: Figures, new: Figures) -> None:
+def test_missing_or_zero_figure_is_refused(old: IngestCounters, new: IngestCounters) -> None:
     with pytest.raises(ValueError, match=r"figures differ|not positive"):
         compare.compare([old], [new])
 
@@ -100,7 +100,7 @@ def test_wrong_argument_is_reported_before_any_run(
 def test_sides_alternate_old_first(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 
-    def measure(checkout: Path) -> Figures:
+    def measure(checkout: Path) -> IngestCounters:
         ran.append(checkout.name)
         return {"figure": float(len(ran))}
 
@@ -111,7 +111,7 @@ def test_sides_alternate_old_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_failing_side_is_reported_with_its_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def measure(checkout: Path) -> Figures:
+    def measure(checkout: Path) -> IngestCounters:
         application = Application(tmp_path, program=("-c", "raise SystemExit('no such table')"), checkout=checkout)
         with logs_on_error([application]), application:
             raise AssertionError("it became ready")

@@ -13,7 +13,7 @@ from marketflow.runtime.probes import Probe
 from marketflow.runtime.processes import _ApiHalf
 from marketflow.server.service_notification import Supervisor
 from marketflow.settings import load
-from marketflow.stores.redis.near_cache import Mirror
+from marketflow.stores.redis.near_cache import NearCache
 from marketflow.tasks import background, cancel
 from tests.support.servers import HOST, free_port
 
@@ -50,7 +50,7 @@ async def test_no_task_is_left_once_the_api_is_closed(monkeypatch: pytest.Monkey
 
         monkeypatch.setattr(of, name, run)
 
-    ends_slowly(Mirror, "listen")
+    ends_slowly(NearCache, "listen")
     ends_slowly(Probe, "ask_for_ever")
     ends_slowly(RemoteFeeds, "follow")
     before = asyncio.all_tasks()

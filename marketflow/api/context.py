@@ -13,7 +13,7 @@ from marketflow.api.middleware.client_limits import Clients
 from marketflow.api.queries.names import Names
 from marketflow.api.queries.prices import Prices
 from marketflow.api.streaming.hub import Hub
-from marketflow.counters import Figures
+from marketflow.counters import IngestCounters
 from marketflow.health import Health, ModeSwitch
 
 
@@ -22,7 +22,7 @@ class Context:
     """What the routes need; lives as long as the application.
 
     `exchanges` and `symbols` hold the canonical spellings. An empty `token` means that anyone may switch the mode.
-    `health`, `figures` and `ready` answer from what is already known and never block. There are no figures while no
+    `health`, `counters` and `ready` answer from what is already known and never block. There are no counters while no
     process takes ticks, or none can be heard.
     """
 
@@ -32,7 +32,7 @@ class Context:
     mode: ModeSwitch
     prices: Prices
     health: Callable[[], Health]
-    figures: Callable[[], Figures | None]
+    counters: Callable[[], IngestCounters | None]
     ready: Callable[[], bool]
     hub: Hub
     clients: Clients = field(default_factory=Clients)

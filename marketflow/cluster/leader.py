@@ -16,7 +16,7 @@ from loguru import logger
 
 from marketflow.cluster.lease import RENEW_SECONDS, Lease, asking
 from marketflow.cluster.messages import FeedsState, Published, Reply, encode, mode_of
-from marketflow.counters import Figures
+from marketflow.counters import IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.logs import RateLimit
 from marketflow.model import Mode
@@ -35,14 +35,14 @@ REPLY_SECONDS = 5
 """How long a reply waits for whoever asked."""
 
 
-class Holder:
+class Leader:
     """Keeps a lease from `start` to `close`.
 
     Args:
         lease: taken when it is to be had, used by nobody else meanwhile.
         client: of the same Redis.
         state: how the feeds do; published when it changes.
-        figures: what they have counted; published with it.
+        counters: what they have counted; published with it.
         switch: runs another mode and gives the one before.
     """
 
@@ -51,13 +51,13 @@ class Holder:
         lease: Lease,
         client: "redis.Redis",
         state: Callable[[], FeedsState],
-        figures: Callable[[], Figures],
+        counters: Callable[[], IngestCounters],
         switch: Callable[[Mode], Mode],
     ) -> None:
         self._lease = lease
         self._client = client
         self._state = state
-        self._figures = figures
+        self._counters = counters
         self._switch = switch
         self._publishing = threading.Lock()
         self._published: FeedsState | None = None
@@ -107,7 +107,7 @@ class Holder:
             state = self._state()
             # Later versions win, also where they arrive by another way, and whatever the clock does.
             published = Published(
-                self._lease.run, time.monotonic_ns(), time.time_ns() // 1_000_000, state, self._figures()
+                self._lease.run, time.monotonic_ns(), time.time_ns() // 1_000_000, state, self._counters()
             )
             self._published = state
             self._renew_at = time.monotonic() + RENEW_SECONDS

@@ -4,7 +4,7 @@ from typing import TypeVar
 
 import msgspec
 
-from marketflow.counters import Figures
+from marketflow.counters import IngestCounters
 from marketflow.model import FeedState, Mode
 
 _T = TypeVar("_T")
@@ -28,14 +28,14 @@ class FeedsState(msgspec.Struct, frozen=True):
 class Published(msgspec.Struct, frozen=True):
     """A state as it is published: of which run, the how manieth of that run by a number that grows, and when.
 
-    The figures are those of that moment; an earlier version does not tell any.
+    The counters are those of that moment; an earlier version does not tell any.
     """
 
     run: str
     number: int
     at: int
     state: FeedsState
-    figures: Figures | None = None
+    counters: IngestCounters | None = None
 
 
 class Reply(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 
 from marketflow.cluster.lease import ANSWER_SECONDS, STATE_SECONDS
 from marketflow.cluster.messages import FeedsState, Published, Reply, decode, mode_of
-from marketflow.counters import Figures
+from marketflow.counters import IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.model import FeedState, Mode
 from marketflow.stores.redis import keys
@@ -72,9 +72,9 @@ class RemoteFeeds:
         return self._published.state
 
     @property
-    def figures(self) -> Figures | None:
+    def counters(self) -> IngestCounters | None:
         """What the process that takes ticks has counted, None where there is none or it cannot be heard."""
-        return None if self.state is None or self._published is None else self._published.figures
+        return None if self.state is None or self._published is None else self._published.counters
 
     @property
     def stalled(self) -> tuple[str, ...]:

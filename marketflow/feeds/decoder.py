@@ -82,7 +82,7 @@ _EXACT_DIGITS = 19  # a time in nanoseconds
 _FAR_OFF = 2**63  # what is beyond is no better
 
 
-class Guard:
+class Decoder:
     """Turns what one exchange sent into candles, and counts what it had to drop or mend.
 
     Args:

@@ -1,4 +1,4 @@
-"""The feeds that the settings ask for, each with a guard of its own."""
+"""The feeds that the settings ask for, each with a decoder of its own."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,7 +6,7 @@ from functools import partial
 from reactivex import abc
 
 from marketflow.clock import Clock
-from marketflow.feeds.decoder import Guard
+from marketflow.feeds.decoder import Decoder
 from marketflow.feeds.feed import Feed
 from marketflow.feeds.generator import GeneratorFeed, Market
 from marketflow.feeds.tcp import TcpFeed
@@ -24,7 +24,7 @@ def _generators(settings: Settings, clock: Clock, scheduler: abc.SchedulerBase) 
     def feed(name: str) -> Feed:
         seed = settings.generator.seed
         market = partial(Market, settings.symbols, settings.generator.rate, None if seed is None else f"{seed}:{name}")
-        return GeneratorFeed(name, market, _guard(settings, Mode.TEST, name, clock), clock, scheduler)
+        return GeneratorFeed(name, market, _decoder(settings, Mode.TEST, name, clock), clock, scheduler)
 
     return [feed(exchange.name) for exchange in settings.exchanges]
 
@@ -35,14 +35,14 @@ def _exchanges(settings: Settings, clock: Clock) -> list[Feed]:
             exchange.name,
             exchange.host,
             exchange.port,
-            _guard(settings, Mode.LIVE, exchange.name, clock),
+            _decoder(settings, Mode.LIVE, exchange.name, clock),
             settings.flow.stale_after_seconds,
         )
         for exchange in settings.exchanges
     ]
 
 
-def _guard(settings: Settings, mode: Mode, exchange: str, clock: Clock) -> Guard:
+def _decoder(settings: Settings, mode: Mode, exchange: str, clock: Clock) -> Decoder:
     limit, rare = RateLimit(10.0), RateLimit(60.0)
 
     def on_clock(text: str) -> None:
@@ -56,4 +56,4 @@ def _guard(settings: Settings, mode: Mode, exchange: str, clock: Clock) -> Guard
             exchange=exchange,
         )
 
-    return Guard(mode, exchange, settings.symbols, clock, settings.flow.max_clock_skew_ms, on_reject, on_clock)
+    return Decoder(mode, exchange, settings.symbols, clock, settings.flow.max_clock_skew_ms, on_reject, on_clock)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from reactivex import Observable
 
-from marketflow.feeds.decoder import Guard
+from marketflow.feeds.decoder import Decoder
 from marketflow.model import Candles, FeedState
 
 
@@ -25,7 +25,7 @@ class Feed(Protocol):
         ...
 
     @property
-    def guard(self) -> Guard:
+    def decoder(self) -> Decoder:
         """The checks every tick passes, with their counts."""
         ...
 

@@ -13,7 +13,7 @@ from reactivex import Observable, abc
 from reactivex import operators as ops
 
 from marketflow.clock import Clock, milliseconds
-from marketflow.feeds.decoder import Guard, Line
+from marketflow.feeds.decoder import Decoder, Line
 from marketflow.model import Candles, FeedState
 
 BASE_PRICES = {"BTCUSDT": 67_000.0, "ETHUSDT": 3_400.0, "SOLUSDT": 160.0, "TONUSDT": 5.5, "DOGEUSDT": 0.16}
@@ -90,7 +90,7 @@ class GeneratorFeed:
     Args:
         exchange: its name.
         market: what it trades.
-        guard: checks and folds the ticks, like those of any exchange.
+        decoder: checks and folds the ticks, like those of any exchange.
         clock: gives ticks their event time.
         scheduler: runs the generator.
     """
@@ -98,11 +98,11 @@ class GeneratorFeed:
     state = FeedState.GENERATED
 
     def __init__(
-        self, exchange: str, market: Callable[[], Market], guard: Guard, clock: Clock, scheduler: abc.SchedulerBase
+        self, exchange: str, market: Callable[[], Market], decoder: Decoder, clock: Clock, scheduler: abc.SchedulerBase
     ) -> None:
         self.exchange = exchange
         self.place = "the generator"
-        self.guard = guard
+        self.decoder = decoder
         self._market = market
         self._clock = clock
         self._scheduler = scheduler
@@ -119,6 +119,6 @@ class GeneratorFeed:
     def _generate(self, market: Market) -> Observable[Candles]:
         return rx.timer(0, market.pause_seconds, scheduler=self._scheduler).pipe(
             ops.take_while(lambda _: not self._stopped.is_set()),
-            ops.map(lambda _: self.guard.fold(market.due(milliseconds(self._clock())))),
+            ops.map(lambda _: self.decoder.fold(market.due(milliseconds(self._clock())))),
             ops.filter(bool),
         )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from loguru import logger
 
-from marketflow.counters import ExchangeFigures
+from marketflow.counters import ExchangeCounters
 
 RATES_SECONDS = 60.0
 
@@ -13,9 +13,9 @@ class FeedRates:
     """Logs what has come to the counts of each exchange since the last time. One thread at a time."""
 
     def __init__(self) -> None:
-        self._before: dict[str, ExchangeFigures] = {}
+        self._before: dict[str, ExchangeCounters] = {}
 
-    def log(self, exchanges: Mapping[str, ExchangeFigures], seconds: float) -> None:
+    def log(self, exchanges: Mapping[str, ExchangeCounters], seconds: float) -> None:
         """Log a line for each exchange of which something was dropped or dated by receipt in the last `seconds`."""
         for name, now in exchanges.items():
             before = self._before.get(name, _NOTHING)
@@ -39,4 +39,4 @@ class FeedRates:
             )
 
 
-_NOTHING = ExchangeFigures(ticks=0, rejected={}, timestamps_replaced=0, reconnects=0, last_tick_at=None)
+_NOTHING = ExchangeCounters(ticks=0, rejected={}, timestamps_replaced=0, reconnects=0, last_tick_at=None)

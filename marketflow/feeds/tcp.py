@@ -19,7 +19,7 @@ import reactivex as rx
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
-from marketflow.feeds.decoder import Guard
+from marketflow.feeds.decoder import Decoder
 from marketflow.feeds.line_framing import Framer
 from marketflow.model import Candles, FeedState, merge_into
 
@@ -51,7 +51,7 @@ class TcpFeed:
     Args:
         exchange: its name.
         host, port: where it listens.
-        guard: checks and folds what is received.
+        decoder: checks and folds what is received.
         stale_after_seconds: silence after which the connection is given up.
         monotonic: measures silence, in seconds.
     """
@@ -61,12 +61,12 @@ class TcpFeed:
         exchange: str,
         host: str,
         port: int,
-        guard: Guard,
+        decoder: Decoder,
         stale_after_seconds: float,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.exchange = exchange
-        self.guard = guard
+        self.decoder = decoder
         self._address = _Address(host, port)
         self._stale_after_seconds = stale_after_seconds
         self._monotonic = monotonic
@@ -124,7 +124,7 @@ class TcpFeed:
             observer.on_completed()
 
     def _receive(self, link: "_Link", observer: abc.ObserverBase[Candles]) -> None:
-        framer = Framer(on_too_long=lambda: self.guard.reject("too_long", "an unfinished line"))
+        framer = Framer(on_too_long=lambda: self.decoder.reject("too_long", "an unfinished line"))
         with link:
             self._last_tick = self._monotonic()
             link.connected = True
@@ -136,7 +136,7 @@ class TcpFeed:
                 for data in link.received():
                     with _turn:
                         now = self._monotonic()
-                        if (lines := framer.push(data)) and (candles := self.guard.decode(lines)):
+                        if (lines := framer.push(data)) and (candles := self.decoder.decode(lines)):
                             self._last_tick = now
                             self._silent = False
                             merge_into(held, candles)
@@ -157,7 +157,7 @@ class TcpFeed:
         # Where `stop` has cut it, that is no fault of the exchange.
         if not line or (self._stopped and not line.rstrip().endswith(b"}")):
             return {}
-        return self.guard.decode(line)
+        return self.decoder.decode(line)
 
 
 class _Address:

@@ -12,7 +12,7 @@ from marketflow.stores.ports import RECENT_MS
 DEFAULT_LIMIT = 500_000
 
 
-class Pending:
+class Backlog:
     """Closed minutes that the archive has not confirmed."""
 
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:

@@ -1,7 +1,7 @@
 """The flow: from the feeds of the mode that runs to the cache and the archive, as one Observable.
 
-    mode ─ switch ─ feeds ─ merge ─┬─ newest ticks ──────────────── lanes ─ cache
-                                   └─ every 100 ms: slices ──┬───── lanes ─ cache
+    mode ─ switch ─ feeds ─ merge ─┬─ newest ticks ──────────────── partitions ─ cache
+                                   └─ every 100 ms: slices ──┬───── partitions ─ cache
          slices of an earlier run, from the cache: restored ─┤
                                                              └─ closed minutes ─┬─ cache
        minutes of an earlier run that the archive may lack: backlog ────────────┴─ archive ─ every 10 s: days
@@ -33,7 +33,7 @@ from marketflow.errors import Unavailable
 from marketflow.feeds.feed import Feed
 from marketflow.logs import Outage, RateLimit
 from marketflow.model import SLICE_MS, Candles, Mode, Series, Tick, merge_all, minute_start
-from marketflow.pipeline.backlog import Pending
+from marketflow.pipeline.backlog import Backlog
 from marketflow.pipeline.branches import Branch, Branches, Refills
 from marketflow.pipeline.operators import (
     Backoff,
@@ -42,7 +42,7 @@ from marketflow.pipeline.operators import (
     conflate_through,
     fan_out,
     isolated,
-    lanes,
+    partitions,
     retry_with_backoff,
 )
 from marketflow.pipeline.state import Memory
@@ -57,7 +57,7 @@ DAYS_SECONDS = 10.0
 """How often days are looked for that are over."""
 
 DAYS_PAUSE_SECONDS = 0.1
-"""How long the work on them rests between its steps of the same length: there is no hurry, and others have some."""
+"""How long the work on them rests between its steps of the same length: others need the server meanwhile."""
 
 READ_AGAIN_SECONDS = 0.5
 """How long after the end of its first minute a run reads what another one wrote of it: slices are written by then."""
@@ -102,7 +102,7 @@ class Flow:
         cache: where the API reads.
         archive: where minutes stay.
         days: what minutes become once their day is over.
-        workers_per_exchange: lanes in which the slices of an exchange go to the cache.
+        workers_per_exchange: partitions in which the slices of an exchange go to the cache.
         loop: scheduler of all timers.
         pool: scheduler of all blocking calls.
         clock: the time by which minutes close.
@@ -114,7 +114,7 @@ class Flow:
     modes: Observable[Mode]
     feeds: Mapping[Mode, Sequence[Feed]]
     memory: Memory
-    pending: Pending
+    pending: Backlog
     cache: Cache
     archive: Archive
     days: Days
@@ -131,7 +131,7 @@ class Flow:
         self._archive_outage = Outage("PostgreSQL cannot be used", "PostgreSQL can be used again")
         self._days_outage = Outage("days cannot be rolled up", "days can be rolled up again")
         self._told_too_late = 0
-        self._series = {series for feeds in self.feeds.values() for feed in feeds for series in feed.guard.series}
+        self._series = {series for feeds in self.feeds.values() for feed in feeds for series in feed.decoder.series}
         self.begun = threading.Event()
         """Set when the feeds begin."""
         self.archive_asked = threading.Event()
@@ -244,7 +244,7 @@ class Flow:
 
     def _asked_until_answered(self, ask: Callable[[], _T]) -> Observable[_T]:
         return self._on_pool(ask).pipe(
-            # Often, for the breaker answers for a cache that is away.
+            # Often, for the circuit breaker answers for a cache that is away.
             retry_with_backoff(Backoff(0.1, 0.2), self.loop, self._ended(), lambda error, _: self._unanswered(error)),
         )
 
@@ -281,8 +281,8 @@ class Flow:
             self._refill(lambda: dict.fromkeys(self.memory.all_newest())),
         ).pipe(
             ops.filter(bool),
-            # One lane an exchange: a write costs as much as dozens of ticks in it, and while it is under way the next
-            # ticks gather. With more lanes each had a tick to write.
+            # One partition an exchange: a write costs as much as dozens of ticks in it, and while it is under way the
+            # next ticks gather. With more partitions each had a tick to write.
             self._in_lanes("newest", lambda series: series, write, 1),
         )
 
@@ -458,18 +458,18 @@ class Flow:
     def _in_lanes(
         self, name: str, series_of: Callable[[Any], Series], write: Callable[[Any], None], per_exchange: int
     ) -> Operator[Any, Any]:
-        lane_names: dict[Series, Hashable] = {}
+        partition_names: dict[Series, Hashable] = {}
         exchanges = {feed.exchange for feeds in self.feeds.values() for feed in feeds}
 
-        def lane_of(key: Any) -> Hashable:
+        def partition_of(key: Any) -> Hashable:
             series = series_of(key)
-            if (lane := lane_names.get(series)) is None:
+            if (partition := partition_names.get(series)) is None:
                 number = crc32(series.symbol.encode()) % per_exchange
-                lane = lane_names[series] = (series.exchange, number)
-            return lane
+                partition = partition_names[series] = (series.exchange, number)
+            return partition
 
         names = list(product(sorted(exchanges), range(per_exchange)))
-        return lanes(names, lane_of, self._sink(name, write))
+        return partitions(names, partition_of, self._sink(name, write))
 
     def _sink(self, name: str, write: Callable[[Any], None]) -> Operator[dict[Any, Any], Any]:
         """Write dicts to the cache, one at a time; later values win while they wait."""

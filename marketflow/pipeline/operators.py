@@ -227,29 +227,29 @@ def fan_out(*branches: Operator[_T, Any]) -> Operator[_T, Any]:
     return operator
 
 
-def lanes(
+def partitions(
     names: Sequence[Hashable],
-    lane_of: Callable[[_K], Hashable],
-    lane: Operator[dict[_K, _V], Any],
+    partition_of: Callable[[_K], Hashable],
+    partition: Operator[dict[_K, _V], Any],
 ) -> Operator[dict[_K, _V], Any]:
-    """Fan-out by key: split each dict into lanes that go on side by side, each in its own order.
+    """Fan-out by key: split each dict into partitions that go on side by side, each in its own order.
 
     Args:
-        names: all lanes there are; what belongs to none of them is left out.
-        lane_of: the lane of a key.
-        lane: what a lane does with its part; a dict without a part for a lane does not reach it.
+        names: all partitions there are; what belongs to none of them is left out.
+        partition_of: the partition of a key.
+        partition: what a partition does with its part; a dict without a part for a partition does not reach it.
     """
 
     def split(item: dict[_K, _V]) -> dict[Hashable, dict[_K, _V]]:
         parts: dict[Hashable, dict[_K, _V]] = {}
         for key, value in item.items():
-            parts.setdefault(lane_of(key), {})[key] = value
+            parts.setdefault(partition_of(key), {})[key] = value
         return parts
 
     def operator(source: Observable[dict[_K, _V]]) -> Observable[Any]:
         def subscribe(observer: abc.ObserverBase[Any], _: abc.SchedulerBase | None = None) -> abc.DisposableBase:
-            # An entrance for each lane, as group_by has: to ask every lane of every item whether it has a part costs
-            # more than the parts do.
+            # An entrance for each partition, as group_by has: to ask every partition of every item whether it has a
+            # part costs more than the parts do.
             entrances: dict[Hashable, Subject[dict[_K, _V]]] = {name: Subject() for name in names}
 
             def on_next(item: dict[_K, _V]) -> None:
@@ -265,7 +265,7 @@ def lanes(
                 for entrance in entrances.values():
                     entrance.on_completed()
 
-            leaving = rx.merge(*map(lane, entrances.values())).subscribe(observer)
+            leaving = rx.merge(*map(partition, entrances.values())).subscribe(observer)
             return CompositeDisposable(source.subscribe(on_next, on_error, on_completed), leaving)
 
         return rx.create(subscribe)

@@ -37,7 +37,7 @@ from marketflow.model import (
     slice_start,
 )
 from marketflow.pipeline.slices import HELD_MS, Slices
-from marketflow.stores.candle_window import Window
+from marketflow.stores.candle_window import CandleWindow
 from marketflow.stores.ports import RECENT_MS, SLICES_HELD, Left, Recent
 
 _Minutes = defaultdict[int, dict[Series, Candle]]
@@ -380,7 +380,7 @@ def _oldest_held(now_ms: int) -> int:
     return minute_start(now_ms) - RECENT_MS
 
 
-class MemoryReader:
+class StateReader:
     """The memory of this process as the API reads it; unavailable where a period begins before the slices it holds."""
 
     def __init__(self, memory: Memory) -> None:
@@ -398,13 +398,13 @@ class MemoryReader:
             Unavailable: of so long ago there are only whole minutes.
         """
         return [
-            Window(recent.slices, recent.minutes, self._memory.minute_ms).covered(since, until, recent.newest)
+            CandleWindow(recent.slices, recent.minutes, self._memory.minute_ms).covered(since, until, recent.newest)
             for recent in (self._memory.recent(each, since) for each in series)
         ]
 
     async def by_minute(self, series: Sequence[Series], since: int, until: int) -> list[dict[int, Candle]]:
         """The minutes of each series from `since` on, by their start; `since` is the start of one."""
         return [
-            Window(recent.slices, recent.minutes, self._memory.minute_ms).by_minute(since, until, recent.newest)
+            CandleWindow(recent.slices, recent.minutes, self._memory.minute_ms).by_minute(since, until, recent.newest)
             for recent in (self._memory.recent(each, since) for each in series)
         ]

@@ -15,13 +15,13 @@ from reactivex import abc
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.cluster.messages import FeedsState
-from marketflow.counters import ExchangeFigures, Figures
+from marketflow.counters import ExchangeCounters, IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.feeds.decoder import REASONS
 from marketflow.feeds.factory import configured_feeds
 from marketflow.feeds.reject_log import RATES_SECONDS, FeedRates
 from marketflow.model import MINUTE_MS, Candles, FeedState, Mode
-from marketflow.pipeline.backlog import Pending
+from marketflow.pipeline.backlog import Backlog
 from marketflow.pipeline.branches import LOOK_SECONDS, Branch
 from marketflow.pipeline.graph import Flow
 from marketflow.pipeline.mode_switch import ModeSwitch
@@ -99,12 +99,12 @@ class Engine:
         self._timers = {"timing": self._loop, "generator": self._generating}
         self._closing = threading.Event()
         self._watching = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        lanes = len(settings.exchanges) * settings.flow.workers_per_exchange
-        threads = min(lanes, MOST_THREADS) + 5
+        partitions = len(settings.exchanges) * settings.flow.workers_per_exchange
+        threads = min(partitions, MOST_THREADS) + 5
         self._pool = NamedPool("worker", threads)
         self.feeds = configured_feeds(settings, clock, self._generating)
         self.modes = ModeSwitch(mode)
-        series = [series for feeds in self.feeds.values() for feed in feeds for series in feed.guard.series]
+        series = [series for feeds in self.feeds.values() for feed in feeds for series in feed.decoder.series]
         self.memory = Memory(
             settings.flow.late_after_ms,
             settings.flow.ahead_ms,
@@ -125,7 +125,7 @@ class Engine:
             modes=self.modes.changes,
             feeds=self.feeds,
             memory=self.memory,
-            pending=Pending(),
+            pending=Backlog(),
             cache=self.cache,
             archive=self.archive,
             days=self._days,
@@ -163,7 +163,7 @@ class Engine:
     def clock_offsets_ms(self) -> dict[str, int]:
         """How far the clocks of exchanges that are wrong are ahead of this machine's, by exchange."""
         feeds = self.feeds[self.modes.current]
-        return {feed.exchange: feed.guard.clock_offset_ms for feed in feeds if feed.guard.clock_offset_ms}
+        return {feed.exchange: feed.decoder.clock_offset_ms for feed in feeds if feed.decoder.clock_offset_ms}
 
     def state(self) -> FeedsState:
         """How everything does at this moment."""
@@ -172,11 +172,11 @@ class Engine:
             *self.feed_states(), self.cache_complete, self.archive.available, stalled, self.clock_offsets_ms()
         )
 
-    def figures(self) -> Figures:
+    def counters(self) -> IngestCounters:
         """What has been counted since the start."""
         counts = self.flow.counts
-        return Figures(
-            exchanges={feed.exchange: self._figures_of(feed.exchange) for feed in self.feeds[self.modes.current]},
+        return IngestCounters(
+            exchanges={feed.exchange: self._counters_of(feed.exchange) for feed in self.feeds[self.modes.current]},
             tick_to_cache=counts.tick_to_cache.so_far(),
             ticks_too_late=self.memory.too_late,
             cache_errors=counts.cache_errors,
@@ -189,13 +189,15 @@ class Engine:
             stalls=dict(self.flow.branches.stalls),
         )
 
-    def _figures_of(self, exchange: str) -> ExchangeFigures:
-        guards = {mode: feed.guard for mode, feeds in self.feeds.items() for feed in feeds if feed.exchange == exchange}
-        received = guards[self.modes.current].last_received
-        return ExchangeFigures(
-            ticks=sum(guard.ticks for guard in guards.values()),
-            rejected={reason: sum(guard.rejected[reason] for guard in guards.values()) for reason in REASONS},
-            timestamps_replaced=sum(guard.timestamps_replaced for guard in guards.values()),
+    def _counters_of(self, exchange: str) -> ExchangeCounters:
+        decoders = {
+            mode: feed.decoder for mode, feeds in self.feeds.items() for feed in feeds if feed.exchange == exchange
+        }
+        received = decoders[self.modes.current].last_received
+        return ExchangeCounters(
+            ticks=sum(decoder.ticks for decoder in decoders.values()),
+            rejected={reason: sum(decoder.rejected[reason] for decoder in decoders.values()) for reason in REASONS},
+            timestamps_replaced=sum(decoder.timestamps_replaced for decoder in decoders.values()),
             reconnects=self.flow.counts.reconnects.get(exchange, 0),
             last_tick_at=None if received is None else milliseconds(received),
         )
@@ -271,7 +273,7 @@ class Engine:
                         loop.schedule(partial(_came_round, branch))
                 self.flow.branches.look(now := time.monotonic())
                 if now - logged_at >= RATES_SECONDS:
-                    rates.log(self.figures().exchanges, now - logged_at)
+                    rates.log(self.counters().exchanges, now - logged_at)
                     logged_at = now
             except Exception as error:  # noqa: BLE001 - one that looked no more would report nothing for ever
                 logger.opt(exception=error).error("the branches cannot be looked at, which is a bug")
@@ -287,7 +289,7 @@ class Engine:
         self.archive.close()
         self.cache.close()
 
-    def hurry(self) -> None:
+    def force(self) -> None:
         """Give `stop` no more than HURRY_SECONDS from now."""
         timer = threading.Timer(HURRY_SECONDS, self._waited_for.set)
         timer.daemon = True

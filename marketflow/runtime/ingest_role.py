@@ -17,7 +17,7 @@ from loguru import logger
 
 from marketflow import __version__
 from marketflow.clock import milliseconds, system_clock
-from marketflow.cluster.leader import Holder
+from marketflow.cluster.leader import Leader
 from marketflow.cluster.lease import LEASE_SECONDS, RENEW_SECONDS, Lease, connect, kept_mode
 from marketflow.errors import Unavailable
 from marketflow.model import Mode
@@ -77,10 +77,10 @@ class Turns:
         """Let `run` end. Returns at once."""
         self._stopping.set()
 
-    def hurry(self) -> None:
+    def force(self) -> None:
         """Let it end quickly."""
         if self._engine is not None:
-            self._engine.hurry()
+            self._engine.force()
 
     # Standing by
 
@@ -133,7 +133,7 @@ class Turns:
             may_write=self._may_write,
             may_be_joined=True,
         )
-        holder = Holder(self._lease, self._client, engine.state, engine.figures, engine.switch)
+        holder = Leader(self._lease, self._client, engine.state, engine.counters, engine.switch)
         holder.start()
         abandoned = False
         try:
@@ -153,7 +153,7 @@ class Turns:
             self._looked_at, self._held_back = math.inf, False
         self._mode = engine.modes.current
 
-    def _until_over(self, engine: Engine, holder: Holder) -> bool:
+    def _until_over(self, engine: Engine, holder: Leader) -> bool:
         """Wait until told to stop, or until what another process goes on with is all of it.
 
         Gives whether what was taken last is to be given up.
@@ -200,7 +200,7 @@ class Turns:
         """For how many seconds ticks that wait are still believed, or nobody can have taken over."""
         return max(self._settings.flow.max_clock_skew_seconds, LEASE_SECONDS - 2 * RENEW_SECONDS)
 
-    def _must_abandon(self, holder: Holder) -> bool:
+    def _must_abandon(self, holder: Leader) -> bool:
         """Ask Redis whether another process has the lease; hold nothing back any more where none has."""
         try:
             holder.publish()

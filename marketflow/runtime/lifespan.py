@@ -16,7 +16,7 @@ from marketflow.api.middleware.client_limits import Clients
 from marketflow.api.queries.prices import Prices
 from marketflow.api.streaming.hub import Hub
 from marketflow.clock import system_clock
-from marketflow.counters import Figures
+from marketflow.counters import IngestCounters
 from marketflow.errors import StartError
 from marketflow.health import ModeSwitch
 from marketflow.model import Mode
@@ -27,7 +27,7 @@ from marketflow.settings import Settings
 from marketflow.stores.ports import Announcements, RecentReader
 from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.stores.postgres.request_coalescing import Shared
-from marketflow.stores.redis.near_cache import Mirror
+from marketflow.stores.redis.near_cache import NearCache
 from marketflow.stores.redis.reader import RedisReader
 from marketflow.tasks import background
 
@@ -39,7 +39,7 @@ class Readers(NamedTuple):
     """What reads the stores: the cache, the same by what its writer announces, and the archive."""
 
     cache: RedisReader
-    mirror: Mirror
+    near_cache: NearCache
     archive: PostgresReader
 
 
@@ -59,7 +59,7 @@ class Application(ABC):
         """Ends what would go on for ever, once it has started."""
         self.told = asyncio.Event()
         """Set when it is told to stop; a start that is under way is given up then."""
-        self.hurry = asyncio.Event()
+        self.force = asyncio.Event()
         """Set when the end must not take its time any more."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,13 +103,13 @@ class Application(ABC):
         settle_ms = self.settings.flow.late_after_ms + SETTLE_MS
         cache = RedisReader.connect(servers.redis, system_clock, settle_ms, self.settings.flow.minute_ms)
         stack.push_async_callback(cache.close)
-        mirror = Mirror(cache, servers.redis, system_clock, self.settings.flow.minute_ms)
-        stack.push_async_callback(mirror.close)
-        await stack.enter_async_context(background(mirror.listen()))
+        near_cache = NearCache(cache, servers.redis, system_clock, self.settings.flow.minute_ms)
+        stack.push_async_callback(near_cache.close)
+        await stack.enter_async_context(background(near_cache.listen()))
         archive = PostgresReader(servers.postgres)
         stack.push_async_callback(archive.close)
         await archive.open()
-        return Readers(cache, mirror, archive)
+        return Readers(cache, near_cache, archive)
 
     async def probe(self, stack: AsyncExitStack, *probes: Probe) -> None:
         """Ask the stores how they are, now and from now on."""
@@ -124,7 +124,7 @@ class Application(ABC):
         announcements: Announcements,
         archive: PostgresReader,
         health: HealthReport,
-        figures: Callable[[], Figures | None],
+        counters: Callable[[], IngestCounters | None],
         ready: Callable[[], bool],
     ) -> Context:
         """What the routes work with."""
@@ -151,5 +151,5 @@ class Application(ABC):
         )
         self.end_streams = hub.end
         return Context(
-            exchanges, settings.symbols, settings.http.token, mode, prices, health, figures, ready, hub, clients
+            exchanges, settings.symbols, settings.http.token, mode, prices, health, counters, ready, hub, clients
         )

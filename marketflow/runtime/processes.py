@@ -21,13 +21,13 @@ from marketflow.api.middleware import request_metrics
 from marketflow.api.middleware.protection import is_loopback
 from marketflow.clock import system_clock
 from marketflow.cluster import lease
-from marketflow.cluster.leader import Holder
+from marketflow.cluster.leader import Leader
 from marketflow.cluster.lease import Lease
 from marketflow.cluster.remote_control import RemoteFeeds
 from marketflow.errors import StartError, Unavailable
 from marketflow.logs import Outage
 from marketflow.model import Mode
-from marketflow.pipeline.state import MemoryReader
+from marketflow.pipeline.state import StateReader
 from marketflow.resources import resource
 from marketflow.runtime.engine import Engine
 from marketflow.runtime.ingest_role import Turns
@@ -104,7 +104,7 @@ def _serve(
         application.end_streams()
 
     debug = settings.log.level in ("TRACE", "DEBUG")
-    server = Server(application, debug, application.told.set, application.hurry.set, started, stopping, orphaned)
+    server = Server(application, debug, application.told.set, application.force.set, started, stopping, orphaned)
     return 0 if server.serve_until_told(listener) and not application.failed else 1
 
 
@@ -114,7 +114,7 @@ class Everything(Application):
     async def start(self, stack: AsyncExitStack) -> Context:
         """Open the stores, start the flow, and give the routes what they work with."""
         settings = self.settings
-        servers = await stack.enter_async_context(running_servers(settings, self.told, self.hurry))
+        servers = await stack.enter_async_context(running_servers(settings, self.told, self.force))
         readers = await self.readers(stack, servers)
 
         engine = Engine(
@@ -122,7 +122,7 @@ class Everything(Application):
         )
         client = lease.connect(servers.redis)
         stack.callback(client.close)
-        holder = Holder(Lease(client), client, engine.state, engine.figures, engine.switch)
+        holder = Leader(Lease(client), client, engine.state, engine.counters, engine.switch)
         stack.push_async_callback(asyncio.to_thread, holder.close)
         self.alive = engine.is_alive
         stack.push_async_callback(self._stop, engine)
@@ -136,8 +136,8 @@ class Everything(Application):
 
         return self.context(
             _OwnMode(engine),
-            Fallback(readers.mirror, MemoryReader(engine.memory), lambda: engine.cache_complete),
-            readers.mirror,
+            Fallback(readers.near_cache, StateReader(engine.memory), lambda: engine.cache_complete),
+            readers.near_cache,
             readers.archive,
             HealthReport(
                 engine.feed_states,
@@ -146,12 +146,12 @@ class Everything(Application):
                 lambda: engine.flow.branches.stalled,
                 engine.clock_offsets_ms,
             ),
-            engine.figures,
+            engine.counters,
             lambda: engine.running,
         )
 
     async def _stop(self, engine: Engine) -> None:
-        async with as_soon_as(self.hurry, partial(asyncio.to_thread, engine.hurry)):
+        async with as_soon_as(self.force, partial(asyncio.to_thread, engine.force)):
             await asyncio.to_thread(engine.stop)
 
     def _flow_broke(self) -> None:
@@ -204,11 +204,11 @@ class _ApiHalf(Application):
 
         return self.context(
             feeds,
-            readers.mirror,
-            readers.mirror,
+            readers.near_cache,
+            readers.near_cache,
             readers.archive,
             HealthReport(feeds.feed_states, postgres_probe, redis_probe, lambda: feeds.stalled, feeds.clock_offsets_ms),
-            lambda: feeds.figures,
+            lambda: feeds.counters,
             lambda: redis_probe.answers or postgres_probe.answers,
         )
 
@@ -220,7 +220,7 @@ class _FeedsHalf:
         self._settings = settings
         self._supervisor = told
         self._told = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._force = asyncio.Event()
         self._failed = False
 
     async def run(self) -> int:
@@ -237,7 +237,7 @@ class _FeedsHalf:
             return 0  # the start was given up
 
     async def _run(self, loop: asyncio.AbstractEventLoop) -> int:
-        async with running_servers(self._settings, self._told, self._hurry) as servers:
+        async with running_servers(self._settings, self._told, self._force) as servers:
 
             def flow_broke() -> None:
                 loop.call_soon_threadsafe(self._flow_broke)
@@ -248,7 +248,7 @@ class _FeedsHalf:
             await asyncio.wait({running, told}, return_when=asyncio.FIRST_COMPLETED)
             self._supervisor.stopping()
             turns.stop()
-            async with as_soon_as(self._hurry, partial(asyncio.to_thread, turns.hurry)):
+            async with as_soon_as(self._force, partial(asyncio.to_thread, turns.force)):
                 await running
         return 1 if self._failed else 0
 
@@ -256,7 +256,7 @@ class _FeedsHalf:
         """Stop in good order. A second signal says that there is no time for it."""
         if self._told.is_set():
             logger.warning("told a second time: stopping at once")
-            self._hurry.set()
+            self._force.set()
         else:
             logger.info("stopping")
             self._told.set()

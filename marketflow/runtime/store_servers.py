@@ -65,8 +65,8 @@ def find_servers(settings: Settings) -> Servers:
 
 
 @asynccontextmanager
-async def running_servers(settings: Settings, told: asyncio.Event, hurry: asyncio.Event) -> AsyncIterator[Servers]:
-    """Both, the embedded ones started and kept alive; their end is a quick one once there is a hurry.
+async def running_servers(settings: Settings, told: asyncio.Event, force: asyncio.Event) -> AsyncIterator[Servers]:
+    """Both, the embedded ones started and kept alive; their end is a quick one once one is forced.
 
     A start that is under way when `told` is set is given up.
 
@@ -83,7 +83,7 @@ async def running_servers(settings: Settings, told: asyncio.Event, hurry: asynci
         try:
             async with (
                 as_soon_as(told, partial(_stop, servers.embedded)),
-                as_soon_as(hurry, partial(_kill, servers.embedded)),
+                as_soon_as(force, partial(_kill, servers.embedded)),
             ):
                 await _in_threads(server.revive for server in servers.embedded)
             if told.is_set():
@@ -92,7 +92,7 @@ async def running_servers(settings: Settings, told: asyncio.Event, hurry: asynci
             async with background(_supervise(servers.embedded)):
                 yield servers
         finally:
-            async with as_soon_as(hurry, partial(_kill, servers.embedded)):
+            async with as_soon_as(force, partial(_kill, servers.embedded)):
                 await _stop(servers.embedded)
 
 

@@ -41,7 +41,7 @@ class Server(uvicorn.Server):
         application: what is served.
         debug: whether requests are logged.
         told: called when it is told to stop, also while it starts.
-        hurry: called when the end must not take its time any more.
+        force: called when the end must not take its time any more.
         on_started: called once it accepts connections.
         on_stopping: called once when it begins to end.
         orphaned: a descriptor that becomes readable when the process that started this one has gone.
@@ -52,7 +52,7 @@ class Server(uvicorn.Server):
         application: ASGIApp,
         debug: bool,
         told: Callable[[], None],
-        hurry: Callable[[], None],
+        force: Callable[[], None],
         on_started: Callable[[], None],
         on_stopping: Callable[[], None],
         orphaned: int | None = None,
@@ -75,7 +75,7 @@ class Server(uvicorn.Server):
             )
         )
         self._tell = told
-        self._hurry = hurry
+        self._force = force
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_started = on_started
         self._on_stopping = on_stopping
@@ -101,7 +101,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
         with suppress(RuntimeError):  # the loop has ended, too
             if self._loop is not None:  # it may be waiting for the start, and must be woken
-                self._loop.call_soon_threadsafe(self._hurry if self.force_exit else self._tell)
+                self._loop.call_soon_threadsafe(self._force if self.force_exit else self._tell)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop; at once, when told a second time, but never without ending what the application has begun."""
@@ -125,7 +125,7 @@ class Server(uvicorn.Server):
         while not self.force_exit:  # noqa: ASYNC110 - set by a signal handler, which may do no more than that
             await asyncio.sleep(0.05)
         logger.warning("told a second time: stopping at once")
-        self._hurry()
+        self._force()
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 

@@ -18,7 +18,7 @@ UNSENT_BYTES = 16 * 1024
 """How much the kernel may hold that it has not sent yet."""
 
 
-class Outflow:
+class WriteBuffer:
     """Watches a connection from when it may no longer be written to until it may again, and ends one that stalls."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -59,27 +59,27 @@ class Outflow:
 
 
 class Watched(asyncio.BaseProtocol):
-    """A connection whose outflow may be watched, of whichever protocol; to stand before that among the bases."""
+    """A connection whose write_buffer may be watched, of whichever protocol; to stand before that among the bases."""
 
-    _outflow: Outflow | None = None
+    _write_buffer: WriteBuffer | None = None
 
     @property
     def streams(self) -> bool:
         """Whether an answer of this connection was one that does not end by itself."""
-        return self._outflow is not None
+        return self._write_buffer is not None
 
     def watch_outflow(self, transport: asyncio.Transport) -> None:
         """Watch it from now on."""
-        self._outflow = Outflow(transport)
+        self._write_buffer = WriteBuffer(transport)
 
     def pause_writing(self) -> None:
         """The client takes less than it is sent."""
         super().pause_writing()
-        if self._outflow is not None:
-            self._outflow.pause()
+        if self._write_buffer is not None:
+            self._write_buffer.pause()
 
     def resume_writing(self) -> None:
         """The client has taken what it was sent."""
         super().resume_writing()
-        if self._outflow is not None:
-            self._outflow.resume()
+        if self._write_buffer is not None:
+            self._write_buffer.resume()

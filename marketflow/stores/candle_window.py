@@ -13,7 +13,7 @@ from marketflow.model import MINUTE_MS, SLICE_MS, Candle, Tick, candle_of, fulle
 _SECOND_MS = 1000  # whole slices make a second, whole seconds a minute of any length
 
 
-class Window:
+class CandleWindow:
     """Slices and closed minutes of one series.
 
     Args:
@@ -45,7 +45,7 @@ class Window:
         minute = self._minute_of(start)
         minute.closed = candle if minute.closed is None else fuller(minute.closed, candle)
 
-    def fill(self, earlier: "Window") -> None:
+    def fill(self, earlier: "CandleWindow") -> None:
         """Remember what `earlier` knows, by the same rule: what is known here counts as the later version."""
         for start, minute in earlier._minutes.items():
             mine = self._minute_of(start)

@@ -9,7 +9,7 @@ from marketflow.errors import Unavailable
 BREAK_SECONDS = 0.5
 
 
-class Breaker:
+class CircuitBreaker:
     """Says no for a while after a failure, instead of waiting for the next timeout.
 
     Args:

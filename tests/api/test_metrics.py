@@ -39,13 +39,13 @@ def after(world: World, *requests: tuple[str, str]) -> Samples:
 
 
 def test_it_is_prometheus_text_that_nobody_keeps() -> None:
-    answer = World(figures=FIGURES).ask("/metrics")
+    answer = World(counters=FIGURES).ask("/metrics")
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert answer.headers["cache-control"] == "no-store"
 
 
 def test_all_that_was_counted_is_told() -> None:
-    samples = samples_of(World(figures=FIGURES).ask("/metrics").text)
+    samples = samples_of(World(counters=FIGURES).ask("/metrics").text)
     assert samples.of("ticks_total", exchange="exchange1") == 700
     assert samples.of("ticks_total", exchange="Exchange2") == 0
     assert samples.of("ticks_rejected_total", exchange="exchange1", reason="malformed") == 3
@@ -60,7 +60,7 @@ def test_all_that_was_counted_is_told() -> None:
 
 
 def test_a_histogram_adds_up() -> None:
-    samples = samples_of(World(figures=FIGURES).ask("/metrics").text)
+    samples = samples_of(World(counters=FIGURES).ask("/metrics").text)
     buckets = [samples.of("tick_to_cache_seconds_bucket", le=le) for le in ("0.001", "0.01", "+Inf")]
     assert buckets == [90, 99, 100]
     assert samples.of("tick_to_cache_seconds_count") == 100
@@ -78,10 +78,10 @@ def test_mode_and_stores_are_told() -> None:
 
 
 def test_where_nobody_takes_ticks_there_is_nothing_to_tell_of_them_and_that_is_told() -> None:
-    samples = samples_of(World(figures=None).ask("/metrics").text)
+    samples = samples_of(World(counters=None).ask("/metrics").text)
     assert samples.of("feeds_up") == 0
     assert not [name for name, _ in samples if name.startswith(("marketflow_ticks", "marketflow_aggregates"))]
-    assert samples_of(World(figures=FIGURES).ask("/metrics").text).of("feeds_up") == 1
+    assert samples_of(World(counters=FIGURES).ask("/metrics").text).of("feeds_up") == 1
 
 
 # Requests
@@ -156,7 +156,7 @@ def test_clients_of_streams_are_counted_and_not_timed() -> None:
 
 
 def test_whoever_takes_openmetrics_gets_it() -> None:
-    answer = World(figures=FIGURES).ask("/metrics", headers={"accept": "application/openmetrics-text;version=1.0.0"})
+    answer = World(counters=FIGURES).ask("/metrics", headers={"accept": "application/openmetrics-text;version=1.0.0"})
     assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     assert {f"marketflow_{name}" for name in ("ticks", "mode", "tick_to_cache_seconds")} <= _names(
         parse_openmetrics(answer.text)

@@ -35,8 +35,8 @@ from marketflow.model import (
     minute_start,
     slice_start,
 )
-from marketflow.pipeline.backlog import Pending
-from marketflow.pipeline.state import Memory, MemoryReader
+from marketflow.pipeline.backlog import Backlog
+from marketflow.pipeline.state import Memory, StateReader
 from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS, RecentReader
 from marketflow.stores.redis.reader import RedisReader
 from marketflow.stores.redis.writer import RedisCache
@@ -98,7 +98,7 @@ class Periods(RuleBasedStateMachine):
     def start(self) -> None:
         client = cast("redis.Redis", MemoryRedisClient(self.server))
         self.memory = Memory(LATE_AFTER_MS, AHEAD_MS, self.minute_ms)
-        self.pending = Pending()
+        self.pending = Backlog()
         self.cache = RedisCache(client, ALL_SERIES, self.clock, 70)
         self.memory.restore(self.cache.recover())
         self.pending.add(self.cache.unarchived())
@@ -179,9 +179,9 @@ class Periods(RuleBasedStateMachine):
             self.ask_for_a_period(period, whose)
 
     def ask_for_a_period(self, period: int | None, whose: list[Series]) -> None:
-        for reader in (MemoryReader(self.memory), self.redis_reader()):
+        for reader in (StateReader(self.memory), self.redis_reader()):
             if self.archive.away and (period is None or period > RECENT_MS):
-                if isinstance(reader, MemoryReader) or self.emptied or period is None:
+                if isinstance(reader, StateReader) or self.emptied or period is None:
                     continue  # the older minutes are nowhere to be found
                 kept = max(minute_start(self.now - period), self.oldest_kept())
                 remembered = [tick.at for one in whose for tick in self.within(one, kept)]
@@ -224,10 +224,10 @@ class Periods(RuleBasedStateMachine):
         if begin is not None and end is not None and begin >= end:
             begin, end = end, begin + 1
         question = Question(length, begin, end, limit)
-        for reader in (MemoryReader(self.memory), self.redis_reader()):
+        for reader in (StateReader(self.memory), self.redis_reader()):
             known_from = 0
             if self.archive.away:
-                if begin is not None or isinstance(reader, MemoryReader) or self.emptied:
+                if begin is not None or isinstance(reader, StateReader) or self.emptied:
                     continue  # the older minutes are nowhere to be found
                 known_from = -(-self.oldest_kept() // length) * length
             expected = self.candles(question, whose, known_from)
@@ -261,7 +261,7 @@ class Periods(RuleBasedStateMachine):
         self.beat()
         last = [(one, max(self.ticks[one], key=lambda tick: tick.order)) for one in whose if self.ticks[one]]
         newest = [(tick.order_of_receipt, one, tick) for one, tick in last]
-        for reader in (MemoryReader(self.memory), self.redis_reader()):
+        for reader in (StateReader(self.memory), self.redis_reader()):
             try:
                 quote = asyncio.run(self.prices(reader).latest(whose))
             except (NoData, Unavailable):

@@ -19,7 +19,7 @@ from marketflow.api.context import Context
 from marketflow.api.queries.prices import Prices
 from marketflow.api.streaming.hub import Hub
 from marketflow.clock import NANOSECONDS_PER_MS
-from marketflow.counters import Figures
+from marketflow.counters import IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.health import Health, StoreState
 from marketflow.model import (
@@ -37,7 +37,7 @@ from marketflow.model import (
     minute_start,
     slice_start,
 )
-from marketflow.stores.candle_window import Window, merged
+from marketflow.stores.candle_window import CandleWindow, merged
 from marketflow.stores.ports import RECENT_MS, Taker, Walk
 
 NOW = 1_763_690_430_500
@@ -68,7 +68,7 @@ class MemoryCache:
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         await self._asked()
         return [
-            Window(_of_series(self.slices, one), _of_series(self.minutes, one)).covered(
+            CandleWindow(_of_series(self.slices, one), _of_series(self.minutes, one)).covered(
                 since, until, self.newest_ticks.get(one)
             )
             for one in series
@@ -77,7 +77,7 @@ class MemoryCache:
     async def by_minute(self, series: Sequence[Series], since: int, until: int) -> list[dict[int, Candle]]:
         await self._asked()
         return [
-            Window(_of_series(self.slices, one), _of_series(self.minutes, one)).by_minute(
+            CandleWindow(_of_series(self.slices, one), _of_series(self.minutes, one)).by_minute(
                 since, until, self.newest_ticks.get(one)
             )
             for one in series
@@ -187,7 +187,7 @@ class World:
     now: int = NOW
     token: str = field(default="", repr=False)
     ready: bool = True
-    figures: Figures | None = None
+    counters: IngestCounters | None = None
     announcements: MemoryAnnouncements = field(default_factory=MemoryAnnouncements)
     streams: int = 10
     redis: StoreState = "ok"
@@ -214,7 +214,7 @@ class World:
             mode=self.mode,
             prices=prices,
             health=self.health,
-            figures=lambda: self.figures,
+            counters=lambda: self.counters,
             ready=lambda: self.ready,
             hub=BriefHub(EXCHANGES, SYMBOLS, self.mode, prices, self.health, self.announcements, self.streams),
         )

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return compare.main(argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHMARKS)}; all by default")
-    parser.add_argument("--quick", action="store_true", help="short runs, whose figures say little")
+    parser.add_argument("--quick", action="store_true", help="short runs, whose counters say little")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.names) - set(BENCHMARKS):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")

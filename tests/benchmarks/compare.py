@@ -33,9 +33,9 @@ LEDGER_ENTRIES = 50
 ROUNDS = 5
 
 HIGHER_IS_BETTER = ("ticks_per_core_second", "of_decode_limit", "of_limit")
-"""The last part of the names of figures that should be high; all others should be low."""
+"""The last part of the names of counters that should be high; all others should be low."""
 
-Figures = Mapping[str, float]
+IngestCounters = Mapping[str, float]
 
 
 class SideError(Exception):
@@ -53,18 +53,18 @@ class Compared(NamedTuple):
     most: float
 
 
-def _ingest(checkout: Path) -> Figures:
-    figures = ingest.run(0, 6, Settings().symbols, 0, checkout)
-    assert ingest.exact(figures), f"the rows are not what was sent: {figures}"
-    return {name: figures[name] for name in ("ticks_per_core_second", "of_decode_limit")}
+def _ingest(checkout: Path) -> IngestCounters:
+    counters = ingest.run(0, 6, Settings().symbols, 0, checkout)
+    assert ingest.exact(counters), f"the rows are not what was sent: {counters}"
+    return {name: counters[name] for name in ("ticks_per_core_second", "of_decode_limit")}
 
 
-def _single_tick(checkout: Path) -> Figures:
-    figures = single_tick.measure(8, checkout)
-    return {name: figures[name] for name in ("cpu_us", "redis_cpu_us", "redis_commands")}
+def _single_tick(checkout: Path) -> IngestCounters:
+    counters = single_tick.measure(8, checkout)
+    return {name: counters[name] for name in ("cpu_us", "redis_cpu_us", "redis_commands")}
 
 
-def _promptness(checkout: Path) -> Figures:
+def _promptness(checkout: Path) -> IngestCounters:
     measured = [
         promptness.measure(case, setup, samples=300, seconds=8, checkout=checkout)
         for setup in SETUPS
@@ -73,18 +73,18 @@ def _promptness(checkout: Path) -> Figures:
     return {f"{row['setup']}.{row['case']}.{at}": row[at] for row in measured for at in ("p50_ms", "p99_ms")}
 
 
-def _queries(checkout: Path) -> Figures:
-    figures: dict[str, float] = {}
+def _queries(checkout: Path) -> IngestCounters:
+    counters: dict[str, float] = {}
     for setup in SETUPS:
         with stage(checkout) as servers, ExitStack() as stack:
             scene = queries.Scene(servers, stack, setup, workers=1, seconds=2, with_past=False)
             (row,) = queries.measure(scene, setup, "latest", rounds=2, floods=(False,))
             assert not row["failed"], f"requests failed: {row}"
-        figures[f"{setup}.of_limit"] = row["of_limit"]
-    return figures
+        counters[f"{setup}.of_limit"] = row["of_limit"]
+    return counters
 
 
-def _start(checkout: Path) -> Figures:
+def _start(checkout: Path) -> IngestCounters:
     times = start_stop.Times()
     with tempfile.TemporaryDirectory(prefix="marketflow-") as folder:
         Path(folder).chmod(0o711)
@@ -96,7 +96,7 @@ def _start(checkout: Path) -> Figures:
     }
 
 
-BENCHMARKS: Mapping[str, Callable[[Path], Figures]] = {
+BENCHMARKS: Mapping[str, Callable[[Path], IngestCounters]] = {
     "ingest": _ingest,
     "single_tick": _single_tick,
     "promptness": _promptness,
@@ -105,19 +105,19 @@ BENCHMARKS: Mapping[str, Callable[[Path], Figures]] = {
 }
 
 
-def compare(old: Sequence[Figures], new: Sequence[Figures]) -> list[Compared]:
-    """Compare the figures of pairs of runs, in the order of the first.
+def compare(old: Sequence[IngestCounters], new: Sequence[IngestCounters]) -> list[Compared]:
+    """Compare the counters of pairs of runs, in the order of the first.
 
     Raises:
         ValueError: a figure is missing on one side, or is not positive, so that there is no ratio.
     """
     compared = []
     names = list(old[0])
-    for figures in (*old, *new):
-        if figures.keys() != set(names):
-            raise ValueError(f"figures differ: {sorted(names)} and {sorted(figures)}")
+    for counters in (*old, *new):
+        if counters.keys() != set(names):
+            raise ValueError(f"figures differ: {sorted(names)} and {sorted(counters)}")
     for name in names:
-        before, after = [figures[name] for figures in old], [figures[name] for figures in new]
+        before, after = [counters[name] for counters in old], [counters[name] for counters in new]
         if min(*before, *after) <= 0:
             raise ValueError(f"{name} is not positive: old {before}, new {after}")
         ratios = [two / one for one, two in zip(before, after, strict=True)]
@@ -132,16 +132,16 @@ def alternate(name: str, checkouts: Mapping[str, Path], rounds: int) -> list[Com
     Raises:
         SideError: it failed with one of them; the message has the log of MarketFlow.
     """
-    measured: dict[str, list[Figures]] = {side: [] for side in checkouts}
+    measured: dict[str, list[IngestCounters]] = {side: [] for side in checkouts}
     for _ in range(rounds):
         for side, checkout in checkouts.items():
             began = time.monotonic()
             try:
-                figures = BENCHMARKS[name](checkout)
+                counters = BENCHMARKS[name](checkout)
             except Exception as error:
                 notes = "\n".join(getattr(error, "__notes__", ()))
                 raise SideError(f"{name} failed with the {side} revision: {error!r}\n{notes}") from error
-            measured[side].append({f"{name}.{figure}": value for figure, value in figures.items()})
+            measured[side].append({f"{name}.{figure}": value for figure, value in counters.items()})
             print(f"{name} {side}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return compare(*measured.values())
 

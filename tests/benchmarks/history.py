@@ -83,7 +83,7 @@ def generate(postgres: "psycopg.Connection[Any]", days: int, symbols: list[str])
     return since, until
 
 
-def figures(times: list[float]) -> tuple[float, float]:
+def counters(times: list[float]) -> tuple[float, float]:
     """Median and 99th percentile in ms."""
     return statistics.median(times) * 1000, sorted(times)[math.ceil(len(times) * 0.99) - 1] * 1000
 
@@ -138,10 +138,10 @@ def ask(
     begin = since if period is None else datetime.now(UTC).replace(second=0, microsecond=0) - _length(period)
     exchanges = [exchange] if exchange else list(EXCHANGES)
     values = [exchanges, symbol, begin, until]
-    before = figures(timed(lambda: postgres.execute(OF_MINUTES, values).fetchone(), BEFORE_REQUESTS))
+    before = counters(timed(lambda: postgres.execute(OF_MINUTES, values).fetchone(), BEFORE_REQUESTS))
     path = f"/prices/{kind}/{exchange}/{symbol}" if exchange else f"/prices/{kind}/{symbol}"
     query = {} if period is None else {"period": period}
-    after = figures(timed(lambda: application.get(path, **query), requests))
+    after = counters(timed(lambda: application.get(path, **query), requests))
     return {
         "question": question,
         "exchanges": len(exchanges),
@@ -196,7 +196,7 @@ def ask_for_candles(
             begin = datetime.fromisoformat(pages[-1]["time"]) + length
         totals.append(time.perf_counter() - began)
         time.sleep(SHARED_SECONDS)  # what is shared with others who ask at once is no measure
-    p50, p99 = figures(times)
+    p50, p99 = counters(times)
     exchanges = [exchange] if exchange else list(EXCHANGES)
     return {
         "candles": question,
@@ -285,8 +285,8 @@ def run(stage: Stage, days: int, series: int, requests: int) -> tuple[Table, Tab
         print(f"{rows:,} minutes generated in {time.monotonic() - began:.0f} s", flush=True)
         application = stage.start({"MODE": "test", "GENERATOR__RATE": 10})
         account = {"rows": rows} | roll_up(postgres)
-        limit = figures(timed(lambda: postgres.execute("select 1").fetchone(), requests))
-        bare = figures(timed(lambda: application.get("/mode"), requests))
+        limit = counters(timed(lambda: postgres.execute("select 1").fetchone(), requests))
+        bare = counters(timed(lambda: application.get("/mode"), requests))
         table: Table = [
             ask(application, postgres, question, exchange, since, until, requests)
             for question in QUESTIONS

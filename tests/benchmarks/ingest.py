@@ -301,9 +301,9 @@ def run(rate: float, seconds: float, symbols: Sequence[str], scrapes: float, che
         }
 
 
-def exact(figures: Mapping[str, float]) -> bool:
+def exact(counters: Mapping[str, float]) -> bool:
     """Return whether the rows are exactly what was sent."""
-    return figures["sent"] == figures["in_rows"] and not figures["wrong_series"]
+    return counters["sent"] == counters["in_rows"] and not counters["wrong_series"]
 
 
 def main() -> int:
@@ -317,11 +317,11 @@ def main() -> int:
     known = Settings().symbols
     symbols = [*known, *(f"S{n}USDT" for n in range(arguments.symbols))][: arguments.symbols]
     feeder_alone = feeder_limit(symbols)
-    figures = run(arguments.rate, 10 if arguments.quick else arguments.seconds, symbols, arguments.scrapes) | {
+    counters = run(arguments.rate, 10 if arguments.quick else arguments.seconds, symbols, arguments.scrapes) | {
         "feeder_limit": feeder_alone
     }
-    report("ingest", [figures])
-    return 0 if exact(figures) and figures["exit_code"] == 0 else 1
+    report("ingest", [counters])
+    return 0 if exact(counters) and counters["exit_code"] == 0 else 1
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def _collect(
     """Take each probe by turns, with a pause before each turn; gives milliseconds by probe."""
     took: dict[str, list[float]] = {name: [] for name in probes}
     end = time.monotonic() + seconds
-    gc.disable()  # of this process, which would otherwise be seen in the figures
+    gc.disable()  # of this process, which would otherwise be seen in the counters
     try:
         while len(took["visible"]) < samples and time.monotonic() < end:
             live.marks.pause(0.005, 0.02)

@@ -4,7 +4,7 @@ MarketFlow runs in live mode on a real Redis and a real PostgreSQL that have a d
 six minutes. Two exchanges send evenly; the third does so too, or as fast as it is taken. The limit is a bare route of
 Starlette that answers with as many bytes, asked by turns with MarketFlow under the same conditions. Beside the load one
 connection looks for marked ticks: how old the answers are. What the load generator, the servers, the feeders and
-MarketFlow use of the machine's cores stands beside the figures: they share them.
+MarketFlow use of the machine's cores stands beside the counters: they share them.
 
     python -m tests.benchmarks.queries --setup both
 """

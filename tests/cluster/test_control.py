@@ -8,11 +8,11 @@ import msgspec
 import pytest
 import redis
 
-from marketflow.cluster.leader import Holder
+from marketflow.cluster.leader import Leader
 from marketflow.cluster.lease import GRACE_SECONDS, Lease, connect
 from marketflow.cluster.messages import FeedsState, Published, decode, encode
 from marketflow.cluster.remote_control import RemoteFeeds
-from marketflow.counters import DelayCounter, ExchangeFigures, Figures
+from marketflow.counters import DelayCounter, ExchangeCounters, IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.model import FeedState, Mode
 from marketflow.stores.redis import keys
@@ -21,8 +21,8 @@ from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
 RUNNING = FeedsState(Mode.LIVE, {"exchange1": FeedState.CONNECTED}, cache_complete=True, archive_available=True)
 
-COUNTED = Figures(
-    {"exchange1": ExchangeFigures(7, {"malformed": 1}, 2, 3, 1_763_690_000_000)},
+COUNTED = IngestCounters(
+    {"exchange1": ExchangeCounters(7, {"malformed": 1}, 2, 3, 1_763_690_000_000)},
     DelayCounter().so_far(),
     *range(8),
 )
@@ -150,11 +150,11 @@ def test_a_redis_that_is_away_is_unavailable(clock: Clock) -> None:
 @pytest.fixture
 def hold(client: "redis.Redis") -> Iterator[Callable[[Callable[[Mode], Mode]], Lease]]:
     """Runs a holder whose switch is given."""
-    holders: list[Holder] = []
+    holders: list[Leader] = []
 
     def begin(switch: Callable[[Mode], Mode]) -> Lease:
         lease = Lease(client)
-        holders.append(Holder(lease, client, lambda: RUNNING, lambda: COUNTED, switch))
+        holders.append(Leader(lease, client, lambda: RUNNING, lambda: COUNTED, switch))
         holders[-1].start()
         wait_until(lambda: lease.held)
         return lease
@@ -174,7 +174,7 @@ def test_lease_is_renewed_after_a_state_that_raises(client: "redis.Redis") -> No
         return RUNNING
 
     lease = Lease(client)
-    holder = Holder(lease, client, state, lambda: COUNTED, lambda mode: mode)
+    holder = Leader(lease, client, state, lambda: COUNTED, lambda mode: mode)
     holder.start()
     wait_until(lambda: len(asked) > 10)
     assert lease.held
@@ -211,10 +211,10 @@ def test_what_was_counted_is_heard_of_while_somebody_counts(
 ) -> None:
     async def ask() -> None:
         await feeds.ask()
-        heard = [feeds.figures]
+        heard = [feeds.counters]
         hold(lambda mode: mode)
         await feeds.ask()
-        heard.append(feeds.figures)
+        heard.append(feeds.counters)
         await feeds.close()
         assert heard == [None, COUNTED]
 

@@ -21,7 +21,7 @@ def known_metrics() -> dict[str, set[str]]:
 
 async def _second_scrape() -> str:
     """Which tells of a request, the first one."""
-    async with client_of(World(figures=FIGURES).context()) as client:
+    async with client_of(World(counters=FIGURES).context()) as client:
         await client.get("/metrics")
         return (await client.get("/metrics")).text
 

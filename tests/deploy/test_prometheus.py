@@ -247,7 +247,7 @@ def test_a_target_that_is_not_there_at_all_is_missed(tmp_path: Path) -> None:
 
 
 def test_redis_away_is_told_as_that_and_not_as_nobody(tmp_path: Path) -> None:
-    """An API of its own hears of the feeds by Redis, and shows none of their figures meanwhile."""
+    """An API of its own hears of the feeds by Redis, and shows none of their counters meanwhile."""
     gone = broken("marketflow_feeds_up", "0x200") | broken('marketflow_store_up{store="redis"}', "0x200")
     check(tmp_path, unit_test({**HEALTHY, **gone}, 2, {BEGIN + 5: {"MarketFlowStoreDown"}}))
 

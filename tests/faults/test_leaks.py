@@ -10,7 +10,7 @@ import pytest
 import reactivex as rx
 
 from marketflow.clock import system_clock
-from marketflow.feeds.decoder import Guard
+from marketflow.feeds.decoder import Decoder
 from marketflow.feeds.tcp import TcpFeed
 from marketflow.model import Mode
 from marketflow.pipeline.operators import Backoff, retry_with_backoff
@@ -93,16 +93,16 @@ def test_nothing_is_left_of_a_flood(
 
 
 def test_no_object_is_left_of_a_reconnect() -> None:
-    guard = Guard(Mode.LIVE, "exchange1", ["BTCUSDT"], system_clock, 5000, lambda *_: None)
+    decoder = Decoder(Mode.LIVE, "exchange1", ["BTCUSDT"], system_clock, 5000, lambda *_: None)
     with ScriptedExchange() as exchange:
-        feed = TcpFeed("exchange1", HOST, exchange.port, guard, 15.0)
+        feed = TcpFeed("exchange1", HOST, exchange.port, decoder, 15.0)
         loop = TimingLoop("leaks")
         ticks = feed.batches().pipe(retry_with_backoff(Backoff(0.001, 0.001), loop, rx.never()))
 
         def reconnect() -> None:
-            came, received = len(exchange.accepted_at), guard.ticks
+            came, received = len(exchange.accepted_at), decoder.ticks
             exchange.send_raw(b'{"symbol":"BTCUSDT","price":1}\n')
-            wait_until(lambda: guard.ticks > received)
+            wait_until(lambda: decoder.ticks > received)
             exchange.cut()
             wait_until(lambda: len(exchange.accepted_at) > came)
 

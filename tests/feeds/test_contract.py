@@ -12,7 +12,7 @@ from reactivex.observer import AutoDetachObserver
 
 from marketflow.clock import system_clock
 from marketflow.feeds import tcp as tcp_module
-from marketflow.feeds.decoder import Guard
+from marketflow.feeds.decoder import Decoder
 from marketflow.feeds.feed import Feed
 from marketflow.feeds.generator import GeneratorFeed, Market
 from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent, TcpFeed
@@ -25,8 +25,8 @@ from tests.support.servers import free_port, wait_until
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 
 
-def make_guard(mode: Mode) -> Guard:
-    return Guard(mode, "exchange1", SYMBOLS, system_clock, 5000, lambda *_: None)
+def make_guard(mode: Mode) -> Decoder:
+    return Decoder(mode, "exchange1", SYMBOLS, system_clock, 5000, lambda *_: None)
 
 
 class Received:
@@ -108,12 +108,12 @@ def test_batches_are_candles_of_configured_series_and_never_empty(feed: Feed) ->
             assert slot.series.exchange == feed.exchange == "exchange1"
             assert slot.series.symbol in SYMBOLS
             assert slot.start <= candle.first_at <= candle.last_at < slot.start + 100
-    assert feed.guard.ticks >= received.ticks
+    assert feed.decoder.ticks >= received.ticks
 
 
 def test_nothing_happens_before_somebody_subscribes(feed: Feed) -> None:
     feed.batches()
-    assert feed.guard.ticks == 0
+    assert feed.decoder.ticks == 0
     assert not feed_threads()
 
 
@@ -124,10 +124,10 @@ def test_a_disposed_feed_sends_no_more_and_leaves_no_thread(feed: Feed) -> None:
     subscription.dispose()
     wait_until(lambda: not feed_threads(), message="the thread of the feed lives on")
     count = len(received.batches)
-    ticks = feed.guard.ticks
+    ticks = feed.decoder.ticks
     threading.Event().wait(0.1)  # long enough for several more
     assert len(received.batches) == count
-    assert feed.guard.ticks == ticks
+    assert feed.decoder.ticks == ticks
     assert not received.errors
     assert not received.completed.is_set()
 
@@ -146,7 +146,7 @@ def test_a_stopped_feed_completes_with_all_that_was_received_handed_on(feed: Fee
         wait_until(lambda: received.batches)
         feed.stop()
         assert received.completed.wait(5)
-        assert received.ticks == feed.guard.ticks
+        assert received.ticks == feed.decoder.ticks
     assert not received.errors
     wait_until(lambda: not feed_threads())
 
@@ -283,8 +283,8 @@ def test_last_line_without_newline_is_a_tick_or_rejected(
         wait_until(lambda: received.ticks == 1 and not exchange.unread())
         end(exchange)
         wait_until(lambda: received.errors)
-    assert received.ticks == feed.guard.ticks == ticks
-    assert feed.guard.rejected.total() == 2 - ticks
+    assert received.ticks == feed.decoder.ticks == ticks
+    assert feed.decoder.rejected.total() == 2 - ticks
 
 
 def test_last_line_before_silence_is_a_tick(exchange: ScriptedExchange) -> None:
@@ -321,18 +321,18 @@ def test_what_a_feed_holds_back_is_handed_on_before_its_connection_ends(
     monkeypatch.setattr(tcp_module, "RECEIVE_BYTES", len(LINE))
     received = Received()
     feed = tcp_feed(exchange.port)
-    decode = feed.guard.decode
+    decode = feed.decoder.decode
 
     def decode_and_end(chunk: bytes) -> Candles:
-        if feed.guard.ticks == 1:
+        if feed.decoder.ticks == 1:
             end(exchange)
         return decode(chunk)
 
-    monkeypatch.setattr(feed.guard, "decode", decode_and_end)
+    monkeypatch.setattr(feed.decoder, "decode", decode_and_end)
     with received.subscribe(feed):
         exchange.send_raw(LINE * 3)
         wait_until(lambda: received.errors)
-    assert received.ticks == feed.guard.ticks >= 2
+    assert received.ticks == feed.decoder.ticks >= 2
 
 
 def test_a_feed_that_stays_behind_hands_on_all_the_same(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketflow.feeds.decoder import MAX_LINE_BYTES, Guard
+from marketflow.feeds.decoder import MAX_LINE_BYTES, Decoder
 from marketflow.model import SLICE_MS, Candle, Candles, Mode, Series, Tick, merge, merge_into
 from tests.support.oracle import assert_same, candles_of_ticks
 
@@ -27,16 +27,16 @@ class Told:
         self.reasons += [reason] * count
 
 
-def make_guard(told: Callable[[str, int, object], None] | None = None) -> Guard:
-    return Guard(Mode.LIVE, "exchange1", SYMBOLS, lambda: NOW, 5000, told or Told())
+def make_guard(told: Callable[[str, int, object], None] | None = None) -> Decoder:
+    return Decoder(Mode.LIVE, "exchange1", SYMBOLS, lambda: NOW, 5000, told or Told())
 
 
 def line(**fields: object) -> bytes:
     return json.dumps({"symbol": "BTCUSDT", "price": 1.5, "timestamp": NOW_MS} | fields).encode() + b"\n"
 
 
-def only(guard: Guard, chunk: bytes) -> Candle:
-    (candle,) = guard.decode(chunk).values()
+def only(decoder: Decoder, chunk: bytes) -> Candle:
+    (candle,) = decoder.decode(chunk).values()
     return candle
 
 
@@ -89,56 +89,56 @@ HOSTILE = {
 def test_a_bad_line_is_dropped_and_counted_and_its_neighbours_are_taken(name: str) -> None:
     bad, reason = HOSTILE[name]
     told = Told()
-    guard = make_guard(told)
-    assert only(guard, GOOD + bad + GOOD).ticks == 2
-    assert guard.rejected == {reason: 1}
+    decoder = make_guard(told)
+    assert only(decoder, GOOD + bad + GOOD).ticks == 2
+    assert decoder.rejected == {reason: 1}
     assert told.reasons == [reason]
-    assert guard.ticks == 2
+    assert decoder.ticks == 2
 
 
 def test_prices_whose_sum_overflows_are_bad_prices() -> None:
-    guard = make_guard()
-    assert only(guard, line(price=1.5e308) * 3 + GOOD).ticks == 1
-    assert guard.rejected == {"bad_price": 3}
+    decoder = make_guard()
+    assert only(decoder, line(price=1.5e308) * 3 + GOOD).ticks == 1
+    assert decoder.rejected == {"bad_price": 3}
 
 
 def test_all_bad_lines_at_once_leave_the_good_ones() -> None:
-    guard = make_guard()
+    decoder = make_guard()
     chunk = b"".join(bad + GOOD for bad, _ in HOSTILE.values())
-    assert only(guard, chunk).ticks == len(HOSTILE)
-    assert guard.rejected.total() == len(HOSTILE)
+    assert only(decoder, chunk).ticks == len(HOSTILE)
+    assert decoder.rejected.total() == len(HOSTILE)
 
 
 def test_a_record_broken_over_two_lines_is_two_bad_lines() -> None:
-    guard = make_guard()
-    assert guard.decode(b'{"symbol":"BTCUSDT",\n"price":1}\n') == {}
-    assert guard.rejected == {"malformed": 2}
+    decoder = make_guard()
+    assert decoder.decode(b'{"symbol":"BTCUSDT",\n"price":1}\n') == {}
+    assert decoder.rejected == {"malformed": 2}
 
 
 def test_records_that_share_a_line_are_a_bad_line_however_many_lines_there_are() -> None:
-    guard = make_guard()
-    assert only(guard, GOOD[:-1] + GOOD + b"\n" + GOOD).ticks == 1
-    assert only(guard, GOOD + b'{"symbol":"BTCUSDT",\n"price":1}' + GOOD).ticks == 1
-    assert guard.rejected == {"malformed": 3}
+    decoder = make_guard()
+    assert only(decoder, GOOD[:-1] + GOOD + b"\n" + GOOD).ticks == 1
+    assert only(decoder, GOOD + b'{"symbol":"BTCUSDT",\n"price":1}' + GOOD).ticks == 1
+    assert decoder.rejected == {"malformed": 3}
 
 
 def test_a_heartbeat_over_64_kib_is_a_line_too_long_as_it_is_when_it_comes_in_pieces() -> None:
-    guard = make_guard()
-    assert guard.decode(b" " * (MAX_LINE_BYTES + 1) + b"\n") == {}
-    assert guard.rejected == {"too_long": 1}
+    decoder = make_guard()
+    assert decoder.decode(b" " * (MAX_LINE_BYTES + 1) + b"\n") == {}
+    assert decoder.rejected == {"too_long": 1}
 
 
 def test_unknown_symbols_by_the_hundred_thousand_create_nothing() -> None:
-    guard = make_guard()
+    decoder = make_guard()
     chunk = b"".join(b'{"symbol":"S%d","price":1}\n' % i for i in range(100_000))
-    assert guard.decode(chunk) == {}
-    assert guard.rejected == {"unknown_symbol": 100_000}
+    assert decoder.decode(chunk) == {}
+    assert decoder.rejected == {"unknown_symbol": 100_000}
 
 
 def test_heartbeats_and_line_ends_of_windows_are_no_bad_lines() -> None:
-    guard = make_guard()
-    assert only(guard, b"\n" + GOOD.replace(b"\n", b"\r\n") + b" \n\r\n").ticks == 1
-    assert not guard.rejected
+    decoder = make_guard()
+    assert only(decoder, b"\n" + GOOD.replace(b"\n", b"\r\n") + b" \n\r\n").ticks == 1
+    assert not decoder.rejected
 
 
 @pytest.mark.parametrize(
@@ -146,89 +146,89 @@ def test_heartbeats_and_line_ends_of_windows_are_no_bad_lines() -> None:
     [None, "yesterday", True, []],
 )
 def test_a_timestamp_that_is_no_number_becomes_the_time_of_receipt(timestamp: object) -> None:
-    guard = make_guard()
-    assert only(guard, line(timestamp=timestamp)).last_at == NOW_MS
-    assert guard.timestamps_replaced == 1
-    assert not guard.rejected
+    decoder = make_guard()
+    assert only(decoder, line(timestamp=timestamp)).last_at == NOW_MS
+    assert decoder.timestamps_replaced == 1
+    assert not decoder.rejected
 
 
 @pytest.mark.parametrize(
     "timestamp", [NOW_MS + 0.0, NOW_MS + 0.9, str(NOW_MS), f"{NOW_MS}.0", f"{NOW_MS}.75", f"+{NOW_MS}", f"{NOW_MS}e0"]
 )
 def test_numeric_form_of_a_timestamp_is_taken(timestamp: object) -> None:
-    guard = make_guard()
-    assert only(guard, line(timestamp=timestamp)).last_at == NOW_MS
-    assert (guard.timestamps_replaced, guard.rejected.total()) == (0, 0)
+    decoder = make_guard()
+    assert only(decoder, line(timestamp=timestamp)).last_at == NOW_MS
+    assert (decoder.timestamps_replaced, decoder.rejected.total()) == (0, 0)
 
 
 @pytest.mark.parametrize("price", ["67123.45", "67123.450", "6712345e-2", 67123.45])
 @pytest.mark.parametrize("symbol", ["BTCUSDT", "btcusdt", "BtcUsdt"])
 def test_numeric_string_is_a_price_and_symbols_have_no_case(price: object, symbol: str) -> None:
-    guard = make_guard()
-    ((slot, candle),) = guard.decode(line(price=price, symbol=symbol)).items()
-    assert (slot.series.symbol, candle.close, guard.rejected.total()) == ("BTCUSDT", 67123.45, 0)
+    decoder = make_guard()
+    ((slot, candle),) = decoder.decode(line(price=price, symbol=symbol)).items()
+    assert (slot.series.symbol, candle.close, decoder.rejected.total()) == ("BTCUSDT", 67123.45, 0)
 
 
 def test_optional_fields_reject_no_line() -> None:
-    guard = make_guard()
+    decoder = make_guard()
     for extra in ({"quantity": 1.5, "side": "buy", "id": 7}, {"quantity": "x", "side": 5, "id": "abc"}):
-        assert only(guard, line(**extra)).ticks == 1
+        assert only(decoder, line(**extra)).ticks == 1
 
 
 @pytest.mark.parametrize(("unit", "name"), [(1 / 1000, "seconds"), (1000, "microseconds"), (1_000_000, "nanoseconds")])
 def test_feed_in_another_unit_is_converted_and_says_so_once(unit: float, name: str) -> None:
     said: list[str] = []
-    guard = Guard(Mode.LIVE, "exchange1", SYMBOLS, lambda: NOW, 5000, Told(), said.append)
+    decoder = Decoder(Mode.LIVE, "exchange1", SYMBOLS, lambda: NOW, 5000, Told(), said.append)
     for _ in range(3):
         timestamp = NOW_MS * unit if unit < 1 else NOW_MS * int(unit)
-        assert only(guard, line(timestamp=timestamp)).last_at == NOW_MS
-    assert guard.rejected.total() == 0
+        assert only(decoder, line(timestamp=timestamp)).last_at == NOW_MS
+    assert decoder.rejected.total() == 0
     assert said == [f"timestamps are in {name}, they are converted to milliseconds"]
 
 
 def test_feed_whose_clock_is_wrong_is_dated_by_receipt() -> None:
     said: list[str] = []
     now_ms = NOW_MS
-    guard = Guard(Mode.LIVE, "exchange1", SYMBOLS, lambda: now_ms * 1_000_000, 5000, Told(), said.append)
+    decoder = Decoder(Mode.LIVE, "exchange1", SYMBOLS, lambda: now_ms * 1_000_000, 5000, Told(), said.append)
     for number in range(60):
         now_ms = NOW_MS + number * 100
-        guard.decode(line(timestamp=now_ms + 3_600_000))
-    assert guard.rejected == {"ahead": 20}
-    assert (guard.ticks, guard.timestamps_replaced) == (40, 40)
-    assert guard.clock_offset_ms == 3_600_000
+        decoder.decode(line(timestamp=now_ms + 3_600_000))
+    assert decoder.rejected == {"ahead": 20}
+    assert (decoder.ticks, decoder.timestamps_replaced) == (40, 40)
+    assert decoder.clock_offset_ms == 3_600_000
     assert said == ["the clock of the exchange is 3600.0 s ahead of this machine's, its ticks are dated by receipt"]
     now_ms += 100
-    assert only(guard, line(timestamp=now_ms)).last_at == now_ms
+    assert only(decoder, line(timestamp=now_ms)).last_at == now_ms
     assert said[1:] == ["the clock of the exchange is right again"]
 
 
 def test_old_trades_on_connecting_are_dropped_and_date_nothing() -> None:
-    guard = make_guard()
+    decoder = make_guard()
     old = b"".join(line(timestamp=NOW_MS - 3_600_000 + n) for n in range(500))
-    assert only(guard, old + GOOD).ticks == 1
-    assert guard.rejected == {"stale": 500}
-    assert guard.clock_offset_ms == 0
+    assert only(decoder, old + GOOD).ticks == 1
+    assert decoder.rejected == {"stale": 500}
+    assert decoder.clock_offset_ms == 0
 
 
 @pytest.mark.parametrize("prices", [[0.1] * 3, [0.1] * 1000, [0.7] * 7, [1e-9] * 33, [67123.45] * 501])
 def test_average_lies_between_the_lowest_and_the_highest(prices: list[float]) -> None:
-    guard = make_guard()
-    at_once = only(guard, b"".join(line(price=price) for price in prices))
-    one_by_one = reduce(merge, (only(guard, line(price=price)) for price in prices))
+    decoder = make_guard()
+    at_once = only(decoder, b"".join(line(price=price) for price in prices))
+    one_by_one = reduce(merge, (only(decoder, line(price=price)) for price in prices))
     assert at_once.average == one_by_one.average == prices[0]
 
 
 def test_a_missing_timestamp_becomes_the_time_of_receipt() -> None:
-    guard = make_guard()
-    assert only(guard, b'{"symbol":"BTCUSDT","price":1}\n').last_at == NOW_MS
-    assert guard.timestamps_replaced == 1
+    decoder = make_guard()
+    assert only(decoder, b'{"symbol":"BTCUSDT","price":1}\n').last_at == NOW_MS
+    assert decoder.timestamps_replaced == 1
 
 
 @pytest.mark.parametrize("skew", [-5000, 5000])
 def test_a_timestamp_within_the_skew_is_kept(skew: int) -> None:
-    guard = make_guard()
-    assert only(guard, line(timestamp=NOW_MS + skew)).last_at == NOW_MS + skew
-    assert guard.timestamps_replaced == 0
+    decoder = make_guard()
+    assert only(decoder, line(timestamp=NOW_MS + skew)).last_at == NOW_MS + skew
+    assert decoder.timestamps_replaced == 0
 
 
 @given(
@@ -238,15 +238,15 @@ def test_a_timestamp_within_the_skew_is_kept(skew: int) -> None:
     )
 )
 def test_folding_columns_equals_folding_tick_by_tick(rows: list[tuple[str, float, int]]) -> None:
-    guard = make_guard()
+    decoder = make_guard()
     chunk = b"".join(line(symbol=symbol, price=price, timestamp=NOW_MS + skew) for symbol, price, skew in rows)
     arrived = dict.fromkeys(SYMBOLS, 0)
     ticks = []
     for symbol, price, skew in rows:
         ticks.append((Series(Mode.LIVE, "exchange1", symbol), Tick(price, NOW_MS + skew, NOW + arrived[symbol])))
         arrived[symbol] += 1
-    assert_same(guard.decode(chunk), candles_of_ticks(ticks, SLICE_MS))
-    assert guard.ticks == len(rows)
+    assert_same(decoder.decode(chunk), candles_of_ticks(ticks, SLICE_MS))
+    assert decoder.ticks == len(rows)
 
 
 LINES = st.one_of(
@@ -283,6 +283,6 @@ def _unnumbered(candles: Candles) -> Candles:
 
 @given(st.binary(max_size=300))
 def test_no_bytes_at_all_raise(chunk: bytes) -> None:
-    guard = make_guard()
-    guard.decode(chunk + b"\n" + GOOD)
-    assert guard.ticks == 1
+    decoder = make_guard()
+    decoder.decode(chunk + b"\n" + GOOD)
+    assert decoder.ticks == 1

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 
-from marketflow.feeds.decoder import MAX_LINE_BYTES, MAX_PRICE, Guard
+from marketflow.feeds.decoder import MAX_LINE_BYTES, MAX_PRICE, Decoder
 from marketflow.feeds.line_framing import Framer
 from marketflow.feeds.timestamps import TimestampCheck
 from marketflow.model import SLICE_MS, Candles, Mode, Series, Tick, merge_into
@@ -141,17 +141,17 @@ def _fields(line: bytes) -> dict[str, Any]:
 
 
 def decoded(stream: bytes, cuts: Iterable[int] = ()) -> Decoded:
-    """What framer and guard make of a stream that comes in pieces."""
+    """What framer and decoder make of a stream that comes in pieces."""
     received = count(NOW_MS * 1_000_000, 10_000)  # within one millisecond, so that cuts make no difference
-    guard = Guard(Mode.LIVE, "exchange1", SYMBOLS, lambda: next(received), SKEW_MS, lambda *_: None)
-    framer = Framer(lambda: guard.reject("too_long", "unfinished"))
+    decoder = Decoder(Mode.LIVE, "exchange1", SYMBOLS, lambda: next(received), SKEW_MS, lambda *_: None)
+    framer = Framer(lambda: decoder.reject("too_long", "unfinished"))
     candles: Candles = {}
     ends = sorted({*cuts, len(stream)})
     for begin, end in pairwise([0, *ends]):
         if lines := framer.push(stream[begin:end]):
-            merge_into(candles, guard.decode(lines))
+            merge_into(candles, decoder.decode(lines))
         assert len(framer._tail) <= MAX_LINE_BYTES
-    return Decoded(candles, guard.ticks, guard.timestamps_replaced, guard.rejected)
+    return Decoded(candles, decoder.ticks, decoder.timestamps_replaced, decoder.rejected)
 
 
 def assert_as_plain(stream: bytes, cuts: Iterable[int] = ()) -> None:

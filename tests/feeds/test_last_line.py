@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from marketflow.clock import milliseconds, system_clock
-from marketflow.feeds.decoder import Guard
+from marketflow.feeds.decoder import Decoder
 from marketflow.feeds.tcp import TcpFeed
 from marketflow.model import Candles, Mode
 from tests.support.servers import HOST
@@ -26,11 +26,11 @@ WHOLE = '{"symbol":"BTCUSDT","price":1.5,"timestamp":%d}'
     ],
 )
 def test_last_line_without_a_newline_is_a_tick_or_rejected(last: str, ticks: int, rejected: dict[str, int]) -> None:
-    guard = Guard(Mode.LIVE, "exchange1", ["BTCUSDT"], system_clock, 5000, lambda *_: None)
+    decoder = Decoder(Mode.LIVE, "exchange1", ["BTCUSDT"], system_clock, 5000, lambda *_: None)
     ended = threading.Event()
     received: list[Candles] = []
     with socket.create_server((HOST, 0)) as listener:
-        feed = TcpFeed("exchange1", HOST, listener.getsockname()[1], guard, 15.0)
+        feed = TcpFeed("exchange1", HOST, listener.getsockname()[1], decoder, 15.0)
         feed.batches().subscribe(received.append, lambda _: ended.set(), ended.set)
         connection, _ = listener.accept()
         now_ms = milliseconds(system_clock())
@@ -38,6 +38,6 @@ def test_last_line_without_a_newline_is_a_tick_or_rejected(last: str, ticks: int
         connection.sendall(text.encode())
         connection.close()
         assert ended.wait(10)
-    assert guard.ticks == ticks
-    assert guard.rejected == rejected
+    assert decoder.ticks == ticks
+    assert decoder.rejected == rejected
     assert sum(candle.ticks for batch in received for candle in batch.values()) == ticks

@@ -1,11 +1,11 @@
 """What is dropped and what is dated by receipt is a line of log a minute, for each exchange."""
 
-from marketflow.counters import ExchangeFigures
+from marketflow.counters import ExchangeCounters
 from marketflow.feeds.reject_log import FeedRates
 
 
-def counted(ticks: int, replaced: int = 0, **rejected: int) -> ExchangeFigures:
-    return ExchangeFigures(ticks, {"stale": 0, "bad_price": 0} | rejected, replaced, 0, None)
+def counted(ticks: int, replaced: int = 0, **rejected: int) -> ExchangeCounters:
+    return ExchangeCounters(ticks, {"stale": 0, "bad_price": 0} | rejected, replaced, 0, None)
 
 
 def test_a_line_tells_what_has_come_since_the_last(log: list[str]) -> None:

@@ -1,7 +1,7 @@
 """An hour of the whole flow in virtual time, with everything going wrong that can, and the account of its ticks.
 
-Real: the flow with its memory, its modes and its pending rows, and the cache with its codecs, its breaker and its
-recovery, on a Redis of memory. Made up: the feeds, the archive, time, and what happens, all of it out of one seed.
+Real: the flow with its memory, its modes and its pending rows, and the cache with its codecs, its circuit breaker and
+its recovery, on a Redis of memory. Made up: the feeds, the archive, time, and what happens, all of it out of one seed.
 
 What happens: ticks out of order, late, too late, ahead of the clock and in bursts; feeds that fail; switches of the
 mode; stores that are away, slow, stuck (calls take so long that they are given up, done or not), emptied, that lose the
@@ -38,12 +38,12 @@ from marketflow.model import (
     minute_start,
     slice_start,
 )
-from marketflow.pipeline.backlog import Pending
+from marketflow.pipeline.backlog import Backlog
 from marketflow.pipeline.graph import Flow
 from marketflow.pipeline.mode_switch import ModeSwitch
 from marketflow.pipeline.operators import Backoff
 from marketflow.pipeline.state import Memory
-from marketflow.stores.circuit_breaker import Breaker
+from marketflow.stores.circuit_breaker import CircuitBreaker
 from marketflow.stores.ports import RECENT_MS
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.writer import RedisCache
@@ -210,7 +210,7 @@ class Run:
     feeds: dict[Mode, list[ScriptedFeed]]
     cache: RedisCache
     memory: Memory
-    pending: Pending
+    pending: Backlog
     modes: ModeSwitch
     flow: Flow
     started: float
@@ -299,9 +299,9 @@ class Simulation:
             return (START_MS * 1000 + time.now_us) * 1000
 
         client = cast("redis.Redis", MemoryRedisClient(self.redis))
-        cache = RedisCache(client, ALL_SERIES, clock, 70, Breaker(monotonic=lambda: time.now_us / 1_000_000))
+        cache = RedisCache(client, ALL_SERIES, clock, 70, CircuitBreaker(monotonic=lambda: time.now_us / 1_000_000))
         feeds = {mode: [ScriptedFeed(mode, exchange) for exchange in EXCHANGES] for mode in Mode}
-        memory, pending, modes = Memory(LATE_AFTER_MS), Pending(), ModeSwitch(self.mode)
+        memory, pending, modes = Memory(LATE_AFTER_MS), Backlog(), ModeSwitch(self.mode)
         flow = Flow(
             modes=modes.changes,
             feeds=feeds,
@@ -623,7 +623,7 @@ def script(random: Random, length: int) -> list[Event]:
 
 
 def _burst(random: Random, begin: float) -> list[Event]:
-    """More than a lane can write while it is slow, in many slices of one series."""
+    """More than a partition can write while it is slow, in many slices of one series."""
     number, symbol = random.randrange(len(EXCHANGES)), random.choice(SYMBOLS)
     longest = random.choice((500, 5000, 20_000))
     return [

@@ -10,7 +10,7 @@ from reactivex.subject import Subject
 
 from marketflow.clock import system_clock
 from marketflow.model import Candles, Mode, Slot, Tick, candle_of, slice_start
-from marketflow.pipeline.backlog import Pending
+from marketflow.pipeline.backlog import Backlog
 from marketflow.pipeline.branches import LOOK_SECONDS, STALLED_SECONDS, Branches
 from marketflow.pipeline.graph import Flow
 from marketflow.pipeline.mode_switch import ModeSwitch
@@ -140,7 +140,7 @@ class SlowWorld:
             modes=ModeSwitch(Mode.TEST).changes,
             feeds={Mode.TEST: [self.feed], Mode.LIVE: []},
             memory=Memory(2000),
-            pending=Pending(),
+            pending=Backlog(),
             cache=self.cache,
             archive=self.archive,
             days=FakeDays(),

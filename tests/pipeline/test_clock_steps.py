@@ -3,7 +3,7 @@
 import pytest
 
 from marketflow.model import MINUTE_MS, Slot, Tick, candle_of
-from marketflow.pipeline.backlog import Pending
+from marketflow.pipeline.backlog import Backlog
 from marketflow.stores.ports import RECENT_MS
 from tests.pipeline.world import BTC, START_MS, World
 from tests.support.oracle import assert_same, candles_of_ticks
@@ -85,4 +85,4 @@ def test_the_newest_price_is_the_newest_after_a_step_back(world: World) -> None:
 
 def test_what_lies_ahead_of_the_clock_does_not_mark_minutes_before_it_as_archived() -> None:
     before_the_step = {Slot(BTC, START_MS + HOUR_MS): candle_of(Tick(1.0, START_MS + HOUR_MS, 1))}
-    assert Pending().confirm(before_the_step, START_MS) == START_MS - RECENT_MS
+    assert Backlog().confirm(before_the_step, START_MS) == START_MS - RECENT_MS

@@ -25,7 +25,7 @@ from marketflow.pipeline.operators import (
     conflate_through,
     fan_out,
     isolated,
-    lanes,
+    partitions,
     retry_with_backoff,
 )
 from marketflow.pipeline.schedulers import TimingLoop
@@ -237,7 +237,7 @@ def test_work_that_raises_is_told_and_the_next_item_is_worked_on() -> None:
     assert [str(failure) for failure in failures] == ["poison"]
 
 
-# fan_out, lanes
+# fan_out, partitions
 
 
 def test_fan_out_subscribes_once_and_completes_when_all_branches_have() -> None:
@@ -251,7 +251,7 @@ def test_fan_out_subscribes_once_and_completes_when_all_branches_have() -> None:
 def test_a_slow_lane_does_not_hold_up_another_and_each_keeps_its_order() -> None:
     scheduler = TestScheduler()
 
-    def lane(parts: Observable[dict[str, int]]) -> Observable[Any]:
+    def partition(parts: Observable[dict[str, int]]) -> Observable[Any]:
         return parts.pipe(
             conflate_map(
                 lambda part: rx.timer(100 if "slow" in part else 1, scheduler=scheduler).pipe(ops.map(lambda _: part)),
@@ -260,7 +260,7 @@ def test_a_slow_lane_does_not_hold_up_another_and_each_keeps_its_order() -> None
         )
 
     source = scheduler.create_hot_observable(*(on_next(210 + 10 * i, {"slow": i, "fast": i}) for i in range(4)))
-    result = scheduler.start(lambda: source.pipe(lanes(["slow", "fast"], lambda key: key, lane)))
+    result = scheduler.start(lambda: source.pipe(partitions(["slow", "fast"], lambda key: key, partition)))
     got = values(result)
     assert [part["fast"] for part in got if "fast" in part] == [0, 1, 2, 3]
     assert [part["slow"] for part in got if "slow" in part] == [0, 3]
@@ -269,13 +269,13 @@ def test_a_slow_lane_does_not_hold_up_another_and_each_keeps_its_order() -> None
 def test_what_belongs_to_no_lane_is_left_out_and_a_dict_without_a_part_does_not_reach_a_lane() -> None:
     scheduler = TestScheduler()
     source = scheduler.create_hot_observable(on_next(210, {"a": 1, "gone": 2}), on_next(220, {"gone": 3}))
-    result = scheduler.start(lambda: source.pipe(lanes(["a", "b"], lambda key: key, ops.map(lambda part: part))))
+    result = scheduler.start(lambda: source.pipe(partitions(["a", "b"], lambda key: key, ops.map(lambda part: part))))
     assert result.messages == [on_next(210, {"a": 1})]
 
 
 def test_lanes_end_as_their_source_does() -> None:
     scheduler = TestScheduler()
-    split = lanes(["a", "b"], lambda key: key, ops.map(lambda part: part))
+    split = partitions(["a", "b"], lambda key: key, ops.map(lambda part: part))
     ending = scheduler.create_hot_observable(on_next(210, {"a": 1}), on_completed(220))
     assert scheduler.start(lambda: ending.pipe(split)).messages == [on_next(210, {"a": 1}), on_completed(220)]
     error = ValueError()

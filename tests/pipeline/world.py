@@ -9,9 +9,9 @@ from reactivex.subject import Subject
 from reactivex.testing import TestScheduler
 
 from marketflow.errors import Unavailable
-from marketflow.feeds.decoder import Guard
+from marketflow.feeds.decoder import Decoder
 from marketflow.model import Candles, FeedState, Mode, Series, Slot, Tick, candle_of, fuller, merge_all, slice_start
-from marketflow.pipeline.backlog import DEFAULT_LIMIT, Pending
+from marketflow.pipeline.backlog import DEFAULT_LIMIT, Backlog
 from marketflow.pipeline.graph import Flow
 from marketflow.pipeline.mode_switch import ModeSwitch
 from marketflow.pipeline.state import Memory
@@ -32,7 +32,7 @@ class ScriptedFeed:
     def __init__(self, mode: Mode, exchange: str = EXCHANGE) -> None:
         self.exchange = exchange
         self.place = "a script"
-        self.guard = Guard(mode, exchange, ("BTCUSDT", "ETHUSDT"), lambda: 0, 0, lambda *_: None)
+        self.decoder = Decoder(mode, exchange, ("BTCUSDT", "ETHUSDT"), lambda: 0, 0, lambda *_: None)
         self.subscriptions = 0
         self.open = 0
         self._batches: Subject[Candles] = Subject()
@@ -180,7 +180,7 @@ class World:
         self.archive = FakeArchive(lambda: self.now_ms)
         self.days = FakeDays()
         self.memory = Memory(late_after_ms)
-        self.pending = Pending(pending_limit)
+        self.pending = Backlog(pending_limit)
         self.modes = ModeSwitch(mode)
         self.sent: list[tuple[Series, Tick]] = []
         self.errors: list[Exception] = []

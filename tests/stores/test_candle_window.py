@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marketflow.model import MINUTE_MS, SLICE_MS, Candle, Tick, candle_of, fuller, merge, minute_start, slice_start
-from marketflow.stores.candle_window import Window, merged
+from marketflow.stores.candle_window import CandleWindow, merged
 
 NOW = 1_763_690_430_500
 """30.5 seconds into a minute."""
@@ -43,7 +43,7 @@ def plainly(
 def test_whatever_is_added_between_questions_each_is_answered_from_all(
     length: int, steps: list[Tick | int], data: st.DataObject
 ) -> None:
-    window = Window({}, {}, length)
+    window = CandleWindow({}, {}, length)
     slices: dict[int, Candle] = {}
     minutes: dict[int, Candle] = {}
     for step in steps:
@@ -64,9 +64,9 @@ def test_whatever_is_added_between_questions_each_is_answered_from_all(
 def test_what_was_known_stays_when_the_rest_is_filled_in(known: list[Tick], rest: list[Tick], period: int) -> None:
     mine = {slice_start(tick.at): candle_of(tick) for tick in known}
     loaded = {slice_start(tick.at): candle_of(tick) for tick in rest}
-    window = Window(mine, {minute_start(start): candle for start, candle in mine.items()})
-    window.fill(Window(loaded, {minute_start(start): candle for start, candle in loaded.items()}))
-    whole = Window(
+    window = CandleWindow(mine, {minute_start(start): candle for start, candle in mine.items()})
+    window.fill(CandleWindow(loaded, {minute_start(start): candle for start, candle in loaded.items()}))
+    whole = CandleWindow(
         loaded | mine, {minute_start(start): candle for source in (loaded, mine) for start, candle in source.items()}
     )
     assert window.covered(NOW - period, LATER) == whole.covered(NOW - period, LATER)
@@ -74,7 +74,7 @@ def test_what_was_known_stays_when_the_rest_is_filled_in(known: list[Tick], rest
 
 def test_minutes_before_a_time_are_let_go_of() -> None:
     minute = minute_start(NOW)
-    window = Window({at: candle_of(Tick(1.0, at, 1)) for at in (minute - SLICE_MS, minute)}, {})
+    window = CandleWindow({at: candle_of(Tick(1.0, at, 1)) for at in (minute - SLICE_MS, minute)}, {})
     assert window.covered(minute - MINUTE_MS, LATER) is not None
     window.forget(minute)
     assert len(window) == 1
@@ -85,7 +85,7 @@ def test_a_closed_minute_cut_by_the_edge_is_left_out() -> None:
     start = minute_start(NOW)
     tick = Tick(1.0, start + 40_000, 1)
     closed = folded([Tick(9.0, start, 0), tick])
-    window = Window({slice_start(tick.at): candle_of(tick)}, {start: closed})
+    window = CandleWindow({slice_start(tick.at): candle_of(tick)}, {start: closed})
     assert window.covered(start + 1, LATER) == candle_of(tick)
     assert window.covered(start, LATER) == closed
 
@@ -93,30 +93,30 @@ def test_a_closed_minute_cut_by_the_edge_is_left_out() -> None:
 def test_a_slice_belongs_to_a_period_when_its_last_tick_does() -> None:
     start = slice_start(NOW)
     candle = folded([Tick(1.0, start + 10, 1), Tick(2.0, start + 60, 2)])
-    window = Window({start: candle}, {})
+    window = CandleWindow({start: candle}, {})
     assert window.covered(start + 60, LATER) == candle
     assert window.covered(start + 61, LATER) is None
 
 
 def test_the_newest_tick_counts_before_its_slice_is_written_and_once_afterwards() -> None:
     before, newest = Tick(1.0, NOW - 500, 1), Tick(2.0, NOW - 1, 2)
-    window = Window({slice_start(before.at): candle_of(before)}, {})
+    window = CandleWindow({slice_start(before.at): candle_of(before)}, {})
     assert window.covered(NOW - 1_000, LATER, newest) == folded([before, newest])
     window.put_slice(slice_start(newest.at), candle_of(newest))
     assert window.covered(NOW - 1_000, LATER, newest) == folded([before, newest])
-    assert Window({}, {}).covered(NOW, LATER, newest) is None
+    assert CandleWindow({}, {}).covered(NOW, LATER, newest) is None
 
 
 def test_two_ticks_of_one_millisecond_are_two_ticks() -> None:
     first, second = Tick(1.0, NOW, 1), Tick(2.0, NOW, 2)
-    window = Window({slice_start(NOW): candle_of(first)}, {})
+    window = CandleWindow({slice_start(NOW): candle_of(first)}, {})
     assert window.covered(NOW, LATER, second) == folded([first, second])
 
 
 def test_what_lies_beyond_the_clock_is_no_part_of_a_period() -> None:
     beyond, within = Tick(9.0, LATER + 1, 1), Tick(1.0, NOW, 2)
     slices = {slice_start(tick.at): candle_of(tick) for tick in (beyond, within)}
-    window = Window(slices, {minute_start(beyond.at): candle_of(beyond)})
+    window = CandleWindow(slices, {minute_start(beyond.at): candle_of(beyond)})
     assert window.covered(NOW - 1_000, LATER, beyond) == candle_of(within)
 
 
@@ -133,7 +133,7 @@ def test_minutes_are_the_ticks_folded_by_minute(
         minutes[minute_start(tick.at, length)] = candle_of(tick)
     newest = Tick(7.0, NOW + 50, 99) if ahead else None
     since = minute_start(NOW) - 2 * MINUTE_MS
-    found = Window(slices, minutes, length).by_minute(since, LATER, newest)
+    found = CandleWindow(slices, minutes, length).by_minute(since, LATER, newest)
     starts = {minute_start(at, length) for at in (*slices, *minutes, *([newest.at] if newest else []))}
     assert [*sorted(found)] == sorted(start for start in starts if since <= start < LATER)
     for start, candle in found.items():

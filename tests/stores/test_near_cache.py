@@ -1,4 +1,4 @@
-"""A mirror answers as Redis does, at any moment, and asks it only when it has to."""
+"""A near cache answers as Redis does, at any moment, and asks it only when it has to."""
 
 import asyncio
 import time
@@ -27,8 +27,8 @@ from marketflow.model import (
     minute_start,
 )
 from marketflow.stores.ports import RECENT_MS, Recent
-from marketflow.stores.redis import near_cache as mirrors
-from marketflow.stores.redis.near_cache import PING_SECONDS, SILENT_PINGS, Mirror
+from marketflow.stores.redis import near_cache as near_caches
+from marketflow.stores.redis.near_cache import PING_SECONDS, SILENT_PINGS, NearCache
 from marketflow.stores.redis.reader import RedisReader
 from marketflow.stores.redis.writer import RedisCache
 from marketflow.stores.redis.writer import connection_keywords as redis_keywords
@@ -75,13 +75,13 @@ class CountingReader(RedisReader):
 
 
 class World:
-    """A mirror with its writer."""
+    """A near cache with its writer."""
 
-    def __init__(self, server: RedisServer, cache: RedisCache, reader: CountingReader, mirror: Mirror) -> None:
+    def __init__(self, server: RedisServer, cache: RedisCache, reader: CountingReader, near_cache: NearCache) -> None:
         self.server = server
         self.cache = cache
         self.reader = reader
-        self.mirror = mirror
+        self.near_cache = near_cache
 
     async def until(self, condition: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> None:
         async with asyncio.timeout(seconds):
@@ -90,8 +90,8 @@ class World:
 
     async def is_live(self) -> None:
         async def live() -> bool:
-            await self.mirror.newest([])  # as long as somebody asks
-            return self.mirror.live
+            await self.near_cache.newest([])  # as long as somebody asks
+            return self.near_cache.live
 
         await self.until(live)
 
@@ -99,26 +99,26 @@ class World:
         """All that was announced so far has come: an answer about a series of its own tells."""
         tick = Tick(1.0, NOW, time.time_ns())
         mark = Series(Mode.TEST, "exchange1", "MARK")
-        await self.mirror.newest([mark])
+        await self.near_cache.newest([mark])
         await asyncio.to_thread(self.cache.put_newest, {mark: tick})
 
         async def marked() -> bool:
-            return await self.mirror.newest([mark]) == [tick]
+            return await self.near_cache.newest([mark]) == [tick]
 
         await self.until(marked)
 
 
 def run(server: RedisServer, test: Callable[[World], Awaitable[T]]) -> T:
-    """Run a test with a live mirror."""
+    """Run a test with a live near cache."""
 
     async def answer() -> T:
         with closing(RedisCache.connect(keywords(server), SERIES, clock, 300)) as cache:
             cache.recover()
             reader = CountingReader.connect(keywords(server), clock, 10_000)
             assert isinstance(reader, CountingReader)
-            mirror = Mirror(reader, keywords(server), clock)
-            listening = asyncio.create_task(mirror.listen())
-            world = World(server, cache, reader, mirror)
+            near_cache = NearCache(reader, keywords(server), clock)
+            listening = asyncio.create_task(near_cache.listen())
+            world = World(server, cache, reader, near_cache)
             try:
                 await world.is_live()
                 return await test(world)
@@ -126,7 +126,7 @@ def run(server: RedisServer, test: Callable[[World], Awaitable[T]]) -> T:
                 listening.cancel()
                 with suppress(asyncio.CancelledError):
                     await listening
-                await mirror.close()
+                await near_cache.close()
                 await reader.close()
 
     return asyncio.run(answer())
@@ -136,12 +136,12 @@ def test_what_is_written_to_another_database_of_the_same_redis_is_not_heard(redi
     async def test(world: World) -> None:
         mine, foreign = Tick(1.0, NOW, 1), Tick(2.0, NOW + 1, 2)
         await asyncio.to_thread(world.cache.put_newest, {BTC: mine})
-        assert await world.mirror.newest([BTC]) == [mine]
+        assert await world.near_cache.newest([BTC]) == [mine]
         with closing(RedisCache.connect(keywords(redis_db) | {"db": 1}, SERIES, clock, 300)) as other:
             other.recover()
             other.put_newest({BTC: foreign})
         await world.is_up_to_date()
-        assert await world.mirror.newest([BTC]) == [mine]
+        assert await world.near_cache.newest([BTC]) == [mine]
 
     run(redis_db, test)
 
@@ -159,13 +159,13 @@ def own_redis(server_folder: Path) -> Iterator[RedisServer]:
 
 def test_newest_ticks_follow_without_asking_again(redis_db: RedisServer) -> None:
     async def test(world: World) -> None:
-        assert await world.mirror.newest(SERIES) == [None, None]
+        assert await world.near_cache.newest(SERIES) == [None, None]
         for sequence in range(5):
             tick = Tick(100.0 + sequence, NOW, sequence)
             await asyncio.to_thread(world.cache.put_newest, {BTC: tick})
             await world.is_up_to_date()
             asked = world.reader.asked
-            assert await world.mirror.newest(SERIES) == [tick, None]
+            assert await world.near_cache.newest(SERIES) == [tick, None]
             assert world.reader.asked == asked
 
     run(redis_db, test)
@@ -199,9 +199,9 @@ def test_a_mirror_answers_as_redis_does(
             await world.is_up_to_date()
             for since in [NOW - period for period in periods]:
                 expected = await world.reader.summary(SERIES, since, LATER)
-                assert await world.mirror.summary(SERIES, since, LATER) == expected
+                assert await world.near_cache.summary(SERIES, since, LATER) == expected
                 by_minute = await world.reader.by_minute(SERIES, minute_start(since), LATER)
-                assert await world.mirror.by_minute(SERIES, minute_start(since), LATER) == by_minute
+                assert await world.near_cache.by_minute(SERIES, minute_start(since), LATER) == by_minute
 
     with redis_db.client() as client:
         client.flushdb()
@@ -214,14 +214,14 @@ def test_minutes_are_given_without_asking_again(redis_db: RedisServer) -> None:
         for tick in ticks[:2]:
             await asyncio.to_thread(world.cache.put_slices, {slot(BTC, tick): candle_of(tick)})
         since = minute_start(NOW) - RECENT_MS
-        await world.mirror.by_minute(SERIES, since, LATER)
+        await world.near_cache.by_minute(SERIES, since, LATER)
         await asyncio.to_thread(world.cache.put_newest, {BTC: ticks[2]})
         await world.is_up_to_date()
         asked = world.reader.asked
         running = merge(candle_of(ticks[1]), candle_of(ticks[2]))
         minutes = {MINUTE - MINUTE_MS: candle_of(ticks[0]), MINUTE: running}
-        assert await world.mirror.by_minute(SERIES, since, LATER) == [minutes, {}]
-        assert await world.mirror.by_minute(SERIES, MINUTE, LATER) == [{MINUTE: running}, {}]
+        assert await world.near_cache.by_minute(SERIES, since, LATER) == [minutes, {}]
+        assert await world.near_cache.by_minute(SERIES, MINUTE, LATER) == [{MINUTE: running}, {}]
         assert world.reader.asked == asked
 
     run(redis_db, test)
@@ -238,20 +238,20 @@ def test_what_is_written_while_a_series_is_read_is_not_missed(redis_db: RedisSer
             world.cache.put_newest({BTC: second})
 
         world.reader.meanwhile = write
-        await world.mirror.summary([BTC], NOW - 10_000, LATER)
+        await world.near_cache.summary([BTC], NOW - 10_000, LATER)
         await world.is_up_to_date()
         whole = merge(candle_of(first), candle_of(second))
-        assert await world.mirror.summary([BTC], NOW - 10_000, LATER) == [whole]
-        assert await world.mirror.newest([BTC]) == [second]
+        assert await world.near_cache.summary([BTC], NOW - 10_000, LATER) == [whole]
+        assert await world.near_cache.newest([BTC]) == [second]
 
     run(redis_db, test)
 
 
 def test_many_requests_for_a_series_share_one_reading_of_it(redis_db: RedisServer) -> None:
     async def test(world: World) -> None:
-        await world.mirror.newest([BTC])
+        await world.near_cache.newest([BTC])
         before = world.reader.asked
-        requests = [asyncio.create_task(world.mirror.summary([BTC], NOW - 1_000, LATER)) for _ in range(16)]
+        requests = [asyncio.create_task(world.near_cache.summary([BTC], NOW - 1_000, LATER)) for _ in range(16)]
         await asyncio.sleep(0)
         requests[0].cancel()  # the one that began it is given up
         await asyncio.gather(*requests[1:])
@@ -264,7 +264,7 @@ def test_what_was_announced_while_the_connection_was_broken_is_read(redis_db: Re
     async def test(world: World) -> None:
         tick = Tick(1.0, NOW, 0)
         whole = candle_of(tick)
-        await world.mirror.summary([BTC], NOW - 1_000, LATER)
+        await world.near_cache.summary([BTC], NOW - 1_000, LATER)
         with world.server.client() as client:
             for number in range(1, 20):
                 assert client.client_kill_filter(_type="pubsub") >= 0
@@ -274,8 +274,8 @@ def test_what_was_announced_while_the_connection_was_broken_is_read(redis_db: Re
                 world.cache.put_slices({slot(BTC, tick): whole})
 
                 async def right(tick: Tick = tick, whole: Candle = whole) -> bool:
-                    known = await world.mirror.newest([BTC])
-                    candle = await world.mirror.summary([BTC], NOW - 1_000, LATER)
+                    known = await world.near_cache.newest([BTC])
+                    candle = await world.near_cache.summary([BTC], NOW - 1_000, LATER)
                     return known == [tick] and candle == [whole]
 
                 await world.until(right)
@@ -285,35 +285,35 @@ def test_what_was_announced_while_the_connection_was_broken_is_read(redis_db: Re
 
 def test_a_server_that_falls_silent_is_not_believed_for_long(own_redis: RedisServer) -> None:
     async def test(world: World) -> None:
-        await world.mirror.newest([BTC])
+        await world.near_cache.newest([BTC])
         world.server.pause()
         try:
 
             async def noticed() -> bool:
-                return not world.mirror.live
+                return not world.near_cache.live
 
             await world.until(noticed, SILENT_PINGS * PING_SECONDS + 2)
             with pytest.raises(Unavailable):
-                await world.mirror.newest([BTC])
+                await world.near_cache.newest([BTC])
         finally:
             world.server.resume()
         await world.is_live()
-        assert await world.mirror.newest([BTC]) == [None]
+        assert await world.near_cache.newest([BTC]) == [None]
 
     run(own_redis, test)
 
 
 def test_it_listens_only_while_somebody_asks(redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirrors, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(near_caches, "IDLE_SECONDS", 0.2)
 
     async def test(world: World) -> None:
         async def rests() -> bool:
-            return not world.mirror.live
+            return not world.near_cache.live
 
         for number in range(2):
             tick = Tick(1.0 + number, NOW, number)
             await asyncio.to_thread(world.cache.put_newest, {BTC: tick})
-            assert await world.mirror.newest([BTC]) == [tick]
+            assert await world.near_cache.newest([BTC]) == [tick]
             await world.is_live()
             await world.until(rests)
 
@@ -323,7 +323,7 @@ def test_it_listens_only_while_somebody_asks(redis_db: RedisServer, monkeypatch:
 def test_whoever_takes_announcements_is_told_of_all_newest_ticks_on_the_one_subscription(
     redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mirrors, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(near_caches, "IDLE_SECONDS", 0.2)
 
     async def test(world: World) -> None:
         taken: list[tuple[Series, Tick]] = []
@@ -336,23 +336,23 @@ def test_whoever_takes_announcements_is_told_of_all_newest_ticks_on_the_one_subs
 
             await world.until(came)
 
-        with world.mirror.announcing(taken.extend), world.mirror.announcing(taken.extend):
+        with world.near_cache.announcing(taken.extend), world.near_cache.announcing(taken.extend):
             for number in range(10):
                 await told(Tick(1.0 + number, NOW, number))
                 await asyncio.sleep(0.05)  # longer in all than it listens when nobody asks
             with world.server.client() as client:
                 assert len(client.client_list(_type="pubsub")) == 1
                 assert client.client_kill_filter(_type="pubsub") == 1
-            before = world.mirror.times_live
+            before = world.near_cache.times_live
 
             async def again() -> bool:
-                return world.mirror.live and world.mirror.times_live == before + 1
+                return world.near_cache.live and world.near_cache.times_live == before + 1
 
             await world.until(again)
             await told(Tick(50.0, NOW, 50))
 
         async def rests() -> bool:
-            return not world.mirror.live
+            return not world.near_cache.live
 
         await world.until(rests)
 
@@ -364,14 +364,14 @@ def test_a_server_that_is_away_is_asked_and_a_new_one_is_mirrored(own_redis: Red
         await asyncio.to_thread(own_redis.kill)
 
         async def noticed() -> bool:
-            return not world.mirror.live
+            return not world.near_cache.live
 
         await world.until(noticed)
         with pytest.raises(Unavailable):
-            await world.mirror.newest([BTC])
+            await world.near_cache.newest([BTC])
         await asyncio.to_thread(own_redis.start)
         await world.is_live()
-        assert await world.mirror.newest([BTC]) == [None]
+        assert await world.near_cache.newest([BTC]) == [None]
 
     run(own_redis, test)
 
@@ -381,20 +381,20 @@ def test_a_failing_read_fails_for_all_that_wait_and_is_tried_again(redis_db: Red
         def fail() -> None:
             raise Unavailable("away for a moment")
 
-        await world.mirror.newest([BTC])
+        await world.near_cache.newest([BTC])
         world.reader.meanwhile = fail
         failed = await asyncio.gather(
-            *(world.mirror.summary([BTC], NOW - 1_000, LATER) for _ in range(3)), return_exceptions=True
+            *(world.near_cache.summary([BTC], NOW - 1_000, LATER) for _ in range(3)), return_exceptions=True
         )
         assert [type(each) for each in failed] == [Unavailable] * 3
         world.reader.meanwhile = None
-        assert await world.mirror.summary([BTC], NOW - 1_000, LATER) == [None]
+        assert await world.near_cache.summary([BTC], NOW - 1_000, LATER) == [None]
 
     run(redis_db, test)
 
 
 def test_only_so_many_slices_are_held(redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirrors, "MAX_SLICES", 15)
+    monkeypatch.setattr(near_caches, "MAX_SLICES", 15)
 
     async def test(world: World) -> None:
         for series in SERIES:
@@ -403,12 +403,12 @@ def test_only_so_many_slices_are_held(redis_db: RedisServer, monkeypatch: pytest
 
         async def reads(series: Series) -> int:
             before = world.reader.asked
-            (candle,) = await world.mirror.summary([series], NOW - 60_000, LATER)
+            (candle,) = await world.near_cache.summary([series], NOW - 60_000, LATER)
             assert candle is not None
             assert candle.ticks == 10
             return world.reader.asked - before
 
-        await world.mirror.newest(SERIES)
+        await world.near_cache.newest(SERIES)
         assert [await reads(series) for series in (BTC, BTC, ETH, ETH, BTC)] == [1, 0, 1, 0, 1]
 
     run(redis_db, test)
@@ -416,12 +416,12 @@ def test_only_so_many_slices_are_held(redis_db: RedisServer, monkeypatch: pytest
 
 def test_a_message_of_another_version_is_no_reason_to_believe_what_is_known(redis_db: RedisServer) -> None:
     async def test(world: World) -> None:
-        await world.mirror.newest([BTC])
+        await world.near_cache.newest([BTC])
         with world.server.client() as client, suppress(redis.RedisError):
             client.publish("marketflow:{changes}:newest", b"?")
 
         async def noticed() -> bool:
-            return not world.mirror.live
+            return not world.near_cache.live
 
         await world.until(noticed)
         await world.is_live()
@@ -433,7 +433,7 @@ def test_window_read_across_a_lost_connection_is_not_kept(
     redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the table of the next subscription it would lack what was written until that one stood."""
-    monkeypatch.setattr(mirrors, "RETRY_SECONDS", 0.5)
+    monkeypatch.setattr(near_caches, "RETRY_SECONDS", 0.5)
     slot = Slot(BTC, NOW - 500)
 
     async def test(world: World) -> None:
@@ -441,7 +441,7 @@ def test_window_read_across_a_lost_connection_is_not_kept(
             world.reader.meanwhile = None
             with redis_db.client() as client:
                 client.client_kill_filter(_type="pubsub")
-            wait_until(lambda: not world.mirror.live)
+            wait_until(lambda: not world.near_cache.live)
 
         async def put(price: float, ticks: int) -> Candle:
             candle = Candle(
@@ -452,10 +452,10 @@ def test_window_read_across_a_lost_connection_is_not_kept(
 
         before = await put(100.0, 2)
         world.reader.meanwhile = lose_connection
-        assert await world.mirror.summary([BTC], NOW - 1_000, LATER) == [before]
-        assert not world.mirror.live
+        assert await world.near_cache.summary([BTC], NOW - 1_000, LATER) == [before]
+        assert not world.near_cache.live
         after = await put(999.0, 3)
         await world.is_live()
-        assert await world.mirror.summary([BTC], NOW - 1_000, LATER) == [after]
+        assert await world.near_cache.summary([BTC], NOW - 1_000, LATER) == [after]
 
     run(redis_db, test)

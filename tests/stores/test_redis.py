@@ -28,7 +28,7 @@ from marketflow.model import (
     minute_start,
     slice_start,
 )
-from marketflow.stores.circuit_breaker import BREAK_SECONDS, Breaker
+from marketflow.stores.circuit_breaker import BREAK_SECONDS, CircuitBreaker
 from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.reader import RedisReader
@@ -577,7 +577,7 @@ Fault = Callable[[RedisServer], Any]
 @pytest.mark.parametrize("fault", [killed, frozen, out_of_memory, read_only])
 def test_every_write_ends_in_time_and_works_again_by_itself(server: RedisServer, fault: Fault, log: list[str]) -> None:
     with ExitStack() as stack:
-        # One for each call: the breaker of a cache would answer for all calls but the first.
+        # One for each call: the circuit breaker of a cache would answer for all calls but the first.
         caches = [stack.enter_context(cache_at(keywords(server))) for _ in range(4)]
         for cache in caches:
             cache.unarchived()
@@ -646,7 +646,7 @@ def test_threads_share_a_cache(cache: RedisCache, redis_db: RedisServer) -> None
     assert cache.complete
 
 
-# The breaker
+# The circuit_breaker
 
 
 class Stopwatch:
@@ -658,38 +658,38 @@ class Stopwatch:
 
 
 def test_a_closed_breaker_lets_everyone_through() -> None:
-    breaker = Breaker(0.5, Stopwatch())
+    circuit_breaker = CircuitBreaker(0.5, Stopwatch())
     for _ in range(3):
-        breaker.check()
+        circuit_breaker.check()
 
 
 def test_an_open_breaker_lets_one_through_each_time_its_pause_is_over() -> None:
     stopwatch = Stopwatch()
-    breaker = Breaker(0.5, stopwatch)
-    breaker.failed()
+    circuit_breaker = CircuitBreaker(0.5, stopwatch)
+    circuit_breaker.failed()
     for seconds in (0.0, 0.49):
         stopwatch.seconds = seconds
         with pytest.raises(Unavailable):
-            breaker.check()
+            circuit_breaker.check()
     for seconds in (0.5, 1.0):
         stopwatch.seconds = seconds
-        breaker.check()
+        circuit_breaker.check()
         with pytest.raises(Unavailable):
-            breaker.check()
+            circuit_breaker.check()
 
 
 def test_a_breaker_closes_with_the_first_success_and_opens_with_the_next_failure() -> None:
     stopwatch = Stopwatch()
-    breaker = Breaker(0.5, stopwatch)
-    breaker.failed()
+    circuit_breaker = CircuitBreaker(0.5, stopwatch)
+    circuit_breaker.failed()
     stopwatch.seconds = 0.5
-    breaker.check()
-    breaker.succeeded()
-    breaker.check()
-    breaker.check()
-    breaker.failed()
+    circuit_breaker.check()
+    circuit_breaker.succeeded()
+    circuit_breaker.check()
+    circuit_breaker.check()
+    circuit_breaker.failed()
     with pytest.raises(Unavailable):
-        breaker.check()
+        circuit_breaker.check()
 
 
 # The reader

@@ -1,4 +1,4 @@
-"""Of every slot the more complete version stays, in Redis and in the mirror, and odd entries cost themselves alone."""
+"""Every slot keeps its more complete version, in Redis and in the near cache; an odd entry is left out alone."""
 
 import asyncio
 import itertools
@@ -16,9 +16,9 @@ import redis
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot, Tick, candle_of
 from marketflow.settings import load
-from marketflow.stores.candle_window import Window
+from marketflow.stores.candle_window import CandleWindow
 from marketflow.stores.redis import keys
-from marketflow.stores.redis.near_cache import Mirror, _Entry
+from marketflow.stores.redis.near_cache import NearCache, _Entry
 from marketflow.stores.redis.reader import RedisReader
 from marketflow.stores.redis.slice_folding import minutes_of_window
 from marketflow.stores.redis.writer import RedisCache, connection_keywords
@@ -73,7 +73,7 @@ def test_unreadable_version_is_replaced(redis_db: RedisServer) -> None:
 
 
 def test_mirror_keeps_the_more_complete_version_too() -> None:
-    window = Window({}, {})
+    window = CandleWindow({}, {})
     for ticks in (3, 2, 1):
         window.put_slice(MINUTE, candle(ticks=ticks))
         window.put_minute(MINUTE, candle(ticks=10 * ticks))
@@ -84,13 +84,13 @@ def test_mirror_keeps_the_more_complete_version_too() -> None:
 
 def test_mirror_keeps_the_more_complete_version_while_it_fills() -> None:
     announced, read = (
-        Window({MINUTE: candle(ticks=2)}, {MINUTE: candle(ticks=3)}),
-        Window({MINUTE: candle(ticks=4)}, {}),
+        CandleWindow({MINUTE: candle(ticks=2)}, {MINUTE: candle(ticks=3)}),
+        CandleWindow({MINUTE: candle(ticks=4)}, {}),
     )
     announced.fill(read)
     (whole,) = announced.by_minute(MINUTE, MINUTE + 1).values()
     assert whole.ticks == 4
-    announced.fill(Window({}, {MINUTE: candle(ticks=5)}))
+    announced.fill(CandleWindow({}, {MINUTE: candle(ticks=5)}))
     (whole,) = announced.by_minute(MINUTE, MINUTE + 1).values()
     assert whole.ticks == 5
 
@@ -269,22 +269,22 @@ def test_mirror_leaves_out_odd_announcements(log: list[str], monkeypatch: pytest
     monkeypatch.setattr(keys, "odd_entries", keys.OddEntries())
     taken: list[Any] = []
 
-    def announce(mirror: Mirror, channel: str, content: object) -> None:
+    def announce(near_cache: NearCache, channel: str, content: object) -> None:
         data = msgspec.json.encode(content)
-        mirror._take({"type": "message", "channel": channel.encode(), "data": data})
+        near_cache._take({"type": "message", "channel": channel.encode(), "data": data})
 
     async def check() -> None:
-        mirror = Mirror(cast("RedisReader", None), {"host": HOST, "port": 1}, SetClock())
-        window = mirror._windows.setdefault(BTC, _Entry(Window({}, {}))).window
+        near_cache = NearCache(cast("RedisReader", None), {"host": HOST, "port": 1}, SetClock())
+        window = near_cache._windows.setdefault(BTC, _Entry(CandleWindow({}, {}))).window
         unsound = msgspec.Raw(keys.encode_candle(msgspec.structs.replace(candle(), ticks=0)))
         good = msgspec.Raw(keys.encode_candle(candle(ticks=3)))
         for channel in (keys.SLICES_CHANNEL, keys.MINUTES_CHANNEL):
             slots = [((BTC, MINUTE), unsound), ((BTC, -5), good), ((BTC, MINUTE + 1000), good)]
-            announce(mirror, channel, slots)
+            announce(near_cache, channel, slots)
         assert [each.ticks for each in window.by_minute(0, NOW).values()] == [3]
-        with mirror.announcing(taken.extend):
-            announce(mirror, keys.NEWEST_CHANNEL, [(BTC, Tick(1.0, 10**18, 1)), (ETH, Tick(2.0, NOW, 1))])
-        await mirror.close()
+        with near_cache.announcing(taken.extend):
+            announce(near_cache, keys.NEWEST_CHANNEL, [(BTC, Tick(1.0, 10**18, 1)), (ETH, Tick(2.0, NOW, 1))])
+        await near_cache.close()
 
     asyncio.run(check())
     assert taken == [(ETH, Tick(2.0, NOW, 1))]

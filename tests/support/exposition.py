@@ -2,12 +2,12 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from marketflow.counters import Delays, ExchangeFigures, Figures
+from marketflow.counters import Delays, ExchangeCounters, IngestCounters
 
-FIGURES = Figures(
+FIGURES = IngestCounters(
     exchanges={
-        "exchange1": ExchangeFigures(700, {"malformed": 3, "bad_price": 0}, 2, 5, 1_763_690_430_250),
-        "Exchange2": ExchangeFigures(0, {"malformed": 0, "bad_price": 0}, 0, 1, None),
+        "exchange1": ExchangeCounters(700, {"malformed": 3, "bad_price": 0}, 2, 5, 1_763_690_430_250),
+        "Exchange2": ExchangeCounters(0, {"malformed": 0, "bad_price": 0}, 0, 1, None),
     },
     tick_to_cache=Delays((0.001, 0.01), (90, 9, 1), 0.75),
     ticks_too_late=11,

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, Pro
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from marketflow.api.streaming.stream_counters import StreamFigures
+from marketflow.api.streaming.stream_counters import StreamCounters
 from marketflow.errors import StartError
 
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -48,7 +48,7 @@ class RequestTimes:
             registry=self._registry,
             buckets=BOUNDS,
         )
-        self.streams = StreamFigures(self._registry)
+        self.streams = StreamCounters(self._registry)
         """What is counted of answers that do not end by themselves, which are not timed."""
         self.unauthorized = Counter(
             "marketflow_http_unauthorized", "Requests without the token they need.", registry=self._registry

@@ -17,7 +17,7 @@ from marketflow.api.context import Context, context_of
 from marketflow.api.middleware.request_metrics import RequestTimes
 from marketflow.api.openapi.operation import Content, Operation, Tag
 from marketflow.api.rendering import ALWAYS
-from marketflow.counters import Delays, ExchangeFigures, Figures
+from marketflow.counters import Delays, ExchangeCounters, IngestCounters
 from marketflow.health import Health
 from marketflow.model import FeedState, Mode
 
@@ -61,30 +61,30 @@ class _Exposed(Collector):
         self._times = times
 
     def collect(self) -> Iterable[Metric]:
-        figures = self._context.figures()
-        yield from _state(self._context.health(), figures)
-        if figures is not None:
-            yield from _feeds(figures.exchanges)
-            yield from _flow(figures)
+        counters = self._context.counters()
+        yield from _state(self._context.health(), counters)
+        if counters is not None:
+            yield from _feeds(counters.exchanges)
+            yield from _flow(counters)
         yield from self._times.collect()
 
 
 _Samples = Iterable[tuple[Sequence[str], float]]
 
 
-def _state(health: Health, figures: Figures | None) -> Iterator[Metric]:
+def _state(health: Health, counters: IngestCounters | None) -> Iterator[Metric]:
     yield _gauge("build_info", "The version that answers.", ["version"], [([__version__], 1)])
     yield _gauge("mode", "1 for the mode that runs.", ["mode"], (([mode], mode is health.mode) for mode in Mode))
     stores = {"redis": health.redis, "postgres": health.postgres}
     up = (([name], state == "ok") for name, state in stores.items())
     yield _gauge("store_up", "Whether a store can be used.", ["store"], up)
-    yield _gauge("feeds_up", "Whether a process takes ticks and is heard of.", [], [([], figures is not None)])
+    yield _gauge("feeds_up", "Whether a process takes ticks and is heard of.", [], [([], counters is not None)])
     fine = (FeedState.CONNECTED, FeedState.GENERATED)
     connected = (([exchange], state in fine) for exchange, state in health.exchanges.items())
     yield _gauge("feed_connected", "Whether ticks come from an exchange.", ["exchange"], connected)
 
 
-def _feeds(exchanges: dict[str, ExchangeFigures]) -> Iterator[Metric]:
+def _feeds(exchanges: dict[str, ExchangeCounters]) -> Iterator[Metric]:
     each = exchanges.items()
     yield _counter("ticks", "Good ticks received.", ["exchange"], (([name], of.ticks) for name, of in each))
     rejected = (([name, reason], count) for name, of in each for reason, count in of.rejected.items())
@@ -99,24 +99,24 @@ def _feeds(exchanges: dict[str, ExchangeFigures]) -> Iterator[Metric]:
     yield _gauge("feed_last_tick_timestamp_seconds", text, ["exchange"], last)
 
 
-def _flow(figures: Figures) -> Iterator[Metric]:
+def _flow(counters: IngestCounters) -> Iterator[Metric]:
     text = "From the receipt of a tick to where Redis has it."
-    yield _histogram("tick_to_cache_seconds", text, figures.tick_to_cache)
+    yield _histogram("tick_to_cache_seconds", text, counters.tick_to_cache)
     for name, text, count in (
-        ("ticks_too_late", "Ticks that came when their minute had been let go of.", figures.ticks_too_late),
-        ("cache_errors", "Writes to Redis that failed.", figures.cache_errors),
-        ("archive_errors", "Writes to PostgreSQL that failed, and are tried again.", figures.archive_errors),
-        ("aggregates_written", "Rows written, newer versions of a row included.", figures.rows_written),
-        ("aggregates_refused", "Rows given up because PostgreSQL refuses them.", figures.rows_refused),
-        ("aggregates_dropped", "Rows given up because more wait than memory may hold.", figures.rows_dropped),
-        ("given_up", "Batches lost to a bug.", figures.given_up),
+        ("ticks_too_late", "Ticks that came when their minute had been let go of.", counters.ticks_too_late),
+        ("cache_errors", "Writes to Redis that failed.", counters.cache_errors),
+        ("archive_errors", "Writes to PostgreSQL that failed, and are tried again.", counters.archive_errors),
+        ("aggregates_written", "Rows written, newer versions of a row included.", counters.rows_written),
+        ("aggregates_refused", "Rows given up because PostgreSQL refuses them.", counters.rows_refused),
+        ("aggregates_dropped", "Rows given up because more wait than memory may hold.", counters.rows_dropped),
+        ("given_up", "Batches lost to a bug.", counters.given_up),
     ):
         yield _counter(name, text, [], [([], count)])
-    stalls = (([name], count) for name, count in figures.stalls.items())
+    stalls = (([name], count) for name, count in counters.stalls.items())
     yield _counter(
         "branch_stalls", "How often a branch of the flow had work for 30 s and finished none.", ["branch"], stalls
     )
-    yield _gauge("aggregates_pending", "Rows that wait for PostgreSQL.", [], [([], figures.rows_pending)])
+    yield _gauge("aggregates_pending", "Rows that wait for PostgreSQL.", [], [([], counters.rows_pending)])
 
 
 def _counter(name: str, text: str, labels: Sequence[str], samples: _Samples) -> Metric:

@@ -12,7 +12,7 @@ Sent = Callable[[int], None]
 """Counts so many events that were sent."""
 
 
-class StreamFigures:
+class StreamCounters:
     """Counts, together with other processes that count in the same folder.
 
     Args:

@@ -1,4 +1,4 @@
-"""Looks at an exchange: connects as MarketFlow would, listens for a moment and judges by the guard's rules."""
+"""Looks at an exchange: connects as MarketFlow would, listens for a moment and judges by the decoder's rules."""
 
 import socket
 import threading
@@ -10,7 +10,7 @@ from reactivex import Observable
 
 from marketflow.cli.check.findings import Check, Finding, State, seconds_text
 from marketflow.clock import milliseconds, system_clock
-from marketflow.feeds.decoder import Guard
+from marketflow.feeds.decoder import Decoder
 from marketflow.feeds.tcp import ConnectionLost, TcpFeed
 from marketflow.model import Candles, FeedState, Mode
 from marketflow.settings import ExchangeSettings, FlowSettings
@@ -51,8 +51,8 @@ class _Listener:
         self._heard_all = threading.Event()
         # Timestamps are believed here, however far off they are: that is what is to be found out.
         any_skew_ms = 2**63
-        self._guard = Guard(Mode.LIVE, exchange.name, symbols, system_clock, any_skew_ms, self._reject)
-        self._feed = TcpFeed(exchange.name, exchange.host, exchange.port, self._guard, LISTEN_SECONDS)
+        self._decoder = Decoder(Mode.LIVE, exchange.name, symbols, system_clock, any_skew_ms, self._reject)
+        self._feed = TcpFeed(exchange.name, exchange.host, exchange.port, self._decoder, LISTEN_SECONDS)
 
     def listen(self, flow: FlowSettings) -> tuple[State, str, str]:
         """State, finding and advice."""
@@ -95,7 +95,7 @@ class _Listener:
                 return State.FAILED, "connection refused", start
             case TimeoutError():
                 return State.FAILED, "no answer to a connection", start
-            case _ if self._guard.rejected:
+            case _ if self._decoder.rejected:
                 return State.FAILED, f"connected, but no line is a tick: {self._rejected()}", _FORMAT
             case ConnectionLost():
                 return State.FAILED, "it closes the connection before it has sent a tick", "see its log"
@@ -121,15 +121,15 @@ class _Listener:
                 f"that is more than {limit}: such ticks are dropped, or dated by receipt where all are off alike"
             )
             advice.append(_clock_advice(ahead_ms))
-        if self._guard.timestamps_replaced:
-            found.append(f"{self._guard.timestamps_replaced} ticks without a timestamp")
+        if self._decoder.timestamps_replaced:
+            found.append(f"{self._decoder.timestamps_replaced} ticks without a timestamp")
             advice.append("let it send timestamps in Unix milliseconds; the time of receipt is taken instead")
         if silent := [symbol for symbol in self._symbols if symbol not in heard]:
             found.append(f"nothing within {LISTEN_SECONDS:g} s of {', '.join(silent)}")
             advice.append("see whether it trades all of symbols")
-        if self._guard.rejected:
+        if self._decoder.rejected:
             found.append(f"lines rejected: {self._rejected()}")
-            if {*self._guard.rejected} != {"unknown_symbol"}:
+            if {*self._decoder.rejected} != {"unknown_symbol"}:
                 advice.append(_FORMAT)
             else:
                 advice.append("add to symbols what is wanted; the rest is dropped")
@@ -141,7 +141,7 @@ class _Listener:
     def _rejected(self) -> str:
         return ", ".join(
             f"{count} {reason} (such as {ascii(self._examples[reason])[:60]})"
-            for reason, count in self._guard.rejected.items()
+            for reason, count in self._decoder.rejected.items()
         )
 
 

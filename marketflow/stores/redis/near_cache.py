@@ -22,7 +22,7 @@ from redis.asyncio.client import PubSub
 from marketflow.clock import Clock, milliseconds
 from marketflow.logs import RateLimit
 from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start
-from marketflow.stores.candle_window import Window
+from marketflow.stores.candle_window import CandleWindow
 from marketflow.stores.ports import RECENT_MS, Taker
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.reader import RedisReader, connect
@@ -46,7 +46,7 @@ RETRY_SECONDS = 0.1
 _CHANNELS = (keys.NEWEST_CHANNEL, keys.SLICES_CHANNEL, keys.MINUTES_CHANNEL)
 
 
-class Mirror:
+class NearCache:
     """A RecentReader that has to ask Redis about each series only once.
 
     Args:
@@ -119,21 +119,21 @@ class Mirror:
         """Start of the oldest minute that is kept."""
         return minute_start(milliseconds(self._clock())) - RECENT_MS - self._minute_ms
 
-    async def _known(self, series: Sequence[Series]) -> tuple[list[Tick | None], list[Window] | None]:
+    async def _known(self, series: Sequence[Series]) -> tuple[list[Tick | None], list[CandleWindow] | None]:
         """Newest ticks and windows; no windows where the connection broke meanwhile.
 
         All of them are of one table: in the one after it a window would lack what was written until it was subscribed.
         """
         table = self._windows
         newest = await self.newest(series)
-        windows: list[Window] = []
+        windows: list[CandleWindow] = []
         for each in series:
             if self._windows is not table:
                 return newest, None
             windows.append(await self._window(each, table))
         return newest, windows if self._windows is table else None
 
-    async def _window(self, series: Series, table: "dict[Series, _Entry]") -> Window:
+    async def _window(self, series: Series, table: "dict[Series, _Entry]") -> CandleWindow:
         entry = table.pop(series, None) or self._read(series, table)
         table[series] = entry
         if entry.reading is not None:
@@ -142,7 +142,7 @@ class Mirror:
         return entry.window
 
     def _read(self, series: Series, table: "dict[Series, _Entry]") -> "_Entry":
-        entry = _Entry(Window({}, {}, self._minute_ms))
+        entry = _Entry(CandleWindow({}, {}, self._minute_ms))
         entry.reading = asyncio.create_task(self._fill(series, entry, table))
         entry.reading.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be waiting
         return entry
@@ -153,7 +153,7 @@ class Mirror:
         except BaseException:
             windows.pop(series, None)
             raise
-        entry.window.fill(Window(recent.slices, recent.minutes, self._minute_ms))
+        entry.window.fill(CandleWindow(recent.slices, recent.minutes, self._minute_ms))
         entry.reading = None
         held = sum(len(other.window) for other in windows.values())
         for other in list(windows):
@@ -273,6 +273,6 @@ class _NotNeeded(Exception):
 class _Entry:
     """A window, and the task that still reads what was there before it was asked for."""
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, window: CandleWindow) -> None:
         self.window = window
         self.reading: asyncio.Task[None] | None = None

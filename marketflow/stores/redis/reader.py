@@ -10,7 +10,7 @@ from redis.backoff import NoBackoff
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start, slice_start
-from marketflow.stores.candle_window import Window
+from marketflow.stores.candle_window import CandleWindow
 from marketflow.stores.ports import Recent
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.writer import TIMEOUT_SECONDS
@@ -145,14 +145,14 @@ class RedisReader:
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of what is remembered from `since` on."""
         return [
-            Window(recent.slices, recent.minutes, self._minute_ms).covered(since, until, recent.newest)
+            CandleWindow(recent.slices, recent.minutes, self._minute_ms).covered(since, until, recent.newest)
             for recent in await self.recent(series, since)
         ]
 
     async def by_minute(self, series: Sequence[Series], since: int, until: int) -> list[dict[int, Candle]]:
         """The minutes of each series from `since` on, by their start."""
         return [
-            Window(recent.slices, recent.minutes, self._minute_ms).by_minute(since, until, recent.newest)
+            CandleWindow(recent.slices, recent.minutes, self._minute_ms).by_minute(since, until, recent.newest)
             for recent in await self.recent(series, since)
         ]
 

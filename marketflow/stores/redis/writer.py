@@ -1,10 +1,11 @@
 """The cache in Redis, as the flow writes it from its threads.
 
 The server's answer may get lost after it has done the work, so every command is absolute and repeating it changes
-nothing; there is no INCR and no RPUSH, and no hidden retry. Timeouts are short, and after a failure a breaker answers
-for Redis until a probe gets through: a Redis that is away costs the flow one timeout each half second. What was not
-written meanwhile is not queued; memory has it all, and refills the cache on its return. A process that is killed before
-that takes with it what memory alone had: the ticks since then of minutes that were still open. PostgreSQL has the rest.
+nothing; there is no INCR and no RPUSH, and no hidden retry. Timeouts are short, and after a failure a circuit breaker
+answers for Redis until a probe gets through: a Redis that is away costs the flow one timeout each half second. What
+was not written meanwhile is not queued; memory has it all, and refills the cache on its return. A process that is
+killed before that takes with it what memory alone had: the ticks since then of minutes that were still open.
+PostgreSQL has the rest.
 """
 
 from collections import defaultdict, deque
@@ -23,7 +24,7 @@ from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
 from marketflow.logs import Outage
 from marketflow.model import MINUTE_MS, Candle, Candles, Series, Slot, Tick, minute_start
-from marketflow.stores.circuit_breaker import Breaker
+from marketflow.stores.circuit_breaker import CircuitBreaker
 from marketflow.stores.ports import MINUTES_KEPT_MS, SLICES_HELD, Left
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.slice_folding import candles, minutes_of_window, slices_of
@@ -124,7 +125,7 @@ class RedisCache:
         series: all series there can be.
         clock: the time by which old slots are trimmed.
         ttl_seconds: how long a newest price outlives its tick.
-        breaker: stops asking while Redis is away.
+        circuit_breaker: stops asking while Redis is away.
         db: the number of the database that the client uses.
     """
 
@@ -134,7 +135,7 @@ class RedisCache:
         series: Iterable[Series],
         clock: Clock,
         ttl_seconds: int,
-        breaker: Breaker | None = None,
+        circuit_breaker: CircuitBreaker | None = None,
         db: int = 0,
     ) -> None:
         self._client = client
@@ -145,7 +146,7 @@ class RedisCache:
         self._index = [keys.encode_series(each) for each in self._series]
         self._clock = clock
         self._ttl_ms = ttl_seconds * 1000
-        self._breaker = breaker or Breaker()
+        self._circuit_breaker = circuit_breaker or CircuitBreaker()
         self._db = db
         self._run_key = keys.run_key(uuid4().hex)
         self._recovered = False
@@ -465,16 +466,16 @@ class RedisCache:
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
-        """A call: any error of Redis becomes Unavailable and opens the breaker.
+        """A call: any error of Redis becomes Unavailable and opens the circuit breaker.
 
         One that fails, or may not be tried, leaves the cache incomplete.
         """
         try:
-            self._breaker.check()
+            self._circuit_breaker.check()
             yield
         except redis.RedisError as error:
             self._lacking = True
-            self._breaker.failed()
+            self._circuit_breaker.failed()
             self._outage.failed("cache", f"memory answers meanwhile: {_reason(error)}")
             raise Unavailable(f"Redis cannot be used: {error}") from error
         except BaseException as error:
@@ -482,7 +483,7 @@ class RedisCache:
             if self._closed:  # by another thread, and what then goes wrong in the client is nobody's fault
                 raise Unavailable("the cache is closed") from error
             raise
-        self._breaker.succeeded()
+        self._circuit_breaker.succeeded()
         self._outage.over("cache")
 
 
