@@ -80,6 +80,7 @@ class Memory:
         self._first_at: dict[tuple[Mode, str], int] = {}
         self._first_of_all: float = inf
         self._unwritten: defaultdict[int, set[Series]] = defaultdict(set)
+        self._changed: defaultdict[int, set[Series]] = defaultdict(set)  # of those, by ticks of this run
         self._closed_after_ms = late_after_ms if closed_after_ms is None else closed_after_ms
         self._taken_at = 0
         self._corrections: defaultdict[int, dict[Series, int]] = defaultdict(dict)
@@ -244,6 +245,7 @@ class Memory:
             if (merged := self._slices.merge(slot, candle)) is not None:
                 whole[slot] = merged
             start = minute_start(slot.start, self.minute_ms)
+            self._changed[start].add(slot.series)
             if self._divided and self._is_divided(slot, start):
                 self._divide(Slot(slot.series, start), slot.start)
             else:
@@ -288,9 +290,9 @@ class Memory:
         """
         last_start, beyond = now_ms - self._late_after_ms - self.minute_ms, now_ms + self._ahead_ms
         with self._lock:
-            for start in self._unwritten:
+            for start in self._changed:
                 if start + self.minute_ms + self._closed_after_ms <= self._taken_at:
-                    for series in self._unwritten[start]:  # clients may have seen it called closed
+                    for series in self._changed[start]:  # clients may have seen it called closed
                         corrections = self._corrections[start]
                         corrections[series] = corrections.get(series, 0) + 1
             self._taken_at = now_ms
@@ -306,6 +308,7 @@ class Memory:
         for start in [start for start in self._unwritten if due(start)]:
             taken |= self._whole_minutes(start, self._unwritten[start])
             del self._unwritten[start]
+            self._changed.pop(start, None)
         return taken
 
     def forget(self, now_ms: int) -> None:
@@ -319,7 +322,14 @@ class Memory:
             self._oldest = oldest
             self._whole_from = max(self._whole_from, oldest)
             self._slices.forget(oldest)
-            for minutes in (self._minutes, self._restored, self._adopted, self._divided, self._unwritten):
+            for minutes in (
+                self._minutes,
+                self._restored,
+                self._adopted,
+                self._divided,
+                self._unwritten,
+                self._changed,
+            ):
                 for start in [start for start in minutes if start < oldest]:
                     del minutes[start]
             for start in [start for start in self._corrections if start < oldest]:

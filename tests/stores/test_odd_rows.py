@@ -1,13 +1,14 @@
 """A row that is no candle costs its own minute of its own series, and no more; a new one is refused."""
 
 import asyncio
+import time
 from contextlib import closing
 from typing import Any
 
 import psycopg
 import pytest
 
-from marketflow.model import MINUTE_MS, Candle, Mode, Series, Slot
+from marketflow.model import MINUTE_MS, Candle, Mode, Series, Slot, minute_start
 from marketflow.resources import resource
 from marketflow.stores.ports import Walk
 from marketflow.stores.postgres.reader import PostgresReader
@@ -241,3 +242,24 @@ def test_version_rises_with_each_change_and_in_hours_and_days(postgres_db: dict[
         assert versions() == [[2, 2], [3], [3]]
         user.execute("update aggregates set max_price = 5 where timestamp = %s", [to_datetime(DAY)])
         assert versions() == [[3, 2], [4], [4]]
+
+
+def test_row_has_the_version_of_the_flow_while_it_is_recent(postgres_db: dict[str, Any]) -> None:
+    """A late tick before the minute is closed makes no correction; one after it has the version that the flow says."""
+    recent = minute_start(time.time_ns() // 1_000_000) - MINUTE_MS
+
+    def candle(ticks: int, version: int, at: int) -> Candle:
+        return Candle(1.0, 1.0, 1.0, 1.0, float(ticks), ticks, at, at, at, at, 0, 0, version)
+
+    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
+
+        def versions(start: int) -> int:
+            return archive.recent([GOOD], start)[Slot(GOOD, start)].version
+
+        for ticks, version in ((1, 1), (2, 1), (3, 2), (4, 2), (5, 1)):
+            archive.write({Slot(GOOD, recent): candle(ticks, version, recent), Slot(GOOD, DAY): candle(ticks, 1, DAY)})
+            assert versions(recent) == {1: 1, 2: 1}.get(ticks, 2)
+            assert archive.recent([GOOD], DAY)[Slot(GOOD, DAY)].version == ticks
+        with psycopg.connect(**postgres_db, autocommit=True) as user:
+            user.execute("update aggregates set max_price = 4 where timestamp = %s", [to_datetime(recent)])
+        assert versions(recent) == 3

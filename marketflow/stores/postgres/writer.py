@@ -156,13 +156,13 @@ class PostgresArchive:
         With savepoints only where that finds one: beside busy threads each round trip takes many milliseconds.
         """
         try:
-            with connection.pinned():
+            with _versions_kept(connection):
                 for batch in self._batches(rows):
                     connection.execute(_UPSERT, columns(batch))
         except Exception as error:
             if _is_outage(error):
                 raise
-            with connection.pinned():
+            with _versions_kept(connection):
                 refused, unknown = self._isolate(connection, rows)
             if unknown:
                 # Not given up: it may be the schema or a right that is wrong. The others are written by now.
@@ -213,6 +213,14 @@ class PostgresArchive:
         place = f"{mode}:{exchange}:{symbol}, minute {slot.start} (Unix ms)"
         text = f"PostgreSQL refuses a row, which is given up; Redis has it for a day: {place}: {why}"
         self._limit.log(slot.series, "ERROR", text, exchange=exchange)
+
+
+@contextmanager
+def _versions_kept(connection: BoundedConnection) -> Iterator[None]:
+    """Run a transaction whose updates keep the version of the written row (ddl/0007)."""
+    with connection.pinned():
+        connection.execute("select pg_catalog.set_config('marketflow.versions', 'kept', true)")
+        yield
 
 
 def _is_outage(error: Exception) -> bool:
