@@ -155,7 +155,7 @@ def merge(a: Candle, b: Candle) -> Candle:
     )
 
 
-def fuller(a: Candle, b: Candle) -> Candle:
+def more_complete(a: Candle, b: Candle) -> Candle:
     """The better of two versions of the same slot: the one with more ticks, the second where they are equal.
 
     Every store keeps candles by this rule, which makes writing one twice, late or out of order harmless.

@@ -15,11 +15,11 @@ from marketflow.model import (
     Slot,
     Tick,
     candle_of,
-    fuller,
     merge,
     merge_all,
     merge_into,
     minute_start,
+    more_complete,
     slice_start,
 )
 from tests.support.oracle import assert_same, candle_of_ticks, candles_of_ticks
@@ -109,8 +109,8 @@ def test_merging_leaves_the_batches_alone() -> None:
 
 @given(candles(), candles())
 def test_the_fuller_candle_has_at_least_the_ticks_of_both(a: Candle, b: Candle) -> None:
-    assert fuller(a, b).ticks == max(a.ticks, b.ticks)
-    assert fuller(a, b).ticks == fuller(b, a).ticks
+    assert more_complete(a, b).ticks == max(a.ticks, b.ticks)
+    assert more_complete(a, b).ticks == more_complete(b, a).ticks
 
 
 def test_slices_and_minutes_start_on_the_grid() -> None:

@@ -189,10 +189,10 @@ def _migrate(arguments: argparse.Namespace) -> int:
 
     from marketflow.resources import resource
     from marketflow.runtime.store_servers import find_servers
-    from marketflow.stores.postgres.bounded_connection import Reopened
+    from marketflow.stores.postgres.bounded_connection import ReconnectingConnection
     from marketflow.stores.postgres.migrations import apply_ddl
 
-    database = Reopened(find_servers(loaded).postgres)
+    database = ReconnectingConnection(find_servers(loaded).postgres)
     try:
         with database.opened() as connection:
             apply_ddl(connection, resource("ddl"), report_seconds=1800.0)

@@ -6,7 +6,7 @@ and counted. The cache keeps a day of minutes as well, so that a restart can bri
 
 import threading
 
-from marketflow.model import Candles, fuller, minute_start
+from marketflow.model import Candles, minute_start, more_complete
 from marketflow.stores.ports import RECENT_MS
 
 DEFAULT_LIMIT = 500_000
@@ -29,7 +29,7 @@ class Backlog:
         with self._lock:
             for slot, candle in minutes.items():
                 held = self._rows.get(slot)
-                self._rows[slot] = candle if held is None else fuller(held, candle)
+                self._rows[slot] = candle if held is None else more_complete(held, candle)
             excess = max(0, len(self._rows) - self._limit)
             if excess:
                 for slot in sorted(self._rows, key=lambda slot: slot.start)[:excess]:

@@ -46,7 +46,7 @@ from marketflow.pipeline.operators import (
     retry_with_backoff,
 )
 from marketflow.pipeline.state import Memory
-from marketflow.stores.ports import Archive, Cache, Days, Left
+from marketflow.stores.ports import ArchiveWriter, CacheWriter, RecoveredCandles, Rollups
 
 _T = TypeVar("_T")
 
@@ -115,9 +115,9 @@ class Flow:
     feeds: Mapping[Mode, Sequence[Feed]]
     memory: Memory
     pending: Backlog
-    cache: Cache
-    archive: Archive
-    days: Days
+    cache: CacheWriter
+    archive: ArchiveWriter
+    days: Rollups
     workers_per_exchange: int
     loop: abc.SchedulerBase
     pool: abc.SchedulerBase
@@ -154,7 +154,7 @@ class Flow:
             self._unanswered(error)
             return rx.just(None)
 
-        asked: Observable[Left | None] = self._on_pool(self._recover)
+        asked: Observable[RecoveredCandles | None] = self._on_pool(self._recover)
         return asked.pipe(ops.catch(unanswered), ops.flat_map(self._begin))
 
     @property
@@ -162,10 +162,10 @@ class Flow:
         """Whether no refill of the cache is due or under way: what it lacked, it has confirmed."""
         return self._refills.confirmed
 
-    def _recover(self) -> Left:
+    def _recover(self) -> RecoveredCandles:
         return self.cache.recover(self.memory.minute_ms)
 
-    def _begin(self, left: Left | None) -> Observable[Any]:
+    def _begin(self, left: RecoveredCandles | None) -> Observable[Any]:
         self.begun.set()
         recovered = self._asked_until_answered(self._recover) if left is None else rx.just(left)
         # On the loop, as all that makes slices: of two versions of one, the later is then always the fuller.
@@ -177,7 +177,7 @@ class Flow:
         )
         return rx.merge(flowing, self._days_rolled_up())
 
-    def _first_minute_again(self) -> Observable[Left]:
+    def _first_minute_again(self) -> Observable[RecoveredCandles]:
         """What the cache has of the minute in which this run began, once that is over or the flow ends."""
         if (read_again := self.read_again) is None:
             return rx.empty()
@@ -185,8 +185,8 @@ class Flow:
         end = minute_start(began, self.memory.minute_ms) + self.memory.minute_ms
         seconds = (end - began) / 1000 + READ_AGAIN_SECONDS
 
-        def read() -> Left:
-            return Left(read_again(began - READ_AGAIN_FROM_MS, end))
+        def read() -> RecoveredCandles:
+            return RecoveredCandles(read_again(began - READ_AGAIN_FROM_MS, end))
 
         return rx.timer(seconds, scheduler=self.loop).pipe(
             ops.take_until(self._ended()),

@@ -11,7 +11,7 @@ By start first, since that is how they go.
 
 from collections.abc import Iterator
 
-from marketflow.model import SLICE_MS, Candle, Candles, Series, Slot, fuller, merge, slice_start
+from marketflow.model import SLICE_MS, Candle, Candles, Series, Slot, merge, more_complete, slice_start
 from marketflow.stores.ports import SLICES_HELD
 
 HELD_MS = 15_000
@@ -85,7 +85,7 @@ class Slices:
         own, other = self._contested[slot]
         own = candle if own is None else merge(own, candle)
         self._contested[slot] = own, other
-        return fuller(other, own)
+        return more_complete(other, own)
 
     def between(self, series: Series, since: int, until: int) -> list[Candle]:
         """The slices of a series that begin at or after `since` and before `until`, both starts of slices."""

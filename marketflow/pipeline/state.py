@@ -31,14 +31,14 @@ from marketflow.model import (
     Series,
     Slot,
     Tick,
-    fuller,
     merge,
     minute_start,
+    more_complete,
     slice_start,
 )
 from marketflow.pipeline.slices import HELD_MS, Slices
 from marketflow.stores.candle_window import CandleWindow
-from marketflow.stores.ports import RECENT_MS, SLICES_HELD, Left, Recent
+from marketflow.stores.ports import RECENT_MS, SLICES_HELD, RecentCandles, RecoveredCandles
 
 _Minutes = defaultdict[int, dict[Series, Candle]]
 
@@ -117,7 +117,7 @@ class Memory:
             self._slices.fit(now_ms)
             return whole
 
-    def restore(self, left: Left) -> Candles:
+    def restore(self, left: RecoveredCandles) -> Candles:
         """Take over what other runs left in the cache; gives the slices of which more is held than is there.
 
         However old it is: minutes are taken as closed before they are forgotten. It may come late, when this run has
@@ -178,7 +178,7 @@ class Memory:
         self._set_apart(minute, other)
         series, start = minute
         held = _of(self._restored, series, start)
-        self._restored[start][series] = other if held is None else fuller(held, other)
+        self._restored[start][series] = other if held is None else more_complete(held, other)
         self._unwritten[start].add(series)
 
     def _set_apart(self, minute: Slot, other: Candle) -> None:
@@ -274,7 +274,7 @@ class Memory:
     def _earlier(self, series: Series, start: int) -> Candle | None:
         """The fuller of what the two stores know: merged, the ticks that both have would count twice."""
         adopted, restored = _of(self._adopted, series, start), _of(self._restored, series, start)
-        return fuller(adopted, restored) if adopted and restored else adopted or restored
+        return more_complete(adopted, restored) if adopted and restored else adopted or restored
 
     def _whole_minutes(self, start: int, series: Iterable[Series]) -> Candles:
         found = ((Slot(each, start), self._minute(each, start)) for each in series)
@@ -363,7 +363,7 @@ class Memory:
                 closed |= self._whole_minutes(start, series - self._unwritten.get(start, set()))
         return closed
 
-    def recent(self, series: Series, since: int) -> Recent:
+    def recent(self, series: Series, since: int) -> RecentCandles:
         """What is held of one series; slices and minutes that end after `since` (Unix ms).
 
         Raises:
@@ -377,7 +377,7 @@ class Memory:
                 for start in self._held_starts()
                 if start + self.minute_ms > since and (candle := self._minute(series, start)) is not None
             }
-            return Recent(self._newest.get(series), self._slices.of(series, since), minutes)
+            return RecentCandles(self._newest.get(series), self._slices.of(series, since), minutes)
 
 
 def _of(minutes: _Minutes, series: Series, start: int) -> Candle | None:

@@ -29,11 +29,11 @@ from marketflow.pipeline.operators import Backoff
 from marketflow.pipeline.schedulers import NamedPool, TimingLoop
 from marketflow.pipeline.state import Memory
 from marketflow.settings import Settings
-from marketflow.stores.ports import Left
+from marketflow.stores.ports import RecoveredCandles
 from marketflow.stores.postgres.retention import Retention
-from marketflow.stores.postgres.rollups import PostgresDays
-from marketflow.stores.postgres.writer import PostgresArchive
-from marketflow.stores.redis.writer import RedisCache
+from marketflow.stores.postgres.rollups import PostgresRollups
+from marketflow.stores.postgres.writer import PostgresWriter
+from marketflow.stores.redis.writer import RedisWriter
 
 BEGIN_SECONDS = 1.0
 """How long a start may wait for each store to say what an earlier run left."""
@@ -118,7 +118,7 @@ class Engine:
         self.cache.may_recover, self.cache.may_write = may_recover, may_write
         self.archive = _LeasedArchive(postgres, ddl, settings.flow.db_batch_size)
         self.archive.may_write = may_write
-        self._days = PostgresDays(
+        self._days = PostgresRollups(
             postgres, retention=Retention(settings.archive.minutes_days, settings.archive.days_days)
         )
         self.flow = Flow(
@@ -309,13 +309,13 @@ class Engine:
         self._on_failure()
 
 
-class _LeasedCache(RedisCache):
+class _LeasedCache(RedisWriter):
     """The cache, of which nothing is read back, and to which nothing is written, while that is another's to do."""
 
     may_recover: Callable[[], bool]
     may_write: Callable[[], bool]
 
-    def recover(self, minute_ms: int = MINUTE_MS) -> Left:
+    def recover(self, minute_ms: int = MINUTE_MS) -> RecoveredCandles:
         """What the run before left of the last minutes."""
         if not self.may_recover():
             raise Unavailable("another process may be writing to the cache")
@@ -330,7 +330,7 @@ class _LeasedCache(RedisCache):
             yield
 
 
-class _LeasedArchive(PostgresArchive):
+class _LeasedArchive(PostgresWriter):
     """The archive, to which nothing is written while that may be another's to do."""
 
     may_write: Callable[[], bool]
@@ -339,7 +339,7 @@ class _LeasedArchive(PostgresArchive):
         """Upsert rows.
 
         Raises:
-            Unavailable: another process may have them, or as of PostgresArchive.
+            Unavailable: another process may have them, or as of PostgresWriter.
         """
         if not self.may_write():
             raise _held_back()

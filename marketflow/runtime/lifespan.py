@@ -24,9 +24,9 @@ from marketflow.runtime.probes import HealthReport, Probe
 from marketflow.runtime.store_servers import Servers
 from marketflow.server.http_connection import LimitedConnection
 from marketflow.settings import Settings
-from marketflow.stores.ports import Announcements, RecentReader
+from marketflow.stores.ports import Announcements, CacheReader
 from marketflow.stores.postgres.reader import PostgresReader
-from marketflow.stores.postgres.request_coalescing import Shared
+from marketflow.stores.postgres.request_coalescing import CoalescingReader
 from marketflow.stores.redis.near_cache import NearCache
 from marketflow.stores.redis.reader import RedisReader
 from marketflow.tasks import background
@@ -120,7 +120,7 @@ class Application(ABC):
     def context(
         self,
         mode: ModeSwitch,
-        cache: RecentReader,
+        cache: CacheReader,
         announcements: Announcements,
         archive: PostgresReader,
         health: HealthReport,
@@ -133,7 +133,7 @@ class Application(ABC):
         clients = Clients(settings.http.trusted_proxies)
         prices = Prices(
             cache,
-            Shared(archive, charge=clients.charge),
+            CoalescingReader(archive, charge=clients.charge),
             system_clock,
             settings.flow.ahead_ms,
             settings.flow.closed_after_ms,

@@ -40,7 +40,7 @@ from marketflow.server.service_notification import Supervisor, supervisor
 from marketflow.server.uvicorn_server import Server, bind, bind_each, ignore_signals, place_of
 from marketflow.server.workers import Parent, Workers
 from marketflow.settings import Settings
-from marketflow.stores.fallback import Fallback
+from marketflow.stores.fallback import FallbackReader
 from marketflow.tasks import background
 
 
@@ -136,7 +136,7 @@ class Everything(Application):
 
         return self.context(
             _OwnMode(engine),
-            Fallback(readers.near_cache, StateReader(engine.memory), lambda: engine.cache_complete),
+            FallbackReader(readers.near_cache, StateReader(engine.memory), lambda: engine.cache_complete),
             readers.near_cache,
             readers.archive,
             HealthReport(

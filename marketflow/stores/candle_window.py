@@ -8,7 +8,17 @@ in between, whatever its length. Times in Unix ms; one thread.
 from collections.abc import Iterable, Mapping
 from functools import reduce
 
-from marketflow.model import MINUTE_MS, SLICE_MS, Candle, Tick, candle_of, fuller, merge, minute_start, slice_start
+from marketflow.model import (
+    MINUTE_MS,
+    SLICE_MS,
+    Candle,
+    Tick,
+    candle_of,
+    merge,
+    minute_start,
+    more_complete,
+    slice_start,
+)
 
 _SECOND_MS = 1000  # whole slices make a second, whole seconds a minute of any length
 
@@ -38,22 +48,22 @@ class CandleWindow:
         """Remember a slice; of two versions the more complete one, the later of two with as many ticks."""
         minute = self._minute_of(start)
         held = minute.slices.get(start)
-        minute.put(start, candle if held is None else fuller(held, candle))
+        minute.put(start, candle if held is None else more_complete(held, candle))
 
     def put_minute(self, start: int, candle: Candle) -> None:
         """Remember a closed minute, by the same rule."""
         minute = self._minute_of(start)
-        minute.closed = candle if minute.closed is None else fuller(minute.closed, candle)
+        minute.closed = candle if minute.closed is None else more_complete(minute.closed, candle)
 
     def fill(self, earlier: "CandleWindow") -> None:
         """Remember what `earlier` knows, by the same rule: what is known here counts as the later version."""
         for start, minute in earlier._minutes.items():
             mine = self._minute_of(start)
             if minute.closed is not None:
-                mine.closed = minute.closed if mine.closed is None else fuller(minute.closed, mine.closed)
+                mine.closed = minute.closed if mine.closed is None else more_complete(minute.closed, mine.closed)
             for begin, candle in minute.slices.items():
                 held = mine.slices.get(begin)
-                mine.put(begin, candle if held is None else fuller(candle, held))
+                mine.put(begin, candle if held is None else more_complete(candle, held))
 
     def forget(self, before: int) -> None:
         """Let go of the minutes that start before a time."""
@@ -65,8 +75,8 @@ class CandleWindow:
         """One candle of all that is remembered at or after `since` and before the minute `until`; None without any.
 
         A slice belongs to it when its last tick does. A minute that is there as slices and closed counts once, in its
-        fuller version; a closed minute that began before `since` cannot be cut and is left out. The newest tick is
-        added where it is ahead of its slice: it is visible at once, its slice after up to 100 ms.
+        more complete version; a closed minute that began before `since` cannot be cut and is left out. The newest tick
+        is added where it is ahead of its slice: it is visible at once, its slice after up to 100 ms.
         """
         edge = slice_start(since)
         begin = edge if edge == since else edge + SLICE_MS
@@ -132,12 +142,12 @@ class _Minute:
 
     @property
     def whole(self) -> Candle | None:
-        """The fuller of its slices and what was closed."""
+        """The more complete of its slices and what was closed."""
         if self._folded is None:
             self._folded = self.since(self._start)
         if self._folded is None or self.closed is None:
             return self._folded or self.closed
-        return fuller(self._folded, self.closed)
+        return more_complete(self._folded, self.closed)
 
     def since(self, begin: int) -> Candle | None:
         """Its slices from `begin` on."""

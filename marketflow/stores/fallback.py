@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 from marketflow.errors import Unavailable
 from marketflow.model import Candle, Series, Tick
-from marketflow.stores.ports import RecentReader
+from marketflow.stores.ports import CacheReader
 
 
-class Fallback:
+class FallbackReader:
     """Reads the cache while it has all that was written, the memory of this process otherwise.
 
     Args:
@@ -16,7 +16,7 @@ class Fallback:
         complete: whether the cache has everything; a Redis that refuses writes still answers, with old prices.
     """
 
-    def __init__(self, cache: RecentReader, memory: RecentReader, complete: Callable[[], bool]) -> None:
+    def __init__(self, cache: CacheReader, memory: CacheReader, complete: Callable[[], bool]) -> None:
         self._cache = cache
         self._memory = memory
         self._complete = complete

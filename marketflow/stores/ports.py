@@ -20,7 +20,7 @@ SLICES_HELD = 250_000
 """How many slices a process holds, 70 to 100 MB of them; ten a second of fifty series are those of the whole window."""
 
 
-class Left(NamedTuple):
+class RecoveredCandles(NamedTuple):
     """What an earlier run left in the cache.
 
     Args:
@@ -34,7 +34,7 @@ class Left(NamedTuple):
     whole_from: int = 0
 
 
-class Recent(NamedTuple):
+class RecentCandles(NamedTuple):
     """What a cache remembers of one series, as candles by the Unix ms of their start."""
 
     newest: Tick | None
@@ -42,7 +42,7 @@ class Recent(NamedTuple):
     minutes: dict[int, Candle]
 
 
-class Walk(NamedTuple):
+class CandleRange(NamedTuple):
     """Which candles are asked for, of those that begin on a grid from 1970 on.
 
     Args:
@@ -60,7 +60,7 @@ class Walk(NamedTuple):
     newest: bool
 
 
-class RecentReader(Protocol):
+class CacheReader(Protocol):
     """Reads the newest prices and the sliding window: Redis, or the memory of this process."""
 
     async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
@@ -94,7 +94,7 @@ class RecentReader(Protocol):
         ...
 
 
-Taker = Callable[[Sequence[tuple[Series, Tick]]], None]
+TickListener = Callable[[Sequence[tuple[Series, Tick]]], None]
 """Takes newest ticks as they are announced, series of any mode; must not raise."""
 
 
@@ -107,7 +107,7 @@ class Announcements(Protocol):
     times_live: int
     """How often it has become so: what was announced between two times was missed."""
 
-    def announcing(self, take: Taker) -> AbstractContextManager[None]:
+    def announcing(self, take: TickListener) -> AbstractContextManager[None]:
         """Pass every newest tick that is announced to `take`, within the context."""
         ...
 
@@ -126,7 +126,7 @@ class ArchiveReader(Protocol):
         """
         ...
 
-    async def candles(self, series: Sequence[Series], walk: Walk) -> list[dict[int, Candle]]:
+    async def candles(self, series: Sequence[Series], walk: CandleRange) -> list[dict[int, Candle]]:
         """The candles of each series that a walk finds, by their start (Unix ms).
 
         None of them lacks a minute of the walk, and none is left out between them. There may be more than the limit,
@@ -146,7 +146,7 @@ class ArchiveReader(Protocol):
         ...
 
 
-class Cache(Protocol):
+class CacheWriter(Protocol):
     """Where the flow writes what the API reads. Every write is absolute: doing it twice changes nothing."""
 
     def put_newest(self, newest: dict[Series, Tick]) -> None:
@@ -161,7 +161,7 @@ class Cache(Protocol):
         """Store closed minutes, each in place of an earlier version of itself."""
         ...
 
-    def recover(self, minute_ms: int) -> Left:
+    def recover(self, minute_ms: int) -> RecoveredCandles:
         """What an earlier run left of the last minutes. Must succeed once before anything is written.
 
         Args:
@@ -193,7 +193,7 @@ class Cache(Protocol):
         ...
 
 
-class Archive(Protocol):
+class ArchiveWriter(Protocol):
     """Where closed minutes are kept for good."""
 
     def recent(self, series: Iterable[Series], since: int) -> Candles:
@@ -205,7 +205,7 @@ class Archive(Protocol):
         ...
 
     def write(self, minutes: Candles) -> int:
-        """Upsert minute rows; the fuller version of a row stays. Without rows it only gets ready.
+        """Upsert minute rows; the more complete version of a row stays. Without rows it only gets ready.
 
         Rows that the archive refuses for what is in them are given up; gives how many.
 
@@ -215,7 +215,7 @@ class Archive(Protocol):
         ...
 
 
-class Days(Protocol):
+class Rollups(Protocol):
     """Daily candles, made of the archive's minutes so that long periods are answered quickly."""
 
     def roll_up(self, now_ms: int) -> bool:

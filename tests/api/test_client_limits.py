@@ -9,8 +9,8 @@ import pytest
 from marketflow.api.middleware.client_limits import CLIENTS_REMEMBERED, GUESSES_AT_ONCE, ROWS_AT_ONCE, Bucket, Clients
 from marketflow.errors import TooMuch, Unavailable
 from marketflow.model import Candle, Mode, Series, Tick
-from marketflow.stores.ports import Walk
-from marketflow.stores.postgres.request_coalescing import LONG_WALKS, Shared, rows_of_summary
+from marketflow.stores.ports import CandleRange
+from marketflow.stores.postgres.request_coalescing import LONG_WALKS, CoalescingReader, rows_of_summary
 from marketflow.stores.postgres.rows import DAY_MS
 from tests.api.world import World, client_of
 
@@ -99,7 +99,7 @@ class SlowArchive:
         self.asked = self.at_once = self.most = 0
         self.go_on = asyncio.Event()
 
-    async def candles(self, series: object, walk: Walk) -> list[dict[int, Candle]]:
+    async def candles(self, series: object, walk: CandleRange) -> list[dict[int, Candle]]:
         self.asked += 1
         self.at_once += 1
         self.most = max(self.most, self.at_once)
@@ -115,14 +115,14 @@ class SlowArchive:
         return [None]
 
 
-def walk(number: int, length_ms: int = 15 * MINUTE_MS, limit: int = 1000) -> Walk:
-    return Walk(length_ms, number, number + limit * length_ms, limit, False)
+def walk(number: int, length_ms: int = 15 * MINUTE_MS, limit: int = 1000) -> CandleRange:
+    return CandleRange(length_ms, number, number + limit * length_ms, limit, False)
 
 
 def test_long_walks_share_a_few_places_and_short_ones_never_wait() -> None:
     async def ask() -> None:
         archive = SlowArchive()
-        shared = Shared(archive)
+        shared = CoalescingReader(archive)
         long = [asyncio.create_task(shared.candles(SERIES, walk(number))) for number in range(5)]
         await asyncio.sleep(0)
         short = [asyncio.create_task(shared.candles(SERIES, walk(number, MINUTE_MS, 500))) for number in range(5)]
@@ -143,7 +143,7 @@ def test_client_pays_for_what_is_read_for_it_alone() -> None:
         clients = Clients(monotonic=lambda: now)
         archive = SlowArchive()
         archive.go_on.set()
-        shared = Shared(archive, charge=clients.charge)
+        shared = CoalescingReader(archive, charge=clients.charge)
         clients.asks(scope("192.0.2.1"))
         asked = int(ROWS_AT_ONCE // 15_000)
         for number in range(asked):
@@ -183,7 +183,7 @@ def test_everything_on_record_can_be_asked_for_every_second() -> None:
     async def ask() -> None:
         now = 1_763_690_000.0
         clients = Clients(monotonic=lambda: now)
-        shared = Shared(SlowArchive(), monotonic=lambda: now, charge=clients.charge)
+        shared = CoalescingReader(SlowArchive(), monotonic=lambda: now, charge=clients.charge)
         clients.asks(scope("192.0.2.1"))
         for _ in range(60):
             now += 1

@@ -19,7 +19,7 @@ from marketflow.api.rendering import JSONAnswer
 from marketflow.errors import Unavailable
 from marketflow.model import Mode
 from marketflow.server.http_connection import LimitedConnection
-from marketflow.stores.postgres.request_coalescing import Shared
+from marketflow.stores.postgres.request_coalescing import CoalescingReader
 from tests.api.description import Documented, description, filled
 from tests.api.world import MemoryMode, World, application_of, client_of
 from tests.support.servers import HOST, wait_until
@@ -118,7 +118,7 @@ def too_much(method: str, path: str) -> httpx.Response:
     for bucket in (context.clients._rows, context.clients.guesses):
         bucket._monotonic = lambda: 0.0  # nothing comes back, however slow the machine
         bucket.take("127.0.0.1", 1e9)
-    charged = Shared(world.archive, charge=context.clients.charge)
+    charged = CoalescingReader(world.archive, charge=context.clients.charge)
     context = replace(context, prices=replace(context.prices, archive=charged))
 
     async def ask() -> httpx.Response:

@@ -30,16 +30,16 @@ from marketflow.model import (
     Slot,
     Tick,
     candle_of,
-    fuller,
     merge_all,
     minute_start,
+    more_complete,
     slice_start,
 )
 from marketflow.pipeline.backlog import Backlog
 from marketflow.pipeline.state import Memory, StateReader
-from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS, RecentReader
+from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS, CacheReader
 from marketflow.stores.redis.reader import RedisReader
-from marketflow.stores.redis.writer import RedisCache
+from marketflow.stores.redis.writer import RedisWriter
 from tests.api.world import EXCHANGES, NOW, MemoryArchive
 from tests.support.memory_redis import AsyncMemoryRedisClient, MemoryRedis, MemoryRedisClient
 from tests.support.oracle import candle_of_ticks
@@ -99,7 +99,7 @@ class Periods(RuleBasedStateMachine):
         client = cast("redis.Redis", MemoryRedisClient(self.server))
         self.memory = Memory(LATE_AFTER_MS, AHEAD_MS, self.minute_ms)
         self.pending = Backlog()
-        self.cache = RedisCache(client, ALL_SERIES, self.clock, 70)
+        self.cache = RedisWriter(client, ALL_SERIES, self.clock, 70)
         self.memory.restore(self.cache.recover())
         self.pending.add(self.cache.unarchived())
 
@@ -123,7 +123,7 @@ class Periods(RuleBasedStateMachine):
             self.memory.adopt({slot: row for slot, row in self.archive.minutes.items() if slot.start >= since}, since)
         rows = self.pending.rows()
         for slot, row in rows.items():
-            self.archive.minutes[slot] = fuller(row, self.archive.minutes.get(slot, row))
+            self.archive.minutes[slot] = more_complete(row, self.archive.minutes.get(slot, row))
         self.cache.mark_archived(self.pending.confirm(rows, self.now))
 
     # What happens
@@ -193,7 +193,7 @@ class Periods(RuleBasedStateMachine):
                 exact = self.now - period
                 self.compare(reader, whose, period, exact if period <= RECENT_MS else minute_start(exact))
 
-    def compare(self, reader: RecentReader, whose: Sequence[Series], period: int | None, since: int) -> None:
+    def compare(self, reader: CacheReader, whose: Sequence[Series], period: int | None, since: int) -> None:
         expected = [(one, tick) for one in whose for tick in self.within(one, since)]
         try:
             summary = asyncio.run(self.prices(reader).summary(whose, period))
@@ -299,7 +299,7 @@ class Periods(RuleBasedStateMachine):
     def oldest_kept(self) -> int:
         return minute_start(self.now - MINUTES_KEPT_MS)
 
-    def prices(self, reader: RecentReader) -> Prices:
+    def prices(self, reader: CacheReader) -> Prices:
         return Prices(reader, self.archive, self.clock, AHEAD_MS, LATE_AFTER_MS)
 
     def redis_reader(self) -> RedisReader:

@@ -38,7 +38,7 @@ from marketflow.model import (
     slice_start,
 )
 from marketflow.stores.candle_window import CandleWindow, merged
-from marketflow.stores.ports import RECENT_MS, Taker, Walk
+from marketflow.stores.ports import RECENT_MS, CandleRange, TickListener
 
 NOW = 1_763_690_430_500
 """30.5 seconds into a minute: 2025-11-21T02:00:30.500Z."""
@@ -52,7 +52,7 @@ def series(exchange: str = "exchange1", symbol: str = "BTCUSDT", mode: Mode = Mo
 
 
 class MemoryCache:
-    """A `RecentReader` of what it is given; `away` makes it unavailable, `on_ask` runs at every question."""
+    """A `CacheReader` of what it is given; `away` makes it unavailable, `on_ask` runs at every question."""
 
     def __init__(self) -> None:
         self.newest_ticks: dict[Series, Tick] = {}
@@ -107,11 +107,11 @@ class MemoryArchive:
             for one in series
         ]
 
-    async def candles(self, series: Sequence[Series], walk: Walk) -> list[dict[int, Candle]]:
+    async def candles(self, series: Sequence[Series], walk: CandleRange) -> list[dict[int, Candle]]:
         await self._asked()
         return [self._walked(one, walk) for one in series]
 
-    def _walked(self, one: Series, walk: Walk) -> dict[int, Candle]:
+    def _walked(self, one: Series, walk: CandleRange) -> dict[int, Candle]:
         candles: dict[int, Candle] = {}
         for slot, candle in self.minutes.items():
             if slot.series == one and walk.since <= slot.start < walk.until:
@@ -153,10 +153,10 @@ class MemoryAnnouncements:
     def __init__(self) -> None:
         self.live = True
         self.times_live = 1
-        self.takers: list[Taker] = []
+        self.takers: list[TickListener] = []
 
     @contextmanager
-    def announcing(self, take: Taker) -> Iterator[None]:
+    def announcing(self, take: TickListener) -> Iterator[None]:
         self.takers.append(take)
         try:
             yield

@@ -28,7 +28,7 @@ from marketflow.settings import Settings
 from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.stores.postgres.request_coalescing import KEPT_SECONDS
 from marketflow.stores.postgres.rows import connection_keywords, to_unix_ms
-from marketflow.stores.postgres.writer import PostgresArchive
+from marketflow.stores.postgres.writer import PostgresWriter
 from tests.benchmarks.report import report
 from tests.benchmarks.stage import Stage, stage
 from tests.support.application import Application
@@ -275,7 +275,7 @@ Table = list[dict[str, object]]
 def run(stage: Stage, days: int, series: int, requests: int) -> tuple[Table, Table, dict[str, object]]:
     """One measurement: the tables of periods and of candles, and the account of the roll-up."""
     symbols = list(Settings().symbols)[: max(1, series // len(EXCHANGES))]
-    archive = PostgresArchive(connection_keywords(**stage.postgres.keywords), resource("ddl"), 200)
+    archive = PostgresWriter(connection_keywords(**stage.postgres.keywords), resource("ddl"), 200)
     archive.write({})
     archive.close()
     with stage.postgres.connect() as postgres:

@@ -7,8 +7,8 @@ from marketflow.clock import milliseconds, system_clock
 from marketflow.model import MINUTE_MS, SLICE_MS, Candle, Candles, Mode, Series, Slot, minute_start, slice_start
 from marketflow.resources import resource
 from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
-from marketflow.stores.postgres.writer import PostgresArchive
-from marketflow.stores.redis.writer import RedisCache, connection_keywords
+from marketflow.stores.postgres.writer import PostgresWriter
+from marketflow.stores.redis.writer import RedisWriter, connection_keywords
 from tests.benchmarks.stage import Stage
 from tests.support.servers import HOST
 
@@ -24,7 +24,7 @@ def remember_a_day(stage: Stage, exchanges: Sequence[str], symbols: Sequence[str
     slices = _candles(series, open_minute - RECENT_MS, slice_start(now_ms), SLICE_MS, ticks)
     minutes = _candles(series, open_minute - MINUTES_KEPT_MS, open_minute, MINUTE_MS, ticks * MINUTE_MS // SLICE_MS)
 
-    cache = RedisCache.connect(
+    cache = RedisWriter.connect(
         connection_keywords(HOST, stage.redis.port, "", 0), series, system_clock, ttl_seconds=TTL_SECONDS
     )
     cache.recover()
@@ -33,7 +33,7 @@ def remember_a_day(stage: Stage, exchanges: Sequence[str], symbols: Sequence[str
     cache.put_minutes(minutes)
     cache.mark_archived(open_minute)
     cache.close()
-    archive = PostgresArchive(stage.postgres.keywords, resource("ddl"), batch_size=1000)
+    archive = PostgresWriter(stage.postgres.keywords, resource("ddl"), batch_size=1000)
     archive.write(minutes)
     archive.close()
 

@@ -17,9 +17,9 @@ from marketflow.model import MINUTE_MS, Candle, Mode, Series, Slot
 from marketflow.resources import resource
 from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.stores.postgres.retention import Retention
-from marketflow.stores.postgres.rollups import PostgresDays
+from marketflow.stores.postgres.rollups import PostgresRollups
 from marketflow.stores.postgres.rows import DAY_MS, connection_keywords
-from marketflow.stores.postgres.writer import PostgresArchive
+from marketflow.stores.postgres.writer import PostgresWriter
 from tests.deploy.configuration import DEPLOY
 from tests.support.application import ROOT
 from tests.support.servers import PostgresServer
@@ -103,10 +103,10 @@ def test_three_roles_do_their_work_and_no_more(server: PostgresServer) -> None:
         done = migrate(server, "owner")
         assert done.returncode == 0, done.stderr
 
-    with closing(PostgresArchive(role(server, "writer"), resource("ddl"), 10)) as archive:
+    with closing(PostgresWriter(role(server, "writer"), resource("ddl"), 10)) as archive:
         assert archive.write(minutes() | minutes(5)) == 0
         assert archive.write(minutes(0, 5)) == 0
-    with closing(PostgresDays(role(server, "writer"), retention=Retention(2))) as days:
+    with closing(PostgresRollups(role(server, "writer"), retention=Retention(2))) as days:
         while days.roll_up(DAY + 9 * DAY_MS):
             pass
     assert ticks_of_the_day(role(server, "reader")) == 25
@@ -125,9 +125,9 @@ def test_three_roles_do_their_work_and_no_more(server: PostgresServer) -> None:
 
 def test_documented_backup_restores_with_working_triggers(server: PostgresServer, server_folder: Path) -> None:
     assert migrate(server, "owner").returncode == 0
-    with closing(PostgresArchive(role(server, "writer"), resource("ddl"), 10)) as archive:
+    with closing(PostgresWriter(role(server, "writer"), resource("ddl"), 10)) as archive:
         archive.write(minutes() | minutes(1))
-    with closing(PostgresDays(role(server, "writer"))) as days:
+    with closing(PostgresRollups(role(server, "writer"))) as days:
         while days.roll_up(DAY + 9 * DAY_MS):
             pass
 
@@ -144,10 +144,10 @@ def test_documented_backup_restores_with_working_triggers(server: PostgresServer
     run(server, *[file if part == "marketflow.dump" else part for part in restore])
 
     assert ticks_of_the_day(role(server, "reader")) == 20
-    with closing(PostgresArchive(role(server, "writer"), resource("ddl"), 10)) as archive:
+    with closing(PostgresWriter(role(server, "writer"), resource("ddl"), 10)) as archive:
         archive.write(minutes(0, 6))
     assert ticks_of_the_day(role(server, "reader")) == 30
-    with closing(PostgresDays(role(server, "writer"))) as days:
+    with closing(PostgresRollups(role(server, "writer"))) as days:
         while days.roll_up(DAY + 9 * DAY_MS):
             pass
     assert ticks_of_the_day(role(server, "reader")) == 30

@@ -46,7 +46,7 @@ from marketflow.pipeline.state import Memory
 from marketflow.stores.circuit_breaker import CircuitBreaker
 from marketflow.stores.ports import RECENT_MS
 from marketflow.stores.redis import keys
-from marketflow.stores.redis.writer import RedisCache
+from marketflow.stores.redis.writer import RedisWriter
 from tests.pipeline.virtual_time import VirtualPool, VirtualTime
 from tests.pipeline.world import START_MS, FakeArchive, FakeDays, ScriptedFeed
 from tests.support.memory_redis import MemoryRedis, MemoryRedisClient
@@ -208,7 +208,7 @@ class Run:
     time: VirtualTime
     pool: VirtualPool
     feeds: dict[Mode, list[ScriptedFeed]]
-    cache: RedisCache
+    cache: RedisWriter
     memory: Memory
     pending: Backlog
     modes: ModeSwitch
@@ -299,7 +299,7 @@ class Simulation:
             return (START_MS * 1000 + time.now_us) * 1000
 
         client = cast("redis.Redis", MemoryRedisClient(self.redis))
-        cache = RedisCache(client, ALL_SERIES, clock, 70, CircuitBreaker(monotonic=lambda: time.now_us / 1_000_000))
+        cache = RedisWriter(client, ALL_SERIES, clock, 70, CircuitBreaker(monotonic=lambda: time.now_us / 1_000_000))
         feeds = {mode: [ScriptedFeed(mode, exchange) for exchange in EXCHANGES] for mode in Mode}
         memory, pending, modes = Memory(LATE_AFTER_MS), Backlog(), ModeSwitch(self.mode)
         flow = Flow(

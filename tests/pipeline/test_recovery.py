@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from marketflow.model import MINUTE_MS, Candle, Candles, Slot, Tick, candle_of, merge_all, slice_start
 from marketflow.pipeline.state import Memory
-from marketflow.stores.ports import Left
+from marketflow.stores.ports import RecoveredCandles
 from tests.pipeline.world import BTC, START_MS
 
 MINUTE = Slot(BTC, START_MS)
@@ -52,7 +52,7 @@ def running(*numbers: Iterable[int], **limits: int) -> Memory:
 
 def test_slices_of_another_process_are_not_added_to_the_same_ticks() -> None:
     memory = running(range(10, 30))
-    assert memory.restore(Left(slices(range(25)))) == {}
+    assert memory.restore(RecoveredCandles(slices(range(25)))) == {}
     assert row(memory) == list(range(30))
     memory.absorb(slices(range(30, 40)), NOW)
     assert row(memory) == list(range(40))
@@ -66,14 +66,14 @@ def test_overlapping_slice_keeps_its_more_complete_candle() -> None:
     for own, left, written in ((two, three, {}), (three, two, three)):
         memory = Memory(late_after_ms=2000)
         memory.absorb(own, NOW)
-        assert memory.restore(Left(left)) == written
+        assert memory.restore(RecoveredCandles(left)) == written
         assert memory.all_slices() == three
         assert row(memory) == [0, 1, 2]
 
 
 def test_slices_that_this_run_lacks_are_taken_from_another_process() -> None:
     memory = running(range(10, 15), range(20, 30))
-    memory.restore(Left(slices(range(25))))
+    memory.restore(RecoveredCandles(slices(range(25))))
     assert row(memory) == list(range(30))
 
 
@@ -81,31 +81,31 @@ def test_slices_that_this_run_lacks_are_taken_from_another_process() -> None:
 def test_slices_read_again_count_once(times: int) -> None:
     memory = Memory(late_after_ms=2000)
     for _ in range(times):
-        memory.restore(Left(slices(range(20))))
+        memory.restore(RecoveredCandles(slices(range(20))))
     memory.absorb(slices(range(25, 30)), NOW)
     for _ in range(times):
-        memory.restore(Left(slices(range(25))))
+        memory.restore(RecoveredCandles(slices(range(25))))
     assert row(memory) == list(range(30))
 
 
 def test_evicted_slices_are_not_added_to_the_same_ticks() -> None:
     memory = running(range(50), slices_held=10, slices_held_ms=1000)
     assert len(memory.all_slices()) < 12
-    memory.restore(Left(slices(range(40))))
+    memory.restore(RecoveredCandles(slices(range(40))))
     assert row(memory) == list(range(50))
 
 
 def test_minute_of_another_process_is_not_added_to_the_same_ticks() -> None:
     """More slices than may be held come as minutes."""
     memory = running(range(10, 30))
-    memory.restore(Left({}, {MINUTE: minute_of(slices(range(25)))}, whole_from=NOW))
+    memory.restore(RecoveredCandles({}, {MINUTE: minute_of(slices(range(25)))}, whole_from=NOW))
     assert row(memory) == list(range(30))
 
 
 def test_minute_of_an_earlier_run_is_added_to_later_ticks() -> None:
     memory = running(range(10, 30))
     for _ in range(2):
-        memory.restore(Left({}, {MINUTE: minute_of(slices(range(10)))}, whole_from=NOW))
+        memory.restore(RecoveredCandles({}, {MINUTE: minute_of(slices(range(10)))}, whole_from=NOW))
     assert row(memory) == list(range(30))
 
 
@@ -122,7 +122,7 @@ def test_row_and_slices_of_another_process_count_once_with_own_ticks() -> None:
         memory = running(range(10, 30))
         for step in (first, 1 - first):
             if step:
-                memory.restore(Left(slices(range(20))))
+                memory.restore(RecoveredCandles(slices(range(20))))
             else:
                 memory.adopt({MINUTE: minute_of(slices(range(25)))}, START_MS)
         assert row(memory) == list(range(30))
@@ -155,7 +155,7 @@ def test_no_recovery_counts_a_tick_twice(
             memory.absorb(slices(received - seen), NOW)
             seen |= received
         elif step == "slices":
-            memory.restore(Left(slices(cached)))
+            memory.restore(RecoveredCandles(slices(cached)))
         elif archived:
             memory.adopt({MINUTE: minute_of(slices(archived))}, START_MS)
     found = set(row(memory))

@@ -6,7 +6,7 @@ from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candles, Slot, Tick, candle_of, merge_all, slice_start
 from marketflow.pipeline.slices import HELD_MS, Slices
 from marketflow.pipeline.state import Memory
-from marketflow.stores.ports import Left
+from marketflow.stores.ports import RecoveredCandles
 from tests.pipeline.world import BTC, ETH, START_MS
 
 SECOND = 1000
@@ -86,7 +86,7 @@ def test_minutes_left_by_an_earlier_run_are_completed_though_their_slices_are_to
     memory = Memory(late_after_ms=2000)
     left = merge_all(tick(second) for second in range(30))
     whole = {Slot(BTC, START_MS): merge_all({Slot(BTC, 0): each} for each in left.values())[Slot(BTC, 0)]}
-    memory.restore(Left({}, whole, whole_from=START_MS + 30 * SECOND))
+    memory.restore(RecoveredCandles({}, whole, whole_from=START_MS + 30 * SECOND))
     assert memory.absorb(tick(29, sequence=1), START_MS + 30 * SECOND) == {}
     assert memory.absorb(tick(30), START_MS + 30 * SECOND)
     assert minute_of(memory)[Slot(BTC, START_MS)].ticks == 32
@@ -98,7 +98,7 @@ def recovered() -> Memory:
     """It found more slices than may be held, and 20 ticks of the last two seconds among them; then the flow goes on."""
     memory = Memory(late_after_ms=2000)
     minute = merge_all({Slot(BTC, START_MS): candle} for candle in ticks(28, 30).values())
-    memory.restore(Left({}, minute, whole_from=START_MS + 30 * SECOND))
+    memory.restore(RecoveredCandles({}, minute, whole_from=START_MS + 30 * SECOND))
     for tenth in range(300, 310):
         memory.absorb(tick(tenth / 10), START_MS + tenth * 100 + 100)
     return memory
@@ -118,7 +118,7 @@ def test_period_before_large_recovery_is_not_answered_as_whole(recovered: Memory
 def test_large_recovery_holds_back_slices_that_were_ahead_of_the_clock() -> None:
     memory = Memory(late_after_ms=2000)
     minute = merge_all({Slot(BTC, START_MS): candle} for candle in ticks(28, 32).values())
-    memory.restore(Left({}, minute, whole_from=START_MS + 30 * SECOND))
+    memory.restore(RecoveredCandles({}, minute, whole_from=START_MS + 30 * SECOND))
     assert memory.absorb(tick(31.9, sequence=1), START_MS + 30 * SECOND) == {}
     assert memory.absorb(tick(32), START_MS + 32 * SECOND)
 

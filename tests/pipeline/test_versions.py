@@ -2,7 +2,7 @@
 
 from marketflow.model import MINUTE_MS, Candles, Mode, Series, Slot, Tick, candle_of, slice_start
 from marketflow.pipeline.state import Memory
-from marketflow.stores.ports import Left
+from marketflow.stores.ports import RecoveredCandles
 
 MINUTE = 1_763_690_040_000  # the start of a minute
 BTC, ETH = (Series(Mode.LIVE, "exchange1", symbol) for symbol in ("BTCUSDT", "ETHUSDT"))
@@ -45,6 +45,6 @@ def test_versions_are_forgotten_with_their_minutes() -> None:
 def test_recovered_minute_without_new_ticks_keeps_its_version() -> None:
     memory = Memory(late_after_ms=2_000)
     memory.take_closed(MINUTE + 2 * MINUTE_MS)
-    memory.restore(Left(tick(MINUTE)))
+    memory.restore(RecoveredCandles(tick(MINUTE)))
     memory.adopt({Slot(ETH, MINUTE): candle_of(Tick(1.0, MINUTE, 1))}, MINUTE)
     assert versions(memory.take_closed(MINUTE + 2 * MINUTE_MS + 100)) == {BTC: 1, ETH: 1}

@@ -10,12 +10,23 @@ from reactivex.testing import TestScheduler
 
 from marketflow.errors import Unavailable
 from marketflow.feeds.decoder import Decoder
-from marketflow.model import Candles, FeedState, Mode, Series, Slot, Tick, candle_of, fuller, merge_all, slice_start
+from marketflow.model import (
+    Candles,
+    FeedState,
+    Mode,
+    Series,
+    Slot,
+    Tick,
+    candle_of,
+    merge_all,
+    more_complete,
+    slice_start,
+)
 from marketflow.pipeline.backlog import DEFAULT_LIMIT, Backlog
 from marketflow.pipeline.graph import Flow
 from marketflow.pipeline.mode_switch import ModeSwitch
 from marketflow.pipeline.state import Memory
-from marketflow.stores.ports import Left
+from marketflow.stores.ports import RecoveredCandles
 
 START_MS = 1_763_690_040_000  # the start of a minute
 EXCHANGE = "exchange1"
@@ -96,9 +107,9 @@ class FakeCache:
         self._check()
         self.minutes |= minutes
 
-    def recover(self, minute_ms: int) -> Left:
+    def recover(self, minute_ms: int) -> RecoveredCandles:
         self._check()
-        return Left(self.left_behind)
+        return RecoveredCandles(self.left_behind)
 
     def unarchived(self) -> Candles:
         self._check()
@@ -142,7 +153,7 @@ class FakeArchive:
             raise Unavailable("away")
         written = {slot: candle for slot, candle in minutes.items() if slot.series not in self.refuses}
         for slot, candle in written.items():
-            self.rows[slot] = fuller(candle, self.rows.get(slot, candle))
+            self.rows[slot] = more_complete(candle, self.rows.get(slot, candle))
             self.written_at.setdefault(slot, []).append(self._now_ms())
         return len(minutes) - len(written)
 

@@ -5,7 +5,17 @@ from functools import reduce
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketflow.model import MINUTE_MS, SLICE_MS, Candle, Tick, candle_of, fuller, merge, minute_start, slice_start
+from marketflow.model import (
+    MINUTE_MS,
+    SLICE_MS,
+    Candle,
+    Tick,
+    candle_of,
+    merge,
+    minute_start,
+    more_complete,
+    slice_start,
+)
 from marketflow.stores.candle_window import CandleWindow, merged
 
 NOW = 1_763_690_430_500
@@ -35,7 +45,7 @@ def plainly(
     found = {start: reduce(merge, candles) for start, candles in by_minute.items()}
     for start, closed in minutes.items():
         if since <= start < until:
-            found[start] = fuller(found[start], closed) if start in found else closed
+            found[start] = more_complete(found[start], closed) if start in found else closed
     return merged(found[start] for start in sorted(found))
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot, Tick
 from marketflow.resources import resource
-from marketflow.stores.ports import Walk
+from marketflow.stores.ports import CandleRange
 from marketflow.stores.postgres.reader import PostgresReader
-from marketflow.stores.postgres.rollups import LATE_MS, PostgresDays
+from marketflow.stores.postgres.rollups import LATE_MS, PostgresRollups
 from marketflow.stores.postgres.rows import DAY_MS, columns, connection_keywords
-from marketflow.stores.postgres.writer import PostgresArchive
+from marketflow.stores.postgres.writer import PostgresWriter
 from tests.support.oracle import candles_of_ticks
 from tests.support.seeds import seeds
 
@@ -33,7 +33,7 @@ Keywords = dict[str, Any]
 class Market:
     """Ticks, and an archive with their minutes."""
 
-    def __init__(self, place: Keywords, archive: PostgresArchive, days: PostgresDays) -> None:
+    def __init__(self, place: Keywords, archive: PostgresWriter, days: PostgresRollups) -> None:
         self.place = place
         self.archive = archive
         self.days = days
@@ -47,7 +47,7 @@ class Market:
         while self.days.roll_up(now + LATE_MS):
             pass
 
-    def found(self, *walks: Walk) -> list[list[dict[int, Candle]]]:
+    def found(self, *walks: CandleRange) -> list[list[dict[int, Candle]]]:
         async def asking() -> list[list[dict[int, Candle]]]:
             reader = PostgresReader(connection_keywords(**self.place))
             await reader.open()
@@ -58,7 +58,7 @@ class Market:
 
         return asyncio.run(asking())
 
-    def check(self, *walks: Walk) -> None:
+    def check(self, *walks: CandleRange) -> None:
         for walk, of_each in zip(walks, self.found(*walks), strict=True):
             counted = [(series, tick) for series, tick in self.ticks if walk.since <= tick.at < walk.until]
             right = candles_of_ticks(counted, walk.length_ms)
@@ -66,7 +66,7 @@ class Market:
                 assert_walked(series, candles, right, walk)
 
 
-def assert_walked(series: Series, found: dict[int, Candle], right: Candles, walk: Walk) -> None:
+def assert_walked(series: Series, found: dict[int, Candle], right: Candles, walk: CandleRange) -> None:
     starts = sorted(slot.start for slot in right if slot.series == series)
     wanted = starts[-walk.limit :] if walk.newest else starts[: walk.limit]
     given = sorted(found)
@@ -82,8 +82,8 @@ def assert_walked(series: Series, found: dict[int, Candle], right: Candles, walk
 def market(postgres_db: Keywords) -> Iterator[Market]:
     keywords = connection_keywords(**postgres_db)
     with (
-        closing(PostgresArchive(keywords, resource("ddl"), 200)) as archive,
-        closing(PostgresDays(keywords)) as days,
+        closing(PostgresWriter(keywords, resource("ddl"), 200)) as archive,
+        closing(PostgresRollups(keywords)) as days,
     ):
         archive.write({})
         yield Market(postgres_db, archive, days)
@@ -119,8 +119,10 @@ def test_candles_of_any_length_are_the_ticks_folded(market: Market, seed: int) -
         for length in LENGTHS:
             since = random.choice([0, DAY // length, (DAY + random.randrange(40 * DAY_MS)) // length]) * length
             until = DAY + random.choice([50 * DAY_MS, random.randrange(40 * 1440) * MINUTE_MS])
-            walks.append(Walk(length, since, max(since, until), random.choice([1, 2, 5, 1000]), random.random() < 0.5))
-        market.check(*walks, *(Walk(length, *EVERYTHING, 1000, newest=True) for length in LENGTHS))
+            walks.append(
+                CandleRange(length, since, max(since, until), random.choice([1, 2, 5, 1000]), random.random() < 0.5)
+            )
+        market.check(*walks, *(CandleRange(length, *EVERYTHING, 1000, newest=True) for length in LENGTHS))
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -132,7 +134,7 @@ def test_a_gap_of_months_costs_no_candle(market: Market, length: int) -> None:
         if rolled:
             market.roll_up(DAY + 302 * DAY_MS)
         for limit in (1, 2, 3, 4, 5, 7, 9, 11, 20):
-            market.check(*(Walk(length, *EVERYTHING, limit, newest) for newest in (True, False)))
+            market.check(*(CandleRange(length, *EVERYTHING, limit, newest) for newest in (True, False)))
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -142,7 +144,7 @@ def test_one_that_is_cut_by_the_end_of_the_walk_has_the_minutes_before_it(market
     market.trade(*((SERIES[0], Tick(float(n % 7 + 1), at, n)) for n, at in enumerate(minutes)))
     for _ in range(2):
         for until in (DAY + 32 * MINUTE_MS, DAY + 5 * HOUR_MS + 8 * MINUTE_MS, DAY + 24 * HOUR_MS + MINUTE_MS):
-            market.check(*(Walk(length, 0, until, 1000, newest) for newest in (True, False)))
+            market.check(*(CandleRange(length, 0, until, 1000, newest) for newest in (True, False)))
         market.roll_up(DAY + 3 * DAY_MS)
 
 
@@ -151,7 +153,7 @@ def test_hours_that_were_made_are_read_and_not_their_minutes(market: Market) -> 
     market.roll_up(DAY + DAY_MS)
     with psycopg.connect(**market.place, autocommit=True) as user:
         user.execute("alter table aggregates disable trigger user; delete from aggregates")
-    walks = [Walk(length, *EVERYTHING, 1000, newest=True) for length in LENGTHS]
+    walks = [CandleRange(length, *EVERYTHING, 1000, newest=True) for length in LENGTHS]
     assert [len(candles) for candles, _ in market.found(*walks)] == [0, 0, 0, 24, 6, 1]
 
 
@@ -168,7 +170,7 @@ def test_days_that_an_earlier_version_makes_are_read_by_their_minutes_until_thei
             " open_price = 1, close_price = 1, tick_count = 25, open_at = timestamp,"
             " close_at = timestamp + interval '23 hours'"
         )
-        walks = [Walk(length, *EVERYTHING, 1000, newest=True) for length in LENGTHS]
+        walks = [CandleRange(length, *EVERYTHING, 1000, newest=True) for length in LENGTHS]
         market.check(*walks)
         market.roll_up(DAY + DAY_MS)
         assert user.execute("select hourly, tick_count from aggregates_daily").fetchall() == [(True, 25)]
@@ -194,20 +196,20 @@ def test_an_upgrade_keeps_days_and_makes_their_hours_in_steps(postgres_db: Keywo
         (tmp_path / file.name).write_text(file.read_text())
     keywords = connection_keywords(**postgres_db)
     ticks = [(SERIES[0], Tick(float(n % 7 + 1), DAY + n * 3 * HOUR_MS, n)) for n in range(40)]
-    with closing(PostgresArchive(keywords, tmp_path, 200)) as earlier:
+    with closing(PostgresWriter(keywords, tmp_path, 200)) as earlier:
         earlier.write({})
     with psycopg.connect(**postgres_db, autocommit=True) as user:
         for *row, _ in zip(*columns(list(candles_of_ticks(ticks, MINUTE_MS).items())), strict=True):
             user.execute(f"insert into aggregates values ({', '.join(['%s'] * 14)})", row)  # noqa: S608
         user.execute(BY_VERSION_2)
         with (
-            closing(PostgresArchive(keywords, resource("ddl"), 200)) as archive,
-            closing(PostgresDays(keywords)) as days,
+            closing(PostgresWriter(keywords, resource("ddl"), 200)) as archive,
+            closing(PostgresRollups(keywords)) as days,
         ):
             archive.write({})
             market = Market(postgres_db, archive, days)
             market.ticks = ticks
-            walks = [Walk(length, *EVERYTHING, limit, newest=True) for length in LENGTHS for limit in (3, 1000)]
+            walks = [CandleRange(length, *EVERYTHING, limit, newest=True) for length in LENGTHS for limit in (3, 1000)]
             assert user.execute("select count(*) from aggregates_daily where tick_count is null").fetchone() == (0,)
             market.check(*walks)
             more = True
@@ -226,9 +228,11 @@ def test_rows_shorter_than_a_minute_are_folded_into_minutes(postgres_db: Keyword
     market.ticks += ticks
     market.archive.write(candles_of_ticks(ticks, 5_000))
     for limit in (1, 3, 1000):
-        market.check(*(Walk(length, *EVERYTHING, limit, newest) for length in LENGTHS for newest in (True, False)))
+        market.check(
+            *(CandleRange(length, *EVERYTHING, limit, newest) for length in LENGTHS for newest in (True, False))
+        )
 
 
 def test_nothing_is_found_where_nothing_is(market: Market) -> None:
-    walks = [Walk(length, *EVERYTHING, 10, newest) for length in LENGTHS for newest in (True, False)]
+    walks = [CandleRange(length, *EVERYTHING, 10, newest) for length in LENGTHS for newest in (True, False)]
     assert market.found(*walks) == [[{}, {}]] * len(walks)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from marketflow.errors import Unavailable
 from marketflow.model import Candle, Mode, Series, Tick, candle_of
-from marketflow.stores.fallback import Fallback
+from marketflow.stores.fallback import FallbackReader
 
 BTC = Series(Mode.LIVE, "exchange1", "BTCUSDT")
 
@@ -38,7 +38,7 @@ class Scripted:
 
 def prices(cache: Scripted, memory: Scripted, complete: bool) -> set[float]:
     """What all questions are answered with."""
-    reader = Fallback(cache, memory, lambda: complete)
+    reader = FallbackReader(cache, memory, lambda: complete)
 
     async def ask() -> set[float]:
         (newest,) = await reader.newest([BTC])

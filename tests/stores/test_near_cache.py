@@ -26,11 +26,11 @@ from marketflow.model import (
     merge_into,
     minute_start,
 )
-from marketflow.stores.ports import RECENT_MS, Recent
+from marketflow.stores.ports import RECENT_MS, RecentCandles
 from marketflow.stores.redis import near_cache as near_caches
 from marketflow.stores.redis.near_cache import PING_SECONDS, SILENT_PINGS, NearCache
 from marketflow.stores.redis.reader import RedisReader
-from marketflow.stores.redis.writer import RedisCache
+from marketflow.stores.redis.writer import RedisWriter
 from marketflow.stores.redis.writer import connection_keywords as redis_keywords
 from tests.support.servers import HOST, RedisServer, wait_until
 
@@ -63,7 +63,7 @@ class CountingReader(RedisReader):
         await self._go_on()
         return found
 
-    async def everything(self, series: Series) -> Recent:
+    async def everything(self, series: Series) -> RecentCandles:
         self.asked += 1
         found = await super().everything(series)
         await self._go_on()
@@ -77,7 +77,7 @@ class CountingReader(RedisReader):
 class World:
     """A near cache with its writer."""
 
-    def __init__(self, server: RedisServer, cache: RedisCache, reader: CountingReader, near_cache: NearCache) -> None:
+    def __init__(self, server: RedisServer, cache: RedisWriter, reader: CountingReader, near_cache: NearCache) -> None:
         self.server = server
         self.cache = cache
         self.reader = reader
@@ -112,7 +112,7 @@ def run(server: RedisServer, test: Callable[[World], Awaitable[T]]) -> T:
     """Run a test with a live near cache."""
 
     async def answer() -> T:
-        with closing(RedisCache.connect(keywords(server), SERIES, clock, 300)) as cache:
+        with closing(RedisWriter.connect(keywords(server), SERIES, clock, 300)) as cache:
             cache.recover()
             reader = CountingReader.connect(keywords(server), clock, 10_000)
             assert isinstance(reader, CountingReader)
@@ -137,7 +137,7 @@ def test_what_is_written_to_another_database_of_the_same_redis_is_not_heard(redi
         mine, foreign = Tick(1.0, NOW, 1), Tick(2.0, NOW + 1, 2)
         await asyncio.to_thread(world.cache.put_newest, {BTC: mine})
         assert await world.near_cache.newest([BTC]) == [mine]
-        with closing(RedisCache.connect(keywords(redis_db) | {"db": 1}, SERIES, clock, 300)) as other:
+        with closing(RedisWriter.connect(keywords(redis_db) | {"db": 1}, SERIES, clock, 300)) as other:
             other.recover()
             other.put_newest({BTC: foreign})
         await world.is_up_to_date()

@@ -10,11 +10,11 @@ import pytest
 
 from marketflow.model import MINUTE_MS, Candle, Mode, Series, Slot, minute_start
 from marketflow.resources import resource
-from marketflow.stores.ports import Walk
+from marketflow.stores.ports import CandleRange
 from marketflow.stores.postgres.reader import PostgresReader
-from marketflow.stores.postgres.rollups import PostgresDays
+from marketflow.stores.postgres.rollups import PostgresRollups
 from marketflow.stores.postgres.rows import DAY_MS, connection_keywords, to_datetime
-from marketflow.stores.postgres.writer import PostgresArchive
+from marketflow.stores.postgres.writer import PostgresWriter
 
 DAY = 1_763_683_200_000  # midnight, UTC
 ODD, GOOD = (Series(Mode.LIVE, name, "BTCUSDT") for name in ("exchange1", "exchange2"))
@@ -90,13 +90,13 @@ def test_odd_row_costs_its_own_minute_alone(postgres_db: dict[str, Any], odd: st
             user.execute("alter table aggregates drop constraint aggregates_tick_count_check")
         put(user, ODD, DAY + MINUTE_MS, **(ODD_ROWS | NULLS)[odd])
 
-        with closing(PostgresArchive(keywords, resource("ddl"), 10)) as archive:
+        with closing(PostgresWriter(keywords, resource("ddl"), 10)) as archive:
             archive.write({})
             assert len(archive.recent([GOOD], DAY)) == 2
         (warning,) = (line for line in log if "are no candles" in line)
         assert "live:exchange1:BTCUSDT" in warning
 
-        with closing(PostgresDays(keywords)) as days:
+        with closing(PostgresRollups(keywords)) as days:
             while days.roll_up(DAY + 2 * DAY_MS):
                 pass
         rolled = user.execute("select exchange, tick_count from aggregates_daily order by 1").fetchall()
@@ -113,7 +113,10 @@ def test_odd_row_costs_its_own_minute_alone(postgres_db: dict[str, Any], odd: st
                     for whole in await reader.summary([ODD, GOOD], since, until):
                         assert whole is None or whole.total == whole.total  # not NaN
                 for length in (MINUTE_MS, 60 * MINUTE_MS, DAY_MS):
-                    for walk in (Walk(length, DAY, DAY + DAY_MS, 9, False), Walk(length, DAY, DAY + DAY_MS, 9, True)):
+                    for walk in (
+                        CandleRange(length, DAY, DAY + DAY_MS, 9, False),
+                        CandleRange(length, DAY, DAY + DAY_MS, 9, True),
+                    ):
                         of_odd, of_good = await reader.candles([ODD, GOOD], walk)
                         assert sum(each.ticks for each in of_good.values()) == 8
                         assert sum(each.ticks for each in of_odd.values()) == (8 if spoiled else 12)
@@ -125,7 +128,7 @@ def test_odd_row_costs_its_own_minute_alone(postgres_db: dict[str, Any], odd: st
 
 @pytest.mark.parametrize("odd", ODD_ROWS)
 def test_odd_row_is_refused_once_the_constraint_stands(postgres_db: dict[str, Any], odd: str) -> None:
-    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
+    with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
         archive.write({})
     with psycopg.connect(**postgres_db, autocommit=True) as user:
         put(user, GOOD, DAY)
@@ -140,12 +143,12 @@ def test_constraint_is_valid_for_all_once_odd_rows_are_gone(postgres_db: dict[st
         user.execute((resource("ddl") / "0001_aggregates.sql").read_text())
         for number in range(9):
             put(user, ODD, DAY + number * MINUTE_MS, average_price="NaN")
-        with closing(PostgresArchive(keywords, resource("ddl"), 10)) as archive:
+        with closing(PostgresWriter(keywords, resource("ddl"), 10)) as archive:
             archive.write({})
         assert user.execute(validated).fetchall() == [(False,)]
         assert any("and others" in line for line in log)
         user.execute("delete from aggregates where average_price = 'NaN'")
-        with closing(PostgresArchive(keywords, resource("ddl"), 10)) as archive:
+        with closing(PostgresWriter(keywords, resource("ddl"), 10)) as archive:
             archive.write({})
         assert user.execute(validated).fetchall() == [(True,)]
 
@@ -155,7 +158,7 @@ def flat(price: float, ticks: int = 1) -> Candle:
 
 
 def rolled_up(place: dict[str, Any], now_ms: int = DAY + 2 * DAY_MS) -> None:
-    with closing(PostgresDays(connection_keywords(**place))) as days:
+    with closing(PostgresRollups(connection_keywords(**place))) as days:
         while days.roll_up(now_ms):
             pass
 
@@ -167,7 +170,7 @@ def test_extreme_price_is_a_candle(postgres_db: dict[str, Any], price: float) ->
         user.execute((resource("ddl") / "0001_aggregates.sql").read_text())
         prices = dict.fromkeys(("average_price", "min_price", "max_price", "open_price", "close_price"), price)
         put(user, GOOD, DAY, **prices)
-        with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
+        with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
             assert archive.write({Slot(GOOD, DAY + MINUTE_MS): flat(price)}) == 0
             assert len(archive.recent([GOOD], DAY)) == 2
         valid = user.execute("select convalidated from pg_constraint where conname = 'aggregates_valid'").fetchall()
@@ -177,7 +180,7 @@ def test_extreme_price_is_a_candle(postgres_db: dict[str, Any], price: float) ->
 
 
 def test_day_of_as_many_ticks_as_rows_may_have_is_rolled_up(postgres_db: dict[str, Any]) -> None:
-    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
+    with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
         most = 10**12
         assert archive.write({Slot(GOOD, DAY + n * MINUTE_MS): flat(1.0, most) for n in range(100)}) == 0
     rolled_up(postgres_db)
@@ -189,7 +192,7 @@ def test_day_of_as_many_ticks_as_rows_may_have_is_rolled_up(postgres_db: dict[st
 def test_day_that_cannot_be_made_stops_no_other(postgres_db: dict[str, Any], table: str, log: list[str]) -> None:
     """Its answers come from its minutes; days to come are rolled up as well."""
     keywords = connection_keywords(**postgres_db)
-    with closing(PostgresArchive(keywords, resource("ddl"), 10)) as archive:
+    with closing(PostgresWriter(keywords, resource("ddl"), 10)) as archive:
         archive.write({Slot(each, DAY + n * DAY_MS): flat(1.0) for each in (ODD, GOOD) for n in range(3)})
     with psycopg.connect(**postgres_db, autocommit=True) as user:
         user.execute(
@@ -198,7 +201,7 @@ def test_day_that_cannot_be_made_stops_no_other(postgres_db: dict[str, Any], tab
             " end if; return new; end $$;"
             f" create trigger refuse before insert or update on {table} for each row execute function refuse()"
         )
-        days = PostgresDays(keywords)
+        days = PostgresRollups(keywords)
         with closing(days):
             for _ in range(3):
                 while days.roll_up(DAY + 5 * DAY_MS):
@@ -216,16 +219,16 @@ def test_refused_candle_costs_itself_alone(postgres_db: dict[str, Any]) -> None:
     def candle(price: float) -> Candle:
         return Candle(price, price, price, price, price, 1, DAY, DAY, DAY, DAY, 0, 0)
 
-    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
+    with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
         assert archive.write({Slot(ODD, DAY): candle(1e101), Slot(GOOD, DAY): candle(1.0)}) == 1
         assert archive.recent([ODD, GOOD], 0).keys() == {Slot(GOOD, DAY)}
 
 
 def test_version_rises_with_each_change_and_in_hours_and_days(postgres_db: dict[str, Any]) -> None:
     keywords = connection_keywords(**postgres_db)
-    with closing(PostgresArchive(keywords, resource("ddl"), 10)) as archive:
+    with closing(PostgresWriter(keywords, resource("ddl"), 10)) as archive:
         archive.write({})
-    with psycopg.connect(**postgres_db, autocommit=True) as user, closing(PostgresDays(keywords)) as days:
+    with psycopg.connect(**postgres_db, autocommit=True) as user, closing(PostgresRollups(keywords)) as days:
 
         def versions() -> list[list[int]]:
             while days.roll_up(DAY + 2 * DAY_MS):
@@ -251,7 +254,7 @@ def test_row_has_the_version_of_the_flow_while_it_is_recent(postgres_db: dict[st
     def candle(ticks: int, version: int, at: int) -> Candle:
         return Candle(1.0, 1.0, 1.0, 1.0, float(ticks), ticks, at, at, at, at, 0, 0, version)
 
-    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
+    with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
 
         def versions(start: int) -> int:
             return archive.recent([GOOD], start)[Slot(GOOD, start)].version

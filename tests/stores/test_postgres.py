@@ -24,7 +24,7 @@ from marketflow.stores.postgres import migrations
 from marketflow.stores.postgres.bounded_connection import ANSWER_SECONDS
 from marketflow.stores.postgres.reader import READ_SECONDS, PostgresReader
 from marketflow.stores.postgres.rows import CONNECT_SECONDS, connection_keywords
-from marketflow.stores.postgres.writer import PostgresArchive
+from marketflow.stores.postgres.writer import PostgresWriter
 from tests.support.oracle import candle_of_ticks, candles_of_ticks
 from tests.support.servers import PostgresServer, wait_until
 
@@ -51,9 +51,9 @@ def hour(ticks: int = 3, series: Series = BTC) -> Candles:
 
 
 @contextmanager
-def archive_at(place: Keywords, batch_size: int = 500, ddl: Path = DDL) -> Iterator[PostgresArchive]:
+def archive_at(place: Keywords, batch_size: int = 500, ddl: Path = DDL) -> Iterator[PostgresWriter]:
     """The archive of one run."""
-    with closing(PostgresArchive(connection_keywords(**place), ddl, batch_size)) as archive:
+    with closing(PostgresWriter(connection_keywords(**place), ddl, batch_size)) as archive:
         yield archive
 
 
@@ -98,11 +98,11 @@ def assert_same(candle: Candle | None, expected: Candle | None) -> None:
             assert getattr(candle, name) == getattr(expected, name), name
 
 
-def available(archive: PostgresArchive) -> bool:
+def available(archive: PostgresWriter) -> bool:
     return archive.available
 
 
-def writes_again(archive: PostgresArchive, minutes: Candles) -> bool:
+def writes_again(archive: PostgresWriter, minutes: Candles) -> bool:
     try:
         archive.write(minutes)
     except Unavailable:
@@ -111,7 +111,7 @@ def writes_again(archive: PostgresArchive, minutes: Candles) -> bool:
 
 
 @pytest.fixture
-def archive(postgres_db: Keywords) -> Iterator[PostgresArchive]:
+def archive(postgres_db: Keywords) -> Iterator[PostgresWriter]:
     """An archive on an empty database, schema applied."""
     with archive_at(postgres_db) as archive:
         archive.write({})
@@ -135,7 +135,7 @@ def ddl(tmp_path: Path) -> Path:
 # The schema
 
 
-def test_the_table_is_as_the_contract_says(archive: PostgresArchive, postgres_db: Keywords) -> None:
+def test_the_table_is_as_the_contract_says(archive: PostgresWriter, postgres_db: Keywords) -> None:
     columns = query(
         postgres_db,
         "select column_name, data_type, is_nullable from information_schema.columns where table_name = 'aggregates'",
@@ -215,7 +215,7 @@ def guest(postgres_db: Keywords) -> Iterator[Keywords]:
 
 
 def test_a_user_who_may_not_create_tables_runs_on_a_schema_that_is_up_to_date(
-    archive: PostgresArchive, postgres_db: Keywords, guest: Keywords
+    archive: PostgresWriter, postgres_db: Keywords, guest: Keywords
 ) -> None:
     grants = (
         f"grant select, insert, update on aggregates to {guest['user']};"
@@ -260,7 +260,7 @@ def test_a_slow_file_does_not_hold_up_the_end(postgres_db: Keywords, ddl: Path) 
 # Rows
 
 
-def test_a_row_says_what_its_ticks_were(archive: PostgresArchive, postgres_db: Keywords) -> None:
+def test_a_row_says_what_its_ticks_were(archive: PostgresWriter, postgres_db: Keywords) -> None:
     ticks = [Tick(0.1, MINUTE + 59_999, 4), Tick(0.7, MINUTE + 1, 1), Tick(0.05, MINUTE + 30_000, 2)]
     archive.write({Slot(BTC, MINUTE): candle_of_ticks(ticks)})
     ((average, *row),) = query(
@@ -279,7 +279,7 @@ def test_a_row_says_what_its_ticks_were(archive: PostgresArchive, postgres_db: K
     assert math.isclose(average * 3, 0.85, rel_tol=1e-9)
 
 
-def test_times_are_the_same_for_a_user_in_another_time_zone(archive: PostgresArchive, postgres_db: Keywords) -> None:
+def test_times_are_the_same_for_a_user_in_another_time_zone(archive: PostgresWriter, postgres_db: Keywords) -> None:
     query(postgres_db, f"alter database {postgres_db['dbname']} set timezone = 'Asia/Kathmandu'")
     with archive_at(postgres_db) as elsewhere:
         elsewhere.write(minute())
@@ -289,7 +289,7 @@ def test_times_are_the_same_for_a_user_in_another_time_zone(archive: PostgresArc
     ]
 
 
-def test_writing_twice_changes_nothing(archive: PostgresArchive, postgres_db: Keywords) -> None:
+def test_writing_twice_changes_nothing(archive: PostgresWriter, postgres_db: Keywords) -> None:
     archive.write(hour())
     before = query(postgres_db, "select xmin, ctid, aggregates from aggregates order by timestamp")
     archive.write(hour())
@@ -298,12 +298,12 @@ def test_writing_twice_changes_nothing(archive: PostgresArchive, postgres_db: Ke
 
 
 def test_a_fuller_row_replaces_a_poorer_one_and_never_the_other_way_round(
-    archive: PostgresArchive, postgres_db: Keywords
+    archive: PostgresWriter, postgres_db: Keywords
 ) -> None:
-    fuller = minute(ticks=5, price=90.0)
-    for version in (minute(ticks=4), fuller, minute(ticks=4), minute(ticks=5, price=80.0)):
+    more_complete = minute(ticks=5, price=90.0)
+    for version in (minute(ticks=4), more_complete, minute(ticks=4), minute(ticks=5, price=80.0)):
         archive.write(version)
-    assert_same(stored(postgres_db), fuller[Slot(BTC, MINUTE)])
+    assert_same(stored(postgres_db), more_complete[Slot(BTC, MINUTE)])
 
 
 def raise_on(place: Keywords, condition: str, sqlstate: str) -> None:
@@ -352,7 +352,7 @@ def test_a_row_that_is_refused_is_given_up_and_told_and_all_others_are_written(
         assert part in told
 
 
-def test_what_cannot_become_a_row_is_given_up(archive: PostgresArchive, postgres_db: Keywords) -> None:
+def test_what_cannot_become_a_row_is_given_up(archive: PostgresWriter, postgres_db: Keywords) -> None:
     beyond = 2**60  # a time that is none
     empty = minute(1)[Slot(BTC, MINUTE + MINUTE_MS)]
     absurd = {
@@ -367,7 +367,7 @@ def test_what_cannot_become_a_row_is_given_up(archive: PostgresArchive, postgres
 
 
 @pytest.mark.parametrize("sqlstate", ["23514", "22003", "P0001", "44000"])
-def test_an_error_about_a_row_costs_that_row(archive: PostgresArchive, postgres_db: Keywords, sqlstate: str) -> None:
+def test_an_error_about_a_row_costs_that_row(archive: PostgresWriter, postgres_db: Keywords, sqlstate: str) -> None:
     raise_on(postgres_db, "new.pair_name = 'ETHUSDT'", sqlstate)
     assert archive.write(hour() | minute(series=ETH)) == 1
     assert count(postgres_db) == 60
@@ -378,7 +378,7 @@ OF_THE_SERVER = f"{OF_ROWS_OR_THE_SERVER} 53100 53200 57014 57P03 08006 40001 40
 
 
 @pytest.mark.parametrize("sqlstate", OF_THE_SERVER.split())
-def test_an_error_about_the_server_costs_no_row(archive: PostgresArchive, postgres_db: Keywords, sqlstate: str) -> None:
+def test_an_error_about_the_server_costs_no_row(archive: PostgresWriter, postgres_db: Keywords, sqlstate: str) -> None:
     raise_on(postgres_db, "new.pair_name = 'ETHUSDT'", sqlstate)
     with pytest.raises(Unavailable):
         archive.write(hour() | minute(series=ETH))
@@ -390,7 +390,7 @@ def test_an_error_about_the_server_costs_no_row(archive: PostgresArchive, postgr
 
 
 def test_a_refusal_is_told_when_the_other_rows_are_written_and_not_before(
-    archive: PostgresArchive, postgres_db: Keywords, log: list[str]
+    archive: PostgresWriter, postgres_db: Keywords, log: list[str]
 ) -> None:
     raise_on(postgres_db, "new.pair_name = 'ETHUSDT'", "23514")
     archive.write(minute(series=LAST))
@@ -416,7 +416,7 @@ def test_two_writers_that_go_opposite_ways_do_not_deadlock(postgres_db: Keywords
     assert query(postgres_db, "select count(*), min(tick_count) from aggregates") == [(300, 7)]
 
 
-def test_the_next_run_finds_the_recent_minutes_of_all_series(archive: PostgresArchive, postgres_db: Keywords) -> None:
+def test_the_next_run_finds_the_recent_minutes_of_all_series(archive: PostgresWriter, postgres_db: Keywords) -> None:
     written = [minute(number, series=series) for number in range(3) for series in (BTC, ETH, TEST_BTC, ODD)]
     archive.write(merge_all(written))
     with archive_at(postgres_db) as next_run:
@@ -432,7 +432,7 @@ def test_the_first_run_finds_no_minutes(postgres_db: Keywords) -> None:
         assert archive.recent([BTC], 0) == {}
 
 
-def test_names_with_quotes_and_sql_in_them_are_only_data(archive: PostgresArchive, postgres_db: Keywords) -> None:
+def test_names_with_quotes_and_sql_in_them_are_only_data(archive: PostgresWriter, postgres_db: Keywords) -> None:
     archive.write(minute(series=ODD) | minute(series=BTC, ticks=1))
     assert query(postgres_db, "select exchange, pair_name from aggregates where tick_count = 3") == [ODD[1:]]
     assert_same(stored(postgres_db, ODD), minute()[Slot(BTC, MINUTE)])
@@ -469,7 +469,7 @@ def test_the_first_write_after_a_server_was_killed_and_came_back_succeeds(server
 
 
 def test_the_first_write_after_its_idle_connection_was_terminated_succeeds(
-    archive: PostgresArchive, postgres_db: Keywords
+    archive: PostgresWriter, postgres_db: Keywords
 ) -> None:
     terminated = "select pg_terminate_backend(pid, 1000) from pg_stat_activity where application_name = 'marketflow'"
     assert query(postgres_db, terminated) == [(True,)]
@@ -509,7 +509,7 @@ def test_a_write_to_a_server_that_freezes_within_a_transaction_waits_for_one_ans
     assert count(server.keywords) == 2
 
 
-def test_a_day_of_rows_is_written_in_time(archive: PostgresArchive, postgres_db: Keywords) -> None:
+def test_a_day_of_rows_is_written_in_time(archive: PostgresWriter, postgres_db: Keywords) -> None:
     series = [Series(Mode.LIVE, f"exchange{n}", f"S{m}") for n in range(3) for m in range(5)]
     day = merge_all(minute(number, series=each) for number in range(24 * 60) for each in series)
     began = time.monotonic()
@@ -533,7 +533,7 @@ def test_a_wrong_address_is_unavailable_and_no_password_is_told(
 
 
 def test_a_database_that_was_dropped_and_made_anew_gets_the_schema_again(
-    archive: PostgresArchive, postgres_db: Keywords, postgres_server: PostgresServer
+    archive: PostgresWriter, postgres_db: Keywords, postgres_server: PostgresServer
 ) -> None:
     archive.write(minute(0))
     name = sql.Identifier(postgres_db["dbname"])
@@ -547,7 +547,7 @@ def test_a_database_that_was_dropped_and_made_anew_gets_the_schema_again(
 
 
 def test_a_table_that_was_dropped_is_missed_by_the_first_write_with_rows(
-    archive: PostgresArchive, postgres_db: Keywords
+    archive: PostgresWriter, postgres_db: Keywords
 ) -> None:
     query(postgres_db, "drop table aggregates, ddl_applied")
     with pytest.raises(Unavailable):
@@ -566,7 +566,7 @@ def sessions(place: Keywords) -> int:
 
 
 def test_writes_that_wait_for_a_locked_table_end_in_time_and_leave_no_session_waiting(
-    archive: PostgresArchive, postgres_db: Keywords
+    archive: PostgresWriter, postgres_db: Keywords
 ) -> None:
     with psycopg.connect(**postgres_db) as locking:
         locking.execute("lock table aggregates")
@@ -579,7 +579,7 @@ def test_writes_that_wait_for_a_locked_table_end_in_time_and_leave_no_session_wa
 
 
 def test_a_database_that_refuses_writes_again_and_again_is_not_called_ready(
-    archive: PostgresArchive, postgres_db: Keywords, log: list[str]
+    archive: PostgresWriter, postgres_db: Keywords, log: list[str]
 ) -> None:
     raise_on(postgres_db, "true", "25006")
     archive.close()
@@ -594,7 +594,7 @@ def test_a_database_that_refuses_writes_again_and_again_is_not_called_ready(
 
 
 def test_a_writer_that_vanishes_within_its_transaction_does_not_keep_its_rows_from_the_next(
-    archive: PostgresArchive, postgres_db: Keywords
+    archive: PostgresWriter, postgres_db: Keywords
 ) -> None:
     with archive._connected() as vanished:  # what a write leaves when the network eats the rest of it
         vanished.execute("begin")
@@ -627,7 +627,7 @@ bounds = st.integers(-1, 5).map(lambda number: MINUTE + number * MINUTE_MS) | st
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ticks_of_series, bounds, bounds)
 def test_a_summary_is_the_candle_of_all_ticks_of_its_minutes(
-    archive: PostgresArchive, postgres_db: Keywords, ticks: list[tuple[Series, Tick]], since: int, until: int
+    archive: PostgresWriter, postgres_db: Keywords, ticks: list[tuple[Series, Tick]], since: int, until: int
 ) -> None:
     query(postgres_db, "truncate aggregates")
     archive.write(candles_of_ticks(ticks, MINUTE_MS))
@@ -639,7 +639,7 @@ def test_a_summary_is_the_candle_of_all_ticks_of_its_minutes(
 
 
 def test_the_last_price_of_a_series_is_the_close_of_its_last_minute(
-    archive: PostgresArchive, postgres_db: Keywords
+    archive: PostgresWriter, postgres_db: Keywords
 ) -> None:
     archive.write(minute(0) | minute(2, ticks=1, price=5.0) | minute(1) | minute(3, series=TEST_BTC))
     answers = ask(postgres_db, lambda reader: reader.last([ETH, BTC]))
@@ -647,7 +647,7 @@ def test_the_last_price_of_a_series_is_the_close_of_its_last_minute(
 
 
 def test_rows_of_other_sources_without_times_of_their_own_carry_the_start_of_their_minute(
-    archive: PostgresArchive, postgres_db: Keywords
+    archive: PostgresWriter, postgres_db: Keywords
 ) -> None:
     for number in range(2):
         query(
@@ -662,7 +662,7 @@ def test_rows_of_other_sources_without_times_of_their_own_carry_the_start_of_the
     assert ask(postgres_db, lambda reader: reader.last([BTC])) == [Tick(2.5, second, 0)]
 
 
-def test_nothing_is_asked_of_a_question_about_nothing(archive: PostgresArchive, postgres_db: Keywords) -> None:
+def test_nothing_is_asked_of_a_question_about_nothing(archive: PostgresWriter, postgres_db: Keywords) -> None:
     assert ask(postgres_db, lambda reader: reader.summary([], 0, MINUTE)) == []
     assert ask(postgres_db, lambda reader: reader.last([])) == []
 
@@ -681,7 +681,7 @@ def test_a_database_without_the_schema_is_unavailable_until_it_has_one(postgres_
 
 
 def test_requests_that_wait_for_a_locked_table_leave_no_query_waiting(
-    archive: PostgresArchive, postgres_db: Keywords
+    archive: PostgresWriter, postgres_db: Keywords
 ) -> None:
     waiting = (
         "select 1 from pg_stat_activity where datname = current_database() and state = 'active' "
@@ -814,7 +814,7 @@ def test_a_reader_works_within_seconds_of_the_start_of_a_server_that_was_away_at
         server.stop()
 
 
-def test_many_more_requests_than_connections_are_answered(archive: PostgresArchive, postgres_db: Keywords) -> None:
+def test_many_more_requests_than_connections_are_answered(archive: PostgresWriter, postgres_db: Keywords) -> None:
     archive.write(hour())
 
     async def at_once(reader: PostgresReader) -> list[list[Tick | None]]:

@@ -21,13 +21,13 @@ from marketflow.cli.export.export_rows import Selection, blocks, parts, snapshot
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot
 from marketflow.resources import resource
-from marketflow.stores.ports import Walk
+from marketflow.stores.ports import CandleRange
 from marketflow.stores.postgres import reader, session
 from marketflow.stores.postgres.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.reader import PostgresReader
-from marketflow.stores.postgres.rollups import PostgresDays
+from marketflow.stores.postgres.rollups import PostgresRollups
 from marketflow.stores.postgres.rows import DAY_MS, connection_keywords
-from marketflow.stores.postgres.writer import PostgresArchive
+from marketflow.stores.postgres.writer import PostgresWriter
 from tests.support.pgbouncer import pgbouncer
 from tests.support.servers import HOST, PostgresServer
 
@@ -87,12 +87,12 @@ def set_defaults(place: dict[str, Any], settings: dict[str, str]) -> None:
 def write_and_read(keywords: dict[str, Any]) -> None:
     """Write minutes, roll them up, and read all of it back in every way there is."""
     written = minutes()
-    with closing(PostgresArchive(keywords, resource("ddl"), 2)) as archive:
+    with closing(PostgresWriter(keywords, resource("ddl"), 2)) as archive:
         assert archive.write(written) == 0
         found = archive.recent([SERIES], DAY)
         assert {slot: (each.close, each.ticks) for slot, each in found.items()} == dict.fromkeys(written, (PRICE, 2))
         assert archive.write(written) == 0
-    with closing(PostgresDays(keywords)) as days:
+    with closing(PostgresRollups(keywords)) as days:
         while days.roll_up(DAY + 2 * DAY_MS):
             pass
 
@@ -107,7 +107,7 @@ def write_and_read(keywords: dict[str, Any]) -> None:
             assert whole is not None
             assert (whole.high, whole.ticks, whole.first_at) == (PRICE, 6, DAY + 7)
             for length in (MINUTE_MS, 60 * MINUTE_MS, DAY_MS):
-                (candles,) = await reader.candles([SERIES], Walk(length, DAY, DAY + DAY_MS, 500, False))
+                (candles,) = await reader.candles([SERIES], CandleRange(length, DAY, DAY + DAY_MS, 500, False))
                 assert min(candles) == DAY
                 assert {each.close for each in candles.values()} == {PRICE}
         finally:
@@ -154,7 +154,7 @@ def test_two_schemas_of_one_database_are_apart(postgres_db: dict[str, Any]) -> N
 
 def test_old_server_is_refused_by_name(postgres_db: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "OLDEST_VERSION", 99)
-    archive = PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 2)
+    archive = PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 2)
     with closing(archive), pytest.raises(Unavailable, match="is too old; 99 is the oldest version that will do"):
         archive.write({})
 
@@ -166,7 +166,7 @@ def test_old_server_is_refused_by_name(postgres_db: dict[str, Any], monkeypatch:
     "error", [NotImplementedError("no loader"), RuntimeError("odd"), KeyError("x"), OSError(9, "bad")]
 )
 def test_any_error_of_a_connection_is_an_outage_and_renews_it(postgres_db: dict[str, Any], error: Exception) -> None:
-    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 2)) as archive:
+    with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 2)) as archive:
         archive.write({})
         with archive._connection.opened() as first:
             pass
@@ -192,7 +192,7 @@ def many_open_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("many_open_files")
 def test_connection_with_a_high_file_descriptor_writes(postgres_db: dict[str, Any]) -> None:
-    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 2)) as archive:
+    with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 2)) as archive:
         assert archive.write(minutes()) == 0
         assert archive.write(minutes(4)) == 0
         assert len(archive.recent([SERIES], DAY)) == 4
@@ -232,7 +232,7 @@ def test_pooler_with_transactions_serves_writer_and_readers(
 
             return asyncio.run(all_of_it())
 
-        with ThreadPoolExecutor(6) as readers, closing(PostgresArchive(keywords, resource("ddl"), 2)) as archive:
+        with ThreadPoolExecutor(6) as readers, closing(PostgresWriter(keywords, resource("ddl"), 2)) as archive:
             working = readers.map(reading, range(6))
             for count in range(3, 30):
                 assert archive.write(minutes(count)) == 0
@@ -261,7 +261,7 @@ def test_nothing_of_a_session_leaks_to_other_clients_of_a_pooler(
 
 def test_pooler_is_named_where_settings_expect_sessions(server_folder: Path, postgres_db: dict[str, Any]) -> None:
     with pgbouncer(server_folder, postgres_db) as place:
-        archive = PostgresArchive(connection_keywords(**place), resource("ddl"), 2)
+        archive = PostgresWriter(connection_keywords(**place), resource("ddl"), 2)
         with closing(archive), pytest.raises(Unavailable, match="unsupported startup parameter"):
             archive.write({})
 
@@ -354,7 +354,7 @@ def _request(client: socket.socket) -> bytes:
 def test_minimum_is_named_for_a_server_without_its_settings(prepared_statements: bool) -> None:
     with postgres_13() as port:
         place = connection_keywords(HOST, port, "me", "", "db", prepared_statements=prepared_statements)
-        archive = PostgresArchive(place, resource("ddl"), 2)
+        archive = PostgresWriter(place, resource("ddl"), 2)
         with closing(archive), pytest.raises(Unavailable, match="too old; 14 is the oldest version that will do"):
             archive.write({})
         with pytest.raises(Unavailable, match="too old; 14 is the oldest version that will do"), snapshot(place):
@@ -366,7 +366,7 @@ def test_minimum_is_named_for_a_server_without_its_settings(prepared_statements:
 
 def test_fault_of_all_rows_is_found_without_trying_each(postgres_db: dict[str, Any]) -> None:
     """A day of minutes of many series waits, and the right to write them was revoked."""
-    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 200)) as archive:
+    with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 200)) as archive:
         archive.write({})
         with psycopg.connect(**postgres_db, autocommit=True) as connection:
             connection.execute("alter table aggregates rename column open_at to opened_at")
@@ -381,7 +381,7 @@ def test_fault_of_all_rows_is_found_without_trying_each(postgres_db: dict[str, A
 
 def test_rows_behind_many_that_fail_are_written(postgres_db: dict[str, Any]) -> None:
     """What fails them is no error of theirs by its code, so that they stay; there are more than one attempt tries."""
-    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 20)) as archive:
+    with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 20)) as archive:
         archive.write({})
         with psycopg.connect(**postgres_db, autocommit=True) as connection:
             connection.execute(
@@ -406,7 +406,7 @@ def test_tables_in_another_schema_are_named_before_new_ones_are_made(
     postgres_db: dict[str, Any], log: list[str]
 ) -> None:
     for schema in ("marketflow", "public", "public"):
-        with closing(PostgresArchive(connection_keywords(**postgres_db, schema=schema), resource("ddl"), 2)) as archive:
+        with closing(PostgresWriter(connection_keywords(**postgres_db, schema=schema), resource("ddl"), 2)) as archive:
             archive.write({})
     assert len([line for line in log if "tables are in the schema marketflow as well" in line]) == 1
 
@@ -417,7 +417,7 @@ def test_export_through_a_pooler_is_exact(server_folder: Path, postgres_db: dict
     set_defaults(postgres_db, defaults)
     with pgbouncer(server_folder, postgres_db, default_pool_size=1, ignore_startup_parameters=ignored) as place:
         keywords = connection_keywords(**place, schema="prices", prepared_statements=bool(ignored))
-        with closing(PostgresArchive(keywords, resource("ddl"), 2)) as archive:
+        with closing(PostgresWriter(keywords, resource("ddl"), 2)) as archive:
             archive.write(minutes(3))
         with snapshot(keywords) as connection:
             selection = Selection(Mode.LIVE)

@@ -18,7 +18,7 @@ from marketflow.errors import Unavailable
 from marketflow.resources import resource
 from marketflow.stores.postgres import rows
 from marketflow.stores.postgres.rows import connection_keywords, is_local
-from marketflow.stores.postgres.writer import PostgresArchive
+from marketflow.stores.postgres.writer import PostgresWriter
 from tests.support.servers import HOST
 
 OPENSSL = shutil.which("openssl")
@@ -90,7 +90,7 @@ def over_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(keywords: dict[str, Any]) -> None:
-    with closing(PostgresArchive(keywords, resource("ddl"), 10)) as archive:
+    with closing(PostgresWriter(keywords, resource("ddl"), 10)) as archive:
         archive.write({})
 
 

@@ -32,7 +32,7 @@ from marketflow.stores.circuit_breaker import BREAK_SECONDS, CircuitBreaker
 from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.reader import RedisReader
-from marketflow.stores.redis.writer import TIMEOUT_SECONDS, RedisCache
+from marketflow.stores.redis.writer import TIMEOUT_SECONDS, RedisWriter
 from marketflow.stores.redis.writer import connection_keywords as redis_keywords
 from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
@@ -72,9 +72,9 @@ def keywords(server: RedisServer) -> dict[str, Any]:
 
 
 @contextmanager
-def cache_at(place: dict[str, Any], clock: SetClock | None = None, recovered: bool = True) -> Iterator[RedisCache]:
+def cache_at(place: dict[str, Any], clock: SetClock | None = None, recovered: bool = True) -> Iterator[RedisWriter]:
     """The cache of one run."""
-    with closing(RedisCache.connect(place, SERIES, clock or SetClock(), TTL_SECONDS)) as cache:
+    with closing(RedisWriter.connect(place, SERIES, clock or SetClock(), TTL_SECONDS)) as cache:
         if recovered:
             cache.recover()
         yield cache
@@ -115,7 +115,7 @@ def fails_in_time(call: Callable[[], object]) -> str:
     return str(raised.value)
 
 
-def writes(cache: RedisCache) -> list[Callable[[], object]]:
+def writes(cache: RedisWriter) -> list[Callable[[], object]]:
     """Every call that writes."""
     return [
         lambda: cache.put_newest({BTC: TICK}),
@@ -131,7 +131,7 @@ def clock() -> SetClock:
 
 
 @pytest.fixture
-def cache(redis_db: RedisServer, clock: SetClock) -> Iterator[RedisCache]:
+def cache(redis_db: RedisServer, clock: SetClock) -> Iterator[RedisWriter]:
     """A cache on an empty Redis, recovered."""
     with cache_at(keywords(redis_db), clock) as cache:
         yield cache
@@ -153,7 +153,7 @@ def server(server_folder: Path) -> Iterator[RedisServer]:
 # What is stored, and for how long
 
 
-def test_the_newest_price_is_a_hash_that_expires(cache: RedisCache, client: "redis.Redis") -> None:
+def test_the_newest_price_is_a_hash_that_expires(cache: RedisWriter, client: "redis.Redis") -> None:
     cache.put_newest({BTC: TICK})
     key = "marketflow:{live:exchange1:BTCUSDT}:latest"
     assert client.hgetall(key) == {
@@ -168,7 +168,7 @@ def test_the_newest_price_is_a_hash_that_expires(cache: RedisCache, client: "red
 
 
 def test_a_newest_price_outlives_its_tick_by_nine_tenths_of_the_time_at_least(
-    cache: RedisCache, client: "redis.Redis", clock: SetClock
+    cache: RedisWriter, client: "redis.Redis", clock: SetClock
 ) -> None:
     cache.put_newest({BTC: TICK})
     client.pexpire(keys.latest_key(BTC), TTL_SECONDS * 900)  # a tenth of its time later
@@ -179,7 +179,7 @@ def test_a_newest_price_outlives_its_tick_by_nine_tenths_of_the_time_at_least(
     assert TTL_SECONDS * 1000 - 5000 < remaining <= TTL_SECONDS * 1000
 
 
-def test_keys_are_named_as_the_contract_says(cache: RedisCache, client: "redis.Redis") -> None:
+def test_keys_are_named_as_the_contract_says(cache: RedisWriter, client: "redis.Redis") -> None:
     cache.put_newest({BTC: TICK})
     cache.put_slices(one())
     cache.put_minutes(one())
@@ -188,7 +188,7 @@ def test_keys_are_named_as_the_contract_says(cache: RedisCache, client: "redis.R
     assert of_series == {tag + b"latest", tag + b"window", tag + b"minutes"}
 
 
-WRITES: list[Callable[[RedisCache, int], object]] = [
+WRITES: list[Callable[[RedisWriter, int], object]] = [
     lambda cache, age: cache.put_slices(one(BTC, NOW, ticks=2)),
     lambda cache, age: cache.put_newest({ETH: TICK._replace(at=NOW - age), BTC: TICK}),
     lambda cache, age: cache.put_slices(one(BTC, NOW - age) | one(ETH, NOW)),
@@ -203,7 +203,7 @@ WRITES: list[Callable[[RedisCache, int], object]] = [
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(WRITES), st.integers(0, 2 * MINUTES_KEPT_MS)), max_size=8))
 def test_every_key_expires_by_itself_whatever_was_written(
-    cache: RedisCache, client: "redis.Redis", calls: list[tuple[Callable[[RedisCache, int], object], int]]
+    cache: RedisWriter, client: "redis.Redis", calls: list[tuple[Callable[[RedisWriter, int], object], int]]
 ) -> None:
     client.flushall()
     cache.needs_refill()
@@ -213,7 +213,7 @@ def test_every_key_expires_by_itself_whatever_was_written(
 
 
 def test_what_is_written_before_a_loss_is_noticed_expires_once_it_is_refilled_or_the_next_run_begins(
-    cache: RedisCache, client: "redis.Redis", redis_db: RedisServer
+    cache: RedisWriter, client: "redis.Redis", redis_db: RedisServer
 ) -> None:
     def forever() -> list[bytes]:
         return [key for key in cast("list[bytes]", client.keys("*")) if client.ttl(key) == -1]
@@ -253,7 +253,7 @@ def test_user_without_right_to_type_is_served(server: RedisServer, log: list[str
 
 
 @pytest.mark.parametrize("price", [0.1 + 0.2, 5e-324, 1.7976931348623157e308, 1e22, 123456789.123456789])
-def test_candles_and_prices_come_back_to_the_last_bit(cache: RedisCache, redis_db: RedisServer, price: float) -> None:
+def test_candles_and_prices_come_back_to_the_last_bit(cache: RedisWriter, redis_db: RedisServer, price: float) -> None:
     tick = Tick(price, NOW, 2**62 + 1)
     stored = Candle(price, price, price, price, price * 0.3, 3, MINUTE, NOW, MINUTE, NOW, 2**62, 2**62 + 1)
     cache.put_newest({BTC: tick})
@@ -270,7 +270,7 @@ def test_any_candle_survives_its_encoding(price: float, ticks: int, sequence: in
 
 @pytest.mark.parametrize("kind", ["window", "minutes"])
 def test_writing_twice_changes_nothing_and_a_fuller_version_takes_the_place_of_the_poorer(
-    cache: RedisCache, client: "redis.Redis", kind: str
+    cache: RedisWriter, client: "redis.Redis", kind: str
 ) -> None:
     put = cache.put_slices if kind == "window" else cache.put_minutes
     key = f"marketflow:{{live:exchange1:BTCUSDT}}:{kind}"
@@ -290,7 +290,7 @@ def test_of_two_stored_versions_of_a_slot_the_fuller_counts() -> None:
 
 
 def test_slices_and_minutes_that_nobody_asks_for_any_more_are_trimmed(
-    cache: RedisCache, client: "redis.Redis", clock: SetClock
+    cache: RedisWriter, client: "redis.Redis", clock: SetClock
 ) -> None:
     cache.put_slices(one(start=MINUTE) | one(start=MINUTE + SLICE_MS))
     cache.put_minutes(one(start=MINUTE) | one(start=MINUTE + MINUTE_MS))
@@ -305,7 +305,7 @@ def test_slices_and_minutes_that_nobody_asks_for_any_more_are_trimmed(
     assert [score for _, score in slots_of(client, keys.minutes_key(BTC))] == [MINUTE + MINUTE_MS, clock.ms]
 
 
-def test_thousands_of_slots_are_written_in_one_call(cache: RedisCache, client: "redis.Redis") -> None:
+def test_thousands_of_slots_are_written_in_one_call(cache: RedisWriter, client: "redis.Redis") -> None:
     slices = {
         Slot(series, NOW - i * SLICE_MS): candle(NOW - i * SLICE_MS) for i in range(1234) for series in (BTC, ETH)
     }
@@ -319,7 +319,7 @@ def test_thousands_of_slots_are_written_in_one_call(cache: RedisCache, client: "
 
 @pytest.mark.parametrize("hours", [0, 23])
 def test_the_next_run_recovers_the_slices_of_both_modes_even_hours_later(
-    cache: RedisCache, redis_db: RedisServer, hours: int
+    cache: RedisWriter, redis_db: RedisServer, hours: int
 ) -> None:
     left: Candles = {}
     for series in SERIES:
@@ -335,7 +335,7 @@ def test_the_next_run_recovers_the_slices_of_both_modes_even_hours_later(
 
 
 def test_slices_between_two_times_are_those_of_any_process(
-    cache: RedisCache, redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
+    cache: RedisWriter, redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = one(BTC, MINUTE) | one(BTC, MINUTE + 100) | one(ETH, MINUTE + 200) | one(ETH, MINUTE + 300)
     cache.put_slices(written)
@@ -347,7 +347,7 @@ def test_slices_between_two_times_are_those_of_any_process(
 
 
 def test_slices_that_are_more_than_memory_may_hold_are_recovered_as_minutes(
-    cache: RedisCache, redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
+    cache: RedisWriter, redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = [Tick(100.0 + n, MINUTE + n * 1000, n) for n in range(120)]
     cache.put_slices({Slot(series, slice_start(tick.at)): candle_of(tick) for tick in ticks for series in (BTC, ETH)})
@@ -362,7 +362,7 @@ def test_slices_that_are_more_than_memory_may_hold_are_recovered_as_minutes(
 
 
 def test_a_slice_of_one_tick_is_stored_as_that_tick_and_one_stored_in_full_is_still_read(
-    cache: RedisCache, client: "redis.Redis"
+    cache: RedisWriter, client: "redis.Redis"
 ) -> None:
     lone = candle_of(TICK)
     cache.put_slices({Slot(BTC, slice_start(NOW)): lone})
@@ -373,7 +373,7 @@ def test_a_slice_of_one_tick_is_stored_as_that_tick_and_one_stored_in_full_is_st
 
 
 def test_the_next_run_finds_what_is_left_of_series_that_were_removed_from_the_settings(
-    cache: RedisCache, redis_db: RedisServer
+    cache: RedisWriter, redis_db: RedisServer
 ) -> None:
     left = one(BTC) | one(ETH) | one(TEST_BTC)
     cache.put_slices(left)
@@ -381,23 +381,23 @@ def test_the_next_run_finds_what_is_left_of_series_that_were_removed_from_the_se
     later = SetClock()
     for _ in range(2):  # it may crash as well
         later.ms += 8 * 60 * MINUTE_MS
-        with closing(RedisCache.connect(keywords(redis_db), [BTC], later, TTL_SECONDS)) as next_run:
+        with closing(RedisWriter.connect(keywords(redis_db), [BTC], later, TTL_SECONDS)) as next_run:
             assert next_run.recover().slices == left
             assert next_run.unarchived() == left
 
 
 def test_a_series_that_was_removed_a_day_ago_is_forgotten(
-    cache: RedisCache, client: "redis.Redis", redis_db: RedisServer
+    cache: RedisWriter, client: "redis.Redis", redis_db: RedisServer
 ) -> None:
     later = SetClock()
     later.ms += keys.EXPIRY_MS
-    with closing(RedisCache.connect(keywords(redis_db), [BTC], later, TTL_SECONDS)) as next_run:
+    with closing(RedisWriter.connect(keywords(redis_db), [BTC], later, TTL_SECONDS)) as next_run:
         next_run.recover()
     assert client.zcard(keys.SERIES_KEY) == 1
 
 
 def test_what_this_version_cannot_read_is_left_out(
-    cache: RedisCache, client: "redis.Redis", redis_db: RedisServer
+    cache: RedisWriter, client: "redis.Redis", redis_db: RedisServer
 ) -> None:
     cache.put_slices(one())
     for number, member in enumerate([b"", b"\xff", b"[1,2]", b'{"open":1}', b"[" * 3000]):
@@ -424,7 +424,7 @@ def test_nothing_is_written_before_the_recovery_and_afterwards_the_cache_asks_fo
         assert cache.complete
 
 
-def test_minutes_from_the_mark_on_are_unarchived(cache: RedisCache, redis_db: RedisServer) -> None:
+def test_minutes_from_the_mark_on_are_unarchived(cache: RedisWriter, redis_db: RedisServer) -> None:
     minutes = [one(series, MINUTE - ago * MINUTE_MS) for ago in (0, 1, 2) for series in (BTC, TEST_BTC)]
     for minute in minutes:
         cache.put_minutes(minute)
@@ -435,7 +435,7 @@ def test_minutes_from_the_mark_on_are_unarchived(cache: RedisCache, redis_db: Re
 
 
 def test_without_a_mark_all_minutes_of_the_last_day_are_unarchived(
-    cache: RedisCache, redis_db: RedisServer, clock: SetClock
+    cache: RedisWriter, redis_db: RedisServer, clock: SetClock
 ) -> None:
     cache.put_minutes(one(start=MINUTE - MINUTE_MS) | one(start=MINUTE))
     clock.ms = MINUTE + MINUTES_KEPT_MS
@@ -444,7 +444,7 @@ def test_without_a_mark_all_minutes_of_the_last_day_are_unarchived(
 
 
 def test_the_mark_of_the_run_before_stands_until_its_backlog_has_been_read(
-    cache: RedisCache, client: "redis.Redis"
+    cache: RedisWriter, client: "redis.Redis"
 ) -> None:
     cache.mark_archived(MINUTE)
     assert client.get(keys.ARCHIVED_KEY) is None
@@ -456,7 +456,7 @@ def test_the_mark_of_the_run_before_stands_until_its_backlog_has_been_read(
 # What the cache lacks
 
 
-def test_a_cache_that_was_never_away_needs_no_refill(cache: RedisCache) -> None:
+def test_a_cache_that_was_never_away_needs_no_refill(cache: RedisWriter) -> None:
     assert cache.complete
     for write in writes(cache):
         write()
@@ -464,7 +464,7 @@ def test_a_cache_that_was_never_away_needs_no_refill(cache: RedisCache) -> None:
     assert cache.complete
 
 
-def test_an_emptied_cache_needs_a_refill_once(cache: RedisCache, client: "redis.Redis") -> None:
+def test_an_emptied_cache_needs_a_refill_once(cache: RedisWriter, client: "redis.Redis") -> None:
     client.flushall()
     assert cache.needs_refill()
     assert not cache.complete
@@ -473,7 +473,7 @@ def test_an_emptied_cache_needs_a_refill_once(cache: RedisCache, client: "redis.
 
 
 def test_an_emptied_cache_is_not_asked_for_prices_until_its_writer_has_noticed(
-    cache: RedisCache, client: "redis.Redis", redis_db: RedisServer
+    cache: RedisWriter, client: "redis.Redis", redis_db: RedisServer
 ) -> None:
     client.flushall()
     cache.put_newest({ETH: TICK})
@@ -638,7 +638,7 @@ def test_while_redis_is_away_calls_fail_at_once(server: RedisServer) -> None:
         server.resume()
 
 
-def test_threads_share_a_cache(cache: RedisCache, redis_db: RedisServer) -> None:
+def test_threads_share_a_cache(cache: RedisWriter, redis_db: RedisServer) -> None:
     series = [Series(Mode.LIVE, "exchange1", f"SYMBOL{number}") for number in range(50)]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda each: cache.put_newest({each: TICK}), series))
@@ -696,7 +696,7 @@ def test_a_breaker_closes_with_the_first_success_and_opens_with_the_next_failure
 
 
 def test_the_newest_price_falls_back_to_the_last_closed_minute(
-    cache: RedisCache, client: "redis.Redis", redis_db: RedisServer
+    cache: RedisWriter, client: "redis.Redis", redis_db: RedisServer
 ) -> None:
     assert newest(redis_db) is None
     cache.put_minutes(one(start=MINUTE) | one(start=MINUTE - MINUTE_MS))
@@ -706,14 +706,14 @@ def test_the_newest_price_falls_back_to_the_last_closed_minute(
     assert newest(redis_db) == candle(MINUTE).newest
 
 
-def test_answers_are_in_the_order_of_the_question(cache: RedisCache, redis_db: RedisServer) -> None:
+def test_answers_are_in_the_order_of_the_question(cache: RedisWriter, redis_db: RedisServer) -> None:
     cache.put_newest({BTC: TICK, TEST_BTC: TICK._replace(price=1.0)})
     answers = ask(redis_db, lambda reader: reader.newest([TEST_BTC, ETH, BTC]))
     assert answers == [TICK._replace(price=1.0), None, TICK]
     assert ask(redis_db, lambda reader: reader.newest([])) == []
 
 
-def test_recent_gives_every_slice_and_minute_that_ends_after_a_time(cache: RedisCache, redis_db: RedisServer) -> None:
+def test_recent_gives_every_slice_and_minute_that_ends_after_a_time(cache: RedisWriter, redis_db: RedisServer) -> None:
     for start in (MINUTE - MINUTE_MS, MINUTE, MINUTE + MINUTE_MS):
         cache.put_minutes(one(start=start))
     for start in (NOW - SLICE_MS, NOW, NOW + SLICE_MS):
@@ -731,7 +731,7 @@ def test_recent_gives_every_slice_and_minute_that_ends_after_a_time(cache: Redis
 
 
 def test_a_write_under_which_the_cache_is_closed_is_unavailable(
-    cache: RedisCache, monkeypatch: pytest.MonkeyPatch
+    cache: RedisWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def closing_under_it(connection: redis.Connection, *_: Any, **__: Any) -> None:
         cache.close()  # by another thread, when the connection has been found open and nothing been sent
@@ -743,7 +743,7 @@ def test_a_write_under_which_the_cache_is_closed_is_unavailable(
         cache.put_slices(one())
 
 
-def test_of_a_settled_minute_only_the_closed_candle_is_read(cache: RedisCache, redis_db: RedisServer) -> None:
+def test_of_a_settled_minute_only_the_closed_candle_is_read(cache: RedisWriter, redis_db: RedisServer) -> None:
     starts = [MINUTE - 2 * MINUTE_MS, MINUTE - MINUTE_MS, MINUTE]
     for start in starts:
         cache.put_slices(one(start=start) | one(start=start + MINUTE_MS - SLICE_MS))
@@ -765,7 +765,7 @@ def test_of_a_settled_minute_only_the_closed_candle_is_read(cache: RedisCache, r
     assert recent(starts[0], MINUTE + SETTLE_MS) == (unsettled + own, starts[:1])
 
 
-def test_a_pool_of_connections_serves_many_more_requests(cache: RedisCache, redis_db: RedisServer) -> None:
+def test_a_pool_of_connections_serves_many_more_requests(cache: RedisWriter, redis_db: RedisServer) -> None:
     cache.put_newest({BTC: TICK})
     cache.put_slices({Slot(BTC, NOW - i * SLICE_MS): candle(NOW - i * SLICE_MS) for i in range(60)})
 
@@ -776,7 +776,7 @@ def test_a_pool_of_connections_serves_many_more_requests(cache: RedisCache, redi
     assert ask(redis_db, at_once) == [[TICK]] * 100
 
 
-def test_ping_does_not_wait_behind_queries(cache: RedisCache, redis_db: RedisServer) -> None:
+def test_ping_does_not_wait_behind_queries(cache: RedisWriter, redis_db: RedisServer) -> None:
     """/health goes by it: with every connection for queries in use Redis is not down."""
 
     async def question(reader: RedisReader) -> None:

@@ -21,7 +21,7 @@ from marketflow.stores.redis import keys
 from marketflow.stores.redis.near_cache import NearCache, _Entry
 from marketflow.stores.redis.reader import RedisReader
 from marketflow.stores.redis.slice_folding import minutes_of_window
-from marketflow.stores.redis.writer import RedisCache, connection_keywords
+from marketflow.stores.redis.writer import RedisWriter, connection_keywords
 from tests.stores.test_redis import BTC, ETH, MINUTE, NOW, SetClock, ask, cache_at, candle, keywords, slots_of
 from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
@@ -35,7 +35,7 @@ def held(redis_db: RedisServer, kind: Callable[[Series], str], start: int = MINU
     return [keys.decode_candle(member).ticks for member, score in found if score == start]
 
 
-def put(cache: RedisCache, kind: str, slots: Candles) -> None:
+def put(cache: RedisWriter, kind: str, slots: Candles) -> None:
     getattr(cache, f"put_{kind}")(slots)
 
 
@@ -401,7 +401,7 @@ def secured(tmp_path: Path) -> Iterator[dict[str, Any]]:
 
 
 def test_redis_is_used_over_tls_with_the_rights_of_the_acl(secured: dict[str, Any]) -> None:
-    with closing(RedisCache.connect(secured, [BTC], SetClock(), 70)) as cache:
+    with closing(RedisWriter.connect(secured, [BTC], SetClock(), 70)) as cache:
         cache.recover()
         cache.put_newest({BTC: Tick(1.0, NOW, 1)})
         cache.put_slices({Slot(BTC, MINUTE): candle()})

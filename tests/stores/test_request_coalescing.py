@@ -7,9 +7,9 @@ import pytest
 
 from marketflow.errors import Unavailable
 from marketflow.model import Candle, Mode, Series, Tick, candle_of
-from marketflow.stores.ports import Walk
+from marketflow.stores.ports import CandleRange
 from marketflow.stores.postgres import request_coalescing
-from marketflow.stores.postgres.request_coalescing import KEPT_SECONDS, Shared
+from marketflow.stores.postgres.request_coalescing import KEPT_SECONDS, CoalescingReader
 
 BTC = Series(Mode.LIVE, "exchange1", "BTCUSDT")
 ETH = Series(Mode.LIVE, "exchange1", "ETHUSDT")
@@ -31,7 +31,7 @@ class Archive:
             raise Unavailable("away")
         return [candle_of(Tick(answer, since, 0)) for _ in series]
 
-    async def candles(self, series: Sequence[Series], walk: Walk) -> list[dict[int, Candle]]:
+    async def candles(self, series: Sequence[Series], walk: CandleRange) -> list[dict[int, Candle]]:
         answers = await self.summary(series, walk.since, walk.until)
         return [{walk.since: candle} for candle in answers if candle is not None]
 
@@ -45,14 +45,14 @@ class World:
     def __init__(self) -> None:
         self.archive = Archive()
         self.now = 100.0
-        self.shared = Shared(self.archive, lambda: self.now)
+        self.shared = CoalescingReader(self.archive, lambda: self.now)
 
     async def price(self, series: Series = BTC, since: int = 0, until: int = 60_000) -> float:
         (candle,) = await self.shared.summary([series], since, until)
         assert candle is not None
         return candle.close
 
-    async def candle(self, walk: Walk) -> float:
+    async def candle(self, walk: CandleRange) -> float:
         (candles,) = await self.shared.candles([BTC], walk)
         return candles[walk.since].close
 
@@ -101,7 +101,7 @@ def test_other_questions_have_other_answers() -> None:
 
 
 def test_candles_are_shared_as_well_and_not_mistaken_for_others() -> None:
-    walk = Walk(60_000, 0, 60_000, 9, newest=True)
+    walk = CandleRange(60_000, 0, 60_000, 9, newest=True)
 
     async def test(world: World) -> None:
         asking = [asyncio.create_task(world.candle(walk)) for _ in range(3)]

@@ -12,14 +12,14 @@ from marketflow.errors import SettingsError
 from marketflow.model import MINUTE_MS, Candle, Mode, Series, Slot
 from marketflow.resources import resource
 from marketflow.settings import load
-from marketflow.stores.ports import Walk
+from marketflow.stores.ports import CandleRange
 from marketflow.stores.postgres import retention
 from marketflow.stores.postgres.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.stores.postgres.retention import Retention
-from marketflow.stores.postgres.rollups import PostgresDays
+from marketflow.stores.postgres.rollups import PostgresRollups
 from marketflow.stores.postgres.rows import DAY_MS, connection_keywords
-from marketflow.stores.postgres.writer import PostgresArchive
+from marketflow.stores.postgres.writer import PostgresWriter
 
 DAY = 1_763_683_200_000  # midnight, UTC
 NOW = DAY + 10 * DAY_MS + 60 * MINUTE_MS
@@ -40,7 +40,7 @@ def user(postgres_db: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterat
     """A connection to a database with ten days of minutes, of which few go at once."""
     monkeypatch.setattr(retention, "_OLDEST", retention._OLDEST.replace("5000", "30"))
     monkeypatch.setattr(retention, "ROWS_A_STEP", 30)
-    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 200)) as archive:
+    with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 200)) as archive:
         for day in range(10):
             archive.write(minutes(day))
     with psycopg.connect(**postgres_db, autocommit=True) as connection:
@@ -48,7 +48,7 @@ def user(postgres_db: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def roll_up(place: dict[str, Any], retention: Retention | None = None, now_ms: int = NOW) -> None:
-    with closing(PostgresDays(connection_keywords(**place), retention=retention)) as days:
+    with closing(PostgresRollups(connection_keywords(**place), retention=retention)) as days:
         while days.roll_up(now_ms):
             pass
 
@@ -67,7 +67,7 @@ def ticks_of_everything(place: dict[str, Any]) -> list[int]:
         await reader.open()
         try:
             whole = await reader.summary(SERIES, 0, NOW)
-            days = await reader.candles(SERIES, Walk(DAY_MS, DAY, NOW, 500, False))
+            days = await reader.candles(SERIES, CandleRange(DAY_MS, DAY, NOW, 500, False))
             return [sum(each.ticks for each in whole if each), sum(c.ticks for of in days for c in of.values())]
         finally:
             await reader.close()
@@ -117,7 +117,7 @@ def test_clock_far_ahead_deletes_no_minute_too_early(
 def test_clock_far_ahead_is_not_confirmed_by_rows_of_its_day(
     postgres_db: dict[str, Any], user: "psycopg.Connection[Any]"
 ) -> None:
-    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 200)) as archive:
+    with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 200)) as archive:
         archive.write(minutes(210))
     roll_up(postgres_db, Retention(3), NOW + 200 * DAY_MS)
     assert counts(user)[0] == 120 + 40
@@ -155,12 +155,12 @@ def test_what_is_late_beyond_the_retention_changes_no_day(
 ) -> None:
     retention = Retention(3)
     roll_up(postgres_db, retention)
-    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 200)) as archive:
+    with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 200)) as archive:
         archive.write(minutes(0, 1))
     roll_up(postgres_db, retention)
     assert ticks_of_everything(postgres_db) == [1600, 1600]
     assert counts(user) == (122, 60, 20)
-    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 200)) as archive:
+    with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 200)) as archive:
         archive.write(minutes(10))
     roll_up(postgres_db, retention, NOW + DAY_MS)
     assert counts(user) == (120, 66, 22)
@@ -168,7 +168,7 @@ def test_what_is_late_beyond_the_retention_changes_no_day(
 
 def test_nothing_goes_before_it_is_rolled_up(postgres_db: dict[str, Any], user: "psycopg.Connection[Any]") -> None:
     user.execute("update aggregates_rolled_until set kept_from = 'epoch'")
-    with closing(PostgresDays(connection_keywords(**postgres_db), retention=Retention(3))) as days:
+    with closing(PostgresRollups(connection_keywords(**postgres_db), retention=Retention(3))) as days:
         while days.roll_up(NOW):
             for _, minutes_left in [counts(user)[:2]]:
                 assert minutes_left >= 0
@@ -205,7 +205,7 @@ def test_retention_of_a_partitioned_table_deletes_old_rows_alone(postgres_db: di
         user.execute(table.rstrip().removesuffix(";") + " partition by range (timestamp)")
         user.execute("create table early partition of aggregates for values from (minvalue) to ('2025-11-26Z')")
         user.execute("create table later partition of aggregates for values from ('2025-11-26Z') to (maxvalue)")
-        with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 200)) as archive:
+        with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 200)) as archive:
             for day in range(10):
                 archive.write(minutes(day))
         roll_up(postgres_db, Retention(3))

@@ -17,13 +17,13 @@ from psycopg import IsolationLevel
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Mode, Series
 from marketflow.resources import resource
-from marketflow.stores.ports import Walk
+from marketflow.stores.ports import CandleRange
 from marketflow.stores.postgres import rollups
 from marketflow.stores.postgres.reader import PostgresReader
-from marketflow.stores.postgres.rollups import LATE_MS, PostgresDays
+from marketflow.stores.postgres.rollups import LATE_MS, PostgresRollups
 from marketflow.stores.postgres.rows import DAY_MS, connection_keywords, to_datetime, to_unix_ms
-from marketflow.stores.postgres.writer import PostgresArchive
-from tests.stores.walks import HOUR_MS, assert_found
+from marketflow.stores.postgres.writer import PostgresWriter
+from tests.stores.expected_candles import HOUR_MS, assert_found
 from tests.support.seeds import seeds
 from tests.support.servers import PostgresServer, wait_until
 
@@ -59,7 +59,7 @@ class Database(NamedTuple):
 
     place: Keywords
     user: "psycopg.Connection[Any]"
-    days: PostgresDays
+    days: PostgresRollups
     walks: Iterator[tuple[int, int, bool]]
 
     def put(self, *rows: list[object]) -> None:
@@ -93,7 +93,7 @@ class Database(NamedTuple):
     def check(self, *spans: tuple[int, int]) -> None:
         """Compare answers with what the minutes alone say: summaries of all spans, and candles of them in turn."""
         walks = [
-            Walk(length, since // length * length, until // MINUTE_MS * MINUTE_MS, limit, newest)
+            CandleRange(length, since // length * length, until // MINUTE_MS * MINUTE_MS, limit, newest)
             for (since, until), (length, limit, newest) in zip(spans, self.walks, strict=False)
         ]
 
@@ -157,16 +157,16 @@ WALKS = (
 
 
 @contextmanager
-def rolling(place: Keywords) -> Iterator[PostgresDays]:
+def rolling(place: Keywords) -> Iterator[PostgresRollups]:
     """A roll-up whose clock shows a second more each time, so that it does one short step a call."""
     seconds = count()
-    with closing(PostgresDays(connection_keywords(**place), lambda: float(next(seconds)))) as days:
+    with closing(PostgresRollups(connection_keywords(**place), lambda: float(next(seconds)))) as days:
         yield days
 
 
 @pytest.fixture
 def database(postgres_db: Keywords) -> Iterator[Database]:
-    with closing(PostgresArchive(connection_keywords(**postgres_db), DDL, 200)) as archive:
+    with closing(PostgresWriter(connection_keywords(**postgres_db), DDL, 200)) as archive:
         archive.write({})
     with psycopg.connect(**postgres_db, autocommit=True) as user, rolling(postgres_db) as days:
         yield Database(postgres_db, user, days, cycle(WALKS))
@@ -373,7 +373,7 @@ def test_writers_and_two_roll_ups_at_once_end_with_exact_days(database: Database
                     connection.execute(INSERT, row(start, random.choice(SERIES), random.randrange(9)))
 
     def roll_up(_: int) -> None:
-        with closing(PostgresDays(connection_keywords(**database.place))) as days:
+        with closing(PostgresRollups(connection_keywords(**database.place))) as days:
             while not writing.done():
                 try:
                     days.roll_up(NOW)
@@ -410,7 +410,7 @@ def test_an_upgrade_finds_the_minutes_of_earlier_versions(postgres_db: Keywords,
     (tmp_path / "0001_aggregates.sql").write_text((DDL / "0001_aggregates.sql").read_text())
     with psycopg.connect(**postgres_db, autocommit=True) as user:
         for folder in (tmp_path, DDL):
-            with closing(PostgresArchive(connection_keywords(**postgres_db), folder, 200)) as archive:
+            with closing(PostgresWriter(connection_keywords(**postgres_db), folder, 200)) as archive:
                 archive.write({})
             if folder == tmp_path:
                 user.execute("grant select on aggregates to public")
@@ -475,7 +475,7 @@ def test_days_that_take_too_long_together_are_made_one_by_one(
     slow = rollups._REPLACE.replace("hourly = true", "hourly = length(pg_sleep(0.7)::text) = 0")
     assert slow != rollups._REPLACE
     monkeypatch.setattr(rollups, "_REPLACE", slow)
-    with closing(PostgresDays(connection_keywords(**database.place))) as days:
+    with closing(PostgresRollups(connection_keywords(**database.place))) as days:
         with pytest.raises(Unavailable, match="statement timeout"):
             days.roll_up(NOW)
         with pytest.raises(Unavailable, match="statement timeout"):
@@ -488,11 +488,11 @@ def test_a_roll_up_of_a_server_that_is_away_is_unavailable_and_goes_on_when_it_i
     server_folder: Path, postgres_template: Path
 ) -> None:
     with PostgresServer(server_folder / "postgres", postgres_template) as server:
-        with closing(PostgresArchive(connection_keywords(**server.keywords), DDL, 200)) as archive:
+        with closing(PostgresWriter(connection_keywords(**server.keywords), DDL, 200)) as archive:
             archive.write({})
         with server.connect() as user:
             user.execute(INSERT, row(DAY))
-        with closing(PostgresDays(connection_keywords(**server.keywords))) as days:
+        with closing(PostgresRollups(connection_keywords(**server.keywords))) as days:
             days.roll_up(NOW - DAY_MS * 10)
             server.kill()
             with pytest.raises(Unavailable):

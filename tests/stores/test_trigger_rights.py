@@ -18,12 +18,12 @@ from marketflow.model import Candle, Mode, Series, Slot
 from marketflow.resources import resource
 from marketflow.runtime.store_servers import find_servers
 from marketflow.settings import load
-from marketflow.stores.ports import Walk
+from marketflow.stores.ports import CandleRange
 from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.stores.postgres.retention import Retention
-from marketflow.stores.postgres.rollups import PostgresDays
+from marketflow.stores.postgres.rollups import PostgresRollups
 from marketflow.stores.postgres.rows import DAY_MS, connection_keywords
-from marketflow.stores.postgres.writer import PostgresArchive
+from marketflow.stores.postgres.writer import PostgresWriter
 
 DAY = 1_763_683_200_000  # midnight, UTC
 HOUR_MS = 60 * 60_000
@@ -35,7 +35,7 @@ FUNCTIONS = ("aggregates_changed", "aggregates_truncated", "aggregates_versioned
 @pytest.fixture
 def owner(postgres_db: dict[str, Any]) -> Iterator["psycopg.Connection[Any]"]:
     """The owner of the tables, who is a superuser, as where MarketFlow is alone on a server."""
-    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
+    with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
         archive.write({})
     with psycopg.connect(**postgres_db, autocommit=True) as connection:
         connection.execute(
@@ -184,10 +184,10 @@ def test_statements_find_no_operator_or_function_of_a_stranger(
     owner.execute("delete from aggregates_daily")
     keywords = connection_keywords(**postgres_db)
     series = [Series(Mode.LIVE, exchange, "BTCUSDT") for exchange in ("exchange1", "exchange2")]
-    with closing(PostgresArchive(keywords, resource("ddl"), 10)) as archive:
+    with closing(PostgresWriter(keywords, resource("ddl"), 10)) as archive:
         archive.write({Slot(each, DAY + n * HOUR_MS): CANDLE for each in series for n in range(72)})
         assert len(archive.recent(series, DAY)) == 144
-    with closing(PostgresDays(keywords, retention=Retention(2, 30))) as days:
+    with closing(PostgresRollups(keywords, retention=Retention(2, 30))) as days:
         while days.roll_up(DAY + 3 * DAY_MS + HOUR_MS):
             pass
 
@@ -199,7 +199,7 @@ def test_statements_find_no_operator_or_function_of_a_stranger(
             assert [each and each.price for each in await reader.last(series)] == [2, 2]
             for length in (60_000, HOUR_MS, DAY_MS):
                 for newest in (False, True):
-                    await reader.candles(series, Walk(length, DAY, DAY + 3 * DAY_MS, 9, newest))
+                    await reader.candles(series, CandleRange(length, DAY, DAY + 3 * DAY_MS, 9, newest))
         finally:
             await reader.close()
 
@@ -220,7 +220,7 @@ def test_superuser_does_not_take_over_a_table_of_another(
     tables = "aggregates, aggregates_daily, aggregates_hourly, aggregates_rolled_until, ddl_applied"
     owner.execute(f"drop table {tables}")
     stranger.execute((resource("ddl") / "0001_aggregates.sql").read_text())
-    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
+    with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
         with pytest.raises(Unavailable, match=r"aggregates belongs to stranger_of_.*superuser"):
             archive.write({})
         assert owner.execute("select to_regclass('aggregates_daily')").fetchall() == [(None,)]
@@ -242,7 +242,7 @@ def test_no_ddl_is_applied_beside_what_shadows_postgresql(
     stranger.execute(planted)
     tables = "aggregates, aggregates_daily, aggregates_hourly, aggregates_rolled_until, ddl_applied"
     owner.execute(f"drop table {tables}")
-    with closing(PostgresArchive(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
+    with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
         with pytest.raises(Unavailable, match=r"stranger_of_.*revoke create on schema public from public"):
             archive.write({})
         assert owner.execute("select to_regclass('aggregates')").fetchall() == [(None,)]

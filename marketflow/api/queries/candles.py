@@ -12,7 +12,7 @@ from marketflow.api.queries.boundaries import oldest_kept_minute, split_between
 from marketflow.api.queries.either_store import both, unless_unavailable
 from marketflow.errors import Unavailable
 from marketflow.model import Candle, Series, merge
-from marketflow.stores.ports import ArchiveReader, RecentReader, Walk
+from marketflow.stores.ports import ArchiveReader, CacheReader, CandleRange
 
 SETTLED_MS = 10 * 60_000
 """How long after its end a range is called settled, so that a client may keep it for a moment.
@@ -67,7 +67,7 @@ class Chart(NamedTuple):
 
 
 async def draw(
-    cache: RecentReader, archive: ArchiveReader, series: Sequence[Series], question: Question, moment: Moment
+    cache: CacheReader, archive: ArchiveReader, series: Sequence[Series], question: Question, moment: Moment
 ) -> Chart:
     """The candles of all series together.
 
@@ -81,8 +81,8 @@ async def draw(
     if since >= until:
         return Chart({}, moment.complete_until, 0, settled=False)
 
-    def walk(begin: int, end: int) -> Walk:
-        return Walk(length, begin, end, question.limit, newest=question.since is None)
+    def walk(begin: int, end: int) -> CandleRange:
+        return CandleRange(length, begin, end, question.limit, newest=question.since is None)
 
     def chart(*parts: Mapping[int, Candle], closed_until: int, known_from: int = 0, complete: bool = False) -> Chart:
         candles = _merged(parts)

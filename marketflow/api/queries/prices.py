@@ -20,7 +20,7 @@ from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start
 from marketflow.stores.candle_window import merged
-from marketflow.stores.ports import RECENT_MS, ArchiveReader, RecentReader
+from marketflow.stores.ports import RECENT_MS, ArchiveReader, CacheReader
 
 
 class Quote(NamedTuple):
@@ -63,7 +63,7 @@ class Prices:
     accepted can change it.
     """
 
-    cache: RecentReader
+    cache: CacheReader
     archive: ArchiveReader
     clock: Clock
     ahead_ms: int = MINUTE_MS

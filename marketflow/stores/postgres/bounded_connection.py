@@ -86,7 +86,7 @@ class BoundedConnection(psycopg.Connection[Any]):
             raise psycopg.OperationalError(f"no answer within {self._patience:g} s") from None
 
 
-class Reopened:
+class ReconnectingConnection:
     """One bounded connection, opened when it is needed and anew after any error; for one thread at a time.
 
     Args:

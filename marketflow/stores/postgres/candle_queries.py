@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from marketflow.model import Candle, Series
-from marketflow.stores.ports import Walk
+from marketflow.stores.ports import CandleRange
 from marketflow.stores.postgres.candle_sql import VALID, VALID_SUM, time_of
 from marketflow.stores.postgres.rows import DAY_MS, to_datetime
 
@@ -144,7 +144,7 @@ _OF_HOURS = {newest: _of_days(newest, "aggregates_hourly", "hourly") for newest 
 _OF_DAYS = {newest: _of_days(newest, "aggregates_daily", "tick_count is not null") for newest in (False, True)}
 
 
-def query(series: Sequence[Series], walk: Walk) -> tuple[str, dict[str, Any]]:
+def query(series: Sequence[Series], walk: CandleRange) -> tuple[str, dict[str, Any]]:
     """The statement for a walk, and its parameters."""
     if walk.length_ms < _HOUR_MS:
         statements, part_ms = _OF_MINUTES, walk.length_ms

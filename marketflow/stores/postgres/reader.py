@@ -11,7 +11,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from marketflow.errors import Unavailable
 from marketflow.model import Candle, Series, Tick
-from marketflow.stores.ports import Walk
+from marketflow.stores.ports import CandleRange
 from marketflow.stores.postgres.candle_queries import candles_of
 from marketflow.stores.postgres.candle_queries import query as candle_query
 from marketflow.stores.postgres.candle_sql import VALID, candle_of, time_of
@@ -151,7 +151,7 @@ class PostgresReader:
         found = {number: candle_of_row((*amounts,)) for number, *amounts in rows}
         return [found.get(number) for number in range(1, len(series) + 1)]
 
-    async def candles(self, series: Sequence[Series], walk: Walk) -> list[dict[int, Candle]]:
+    async def candles(self, series: Sequence[Series], walk: CandleRange) -> list[dict[int, Candle]]:
         """The candles of each series that a walk finds, by their start."""
         (rows,) = await self._fetch([candle_query(series, walk)])
         return candles_of(rows, len(series))

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Series, Tick
-from marketflow.stores.ports import ArchiveReader, Walk
+from marketflow.stores.ports import ArchiveReader, CandleRange
 from marketflow.stores.postgres.rows import DAY_MS, END_MS, HOUR_MS, OLDEST_MS
 
 KEPT_SECONDS = 1.0
@@ -56,13 +56,13 @@ def rows_of_summary(since: int, until: int, oldest: int | None = None) -> float:
     return minutes + (min(days, LONGEST_PERIOD_DAYS) if oldest is None else days)
 
 
-def rows_of_walk(walk: Walk) -> float:
+def rows_of_walk(walk: CandleRange) -> float:
     """Rows that a walk along one series reads, where none is missing."""
     part = MINUTE_MS if walk.length_ms < HOUR_MS else HOUR_MS if walk.length_ms < DAY_MS else DAY_MS
     return min(walk.limit * walk.length_ms, max(0, walk.until - walk.since)) / part
 
 
-class Shared:
+class CoalescingReader:
     """An ArchiveReader that remembers its answers for a moment; for one event loop.
 
     Args:
@@ -98,7 +98,7 @@ class Shared:
             self._oldest |= {each: candle.first_at for each, candle in zip(series, found, strict=False) if candle}
         return found
 
-    async def candles(self, series: Sequence[Series], walk: Walk) -> list[dict[int, Candle]]:
+    async def candles(self, series: Sequence[Series], walk: CandleRange) -> list[dict[int, Candle]]:
         """The candles of each series that a walk finds; not to be changed."""
         rows = len(series) * rows_of_walk(walk)
 

@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 
 from marketflow.logs import RateLimit
-from marketflow.stores.postgres.bounded_connection import BoundedConnection, Reopened
+from marketflow.stores.postgres.bounded_connection import BoundedConnection, ReconnectingConnection
 from marketflow.stores.postgres.candle_sql import RECURSIVE_SERIES, VALID, candle_of, time_of
 from marketflow.stores.postgres.retention import Retention
 from marketflow.stores.postgres.rows import DAY_MS, reason, to_datetime
@@ -149,7 +149,7 @@ update aggregates_rolled_until set rolled_until = coalesce((select day + interva
 """  # noqa: S608 - put together from constants
 
 
-class PostgresDays:
+class PostgresRollups:
     """Makes hourly and daily candles; for one thread at a time.
 
     Args:
@@ -164,7 +164,7 @@ class PostgresDays:
         monotonic: Callable[[], float] = time.monotonic,
         retention: Retention | None = None,
     ) -> None:
-        self._connection = Reopened(keywords)
+        self._connection = ReconnectingConnection(keywords)
         self._retention = retention or Retention()
         self._monotonic = monotonic
         self._days = MOST_DAYS // 8

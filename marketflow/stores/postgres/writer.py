@@ -17,7 +17,7 @@ from loguru import logger
 from marketflow.errors import Unavailable
 from marketflow.logs import RateLimit
 from marketflow.model import Candle, Candles, Mode, Series, Slot
-from marketflow.stores.postgres.bounded_connection import BoundedConnection, Reopened
+from marketflow.stores.postgres.bounded_connection import BoundedConnection, ReconnectingConnection
 from marketflow.stores.postgres.candle_sql import VALID, time_of
 from marketflow.stores.postgres.migrations import REPORT_SECONDS, apply_ddl
 from marketflow.stores.postgres.rows import candle_of_row, columns, reason, to_datetime, to_unix_ms
@@ -69,7 +69,7 @@ where timestamp >= %s and timestamp < timestamptz '2200-01-01 00:00:00+00' and {
 """  # noqa: S608 - put together from constants
 
 
-class PostgresArchive:
+class PostgresWriter:
     """Writes minute rows; for one thread at a time.
 
     Args:
@@ -79,7 +79,7 @@ class PostgresArchive:
     """
 
     def __init__(self, keywords: dict[str, Any], ddl: Path, batch_size: int) -> None:
-        self._connection = Reopened(keywords)
+        self._connection = ReconnectingConnection(keywords)
         self._ddl = ddl
         self._batch_size = batch_size
         self._ready = self._logged = self._reported = False
@@ -92,7 +92,7 @@ class PostgresArchive:
         return self._ready
 
     def write(self, minutes: Candles) -> int:
-        """Upsert rows in one transaction; the fuller version of a row stays.
+        """Upsert rows in one transaction; the more complete version of a row stays.
 
         A row that PostgreSQL refuses is told and given up; gives how many were. Connects and brings the schema up to
         date when that is needed, without any rows as well.

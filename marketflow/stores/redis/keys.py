@@ -5,7 +5,7 @@ that tick. There is but one version of it, so writing it again changes nothing.
 
 Every key of a series carries it as hash tag, so that a cluster keeps them together. A sorted set holds a slot once: the
 score is the start of the slice or minute in Unix ms, the member the candle. Should two versions of a slot meet all the
-same, the fuller one counts.
+same, the more complete one counts.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ import msgspec
 from loguru import logger
 
 from marketflow.logs import RateLimit
-from marketflow.model import MINUTE_MS, Candle, Series, Slot, Tick, candle_of, fuller
+from marketflow.model import MINUTE_MS, Candle, Series, Slot, Tick, candle_of, more_complete
 from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
 
 # A minute longer than any reader asks for, since a recovery begins with the whole minute.
@@ -182,7 +182,7 @@ def decode_slots(entries: Iterable[tuple[bytes, float]]) -> dict[int, Candle]:
         if (candle := sound_candle("slot", member)) is None:
             continue
         start = int(score)
-        slots[start] = fuller(slots[start], candle) if start in slots else candle
+        slots[start] = more_complete(slots[start], candle) if start in slots else candle
     return slots
 
 

@@ -23,7 +23,7 @@ from marketflow.clock import Clock, milliseconds
 from marketflow.logs import RateLimit
 from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start
 from marketflow.stores.candle_window import CandleWindow
-from marketflow.stores.ports import RECENT_MS, Taker
+from marketflow.stores.ports import RECENT_MS, TickListener
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.reader import RedisReader, connect
 
@@ -47,7 +47,7 @@ _CHANNELS = (keys.NEWEST_CHANNEL, keys.SLICES_CHANNEL, keys.MINUTES_CHANNEL)
 
 
 class NearCache:
-    """A RecentReader that has to ask Redis about each series only once.
+    """A CacheReader that has to ask Redis about each series only once.
 
     Args:
         reader: asks Redis.
@@ -63,7 +63,7 @@ class NearCache:
         self._clock = clock
         self._minute_ms = minute_ms
         self._needed = asyncio.Event()
-        self._takers: list[Taker] = []
+        self._takers: list[TickListener] = []
         self._limit = RateLimit(10.0)
         self.times_live = 0
         self._forget()
@@ -164,7 +164,7 @@ class NearCache:
     # Announcements
 
     @contextmanager
-    def announcing(self, take: Taker) -> Iterator[None]:
+    def announcing(self, take: TickListener) -> Iterator[None]:
         """Tell of every newest tick that is announced, and listen as if somebody asked all the time."""
         self._takers.append(take)
         self._needed.set()

@@ -11,7 +11,7 @@ from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start, slice_start
 from marketflow.stores.candle_window import CandleWindow
-from marketflow.stores.ports import Recent
+from marketflow.stores.ports import RecentCandles
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.writer import TIMEOUT_SECONDS
 
@@ -105,7 +105,7 @@ class RedisReader:
         answers = await _whole(pipe)
         return [_newest(answers[2 * i], answers[2 * i + 1]) for i in range(len(series))]
 
-    async def recent(self, series: Sequence[Series], since: int) -> list[Recent]:
+    async def recent(self, series: Sequence[Series], since: int) -> list[RecentCandles]:
         """Newest tick, slices and closed minutes of each series, as far as they end after `since`.
 
         Where a minute has settled its slices are not read: of a long period only the edges come as slices.
@@ -125,7 +125,7 @@ class RedisReader:
                 pipe.zrangebyscore(keys.window_key(each), begin, end, withscores=True)
         slices = iter(await _whole(pipe))
         return [
-            Recent(
+            RecentCandles(
                 keys.decode_latest(latest),
                 keys.decode_slots(entry for _ in ranges for entry in next(slices)),
                 closed,
@@ -133,14 +133,14 @@ class RedisReader:
             for latest, closed, ranges in zip(answers[::2], minutes, gaps, strict=True)
         ]
 
-    async def everything(self, series: Series) -> Recent:
+    async def everything(self, series: Series) -> RecentCandles:
         """All slices and the closed minutes of the same time of one series; not its newest tick."""
         since = minute_start(milliseconds(self._clock())) - keys.WINDOW_KEPT_MS
         pipe = self._client.pipeline(transaction=True)
         pipe.zrangebyscore(keys.window_key(series), since, "+inf", withscores=True)
         pipe.zrangebyscore(keys.minutes_key(series), since, "+inf", withscores=True)
         slices, minutes = await _whole(pipe)
-        return Recent(None, keys.decode_slots(slices), keys.decode_slots(minutes))
+        return RecentCandles(None, keys.decode_slots(slices), keys.decode_slots(minutes))
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of what is remembered from `since` on."""

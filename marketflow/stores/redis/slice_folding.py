@@ -11,7 +11,7 @@ from operator import attrgetter
 
 import msgspec
 
-from marketflow.model import SLICE_MS, Candle, Tick, candle_of, fuller, merge, minute_start, slice_start
+from marketflow.model import SLICE_MS, Candle, Tick, candle_of, merge, minute_start, more_complete, slice_start
 from marketflow.stores.redis.keys import LATEST_MS, sound_candle
 
 _decode_ticks = msgspec.json.Decoder(list[Tick]).decode
@@ -46,12 +46,12 @@ def candles(members: Iterable[bytes]) -> Iterable[Candle]:
 
 
 def slices_of(found: Iterable[Candle]) -> dict[int, Candle]:
-    """Slices by start; of two versions of one the fuller."""
+    """Slices by start; of two versions of one the more complete."""
     slices: dict[int, Candle] = {}
     for candle in found:
         start = slice_start(candle.first_at)
         held = slices.get(start)
-        slices[start] = candle if held is None else fuller(held, candle)
+        slices[start] = candle if held is None else more_complete(held, candle)
     return slices
 
 

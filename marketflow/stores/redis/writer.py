@@ -25,7 +25,7 @@ from marketflow.errors import Unavailable
 from marketflow.logs import Outage
 from marketflow.model import MINUTE_MS, Candle, Candles, Series, Slot, Tick, minute_start
 from marketflow.stores.circuit_breaker import CircuitBreaker
-from marketflow.stores.ports import MINUTES_KEPT_MS, SLICES_HELD, Left
+from marketflow.stores.ports import MINUTES_KEPT_MS, SLICES_HELD, RecoveredCandles
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.slice_folding import candles, minutes_of_window, slices_of
 
@@ -107,8 +107,8 @@ redis.call('publish', ARGV[2], ARGV[3])
 """
 
 
-def _left(windows: "Iterable[tuple[Series, list[bytes]]]") -> Left:
-    return Left(
+def _left(windows: "Iterable[tuple[Series, list[bytes]]]") -> RecoveredCandles:
+    return RecoveredCandles(
         {
             Slot(series, start): candle
             for series, members in windows
@@ -117,7 +117,7 @@ def _left(windows: "Iterable[tuple[Series, list[bytes]]]") -> Left:
     )
 
 
-class RedisCache:
+class RedisWriter:
     """What the flow writes.
 
     Args:
@@ -166,7 +166,7 @@ class RedisCache:
         clock: Clock,
         ttl_seconds: int,
         max_connections: int = 100,
-    ) -> "RedisCache":
+    ) -> "RedisWriter":
         """A cache with a client of its own, which connects when first used; a connection for each thread."""
         client = redis.Redis(
             **keywords,
@@ -235,7 +235,7 @@ class RedisCache:
                 if not starts:
                     self._unstored.pop(series, None)  # two threads may come to this
 
-    def recover(self, minute_ms: int = MINUTE_MS) -> Left:
+    def recover(self, minute_ms: int = MINUTE_MS) -> RecoveredCandles:
         """What the run before left of the last minutes. Nothing is written before this has succeeded.
 
         Otherwise a recovery that comes late, when Redis was away at the start, would count this run's ticks twice.
@@ -260,13 +260,13 @@ class RedisCache:
             logger.info("recovered {} slices of the last minutes from Redis", found)
         return left
 
-    def _folded(self, windows: "Iterable[tuple[Series, list[bytes]]]", minute_ms: int) -> Left:
+    def _folded(self, windows: "Iterable[tuple[Series, list[bytes]]]", minute_ms: int) -> RecoveredCandles:
         minutes = {
             Slot(series, start): candle
             for series, members in windows
             for start, candle in minutes_of_window(members, minute_ms).items()
         }
-        return Left({}, minutes, whole_from=milliseconds(self._clock()))
+        return RecoveredCandles({}, minutes, whole_from=milliseconds(self._clock()))
 
     def slices_between(self, since: int, until: int) -> Candles:
         """The slices that begin at or after `since` and before `until` (Unix ms), whichever process wrote them.

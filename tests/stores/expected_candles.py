@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from marketflow.model import Candle
-from marketflow.stores.ports import Walk
+from marketflow.stores.ports import CandleRange
 from marketflow.stores.postgres.rows import to_unix_ms
 
 HOUR_MS = 60 * 60_000
@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 """A row of aggregates by its column names."""
 
 
-def expected(rows: Iterable[Row], walk: Walk) -> dict[int, Candle]:
+def expected(rows: Iterable[Row], walk: CandleRange) -> dict[int, Candle]:
     """The candles of one series: exactly so many as the limit allows."""
     by_start: dict[int, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row["timestamp"]):
@@ -27,7 +27,7 @@ def expected(rows: Iterable[Row], walk: Walk) -> dict[int, Candle]:
     return {start: _candle(start, by_start[start]) for start in chosen}
 
 
-def assert_found(found: Mapping[int, Candle], rows: Iterable[Row], walk: Walk) -> None:
+def assert_found(found: Mapping[int, Candle], rows: Iterable[Row], walk: CandleRange) -> None:
     """A walk found what it must, and nothing between that is not there."""
     wanted = expected(rows, walk)
     starts = sorted(found)
