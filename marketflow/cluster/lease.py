@@ -11,18 +11,18 @@ held it last takes it again at once, and others wait a moment. A holder that end
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 from uuid import uuid4
 
 import redis
-from redis.backoff import NoBackoff
 
 from marketflow.cluster.messages import Published, encode, mode_of
 from marketflow.errors import Unavailable
 from marketflow.model import Mode
 from marketflow.stores.redis import keys
+from marketflow.stores.redis.connection import sync_client
 
 LEASE_SECONDS = 2.5
 """How long a holder may be silent."""
@@ -75,10 +75,9 @@ return command
 """
 
 
-def connect(keywords: dict[str, object]) -> "redis.Redis":
+def connect(keywords: Mapping[str, Any]) -> "redis.Redis":
     """A client for what is in this package, which connects when first used and never waits long."""
-    options = {"socket_timeout": ANSWER_SECONDS, "socket_connect_timeout": ANSWER_SECONDS}
-    return redis.Redis(**keywords, **options, retry=redis.retry.Retry(NoBackoff(), 0))  # type: ignore[arg-type]
+    return sync_client(keywords, ANSWER_SECONDS)
 
 
 @contextmanager

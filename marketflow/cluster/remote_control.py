@@ -13,7 +13,6 @@ from uuid import uuid4
 import redis
 import redis.asyncio
 from loguru import logger
-from redis.backoff import NoBackoff
 
 from marketflow.cluster.lease import ANSWER_SECONDS, STATE_SECONDS
 from marketflow.cluster.messages import FeedsState, Published, Reply, decode, mode_of
@@ -21,7 +20,7 @@ from marketflow.counters import IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.model import FeedState, Mode
 from marketflow.stores.redis import keys
-from marketflow.stores.redis.reader import pool_options
+from marketflow.stores.redis.connection import async_client
 
 POLL_SECONDS = 0.5
 """How often the state is asked for; one that is published is taken at once."""
@@ -51,8 +50,8 @@ class RemoteFeeds:
 
     def __init__(self, keywords: Mapping[str, Any], exchanges: Sequence[str], mode: Mode) -> None:
         # Two pools: what the feeds do is heard however many commands wait for their replies.
-        self._client = _connect(keywords, STATE_CONNECTIONS)
-        self._commands = _connect(keywords, COMMAND_CONNECTIONS)
+        self._client = _client(keywords, STATE_CONNECTIONS)
+        self._commands = _client(keywords, COMMAND_CONNECTIONS)
         self._channel = keys.channel(keys.STATE_KEY, keywords.get("db", 0))
         self._exchanges = exchanges
         self._mode = mode
@@ -172,16 +171,9 @@ class RemoteFeeds:
         self._mode = published.state.mode
 
 
-def _connect(keywords: Mapping[str, Any], max_connections: int) -> "redis.asyncio.Redis":
-    pool = redis.asyncio.BlockingConnectionPool(
-        **pool_options(keywords),
-        max_connections=max_connections,
-        timeout=ANSWER_SECONDS,
-        socket_timeout=REPLY_SECONDS + ANSWER_SECONDS,  # each call has a limit of its own
-        socket_connect_timeout=ANSWER_SECONDS,
-        retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
-    )
-    return redis.asyncio.Redis.from_pool(pool)
+def _client(keywords: Mapping[str, Any], max_connections: int) -> "redis.asyncio.Redis":
+    # Each call has a limit of its own.
+    return async_client(keywords, max_connections, ANSWER_SECONDS, answer_seconds=REPLY_SECONDS + ANSWER_SECONDS)
 
 
 async def _answer(asked: Awaitable[Any], seconds: float) -> Any:

@@ -15,7 +15,7 @@ from marketflow.errors import StartError
 from marketflow.settings import Settings
 from marketflow.settings.model import ROOT_DATA_DIR, user_data_dir
 from marketflow.stores.postgres import rows
-from marketflow.stores.redis import writer
+from marketflow.stores.redis import connection
 from marketflow.tasks import background
 
 KILL_SECONDS = 0.5
@@ -35,7 +35,7 @@ class Servers(NamedTuple):
 
 def find_servers(settings: Settings) -> Servers:
     """Where both are, or will be: nothing is started or touched."""
-    redis_at = writer.connection_keywords(
+    redis_at = connection.connection_keywords(
         *_fields(settings.redis, "host", "port", "password", "db", "username", "tls", "tls_ca", "tls_cert", "tls_key")
     )
     postgres_at = rows.connection_keywords(
@@ -55,7 +55,7 @@ def find_servers(settings: Settings) -> Servers:
     embedded: list[EmbeddedServer] = []
     if not settings.redis.host:
         embedded.append(embedded_redis := EmbeddedRedis(settings.data_dir / "redis"))
-        redis_at = writer.connection_keywords(embedded_redis.socket_path, 0, "", 0)
+        redis_at = connection.connection_keywords(embedded_redis.socket_path, 0, "", 0)
     if not settings.postgres.host:
         embedded.append(embedded_postgres := EmbeddedPostgres(settings.data_dir / "postgres"))
         postgres_at = rows.connection_keywords(

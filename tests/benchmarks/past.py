@@ -8,7 +8,8 @@ from marketflow.model import MINUTE_MS, SLICE_MS, Candle, Candles, Mode, Series,
 from marketflow.resources import resource
 from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
 from marketflow.stores.postgres.writer import PostgresWriter
-from marketflow.stores.redis.writer import RedisWriter, connection_keywords
+from marketflow.stores.redis.connection import connection_keywords
+from marketflow.stores.redis.writer import RedisWriter
 from tests.benchmarks.stage import Stage
 from tests.support.servers import HOST
 

@@ -16,7 +16,7 @@ from marketflow.counters import DelayCounter, ExchangeCounters, IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.model import FeedState, Mode
 from marketflow.stores.redis import keys
-from marketflow.stores.redis.writer import connection_keywords
+from marketflow.stores.redis.connection import connection_keywords
 from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
 RUNNING = FeedsState(Mode.LIVE, {"exchange1": FeedState.CONNECTED}, cache_complete=True, archive_available=True)

@@ -28,10 +28,10 @@ from marketflow.model import (
 )
 from marketflow.stores.ports import RECENT_MS, RecentCandles
 from marketflow.stores.redis import near_cache as near_caches
+from marketflow.stores.redis.connection import connection_keywords as redis_keywords
 from marketflow.stores.redis.near_cache import PING_SECONDS, SILENT_PINGS, NearCache
 from marketflow.stores.redis.reader import RedisReader
 from marketflow.stores.redis.writer import RedisWriter
-from marketflow.stores.redis.writer import connection_keywords as redis_keywords
 from tests.support.servers import HOST, RedisServer, wait_until
 
 T = TypeVar("T")

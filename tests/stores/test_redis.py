@@ -31,9 +31,10 @@ from marketflow.model import (
 from marketflow.stores.circuit_breaker import BREAK_SECONDS, CircuitBreaker
 from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
 from marketflow.stores.redis import keys
+from marketflow.stores.redis.connection import TIMEOUT_SECONDS
+from marketflow.stores.redis.connection import connection_keywords as redis_keywords
 from marketflow.stores.redis.reader import RedisReader
-from marketflow.stores.redis.writer import TIMEOUT_SECONDS, RedisWriter
-from marketflow.stores.redis.writer import connection_keywords as redis_keywords
+from marketflow.stores.redis.writer import RedisWriter
 from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
 T = TypeVar("T")

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
 
 from marketflow.cli.check.data_folder import AS_OWNER, not_running
 from marketflow.cli.check.findings import Check, Finding, State, address_text, bytes_text, seconds_text
@@ -18,7 +17,7 @@ from marketflow.embedded import EmbeddedRedis
 from marketflow.runtime.store_servers import Servers
 from marketflow.settings import Settings
 from marketflow.stores.redis import keys
-from marketflow.stores.redis.writer import TIMEOUT_SECONDS
+from marketflow.stores.redis.connection import TIMEOUT_SECONDS, sync_client
 
 PATIENCE_SECONDS = 2.0
 """How long any one answer is waited for: longer than MarketFlow waits, to tell a slow Redis from one that is away."""
@@ -66,9 +65,7 @@ def redis_check(settings: Settings, servers: Servers) -> Check:
 
 
 def _look(where: str, keywords: dict[str, Any]) -> list[Finding]:
-    options: dict[str, Any] = {"socket_timeout": PATIENCE_SECONDS, "socket_connect_timeout": PATIENCE_SECONDS}
-    retry = redis.retry.Retry(NoBackoff(), 0)
-    with redis.Redis(**keywords, **options, retry=retry) as client:
+    with sync_client(keywords, PATIENCE_SECONDS) as client:
         try:
             client.ping()
             began = time.monotonic()

@@ -25,7 +25,8 @@ from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start
 from marketflow.stores.candle_window import CandleWindow
 from marketflow.stores.ports import RECENT_MS, TickListener
 from marketflow.stores.redis import keys
-from marketflow.stores.redis.reader import RedisReader, connect
+from marketflow.stores.redis.connection import async_client
+from marketflow.stores.redis.reader import RedisReader
 
 MAX_SLICES = 250_000
 """About 100 MB."""
@@ -58,7 +59,7 @@ class NearCache:
 
     def __init__(self, reader: RedisReader, keywords: dict[str, Any], clock: Clock, minute_ms: int = MINUTE_MS) -> None:
         self._reader = reader
-        self._client = connect(keywords, max_connections=1)
+        self._client = async_client(keywords, max_connections=1)
         self._channels = {keys.channel(name, keywords.get("db", 0)): name for name in _CHANNELS}
         self._clock = clock
         self._minute_ms = minute_ms

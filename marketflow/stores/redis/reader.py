@@ -1,11 +1,10 @@
 """The cache in Redis, as the API reads it from its event loop."""
 
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 import redis
 import redis.asyncio
-from redis.backoff import NoBackoff
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
@@ -13,37 +12,9 @@ from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start, slic
 from marketflow.stores.candle_window import CandleWindow
 from marketflow.stores.ports import RecentCandles
 from marketflow.stores.redis import keys
-from marketflow.stores.redis.writer import TIMEOUT_SECONDS
+from marketflow.stores.redis.connection import async_client
 
 _T = TypeVar("_T")
-
-
-def pool_options(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords of a client as those of a pool of connections, which wants to be told their class."""
-    options = dict(keywords)
-    if path := options.pop("unix_socket_path", None):
-        options |= {"path": path, "connection_class": redis.asyncio.UnixDomainSocketConnection}
-    if options.pop("ssl", False):
-        options |= {"connection_class": redis.asyncio.SSLConnection}
-    return options
-
-
-def connect(keywords: dict[str, Any], max_connections: int) -> "redis.asyncio.Redis":
-    """A client that connects when first used, with an end to every wait and without retries.
-
-    Args:
-        keywords: see connection_keywords.
-        max_connections: who needs one more waits for it.
-    """
-    pool = redis.asyncio.BlockingConnectionPool(
-        **pool_options(keywords),
-        max_connections=max_connections,
-        timeout=TIMEOUT_SECONDS,
-        socket_timeout=TIMEOUT_SECONDS,
-        socket_connect_timeout=TIMEOUT_SECONDS,
-        retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
-    )
-    return redis.asyncio.Redis.from_pool(pool)
 
 
 class RedisReader:
@@ -81,7 +52,8 @@ class RedisReader:
         max_connections: int = 32,
     ) -> "RedisReader":
         """A reader with pools of its own, which connect when first used."""
-        return cls(connect(keywords, max_connections), clock, settle_ms, minute_ms, connect(keywords, 1))
+        client, ping_client = async_client(keywords, max_connections), async_client(keywords, max_connections=1)
+        return cls(client, clock, settle_ms, minute_ms, ping_client)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -17,7 +17,6 @@ from uuid import uuid4
 import msgspec
 import redis
 from loguru import logger
-from redis.backoff import NoBackoff
 from redis.client import Pipeline
 
 from marketflow.clock import Clock, milliseconds
@@ -27,9 +26,8 @@ from marketflow.model import MINUTE_MS, Candle, Candles, Series, Slot, Tick, min
 from marketflow.stores.circuit_breaker import CircuitBreaker
 from marketflow.stores.ports import MINUTES_KEPT_MS, SLICES_HELD, RecoveredCandles
 from marketflow.stores.redis import keys
+from marketflow.stores.redis.connection import sync_client
 from marketflow.stores.redis.slice_folding import candles, minutes_of_window, slices_of
-
-TIMEOUT_SECONDS = 0.25
 
 _CHUNK = 1000  # slots a script: what the server does in a few milliseconds
 _SERIES_A_READ = 50  # whose windows, of up to 4200 slices each, are read at once
@@ -40,25 +38,6 @@ EXPIRY_TOLD_PARTS = 10
 
 INDEX_MS = 5 * MINUTE_MS
 """How often the index of the series is written anew: it says how long ago one was configured, in days."""
-
-
-def connection_keywords(
-    host: str,
-    port: int,
-    password: str,
-    db: int,
-    username: str = "",
-    tls: bool = False,
-    tls_ca: str = "",
-    tls_cert: str = "",
-    tls_key: str = "",
-) -> dict[str, Any]:
-    """Keywords for a client of either kind; a `host` that begins with / is the path of a Unix socket."""
-    place = {"unix_socket_path": host} if host.startswith("/") else {"host": host, "port": port}
-    user = {"username": username} if username else {}
-    files = {"ssl_ca_certs": tls_ca, "ssl_certfile": tls_cert, "ssl_keyfile": tls_key}
-    ssl = {"ssl": True, "ssl_check_hostname": True, **{name: path for name, path in files.items() if path}}
-    return {**place, **user, "password": password or None, "db": db, **(ssl if tls else {})}
 
 
 # Of a slot the version with more ticks stays, the later one of two with as many: so it does not matter in which order,
@@ -168,13 +147,7 @@ class RedisWriter:
         max_connections: int = 100,
     ) -> "RedisWriter":
         """A cache with a client of its own, which connects when first used; a connection for each thread."""
-        client = redis.Redis(
-            **keywords,
-            max_connections=max_connections,
-            socket_timeout=TIMEOUT_SECONDS,
-            socket_connect_timeout=TIMEOUT_SECONDS,
-            retry=redis.retry.Retry(NoBackoff(), 0),
-        )
+        client = sync_client(keywords, max_connections=max_connections)
         return cls(client, series, clock, ttl_seconds, db=keywords.get("db", 0))
 
     @property

@@ -1,0 +1,84 @@
+"""Clients of Redis, synchronous and asynchronous, built in one way: short timeouts, and no retry that nobody sees."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+
+TIMEOUT_SECONDS = 0.25
+"""How long the pipeline and a request wait for a connection, and for an answer."""
+
+
+def connection_keywords(
+    host: str,
+    port: int,
+    password: str,
+    db: int,
+    username: str = "",
+    tls: bool = False,
+    tls_ca: str = "",
+    tls_cert: str = "",
+    tls_key: str = "",
+) -> dict[str, Any]:
+    """Keywords for a client of either kind; a `host` that begins with / is the path of a Unix socket."""
+    place = {"unix_socket_path": host} if host.startswith("/") else {"host": host, "port": port}
+    user = {"username": username} if username else {}
+    files = {"ssl_ca_certs": tls_ca, "ssl_certfile": tls_cert, "ssl_keyfile": tls_key}
+    ssl = {"ssl": True, "ssl_check_hostname": True, **{name: path for name, path in files.items() if path}}
+    return {**place, **user, "password": password or None, "db": db, **(ssl if tls else {})}
+
+
+def sync_client(
+    keywords: Mapping[str, Any], timeout_seconds: float = TIMEOUT_SECONDS, max_connections: int | None = None
+) -> "redis.Redis":
+    """A client for threads, which connects when first used.
+
+    Args:
+        keywords: see connection_keywords.
+        timeout_seconds: limit of connecting, and of each answer.
+        max_connections: one more raises an error; None is no limit.
+    """
+    return redis.Redis(
+        **keywords,
+        max_connections=max_connections,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=timeout_seconds,
+        retry=redis.retry.Retry(NoBackoff(), 0),
+    )
+
+
+def async_client(
+    keywords: Mapping[str, Any],
+    max_connections: int,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    answer_seconds: float | None = None,
+) -> "redis.asyncio.Redis":
+    """A client for one event loop, which connects when first used.
+
+    Args:
+        keywords: see connection_keywords.
+        max_connections: a call that finds all of them in use waits for one.
+        timeout_seconds: limit of that wait, of connecting, and of each answer.
+        answer_seconds: limit of each answer, where it is another one.
+    """
+    pool = redis.asyncio.BlockingConnectionPool(
+        **_pool_keywords(keywords),
+        max_connections=max_connections,
+        timeout=timeout_seconds,
+        socket_timeout=timeout_seconds if answer_seconds is None else answer_seconds,
+        socket_connect_timeout=timeout_seconds,
+        retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
+    )
+    return redis.asyncio.Redis.from_pool(pool)
+
+
+def _pool_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of a client as those of a pool, which takes the class of its connections instead of `ssl`."""
+    options = dict(keywords)
+    if path := options.pop("unix_socket_path", None):
+        options |= {"path": path, "connection_class": redis.asyncio.UnixDomainSocketConnection}
+    if options.pop("ssl", False):
+        options |= {"connection_class": redis.asyncio.SSLConnection}
+    return options
