@@ -4,8 +4,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -321,13 +320,15 @@ class _LeasedCache(RedisWriter):
             raise Unavailable("another process may be writing to the cache")
         return super().recover(minute_ms)
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def check_may_write(self) -> None:
+        """Reject writes while another process may hold the lease.
+
+        Raises:
+            Unavailable: nothing may be written now.
+        """
         if not self.may_write():
-            self._lacking = True
             raise _held_back()
-        with super()._writing():
-            yield
+        super().check_may_write()
 
 
 class _LeasedArchive(PostgresWriter):

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from marketflow.model import Mode, Series
-from marketflow.stores.redis import keys
+from marketflow.stores.redis import codec, keys
 from tests.faults.conftest import (
     RATE,
     ROWS_SECONDS,
@@ -297,7 +297,7 @@ def test_a_row_that_postgres_refuses_costs_that_row_alone(
     assert application.stop()[0] == 0
     assert_rows_equal(rows(), [each for each in traffic.sent if each[0] != refused], WINDOW_MS)
     with redis_db.client() as client:
-        kept = keys.decode_slots(client.zrange(keys.minutes_key(refused), 0, -1, withscores=True))
+        kept = codec.decode_slots(client.zrange(keys.minutes_key(refused), 0, -1, withscores=True))
     assert sum(candle.ticks for candle in kept.values()) == sum(series == refused for series, _ in traffic.sent)
 
 

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from marketflow.model import SLICE_MS, Candle, Series
-from marketflow.stores.redis import keys
+from marketflow.stores.redis import codec, keys
 from tests.faults.conftest import (
     LATE_MS,
     RATE,
@@ -55,11 +55,11 @@ def is_cached(client: "redis.Redis", sent: Sent, at: int) -> bool:
     """Whether Redis itself has every slice that had ended at a time (Unix ms), exactly, and newest ticks of then."""
     expected = candles_of_ticks(sent, SLICE_MS)
     for series in {slot.series for slot in expected}:
-        latest = keys.decode_latest(
+        latest = codec.decode_latest(
             cast("list[bytes | None]", client.hmget(keys.latest_key(series), keys.LATEST_FIELDS))
         )
         entries = cast("list[tuple[bytes, float]]", client.zrange(keys.window_key(series), 0, -1, withscores=True))
-        slices = keys.decode_slots(entries)
+        slices = codec.decode_slots(entries)
         wanted = {
             slot.start: candle
             for slot, candle in expected.items()

@@ -45,7 +45,7 @@ from marketflow.pipeline.operators import Backoff
 from marketflow.pipeline.state import Memory
 from marketflow.stores.circuit_breaker import CircuitBreaker
 from marketflow.stores.ports import RECENT_MS
-from marketflow.stores.redis import keys
+from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.writer import RedisWriter
 from tests.pipeline.virtual_time import VirtualPool, VirtualTime
 from tests.pipeline.world import START_MS, FakeArchive, FakeDays, ScriptedFeed
@@ -278,7 +278,7 @@ class Simulation:
             self._watch(self.run)
 
     def _watch(self, run: Run) -> None:
-        if run.recovered is None and run.cache._recovered and run.cache._backlog_read:
+        if run.recovered is None and run.cache.recovered and run.cache.backlog_read:
             run.recovered = self.seconds
 
     # Starts and ends
@@ -398,7 +398,7 @@ class Simulation:
             start = Slot(slot.series, minute_start(slot.start))
             slices[start] = slices.get(start, 0) + bits_of(candle)
         closed = self._stored(keys.minutes_key)
-        archived_until = keys.decode_start(self.redis.strings.get(keys.ARCHIVED_KEY))
+        archived_until = codec.decode_start(self.redis.strings.get(keys.ARCHIVED_KEY))
         still_open = minute_start(self.now_ms) - RECENT_MS - 2 * MINUTE_MS
 
         def survivors(slot: Slot, minute: Minute) -> int:
@@ -545,7 +545,7 @@ class Simulation:
         for series, tick in run.memory.all_newest().items():
             fields = self.redis.hmget(keys.latest_key(series), keys.LATEST_FIELDS)
             if tick.sequence / 1e6 - START_MS < settled * 1000:
-                latest = keys.decode_latest(fields)
+                latest = codec.decode_latest(fields)
                 of_this_run = tick.sequence / 1e6 - START_MS >= run.started * 1000
                 assert latest == tick or (not of_this_run and (latest is None or latest.order > tick.order)), (
                     f"the newest of {series} in the cache is {latest} and not {tick}"
@@ -583,7 +583,7 @@ class Simulation:
         return {
             Slot(series, start): candle
             for series in ALL_SERIES
-            for start, candle in keys.decode_slots(self.redis.sorted_sets.get(key_of(series), {}).items()).items()
+            for start, candle in codec.decode_slots(self.redis.sorted_sets.get(key_of(series), {}).items()).items()
         }
 
 

@@ -30,7 +30,7 @@ from marketflow.model import (
 )
 from marketflow.stores.circuit_breaker import BREAK_SECONDS, CircuitBreaker
 from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
-from marketflow.stores.redis import keys
+from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.connection import TIMEOUT_SECONDS
 from marketflow.stores.redis.connection import connection_keywords as redis_keywords
 from marketflow.stores.redis.reader import RedisReader
@@ -266,7 +266,7 @@ def test_candles_and_prices_come_back_to_the_last_bit(cache: RedisWriter, redis_
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(1, 2**62), st.integers(0, 2**62))
 def test_any_candle_survives_its_encoding(price: float, ticks: int, sequence: int) -> None:
     stored = Candle(price, price, price, price, price, ticks, 0, NOW, 0, NOW, 0, sequence)
-    assert keys.decode_slots([(keys.encode_candle(stored), float(NOW))]) == {NOW: stored}
+    assert codec.decode_slots([(codec.encode_candle(stored), float(NOW))]) == {NOW: stored}
 
 
 @pytest.mark.parametrize("kind", ["window", "minutes"])
@@ -280,14 +280,14 @@ def test_writing_twice_changes_nothing_and_a_fuller_version_takes_the_place_of_t
     put(one(ticks=1))
     assert slots_of(client, key) == once
     put(one(ticks=2))
-    assert keys.decode_slots(slots_of(client, key)) == {MINUTE: candle(ticks=2)}
+    assert codec.decode_slots(slots_of(client, key)) == {MINUTE: candle(ticks=2)}
     assert client.zcard(key) == 1
 
 
 def test_of_two_stored_versions_of_a_slot_the_fuller_counts() -> None:
-    poor, full = (keys.encode_candle(candle(ticks=ticks)) for ticks in (2, 10))
-    assert keys.decode_slots([(poor, MINUTE), (full, MINUTE)]) == {MINUTE: candle(ticks=10)}
-    assert keys.decode_slots([(full, MINUTE), (poor, MINUTE)]) == {MINUTE: candle(ticks=10)}
+    poor, full = (codec.encode_candle(candle(ticks=ticks)) for ticks in (2, 10))
+    assert codec.decode_slots([(poor, MINUTE), (full, MINUTE)]) == {MINUTE: candle(ticks=10)}
+    assert codec.decode_slots([(full, MINUTE), (poor, MINUTE)]) == {MINUTE: candle(ticks=10)}
 
 
 def test_slices_and_minutes_that_nobody_asks_for_any_more_are_trimmed(
@@ -343,7 +343,7 @@ def test_slices_between_two_times_are_those_of_any_process(
     inner = {slot: candle for slot, candle in written.items() if 100 <= slot.start - MINUTE < 300}
     with cache_at(keywords(redis_db), recovered=False) as other:
         assert other.slices_between(MINUTE + 100, MINUTE + 300) == inner
-        monkeypatch.setattr("marketflow.stores.redis.writer.SLICES_HELD", 1)
+        monkeypatch.setattr("marketflow.stores.redis.recovery.SLICES_HELD", 1)
         assert other.slices_between(MINUTE + 100, MINUTE + 300) == {}
 
 
@@ -352,7 +352,7 @@ def test_slices_that_are_more_than_memory_may_hold_are_recovered_as_minutes(
 ) -> None:
     ticks = [Tick(100.0 + n, MINUTE + n * 1000, n) for n in range(120)]
     cache.put_slices({Slot(series, slice_start(tick.at)): candle_of(tick) for tick in ticks for series in (BTC, ETH)})
-    monkeypatch.setattr("marketflow.stores.redis.writer.SLICES_HELD", 239)
+    monkeypatch.setattr("marketflow.stores.redis.recovery.SLICES_HELD", 239)
     with cache_at(keywords(redis_db), recovered=False) as next_run:
         slices, minutes, whole_from = next_run.recover()
     assert (slices, whole_from) == ({}, NOW)
@@ -370,7 +370,7 @@ def test_a_slice_of_one_tick_is_stored_as_that_tick_and_one_stored_in_full_is_st
     ((member, _),) = slots_of(client, keys.window_key(BTC))
     assert member == b"[100.5,%d,%d]" % (NOW, TICK.sequence)
     client.zadd(keys.window_key(BTC), {msgspec.json.encode(lone): NOW})
-    assert keys.decode_slots(slots_of(client, keys.window_key(BTC))) == {NOW: lone}
+    assert codec.decode_slots(slots_of(client, keys.window_key(BTC))) == {NOW: lone}
 
 
 def test_the_next_run_finds_what_is_left_of_series_that_were_removed_from_the_settings(

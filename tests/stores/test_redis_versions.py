@@ -17,7 +17,7 @@ from marketflow.errors import SettingsError, Unavailable
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot, Tick, candle_of
 from marketflow.settings import load
 from marketflow.stores.candle_window import CandleWindow
-from marketflow.stores.redis import keys
+from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.connection import connection_keywords
 from marketflow.stores.redis.near_cache import NearCache, _Entry
 from marketflow.stores.redis.reader import RedisReader
@@ -33,7 +33,7 @@ def held(redis_db: RedisServer, kind: Callable[[Series], str], start: int = MINU
     """Ticks of every version of a slot."""
     with redis_db.client() as client:
         found = slots_of(client, kind(BTC))
-    return [keys.decode_candle(member).ticks for member, score in found if score == start]
+    return [codec.decode_candle(member).ticks for member, score in found if score == start]
 
 
 def put(cache: RedisWriter, kind: str, slots: Candles) -> None:
@@ -55,12 +55,12 @@ def test_later_version_of_as_many_ticks_replaces_the_earlier_one(redis_db: Redis
             cache.put_minutes({Slot(BTC, MINUTE): candle(ticks=4, price=price)})
     with redis_db.client() as client:
         ((member, _),) = slots_of(client, keys.minutes_key(BTC))
-    assert keys.decode_candle(member).high == 202.0
+    assert codec.decode_candle(member).high == 202.0
 
 
 def test_unreadable_version_is_replaced(redis_db: RedisServer) -> None:
     with redis_db.client() as client, cache_at(keywords(redis_db)) as cache:
-        good = keys.encode_candle(candle(ticks=4))
+        good = codec.encode_candle(candle(ticks=4))
         unsound = (
             good.replace(b",4,", b",9e18,", 1),
             good.replace(b",4,", b",4.5,", 1),
@@ -98,8 +98,8 @@ def test_mirror_keeps_the_more_complete_version_while_it_fills() -> None:
 
 @pytest.mark.parametrize("place", [0, 300, 1199])
 def test_one_odd_time_moves_no_other_tick_of_a_long_recovery(place: int) -> None:
-    members = [keys.encode_candle(candle_of(Tick(1.0, MINUTE + number, number))) for number in range(0, 120_000, 100)]
-    members[place] = keys.encode_candle(candle_of(Tick(1.0, 10**14, 1)))
+    members = [codec.encode_candle(candle_of(Tick(1.0, MINUTE + number, number))) for number in range(0, 120_000, 100)]
+    members[place] = codec.encode_candle(candle_of(Tick(1.0, 10**14, 1)))
     minutes = minutes_of_window(members, MINUTE_MS)
     assert sum(each.ticks for each in minutes.values()) == 1199
     assert set(minutes) == {MINUTE, MINUTE + MINUTE_MS}
@@ -246,20 +246,20 @@ def test_odd_entry_costs_itself_alone(redis_db: RedisServer, member: bytes, scor
     with cache_at(keywords(redis_db), recovered=False) as again:
         found = again.recover().slices
         assert good.keys() <= found.keys()  # what is sound in itself counts by its own time, whatever its score
-        assert all(0 <= slot.start < keys.LATEST_MS and keys.is_sound(each) for slot, each in found.items())
+        assert all(0 <= slot.start < codec.LATEST_MS and codec.is_valid_candle(each) for slot, each in found.items())
         assert again.unarchived() == {}
 
 
 def test_odd_entries_are_counted_and_logged_once_a_kind(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "odd_entries", keys.OddEntries())
+    monkeypatch.setattr(codec, "invalid_entries", codec.InvalidEntries())
     for _ in range(3):
-        keys.decode_slots([(b"{", MINUTE), (b"[1.0,1763690040001,5]", float("inf"))])
-        keys.decode_series([(b"nonsense", 1.0)])
-        keys.decode_latest([b"nan", b"1", b"1"])
-        keys.decode_start(b"9" * 5000)
+        codec.decode_slots([(b"{", MINUTE), (b"[1.0,1763690040001,5]", float("inf"))])
+        codec.decode_series([(b"nonsense", 1.0)])
+        codec.decode_latest([b"nan", b"1", b"1"])
+        codec.decode_start(b"9" * 5000)
         minutes_of_window([b"{"], MINUTE_MS)
     counts = {"slot": 6, "time of a slot": 3, "series": 3, "newest price": 3, "mark of the archive": 3}
-    assert keys.odd_entries.counts == counts
+    assert codec.invalid_entries.counts == counts
     for kind in counts:
         assert len([line for line in log if f"kind={kind} " in line]) == 1
     assert max(map(len, log)) < 500
@@ -267,7 +267,7 @@ def test_odd_entries_are_counted_and_logged_once_a_kind(log: list[str], monkeypa
 
 def test_mirror_leaves_out_odd_announcements(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """As the reader does: an unsound candle would spoil every answer about its minute until it is evicted."""
-    monkeypatch.setattr(keys, "odd_entries", keys.OddEntries())
+    monkeypatch.setattr(codec, "invalid_entries", codec.InvalidEntries())
     taken: list[Any] = []
 
     def announce(near_cache: NearCache, channel: str, content: object) -> None:
@@ -277,8 +277,8 @@ def test_mirror_leaves_out_odd_announcements(log: list[str], monkeypatch: pytest
     async def check() -> None:
         near_cache = NearCache(cast("RedisReader", None), {"host": HOST, "port": 1}, SetClock())
         window = near_cache._windows.setdefault(BTC, _Entry(CandleWindow({}, {}))).window
-        unsound = msgspec.Raw(keys.encode_candle(msgspec.structs.replace(candle(), ticks=0)))
-        good = msgspec.Raw(keys.encode_candle(candle(ticks=3)))
+        unsound = msgspec.Raw(codec.encode_candle(msgspec.structs.replace(candle(), ticks=0)))
+        good = msgspec.Raw(codec.encode_candle(candle(ticks=3)))
         for channel in (keys.SLICES_CHANNEL, keys.MINUTES_CHANNEL):
             slots = [((BTC, MINUTE), unsound), ((BTC, -5), good), ((BTC, MINUTE + 1000), good)]
             announce(near_cache, channel, slots)
@@ -289,7 +289,7 @@ def test_mirror_leaves_out_odd_announcements(log: list[str], monkeypatch: pytest
 
     asyncio.run(check())
     assert taken == [(ETH, Tick(2.0, NOW, 1))]
-    assert keys.odd_entries.counts == {"announced slot": 4, "announced price": 1}
+    assert codec.invalid_entries.counts == {"announced slot": 4, "announced price": 1}
     assert len([line for line in log if "is left out" in line]) == 2
 
 

@@ -6,8 +6,8 @@ Nothing expires. The commands of a transaction are done at once.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from marketflow.stores.redis.keys import decode_candle
-from marketflow.stores.redis.writer import _PUT_SLOTS
+from marketflow.stores.redis.codec import decode_candle
+from marketflow.stores.redis.slot_script import PUT_SLOTS
 
 Call = Callable[[Callable[[], Any]], Any]
 """Does a command, or fails as a network does."""
@@ -63,18 +63,18 @@ class MemoryRedis:
         return self.expire(key, milliseconds)
 
     def eval(self, script: str, count: int, *rest: Any) -> None:
-        """The one script of the cache, as it says itself."""
-        assert script == _PUT_SLOTS
-        names, (_expiry, oldest, _channel, _announced, *parts) = rest[:count], rest[count:]
-        at = iter(parts)
+        """Do what PUT_SLOTS does; its docstring lists the arguments."""
+        assert script == PUT_SLOTS
+        names, (_expiry, _channel, _message, *arguments) = rest[:count], rest[count:]
+        following = iter(arguments)
         for key in names:
-            slots, trims = next(at), next(at)
-            for start, ticks, member in [(next(at), next(at), next(at)) for _ in range(slots)]:
+            slots, oldest = next(following), next(following)
+            for start, ticks, member in [(next(following), next(following), next(following)) for _ in range(slots)]:
                 held = self.zrangebyscore(key, start, start)
                 if max((decode_candle(other).ticks for other in held), default=-1) <= ticks:
                     self.zremrangebyscore(key, start, start)
                     self.zadd(key, {member: start})
-            if trims:
+            if oldest != "":
                 self.zremrangebyscore(key, "-inf", f"({oldest}")
 
     def zcard(self, key: str) -> int:

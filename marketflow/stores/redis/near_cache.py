@@ -24,7 +24,7 @@ from marketflow.logs import RateLimit
 from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start
 from marketflow.stores.candle_window import CandleWindow
 from marketflow.stores.ports import RECENT_MS, TickListener
-from marketflow.stores.redis import keys
+from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.connection import async_client
 from marketflow.stores.redis.reader import RedisReader
 
@@ -234,37 +234,24 @@ class NearCache:
         elif message["type"] == "message":
             match self._channels[message["channel"].decode()]:
                 case keys.NEWEST_CHANNEL:
-                    announced = _sound_ticks(keys.decode_newest(message["data"]))
+                    announced = codec.valid_ticks(codec.decode_newest(message["data"]))
                     for series, tick in announced:
                         if series in self._asked:
                             self._newest[series] = tick
                     for take in self._takers:
                         take(announced)
                 case keys.SLICES_CHANNEL if self._windows:
-                    for (series, start), candle in keys.decode_announced(message["data"]):
-                        if (entry := self._windows.get(series)) is not None and (found := _announced(start, candle)):
+                    for (series, start), candle in codec.decode_announced(message["data"]):
+                        if (entry := self._windows.get(series)) is not None and (
+                            found := codec.valid_slot(start, candle)
+                        ):
                             entry.window.put_slice(start, found)
                 case keys.MINUTES_CHANNEL if self._windows:
-                    for (series, start), candle in keys.decode_announced(message["data"]):
-                        if (entry := self._windows.get(series)) is not None and (found := _announced(start, candle)):
+                    for (series, start), candle in codec.decode_announced(message["data"]):
+                        if (entry := self._windows.get(series)) is not None and (
+                            found := codec.valid_slot(start, candle)
+                        ):
                             entry.window.put_minute(start, found)
-
-
-def _sound_ticks(announced: list[tuple[Series, Tick]]) -> list[tuple[Series, Tick]]:
-    if all(keys.is_sound_tick(tick) for _, tick in announced):
-        return announced
-    for each in announced:
-        if not keys.is_sound_tick(each[1]):
-            keys.odd_entries.note("announced price", each)
-    return [each for each in announced if keys.is_sound_tick(each[1])]
-
-
-def _announced(start: int, member: msgspec.Raw) -> Candle | None:
-    """The candle of a slot as it is announced; None, as when it is read, where it cannot be one."""
-    if 0 <= start < keys.LATEST_MS:
-        return keys.sound_candle("announced slot", bytes(member))
-    keys.odd_entries.note("announced slot", (start, bytes(member)))
-    return None
 
 
 class _NotNeeded(Exception):

@@ -11,7 +11,7 @@ from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start, slice_start
 from marketflow.stores.candle_window import CandleWindow
 from marketflow.stores.ports import RecentCandles
-from marketflow.stores.redis import keys
+from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.connection import async_client
 
 _T = TypeVar("_T")
@@ -88,7 +88,7 @@ class RedisReader:
             pipe.hmget(keys.latest_key(each), keys.LATEST_FIELDS)
             pipe.zrangebyscore(keys.minutes_key(each), minute_start(since), "+inf", withscores=True)
         answers = await _answer(pipe.execute())
-        minutes = [keys.decode_slots(answer) for answer in answers[1::2]]
+        minutes = [codec.decode_slots(answer) for answer in answers[1::2]]
 
         gaps = [self._between_settled(each, since, now_ms) for each in minutes]
         pipe = self._client.pipeline(transaction=False)
@@ -98,8 +98,8 @@ class RedisReader:
         slices = iter(await _whole(pipe))
         return [
             RecentCandles(
-                keys.decode_latest(latest),
-                keys.decode_slots(entry for _ in ranges for entry in next(slices)),
+                codec.decode_latest(latest),
+                codec.decode_slots(entry for _ in ranges for entry in next(slices)),
                 closed,
             )
             for latest, closed, ranges in zip(answers[::2], minutes, gaps, strict=True)
@@ -112,7 +112,7 @@ class RedisReader:
         pipe.zrangebyscore(keys.window_key(series), since, "+inf", withscores=True)
         pipe.zrangebyscore(keys.minutes_key(series), since, "+inf", withscores=True)
         slices, minutes = await _whole(pipe)
-        return RecentCandles(None, keys.decode_slots(slices), keys.decode_slots(minutes))
+        return RecentCandles(None, codec.decode_slots(slices), codec.decode_slots(minutes))
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of what is remembered from `since` on."""
@@ -142,9 +142,9 @@ class RedisReader:
 
 
 def _newest(latest: list[bytes | None], last_minute: list[tuple[bytes, float]]) -> Tick | None:
-    if (tick := keys.decode_latest(latest)) is not None:
+    if (tick := codec.decode_latest(latest)) is not None:
         return tick
-    return next((candle.newest for candle in keys.decode_slots(last_minute).values()), None)
+    return next((candle.newest for candle in codec.decode_slots(last_minute).values()), None)
 
 
 async def _whole(pipe: "redis.asyncio.client.Pipeline") -> list[Any]:

@@ -12,7 +12,7 @@ from operator import attrgetter
 import msgspec
 
 from marketflow.model import SLICE_MS, Candle, Tick, candle_of, merge, minute_start, more_complete, slice_start
-from marketflow.stores.redis.keys import LATEST_MS, sound_candle
+from marketflow.stores.redis.codec import LATEST_MS, valid_candle
 
 _decode_ticks = msgspec.json.Decoder(list[Tick]).decode
 
@@ -41,7 +41,7 @@ def minutes_of_window(members: Sequence[bytes], minute_ms: int) -> dict[int, Can
 def candles(members: Iterable[bytes]) -> Iterable[Candle]:
     """The candles of members, without those that this version cannot read or that nobody can add up."""
     for member in members:
-        if (candle := sound_candle("slot", member)) is not None:
+        if (candle := valid_candle("slot", member)) is not None:
             yield candle
 
 

@@ -1,0 +1,87 @@
+"""Calls of Redis by the writer: circuit breaker, log of outages, and whether the cache may lack something."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+from redis.client import Pipeline
+
+from marketflow.errors import Unavailable
+from marketflow.logs import Outage
+from marketflow.model import Series
+from marketflow.stores.circuit_breaker import CircuitBreaker
+
+_SERIES_A_READ = 50  # whose windows, of up to 4200 slices each, are read at once
+
+_CLUSTER_ERRORS = (
+    redis.exceptions.AskError,
+    redis.exceptions.MovedError,
+    redis.exceptions.ClusterCrossSlotError,
+    redis.exceptions.ClusterDownError,
+)
+"""Recognized by their type: redis-py cuts the error code off the text."""
+
+
+class RedisCalls:
+    """A client behind a circuit breaker; for any number of threads.
+
+    Args:
+        client: shared by all threads.
+        circuit_breaker: rejects calls for a while after a failure.
+    """
+
+    def __init__(self, client: "redis.Redis", circuit_breaker: CircuitBreaker) -> None:
+        self.client = client
+        self.incomplete = False
+        """Whether a call failed, so that the cache may lack what was written; reset by the probe alone."""
+        self._circuit_breaker = circuit_breaker
+        self._outage = Outage("Redis cannot be used", "Redis can be used again")
+        self._closed = False
+
+    def close(self) -> None:
+        """Close all connections, also under running calls; these raise Unavailable."""
+        self._closed = True
+        self.client.close()
+
+    @contextmanager
+    def calling(self) -> Iterator["redis.Redis"]:
+        """The client, for one or several calls.
+
+        Raises:
+            Unavailable: in place of any error of Redis, which opens the circuit breaker, and while that is open.
+        """
+        try:
+            self._circuit_breaker.check()
+            yield self.client
+        except redis.RedisError as error:
+            self.incomplete = True
+            self._circuit_breaker.failed()
+            self._outage.failed("cache", f"memory answers meanwhile: {_reason(error)}")
+            raise Unavailable(f"Redis cannot be used: {error}") from error
+        except BaseException as error:
+            self.incomplete = True
+            if self._closed:  # by another thread: errors of the client are expected
+                raise Unavailable("the cache is closed") from error
+            raise
+        self._circuit_breaker.succeeded()
+        self._outage.over("cache")
+
+    def each(
+        self, series: Sequence[Series], key_of: Callable[[Series], str], command: "Callable[[Pipeline, str], object]"
+    ) -> Iterator[tuple[Series, Any]]:
+        """Each series with the answer to a command about its key; within `calling`, in pipelines of a few series."""
+        for begin in range(0, len(series), _SERIES_A_READ):
+            some = series[begin : begin + _SERIES_A_READ]
+            with self.client.pipeline(transaction=False) as pipe:
+                for each in some:
+                    command(pipe, key_of(each))
+                yield from zip(some, pipe.execute(), strict=True)
+
+
+def _reason(error: redis.RedisError) -> str:
+    """The text of an error; says so where it comes from a node of a cluster, which refuses keys of other nodes."""
+    text = str(error)
+    if isinstance(error, _CLUSTER_ERRORS) or "SELECT is not allowed in cluster" in text:
+        return f"it is a node of a Redis Cluster, which MarketFlow does not follow; set redis.host to another ({text})"
+    return text

@@ -1,0 +1,131 @@
+"""Writes slots to sorted sets by a Lua script; written for Redis 6.2."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import msgspec
+import redis
+
+from marketflow.clock import Clock, milliseconds
+from marketflow.model import Candle, Candles, Series, Slot, minute_start
+from marketflow.stores.redis import codec, keys
+
+_SLOTS_A_CALL = 1000  # a few milliseconds of the server
+
+# One script for all series of a write: no reader meets a slot between its old and its new version, and every change is
+# published. Of two versions of a slot the one with more ticks stays, the later one where both have as many; so order,
+# repetition and the number of writers do not matter.
+PUT_SLOTS = """
+local function ticks_of(member)
+    local ok, candle = pcall(cjson.decode, member)
+    if not ok or type(candle) ~= 'table' then return 0 end
+    if #candle == 3 then return 1 end
+    -- An invalid member, which every reader skips, must not keep the right version out.
+    for i = 1, 5 do
+        local price = candle[i]
+        if type(price) ~= 'number' or price ~= price or math.abs(price) == math.huge then return 0 end
+    end
+    local ticks = candle[6]
+    if type(ticks) ~= 'number' or ticks ~= math.floor(ticks) or ticks < 1 or ticks > 2^53 then return 0 end
+    return ticks
+end
+local at = 4
+for _, key in ipairs(KEYS) do
+    local count, oldest = tonumber(ARGV[at]), ARGV[at + 1]
+    local trims = oldest ~= ''
+    local expires = trims
+    at = at + 2
+    for _ = 1, count do
+        local start, ticks, member = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
+        at = at + 3
+        local held, most = redis.call('zrangebyscore', key, start, start), -1
+        for _, other in ipairs(held) do most = math.max(most, ticks_of(other)) end
+        if most <= ticks then
+            if #held > 0 then
+                redis.call('zremrangebyscore', key, start, start)
+                expires = true  -- a key that loses its last member loses its expiry
+            end
+            redis.call('zadd', key, start, member)
+        end
+    end
+    if trims then redis.call('zremrangebyscore', key, '-inf', '(' .. oldest) end
+    if expires then redis.call('pexpire', key, ARGV[1]) end
+end
+redis.call('publish', ARGV[2], ARGV[3])
+"""
+"""Write slots of several sorted sets.
+
+KEYS: the sorted sets. ARGV: expiry (ms), channel, message; then for each key the number of its slots, the start of the
+oldest slot to keep (empty: do not trim now), and each slot as start, ticks, member.
+"""
+
+
+class SlotScript:
+    """Writes, trims and publishes the slots of one kind of sorted set; for any number of threads.
+
+    Args:
+        key_of: gives the key of a series.
+        kept_ms: how far back slots are kept.
+        channel: where they are published.
+        clock: the time by which they are trimmed.
+    """
+
+    def __init__(self, key_of: Callable[[Series], str], kept_ms: int, channel: str, clock: Clock) -> None:
+        self._key_of = key_of
+        self._kept_ms = kept_ms
+        self._channel = channel
+        self._clock = clock
+        self._trimmed_to: dict[str, int] = {}  # by key
+
+    def renew_expiry(self) -> None:
+        """Trim every key at its next write, which sets its expiry as well: Redis may have been emptied."""
+        self._trimmed_to = {}
+
+    def put(self, client: "redis.Redis", slots: Candles, untrimmed: Mapping[Series, Iterable[int]] = {}) -> None:
+        """Write slots.
+
+        Args:
+            client: to be used.
+            slots: whole slices or minutes.
+            untrimmed: starts of minutes that are to be kept, however old.
+
+        Raises:
+            redis.RedisError: not all are written.
+        """
+        entries = list(slots.items())
+        # Whole minutes are trimmed: a recovery would take what is left of one for the whole minute.
+        oldest = minute_start(milliseconds(self._clock())) - self._kept_ms
+        for begin in range(0, len(entries), _SLOTS_A_CALL):
+            self._call(client, entries[begin : begin + _SLOTS_A_CALL], oldest, untrimmed)
+
+    def _call(
+        self,
+        client: "redis.Redis",
+        entries: Sequence[tuple[Slot, Candle]],
+        oldest: int,
+        untrimmed: Mapping[Series, Iterable[int]],
+    ) -> None:
+        by_series: defaultdict[Series, list[object]] = defaultdict(list)
+        published: list[tuple[Slot, msgspec.Raw]] = []
+        within: set[Series] = set()
+        for slot, candle in entries:
+            member = codec.encode_candle(candle)
+            by_series[slot.series] += (slot.start, candle.ticks, member)
+            published.append((slot, msgspec.Raw(member)))
+            if slot.start >= oldest:
+                within.add(slot.series)
+        trimmed: dict[str, int] = {}
+        trimmed_to = self._trimmed_to
+        names: list[str] = []
+        arguments: list[object] = [keys.EXPIRY_MS, self._channel, codec.encode_announcement(published)]
+        for series, slots in by_series.items():
+            names.append(key := self._key_of(series))
+            # Once a minute: trimming costs as much as writing a slot.
+            due = trimmed_to.get(key) != oldest
+            kept = min((oldest, *untrimmed.get(series, ()))) if untrimmed else oldest
+            arguments += (len(slots) // 3, kept if due else "", *slots)
+            if due and series in within:
+                trimmed[key] = oldest
+        # The text each time: a restarted server knows no script by its hash.
+        client.eval(PUT_SLOTS, len(names), *names, *arguments)  # type: ignore[arg-type]
+        trimmed_to |= trimmed
