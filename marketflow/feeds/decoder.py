@@ -20,7 +20,7 @@ from marketflow.model import SLICE_MS, Candle, Candles, Mode, Series, Slot, slic
 
 MAX_LINE_BYTES = 64 * 1024
 
-BadLine = Literal["malformed", "no_symbol", "bad_price", "unknown_symbol", "too_long"]
+BadLine = Literal["malformed", "no_symbol", "bad_price", "unknown_symbol", "too_long", "unknown_message"]
 Reason = BadLine | OffTime
 """Why a line is dropped."""
 

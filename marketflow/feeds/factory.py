@@ -1,7 +1,9 @@
 """The feeds that the settings ask for, each with a decoder of its own."""
 
+import time
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from reactivex import abc
 
@@ -12,7 +14,10 @@ from marketflow.feeds.generator import GeneratorFeed, Market
 from marketflow.feeds.tcp import TcpFeed
 from marketflow.logs import RateLimit
 from marketflow.model import Mode
-from marketflow.settings import Settings
+from marketflow.settings import ExchangeSettings, Settings
+
+if TYPE_CHECKING:
+    from marketflow.feeds.venues.limits import AttemptBudget
 
 
 def configured_feeds(settings: Settings, clock: Clock, generating: abc.SchedulerBase) -> dict[Mode, Sequence[Feed]]:
@@ -30,19 +35,49 @@ def _generators(settings: Settings, clock: Clock, scheduler: abc.SchedulerBase) 
 
 
 def _exchanges(settings: Settings, clock: Clock) -> list[Feed]:
-    return [
-        TcpFeed(
-            exchange.name,
-            exchange.host,
-            exchange.port,
-            _decoder(settings, Mode.LIVE, exchange.name, clock),
-            settings.flow.stale_after_seconds,
-        )
-        for exchange in settings.exchanges
-    ]
+    budgets: dict[str, AttemptBudget] = {}
+
+    def feed(exchange: ExchangeSettings) -> Feed:
+        symbols = tuple(exchange.symbols) or settings.symbols
+        decoder = _decoder(settings, Mode.LIVE, exchange.name, clock, symbols)
+        silence = settings.flow.stale_after_seconds
+        if not exchange.venue:
+            return TcpFeed(exchange.name, exchange.host, exchange.port, decoder, silence)
+        return _venue_feed(exchange, symbols, decoder, silence, budgets)
+
+    return [feed(exchange) for exchange in settings.exchanges]
 
 
-def _decoder(settings: Settings, mode: Mode, exchange: str, clock: Clock) -> Decoder:
+def _venue_feed(
+    exchange: ExchangeSettings,
+    symbols: Sequence[str],
+    decoder: Decoder,
+    silence: float,
+    budgets: "dict[str, AttemptBudget]",
+) -> Feed:
+    # Lazily: a start without venues needs no WebSocket client.
+    from marketflow.feeds.venues.limits import AttemptBudget
+    from marketflow.feeds.venues.registry import VENUES
+    from marketflow.feeds.venues.websocket_feed import VenueFeed
+
+    venue = VENUES[exchange.venue]
+    budget = budgets.setdefault(exchange.venue, AttemptBudget(*venue.attempts, time.monotonic))
+    return VenueFeed(
+        exchange.name,
+        venue,
+        symbols,
+        {ours: native for ours, native in exchange.symbols.items() if native},
+        decoder,
+        silence,
+        budget,
+        exchange.url,
+        exchange.rest_url,
+    )
+
+
+def _decoder(
+    settings: Settings, mode: Mode, exchange: str, clock: Clock, symbols: Sequence[str] | None = None
+) -> Decoder:
     limit, rare = RateLimit(10.0), RateLimit(60.0)
 
     def on_clock(text: str) -> None:
@@ -56,4 +91,5 @@ def _decoder(settings: Settings, mode: Mode, exchange: str, clock: Clock) -> Dec
             exchange=exchange,
         )
 
-    return Decoder(mode, exchange, settings.symbols, clock, settings.flow.max_clock_skew_ms, on_reject, on_clock)
+    taken = settings.symbols if symbols is None else symbols
+    return Decoder(mode, exchange, taken, clock, settings.flow.max_clock_skew_ms, on_reject, on_clock)

@@ -82,6 +82,9 @@ def _check_together(settings: Settings) -> None:
             f'archive.keep_days = "{settings.archive.keep_days}": must be at least archive.keep_minutes'
             f' ("{settings.archive.keep_minutes}"), and "" where that is ""'
         )
+    for number, exchange in enumerate(settings.exchanges):
+        if others := [symbol for symbol in exchange.symbols if symbol not in settings.symbols]:
+            raise SettingsError(f"exchanges[{number}].symbols = {others}: must be among symbols")
     files = [name for name in ("tls_ca", "tls_cert", "tls_key") if getattr(settings.redis, name)]
     if files and not settings.redis.tls:
         raise SettingsError(f"redis.{files[0]}: is of no use without redis.tls = true")
@@ -190,14 +193,36 @@ def _exchanges(value: object) -> tuple[ExchangeSettings, ...]:
 
 def _exchange(place: str, item: object) -> ExchangeSettings:
     fields = {str(name).lower(): value for name, value in item.items()} if isinstance(item, Mapping) else {}
-    if fields.keys() != {"name", "address"}:  # the message shows the names alone: values could be anything
-        raise _Wrong("must be a table of name and address, and of nothing else", place, list(fields) or item)
+    allowed = {"name", "venue", "symbols", "url", "rest_url"} if "venue" in fields else {"name", "address"}
+    required = {"name", "venue"} if "venue" in fields else allowed
+    if not required <= fields.keys() <= allowed:  # the message shows the names alone: values could be anything
+        meant = "must be a table of name and address, or of name and venue (with symbols, url, rest_url where needed)"
+        raise _Wrong(meant, place, list(fields) or item)
     name = _held_to(model.ExchangeName, fields["name"], f"{place}.name")
+    if "venue" in fields:
+        return _venue(name, place, fields)
     address = fields["address"]
     match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
     if match is None or not 1 <= int(match[2]) <= 65535:
         raise _Wrong("must be host:port, the port from 1 to 65535", f"{place}.address", address)
     return ExchangeSettings(name=name, address=match[0])
+
+
+def _venue(name: str, place: str, fields: Mapping[str, object]) -> ExchangeSettings:
+    venue = _held_to(model.VenueName, fields["venue"], f"{place}.venue")
+    if not venue:
+        raise _Wrong(f"must be one of {', '.join(model.VENUES)}", f"{place}.venue", venue)
+    for key, schemes in (("url", ("ws", "wss")), ("rest_url", ("http", "https"))):
+        url = fields.get(key, "")
+        if not isinstance(url, str) or (url and not re.fullmatch(rf"({'|'.join(schemes)})://[^\s/@]+(/\S*)?", url)):
+            raise _Wrong(f"must be a URL that begins with {schemes[1]}:// or {schemes[0]}://", f"{place}.{key}", url)
+    symbols = fields.get("symbols", [])
+    names = symbols if isinstance(symbols, Mapping) else dict.fromkeys(_symbols(symbols) if symbols != [] else (), "")
+    native = {str(ours).upper(): str(theirs) for ours, theirs in names.items()}  # dynaconf may change the case of keys
+    if native:
+        _symbols([*native])
+    urls = {key: str(fields.get(key, "")) for key in ("url", "rest_url")}
+    return ExchangeSettings(name=name, venue=venue, symbols=native, **urls)
 
 
 def _store_host(section: str, value: object) -> str:

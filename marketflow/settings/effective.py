@@ -43,7 +43,7 @@ def as_text(value: Any) -> str:
         case []:
             return "none"
         case [dict(), *_]:
-            return "\n".join(f"{each['name']} at {each['address']}" for each in value)
+            return "\n".join(f"{each['name']} at {each.get('address') or each['venue']}" for each in value)
         case list():
             return " ".join(value)
     return str(value)

@@ -73,6 +73,8 @@ ExchangeName = Annotated[
     str,
     _matches(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", "1 to 32 letters, digits, - _ . beginning with a letter or a digit"),
 ]
+VenueName = Literal["", "binance", "coinbase", "kraken", "okx", "bybit"]
+VENUES: tuple[str, ...] = tuple(filter(None, get_args(VenueName)))
 SslMode = Literal["", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 Keep = Annotated[
     str, _matches(r"(([2-9]|[1-9][0-9]{1,4})d)?", 'a number of days from 2d to 99999d, such as "90d", or "" for ever')
@@ -124,11 +126,20 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True):
         return [(field.name, "***" if value and is_secret(field.type) else value) for field, value in values]
 
 
-class ExchangeSettings(_Section, frozen=True, kw_only=True):
-    """One exchange: the name its prices go by, and the `host:port` of its feed (`[::1]:40101` for IPv6)."""
+class ExchangeSettings(_Section, frozen=True, kw_only=True, omit_defaults=True):
+    """One exchange: the name its prices go by, and either the `host:port` of its feed (`[::1]:40101` for IPv6), or the
+    venue whose protocol it speaks.
+
+    Of a venue `symbols` has those that are taken from it, all where it is empty, each with the venue's name of it, or
+    "" where the venue's list of instruments gives it. `url` and `rest_url` are the venue's own where they are empty.
+    """
 
     name: ExchangeName
-    address: str
+    address: str = ""
+    venue: VenueName = ""
+    symbols: dict[str, str] = {}
+    url: str = ""
+    rest_url: str = ""
 
     @property
     def host(self) -> str:

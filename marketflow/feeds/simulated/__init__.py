@@ -1,0 +1,1 @@
+"""Venues that are simulated: the generator behind the protocol of a real venue."""

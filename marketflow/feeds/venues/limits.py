@@ -1,0 +1,65 @@
+"""What a venue allows to this address: how many connections may be begun, and what its refusals ask for."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+
+_MEANINGS: dict[int, tuple[str, float]] = {
+    403: ("refused by the venue for this address or location", 300.0),
+    418: ("this address is banned by the venue for asking too often", 120.0),
+    429: ("the venue is asked too often from this address", 30.0),
+    451: ("refused by the venue for this location", 300.0),
+}
+"""By status: in words, and the seconds before the next attempt where the venue does not say them."""
+
+MAX_PAUSE_SECONDS = 3600.0
+
+
+class VenueRefusal(OSError):
+    """The venue answered with a status that means no.
+
+    Args:
+        status: the HTTP status.
+        text: what it means.
+        pause_seconds: how long to wait before the next attempt; 0 where the usual pause will do.
+    """
+
+    def __init__(self, status: int, text: str, pause_seconds: float) -> None:
+        super().__init__(f"{status}: {text}")
+        self.status = status
+        self.pause_seconds = pause_seconds
+
+
+def refusal_of(status: int, headers: Mapping[str, str]) -> VenueRefusal:
+    """The refusal that a status and its headers are; Retry-After is obeyed up to an hour."""
+    text, pause = _MEANINGS.get(status, ("the venue cannot answer" if status >= 500 else "refused by the venue", 0.0))
+    asked = headers.get("Retry-After", "")
+    if asked.isascii() and asked.isdigit():
+        pause = max(pause if status == 418 else 0.0, min(float(asked), MAX_PAUSE_SECONDS))
+    return VenueRefusal(status, text, pause)
+
+
+class AttemptBudget:
+    """At most `attempts` in any `seconds`; shared by all feeds of a venue, safe between threads.
+
+    Args:
+        attempts, seconds: the limit.
+        monotonic: the time in seconds.
+    """
+
+    def __init__(self, attempts: int, seconds: float, monotonic: Callable[[], float]) -> None:
+        self._attempts, self._seconds, self._monotonic = attempts, seconds, monotonic
+        self._begun: deque[float] = deque()
+        self._lock = threading.Lock()
+
+    def take(self) -> float:
+        """Take one attempt; gives the seconds to wait before it, 0 where it may begin now."""
+        with self._lock:
+            now = self._monotonic()
+            while self._begun and self._begun[0] <= now - self._seconds:
+                self._begun.popleft()
+            wait = 0.0
+            if len(self._begun) >= self._attempts:
+                wait = max(0.0, self._begun[-self._attempts] + self._seconds - now)
+            self._begun.append(now + wait)
+            return wait

@@ -1,0 +1,176 @@
+"""What a venue is to the WebSocket feed, and what its frames come to.
+
+Every frame is decoded to a list of events. A frame, or a trade in it, that cannot be decoded becomes a `Rejected`: it
+is counted, and costs nothing but itself.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from typing import ClassVar, Literal, NamedTuple, TypeVar
+
+import msgspec
+
+Side = Literal["buy", "sell"]
+
+MAX_FRAME_BYTES = 2**20
+"""A longer frame is rejected; the largest that a venue sends is some hundred kB (1,024 trades of Bybit)."""
+
+# As msgspec raises on hostile bytes: bad JSON or types, bad UTF-8, thousands of nested brackets.
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+_T = TypeVar("_T")
+
+
+class Trade(msgspec.Struct, frozen=True, gc=False):
+    """One trade, or several of one taker order that the venue reports as one.
+
+    Args:
+        symbol: the venue's name of the instrument.
+        price, quantity: as the venue says them; quantity in base units.
+        at: event time in Unix ms.
+        id: ascending per symbol; of several trades the last one's. None where the venue has none that ascend.
+        side: of the taker.
+        count: how many trades it stands for.
+    """
+
+    symbol: str
+    price: float
+    quantity: float
+    at: int
+    id: int | None
+    side: Side
+    count: int = 1
+
+
+class Acknowledged(NamedTuple):
+    """Subscriptions that the venue has confirmed; without symbols where it does not name them."""
+
+    symbols: tuple[str, ...] = ()
+
+
+class Refused(NamedTuple):
+    """A subscription that the venue refuses, in its words; the symbol where it can be told."""
+
+    text: str
+    symbol: str | None = None
+
+
+class Alive(NamedTuple):
+    """A sign of life without a trade; `newest_id` is the symbol's newest trade by the venue, where it says so."""
+
+    symbol: str | None = None
+    newest_id: int | None = None
+
+
+class Closing(NamedTuple):
+    """The venue is about to close the connection."""
+
+    text: str
+
+
+class Rejected(NamedTuple):
+    """What could not be decoded: the reason and an example."""
+
+    reason: Literal["malformed", "bad_price", "unknown_message"]
+    example: bytes
+
+
+Event = Trade | Acknowledged | Refused | Alive | Closing | Rejected
+
+
+class Instrument(NamedTuple):
+    """What can be traded: the venue's name of it, base and quote in common letters, and whether it trades now."""
+
+    symbol: str
+    base: str
+    quote: str
+    trading: bool
+
+
+class Venue(ABC):
+    """The protocol of one venue. `decode` never raises; `instruments` does for an answer that is none."""
+
+    name: ClassVar[str]
+    url: ClassVar[str]
+    rest_url: ClassVar[str]
+    symbols_a_connection: ClassVar[int]
+    attempts: ClassVar[tuple[int, float]]
+    """How many connections may be begun in how many seconds, below what the venue allows to an address."""
+    ping: ClassVar[tuple[float, str] | None] = None
+    """After how many seconds without a frame which text is sent; None where the protocol's own pings do."""
+    instruments_path: ClassVar[str]
+    """Path and query of the list of instruments, below `rest_url`."""
+
+    @abstractmethod
+    def subscribe(self, symbols: Sequence[str]) -> list[str]:
+        """The frames that subscribe to the trades of these symbols, within the venue's limits."""
+
+    @abstractmethod
+    def decode(self, frame: bytes) -> list[Event]:
+        """What a frame says."""
+
+    @abstractmethod
+    def instruments(self, body: bytes) -> list[Instrument]:
+        """The instruments of an answer.
+
+        Raises:
+            msgspec.MsgspecError: it is no such answer.
+            VenueError: it says what is wrong.
+        """
+
+
+class VenueError(Exception):
+    """An answer of a venue that says what is wrong."""
+
+
+def number(text: object) -> float:
+    """A decimal number, from a JSON number or a string such as 0.1, 1e-8 or 1E+3.
+
+    Raises:
+        ValueError: it is none; NaN and Infinity are none.
+    """
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        return float(text)
+    if isinstance(text, str) and _NUMBER.fullmatch(text):
+        return float(text)
+    raise ValueError(f"{text!r} is no number")
+
+
+def unix_ms(text: str) -> int:
+    """A time in RFC 3339 as Unix ms; what is below a millisecond is cut.
+
+    Raises:
+        ValueError: it is none, or has no offset.
+    """
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text!r} has no offset")
+    return int(moment.timestamp() * 1_000_000) // 1000
+
+
+def each(rows: Iterable[msgspec.Raw], decode: Callable[[bytes], _T], to_trade: Callable[[_T], Trade]) -> list[Event]:
+    """A trade for each row; one that is none is rejected, and the others are kept."""
+    events: list[Event] = []
+    for row in rows:
+        raw = bytes(row)
+        try:
+            events.append(to_trade(decode(raw)))
+        except UNDECODABLE:
+            events.append(Rejected("malformed", raw[:200]))
+        except (ValueError, OverflowError):
+            events.append(Rejected("bad_price", raw[:200]))
+    return events
+
+
+def compact(message: object) -> str:
+    """A message as JSON text."""
+    return msgspec.json.encode(message).decode()
+
+
+def chunks(symbols: Sequence[str], size: int) -> list[Sequence[str]]:
+    """The symbols in groups of at most `size`."""
+    return [symbols[start : start + size] for start in range(0, len(symbols), size)]

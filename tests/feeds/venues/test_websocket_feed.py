@@ -1,0 +1,214 @@
+"""A venue's feed on a real WebSocket: it subscribes, counts each trade once, and ends for the right reasons."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from reactivex import abc
+
+from marketflow.clock import system_clock
+from marketflow.feeds.decoder import Decoder
+from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent
+from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal, refusal_of
+from marketflow.feeds.venues.registry import VENUES
+from marketflow.feeds.venues.venue import Trade
+from marketflow.feeds.venues.websocket_feed import VenueFeed
+from marketflow.model import Candles, FeedState, Mode
+from tests.support.servers import wait_until
+from tests.support.venue_server import VenueServer
+
+SYMBOLS = ("BTCUSDT", "ETHUSDT")
+
+
+class Receiver:
+    """One attempt of a feed, and what came of it."""
+
+    def __init__(self, server: VenueServer, venue: str, stale_after: float = 15.0, budget: int = 100) -> None:
+        self.decoder = Decoder(Mode.LIVE, venue, SYMBOLS, system_clock, 5_000, lambda *_: None)
+        attempts = AttemptBudget(budget, 60.0, time.monotonic)
+        self.feed = VenueFeed(
+            venue, VENUES[venue], SYMBOLS, {}, self.decoder, stale_after, attempts, server.url, server.rest_url
+        )
+        self.batches: list[Candles] = []
+        self.errors: list[Exception] = []
+        self.completed = threading.Event()
+
+    @property
+    def ticks(self) -> int:
+        return sum(candle.ticks for batch in self.batches for candle in batch.values())
+
+    def subscribe(self) -> abc.DisposableBase:
+        return self.feed.batches().subscribe(self.batches.append, self.errors.append, self.completed.set)
+
+
+@contextmanager
+def receiving(server: VenueServer, venue: str, stale_after: float = 15.0) -> Iterator[Receiver]:
+    receiver = Receiver(server, venue, stale_after)
+    subscription = receiver.subscribe()
+    try:
+        wait_until(lambda: bool(server.received and server.received[-1]))
+        yield receiver
+    finally:
+        subscription.dispose()
+
+
+def trade(server: VenueServer, number: int, symbol: str = "BTCUSDT", price: float = 100.5) -> str:
+    at = time.time_ns() // 1_000_000
+    return server.dialect.trade(Trade(server.dialect.native(symbol), price, 0.25, at, number, "buy"))
+
+
+@pytest.mark.parametrize("venue", VENUES)
+def test_trades_arrive_once_under_our_names(venue: str) -> None:
+    with VenueServer(venue, SYMBOLS) as server, receiving(server, venue) as receiver:
+        server.send(*(trade(server, number) for number in (1, 2, 2, 3, 1)), trade(server, 1, "ETHUSDT", 7.5))
+        wait_until(lambda: receiver.ticks == 4)
+        assert {slot.series.symbol for batch in receiver.batches for slot in batch} == set(SYMBOLS)
+        assert receiver.feed.doubles == 2
+        assert receiver.feed.state is FeedState.CONNECTED
+        receiver.feed.stop()
+        assert receiver.completed.wait(5)
+        assert not receiver.errors
+
+
+@pytest.mark.parametrize("venue", VENUES)
+def test_hostile_frames_are_counted_and_the_connection_stays(venue: str) -> None:
+    with VenueServer(venue, SYMBOLS) as server, receiving(server, venue) as receiver:
+        hostile: list[str | bytes] = ["[]", "42", "{", "[" * 5000, '{"x":1}', b"\x00\xff\xfe", "x" * (2 * 2**20)]
+        server.send(*hostile)
+        other = server.dialect.trade(Trade(server.dialect.native("XRPUSDT"), 1.0, 1.0, 1, 1, "buy"))
+        server.send(other, trade(server, 1))
+        wait_until(lambda: receiver.ticks == 1)
+        assert receiver.decoder.rejected["too_long"] == 1
+        assert receiver.decoder.rejected["unknown_symbol"] == 1
+        assert receiver.decoder.rejected.total() == len(hostile) + 1
+        assert not receiver.errors
+        assert server.handshakes == 1
+
+
+def test_absent_symbol_is_named_and_the_others_flow() -> None:
+    with VenueServer("kraken", ["ETHUSDT"]) as server, receiving(server, "kraken") as receiver:
+        server.send(trade(server, 1, "ETHUSDT"))
+        wait_until(lambda: receiver.ticks == 1)
+        assert receiver.feed.absent == {"BTCUSDT"}
+
+
+def test_closed_connection_is_an_error_and_the_next_subscribes_again() -> None:
+    with VenueServer("okx", SYMBOLS) as server, receiving(server, "okx") as receiver:
+        server.connections[0].close(1012)
+        wait_until(lambda: bool(receiver.errors))
+        assert isinstance(receiver.errors[0], ConnectionLost)
+        assert receiver.feed.state is FeedState.CONNECTING
+        with_again = receiver.subscribe()
+        wait_until(lambda: len(server.received) == 2 and bool(server.received[1]))
+        assert server.received[1] == server.received[0]
+        server.send(trade(server, 1))
+        wait_until(lambda: receiver.ticks == 1)
+        with_again.dispose()
+
+
+def test_notice_of_the_venue_ends_the_connection_at_once() -> None:
+    with VenueServer("okx", SYMBOLS) as server, receiving(server, "okx") as receiver:
+        server.send('{"event":"notice","code":"64008","msg":"The connection will soon be closed."}')
+        wait_until(lambda: bool(receiver.errors))
+        assert "soon be closed" in str(receiver.errors[0])
+
+
+def test_silence_of_trades_ends_a_connection_that_still_beats() -> None:
+    with VenueServer("kraken", SYMBOLS) as server, receiving(server, "kraken", stale_after=0.5) as receiver:
+        beating = True
+
+        def beat() -> None:
+            while beating:
+                server.send('{"channel":"heartbeat"}')
+                pause.wait(0.05)
+
+        pause = threading.Event()
+        thread = threading.Thread(target=beat)
+        thread.start()
+        wait_until(lambda: bool(receiver.errors))
+        beating = False
+        thread.join()
+        assert isinstance(receiver.errors[0], ConnectionSilent)
+        assert receiver.feed.state is FeedState.STALE
+        again = receiver.subscribe()
+        wait_until(lambda: server.handshakes == 2)
+        assert receiver.feed.state is FeedState.STALE
+        wait_until(lambda: bool(server.received[-1]))
+        server.send(trade(server, 1))
+        wait_until(lambda: receiver.feed.state is FeedState.CONNECTED)
+        again.dispose()
+
+
+def test_heartbeat_with_the_newest_id_proves_a_quiet_market() -> None:
+    with VenueServer("coinbase", SYMBOLS) as server, receiving(server, "coinbase", stale_after=0.5) as receiver:
+        server.send(trade(server, 5))
+        wait_until(lambda: receiver.ticks == 1)
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            server.send(server.dialect.beat("BTC-USDT", 5))
+            threading.Event().wait(0.1)
+        assert not receiver.errors
+        server.send(server.dialect.beat("BTC-USDT", 8))
+        wait_until(lambda: bool(receiver.errors))
+        assert isinstance(receiver.errors[0], ConnectionSilent)
+
+
+def test_quiet_client_pings_as_the_venue_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(VENUES["okx"]), "ping", (0.2, "ping"))
+    with VenueServer("okx", SYMBOLS) as server, receiving(server, "okx") as receiver:
+        wait_until(lambda: server.received[0].count("ping") >= 2)
+        assert not receiver.errors
+
+
+@pytest.mark.parametrize(("status", "words"), [(451, "this location"), (403, "address or location"), (418, "banned")])
+def test_refused_handshake_says_why(status: int, words: str) -> None:
+    with VenueServer("bybit", SYMBOLS, refusals=[(status, {})]) as server:
+        receiver = Receiver(server, "bybit")
+        receiver.subscribe()
+        wait_until(lambda: bool(receiver.errors))
+        assert isinstance(receiver.errors[0], VenueRefusal)
+        assert words in str(receiver.errors[0])
+        assert str(status) in str(receiver.errors[0])
+
+
+def test_next_attempt_waits_as_long_as_the_venue_asks() -> None:
+    with VenueServer("bybit", SYMBOLS, refusals=[(429, {"Retry-After": "1"})]) as server:
+        receiver = Receiver(server, "bybit")
+        receiver.subscribe()
+        wait_until(lambda: bool(receiver.errors))
+        began = time.monotonic()
+        subscription = receiver.subscribe()
+        wait_until(lambda: bool(server.received))
+        assert time.monotonic() - began >= 0.9
+        subscription.dispose()
+
+
+def test_pauses_of_refusals() -> None:
+    assert refusal_of(429, {}).pause_seconds == 30
+    assert refusal_of(429, {"Retry-After": "7"}).pause_seconds == 7
+    assert refusal_of(418, {"Retry-After": "7"}).pause_seconds == 120
+    assert refusal_of(429, {"Retry-After": "999999"}).pause_seconds == 3600
+    assert refusal_of(429, {"Retry-After": "soon"}).pause_seconds == 30
+    assert refusal_of(502, {}).pause_seconds == 0
+
+
+def test_attempts_stay_within_the_budget_of_the_venue() -> None:
+    now = 0.0
+    budget = AttemptBudget(3, 10.0, lambda: now)
+    assert [budget.take() for _ in range(7)] == [0, 0, 0, 10, 10, 10, 20]
+    now = 31.0
+    assert budget.take() == 0
+
+
+def test_stop_ends_an_attempt_that_waits_for_its_turn() -> None:
+    with VenueServer("okx", SYMBOLS) as server:
+        receiver = Receiver(server, "okx", budget=1)
+        first = receiver.subscribe()
+        wait_until(lambda: bool(server.received))
+        first.dispose()
+        receiver.subscribe()
+        receiver.feed.stop()
+        assert receiver.completed.wait(5)
+        assert server.handshakes == 1
