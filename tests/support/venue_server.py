@@ -68,6 +68,10 @@ class VenueServer:
         for frame in frames:
             self.connections[-1].send(frame)
 
+    def refuse(self, status: int) -> None:
+        """Refuse the next handshake."""
+        self._refusals.append((status, {}))
+
     def _rest(self, connection: ServerConnection, request: Request) -> Response | None:
         if "upgrade" in request.headers.get("Connection", "").lower():
             self.handshakes += 1

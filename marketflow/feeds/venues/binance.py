@@ -65,6 +65,7 @@ class Binance(Venue):
     rest_url = "https://data-api.binance.vision"
     symbols_a_connection = 1000  # of 1,024 streams
     attempts = (100, 300.0)  # of 300 in 5 minutes
+    lifetime_seconds = 23.5 * 3600  # of 24 hours
     instruments_path = "/api/v3/exchangeInfo?permissions=SPOT"
 
     def subscribe(self, symbols: Sequence[str]) -> list[str]:

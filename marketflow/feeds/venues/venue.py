@@ -102,6 +102,8 @@ class Venue(ABC):
     """How many connections may be begun in how many seconds, below what the venue allows to an address."""
     ping: ClassVar[tuple[float, str] | None] = None
     """After how many seconds without a frame which text is sent; None where the protocol's own pings do."""
+    lifetime_seconds: ClassVar[float | None] = None
+    """After how long another connection takes over, before the venue cuts this one."""
     instruments_path: ClassVar[str]
     """Path and query of the list of instruments, below `rest_url`."""
 

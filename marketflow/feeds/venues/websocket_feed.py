@@ -8,7 +8,9 @@ such silence is given twice the time before it is given up again, for its symbol
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from math import inf
 
 import reactivex as rx
 from loguru import logger
@@ -47,6 +49,11 @@ LOOK_AGAIN_SECONDS = 600.0
 """How often symbols are looked for that the venue did not have."""
 
 FRAMES_A_BATCH = 512
+
+OVERLAP_SECONDS = 2.0
+"""How long a connection is still read after another has taken over from it."""
+
+HAND_OVER_RETRY_SECONDS = 5.0
 
 
 class VenueFeed:
@@ -93,6 +100,7 @@ class VenueFeed:
         self._silent = False
         self._data_silence_seconds = stale_after_seconds
         self._not_before = 0.0
+        self._hand_over_at = 0.0
         self._last_trade = monotonic()
         self.absent: frozenset[str] = frozenset()
         """Our symbols that the venue does not trade."""
@@ -144,24 +152,56 @@ class VenueFeed:
             observer.on_completed()
 
     def _receive(self, session: "_Session", observer: abc.ObserverBase[Candles]) -> None:
+        with ExitStack() as connections:
+            reading = self._open(session, connections)
+            if reading is None:
+                return
+            session.connected = True
+            connections.callback(session.disconnected)
+            while not session.closed.is_set():
+                if candles := reading.next_batch():
+                    observer.on_next(candles)
+                if reading.ends_soon and (successor := self._hand_over(session, connections)) is not None:
+                    self._drain(reading, observer)
+                    reading = successor
+        if not (self._stopped or session.aborted):
+            raise ConnectionLost("the connection was closed")
+
+    def _open(self, session: "_Session", connections: ExitStack) -> "_Reading | None":
+        """A connection that is subscribed; None where the session was closed meanwhile."""
         try:
             self._wait_for_turn(session)
             names = self._look_up()
             if session.closed.is_set():
-                return
-            socket = self._connect()
+                return None
+            socket = connections.enter_context(self._connect())
         except VenueRefusal as refusal:
             self._not_before = self._monotonic() + refusal.pause_seconds
             raise
-        with session.using(socket):
-            for frame in self._venue.subscribe([*names.native.values()]):
-                socket.send(frame)
-            reading = _Reading(self, session, socket, names)
-            while not session.closed.is_set():
+        session.use(socket)
+        for frame in self._venue.subscribe([*names.native.values()]):
+            socket.send(frame)
+        return _Reading(self, session, socket, names)
+
+    def _hand_over(self, session: "_Session", connections: ExitStack) -> "_Reading | None":
+        """The connection that takes over from one about to be closed; None where there is none as yet."""
+        if self._monotonic() < self._hand_over_at:
+            return None
+        self._hand_over_at = self._monotonic() + HAND_OVER_RETRY_SECONDS
+        try:
+            return self._open(session, connections)
+        except OSError as error:
+            logger.bind(exchange=self.exchange).warning("no connection to take over yet: {}", error)
+            return None
+
+    def _drain(self, reading: "_Reading", observer: abc.ObserverBase[Candles]) -> None:
+        """Take what still comes on the old connection. The new one's frames wait meanwhile; doubles are told by id."""
+        reading.last_until = self._monotonic() + OVERLAP_SECONDS
+        with suppress(ConnectionLost, ConnectionSilent):
+            while self._monotonic() < reading.last_until:
                 if candles := reading.next_batch():
                     observer.on_next(candles)
-        if not (self._stopped or session.aborted):
-            raise ConnectionLost("the connection was closed")
+        reading.close()
 
     def _wait_for_turn(self, session: "_Session") -> None:
         """Wait until the venue lets this address ask again."""
@@ -182,15 +222,17 @@ class VenueFeed:
             raise OSError(f"{self._venue.name} trades none of the symbols")
         return names
 
-    def _connect(self) -> ClientConnection:
+    @contextmanager
+    def _connect(self) -> Iterator[ClientConnection]:
+        timeout, most = CONNECT_TIMEOUT_SECONDS, 4 * MAX_FRAME_BYTES
         try:
-            return connect(
-                self.place, open_timeout=CONNECT_TIMEOUT_SECONDS, close_timeout=1.0, max_size=MAX_FRAME_BYTES * 4
-            )
+            connection = connect(self.place, open_timeout=timeout, close_timeout=1.0, max_size=most)
         except InvalidStatus as error:
             raise refusal_of(error.response.status_code, error.response.headers) from None
         except (WebSocketException, EOFError) as error:
             raise OSError(f"no WebSocket at {self.place}: {error}") from None
+        with connection as socket:
+            yield socket
 
     def note_trade(self) -> None:
         """Take notice that trades come: the connection is no longer silent."""
@@ -200,7 +242,7 @@ class VenueFeed:
 
 
 class _Session:
-    """One connection as its owner sees it: it can be closed from another thread at any time, before it is open too."""
+    """One attempt as its owner sees it: it can be closed from another thread at any time, before it is open too."""
 
     def __init__(self) -> None:
         self.closed = threading.Event()
@@ -208,22 +250,15 @@ class _Session:
         self.aborted = False
         self._socket: ClientConnection | None = None
 
-    def using(self, socket: ClientConnection) -> "_Session":
-        """Close this socket at the end, or at once where the session has been closed."""
+    def use(self, socket: ClientConnection) -> None:
+        """Close this connection when the session is closed."""
         self._socket = socket
-        return self
-
-    def __enter__(self) -> None:
-        assert self._socket is not None
-        self._socket.__enter__()
-        self.connected = True
         if self.closed.is_set():
             self.close()
 
-    def __exit__(self, *_: object) -> None:
+    def disconnected(self) -> None:
+        """Take notice of the end."""
         self.connected = False
-        if self._socket is not None:
-            self._socket.close()
 
     def close(self) -> None:
         """End the wait for frames."""
@@ -247,12 +282,26 @@ class _Reading:
         self._began = self._frame_at = self._pinged_at = feed._monotonic()
         self._data_at = self._began
         self._look_again_at = self._began + LOOK_AGAIN_SECONDS
+        lifetime = feed._venue.lifetime_seconds
+        self._ends_at = inf if lifetime is None else self._began + lifetime
+        self._closing = False
+        self.last_until: float | None = None
+        """Until when it is read once another has taken over."""
+
+    @property
+    def ends_soon(self) -> bool:
+        """Whether the venue is about to close the connection, by its notice or its rule."""
+        return self._closing or self._feed._monotonic() >= self._ends_at
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
 
     def next_batch(self) -> Candles:
         """The candles of the next frames; empty where none came for a moment, or without trades.
 
         Raises:
-            ConnectionLost: the venue closed the connection, or says that it is about to.
+            ConnectionLost: the venue closed the connection.
             ConnectionSilent: no trades, or no frames at all, for too long.
         """
         lines: list[Line] = []
@@ -298,7 +347,8 @@ class _Reading:
                 text = "the venue refuses a subscription: {}"
                 logger.bind(exchange=feed.exchange).warning(text, event.text)
             case Closing():
-                raise ConnectionLost(f"the venue is about to close the connection: {event.text}")
+                self._closing = True
+                logger.bind(exchange=feed.exchange).info("the venue is about to close the connection: {}", event.text)
             case Alive() if event.symbol is not None and event.newest_id is not None:
                 if feed._ids.has(event.symbol, event.newest_id):
                     self._data_at = feed._monotonic()  # proof that nothing was traded
@@ -307,6 +357,8 @@ class _Reading:
         """Seconds until something is due without a frame; at most one, in which a stop is noticed."""
         now = self._feed._monotonic()
         due = [self._frame_at + FRAME_SILENCE_SECONDS, self._data_at + self._feed._data_silence_seconds, now + 1.0]
+        if self.last_until is not None:
+            due.append(self.last_until)
         if self._feed._venue.ping is not None:
             due.append(max(self._frame_at, self._pinged_at) + self._feed._venue.ping[0])
         return max(0.001, min(due) - now)

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 
 import pytest
 from reactivex import abc
+from websockets.sync.server import ServerConnection
 
 from marketflow.clock import system_clock
 from marketflow.feeds.decoder import Decoder
 from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent
+from marketflow.feeds.venues import websocket_feed
 from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal, refusal_of
 from marketflow.feeds.venues.registry import VENUES
 from marketflow.feeds.venues.venue import Trade
@@ -108,11 +110,35 @@ def test_closed_connection_is_an_error_and_the_next_subscribes_again() -> None:
         with_again.dispose()
 
 
-def test_notice_of_the_venue_ends_the_connection_at_once() -> None:
+def test_another_connection_takes_over_before_the_old_one_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket_feed, "OVERLAP_SECONDS", 0.3)
     with VenueServer("okx", SYMBOLS) as server, receiving(server, "okx") as receiver:
+        old = server.connections[0]
+
+        def on_connect(new: ServerConnection) -> None:
+            for number in range(6, 10):
+                old.send(trade(server, number))
+
+        server.on_connect = on_connect
+        server.send(*(trade(server, number) for number in range(1, 6)))
         server.send('{"event":"notice","code":"64008","msg":"The connection will soon be closed."}')
-        wait_until(lambda: bool(receiver.errors))
-        assert "soon be closed" in str(receiver.errors[0])
+        wait_until(lambda: len(server.received) == 2 and bool(server.received[1]))
+        server.send(*(trade(server, number) for number in range(8, 13)))
+        wait_until(lambda: receiver.ticks == 12)
+        assert receiver.feed.doubles == 2
+        assert not receiver.errors
+        assert receiver.feed.state is FeedState.CONNECTED
+        assert server.handshakes == 2
+
+
+def test_failed_hand_over_leaves_the_old_connection_in_use() -> None:
+    with VenueServer("okx", SYMBOLS, refusals=[]) as server, receiving(server, "okx") as receiver:
+        server.refuse(503)
+        server.send('{"event":"notice","code":"64008","msg":"The connection will soon be closed."}')
+        wait_until(lambda: server.handshakes == 2)
+        server.send(trade(server, 1))
+        wait_until(lambda: receiver.ticks == 1)
+        assert not receiver.errors
 
 
 def test_silence_of_trades_ends_a_connection_that_still_beats() -> None:
