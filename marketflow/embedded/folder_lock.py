@@ -50,6 +50,23 @@ def claim(data_dir: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+def lock_owner(data_dir: Path) -> str | None:
+    """Return the process id of the MarketFlow that owns a data folder, "unknown" if it cannot be read; else None."""
+    try:
+        # O_NONBLOCK: a FIFO in its place would wait for a writer.
+        lock = os.open(data_dir / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        # Shared, so that two processes that ask never take each other for the owner.
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(lock, 20, 0).decode(errors="replace").strip() or "unknown"
+    finally:
+        os.close(lock)
+    return None
+
+
 def _make(data_dir: Path) -> None:
     """Make the folder and those above it that are missing; as root, so that others may pass through what is made."""
     mode = PASSABLE if os.geteuid() == 0 else PRIVATE

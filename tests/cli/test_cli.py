@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-import marketflow
+import marketflow.feeds
+import marketflow.runtime
 from marketflow import __version__, logs
 from marketflow.cli import main
-from marketflow.cli.check import Finding, State
+from marketflow.cli.check import CheckResult, CheckState
 from marketflow.errors import StartError
 from marketflow.model import Mode
 from marketflow.settings import Settings
@@ -28,13 +29,13 @@ pytestmark = pytest.mark.usefixtures("nothing_set")
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What was called, in order; nothing is really served."""
+    """The calls of fakes, in order; no server is started."""
     made: list[Any] = []
     monkeypatch.setattr(logs, "setup", lambda level, format: made.append((level, format)))
     return made
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, package: ModuleType, name: str, serve: Callable[..., int]) -> None:
+def replace_module(monkeypatch: pytest.MonkeyPatch, package: ModuleType, name: str, serve: Callable[..., int]) -> None:
     module = ModuleType(f"{package.__name__}.{name}")
     module.serve = serve  # type: ignore[attr-defined]
     module.serve_feeds = lambda settings: serve(settings, "feeds")  # type: ignore[attr-defined]
@@ -44,85 +45,85 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, package: ModuleType, name: str, se
 
 
 @pytest.fixture
-def app(monkeypatch: pytest.MonkeyPatch, calls: list[Any]) -> list[Any]:
-    def serve(settings: Settings, *half: object) -> int:
+def server(monkeypatch: pytest.MonkeyPatch, calls: list[Any]) -> list[Any]:
+    def serve(settings: Settings, *role: object) -> int:
         calls.append(settings)
-        calls.extend(half)
+        calls.extend(role)
         return 0
 
-    stand_in(monkeypatch, marketflow, "app", serve)
+    replace_module(monkeypatch, marketflow.runtime, "processes", serve)
     return calls
 
 
 @pytest.fixture
 def exchange(monkeypatch: pytest.MonkeyPatch, calls: list[Any]) -> list[Any]:
-    import marketflow.feeds
-
     def serve(name: str, host: str, port: int, symbols: Sequence[str], rate: float, seed: int | None) -> int:
         calls.append((name, host, port, tuple(symbols), rate, seed))
         return 0
 
-    stand_in(monkeypatch, marketflow.feeds, "exchange", serve)
+    replace_module(monkeypatch, marketflow.feeds, "simulator", serve)
     return calls
 
 
-def test_without_arguments_everything_runs_by_the_settings(app: list[Any]) -> None:
+def test_no_arguments_run_both_roles_by_settings(server: list[Any]) -> None:
     assert main.main([]) == 0
-    assert app == [("INFO", "text"), Settings()]
+    assert server == [("INFO", "text"), Settings()]
 
 
-def test_flags_win_over_variables_and_files(monkeypatch: pytest.MonkeyPatch, app: list[Any], tmp_path: Path) -> None:
+def test_flags_override_variables_and_files(monkeypatch: pytest.MonkeyPatch, server: list[Any], tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     path.write_text('{"http": {"port": 1, "host": "file"}, "log": {"format": "json"}, "redis": {"port": 9}}')
     monkeypatch.setenv("MARKETFLOW_HTTP__PORT", "2")
     monkeypatch.setenv("MARKETFLOW_MODE", "test")
     assert main.main(["--config", str(path), "--port", "0", "--host", "::1", "--mode", "live"]) == 0
-    logged, settings = app
+    logged, settings = server
     assert logged == ("INFO", "json")
     assert (settings.http.port, settings.http.host, settings.mode) == (0, "::1", Mode.LIVE)
     assert settings.redis.port == 9
 
 
 @pytest.mark.parametrize(
-    ("line", "half"),
+    ("line", "role"),
     [
+        ("--role ingest", ["feeds"]),
         ("--role feeds", ["feeds"]),
         ("--role api", ["api", 1]),
         ("--role api --workers 3", ["api", 3]),
     ],
 )
-def test_a_role_is_one_half(app: list[Any], line: str, half: list[object]) -> None:
+def test_role_runs_one_role_only(server: list[Any], line: str, role: list[object]) -> None:
     assert main.main(line.split()) == 0
-    assert app == [("INFO", "text"), Settings(), *half]
+    assert server == [("INFO", "text"), Settings(), *role]
 
 
-def test_an_exchange_is_served_as_asked(exchange: list[Any]) -> None:
+def test_exchange_options_reach_the_simulator(exchange: list[Any]) -> None:
     flags = "exchange --port 40101 --name a --rate 2.5 --seed 7 --symbols A,B --host 0.0.0.0"
     assert main.main(flags.split()) == 0
     assert exchange == [("INFO", "text"), ("a", "0.0.0.0", 40101, ("A", "B"), 2.5, 7)]
 
 
-def test_an_exchange_has_the_defaults_of_the_settings(exchange: list[Any]) -> None:
+def test_exchange_defaults_come_from_settings(exchange: list[Any]) -> None:
     assert main.main(["exchange", "--port", "0"]) == 0
     assert exchange[-1] == ("exchange1", "127.0.0.1", 0, Settings().symbols, 100.0, None)
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("--port 99999", "argument --port: 99999: must be a whole number from 0 to 65535"),
         ("--port x", 'argument --port: "x": must be a whole number from 0 to 65535'),
         ("--port", "argument --port: expected one argument"),
         ("--mode demo", 'argument --mode: "demo": must be one of test, live'),
-        ("--por 1", "unrecognized arguments: --por 1"),
+        ("--por 1", "unrecognized arguments: --por 1; did you mean --port?"),
         ("--role both", "argument --role: invalid choice: 'both'"),
         ("--workers 2", "argument --workers: only with --role api"),
         ("--role feeds --workers 2", "argument --workers: only with --role api"),
         ("--role api --workers 0", "argument --workers: '0': must be a whole number from 1 to 64"),
         ("--role api --workers two", "argument --workers: 'two': must be a whole number from 1 to 64"),
         ("--role feeds --port 1", "argument --port: not with --role feeds, which listens nowhere"),
+        ("--role ingest --port 1", "argument --port: not with --role ingest, which listens nowhere"),
         ("--role feeds --host ::1", "argument --host: not with --role feeds, which listens nowhere"),
-        ("--role api --mode live", "argument --mode: not with --role api, which is in the mode of the feeds"),
+        ("--role api --mode live", "argument --mode: not with --role api, which has the mode of the ingest process"),
         (
             "serve",
             "unknown command 'serve'; there are check, config, exchange, export, migrate, watch, and none to run",
@@ -151,6 +152,9 @@ def test_an_exchange_has_the_defaults_of_the_settings(exchange: list[Any]) -> No
         ("export --from", "argument --from: expected one argument"),
         ("export --from --to now", "argument --from: expected one argument"),
         ("export --format xlsx", "argument --format: invalid choice: 'xlsx' (choose from"),
+        ("export --config --force", "argument --config: expected one argument"),
+        ("export --symbol a b/c", 'argument --symbol: [0] = "B/C": must be 1 to 32 of'),
+        ("export a", "unrecognized arguments: a"),
         ("export --symbol a/b", 'argument --symbol: [0] = "A/B": must be 1 to 32 of'),
         ("export --exchange a,", 'argument --exchange: "": must be 1 to 32 letters'),
         ("export --mode demo", 'argument --mode: "demo": must be one of test, live'),
@@ -165,48 +169,46 @@ def test_an_exchange_has_the_defaults_of_the_settings(exchange: list[Any]) -> No
         ("watch --config none.toml", "marketflow: none.toml: can't be read: No such file or directory"),
     ],
 )
-def test_a_wrong_argument_is_named_with_what_is_allowed(
-    app: list[Any], exchange: list[Any], capsys: pytest.CaptureFixture[str], line: str, told: str
+def test_wrong_argument_is_named_with_allowed_values(
+    server: list[Any], exchange: list[Any], capsys: pytest.CaptureFixture[str], line: str, message: str
 ) -> None:
     assert main.main(line.split()) == 2
-    assert told in capsys.readouterr().err
-    assert app == []
+    assert message in capsys.readouterr().err
+    assert server == []
 
 
 @pytest.mark.parametrize("command", [[], ["check"], ["config"], ["export"], ["watch"]])
-def test_each_wrong_setting_is_a_line_and_nothing_is_started(
-    monkeypatch: pytest.MonkeyPatch, app: list[Any], capsys: pytest.CaptureFixture[str], command: list[str]
+def test_each_wrong_setting_is_one_line_before_start(
+    monkeypatch: pytest.MonkeyPatch, server: list[Any], capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
     monkeypatch.setenv("MARKETFLOW_HTTP__PORT", "70000")
     monkeypatch.setenv("MARKETFLOW_LOG__LEVEL", "LOUD")
     assert main.main(command) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" = ")[0] for line in sorted(lines)] == ["marketflow: http.port", "marketflow: log.level"]
-    assert app == []
+    assert server == []
 
 
 @pytest.mark.parametrize("line", ["", "exchange --port 1"])
-def test_a_start_that_fails_says_why(
+def test_failed_start_prints_the_reason(
     monkeypatch: pytest.MonkeyPatch, calls: list[Any], capsys: pytest.CaptureFixture[str], line: str
 ) -> None:
-    import marketflow.feeds
-
     def serve(*_: object) -> int:
         raise StartError("port 1 is taken")
 
-    stand_in(monkeypatch, marketflow, "app", serve)
-    stand_in(monkeypatch, marketflow.feeds, "exchange", serve)
+    replace_module(monkeypatch, marketflow.runtime, "processes", serve)
+    replace_module(monkeypatch, marketflow.feeds, "simulator", serve)
     assert main.main(line.split()) == 1
     assert capsys.readouterr().err == "marketflow: port 1 is taken\n"
 
 
-def test_an_interrupted_start_ends_quietly(
+def test_interrupted_start_ends_quietly(
     monkeypatch: pytest.MonkeyPatch, calls: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def serve(_: Settings) -> int:
         raise KeyboardInterrupt
 
-    stand_in(monkeypatch, marketflow, "app", serve)
+    replace_module(monkeypatch, marketflow.runtime, "processes", serve)
     assert main.main([]) == 0
     assert capsys.readouterr().err == ""
 
@@ -214,7 +216,7 @@ def test_an_interrupted_start_ends_quietly(
 @pytest.mark.parametrize(
     ("line", "code"), [("--port 1", 0), ("check --port 1", 130), ("export --symbol A", 130), ("watch A", 0)]
 )
-def test_arguments_that_are_interrupted_end_quietly(
+def test_interrupt_while_parsing_ends_quietly(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str, code: int
 ) -> None:
     def interrupted(*_: object) -> None:
@@ -228,7 +230,9 @@ def test_arguments_that_are_interrupted_end_quietly(
 @pytest.mark.parametrize(
     ("line", "flags"),
     [
-        ("--help", "--port --host --config --mode --role --workers check config exchange export watch"),
+        ("--help", "--port --host --config --mode --role --workers check config exchange export migrate watch"),
+        ("migrate --help", "--config ddl"),
+        ("--help", "bash_source zsh_source fish_source | source"),
         ("exchange --help", "--port --host --name --rate --seed --symbols"),
         ("check --help", "--port --host --config --mode --format"),
         ("config --help", "--port --host --config --mode --format"),
@@ -236,21 +240,74 @@ def test_arguments_that_are_interrupted_end_quietly(
         ("watch --help", "SYMBOL --exchange --url --once --config 130"),
     ],
 )
-def test_help_names_every_flag(capsys: pytest.CaptureFixture[str], line: str, flags: str) -> None:
+def test_help_of_each_command_names_its_options(capsys: pytest.CaptureFixture[str], line: str, flags: str) -> None:
     assert main.main(line.split()) == 0
     shown = capsys.readouterr().out
     assert all(flag in shown for flag in flags.split())
 
 
-def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_the_package_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["--version"]) == 0
     assert capsys.readouterr().out == f"marketflow {__version__}\n"
 
 
-def test_help_needs_nothing_but_python() -> None:
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("ex", {"exchange", "export"}),
+        ("--ro", {"--role"}),
+        ("--role ", {"ingest", "feeds", "api"}),
+        ("--mode l", {"live"}),
+        ("export --format p", {"parquet"}),
+        ("export --symbol BTCUSDT --fro", {"--from"}),
+        ("watch --o", {"--once"}),
+    ],
+)
+def test_shell_completion_suggests_commands_options_and_values(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, completed: set[str]
+) -> None:
+    monkeypatch.setenv("_MARKETFLOW_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", f"marketflow {words}")
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" "))))
+    assert main.main([]) == 0
+    assert {line.partition(",")[2] for line in capsys.readouterr().out.splitlines()} == completed
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_completion_script_is_printed_for_a_shell(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shell: str
+) -> None:
+    monkeypatch.setenv("_MARKETFLOW_COMPLETE", f"{shell}_source")
+    assert main.main([]) == 0
+    assert f"_MARKETFLOW_COMPLETE={shell}_complete" in capsys.readouterr().out
+
+
+def test_completion_line_of_help_works_in_bash(tmp_path: Path) -> None:
+    program = tmp_path / "marketflow"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m marketflow "$@"\n')
+    program.chmod(0o755)
     script = (
-        "import sys; from marketflow import cli\n"
-        "commands = [[], ['check'], ['config'], ['export'], ['watch']]\n"
+        'eval "$(_MARKETFLOW_COMPLETE=bash_source marketflow)"\n'
+        'COMP_WORDS=(marketflow ch) COMP_CWORD=1; _marketflow_completion marketflow; echo "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", f"PATH={tmp_path}:$PATH\n{script}"], capture_output=True, text=True, timeout=30
+    )
+    assert (done.stdout, done.stderr) == ("check\n", "")
+
+
+def test_reader_that_closes_the_pipe_does_not_fail_help() -> None:
+    with subprocess.Popen(command("--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
+        assert done.stdout is not None
+        assert done.stderr is not None
+        done.stdout.close()
+        assert (done.wait(30), done.stderr.read()) == (0, b"")
+
+
+def test_help_imports_no_heavy_library() -> None:
+    script = (
+        "import sys; from marketflow.cli import main\n"
+        "commands = [[], ['check'], ['config'], ['exchange'], ['export'], ['migrate'], ['watch']]\n"
         "code = max(main.main([*command, '--help']) for command in commands)\n"
         "heavy = {'dynaconf', 'loguru', 'msgspec', 'reactivex', 'redis', 'psycopg', 'uvicorn', 'rich', 'httpx'}\n"
         "heavy = (heavy | {'pyarrow'}) & set(sys.modules)\n"
@@ -264,39 +321,47 @@ def test_help_needs_nothing_but_python() -> None:
 # --- marketflow check
 
 
-def findings(*states: State) -> list[Finding]:
-    return [Finding(f"part {number}", "here", state, "as found", "do it") for number, state in enumerate(states)]
+def results(*states: CheckState) -> list[CheckResult]:
+    return [CheckResult(f"part {number}", "here", state, "as found", "do it") for number, state in enumerate(states)]
 
 
 @pytest.mark.parametrize(
     ("found", "code", "verdict"),
     [
-        (findings(State.OK, State.HINT), 0, "MarketFlow runs well with these settings. (1 ok, 1 hint)"),
-        (findings(State.OK, State.WARNING), 0, "but see the warnings. (1 ok, 1 warning)"),
-        (findings(State.WARNING, State.FAILED, State.FAILED), 1, "would not run well. (1 warning, 2 failed)"),
+        (results(CheckState.OK, CheckState.HINT), 0, "MarketFlow runs well with these settings. (1 ok, 1 hint)"),
+        (results(CheckState.OK, CheckState.WARNING), 0, "but see the warnings. (1 ok, 1 warning)"),
+        (
+            results(CheckState.WARNING, CheckState.FAILED, CheckState.FAILED),
+            1,
+            "would not run well. (1 warning, 2 failed)",
+        ),
     ],
 )
-def test_a_check_tells_every_finding_and_fails_when_one_has(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], found: list[Finding], code: int, verdict: str
+def test_check_reports_each_result_and_fails_with_one(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    found: list[CheckResult],
+    code: int,
+    verdict: str,
 ) -> None:
-    monkeypatch.setattr("marketflow.cli.check.look_at_everything", lambda _: found)
+    monkeypatch.setattr("marketflow.cli.check.run_checks", lambda _: found)
     assert main.main(["check"]) == code
     shown = capsys.readouterr().out
     assert verdict in shown
-    assert all(f"part {number}" in shown and finding.state in shown for number, finding in enumerate(found))
+    assert all(f"part {number}" in shown and result.state in shown for number, result in enumerate(found))
     assert main.main(["check", "--format", "json"]) == code
-    told = json.loads(capsys.readouterr().out)
-    assert told["ok"] is (code == 0)
-    assert [finding["state"] for finding in told["findings"]] == [finding.state for finding in found]
-    assert told["findings"][0].keys() == {"what", "where", "state", "found", "advice"}
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is (code == 0)
+    assert [result["state"] for result in report["findings"]] == [result.state for result in found]
+    assert report["findings"][0].keys() == {"what", "where", "state", "found", "advice"}
 
 
-def test_a_report_can_drive_no_terminal_and_leaves_nothing_out(
+def test_check_report_is_escaped_and_complete(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = "word" * 100
-    hostile = Finding("[red]a[/red] :smile:", "\x1b]0;b\x07", State.FAILED, f"\x1b[2J{long}\u202e\x9b", "")
-    monkeypatch.setattr("marketflow.cli.check.look_at_everything", lambda _: [hostile])
+    hostile = CheckResult("[red]a[/red] :smile:", "\x1b]0;b\x07", CheckState.FAILED, f"\x1b[2J{long}\u202e\x9b", "")
+    monkeypatch.setattr("marketflow.cli.check.run_checks", lambda _: [hostile])
     monkeypatch.setenv("COLUMNS", "60")
     assert main.main(["check"]) == 1
     shown = capsys.readouterr().out
@@ -309,8 +374,8 @@ def test_a_report_can_drive_no_terminal_and_leaves_nothing_out(
     assert long in found
 
 
-def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("marketflow.cli.check.look_at_everything", lambda _: findings(State.FAILED))
+def test_check_colours_only_terminals_without_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marketflow.cli.check.run_checks", lambda _: results(CheckState.FAILED))
     assert "\x1b[1;31mfailed" in in_terminal(monkeypatch)
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b[31m" not in in_terminal(monkeypatch)
@@ -318,7 +383,7 @@ def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatc
 
 
 def in_terminal(monkeypatch: pytest.MonkeyPatch) -> str:
-    """What a check prints to a terminal."""
+    """Return what a check prints to a terminal."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -330,13 +395,13 @@ def in_terminal(monkeypatch: pytest.MonkeyPatch) -> str:
     return terminal.getvalue()
 
 
-def test_an_interrupted_check_does_not_say_that_all_is_well(
+def test_interrupted_check_does_not_exit_with_zero(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(_: Settings) -> list[Finding]:
+    def interrupted(_: Settings) -> list[CheckResult]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("marketflow.cli.check.look_at_everything", interrupted)
+    monkeypatch.setattr("marketflow.cli.check.run_checks", interrupted)
     assert main.main(["check"]) == 130
     assert capsys.readouterr() == ("", "")
 
@@ -351,7 +416,7 @@ def environment(given: Mapping[str, object]) -> dict[str, str]:
 
 
 def run(*arguments: str, **given: object) -> "subprocess.CompletedProcess[str]":
-    """The command line as a process of its own, away from any terminal."""
+    """Run the command line as a process, without a terminal."""
     return subprocess.run(
         command(*arguments),
         env=environment(given),
@@ -362,7 +427,7 @@ def run(*arguments: str, **given: object) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_a_healthy_set_up_passes_a_check(
+def test_healthy_deployment_passes_check(
     servers: dict[str, object], exchanges: list[ScriptedExchange], tmp_path: Path
 ) -> None:
     settings = servers | {"EXCHANGES": exchanges_setting(*exchanges), "SYMBOLS": "BTCUSDT", "DATA_DIR": tmp_path}
@@ -384,7 +449,7 @@ def test_a_healthy_set_up_passes_a_check(
     assert str(servers["POSTGRES__PASSWORD"]) not in done.stdout
 
 
-def test_a_broken_set_up_fails_a_check_within_bounds(
+def test_broken_deployment_fails_check_in_time(
     servers: dict[str, object], redis_db: RedisServer, postgres_db: dict[str, Any]
 ) -> None:
     with Proxy(redis_db.port) as redis, Proxy(postgres_db["port"]) as postgres, Proxy(1) as taken:
@@ -394,21 +459,21 @@ def test_a_broken_set_up_fails_a_check_within_bounds(
         settings |= {"EXCHANGES": f'[{{name="a",address="{HOST}:{free_port()}"}}]', "HTTP__PORT": taken.port}
         done = run("check", "--mode", "live", "--format", "json", **settings)
     assert (done.returncode, done.stderr) == (1, "")
-    told = json.loads(done.stdout)
-    assert {finding["what"]: finding["state"] for finding in told["findings"]} == dict.fromkeys(
+    report = json.loads(done.stdout)
+    assert {result["what"]: result["state"] for result in report["findings"]} == dict.fromkeys(
         ["Redis", "PostgreSQL", "exchange a", "HTTP API"], "failed"
     )
-    assert all(finding["advice"] for finding in told["findings"])
+    assert all(result["advice"] for result in report["findings"])
     assert "hush" not in done.stdout
     assert str(servers["POSTGRES__PASSWORD"]) not in done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_check_at_once_and_quietly(servers: dict[str, object], number: int) -> None:
+def test_signal_ends_check_at_once_and_quietly(servers: dict[str, object], number: int) -> None:
     with ScriptedExchange() as silent:
         given = environment(servers | {"EXCHANGES": exchanges_setting(silent), "MODE": "live"})
         with subprocess.Popen(command("check"), env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as check:
-            silent.client()  # it listens now, for seconds
+            silent.client()  # the check listens now, for seconds
             check.send_signal(number)
             output, _ = check.communicate(timeout=30)
     assert (check.returncode, output) == (130, b"")
@@ -417,7 +482,7 @@ def test_a_signal_ends_a_check_at_once_and_quietly(servers: dict[str, object], n
 # --- marketflow config
 
 
-def test_config_shows_each_value_with_its_source_and_no_secret(
+def test_config_prints_sources_and_masks_secrets(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "c.toml"
@@ -427,24 +492,24 @@ def test_config_shows_each_value_with_its_source_and_no_secret(
     flags = ["--config", str(path), "--port", "5"]
     assert main.main(["config", *flags, "--format", "json"]) == 0
     shown = capsys.readouterr().out
-    told = json.loads(shown)
-    assert told["http.host"] == {"value": "::1", "source": str(path)}
-    assert told["http.port"] == {"value": 5, "source": "--port"}
-    assert told["flow.db_batch_size"] == {"value": 7, "source": "MARKETFLOW_FLOW__DB_BATCH_SIZE"}
-    assert told["redis.password"] == {"value": "***", "source": str(path)}
-    assert told["postgres.password"] == {"value": "***", "source": "MARKETFLOW_POSTGRES__PASSWORD"}
-    assert told["http.token"] == {"value": "", "source": "default"}
-    assert told["generator.seed"] == {"value": None, "source": "default"}
+    report = json.loads(shown)
+    assert report["http.host"] == {"value": "::1", "source": str(path)}
+    assert report["http.port"] == {"value": 5, "source": "--port"}
+    assert report["flow.db_batch_size"] == {"value": 7, "source": "MARKETFLOW_FLOW__DB_BATCH_SIZE"}
+    assert report["redis.password"] == {"value": "***", "source": str(path)}
+    assert report["postgres.password"] == {"value": "***", "source": "MARKETFLOW_POSTGRES__PASSWORD"}
+    assert report["http.token"] == {"value": "", "source": "default"}
+    assert report["generator.seed"] == {"value": None, "source": "default"}
     monkeypatch.setenv("COLUMNS", "250")
     for form in ("table", "toml"):
         assert main.main(["config", *flags, "--format", form]) == 0
         other = capsys.readouterr().out
         assert "hush" not in shown + other
-        assert all(key.rpartition(".")[2] in other for key in told)
-        assert all(part["source"] in other for part in told.values())
+        assert all(key.rpartition(".")[2] in other for key in report)
+        assert all(part["source"] in other for part in report.values())
 
 
-def test_nobody_reading_on_is_no_fault() -> None:
+def test_reader_that_closes_the_pipe_does_not_fail_config() -> None:
     line = f"set -o pipefail; {sys.executable} -m marketflow config | head -n 1"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stderr) == (0, "")

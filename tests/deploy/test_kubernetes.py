@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from marketflow import __version__
-from marketflow.cli.arguments import parse
+from marketflow.cli.main import parse
 from marketflow.model import Mode
 from tests.api.world import World
 from tests.deploy.configuration import DEPLOY, documents, load_with, program
@@ -82,9 +82,9 @@ def test_kustomize_makes_them_one() -> None:
 
 def test_the_halves_are_what_the_command_line_takes() -> None:
     parsed = {name: parse(container["args"]) for name, container in containers()}
-    assert {name: (command, flags.role) for name, (command, flags) in parsed.items()} == {
-        "marketflow-feeds": ("", "feeds"),
-        "marketflow-api": ("", "api"),
+    assert {name: (context.info_name, context.params["role"]) for name, context in parsed.items()} == {
+        "marketflow-feeds": ("marketflow", "feeds"),
+        "marketflow-api": ("marketflow", "api"),
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from marketflow.cli import main
-from marketflow.cli.arguments import parse
+from marketflow.cli.main import parse
 from marketflow.errors import SettingsError
 from tests.deploy.configuration import DEPLOY, env_file, load_with, program
 
@@ -75,7 +75,7 @@ def test_it_starts_and_ends_as_the_application_does(unit: Path) -> None:
     command, *arguments = shlex.split(found["ExecStart"][0])
     assert command == "/opt/marketflow/bin/marketflow"
     assert arguments[:2] == ["--config", "/etc/marketflow/settings.toml"]
-    assert parse(arguments)[0] == ""  # flags of the application itself, all of them right
+    assert parse(arguments).info_name == "marketflow"  # flags of the application itself, all of them right
 
 
 def test_the_variables_are_settings(monkeypatch: pytest.MonkeyPatch, nothing_set: None) -> None:

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from marketflow.cli.export.export_rows import Selection, blocks, parts, snapshot
+from marketflow.cli.export.row_reader import RowFilter, find_series, read_blocks, snapshot
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot
 from marketflow.resources import resource
@@ -420,10 +420,10 @@ def test_export_through_a_pooler_is_exact(server_folder: Path, postgres_db: dict
         with closing(PostgresWriter(keywords, resource("ddl"), 2)) as archive:
             archive.write(minutes(3))
         with snapshot(keywords) as connection:
-            selection = Selection(Mode.LIVE)
+            selection = RowFilter(Mode.LIVE)
             found = [
-                b"".join(data for data, _ in blocks(connection, selection, part))
-                for part in parts(connection, selection)
+                b"".join(data for data, _ in read_blocks(connection, selection, part))
+                for part in find_series(connection, selection)
             ]
             ((row, *_),) = (each.decode().splitlines() for each in found)
         assert "2025-11-21T00:00:00.000Z" in row

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from marketflow.cli.export.export_rows import snapshot
+from marketflow.cli.export.row_reader import snapshot
 from marketflow.errors import Unavailable
 from marketflow.resources import resource
 from marketflow.stores.postgres import rows

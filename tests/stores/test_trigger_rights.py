@@ -10,9 +10,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from marketflow.cli.check.findings import State
+from marketflow.cli.check.check_result import CheckState
 from marketflow.cli.check.postgres_checks import postgres_check
-from marketflow.cli.export.export_rows import Selection, blocks, parts, snapshot
+from marketflow.cli.export.row_reader import RowFilter, find_series, read_blocks, snapshot
 from marketflow.errors import Unavailable
 from marketflow.model import Candle, Mode, Series, Slot
 from marketflow.resources import resource
@@ -206,12 +206,12 @@ def test_statements_find_no_operator_or_function_of_a_stranger(
     asyncio.run(read())
     place = {f"postgres.{name}": value for name, value in postgres_db.items()}
     settings = load(None, {**place, "redis.host": "127.0.0.1"})
-    findings = postgres_check(settings, find_servers(settings)).look()
-    assert not [found for found in findings if found.state is State.FAILED or "runs as" in found.found], findings
+    findings = postgres_check(settings, find_servers(settings)).run()
+    assert not [found for found in findings if found.state is CheckState.FAILED or "runs as" in found.found], findings
     with snapshot(keywords) as connection:
-        selection = Selection(Mode.LIVE)
-        for part in parts(connection, selection):
-            assert sum(rows for _, rows in blocks(connection, selection, part)) == 48
+        selection = RowFilter(Mode.LIVE)
+        for part in find_series(connection, selection):
+            assert sum(rows for _, rows in read_blocks(connection, selection, part)) == 48
 
 
 def test_superuser_does_not_take_over_a_table_of_another(

@@ -1,10 +1,10 @@
-"""`marketflow check`: looks at everything the settings name, and says what it found and what to do about it.
+"""`marketflow check`: health checks of everything that the settings name, with advice for each fault.
 
-It looks with what MarketFlow itself would use (connections, feeds, the decoder's rules), so that it finds what
-MarketFlow would find, and it changes nothing: no key, row, table, folder or server is made.
+The checks use the same connections, feeds and decoder rules as the server, so they see what it would see. They change
+nothing: no key, row, table, folder or server is made.
 """
 
-from marketflow.cli.check.findings import Finding, State
-from marketflow.cli.check.run_checks import look_at_everything
+from marketflow.cli.check.check_result import CheckResult, CheckState
+from marketflow.cli.check.runner import run_checks
 
-__all__ = ["Finding", "State", "look_at_everything"]
+__all__ = ["CheckResult", "CheckState", "run_checks"]

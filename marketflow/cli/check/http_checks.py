@@ -1,4 +1,4 @@
-"""Looks at where the API is to listen: the port must be free, or there is a MarketFlow that tells how it does."""
+"""Health check of the API's port: it is free, or a MarketFlow answers there."""
 
 import errno
 import re
@@ -9,60 +9,62 @@ from http.client import HTTPConnection, HTTPException
 import msgspec
 
 from marketflow.api.middleware.protection import is_loopback
-from marketflow.cli.check.findings import Check, Finding, State, address_text, seconds_text
+from marketflow.cli.check.check_result import Check, CheckResult, CheckState, address_text, seconds_text
 from marketflow.errors import StartError
 from marketflow.health import Health
 from marketflow.server.uvicorn_server import bind
 from marketflow.settings import HttpSettings
 
 ANSWER_SECONDS = 2.0
-"""How long whoever has the port may take for an answer."""
+"""Timeout for an answer of the process that has the port."""
 
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 
 _VERSION = re.compile(rb'^marketflow_build_info\{[^}]*version="([^"]{1,40})"', re.MULTILINE)
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask who listens everywhere
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - the address to ask where a server listens on all
 
 
 def http_check(http: HttpSettings) -> Check:
-    """A check of http.host and http.port."""
+    """Return the check of http.host and http.port."""
     where = address_text(http.host, http.port)
-    return Check("HTTP API", where, partial(_look, where, http))
+    return Check("HTTP API", where, partial(_check_port, where, http))
 
 
-def token_finding(http: HttpSettings) -> list[Finding]:
-    """What is to be said of the token where others can reach the API."""
+def token_results(http: HttpSettings) -> list[CheckResult]:
+    """Return a warning where other machines can reach the API and no token is set."""
     if is_loopback(http.host) or http.token:
         return []
-    found = f"whoever can reach {http.host} can switch the mode"
-    return [Finding("token", "http.token", State.WARNING, found, "set http.token (MARKETFLOW_HTTP__TOKEN)")]
+    found = f"every client that can reach {http.host} can switch the mode"
+    return [CheckResult("token", "http.token", CheckState.WARNING, found, "set http.token (MARKETFLOW_HTTP__TOKEN)")]
 
 
-def _look(where: str, http: HttpSettings) -> list[Finding]:
+def _check_port(where: str, http: HttpSettings) -> list[CheckResult]:
     try:
         bind(http.host, http.port).close()
     except StartError as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE:
             return [_occupant(where, http)]
         advice = "correct http.host and http.port; ports below 1024 need a privilege"
-        return [Finding("HTTP API", where, State.FAILED, str(error), advice)]
-    return [Finding("HTTP API", where, State.OK, "any free port" if http.port == 0 else "the port is free")]
+        return [CheckResult("HTTP API", where, CheckState.FAILED, str(error), advice)]
+    return [CheckResult("HTTP API", where, CheckState.OK, "any free port" if http.port == 0 else "the port is free")]
 
 
-def _occupant(where: str, http: HttpSettings) -> Finding:
-    """Who has the port."""
+def _occupant(where: str, http: HttpSettings) -> CheckResult:
+    """Return which server has the port."""
     try:
         health = msgspec.json.decode(_get(http, "/health"), type=Health)
     except (OSError, HTTPException, msgspec.MsgspecError, UnicodeError):
-        found = "the port is taken by something that is no MarketFlow, or one that does not answer"
-        return Finding("HTTP API", where, State.FAILED, found, "end what has it, or set http.port")
+        found = "the port is taken by another program, or by a MarketFlow without an answer"
+        return CheckResult(
+            "HTTP API", where, CheckState.FAILED, found, "stop the program that has it, or set http.port"
+        )
     version = _version(http)
     name = f"MarketFlow {version}" if version else "a MarketFlow"
     found = f"{name} answers in {health.mode} mode, up for {seconds_text(health.uptime_seconds)}: {health.status}"
     troubles = [f"{name} {state}" for name, state in _parts(health) if state not in ("ok", "connected", "generated")]
     if health.status == "ok":
-        return Finding("HTTP API", where, State.OK, found)
-    return Finding("HTTP API", where, State.WARNING, f"{found} ({', '.join(troubles)})", "see its log")
+        return CheckResult("HTTP API", where, CheckState.OK, found)
+    return CheckResult("HTTP API", where, CheckState.WARNING, f"{found} ({', '.join(troubles)})", "see its log")
 
 
 def _parts(health: Health) -> list[tuple[str, str]]:
@@ -70,7 +72,7 @@ def _parts(health: Health) -> list[tuple[str, str]]:
 
 
 def _version(http: HttpSettings) -> str:
-    """The version of the MarketFlow that answers; empty when it does not tell."""
+    """Return the version of the MarketFlow that answers; empty without metrics."""
     try:
         match = _VERSION.search(_get(http, "/metrics"))
     except (OSError, HTTPException):
@@ -79,7 +81,7 @@ def _version(http: HttpSettings) -> str:
 
 
 def _get(http: HttpSettings, path: str) -> bytes:
-    """The body of an answer."""
+    """Return the body of a response."""
     host = _EVERYWHERE.get(http.host, http.host)
     name = next((name for name in http.allowed_hosts if name != "*"), host)
     with closing(HTTPConnection(host, http.port, timeout=ANSWER_SECONDS)) as connection:

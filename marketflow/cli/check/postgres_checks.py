@@ -1,11 +1,11 @@
-"""Looks at PostgreSQL: whether it answers, can be written to, and has or can be given this version's tables."""
+"""Health checks of PostgreSQL: it answers, takes writes, and has or can get the tables of this version."""
 
 import re
 from functools import partial
 from typing import Any
 
-from marketflow.cli.check.data_folder import AS_OWNER, not_running
-from marketflow.cli.check.findings import Check, Finding, State, address_text, seconds_text
+from marketflow.cli.check.check_result import Check, CheckResult, CheckState, address_text, seconds_text
+from marketflow.cli.check.data_folder_checks import AS_OWNER, results_if_stopped
 from marketflow.clock import milliseconds, system_clock
 from marketflow.embedded import EmbeddedPostgres
 from marketflow.resources import resource
@@ -24,7 +24,7 @@ _NEEDED = {
     "aggregates_rolled_until": ("select", "update"),
     "ddl_applied": ("select",),
 }
-"""The rights that MarketFlow makes use of once the tables are there."""
+"""Privileges that MarketFlow uses on existing tables."""
 
 _LACKING = """
 select name, privilege from unnest(%s::text[], %s::text[]) as needed (name, privilege)
@@ -54,41 +54,41 @@ cross join lateral (
 
 
 def postgres_check(settings: Settings, servers: Servers) -> Check:
-    """A check of the PostgreSQL of the settings."""
+    """Return the checks of the PostgreSQL of the settings."""
     embedded = next((server for server in servers.embedded if isinstance(server, EmbeddedPostgres)), None)
-    look = partial(_look, settings, servers.postgres)
+    run = partial(_check, settings, servers.postgres)
     if embedded is not None:
         where = "embedded"
-        return Check("PostgreSQL", where, lambda: not_running(embedded, where) or look(where))
+        return Check("PostgreSQL", where, lambda: results_if_stopped(embedded, where) or run(where))
     at = settings.postgres
     where = f"{address_text(at.host, at.port)}, database {at.dbname}"
-    return Check("PostgreSQL", where, partial(look, where))
+    return Check("PostgreSQL", where, partial(run, where))
 
 
-def _look(settings: Settings, keywords: dict[str, Any], where: str) -> list[Finding]:
+def _check(settings: Settings, keywords: dict[str, Any], where: str) -> list[CheckResult]:
     try:
         with BoundedConnection.open(keywords) as connection, connection.pinned():
-            findings: list[Finding] = []
-            for look in (
+            results: list[CheckResult] = []
+            for check in (
                 partial(_server, pooled=not settings.postgres.prepared_statements),
                 partial(_schema, wanted=settings.postgres.schema),
                 partial(_rows, settings=settings),
             ):
-                findings.append(look(where, connection))
-                if findings[-1].state is State.FAILED:  # what comes after it would fail for the same reason
+                results.append(check(where, connection))
+                if results[-1].state is CheckState.FAILED:  # the next ones would fail for the same reason
                     break
-            return findings
-    except Exception as error:  # noqa: BLE001 - whatever MarketFlow itself would meet here is a finding
-        # Where it was connected to is told beside it.
+            return results
+    except Exception as error:  # noqa: BLE001 - the server would meet the same error
+        # `where` names the server already.
         text = re.sub(r"^connection failed: connection to server .*? failed: (FATAL: +)?", "", reason(error))
-        return [Finding("PostgreSQL", where, State.FAILED, text, _advice(text))]
+        return [CheckResult("PostgreSQL", where, CheckState.FAILED, text, _advice(text))]
 
 
-def _server(where: str, connection: BoundedConnection, pooled: bool) -> Finding:
-    """Version, and whether it takes writes."""
+def _server(where: str, connection: BoundedConnection, pooled: bool) -> CheckResult:
+    """Check the version, and whether the server takes writes."""
 
-    def finding(state: State, found: str, advice: str = "") -> Finding:
-        return Finding("PostgreSQL", where, state, found, advice)
+    def result(state: CheckState, found: str, advice: str = "") -> CheckResult:
+        return CheckResult("PostgreSQL", where, state, found, advice)
 
     info = connection.info
     version = info.parameter_status("server_version") or str(info.server_version)
@@ -98,44 +98,44 @@ def _server(where: str, connection: BoundedConnection, pooled: bool) -> Finding:
         "select pg_is_in_recovery(), current_setting('transaction_read_only')"
     ).fetchall()
     if standby:
-        return finding(
-            State.FAILED, f"{text}; a standby, which takes no writes", "set postgres.host to the primary server"
+        return result(
+            CheckState.FAILED, f"{text}; a standby, which takes no writes", "set postgres.host to the primary server"
         )
     if read_only == "on":
-        return finding(
-            State.FAILED,
+        return result(
+            CheckState.FAILED,
             f"{text}; transactions are read-only",
             "ALTER ROLE or ALTER DATABASE ... SET default_transaction_read_only = off",
         )
-    # Set for the role by a superuser, it cannot be overruled here.
+    # A superuser has set it for the role; the session cannot change it.
     if connection.execute("show session_replication_role").fetchall() == [("replica",)]:
-        return finding(
-            State.FAILED,
+        return result(
+            CheckState.FAILED,
             f"{text}; triggers do not fire (session_replication_role = replica), so days do not follow their minutes",
             "ALTER ROLE or ALTER DATABASE ... RESET session_replication_role",
         )
-    # A pooler answers with a number of its own for the process that would be asked to cancel.
+    # A pooler reports a process id of its own for cancel requests.
     ((process,),) = connection.execute("select pg_backend_pid()").fetchall()
     if process != info.backend_pid and not pooled:
-        return finding(State.WARNING, f"{text}, through a pooler", POOLED)
+        return result(CheckState.WARNING, f"{text}, through a pooler", POOLED)
     if process != info.backend_pid:
-        return finding(State.OK, f"{text}, through a pooler, without prepared statements")
+        return result(CheckState.OK, f"{text}, through a pooler, without prepared statements")
     if not connection.has_session and not pooled:
-        return finding(State.WARNING, f"{text}; settings of the session are dropped on the way", POOLED)
-    return finding(State.OK, text)
+        return result(CheckState.WARNING, f"{text}; session settings are dropped on the way", POOLED)
+    return result(CheckState.OK, text)
 
 
-def _schema(where: str, connection: BoundedConnection, wanted: str) -> Finding:
-    """Which files of ddl/ are applied, and whether the user may apply the others and use what is there."""
+def _schema(where: str, connection: BoundedConnection, wanted: str) -> CheckResult:
+    """Check which files of ddl/ are applied, and whether the user may apply the others and use the tables."""
 
-    def finding(state: State, found: str, advice: str = "") -> Finding:
-        return Finding("PostgreSQL schema", where, state, found, advice)
+    def result(state: CheckState, found: str, advice: str = "") -> CheckResult:
+        return CheckResult("PostgreSQL schema", where, state, found, advice)
 
     names, privileges = zip(*((name, each) for name, needed in _NEEDED.items() for each in needed), strict=True)
     lacking = connection.execute(_LACKING, [[*names], [*privileges]]).fetchall()
     if lacking:
         rights = ", ".join(f"{privilege} on {name}" for name, privilege in lacking)
-        return finding(State.FAILED, f"the user may not: {rights}", f"GRANT {rights} TO the user")
+        return result(CheckState.FAILED, f"the user may not: {rights}", f"GRANT {rights} TO the user")
     ours = {file.name for file in resource("ddl").glob("*.sql")}
     done = applied(connection)
     missing, newer = sorted(ours - done), sorted(done - ours)
@@ -143,40 +143,40 @@ def _schema(where: str, connection: BoundedConnection, wanted: str) -> Finding:
         ((exists, may_create, owns, may_make_schema),) = connection.execute(_MAY_CREATE, {"schema": wanted}).fetchall()
         text = f"{', '.join(missing)} not applied yet"
         if not exists and not may_make_schema:
-            return finding(
-                State.FAILED,
-                f"{text}, and there is no schema {wanted}, which the user may not make",
+            return result(
+                CheckState.FAILED,
+                f"{text}, and there is no schema {wanted}, which the user may not create",
                 f"CREATE SCHEMA {wanted} AUTHORIZATION the user, or set postgres.schema",
             )
         if not exists:
-            return finding(State.OK, f"{text}, no schema {wanted} yet; MarketFlow makes both at its next start")
+            return result(CheckState.OK, f"{text}, no schema {wanted} yet; MarketFlow creates both at its next start")
         if not may_create:
-            return finding(
-                State.FAILED,
+            return result(
+                CheckState.FAILED,
                 f"{text}, and the user may not create tables in the schema {wanted}",
                 f"GRANT CREATE ON SCHEMA {wanted} TO the user, or make it the owner of the database",
             )
         if not owns:
-            return finding(
-                State.FAILED,
+            return result(
+                CheckState.FAILED,
                 f"{text}, and another user owns the table aggregates",
                 "make the user its owner",
             )
-        return finding(State.OK, f"{text}; MarketFlow does it at its next start")
+        return result(CheckState.OK, f"{text}; MarketFlow applies it at its next start")
     if newer:
         text = f"{', '.join(newer)} applied by a newer MarketFlow"
-        return finding(State.WARNING, text, "run that version; this one does not know what has changed")
+        return result(CheckState.WARNING, text, "run that version; this one does not know the changes")
     if connection.execute(_NOT_VALIDATED).fetchall():
-        return finding(
-            State.WARNING,
-            "up to date, but rows older than the constraint aggregates_valid may be no candles, and in no answer",
+        return result(
+            CheckState.WARNING,
+            "up to date, but rows older than the constraint aggregates_valid may be invalid, and answers omit those",
             "correct or delete the rows that marketflow migrate, or the log of MarketFlow's next start, names",
         )
-    return finding(State.OK, f"up to date: {', '.join(sorted(done))}; rights to read and write")
+    return result(CheckState.OK, f"up to date: {', '.join(sorted(done))}; rights to read and write")
 
 
-def _rows(where: str, connection: BoundedConnection, settings: Settings) -> Finding:
-    """How old the newest row is."""
+def _rows(where: str, connection: BoundedConnection, settings: Settings) -> CheckResult:
+    """Report the age of the newest row."""
     mode = settings.mode.value
     exists = connection.execute("select to_regclass('aggregates') is not null").fetchall()[0][0]
     newest = None
@@ -184,14 +184,14 @@ def _rows(where: str, connection: BoundedConnection, settings: Settings) -> Find
         exchanges = [exchange.name for exchange in settings.exchanges]
         ((newest,),) = connection.execute(_NEWEST, [exchanges, list(settings.symbols), mode]).fetchall()
     if newest is None:
-        return Finding("PostgreSQL rows", where, State.OK, f"none of {mode} mode yet")
+        return CheckResult("PostgreSQL rows", where, CheckState.OK, f"none of {mode} mode yet")
     age = (milliseconds(system_clock()) - to_unix_ms(newest)) / 1000
     text = f"the newest minute of {mode} mode began {seconds_text(age)} ago"
-    return Finding("PostgreSQL rows", where, State.OK, text)
+    return CheckResult("PostgreSQL rows", where, CheckState.OK, text)
 
 
 def _advice(text: str) -> str:
-    """What helps, by the words of libpq and of a server that speaks English."""
+    """Return advice by the words of libpq, and of a server whose messages are English."""
     for words, advice in {
         "too old": "upgrade PostgreSQL",
         "unsupported startup parameter": POOLED,
@@ -205,8 +205,8 @@ def _advice(text: str) -> str:
         "database": "CREATE DATABASE, or set postgres.dbname",
         "resolve": "correct postgres.host; empty, it is the embedded PostgreSQL",
         "refused": "start PostgreSQL, or correct postgres.host and postgres.port; no host: the embedded PostgreSQL",
-        "timeout": "see whether it is frozen or overloaded, and whether a firewall is in between",
-        "no answer": "see whether it is frozen or overloaded, and whether a firewall is in between",
+        "timeout": "check whether it is frozen or overloaded, and whether a firewall is in between",
+        "no answer": "check whether it is frozen or overloaded, and whether a firewall is in between",
         "too many": "raise max_connections, or end other clients",
         "Permission denied": AS_OWNER,
         "permission": "GRANT what is named to the user",

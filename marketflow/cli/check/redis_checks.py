@@ -1,7 +1,7 @@
-"""Looks at Redis: whether it answers, may be written to, keeps what is written, and permits what MarketFlow sends.
+"""Health checks of Redis: it answers, takes and keeps writes, and permits the commands that MarketFlow sends.
 
-Whether it permits that is found out without writing: within MULTI, Redis checks each command against the rights of the
-user, its role, its memory and its disk before it queues it, and DISCARD then throws the queue away.
+Permissions are tested without writing: within MULTI, Redis checks each command against the user's rights, its role,
+memory and disk before it queues it, and DISCARD then drops the queue.
 """
 
 import time
@@ -11,22 +11,22 @@ from typing import Any
 
 import redis
 
-from marketflow.cli.check.data_folder import AS_OWNER, not_running
-from marketflow.cli.check.findings import Check, Finding, State, address_text, bytes_text, seconds_text
+from marketflow.cli.check.check_result import Check, CheckResult, CheckState, address_text, bytes_text, seconds_text
+from marketflow.cli.check.data_folder_checks import AS_OWNER, results_if_stopped
 from marketflow.embedded import EmbeddedRedis
 from marketflow.runtime.store_servers import Servers
 from marketflow.settings import Settings
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.connection import TIMEOUT_SECONDS, sync_client
 
-PATIENCE_SECONDS = 2.0
-"""How long any one answer is waited for: longer than MarketFlow waits, to tell a slow Redis from one that is away."""
+CHECK_TIMEOUT_SECONDS = 2.0
+"""Timeout of each command: longer than the server's, to distinguish a slow Redis from an unreachable one."""
 
 OLDEST_VERSION = (6, 2)
-"""The oldest that MarketFlow is tested with."""
+"""Oldest version that MarketFlow is tested with."""
 
-FULL_PARTS = 0.9
-"""From which part of maxmemory on memory counts as scarce."""
+SCARCE_MEMORY_RATIO = 0.9
+"""Share of maxmemory from which the check warns."""
 
 _KEY = "marketflow:{check}:rights"
 
@@ -51,97 +51,101 @@ COMMANDS: list[tuple[str, ...]] = [
     ("PUBLISH", keys.NEWEST_CHANNEL, "1"),
     ("EVAL", "return 1", "1", _KEY),
 ]
-"""What MarketFlow sends, besides SUBSCRIBE and what any client does. Nothing of it is carried out here."""
+"""Commands of MarketFlow, besides SUBSCRIBE and those of any client. They are queued here, never executed."""
 
 
 def redis_check(settings: Settings, servers: Servers) -> Check:
-    """A check of the Redis of the settings."""
+    """Return the checks of the Redis of the settings."""
     embedded = next((server for server in servers.embedded if isinstance(server, EmbeddedRedis)), None)
     if embedded is not None:
         where = "embedded"
-        return Check("Redis", where, lambda: not_running(embedded, where) or _look(where, servers.redis))
+        return Check("Redis", where, lambda: results_if_stopped(embedded, where) or _check(where, servers.redis))
     where = f"{address_text(settings.redis.host, settings.redis.port)}, database {settings.redis.db}"
-    return Check("Redis", where, partial(_look, where, servers.redis))
+    return Check("Redis", where, partial(_check, where, servers.redis))
 
 
-def _look(where: str, keywords: dict[str, Any]) -> list[Finding]:
-    with sync_client(keywords, PATIENCE_SECONDS) as client:
+def _check(where: str, keywords: dict[str, Any]) -> list[CheckResult]:
+    with sync_client(keywords, CHECK_TIMEOUT_SECONDS) as client:
         try:
             client.ping()
             began = time.monotonic()
             client.ping()
             seconds = time.monotonic() - began
-            about = _about(client)
-            return [judged(where, seconds, about), *_memory(where, about), _rights(where, client)]
+            info = _info(client)
+            return [server_result(where, seconds, info), *_memory(where, info), _rights(where, client)]
         except redis.BusyLoadingError:
-            text = "it is still reading its data from disk"
-            return [Finding("Redis", where, State.WARNING, text, "wait; MarketFlow would answer from memory meanwhile")]
+            text = "still loading its data from disk"
+            return [
+                CheckResult("Redis", where, CheckState.WARNING, text, "wait; MarketFlow answers from memory meanwhile")
+            ]
         except redis.RedisError as error:
-            return [Finding("Redis", where, State.FAILED, *_told(error, bool(keywords["password"])))]
+            return [CheckResult("Redis", where, CheckState.FAILED, *_error_text(error, bool(keywords["password"])))]
 
 
-def _about(client: "redis.Redis") -> Mapping[str, Any]:
-    """INFO, empty where the user may not ask for it."""
+def _info(client: "redis.Redis") -> Mapping[str, Any]:
+    """Return INFO; empty where the user has no permission for it."""
     try:
         return client.info()
     except redis.exceptions.NoPermissionError:
         return {}
 
 
-def judged(where: str, seconds: float, about: Mapping[str, Any]) -> Finding:
-    """What to say of a server by the seconds it took to answer, and by INFO: version, role, disk."""
+def server_result(where: str, seconds: float, info: Mapping[str, Any]) -> CheckResult:
+    """Return the result for a server by its response time in seconds, and by INFO: version, role, disk."""
 
-    def finding(state: State, found: str, advice: str) -> Finding:
-        return Finding("Redis", where, state, found, advice)
+    def result(state: CheckState, found: str, advice: str) -> CheckResult:
+        return CheckResult("Redis", where, state, found, advice)
 
     answered = f"answers in {seconds_text(seconds)}"
-    if not about:
+    if not info:
         text = f"{answered}; INFO is not permitted, so its version, role and memory are not known"
-        return finding(State.WARNING, text, "permit INFO to see more (ACL SETUSER default +info)")
-    version = str(about.get("redis_version", "0"))
+        return result(CheckState.WARNING, text, "permit INFO to see more (ACL SETUSER default +info)")
+    version = str(info.get("redis_version", "0"))
     text = f"Redis {version}, {answered}"
-    if about.get("cluster_enabled"):
-        return finding(
-            State.FAILED, f"{text}; a node of a cluster, which MarketFlow does not follow", "use a Redis of its own"
+    if info.get("cluster_enabled"):
+        return result(
+            CheckState.FAILED,
+            f"{text}; a cluster node, which MarketFlow does not support",
+            "use a Redis of its own",
         )
-    if about.get("role", "master") != "master":
-        leader = f"{about.get('master_host')}:{about.get('master_port')}"
-        return finding(State.FAILED, f"{text}; a replica of {leader}", f"set redis.host and redis.port to {leader}")
-    if about.get("aof_last_write_status", "ok") != "ok" or about.get("rdb_last_bgsave_status", "ok") != "ok":
-        return finding(
-            State.WARNING, f"{text}; it cannot save to its disk", "see its log, and whether its disk is full"
+    if info.get("role", "master") != "master":
+        leader = f"{info.get('master_host')}:{info.get('master_port')}"
+        return result(CheckState.FAILED, f"{text}; a replica of {leader}", f"set redis.host and redis.port to {leader}")
+    if info.get("aof_last_write_status", "ok") != "ok" or info.get("rdb_last_bgsave_status", "ok") != "ok":
+        return result(
+            CheckState.WARNING, f"{text}; it cannot save to disk", "see its log, and check whether its disk is full"
         )
     if seconds > TIMEOUT_SECONDS:
         limit = seconds_text(TIMEOUT_SECONDS)
-        return finding(State.FAILED, f"{text}; MarketFlow gives up after {limit}", "use a Redis that is nearer")
+        return result(CheckState.FAILED, f"{text}; MarketFlow's timeout is {limit}", "use a Redis closer to MarketFlow")
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_VERSION:
         oldest = ".".join(map(str, OLDEST_VERSION))
-        return finding(State.WARNING, f"{text}; MarketFlow is tested with {oldest} and newer", "upgrade it")
-    return finding(State.OK, text, "")
+        return result(CheckState.WARNING, f"{text}; MarketFlow is tested with {oldest} and newer", "upgrade it")
+    return result(CheckState.OK, text, "")
 
 
-def _memory(where: str, about: Mapping[str, Any]) -> list[Finding]:
-    """Whether what is written stays, and whether there is room for more."""
-    if not about:
+def _memory(where: str, info: Mapping[str, Any]) -> list[CheckResult]:
+    """Check that Redis evicts nothing, and has memory left."""
+    if not info:
         return []
-    used, most, policy = about["used_memory"], about["maxmemory"], about["maxmemory_policy"]
+    used, most, policy = info["used_memory"], info["maxmemory"], info["maxmemory_policy"]
     text = f"{bytes_text(used)} used of {bytes_text(most) if most else 'any amount'}, maxmemory-policy {policy}"
-    state, advice = State.OK, ""
+    state, advice = CheckState.OK, ""
     if policy != "noeviction":
-        state = State.FAILED if most else State.WARNING
-        text += ", which lets prices go" if most else ", which would let prices go under a maxmemory"
+        state = CheckState.FAILED if most else CheckState.WARNING
+        text += ", which evicts prices" if most else ", which would evict prices under a maxmemory"
         advice = "set maxmemory-policy noeviction in redis.conf (CONFIG SET maxmemory-policy noeviction)"
-    elif most and used >= most * FULL_PARTS:
-        state = State.FAILED if used >= most else State.WARNING
-        advice = "raise maxmemory, or take fewer symbols"
-    return [Finding("Redis memory", where, state, text, advice)]
+    elif most and used >= most * SCARCE_MEMORY_RATIO:
+        state = CheckState.FAILED if used >= most else CheckState.WARNING
+        advice = "raise maxmemory, or configure fewer symbols"
+    return [CheckResult("Redis memory", where, state, text, advice)]
 
 
-def _rights(where: str, client: "redis.Redis") -> Finding:
-    """Whether all commands would be carried out."""
+def _rights(where: str, client: "redis.Redis") -> CheckResult:
+    """Check that Redis would execute all commands."""
     refused = _refused(client)
     if not refused:
-        return Finding("Redis rights", where, State.OK, "everything that MarketFlow sends is permitted")
+        return CheckResult("Redis rights", where, CheckState.OK, "all commands of MarketFlow are permitted")
     names, reason = ", ".join(refused), next(iter(refused.values()))
     text = f"refused: {names} ({reason})"
     if "NOPERM" in reason or "permission" in reason.lower():
@@ -150,11 +154,11 @@ def _rights(where: str, client: "redis.Redis") -> Finding:
         advice = "raise maxmemory"
     else:
         advice = "see redis.conf and Redis's log"
-    return Finding("Redis rights", where, State.FAILED, text, advice)
+    return CheckResult("Redis rights", where, CheckState.FAILED, text, advice)
 
 
 def _refused(client: "redis.Redis") -> dict[str, str]:
-    """The commands that Redis would refuse, each with its reason."""
+    """Return the commands that Redis would refuse, each with its reason."""
     refused: dict[str, str] = {}
     connection: Any = client.connection_pool.get_connection()
     try:
@@ -169,7 +173,7 @@ def _refused(client: "redis.Redis") -> dict[str, str]:
         connection.send_command("DISCARD")
         connection.read_response()
     finally:
-        connection.disconnect()  # which throws the queue away as well
+        connection.disconnect()  # which drops the queue as well
         client.connection_pool.release(connection)
     names = (keys.NEWEST_CHANNEL, keys.SLICES_CHANNEL, keys.MINUTES_CHANNEL, keys.STATE_KEY)
     db = client.get_connection_kwargs().get("db", 0)
@@ -177,14 +181,14 @@ def _refused(client: "redis.Redis") -> dict[str, str]:
     with client.pubsub() as channel:  # type: ignore[no-untyped-call]
         try:
             channel.subscribe(*(keys.channel(name, db) for name in names))
-            channel.get_message(timeout=PATIENCE_SECONDS)
+            channel.get_message(timeout=CHECK_TIMEOUT_SECONDS)
         except redis.ResponseError as error:
             refused["SUBSCRIBE"] = str(error)
     return refused
 
 
-def _told(error: redis.RedisError, with_password: bool) -> tuple[str, str]:
-    """What an error is to a person, and what helps."""
+def _error_text(error: redis.RedisError, with_password: bool) -> tuple[str, str]:
+    """Return text and advice for an error."""
     text = str(error)
     if isinstance(error, redis.AuthenticationError) or "authenticate" in text:
         found = "it refuses the password" if with_password else "it asks for a password, and none is set"
@@ -192,9 +196,9 @@ def _told(error: redis.RedisError, with_password: bool) -> tuple[str, str]:
     if "DB index" in text:
         return text, "set redis.db to a smaller number"
     if isinstance(error, redis.TimeoutError):
-        return text, "see whether it is frozen or overloaded, and whether a firewall is in between"
+        return text, "check whether it is frozen or overloaded, and whether a firewall is in between"
     if "Permission denied" in text:
         return text, AS_OWNER
     if isinstance(error, redis.ConnectionError):
         return text, "start Redis, or correct redis.host and redis.port; an empty redis.host is the embedded Redis"
-    return text, "see whether it is a Redis that listens there"
+    return text, "check whether the server there is a Redis"

@@ -1,53 +1,51 @@
-"""The findings as a table for a person, or as JSON for a script."""
+"""Reports of check results: a table for a person, or JSON for a script."""
 
 from collections.abc import Sequence
 
 import msgspec
 from rich.text import Text
 
-from marketflow.cli.check.findings import Finding, State, worst
-from marketflow.cli.tables import print_table, print_text
+from marketflow.cli.check.check_result import CheckResult, CheckState, worst_state
+from marketflow.cli.terminal_output import print_table, print_text
 from marketflow.text import visible
 
-_STYLES = {State.OK: "green", State.HINT: "cyan", State.WARNING: "yellow", State.FAILED: "bold red"}
+_STYLES = {CheckState.OK: "green", CheckState.HINT: "cyan", CheckState.WARNING: "yellow", CheckState.FAILED: "bold red"}
 
 
-def print_report(findings: Sequence[Finding]) -> None:
-    """Print a table, and a line that sums it up."""
-    rows = [
-        (_place(finding), Text(finding.state.value, _STYLES[finding.state]), _found(finding)) for finding in findings
-    ]
+def print_report(results: Sequence[CheckResult]) -> None:
+    """Print a table and a summary line."""
+    rows = [(_place(result), Text(result.state.value, _STYLES[result.state]), _found(result)) for result in results]
     print_table(("what and where", "state", "found, and what to do"), rows, lines=True)
-    print_text(Text(_summary(findings), _STYLES[worst(finding.state for finding in findings)]))
+    print_text(Text(_summary(results), _STYLES[worst_state(result.state for result in results)]))
 
 
-def print_json(findings: Sequence[Finding]) -> None:
+def print_json(results: Sequence[CheckResult]) -> None:
     """Print an object: `ok`, and the list `findings` of what, where, state, found and advice."""
-    print(msgspec.json.encode({"ok": is_well(findings), "findings": findings}).decode())
+    print(msgspec.json.encode({"ok": is_well(results), "findings": results}).decode())
 
 
-def is_well(findings: Sequence[Finding]) -> bool:
-    """Whether MarketFlow would run well."""
-    return worst(finding.state for finding in findings) is not State.FAILED
+def is_well(results: Sequence[CheckResult]) -> bool:
+    """Return whether MarketFlow would run well."""
+    return worst_state(result.state for result in results) is not CheckState.FAILED
 
 
-def _place(finding: Finding) -> Text:
-    """In one cell, which leaves a narrow terminal room for sentences."""
-    return Text(visible(finding.what), "bold").append(f"\n{visible(finding.where)}", "not bold")
+def _place(result: CheckResult) -> Text:
+    """Return what and where as one cell, so that a narrow terminal has space for sentences."""
+    return Text(visible(result.what), "bold").append(f"\n{visible(result.where)}", "not bold")
 
 
-def _found(finding: Finding) -> Text:
-    text = Text(visible(finding.found))
-    if finding.advice:
-        text.append("\nTo do: ", "bold").append(visible(finding.advice), "not bold")
+def _found(result: CheckResult) -> Text:
+    text = Text(visible(result.found))
+    if result.advice:
+        text.append("\nTo do: ", "bold").append(visible(result.advice), "not bold")
     return text
 
 
-def _summary(findings: Sequence[Finding]) -> str:
-    count = {state: sum(finding.state is state for finding in findings) for state in State}
-    if count[State.FAILED]:
+def _summary(results: Sequence[CheckResult]) -> str:
+    count = {state: sum(result.state is state for result in results) for state in CheckState}
+    if count[CheckState.FAILED]:
         verdict = "MarketFlow would not run well."
-    elif count[State.WARNING]:
+    elif count[CheckState.WARNING]:
         verdict = "MarketFlow runs with these settings, but see the warnings."
     else:
         verdict = "MarketFlow runs well with these settings."

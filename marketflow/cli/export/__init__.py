@@ -1,10 +1,10 @@
 """`marketflow export`: the minutes of the table `aggregates` as CSV or Parquet, in constant memory.
 
-PostgreSQL writes the CSV (COPY), a series at a time: each is one range of the primary key, so nothing is ever sorted,
-in memory or on disk, and the first row comes at once however large the table is. All of it is read in one snapshot.
+PostgreSQL writes the CSV (COPY), a series at a time: each is one range of the primary key, so nothing is sorted, in
+memory or on disk, and the first row arrives at once whatever the size of the table. All rows are of one snapshot.
 """
 
-from marketflow.cli.export.export_rows import Selection
 from marketflow.cli.export.exporter import Export, export
+from marketflow.cli.export.row_reader import RowFilter
 
-__all__ = ["Export", "Selection", "export"]
+__all__ = ["Export", "RowFilter", "export"]

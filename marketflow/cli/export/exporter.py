@@ -1,4 +1,4 @@
-"""Puts the parts of an export together."""
+"""Exports rows: reads series by series and writes them in a format to a file or stdout."""
 
 import sys
 from contextlib import AbstractContextManager, closing
@@ -6,57 +6,64 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from marketflow.cli.export.export_rows import Reading, Selection, blocks, parts, snapshot
 from marketflow.cli.export.formats import open_format, require
-from marketflow.cli.export.output import standard_output, whole_file
-from marketflow.cli.export.progress import Counter, counter
-from marketflow.cli.export.source import archive
+from marketflow.cli.export.output import complete_file, standard_output
+from marketflow.cli.export.progress import RowCounter, progress_counter
+from marketflow.cli.export.row_reader import ReadConnection, RowFilter, find_series, read_blocks, snapshot
+from marketflow.cli.export.server_start import running_postgres
 from marketflow.errors import SettingsError
 from marketflow.settings import Settings
 
 
 @dataclass(frozen=True)
 class Export:
-    """Which rows, as what (`csv` or `parquet`), and where to: a file, which `force` may replace, or None for stdout."""
+    """Rows, format (`csv` or `parquet`) and file of an export. `force` may replace the file; None is stdout."""
 
-    selection: Selection
+    rows: RowFilter
     format: str = "csv"
     output: Path | None = None
     force: bool = False
 
 
-def export(settings: Settings, wanted: Export) -> int:
-    """Write the rows and give their number.
+def export(settings: Settings, request: Export) -> int:
+    """Write the rows, and return their number.
 
     Raises:
         SettingsError: an argument is wrong, or a package is missing.
-        StartError: there is nothing to export from, or a file cannot be written.
-        Unavailable: PostgreSQL is away or refuses.
-        BrokenPipeError: nobody reads stdout on.
+        StartError: there is no database to export from, or a file cannot be written.
+        Unavailable: PostgreSQL is unreachable or refuses.
+        BrokenPipeError: the reader of stdout has closed it.
     """
-    require(wanted.format)
-    begin, end = wanted.selection.from_ms, wanted.selection.to_ms
+    require(request.format)
+    begin, end = request.rows.from_ms, request.rows.to_ms
     if begin is not None and end is not None and begin > end:
         raise SettingsError("argument --from: must not be after --to")
-    if wanted.output is None and wanted.format == "parquet" and sys.stdout is not None and sys.stdout.isatty():
-        raise SettingsError("argument --format: parquet is nothing for a terminal; set --output FILE")
-    with _output(wanted) as file, archive(settings) as keywords, snapshot(keywords) as connection, counter() as counted:
-        _write(settings, connection, wanted, file, counted)
+    if request.output is None and request.format == "parquet" and sys.stdout is not None and sys.stdout.isatty():
+        raise SettingsError("argument --format: parquet is binary, and stdout is a terminal; set --output FILE")
+    with (
+        _output(request) as file,
+        running_postgres(settings) as keywords,
+        snapshot(keywords) as connection,
+        progress_counter() as counted,
+    ):
+        _write(settings, connection, request, file, counted)
     return counted.rows
 
 
-def _write(settings: Settings, connection: Reading, wanted: Export, file: IO[bytes], counted: Counter) -> None:
+def _write(
+    settings: Settings, connection: ReadConnection, request: Export, file: IO[bytes], counted: RowCounter
+) -> None:
     exchanges = (exchange.name for exchange in settings.exchanges)
-    found = parts(connection, wanted.selection, settings.symbols, exchanges)
-    expected = [part.rows(settings.flow.minute_ms) for part in found]
-    with open_format(wanted.format, file) as written:
-        for number, part in enumerate(found):
-            counted.expect(sum(expected[number:]))  # minutes that are missing are known once their series is through
-            with closing(blocks(connection, wanted.selection, part, written.name)) as copied:
+    series = find_series(connection, request.rows, settings.symbols, exchanges)
+    expected = [each.rows(settings.flow.minute_ms) for each in series]
+    with open_format(request.format, file) as written:
+        for number, each in enumerate(series):
+            counted.expect(sum(expected[number:]))  # the number of missing minutes is known once a series is complete
+            with closing(read_blocks(connection, request.rows, each, written.name)) as copied:
                 for block, rows in copied:
                     written.write(block, rows)
                     counted.count(rows)
 
 
-def _output(wanted: Export) -> AbstractContextManager[IO[bytes]]:
-    return standard_output() if wanted.output is None else whole_file(wanted.output, wanted.force)
+def _output(request: Export) -> AbstractContextManager[IO[bytes]]:
+    return standard_output() if request.output is None else complete_file(request.output, request.force)

@@ -1,11 +1,11 @@
-"""What the rows are written as. Each format takes blocks of CSV, as PostgreSQL makes them, and keeps a bounded part."""
+"""Output formats. Each takes blocks of CSV, as PostgreSQL makes them, and buffers a bounded number of rows."""
 
 from abc import ABC, abstractmethod
 from importlib.util import find_spec
 from io import BytesIO
 from typing import IO, Any, Self
 
-from marketflow.cli.export.export_rows import COLUMNS, PRICES, TEXTS, TIMES
+from marketflow.cli.export.row_reader import COLUMNS, PRICES, TEXTS, TIMES
 from marketflow.errors import SettingsError
 from marketflow.text import visible
 
@@ -14,30 +14,30 @@ FORMATS = ("csv", "parquet")
 _FORMULA = tuple(
     "=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
 )
-"""With these a cell of a spreadsheet begins a formula."""
+"""First characters that make a spreadsheet take a cell for a formula."""
 
 GROUP_ROWS = 64 * 1024
-"""Rows of a row group of Parquet: some 15 MB of CSV, which is all that waits in memory."""
+"""Rows of a row group of Parquet: about 15 MB of CSV, the most that is buffered."""
 
 
 class Format(ABC):
-    """Writes to a file that is open for bytes; a context manager, whose end completes the file unless by an error."""
+    """Writer to a binary file; as a context manager it completes the file at the end, unless there was an error."""
 
     def name(self, text: str) -> str:
-        """What stands for a name of the database, which somebody else may have chosen."""
+        """Return a name from the database as it is written; anyone with write access may have chosen it."""
         return text
 
     @abstractmethod
     def write(self, block: bytes, rows: int) -> None:
-        """Take some whole rows."""
+        """Write some complete rows."""
 
     @abstractmethod
     def finish(self) -> None:
-        """Write what is left."""
+        """Write buffered rows, and complete the file."""
 
     @abstractmethod
     def abandon(self) -> None:
-        """Write nothing more, so that nobody takes the file for a whole one."""
+        """Write nothing more, so that an incomplete file is not taken for a complete one."""
 
     def __enter__(self) -> Self:
         return self
@@ -47,32 +47,32 @@ class Format(ABC):
             if error is None:
                 self.finish()
         finally:
-            self.abandon()  # changes nothing about a file that is complete
+            self.abandon()  # no effect on a completed file
 
 
 class Csv(Format):
-    """A line of names, then PostgreSQL's rows as they are, but for names that a program could take for a command."""
+    """A header, then PostgreSQL's rows unchanged, except for names that a program could take for a command."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         file.write(",".join(COLUMNS).encode() + b"\n")
 
     def name(self, text: str) -> str:
-        """A name without what drives a terminal, and with an apostrophe where a spreadsheet would see a formula.
+        """Return a name with control characters escaped, and an apostrophe where a spreadsheet would see a formula.
 
         Source: OWASP, CSV Injection.
         """
         return f"'{visible(text)}" if text.startswith(_FORMULA) else visible(text)
 
     def write(self, block: bytes, rows: int) -> None:
-        """Take some whole rows."""
+        """Write some complete rows."""
         self._file.write(block)
 
     def finish(self) -> None:
-        """Nothing is left."""
+        """Do nothing: no row is buffered."""
 
     def abandon(self) -> None:
-        """Nothing was kept."""
+        """Do nothing: no row is buffered."""
 
 
 class Parquet(Format):
@@ -86,68 +86,68 @@ class Parquet(Format):
 
         self._schema = _schema()
         self._csv: Any = csv
-        self._valve = _Valve(file)
-        self._writer = parquet.ParquetWriter(self._valve, self._schema, compression="zstd")
-        self._waiting: list[bytes] = []
+        self._sink = _ClosableFile(file)
+        self._writer = parquet.ParquetWriter(self._sink, self._schema, compression="zstd")
+        self._buffered: list[bytes] = []
         self._rows = 0
 
     def write(self, block: bytes, rows: int) -> None:
-        """Take some whole rows."""
-        self._waiting.append(block)
+        """Write some complete rows."""
+        self._buffered.append(block)
         self._rows += rows
         if self._rows >= GROUP_ROWS:
             self._write_group()
 
     def finish(self) -> None:
         """Write the last row group and the footer."""
-        if self._waiting:
+        if self._buffered:
             self._write_group()
         self._writer.close()
 
     def abandon(self) -> None:
-        """Leave the file without a footer, which pyarrow would write whatever has happened."""
-        self._valve.shut = True
+        """Leave the file without a footer, which pyarrow would write even after an error."""
+        self._sink.is_shut = True
 
     def _write_group(self) -> None:
         table = self._csv.read_csv(
-            BytesIO(b"".join(self._waiting)),
+            BytesIO(b"".join(self._buffered)),
             read_options=self._csv.ReadOptions(column_names=COLUMNS, use_threads=False),
             parse_options=self._csv.ParseOptions(newlines_in_values=True),
-            # An empty field is null and a quoted one is not, as PostgreSQL has it.
+            # As in PostgreSQL: an empty field is null, a quoted one is not.
             convert_options=self._csv.ConvertOptions(
                 column_types=self._schema, null_values=[""], quoted_strings_can_be_null=False
             ),
         )
-        self._waiting, self._rows = [], 0
+        self._buffered, self._rows = [], 0
         self._writer.write_table(table)
 
 
-class _Valve:
-    """A file for bytes that takes nothing more once it is shut."""
+class _ClosableFile:
+    """A binary file that ignores writes once it is shut."""
 
     closed = False
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self.shut = False
+        self.is_shut = False
 
     def write(self, data: bytes) -> int:
-        return len(data) if self.shut else self._file.write(data)
+        return len(data) if self.is_shut else self._file.write(data)
 
     def flush(self) -> None:
-        """Whoever opened the file sees to that."""
+        """Do nothing: the owner of the file flushes it."""
 
 
 def open_format(name: str, file: IO[bytes]) -> Format:
-    """The format of a name, one of FORMATS."""
+    """Return the format with a name of FORMATS."""
     return Parquet(file) if name == "parquet" else Csv(file)
 
 
 def require(name: str) -> None:
-    """Make sure that a format can be written here.
+    """Check that the packages of a format are installed.
 
     Raises:
-        SettingsError: a package is missing; says how to install it.
+        SettingsError: a package is missing; the text says how to install it.
     """
     if name == "parquet" and find_spec("pyarrow") is None:
         raise SettingsError("argument --format: parquet needs pyarrow: pip install 'marketflow[parquet]'")

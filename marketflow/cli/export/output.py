@@ -1,4 +1,4 @@
-"""Where an export goes: stdout, or a file that has its name only once it is whole."""
+"""Outputs of an export: stdout, or a file that gets its name once it is complete."""
 
 import errno
 import fcntl
@@ -15,16 +15,16 @@ from marketflow.errors import SettingsError, StartError
 
 @contextmanager
 def standard_output() -> Iterator[IO[bytes]]:
-    """Stdout for bytes.
+    """Yield stdout as a binary file.
 
     Raises:
-        StartError: it could not be written to the end.
-        BrokenPipeError: nobody reads on.
+        StartError: it is closed, or a write failed.
+        BrokenPipeError: the reader has closed it.
     """
     if sys.stdout is None:
         raise StartError("stdout is closed; set --output FILE")
     try:
-        # With a buffer of its own, as Python would write what is left in that of sys.stdout once more at its end.
+        # With its own buffer: Python flushes the buffer of sys.stdout again at exit.
         with open(sys.stdout.fileno(), "wb", closefd=False) as file:
             yield file
     except BrokenPipeError:
@@ -34,22 +34,22 @@ def standard_output() -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def whole_file(path: Path, force: bool) -> Iterator[IO[bytes]]:
-    """A file that is written beside its place, as FILE.partial, and moved there at the end; removed after an error.
+def complete_file(path: Path, force: bool) -> Iterator[IO[bytes]]:
+    """Yield a file that is written as FILE.partial, and renamed at the end; removed after an error.
 
     Raises:
-        SettingsError: there is a file already, which only `force` replaces, or there can be none.
-        StartError: it could not be written to the end.
+        SettingsError: the file exists, which only `force` replaces, or it cannot be created.
+        StartError: a write failed.
     """
     if path.is_symlink() and not path.exists():
-        # Somebody else may have planted it, for a file that is not there yet.
+        # Another user may have planted it, to make this process create a file.
         raise SettingsError(f"argument --output: {path} is a link to a file that does not exist")
-    path = path.resolve()  # what a link leads to is replaced, not the link
+    path = path.resolve()  # the target of a link is replaced, not the link
     if path.exists() and not (force and path.is_file()):
-        hint = "--force replaces it" if path.is_file() else "it is no file"
+        hint = "--force replaces it" if path.is_file() else "it is not a file"
         raise SettingsError(f"argument --output: {path} exists; {hint}")
     partial = path.with_name(f"{path.name}.partial")
-    file = _own(partial)
+    file = _open_exclusively(partial)
     try:
         with file:
             yield file
@@ -64,13 +64,13 @@ def whole_file(path: Path, force: bool) -> Iterator[IO[bytes]]:
         raise
 
 
-def _own(partial: Path) -> IO[bytes]:
-    """The file, emptied, as the only process that writes it; the remains of a killed one are taken over.
+def _open_exclusively(partial: Path) -> IO[bytes]:
+    """Open the partial file, emptied, as its only writer; the file of a killed process is reused.
 
     Raises:
-        SettingsError: it is not a regular file of this user with this one name: somebody else may have put it there.
+        SettingsError: it is not a regular file of this user with one name: another user may have planted it.
     """
-    # O_NONBLOCK: a FIFO is opened without waiting for a reader, and refused.
+    # O_NONBLOCK: a FIFO is opened without waiting for a reader, and then refused.
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         file = os.fdopen(os.open(partial, flags, 0o666), "wb")
@@ -80,7 +80,7 @@ def _own(partial: Path) -> IO[bytes]:
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink != 1:
         file.close()
-        raise SettingsError(f"argument --output: {partial} is there already, and is not a file of your own")
+        raise SettingsError(f"argument --output: {partial} exists, and is not a file of your own")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from marketflow.cli.check import exchange_checks as checkup
-from marketflow.cli.check.findings import Finding, State
+from marketflow.cli.check import exchange_checks
+from marketflow.cli.check.check_result import CheckResult, CheckState
 from marketflow.settings import ExchangeSettings, FlowSettings
 from tests.support.application import ScriptedExchange, now_ms
 from tests.support.proxy import Proxy
@@ -18,14 +18,14 @@ SYMBOLS = ("BTCUSDT", "ETHUSDT")
 
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkup, "LISTEN_SECONDS", 1.5)
-    monkeypatch.setattr(checkup, "SAMPLE_SECONDS", 0.3)
+    monkeypatch.setattr(exchange_checks, "LISTEN_SECONDS", 1.5)
+    monkeypatch.setattr(exchange_checks, "SAMPLE_SECONDS", 0.3)
 
 
-def look(address: str, needed: bool = True) -> Finding:
+def look(address: str, needed: bool = True) -> CheckResult:
     settings = ExchangeSettings(name="exchange1", address=address)
-    (finding,) = checkup.exchange_check(settings, SYMBOLS, FlowSettings(), needed).look()
-    return finding
+    (result,) = exchange_checks.exchange_check(settings, SYMBOLS, FlowSettings(), needed).run()
+    return result
 
 
 @contextmanager
@@ -54,78 +54,78 @@ def tick(**more: Any) -> Callable[[str], dict[str, Any]]:
 
 def test_a_healthy_one_is_ok_with_what_was_heard() -> None:
     with sending(tick()) as exchange:
-        finding = look(exchange.address)
-    assert finding.state is State.OK
-    assert finding.what == "exchange exchange1"
-    assert "of BTCUSDT, ETHUSDT" in finding.found
-    assert not finding.advice
+        result = look(exchange.address)
+    assert result.state is CheckState.OK
+    assert result.what == "exchange exchange1"
+    assert "of BTCUSDT, ETHUSDT" in result.found
+    assert not result.advice
 
 
 def test_in_test_mode_a_missing_one_is_a_hint() -> None:
-    finding = look(f"{HOST}:{free_port()}", needed=False)
-    assert (finding.state, finding.found) == (State.HINT, "connection refused")
-    assert finding.advice.startswith("nothing in test mode")
+    result = look(f"{HOST}:{free_port()}", needed=False)
+    assert (result.state, result.found) == (CheckState.HINT, "connection refused")
+    assert result.advice.startswith("nothing in test mode")
 
 
 def test_one_that_refuses_is_told() -> None:
-    finding = look(f"{HOST}:{free_port()}")
-    assert (finding.state, finding.found) == (State.FAILED, "connection refused")
+    result = look(f"{HOST}:{free_port()}")
+    assert (result.state, result.found) == (CheckState.FAILED, "connection refused")
 
 
 def test_a_name_that_cannot_be_looked_up_is_told() -> None:
-    finding = look("no-such-host.invalid:1")
-    assert finding.state is State.FAILED
-    assert finding.found.startswith("its name cannot be looked up")
+    result = look("no-such-host.invalid:1")
+    assert result.state is CheckState.FAILED
+    assert result.found.startswith("its name cannot be looked up")
 
 
 @pytest.mark.parametrize(("fault", "told"), [(Proxy.swallow, "nothing came"), (Proxy.vanish, "no connection within")])
 def test_one_that_is_swallowed_is_given_up(fault: Callable[[Proxy], None], told: str) -> None:
     with sending(tick()) as exchange, Proxy(exchange.port) as proxy:
         fault(proxy)
-        finding = look(f"{HOST}:{proxy.port}")
-    assert finding.state is State.FAILED
-    assert told in finding.found
+        result = look(f"{HOST}:{proxy.port}")
+    assert result.state is CheckState.FAILED
+    assert told in result.found
 
 
 def test_one_that_says_nothing_is_told() -> None:
     with ScriptedExchange() as exchange:
-        finding = look(exchange.address)
-    assert finding.state is State.FAILED
-    assert finding.found == "connected, but nothing came within 1.5 s"
+        result = look(exchange.address)
+    assert result.state is CheckState.FAILED
+    assert result.found == "connected, but nothing came within 1.5 s"
 
 
 def test_one_that_hangs_up_is_told() -> None:
     with ScriptedExchange() as exchange:
         hanging_up = threading.Thread(target=lambda: exchange.client().close(), daemon=True)
         hanging_up.start()
-        finding = look(exchange.address)
+        result = look(exchange.address)
         hanging_up.join(5)
-    assert finding.state is State.FAILED
-    assert "closes the connection" in finding.found
+    assert result.state is CheckState.FAILED
+    assert "closes the connection" in result.found
 
 
 def test_rubbish_alone_has_failed_and_is_shown_harmlessly() -> None:
     with sending(lambda _: b"<h1>\x1b[31mhello</h1>\n") as exchange:
-        finding = look(exchange.address)
-    assert finding.state is State.FAILED
-    assert "malformed (such as b'<h1>\\x1b[31mhello</h1>')" in finding.found
-    assert "\x1b" not in finding.found
-    assert '{"symbol":"BTCUSDT"' in finding.advice
+        result = look(exchange.address)
+    assert result.state is CheckState.FAILED
+    assert "malformed (such as b'<h1>\\x1b[31mhello</h1>')" in result.found
+    assert "\x1b" not in result.found
+    assert '{"symbol":"BTCUSDT"' in result.advice
 
 
 def test_bad_lines_among_good_ones_are_counted_by_reason() -> None:
     with sending(lambda symbol: tick(price=-1)(symbol) if symbol == "bad" else tick()(symbol), (*SYMBOLS, "bad")) as it:
-        finding = look(it.address)
-    assert finding.state is State.WARNING
-    assert "unknown_symbol (such as 'bad')" in finding.found
+        result = look(it.address)
+    assert result.state is CheckState.WARNING
+    assert "unknown_symbol (such as 'bad')" in result.found
 
 
 def test_a_symbol_that_does_not_come_is_named() -> None:
     with sending(tick(), ("ETHUSDT",)) as exchange:
-        finding = look(exchange.address)
-    assert finding.state is State.WARNING
-    assert "of ETHUSDT" in finding.found
-    assert "nothing within 1.5 s of BTCUSDT" in finding.found
+        result = look(exchange.address)
+    assert result.state is CheckState.WARNING
+    assert "of ETHUSDT" in result.found
+    assert "nothing within 1.5 s of BTCUSDT" in result.found
 
 
 @pytest.mark.parametrize(
@@ -143,14 +143,14 @@ def test_timestamps_that_are_off_are_told_with_the_likely_cause(
     timestamp: Callable[[], int | None], told: str, advice: str
 ) -> None:
     with sending(lambda symbol: {"symbol": symbol, "price": 1.5, "timestamp": timestamp()}) as exchange:
-        finding = look(exchange.address)
-    assert finding.state is State.WARNING
-    assert told in finding.found
-    assert advice in finding.advice
+        result = look(exchange.address)
+    assert result.state is CheckState.WARNING
+    assert told in result.found
+    assert advice in result.advice
 
 
 def test_a_skew_that_is_allowed_is_ok() -> None:
     with sending(lambda symbol: tick(timestamp=now_ms() - 2000)(symbol)) as exchange:
-        finding = look(exchange.address)
-    assert finding.state is State.OK
-    assert "s behind this machine's clock" in finding.found
+        result = look(exchange.address)
+    assert result.state is CheckState.OK
+    assert "s behind this machine's clock" in result.found

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from marketflow.cli.check.findings import Finding, State
-from marketflow.cli.check.http_checks import http_check, token_finding
+from marketflow.cli.check.check_result import CheckResult, CheckState
+from marketflow.cli.check.http_checks import http_check, token_results
 from marketflow.settings import HttpSettings
 from tests.support.application import Application, ScriptedExchange
 from tests.support.servers import HOST, free_port
@@ -15,9 +15,9 @@ from tests.support.servers import HOST, free_port
 HEALTHY = b'{"status":"ok","mode":"live","uptime_seconds":7200.5,"postgres":"ok","redis":"ok","exchanges":{}}'
 
 
-def look(port: int, host: str = HOST, allowed_hosts: tuple[str, ...] = ()) -> Finding:
-    (finding,) = http_check(HttpSettings(host=host, port=port, allowed_hosts=allowed_hosts)).look()
-    return finding
+def look(port: int, host: str = HOST, allowed_hosts: tuple[str, ...] = ()) -> CheckResult:
+    (result,) = http_check(HttpSettings(host=host, port=port, allowed_hosts=allowed_hosts)).run()
+    return result
 
 
 @contextmanager
@@ -43,25 +43,25 @@ def answering(answers: dict[str, bytes]) -> Iterator[int]:
 
 def test_a_free_port_is_ok_and_stays_free() -> None:
     port = free_port()
-    assert (look(port).state, look(port).found) == (State.OK, "the port is free")
+    assert (look(port).state, look(port).found) == (CheckState.OK, "the port is free")
     assert look(0).found == "any free port"
 
 
 def test_a_running_marketflow_is_told_with_how_it_does(server_folder: Path, servers: dict[str, object]) -> None:
     with Application(server_folder, servers) as application:
-        finding = look(application.port)
+        result = look(application.port)
         application.switch("live")
         degraded = look(application.port)
-    assert finding.state is State.OK
-    assert "answers in test mode" in finding.found
-    assert degraded.state is State.WARNING
+    assert result.state is CheckState.OK
+    assert "answers in test mode" in result.found
+    assert degraded.state is CheckState.WARNING
     assert "degraded (exchange1 connecting" in degraded.found
 
 
 def test_one_that_listens_everywhere_under_a_name_is_found(server_folder: Path, servers: dict[str, object]) -> None:
     names = {"HTTP__HOST": "0.0.0.0", "HTTP__ALLOWED_HOSTS": "prices.example.com,127.0.0.1"}
     with Application(server_folder, servers | names) as application:
-        assert look(application.port, "0.0.0.0", ("prices.example.com",)).state is State.OK
+        assert look(application.port, "0.0.0.0", ("prices.example.com",)).state is CheckState.OK
 
 
 def test_the_version_is_told_where_there_are_metrics() -> None:
@@ -73,23 +73,23 @@ def test_the_version_is_told_where_there_are_metrics() -> None:
 @pytest.mark.parametrize("answer", [b"hello", b"{}", b"\xff", b'{"status":"fine"}'])
 def test_a_port_that_something_else_has_is_told(answer: bytes) -> None:
     with answering({"/health": answer}) as port:
-        finding = look(port)
-    assert finding.state is State.FAILED
-    assert "taken by something" in finding.found
+        result = look(port)
+    assert result.state is CheckState.FAILED
+    assert "taken by something" in result.found
 
 
 def test_a_port_of_something_that_does_not_answer_is_told() -> None:
     with ScriptedExchange() as silent:
-        finding = look(silent.port)
-    assert finding.state is State.FAILED
-    assert "does not answer" in finding.found
+        result = look(silent.port)
+    assert result.state is CheckState.FAILED
+    assert "does not answer" in result.found
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
 def test_a_host_that_is_not_of_this_machine_is_told(host: str) -> None:
-    finding = look(free_port(), host)
-    assert finding.state is State.FAILED
-    assert host in finding.found
+    result = look(free_port(), host)
+    assert result.state is CheckState.FAILED
+    assert host in result.found
 
 
 @pytest.mark.parametrize(
@@ -103,5 +103,5 @@ def test_a_host_that_is_not_of_this_machine_is_told(host: str) -> None:
     ],
 )
 def test_a_token_is_asked_for_where_others_reach_the_api(host: str, token: str, warned: bool) -> None:
-    found = token_finding(HttpSettings(host=host, token=token))
-    assert [finding.state for finding in found] == [State.WARNING] * warned
+    found = token_results(HttpSettings(host=host, token=token))
+    assert [result.state for result in found] == [CheckState.WARNING] * warned

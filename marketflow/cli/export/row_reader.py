@@ -1,7 +1,7 @@
-"""The rows of an export, as PostgreSQL writes them: CSV, series by series, in the order of the primary key.
+"""Reads the rows of an export as CSV, series by series, in the order of the primary key.
 
-COPY of one series is one range of the index that is already in order. One statement for all would leave the planner
-the choice of a sort, which for a year of many series is gigabytes on the server's disk.
+COPY of one series reads one range of the index, which is in order. A single statement for all series could be planned
+with a sort, which for a year of many series takes gigabytes on the server's disk.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -22,17 +22,17 @@ from marketflow.stores.postgres.session import connecting, pin, session_keywords
 
 _T = TypeVar("_T")
 
-SILENCE_SECONDS = 30.0
-"""How long PostgreSQL may be silent in the middle of an export before it counts as away."""
+READ_TIMEOUT_SECONDS = 30.0
+"""Time without data after which PostgreSQL counts as unreachable."""
 
 BLOCK_BYTES = 256 * 1024
-"""How much is handed on at once."""
+"""Size of a block of rows."""
 
 TEXTS = ("pair_name", "exchange", "mode")
 PRICES = ("average_price", "min_price", "max_price", "open_price", "close_price")
 TICK_TIMES = ("open_at", "close_at", "min_at", "max_at")
 COLUMNS = (*TEXTS, "timestamp", *PRICES, "tick_count", *TICK_TIMES, "version")
-"""Those of the table, in its order."""
+"""Columns of the table, in its order."""
 
 TIMES = ("timestamp", *TICK_TIMES)
 
@@ -57,10 +57,10 @@ _COPY = (
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Which rows: of a mode, from a time on and before another (Unix ms), of some symbols and exchanges.
+class RowFilter:
+    """Rows to export: of a mode, a time range (Unix ms, end exclusive), and some symbols and exchanges.
 
-    None is no limit, and no name is all; names are matched without regard to case.
+    None means no limit, and empty means all; names match in any case.
     """
 
     mode: Mode
@@ -71,16 +71,16 @@ class Selection:
 
     @property
     def range(self) -> sql.Composable:
-        """The times as a condition."""
+        """Return the time range as a condition."""
         begin = OLDEST_MS if self.from_ms is None else self.from_ms
         end = END_MS if self.to_ms is None else self.to_ms
-        bounds = [("timestamp >= {}", begin), ("timestamp < {}", end)]  # beyond it no time can be written
+        bounds = [("timestamp >= {}", begin), ("timestamp < {}", end)]  # the range of times that can be written
         return sql.SQL(" and ").join(sql.SQL(text).format(sql.Literal(to_datetime(ms))) for text, ms in bounds)
 
 
 @dataclass(frozen=True)
-class Part:
-    """A series that has rows, and when the first and the last of them begin."""
+class SeriesRows:
+    """A series with rows, and the times of its first and last row."""
 
     exchange: str
     symbol: str
@@ -88,39 +88,39 @@ class Part:
     last: datetime
 
     def rows(self, row_ms: int) -> int:
-        """How many there are where none is missing, each of them standing for `row_ms`."""
+        """Return the number of rows if none is missing; each covers `row_ms`."""
         return int((self.last - self.first).total_seconds() * 1000) // row_ms + 1
 
 
-class Reading(psycopg.Connection[Any]):
-    """A connection whose waits have an end, and end at once when interrupted.
+class ReadConnection(psycopg.Connection[Any]):
+    """A connection whose waits have a timeout, and end at once when interrupted.
 
-    On Ctrl+C psycopg asks the server to cancel and waits for its answer, however long; closing does as well.
+    On Ctrl+C psycopg itself sends a cancel request and waits for the answer without a timeout, as does closing.
     """
 
     def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
-        """Wait for an answer, as all calls do.
+        """Wait for a response; all calls of psycopg use it.
 
         Raises:
-            psycopg.OperationalError: there was none in time; the connection is good for nothing more.
+            psycopg.OperationalError: timeout; the connection is unusable afterwards.
         """
         try:
-            return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=timeout or SILENCE_SECONDS)
+            return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=timeout or READ_TIMEOUT_SECONDS)
         except psycopg.errors._WaitTimeout:
-            raise psycopg.OperationalError(f"no answer within {SILENCE_SECONDS:g} s") from None
+            raise psycopg.OperationalError(f"no answer within {READ_TIMEOUT_SECONDS:g} s") from None
 
 
 @contextmanager
-def snapshot(keywords: dict[str, Any]) -> Iterator[Reading]:
-    """A connection in a transaction that sees one state of the table, however long it is read.
+def snapshot(keywords: dict[str, Any]) -> Iterator[ReadConnection]:
+    """Yield a connection in a transaction that reads one snapshot of the table.
 
     Raises:
-        Unavailable: in place of any error of psycopg, also within.
+        Unavailable: any error of psycopg, including those of the caller's block.
     """
     try:
-        # Without a timeout: who takes the rows may be slow, it can be a person who scrolls.
+        # No statement timeout: the reader may be slow, as a person who scrolls.
         with connecting():
-            connection = Reading.connect(**session_keywords(keywords), autocommit=True)
+            connection = ReadConnection.connect(**session_keywords(keywords), autocommit=True)
         with closing(connection):
             pinning = pin(connection, keywords)
             connection.autocommit = False
@@ -135,19 +135,19 @@ def snapshot(keywords: dict[str, Any]) -> Iterator[Reading]:
         raise Unavailable(f"PostgreSQL: {reason(error)}") from error
 
 
-def parts(
-    connection: Reading, selection: Selection, symbols: Iterable[str] = (), exchanges: Iterable[str] = ()
-) -> list[Part]:
-    """What there is to export, in the order in which it will be.
+def find_series(
+    connection: ReadConnection, selection: RowFilter, symbols: Iterable[str] = (), exchanges: Iterable[str] = ()
+) -> list[SeriesRows]:
+    """Return the series to export, in order.
 
     Args:
         connection: see snapshot.
         selection: which rows.
-        symbols: those that are known although they may have no rows.
-        exchanges: the same.
+        symbols: configured symbols, which are known even without rows.
+        exchanges: configured exchanges.
 
     Raises:
-        SettingsError: a symbol or an exchange is neither known nor has it rows; names those that do.
+        SettingsError: a symbol or an exchange is unknown; the text names the known ones.
         Unavailable: the database has no such table yet.
     """
     row = connection.execute("select to_regclass('aggregates') is not null").fetchone()
@@ -156,59 +156,59 @@ def parts(
     condition = sql.SQL(_OF_SERIES) + sql.SQL(" and ") + selection.range
     query = sql.SQL(_SERIES).format(series=sql.SQL(RECURSIVE_SERIES), condition=condition)
     found = connection.execute(query, {"mode": selection.mode.value}).fetchall()
-    wanted_symbols = _wanted("symbol", selection.symbols, {*symbols, *(symbol for _, symbol, _, _ in found)})
-    wanted_exchanges = _wanted("exchange", selection.exchanges, {*exchanges, *(name for name, _, _, _ in found)})
+    wanted_symbols = _selected("symbol", selection.symbols, {*symbols, *(symbol for _, symbol, _, _ in found)})
+    wanted_exchanges = _selected("exchange", selection.exchanges, {*exchanges, *(name for name, _, _, _ in found)})
     return [
-        Part(exchange, symbol, first, last)
+        SeriesRows(exchange, symbol, first, last)
         for exchange, symbol, first, last in found
         if first is not None and exchange in wanted_exchanges and symbol in wanted_symbols
     ]
 
 
-def blocks(
-    connection: Reading, selection: Selection, part: Part, written_as: Callable[[str], str] = str
+def read_blocks(
+    connection: ReadConnection, selection: RowFilter, series: SeriesRows, written_as: Callable[[str], str] = str
 ) -> Generator[tuple[bytes, int], None, None]:
-    """The rows of a part as CSV without a header: some whole rows, and how many they are.
+    """Yield the rows of a series as CSV without a header: blocks of complete rows, and their number.
 
     Args:
         connection: see snapshot.
         selection: which rows.
-        part: the series.
-        written_as: gives what stands for a name of the database.
+        series: the series.
+        written_as: converts a name from the database for the output.
     """
-    query = sql.SQL(_COPY).format(columns=_columns(part, written_as), range=selection.range)
-    names = {"exchange": part.exchange, "symbol": part.symbol, "mode": selection.mode.value}
+    query = sql.SQL(_COPY).format(columns=_columns(series, written_as), range=selection.range)
+    names = {"exchange": series.exchange, "symbol": series.symbol, "mode": selection.mode.value}
     rows: list[memoryview | bytes | bytearray] = []
     size = 0
     with connection.cursor() as cursor, cursor.copy(query, names) as copy:
         try:
-            for row in copy:  # one at a time, as the protocol has it
+            for row in copy:  # the protocol sends one row at a time
                 rows.append(row)
                 size += len(row)
                 if size >= BLOCK_BYTES:
                     yield b"".join(rows), len(rows)
                     rows, size = [], 0
         except BaseException:
-            connection.close()  # or the end of the block would wait for the server once more
+            connection.close()  # the end of the block would wait for the server again
             raise
     if rows:
         yield b"".join(rows), len(rows)
 
 
-def _columns(part: Part, written_as: Callable[[str], str]) -> sql.Composable:
-    """The columns, times in RFC 3339 as everywhere in MarketFlow."""
+def _columns(series: SeriesRows, written_as: Callable[[str], str]) -> sql.Composable:
+    """Return the columns as SQL; times in RFC 3339, as in the API."""
     rfc3339 = """case when {0} >= '1970-01-01Z' and {0} < '2200-01-01Z' then
         to_char({0} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') end"""
     forms: dict[str, sql.Composable] = {name: sql.SQL(rfc3339).format(sql.Identifier(name)) for name in TIMES}
-    forms |= {"pair_name": sql.Literal(written_as(part.symbol)), "exchange": sql.Literal(written_as(part.exchange))}
+    forms |= {"pair_name": sql.Literal(written_as(series.symbol)), "exchange": sql.Literal(written_as(series.exchange))}
     return sql.SQL(", ").join(forms.get(name, sql.Identifier(name)) for name in COLUMNS)
 
 
-def _wanted(kind: str, names: Sequence[str], known: set[str]) -> set[str]:
-    """The known names among those that were asked for; all, when none was."""
-    asked = {name.lower() for name in names}
-    unknown = asked - {name.lower() for name in known}
+def _selected(kind: str, names: Sequence[str], known: set[str]) -> set[str]:
+    """Return the known names that were requested; all, if none was."""
+    requested = {name.lower() for name in names}
+    unknown = requested - {name.lower() for name in known}
     for name in names:
         if name.lower() in unknown:
             raise SettingsError(f"argument --{kind}: no such {kind} {name}; there are {', '.join(sorted(known))}")
-    return {name for name in known if not asked or name.lower() in asked}
+    return {name for name in known if not requested or name.lower() in requested}

@@ -1,4 +1,4 @@
-"""Tables for a person: in a terminal as wide as it is, elsewhere plain text. Nothing is ever cut off, it's wrapped."""
+"""Tables and text for a person: as wide as the terminal, plain text elsewhere. Long cells wrap."""
 
 import os
 import sys
@@ -14,11 +14,11 @@ from rich.text import Text
 from marketflow.text import visible
 
 PLAIN_WIDTH = 120
-"""Columns where there is no terminal to ask, unless COLUMNS says otherwise."""
+"""Width in columns where there is no terminal, unless COLUMNS is set."""
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str | Text]], lines: bool = False) -> None:
-    """Print to stdout: control characters are escaped, markup is shown as it is; `lines` between the rows."""
+    """Print a table to stdout, with `lines` between rows. Control characters are escaped, markup is shown."""
     table = Table(*headings, box=box.ROUNDED if lines else box.SIMPLE_HEAD, show_lines=lines, header_style="bold")
     for column in table.columns:
         column.overflow = "fold"

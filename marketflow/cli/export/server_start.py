@@ -1,11 +1,11 @@
-"""The PostgreSQL to export from; the embedded one is started for the time of the export where nobody runs it."""
+"""The PostgreSQL to export from; an embedded one that is not running is started for the export."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from marketflow.cli.check.data_folder import holder
 from marketflow.embedded import EmbeddedPostgres, claim
+from marketflow.embedded.folder_lock import lock_owner
 from marketflow.embedded.ownership import refuse_unreachable
 from marketflow.errors import StartError
 from marketflow.runtime.store_servers import find_servers
@@ -13,17 +13,17 @@ from marketflow.settings import Settings
 
 
 @contextmanager
-def archive(settings: Settings) -> Iterator[dict[str, Any]]:
-    """Keywords for connections; an embedded server that this starts is stopped at the end.
+def running_postgres(settings: Settings) -> Iterator[dict[str, Any]]:
+    """Yield keywords for connections; an embedded server that was started for them is stopped at the end.
 
-    Until then the data folder is this process's: a MarketFlow that is started meanwhile says so and ends.
+    Until then this process owns the data folder: the start of a MarketFlow fails, and names this process.
 
     Raises:
         StartError: there is no data folder, or its server cannot be started.
     """
     servers = find_servers(settings)
     postgres = next((server for server in servers.embedded if isinstance(server, EmbeddedPostgres)), None)
-    if postgres is None or holder(settings.data_dir) is not None:
+    if postgres is None or lock_owner(settings.data_dir) is not None:
         yield servers.postgres
         return
     if not _has_data(postgres):

@@ -1,0 +1,35 @@
+"""`marketflow exchange`: a simulated exchange."""
+
+import click
+
+from marketflow import __version__
+from marketflow.cli.commands import Command
+from marketflow.cli.options import Setting, option
+
+
+@click.command("exchange", cls=Command, short_help="Run a simulated exchange.")
+@option("--port", metavar="N", type=Setting("http.port"), required=True, help="Port to listen on; 0: any free port.")
+@option(
+    "--host", metavar="H", type=Setting("http.host"), default="127.0.0.1", help="Address to listen on.  [127.0.0.1]"
+)
+@option(
+    "--name", metavar="NAME", type=Setting("exchange.name"), default="exchange1", help="Name in the log.  [exchange1]"
+)
+@option("--rate", metavar="R", type=Setting("generator.rate"), help="Ticks per second.  [100]")
+@option("--seed", metavar="N", type=Setting("generator.seed"), help="Seed: generate the same ticks at every start.")
+@option("--symbols", metavar="A,B", type=Setting("symbols"), help="Symbols.  [those of the default settings]")
+@click.version_option(__version__, message="marketflow %(version)s")
+def command(
+    port: int, host: str, name: str, rate: float | None, seed: int | None, symbols: tuple[str, ...] | None
+) -> int:
+    """Serve generated ticks over TCP, one JSON object a line, to every client that connects."""
+    from marketflow import logs
+    from marketflow.settings import Settings
+
+    defaults = Settings()
+    logs.setup(defaults.log.level, defaults.log.format)
+
+    from marketflow.feeds import simulator
+
+    rate = rate or defaults.generator.rate
+    return simulator.serve(name, host, port, symbols or defaults.symbols, rate, seed)

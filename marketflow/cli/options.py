@@ -1,0 +1,150 @@
+"""Types of option values, and the options that several commands have."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import click
+from click.shell_completion import CompletionItem
+
+from marketflow.cli.commands import Option
+from marketflow.errors import SettingsError
+
+_Callback = TypeVar("_Callback", bound=Callable[..., Any])
+
+MAX_WORKERS = 64
+
+SETTINGS_FLAGS = {"host": "http.host", "port": "http.port", "mode": "mode"}
+"""Options that set a setting, and the keys of the settings."""
+
+
+class Choice(click.Choice[str]):
+    """One of several words."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """Name the value and the words that are allowed."""
+        return f"invalid choice: {value!r} (choose from {', '.join(self.choices)})"
+
+
+class Setting(click.ParamType[Any]):
+    """A value that follows the rule of a setting; `words` are suggested by completion."""
+
+    name = "setting"
+
+    def __init__(self, key: str, words: Sequence[str] = ()) -> None:
+        self._key = key
+        self._words = words
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert the text of an argument, as if it came from the environment."""
+        from marketflow import settings
+
+        try:
+            return settings.convert(self._key, value)
+        except SettingsError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Suggest the words that begin like the argument."""
+        return [CompletionItem(word) for word in self._words if word.startswith(incomplete)]
+
+
+class Symbols(Setting):
+    """One or more symbols with commas between them, in any case, as a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__("symbols")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Convert the text of an argument."""
+        return tuple(super().convert(value.upper(), param, ctx))
+
+
+class ExchangeNames(Setting):
+    """One or more names of exchanges with commas between them, as a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__("exchange.name")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Convert the text of an argument."""
+        return tuple(super(ExchangeNames, self).convert(name, param, ctx) for name in value.split(","))
+
+
+class Moment(click.ParamType[int]):
+    """A point in time, in Unix ms: an RFC 3339 time, a date, `now` or `-24h`."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Convert the text of an argument."""
+        from marketflow.clock import milliseconds, system_clock
+        from marketflow.time_parsing import moment_ms
+
+        try:
+            return moment_ms(value, milliseconds(system_clock()))
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+
+
+class WorkerCount(click.ParamType[int]):
+    """A number of worker processes."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Convert the text of an argument."""
+        if value.isascii() and value.isdecimal() and 1 <= int(value) <= MAX_WORKERS:
+            return int(value)
+        return self.fail(f"{value!r}: must be a whole number from 1 to {MAX_WORKERS}", param, ctx)
+
+
+class BaseUrl(click.ParamType[str]):
+    """The URL of a MarketFlow server, without a trailing slash."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Convert the text of an argument. The message leaves out credentials."""
+        parts = urlsplit(value)
+        with suppress(ValueError):  # the port is no number
+            is_base = parts.scheme in ("http", "https") and parts.hostname and not parts.query + parts.fragment
+            if is_base and parts.port != 0:
+                return str(value.rstrip("/"))
+        shown = value.rpartition("@")[2]
+        return self.fail(f"{shown!r}: must be the URL of a MarketFlow, such as http://127.0.0.1:8080", param, ctx)
+
+
+def option(name: str, *names: str, **attributes: Any) -> Callable[[_Callback], _Callback]:
+    """Return the decorator that adds an option to a command."""
+    return click.option(name, *names, cls=Option, **attributes)
+
+
+def config_option() -> Callable[[_Callback], _Callback]:
+    """Return the decorator that adds `--config`."""
+    help_text = "Settings file in TOML, YAML or JSON, read instead of settings.toml."
+    return option("--config", metavar="FILE", type=click.Path(path_type=Path), help=help_text)
+
+
+def mode_option(help_text: str) -> Callable[[_Callback], _Callback]:
+    """Return the decorator that adds `--mode`."""
+    return option("--mode", metavar="test|live", type=Setting("mode", ("test", "live")), help=help_text)
+
+
+def settings_options(callback: _Callback) -> _Callback:
+    """Add the options that set settings, and `--config`."""
+    for decorate in (
+        mode_option("Mode at the start."),
+        config_option(),
+        option("--host", metavar="H", type=Setting("http.host"), help="Address on which the API listens."),
+        option("--port", metavar="N", type=Setting("http.port"), help="Port of the API; 0: any free port."),
+    ):
+        callback = decorate(callback)
+    return callback
+
+
+def settings_given(**values: object) -> dict[str, object]:
+    """Return the settings that options set, by their keys; None is an option that was not given."""
+    return {SETTINGS_FLAGS[name]: value for name, value in values.items() if value is not None}

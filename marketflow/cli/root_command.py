@@ -1,0 +1,81 @@
+"""The command `marketflow`: runs the server in one role or in both."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from marketflow import __version__
+from marketflow.cli.commands import CommandGroup
+from marketflow.cli.options import Choice, WorkerCount, option, settings_given, settings_options
+
+COMPLETION_VARIABLE = "_MARKETFLOW_COMPLETE"
+"""The variable by which a shell asks for completions; the name is click's convention."""
+
+_EPILOG = f"""\b
+Each command has a --help of its own.
+Settings come from settings.toml or the file of --config, then from variables
+(MARKETFLOW_HTTP__PORT is http.port), then from options.
+
+\b
+Completion, by a line in the start-up file of the shell:
+  bash  eval "$({COMPLETION_VARIABLE}=bash_source marketflow)"
+  zsh   eval "$({COMPLETION_VARIABLE}=zsh_source marketflow)"
+  fish  {COMPLETION_VARIABLE}=fish_source marketflow | source
+"""
+
+_COMMANDS = ("check", "config", "exchange", "export", "migrate", "watch")
+
+
+@click.group(
+    cls=CommandGroup,
+    modules={name: f"marketflow.cli.{name}_command" for name in _COMMANDS},
+    invoke_without_command=True,
+    help="Take ticks from exchanges, store them in Redis and PostgreSQL, and serve prices over HTTP.",
+    epilog=_EPILOG,
+)
+@settings_options
+@option(
+    "--role",
+    type=Choice(("ingest", "feeds", "api")),
+    help="Run one role only: ingest ticks, or stand by while another process does (feeds is an alias); or serve the"
+    " API. Without it: both.",
+)
+@option("--workers", metavar="N", type=WorkerCount(), help="Processes that serve the API, with --role api.  [1]")
+@click.version_option(__version__, message="marketflow %(version)s")
+@click.pass_context
+def root(ctx: click.Context, /, config: Path | None, role: str | None, workers: int | None, **flags: Any) -> int:
+    """Run the server until a signal ends it, and return the exit code."""
+    if ctx.invoked_subcommand is not None:
+        return 0
+    _refuse_options_without_effect(role, workers, **flags)
+
+    from marketflow import logs, settings
+
+    loaded = settings.load(config, settings_given(**flags))
+    logs.setup(loaded.log.level, loaded.log.format)
+
+    from marketflow.runtime import processes
+
+    match role:
+        case "ingest" | "feeds":
+            return processes.serve_feeds(loaded)
+        case "api":
+            return processes.serve_api(loaded, workers or 1)
+        case _:
+            return processes.serve(loaded)
+
+
+def _refuse_options_without_effect(role: str | None, workers: int | None, **flags: object) -> None:
+    """Refuse an option that the role does not use, before anything starts.
+
+    Raises:
+        click.UsageError: an option has no effect in this role.
+    """
+    if workers is not None and role != "api":
+        raise click.UsageError("argument --workers: only with --role api")
+    for name in ("host", "port"):
+        if role in ("ingest", "feeds") and flags[name] is not None:
+            raise click.UsageError(f"argument --{name}: not with --role {role}, which listens nowhere")
+    if role == "api" and flags["mode"] is not None:
+        raise click.UsageError("argument --mode: not with --role api, which has the mode of the ingest process")
