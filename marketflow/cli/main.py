@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from marketflow.cli.commands import error_text
+from marketflow.cli.command import error_text
 from marketflow.cli.root_command import COMPLETION_VARIABLE, root
 from marketflow.cli.stdout import open_standard_descriptors, readable_output
 from marketflow.errors import SettingsError, StartError, Unavailable

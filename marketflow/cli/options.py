@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import click
 from click.shell_completion import CompletionItem
 
-from marketflow.cli.commands import Option
+from marketflow.cli.command import Option
 from marketflow.errors import SettingsError
 
 _Callback = TypeVar("_Callback", bound=Callable[..., Any])

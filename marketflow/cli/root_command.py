@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from marketflow import __version__
-from marketflow.cli.commands import CommandGroup
+from marketflow.cli.command import CommandGroup
 from marketflow.cli.options import Choice, WorkerCount, option, settings_given, settings_options
 
 COMPLETION_VARIABLE = "_MARKETFLOW_COMPLETE"
@@ -29,7 +29,7 @@ _COMMANDS = ("check", "config", "exchange", "export", "migrate", "watch")
 
 @click.group(
     cls=CommandGroup,
-    modules={name: f"marketflow.cli.{name}_command" for name in _COMMANDS},
+    modules={name: f"marketflow.cli.commands.{name}_command" for name in _COMMANDS},
     invoke_without_command=True,
     help="Take ticks from exchanges, store them in Redis and PostgreSQL, and serve prices over HTTP.",
     epilog=_EPILOG,

@@ -124,7 +124,7 @@ def test_the_command_line_answers(image: Stage) -> None:
     assert run(image, "--version") == (0, f"marketflow {__version__}\n")
     code, text = run(image, "--help")
     assert code == 0
-    assert "usage: marketflow" in text
+    assert "Usage: marketflow" in text
     assert run(image, "exchange", "--help")[0] == 0
 
 

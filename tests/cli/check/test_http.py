@@ -41,13 +41,13 @@ def answering(answers: dict[str, bytes]) -> Iterator[int]:
         thread.join(5)
 
 
-def test_a_free_port_is_ok_and_stays_free() -> None:
+def test_free_port_is_ok_and_stays_free() -> None:
     port = free_port()
     assert (look(port).state, look(port).found) == (CheckState.OK, "the port is free")
     assert look(0).found == "any free port"
 
 
-def test_a_running_marketflow_is_told_with_how_it_does(server_folder: Path, servers: dict[str, object]) -> None:
+def test_running_marketflow_is_reported_with_health(server_folder: Path, servers: dict[str, object]) -> None:
     with Application(server_folder, servers) as application:
         result = look(application.port)
         application.switch("live")
@@ -58,35 +58,35 @@ def test_a_running_marketflow_is_told_with_how_it_does(server_folder: Path, serv
     assert "degraded (exchange1 connecting" in degraded.found
 
 
-def test_one_that_listens_everywhere_under_a_name_is_found(server_folder: Path, servers: dict[str, object]) -> None:
+def test_marketflow_on_all_addresses_is_found(server_folder: Path, servers: dict[str, object]) -> None:
     names = {"HTTP__HOST": "0.0.0.0", "HTTP__ALLOWED_HOSTS": "prices.example.com,127.0.0.1"}
     with Application(server_folder, servers | names) as application:
         assert look(application.port, "0.0.0.0", ("prices.example.com",)).state is CheckState.OK
 
 
-def test_the_version_is_told_where_there_are_metrics() -> None:
+def test_version_is_read_from_metrics() -> None:
     metrics = b'# TYPE marketflow_build_info gauge\nmarketflow_build_info{version="1.2.3"} 1.0\n'
     with answering({"/health": HEALTHY, "/metrics": metrics}) as port:
         assert look(port).found == "MarketFlow 1.2.3 answers in live mode, up for 2 h: ok"
 
 
 @pytest.mark.parametrize("answer", [b"hello", b"{}", b"\xff", b'{"status":"fine"}'])
-def test_a_port_that_something_else_has_is_told(answer: bytes) -> None:
+def test_port_of_another_program_fails(answer: bytes) -> None:
     with answering({"/health": answer}) as port:
         result = look(port)
     assert result.state is CheckState.FAILED
-    assert "taken by something" in result.found
+    assert "taken by another program" in result.found
 
 
-def test_a_port_of_something_that_does_not_answer_is_told() -> None:
+def test_port_without_an_answer_fails() -> None:
     with ScriptedExchange() as silent:
         result = look(silent.port)
     assert result.state is CheckState.FAILED
-    assert "does not answer" in result.found
+    assert "without an answer" in result.found
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
-def test_a_host_that_is_not_of_this_machine_is_told(host: str) -> None:
+def test_host_of_another_machine_fails(host: str) -> None:
     result = look(free_port(), host)
     assert result.state is CheckState.FAILED
     assert host in result.found
@@ -102,6 +102,6 @@ def test_a_host_that_is_not_of_this_machine_is_told(host: str) -> None:
         ("::", "x", False),
     ],
 )
-def test_a_token_is_asked_for_where_others_reach_the_api(host: str, token: str, warned: bool) -> None:
+def test_missing_token_warns_on_public_hosts(host: str, token: str, warned: bool) -> None:
     found = token_results(HttpSettings(host=host, token=token))
     assert [result.state for result in found] == [CheckState.WARNING] * warned

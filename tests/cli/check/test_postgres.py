@@ -67,7 +67,7 @@ def user(postgres_db: dict[str, Any], *grants: str) -> Iterator[dict[str, Any]]:
             connection.execute("drop role guest")
 
 
-def test_an_empty_database_is_fine_and_stays_empty(postgres_db: dict[str, Any]) -> None:
+def test_empty_database_is_ok_and_stays_empty(postgres_db: dict[str, Any]) -> None:
     found = look(postgres_db)
     assert states(found) == {"PostgreSQL": CheckState.OK, "schema": CheckState.OK, "rows": CheckState.OK}
     assert found["PostgreSQL schema"].found.startswith("0001_aggregates.sql, 0002_aggregates_daily.sql, 0003_")
@@ -77,7 +77,7 @@ def test_an_empty_database_is_fine_and_stays_empty(postgres_db: dict[str, Any]) 
 
 
 @pytest.mark.usefixtures("schema")
-def test_what_is_there_is_told_with_the_age_of_the_newest_row(
+def test_schema_and_age_of_newest_row_are_reported(
     postgres_db: dict[str, Any], execute: Callable[[str], object]
 ) -> None:
     execute(
@@ -93,9 +93,7 @@ def test_what_is_there_is_told_with_the_age_of_the_newest_row(
 
 
 @pytest.mark.usefixtures("schema")
-def test_a_newer_schema_is_a_warning_and_a_part_of_one_is_not(
-    postgres_db: dict[str, Any], execute: Callable[[str], object]
-) -> None:
+def test_newer_schema_warns_and_older_one_is_ok(postgres_db: dict[str, Any], execute: Callable[[str], object]) -> None:
     execute("insert into ddl_applied (name) values ('0099_future.sql')")
     newer = look(postgres_db)["PostgreSQL schema"]
     assert (newer.state, newer.found) == (CheckState.WARNING, "0099_future.sql applied by a newer MarketFlow")
@@ -107,7 +105,7 @@ def test_a_newer_schema_is_a_warning_and_a_part_of_one_is_not(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told", "advice"),
+    ("wrong", "message", "advice"),
     [
         ({"password": "hush"}, "password authentication failed", "set postgres.user and postgres.password"),
         ({"user": "nobody", "password": "hush"}, "password authentication failed", "set postgres.user"),
@@ -116,24 +114,24 @@ def test_a_newer_schema_is_a_warning_and_a_part_of_one_is_not(
         ({"host": "no-such-host.invalid"}, "resolve", "correct postgres.host"),
     ],
 )
-def test_a_connection_that_fails_is_told_with_what_helps(
-    postgres_db: dict[str, Any], wrong: dict[str, Any], told: str, advice: str
+def test_failed_connection_has_advice(
+    postgres_db: dict[str, Any], wrong: dict[str, Any], message: str, advice: str
 ) -> None:
     result = only(look(postgres_db | wrong))
     assert result.state is CheckState.FAILED
-    assert told in result.found
+    assert message in result.found
     assert result.advice.startswith(advice)
     assert "hush" not in str(result)
     assert postgres_db["password"] not in str(result)
 
 
-def test_a_refused_connection_is_told(postgres_db: dict[str, Any]) -> None:
+def test_refused_connection_fails(postgres_db: dict[str, Any]) -> None:
     result = only(look(postgres_db, port=free_port()))
     assert result.state is CheckState.FAILED
     assert result.advice.startswith("start PostgreSQL")
 
 
-def test_a_frozen_server_is_given_up(postgres_server: PostgresServer, postgres_db: dict[str, Any]) -> None:
+def test_frozen_server_fails_at_the_timeout(postgres_server: PostgresServer, postgres_db: dict[str, Any]) -> None:
     postgres_server.pause()
     try:
         result = only(look(postgres_db))
@@ -144,7 +142,7 @@ def test_a_frozen_server_is_given_up(postgres_server: PostgresServer, postgres_d
 
 
 @pytest.mark.parametrize("fault", [Proxy.swallow, Proxy.vanish])
-def test_a_server_that_is_swallowed_is_given_up(postgres_db: dict[str, Any], fault: Callable[[Proxy], None]) -> None:
+def test_dropped_packets_fail_at_the_timeout(postgres_db: dict[str, Any], fault: Callable[[Proxy], None]) -> None:
     with Proxy(postgres_db["port"]) as proxy:
         fault(proxy)
         result = only(look(postgres_db, port=proxy.port))
@@ -152,7 +150,7 @@ def test_a_server_that_is_swallowed_is_given_up(postgres_db: dict[str, Any], fau
     assert "firewall" in result.advice
 
 
-def test_a_user_who_may_not_create_tables_is_told(postgres_db: dict[str, Any]) -> None:
+def test_user_without_create_right_fails(postgres_db: dict[str, Any]) -> None:
     with user(postgres_db) as guest:
         result = look(guest)["PostgreSQL schema"]
     assert result.state is CheckState.FAILED
@@ -161,7 +159,7 @@ def test_a_user_who_may_not_create_tables_is_told(postgres_db: dict[str, Any]) -
 
 
 @pytest.mark.usefixtures("schema")
-def test_rights_that_are_lacking_are_named(postgres_db: dict[str, Any]) -> None:
+def test_missing_rights_are_named(postgres_db: dict[str, Any]) -> None:
     with user(
         postgres_db,
         "grant select, insert on aggregates to guest",
@@ -173,7 +171,7 @@ def test_rights_that_are_lacking_are_named(postgres_db: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("schema")
-def test_without_the_right_to_read_the_rows_are_not_asked_for(postgres_db: dict[str, Any]) -> None:
+def test_rows_are_not_read_without_the_right(postgres_db: dict[str, Any]) -> None:
     with user(postgres_db) as guest:
         found = look(guest)
     assert states(found) == {"PostgreSQL": CheckState.OK, "schema": CheckState.FAILED}
@@ -181,9 +179,7 @@ def test_without_the_right_to_read_the_rows_are_not_asked_for(postgres_db: dict[
 
 
 @pytest.mark.usefixtures("schema")
-def test_rows_older_than_the_constraint_are_a_warning(
-    postgres_db: dict[str, Any], execute: Callable[[str], object]
-) -> None:
+def test_rows_older_than_the_constraint_warn(postgres_db: dict[str, Any], execute: Callable[[str], object]) -> None:
     assert states(look(postgres_db))["schema"] is CheckState.OK
     execute("alter table aggregates drop constraint aggregates_valid")
     execute("alter table aggregates add constraint aggregates_valid check (tick_count > 1) not valid")
@@ -193,9 +189,7 @@ def test_rows_older_than_the_constraint_are_a_warning(
 
 
 @pytest.mark.usefixtures("schema")
-def test_an_upgrade_that_another_user_must_make_is_told(
-    postgres_db: dict[str, Any], execute: Callable[[str], object]
-) -> None:
+def test_upgrade_by_another_owner_fails(postgres_db: dict[str, Any], execute: Callable[[str], object]) -> None:
     execute("delete from ddl_applied where name >= '0002'")
     grants = ("grant create on schema public to guest", "grant all on all tables in schema public to guest")
     with user(postgres_db, *grants) as guest:
@@ -211,11 +205,11 @@ def test_missing_schema_is_reported(postgres_db: dict[str, Any]) -> None:
     with user(postgres_db) as guest:
         result = look(guest, schema="nowhere")["PostgreSQL schema"]
     assert result.state is CheckState.FAILED
-    assert "no schema nowhere, which the user may not make" in result.found
+    assert "no schema nowhere, which the user may not create" in result.found
     assert result.advice.startswith("CREATE SCHEMA nowhere")
 
 
-def test_search_path_and_read_only_defaults_do_no_harm(
+def test_search_path_and_read_only_defaults_have_no_effect(
     postgres_db: dict[str, Any], execute: Callable[[str], object]
 ) -> None:
     execute(f"alter database {postgres_db['dbname']} set default_transaction_read_only = on")
@@ -224,7 +218,7 @@ def test_search_path_and_read_only_defaults_do_no_harm(
     assert set(states(look(postgres_db)).values()) == {CheckState.OK}
 
 
-def test_an_old_version_is_told(postgres_db: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_version_fails(postgres_db: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "OLDEST_VERSION", 99)
     result = only(look(postgres_db))
     assert result.state is CheckState.FAILED
@@ -232,7 +226,7 @@ def test_an_old_version_is_told(postgres_db: dict[str, Any], monkeypatch: pytest
     assert result.advice == "upgrade PostgreSQL"
 
 
-def test_a_standby_is_told(server_folder: Path, postgres_template: Path) -> None:
+def test_standby_fails(server_folder: Path, postgres_template: Path) -> None:
     class Standby(PostgresServer):
         settings = PostgresServer.settings | {"wal_level": "replica", "max_wal_senders": "10"}
 
@@ -258,9 +252,7 @@ def test_a_standby_is_told(server_folder: Path, postgres_template: Path) -> None
 
 @pytest.mark.usefixtures("schema")
 @pytest.mark.parametrize("mode", ["transaction", "session"])
-def test_pooler_is_served_without_prepared_statements(
-    postgres_db: dict[str, Any], server_folder: Path, mode: str
-) -> None:
+def test_pooler_is_ok_without_prepared_statements(postgres_db: dict[str, Any], server_folder: Path, mode: str) -> None:
     with pgbouncer(server_folder, postgres_db, pool_mode=mode) as place:
         found = look(place, prepared_statements=False)
         assert set(states(found).values()) == {CheckState.OK}
@@ -280,7 +272,7 @@ def test_pooler_in_front_of_sessions_is_named_with_its_setting(
 
 
 @pytest.mark.usefixtures("schema")
-def test_session_whose_triggers_do_not_fire_has_failed(postgres_db: dict[str, Any]) -> None:
+def test_session_without_triggers_fails(postgres_db: dict[str, Any]) -> None:
     with psycopg.connect(**postgres_db, autocommit=True) as connection:
         connection.execute(f"alter database {postgres_db['dbname']} set session_replication_role = replica".encode())
     result = look(postgres_db)["PostgreSQL"]

@@ -18,18 +18,18 @@ def result(what: str) -> CheckResult:
     return CheckResult(what, "here", CheckState.OK, "fine")
 
 
-def test_checks_run_side_by_side_and_answer_in_their_order() -> None:
+def test_checks_run_concurrently_and_keep_their_order() -> None:
     met = threading.Barrier(2)
 
     def look(what: str) -> list[CheckResult]:
-        met.wait(10)  # broken unless both are here at once
+        met.wait(10)  # breaks unless both run at once
         return [result(what), result(f"{what} again")]
 
     checks = [Check(what, "here", lambda what=what: look(what)) for what in ("a", "b")]  # type: ignore[misc]
     assert [found.what for found in run_concurrently(checks, 10.0)] == ["a", "a again", "b", "b again"]
 
 
-def test_one_that_never_ends_has_failed_and_the_others_have_not() -> None:
+def test_hanging_check_fails_without_delaying_others() -> None:
     for_ever = threading.Event()
 
     def hang() -> list[CheckResult]:
@@ -43,7 +43,7 @@ def test_one_that_never_ends_has_failed_and_the_others_have_not() -> None:
     assert fine == result("b")
 
 
-def test_a_bug_in_one_is_told_and_takes_no_other_with_it() -> None:
+def test_bug_in_one_check_is_reported_alone() -> None:
     def broken() -> list[CheckResult]:
         raise ZeroDivisionError("oh")
 
@@ -71,15 +71,15 @@ def test_worst_state_of_several_is_chosen() -> None:
         (1e6, "12 days"),
     ],
 )
-def test_a_length_of_time_is_told_in_its_unit(seconds: float, text: str) -> None:
+def test_duration_is_shown_in_its_unit(seconds: float, text: str) -> None:
     assert seconds_text(seconds) == text
 
 
 @pytest.mark.parametrize(("host", "text"), [("a.example", "a.example:1"), ("::1", "[::1]:1")])
-def test_an_address_is_told_as_in_a_url(host: str, text: str) -> None:
+def test_ipv6_address_is_shown_in_brackets(host: str, text: str) -> None:
     assert address_text(host, 1) == text
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 bytes"), (1500, "1.5 kB"), (812e6, "812 MB"), (999.6e9, "1 TB")])
-def test_an_amount_of_memory_is_told_in_its_unit(number: float, text: str) -> None:
+def test_bytes_are_shown_in_their_unit(number: float, text: str) -> None:
     assert bytes_text(number) == text

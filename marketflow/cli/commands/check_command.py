@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from marketflow.cli.commands import Command
+from marketflow.cli.command import Command
 from marketflow.cli.options import Choice, option, settings_given, settings_options
 
 

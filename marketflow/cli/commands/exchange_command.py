@@ -3,7 +3,7 @@
 import click
 
 from marketflow import __version__
-from marketflow.cli.commands import Command
+from marketflow.cli.command import Command
 from marketflow.cli.options import Setting, option
 
 

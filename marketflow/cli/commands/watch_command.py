@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from marketflow.cli.commands import Command
+from marketflow.cli.command import Command
 from marketflow.cli.options import BaseUrl, ExchangeNames, Symbols, config_option, option
 
 _INTERRUPTED = 130

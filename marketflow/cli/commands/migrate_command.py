@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from marketflow.cli.commands import Command
+from marketflow.cli.command import Command
 from marketflow.cli.options import config_option
 from marketflow.errors import SettingsError
 
