@@ -1,16 +1,22 @@
-"""Text from outside, as it may be shown to a person."""
+"""Text as it is shown to a person: control characters escaped, credentials removed, times in RFC 3339."""
 
+from datetime import datetime
 from urllib.parse import urlsplit, urlunsplit
 
 
 def visible(text: str) -> str:
-    """Text without what could drive a terminal; lines stay."""
+    """Return a text with control characters escaped, except line feeds."""
     return "".join(
         each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode("ascii") for each in text
     )
 
 
 def without_credentials(url: str) -> str:
-    """A URL without the user and the password in it."""
+    """Return a URL without user and password."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def rfc3339(moment: datetime) -> str:
+    """Return a UTC time in RFC 3339 with milliseconds: `2026-11-01T09:30:00.000Z`."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

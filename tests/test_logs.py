@@ -59,16 +59,16 @@ class Clock:
 # --- formats
 
 
-def test_text_is_time_level_message_and_what_is_bound() -> None:
+def test_text_is_time_level_message_and_bound_values() -> None:
     sink = opened("text")
-    logger.bind(exchange="exchange1", wait=2.5, why="it is away").info("feed {} lost", "A")
+    logger.bind(exchange="exchange1", wait=2.5, why="timed out").info("feed {} lost", "A")
     (line,) = sink.lines()
     time, rest = line.split(" ", 1)
     assert len(time) == len("2025-11-21T04:33:12.123Z")
-    assert rest == 'INFO     feed A lost exchange=exchange1 wait=2.5 why="it is away"'
+    assert rest == 'INFO     feed A lost exchange=exchange1 wait=2.5 why="timed out"'
 
 
-def test_json_is_one_object_a_line() -> None:
+def test_json_is_one_object_per_line() -> None:
     sink = opened("json")
     logger.bind(exchange="exchange1", symbol=None, wait=float("nan"), of=[1]).warning("one\ntwo\u2028three")
     (record,) = sink.records()
@@ -85,7 +85,7 @@ def test_json_is_one_object_a_line() -> None:
     assert len(sink.lines()) == 1
 
 
-def test_what_is_bound_cannot_replace_a_field_of_the_record() -> None:
+def test_bound_value_does_not_replace_a_json_field() -> None:
     sink = opened("json")
     logger.bind(level="x", msg="y", error="z").info("hello")
     (record,) = sink.records()
@@ -94,7 +94,7 @@ def test_what_is_bound_cannot_replace_a_field_of_the_record() -> None:
 
 
 @pytest.mark.parametrize("hostile", ["a\nb", "a\r\nb", "\x1b[2J", "\x9b2J", "\u202egnp", "\udcff", "\x00", "\u2028"])
-def test_hostile_text_can_neither_forge_a_line_nor_drive_a_terminal(hostile: str) -> None:
+def test_hostile_text_is_escaped_in_both_formats(hostile: str) -> None:
     for format in ("text", "json"):
         sink = opened("text" if format == "text" else "json")
         logger.bind(symbol=hostile, **{hostile: 1}).warning(f"dropped {hostile}")
@@ -102,13 +102,13 @@ def test_hostile_text_can_neither_forge_a_line_nor_drive_a_terminal(hostile: str
         assert sink.getvalue()[:-1].isprintable()
 
 
-def test_braces_in_a_message_are_braces() -> None:
+def test_braces_in_a_message_are_kept() -> None:
     sink = opened("text")
     RateLimit(1.0).log("key", "INFO", "got {0} and {x} <red>", symbol="{y}")
     assert sink.lines()[0].endswith("got {0} and {x} <red> symbol={y}")
 
 
-def test_a_value_that_cannot_be_shown_does_not_stop_the_record() -> None:
+def test_value_without_text_does_not_stop_the_record() -> None:
     class Odd:
         def __str__(self) -> str:
             raise ValueError("no")
@@ -118,7 +118,7 @@ def test_a_value_that_cannot_be_shown_does_not_stop_the_record() -> None:
     assert sink.records()[0]["odd"] == "<Odd>"
 
 
-def test_setup_may_be_repeated_and_the_last_one_counts() -> None:
+def test_repeated_setup_replaces_the_sink() -> None:
     first, second = opened("text"), opened("text", "ERROR")
     logger.info("one")
     logger.error("two")
@@ -136,12 +136,12 @@ def failed(error: Exception, level: str) -> None:
         logger.opt(exception=True).log(level, "it failed")
 
 
-def test_an_expected_fault_is_one_line() -> None:
+def test_expected_exception_is_one_line() -> None:
     text = opened("text")
-    failed(Unavailable("Redis is away"), "ERROR")
+    failed(Unavailable("Redis is down"), "ERROR")
     failed(OSError("refused\n"), "WARNING")
     one, two = text.lines()
-    assert one.endswith('it failed error="Unavailable: Redis is away"')
+    assert one.endswith('it failed error="Unavailable: Redis is down"')
     assert two.endswith('it failed error="OSError: refused\\n"')
     sink = opened("json")
     failed(OSError("refused"), "WARNING")
@@ -151,7 +151,7 @@ def test_an_expected_fault_is_one_line() -> None:
 
 
 @pytest.mark.parametrize("level", ["INFO", "DEBUG"])
-def test_an_unexpected_exception_comes_with_its_traceback_and_no_values(level: str) -> None:
+def test_unexpected_exception_has_traceback_without_values(level: str) -> None:
     sink = opened("json", level)
     password = "hush"
     failed(ZeroDivisionError(len(password)), "ERROR")
@@ -164,16 +164,16 @@ def test_an_unexpected_exception_comes_with_its_traceback_and_no_values(level: s
     assert "\x1b" not in text.getvalue()
 
 
-def test_at_debug_an_expected_fault_has_its_traceback_too() -> None:
+def test_expected_exception_has_traceback_at_debug() -> None:
     sink = opened("json", "DEBUG")
-    failed(Unavailable("Redis is away"), "WARNING")
+    failed(Unavailable("Redis is down"), "WARNING")
     assert "traceback" in sink.records()[0]
 
 
 # --- the standard library
 
 
-def test_records_of_the_standard_library_end_in_the_same_sink() -> None:
+def test_standard_library_records_reach_the_sink() -> None:
     logging.getLogger("uvicorn.error").addHandler(logging.StreamHandler(io.StringIO()))
     logging.getLogger("uvicorn.error").propagate = False
     sink = opened("json")
@@ -183,25 +183,25 @@ def test_records_of_the_standard_library_end_in_the_same_sink() -> None:
     assert (record["logger"], record["level"], record["msg"]) == ("uvicorn.error", "WARNING", "taken: 8080")
 
 
-def test_a_warning_is_a_record_of_one_line() -> None:
+def test_warning_is_one_record_of_one_line() -> None:
     sink = opened("text")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         logging.captureWarnings(False)
-        logging.captureWarnings(True)  # inside, for catch_warnings puts its own in the place
+        logging.captureWarnings(True)  # inside catch_warnings, which replaces the hook
         warnings.warn("old", DeprecationWarning, stacklevel=1)
         logging.captureWarnings(False)
     (line,) = sink.lines()
     assert line.endswith("DeprecationWarning: old")
 
 
-def test_arguments_that_do_not_fit_are_logged_all_the_same() -> None:
+def test_arguments_that_do_not_fit_are_logged() -> None:
     sink = opened("json")
     logging.getLogger("asyncio").warning("%d of %d", "x")
     assert sink.records()[0]["msg"] == "%d of %d ('x',)"
 
 
-def test_requests_are_seen_at_debug_only() -> None:
+def test_requests_are_logged_at_debug_only() -> None:
     access = logging.getLogger("uvicorn.access")
     sink = opened("json")
     access.info('%s - "%s"', "127.0.0.1", "GET /")
@@ -212,7 +212,7 @@ def test_requests_are_seen_at_debug_only() -> None:
     assert [record["level"] for record in sink.records()] == ["DEBUG"]
 
 
-def test_a_library_that_repeats_itself_is_heard_once() -> None:
+def test_repeated_record_of_a_library_is_rate_limited() -> None:
     sink = opened("json")
     for attempt in range(50):
         logging.getLogger("redis.client").warning("error connecting in %r: %s", "pool-1", attempt)
@@ -225,7 +225,7 @@ def test_a_library_that_repeats_itself_is_heard_once() -> None:
 
 @contextmanager
 def piped(format: Literal["text", "json"] = "json") -> Iterator[tuple[int, TextIO]]:
-    """The log goes into a pipe; gives its two ends."""
+    """Send the log to a pipe, and yield its two ends."""
     reader, writer = os.pipe()
     with os.fdopen(writer, "w") as sink:
         logs.setup("INFO", format, sink)
@@ -238,7 +238,7 @@ def piped(format: Literal["text", "json"] = "json") -> Iterator[tuple[int, TextI
 
 
 def read_lines(reader: int, until: str) -> list[str]:
-    """All lines up to one that has a text in it."""
+    """Return all lines up to the first that contains a text."""
     data = b""
     while until not in data.decode(errors="replace").rpartition("\n")[0]:
         assert select.select([reader], [], [], 5)[0], f"nothing more came after {data[-200:]!r}"
@@ -247,7 +247,7 @@ def read_lines(reader: int, until: str) -> list[str]:
 
 
 def sources() -> list[tuple[str, Callable[[int], None]]]:
-    """Whoever logs: each is called with a number."""
+    """Sources of records, each called with a number."""
 
     def warn(number: int) -> None:
         with warnings.catch_warnings():
@@ -264,11 +264,11 @@ def sources() -> list[tuple[str, Callable[[int], None]]]:
 
 
 @pytest.mark.parametrize("source", [call for _, call in sources()], ids=[name for name, _ in sources()])
-def test_stalled_reader_delays_nobody_and_is_told_what_it_missed(source: Callable[[int], None]) -> None:
+def test_stalled_reader_delays_no_caller(source: Callable[[int], None]) -> None:
     with piped() as (reader, _):
         count = 0
         began = time.monotonic()
-        while count < 30_000:  # several times what fits
+        while count < 30_000:  # several times the size of the queue
             source(count)
             count += 1
         assert time.monotonic() - began < 30
@@ -286,7 +286,7 @@ def test_stalled_reader_delays_nobody_and_is_told_what_it_missed(source: Callabl
     assert records[-1]["msg"] == "the last one"
 
 
-def test_dropped_lines_are_said_in_their_place_in_text() -> None:
+def test_dropped_lines_are_reported_in_their_place() -> None:
     with piped("text") as (reader, _):
         for number in range(40_000):
             logger.info("number {}", number)
@@ -299,7 +299,7 @@ def test_dropped_lines_are_said_in_their_place_in_text() -> None:
     assert [kind for kind, _ in itertools.groupby(kinds)] == ["number", "log", "again", "log"]
 
 
-def test_lines_keep_their_order_and_none_is_lost_while_they_are_read() -> None:
+def test_lines_keep_their_order_while_the_reader_reads() -> None:
     with piped() as (reader, _):
         for number in range(3000):
             logger.info("{}", number)
@@ -307,7 +307,7 @@ def test_lines_keep_their_order_and_none_is_lost_while_they_are_read() -> None:
                 assert json.loads(read_lines(reader, f'"{number}"')[-1])["msg"] == str(number)
 
 
-def test_a_reader_that_has_gone_costs_its_lines_and_no_more() -> None:
+def test_closed_pipe_loses_its_lines_only() -> None:
     with piped() as (reader, _):
         os.close(reader)
         for number in range(1000):
@@ -317,7 +317,7 @@ def test_a_reader_that_has_gone_costs_its_lines_and_no_more() -> None:
         assert time.monotonic() - began < 1
 
 
-def test_a_log_that_was_closed_costs_its_lines_and_no_more() -> None:
+def test_closed_log_loses_its_lines_only() -> None:
     with piped() as (_, sink):
         sink.close()
         for number in range(1000):
@@ -325,7 +325,7 @@ def test_a_log_that_was_closed_costs_its_lines_and_no_more() -> None:
         logs.flush()
 
 
-def test_a_reader_that_comes_back_is_told_what_it_missed(tmp_path: Path) -> None:
+def test_returning_reader_gets_the_number_of_lost_lines(tmp_path: Path) -> None:
     fifo = tmp_path / "log"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
@@ -345,22 +345,22 @@ def test_a_reader_that_comes_back_is_told_what_it_missed(tmp_path: Path) -> None
     os.close(reader)
 
 
-def test_a_descriptor_that_somebody_made_non_blocking_loses_nothing() -> None:
+def test_non_blocking_descriptor_loses_no_line() -> None:
     with piped() as (reader, sink):
         os.set_blocking(sink.fileno(), False)
-        for number in range(2000):  # more than a pipe holds
+        for number in range(2000):  # exceeds the buffer of a pipe
             logger.info("{}", number)
         lines = read_lines(reader, '"1999"')
     assert [json.loads(line)["msg"] for line in lines] == [str(number) for number in range(2000)]
 
 
-def test_without_stderr_nothing_is_logged_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_stderr_does_not_fail_logging(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", None)
     logs.setup("INFO", "text")
     logger.info("one")
 
 
-def test_a_process_ends_with_its_log_written_unless_its_reader_stalls() -> None:
+def test_process_flushes_its_log_unless_the_reader_stalls() -> None:
     program = (
         "from loguru import logger; from marketflow import logs; logs.setup('INFO', 'text');"
         "[logger.info('number {}', number) for number in range(COUNT)]"
@@ -374,7 +374,7 @@ def test_a_process_ends_with_its_log_written_unless_its_reader_stalls() -> None:
             assert process.wait(20) == 0
 
 
-def test_a_forked_child_logs_by_itself_and_repeats_nothing() -> None:
+def test_forked_child_logs_without_repeating_lines() -> None:
     with piped() as (reader, _):
         logger.info("of the parent")
         if not (pid := os.fork()):
@@ -390,7 +390,7 @@ def test_a_forked_child_logs_by_itself_and_repeats_nothing() -> None:
 # --- the limit
 
 
-def test_a_fault_that_repeats_is_logged_once_and_counted() -> None:
+def test_repeated_fault_is_logged_once_and_counted() -> None:
     sink, clock = opened("json"), Clock()
     limit = RateLimit(10.0, clock)
     assert limit.log("a", "WARNING", "away", exchange="x") is True
@@ -407,7 +407,7 @@ def test_a_fault_that_repeats_is_logged_once_and_counted() -> None:
     assert sink.records()[0]["logger"] == __name__
 
 
-def test_keys_without_end_are_forgotten_oldest_first() -> None:
+def test_oldest_keys_are_evicted() -> None:
     limit = RateLimit(10.0, Clock())
     for key in range(RateLimit.KEYS + 1):
         assert limit.admit(key) == 0
@@ -415,7 +415,7 @@ def test_keys_without_end_are_forgotten_oldest_first() -> None:
     assert limit.admit(0) == 0
 
 
-def test_of_many_threads_one_logs() -> None:
+def test_one_of_many_threads_logs() -> None:
     limit, start = RateLimit(10.0, Clock()), threading.Barrier(8)
     admitted: list[int | None] = []
 
@@ -434,7 +434,7 @@ def test_of_many_threads_one_logs() -> None:
 # --- Outages
 
 
-def test_outage_is_logged_at_its_beginning_and_end(log: list[str]) -> None:
+def test_outage_is_logged_at_beginning_and_end(log: list[str]) -> None:
     now = [100.0]
     outage = Outage("X cannot be used", "X can be used again", 600, lambda: now[0])
     outage.over("writer")
@@ -466,7 +466,7 @@ def test_second_outage_is_logged_as_well_as_the_first(log: list[str]) -> None:
     assert len(log) == 4
 
 
-def test_outages_that_follow_each_other_are_counted(log: list[str]) -> None:
+def test_rapid_outages_are_counted(log: list[str]) -> None:
     now = [100.0]
     outage = Outage("X cannot be used", "X can be used again", monotonic=lambda: now[0])
     for _ in range(200):

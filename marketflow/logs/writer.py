@@ -1,7 +1,7 @@
-"""Writes log lines in a thread of its own, so that nothing ever waits for the reader of the log.
+"""Writes log lines in a thread of its own, so that logging never waits for the reader of the log.
 
-A pipe whose reader has stalled takes no more than 64 KiB, and a write to it blocks. Lines wait in a bounded queue then;
-what does not fit is dropped and counted, and the log says so where the lines are missing.
+A pipe with a stalled reader takes 64 KiB, and then a write blocks. Lines wait in a bounded queue meanwhile; those that
+do not fit are dropped and counted, and a line in their place has the number.
 """
 
 import atexit
@@ -14,42 +14,42 @@ from collections import deque
 from collections.abc import Callable
 
 QUEUE_BYTES = 1 << 20
-"""How much waits for a reader that has stalled: some 8,000 lines."""
+"""Size of the queue: about 8,000 lines."""
 
-END_SECONDS = 0.25
-"""How long the end waits for a reader that takes nothing; one that takes something gets the rest."""
+FLUSH_STALL_SECONDS = 0.25
+"""Time that a flush waits for a reader without progress."""
 
-END_MOST_SECONDS = 1.0
-"""How long it waits at most."""
+FLUSH_SECONDS = 1.0
+"""Time that a flush takes at most."""
 
 
 class LogWriter:
-    """Writes to a file descriptor, in the order of `put`. Safe between threads and in signal handlers.
+    """Writes to a file descriptor, in the order of `put`. Safe in threads and signal handlers.
 
     Args:
         descriptor: of the log; it is neither closed nor changed.
-        dropped: the line that says how many lines are missing in its place.
+        dropped: returns the line that replaces a number of dropped lines.
     """
 
     def __init__(self, descriptor: int, dropped: Callable[[int], str]) -> None:
         self._descriptor = descriptor
         self._dropped_line = dropped
-        self._start_anew()
-        os.register_at_fork(after_in_child=self._start_anew)
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)
         atexit.register(self.flush)
 
-    def _start_anew(self) -> None:
-        """Also in a forked child, which has neither the thread nor a right to lines that its parent writes."""
+    def _reset(self) -> None:
+        """Start with an empty queue, also in a forked child, whose parent writes the queued lines."""
         self._changed = threading.Condition()
-        self._queue: deque[tuple[int, bytes]] = deque()  # how many lines were dropped before it, and a line
+        self._queue: deque[tuple[int, bytes]] = deque()  # the number of lines dropped before it, and a line
         self._bytes = 0
-        self._dropped = 0  # since the last line that was not
-        self._taken = 0  # bytes that the reader has taken
+        self._dropped = 0  # since the last queued line
+        self._taken = 0  # bytes written
         self._closed = False
         self._thread: threading.Thread | None = None
 
     def put(self, line: str) -> None:
-        """Have a line written, or drop it when too much waits. Never blocks, never raises."""
+        """Queue a line, or drop it if the queue is full. Never blocks, never raises."""
         data = _encode(line)
         with self._changed:
             if self._closed:
@@ -65,17 +65,17 @@ class LogWriter:
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until all is written, but not for a reader that takes nothing."""
-        deadline = time.monotonic() + END_MOST_SECONDS
+        """Wait until all lines are written, but not for a stalled reader."""
+        deadline = time.monotonic() + FLUSH_SECONDS
         with self._changed:
             while self._queue and self._thread is not None and time.monotonic() < deadline:
                 taken, waiting = self._taken, len(self._queue)
-                self._changed.wait(END_SECONDS)
+                self._changed.wait(FLUSH_STALL_SECONDS)
                 if (self._taken, len(self._queue)) == (taken, waiting):
                     return
 
     def close(self) -> None:
-        """Write what there is, as `flush` does, and take no more."""
+        """Flush, and ignore further lines."""
         self.flush()
         with self._changed:
             self._closed = True
@@ -84,11 +84,11 @@ class LogWriter:
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._run, name="log", daemon=True)
-        # Signals are for the other threads: some wait for them with all of theirs blocked.
+        # Signals are for other threads, some of which wait for them with all signals blocked.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             thread.start()
-        except RuntimeError:  # no thread can be started now; the next line tries again
+        except RuntimeError:  # no thread can be started; the next line tries again
             return
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -118,21 +118,21 @@ class LogWriter:
                 changed.notify_all()
 
     def _take_dropped(self) -> int:
-        """How many were dropped after the last line, once that is written."""
+        """Return and reset the number of lines dropped after the last one, once that is written."""
         if self._queue:
             return 0
         dropped, self._dropped = self._dropped, 0
         return dropped
 
     def _write(self, data: bytes) -> bool:
-        """Write it all, for as long as that takes; gives whether there is a reader."""
+        """Write all data, however long it takes; return whether there is a reader."""
         while data:
             try:
                 written = os.write(self._descriptor, data)
-            except BlockingIOError:  # somebody else has made the descriptor a non-blocking one
+            except BlockingIOError:  # another process has made the descriptor non-blocking
                 self._wait_until_writable()
                 continue
-            except OSError:  # the reader has gone, or the disk is full
+            except OSError:  # the reader has closed the pipe, or the disk is full
                 return False
             data = data[written:]
             with self._changed:

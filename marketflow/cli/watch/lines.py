@@ -5,7 +5,7 @@ from collections.abc import AsyncIterable
 
 from marketflow.cli.watch.market import Market
 from marketflow.cli.watch.messages import Connected, Lost, Message, Price
-from marketflow.text import visible
+from marketflow.text import rfc3339, visible
 
 
 async def print_lines(messages: AsyncIterable[Message], url: str) -> None:
@@ -25,5 +25,5 @@ async def print_lines(messages: AsyncIterable[Message], url: str) -> None:
 
 
 def _line(news: Price) -> str:
-    at = news.timestamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    at = rfc3339(news.timestamp)
     return f"{at} {visible(news.symbol)} {visible(news.exchange)} {news.price!r}"

@@ -1,4 +1,4 @@
-"""`marketflow export` as a process, on real rows: what is written is what is stored, and looks whole once it is."""
+"""`marketflow export` as a process, on real rows: exact rows, and files that appear once they are complete."""
 
 import csv
 import fcntl
@@ -31,15 +31,15 @@ START = datetime(2026, 11, 1, tzinfo=UTC)
 FORMATS = ["csv", "parquet"]
 
 MANY = 5_000
-"""Minutes of 15 series that are more than is kept in memory."""
+"""Minutes of 15 series that exceed the buffers."""
 
 LAST_SERIES = b"exchange = 'exchange3' and pair_name = 'TONUSDT'"
-"""In the request for the rows that are exported last: a row group of Parquet is in the file by then."""
+"""Part of the query for the last series; by then a row group of Parquet is in the file."""
 
 
 @pytest.fixture
 def table(postgres_db: dict[str, Any]) -> Iterator["psycopg.Connection[Any]"]:
-    """A database with the table, empty."""
+    """Yield a connection to a database with the empty table."""
     with psycopg.connect(**postgres_db, autocommit=True) as connection:
         for file in sorted(resource("ddl").glob("*.sql")):
             connection.execute(file.read_bytes())
@@ -72,7 +72,7 @@ def minute(number: int, symbol: str = "BTCUSDT", exchange: str = "exchange1", mo
 
 
 def put_many(table: "psycopg.Connection[Any]", minutes: int) -> None:
-    """So many minutes of 15 series."""
+    """Insert a number of minutes of 15 series."""
     table.execute(
         """
         insert into aggregates select pair, exchange, 'test', at, 1.5, 1, 2, 1.25, 1.75, 60, at, at, at, at
@@ -103,8 +103,8 @@ def run(environment: dict[str, str], *arguments: str, check: int = 0) -> "subpro
     return done
 
 
-def told(done: "subprocess.CompletedProcess[bytes]") -> str:
-    """The one line on stderr."""
+def error_line(done: "subprocess.CompletedProcess[bytes]") -> str:
+    """Return the one line on stderr."""
     (line,) = done.stderr.decode().splitlines()
     return line
 
@@ -136,7 +136,7 @@ def read(data: bytes, form: str) -> list[Row]:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_what_is_written_is_what_is_stored_by_exchange_symbol_and_time(
+def test_export_equals_stored_rows_in_key_order(
     table: "psycopg.Connection[Any]", environment: dict[str, str], form: str
 ) -> None:
     odd = 'A,"B"\nC'
@@ -145,7 +145,7 @@ def test_what_is_written_is_what_is_stored_by_exchange_symbol_and_time(
     stored = table.execute("select * from aggregates where mode = 'test' order by exchange, pair_name, timestamp")
     done = run(environment, "--format", form)
     assert read(done.stdout, form) == stored.fetchall()
-    assert told(done) == "13 rows of test mode"
+    assert error_line(done) == "13 rows of test mode"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_what_is_written_is_what_is_stored_by_exchange_symbol_and_time(
         ("BTC-USD", "BTC-USD"),
     ],
 )
-def test_names_are_harmless_in_csv_and_exact_in_parquet(
+def test_names_are_escaped_in_csv_and_exact_in_parquet(
     table: "psycopg.Connection[Any]", environment: dict[str, str], name: str, cell: str
 ) -> None:
     put(table, minute(0, symbol=name, exchange=name))
@@ -174,13 +174,11 @@ def test_names_are_harmless_in_csv_and_exact_in_parquet(
     assert (row[0], row[1]) == (name, name)
 
 
-def test_error_shows_names_of_the_database_escaped(
-    table: "psycopg.Connection[Any]", environment: dict[str, str]
-) -> None:
+def test_error_escapes_names_of_the_database(table: "psycopg.Connection[Any]", environment: dict[str, str]) -> None:
     put(table, minute(0, symbol="\x1b[31mRED"))
     done = run(environment, "--symbol", "NONE", check=2)
     assert b"\x1b" not in done.stderr
-    assert r"\x1b[31mRED" in told(done)
+    assert r"\x1b[31mRED" in error_line(done)
 
 
 def test_times_are_rfc_3339_in_utc_and_prices_exact(
@@ -227,7 +225,7 @@ def test_parquet_has_typed_columns_and_is_compressed(
         ("--mode live", {(0, "BTCUSDT", "a")}),
     ],
 )
-def test_a_range_begins_with_from_and_ends_before_to(
+def test_range_includes_from_and_excludes_to(
     table: "psycopg.Connection[Any]",
     environment: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
@@ -262,12 +260,12 @@ def test_a_range_begins_with_from_and_ends_before_to(
         ("--from 2026-11-02 --to 2026-11-01", "argument --from: must not be after --to"),
     ],
 )
-def test_names_that_are_unknown_are_told_those_that_are_known(
+def test_unknown_name_is_refused_with_known_ones(
     table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path, flags: str, line: str
 ) -> None:
     put(table, minute(0, "OLD"))
     done = run(environment, *flags.split(), "--output", str(tmp_path / "rows.csv"), check=2)
-    assert told(done).startswith(f"marketflow: {line}")
+    assert error_line(done).startswith(f"marketflow: {line}")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -285,7 +283,7 @@ def test_parquet_without_pyarrow_names_the_extra(
 # --- Files
 
 
-def test_a_file_is_there_when_it_is_whole_and_its_name_tells_the_format(
+def test_file_appears_complete_in_format_of_its_name(
     table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path
 ) -> None:
     put(table, minute(0))
@@ -297,7 +295,7 @@ def test_a_file_is_there_when_it_is_whole_and_its_name_tells_the_format(
     assert {path.name for path in tmp_path.iterdir()} == {"rows.csv", "rows.parquet"}
 
 
-def test_a_file_that_exists_is_replaced_by_force_alone(
+def test_only_force_replaces_a_file(
     table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path
 ) -> None:
     put(table, minute(0))
@@ -307,7 +305,7 @@ def test_a_file_that_exists_is_replaced_by_force_alone(
     (tmp_path / "rows.csv.partial").write_text("of one that was killed, and longer than what is to come " * 100)
     for name in ("rows.csv", "link.csv"):
         done = run(environment, "--output", str(tmp_path / name), check=2)
-        assert told(done) == f"marketflow: argument --output: {path} exists; --force replaces it"
+        assert error_line(done) == f"marketflow: argument --output: {path} exists; --force replaces it"
         assert path.read_text() == "mine"
     run(environment, "--output", str(tmp_path / "link.csv"), "--force")
     assert len(read_csv(path.read_bytes())) == 1
@@ -338,21 +336,21 @@ def test_planted_partial_file_is_refused(
             pytest.skip("only root can make a file of another user")
     before = partial.lstat()
     done = run(environment, "--output", str(tmp_path / "rows.csv"), check=2)
-    assert str(partial) in told(done)
+    assert str(partial) in error_line(done)
     assert victim.read_text() == "mine"
     assert (partial.lstat().st_ino, partial.lstat().st_size) == (before.st_ino, before.st_size)
     assert not (tmp_path / "new").exists()
     assert not (tmp_path / "rows.csv").exists()
 
 
-def test_link_to_nothing_is_not_followed(
+def test_dangling_link_is_not_followed(
     table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path
 ) -> None:
     put(table, minute(0))
     (tmp_path / "rows.csv").symlink_to(tmp_path / "new")
     for arguments in ([], ["--force"]):
         done = run(environment, "--output", str(tmp_path / "rows.csv"), *arguments, check=2)
-        assert told(done).endswith("rows.csv is a link to a file that does not exist")
+        assert error_line(done).endswith("rows.csv is a link to a file that does not exist")
     assert not (tmp_path / "new").exists()
 
 
@@ -363,11 +361,11 @@ def test_two_exports_never_write_one_file(
     with (tmp_path / "rows.csv.partial").open("wb") as partial:
         fcntl.flock(partial, fcntl.LOCK_EX)
         done = run(environment, "--output", str(tmp_path / "rows.csv"), check=2)
-        assert told(done).endswith("rows.csv.partial is being written by another process")
+        assert error_line(done).endswith("rows.csv.partial is being written by another process")
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_disk_without_room_is_told_and_no_file_is_left(
+def test_full_disk_fails_and_leaves_no_file(
     table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path, form: str
 ) -> None:
     put_many(table, MANY)
@@ -375,23 +373,23 @@ def test_a_disk_without_room_is_told_and_no_file_is_left(
     # Python ignores the signal that comes with it.
     line = f"ulimit -f 100; {' '.join(command('--output', str(path)))}"
     done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, timeout=60)
-    assert (done.returncode, told(done)) == (1, f"marketflow: {path} cannot be written: File too large")
+    assert (done.returncode, error_line(done)) == (1, f"marketflow: {path} cannot be written: File too large")
     assert list(tmp_path.iterdir()) == []
     line = f"{' '.join(command('--format', form))} > /dev/full"
     done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, timeout=60)
-    assert (done.returncode, told(done)) == (1, "marketflow: stdout cannot be written: No space left on device")
+    assert (done.returncode, error_line(done)) == (1, "marketflow: stdout cannot be written: No space left on device")
 
 
-def test_what_is_no_file_is_never_replaced(environment: dict[str, str], tmp_path: Path) -> None:
+def test_only_regular_files_are_replaced(environment: dict[str, str], tmp_path: Path) -> None:
     for path in (tmp_path, Path("/dev/null")):
         done = run(environment, "--output", str(path), "--force", check=2)
-        assert told(done) == f"marketflow: argument --output: {path} exists; it is no file"
+        assert error_line(done) == f"marketflow: argument --output: {path} exists; it is not a file"
     done = run(environment, "--output", str(tmp_path / "no" / "rows.csv"), check=2)
-    assert told(done).endswith("cannot be written: No such file or directory")
+    assert error_line(done).endswith("cannot be written: No such file or directory")
 
 
 @pytest.mark.parametrize(("form", "number"), [("csv", signal.SIGINT), ("parquet", signal.SIGTERM)])
-def test_an_interrupted_export_leaves_no_file(
+def test_interrupted_export_leaves_no_file(
     table: "psycopg.Connection[Any]",
     postgres_db: dict[str, Any],
     environment: dict[str, str],
@@ -416,7 +414,7 @@ def test_an_interrupted_export_leaves_no_file(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_server_that_goes_away_meanwhile_is_told_and_leaves_no_file(
+def test_lost_server_fails_and_leaves_no_file(
     table: "psycopg.Connection[Any]",
     postgres_db: dict[str, Any],
     environment: dict[str, str],
@@ -440,7 +438,7 @@ def test_a_server_that_goes_away_meanwhile_is_told_and_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_parquet_that_is_cut_short_on_stdout_has_no_footer(
+def test_incomplete_parquet_on_stdout_has_no_footer(
     table: "psycopg.Connection[Any]", postgres_db: dict[str, Any], environment: dict[str, str], tmp_path: Path
 ) -> None:
     put_many(table, MANY)
@@ -461,16 +459,14 @@ def test_parquet_that_is_cut_short_on_stdout_has_no_footer(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_nobody_reading_on_is_no_fault(
-    table: "psycopg.Connection[Any]", environment: dict[str, str], form: str
-) -> None:
+def test_closed_pipe_is_no_error(table: "psycopg.Connection[Any]", environment: dict[str, str], form: str) -> None:
     put_many(table, MANY)
     line = f"set -o pipefail; {sys.executable} -m marketflow export --format {form} | head -c 100"
     done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr, len(done.stdout)) == (0, b"", 100)
 
 
-def test_a_stdout_that_is_closed_is_told(environment: dict[str, str]) -> None:
+def test_a_stdout_that_is_closed_is_error_line(environment: dict[str, str]) -> None:
     line = f"{' '.join(command())} >&-"
     done = subprocess.run(["bash", "-c", line], env=environment, stderr=subprocess.PIPE, timeout=60)
     assert (done.returncode, done.stderr) == (1, b"marketflow: stdout is closed; set --output FILE\n")
@@ -479,36 +475,39 @@ def test_a_stdout_that_is_closed_is_told(environment: dict[str, str]) -> None:
 # --- Where the rows come from
 
 
-def test_a_server_that_is_away_is_one_line_without_secrets(environment: dict[str, str], tmp_path: Path) -> None:
+def test_unreachable_server_is_one_line_without_secrets(environment: dict[str, str], tmp_path: Path) -> None:
     with Proxy(1) as proxy:
         given = environment | {"MARKETFLOW_POSTGRES__PORT": str(proxy.port)}
         proxy.refuse()
         done = run(given, "--output", str(tmp_path / "rows.csv"), check=1)
-    assert told(done).startswith("marketflow: PostgreSQL: connection failed")
+    assert error_line(done).startswith("marketflow: PostgreSQL: connection failed")
     assert environment["MARKETFLOW_POSTGRES__PASSWORD"] not in done.stderr.decode()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_password_is_one_line_without_it(environment: dict[str, str]) -> None:
+def test_wrong_password_is_one_line_without_it(environment: dict[str, str]) -> None:
     done = run(environment | {"MARKETFLOW_POSTGRES__PASSWORD": "hush"}, check=1)
-    assert "password authentication failed" in told(done)
-    assert "hush" not in told(done)
+    assert "password authentication failed" in error_line(done)
+    assert "hush" not in error_line(done)
 
 
-def test_a_database_without_the_table_has_nothing_to_export(environment: dict[str, str]) -> None:
-    assert told(run(environment, check=1)) == "marketflow: nothing to export: the database has no table aggregates yet"
+def test_database_without_the_table_fails(environment: dict[str, str]) -> None:
+    assert (
+        error_line(run(environment, check=1))
+        == "marketflow: nothing to export: the database has no table aggregates yet"
+    )
 
 
-def test_a_data_folder_that_is_not_there_has_nothing_to_export_and_is_not_made(
-    environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_missing_data_folder_fails_and_is_not_made(environment: dict[str, str], tmp_path: Path) -> None:
     done = run(environment | {"MARKETFLOW_POSTGRES__HOST": ""}, check=1)
     folder = tmp_path / "none"
-    assert told(done) == f"marketflow: nothing to export: the data folder {folder} has no PostgreSQL; set data_dir"
+    assert (
+        error_line(done) == f"marketflow: nothing to export: the data folder {folder} has no PostgreSQL; set data_dir"
+    )
     assert not folder.exists()
 
 
-def test_embedded_rows_are_exported_while_marketflow_runs_and_after(server_folder: Path) -> None:
+def test_embedded_rows_are_exported_running_or_stopped(server_folder: Path) -> None:
     settings: dict[str, object] = {"FLOW__WINDOW_SECONDS": 1, "FLOW__LATE_AFTER_SECONDS": 0.1}
     data = server_folder / "data"
     given = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
@@ -526,7 +525,7 @@ def test_embedded_rows_are_exported_while_marketflow_runs_and_after(server_folde
 # --- Progress and memory
 
 
-def test_a_terminal_shows_how_far_it_is_and_gets_no_parquet(
+def test_terminal_shows_progress_and_gets_no_parquet(
     table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path
 ) -> None:
     put_many(table, 100)
@@ -535,7 +534,7 @@ def test_a_terminal_shows_how_far_it_is_and_gets_no_parquet(
     assert "1,500 rows" in shown
     assert shown.splitlines()[-1].endswith("1500 rows of test mode")
     shown = in_terminal(command("--format", "parquet"), given)
-    assert "argument --format: parquet is nothing for a terminal; set --output FILE" in shown
+    assert "argument --format: parquet is binary, and stdout is a terminal; set --output FILE" in shown
 
 
 def in_terminal(arguments: list[str], environment: dict[str, str]) -> str:
