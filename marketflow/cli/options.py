@@ -16,7 +16,7 @@ _Callback = TypeVar("_Callback", bound=Callable[..., Any])
 
 MAX_WORKERS = 64
 
-SETTINGS_FLAGS = {"host": "http.host", "port": "http.port", "mode": "mode"}
+SETTINGS_FLAGS = {"host": "http.host", "port": "http.port", "mode": "mode", "symbols": "symbols", "venues": "exchanges"}
 """Options that set a setting, and the keys of the settings."""
 
 
@@ -71,6 +71,48 @@ class ExchangeNames(Setting):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         """Convert the text of an argument."""
         return tuple(super(ExchangeNames, self).convert(name, param, ctx) for name in value.split(","))
+
+
+class Venue(click.ParamType[str]):
+    """The name of a venue."""
+
+    name = "venue"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Convert the text of an argument."""
+        if (name := str(value).strip().lower()) in _venues():
+            return name
+        return self.fail(f"{value!r}: no such venue; there are {', '.join(_venues())}", param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Suggest the venues that begin like the argument."""
+        return [CompletionItem(name) for name in _venues() if name.startswith(incomplete)]
+
+
+class Venues(Venue):
+    """One or more names of venues with commas between them; each venue is an exchange of that name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert the text of an argument to the setting `exchanges`."""
+        if not isinstance(value, str):
+            return value
+        names = [super(Venues, self).convert(name, param, ctx) for name in value.split(",")]
+        if len(set(names)) < len(names):
+            self.fail(f"{value!r}: a venue is named twice", param, ctx)
+        return [{"name": name, "venue": name} for name in names]
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Suggest the venues that are not named yet."""
+        before, comma, last = incomplete.rpartition(",")
+        named = before.split(",")
+        items = super().shell_complete(ctx, param, last)
+        return [CompletionItem(before + comma + item.value) for item in items if item.value not in named]
+
+
+def _venues() -> tuple[str, ...]:
+    from marketflow.settings import VENUES
+
+    return VENUES
 
 
 class Moment(click.ParamType[int]):
@@ -140,6 +182,13 @@ def settings_options(callback: _Callback) -> _Callback:
         config_option(),
         option("--host", metavar="H", type=Setting("http.host"), help="Address on which the API listens."),
         option("--port", metavar="N", type=Setting("http.port"), help="Port of the API; 0: any free port."),
+        option("--symbols", metavar="A,B", type=Symbols(), help="Symbols to take from the exchanges."),
+        option(
+            "--venues",
+            metavar="A,B",
+            type=Venues(),
+            help="Take prices from these venues, in live mode.",
+        ),
     ):
         callback = decorate(callback)
     return callback
@@ -147,4 +196,7 @@ def settings_options(callback: _Callback) -> _Callback:
 
 def settings_given(**values: object) -> dict[str, object]:
     """Return the settings that options set, by their keys; None is an option that was not given."""
-    return {SETTINGS_FLAGS[name]: value for name, value in values.items() if value is not None}
+    given = {SETTINGS_FLAGS[name]: value for name, value in values.items() if value is not None}
+    if "exchanges" in given:
+        given.setdefault("mode", "live")  # whose prices are asked for by name
+    return given

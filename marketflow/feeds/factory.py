@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from reactivex import abc
 
@@ -18,6 +18,9 @@ from marketflow.settings import ExchangeSettings, Settings
 
 if TYPE_CHECKING:
     from marketflow.feeds.venues.limits import AttemptBudget
+
+Budgets: TypeAlias = "dict[str, AttemptBudget]"
+"""By the name of a venue: how many connections this process may begin there."""
 
 
 def configured_feeds(settings: Settings, clock: Clock, generating: abc.SchedulerBase) -> dict[Mode, Sequence[Feed]]:
@@ -35,26 +38,30 @@ def _generators(settings: Settings, clock: Clock, scheduler: abc.SchedulerBase) 
 
 
 def _exchanges(settings: Settings, clock: Clock) -> list[Feed]:
-    budgets: dict[str, AttemptBudget] = {}
+    budgets: Budgets = {}
 
     def feed(exchange: ExchangeSettings) -> Feed:
         symbols = tuple(exchange.symbols) or settings.symbols
         decoder = _decoder(settings, Mode.LIVE, exchange.name, clock, symbols)
-        silence = settings.flow.stale_after_seconds
-        if not exchange.venue:
-            return TcpFeed(exchange.name, exchange.host, exchange.port, decoder, silence)
-        return _venue_feed(exchange, symbols, decoder, silence, budgets)
+        return live_feed(exchange, symbols, decoder, settings.flow.stale_after_seconds, budgets)
 
     return [feed(exchange) for exchange in settings.exchanges]
 
 
-def _venue_feed(
-    exchange: ExchangeSettings,
-    symbols: Sequence[str],
-    decoder: Decoder,
-    silence: float,
-    budgets: "dict[str, AttemptBudget]",
+def live_feed(
+    exchange: ExchangeSettings, symbols: Sequence[str], decoder: Decoder, stale_after_seconds: float, budgets: Budgets
 ) -> Feed:
+    """The feed of an exchange: over TCP, or by the protocol of its venue.
+
+    Args:
+        exchange: which.
+        symbols: what is taken from it.
+        decoder: checks and folds its ticks.
+        stale_after_seconds: silence after which the connection is made anew.
+        budgets: of connections by venue, shared by all feeds of the process.
+    """
+    if not exchange.venue:
+        return TcpFeed(exchange.name, exchange.host, exchange.port, decoder, stale_after_seconds)
     # Lazily: a start without venues needs no WebSocket client.
     from marketflow.feeds.venues.limits import AttemptBudget
     from marketflow.feeds.venues.registry import VENUES
@@ -62,13 +69,14 @@ def _venue_feed(
 
     venue = VENUES[exchange.venue]
     budget = budgets.setdefault(exchange.venue, AttemptBudget(*venue.attempts, time.monotonic))
+    native = {ours: theirs for ours, theirs in exchange.symbols.items() if theirs}
     return VenueFeed(
         exchange.name,
         venue,
         symbols,
-        {ours: native for ours, native in exchange.symbols.items() if native},
+        native,
         decoder,
-        silence,
+        stale_after_seconds,
         budget,
         exchange.url,
         exchange.rest_url,

@@ -6,6 +6,7 @@ its key, and the structs of `model` are all that others see of it.
 
 from marketflow.settings.checks import convert, load, load_with_origins
 from marketflow.settings.model import (
+    VENUES,
     ExchangeSettings,
     FlowSettings,
     GeneratorSettings,
@@ -17,6 +18,7 @@ from marketflow.settings.model import (
 )
 
 __all__ = [
+    "VENUES",
     "ExchangeSettings",
     "FlowSettings",
     "GeneratorSettings",

@@ -116,6 +116,12 @@ def test_exchange_defaults_come_from_settings(exchange: list[Any]) -> None:
         ("--mode demo", 'argument --mode: "demo": must be one of test, live'),
         ("--por 1", "unrecognized arguments: --por 1; did you mean --port?"),
         ("--role both", "argument --role: invalid choice: 'both'"),
+        (
+            "--venues binance,mtgox",
+            "argument --venues: 'mtgox': no such venue; there are binance, coinbase, kraken, okx, bybit",
+        ),
+        ("--venues okx,OKX", "argument --venues: 'okx,OKX': a venue is named twice"),
+        ("exchange --port 1 --venue mtgox", "argument --venue: 'mtgox': no such venue"),
         ("--workers 2", "argument --workers: only with --role api"),
         ("--role feeds --workers 2", "argument --workers: only with --role api"),
         ("--role api --workers 0", "argument --workers: '0': must be a whole number from 1 to 64"),

@@ -11,7 +11,8 @@ from reactivex import Observable
 from marketflow.cli.check.check_result import Check, CheckResult, CheckState, seconds_text
 from marketflow.clock import milliseconds, system_clock
 from marketflow.feeds.decoder import Decoder
-from marketflow.feeds.tcp import ConnectionLost, TcpFeed
+from marketflow.feeds.factory import live_feed
+from marketflow.feeds.tcp import ConnectionLost
 from marketflow.model import Candles, FeedState, Mode
 from marketflow.settings import ExchangeSettings, FlowSettings
 
@@ -33,16 +34,17 @@ def exchange_check(exchange: ExchangeSettings, symbols: Sequence[str], flow: Flo
         state, found, advice = _Listener(exchange, symbols).listen(flow)
         if state is not CheckState.OK and not needed:
             state, advice = CheckState.HINT, f"nothing in test mode; for live mode, {advice}"
-        return [CheckResult(what, exchange.address, state, found, advice)]
+        return [CheckResult(what, place, state, found, advice)]
 
-    return Check(what, exchange.address, run)
+    place = exchange.address or exchange.url or exchange.venue
+    return Check(what, place, run)
 
 
 class _Listener:
     """Listens on one connection and counts ticks per symbol."""
 
     def __init__(self, exchange: ExchangeSettings, symbols: Sequence[str]) -> None:
-        self._symbols = list(symbols)
+        self._symbols = list(exchange.symbols or symbols)
         self._received: Counter[str] = Counter()
         self._ahead_ms: list[int] = []
         self._examples: dict[str, object] = {}
@@ -51,8 +53,8 @@ class _Listener:
         self._all_received = threading.Event()
         # No timestamp is rejected for its skew, which is what is measured here.
         any_skew_ms = 2**63
-        self._decoder = Decoder(Mode.LIVE, exchange.name, symbols, system_clock, any_skew_ms, self._reject)
-        self._feed = TcpFeed(exchange.name, exchange.host, exchange.port, self._decoder, LISTEN_SECONDS)
+        self._decoder = Decoder(Mode.LIVE, exchange.name, self._symbols, system_clock, any_skew_ms, self._reject)
+        self._feed = live_feed(exchange, self._symbols, self._decoder, LISTEN_SECONDS, {})
 
     def listen(self, flow: FlowSettings) -> tuple[CheckState, str, str]:
         """Return state, text and advice."""

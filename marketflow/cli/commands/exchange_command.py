@@ -4,7 +4,7 @@ import click
 
 from marketflow import __version__
 from marketflow.cli.command import Command
-from marketflow.cli.options import Setting, option
+from marketflow.cli.options import Setting, Venue, option
 
 
 @click.command("exchange", cls=Command, short_help="Run a simulated exchange.")
@@ -18,18 +18,33 @@ from marketflow.cli.options import Setting, option
 @option("--rate", metavar="R", type=Setting("generator.rate"), help="Ticks per second.  [100]")
 @option("--seed", metavar="N", type=Setting("generator.seed"), help="Seed: generate the same ticks at every start.")
 @option("--symbols", metavar="A,B", type=Setting("symbols"), help="Symbols.  [those of the default settings]")
+@option("--venue", metavar="V", type=Venue(), help="Speak the protocol of this venue instead.")
 @click.version_option(__version__, message="marketflow %(version)s")
 def command(
-    port: int, host: str, name: str, rate: float | None, seed: int | None, symbols: tuple[str, ...] | None
+    port: int,
+    host: str,
+    name: str,
+    rate: float | None,
+    seed: int | None,
+    symbols: tuple[str, ...] | None,
+    venue: str | None,
 ) -> int:
-    """Serve generated ticks over TCP, one JSON object a line, to every client that connects."""
+    """Serve generated ticks over TCP, one JSON object a line, to every client that connects.
+
+    With --venue: serve them by the WebSocket and REST protocols of that venue, both on the same port.
+    """
     from marketflow import logs
     from marketflow.settings import Settings
 
     defaults = Settings()
     logs.setup(defaults.log.level, defaults.log.format)
 
+    rate = rate or defaults.generator.rate
+    if venue:
+        from marketflow.feeds.simulated import simulated_venue
+
+        return simulated_venue.run(venue, host, port, symbols or defaults.symbols, rate, seed)
+
     from marketflow.feeds import simulator
 
-    rate = rate or defaults.generator.rate
     return simulator.serve(name, host, port, symbols or defaults.symbols, rate, seed)
