@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from loguru import logger
+
+from marketflow.timeouts import timeout
 
 CANCEL_SECONDS = 2.0
 """How long a cancelled task may take to end. A stop does not hang with a task that does not."""
@@ -17,11 +19,14 @@ async def cancel(*tasks: "asyncio.Task[Any]") -> None:
     for task in running:
         task.cancel()
     if running:
-        ended, pending = await asyncio.wait(running, timeout=CANCEL_SECONDS)
-        for task in pending:
-            logger.warning("a cancelled task does not end: task={}", task.get_coro())
-        for task in ended:
-            _ = task.cancelled() or task.exception()  # taken, so that asyncio does not log it as well
+        with suppress(TimeoutError):
+            async with timeout(CANCEL_SECONDS):
+                await asyncio.wait(running)
+        for task in running:
+            if not task.done():
+                logger.warning("a cancelled task does not end: task={}", task.get_coro())
+            elif not task.cancelled():
+                task.exception()  # taken, so that asyncio does not log it as well
 
 
 def log_failure(task: "asyncio.Task[Any]") -> None:

@@ -25,7 +25,7 @@ class FeedsState(msgspec.Struct, frozen=True):
     clock_offsets_ms: dict[str, int] = {}
 
 
-class Published(msgspec.Struct, frozen=True):
+class Published(msgspec.Struct, frozen=True, rename={"counters": "figures"}):
     """A state as it is published: of which run, the how manieth of that run by a number that grows, and when.
 
     The counters are those of that moment; an earlier version does not tell any.

@@ -21,6 +21,7 @@ from marketflow.errors import Unavailable
 from marketflow.model import FeedState, Mode
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.connection import async_client
+from marketflow.timeouts import timeout
 
 POLL_SECONDS = 0.5
 """How often the state is asked for; one that is published is taken at once."""
@@ -178,7 +179,7 @@ def _client(keywords: Mapping[str, Any], max_connections: int) -> "redis.asyncio
 
 async def _answer(asked: Awaitable[Any], seconds: float) -> Any:
     try:
-        async with asyncio.timeout(seconds):
+        async with timeout(seconds):
             return await asked
     except (redis.RedisError, TimeoutError, RuntimeError) as error:
         # A RuntimeError is uvloop's, for writing to a connection that was reset.

@@ -113,7 +113,7 @@ class Application(ABC):
 
     async def probe(self, stack: AsyncExitStack, *probes: Probe) -> None:
         """Ask the stores how they are, now and from now on."""
-        await asyncio.gather(*(probe.ask() for probe in probes))
+        await asyncio.gather(*(probe.ask_first() for probe in probes))
         for probe in probes:
             await stack.enter_async_context(background(probe.ask_for_ever()))
 

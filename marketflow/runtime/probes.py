@@ -13,7 +13,12 @@ from marketflow.logs import Outage
 from marketflow.model import FeedState, Mode
 
 PROBE_SECONDS = 1.0
+
+RETRY_SECONDS = 0.1
+"""How soon a store that did not answer is asked again."""
+
 FAILURES_OF_AN_OUTAGE = 3
+"""After so many in a row a store is down. A busy machine may miss a deadline or two."""
 
 
 class Pingable(Protocol):
@@ -43,7 +48,7 @@ class Probe:
         self._store = store
         self._writable = writable
         self.answers = False
-        """Whether it did when it was last asked."""
+        """Whether it did at the last attempt, or failed at fewer than FAILURES_OF_AN_OUTAGE since."""
 
     @property
     def state(self) -> StoreState:
@@ -55,11 +60,11 @@ class Probe:
         try:
             await self._store.ping()
         except Unavailable as error:
-            self.answers = False
             self._failures += 1
-            # A busy machine may miss a deadline or two.
-            if self._outage and self._failures >= FAILURES_OF_AN_OUTAGE:
-                self._outage.failed("probe", f"answers lack what it has: {error}")
+            if self._failures >= FAILURES_OF_AN_OUTAGE:
+                self.answers = False
+                if self._outage:
+                    self._outage.failed("probe", f"answers lack what it has: {error}")
         except Exception as error:  # noqa: BLE001 - one that asked no more would say "ok" for ever
             self.answers = False
             logger.opt(exception=error).error("a store cannot be asked how it is, which is a bug")
@@ -69,10 +74,17 @@ class Probe:
             if self._outage:
                 self._outage.over("probe")
 
+    async def ask_first(self) -> None:
+        """Ask until it answers or is down."""
+        await self.ask()
+        while 0 < self._failures < FAILURES_OF_AN_OUTAGE:
+            await asyncio.sleep(RETRY_SECONDS)
+            await self.ask()
+
     async def ask_for_ever(self) -> None:
-        """Ask every PROBE_SECONDS, until cancelled."""
+        """Ask every PROBE_SECONDS, sooner after a failure, until cancelled."""
         while True:
-            await asyncio.sleep(PROBE_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS if 0 < self._failures < FAILURES_OF_AN_OUTAGE else PROBE_SECONDS)
             await self.ask()
 
 

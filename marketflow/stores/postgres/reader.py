@@ -1,7 +1,7 @@
 """The archive in PostgreSQL, as the API reads it: from a pool, with an end to every wait."""
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeVar
 
@@ -17,11 +17,15 @@ from marketflow.stores.postgres.candle_queries import query as candle_query
 from marketflow.stores.postgres.candle_sql import VALID, candle_of, time_of
 from marketflow.stores.postgres.rows import DAY_MS, candle_of_row, parameters, reason, to_datetime, to_unix_ms
 from marketflow.stores.postgres.session import pin_async, session_keywords
+from marketflow.timeouts import CallLimit
 
 _T = TypeVar("_T")
 
 READ_SECONDS = 0.75
 """How long a request may wait for PostgreSQL in all: what is left of a second is for the answer without it."""
+
+POOL_SECONDS = 30.0
+"""Limit of the pool, by the clock; that of the reader, which spares an event loop that is behind, comes first."""
 
 _OF_SERIES = "mode = %(mode)s and exchange = %(exchange)s and pair_name = %(symbol)s"
 
@@ -101,8 +105,10 @@ class PostgresReader:
     def __init__(self, keywords: dict[str, Any], max_size: int = 8) -> None:
         self._keywords = keywords
         self._pool = self._pool_of(max_size, "archive-reader")
+        self._calls = CallLimit(max_size, READ_SECONDS)
         # Of its own, so that a sign of life does not wait behind queries.
         self._ping_pool = self._pool_of(1, "archive-ping")
+        self._pings = CallLimit(1, READ_SECONDS)
         self._abandoned: set[asyncio.Future[Any]] = set()
 
     def _pool_of(self, max_size: int, name: str) -> "AsyncConnectionPool[_Connection]":
@@ -112,7 +118,7 @@ class PostgresReader:
             min_size=1,
             max_size=max_size,
             open=False,
-            timeout=READ_SECONDS,
+            timeout=POOL_SECONDS,
             # The pool doubles its pauses without a limit; 2 s after giving up it begins anew.
             reconnect_timeout=2.0,
             reconnect_failed=lambda pool: None,
@@ -134,7 +140,7 @@ class PostgresReader:
         Raises:
             Unavailable: there is none.
         """
-        await self._fetch([("select 1", {})], self._ping_pool)
+        await self._rows([("select 1", {})], self._ping_pool, self._pings)
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of its minutes with `since <= start < until` (Unix ms)."""
@@ -161,13 +167,18 @@ class PostgresReader:
         answers = await self._fetch([(_LAST, parameters(each)) for each in series])
         return [Tick(rows[0][0], to_unix_ms(rows[0][1]), 0) if rows else None for rows in answers]
 
-    async def _fetch(
-        self, queries: Iterable[tuple[str, dict[str, Any]]], pool: "AsyncConnectionPool[_Connection] | None" = None
-    ) -> list[list[tuple[Any, ...]]]:
+    async def _fetch(self, queries: Iterable[tuple[str, dict[str, Any]]]) -> list[list[tuple[Any, ...]]]:
         """The rows of each query."""
+        return await self._rows(queries, self._pool, self._calls)
 
+    async def _rows(
+        self,
+        queries: Iterable[tuple[str, dict[str, Any]]],
+        pool: "AsyncConnectionPool[_Connection]",
+        calls: CallLimit,
+    ) -> list[list[tuple[Any, ...]]]:
         async def ask() -> list[list[tuple[Any, ...]]]:
-            async with (pool or self._pool).connection(timeout=READ_SECONDS) as connection:
+            async with pool.connection(timeout=POOL_SECONDS) as connection:
                 pinning = await connection.pinned(self._keywords)
                 async with connection.transaction() if pinning else nullcontext():
                     if pinning:
@@ -176,18 +187,19 @@ class PostgresReader:
                     cursors = [await connection.execute(query, values, binary=True) for query, values in queries]
                     return [await cursor.fetchall() for cursor in cursors]
 
-        return await self._bounded(ask())
-
-    async def _bounded(self, asked: Awaitable[_T]) -> _T:
-        task = asyncio.ensure_future(asked)
         try:
-            done, _ = await asyncio.wait({task}, timeout=READ_SECONDS)
+            async with calls.call():
+                return await self._answer(ask())
+        except TimeoutError as error:
+            raise Unavailable(f"PostgreSQL did not answer within {READ_SECONDS:g} s") from error
+
+    async def _answer(self, asked: Coroutine[Any, Any, _T]) -> _T:
+        task = asyncio.create_task(asked)
+        try:
+            await asyncio.wait({task})
         except asyncio.CancelledError:
             self._abandon(task)
             raise
-        if not done:
-            self._abandon(task)
-            raise Unavailable(f"PostgreSQL did not answer within {READ_SECONDS:g} s")
         try:
             return task.result()
         except psycopg.errors.UndefinedTable as error:

@@ -1,7 +1,8 @@
 """The cache in Redis, as the API reads it from its event loop."""
 
-from collections.abc import Awaitable, Iterable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import redis
 import redis.asyncio
@@ -12,9 +13,20 @@ from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start, slic
 from marketflow.stores.candle_window import CandleWindow
 from marketflow.stores.ports import RecentCandles
 from marketflow.stores.redis import codec, keys
-from marketflow.stores.redis.connection import async_client
+from marketflow.stores.redis.connection import TIMEOUT_SECONDS, async_client
+from marketflow.timeouts import CallLimit, timeout
 
-_T = TypeVar("_T")
+CONNECTIONS = 32
+"""For queries. One more waits for as long as Redis answers others."""
+
+SERIES_A_CALL = 4
+"""Series whose slices are read at once: up to 2 MB. The time that a call may take does not grow with the exchanges."""
+
+PING_SECONDS = 0.5
+"""How long a sign of life is waited for."""
+
+CLIENT_SECONDS = 30.0
+"""Limits of the clients, by the clock; those of the reader, which spare an event loop that is behind, come first."""
 
 
 class RedisReader:
@@ -26,6 +38,7 @@ class RedisReader:
         clock: tells which minutes have settled.
         settle_ms: how long after its end a closed minute may still be changed by late ticks.
         minute_ms: length of a minute.
+        max_connections: of `client`; further queries wait for as long as Redis answers others.
     """
 
     def __init__(
@@ -35,12 +48,14 @@ class RedisReader:
         settle_ms: int,
         minute_ms: int = MINUTE_MS,
         ping_client: "redis.asyncio.Redis | None" = None,
+        max_connections: int = CONNECTIONS,
     ) -> None:
         self._client = client
         self._ping_client = ping_client or client
         self._clock = clock
         self._settle_ms = settle_ms
         self._minute_ms = minute_ms
+        self._calls = CallLimit(max_connections, TIMEOUT_SECONDS)
 
     @classmethod
     def connect(
@@ -49,11 +64,12 @@ class RedisReader:
         clock: Clock,
         settle_ms: int,
         minute_ms: int = MINUTE_MS,
-        max_connections: int = 32,
+        max_connections: int = CONNECTIONS,
     ) -> "RedisReader":
         """A reader with pools of its own, which connect when first used."""
-        client, ping_client = async_client(keywords, max_connections), async_client(keywords, max_connections=1)
-        return cls(client, clock, settle_ms, minute_ms, ping_client)
+        client = async_client(keywords, max_connections, CLIENT_SECONDS)
+        ping_client = async_client(keywords, 1, CLIENT_SECONDS)
+        return cls(client, clock, settle_ms, minute_ms, ping_client, max_connections)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -66,7 +82,9 @@ class RedisReader:
         Raises:
             Unavailable: there is none.
         """
-        await _answer(cast("Awaitable[Any]", self._ping_client.ping()))
+        with _unavailable(PING_SECONDS):
+            async with timeout(PING_SECONDS):
+                await cast("Awaitable[Any]", self._ping_client.ping())
 
     async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
         """The newest tick of each series: its latest price, else the close of its last minute here."""
@@ -74,7 +92,7 @@ class RedisReader:
         for each in series:
             pipe.hmget(keys.latest_key(each), keys.LATEST_FIELDS)
             pipe.zrange(keys.minutes_key(each), -1, -1, withscores=True)
-        answers = await _whole(pipe)
+        answers = await self._whole(pipe)
         return [_newest(answers[2 * i], answers[2 * i + 1]) for i in range(len(series))]
 
     async def recent(self, series: Sequence[Series], since: int) -> list[RecentCandles]:
@@ -83,11 +101,15 @@ class RedisReader:
         Where a minute has settled its slices are not read: of a long period only the edges come as slices.
         """
         now_ms = milliseconds(self._clock())
+        parts = [series[begin : begin + SERIES_A_CALL] for begin in range(0, len(series), SERIES_A_CALL)]
+        return [recent for part in parts for recent in await self._recent(part, since, now_ms)]
+
+    async def _recent(self, series: Sequence[Series], since: int, now_ms: int) -> list[RecentCandles]:
         pipe = self._client.pipeline(transaction=False)
         for each in series:
             pipe.hmget(keys.latest_key(each), keys.LATEST_FIELDS)
             pipe.zrangebyscore(keys.minutes_key(each), minute_start(since), "+inf", withscores=True)
-        answers = await _answer(pipe.execute())
+        answers = await self._query(pipe)
         minutes = [codec.decode_slots(answer) for answer in answers[1::2]]
 
         gaps = [self._between_settled(each, since, now_ms) for each in minutes]
@@ -95,7 +117,7 @@ class RedisReader:
         for each, ranges in zip(series, gaps, strict=True):
             for begin, end in ranges:
                 pipe.zrangebyscore(keys.window_key(each), begin, end, withscores=True)
-        slices = iter(await _whole(pipe))
+        slices = iter(await self._whole(pipe))
         return [
             RecentCandles(
                 codec.decode_latest(latest),
@@ -111,7 +133,7 @@ class RedisReader:
         pipe = self._client.pipeline(transaction=True)
         pipe.zrangebyscore(keys.window_key(series), since, "+inf", withscores=True)
         pipe.zrangebyscore(keys.minutes_key(series), since, "+inf", withscores=True)
-        slices, minutes = await _whole(pipe)
+        slices, minutes = await self._whole(pipe)
         return RecentCandles(None, codec.decode_slots(slices), codec.decode_slots(minutes))
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
@@ -127,6 +149,19 @@ class RedisReader:
             CandleWindow(recent.slices, recent.minutes, self._minute_ms).by_minute(since, until, recent.newest)
             for recent in await self.recent(series, since)
         ]
+
+    async def _whole(self, pipe: "redis.asyncio.client.Pipeline") -> list[Any]:
+        """The answers of a pipeline, unless Redis was emptied and its writer has not yet noticed."""
+        pipe.zrange(keys.SERIES_KEY, 0, 0, withscores=True)
+        *answers, series = await self._query(pipe)
+        if not series:
+            raise Unavailable("Redis was emptied a moment ago")
+        return answers
+
+    async def _query(self, pipe: "redis.asyncio.client.Pipeline") -> list[Any]:
+        with _unavailable(TIMEOUT_SECONDS):
+            async with self._calls.call():
+                return await pipe.execute()
 
     def _between_settled(self, minutes: Iterable[int], since: int, now_ms: int) -> list[tuple[int, str | int]]:
         """Ranges of scores with the slices from `since` on that no settled minute holds."""
@@ -147,17 +182,11 @@ def _newest(latest: list[bytes | None], last_minute: list[tuple[bytes, float]]) 
     return next((candle.newest for candle in codec.decode_slots(last_minute).values()), None)
 
 
-async def _whole(pipe: "redis.asyncio.client.Pipeline") -> list[Any]:
-    """The answers of a pipeline, unless Redis was emptied and its writer has not yet noticed."""
-    pipe.zrange(keys.SERIES_KEY, 0, 0, withscores=True)
-    *answers, series = await _answer(pipe.execute())
-    if not series:
-        raise Unavailable("Redis was emptied a moment ago")
-    return answers
-
-
-async def _answer(asked: Awaitable[_T]) -> _T:
+@contextmanager
+def _unavailable(seconds: float) -> Iterator[None]:
     try:
-        return await asked
+        yield
+    except TimeoutError as error:
+        raise Unavailable(f"Redis did not answer within {seconds:g} s") from error
     except (redis.RedisError, RuntimeError) as error:  # uvloop's, for writing to a connection that was reset
         raise Unavailable(f"Redis cannot be used: {error}") from error
