@@ -777,6 +777,27 @@ def test_a_pool_of_connections_serves_many_more_requests(cache: RedisWriter, red
     assert ask(redis_db, at_once) == [[TICK]] * 100
 
 
+def test_queries_wait_for_connection_while_redis_answers(cache: RedisWriter, redis_db: RedisServer) -> None:
+    """One connection for queries that together take much longer than the limit of one."""
+    cache.put_newest({BTC: TICK})
+
+    async def answer() -> list[list[Tick | None]]:
+        reader = RedisReader.connect(keywords(redis_db), SetClock(), SETTLE_MS, max_connections=1)
+        query = reader.newest
+
+        async def busy(series: list[Series]) -> list[Tick | None]:
+            found = await query(series)
+            await asyncio.to_thread(redis_db.client().execute_command, "DEBUG", "SLEEP", "0.05")
+            return found
+
+        try:
+            return await asyncio.gather(*(busy([BTC]) for _ in range(20)))
+        finally:
+            await reader.close()
+
+    assert asyncio.run(answer()) == [[TICK]] * 20
+
+
 def test_ping_does_not_wait_behind_queries(cache: RedisWriter, redis_db: RedisServer) -> None:
     """/health goes by it: with every connection for queries in use Redis is not down."""
 
