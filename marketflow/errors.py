@@ -1,20 +1,20 @@
-"""The errors of MarketFlow, one class for each thing a caller can do about it."""
+"""Exceptions of MarketFlow, one class per reaction of the caller."""
 
 
 class MarketFlowError(Exception):
-    """Base of all errors that MarketFlow raises on purpose; its text is fit for a person and free of secrets."""
+    """Base of all exceptions that MarketFlow raises; the text is for a person and has no secrets."""
 
 
 class SettingsError(MarketFlowError):
-    """A setting or an argument is wrong: tell the person which, and exit with code 2."""
+    """A setting or an argument is wrong: print which, and exit with code 2."""
 
 
 class StartError(MarketFlowError):
-    """The application cannot start here and now (port taken, data folder in use): say why, and exit with code 1."""
+    """The application cannot start (port taken, data folder in use): print why, and exit with code 1."""
 
 
 class TooMuch(MarketFlowError):
-    """A client has asked for more than its share: let it try again after `seconds`."""
+    """A client exceeds a limit: it may retry after `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"too much; try again in {seconds:.0f} s")
@@ -22,9 +22,9 @@ class TooMuch(MarketFlowError):
 
 
 class Unavailable(MarketFlowError):
-    """A store cannot be asked at the moment: answer from elsewhere, keep what was to be written, or try again.
+    """A store is unavailable: answer from another store, keep pending writes, or retry.
 
-    `is_unreachable`: there is no connection to it, rather than that it refuses what was asked for.
+    `is_unreachable`: there is no connection; otherwise the store refuses the request.
     """
 
     def __init__(self, *args: object, is_unreachable: bool = False) -> None:

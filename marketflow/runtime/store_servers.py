@@ -13,7 +13,7 @@ from marketflow.embedded.guardian import guardian
 from marketflow.embedded.ownership import refuse_unreachable
 from marketflow.errors import StartError
 from marketflow.settings import Settings
-from marketflow.settings.model import ROOT_DATA_DIR, user_data_dir
+from marketflow.settings.schema import ROOT_DATA_DIR, user_data_dir
 from marketflow.stores.postgres import rows
 from marketflow.stores.redis import connection
 from marketflow.tasks import background

@@ -1,11 +1,11 @@
-"""Settings: what can be set, its default and its range, and where a value comes from.
+"""Settings: keys with defaults and rules, and the sources of their values.
 
-A value takes this way: `sources` finds it in files and variables, `checks` holds it to the rule that `model` has for
-its key, and the structs of `model` are all that others see of it.
+`schema` has the keys, as structs. `sources` reads files and variables, `value_checks` checks a value by the rule of its
+key, and `loader` merges the sources into the structs. `effective_settings` prints the result.
 """
 
-from marketflow.settings.checks import convert, load, load_with_origins
-from marketflow.settings.model import (
+from marketflow.settings.loader import convert, load, load_with_origins
+from marketflow.settings.schema import (
     VENUES,
     ExchangeSettings,
     FlowSettings,

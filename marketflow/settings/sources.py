@@ -1,10 +1,9 @@
-"""The sources: defaults, then settings.toml (or the file of --config), then the environment, then the flags.
+"""Sources of settings, by increasing precedence: settings.toml (or the file of --config), environment, options.
 
-dynaconf reads the files and parses the environment, and nothing else in MarketFlow knows about it. Each source is
-read by itself and laid over the last one key by key, because dynaconf's own merging joins lists and keeps `HOST`
-beside `host`, and because a message can then say where a bad value came from. Everything else dynaconf would do
-unasked is switched off: .env, .secrets and .local files, environments, DYNACONF_* variables, and `@` tokens, which
-would turn a password that begins with @ into something else.
+dynaconf reads the files and parses the environment; no other module uses it. Sources are read separately and merged key
+by key, because dynaconf's merging joins lists and keeps `HOST` beside `host`, and because messages name the source of a
+value. dynaconf's other features are switched off: .env, .secrets and .local files, environments, DYNACONF_* variables,
+and `@` tokens, which would change a password that begins with @.
 """
 
 import errno
@@ -22,40 +21,40 @@ from dynaconf.utils.parse_conf import boolean_fix, parse_with_toml
 
 from marketflow.errors import SettingsError
 from marketflow.resources import resource
-from marketflow.settings.model import KINDS, is_text
+from marketflow.settings.schema import KINDS, is_text
 
 _PREFIX = "MARKETFLOW_"
 _LOADERS: dict[str, Any] = {".toml": toml_loader, ".yaml": yaml_loader, ".yml": yaml_loader, ".json": json_loader}
 
 _LISTS = ("symbols", "http.allowed_hosts", "http.allowed_origins", "http.trusted_proxies")
-"""Keys whose value in a variable may also be one text with commas or spaces between the items."""
+"""Keys whose variable may hold items separated by commas or spaces."""
 
-Given = dict[str, tuple[object, str]]
-"""By dotted key in lower case: the value, and the name of its source (a file, a variable, or nothing for a flag)."""
+Values = dict[str, tuple[object, str]]
+"""Value and source by dotted key in lower case; the source is a file, a variable, or "" for an option."""
 
 
-def given(config: Path | None, flags: Mapping[str, object]) -> Given:
-    """What the sources say.
+def read_sources(config: Path | None, flags: Mapping[str, object]) -> Values:
+    """Read and merge all sources.
 
     Raises:
-        SettingsError: a file can't be read.
+        SettingsError: a file cannot be read.
     """
     path = config or _settings_file()
     found = _from_file(path) if path else {}
     return found | _from_environment() | {key: (value, "") for key, value in flags.items()}
 
 
-def parsed(key: str, text: str) -> object:
-    """The text of a variable or flag as dynaconf reads it, in TOML; literally where text is asked for.
+def parse_text(key: str, text: str) -> object:
+    """Parse the text of a variable or option as TOML, as dynaconf does; keys of type text keep it literally.
 
-    A password 007, 1e5 or true is no number to anybody but a parser.
+    A password such as 007, 1e5 or true is text.
     """
     if is_text(KINDS.get(key)):
         return text
     try:
         value: object = parse_with_toml(boolean_fix(text))
         if value == text and text.lstrip().startswith(("[", "{")):
-            value = json.loads(text)  # not TOML, whose tables have = in the place of :
+            value = json.loads(text)  # JSON, whose objects have : where tables of TOML have =
     except (ValueError, RecursionError):
         return text
     return text if key in _LISTS and not isinstance(value, list) else value
@@ -63,7 +62,7 @@ def parsed(key: str, text: str) -> object:
 
 def _settings_file() -> Path | None:
     here = "settings.toml"
-    if os.path.exists(here):  # not Path's, which raises in a folder that may not be entered
+    if os.path.exists(here):  # Path.exists raises in a folder without permission
         return Path(here)
     try:
         return resource("settings.toml")
@@ -71,31 +70,31 @@ def _settings_file() -> Path | None:
         return None
 
 
-def _from_file(path: Path) -> Given:
+def _from_file(path: Path) -> Values:
     loader = _LOADERS.get(path.suffix)
     if loader is None:
         raise SettingsError(f"{path}: must be a file that ends in .toml, .yaml, .yml or .json")
     reader = _reader()
     own = set(reader.as_dict())
     try:
-        _open_once(path)
-        # _envless: the top level holds keys, not environments. A list, for a string would be split at its commas.
+        _check_readable(path)
+        # _envless: the top level holds keys, not environments. A list, because a string is split at commas.
         loader.load(reader, env="_envless", filename=[str(path)], silent=False)
     except OSError as error:
         raise SettingsError(f"{path}: can't be read: {error.strerror}") from None
     except SettingsError:
         raise
-    except Exception as error:  # noqa: BLE001 - each format has errors of its own, and odd data trips dynaconf itself
+    except Exception as error:  # noqa: BLE001 - each format has its own errors, and dynaconf fails on unusual data
         raise SettingsError(f"{path}: {_malformed(error)}") from None
     return _flat({key: value for key, value in reader.as_dict().items() if key not in own}, str(path))
 
 
-def _open_once(path: Path) -> None:
-    """Make sure that there is a regular file to read: dynaconf only warns about others, and waits for a FIFO's writer.
+def _check_readable(path: Path) -> None:
+    """Check that a path is a readable regular file: dynaconf only warns about others, and blocks on a FIFO.
 
     Raises:
-        OSError: it can't be opened.
-        SettingsError: it is something else than a regular file.
+        OSError: it cannot be opened.
+        SettingsError: it is not a regular file.
     """
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -108,9 +107,9 @@ def _open_once(path: Path) -> None:
 
 
 def _reader() -> Any:
-    """A dynaconf that has loaded nothing yet, whatever variables it would listen to by itself.
+    """Return a dynaconf that has loaded nothing and ignores its own variables.
 
-    The two options in lower case are not heeded in upper case.
+    The two options in lower case have no effect in upper case.
     """
     return Dynaconf(
         dynaconf_skip_loaders=True,
@@ -130,7 +129,7 @@ def _reader() -> Any:
 
 
 def _malformed(error: Exception) -> str:
-    """What is wrong with a file. Never a piece of it, which could be a secret."""
+    """Return the fault of a file, without any of its text, which could be a secret."""
     if isinstance(error, UnicodeDecodeError):
         return f"is not UTF-8 text (byte {error.start})"
     if isinstance(error, ValueError):  # tomllib and json: a fixed text with line and column
@@ -141,23 +140,23 @@ def _malformed(error: Exception) -> str:
     return "must hold a table of settings"
 
 
-def _from_environment() -> Given:
-    found: Given = {}
+def _from_environment() -> Values:
+    found: Values = {}
     for name, text in os.environ.items():
         if name.startswith(_PREFIX) and not _is_service_link(name, text):
             key = name.removeprefix(_PREFIX).replace("__", ".").lower()
-            found |= _flat({key: parsed(key, text)}, name)
+            found |= _flat({key: parse_text(key, text)}, name)
     return found
 
 
 def _is_service_link(name: str, text: str) -> bool:
-    """Whether Kubernetes has put it there: it describes a service named marketflow-... to every pod beside it."""
+    """Return whether Kubernetes has set a variable: it describes services, such as marketflow-..., to every pod."""
     link = re.search(r"_SERVICE_(HOST|PORT)(_\w+)?\Z|_PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?\Z", name)
     return "__" not in name and (link is not None or text.startswith(("tcp://", "udp://", "sctp://")))
 
 
-def _flat(data: Mapping[object, object], origin: str, prefix: str = "") -> Given:
-    flat: Given = {}
+def _flat(data: Mapping[object, object], origin: str, prefix: str = "") -> Values:
+    flat: Values = {}
     for name, value in data.items():
         key = f"{prefix}{name}".lower()
         flat |= _flat(value, origin, f"{key}.") if isinstance(value, Mapping) else {key: (value, origin)}

@@ -80,7 +80,7 @@ def test_it_starts_and_ends_as_the_application_does(unit: Path) -> None:
 
 def test_the_variables_are_settings(monkeypatch: pytest.MonkeyPatch, nothing_set: None) -> None:
     variables = env_file(ENVIRONMENT)
-    with pytest.raises(SettingsError, match=r"http\.token = \*\*\*: must be .*, none of them an example's change-me"):
+    with pytest.raises(SettingsError, match=r"http\.token = \*\*\*: must be .*, and must not contain change-me"):
         load_with(monkeypatch, variables, DEPLOY.parent / "settings.toml")
     variables["MARKETFLOW_HTTP__TOKEN"] = "open-sesame-open-sesame"
     found = load_with(monkeypatch, variables, DEPLOY.parent / "settings.toml")

@@ -23,19 +23,19 @@ def command(config: Path | None, format: str, **flags: Any) -> int:
     from marketflow import settings
     from marketflow.cli.stdout import readable_output
     from marketflow.cli.terminal_output import print_table
-    from marketflow.settings import effective
+    from marketflow.settings import effective_settings
 
     given = settings_given(**flags)
     loaded, origins = settings.load_with_origins(config, given)
     origins |= {key: f"--{name}" for name, key in SETTINGS_FLAGS.items() if key in given}
-    entries = effective.effective(loaded, origins)
+    entries = effective_settings.effective_values(loaded, origins)
     with readable_output():
         match format:
             case "toml":
-                print(effective.as_toml(entries), end="")
+                print(effective_settings.as_toml(entries), end="")
             case "json":
-                print(effective.as_json(entries))
+                print(effective_settings.as_json(entries))
             case _:
-                rows = [(each.key, effective.as_text(each.value), each.source) for each in entries]
+                rows = [(each.key, effective_settings.as_text(each.value), each.source) for each in entries]
                 print_table(("key", "value", "from"), rows)
     return 0

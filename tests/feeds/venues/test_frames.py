@@ -19,7 +19,7 @@ from marketflow.feeds.venues.venue import (
     Trade,
     compact,
 )
-from marketflow.settings.model import VENUES as CONFIGURABLE
+from marketflow.settings.schema import VENUES as CONFIGURABLE
 
 AT = 1_790_667_453_786  # 2026-09-29T07:37:33.786Z
 

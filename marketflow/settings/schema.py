@@ -1,8 +1,7 @@
-"""The model: a struct for each section, with the rule and the default of each key.
+"""Schema of the settings: a struct for each section, with the rule and the default of each key.
 
-The fields are the only list of keys: sources, checks and messages read it off the structs. The type of a field is its
-rule, and the text in its `Meta` is what a person is told when the rule is broken, so that neither can be about another
-range than the other.
+The fields are the only list of keys. The type of a field is its rule, and the text in its `Meta` is the error text, so
+both state the same range.
 """
 
 import os
@@ -18,7 +17,7 @@ from msgspec.structs import fields
 from marketflow.model import MINUTE_MS, Mode
 
 SLICES_HELD_BEYOND_MS = 10_000
-"""How long slices are held beyond the allowed skew: what waits to be written delays a tick as well."""
+"""Retention of slices beyond the allowed skew, for ticks that were delayed by pending writes."""
 
 
 def _whole(low: int, high: int, unit: str = "") -> Meta:
@@ -26,11 +25,11 @@ def _whole(low: int, high: int, unit: str = "") -> Meta:
 
 
 def _matches(pattern: str, description: str) -> Meta:
-    # \Z and not $, which would let a trailing line break through
+    # \Z, as $ would accept a trailing line feed
     return Meta(pattern=rf"^{pattern}\Z", description=description)
 
 
-# Surrogates are what undecodable bytes become.
+# Surrogates stand for undecodable bytes.
 _HOST = r"[^\x00-\x20\x7f\"'@,\ud800-\udfff]"
 
 Port = Annotated[int, _whole(1, 65535)]
@@ -45,16 +44,16 @@ Host = Annotated[str, _matches(f"{_HOST}+", "a host name or an IP address")]
 HostOrEmbedded = Annotated[str, _matches(f"{_HOST}*", 'a host name, an IP address, or "" for the embedded server')]
 Username = Annotated[str, _matches(r"[^\x00-\x20\x7f\ud800-\udfff]*", "a name without spaces")]
 Password = Annotated[str, _matches(r"[^\x00\ud800-\udfff]*", "text")]
-# Without a port, which is why only an IPv6 address may have colons.
+# Without a port, so only an IPv6 address may have colons.
 AllowedHost = Annotated[
     str, _matches(r"(\*|[A-Za-z0-9._-]+|\[?[0-9A-Fa-f.]*(:[0-9A-Fa-f.]*){2,}\]?)", 'a host name without a port, or "*"')
 ]
-# As many characters as are not guessed; examples are no secrets.
+# Long enough against guessing; examples are no secrets.
 Token = Annotated[
     str,
     _matches(
         r"(?!(?i:.*change-me))([\x21-\x7e]{16,})?",
-        "at least 16 characters of printable ASCII without spaces, none of them an example's change-me",
+        "at least 16 characters of printable ASCII without spaces, and must not contain change-me",
     ),
 ]
 Origin = Annotated[
@@ -65,7 +64,7 @@ Origin = Annotated[
     ),
 ]
 
-# Symbols and the names of exchanges are segments of a path: one with a / could not be asked for.
+# Symbols and names of exchanges are path segments of the API, so they have no /.
 Symbol = Annotated[
     str, _matches(r"[A-Z0-9][A-Z0-9._-]{0,31}", "1 to 32 of A-Z 0-9 - _ . beginning with a letter or a digit")
 ]
@@ -87,7 +86,7 @@ SchemaName = Annotated[
 LogLevel = Literal["TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL"]
 
 WRITTEN_MS = 500
-"""How long a tick takes at most from its receipt to where it can be read, unless a store is unavailable."""
+"""Most time from the receipt of a tick until queries see it, unless a store is unavailable."""
 
 ROOT_DATA_DIR = Path("/var/lib/marketflow")
 
@@ -95,27 +94,27 @@ user_data_dir = partial(platformdirs.user_data_path, "marketflow")
 
 
 def default_data_dir() -> Path:
-    """The platform's folder for data of the user; as root one that is not closed to PostgreSQL, as root's home is."""
+    """Return the platform's data folder of the user; as root a folder that PostgreSQL's user can reach."""
     return ROOT_DATA_DIR if os.geteuid() == 0 else user_data_dir()
 
 
 def is_secret(kind: Any) -> bool:
-    """Whether a value must not be shown."""
+    """Return whether values of a type must not be shown."""
     return kind in (Password, Token)
 
 
 def is_text(kind: Any) -> bool:
-    """Whether text is taken as it is."""
+    """Return whether values of a type are literal text."""
     return getattr(kind, "__origin__", kind) in (str, Path) or bool(choices(kind))
 
 
 def choices(kind: Any) -> tuple[str, ...]:
-    """The words a key can be set to, when it's one of a few."""
+    """Return the words that a type allows; empty for other types."""
     return tuple(Mode) if kind is Mode else get_args(kind) if get_origin(kind) is Literal else ()
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of all settings: its representation shows *** in the place of a secret."""
+    """Base of all settings; its representation shows *** for secrets."""
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
@@ -127,11 +126,10 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExchangeSettings(_Section, frozen=True, kw_only=True, omit_defaults=True):
-    """One exchange: the name its prices go by, and either the `host:port` of its feed (`[::1]:40101` for IPv6), or the
-    venue whose protocol it speaks.
+    """One exchange: its name in the API, and either the `host:port` of its feed (`[::1]:40101` for IPv6) or its venue.
 
-    Of a venue `symbols` has those that are taken from it, all where it is empty, each with the venue's name of it, or
-    "" where the venue's list of instruments gives it. `url` and `rest_url` are the venue's own where they are empty.
+    `symbols` maps the symbols to ingest from a venue (empty: all) to the venue's names, "" for the name in the venue's
+    list of instruments. An empty `url` or `rest_url` is the venue's default.
     """
 
     name: ExchangeName
@@ -143,20 +141,20 @@ class ExchangeSettings(_Section, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def host(self) -> str:
-        """Host of the address, without the brackets of an IPv6 address."""
+        """Return the host of the address, without the brackets of an IPv6 address."""
         return self.address.rpartition(":")[0].strip("[]")
 
     @property
     def port(self) -> int:
-        """Port of the address."""
+        """Return the port of the address."""
         return int(self.address.rpartition(":")[2])
 
 
 class HttpSettings(_Section, frozen=True, kw_only=True):
-    """Where the API listens (port 0: any free one), the bearer token that switching the mode asks for, if any, and the
-    names by which it may be addressed: none are those of this machine on a loopback address, and any on another.
+    """Address of the API (port 0: any free port), bearer token for a switch of the mode, and limits per client.
 
-    Pages of the allowed origins may read and open WebSockets; trusted proxies say who a client is.
+    `allowed_hosts` are the accepted Host headers; empty means this machine's names on a loopback address, and any name
+    on another. Pages of `allowed_origins` may read and open WebSockets. `trusted_proxies` report client addresses.
     """
 
     host: Host = "127.0.0.1"
@@ -164,14 +162,14 @@ class HttpSettings(_Section, frozen=True, kw_only=True):
     token: Token = ""
     allowed_hosts: tuple[AllowedHost, ...] = ()
     allowed_origins: tuple[Origin, ...] = ()
-    trusted_proxies: tuple[str, ...] = ()  # held to its rule by the checks
+    trusted_proxies: tuple[str, ...] = ()  # its rule is in value_checks
     streams_per_client: Annotated[int, _whole(1, 10_000)] = 100
 
 
 class PostgresSettings(_Section, frozen=True, kw_only=True):
-    """Where candles are stored, and how it is reached; no host means the embedded PostgreSQL.
+    """PostgreSQL, which stores candles; an empty host means the embedded server.
 
-    No sslmode: `prefer` on this machine; over a network `verify-full` with an sslrootcert and `require` without.
+    Without sslmode: `prefer` on this machine; over a network `verify-full` with an sslrootcert and `require` without.
     """
 
     host: HostOrEmbedded = ""
@@ -186,7 +184,7 @@ class PostgresSettings(_Section, frozen=True, kw_only=True):
 
 
 class RedisSettings(_Section, frozen=True, kw_only=True):
-    """Where recent prices are cached, how it is reached, and for how long; no host means the embedded Redis.
+    """Redis, which caches recent prices; an empty host means the embedded server.
 
     With TLS the server's certificate is verified, by `tls_ca` or the authorities that this machine trusts.
     """
@@ -204,88 +202,88 @@ class RedisSettings(_Section, frozen=True, kw_only=True):
 
 
 class FlowSettings(_Section, frozen=True, kw_only=True):
-    """How ticks are worked on, and how old or late they may be."""
+    """Processing of ticks: workers, batches, allowed skew and lateness."""
 
     workers_per_exchange: Annotated[int, _whole(1, 64)] = 5
     db_batch_size: Annotated[int, _whole(1, 10_000)] = 200
     stale_after_seconds: Seconds = 15.0
-    # An hour ahead is an hour of slices to hold.
+    # Slices of the skew are kept in memory: an hour at most.
     max_clock_skew_seconds: Annotated[
         float, Meta(gt=0, le=3600, description="a number of seconds above 0, at most 3600")
     ] = 5.0
-    # Minutes are held for six (RECENT_MS): one that waits for longer would be evicted before it was written.
+    # Minutes are kept for six minutes (RECENT_MS): a longer wait would evict them unwritten.
     late_after_seconds: Annotated[float, Meta(gt=0, le=300, description="a number of seconds above 0, at most 300")] = (
         2.0
     )
     reconnect_after_seconds: Annotated[
         float, Meta(gt=0, le=30, description="a number of seconds above 0, at most 30")
     ] = 1.0
-    window_seconds: int = 60  # held to its rule by the checks
+    window_seconds: int = 60  # its rule is in value_checks
 
     @property
     def max_clock_skew_ms(self) -> int:
-        """How far an event time may be off."""
+        """Return the allowed skew of an event time in ms."""
         return round(self.max_clock_skew_seconds * 1000)
 
     @property
     def ahead_ms(self) -> int:
-        """How far ahead of the clock an event time may be before it is from a time when the clock was another."""
+        """Return the skew in ms from which a stored time ahead of the clock counts as written under another clock."""
         return max(self.max_clock_skew_ms, MINUTE_MS)
 
     @property
     def late_after_ms(self) -> int:
-        """How long after its end a minute waits for late ticks."""
+        """Return the allowed lateness of ticks in ms: a minute is written that long after its end."""
         return round(self.late_after_seconds * 1000)
 
     @property
     def slices_held_ms(self) -> int:
-        """How long slices are held however many they are: for all ticks that are believed, and a little."""
+        """Return the least retention of slices in ms, whatever their number."""
         return self.max_clock_skew_ms + SLICES_HELD_BEYOND_MS
 
     @property
     def closed_after_ms(self) -> int:
-        """How long after its end a candle is closed: as late as a tick may be, and what it takes to be written."""
+        """Return the time in ms from the end of a candle until no accepted tick can change it."""
         return max(self.late_after_ms, self.max_clock_skew_ms) + WRITTEN_MS
 
     @property
     def minute_ms(self) -> int:
-        """Length of a minute."""
+        """Return the length of the window of a row in ms."""
         return self.window_seconds * 1000
 
 
 class ArchiveSettings(_Section, frozen=True, kw_only=True):
-    """How long PostgreSQL keeps minutes, and the hours and days that are made of them; for ever without a number."""
+    """Retention of minutes, and of the hours and days rolled up from them; "" keeps them for ever."""
 
     keep_minutes: Keep = ""
-    keep_days: Keep = ""  # needs keep_minutes, see the checks
+    keep_days: Keep = ""  # needs keep_minutes, see the loader
 
     @property
     def minutes_days(self) -> int | None:
-        """For how many days minutes are kept, None for ever."""
+        """Return the retention of minutes in days, None for ever."""
         return int(self.keep_minutes[:-1]) if self.keep_minutes else None
 
     @property
     def days_days(self) -> int | None:
-        """For how many days hours and days are kept, None for ever."""
+        """Return the retention of hours and days in days, None for ever."""
         return int(self.keep_days[:-1]) if self.keep_days else None
 
 
 class GeneratorSettings(_Section, frozen=True, kw_only=True):
-    """Test mode: ticks a second and exchange, and the seed that makes them repeatable."""
+    """Generator of test mode: ticks per second and exchange, and a seed for repeatable ticks."""
 
     rate: Rate = 100.0
     seed: Seed = None
 
 
 class LogSettings(_Section, frozen=True, kw_only=True):
-    """How much is logged, and as what."""
+    """Level and format of the log."""
 
     level: LogLevel = "INFO"
     format: Literal["text", "json"] = "text"
 
 
 class Settings(_Section, frozen=True, kw_only=True):
-    """All settings. Made by `load`, which checks them; handed on by argument."""
+    """All settings, created by `load`, which checks them; passed by argument."""
 
     mode: Mode = Mode.TEST
     symbols: tuple[Symbol, ...] = ("BTCUSDT", "DOGEUSDT", "TONUSDT", "SOLUSDT", "ETHUSDT")
@@ -311,7 +309,7 @@ SECTIONS: dict[str, type[_Section]] = {
 KEYS: dict[str, Any] = {field.name: field.type for field in fields(Settings) if field.name not in SECTIONS} | {
     f"{section}.{field.name}": field.type for section, struct in SECTIONS.items() for field in fields(struct)
 }
-"""Type of each key; the keys are dotted."""
+"""Types by dotted key."""
 
 KINDS = KEYS | {"exchange.name": ExchangeName}
-"""The same, and of what a flag alone can set."""
+"""Types by dotted key, including keys that only an option can set."""

@@ -1,4 +1,4 @@
-"""The settings as they came out of all sources, each with the one that had the last word; secrets are masked."""
+"""The effective settings, each with its source, as text, JSON and TOML. Secrets are masked."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from marketflow.settings import model
-from marketflow.settings.model import Settings
+from marketflow.settings import schema
+from marketflow.settings.schema import Settings
 
 DEFAULT = "default"
 
 MASK = "***"
 
 
-class Effective(NamedTuple):
-    """One key: its value as JSON has it (None: not set; a secret is masked), and where that comes from."""
+class EffectiveValue(NamedTuple):
+    """A key, its value as JSON represents it (None: not set; secrets masked), and its source."""
 
     key: str
     value: Any
@@ -23,18 +23,18 @@ class Effective(NamedTuple):
     masked: bool
 
 
-def effective(settings: Settings, origins: Mapping[str, str]) -> list[Effective]:
-    """All keys, in the order of settings.toml.
+def effective_values(settings: Settings, origins: Mapping[str, str]) -> list[EffectiveValue]:
+    """Return all keys, in the order of settings.toml.
 
     Args:
-        settings: what came out.
-        origins: the source of each key that has one.
+        settings: the loaded settings.
+        origins: the source of each key that is set.
     """
-    return [_entry(settings, key, origins.get(key, DEFAULT)) for key in model.KEYS]
+    return [_entry(settings, key, origins.get(key, DEFAULT)) for key in schema.KEYS]
 
 
 def as_text(value: Any) -> str:
-    """A value for a person."""
+    """Return a value for a person."""
     match value:
         case None:
             return "not set"
@@ -49,28 +49,28 @@ def as_text(value: Any) -> str:
     return str(value)
 
 
-def as_json(entries: Sequence[Effective]) -> str:
-    """An object with value and source of each dotted key."""
+def as_json(entries: Sequence[EffectiveValue]) -> str:
+    """Return a JSON object with value and source of each dotted key."""
     return json.dumps({key: {"value": value, "source": source} for key, value, source, _ in entries}, indent=2)
 
 
-def as_toml(entries: Sequence[Effective]) -> str:
-    """A file for --config that gives the same settings, but for secrets: those are comments, to be set by variables."""
+def as_toml(entries: Sequence[EffectiveValue]) -> str:
+    """Return a file for --config with the same settings; secrets are comments, to be set by variables."""
     return "\n".join(_toml_lines(entries)) + "\n"
 
 
-def _entry(settings: Settings, key: str, source: str) -> Effective:
+def _entry(settings: Settings, key: str, source: str) -> EffectiveValue:
     section, _, name = key.rpartition(".")
     value = getattr(getattr(settings, section) if section else settings, name)
-    masked = bool(value) and model.is_secret(model.KEYS[key])
-    return Effective(key, MASK if masked else _builtins(value), source, masked)
+    masked = bool(value) and schema.is_secret(schema.KEYS[key])
+    return EffectiveValue(key, MASK if masked else _builtins(value), source, masked)
 
 
 def _builtins(value: object) -> Any:
     return msgspec.to_builtins(list(value) if isinstance(value, tuple) else value, enc_hook=str)
 
 
-def _toml_lines(entries: Sequence[Effective]) -> Iterator[str]:
+def _toml_lines(entries: Sequence[EffectiveValue]) -> Iterator[str]:
     current = ""
     for key, value, source, masked in entries:
         section, _, name = key.rpartition(".")
@@ -92,7 +92,7 @@ def _toml(value: Any) -> str:
         case bool():
             return "true" if value else "false"
         case str():
-            # JSON's escapes are TOML's, but for this one, which JSON leaves as it is.
+            # JSON and TOML have the same escapes, except for DEL, which JSON does not escape.
             return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         case list():
             return f"[{', '.join(map(_toml, value))}]"

@@ -1,0 +1,195 @@
+"""Checks of single values: the rule of each key, by its type in `schema`, or by a function for lists and tables."""
+
+import re
+from collections.abc import Mapping
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import msgspec
+
+from marketflow.settings import schema
+from marketflow.settings.schema import ExchangeSettings
+
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\s:@/\[\]\"']+):([0-9]{1,5})", re.ASCII)
+
+
+class RuleViolation(Exception):
+    """A value breaks its rule. The text says what is allowed; `place` (`[0].name`) is the wrong part of the value."""
+
+    def __init__(self, allowed: str, place: str = "", part: object = None) -> None:
+        super().__init__(allowed)
+        self.place, self.part = place, part
+
+
+def check_value(key: str, value: object) -> Any:
+    """Return the value of a key as its type.
+
+    Raises:
+        RuleViolation: the value is wrong.
+    """
+    rule = {
+        "symbols": _symbols,
+        "http.allowed_hosts": _allowed_hosts,
+        "http.allowed_origins": _allowed_origins,
+        "http.trusted_proxies": _trusted_proxies,
+        "exchanges": _exchanges,
+        "redis.host": lambda host: _store_host("redis", host),
+        "postgres.host": lambda host: _store_host("postgres", host),
+        "data_dir": _data_dir,
+        "flow.window_seconds": _window_seconds,
+    }.get(key)
+    return rule(value) if rule else _convert(schema.KINDS[key], value)
+
+
+def _convert(kind: Any, value: object, place: str = "") -> Any:
+    """Return the value as its type; words match in any case."""
+    words = schema.choices(kind)
+    if isinstance(value, str):
+        value = next((word for word in words if word.lower() == value.lower()), value)
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        allowed = f"one of {', '.join(filter(None, words))}" if words else kind.__metadata__[0].description
+        quotes = "; put it in quotes" if not words and schema.is_text(kind) and not isinstance(value, str) else ""
+        raise RuleViolation(f"must be {allowed}{quotes}", place, value) from None
+
+
+def _symbols(value: object) -> tuple[str, ...]:
+    symbols = _words(value)
+    if not isinstance(symbols, list) or not symbols:
+        raise RuleViolation('must be a list of one or more symbols, such as ["BTCUSDT", "ETHUSDT"]')
+    for number, symbol in enumerate(symbols):
+        _convert(schema.Symbol, symbol, f"[{number}]")
+    _refuse_duplicates(symbols)
+    return tuple(symbols)
+
+
+def _allowed_hosts(value: object) -> tuple[str, ...]:
+    hosts = _words(value)
+    if not isinstance(hosts, list | tuple):
+        raise RuleViolation('must be a list of host names, such as ["prices.example.com"]')
+    return tuple(_convert(schema.AllowedHost, host, f"[{number}]") for number, host in enumerate(hosts))
+
+
+def _allowed_origins(value: object) -> tuple[str, ...]:
+    origins = _words(value)
+    if not isinstance(origins, list | tuple):
+        raise RuleViolation('must be a list of origins, such as ["https://prices.example.com"], or "*"')
+    return tuple(_convert(schema.Origin, origin, f"[{number}]") for number, origin in enumerate(origins))
+
+
+def _trusted_proxies(value: object) -> tuple[str, ...]:
+    proxies = _words(value)
+    if not isinstance(proxies, list | tuple):
+        raise RuleViolation('must be a list of addresses and networks, such as ["127.0.0.1", "10.0.0.0/8"]')
+    for number, proxy in enumerate(proxies):
+        try:
+            ip_network(proxy if isinstance(proxy, str) else "", strict=False)
+        except ValueError:
+            raise RuleViolation("must be an IP address or a network such as 10.0.0.0/8", f"[{number}]", proxy) from None
+    return tuple(proxies)
+
+
+def _words(value: object) -> object:
+    """Split a text at commas and spaces; return other values unchanged."""
+    return re.findall(r"[^,\s]+", value) if isinstance(value, str) else value
+
+
+def _exchanges(value: object) -> tuple[ExchangeSettings, ...]:
+    if not isinstance(value, list) or not value:
+        raise RuleViolation(
+            'must be a list of one or more exchanges, such as [{name="exchange1", address="127.0.0.1:40101"}]'
+        )
+    exchanges = tuple(_exchange(f"[{number}]", item) for number, item in enumerate(value))
+    _refuse_duplicates([exchange.name for exchange in exchanges])
+    return exchanges
+
+
+def _exchange(place: str, item: object) -> ExchangeSettings:
+    fields = {str(name).lower(): value for name, value in item.items()} if isinstance(item, Mapping) else {}
+    allowed = {"name", "venue", "symbols", "url", "rest_url"} if "venue" in fields else {"name", "address"}
+    required = {"name", "venue"} if "venue" in fields else allowed
+    if not required <= fields.keys() <= allowed:  # the message shows the names alone: values could be anything
+        meant = "must be a table of name and address, or of name and venue (optional: symbols, url, rest_url)"
+        raise RuleViolation(meant, place, list(fields) or item)
+    name = _convert(schema.ExchangeName, fields["name"], f"{place}.name")
+    if "venue" in fields:
+        return _venue(name, place, fields)
+    address = fields["address"]
+    match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
+    if match is None or not 1 <= int(match[2]) <= 65535:
+        raise RuleViolation("must be host:port, the port from 1 to 65535", f"{place}.address", address)
+    return ExchangeSettings(name=name, address=match[0])
+
+
+def _venue(name: str, place: str, fields: Mapping[str, object]) -> ExchangeSettings:
+    venue = _convert(schema.VenueName, fields["venue"], f"{place}.venue")
+    if not venue:
+        raise RuleViolation(f"must be one of {', '.join(schema.VENUES)}", f"{place}.venue", venue)
+    for key, schemes in (("url", ("ws", "wss")), ("rest_url", ("http", "https"))):
+        url = fields.get(key, "")
+        if not isinstance(url, str) or (url and not re.fullmatch(rf"({'|'.join(schemes)})://[^\s/@]+(/\S*)?", url)):
+            raise RuleViolation(
+                f"must be a URL that begins with {schemes[1]}:// or {schemes[0]}://", f"{place}.{key}", url
+            )
+    symbols = fields.get("symbols", [])
+    names = symbols if isinstance(symbols, Mapping) else dict.fromkeys(_symbols(symbols) if symbols != [] else (), "")
+    native = {str(ours).upper(): str(theirs) for ours, theirs in names.items()}  # dynaconf may change the case of keys
+    if native:
+        _symbols([*native])
+    urls = {key: str(fields.get(key, "")) for key in ("url", "rest_url")}
+    return ExchangeSettings(name=name, venue=venue, symbols=native, **urls)
+
+
+def _store_host(section: str, value: object) -> str:
+    """Check a host name, an address or the path of a socket; of a URL, say which settings take its parts."""
+    if not isinstance(value, str) or value.startswith("/") or not re.search(r"[/?#@\[\]]|^[^:]*:[^:]*$", value):
+        return cast("str", _convert(schema.HostOrEmbedded, value))
+    try:
+        parts = urlsplit(value if "://" in value else f"//{value}")
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise RuleViolation("must be a host name or an IP address alone") from None
+    if parts.scheme == "unix":
+        raise RuleViolation(f'must be the path of the socket alone; write {section}.host = "{parts.path}"')
+    meant = [f'{section}.host = "{host}"'] + ([f"{section}.port = {port}"] if port else [])
+    if parts.password is not None:
+        user = "redis.username" if section == "redis" else "postgres.user"
+        meant += [f'{user} = "{parts.username}"'] if parts.username else []
+        meant.append(f"{section}.password")
+    elif parts.username is not None:
+        meant.append(f"{section}.password")  # redis://secret@host is taken for a password by some clients
+    if parts.scheme in ("rediss", "valkeys"):
+        meant.append(f"{section}.tls = true")
+    if database := parts.path.strip("/"):
+        meant.append(f"redis.db = {database}" if section == "redis" else f'postgres.dbname = "{database}"')
+    raise RuleViolation(f"must be a host name or an IP address alone; write {', '.join(meant)}")
+
+
+def _refuse_duplicates(names: list[str]) -> None:
+    """Refuse names that differ in case only, as names match in any case."""
+    lower = [name.lower() for name in names]
+    for number, name in enumerate(lower):
+        if name in lower[:number]:
+            raise RuleViolation(f"must all be different, {names[number]} is there twice")
+
+
+def _data_dir(value: object) -> Path:
+    """Return a folder; "" is the default, ~ the home folder."""
+    if value == "":
+        return schema.default_data_dir()
+    try:
+        if isinstance(value, Path | str) and "\0" not in str(value):
+            return Path(value).expanduser().absolute()
+    except (RuntimeError, OSError):
+        pass  # ~nobody, or no current folder
+    raise RuleViolation('must be the path of a folder, or "" for the default')
+
+
+def _window_seconds(value: object) -> int:
+    """Check that whole minutes consist of whole windows."""
+    if type(value) is int and value > 0 and 60 % value == 0:
+        return value
+    raise RuleViolation("must be a whole number of seconds that divides 60")
