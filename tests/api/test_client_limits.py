@@ -1,6 +1,7 @@
 """Who a client is behind proxies, and what one client may ask for."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -99,20 +100,20 @@ class SlowArchive:
         self.asked = self.at_once = self.most = 0
         self.go_on = asyncio.Event()
 
-    async def candles(self, series: object, walk: CandleRange) -> list[dict[int, Candle]]:
+    async def candles(self, series: Sequence[Series], walk: CandleRange) -> list[dict[int, Candle]]:
         self.asked += 1
         self.at_once += 1
         self.most = max(self.most, self.at_once)
         await self.go_on.wait()
         self.at_once -= 1
-        return [{}]
+        return [{} for _ in series]
 
-    async def summary(self, series: object, since: int, until: int) -> list[Candle | None]:
+    async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         self.asked += 1
-        return [None]
+        return [None for _ in series]
 
-    async def last(self, series: object) -> list[Tick | None]:
-        return [None]
+    async def last(self, series: Sequence[Series]) -> list[Tick | None]:
+        return [None for _ in series]
 
 
 def walk(number: int, length_ms: int = 15 * MINUTE_MS, limit: int = 1000) -> CandleRange:

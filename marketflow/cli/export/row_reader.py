@@ -8,19 +8,17 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
-from psycopg import sql, waiting
-from psycopg.abc import PQGen
+from psycopg import sql
 
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.model import Mode
+from marketflow.stores.postgres.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.candle_sql import RECURSIVE_SERIES
 from marketflow.stores.postgres.rows import END_MS, OLDEST_MS, reason, to_datetime
 from marketflow.stores.postgres.session import connecting, pin, session_keywords
-
-_T = TypeVar("_T")
 
 READ_TIMEOUT_SECONDS = 30.0
 """Time without data after which PostgreSQL counts as unreachable."""
@@ -92,22 +90,11 @@ class SeriesRows:
         return int((self.last - self.first).total_seconds() * 1000) // row_ms + 1
 
 
-class ReadConnection(psycopg.Connection[Any]):
-    """A connection whose waits have a timeout, and end at once when interrupted.
+class ReadConnection(BoundedConnection):
+    """A connection of an export, which Ctrl+C ends at once: a cancelled COPY may have much to send first."""
 
-    On Ctrl+C psycopg itself sends a cancel request and waits for the answer without a timeout, as does closing.
-    """
-
-    def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
-        """Wait for a response; all calls of psycopg use it.
-
-        Raises:
-            psycopg.OperationalError: timeout; the connection is unusable afterwards.
-        """
-        try:
-            return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=timeout or READ_TIMEOUT_SECONDS)
-        except psycopg.errors._WaitTimeout:
-            raise psycopg.OperationalError(f"no answer within {READ_TIMEOUT_SECONDS:g} s") from None
+    answer_seconds = READ_TIMEOUT_SECONDS
+    cancels_on_interrupt = False
 
 
 @contextmanager

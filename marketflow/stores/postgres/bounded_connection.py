@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeVar
 
 import psycopg
-from psycopg import sql
+from psycopg import pq, sql, waiting
 from psycopg.abc import PQGen
 
 from marketflow.errors import Unavailable
@@ -29,7 +29,12 @@ _SERVER_GIVES_UP = {
 class BoundedConnection(psycopg.Connection[Any]):
     """A connection that gives up on a server that does not answer."""
 
-    _patience = ANSWER_SECONDS
+    answer_seconds = ANSWER_SECONDS
+    """Limit of the wait for any one answer."""
+
+    cancels_on_interrupt = True
+    """Whether Ctrl+C asks the server to cancel, and waits up to 5 s for its answer, as psycopg does."""
+
     _pinning: sql.Composed | None = None
 
     @classmethod
@@ -68,22 +73,32 @@ class BoundedConnection(psycopg.Connection[Any]):
     def patient(self, seconds: float) -> Iterator[None]:
         """Wait that long for each answer within, which must lie in a transaction."""
         self.execute(f"set local statement_timeout = {seconds * 900:.0f}")
-        self._patience = seconds
+        self.answer_seconds = seconds
         try:
             yield
         finally:
-            self._patience = ANSWER_SECONDS
+            self.answer_seconds = ANSWER_SECONDS
 
     def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
-        """Wait for an answer, as all calls do.
+        """Wait for an answer, as every call of psycopg does.
 
         Raises:
-            psycopg.OperationalError: there was none in time; the connection is good for nothing more.
+            psycopg.OperationalError: there was none in time; the connection can't be used any more.
         """
+        limit = self.answer_seconds if timeout is None else timeout
         try:
-            return super().wait(gen, interval=interval, timeout=self._patience if timeout is None else timeout)
-        except psycopg.errors._WaitTimeout:
-            raise psycopg.OperationalError(f"no answer within {self._patience:g} s") from None
+            if self.cancels_on_interrupt:
+                return super().wait(gen, interval=interval, timeout=limit)
+            return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=limit)
+        except psycopg.OperationalError as error:
+            if error.sqlstate is not None or not self._is_awaiting_answer():
+                raise
+            raise psycopg.OperationalError(f"no answer within {limit:g} s") from None
+
+    def _is_awaiting_answer(self) -> bool:
+        """Whether the connection is intact and a command runs: then only the wait for it has ended."""
+        state = self.pgconn.status, self.pgconn.transaction_status
+        return state == (pq.ConnStatus.OK, pq.TransactionStatus.ACTIVE)
 
 
 class ReconnectingConnection:

@@ -95,7 +95,7 @@ class CoalescingReader:
     async def _summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         found = await self._archive.summary(series, since, until)
         if since <= OLDEST_MS:
-            self._oldest |= {each: candle.first_at for each, candle in zip(series, found, strict=False) if candle}
+            self._oldest |= {each: candle.first_at for each, candle in zip(series, found, strict=True) if candle}
         return found
 
     async def candles(self, series: Sequence[Series], walk: CandleRange) -> list[dict[int, Candle]]:
