@@ -12,11 +12,13 @@ how the ticks were batched.
 Times are Unix milliseconds (`*_at`), sequences Unix nanoseconds of the receipt.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
+
+_Key = TypeVar("_Key")
 
 SLICE_MS = 100
 """Length of a slice: the finest grid on which ticks are merged. Minutes are whole numbers of slices."""
@@ -163,16 +165,22 @@ def more_complete(a: Candle, b: Candle) -> Candle:
     return a if a.ticks > b.ticks else b
 
 
-def merge_into(target: Candles, batch: Candles) -> None:
-    """Merge `batch` into `target`, slot by slot."""
-    for slot, candle in batch.items():
-        held = target.get(slot)
-        target[slot] = candle if held is None else merge(held, candle)
+def merge_into(target: dict[_Key, Candle], batch: Mapping[_Key, Candle]) -> None:
+    """Merge `batch` into `target`, key by key."""
+    for key, candle in batch.items():
+        held = target.get(key)
+        target[key] = candle if held is None else merge(held, candle)
 
 
-def merge_all(batches: Iterable[Candles]) -> Candles:
+def put_more_complete(target: dict[_Key, Candle], key: _Key, candle: Candle) -> None:
+    """Put a version of a slot into `target`, unless a more complete one is there."""
+    held = target.get(key)
+    target[key] = candle if held is None else more_complete(held, candle)
+
+
+def merge_all(batches: Iterable[Mapping[_Key, Candle]]) -> dict[_Key, Candle]:
     """All batches as one: what waits is merged, so it grows with the number of slots, not of ticks."""
-    merged: Candles = {}
+    merged: dict[_Key, Candle] = {}
     for batch in batches:
         merge_into(merged, batch)
     return merged

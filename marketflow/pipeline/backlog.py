@@ -6,7 +6,7 @@ and counted. The cache keeps a day of minutes as well, so that a restart can bri
 
 import threading
 
-from marketflow.model import Candles, minute_start, more_complete
+from marketflow.model import Candles, minute_start, put_more_complete
 from marketflow.stores.ports import RECENT_MS
 
 DEFAULT_LIMIT = 500_000
@@ -28,8 +28,7 @@ class Backlog:
         """Take minutes in, or fuller versions of minutes that wait already; gives how many had to be dropped."""
         with self._lock:
             for slot, candle in minutes.items():
-                held = self._rows.get(slot)
-                self._rows[slot] = candle if held is None else more_complete(held, candle)
+                put_more_complete(self._rows, slot, candle)
             excess = max(0, len(self._rows) - self._limit)
             if excess:
                 for slot in sorted(self._rows, key=lambda slot: slot.start)[:excess]:

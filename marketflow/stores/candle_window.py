@@ -1,8 +1,8 @@
-"""What is remembered of the last minutes of one series, folded into one candle for any period in a few steps.
+"""The last minutes of one series, folded into one candle for any period in a few steps.
 
-A period ends now and moves on, so the same slices are asked for again and again: seconds and minutes are folded once
-and kept until one of their slices changes. A question then takes the parts of a minute at both edges and whole minutes
-in between, whatever its length. Times in Unix ms; one thread.
+A period ends now, so the same slices are read again and again: folds of seconds and minutes are kept until one of their
+slices changes. A query then merges the parts of a minute at both edges and the whole minutes between them, however long
+the period is. Times in Unix ms; for one thread.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,17 +10,18 @@ from functools import reduce
 
 from marketflow.model import (
     MINUTE_MS,
+    SECOND_MS,
     SLICE_MS,
     Candle,
     Tick,
     candle_of,
     merge,
+    merge_into,
     minute_start,
     more_complete,
+    put_more_complete,
     slice_start,
 )
-
-_SECOND_MS = 1000  # whole slices make a second, whole seconds a minute of any length
 
 
 class CandleWindow:
@@ -28,7 +29,7 @@ class CandleWindow:
 
     Args:
         slices, minutes: candles by their start.
-        minute_ms: length of a minute.
+        minute_ms: length of a minute, in whole seconds.
     """
 
     def __init__(self, slices: Mapping[int, Candle], minutes: Mapping[int, Candle], minute_ms: int = MINUTE_MS) -> None:
@@ -41,22 +42,20 @@ class CandleWindow:
             self.put_minute(start, candle)
 
     def __len__(self) -> int:
-        """How many slices it holds."""
+        """Number of slices."""
         return sum(len(minute.slices) for minute in self._minutes.values())
 
     def put_slice(self, start: int, candle: Candle) -> None:
-        """Remember a slice; of two versions the more complete one, the later of two with as many ticks."""
-        minute = self._minute_of(start)
-        held = minute.slices.get(start)
-        minute.put(start, candle if held is None else more_complete(held, candle))
+        """Add a slice; of two versions the more complete one stays, the later of two with as many ticks."""
+        self._minute_of(start).put(start, candle)
 
     def put_minute(self, start: int, candle: Candle) -> None:
-        """Remember a closed minute, by the same rule."""
+        """Add a closed minute, by the same rule."""
         minute = self._minute_of(start)
         minute.closed = candle if minute.closed is None else more_complete(minute.closed, candle)
 
     def fill(self, earlier: "CandleWindow") -> None:
-        """Remember what `earlier` knows, by the same rule: what is known here counts as the later version."""
+        """Add what `earlier` holds, by the same rule; the candles that are here count as the later versions."""
         for start, minute in earlier._minutes.items():
             mine = self._minute_of(start)
             if minute.closed is not None:
@@ -65,18 +64,18 @@ class CandleWindow:
                 held = mine.slices.get(begin)
                 mine.put(begin, candle if held is None else more_complete(candle, held))
 
-    def forget(self, before: int) -> None:
-        """Let go of the minutes that start before a time."""
+    def expire(self, before: int) -> None:
+        """Remove the minutes that start before a time."""
         for start in [start for start in self._minutes if start < before]:
             del self._minutes[start]
         self._folds.clear()
 
     def covered(self, since: int, until: int, newest: Tick | None = None) -> Candle | None:
-        """One candle of all that is remembered at or after `since` and before the minute `until`; None without any.
+        """One candle of all that happened at or after `since` and before the minute `until`; None without any ticks.
 
-        A slice belongs to it when its last tick does. A minute that is there as slices and closed counts once, in its
-        more complete version; a closed minute that began before `since` cannot be cut and is left out. The newest tick
-        is added where it is ahead of its slice: it is visible at once, its slice after up to 100 ms.
+        A slice counts when its last tick does. A minute that is there as slices and closed counts once, in its more
+        complete version; a closed minute that began before `since` cannot be cut and is left out. The newest tick is
+        added where it is later than its slice, which is visible up to 100 ms after it.
         """
         edge = slice_start(since)
         begin = edge if edge == since else edge + SLICE_MS
@@ -102,10 +101,8 @@ class CandleWindow:
         }
         if newest is not None and since <= newest.at < until:
             last = max(((candle.last_at, candle.last_sequence) for candle in found.values()), default=(0, 0))
-            if newest.order > last:  # ahead of its slice
-                start = minute_start(newest.at, self._minute_ms)
-                held, ahead = found.get(start), candle_of(newest)
-                found[start] = ahead if held is None else merge(held, ahead)
+            if newest.order > last:  # later than its slice
+                merge_into(found, {minute_start(newest.at, self._minute_ms): candle_of(newest)})
         return found
 
     def _fold(self, begin: int, until: int) -> Candle | None:
@@ -125,7 +122,7 @@ class CandleWindow:
 
 
 class _Minute:
-    """One minute as slices and as what was closed, with the folds that are known."""
+    """One minute as slices and as a closed candle, with the folds made so far."""
 
     def __init__(self, start: int, length: int) -> None:
         self._end = start + length
@@ -136,13 +133,13 @@ class _Minute:
         self._folded: Candle | None = None
 
     def put(self, start: int, candle: Candle) -> None:
-        self.slices[start] = candle
-        self._seconds.pop(start - start % _SECOND_MS, None)
+        put_more_complete(self.slices, start, candle)
+        self._seconds.pop(start - start % SECOND_MS, None)
         self._folded = None
 
     @property
     def whole(self) -> Candle | None:
-        """The more complete of its slices and what was closed."""
+        """The more complete of its slices and the closed candle."""
         if self._folded is None:
             self._folded = self.since(self._start)
         if self._folded is None or self.closed is None:
@@ -151,17 +148,17 @@ class _Minute:
 
     def since(self, begin: int) -> Candle | None:
         """Its slices from `begin` on."""
-        second = -(-begin // _SECOND_MS) * _SECOND_MS
+        second = -(-begin // SECOND_MS) * SECOND_MS
         cut = [self.slices.get(start) for start in range(begin, min(second, self._end), SLICE_MS)]
-        return merged(cut + [self._second(start) for start in range(second, self._end, _SECOND_MS)])
+        return merged(cut + [self._second(start) for start in range(second, self._end, SECOND_MS)])
 
     def _second(self, start: int) -> Candle | None:
         if start not in self._seconds:
-            self._seconds[start] = merged(map(self.slices.get, range(start, start + _SECOND_MS, SLICE_MS)))
+            self._seconds[start] = merged(map(self.slices.get, range(start, start + SECOND_MS, SLICE_MS)))
         return self._seconds[start]
 
 
 def merged(candles: Iterable[Candle | None]) -> Candle | None:
-    """All candles as one, None without any."""
+    """All candles as one; None without any."""
     present = [candle for candle in candles if candle is not None]
     return reduce(merge, present) if present else None

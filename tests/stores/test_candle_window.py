@@ -86,7 +86,7 @@ def test_minutes_before_a_time_are_let_go_of() -> None:
     minute = minute_start(NOW)
     window = CandleWindow({at: candle_of(Tick(1.0, at, 1)) for at in (minute - SLICE_MS, minute)}, {})
     assert window.covered(minute - MINUTE_MS, LATER) is not None
-    window.forget(minute)
+    window.expire(minute)
     assert len(window) == 1
     assert window.covered(minute - MINUTE_MS, LATER) == candle_of(Tick(1.0, minute, 1))
 

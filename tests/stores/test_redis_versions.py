@@ -21,7 +21,7 @@ from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.connection import connection_keywords
 from marketflow.stores.redis.near_cache import NearCache, _Entry
 from marketflow.stores.redis.reader import RedisReader
-from marketflow.stores.redis.slice_folding import minutes_of_window
+from marketflow.stores.redis.recovery import minutes_of_window
 from marketflow.stores.redis.writer import RedisWriter
 from tests.stores.test_redis import BTC, ETH, MINUTE, NOW, SetClock, ask, cache_at, candle, keywords, slots_of
 from tests.support.servers import HOST, RedisServer, free_port, wait_until

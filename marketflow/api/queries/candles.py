@@ -5,13 +5,13 @@ A candle is identified by the time it opens at, on a grid from 1970 on; it is me
 it. Those without ticks are not there.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from marketflow.api.queries.boundaries import oldest_kept_minute, split_between
 from marketflow.api.queries.either_store import both, unless_unavailable
 from marketflow.errors import Unavailable
-from marketflow.model import Candle, Series, merge
+from marketflow.model import Candle, Series, merge_all
 from marketflow.stores.ports import ArchiveReader, CacheReader, CandleRange
 
 SETTLED_MS = 10 * 60_000
@@ -85,7 +85,7 @@ async def draw(
         return CandleRange(length, begin, end, question.limit, newest=question.since is None)
 
     def chart(*parts: Mapping[int, Candle], closed_until: int, known_from: int = 0, complete: bool = False) -> Chart:
-        candles = _merged(parts)
+        candles = merge_all(parts)
         if not candles and not complete:
             raise Unavailable("not everything could be asked")
         starts = sorted(candles)
@@ -127,15 +127,5 @@ def _next_on_grid(at: int, length_ms: int) -> int:
 def _folded(minutes: Sequence[Mapping[int, Candle]], length_ms: int) -> list[dict[int, Candle]]:
     """Minutes of each series as candles."""
     return [
-        _merged({start - start % length_ms: candle} for start, candle in of_series.items()) for of_series in minutes
+        merge_all({start - start % length_ms: candle} for start, candle in of_series.items()) for of_series in minutes
     ]
-
-
-def _merged(parts: Iterable[Mapping[int, Candle]]) -> dict[int, Candle]:
-    """The candles of all parts, those that open at the same time as one."""
-    merged: dict[int, Candle] = {}
-    for part in parts:
-        for start, candle in part.items():
-            held = merged.get(start)
-            merged[start] = candle if held is None else merge(held, candle)
-    return merged

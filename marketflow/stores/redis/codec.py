@@ -15,7 +15,7 @@ import msgspec
 from loguru import logger
 
 from marketflow.logs import RateLimit
-from marketflow.model import Candle, Series, Slot, Tick, candle_of, more_complete
+from marketflow.model import Candle, Series, Slot, Tick, candle_of, put_more_complete
 
 LATEST_MS = 7_258_118_400_000
 """The year 2200 (Unix ms): MarketFlow writes no later time."""
@@ -118,8 +118,7 @@ def decode_slots(entries: Iterable[tuple[bytes, float]]) -> dict[int, Candle]:
             continue
         if (candle := valid_candle("slot", member)) is None:
             continue
-        start = int(score)
-        slots[start] = more_complete(slots[start], candle) if start in slots else candle
+        put_more_complete(slots, int(score), candle)
     return slots
 
 

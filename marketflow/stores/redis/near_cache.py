@@ -223,7 +223,7 @@ class NearCache:
             if (now_oldest := self._oldest()) != oldest:
                 oldest = now_oldest
                 for entry in self._windows.values():
-                    entry.window.forget(oldest)
+                    entry.window.expire(oldest)
 
     def _take(self, message: dict[str, Any]) -> None:
         if message["type"] == "subscribe":

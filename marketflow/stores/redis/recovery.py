@@ -1,18 +1,33 @@
 """What earlier runs left in Redis, as the pipeline reads it back."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
+import msgspec
 from loguru import logger
 
 from marketflow.clock import Clock, milliseconds
-from marketflow.model import MINUTE_MS, Candles, Series, Slot, minute_start
+from marketflow.model import (
+    MINUTE_MS,
+    Candle,
+    Candles,
+    Series,
+    Slot,
+    Tick,
+    candle_of,
+    merge_all,
+    minute_start,
+    put_more_complete,
+    slice_start,
+)
 from marketflow.stores.ports import MINUTES_KEPT_MS, SLICES_HELD, RecoveredCandles
 from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.calls import RedisCalls
 from marketflow.stores.redis.run_marker import RunMarker
-from marketflow.stores.redis.slice_folding import candles, minutes_of_window, slices_of
+from marketflow.stores.tick_folding import minutes_of_ticks
+
+_decode_ticks = msgspec.json.Decoder(list[Tick]).decode
 
 
 class RecoveryReader:
@@ -105,6 +120,45 @@ def _slices(windows: "Iterable[tuple[Series, list[bytes]]]") -> RecoveredCandles
         {
             Slot(series, start): candle
             for series, members in windows
-            for start, candle in slices_of(candles(members)).items()
+            for start, candle in _slices_of(_candles(members)).items()
         }
     )
+
+
+def minutes_of_window(members: Sequence[bytes], minute_ms: int) -> dict[int, Candle]:
+    """The minutes of a window, by start; invalid members are skipped.
+
+    Scores are not needed, and take Redis and Python long: members are in the order of their time and contain it.
+
+    Args:
+        members: slices in the order of their start.
+        minute_ms: length of a minute.
+    """
+    try:
+        ticks = _decode_ticks(b"[" + b",".join(members) + b"]")
+    except msgspec.MsgspecError:
+        return _minutes_of(_candles(members), minute_ms)
+    times = [tick.at for tick in ticks]
+    if times != sorted(times) or (times and not 0 <= times[0] <= times[-1] < codec.LATEST_MS):
+        return _minutes_of(_candles(members), minute_ms)  # another program wrote some of them
+    if len({slice_start(at) for at in times}) < len(ticks):  # a slice is there in two versions
+        return _minutes_of(map(candle_of, ticks), minute_ms)
+    return minutes_of_ticks(ticks, minute_ms)
+
+
+def _candles(members: Iterable[bytes]) -> Iterator[Candle]:
+    for member in members:
+        if (candle := codec.valid_candle("slot", member)) is not None:
+            yield candle
+
+
+def _slices_of(found: Iterable[Candle]) -> dict[int, Candle]:
+    """Slices by start; of two versions of a slice the more complete one."""
+    slices: dict[int, Candle] = {}
+    for candle in found:
+        put_more_complete(slices, slice_start(candle.first_at), candle)
+    return slices
+
+
+def _minutes_of(found: Iterable[Candle], minute_ms: int) -> dict[int, Candle]:
+    return merge_all({minute_start(start, minute_ms): candle} for start, candle in _slices_of(found).items())

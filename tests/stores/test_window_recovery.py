@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from marketflow.model import MINUTE_MS, SLICE_MS, Candle, Tick, candle_of, merge, minute_start, slice_start
 from marketflow.stores.redis.codec import encode_candle
-from marketflow.stores.redis.slice_folding import minutes_of_window
+from marketflow.stores.redis.recovery import minutes_of_window
 
 START_MS = 1_763_690_040_000
 
