@@ -17,6 +17,11 @@ def without_credentials(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
+def host_port(host: str, port: int) -> str:
+    """Return an address as in a URL: `127.0.0.1:6379`, `[::1]:6379`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def rfc3339(moment: datetime) -> str:
     """Return a UTC time in RFC 3339 with milliseconds: `2026-11-01T09:30:00.000Z`."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -18,6 +18,7 @@ from marketflow.server.http_connection import LimitedConnection
 from marketflow.server.websocket_connection import LimitedWebSocket
 from marketflow.server.write_buffer import Watched
 from marketflow.tasks import cancel
+from marketflow.text import host_port
 
 CONNECTIONS_CLOSE_SECONDS = 1
 """How long running requests may take once the application is to end."""
@@ -210,4 +211,4 @@ def bind_each(host: str, port: int, number: int) -> list[socket.socket]:
 def place_of(listener: socket.socket) -> str:
     """Where it listens, as part of a URL."""
     host, port = listener.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return host_port(host, port)

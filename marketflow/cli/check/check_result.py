@@ -41,11 +41,6 @@ def worst_state(states: Iterable[CheckState]) -> CheckState:
     return max(states, key=_BEST_TO_WORST.index, default=CheckState.OK)
 
 
-def address_text(host: str, port: int) -> str:
-    """Return an address for a person: `127.0.0.1:6379`, `[::1]:6379`."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def seconds_text(seconds: float) -> str:
     """Return a duration for a person: `under 1 ms`, `3 ms`, `2.5 s`, `4 min`, `3 h`, `2 days`."""
     if seconds < 0.001:

@@ -9,11 +9,12 @@ from http.client import HTTPConnection, HTTPException
 import msgspec
 
 from marketflow.api.middleware.protection import is_loopback
-from marketflow.cli.check.check_result import Check, CheckResult, CheckState, address_text, seconds_text
+from marketflow.cli.check.check_result import Check, CheckResult, CheckState, seconds_text
 from marketflow.errors import StartError
 from marketflow.health import Health
 from marketflow.server.uvicorn_server import bind
 from marketflow.settings import HttpSettings
+from marketflow.text import host_port
 
 ANSWER_SECONDS = 2.0
 """Timeout for an answer of the process that has the port."""
@@ -26,7 +27,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - the address 
 
 def http_check(http: HttpSettings) -> Check:
     """Return the check of http.host and http.port."""
-    where = address_text(http.host, http.port)
+    where = host_port(http.host, http.port)
     return Check("HTTP API", where, partial(_check_port, where, http))
 
 

@@ -4,7 +4,7 @@ import re
 from functools import partial
 from typing import Any
 
-from marketflow.cli.check.check_result import Check, CheckResult, CheckState, address_text, seconds_text
+from marketflow.cli.check.check_result import Check, CheckResult, CheckState, seconds_text
 from marketflow.cli.check.data_folder_checks import AS_OWNER, results_if_stopped
 from marketflow.clock import milliseconds, system_clock
 from marketflow.embedded import EmbeddedPostgres
@@ -14,6 +14,7 @@ from marketflow.settings import Settings
 from marketflow.stores.postgres.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.migrations import applied
 from marketflow.stores.postgres.rows import reason, to_unix_ms
+from marketflow.text import host_port
 
 POOLED = "set postgres.prepared_statements = false: a pooler, such as PgBouncer, lends a session for one transaction"
 
@@ -61,7 +62,7 @@ def postgres_check(settings: Settings, servers: Servers) -> Check:
         where = "embedded"
         return Check("PostgreSQL", where, lambda: results_if_stopped(embedded, where) or run(where))
     at = settings.postgres
-    where = f"{address_text(at.host, at.port)}, database {at.dbname}"
+    where = f"{host_port(at.host, at.port)}, database {at.dbname}"
     return Check("PostgreSQL", where, partial(run, where))
 
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import redis
 
-from marketflow.cli.check.check_result import Check, CheckResult, CheckState, address_text, bytes_text, seconds_text
+from marketflow.cli.check.check_result import Check, CheckResult, CheckState, bytes_text, seconds_text
 from marketflow.cli.check.data_folder_checks import AS_OWNER, results_if_stopped
 from marketflow.embedded import EmbeddedRedis
 from marketflow.runtime.store_servers import Servers
 from marketflow.settings import Settings
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.connection import TIMEOUT_SECONDS, sync_client
+from marketflow.text import host_port
 
 CHECK_TIMEOUT_SECONDS = 2.0
 """Timeout of each command: longer than the server's, to distinguish a slow Redis from an unreachable one."""
@@ -60,7 +61,7 @@ def redis_check(settings: Settings, servers: Servers) -> Check:
     if embedded is not None:
         where = "embedded"
         return Check("Redis", where, lambda: results_if_stopped(embedded, where) or _check(where, servers.redis))
-    where = f"{address_text(settings.redis.host, settings.redis.port)}, database {settings.redis.db}"
+    where = f"{host_port(settings.redis.host, settings.redis.port)}, database {settings.redis.db}"
     return Check("Redis", where, partial(_check, where, servers.redis))
 
 

@@ -16,7 +16,7 @@ from marketflow.cli.watch.stream import follow
 from marketflow.cli.watch.table import Room, render
 from marketflow.errors import SettingsError, StartError
 from marketflow.settings import HttpSettings
-from marketflow.text import without_credentials
+from marketflow.text import host_port, without_credentials
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def url_of(http: HttpSettings) -> str:
     if http.port == 0:
         raise SettingsError("http.port is 0, any free one: set --url to what MarketFlow said at its start")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http.host, http.host)  # noqa: S104 - that is every address
-    return f"http://{f'[{host}]' if ':' in host else host}:{http.port}"
+    return f"http://{host_port(host, http.port)}"
 
 
 def watch(wanted: Watch) -> bool:

@@ -6,12 +6,12 @@ from marketflow.cli.check.check_result import (
     Check,
     CheckResult,
     CheckState,
-    address_text,
     bytes_text,
     seconds_text,
     worst_state,
 )
 from marketflow.cli.check.runner import run_concurrently
+from marketflow.text import host_port
 
 
 def result(what: str) -> CheckResult:
@@ -77,7 +77,7 @@ def test_duration_is_shown_in_its_unit(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize(("host", "text"), [("a.example", "a.example:1"), ("::1", "[::1]:1")])
 def test_ipv6_address_is_shown_in_brackets(host: str, text: str) -> None:
-    assert address_text(host, 1) == text
+    assert host_port(host, 1) == text
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 bytes"), (1500, "1.5 kB"), (812e6, "812 MB"), (999.6e9, "1 TB")])
