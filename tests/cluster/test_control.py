@@ -126,7 +126,7 @@ def test_databases_of_one_redis_hear_nothing_of_each_other(
     with connect(connection_keywords(HOST, redis_db.port, "", 1)) as other, client.pubsub() as heard:  # type: ignore[no-untyped-call]
         mine, theirs = Lease(client, clock), Lease(other, clock)
         heard.psubscribe("marketflow:*")
-        wait_until(lambda: heard.get_message()["type"] == "psubscribe")
+        assert wait_until(lambda: heard.get_message(timeout=1))["type"] == "psubscribe"
         for lease in (mine, theirs):
             assert lease.hold(published(lease))
             lease.release()
