@@ -120,7 +120,7 @@ def test_api_processes_answer_the_same_candles(
     for name in ("feeds", "api"):
         (server_folder / name).mkdir(mode=0o711)
     with ExitStack() as stack:
-        feeds = Application(server_folder / "feeds", given, ("--role", "feeds")).start(wait=False)
+        feeds = Application(server_folder / "feeds", given, ("--role", "ingest")).start(wait=False)
         stack.push(feeds.__exit__)
         api = stack.enter_context(Application(server_folder / "api", given, ("--role", "api")))
         wait_until(lambda: api.get("/health")["status"] == "ok", timeout=15)

@@ -4,7 +4,7 @@
 port is bound, the data folder claimed, the embedded servers started, and only then ticks are taken; so a second
 instance gives up before it has touched anything.
 
-`marketflow --role feeds` and `--role api` are its two halves in processes of their own.
+`marketflow --role ingest` and `--role api` are its two halves in processes of their own.
 """
 
 import asyncio

@@ -151,7 +151,7 @@ def _application(folder: Path, setup: SetUp, exchanges: str) -> Iterator[list[Ap
         if setup.halves:
             apart = folder / "feeds"
             apart.mkdir()
-            processes.append(Application(apart, given, ("--role", "feeds")).start(wait=False))
+            processes.append(Application(apart, given, ("--role", "ingest")).start(wait=False))
             stack.push(processes[0].__exit__)
         arguments = ("--role", "api", "--workers", "2") if setup.halves else ()
         answering = stack.enter_context(Application(folder, given, arguments))

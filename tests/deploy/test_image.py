@@ -144,7 +144,7 @@ def test_without_servers_it_says_what_is_missing(image: Stage) -> None:
     assert "marketflow[embedded]" in text
 
 
-@pytest.mark.parametrize("roles", [[[]], [["--role", "feeds"], ["--role", "api", "--workers", "2"]]])
+@pytest.mark.parametrize("roles", [[[]], [["--role", "ingest"], ["--role", "api", "--workers", "2"]]])
 def test_it_serves_on_a_port_of_its_own_and_ends_when_told(
     image: Stage, server_folder: Path, servers: dict[str, object], roles: list[list[str]]
 ) -> None:

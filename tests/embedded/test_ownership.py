@@ -193,7 +193,7 @@ def test_what_another_user_left_in_the_data_folder_is_refused(data_dir: Path, wh
 def test_refused_data_folder_is_one_line_and_exit_code_1(server_folder: Path) -> None:
     (server_folder / "data").mkdir()
     (server_folder / "data").chmod(0o777)
-    for arguments in ((), ("--role", "feeds")):
+    for arguments in ((), ("--role", "ingest")):
         application = Application(server_folder, arguments=arguments)
         assert application.fails() == 1
         assert "other users may write to" in application.log.splitlines()[-1]

@@ -47,7 +47,7 @@ def test_many_series_leave_no_request_unanswered(server_folder: Path, servers: d
     statuses: Counter[int] = Counter()
     stores: Counter[tuple[str, str]] = Counter()
     with ExitStack() as stack:
-        ingest = Application(folders[0], settings, ("--role", "feeds")).start(wait=False)
+        ingest = Application(folders[0], settings, ("--role", "ingest")).start(wait=False)
         stack.push(ingest)
         api = stack.enter_context(Application(folders[1], settings, ("--role", "api")))
         wait_until(lambda: api.get("/health")["status"] == "ok", timeout=20)

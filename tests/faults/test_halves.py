@@ -70,7 +70,7 @@ class Halves:
         self._numbers = itertools.count(1)
 
     def feeds(self, program: tuple[str, ...] = ("-m", "marketflow"), **settings: object) -> Feeds:
-        feeds = Feeds(self._room(), self.settings | settings, ("--role", "feeds"), program)
+        feeds = Feeds(self._room(), self.settings | settings, ("--role", "ingest"), program)
         return self._stack.enter_context(feeds)
 
     def api(self, *arguments: str, **settings: object) -> Application:

@@ -259,7 +259,7 @@ def freeze_once_started(program: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("program", ["redis-server", "postgres", "initdb"])
-@pytest.mark.parametrize("role", ["all", "feeds"])
+@pytest.mark.parametrize("role", ["all", "ingest"])
 def test_signal_while_embedded_servers_start_ends_it_at_once(
     server_folder: Path, program: str, number: int, role: str
 ) -> None:
@@ -365,7 +365,7 @@ def test_a_stalled_reader_of_the_log_stops_neither_rows_nor_sigterm(
     ("arguments", "code"),
     [
         ((), 0),
-        (("--role", "feeds"), 0),
+        (("--role", "ingest"), 0),
         (("--role", "api", "--workers", "2"), 0),
         (("exchange", "--port", "0"), 0),
         (("check",), 0),

@@ -164,7 +164,7 @@ def test_halves_and_workers_stream_what_another_process_takes(
     (feeding := server_folder / "feeds").mkdir(mode=0o711)
     (answering := server_folder / "api").mkdir(mode=0o711)
     with ExitStack() as stack:
-        feeds = Application(feeding, given, ("--role", "feeds")).start(wait=False)
+        feeds = Application(feeding, given, ("--role", "ingest")).start(wait=False)
         stack.push(feeds)
         api = stack.enter_context(Application(answering, given, ("--role", "api", "--workers", "2")))
         wait_until(lambda: api.find("/prices/average/BTCUSDT"))

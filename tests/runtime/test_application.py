@@ -127,7 +127,7 @@ def test_both_halves_meet_in_the_embedded_servers_which_are_those_of_the_feeds(s
     for folder in folders:
         folder.mkdir(mode=0o711)
     given = {"DATA_DIR": server_folder / "data"}
-    feeds = Application(folders[0], given, ("--role", "feeds"))
+    feeds = Application(folders[0], given, ("--role", "ingest"))
     api = Application(folders[1], given, ("--role", "api", "--workers", "2"))
     with ExitStack() as stack:
         for half in (api, feeds):

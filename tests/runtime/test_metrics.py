@@ -135,7 +135,7 @@ def halves(server_folder: Path, settings: dict[str, object]) -> Iterator[tuple[A
     for folder in folders:
         folder.mkdir()
     with ExitStack() as stack:
-        feeds = Application(folders[0], settings, ("--role", "feeds")).start(wait=False)
+        feeds = Application(folders[0], settings, ("--role", "ingest")).start(wait=False)
         stack.push(feeds)
         api = stack.enter_context(Application(folders[1], settings, ("--role", "api", "--workers", "2")))
         wait_until(lambda: metrics(api).of("feeds_up") == 1, timeout=20)

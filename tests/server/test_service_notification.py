@@ -162,8 +162,8 @@ def test_feeds_are_ready_when_they_take_ticks_or_stand_by(
     for folder in folders:
         folder.mkdir()
     with Manager(str(tmp_path / "1")) as of_first, Manager(str(tmp_path / "2")) as of_second:
-        first = Application(folders[0], servers, ("--role", "feeds"), supervised(of_first.address))
-        second = Application(folders[1], servers, ("--role", "feeds"), supervised(of_second.address))
+        first = Application(folders[0], servers, ("--role", "ingest"), supervised(of_first.address))
+        second = Application(folders[1], servers, ("--role", "ingest"), supervised(of_second.address))
         try:
             first.start(wait=False)
             assert of_first.wait_for("READY=1").lines[1] == taking_ticks
