@@ -131,7 +131,7 @@ def test_documented_backup_restores_with_working_triggers(server: PostgresServer
         while days.roll_up(DAY + 9 * DAY_MS):
             pass
 
-    text = (DEPLOY / "README.md").read_text()
+    text = (DEPLOY.parent / "ddl" / "README.md").read_text()
     dump, restore = (
         next(line for line in text.splitlines() if line.startswith(word)).split()
         for word in ("pg_dump ", "pg_restore ")
