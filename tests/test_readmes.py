@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from marketflow.api.problems import Problem
 from marketflow.settings import Settings
-from marketflow.settings.model import KEYS, choices
+from marketflow.settings.schema import KEYS, choices
 from marketflow.stores.redis import keys
 from tests.api.world import World
 from tests.deploy.metrics import families
