@@ -7,7 +7,7 @@ and counted. The cache keeps a day of minutes as well, so that a restart can bri
 import threading
 
 from marketflow.model import Candles, minute_start, put_more_complete
-from marketflow.stores.ports import RECENT_MS
+from marketflow.stores.cache_limits import RECENT_MS
 
 DEFAULT_LIMIT = 500_000
 

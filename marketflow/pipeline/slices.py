@@ -12,7 +12,7 @@ By start first, since that is how they go.
 from collections.abc import Iterator
 
 from marketflow.model import SLICE_MS, Candle, Candles, Series, Slot, merge, more_complete, slice_start
-from marketflow.stores.ports import SLICES_HELD
+from marketflow.stores.cache_limits import SLICES_HELD
 
 HELD_MS = 15_000
 """How long slices are held at least, however many they are: ticks of an exchange that is behind find theirs."""

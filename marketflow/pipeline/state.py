@@ -37,8 +37,9 @@ from marketflow.model import (
     slice_start,
 )
 from marketflow.pipeline.slices import HELD_MS, Slices
+from marketflow.stores.cache_limits import RECENT_MS, SLICES_HELD
 from marketflow.stores.candle_window import CandleWindow
-from marketflow.stores.ports import RECENT_MS, SLICES_HELD, RecentCandles, RecoveredCandles
+from marketflow.stores.ports import RecentCandles, RecoveredCandles
 
 _Minutes = defaultdict[int, dict[Series, Candle]]
 

@@ -24,7 +24,7 @@ from marketflow.model import (
     minute_start,
     slice_start,
 )
-from marketflow.stores.ports import RECENT_MS
+from marketflow.stores.cache_limits import RECENT_MS
 from tests.api.world import EXCHANGES, NOW, MemoryArchive, MemoryCache
 
 ALL_SERIES = [Series(Mode.TEST, exchange, "BTCUSDT") for exchange in EXCHANGES]

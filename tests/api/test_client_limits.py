@@ -11,7 +11,7 @@ from marketflow.api.middleware.client_limits import CLIENTS_REMEMBERED, GUESSES_
 from marketflow.errors import TooMuch, Unavailable
 from marketflow.model import Candle, Mode, Series, Tick
 from marketflow.stores.ports import CandleRange
-from marketflow.stores.postgres.request_coalescing import LONG_WALKS, CoalescingReader, rows_of_summary
+from marketflow.stores.postgres.request_coalescing import LONG_QUERIES, CoalescingReader, rows_of_summary
 from marketflow.stores.postgres.rows import DAY_MS
 from tests.api.world import World, client_of
 
@@ -127,13 +127,13 @@ def test_long_walks_share_a_few_places_and_short_ones_never_wait() -> None:
         long = [asyncio.create_task(shared.candles(SERIES, walk(number))) for number in range(5)]
         await asyncio.sleep(0)
         short = [asyncio.create_task(shared.candles(SERIES, walk(number, MINUTE_MS, 500))) for number in range(5)]
-        while archive.asked < LONG_WALKS + 5:  # noqa: ASYNC110 - the archive is ours, and says nothing
+        while archive.asked < LONG_QUERIES + 5:  # noqa: ASYNC110 - the archive is ours, and says nothing
             await asyncio.sleep(0)
-        refused = await asyncio.gather(*long[LONG_WALKS:], return_exceptions=True)
-        assert [type(each) for each in refused] == [Unavailable] * (5 - LONG_WALKS)
-        assert archive.at_once == LONG_WALKS + 5
+        refused = await asyncio.gather(*long[LONG_QUERIES:], return_exceptions=True)
+        assert [type(each) for each in refused] == [Unavailable] * (5 - LONG_QUERIES)
+        assert archive.at_once == LONG_QUERIES + 5
         archive.go_on.set()
-        await asyncio.gather(*short, *long[:LONG_WALKS])
+        await asyncio.gather(*short, *long[:LONG_QUERIES])
 
     asyncio.run(ask())
 

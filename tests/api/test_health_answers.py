@@ -10,7 +10,7 @@ from marketflow.api.queries.prices import Prices, Quote, Summary
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Mode, Series, Slot, Tick, candle_of, minute_start
-from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
+from marketflow.stores.cache_limits import MINUTES_KEPT_MS, RECENT_MS
 from tests.api.world import EXCHANGES, NOW, MemoryArchive, World, series
 
 ONE = [series()]

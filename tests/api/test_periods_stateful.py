@@ -37,7 +37,8 @@ from marketflow.model import (
 )
 from marketflow.pipeline.backlog import Backlog
 from marketflow.pipeline.state import Memory, StateReader
-from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS, CacheReader
+from marketflow.stores.cache_limits import MINUTES_KEPT_MS, RECENT_MS
+from marketflow.stores.ports import CacheReader
 from marketflow.stores.redis.reader import RedisReader
 from marketflow.stores.redis.writer import RedisWriter
 from tests.api.world import EXCHANGES, NOW, MemoryArchive

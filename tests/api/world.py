@@ -37,8 +37,9 @@ from marketflow.model import (
     minute_start,
     slice_start,
 )
+from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.candle_window import CandleWindow, merged
-from marketflow.stores.ports import RECENT_MS, CandleRange, TickListener
+from marketflow.stores.ports import CandleRange, TickListener
 
 NOW = 1_763_690_430_500
 """30.5 seconds into a minute: 2025-11-21T02:00:30.500Z."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from marketflow.clock import milliseconds, system_clock
 from marketflow.model import MINUTE_MS, SLICE_MS, Candle, Candles, Mode, Series, Slot, minute_start, slice_start
 from marketflow.resources import resource
-from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
+from marketflow.stores.cache_limits import MINUTES_KEPT_MS, RECENT_MS
 from marketflow.stores.postgres.writer import PostgresWriter
 from marketflow.stores.redis.connection import connection_keywords
 from marketflow.stores.redis.writer import RedisWriter

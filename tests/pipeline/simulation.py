@@ -43,8 +43,8 @@ from marketflow.pipeline.graph import Flow
 from marketflow.pipeline.mode_switch import ModeSwitch
 from marketflow.pipeline.operators import Backoff
 from marketflow.pipeline.state import Memory
+from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.circuit_breaker import CircuitBreaker
-from marketflow.stores.ports import RECENT_MS
 from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.writer import RedisWriter
 from tests.pipeline.virtual_time import VirtualPool, VirtualTime

@@ -4,7 +4,7 @@ import pytest
 
 from marketflow.model import MINUTE_MS, Slot, Tick, candle_of
 from marketflow.pipeline.backlog import Backlog
-from marketflow.stores.ports import RECENT_MS
+from marketflow.stores.cache_limits import RECENT_MS
 from tests.pipeline.world import BTC, START_MS, World
 from tests.support.oracle import assert_same, candles_of_ticks
 

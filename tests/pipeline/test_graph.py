@@ -9,7 +9,7 @@ from marketflow.errors import SettingsError, Unavailable
 from marketflow.model import MINUTE_MS, SLICE_MS, Candles, Mode, Series, Slot, Tick, candle_of, slice_start
 from marketflow.pipeline.graph import FlowCounts
 from marketflow.settings import load
-from marketflow.stores.ports import RECENT_MS
+from marketflow.stores.cache_limits import RECENT_MS
 from tests.pipeline.world import BTC, ETH, LIVE_BTC, START_MS, ScriptedFeed, World
 from tests.support.oracle import assert_same, candle_of_ticks, candles_of_ticks
 

@@ -26,7 +26,8 @@ from marketflow.model import (
     merge_into,
     minute_start,
 )
-from marketflow.stores.ports import RECENT_MS, RecentCandles
+from marketflow.stores.cache_limits import RECENT_MS
+from marketflow.stores.ports import RecentCandles
 from marketflow.stores.redis import near_cache as near_caches
 from marketflow.stores.redis.connection import connection_keywords as redis_keywords
 from marketflow.stores.redis.near_cache import PING_SECONDS, SILENT_PINGS, NearCache

@@ -28,8 +28,8 @@ from marketflow.model import (
     minute_start,
     slice_start,
 )
+from marketflow.stores.cache_limits import MINUTES_KEPT_MS, RECENT_MS
 from marketflow.stores.circuit_breaker import BREAK_SECONDS, CircuitBreaker
-from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
 from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.connection import TIMEOUT_SECONDS
 from marketflow.stores.redis.connection import connection_keywords as redis_keywords

@@ -6,7 +6,7 @@ from there on. Both sides keep to the same minutes, so that no tick is on both.
 """
 
 from marketflow.model import MINUTE_MS, minute_start
-from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
+from marketflow.stores.cache_limits import MINUTES_KEPT_MS, RECENT_MS
 
 
 def split_between(now: int) -> int:

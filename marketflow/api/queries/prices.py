@@ -19,8 +19,9 @@ from marketflow.api.queries.either_store import both, unless_unavailable
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start
+from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.candle_window import merged
-from marketflow.stores.ports import RECENT_MS, ArchiveReader, CacheReader
+from marketflow.stores.ports import ArchiveReader, CacheReader
 
 
 class Quote(NamedTuple):

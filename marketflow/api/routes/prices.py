@@ -18,7 +18,7 @@ from marketflow.api.queries.period import PATTERN, PERIOD, InvalidPeriod, parse_
 from marketflow.api.queries.prices import Quote, Summary
 from marketflow.api.rendering import JSONAnswer, Time, rfc3339
 from marketflow.api.routes.latest_price import LatestPrice, Price
-from marketflow.stores.ports import RECENT_MS
+from marketflow.stores.cache_limits import RECENT_MS
 
 ALL = "all"
 """What `period` says where none was asked for: everything on record."""

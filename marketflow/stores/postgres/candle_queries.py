@@ -1,10 +1,10 @@
-"""Candles of any length out of the archive, as SQL: the first so many from a time on, or the last before one.
+"""Candle queries as SQL: the first candles of any length from a time on, or the last ones before a time.
 
-Rows are merged where they are, and no more of them are read than make the candles that are given, whatever gaps there
-are. Candles of less than an hour are minutes: one look along the index finds where the limit is reached, then all up to
-there is folded. Longer ones are hours or days (ddl/0003_aggregates_hourly.sql); the way goes from day to day, through
-the rows of aggregates_daily, until there are enough, and where a day is marked through its minutes. A candle lies
-within one day, so that it is never put together from both.
+Rows are merged in PostgreSQL, and no more of them are read than the requested candles need, whatever gaps there are.
+Candles of less than an hour are made of minutes: an index scan finds where the limit is reached, then all rows up to
+there are folded. Longer ones are made of hours or days (ddl/0003_aggregates_hourly.sql): a recursive scan goes from day
+to day through aggregates_daily until there are enough, and reads the minutes of a day that is marked. A candle lies
+within one day, so it is never put together from both.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ _VALID_OF = {"aggregates": VALID, "aggregates_hourly": VALID_SUM, "aggregates_da
 
 _SLOT = "date_bin(%(length)s::interval, timestamp, timestamptz 'epoch')"
 
-# Whole candles and the rows that they begin and end with; looked up one by one these would take most of the time.
+# Whole candles, joined with the rows they begin and end with: looking those up one by one would take most of the time.
 _FOLDED = """
 , whole as (
     select number, slot, sum(total) as total, sum(tick_count)::int8 as ticks, max(max_price) as high,
@@ -47,7 +47,7 @@ join (select number, timestamp as last, close_price, close_at from parts) as clo
 
 def _parts(table: str, span: str) -> str:
     """The rows of a series from `since` until `until` of a span, with their slots."""
-    # Offset 0: each span is looked up by itself, whatever PostgreSQL thinks of joining the whole table.
+    # Offset 0 keeps the planner from joining the whole table instead of scanning each span.
     return f"""
         cross join lateral (
             select {_SLOT} as slot, timestamp, open_price, close_price, {time_of("open_at")} as open_at,
@@ -61,13 +61,13 @@ def _parts(table: str, span: str) -> str:
 
 
 def _of_minutes(newest: bool) -> str:
-    """A walk along the minutes."""
+    """A query that scans minutes."""
     order = "desc" if newest else "asc"
     last_slot = f"""
         select slot from (
             select timestamp, {_SLOT} as slot, pg_catalog.lag({_SLOT}) over (order by timestamp {order}) as before
             from aggregates where {_OF_WANTED} and timestamp >= %(since)s and timestamp < %(until)s and {VALID}
-        ) as walked
+        ) as scanned
         where before is distinct from slot order by timestamp {order} offset %(limit)s - 1 limit 1
     """  # noqa: S608
     since = f"coalesce(({last_slot}), %(since)s)" if newest else "%(since)s"
@@ -81,12 +81,12 @@ def _of_minutes(newest: bool) -> str:
 
 
 def _of_days(newest: bool, table: str, made: str) -> str:
-    """A walk along the days, beginning or ending with what is not rolled up.
+    """A query that scans days, with the minutes that are not yet rolled up at its beginning or end.
 
     Args:
-        newest: which way.
-        table: where the candles of a day are made of.
-        made: by which column of its row it is known that they are there.
+        newest: whether to scan backwards.
+        table: the table of the parts of a day.
+        made: condition on the row of a day under which its parts are there.
     """
     order, beyond, start = ("desc", "<", "rolled.until") if newest else ("asc", ">=", "%(first_day)s")
     onward = "day" if newest else "day + interval '24 hours'"
@@ -97,26 +97,26 @@ def _of_days(newest: bool, table: str, made: str) -> str:
         return f"(select pg_catalog.count(distinct {_SLOT}) from {table} where {condition})"  # noqa: S608
 
     found_first = slots("aggregates", "rest") if newest else "0::int8"
-    lacking = "(select max(reached) from walked where number = wanted.number) < %(limit)s"
+    lacking = "(select max(reached) from scanned where number = wanted.number) < %(limit)s"
     return f"""
         with wanted as ({_WANTED}), rolled as (
             select greatest(%(since)s, least(%(last)s, coalesce(max(rolled_until), 'epoch'))) as until
             from aggregates_rolled_until
         ), rest as (
             select until as since, %(until)s as until from rolled
-        ), walked as materialized (
-            select wanted.*, walk.since, walk.until, walk.made, walk.reached
+        ), scanned as materialized (
+            select wanted.*, scan.since, scan.until, scan.made, scan.reached
             from wanted cross join rolled cross join rest cross join lateral (
-                with recursive walk as (
+                with recursive scan as (
                     select {start} as onward, null::timestamptz as since, null::timestamptz as until,
                            null::boolean as made, {found_first} as reached
                     union all
                     select {onward}, span.since, span.until, daily.made, reached + case
                         when daily.made then {slots(table, "span")} else {slots("aggregates", "span")}
                     end
-                    from walk cross join lateral (
+                    from scan cross join lateral (
                         select timestamp as day, {made} as made from aggregates_daily
-                        where {_OF_WANTED} and timestamp {beyond} walk.onward
+                        where {_OF_WANTED} and timestamp {beyond} scan.onward
                           and timestamp >= %(first_day)s and timestamp < rolled.until
                         order by timestamp {order} limit 1
                     ) as daily
@@ -126,12 +126,12 @@ def _of_days(newest: bool, table: str, made: str) -> str:
                     ) as span
                     where reached < %(limit)s
                 )
-                select * from walk
-            ) as walk
+                select * from scan
+            ) as scan
         ), parts as materialized (
-            select number, part.* from walked as wanted {_parts(table, "wanted")} where made
+            select number, part.* from scanned as wanted {_parts(table, "wanted")} where made
             union all
-            select number, part.* from walked as wanted {_parts("aggregates", "wanted")} where not made
+            select number, part.* from scanned as wanted {_parts("aggregates", "wanted")} where not made
             union all
             select number, part.* from wanted cross join rest {_parts("aggregates", "rest")}
             {"" if newest else f"where {lacking}"}
@@ -144,25 +144,25 @@ _OF_HOURS = {newest: _of_days(newest, "aggregates_hourly", "hourly") for newest 
 _OF_DAYS = {newest: _of_days(newest, "aggregates_daily", "tick_count is not null") for newest in (False, True)}
 
 
-def query(series: Sequence[Series], walk: CandleRange) -> tuple[str, dict[str, Any]]:
-    """The statement for a walk, and its parameters."""
-    if walk.length_ms < _HOUR_MS:
-        statements, part_ms = _OF_MINUTES, walk.length_ms
-    elif walk.length_ms < DAY_MS:
+def query(series: Sequence[Series], wanted: CandleRange) -> tuple[str, dict[str, Any]]:
+    """The statement for a range of candles, and its parameters."""
+    if wanted.length_ms < _HOUR_MS:
+        statements, part_ms = _OF_MINUTES, wanted.length_ms
+    elif wanted.length_ms < DAY_MS:
         statements, part_ms = _OF_HOURS, _HOUR_MS
     else:
         statements, part_ms = _OF_DAYS, DAY_MS
-    return statements[walk.newest], {
+    return statements[wanted.newest], {
         "mode": [each.mode.value for each in series],
         "exchange": [each.exchange for each in series],
         "symbol": [each.symbol for each in series],
-        "length": timedelta(milliseconds=walk.length_ms),
-        "since": to_datetime(walk.since),
-        "until": to_datetime(walk.until),
-        "limit": walk.limit,
-        "first_day": to_datetime(walk.since // DAY_MS * DAY_MS),
-        # Only what is over as a whole is read as one.
-        "last": to_datetime(walk.until // part_ms * part_ms),
+        "length": timedelta(milliseconds=wanted.length_ms),
+        "since": to_datetime(wanted.since),
+        "until": to_datetime(wanted.until),
+        "limit": wanted.limit,
+        "first_day": to_datetime(wanted.since // DAY_MS * DAY_MS),
+        # Only a part that has ended is read as a whole.
+        "last": to_datetime(wanted.until // part_ms * part_ms),
     }
 
 

@@ -157,9 +157,9 @@ class PostgresReader:
         found = {number: candle_of_row((*amounts,)) for number, *amounts in rows}
         return [found.get(number) for number in range(1, len(series) + 1)]
 
-    async def candles(self, series: Sequence[Series], walk: CandleRange) -> list[dict[int, Candle]]:
-        """The candles of each series that a walk finds, by their start."""
-        (rows,) = await self._fetch([candle_query(series, walk)])
+    async def candles(self, series: Sequence[Series], wanted: CandleRange) -> list[dict[int, Candle]]:
+        """The candles of each series in a range, by their start."""
+        (rows,) = await self._fetch([candle_query(series, wanted)])
         return candles_of(rows, len(series))
 
     async def last(self, series: Sequence[Series]) -> list[Tick | None]:

@@ -7,7 +7,7 @@ per slot: the score is the start of the slice or minute in Unix ms, the member i
 from collections.abc import Callable
 
 from marketflow.model import MINUTE_MS, Series
-from marketflow.stores.ports import MINUTES_KEPT_MS, RECENT_MS
+from marketflow.stores.cache_limits import MINUTES_KEPT_MS, RECENT_MS
 
 # One minute more than any reader needs, since a recovery begins with the whole minute.
 WINDOW_KEPT_MS = RECENT_MS + MINUTE_MS

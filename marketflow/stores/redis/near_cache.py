@@ -22,8 +22,9 @@ from redis.asyncio.client import PubSub
 from marketflow.clock import Clock, milliseconds
 from marketflow.logs import RateLimit
 from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start
+from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.candle_window import CandleWindow
-from marketflow.stores.ports import RECENT_MS, TickListener
+from marketflow.stores.ports import TickListener
 from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.connection import async_client
 from marketflow.stores.redis.reader import RedisReader

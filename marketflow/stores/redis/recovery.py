@@ -21,7 +21,8 @@ from marketflow.model import (
     put_more_complete,
     slice_start,
 )
-from marketflow.stores.ports import MINUTES_KEPT_MS, SLICES_HELD, RecoveredCandles
+from marketflow.stores.cache_limits import MINUTES_KEPT_MS, SLICES_HELD
+from marketflow.stores.ports import RecoveredCandles
 from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.calls import RedisCalls
 from marketflow.stores.redis.run_marker import RunMarker

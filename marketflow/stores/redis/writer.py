@@ -17,8 +17,9 @@ import redis
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candles, Series, Slot, Tick, minute_start
+from marketflow.stores.cache_limits import MINUTES_KEPT_MS
 from marketflow.stores.circuit_breaker import CircuitBreaker
-from marketflow.stores.ports import MINUTES_KEPT_MS, RecoveredCandles
+from marketflow.stores.ports import RecoveredCandles
 from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.calls import RedisCalls
 from marketflow.stores.redis.connection import TIMEOUT_SECONDS, sync_client
