@@ -1,16 +1,17 @@
-"""Background tasks of an event loop that end before what they use is closed."""
+"""Background tasks of an event loop that end before what they use is closed, and timeouts for a loop that is behind."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from loguru import logger
 
-from marketflow.timeouts import timeout
-
 CANCEL_SECONDS = 2.0
 """How long a cancelled task may take to end. A stop does not hang with a task that does not."""
+
+STEPS = 25
+"""Timers in a row that make one timeout: so often at least the loop reads what has come before it gives up."""
 
 
 async def cancel(*tasks: "asyncio.Task[Any]") -> None:
@@ -44,3 +45,37 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         yield
     finally:
         await cancel(task)
+
+
+@asynccontextmanager
+async def timeout(seconds: float, progress: Callable[[], object] = lambda: None) -> AsyncIterator[None]:
+    """Limit what the block awaits, as asyncio.timeout does, by time in which the event loop kept up.
+
+    By the clock a starved loop would miss answers that have long come: its timer is due before they are read.
+
+    Args:
+        seconds: the limit.
+        progress: a value; each change begins the limit anew.
+
+    Raises:
+        TimeoutError: the limit has passed.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+        left, seen = STEPS, progress()
+        timer: asyncio.TimerHandle
+
+        def step() -> None:
+            nonlocal left, seen, timer
+            now = progress()
+            left, seen = (STEPS, now) if now != seen else (left - 1, seen)
+            if left > 0:
+                timer = loop.call_later(seconds / STEPS, step)
+            else:
+                limit.reschedule(loop.time())
+
+        timer = loop.call_later(seconds / STEPS, step)
+        try:
+            yield
+        finally:
+            timer.cancel()

@@ -1,8 +1,10 @@
 """Background tasks have ended before what they use is closed, and go on when what they ask fails."""
 
 import asyncio
+import socket
+import time
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from functools import wraps
 
 import pytest
@@ -14,8 +16,10 @@ from marketflow.runtime.processes import _ApiHalf
 from marketflow.server.service_notification import Supervisor
 from marketflow.settings import load
 from marketflow.stores.redis.near_cache import NearCache
-from marketflow.tasks import background, cancel
+from marketflow.tasks import background, cancel, timeout
 from tests.support.servers import HOST, free_port
+
+SECONDS = 0.1
 
 
 def on_loop(test: Callable[..., Coroutine[object, object, None]]) -> Callable[..., None]:
@@ -136,3 +140,39 @@ async def test_task_that_does_not_end_holds_up_no_stop(log: list[str], monkeypat
     assert any("does not end" in line for line in log)
     released.set()
     await task
+
+
+@on_loop
+async def test_answer_that_came_while_loop_was_blocked_counts() -> None:
+    """By the clock, asyncio's own timeout is due before the answer is read."""
+    server, client = socket.socketpair()
+    with closing(server), closing(client):
+        reader, writer = await asyncio.open_connection(sock=client)
+        server.sendall(b"+PONG\r\n")
+        asyncio.get_running_loop().call_soon(time.sleep, 3 * SECONDS)
+        async with timeout(SECONDS):
+            assert await reader.readline() == b"+PONG\r\n"
+        writer.close()
+
+
+@on_loop
+async def test_silence_ends_wait_in_time() -> None:
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        async with timeout(SECONDS):
+            await asyncio.Event().wait()
+    assert SECONDS * 0.9 < time.monotonic() - began < 10 * SECONDS
+
+
+@on_loop
+async def test_progress_begins_limit_anew() -> None:
+    answers = 0
+
+    async def work() -> None:
+        nonlocal answers
+        for _ in range(30):
+            await asyncio.sleep(SECONDS / 10)
+            answers += 1
+
+    async with timeout(SECONDS, lambda: answers):
+        await work()

@@ -21,7 +21,7 @@ from marketflow.errors import Unavailable
 from marketflow.model import FeedState, Mode
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.connection import async_client
-from marketflow.timeouts import timeout
+from marketflow.tasks import timeout
 
 POLL_SECONDS = 0.5
 """How often the state is asked for; one that is published is taken at once."""

@@ -80,10 +80,10 @@ def test_kustomize_makes_them_one() -> None:
             assert image == f"registry.example.com/marketflow:{__version__}"
 
 
-def test_the_halves_are_what_the_command_line_takes() -> None:
+def test_roles_are_what_the_command_line_takes() -> None:
     parsed = {name: parse(container["args"]) for name, container in containers()}
     assert {name: (context.info_name, context.params["role"]) for name, context in parsed.items()} == {
-        "marketflow-feeds": ("marketflow", "feeds"),
+        "marketflow-feeds": ("marketflow", "ingest"),
         "marketflow-api": ("marketflow", "api"),
     }
 

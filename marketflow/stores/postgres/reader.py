@@ -11,13 +11,13 @@ from psycopg_pool import AsyncConnectionPool
 
 from marketflow.errors import Unavailable
 from marketflow.model import Candle, Series, Tick
+from marketflow.stores.call_limit import CallLimit
 from marketflow.stores.ports import CandleRange
 from marketflow.stores.postgres.candle_queries import candles_of
 from marketflow.stores.postgres.candle_queries import query as candle_query
 from marketflow.stores.postgres.candle_sql import VALID, candle_of, time_of
 from marketflow.stores.postgres.rows import DAY_MS, candle_of_row, parameters, reason, to_datetime, to_unix_ms
 from marketflow.stores.postgres.session import pin_async, session_keywords
-from marketflow.timeouts import CallLimit
 
 _T = TypeVar("_T")
 

@@ -10,11 +10,12 @@ import redis.asyncio
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start, slice_start
+from marketflow.stores.call_limit import CallLimit
 from marketflow.stores.candle_window import CandleWindow
 from marketflow.stores.ports import RecentCandles
 from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.connection import TIMEOUT_SECONDS, async_client
-from marketflow.timeouts import CallLimit, timeout
+from marketflow.tasks import timeout
 
 CONNECTIONS = 32
 """For queries. One more waits for as long as Redis answers others."""
