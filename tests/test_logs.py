@@ -393,16 +393,16 @@ def test_forked_child_logs_without_repeating_lines() -> None:
 def test_repeated_fault_is_logged_once_and_counted() -> None:
     sink, clock = opened("json"), Clock()
     limit = RateLimit(10.0, clock)
-    assert limit.log("a", "WARNING", "away", exchange="x") is True
-    assert limit.log("a", "WARNING", "away") is False
+    assert limit.log("a", "WARNING", "down", exchange="x") is True
+    assert limit.log("a", "WARNING", "down") is False
     clock.now = 9.9
-    assert limit.log("a", "WARNING", "away") is False
+    assert limit.log("a", "WARNING", "down") is False
     assert limit.log("b", "WARNING", "other") is True
     clock.now = 10.0
-    assert limit.log("a", "WARNING", "away") is True
+    assert limit.log("a", "WARNING", "down") is True
     clock.now = 20.0
-    assert limit.log("a", "WARNING", "away") is True
-    assert [record["msg"] for record in sink.records()] == ["away", "other", "away (2 more in the meantime)", "away"]
+    assert limit.log("a", "WARNING", "down") is True
+    assert [record["msg"] for record in sink.records()] == ["down", "other", "down (2 more in the meantime)", "down"]
     assert sink.records()[0]["exchange"] == "x"
     assert sink.records()[0]["logger"] == __name__
 

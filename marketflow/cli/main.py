@@ -8,19 +8,11 @@ from collections.abc import Sequence
 import click
 
 from marketflow.cli.command import error_text
+from marketflow.cli.exit_codes import FAILED, INTERRUPTED, USAGE
 from marketflow.cli.root_command import COMPLETION_VARIABLE, root
 from marketflow.cli.stdout import open_standard_descriptors, readable_output
 from marketflow.errors import SettingsError, StartError, Unavailable
 from marketflow.text import visible
-
-USAGE = 2
-"""Exit code for a wrong argument or setting."""
-
-FAILED = 1
-"""Exit code for a start that fails, a failed check and a failed export."""
-
-INTERRUPTED = 130
-"""Exit code for an interrupted command that ends by itself: 0 would mean that all is well, or all is written."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -182,12 +182,12 @@ def settings_options(callback: _Callback) -> _Callback:
         config_option(),
         option("--host", metavar="H", type=Setting("http.host"), help="Address on which the API listens."),
         option("--port", metavar="N", type=Setting("http.port"), help="Port of the API; 0: any free port."),
-        option("--symbols", metavar="A,B", type=Symbols(), help="Symbols to take from the exchanges."),
+        option("--symbols", metavar="A,B", type=Symbols(), help="Symbols to ingest.  [those of the settings]"),
         option(
             "--venues",
             metavar="A,B",
             type=Venues(),
-            help="Take prices from these venues, in live mode.",
+            help="Venues to ingest from, in live mode: binance, coinbase, kraken, okx, bybit.",
         ),
     ):
         callback = decorate(callback)
@@ -198,5 +198,5 @@ def settings_given(**values: object) -> dict[str, object]:
     """Return the settings that options set, by their keys; None is an option that was not given."""
     given = {SETTINGS_FLAGS[name]: value for name, value in values.items() if value is not None}
     if "exchanges" in given:
-        given.setdefault("mode", "live")  # whose prices are asked for by name
+        given.setdefault("mode", "live")  # a choice of venues implies live prices
     return given

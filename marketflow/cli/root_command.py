@@ -31,7 +31,7 @@ _COMMANDS = ("check", "config", "exchange", "export", "migrate", "watch")
     cls=CommandGroup,
     modules={name: f"marketflow.cli.commands.{name}_command" for name in _COMMANDS},
     invoke_without_command=True,
-    help="Take ticks from exchanges, store them in Redis and PostgreSQL, and serve prices over HTTP.",
+    help="Ingest ticks from exchanges, store them in Redis and PostgreSQL, and serve prices over HTTP.",
     epilog=_EPILOG,
 )
 @settings_options

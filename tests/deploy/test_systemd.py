@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from marketflow.cli import main
+from marketflow.cli import exit_codes
 from marketflow.cli.main import parse
 from marketflow.errors import SettingsError
 from tests.deploy.configuration import DEPLOY, env_file, load_with, program
@@ -71,7 +71,7 @@ def test_it_starts_and_ends_as_the_application_does(unit: Path) -> None:
     found = service(unit)
     assert (found["Type"], found["NotifyAccess"], found["KillMode"]) == (["notify"], ["main"], ["mixed"])
     assert int(found["TimeoutStopSec"][0]) > 5
-    assert found["RestartPreventExitStatus"] == [str(main.USAGE)]
+    assert found["RestartPreventExitStatus"] == [str(exit_codes.USAGE)]
     command, *arguments = shlex.split(found["ExecStart"][0])
     assert command == "/opt/marketflow/bin/marketflow"
     assert arguments[:2] == ["--config", "/etc/marketflow/settings.toml"]

@@ -130,7 +130,7 @@ class _Listener:
             if {*self._decoder.rejected} != {"unknown_symbol"}:
                 advice.append(_FORMAT)
             else:
-                advice.append("add the wanted ones to symbols; the others are dropped")
+                advice.append("add them to symbols if they are needed; otherwise they are dropped")
         if isinstance(self._error, ConnectionLost | OSError):
             found.append("then it closed the connection")
             advice.append("see its log")

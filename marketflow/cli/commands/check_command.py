@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from marketflow.cli.command import Command
+from marketflow.cli.exit_codes import FAILED
 from marketflow.cli.options import Choice, option, settings_given, settings_options
 
 
@@ -35,4 +36,4 @@ def command(config: Path | None, format: str, **flags: Any) -> int:
     results = check.run_checks(loaded)
     with readable_output():
         (report.print_json if format == "json" else report.print_report)(results)
-    return 0 if report.is_well(results) else 1
+    return 0 if report.is_well(results) else FAILED

@@ -6,9 +6,8 @@ from pathlib import Path
 import click
 
 from marketflow.cli.command import Command
+from marketflow.cli.exit_codes import INTERRUPTED
 from marketflow.cli.options import BaseUrl, ExchangeNames, Symbols, config_option, option
-
-_INTERRUPTED = 130
 
 
 @click.command(
@@ -48,4 +47,4 @@ def command(
     interrupted = False
     with readable_output():
         interrupted = watch(Watch(url or url_of(loaded.http), symbol_names, exchange_names, once))
-    return _INTERRUPTED if interrupted else 0
+    return INTERRUPTED if interrupted else 0

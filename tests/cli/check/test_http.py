@@ -22,7 +22,7 @@ def look(port: int, host: str = HOST, allowed_hosts: tuple[str, ...] = ()) -> Ch
 
 @contextmanager
 def answering(answers: dict[str, bytes]) -> Iterator[int]:
-    """Somebody else's server; gives its port."""
+    """Run a server of another program, and yield its port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
