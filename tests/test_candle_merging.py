@@ -63,7 +63,7 @@ def feed(exchanges: list[ScriptedExchange]) -> None:
         exchanges[number % 3].send(price, at=begin + number * 5_003)
 
 
-def test_a_tick_makes_the_candle_that_runs_grow(live: Application, exchanges: list[ScriptedExchange]) -> None:
+def test_tick_extends_the_open_candle(live: Application, exchanges: list[ScriptedExchange]) -> None:
     for number in range(5):
         exchanges[number % 2].send(100.0 + number)
         wait_until(lambda close=100.0 + number: candles(live)[-1:] and candles(live)[-1]["close"] == close)  # type: ignore[misc]
@@ -72,7 +72,7 @@ def test_a_tick_makes_the_candle_that_runs_grow(live: Application, exchanges: li
     wait_until(lambda: candles(live, "1d")[-1]["ticks"] == 5)
 
 
-def test_candles_are_the_ticks_that_were_fed_whatever_is_away_and_after_the_next_start(
+def test_candles_hold_all_ticks_through_outages_and_restart(
     server_folder: Path,
     given: dict[str, object],
     exchanges: list[ScriptedExchange],

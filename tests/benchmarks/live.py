@@ -12,7 +12,7 @@ from tests.support.servers import wait_until
 
 EXCHANGES = ("exchange1", "exchange2", "exchange3")
 SYMBOLS = Settings().symbols
-SETUPS = ("both", "halves")
+SETUPS = ("both", "separate")
 """One process, or feeds and API in processes of their own."""
 
 LATEST = f"/prices/latest/{EXCHANGES[0]}/{SYMBOLS[0]}"

@@ -32,7 +32,7 @@ class Stage:
     def start(self, settings: Mapping[str, object], *arguments: str, wait: bool = True) -> Application:
         """Start MarketFlow on these servers, with more settings (as in the environment) and arguments.
 
-        Comes back when it is ready to answer, unless it is a half that answers nobody: then without `wait`.
+        Comes back when it is ready to answer, unless it is a role that answers nobody: then without `wait`.
         """
         return self.prepare(settings, *arguments).start(wait)
 

@@ -36,7 +36,7 @@ class SetUp:
 
     mode: str
     token: str = TOKEN
-    halves: bool = False
+    separate: bool = False
     """Feeds and two workers of the API in processes of their own."""
     folders: Sequence[str] = field(default=())
     """What is run; everything by default."""
@@ -45,7 +45,7 @@ class SetUp:
 SET_UPS = {
     "test": SetUp("test"),
     "live": SetUp("live"),
-    "halves": SetUp("live", halves=True),
+    "separate roles": SetUp("live", separate=True),
     "open": SetUp("test", token="", folders=("Start here", "Mode", "Errors", "In the end")),
 }
 
@@ -148,12 +148,12 @@ def _application(folder: Path, setup: SetUp, exchanges: str) -> Iterator[list[Ap
     }
     with ExitStack() as stack:
         processes = []
-        if setup.halves:
+        if setup.separate:
             apart = folder / "feeds"
             apart.mkdir()
             processes.append(Application(apart, given, ("--role", "ingest")).start(wait=False))
             stack.push(processes[0].__exit__)
-        arguments = ("--role", "api", "--workers", "2") if setup.halves else ()
+        arguments = ("--role", "api", "--workers", "2") if setup.separate else ()
         answering = stack.enter_context(Application(folder, given, arguments))
         for name in EXCHANGES:
             path = f"/prices/average/{name}/BTCUSDT"

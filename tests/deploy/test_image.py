@@ -103,7 +103,7 @@ def healthy(image: Stage, **variables: object) -> bool:
     return run(image, program=image.health_check, **variables)[0] == 0
 
 
-def test_it_has_what_the_application_needs_and_no_more(image: Stage) -> None:
+def test_image_has_what_the_application_needs_and_no_more(image: Stage) -> None:
     code, listed = run(image, program=["ls", f"/opt/marketflow/lib/python{PYTHON}/site-packages"])
     assert code == 0
     assert "marketflow" in listed
@@ -128,7 +128,7 @@ def test_the_command_line_answers(image: Stage) -> None:
     assert run(image, "exchange", "--help")[0] == 0
 
 
-def test_it_is_nobody_in_particular_and_can_write_nowhere_but_in_tmp(image: Stage) -> None:
+def test_image_runs_unprivileged_and_writes_only_to_tmp(image: Stage) -> None:
     script = "id -u; id -g; touch /etc/marketflow/x /opt/marketflow/x /x 2>&1; touch /tmp/x && echo written"
     code, text = run(image, program=["sh", "-c", script])
     assert code == 0
@@ -145,7 +145,7 @@ def test_without_servers_it_says_what_is_missing(image: Stage) -> None:
 
 
 @pytest.mark.parametrize("roles", [[[]], [["--role", "ingest"], ["--role", "api", "--workers", "2"]]])
-def test_it_serves_on_a_port_of_its_own_and_ends_when_told(
+def test_image_serves_on_its_port_and_ends_on_sigterm(
     image: Stage, server_folder: Path, servers: dict[str, object], roles: list[list[str]]
 ) -> None:
     port = free_port()
@@ -178,7 +178,7 @@ def serves_and_ends(image: Stage, container: Container, port: int) -> None:
     assert all(json.loads(line)["level"] in ("INFO", "WARNING") for line in container.log.splitlines())
 
 
-def test_the_health_check_goes_by_a_name_that_is_allowed(
+def test_health_check_uses_an_allowed_host(
     image: Stage, server_folder: Path, servers: dict[str, object]
 ) -> None:
     port = free_port()

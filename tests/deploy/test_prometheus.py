@@ -242,11 +242,11 @@ def test_each_alert_fires_when_it_should_and_no_other(alert: str, tmp_path: Path
     check(tmp_path, *(unit_test({**HEALTHY, **changed}, instances, firing) for instances in (1, 2)))
 
 
-def test_a_target_that_is_not_there_at_all_is_missed(tmp_path: Path) -> None:
+def test_missing_target_fires_an_alert(tmp_path: Path) -> None:
     check(tmp_path, unit_test({}, 1, {0.5: set(), 1.5: {"MarketFlowScrapeDown"}}))
 
 
-def test_redis_away_is_told_as_that_and_not_as_nobody(tmp_path: Path) -> None:
+def test_redis_outage_fires_its_own_alert_alone(tmp_path: Path) -> None:
     """An API of its own hears of the feeds by Redis, and shows none of their counters meanwhile."""
     gone = broken("marketflow_feeds_up", "0x200") | broken('marketflow_store_up{store="redis"}', "0x200")
     check(tmp_path, unit_test({**HEALTHY, **gone}, 2, {BEGIN + 5: {"MarketFlowStoreDown"}}))

@@ -122,7 +122,7 @@ server {
 """
 
 
-def test_proxy_that_passes_no_host_is_named_in_the_log_and_can_be_allowed(
+def test_proxy_that_hides_the_host_is_logged_and_can_be_allowed(
     server_folder: Path, servers: dict[str, object]
 ) -> None:
     def opened(port: int, origin: str) -> bool:

@@ -31,7 +31,7 @@ def service(unit: Path) -> dict[str, list[str]]:
     return found
 
 
-def test_there_is_one_for_the_whole_and_one_for_each_half() -> None:
+def test_units_exist_for_the_whole_and_for_each_role() -> None:
     assert [unit.name for unit in UNITS] == ["marketflow-api.service", "marketflow-feeds.service", "marketflow.service"]
 
 

@@ -134,7 +134,7 @@ def assert_ends_well(application: Application) -> None:
     assert "Traceback" not in application.log
 
 
-def test_each_tick_is_in_one_row_or_counted_when_only_our_clock_is_set(
+def test_local_clock_step_keeps_each_tick_in_one_row(
     application: Application,
     exchanges: list[ScriptedExchange],
     rows: Callable[[], Rows],
@@ -164,7 +164,7 @@ def test_each_tick_is_in_one_row_or_counted_when_only_our_clock_is_set(
     assert sum(row["tick_count"] for row in rows().values()) + dropped == len(traffic.sent)
 
 
-def test_every_row_is_exact_when_the_clock_is_set_here_and_at_the_exchanges(
+def test_clock_step_on_both_sides_keeps_rows_exact(
     application: Application,
     exchanges: list[ScriptedExchange],
     rows: Callable[[], Rows],

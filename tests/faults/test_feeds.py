@@ -87,7 +87,7 @@ def trickle(exchange: ScriptedExchange) -> Iterator[None]:
     exchange.send_raw(b"\n")
 
 
-def test_whatever_happens_to_one_exchange_the_others_are_untouched_and_it_comes_back(
+def test_exchange_outage_leaves_other_exchanges_untouched(
     start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange], rows: Callable[[], Rows]
 ) -> None:
     bad, *good = exchanges
@@ -131,7 +131,7 @@ def assert_comes_back(application: Application, exchange: ScriptedExchange, even
     wait_for_state(application, "connected")
 
 
-def test_two_hundred_lost_connections_cost_no_tick_thread_or_descriptor(
+def test_two_hundred_lost_connections_leak_nothing(
     start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange], rows: Callable[[], Rows]
 ) -> None:
     flapping, *good = exchanges
@@ -154,7 +154,7 @@ def test_two_hundred_lost_connections_cost_no_tick_thread_or_descriptor(
     assert_rows_equal(rows(), traffic.sent + flapping.sent, WINDOW_MS)
 
 
-def test_the_pauses_between_attempts_double_and_begin_anew_after_a_good_tick(
+def test_reconnect_backoff_doubles_and_resets_after_a_tick(
     start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange]
 ) -> None:
     exchange = exchanges[0]
@@ -178,7 +178,7 @@ def test_the_pauses_between_attempts_double_and_begin_anew_after_a_good_tick(
     assert 0.8 * FIRST_PAUSE <= again <= FIRST_PAUSE + 0.25
 
 
-def test_names_that_cannot_be_looked_up_hold_nobody_up(
+def test_hanging_dns_lookup_delays_no_other_feed(
     start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange], rows: Callable[[], Rows]
 ) -> None:
     unknown, hanging, good = exchanges
@@ -224,7 +224,7 @@ HOSTILE = (
 UNKNOWN_SYMBOLS = 1_000_000
 
 
-def test_hostile_lines_cost_neither_memory_nor_a_good_tick_and_forge_none(
+def test_hostile_lines_cost_no_memory_and_no_valid_tick(
     start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange], rows: Callable[[], Rows]
 ) -> None:
     hostile, *good = exchanges
@@ -257,7 +257,7 @@ def test_hostile_lines_cost_neither_memory_nor_a_good_tick_and_forge_none(
     assert "Traceback" not in application.log
 
 
-def test_times_that_cannot_be_right_are_dropped_or_those_of_receipt(
+def test_impossible_timestamps_are_dropped_or_replaced(
     start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange], rows: Callable[[], Rows]
 ) -> None:
     exchange = exchanges[0]
@@ -276,7 +276,7 @@ def test_times_that_cannot_be_right_are_dropped_or_those_of_receipt(
     assert sum(row["tick_count"] for row in stored.values()) == taken + 1
 
 
-def test_late_ticks_are_in_their_rows_for_six_minutes_and_counted_beyond(
+def test_late_ticks_update_rows_for_six_minutes(
     start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange], rows: Callable[[], Rows]
 ) -> None:
     exchange = exchanges[0]
@@ -295,7 +295,7 @@ def test_late_ticks_are_in_their_rows_for_six_minutes_and_counted_beyond(
 # A consumer that cannot keep up
 
 
-def test_stores_ten_times_too_slow_cost_little_memory_and_no_tick(
+def test_slow_stores_cost_little_memory_and_no_tick(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],

@@ -182,7 +182,7 @@ def test_health_answers_while_300_sockets_idle(application: Application) -> None
         assert max(seconds_for_health(application) for _ in range(10)) < 1
 
 
-def test_health_answers_while_somebody_opens_more_sockets_than_there_may_be(application: Application) -> None:
+def test_health_answers_while_sockets_exceed_the_limit(application: Application) -> None:
     with ExitStack() as stack:
         for _ in range(10):
             for _ in range(300):
@@ -201,9 +201,7 @@ class _Limited(Application):
         return self
 
 
-def test_a_burst_of_sockets_that_the_process_may_not_even_open_leaves_it_reachable(
-    server_folder: Path, servers: dict[str, object]
-) -> None:
+def test_socket_burst_over_the_descriptor_limit_is_survived(server_folder: Path, servers: dict[str, object]) -> None:
     with _Limited(server_folder, servers) as application:
         application.process.send_signal(signal.SIGSTOP)
         with ExitStack() as stack:
@@ -320,7 +318,7 @@ def test_any_bytes_get_a_documented_answer_or_none(application: Application) -> 
 # Browsers
 
 
-def test_a_page_of_another_site_can_neither_post_nor_read_by_a_name_of_its_own(application: Application) -> None:
+def test_cross_site_page_can_neither_post_nor_read(application: Application) -> None:
     token = {"Authorization": "Bearer sesame-sesame-sesame"}
     for headers in ({"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}):
         answer = application.http.post("/mode/live", headers=headers | token)
@@ -363,7 +361,7 @@ FRAGMENTS = b"\x01\x80mask" + b"\x00\x80mask" * 40_000
     ],
     ids=["pipelined", "messages", "fragments", "messages before the handshake", "chunks"],
 )
-def test_what_connections_queue_takes_no_memory_and_no_log(
+def test_pipelined_requests_take_no_memory_and_no_log(
     server_folder: Path, servers: dict[str, object], begin: bytes, more: bytes
 ) -> None:
     with Application(server_folder, servers) as application, ExitStack() as stack:
@@ -388,9 +386,7 @@ def test_what_connections_queue_takes_no_memory_and_no_log(
         assert len(application.log) - logged < 2000, application.log[logged:]
 
 
-def test_streams_of_one_client_that_come_at_once_are_held_to_its_share(
-    server_folder: Path, servers: dict[str, object]
-) -> None:
+def test_streams_of_one_client_are_held_to_its_limit(server_folder: Path, servers: dict[str, object]) -> None:
     with Application(server_folder, servers | {"HTTP__STREAMS_PER_CLIENT": 10}) as application, ExitStack() as stack:
         clients = [stack.enter_context(socket.create_connection((HOST, application.port), 5)) for _ in range(200)]
         for client in clients:
@@ -403,7 +399,7 @@ def test_streams_of_one_client_that_come_at_once_are_held_to_its_share(
 @pytest.mark.parametrize(
     ("host", "token", "warned"), [("0.0.0.0", "", True), ("0.0.0.0", "x" * 16, False), (HOST, "", False)]
 )
-def test_a_start_within_reach_of_others_without_a_token_is_warned_of(
+def test_public_address_without_token_logs_a_warning(
     server_folder: Path, servers: dict[str, object], host: str, token: str, warned: bool
 ) -> None:
     with Application(server_folder, servers | {"HTTP__HOST": host, "HTTP__TOKEN": token}) as application:
@@ -414,7 +410,7 @@ def test_a_start_within_reach_of_others_without_a_token_is_warned_of(
 
 
 @pytest.mark.parametrize(("log_format", "right_password"), [("text", True), ("json", False)])
-def test_secrets_are_in_no_log_and_no_answer_whatever_goes_wrong(
+def test_secrets_are_in_no_log_and_no_response(
     server_folder: Path, servers: dict[str, object], log_format: str, right_password: bool
 ) -> None:
     secrets = {name: f"canary-{name.lower()}" for name in ("HTTP__TOKEN", "POSTGRES__PASSWORD", "REDIS__PASSWORD")}
@@ -448,7 +444,7 @@ def test_secrets_are_in_no_log_and_no_answer_whatever_goes_wrong(
 # The end
 
 
-def test_a_second_signal_ends_it_at_once_though_both_stores_are_frozen(
+def test_second_signal_ends_process_with_frozen_stores(
     server_folder: Path, servers: dict[str, object], redis_server: RedisServer, postgres_server: PostgresServer
 ) -> None:
     with Application(server_folder, servers) as application, ExitStack() as stack:
@@ -465,7 +461,7 @@ def test_a_second_signal_ends_it_at_once_though_both_stores_are_frozen(
         assert "Traceback" not in application.log
 
 
-def test_a_second_signal_ends_the_embedded_servers_too(server_folder: Path) -> None:
+def test_second_signal_ends_the_embedded_servers_too(server_folder: Path) -> None:
     with Application(server_folder) as application:
         family = psutil.Process(application.process.pid).children(recursive=True)
         assert len(family) >= 2
@@ -479,7 +475,7 @@ def test_a_second_signal_ends_the_embedded_servers_too(server_folder: Path) -> N
         wait_until(lambda: not any(process.is_running() for process in family), 2)
 
 
-def test_signals_in_quick_succession_lose_nothing_while_the_stores_do_well(
+def test_signals_in_quick_succession_lose_nothing(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],

@@ -37,7 +37,7 @@ def ask_at_once(application: Application, times: int, keep_alive: bool) -> None:
         list(threads.map(lambda _: ask(application, times // 4, keep_alive), range(4)))
 
 
-def test_nothing_is_left_of_reconnects_switches_and_requests(
+def test_reconnects_switches_and_requests_leak_nothing(
     start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange]
 ) -> None:
     # Nothing is sent but what a phase sends, and that is no reason here to give a connection up.
@@ -74,7 +74,7 @@ def test_nothing_is_left_of_reconnects_switches_and_requests(
 
 
 @pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(400)])])
-def test_nothing_is_left_of_a_flood(
+def test_flood_of_ticks_leaks_nothing(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -92,7 +92,7 @@ def test_nothing_is_left_of_a_flood(
     assert_rows_equal(rows(), traffic.sent)
 
 
-def test_no_object_is_left_of_a_reconnect() -> None:
+def test_reconnect_leaks_no_object() -> None:
     decoder = Decoder(Mode.LIVE, "exchange1", ["BTCUSDT"], system_clock, 5000, lambda *_: None)
     with ScriptedExchange() as exchange:
         feed = TcpFeed("exchange1", HOST, exchange.port, decoder, 15.0)

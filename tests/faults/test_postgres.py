@@ -40,7 +40,7 @@ KILL_MS = 200
 
 
 @pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.vanish])
-def test_it_starts_without_postgres_and_writes_all_on_its_arrival(
+def test_start_without_postgres_writes_all_once_it_is_up(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -72,7 +72,7 @@ def rows_when_there(rows: Callable[[], Rows]) -> Callable[[], Rows]:
     return read
 
 
-def test_whatever_goes_wrong_on_the_way_the_rest_goes_on_and_no_row_is_lost(
+def test_postgres_network_faults_lose_no_row(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -94,7 +94,7 @@ def test_whatever_goes_wrong_on_the_way_the_rest_goes_on_and_no_row_is_lost(
     stop_and_compare(application, rows, traffic)
 
 
-def test_connections_that_fall_silent_for_good_are_given_up(
+def test_silent_postgres_connections_are_replaced(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -122,7 +122,7 @@ def settings_of(postgres: PostgresServer, redis: RedisServer) -> dict[str, objec
     return through(settings | {"REDIS__PORT": redis.port})
 
 
-def test_nothing_is_lost_when_postgres_is_killed_or_freezes(
+def test_postgres_kill_or_freeze_loses_no_row(
     start: StartApplication,
     own_server: PostgresServer,
     redis_db: RedisServer,
@@ -147,7 +147,7 @@ def test_nothing_is_lost_when_postgres_is_killed_or_freezes(
     stop_and_compare(application, rows, traffic)
 
 
-def test_nothing_is_lost_when_connections_are_terminated_again_and_again(
+def test_repeated_pg_terminate_backend_loses_no_row(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -171,7 +171,7 @@ def test_nothing_is_lost_when_connections_are_terminated_again_and_again(
     stop_and_compare(application, rows, traffic)
 
 
-def test_nothing_is_lost_or_doubled_when_the_answer_to_an_insert_or_a_commit_is_cut(
+def test_cut_commit_answer_neither_loses_nor_doubles_rows(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -188,7 +188,7 @@ def test_nothing_is_lost_or_doubled_when_the_answer_to_an_insert_or_a_commit_is_
     stop_and_compare(application, rows, traffic)
 
 
-def test_rows_wait_in_redis_when_the_application_is_killed_while_postgres_is_away_and_again_when_it_is_back(
+def test_rows_wait_in_redis_through_kill_and_postgres_outage(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -259,7 +259,7 @@ def shared_exchanges() -> Iterator[list[SharedExchange]]:
         yield [stack.enter_context(SharedExchange(f"exchange{n}")) for n in (1, 2, 3)]
 
 
-def test_two_applications_on_one_database_neither_block_each_other_nor_double_a_row(
+def test_two_applications_share_one_database(
     start: StartApplication,
     servers: dict[str, object],
     shared_exchanges: list[SharedExchange],
@@ -276,7 +276,7 @@ def test_two_applications_on_one_database_neither_block_each_other_nor_double_a_
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
 
 
-def test_a_row_that_postgres_refuses_costs_that_row_alone(
+def test_row_refused_by_postgres_costs_that_row_alone(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -306,7 +306,7 @@ def _logged(application: Application, text: str, count: int) -> bool:
 
 
 @pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.vanish])
-def test_outage_is_one_line_at_its_beginning_and_one_at_its_end(
+def test_postgres_outage_logs_its_beginning_and_end(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],

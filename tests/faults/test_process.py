@@ -93,7 +93,7 @@ def without(sent: Sent, lost: Sent) -> list[tuple[Series, Tick]]:
     return [tick for tick in sent if tick not in gone]
 
 
-def test_each_kill_in_mid_minute_costs_at_most_the_ticks_of_200_ms_and_doubles_none(
+def test_kill_in_mid_minute_costs_at_most_200_ms_of_ticks(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -118,7 +118,7 @@ def test_each_kill_in_mid_minute_costs_at_most_the_ticks_of_200_ms_and_doubles_n
     assert_rows_equal(rows(), without(sent_by(exchanges), lost))
 
 
-def test_minutes_that_end_while_it_is_dead_are_written_after_the_restart(
+def test_minutes_ended_while_down_are_written_after_restart(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -148,7 +148,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def test_a_start_killed_at_any_moment_leaves_nothing_that_a_later_start_minds(server_folder: Path) -> None:
+def test_kill_during_start_does_not_disturb_the_next_start(server_folder: Path) -> None:
     rng = random.Random(4)
     for _ in range(5):
         killed = Application(server_folder)
@@ -171,7 +171,7 @@ def test_a_start_killed_at_any_moment_leaves_nothing_that_a_later_start_minds(se
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_under_load_ends_it_within_five_seconds_and_loses_no_accepted_tick(
+def test_signal_under_load_ends_in_5_s_and_loses_no_tick(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -197,7 +197,7 @@ def test_a_signal_under_load_ends_it_within_five_seconds_and_loses_no_accepted_t
     assert "Traceback" not in application.log
 
 
-def test_a_signal_amid_full_traffic_and_mode_switches_ends_it_in_good_order(
+def test_signal_during_traffic_and_switches_ends_cleanly(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -322,7 +322,7 @@ def test_signals_repeated_until_the_end_leave_the_exit_code(server_folder: Path)
 
 
 @pytest.mark.parametrize("end", ["stalled", "gone"])
-def test_a_stalled_reader_of_the_log_stops_neither_rows_nor_sigterm(
+def test_stalled_log_reader_blocks_neither_rows_nor_sigterm(
     server_folder: Path,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -403,7 +403,7 @@ def test_closed_descriptors_change_no_exit_code(
 # Two at once
 
 
-def test_a_second_instance_on_a_taken_port_never_touches_exchanges_or_stores(
+def test_second_instance_on_same_port_touches_nothing(
     server_folder: Path,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -422,7 +422,7 @@ def test_a_second_instance_on_a_taken_port_never_touches_exchanges_or_stores(
         assert client.dbsize() == 0
 
 
-def test_a_second_instance_on_a_taken_data_folder_never_touches_exchanges_or_stores(
+def test_second_instance_on_same_data_folder_touches_nothing(
     server_folder: Path,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -443,7 +443,7 @@ def test_a_second_instance_on_a_taken_data_folder_never_touches_exchanges_or_sto
 # Modes
 
 
-def test_modes_never_mix_however_often_four_threads_switch_them_under_load(
+def test_modes_never_mix_while_four_threads_switch_them(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -492,7 +492,7 @@ def test_modes_never_mix_however_often_four_threads_switch_them_under_load(
     assert "Traceback" not in application.log
 
 
-def test_a_switch_waits_for_the_one_under_way() -> None:
+def test_mode_switch_waits_for_the_one_in_progress() -> None:
     modes = ModeSwitch(Mode.LIVE)
     begun, go_on = threading.Event(), threading.Event()
 

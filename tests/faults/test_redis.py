@@ -103,7 +103,7 @@ def is_average(application: Application, series: Series, prices: list[float]) ->
 
 
 @pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.vanish])
-def test_it_starts_without_redis_and_fills_it_on_its_arrival(
+def test_start_without_redis_fills_it_once_it_is_up(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -125,7 +125,7 @@ def test_it_starts_without_redis_and_fills_it_on_its_arrival(
     stop_and_compare(application, rows, traffic)
 
 
-def test_whatever_goes_wrong_on_the_way_the_rest_goes_on_and_the_cache_is_whole_afterwards(
+def test_redis_outage_keeps_rows_exact_and_refills_the_cache(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -148,7 +148,7 @@ def test_whatever_goes_wrong_on_the_way_the_rest_goes_on_and_the_cache_is_whole_
     stop_and_compare(application, rows, traffic)
 
 
-def test_connections_that_fall_silent_for_good_are_given_up(
+def test_silent_redis_connections_are_replaced(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -168,7 +168,7 @@ def test_connections_that_fall_silent_for_good_are_given_up(
     stop_and_compare(application, rows, traffic)
 
 
-def test_what_was_done_though_its_answer_was_cut_is_not_counted_twice(
+def test_write_whose_answer_was_cut_is_not_counted_twice(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -229,7 +229,7 @@ def killed(server: RedisServer) -> Iterator[None]:
     server.start()
 
 
-def test_whatever_goes_wrong_in_the_server_the_rest_goes_on_and_the_cache_is_whole_afterwards(
+def test_redis_server_faults_keep_rows_exact_and_refill_cache(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -250,7 +250,7 @@ def test_whatever_goes_wrong_in_the_server_the_rest_goes_on_and_the_cache_is_who
     stop_and_compare(application, rows, traffic)
 
 
-def test_an_emptied_cache_and_killed_connections_are_made_good_again_and_again(
+def test_repeated_flushall_and_client_kill_are_repaired(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -273,7 +273,7 @@ def test_an_emptied_cache_and_killed_connections_are_made_good_again_and_again(
 
 
 @pytest.mark.parametrize("persistent", [True, False])
-def test_a_server_that_is_killed_is_whole_soon_after_its_return(
+def test_killed_redis_is_refilled_soon_after_restart(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -295,7 +295,7 @@ def test_a_server_that_is_killed_is_whole_soon_after_its_return(
         stop_and_compare(application, rows, traffic)
 
 
-def test_no_answer_lacks_ticks_while_a_large_refill_is_under_way(
+def test_answers_stay_complete_during_a_large_refill(
     start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange], server_folder: Path
 ) -> None:
     """It takes seconds, and until Redis has confirmed the whole of it memory answers."""
@@ -331,7 +331,7 @@ def test_no_answer_lacks_ticks_while_a_large_refill_is_under_way(
 
 
 @pytest.mark.parametrize("redis_first", [True, False])
-def test_nothing_is_lost_while_both_stores_are_away_whichever_returns_first(
+def test_outage_of_both_stores_keeps_rows_exact(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -364,7 +364,7 @@ def test_nothing_is_lost_while_both_stores_are_away_whichever_returns_first(
 
 
 @pytest.mark.parametrize("back", ["before", "after"])
-def test_a_kill_while_redis_is_away_costs_the_minutes_that_had_not_closed_and_no_other(
+def test_kill_in_redis_outage_costs_open_minutes_alone(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],
@@ -398,7 +398,7 @@ def test_a_kill_while_redis_is_away_costs_the_minutes_that_had_not_closed_and_no
     assert max(times) <= killed_at
 
 
-def test_ticks_of_what_is_removed_from_the_settings_after_a_kill_still_become_rows(
+def test_ticks_of_removed_symbols_still_become_rows(
     start: StartApplication,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],

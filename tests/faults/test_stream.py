@@ -58,7 +58,7 @@ def tells(price: float, series: tuple[str, str] = BTC) -> Callable[[Event], bool
 # What is told
 
 
-def test_a_stream_begins_with_a_snapshot_and_goes_on_with_every_change(
+def test_stream_sends_snapshot_then_every_change(
     start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange]
 ) -> None:
     application = start(servers)
@@ -94,7 +94,7 @@ def test_a_stream_begins_with_a_snapshot_and_goes_on_with_every_change(
 @pytest.mark.parametrize(
     ("query", "code"), [("symbols=BTCUSDT,NONE", "unknown_symbol"), ("exchanges=none", "unknown_exchange")]
 )
-def test_an_unknown_name_is_a_404_on_both_ways(application: Application, query: str, code: str) -> None:
+def test_unknown_name_is_404_over_sse_and_websocket(application: Application, query: str, code: str) -> None:
     answer = application.http.get(f"/stream/prices?{query}")
     assert (answer.status_code, answer.json()["code"]) == (404, code)
     with pytest.raises(InvalidStatus) as refused, websocket(application, query):
@@ -109,7 +109,7 @@ def test_head_is_answered_at_once(application: Application) -> None:
     assert answer.headers["content-type"].startswith("text/event-stream")
 
 
-def test_a_switch_is_told_and_no_price_of_the_old_mode_follows(
+def test_mode_switch_is_sent_before_any_price_of_the_new_mode(
     start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange]
 ) -> None:
     application = start(servers)
@@ -135,7 +135,7 @@ def test_a_switch_is_told_and_no_price_of_the_old_mode_follows(
 # Stores
 
 
-def test_a_stream_goes_on_while_redis_is_away_and_after_its_return(
+def test_stream_continues_through_a_redis_outage(
     start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange], redis_db: RedisServer
 ) -> None:
     application = start(servers)
@@ -157,7 +157,7 @@ def test_a_stream_goes_on_while_redis_is_away_and_after_its_return(
             assert all(prices_in(event).get(BTC, price) in (price - 1, price) for event in seen)
 
 
-def test_halves_and_workers_stream_what_another_process_takes(
+def test_api_processes_and_workers_stream_ingested_ticks(
     server_folder: Path, servers: dict[str, object], redis_db: RedisServer
 ) -> None:
     given = servers | {"GENERATOR__RATE": 50}
@@ -200,9 +200,7 @@ def test_halves_and_workers_stream_what_another_process_takes(
     assert " ERROR " not in api.log
 
 
-def test_clients_of_a_worker_that_is_killed_are_counted_no_more_and_welcome_elsewhere(
-    server_folder: Path, servers: dict[str, object]
-) -> None:
+def test_clients_of_a_killed_worker_can_reconnect(server_folder: Path, servers: dict[str, object]) -> None:
     with ExitStack() as stack:
         api = stack.enter_context(Application(server_folder, servers, ("--role", "api", "--workers", "2")))
         streams = [stack.enter_context(Stream(api.port)) for _ in range(16)]
@@ -232,7 +230,7 @@ def is_cut(stream: Stream) -> bool:
 # Clients
 
 
-def test_a_client_that_does_not_read_costs_nothing_and_then_is_told_the_newest(
+def test_stalled_client_costs_nothing_and_resumes_at_newest(
     start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange]
 ) -> None:
     application = start(servers)
@@ -255,7 +253,7 @@ def test_a_client_that_does_not_read_costs_nothing_and_then_is_told_the_newest(
             assert len(prices) < ticks / 2, "what it did not take was not kept for it"
 
 
-def test_three_hundred_clients_are_told_everything_and_leave_nothing_behind(application: Application) -> None:
+def test_three_hundred_clients_get_all_and_leak_nothing(application: Application) -> None:
     with ExitStack() as stack:
         streams = [stack.enter_context(Stream(application.port, f"symbols={'BTCUSDT' * (n % 2)}")) for n in range(300)]
         sockets = [stack.enter_context(websocket(application)) for _ in range(20)]
@@ -283,7 +281,7 @@ def event_of(socket: ClientConnection, *names: str) -> dict[str, object]:
             return message
 
 
-def test_a_websocket_changes_what_it_is_told_of(application: Application) -> None:
+def test_websocket_changes_its_subscription(application: Application) -> None:
     with websocket(application, "symbols=btcusdt&exchanges=exchange1") as socket:
         first = json.loads(socket.recv())
         assert first["event"] == "snapshot"
@@ -330,7 +328,7 @@ def test_a_websocket_changes_what_it_is_told_of(application: Application) -> Non
         ('{"op":"unsubscribe","exchanges":["none"]}', "unknown_exchange"),
     ],
 )
-def test_what_cannot_be_understood_is_told_and_changes_nothing(
+def test_invalid_message_is_reported_and_changes_nothing(
     application: Application, message: str | bytes, code: str
 ) -> None:
     with websocket(application, "symbols=BTCUSDT") as socket:
@@ -353,7 +351,7 @@ def test_pages_of_other_sites_are_refused(application: Application, headers: dic
     assert handshake(application, headers).startswith(f"HTTP/1.1 {status} ")
 
 
-def test_programs_and_pages_of_ours_are_welcome(application: Application) -> None:
+def test_same_site_pages_and_programs_may_connect(application: Application) -> None:
     for headers in ({}, {"Origin": f"http://localhost:{application.port}"}, {"Sec-Fetch-Site": "same-origin"}):
         assert handshake(application, headers).startswith("HTTP/1.1 101 ")
 
@@ -361,11 +359,11 @@ def test_programs_and_pages_of_ours_are_welcome(application: Application) -> Non
 @pytest.mark.parametrize(
     ("path", "status"), [("/", 200), ("/ws/", 404), ("/nothing", 404), ("/livez", 200), ("/ws?symbols=none", 404)]
 )
-def test_an_upgrade_elsewhere_is_answered_like_any_request(application: Application, path: str, status: int) -> None:
+def test_upgrade_of_another_path_is_a_plain_request(application: Application, path: str, status: int) -> None:
     assert handshake(application, {}, path).startswith(f"HTTP/1.1 {status} ")
 
 
-def test_a_request_for_the_websocket_that_is_none_is_told_so(application: Application) -> None:
+def test_plain_request_for_the_websocket_is_refused(application: Application) -> None:
     answer = application.http.get("/ws")
     assert (answer.status_code, answer.json()["code"]) == (426, "upgrade_required")
     assert application.http.post("/ws").status_code == 405
@@ -389,7 +387,7 @@ def handshake(application: Application, headers: dict[str, str], path: str = "/w
         return received.decode(errors="replace")
 
 
-def test_a_message_that_is_too_large_and_too_many_messages_end_the_connection(application: Application) -> None:
+def test_too_large_or_too_many_messages_end_the_connection(application: Application) -> None:
     for code, messages in ((1009, ["x" * 65_537]), (1008, ["{}"] * 1000)):
         with websocket(application) as socket:
             with suppress(ConnectionClosed):
@@ -417,7 +415,7 @@ def test_a_message_that_is_too_large_and_too_many_messages_end_the_connection(ap
         max_size=8,
     )
 )
-def test_any_messages_get_an_answer_each(application: Application, messages: list[str | bytes]) -> None:
+def test_every_message_gets_one_answer(application: Application, messages: list[str | bytes]) -> None:
     with websocket(application) as socket:
         for message in messages:
             socket.send(message)
@@ -451,7 +449,7 @@ def test_any_bytes_after_the_handshake_do_no_harm(application: Application, sent
         "Sec-WebSocket-Protocol: \x7f",
     ],
 )
-def test_a_handshake_that_is_none_is_refused_and_closed(application: Application, headers: str) -> None:
+def test_malformed_handshake_is_refused_and_closed(application: Application, headers: str) -> None:
     lines = f"GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n{headers}\r\n\r\n"
     with socket.create_connection((HOST, application.port), timeout=5) as client:
         client.sendall(lines.encode())
@@ -462,7 +460,7 @@ def test_a_handshake_that_is_none_is_refused_and_closed(application: Application
 # The end
 
 
-def test_a_signal_ends_every_stream_properly(server_folder: Path, servers: dict[str, object]) -> None:
+def test_signal_ends_every_stream_with_a_close_frame(server_folder: Path, servers: dict[str, object]) -> None:
     with Application(server_folder, servers | MANY) as application, ExitStack() as stack:
         streams = [stack.enter_context(Stream(application.port)) for _ in range(100)]
         sockets = [stack.enter_context(websocket(application)) for _ in range(20)]
@@ -485,7 +483,7 @@ def test_a_signal_ends_every_stream_properly(server_folder: Path, servers: dict[
     assert "ERROR" not in application.log
 
 
-def test_under_another_server_streams_end_as_well(server_folder: Path, servers: dict[str, object]) -> None:
+def test_streams_end_under_plain_uvicorn_too(server_folder: Path, servers: dict[str, object]) -> None:
     port = free_port()
     program = ("-m", "uvicorn", "marketflow.app:app", "--port", str(port))
     application = Application(server_folder, servers | {"HTTP__PORT": port}, program=program)
@@ -507,7 +505,7 @@ def assert_ended(stream: Stream) -> None:
     assert stream.ended
 
 
-def test_clients_that_take_nothing_do_not_hold_up_the_end(server_folder: Path, servers: dict[str, object]) -> None:
+def test_stalled_clients_do_not_delay_shutdown(server_folder: Path, servers: dict[str, object]) -> None:
     with Application(server_folder, servers | {"GENERATOR__RATE": 1000}) as application, ExitStack() as stack:
         streams = [stack.enter_context(Stream(application.port, receive_bytes=2048)) for _ in range(20)]
         sockets = [stack.enter_context(socket.socket()) for _ in range(5)]
@@ -535,7 +533,7 @@ def unsent(application: Application) -> int:
     return sum(line[1].endswith(port) and int(line[4].partition(":")[0], 16) > 4096 for line in lines)
 
 
-def test_a_second_signal_is_no_trouble_with_streams_open(server_folder: Path, servers: dict[str, object]) -> None:
+def test_second_signal_with_open_streams_ends_cleanly(server_folder: Path, servers: dict[str, object]) -> None:
     with Application(server_folder, servers) as other, Stream(other.port) as stream:
         stream.next("snapshot")
         ended = threading.Event()

@@ -55,7 +55,7 @@ def gone(pids: set[int]) -> bool:
     return not any(psutil.pid_exists(pid) for pid in pids)
 
 
-def test_all_workers_serve_and_one_that_is_killed_comes_back(workers: Application) -> None:
+def test_killed_worker_is_replaced(workers: Application) -> None:
     wait_until(lambda: all_serve(workers), message="a worker never answered")
     before = children(workers)
     killed = before.pop()
@@ -71,7 +71,7 @@ def test_all_workers_serve_and_one_that_is_killed_comes_back(workers: Applicatio
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_parent_ends_all(workers: Application, number: int) -> None:
+def test_signal_to_the_parent_ends_all_workers(workers: Application, number: int) -> None:
     pids = children(workers)
     code, seconds = workers.stop(number)
     assert code == 0
@@ -80,7 +80,7 @@ def test_a_signal_to_the_parent_ends_all(workers: Application, number: int) -> N
     assert "Traceback" not in workers.log
 
 
-def test_ctrl_c_in_a_terminal_ends_all_in_good_order(
+def test_ctrl_c_in_a_terminal_ends_all_cleanly(
     server_folder: Path, servers: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It goes to all processes of the terminal's foreground group."""
@@ -103,7 +103,7 @@ def test_no_worker_outlives_a_killed_parent(workers: Application) -> None:
     assert "Traceback" not in workers.log
 
 
-def test_a_worker_that_hangs_is_killed_in_the_end(workers: Application) -> None:
+def test_hanging_worker_is_killed_after_the_deadline(workers: Application) -> None:
     pids = children(workers)
     os.kill(min(pids), signal.SIGSTOP)
     code, seconds = workers.stop()
@@ -113,7 +113,7 @@ def test_a_worker_that_hangs_is_killed_in_the_end(workers: Application) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("--role", "api", "--workers", "2"), ("--role", "api"), ()])
-def test_a_port_that_workers_share_is_taken_for_all_others(workers: Application, arguments: tuple[str, ...]) -> None:
+def test_port_shared_by_workers_is_refused_to_others(workers: Application, arguments: tuple[str, ...]) -> None:
     folder = workers.folder / "other"
     folder.mkdir()
     other = Application(folder, {"HTTP__PORT": workers.port}, arguments)
@@ -123,7 +123,7 @@ def test_a_port_that_workers_share_is_taken_for_all_others(workers: Application,
     assert workers.ready()
 
 
-def test_of_starts_at_once_on_a_port_one_listens(server_folder: Path, servers: dict[str, object]) -> None:
+def test_simultaneous_starts_on_a_port_leave_one_listening(server_folder: Path, servers: dict[str, object]) -> None:
     """Whatever they are: no two share a port, though workers share theirs."""
     kinds = [("--role", "api", "--workers", "2"), ("--role", "api", "--workers", "3"), ("--role", "api")]
     port = free_port()
@@ -152,7 +152,7 @@ def connects(connection: HTTPConnection) -> bool:
 
 
 @pytest.mark.parametrize("other", [1, 2])
-def test_start_in_the_midst_of_another_is_refused_the_port(monkeypatch: pytest.MonkeyPatch, other: int) -> None:
+def test_start_during_another_start_is_refused_the_port(monkeypatch: pytest.MonkeyPatch, other: int) -> None:
     port = free_port()
     refused = 0
 

@@ -81,7 +81,7 @@ def test_refused_connections_are_refused_and_open_ones_reset(proxy: Proxy, clien
         assert asked(again, b"again") == b"again"
 
 
-def test_a_cut_is_a_reset_and_new_connections_are_welcome(proxy: Proxy, client: socket.socket) -> None:
+def test_cut_resets_connections_and_accepts_new_ones(proxy: Proxy, client: socket.socket) -> None:
     proxy.cut()
     with pytest.raises(ConnectionResetError):
         client.recv(1000)
@@ -90,7 +90,7 @@ def test_a_cut_is_a_reset_and_new_connections_are_welcome(proxy: Proxy, client: 
     wait_until(lambda: proxy.open_connections == 0)
 
 
-def test_a_request_can_be_carried_out_and_its_answer_cut(
+def test_answer_can_be_cut_after_the_request_is_executed(
     proxy: Proxy, server: EchoServer, client: socket.socket
 ) -> None:
     proxy.cut_after(b"commit")
@@ -103,7 +103,7 @@ def test_a_request_can_be_carried_out_and_its_answer_cut(
         assert asked(again, b"commit") == b"commit"
 
 
-def test_what_is_stalled_arrives_late(proxy: Proxy, client: socket.socket) -> None:
+def test_stalled_data_arrives_late(proxy: Proxy, client: socket.socket) -> None:
     proxy.stall()
     client.settimeout(0.2)
     with pytest.raises(TimeoutError):
@@ -131,7 +131,7 @@ def test_answer_is_stalled_within_and_arrives_late(proxy: Proxy, client: socket.
     sending.join(5)
 
 
-def test_what_is_swallowed_never_arrives(proxy: Proxy, server: EchoServer, client: socket.socket) -> None:
+def test_swallowed_data_never_arrives(proxy: Proxy, server: EchoServer, client: socket.socket) -> None:
     proxy.swallow()
     with connected(proxy) as another:
         for each in (client, another):
@@ -144,7 +144,7 @@ def test_what_is_swallowed_never_arrives(proxy: Proxy, server: EchoServer, clien
     assert b"lost" not in server.received
 
 
-def test_who_vanishes_does_not_even_refuse(proxy: Proxy, client: socket.socket) -> None:
+def test_vanished_server_does_not_refuse_connections(proxy: Proxy, client: socket.socket) -> None:
     proxy.vanish()
     with pytest.raises(TimeoutError):
         socket.create_connection((HOST, proxy.port), timeout=0.3)
@@ -156,7 +156,7 @@ def test_who_vanishes_does_not_even_refuse(proxy: Proxy, client: socket.socket) 
         assert asked(again, b"again") == b"again"
 
 
-def test_what_is_forgotten_falls_silent_and_new_connections_are_welcome(
+def test_forgotten_connections_fall_silent_new_ones_work(
     proxy: Proxy, server: EchoServer, client: socket.socket
 ) -> None:
     proxy.forget()

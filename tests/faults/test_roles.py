@@ -60,8 +60,8 @@ class Broadcasting(ScriptedExchange):
                 client.close()
 
 
-class Halves:
-    """Starts processes of either half; they end with the test."""
+class Roles:
+    """Starts processes of either role; they end with the test."""
 
     def __init__(self, stack: ExitStack, folder: Path, settings: dict[str, object]) -> None:
         self._stack = stack
@@ -70,25 +70,25 @@ class Halves:
         self._numbers = itertools.count(1)
 
     def feeds(self, program: tuple[str, ...] = ("-m", "marketflow"), **settings: object) -> Feeds:
-        feeds = Feeds(self._room(), self.settings | settings, ("--role", "ingest"), program)
+        feeds = Feeds(self._own_folder(), self.settings | settings, ("--role", "ingest"), program)
         return self._stack.enter_context(feeds)
 
     def api(self, *arguments: str, **settings: object) -> Application:
         return self._stack.enter_context(
-            Application(self._room(), self.settings | settings, ("--role", "api", *arguments))
+            Application(self._own_folder(), self.settings | settings, ("--role", "api", *arguments))
         )
 
     def both(self, program: tuple[str, ...] = ("-m", "marketflow"), **settings: object) -> Application:
-        return self._stack.enter_context(Application(self._room(), self.settings | settings, program=program))
+        return self._stack.enter_context(Application(self._own_folder(), self.settings | settings, program=program))
 
-    def _room(self) -> Path:
+    def _own_folder(self) -> Path:
         folder = self._folder / f"process{next(self._numbers)}"
         folder.mkdir(mode=0o711)
         return folder
 
 
 @pytest.fixture
-def halves(server_folder: Path, servers: dict[str, object], exchanges: list[ScriptedExchange]) -> Iterator[Halves]:
+def roles(server_folder: Path, servers: dict[str, object], exchanges: list[ScriptedExchange]) -> Iterator[Roles]:
     settings: dict[str, object] = {
         "MODE": "live",
         "EXCHANGES": exchanges_setting(*exchanges),
@@ -97,7 +97,7 @@ def halves(server_folder: Path, servers: dict[str, object], exchanges: list[Scri
         "FLOW__RECONNECT_AFTER_SECONDS": 0.1,
     }
     with ExitStack() as stack:
-        yield Halves(stack, server_folder, servers | settings)
+        yield Roles(stack, server_folder, servers | settings)
 
 
 def stop_all(*processes: Application) -> None:
@@ -109,10 +109,10 @@ def stop_all(*processes: Application) -> None:
 # Apart
 
 
-def test_prices_pass_from_the_feeds_to_every_api_process_and_health_tells_of_both_halves(
-    halves: Halves, exchanges: list[ScriptedExchange], rows: Callable[[], Rows]
+def test_api_processes_serve_what_the_ingest_process_writes(
+    roles: Roles, exchanges: list[ScriptedExchange], rows: Callable[[], Rows]
 ) -> None:
-    feeds, one, other = halves.feeds(), halves.api(), halves.api()
+    feeds, one, other = roles.feeds(), roles.api(), roles.api()
     for api in (one, other):
         wait_until(lambda api=api: api.get("/health")["status"] == "ok")  # type: ignore[misc]
         wait_until_connected(api, exchanges)
@@ -132,8 +132,8 @@ def test_prices_pass_from_the_feeds_to_every_api_process_and_health_tells_of_bot
     assert_rows_equal(rows(), [tick for exchange in exchanges for tick in exchange.sent], WINDOW_MS)
 
 
-def test_a_switch_by_one_api_process_is_seen_by_the_other_and_names_what_ran_before(halves: Halves) -> None:
-    feeds, one, other = halves.feeds(), halves.api(), halves.api()
+def test_mode_switch_reaches_every_api_process(roles: Roles) -> None:
+    feeds, one, other = roles.feeds(), roles.api(), roles.api()
     wait_until(lambda: other.get("/mode") == {"mode": "live"})
     assert one.switch("test") == {"mode": "test", "previous": "live"}
     assert one.get("/mode") == {"mode": "test"}
@@ -146,8 +146,8 @@ def test_a_switch_by_one_api_process_is_seen_by_the_other_and_names_what_ran_bef
     stop_all(feeds, one, other)
 
 
-def test_without_anybody_who_takes_ticks_health_is_degraded_and_a_switch_is_503(halves: Halves) -> None:
-    api = halves.api()
+def test_missing_leader_degrades_health_and_refuses_switch(roles: Roles) -> None:
+    api = roles.api()
 
     def assert_alone(mode: str) -> None:
         health = api.get("/health")
@@ -161,7 +161,7 @@ def test_without_anybody_who_takes_ticks_health_is_degraded_and_a_switch_is_503(
         assert answer.headers["content-type"] == "application/problem+json"
 
     assert_alone("live")
-    feeds = halves.feeds()
+    feeds = roles.feeds()
     wait_until(lambda: api.get("/health")["status"] == "ok")
     api.switch("test")
     stop_all(feeds)
@@ -169,8 +169,8 @@ def test_without_anybody_who_takes_ticks_health_is_degraded_and_a_switch_is_503(
     stop_all(api)
 
 
-def test_a_command_that_nobody_took_up_in_time_is_never_carried_out(halves: Halves, redis_db: RedisServer) -> None:
-    feeds, api = halves.feeds(), halves.api()
+def test_expired_command_is_never_executed(roles: Roles, redis_db: RedisServer) -> None:
+    feeds, api = roles.feeds(), roles.api()
     wait_until(lambda: api.get("/health")["status"] == "ok")
     feeds.process.send_signal(signal.SIGSTOP)
     assert api.http.post("/mode/test").status_code == 503
@@ -184,10 +184,10 @@ def test_a_command_that_nobody_took_up_in_time_is_never_carried_out(halves: Halv
     stop_all(feeds, api)
 
 
-def test_an_api_process_that_is_killed_and_started_again_changes_nothing(
-    halves: Halves, exchanges: list[ScriptedExchange], rows: Callable[[], Rows]
+def test_api_process_restart_changes_nothing(
+    roles: Roles, exchanges: list[ScriptedExchange], rows: Callable[[], Rows]
 ) -> None:
-    feeds, api = halves.feeds(), halves.api(MODE="test")
+    feeds, api = roles.feeds(), roles.api(MODE="test")
     wait_until_connected(api, exchanges)
     with Traffic(exchanges, rate=RATE) as traffic:
         for _ in range(2):
@@ -202,12 +202,12 @@ def test_an_api_process_that_is_killed_and_started_again_changes_nothing(
 # Standing by
 
 
-def test_a_stand_by_takes_over_from_a_killed_one_completes_its_minute_and_keeps_the_mode(
-    halves: Halves, exchanges: list[ScriptedExchange], rows: Callable[[], Rows], record_property: Record
+def test_standby_takes_over_killed_leader_minute_and_mode(
+    roles: Roles, exchanges: list[ScriptedExchange], rows: Callable[[], Rows], record_property: Record
 ) -> None:
-    halves.settings |= {"FLOW__WINDOW_SECONDS": 60, "MODE": "test"}
+    roles.settings |= {"FLOW__WINDOW_SECONDS": 60, "MODE": "test"}
     wait_until(lambda: now_ms() % MINUTE_MS < 45_000, timeout=16)
-    first, second, api = halves.feeds(), halves.feeds(), halves.api()
+    first, second, api = roles.feeds(), roles.feeds(), roles.api()
     assert second.stands_by()
     assert api.switch("live")["previous"] == "test"
     wait_until_connected(api, exchanges)
@@ -237,10 +237,10 @@ def live(rows: Rows) -> Rows:
     return {slot: row for slot, row in rows.items() if slot.series.mode == "live"}
 
 
-def test_a_clean_stop_gives_the_lease_back_and_the_stand_by_takes_over_at_once(
-    halves: Halves, exchanges: list[ScriptedExchange], rows: Callable[[], Rows], record_property: Record
+def test_clean_stop_releases_lease_to_standby_at_once(
+    roles: Roles, exchanges: list[ScriptedExchange], rows: Callable[[], Rows], record_property: Record
 ) -> None:
-    first, second = halves.feeds(), halves.feeds()
+    first, second = roles.feeds(), roles.feeds()
     with Traffic(exchanges, rate=RATE, coming_and_going=True) as traffic:
         wait_for_windows(1)
         assert first.stop()[0] == 0
@@ -255,22 +255,22 @@ def test_a_clean_stop_gives_the_lease_back_and_the_stand_by_takes_over_at_once(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_that_stands_by_ends_at_a_signal_and_leaves_the_other_alone(halves: Halves, number: int) -> None:
-    first, second = halves.feeds(), halves.feeds()
+def test_signal_ends_standby_and_leaves_leader_alone(roles: Roles, number: int) -> None:
+    first, second = roles.feeds(), roles.feeds()
     code, seconds = second.stop(number)
     assert (code, first.process.poll()) == (0, None)
     assert seconds < 2
-    third = halves.feeds()
+    third = roles.feeds()
     assert third.stands_by()
     stop_all(first, third)
 
 
-def test_a_fresh_start_is_in_the_configured_mode_and_an_emptied_redis_hands_nobody_the_lease(
-    halves: Halves, exchanges: list[ScriptedExchange], redis_db: RedisServer, rows: Callable[[], Rows]
+def test_emptied_redis_hands_the_lease_to_no_standby(
+    roles: Roles, exchanges: list[ScriptedExchange], redis_db: RedisServer, rows: Callable[[], Rows]
 ) -> None:
-    first, api = halves.feeds(), halves.api()
+    first, api = roles.feeds(), roles.api()
     wait_until_connected(api, exchanges)
-    second = halves.feeds()
+    second = roles.feeds()
     with Traffic(exchanges, rate=RATE) as traffic, redis_db.client() as client:
         for _ in range(3):
             client.flushall()
@@ -280,19 +280,19 @@ def test_a_fresh_start_is_in_the_configured_mode_and_an_emptied_redis_hands_nobo
     api.switch("test")
     stop_all(second, first)
     assert_rows_equal(live(rows()), traffic.sent, WINDOW_MS)
-    halves.feeds()
+    roles.feeds()
     wait_until(lambda: api.get("/mode") == {"mode": "live"})
 
 
 @pytest.mark.parametrize("skew_seconds", [60, 3])
-def test_one_that_was_frozen_until_another_took_over_does_not_fight_and_no_row_gets_worse(
-    halves: Halves, rows: Callable[[], Rows], redis_db: RedisServer, skew_seconds: int
+def test_frozen_leader_steps_back_and_no_row_gets_worse(
+    roles: Roles, rows: Callable[[], Rows], redis_db: RedisServer, skew_seconds: int
 ) -> None:
     """Ticks that have waited for longer than the allowed skew would be taken for new ones: those it gives up."""
     with ExitStack() as stack:
         exchanges = [stack.enter_context(Broadcasting(f"exchange{n}")) for n in (1, 2, 3)]
-        halves.settings |= {"EXCHANGES": exchanges_setting(*exchanges), "FLOW__MAX_CLOCK_SKEW_SECONDS": skew_seconds}
-        first, second, api = halves.feeds(), halves.feeds(), halves.api()
+        roles.settings |= {"EXCHANGES": exchanges_setting(*exchanges), "FLOW__MAX_CLOCK_SKEW_SECONDS": skew_seconds}
+        first, second, api = roles.feeds(), roles.feeds(), roles.api()
         wait_until_connected(api, exchanges)
         with Traffic(exchanges, rate=RATE) as traffic:
             wait_for_windows(1)
@@ -324,14 +324,14 @@ def frozen_for(feeds: Feeds, seconds: float) -> int:
 
 
 @pytest.mark.parametrize("unreachable_seconds", [1.0, 4.0])
-def test_one_that_was_frozen_writes_nothing_until_redis_says_who_took_over(
-    halves: Halves, rows: Callable[[], Rows], redis_proxy: Proxy, unreachable_seconds: float
+def test_frozen_leader_writes_nothing_until_redis_answers(
+    roles: Roles, rows: Callable[[], Rows], redis_proxy: Proxy, unreachable_seconds: float
 ) -> None:
     """A question that fails is no answer: the ticks that waited belong to minutes of the other process."""
     with ExitStack() as stack:
         exchanges = [stack.enter_context(Broadcasting(f"exchange{n}")) for n in (1, 2, 3)]
-        halves.settings |= {"EXCHANGES": exchanges_setting(*exchanges), "FLOW__MAX_CLOCK_SKEW_SECONDS": 3}
-        first, second = halves.feeds(REDIS__PORT=redis_proxy.port), halves.feeds()
+        roles.settings |= {"EXCHANGES": exchanges_setting(*exchanges), "FLOW__MAX_CLOCK_SKEW_SECONDS": 3}
+        first, second = roles.feeds(REDIS__PORT=redis_proxy.port), roles.feeds()
         wait_until(lambda: all(exchange.clients for exchange in exchanges))
         with Traffic(exchanges, rate=RATE) as traffic:
             wait_for_windows(1)
@@ -352,11 +352,11 @@ def test_one_that_was_frozen_writes_nothing_until_redis_says_who_took_over(
         assert all(frozen_at - 2 * SLICE_MS <= at <= taken_over_at for at in times)
 
 
-def test_one_that_was_frozen_but_not_replaced_writes_all(
-    halves: Halves, exchanges: list[ScriptedExchange], rows: Callable[[], Rows], redis_proxy: Proxy
+def test_frozen_leader_not_replaced_writes_all(
+    roles: Roles, exchanges: list[ScriptedExchange], rows: Callable[[], Rows], redis_proxy: Proxy
 ) -> None:
-    halves.settings |= {"FLOW__MAX_CLOCK_SKEW_SECONDS": 1}
-    feeds = halves.feeds(REDIS__PORT=redis_proxy.port)
+    roles.settings |= {"FLOW__MAX_CLOCK_SKEW_SECONDS": 1}
+    feeds = roles.feeds(REDIS__PORT=redis_proxy.port)
     with Traffic(exchanges, rate=RATE):
         wait_for_windows(1)
     wait_for_windows(1)
@@ -375,16 +375,16 @@ def test_one_that_was_frozen_but_not_replaced_writes_all(
 
 
 @pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.swallow])
-def test_a_signal_ends_one_that_was_frozen_though_redis_answers_nothing(
-    halves: Halves,
+def test_signal_ends_frozen_leader_while_redis_is_down(
+    roles: Roles,
     exchanges: list[ScriptedExchange],
     rows: Callable[[], Rows],
     redis_proxy: Proxy,
     fault: Callable[[Proxy], None],
 ) -> None:
     """Rows that another process may have are left to that one."""
-    halves.settings |= {"FLOW__MAX_CLOCK_SKEW_SECONDS": 1}
-    feeds = halves.feeds(REDIS__PORT=redis_proxy.port)
+    roles.settings |= {"FLOW__MAX_CLOCK_SKEW_SECONDS": 1}
+    feeds = roles.feeds(REDIS__PORT=redis_proxy.port)
     with Traffic(exchanges, rate=RATE):
         wait_for_windows(1)
     wait_for_windows(1)
@@ -403,11 +403,11 @@ def test_a_signal_ends_one_that_was_frozen_though_redis_answers_nothing(
     assert rows() == before
 
 
-def test_both_in_one_process_never_stand_by_and_can_be_switched_from_others_and_without_redis(
-    halves: Halves, exchanges: list[ScriptedExchange], redis_proxy: Proxy
+def test_process_of_both_roles_never_stands_by(
+    roles: Roles, exchanges: list[ScriptedExchange], redis_proxy: Proxy
 ) -> None:
-    both = halves.both(REDIS__PORT=redis_proxy.port)
-    api, standing, second = halves.api(), halves.feeds(), halves.both()
+    both = roles.both(REDIS__PORT=redis_proxy.port)
+    api, standing, second = roles.api(), roles.feeds(), roles.both()
     assert standing.stands_by()
     wait_until(lambda: "takes ticks into the same Redis, too" in second.log)
     stop_all(second)
@@ -429,11 +429,11 @@ def test_both_in_one_process_never_stand_by_and_can_be_switched_from_others_and_
 # Redis away
 
 
-def test_rows_stay_exact_and_no_answer_is_a_500_while_redis_is_away_from_both_halves(
-    halves: Halves, exchanges: list[ScriptedExchange], redis_proxy: Proxy, rows: Callable[[], Rows]
+def test_redis_outage_of_both_roles_keeps_rows_exact(
+    roles: Roles, exchanges: list[ScriptedExchange], redis_proxy: Proxy, rows: Callable[[], Rows]
 ) -> None:
-    halves.settings = through(halves.settings, redis=redis_proxy)
-    first, second, api = halves.feeds(), halves.feeds(), halves.api()
+    roles.settings = through(roles.settings, redis=redis_proxy)
+    first, second, api = roles.feeds(), roles.feeds(), roles.api()
     wait_until_connected(api, exchanges)
     questions = ("/prices/latest/BTCUSDT", "/prices/average/BTCUSDT?period=1m", "/prices/highest/BTCUSDT", "/mode")
     with Traffic(exchanges, rate=RATE) as traffic:
@@ -460,12 +460,12 @@ def test_rows_stay_exact_and_no_answer_is_a_500_while_redis_is_away_from_both_ha
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
 
 
-def test_an_api_process_starts_without_redis_and_finds_the_feeds_once_it_is_there(
-    halves: Halves, exchanges: list[ScriptedExchange], redis_proxy: Proxy
+def test_api_process_starts_without_redis(
+    roles: Roles, exchanges: list[ScriptedExchange], redis_proxy: Proxy
 ) -> None:
-    feeds = halves.feeds()
+    feeds = roles.feeds()
     redis_proxy.refuse()
-    api = halves.api(MODE="test", REDIS__PORT=redis_proxy.port)
+    api = roles.api(MODE="test", REDIS__PORT=redis_proxy.port)
     assert api.get("/mode") == {"mode": "test"}  # nothing else is known
     redis_proxy.heal()
     wait_until_connected(api, exchanges)
@@ -473,17 +473,17 @@ def test_an_api_process_starts_without_redis_and_finds_the_feeds_once_it_is_ther
     stop_all(feeds, api)
 
 
-def test_feeds_start_without_redis_and_step_back_on_its_return_if_another_takes_ticks(
-    halves: Halves, server_folder: Path, redis_proxy: Proxy, rows: Callable[[], Rows]
+def test_ingest_started_without_redis_yields_to_the_leader(
+    roles: Roles, server_folder: Path, redis_proxy: Proxy, rows: Callable[[], Rows]
 ) -> None:
     with ExitStack() as stack:
         exchanges = [stack.enter_context(Broadcasting("exchange1"))]
-        halves.settings["EXCHANGES"] = exchanges_setting(*exchanges)
-        first = halves.feeds()
+        roles.settings["EXCHANGES"] = exchanges_setting(*exchanges)
+        first = roles.feeds()
         wait_until(lambda: exchanges[0].clients)
         redis_proxy.refuse()
         with Traffic(exchanges, rate=RATE) as traffic:
-            second = halves.feeds(REDIS__PORT=redis_proxy.port)
+            second = roles.feeds(REDIS__PORT=redis_proxy.port)
             assert second.takes_ticks()
             wait_for_windows(2)
             redis_proxy.heal()
@@ -498,13 +498,13 @@ def holds_the_lease(redis_db: RedisServer, feeds: Feeds) -> bool:
         return f"/{feeds.process.pid}/".encode() in (client.get(keys.LEASE_KEY) or b"")
 
 
-def test_one_refused_answer_at_the_start_begins_no_second_process(
-    halves: Halves, exchanges: list[ScriptedExchange], redis_proxy: Proxy
+def test_one_failed_lease_request_makes_no_second_leader(
+    roles: Roles, exchanges: list[ScriptedExchange], redis_proxy: Proxy
 ) -> None:
-    first = halves.feeds()
+    first = roles.feeds()
     wait_until(lambda: all(exchange.clients for exchange in exchanges))
     redis_proxy.cut_after(b"EVAL")
-    second = halves.feeds(REDIS__PORT=redis_proxy.port)
+    second = roles.feeds(REDIS__PORT=redis_proxy.port)
     assert redis_proxy.was_cut.is_set()
     assert second.stands_by()
     assert not second.takes_ticks()
@@ -512,19 +512,19 @@ def test_one_refused_answer_at_the_start_begins_no_second_process(
 
 
 def test_lease_gained_beside_another_writer_counts_no_tick_twice(
-    halves: Halves, redis_db: RedisServer, redis_proxy: Proxy, rows: Callable[[], Rows]
+    roles: Roles, redis_db: RedisServer, redis_proxy: Proxy, rows: Callable[[], Rows]
 ) -> None:
     """One refused answer at the start suffices: it has ticks itself when it reads those of the other."""
     wait_until(lambda: now_ms() % MINUTE_MS < 40_000, timeout=21)
     with ExitStack() as stack:
         exchanges = [stack.enter_context(Broadcasting("exchange1"))]
-        halves.settings |= {"EXCHANGES": exchanges_setting(*exchanges), "FLOW__WINDOW_SECONDS": 60}
-        first = halves.feeds()
+        roles.settings |= {"EXCHANGES": exchanges_setting(*exchanges), "FLOW__WINDOW_SECONDS": 60}
+        first = roles.feeds()
         wait_until(lambda: exchanges[0].clients)
         with Traffic(exchanges, rate=RATE) as traffic, redis_db.client() as client:
             wait_until(lambda: traffic.count >= 100)
             redis_proxy.refuse()
-            second = halves.feeds(REDIS__PORT=redis_proxy.port)
+            second = roles.feeds(REDIS__PORT=redis_proxy.port)
             wait_until(lambda: len(exchanges[0].clients) == 2)
             enough = traffic.count + 100
             wait_until(lambda: traffic.count >= enough)
@@ -544,16 +544,16 @@ def test_lease_gained_beside_another_writer_counts_no_tick_twice(
 
 
 @pytest.mark.parametrize("fault", ["frozen", "cut off"])
-def test_one_that_was_replaced_and_stopped_leaves_a_whole_row(
-    halves: Halves, redis_proxy: Proxy, rows: Callable[[], Rows], fault: str
+def test_replaced_and_stopped_leader_leaves_a_whole_row(
+    roles: Roles, redis_proxy: Proxy, rows: Callable[[], Rows], fault: str
 ) -> None:
     """Until it stops it alone has the ticks from before the other one began, which then reads them."""
     wait_until(lambda: now_ms() % MINUTE_MS < 30_000, timeout=31)
     with ExitStack() as stack:
         exchanges = [stack.enter_context(Broadcasting(f"exchange{n}")) for n in (1, 2, 3)]
-        halves.settings |= {"EXCHANGES": exchanges_setting(*exchanges), "FLOW__MAX_CLOCK_SKEW_SECONDS": 60}
-        halves.settings["FLOW__WINDOW_SECONDS"] = 60
-        first, second = halves.feeds(REDIS__PORT=redis_proxy.port), halves.feeds()
+        roles.settings |= {"EXCHANGES": exchanges_setting(*exchanges), "FLOW__MAX_CLOCK_SKEW_SECONDS": 60}
+        roles.settings["FLOW__WINDOW_SECONDS"] = 60
+        first, second = roles.feeds(REDIS__PORT=redis_proxy.port), roles.feeds()
         wait_until(lambda: all(exchange.clients for exchange in exchanges))
         with Traffic(exchanges, rate=RATE) as traffic:
             wait_until(lambda: traffic.count >= 300)
@@ -593,25 +593,25 @@ sys.exit(main.main())
 
 
 @pytest.mark.parametrize("apart", [True, False])
-def test_branch_that_stalls_is_logged_counted_and_degrades_health(halves: Halves, apart: bool) -> None:
+def test_stalled_branch_is_logged_counted_and_degrades_health(roles: Roles, apart: bool) -> None:
     program = ("-c", STUCK)
-    halves.settings["MODE"] = "test"
-    feeds: Application = halves.feeds(program) if apart else halves.both(program)
-    api = halves.api() if apart else feeds
+    roles.settings["MODE"] = "test"
+    feeds: Application = roles.feeds(program) if apart else roles.both(program)
+    api = roles.api() if apart else feeds
     wait_until(lambda: 'marketflow_branch_stalls_total{branch="archive"} 1.0' in api.http.get("/metrics").text)
     health = api.get("/health")
     assert (health["status"], health["redis"], health["postgres"]) == ("degraded", "ok", "ok")
     assert "a branch has stalled: work has waited for 2 s branch=archive" in feeds.log
 
 
-def test_one_that_stands_by_begins_when_redis_stays_away_and_steps_back_on_its_return(
-    halves: Halves, redis_proxy: Proxy, rows: Callable[[], Rows]
+def test_standby_ingests_in_redis_outage_and_steps_back_after(
+    roles: Roles, redis_proxy: Proxy, rows: Callable[[], Rows]
 ) -> None:
     impatient = "import sys; from marketflow import cli, turns; turns.ALONE_SECONDS = 1.0; sys.exit(main.main())"
     with ExitStack() as stack:
         exchanges = [stack.enter_context(Broadcasting("exchange1"))]
-        halves.settings["EXCHANGES"] = exchanges_setting(*exchanges)
-        first, second = halves.feeds(), halves.feeds(("-c", impatient), REDIS__PORT=redis_proxy.port)
+        roles.settings["EXCHANGES"] = exchanges_setting(*exchanges)
+        first, second = roles.feeds(), roles.feeds(("-c", impatient), REDIS__PORT=redis_proxy.port)
         assert second.stands_by()
         with Traffic(exchanges, rate=RATE) as traffic:
             redis_proxy.refuse()
@@ -624,11 +624,11 @@ def test_one_that_stands_by_begins_when_redis_stays_away_and_steps_back_on_its_r
         assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
 
 
-def test_a_second_signal_ends_feeds_at_once_whatever_the_stores_do(
-    halves: Halves, exchanges: list[ScriptedExchange], redis_proxy: Proxy, postgres_proxy: Proxy
+def test_second_signal_ends_ingest_process_at_once(
+    roles: Roles, exchanges: list[ScriptedExchange], redis_proxy: Proxy, postgres_proxy: Proxy
 ) -> None:
-    halves.settings = through(halves.settings, redis_proxy, postgres_proxy)
-    feeds = halves.feeds()
+    roles.settings = through(roles.settings, redis_proxy, postgres_proxy)
+    feeds = roles.feeds()
     with Traffic(exchanges, rate=RATE, coming_and_going=True):
         wait_for_windows(1)
         redis_proxy.swallow()
