@@ -3,6 +3,7 @@
 They are the embedded servers with another address: found, started, recovered and stopped by the same code.
 """
 
+import atexit
 import random
 import shutil
 import signal
@@ -26,20 +27,36 @@ HOST = "127.0.0.1"
 T = TypeVar("T")
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on, outside the range the kernel gives to clients.
+_reservations: list[socket.socket] = []
+"""Sockets that are bound to the ports given by `free_port`, so that none is given twice; they end with the process."""
 
-    Within that range a client that keeps connecting to a stopped server can be given the server's port and meet itself.
+
+def free_port() -> int:
+    """Return a TCP port that nobody listens on and that stays reserved for servers of this process's tests.
+
+    Reserved means bound, not listened on: connections are refused, and only a server that sets SO_REUSEADDR can bind
+    it, as all under test do. The port is outside the range the kernel gives to clients: within it a client that keeps
+    connecting to a stopped server can be given the server's port and meet itself.
     """
     while True:
         port = random.randrange(10_240, 32_768)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
+        reservation = socket.socket()
+        try:
+            reservation.bind((HOST, port))
+        except OSError:
+            reservation.close()
+            continue
+        reservation.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # after bind: until then no other may share it
+        _reservations.append(reservation)
         return port
+
+
+@atexit.register
+def _release() -> None:
+    for reservation in _reservations:
+        reservation.close()
 
 
 def wait_until(condition: Callable[[], T], timeout: float = 10.0, message: str = "the condition was not met") -> T:
