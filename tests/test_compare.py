@@ -8,7 +8,7 @@ import pytest
 
 from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks import compare
-from tests.benchmarks.compare import Compared, IngestCounters, SideError
+from tests.benchmarks.compare import Compared, Entry, Measurements, SideError
 from tests.benchmarks.stage import logs_on_error
 from tests.support.application import ROOT, Application
 
@@ -17,8 +17,8 @@ def compared(figure: str, ratio: float) -> Compared:
     return Compared(figure, 1.0, ratio, ratio, ratio, ratio)
 
 
-def ledger(figure: str, *ratios: float) -> list[dict[str, dict[str, float]]]:
-    return [{"ratios": {figure: ratio}} for ratio in ratios]
+def ledger(figure: str, *ratios: float, old: str = "base") -> list[Entry]:
+    return [{"old": old, "new": "head", "ratios": {figure: ratio}} for ratio in ratios]
 
 
 def test_ratio_is_median_of_pairs_not_of_times() -> None:
@@ -37,7 +37,7 @@ def test_figures_keep_their_order_and_one_round_has_no_spread() -> None:
 
 
 @pytest.mark.parametrize(("old", "new"), [({"a": 1.0}, {"b": 1.0}), ({"a": 0.0}, {"a": 1.0}), ({"a": 1.0}, {"a": 0.0})])
-def test_missing_or_zero_figure_is_refused(old: IngestCounters, new: IngestCounters) -> None:
+def test_missing_or_zero_figure_is_refused(old: Measurements, new: Measurements) -> None:
     with pytest.raises(ValueError, match=r"figures differ|not positive"):
         compare.compare([old], [new])
 
@@ -54,13 +54,21 @@ def test_missing_or_zero_figure_is_refused(old: IngestCounters, new: IngestCount
     ],
 )
 def test_warning_over_15_percent_worse_than_ledger(figure: str, ratio: float, warned: bool) -> None:
-    found = compare.warnings(ledger(figure, 1.0, 1.0, 9.0), [compared(figure, ratio)])
+    found = compare.warnings(ledger(figure, 1.0, 1.0, 9.0), "base", [compared(figure, ratio)])
     assert bool(found) == warned
     assert all(figure in line for line in found)
 
 
 def test_figure_new_to_ledger_gives_no_warning() -> None:
-    assert compare.warnings(ledger("a", 1.0), [compared("b", 9.0)]) == []
+    assert compare.warnings(ledger("a", 1.0), "base", [compared("b", 9.0)]) == []
+
+
+def test_ledger_entries_of_other_base_are_ignored() -> None:
+    """Twice as slow as one revision may be as fast as another."""
+    entries = [*ledger("a", 2.0, 2.0, 2.0, old="other"), *ledger("a", 1.0)]
+    (warning,) = compare.warnings(entries, "base", [compared("a", 1.5)])
+    assert "50% worse than the ledger's 1.000" in warning
+    assert compare.warnings(entries[:3], "base", [compared("a", 9.0)]) == []
 
 
 def test_ledger_keeps_newest_ratios_and_no_times(tmp_path: Path) -> None:
@@ -100,7 +108,7 @@ def test_wrong_argument_is_reported_before_any_run(
 def test_sides_alternate_old_first(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 
-    def measure(checkout: Path) -> IngestCounters:
+    def measure(checkout: Path) -> Measurements:
         ran.append(checkout.name)
         return {"figure": float(len(ran))}
 
@@ -111,7 +119,7 @@ def test_sides_alternate_old_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_failing_side_is_reported_with_its_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def measure(checkout: Path) -> IngestCounters:
+    def measure(checkout: Path) -> Measurements:
         application = Application(tmp_path, program=("-c", "raise SystemExit('no such table')"), checkout=checkout)
         with logs_on_error([application]), application:
             raise AssertionError("it became ready")

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from marketflow.settings import Settings
 from tests.benchmarks import ingest, promptness, queries, single_tick, start_stop
@@ -33,9 +33,17 @@ LEDGER_ENTRIES = 50
 ROUNDS = 5
 
 HIGHER_IS_BETTER = ("ticks_per_core_second", "of_decode_limit", "of_limit")
-"""The last part of the names of counters that should be high; all others should be low."""
+"""The last part of the names of measurements that should be high; all others should be low."""
 
-IngestCounters = Mapping[str, float]
+Measurements = Mapping[str, float]
+
+
+class Entry(TypedDict):
+    """A line of the ledger: both revisions, and the ratios new/old by measurement."""
+
+    old: str
+    new: str
+    ratios: Mapping[str, float]
 
 
 class SideError(Exception):
@@ -53,18 +61,18 @@ class Compared(NamedTuple):
     most: float
 
 
-def _ingest(checkout: Path) -> IngestCounters:
+def _ingest(checkout: Path) -> Measurements:
     counters = ingest.run(0, 6, Settings().symbols, 0, checkout)
     assert ingest.exact(counters), f"the rows are not what was sent: {counters}"
     return {name: counters[name] for name in ("ticks_per_core_second", "of_decode_limit")}
 
 
-def _single_tick(checkout: Path) -> IngestCounters:
+def _single_tick(checkout: Path) -> Measurements:
     counters = single_tick.measure(8, checkout)
     return {name: counters[name] for name in ("cpu_us", "redis_cpu_us", "redis_commands")}
 
 
-def _promptness(checkout: Path) -> IngestCounters:
+def _promptness(checkout: Path) -> Measurements:
     measured = [
         promptness.measure(case, setup, samples=300, seconds=8, checkout=checkout)
         for setup in SETUPS
@@ -73,7 +81,7 @@ def _promptness(checkout: Path) -> IngestCounters:
     return {f"{row['setup']}.{row['case']}.{at}": row[at] for row in measured for at in ("p50_ms", "p99_ms")}
 
 
-def _queries(checkout: Path) -> IngestCounters:
+def _queries(checkout: Path) -> Measurements:
     counters: dict[str, float] = {}
     for setup in SETUPS:
         with stage(checkout) as servers, ExitStack() as stack:
@@ -84,7 +92,7 @@ def _queries(checkout: Path) -> IngestCounters:
     return counters
 
 
-def _start(checkout: Path) -> IngestCounters:
+def _start(checkout: Path) -> Measurements:
     times = start_stop.Times()
     with tempfile.TemporaryDirectory(prefix="marketflow-") as folder:
         Path(folder).chmod(0o711)
@@ -96,7 +104,7 @@ def _start(checkout: Path) -> IngestCounters:
     }
 
 
-BENCHMARKS: Mapping[str, Callable[[Path], IngestCounters]] = {
+BENCHMARKS: Mapping[str, Callable[[Path], Measurements]] = {
     "ingest": _ingest,
     "single_tick": _single_tick,
     "promptness": _promptness,
@@ -105,8 +113,8 @@ BENCHMARKS: Mapping[str, Callable[[Path], IngestCounters]] = {
 }
 
 
-def compare(old: Sequence[IngestCounters], new: Sequence[IngestCounters]) -> list[Compared]:
-    """Compare the counters of pairs of runs, in the order of the first.
+def compare(old: Sequence[Measurements], new: Sequence[Measurements]) -> list[Compared]:
+    """Compare the measurements of pairs of runs, in the order of the first.
 
     Raises:
         ValueError: a figure is missing on one side, or is not positive, so that there is no ratio.
@@ -132,7 +140,7 @@ def alternate(name: str, checkouts: Mapping[str, Path], rounds: int) -> list[Com
     Raises:
         SideError: it failed with one of them; the message has the log of MarketFlow.
     """
-    measured: dict[str, list[IngestCounters]] = {side: [] for side in checkouts}
+    measured: dict[str, list[Measurements]] = {side: [] for side in checkouts}
     for _ in range(rounds):
         for side, checkout in checkouts.items():
             began = time.monotonic()
@@ -195,11 +203,12 @@ def _prepare(checkout: Path) -> None:
         raise RuntimeError(f"Python imports {done.stdout.strip()} in {checkout}")
 
 
-def warnings(ledger: Sequence[Mapping[str, Mapping[str, float]]], compared: Sequence[Compared]) -> list[str]:
-    """Return a line for each figure whose ratio is over 15 % worse than the median of its ratios in the ledger."""
+def warnings(ledger: Sequence[Entry], old: str, compared: Sequence[Compared]) -> list[str]:
+    """Return a line for each measurement over 15 % worse than the median of its ratios to the same old revision."""
     found = []
     for each in compared:
-        past = [entry["ratios"][each.figure] for entry in ledger if each.figure in entry["ratios"]]
+        ratios = [entry["ratios"] for entry in ledger if entry["old"] == old]
+        past = [ratio[each.figure] for ratio in ratios if each.figure in ratio]
         if not past:
             continue
         usual = statistics.median(past)
@@ -212,10 +221,11 @@ def warnings(ledger: Sequence[Mapping[str, Mapping[str, float]]], compared: Sequ
 
 def record(ledger: Path, old: str, compared: Sequence[Compared]) -> list[str]:
     """Append the ratios to the ledger, which keeps the newest; return the warnings against what it had before."""
-    entries = json.loads(ledger.read_text()) if ledger.exists() else []
-    found = warnings(entries, compared)
+    entries: list[Entry] = json.loads(ledger.read_text()) if ledger.exists() else []
+    base = revision_of(old)
+    found = warnings(entries, base, compared)
     ratios = {each.figure: round(each.ratio, 4) for each in compared}
-    entries = [*entries, {"old": revision_of(old), "new": revision_of("HEAD"), "ratios": ratios}][-LEDGER_ENTRIES:]
+    entries = [*entries, Entry(old=base, new=revision_of("HEAD"), ratios=ratios)][-LEDGER_ENTRIES:]
     ledger.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]\n")  # one line each, for diffs
     return found
 
