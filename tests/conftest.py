@@ -16,8 +16,10 @@ from loguru import logger
 from psycopg import sql
 
 from tests.support.application import ScriptedExchange, read_rows
+from tests.support.guards import pytest_runtest_call, pytest_runtest_setup, pytest_runtest_teardown  # noqa: F401
 from tests.support.oracle import Rows
 from tests.support.servers import HOST, PostgresServer, RedisServer
+from tests.support.tiers import is_unit
 
 # A shell starts background jobs with SIGINT ignored, which the programs under test would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -29,10 +31,12 @@ _MARKED_FOLDERS = {"faults": pytest.mark.faults, "browser": pytest.mark.browser}
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of the folders that are stages of their own."""
+    """Mark the tests of the folders that are stages of their own, and of the others those of the unit tier."""
     for item in items:
         if mark := _MARKED_FOLDERS.get(item.path.parent.name):
             item.add_marker(mark)
+        if isinstance(item, pytest.Function) and is_unit(item):
+            item.add_marker(pytest.mark.unit)
 
 
 @pytest.fixture

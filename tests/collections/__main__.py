@@ -45,7 +45,7 @@ class SetUp:
 SET_UPS = {
     "test": SetUp("test"),
     "live": SetUp("live"),
-    "separate roles": SetUp("live", separate=True),
+    "separate": SetUp("live", separate=True),
     "open": SetUp("test", token="", folders=("Start here", "Mode", "Errors", "In the end")),
 }
 
