@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "marketflow"
 
 LAYERS: list[tuple[str, ...]] = [
-    ("model", "clock", "errors", "text", "counters", "time_parsing", "health", "resources", "timeouts", "tasks"),
+    ("model", "clock", "errors", "text", "counters", "time_parsing", "health", "resources", "tasks"),
     ("logs",),
     ("settings",),
     ("stores", "feeds"),

@@ -178,9 +178,7 @@ def serves_and_ends(image: Stage, container: Container, port: int) -> None:
     assert all(json.loads(line)["level"] in ("INFO", "WARNING") for line in container.log.splitlines())
 
 
-def test_health_check_uses_an_allowed_host(
-    image: Stage, server_folder: Path, servers: dict[str, object]
-) -> None:
+def test_health_check_uses_an_allowed_host(image: Stage, server_folder: Path, servers: dict[str, object]) -> None:
     port = free_port()
     variables = {f"MARKETFLOW_{name}": value for name, value in servers.items()}
     variables |= {"MARKETFLOW_HTTP__PORT": port, "MARKETFLOW_HTTP__ALLOWED_HOSTS": "prices.example.com"}

@@ -460,9 +460,7 @@ def test_redis_outage_of_both_roles_keeps_rows_exact(
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
 
 
-def test_api_process_starts_without_redis(
-    roles: Roles, exchanges: list[ScriptedExchange], redis_proxy: Proxy
-) -> None:
+def test_api_process_starts_without_redis(roles: Roles, exchanges: list[ScriptedExchange], redis_proxy: Proxy) -> None:
     feeds = roles.feeds()
     redis_proxy.refuse()
     api = roles.api(MODE="test", REDIS__PORT=redis_proxy.port)
