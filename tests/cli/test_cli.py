@@ -310,6 +310,13 @@ def test_reader_that_closes_the_pipe_does_not_fail_help() -> None:
         assert (done.wait(30), done.stderr.read()) == (0, b"")
 
 
+@pytest.mark.parametrize("line", ["--help", "--version", "config", "config --format json"])
+def test_full_disk_behind_stdout_is_one_line(line: str) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command(*line.split()), stdout=full, stderr=subprocess.PIPE, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (1, "marketflow: stdout cannot be written: No space left on device\n")
+
+
 def test_help_imports_no_heavy_library() -> None:
     script = (
         "import sys; from marketflow.cli import main\n"
@@ -322,6 +329,17 @@ def test_help_imports_no_heavy_library() -> None:
     root = Path(marketflow.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
+
+
+def test_command_imports_no_module_of_another_command() -> None:
+    script = (
+        "import sys; from marketflow.cli import main\n"
+        "main.main(['config', '--help'])\n"
+        "imported = [name for name in sys.modules if name.startswith('marketflow.cli.commands.')]\n"
+        "sys.exit('' if imported == ['marketflow.cli.commands.config_command'] else str(imported))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert done.stderr.strip() == ""
 
 
 # --- marketflow check

@@ -99,7 +99,7 @@ def test_file_in_place_of_the_folder_fails(server_folder: Path) -> None:
     assert look(server_folder / "file" / "data")["data folder"].found == f"{server_folder / 'file'} is not a folder"
 
 
-def test_unwritable_folder_fails(server_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_folder_fails_the_check(server_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     result = look(server_folder)["data folder"]
     assert result.state is CheckState.FAILED

@@ -67,12 +67,12 @@ def test_missing_exchange_is_a_hint_in_test_mode() -> None:
     assert result.advice.startswith("nothing in test mode")
 
 
-def test_refused_connection_fails() -> None:
+def test_refused_connection_fails_with_advice() -> None:
     result = look(f"{HOST}:{free_port()}")
     assert (result.state, result.found) == (CheckState.FAILED, "connection refused")
 
 
-def test_unresolvable_name_fails() -> None:
+def test_unresolvable_name_fails_the_check() -> None:
     result = look("no-such-host.invalid:1")
     assert result.state is CheckState.FAILED
     assert result.found.startswith("its name cannot be resolved")
@@ -89,14 +89,14 @@ def test_dropped_packets_fail_at_the_timeout(fault: Callable[[Proxy], None], mes
     assert message in result.found
 
 
-def test_silent_exchange_fails() -> None:
+def test_silent_exchange_fails_at_the_timeout() -> None:
     with ScriptedExchange() as exchange:
         result = look(exchange.address)
     assert result.state is CheckState.FAILED
     assert result.found == "connected, but received nothing within 1.5 s"
 
 
-def test_closed_connection_fails() -> None:
+def test_closed_connection_fails_the_check() -> None:
     with ScriptedExchange() as exchange:
         hanging_up = threading.Thread(target=lambda: exchange.client().close(), daemon=True)
         hanging_up.start()

@@ -125,7 +125,7 @@ def test_failed_connection_has_advice(
     assert postgres_db["password"] not in str(result)
 
 
-def test_refused_connection_fails(postgres_db: dict[str, Any]) -> None:
+def test_refused_connection_fails_with_advice(postgres_db: dict[str, Any]) -> None:
     result = only(look(postgres_db, port=free_port()))
     assert result.state is CheckState.FAILED
     assert result.advice.startswith("start PostgreSQL")
@@ -218,7 +218,7 @@ def test_search_path_and_read_only_defaults_have_no_effect(
     assert set(states(look(postgres_db)).values()) == {CheckState.OK}
 
 
-def test_old_version_fails(postgres_db: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_version_fails_with_advice(postgres_db: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "OLDEST_VERSION", 99)
     result = only(look(postgres_db))
     assert result.state is CheckState.FAILED
@@ -226,7 +226,7 @@ def test_old_version_fails(postgres_db: dict[str, Any], monkeypatch: pytest.Monk
     assert result.advice == "upgrade PostgreSQL"
 
 
-def test_standby_fails(server_folder: Path, postgres_template: Path) -> None:
+def test_standby_server_fails_the_check(server_folder: Path, postgres_template: Path) -> None:
     class Standby(PostgresServer):
         settings = PostgresServer.settings | {"wal_level": "replica", "max_wal_senders": "10"}
 

@@ -202,7 +202,7 @@ def test_another_program_on_the_port_fails(postgres_server: object) -> None:
     assert result.advice
 
 
-def test_cluster_node_fails(server_folder: Path) -> None:
+def test_cluster_node_fails_the_check(server_folder: Path) -> None:
     class Node(RedisServer):
         def server_options(self) -> dict[str, str]:
             return super().server_options() | {"cluster-enabled": "yes"}

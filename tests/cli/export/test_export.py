@@ -466,7 +466,7 @@ def test_closed_pipe_is_no_error(table: "psycopg.Connection[Any]", environment: 
     assert (done.returncode, done.stderr, len(done.stdout)) == (0, b"", 100)
 
 
-def test_closed_stdout_fails(environment: dict[str, str]) -> None:
+def test_closed_stdout_fails_the_export(environment: dict[str, str]) -> None:
     line = f"{' '.join(command())} >&-"
     done = subprocess.run(["bash", "-c", line], env=environment, stderr=subprocess.PIPE, timeout=60)
     assert (done.returncode, done.stderr) == (1, b"marketflow: stdout is closed; set --output FILE\n")
