@@ -13,7 +13,7 @@ class StartError(MarketFlowError):
     """The application cannot start (port taken, data folder in use): print why, and exit with code 1."""
 
 
-class TooMuch(MarketFlowError):
+class QuotaExceeded(MarketFlowError):
     """A client exceeds a limit: it may retry after `seconds`."""
 
     def __init__(self, seconds: float) -> None:

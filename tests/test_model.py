@@ -30,24 +30,24 @@ SERIES = st.builds(Series, st.sampled_from(Mode), st.sampled_from(["a", "b"]), s
 
 
 @st.composite
-def tick_lists(draw: st.DrawFn, min_size: int = 1) -> list[Tick]:
+def tick_lists(query_candles: st.DrawFn, min_size: int = 1) -> list[Tick]:
     """Ticks as they arrive: in the order of their sequence, of any event time, often the same one."""
-    rows = draw(st.lists(st.tuples(PRICES, st.integers(0, 2000)), min_size=min_size, max_size=30))
+    rows = query_candles(st.lists(st.tuples(PRICES, st.integers(0, 2000)), min_size=min_size, max_size=30))
     return [Tick(price, at, sequence) for sequence, (price, at) in enumerate(rows)]
 
 
 @st.composite
-def candles(draw: st.DrawFn) -> Candle:
-    return candle_of_ticks(draw(tick_lists()))
+def candles(query_candles: st.DrawFn) -> Candle:
+    return candle_of_ticks(query_candles(tick_lists()))
 
 
 @st.composite
-def distinct_candles(draw: st.DrawFn, count: int) -> list[Candle]:
+def distinct_candles(query_candles: st.DrawFn, count: int) -> list[Candle]:
     """Candles of ticks of one series, which all have an order of arrival of their own."""
-    ticks = draw(tick_lists(min_size=count))
+    ticks = query_candles(tick_lists(min_size=count))
     groups: list[list[Tick]] = [[] for _ in range(count)]
     for i, tick in enumerate(ticks):
-        groups[i if i < count else draw(st.integers(0, count - 1))].append(tick)
+        groups[i if i < count else query_candles(st.integers(0, count - 1))].append(tick)
     return [candle_of_ticks(group) for group in groups]
 
 

@@ -10,10 +10,10 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
-from marketflow.api.middleware.client_limits import Clients
-from marketflow.api.middleware.compression import Compressed
-from marketflow.api.middleware.protection import AllowedHosts, BodyLimit, SameSite
-from marketflow.api.middleware.request_metrics import RequestTimes, Timed
+from marketflow.api.middleware.client_limits import ClientLimits
+from marketflow.api.middleware.compression import GzipCompression
+from marketflow.api.middleware.protection import AllowedHosts, BodyLimit, SameSiteOnly
+from marketflow.api.middleware.request_metrics import RequestMetrics, RequestTiming
 from marketflow.api.openapi.operation import Operation
 from marketflow.api.problems import problem_handlers
 from marketflow.api.routes.candles import candle_operations
@@ -51,7 +51,7 @@ class _Application(Starlette):
                 logger.opt(exception=error).error("{} {!r} failed{}", scope["method"], scope["path"], more)
 
 
-def operations(times: RequestTimes) -> list[Operation]:
+def operations(times: RequestMetrics) -> list[Operation]:
     """All that the API does, in the order of its description."""
     return with_documentation(
         [
@@ -87,17 +87,17 @@ def create_app(lifespan: ContextLifespan, http: HttpSettings = HttpSettings()) -
 
     `http` says by which names it may be addressed, and whose pages may read from it (see `protection`).
     """
-    clients = Clients(http.trusted_proxies)
-    times = RequestTimes()
+    clients = ClientLimits(http.trusted_proxies)
+    times = RequestMetrics()
     app = _Application(
         routes=[*(operation.route() for operation in operations(times)), *websocket_routes(times), static_route()],
         middleware=[
-            Middleware(Timed, times=times),
+            Middleware(RequestTiming, times=times),
             Middleware(BodyLimit),
             Middleware(AllowedHosts, host=http.host, allowed=http.allowed_hosts),
-            Middleware(SameSite, allowed=http.allowed_origins, host_of=clients.host),
+            Middleware(SameSiteOnly, allowed=http.allowed_origins, host_of=clients.host),
             *_cross_origin_reads(http.allowed_origins),
-            Middleware(Compressed),
+            Middleware(GzipCompression),
         ],
         exception_handlers=problem_handlers(),
         lifespan=lifespan,

@@ -9,9 +9,9 @@ from functools import cached_property
 
 from starlette.requests import HTTPConnection
 
-from marketflow.api.middleware.client_limits import Clients
-from marketflow.api.queries.names import Names
-from marketflow.api.queries.prices import Prices
+from marketflow.api.middleware.client_limits import ClientLimits
+from marketflow.api.queries.names import NameLookup
+from marketflow.api.queries.prices import PriceQueries
 from marketflow.api.streaming.hub import Hub
 from marketflow.counters import IngestCounters
 from marketflow.health import Health, ModeSwitch
@@ -30,17 +30,17 @@ class Context:
     symbols: tuple[str, ...]
     token: str = field(repr=False)
     mode: ModeSwitch
-    prices: Prices
+    prices: PriceQueries
     health: Callable[[], Health]
     counters: Callable[[], IngestCounters | None]
     ready: Callable[[], bool]
     hub: Hub
-    clients: Clients = field(default_factory=Clients)
+    clients: ClientLimits = field(default_factory=ClientLimits)
 
     @cached_property
-    def names(self) -> Names:
+    def names(self) -> NameLookup:
         """Finds exchanges and symbols by what a client calls them."""
-        return Names(self.exchanges, self.symbols)
+        return NameLookup(self.exchanges, self.symbols)
 
 
 def context_of(request: HTTPConnection) -> Context:

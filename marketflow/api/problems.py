@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ExceptionHandler
 
 from marketflow.api.rendering import JSONAnswer
-from marketflow.errors import MarketFlowError, TooMuch, Unavailable
+from marketflow.errors import MarketFlowError, QuotaExceeded, Unavailable
 
 RETRY_AFTER_SECONDS = 1
 
@@ -85,7 +85,7 @@ class Unauthorized(Problem):
     headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
 
 
-class TryAgain(Problem):
+class ServiceUnavailable(Problem):
     """It cannot be done at the moment, but may be soon."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
@@ -129,7 +129,7 @@ def problem_handlers() -> dict[type[Exception], ExceptionHandler]:
         HTTPException: _on_http_exception,
         Problem: _on_problem,
         Unavailable: _on_unavailable,
-        TooMuch: _on_too_much,
+        QuotaExceeded: _on_too_much,
         Exception: _on_unexpected,
     }
 
@@ -153,11 +153,11 @@ async def _on_problem(_: Request, error: Exception) -> Response:
 
 
 async def _on_unavailable(_: Request, __: Exception) -> Response:
-    return answer_to(TryAgain("The data cannot be read at the moment."))
+    return answer_to(ServiceUnavailable("The data cannot be read at the moment."))
 
 
 async def _on_too_much(_: Request, error: Exception) -> Response:
-    assert isinstance(error, TooMuch)
+    assert isinstance(error, QuotaExceeded)
     return too_many_requests(error.seconds)
 
 

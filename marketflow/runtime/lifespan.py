@@ -12,8 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marketflow.api.app import create_app
 from marketflow.api.context import Context
-from marketflow.api.middleware.client_limits import Clients
-from marketflow.api.queries.prices import Prices
+from marketflow.api.middleware.client_limits import ClientLimits
+from marketflow.api.queries.prices import PriceQueries
 from marketflow.api.streaming.hub import Hub
 from marketflow.clock import system_clock
 from marketflow.counters import IngestCounters
@@ -130,8 +130,8 @@ class Application(ABC):
         """What the routes work with."""
         settings = self.settings
         self.mode = lambda: mode.current
-        clients = Clients(settings.http.trusted_proxies)
-        prices = Prices(
+        clients = ClientLimits(settings.http.trusted_proxies)
+        prices = PriceQueries(
             cache,
             CoalescingReader(archive, charge=clients.charge),
             system_clock,

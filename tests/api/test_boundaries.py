@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from marketflow.api.problems import NoData
 from marketflow.api.queries.boundaries import horizon, split_between
-from marketflow.api.queries.prices import Prices, Summary
+from marketflow.api.queries.prices import PeriodSummary, PriceQueries
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.model import (
     MINUTE_MS,
@@ -58,8 +58,8 @@ class Market:
     cache: MemoryCache
     archive: MemoryArchive
 
-    def summary(self, period: int | None) -> Summary | None:
-        prices = Prices(self.cache, self.archive, lambda: self.now * NANOSECONDS_PER_MS)
+    def summary(self, period: int | None) -> PeriodSummary | None:
+        prices = PriceQueries(self.cache, self.archive, lambda: self.now * NANOSECONDS_PER_MS)
         try:
             return asyncio.run(prices.summary(ALL_SERIES, period))
         except NoData:
@@ -71,46 +71,46 @@ class Market:
 
 
 @st.composite
-def markets(draw: st.DrawFn) -> Market:
-    now = draw(nows)
+def markets(query_candles: st.DrawFn) -> Market:
+    now = query_candles(nows)
     market = Market(now, {}, MemoryCache(), MemoryArchive())
     by_slice = {
         Slot(one, slice_start(now - age)): Tick(float(price), now - age, sequence)
-        for sequence, (one, age, price) in enumerate(draw(st.lists(trades, max_size=40)))
+        for sequence, (one, age, price) in enumerate(query_candles(st.lists(trades, max_size=40)))
     }
     for slot, tick in by_slice.items():
         market.ticks.setdefault(slot.series, []).append(tick)
     for one, ticks in market.ticks.items():
         ticks.sort(key=lambda tick: tick.order)
-        store(draw, market, one, ticks)
+        store(query_candles, market, one, ticks)
     return market
 
 
-def store(draw: st.DrawFn, market: Market, one: Series, ticks: list[Tick]) -> None:
+def store(query_candles: st.DrawFn, market: Market, one: Series, ticks: list[Tick]) -> None:
     """Leave in the stores any state the flow may have come to with these ticks."""
     split = split_between(market.now)
-    if draw(st.booleans()) or ticks[-1].at >= split:
+    if query_candles(st.booleans()) or ticks[-1].at >= split:
         market.cache.newest_ticks[one] = ticks[-1]
-    if ticks[-1].at >= split and draw(st.booleans()):
+    if ticks[-1].at >= split and query_candles(st.booleans()):
         ticks = ticks[:-1]  # visible already, but its slice is not written yet
-    slices_since = draw(st.integers(market.now - HORIZON_MS, market.now - RECENT_MS))
+    slices_since = query_candles(st.integers(market.now - HORIZON_MS, market.now - RECENT_MS))
     minutes: dict[int, list[Tick]] = {}
     for tick in ticks:
         minutes.setdefault(minute_start(tick.at), []).append(tick)
         if slice_start(tick.at) + SLICE_MS > slices_since:
             market.cache.slices[Slot(one, slice_start(tick.at))] = candle_of(tick)
     for start, inside in minutes.items():
-        store_minute(draw, market, Slot(one, start), inside, must=start < split)
+        store_minute(query_candles, market, Slot(one, start), inside, must=start < split)
 
 
-def store_minute(draw: st.DrawFn, market: Market, slot: Slot, ticks: list[Tick], *, must: bool) -> None:
+def store_minute(query_candles: st.DrawFn, market: Market, slot: Slot, ticks: list[Tick], *, must: bool) -> None:
     if must:
         market.archive.minutes[slot] = folded(ticks)
         market.cache.minutes[slot] = folded(ticks)
         return
     # The last minutes may be closed or open, and closed as they were before the last ticks came in late.
     for minutes in (market.archive.minutes, market.cache.minutes):
-        if known := draw(st.integers(0, len(ticks))):
+        if known := query_candles(st.integers(0, len(ticks))):
             minutes[slot] = folded(ticks[:known])
 
 

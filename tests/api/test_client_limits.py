@@ -7,8 +7,14 @@ from typing import Any
 import httpx
 import pytest
 
-from marketflow.api.middleware.client_limits import CLIENTS_REMEMBERED, GUESSES_AT_ONCE, ROWS_AT_ONCE, Bucket, Clients
-from marketflow.errors import TooMuch, Unavailable
+from marketflow.api.middleware.client_limits import (
+    CLIENTS_REMEMBERED,
+    GUESSES_AT_ONCE,
+    ROWS_AT_ONCE,
+    ClientLimits,
+    TokenBuckets,
+)
+from marketflow.errors import QuotaExceeded, Unavailable
 from marketflow.model import Candle, Mode, Series, Tick
 from marketflow.stores.ports import CandleRange
 from marketflow.stores.postgres.request_coalescing import LONG_QUERIES, CoalescingReader, rows_of_summary
@@ -49,13 +55,13 @@ def scope(peer: str, *forwarded: str, **headers: str) -> dict[str, Any]:
 def test_client_is_the_last_address_that_no_trusted_proxy_has(
     trusted: tuple[str, ...], peer: str, forwarded: list[str], client: str
 ) -> None:
-    assert Clients(trusted).of(scope(peer, *forwarded)) == client
+    assert ClientLimits(trusted).of(scope(peer, *forwarded)) == client
 
 
 def test_forwarded_host_counts_from_a_trusted_proxy_alone() -> None:
     given = {"host": "127.0.0.1:8080", "x_forwarded_host": "prices.example.com"}
-    assert Clients().host(scope("127.0.0.1", **given)) == "127.0.0.1:8080"
-    assert Clients(["127.0.0.1"]).host(scope("127.0.0.1", **given)) == "prices.example.com"
+    assert ClientLimits().host(scope("127.0.0.1", **given)) == "127.0.0.1:8080"
+    assert ClientLimits(["127.0.0.1"]).host(scope("127.0.0.1", **given)) == "prices.example.com"
 
 
 @pytest.mark.parametrize(
@@ -70,23 +76,23 @@ def test_forwarded_host_counts_from_a_trusted_proxy_alone() -> None:
 )
 def test_forwarded_port_completes_a_host_without_one(host: str, port: str, addressed: str) -> None:
     given = scope("127.0.0.1", host=host, x_forwarded_port=port)
-    assert Clients(["127.0.0.1"]).host(given) == addressed
-    assert Clients().host(given) == host
+    assert ClientLimits(["127.0.0.1"]).host(given) == addressed
+    assert ClientLimits().host(given) == host
 
 
 def test_bucket_gives_each_client_its_share_and_forgets_strangers() -> None:
     now = 0.0
-    bucket = Bucket(2.0, 10.0, lambda: now)
+    bucket = TokenBuckets(2.0, 10.0, lambda: now)
     for _ in range(10):
         bucket.take("a", 1.0)
-    with pytest.raises(TooMuch) as refused:
+    with pytest.raises(QuotaExceeded) as refused:
         bucket.take("a", 1.0)
     assert refused.value.seconds == 0.5
     bucket.take("b", 1.0)
     now = 0.5
     bucket.take("a", 1.0)
     bucket.take("c", 1e9)  # more than there could ever be: all of it
-    with pytest.raises(TooMuch):
+    with pytest.raises(QuotaExceeded):
         bucket.take("c", 1.0)
     for number in range(2 * CLIENTS_REMEMBERED):
         bucket.take(str(number), 1.0)
@@ -141,7 +147,7 @@ def test_long_walks_share_a_few_places_and_short_ones_never_wait() -> None:
 def test_client_pays_for_what_is_read_for_it_alone() -> None:
     async def ask() -> None:
         now = 0.0
-        clients = Clients(monotonic=lambda: now)
+        clients = ClientLimits(monotonic=lambda: now)
         archive = SlowArchive()
         archive.go_on.set()
         shared = CoalescingReader(archive, charge=clients.charge)
@@ -149,7 +155,7 @@ def test_client_pays_for_what_is_read_for_it_alone() -> None:
         asked = int(ROWS_AT_ONCE // 15_000)
         for number in range(asked):
             await shared.candles(SERIES, walk(number))
-        with pytest.raises(TooMuch):
+        with pytest.raises(QuotaExceeded):
             await shared.candles(SERIES, walk(asked))
         await shared.candles(SERIES, walk(asked - 1))  # which was just asked for
         clients.asks(scope("192.0.2.2"))
@@ -183,7 +189,7 @@ def test_wrong_tokens_are_counted_logged_and_slowed(log: list[str]) -> None:
 def test_everything_on_record_can_be_asked_for_every_second() -> None:
     async def ask() -> None:
         now = 1_763_690_000.0
-        clients = Clients(monotonic=lambda: now)
+        clients = ClientLimits(monotonic=lambda: now)
         shared = CoalescingReader(SlowArchive(), monotonic=lambda: now, charge=clients.charge)
         clients.asks(scope("192.0.2.1"))
         for _ in range(60):
@@ -211,13 +217,13 @@ def test_one_client_has_so_many_streams_and_no_more(log: list[str]) -> None:
     hub = World(streams=10).context().hub
     hub._most_of_one = 2
     one, second = hub.reserve("a"), hub.reserve("a")
-    with pytest.raises(TooMuch):
+    with pytest.raises(QuotaExceeded):
         hub.reserve("a")
     other = hub.reserve("b")
     one()
     one()  # which changes nothing any more
     again = hub.reserve("a")
-    with pytest.raises(TooMuch):
+    with pytest.raises(QuotaExceeded):
         hub.reserve("a")
     for release in (again, other, second):
         release()

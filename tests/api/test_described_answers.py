@@ -13,8 +13,8 @@ import pytest
 import uvicorn
 
 from marketflow.api import app as built
-from marketflow.api.middleware.client_limits import Clients
-from marketflow.api.middleware.request_metrics import RequestTimes
+from marketflow.api.middleware.client_limits import ClientLimits
+from marketflow.api.middleware.request_metrics import RequestMetrics
 from marketflow.api.rendering import JSONAnswer
 from marketflow.errors import Unavailable
 from marketflow.model import Mode
@@ -113,7 +113,7 @@ IN_THE_APPLICATION: dict[str | None, Provoke] = {
 def too_much(method: str, path: str) -> httpx.Response:
     """An answer to a client that has had its share."""
     world = trading()
-    context = replace(world.context(), clients=Clients())
+    context = replace(world.context(), clients=ClientLimits())
     context.hub._most_of_one = 0
     for bucket in (context.clients._rows, context.clients.guesses):
         bucket._monotonic = lambda: 0.0  # nothing comes back, however slow the machine
@@ -169,7 +169,7 @@ def test_an_error_of_our_own_is_a_500_wherever_it_happens(each: Documented, monk
     async def fail(_: object) -> JSONAnswer:
         raise RuntimeError("the password is swordfish")
 
-    broken = [replace(operation, endpoint=fail) for operation in built.operations(RequestTimes())]
+    broken = [replace(operation, endpoint=fail) for operation in built.operations(RequestMetrics())]
     monkeypatch.setattr(built, "operations", lambda _: broken)
     assert_given(each, trading().ask(filled(each.path), each.method))
 

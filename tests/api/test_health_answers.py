@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from marketflow.api.problems import NoData
-from marketflow.api.queries.prices import Prices, Quote, Summary
+from marketflow.api.queries.prices import ObservedPrice, PeriodSummary, PriceQueries
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Mode, Series, Slot, Tick, candle_of, minute_start
@@ -18,15 +18,15 @@ EVERY = [series(exchange) for exchange in EXCHANGES]
 DAY_MS = 24 * 60 * MINUTE_MS
 
 
-def prices_of(world: World) -> Prices:
-    return Prices(world.cache, world.archive, lambda: world.now * NANOSECONDS_PER_MS)
+def prices_of(world: World) -> PriceQueries:
+    return PriceQueries(world.cache, world.archive, lambda: world.now * NANOSECONDS_PER_MS)
 
 
-def latest(world: World, asked: Sequence[Series] = ONE) -> Quote:
+def latest(world: World, asked: Sequence[Series] = ONE) -> ObservedPrice:
     return asyncio.run(prices_of(world).latest(asked))
 
 
-def summary(world: World, period: int | None, asked: Sequence[Series] = ONE) -> Summary:
+def summary(world: World, period: int | None, asked: Sequence[Series] = ONE) -> PeriodSummary:
     return asyncio.run(prices_of(world).summary(asked, period))
 
 
@@ -46,7 +46,7 @@ def test_latest_is_the_newest_by_event_time_over_all_exchanges() -> None:
     world.trade(1.0, 300, series("exchange1"))
     world.trade(2.0, 100, series("Exchange2"))
     world.trade(3.0, 200, series("exchange3"))
-    assert latest(world, EVERY) == Quote(series("Exchange2"), 2.0, NOW - 100)
+    assert latest(world, EVERY) == ObservedPrice(series("Exchange2"), 2.0, NOW - 100)
 
 
 def test_exchange_whose_clock_is_ahead_does_not_own_the_newest_price() -> None:
@@ -54,7 +54,7 @@ def test_exchange_whose_clock_is_ahead_does_not_own_the_newest_price() -> None:
     received = NOW * NANOSECONDS_PER_MS
     ahead, later = Tick(1.0, NOW + 4_900, received), Tick(2.0, NOW + 10, received + 20 * NANOSECONDS_PER_MS)
     world.cache.newest_ticks = {series("exchange1"): ahead, series("Exchange2"): later}
-    assert latest(world, EVERY) == Quote(series("Exchange2"), 2.0, NOW + 10)
+    assert latest(world, EVERY) == ObservedPrice(series("Exchange2"), 2.0, NOW + 10)
 
 
 def test_of_two_ticks_of_one_millisecond_the_one_that_came_later_is_the_latest() -> None:
@@ -72,7 +72,7 @@ def test_latest_does_not_ask_the_archive_while_the_cache_knows(world: World) -> 
 def test_latest_is_the_close_of_the_last_minute_where_the_cache_has_none(world: World, *, cache_away: bool) -> None:
     world.cache.newest_ticks.clear()
     world.cache.away = cache_away
-    assert latest(world, EVERY) == Quote(series(), 20.0, NOW - 120_000)
+    assert latest(world, EVERY) == ObservedPrice(series(), 20.0, NOW - 120_000)
 
 
 def test_latest_is_still_answered_from_the_cache_while_the_archive_is_away(world: World) -> None:
@@ -158,7 +158,9 @@ def test_without_the_cache_a_period_is_whole_minutes_up_to_the_last_on_record_an
 def test_without_the_cache_a_row_of_the_minute_that_runs_is_used_up_to_now(world: World) -> None:
     world.cache.away = True
     world.archive.minutes[Slot(series(), minute_start(NOW))] = candle_of(Tick(60.0, NOW - 9_000, 1))
-    assert summary(world, 10_000) == Summary({series(): candle_of(Tick(60.0, NOW - 9_000, 1))}, minute_start(NOW), NOW)
+    assert summary(world, 10_000) == PeriodSummary(
+        {series(): candle_of(Tick(60.0, NOW - 9_000, 1))}, minute_start(NOW), NOW
+    )
 
 
 @pytest.mark.parametrize("period", [1_000, 600_000, None])
@@ -173,7 +175,7 @@ def test_of_equal_extremes_the_earliest_counts_whichever_exchange_it_is_on() -> 
     for age_ms, exchange in ((300, "exchange1"), (500, "Exchange2"), (400, "exchange3")):
         world.trade(7.0, age_ms, series(exchange))
     found = summary(world, 1_000, EVERY)
-    assert found.highest() == found.lowest() == Quote(series("Exchange2"), 7.0, NOW - 500)
+    assert found.highest() == found.lowest() == ObservedPrice(series("Exchange2"), 7.0, NOW - 500)
 
 
 def test_a_cancelled_request_leaves_no_question_behind() -> None:
@@ -181,7 +183,9 @@ def test_a_cancelled_request_leaves_no_question_behind() -> None:
 
     async def cancel_while_asking() -> None:
         world = World()
-        asking = asyncio.create_task(Prices(world.cache, archive, lambda: NOW * NANOSECONDS_PER_MS).summary(ONE, None))
+        asking = asyncio.create_task(
+            PriceQueries(world.cache, archive, lambda: NOW * NANOSECONDS_PER_MS).summary(ONE, None)
+        )
         await archive.asked.wait()
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from marketflow import __version__
 from marketflow.api.app import operations
-from marketflow.api.middleware.request_metrics import RequestTimes
+from marketflow.api.middleware.request_metrics import RequestMetrics
 from marketflow.api.openapi.operation import PATH_PARAMETERS
 from marketflow.api.queries import candle_parameters
 from marketflow.api.queries.period import PERIOD
@@ -20,7 +20,7 @@ from marketflow.api.routes import prices
 from tests.api.description import Description, description, filled
 from tests.api.world import EXCHANGES, SYMBOLS, World, application_of
 
-OPERATIONS = {(each.method, each.path): each for each in operations(RequestTimes())}
+OPERATIONS = {(each.method, each.path): each for each in operations(RequestMetrics())}
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from marketflow.api.problems import NoData
 from marketflow.api.queries.candle_parameters import INTERVALS_MS
-from marketflow.api.queries.candles import Question
-from marketflow.api.queries.prices import Prices, Quote, Summary
+from marketflow.api.queries.candles import CandleRequest
+from marketflow.api.queries.prices import ObservedPrice, PeriodSummary, PriceQueries
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.errors import Unavailable
 from marketflow.model import (
@@ -224,7 +224,7 @@ class Periods(RuleBasedStateMachine):
         begin, end = (None if ago is None else self.now - ago for ago in (since, until))
         if begin is not None and end is not None and begin >= end:
             begin, end = end, begin + 1
-        question = Question(length, begin, end, limit)
+        question = CandleRequest(length, begin, end, limit)
         for reader in (StateReader(self.memory), self.redis_reader()):
             known_from = 0
             if self.archive.away:
@@ -244,7 +244,7 @@ class Periods(RuleBasedStateMachine):
                 start for start, *_ in found if chart.known_from <= start <= self.now - LATE_AFTER_MS - length
             ]
 
-    def candles(self, question: Question, whose: Sequence[Series], known_from: int) -> list[tuple[Any, ...]]:
+    def candles(self, question: CandleRequest, whose: Sequence[Series], known_from: int) -> list[tuple[Any, ...]]:
         """The ticks of all series folded on the grid, each candle with the time it opens at."""
         length, since, until, limit = question
         by_start: dict[int, list[Tick]] = {}
@@ -269,7 +269,7 @@ class Periods(RuleBasedStateMachine):
                 assert not newest or self.archive.away
                 continue
             _, one, tick = max(newest)
-            assert quote == Quote(one, tick.price, tick.at)
+            assert quote == ObservedPrice(one, tick.price, tick.at)
 
     @invariant()
     def memory_is_bounded(self) -> None:
@@ -287,21 +287,21 @@ class Periods(RuleBasedStateMachine):
     def summary(
         self, whose: Sequence[Series], ticks: Sequence[tuple[Series, Tick]], period: int | None, since: int
     ) -> Any:
-        return Summary(
+        return PeriodSummary(
             {one: candle for one in whose if (candle := candle_of_series(one, ticks)) is not None},
             min(tick.at for _, tick in ticks) if period is None else since,
             max(self.now, *(tick.at for _, tick in ticks), 0),
         )
 
-    def first(self, whose: Sequence[Series], ticks: Sequence[tuple[Series, Tick]], price: float) -> Quote:
+    def first(self, whose: Sequence[Series], ticks: Sequence[tuple[Series, Tick]], price: float) -> ObservedPrice:
         at, _, one = min((tick.at, whose.index(one), one) for one, tick in ticks if tick.price == price)
-        return Quote(one, price, at)
+        return ObservedPrice(one, price, at)
 
     def oldest_kept(self) -> int:
         return minute_start(self.now - MINUTES_KEPT_MS)
 
-    def prices(self, reader: CacheReader) -> Prices:
-        return Prices(reader, self.archive, self.clock, AHEAD_MS, LATE_AFTER_MS)
+    def prices(self, reader: CacheReader) -> PriceQueries:
+        return PriceQueries(reader, self.archive, self.clock, AHEAD_MS, LATE_AFTER_MS)
 
     def redis_reader(self) -> RedisReader:
         client = cast("redis.asyncio.Redis", AsyncMemoryRedisClient(self.server))

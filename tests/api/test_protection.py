@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from marketflow.api.middleware.protection import AllowedHosts, BodyLimit, SameSite, is_loopback
+from marketflow.api.middleware.protection import AllowedHosts, BodyLimit, SameSiteOnly, is_loopback
 from tests.api.world import World
 
 Headers = Sequence[tuple[str, str]]
@@ -171,18 +171,18 @@ def test_loopback_is_told_by_name_and_address(host: str) -> None:
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "TRACE"])
 def test_what_a_page_of_another_site_sends_is_refused(method: str, headers: dict[str, str], passes: bool) -> None:
     inner = Inner()
-    answer = ask(SameSite(inner), [*host("localhost:8080"), *headers.items()], method)
+    answer = ask(SameSiteOnly(inner), [*host("localhost:8080"), *headers.items()], method)
     assert answer[:2] == ((200, None) if passes else (403, "cross_site"))
     assert len(inner.bodies) == passes
 
 
 def test_an_origin_without_a_host_does_not_match_a_request_without_one() -> None:
-    assert ask(SameSite(Inner()), [("origin", "null")], "POST")[0] == 403
+    assert ask(SameSiteOnly(Inner()), [("origin", "null")], "POST")[0] == 403
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
 def test_a_page_of_another_site_may_read_as_far_as_the_browser_lets_it(method: str) -> None:
-    assert ask(SameSite(Inner()), [("sec-fetch-site", "cross-site")], method)[0] == 200
+    assert ask(SameSiteOnly(Inner()), [("sec-fetch-site", "cross-site")], method)[0] == 200
 
 
 def test_a_page_of_another_site_cannot_switch_the_mode_with_or_without_the_token() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from marketflow.api.app import operations
-from marketflow.api.middleware.request_metrics import RequestTimes
+from marketflow.api.middleware.request_metrics import RequestMetrics
 from tests.support.application import ROOT, Application, ScriptedExchange, Traffic, exchanges_setting
 from tests.support.servers import wait_until
 
@@ -56,6 +56,6 @@ def ask_everything(application: Application, token: str) -> str:
     )
     report: str = run.stdout
     assert run.returncode == 0, report + run.stderr
-    tested = len(operations(RequestTimes())) - 1  # but /stream/prices, which the configuration leaves out
+    tested = len(operations(RequestMetrics())) - 1  # but /stream/prices, which the configuration leaves out
     assert f"Tested: {tested}\n" in report
     return report

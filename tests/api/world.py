@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from marketflow.api.app import create_app
 from marketflow.api.context import Context
-from marketflow.api.queries.prices import Prices
+from marketflow.api.queries.prices import PriceQueries
 from marketflow.api.streaming.hub import Hub
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.counters import IngestCounters
@@ -207,7 +207,7 @@ class World:
             self.cache.newest_ticks[one] = max(self.cache.newest_ticks.get(one, tick), tick, key=_order)
 
     def context(self) -> Context:
-        prices = Prices(self.cache, self.archive, lambda: self.now * NANOSECONDS_PER_MS)
+        prices = PriceQueries(self.cache, self.archive, lambda: self.now * NANOSECONDS_PER_MS)
         return Context(
             exchanges=EXCHANGES,
             symbols=SYMBOLS,

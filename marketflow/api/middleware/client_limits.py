@@ -15,7 +15,7 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 
 from starlette.types import Scope
 
-from marketflow.errors import TooMuch
+from marketflow.errors import QuotaExceeded
 
 CLIENTS_REMEMBERED = 4096
 """How many clients a bucket remembers, those that asked last: strangers cannot make it grow."""
@@ -34,7 +34,7 @@ _PORT = re.compile(r":[0-9]+$")
 _asking: ContextVar[str] = ContextVar("asking", default="")
 
 
-class Bucket:
+class TokenBuckets:
     """A token bucket for each client.
 
     Args:
@@ -53,10 +53,10 @@ class Bucket:
         """Take that much, or what is left where it is more than there could ever be.
 
         Raises:
-            TooMuch: there is not that much left.
+            QuotaExceeded: there is not that much left.
         """
         if wait := self.wait(client, amount):
-            raise TooMuch(wait)
+            raise QuotaExceeded(wait)
         left, now = self._now(client)
         self._left[client] = (left - min(amount, self._at_once), now)
         self._left.move_to_end(client)
@@ -74,7 +74,7 @@ class Bucket:
         return min(self._at_once, left + (now - at) * self._a_second), now
 
 
-class Clients:
+class ClientLimits:
     """Tells clients apart, and holds each to its share.
 
     Args:
@@ -84,8 +84,8 @@ class Clients:
 
     def __init__(self, trusted_proxies: Sequence[str] = (), monotonic: Callable[[], float] = time.monotonic) -> None:
         self._trusted = tuple(ip_network(each, strict=False) for each in trusted_proxies)
-        self._rows = Bucket(ROWS_A_SECOND, ROWS_AT_ONCE, monotonic)
-        self.guesses = Bucket(GUESSES_A_SECOND, GUESSES_AT_ONCE, monotonic)
+        self._rows = TokenBuckets(ROWS_A_SECOND, ROWS_AT_ONCE, monotonic)
+        self.guesses = TokenBuckets(GUESSES_A_SECOND, GUESSES_AT_ONCE, monotonic)
         """Wrong tokens."""
 
     def of(self, scope: Scope) -> str:
@@ -120,7 +120,7 @@ class Clients:
         """Have so many rows read for the client that asks.
 
         Raises:
-            TooMuch: it has had its share.
+            QuotaExceeded: it has had its share.
         """
         if client := _asking.get():
             self._rows.take(client, rows)

@@ -17,7 +17,7 @@ _GZIP = re.compile(rb"(?:^|,)[ \t]*gzip[ \t]*(?:;[ \t]*q=([0-9.]*)[ \t]*)?(?=,|$
 _ACCEPTED = b"accept-encoding"
 
 
-class Compressed:
+class GzipCompression:
     """Compresses answers by gzip for clients that take it. Middleware.
 
     Args:

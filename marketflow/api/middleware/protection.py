@@ -1,8 +1,8 @@
 """What is refused before a route sees it: foreign host names, requests of other sites' pages, long and slow bodies.
 
 An API on this machine is not out of reach for a web page in a browser on the same machine. A page can post to it, which
-`SameSite` refuses; and where the page's own name turns into 127.0.0.1 (DNS rebinding) it could even read the answers,
-which `AllowedHosts` refuses.
+`SameSiteOnly` refuses; and where the page's own name turns into 127.0.0.1 (DNS rebinding) it could even read the
+answers, which `AllowedHosts` refuses.
 
 Where there is nothing to refuse each of them returns the application's own coroutine, since one more around it would
 cost every request.
@@ -20,7 +20,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from marketflow.api.middleware.client_limits import Clients
+from marketflow.api.middleware.client_limits import ClientLimits
 from marketflow.api.problems import Problem, answer_to
 from marketflow.api.streaming.sse import STREAMING
 from marketflow.logs import RateLimit
@@ -114,7 +114,7 @@ class AllowedHosts:
         return is_loopback(name) or name == self._host
 
 
-class SameSite:
+class SameSiteOnly:
     """Refuses what a page of another site makes a browser send, unless it only reads. Middleware.
 
     What is read on a WebSocket a page of another site could read as well, so each of those must come from ours.
@@ -131,7 +131,7 @@ class SameSite:
     def __init__(self, app: ASGIApp, allowed: Sequence[str] = (), host_of: HostOf | None = None) -> None:
         self._app = app
         self._allowed = {origin.lower() for origin in allowed}
-        self._host_of = host_of or Clients().host
+        self._host_of = host_of or ClientLimits().host
         self._limit = RateLimit(REFUSALS_SECONDS)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:

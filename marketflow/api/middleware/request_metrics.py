@@ -36,7 +36,7 @@ _IN_MEMORY = "/dev/shm"  # noqa: S108 - where there is none, the usual place for
 prometheus_client.disable_created_metrics()
 
 
-class RequestTimes:
+class RequestMetrics:
     """A histogram of requests, and how the process does that serves them where there is only one."""
 
     def __init__(self) -> None:
@@ -71,10 +71,10 @@ class RequestTimes:
         return MultiProcessCollector(None, shared).collect() if shared else self._registry.collect()
 
 
-class Timed:
+class RequestTiming:
     """Times every request that is HTTP. Middleware, to be the outermost."""
 
-    def __init__(self, app: ASGIApp, times: RequestTimes) -> None:
+    def __init__(self, app: ASGIApp, times: RequestMetrics) -> None:
         self._app = app
         self._times = times
 

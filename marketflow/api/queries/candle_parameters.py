@@ -8,7 +8,7 @@ from starlette.datastructures import QueryParams
 
 from marketflow.api.openapi.operation import Parameter
 from marketflow.api.problems import Problem
-from marketflow.api.queries.candles import Question
+from marketflow.api.queries.candles import CandleRequest
 from marketflow.time_parsing import PATTERN, is_relative, moment_ms
 
 INTERVALS_MS = {
@@ -99,7 +99,7 @@ class CandleQuery(NamedTuple):
     """A query: the name of the interval, what is asked, and whether as arrays."""
 
     interval: str
-    question: Question
+    question: CandleRequest
     as_arrays: bool
 
 
@@ -139,7 +139,7 @@ def _parse(query: bytes, now_ms: int) -> CandleQuery:
     as_arrays = given.get("format")
     if as_arrays not in (None, "array"):
         raise InvalidFormat("The format is array, or is left out for objects.")
-    return CandleQuery(interval, Question(INTERVALS_MS[interval], since, until, limit), as_arrays is not None)
+    return CandleQuery(interval, CandleRequest(INTERVALS_MS[interval], since, until, limit), as_arrays is not None)
 
 
 def parse_time(name: str, text: str, now_ms: int) -> int:

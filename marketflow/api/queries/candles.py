@@ -23,7 +23,7 @@ it never changes, so nobody is told to keep it for long.
 """
 
 
-class Question(NamedTuple):
+class CandleRequest(NamedTuple):
     """Which candles are asked for.
 
     Args:
@@ -39,7 +39,7 @@ class Question(NamedTuple):
     limit: int
 
 
-class Moment(NamedTuple):
+class QueryTime(NamedTuple):
     """When it is asked (Unix ms): now, the minute before which all ticks lie, and until when they have come."""
 
     now: int
@@ -47,7 +47,7 @@ class Moment(NamedTuple):
     complete_until: int
 
 
-class Chart(NamedTuple):
+class CandleRows(NamedTuple):
     """The answer.
 
     Args:
@@ -66,9 +66,9 @@ class Chart(NamedTuple):
         return self.known_from <= start and start + length_ms <= self.closed_until
 
 
-async def draw(
-    cache: CacheReader, archive: ArchiveReader, series: Sequence[Series], question: Question, moment: Moment
-) -> Chart:
+async def query_candles(
+    cache: CacheReader, archive: ArchiveReader, series: Sequence[Series], question: CandleRequest, moment: QueryTime
+) -> CandleRows:
     """The candles of all series together.
 
     Raises:
@@ -79,12 +79,12 @@ async def draw(
     asked_until = moment.horizon if question.until is None else _next_on_grid(question.until, length)
     until = min(asked_until, moment.horizon)
     if since >= until:
-        return Chart({}, moment.complete_until, 0, settled=False)
+        return CandleRows({}, moment.complete_until, 0, settled=False)
 
     def walk(begin: int, end: int) -> CandleRange:
         return CandleRange(length, begin, end, question.limit, newest=question.since is None)
 
-    def chart(*parts: Mapping[int, Candle], closed_until: int, known_from: int = 0, complete: bool = False) -> Chart:
+    def chart(*parts: Mapping[int, Candle], closed_until: int, known_from: int = 0, complete: bool = False) -> CandleRows:
         candles = merge_all(parts)
         if not candles and not complete:
             raise Unavailable("not everything could be asked")
@@ -92,7 +92,7 @@ async def draw(
         starts = starts[-question.limit :] if question.since is None else starts[: question.limit]
         over = question.since is not None and asked_until + SETTLED_MS <= moment.now
         chosen = {start: candles[start] for start in starts}
-        return Chart(chosen, closed_until, known_from, settled=complete and over)
+        return CandleRows(chosen, closed_until, known_from, settled=complete and over)
 
     old, recent = walk(since, min(until, split)), max(since, split)
     rows, remembered = await both(

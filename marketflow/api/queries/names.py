@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from marketflow.api.problems import UnknownExchange, UnknownSymbol
 
 
-class Names:
+class NameLookup:
     """The configured exchanges and symbols.
 
     Args:

@@ -9,7 +9,7 @@ from marketflow.api.context import Context
 from marketflow.model import Mode, Series
 
 
-class Subject(NamedTuple):
+class PathParameters(NamedTuple):
     """What a request is about, in canonical spelling; `exchange` is None for all. The mode is part of each series."""
 
     exchange: str | None
@@ -17,7 +17,7 @@ class Subject(NamedTuple):
     series: tuple[Series, ...]
 
 
-def asked_about(request: Request, context: Context) -> Subject:
+def path_parameters_of(request: Request, context: Context) -> PathParameters:
     """What the path of a request names.
 
     Raises:
@@ -28,8 +28,8 @@ def asked_about(request: Request, context: Context) -> Subject:
 
 
 @lru_cache(maxsize=4096)  # the same few with every request
-def _subject(context: Context, mode: Mode, exchange_asked: str | None, symbol_asked: str) -> Subject:
+def _subject(context: Context, mode: Mode, exchange_asked: str | None, symbol_asked: str) -> PathParameters:
     exchange = None if exchange_asked is None else context.names.exchange(exchange_asked)
     symbol = context.names.symbol(symbol_asked)
     exchanges = context.exchanges if exchange is None else (exchange,)
-    return Subject(exchange, symbol, tuple(Series(mode, one, symbol) for one in exchanges))
+    return PathParameters(exchange, symbol, tuple(Series(mode, one, symbol) for one in exchanges))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from marketflow.api.problems import NoData
 from marketflow.api.queries.boundaries import horizon, oldest_kept_minute, split_between
-from marketflow.api.queries.candles import Chart, Moment, Question, draw
+from marketflow.api.queries.candles import CandleRequest, CandleRows, QueryTime, query_candles
 from marketflow.api.queries.either_store import both, unless_unavailable
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
@@ -24,7 +24,7 @@ from marketflow.stores.candle_window import merged
 from marketflow.stores.ports import ArchiveReader, CacheReader
 
 
-class Quote(NamedTuple):
+class ObservedPrice(NamedTuple):
     """A price, where it was paid and when (Unix ms, event time)."""
 
     series: Series
@@ -32,22 +32,22 @@ class Quote(NamedTuple):
     at: int
 
 
-class Summary(NamedTuple):
+class PeriodSummary(NamedTuple):
     """What happened from `since` to `until` (Unix ms): one candle for each series that has any tick, never empty."""
 
     candles: dict[Series, Candle]
     since: int
     until: int
 
-    def highest(self) -> Quote:
+    def highest(self) -> ObservedPrice:
         """The highest price; the earliest of several, the first series of several at once."""
         series, candle = max(self.candles.items(), key=lambda item: (item[1].high, -item[1].high_at))
-        return Quote(series, candle.high, candle.high_at)
+        return ObservedPrice(series, candle.high, candle.high_at)
 
-    def lowest(self) -> Quote:
+    def lowest(self) -> ObservedPrice:
         """The lowest price; the earliest of several, the first series of several at once."""
         series, candle = min(self.candles.items(), key=lambda item: (item[1].low, item[1].low_at))
-        return Quote(series, candle.low, candle.low_at)
+        return ObservedPrice(series, candle.low, candle.low_at)
 
     def whole(self) -> Candle:
         """One candle of all series."""
@@ -57,7 +57,7 @@ class Summary(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Prices:
+class PriceQueries:
     """Answers questions about series from `cache` and `archive`; stateless.
 
     Exchanges' clocks may be ahead by `ahead_ms`; `closed_after_ms` after the end of a candle no tick that would be
@@ -70,7 +70,7 @@ class Prices:
     ahead_ms: int = MINUTE_MS
     closed_after_ms: int = 5_500
 
-    async def latest(self, series: Sequence[Series]) -> Quote:
+    async def latest(self, series: Sequence[Series]) -> ObservedPrice:
         """The newest tick of all series by event time, none later than its receipt, then by arrival.
 
         The close of a minute, once that is all there is.
@@ -90,7 +90,7 @@ class Prices:
             raise _nothing(complete=cached)
         return found
 
-    async def summary(self, series: Sequence[Series], period: int | None) -> Summary:
+    async def summary(self, series: Sequence[Series], period: int | None) -> PeriodSummary:
         """What the series did in the last `period` ms, or ever.
 
         Raises:
@@ -105,7 +105,7 @@ class Prices:
             return await self._long(series, minute_start(now - period), now)
         return await self._recent(series, now - period, now)
 
-    async def candles(self, series: Sequence[Series], question: Question) -> Chart:
+    async def candles(self, series: Sequence[Series], question: CandleRequest) -> CandleRows:
         """The candles of all series together.
 
         Raises:
@@ -113,9 +113,11 @@ class Prices:
         """
         now = milliseconds(self.clock())
         until = horizon(now, self.ahead_ms)
-        return await draw(self.cache, self.archive, series, question, Moment(now, until, now - self.closed_after_ms))
+        return await query_candles(
+            self.cache, self.archive, series, question, QueryTime(now, until, now - self.closed_after_ms)
+        )
 
-    async def _recent(self, series: Sequence[Series], since: int, now: int) -> Summary:
+    async def _recent(self, series: Sequence[Series], since: int, now: int) -> PeriodSummary:
         """A period that the slices cover: exact from the cache, whole minutes from the archive."""
         until = horizon(now, self.ahead_ms)
         remembered = await unless_unavailable(self.cache.summary(series, since, until))
@@ -125,7 +127,7 @@ class Prices:
         rows = await self.archive.summary(series, since, until)
         return _summary(series, rows, since, _end_of(rows, now), complete=False)
 
-    async def _long(self, series: Sequence[Series], since: int, now: int) -> Summary:
+    async def _long(self, series: Sequence[Series], since: int, now: int) -> PeriodSummary:
         """A period of whole minutes from `since`, the older ones from the archive and the last ones from the cache."""
         split, until = split_between(now), horizon(now, self.ahead_ms)
         rows, remembered = await both(
@@ -141,7 +143,7 @@ class Prices:
         rows = _pairwise(rows, await self.archive.summary(series, split, until))
         return _summary(series, rows, since, _end_of(rows, now), complete=False)
 
-    async def _remembered(self, series: Sequence[Series], since: int, now: int) -> Summary:
+    async def _remembered(self, series: Sequence[Series], since: int, now: int) -> PeriodSummary:
         """The closed minutes of the cache in place of the archive's."""
         remembered = await self.cache.summary(series, since, horizon(now, self.ahead_ms))
         found = _summary(series, remembered, since, now, complete=False)
@@ -151,12 +153,12 @@ class Prices:
 
 def _summary(
     series: Sequence[Series], candles: Sequence[Candle | None], since: int, until: int, *, complete: bool
-) -> Summary:
+) -> PeriodSummary:
     found = {one: candle for one, candle in zip(series, candles, strict=True) if candle is not None}
     if not found:
         raise _nothing(complete=complete)
     # An exchange's clock may be ahead of ours: what counts lies within the period that is told.
-    return Summary(found, since, max(until, *(candle.last_at for candle in found.values())))
+    return PeriodSummary(found, since, max(until, *(candle.last_at for candle in found.values())))
 
 
 def _nothing(*, complete: bool) -> Exception:
@@ -164,12 +166,12 @@ def _nothing(*, complete: bool) -> Exception:
     return NoData("There is no tick to answer with.") if complete else Unavailable("not everything could be asked")
 
 
-def _newest_of(series: Sequence[Series], ticks: Sequence[Tick | None]) -> Quote | None:
+def _newest_of(series: Sequence[Series], ticks: Sequence[Tick | None]) -> ObservedPrice | None:
     newest, whose = None, None
     for one, tick in zip(series, ticks, strict=True):
         if tick is not None and (newest is None or tick.order_of_receipt > newest.order_of_receipt):
             newest, whose = tick, one
-    return Quote(whose, newest.price, newest.at) if newest and whose else None
+    return ObservedPrice(whose, newest.price, newest.at) if newest and whose else None
 
 
 def _pairwise(earlier: Sequence[Candle | None], later: Sequence[Candle | None]) -> list[Candle | None]:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from marketflow.api.context import context_of
 from marketflow.api.openapi.operation import Exchange, Operation, Symbol, Tag
-from marketflow.api.problems import TooManyRequests, TryAgain, UnknownExchange, UnknownSymbol
+from marketflow.api.problems import ServiceUnavailable, TooManyRequests, UnknownExchange, UnknownSymbol
 from marketflow.api.queries.candle_parameters import (
     CANDLE_QUERY,
     INTERVALS_MS,
@@ -22,8 +22,8 @@ from marketflow.api.queries.candle_parameters import (
     InvalidRange,
     parse_query,
 )
-from marketflow.api.queries.candles import Chart
-from marketflow.api.queries.path_parameters import asked_about
+from marketflow.api.queries.candles import CandleRows
+from marketflow.api.queries.path_parameters import path_parameters_of
 from marketflow.api.rendering import ALWAYS, JSONAnswer, Time, rfc3339
 from marketflow.clock import milliseconds
 
@@ -100,7 +100,15 @@ def candle_operations() -> list[Operation]:
         ),
         answer=CandlesAnswer | list[Kline],
         query=CANDLE_QUERY,
-        problems=(InvalidInterval, InvalidRange, InvalidLimit, InvalidFormat, UnknownSymbol, TryAgain, TooManyRequests),
+        problems=(
+            InvalidInterval,
+            InvalidRange,
+            InvalidLimit,
+            InvalidFormat,
+            UnknownSymbol,
+            ServiceUnavailable,
+            TooManyRequests,
+        ),
         may_be_kept=True,
     )
     on_one = replace(
@@ -115,7 +123,7 @@ def candle_operations() -> list[Operation]:
 
 async def _candles(request: Request) -> Response:
     context = context_of(request)
-    subject = asked_about(request, context)
+    subject = path_parameters_of(request, context)
     context.clients.asks(request.scope)
     interval, question, as_arrays = parse_query(request.scope["query_string"], milliseconds(context.prices.clock()))
     chart = await context.prices.candles(subject.series, question)
@@ -127,7 +135,7 @@ async def _candles(request: Request) -> Response:
     return _kept(request, answer) if chart.settled else answer
 
 
-def _objects(chart: Chart, length_ms: int) -> list[CandleAnswer]:
+def _objects(chart: CandleRows, length_ms: int) -> list[CandleAnswer]:
     return [
         CandleAnswer(
             rfc3339(start),
@@ -144,7 +152,7 @@ def _objects(chart: Chart, length_ms: int) -> list[CandleAnswer]:
     ]
 
 
-def _klines(chart: Chart, length_ms: int) -> list[Kline]:
+def _klines(chart: CandleRows, length_ms: int) -> list[Kline]:
     return [
         Kline(
             start,

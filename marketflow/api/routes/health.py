@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from marketflow.api.context import context_of
 from marketflow.api.openapi.operation import Operation, Tag
-from marketflow.api.problems import TryAgain
+from marketflow.api.problems import ServiceUnavailable
 from marketflow.api.rendering import JSONAnswer
 from marketflow.health import Health
 
@@ -30,7 +30,7 @@ def status_operations() -> list[Operation]:
         endpoint=_health,
         tag=_STATUS,
         summary="How stores and exchanges do, for people",
-        description="Always 200: `degraded` is an answer. Prices are given as long as one of the two stores is there.",
+        description="Always 200: `degraded` is an answer. PriceQueries are given as long as one of the two stores is there.",
         answer=Health,
     )
     livez = Operation(
@@ -50,7 +50,7 @@ def status_operations() -> list[Operation]:
         summary="Whether it can answer queries, for orchestrators",
         description="While this is 503 it should be sent no requests.",
         answer=Alive,
-        problems=(TryAgain,),
+        problems=(ServiceUnavailable,),
     )
     return [health, livez, readyz]
 
@@ -66,5 +66,5 @@ async def _livez(_: Request) -> Response:
 
 async def _readyz(request: Request) -> Response:
     if not context_of(request).ready():
-        raise TryAgain("The application cannot answer queries yet.")
+        raise ServiceUnavailable("The application cannot answer queries yet.")
     return JSONAnswer(Alive("ok"))

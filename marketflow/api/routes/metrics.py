@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from marketflow import __version__
 from marketflow.api.context import Context, context_of
-from marketflow.api.middleware.request_metrics import RequestTimes
+from marketflow.api.middleware.request_metrics import RequestMetrics
 from marketflow.api.openapi.operation import Content, Operation, Tag
 from marketflow.api.rendering import ALWAYS
 from marketflow.counters import Delays, ExchangeCounters, IngestCounters
@@ -24,7 +24,7 @@ from marketflow.model import FeedState, Mode
 _METRICS = Tag("metrics", "What has been counted.")
 
 
-def metrics_operations(times: RequestTimes) -> list[Operation]:
+def metrics_operations(times: RequestMetrics) -> list[Operation]:
     """The operation of this module."""
 
     async def metrics(request: Request) -> Response:
@@ -56,7 +56,7 @@ def _encoded(exposed: Collector, accept: str) -> tuple[bytes, str]:
 class _Exposed(Collector):
     """Everything at one moment."""
 
-    def __init__(self, context: Context, times: RequestTimes) -> None:
+    def __init__(self, context: Context, times: RequestMetrics) -> None:
         self._context = context
         self._times = times
 

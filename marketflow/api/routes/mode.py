@@ -10,11 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from marketflow.api.context import Context, context_of
-from marketflow.api.middleware.request_metrics import RequestTimes
+from marketflow.api.middleware.request_metrics import RequestMetrics
 from marketflow.api.openapi.operation import Endpoint, Operation, Tag
-from marketflow.api.problems import TooManyRequests, TryAgain, Unauthorized
+from marketflow.api.problems import ServiceUnavailable, TooManyRequests, Unauthorized
 from marketflow.api.rendering import JSONAnswer
-from marketflow.errors import TooMuch, Unavailable
+from marketflow.errors import QuotaExceeded, Unavailable
 from marketflow.logs import RateLimit
 from marketflow.model import Mode
 
@@ -37,7 +37,7 @@ _limit = RateLimit(10.0)
 _MODE = Tag("mode", "Generated prices (`test`) or those of the exchanges (`live`). Data of the two never mix.")
 
 
-def mode_operations(times: RequestTimes) -> list[Operation]:
+def mode_operations(times: RequestMetrics) -> list[Operation]:
     """/mode, and an operation for each mode to switch to, so that any other name is simply not found."""
     running = Operation(
         id="mode",
@@ -50,7 +50,7 @@ def mode_operations(times: RequestTimes) -> list[Operation]:
     return [running, *(_switching_to(mode, times) for mode in Mode)]
 
 
-def _switching_to(mode: Mode, times: RequestTimes) -> Operation:
+def _switching_to(mode: Mode, times: RequestMetrics) -> Operation:
     return Operation(
         id=f"switchTo{mode.capitalize()}",
         method="POST",
@@ -60,7 +60,7 @@ def _switching_to(mode: Mode, times: RequestTimes) -> Operation:
         summary=f"Switch to {mode} mode",
         description="Every answer after this one is about that mode. Switching to the mode that runs changes nothing.",
         answer=SwitchedMode,
-        problems=(TryAgain, TooManyRequests),
+        problems=(ServiceUnavailable, TooManyRequests),
         asks_for_token=True,
     )
 
@@ -69,14 +69,14 @@ async def _mode(request: Request) -> Response:
     return JSONAnswer(RunningMode(context_of(request).mode.current))
 
 
-def _switch_to(mode: Mode, times: RequestTimes) -> Endpoint:
+def _switch_to(mode: Mode, times: RequestMetrics) -> Endpoint:
     async def switch(request: Request) -> Response:
         context = context_of(request)
         _authorize(request, context, times)
         try:
             previous = await context.mode.switch(mode)
         except Unavailable:
-            raise TryAgain("The mode cannot be switched at the moment: nobody is there to do it.") from None
+            raise ServiceUnavailable("The mode cannot be switched at the moment: nobody is there to do it.") from None
         if previous is not mode:
             logger.info("{} mode at the request of {}, it was {} mode before", mode, client_of(request), previous)
         return JSONAnswer(SwitchedMode(mode, previous))
@@ -89,12 +89,12 @@ def client_of(request: Request) -> str:
     return context_of(request).clients.of(request.scope)
 
 
-def _authorize(request: Request, context: Context, times: RequestTimes) -> None:
+def _authorize(request: Request, context: Context, times: RequestMetrics) -> None:
     """Let the request pass if no token is configured or it carries that token.
 
     Raises:
         Unauthorized: it does not.
-        TooMuch: this client has guessed too often; whether the token is right is not looked at.
+        QuotaExceeded: this client has guessed too often; whether the token is right is not looked at.
     """
     token = context.token
     if not token:
@@ -102,7 +102,7 @@ def _authorize(request: Request, context: Context, times: RequestTimes) -> None:
     client = client_of(request)
     if wait := context.clients.guesses.wait(client):
         times.unauthorized.inc()
-        raise TooMuch(wait)
+        raise QuotaExceeded(wait)
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     # Headers are bytes that Starlette shows as latin-1; a token is compared as the bytes of its UTF-8.
     matches = secrets.compare_digest(given.encode("latin-1").strip(b" "), token.encode("utf-8", "surrogateescape"))

@@ -12,10 +12,10 @@ from starlette.responses import Response
 
 from marketflow.api.context import context_of
 from marketflow.api.openapi.operation import Endpoint, Exchange, Operation, Parameter, Symbol, Tag
-from marketflow.api.problems import NoData, Problem, TooManyRequests, TryAgain, UnknownExchange, UnknownSymbol
-from marketflow.api.queries.path_parameters import Subject, asked_about
+from marketflow.api.problems import NoData, Problem, ServiceUnavailable, TooManyRequests, UnknownExchange, UnknownSymbol
+from marketflow.api.queries.path_parameters import PathParameters, path_parameters_of
 from marketflow.api.queries.period import PATTERN, PERIOD, InvalidPeriod, parse_period
-from marketflow.api.queries.prices import Quote, Summary
+from marketflow.api.queries.prices import ObservedPrice, PeriodSummary
 from marketflow.api.rendering import JSONAnswer, Time, rfc3339
 from marketflow.api.routes.latest_price import LatestPrice, Price
 from marketflow.stores.cache_limits import RECENT_MS
@@ -69,7 +69,7 @@ class AveragePrice(msgspec.Struct, frozen=True, rename={"since": "from", "until"
     until: Until
 
 
-class _Question(NamedTuple):
+class _PriceOperation(NamedTuple):
     """What is asked about a series, in both forms of a path."""
 
     name: str
@@ -84,17 +84,20 @@ _PRICES = Tag("prices", "Prices of one exchange, or of all of them, in the mode 
 
 def price_operations() -> list[Operation]:
     """Each question in both forms."""
-    of_a_period: tuple[Any, ...] = ((PERIOD,), (InvalidPeriod, UnknownSymbol, NoData, TryAgain, TooManyRequests))
+    of_a_period: tuple[Any, ...] = (
+        (PERIOD,),
+        (InvalidPeriod, UnknownSymbol, NoData, ServiceUnavailable, TooManyRequests),
+    )
     questions = (
-        _Question("latest", _latest, LatestPrice, (), (UnknownSymbol, NoData, TryAgain)),
-        _Question("highest", _highest, ExtremePrice, *of_a_period),
-        _Question("lowest", _lowest, ExtremePrice, *of_a_period),
-        _Question("average", _average, AveragePrice, *of_a_period),
+        _PriceOperation("latest", _latest, LatestPrice, (), (UnknownSymbol, NoData, ServiceUnavailable)),
+        _PriceOperation("highest", _highest, ExtremePrice, *of_a_period),
+        _PriceOperation("lowest", _lowest, ExtremePrice, *of_a_period),
+        _PriceOperation("average", _average, AveragePrice, *of_a_period),
     )
     return [asked(question) for question in questions for asked in (_over_all, _on_one)]
 
 
-def _over_all(question: _Question) -> Operation:
+def _over_all(question: _PriceOperation) -> Operation:
     return Operation(
         id=f"{question.name}Price",
         path=f"/prices/{question.name}/{{symbol}}",
@@ -107,7 +110,7 @@ def _over_all(question: _Question) -> Operation:
     )
 
 
-def _on_one(question: _Question) -> Operation:
+def _on_one(question: _PriceOperation) -> Operation:
     return replace(
         _over_all(question),
         id=f"{question.name}PriceOnExchange",
@@ -119,7 +122,7 @@ def _on_one(question: _Question) -> Operation:
 
 async def _latest(request: Request) -> Response:
     context = context_of(request)
-    subject = asked_about(request, context)
+    subject = path_parameters_of(request, context)
     quote = await context.prices.latest(subject.series)
     return JSONAnswer(LatestPrice(subject.symbol, quote.series.exchange, quote.price, rfc3339(quote.at)))
 
@@ -141,16 +144,16 @@ async def _average(request: Request) -> Response:
     return JSONAnswer(AveragePrice(subject.symbol, subject.exchange, whole.average, whole.ticks, period, since, until))
 
 
-def _extreme(subject: Subject, period: str, summary: Summary, quote: Quote) -> Response:
+def _extreme(subject: PathParameters, period: str, summary: PeriodSummary, quote: ObservedPrice) -> Response:
     since, until = rfc3339(summary.since), rfc3339(summary.until)
     exchange, at = quote.series.exchange, rfc3339(quote.at)
     return JSONAnswer(ExtremePrice(subject.symbol, exchange, quote.price, at, period, since, until))
 
 
-async def _summarised(request: Request) -> tuple[Subject, str, Summary]:
+async def _summarised(request: Request) -> tuple[PathParameters, str, PeriodSummary]:
     """What is asked about, the period as it was given, and the summary."""
     context = context_of(request)
-    subject = asked_about(request, context)
+    subject = path_parameters_of(request, context)
     text, period = _period_in(request.scope["query_string"])
     if period is None or period > RECENT_MS:
         context.clients.asks(request.scope)

@@ -2,7 +2,7 @@
 
 A client is no more than a selection of series and the position up to which it has seen what changed. When it can take
 more it is given all that changed since, of each series the newest price alone, so it costs the same however slow it is
-and nothing waits for it. Clients at the same position are given the same bytes.
+and nothing waits for it. ClientLimits at the same position are given the same bytes.
 
 Prices come from what the writer announces in Redis. While that may be incomplete the cache is asked, or what stands in
 for it, and differences are told.
@@ -17,13 +17,13 @@ from weakref import WeakValueDictionary
 
 from loguru import logger
 
-from marketflow.api.problems import TryAgain
-from marketflow.api.queries.prices import Prices
+from marketflow.api.problems import ServiceUnavailable
+from marketflow.api.queries.prices import PriceQueries
 from marketflow.api.streaming.known_state import Known
 from marketflow.api.streaming.selection import Pair, Selection
 from marketflow.api.streaming.subscriber import Client
 from marketflow.clock import milliseconds
-from marketflow.errors import TooMuch, Unavailable
+from marketflow.errors import QuotaExceeded, Unavailable
 from marketflow.health import Health, ModeSwitch
 from marketflow.logs import RateLimit
 from marketflow.model import Series, Tick
@@ -70,7 +70,7 @@ class Hub:
         exchanges: Sequence[str],
         symbols: Sequence[str],
         mode: ModeSwitch,
-        prices: Prices,
+        prices: PriceQueries,
         health: Callable[[], Health],
         announcements: Announcements,
         most: int = 1000,
@@ -110,8 +110,8 @@ class Hub:
         To be called before the first await: of streams asked for at once, each would find the others not begun.
 
         Raises:
-            TooMuch: there are as many from there as there may be.
-            TryAgain: there are too many.
+            QuotaExceeded: there are as many from there as there may be.
+            ServiceUnavailable: there are too many.
         """
         if self._of_one[address] >= self._most_of_one:
             _limit.log(
@@ -120,9 +120,9 @@ class Hub:
                 f"refused a stream: {address or 'a client'} has {self._most_of_one} already (http.streams_per_client);"
                 " if that is a proxy, name it in http.trusted_proxies",
             )
-            raise TooMuch(STREAM_AGAIN_SECONDS)
+            raise QuotaExceeded(STREAM_AGAIN_SECONDS)
         if self._of_one.total() >= self._most:
-            raise TryAgain(f"There are {self._most} streams already.")
+            raise ServiceUnavailable(f"There are {self._most} streams already.")
         self._of_one[address] += 1
         released = False
 

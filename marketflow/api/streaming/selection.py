@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from zlib import crc32
 
-from marketflow.api.queries.names import Names
+from marketflow.api.queries.names import NameLookup
 
 Pair = tuple[str, str]
 """An exchange and a symbol, as they are configured; the mode is always the one that runs."""
@@ -29,7 +29,7 @@ class Selection:
         """Tells it from nearly all others, in any process."""
 
 
-def named(names: Names, exchanges: Iterable[str], symbols: Iterable[str]) -> frozenset[Pair]:
+def named(names: NameLookup, exchanges: Iterable[str], symbols: Iterable[str]) -> frozenset[Pair]:
     """The series of these exchanges and symbols, in any spelling; all of a kind where none is named.
 
     Raises:

@@ -10,9 +10,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from marketflow.api.context import Context, context_of
-from marketflow.api.middleware.request_metrics import UNTIMED, RequestTimes
+from marketflow.api.middleware.request_metrics import UNTIMED, RequestMetrics
 from marketflow.api.openapi.operation import Content, Operation, Parameter, Tag
-from marketflow.api.problems import TooManyRequests, TryAgain, UnknownExchange, UnknownSymbol
+from marketflow.api.problems import ServiceUnavailable, TooManyRequests, UnknownExchange, UnknownSymbol
 from marketflow.api.rendering import ALWAYS
 from marketflow.api.streaming.hub import Hub
 from marketflow.api.streaming.selection import Selection, named
@@ -69,7 +69,7 @@ PARAMETERS = tuple(parameter.name for parameter in _QUERY)
 """Names of the parameters of a stream."""
 
 
-def stream_operations(times: RequestTimes) -> list[Operation]:
+def stream_operations(times: RequestMetrics) -> list[Operation]:
     """The operation of this module."""
 
     async def stream(request: Request) -> Response:
@@ -102,7 +102,7 @@ def stream_operations(times: RequestTimes) -> list[Operation]:
             description=_DESCRIPTION,
             answer=Content(("text/event-stream",), _ANSWER, {"type": "string"}, ("X-Accel-Buffering",)),
             query=_QUERY,
-            problems=(UnknownExchange, UnknownSymbol, TryAgain, TooManyRequests),
+            problems=(UnknownExchange, UnknownSymbol, ServiceUnavailable, TooManyRequests),
         )
     ]
 
@@ -123,7 +123,7 @@ def _listed(query: QueryParams, name: str) -> Iterator[str]:
         yield from (each.strip() for each in value.split(",") if each.strip())
 
 
-async def _batches(hub: Hub, selection: Selection, last_id: str, times: RequestTimes) -> AsyncIterator[bytes]:
+async def _batches(hub: Hub, selection: Selection, last_id: str, times: RequestMetrics) -> AsyncIterator[bytes]:
     with times.streams.client("sse") as sent, hub.client(selection, last_id) as client:
         yield RETRY
         while True:

@@ -13,7 +13,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from marketflow.api.context import Context, context_of
-from marketflow.api.middleware.request_metrics import RequestTimes
+from marketflow.api.middleware.request_metrics import RequestMetrics
 from marketflow.api.openapi.operation import refuse_unknown_parameters
 from marketflow.api.problems import Problem, answer_to, too_many_requests
 from marketflow.api.streaming.events import Refused, Subscribed
@@ -21,7 +21,7 @@ from marketflow.api.streaming.selection import named
 from marketflow.api.streaming.sse import PARAMETERS, selected
 from marketflow.api.streaming.stream_counters import Sent
 from marketflow.api.streaming.subscriber import Client
-from marketflow.errors import TooMuch
+from marketflow.errors import QuotaExceeded
 from marketflow.tasks import cancel
 
 PATH = "/ws"
@@ -50,7 +50,7 @@ class Order(msgspec.Struct, frozen=True):
     exchanges: list[str] | None = None
 
 
-def websocket_routes(times: RequestTimes) -> list[Route | WebSocketRoute]:
+def websocket_routes(times: RequestMetrics) -> list[Route | WebSocketRoute]:
     """The WebSocket, and what is said to those who ask for it as if it were a page."""
 
     async def talk(websocket: WebSocket) -> None:
@@ -59,7 +59,7 @@ def websocket_routes(times: RequestTimes) -> list[Route | WebSocketRoute]:
             refuse_unknown_parameters(websocket.scope["query_string"], PARAMETERS)
             selection = selected(context, websocket.query_params)
             release = context.hub.reserve(context.clients.of(websocket.scope))
-        except TooMuch as error:
+        except QuotaExceeded as error:
             await websocket.send_denial_response(too_many_requests(error.seconds))
             return
         except Problem as problem:

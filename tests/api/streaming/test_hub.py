@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from marketflow.api.queries.prices import Prices
+from marketflow.api.queries.prices import PriceQueries
 from marketflow.api.streaming import hub as hubs
 from marketflow.api.streaming.hub import Hub
 from marketflow.api.streaming.selection import Selection, named
@@ -30,7 +30,7 @@ class Market:
 
     def __init__(self) -> None:
         self.world = World()
-        prices = Prices(self.world.cache, self.world.archive, lambda: NOW * NANOSECONDS_PER_MS)
+        prices = PriceQueries(self.world.cache, self.world.archive, lambda: NOW * NANOSECONDS_PER_MS)
         self.hub = Hub(EXCHANGES, SYMBOLS, self.world.mode, prices, self.world.health, self.world.announcements, 3)
 
     @property
