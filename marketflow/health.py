@@ -1,4 +1,4 @@
-"""What runs and how it does, as /health and the stream tell it."""
+"""The health of the application, and the port by which the mode is switched."""
 
 from typing import Annotated, Literal, Protocol
 
@@ -11,14 +11,16 @@ StoreState = Literal["ok", "down"]
 
 
 class Health(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How the application does."""
+    """Health of stores, exchanges and the application."""
 
-    status: Annotated[Literal["ok", "degraded"], Meta(description="`ok` while both stores and every exchange do well.")]
+    status: Annotated[
+        Literal["ok", "degraded"], Meta(description="`ok` while both stores and every exchange are healthy.")
+    ]
     mode: Mode
     uptime_seconds: Annotated[float, Meta(ge=0, description="Seconds since the start.", examples=[93.015])]
     postgres: Annotated[StoreState, Meta(description="Whether candles can be read and written.")]
     redis: Annotated[StoreState, Meta(description="Whether newest prices can be read and written.")]
-    exchanges: Annotated[dict[str, FeedState], Meta(description="How the feed of each exchange does, by its name.")]
+    exchanges: Annotated[dict[str, FeedState], Meta(description="State of the feed of each exchange, by its name.")]
     clock_offsets_ms: Annotated[
         dict[str, int],
         Meta(
@@ -29,15 +31,15 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ModeSwitch(Protocol):
-    """Knows the mode that runs and changes it."""
+    """Returns the current mode, and switches it."""
 
     @property
     def current(self) -> Mode:
-        """The mode that runs."""
+        """The current mode."""
         ...
 
     async def switch(self, mode: Mode) -> Mode:
-        """Run `mode` from now on and return the one that ran before. Concurrent switches queue up.
+        """Switch to `mode` and return the previous one. Concurrent switches are serialized.
 
         Raises:
             Unavailable: the mode cannot be switched now.

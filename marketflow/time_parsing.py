@@ -1,4 +1,4 @@
-"""Moments as a person or a program writes them, in a query and on the command line alike."""
+"""Parses times, in queries and on the command line: RFC 3339, a date, Unix ms, `now` or `-24h`."""
 
 import re
 from datetime import UTC, date, datetime, timedelta
@@ -6,13 +6,13 @@ from datetime import UTC, date, datetime, timedelta
 _UNIT_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _TERM = r"([0-9]{1,9})([smhd])"
 
-# Bounds on digits keep int() from work that somebody else chooses.
+# The bounds limit the work of int() on long digits.
 UNIX_MS = r"[0-9]{1,19}"
 RFC_3339 = r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
 DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
 RELATIVE = r"now|-([0-9]{1,9}[smhd]){1,4}"
 PATTERN = f"({RELATIVE}|{DAY}|{RFC_3339}|{UNIX_MS})"
-"""What a moment looks like; whether there is such a day, no pattern can tell."""
+"""Pattern of a time; whether the day exists is checked apart."""
 
 ALLOWED = (
     "must be a time such as 2026-11-01T09:30:00Z, a date (its midnight, UTC), now, -24h (a sum of s, m, h, d),"
@@ -25,27 +25,27 @@ _MILLISECOND = timedelta(milliseconds=1)
 _YEAR_1 = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // _MILLISECOND
 
 _SECONDS, _MILLISECONDS, _MICROSECONDS = 10**8, 10**11, 10**14
-"""From these numbers on a Unix time is taken for one in seconds (1973), in ms (1973) and in microseconds (5138)."""
+"""From these numbers on a Unix time is one in seconds (1973), in ms (1973) and in microseconds (5138)."""
 
 
 def is_relative(text: str) -> bool:
-    """Whether a moment depends on when it is asked for."""
+    """Return whether a time is relative to now."""
     return re.fullmatch(RELATIVE, text) is not None
 
 
 def moment_ms(text: str, now_ms: int) -> int:
-    """A moment in Unix ms, rounded up to the next one.
+    """Parse a time to Unix ms, rounded up.
 
     Args:
-        text: the moment.
-        now_ms: the present (Unix ms).
+        text: the time.
+        now_ms: the current time (Unix ms).
 
     Raises:
-        ValueError: it is none; the text says what is allowed or what was meant.
+        ValueError: it is not a time; the message says what is allowed or what was probably meant.
     """
     try:
         found = _moment_ms(text, now_ms)
-    except (ValueError, OverflowError):  # no such day, or one before the year 1
+    except (ValueError, OverflowError):  # the day does not exist, or lies before the year 1
         raise ValueError(ALLOWED) from None
     if found is None:
         raise ValueError(_in_another_unit(text))
@@ -55,17 +55,17 @@ def moment_ms(text: str, now_ms: int) -> int:
 
 
 def _moment_ms(text: str, now_ms: int) -> int | None:
-    """The moment, or None for a number in another unit."""
+    """Return the time, or None for a number in another unit."""
     if is_relative(text):
         return now_ms - sum(int(number) * _UNIT_MS[unit] for number, unit in re.findall(_TERM, text))
-    if re.fullmatch(UNIX_MS, text) and not re.fullmatch("(19|20)[0-9]{6}", text):  # which would be a day
+    if re.fullmatch(UNIX_MS, text) and not re.fullmatch("(19|20)[0-9]{6}", text):  # eight such digits are a date
         number = int(text)
         return number if number < _SECONDS or _MILLISECONDS <= number < _MICROSECONDS else None
     if re.fullmatch(DAY, text):
         day = date.fromisoformat(text)
         return _unix_ms(datetime(day.year, day.month, day.day, tzinfo=UTC))
     if re.fullmatch(RFC_3339, text):
-        # Its digits beyond microseconds are cut off by Python.
+        # Python cuts off digits beyond microseconds.
         return _unix_ms(datetime.fromisoformat(text.upper()))
     raise ValueError
 

@@ -1,4 +1,4 @@
-"""The HTTP API as one ASGI application, a value built once."""
+"""Builds the HTTP API as one ASGI application."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -10,10 +10,12 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
+from marketflow.api.middleware.allowed_hosts import AllowedHosts
+from marketflow.api.middleware.body_limit import BodyLimit
 from marketflow.api.middleware.client_limits import ClientLimits
 from marketflow.api.middleware.compression import GzipCompression
-from marketflow.api.middleware.protection import AllowedHosts, BodyLimit, SameSiteOnly
 from marketflow.api.middleware.request_metrics import RequestMetrics, RequestTiming
+from marketflow.api.middleware.same_site import SameSiteOnly
 from marketflow.api.openapi.operation import Operation
 from marketflow.api.problems import problem_handlers
 from marketflow.api.routes.candles import candle_operations
@@ -30,7 +32,7 @@ from marketflow.logs import RateLimit
 from marketflow.settings import HttpSettings
 
 ContextLifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]
-"""Opens everything, yields `{"context": Context}`, and closes everything again."""
+"""Opens all resources, yields `{"context": Context}`, and closes them."""
 
 
 class _Application(Starlette):
@@ -39,20 +41,20 @@ class _Application(Starlette):
         self._failures = RateLimit(10.0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, and log what nobody expected."""
+        """Serve a request, and log unexpected exceptions."""
         try:
             await super().__call__(scope, receive, send)
         except Exception as error:
             if scope["type"] != "http":
                 raise
-            # It has been answered, unless an answer had begun: the server cuts that where it ends.
+            # A 500 has been sent, unless a response had begun: the server then closes the connection.
             if (left_out := self._failures.admit(type(error).__name__)) is not None:
                 more = f" ({left_out} more in the meantime)" if left_out else ""
                 logger.opt(exception=error).error("{} {!r} failed{}", scope["method"], scope["path"], more)
 
 
 def operations(times: RequestMetrics) -> list[Operation]:
-    """All that the API does, in the order of its description."""
+    """Return all operations, in the order of the OpenAPI description."""
     return with_documentation(
         [
             *price_operations(),
@@ -67,7 +69,7 @@ def operations(times: RequestMetrics) -> list[Operation]:
 
 
 def _cross_origin_reads(origins: Sequence[str]) -> list[Middleware]:
-    """What lets browsers show answers to pages of these origins. They may read; what changes anything stays refused."""
+    """Return the CORS middleware: pages of these origins may read, and change nothing."""
     if not origins:
         return []
     return [
@@ -83,9 +85,9 @@ def _cross_origin_reads(origins: Sequence[str]) -> list[Middleware]:
 
 
 def create_app(lifespan: ContextLifespan, http: HttpSettings = HttpSettings()) -> Starlette:  # noqa: B008 - frozen
-    """The application; its context comes from the lifespan, once for each server that runs it.
+    """Build the application; its context comes from the lifespan.
 
-    `http` says by which names it may be addressed, and whose pages may read from it (see `protection`).
+    `http` has the host names, the origins whose pages may read, and the trusted proxies.
     """
     clients = ClientLimits(http.trusted_proxies)
     times = RequestMetrics()
@@ -102,6 +104,6 @@ def create_app(lifespan: ContextLifespan, http: HttpSettings = HttpSettings()) -
         exception_handlers=problem_handlers(),
         lifespan=lifespan,
     )
-    # A path is right or it is not found; a redirect would turn /mode/test/ into a GET for some clients.
+    # No redirects: some clients would repeat POST /mode/test/ as a GET.
     app.router.redirect_slashes = False
     return app

@@ -1,6 +1,6 @@
-"""What the routes work with. The composition root builds one and hands it over through the lifespan's state.
+"""Dependencies of the routes. The composition root builds them and passes them on in the state of the lifespan.
 
-The routes see ports only, so they neither know nor care whether the feeds run in this process or in another one.
+The routes use ports only, so they work the same whether ingest runs in this process or in another one.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,12 @@ from marketflow.counters import IngestCounters
 from marketflow.health import Health, ModeSwitch
 
 
-@dataclass(frozen=True, eq=False)  # one is only ever equal to itself, which makes it a key
+@dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a cache key
 class Context:
-    """What the routes need; lives as long as the application.
+    """Dependencies of the routes; lives as long as the application.
 
-    `exchanges` and `symbols` hold the canonical spellings. An empty `token` means that anyone may switch the mode.
-    `health`, `counters` and `ready` answer from what is already known and never block. There are no counters while no
-    process takes ticks, or none can be heard.
+    `exchanges` and `symbols` hold the configured spellings. With an empty `token` anyone may switch the mode.
+    `health`, `counters` and `ready` never block. `counters` returns None while no ingest process can be reached.
     """
 
     exchanges: tuple[str, ...]
@@ -39,11 +38,11 @@ class Context:
 
     @cached_property
     def names(self) -> NameLookup:
-        """Finds exchanges and symbols by what a client calls them."""
+        """Finds configured exchanges and symbols without regard to case."""
         return NameLookup(self.exchanges, self.symbols)
 
 
 def context_of(request: HTTPConnection) -> Context:
-    """The context that the lifespan put into the state of this request."""
+    """Return the context of a request."""
     context: Context = request.scope["state"]["context"]
     return context

@@ -1,7 +1,7 @@
-"""Everything that goes wrong, as RFC 9457 problem details with a `code` for programs.
+"""Errors of the API as RFC 9457 problem details, each with a `code` for programs.
 
-What a client can cause is a `Problem`, raised where it is noticed. What only a bug can cause is answered without a word
-about it, and raised again by Starlette for the application to log.
+What a client can cause is a `Problem`, raised where it is detected. A bug is a 500 without details; Starlette raises
+its exception again, and the application logs it.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ PROBLEM_JSON = "application/problem+json"
 
 
 class ProblemDetails(msgspec.Struct, frozen=True):
-    """What went wrong, as RFC 9457 has it. Programs tell problems apart by `code`."""
+    """Problem details of RFC 9457. Programs distinguish problems by `code`."""
 
     type: Annotated[
         Literal["about:blank"], Meta(description="Says that `title` is the name of the status, and nothing more.")
@@ -37,16 +37,16 @@ class ProblemDetails(msgspec.Struct, frozen=True):
 
 
 class Problem(MarketFlowError):
-    """A request that cannot be answered as asked; the text is the `detail` the client reads.
+    """A request that cannot be answered; its text is the `detail` of the response.
 
-    The first line of a subclass's docstring is what the description of the API says about it.
+    The first line of a subclass's docstring stands in the OpenAPI description.
     """
 
     status: ClassVar[HTTPStatus]
     code: ClassVar[str]
     headers: ClassVar[Mapping[str, str]] = {}
     varying_headers: ClassVar[tuple[str, ...]] = ()
-    """Names of those whose values depend on the request."""
+    """Names of headers whose values depend on the request."""
 
 
 class UnknownExchange(Problem):
@@ -64,7 +64,7 @@ class UnknownSymbol(Problem):
 
 
 class NoData(Problem):
-    """Exchange and symbol are known, but there is no tick to answer with."""
+    """Exchange and symbol are known, but there is no tick in the period."""
 
     status = HTTPStatus.NOT_FOUND
     code = "no_data"
@@ -86,7 +86,7 @@ class Unauthorized(Problem):
 
 
 class ServiceUnavailable(Problem):
-    """It cannot be done at the moment, but may be soon."""
+    """Temporarily unavailable; try again after `Retry-After` seconds."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "unavailable"
@@ -94,7 +94,7 @@ class ServiceUnavailable(Problem):
 
 
 class TooManyRequests(Problem):
-    """This client has asked for too much of what is costly; `Retry-After` says when there is more."""
+    """This client has used up its share of costly queries; `Retry-After` says when to try again."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
     code = "too_many_requests"
@@ -102,29 +102,79 @@ class TooManyRequests(Problem):
 
 
 class NotFound(Problem):
-    """There is nothing at this path."""
+    """Nothing exists at this path."""
 
     status = HTTPStatus.NOT_FOUND
     code = "not_found"
 
 
 class MethodNotAllowed(Problem):
-    """The path answers other methods than this one; `Allow` says which."""
+    """The path does not take this method; `Allow` lists those that it takes."""
 
     status = HTTPStatus.METHOD_NOT_ALLOWED
     code = "method_not_allowed"
     varying_headers = ("Allow",)
 
 
+CLOSE = {"Connection": "close"}
+"""Of a response that is sent before the request has arrived completely."""
+
+
+class InvalidHost(Problem):
+    """The Host header names none of the names by which this server may be addressed."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "invalid_host"
+
+
+class CrossSite(Problem):
+    """A browser sent it for a page of another site."""
+
+    status = HTTPStatus.FORBIDDEN
+    code = "cross_site"
+
+
+class BodyTooLarge(Problem):
+    """The body is over 64 KiB; no request needs one."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    code = "body_too_large"
+    headers: ClassVar[Mapping[str, str]] = CLOSE
+
+
+class RequestTimeout(Problem):
+    """The headers or the body took more than ten seconds to arrive."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    code = "request_timeout"
+    headers: ClassVar[Mapping[str, str]] = CLOSE
+
+
+class MalformedRequest(Problem):
+    """The request is not valid HTTP."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "malformed_request"
+    headers: ClassVar[Mapping[str, str]] = CLOSE
+
+
+class HeadersTooLarge(Problem):
+    """The headers are over 64 KiB."""
+
+    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    code = "headers_too_large"
+    headers: ClassVar[Mapping[str, str]] = CLOSE
+
+
 class InternalError(Problem):
-    """An error of MarketFlow's own; its log has the cause."""
+    """An internal error of MarketFlow; its log has the cause."""
 
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     code = "internal_error"
 
 
 def problem_handlers() -> dict[type[Exception], ExceptionHandler]:
-    """Starlette's exception handlers by the class they handle."""
+    """Return Starlette's exception handlers by exception class."""
     return {
         HTTPException: _on_http_exception,
         Problem: _on_problem,
@@ -135,18 +185,23 @@ def problem_handlers() -> dict[type[Exception], ExceptionHandler]:
 
 
 def answer_to(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """The response that tells a client of a problem. `about:blank` says that `title` is the name of the status."""
+    """Return the response of a problem."""
     status = problem.status
     details = ProblemDetails("about:blank", status.phrase, int(status), str(problem), problem.code)
     return JSONAnswer(details, status, {**problem.headers, **(headers or {}), "content-type": PROBLEM_JSON})
 
 
 def too_many_requests(seconds: float, detail: str = "This client has asked for too much at once.") -> Response:
-    """429: try again after so many seconds."""
+    """Return a 429 with `Retry-After`, at least one second."""
     return answer_to(TooManyRequests(detail), {"Retry-After": str(max(1, ceil(seconds)))})
 
 
-# Handlers are async for speed alone: Starlette would run plain functions in a thread.
+def request_timeout() -> Response:
+    """Return a 408."""
+    return answer_to(RequestTimeout("The request took too long to arrive."))
+
+
+# Async, because Starlette runs plain functions in a thread.
 async def _on_problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
     return answer_to(error)
@@ -166,7 +221,7 @@ async def _on_unexpected(_: Request, __: Exception) -> Response:
 
 
 async def _on_http_exception(_: Request, error: Exception) -> Response:
-    """The two that Starlette raises itself; whatever else would be a bug."""
+    """Answer 404 and 405, which Starlette raises itself; any other status is a bug."""
     assert isinstance(error, HTTPException)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         # Starlette joins a set, whose order changes from run to run.

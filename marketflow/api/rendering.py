@@ -1,4 +1,4 @@
-"""The form of an answer: msgspec's JSON, times in RFC 3339, headers that all of them have."""
+"""Responses: JSON by msgspec, times in RFC 3339, the headers of every response, and ETags."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+from starlette.requests import Request
 from starlette.responses import Response
 
 _EPOCH = datetime.fromtimestamp(0, UTC).replace(tzinfo=None)
@@ -22,13 +23,13 @@ Time = Annotated[
 """RFC 3339 in UTC with milliseconds, as `rfc3339` makes it."""
 
 ALWAYS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
-"""Of every answer: prices age at once, so nobody on the way must keep one; and no browser is to guess what it is."""
+"""Headers of every response: no cache may store a price, and no browser may guess a media type."""
 
 _RAW = [(b"content-type", b"application/json"), *((key.encode(), value.encode()) for key, value in ALWAYS.items())]
 
 
 class JSONAnswer(Response):
-    """Any value that msgspec can encode, as a JSON response."""
+    """A JSON response of any value that msgspec can encode."""
 
     media_type = "application/json"
 
@@ -37,19 +38,25 @@ class JSONAnswer(Response):
         return msgspec.json.encode(content)
 
     def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
-        """Set the headers that every answer has, and `headers`."""
-        if headers is None:  # as nearly always, and it is a tenth of a request
+        """Set the headers of every response, and `headers`."""
+        if headers is None:  # the usual case, and a tenth of the time of a request
             self.raw_headers = [*_RAW, (b"content-length", b"%d" % len(self.body))]
         else:
             super().init_headers({**ALWAYS, **headers})
 
 
 def rfc3339(at: int) -> str:
-    """A time in Unix ms as RFC 3339 in UTC with milliseconds, such as 2026-11-21T04:30:00.123Z."""
+    """Return a time in Unix ms as RFC 3339 in UTC with milliseconds, such as 2026-11-21T04:30:00.123Z."""
     seconds, milliseconds = divmod(at, 1000)
     return f"{_to_the_second(seconds)}.{milliseconds:03}Z"
 
 
-@lru_cache(maxsize=1024)  # times of one second come together
+@lru_cache(maxsize=1024)  # many times lie within the same second
 def _to_the_second(seconds: int) -> str:
     return (_EPOCH + timedelta(seconds=seconds)).isoformat()
+
+
+def has_etag(request: Request, etag: str) -> bool:
+    """Return whether `If-None-Match` of a request names this ETag, weak or strong, or any."""
+    known = [each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")]
+    return etag.removeprefix("W/") in known or "*" in known

@@ -18,7 +18,7 @@ from loguru import logger
 from marketflow import __version__
 from marketflow.api.context import Context
 from marketflow.api.middleware import request_metrics
-from marketflow.api.middleware.protection import is_loopback
+from marketflow.api.middleware.allowed_hosts import is_loopback
 from marketflow.clock import system_clock
 from marketflow.cluster import lease
 from marketflow.cluster.leader import Leader

@@ -2,12 +2,11 @@
 
 uvicorn waits for ever for the headers of a first request, takes any amount of them, and takes any number of
 connections until there are no files left, when nobody gets in. What ASGI gets to see, bodies and host names, is
-limited in `protection`, under any server.
+limited by middleware of the API, under any server.
 """
 
 import asyncio
 import time
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar, cast
 
@@ -15,28 +14,11 @@ from starlette.responses import Response
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from marketflow.api.middleware.protection import CLOSE, request_timeout
-from marketflow.api.problems import Problem, answer_to
+from marketflow.api.problems import HeadersTooLarge, MalformedRequest, answer_to, request_timeout
 from marketflow.api.streaming.sse import STREAMING
 from marketflow.api.streaming.websocket import PATH as WEBSOCKET_PATH
 from marketflow.server.connection_limits import FILES_PER_CONNECTION, Connection, make_room, max_open_files
 from marketflow.server.write_buffer import Watched
-
-
-class MalformedRequest(Problem):
-    """This is no valid HTTP request."""
-
-    status = HTTPStatus.BAD_REQUEST
-    code = "malformed_request"
-    headers: ClassVar[Mapping[str, str]] = CLOSE
-
-
-class HeadersTooLarge(Problem):
-    """The headers are over 64 KiB."""
-
-    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-    code = "headers_too_large"
-    headers: ClassVar[Mapping[str, str]] = CLOSE
 
 
 class _Flow(FlowControl):

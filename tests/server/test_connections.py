@@ -17,7 +17,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from marketflow.api.middleware.protection import BodyLimit
+from marketflow.api.middleware.body_limit import BodyLimit
 from marketflow.server.http_connection import LimitedConnection
 from tests.support.servers import HOST, wait_until
 

@@ -11,20 +11,24 @@ from typing import Any
 import msgspec
 
 from marketflow import __version__
-from marketflow.api.middleware.protection import BodyTooLarge, CrossSite, InvalidHost, RequestTimeout
 from marketflow.api.openapi.operation import PATH_PARAMETERS, Content, Operation, Parameter
 from marketflow.api.problems import (
     PROBLEM_JSON,
+    BodyTooLarge,
+    CrossSite,
+    HeadersTooLarge,
     InternalError,
+    InvalidHost,
+    MalformedRequest,
     MethodNotAllowed,
     NotFound,
     Problem,
     ProblemDetails,
+    RequestTimeout,
     Unauthorized,
     UnknownParameter,
 )
 from marketflow.api.rendering import ALWAYS
-from marketflow.server.http_connection import HeadersTooLarge, MalformedRequest
 
 _INFO = """\
 - Times are RFC 3339, UTC, milliseconds. NameLookup are matched without regard to case and answered as they are configured.

@@ -1,4 +1,4 @@
-"""What a request says about the candles that it wants: interval, range, limit and form."""
+"""Parses the query parameters of candles: interval, range, limit and format."""
 
 from functools import lru_cache
 from http import HTTPStatus
@@ -19,14 +19,14 @@ INTERVALS_MS = {
     "4h": 4 * 60 * 60_000,
     "1d": 24 * 60 * 60_000,
 }
-"""The lengths of candles by their names. All of them divide a day, which begins as one in UTC does."""
+"""Lengths of candles in ms by interval. All divide a day, which begins at midnight UTC."""
 
 DEFAULT_INTERVAL = "1m"
 DEFAULT_LIMIT = 500
 MOST = 1000
 
 TIME_PATTERN = PATTERN
-"""What a time looks like; whether there is such a day, no pattern can tell."""
+"""Pattern of a time; whether the day exists is checked apart."""
 
 _TIME = f"^{PATTERN}$"
 
@@ -68,35 +68,35 @@ CANDLE_QUERY = (INTERVAL, FROM, TO, LIMIT, FORMAT)
 
 
 class InvalidInterval(Problem):
-    """There are no candles of this length."""
+    """The interval is not one of those listed."""
 
     status = HTTPStatus.BAD_REQUEST
     code = "invalid_interval"
 
 
 class InvalidRange(Problem):
-    """`from` or `to` is no time, or `from` is not before `to`."""
+    """`from` or `to` is not a time, or `from` is not before `to`."""
 
     status = HTTPStatus.BAD_REQUEST
     code = "invalid_range"
 
 
 class InvalidLimit(Problem):
-    """The limit is no whole number from 1 to 1000."""
+    """The limit is not a whole number from 1 to 1000."""
 
     status = HTTPStatus.BAD_REQUEST
     code = "invalid_limit"
 
 
 class InvalidFormat(Problem):
-    """There is no such format."""
+    """The format is not one of those listed."""
 
     status = HTTPStatus.BAD_REQUEST
     code = "invalid_format"
 
 
 class CandleQuery(NamedTuple):
-    """A query: the name of the interval, what is asked, and whether as arrays."""
+    """A parsed query: the name of the interval, the request, and whether candles are answered as arrays."""
 
     interval: str
     question: CandleRequest
@@ -104,10 +104,10 @@ class CandleQuery(NamedTuple):
 
 
 def parse_query(query: bytes, now_ms: int) -> CandleQuery:
-    """What a query string asks for at a time (Unix ms); of a parameter that is repeated the last one counts.
+    """Parse a query string at a time (Unix ms); of a repeated parameter the last one counts.
 
     Raises:
-        InvalidInterval, InvalidRange, InvalidLimit, InvalidFormat: it cannot be understood.
+        InvalidInterval, InvalidRange, InvalidLimit, InvalidFormat: a parameter is wrong.
     """
     try:
         return _parse_absolute(query)
@@ -116,14 +116,14 @@ def parse_query(query: bytes, now_ms: int) -> CandleQuery:
 
 
 class _Relative(Exception):
-    """A time of the query depends on when it is asked for."""
+    """A time of the query is relative to now."""
 
 
-@lru_cache(maxsize=256)  # the same few with every request
+@lru_cache(maxsize=256)  # requests repeat a few of them
 def _parse_absolute(query: bytes) -> CandleQuery:
     given = QueryParams(query)
     if any(is_relative(given.get(name, "")) for name in ("from", "to")):
-        raise _Relative  # which is not kept
+        raise _Relative  # not cached
     return _parse(query, 0)
 
 
@@ -143,10 +143,10 @@ def _parse(query: bytes, now_ms: int) -> CandleQuery:
 
 
 def parse_time(name: str, text: str, now_ms: int) -> int:
-    """A time in Unix ms, rounded up to the next one.
+    """Parse a time to Unix ms, rounded up.
 
     Raises:
-        InvalidRange: the text is no time, or one in another unit.
+        InvalidRange: the text is not a time, or has another unit.
     """
     try:
         return max(0, moment_ms(text, now_ms))

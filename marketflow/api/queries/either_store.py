@@ -1,4 +1,4 @@
-"""Asking two stores of which either may be away."""
+"""Queries of two stores of which either may be unavailable."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -12,7 +12,7 @@ B = TypeVar("B")
 
 
 async def unless_unavailable(answer: Awaitable[T]) -> T | None:
-    """The answer of a store, or None where it cannot be asked now."""
+    """Return the answer of a store, or None while it is unavailable."""
     try:
         return await answer
     except Unavailable:
@@ -20,12 +20,12 @@ async def unless_unavailable(answer: Awaitable[T]) -> T | None:
 
 
 async def both(first: Awaitable[A], second: Awaitable[B]) -> tuple[A, B]:
-    """Ask two at once; neither is left behind when the other fails or the request is cancelled."""
+    """Query two stores concurrently; both end when one fails or the request is cancelled."""
     try:
-        async with asyncio.TaskGroup() as asking:
-            one, other = asking.create_task(_awaited(first)), asking.create_task(_awaited(second))
+        async with asyncio.TaskGroup() as group:
+            one, other = group.create_task(_awaited(first)), group.create_task(_awaited(second))
     except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None  # as it would have been raised by asking the one alone
+        raise failed.exceptions[0] from None  # as the query alone would raise it
     return one.result(), other.result()
 
 

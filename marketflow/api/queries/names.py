@@ -1,4 +1,4 @@
-"""Names as clients write them: upper and lower case are the same."""
+"""Finds configured names without regard to case."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ class NameLookup:
     """The configured exchanges and symbols.
 
     Args:
-        exchanges, symbols: as they are configured.
+        exchanges, symbols: the configured spellings.
     """
 
     def __init__(self, exchanges: Sequence[str], symbols: Sequence[str]) -> None:
@@ -19,20 +19,20 @@ class NameLookup:
         self._symbols = {name.lower(): name for name in symbols}
 
     def exchange(self, asked: str) -> str:
-        """The configured spelling of an exchange.
+        """Return the configured spelling of an exchange.
 
         Raises:
-            UnknownExchange: there is none of that name.
+            UnknownExchange: no exchange has this name.
         """
         if (found := _named(asked, self._exchanges)) is None:
             raise UnknownExchange(f"No such exchange; there are {', '.join(self.exchanges)}.")
         return found
 
     def symbol(self, asked: str) -> str:
-        """The configured spelling of a symbol.
+        """Return the configured spelling of a symbol.
 
         Raises:
-            UnknownSymbol: there is none of that name.
+            UnknownSymbol: no symbol has this name.
         """
         if (found := _named(asked, self._symbols)) is None:
             raise UnknownSymbol(f"No such symbol; there are {', '.join(self.symbols)}.")
@@ -40,5 +40,5 @@ class NameLookup:
 
 
 def _named(asked: str, names: Mapping[str, str]) -> str | None:
-    # Some letters beyond ASCII have one of ASCII for a lower case.
+    # The lower case of some letters beyond ASCII is an ASCII letter.
     return names.get(asked.lower()) if asked.isascii() else None

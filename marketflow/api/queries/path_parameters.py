@@ -1,4 +1,4 @@
-"""What a path is about: a symbol on one exchange or on all of them, in the mode that runs."""
+"""Path parameters: a symbol on one exchange or on all of them, in the current mode."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from marketflow.model import Mode, Series
 
 
 class PathParameters(NamedTuple):
-    """What a request is about, in canonical spelling; `exchange` is None for all. The mode is part of each series."""
+    """The series of a request, in configured spelling; `exchange` is None for all."""
 
     exchange: str | None
     symbol: str
@@ -18,16 +18,17 @@ class PathParameters(NamedTuple):
 
 
 def path_parameters_of(request: Request, context: Context) -> PathParameters:
-    """What the path of a request names.
+    """Return the path parameters of a request.
 
     Raises:
-        UnknownExchange, UnknownSymbol: it is not configured.
+        UnknownExchange: it is not configured.
+        UnknownSymbol: it is not configured.
     """
-    asked = request.path_params
-    return _subject(context, context.mode.current, asked.get("exchange"), asked["symbol"])
+    given = request.path_params
+    return _subject(context, context.mode.current, given.get("exchange"), given["symbol"])
 
 
-@lru_cache(maxsize=4096)  # the same few with every request
+@lru_cache(maxsize=4096)  # requests repeat a few of them
 def _subject(context: Context, mode: Mode, exchange_asked: str | None, symbol_asked: str) -> PathParameters:
     exchange = None if exchange_asked is None else context.names.exchange(exchange_asked)
     symbol = context.names.symbol(symbol_asked)

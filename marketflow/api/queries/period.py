@@ -1,4 +1,4 @@
-"""The period of a request: a sum of whole seconds, minutes, hours and days, such as 1m30s or 24h."""
+"""Parses the parameter `period`: a sum of whole seconds, minutes, hours and days, such as 1m30s or 24h."""
 
 import re
 from http import HTTPStatus
@@ -12,13 +12,13 @@ _UNIT_MS = {"s": SECOND_MS, "m": 60 * SECOND_MS, "h": 3_600 * SECOND_MS, "d": 86
 SHORTEST_MS = SECOND_MS
 LONGEST_MS = 366 * _UNIT_MS["d"]
 
-# 366 days are eight digits of seconds; a bound on the digits keeps int() from work that somebody else chooses.
+# 366 days are eight digits of seconds; the bound limits the work of int() on long digits.
 _TERM = r"0*([0-9]{1,8})([smhd])"
 _TERMS = re.compile(_TERM)
 _PERIOD = re.compile(f"(?:{_TERM})+")
 
 PATTERN = f"({_TERM})+"
-"""What a period looks like; its length, which no pattern can tell, is limited as well."""
+"""Pattern of a period; the limits of its length are checked apart."""
 
 PERIOD = Parameter(
     "period",
@@ -30,17 +30,17 @@ PERIOD = Parameter(
 
 
 class InvalidPeriod(Problem):
-    """The period is no sum of whole s, m, h and d, or one below 1s or above 366d."""
+    """The period is not a sum of whole s, m, h and d from 1s to 366d."""
 
     status = HTTPStatus.BAD_REQUEST
     code = "invalid_period"
 
 
 def parse_period(text: str) -> int:
-    """Length of a period in ms.
+    """Return the length of a period in ms.
 
     Raises:
-        InvalidPeriod: the text is no sum of whole s, m, h and d from 1s to 366d.
+        InvalidPeriod: the text is not a sum of whole s, m, h and d from 1s to 366d.
     """
     if _PERIOD.fullmatch(text):
         length = sum(int(number) * _UNIT_MS[unit] for number, unit in _TERMS.findall(text))

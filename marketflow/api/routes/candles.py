@@ -24,7 +24,7 @@ from marketflow.api.queries.candle_parameters import (
 )
 from marketflow.api.queries.candles import CandleRows
 from marketflow.api.queries.path_parameters import path_parameters_of
-from marketflow.api.rendering import ALWAYS, JSONAnswer, Time, rfc3339
+from marketflow.api.rendering import ALWAYS, JSONAnswer, Time, has_etag, rfc3339
 from marketflow.clock import milliseconds
 
 MAX_AGE_SECONDS = 60
@@ -170,18 +170,17 @@ def _klines(chart: CandleRows, length_ms: int) -> list[Kline]:
 
 
 def _decimals(price: float) -> str:
-    """A price in decimals, as few as say it exactly."""
+    """Return a price in the fewest decimals that are exact."""
     text = repr(price)
     return format(Decimal(text), "f") if "e" in text else text
 
 
 def _kept(request: Request, answer: Response) -> Response:
-    """The answer to a client that may keep it, or that it still has the right one."""
-    # A weak one: it is the same for an answer that is compressed and one that is not.
+    """Return the response with its ETag, or 304 if the client has the same one."""
+    # Weak, because the compressed response has the same one.
     tag = f'W/"{blake2b(bytes(answer.body), digest_size=16).hexdigest()}"'
     headers = {**ALWAYS, "cache-control": _KEPT, "etag": tag}
-    known = [each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")]
-    if tag.removeprefix("W/") in known or "*" in known:
+    if has_etag(request, tag):
         return Response(status_code=304, headers=headers)
     answer.headers.update(headers)
     return answer

@@ -1,7 +1,8 @@
-"""Pages for browsers and what they are made of: files below static/, and nothing from anywhere else.
+"""Serves the pages and the files below static/ that they use.
 
-The headers of a page forbid the browser to load or run anything from elsewhere, whatever gets into it. Files change
-only with the version, so a browser keeps them, and asks each time whether they are still those.
+The headers of a page forbid the browser to load or run anything from another server. A browser keeps the files and
+revalidates them by ETag. Starlette's StaticFiles makes ETags of size and modification time, which differ between two
+installations of the same version; here they are hashes of the content.
 """
 
 import hashlib
@@ -15,12 +16,12 @@ from starlette.routing import Route
 
 from marketflow.api.openapi.operation import Content, Endpoint
 from marketflow.api.problems import NotFound
-from marketflow.api.rendering import ALWAYS
+from marketflow.api.rendering import ALWAYS, has_etag
 
 _FOLDER = Path(__file__).parents[1] / "static"
 
 _MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-"""Of the files that are served; others, such as licences, are only shipped."""
+"""Media types of the files that are served; others, such as licences, are not."""
 
 _POLICY = {
     "default-src": "'none'",
@@ -40,7 +41,7 @@ _PAGE_HEADERS = {
 }
 
 PAGE = Content(("text/html",), "The page.", {"type": "string"}, ("Content-Security-Policy", "Referrer-Policy"))
-"""What the endpoint of a page answers."""
+"""Response of a page."""
 
 
 class _File(NamedTuple):
@@ -49,7 +50,7 @@ class _File(NamedTuple):
 
 
 def page(name: str) -> Endpoint:
-    """Answers with a file of HTML, which may use the files that `static_route` serves."""
+    """Return the endpoint of a page: an HTML file that may use the files of `static_route`."""
 
     async def answer(_: Request) -> Response:
         return Response(_read(name).body, media_type="text/html", headers=_PAGE_HEADERS)
@@ -58,7 +59,7 @@ def page(name: str) -> Endpoint:
 
 
 def static_route() -> Route:
-    """Serves the files of all pages below /static; no operation, for it's nothing a program would ask for."""
+    """Return the route of the files of all pages; it is left out of the OpenAPI description."""
     return Route("/static/{name:path}", _static, include_in_schema=False)
 
 
@@ -67,20 +68,19 @@ async def _static(request: Request) -> Response:
     if name not in _served():
         raise NotFound("There is nothing at this path.")
     file = _read(name)
-    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
-    if file.headers["etag"].removeprefix("W/") in known:
+    if has_etag(request, file.headers["etag"]):
         return Response(status_code=304, headers=file.headers)
     return Response(file.body, media_type=_MEDIA_TYPES[Path(name).suffix], headers=file.headers)
 
 
 @lru_cache(maxsize=1)
 def _served() -> frozenset[str]:
-    """The names of the files that may be asked for."""
+    """Return the names of the files that are served."""
     files = (path for path in _FOLDER.rglob("*") if path.suffix in _MEDIA_TYPES)
     return frozenset(path.relative_to(_FOLDER).as_posix() for path in files)
 
 
-@lru_cache  # there are few of them, and only a browser asks
+@lru_cache  # there are few files
 def _read(name: str) -> _File:
     body = (_FOLDER / name).read_bytes()
     tag = hashlib.sha256(body).hexdigest()[:32]

@@ -8,7 +8,7 @@ from http.client import HTTPConnection, HTTPException
 
 import msgspec
 
-from marketflow.api.middleware.protection import is_loopback
+from marketflow.api.middleware.allowed_hosts import is_loopback
 from marketflow.cli.check.check_result import Check, CheckResult, CheckState, seconds_text
 from marketflow.errors import StartError
 from marketflow.health import Health
