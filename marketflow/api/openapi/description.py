@@ -31,7 +31,8 @@ from marketflow.api.problems import (
 from marketflow.api.rendering import ALWAYS
 
 _INFO = """\
-- Times are RFC 3339, UTC, milliseconds. NameLookup are matched without regard to case and answered as they are configured.
+- Times are RFC 3339, UTC, milliseconds. Names are matched without regard to case and answered as they are
+configured.
 - Every `GET` answers `HEAD` as well, with the same status and headers and without a body. No request needs a body.
 - A query parameter that is not listed is a 400 `unknown_parameter`, except on pages; of one that is repeated the last
   one counts, but of `symbols` and `exchanges` all.

@@ -84,7 +84,9 @@ async def query_candles(
     def walk(begin: int, end: int) -> CandleRange:
         return CandleRange(length, begin, end, question.limit, newest=question.since is None)
 
-    def chart(*parts: Mapping[int, Candle], closed_until: int, known_from: int = 0, complete: bool = False) -> CandleRows:
+    def chart(
+        *parts: Mapping[int, Candle], closed_until: int, known_from: int = 0, complete: bool = False
+    ) -> CandleRows:
         candles = merge_all(parts)
         if not candles and not complete:
             raise Unavailable("not everything could be asked")

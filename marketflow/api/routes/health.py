@@ -30,7 +30,7 @@ def status_operations() -> list[Operation]:
         endpoint=_health,
         tag=_STATUS,
         summary="How stores and exchanges do, for people",
-        description="Always 200: `degraded` is an answer. PriceQueries are given as long as one of the two stores is there.",
+        description="Always 200: `degraded` is an answer. Prices are given as long as one of the two stores is there.",
         answer=Health,
     )
     livez = Operation(

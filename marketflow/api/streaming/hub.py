@@ -2,7 +2,7 @@
 
 A client is no more than a selection of series and the position up to which it has seen what changed. When it can take
 more it is given all that changed since, of each series the newest price alone, so it costs the same however slow it is
-and nothing waits for it. ClientLimits at the same position are given the same bytes.
+and nothing waits for it. Clients at the same position are given the same bytes.
 
 Prices come from what the writer announces in Redis. While that may be incomplete the cache is asked, or what stands in
 for it, and differences are told.
