@@ -1,16 +1,16 @@
-"""What `uvicorn marketflow.app:app` serves: the same application as `marketflow`."""
+"""The ASGI application for `uvicorn marketflow.app:app`: the same as `marketflow` serves."""
 
 import sys
 from typing import Any
 
 from marketflow import logs
 from marketflow.errors import SettingsError
-from marketflow.runtime.processes import Everything
+from marketflow.runtime.processes import BothRoles
 from marketflow.settings import load
 
 
 def __getattr__(name: str) -> Any:
-    """`app`, for uvicorn: made when asked for, so that nothing else that imports this module reads settings."""
+    """Build `app` at its first use: importing this module reads no settings."""
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
@@ -19,4 +19,4 @@ def __getattr__(name: str) -> Any:
         sys.stderr.write(f"marketflow: {error}\n")
         raise SystemExit(2) from None
     logs.setup(settings.log.level, settings.log.format)
-    return Everything(settings)
+    return BothRoles(settings)

@@ -6,7 +6,7 @@ _PACKAGE = Path(__file__).parent
 
 
 def resource(name: str) -> Path:
-    """Path of a file or folder that ships with MarketFlow.
+    """Return the path of a file or folder that ships with MarketFlow.
 
     Raises:
         FileNotFoundError: the installation is incomplete.

@@ -10,9 +10,9 @@ from functools import wraps
 import pytest
 
 from marketflow import tasks
-from marketflow.cluster.remote_control import RemoteFeeds
-from marketflow.runtime.probes import Probe
-from marketflow.runtime.processes import _ApiHalf
+from marketflow.cluster.remote_control import RemoteIngest
+from marketflow.runtime.health_report import Probe
+from marketflow.runtime.processes import ApiRole
 from marketflow.server.service_notification import Supervisor
 from marketflow.settings import load
 from marketflow.stores.redis.near_cache import NearCache
@@ -55,13 +55,13 @@ async def test_no_task_is_left_once_the_api_is_closed(monkeypatch: pytest.Monkey
         monkeypatch.setattr(of, name, run)
 
     ends_slowly(NearCache, "listen")
-    ends_slowly(Probe, "ask_for_ever")
-    ends_slowly(RemoteFeeds, "follow")
+    ends_slowly(Probe, "ask_periodically")
+    ends_slowly(RemoteIngest, "follow")
     before = asyncio.all_tasks()
     async with AsyncExitStack() as stack:
-        await _ApiHalf(load()).start(stack)
+        await ApiRole(load()).start(stack)
         await asyncio.sleep(0)  # all tasks have begun
-    assert sorted(ended) == sorted(begun) == ["ask_for_ever", "ask_for_ever", "follow", "listen"]
+    assert sorted(ended) == sorted(begun) == ["ask_periodically", "ask_periodically", "follow", "listen"]
     assert asyncio.all_tasks() == before
 
 

@@ -59,7 +59,7 @@ def root(ctx: click.Context, /, config: Path | None, role: str | None, workers: 
 
     match role:
         case "ingest" | "feeds":
-            return processes.serve_feeds(loaded)
+            return processes.serve_ingest(loaded)
         case "api":
             return processes.serve_api(loaded, workers or 1)
         case _:

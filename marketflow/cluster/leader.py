@@ -15,7 +15,7 @@ import redis
 from loguru import logger
 
 from marketflow.cluster.lease import RENEW_SECONDS, Lease, asking
-from marketflow.cluster.messages import FeedsState, Published, Reply, encode, mode_of
+from marketflow.cluster.messages import IngestState, Published, Reply, encode, mode_of
 from marketflow.counters import IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.logs import RateLimit
@@ -50,7 +50,7 @@ class Leader:
         self,
         lease: Lease,
         client: "redis.Redis",
-        state: Callable[[], FeedsState],
+        state: Callable[[], IngestState],
         counters: Callable[[], IngestCounters],
         switch: Callable[[Mode], Mode],
     ) -> None:
@@ -60,7 +60,7 @@ class Leader:
         self._counters = counters
         self._switch = switch
         self._publishing = threading.Lock()
-        self._published: FeedsState | None = None
+        self._published: IngestState | None = None
         self._renew_at = 0.0
         self._reachable = True
         self._tell_at: float | None = None
@@ -73,7 +73,7 @@ class Leader:
         ]
 
     @property
-    def replaced_by(self) -> str | None:
+    def other_leader(self) -> str | None:
         """The process that has the lease in the place of this one, None where there is none."""
         return None if self._lease.held or self._lease.holder == self._lease.run else self._lease.holder
 
@@ -82,7 +82,7 @@ class Leader:
         for thread in self._threads:
             thread.start()
 
-    def listen_no_more(self) -> None:
+    def stop_commands(self) -> None:
         """Carry out no more commands. Returns at once; what waits for the next one ends meanwhile."""
         self._deaf.set()
 
@@ -132,7 +132,7 @@ class Leader:
 
     def _tell_of_another(self) -> None:
         """Tell once of a process that has the lease instead."""
-        if (other := self.replaced_by) is None:
+        if (other := self.other_leader) is None:
             self._tell_at = None
         elif self._tell_at is None:
             self._tell_at = time.monotonic() + TOLD_SECONDS

@@ -10,7 +10,7 @@ from marketflow.model import FeedState, Mode
 _T = TypeVar("_T")
 
 
-class FeedsState(msgspec.Struct, frozen=True):
+class IngestState(msgspec.Struct, frozen=True):
     """What the process that takes ticks knows of itself. `exchanges` is by exchange name.
 
     `stalled` names branches of its flow that have work and finish none. `clock_offsets_ms` is by exchange name, of
@@ -34,7 +34,7 @@ class Published(msgspec.Struct, frozen=True, rename={"counters": "figures"}):
     run: str
     number: int
     at: int
-    state: FeedsState
+    state: IngestState
     counters: IngestCounters | None = None
 
 

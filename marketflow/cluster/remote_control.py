@@ -15,7 +15,7 @@ import redis.asyncio
 from loguru import logger
 
 from marketflow.cluster.lease import ANSWER_SECONDS, STATE_SECONDS
-from marketflow.cluster.messages import FeedsState, Published, Reply, decode, mode_of
+from marketflow.cluster.messages import IngestState, Published, Reply, decode, mode_of
 from marketflow.counters import IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.model import FeedState, Mode
@@ -40,7 +40,7 @@ COMMAND_CONNECTIONS = 32
 """As many commands wait for their replies; others wait for one of these connections, for ANSWER_SECONDS."""
 
 
-class RemoteFeeds:
+class RemoteIngest:
     """The feeds of another process; for one event loop.
 
     Args:
@@ -65,7 +65,7 @@ class RemoteFeeds:
         return self._mode
 
     @property
-    def state(self) -> FeedsState | None:
+    def state(self) -> IngestState | None:
         """How the feeds do; None where no process runs them, or none can be heard."""
         if self._published is None or time.monotonic() - self._heard_at > STATE_SECONDS:
             return None

@@ -13,7 +13,7 @@ from loguru import logger
 from reactivex import abc
 
 from marketflow.clock import Clock, milliseconds
-from marketflow.cluster.messages import FeedsState
+from marketflow.cluster.messages import IngestState
 from marketflow.counters import ExchangeCounters, IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.feeds.decoder import REASONS
@@ -51,7 +51,7 @@ SWITCH_SECONDS = 0.0005
 """How long a thread may keep Python's lock while another waits for it. A tick passes it from thread to thread half a
 dozen times, and beside an exchange that floods it waited up to 5 ms, which is Python's own, each time."""
 
-HURRY_SECONDS = 0.5
+FORCE_SECONDS = 0.5
 """How long it may take from the moment when there is no patience left: time enough unless a store is frozen."""
 
 
@@ -164,10 +164,10 @@ class Engine:
         feeds = self.feeds[self.modes.current]
         return {feed.exchange: feed.decoder.clock_offset_ms for feed in feeds if feed.decoder.clock_offset_ms}
 
-    def state(self) -> FeedsState:
+    def state(self) -> IngestState:
         """How everything does at this moment."""
         stalled = tuple(self.flow.branches.stalled)
-        return FeedsState(
+        return IngestState(
             *self.feed_states(), self.cache_complete, self.archive.available, stalled, self.clock_offsets_ms()
         )
 
@@ -245,7 +245,7 @@ class Engine:
 
         # On the thread of all timers, none of which is then in the middle of something that it cannot end.
         self._loop.schedule(dispose)
-        disposed.wait(HURRY_SECONDS)
+        disposed.wait(FORCE_SECONDS)
         self._close()
 
     def _drain(self) -> None:
@@ -288,9 +288,9 @@ class Engine:
         self.archive.close()
         self.cache.close()
 
-    def force(self) -> None:
-        """Give `stop` no more than HURRY_SECONDS from now."""
-        timer = threading.Timer(HURRY_SECONDS, self._waited_for.set)
+    def force_stop(self) -> None:
+        """Give `stop` no more than FORCE_SECONDS from now."""
+        timer = threading.Timer(FORCE_SECONDS, self._waited_for.set)
         timer.daemon = True
         timer.start()
 

@@ -1,10 +1,8 @@
-"""The composition root: builds everything from the settings, and closes it in reverse order.
+"""The composition root: builds each kind of process from the settings, and closes its parts in reverse order.
 
-`marketflow`, `python -m marketflow` and `uvicorn marketflow.app:app` serve the same application. Order of a start: the
-port is bound, the data folder claimed, the embedded servers started, and only then ticks are taken; so a second
-instance gives up before it has touched anything.
-
-`marketflow --role ingest` and `--role api` are its two halves in processes of their own.
+Three kinds: both roles in one process (`marketflow`, `uvicorn marketflow.app:app`), the API role (`--role api`) and the
+ingest role (`--role ingest`). A start binds the port, then locks the data folder, then starts the embedded servers, and
+only then ingests: a second instance fails before it has touched anything.
 """
 
 import asyncio
@@ -23,17 +21,17 @@ from marketflow.clock import system_clock
 from marketflow.cluster import lease
 from marketflow.cluster.leader import Leader
 from marketflow.cluster.lease import Lease
-from marketflow.cluster.remote_control import RemoteFeeds
+from marketflow.cluster.remote_control import RemoteIngest
 from marketflow.errors import StartError, Unavailable
 from marketflow.logs import Outage
 from marketflow.model import Mode
 from marketflow.pipeline.state import StateReader
 from marketflow.resources import resource
+from marketflow.runtime.asgi_application import AsgiApplication
 from marketflow.runtime.engine import Engine
-from marketflow.runtime.ingest_role import Turns
-from marketflow.runtime.lifespan import Application
-from marketflow.runtime.probes import HealthReport, Probe
-from marketflow.runtime.store_servers import as_soon_as, find_servers, running_servers
+from marketflow.runtime.health_report import HealthReport, Probe
+from marketflow.runtime.leader_election import LeaderElection
+from marketflow.runtime.store_servers import find_servers, running_servers, when_set
 from marketflow.server.connection_limits import raise_file_limit
 from marketflow.server.http_connection import LimitedConnection
 from marketflow.server.service_notification import Supervisor, supervisor
@@ -41,31 +39,31 @@ from marketflow.server.uvicorn_server import Server, bind, bind_each, ignore_sig
 from marketflow.server.workers import Parent, Workers
 from marketflow.settings import Settings
 from marketflow.stores.fallback import FallbackReader
-from marketflow.tasks import background
+from marketflow.tasks import background, cancel
 
 
 def serve(settings: Settings) -> int:
-    """Run everything until SIGINT or SIGTERM; gives the exit code. A second signal makes the end a quick one.
+    """Run both roles until SIGINT or SIGTERM; return the exit code. A second signal forces the shutdown.
 
     Raises:
         StartError: the port cannot be bound.
     """
     raise_file_limit(LimitedConnection.MAX_CONNECTIONS)
-    return _serve(Everything(settings), settings, bind(settings.http.host, settings.http.port), supervisor())
+    return _serve(BothRoles(settings), settings, bind(settings.http.host, settings.http.port), supervisor())
 
 
 def serve_api(settings: Settings, workers: int = 1) -> int:
-    """Answer requests, in so many processes, about the ticks that others take; otherwise as `serve`."""
+    """Run the API role in `workers` processes; otherwise as `serve`."""
     raise_file_limit(LimitedConnection.MAX_CONNECTIONS)
     if workers == 1:
-        return _serve(_ApiHalf(settings), settings, bind(settings.http.host, settings.http.port), supervisor())
+        return _serve(ApiRole(settings), settings, bind(settings.http.host, settings.http.port), supervisor())
     listeners = bind_each(settings.http.host, settings.http.port, workers)
 
     def work(number: int, parent: Parent) -> int:
         request_metrics.share(folder, number)
         for other in {*listeners} - {listeners[number]}:
             other.close()
-        return _serve(_ApiHalf(settings), settings, listeners[number], parent, parent.gone)
+        return _serve(ApiRole(settings), settings, listeners[number], parent, parent.gone)
 
     with ExitStack() as stack:
         folder = stack.enter_context(request_metrics.shared_folder())
@@ -75,60 +73,73 @@ def serve_api(settings: Settings, workers: int = 1) -> int:
     return 0
 
 
-def serve_feeds(settings: Settings) -> int:
-    """Take ticks, or stand by while another process does; otherwise as `serve`, but without a port."""
-    code = asyncio.run(_FeedsHalf(settings, supervisor()).run())
+def serve_ingest(settings: Settings) -> int:
+    """Run the ingest role, as leader or standby; otherwise as `serve`, but without a port."""
+    code = asyncio.run(IngestRole(settings, supervisor()).run())
     ignore_signals()
     return code
 
 
 def _serve(
-    application: Application,
+    application: AsgiApplication,
     settings: Settings,
     listener: socket.socket,
-    told: Supervisor,
+    notified: Supervisor,
     orphaned: int | None = None,
 ) -> int:
     place = place_of(listener)
-    beating: list[asyncio.Task[None]] = []
 
     def started() -> None:
         if not is_loopback(settings.http.host) and not settings.http.token:
             logger.warning("whoever can reach {} can switch the mode: set http.token", settings.http.host)
         logger.info("MarketFlow {} answers on http://{} in {} mode", __version__, place, application.mode())
-        told.ready(f"answers on http://{place}")
-        beating.append(asyncio.create_task(told.beat_while(application.alive)))
+        notified.ready(f"answers on http://{place}")
+        application.run_until_stopped(notified.beat_while(lambda: application.alive()))
 
     def stopping() -> None:
-        told.stopping()
+        notified.stopping()
         application.end_streams()
 
     debug = settings.log.level in ("TRACE", "DEBUG")
-    server = Server(application, debug, application.told.set, application.force.set, started, stopping, orphaned)
+    server = Server(
+        application,
+        debug,
+        application.stop_requested.set,
+        application.force_stop.set,
+        started,
+        stopping,
+        orphaned,
+    )
     return 0 if server.serve_until_told(listener) and not application.failed else 1
 
 
-class Everything(Application):
-    """Feeds and API in one process."""
+class BothRoles(AsgiApplication):
+    """Ingest and API in one process."""
 
     async def start(self, stack: AsyncExitStack) -> Context:
-        """Open the stores, start the flow, and give the routes what they work with."""
+        """Open the stores, start the pipeline, and return what the routes need."""
         settings = self.settings
-        servers = await stack.enter_async_context(running_servers(settings, self.told, self.force))
+        servers = await stack.enter_async_context(running_servers(settings, self.stop_requested, self.force_stop))
         readers = await self.readers(stack, servers)
 
         engine = Engine(
-            settings, servers.redis, servers.postgres, resource("ddl"), system_clock, settings.mode, self._flow_broke
+            settings,
+            servers.redis,
+            servers.postgres,
+            resource("ddl"),
+            system_clock,
+            settings.mode,
+            self._pipeline_failed,
         )
         client = lease.connect(servers.redis)
         stack.callback(client.close)
-        holder = Leader(Lease(client), client, engine.state, engine.counters, engine.switch)
-        stack.push_async_callback(asyncio.to_thread, holder.close)
+        leader = Leader(Lease(client), client, engine.state, engine.counters, engine.switch)
+        stack.push_async_callback(asyncio.to_thread, leader.close)
         self.alive = engine.is_alive
         stack.push_async_callback(self._stop, engine)
-        stack.callback(holder.listen_no_more)
+        stack.callback(leader.stop_commands)
         await asyncio.to_thread(engine.start)
-        holder.start()
+        leader.start()
 
         redis_probe = Probe(readers.cache, lambda: engine.cache_complete)
         postgres_probe = Probe(readers.archive, lambda: engine.archive.available)
@@ -151,17 +162,17 @@ class Everything(Application):
         )
 
     async def _stop(self, engine: Engine) -> None:
-        async with as_soon_as(self.force, partial(asyncio.to_thread, engine.force)):
+        async with when_set(self.force_stop, partial(asyncio.to_thread, engine.force_stop)):
             await asyncio.to_thread(engine.stop)
 
-    def _flow_broke(self) -> None:
-        """Ask the server to end: whoever supervises this process starts another."""
+    def _pipeline_failed(self) -> None:
+        """Stop the server with exit code 1; the service manager restarts it."""
         self.failed = True
         signal.raise_signal(signal.SIGTERM)
 
 
 class _OwnMode:
-    """The mode of the feeds in this process; switched here, whatever Redis does."""
+    """The mode of the pipeline in this process; switched without Redis."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -174,20 +185,21 @@ class _OwnMode:
         return await asyncio.to_thread(self._engine.switch, mode)
 
 
-class _ApiHalf(Application):
-    """The API alone: prices from the stores, everything else from the process that takes ticks. Starts no servers."""
+class ApiRole(AsgiApplication):
+    """The API alone: prices from the stores, all else from the ingest process. Starts no embedded servers."""
 
     async def start(self, stack: AsyncExitStack) -> Context:
+        """Open the stores, follow the ingest process, and return what the routes need."""
         settings = self.settings
         servers = find_servers(settings)
         readers = await self.readers(stack, servers)
 
-        feeds = RemoteFeeds(servers.redis, [exchange.name for exchange in settings.exchanges], settings.mode)
+        feeds = RemoteIngest(servers.redis, [exchange.name for exchange in settings.exchanges], settings.mode)
         stack.push_async_callback(feeds.close)
         try:
-            await feeds.ask()  # before the first request, which is about a mode
+            await feeds.ask()  # before the first request, which depends on the mode
         except Unavailable as error:
-            logger.warning("the feeds cannot be asked yet, {} mode is assumed: {}", settings.mode, error)
+            logger.warning("the ingest process is unreachable, assuming {} mode: {}", settings.mode, error)
         await stack.enter_async_context(background(feeds.follow()))
 
         redis_probe = Probe(
@@ -213,55 +225,56 @@ class _ApiHalf(Application):
         )
 
 
-class _FeedsHalf:
-    """The feeds alone: no port, told to end by signals only."""
+class IngestRole:
+    """Ingest alone: no port; stopped by signals only."""
 
-    def __init__(self, settings: Settings, told: Supervisor) -> None:
+    def __init__(self, settings: Settings, notified: Supervisor) -> None:
         self._settings = settings
-        self._supervisor = told
-        self._told = asyncio.Event()
-        self._force = asyncio.Event()
+        self._supervisor = notified
+        self._stop_requested = asyncio.Event()
+        self._force_stop = asyncio.Event()
         self._failed = False
 
     async def run(self) -> int:
-        """Run until told to end; gives the exit code."""
+        """Run until a signal or a failure; return the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup would have it
-                loop.add_signal_handler(number, self._tell)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                loop.add_signal_handler(number, self._on_signal)
         try:
             return await self._run(loop)
         except StartError:
-            if not self._told.is_set():
+            if not self._stop_requested.is_set():
                 raise
-            return 0  # the start was given up
+            return 0  # the start was aborted
 
     async def _run(self, loop: asyncio.AbstractEventLoop) -> int:
-        async with running_servers(self._settings, self._told, self._force) as servers:
+        async with running_servers(self._settings, self._stop_requested, self._force_stop) as servers:
 
-            def flow_broke() -> None:
-                loop.call_soon_threadsafe(self._flow_broke)
+            def pipeline_failed() -> None:
+                loop.call_soon_threadsafe(self._pipeline_failed)
 
-            turns = Turns(self._settings, servers, flow_broke, self._supervisor)
-            running = asyncio.create_task(asyncio.to_thread(turns.run))
-            told = asyncio.create_task(self._told.wait())
-            await asyncio.wait({running, told}, return_when=asyncio.FIRST_COMPLETED)
+            election = LeaderElection(self._settings, servers, pipeline_failed, self._supervisor)
+            running = asyncio.create_task(asyncio.to_thread(election.run))
+            requested = asyncio.create_task(self._stop_requested.wait())
+            await asyncio.wait({running, requested}, return_when=asyncio.FIRST_COMPLETED)
+            await cancel(requested)
             self._supervisor.stopping()
-            turns.stop()
-            async with as_soon_as(self._force, partial(asyncio.to_thread, turns.force)):
+            election.stop()
+            async with when_set(self._force_stop, partial(asyncio.to_thread, election.force_stop)):
                 await running
         return 1 if self._failed else 0
 
-    def _tell(self) -> None:
-        """Stop in good order. A second signal says that there is no time for it."""
-        if self._told.is_set():
-            logger.warning("told a second time: stopping at once")
-            self._force.set()
+    def _on_signal(self) -> None:
+        """Request a stop; force it at the second signal."""
+        if self._stop_requested.is_set():
+            logger.warning("second signal: stopping at once")
+            self._force_stop.set()
         else:
             logger.info("stopping")
-            self._told.set()
+            self._stop_requested.set()
 
-    def _flow_broke(self) -> None:
-        """Ask for the end: whoever supervises this process starts another."""
+    def _pipeline_failed(self) -> None:
+        """Request a stop with exit code 1; the service manager restarts it."""
         self._failed = True
-        self._told.set()
+        self._stop_requested.set()

@@ -1,4 +1,4 @@
-"""Where Redis and PostgreSQL are: servers of the user's own, or embedded ones that live as long as the application."""
+"""Locates Redis and PostgreSQL: external servers, or embedded ones that live as long as the application."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -19,14 +19,14 @@ from marketflow.stores.redis import connection
 from marketflow.tasks import background
 
 KILL_SECONDS = 0.5
-"""How long the embedded servers may take to end once there is no patience left."""
+"""How long the embedded servers may take to stop once a shutdown is forced."""
 
 
 EmbeddedServer = EmbeddedRedis | EmbeddedPostgres
 
 
 class Servers(NamedTuple):
-    """Keywords for connections to both, and those servers that are embedded ones."""
+    """Connection keywords of both, and the embedded servers among them."""
 
     redis: dict[str, Any]
     postgres: dict[str, Any]
@@ -34,7 +34,7 @@ class Servers(NamedTuple):
 
 
 def find_servers(settings: Settings) -> Servers:
-    """Where both are, or will be: nothing is started or touched."""
+    """Return the addresses of both. Starts and touches nothing."""
     redis_at = connection.connection_keywords(
         *_fields(settings.redis, "host", "port", "password", "db", "username", "tls", "tls_ca", "tls_cert", "tls_key")
     )
@@ -65,10 +65,12 @@ def find_servers(settings: Settings) -> Servers:
 
 
 @asynccontextmanager
-async def running_servers(settings: Settings, told: asyncio.Event, force: asyncio.Event) -> AsyncIterator[Servers]:
-    """Both, the embedded ones started and kept alive; their end is a quick one once one is forced.
+async def running_servers(
+    settings: Settings, stop_requested: asyncio.Event, force_stop: asyncio.Event
+) -> AsyncIterator[Servers]:
+    """Start the embedded servers, restart those that die, and stop them afterwards: quickly once `force_stop` is set.
 
-    A start that is under way when `told` is set is given up.
+    A start that is under way when `stop_requested` is set is aborted.
 
     Raises:
         StartError: an embedded server cannot be started, or another MarketFlow has the data folder.
@@ -82,22 +84,22 @@ async def running_servers(settings: Settings, told: asyncio.Event, force: asynci
         servers = find_servers(settings)
         try:
             async with (
-                as_soon_as(told, partial(_stop, servers.embedded)),
-                as_soon_as(force, partial(_kill, servers.embedded)),
+                when_set(stop_requested, partial(_stop, servers.embedded)),
+                when_set(force_stop, partial(_kill, servers.embedded)),
             ):
                 await _in_threads(server.revive for server in servers.embedded)
-            if told.is_set():
-                raise StartError("told to stop while starting")
-            # It ends before the servers stop, also when what was built on them failed: it would start them again.
+            if stop_requested.is_set():
+                raise StartError("stop requested while starting")
+            # It ends before the servers stop, also after a failure in the block: it would restart them.
             async with background(_supervise(servers.embedded)):
                 yield servers
         finally:
-            async with as_soon_as(force, partial(_kill, servers.embedded)):
+            async with when_set(force_stop, partial(_kill, servers.embedded)):
                 await _stop(servers.embedded)
 
 
 def _point_to_old_data(settings: Settings) -> None:
-    """As root: data were in root's home by default, where an earlier version opened that for PostgreSQL's user."""
+    """Log where the data of an earlier version are: as root, its default was a folder in root's home."""
     old = user_data_dir()
     moved = settings.data_dir == ROOT_DATA_DIR and not ROOT_DATA_DIR.exists()
     with suppress(OSError):
@@ -106,12 +108,12 @@ def _point_to_old_data(settings: Settings) -> None:
 
 
 async def _stop(servers: Sequence[EmbeddedServer]) -> None:
-    """Stop them for good: what still is about to start one in a thread does not."""
+    """Stop them for good, also against a restart that is under way in a thread."""
     await _in_threads(server.stop for server in servers)
 
 
 async def _kill(servers: Sequence[EmbeddedServer]) -> None:
-    """End by force what takes its time to stop; both servers recover from that at the next start."""
+    """Kill what has not stopped by then; both servers recover from that at the next start."""
     await asyncio.sleep(KILL_SECONDS)
     for server in servers:
         if server.process is not None:
@@ -119,24 +121,24 @@ async def _kill(servers: Sequence[EmbeddedServer]) -> None:
 
 
 async def _supervise(servers: Sequence[EmbeddedServer]) -> None:
-    """Start a server again that has died; until then it is a store that is away like any other."""
+    """Restart servers that have died; until then their store is unavailable like any other."""
     while True:
         await asyncio.sleep(1.0)
         for server in servers:
             if not server.running:
                 logger.error("the embedded {} has died; starting it again", server.title)
-                with suppress(StartError):  # tried again in a second
+                with suppress(StartError):  # retried in a second
                     await asyncio.to_thread(server.revive)
         if servers:
             await asyncio.to_thread(guardian.keep)
 
 
 @asynccontextmanager
-async def as_soon_as(told: asyncio.Event, act: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Act once an event is set, if that is while the block runs."""
+async def when_set(event: asyncio.Event, act: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Run `act` once an event is set, if that is while the block runs."""
 
     async def wait_and_act() -> None:
-        await told.wait()
+        await event.wait()
         await act()
 
     async with background(wait_and_act()):
@@ -144,7 +146,7 @@ async def as_soon_as(told: asyncio.Event, act: Callable[[], Awaitable[None]]) ->
 
 
 async def _in_threads(calls: Iterable[Callable[[], None]]) -> None:
-    """Make blocking calls side by side and wait for all, then raise what the first of them raised."""
+    """Make blocking calls concurrently and wait for all, then raise the first exception."""
     results = await asyncio.gather(*map(asyncio.to_thread, calls), return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):

@@ -125,7 +125,7 @@ class Server(uvicorn.Server):
     async def _force_when_told(self) -> None:
         while not self.force_exit:  # noqa: ASYNC110 - set by a signal handler, which may do no more than that
             await asyncio.sleep(0.05)
-        logger.warning("told a second time: stopping at once")
+        logger.warning("second signal: stopping at once")
         self._force()
         for connection in list(self.server_state.connections):
             connection.transport.abort()

@@ -23,7 +23,7 @@ RESTART_SECONDS = 1.0
 STOP_SECONDS = 5.0
 """How long the workers may take to end."""
 
-HURRY_SECONDS = 1.5
+FORCE_SECONDS = 1.5
 """The same, once told a second time."""
 
 
@@ -117,7 +117,7 @@ class Workers:
             got, _ = self._next_signal(deadline - time.monotonic())
             if got in self._told:
                 self._send(signal.SIGTERM)
-                deadline = min(deadline, time.monotonic() + HURRY_SECONDS)
+                deadline = min(deadline, time.monotonic() + FORCE_SECONDS)
             elif got is None:
                 logger.warning("{} workers did not end in time and are killed", len(self._alive))
                 self._send(signal.SIGKILL)

@@ -10,8 +10,8 @@ import redis
 
 from marketflow.cluster.leader import Leader
 from marketflow.cluster.lease import GRACE_SECONDS, Lease, connect
-from marketflow.cluster.messages import FeedsState, Published, decode, encode
-from marketflow.cluster.remote_control import RemoteFeeds
+from marketflow.cluster.messages import IngestState, Published, decode, encode
+from marketflow.cluster.remote_control import RemoteIngest
 from marketflow.counters import DelayCounter, ExchangeCounters, IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.model import FeedState, Mode
@@ -19,7 +19,7 @@ from marketflow.stores.redis import keys
 from marketflow.stores.redis.connection import connection_keywords
 from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
-RUNNING = FeedsState(Mode.LIVE, {"exchange1": FeedState.CONNECTED}, cache_complete=True, archive_available=True)
+RUNNING = IngestState(Mode.LIVE, {"exchange1": FeedState.CONNECTED}, cache_complete=True, archive_available=True)
 
 COUNTED = IngestCounters(
     {"exchange1": ExchangeCounters(7, {"malformed": 1}, 2, 3, 1_763_690_000_000)},
@@ -48,12 +48,12 @@ def client(redis_db: RedisServer) -> Iterator["redis.Redis"]:
 
 
 @pytest.fixture
-def feeds(redis_db: RedisServer) -> RemoteFeeds:
-    return RemoteFeeds(connection_keywords(HOST, redis_db.port, "", 0), ["exchange1", "exchange2"], Mode.TEST)
+def feeds(redis_db: RedisServer) -> RemoteIngest:
+    return RemoteIngest(connection_keywords(HOST, redis_db.port, "", 0), ["exchange1", "exchange2"], Mode.TEST)
 
 
 def published(lease: Lease, number: int = 1, mode: Mode = Mode.LIVE) -> Published:
-    return Published(lease.run, number, 0, FeedsState(mode, RUNNING.exchanges, True, True))
+    return Published(lease.run, number, 0, IngestState(mode, RUNNING.exchanges, True, True))
 
 
 # The lease
@@ -167,7 +167,7 @@ def hold(client: "redis.Redis") -> Iterator[Callable[[Callable[[Mode], Mode]], L
 def test_lease_is_renewed_after_a_state_that_raises(client: "redis.Redis") -> None:
     asked: list[int] = []
 
-    def state() -> FeedsState:
+    def state() -> IngestState:
         asked.append(len(asked))
         if 1 < len(asked) < 5:
             raise RuntimeError("a bug")
@@ -182,7 +182,7 @@ def test_lease_is_renewed_after_a_state_that_raises(client: "redis.Redis") -> No
 
 
 def test_a_switch_is_carried_out_once_and_answered(
-    feeds: RemoteFeeds, hold: Callable[[Callable[[Mode], Mode]], Lease]
+    feeds: RemoteIngest, hold: Callable[[Callable[[Mode], Mode]], Lease]
 ) -> None:
     switches: list[Mode] = []
 
@@ -207,7 +207,7 @@ def test_a_switch_is_carried_out_once_and_answered(
 
 
 def test_what_was_counted_is_heard_of_while_somebody_counts(
-    feeds: RemoteFeeds, hold: Callable[[Callable[[Mode], Mode]], Lease]
+    feeds: RemoteIngest, hold: Callable[[Callable[[Mode], Mode]], Lease]
 ) -> None:
     async def ask() -> None:
         await feeds.ask()
@@ -230,7 +230,7 @@ def test_a_state_of_a_version_that_tells_no_figures_is_believed() -> None:
 
 
 def test_commands_without_reply_do_not_keep_the_state_from_being_asked(
-    feeds: RemoteFeeds, client: "redis.Redis", clock: Clock
+    feeds: RemoteIngest, client: "redis.Redis", clock: Clock
 ) -> None:
     lease = Lease(client, clock)
     assert lease.hold(published(lease))
@@ -249,7 +249,7 @@ def test_commands_without_reply_do_not_keep_the_state_from_being_asked(
 
 
 def test_a_switch_that_cannot_be_made_is_unavailable(
-    feeds: RemoteFeeds, hold: Callable[[Callable[[Mode], Mode]], Lease]
+    feeds: RemoteIngest, hold: Callable[[Callable[[Mode], Mode]], Lease]
 ) -> None:
     def switch(mode: Mode) -> Mode:
         raise Unavailable("stopping")
@@ -283,7 +283,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def test_an_older_state_that_comes_late_is_not_believed(
-    feeds: RemoteFeeds, client: "redis.Redis", clock: Clock
+    feeds: RemoteIngest, client: "redis.Redis", clock: Clock
 ) -> None:
     lease = Lease(client, clock)
 

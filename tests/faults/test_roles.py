@@ -637,4 +637,4 @@ def test_second_signal_ends_ingest_process_at_once(
         code, seconds = feeds.stop()
     assert code == 0
     assert seconds < 2
-    assert "told a second time" in feeds.log
+    assert "second signal: stopping at once" in feeds.log

@@ -1,4 +1,4 @@
-"""How the stores do, asked in the background: /health answers from the last answers and never waits for a store."""
+"""Health: probes ask the stores for a sign of life, and the report puts /health together from their answers."""
 
 import asyncio
 import time
@@ -22,24 +22,24 @@ FAILURES_OF_AN_OUTAGE = 3
 
 
 class Pingable(Protocol):
-    """A store that can be asked for a sign of life."""
+    """A store that answers pings."""
 
     async def ping(self) -> None:
-        """Ask for it.
+        """Ask for a sign of life.
 
         Raises:
-            Unavailable: there is none.
+            Unavailable: the store did not answer.
         """
         ...
 
 
 class Probe:
-    """Asks one store again and again.
+    """Pings one store periodically.
 
     Args:
-        store: what is asked.
-        writable: whether the flow could write to it when it last tried; a store may answer and yet refuse that.
-        outage: logs when it stops answering, where nothing else in the process would.
+        store: the store.
+        writable: returns whether the last write of the pipeline succeeded; a store may answer and yet refuse writes.
+        outage: logs outages, in a process where no other part would.
     """
 
     def __init__(self, store: Pingable, writable: Callable[[], bool], outage: Outage | None = None) -> None:
@@ -48,15 +48,15 @@ class Probe:
         self._store = store
         self._writable = writable
         self.answers = False
-        """Whether it did at the last attempt, or failed at fewer than FAILURES_OF_AN_OUTAGE since."""
+        """Whether it has answered, and missed fewer than FAILURES_OF_AN_OUTAGE pings since."""
 
     @property
     def state(self) -> StoreState:
-        """Whether the store can be used, by its last answer."""
+        """Whether the store is usable, as far as known."""
         return "ok" if self.answers and self._writable() else "down"
 
     async def ask(self) -> None:
-        """Ask once."""
+        """Ping once."""
         try:
             await self._store.ping()
         except Unavailable as error:
@@ -65,37 +65,37 @@ class Probe:
                 self.answers = False
                 if self._outage:
                     self._outage.failed("probe", f"answers lack what it has: {error}")
-        except Exception as error:  # noqa: BLE001 - one that asked no more would say "ok" for ever
+        except Exception as error:  # noqa: BLE001 - a probe that ended would say "ok" for ever
             self.answers = False
-            logger.opt(exception=error).error("a store cannot be asked how it is, which is a bug")
+            logger.opt(exception=error).error("a store cannot be pinged, which is a bug")
         else:
             self.answers = True
             self._failures = 0
             if self._outage:
                 self._outage.over("probe")
 
-    async def ask_first(self) -> None:
-        """Ask until it answers or is down."""
+    async def ask_until_known(self) -> None:
+        """Ping until the store answers or counts as down."""
         await self.ask()
         while 0 < self._failures < FAILURES_OF_AN_OUTAGE:
             await asyncio.sleep(RETRY_SECONDS)
             await self.ask()
 
-    async def ask_for_ever(self) -> None:
-        """Ask every PROBE_SECONDS, sooner after a failure, until cancelled."""
+    async def ask_periodically(self) -> None:
+        """Ping every PROBE_SECONDS, sooner after a miss, until cancelled."""
         while True:
             await asyncio.sleep(RETRY_SECONDS if 0 < self._failures < FAILURES_OF_AN_OUTAGE else PROBE_SECONDS)
             await self.ask()
 
 
 class HealthReport:
-    """Puts together what /health says.
+    """Builds the answer of /health.
 
     Args:
-        feeds: the mode that runs, and how its feeds do by the names of their exchanges.
-        postgres, redis: the last answers of the stores.
-        stalled: names of branches of the flow that have work and finish none.
-        clock_offsets_ms: how far clocks of exchanges that are wrong are ahead, by exchange.
+        feeds: returns the current mode, and the state of its feeds by exchange.
+        postgres, redis: probes of the stores.
+        stalled: returns the names of pipeline branches that have work and finish none.
+        clock_offsets_ms: returns by how much each wrong exchange clock is ahead.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class HealthReport:
         self._began = time.monotonic()
 
     def __call__(self) -> Health:
-        """The health at this moment, without waiting for anything."""
+        """Return the health at this moment, without any I/O."""
         mode, exchanges = self._feeds()
         postgres, redis = self._postgres.state, self._redis.state
         fine = {FeedState.CONNECTED, FeedState.GENERATED}

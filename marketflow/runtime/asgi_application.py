@@ -1,8 +1,8 @@
-"""What every MarketFlow that answers requests is: an ASGI application that opens what it needs and closes it again."""
+"""The ASGI application of a process that answers requests: its lifespan opens the stores and closes them again."""
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from marketflow.counters import IngestCounters
 from marketflow.errors import StartError
 from marketflow.health import ModeSwitch
 from marketflow.model import Mode
-from marketflow.runtime.probes import HealthReport, Probe
+from marketflow.runtime.health_report import HealthReport, Probe
 from marketflow.runtime.store_servers import Servers
 from marketflow.server.http_connection import LimitedConnection
 from marketflow.settings import Settings
@@ -29,38 +29,40 @@ from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.stores.postgres.request_coalescing import CoalescingReader
 from marketflow.stores.redis.near_cache import NearCache
 from marketflow.stores.redis.reader import RedisReader
-from marketflow.tasks import background
+from marketflow.tasks import background, cancel, log_failure
 
 SETTLE_MS = 10_000
-"""How long after its grace a minute may take to be in the cache, late ticks included."""
+"""How long after the allowed lateness a closed minute may take to reach the cache, late ticks included."""
 
 
 class Readers(NamedTuple):
-    """What reads the stores: the cache, the same by what its writer announces, and the archive."""
+    """Readers of the stores: the cache, the near cache that follows its announcements, and the archive."""
 
     cache: RedisReader
     near_cache: NearCache
     archive: PostgresReader
 
 
-class Application(ABC):
-    """An ASGI application. A start that fails for a known reason is told in one line, not with a traceback."""
+class AsgiApplication(ABC):
+    """An ASGI application. A start that fails for a known reason is logged in one line, without a traceback."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._asgi: ASGIApp = create_app(self._lifespan, settings.http)
         self._refused = False
+        self._tasks: list[asyncio.Task[None]] = []
         self.failed = False
+        """Whether the pipeline broke."""
         self.mode: Callable[[], Mode] = lambda: settings.mode
-        """The mode that runs, once it has started."""
+        """Returns the current mode, once started."""
         self.alive: Callable[[], bool] = lambda: True
-        """Whether what runs beside the event loop does; asked time and again, in the event loop."""
+        """Returns whether the threads beside the event loop make progress; called periodically in the event loop."""
         self.end_streams: Callable[[], None] = lambda: None
-        """Ends what would go on for ever, once it has started."""
-        self.told = asyncio.Event()
-        """Set when it is told to stop; a start that is under way is given up then."""
-        self.force = asyncio.Event()
-        """Set when the end must not take its time any more."""
+        """Ends the open event streams, once started."""
+        self.stop_requested = asyncio.Event()
+        """Set to stop; a start that is under way is aborted."""
+        self.force_stop = asyncio.Event()
+        """Set to cut the stop short."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or start and end."""
@@ -83,23 +85,30 @@ class Application(ABC):
             async with AsyncExitStack() as stack:
                 yield {"context": await self.start(stack)}
                 logger.info("stopping")
+            await cancel(*self._tasks)
         except StartError as error:
             self._refused = True
-            if self.told.is_set():
+            if self.stop_requested.is_set():
                 logger.info("stopped while starting")
                 raise
-            for line in str(error).splitlines():  # the end of a server's log may be among them
+            for line in str(error).splitlines():  # it may quote the end of a server's log
                 logger.error("{}", line)
             raise
 
+    def run_until_stopped(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a background task that ends after everything else has been closed."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(log_failure)
+        self._tasks.append(task)
+
     @abstractmethod
     async def start(self, stack: AsyncExitStack) -> Context:
-        """Build everything; what is to be closed in the end goes to the stack."""
+        """Build the parts and return what the routes need; the stack closes them in reverse order."""
 
-    # What all kinds are built from
+    # Shared by both kinds
 
     async def readers(self, stack: AsyncExitStack, servers: Servers) -> "Readers":
-        """What reads the two stores."""
+        """Connect the readers of both stores."""
         settle_ms = self.settings.flow.late_after_ms + SETTLE_MS
         cache = RedisReader.connect(servers.redis, system_clock, settle_ms, self.settings.flow.minute_ms)
         stack.push_async_callback(cache.close)
@@ -112,10 +121,10 @@ class Application(ABC):
         return Readers(cache, near_cache, archive)
 
     async def probe(self, stack: AsyncExitStack, *probes: Probe) -> None:
-        """Ask the stores how they are, now and from now on."""
-        await asyncio.gather(*(probe.ask_first() for probe in probes))
+        """Probe the stores now, and periodically from now on."""
+        await asyncio.gather(*(probe.ask_until_known() for probe in probes))
         for probe in probes:
-            await stack.enter_async_context(background(probe.ask_for_ever()))
+            await stack.enter_async_context(background(probe.ask_periodically()))
 
     def context(
         self,
@@ -127,7 +136,7 @@ class Application(ABC):
         counters: Callable[[], IngestCounters | None],
         ready: Callable[[], bool],
     ) -> Context:
-        """What the routes work with."""
+        """Build what the routes need."""
         settings = self.settings
         self.mode = lambda: mode.current
         clients = ClientLimits(settings.http.trusted_proxies)

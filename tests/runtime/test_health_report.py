@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from marketflow.errors import Unavailable
-from marketflow.runtime.probes import FAILURES_OF_AN_OUTAGE, Probe
+from marketflow.runtime.health_report import FAILURES_OF_AN_OUTAGE, Probe
 from tests.test_tasks import on_loop
 
 
@@ -39,10 +39,10 @@ async def test_store_is_down_after_failures_in_a_row() -> None:
 @on_loop
 async def test_start_asks_again_before_it_calls_store_down() -> None:
     late = Probe(Store(False, True), writable=lambda: True)
-    await late.ask_first()
+    await late.ask_until_known()
     assert late.state == "ok"
     silent = Probe(Store(*[False] * FAILURES_OF_AN_OUTAGE), writable=lambda: True)
-    await silent.ask_first()
+    await silent.ask_until_known()
     assert silent.state == "down"
 
 
