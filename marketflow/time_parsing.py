@@ -1,10 +1,10 @@
-"""Parses times, in queries and on the command line: RFC 3339, a date, Unix ms, `now` or `-24h`."""
+"""Parses times and durations: RFC 3339, a date, Unix ms, `now`, `-24h`; `1m30s`."""
 
 import re
 from datetime import UTC, date, datetime, timedelta
 
 _UNIT_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_TERM = r"([0-9]{1,9})([smhd])"
+_TERM = re.compile(r"0*([0-9]{1,9})([smhd])")
 
 # The bounds limit the work of int() on long digits.
 UNIX_MS = r"[0-9]{1,19}"
@@ -28,12 +28,17 @@ _SECONDS, _MILLISECONDS, _MICROSECONDS = 10**8, 10**11, 10**14
 """From these numbers on a Unix time is one in seconds (1973), in ms (1973) and in microseconds (5138)."""
 
 
+def duration_ms(text: str) -> int:
+    """Return a sum of whole `s`, `m`, `h` and `d` in ms; whether the text is such a sum is checked apart."""
+    return sum(int(number) * _UNIT_MS[unit] for number, unit in _TERM.findall(text))
+
+
 def is_relative(text: str) -> bool:
     """Return whether a time is relative to now."""
     return re.fullmatch(RELATIVE, text) is not None
 
 
-def moment_ms(text: str, now_ms: int) -> int:
+def parse_time_ms(text: str, now_ms: int) -> int:
     """Parse a time to Unix ms, rounded up.
 
     Args:
@@ -44,7 +49,7 @@ def moment_ms(text: str, now_ms: int) -> int:
         ValueError: it is not a time; the message says what is allowed or what was probably meant.
     """
     try:
-        found = _moment_ms(text, now_ms)
+        found = _time_ms(text, now_ms)
     except (ValueError, OverflowError):  # the day does not exist, or lies before the year 1
         raise ValueError(ALLOWED) from None
     if found is None:
@@ -54,10 +59,10 @@ def moment_ms(text: str, now_ms: int) -> int:
     return found
 
 
-def _moment_ms(text: str, now_ms: int) -> int | None:
+def _time_ms(text: str, now_ms: int) -> int | None:
     """Return the time, or None for a number in another unit."""
     if is_relative(text):
-        return now_ms - sum(int(number) * _UNIT_MS[unit] for number, unit in re.findall(_TERM, text))
+        return now_ms - duration_ms(text)
     if re.fullmatch(UNIX_MS, text) and not re.fullmatch("(19|20)[0-9]{6}", text):  # eight such digits are a date
         number = int(text)
         return number if number < _SECONDS or _MILLISECONDS <= number < _MICROSECONDS else None
@@ -81,5 +86,6 @@ def _in_another_unit(text: str) -> str:
     return f"is in milliseconds, and {number} looks like Unix {unit}: {meant} is meant"
 
 
-def _unix_ms(moment: datetime) -> int:
-    return -((_EPOCH - moment) // _MILLISECOND)
+def _unix_ms(time: datetime) -> int:
+    """Return Unix ms, rounded up."""
+    return -((_EPOCH - time) // _MILLISECOND)

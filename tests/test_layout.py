@@ -37,9 +37,7 @@ STORES = ("redis", "postgres")
 MOST_MODULES = 12
 """Python files in a folder, besides `__init__.py`."""
 
-UPWARD_IMPORTS: dict[tuple[str, str], str] = {
-    ("api.openapi.description", "server.http_connection"): "the document names the limits of the server",
-}
+UPWARD_IMPORTS: dict[tuple[str, str], str] = {}
 """Imports that break the order, with the reason; the aim is none."""
 
 SAME_NAMES = {

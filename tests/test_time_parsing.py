@@ -7,12 +7,12 @@ from marketflow import time_parsing
 NOW_MS = 1_795_262_400_123
 
 
-def moment_ms(text: str) -> int:
-    return time_parsing.moment_ms(text, NOW_MS)
+def parsed(text: str) -> int:
+    return time_parsing.parse_time_ms(text, NOW_MS)
 
 
 @pytest.mark.parametrize(
-    ("text", "moment"),
+    ("text", "time"),
     [
         ("2026-11-01", datetime(2026, 11, 1, tzinfo=UTC)),
         ("2026-11-01T09:30:00Z", datetime(2026, 11, 1, 9, 30, tzinfo=UTC)),
@@ -22,16 +22,16 @@ def moment_ms(text: str) -> int:
         ("9999-12-31", datetime(9999, 12, 31, tzinfo=UTC)),
     ],
 )
-def test_a_moment_is_a_time_with_a_zone_or_midnight_of_a_day(text: str, moment: datetime) -> None:
-    assert moment_ms(text) == round(moment.timestamp() * 1000)
+def test_time_with_zone_or_date_is_parsed(text: str, time: datetime) -> None:
+    assert parsed(text) == round(time.timestamp() * 1000)
 
 
 @pytest.mark.parametrize(
     ("text", "ago_ms"),
     [("now", 0), ("-24h", 86_400_000), ("-1h30m", 5_400_000), ("-1d1s", 86_401_000), ("-0s", 0)],
 )
-def test_a_moment_may_be_so_long_ago(text: str, ago_ms: int) -> None:
-    assert moment_ms(text) == NOW_MS - ago_ms
+def test_relative_time_counts_back_from_now(text: str, ago_ms: int) -> None:
+    assert parsed(text) == NOW_MS - ago_ms
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,9 @@ def test_a_moment_may_be_so_long_ago(text: str, ago_ms: int) -> None:
         *("٢٠٢٦-11-01", "2026-11-01T09:30:00Z\n"),
     ],
 )
-def test_anything_else_is_told_what_is_allowed(text: str) -> None:
+def test_invalid_time_is_rejected_with_allowed_forms(text: str) -> None:
     with pytest.raises(ValueError, match="must be a time such as 2026-11-01T09:30:00Z, a date"):
-        moment_ms(text)
+        parsed(text)
 
 
 @pytest.mark.parametrize(
@@ -55,17 +55,17 @@ def test_anything_else_is_told_what_is_allowed(text: str) -> None:
         ("1795262400123456789", "looks like Unix nanoseconds: 1795262400123 is meant"),
     ],
 )
-def test_unix_time_in_another_unit_is_refused_with_what_is_meant(text: str, meant: str) -> None:
+def test_unix_time_in_another_unit_suggests_milliseconds(text: str, meant: str) -> None:
     with pytest.raises(ValueError, match=meant):
-        moment_ms(text)
+        parsed(text)
 
 
 @pytest.mark.parametrize(("text", "at"), [("1795262400123", 1795262400123), ("0", 0), ("00001", 1)])
-def test_unix_milliseconds_are_a_moment(text: str, at: int) -> None:
-    assert moment_ms(text) == at
+def test_unix_milliseconds_are_parsed(text: str, at: int) -> None:
+    assert parsed(text) == at
 
 
 @pytest.mark.parametrize("text", ["0" * 4400 + "1", "9" * 5000, "-" + "1s" * 5000, "-" + "9" * 5000 + "s"])
-def test_absurdly_long_moments_are_refused(text: str) -> None:
+def test_overlong_times_are_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="must be a time such as"):
-        moment_ms(text)
+        parsed(text)

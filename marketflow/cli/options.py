@@ -123,10 +123,10 @@ class Moment(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Convert the text of an argument."""
         from marketflow.clock import milliseconds, system_clock
-        from marketflow.time_parsing import moment_ms
+        from marketflow.time_parsing import parse_time_ms
 
         try:
-            return moment_ms(value, milliseconds(system_clock()))
+            return parse_time_ms(value, milliseconds(system_clock()))
         except ValueError as error:
             self.fail(f"{value!r}: {error}", param, ctx)
 

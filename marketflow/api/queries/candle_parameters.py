@@ -9,7 +9,7 @@ from starlette.datastructures import QueryParams
 from marketflow.api.openapi.operation import Parameter
 from marketflow.api.problems import Problem
 from marketflow.api.queries.candles import CandleRequest
-from marketflow.time_parsing import PATTERN, is_relative, moment_ms
+from marketflow.time_parsing import PATTERN, is_relative, parse_time_ms
 
 INTERVALS_MS = {
     "1m": 60_000,
@@ -149,7 +149,7 @@ def parse_time(name: str, text: str, now_ms: int) -> int:
         InvalidRange: the text is not a time, or has another unit.
     """
     try:
-        return max(0, moment_ms(text, now_ms))
+        return max(0, parse_time_ms(text, now_ms))
     except ValueError as error:
         raise InvalidRange(f"`{name}` {error}. (A + in a query is written %2B.)") from None
 

@@ -5,20 +5,18 @@ from http import HTTPStatus
 
 from marketflow.api.openapi.operation import Parameter
 from marketflow.api.problems import Problem
+from marketflow.time_parsing import duration_ms
 
 SECOND_MS = 1_000
-_UNIT_MS = {"s": SECOND_MS, "m": 60 * SECOND_MS, "h": 3_600 * SECOND_MS, "d": 86_400 * SECOND_MS}
 
 SHORTEST_MS = SECOND_MS
-LONGEST_MS = 366 * _UNIT_MS["d"]
+LONGEST_MS = 366 * 86_400 * SECOND_MS
 
 # 366 days are eight digits of seconds; the bound limits the work of int() on long digits.
-_TERM = r"0*([0-9]{1,8})([smhd])"
-_TERMS = re.compile(_TERM)
-_PERIOD = re.compile(f"(?:{_TERM})+")
-
-PATTERN = f"({_TERM})+"
+PATTERN = "(0*([0-9]{1,8})([smhd]))+"
 """Pattern of a period; the limits of its length are checked apart."""
+
+_PERIOD = re.compile(PATTERN)
 
 PERIOD = Parameter(
     "period",
@@ -43,7 +41,7 @@ def parse_period(text: str) -> int:
         InvalidPeriod: the text is not a sum of whole s, m, h and d from 1s to 366d.
     """
     if _PERIOD.fullmatch(text):
-        length = sum(int(number) * _UNIT_MS[unit] for number, unit in _TERMS.findall(text))
+        length = duration_ms(text)
         if SHORTEST_MS <= length <= LONGEST_MS:
             return length
     raise InvalidPeriod("A period is a sum of whole s, m, h and d from 1s to 366d, such as 30s, 1m30s or 24h.")
