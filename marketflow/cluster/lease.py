@@ -1,11 +1,11 @@
-"""The lease: of all processes that could take ticks from the exchanges into one Redis, one does.
+"""The lease of the leader: of all processes that could ingest into one Redis, one does.
 
-A key that expires, renewed by its holder. It decides who begins, not who may write: a process that cannot ask Redis
-goes on with what it does, for two writers do no harm (each row stays in its fuller version) and none is the worse
-fault.
+A key that expires, renewed by its holder. It decides who starts to ingest, not who may write: a leader that cannot
+reach Redis goes on, for two writers do no harm (each row stays in its more complete version) and no writer would.
 
-A key that has gone says little: the holder may be dead, or Redis was emptied or is back from an outage. So the one who
-held it last takes it again at once, and others wait a moment. A holder that ends leaves the key empty, which is clear.
+A missing key is ambiguous: the holder has died, or Redis was emptied or is back from an outage. So the last holder
+acquires it again at once, and others wait for GRACE_SECONDS. A holder that stops leaves the key empty, which is
+unambiguous.
 """
 
 import os
@@ -25,25 +25,25 @@ from marketflow.stores.redis import keys
 from marketflow.stores.redis.connection import sync_client
 
 LEASE_SECONDS = 2.5
-"""How long a holder may be silent."""
+"""Expiry of the lease."""
 
 RENEW_SECONDS = 0.5
-"""How often the holder is heard of."""
+"""How often the holder renews it."""
 
 GRACE_SECONDS = 1.0
-"""How long the key must have been gone before another takes it: twice what the holder needs to notice."""
+"""How long the key must be missing before another process acquires it: two renewals of the holder."""
 
 RELEASED_SECONDS = 10
-"""How long a lease that was given back is known to be."""
+"""How long a released lease is known to be free."""
 
 STATE_SECONDS = 3.0
-"""How long a state counts."""
+"""Expiry of the published state."""
 
 MODE_SECONDS = 24 * 60 * 60
-"""How long the mode is remembered when nobody runs."""
+"""How long the mode is kept without a leader."""
 
 ANSWER_SECONDS = 0.5
-"""How long Redis may take to answer."""
+"""Timeout of a call."""
 
 _HOLD = """
 local holder = redis.call('get', KEYS[1])
@@ -81,12 +81,8 @@ def connect(keywords: Mapping[str, Any]) -> "redis.Redis":
 
 
 @contextmanager
-def asking() -> Iterator[None]:
-    """A call of Redis.
-
-    Raises:
-        Unavailable: in the place of any error of Redis.
-    """
+def redis_errors() -> Iterator[None]:
+    """Turn errors of Redis into Unavailable."""
     try:
         yield
     except redis.RedisError as error:
@@ -97,8 +93,8 @@ class Lease:
     """The lease as one process sees it. For one thread at a time.
 
     Args:
-        client: asked, and left open.
-        monotonic: the time in seconds.
+        client: of Redis; not closed here.
+        monotonic: monotonic time in seconds.
     """
 
     def __init__(self, client: "redis.Redis", monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -106,23 +102,23 @@ class Lease:
         self._client = client
         self._channel = keys.channel(keys.STATE_KEY, client.get_connection_kwargs().get("db", 0))
         self._monotonic = monotonic
-        self._free_since: float | None = None
+        self._missing_since: float | None = None
         self.holder: str | None = None
-        """Who had it when it was last seen in somebody's hands; None where it never was."""
+        """The last known holder; None if there was none."""
         self.held = False
-        """Whether that is this process, by the last answer."""
+        """Whether this process holds it, by the last answer."""
 
     def hold(self, published: Published | None = None) -> bool:
-        """Keep the lease, or take it if it is to be had; gives whether this process holds it.
+        """Renew the lease, or acquire it if it is free; return whether this process holds it.
 
-        Where it does, the state is published with the same call: nobody else ever publishes one.
+        If it does, the state is published by the same script: no other process ever publishes one.
 
         Raises:
-            Unavailable: Redis cannot be asked.
+            Unavailable: Redis did not answer.
         """
         state = b"" if published is None else encode(published)
         mode = "" if published is None else published.state.mode.value
-        free = "free" if self._may_take_what_is_gone() else ""
+        free = "free" if self._may_acquire_missing() else ""
         arguments: list[str | bytes | int] = [
             self.run,
             _ms(LEASE_SECONDS),
@@ -133,54 +129,54 @@ class Lease:
             _ms(MODE_SECONDS),
             self._channel,
         ]
-        with asking():
-            # The keys have one hash tag: one script may use them on a cluster, too.
+        with redis_errors():
+            # The keys share a hash tag, so that one script may use them on a cluster as well.
             answer = self._client.eval(_HOLD, 3, keys.LEASE_KEY, keys.STATE_KEY, keys.MODE_KEY, *arguments)
-        self._learn(cast("bytes | None", answer))
+        self._record(cast("bytes | None", answer))
         return self.held
 
     def release(self) -> None:
-        """Give it back, if it is held: whoever stands by takes it at once.
+        """Release the lease, if it is held: a standby acquires it at once.
 
         Raises:
-            Unavailable: Redis cannot be asked; it expires by itself.
+            Unavailable: Redis did not answer; the lease expires.
         """
         self.held = False
-        with asking():
+        with redis_errors():
             arguments = (self.run, str(_ms(RELEASED_SECONDS)), self._channel)
             self._client.eval(_RELEASE, 2, keys.LEASE_KEY, keys.STATE_KEY, *arguments)
 
     def claim(self, command: str) -> bytes | None:
-        """What a command asks for, once; None where it is too late for it or another process holds the lease.
+        """Take a command and return its content; None if it has expired or another process holds the lease.
 
         Raises:
-            Unavailable: Redis cannot be asked.
+            Unavailable: Redis did not answer.
         """
-        with asking():
+        with redis_errors():
             answer = self._client.eval(_CLAIM, 2, keys.LEASE_KEY, keys.command_key(command), self.run)
         return cast("bytes | None", answer)
 
-    def _may_take_what_is_gone(self) -> bool:
+    def _may_acquire_missing(self) -> bool:
         if self.holder in (None, self.run):
             return True
-        return self._free_since is not None and self._monotonic() - self._free_since >= GRACE_SECONDS
+        return self._missing_since is not None and self._monotonic() - self._missing_since >= GRACE_SECONDS
 
-    def _learn(self, answer: bytes | None) -> None:
+    def _record(self, answer: bytes | None) -> None:
         if answer is None:
-            self._free_since = self._monotonic() if self._free_since is None else self._free_since
+            self._missing_since = self._monotonic() if self._missing_since is None else self._missing_since
         else:
-            self._free_since = None
+            self._missing_since = None
             self.holder = answer.decode(errors="replace")
         self.held = answer is not None and self.holder == self.run
 
 
 def kept_mode(client: "redis.Redis") -> Mode | None:
-    """The mode that ran last, None where nobody remembers.
+    """Return the mode of the last leader; None if it is not known.
 
     Raises:
-        Unavailable: Redis cannot be asked.
+        Unavailable: Redis did not answer.
     """
-    with asking():
+    with redis_errors():
         return mode_of(cast("bytes | None", client.get(keys.MODE_KEY)))
 
 

@@ -1,4 +1,4 @@
-"""How the feeds do, in the words that travel between processes."""
+"""Messages between processes, in JSON: the published state, commands and replies."""
 
 from typing import TypeVar
 
@@ -11,10 +11,10 @@ _T = TypeVar("_T")
 
 
 class IngestState(msgspec.Struct, frozen=True):
-    """What the process that takes ticks knows of itself. `exchanges` is by exchange name.
+    """State of the ingest process.
 
-    `stalled` names branches of its flow that have work and finish none. `clock_offsets_ms` is by exchange name, of
-    those whose clock is wrong.
+    `exchanges` is by exchange name. `stalled` names branches of the pipeline that have work and finish none.
+    `clock_offsets_ms` is by exchange name, for exchanges whose clock is wrong.
     """
 
     mode: Mode
@@ -26,9 +26,10 @@ class IngestState(msgspec.Struct, frozen=True):
 
 
 class Published(msgspec.Struct, frozen=True, rename={"counters": "figures"}):
-    """A state as it is published: of which run, the how manieth of that run by a number that grows, and when.
+    """A published state: of which run, its ascending number within that run, and the time (Unix ms).
 
-    The counters are those of that moment; an earlier version does not tell any.
+    The counters are of the same moment; an earlier version publishes none. In JSON they are `figures`, so that versions
+    can be mixed while they are replaced.
     """
 
     run: str
@@ -39,7 +40,7 @@ class Published(msgspec.Struct, frozen=True, rename={"counters": "figures"}):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """The answer to a command: the mode before, and the state that has come of it."""
+    """The reply to a command: the previous mode and the new state."""
 
     previous: Mode
     published: Published
@@ -49,7 +50,7 @@ encode = msgspec.json.Encoder().encode
 
 
 def decode(data: bytes | None, kind: type[_T]) -> _T | None:
-    """What was encoded, None where there is nothing that this version can read."""
+    """Decode a message; return None if there is none or this version cannot read it."""
     if not data:
         return None
     try:
@@ -59,5 +60,5 @@ def decode(data: bytes | None, kind: type[_T]) -> _T | None:
 
 
 def mode_of(data: bytes | None) -> Mode | None:
-    """The value of MODE_KEY."""
+    """Decode the value of MODE_KEY."""
     return Mode(data.decode()) if data in [mode.value.encode() for mode in Mode] else None

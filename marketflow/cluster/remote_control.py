@@ -1,7 +1,7 @@
-"""The side of a process that only answers requests: what it knows of the feeds in another one, and how it asks them.
+"""The API process's side of the cluster: follows the state of the leader, and sends it commands.
 
-What is published comes by subscription, within milliseconds, and is asked for twice a second as well: a subscription
-that has fallen silent cannot be told from one where nothing happens.
+The state comes by publish/subscribe within milliseconds, and is also polled twice a second: a subscription that has
+silently failed cannot be told from one where nothing happens.
 """
 
 import asyncio
@@ -24,71 +24,70 @@ from marketflow.stores.redis.connection import async_client
 from marketflow.tasks import timeout
 
 POLL_SECONDS = 0.5
-"""How often the state is asked for; one that is published is taken at once."""
+"""How often the state is polled; a published one is used at once."""
 
 COMMAND_MS = 1500
-"""How long after it was given a command may be taken up: nobody waits for it later."""
+"""Expiry of a command: its client has left by then."""
 
 REPLY_SECONDS = 2.0
-"""How long a reply is waited for."""
-
+"""Timeout of a reply."""
 
 STATE_CONNECTIONS = 3
-"""One that listens, and one for each that asks at the same time: the listener, and the start."""
+"""One for the subscription, and one each for its polls and the poll at the start."""
 
 COMMAND_CONNECTIONS = 32
-"""As many commands wait for their replies; others wait for one of these connections, for ANSWER_SECONDS."""
+"""So many commands may await their replies; further ones wait up to ANSWER_SECONDS for a connection."""
 
 
 class RemoteIngest:
-    """The feeds of another process; for one event loop.
+    """The ingest process as an API process sees it; for one event loop.
 
     Args:
         keywords: of a Redis client.
-        exchanges: those that there should be.
-        mode: what to go by until another one is heard of.
+        exchanges: the configured ones.
+        mode: assumed until the first state arrives.
     """
 
     def __init__(self, keywords: Mapping[str, Any], exchanges: Sequence[str], mode: Mode) -> None:
-        # Two pools: what the feeds do is heard however many commands wait for their replies.
+        # Two pools: the state arrives however many commands await their replies.
         self._client = _client(keywords, STATE_CONNECTIONS)
         self._commands = _client(keywords, COMMAND_CONNECTIONS)
         self._channel = keys.channel(keys.STATE_KEY, keywords.get("db", 0))
         self._exchanges = exchanges
         self._mode = mode
         self._published: Published | None = None
-        self._heard_at = 0.0
+        self._received_at = 0.0
 
     @property
     def current(self) -> Mode:
-        """The mode that runs, or the last one that was heard of."""
+        """The current mode, or the last known one."""
         return self._mode
 
     @property
     def state(self) -> IngestState | None:
-        """How the feeds do; None where no process runs them, or none can be heard."""
-        if self._published is None or time.monotonic() - self._heard_at > STATE_SECONDS:
+        """The state of the leader; None if there is no leader or it is unreachable."""
+        if self._published is None or time.monotonic() - self._received_at > STATE_SECONDS:
             return None
         return self._published.state
 
     @property
     def counters(self) -> IngestCounters | None:
-        """What the process that takes ticks has counted, None where there is none or it cannot be heard."""
+        """The counters of the leader; None if there is no leader or it is unreachable."""
         return None if self.state is None or self._published is None else self._published.counters
 
     @property
     def stalled(self) -> tuple[str, ...]:
-        """The branches of the flow that have work and finish none, as far as is known."""
+        """Branches of the pipeline that have work and finish none, as far as known."""
         state = self.state
         return () if state is None else state.stalled
 
     def clock_offsets_ms(self) -> dict[str, int]:
-        """How far the clocks of exchanges that are wrong are ahead of the machine's that takes ticks, by exchange."""
+        """Return by how much each wrong exchange clock is ahead of that of the ingest machine, by exchange."""
         state = self.state
         return {} if state is None else state.clock_offsets_ms
 
     def feed_states(self) -> tuple[Mode, dict[str, FeedState]]:
-        """The mode, and how its feeds do: without a process that runs them they are all yet to be connected."""
+        """Return the mode and the state of its feeds; all of them are connecting while there is no leader."""
         state = self.state
         known = {} if state is None else state.exchanges
         return self._mode, {exchange: known.get(exchange, FeedState.CONNECTING) for exchange in self._exchanges}
@@ -99,10 +98,10 @@ class RemoteIngest:
         await self._commands.aclose()
 
     async def switch(self, mode: Mode) -> Mode:
-        """Have another mode run and return the one before.
+        """Switch the mode and return the previous one.
 
         Raises:
-            Unavailable: no process runs the feeds, or it did not reply in time.
+            Unavailable: there is no leader, or it did not reply in time.
         """
         if self.state is None:
             raise Unavailable("no process takes ticks")
@@ -116,17 +115,17 @@ class RemoteIngest:
         answer = await _answer(cast("Awaitable[Any]", waiting), REPLY_SECONDS + ANSWER_SECONDS)
         reply = decode(answer and answer[1], Reply)
         if reply is None:
-            raise Unavailable("the process that takes ticks did not reply")
+            raise Unavailable("the process that takes ticks did not reply in time")
         self._take(reply.published)
         return reply.previous
 
-    # What is heard
+    # State
 
     async def ask(self) -> None:
-        """Ask once how the feeds do.
+        """Poll the state once.
 
         Raises:
-            Unavailable: Redis cannot be asked.
+            Unavailable: Redis did not answer.
         """
         asked = self._client.mget(keys.STATE_KEY, keys.MODE_KEY)
         state, mode = await _answer(cast("Awaitable[Any]", asked), ANSWER_SECONDS)
@@ -138,16 +137,16 @@ class RemoteIngest:
         self._mode = mode_of(mode) or self._mode
 
     async def follow(self) -> None:
-        """Listen, until cancelled."""
+        """Follow the state until cancelled."""
         while True:
             try:
                 async with self._client.pubsub(ignore_subscribe_messages=True) as channel:
                     await _answer(channel.subscribe(self._channel), ANSWER_SECONDS)
                     await self._listen(channel)
             except Unavailable as error:
-                logger.debug("the feeds cannot be heard: {}", error)
-            except Exception as error:  # noqa: BLE001 - whoever stopped listening would answer about the wrong mode
-                logger.opt(exception=error).error("listening to the feeds failed, which is a bug")
+                logger.debug("the ingest process cannot be followed: {}", error)
+            except Exception as error:  # noqa: BLE001 - else the API would answer about the wrong mode for ever
+                logger.opt(exception=error).error("following the ingest process failed, which is a bug")
             await asyncio.sleep(POLL_SECONDS)
 
     async def _listen(self, channel: "redis.asyncio.client.PubSub") -> None:
@@ -159,16 +158,16 @@ class RemoteIngest:
                 if message is None:
                     continue
                 if (published := decode(message["data"], Published)) is None:
-                    break  # it has given the lease back
+                    break  # the lease was released
                 self._take(published)
 
     def _take(self, published: Published) -> None:
-        """Believe it, unless a later one of the same run has come by another way."""
+        """Use a state, unless a later one of the same run has arrived another way."""
         known = self._published
         if known is not None and known.run == published.run and known.number > published.number:
             return
         self._published = published
-        self._heard_at = time.monotonic()
+        self._received_at = time.monotonic()
         self._mode = published.state.mode
 
 
