@@ -10,6 +10,7 @@ from functools import wraps
 import pytest
 
 from marketflow import tasks
+from marketflow.api.streaming.hub import Hub
 from marketflow.cluster.remote_control import RemoteIngest
 from marketflow.runtime.health_report import Probe
 from marketflow.runtime.processes import ApiRole
@@ -34,14 +35,14 @@ def on_loop(test: Callable[..., Coroutine[object, object, None]]) -> Callable[..
 
 @on_loop
 async def test_no_task_is_left_once_the_api_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the listeners nor the probes: what they use is closed after them. Stores are unreachable."""
+    """Listeners, probes and the hub end before what they use is closed. Stores are unreachable."""
     for store in ("REDIS", "POSTGRES"):
         monkeypatch.setenv(f"MARKETFLOW_{store}__HOST", HOST)
         monkeypatch.setenv(f"MARKETFLOW_{store}__PORT", str(free_port()))
     begun: list[str] = []
     ended: list[str] = []
 
-    def ends_slowly(of: type, name: str) -> None:
+    def ends_slowly(of: type, name: str, seconds: float = 0.05) -> None:
         work = getattr(of, name)
 
         async def run(self: object) -> None:
@@ -49,7 +50,7 @@ async def test_no_task_is_left_once_the_api_is_closed(monkeypatch: pytest.Monkey
             try:
                 await work(self)
             finally:
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(seconds)
                 ended.append(name)
 
         monkeypatch.setattr(of, name, run)
@@ -57,11 +58,13 @@ async def test_no_task_is_left_once_the_api_is_closed(monkeypatch: pytest.Monkey
     ends_slowly(NearCache, "listen")
     ends_slowly(Probe, "ask_periodically")
     ends_slowly(RemoteIngest, "follow")
+    ends_slowly(Hub, "_run", 0.5)
     before = asyncio.all_tasks()
     async with AsyncExitStack() as stack:
-        await ApiRole(load()).start(stack)
-        await asyncio.sleep(0)  # all tasks have begun
-    assert sorted(ended) == sorted(begun) == ["ask_periodically", "ask_periodically", "follow", "listen"]
+        hub = (await ApiRole(load()).start(stack)).hub
+        with hub.client(hub.selection(frozenset())):
+            await asyncio.sleep(0)  # all tasks have begun
+    assert sorted(ended) == sorted(begun) == ["_run", "ask_periodically", "ask_periodically", "follow", "listen"]
     assert asyncio.all_tasks() == before
 
 

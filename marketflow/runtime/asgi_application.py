@@ -128,6 +128,7 @@ class AsgiApplication(ABC):
 
     def context(
         self,
+        stack: AsyncExitStack,
         mode: ModeSwitch,
         cache: CacheReader,
         announcements: Announcements,
@@ -159,6 +160,7 @@ class AsgiApplication(ABC):
             settings.http.streams_per_client,
         )
         self.end_streams = hub.end
+        stack.push_async_callback(hub.close)
         return Context(
             exchanges, settings.symbols, settings.http.token, mode, prices, health, counters, ready, hub, clients
         )

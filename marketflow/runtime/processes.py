@@ -146,6 +146,7 @@ class BothRoles(AsgiApplication):
         await self.probe(stack, redis_probe, postgres_probe)
 
         return self.context(
+            stack,
             _OwnMode(engine),
             FallbackReader(readers.near_cache, StateReader(engine.memory), lambda: engine.cache_complete),
             readers.near_cache,
@@ -215,6 +216,7 @@ class ApiRole(AsgiApplication):
         await self.probe(stack, redis_probe, postgres_probe)
 
         return self.context(
+            stack,
             feeds,
             readers.near_cache,
             readers.near_cache,

@@ -28,6 +28,7 @@ from marketflow.health import Health, ModeSwitch
 from marketflow.logs import RateLimit
 from marketflow.model import Series, Tick
 from marketflow.stores.ports import Announcements
+from marketflow.tasks import cancel
 
 HEARTBEAT_SECONDS = 5.0
 
@@ -88,6 +89,7 @@ class Hub:
         self._selections: WeakValueDictionary[frozenset[Pair], Selection] = WeakValueDictionary()
         self._clients: dict[Client, None] = {}
         self._running: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()  # cancelled, and perhaps not yet done
         self._due = asyncio.Event()
         pairs = frozenset((exchange, symbol) for exchange in exchanges for symbol in symbols)
         self._known = Known(pairs, mode.current, self._due.set, self._horizon)
@@ -150,6 +152,8 @@ class Hub:
             del self._clients[client]
             if not self._clients:
                 self._running.cancel()
+                self._ending.add(self._running)
+                self._running.add_done_callback(self._ending.discard)
                 self._running = None
 
     def ask(self) -> None:
@@ -164,6 +168,10 @@ class Hub:
     def end(self) -> None:
         """Tell everybody that it is over; nobody is told anything afterwards."""
         self._known.end()
+
+    async def close(self) -> None:
+        """Wait for the end of all work, which uses the stores."""
+        await cancel(*self._ending, *([self._running] if self._running else []))
 
     # Work, while there are clients
 

@@ -15,6 +15,7 @@ from rich.live import Live
 from marketflow.cli.watch.market import Market
 from marketflow.cli.watch.messages import Message
 from marketflow.cli.watch.table import Room, render
+from marketflow.tasks import cancel
 
 PAINT_SECONDS = 0.2
 """How often what has changed is painted; ages and fading colours change by themselves."""
@@ -48,7 +49,7 @@ async def show(messages: AsyncIterable[Message], url: str, quit: Callable[[], No
                 if painting.done():
                     painting.result()
         finally:
-            painting.cancel()
+            await cancel(painting)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from marketflow.cli.watch.stream import follow
 from marketflow.cli.watch.table import Room, render
 from marketflow.errors import SettingsError, StartError
 from marketflow.settings import HttpSettings
+from marketflow.tasks import cancel
 from marketflow.text import host_port, without_credentials
 
 
@@ -60,7 +61,7 @@ async def _watch(wanted: Watch) -> bool:
     ending = asyncio.create_task(told.wait())
     await asyncio.wait((showing, ending), return_when=asyncio.FIRST_COMPLETED)
     if showing.done():
-        ending.cancel()
+        await cancel(ending)
         showing.result()
         return False
     showing.cancel()
