@@ -10,7 +10,7 @@ from marketflow.cli.check.check_result import CheckResult, CheckState
 from marketflow.cli.check.http_checks import http_check, token_results
 from marketflow.settings import HttpSettings
 from tests.support.application import Application, ScriptedExchange
-from tests.support.servers import HOST, free_port
+from tests.support.servers import HOST, free_port, wait_until
 
 HEALTHY = b'{"status":"ok","mode":"live","uptime_seconds":7200.5,"postgres":"ok","redis":"ok","exchanges":{}}'
 
@@ -49,6 +49,7 @@ def test_free_port_is_ok_and_stays_free() -> None:
 
 def test_running_marketflow_is_reported_with_health(server_folder: Path, servers: dict[str, object]) -> None:
     with Application(server_folder, servers) as application:
+        wait_until(lambda: application.get("/health")["status"] == "ok")
         result = look(application.port)
         application.switch("live")
         degraded = look(application.port)
@@ -61,6 +62,7 @@ def test_running_marketflow_is_reported_with_health(server_folder: Path, servers
 def test_marketflow_on_all_addresses_is_found(server_folder: Path, servers: dict[str, object]) -> None:
     names = {"HTTP__HOST": "0.0.0.0", "HTTP__ALLOWED_HOSTS": "prices.example.com,127.0.0.1"}
     with Application(server_folder, servers | names) as application:
+        wait_until(lambda: application.get("/health")["status"] == "ok")
         assert look(application.port, "0.0.0.0", ("prices.example.com",)).state is CheckState.OK
 
 
