@@ -1,6 +1,6 @@
-"""The image's health check: exit code 0 if the application of this container answers /livez, else 1.
+"""The image's health check: exit code 0 if the application in this container answers /livez, else 1.
 
-Port and names come from the same settings.toml and the same variables as the application's; flags are not seen here.
+Port and names come from the same settings.toml and the same variables as the application's; flags are not read.
 """
 
 import http.client

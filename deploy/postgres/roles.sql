@@ -3,9 +3,9 @@
 --     export OWNER_PASSWORD=... WRITER_PASSWORD=... READER_PASSWORD=...
 --     psql --file deploy/postgres/roles.sql postgres
 --
--- marketflow_owner    owns the tables and applies ddl/ (`marketflow migrate`), at an installation and an upgrade only
--- marketflow_writer   what MarketFlow runs as: reads, writes and rolls up, and may change no table
--- marketflow_reader   for the API in processes of their own (`--role api`), for export, dashboards and people
+-- marketflow_owner    owns the tables and applies ddl/ (`marketflow migrate`), at installation and upgrade only
+-- marketflow_writer   role of MarketFlow: reads, writes and rolls up, may change no table
+-- marketflow_reader   for `--role api`, `marketflow export`, dashboards and people
 
 \set ON_ERROR_STOP on
 \getenv owner_password OWNER_PASSWORD

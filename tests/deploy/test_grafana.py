@@ -28,7 +28,7 @@ def expressions() -> list[str]:
 
 def test_rows_and_panels_are_what_grafana_has_by_itself() -> None:
     rows = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
-    assert rows == ["Feeds", "Flow", "Stores", "HTTP", "Process"]
+    assert rows == ["Feeds", "Pipeline", "Stores", "HTTP", "Process"]
     assert {panel["type"] for panel in PANELS} <= BUILT_IN
     identifiers = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len({*identifiers}) == len(identifiers)

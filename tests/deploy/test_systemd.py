@@ -62,7 +62,7 @@ def test_it_can_be_read_as_a_unit(unit: Path) -> None:
 
 
 def test_all_are_closed_as_tightly() -> None:
-    of_each = [unit.read_text().split("# No rights")[1] for unit in UNITS]
+    of_each = [unit.read_text().split("# Hardening")[1] for unit in UNITS]
     assert of_each[0] == of_each[1] == of_each[2]
 
 
