@@ -125,7 +125,7 @@ def edge_of(period: int | None, now: int) -> int:
 
 
 @given(markets(), periods)
-def test_a_period_counts_every_tick_in_it_exactly_once(market: Market, period: int | None) -> None:
+def test_period_counts_each_tick_exactly_once(market: Market, period: int | None) -> None:
     expected = market.since(edge_of(period, market.now))
     summary = market.summary(period)
     assert (summary.candles if summary else {}) == {one: folded(ticks) for one, ticks in expected.items()}
@@ -151,7 +151,7 @@ def test_average_and_extremes_equal_those_of_the_ticks(market: Market, period: i
 
 
 @given(markets(), periods)
-def test_a_summary_says_what_it_covers(market: Market, period: int | None) -> None:
+def test_summary_has_boundaries_of_its_period(market: Market, period: int | None) -> None:
     summary = market.summary(period)
     if summary is None:
         return
@@ -161,7 +161,7 @@ def test_a_summary_says_what_it_covers(market: Market, period: int | None) -> No
 
 
 @given(st.integers(0, 10**13))
-def test_the_split_is_the_first_whole_minute_that_slices_cover(now: int) -> None:
+def test_split_is_first_whole_minute_of_slices(now: int) -> None:
     split = split_between(now)
     assert split % MINUTE_MS == 0
     assert 0 <= split - (now - RECENT_MS) < MINUTE_MS

@@ -23,7 +23,7 @@ def world() -> World:
     return world
 
 
-def test_candles_of_one_exchange(world: World) -> None:
+def test_candles_on_one_exchange_have_all_fields(world: World) -> None:
     assert world.ask("/candles/EXCHANGE1/btcusdt?limit=2").json() == {
         "symbol": "BTCUSDT",
         "exchange": "exchange1",
@@ -55,7 +55,7 @@ def test_candles_of_one_exchange(world: World) -> None:
     }
 
 
-def test_over_all_exchanges_they_are_merged(world: World) -> None:
+def test_candles_over_all_exchanges_are_merged(world: World) -> None:
     answer = world.ask("/candles/BTCUSDT?interval=1h&limit=2").json()
     assert answer["exchange"] is None
     assert [[each[name] for name in ("open", "high", "low", "close", "ticks")] for each in answer["candles"]] == [
@@ -64,20 +64,20 @@ def test_over_all_exchanges_they_are_merged(world: World) -> None:
     ]
 
 
-def test_as_arrays_they_are_in_the_order_of_binances_klines(world: World) -> None:
+def test_array_format_is_that_of_binance_klines(world: World) -> None:
     world.trade(1e-7, 50)
     assert world.ask("/candles/BTCUSDT?interval=5m&limit=1&format=array").json() == [
         [MINUTE, "20.0", "20.0", "0.0000001", "0.0000001", "0", MINUTE + 299_999, "0", 4, "0", "0", "0"]
     ]
 
 
-def test_intervals_without_ticks_are_absent_and_without_any_the_list_is_empty(world: World) -> None:
+def test_candles_without_ticks_are_absent(world: World) -> None:
     times = [each["time"] for each in world.ask("/candles/exchange1/BTCUSDT?interval=15m").json()["candles"]]
     assert times == [f"2025-11-{at}:00.000Z" for at in ("19T02:00", "21T01:00", "21T01:45", "21T02:00")]
     assert world.ask("/candles/ETHUSDT").json()["candles"] == []
 
 
-def test_a_tick_makes_the_candle_that_runs_grow_at_once(world: World) -> None:
+def test_running_candle_has_newest_tick_before_its_slice(world: World) -> None:
     """Also one that no slice has yet."""
     world.trade(99.0, 10)
     world.cache.slices.clear()
@@ -106,7 +106,7 @@ def test_a_tick_makes_the_candle_that_runs_grow_at_once(world: World) -> None:
         ("limit=1&limit=2", ["01:59", "02:00"]),
     ],
 )
-def test_a_candle_belongs_to_the_range_in_which_it_opens(world: World, query: str, times: list[str]) -> None:
+def test_range_holds_candles_that_open_within_it(world: World, query: str, times: list[str]) -> None:
     response = world.ask(f"/candles/exchange1/BTCUSDT?{query}")
     assert [each["time"][11:16] for each in response.json()["candles"]] == times
     assert response.status_code == 200
@@ -134,7 +134,7 @@ def test_a_candle_belongs_to_the_range_in_which_it_opens(world: World, query: st
         ),
     ],
 )
-def test_what_cannot_be_understood_is_400_and_says_which(world: World, query: str, code: str) -> None:
+def test_invalid_parameter_is_400_with_its_code(world: World, query: str, code: str) -> None:
     response = world.ask(f"/candles/BTCUSDT?{query}")
     assert (response.status_code, response.json()["code"]) == (400, code)
 
@@ -147,7 +147,7 @@ def test_what_cannot_be_understood_is_400_and_says_which(world: World, query: st
         ("NOTHING?limit=0", "unknown_symbol"),
     ],
 )
-def test_what_is_not_configured_is_404_and_says_which(world: World, path: str, code: str) -> None:
+def test_unconfigured_name_is_404_with_its_code(world: World, path: str, code: str) -> None:
     response = world.ask(f"/candles/{path}")
     assert (response.status_code, response.json()["code"]) == (404, code)
 
@@ -155,7 +155,7 @@ def test_what_is_not_configured_is_404_and_says_which(world: World, path: str, c
 # Keeping answers
 
 
-def test_a_range_that_is_over_may_be_kept_and_asked_for_again(world: World) -> None:
+def test_settled_range_is_cacheable_and_revalidated_by_etag(world: World) -> None:
     path = f"/candles/BTCUSDT?interval=1h&from={MINUTE - 72 * HOUR_MS}&to={MINUTE - HOUR_MS}"
     first = world.ask(path)
     assert first.headers["cache-control"] == f"max-age={MAX_AGE_SECONDS}"
@@ -187,7 +187,7 @@ def test_a_range_that_is_over_may_be_kept_and_asked_for_again(world: World) -> N
         ("", False),
     ],
 )
-def test_what_may_still_change_is_not_to_be_kept(world: World, query: str, kept: bool) -> None:
+def test_range_that_may_change_is_not_cacheable(world: World, query: str, kept: bool) -> None:
     headers = world.ask(f"/candles/BTCUSDT?{query}", headers={"If-None-Match": "*"}).headers
     assert (headers["cache-control"] != "no-store", "etag" in headers) == (kept, kept)
 
@@ -196,9 +196,7 @@ def test_what_may_still_change_is_not_to_be_kept(world: World, query: str, kept:
 
 
 @pytest.mark.parametrize("interval", ["1m", "15m", "1h", "4h", "1d"])
-def test_without_the_cache_rows_are_answered_and_none_of_the_last_minutes_is_called_closed(
-    world: World, interval: str
-) -> None:
+def test_redis_outage_serves_rows_with_last_minutes_open(world: World, interval: str) -> None:
     whole = world.ask(f"/candles/exchange1/BTCUSDT?interval={interval}").json()["candles"]
     world.cache.away = True
     answered = world.ask(f"/candles/exchange1/BTCUSDT?interval={interval}").json()["candles"]
@@ -208,7 +206,7 @@ def test_without_the_cache_rows_are_answered_and_none_of_the_last_minutes_is_cal
     assert answered[0] == whole[0]
 
 
-def test_without_the_archive_the_minutes_of_the_cache_are_answered_up_to_a_day(world: World) -> None:
+def test_archive_outage_serves_one_day_from_cache(world: World) -> None:
     del world.cache.minutes[next(slot for slot in world.cache.minutes if slot.start < NOW - 24 * HOUR_MS)]
     world.archive.away = True
     answer = world.ask("/candles/exchange1/BTCUSDT?interval=1h").json()["candles"]
@@ -231,13 +229,13 @@ def test_without_the_archive_the_minutes_of_the_cache_are_answered_up_to_a_day(w
         f"to={MINUTE - 48 * HOUR_MS}",
     ],
 )
-def test_without_the_archive_nobody_knows_what_was_a_day_ago(world: World, query: str) -> None:
+def test_archive_outage_makes_older_candles_503(world: World, query: str) -> None:
     world.archive.away = True
     response = world.ask(f"/candles/BTCUSDT?{query}")
     assert (response.status_code, response.json()["code"]) == (503, "unavailable")
 
 
-def test_a_range_of_the_last_minutes_does_not_ask_the_archive_nor_an_old_one_the_cache(world: World) -> None:
+def test_candle_query_reads_only_stores_of_its_range(world: World) -> None:
     world.archive.away = True
     assert len(world.ask(f"/candles/BTCUSDT?from={MINUTE - MINUTE_MS}").json()["candles"]) == 2
     world.archive.away, world.cache.away = False, True
@@ -245,7 +243,7 @@ def test_a_range_of_the_last_minutes_does_not_ask_the_archive_nor_an_old_one_the
 
 
 @pytest.mark.parametrize(("cache_away", "archive_away"), [(True, True), (False, True), (True, False)])
-def test_nothing_found_is_503_where_not_everything_could_be_asked(*, cache_away: bool, archive_away: bool) -> None:
+def test_empty_result_during_outage_is_503(*, cache_away: bool, archive_away: bool) -> None:
     world = World()
     world.cache.away, world.archive.away = cache_away, archive_away
     response = world.ask("/candles/BTCUSDT")
@@ -254,7 +252,7 @@ def test_nothing_found_is_503_where_not_everything_could_be_asked(*, cache_away:
 
 
 @pytest.mark.parametrize("interval", ["1m", "1h", "1d"])
-def test_an_answer_never_mixes_modes_even_when_the_mode_switches_meanwhile(interval: str) -> None:
+def test_mode_switch_during_candle_query_never_mixes_modes(interval: str) -> None:
     world = World()
     for price, mode in ((1.0, Mode.TEST), (99.0, Mode.LIVE)):
         for age_ms in (500, 100_000, HOUR_MS, 30 * HOUR_MS):

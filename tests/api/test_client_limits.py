@@ -52,13 +52,13 @@ def scope(peer: str, *forwarded: str, **headers: str) -> dict[str, Any]:
         (("192.0.2.1",), "::ffff:192.0.2.1", ["198.51.100.7"], "198.51.100.7"),
     ],
 )
-def test_client_is_the_last_address_that_no_trusted_proxy_has(
+def test_client_is_last_untrusted_forwarded_address(
     trusted: tuple[str, ...], peer: str, forwarded: list[str], client: str
 ) -> None:
     assert ClientLimits(trusted).of(scope(peer, *forwarded)) == client
 
 
-def test_forwarded_host_counts_from_a_trusted_proxy_alone() -> None:
+def test_forwarded_host_needs_trusted_proxy() -> None:
     given = {"host": "127.0.0.1:8080", "x_forwarded_host": "prices.example.com"}
     assert ClientLimits().host(scope("127.0.0.1", **given)) == "127.0.0.1:8080"
     assert ClientLimits(["127.0.0.1"]).host(scope("127.0.0.1", **given)) == "prices.example.com"
@@ -74,13 +74,13 @@ def test_forwarded_host_counts_from_a_trusted_proxy_alone() -> None:
         ("prices.example.com", "x", "prices.example.com"),
     ],
 )
-def test_forwarded_port_completes_a_host_without_one(host: str, port: str, addressed: str) -> None:
+def test_forwarded_port_completes_host_without_port(host: str, port: str, addressed: str) -> None:
     given = scope("127.0.0.1", host=host, x_forwarded_port=port)
     assert ClientLimits(["127.0.0.1"]).host(given) == addressed
     assert ClientLimits().host(given) == host
 
 
-def test_bucket_gives_each_client_its_share_and_forgets_strangers() -> None:
+def test_token_buckets_limit_each_client_and_evict_old_ones() -> None:
     now = 0.0
     bucket = TokenBuckets(2.0, 10.0, lambda: now)
     for _ in range(10):
@@ -126,7 +126,7 @@ def walk(number: int, length_ms: int = 15 * MINUTE_MS, limit: int = 1000) -> Can
     return CandleRange(length_ms, number, number + limit * length_ms, limit, False)
 
 
-def test_long_walks_share_a_few_places_and_short_ones_never_wait() -> None:
+def test_only_long_candle_queries_are_limited_in_number() -> None:
     async def ask() -> None:
         archive = SlowArchive()
         shared = CoalescingReader(archive)
@@ -144,7 +144,7 @@ def test_long_walks_share_a_few_places_and_short_ones_never_wait() -> None:
     asyncio.run(ask())
 
 
-def test_client_pays_for_what_is_read_for_it_alone() -> None:
+def test_coalesced_queries_cost_a_client_nothing() -> None:
     async def ask() -> None:
         now = 0.0
         clients = ClientLimits(monotonic=lambda: now)
@@ -167,7 +167,7 @@ def test_client_pays_for_what_is_read_for_it_alone() -> None:
     asyncio.run(ask())
 
 
-def test_wrong_tokens_are_counted_logged_and_slowed(log: list[str]) -> None:
+def test_wrong_tokens_are_counted_logged_and_limited(log: list[str]) -> None:
     world = World(token="right-right-right")
     context = world.context()
     given = {"Authorization": "Bearer wrong"}
@@ -186,7 +186,7 @@ def test_wrong_tokens_are_counted_logged_and_slowed(log: list[str]) -> None:
     assert not [line for line in log if "wrong" in line or "right-right" in line]
 
 
-def test_everything_on_record_can_be_asked_for_every_second() -> None:
+def test_all_time_queries_each_second_stay_within_limit() -> None:
     async def ask() -> None:
         now = 1_763_690_000.0
         clients = ClientLimits(monotonic=lambda: now)
@@ -201,7 +201,7 @@ def test_everything_on_record_can_be_asked_for_every_second() -> None:
     asyncio.run(ask())
 
 
-def test_summary_costs_the_days_within_and_minutes_at_its_edges() -> None:
+def test_summary_costs_days_and_minutes_at_boundaries() -> None:
     noon = DAY_MS // 2
     assert rows_of_summary(noon, noon + 3 * MINUTE_MS) == 3
     assert rows_of_summary(noon, noon + DAY_MS) == 1440

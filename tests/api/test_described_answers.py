@@ -144,7 +144,7 @@ ON_THE_WAY: dict[str | None, bytes] = {
 """The headers after the first line."""
 
 
-def test_no_answer_is_described_that_nobody_tests() -> None:
+def test_every_described_code_has_a_test_request() -> None:
     codes = {each.code for each in DESCRIBED.documented()}
     assert codes == {*IN_THE_APPLICATION, *ON_THE_WAY, "internal_error"}
     told = DESCRIBED.document["components"]["schemas"]["ProblemDetails"]["properties"]["code"]["enum"]
@@ -152,20 +152,20 @@ def test_no_answer_is_described_that_nobody_tests() -> None:
 
 
 @pytest.mark.parametrize("each", [each for each in DESCRIBED.documented() if each.code in IN_THE_APPLICATION], ids=str)
-def test_every_answer_that_is_described_is_given(each: Documented) -> None:
+def test_described_responses_of_application_occur(each: Documented) -> None:
     provoke = still_right if each.status == HTTPStatus.NOT_MODIFIED else IN_THE_APPLICATION[each.code]
     answer = provoke(each.method, each.path)
     assert_given(each, answer)
 
 
 @pytest.mark.parametrize("each", [each for each in DESCRIBED.documented() if each.code in ON_THE_WAY], ids=str)
-def test_every_refusal_before_the_application_is_given(each: Documented, port: int) -> None:
+def test_described_responses_of_server_occur(each: Documented, port: int) -> None:
     answer = told(port, f"{each.method} {filled(each.path)} HTTP/1.1\r\n".encode() + ON_THE_WAY[each.code])
     assert_given(each, answer)
 
 
 @pytest.mark.parametrize("each", [each for each in DESCRIBED.documented() if each.code == "internal_error"], ids=str)
-def test_an_error_of_our_own_is_a_500_wherever_it_happens(each: Documented, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_internal_error_of_any_operation_is_described_500(each: Documented, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(_: object) -> JSONAnswer:
         raise RuntimeError("the password is swordfish")
 
@@ -215,7 +215,7 @@ HEADERS: tuple[dict[str, str], ...] = (
 
 
 @pytest.mark.parametrize("world", [trading(), World(), away()], ids=["trading", "empty", "away"])
-def test_no_answer_is_given_that_is_not_described(world: World) -> None:
+def test_no_response_is_undescribed(world: World) -> None:
     seen = set()
 
     async def asking() -> None:
@@ -237,7 +237,7 @@ def test_no_answer_is_given_that_is_not_described(world: World) -> None:
 
 @pytest.mark.parametrize("path", [path for method, path in DESCRIBED.operations if method == "GET"])
 @pytest.mark.parametrize("world", [trading(), World(), away()], ids=["trading", "empty", "away"])
-def test_head_is_get_without_a_body(world: World, path: str) -> None:
+def test_head_is_get_without_body(world: World, path: str) -> None:
     got, headed = (world.ask(filled(path), method) for method in ("GET", "HEAD"))
     if path == "/metrics":  # what it says of the process is of another length each time
         assert headed.headers.pop("content-length").isdecimal()

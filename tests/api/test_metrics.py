@@ -38,13 +38,13 @@ def after(world: World, *requests: tuple[str, str]) -> Samples:
     return samples_of(answer.text)
 
 
-def test_it_is_prometheus_text_that_nobody_keeps() -> None:
+def test_metrics_are_prometheus_text_without_caching() -> None:
     answer = World(counters=FIGURES).ask("/metrics")
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert answer.headers["cache-control"] == "no-store"
 
 
-def test_all_that_was_counted_is_told() -> None:
+def test_metrics_have_all_counters_of_ingest() -> None:
     samples = samples_of(World(counters=FIGURES).ask("/metrics").text)
     assert samples.of("ticks_total", exchange="exchange1") == 700
     assert samples.of("ticks_total", exchange="Exchange2") == 0
@@ -59,7 +59,7 @@ def test_all_that_was_counted_is_told() -> None:
     assert {name: samples.of(name) for name in COUNTERS} == COUNTERS
 
 
-def test_a_histogram_adds_up() -> None:
+def test_latency_histogram_has_cumulative_buckets() -> None:
     samples = samples_of(World(counters=FIGURES).ask("/metrics").text)
     buckets = [samples.of("tick_to_cache_seconds_bucket", le=le) for le in ("0.001", "0.01", "+Inf")]
     assert buckets == [90, 99, 100]
@@ -67,7 +67,7 @@ def test_a_histogram_adds_up() -> None:
     assert samples.of("tick_to_cache_seconds_sum") == 0.75
 
 
-def test_mode_and_stores_are_told() -> None:
+def test_metrics_have_mode_and_store_state() -> None:
     world = World()
     world.mode.current = Mode.LIVE
     samples = samples_of(world.ask("/metrics").text)
@@ -77,7 +77,7 @@ def test_mode_and_stores_are_told() -> None:
     assert samples.of("store_up", store="postgres") == 1
 
 
-def test_where_nobody_takes_ticks_there_is_nothing_to_tell_of_them_and_that_is_told() -> None:
+def test_metrics_without_ingest_process_have_no_tick_counters() -> None:
     samples = samples_of(World(counters=None).ask("/metrics").text)
     assert samples.of("feeds_up") == 0
     assert not [name for name, _ in samples if name.startswith(("marketflow_ticks", "marketflow_aggregates"))]
@@ -87,7 +87,7 @@ def test_where_nobody_takes_ticks_there_is_nothing_to_tell_of_them_and_that_is_t
 # Requests
 
 
-def test_requests_are_counted_by_route_method_and_status() -> None:
+def test_requests_count_by_route_method_and_status() -> None:
     world = World()
     world.trade(5.0, 100)
     latest = "/prices/latest/{symbol}"
@@ -107,12 +107,12 @@ def test_requests_are_counted_by_route_method_and_status() -> None:
     }
 
 
-def test_strangers_cannot_make_up_series() -> None:
+def test_unknown_paths_and_methods_share_one_series() -> None:
     made_up = [(f"METHOD{number}", f"/path/{number}") for number in range(20)]
     assert after(World(), *made_up).requests() == {(OTHER, OTHER, "404"): 20}
 
 
-def test_what_is_refused_before_a_route_sees_it_is_counted_too() -> None:
+def test_requests_rejected_before_routing_are_counted() -> None:
     async def asking() -> str:
         async with client_of(World().context()) as client:
             refused = await client.post("/mode/live", headers={"sec-fetch-site": "cross-site"})
@@ -122,7 +122,7 @@ def test_what_is_refused_before_a_route_sees_it_is_counted_too() -> None:
     assert samples_of(asyncio.run(asking())).requests() == {(OTHER, "POST", "403"): 1}
 
 
-def test_a_request_that_fails_here_is_counted_as_such() -> None:
+def test_internal_errors_are_counted_as_500() -> None:
     world = World()
 
     def failing() -> None:
@@ -133,7 +133,7 @@ def test_a_request_that_fails_here_is_counted_as_such() -> None:
     assert after(world, ("GET", "/prices/latest/BTCUSDT")).requests() == {(path, "GET", "500"): 1}
 
 
-def test_a_request_takes_as_long_as_it_was_worked_on() -> None:
+def test_request_duration_is_observed() -> None:
     samples = after(World(), ("GET", "/livez"))
     labels = {"route": "/livez", "method": "GET", "status": "200"}
     assert 0 < (samples.of("http_request_seconds_sum", **labels) or 0) < 10
@@ -143,7 +143,7 @@ def test_a_request_takes_as_long_as_it_was_worked_on() -> None:
 # Streams
 
 
-def test_clients_of_streams_are_counted_and_not_timed() -> None:
+def test_streams_are_counted_without_duration() -> None:
     samples = after(World(), ("GET", "/stream/prices"), ("HEAD", "/stream/prices"), ("GET", "/stream/prices?symbols=x"))
     assert samples.of("stream_clients", transport="sse") == 0
     assert samples.of("stream_clients", transport="websocket") == 0
@@ -155,7 +155,7 @@ def test_clients_of_streams_are_counted_and_not_timed() -> None:
 # Forms
 
 
-def test_whoever_takes_openmetrics_gets_it() -> None:
+def test_openmetrics_is_sent_on_request() -> None:
     answer = World(counters=FIGURES).ask("/metrics", headers={"accept": "application/openmetrics-text;version=1.0.0"})
     assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     assert {f"marketflow_{name}" for name in ("ticks", "mode", "tick_to_cache_seconds")} <= _names(
@@ -166,7 +166,7 @@ def test_whoever_takes_openmetrics_gets_it() -> None:
 @pytest.mark.parametrize(
     "accept", ["application/openmetrics-text;version=no.number", "text/plain;version=", "*/*", ";"]
 )
-def test_an_odd_wish_gets_plain_text(accept: str) -> None:
+def test_invalid_accept_gets_plain_text(accept: str) -> None:
     answer = World().ask("/metrics", headers={"accept": accept})
     assert answer.headers["content-type"].startswith("text/plain; version=")
 

@@ -9,21 +9,21 @@ from tests.api.world import MemoryMode, World
 TOKEN = "s\u00e9same \u20ac\u00e0"  # its UTF-8 ends with a byte that is a space in latin-1
 
 
-def test_mode_is_the_one_that_runs() -> None:
+def test_mode_is_current_mode() -> None:
     world = World()
     assert world.ask("/mode").json() == {"mode": "test"}
     world.mode.current = Mode.LIVE
     assert world.ask("/mode").json() == {"mode": "live"}
 
 
-def test_switching_names_the_mode_that_ran_before() -> None:
+def test_mode_switch_returns_previous_mode() -> None:
     world = World()
     assert world.ask("/mode/live", "POST").json() == {"mode": "live", "previous": "test"}
     assert world.ask("/mode").json() == {"mode": "live"}
     assert world.ask("/mode/test", "POST").json() == {"mode": "test", "previous": "live"}
 
 
-def test_switching_to_the_mode_that_runs_changes_nothing() -> None:
+def test_switch_to_current_mode_changes_nothing() -> None:
     world = World()
     response = world.ask("/mode/test", "POST")
     assert (response.status_code, response.json()) == (200, {"mode": "test", "previous": "test"})
@@ -31,12 +31,12 @@ def test_switching_to_the_mode_that_runs_changes_nothing() -> None:
 
 @pytest.mark.parametrize("path", ["/mode/else", "/mode/TEST", "/mode/", "/mode/test/"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_there_are_no_other_modes(path: str, method: str) -> None:
+def test_other_modes_are_404(path: str, method: str) -> None:
     response = World().ask(path, method)
     assert (response.status_code, response.json()["code"]) == (404, "not_found")
 
 
-def test_a_switch_that_cannot_be_made_now_is_503() -> None:
+def test_mode_switch_without_ingest_process_is_503() -> None:
     class Away(MemoryMode):
         async def switch(self, mode: Mode) -> Mode:
             raise Unavailable("the feeds cannot be reached")
@@ -48,7 +48,7 @@ def test_a_switch_that_cannot_be_made_now_is_503() -> None:
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 @pytest.mark.parametrize("token", ["plain", TOKEN])
-def test_the_configured_token_lets_the_switch_pass(token: str, scheme: str) -> None:
+def test_configured_token_allows_mode_switch(token: str, scheme: str) -> None:
     world = World(token=token)
     response = world.ask("/mode/live", "POST", {"Authorization": f"{scheme} {token}".encode()})
     assert response.status_code == 200
@@ -59,7 +59,7 @@ def test_the_configured_token_lets_the_switch_pass(token: str, scheme: str) -> N
     "given",
     [None, b"", b"Bearer", b"Bearer ", b"Bearer wrong", b"plain", b"Basic plain", b"Bearerplain", b"Bearer \xff\xe9"],
 )
-def test_a_missing_or_wrong_token_is_401_and_switches_nothing(token: str, given: bytes | None) -> None:
+def test_missing_or_wrong_token_is_401(token: str, given: bytes | None) -> None:
     world = World(token=token)
     response = world.ask("/mode/live", "POST", {} if given is None else {"Authorization": given})
     assert (response.status_code, response.json()["code"]) == (401, "unauthorized")
@@ -68,9 +68,9 @@ def test_a_missing_or_wrong_token_is_401_and_switches_nothing(token: str, given:
     assert token not in response.text
 
 
-def test_reading_needs_no_token() -> None:
+def test_reading_mode_needs_no_token() -> None:
     assert World(token="plain").ask("/mode").status_code == 200
 
 
-def test_the_token_is_not_shown_with_the_context() -> None:
+def test_repr_of_context_hides_token() -> None:
     assert "plain" not in repr(World(token="plain").context())

@@ -39,7 +39,7 @@ def references(thing: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("token", ["plain", ""])
-def test_it_is_valid_openapi(token: str) -> None:
+def test_document_is_valid_openapi(token: str) -> None:
     document = description(token).document
     validator = jsonschema_rs.validator_for(OPENAPI_31)
     assert [str(error) for error in validator.iter_errors(document)] == []
@@ -47,7 +47,7 @@ def test_it_is_valid_openapi(token: str) -> None:
         Draft202012Validator.check_schema(schema)
 
 
-def test_it_refers_to_nothing_that_is_not_there_and_has_nothing_that_nothing_refers_to(described: Description) -> None:
+def test_openapi_refs_resolve_and_no_component_is_unused(described: Description) -> None:
     referred = references(described.document)
     for reference in referred:
         described.resolved({"$ref": reference})
@@ -59,7 +59,7 @@ def test_it_refers_to_nothing_that_is_not_there_and_has_nothing_that_nothing_ref
     }
 
 
-def test_examples_are_valid(described: Description) -> None:
+def test_openapi_examples_match_their_schemas(described: Description) -> None:
     for operation in described.operations.values():
         for parameter in operation["parameters"]:
             for example in parameter.get("examples", {}).values():
@@ -73,7 +73,7 @@ def test_examples_are_valid(described: Description) -> None:
             assert not [error for example in field.get("examples", ()) for error in described.errors(field, example)]
 
 
-def test_every_operation_and_field_is_told_about(described: Description) -> None:
+def test_every_operation_and_schema_is_described(described: Description) -> None:
     names = [operation["operationId"] for operation in described.operations.values()]
     assert len(set(names)) == len(names)
     assert all(operation["summary"] and operation["tags"] for operation in described.operations.values())
@@ -85,26 +85,26 @@ def test_every_operation_and_field_is_told_about(described: Description) -> None
         assert set(schema.get("required", ())) | optional == set(schema.get("properties", ())), name
 
 
-def test_names_are_those_that_are_configured(described: Description) -> None:
+def test_name_schemas_list_configured_names(described: Description) -> None:
     schemas = described.document["components"]["schemas"]
     assert (schemas["Exchange"]["enum"], schemas["Symbol"]["enum"]) == (list(EXCHANGES), list(SYMBOLS))
 
 
 @pytest.mark.parametrize(("token", "security"), [("plain", [{"bearerToken": []}]), ("", [{}, {"bearerToken": []}])])
-def test_who_switches_the_mode_needs_a_token_if_one_is_configured(token: str, security: list[object]) -> None:
+def test_only_mode_switch_requires_configured_token(token: str, security: list[object]) -> None:
     told = {key: operation.get("security") for key, operation in description(token).operations.items()}
     assert {key for key, value in told.items() if value} == {("POST", "/mode/test"), ("POST", "/mode/live")}
     assert [value for value in told.values() if value] == [security] * 2
 
 
-def test_it_is_the_same_every_time() -> None:
+def test_openapi_document_is_deterministic() -> None:
     assert World().ask("/openapi.json").content == World().ask("/openapi.json").content
 
 
 # Routes
 
 
-def test_every_route_is_described_and_everything_described_is_a_route(described: Description) -> None:
+def test_routes_and_described_operations_are_the_same(described: Description) -> None:
     routes = [route for route in application_of(World().context()).routes if isinstance(route, Route)]
     there = {(method, route.path) for route in routes if route.include_in_schema for method in route.methods or ()}
     heads = {("HEAD", path) for method, path in described.operations if method == "GET"}
@@ -117,7 +117,7 @@ def test_every_route_is_described_and_everything_described_is_a_route(described:
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_every_parameter_that_is_described_is_used_and_every_one_that_is_used_is_described(
+def test_described_parameters_are_those_read(
     described: Description, method: str, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: set[str] = set()
@@ -154,7 +154,7 @@ def test_every_parameter_that_is_described_is_used_and_every_one_that_is_used_is
 
 
 @pytest.mark.parametrize("example", PERIOD.examples)
-def test_every_example_of_a_period_is_one(example: str) -> None:
+def test_period_examples_are_valid(example: str) -> None:
     world = World()
     world.trade(1.0, 0)
     assert world.ask(f"/prices/average/BTCUSDT?period={example}").json()["period"] == example

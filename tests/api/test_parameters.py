@@ -24,7 +24,7 @@ ASKED = [
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize(("path", "detail"), ASKED)
-def test_unknown_parameter_is_400_with_what_is_meant(path: str, detail: str, method: str) -> None:
+def test_unknown_parameter_is_400_with_suggestion(path: str, detail: str, method: str) -> None:
     answer = World().ask(path, method)
     assert answer.status_code == 400
     if method == "GET":
@@ -33,12 +33,12 @@ def test_unknown_parameter_is_400_with_what_is_meant(path: str, detail: str, met
 
 
 @pytest.mark.parametrize("path", ["/?utm_source=mail", "/docs?x=1", "/candles/BTCUSDT?", "/candles/BTCUSDT?&&"])
-def test_pages_and_empty_queries_are_answered(path: str) -> None:
+def test_pages_and_empty_queries_are_accepted(path: str) -> None:
     assert World().ask(path).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/mode/test", "/mode/live"])
-def test_switch_with_an_unknown_parameter_changes_nothing(path: str) -> None:
+def test_mode_switch_with_unknown_parameter_is_rejected(path: str) -> None:
     world = World()
     before = world.mode.current
     assert world.ask(f"{path}?force=1", "POST").status_code == 400
@@ -50,7 +50,7 @@ LONG = ("0" * 4400 + "1", "9" * 5000, "-" + "9" * 5000, "\u0661" * 5000, "1s" * 
 
 @pytest.mark.parametrize("text", LONG, ids=range(len(LONG)))
 @pytest.mark.parametrize("name", ["limit", "from", "to", "interval", "format"])
-def test_no_text_in_a_candle_query_makes_a_500(name: str, text: str) -> None:
+def test_overlong_candle_parameters_never_cause_500(name: str, text: str) -> None:
     # Zeros before a limit change nothing.
     assert World().ask(f"/candles/BTCUSDT?{name}={text}").status_code == (
         200 if name == "limit" and text == LONG[0] else 400
@@ -58,7 +58,7 @@ def test_no_text_in_a_candle_query_makes_a_500(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", LONG, ids=range(len(LONG)))
-def test_no_text_in_a_header_or_period_makes_a_500(text: str) -> None:
+def test_overlong_headers_and_periods_never_cause_500(text: str) -> None:
     world = World()
     world.trade(1.0, 500)
     assert world.ask(f"/prices/average/BTCUSDT?period={text}").status_code in (200, 400)
@@ -68,13 +68,13 @@ def test_no_text_in_a_header_or_period_makes_a_500(text: str) -> None:
         assert answer.status_code in (200, 304, 400, 413), header
 
 
-def test_seconds_are_refused_with_the_milliseconds_that_are_meant() -> None:
+def test_unix_seconds_are_rejected_with_milliseconds() -> None:
     answer = World().ask("/candles/BTCUSDT?from=1763690400")
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_range")
     assert "1763690400000 is meant" in answer.json()["detail"]
 
 
-def test_large_answers_are_compressed_for_clients_that_take_it() -> None:
+def test_large_responses_are_compressed_on_request() -> None:
     world = World()
     for minute in range(300):
         world.trade(100.0 + minute, minute * 60_000)
@@ -94,7 +94,7 @@ def test_large_answers_are_compressed_for_clients_that_take_it() -> None:
     ("accepted", "packed"),
     [("gzip;q=0", False), ("br, GZIP ; q=0.000", False), ("gzip;q=0.1", True), ("deflate, GZip", True), ("br", False)],
 )
-def test_gzip_is_sent_only_where_a_client_accepts_it(accepted: str, packed: bool) -> None:
+def test_gzip_needs_accept_encoding(accepted: str, packed: bool) -> None:
     answer = World().ask("/openapi.json", headers={"Accept-Encoding": accepted})
     assert ("content-encoding" in answer.headers) is packed
     assert answer.headers["vary"] == "Accept-Encoding"

@@ -15,7 +15,7 @@ MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
         ("366d", 366 * DAY), ("31622400s", 366 * DAY), ("0m1s", 1_000), ("007s", 7_000),
     ],
 )  # fmt: skip
-def test_any_sum_of_whole_seconds_minutes_hours_and_days_is_a_period(text: str, length: int) -> None:
+def test_sum_of_whole_units_is_a_period(text: str, length: int) -> None:
     assert parse_period(text) == length
 
 
@@ -27,6 +27,6 @@ def test_any_sum_of_whole_seconds_minutes_hours_and_days_is_a_period(text: str, 
         "9" * 5_000 + "s", "0" * 50_000,
     ],
 )  # fmt: skip
-def test_anything_else_is_refused(text: str) -> None:
+def test_invalid_period_is_rejected(text: str) -> None:
     with pytest.raises(InvalidPeriod, match="1s to 366d"):
         parse_period(text)

@@ -20,7 +20,7 @@ def world() -> World:
     return world
 
 
-def test_latest_over_all_exchanges_names_the_exchange(world: World) -> None:
+def test_latest_over_all_exchanges_names_exchange(world: World) -> None:
     assert world.ask("/prices/latest/BTCUSDT").json() == {
         "symbol": "BTCUSDT",
         "exchange": "exchange1",
@@ -29,7 +29,7 @@ def test_latest_over_all_exchanges_names_the_exchange(world: World) -> None:
     }
 
 
-def test_latest_of_one_exchange(world: World) -> None:
+def test_latest_price_on_one_exchange(world: World) -> None:
     assert world.ask("/prices/latest/Exchange2/BTCUSDT").json() == {
         "symbol": "BTCUSDT",
         "exchange": "Exchange2",
@@ -47,7 +47,7 @@ def test_latest_of_one_exchange(world: World) -> None:
         ("lowest/Exchange2/BTCUSDT", "Exchange2", 40.0, "2025-11-21T02:00:29.000Z"),
     ],
 )
-def test_extremes_say_where_and_when_and_over_which_period(
+def test_extremes_have_exchange_time_and_period(
     world: World, path: str, exchange: str, price: float, timestamp: str
 ) -> None:
     assert world.ask(f"/prices/{path}?period=1m30s").json() == {
@@ -65,9 +65,7 @@ def test_extremes_say_where_and_when_and_over_which_period(
     ("path", "exchange", "price", "ticks"),
     [("BTCUSDT", None, 25.0, 3), ("exchange1/BTCUSDT", "exchange1", 17.5, 2)],
 )
-def test_the_average_is_the_mean_of_all_ticks(
-    world: World, path: str, exchange: str | None, price: float, ticks: int
-) -> None:
+def test_average_is_mean_of_all_ticks(world: World, path: str, exchange: str | None, price: float, ticks: int) -> None:
     assert world.ask(f"/prices/average/{path}?period=3s").json() == {
         "symbol": "BTCUSDT",
         "exchange": exchange,
@@ -80,20 +78,20 @@ def test_the_average_is_the_mean_of_all_ticks(
 
 
 @pytest.mark.parametrize("question", EXTREME_AND_AVERAGE)
-def test_without_a_period_everything_on_record_counts(world: World, question: str) -> None:
+def test_without_period_all_ticks_count(world: World, question: str) -> None:
     world.trade(1.0, 86_400_000 * 3)
     answer = world.ask(f"/prices/{question}/BTCUSDT").json()
     assert (answer["period"], answer["from"], answer["to"]) == (ALL, "2025-11-18T02:00:30.500Z", NOW_TEXT)
 
 
 @pytest.mark.parametrize("question", EXTREME_AND_AVERAGE)
-def test_a_period_further_back_than_slices_begins_with_a_whole_minute(world: World, question: str) -> None:
+def test_long_period_begins_at_whole_minute(world: World, question: str) -> None:
     answer = world.ask(f"/prices/{question}/BTCUSDT?period=24h").json()
     assert (answer["period"], answer["from"], answer["to"]) == ("24h", "2025-11-20T02:00:00.000Z", NOW_TEXT)
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_names_are_matched_without_regard_to_case_and_answered_as_configured(world: World, question: str) -> None:
+def test_names_match_any_case_and_keep_configured_spelling(world: World, question: str) -> None:
     answer = world.ask(f"/prices/{question}/eXCHANGE2/btcUSDt").json()
     assert (answer["exchange"], answer["symbol"]) == ("Exchange2", "BTCUSDT")
     assert world.ask(f"/prices/{question}/btcusdt").json()["symbol"] == "BTCUSDT"
@@ -113,30 +111,30 @@ def test_names_are_matched_without_regard_to_case_and_answered_as_configured(wor
         ("exchange3/BTCUSDT", "no_data"),
     ],
 )
-def test_what_is_not_there_is_404_and_says_which(world: World, question: str, path: str, code: str) -> None:
+def test_unknown_name_or_empty_result_is_404(world: World, question: str, path: str, code: str) -> None:
     response = world.ask(f"/prices/{question}/{path}")
     assert (response.status_code, response.json()["code"]) == (404, code)
 
 
 @pytest.mark.parametrize("question", EXTREME_AND_AVERAGE)
 @pytest.mark.parametrize("query", ["period=", "period", "period=0s", "period=1M", "period=1%20m", "period=1s&period=x"])
-def test_a_period_that_is_none_is_400(world: World, question: str, query: str) -> None:
+def test_invalid_period_is_400(world: World, question: str, query: str) -> None:
     response = world.ask(f"/prices/{question}/BTCUSDT?{query}")
     assert (response.status_code, response.json()["code"]) == (400, "invalid_period")
 
 
-def test_the_last_of_several_periods_counts(world: World) -> None:
+def test_last_of_repeated_periods_counts(world: World) -> None:
     assert world.ask("/prices/average/BTCUSDT?period=x&period=5s").json()["period"] == "5s"
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_head_answers_like_get(world: World, question: str) -> None:
+def test_head_has_status_and_headers_of_get(world: World, question: str) -> None:
     got, headed = (world.ask(f"/prices/{question}/BTCUSDT", method) for method in ("GET", "HEAD"))
     assert (headed.status_code, headed.headers) == (got.status_code, got.headers)
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_both_stores_away_is_503_with_retry_after_and_without_their_addresses(world: World, question: str) -> None:
+def test_outage_of_both_stores_is_503_without_addresses(world: World, question: str) -> None:
     world.cache.away = world.archive.away = True
     response = world.ask(f"/prices/{question}/BTCUSDT")
     assert (response.status_code, response.json()["code"], response.headers["retry-after"]) == (503, "unavailable", "1")
@@ -144,7 +142,7 @@ def test_both_stores_away_is_503_with_retry_after_and_without_their_addresses(wo
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_one_store_away_is_no_error(world: World, question: str) -> None:
+def test_outage_of_one_store_causes_no_error(world: World, question: str) -> None:
     world.trade(5.0, 120_000)
     for store in (world.cache, world.archive):
         store.away = True
@@ -157,7 +155,7 @@ def test_one_store_away_is_no_error(world: World, question: str) -> None:
     [(question, query) for question in QUESTIONS for query in ("?period=1m", "?period=24h", "")
      if question != "latest" or not query],
 )  # fmt: skip
-def test_an_answer_never_mixes_modes_even_when_the_mode_switches_meanwhile(question: str, query: str) -> None:
+def test_mode_switch_during_price_query_never_mixes_modes(question: str, query: str) -> None:
     world = World()
     world.trade(1.0, 500)
     world.trade(1.0, 3_600_000)
@@ -172,7 +170,7 @@ def test_an_answer_never_mixes_modes_even_when_the_mode_switches_meanwhile(quest
     assert world.mode.current is Mode.LIVE
 
 
-def test_a_tick_of_an_exchange_whose_clock_is_ahead_counts(world: World) -> None:
+def test_tick_of_clock_ahead_counts_in_period(world: World) -> None:
     world.trade(70.0, -1_500)
     answer = world.ask("/prices/highest/BTCUSDT?period=1s").json()
     assert (answer["price"], answer["timestamp"], answer["to"]) == (
@@ -182,7 +180,7 @@ def test_a_tick_of_an_exchange_whose_clock_is_ahead_counts(world: World) -> None
     )
 
 
-def test_times_have_three_digits_of_milliseconds_whatever_they_are() -> None:
+def test_times_always_have_three_digits_of_milliseconds() -> None:
     for millisecond in (0, 1, 10, 123, 999):
         world = World(now=NOW + millisecond)
         world.trade(1.0, 0)

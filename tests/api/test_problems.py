@@ -42,7 +42,7 @@ def failing_world() -> World:
         ("/readyz", "GET", 503, "Service Unavailable", "unavailable"),
     ],
 )
-def test_an_error_is_a_problem_with_a_code(path: str, method: str, status: int, title: str, code: str) -> None:
+def test_error_is_problem_details_with_code(path: str, method: str, status: int, title: str, code: str) -> None:
     response = World(token="plain", ready=False).ask(path, method)
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
@@ -55,21 +55,21 @@ def test_an_error_is_a_problem_with_a_code(path: str, method: str, status: int, 
     "path",
     ["/nothing", "/prices", "/prices/latest", "/prices/latest/", "/prices/latest/a/b/c", "/prices/middle/BTCUSDT"],
 )
-def test_a_path_that_is_not_there_is_404_and_never_a_redirect(path: str) -> None:
+def test_unknown_path_is_404_without_redirect(path: str) -> None:
     response = World().ask(path)
     assert (response.status_code, response.json()["code"]) == (404, "not_found")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "NONSENSE"])
 @pytest.mark.parametrize("path", GET_ONLY)
-def test_another_method_is_405_and_says_which_are_allowed(path: str, method: str) -> None:
+def test_other_method_is_405_with_allow(path: str, method: str) -> None:
     response = World().ask(path, method)
     assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed")
     assert response.headers["allow"] == "GET, HEAD"
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
-def test_a_mode_is_switched_by_post_only(method: str) -> None:
+def test_mode_switch_needs_post(method: str) -> None:
     response = World().ask("/mode/live", method)
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
 
@@ -77,7 +77,7 @@ def test_a_mode_is_switched_by_post_only(method: str) -> None:
 @pytest.mark.parametrize(
     "path", ["/prices/latest/BTCUSDT", "/prices/average/BTCUSDT", "/prices/lowest/BTCUSDT?period=1s"]
 )
-def test_an_unexpected_error_is_a_500_that_tells_nothing(path: str, logged: list[str]) -> None:
+def test_unexpected_error_is_500_without_details(path: str, logged: list[str]) -> None:
     response = failing_world().ask(path)
     assert (response.status_code, response.json()["code"]) == (500, "internal_error")
     assert response.headers["content-type"] == "application/problem+json"
@@ -85,21 +85,21 @@ def test_an_unexpected_error_is_a_500_that_tells_nothing(path: str, logged: list
     assert "RuntimeError" not in response.text
 
 
-def test_an_unexpected_error_is_logged_once_with_its_cause(logged: list[str]) -> None:
+def test_unexpected_error_is_logged_once_with_cause(logged: list[str]) -> None:
     failing_world().ask("/prices/latest/BTCUSDT")
     assert len(logged) == 1
     assert "GET '/prices/latest/BTCUSDT' failed" in logged[0]
     assert "swordfish" in logged[0]
 
 
-def test_what_a_client_does_wrong_is_not_logged(logged: list[str]) -> None:
+def test_client_errors_are_not_logged(logged: list[str]) -> None:
     for path in ("/nothing", "/prices/latest/NOTHING", "/prices/highest/BTCUSDT?period=x"):
         World().ask(path)
     assert logged == []
 
 
 @pytest.mark.parametrize("path", [*GET_ONLY, "/nothing"])
-def test_no_answer_may_be_stored_on_the_way(path: str) -> None:
+def test_no_response_may_be_cached(path: str) -> None:
     world = World()
     assert world.ask(path).headers["cache-control"] == "no-store"
     assert world.ask(path, "DELETE").headers["cache-control"] == "no-store"

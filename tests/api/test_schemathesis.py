@@ -17,7 +17,7 @@ CONFIGURATION = Path(__file__).parent / "schemathesis.toml"
 
 
 @pytest.mark.parametrize("token", ["sesame-sesame-sesame", ""])
-def test_every_answer_is_as_the_api_is_described(
+def test_schemathesis_finds_no_undescribed_response(
     server_folder: Path,
     servers: dict[str, object],
     exchanges: list[ScriptedExchange],

@@ -20,7 +20,7 @@ LIGHTWEIGHT_CHARTS = STATIC / "lightweight-charts"
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_a_page_may_use_nothing_from_elsewhere(path: str) -> None:
+def test_page_policy_forbids_other_servers(path: str) -> None:
     answer = World().ask(path)
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     policy = dict(rule.split(" ", 1) for rule in answer.headers["content-security-policy"].split("; "))
@@ -31,7 +31,7 @@ def test_a_page_may_use_nothing_from_elsewhere(path: str) -> None:
 
 
 @pytest.mark.parametrize(("path", "file"), PAGES.items())
-def test_what_a_page_uses_is_there_and_its_own(path: str, file: Path) -> None:
+def test_page_links_only_to_served_files(path: str, file: Path) -> None:
     html = World().ask(path).text
     assert html == file.read_text()
     # What only a reader who wants to can follow is not used.
@@ -45,7 +45,7 @@ def test_what_a_page_uses_is_there_and_its_own(path: str, file: Path) -> None:
 
 
 @pytest.mark.parametrize("module", sorted((STATIC / "market").glob("*.js")), ids=lambda path: path.name)
-def test_what_a_module_imports_is_there_and_says_what_it_is_for(module: Path) -> None:
+def test_script_imports_exist_and_no_html_is_injected(module: Path) -> None:
     source = module.read_text()
     assert source.startswith("/**" if module.name != "colours.js" else "//")
     for name in IMPORTED.findall(source):
@@ -57,7 +57,7 @@ def test_what_a_module_imports_is_there_and_says_what_it_is_for(module: Path) ->
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no node to read the modules")
 @pytest.mark.parametrize("module", sorted((STATIC / "market").glob("*.js")), ids=lambda path: path.name)
-def test_a_module_is_javascript(module: Path) -> None:
+def test_scripts_are_valid_javascript(module: Path) -> None:
     command = ["node", "--input-type=module", "--check"]
     found = subprocess.run(command, input=module.read_text(), capture_output=True, text=True, timeout=30, check=False)
     assert found.returncode == 0, found.stderr
@@ -74,7 +74,7 @@ def test_a_module_is_javascript(module: Path) -> None:
         ("icon.svg", "image/svg+xml"),
     ],
 )
-def test_a_file_is_sent_once_and_then_asked_after(name: str, media_type: str) -> None:
+def test_static_file_is_revalidated_by_etag(name: str, media_type: str) -> None:
     path = f"/static/{name}"
     first = World().ask(path)
     assert first.headers["content-type"].partition(";")[0] == media_type
@@ -98,17 +98,17 @@ def test_a_file_is_sent_once_and_then_asked_after(name: str, media_type: str) ->
         *("../pages.py", "..%2Fpages.py", "%2e%2e/__init__.py", "/etc/passwd", "%00", "docs/../icon.svg%20"),
     ],
 )
-def test_no_other_file_is_served(name: str) -> None:
+def test_other_files_are_404(name: str) -> None:
     answer = World().ask(f"/static/{name}")
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
-def test_files_are_only_read() -> None:
+def test_static_files_allow_only_get_and_head() -> None:
     answer = World().ask("/static/icon.svg", "POST")
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
 
 
-def test_the_viewer_is_shipped_with_its_licences_and_says_which_it_is() -> None:
+def test_swagger_ui_has_licences_and_version() -> None:
     assert {file.name for file in SWAGGER_UI.iterdir()} == {
         *("swagger-ui-bundle.js", "swagger-ui-bundle.js.LICENSE.txt", "swagger-ui.css"),
         *("LICENSE", "NOTICE", "README.md"),
@@ -119,7 +119,7 @@ def test_the_viewer_is_shipped_with_its_licences_and_says_which_it_is() -> None:
     assert f'"{version}"' in (SWAGGER_UI / "swagger-ui-bundle.js").read_text()
 
 
-def test_the_charts_are_shipped_with_their_licence_and_the_page_bears_their_notice() -> None:
+def test_charts_have_licence_and_page_has_notice() -> None:
     names = {file.name for file in LIGHTWEIGHT_CHARTS.iterdir()}
     assert names == {"lightweight-charts.js", "LICENSE", "NOTICE", "README.md"}
     assert "Apache License" in (LIGHTWEIGHT_CHARTS / "LICENSE").read_text()
@@ -133,7 +133,7 @@ def test_the_charts_are_shipped_with_their_licence_and_the_page_bears_their_noti
     assert "attributionLogo: false" in (STATIC / "market/chart.js").read_text()  # it would need a <style>
 
 
-def test_the_styles_and_scripts_ask_no_other_server() -> None:
+def test_styles_and_scripts_use_no_other_server() -> None:
     for style in STATIC.rglob("*.css"):
         assert all(url.startswith("data:") for url in re.findall(r"url\(\"?([^)\"]*)", style.read_text())), style
         assert "@import" not in style.read_text()

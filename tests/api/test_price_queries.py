@@ -41,7 +41,7 @@ def world() -> World:
     return world
 
 
-def test_latest_is_the_newest_by_event_time_over_all_exchanges() -> None:
+def test_latest_is_newest_by_event_time() -> None:
     world = World()
     world.trade(1.0, 300, series("exchange1"))
     world.trade(2.0, 100, series("Exchange2"))
@@ -49,7 +49,7 @@ def test_latest_is_the_newest_by_event_time_over_all_exchanges() -> None:
     assert latest(world, EVERY) == ObservedPrice(series("Exchange2"), 2.0, NOW - 100)
 
 
-def test_exchange_whose_clock_is_ahead_does_not_own_the_newest_price() -> None:
+def test_clock_ahead_does_not_win_newest_price() -> None:
     world = World()
     received = NOW * NANOSECONDS_PER_MS
     ahead, later = Tick(1.0, NOW + 4_900, received), Tick(2.0, NOW + 10, received + 20 * NANOSECONDS_PER_MS)
@@ -57,33 +57,31 @@ def test_exchange_whose_clock_is_ahead_does_not_own_the_newest_price() -> None:
     assert latest(world, EVERY) == ObservedPrice(series("Exchange2"), 2.0, NOW + 10)
 
 
-def test_of_two_ticks_of_one_millisecond_the_one_that_came_later_is_the_latest() -> None:
+def test_later_arrival_wins_within_one_millisecond() -> None:
     world = World()
     world.cache.newest_ticks = {series("exchange1"): Tick(1.0, NOW, 8), series("Exchange2"): Tick(2.0, NOW, 7)}
     assert latest(world, EVERY).price == 1.0
 
 
-def test_latest_does_not_ask_the_archive_while_the_cache_knows(world: World) -> None:
+def test_latest_from_cache_reads_no_archive(world: World) -> None:
     assert latest(world, EVERY).price == 10.0
     assert world.archive.questions == 0
 
 
 @pytest.mark.parametrize("cache_away", [False, True])
-def test_latest_is_the_close_of_the_last_minute_where_the_cache_has_none(world: World, *, cache_away: bool) -> None:
+def test_latest_falls_back_to_close_of_last_minute(world: World, *, cache_away: bool) -> None:
     world.cache.newest_ticks.clear()
     world.cache.away = cache_away
     assert latest(world, EVERY) == ObservedPrice(series(), 20.0, NOW - 120_000)
 
 
-def test_latest_is_still_answered_from_the_cache_while_the_archive_is_away(world: World) -> None:
+def test_archive_outage_keeps_latest_price(world: World) -> None:
     world.archive.away = True
     assert latest(world).price == 10.0
 
 
 @pytest.mark.parametrize(("cache_away", "archive_away"), [(True, True), (False, True), (True, False)])
-def test_nothing_found_is_unavailable_where_not_everything_could_be_asked(
-    *, cache_away: bool, archive_away: bool
-) -> None:
+def test_empty_result_during_outage_is_unavailable(*, cache_away: bool, archive_away: bool) -> None:
     world = World()
     world.cache.away, world.archive.away = cache_away, archive_away
     with pytest.raises(Unavailable):
@@ -93,7 +91,7 @@ def test_nothing_found_is_unavailable_where_not_everything_could_be_asked(
             summary(world, period)
 
 
-def test_nothing_found_is_no_data_where_everything_was_asked() -> None:
+def test_empty_result_of_all_stores_is_no_data() -> None:
     world = World()
     with pytest.raises(NoData):
         latest(world)
@@ -102,7 +100,7 @@ def test_nothing_found_is_no_data_where_everything_was_asked() -> None:
             summary(world, period)
 
 
-def test_a_recent_period_never_asks_the_archive_while_the_cache_answers(world: World) -> None:
+def test_recent_period_from_cache_reads_no_archive(world: World) -> None:
     world.archive.away = True
     assert summary(world, RECENT_MS).whole().ticks == 2
     with pytest.raises(NoData):
@@ -111,13 +109,13 @@ def test_a_recent_period_never_asks_the_archive_while_the_cache_answers(world: W
 
 
 @pytest.mark.parametrize(("period", "high"), [(600_000, 30.0), (DAY_MS, 40.0), (3 * DAY_MS, 50.0)])
-def test_a_long_period_begins_with_the_whole_minute_that_holds_its_edge(world: World, period: int, high: float) -> None:
+def test_long_period_begins_at_minute_of_its_boundary(world: World, period: int, high: float) -> None:
     found = summary(world, period)
     assert (found.since, found.until) == (minute_start(NOW - period), NOW)
     assert (found.highest().price, found.lowest().price) == (high, 10.0)
 
 
-def test_without_a_period_the_answer_begins_with_the_first_tick_on_record(world: World) -> None:
+def test_all_time_summary_begins_at_first_tick(world: World) -> None:
     found = summary(world, None, EVERY)
     assert (found.since, found.until, found.whole().ticks) == (NOW - 2 * DAY_MS, NOW, 5)
 
@@ -130,7 +128,7 @@ def test_without_a_period_the_answer_begins_with_the_first_tick_on_record(world:
         (None, NOW - 2 * 3_600_000, 4),
     ],
 )
-def test_without_the_archive_a_long_period_reaches_back_to_the_first_minute_remembered_and_says_so(
+def test_archive_outage_shortens_period_to_cached_minutes(
     world: World, period: int | None, since: int, ticks: int
 ) -> None:
     world.archive.away = True
@@ -146,16 +144,14 @@ def test_without_the_archive_a_long_period_reaches_back_to_the_first_minute_reme
         (None, NOW - 2 * DAY_MS, 4),
     ],
 )
-def test_without_the_cache_a_period_is_whole_minutes_up_to_the_last_on_record_and_says_so(
-    world: World, period: int | None, since: int, ticks: int
-) -> None:
+def test_redis_outage_ends_period_with_last_row(world: World, period: int | None, since: int, ticks: int) -> None:
     world.cache.away = True
     found = summary(world, period)
     assert (found.since, found.until) == (since, minute_start(NOW - 120_000) + MINUTE_MS)
     assert found.whole().ticks == ticks
 
 
-def test_without_the_cache_a_row_of_the_minute_that_runs_is_used_up_to_now(world: World) -> None:
+def test_redis_outage_uses_row_of_running_minute(world: World) -> None:
     world.cache.away = True
     world.archive.minutes[Slot(series(), minute_start(NOW))] = candle_of(Tick(60.0, NOW - 9_000, 1))
     assert summary(world, 10_000) == PeriodSummary(
@@ -164,13 +160,13 @@ def test_without_the_cache_a_row_of_the_minute_that_runs_is_used_up_to_now(world
 
 
 @pytest.mark.parametrize("period", [1_000, 600_000, None])
-def test_a_period_is_unavailable_while_both_are_away(world: World, period: int | None) -> None:
+def test_outage_of_both_stores_makes_period_unavailable(world: World, period: int | None) -> None:
     world.cache.away = world.archive.away = True
     with pytest.raises(Unavailable):
         summary(world, period)
 
 
-def test_of_equal_extremes_the_earliest_counts_whichever_exchange_it_is_on() -> None:
+def test_earliest_of_equal_extremes_counts() -> None:
     world = World()
     for age_ms, exchange in ((300, "exchange1"), (500, "Exchange2"), (400, "exchange3")):
         world.trade(7.0, age_ms, series(exchange))
@@ -178,7 +174,7 @@ def test_of_equal_extremes_the_earliest_counts_whichever_exchange_it_is_on() -> 
     assert found.highest() == found.lowest() == ObservedPrice(series("Exchange2"), 7.0, NOW - 500)
 
 
-def test_a_cancelled_request_leaves_no_question_behind() -> None:
+def test_cancelled_request_cancels_its_queries() -> None:
     archive = HangingArchive()
 
     async def cancel_while_asking() -> None:
@@ -214,7 +210,7 @@ class HangingArchive(MemoryArchive):
 
 
 @pytest.mark.parametrize("mode", list(Mode))
-def test_series_of_the_other_mode_are_never_read(mode: Mode) -> None:
+def test_queries_never_read_other_mode(mode: Mode) -> None:
     world = World()
     for price, other in ((1.0, Mode.TEST), (2.0, Mode.LIVE)):
         for age_ms in (1_000, 600_000, 2 * DAY_MS):
