@@ -1,19 +1,30 @@
-"""Minutes on their way to the archive: kept until written, however long that takes.
+"""Minutes on their way to the archive: the backlog of those that it has not confirmed, and the write that empties it.
 
-Capacity: `limit` rows. Policy: merge (the fuller version of a minute stays); beyond the limit the oldest are dropped
-and counted. The cache keeps a day of minutes as well, so that a restart can bring back what waited here.
+The cache keeps a day of minutes as well, from which a restart recovers the backlog.
 """
 
 import threading
+from collections.abc import Iterable
 
-from marketflow.model import Candles, minute_start, put_more_complete
+from loguru import logger
+
+from marketflow.clock import Clock, milliseconds
+from marketflow.errors import Unavailable
+from marketflow.model import Candles, Series, minute_start, put_more_complete
+from marketflow.pipeline.instrumentation import Instrumentation
+from marketflow.pipeline.state import WindowState
 from marketflow.stores.cache_limits import RECENT_MS
+from marketflow.stores.ports import ArchiveWriter, CacheWriter, Rollups
 
 DEFAULT_LIMIT = 500_000
 
 
 class Backlog:
-    """Closed minutes that the archive has not confirmed."""
+    """Bounded buffer of minute rows: keeps the more complete version of each, and beyond the limit drops the oldest.
+
+    Args:
+        limit: rows at most.
+    """
 
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
         self._limit = limit
@@ -25,7 +36,7 @@ class Backlog:
         return len(self._rows)
 
     def add(self, minutes: Candles) -> int:
-        """Take minutes in, or fuller versions of minutes that wait already; gives how many had to be dropped."""
+        """Add minutes, or more complete versions of those that are pending; return how many rows were dropped."""
         with self._lock:
             for slot, candle in minutes.items():
                 put_more_complete(self._rows, slot, candle)
@@ -37,17 +48,92 @@ class Backlog:
             return excess
 
     def rows(self) -> Candles:
-        """All that waits."""
+        """All pending rows."""
         with self._lock:
             return dict(self._rows)
 
     def confirm(self, written: Candles, now_ms: int) -> int:
-        """Let go of rows that were written; gives the start (Unix ms) of a minute before which none waits or will come.
+        """Remove rows that were written, unless a newer version is pending.
 
-        Late ticks bring new versions of a minute for as long as memory holds it.
+        Returns:
+            The start (Unix ms) of a minute before which no row is pending or can follow: late ticks make new versions
+            of a minute for as long as it is in the window state.
         """
         with self._lock:
             for slot, candle in written.items():
                 if self._rows.get(slot) is candle:
                     del self._rows[slot]
             return min([minute_start(now_ms) - RECENT_MS, *(slot.start for slot in self._rows)])
+
+
+class ArchiveSink:
+    """Writes the rows of the backlog to the archive, and rolls up its days.
+
+    Args:
+        state: takes over what an earlier run archived of the last minutes.
+        backlog: rows that the archive has not confirmed.
+        cache: learns which minutes are archived.
+        archive: where rows are kept.
+        rollups: daily candles in the archive.
+        series: all series of this process.
+        clock: wall-clock time.
+        log: counts and logs.
+    """
+
+    def __init__(
+        self,
+        state: WindowState,
+        backlog: Backlog,
+        cache: CacheWriter,
+        archive: ArchiveWriter,
+        rollups: Rollups,
+        series: Iterable[Series],
+        clock: Clock,
+        log: Instrumentation,
+    ) -> None:
+        self._state, self._backlog, self._cache, self._archive = state, backlog, cache, archive
+        self._rollups, self._series, self._clock, self._log = rollups, frozenset(series), clock, log
+        self.available_once = threading.Event()
+        """Set when the archive has answered for the first time."""
+        self._backlog_recovered = False
+
+    def backlog_recovered(self, _: Candles) -> None:
+        """Note that the backlog holds the unarchived minutes of an earlier run."""
+        self._backlog_recovered = True
+
+    def upsert_rows(self) -> None:
+        """Write all rows that are pending now, and confirm them to the backlog and to the cache.
+
+        Raises:
+            Unavailable: not written, or not known to be.
+        """
+        now_ms = milliseconds(self._clock())
+        # Before the first row of this run is written, which would be read back as one of an earlier run.
+        if (since := self._state.lacks_since(now_ms)) is not None:
+            self._state.adopt(self._archive.recent(self._series, since), since)
+        rows = self._backlog.rows()
+        refused = self._archive.write(rows)
+        self._log.archive_available()
+        self.available_once.set()
+        if not rows:
+            return
+        self._log.rows_written(len(rows), refused)
+        self._cache.note_stored(rows)
+        # Read before `confirm`: the mark must not cover a recovered row that is added after it.
+        complete = self._backlog_recovered
+        until = self._backlog.confirm(rows, now_ms)
+        try:
+            if complete:
+                self._cache.mark_archived(until)
+        except Unavailable:
+            logger.debug("archived minutes are not marked in the cache: a restart would write some rows once more")
+
+    def roll_up(self) -> bool:
+        """Do one step of the daily roll-up; return whether there is more to do.
+
+        Raises:
+            Unavailable: to be repeated.
+        """
+        more = self._rollups.roll_up(milliseconds(self._clock()))
+        self._log.rollup_succeeded()
+        return more

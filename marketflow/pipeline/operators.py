@@ -1,21 +1,24 @@
-"""The operators that Rx lacks, each a plain function of a source.
+"""Operators that RxPY lacks.
 
-Rx has no backpressure: whatever waits before a slow consumer would wait in an unbounded list. Here nothing waits in a
-list. `conflate_map` has one item under way and one that waits, into which everything that arrives is merged, so what
-waits is bounded by the number of series, and a consumer that falls behind does less, larger work.
+RxPY has no backpressure: `observe_on` queues items without bound before a slow consumer. No operator here does.
+`conflate_map` has one item under way and one that waits, into which all that arrive are merged; so what waits is
+bounded by the number of series, and a consumer that falls behind gets fewer and larger items.
 """
 
 import random
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import product
 from typing import Any, TypeVar
+from zlib import crc32
 
 import reactivex as rx
-from reactivex import Observable, abc
+from reactivex import ConnectableObservable, Observable, abc
 from reactivex import operators as ops
 from reactivex.disposable import CompositeDisposable, SerialDisposable, SingleAssignmentDisposable
 from reactivex.subject import Subject
 
+from marketflow.model import Candles, Series
 from marketflow.pipeline.branches import Branch
 
 _T = TypeVar("_T")
@@ -28,6 +31,16 @@ Operator = Callable[[Observable[_T]], Observable[_R]]
 
 def _unwatched() -> Branch:
     return Branch("")
+
+
+def union(older: dict[_K, _V], newer: dict[_K, _V]) -> dict[_K, _V]:
+    """Conflate dicts: the newer value of each key stays."""
+    return older | newer
+
+
+def keep_newer(older: Any, newer: Any) -> Any:
+    """Conflate items that only trigger work: the newer one stays."""
+    return newer
 
 
 def conflate_map(
@@ -138,14 +151,14 @@ def conflate_through(
 
     def operator(source: Observable[_T]) -> Observable[_R]:
         def subscribe(observer: abc.ObserverBase[_R], _: abc.SchedulerBase | None = None) -> abc.DisposableBase:
-            return _Turnstile(stage, merge, observer, branch()).subscribe(source)
+            return _ConflationThrough(stage, merge, observer, branch()).subscribe(source)
 
         return rx.create(subscribe)
 
     return operator
 
 
-class _Turnstile:
+class _ConflationThrough:
     """The state of one subscription of conflate_through."""
 
     def __init__(
@@ -198,33 +211,80 @@ class _Turnstile:
 
 
 def isolated(work: Callable[[_T], Any], on_failure: Callable[[Exception], None]) -> Callable[[_T], _T]:
-    """Work on an item and give it on; an exception is told and ends no stream.
+    """Return a function that does `work` on an item and returns the item; its exceptions end no stream.
 
     Args:
         work: what is done with an item.
-        on_failure: told of what it raised.
+        on_failure: called with what it raised.
     """
 
     def worked(item: _T) -> _T:
         try:
             work(item)
-        except Exception as error:  # noqa: BLE001 - told
+        except Exception as error:  # noqa: BLE001 - passed to on_failure
             on_failure(error)
         return item
 
     return worked
 
 
-def fan_out(*branches: Operator[_T, Any]) -> Operator[_T, Any]:
-    """Share one subscription of the source among branches and merge what comes out of them."""
+def map_or_drop(
+    mapper: Callable[[_T], dict[_K, _V]], on_failure: Callable[[Exception], None]
+) -> Operator[_T, dict[_K, _V]]:
+    """Like map, but an item for which `mapper` raises becomes an empty dict.
 
-    def operator(source: Observable[_T]) -> Observable[Any]:
-        def merged(shared: Observable[Any]) -> Observable[Any]:
-            return rx.merge(*(branch(shared) for branch in branches))
+    Args:
+        mapper: gives a dict for an item.
+        on_failure: called with what it raised.
+    """
 
-        return source.pipe(ops.publish(merged))
+    def mapped(item: _T) -> dict[_K, _V]:
+        try:
+            return mapper(item)
+        except Exception as error:  # noqa: BLE001 - passed to on_failure
+            on_failure(error)
+            return {}
+
+    return ops.map(mapped)
+
+
+def tumbling_event_time(
+    close_due: Operator[Candles, Candles], close_all: Callable[[], Candles]
+) -> Operator[Candles, Candles]:
+    """Emit closed tumbling windows of event time: at each item those that are due, at completion all the others.
+
+    Args:
+        close_due: gives the windows whose end and allowed lateness are over, and those that late ticks have changed.
+        close_all: returns the windows that are still open.
+    """
+
+    def operator(source: Observable[Candles]) -> Observable[Candles]:
+        return rx.concat(source.pipe(close_due), rx.defer(lambda _: rx.just(close_all()))).pipe(ops.filter(bool))
 
     return operator
+
+
+def completion(source: Observable[Any]) -> Observable[None]:
+    """Emit one item when the source completes."""
+    return source.pipe(ops.ignore_elements(), ops.default_if_empty(None))
+
+
+def connect(result: Observable[_T], *shared: ConnectableObservable[Any]) -> Observable[_T]:
+    """Emit what `result` emits; connect the shared sources that it uses once all its subscriptions stand.
+
+    Args:
+        result: subscribes to the shared sources.
+        shared: in the order to connect them, the one nearest to the result first: a source may emit at once.
+    """
+
+    def subscribe(observer: abc.ObserverBase[_T], scheduler: abc.SchedulerBase | None = None) -> abc.DisposableBase:
+        subscription = CompositeDisposable(result.subscribe(observer, scheduler=scheduler))
+        for source in shared:
+            if (connection := source.connect(scheduler)) is not None:
+                subscription.add(connection)
+        return subscription
+
+    return rx.create(subscribe)
 
 
 def partitions(
@@ -273,6 +333,31 @@ def partitions(
     return operator
 
 
+def partition_by_series(
+    exchanges: Sequence[str],
+    per_exchange: int,
+    series_of: Callable[[_K], Series],
+    partition: Operator[dict[_K, _V], Any],
+) -> Operator[dict[_K, _V], Any]:
+    """Partition dicts by series: each exchange has `per_exchange` partitions, over which its symbols are hashed.
+
+    Args:
+        exchanges: names of all exchanges.
+        per_exchange: partitions of each.
+        series_of: the series of a key.
+        partition: as of `partitions`.
+    """
+    known: dict[Series, Hashable] = {}
+
+    def partition_of(key: _K) -> Hashable:
+        series = series_of(key)
+        if (name := known.get(series)) is None:
+            name = known[series] = (series.exchange, crc32(series.symbol.encode()) % per_exchange)
+        return name
+
+    return partitions(list(product(exchanges, range(per_exchange))), partition_of, partition)
+
+
 class Backoff:
     """Pauses between attempts: doubled from `first` to `cap` seconds, each cut by up to `jitter` of itself.
 
@@ -303,33 +388,38 @@ def retry_with_backoff(
     scheduler: abc.SchedulerBase,
     until: Observable[Any],
     on_failure: Callable[[Exception, float], None] = lambda error, pause: None,
+    on_success: Callable[[], None] = lambda: None,
 ) -> Operator[_T, _T]:
-    """Subscribe again when the source fails, for ever, after a pause that grows until an item comes.
+    """Subscribe again when the source fails, without end, after a pause that grows until an item is emitted.
 
-    Runs at constant depth however often it fails. `until` ends a pause, and with it the result.
+    Runs at constant stack depth however often the source fails.
 
     Args:
-        backoff: the pauses; they begin anew once an item has come.
-        scheduler: waits for them.
-        until: its first item completes the result if it waits; a running attempt ends by itself.
-        on_failure: told of each failure and the seconds until the next attempt.
+        backoff: the pauses, which start over after an attempt that emitted an item.
+        scheduler: of the pauses.
+        until: its first item completes the result during a pause; a running attempt goes on to its own end.
+        on_failure: called with each failure and the seconds until the next attempt.
+        on_success: called at the first item of each attempt.
     """
 
     def attempts(source: Observable[_T]) -> Iterator[Observable[_T]]:
         failures = 0
         pause = 0.0
+        succeeded = False
 
-        def came(_: _T) -> None:
-            nonlocal failures
-            failures = 0
+        def emitted(_: _T) -> None:
+            nonlocal failures, succeeded
+            if not succeeded:
+                failures, succeeded = 0, True
+                on_success()
 
         def failed(error: Exception) -> None:
-            nonlocal failures, pause
-            failures += 1
+            nonlocal failures, pause, succeeded
+            failures, succeeded = failures + 1, False
             pause = backoff.pause(failures)
             on_failure(error, pause)
 
-        attempt = source.pipe(ops.do_action(on_next=came, on_error=failed))
+        attempt = source.pipe(ops.do_action(on_next=emitted, on_error=failed))
         yield attempt
         while True:
             yield rx.timer(pause, scheduler=scheduler).pipe(ops.take_until(until), ops.flat_map(lambda _: attempt))

@@ -114,7 +114,7 @@ class Slices:
         ahead = min(slice_start(last_at) + SLICE_MS, before + self._held_ms)
         self.whole_from = max(self.whole_from, before, ahead)
 
-    def forget(self, oldest: int) -> None:
+    def expire(self, oldest: int) -> None:
         """Let go of all that nobody asks for any more: what begins before `oldest` (Unix ms)."""
         for start in [start for start in self._by_start if start < oldest]:
             self._evict(start)

@@ -15,7 +15,7 @@ minutes are kept by start first, and those that are due or old are found without
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import reduce
 from math import inf
 
@@ -38,13 +38,12 @@ from marketflow.model import (
 )
 from marketflow.pipeline.slices import HELD_MS, Slices
 from marketflow.stores.cache_limits import RECENT_MS, SLICES_HELD
-from marketflow.stores.candle_window import CandleWindow
 from marketflow.stores.ports import RecentCandles, RecoveredCandles
 
 _Minutes = defaultdict[int, dict[Series, Candle]]
 
 
-class Memory:
+class WindowState:
     """Newest ticks, slices and minutes of all series.
 
     Args:
@@ -88,7 +87,7 @@ class Memory:
         self._oldest = 0  # start of the oldest minute that is held
         self._whole_from = sys.maxsize  # from this minute on nothing is in the archive that is not held here
         self._newest_at = 0  # of all series
-        self.too_late = 0
+        self.late_ticks = 0
         """Ticks that came after their minute was let go of."""
 
     def observe(self, batch: Candles) -> dict[Series, Tick]:
@@ -113,7 +112,7 @@ class Memory:
             self._oldest = min(self._oldest, _oldest_held(now_ms))
             in_time = {slot: candle for slot, candle in batch.items() if slot.start >= self._oldest}
             if len(in_time) < len(batch):
-                self.too_late += sum(candle.ticks for slot, candle in batch.items() if slot not in in_time)
+                self.late_ticks += sum(candle.ticks for slot, candle in batch.items() if slot not in in_time)
             whole = self._merge_in(in_time)
             self._slices.fit(now_ms)
             return whole
@@ -312,17 +311,17 @@ class Memory:
             self._changed.pop(start, None)
         return taken
 
-    def forget(self, now_ms: int) -> None:
+    def expire(self, now_ms: int) -> None:
         """Let go of whole minutes that no period needs any more. To be called after `take_closed`."""
         oldest = _oldest_held(now_ms)
         with self._lock:
             if self._newest_at > now_ms + self._ahead_ms:
-                self._forget_newest(now_ms + self._ahead_ms)
+                self._expire_newest(now_ms + self._ahead_ms)
             if oldest <= self._oldest:
                 return
             self._oldest = oldest
             self._whole_from = max(self._whole_from, oldest)
-            self._slices.forget(oldest)
+            self._slices.expire(oldest)
             for minutes in (
                 self._minutes,
                 self._restored,
@@ -336,7 +335,7 @@ class Memory:
             for start in [start for start in self._corrections if start < oldest]:
                 del self._corrections[start]
 
-    def _forget_newest(self, beyond: int) -> None:
+    def _expire_newest(self, beyond: int) -> None:
         """Let go of ticks beyond what the clock allows: while they count as the newest, no later one does."""
         self._newest = {series: tick for series, tick in self._newest.items() if tick.at <= beyond}
         self._newest_at = max((tick.at for tick in self._newest.values()), default=0)
@@ -389,33 +388,3 @@ def _of(minutes: _Minutes, series: Series, start: int) -> Candle | None:
 def _oldest_held(now_ms: int) -> int:
     """Start of the oldest minute that is held at this time."""
     return minute_start(now_ms) - RECENT_MS
-
-
-class StateReader:
-    """The memory of this process as the API reads it; unavailable where a period begins before the slices it holds."""
-
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-
-    async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
-        """The newest tick of each series, however old."""
-        known = self._memory.newest_of(series)
-        return [known.get(each) for each in series]
-
-    async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
-        """One candle for each series of what is held from `since` on.
-
-        Raises:
-            Unavailable: of so long ago there are only whole minutes.
-        """
-        return [
-            CandleWindow(recent.slices, recent.minutes, self._memory.minute_ms).covered(since, until, recent.newest)
-            for recent in (self._memory.recent(each, since) for each in series)
-        ]
-
-    async def by_minute(self, series: Sequence[Series], since: int, until: int) -> list[dict[int, Candle]]:
-        """The minutes of each series from `since` on, by their start; `since` is the start of one."""
-        return [
-            CandleWindow(recent.slices, recent.minutes, self._memory.minute_ms).by_minute(since, until, recent.newest)
-            for recent in (self._memory.recent(each, since) for each in series)
-        ]

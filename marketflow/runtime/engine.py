@@ -22,11 +22,11 @@ from marketflow.feeds.reject_log import RATES_SECONDS, FeedRates
 from marketflow.model import MINUTE_MS, Candles, FeedState, Mode
 from marketflow.pipeline.backlog import Backlog
 from marketflow.pipeline.branches import LOOK_SECONDS, Branch
-from marketflow.pipeline.graph import Flow
-from marketflow.pipeline.mode_switch import ModeSwitch
+from marketflow.pipeline.fan_in import ModeSwitch
+from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.operators import Backoff
 from marketflow.pipeline.schedulers import NamedPool, TimingLoop
-from marketflow.pipeline.state import Memory
+from marketflow.pipeline.state import WindowState
 from marketflow.settings import Settings
 from marketflow.stores.ports import RecoveredCandles
 from marketflow.stores.postgres.retention import Retention
@@ -104,7 +104,7 @@ class Engine:
         self.feeds = configured_feeds(settings, clock, self._generating)
         self.modes = ModeSwitch(mode)
         series = [series for feeds in self.feeds.values() for feed in feeds for series in feed.decoder.series]
-        self.memory = Memory(
+        self.window_state = WindowState(
             settings.flow.late_after_ms,
             settings.flow.ahead_ms,
             settings.flow.minute_ms,
@@ -120,14 +120,14 @@ class Engine:
         self._days = PostgresRollups(
             postgres, retention=Retention(settings.archive.minutes_days, settings.archive.days_days)
         )
-        self.flow = Flow(
+        self.pipeline = Pipeline(
             modes=self.modes.changes,
             feeds=self.feeds,
-            memory=self.memory,
-            pending=Backlog(),
+            state=self.window_state,
+            backlog=Backlog(),
             cache=self.cache,
             archive=self.archive,
-            days=self._days,
+            rollups=self._days,
             workers_per_exchange=settings.flow.workers_per_exchange,
             loop=self._loop,
             pool=self._pool,
@@ -144,7 +144,7 @@ class Engine:
     @property
     def cache_complete(self) -> bool:
         """Whether the cache has confirmed all that was written to it, refills included."""
-        return self.cache.complete and self.flow.cache_confirmed
+        return self.cache.complete and self.pipeline.cache_confirmed
 
     def is_alive(self) -> bool:
         """Whether the thread of all timers has come round since this was last asked."""
@@ -166,26 +166,26 @@ class Engine:
 
     def state(self) -> IngestState:
         """How everything does at this moment."""
-        stalled = tuple(self.flow.branches.stalled)
+        stalled = tuple(self.pipeline.branches.stalled)
         return IngestState(
             *self.feed_states(), self.cache_complete, self.archive.available, stalled, self.clock_offsets_ms()
         )
 
     def counters(self) -> IngestCounters:
         """What has been counted since the start."""
-        counts = self.flow.counts
+        counters = self.pipeline.counters
         return IngestCounters(
             exchanges={feed.exchange: self._counters_of(feed.exchange) for feed in self.feeds[self.modes.current]},
-            tick_to_cache=counts.tick_to_cache.so_far(),
-            ticks_too_late=self.memory.too_late,
-            cache_errors=counts.cache_errors,
-            archive_errors=counts.archive_errors,
-            rows_written=counts.rows_written,
-            rows_refused=counts.rows_refused,
-            rows_pending=len(self.flow.pending),
-            rows_dropped=self.flow.pending.dropped,
-            given_up=counts.given_up,
-            stalls=dict(self.flow.branches.stalls),
+            tick_to_cache=counters.tick_to_cache.so_far(),
+            ticks_too_late=self.window_state.late_ticks,
+            cache_errors=counters.cache_errors,
+            archive_errors=counters.archive_errors,
+            rows_written=counters.rows_written,
+            rows_refused=counters.rows_refused,
+            rows_pending=len(self.pipeline.backlog),
+            rows_dropped=self.pipeline.backlog.dropped,
+            given_up=counters.failed_batches,
+            stalls=dict(self.pipeline.branches.stalls),
         )
 
     def _counters_of(self, exchange: str) -> ExchangeCounters:
@@ -197,7 +197,7 @@ class Engine:
             ticks=sum(decoder.ticks for decoder in decoders.values()),
             rejected={reason: sum(decoder.rejected[reason] for decoder in decoders.values()) for reason in REASONS},
             timestamps_replaced=sum(decoder.timestamps_replaced for decoder in decoders.values()),
-            reconnects=self.flow.counts.reconnects.get(exchange, 0),
+            reconnects=self.pipeline.counters.reconnects.get(exchange, 0),
             last_tick_at=None if received is None else milliseconds(received),
         )
 
@@ -218,9 +218,9 @@ class Engine:
         """Let it flow, and return when it does. Stores that are away are tried again."""
         gc.set_threshold(YOUNG_OBJECTS)
         sys.setswitchinterval(SWITCH_SECONDS)
-        self._subscription = self.flow.observable().subscribe(on_error=self._broken, on_completed=self._ended)
+        self._subscription = self.pipeline.observable().subscribe(on_error=self._broken, on_completed=self._ended)
         self._watching.start()
-        for asked in (self.flow.begun, self.flow.archive_asked):
+        for asked in (self.pipeline.begun, self.pipeline.archive_sink.available_once):
             asked.wait(BEGIN_SECONDS)
 
     def stop(self) -> None:
@@ -251,8 +251,8 @@ class Engine:
     def _drain(self) -> None:
         self._waited_for.wait(DRAIN_SECONDS)
         if not self._done.is_set():
-            waiting = len(self.flow.pending)
-            busy = ", ".join(f"{name} {count}" for name, count in sorted(self.flow.branches.busy().items()))
+            waiting = len(self.pipeline.backlog)
+            busy = ", ".join(f"{name} {count}" for name, count in sorted(self.pipeline.branches.busy().items()))
             logger.warning(
                 "the flow did not drain in time; {} minute rows wait in Redis for the next start; given up are the"
                 " writes of these branches, with what slices they hold: {}",
@@ -262,7 +262,7 @@ class Engine:
 
     def _watch(self) -> None:
         """Look at the branches and the threads of all timers, and log what feeds lose, for as long as ticks flow."""
-        timers = [(loop, self.flow.branches.add(name)) for name, loop in self._timers.items()]
+        timers = [(loop, self.pipeline.branches.add(name)) for name, loop in self._timers.items()]
         rates, logged_at = FeedRates(), time.monotonic()
         while not self._closing.wait(LOOK_SECONDS):
             try:
@@ -270,7 +270,7 @@ class Engine:
                     if not branch.busy:
                         branch.busy = True
                         loop.schedule(partial(_came_round, branch))
-                self.flow.branches.look(now := time.monotonic())
+                self.pipeline.branches.look(now := time.monotonic())
                 if now - logged_at >= RATES_SECONDS:
                     rates.log(self.counters().exchanges, now - logged_at)
                     logged_at = now

@@ -25,12 +25,12 @@ from marketflow.cluster.remote_control import RemoteIngest
 from marketflow.errors import StartError, Unavailable
 from marketflow.logs import Outage
 from marketflow.model import Mode
-from marketflow.pipeline.state import StateReader
 from marketflow.resources import resource
 from marketflow.runtime.asgi_application import AsgiApplication
 from marketflow.runtime.engine import Engine
 from marketflow.runtime.health_report import HealthReport, Probe
 from marketflow.runtime.leader_election import LeaderElection
+from marketflow.runtime.state_reader import StateReader
 from marketflow.runtime.store_servers import find_servers, running_servers, when_set
 from marketflow.server.connection_limits import raise_file_limit
 from marketflow.server.http_connection import LimitedConnection
@@ -148,14 +148,14 @@ class BothRoles(AsgiApplication):
         return self.context(
             stack,
             _OwnMode(engine),
-            FallbackReader(readers.near_cache, StateReader(engine.memory), lambda: engine.cache_complete),
+            FallbackReader(readers.near_cache, StateReader(engine.window_state), lambda: engine.cache_complete),
             readers.near_cache,
             readers.archive,
             HealthReport(
                 engine.feed_states,
                 postgres_probe,
                 redis_probe,
-                lambda: engine.flow.branches.stalled,
+                lambda: engine.pipeline.branches.stalled,
                 engine.clock_offsets_ms,
             ),
             engine.counters,

@@ -36,7 +36,8 @@ from marketflow.model import (
     slice_start,
 )
 from marketflow.pipeline.backlog import Backlog
-from marketflow.pipeline.state import Memory, StateReader
+from marketflow.pipeline.state import WindowState
+from marketflow.runtime.state_reader import StateReader
 from marketflow.stores.cache_limits import MINUTES_KEPT_MS, RECENT_MS
 from marketflow.stores.ports import CacheReader
 from marketflow.stores.redis.reader import RedisReader
@@ -98,34 +99,34 @@ class Periods(RuleBasedStateMachine):
 
     def start(self) -> None:
         client = cast("redis.Redis", MemoryRedisClient(self.server))
-        self.memory = Memory(LATE_AFTER_MS, AHEAD_MS, self.minute_ms)
-        self.pending = Backlog()
+        self.state = WindowState(LATE_AFTER_MS, AHEAD_MS, self.minute_ms)
+        self.backlog = Backlog()
         self.cache = RedisWriter(client, ALL_SERIES, self.clock, 70)
-        self.memory.restore(self.cache.recover())
-        self.pending.add(self.cache.unarchived())
+        self.state.restore(self.cache.recover())
+        self.backlog.add(self.cache.unarchived())
 
     def beat(self) -> None:
         """What the flow does every 100 ms, and with what comes of it."""
-        self.cache.put_slices(self.memory.absorb(merge_all(self.batch), self.now))
+        self.cache.put_slices(self.state.absorb(merge_all(self.batch), self.now))
         self.batch = []
-        closed = self.memory.take_closed(self.now)
-        self.memory.forget(self.now)
-        self.pending.add(closed)
+        closed = self.state.take_closed(self.now)
+        self.state.expire(self.now)
+        self.backlog.add(closed)
         self.cache.put_minutes(closed)
         if not self.archive.away:
             self.write()
         if self.cache.needs_refill():
-            self.cache.put_newest(self.memory.all_newest())
-            self.cache.put_slices(self.memory.all_slices())
-            self.cache.put_minutes(self.pending.rows() | self.memory.all_closed())
+            self.cache.put_newest(self.state.all_newest())
+            self.cache.put_slices(self.state.all_slices())
+            self.cache.put_minutes(self.backlog.rows() | self.state.all_closed())
 
     def write(self) -> None:
-        if (since := self.memory.lacks_since(self.now)) is not None:
-            self.memory.adopt({slot: row for slot, row in self.archive.minutes.items() if slot.start >= since}, since)
-        rows = self.pending.rows()
+        if (since := self.state.lacks_since(self.now)) is not None:
+            self.state.adopt({slot: row for slot, row in self.archive.minutes.items() if slot.start >= since}, since)
+        rows = self.backlog.rows()
         for slot, row in rows.items():
             self.archive.minutes[slot] = more_complete(row, self.archive.minutes.get(slot, row))
-        self.cache.mark_archived(self.pending.confirm(rows, self.now))
+        self.cache.mark_archived(self.backlog.confirm(rows, self.now))
 
     # What happens
 
@@ -137,7 +138,7 @@ class Periods(RuleBasedStateMachine):
             self.ticks[one].append(tick)
             batch = {Slot(one, slice_start(tick.at)): candle_of(tick)}
             self.batch.append(batch)
-            self.cache.put_newest(self.memory.newest_of(self.memory.observe(batch)))
+            self.cache.put_newest(self.state.newest_of(self.state.observe(batch)))
 
     @rule(pause=pauses)
     def wait(self, pause: int) -> None:
@@ -180,7 +181,7 @@ class Periods(RuleBasedStateMachine):
             self.ask_for_a_period(period, whose)
 
     def ask_for_a_period(self, period: int | None, whose: list[Series]) -> None:
-        for reader in (StateReader(self.memory), self.redis_reader()):
+        for reader in (StateReader(self.state), self.redis_reader()):
             if self.archive.away and (period is None or period > RECENT_MS):
                 if isinstance(reader, StateReader) or self.emptied or period is None:
                     continue  # the older minutes are nowhere to be found
@@ -225,7 +226,7 @@ class Periods(RuleBasedStateMachine):
         if begin is not None and end is not None and begin >= end:
             begin, end = end, begin + 1
         question = CandleRequest(length, begin, end, limit)
-        for reader in (StateReader(self.memory), self.redis_reader()):
+        for reader in (StateReader(self.state), self.redis_reader()):
             known_from = 0
             if self.archive.away:
                 if begin is not None or isinstance(reader, StateReader) or self.emptied:
@@ -262,7 +263,7 @@ class Periods(RuleBasedStateMachine):
         self.beat()
         last = [(one, max(self.ticks[one], key=lambda tick: tick.order)) for one in whose if self.ticks[one]]
         newest = [(tick.order_of_receipt, one, tick) for one, tick in last]
-        for reader in (StateReader(self.memory), self.redis_reader()):
+        for reader in (StateReader(self.state), self.redis_reader()):
             try:
                 quote = asyncio.run(self.prices(reader).latest(whose))
             except (NoData, Unavailable):
@@ -273,7 +274,7 @@ class Periods(RuleBasedStateMachine):
 
     @invariant()
     def memory_is_bounded(self) -> None:
-        assert len(self.memory.all_slices()) <= sum(map(len, self.ticks.values()))
+        assert len(self.state.all_slices()) <= sum(map(len, self.ticks.values()))
 
     # Brute force
 

@@ -24,7 +24,7 @@ import pytest
 from marketflow.embedded import claim
 from marketflow.embedded.server_process import ServerProcess, find_servers
 from marketflow.model import MINUTE_MS, Mode, Series, Tick, minute_start
-from marketflow.pipeline.mode_switch import ModeSwitch
+from marketflow.pipeline.fan_in import ModeSwitch
 from tests.faults.conftest import (
     WINDOW_MS,
     Footprint,

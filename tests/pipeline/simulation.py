@@ -1,7 +1,7 @@
-"""An hour of the whole flow in virtual time, with everything going wrong that can, and the account of its ticks.
+"""An hour of the whole pipeline in virtual time, with everything going wrong that can, and the account of its ticks.
 
-Real: the flow with its memory, its modes and its pending rows, and the cache with its codecs, its circuit breaker and
-its recovery, on a Redis of memory. Made up: the feeds, the archive, time, and what happens, all of it out of one seed.
+Real: the pipeline with its window state, modes and backlog, and the cache with its codecs, its circuit breaker and its
+recovery, on a Redis of memory. Simulated from one seed: feeds, archive, time, and all faults.
 
 What happens: ticks out of order, late, too late, ahead of the clock and in bursts; feeds that fail; switches of the
 mode; stores that are away, slow, stuck (calls take so long that they are given up, done or not), emptied, that lose the
@@ -39,10 +39,10 @@ from marketflow.model import (
     slice_start,
 )
 from marketflow.pipeline.backlog import Backlog
-from marketflow.pipeline.graph import Flow
-from marketflow.pipeline.mode_switch import ModeSwitch
+from marketflow.pipeline.fan_in import ModeSwitch
+from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.operators import Backoff
-from marketflow.pipeline.state import Memory
+from marketflow.pipeline.state import WindowState
 from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.circuit_breaker import CircuitBreaker
 from marketflow.stores.redis import codec, keys
@@ -209,10 +209,10 @@ class Run:
     pool: VirtualPool
     feeds: dict[Mode, list[ScriptedFeed]]
     cache: RedisWriter
-    memory: Memory
-    pending: Backlog
+    state: WindowState
+    backlog: Backlog
     modes: ModeSwitch
-    flow: Flow
+    pipeline: Pipeline
     started: float
     subscription: abc.DisposableBase | None = None
     recovered: float | None = None
@@ -301,30 +301,30 @@ class Simulation:
         client = cast("redis.Redis", MemoryRedisClient(self.redis))
         cache = RedisWriter(client, ALL_SERIES, clock, 70, CircuitBreaker(monotonic=lambda: time.now_us / 1_000_000))
         feeds = {mode: [ScriptedFeed(mode, exchange) for exchange in EXCHANGES] for mode in Mode}
-        memory, pending, modes = Memory(LATE_AFTER_MS), Backlog(), ModeSwitch(self.mode)
-        flow = Flow(
+        state, backlog, modes = WindowState(LATE_AFTER_MS), Backlog(), ModeSwitch(self.mode)
+        pipeline = Pipeline(
             modes=modes.changes,
             feeds=feeds,
-            memory=memory,
-            pending=pending,
+            state=state,
+            backlog=backlog,
             cache=cache,
             archive=self.archive,
-            days=SimulatedDays(self.archive_trouble),
+            rollups=SimulatedDays(self.archive_trouble),
             workers_per_exchange=2,
             loop=time,
             pool=pool,
             clock=clock,
             reconnect=Backoff(uniform=self.random.random),
         )
-        run = self.run = Run(time, pool, feeds, cache, memory, pending, modes, flow, self.seconds)
+        run = self.run = Run(time, pool, feeds, cache, state, backlog, modes, pipeline, self.seconds)
 
         def broke(error: Exception) -> None:
-            raise AssertionError("the flow broke") from error
+            raise AssertionError("the pipeline broke") from error
 
         def completed() -> None:
             run.completed = True
 
-        run.subscription = flow.observable().subscribe(on_error=broke, on_completed=completed)
+        run.subscription = pipeline.observable().subscribe(on_error=broke, on_completed=completed)
 
     def crash(self) -> None:
         if self.run:
@@ -353,7 +353,7 @@ class Simulation:
         assert run.subscription is not None
         run.subscription.dispose()
         if run.completed:
-            assert run.memory.too_late == run.too_late, f"{run.memory.too_late} counted of {run.too_late} too late"
+            assert run.state.late_ticks == run.too_late, f"{run.state.late_ticks} counted of {run.too_late} too late"
         self._end("ended" if run.completed else "given up", 0.0)
 
     def _end(self, how: str, may_lose_seconds: float) -> None:
@@ -531,18 +531,18 @@ class Simulation:
             return
         settled = self.seconds - 1.0
         stored = self._stored(keys.window_key)
-        for slot, candle in run.memory.all_slices().items():
+        for slot, candle in run.state.all_slices().items():
             if self.slices[slot] < settled and slot.start >= minute_start(self.now_ms) - RECENT_MS:
                 assert stored.get(slot) == candle, f"{slot} in the cache is {stored.get(slot)} and not {candle}"
         stored = self._stored(keys.minutes_key)
         if run.started <= self.adopted_at < settled:  # before, the archive may know more of them than memory
-            for slot, candle in run.memory.all_closed().items():
+            for slot, candle in run.state.all_closed().items():
                 if (
                     max(self.minutes[slot].arrived.values()) < settled
                     and slot.start + MINUTE_MS + LATE_AFTER_MS <= self.now_ms - 1000
                 ):
                     assert stored.get(slot) == candle, f"{slot} in the cache is {stored.get(slot)} and not {candle}"
-        for series, tick in run.memory.all_newest().items():
+        for series, tick in run.state.all_newest().items():
             fields = self.redis.hmget(keys.latest_key(series), keys.LATEST_FIELDS)
             if tick.sequence / 1e6 - START_MS < settled * 1000:
                 latest = codec.decode_latest(fields)
@@ -555,10 +555,10 @@ class Simulation:
         oldest = minute_start(self.now_ms - 2 * SLICE_MS) - RECENT_MS  # a beat lets go of what is too old
         if run.recovered is not None and self.seconds - run.recovered > MINUTE_MS / 1000 + 1:
             # Until then what was restored may be older.
-            assert all(slot.start >= oldest for slot in run.memory.all_slices()), "memory keeps what is too old"
-            closed = len(run.memory.all_closed())
+            assert all(slot.start >= oldest for slot in run.state.all_slices()), "memory keeps what is too old"
+            closed = len(run.state.all_closed())
             assert closed <= len(ALL_SERIES) * ceil(RECENT_MS / MINUTE_MS + 2), f"memory keeps {closed} minutes"
-        assert len(run.pending) <= len(self.minutes)
+        assert len(run.backlog) <= len(self.minutes)
         open_feeds = [mode for mode, feeds in run.feeds.items() if any(feed.open for feed in feeds)]
         assert open_feeds in ([], [self.mode]), f"{self.mode} runs, and open are the feeds of {open_feeds}"
 

@@ -12,10 +12,10 @@ from marketflow.clock import system_clock
 from marketflow.model import Candles, Mode, Slot, Tick, candle_of, slice_start
 from marketflow.pipeline.backlog import Backlog
 from marketflow.pipeline.branches import LOOK_SECONDS, STALLED_SECONDS, Branches
-from marketflow.pipeline.graph import Flow
-from marketflow.pipeline.mode_switch import ModeSwitch
+from marketflow.pipeline.fan_in import ModeSwitch
+from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.operators import conflate_map
-from marketflow.pipeline.state import Memory
+from marketflow.pipeline.state import WindowState
 from marketflow.resources import resource
 from marketflow.runtime.engine import Engine
 from marketflow.settings import Settings
@@ -128,7 +128,7 @@ class HangingArchive(FakeArchive):
 
 
 class SlowWorld:
-    """The flow in virtual time, on a pool whose calls may take their time."""
+    """The pipeline in virtual time, on a pool whose calls may take their time."""
 
     def __init__(self) -> None:
         self.time = VirtualTime()
@@ -136,23 +136,23 @@ class SlowWorld:
         self.cache, self.archive = SlowCache(), HangingArchive(lambda: self.now_ms)
         self.cache.sleep = self.archive.sleep = pool.sleep
         self.feed = ScriptedFeed(Mode.TEST)
-        self.flow = Flow(
+        self.pipeline = Pipeline(
             modes=ModeSwitch(Mode.TEST).changes,
             feeds={Mode.TEST: [self.feed], Mode.LIVE: []},
-            memory=Memory(2000),
-            pending=Backlog(),
+            state=WindowState(2000),
+            backlog=Backlog(),
             cache=self.cache,
             archive=self.archive,
-            days=FakeDays(),
+            rollups=FakeDays(),
             workers_per_exchange=2,
             loop=self.time,
             pool=pool,
             clock=lambda: self.now_ms * 1_000_000,
         )
         self.pool = pool
-        self.flow.observable().subscribe()
+        self.pipeline.observable().subscribe()
         rx.interval(LOOK_SECONDS, scheduler=self.time).subscribe(
-            lambda _: self.flow.branches.look(self.time.now_us / 1e6)
+            lambda _: self.pipeline.branches.look(self.time.now_us / 1e6)
         )
         self.run(0.1)
 
@@ -175,7 +175,7 @@ class SlowWorld:
 def test_cache_is_complete_only_when_it_has_confirmed_its_refill() -> None:
     world = SlowWorld()
     world.trade(20)
-    assert world.flow.cache_confirmed
+    assert world.pipeline.cache_confirmed
     held = dict(world.cache.slices)
     assert len(held) == 200
     world.cache.seconds = 3.0
@@ -184,11 +184,11 @@ def test_cache_is_complete_only_when_it_has_confirmed_its_refill() -> None:
     for _ in range(100):
         world.send(1.0)
         world.run(0.1)
-        if world.flow.cache_confirmed and not world.cache.lacking:
+        if world.pipeline.cache_confirmed and not world.cache.lacking:
             assert held.keys() <= world.cache.slices.keys(), "said to be complete in the middle of a refill"
         else:
             incomplete += 1
-    assert world.flow.cache_confirmed
+    assert world.pipeline.cache_confirmed
     assert incomplete > 25
     world.pool.kill()
 
@@ -198,8 +198,8 @@ def test_flow_reports_the_branch_whose_store_never_answers() -> None:
     world.trade(5)
     world.archive.hangs = True
     world.run(60 + STALLED_SECONDS + 5)
-    assert world.flow.branches.stalled == ["archive"]
-    assert world.flow.branches.stalls["archive"] == 1
+    assert world.pipeline.branches.stalled == ["archive"]
+    assert world.pipeline.branches.stalls["archive"] == 1
     world.pool.kill()
 
 
@@ -208,9 +208,9 @@ def test_stop_names_branches_that_still_write(log: list[str]) -> None:
     engine = Engine(Settings(), {}, {}, resource("ddl"), system_clock, Mode.TEST, lambda: None)
     try:
         for _ in range(3):
-            engine.flow.branches.add("slices").busy = True
-        engine.flow.branches.add("archive").busy = True
-        engine.flow.branches.add("newest").busy = False
+            engine.pipeline.branches.add("slices").busy = True
+        engine.pipeline.branches.add("archive").busy = True
+        engine.pipeline.branches.add("newest").busy = False
         engine._waited_for.set()
         engine._drain()
     finally:

@@ -28,8 +28,8 @@ def assert_exact(world: World) -> None:
     world.run(1)
     assert world.completed
     assert_same(world.archive.rows, candles_of_ticks(world.sent, MINUTE_MS))
-    assert world.memory.too_late == 0
-    assert world.flow.counts.given_up == 0
+    assert world.state.late_ticks == 0
+    assert world.pipeline.counters.failed_batches == 0
 
 
 @pytest.mark.parametrize("step_ms", [HOUR_MS, -HOUR_MS, 90_000, -90_000, 10_000, -10_000])

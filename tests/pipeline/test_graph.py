@@ -7,7 +7,7 @@ import pytest
 
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.model import MINUTE_MS, SLICE_MS, Candles, Mode, Series, Slot, Tick, candle_of, slice_start
-from marketflow.pipeline.graph import FlowCounts
+from marketflow.pipeline.instrumentation import PipelineCounters
 from marketflow.settings import load
 from marketflow.stores.cache_limits import RECENT_MS
 from tests.pipeline.world import BTC, ETH, LIVE_BTC, START_MS, ScriptedFeed, World
@@ -108,7 +108,7 @@ def test_minute_is_written_with_the_longest_lateness_allowed() -> None:
     world.send(1.0)
     world.run_until_ms(MINUTE_MS + longest * 1000 + 1000)
     assert_same(world.archive.rows, expected_minutes(world))
-    assert world.memory.too_late == 0
+    assert world.state.late_ticks == 0
 
 
 def test_a_late_tick_within_the_grace_is_in_the_first_version_of_its_row(world: World) -> None:
@@ -147,7 +147,7 @@ def test_a_tick_for_a_minute_long_gone_is_counted_and_changes_no_row(world: Worl
     rows = dict(world.archive.rows)
     world.send(9.0, ago_ms=600_000)
     world.run(5)
-    assert world.memory.too_late == 1
+    assert world.state.late_ticks == 1
     assert world.archive.rows == rows
 
 
@@ -155,8 +155,8 @@ def test_memory_holds_minutes_not_hours(world: World) -> None:
     for _ in range(600):
         world.run(2)
         world.send(1.0)
-    assert len(world.memory.all_slices()) <= 7 * 30 + 1
-    assert len(world.memory.all_closed()) <= 7
+    assert len(world.state.all_slices()) <= 7 * 30 + 1
+    assert len(world.state.all_closed()) <= 7
 
 
 # Slow and failing stores
@@ -187,7 +187,7 @@ def test_a_write_that_raises_is_counted_and_the_flow_lives(world: World) -> None
     world.cache.broken_writes = 1
     world.send(1.0)
     world.run(0.01)
-    assert world.flow.counts.cache_errors == 1
+    assert world.pipeline.counters.cache_errors == 1
     world.send(2.0)
     world.run(0.01)
     assert world.cache.newest[BTC].price == 2.0
@@ -225,13 +225,13 @@ def test_rows_wait_while_the_archive_is_away_and_are_written_within_seconds_of_i
         world.run(1)
         world.send(float(n))
     assert not world.archive.rows
-    assert len(world.pending) == 4
-    assert world.flow.counts.archive_errors > 100
+    assert len(world.backlog) == 4
+    assert world.pipeline.counters.archive_errors > 100
     world.archive.away = False
     world.run(1)
     closed = {slot: candle for slot, candle in expected_minutes(world).items() if slot.start < START_MS + 240_000}
     assert_same(world.archive.rows, closed)
-    assert len(world.pending) == 0
+    assert len(world.backlog) == 0
 
 
 # The end
@@ -243,9 +243,9 @@ def test_rows_beyond_the_limit_are_dropped_oldest_first_and_told(log: list[str])
     for _ in range(4):
         world.send(1.0)
         world.run(60)
-    assert len(world.pending) == 2
-    assert world.pending.dropped == 1
-    assert any("1 minute rows are given up" in line for line in log)
+    assert len(world.backlog) == 2
+    assert world.backlog.dropped == 1
+    assert any("1 minute rows are dropped" in line for line in log)
     world.archive.away = False
     world.run(5)
     assert min(world.archive.rows).start > START_MS
@@ -332,7 +332,7 @@ def test_a_minute_cut_by_a_crash_is_written_though_the_restart_comes_hours_later
     world.cache.away = False
     world.run(3)
     assert_same(world.archive.rows, candles_of_ticks(ticks, MINUTE_MS))
-    assert world.memory.too_late == 0
+    assert world.state.late_ticks == 0
 
 
 def test_slices_of_the_earlier_run_are_merged_when_the_cache_comes_back_late() -> None:
@@ -360,7 +360,7 @@ def test_first_minute_has_what_another_process_went_on_to_write(stopped: bool) -
         asked.append((since, until))
         return {Slot(BTC, slice_start(tick.at)): candle_of(tick) for tick in of_the_other}
 
-    world.flow.read_again = read_again
+    world.pipeline.recovery.read_again = read_again
     world.start()
     world.run(0.999)
     world.send(9.0)
@@ -382,7 +382,7 @@ def test_end_does_not_wait_for_the_slices_of_another_process() -> None:
     def read_again(*_: int) -> Candles:
         raise Unavailable("away")
 
-    world.flow.read_again = read_again
+    world.pipeline.recovery.read_again = read_again
     world.start()
     world.send(9.0)
     world.run(1)
@@ -477,8 +477,8 @@ def test_nothing_is_marked_as_archived_before_the_backlog_is_pending() -> None:
     def read_while_a_row_is_written() -> Candles:
         backlog = unarchived()
         slot = Slot(BTC, START_MS - MINUTE_MS)
-        world.pending.add({slot: candle_of(Tick(1.0, slot.start, 1))})
-        world.flow._write_pending()  # by another thread of the pool
+        world.backlog.add({slot: candle_of(Tick(1.0, slot.start, 1))})
+        world.pipeline.archive_sink.upsert_rows()  # by another thread of the pool
         return backlog
 
     world.cache.unarchived = read_while_a_row_is_written  # type: ignore[method-assign]
@@ -514,7 +514,7 @@ def test_a_cache_emptied_while_rows_wait_gets_those_that_memory_no_longer_holds(
 
 
 def test_errors_counted_by_several_threads_are_all_counted() -> None:
-    counts = FlowCounts()
+    counts = PipelineCounters()
 
     def count() -> None:
         for _ in range(20_000):
@@ -576,7 +576,7 @@ def test_one_feed_failing_does_not_touch_the_others_and_it_comes_back() -> None:
         world.send(float(n + 1), series=b, feed=good)
         world.run(1)
     assert good.subscriptions == 1
-    assert world.flow.counts.reconnects == {"a": 5}
+    assert world.pipeline.counters.reconnects == {"a": 5}
     world.run(30)
     world.send(99.0, series=a, feed=bad)
     world.run(1)
@@ -595,14 +595,14 @@ def test_a_batch_on_which_a_step_raises_is_given_up_and_the_flow_lives(
     monkeypatch: pytest.MonkeyPatch, log: list[str], step: str
 ) -> None:
     world = World()
-    works, broken = getattr(world.memory, step), False
+    works, broken = getattr(world.state, step), False
 
     def at_times(*arguments: object) -> object:
         if broken:
             raise RuntimeError("a bug in the flow")
         return works(*arguments)
 
-    monkeypatch.setattr(world.memory, step, at_times)
+    monkeypatch.setattr(world.state, step, at_times)
     world.start()
     world.send(1.0)
     world.run(1)
@@ -610,7 +610,7 @@ def test_a_batch_on_which_a_step_raises_is_given_up_and_the_flow_lives(
     world.send(2.0)
     world.run(1)
     broken = False
-    assert world.flow.counts.given_up > 0
+    assert world.pipeline.counters.failed_batches > 0
     assert any("a bug in the flow" in line for line in log)
     world.send(3.0)
     world.run(70)
@@ -635,7 +635,7 @@ def test_it_is_counted_once_how_long_the_newest_tick_took_to_the_cache() -> None
     world.send(2.0)
     world.send(3.0)
     world.run(10)
-    delays = world.flow.counts.tick_to_cache.so_far()
+    delays = world.pipeline.counters.tick_to_cache.so_far()
     assert [written[BTC].price for written in world.cache.newest_writes] == [3.0, 3.0]
     assert sum(delays.counts) == 1
     assert delays.total == pytest.approx(1.0, abs=0.01)
@@ -647,7 +647,7 @@ def test_what_is_written_again_to_a_cache_that_was_emptied_took_no_time(world: W
     world.cache.empty()
     world.run(2)
     assert len(world.cache.newest_writes) == 2
-    delays = world.flow.counts.tick_to_cache.so_far()
+    delays = world.pipeline.counters.tick_to_cache.so_far()
     assert sum(delays.counts) == 1
     assert delays.total == pytest.approx(0.0, abs=0.01)
 
@@ -656,8 +656,8 @@ def test_a_tick_that_does_not_reach_the_cache_is_an_error_and_took_no_time(world
     world.cache.away = True
     world.send(1.0)
     world.run(0.01)
-    assert world.flow.counts.cache_errors == 1
-    assert sum(world.flow.counts.tick_to_cache.so_far().counts) == 0
+    assert world.pipeline.counters.cache_errors == 1
+    assert sum(world.pipeline.counters.tick_to_cache.so_far().counts) == 0
 
 
 def test_rows_that_the_archive_refuses_are_not_counted_as_written(world: World) -> None:
@@ -665,7 +665,7 @@ def test_rows_that_the_archive_refuses_are_not_counted_as_written(world: World) 
     world.send(1.0, series=BTC)
     world.send(1.0, series=ETH)
     world.run_until_ms(70_000)
-    counts = world.flow.counts
+    counts = world.pipeline.counters
     assert (counts.rows_written, counts.rows_refused) == (1, 1)
 
 

@@ -23,7 +23,7 @@ from marketflow.pipeline.operators import (
     Operator,
     conflate_map,
     conflate_through,
-    fan_out,
+    connect,
     isolated,
     partitions,
     retry_with_backoff,
@@ -237,15 +237,39 @@ def test_work_that_raises_is_told_and_the_next_item_is_worked_on() -> None:
     assert [str(failure) for failure in failures] == ["poison"]
 
 
-# fan_out, partitions
+# connect, partitions
 
 
-def test_fan_out_subscribes_once_and_completes_when_all_branches_have() -> None:
+def test_connect_subscribes_once_and_completes_after_all_branches() -> None:
     scheduler = TestScheduler()
     source = scheduler.create_hot_observable(on_next(210, 1), on_completed(220))
-    result = scheduler.start(lambda: source.pipe(fan_out(ops.map(lambda x: x), ops.delay(50, scheduler=scheduler))))
+
+    def branches() -> Observable[int]:
+        shared = source.pipe(ops.publish())
+        return connect(
+            rx.merge(shared.pipe(ops.map(lambda x: x)), shared.pipe(ops.delay(50, scheduler=scheduler))), shared
+        )
+
+    result = scheduler.start(branches)
     assert result.messages == [on_next(210, 1), on_next(260, 1), on_completed(270)]
     assert len(source.subscriptions) == 1
+
+
+def test_connect_passes_what_sources_emit_at_once_to_all_branches() -> None:
+    first = rx.of(1, 2).pipe(ops.publish())
+    second = rx.merge(first, rx.just(3)).pipe(ops.publish())
+    got: list[tuple[str, int]] = []
+    branches = rx.merge(second.pipe(ops.map(lambda x: ("a", x))), second.pipe(ops.map(lambda x: ("b", x))))
+    connect(branches, second, first).subscribe(got.append)
+    assert sorted(got) == [(name, x) for name in "ab" for x in (1, 2, 3)]
+
+
+def test_disposing_of_connect_disconnects_the_shared_sources() -> None:
+    scheduler = TestScheduler()
+    source = scheduler.create_hot_observable(on_next(210, 1))
+    shared = source.pipe(ops.publish())
+    scheduler.start(lambda: connect(shared, shared), disposed=300)
+    assert [subscription.unsubscribe for subscription in source.subscriptions] == [300]
 
 
 def test_a_slow_lane_does_not_hold_up_another_and_each_keeps_its_order() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marketflow.model import MINUTE_MS, Candle, Candles, Slot, Tick, candle_of, merge_all, slice_start
-from marketflow.pipeline.state import Memory
+from marketflow.pipeline.state import WindowState
 from marketflow.stores.ports import RecoveredCandles
 from tests.pipeline.world import BTC, START_MS
 
@@ -40,12 +40,12 @@ def numbers_of(candle: Candle) -> list[int]:
     return [number for number in range(bits.bit_length()) if bits >> number & 1]
 
 
-def row(memory: Memory) -> list[int]:
+def row(memory: WindowState) -> list[int]:
     return numbers_of(memory.take_all()[MINUTE])
 
 
-def running(*numbers: Iterable[int], **limits: int) -> Memory:
-    memory = Memory(late_after_ms=2000, **limits)
+def running(*numbers: Iterable[int], **limits: int) -> WindowState:
+    memory = WindowState(late_after_ms=2000, **limits)
     memory.absorb(slices(chain(*numbers)), NOW)
     return memory
 
@@ -64,7 +64,7 @@ def test_overlapping_slice_keeps_its_more_complete_candle() -> None:
     three = merge_all({slot: candle_of(each)} for each in whole)
     two = merge_all({slot: candle_of(each)} for each in whole[1:])
     for own, left, written in ((two, three, {}), (three, two, three)):
-        memory = Memory(late_after_ms=2000)
+        memory = WindowState(late_after_ms=2000)
         memory.absorb(own, NOW)
         assert memory.restore(RecoveredCandles(left)) == written
         assert memory.all_slices() == three
@@ -79,7 +79,7 @@ def test_slices_that_this_run_lacks_are_taken_from_another_process() -> None:
 
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_slices_read_again_count_once(times: int) -> None:
-    memory = Memory(late_after_ms=2000)
+    memory = WindowState(late_after_ms=2000)
     for _ in range(times):
         memory.restore(RecoveredCandles(slices(range(20))))
     memory.absorb(slices(range(25, 30)), NOW)

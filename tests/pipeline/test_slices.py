@@ -5,7 +5,7 @@ import pytest
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candles, Slot, Tick, candle_of, merge_all, slice_start
 from marketflow.pipeline.slices import HELD_MS, Slices
-from marketflow.pipeline.state import Memory
+from marketflow.pipeline.state import WindowState
 from marketflow.stores.ports import RecoveredCandles
 from tests.pipeline.world import BTC, ETH, START_MS
 
@@ -25,56 +25,56 @@ def ticks(first: float, last: float) -> Candles:
 
 
 @pytest.fixture
-def memory() -> Memory:
+def memory() -> WindowState:
     """It may hold LIMIT slices, which is ten seconds of ticks, and has seen a minute of them."""
-    memory = Memory(late_after_ms=2000, slices_held=LIMIT)
+    memory = WindowState(late_after_ms=2000, slices_held=LIMIT)
     for second in range(60):
         memory.absorb(ticks(second, second + 1), START_MS + (second + 1) * SECOND)
     return memory
 
 
-def minute_of(memory: Memory) -> Candles:
+def minute_of(memory: WindowState) -> Candles:
     return memory.take_closed(START_MS + 2 * MINUTE_MS)
 
 
 def test_slices_beyond_the_limit_go_oldest_first_and_those_of_the_last_seconds_stay_however_many(
-    memory: Memory,
+    memory: WindowState,
 ) -> None:
     starts = sorted(slot.start for slot in memory.all_slices())
     assert starts[0] == START_MS + 60 * SECOND - HELD_MS
     assert len(starts) == HELD_MS // 100
 
 
-def test_a_minute_has_the_ticks_of_the_slices_that_were_let_go(memory: Memory) -> None:
+def test_a_minute_has_the_ticks_of_the_slices_that_were_let_go(memory: WindowState) -> None:
     assert minute_of(memory)[Slot(BTC, START_MS)].ticks == 600
 
 
-def test_of_a_slice_that_was_let_go_no_poorer_version_is_made_but_its_late_tick_counts(memory: Memory) -> None:
+def test_of_a_slice_that_was_let_go_no_poorer_version_is_made_but_its_late_tick_counts(memory: WindowState) -> None:
     assert memory.absorb(tick(10, sequence=1), START_MS + 60 * SECOND) == {}
     assert minute_of(memory)[Slot(BTC, START_MS)].ticks == 601
 
 
-def test_a_late_tick_of_the_last_seconds_makes_the_whole_slice(memory: Memory) -> None:
+def test_a_late_tick_of_the_last_seconds_makes_the_whole_slice(memory: WindowState) -> None:
     (whole,) = memory.absorb(tick(52, sequence=1), START_MS + 60 * SECOND).values()
     assert whole.ticks == 2
 
 
 def test_a_few_series_keep_all_their_slices() -> None:
-    memory = Memory(late_after_ms=2000)
+    memory = WindowState(late_after_ms=2000)
     for second in range(420):
         memory.absorb(ticks(second, second + 1), START_MS + (second + 1) * SECOND)
     assert len(memory.all_slices()) == 4200
     assert memory.recent(BTC, START_MS + 12_345).slices
 
 
-def test_a_period_that_begins_before_the_slices_cannot_be_cut_unless_at_a_whole_minute(memory: Memory) -> None:
+def test_a_period_that_begins_before_the_slices_cannot_be_cut_unless_at_a_whole_minute(memory: WindowState) -> None:
     assert len(memory.recent(BTC, START_MS + 50 * SECOND).slices) == 100
     with pytest.raises(Unavailable):
         memory.recent(BTC, START_MS + 10 * SECOND)
     assert memory.recent(BTC, START_MS).minutes[START_MS].ticks == 600
 
 
-def test_slices_are_held_after_the_clock_was_set_back(memory: Memory) -> None:
+def test_slices_are_held_after_the_clock_was_set_back(memory: WindowState) -> None:
     hour_ago = -3600
     for second in range(hour_ago, hour_ago + 20):
         now_ms = START_MS + (second + 1) * SECOND
@@ -83,7 +83,7 @@ def test_slices_are_held_after_the_clock_was_set_back(memory: Memory) -> None:
 
 
 def test_minutes_left_by_an_earlier_run_are_completed_though_their_slices_are_too_many_to_hold() -> None:
-    memory = Memory(late_after_ms=2000)
+    memory = WindowState(late_after_ms=2000)
     left = merge_all(tick(second) for second in range(30))
     whole = {Slot(BTC, START_MS): merge_all({Slot(BTC, 0): each} for each in left.values())[Slot(BTC, 0)]}
     memory.restore(RecoveredCandles({}, whole, whole_from=START_MS + 30 * SECOND))
@@ -94,9 +94,9 @@ def test_minutes_left_by_an_earlier_run_are_completed_though_their_slices_are_to
 
 
 @pytest.fixture
-def recovered() -> Memory:
+def recovered() -> WindowState:
     """It found more slices than may be held, and 20 ticks of the last two seconds among them; then the flow goes on."""
-    memory = Memory(late_after_ms=2000)
+    memory = WindowState(late_after_ms=2000)
     minute = merge_all({Slot(BTC, START_MS): candle} for candle in ticks(28, 30).values())
     memory.restore(RecoveredCandles({}, minute, whole_from=START_MS + 30 * SECOND))
     for tenth in range(300, 310):
@@ -104,19 +104,19 @@ def recovered() -> Memory:
     return memory
 
 
-def test_late_tick_makes_no_poorer_slice_after_large_recovery(recovered: Memory) -> None:
+def test_late_tick_makes_no_poorer_slice_after_large_recovery(recovered: WindowState) -> None:
     assert recovered.absorb(tick(29, sequence=1), START_MS + 31 * SECOND) == {}
     assert minute_of(recovered)[Slot(BTC, START_MS)].ticks == 20 + 10 + 1
 
 
-def test_period_before_large_recovery_is_not_answered_as_whole(recovered: Memory) -> None:
+def test_period_before_large_recovery_is_not_answered_as_whole(recovered: WindowState) -> None:
     with pytest.raises(Unavailable):
         recovered.recent(BTC, START_MS + 28_500)
     assert recovered.recent(BTC, START_MS).minutes[START_MS].ticks == 30
 
 
 def test_large_recovery_holds_back_slices_that_were_ahead_of_the_clock() -> None:
-    memory = Memory(late_after_ms=2000)
+    memory = WindowState(late_after_ms=2000)
     minute = merge_all({Slot(BTC, START_MS): candle} for candle in ticks(28, 32).values())
     memory.restore(RecoveredCandles({}, minute, whole_from=START_MS + 30 * SECOND))
     assert memory.absorb(tick(31.9, sequence=1), START_MS + 30 * SECOND) == {}
@@ -125,7 +125,7 @@ def test_large_recovery_holds_back_slices_that_were_ahead_of_the_clock() -> None
 
 def test_slices_are_held_for_as_long_as_the_allowed_skew() -> None:
     """An exchange that is a minute behind, which is allowed, has slices however many others there are."""
-    memory = Memory(late_after_ms=2000, slices_held=LIMIT, slices_held_ms=70_000)
+    memory = WindowState(late_after_ms=2000, slices_held=LIMIT, slices_held_ms=70_000)
     for second in range(120):
         behind = {Slot(ETH, slot.start - MINUTE_MS): candle for slot, candle in tick(second).items()}
         assert (
@@ -140,5 +140,5 @@ def test_the_slices_of_one_series_are_not_those_of_another() -> None:
         slices.merge(Slot(ETH, slot.start + SECOND), candle)
     assert len(slices) == 2
     assert list(slices.of(BTC, START_MS)) == [START_MS + SECOND]
-    slices.forget(START_MS + 2 * SECOND)
+    slices.expire(START_MS + 2 * SECOND)
     assert len(slices) == 1

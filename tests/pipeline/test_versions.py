@@ -1,7 +1,7 @@
 """A correction of a closed minute raises its version; what comes while it may still change does not."""
 
 from marketflow.model import MINUTE_MS, Candles, Mode, Series, Slot, Tick, candle_of, slice_start
-from marketflow.pipeline.state import Memory
+from marketflow.pipeline.state import WindowState
 from marketflow.stores.ports import RecoveredCandles
 
 MINUTE = 1_763_690_040_000  # the start of a minute
@@ -17,7 +17,7 @@ def versions(candles: Candles) -> dict[Series, int]:
 
 
 def test_correction_of_a_closed_minute_raises_its_version() -> None:
-    memory = Memory(late_after_ms=2_000, closed_after_ms=5_500)
+    memory = WindowState(late_after_ms=2_000, closed_after_ms=5_500)
     end = MINUTE + MINUTE_MS
     memory.absorb(tick(MINUTE) | tick(MINUTE, ETH), end - 1)
     assert versions(memory.take_closed(end + 2_000)) == {BTC: 1, ETH: 1}
@@ -32,18 +32,18 @@ def test_correction_of_a_closed_minute_raises_its_version() -> None:
 
 
 def test_versions_are_forgotten_with_their_minutes() -> None:
-    memory = Memory(late_after_ms=2_000)
+    memory = WindowState(late_after_ms=2_000)
     memory.absorb(tick(MINUTE), MINUTE)
     memory.take_closed(MINUTE + 2 * MINUTE_MS)
     memory.absorb(tick(MINUTE), MINUTE + 2 * MINUTE_MS)
     memory.take_closed(MINUTE + 3 * MINUTE_MS)
     assert memory._corrections
-    memory.forget(MINUTE + 20 * MINUTE_MS)
+    memory.expire(MINUTE + 20 * MINUTE_MS)
     assert not memory._corrections
 
 
 def test_recovered_minute_without_new_ticks_keeps_its_version() -> None:
-    memory = Memory(late_after_ms=2_000)
+    memory = WindowState(late_after_ms=2_000)
     memory.take_closed(MINUTE + 2 * MINUTE_MS)
     memory.restore(RecoveredCandles(tick(MINUTE)))
     memory.adopt({Slot(ETH, MINUTE): candle_of(Tick(1.0, MINUTE, 1))}, MINUTE)

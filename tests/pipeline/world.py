@@ -1,4 +1,4 @@
-"""A virtual hour: clock, feeds and stores of memory, for running the whole flow without waiting."""
+"""A virtual hour: clock, feeds and stores of memory, for running the whole pipeline without waiting."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -23,9 +23,9 @@ from marketflow.model import (
     slice_start,
 )
 from marketflow.pipeline.backlog import DEFAULT_LIMIT, Backlog
-from marketflow.pipeline.graph import Flow
-from marketflow.pipeline.mode_switch import ModeSwitch
-from marketflow.pipeline.state import Memory
+from marketflow.pipeline.fan_in import ModeSwitch
+from marketflow.pipeline.graph import Pipeline
+from marketflow.pipeline.state import WindowState
 from marketflow.stores.ports import RecoveredCandles
 
 START_MS = 1_763_690_040_000  # the start of a minute
@@ -175,7 +175,7 @@ class FakeDays:
 
 
 class World:
-    """The flow in virtual time, which starts with a minute."""
+    """The pipeline in virtual time, which starts with a minute."""
 
     def __init__(
         self,
@@ -190,21 +190,21 @@ class World:
         self.cache = FakeCache()
         self.archive = FakeArchive(lambda: self.now_ms)
         self.days = FakeDays()
-        self.memory = Memory(late_after_ms)
-        self.pending = Backlog(pending_limit)
+        self.state = WindowState(late_after_ms)
+        self.backlog = Backlog(pending_limit)
         self.modes = ModeSwitch(mode)
         self.sent: list[tuple[Series, Tick]] = []
         self.errors: list[Exception] = []
         self.completed = False
         self.clock_step_ms = 0
-        self.flow = Flow(
+        self.pipeline = Pipeline(
             modes=self.modes.changes,
             feeds=self.feeds,
-            memory=self.memory,
-            pending=self.pending,
+            state=self.state,
+            backlog=self.backlog,
             cache=self.cache,
             archive=self.archive,
-            days=self.days,
+            rollups=self.days,
             workers_per_exchange=workers,
             loop=self.scheduler,
             pool=self.scheduler,
@@ -226,7 +226,7 @@ class World:
         return START_MS + self.clock_step_ms + round(self.seconds * 1000)
 
     def start(self) -> "World":
-        self.flow.observable().subscribe(on_error=self.errors.append, on_completed=self._complete)
+        self.pipeline.observable().subscribe(on_error=self.errors.append, on_completed=self._complete)
         self.run(0.001)
         return self
 

@@ -1,0 +1,207 @@
+"""The parts that the graph connects: what it is built from, and the operators that need some of it."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import reactivex as rx
+from reactivex import Observable, abc, compose
+from reactivex import operators as ops
+
+from marketflow.clock import Clock, milliseconds
+from marketflow.feeds.feed import Feed
+from marketflow.model import Candles, Mode, Series, Tick
+from marketflow.pipeline.backlog import ArchiveSink, Backlog
+from marketflow.pipeline.branches import Branch, Branches, Refills
+from marketflow.pipeline.instrumentation import Instrumentation, PipelineCounters
+from marketflow.pipeline.operators import (
+    Backoff,
+    Operator,
+    completion,
+    conflate_map,
+    conflate_through,
+    isolated,
+    keep_newer,
+    map_or_drop,
+    partition_by_series,
+    retry_with_backoff,
+    union,
+)
+from marketflow.pipeline.recovery import Recovery, cache_losses
+from marketflow.pipeline.state import WindowState
+from marketflow.stores.ports import ArchiveWriter, CacheWriter, Rollups
+
+ROLLUP_SECONDS = 10.0
+"""Interval at which days that are over are looked for."""
+
+ROLLUP_PAUSE_SECONDS = 0.1
+"""Pause between the steps of a roll-up, as long as a step: other queries need the server meanwhile."""
+
+
+@dataclass
+class Parts:
+    """Everything that the graph is built from.
+
+    Args:
+        modes: the current mode and each that follows; completing it ends the pipeline.
+        feeds: the feeds of each mode.
+        state: newest ticks, slices and minutes in memory.
+        backlog: minutes that the archive has not confirmed.
+        cache: where the API reads.
+        archive: where minutes are kept for good.
+        rollups: daily candles in the archive.
+        workers_per_exchange: number of partitions in which the slices of an exchange are written to the cache.
+        loop: scheduler of all timers.
+        pool: scheduler of all blocking calls.
+        clock: the processing time by which minutes close.
+        reconnect: pauses before a lost feed is connected again.
+        read_again: as of Recovery.
+    """
+
+    modes: Observable[Mode]
+    feeds: Mapping[Mode, Sequence[Feed]]
+    state: WindowState
+    backlog: Backlog
+    cache: CacheWriter
+    archive: ArchiveWriter
+    rollups: Rollups
+    workers_per_exchange: int
+    loop: abc.SchedulerBase
+    pool: abc.SchedulerBase
+    clock: Clock
+    reconnect: Backoff = field(default_factory=Backoff)
+    read_again: Callable[[int, int], Candles] | None = None
+
+    def __post_init__(self) -> None:
+        self.log = Instrumentation()
+        self.branches = Branches()
+        """Progress of each branch; the owner of the pipeline checks them for stalls."""
+        self.begun = threading.Event()
+        """Set when the feeds begin."""
+        self.ended = completion(self.modes)
+        self._cache_branches: list[Branch] = []
+        self._refills = Refills(self._cache_branches)
+        feeds = [feed for of_mode in self.feeds.values() for feed in of_mode]
+        series = {series for feed in feeds for series in feed.decoder.series}
+        self._exchanges = sorted({feed.exchange for feed in feeds})
+        self.archive_sink = ArchiveSink(
+            self.state, self.backlog, self.cache, self.archive, self.rollups, series, self.clock, self.log
+        )
+        schedulers = self.loop, self.pool
+        self.recovery = Recovery(
+            self.cache, self.state.minute_ms, *schedulers, self.ended, self.clock, self.log, self.read_again
+        )
+        self._cache_losses = cache_losses(
+            self.cache, self._refills, self.branch("probe"), *schedulers, self.ended, self.log
+        )
+
+    @property
+    def counters(self) -> PipelineCounters:
+        """What has been counted since the start."""
+        return self.log.counters
+
+    @property
+    def cache_confirmed(self) -> bool:
+        """Whether the cache has confirmed every refill: none is due or under way."""
+        return self._refills.confirmed
+
+    # Steps on the thread of a feed or of the loop
+
+    def step(self, work: Callable[[Any], dict[Any, Any]]) -> Operator[Any, Any]:
+        """Like map, but a batch on which `work` raises is dropped, counted and logged."""
+        return map_or_drop(work, self.log.step_failed)
+
+    def absorb(self, ticks: Candles) -> Candles:
+        """Merge new ticks into the window state; return the slices they are part of, whole."""
+        return self.state.absorb(ticks, self.now_ms())
+
+    def close_minutes(self, _: Candles) -> Candles:
+        """Return the minutes that are due by now, and expire those that no query needs any more.
+
+        The window state has merged the ticks of these slices into their minutes already; whole slices are emitted anew
+        with each late tick, so to add them up here would count ticks twice.
+        """
+        now_ms = self.now_ms()
+        closed = self.state.take_closed(now_ms)
+        self.state.expire(now_ms)
+        self.log.late_ticks(self.state.late_ticks)
+        return closed
+
+    def add_to_backlog(self, minutes: Candles) -> None:
+        """Make minutes pending for the archive."""
+        self.log.rows_dropped(self.backlog.add(minutes))
+
+    def now_ms(self) -> int:
+        """Processing time (Unix ms)."""
+        return milliseconds(self.clock())
+
+    # Writes to the cache
+
+    def conflated(self, name: str, *stages: Operator[Any, Any]) -> Operator[dict[Any, Any], Any]:
+        """Pass one dict at a time through the stages; later values replace earlier ones while they wait."""
+
+        def branch() -> Branch:
+            added = self.branches.add(name)
+            self._cache_branches.append(added)
+            return added
+
+        return conflate_through(compose(*stages), union, branch)
+
+    def by_exchange(
+        self, partitions: int, series_of: Callable[[Any], Series], partition: Operator[Any, Any]
+    ) -> Operator[dict[Any, Any], Any]:
+        """Split dicts into partitions, so many for each exchange, that run side by side."""
+        return partition_by_series(self._exchanges, partitions, series_of, partition)
+
+    def written(self, write: Callable[[Any], None]) -> Operator[Any, Any]:
+        """Write each item; a write that raises is counted and logged, and its item is dropped."""
+        return ops.map(isolated(write, self.log.cache_failed))
+
+    def write_latest(self, arrived: Mapping[Series, Tick | None]) -> None:
+        """Write the newest tick of each series of an item: of ticks that arrived, or None for one that is refilled."""
+        # The newest at the time of the write: newer ones arrive while an item waits, and a refill, on another thread,
+        # may overtake them with older ones.
+        newest = self.state.newest_of(arrived)
+        self.cache.put_newest(newest)
+        self.log.latest_written(arrived, newest, self.clock())
+
+    def refill(self, contents: Callable[[], dict[Any, Any]]) -> Observable[dict[Any, Any]]:
+        """Emit all of `contents` each time the cache lacks it."""
+        return self._cache_losses.pipe(ops.map(lambda _: contents()), ops.filter(bool))
+
+    # Writes to the archive
+
+    def retried(self) -> Operator[Any, Any]:
+        """Repeat a write to the archive until it succeeds or the pipeline ends; what is pending then stays in Redis."""
+
+        def failed(error: Exception, _: float) -> None:
+            self.log.archive_failed(error, len(self.backlog))
+
+        return retry_with_backoff(Backoff(0.1, 1.0), self.loop, self.ended, failed)
+
+    def days_rolled_up(self) -> Observable[Any]:
+        """Roll up days that are over, step by step, beside the minutes; ends at once, as the next run continues it."""
+        step = rx.timer(ROLLUP_PAUSE_SECONDS, scheduler=self.loop).pipe(
+            ops.flat_map(lambda _: rx.from_callable(self.archive_sink.roll_up, scheduler=self.pool))
+        )
+
+        def failed(error: Exception, _: float) -> None:
+            self.log.rollup_failed(error, len(self.backlog))
+
+        def all_steps(_: int) -> Observable[bool]:
+            return step.pipe(
+                ops.repeat(),
+                ops.take_while(lambda more: more),
+                retry_with_backoff(Backoff(1.0, 60.0), self.loop, self.ended, failed),
+            )
+
+        return rx.interval(ROLLUP_SECONDS, scheduler=self.loop).pipe(
+            ops.filter(lambda _: self.archive_sink.available_once.is_set()),
+            conflate_map(all_steps, keep_newer, self.branch("days")),
+            ops.take_until(self.ended),
+        )
+
+    def branch(self, name: str) -> Callable[[], Branch]:
+        """What creates a branch for each subscription."""
+        return lambda: self.branches.add(name)

@@ -1,0 +1,155 @@
+"""Recovery of what memory lacks after a restart, and of what the cache lacks after an outage."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import reactivex as rx
+from reactivex import Observable, abc
+from reactivex import operators as ops
+
+from marketflow.clock import Clock, milliseconds
+from marketflow.model import Candles, minute_start
+from marketflow.pipeline.branches import Branch, Refills
+from marketflow.pipeline.instrumentation import Instrumentation
+from marketflow.pipeline.operators import Backoff, Operator, conflate_map, keep_newer, retry_with_backoff
+from marketflow.stores.ports import CacheWriter, RecoveredCandles
+
+PROBE_SECONDS = 0.5
+"""Interval of the probes of the cache: a refill begins this soon after an outage."""
+
+READ_AGAIN_SECONDS = 0.5
+"""How long after the first minute of a run the slices of another process are read: all are written by then."""
+
+READ_AGAIN_FROM_MS = 10_000
+"""From how long before the start of this run they are read: the other process may have been suspended."""
+
+_T = TypeVar("_T")
+
+
+class Recovery:
+    """Reads what earlier runs left in the cache, and repeats that until the cache answers.
+
+    Early or late makes no difference: candles merge.
+
+    Args:
+        cache: where earlier runs wrote.
+        minute_ms: length of a minute.
+        loop: scheduler of pauses.
+        pool: scheduler of blocking calls.
+        ended: its first item ends all attempts.
+        clock: wall-clock time.
+        log: logs failures.
+        read_again: returns the slices between two times (Unix ms) in the cache. Where another process may ingest for a
+            while after this one has started, the first minute is complete only with its slices. None without one.
+    """
+
+    def __init__(
+        self,
+        cache: CacheWriter,
+        minute_ms: int,
+        loop: abc.SchedulerBase,
+        pool: abc.SchedulerBase,
+        ended: Observable[Any],
+        clock: Clock,
+        log: Instrumentation,
+        read_again: Callable[[int, int], Candles] | None = None,
+    ) -> None:
+        self._cache, self._minute_ms, self._clock, self._log = cache, minute_ms, clock, log
+        self._loop, self._pool, self._ended = loop, pool, ended
+        self.read_again = read_again
+
+    def first_attempt(self) -> Observable[RecoveredCandles | None]:
+        """Emit the candles that earlier runs left, None if the cache is unavailable."""
+
+        def unavailable(error: Exception, _: Observable[Any]) -> Observable[None]:
+            self._log.recovery_failed(error)
+            return rx.just(None)
+
+        attempt: Observable[RecoveredCandles | None] = rx.from_callable(self._recover, scheduler=self._pool)
+        return attempt.pipe(ops.catch(unavailable))
+
+    def candles(self, recovered: RecoveredCandles | None) -> Observable[RecoveredCandles]:
+        """Emit the candles of earlier runs: those of the first attempt, or of later ones if it failed."""
+        earlier = self._repeated(self._recover) if recovered is None else rx.just(recovered)
+        return rx.merge(earlier, self._first_minute_again())
+
+    def unarchived(self) -> Observable[Candles]:
+        """Emit the closed minutes that an earlier run may not have archived."""
+        return self._repeated(self._cache.unarchived)
+
+    def _recover(self) -> RecoveredCandles:
+        return self._cache.recover(self._minute_ms)
+
+    def _first_minute_again(self) -> Observable[RecoveredCandles]:
+        """Emit what the cache has of the minute in which this run began, when that is over or the pipeline ends."""
+        if (read_again := self.read_again) is None:
+            return rx.empty()
+        began = milliseconds(self._clock())
+        end = minute_start(began, self._minute_ms) + self._minute_ms
+        seconds = (end - began) / 1000 + READ_AGAIN_SECONDS
+
+        def read() -> RecoveredCandles:
+            return RecoveredCandles(read_again(began - READ_AGAIN_FROM_MS, end))
+
+        return rx.timer(seconds, scheduler=self._loop).pipe(
+            ops.take_until(self._ended),
+            ops.default_if_empty(0),
+            ops.flat_map(lambda _: self._repeated(read)),
+        )
+
+    def _repeated(self, read: Callable[[], _T]) -> Observable[_T]:
+        return rx.from_callable(read, scheduler=self._pool).pipe(
+            # At short intervals, as the circuit breaker answers for a cache that is down.
+            retry_with_backoff(
+                Backoff(0.1, 0.2), self._loop, self._ended, lambda error, _: self._log.recovery_failed(error)
+            ),
+        )
+
+
+def cache_losses(
+    cache: CacheWriter,
+    refills: Refills,
+    branch: Callable[[], Branch],
+    loop: abc.SchedulerBase,
+    pool: abc.SchedulerBase,
+    ended: Observable[Any],
+    log: Instrumentation,
+) -> Observable[Any]:
+    """Probe the cache; emit, on the loop, each time it lacks what was written to it. Shared by all branches.
+
+    Args:
+        cache: answers probes.
+        refills: follows each refill until the cache has confirmed it.
+        branch: creates the branch of the probes.
+        loop: scheduler of the probes and of the result.
+        pool: scheduler of blocking calls.
+        ended: its first item completes the result.
+        log: counts and logs failed probes.
+    """
+
+    def needs_refill() -> bool:
+        needed = cache.needs_refill()
+        if needed:
+            refills.due()
+        return needed
+
+    def failed(error: Exception, _: Observable[bool]) -> Observable[bool]:
+        log.cache_failed(error)
+        return rx.empty()
+
+    def probe(_: int) -> Observable[bool]:
+        return rx.from_callable(needs_refill, scheduler=pool).pipe(ops.catch(failed))
+
+    def follow(_: bool) -> None:
+        begun = refills.begin()
+        # Runs after this action of the loop, in which all branches are passed what the cache lacks.
+        loop.schedule(lambda *_: refills.passed(begun))
+
+    probed: Operator[int, bool] = conflate_map(probe, keep_newer, branch)
+    probes = rx.interval(PROBE_SECONDS, scheduler=loop).pipe(ops.take_until(ended), probed)
+    return probes.pipe(
+        ops.filter(bool),
+        ops.observe_on(loop),  # as every emission of slices: of two versions, the later one is then more complete
+        ops.do_action(follow),
+        ops.share(),
+    )
