@@ -1,8 +1,8 @@
-"""Every tick passes here: decoded, checked and folded into candles before it is handed to anybody.
+"""Decodes and validates ticks, and folds them into candles; rejects and counts bad lines.
 
-Python is slow per tick and fast per list, so the work is done on whole chunks: one `map` decodes all lines, then per
-symbol there is a column of prices and one of times on which min, max, sum and sort run in C. Only a chunk that fails is
-gone through line by line, to find the line to blame. A symbol that was not asked for never becomes a series.
+Python is slow per tick and fast per list, so whole chunks are processed: one `map` decodes all lines; then min, max,
+sum and sort run in C on a list of prices and a list of times for each symbol. Only a chunk that fails is decoded line
+by line, to find the bad lines. A symbol that is not configured never becomes a series.
 """
 
 import re
@@ -22,15 +22,15 @@ MAX_LINE_BYTES = 64 * 1024
 
 BadLine = Literal["malformed", "no_symbol", "bad_price", "unknown_symbol", "too_long", "unknown_message"]
 Reason = BadLine | OffTime
-"""Why a line is dropped."""
+"""Why a line is rejected."""
 
 REASONS: tuple[Reason, ...] = (*get_args(BadLine), *get_args(OffTime))
 
 MAX_PRICE = 1e100
-"""A price beyond it is no price; up to it no sum of prices overflows."""
+"""Greatest valid price: no sum of prices up to it overflows."""
 
 SPELLINGS_A_SYMBOL = 4
-"""How many spellings of a symbol are remembered; others are looked up each time."""
+"""How many spellings (in upper and lower case) of a symbol are cached; others are looked up each time."""
 
 _T = TypeVar("_T")
 
@@ -52,7 +52,7 @@ class _LooseLine(msgspec.Struct, gc=False):
 
 
 class _Numbers(NamedTuple):
-    """What a loose line says."""
+    """A loose line after conversion of its numbers."""
 
     symbol: str
     price: float
@@ -60,7 +60,7 @@ class _Numbers(NamedTuple):
 
 
 class _Dated(NamedTuple):
-    """A good tick; sorts by event time, then by arrival."""
+    """A valid tick; sorts by event time, then by arrival."""
 
     at: int
     sequence: int
@@ -68,7 +68,7 @@ class _Dated(NamedTuple):
 
 
 Reject = Callable[[str, int, object], None]
-"""Told of dropped lines: the reason, how many, and an example."""
+"""Called for rejected lines with the reason, their number and an example."""
 
 _decode_line = msgspec.json.Decoder(Line).decode
 _decode_loose_line = msgspec.json.Decoder(_LooseLine).decode
@@ -79,18 +79,18 @@ _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _EXACT_DIGITS = 19  # a time in nanoseconds
-_FAR_OFF = 2**63  # what is beyond is no better
+_FAR_OFF = 2**63  # timestamps are clamped to it
 
 
 class Decoder:
-    """Turns what one exchange sent into candles, and counts what it had to drop or mend.
+    """Decoder of one feed: bytes in, candles out, with counts of what was rejected or dated by receipt.
 
     Args:
-        mode, exchange, symbols: the series that may come out.
+        mode, exchange, symbols: the configured series.
         clock: this machine's time.
-        max_skew_ms: a tick further off than this from `clock` is dropped, unless the whole feed is.
-        on_reject: told of every dropped line.
-        on_clock: gets a sentence when the clock of the exchange, or the unit of its timestamps, is another than before.
+        max_skew_ms: a tick further off than this from `clock` is rejected, unless the clock of the whole feed is off.
+        on_reject: called for rejected lines.
+        on_clock: called with a sentence when the clock of the exchange, or the unit of its timestamps, changes.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Decoder:
         on_reject: Reject,
         on_clock: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._series = {symbol: Series(mode, exchange, symbol) for symbol in symbols}  # by all spellings seen
+        self._series = {symbol: Series(mode, exchange, symbol) for symbol in symbols}  # by all spellings cached
         self._by_lower_case = {symbol.lower(): series for symbol, series in self._series.items()}
         self._most_spellings = SPELLINGS_A_SYMBOL * len(self._series)
         self._clock = clock
@@ -112,13 +112,13 @@ class Decoder:
         self._on_reject = on_reject
         self.ticks = 0
         self.last_received: int | None = None
-        """When the last good tick was received (Unix ns)."""
+        """When the last valid tick was received (Unix ns)."""
         self.timestamps_replaced = 0
         self.rejected: Counter[str] = Counter()
 
     @property
     def series(self) -> frozenset[Series]:
-        """All series that may come out."""
+        """The configured series."""
         return frozenset(self._by_lower_case.values())
 
     @property
@@ -127,19 +127,19 @@ class Decoder:
         return self._timestamps.offset_ms
 
     def reject(self, reason: Reason, example: object, count: int = 1) -> None:
-        """Count dropped lines by reason."""
+        """Count rejected lines by reason."""
         self.rejected[reason] += count
         self._on_reject(reason, count, example)
 
     def decode(self, chunk: bytes) -> Candles:
-        """The candles of a chunk of whole lines. Bad lines are dropped and counted, never raised."""
+        """Return the candles of a chunk of whole lines. Bad lines are rejected and counted, never raised."""
         if lines := _decode_all(chunk, _decode_line):
             return self.fold(lines)
         numbers = _decode_all(chunk, _decode_numbers)
         return self._fold_each(self._decode_each(chunk) if numbers is None else numbers, self._clock())
 
     def fold(self, lines: Sequence[Line]) -> Candles:
-        """The candles of the good ticks among `lines`, which arrived in this order just now."""
+        """Return the candles of the valid ticks among `lines`, which have just arrived in this order."""
         received = self._clock()
         candles = self._fold_usual(lines, received) if self._timestamps.usual else None
         return self._fold_each(lines, received) if candles is None else candles
@@ -147,7 +147,7 @@ class Decoder:
     # Series by series
 
     def _fold_usual(self, lines: Sequence[Line], received: int) -> Candles | None:
-        """The candles of lines that have nothing but good prices and timestamps; None for any others."""
+        """Return the candles of lines whose prices and timestamps are all valid, None for any others."""
         by_symbol: defaultdict[str, list[Line]] = defaultdict(list)
         for line in lines:
             by_symbol[line.symbol].append(line)
@@ -185,33 +185,33 @@ class Decoder:
         else:
             order = sorted(range(len(times)), key=times.__getitem__)
             candles = _candles(series, [prices[i] for i in order], in_order, [received + i for i in order])
-        good = all(candle.low > 0 and candle.high <= MAX_PRICE for candle in candles.values())
-        return candles if good else None
+        valid = all(candle.low > 0 and candle.high <= MAX_PRICE for candle in candles.values())
+        return candles if valid else None
 
     # Line by line
 
     def _fold_each(self, lines: Sequence[Line | _Numbers], received: int) -> Candles:
-        """The candles of the good ticks; the others are dropped and counted."""
+        """Return the candles of the valid ticks; the others are rejected and counted."""
         received_at = milliseconds(received)
         ticks: defaultdict[Series, list[_Dated]] = defaultdict(list)
-        dropped: dict[Reason, list[object]] = defaultdict(list)
+        rejected: dict[Reason, list[object]] = defaultdict(list)
         replaced = 0
         for number, line in enumerate(lines):
             if (series := self._series_of(line.symbol)) is None:
-                dropped["unknown_symbol"].append(line.symbol)
+                rejected["unknown_symbol"].append(line.symbol)
                 continue
             if not 0 < line.price <= MAX_PRICE:
-                dropped["bad_price"].append(line.price)
+                rejected["bad_price"].append(line.price)
                 continue
             at: int | OffTime = received_at
             if line.timestamp is not None:
                 at = self._timestamps.date(line.timestamp, received_at)
             if isinstance(at, str):
-                dropped[at].append(line.timestamp)
+                rejected[at].append(line.timestamp)
                 continue
             replaced += line.timestamp is None or self._timestamps.offset_ms != 0
             ticks[series].append(_Dated(at, received + number, line.price))
-        for reason, examples in dropped.items():
+        for reason, examples in rejected.items():
             self.reject(reason, examples[0], len(examples))
         candles: Candles = {}
         for series, dated in ticks.items():
@@ -242,7 +242,7 @@ class Decoder:
             self.reject("too_long", f"{len(text)} bytes")
             return None
         if not text.strip():
-            return None  # a heartbeat, as some exchanges send them
+            return None  # a heartbeat
         try:
             text.decode()
             return _decode_numbers(text)
@@ -253,7 +253,7 @@ class Decoder:
             return self._decode_by_field(text)
 
     def _decode_by_field(self, text: bytes) -> _Numbers | None:
-        """A line with a field of an odd type: a timestamp that is no number is left out, all else is rejected."""
+        """Decode a line with a field of an unexpected type; reject it unless that is only the timestamp."""
         try:
             fields = _decode_fields(text)
         except _UNDECODABLE:
@@ -268,7 +268,7 @@ class Decoder:
 
 
 def _decode_numbers(text: bytes) -> _Numbers:
-    """A line whose numbers may be strings; a timestamp that is an odd string is left out.
+    """Decode a line whose numbers may be strings; a timestamp that is no number is ignored.
 
     Raises:
         msgspec.MsgspecError: the price is no number, or a field is of another type.
@@ -283,7 +283,7 @@ def _decode_numbers(text: bytes) -> _Numbers:
 
 def _timestamp_in(fields: dict[str, msgspec.Raw]) -> float | None:
     text = _field(fields, "timestamp", str)
-    # As text, for it may be a number beyond those that a float can hold.
+    # As text: the number may be greater than any float.
     return _timestamp(bytes(fields.get("timestamp", b"")).decode() if text is None else text)
 
 
@@ -293,7 +293,7 @@ def _timestamp(text: str) -> float | None:
 
 
 def _number(text: str) -> float | None:
-    """The decimal number that a text is, an int where it is a short one; None where it is none."""
+    """Parse a decimal number, as an int where that is exact; None if the text is none."""
     if not _NUMBER.fullmatch(text):
         return None
     if text.isdigit() and len(text) <= _EXACT_DIGITS:
@@ -302,7 +302,7 @@ def _number(text: str) -> float | None:
 
 
 def _field(fields: dict[str, msgspec.Raw], name: str, kind: Any) -> Any:
-    """The value of a field, None where it is missing or of another type."""
+    """Return the value of a field, None if it is missing or of another type."""
     try:
         return msgspec.json.decode(fields[name], type=kind)
     except (KeyError, *_UNDECODABLE):
@@ -310,22 +310,21 @@ def _field(fields: dict[str, msgspec.Raw], name: str, kind: Any) -> Any:
 
 
 def _decode_all(chunk: bytes, decode: Callable[[bytes], _T]) -> list[_T] | None:
-    """All lines of a chunk that has nothing but good ones, None for any other.
+    """Decode all lines of a chunk, None if any of them fails.
 
-    Cheaper for each line than `decode_lines`, which would have to be checked for records that share a line or run over
-    several.
+    Cheaper than `decode_lines`, whose result would have to be checked for records that share a line or span several.
     """
     if _has_long_line(chunk):
         return None
     try:
-        chunk.decode()  # which msgspec does not check in fields that it skips
+        chunk.decode()  # msgspec does not check it in fields that it skips
         return [*map(decode, chunk.split(b"\n")[:-1])]
     except _UNDECODABLE:
         return None
 
 
 def _has_long_line(chunk: bytes) -> bool:
-    """Whether a line is over MAX_LINE_BYTES, by looking for one newline in every such stretch."""
+    """Whether a line is over MAX_LINE_BYTES: whether so many bytes in a row hold no newline."""
     start = 0
     while len(chunk) - start > MAX_LINE_BYTES:
         newline = chunk.rfind(b"\n", start, start + MAX_LINE_BYTES + 1)
@@ -336,7 +335,7 @@ def _has_long_line(chunk: bytes) -> bool:
 
 
 def _candles(series: Series, prices: Sequence[float], times: Sequence[int], sequences: Sequence[int]) -> Candles:
-    """The candles of ticks that are sorted by time, one for each slice they fall into."""
+    """Fold ticks that are sorted by time into one candle for each slice."""
     candles: Candles = {}
     begin = 0
     while begin < len(times):
@@ -349,7 +348,7 @@ def _candles(series: Series, prices: Sequence[float], times: Sequence[int], sequ
             high,
             low,
             within[-1],
-            fsum(within) if high <= MAX_PRICE else 0.0,  # it would overflow, and no such candle is kept
+            fsum(within) if high <= MAX_PRICE else 0.0,  # the sum would overflow; such a candle is rejected by its high
             end - begin,
             times[begin],
             times[end - 1],

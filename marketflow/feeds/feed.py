@@ -1,6 +1,6 @@
-"""What a feed is to the rest of MarketFlow: one exchange's ticks as a cold Observable of batches.
+"""The protocol of a feed: the ticks of one exchange as a cold Observable of candle batches.
 
-To add a venue, write a class with these members and let it pass the contract in tests/feeds/test_contract.py.
+A new kind of feed implements it and passes the contract in tests/feeds/test_contract.py.
 """
 
 from typing import Protocol
@@ -26,21 +26,21 @@ class Feed(Protocol):
 
     @property
     def decoder(self) -> Decoder:
-        """The checks every tick passes, with their counts."""
+        """Decodes and validates its ticks, and counts them."""
         ...
 
     @property
     def state(self) -> FeedState:
-        """How the feed does at this moment."""
+        """Its state now."""
         ...
 
     def batches(self) -> Observable[Candles]:
-        """One attempt at receiving: never empty batches, then an error when the source is lost.
+        """Connect once: emit batches, none of them empty, then an error when the connection is lost.
 
-        Subscribing opens what is needed, disposing closes it and ends its thread. Subscribe again to try again.
+        Subscribing opens the connection; disposing closes it and ends its thread. Subscribe again to reconnect.
         """
         ...
 
     def stop(self) -> None:
-        """Let the running attempt complete after it has handed on what was received. Returns at once; for good."""
+        """Complete the current attempt, after it has emitted what was received, and all later ones. Does not block."""
         ...

@@ -1,6 +1,6 @@
-"""A synthetic market: a seeded random walk for each symbol, drawn back to a base price.
+"""Synthetic market: a seeded, mean-reverting random walk for each symbol.
 
-One generator serves two uses: test mode, inside the process, and `marketflow exchange`, over TCP.
+Used by test mode, inside the process, and by `marketflow exchange`, over TCP.
 """
 
 import random
@@ -18,7 +18,7 @@ from marketflow.model import Candles, FeedState
 
 BASE_PRICES = {"BTCUSDT": 67_000.0, "ETHUSDT": 3_400.0, "SOLUSDT": 160.0, "TONUSDT": 5.5, "DOGEUSDT": 0.16}
 
-# Together a walk within a quarter of a percent: exchanges that have nothing to do with each other look like one market.
+# Together they keep a walk within 0.25 % of its base, so that independent exchanges look like one market.
 _STEP = 0.0001  # standard deviation of one step, as a part of the price
 _PULL = 0.004  # part of the way back to the base price at each step
 _LONGEST_PAUSE_SECONDS = 0.1
@@ -26,13 +26,13 @@ _SHORTEST_PAUSE_SECONDS = 0.01
 
 
 class Market:
-    """An endless sequence of prices, the symbols in turn; the same seed gives the same prices.
+    """Endless sequence of prices, round-robin over the symbols; the same seed gives the same prices.
 
     Args:
         symbols: what is traded.
         rate: ticks a second over all symbols.
-        seed: None for another walk each time.
-        monotonic: the pace, in seconds.
+        seed: None for a random one.
+        monotonic: seconds, by which ticks are due.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Market:
         return min(max(1 / self._rate, _SHORTEST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
 
     def due(self, now_ms: int) -> list[Line]:
-        """The ticks that the rate asks for since the last call, at most a second's worth.
+        """Return the ticks that are due since the previous call at this rate, at most those of one second.
 
         Args:
             now_ms: the time of the newest of them (Unix ms); the others lie evenly before it.
@@ -69,7 +69,7 @@ class Market:
         elapsed = self._monotonic() - self._began
         total = int(elapsed * self._rate) + 1
         count = min(total - self._made, max(int(self._rate), 1))
-        # After a long stop the walk goes on from here; the ticks that nobody waited for are not made up.
+        # After a long pause the walk continues from here; the ticks of the pause are skipped.
         skipped = total - self._made - count
         first = self._made + skipped
         self._made = total
@@ -90,7 +90,7 @@ class GeneratorFeed:
     Args:
         exchange: its name.
         market: what it trades.
-        decoder: checks and folds the ticks, like those of any exchange.
+        decoder: validates and folds the ticks, like those of any exchange.
         clock: gives ticks their event time.
         scheduler: runs the generator.
     """
@@ -109,11 +109,11 @@ class GeneratorFeed:
         self._stopped = threading.Event()
 
     def batches(self) -> Observable[Candles]:
-        """Candles of the ticks that are due, at most a hundred times a second."""
+        """Emit the candles of the ticks that are due, at most 100 times a second."""
         return rx.defer(lambda _: self._generate(self._market()))
 
     def stop(self) -> None:
-        """Generate no more and complete."""
+        """Stop generating and complete."""
         self._stopped.set()
 
     def _generate(self, market: Market) -> Observable[Candles]:

@@ -1,4 +1,4 @@
-"""Cuts a byte stream into chunks of whole lines, with bounded memory however long a line gets."""
+"""Splits a byte stream into chunks of whole lines, in bounded memory however long a line is."""
 
 from collections.abc import Callable
 
@@ -6,13 +6,12 @@ from marketflow.feeds.decoder import MAX_LINE_BYTES
 
 
 class Framer:
-    """Holds back the unfinished last line of what was received.
+    """Buffers the incomplete last line of what was received.
 
-    A line that outgrows MAX_LINE_BYTES unfinished is forgotten and skipped up to its newline, so that its tail is
-    never taken for a line of its own.
+    An incomplete line of over MAX_LINE_BYTES is dropped up to its newline, so that its rest is not parsed as a line.
 
     Args:
-        on_too_long: told once of each line that is skipped.
+        on_too_long: called once for each line that is dropped.
     """
 
     def __init__(self, on_too_long: Callable[[], None]) -> None:
@@ -21,12 +20,12 @@ class Framer:
         self._skipping = False
 
     def rest(self) -> bytes:
-        """The last line, which the end of the stream has left without a newline; nothing where there is none."""
+        """Return the incomplete last line with a newline, at the end of the stream; empty if there is none."""
         tail, self._tail = bytes(self._tail), bytearray()
         return tail + b"\n" if tail else b""
 
     def push(self, data: bytes) -> bytes:
-        """The whole lines, newlines included, that `data` completes."""
+        """Return the whole lines, newlines included, that `data` completes."""
         end = data.rfind(b"\n") + 1
         lines = b""
         if end and self._skipping:

@@ -1,4 +1,4 @@
-"""How many lines of each exchange are dropped, and ticks dated by receipt: a line of log a minute while it goes on."""
+"""Logs once a minute how many lines of each exchange were rejected and how many ticks dated by receipt."""
 
 from collections.abc import Mapping
 
@@ -10,13 +10,13 @@ RATES_SECONDS = 60.0
 
 
 class FeedRates:
-    """Logs what has come to the counts of each exchange since the last time. One thread at a time."""
+    """Logs the increase of the counters of each exchange since the previous call. Not thread-safe."""
 
     def __init__(self) -> None:
         self._before: dict[str, ExchangeCounters] = {}
 
     def log(self, exchanges: Mapping[str, ExchangeCounters], seconds: float) -> None:
-        """Log a line for each exchange of which something was dropped or dated by receipt in the last `seconds`."""
+        """Log a line for each exchange with rejected lines, or ticks dated by receipt, in the last `seconds`."""
         for name, now in exchanges.items():
             before = self._before.get(name, _NOTHING)
             self._before[name] = now

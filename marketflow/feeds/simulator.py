@@ -1,7 +1,7 @@
-"""`marketflow exchange`: the generator on a TCP port, for anybody who connects.
+"""`marketflow exchange`: the generator on a TCP port, for any number of clients.
 
-Every client gets the same ticks. One that does not read is cut off once its share of unsent bytes is used up, as real
-exchanges do: the others must not wait for it, and memory stays bounded.
+All clients get the same ticks. One that does not read is disconnected when MAX_UNSENT_BYTES are buffered for it, as
+real exchanges do: it must not delay the others, and memory stays bounded.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ def serve(name: str, host: str, port: int, symbols: Sequence[str], rate: float, 
         port: port to listen on; 0 takes any free one and logs which.
         symbols: what is traded.
         rate: ticks a second over all symbols.
-        seed: None for another walk each time.
+        seed: None for a random one.
 
     Raises:
         StartError: the port cannot be bound.
@@ -70,13 +70,13 @@ class _Exchange:
         self._log.info("client connected from {}:{}", *peer[:2])
         try:
             while await reader.read(4096):
-                pass  # an exchange only speaks
+                pass  # what clients send is ignored
         except (ConnectionError, asyncio.CancelledError):
-            pass  # cancelled at the end, when nobody waits for it; asyncio would log that as an error
+            pass  # asyncio would log the cancellation at the end as an error
         finally:
             self._clients.discard(writer)
             writer.close()
-            self._log.info("client {}:{} is gone", *peer[:2])
+            self._log.info("client {}:{} disconnected", *peer[:2])
 
     async def _tick(self) -> None:
         while True:
@@ -84,7 +84,9 @@ class _Exchange:
             for client in list(self._clients):
                 client.write(lines)
                 if client.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
-                    self._log.warning("client {}:{} does not read, cut off", *client.get_extra_info("peername")[:2])
+                    self._log.warning(
+                        "client {}:{} does not read, disconnected", *client.get_extra_info("peername")[:2]
+                    )
                     self._clients.discard(client)
                     client.transport.abort()
             await asyncio.sleep(self._market.pause_seconds)

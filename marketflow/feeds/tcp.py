@@ -1,10 +1,9 @@
 """An exchange on a TCP port: newline-delimited JSON, received in large chunks by one thread for each connection.
 
-A thread, because decoding is CPU work done in C on whole chunks: the larger the chunk the cheaper the tick, and a
-blocking receive that has fallen behind finds a large chunk waiting. One that comes full tells that there is more: what
-it brings is merged with what follows and handed on after HOLD_SECONDS, since a batch costs the flow more than a chunk
-costs to decode. Every wait has a deadline: a peer that went away without a word is noticed by its silence, since TCP
-may never tell.
+A thread, because decoding is CPU work in C on whole chunks: the larger the chunk, the cheaper the tick, and a thread
+that lags behind receives large chunks. A receive that fills its buffer means that more is waiting: its candles are
+merged with those that follow for up to BATCH_SECONDS, since a batch costs the pipeline more than a chunk costs to
+decode. Every wait has a deadline: a peer that disappears is noticed by its silence, which TCP may never report.
 """
 
 import socket
@@ -26,15 +25,15 @@ from marketflow.model import Candles, FeedState, merge_into
 RECEIVE_BYTES = 256 * 1024
 CONNECT_TIMEOUT_SECONDS = 3.0
 
-HOLD_SECONDS = 0.05
-"""How long a batch may grow while more is waiting than a receive takes."""
+BATCH_SECONDS = 0.05
+"""How long a batch may grow while a feed lags behind."""
 
-_turn = threading.Lock()
-"""Had by the one feed that works on what it received. Several that are flooded would take Python's lock from each other
-all the time, which halves what they get done; and who has little to do would wait behind all of them."""
+_decoding = threading.Lock()
+"""Held by the one feed that decodes. Several flooded feeds would contend for Python's lock, which halves their
+throughput, and a feed with few ticks would wait behind all of them."""
 
 LOOKUP_WAIT_SECONDS = 0.3
-"""How long an attempt waits for the lookup of an earlier one, which nothing can end."""
+"""How long an attempt waits for the DNS lookup of an earlier one, which cannot be cancelled."""
 
 
 class ConnectionLost(Exception):
@@ -42,7 +41,7 @@ class ConnectionLost(Exception):
 
 
 class ConnectionSilent(Exception):
-    """Nothing came for so long that the connection is taken for dead."""
+    """No data for so long that the connection counts as dead."""
 
 
 class TcpFeed:
@@ -51,8 +50,8 @@ class TcpFeed:
     Args:
         exchange: its name.
         host, port: where it listens.
-        decoder: checks and folds what is received.
-        stale_after_seconds: silence after which the connection is given up.
+        decoder: validates and folds what is received.
+        stale_after_seconds: silence after which the connection is closed.
         monotonic: measures silence, in seconds.
     """
 
@@ -82,7 +81,7 @@ class TcpFeed:
 
     @property
     def state(self) -> FeedState:
-        """Connected means that ticks come; a silent connection stays stale until a tick proves otherwise."""
+        """Connected while ticks arrive; after silence stale until the next tick, whatever the connection does."""
         if self._silent:
             return FeedState.STALE
         if self._link is None or not self._link.connected:
@@ -91,14 +90,14 @@ class TcpFeed:
         return FeedState.CONNECTED if fresh else FeedState.STALE
 
     def batches(self) -> Observable[Candles]:
-        """One connection: candles of what it brings, then ConnectionLost, ConnectionSilent or an OSError."""
+        """Emit the candles of one connection; ends with ConnectionLost, ConnectionSilent or an OSError."""
         return rx.create(self._subscribe)
 
     def stop(self) -> None:
-        """Receive no more and complete; what was received is handed on first."""
+        """Stop receiving and complete, after what was received is emitted."""
         self._stopped = True
         if self._link is not None:
-            self._link.wake()
+            self._link.shut_down()
 
     def _subscribe(
         self, observer: abc.ObserverBase[Candles], scheduler: abc.SchedulerBase | None = None
@@ -111,12 +110,12 @@ class TcpFeed:
     def _run(self, link: "_Link", observer: abc.ObserverBase[Candles]) -> None:
         try:
             self._receive(link, observer)
-        except Exception as error:  # noqa: BLE001 - handed on
+        except Exception as error:  # noqa: BLE001 - passed on
             if self._stopped and isinstance(error, OSError):
-                observer.on_completed()  # a connection that was woken may end in any way
+                observer.on_completed()  # a socket that is shut down may fail in any way
                 return
-            if link is self._link:  # an old one may end after the next has begun
-                # Silence ends with a tick, or with an outright refusal, which is another state.
+            if link is self._link:  # an earlier connection may end after the next has begun
+                # Stale until a tick, or until the exchange refuses the connection: then it is connecting.
                 lost = isinstance(error, ConnectionLost)
                 self._silent = isinstance(error, ConnectionSilent) or (self._silent and lost)
             observer.on_error(error)
@@ -130,48 +129,54 @@ class TcpFeed:
             link.connected = True
             if self._stopped:
                 return
-            held: Candles = {}
+            batch: Candles = {}
             due = 0.0
             try:
                 for data in link.received():
-                    with _turn:
+                    with _decoding:
                         now = self._monotonic()
                         if (lines := framer.push(data)) and (candles := self.decoder.decode(lines)):
                             self._last_tick = now
                             self._silent = False
-                            merge_into(held, candles)
-                        if held and (len(data) < RECEIVE_BYTES or now >= due):
-                            due = now + HOLD_SECONDS
-                            batch, held = held, {}
-                            observer.on_next(batch)
+                            batch = _merged(batch, candles)
+                        if batch and (len(data) < RECEIVE_BYTES or now >= due):
+                            due = now + BATCH_SECONDS
+                            complete, batch = batch, {}
+                            observer.on_next(complete)
             finally:
-                if not link.aborted:
-                    merge_into(held, self._decode_rest(framer.rest()))
-                    if held:
-                        observer.on_next(held)
+                if not link.aborted and (batch := _merged(batch, self._decode_rest(framer.rest()))):
+                    observer.on_next(batch)
         if not (self._stopped or link.aborted):
             raise ConnectionLost("the exchange closed the connection")
 
     def _decode_rest(self, line: bytes) -> Candles:
-        """The last line of a connection, which needs no newline; one that was cut is rejected like any other."""
-        # Where `stop` has cut it, that is no fault of the exchange.
+        """Decode the last line of a connection, which needs no newline; a truncated one is rejected as malformed."""
+        # Not if `stop` has truncated it, which is no fault of the exchange.
         if not line or (self._stopped and not line.rstrip().endswith(b"}")):
             return {}
         return self.decoder.decode(line)
 
 
+def _merged(batch: Candles, candles: Candles) -> Candles:
+    """Merge candles into a batch, which may be changed; in the usual case it is empty and nothing is copied."""
+    if not batch:
+        return candles
+    merge_into(batch, candles)
+    return batch
+
+
 class _Address:
-    """Where an exchange listens. Its name is looked up by one thread at a time: a resolver may hang for long."""
+    """Address of an exchange. One thread at a time looks up its host: a resolver may block for long."""
 
     def __init__(self, host: str, port: int) -> None:
         self.host, self.port = host, port
         self._looking_up = threading.Lock()
 
     def look_up(self) -> list[Any]:
-        """What the name stands for, as of socket.getaddrinfo; never empty.
+        """Resolve the host, as socket.getaddrinfo does; never empty.
 
         Raises:
-            OSError: it cannot be found out, or another thread still tries.
+            OSError: the lookup failed, or that of another thread is still under way.
         """
         if not self._looking_up.acquire(timeout=LOOKUP_WAIT_SECONDS):
             raise OSError(f"{self.host} is still being looked up")
@@ -188,19 +193,19 @@ class _Link:
         self._address = address
         self._silence_seconds = silence_seconds
         self._socket: socket.socket | None = None
-        self._woken = False
+        self._shut_down = False
         self.connected = False
         self.aborted = False
 
     def __enter__(self) -> "_Link":
         failed = OSError("no address")
         for family, kind, protocol, _, address in self._address.look_up():
-            # Known before it connects, so that `wake` ends that as well: a host that is gone does not even refuse.
+            # Assigned before connecting, so that `shut_down` ends that as well: a host that is down does not refuse.
             self._socket = socket.socket(family, kind, protocol)
             self._socket.settimeout(CONNECT_TIMEOUT_SECONDS)
             try:
-                if self._woken:
-                    raise ConnectionAbortedError("no longer wanted")
+                if self._shut_down:
+                    raise ConnectionAbortedError("shut down")
                 self._socket.connect(address)
             except OSError as error:
                 self._socket.close()
@@ -221,9 +226,9 @@ class _Link:
             self._socket.close()
 
     def received(self) -> Iterator[bytes]:
-        """What comes, until the other side or `wake` ends it; then what the kernel has received by that time.
+        """Yield what is received until the exchange or `shut_down` ends the connection, kernel buffer included.
 
-        An item of RECEIVE_BYTES is followed by another at once, an empty one if there is nothing more as yet.
+        An item of RECEIVE_BYTES is followed by another one at once, an empty one if no more has arrived.
         """
         assert self._socket is not None
         flags = 0
@@ -232,7 +237,7 @@ class _Link:
                 data = self._socket.recv(RECEIVE_BYTES, flags)
             except BlockingIOError:
                 if not flags:
-                    raise ConnectionSilent(f"nothing came for {self._silence_seconds:g} s") from None
+                    raise ConnectionSilent(f"no data for {self._silence_seconds:g} s") from None
                 flags = 0
                 yield b""
                 continue
@@ -241,17 +246,17 @@ class _Link:
             flags = socket.MSG_DONTWAIT if len(data) == RECEIVE_BYTES else 0
             yield data
 
-    def wake(self) -> None:
+    def shut_down(self) -> None:
         """End a wait for a connection or for data.
 
-        The reading thread closes the socket, nobody else: its number may be reused.
+        Only the reading thread closes the socket: its descriptor may be reused.
         """
-        self._woken = True
+        self._shut_down = True
         if self._socket is not None:
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def abort(self) -> None:
-        """Close without handing anything on."""
+        """End the connection without emitting anything more."""
         self.aborted = True
-        self.wake()
+        self.shut_down()

@@ -1,7 +1,7 @@
-"""Dates ticks: by the timestamp of the exchange, converted where its unit is another one, or by the time of receipt.
+"""Event time of ticks: the timestamp of the exchange, in milliseconds, or the time of receipt if its clock is wrong.
 
-A timestamp further off than the allowed skew is dropped, since exchanges repeat old trades on connecting. Two things
-that look like that are faults of the whole feed, and its ticks are kept: a clock that is wrong, and another unit.
+A tick whose timestamp is off by more than the allowed skew is rejected: exchanges repeat old trades on connecting.
+If all ticks of a feed are off, by a wrong clock or another unit, they are kept.
 """
 
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from typing import Literal
 from marketflow.model import SECOND_MS
 
 WRONG_TICKS = 20
-"""So many ticks in a row must be off by the same amount before the clock of their feed counts as wrong."""
+"""Number of ticks in a row, off by the same amount, after which the clock of a feed counts as wrong."""
 
 WRONG_MS = 2 * SECOND_MS
-"""And they must have taken so long: old trades come at once."""
+"""Time that these ticks must span at least (ms): old trades arrive all at once."""
 
 
 class Unit(StrEnum):
-    """What the timestamps of a feed count."""
+    """Unit of the timestamps of a feed."""
 
     SECONDS = "seconds"
     MILLISECONDS = "milliseconds"
@@ -27,11 +27,11 @@ class Unit(StrEnum):
 
 
 OffTime = Literal["stale", "ahead"]
-"""Why a timestamp is dropped: too far behind the clock of this machine, or ahead of it."""
+"""Why a timestamp is rejected: too far behind the clock of this machine, or ahead of it."""
 
 
 def unit_of(timestamp: float) -> Unit | None:
-    """The unit of a Unix time between 1973 and 5138 by its magnitude, None where it is no such time."""
+    """Return the unit of a Unix time between 1973 and 5138 by its magnitude, None for other numbers."""
     if 1e8 <= timestamp < 1e11:
         return Unit.SECONDS
     if 1e11 <= timestamp < 1e14:
@@ -42,10 +42,10 @@ def unit_of(timestamp: float) -> Unit | None:
 
 
 def in_milliseconds(timestamp: float, unit: Unit | None) -> int:
-    """A timestamp in whole Unix ms; fractions of a millisecond are cut."""
+    """Convert a timestamp to whole Unix ms, truncated."""
     match unit:
         case Unit.SECONDS:
-            # A float holds such a time to 0.2 us, so that .123 may have become .12299999.
+            # A float has a resolution of 0.2 us here, so that .123 may be .12299999.
             return int(round(timestamp * 1000, 2))
         case Unit.MICROSECONDS:
             return int(timestamp) // 1000
@@ -55,13 +55,13 @@ def in_milliseconds(timestamp: float, unit: Unit | None) -> int:
 
 
 class TimestampCheck:
-    """Decides at which event time the ticks of one feed are dated.
+    """Determines the event time of the ticks of one feed.
 
-    Used by one thread at a time; `offset_ms` may be read by any.
+    For one thread at a time; any may read `offset_ms`.
 
     Args:
         max_skew_ms: how far a timestamp may be from the clock of this machine.
-        on_change: gets a sentence when the unit or the clock of the feed turns out to be another.
+        on_change: called with a sentence when the unit or the clock of the feed changes.
     """
 
     def __init__(self, max_skew_ms: int, on_change: Callable[[str], None]) -> None:
@@ -71,11 +71,11 @@ class TimestampCheck:
         self._converted: set[Unit] = set()
         self._run: _Run | None = None
         self.offset_ms = 0
-        """How far the clock of the feed is ahead of that of this machine, 0 while it is within the allowed skew."""
+        """How far the clock of the feed is ahead of this machine's, 0 within the allowed skew."""
 
     @property
     def usual(self) -> bool:
-        """Whether timestamps within the allowed skew are all that is to be expected, in milliseconds."""
+        """Whether timestamps are expected in milliseconds and within the allowed skew."""
         return not self.offset_ms and (self._unit is None or self._unit is Unit.MILLISECONDS)
 
     @property
@@ -84,11 +84,11 @@ class TimestampCheck:
         return self._unit is Unit.MILLISECONDS and self._run is None and not self.offset_ms
 
     def confirm(self) -> None:
-        """Take notice that timestamps came that are right, in milliseconds."""
+        """Note that a timestamp was right, in milliseconds."""
         self._accept(Unit.MILLISECONDS, 0)
 
     def date(self, timestamp: float, received_at: int) -> int | OffTime:
-        """The event time (Unix ms) of a tick, or why it is dropped. To be called in the order of arrival.
+        """Return the event time (Unix ms) of a tick, or why it is rejected. Call in the order of arrival.
 
         Args:
             timestamp: as the exchange sent it.
@@ -115,7 +115,7 @@ class TimestampCheck:
         return "stale" if expected < received_at else "ahead"
 
     def _is_expected(self, offset: int) -> bool:
-        """Whether an offset is that of the wrong clock; follows a clock that drifts."""
+        """Whether an offset is that of the wrong clock; adapts to a clock that drifts."""
         if abs(offset - self.offset_ms) > self._max_skew_ms:
             return False
         if abs(offset - self.offset_ms) > self._max_skew_ms / 2:
@@ -123,7 +123,7 @@ class TimestampCheck:
         return True
 
     def _is_wrong(self, unit: Unit, at: int, received_at: int) -> bool:
-        """Whether this tick is the last of so many in a row that the clock or the unit of the feed must be wrong."""
+        """Whether, with this tick, so many in a row are off that the clock or the unit of the feed must be wrong."""
         run = self._run
         if run is None or not run.take(unit, at, received_at, self._max_skew_ms):
             run = self._run = _Run(unit, at, received_at)
@@ -151,7 +151,7 @@ def _clock_text(offset_ms: int) -> str:
 
 
 class _Run:
-    """Ticks in a row that are all too far off, by the same amount as far as the allowed skew allows."""
+    """Ticks in a row that are off by the same amount, to within the allowed skew."""
 
     def __init__(self, unit: Unit, at: int, received_at: int) -> None:
         self._unit = unit
@@ -161,7 +161,7 @@ class _Run:
         self._least = self._greatest = at - received_at
 
     def take(self, unit: Unit, at: int, received_at: int, max_skew_ms: int) -> bool:
-        """Add a tick, unless it is off by another amount."""
+        """Add a tick; return False if it is off by another amount."""
         offset = at - received_at
         least, greatest = min(self._least, offset), max(self._greatest, offset)
         if unit is not self._unit or greatest - least > max_skew_ms:
@@ -174,10 +174,10 @@ class _Run:
 
     @property
     def is_conclusive(self) -> bool:
-        """Whether there are enough of them, for long enough.
+        """Whether these ticks prove that the clock is wrong: enough of them, over enough time.
 
-        A clock that is wrong goes on all the same. A price that is repeated with the timestamp of its last trade, in a
-        quiet market, says nothing about the clock.
+        Their timestamps must advance, as those of a wrong clock do. In a quiet market an exchange may repeat a price
+        with the timestamp of its last trade, which proves nothing.
         """
         took = self._last - self._began
         return self._ticks >= WRONG_TICKS and took >= WRONG_MS and 2 * (self._newest - self._oldest) >= took

@@ -303,7 +303,7 @@ LINE = b'{"symbol":"BTCUSDT","price":1.5}\n'
 def test_what_a_feed_that_is_behind_holds_back_is_handed_on_once_nothing_more_waits(
     exchange: ScriptedExchange, monkeypatch: pytest.MonkeyPatch, lines_a_receive: int
 ) -> None:
-    monkeypatch.setattr(tcp_module, "HOLD_SECONDS", 3600.0)
+    monkeypatch.setattr(tcp_module, "BATCH_SECONDS", 3600.0)
     monkeypatch.setattr(tcp_module, "RECEIVE_BYTES", lines_a_receive * len(LINE))
     received = Received()
     with received.subscribe(tcp_feed(exchange.port)):
@@ -317,7 +317,7 @@ def test_what_a_feed_that_is_behind_holds_back_is_handed_on_once_nothing_more_wa
 def test_what_a_feed_holds_back_is_handed_on_before_its_connection_ends(
     exchange: ScriptedExchange, monkeypatch: pytest.MonkeyPatch, end: Callable[[ScriptedExchange], None]
 ) -> None:
-    monkeypatch.setattr(tcp_module, "HOLD_SECONDS", 3600.0)
+    monkeypatch.setattr(tcp_module, "BATCH_SECONDS", 3600.0)
     monkeypatch.setattr(tcp_module, "RECEIVE_BYTES", len(LINE))
     received = Received()
     feed = tcp_feed(exchange.port)
@@ -338,7 +338,7 @@ def test_what_a_feed_holds_back_is_handed_on_before_its_connection_ends(
 def test_a_feed_that_stays_behind_hands_on_all_the_same(
     exchange: ScriptedExchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tcp_module, "HOLD_SECONDS", 0.01)
+    monkeypatch.setattr(tcp_module, "BATCH_SECONDS", 0.01)
     monkeypatch.setattr(tcp_module, "RECEIVE_BYTES", len(LINE))
     received = Received()
     ended = threading.Event()
