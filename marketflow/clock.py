@@ -1,10 +1,10 @@
-"""Wall-clock time, passed as an argument wherever time matters, so that tests can run in virtual time."""
+"""Wall-clock time; passed as an argument, so that tests run in virtual time."""
 
 import time
 from collections.abc import Callable
 
 Clock = Callable[[], int]
-"""Gives the current time in nanoseconds since the Unix epoch."""
+"""Returns the current time in nanoseconds since the Unix epoch."""
 
 NANOSECONDS_PER_MS = 1_000_000
 

@@ -1,4 +1,4 @@
-"""What the process that takes ticks has counted since its start, in the form in which other processes read it."""
+"""Counters of the ingest process since its start, as other processes read them."""
 
 import threading
 from bisect import bisect_left
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 import msgspec
 
 DELAY_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""In seconds: from what a partition takes with nothing to do up to an outage."""
+"""Bounds of the histogram in seconds, from an idle partition to an outage."""
 
 
 class Delays(msgspec.Struct, frozen=True):
-    """A histogram: how many delays were at most each of `bounds` (seconds) and above the one before.
+    """Histogram of delays: `counts[i]` are above `bounds[i - 1]` and at most `bounds[i]` (seconds).
 
-    One more count than bounds is for what was longer than all of them; `total` is the sum in seconds.
+    The last count is of those above all bounds; `total` is the sum in seconds.
     """
 
     bounds: tuple[float, ...]
@@ -22,7 +22,7 @@ class Delays(msgspec.Struct, frozen=True):
 
 
 class ExchangeCounters(msgspec.Struct, frozen=True):
-    """One exchange, in both modes together. `last_tick_at` is the Unix ms of receipt, in the mode that runs alone."""
+    """Counters of one exchange in both modes. `last_tick_at` is the time of receipt (Unix ms) in the current mode."""
 
     ticks: int
     rejected: dict[str, int]
@@ -32,7 +32,7 @@ class ExchangeCounters(msgspec.Struct, frozen=True):
 
 
 class IngestCounters(msgspec.Struct, frozen=True):
-    """All of it; `exchanges` is by exchange name."""
+    """All counters; `exchanges` is by exchange name."""
 
     exchanges: dict[str, ExchangeCounters]
     tick_to_cache: Delays
@@ -45,11 +45,11 @@ class IngestCounters(msgspec.Struct, frozen=True):
     rows_dropped: int
     given_up: int
     stalls: dict[str, int] = {}
-    """How often branches of the flow have stalled, by name."""
+    """Number of stalls of the branches of the pipeline, by name."""
 
 
 class DelayCounter:
-    """Counts delays, for any number of threads."""
+    """Thread-safe histogram of delays."""
 
     def __init__(self, bounds: tuple[float, ...] = DELAY_BOUNDS) -> None:
         self._bounds = bounds
@@ -58,13 +58,13 @@ class DelayCounter:
         self._lock = threading.Lock()
 
     def count(self, delays: Iterable[float]) -> None:
-        """Count delays (seconds); one that is negative, by a clock that was set back, was none."""
+        """Count delays (seconds); negative ones, after the clock was set back, count as 0."""
         with self._lock:
             for delay in delays:
                 self._counts[bisect_left(self._bounds, delay)] += 1
                 self._total += max(delay, 0.0)
 
     def so_far(self) -> Delays:
-        """The histogram."""
+        """Return the histogram."""
         with self._lock:
             return Delays(self._bounds, tuple(self._counts), self._total)

@@ -1,13 +1,11 @@
-"""Tick, candle, series: the words everything else is written in.
+"""Tick, candle, series: the types of market data.
 
-Everything is a candle. A tick is a candle of one, candles merge, and every answer is read off a candle: the latest
-price is its close, the average its total over its ticks. Merging is associative and commutative and has an empty
-element (no candle at all), so it does not matter how ticks are cut into batches, on which thread they are folded,
-how often they are flushed or in which order they arrive.
+A tick is a candle of one tick, candles merge, and every response is read from a candle: the latest price is its close,
+the average its total over its ticks. Merging is associative and commutative and has an identity (no candle), so the
+result does not depend on how ticks are batched, on which thread they are folded, or in which order they arrive.
 
-Two ticks of the same millisecond still have an order, the one in which they arrived. Each carries it as its
-`sequence`, and a candle keeps the sequences of its first and last tick; without them open and close would depend on
-how the ticks were batched.
+Ticks of the same millisecond are ordered by arrival, which each carries as its `sequence`; a candle keeps the sequences
+of its first and last tick. Without them open and close would depend on the batches.
 
 Times are Unix milliseconds (`*_at`), sequences Unix nanoseconds of the receipt.
 """
@@ -21,7 +19,7 @@ import msgspec
 _Key = TypeVar("_Key")
 
 SLICE_MS = 100
-"""Length of a slice: the finest grid on which ticks are merged. Minutes are whole numbers of slices."""
+"""Length of a slice, the shortest tumbling window. A minute is a whole number of slices."""
 
 SECOND_MS = 1_000
 
@@ -36,14 +34,14 @@ trimmed by whole minutes of this length still holds whole ones of the other."""
 
 
 class Mode(StrEnum):
-    """Where ticks come from: the synthetic generator or the exchanges. Their data never mix."""
+    """Source of ticks: the synthetic generator or the exchanges. Their data never mix."""
 
     TEST = "test"
     LIVE = "live"
 
 
 class FeedState(StrEnum):
-    """How the feed of an exchange does."""
+    """State of the feed of an exchange."""
 
     CONNECTED = "connected"
     CONNECTING = "connecting"
@@ -52,7 +50,7 @@ class FeedState(StrEnum):
 
 
 class Series(NamedTuple):
-    """What a candle is about: one symbol on one exchange in one mode."""
+    """One symbol on one exchange in one mode."""
 
     mode: Mode
     exchange: str
@@ -60,7 +58,7 @@ class Series(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """A place on the time grid of one series: a slice or a minute, by the Unix ms of its start."""
+    """One slice or minute of one series, by its start (Unix ms)."""
 
     series: Series
     start: int
@@ -82,7 +80,7 @@ class Tick(NamedTuple):
     def order_of_receipt(self) -> tuple[int, int]:
         """Sorts ticks of several exchanges by event time, but none after its receipt, then by arrival.
 
-        By event time alone an exchange whose clock is ahead would own the newest price until the others catch up.
+        By event time alone an exchange whose clock is ahead would have the newest price until the others catch up.
         """
         received_at = self.sequence // NANOSECONDS_PER_MS
         return min(self.at, received_at) if received_at > FIRST_RECEIPT_MS else self.at, self.sequence
@@ -112,7 +110,7 @@ class Candle(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def average(self) -> float:
-        """Mean price of all ticks, which rounding never takes beyond the lowest and the highest."""
+        """Mean price of all ticks, clamped to [low, high] against rounding."""
         return min(max(self.total / self.ticks, self.low), self.high)
 
     @property
@@ -122,17 +120,17 @@ class Candle(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 Candles = dict[Slot, Candle]
-"""What flows: candles by slot, never single ticks. The empty dict is the empty element of `merge_all`."""
+"""Candles by slot: the item of every stream. The empty dict is the identity of `merge_all`."""
 
 
 def candle_of(tick: Tick) -> Candle:
-    """A tick is a candle of one."""
+    """Return the candle of one tick."""
     price, at, sequence = tick
     return Candle(price, price, price, price, price, 1, at, at, at, at, sequence, sequence)
 
 
 def merge(a: Candle, b: Candle) -> Candle:
-    """The candle of the ticks of both. Associative and commutative; `total` up to floating-point rounding."""
+    """Return the candle of the ticks of both. Associative and commutative; `total` up to rounding."""
     first, last = a, b
     if (b.first_at, b.first_sequence) < (a.first_at, a.first_sequence):
         first = b
@@ -179,7 +177,7 @@ def put_more_complete(target: dict[_Key, Candle], key: _Key, candle: Candle) -> 
 
 
 def merge_all(batches: Iterable[Mapping[_Key, Candle]]) -> dict[_Key, Candle]:
-    """All batches as one: what waits is merged, so it grows with the number of slots, not of ticks."""
+    """Merge all batches; the result grows with the number of slots, not of ticks."""
     merged: dict[_Key, Candle] = {}
     for batch in batches:
         merge_into(merged, batch)

@@ -1,7 +1,7 @@
-"""The branches of the flow, each behind a hand-off: what they have finished, and which of them have stalled.
+"""Progress of the branches of the pipeline, each behind a conflation, and detection of those that have stalled.
 
-A hand-off holds one item under way and one that waits, so a branch that hangs costs no memory and raises nothing; it
-is seen by this alone. Time is passed in.
+A conflation holds one item under way and one that waits, so a branch that blocks uses no memory and raises nothing:
+only its lack of progress shows. Time is passed in.
 """
 
 import threading
@@ -11,14 +11,14 @@ from collections.abc import Iterable
 from loguru import logger
 
 STALLED_SECONDS = 30.0
-"""How long a branch may have work without finishing any of it."""
+"""Time for which a branch may have work without finishing any of it."""
 
-LOOK_SECONDS = 1.0
-"""How often the branches are looked at."""
+CHECK_SECONDS = 1.0
+"""Interval of the checks."""
 
 
 class Branch:
-    """One branch: written by its hand-off, under the lock of that, and read from anywhere."""
+    """Progress of one branch: written by its conflation, under the lock of that, and read by any thread."""
 
     __slots__ = ("busy", "finished", "name")
 
@@ -27,29 +27,29 @@ class Branch:
         self.busy = False
         """Whether it has work."""
         self.finished = 0
-        """How much of it has been done, in steps that only grow."""
+        """Number of steps done, which only grows."""
 
 
 class Branches:
-    """Finds branches that have work and finish none, however that comes; for one thread that looks."""
+    """All branches; detects those that have work and finish none. `check` is for one thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._branches: list[Branch] = []
         self._seen: dict[Branch, int] = {}
         self._waited: dict[Branch, float] = {}
-        self._looked_at: float | None = None
+        self._checked_at: float | None = None
         self._stalled: dict[str, float] = {}  # since when
         self.stalls: dict[str, int] = {}
-        """How often branches of a name have stalled."""
+        """Number of stalls by branch name."""
 
     @property
     def stalled(self) -> list[str]:
-        """The names of those that have stalled."""
+        """Names of the branches that are stalled now."""
         return sorted(self._stalled)
 
     def add(self, name: str) -> Branch:
-        """A new branch; those that do the same work side by side have the same name."""
+        """Add a branch; partitions of the same work have the same name."""
         branch = Branch(name)
         with self._lock:
             self._branches.append(branch)
@@ -57,18 +57,18 @@ class Branches:
         return branch
 
     def busy(self) -> dict[str, int]:
-        """How many branches of each name have work, without those that have none."""
+        """Number of branches with work by name, without zeros."""
         with self._lock:
             return dict(Counter(branch.name for branch in self._branches if branch.busy))
 
-    def look(self, now: float) -> None:
-        """Look at all branches, every LOOK_SECONDS; a time in which nobody looked counts as one of these.
+    def check(self, now: float) -> None:
+        """Check all branches, every CHECK_SECONDS; a longer gap counts as one interval.
 
         Args:
-            now: seconds of a clock that is never set.
+            now: seconds of a monotonic clock.
         """
-        seconds = LOOK_SECONDS if self._looked_at is None else min(now - self._looked_at, LOOK_SECONDS)
-        self._looked_at = now
+        seconds = CHECK_SECONDS if self._checked_at is None else min(now - self._checked_at, CHECK_SECONDS)
+        self._checked_at = now
         with self._lock:
             branches = list(self._branches)
         stalled = {branch.name for branch in branches if self._waits(branch, seconds) >= STALLED_SECONDS}
@@ -81,7 +81,7 @@ class Branches:
             logger.info("a branch goes on after {:.0f} s branch={}", seconds, name)
 
     def _waits(self, branch: Branch, seconds: float) -> float:
-        """For how long it has had work without finishing any."""
+        """Seconds for which a branch has had work without finishing any."""
         finished = branch.finished
         idle = not branch.busy or finished != self._seen.get(branch)
         self._seen[branch] = finished
@@ -90,7 +90,7 @@ class Branches:
 
 
 class Refills:
-    """Whether all that refills of the cache wrote has been confirmed; for any number of threads.
+    """Whether the cache has confirmed all refills. Thread-safe.
 
     Args:
         branches: those that write to the cache.
@@ -110,19 +110,19 @@ class Refills:
             return not self._due and not self._awaited
 
     def due(self) -> None:
-        """The cache was found to lack something: what it lacks will be passed to the branches."""
+        """Note that the cache lacks something, which will be passed to the branches."""
         with self._lock:
             self._due += 1
 
     def begin(self) -> list[tuple[Branch, int]]:
-        """What each branch will have finished when it has written what it is passed from now on.
+        """Return the count of finished steps at which each branch has written what it is passed from now on.
 
-        That is one item, and the one before it that may be under way.
+        That is one item after the one that may be under way.
         """
         return [(branch, branch.finished + 2) for branch in self._branches]
 
     def passed(self, begun: list[tuple[Branch, int]]) -> None:
-        """All of it has been passed to the branches, since `begin` gave this."""
+        """Note that all branches have been passed the refill that `begin` preceded."""
         with self._lock:
             self._due -= 1
             self._awaited = begun

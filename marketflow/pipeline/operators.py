@@ -48,15 +48,15 @@ def conflate_map(
     merge: Callable[[_T, _T], _T],
     branch: Callable[[], Branch] = _unwatched,
 ) -> Operator[_T, _R]:
-    """Like flat_map, but with one inner Observable at a time; what arrives meanwhile is merged into one waiting item.
+    """Like flat_map with one inner Observable at a time; items that arrive meanwhile are merged into one that waits.
 
-    An item that finds nothing under way is mapped at once. Capacity: one item. Policy: merge. When the source
-    completes, the waiting item is still mapped before the result completes.
+    An item that arrives when idle is mapped at once. Capacity: one item. Policy: merge. When the source completes, the
+    waiting item is still mapped before the result completes.
 
     Args:
-        mapper: gives the work for an item; its end calls for the next.
-        merge: makes one item of the waiting and the next, in this order. It must not change its arguments.
-        branch: gives what says of a subscription whether it has work, and how much it has finished.
+        mapper: returns the work for an item, whose completion admits the next.
+        merge: merges the waiting item and the next, in this order, without changing them.
+        branch: creates the progress record of a subscription.
     """
 
     def operator(source: Observable[_T]) -> Observable[_R]:
@@ -102,17 +102,17 @@ class _Conflation:
     def _begin(self, item: Any) -> None:
         try:
             inner = self._mapper(item)
-        except Exception as error:  # noqa: BLE001 - handed on
+        except Exception as error:  # noqa: BLE001 - passed on
             self._observer.on_error(error)
             return
-        # Set before subscribing: the inner may complete on another thread, which then begins the next one, before
-        # `subscribe` returns here. Assigned afterwards, this subscription would dispose of that of the next one.
+        # Assigned before subscribing: the inner may complete on another thread, which then begins the next one, before
+        # `subscribe` returns here. Assigned afterwards, this subscription would dispose that of the next one.
         subscription = SingleAssignmentDisposable()
         self._inner.disposable = subscription
         subscription.disposable = inner.subscribe(self._inner_emitted, self._observer.on_error, self._inner_completed)
 
     def _inner_emitted(self, item: Any) -> None:
-        self._branch.finished += 1  # of work in many steps, one
+        self._branch.finished += 1  # one step
         self._observer.on_next(item)
 
     def _inner_completed(self) -> None:
@@ -137,16 +137,15 @@ class _Conflation:
 def conflate_through(
     stage: Operator[_T, _R], merge: Callable[[_T, _T], _T], branch: Callable[[], Branch] = _unwatched
 ) -> Operator[_T, _R]:
-    """Let one item at a time through a stage; what arrives meanwhile is merged into one waiting item.
+    """Pass one item at a time through a stage; items that arrive meanwhile are merged into one that waits.
 
-    Like conflate_map, with one subscription for all items instead of one for each: for many small ones, whose cost
-    would be the subscribing. Capacity: one item. Policy: merge. When the source completes, the waiting item still goes
-    through.
+    Like conflate_map, with one subscription for all items instead of one for each, which would cost more than a small
+    item. Capacity: one item. Policy: merge. When the source completes, the waiting item still passes.
 
     Args:
-        stage: must give one item for each that enters; that lets the next one in.
-        merge: makes one item of the waiting and the next, in this order. It must not change its arguments.
-        branch: gives what says of a subscription whether it has work, and how much it has finished.
+        stage: must emit one item for each that it gets, which admits the next.
+        merge: merges the waiting item and the next, in this order, without changing them.
+        branch: creates the progress record of a subscription.
     """
 
     def operator(source: Observable[_T]) -> Observable[_R]:
@@ -292,12 +291,12 @@ def partitions(
     partition_of: Callable[[_K], Hashable],
     partition: Operator[dict[_K, _V], Any],
 ) -> Operator[dict[_K, _V], Any]:
-    """Fan-out by key: split each dict into partitions that go on side by side, each in its own order.
+    """Fan-out by key: split each dict over partitions that run side by side, each in order.
 
     Args:
-        names: all partitions there are; what belongs to none of them is left out.
-        partition_of: the partition of a key.
-        partition: what a partition does with its part; a dict without a part for a partition does not reach it.
+        names: all partitions; keys of others are dropped.
+        partition_of: returns the partition of a key.
+        partition: operator of each partition, which gets the non-empty parts.
     """
 
     def split(item: dict[_K, _V]) -> dict[Hashable, dict[_K, _V]]:
@@ -308,8 +307,8 @@ def partitions(
 
     def operator(source: Observable[dict[_K, _V]]) -> Observable[Any]:
         def subscribe(observer: abc.ObserverBase[Any], _: abc.SchedulerBase | None = None) -> abc.DisposableBase:
-            # An entrance for each partition, as group_by has: to ask every partition of every item whether it has a
-            # part costs more than the parts do.
+            # A subject for each partition, as in group_by: to filter every item for every partition would cost more
+            # than the work on the parts.
             entrances: dict[Hashable, Subject[dict[_K, _V]]] = {name: Subject() for name in names}
 
             def on_next(item: dict[_K, _V]) -> None:
@@ -364,8 +363,8 @@ class Backoff:
     Args:
         first: seconds after the first failure.
         cap: seconds at most.
-        jitter: part that chance may take off, so that many do not come back at the same moment.
-        uniform: a number in [0, 1).
+        jitter: greatest random part subtracted, so that many clients do not reconnect at the same moment.
+        uniform: returns a random number in [0, 1).
     """
 
     def __init__(
@@ -378,7 +377,7 @@ class Backoff:
         self._first, self._cap, self._jitter, self._uniform = first, cap, jitter, uniform
 
     def pause(self, failures: int) -> float:
-        """Seconds to wait after so many failures in a row (at least one)."""
+        """Seconds to wait after this number of failures in a row (at least one)."""
         doublings = min(failures - 1, 60)  # beyond, a float could overflow
         return min(self._cap, self._first * 2.0**doublings) * (1 - self._jitter * self._uniform())
 

@@ -1,4 +1,4 @@
-"""The scheduler of all timing: one thread, and a clock that never jumps."""
+"""Schedulers: an event loop on a monotonic clock for timers, and a thread pool for blocking calls."""
 
 import threading
 import time
@@ -19,13 +19,13 @@ _TState = TypeVar("_TState")
 
 
 class TimingLoop(EventLoopScheduler):
-    """An event loop on one named thread for every timer of the flow.
+    """Event loop on one named thread, for all timers of the pipeline.
 
-    Rx's own one takes its timers' due times from the wall clock: set back by an hour, it would sleep for an hour.
+    That of RxPY takes due times from the wall clock: if it is set back by an hour, timers stop for an hour.
 
     Args:
         name: of the thread.
-        on_failure: called with what an action raised; the thread has ended then, and no timer runs any more.
+        on_failure: called with what an action raised; its thread has ended, and no timer runs any more.
     """
 
     def __init__(self, name: str, on_failure: Callable[[Exception], None] | None = None) -> None:
@@ -39,21 +39,21 @@ class TimingLoop(EventLoopScheduler):
 
     @property
     def now(self) -> datetime:
-        """Now, as it would be had nobody touched the wall clock since the start."""
+        """Time by the monotonic clock, counted from the wall clock at the start."""
         offset: datetime | None = getattr(self, "_offset", None)
         return super().now if offset is None else offset + timedelta(seconds=time.monotonic())
 
     def schedule_absolute(
         self, duetime: AbsoluteTime, action: abc.ScheduledAction[_TState], state: _TState | None = None
     ) -> abc.DisposableBase:
-        """Run at a time; once the loop is disposed of, never. Rx's own raises: in an action that is just under way."""
+        """Schedule at a time; do nothing once the loop is disposed, where RxPY raises within a running action."""
         try:
             return super().schedule_absolute(duetime, action, state)
         except DisposedException:
             return Disposable()
 
     def run(self) -> None:
-        """Run what is due, until disposed of."""
+        """Run due actions until disposed."""
         try:
             super().run()
         except Exception as error:
@@ -62,7 +62,7 @@ class TimingLoop(EventLoopScheduler):
             self._on_failure(error)
 
     def _ensure_thread(self) -> None:
-        """Start the thread, unless it runs. Where the system has no room for one, the next action tries again."""
+        """Start the thread unless it runs. If the system cannot start one, the next action tries again."""
         try:
             super()._ensure_thread()
         except RuntimeError:
@@ -71,16 +71,16 @@ class TimingLoop(EventLoopScheduler):
 
 
 class _Worker(threading.local):
-    """What a thread of the pool is running, and whether it is to run it once more."""
+    """The action that a thread of the pool runs, and whether to run it again."""
 
     action: Any = None
     again = False
 
 
 class NamedPool(ThreadPoolScheduler):
-    """A pool of named threads for blocking calls, never for timers: each of those would hold a worker for life.
+    """Pool of named threads for blocking calls, not for timers, each of which would occupy a thread for good.
 
-    One thread starts at once. Should the system have no room for a further one, those that run do its work.
+    One thread starts at once. If the system cannot start another one, the running ones do its work.
     """
 
     def __init__(self, name: str, max_workers: int) -> None:
@@ -92,9 +92,9 @@ class NamedPool(ThreadPoolScheduler):
         self.executor.submit(int)
 
     def schedule(self, action: abc.ScheduledAction[_TState], state: _TState | None = None) -> abc.DisposableBase:
-        """Run on the next free thread. Rx's own would first build an event loop for that one action.
+        """Run on the next free thread. RxPY would first create an event loop for each action.
 
-        An action that schedules itself goes on on its own thread: observe_on does so after every item, and to wake
+        An action that schedules itself continues on its thread: observe_on does so after every item, and waking
         another thread would cost more than most items.
         """
         if action == self._worker.action:
@@ -105,8 +105,8 @@ class NamedPool(ThreadPoolScheduler):
         try:
             future = self.executor.submit(self._run, action, state)
         except RuntimeError as error:
-            # The executor queues work before it starts a thread for it, so a thread that runs will do it. Raised, this
-            # would leave the partition that waits for it without one, and end the thread that emitted the item.
+            # The executor has queued the work before it starts a thread, so a running thread will do it. If this were
+            # raised, the partition would wait for ever, and the thread that emitted the item would end.
             if not self._closed:
                 self._limit.log("threads", "WARNING", f"no thread can be started for blocking calls: {error}")
             return Disposable()
@@ -127,6 +127,6 @@ class NamedPool(ThreadPoolScheduler):
             worker.action = None
 
     def close(self) -> None:
-        """Take no more work and do not wait for what blocks."""
+        """Reject further work; do not wait for calls that block."""
         self._closed = True
         self.executor.shutdown(wait=False, cancel_futures=True)

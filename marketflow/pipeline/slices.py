@@ -1,12 +1,11 @@
-"""The slices that memory holds: the newest of all series, so many that a few series lack none of the window.
+"""Bounded buffer of 100 ms slices; evicts the oldest first. With few series it holds the whole window.
 
-They are for three things: every version of a slice that is handed to the cache is the whole one; a cache that lost its
-data is refilled; and while it is away periods are cut exactly. The first needs seconds, for ticks are not later than
-that, the others the whole window; what does not fit of it is let go of, and only the minutes stay. Of a slice that was
-let go no version is made any more, for it would be poorer than the one the cache has: its late ticks count in their
-minute alone.
+It serves three purposes: every version of a slice written to the cache is complete; a cache that lost its data is
+refilled; and while the cache is down, time ranges are exact. The first needs seconds, since ticks are not later than
+that, the others the whole window. Of an evicted slice only its minute stays: no version is written any more, since it
+would be less complete than the one in the cache; late ticks count in the minute alone.
 
-By start first, since that is how they go.
+Grouped by start, which is the order of eviction.
 """
 
 from collections.abc import Iterator
@@ -15,15 +14,15 @@ from marketflow.model import SLICE_MS, Candle, Candles, Series, Slot, merge, mor
 from marketflow.stores.cache_limits import SLICES_HELD
 
 HELD_MS = 15_000
-"""How long slices are held at least, however many they are: ticks of an exchange that is behind find theirs."""
+"""Time for which slices are held even beyond the limit: late ticks of an exchange need them."""
 
 
 class Slices:
     """Slices of all series by start (Unix ms); not for several threads at once.
 
     Args:
-        limit: how many are held before the oldest go.
-        held_ms: how long they are held however many they are; longer than an exchange's clock may be behind.
+        limit: number beyond which the oldest are evicted.
+        held_ms: time for which they are held even beyond that; longer than the clock of an exchange may be behind.
     """
 
     def __init__(self, limit: int = SLICES_HELD, held_ms: int = HELD_MS) -> None:
@@ -33,7 +32,7 @@ class Slices:
         self._count = 0
         self._contested: dict[Slot, tuple[Candle | None, Candle]] = {}  # this run's candle and another process's
         self.whole_from = 0
-        """From this time on (Unix ms) no slice was let go of."""
+        """From this time on (Unix ms) no slice was evicted."""
 
     def __len__(self) -> int:
         return self._count
@@ -47,7 +46,7 @@ class Slices:
         return slot.series in self._by_start.get(slot.start, ())
 
     def merge(self, slot: Slot, candle: Candle) -> Candle | None:
-        """Merge a slice in; gives all of it, None where it was let go of."""
+        """Merge ticks into a slice; return the whole slice, None if it was evicted."""
         series, start = slot
         if start < self.whole_from:
             return None
@@ -65,9 +64,9 @@ class Slices:
         return candle
 
     def contest(self, slot: Slot, other: Candle) -> Candle:
-        """Hold the more complete of this run's candle and another process's; gives it.
+        """Keep and return the more complete of this run's candle and another process's.
 
-        Both may be of the same ticks, so they are never added up, nor is what this run has yet to receive.
+        Both may be of the same ticks, so they are never merged, and later ticks of this run go to its own candle.
         """
         series, start = slot
         by_series = self._by_start.setdefault(start, {})
@@ -81,7 +80,7 @@ class Slices:
         return other
 
     def _settle(self, slot: Slot, candle: Candle) -> Candle:
-        """Merge this run's ticks with its own ones; gives the more complete candle."""
+        """Merge ticks into this run's own candle; return the more complete of it and the other process's."""
         own, other = self._contested[slot]
         own = candle if own is None else merge(own, candle)
         self._contested[slot] = own, other
@@ -105,30 +104,30 @@ class Slices:
         return dict(self)
 
     def lack(self, before: int, last_at: int) -> None:
-        """Make no version of slices that an earlier run left and that are not held here.
+        """Mark slices of an earlier run that are not held here as evicted.
 
         Args:
             before: they begin before this time (Unix ms).
-            last_at: the last of their ticks (Unix ms), which may be ahead; beyond what is held it counts for nothing.
+            last_at: the last of their ticks (Unix ms), which may be ahead; ignored beyond `held_ms`.
         """
         ahead = min(slice_start(last_at) + SLICE_MS, before + self._held_ms)
         self.whole_from = max(self.whole_from, before, ahead)
 
     def expire(self, oldest: int) -> None:
-        """Let go of all that nobody asks for any more: what begins before `oldest` (Unix ms)."""
+        """Remove slices that no query needs any more: those that begin before `oldest` (Unix ms)."""
         for start in [start for start in self._by_start if start < oldest]:
             self._evict(start)
 
     def fit(self, now_ms: int) -> None:
-        """Let go of the oldest while they are too many."""
-        # Only a clock that was set back leaves it far ahead, and what is evicted would then be the present. Taken back
-        # at any other time, it would have poorer versions made of slices that are not held.
+        """Evict the oldest while they are too many."""
+        # It is far ahead only after the clock was set back, and would then evict current slices. If it went back at any
+        # other time, less complete versions of evicted slices would be made.
         if self.whole_from > now_ms + self._held_ms:
             self.whole_from = now_ms - self._held_ms
         if self._count <= self._limit:
             return
         for start in sorted(self._by_start):
-            # A little more than needed, so that sorting is rare.
+            # Some more than needed, so that sorting is rare.
             if start >= now_ms - self._held_ms or self._count <= self._limit * 0.95:
                 break
             self._evict(start)

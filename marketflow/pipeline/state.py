@@ -1,15 +1,15 @@
-"""What this process knows of the last minutes. Memory is the truth, the cache its journal.
+"""Window state of the last minutes, in memory. It is the source of truth; the cache is its journal.
 
-All candles of the flow are merged here, so that every version handed to a store is the whole one: writing it replaces
-whatever the store has, twice or late does no harm. Bounded by the number of series times the minutes held, and by the
-limit of the slices.
+All candles are merged here, so that every version written to a store is complete: it replaces what the store has, and
+writing it twice or late does no harm. Bounded by the number of series times the minutes held, and by the limit of the
+slices.
 
-Minutes that were let go of can come again: somebody sets the clock of the machine back. What the archive has of them
-is then taken over, as are the minutes that a run before this one wrote.
+A minute that has expired recurs when the clock of the machine is set back. Its candle in the archive is then adopted,
+as are the minutes that an earlier run archived.
 
-Written by the flow, read by it and, while the cache is away, by the API; one lock guards all of it and is held for
-dictionary work only. Ten times a second the flow comes by, so whatever it does then costs as much as what has moved:
-minutes are kept by start first, and those that are due or old are found without looking at each series.
+Written and read by the pipeline, and read by the API while the cache is down; one lock guards all of it, held for
+dictionary work only. The work of each 100 ms is proportional to the series that changed: minutes are grouped by start,
+so that those that are due or expired are found without a pass over all series.
 """
 
 import sys
@@ -47,11 +47,11 @@ class WindowState:
     """Newest ticks, slices and minutes of all series.
 
     Args:
-        late_after_ms: how long after its end a minute is left open for late ticks.
-        ahead_ms: how far an event time may be ahead of the clock; what lies beyond is from before it was set back.
+        late_after_ms: allowed lateness: how long after its end a minute stays open for late ticks.
+        ahead_ms: how far an event time may be ahead of the clock; what is further ahead is from before it was set back.
         minute_ms: length of a minute.
-        slices_held: how many slices are held before the oldest go.
-        slices_held_ms: how long they are held however many they are.
+        slices_held: number of slices beyond which the oldest are evicted.
+        slices_held_ms: time for which they are held even beyond that number.
         closed_after_ms: how long after its end a minute is called closed; a change after that is a correction, which
             raises the version of its candle. As `late_after_ms` without it.
     """
@@ -73,10 +73,10 @@ class WindowState:
         self._slices = Slices(slices_held, slices_held_ms)
         self._minutes: _Minutes = defaultdict(dict)  # of this run's ticks
         self._restored: _Minutes = defaultdict(dict)  # of those that earlier runs left in the cache
-        self._adopted: _Minutes = defaultdict(dict)  # of those that earlier runs left in the archive: mostly the same
-        # Until which slice (its start) of a minute others may have the same ticks: all until then is in `_restored`.
+        self._adopted: _Minutes = defaultdict(dict)  # of those that earlier runs archived: mostly the same
+        # Start of the last slice of a minute that another process may have, too: all until then is in `_restored`.
         self._divided: defaultdict[int, dict[Series, int]] = defaultdict(dict)
-        # When this run's ticks of an exchange began (clocks of exchanges differ), and of any: once it was asked for.
+        # First event time of this run, by exchange (their clocks differ) and of all; set by `_note_first`.
         self._first_at: dict[tuple[Mode, str], int] = {}
         self._first_of_all: float = inf
         self._unwritten: defaultdict[int, set[Series]] = defaultdict(set)
@@ -88,10 +88,10 @@ class WindowState:
         self._whole_from = sys.maxsize  # from this minute on nothing is in the archive that is not held here
         self._newest_at = 0  # of all series
         self.late_ticks = 0
-        """Ticks that came after their minute was let go of."""
+        """Number of ticks that arrived after their minute had expired."""
 
     def observe(self, batch: Candles) -> dict[Series, Tick]:
-        """Take notice of the newest ticks of a batch; gives those that are newer than what was known."""
+        """Update the newest ticks; return those of the batch that are newer than before."""
         newer: dict[Series, Tick] = {}
         with self._lock:
             for slot, candle in batch.items():
@@ -107,7 +107,7 @@ class WindowState:
             return {each: self._newest[each] for each in series if each in self._newest}
 
     def absorb(self, batch: Candles, now_ms: int) -> Candles:
-        """Merge new slices in; gives the slices they are part of, whole."""
+        """Merge new ticks, as slices; return the whole slices that they are part of."""
         with self._lock:
             self._oldest = min(self._oldest, _oldest_held(now_ms))
             in_time = {slot: candle for slot, candle in batch.items() if slot.start >= self._oldest}
@@ -118,11 +118,11 @@ class WindowState:
             return whole
 
     def restore(self, left: RecoveredCandles) -> Candles:
-        """Take over what other runs left in the cache; gives the slices of which more is held than is there.
+        """Merge what other runs left in the cache; return the slices that are more complete here than there.
 
-        However old it is: minutes are taken as closed before they are forgotten. It may come late, when this run has
-        ticks itself, be written by a process that still runs, and be read more than once. So only what is older than
-        the first tick of this run is added to its ticks; of all else the more complete candle counts.
+        It may be of any age: minutes are emitted as closed before they expire. It may arrive late, when this run has
+        ticks itself, may be written by a process that still runs, and may be read more than once. So only candles older
+        than the first tick of this run are added to it; otherwise the more complete candle counts.
         """
         self.observe(left.slices)
         self.observe(left.minutes)
@@ -159,7 +159,7 @@ class WindowState:
         return more
 
     def _note_first(self) -> None:
-        """Take notice of when this run's ticks began, before any of them are set apart."""
+        """Record the first event time of this run, before any of its ticks are counted as those of another one."""
         for minutes in self._minutes.values():
             for series, candle in minutes.items():
                 exchange = series[:2]
@@ -167,13 +167,13 @@ class WindowState:
         self._first_of_all = min(self._first_at.values(), default=inf)
 
     def _begun_at(self, series: Series) -> float:
-        """When this run's ticks of an exchange began; those of one that has sent none yet may be on their way."""
+        """First event time of this run for an exchange; for one without ticks yet, the first of all."""
         return self._first_at.get(series[:2], self._first_of_all)
 
     def _take_over(self, minute: Slot, other: Candle) -> None:
-        """Take over a minute, of which there are no slices here; this run's ticks until its last one may be the same.
+        """Merge a minute of another process without its slices; until its last tick, this run's ticks may be the same.
 
-        Later ones are added to it, and so are those before where it has none of that time.
+        Ticks of this run after that are added to it, and those before its first one.
         """
         self._set_apart(minute, other)
         series, start = minute
@@ -182,7 +182,7 @@ class WindowState:
         self._unwritten[start].add(series)
 
     def _set_apart(self, minute: Slot, other: Candle) -> None:
-        """Count this run's ticks until the last of another process's candle among what the cache has, not on top."""
+        """Count ticks of this run that another process's candle may have, too, as that one's, so as not to add them."""
         series, start = minute
         if other.last_at < self._begun_at(series):
             return
@@ -193,7 +193,7 @@ class WindowState:
             self._restored[start][series] = own if held is None else merge(held, own)
 
     def _divide(self, minute: Slot, until: int) -> None:
-        """Fold a minute anew from its slices: those until the slice that begins at `until`, and those after it."""
+        """Fold a minute again from its slices, in two parts: up to the slice that begins at `until`, and after it."""
         series, start = minute
         until = self._divided[start][series] = max(until, self._divided[start].get(series, 0))
         end = start + self.minute_ms
@@ -209,20 +209,20 @@ class WindowState:
         self._unwritten[start].add(series)
 
     def lacks_since(self, now_ms: int) -> int | None:
-        """From which minute on (Unix ms) the archive may hold what is not held here; None for nowhere.
+        """Return the minute (Unix ms) from which on the archive may have ticks that are not here; None if nowhere.
 
-        It does after a start, until `adopt`, and after the clock was set back. To be asked before each write.
+        So it is after a start, until `adopt`, and after the clock was set back. Call it before each write.
         """
         oldest = _oldest_held(now_ms)
         with self._lock:
             return oldest if oldest < self._whole_from else None
 
     def adopt(self, minutes: Candles, since: int) -> None:
-        """Take over the minutes from `since` on that the archive has, where less of them is held.
+        """Adopt the archive's minutes from `since` on where they are more complete than here.
 
-        A minute that this run and an earlier one saw, or that happened twice by the clock, is whole only with both
-        parts. Of an earlier run the slices may be here as well, unless the cache was emptied meanwhile. What is there
-        when this run asks for the first time may be of a process that still runs, and of the same ticks.
+        A minute of this run and an earlier one, or one that occurred twice as the clock was set back, is complete only
+        with both parts. The slices of an earlier run may be here as well, unless the cache was emptied. At the first
+        call of a run the archive's minutes may be those of a process that still runs, and of the same ticks.
         """
         with self._lock:
             at_start = self._whole_from == sys.maxsize
@@ -239,7 +239,7 @@ class WindowState:
             self._whole_from = since
 
     def _merge_in(self, batch: Candles) -> Candles:
-        """Merge slices of this run in; gives those of them that are held, whole."""
+        """Merge slices of this run; return the whole slices, of those that are held."""
         whole: Candles = {}
         for slot, candle in batch.items():
             if (merged := self._slices.merge(slot, candle)) is not None:
@@ -253,7 +253,7 @@ class WindowState:
         return whole
 
     def _is_divided(self, slot: Slot, minute: int) -> bool:
-        """Whether a slice belongs to what another process has of its minute, too."""
+        """Whether another process may have the ticks of a slice, too."""
         divided = self._divided.get(minute)
         return divided is not None and slot.start <= divided.get(slot.series, -1) and minute >= self._slices.whole_from
 
@@ -272,7 +272,7 @@ class WindowState:
         return msgspec.structs.replace(candle, version=candle.version + corrected)
 
     def _earlier(self, series: Series, start: int) -> Candle | None:
-        """The fuller of what the two stores know: merged, the ticks that both have would count twice."""
+        """The more complete candle of the two stores: merged, ticks that are in both would count twice."""
         adopted, restored = _of(self._adopted, series, start), _of(self._restored, series, start)
         return more_complete(adopted, restored) if adopted and restored else adopted or restored
 
@@ -284,9 +284,9 @@ class WindowState:
         return self._minutes.keys() | self._restored.keys() | self._adopted.keys()
 
     def take_closed(self, now_ms: int) -> Candles:
-        """The minutes that ended more than the grace before `now_ms` and were not yet taken in this version.
+        """Return the minutes whose end and allowed lateness are over at `now_ms` and that changed since the last call.
 
-        And those that lie beyond `now_ms`, which would otherwise wait until the clock comes by again.
+        And those ahead of `now_ms`, which would otherwise stay until the clock, set back, has reached them again.
         """
         last_start, beyond = now_ms - self._late_after_ms - self.minute_ms, now_ms + self._ahead_ms
         with self._lock:
@@ -299,7 +299,7 @@ class WindowState:
             return self._take(lambda start: start <= last_start or start > beyond)
 
     def take_all(self) -> Candles:
-        """The minutes not yet taken in this version, open ones too: the end of the flow."""
+        """Return all minutes that changed since the last call, open ones as well: the end of the pipeline."""
         with self._lock:
             return self._take(lambda _: True)
 
@@ -312,7 +312,7 @@ class WindowState:
         return taken
 
     def expire(self, now_ms: int) -> None:
-        """Let go of whole minutes that no period needs any more. To be called after `take_closed`."""
+        """Remove minutes that no query needs any more. Call it after `take_closed`."""
         oldest = _oldest_held(now_ms)
         with self._lock:
             if self._newest_at > now_ms + self._ahead_ms:
@@ -336,7 +336,7 @@ class WindowState:
                 del self._corrections[start]
 
     def _expire_newest(self, beyond: int) -> None:
-        """Let go of ticks beyond what the clock allows: while they count as the newest, no later one does."""
+        """Remove newest ticks that are too far ahead of the clock: as long as they are there, none replaces them."""
         self._newest = {series: tick for series, tick in self._newest.items() if tick.at <= beyond}
         self._newest_at = max((tick.at for tick in self._newest.values()), default=0)
 
@@ -351,7 +351,7 @@ class WindowState:
             return self._slices.all()
 
     def all_closed(self) -> Candles:
-        """Every minute held that was taken in its present version."""
+        """Every minute held that was taken in its current version."""
         closed: Candles = {}
         with self._lock:
             for start in self._held_starts():
@@ -364,14 +364,14 @@ class WindowState:
         return closed
 
     def recent(self, series: Series, since: int) -> RecentCandles:
-        """What is held of one series; slices and minutes that end after `since` (Unix ms).
+        """Newest tick of one series, and its slices and minutes that end after `since` (Unix ms).
 
         Raises:
-            Unavailable: `since` lies within a minute of which slices were let go.
+            Unavailable: `since` lies within a minute whose slices were evicted.
         """
         with self._lock:
             if since < self._slices.whole_from and since % self.minute_ms:
-                raise Unavailable("the slices of that time were let go of")
+                raise Unavailable("the slices of that time were evicted")
             minutes = {
                 start: candle
                 for start in self._held_starts()

@@ -21,7 +21,7 @@ from marketflow.feeds.factory import configured_feeds
 from marketflow.feeds.reject_log import RATES_SECONDS, FeedRates
 from marketflow.model import MINUTE_MS, Candles, FeedState, Mode
 from marketflow.pipeline.backlog import Backlog
-from marketflow.pipeline.branches import LOOK_SECONDS, Branch
+from marketflow.pipeline.branches import CHECK_SECONDS, Branch
 from marketflow.pipeline.fan_in import ModeSwitch
 from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.operators import Backoff
@@ -264,13 +264,13 @@ class Engine:
         """Look at the branches and the threads of all timers, and log what feeds lose, for as long as ticks flow."""
         timers = [(loop, self.pipeline.branches.add(name)) for name, loop in self._timers.items()]
         rates, logged_at = FeedRates(), time.monotonic()
-        while not self._closing.wait(LOOK_SECONDS):
+        while not self._closing.wait(CHECK_SECONDS):
             try:
                 for loop, branch in timers:
                     if not branch.busy:
                         branch.busy = True
                         loop.schedule(partial(_came_round, branch))
-                self.pipeline.branches.look(now := time.monotonic())
+                self.pipeline.branches.check(now := time.monotonic())
                 if now - logged_at >= RATES_SECONDS:
                     rates.log(self.counters().exchanges, now - logged_at)
                     logged_at = now

@@ -11,7 +11,7 @@ from reactivex.subject import Subject
 from marketflow.clock import system_clock
 from marketflow.model import Candles, Mode, Slot, Tick, candle_of, slice_start
 from marketflow.pipeline.backlog import Backlog
-from marketflow.pipeline.branches import LOOK_SECONDS, STALLED_SECONDS, Branches
+from marketflow.pipeline.branches import CHECK_SECONDS, STALLED_SECONDS, Branches
 from marketflow.pipeline.fan_in import ModeSwitch
 from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.operators import conflate_map
@@ -33,8 +33,8 @@ class Watch:
     def run(self, seconds: float) -> None:
         until = self.seconds + seconds
         while self.seconds < until:
-            self.seconds += LOOK_SECONDS
-            self.branches.look(self.seconds)
+            self.seconds += CHECK_SECONDS
+            self.branches.check(self.seconds)
 
 
 @pytest.fixture
@@ -151,8 +151,8 @@ class SlowWorld:
         )
         self.pool = pool
         self.pipeline.observable().subscribe()
-        rx.interval(LOOK_SECONDS, scheduler=self.time).subscribe(
-            lambda _: self.pipeline.branches.look(self.time.now_us / 1e6)
+        rx.interval(CHECK_SECONDS, scheduler=self.time).subscribe(
+            lambda _: self.pipeline.branches.check(self.time.now_us / 1e6)
         )
         self.run(0.1)
 
