@@ -214,7 +214,7 @@ class LeaderElection:
         return False
 
     def _log_unwritten_rows(self, engine: Engine) -> None:
-        if self._writes_held and (rows := len(engine.flow.pending)):
+        if self._writes_held and (rows := len(engine.pipeline.backlog)):
             logger.error("{} minute rows are not written: another process may lead, and Redis is down", rows)
 
     def _beat(self) -> None:
