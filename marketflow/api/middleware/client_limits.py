@@ -1,8 +1,8 @@
-"""Who a client is, and how much of what is costly one client may ask for.
+"""Rate limits of costly queries and of wrong tokens, per client.
 
-A client is its address; of IPv6 the network of 64 bits, since a holder of one address has all of those. Behind proxies
-that are trusted (`http.trusted_proxies`) it is the last address in X-Forwarded-For that is none of theirs: what stands
-before it the client could have made up.
+A client is identified by its address; for IPv6 by its /64 network, which one holder usually has whole. Behind trusted
+proxies (`http.trusted_proxies`) it is the last address in X-Forwarded-For that is not a trusted proxy: the client can
+forge the addresses before it.
 """
 
 import re
@@ -18,29 +18,29 @@ from starlette.types import Scope
 from marketflow.errors import QuotaExceeded
 
 CLIENTS_REMEMBERED = 4096
-"""How many clients a bucket remembers, those that asked last: strangers cannot make it grow."""
+"""Most clients remembered; the least recent ones are evicted."""
 
 ROWS_A_SECOND = 60_000.0
 ROWS_AT_ONCE = 300_000.0
-"""How many minutes, hours and days of the archive one client may have read for it: a fifth of a core of PostgreSQL, and
-the candles of a month at once. What others have just asked for costs nothing."""
+"""Rows of minutes, hours and days that the archive reads for one client: a fifth of a core of PostgreSQL, and the
+candles of a month at once. Coalesced and cached queries cost nothing."""
 
 GUESSES_A_SECOND = 0.2
 GUESSES_AT_ONCE = 10.0
-"""How many wrong tokens a client may send."""
+"""Limits of wrong tokens."""
 
 _PORT = re.compile(r":[0-9]+$")
 
-_asking: ContextVar[str] = ContextVar("asking", default="")
+_client: ContextVar[str] = ContextVar("client", default="")
 
 
 class TokenBuckets:
-    """A token bucket for each client.
+    """Token buckets, one a client.
 
     Args:
-        a_second: how much comes back a second.
-        at_once: how much there is at most.
-        monotonic: seconds.
+        a_second: refill rate.
+        at_once: capacity.
+        monotonic: clock in seconds.
     """
 
     def __init__(self, a_second: float, at_once: float, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -50,10 +50,10 @@ class TokenBuckets:
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # how much, and when
 
     def take(self, client: str, amount: float) -> None:
-        """Take that much, or what is left where it is more than there could ever be.
+        """Take an amount, at most the capacity.
 
         Raises:
-            QuotaExceeded: there is not that much left.
+            QuotaExceeded: the bucket does not hold that much.
         """
         if wait := self.wait(client, amount):
             raise QuotaExceeded(wait)
@@ -64,7 +64,7 @@ class TokenBuckets:
             self._left.popitem(last=False)
 
     def wait(self, client: str, amount: float = 1.0) -> float:
-        """Seconds until there is that much."""
+        """Return the seconds until the bucket holds that much."""
         left, _ = self._now(client)
         return max(0.0, (min(amount, self._at_once) - left) / self._a_second)
 
@@ -75,11 +75,11 @@ class TokenBuckets:
 
 
 class ClientLimits:
-    """Tells clients apart, and holds each to its share.
+    """Identifies clients, and limits each.
 
     Args:
-        trusted_proxies: addresses and networks of proxies whose word is taken for who the client is.
-        monotonic: seconds.
+        trusted_proxies: addresses and networks of proxies whose X-Forwarded-* headers count.
+        monotonic: clock in seconds.
     """
 
     def __init__(self, trusted_proxies: Sequence[str] = (), monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -89,13 +89,13 @@ class ClientLimits:
         """Wrong tokens."""
 
     def of(self, scope: Scope) -> str:
-        """The client of a request."""
+        """Return the client of a request."""
         peer: str = (scope.get("client") or ("",))[0]
         if self._trusted and _is_within(peer, self._trusted):
             forwarded = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
             addresses: list[str] = forwarded.decode("latin-1").split(",")
             for address in reversed([each for each in addresses if each.strip()]):
-                if not (found := _address(address)):  # what stands before it nobody vouches for
+                if not (found := _address(address)):  # no trusted proxy vouches for what stands before it
                     break
                 peer = found
                 if not _is_within(peer, self._trusted):
@@ -103,7 +103,7 @@ class ClientLimits:
         return _network_of(peer)
 
     def host(self, scope: Scope) -> str:
-        """The host that a client has addressed: what a trusted proxy says, else the Host header; "" for none."""
+        """Return the host of a request: what a trusted proxy says, else the Host header; "" for none."""
         trusted = self._trusted and _is_within((scope.get("client") or ("",))[0], self._trusted)
         host = (trusted and _last_of(scope, b"x-forwarded-host")) or _last_of(scope, b"host")
         port = _last_of(scope, b"x-forwarded-port") if trusted else ""
@@ -112,22 +112,22 @@ class ClientLimits:
             return f"{host}:{port}"
         return host
 
-    def asks(self, scope: Scope) -> None:
-        """Let what is read from now on by this task be for the client of a request."""
-        _asking.set(self.of(scope))
+    def attribute_to(self, scope: Scope) -> None:
+        """Charge further reads of this task to the client of a request."""
+        _client.set(self.of(scope))
 
     def charge(self, rows: float) -> None:
-        """Have so many rows read for the client that asks.
+        """Charge rows to the client of this task.
 
         Raises:
-            QuotaExceeded: it has had its share.
+            QuotaExceeded: it has used up its share.
         """
-        if client := _asking.get():
+        if client := _client.get():
             self._rows.take(client, rows)
 
 
 def _last_of(scope: Scope, wanted: bytes) -> str:
-    """The last item of a header that is there once; "" for none."""
+    """Return the last item of a header that occurs once, else ""."""
     values: list[bytes] = [value for name, value in scope["headers"] if name == wanted]
     return values[0].decode("latin-1").rpartition(",")[2].strip() if len(values) == 1 else ""
 
@@ -144,7 +144,7 @@ def _is_within(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) ->
 
 
 def _address(text: str) -> str:
-    """The address in an item of X-Forwarded-For, which may have a port; "" where there is none."""
+    """Return the address in an item of X-Forwarded-For, without its port; "" for none."""
     text = text.strip().strip('"')
     text = text.partition("]")[0].strip("[") if text.startswith("[") else text
     for candidate in (text, text.rpartition(":")[0]):

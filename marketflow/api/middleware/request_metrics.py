@@ -1,7 +1,7 @@
-"""How long requests take, by route, method and status, and what is counted of those that do not end by themselves.
+"""Metrics of requests: durations by route, method and status, and counters of streams.
 
-Several processes on one port add up what they count in files of a folder in memory, since nobody can choose which of
-them answers when the counts are asked for.
+Worker processes on one port share their metrics in files of a folder in memory, because any of them may answer a
+scrape.
 """
 
 import os
@@ -20,36 +20,36 @@ from marketflow.api.streaming.stream_counters import StreamCounters
 from marketflow.errors import StartError
 
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-"""In seconds: from what an answer out of memory takes up to the deadlines of the stores."""
+"""Bounds of the histogram in seconds: from an answer out of memory up to the timeouts of the stores."""
 
 OTHER = "other"
-"""The route of a path that has none, and a method that no route has: whoever asks could make up any number of them."""
+"""Label of a path without a route, and of an unknown method: clients could send any number of them."""
 
 UNTIMED = "marketflow.untimed"
-"""Set in the scope of a request whose answer lasts for as long as the client likes."""
+"""Key in the scope of a request that is not timed, because its response is a stream."""
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _IN_MEMORY = "/dev/shm"  # noqa: S108 - where there is none, the usual place for temporary files
 
-# When each series began would be as many series again.
+# The creation times would double the number of series.
 prometheus_client.disable_created_metrics()
 
 
 class RequestMetrics:
-    """A histogram of requests, and how the process does that serves them where there is only one."""
+    """A histogram of requests, and metrics of the process if there is only one."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._histogram = Histogram(
             "marketflow_http_request_seconds",
-            "From a request to the end of its answer.",
+            "From a request to the end of its response.",
             ["route", "method", "status"],
             registry=self._registry,
             buckets=BOUNDS,
         )
         self.streams = StreamCounters(self._registry)
-        """What is counted of answers that do not end by themselves, which are not timed."""
+        """Counters of streams, which are not timed."""
         self.unauthorized = Counter(
             "marketflow_http_unauthorized", "Requests without the token they need.", registry=self._registry
         )
@@ -61,18 +61,18 @@ class RequestMetrics:
     def observe(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one request."""
         labels = (route, method, status)
-        if (observe := self._observe.get(labels)) is None:  # looking it up takes longer than counting
+        if (observe := self._observe.get(labels)) is None:  # the lookup takes longer than the observation
             observe = self._observe[labels] = self._histogram.labels(route, method, str(status)).observe
         observe(seconds)
 
     def collect(self) -> Iterable[Metric]:
-        """All that was counted, by other processes of the same folder as well."""
+        """Return all metrics, also those of the other processes of the shared folder."""
         shared = os.environ.get(_FOLDER)
         return MultiProcessCollector(None, shared).collect() if shared else self._registry.collect()
 
 
 class RequestTiming:
-    """Times every request that is HTTP. Middleware, to be the outermost."""
+    """Outermost middleware: times every HTTP request."""
 
     def __init__(self, app: ASGIApp, times: RequestMetrics) -> None:
         self._app = app
@@ -95,10 +95,10 @@ class RequestTiming:
         try:
             await self._app(scope, receive, observed)
         except Exception:
-            status = HTTPStatus.INTERNAL_SERVER_ERROR.value  # as it is answered further out
+            status = HTTPStatus.INTERNAL_SERVER_ERROR.value  # which the outer error handler answers
             raise
         finally:
-            if status is not None and not scope.get(UNTIMED):  # without a status the client has gone
+            if status is not None and not scope.get(UNTIMED):  # no status: the client has disconnected
                 route = getattr(scope.get("route"), "path", OTHER)
                 method = scope["method"] if scope["method"] in _METHODS else OTHER
                 self._times.observe(route, method, status, perf_counter() - began)
@@ -106,7 +106,7 @@ class RequestTiming:
 
 @contextmanager
 def shared_folder() -> Iterator[str]:
-    """A folder in which processes add up what they count.
+    """Yield a folder in which processes share metrics.
 
     Raises:
         StartError: it cannot be made.
@@ -115,15 +115,16 @@ def shared_folder() -> Iterator[str]:
     try:
         folder = tempfile.TemporaryDirectory(prefix="marketflow-", dir=place, ignore_cleanup_errors=True)
     except OSError as error:
-        raise StartError(f"the workers have no folder for what they count: {error}") from error
+        raise StartError(f"cannot make the folder for metrics of the workers: {error}") from error
     with folder as name:
         yield name
 
 
 def share(folder: str, number: int) -> None:
-    """Add up in this folder from now on.
+    """Share the metrics of this process in a folder from now on.
 
-    The number is that of this process among those that run; whoever has had it before is taken over from.
+    `number` identifies this process among those that run; its metrics continue those of an earlier process with the
+    same number.
     """
     os.environ[_FOLDER] = folder
     values.ValueClass = values.MultiProcessValue(process_identifier=lambda: number)

@@ -1,7 +1,7 @@
-"""The description of the API, as OpenAPI 3.1, made of the operations that its routes are made of.
+"""Builds the OpenAPI 3.1 description from the operations.
 
-Shapes are those of the structs that are answered, problems those of the classes that are raised. What may happen to any
-request before a route sees it stands in components of its own, to which each operation refers.
+Schemas are those of the structs, problems those of the exception classes. Problems of any request stand in components
+that each operation references.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,12 +33,11 @@ from marketflow.api.rendering import ALWAYS
 _INFO = """\
 - Times are RFC 3339, UTC, milliseconds. Names are matched without regard to case and answered as they are
 configured.
-- Every `GET` answers `HEAD` as well, with the same status and headers and without a body. No request needs a body.
-- A query parameter that is not listed is a 400 `unknown_parameter`, except on pages; of one that is repeated the last
-  one counts, but of `symbols` and `exchanges` all.
-- A path is matched as it stands, percent-encoding undone; with a slash too many it is another path.
-- Whatever goes wrong is told as RFC 9457 problem details, with a `code` for programs. A path that is not here is a 404
-  `not_found`.
+- Every `GET` also takes `HEAD`. No request needs a body.
+- A query parameter that is not listed is a 400 `unknown_parameter`, except on pages. Of a repeated one the last counts,
+  of `symbols` and `exchanges` all.
+- A path is matched exactly after percent-decoding; a trailing slash makes another path.
+- Errors are RFC 9457 problem details with a `code` for programs. An unknown path is a 404 `not_found`.
 """
 
 _ANY_REQUEST: tuple[type[Problem], ...] = (
@@ -50,19 +49,19 @@ _ANY_REQUEST: tuple[type[Problem], ...] = (
     HeadersTooLarge,
     InternalError,
 )
-"""What may be answered to any request, whatever it asks for."""
+"""Problems of any request."""
 
 _HEADERS: dict[str, dict[str, Any]] = {
     "Cache-Control": {
-        "description": "No answer may be stored on the way.",
+        "description": "No cache may store the response.",
         "schema": {"type": "string", "const": "no-store"},
     },
     "Cache-Control-Kept": {
-        "description": "How long the answer may be kept without asking again, if at all.",
+        "description": "How long the response may be cached, if at all.",
         "schema": {"type": "string", "pattern": "^(no-store|max-age=[0-9]+)$", "examples": ["max-age=60"]},
     },
     "ETag": {
-        "description": "Stands for the answer, to be sent as `If-None-Match` when asking again.",
+        "description": "Version of the response, for `If-None-Match`.",
         "schema": {
             "type": "string",
             "pattern": '^W/"[0-9a-f]{32}"$',
@@ -70,39 +69,39 @@ _HEADERS: dict[str, dict[str, Any]] = {
         },
     },
     "X-Content-Type-Options": {
-        "description": "A browser takes it for nothing but what it says it is.",
+        "description": "Browsers must not guess another media type.",
         "schema": {"type": "string", "const": "nosniff"},
     },
     "Content-Security-Policy": {
-        "description": "The page loads from this server and nowhere else.",
+        "description": "The page loads from this server only.",
         "schema": {"type": "string"},
     },
     "Referrer-Policy": {
-        "description": "No other server is told of the page.",
+        "description": "No other server learns the address of the page.",
         "schema": {"type": "string", "const": "no-referrer"},
     },
     "X-Accel-Buffering": {
-        "description": "A proxy hands on what comes as it comes.",
+        "description": "Proxies must not buffer the response.",
         "schema": {"type": "string", "const": "no"},
     },
     "Retry-After": {
         "description": "Seconds after which to try again.",
         "schema": {"type": "integer", "minimum": 1, "examples": [1]},
     },
-    "WWW-Authenticate": {"description": "What is asked for.", "schema": {"type": "string", "const": "Bearer"}},
+    "WWW-Authenticate": {"description": "The authentication scheme.", "schema": {"type": "string", "const": "Bearer"}},
     "Allow": {
-        "description": "The methods that the path answers.",
+        "description": "Methods of the path.",
         "schema": {"type": "string", "pattern": "^[A-Z]+(, [A-Z]+)*$", "examples": ["GET, HEAD"]},
     },
     "Connection": {
-        "description": "The connection is closed: the request has not arrived as a whole.",
+        "description": "The connection is closed, because the request has not arrived completely.",
         "schema": {"type": "string", "const": "close"},
     },
 }
 
 _IF_NONE_MATCH = Parameter(
     "If-None-Match",
-    "The `ETag` of an answer that the client has; where it is still right, it is told so.",
+    "`ETag` of the cached response; if it is still current, the status is 304.",
     {"type": "string"},
 )
 
@@ -114,7 +113,7 @@ _TOKEN = "bearerToken"  # noqa: S105 - the name of the scheme
 def describe(
     operations: Sequence[Operation], exchanges: Sequence[str], symbols: Sequence[str], asks_for_token: bool
 ) -> dict[str, Any]:
-    """The document of an API with these operations, configured names, and perhaps a token."""
+    """Return the document for these operations, configured names, and a token if one is needed."""
     problems = {operation: _problems_of(operation) for operation in operations}
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
@@ -129,7 +128,7 @@ def describe(
             "description": _INFO,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "servers": [{"url": "/", "description": "The server that this description comes from."}],
+        "servers": [{"url": "/", "description": "The server of this description."}],
         "tags": [tag._asdict() for tag in dict.fromkeys(operation.tag for operation in operations)],
         "paths": paths,
         "components": {
@@ -161,7 +160,7 @@ def _operation(operation: Operation, problems: Sequence[type[Problem]], asks_for
     if operation.description:
         described["description"] = operation.description
     if operation.asks_for_token:
-        # Without a token configured it works with and without one.
+        # Without a configured token, requests with and without one are accepted.
         described["security"] = [{_TOKEN: []}] if asks_for_token else [{}, {_TOKEN: []}]
     return described
 
@@ -179,11 +178,11 @@ def _parameter(parameter: Parameter, place: str) -> dict[str, Any]:
     return described
 
 
-# Answers
+# Responses
 
 
 def _answers(operation: Operation) -> dict[str, Any]:
-    """The answers by status, beside problems."""
+    """Return the responses by status, without problems."""
     if not operation.may_be_kept:
         return {"200": _answer(operation.answer)}
     found = _answer(operation.answer)
@@ -191,7 +190,7 @@ def _answers(operation: Operation) -> dict[str, Any]:
     kept = same | {"Cache-Control": {"$ref": "#/components/headers/Cache-Control-Kept"}}
     found["headers"] = kept | {"ETag": _HEADERS["ETag"] | {"required": False}}
     not_modified = {
-        "description": "The answer that the client has is still the right one.",
+        "description": "The cached response is still current.",
         "headers": kept | {"ETag": {"$ref": "#/components/headers/ETag"}},
     }
     return {"200": found, "304": not_modified}
@@ -201,11 +200,11 @@ def _answer(answer: type[msgspec.Struct] | UnionType | Content) -> dict[str, Any
     if isinstance(answer, Content):
         return _response(answer.description, answer.media_types, {"schema": answer.schema}, answer.headers)
     (schema,), _ = msgspec.json.schema_components([answer], ref_template=_STRUCT)
-    return _response(_told(answer), ("application/json",), {"schema": schema})
+    return _response(_summary_of(answer), ("application/json",), {"schema": schema})
 
 
-def _told(answer: type[msgspec.Struct] | UnionType) -> str:
-    """What an answer is: the docstring of its struct, or of the first one of several."""
+def _summary_of(answer: type[msgspec.Struct] | UnionType) -> str:
+    """Return the docstring of a struct, or of the first one of several."""
     return (answer.__args__[0] if isinstance(answer, UnionType) else answer).__doc__ or ""
 
 
@@ -246,7 +245,7 @@ def _problems_of(operation: Operation) -> list[type[Problem]]:
 
 
 def _by_status(problems: Iterable[type[Problem]]) -> list[tuple[type[Problem], ...]]:
-    """The problems of each status, in the order in which they are given."""
+    """Group problems by status, in the given order."""
     ordered = sorted(problems, key=lambda problem: problem.status)
     statuses = dict.fromkeys(problem.status for problem in ordered)
     return [tuple(problem for problem in ordered if problem.status == status) for status in statuses]
@@ -266,7 +265,7 @@ def _refusals(groups: Iterable[Sequence[type[Problem]]]) -> dict[str, Any]:
 
 
 def _refusal(group: Sequence[type[Problem]]) -> dict[str, Any]:
-    """The response of one status, with what it may be about."""
+    """Return the response of one status with the codes it may have."""
     status = group[0].status
     meanings = {problem.code: (problem.__doc__ or "").partition("\n")[0] for problem in group}
     schema = {
@@ -290,7 +289,7 @@ def _refusal(group: Sequence[type[Problem]]) -> dict[str, Any]:
 
 
 def _headers_of(group: Sequence[type[Problem]]) -> dict[str, Any]:
-    """Headers that these problems have; one that not all of them have need not be there."""
+    """Return the headers of these problems; one that not all have is optional."""
     names = [{*problem.headers, *problem.varying_headers} for problem in group]
     always = set.intersection(*names)
     return {

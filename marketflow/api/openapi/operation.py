@@ -1,7 +1,4 @@
-"""One declaration for each thing the API does, of which its route and its description are both made.
-
-Neither can say what the other does not know: a path, a method, the shape of an answer or a problem stands here once.
-"""
+"""Declarations of operations. Each is the only source of a route and of its OpenAPI description."""
 
 import difflib
 from collections.abc import Awaitable, Callable, Mapping
@@ -42,9 +39,9 @@ class Parameter(NamedTuple):
 
 
 class Content(NamedTuple):
-    """An answer that is no struct, in the first media type or in another one for a client that asks for it.
+    """A response that is not a struct, in the first media type, or in another one by `Accept`.
 
-    `headers` names those that it has beside the ones of every answer.
+    `headers` names those beside the headers of every response.
     """
 
     media_types: tuple[str, ...]
@@ -53,19 +50,19 @@ class Content(NamedTuple):
     headers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)  # each is one of its kind
+@dataclass(frozen=True, kw_only=True, eq=False)  # compared by identity
 class Operation:
     """A method at a path.
 
     Args:
         id: its name for programs.
-        path: as Starlette has it; what stands in braces is one of `PATH_PARAMETERS`.
-        endpoint: answers the requests.
-        answer: what the answer with status 200 is made of: a struct, or a type that msgspec knows made of structs.
-        query: the parameters that it takes; any other is refused, unless the answer is a page for people.
-        problems: what may be answered instead, beside what may happen to any request.
-        asks_for_token: whether it is for those who have the token, if one is configured.
-        may_be_kept: whether some of its answers may be kept by the client, and asked for again by their ETag.
+        path: in the form of Starlette; names in braces are `PATH_PARAMETERS`.
+        endpoint: handler of requests.
+        answer: body of a 200: a struct, or a type of msgspec that consists of structs.
+        query: known query parameters; any other is rejected, except on pages.
+        problems: possible problems, beside those of any request.
+        asks_for_token: whether it needs the token, if one is configured.
+        may_be_kept: whether clients may cache some responses and revalidate them by ETag.
     """
 
     id: str
@@ -104,12 +101,12 @@ def _with_known_parameters(endpoint: Endpoint, query: tuple[Parameter, ...]) -> 
     return checked
 
 
-@lru_cache(maxsize=512)  # the same few with every request; what is refused is not kept
+@lru_cache(maxsize=512)  # requests repeat a few; errors are not cached
 def refuse_unknown_parameters(query: bytes, known: tuple[str, ...]) -> None:
-    """Let a query pass whose parameters are all known.
+    """Check that all parameters of a query are known.
 
     Raises:
-        UnknownParameter: one is not; the text says which one is meant.
+        UnknownParameter: one is not; the text suggests another.
     """
     for name in QueryParams(query):
         if name not in known:
@@ -126,7 +123,7 @@ _OTHER_NAMES = {
     "symbols": ("symbol", "pair", "pairs", "instrument", "instruments", "ticker", "tickers", "market"),
     "exchanges": ("exchange", "venue", "venues", "source"),
 }
-"""What other services call our parameters."""
+"""Names of our parameters in other services."""
 
 
 def _what_is_meant(name: str, known: tuple[str, ...]) -> str:
@@ -140,7 +137,7 @@ def _what_is_meant(name: str, known: tuple[str, ...]) -> str:
     return f"There is no parameter `{shown}`{hint} There are {', '.join(f'`{each}`' for each in known)}."
 
 
-# Names are configured, so that their schemas are only known to who knows the settings.
+# Names are configured, so their schemas are made with the settings.
 _EXCHANGE = {"$ref": "#/components/schemas/Exchange"}
 _SYMBOL = {"$ref": "#/components/schemas/Symbol"}
 

@@ -1,8 +1,8 @@
-"""Candles for a request, put together like a long period (see answers): rows of the archive up to six minutes ago, the
-minutes of the cache from there on, so that the candle that runs has the newest tick.
+"""Candle queries: rows of the archive up to six minutes ago, minutes of the cache from there on, so that the running
+candle has the newest tick.
 
-A candle is identified by the time it opens at, on a grid from 1970 on; it is merged of all minutes that begin within
-it. Those without ticks are not there.
+A candle is identified by the time at which it opens, on a grid that begins in 1970; it merges all minutes that begin
+within it. Candles without ticks are absent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,22 +15,21 @@ from marketflow.model import Candle, Series, merge_all
 from marketflow.stores.ports import ArchiveReader, CacheReader, CandleRange
 
 SETTLED_MS = 10 * 60_000
-"""How long after its end a range is called settled, so that a client may keep it for a moment.
+"""Time after its end from which a range counts as settled, so that a client may cache it for a moment.
 
-A tick is late by the grace and by what a clock may be off, seconds in all; a row is written some seconds later, or
-after a restart. Still later only what had to wait for PostgreSQL comes, and what is changed by hand. Nothing says that
-it never changes, so nobody is told to keep it for long.
+Late ticks come within seconds, rows within seconds more or after a restart. Later only rows come that waited for
+PostgreSQL, and changes by hand; so the time for which it may be cached is short.
 """
 
 
 class CandleRequest(NamedTuple):
-    """Which candles are asked for.
+    """The candles of a request.
 
     Args:
         length_ms: length of a candle, whole minutes.
-        since: none opens before this time (Unix ms); without it the last ones are asked for, else the first ones.
-        until: they open before this time (Unix ms), or now.
-        limit: how many at most.
+        since: the first `limit` candles that open at this time (Unix ms) or later; None: the last ones.
+        until: they open before this time (Unix ms); None: now.
+        limit: most candles.
     """
 
     length_ms: int
@@ -40,7 +39,7 @@ class CandleRequest(NamedTuple):
 
 
 class QueryTime(NamedTuple):
-    """When it is asked (Unix ms): now, the minute before which all ticks lie, and until when they have come."""
+    """Times of a query (Unix ms): now, the end of the last minute with ticks, and the end of what is closed."""
 
     now: int
     horizon: int
@@ -48,12 +47,13 @@ class QueryTime(NamedTuple):
 
 
 class CandleRows(NamedTuple):
-    """The answer.
+    """The result of a candle query.
 
     Args:
-        candles: by the time they open at (Unix ms), in order.
-        closed_until: one that ends later, or opens before `known_from`, may still change.
-        settled: whether the whole range is over, so that the same question has the same answer for a while.
+        candles: by the time at which they open (Unix ms), in order.
+        closed_until: a candle that ends later may still change.
+        known_from: a candle that opens before may be incomplete.
+        settled: whether the whole range is over, so that the same request has the same result for a while.
     """
 
     candles: dict[int, Candle]
@@ -62,17 +62,17 @@ class CandleRows(NamedTuple):
     settled: bool
 
     def closed(self, start: int, length_ms: int) -> bool:
-        """Whether the candle that opens then is complete."""
+        """Return whether the candle that opens at `start` is closed."""
         return self.known_from <= start and start + length_ms <= self.closed_until
 
 
 async def query_candles(
     cache: CacheReader, archive: ArchiveReader, series: Sequence[Series], question: CandleRequest, moment: QueryTime
 ) -> CandleRows:
-    """The candles of all series together.
+    """Return candles merged over all series.
 
     Raises:
-        Unavailable: there are none that are known, and not everything could be asked.
+        Unavailable: no candle was found, and a store that was needed is unavailable.
     """
     length, split = question.length_ms, split_between(moment.now)
     since = _next_on_grid(question.since or 0, length)
@@ -89,7 +89,7 @@ async def query_candles(
     ) -> CandleRows:
         candles = merge_all(parts)
         if not candles and not complete:
-            raise Unavailable("not everything could be asked")
+            raise Unavailable("a store is unavailable")
         starts = sorted(candles)
         starts = starts[-question.limit :] if question.since is None else starts[: question.limit]
         over = question.since is not None and asked_until + SETTLED_MS <= moment.now
@@ -105,8 +105,8 @@ async def query_candles(
         oldest = oldest_kept_minute(moment.now)
         since = max(since, _next_on_grid(oldest, length))
         if remembered is None or since >= until or (question.since or oldest) < oldest:
-            raise Unavailable("neither the cache nor the archive can be asked")
-        # How far back it reaches nobody knows: memory holds minutes, and the cache a day unless it was emptied.
+            raise Unavailable("neither the cache nor the archive is available")
+        # Its reach is unknown: memory holds minutes, and the cache a day unless it was emptied.
         remembered = await cache.by_minute(series, since, until)
         known_from = min((start for each in remembered for start in each), default=0)
         folded = _folded(remembered, length)
@@ -122,7 +122,7 @@ async def _nothing(series: Sequence[Series]) -> list[dict[int, Candle]]:
 
 
 def _next_on_grid(at: int, length_ms: int) -> int:
-    """The first time at or after `at` at which a candle opens."""
+    """Return the first time at or after `at` at which a candle opens."""
     return -(-at // length_ms) * length_ms
 
 

@@ -1,11 +1,10 @@
-"""Prices for a request, put together from the cache and the archive.
+"""Price queries: the newest price, and summaries of a period, from the cache and the archive.
 
-A request fixes its series, and with them the mode, before the first await, and reads the clock once: whatever is
-asked afterwards is about the same data and the same period.
+A request fixes its series, and with them the mode, before the first await, and reads the clock once: all its queries
+cover the same data and the same period.
 
-Where one of the two stores is away the other answers as well as it can, and `since` and `until` say how far that was.
-Nothing found is `NoData` only if every store that had to be asked did answer; otherwise nobody can know, and it is
-`Unavailable`.
+While one store is unavailable the other answers what it can; `since` and `until` say what was covered. An empty result
+is `NoData` only if every store that was needed has answered, otherwise `Unavailable`.
 """
 
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from marketflow.stores.ports import ArchiveReader, CacheReader
 
 
 class ObservedPrice(NamedTuple):
-    """A price, where it was paid and when (Unix ms, event time)."""
+    """A price, its series and its event time (Unix ms)."""
 
     series: Series
     price: float
@@ -33,24 +32,24 @@ class ObservedPrice(NamedTuple):
 
 
 class PeriodSummary(NamedTuple):
-    """What happened from `since` to `until` (Unix ms): one candle for each series that has any tick, never empty."""
+    """Candles of the series with ticks from `since` to `until` (Unix ms), one a series; never empty."""
 
     candles: dict[Series, Candle]
     since: int
     until: int
 
     def highest(self) -> ObservedPrice:
-        """The highest price; the earliest of several, the first series of several at once."""
+        """Return the highest price; the earliest of several, the first series of several at once."""
         series, candle = max(self.candles.items(), key=lambda item: (item[1].high, -item[1].high_at))
         return ObservedPrice(series, candle.high, candle.high_at)
 
     def lowest(self) -> ObservedPrice:
-        """The lowest price; the earliest of several, the first series of several at once."""
+        """Return the lowest price; the earliest of several, the first series of several at once."""
         series, candle = min(self.candles.items(), key=lambda item: (item[1].low, item[1].low_at))
         return ObservedPrice(series, candle.low, candle.low_at)
 
     def whole(self) -> Candle:
-        """One candle of all series."""
+        """Return one candle of all series."""
         candle = merged(self.candles.values())
         assert candle is not None, "a summary holds at least one candle"
         return candle
@@ -58,10 +57,10 @@ class PeriodSummary(NamedTuple):
 
 @dataclass(frozen=True)
 class PriceQueries:
-    """Answers questions about series from `cache` and `archive`; stateless.
+    """Queries of series in `cache` and `archive`; stateless.
 
-    Exchanges' clocks may be ahead by `ahead_ms`; `closed_after_ms` after the end of a candle no tick that would be
-    accepted can change it.
+    Clocks of exchanges may be ahead by `ahead_ms`; from `closed_after_ms` after the end of a candle on, no tick that
+    would be accepted can change it.
     """
 
     cache: CacheReader
@@ -71,13 +70,13 @@ class PriceQueries:
     closed_after_ms: int = 5_500
 
     async def latest(self, series: Sequence[Series]) -> ObservedPrice:
-        """The newest tick of all series by event time, none later than its receipt, then by arrival.
+        """Return the newest tick of all series by event time, at most the time of receipt, then by arrival.
 
-        The close of a minute, once that is all there is.
+        Once the ticks have expired it is the close of the newest minute.
 
         Raises:
             NoData: there is no tick on record.
-            Unavailable: none was found and not everything could be asked.
+            Unavailable: no tick was found, and a store that was needed is unavailable.
         """
         cached = True
         try:
@@ -91,11 +90,11 @@ class PriceQueries:
         return found
 
     async def summary(self, series: Sequence[Series], period: int | None) -> PeriodSummary:
-        """What the series did in the last `period` ms, or ever.
+        """Summarize the last `period` ms, or everything on record.
 
         Raises:
             NoData: there is no tick in the period.
-            Unavailable: none was found and not everything could be asked.
+            Unavailable: no tick was found, and a store that was needed is unavailable.
         """
         now = milliseconds(self.clock())
         if period is None:
@@ -106,10 +105,10 @@ class PriceQueries:
         return await self._recent(series, now - period, now)
 
     async def candles(self, series: Sequence[Series], question: CandleRequest) -> CandleRows:
-        """The candles of all series together.
+        """Return candles merged over all series.
 
         Raises:
-            Unavailable: there are none that are known, and not everything could be asked.
+            Unavailable: no candle was found, and a store that was needed is unavailable.
         """
         now = milliseconds(self.clock())
         until = horizon(now, self.ahead_ms)
@@ -118,7 +117,7 @@ class PriceQueries:
         )
 
     async def _recent(self, series: Sequence[Series], since: int, now: int) -> PeriodSummary:
-        """A period that the slices cover: exact from the cache, whole minutes from the archive."""
+        """Summarize a period that the slices cover: exact from the cache, whole minutes from the archive."""
         until = horizon(now, self.ahead_ms)
         remembered = await unless_unavailable(self.cache.summary(series, since, until))
         if remembered is not None:
@@ -128,7 +127,7 @@ class PriceQueries:
         return _summary(series, rows, since, _end_of(rows, now), complete=False)
 
     async def _long(self, series: Sequence[Series], since: int, now: int) -> PeriodSummary:
-        """A period of whole minutes from `since`, the older ones from the archive and the last ones from the cache."""
+        """Summarize whole minutes from `since`: the older ones from the archive, the last ones from the cache."""
         split, until = split_between(now), horizon(now, self.ahead_ms)
         rows, remembered = await both(
             unless_unavailable(self.archive.summary(series, since, split)),
@@ -144,10 +143,10 @@ class PriceQueries:
         return _summary(series, rows, since, _end_of(rows, now), complete=False)
 
     async def _remembered(self, series: Sequence[Series], since: int, now: int) -> PeriodSummary:
-        """The closed minutes of the cache in place of the archive's."""
+        """Summarize closed minutes of the cache while the archive is unavailable."""
         remembered = await self.cache.summary(series, since, horizon(now, self.ahead_ms))
         found = _summary(series, remembered, since, now, complete=False)
-        # How far back it reaches nobody knows: memory holds minutes, and the cache a day unless it was emptied.
+        # Its reach is unknown: memory holds minutes, and the cache a day unless it was emptied.
         return found._replace(since=max(since, minute_start(found.whole().first_at)))
 
 
@@ -157,21 +156,21 @@ def _summary(
     found = {one: candle for one, candle in zip(series, candles, strict=True) if candle is not None}
     if not found:
         raise _nothing(complete=complete)
-    # An exchange's clock may be ahead of ours: what counts lies within the period that is told.
+    # The clock of an exchange may be ahead of ours: the period must contain all that was counted.
     return PeriodSummary(found, since, max(until, *(candle.last_at for candle in found.values())))
 
 
 def _nothing(*, complete: bool) -> Exception:
-    """Why there is no answer: `complete` if all that there is was asked."""
-    return NoData("There is no tick to answer with.") if complete else Unavailable("not everything could be asked")
+    """Return the error of an empty result; `complete` if every store that was needed has answered."""
+    return NoData("There is no tick to answer with.") if complete else Unavailable("a store is unavailable")
 
 
 def _newest_of(series: Sequence[Series], ticks: Sequence[Tick | None]) -> ObservedPrice | None:
-    newest, whose = None, None
+    newest, newest_series = None, None
     for one, tick in zip(series, ticks, strict=True):
         if tick is not None and (newest is None or tick.order_of_receipt > newest.order_of_receipt):
-            newest, whose = tick, one
-    return ObservedPrice(whose, newest.price, newest.at) if newest and whose else None
+            newest, newest_series = tick, one
+    return ObservedPrice(newest_series, newest.price, newest.at) if newest and newest_series else None
 
 
 def _pairwise(earlier: Sequence[Candle | None], later: Sequence[Candle | None]) -> list[Candle | None]:
@@ -179,6 +178,6 @@ def _pairwise(earlier: Sequence[Candle | None], later: Sequence[Candle | None]) 
 
 
 def _end_of(rows: Sequence[Candle | None], now: int) -> int:
-    """Until when minute rows tell what happened: the end of the last of them, or now while it runs."""
+    """Return the end of what minute rows cover: the end of the last one, at most now."""
     whole = merged(rows)
     return now if whole is None else min(now, minute_start(whole.last_at) + MINUTE_MS)

@@ -28,10 +28,9 @@ from marketflow.api.rendering import ALWAYS, JSONAnswer, Time, has_etag, rfc3339
 from marketflow.clock import milliseconds
 
 MAX_AGE_SECONDS = 60
-"""How long a settled answer may be kept without asking again.
+"""Time for which a client may cache a settled answer.
 
-Not longer, for the mode may be switched, and a minute that waited for PostgreSQL may still come; asking again with the
-ETag costs no more than a 304.
+Short, because the mode may be switched and a minute in the backlog may still arrive; revalidation costs a 304.
 """
 
 _KEPT = f"max-age={MAX_AGE_SECONDS}"
@@ -44,19 +43,19 @@ Nothing = Annotated[Literal["0"], Meta(description="Ticks have no volume.")]
 class CandleAnswer(msgspec.Struct, frozen=True, rename={"opening": "open"}):
     """The ticks of one interval."""
 
-    time: Annotated[Time, Meta(description="When it opens; identifies the candle.")]
+    time: Annotated[Time, Meta(description="Opening time; identifies the candle.")]
     opening: Annotated[Price, Meta(description="The first price.")]
     high: Annotated[Price, Meta(description="The highest price.")]
     low: Annotated[Price, Meta(description="The lowest price.")]
-    close: Annotated[Price, Meta(description="The last price; of a candle that runs, the newest.")]
+    close: Annotated[Price, Meta(description="The last price; the newest one in the running candle.")]
     average: Annotated[Price, Meta(description="The mean of all ticks.")]
-    ticks: Annotated[int, Meta(ge=1, description="How many ticks it is made of.", examples=[5580])]
+    ticks: Annotated[int, Meta(ge=1, description="Number of ticks.", examples=[5580])]
     closed: Annotated[bool, Meta(description="True once no tick that would be accepted can change it.")]
     version: Annotated[int, Meta(ge=1, description="Raised by each correction of a closed candle.", examples=[1])]
 
 
 class CandlesAnswer(msgspec.Struct, frozen=True):
-    """Candles in the order of time; those without ticks are left out."""
+    """Candles in order of time; those without ticks are absent."""
 
     symbol: Symbol
     exchange: Annotated[Exchange | None, Meta(description="Null over all exchanges.")]
@@ -67,15 +66,15 @@ class CandlesAnswer(msgspec.Struct, frozen=True):
 class Kline(msgspec.Struct, frozen=True, array_like=True):
     """A candle in the order of Binance's klines."""
 
-    open_time: Annotated[int, Meta(description="When it opens, in Unix ms.")]
+    open_time: Annotated[int, Meta(description="Opening time in Unix ms.")]
     open: Decimals
     high: Decimals
     low: Decimals
     close: Decimals
     volume: Nothing
-    close_time: Annotated[int, Meta(description="Its last millisecond, in Unix ms.")]
+    close_time: Annotated[int, Meta(description="Last millisecond in Unix ms.")]
     quote_volume: Nothing
-    trades: Annotated[int, Meta(ge=1, description="How many ticks it is made of.")]
+    trades: Annotated[int, Meta(ge=1, description="Number of ticks.")]
     taker_volume: Nothing = "0"
     taker_quote_volume: Nothing = "0"
     ignored: Nothing = "0"
@@ -85,7 +84,7 @@ _CANDLES = Tag("candles", "Open, high, low and close by the minute, hour or day,
 
 
 def candle_operations() -> list[Operation]:
-    """Candles over all exchanges, and of one."""
+    """Return the candle operations, over all exchanges and on one."""
     over_all = Operation(
         id="candles",
         path="/candles/{symbol}",
@@ -93,10 +92,10 @@ def candle_operations() -> list[Operation]:
         tag=_CANDLES,
         summary="Candles over all exchanges",
         description=(
-            "The oldest first. Intervals without ticks are absent, and without any the list is empty. The candle that "
-            "runs has the newest tick, as `/prices/latest` has. A range with `from` and `to` that is over, and has "
-            f"been for ten minutes, may be kept for {MAX_AGE_SECONDS} s and has an `ETag` to ask again with. The mode "
-            "is no part of the path: whoever keeps answers and switches it asks again."
+            "The oldest first. Intervals without ticks are absent, and without any the list is empty. The running "
+            "candle has the newest tick, as `/prices/latest` has. A range with `from` and `to` that is over, and has "
+            f"been for ten minutes, may be cached for {MAX_AGE_SECONDS} s and has an `ETag`. The mode "
+            "is not part of the path: revalidate after switching it."
         ),
         answer=CandlesAnswer | list[Kline],
         query=CANDLE_QUERY,
@@ -123,15 +122,15 @@ def candle_operations() -> list[Operation]:
 
 async def _candles(request: Request) -> Response:
     context = context_of(request)
-    subject = path_parameters_of(request, context)
-    context.clients.asks(request.scope)
-    interval, question, as_arrays = parse_query(request.scope["query_string"], milliseconds(context.prices.clock()))
-    chart = await context.prices.candles(subject.series, question)
-    length_ms = question.length_ms
+    parameters = path_parameters_of(request, context)
+    context.clients.attribute_to(request.scope)
+    interval, wanted, as_arrays = parse_query(request.scope["query_string"], milliseconds(context.prices.clock()))
+    chart = await context.prices.candles(parameters.series, wanted)
+    length_ms = wanted.length_ms
     if as_arrays:
         answer = JSONAnswer(_klines(chart, length_ms))
     else:
-        answer = JSONAnswer(CandlesAnswer(subject.symbol, subject.exchange, interval, _objects(chart, length_ms)))
+        answer = JSONAnswer(CandlesAnswer(parameters.symbol, parameters.exchange, interval, _objects(chart, length_ms)))
     return _kept(request, answer) if chart.settled else answer
 
 

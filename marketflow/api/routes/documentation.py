@@ -1,4 +1,4 @@
-"""/openapi.json and /docs: what the API says about itself, to programs and to people."""
+"""/openapi.json and /docs: the description of the API."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,11 +13,11 @@ from marketflow.api.openapi.operation import Content, Operation, Tag
 from marketflow.api.rendering import JSONAnswer
 from marketflow.api.routes.static_files import PAGE, page
 
-_ABOUT = Tag("about", "The API, described.")
+_ABOUT = Tag("about", "Description of the API.")
 
 
 def with_documentation(operations: Sequence[Operation]) -> list[Operation]:
-    """All operations, and those that describe them all."""
+    """Return the operations, with those that describe them."""
     described = list(operations)
 
     @lru_cache(maxsize=1)  # an application has one context
@@ -44,8 +44,8 @@ def with_documentation(operations: Sequence[Operation]) -> list[Operation]:
             path="/docs",
             endpoint=page("docs/index.html"),
             tag=_ABOUT,
-            summary="A page to read it and to try it out",
-            description="It needs nothing from the internet.",
+            summary="Page to read the description and try requests",
+            description="It works without internet access.",
             answer=PAGE,
         ),
     ]

@@ -1,4 +1,4 @@
-"""/health for people, /livez and /readyz for orchestrators."""
+"""/health, and the probes /livez and /readyz."""
 
 from typing import Literal
 
@@ -14,12 +14,12 @@ from marketflow.health import Health
 
 
 class Alive(msgspec.Struct, frozen=True):
-    """It is."""
+    """The process is alive or ready."""
 
     status: Literal["ok"]
 
 
-_STATUS = Tag("status", "How the application does.")
+_STATUS = Tag("status", "Health of the application.")
 
 
 def status_operations() -> list[Operation]:
@@ -29,8 +29,8 @@ def status_operations() -> list[Operation]:
         path="/health",
         endpoint=_health,
         tag=_STATUS,
-        summary="How stores and exchanges do, for people",
-        description="Always 200: `degraded` is an answer. Prices are given as long as one of the two stores is there.",
+        summary="Health of stores and exchanges",
+        description="Always 200, also while `degraded`. Prices are served while one store is available.",
         answer=Health,
     )
     livez = Operation(
@@ -38,8 +38,8 @@ def status_operations() -> list[Operation]:
         path="/livez",
         endpoint=_livez,
         tag=_STATUS,
-        summary="Whether it is alive, for orchestrators",
-        description="Without an answer it should be started again.",
+        summary="Liveness probe",
+        description="A process that does not answer should be restarted.",
         answer=Alive,
     )
     readyz = Operation(
@@ -47,8 +47,8 @@ def status_operations() -> list[Operation]:
         path="/readyz",
         endpoint=_readyz,
         tag=_STATUS,
-        summary="Whether it can answer queries, for orchestrators",
-        description="While this is 503 it should be sent no requests.",
+        summary="Readiness probe",
+        description="While this is 503, no requests should be routed here.",
         answer=Alive,
         problems=(ServiceUnavailable,),
     )
@@ -56,7 +56,7 @@ def status_operations() -> list[Operation]:
 
 
 async def _health(request: Request) -> Response:
-    # Always 200: degraded is an answer, and only /readyz takes an instance out of service.
+    # Always 200: only /readyz takes an instance out of service.
     return JSONAnswer(context_of(request).health())
 
 

@@ -1,4 +1,4 @@
-"""The newest price of a series, as it is answered and streamed."""
+"""The newest price of a series, as it is served and streamed."""
 
 from typing import Annotated
 
@@ -12,9 +12,9 @@ Price = Annotated[float, Meta(gt=0, examples=[67432.14])]
 
 
 class LatestPrice(msgspec.Struct, frozen=True):
-    """The newest tick by event time, however old it is."""
+    """The newest tick by event time, whatever its age."""
 
     symbol: Symbol
-    exchange: Annotated[Exchange, Meta(description="Where the price was paid.")]
+    exchange: Annotated[Exchange, Meta(description="The exchange of the price.")]
     price: Price
-    timestamp: Annotated[Time, Meta(description="When, by the clock of the exchange.")]
+    timestamp: Annotated[Time, Meta(description="Event time, by the clock of the exchange.")]

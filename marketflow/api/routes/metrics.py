@@ -1,7 +1,7 @@
-"""/metrics: what has been counted, for Prometheus.
+"""/metrics: counters and histograms for Prometheus.
 
-What the feeds and the flow count anyway is read when somebody asks, so it costs a tick nothing; it comes from whichever
-process takes ticks. No label takes a value that a client or an exchange could make up.
+The counters of the ingest process are read at each scrape, so they cost no time per tick. No label takes a value that a
+client or an exchange can choose.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ from marketflow.counters import Delays, ExchangeCounters, IngestCounters
 from marketflow.health import Health
 from marketflow.model import FeedState, Mode
 
-_METRICS = Tag("metrics", "What has been counted.")
+_METRICS = Tag("metrics", "Counters and histograms.")
 
 
 def metrics_operations(times: RequestMetrics) -> list[Operation]:
@@ -37,15 +37,15 @@ def metrics_operations(times: RequestMetrics) -> list[Operation]:
             path="/metrics",
             endpoint=metrics,
             tag=_METRICS,
-            summary="What has been counted, for Prometheus",
-            description="Its own text format, or OpenMetrics for a client whose `Accept` says so.",
+            summary="Metrics for Prometheus",
+            description="Prometheus text format, or OpenMetrics by `Accept`.",
             answer=Content(("text/plain", "application/openmetrics-text"), "Metrics, one a line.", {"type": "string"}),
         )
     ]
 
 
 def _encoded(exposed: Collector, accept: str) -> tuple[bytes, str]:
-    """The text and its type: that of Prometheus, or of OpenMetrics for a client that takes it."""
+    """Return the text and its media type, by the `Accept` header."""
     try:
         encode, content_type = choose_encoder(accept)
     except (ValueError, TypeError):  # it asks for a version that is none
@@ -73,12 +73,12 @@ _Samples = Iterable[tuple[Sequence[str], float]]
 
 
 def _state(health: Health, counters: IngestCounters | None) -> Iterator[Metric]:
-    yield _gauge("build_info", "The version that answers.", ["version"], [([__version__], 1)])
-    yield _gauge("mode", "1 for the mode that runs.", ["mode"], (([mode], mode is health.mode) for mode in Mode))
+    yield _gauge("build_info", "Version of this process.", ["version"], [([__version__], 1)])
+    yield _gauge("mode", "1 for the current mode.", ["mode"], (([mode], mode is health.mode) for mode in Mode))
     stores = {"redis": health.redis, "postgres": health.postgres}
     up = (([name], state == "ok") for name, state in stores.items())
-    yield _gauge("store_up", "Whether a store can be used.", ["store"], up)
-    yield _gauge("feeds_up", "Whether a process takes ticks and is heard of.", [], [([], counters is not None)])
+    yield _gauge("store_up", "Whether a store is available.", ["store"], up)
+    yield _gauge("feeds_up", "Whether an ingest process can be reached.", [], [([], counters is not None)])
     fine = (FeedState.CONNECTED, FeedState.GENERATED)
     connected = (([exchange], state in fine) for exchange, state in health.exchanges.items())
     yield _gauge("feed_connected", "Whether ticks come from an exchange.", ["exchange"], connected)
@@ -90,33 +90,33 @@ def _feeds(exchanges: dict[str, ExchangeCounters]) -> Iterator[Metric]:
     rejected = (([name, reason], count) for name, of in each for reason, count in of.rejected.items())
     yield _counter("ticks_rejected", "Lines dropped.", ["exchange", "reason"], rejected)
     replaced = (([name], of.timestamps_replaced) for name, of in each)
-    text = "Ticks whose time was missing or too far off, and became that of receipt."
+    text = "Ticks dated by receipt, because their timestamp was missing or the clock of the feed is wrong."
     yield _counter("timestamps_replaced", text, ["exchange"], replaced)
     reconnects = (([name], of.reconnects) for name, of in each)
-    yield _counter("feed_reconnects", "Connections lost, or tried in vain.", ["exchange"], reconnects)
+    yield _counter("feed_reconnects", "Connections lost, and failed attempts.", ["exchange"], reconnects)
     last = (([name], of.last_tick_at / 1000) for name, of in each if of.last_tick_at is not None)
     text = "When the last good tick of the mode that runs was received (Unix time)."
     yield _gauge("feed_last_tick_timestamp_seconds", text, ["exchange"], last)
 
 
 def _flow(counters: IngestCounters) -> Iterator[Metric]:
-    text = "From the receipt of a tick to where Redis has it."
+    text = "From the receipt of a tick to its write in Redis."
     yield _histogram("tick_to_cache_seconds", text, counters.tick_to_cache)
     for name, text, count in (
-        ("ticks_too_late", "Ticks that came when their minute had been let go of.", counters.ticks_too_late),
+        ("ticks_too_late", "Late ticks whose minute had been evicted from memory.", counters.ticks_too_late),
         ("cache_errors", "Writes to Redis that failed.", counters.cache_errors),
-        ("archive_errors", "Writes to PostgreSQL that failed, and are tried again.", counters.archive_errors),
-        ("aggregates_written", "Rows written, newer versions of a row included.", counters.rows_written),
-        ("aggregates_refused", "Rows given up because PostgreSQL refuses them.", counters.rows_refused),
-        ("aggregates_dropped", "Rows given up because more wait than memory may hold.", counters.rows_dropped),
-        ("given_up", "Batches lost to a bug.", counters.given_up),
+        ("archive_errors", "Writes to PostgreSQL that failed and are retried.", counters.archive_errors),
+        ("aggregates_written", "Rows written, updates included.", counters.rows_written),
+        ("aggregates_refused", "Rows dropped because PostgreSQL rejects them.", counters.rows_refused),
+        ("aggregates_dropped", "Rows dropped because the backlog was full.", counters.rows_dropped),
+        ("given_up", "Batches lost to an internal error.", counters.given_up),
     ):
         yield _counter(name, text, [], [([], count)])
     stalls = (([name], count) for name, count in counters.stalls.items())
     yield _counter(
-        "branch_stalls", "How often a branch of the flow had work for 30 s and finished none.", ["branch"], stalls
+        "branch_stalls", "How often a branch finished nothing for 30 s while work waited.", ["branch"], stalls
     )
-    yield _gauge("aggregates_pending", "Rows that wait for PostgreSQL.", [], [([], counters.rows_pending)])
+    yield _gauge("aggregates_pending", "Rows in the backlog for PostgreSQL.", [], [([], counters.rows_pending)])
 
 
 def _counter(name: str, text: str, labels: Sequence[str], samples: _Samples) -> Metric:

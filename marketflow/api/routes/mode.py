@@ -1,4 +1,4 @@
-"""/mode: which mode runs, and switching it."""
+"""/mode: the current mode, and switching it."""
 
 import secrets
 from typing import Annotated
@@ -20,16 +20,16 @@ from marketflow.model import Mode
 
 
 class RunningMode(msgspec.Struct, frozen=True):
-    """The mode that runs."""
+    """The current mode."""
 
     mode: Mode
 
 
 class SwitchedMode(msgspec.Struct, frozen=True):
-    """The mode that runs from now on, and the one before; both are the same where nothing had to change."""
+    """The new mode and the previous one; both are the same if nothing changed."""
 
     mode: Mode
-    previous: Annotated[Mode, Meta(description="The one that ran before.", examples=["test"])]
+    previous: Annotated[Mode, Meta(description="The previous mode.", examples=["test"])]
 
 
 _limit = RateLimit(10.0)
@@ -38,13 +38,13 @@ _MODE = Tag("mode", "Generated prices (`test`) or those of the exchanges (`live`
 
 
 def mode_operations(times: RequestMetrics) -> list[Operation]:
-    """/mode, and an operation for each mode to switch to, so that any other name is simply not found."""
+    """Return the operations; each mode has a path of its own, so that any other name is a 404."""
     running = Operation(
         id="mode",
         path="/mode",
         endpoint=_mode,
         tag=_MODE,
-        summary="Which mode runs",
+        summary="The current mode",
         answer=RunningMode,
     )
     return [running, *(_switching_to(mode, times) for mode in Mode)]
@@ -58,7 +58,7 @@ def _switching_to(mode: Mode, times: RequestMetrics) -> Operation:
         endpoint=_switch_to(mode, times),
         tag=_MODE,
         summary=f"Switch to {mode} mode",
-        description="Every answer after this one is about that mode. Switching to the mode that runs changes nothing.",
+        description="Every later answer is about that mode. Switching to the current mode changes nothing.",
         answer=SwitchedMode,
         problems=(ServiceUnavailable, TooManyRequests),
         asks_for_token=True,
@@ -76,25 +76,25 @@ def _switch_to(mode: Mode, times: RequestMetrics) -> Endpoint:
         try:
             previous = await context.mode.switch(mode)
         except Unavailable:
-            raise ServiceUnavailable("The mode cannot be switched at the moment: nobody is there to do it.") from None
+            raise ServiceUnavailable("The mode cannot be switched now: no ingest process answers.") from None
         if previous is not mode:
-            logger.info("{} mode at the request of {}, it was {} mode before", mode, client_of(request), previous)
+            logger.info("mode switched to {} by {}, from {}", mode, client_of(request), previous)
         return JSONAnswer(SwitchedMode(mode, previous))
 
     return switch
 
 
 def client_of(request: Request) -> str:
-    """The address of who asks."""
+    """Return the address of the client."""
     return context_of(request).clients.of(request.scope)
 
 
 def _authorize(request: Request, context: Context, times: RequestMetrics) -> None:
-    """Let the request pass if no token is configured or it carries that token.
+    """Check the token of a request, if one is configured.
 
     Raises:
-        Unauthorized: it does not.
-        QuotaExceeded: this client has guessed too often; whether the token is right is not looked at.
+        Unauthorized: the token is missing or wrong.
+        QuotaExceeded: this client has sent too many wrong tokens; this one is not checked.
     """
     token = context.token
     if not token:
@@ -109,5 +109,5 @@ def _authorize(request: Request, context: Context, times: RequestMetrics) -> Non
     if scheme.lower() != "bearer" or not matches:
         times.unauthorized.inc()
         context.clients.guesses.take(client, 1.0)
-        _limit.log("unauthorized", "WARNING", f"a request of {client} to switch the mode has no valid token")
+        _limit.log("unauthorized", "WARNING", f"mode not switched: no valid token from {client}")
         raise Unauthorized("Switching the mode needs the configured bearer token.")

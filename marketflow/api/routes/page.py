@@ -1,9 +1,9 @@
-"""The page at /: the market as it moves, for people. It is made of the other operations, by the browser."""
+"""The page at /: live prices and candles, by the other operations of the API."""
 
 from marketflow.api.openapi.operation import Operation, Tag
 from marketflow.api.routes.static_files import PAGE, page
 
-_MARKET = Tag("market", "The market, to look at.")
+_MARKET = Tag("market", "The page with live prices and candles.")
 
 
 def market_operations() -> list[Operation]:
@@ -13,8 +13,8 @@ def market_operations() -> list[Operation]:
         path="/",
         endpoint=page("market/index.html"),
         tag=_MARKET,
-        summary="A page that shows the market as it moves",
-        description="Prices, candles, and how the feeds do. It needs nothing from the internet.",
+        summary="Page with live prices and candles",
+        description="Prices, candles, and health of the feeds. It works without internet access.",
         answer=PAGE,
     )
     return [market]

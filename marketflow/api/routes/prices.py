@@ -21,56 +21,56 @@ from marketflow.api.routes.latest_price import LatestPrice, Price
 from marketflow.stores.cache_limits import RECENT_MS
 
 ALL = "all"
-"""What `period` says where none was asked for: everything on record."""
+"""Value of `period` in an answer about everything on record."""
 
 
 Period = Annotated[
     str,
     Meta(
         pattern=f"^({ALL}|{PATTERN})$",
-        description=f"The period that was asked for, as it was given; `{ALL}` where none was.",
+        description=f"The requested period as it was given; `{ALL}` without one.",
         examples=["1m30s"],
     ),
 ]
 Since = Annotated[
     Time,
     Meta(
-        description="Where the period begins that was really covered: over six minutes back, the start of a minute.",
+        description="Beginning of the period that was covered: the start of a minute if it lies over six minutes back.",
         examples=["2026-11-21T05:11:27.121Z"],
     ),
 ]
 Until = Annotated[
     Time,
-    Meta(description="Where it ends: now, or the end of what could be read.", examples=["2026-11-21T05:12:57.121Z"]),
+    Meta(description="End of the period: now, or of what could be read.", examples=["2026-11-21T05:12:57.121Z"]),
 ]
 
 
 class ExtremePrice(msgspec.Struct, frozen=True, rename={"since": "from", "until": "to"}):
-    """The highest or lowest price of the period, which exchange had it first and when."""
+    """The highest or lowest price of the period, with the exchange and the time of its first occurrence."""
 
     symbol: Symbol
-    exchange: Annotated[Exchange, Meta(description="Where the price was paid.")]
+    exchange: Annotated[Exchange, Meta(description="The exchange of the price.")]
     price: Price
-    timestamp: Annotated[Time, Meta(description="When it was first paid, by the clock of the exchange.")]
+    timestamp: Annotated[Time, Meta(description="Event time of its first occurrence, by the clock of the exchange.")]
     period: Period
     since: Since
     until: Until
 
 
 class AveragePrice(msgspec.Struct, frozen=True, rename={"since": "from", "until": "to"}):
-    """The mean of all ticks in the period, and how many they were."""
+    """The mean of all ticks in the period, and their number."""
 
     symbol: Symbol
     exchange: Annotated[Exchange | None, Meta(description="Null over all exchanges.")]
     price: Price
-    ticks: Annotated[int, Meta(ge=1, description="How many ticks it is the mean of.", examples=[5580])]
+    ticks: Annotated[int, Meta(ge=1, description="Number of ticks.", examples=[5580])]
     period: Period
     since: Since
     until: Until
 
 
 class _PriceOperation(NamedTuple):
-    """What is asked about a series, in both forms of a path."""
+    """A price operation, for both forms of its path."""
 
     name: str
     endpoint: Endpoint
@@ -83,86 +83,87 @@ _PRICES = Tag("prices", "Prices of one exchange, or of all of them, in the mode 
 
 
 def price_operations() -> list[Operation]:
-    """Each question in both forms."""
+    """Return the price operations, each over all exchanges and on one."""
     of_a_period: tuple[Any, ...] = (
         (PERIOD,),
         (InvalidPeriod, UnknownSymbol, NoData, ServiceUnavailable, TooManyRequests),
     )
-    questions = (
+    operations = (
         _PriceOperation("latest", _latest, LatestPrice, (), (UnknownSymbol, NoData, ServiceUnavailable)),
         _PriceOperation("highest", _highest, ExtremePrice, *of_a_period),
         _PriceOperation("lowest", _lowest, ExtremePrice, *of_a_period),
         _PriceOperation("average", _average, AveragePrice, *of_a_period),
     )
-    return [asked(question) for question in questions for asked in (_over_all, _on_one)]
+    return [form(operation) for operation in operations for form in (_over_all, _on_one)]
 
 
-def _over_all(question: _PriceOperation) -> Operation:
+def _over_all(operation: _PriceOperation) -> Operation:
     return Operation(
-        id=f"{question.name}Price",
-        path=f"/prices/{question.name}/{{symbol}}",
-        endpoint=question.endpoint,
+        id=f"{operation.name}Price",
+        path=f"/prices/{operation.name}/{{symbol}}",
+        endpoint=operation.endpoint,
         tag=_PRICES,
-        summary=f"The {question.name} price over all exchanges",
-        answer=question.answer,
-        query=question.query,
-        problems=question.problems,
+        summary=f"The {operation.name} price over all exchanges",
+        answer=operation.answer,
+        query=operation.query,
+        problems=operation.problems,
     )
 
 
-def _on_one(question: _PriceOperation) -> Operation:
+def _on_one(operation: _PriceOperation) -> Operation:
     return replace(
-        _over_all(question),
-        id=f"{question.name}PriceOnExchange",
-        path=f"/prices/{question.name}/{{exchange}}/{{symbol}}",
-        summary=f"The {question.name} price on one exchange",
-        problems=(UnknownExchange, *question.problems),
+        _over_all(operation),
+        id=f"{operation.name}PriceOnExchange",
+        path=f"/prices/{operation.name}/{{exchange}}/{{symbol}}",
+        summary=f"The {operation.name} price on one exchange",
+        problems=(UnknownExchange, *operation.problems),
     )
 
 
 async def _latest(request: Request) -> Response:
     context = context_of(request)
-    subject = path_parameters_of(request, context)
-    quote = await context.prices.latest(subject.series)
-    return JSONAnswer(LatestPrice(subject.symbol, quote.series.exchange, quote.price, rfc3339(quote.at)))
+    parameters = path_parameters_of(request, context)
+    quote = await context.prices.latest(parameters.series)
+    return JSONAnswer(LatestPrice(parameters.symbol, quote.series.exchange, quote.price, rfc3339(quote.at)))
 
 
 async def _highest(request: Request) -> Response:
-    subject, period, summary = await _summarised(request)
-    return _extreme(subject, period, summary, summary.highest())
+    parameters, period, summary = await _summarize(request)
+    return _extreme(parameters, period, summary, summary.highest())
 
 
 async def _lowest(request: Request) -> Response:
-    subject, period, summary = await _summarised(request)
-    return _extreme(subject, period, summary, summary.lowest())
+    parameters, period, summary = await _summarize(request)
+    return _extreme(parameters, period, summary, summary.lowest())
 
 
 async def _average(request: Request) -> Response:
-    subject, period, summary = await _summarised(request)
+    parameters, period, summary = await _summarize(request)
     whole = summary.whole()
     since, until = rfc3339(summary.since), rfc3339(summary.until)
-    return JSONAnswer(AveragePrice(subject.symbol, subject.exchange, whole.average, whole.ticks, period, since, until))
+    symbol, exchange = parameters.symbol, parameters.exchange
+    return JSONAnswer(AveragePrice(symbol, exchange, whole.average, whole.ticks, period, since, until))
 
 
-def _extreme(subject: PathParameters, period: str, summary: PeriodSummary, quote: ObservedPrice) -> Response:
+def _extreme(parameters: PathParameters, period: str, summary: PeriodSummary, quote: ObservedPrice) -> Response:
     since, until = rfc3339(summary.since), rfc3339(summary.until)
     exchange, at = quote.series.exchange, rfc3339(quote.at)
-    return JSONAnswer(ExtremePrice(subject.symbol, exchange, quote.price, at, period, since, until))
+    return JSONAnswer(ExtremePrice(parameters.symbol, exchange, quote.price, at, period, since, until))
 
 
-async def _summarised(request: Request) -> tuple[PathParameters, str, PeriodSummary]:
-    """What is asked about, the period as it was given, and the summary."""
+async def _summarize(request: Request) -> tuple[PathParameters, str, PeriodSummary]:
+    """Return path parameters, the period as it was given, and its summary."""
     context = context_of(request)
-    subject = path_parameters_of(request, context)
+    parameters = path_parameters_of(request, context)
     text, period = _period_in(request.scope["query_string"])
     if period is None or period > RECENT_MS:
-        context.clients.asks(request.scope)
-    return subject, text, await context.prices.summary(subject.series, period)
+        context.clients.attribute_to(request.scope)
+    return parameters, text, await context.prices.summary(parameters.series, period)
 
 
-@lru_cache(maxsize=256)  # the same few periods with every request
+@lru_cache(maxsize=256)  # requests repeat a few periods
 def _period_in(query: bytes) -> tuple[str, int | None]:
-    """The period of a query as it was given, and in ms, None for everything."""
-    # The last one counts where `period` is repeated.
+    """Return the period of a query as it was given, and in ms; None for everything."""
+    # The last of several counts.
     text = QueryParams(query).get("period")
     return (ALL, None) if text is None else (text, parse_period(text))
