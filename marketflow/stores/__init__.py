@@ -1,1 +1,1 @@
-"""Redis, PostgreSQL, and the embedded servers of both."""
+"""The stores: interfaces, and their implementations for Redis and PostgreSQL."""

@@ -1,4 +1,4 @@
-"""Stops asking a store that has just failed, so that a store that is away costs one timeout now and then."""
+"""Circuit breaker of a store: an outage costs one timeout now and then instead of one per call."""
 
 import threading
 import time
@@ -7,13 +7,14 @@ from collections.abc import Callable
 from marketflow.errors import Unavailable
 
 BREAK_SECONDS = 0.5
+"""How long the circuit stays open after a failure."""
 
 
 class CircuitBreaker:
-    """Says no for a while after a failure, instead of waiting for the next timeout.
+    """Rejects calls for a while after a failure; thread-safe.
 
     Args:
-        seconds: how long it stays open; then one caller may try again.
+        seconds: how long it stays open; then it lets one caller try.
         monotonic: the time, in seconds.
     """
 
@@ -24,16 +25,16 @@ class CircuitBreaker:
         self._open_until: float | None = None
 
     def check(self) -> None:
-        """Let the caller pass, or not.
+        """Reject the call while the circuit is open.
 
         Raises:
-            Unavailable: the last call failed, and it is too early for the next.
+            Unavailable: the last call failed a moment ago.
         """
         with self._lock:
             if self._open_until is None:
                 return
             if self._monotonic() < self._open_until:
-                raise Unavailable("away a moment ago, not asked again yet")
+                raise Unavailable("unavailable a moment ago, not tried again yet")
             self._open_until = self._monotonic() + self._seconds
 
     def failed(self) -> None:

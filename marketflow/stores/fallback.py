@@ -1,4 +1,4 @@
-"""Prices while the cache is away: from the memory of the process that has them."""
+"""Reads from the memory of the ingest process during an outage of the cache."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,9 +11,9 @@ class FallbackReader:
     """Reads the cache while it has all that was written, the memory of this process otherwise.
 
     Args:
-        cache: asked first.
-        memory: asked instead.
-        complete: whether the cache has everything; a Redis that refuses writes still answers, with old prices.
+        cache: the first choice.
+        memory: the second.
+        complete: whether the cache has everything; a Redis that rejects writes still answers, with old prices.
     """
 
     def __init__(self, cache: CacheReader, memory: CacheReader, complete: Callable[[], bool]) -> None:
@@ -27,11 +27,11 @@ class FallbackReader:
             try:
                 return await self._cache.newest(series)
             except Unavailable:
-                pass  # its writer will notice as well
+                pass  # the writer reports the outage
         return await self._memory.newest(series)
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
-        """One candle for each series of what is remembered from `since` on."""
+        """One candle for each series of all that is held from `since` on."""
         if self._complete():
             try:
                 return await self._cache.summary(series, since, until)

@@ -50,9 +50,7 @@ def plainly(
 
 
 @given(st.sampled_from([MINUTE_MS, 20_000, 1_000]), st.lists(st.one_of(TICKS, PERIODS), max_size=60), st.data())
-def test_whatever_is_added_between_questions_each_is_answered_from_all(
-    length: int, steps: list[Tick | int], data: st.DataObject
-) -> None:
+def test_queries_see_everything_added_before_them(length: int, steps: list[Tick | int], data: st.DataObject) -> None:
     window = CandleWindow({}, {}, length)
     slices: dict[int, Candle] = {}
     minutes: dict[int, Candle] = {}
@@ -82,7 +80,7 @@ def test_what_was_known_stays_when_the_rest_is_filled_in(known: list[Tick], rest
     assert window.covered(NOW - period, LATER) == whole.covered(NOW - period, LATER)
 
 
-def test_minutes_before_a_time_are_let_go_of() -> None:
+def test_minutes_before_a_time_are_expired() -> None:
     minute = minute_start(NOW)
     window = CandleWindow({at: candle_of(Tick(1.0, at, 1)) for at in (minute - SLICE_MS, minute)}, {})
     assert window.covered(minute - MINUTE_MS, LATER) is not None
@@ -100,7 +98,7 @@ def test_a_closed_minute_cut_by_the_edge_is_left_out() -> None:
     assert window.covered(start, LATER) == closed
 
 
-def test_a_slice_belongs_to_a_period_when_its_last_tick_does() -> None:
+def test_slice_counts_when_its_last_tick_does() -> None:
     start = slice_start(NOW)
     candle = folded([Tick(1.0, start + 10, 1), Tick(2.0, start + 60, 2)])
     window = CandleWindow({start: candle}, {})
@@ -108,7 +106,7 @@ def test_a_slice_belongs_to_a_period_when_its_last_tick_does() -> None:
     assert window.covered(start + 61, LATER) is None
 
 
-def test_the_newest_tick_counts_before_its_slice_is_written_and_once_afterwards() -> None:
+def test_newest_tick_counts_once_before_and_after_its_slice() -> None:
     before, newest = Tick(1.0, NOW - 500, 1), Tick(2.0, NOW - 1, 2)
     window = CandleWindow({slice_start(before.at): candle_of(before)}, {})
     assert window.covered(NOW - 1_000, LATER, newest) == folded([before, newest])
@@ -123,7 +121,7 @@ def test_two_ticks_of_one_millisecond_are_two_ticks() -> None:
     assert window.covered(NOW, LATER, second) == folded([first, second])
 
 
-def test_what_lies_beyond_the_clock_is_no_part_of_a_period() -> None:
+def test_ticks_ahead_of_the_clock_are_excluded() -> None:
     beyond, within = Tick(9.0, LATER + 1, 1), Tick(1.0, NOW, 2)
     slices = {slice_start(tick.at): candle_of(tick) for tick in (beyond, within)}
     window = CandleWindow(slices, {minute_start(beyond.at): candle_of(beyond)})

@@ -57,11 +57,11 @@ def test_a_complete_cache_answers() -> None:
     assert memory.asked == 0
 
 
-def test_memory_answers_for_a_cache_that_lacks_something_which_is_not_even_asked() -> None:
+def test_memory_answers_for_an_incomplete_cache() -> None:
     cache = Scripted(1.0)
     assert prices(cache, Scripted(2.0), complete=False) == {2.0}
     assert cache.asked == 0
 
 
-def test_memory_answers_for_a_cache_that_is_away() -> None:
+def test_memory_answers_during_cache_outage() -> None:
     assert prices(Scripted(1.0, away=True), Scripted(2.0), complete=True) == {2.0}

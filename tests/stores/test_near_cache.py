@@ -133,7 +133,7 @@ def run(server: RedisServer, test: Callable[[World], Awaitable[T]]) -> T:
     return asyncio.run(answer())
 
 
-def test_what_is_written_to_another_database_of_the_same_redis_is_not_heard(redis_db: RedisServer) -> None:
+def test_writes_to_another_redis_database_are_not_received(redis_db: RedisServer) -> None:
     async def test(world: World) -> None:
         mine, foreign = Tick(1.0, NOW, 1), Tick(2.0, NOW + 1, 2)
         await asyncio.to_thread(world.cache.put_newest, {BTC: mine})
@@ -158,7 +158,7 @@ def own_redis(server_folder: Path) -> Iterator[RedisServer]:
         yield server
 
 
-def test_newest_ticks_follow_without_asking_again(redis_db: RedisServer) -> None:
+def test_newest_ticks_are_updated_without_another_read(redis_db: RedisServer) -> None:
     async def test(world: World) -> None:
         assert await world.near_cache.newest(SERIES) == [None, None]
         for sequence in range(5):
@@ -209,7 +209,7 @@ def test_a_mirror_answers_as_redis_does(
     run(redis_db, test)
 
 
-def test_minutes_are_given_without_asking_again(redis_db: RedisServer) -> None:
+def test_minutes_are_answered_without_another_read(redis_db: RedisServer) -> None:
     async def test(world: World) -> None:
         ticks = [Tick(1.0, MINUTE - 1, 1), Tick(2.0, MINUTE, 2), Tick(3.0, NOW, 3)]
         for tick in ticks[:2]:
@@ -228,7 +228,7 @@ def test_minutes_are_given_without_asking_again(redis_db: RedisServer) -> None:
     run(redis_db, test)
 
 
-def test_what_is_written_while_a_series_is_read_is_not_missed(redis_db: RedisServer) -> None:
+def test_writes_during_the_first_read_are_not_missed(redis_db: RedisServer) -> None:
     async def test(world: World) -> None:
         first, second = Tick(1.0, NOW - 5_000, 1), Tick(2.0, NOW - 1_000, 2)
         await asyncio.to_thread(world.cache.put_slices, {slot(BTC, first): candle_of(first)})
@@ -304,7 +304,7 @@ def test_a_server_that_falls_silent_is_not_believed_for_long(own_redis: RedisSer
     run(own_redis, test)
 
 
-def test_it_listens_only_while_somebody_asks(redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subscription_ends_without_queries(redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near_caches, "IDLE_SECONDS", 0.2)
 
     async def test(world: World) -> None:
@@ -321,7 +321,7 @@ def test_it_listens_only_while_somebody_asks(redis_db: RedisServer, monkeypatch:
     run(redis_db, test)
 
 
-def test_whoever_takes_announcements_is_told_of_all_newest_ticks_on_the_one_subscription(
+def test_listener_gets_all_newest_ticks_of_the_one_subscription(
     redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(near_caches, "IDLE_SECONDS", 0.2)
@@ -360,7 +360,7 @@ def test_whoever_takes_announcements_is_told_of_all_newest_ticks_on_the_one_subs
     run(redis_db, test)
 
 
-def test_a_server_that_is_away_is_asked_and_a_new_one_is_mirrored(own_redis: RedisServer) -> None:
+def test_outage_reads_redis_and_a_new_server_is_copied(own_redis: RedisServer) -> None:
     async def test(world: World) -> None:
         await asyncio.to_thread(own_redis.kill)
 
@@ -377,7 +377,7 @@ def test_a_server_that_is_away_is_asked_and_a_new_one_is_mirrored(own_redis: Red
     run(own_redis, test)
 
 
-def test_a_failing_read_fails_for_all_that_wait_and_is_tried_again(redis_db: RedisServer) -> None:
+def test_failed_read_fails_all_waiting_requests_and_is_retried(redis_db: RedisServer) -> None:
     async def test(world: World) -> None:
         def fail() -> None:
             raise Unavailable("away for a moment")
@@ -394,7 +394,7 @@ def test_a_failing_read_fails_for_all_that_wait_and_is_tried_again(redis_db: Red
     run(redis_db, test)
 
 
-def test_only_so_many_slices_are_held(redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_least_recently_queried_series_is_evicted(redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near_caches, "MAX_SLICES", 15)
 
     async def test(world: World) -> None:
@@ -415,7 +415,7 @@ def test_only_so_many_slices_are_held(redis_db: RedisServer, monkeypatch: pytest
     run(redis_db, test)
 
 
-def test_a_message_of_another_version_is_no_reason_to_believe_what_is_known(redis_db: RedisServer) -> None:
+def test_message_of_another_version_drops_the_copy(redis_db: RedisServer) -> None:
     async def test(world: World) -> None:
         await world.near_cache.newest([BTC])
         with world.server.client() as client, suppress(redis.RedisError):

@@ -179,7 +179,7 @@ def test_extreme_price_is_a_candle(postgres_db: dict[str, Any], price: float) ->
         assert user.execute("select min_price, tick_count from aggregates_daily").fetchall() == [(price, 5)]
 
 
-def test_day_of_as_many_ticks_as_rows_may_have_is_rolled_up(postgres_db: dict[str, Any]) -> None:
+def test_day_with_the_most_ticks_is_rolled_up(postgres_db: dict[str, Any]) -> None:
     with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
         most = 10**12
         assert archive.write({Slot(GOOD, DAY + n * MINUTE_MS): flat(1.0, most) for n in range(100)}) == 0
@@ -247,7 +247,7 @@ def test_version_rises_with_each_change_and_in_hours_and_days(postgres_db: dict[
         assert versions() == [[3, 2], [4], [4]]
 
 
-def test_row_has_the_version_of_the_flow_while_it_is_recent(postgres_db: dict[str, Any]) -> None:
+def test_recent_row_keeps_the_version_of_the_pipeline(postgres_db: dict[str, Any]) -> None:
     """A late tick before the minute is closed makes no correction; one after it has the version that the flow says."""
     recent = minute_start(time.time_ns() // 1_000_000) - MINUTE_MS
 

@@ -165,7 +165,7 @@ def test_each_file_is_applied_once_and_recorded(postgres_db: Keywords, ddl: Path
         assert query(postgres_db, "select name, applied_at, xmin from ddl_applied") == recorded
 
 
-def test_a_later_version_applies_its_new_files_in_the_order_of_their_names(postgres_db: Keywords, ddl: Path) -> None:
+def test_later_version_applies_new_files_by_name(postgres_db: Keywords, ddl: Path) -> None:
     with archive_at(postgres_db, ddl=ddl) as archive:
         archive.write({})
     (ddl / "0003_three.sql").write_text("alter table one rename column y to z")
@@ -214,7 +214,7 @@ def guest(postgres_db: Keywords) -> Iterator[Keywords]:
         connection.execute(sql.SQL("drop role {}").format(name))
 
 
-def test_a_user_who_may_not_create_tables_runs_on_a_schema_that_is_up_to_date(
+def test_user_without_create_right_runs_on_current_schema(
     archive: PostgresWriter, postgres_db: Keywords, guest: Keywords
 ) -> None:
     grants = (
@@ -227,7 +227,7 @@ def test_a_user_who_may_not_create_tables_runs_on_a_schema_that_is_up_to_date(
     assert_same(stored(guest), minute()[Slot(BTC, MINUTE)])
 
 
-def test_a_user_who_may_not_create_tables_cannot_start_without_them(guest: Keywords) -> None:
+def test_user_without_create_right_needs_existing_tables(guest: Keywords) -> None:
     with archive_at(guest) as archive, pytest.raises(Unavailable, match="permission denied"):
         archive.write({})
 
@@ -239,7 +239,7 @@ def test_a_file_may_take_longer_than_a_row(postgres_db: Keywords, ddl: Path) -> 
     assert query(postgres_db, "select count(*) from ddl_applied") == [(2,)]
 
 
-def test_a_file_that_takes_too_long_is_ended_by_the_server(
+def test_server_cancels_a_migration_that_takes_too_long(
     postgres_db: Keywords, ddl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrations, "DDL_SECONDS", 0.5)
@@ -279,7 +279,7 @@ def test_a_row_says_what_its_ticks_were(archive: PostgresWriter, postgres_db: Ke
     assert math.isclose(average * 3, 0.85, rel_tol=1e-9)
 
 
-def test_times_are_the_same_for_a_user_in_another_time_zone(archive: PostgresWriter, postgres_db: Keywords) -> None:
+def test_times_do_not_depend_on_the_time_zone(archive: PostgresWriter, postgres_db: Keywords) -> None:
     query(postgres_db, f"alter database {postgres_db['dbname']} set timezone = 'Asia/Kathmandu'")
     with archive_at(postgres_db) as elsewhere:
         elsewhere.write(minute())
@@ -297,9 +297,7 @@ def test_writing_twice_changes_nothing(archive: PostgresWriter, postgres_db: Key
     assert len(before) == 60
 
 
-def test_a_fuller_row_replaces_a_poorer_one_and_never_the_other_way_round(
-    archive: PostgresWriter, postgres_db: Keywords
-) -> None:
+def test_more_complete_row_replaces_less_complete_only(archive: PostgresWriter, postgres_db: Keywords) -> None:
     more_complete = minute(ticks=5, price=90.0)
     for version in (minute(ticks=4), more_complete, minute(ticks=4), minute(ticks=5, price=80.0)):
         archive.write(version)
@@ -335,9 +333,7 @@ def test_a_backlog_goes_in_batches_and_all_or_nothing(postgres_db: Keywords) -> 
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 500])
-def test_a_row_that_is_refused_is_given_up_and_told_and_all_others_are_written(
-    postgres_db: Keywords, log: list[str], batch_size: int
-) -> None:
+def test_rejected_row_is_logged_and_others_are_written(postgres_db: Keywords, log: list[str], batch_size: int) -> None:
     with archive_at(postgres_db, batch_size) as archive:
         archive.write({})
         query(postgres_db, "alter table aggregates add constraint no_ether check (pair_name <> 'ETHUSDT')")
@@ -352,7 +348,7 @@ def test_a_row_that_is_refused_is_given_up_and_told_and_all_others_are_written(
         assert part in told
 
 
-def test_what_cannot_become_a_row_is_given_up(archive: PostgresWriter, postgres_db: Keywords) -> None:
+def test_candle_that_fits_no_row_is_dropped(archive: PostgresWriter, postgres_db: Keywords) -> None:
     beyond = 2**60  # a time that is none
     empty = minute(1)[Slot(BTC, MINUTE + MINUTE_MS)]
     absurd = {
@@ -389,7 +385,7 @@ def test_an_error_about_the_server_costs_no_row(archive: PostgresWriter, postgre
     assert count(postgres_db) == 61
 
 
-def test_a_refusal_is_told_when_the_other_rows_are_written_and_not_before(
+def test_rejection_is_logged_after_other_rows_are_written(
     archive: PostgresWriter, postgres_db: Keywords, log: list[str]
 ) -> None:
     raise_on(postgres_db, "new.pair_name = 'ETHUSDT'", "23514")
@@ -451,7 +447,7 @@ def test_a_write_without_rows_connects_and_prepares(postgres_db: Keywords) -> No
     assert count(postgres_db) == 0
 
 
-def test_the_first_write_after_a_server_was_killed_and_came_back_succeeds(server: PostgresServer) -> None:
+def test_first_write_after_server_restart_succeeds(server: PostgresServer) -> None:
     with archive_at(server.keywords) as archive:
         archive.write(minute(0))
         server.kill()
@@ -477,7 +473,7 @@ def test_the_first_write_after_its_idle_connection_was_terminated_succeeds(
     assert count(postgres_db) == 1
 
 
-def test_a_write_to_a_frozen_server_ends_in_time_and_succeeds_when_it_goes_on(server: PostgresServer) -> None:
+def test_write_to_frozen_server_ends_in_time_and_succeeds_later(server: PostgresServer) -> None:
     with archive_at(server.keywords) as archive:
         archive.write(minute(0))
         server.pause()
@@ -491,7 +487,7 @@ def test_a_write_to_a_frozen_server_ends_in_time_and_succeeds_when_it_goes_on(se
     assert count(server.keywords) == 2
 
 
-def test_a_write_to_a_server_that_freezes_within_a_transaction_waits_for_one_answer_alone(
+def test_write_waits_for_one_answer_of_a_server_that_freezes(
     server: PostgresServer,
 ) -> None:
     with archive_at(server.keywords) as archive, ThreadPoolExecutor(1) as pool:
@@ -519,7 +515,7 @@ def test_a_day_of_rows_is_written_in_time(archive: PostgresWriter, postgres_db: 
 
 
 @pytest.mark.parametrize("wrong", [{"password": "battery staple"}, {"dbname": "nowhere"}, {"user": "nobody"}])
-def test_a_wrong_address_is_unavailable_and_no_password_is_told(
+def test_wrong_address_is_unavailable_without_showing_password(
     postgres_db: Keywords, wrong: Keywords, log: list[str]
 ) -> None:
     place = postgres_db | wrong
@@ -532,7 +528,7 @@ def test_a_wrong_address_is_unavailable_and_no_password_is_told(
     assert place["user"] in str(raised.value) or place["dbname"] in str(raised.value)
 
 
-def test_a_database_that_was_dropped_and_made_anew_gets_the_schema_again(
+def test_recreated_database_gets_the_schema_again(
     archive: PostgresWriter, postgres_db: Keywords, postgres_server: PostgresServer
 ) -> None:
     archive.write(minute(0))
@@ -546,9 +542,7 @@ def test_a_database_that_was_dropped_and_made_anew_gets_the_schema_again(
     assert count(postgres_db) == 1
 
 
-def test_a_table_that_was_dropped_is_missed_by_the_first_write_with_rows(
-    archive: PostgresWriter, postgres_db: Keywords
-) -> None:
+def test_first_write_with_rows_notices_a_dropped_table(archive: PostgresWriter, postgres_db: Keywords) -> None:
     query(postgres_db, "drop table aggregates, ddl_applied")
     with pytest.raises(Unavailable):
         archive.write(minute())
@@ -565,7 +559,7 @@ def sessions(place: Keywords) -> int:
     return number
 
 
-def test_writes_that_wait_for_a_locked_table_end_in_time_and_leave_no_session_waiting(
+def test_writes_to_locked_table_end_and_leave_no_waiting_session(
     archive: PostgresWriter, postgres_db: Keywords
 ) -> None:
     with psycopg.connect(**postgres_db) as locking:
@@ -578,7 +572,7 @@ def test_writes_that_wait_for_a_locked_table_end_in_time_and_leave_no_session_wa
     archive.write(minute())
 
 
-def test_a_database_that_refuses_writes_again_and_again_is_not_called_ready(
+def test_database_that_rejects_every_write_is_not_ready(
     archive: PostgresWriter, postgres_db: Keywords, log: list[str]
 ) -> None:
     raise_on(postgres_db, "true", "25006")
@@ -593,9 +587,7 @@ def test_a_database_that_refuses_writes_again_and_again_is_not_called_ready(
     assert not any("ready" in line for line in log)  # the flow tells the end of an outage
 
 
-def test_a_writer_that_vanishes_within_its_transaction_does_not_keep_its_rows_from_the_next(
-    archive: PostgresWriter, postgres_db: Keywords
-) -> None:
+def test_rows_of_a_vanished_writer_are_unlocked(archive: PostgresWriter, postgres_db: Keywords) -> None:
     with archive._connected() as vanished:  # what a write leaves when the network eats the rest of it
         vanished.execute("begin")
         archive._upsert(vanished, list(minute().items()))
@@ -626,7 +618,7 @@ bounds = st.integers(-1, 5).map(lambda number: MINUTE + number * MINUTE_MS) | st
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ticks_of_series, bounds, bounds)
-def test_a_summary_is_the_candle_of_all_ticks_of_its_minutes(
+def test_summary_is_the_candle_of_all_its_ticks(
     archive: PostgresWriter, postgres_db: Keywords, ticks: list[tuple[Series, Tick]], since: int, until: int
 ) -> None:
     query(postgres_db, "truncate aggregates")
@@ -638,17 +630,13 @@ def test_a_summary_is_the_candle_of_all_ticks_of_its_minutes(
         assert_same(answer, candle_of_ticks(within) if within else None)
 
 
-def test_the_last_price_of_a_series_is_the_close_of_its_last_minute(
-    archive: PostgresWriter, postgres_db: Keywords
-) -> None:
+def test_last_price_is_close_of_last_minute(archive: PostgresWriter, postgres_db: Keywords) -> None:
     archive.write(minute(0) | minute(2, ticks=1, price=5.0) | minute(1) | minute(3, series=TEST_BTC))
     answers = ask(postgres_db, lambda reader: reader.last([ETH, BTC]))
     assert answers == [None, Tick(5.0, MINUTE + 2 * MINUTE_MS, 0)]
 
 
-def test_rows_of_other_sources_without_times_of_their_own_carry_the_start_of_their_minute(
-    archive: PostgresWriter, postgres_db: Keywords
-) -> None:
+def test_rows_without_times_carry_start_of_their_minute(archive: PostgresWriter, postgres_db: Keywords) -> None:
     for number in range(2):
         query(
             postgres_db,
@@ -662,12 +650,12 @@ def test_rows_of_other_sources_without_times_of_their_own_carry_the_start_of_the
     assert ask(postgres_db, lambda reader: reader.last([BTC])) == [Tick(2.5, second, 0)]
 
 
-def test_nothing_is_asked_of_a_question_about_nothing(archive: PostgresWriter, postgres_db: Keywords) -> None:
+def test_query_of_no_series_has_no_answers(archive: PostgresWriter, postgres_db: Keywords) -> None:
     assert ask(postgres_db, lambda reader: reader.summary([], 0, MINUTE)) == []
     assert ask(postgres_db, lambda reader: reader.last([])) == []
 
 
-def test_a_database_without_the_schema_is_unavailable_until_it_has_one(postgres_db: Keywords) -> None:
+def test_database_without_schema_is_unavailable(postgres_db: Keywords) -> None:
     async def question(reader: PostgresReader) -> list[Candle | None]:
         await reader.ping()
         for asked in (reader.summary([BTC], 0, MINUTE), reader.last([BTC])):
@@ -680,9 +668,7 @@ def test_a_database_without_the_schema_is_unavailable_until_it_has_one(postgres_
     assert ask(postgres_db, question) == [None]
 
 
-def test_requests_that_wait_for_a_locked_table_leave_no_query_waiting(
-    archive: PostgresWriter, postgres_db: Keywords
-) -> None:
+def test_requests_for_locked_table_leave_no_waiting_query(archive: PostgresWriter, postgres_db: Keywords) -> None:
     waiting = (
         "select 1 from pg_stat_activity where datname = current_database() and state = 'active' "
         "and application_name = 'marketflow'"
@@ -712,9 +698,7 @@ async def answers_again(reader: PostgresReader, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("requests", [1, 50])
-def test_requests_to_a_frozen_server_end_in_time_and_are_answered_when_it_goes_on(
-    server: PostgresServer, requests: int
-) -> None:
+def test_requests_to_frozen_server_end_in_time_and_recover(server: PostgresServer, requests: int) -> None:
     with archive_at(server.keywords) as archive:
         archive.write(minute())
 
@@ -765,7 +749,7 @@ def test_a_reader_closes_in_time_while_the_server_is_frozen(server: PostgresServ
     assert took < READ_SECONDS + 1.5
 
 
-def test_a_request_that_is_cancelled_ends_at_once_and_harms_nobody(server: PostgresServer) -> None:
+def test_cancelled_request_ends_at_once_and_affects_no_other(server: PostgresServer) -> None:
     async def question(reader: PostgresReader) -> None:
         await reader.ping()
         server.pause()
@@ -782,7 +766,7 @@ def test_a_request_that_is_cancelled_ends_at_once_and_harms_nobody(server: Postg
     ask(server.keywords, question)
 
 
-def test_a_reader_works_again_within_seconds_of_the_return_of_a_killed_server(server: PostgresServer) -> None:
+def test_reader_works_within_seconds_of_server_restart(server: PostgresServer) -> None:
     async def question(reader: PostgresReader) -> None:
         await reader.ping()
         server.kill()
@@ -794,9 +778,7 @@ def test_a_reader_works_again_within_seconds_of_the_return_of_a_killed_server(se
     ask(server.keywords, question)
 
 
-def test_a_reader_works_within_seconds_of_the_start_of_a_server_that_was_away_at_its_beginning(
-    server_folder: Path, postgres_template: Path
-) -> None:
+def test_reader_works_within_seconds_of_a_late_server_start(server_folder: Path, postgres_template: Path) -> None:
     server = PostgresServer(server_folder / "postgres", postgres_template)
 
     async def question(reader: PostgresReader) -> None:

@@ -165,7 +165,7 @@ def test_old_server_is_refused_by_name(postgres_db: dict[str, Any], monkeypatch:
 @pytest.mark.parametrize(
     "error", [NotImplementedError("no loader"), RuntimeError("odd"), KeyError("x"), OSError(9, "bad")]
 )
-def test_any_error_of_a_connection_is_an_outage_and_renews_it(postgres_db: dict[str, Any], error: Exception) -> None:
+def test_any_connection_error_is_an_outage_and_reconnects(postgres_db: dict[str, Any], error: Exception) -> None:
     with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 2)) as archive:
         archive.write({})
         with archive._connection.opened() as first:
@@ -239,9 +239,7 @@ def test_pooler_with_transactions_serves_writer_and_readers(
             assert list(working) == [150] * 6
 
 
-def test_nothing_of_a_session_leaks_to_other_clients_of_a_pooler(
-    server_folder: Path, postgres_db: dict[str, Any]
-) -> None:
+def test_session_settings_do_not_leak_through_a_pooler(server_folder: Path, postgres_db: dict[str, Any]) -> None:
     with pgbouncer(server_folder, postgres_db, default_pool_size=1) as place:
 
         def session() -> list[tuple[Any, ...]]:
@@ -402,9 +400,7 @@ def test_rows_behind_many_that_fail_are_written(postgres_db: dict[str, Any]) -> 
         assert len(archive.recent([SERIES], DAY)) == 500
 
 
-def test_tables_in_another_schema_are_named_before_new_ones_are_made(
-    postgres_db: dict[str, Any], log: list[str]
-) -> None:
+def test_tables_in_another_schema_are_logged_before_migration(postgres_db: dict[str, Any], log: list[str]) -> None:
     for schema in ("marketflow", "public", "public"):
         with closing(PostgresWriter(connection_keywords(**postgres_db, schema=schema), resource("ddl"), 2)) as archive:
             archive.write({})

@@ -35,6 +35,7 @@ from marketflow.stores.redis.connection import TIMEOUT_SECONDS
 from marketflow.stores.redis.connection import connection_keywords as redis_keywords
 from marketflow.stores.redis.reader import RedisReader
 from marketflow.stores.redis.writer import RedisWriter
+from marketflow.timeouts import timeout
 from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
 T = TypeVar("T")
@@ -168,7 +169,7 @@ def test_the_newest_price_is_a_hash_that_expires(cache: RedisWriter, client: "re
     assert TTL_SECONDS * 1000 - 5000 < remaining <= TTL_SECONDS * 1000
 
 
-def test_a_newest_price_outlives_its_tick_by_nine_tenths_of_the_time_at_least(
+def test_newest_price_lives_at_least_nine_tenths_of_ttl(
     cache: RedisWriter, client: "redis.Redis", clock: SetClock
 ) -> None:
     cache.put_newest({BTC: TICK})
@@ -213,7 +214,7 @@ def test_every_key_expires_by_itself_whatever_was_written(
     assert [key for key in client.keys("*") if client.ttl(key) == -1] == []
 
 
-def test_what_is_written_before_a_loss_is_noticed_expires_once_it_is_refilled_or_the_next_run_begins(
+def test_keys_written_after_unnoticed_data_loss_get_an_expiry(
     cache: RedisWriter, client: "redis.Redis", redis_db: RedisServer
 ) -> None:
     def forever() -> list[bytes]:
@@ -230,7 +231,7 @@ def test_what_is_written_before_a_loss_is_noticed_expires_once_it_is_refilled_or
         assert not forever()
 
 
-def test_a_newest_price_is_stored_with_its_expiry_or_not_at_all(server: RedisServer) -> None:
+def test_newest_price_is_stored_with_expiry_or_not(server: RedisServer) -> None:
     with server.client() as client, cache_at(keywords(server)) as cache:
         client.execute_command("ACL", "SETUSER", "default", "-pexpire")
         with pytest.raises(Unavailable):
@@ -270,7 +271,7 @@ def test_any_candle_survives_its_encoding(price: float, ticks: int, sequence: in
 
 
 @pytest.mark.parametrize("kind", ["window", "minutes"])
-def test_writing_twice_changes_nothing_and_a_fuller_version_takes_the_place_of_the_poorer(
+def test_more_complete_slot_replaces_and_repetition_changes_nothing(
     cache: RedisWriter, client: "redis.Redis", kind: str
 ) -> None:
     put = cache.put_slices if kind == "window" else cache.put_minutes
@@ -284,15 +285,13 @@ def test_writing_twice_changes_nothing_and_a_fuller_version_takes_the_place_of_t
     assert client.zcard(key) == 1
 
 
-def test_of_two_stored_versions_of_a_slot_the_fuller_counts() -> None:
+def test_more_complete_of_two_stored_slots_counts() -> None:
     poor, full = (codec.encode_candle(candle(ticks=ticks)) for ticks in (2, 10))
     assert codec.decode_slots([(poor, MINUTE), (full, MINUTE)]) == {MINUTE: candle(ticks=10)}
     assert codec.decode_slots([(full, MINUTE), (poor, MINUTE)]) == {MINUTE: candle(ticks=10)}
 
 
-def test_slices_and_minutes_that_nobody_asks_for_any_more_are_trimmed(
-    cache: RedisWriter, client: "redis.Redis", clock: SetClock
-) -> None:
+def test_old_slices_and_minutes_are_trimmed(cache: RedisWriter, client: "redis.Redis", clock: SetClock) -> None:
     cache.put_slices(one(start=MINUTE) | one(start=MINUTE + SLICE_MS))
     cache.put_minutes(one(start=MINUTE) | one(start=MINUTE + MINUTE_MS))
     clock.ms = MINUTE + RECENT_MS + 2 * MINUTE_MS - SLICE_MS
@@ -319,7 +318,7 @@ def test_thousands_of_slots_are_written_in_one_call(cache: RedisWriter, client: 
 
 
 @pytest.mark.parametrize("hours", [0, 23])
-def test_the_next_run_recovers_the_slices_of_both_modes_even_hours_later(
+def test_next_run_recovers_slices_of_both_modes_hours_later(
     cache: RedisWriter, redis_db: RedisServer, hours: int
 ) -> None:
     left: Candles = {}
@@ -347,7 +346,7 @@ def test_slices_between_two_times_are_those_of_any_process(
         assert other.slices_between(MINUTE + 100, MINUTE + 300) == {}
 
 
-def test_slices_that_are_more_than_memory_may_hold_are_recovered_as_minutes(
+def test_too_many_slices_are_recovered_as_minutes(
     cache: RedisWriter, redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = [Tick(100.0 + n, MINUTE + n * 1000, n) for n in range(120)]
@@ -362,9 +361,7 @@ def test_slices_that_are_more_than_memory_may_hold_are_recovered_as_minutes(
     assert minutes[Slot(BTC, MINUTE)].newest == ticks[59]
 
 
-def test_a_slice_of_one_tick_is_stored_as_that_tick_and_one_stored_in_full_is_still_read(
-    cache: RedisWriter, client: "redis.Redis"
-) -> None:
+def test_slice_of_one_tick_is_stored_as_tick(cache: RedisWriter, client: "redis.Redis") -> None:
     lone = candle_of(TICK)
     cache.put_slices({Slot(BTC, slice_start(NOW)): lone})
     ((member, _),) = slots_of(client, keys.window_key(BTC))
@@ -373,9 +370,7 @@ def test_a_slice_of_one_tick_is_stored_as_that_tick_and_one_stored_in_full_is_st
     assert codec.decode_slots(slots_of(client, keys.window_key(BTC))) == {NOW: lone}
 
 
-def test_the_next_run_finds_what_is_left_of_series_that_were_removed_from_the_settings(
-    cache: RedisWriter, redis_db: RedisServer
-) -> None:
+def test_next_run_finds_series_removed_from_settings(cache: RedisWriter, redis_db: RedisServer) -> None:
     left = one(BTC) | one(ETH) | one(TEST_BTC)
     cache.put_slices(left)
     cache.put_minutes(left)
@@ -387,7 +382,7 @@ def test_the_next_run_finds_what_is_left_of_series_that_were_removed_from_the_se
             assert next_run.unarchived() == left
 
 
-def test_a_series_that_was_removed_a_day_ago_is_forgotten(
+def test_series_removed_a_day_ago_is_dropped_from_index(
     cache: RedisWriter, client: "redis.Redis", redis_db: RedisServer
 ) -> None:
     later = SetClock()
@@ -409,9 +404,7 @@ def test_what_this_version_cannot_read_is_left_out(
     assert ask(redis_db, lambda reader: reader.recent([BTC], MINUTE)) == [(None, {MINUTE: candle()}, {})]
 
 
-def test_nothing_is_written_before_the_recovery_and_afterwards_the_cache_asks_for_it(
-    redis_db: RedisServer, client: "redis.Redis"
-) -> None:
+def test_writes_before_recovery_fail_and_cause_a_refill(redis_db: RedisServer, client: "redis.Redis") -> None:
     with cache_at(keywords(redis_db), recovered=False) as cache:
         for write in writes(cache)[:3]:
             with pytest.raises(Unavailable):
@@ -435,7 +428,7 @@ def test_minutes_from_the_mark_on_are_unarchived(cache: RedisWriter, redis_db: R
         assert next_run.unarchived() == minutes[0] | minutes[1] | minutes[2] | minutes[3]
 
 
-def test_without_a_mark_all_minutes_of_the_last_day_are_unarchived(
+def test_without_mark_all_minutes_of_a_day_are_unarchived(
     cache: RedisWriter, redis_db: RedisServer, clock: SetClock
 ) -> None:
     cache.put_minutes(one(start=MINUTE - MINUTE_MS) | one(start=MINUTE))
@@ -444,9 +437,7 @@ def test_without_a_mark_all_minutes_of_the_last_day_are_unarchived(
         assert next_run.unarchived() == one(start=MINUTE)
 
 
-def test_the_mark_of_the_run_before_stands_until_its_backlog_has_been_read(
-    cache: RedisWriter, client: "redis.Redis"
-) -> None:
+def test_earlier_archive_mark_stands_until_backlog_is_read(cache: RedisWriter, client: "redis.Redis") -> None:
     cache.mark_archived(MINUTE)
     assert client.get(keys.ARCHIVED_KEY) is None
     cache.unarchived()
@@ -457,7 +448,7 @@ def test_the_mark_of_the_run_before_stands_until_its_backlog_has_been_read(
 # What the cache lacks
 
 
-def test_a_cache_that_was_never_away_needs_no_refill(cache: RedisWriter) -> None:
+def test_cache_without_outage_needs_no_refill(cache: RedisWriter) -> None:
     assert cache.complete
     for write in writes(cache):
         write()
@@ -473,7 +464,7 @@ def test_an_emptied_cache_needs_a_refill_once(cache: RedisWriter, client: "redis
     assert cache.complete
 
 
-def test_an_emptied_cache_is_not_asked_for_prices_until_its_writer_has_noticed(
+def test_emptied_cache_is_unavailable_until_writer_notices(
     cache: RedisWriter, client: "redis.Redis", redis_db: RedisServer
 ) -> None:
     client.flushall()
@@ -485,7 +476,7 @@ def test_an_emptied_cache_is_not_asked_for_prices_until_its_writer_has_noticed(
     assert newest(redis_db, ETH) == TICK
 
 
-def test_a_server_that_forgot_all_in_a_restart_needs_a_refill_once(server: RedisServer) -> None:
+def test_restart_without_data_needs_one_refill(server: RedisServer) -> None:
     with cache_at(keywords(server)) as cache:
         cache.put_newest({BTC: TICK})
         server.restart()
@@ -506,7 +497,7 @@ def test_a_failed_write_needs_a_refill_once(server: RedisServer) -> None:
         assert cache.complete
 
 
-def test_an_emptied_cache_needs_a_refill_even_if_the_answer_to_the_first_probe_is_lost(server: RedisServer) -> None:
+def test_emptied_cache_needs_refill_after_lost_probe_answer(server: RedisServer) -> None:
     with server.client() as client, cache_at(keywords(server)) as cache:
         cache.put_newest({BTC: TICK})
         client.flushall()
@@ -516,7 +507,7 @@ def test_an_emptied_cache_needs_a_refill_even_if_the_answer_to_the_first_probe_i
         assert wait_until(cache.needs_refill)
 
 
-def test_the_cache_is_not_complete_from_the_first_failure_until_a_probe_finds_nothing_missing(
+def test_cache_is_incomplete_from_failure_until_clean_probe(
     server: RedisServer,
 ) -> None:
     with server.client() as client, cache_at(keywords(server)) as cache:
@@ -595,7 +586,7 @@ def test_every_write_ends_in_time_and_works_again_by_itself(server: RedisServer,
 
 
 @pytest.mark.parametrize("fault", [killed, frozen])
-def test_every_question_of_the_next_run_ends_in_time(server: RedisServer, fault: Fault) -> None:
+def test_recovery_calls_of_next_run_end_in_time(server: RedisServer, fault: Fault) -> None:
     with ExitStack() as stack:
         runs = [stack.enter_context(cache_at(keywords(server), recovered=False)) for _ in range(2)]
         with fault(server):
@@ -612,7 +603,7 @@ def test_a_redis_that_was_never_there_is_unavailable_in_time() -> None:
         assert not cache.complete
 
 
-def test_a_wrong_password_is_unavailable_and_never_told(server: RedisServer, log: list[str]) -> None:
+def test_wrong_password_is_unavailable_and_never_shown(server: RedisServer, log: list[str]) -> None:
     wrong = "battery staple"
     place = keywords(server) | {"password": wrong}
     with cache_at(place, recovered=False) as cache:
@@ -623,7 +614,7 @@ def test_a_wrong_password_is_unavailable_and_never_told(server: RedisServer, log
     assert PASSWORD not in told
 
 
-def test_while_redis_is_away_calls_fail_at_once(server: RedisServer) -> None:
+def test_calls_fail_at_once_during_redis_outage(server: RedisServer) -> None:
     with cache_at(keywords(server)) as cache:
         server.pause()
         fails_in_time(lambda: cache.put_newest({BTC: TICK}))
@@ -631,7 +622,7 @@ def test_while_redis_is_away_calls_fail_at_once(server: RedisServer) -> None:
         failed = 0
         while time.monotonic() - began < BREAK_SECONDS / 2:
             asked_at = time.monotonic()
-            with pytest.raises(Unavailable, match="away"):
+            with pytest.raises(Unavailable, match="a moment ago"):
                 cache.put_newest({BTC: TICK})
             assert time.monotonic() - asked_at < TIMEOUT_SECONDS / 2
             failed += 1
@@ -664,7 +655,7 @@ def test_a_closed_breaker_lets_everyone_through() -> None:
         circuit_breaker.check()
 
 
-def test_an_open_breaker_lets_one_through_each_time_its_pause_is_over() -> None:
+def test_open_circuit_breaker_lets_one_call_try() -> None:
     stopwatch = Stopwatch()
     circuit_breaker = CircuitBreaker(0.5, stopwatch)
     circuit_breaker.failed()
@@ -679,7 +670,7 @@ def test_an_open_breaker_lets_one_through_each_time_its_pause_is_over() -> None:
             circuit_breaker.check()
 
 
-def test_a_breaker_closes_with_the_first_success_and_opens_with_the_next_failure() -> None:
+def test_circuit_breaker_closes_on_success_and_opens_on_failure() -> None:
     stopwatch = Stopwatch()
     circuit_breaker = CircuitBreaker(0.5, stopwatch)
     circuit_breaker.failed()
@@ -707,14 +698,14 @@ def test_the_newest_price_falls_back_to_the_last_closed_minute(
     assert newest(redis_db) == candle(MINUTE).newest
 
 
-def test_answers_are_in_the_order_of_the_question(cache: RedisWriter, redis_db: RedisServer) -> None:
+def test_answers_are_in_order_of_requested_series(cache: RedisWriter, redis_db: RedisServer) -> None:
     cache.put_newest({BTC: TICK, TEST_BTC: TICK._replace(price=1.0)})
     answers = ask(redis_db, lambda reader: reader.newest([TEST_BTC, ETH, BTC]))
     assert answers == [TICK._replace(price=1.0), None, TICK]
     assert ask(redis_db, lambda reader: reader.newest([])) == []
 
 
-def test_recent_gives_every_slice_and_minute_that_ends_after_a_time(cache: RedisWriter, redis_db: RedisServer) -> None:
+def test_recent_gives_slices_and_minutes_ending_after_a_time(cache: RedisWriter, redis_db: RedisServer) -> None:
     for start in (MINUTE - MINUTE_MS, MINUTE, MINUTE + MINUTE_MS):
         cache.put_minutes(one(start=start))
     for start in (NOW - SLICE_MS, NOW, NOW + SLICE_MS):
@@ -817,21 +808,19 @@ def test_ping_does_not_wait_behind_queries(cache: RedisWriter, redis_db: RedisSe
 
 @pytest.mark.parametrize("fault", [killed, frozen])
 @pytest.mark.parametrize("requests", [1, 200])
-def test_requests_end_in_time_while_redis_is_away_and_are_answered_on_its_return(
-    server: RedisServer, fault: Fault, requests: int
-) -> None:
-    async def slowest(reader: RedisReader) -> float:
-        """How long until the last of several requests has failed."""
-        began = time.monotonic()
-        questions = [reader.recent([BTC, ETH], NOW) for _ in range(requests)]
-        answers = await asyncio.gather(*questions, return_exceptions=True)
+def test_requests_fail_in_time_during_redis_outage(server: RedisServer, fault: Fault, requests: int) -> None:
+    """In time by an event loop that keeps up: on a loaded machine 200 requests take longer by the clock."""
+
+    async def fail_in_time(reader: RedisReader) -> None:
+        queries = [reader.recent([BTC, ETH], NOW) for _ in range(requests)]
+        async with timeout(IN_TIME):
+            answers = await asyncio.gather(*queries, return_exceptions=True)
         assert {type(answer) for answer in answers} == {Unavailable}
-        return time.monotonic() - began
 
     async def question(reader: RedisReader) -> None:
         await reader.ping()
         with fault(server):
-            assert await slowest(reader) < IN_TIME
+            await fail_in_time(reader)
             with pytest.raises(Unavailable):
                 await reader.ping()
         await reader.ping()
@@ -839,7 +828,7 @@ def test_requests_end_in_time_while_redis_is_away_and_are_answered_on_its_return
     ask(server, question)
 
 
-def test_a_reader_that_begins_while_redis_is_frozen_is_unavailable_in_time(server: RedisServer) -> None:
+def test_reader_started_on_frozen_redis_is_unavailable_in_time(server: RedisServer) -> None:
     with cache_at(keywords(server)), frozen(server):
         fails_in_time(lambda: newest(server))
     assert newest(server) is None

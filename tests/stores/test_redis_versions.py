@@ -97,7 +97,7 @@ def test_mirror_keeps_the_more_complete_version_while_it_fills() -> None:
 
 
 @pytest.mark.parametrize("place", [0, 300, 1199])
-def test_one_odd_time_moves_no_other_tick_of_a_long_recovery(place: int) -> None:
+def test_invalid_time_moves_no_other_tick_of_a_recovery(place: int) -> None:
     members = [codec.encode_candle(candle_of(Tick(1.0, MINUTE + number, number))) for number in range(0, 120_000, 100)]
     members[place] = codec.encode_candle(candle_of(Tick(1.0, 10**14, 1)))
     minutes = minutes_of_window(members, MINUTE_MS)
@@ -127,9 +127,7 @@ def test_keys_of_another_type_are_removed_and_written_again(
 
 
 @pytest.mark.parametrize("key_of", [lambda _: keys.SERIES_KEY, keys.window_key, keys.minutes_key])
-def test_a_key_of_another_type_does_not_keep_a_run_from_beginning(
-    redis_db: RedisServer, key_of: Callable[[Series], str]
-) -> None:
+def test_key_of_another_type_does_not_block_a_start(redis_db: RedisServer, key_of: Callable[[Series], str]) -> None:
     with redis_db.client() as client, cache_at(keywords(redis_db), recovered=False) as cache:
         client.set(key_of(BTC), "not MarketFlow's")
         cache.recover()
@@ -331,7 +329,7 @@ def test_odd_newest_price_is_none(redis_db: RedisServer, fields: dict[str, str])
         ("postgres.host", "db:5433", ['postgres.host = "db"', "postgres.port = 5433"]),
     ],
 )
-def test_url_in_place_of_a_host_is_refused_with_what_to_write(key: str, value: str, meant: list[str]) -> None:
+def test_url_as_host_is_rejected_with_advice(key: str, value: str, meant: list[str]) -> None:
     with pytest.raises(SettingsError) as refused:
         load(None, {key: value})
     assert all(each in str(refused.value) for each in meant)
@@ -354,7 +352,7 @@ def test_names_addresses_and_sockets_are_hosts(host: str) -> None:
         {"redis.tls": True, "redis.host": "/run/redis.sock"},
     ],
 )
-def test_settings_of_tls_that_would_be_ignored_or_fail_are_refused(given: dict[str, object]) -> None:
+def test_tls_settings_without_effect_are_rejected(given: dict[str, object]) -> None:
     with pytest.raises(SettingsError, match="tls"):
         load(None, given)
 
@@ -401,7 +399,7 @@ def secured(tmp_path: Path) -> Iterator[dict[str, Any]]:
             process.wait(10)
 
 
-def test_redis_is_used_over_tls_with_the_rights_of_the_acl(secured: dict[str, Any]) -> None:
+def test_redis_works_over_tls_with_acl_rights(secured: dict[str, Any]) -> None:
     with closing(RedisWriter.connect(secured, [BTC], SetClock(), 70)) as cache:
         cache.recover()
         cache.put_newest({BTC: Tick(1.0, NOW, 1)})

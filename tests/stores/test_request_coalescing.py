@@ -64,7 +64,7 @@ def run(test: Callable[[World], Awaitable[None]]) -> None:
     asyncio.run(within())
 
 
-def test_those_who_ask_at_the_same_time_ask_once() -> None:
+def test_equal_concurrent_queries_run_once() -> None:
     async def test(world: World) -> None:
         asking = [asyncio.create_task(world.price()) for _ in range(5)]
         await asyncio.sleep(0)
@@ -76,7 +76,7 @@ def test_those_who_ask_at_the_same_time_ask_once() -> None:
     run(test)
 
 
-def test_an_answer_is_good_for_a_moment() -> None:
+def test_answer_is_cached_for_a_moment() -> None:
     async def test(world: World) -> None:
         world.archive.may_answer.set()
         assert await world.price() == 1.0
@@ -88,7 +88,7 @@ def test_an_answer_is_good_for_a_moment() -> None:
     run(test)
 
 
-def test_other_questions_have_other_answers() -> None:
+def test_different_queries_have_different_answers() -> None:
     async def test(world: World) -> None:
         world.archive.may_answer.set()
         assert await world.price() == 1.0
@@ -100,7 +100,7 @@ def test_other_questions_have_other_answers() -> None:
     run(test)
 
 
-def test_candles_are_shared_as_well_and_not_mistaken_for_others() -> None:
+def test_candle_queries_are_coalesced_by_their_range() -> None:
     walk = CandleRange(60_000, 0, 60_000, 9, newest=True)
 
     async def test(world: World) -> None:
@@ -117,7 +117,7 @@ def test_candles_are_shared_as_well_and_not_mistaken_for_others() -> None:
     run(test)
 
 
-def test_a_failure_is_not_kept() -> None:
+def test_failed_query_is_not_cached() -> None:
     async def test(world: World) -> None:
         world.archive.may_answer.set()
         world.archive.away = True
@@ -129,7 +129,7 @@ def test_a_failure_is_not_kept() -> None:
     run(test)
 
 
-def test_only_so_many_answers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oldest_answer_is_evicted_beyond_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_coalescing, "MAX_KEPT", 2)
 
     async def test(world: World) -> None:

@@ -114,7 +114,7 @@ def test_clock_far_ahead_deletes_no_minute_too_early(
     assert len([line for line in log if "clock" in line]) == 1
 
 
-def test_clock_far_ahead_is_not_confirmed_by_rows_of_its_day(
+def test_rows_of_a_wrong_day_do_not_confirm_the_clock(
     postgres_db: dict[str, Any], user: "psycopg.Connection[Any]"
 ) -> None:
     with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 200)) as archive:

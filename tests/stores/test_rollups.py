@@ -176,7 +176,7 @@ def day(number: int) -> datetime:
     return to_datetime(DAY + number * DAY_MS)
 
 
-def test_days_that_are_over_are_rolled_up_and_the_rest_is_read_from_minutes(database: Database) -> None:
+def test_ended_days_are_rolled_up_and_rest_read_from_minutes(database: Database) -> None:
     database.put(*(row(DAY + hour * 3_600_000 + 60_000, price=hour) for hour in range(6 * 24)))
     database.check(EVERYTHING)
     database.roll_up()
@@ -212,7 +212,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_by_hand_is_in_the_answer_before_and_after_the_next_roll_up(database: Database, change: str) -> None:
+def test_manual_change_is_answered_before_and_after_roll_up(database: Database, change: str) -> None:
     minutes = [DAY + day * DAY_MS + ms for day in range(5) for ms in (0, 43_200_000, DAY_MS - MINUTE_MS)]
     database.put(*(row(start, series, start % 7919) for start in minutes for series in SERIES))
     database.roll_up()
@@ -274,7 +274,7 @@ def waits(database: Database) -> bool:
     return bool(database.user.execute("select 1 from pg_locks where not granted").fetchall())
 
 
-def test_a_move_waits_for_a_minute_under_way_and_then_has_it(
+def test_move_of_rolled_until_waits_for_uncommitted_minute(
     database: Database, other: "psycopg.Connection[Any]"
 ) -> None:
     database.put(row(DAY))
@@ -287,7 +287,7 @@ def test_a_move_waits_for_a_minute_under_way_and_then_has_it(
     assert [ticks for _, ticks in database.rolled()] == [3, 3]
 
 
-def test_a_minute_waits_for_a_move_under_way_and_then_marks_its_day(
+def test_minute_waits_for_uncommitted_move_and_marks_its_day(
     database: Database, other: "psycopg.Connection[Any]"
 ) -> None:
     database.put(row(DAY))
@@ -307,7 +307,7 @@ def test_a_minute_waits_for_a_move_under_way_and_then_marks_its_day(
     assert database.rolled() == [(day(0), 6)]
 
 
-def test_a_mark_under_way_is_left_alone_and_replaced_when_its_minute_is_there(
+def test_uncommitted_mark_is_skipped_until_its_minute_commits(
     database: Database, other: "psycopg.Connection[Any]"
 ) -> None:
     database.put(row(DAY), row(DAY + DAY_MS))
@@ -324,7 +324,7 @@ def test_a_mark_under_way_is_left_alone_and_replaced_when_its_minute_is_there(
     assert database.rolled()[0] == (day(0), 9)
 
 
-def test_a_minute_that_comes_while_its_day_is_made_marks_it_again(
+def test_minute_written_during_roll_up_marks_its_day_again(
     database: Database, other: "psycopg.Connection[Any]"
 ) -> None:
     database.put(row(DAY))
@@ -342,7 +342,7 @@ def test_a_minute_that_comes_while_its_day_is_made_marks_it_again(
 
 
 @pytest.mark.parametrize("level", [IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE])
-def test_a_transaction_that_cannot_see_a_move_may_not_pass_it_unseen(
+def test_old_snapshot_cannot_write_behind_a_move(
     database: Database, other: "psycopg.Connection[Any]", level: IsolationLevel
 ) -> None:
     database.put(row(DAY))
@@ -358,7 +358,7 @@ def test_a_transaction_that_cannot_see_a_move_may_not_pass_it_unseen(
     assert database.rolled() == [(day(0), None)]
 
 
-def test_writers_and_two_roll_ups_at_once_end_with_exact_days(database: Database) -> None:
+def test_concurrent_writers_and_roll_ups_end_with_exact_days(database: Database) -> None:
     """Real threads on a short history, days made over and over."""
 
     def write(number: int) -> None:
@@ -425,7 +425,7 @@ def test_an_upgrade_finds_the_minutes_of_earlier_versions(postgres_db: Keywords,
         assert user.execute(readable).fetchone() == (True,)
 
 
-def test_a_user_who_may_change_minutes_needs_no_right_to_days(database: Database) -> None:
+def test_user_with_rights_to_minutes_needs_none_to_days(database: Database) -> None:
     database.put(row(DAY))
     database.roll_up()
     name = f"writer_of_{database.place['dbname']}"
@@ -452,7 +452,7 @@ def test_days_are_those_of_utc_wherever_the_user_lives(database: Database) -> No
 # Trouble
 
 
-def test_a_roll_up_goes_on_where_the_last_run_was_ended(database: Database) -> None:
+def test_roll_up_resumes_where_the_last_run_ended(database: Database) -> None:
     database.put(*(row(DAY + number * DAY_MS) for number in range(5)))
     for _ in range(30):
         with rolling(database.place) as days:
@@ -466,9 +466,7 @@ def test_a_roll_up_goes_on_where_the_last_run_was_ended(database: Database) -> N
     assert [ticks for _, ticks in database.rolled()] == [3] * 5
 
 
-def test_days_that_take_too_long_together_are_made_one_by_one(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_days_that_time_out_together_are_made_singly(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     database.put(*(row(DAY + number * DAY_MS) for number in range(5)))
     database.roll_up()
     database.user.execute("update aggregates set tick_count = 4")
@@ -484,9 +482,7 @@ def test_days_that_take_too_long_together_are_made_one_by_one(
     assert [ticks for _, ticks in database.rolled()].count(None) == 3
 
 
-def test_a_roll_up_of_a_server_that_is_away_is_unavailable_and_goes_on_when_it_is_back(
-    server_folder: Path, postgres_template: Path
-) -> None:
+def test_roll_up_resumes_after_an_outage(server_folder: Path, postgres_template: Path) -> None:
     with PostgresServer(server_folder / "postgres", postgres_template) as server:
         with closing(PostgresWriter(connection_keywords(**server.keywords), DDL, 200)) as archive:
             archive.write({})

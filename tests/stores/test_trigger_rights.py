@@ -118,7 +118,7 @@ def test_hostile_cast_in_a_transition_table_runs_no_code(
         stranger.execute("insert into mine values ('x', 'x', 'x', '2026-05-05Z')")
 
 
-def test_names_of_strangers_are_not_found_in_the_place_of_ours(
+def test_objects_of_other_roles_do_not_shadow_ours(
     owner: "psycopg.Connection[Any]", stranger: "psycopg.Connection[Any]"
 ) -> None:
     stranger.execute(

@@ -38,7 +38,7 @@ def test_slices_of_one_tick_are_folded_like_all_others(ticks: list[Tick], minute
     assert minutes_of_window(members, minute_ms) == slices_of(lone, minute_ms)
 
 
-def test_of_two_versions_of_a_slice_the_fuller_counts_and_what_cannot_be_read_is_left_out() -> None:
+def test_more_complete_slice_counts_and_invalid_ones_are_skipped() -> None:
     first, second = Tick(1.0, START_MS, 1), Tick(2.0, START_MS + 5, 2)
     whole = merge(candle_of(first), candle_of(second))
     members = [encode_candle(candle_of(first)), encode_candle(whole), b"\xff", b"[1,2,", b"[1,2,3,4]"]

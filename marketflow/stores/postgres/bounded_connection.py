@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL with an end to every wait: a server that freezes is noticed by its silence."""
+"""Connections to PostgreSQL with a limit to every wait, so that a frozen server is noticed."""
 
 import select
 from collections.abc import Iterator
@@ -18,16 +18,17 @@ _T = TypeVar("_T")
 ANSWER_SECONDS = 2.0
 """How long the writer waits for any one answer."""
 
-# The server gives up as well, and sooner. Else each further try would leave another session that waits for the same
-# lock, and one whose connection broke within a transaction would keep its rows locked until the kernel notices.
-_SERVER_GIVES_UP = {
+# Timeouts of the server, shorter than those of the client. Without them each retry would leave another session waiting
+# for the same lock, and a session whose connection broke within a transaction would keep its rows locked until the
+# kernel notices.
+_SERVER_TIMEOUTS = {
     "statement_timeout": f"{ANSWER_SECONDS * 900:.0f}",
     "idle_in_transaction_session_timeout": f"{ANSWER_SECONDS * 1000:.0f}",
 }
 
 
 class BoundedConnection(psycopg.Connection[Any]):
-    """A connection that gives up on a server that does not answer."""
+    """A connection that raises when the server does not answer in time."""
 
     answer_seconds = ANSWER_SECONDS
     """Limit of the wait for any one answer."""
@@ -39,15 +40,15 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     @classmethod
     def open(cls, keywords: dict[str, Any]) -> Self:
-        """A connection in autocommit mode, whose transactions see what others commit meanwhile.
+        """Connect in autocommit mode and at isolation level read committed.
 
         Raises:
-            psycopg.Error: there is none, or the server is too old.
+            psycopg.Error: no connection, or the server is too old.
         """
         with connecting():
-            connection = cls.connect(**session_keywords(keywords, **_SERVER_GIVES_UP), autocommit=True)
+            connection = cls.connect(**session_keywords(keywords, **_SERVER_TIMEOUTS), autocommit=True)
         try:
-            connection._pinning = pin(connection, keywords, **_SERVER_GIVES_UP)
+            connection._pinning = pin(connection, keywords, **_SERVER_TIMEOUTS)
         except BaseException:
             connection.close()
             raise
@@ -58,12 +59,12 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     @property
     def has_session(self) -> bool:
-        """Whether the session is this connection's own, and not one that a pooler lends for a transaction."""
+        """Whether the session belongs to this connection; a pooler lends one for each transaction instead."""
         return self._pinning is None
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
-        """A transaction that no default of the session reaches; every statement stands in one."""
+        """Begin a transaction with pinned settings; every statement must stand in one."""
         with self.transaction():
             if self._pinning is not None:
                 self.execute(self._pinning)
@@ -71,7 +72,7 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     @contextmanager
     def patient(self, seconds: float) -> Iterator[None]:
-        """Wait that long for each answer within, which must lie in a transaction."""
+        """Wait up to `seconds` for each answer within; must be used in a transaction."""
         self.execute(f"set local statement_timeout = {seconds * 900:.0f}")
         self.answer_seconds = seconds
         try:
@@ -102,7 +103,7 @@ class BoundedConnection(psycopg.Connection[Any]):
 
 
 class ReconnectingConnection:
-    """One bounded connection, opened when it is needed and anew after any error; for one thread at a time.
+    """One bounded connection, opened when first used and again after any error; for one thread at a time.
 
     Args:
         keywords: of the connection, see connection_keywords.
@@ -117,8 +118,7 @@ class ReconnectingConnection:
         """The connection.
 
         Raises:
-            Unavailable: in place of any error, which ends the connection: whatever went wrong, the next try begins
-                with a new one.
+            Unavailable: in place of any error; the connection is closed, and the next call opens a new one.
         """
         try:
             if self._connection is not None and _ended(self._connection):
@@ -137,18 +137,19 @@ class ReconnectingConnection:
         """Close the connection; from any thread."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(Exception):  # it is given up, in whatever state it is
+            with suppress(Exception):  # its state does not matter any more
                 connection.close()
 
 
 def _ended(connection: BoundedConnection) -> bool:
-    """Whether an idle connection has been ended by the server, which is otherwise noticed by a failing write.
+    """Whether the server has closed an idle connection.
 
-    The last write of all has no second try, and it comes up to a minute after the one before.
+    Otherwise a failing write would find out; the last write before a stop has no retry, and comes up to a minute after
+    the one before.
     """
     if connection.closed:
         return True
-    # Not `select`, which takes no file descriptor of 1024 or more.
+    # Not `select`, which rejects file descriptors from 1024 on.
     ready = select.poll()
     ready.register(connection.fileno(), select.POLLIN)
     return bool(ready.poll(0))

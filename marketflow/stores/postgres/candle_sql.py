@@ -1,9 +1,9 @@
-"""The candle of some rows of one series, as SQL: what the reader asks for and what the daily candles are made by.
+"""SQL for the candle of some rows of one series, shared by queries and roll-ups.
 
-In a schema where others may create, an operator or a function of theirs is taken where it fits the arguments better
-than PostgreSQL's own, and runs with the rights of who asks. So operators get exactly the types that pg_catalog has them
-for, and functions for any type (count, array_agg) are qualified, in all statements of these stores. `unnest` of several
-arrays is always PostgreSQL's own.
+In a schema where other roles may create objects, their operator or function is called where it fits the arguments
+better than PostgreSQL's own, with the rights of the caller. So, in all statements of this package, operators get
+exactly the types that pg_catalog defines them for, and polymorphic functions (count, array_agg) are qualified. `unnest`
+of several arrays is always PostgreSQL's own.
 """
 
 RECURSIVE_SERIES = """
@@ -17,7 +17,7 @@ recursive series as (
     ) as following
 )
 """
-"""All series that have minutes, to stand behind `with`: one look along the primary key each, however many rows."""
+"""Common table expression of all series that have minutes: one index scan for each series, however many rows."""
 
 
 _PRICES_VALID = """
@@ -31,23 +31,23 @@ and (
 """
 
 VALID = f"tick_count between 1 and 1000000000000 and {_PRICES_VALID}"
-"""The condition under which a minute can be added up; some are older than their constraint (0005)."""
+"""Condition of a valid minute; rows older than the constraint (ddl/0005) may break it."""
 
 VALID_SUM = f"tick_count between 1 and 1000000000000000 and {_PRICES_VALID}"
 """The same of an hour or a day."""
 
 
 def time_of(column: str) -> str:
-    """The time of a price, or the start of the row where it has none that can be."""
+    """The time of a price, or the start of the row where the time is missing or out of range."""
     within = f"{column} >= timestamptz '1970-01-01 00:00:00+00' and {column} < timestamptz '2200-01-01 00:00:00+00'"
     return f"case when {within} then {column} else timestamp end"
 
 
-def candle_of(table: str, condition: str) -> str:
-    """A query of one row: the candle of the rows of a table under a condition, or no row where there are none.
+def candle_select(table: str, condition: str) -> str:
+    """A query for the candle of some rows of a table: one row, or none where no row matches.
 
-    Extremes are told with the start of the first row that has them, so that candles of several parts of a series can be
-    put together. Rows without times of their own carry their start.
+    The start of the first row with each extreme is selected as well, by which candles of several parts are merged. Rows
+    without times of their own carry their start.
 
     Args:
         table: aggregates, aggregates_hourly or aggregates_daily.

@@ -15,7 +15,7 @@ from marketflow.stores.call_limit import CallLimit
 from marketflow.stores.ports import CandleRange
 from marketflow.stores.postgres.candle_queries import candles_of
 from marketflow.stores.postgres.candle_queries import query as candle_query
-from marketflow.stores.postgres.candle_sql import VALID, candle_of, time_of
+from marketflow.stores.postgres.candle_sql import VALID, candle_select, time_of
 from marketflow.stores.postgres.rows import DAY_MS, candle_of_row, parameters, reason, to_datetime, to_unix_ms
 from marketflow.stores.postgres.session import pin_async, session_keywords
 
@@ -51,7 +51,7 @@ with wanted as (
     ) as edge
 ), parts as (
     select number, candle.* from wanted cross join rolled
-    cross join lateral ({candle_of("aggregates_daily", f"{_DAYS} and tick_count is not null")}) as candle
+    cross join lateral ({candle_select("aggregates_daily", f"{_DAYS} and tick_count is not null")}) as candle
     union all
     select number, candle.* from wanted cross join rolled
     cross join lateral (
@@ -59,7 +59,7 @@ with wanted as (
         union all
         select timestamp, timestamp + interval '24 hours' from aggregates_daily where {_DAYS} and tick_count is null
     ) as span (since, until)
-    cross join lateral ({candle_of("aggregates", _MINUTES)}) as candle
+    cross join lateral ({candle_select("aggregates", _MINUTES)}) as candle
 )
 select number, sum(total), sum(ticks)::int8, max(high), min(low),
        (pg_catalog.array_agg(open order by first))[1], (pg_catalog.array_agg(close order by last desc))[1],

@@ -1,10 +1,10 @@
-"""Deletes what the archive is not to keep any longer: minutes, and later their hours and days.
+"""Retention: deletes old minutes from the archive, and later their hours and days.
 
-A minute goes when its day is rolled up and as old as `archive.keep_minutes`; its day and hours stay until they are as
-old as `archive.keep_days`. `kept_from` (ddl/0004_trigger_rights.sql) moves on before, so that the triggers do not take
-the deletion for a change of the day, and never past a day that is yet to be made of its minutes. Rows go some at a
-time, along the primary key: writers wait for none of it. In a partitioned table a row's ctid is that of others as well,
-which the condition on the time keeps.
+A minute is deleted when its day is rolled up and as old as `archive.keep_minutes`; its day and hours when they are as
+old as `archive.keep_days`. `kept_from` (ddl/0004_trigger_rights.sql) is moved first, so that the triggers do not take
+the deletion for a change of the day, and never past a day that is not rolled up. Rows are deleted in batches along the
+primary key, so no writer waits. In a partitioned table a ctid is not unique: the condition on the time protects the
+rows of other partitions.
 
 A clock that is set far ahead must not delete everything: days are counted back from the earliest of this machine's
 clock, PostgreSQL's, and the end of the last day before today that has minutes.
@@ -21,7 +21,7 @@ ROWS_A_STEP = 5_000
 """Rows that one transaction deletes at most."""
 
 CLOCKS_APART = timedelta(hours=1)
-"""By how much the clocks may differ without a log line."""
+"""Difference of the clocks above which it is logged."""
 
 _CLOCK = "select now()"
 
@@ -34,7 +34,7 @@ select max(minute.timestamp) from series cross join lateral (
 ) as minute
 """  # noqa: S608 - put together from constants
 
-# Changes of older minutes, which set marks, wait for the lock, or are there when the next statement looks for marks.
+# Changes of older minutes set marks: they wait for this lock, or the next statement sees their marks.
 _LOCK = "select kept_from from aggregates_rolled_until for update"
 
 _KEEP_FROM = """
@@ -63,22 +63,22 @@ delete from {{table}} where ctid = any (array(
 
 
 class Retention:
-    """How long the archive keeps what, and the deletion of what is older; for one thread at a time.
+    """Deletes rows by their age; for one thread at a time.
 
     Args:
-        minutes_days: days for which minutes are kept, or None for ever.
-        days_days: days for which hours and days are kept, or None for ever.
+        minutes_days: days for which minutes are kept; None is for ever.
+        days_days: days for which hours and days are kept; None is for ever.
     """
 
     def __init__(self, minutes_days: int | None = None, days_days: int | None = None) -> None:
         self._minutes_ms = None if minutes_days is None else minutes_days * DAY_MS
         self._days_ms = None if days_days is None else days_days * DAY_MS
-        self._done_until = 0  # the midnight (Unix ms) for which nothing is left to delete
-        self._counted_from = (0, 0)  # the midnight of this machine's clock, and the one to count from (Unix ms)
+        self._done_until = 0  # midnight (Unix ms) up to which everything due is deleted
+        self._counted_from = (0, 0)  # midnight by this machine's clock, and the confirmed one (Unix ms)
         self._limit = RateLimit(86_400.0)
 
     def step(self, connection: BoundedConnection, now_ms: int) -> bool:
-        """Delete some rows; gives whether there may be more. To be called when all days are rolled up.
+        """Delete a batch of rows; return whether there may be more. To be called when all days are rolled up.
 
         Raises:
             psycopg.Error: nothing was deleted by this step.
@@ -99,9 +99,9 @@ class Retention:
         return more
 
     def _confirmed_midnight(self, connection: BoundedConnection, now_ms: int) -> int:
-        """The latest midnight (Unix ms) that has passed by all that tells the time, not by this machine's clock alone.
+        """The latest midnight (Unix ms) by the earliest of this machine's clock, PostgreSQL's, and the stored minutes.
 
-        Minutes of today are no proof: they have the date of the clock that is in doubt.
+        Minutes of today do not count: this machine's clock has dated them.
         """
         now = to_datetime(now_ms)
         with connection.pinned():
@@ -117,7 +117,7 @@ class Retention:
 def _delete_minutes(connection: BoundedConnection, before: datetime) -> bool:
     kept_from = _kept_from(connection)
     if kept_from < before:
-        # In a transaction of its own: writers of older minutes wait for it.
+        # A transaction of its own, as short as possible: writers of older minutes wait for it.
         with connection.pinned():
             connection.execute(_LOCK)
             connection.execute(_KEEP_FROM, {"before": before})

@@ -1,10 +1,10 @@
-"""Hourly and daily candles in PostgreSQL, made of minutes once their day is over.
+"""Roll-ups: hourly and daily candles in PostgreSQL, made of minutes once their day is over.
 
-ddl/0002_aggregates_daily.sql and 0003_aggregates_hourly.sql say what for. The work is cut small: a move of
-`rolled_until` marks the series that have minutes of one more day, then marks are replaced by candles, some at a time.
-How many is found out by the time they take, for a day has 1,440 minutes or, where a test shortens them, many more, and
-they may come from memory or from a disk. Every step is a transaction of its own
-that leaves all answers exact, so that it may end, fail or be killed anywhere, and several writers may do it at once.
+ddl/0002_aggregates_daily.sql and 0003_aggregates_hourly.sql explain the tables. The work is done in small steps: moving
+`rolled_until` marks the series that have minutes of one more day, then some marks at a time are replaced by candles.
+The batch size follows the time that a step takes, which depends on the number of minutes and on whether they are in
+memory. Every step is a transaction of its own that leaves all answers exact, so it may fail or be killed anywhere, and
+several writers may do it at once.
 
 It has a connection of its own: minute rows never wait for it.
 """
@@ -18,25 +18,25 @@ import psycopg
 
 from marketflow.logs import RateLimit
 from marketflow.stores.postgres.bounded_connection import BoundedConnection, ReconnectingConnection
-from marketflow.stores.postgres.candle_sql import RECURSIVE_SERIES, VALID, candle_of, time_of
+from marketflow.stores.postgres.candle_sql import RECURSIVE_SERIES, VALID, candle_select, time_of
 from marketflow.stores.postgres.retention import Retention
 from marketflow.stores.postgres.rows import DAY_MS, reason, to_datetime
 
 LATE_MS = 10 * 60_000
-"""How long after its end a day is left to late minutes; still later ones cost more, no more than that."""
+"""How long after its end a day is rolled up; minutes written later mark it again, which costs a second roll-up."""
 
 STEP_SECONDS = 0.1
-"""How long one call may work, and a little; half of that, how long one transaction may."""
+"""Time after which a call ends with its running transaction; a transaction aims at half of it."""
 
 MOST_DAYS = 64
-"""How many marks one transaction replaces at most."""
+"""Marks that one transaction replaces at most."""
 
 REFUSED_SECONDS = 600.0
-"""After how long a day is tried again that PostgreSQL refused to make."""
+"""Time until a day that PostgreSQL rejected is tried again."""
 
 _Mark = tuple[str, str, str, datetime]
 
-# Waiting for a lock must not take longer than working; a truncation, which locks the minutes first, must come before.
+# A wait for a lock must not take longer than the work. A truncation locks the minutes first, so they are locked first.
 _BEGIN = "set local lock_timeout = 200; lock table aggregates in access share mode"
 
 _TO_DO = """
@@ -46,7 +46,7 @@ from aggregates_rolled_until
 
 _ROLLED = "select rolled_until from aggregates_rolled_until for update"
 
-# The newest first: they are asked for most.
+# The newest first: they are queried most.
 _MARKED = """
 select exchange, pair_name, mode, timestamp from aggregates_daily
 where not hourly and timestamp >= '1970-01-01 00:00:00+00' and timestamp < '2200-01-01 00:00:00+00'
@@ -66,7 +66,7 @@ _IS_MARKED = """
 = (marked.exchange, marked.pair_name, marked.mode, marked.day)
 """
 
-# One by one: of all marks at once PostgreSQL would rather read the whole table.
+# One by one: for all marks at once the planner chooses to read the whole table.
 _FORGET_HOURS = """
 delete from aggregates_hourly where exchange = %s and pair_name = %s and mode = %s
 and timestamp >= %s::timestamptz and timestamp < %s::timestamptz + interval '24 hours'
@@ -74,7 +74,7 @@ and timestamp >= %s::timestamptz and timestamp < %s::timestamptz + interval '24 
 
 
 def _of_hour(column: str, at: str, start: str) -> str:
-    """Price and time of the minute with a certain start."""
+    """Join price and time of the minute that starts at `start`."""
     return f"""
         cross join lateral (
             select {column} as price, {time_of(at)} as at
@@ -83,7 +83,7 @@ def _of_hour(column: str, at: str, start: str) -> str:
     """  # noqa: S608
 
 
-# In two passes over all minutes of a day: hour by hour, as `candle_of` goes, takes five times as long.
+# Two passes over all minutes of a day: hour by hour, as `candle_select` does it, takes five times as long.
 _MAKE_HOURS = f"""
 insert into aggregates_hourly (
     exchange, pair_name, mode, timestamp, average_price, min_price, max_price, open_price, close_price,
@@ -123,13 +123,13 @@ update aggregates_daily as daily set
     open_price = open, close_price = close,
     tick_count = ticks, open_at = first_at, close_at = last_at, min_at = low_at, max_at = high_at,
     version = candle.version, hourly = true
-from {_MARKS} cross join lateral ({candle_of("aggregates_hourly", _OF_DAY)}) as candle
+from {_MARKS} cross join lateral ({candle_select("aggregates_hourly", _OF_DAY)}) as candle
 where {_IS_MARKED}
 """  # noqa: S608
 
 _REMOVE = f"delete from aggregates_daily as daily using {_MARKS} where {_IS_MARKED} and not hourly"  # noqa: S608
 
-# Series by series, along the primary key: the first minute of each that is not behind `rolled_until`.
+# An index scan for each series, along the primary key: its first minute from `rolled_until` on.
 _MOVE = f"""
 with {RECURSIVE_SERIES}, upcoming as materialized (
     select series.*, date_trunc('day', minute.timestamp, 'UTC') as day from series cross join lateral (
@@ -154,8 +154,8 @@ class PostgresRollups:
 
     Args:
         keywords: of the connection, see connection_keywords.
-        monotonic: seconds by which work is measured.
-        retention: what is deleted once it is rolled up; nothing without it.
+        monotonic: measures the work, in seconds.
+        retention: deletes what is rolled up and old; None keeps everything.
     """
 
     def __init__(
@@ -167,22 +167,22 @@ class PostgresRollups:
         self._connection = ReconnectingConnection(keywords)
         self._retention = retention or Retention()
         self._monotonic = monotonic
-        self._days = MOST_DAYS // 8
-        self._refused: dict[_Mark, float] = {}  # until when they are left as they are
+        self._batch = MOST_DAYS // 8
+        self._refused: dict[_Mark, float] = {}  # until when they are skipped (monotonic)
         self._limit = RateLimit(60.0)
 
     def roll_up(self, now_ms: int) -> bool:
-        """Work for STEP_SECONDS on the days that are over at `now_ms` (Unix ms); gives whether more is to be done.
+        """Work for STEP_SECONDS on the days that are over at `now_ms` (Unix ms); return whether more is to be done.
 
         Raises:
-            Unavailable: PostgreSQL is away or refuses. What was done before is done, and every answer is exact.
+            Unavailable: PostgreSQL is down or rejects the work. Earlier steps are done, and every answer is exact.
         """
         until = to_datetime((now_ms - LATE_MS) // DAY_MS * DAY_MS)
         end = self._monotonic() + STEP_SECONDS
         with self._connection.opened() as connection:
             while (found := _to_do(connection)) is not None:
                 rolled, marked = found
-                # Marks that are locked, or cannot be replaced, hold nothing else up.
+                # Marks that are locked or were rejected do not block the rest.
                 if marked and self._replace(connection):
                     pass
                 elif rolled < until:
@@ -194,28 +194,28 @@ class PostgresRollups:
         return False
 
     def close(self) -> None:
-        """Close the connection; work under way is undone, to be done by the next run."""
+        """Close the connection; a running step is rolled back, and left to the next run."""
         self._connection.close()
 
     def _replace(self, connection: BoundedConnection) -> int:
-        """Replace some marks by candles, or remove them where no minute is left; gives how many."""
-        began, days = self._monotonic(), self._days
-        self._days = max(1, days // 2)  # should it fail, for taking too long
+        """Replace some marks by candles, or remove them where no minute is left; return how many."""
+        began, batch = self._monotonic(), self._batch
+        self._batch = max(1, batch // 2)  # for the case that this one takes too long and fails
         for mark in [mark for mark, until in self._refused.items() if until <= began]:
             del self._refused[mark]
         refused = [[mark[n] for mark in self._refused] for n in range(4)]
         with connection.pinned():
             connection.execute(_BEGIN)
-            marked = connection.execute(_MARKED, [*refused, days], binary=True).fetchall()
+            marked = connection.execute(_MARKED, [*refused, batch], binary=True).fetchall()
             if marked:
                 self._make(connection, marked)
         quick = self._monotonic() - began < STEP_SECONDS / 4
         slow = self._monotonic() - began > STEP_SECONDS / 2
-        self._days = min(MOST_DAYS, days * 2) if quick else max(1, days // 2) if slow else days
+        self._batch = min(MOST_DAYS, batch * 2) if quick else max(1, batch // 2) if slow else batch
         return len(marked)
 
     def _make(self, connection: BoundedConnection, marked: list[_Mark]) -> None:
-        """Make the days of marks; one by one where that is refused, so that a day costs no other one."""
+        """Roll up the days of marks; one by one after a rejection, so that one day does not block the others."""
         try:
             with connection.transaction():  # a savepoint
                 make(connection, marked)
@@ -230,7 +230,7 @@ class PostgresRollups:
             self._make(connection, [mark])
 
     def _refuse(self, mark: _Mark, error: psycopg.Error) -> None:
-        """Leave a mark as it is for a while: what is asked of its day is answered from the minutes."""
+        """Skip a mark for a while; queries of its day read the minutes."""
         exchange, symbol, mode, day = mark
         self._refused[mark] = self._monotonic() + REFUSED_SECONDS
         text = (
@@ -240,15 +240,15 @@ class PostgresRollups:
 
 
 def _to_do(connection: BoundedConnection) -> tuple[datetime, bool] | None:
-    """Until when minutes are rolled up, and whether there are marks; None where the tables are not there yet."""
+    """Until when minutes are rolled up, and whether there are marks; None before the tables exist."""
     with connection.pinned():
         return connection.execute(_TO_DO, binary=True).fetchone()
 
 
 def make(connection: "psycopg.Connection[Any]", marked: list[_Mark]) -> None:
-    """Make the hours and days of marks that are locked, or remove them where no minute is left.
+    """Make the hours and days of locked marks, or remove the marks where no minute is left.
 
-    In statements of their own, which see what was committed before the marks were locked.
+    Separate statements after the locking one: each sees all that was committed before the marks were locked.
     """
     connection.cursor().executemany(_FORGET_HOURS, [(*mark, mark[-1]) for mark in marked])
     columns = [list(column) for column in zip(*marked, strict=True)]
@@ -257,10 +257,10 @@ def make(connection: "psycopg.Connection[Any]", marked: list[_Mark]) -> None:
 
 
 def _move(connection: BoundedConnection, until: datetime) -> None:
-    """Move `rolled_until` behind the next day that has minutes, whose series it marks, or to `until`."""
+    """Move `rolled_until` past the next day that has minutes, marking its series, or to `until`."""
     with connection.pinned():
         connection.execute(_BEGIN)
-        # Another may have moved it while this one waited.
+        # Another writer may have moved it while this one waited.
         (rolled,) = connection.execute(_ROLLED, binary=True).fetchone() or (until,)
         if rolled < until:
             connection.execute(_MOVE, {"rolled": rolled, "until": until})

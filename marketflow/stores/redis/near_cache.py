@@ -1,11 +1,11 @@
-"""The cache in Redis for a process that asks for the same series again and again: read once, then kept up to date.
+"""Near cache: a copy of the cached series that this process reads, kept up to date by subscription.
 
-Its writer announces what it writes, in the same transaction. So once a series has been read, answers about it need no
-Redis, nor are they older than the cache. That holds only while no announcement can have been missed: what is known is
-forgotten when the connection breaks or falls silent, and Redis itself is asked until the next one stands. A server
-that was emptied does no harm, for what is known was true.
+The writer publishes what it writes, in the same transaction. Once a series has been read, queries of it need no Redis
+and are as fresh as Redis itself. That holds only while no message can have been missed: the copy is dropped when the
+connection breaks or falls silent, and Redis is queried until the next subscription stands. A Redis that was emptied
+does no harm: the copy was right.
 
-Capacity: MAX_SLICES. Policy: the series that was not asked about for longest is let go of, and read again when needed.
+Capacity: MAX_SLICES. Policy: evict the least recently queried series, and read it again when needed.
 """
 
 import asyncio
@@ -33,15 +33,15 @@ MAX_SLICES = 250_000
 """About 100 MB."""
 
 PING_SECONDS = 0.1
-"""How often the connection is asked for a sign of life."""
+"""Interval of pings on the subscription."""
 
 SILENT_PINGS = 4
-"""After so many without any answer it is taken for dead. Not a time: a process that is short of one notices late that
-the answer has come, and should not begin to read everything again.
+"""Number of unanswered pings after which the connection counts as lost. Not a time: a process short of CPU reads the
+answers late, and should not read everything again for it.
 """
 
 IDLE_SECONDS = 10.0
-"""After so long without a question, twice at most, nobody listens any more: a flood is announced all the time."""
+"""Time without queries, twice at most, after which the subscription ends: a flood of ticks costs CPU to receive."""
 
 RETRY_SECONDS = 0.1
 
@@ -49,12 +49,12 @@ _CHANNELS = (keys.NEWEST_CHANNEL, keys.SLICES_CHANNEL, keys.MINUTES_CHANNEL)
 
 
 class NearCache:
-    """A CacheReader that has to ask Redis about each series only once.
+    """A CacheReader that reads each series from Redis once.
 
     Args:
-        reader: asks Redis.
-        keywords: of the connection for announcements, see connection_keywords.
-        clock: tells what has become too old to be kept.
+        reader: queries Redis.
+        keywords: of the connection of the subscription, see connection_keywords.
+        clock: decides which minutes are too old to keep.
         minute_ms: length of a minute.
     """
 
@@ -65,17 +65,17 @@ class NearCache:
         self._clock = clock
         self._minute_ms = minute_ms
         self._needed = asyncio.Event()
-        self._takers: list[TickListener] = []
+        self._listeners: list[TickListener] = []
         self._limit = RateLimit(10.0)
         self.times_live = 0
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
-        """Know nothing. New containers, so that what is still being read ends up in what is forgotten."""
+    def _reset(self) -> None:
+        """Drop the copy. In new containers: reads under way then fill the dropped ones."""
         self.live = False
         self._newest: dict[Series, Tick | None] = {}
-        self._asked: set[Series] = set()
-        self._windows: dict[Series, _Entry] = {}  # the one asked about last is the last one
+        self._read_newest: set[Series] = set()
+        self._windows: dict[Series, _Entry] = {}  # the most recently queried last
 
     async def close(self) -> None:
         """Close the connection."""
@@ -92,13 +92,13 @@ class NearCache:
         if not self.live:
             return await self._reader.newest(series)
         missing = [each for each in series if each not in newest]
-        self._asked.update(missing)  # before it is read: what is announced from here on is newer than that
+        self._read_newest.update(missing)  # before the read: messages from here on are newer than what it returns
         for each, tick in zip(missing, await self._reader.newest(missing), strict=True):
             newest.setdefault(each, tick)
         return [newest[each] for each in series]
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
-        """One candle for each series of what is remembered from `since` on."""
+        """One candle for each series of all that is cached from `since` on."""
         self._needed.set()
         if not self.live or since < self._oldest() + self._minute_ms:
             return await self._reader.summary(series, since, until)
@@ -124,7 +124,7 @@ class NearCache:
     async def _known(self, series: Sequence[Series]) -> tuple[list[Tick | None], list[CandleWindow] | None]:
         """Newest ticks and windows; no windows where the connection broke meanwhile.
 
-        All of them are of one table: in the one after it a window would lack what was written until it was subscribed.
+        All of them come from one table: in the next one a window would lack what was written before its subscription.
         """
         table = self._windows
         newest = await self.newest(series)
@@ -139,14 +139,14 @@ class NearCache:
         entry = table.pop(series, None) or self._read(series, table)
         table[series] = entry
         if entry.reading is not None:
-            # A request that is given up takes nothing away from others that wait for the same.
+            # The cancellation of one request must not cancel the read for the others.
             await asyncio.shield(entry.reading)
         return entry.window
 
     def _read(self, series: Series, table: "dict[Series, _Entry]") -> "_Entry":
         entry = _Entry(CandleWindow({}, {}, self._minute_ms))
         entry.reading = asyncio.create_task(self._fill(series, entry, table))
-        entry.reading.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be waiting
+        entry.reading.add_done_callback(lambda task: task.cancelled() or task.exception())  # retrieves the exception
         return entry
 
     async def _fill(self, series: Series, entry: "_Entry", windows: "dict[Series, _Entry]") -> None:
@@ -167,29 +167,29 @@ class NearCache:
 
     @contextmanager
     def announcing(self, take: TickListener) -> Iterator[None]:
-        """Tell of every newest tick that is announced, and listen as if somebody asked all the time."""
-        self._takers.append(take)
+        """Pass every announced newest tick to `take`, and keep the subscription meanwhile."""
+        self._listeners.append(take)
         self._needed.set()
         try:
             yield
         finally:
-            self._takers.remove(take)
+            self._listeners.remove(take)
 
     async def listen(self) -> None:
-        """Take in what the writer announces while somebody asks, until cancelled."""
+        """Subscribe while there are queries, and again after each failure, until cancelled."""
         while True:
             await self._needed.wait()
             try:
                 await self._listen()
             except* (redis.RedisError, OSError, msgspec.MsgspecError, _NotNeeded):
-                pass  # whoever needs Redis notices by itself
-            except* Exception as group:  # noqa: BLE001 - of a client that is reset while it is used, say
+                pass  # queries report the outage
+            except* Exception as group:  # noqa: BLE001 - a client that is reset while in use, say
                 self._limit.log(
                     "listening", "WARNING", f"listening to the cache failed, trying again: {group.exceptions!r}"
                 )
             finally:
-                self._forget()
-            if self._takers:
+                self._reset()
+            if self._listeners:
                 self._needed.set()
             await asyncio.sleep(RETRY_SECONDS)
 
@@ -198,23 +198,23 @@ class NearCache:
         async with self._client.pubsub() as announcements:
             await announcements.subscribe(*self._channels)
             async with asyncio.TaskGroup() as both:
-                both.create_task(self._keep_awake(announcements))
+                both.create_task(self._keep_alive(announcements))
                 async for message in announcements.listen():
                     self._unanswered = 0
                     self._take(message)
 
-    async def _keep_awake(self, announcements: PubSub) -> None:
-        """Ask for signs of life; let go of minutes as they become too old.
+    async def _keep_alive(self, announcements: PubSub) -> None:
+        """Ping the connection, and expire minutes as they become too old.
 
         Raises:
-            TimeoutError: there is none.
-            _NotNeeded: nobody has asked for a while.
+            TimeoutError: no answer.
+            _NotNeeded: no queries for a while.
         """
         oldest = 0
         for pings in count(1):
             await asyncio.sleep(PING_SECONDS)
             if pings % round(IDLE_SECONDS / PING_SECONDS) == 0:
-                if not self._needed.is_set() and not self._takers:
+                if not self._needed.is_set() and not self._listeners:
                     raise _NotNeeded
                 self._needed.clear()
             if self._unanswered == SILENT_PINGS:
@@ -228,8 +228,8 @@ class NearCache:
 
     def _take(self, message: dict[str, Any]) -> None:
         if message["type"] == "subscribe":
-            if self.live:  # again: the connection was another one
-                self._forget()
+            if self.live:  # subscribed again: redis-py has reconnected
+                self._reset()
             self.live = message["data"] == len(_CHANNELS)
             self.times_live += self.live
         elif message["type"] == "message":
@@ -237,9 +237,9 @@ class NearCache:
                 case keys.NEWEST_CHANNEL:
                     announced = codec.valid_ticks(codec.decode_newest(message["data"]))
                     for series, tick in announced:
-                        if series in self._asked:
+                        if series in self._read_newest:
                             self._newest[series] = tick
-                    for take in self._takers:
+                    for take in self._listeners:
                         take(announced)
                 case keys.SLICES_CHANNEL if self._windows:
                     for (series, start), candle in codec.decode_announced(message["data"]):
@@ -260,7 +260,7 @@ class _NotNeeded(Exception):
 
 
 class _Entry:
-    """A window, and the task that still reads what was there before it was asked for."""
+    """A window, and the task that still reads what was written before the window was made."""
 
     def __init__(self, window: CandleWindow) -> None:
         self.window = window

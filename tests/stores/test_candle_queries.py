@@ -138,7 +138,7 @@ def test_a_gap_of_months_costs_no_candle(market: Market, length: int) -> None:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_one_that_is_cut_by_the_end_of_the_walk_has_the_minutes_before_it(market: Market, length: int) -> None:
+def test_candle_cut_by_end_of_range_has_earlier_minutes(market: Market, length: int) -> None:
     """As after the clock was set back, when days are rolled up that lie ahead."""
     minutes = [DAY + hour * HOUR_MS + minute * MINUTE_MS for hour in range(26) for minute in (0, 7, 31, 59)]
     market.trade(*((SERIES[0], Tick(float(n % 7 + 1), at, n)) for n, at in enumerate(minutes)))
@@ -157,7 +157,7 @@ def test_hours_that_were_made_are_read_and_not_their_minutes(market: Market) -> 
     assert [len(candles) for candles, _ in market.found(*walks)] == [0, 0, 0, 24, 6, 1]
 
 
-def test_days_that_an_earlier_version_makes_are_read_by_their_minutes_until_their_hours_are_made(
+def test_days_without_hours_are_read_by_minutes(
     market: Market,
 ) -> None:
     """While both run, the earlier one replaces marks by days that have no hours."""
