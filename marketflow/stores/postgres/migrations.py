@@ -1,4 +1,4 @@
-"""Applies ddl/*.sql, each file once, in the order of their names."""
+"""Schema migrations: applies ddl/*.sql, each file once, in the order of their names."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from marketflow.stores.postgres.rows import reason
 from marketflow.stores.postgres.session import notices_to
 
 DDL_SECONDS = 60.0
-"""How long one file may take: more than a row, for it may have to rewrite a table."""
+"""Limit of one file: longer than that of a row, for it may rewrite a table."""
 
 REPORT_SECONDS = 10.0
-"""How long a start may look for rows that are no candles; rows wait for it."""
+"""How long a start may search for invalid rows; writes wait for it."""
 
 EXAMPLES = 5
-"""How many rows that are no candles are named."""
+"""Invalid rows that are logged at most."""
 
 _NOT_VALIDATED = """
 select pg_get_expr(conbin, conrelid) from pg_constraint
@@ -31,8 +31,8 @@ select pg_catalog.concat(mode, ':', exchange, ':', pair_name, ' ', timestamp, ' 
 from aggregates where ({condition}) is not true limit %s
 """
 
-# What stands in the schema of the tables under a name of PostgreSQL's own, made by somebody without rights to ours: it
-# would be found in the place of what is meant, and run with the rights of who applies a file.
+# Functions and operators in the schema of the tables with names of PostgreSQL's own, made by roles without rights to
+# our tables: they would be called in place of PostgreSQL's, with the rights of the role that applies a file.
 _SHADOWING = """
 select distinct pg_catalog.pg_get_userbyid(owner)::text from (
     select proowner as owner from pg_proc where pronamespace = to_regnamespace(current_schema()::text)::oid
@@ -66,16 +66,16 @@ _TABLE = "create table if not exists ddl_applied (name text primary key, applied
 def apply_ddl(connection: BoundedConnection, folder: Path, report_seconds: float = REPORT_SECONDS) -> None:
     """Bring the database up to date, in one transaction.
 
-    An advisory lock lets one instance do it while another that starts at the same moment waits and then finds it done.
-    A user without the right to create tables may run against a database that is up to date.
+    An advisory lock serializes instances that start at the same moment. A user without the right to create tables may
+    run against a database that is up to date.
 
     Args:
         connection: of the owner of the tables, where there is anything to apply.
         folder: of the files.
-        report_seconds: how long to look for rows that are no candles, see report_invalid; 0 is not at all.
+        report_seconds: how long to search for invalid rows, see report_invalid; 0 is not at all.
 
     Raises:
-        psycopg.Error: not applied, nothing changed.
+        psycopg.Error: nothing was applied or changed.
     """
     files = sorted(folder.glob("*.sql"))
     with connection.pinned(), notices_to(connection, logger.warning):
@@ -87,7 +87,7 @@ def apply_ddl(connection: BoundedConnection, folder: Path, report_seconds: float
             _refuse_shadows(connection)
             _refuse_other_owners(connection)
         if waiting and not done:
-            # As where an earlier version went by the search_path of the role.
+            # An earlier version used the search_path of the role.
             for (other,) in connection.execute(_ELSEWHERE).fetchall():
                 logger.warning(
                     "PostgreSQL: tables are in the schema {} as well; postgres.schema says which to use", other
@@ -110,12 +110,12 @@ def apply_ddl(connection: BoundedConnection, folder: Path, report_seconds: float
 
 
 def report_invalid(connection: BoundedConnection, seconds: float = REPORT_SECONDS) -> int:
-    """Log rows that are older than the constraint they break, and declare it valid for all once there are none.
+    """Log rows older than the constraint they break; validate the constraint once there are none.
 
-    Reads the whole table as long as the constraint is not valid for all. Only for the owner; others leave it at that.
+    Reads the whole table until the constraint is validated. Does nothing for a user other than the owner.
 
     Returns:
-        how many rows break it, EXAMPLES + 1 at most.
+        the number of rows that break it, EXAMPLES + 1 at most.
 
     Raises:
         psycopg.Error: it takes longer than `seconds`, or the connection is lost.
@@ -149,7 +149,7 @@ def _refuse_shadows(connection: BoundedConnection) -> None:
 
 
 def _refuse_other_owners(connection: BoundedConnection) -> None:
-    """Have no superuser build on tables of somebody else: functions would run with its rights, for their owner."""
+    """Reject a superuser on tables of another role: that role's functions would run with superuser rights."""
     for name, owner in connection.execute(_OTHER_OWNERS).fetchall():
         raise psycopg.errors.InsufficientPrivilege(
             f"nothing is applied: the table {name} belongs to {owner}, and this user is a superuser; apply ddl/ as"
@@ -158,7 +158,7 @@ def _refuse_other_owners(connection: BoundedConnection) -> None:
 
 
 def _ensure_schema(connection: BoundedConnection) -> None:
-    """Make the schema of postgres.schema where it is missing: without one no name resolves."""
+    """Create the schema of postgres.schema where it is missing."""
     row = connection.execute(
         "select (pg_catalog.parse_ident(split_part(current_setting('search_path'), ',', 1)))[1]"
     ).fetchone()
@@ -170,10 +170,10 @@ def _ensure_schema(connection: BoundedConnection) -> None:
 
 
 def applied(connection: psycopg.Connection) -> set[str]:
-    """Names of the files that the database has.
+    """Names of the applied files.
 
     Raises:
-        psycopg.Error: it cannot be asked, or not by this user.
+        psycopg.Error: the query failed, or is not permitted.
     """
     row = connection.execute("select to_regclass('ddl_applied') is not null").fetchone()
     if row is None or not row[0]:

@@ -1,4 +1,4 @@
-"""The archive in PostgreSQL, as the API reads it: from a pool, with an end to every wait."""
+"""Reads the archive in PostgreSQL for the API: from a connection pool, with a limit to every wait."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
@@ -22,7 +22,7 @@ from marketflow.stores.postgres.session import pin_async, session_keywords
 _T = TypeVar("_T")
 
 READ_SECONDS = 0.75
-"""How long a request may wait for PostgreSQL in all: what is left of a second is for the answer without it."""
+"""How long a request may wait for PostgreSQL in all; the rest of a second is for an answer without it."""
 
 POOL_SECONDS = 30.0
 """Limit of the pool, by the clock; that of the reader, which spares an event loop that is behind, comes first."""
@@ -33,9 +33,9 @@ _OF_WANTED = "exchange = wanted.exchange and pair_name = wanted.pair_name and mo
 _MINUTES = f"{_OF_WANTED} and timestamp >= span.since and timestamp < span.until"
 _DAYS = f"{_OF_WANTED} and timestamp >= rolled.first_day and timestamp < rolled.until"
 
-# Whole days of daily candles, and minutes before, after, and where a day is marked (ddl/0002_aggregates_daily.sql): one
-# statement, for what they say together holds of one moment only. Where minutes are deleted (`kept_from`) a day at the
-# edge counts as a whole. The last select puts the parts in order again.
+# Whole days as daily candles; minutes before and after them, and of marked days (ddl/0002_aggregates_daily.sql). One
+# statement, so that all parts are of one snapshot. Where minutes are deleted (`kept_from`) a day at the edge counts
+# as a whole. The last select merges the parts in the order of their time.
 _SUMMARY = f"""
 with wanted as (
     select * from unnest(%(mode)s::text[], %(exchange)s::text[], %(symbol)s::text[]) with ordinality
@@ -76,18 +76,18 @@ where {_OF_SERIES} and timestamp < timestamptz '2200-01-01 00:00:00+00' and {VAL
 """  # noqa: S608
 
 
-# A statement is planned at its first use and never compiled: a summary takes 10 ms to plan and 2 to answer.
+# A statement is planned at its first use, and never compiled by JIT: a summary takes 10 ms to plan and 2 ms to run.
 _PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan", "jit": "off"}
 
 
 class _Connection(psycopg.AsyncConnection[Any]):
-    """One that is pinned at its first use, by a request that does not wait for ever; the pool would."""
+    """A connection that is pinned at its first use: by a request, which has a timeout, and not by the pool."""
 
     _is_new = True
     _pinning: sql.Composed | None = None
 
     async def pinned(self, keywords: dict[str, Any]) -> sql.Composed | None:
-        """What is to be executed first in each transaction; None where the session is pinned."""
+        """Statements to begin each transaction with; None where the session is pinned."""
         if self._is_new:
             self._pinning = await pin_async(self, keywords, jit="off")
             self._is_new = False
@@ -99,14 +99,14 @@ class PostgresReader:
 
     Args:
         keywords: of the connections, see connection_keywords.
-        max_size: connections at most.
+        max_size: limit of connections.
     """
 
     def __init__(self, keywords: dict[str, Any], max_size: int = 8) -> None:
         self._keywords = keywords
         self._pool = self._pool_of(max_size, "archive-reader")
         self._calls = CallLimit(max_size, READ_SECONDS)
-        # Of its own, so that a sign of life does not wait behind queries.
+        # A pool of its own, so that a ping does not wait behind queries.
         self._ping_pool = self._pool_of(1, "archive-ping")
         self._pings = CallLimit(1, READ_SECONDS)
         self._abandoned: set[asyncio.Future[Any]] = set()
@@ -119,14 +119,14 @@ class PostgresReader:
             max_size=max_size,
             open=False,
             timeout=POOL_SECONDS,
-            # The pool doubles its pauses without a limit; 2 s after giving up it begins anew.
+            # The pool doubles its pauses without a limit; after reconnect_timeout it starts anew with the shortest.
             reconnect_timeout=2.0,
             reconnect_failed=lambda pool: None,
             name=name,
         )
 
     async def open(self) -> None:
-        """Begin to connect, without waiting for it."""
+        """Start to connect, without waiting."""
         await self._pool.open(wait=False)
         await self._ping_pool.open(wait=False)
 
@@ -135,10 +135,10 @@ class PostgresReader:
         await asyncio.gather(self._pool.close(timeout=1.0), self._ping_pool.close(timeout=1.0))
 
     async def ping(self) -> None:
-        """Ask for a sign of life.
+        """Run an empty query.
 
         Raises:
-            Unavailable: there is none.
+            Unavailable: no answer.
         """
         await self._rows([("select 1", {})], self._ping_pool, self._pings)
 
@@ -183,7 +183,7 @@ class PostgresReader:
                 async with connection.transaction() if pinning else nullcontext():
                     if pinning:
                         await connection.execute(pinning)
-                    # In binary form, whose meaning no default of the server changes.
+                    # Binary: no setting of the session changes its meaning.
                     cursors = [await connection.execute(query, values, binary=True) for query, values in queries]
                     return [await cursor.fetchall() for cursor in cursors]
 
@@ -208,7 +208,7 @@ class PostgresReader:
             raise Unavailable(reason(error)) from error
 
     def _abandon(self, task: "asyncio.Future[Any]") -> None:
-        """Cancel without waiting: on a frozen server psycopg takes seconds to give a query up."""
+        """Cancel without waiting: on a frozen server psycopg takes seconds to cancel a query."""
 
         def ended(task: "asyncio.Future[Any]") -> None:
             self._abandoned.discard(task)

@@ -31,7 +31,7 @@ STEP_SECONDS = 0.1
 MOST_DAYS = 64
 """Marks that one transaction replaces at most."""
 
-REFUSED_SECONDS = 600.0
+REJECTED_SECONDS = 600.0
 """Time until a day that PostgreSQL rejected is tried again."""
 
 _Mark = tuple[str, str, str, datetime]
@@ -168,7 +168,7 @@ class PostgresRollups:
         self._retention = retention or Retention()
         self._monotonic = monotonic
         self._batch = MOST_DAYS // 8
-        self._refused: dict[_Mark, float] = {}  # until when they are skipped (monotonic)
+        self._rejected: dict[_Mark, float] = {}  # until when they are skipped (monotonic)
         self._limit = RateLimit(60.0)
 
     def roll_up(self, now_ms: int) -> bool:
@@ -201,12 +201,12 @@ class PostgresRollups:
         """Replace some marks by candles, or remove them where no minute is left; return how many."""
         began, batch = self._monotonic(), self._batch
         self._batch = max(1, batch // 2)  # for the case that this one takes too long and fails
-        for mark in [mark for mark, until in self._refused.items() if until <= began]:
-            del self._refused[mark]
-        refused = [[mark[n] for mark in self._refused] for n in range(4)]
+        for mark in [mark for mark, until in self._rejected.items() if until <= began]:
+            del self._rejected[mark]
+        rejected = [[mark[n] for mark in self._rejected] for n in range(4)]
         with connection.pinned():
             connection.execute(_BEGIN)
-            marked = connection.execute(_MARKED, [*refused, batch], binary=True).fetchall()
+            marked = connection.execute(_MARKED, [*rejected, batch], binary=True).fetchall()
             if marked:
                 self._make(connection, marked)
         quick = self._monotonic() - began < STEP_SECONDS / 4
@@ -232,7 +232,7 @@ class PostgresRollups:
     def _refuse(self, mark: _Mark, error: psycopg.Error) -> None:
         """Skip a mark for a while; queries of its day read the minutes."""
         exchange, symbol, mode, day = mark
-        self._refused[mark] = self._monotonic() + REFUSED_SECONDS
+        self._rejected[mark] = self._monotonic() + REJECTED_SECONDS
         text = (
             f"PostgreSQL refuses to roll up {mode}:{exchange}:{symbol} of {day:%Y-%m-%d}, tried again: {reason(error)}"
         )

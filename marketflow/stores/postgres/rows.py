@@ -1,4 +1,4 @@
-"""Between candles and rows of the table `aggregates`: what the writer and the reader of the archive share."""
+"""Conversion between candles and rows of `aggregates`, and connection keywords: shared by writer and reader."""
 
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -11,7 +11,7 @@ from marketflow.model import Candle, Series, Slot
 CONNECT_SECONDS = 2
 
 OLDEST_MS, END_MS = 0, 7_258_118_400_000
-"""Rows before and from these times on (Unix ms, 1970 and 2200) are no candles: ddl/0005_valid_candles.sql."""
+"""Rows before the first and from the second time on (Unix ms, 1970 and 2200) are invalid (ddl/0005)."""
 
 HOUR_MS = 60 * 60_000
 DAY_MS = 24 * HOUR_MS
@@ -39,11 +39,11 @@ def connection_keywords(
         dbname: database.
         sslmode: as libpq has it; none: by the host and `sslrootcert`.
         sslrootcert: file with certificates of authorities, "system" for those of this machine, or "".
-        schema: where the tables are.
-        prepared_statements: False where a pooler may lend one session to several clients in turn.
+        schema: of the tables.
+        prepared_statements: False behind a pooler in transaction mode.
     """
     if not sslmode:
-        # Over a network a password is sent encrypted or not at all, unless sslmode says otherwise on purpose.
+        # Over a network no password is sent unencrypted, unless sslmode is set to allow it.
         sslmode = "prefer" if is_local(host) else "verify-full" if sslrootcert else "require"
     keywords = {
         "host": host,
@@ -111,25 +111,25 @@ def candle_of_row(row: tuple[Any, ...]) -> Candle:
     """The candle of total, ticks, high, low, open, close, the times of first, last, high and low, and the version."""
     total, ticks, high, low, opening, closing, *times, version = row
     first_at, last_at, high_at, low_at = map(to_unix_ms, times)
-    # Rows have no order of arrival; zero stands before every tick of the same millisecond.
+    # Rows have no order of arrival; sequence zero sorts before every tick of the same millisecond.
     return Candle(opening, high, low, closing, total, ticks, first_at, last_at, high_at, low_at, 0, 0, version)
 
 
 def to_datetime(unix_ms: int) -> datetime:
-    """A time in Unix ms as PostgreSQL takes it, to the millisecond, within what a row may have."""
+    """A time in Unix ms as a datetime, limited to the valid range of rows."""
     unix_ms = min(max(unix_ms, OLDEST_MS), END_MS)
     return datetime.fromtimestamp(unix_ms // 1000, UTC).replace(microsecond=unix_ms % 1000 * 1000)
 
 
 def to_unix_ms(moment: datetime) -> int:
-    """A time of PostgreSQL in Unix ms."""
+    """A datetime in Unix ms."""
     return int(moment.timestamp()) * 1000 + moment.microsecond // 1000
 
 
 def reason(error: Exception) -> str:
-    """The first line of what psycopg says; the rest repeats it for every address of the host.
+    """The first line of an error of psycopg; the rest repeats it for every address of the host.
 
-    Of any other error its class as well: nobody expected it.
+    Any other error is unexpected: its class is given as well.
     """
     first = next(iter(str(error).splitlines()), "")
     if isinstance(error, psycopg.Error) and first:
@@ -138,7 +138,7 @@ def reason(error: Exception) -> str:
 
 
 def is_connection_lost(error: Exception) -> bool:
-    """Whether there is no connection, or none any more; else the server has refused one statement."""
+    """Whether the connection is missing or lost; otherwise the server has rejected one statement."""
     if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return False
     # Without a code it is libpq's or psycopg's own; 57P: the server shuts down, has crashed or starts.

@@ -1,13 +1,13 @@
-"""What a session with PostgreSQL is held to, whatever the server, the database or the role has for defaults.
+"""Settings of a session with PostgreSQL, pinned against the defaults of server, database and role.
 
 A default can change the text of a value (DateStyle), its meaning (TimeZone, search_path) or whether anything is stored
-at all (default_transaction_read_only, a client encoding of SQL_ASCII). All of them are sent with the request for the
-connection, where they win over defaults of the role and the database, so no session exists without them.
+at all (default_transaction_read_only, a client encoding of SQL_ASCII). The settings are sent as libpq `options` with
+the connection request, where they override the defaults, so no session exists without them.
 
-A pooler that lends a session for one transaction (PgBouncer, pool_mode = transaction) refuses such requests, and a SET
-would reach its other clients. There (`postgres.prepared_statements = false`) each transaction sets what it needs for
-itself alone, and results come in binary form, which no setting of the session changes. The same is done where a pooler
-drops the request's settings and says nothing: each session is asked whether it got them.
+A pooler in transaction mode (PgBouncer) rejects `options`, and a SET would leak to its other clients. There
+(`postgres.prepared_statements = false`) each transaction begins with SET LOCAL, and results come in binary form, which
+no setting of the session changes. The same is done where a pooler drops the options silently: each session is queried
+for a marker setting.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ import psycopg
 from psycopg import sql
 
 OLDEST_VERSION = 14
-"""The oldest PostgreSQL that will do: `date_bin` and `create or replace trigger` are that old."""
+"""The oldest supported PostgreSQL, the first with `date_bin` and `create or replace trigger`."""
 
 _PINNED = {
     "datestyle": "ISO,YMD",
@@ -47,13 +47,13 @@ _OF_A_TRANSACTION = (
     "lock_timeout",
     "idle_in_transaction_session_timeout",
 )
-"""What is set in each transaction where there is no session; the others are of no concern to statements of ours."""
+"""Settings of each transaction where no session is pinned; the others do not affect our statements."""
 
 _MARK = "marketflow.session"
-"""A setting that no server has: where it is set, the others of the request for the connection are as well."""
+"""A marker no server defines: where it is set, the other options of the connection request are as well."""
 
 _TRANSACTION_TIMEOUT = 170_000
-"""The first version with `transaction_timeout`; in the request for a connection older ones would refuse it."""
+"""The first version with `transaction_timeout`; older ones reject it in the connection request."""
 
 
 def session_keywords(keywords: Mapping[str, Any], **settings: object) -> dict[str, Any]:
@@ -61,33 +61,33 @@ def session_keywords(keywords: Mapping[str, Any], **settings: object) -> dict[st
 
     Args:
         keywords: see rows.connection_keywords.
-        settings: of the session, in addition to what every session has.
+        settings: further ones of this session.
     """
     wanted = _PINNED | {"search_path": f"{keywords.get('schema', 'public')},pg_temp"}
     wanted |= {name: str(value) for name, value in settings.items()}
     given = {name: value for name, value in keywords.items() if name != "schema"}
     if is_pooled(given):
-        return given | {"options": ""}  # not left out, which would let PGOPTIONS of the environment in
+        return given | {"options": ""}  # explicitly empty: otherwise PGOPTIONS of the environment applies
     wanted[_MARK] = "pinned"
     return given | {"options": " ".join(f"-c {name}={_escaped(value)}" for name, value in wanted.items())}
 
 
 def is_pooled(keywords: Mapping[str, Any]) -> bool:
-    """Whether a connection may be to a pooler that has no sessions."""
+    """Whether the connection may be to a pooler in transaction mode."""
     return keywords.get("prepare_threshold", 0) is None
 
 
 @contextmanager
 def connecting() -> Iterator[None]:
-    """Meanwhile a server that does not know what a session is held to is reported as the old one that it is.
+    """Report a server that rejects an option it does not know as too old.
 
     Raises:
-        psycopg.OperationalError: as it was, or with the version that would do.
+        psycopg.OperationalError: the original one, or one with the required version.
     """
     try:
         yield
     except psycopg.OperationalError as error:
-        # The newest setting of those in _PINNED; its name stands in the message in whatever language that is.
+        # The newest setting of _PINNED; its name is in the message in every language.
         if "idle_session_timeout" not in str(error):
             raise
         raise psycopg.OperationalError(f"this PostgreSQL is {_too_old()}") from error
@@ -102,14 +102,14 @@ def pin(connection: "psycopg.Connection[Any]", keywords: Mapping[str, Any], **se
         settings: as for session_keywords.
 
     Returns:
-        what pins a transaction, to be executed first in each, where the session could not be; None where it is.
+        statements to begin each transaction with, where the session could not be pinned; None where it is.
 
     Raises:
         psycopg.Error: the server is too old, or does not answer.
     """
     check_version(connection)
     if not is_pooled(keywords):
-        cursor = connection.execute(_question(connection), prepare=False)
+        cursor = connection.execute(_marker_query(connection), prepare=False)
         while cursor.nextset():
             pass
         if cursor.fetchone() == (True,):
@@ -126,7 +126,7 @@ async def pin_async(
     """The same as `pin`, of an asynchronous connection."""
     check_version(connection)
     if not is_pooled(keywords):
-        cursor = await connection.execute(_question(connection), prepare=False)
+        cursor = await connection.execute(_marker_query(connection), prepare=False)
         while cursor.nextset():
             pass
         if await cursor.fetchone() == (True,):
@@ -138,16 +138,16 @@ async def pin_async(
     return _transaction_settings(connection, keywords, **settings)
 
 
-def _question(connection: "psycopg.BaseConnection[Any]") -> LiteralString:
-    """Ask whether the session has the settings of the request for it, beyond the reach of its defaults."""
-    question: LiteralString = f"select coalesce(current_setting('{_MARK}', true), '') = 'pinned'"
+def _marker_query(connection: "psycopg.BaseConnection[Any]") -> LiteralString:
+    """A query of the marker, which no timeout of the session can end."""
+    query: LiteralString = f"select coalesce(current_setting('{_MARK}', true), '') = 'pinned'"
     if connection.info.server_version >= _TRANSACTION_TIMEOUT:
-        return f"set local transaction_timeout = 0; {question}"
-    return question
+        return f"set local transaction_timeout = 0; {query}"
+    return query
 
 
 def _corrections(connection: "psycopg.BaseConnection[Any]") -> LiteralString:
-    """Statements for what could not be in the request, or was overruled there by variables such as PGTZ."""
+    """SET statements for what the options cannot contain, and for what variables such as PGTZ override."""
     corrections: list[LiteralString] = []
     if connection.info.server_version >= _TRANSACTION_TIMEOUT:
         corrections.append("set transaction_timeout = 0")
@@ -161,14 +161,14 @@ def _corrections(connection: "psycopg.BaseConnection[Any]") -> LiteralString:
 def _transaction_settings(
     connection: "psycopg.BaseConnection[Any]", keywords: Mapping[str, Any], **settings: object
 ) -> sql.Composed:
-    """Statements that pin the transaction they stand in."""
+    """SET LOCAL statements that pin a transaction."""
     wanted = _PINNED | {"search_path": f"{keywords.get('schema', 'public')},pg_temp"}
     wanted |= {name: str(value) for name, value in settings.items()}
     chosen = {name: wanted[name] for name in (*_OF_A_TRANSACTION, *settings)}
     if connection.info.server_version >= _TRANSACTION_TIMEOUT:
         chosen = {"transaction_timeout": "0"} | chosen
     return sql.SQL("; ").join(
-        # A list of schemas is not one name.
+        # A list of schemas is several identifiers.
         sql.SQL("set local {} to {}").format(
             sql.Identifier(name),
             sql.SQL(", ").join(map(sql.Identifier, value.split(","))) if name == "search_path" else sql.Literal(value),
@@ -178,10 +178,10 @@ def _transaction_settings(
 
 
 def check_version(connection: "psycopg.BaseConnection[Any]") -> None:
-    """Refuse a server that is too old.
+    """Reject a server that is too old.
 
     Raises:
-        psycopg.OperationalError: it is; the text says which one would do.
+        psycopg.OperationalError: with the required version.
     """
     if (version := connection.info.server_version) < OLDEST_VERSION * 10_000:
         raise psycopg.OperationalError(f"PostgreSQL {version // 10_000} is {_too_old()}")
@@ -193,7 +193,7 @@ def _too_old() -> str:
 
 @contextmanager
 def notices_to(connection: "psycopg.Connection[Any]", log: "Any") -> Iterator[None]:
-    """Pass warnings of the server on to `log(text)` meanwhile."""
+    """Pass warnings of the server to `log(text)` within the context."""
 
     def handle(notice: psycopg.errors.Diagnostic) -> None:
         if notice.severity_nonlocalized == "WARNING":

@@ -1,8 +1,8 @@
-"""The archive in PostgreSQL, as the flow writes it: minute rows, upserted on one connection.
+"""Writes the archive in PostgreSQL: minute rows, upserted by the pipeline on one connection.
 
-A commit whose answer is lost may have happened, so a row is written absolutely: the version with more ticks stays,
-and repeating or reordering writes changes nothing. Rows go in the order of their key; two writers then wait for each
-other instead of deadlocking.
+A commit whose answer is lost may have happened, so a write is absolute: the version with more ticks stays, and
+repeating or reordering writes changes nothing. Rows are sorted by their key, so that two writers wait for each other
+instead of deadlocking.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,9 +22,9 @@ from marketflow.stores.postgres.candle_sql import VALID, time_of
 from marketflow.stores.postgres.migrations import REPORT_SECONDS, apply_ddl
 from marketflow.stores.postgres.rows import candle_of_row, columns, reason, to_datetime, to_unix_ms
 
-# What is wrong with a row for certain, and not with PostgreSQL: it breaks a constraint or trigger that the owner of the
-# table may have added, or its candle cannot become a row at all. Any other error is a row's when other rows pass.
-_REFUSALS = (
+# Errors that are certainly caused by the row: it breaks a constraint or trigger that the owner of the table may have
+# added, or its candle fits no row at all. Any other error is the row's if other rows are accepted.
+_REJECTIONS = (
     psycopg.DataError,
     psycopg.IntegrityError,
     psycopg.errors.RaiseException,
@@ -34,7 +34,7 @@ _REFUSALS = (
 )
 
 _Row = tuple[Slot, Candle]
-_Refused = tuple[Slot, Exception]
+_Rejected = tuple[Slot, Exception]
 
 _UPSERT = """
 insert into aggregates (
@@ -57,7 +57,7 @@ where excluded.tick_count > aggregates.tick_count
 _SERIES_A_READ = 1000
 
 MOST_SUSPECTS = 100
-"""How many rows one attempt may find that cannot be written for a reason that may not be theirs."""
+"""Rows that fail for an uncertain reason, after which one attempt ends."""
 
 _RECENT = f"""
 select mode, exchange, pair_name, timestamp, average_price * tick_count::float8, tick_count, max_price, min_price,
@@ -74,8 +74,8 @@ class PostgresWriter:
 
     Args:
         keywords: of the connection, see connection_keywords.
-        ddl: folder of the schema, applied on the first connection.
-        batch_size: rows a statement.
+        ddl: folder of the migrations, applied on the first connection.
+        batch_size: rows per statement.
     """
 
     def __init__(self, keywords: dict[str, Any], ddl: Path, batch_size: int) -> None:
@@ -84,43 +84,43 @@ class PostgresWriter:
         self._batch_size = batch_size
         self._ready = self._logged = self._reported = False
         self._limit = RateLimit(10.0)
-        self._suspects: dict[Slot, None] = {}  # rows that could not be written, those of the last attempt first
+        self._suspects: dict[Slot, None] = {}  # rows that failed, those of the last attempt first
 
     @property
     def available(self) -> bool:
-        """Whether the last write got through."""
+        """Whether the last write succeeded."""
         return self._ready
 
     def write(self, minutes: Candles) -> int:
         """Upsert rows in one transaction; the more complete version of a row stays.
 
-        A row that PostgreSQL refuses is told and given up; gives how many were. Connects and brings the schema up to
-        date when that is needed, without any rows as well.
+        Rows that PostgreSQL rejects are logged and dropped; returns how many. Connects and brings the schema up to
+        date where needed, without any rows as well.
 
         Raises:
-            Unavailable: PostgreSQL is away or did not confirm. Writing the same rows again is right.
+            Unavailable: PostgreSQL is down or did not confirm; write the same rows again.
         """
         rows = sorted(minutes.items(), key=lambda item: (item[0].series.exchange, item[0].series.symbol, *item[0]))
         with self._connected() as connection:
-            refused = self._upsert(connection, rows)
+            rejected = self._upsert(connection, rows)
         self._ready = True
         if not self._logged:
             self._logged = True
             logger.info("PostgreSQL is ready")
-        for slot, error in refused:
-            self._tell_refused(slot, error)
-        return len(refused)
+        for slot, error in rejected:
+            self._log_rejected(slot, error)
+        return len(rejected)
 
     def recent(self, series: Iterable[Series], since: int) -> Candles:
         """The rows of these series whose minutes start at `since` (Unix ms) or later.
 
         Raises:
-            Unavailable: PostgreSQL is away.
+            Unavailable: PostgreSQL is down.
         """
         wanted = [[each.mode.value, each.exchange, each.symbol] for each in series]
         found: Candles = {}
         with self._connected() as connection, connection.pinned():
-            # A few at a time: what ten thousand series have takes longer than an answer may.
+            # In batches: the rows of ten thousand series take longer than the limit of one answer.
             for begin in range(0, len(wanted), _SERIES_A_READ):
                 names = [list(column) for column in zip(*wanted[begin : begin + _SERIES_A_READ], strict=True)]
                 rows = connection.execute(_RECENT, [*names, to_datetime(since)], binary=True)
@@ -135,25 +135,24 @@ class PostgresWriter:
 
     @contextmanager
     def _connected(self) -> Iterator[BoundedConnection]:
-        """The connection, with the schema up to date; any error of psycopg ends it and becomes Unavailable."""
+        """The connection, with the schema up to date; any error closes it and becomes Unavailable."""
         try:
             with self._connection.opened() as connection:
                 if not self._ready:
-                    # Once: after an outage rows are waiting.
+                    # Only once: after an outage rows are pending.
                     apply_ddl(connection, self._ddl, 0 if self._reported else REPORT_SECONDS)
                     self._reported = True
                 yield connection
         except Unavailable:
-            self._ready = False  # the database may come back as another one
-            self._logged = True  # the flow logs the beginning of an outage and its end
+            self._ready = False  # the database may be another one after an outage
+            self._logged = True  # the pipeline logs start and end of an outage
             raise
 
-    def _upsert(self, connection: BoundedConnection, rows: list[_Row]) -> list[_Refused]:
-        """Write rows, batch by batch; gives those that were refused, each with the reason.
+    def _upsert(self, connection: BoundedConnection, rows: list[_Row]) -> list[_Rejected]:
+        """Write rows, batch by batch; return the rejected ones, each with its error.
 
-        Rows are written whatever is wrong with others.
-
-        With savepoints only where that finds one: beside busy threads each round trip takes many milliseconds.
+        A failing row does not block the others. Savepoints are used only after a failure: beside busy threads each
+        round trip takes many milliseconds.
         """
         try:
             with _versions_kept(connection):
@@ -163,27 +162,27 @@ class PostgresWriter:
             if _is_outage(error):
                 raise
             with _versions_kept(connection):
-                refused, unknown = self._isolate(connection, rows)
+                rejected, unknown = self._isolate(connection, rows)
             if unknown:
-                # Not given up: it may be the schema or a right that is wrong. The others are written by now.
+                # Kept: the schema or a right may be wrong. The others are written by now.
                 waiting = {slot for slot, _ in rows}
                 before = {slot: None for slot in self._suspects if slot in waiting}
                 self._suspects = {slot: None for slot, _ in unknown} | before
                 count = f"{len(unknown)}{' or more' if len(unknown) == MOST_SUSPECTS else ''} of {len(rows)}"
                 text = f"{count} rows cannot be written and are tried again: {reason(unknown[0][1])}"
                 raise Unavailable(text) from unknown[0][1]
-            return refused
+            return rejected
         self._suspects.clear()
         return []
 
-    def _isolate(self, connection: BoundedConnection, rows: list[_Row]) -> tuple[list[_Refused], list[_Refused]]:
-        """Write what can be written, halving the batches that fail; gives rows refused for certain, and the others.
+    def _isolate(self, connection: BoundedConnection, rows: list[_Row]) -> tuple[list[_Rejected], list[_Rejected]]:
+        """Write what can be written, halving the batches that fail; return rejected rows, and other failed rows.
 
-        After MOST_SUSPECTS of the latter the rest is not tried: where the fault is every row's, that takes minutes.
-        They are the last to be tried the next time, so that no number of them holds up the rows behind them.
+        After MOST_SUSPECTS of the latter the rest is not tried: where every row fails, that takes minutes. They are
+        tried last the next time, so that they never block the rows behind them.
         """
-        refused: list[_Refused] = []
-        unknown: list[_Refused] = []
+        rejected: list[_Rejected] = []
+        unknown: list[_Rejected] = []
         last = {slot: number for number, slot in enumerate(reversed(self._suspects))}
         waiting = [*self._batches(sorted(rows, key=lambda row: last.get(row[0], -1)))]
         waiting.reverse()
@@ -199,15 +198,15 @@ class PostgresWriter:
                     half = len(batch) // 2
                     waiting += [batch[half:], batch[:half]]
                 else:
-                    (refused if isinstance(error, _REFUSALS) else unknown).append((batch[0][0], error))
-        return refused, unknown
+                    (rejected if isinstance(error, _REJECTIONS) else unknown).append((batch[0][0], error))
+        return rejected, unknown
 
     def _batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
         remaining = iter(rows)
         while batch := list(islice(remaining, self._batch_size)):
             yield batch
 
-    def _tell_refused(self, slot: Slot, error: Exception) -> None:
+    def _log_rejected(self, slot: Slot, error: Exception) -> None:
         mode, exchange, symbol = slot.series
         why = reason(error) if isinstance(error, psycopg.Error) else error
         place = f"{mode}:{exchange}:{symbol}, minute {slot.start} (Unix ms)"
@@ -224,6 +223,6 @@ def _versions_kept(connection: BoundedConnection) -> Iterator[None]:
 
 
 def _is_outage(error: Exception) -> bool:
-    """Whether the server or the connection is to blame, so that there is no use in trying rows one by one."""
+    """Whether server or connection failed, so that trying rows one by one is useless."""
     too_large = isinstance(error, psycopg.errors.ProgramLimitExceeded)  # a row, in an index say
     return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) and not too_large
