@@ -35,7 +35,7 @@ from marketflow.stores.redis.connection import TIMEOUT_SECONDS
 from marketflow.stores.redis.connection import connection_keywords as redis_keywords
 from marketflow.stores.redis.reader import RedisReader
 from marketflow.stores.redis.writer import RedisWriter
-from marketflow.timeouts import timeout
+from marketflow.tasks import timeout
 from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
 T = TypeVar("T")
@@ -829,8 +829,13 @@ def test_requests_fail_in_time_during_redis_outage(server: RedisServer, fault: F
 
 
 def test_reader_started_on_frozen_redis_is_unavailable_in_time(server: RedisServer) -> None:
+    async def fail_in_time(reader: RedisReader) -> None:
+        async with timeout(IN_TIME):
+            with pytest.raises(Unavailable):
+                await reader.newest([BTC])
+
     with cache_at(keywords(server)), frozen(server):
-        fails_in_time(lambda: newest(server))
+        ask(server, fail_in_time)
     assert newest(server) is None
 
 
