@@ -47,9 +47,7 @@ SAME_NAMES = {
     "prices": "the query and its route",
     "app": "`marketflow.app:app` is the application that api.app makes, with stores and feeds",
     "health": "the route serves what health.py describes",
-    "messages": "messages between processes; messages of the stream",
     "recovery": "reads what earlier runs left in Redis; the streams that take it over",
-    "watcher": "watches a child process; runs `marketflow watch`",
 }
 """Module names that stand more than once, with the reason; the aim is stores and queries with their routes."""
 

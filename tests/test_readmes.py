@@ -213,7 +213,7 @@ def test_error_table_equals_the_problems() -> None:
     for path in (ROOT / "marketflow" / "api").rglob("*.py"):
         if "Problem)" in path.read_text():
             importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    importlib.import_module("marketflow.server.http_connection")
+    importlib.import_module("marketflow.server.http_protocol")
     problems = list(Problem.__subclasses__())
     for problem in problems:
         problems.extend(problem.__subclasses__())

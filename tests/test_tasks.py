@@ -10,7 +10,7 @@ from functools import wraps
 import pytest
 
 from marketflow import tasks
-from marketflow.api.streaming.hub import Hub
+from marketflow.api.streaming.broadcaster import Broadcaster
 from marketflow.cluster.remote_control import RemoteIngest
 from marketflow.runtime.health_report import Probe
 from marketflow.runtime.processes import ApiRole
@@ -35,7 +35,7 @@ def on_loop(test: Callable[..., Coroutine[object, object, None]]) -> Callable[..
 
 @on_loop
 async def test_no_task_is_left_once_the_api_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Listeners, probes and the hub end before what they use is closed. Stores are unreachable."""
+    """Listeners, probes and the broadcaster end before what they use is closed. Stores are unreachable."""
     for store in ("REDIS", "POSTGRES"):
         monkeypatch.setenv(f"MARKETFLOW_{store}__HOST", HOST)
         monkeypatch.setenv(f"MARKETFLOW_{store}__PORT", str(free_port()))
@@ -58,11 +58,11 @@ async def test_no_task_is_left_once_the_api_is_closed(monkeypatch: pytest.Monkey
     ends_slowly(NearCache, "listen")
     ends_slowly(Probe, "ask_periodically")
     ends_slowly(RemoteIngest, "follow")
-    ends_slowly(Hub, "_run", 0.5)
+    ends_slowly(Broadcaster, "_run", 0.5)
     before = asyncio.all_tasks()
     async with AsyncExitStack() as stack:
-        hub = (await ApiRole(load()).start(stack)).hub
-        with hub.client(hub.selection(frozenset())):
+        broadcaster = (await ApiRole(load()).start(stack)).broadcaster
+        with broadcaster.subscribe(broadcaster.subscription(frozenset())):
             await asyncio.sleep(0)  # all tasks have begun
     assert sorted(ended) == sorted(begun) == ["_run", "ask_periodically", "ask_periodically", "follow", "listen"]
     assert asyncio.all_tasks() == before

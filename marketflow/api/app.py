@@ -26,8 +26,8 @@ from marketflow.api.routes.mode import mode_operations
 from marketflow.api.routes.page import market_operations
 from marketflow.api.routes.prices import price_operations
 from marketflow.api.routes.static_files import static_route
-from marketflow.api.streaming.sse import stream_operations
-from marketflow.api.streaming.websocket import websocket_routes
+from marketflow.api.streaming.sse_route import stream_operations
+from marketflow.api.streaming.websocket_route import websocket_routes
 from marketflow.logs import RateLimit
 from marketflow.settings import HttpSettings
 

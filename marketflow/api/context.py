@@ -12,7 +12,7 @@ from starlette.requests import HTTPConnection
 from marketflow.api.middleware.client_limits import ClientLimits
 from marketflow.api.queries.names import NameLookup
 from marketflow.api.queries.prices import PriceQueries
-from marketflow.api.streaming.hub import Hub
+from marketflow.api.streaming.broadcaster import Broadcaster
 from marketflow.counters import IngestCounters
 from marketflow.health import Health, ModeSwitch
 
@@ -33,7 +33,7 @@ class Context:
     health: Callable[[], Health]
     counters: Callable[[], IngestCounters | None]
     ready: Callable[[], bool]
-    hub: Hub
+    broadcaster: Broadcaster
     clients: ClientLimits = field(default_factory=ClientLimits)
 
     @cached_property

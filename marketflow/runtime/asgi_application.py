@@ -14,7 +14,7 @@ from marketflow.api.app import create_app
 from marketflow.api.context import Context
 from marketflow.api.middleware.client_limits import ClientLimits
 from marketflow.api.queries.prices import PriceQueries
-from marketflow.api.streaming.hub import Hub
+from marketflow.api.streaming.broadcaster import Broadcaster
 from marketflow.clock import system_clock
 from marketflow.counters import IngestCounters
 from marketflow.errors import StartError
@@ -22,7 +22,7 @@ from marketflow.health import ModeSwitch
 from marketflow.model import Mode
 from marketflow.runtime.health_report import HealthReport, Probe
 from marketflow.runtime.store_servers import Servers
-from marketflow.server.http_connection import LimitedConnection
+from marketflow.server.http_protocol import LimitedHttpProtocol
 from marketflow.settings import Settings
 from marketflow.stores.ports import Announcements, CacheReader
 from marketflow.stores.postgres.reader import PostgresReader
@@ -149,18 +149,27 @@ class AsgiApplication(ABC):
             settings.flow.closed_after_ms,
         )
         exchanges = tuple(exchange.name for exchange in settings.exchanges)
-        hub = Hub(
+        broadcaster = Broadcaster(
             exchanges,
             settings.symbols,
             mode,
             prices,
             health,
             announcements,
-            LimitedConnection.most() // 2,
+            LimitedHttpProtocol.most() // 2,
             settings.http.streams_per_client,
         )
-        self.end_streams = hub.end
-        stack.push_async_callback(hub.close)
+        self.end_streams = broadcaster.end
+        stack.push_async_callback(broadcaster.close)
         return Context(
-            exchanges, settings.symbols, settings.http.token, mode, prices, health, counters, ready, hub, clients
+            exchanges,
+            settings.symbols,
+            settings.http.token,
+            mode,
+            prices,
+            health,
+            counters,
+            ready,
+            broadcaster,
+            clients,
         )

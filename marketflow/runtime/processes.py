@@ -33,7 +33,7 @@ from marketflow.runtime.leader_election import LeaderElection
 from marketflow.runtime.state_reader import StateReader
 from marketflow.runtime.store_servers import find_servers, running_servers, when_set
 from marketflow.server.connection_limits import raise_file_limit
-from marketflow.server.http_connection import LimitedConnection
+from marketflow.server.http_protocol import LimitedHttpProtocol
 from marketflow.server.service_notification import Supervisor, supervisor
 from marketflow.server.uvicorn_server import Server, bind, bind_each, ignore_signals, place_of
 from marketflow.server.workers import Parent, Workers
@@ -48,13 +48,13 @@ def serve(settings: Settings) -> int:
     Raises:
         StartError: the port cannot be bound.
     """
-    raise_file_limit(LimitedConnection.MAX_CONNECTIONS)
+    raise_file_limit(LimitedHttpProtocol.MAX_CONNECTIONS)
     return _serve(BothRoles(settings), settings, bind(settings.http.host, settings.http.port), supervisor())
 
 
 def serve_api(settings: Settings, workers: int = 1) -> int:
     """Run the API role in `workers` processes; otherwise as `serve`."""
-    raise_file_limit(LimitedConnection.MAX_CONNECTIONS)
+    raise_file_limit(LimitedHttpProtocol.MAX_CONNECTIONS)
     if workers == 1:
         return _serve(ApiRole(settings), settings, bind(settings.http.host, settings.http.port), supervisor())
     listeners = bind_each(settings.http.host, settings.http.port, workers)

@@ -14,8 +14,8 @@ from starlette.types import ASGIApp
 
 from marketflow.errors import StartError
 from marketflow.server.connection_limits import max_open_files
-from marketflow.server.http_connection import LimitedConnection
-from marketflow.server.websocket_connection import LimitedWebSocket
+from marketflow.server.http_protocol import LimitedHttpProtocol
+from marketflow.server.websocket_protocol import LimitedWebSocketProtocol
 from marketflow.server.write_buffer import Watched
 from marketflow.tasks import cancel
 from marketflow.text import host_port
@@ -61,8 +61,8 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 application,
-                http=LimitedConnection,
-                ws=LimitedWebSocket,
+                http=LimitedHttpProtocol,
+                ws=LimitedWebSocketProtocol,
                 ws_max_size=MAX_MESSAGE_BYTES,
                 ws_per_message_deflate=False,  # 50 KB a client, and a bomb may be in it
                 backlog=min(BACKLOG, max_open_files() // 4),

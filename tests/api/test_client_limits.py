@@ -214,33 +214,33 @@ def test_summary_costs_days_and_minutes_at_boundaries() -> None:
 
 
 def test_one_client_has_so_many_streams_and_no_more(log: list[str]) -> None:
-    hub = World(streams=10).context().hub
-    hub._most_of_one = 2
-    one, second = hub.reserve("a"), hub.reserve("a")
+    broadcaster = World(streams=10).context().broadcaster
+    broadcaster._max_streams_per_client = 2
+    one, second = broadcaster.reserve("a"), broadcaster.reserve("a")
     with pytest.raises(QuotaExceeded):
-        hub.reserve("a")
-    other = hub.reserve("b")
+        broadcaster.reserve("a")
+    other = broadcaster.reserve("b")
     one()
     one()  # which changes nothing any more
-    again = hub.reserve("a")
+    again = broadcaster.reserve("a")
     with pytest.raises(QuotaExceeded):
-        hub.reserve("a")
+        broadcaster.reserve("a")
     for release in (again, other, second):
         release()
-    assert not hub._of_one
+    assert not broadcaster._streams
     assert len([line for line in log if "a has 2 already (http.streams_per_client)" in line]) == 1
 
 
 def test_stream_refused_or_never_begun_leaves_its_place() -> None:
     world = World(streams=10)
     context = world.context()
-    context.hub._most_of_one = 1
+    context.broadcaster._max_streams_per_client = 1
 
     async def ask() -> None:
         async with client_of(context) as client:
             for _ in range(3):
                 assert (await client.head("/stream/prices")).status_code == 200
                 assert (await client.get("/stream/prices?symbols=x")).status_code == 404
-        assert not context.hub._of_one
+        assert not context.broadcaster._streams
 
     asyncio.run(ask())

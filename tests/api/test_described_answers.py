@@ -18,7 +18,7 @@ from marketflow.api.middleware.request_metrics import RequestMetrics
 from marketflow.api.rendering import JSONAnswer
 from marketflow.errors import Unavailable
 from marketflow.model import Mode
-from marketflow.server.http_connection import LimitedConnection
+from marketflow.server.http_protocol import LimitedHttpProtocol
 from marketflow.stores.postgres.request_coalescing import CoalescingReader
 from tests.api.description import Documented, description, filled
 from tests.api.world import MemoryMode, World, application_of, client_of
@@ -46,7 +46,7 @@ def away() -> World:
     return world
 
 
-class Impatient(LimitedConnection):
+class Impatient(LimitedHttpProtocol):
     HEADER_SECONDS = 0.2
 
 
@@ -114,7 +114,7 @@ def too_much(method: str, path: str) -> httpx.Response:
     """An answer to a client that has had its share."""
     world = trading()
     context = replace(world.context(), clients=ClientLimits())
-    context.hub._most_of_one = 0
+    context.broadcaster._max_streams_per_client = 0
     for bucket in (context.clients._rows, context.clients.guesses):
         bucket._monotonic = lambda: 0.0  # nothing comes back, however slow the machine
         bucket.take("127.0.0.1", 1e9)

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from marketflow.api.app import create_app
 from marketflow.api.context import Context
 from marketflow.api.queries.prices import PriceQueries
-from marketflow.api.streaming.hub import Hub
+from marketflow.api.streaming.broadcaster import Broadcaster
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.counters import IngestCounters
 from marketflow.errors import Unavailable
@@ -169,11 +169,11 @@ class MemoryAnnouncements:
             take(ticks)
 
 
-class BriefHub(Hub):
+class ShortBroadcaster(Broadcaster):
     """Ends a stream after what it begins with: these clients read an answer as a whole."""
 
-    def ask(self) -> None:
-        super().ask()
+    def wake(self) -> None:
+        super().wake()
         if self.is_ready:
             self.end()
 
@@ -217,7 +217,9 @@ class World:
             health=self.health,
             counters=lambda: self.counters,
             ready=lambda: self.ready,
-            hub=BriefHub(EXCHANGES, SYMBOLS, self.mode, prices, self.health, self.announcements, self.streams),
+            broadcaster=ShortBroadcaster(
+                EXCHANGES, SYMBOLS, self.mode, prices, self.health, self.announcements, self.streams
+            ),
         )
 
     def health(self) -> Health:

@@ -1,6 +1,6 @@
-"""Clients of the API that mean no good, and an end that has to be quick. The application is a real process.
+"""Hostile and slow HTTP clients, and shutdown under load, against a real process.
 
-What one connection may hold is tested with short deadlines in tests/server/test_connections.py; here are the real ones.
+tests/server/test_http_protocol.py tests the limits of one connection with short deadlines; here are the real ones.
 """
 
 import json

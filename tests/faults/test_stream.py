@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tests.api.streaming.events import Event, Stream, prices_in
+from tests.api.streaming.stream_client import Event, Stream, prices_in
 from tests.faults.conftest import StartApplication
 from tests.support.application import Application, ScriptedExchange
 from tests.support.exposition import samples_of

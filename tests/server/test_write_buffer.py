@@ -11,10 +11,10 @@ import pytest
 import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
-from marketflow.api.streaming.sse import STREAMING
+from marketflow.api.streaming.sse_route import STREAMING
 from marketflow.server import write_buffer
-from marketflow.server.http_connection import LimitedConnection
-from marketflow.server.websocket_connection import LimitedWebSocket
+from marketflow.server.http_protocol import LimitedHttpProtocol
+from marketflow.server.websocket_protocol import LimitedWebSocketProtocol
 from tests.support.servers import HOST
 
 STALL_SECONDS = 0.4
@@ -70,8 +70,8 @@ class Server:
         config = uvicorn.Config(
             self.app,
             interface="asgi3",
-            http=LimitedConnection,
-            ws=LimitedWebSocket,
+            http=LimitedHttpProtocol,
+            ws=LimitedWebSocketProtocol,
             ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,

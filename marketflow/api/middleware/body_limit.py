@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marketflow.api.problems import BodyTooLarge, answer_to, request_timeout
-from marketflow.api.streaming.sse import STREAMING
+from marketflow.api.streaming.sse_route import STREAMING
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_SECONDS = 10.0

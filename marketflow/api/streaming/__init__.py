@@ -1,1 +1,1 @@
-"""Prices as they change: one hub in each process, and any number of clients that look at what it knows."""
+"""The price stream: one broadcaster per process, subscribers over server-sent events and WebSockets."""

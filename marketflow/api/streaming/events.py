@@ -1,12 +1,9 @@
-"""What clients are told: the events, and their forms on the wire, made once for all who are told the same."""
+"""Events of the stream: what the server sends and `marketflow watch` decodes."""
 
-from collections.abc import Sequence
-from functools import cached_property
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
-from sse_starlette import ServerSentEvent
 
 from marketflow.api.openapi.operation import Exchange, Symbol
 from marketflow.api.rendering import Time
@@ -16,7 +13,7 @@ from marketflow.model import Mode
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """All that there is to know; replaces whatever was told before."""
+    """The whole state of a subscription; replaces all earlier events."""
 
     mode: Mode
     symbols: Annotated[list[Symbol], Meta(description="Those of the subscription, in configured order.")]
@@ -32,40 +29,40 @@ class ChangedPrices(msgspec.Struct, frozen=True):
 
 
 class ChangedMode(msgspec.Struct, frozen=True):
-    """Another mode runs from now on; a snapshot of it follows."""
+    """The mode was switched; a snapshot of the new mode follows."""
 
     mode: Mode
     previous: Mode
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
-    """A sign of life."""
+    """The connection is alive; sent at a fixed interval."""
 
-    timestamp: Annotated[Time, Meta(description="By the clock of the server.")]
+    timestamp: Annotated[Time, Meta(description="Clock of the server.")]
 
 
 class End(msgspec.Struct, frozen=True):
-    """The server ends; nothing comes after it."""
+    """The server shuts down; no event follows."""
 
     reason: Literal["shutdown"]
 
 
 class Subscribed(msgspec.Struct, frozen=True):
-    """What is subscribed from now on; a snapshot of it follows."""
+    """The subscription was changed to these series; their snapshot follows."""
 
     symbols: list[Symbol]
     exchanges: list[Exchange]
     series: list[tuple[Exchange, Symbol]]
 
 
-class Refused(msgspec.Struct, frozen=True):
-    """A message of the client that could not be acted on."""
+class Rejected(msgspec.Struct, frozen=True):
+    """A message of the client was rejected."""
 
     code: str
     detail: str
 
 
-EVENTS: dict[type[msgspec.Struct], str] = {
+EVENT_NAMES: dict[type[msgspec.Struct], str] = {
     Snapshot: "snapshot",
     ChangedPrices: "prices",
     ChangedMode: "mode",
@@ -73,49 +70,6 @@ EVENTS: dict[type[msgspec.Struct], str] = {
     Heartbeat: "heartbeat",
     End: "end",
     Subscribed: "subscribed",
-    Refused: "error",
+    Rejected: "error",
 }
-"""The names of the events, by what they carry."""
-
-
-class Message(NamedTuple):
-    """One event: its name, the id by which a client can go on after it (none: nothing), and its data as JSON."""
-
-    event: str
-    id: str
-    data: bytes
-
-
-def message(data: msgspec.Struct, position: str = "") -> Message:
-    """The event that carries `data`."""
-    return Message(EVENTS[type(data)], position, msgspec.json.encode(data))
-
-
-class Batch:
-    """Events that are sent in one go."""
-
-    def __init__(self, messages: Sequence[Message]) -> None:
-        self.messages = messages
-
-    @property
-    def is_last(self) -> bool:
-        """Whether nothing comes after it."""
-        return self.messages[-1].event == EVENTS[End]
-
-    @cached_property
-    def server_sent(self) -> bytes:
-        """As server-sent events."""
-        return b"".join(
-            ServerSentEvent(data.decode(), event=event, id=position, sep="\n").encode()
-            for event, position, data in self.messages
-        )
-
-    @cached_property
-    def texts(self) -> list[str]:
-        """As messages of a WebSocket."""
-        return [
-            msgspec.json.encode(
-                {"event": event, **({"id": position} if position else {}), "data": msgspec.Raw(data)}
-            ).decode()
-            for event, position, data in self.messages
-        ]
+"""Names of the events by their type."""

@@ -1,4 +1,4 @@
-"""How many clients look at prices as they change, and how many events they are sent."""
+"""Metrics of the stream: connected clients and events sent, by transport."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,12 +8,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 Transport = Literal["sse", "websocket"]
 
-Sent = Callable[[int], None]
-"""Counts so many events that were sent."""
+CountSent = Callable[[int], None]
+"""Adds a number of sent events."""
 
 
 class StreamCounters:
-    """Counts, together with other processes that count in the same folder.
+    """Counters that are summed over all processes that share the metrics folder.
 
     Args:
         registry: where they are registered.
@@ -22,19 +22,21 @@ class StreamCounters:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._clients = Gauge(
             "marketflow_stream_clients",
-            "Clients that are told of prices as they change.",
+            "Connected clients of the price stream.",
             ["transport"],
             registry=registry,
             multiprocess_mode="livesum",
         )
-        self._events = Counter("marketflow_stream_events", "Events sent to them.", ["transport"], registry=registry)
+        self._events = Counter(
+            "marketflow_stream_events", "Events sent to stream clients.", ["transport"], registry=registry
+        )
         for transport in ("sse", "websocket"):
-            self._clients.labels(transport).set(0)  # of a process that was killed nobody else would take them away
+            self._clients.labels(transport).set(0)  # resets what a killed process with this id has left in the folder
             self._events.labels(transport)
 
     @contextmanager
-    def client(self, transport: Transport) -> Iterator[Sent]:
-        """One more client, and what counts the events that it is sent."""
+    def client(self, transport: Transport) -> Iterator[CountSent]:
+        """Count a connected client, and yield the function that counts the events sent to it."""
         clients = self._clients.labels(transport)
         clients.inc()
         try:

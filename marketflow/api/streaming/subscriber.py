@@ -1,68 +1,68 @@
-"""Somebody who is told what changes: a selection, and a position up to which it has been told."""
+"""One subscriber of the broadcaster: its subscription, and the position up to which it has received events."""
 
 import asyncio
 from collections.abc import Callable
 
 import msgspec
 
-from marketflow.api.streaming.events import Batch, Message, message
-from marketflow.api.streaming.known_state import Position
-from marketflow.api.streaming.selection import Selection
+from marketflow.api.streaming.encoding import Batch, Message, encode
+from marketflow.api.streaming.subscription import Subscription
+from marketflow.api.streaming.versioned_state import Position
 
 
-class Client:
-    """One client of a hub.
+class Subscriber:
+    """A connection that pulls the next batch whenever it can send one.
 
     Args:
-        selection: of what it is told.
-        position: what it has seen.
-        ask: called when it waits.
+        subscription: the series of which it receives events.
+        position: the position after the last event that it has received.
+        wake: called when it waits for a batch.
     """
 
-    def __init__(self, selection: Selection, position: Position, ask: Callable[[], None]) -> None:
-        self.selection = selection
+    def __init__(self, subscription: Subscription, position: Position, wake: Callable[[], None]) -> None:
+        self.subscription = subscription
         self.position = position
         self.stamp = -1
-        """Of what was known when it was last looked whether there is anything new to this client."""
-        self._ask = ask
-        self._turn: asyncio.Future[Batch] | None = None
-        self._answer: Message | None = None
-        self._answered: asyncio.Future[None] | None = None
+        """Stamp of the state that was last compared with the position."""
+        self._wake = wake
+        self._next: asyncio.Future[Batch] | None = None
+        self._reply: Message | None = None
+        self._reply_sent: asyncio.Future[None] | None = None
 
     async def next(self) -> Batch:
-        """What has changed, as soon as there is anything and it is this client's turn."""
-        self._turn = asyncio.get_running_loop().create_future()
-        self._ask()
-        return await self._turn
+        """Return all events since the last batch, as soon as there are any."""
+        self._next = asyncio.get_running_loop().create_future()
+        self._wake()
+        return await self._next
 
-    def select(self, selection: Selection) -> None:
-        """Be told of other series, beginning with a snapshot of them."""
-        self.selection = selection
-        self.position = self.position._replace(whole=False)
+    def subscribe(self, subscription: Subscription) -> None:
+        """Replace the subscription; its snapshot comes next."""
+        self.subscription = subscription
+        self.position = self.position._replace(has_snapshot=False)
         self.stamp = -1
 
-    async def tell(self, answer: msgspec.Struct) -> None:
-        """Tell it something that is for no other client, before anything else; returns when it is being sent."""
-        self._answer = message(answer)
-        self._answered = asyncio.get_running_loop().create_future()
-        self._ask()
-        await self._answered
+    async def reply(self, event: msgspec.Struct) -> None:
+        """Send an event to this subscriber alone, before any other; return once its batch is handed over."""
+        self._reply = encode(event)
+        self._reply_sent = asyncio.get_running_loop().create_future()
+        self._wake()
+        await self._reply_sent
 
-    # Of the hub
+    # For the broadcaster
 
     def is_due(self, stamp: int) -> bool:
-        """Whether it waits, and there may be something for it."""
-        waits = self._turn is not None and not self._turn.done()
-        return waits and (self.stamp != stamp or self._answer is not None)
+        """Whether it waits for a batch and may have events pending."""
+        waits = self._next is not None and not self._next.done()
+        return waits and (self.stamp != stamp or self._reply is not None)
 
-    def give(self, batch: Batch | None) -> bool:
-        """Tell it, while it waits, with an answer that it is owed before that; gives whether there was anything."""
-        assert self._turn is not None, "it waits"
-        if self._answer is not None and self._answered is not None:
-            batch = Batch([self._answer, *(batch.messages if batch else ())])
-            if not self._answered.done():
-                self._answered.set_result(None)
-            self._answer = None
+    def deliver(self, batch: Batch | None) -> bool:
+        """Hand over the pending reply and the batch, and return whether there was either. It must be due."""
+        assert self._next is not None, "it waits"
+        if self._reply is not None and self._reply_sent is not None:
+            batch = Batch([self._reply, *(batch.messages if batch else ())])
+            if not self._reply_sent.done():
+                self._reply_sent.set_result(None)
+            self._reply = None
         if batch is not None:
-            self._turn.set_result(batch)
+            self._next.set_result(batch)
         return batch is not None

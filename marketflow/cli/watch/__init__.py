@@ -1,9 +1,9 @@
-"""`marketflow watch`: the newest prices of any running MarketFlow, in a terminal or line by line.
+"""`marketflow watch`: the newest prices of any running MarketFlow, as a table on a terminal or as lines in a pipe.
 
-What comes from the server and what becomes of the connection are messages of one kind (`messages`, read by `stream`);
-a `market` is what they add up to, and `table`, `screen` and `lines` show it.
+`stream_client` reads the stream and reconnects, `client_state` applies its events, and `table`, `screen` and `lines`
+show the result.
 """
 
-from marketflow.cli.watch.watcher import Watch, url_of, watch
+from marketflow.cli.watch.run_watch import Watch, url_of, watch
 
 __all__ = ["Watch", "url_of", "watch"]

@@ -1,29 +1,29 @@
-"""Prices for a pipe: a line for each change. What becomes of the connection is told on stderr."""
+"""Output of `marketflow watch` to a pipe: a line for each change on stdout, losses of the connection on stderr."""
 
 import sys
 from collections.abc import AsyncIterable
 
-from marketflow.cli.watch.market import Market
-from marketflow.cli.watch.messages import Connected, Lost, Message, Price
-from marketflow.text import rfc3339, visible
+from marketflow.api.routes.latest_price import LatestPrice
+from marketflow.cli.watch.client_state import ClientState
+from marketflow.cli.watch.stream_events import Connected, Lost, WatchEvent
+from marketflow.text import visible
 
 
-async def print_lines(messages: AsyncIterable[Message], url: str) -> None:
-    """Print time, symbol, exchange and price of each change until it is cancelled."""
-    market = Market()
+async def print_lines(events: AsyncIterable[WatchEvent], url: str) -> None:
+    """Print time, symbol, exchange and price of each change until cancelled."""
+    state = ClientState()
     lost = False
-    async for message in messages:
-        match message:
+    async for event in events:
+        match event:
             case Lost() if not lost:
                 lost = True
-                print(f"marketflow: {url}: {visible(message.reason)}; trying again", file=sys.stderr, flush=True)
+                print(f"marketflow: {url}: {visible(event.reason)}; trying again", file=sys.stderr, flush=True)
             case Connected() if lost:
                 lost = False
                 print(f"marketflow: {url}: connected", file=sys.stderr, flush=True)
-        if news := market.take(message):
-            print("\n".join(map(_line, news)), flush=True)
+        if changed := state.apply(event):
+            print("\n".join(map(_line, changed)), flush=True)
 
 
-def _line(news: Price) -> str:
-    at = rfc3339(news.timestamp)
-    return f"{at} {visible(news.symbol)} {visible(news.exchange)} {news.price!r}"
+def _line(price: LatestPrice) -> str:
+    return f"{price.timestamp} {visible(price.symbol)} {visible(price.exchange)} {price.price!r}"

@@ -1,4 +1,4 @@
-"""A terminal that shows the market as long as somebody looks: the whole screen, which is as before at the end."""
+"""Full-screen output of `marketflow watch`; restores the terminal at the end."""
 
 import asyncio
 import os
@@ -12,25 +12,25 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from rich.console import Console
 from rich.live import Live
 
-from marketflow.cli.watch.market import Market
-from marketflow.cli.watch.messages import Message
-from marketflow.cli.watch.table import Room, render
+from marketflow.cli.watch.client_state import ClientState
+from marketflow.cli.watch.stream_events import WatchEvent
+from marketflow.cli.watch.table import Size, render
 from marketflow.tasks import cancel
 
 PAINT_SECONDS = 0.2
-"""How often what has changed is painted; ages and fading colours change by themselves."""
+"""Interval of repaints; ages and fading colours change without events as well."""
 
 _QUIT = b"qQ\x04"
 
 
-async def show(messages: AsyncIterable[Message], url: str, quit: Callable[[], None]) -> None:
-    """Show what is told until it is cancelled; `quit` is called when the person types q."""
-    market = Market()
+async def show(events: AsyncIterable[WatchEvent], url: str, quit: Callable[[], None]) -> None:
+    """Paint the state until cancelled; call `quit` when q is typed."""
+    state = ClientState()
     console = Console(highlight=False, emoji=False, markup=False)
     with _keys(quit) as terminal, Live(console=console, screen=True, auto_refresh=False) as live:
 
-        def give_way() -> None:
-            """On Ctrl+Z: leave the terminal as it was, and take it again when told to go on."""
+        def suspend() -> None:
+            """On Ctrl+Z: restore the terminal, stop the process, and take the terminal again on SIGCONT."""
             live.stop()
             with terminal():
                 os.kill(os.getpid(), signal.SIGSTOP)
@@ -38,14 +38,14 @@ async def show(messages: AsyncIterable[Message], url: str, quit: Callable[[], No
 
         async def paint() -> None:
             while True:
-                live.update(render(market, url, Room(*console.size)), refresh=True)
+                live.update(render(state, url, Size(*console.size)), refresh=True)
                 await asyncio.sleep(PAINT_SECONDS)
 
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTSTP, give_way)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTSTP, suspend)
         painting = asyncio.create_task(paint())
         try:
-            async for message in messages:
-                market.take(message)
+            async for event in events:
+                state.apply(event)
                 if painting.done():
                     painting.result()
         finally:
@@ -54,7 +54,7 @@ async def show(messages: AsyncIterable[Message], url: str, quit: Callable[[], No
 
 @contextmanager
 def _keys(quit: Callable[[], None]) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Take single keys from the terminal, where stdin is one; gives how to leave it as it was for a while."""
+    """Read single keys if stdin is a terminal; yield a context manager that restores its mode meanwhile."""
     if sys.stdin is None or not sys.stdin.isatty():  # None where it is closed
         yield nullcontext
         return
@@ -69,7 +69,7 @@ def _keys(quit: Callable[[], None]) -> Iterator[Callable[[], AbstractContextMana
             quit()
 
     @contextmanager
-    def as_before() -> Iterator[None]:
+    def restored() -> Iterator[None]:
         termios.tcsetattr(file, termios.TCSADRAIN, before)
         yield
         tty.setcbreak(file)
@@ -77,7 +77,7 @@ def _keys(quit: Callable[[], None]) -> Iterator[Callable[[], AbstractContextMana
     tty.setcbreak(file)
     loop.add_reader(file, read)
     try:
-        yield as_before
+        yield restored
     finally:
         loop.remove_reader(file)
         termios.tcsetattr(file, termios.TCSADRAIN, before)

@@ -7,43 +7,48 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console
 
-from marketflow.cli.watch.market import Market
-from marketflow.cli.watch.messages import ChangedPrices, Connected, Health, Heartbeat, Lost, Price, Snapshot
-from marketflow.cli.watch.table import Room, render
+from marketflow.api.rendering import rfc3339
+from marketflow.api.routes.latest_price import LatestPrice
+from marketflow.api.streaming.events import ChangedPrices, Heartbeat, Snapshot
+from marketflow.cli.watch.client_state import ClientState
+from marketflow.cli.watch.stream_events import Connected, Lost
+from marketflow.cli.watch.table import Size, render
+from marketflow.health import Health, StoreState
+from marketflow.model import FeedState, Mode
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 URL = "http://127.0.0.1:8080"
 
 
 class World:
-    """A market, and a clock that goes as told."""
+    """A state, and a clock that the test sets."""
 
     def __init__(
         self, symbols: Iterable[str] = ("BTCUSDT", "ETHUSDT"), exchanges: Iterable[str] = ("exchange1", "exchange2")
     ) -> None:
         self.now = NOON
-        self.market = Market(lambda: self.now)
+        self.state = ClientState(lambda: self.now)
         self.symbols, self.exchanges = [*symbols], [*exchanges]
-        self.market.take(Connected())
-        self.market.take(Snapshot("test", self.symbols, self.exchanges, [], self.health()))
+        self.state.apply(Connected())
+        self.state.apply(Snapshot(Mode.TEST, self.symbols, self.exchanges, [], self.health()))
 
-    def health(self, redis: str = "ok", **exchanges: str) -> Health:
-        return Health("test", "ok", redis, dict.fromkeys(self.exchanges, "generated") | exchanges)
+    def health(self, redis: StoreState = "ok", **exchanges: FeedState) -> Health:
+        return Health("ok", Mode.TEST, 1.0, "ok", redis, dict.fromkeys(self.exchanges, FeedState.GENERATED) | exchanges)
 
     def put(self, price: float, symbol: str = "BTCUSDT", exchange: str = "exchange1", ago: float = 0) -> None:
         at = self.now - timedelta(seconds=ago)
-        self.market.take(ChangedPrices([Price(symbol, exchange, price, at)]))
+        self.state.apply(ChangedPrices([LatestPrice(symbol, exchange, price, rfc3339(int(at.timestamp() * 1000)))]))
 
     def after(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
 
     def shown(self, width: int = 100, height: int | None = None, colours: bool = False) -> list[str]:
-        room = Room(width, height)
+        size = Size(width, height)
         file = io.StringIO()
         console = Console(
             file=file, width=width, color_system="standard" if colours else None, force_terminal=colours, no_color=False
         )
-        console.print(render(self.market, URL, room))
+        console.print(render(self.state, URL, size))
         return file.getvalue().splitlines()
 
     def row(self, symbol: str = "BTCUSDT", **how: bool) -> str:
@@ -56,7 +61,7 @@ def world() -> World:
     return World()
 
 
-def test_a_row_has_the_prices_of_a_symbol_with_their_ages_and_the_spread(world: World) -> None:
+def test_row_shows_prices_ages_and_spread_of_a_symbol(world: World) -> None:
     world.put(67432.14)
     world.put(67400.5, exchange="exchange2", ago=3)
     lines = world.shown()
@@ -67,7 +72,7 @@ def test_a_row_has_the_prices_of_a_symbol_with_their_ages_and_the_spread(world: 
     assert world.row("ETHUSDT").split() == ["ETHUSDT", "-", "-", "-", "-"]
 
 
-def test_numbers_of_any_size_are_written_and_stand_below_each_other(world: World) -> None:
+def test_prices_of_any_magnitude_are_aligned(world: World) -> None:
     world.put(0.00001)
     world.put(1e-9, "ETHUSDT")
     assert world.row().split()[1] == "0.00001"
@@ -82,12 +87,12 @@ def test_numbers_of_any_size_are_written_and_stand_below_each_other(world: World
 @pytest.mark.parametrize(
     ("ago", "age"), [(59.9, "59s"), (60, "1m"), (3599, "59m"), (3600, "1h"), (86_400, "1d"), (86_400 * 597, "597d")]
 )
-def test_ages_have_one_unit(world: World, ago: float, age: str) -> None:
+def test_age_is_shown_in_its_largest_unit(world: World, ago: float, age: str) -> None:
     world.put(1.5, ago=ago)
     assert world.row().split()[2] == age
 
 
-def test_a_change_shines_and_fades(world: World) -> None:
+def test_changed_price_is_highlighted_and_fades(world: World) -> None:
     world.put(1.5)
     assert "\x1b[32m" not in world.row(colours=True)
     world.put(2.5)
@@ -100,7 +105,7 @@ def test_a_change_shines_and_fades(world: World) -> None:
     assert "31m" not in world.row(colours=True)
 
 
-def test_a_stale_price_is_grey_its_age_is_not_and_it_has_no_part_in_the_spread(world: World) -> None:
+def test_stale_price_is_dimmed_and_hidden_of_the_spread(world: World) -> None:
     world.put(1.5)
     world.put(4.5, exchange="exchange2")
     world.after(16)
@@ -110,14 +115,14 @@ def test_a_stale_price_is_grey_its_age_is_not_and_it_has_no_part_in_the_spread(w
     assert world.row().split()[-2:] == ["-", "-"]
 
 
-def test_what_is_old_everywhere_is_still_compared(world: World) -> None:
+def test_equally_old_prices_have_a_spread(world: World) -> None:
     world.put(1.5, ago=3600)
     world.put(3.0, exchange="exchange2", ago=3610)
     assert world.row().split()[-2:] == ["1.5", "100.000"]
 
 
-def test_what_is_not_well_comes_first_and_is_not_green(world: World) -> None:
-    world.market.take(world.health(redis="down", exchange2="stale"))
+def test_problems_come_first_and_are_not_green(world: World) -> None:
+    world.state.apply(world.health(redis="down", exchange2=FeedState.STALE))
     _, line, *_ = world.shown()
     assert line.split() == ["Redis", "down", "exchange2", "stale", "PostgreSQL", "ok", "exchange1", "generated"]
     _, line, *_ = world.shown(colours=True)
@@ -125,10 +130,10 @@ def test_what_is_not_well_comes_first_and_is_not_green(world: World) -> None:
     assert "\x1b[32mgenerated" in line
 
 
-def test_a_lost_connection_is_said_and_all_is_grey(world: World) -> None:
+def test_lost_connection_is_shown_and_all_prices_are_dimmed(world: World) -> None:
     world.put(1.5)
     world.put(2.5)
-    world.market.take(Lost("Connection refused", 4.0))
+    world.state.apply(Lost("Connection refused", 4.0))
     world.after(1)
     assert world.shown()[0].startswith("test mode  disconnected: Connection refused; trying again in 3 s")
     assert world.shown()[1] == "feeds and stores: unknown while disconnected"
@@ -139,16 +144,16 @@ def test_a_lost_connection_is_said_and_all_is_grey(world: World) -> None:
     assert "trying again  http" in world.shown()[0]
 
 
-def test_before_there_is_a_connection_it_says_what_it_does() -> None:
+def test_first_connection_attempt_is_shown() -> None:
     world = World()
-    world.market = Market(lambda: world.now)
+    world.state = ClientState(lambda: world.now)
     assert world.shown() == [f"connecting  {URL}", ""]
-    world.market.take(Lost("Connection refused", 1.0))
+    world.state.apply(Lost("Connection refused", 1.0))
     assert world.shown() == [f"disconnected: Connection refused; trying again in 1 s  {URL}", ""]
 
 
 @pytest.mark.parametrize(
-    ("width", "heading", "left_out"),
+    ("width", "heading", "hidden"),
     [
         (79, "symbol exchange1 exchange2 exchange3 spread %", ""),
         (78, "symbol exchange1 exchange2 exchange3 spread %", ""),
@@ -159,9 +164,7 @@ def test_before_there_is_a_connection_it_says_what_it_does() -> None:
         (5, "… e…", "..."),
     ],
 )
-def test_ages_then_spreads_then_exchanges_give_way_to_a_narrow_terminal(
-    width: int, heading: str, left_out: str
-) -> None:
+def test_narrow_terminal_drops_ages_then_spreads_then_exchanges(width: int, heading: str, hidden: str) -> None:
     world = World(["BTCUSDT", "DOGEUSDT"], ["exchange1", "exchange2", "exchange3"])
     for exchange in world.exchanges:
         world.put(67432.14, exchange=exchange)
@@ -171,11 +174,11 @@ def test_ages_then_spreads_then_exchanges_give_way_to_a_narrow_terminal(
     assert all("…" not in line for line in lines[2:] if width > 5)
     assert lines[2].split() == heading.split()
     assert ("0s" in lines[4]) is (width >= 79)
-    assert lines[-1].startswith(left_out or "DOGEUSDT")
+    assert lines[-1].startswith(hidden or "DOGEUSDT")
 
 
 @pytest.mark.parametrize(("height", "rows"), [(105, 100), (104, 99), (24, 19), (6, 1), (1, 1)])
-def test_as_many_rows_as_fit_and_how_many_more_there_are(height: int, rows: int) -> None:
+def test_table_shows_the_rows_that_fit_and_counts_the_rest(height: int, rows: int) -> None:
     world = World(f"S{number:03}USDT" for number in range(100))
     for symbol in world.symbols:
         world.put(1.5, symbol)
@@ -186,14 +189,14 @@ def test_as_many_rows_as_fit_and_how_many_more_there_are(height: int, rows: int)
         assert lines[-1] == ("... 1 more symbol" if rows == 99 else f"... {100 - rows} more symbols")
 
 
-def test_what_a_server_says_can_drive_no_terminal() -> None:
+def test_control_characters_from_the_server_are_escaped() -> None:
     hostile = "\x1b]0;a\x07[red]"
     world = World([hostile], [hostile])
-    world.market.take(Heartbeat(NOON))
-    world.market.take(world.health(redis=hostile))
+    world.state.apply(Heartbeat("2026-11-21T12:00:00.000Z"))
+    world.state.apply(world.health(redis=hostile))  # type: ignore[arg-type]
     world.put(1.5, hostile, hostile)
     shown = "\n".join(world.shown(200))
-    world.market.take(Lost(hostile, 1.0))
+    world.state.apply(Lost(hostile, 1.0))
     shown += "\n".join(world.shown(200))
     assert {"\x1b", "\x07"}.isdisjoint(shown)
     assert shown.count("[red]") >= 6

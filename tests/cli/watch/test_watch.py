@@ -16,8 +16,9 @@ from typing import Self
 
 import pytest
 
-from marketflow.cli.watch import stream, url_of
-from marketflow.cli.watch.messages import ChangedPrices, Connected, Lost, Snapshot
+from marketflow.api.streaming.events import ChangedPrices, Snapshot
+from marketflow.cli.watch import stream_client, url_of
+from marketflow.cli.watch.stream_events import Connected, Lost
 from marketflow.errors import SettingsError
 from marketflow.settings import HttpSettings
 from tests.support.application import Application, ScriptedExchange, exchanges_setting
@@ -37,7 +38,7 @@ def command(*arguments: str) -> list[str]:
 
 
 class Watching:
-    """A watch whose output is a pipe, and what it has printed."""
+    """A watch with its output in pipes, and the lines that it has printed."""
 
     def __init__(self, *arguments: str, **given: object) -> None:
         self.process = subprocess.Popen(
@@ -49,10 +50,10 @@ class Watching:
             text=True,
         )
         self.lines: list[str] = []
-        self.said: list[str] = []
+        self.errors: list[str] = []
         self._threads = [
             threading.Thread(target=lines.extend, args=(pipe,), daemon=True)
-            for lines, pipe in ((self.lines, self.process.stdout), (self.said, self.process.stderr))
+            for lines, pipe in ((self.lines, self.process.stdout), (self.errors, self.process.stderr))
         ]
 
     def __enter__(self) -> Self:
@@ -69,8 +70,8 @@ class Watching:
             assert pipe is not None
             pipe.close()
 
-    def waits_for(self, end: str, lines: list[str] | None = None) -> str:
-        """The first line that ends like that; of stdout, or of the lines given."""
+    def prints(self, end: str, lines: list[str] | None = None) -> str:
+        """Wait for a line with this end on stdout, or in `lines`."""
         printed = self.lines if lines is None else lines
         return wait_until(
             lambda: next((line.rstrip("\n") for line in [*printed] if line.rstrip("\n").endswith(end)), ""),
@@ -78,16 +79,16 @@ class Watching:
             f"no line ends with {end!r}",
         )
 
-    def says(self, end: str) -> str:
-        return self.waits_for(end, self.said)
+    def reports(self, end: str) -> str:
+        return self.prints(end, self.errors)
 
-    def ends(self, number: int) -> int:
+    def exit_code_on(self, number: int) -> int:
         self.process.send_signal(number)
         return self.process.wait(20)
 
 
 class Terminal:
-    """A watch on a terminal of 100 columns and 24 lines, and what it has painted last."""
+    """A watch on a terminal of 100 columns and 24 lines, and its output."""
 
     def __init__(self, *arguments: str, **given: object) -> None:
         self.here, self.there = pty.openpty()
@@ -116,7 +117,7 @@ class Terminal:
         os.close(self.here)
 
     def shows(self, *words: str) -> str:
-        """What was painted in one go and holds all of these."""
+        """Wait for a frame that contains all of these words."""
 
         def frame() -> str:
             frames = self.painted.decode(errors="replace").split("\x1b[H")
@@ -137,7 +138,7 @@ class Terminal:
 
 @pytest.fixture
 def live(servers: dict[str, object], exchanges: list[ScriptedExchange]) -> dict[str, object]:
-    """Settings of an application that takes what the exchanges send."""
+    """Settings of an application in live mode with the scripted exchanges."""
     return servers | {"MODE": "live", "EXCHANGES": exchanges_setting(*exchanges)}
 
 
@@ -162,26 +163,24 @@ def once(*arguments: str, check: int = 0, **given: object) -> "subprocess.Comple
 # --- Line by line
 
 
-def test_each_change_is_a_line_of_time_symbol_exchange_and_price(
+def test_each_change_prints_time_symbol_exchange_and_price(
     application: Application, exchanges: list[ScriptedExchange]
 ) -> None:
     exchanges[0].send(67432.14, at=exchanges[0].send(1.5) + 1)
     wait_until(lambda: application.find("/prices/latest/BTCUSDT"))
     with Watching("--url", url(application.port)) as watching:
-        watching.waits_for("BTCUSDT exchange1 67432.14")  # what there was
+        watching.prints("BTCUSDT exchange1 67432.14")  # from the snapshot
         exchanges[1].send(0.00001, symbol="ETHUSDT")
-        line = watching.waits_for("ETHUSDT exchange2 1e-05")
-        told = application.get("/prices/latest/ETHUSDT")
-        assert line.split()[0] == told["timestamp"]
-        assert watching.ends(signal.SIGINT) == 0
+        line = watching.prints("ETHUSDT exchange2 1e-05")
+        latest = application.get("/prices/latest/ETHUSDT")
+        assert line.split()[0] == latest["timestamp"]
+        assert watching.exit_code_on(signal.SIGINT) == 0
     assert all(LINE.fullmatch(line.rstrip("\n")) for line in watching.lines)
     assert len(watching.lines) == 2
-    assert watching.said == []
+    assert watching.errors == []
 
 
-def test_symbols_and_exchanges_may_be_chosen_in_any_case(
-    application: Application, exchanges: list[ScriptedExchange]
-) -> None:
+def test_symbols_and_exchanges_match_in_any_case(application: Application, exchanges: list[ScriptedExchange]) -> None:
     arguments = ("btcusdt,ETHUSDT", "solusdt", "--exchange", "EXCHANGE1", "--exchange", "exchange3")
     with Watching(*arguments, "--url", url(application.port)) as watching:
         for exchange in exchanges:
@@ -189,39 +188,42 @@ def test_symbols_and_exchanges_may_be_chosen_in_any_case(
                 exchange.send(2.5, symbol=symbol)
         for name in ("exchange1", "exchange3"):
             for symbol in ("BTCUSDT", "ETHUSDT", "SOLUSDT"):
-                watching.waits_for(f"{symbol} {name} 2.5")
+                watching.prints(f"{symbol} {name} 2.5")
     assert len(watching.lines) == 6
 
 
-def test_a_restarted_application_is_found_again(application: Application, exchanges: list[ScriptedExchange]) -> None:
+def test_watch_reconnects_to_a_restarted_application(
+    application: Application, exchanges: list[ScriptedExchange]
+) -> None:
     with Watching("--url", url(application.port)) as watching:
         exchanges[0].send(1.5)
-        watching.waits_for("BTCUSDT exchange1 1.5")
+        watching.prints("BTCUSDT exchange1 1.5")
         application.kill()
-        watching.says("; trying again")
+        watching.reports("; trying again")
         exchanges[0].cut()
         application.start()
-        watching.says(": connected")
+        watching.reports(": connected")
         exchanges[0].send(2.5)
-        watching.waits_for("BTCUSDT exchange1 2.5")
+        watching.prints("BTCUSDT exchange1 2.5")
         application.stop()
-        wait_until(lambda: len(watching.said) == 3, 20)
+        wait_until(lambda: len(watching.errors) == 3, 20)
         assert (
-            watching.said[-1] == f"marketflow: {url(application.port)}: the server has ended the stream; trying again\n"
+            watching.errors[-1]
+            == f"marketflow: {url(application.port)}: the server has ended the stream; trying again\n"
         )
-        assert watching.ends(signal.SIGTERM) == 0
+        assert watching.exit_code_on(signal.SIGTERM) == 0
     prices = [float(line.split()[-1]) for line in watching.lines]
-    assert prices == [1.5, 2.5]  # what is known already is no news
+    assert prices == [1.5, 2.5]  # unchanged prices are not printed again
 
 
-def test_an_application_may_come_later(live: dict[str, object], tmp_path: Path) -> None:
+def test_watch_may_start_before_the_application(live: dict[str, object], tmp_path: Path) -> None:
     application = Application(tmp_path, live | {"MODE": "test"})
-    # Where nobody says otherwise, it is the one of the settings.
+    # Without --url the URL comes from the settings.
     with closing(application.http), Watching(MARKETFLOW_HTTP__PORT=application.port) as watching:
-        line = watching.says("Connection refused; trying again")
+        line = watching.reports("Connection refused; trying again")
         assert line == f"marketflow: {url(application.port)}: Connection refused; trying again"
         with application:
-            watching.says(": connected")
+            watching.reports(": connected")
             wait_until(lambda: len(watching.lines) >= 15, 30)
             application.switch("live")
             application.switch("test")
@@ -229,47 +231,45 @@ def test_an_application_may_come_later(live: dict[str, object], tmp_path: Path) 
             wait_until(lambda: len(watching.lines) > so_far + 15, 30)
 
 
-def test_after_a_lost_connection_nothing_is_missing(
+def test_reconnection_delivers_changes_of_the_outage(
     application: Application, exchanges: list[ScriptedExchange]
 ) -> None:
     with Proxy(application.port) as proxy, Watching("--url", url(proxy.port)) as watching:
         exchanges[0].send(1.5)
-        watching.waits_for("BTCUSDT exchange1 1.5")
+        watching.prints("BTCUSDT exchange1 1.5")
         proxy.refuse()
-        watching.says("; trying again")
+        watching.reports("; trying again")
         exchanges[0].send(2.5)
         wait_until(lambda: application.get("/prices/latest/BTCUSDT")["price"] == 2.5)
         proxy.heal()
-        watching.waits_for("BTCUSDT exchange1 2.5")
+        watching.prints("BTCUSDT exchange1 2.5")
     assert len(watching.lines) == 2
 
 
-def test_a_connection_without_a_sign_of_life_is_given_up(
-    application: Application, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    application.switch("test")  # in which prices never cease
-    monkeypatch.setattr(stream, "SILENCE_SECONDS", 1.0)
+def test_silent_connection_is_replaced(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    application.switch("test")  # prices change all the time
+    monkeypatch.setattr(stream_client, "SILENCE_SECONDS", 1.0)
 
-    async def told(proxy: Proxy) -> list[type]:
+    async def received(proxy: Proxy) -> list[type]:
         kinds: list[type] = []
-        async with aclosing(stream.follow(url(proxy.port), {})) as messages:
-            async for message in messages:
-                kinds.append(type(message))
-                if isinstance(message, ChangedPrices) and kinds.count(ChangedPrices) == 10:
-                    proxy.forget()  # what is open falls silent, new connections are let through
-                if isinstance(message, Lost):
-                    assert message == Lost("no sign of life for 1 s", 1.0)
+        async with aclosing(stream_client.follow(url(proxy.port), {})) as events:
+            async for event in events:
+                kinds.append(type(event))
+                if isinstance(event, ChangedPrices) and kinds.count(ChangedPrices) == 10:
+                    proxy.forget()  # open connections fall silent, new ones pass
+                if isinstance(event, Lost):
+                    assert event == Lost("no sign of life for 1 s", 1.0)
                 elif Lost in kinds and kinds[-1] is ChangedPrices:
                     return kinds
-        raise AssertionError("it never ends")
+        raise AssertionError("the stream ended")
 
     with Proxy(application.port) as proxy:
-        kinds = asyncio.run(told(proxy))
+        kinds = asyncio.run(received(proxy))
     assert kinds[:2] == [Connected, Snapshot]
     assert kinds[kinds.index(Lost) :][:2] == [Lost, Connected]
 
 
-def test_nobody_reading_on_is_no_fault(application: Application, exchanges: list[ScriptedExchange]) -> None:
+def test_closed_pipe_ends_without_an_error(application: Application, exchanges: list[ScriptedExchange]) -> None:
     application.switch("test")
     line = f"set -o pipefail; {' '.join(command('--url', url(application.port)))} | head -n 3"
     done = subprocess.run(["bash", "-c", line], env=environment(), capture_output=True, text=True, timeout=60)
@@ -279,7 +279,7 @@ def test_nobody_reading_on_is_no_fault(application: Application, exchanges: list
 # --- Once
 
 
-def test_once_prints_the_table_of_now(application: Application, exchanges: list[ScriptedExchange]) -> None:
+def test_once_prints_the_current_table(application: Application, exchanges: list[ScriptedExchange]) -> None:
     for exchange, price in zip(exchanges, (100.25, 101.5, 100.5), strict=True):
         exchange.send(price)
         wait_until(lambda e=exchange: application.find(f"/prices/latest/{e.name}/BTCUSDT"))  # type: ignore[misc]
@@ -300,47 +300,47 @@ def test_once_prints_the_table_of_now(application: Application, exchanges: list[
     assert "\x1b" not in done.stdout
 
 
-def test_once_does_not_wait_for_what_is_away() -> None:
+def test_once_fails_at_once_when_unreachable() -> None:
     port = free_port()
     done = once("--url", url(port), check=1)
     assert done.stderr == f"marketflow: {url(port)}: Connection refused\n"
 
 
-def test_password_of_the_url_is_shown_nowhere() -> None:
+def test_password_of_the_url_is_never_shown() -> None:
     port = free_port()
     with_password = f"http://user:secret@{HOST}:{port}"
     assert once("--url", with_password, check=1).stderr == f"marketflow: {url(port)}: Connection refused\n"
     with Watching("--url", with_password) as watching:
-        watching.waits_for("trying again", watching.said)
-        assert "secret" not in "".join(watching.said + watching.lines)
+        watching.prints("trying again", watching.errors)
+        assert "secret" not in "".join(watching.errors + watching.lines)
     with Terminal("--url", with_password) as terminal:
         assert "secret" not in terminal.shows("disconnected: Connection refused; trying again", url(port))
 
 
-def test_once_that_is_interrupted_does_not_say_that_all_is_told(application: Application) -> None:
+def test_interrupted_once_exits_with_130(application: Application) -> None:
     with Proxy(application.port) as proxy:
         proxy.stall()
         with Watching("--once", "--url", url(proxy.port)) as watching:
             wait_until(lambda: proxy.open_connections, 20)
-            assert watching.ends(signal.SIGINT) == 130
-    assert (watching.lines, watching.said) == ([], [])
+            assert watching.exit_code_on(signal.SIGINT) == 130
+    assert (watching.lines, watching.errors) == ([], [])
 
 
 # --- What is refused
 
 
-def test_an_unknown_symbol_is_told_those_that_are_known(application: Application) -> None:
+def test_unknown_names_are_answered_with_the_known_ones(application: Application) -> None:
     for arguments in (["--once"], []):
         with Watching(*arguments, "SHIBUSDT", "--url", url(application.port)) as watching:
             assert watching.process.wait(20) == 2
         known = "BTCUSDT, DOGEUSDT, TONUSDT, SOLUSDT, ETHUSDT"
-        assert watching.said == [f"marketflow: No such symbol; there are {known}.\n"]
+        assert watching.errors == [f"marketflow: No such symbol; there are {known}.\n"]
     with Watching("--exchange", "nyse", "--url", url(application.port)) as watching:
         assert watching.process.wait(20) == 2
-    assert watching.said == ["marketflow: No such exchange; there are exchange1, exchange2, exchange3.\n"]
+    assert watching.errors == ["marketflow: No such exchange; there are exchange1, exchange2, exchange3.\n"]
 
 
-def test_what_is_no_stream_of_marketflow_is_said(application: Application, server: Callable[..., int]) -> None:
+def test_url_of_something_else_is_reported(application: Application, server: Callable[..., int]) -> None:
     wrong = f"{url(application.port)}/nowhere"
     assert once("--url", wrong, check=1).stderr == (
         f"marketflow: {wrong}: the server answers 404 Not Found: There is nothing at this path.\n"
@@ -352,18 +352,18 @@ def test_what_is_no_stream_of_marketflow_is_said(application: Application, serve
     for port in (page, other):
         with Watching("--url", url(port)) as watching:
             assert watching.process.wait(20) == 1
-        assert watching.said == [f"marketflow: {url(port)}: there is no stream of prices of MarketFlow\n"]
+        assert watching.errors == [f"marketflow: {url(port)}: there is no stream of prices of MarketFlow\n"]
 
 
-def test_a_server_that_is_overloaded_is_tried_again(server: Callable[..., int]) -> None:
+def test_overloaded_server_is_tried_again(server: Callable[..., int]) -> None:
     with Watching("--url", url(server(503, "text/plain", "Not now"))) as watching:
-        watching.says("the server answers 503 Service Unavailable; trying again")
-        assert watching.ends(signal.SIGINT) == 0
+        watching.reports("the server answers 503 Service Unavailable; trying again")
+        assert watching.exit_code_on(signal.SIGINT) == 0
 
 
 @pytest.fixture
 def server() -> Iterator[Callable[..., int]]:
-    """Serves what is no MarketFlow on a port."""
+    """Serve a fixed HTTP response on a free port."""
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     running: list[ThreadingHTTPServer] = []
@@ -398,11 +398,11 @@ def server() -> Iterator[Callable[..., int]]:
         (HttpSettings(host="prices.example.com"), "http://prices.example.com:8080"),
     ],
 )
-def test_the_url_is_where_the_application_of_the_settings_listens(http: HttpSettings, expected: str) -> None:
+def test_url_of_the_settings_is_reachable(http: HttpSettings, expected: str) -> None:
     assert url_of(http) == expected
 
 
-def test_any_free_port_is_one_that_must_be_told() -> None:
+def test_url_is_required_when_the_port_is_any() -> None:
     with pytest.raises(SettingsError, match=r"http\.port is 0, any free one: set --url"):
         url_of(HttpSettings(port=0))
 
@@ -410,9 +410,7 @@ def test_any_free_port_is_one_that_must_be_told() -> None:
 # --- On a terminal
 
 
-def test_a_terminal_shows_prices_as_they_change_until_q(
-    application: Application, exchanges: list[ScriptedExchange]
-) -> None:
+def test_terminal_shows_changing_prices_until_q(application: Application, exchanges: list[ScriptedExchange]) -> None:
     with Terminal("--url", url(application.port)) as terminal:
         terminal.shows("live mode", "connected", "exchange3")
         exchanges[0].send(100.25)
@@ -438,7 +436,7 @@ def test_a_terminal_shows_prices_as_they_change_until_q(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_leaves_the_terminal_as_it_was(number: int) -> None:
+def test_signal_restores_the_terminal(number: int) -> None:
     with Terminal("--url", url(free_port())) as terminal:
         terminal.shows("disconnected: Connection refused; trying again")
         terminal.process.send_signal(number)
@@ -447,7 +445,7 @@ def test_a_signal_leaves_the_terminal_as_it_was(number: int) -> None:
         wait_until(lambda: b"\x1b[?1049l" in terminal.painted)
 
 
-def test_a_terminal_without_colours_gets_none(application: Application, exchanges: list[ScriptedExchange]) -> None:
+def test_no_color_disables_colours_on_the_terminal(application: Application, exchanges: list[ScriptedExchange]) -> None:
     with Terminal("--url", url(application.port), NO_COLOR=1) as terminal:
         exchanges[0].send(1.5)
         terminal.shows("1.5")
@@ -455,9 +453,7 @@ def test_a_terminal_without_colours_gets_none(application: Application, exchange
         assert "32m" not in terminal.shows("\x1b[1m2.5")
 
 
-def test_a_terminal_that_cannot_be_painted_on_gets_lines(
-    application: Application, exchanges: list[ScriptedExchange]
-) -> None:
+def test_dumb_terminal_gets_lines(application: Application, exchanges: list[ScriptedExchange]) -> None:
     with Terminal("--url", url(application.port), TERM="dumb") as terminal:
         exchanges[0].send(1.5)
         assert "\x1b" not in terminal.shows("BTCUSDT exchange1 1.5")

@@ -15,8 +15,8 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from marketflow.api.problems import HeadersTooLarge, MalformedRequest, answer_to, request_timeout
-from marketflow.api.streaming.sse import STREAMING
-from marketflow.api.streaming.websocket import PATH as WEBSOCKET_PATH
+from marketflow.api.streaming.sse_route import STREAMING
+from marketflow.api.streaming.websocket_route import PATH as WEBSOCKET_PATH
 from marketflow.server.connection_limits import FILES_PER_CONNECTION, Connection, make_room, max_open_files
 from marketflow.server.write_buffer import Watched
 
@@ -33,7 +33,7 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
-class LimitedConnection(Watched, HttpToolsProtocol):
+class LimitedHttpProtocol(Watched, HttpToolsProtocol):
     """A connection that is closed when headers take too long or grow too large, or when it has to make room.
 
     An answer that is under way is never cut by a deadline: it is ended first, and then the connection.
@@ -249,4 +249,4 @@ class LimitedConnection(Watched, HttpToolsProtocol):
 
 
 def _headers_too_large() -> Response:
-    return answer_to(HeadersTooLarge(f"The headers are larger than {LimitedConnection.MAX_HEADER_BYTES} bytes."))
+    return answer_to(HeadersTooLarge(f"The headers are larger than {LimitedHttpProtocol.MAX_HEADER_BYTES} bytes."))

@@ -17,7 +17,7 @@ from websockets.frames import Frame
 from marketflow.server.write_buffer import Watched
 
 
-class LimitedWebSocket(Watched, WebSocketsSansIOProtocol):
+class LimitedWebSocketProtocol(Watched, WebSocketsSansIOProtocol):
     """A WebSocket connection that takes no more than it can be given, and says goodbye."""
 
     END_SECONDS: ClassVar[float] = 0.3

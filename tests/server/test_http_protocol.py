@@ -18,7 +18,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from marketflow.api.middleware.body_limit import BodyLimit
-from marketflow.server.http_connection import LimitedConnection
+from marketflow.server.http_protocol import LimitedHttpProtocol
 from tests.support.servers import HOST, wait_until
 
 OK = b"HTTP/1.1 200 OK"
@@ -26,7 +26,7 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 HEADER_SECONDS = 0.3
 
 
-class Impatient(LimitedConnection):
+class Impatient(LimitedHttpProtocol):
     HEADER_SECONDS = HEADER_SECONDS
     MAX_CONNECTIONS = 4
     all: ClassVar[list["Impatient"]] = []

@@ -1,7 +1,6 @@
-"""Reads the stream of prices of a MarketFlow, and connects again after each loss, going on where it was.
+"""Client of the price stream that reconnects after each loss and resumes after the last event.
 
-The server sends a heartbeat every 5 s, so a connection on which nothing at all comes for longer than two of them is
-dead, whatever the kernel believes.
+The server sends a heartbeat every 5 s, so a connection that is silent for more than two heartbeats is taken as lost.
 """
 
 import asyncio
@@ -14,7 +13,7 @@ import httpx
 import msgspec
 from httpx_sse import SSEError, aconnect_sse
 
-from marketflow.cli.watch.messages import Connected, Lost, Message, decode
+from marketflow.cli.watch.stream_events import Connected, Lost, WatchEvent, decode
 from marketflow.errors import SettingsError, StartError
 from marketflow.text import without_credentials
 
@@ -23,14 +22,14 @@ SILENCE_SECONDS = 12.0
 LONGEST_PAUSE_SECONDS = 10.0
 
 WAITED_SECONDS = 0.0005
-"""What took longer than that to come was not there yet when it was asked for."""
+"""A read that takes longer has waited for the network: the receive buffer was empty."""
 
 _UNKNOWN = ("unknown_symbol", "unknown_exchange")
 _NO_STREAM = "there is no stream of prices of MarketFlow"
 
 
-class _Refused(Exception):
-    """The server answers, but not with a stream; the text says what."""
+class _Rejected(Exception):
+    """The response is no stream; the text says what it is."""
 
 
 class _Problem(msgspec.Struct):
@@ -38,39 +37,39 @@ class _Problem(msgspec.Struct):
     code: str = ""
 
 
-async def follow(url: str, query: dict[str, str], rest_seconds: float = 0.0) -> AsyncGenerator[Message, None]:
-    """What is told, without an end; close it (`aclosing`).
+async def follow(url: str, query: dict[str, str], pause_seconds: float = 0.0) -> AsyncGenerator[WatchEvent, None]:
+    """Yield the events of the stream without end; close it (`aclosing`).
 
     Args:
-        url: of the application.
-        query: of the subscription, as /stream/prices takes it.
-        rest_seconds: how long to rest whenever all that has come is read, for whom looks no more often than that.
+        url: URL of the application.
+        query: query parameters of /stream/prices.
+        pause_seconds: pause whenever the receive buffer is empty, so that events arrive in batches.
 
     Raises:
-        SettingsError: the server knows no such symbol or exchange.
-        StartError: what answers there at first is no MarketFlow with a stream.
+        SettingsError: the server does not know a symbol or an exchange.
+        StartError: the first response is no stream of MarketFlow.
     """
-    last_id, heard, pauses = "", False, _pauses()
+    last_id, received, pauses = "", False, _pauses()
     timeout = httpx.Timeout(CONNECT_SECONDS, read=SILENCE_SECONDS)
-    # A MarketFlow is next door: no proxy of the environment is asked.
+    # MarketFlow is usually on this machine or network: proxies of the environment are ignored.
     async with httpx.AsyncClient(timeout=timeout, trust_env=False) as client:
         while True:
             headers = {"Last-Event-ID": last_id} if last_id else {}
             try:
                 async with aconnect_sse(client, "GET", f"{url}/stream/prices", params=query, headers=headers) as source:
                     await _check(source.response)
-                    if rest_seconds:
-                        source.response.stream = _Resting(source.response.stream, rest_seconds)
+                    if pause_seconds:
+                        source.response.stream = _PausingStream(source.response.stream, pause_seconds)
                     yield Connected()
                     async for event in source.aiter_sse():
                         last_id = event.id or last_id
-                        if (message := decode(event.event, event.data)) is not None:
-                            heard, pauses = True, _pauses()
-                            yield message
+                        if (decoded := decode(event.event, event.data)) is not None:
+                            received, pauses = True, _pauses()
+                            yield decoded
                 reason = "the server has ended the stream"
-            except (_Refused, SSEError, msgspec.DecodeError) as error:
-                reason = str(error) if isinstance(error, _Refused) else _NO_STREAM
-                if not heard and not isinstance(error, _Busy):
+            except (_Rejected, SSEError, msgspec.DecodeError) as error:
+                reason = str(error) if isinstance(error, _Rejected) else _NO_STREAM
+                if not received and not isinstance(error, _Unavailable):
                     raise StartError(f"{without_credentials(url)}: {reason}") from None
             except httpx.TransportError as error:
                 reason = _reason(error)
@@ -79,8 +78,8 @@ async def follow(url: str, query: dict[str, str], rest_seconds: float = 0.0) -> 
             await asyncio.sleep(pause)
 
 
-class _Resting(httpx.AsyncByteStream):
-    """A stream that is read in gulps: to wake up for each of some hundred prices a second takes most of the work."""
+class _PausingStream(httpx.AsyncByteStream):
+    """A stream that is read in batches: a wake-up for each of some hundred prices a second costs more."""
 
     def __init__(self, stream: httpx.AsyncByteStream | httpx.SyncByteStream, seconds: float) -> None:
         assert isinstance(stream, httpx.AsyncByteStream), "the client is an asynchronous one"
@@ -88,29 +87,29 @@ class _Resting(httpx.AsyncByteStream):
         self._seconds = seconds
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        asked_at = time.monotonic()
+        began = time.monotonic()
         async for chunk in self._stream:
-            waited = time.monotonic() - asked_at > WAITED_SECONDS
+            waited = time.monotonic() - began > WAITED_SECONDS
             yield chunk
-            if waited:  # so there was nothing more: while there is it is read without a rest
+            if waited:  # the buffer was empty; otherwise read on at once
                 await asyncio.sleep(self._seconds)
-            asked_at = time.monotonic()
+            began = time.monotonic()
 
     async def aclose(self) -> None:
         """Close the stream."""
         await self._stream.aclose()
 
 
-class _Busy(_Refused):
-    """It may answer with a stream before long."""
+class _Unavailable(_Rejected):
+    """The server is overloaded or starting; a later attempt may succeed."""
 
 
 async def _check(response: httpx.Response) -> None:
-    """Let a stream pass.
+    """Check that the response is a stream.
 
     Raises:
-        SettingsError: the server knows no such symbol or exchange.
-        _Refused: it answers with something else.
+        SettingsError: the server does not know a symbol or an exchange.
+        _Rejected: the response is something else.
     """
     if response.status_code == 200:
         return
@@ -122,8 +121,8 @@ async def _check(response: httpx.Response) -> None:
         raise SettingsError(problem.detail)
     answer = f"the server answers {response.status_code} {response.reason_phrase}".rstrip()
     if response.status_code >= 500 or response.status_code == 429:
-        raise _Busy(answer)
-    raise _Refused(f"{answer}: {problem.detail or _NO_STREAM}")
+        raise _Unavailable(answer)
+    raise _Rejected(f"{answer}: {problem.detail or _NO_STREAM}")
 
 
 def _pauses() -> Iterator[float]:
@@ -135,7 +134,7 @@ def _pauses() -> Iterator[float]:
 
 
 def _reason(error: httpx.TransportError) -> str:
-    """Why there is no connection, in the words of the operating system where it has any."""
+    """Return why the connection failed, as the operating system describes it if it does."""
     match error:
         case httpx.ReadTimeout():
             return f"no sign of life for {SILENCE_SECONDS:g} s"
@@ -146,7 +145,7 @@ def _reason(error: httpx.TransportError) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno and not isinstance(cause, ssl.SSLError):
-            # asyncio has words of its own; a name that cannot be looked up has no other number than a negative one.
+            # asyncio rewords messages, so take them from errno; failed name resolution has a negative errno.
             return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
         cause = cause.__cause__ or cause.__context__
     return str(error) or type(error).__name__

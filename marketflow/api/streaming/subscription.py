@@ -1,4 +1,4 @@
-"""Which series a client wants to be told of."""
+"""Subscriptions: the series of which a subscriber receives events."""
 
 from collections.abc import Iterable, Sequence
 from zlib import crc32
@@ -9,13 +9,13 @@ Pair = tuple[str, str]
 """An exchange and a symbol, as they are configured; the mode is always the one that runs."""
 
 
-class Selection:
-    """Some of the configured series. One that all clients have who want the same, so only ever equal to itself.
+class Subscription:
+    """A subset of the configured series. Subscribers to the same subset share one object, which compares by identity.
 
     Args:
-        exchanges: all that are configured.
-        symbols: all that are configured.
-        chosen: those series that are wanted.
+        exchanges: all configured exchanges.
+        symbols: all configured symbols.
+        chosen: the series of the subscription.
     """
 
     def __init__(self, exchanges: Sequence[str], symbols: Sequence[str], chosen: frozenset[Pair]) -> None:
@@ -23,18 +23,18 @@ class Selection:
         self.pairs = tuple((exchange, symbol) for exchange in exchanges for symbol in symbols)
         self.pairs = tuple(pair for pair in self.pairs if pair in chosen)
         self.exchanges = tuple(dict.fromkeys(exchange for exchange, _ in self.pairs))
-        wanted = {symbol for _, symbol in self.pairs}
-        self.symbols = tuple(symbol for symbol in symbols if symbol in wanted)
+        subscribed = {symbol for _, symbol in self.pairs}
+        self.symbols = tuple(symbol for symbol in symbols if symbol in subscribed)
         self.digest = f"{crc32(repr(self.pairs).encode()):x}"
-        """Tells it from nearly all others, in any process."""
+        """CRC-32 of the series, the same in every process."""
 
 
-def named(names: NameLookup, exchanges: Iterable[str], symbols: Iterable[str]) -> frozenset[Pair]:
-    """The series of these exchanges and symbols, in any spelling; all of a kind where none is named.
+def series_of(names: NameLookup, exchanges: Iterable[str], symbols: Iterable[str]) -> frozenset[Pair]:
+    """Return the series of these exchanges and symbols, in any case; an empty list stands for all configured ones.
 
     Raises:
-        UnknownExchange: there is no such exchange.
-        UnknownSymbol: there is no such symbol.
+        UnknownExchange: an exchange is not configured.
+        UnknownSymbol: a symbol is not configured.
     """
     wanted_exchanges = {names.exchange(name) for name in exchanges}
     wanted_symbols = {names.symbol(name) for name in symbols}

@@ -1,0 +1,279 @@
+"""Fan-out of prices, mode and health to all subscribers of this process.
+
+A subscriber is a subscription and a position. When it can send, it receives one delta since its position with only the
+newest price of each series (conflation), so a slow subscriber costs no memory and delays nobody. Subscribers at the
+same position share the encoded bytes.
+
+Prices come from the writer's announcements in Redis. While announcements may be incomplete, the cache (or its fallback)
+is polled instead and differences are sent.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from weakref import WeakValueDictionary
+
+from loguru import logger
+
+from marketflow.api.problems import ServiceUnavailable
+from marketflow.api.queries.prices import PriceQueries
+from marketflow.api.streaming.subscriber import Subscriber
+from marketflow.api.streaming.subscription import Pair, Subscription
+from marketflow.api.streaming.versioned_state import VersionedState
+from marketflow.clock import milliseconds
+from marketflow.errors import QuotaExceeded, Unavailable
+from marketflow.health import Health, ModeSwitch
+from marketflow.logs import RateLimit
+from marketflow.model import Series, Tick
+from marketflow.stores.ports import Announcements
+from marketflow.tasks import cancel
+
+HEARTBEAT_SECONDS = 5.0
+
+CHECK_SECONDS = 0.1
+"""Interval at which mode, health and the state of the announcements are checked."""
+
+POLL_SECONDS = 0.5
+"""Interval at which the cache is polled while announcements are unreliable."""
+
+ARCHIVE_SECONDS = 5.0
+"""Shortest interval between queries of the archive for series that are not in the cache."""
+
+DELIVERIES_AT_ONCE = 25
+"""Batches delivered before the event loop runs other tasks."""
+
+RESTART_SECONDS = 1.0
+
+STREAM_AGAIN_SECONDS = 10.0
+"""Retry-After of a client that has reached its limit of streams."""
+
+_limit = RateLimit(60.0)
+
+
+class Broadcaster:
+    """Sends changes to subscribers; idle while there are none.
+
+    Args:
+        exchanges: all configured exchanges.
+        symbols: all configured symbols.
+        mode: the current mode.
+        prices: queried for newest prices while announcements are unreliable.
+        health: returns the health of the application; must not block.
+        announcements: newest ticks as they are written.
+        max_streams: streams of all clients together.
+        max_streams_per_client: streams of one client.
+    """
+
+    def __init__(
+        self,
+        exchanges: Sequence[str],
+        symbols: Sequence[str],
+        mode: ModeSwitch,
+        prices: PriceQueries,
+        health: Callable[[], Health],
+        announcements: Announcements,
+        max_streams: int = 1000,
+        max_streams_per_client: int = 1000,
+    ) -> None:
+        self._exchanges = exchanges
+        self._symbols = symbols
+        self._mode = mode
+        self._prices = prices
+        self._health = health
+        self._announcements = announcements
+        self._max_streams = max_streams
+        self._max_streams_per_client = max_streams_per_client
+        self._streams: Counter[str] = Counter()
+        self._subscriptions: WeakValueDictionary[frozenset[Pair], Subscription] = WeakValueDictionary()
+        self._subscribers: dict[Subscriber, None] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._cancelled: set[asyncio.Task[None]] = set()  # and not yet done
+        self._due = asyncio.Event()
+        pairs = frozenset((exchange, symbol) for exchange in exchanges for symbol in symbols)
+        self._state = VersionedState(pairs, mode.current, self._due.set, self._horizon)
+        self._read_due = asyncio.Event()
+        self._caught_up_with: object = None
+        self._archive_failed = False  # the last query of the archive
+        self._heartbeat_at = self._poll_at = self._archive_at = 0.0
+
+    # Subscribers
+
+    def subscription(self, chosen: frozenset[Pair]) -> Subscription:
+        """Return the subscription to these series."""
+        if (found := self._subscriptions.get(chosen)) is None:
+            found = self._subscriptions[chosen] = Subscription(self._exchanges, self._symbols, chosen)
+        return found
+
+    def reserve(self, address: str = "") -> Callable[[], None]:
+        """Count one more stream of an address; return an idempotent function that releases it.
+
+        Call it before the first await, so that concurrent requests count each other.
+
+        Raises:
+            QuotaExceeded: the address has reached its limit.
+            ServiceUnavailable: all clients together have reached the limit.
+        """
+        if self._streams[address] >= self._max_streams_per_client:
+            _limit.log(
+                "streams",
+                "WARNING",
+                f"refused a stream: {address or 'a client'} has {self._max_streams_per_client} already"
+                " (http.streams_per_client); if that is a proxy, name it in http.trusted_proxies",
+            )
+            raise QuotaExceeded(STREAM_AGAIN_SECONDS)
+        if self._streams.total() >= self._max_streams:
+            raise ServiceUnavailable(f"There are {self._max_streams} streams already.")
+        self._streams[address] += 1
+        released = False
+
+        def release() -> None:
+            nonlocal released
+            if released:
+                return
+            released = True
+            self._streams[address] -= 1
+            if not self._streams[address]:
+                del self._streams[address]
+
+        return release
+
+    @contextmanager
+    def subscribe(self, subscription: Subscription, last_id: str = "") -> Iterator[Subscriber]:
+        """Yield a subscriber that resumes after the event with that id if it is known."""
+        subscriber = Subscriber(subscription, self._state.position(subscription, last_id), self.wake)
+        self._subscribers[subscriber] = None
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        try:
+            yield subscriber
+        finally:
+            del self._subscribers[subscriber]
+            if not self._subscribers:
+                self._task.cancel()
+                self._cancelled.add(self._task)
+                self._task.add_done_callback(self._cancelled.discard)
+                self._task = None
+
+    def wake(self) -> None:
+        """Deliver to subscribers that wait for a batch."""
+        self._due.set()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether snapshots of the current mode can be made."""
+        return self._state.is_ready
+
+    def end(self) -> None:
+        """Send the last event to all subscribers."""
+        self._state.end()
+
+    async def close(self) -> None:
+        """Cancel all tasks and wait for their end, so that the stores can be closed."""
+        await cancel(*self._cancelled, *([self._task] if self._task else []))
+
+    # Tasks that run while there are subscribers
+
+    async def _run(self) -> None:
+        self._state.complete = False  # announcements were missed since the last subscriber left
+        self._caught_up_with = None
+        while True:
+            try:
+                with self._announcements.announcing(self._take):
+                    async with asyncio.TaskGroup() as group:
+                        for work in (self._check, self._read, self._deliver):
+                            group.create_task(work())
+            except Exception as error:  # noqa: BLE001 - otherwise subscribers would wait for ever
+                logger.opt(exception=error).error("the stream failed, which is a bug")
+            await asyncio.sleep(RESTART_SECONDS)
+
+    async def _deliver(self) -> None:
+        """Deliver deltas to waiting subscribers, and yield to other tasks for as long as that takes."""
+        state = self._state
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            delivered, began = 0, time.thread_time()
+            for subscriber in [each for each in self._subscribers if each.is_due(state.stamp)]:
+                self._check_mode()
+                if not subscriber.is_due(state.stamp):  # it was cancelled meanwhile
+                    continue
+                batch, subscriber.position = state.delta(subscriber.subscription, subscriber.position)
+                subscriber.stamp = state.stamp
+                delivered += subscriber.deliver(batch)
+                if delivered == DELIVERIES_AT_ONCE:
+                    await _pause(began)
+                    delivered, began = 0, time.thread_time()
+            await _pause(began)
+
+    async def _check(self) -> None:
+        """Poll what is not announced: mode, health, heartbeats, and whether announcements are reliable."""
+        while True:
+            now = time.monotonic()
+            self._check_mode()
+            health = self._health()
+            self._state.put_health(health)
+            if now >= self._heartbeat_at:
+                self._heartbeat_at = now + HEARTBEAT_SECONDS
+                self._state.beat(milliseconds(self._prices.clock()))
+            reliable = self._reliable_period(health)
+            poll = now >= self._poll_at if reliable is None else self._archive_failed and now >= self._archive_at
+            if poll or reliable != self._caught_up_with:
+                self._read_due.set()
+            await asyncio.sleep(CHECK_SECONDS)
+
+    def _horizon(self) -> int:
+        return milliseconds(self._prices.clock()) + self._prices.ahead_ms
+
+    def _check_mode(self) -> None:
+        if (mode := self._mode.current) is not self._state.mode:
+            self._state.switch(mode, self._health())
+            self._archive_at = 0.0
+
+    def _take(self, announced: Sequence[tuple[Series, Tick]]) -> None:
+        self._check_mode()
+        self._state.put(announced)
+
+    def _reliable_period(self, health: Health) -> object:
+        """Return an id of the period in which no announcement can be missed; None outside of such a period."""
+        if not self._announcements.live or health.redis != "ok":
+            return None
+        return self._state.epoch, self._announcements.times_live
+
+    async def _read(self) -> None:
+        """Read the newest ticks from the cache whenever announcements may have been missed."""
+        state = self._state
+        while True:
+            await self._read_due.wait()
+            self._read_due.clear()
+            epoch, reliable = state.epoch, self._reliable_period(self._health())
+            series = [Series(state.mode, exchange, symbol) for exchange in self._exchanges for symbol in self._symbols]
+            try:
+                cached = await self._prices.cache.newest(series)
+            except Unavailable:
+                cached = [None] * len(series)
+            if epoch != state.epoch:
+                continue
+            state.put([(one, tick) for one, tick in zip(series, cached, strict=True) if tick is not None])
+            state.mark_complete()
+            self._caught_up_with = reliable
+            self._poll_at = time.monotonic() + POLL_SECONDS
+            await self._read_archive([one for one, tick in zip(series, cached, strict=True) if tick is None])
+
+    async def _read_archive(self, missing: Sequence[Series]) -> None:
+        if not missing or time.monotonic() < self._archive_at:
+            return
+        self._archive_at = time.monotonic() + ARCHIVE_SECONDS
+        try:
+            last = await self._prices.archive.last(missing)
+        except Unavailable:
+            self._archive_failed = True
+            return
+        self._archive_failed = False
+        self._state.put([(one, tick) for one, tick in zip(missing, last, strict=True) if tick is not None])
+
+
+async def _pause(began: float) -> None:
+    await asyncio.sleep(0)  # subscribers send
+    await asyncio.sleep(time.thread_time() - began)

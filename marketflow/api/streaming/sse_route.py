@@ -1,0 +1,161 @@
+"""GET /stream/prices: the price stream as server-sent events."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+from sse_starlette import EventSourceResponse
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from marketflow.api.context import Context, context_of
+from marketflow.api.middleware.request_metrics import UNTIMED, RequestMetrics
+from marketflow.api.openapi.operation import Content, Operation, Parameter, Tag
+from marketflow.api.problems import ServiceUnavailable, TooManyRequests, UnknownExchange, UnknownSymbol
+from marketflow.api.rendering import ALWAYS
+from marketflow.api.streaming.broadcaster import Broadcaster
+from marketflow.api.streaming.subscription import Subscription, series_of
+
+if TYPE_CHECKING:
+    import anyio
+
+STREAMING = "marketflow.api.streaming"
+"""ASGI extension of the server: calling its `begin` marks a response that streams without end."""
+
+RETRY = b"retry: 1000\n\n"
+"""Reconnection time of browsers (1000 ms)."""
+
+SEND_SECONDS = 60.0
+"""Limit of one write, for servers that do not abort stalled connections themselves."""
+
+SHUTDOWN_GRACE_SECONDS = 2.0
+"""Time that a stream has to send its last event on shutdown."""
+
+_STREAM = Tag("stream", "Prices as they change.")
+
+_DESCRIPTION = """\
+The response streams until the client disconnects. A slow client receives only the newest price of each series; a
+client that reads nothing for 30 s is disconnected. A client that reconnects with the id of the last event as
+`Last-Event-ID`, as browsers do, receives the changes since then if the same process answers, else a `snapshot`.
+
+`/ws` is a WebSocket with the same parameters and the same events as messages `{"event","id","data"}`. The client may
+send `{"op":"subscribe","symbols":[...],"exchanges":[...]}` and `{"op":"unsubscribe",...}`; a missing or empty list
+stands for all. The reply is `{"event":"subscribed","data":{"symbols","exchanges","series"}}` and a `snapshot`, or
+`{"event":"error","data":{"code","detail"}}`, which changes nothing. Pages of other origins are refused.
+"""
+
+_EVENTS = """\
+Events with `id`, `event` and, on one line, `data` as JSON:
+
+- `snapshot`: `{"mode","symbols","exchanges","prices":[{"symbol","exchange","price","timestamp"}],"health"}`. The first
+  event, and again after a switch of the mode; it replaces all earlier events. `health` is as in `GET /health`.
+- `prices`: `{"prices":[...]}`, the newest price of every series that has changed since the last event.
+- `mode`: `{"mode","previous"}`: the mode was switched; a `snapshot` follows.
+- `health`: as in `GET /health`, when anything but the uptime has changed.
+- `heartbeat`: `{"timestamp"}`, the time of the server, every 5 s.
+- `end`: `{"reason":"shutdown"}`: the server shuts down, and the stream ends.
+"""
+
+
+_QUERY = (
+    Parameter("symbols", "Symbols, separated by commas; all by default.", {"type": "string"}),
+    Parameter("exchanges", "Exchanges, separated by commas; all by default.", {"type": "string"}),
+)
+
+
+PARAMETERS = tuple(parameter.name for parameter in _QUERY)
+"""Names of the query parameters of the stream."""
+
+
+def stream_operations(metrics: RequestMetrics) -> list[Operation]:
+    """Return the operation of this module."""
+
+    async def stream(request: Request) -> Response:
+        context = context_of(request)
+        broadcaster = context.broadcaster
+        subscription = requested_subscription(context, request.query_params)
+        release = broadcaster.reserve(context.clients.of(request.scope))
+        if request.method == "GET":
+            request.scope[UNTIMED] = True
+            if (streaming := request.scope.get("extensions", {}).get(STREAMING)) is not None:
+                streaming["begin"]()
+        batches = _batches(broadcaster, subscription, request.headers.get("last-event-id", ""), metrics)
+        return _Stream(
+            release,
+            batches,
+            headers=ALWAYS,
+            ping=0,  # the stream has its own heartbeats
+            send_timeout=SEND_SECONDS,
+            shutdown_event=cast("anyio.Event", _ShutdownEvent(broadcaster)),
+            shutdown_grace_period=SHUTDOWN_GRACE_SECONDS,
+        )
+
+    return [
+        Operation(
+            id="streamPrices",
+            path="/stream/prices",
+            endpoint=stream,
+            tag=_STREAM,
+            summary="Prices as they change, as server-sent events",
+            description=_DESCRIPTION,
+            answer=Content(("text/event-stream",), _EVENTS, {"type": "string"}, ("X-Accel-Buffering",)),
+            query=_QUERY,
+            problems=(UnknownExchange, UnknownSymbol, ServiceUnavailable, TooManyRequests),
+        )
+    ]
+
+
+def requested_subscription(context: Context, query: QueryParams) -> Subscription:
+    """Return the subscription that the query parameters name.
+
+    Raises:
+        UnknownExchange: an exchange is not configured.
+        UnknownSymbol: a symbol is not configured.
+    """
+    return context.broadcaster.subscription(
+        series_of(context.names, _listed(query, "exchanges"), _listed(query, "symbols"))
+    )
+
+
+def _listed(query: QueryParams, name: str) -> Iterator[str]:
+    """Return the names in a query parameter, which may be repeated and comma-separated."""
+    for value in query.getlist(name):
+        yield from (each.strip() for each in value.split(",") if each.strip())
+
+
+async def _batches(
+    broadcaster: Broadcaster, subscription: Subscription, last_id: str, metrics: RequestMetrics
+) -> AsyncIterator[bytes]:
+    with metrics.streams.client("sse") as sent, broadcaster.subscribe(subscription, last_id) as subscriber:
+        yield RETRY
+        while True:
+            batch = await subscriber.next()
+            yield batch.server_sent
+            sent(len(batch.messages))
+            if batch.is_last:
+                return
+
+
+class _Stream(EventSourceResponse):
+    """A stream that releases its reservation when it ends, also before its first event."""
+
+    def __init__(self, release: Callable[[], None], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._release = release
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._release()
+
+
+class _ShutdownEvent:
+    """Set by sse-starlette when the server shuts down without the lifespan having ended the streams."""
+
+    def __init__(self, broadcaster: Broadcaster) -> None:
+        self._broadcaster = broadcaster
+
+    def set(self) -> None:
+        self._broadcaster.end()

@@ -1,0 +1,156 @@
+"""GET /ws: the events of /stream/prices as WebSocket messages, with a subscription that the client may change."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, ClassVar, Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from marketflow.api.context import Context, context_of
+from marketflow.api.middleware.request_metrics import RequestMetrics
+from marketflow.api.openapi.operation import refuse_unknown_parameters
+from marketflow.api.problems import Problem, answer_to, too_many_requests
+from marketflow.api.streaming.events import Rejected, Subscribed
+from marketflow.api.streaming.sse_route import PARAMETERS, requested_subscription
+from marketflow.api.streaming.stream_counters import CountSent
+from marketflow.api.streaming.subscriber import Subscriber
+from marketflow.api.streaming.subscription import series_of
+from marketflow.errors import QuotaExceeded
+from marketflow.tasks import cancel
+
+PATH = "/ws"
+
+GOING_AWAY = 1001
+POLICY_VIOLATION = 1008
+
+MESSAGES_PER_SECOND = 10.0
+MESSAGE_BURST = 20
+"""Rate limit of messages from a client (token bucket); a client that exceeds it is disconnected."""
+
+
+class UpgradeRequired(Problem):
+    """This path serves WebSockets only."""
+
+    status = HTTPStatus.UPGRADE_REQUIRED
+    code = "upgrade_required"
+    headers: ClassVar[Mapping[str, str]] = {"Upgrade": "websocket", "Connection": "Upgrade"}
+
+
+class Command(msgspec.Struct, frozen=True):
+    """A message from the client."""
+
+    op: Literal["subscribe", "unsubscribe"]
+    symbols: list[str] | None = None
+    exchanges: list[str] | None = None
+
+
+def websocket_routes(metrics: RequestMetrics) -> list[Route | WebSocketRoute]:
+    """Return the WebSocket route, and a route that answers plain HTTP requests with 426."""
+
+    async def serve(websocket: WebSocket) -> None:
+        context = context_of(websocket)
+        try:
+            refuse_unknown_parameters(websocket.scope["query_string"], PARAMETERS)
+            subscription = requested_subscription(context, websocket.query_params)
+            release = context.broadcaster.reserve(context.clients.of(websocket.scope))
+        except QuotaExceeded as error:
+            await websocket.send_denial_response(too_many_requests(error.seconds))
+            return
+        except Problem as problem:
+            await websocket.send_denial_response(answer_to(problem))
+            return
+        try:
+            with metrics.streams.client("websocket") as sent, context.broadcaster.subscribe(subscription) as subscriber:
+                await websocket.accept()
+                await _Connection(websocket, context, subscriber, sent).run()
+        except WebSocketDisconnect:
+            pass
+        finally:
+            release()
+
+    return [WebSocketRoute(PATH, serve), Route(PATH, _upgrade, include_in_schema=False)]
+
+
+async def _upgrade(_: Request) -> Response:
+    return answer_to(UpgradeRequired("Connect to this path with a WebSocket."))
+
+
+class _Connection:
+    """One WebSocket connection: a task that receives commands and one that sends events."""
+
+    def __init__(self, websocket: WebSocket, context: Context, subscriber: Subscriber, sent: CountSent) -> None:
+        self._websocket = websocket
+        self._context = context
+        self._subscriber = subscriber
+        self._sent = sent
+
+    async def run(self) -> None:
+        """Run until the client disconnects or the server shuts down."""
+        sending = asyncio.create_task(self._send_events())
+        receiving = asyncio.create_task(self._receive_commands())
+        try:
+            done, _ = await asyncio.wait({sending, receiving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await cancel(sending, receiving)
+        for task in done:
+            if (code := task.result()) is not None:
+                await self._websocket.close(code)
+
+    async def _send_events(self) -> int:
+        while True:
+            batch = await self._subscriber.next()
+            for text in batch.texts:
+                await self._websocket.send_text(text)
+            self._sent(len(batch.messages))
+            if batch.is_last:
+                return GOING_AWAY
+
+    async def _receive_commands(self) -> int | None:
+        bucket = _TokenBucket()
+        while True:
+            message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                return None
+            if not bucket.take():
+                return POLICY_VIOLATION
+            await self._subscriber.reply(self._execute(message))
+
+    def _execute(self, message: Mapping[str, Any]) -> msgspec.Struct:
+        """Change the subscription as the command says, and return the reply."""
+        try:
+            command = _decode(message.get("text") or message.get("bytes") or b"")
+            pairs = series_of(self._context.names, command.exchanges or (), command.symbols or ())
+        except msgspec.MsgspecError as error:
+            return Rejected("malformed_message", f"The message is malformed: {error}.")
+        except Problem as problem:
+            return Rejected(problem.code, str(problem))
+        chosen = self._subscriber.subscription.chosen
+        chosen = chosen | pairs if command.op == "subscribe" else chosen - pairs
+        subscription = self._context.broadcaster.subscription(chosen)
+        self._subscriber.subscribe(subscription)
+        return Subscribed(list(subscription.symbols), list(subscription.exchanges), list(subscription.pairs))
+
+
+class _TokenBucket:
+    """Rate limit of the messages of one client."""
+
+    def __init__(self) -> None:
+        self._tokens = float(MESSAGE_BURST)
+        self._refilled_at = time.monotonic()
+
+    def take(self) -> bool:
+        """Take a token, and return whether there was one."""
+        now = time.monotonic()
+        self._tokens = min(float(MESSAGE_BURST), self._tokens + (now - self._refilled_at) * MESSAGES_PER_SECOND)
+        self._refilled_at = now
+        self._tokens -= 1
+        return self._tokens >= 0
+
+
+_decode = msgspec.json.Decoder(Command).decode

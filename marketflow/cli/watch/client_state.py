@@ -1,0 +1,123 @@
+"""The client's copy of the stream's state: a snapshot with all later events applied."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+from marketflow.api.routes.latest_price import LatestPrice
+from marketflow.api.streaming.events import ChangedMode, ChangedPrices, Heartbeat, Snapshot
+from marketflow.cli.watch.stream_events import Connected, Lost, WatchEvent
+from marketflow.health import Health
+
+MAX_DECIMALS = 10
+
+
+def utc_now() -> datetime:
+    """Return the time by the clock of this machine."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class ShownPrice:
+    """The newest price of a series.
+
+    Args:
+        price: the price.
+        timestamp: its event time.
+        direction: 1 if the last change was upwards, -1 if downwards, 0 before the first change.
+        changed_at: when the last change was received, by the clock of this machine.
+    """
+
+    price: float
+    timestamp: datetime
+    direction: int
+    changed_at: datetime
+
+
+class ClientState:
+    """The newest price of each series, the mode, the health and the state of the connection.
+
+    Args:
+        now: returns the time by the clock of this machine.
+    """
+
+    def __init__(self, now: Callable[[], datetime] = utc_now) -> None:
+        self._now = now
+        self._server_ahead = timedelta()
+        self.mode = ""
+        self.symbols: list[str] = []
+        self.exchanges: list[str] = []
+        self.prices: dict[tuple[str, str], ShownPrice] = {}
+        """By symbol and exchange."""
+        self.decimals: dict[str, int] = {}
+        """The most decimals that a price of the symbol has had."""
+        self.health: Health | None = None
+        self.connected = False
+        self.lost: Lost | None = None
+        """How the last connection was lost; None while connected."""
+        self._lost_at = now()
+
+    def apply(self, event: WatchEvent) -> list[LatestPrice]:
+        """Apply an event, and return the prices that differ from those stored."""
+        match event:
+            case Connected():
+                self.connected, self.lost = True, None
+            case Lost():
+                self.connected, self.lost, self._lost_at = False, event, self._now()
+            case Snapshot():
+                return self._replace(event)
+            case ChangedPrices():
+                return self._put(event.prices)
+            case ChangedMode():
+                self.mode = event.mode
+                self.prices, self.decimals = {}, {}
+            case Health():
+                self.health = event
+            case Heartbeat():
+                self._server_ahead = datetime.fromisoformat(event.timestamp) - self._now()
+        return []
+
+    def age(self, price: ShownPrice) -> timedelta:
+        """Return the age of a price by the clock of the server."""
+        return max(timedelta(), self._now() + self._server_ahead - price.timestamp)
+
+    def since_change(self, price: ShownPrice) -> timedelta:
+        """Return the time since the last change of a price was received."""
+        return self._now() - price.changed_at
+
+    def until_reconnect(self) -> float:
+        """Return the seconds until the next attempt to connect."""
+        pause = self.lost.pause_seconds if self.lost else 0.0
+        return max(0.0, pause - (self._now() - self._lost_at).total_seconds())
+
+    def _replace(self, snapshot: Snapshot) -> list[LatestPrice]:
+        if snapshot.mode != self.mode:
+            self.prices, self.decimals = {}, {}
+        self.mode, self.health = snapshot.mode, snapshot.health
+        self.symbols, self.exchanges = snapshot.symbols, snapshot.exchanges
+        present = {(price.symbol, price.exchange) for price in snapshot.prices}
+        self.prices = {series: price for series, price in self.prices.items() if series in present}
+        return self._put(snapshot.prices)
+
+    def _put(self, prices: Iterable[LatestPrice]) -> list[LatestPrice]:
+        return [price for price in prices if self._put_one(price)]
+
+    def _put_one(self, latest: LatestPrice) -> bool:
+        """Store a price, and return whether it differs from the stored one."""
+        series, timestamp = (latest.symbol, latest.exchange), datetime.fromisoformat(latest.timestamp)
+        before = self.prices.get(series)
+        if before and (before.price, before.timestamp) == (latest.price, timestamp):
+            return False
+        if before and before.price == latest.price:
+            self.prices[series] = ShownPrice(latest.price, timestamp, before.direction, before.changed_at)
+            return True
+        direction = 0 if before is None else 1 if latest.price > before.price else -1
+        self.prices[series] = ShownPrice(latest.price, timestamp, direction, self._now())
+        self.decimals[latest.symbol] = max(self.decimals.get(latest.symbol, 0), _decimals(latest.price))
+        return True
+
+
+def _decimals(price: float) -> int:
+    exponent = Decimal(repr(price)).normalize().as_tuple().exponent
+    return min(MAX_DECIMALS, max(0, -exponent)) if isinstance(exponent, int) else 0
