@@ -1,4 +1,8 @@
-"""Counters of the ingest process since its start, as other processes read them."""
+"""Counters of the ingest process since its start, as other processes read them.
+
+They travel with its published state: prometheus_client's multi-process mode needs a folder that all processes share,
+which two machines do not, and an endpoint of its own would give the ingest role a port.
+"""
 
 import threading
 from bisect import bisect_left

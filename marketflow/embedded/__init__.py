@@ -20,7 +20,7 @@ _HOMES = {"claim": "folder_lock", "EmbeddedPostgres": "postgres_server", "Embedd
 
 
 def __getattr__(name: str) -> object:
-    """What is exported, imported when asked for: the small processes in here start without any of it."""
+    """Import an exported name at its first use: the small processes of this package start without any of them."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

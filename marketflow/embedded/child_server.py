@@ -1,7 +1,7 @@
-"""A server program as a child: found or started, waited for, and stopped.
+"""A server program as a child process: started, awaited and stopped.
 
-- One server per folder, ever. One whose MarketFlow was killed is about to end (see guardian), and its end is waited for
-  before another is started: two redis-servers on one append-only file ruin it.
+- One server per folder, ever. One whose MarketFlow was killed is about to end (see guardian), and a start waits for its
+  end: two redis-servers on one append-only file ruin it.
 - Servers run in sessions of their own, so Ctrl+C in a terminal reaches MarketFlow alone, which stops them last.
 - No TCP: Unix sockets in folders that only their owner may enter. Every wait is bounded.
 """
@@ -28,10 +28,10 @@ LOG_BYTES = 1 << 20
 
 
 class Answer(Enum):
-    """What a server says when asked how it is."""
+    """Answer of a server to a readiness probe."""
 
     READY = auto()
-    BUSY = auto()  # loading or recovering: worth waiting longer for
+    BUSY = auto()  # loading or recovering: given BUSY_SECONDS
     SILENT = auto()
 
 
@@ -44,7 +44,7 @@ class ChildServer(ABC):
     title: ClassVar[str]
     program: ClassVar[str]
     stop_steps: ClassVar[Steps]
-    passing_trouble: ClassVar[str | None] = None  # an exit with this in the log is worth another try
+    transient_error: ClassVar[str | None] = None  # an exit with this in the log is retried
 
     def __init__(self, folder: Path, data: Path, socket_name: str) -> None:
         self.folder = folder.resolve()
@@ -61,8 +61,8 @@ class ChildServer(ABC):
     def prepare(self) -> None:
         """Find the programs and make the folder."""
 
-    def tidy(self) -> None:  # noqa: B027 - most have nothing to do
-        """What else is to be done before a start, once no server runs on the folder."""
+    def tidy(self) -> None:  # noqa: B027 - optional
+        """Prepare the folder for a start, once no server runs on it."""
 
     @abstractmethod
     def command(self) -> list[str]:
@@ -70,7 +70,7 @@ class ChildServer(ABC):
 
     @abstractmethod
     def probe(self, process: ServerProcess) -> Answer:
-        """Ask the server, for a second or two at most, and make sure that it is this process that answers."""
+        """Ask the server for its state, within two seconds, and verify that this process answers."""
 
     @property
     def process(self) -> ServerProcess | None:
@@ -84,9 +84,9 @@ class ChildServer(ABC):
 
     @property
     def log(self) -> Path:
-        """What the server has printed; begun anew at a start that finds more than LOG_BYTES.
+        """The log of the server; truncated at a start that finds more than LOG_BYTES.
 
-        Beside the server's folder: in there its user, where that is not ours, could put a link in the log's place.
+        Beside the server's folder: inside it a server that runs as another user could replace it by a link.
         """
         return self.folder.with_name(f"{self.folder.name}.log")
 
@@ -108,7 +108,7 @@ class ChildServer(ABC):
             self.revive()
 
     def revive(self) -> None:
-        """The same, unless it runs already or has been stopped: a stop that comes first is final.
+        """Start the server unless it runs or has been stopped: a stop is final.
 
         Raises:
             StartError: as above.
@@ -131,9 +131,9 @@ class ChildServer(ABC):
                 raise
 
     def stop(self) -> None:
-        """End the server in good order, or else by force; returns within a few seconds and leaves no process behind.
+        """Stop the server, by force if need be; returns within a few seconds and leaves no process behind.
 
-        A start that is under way in another thread is cut short, and raises StartError there.
+        A start that is under way in another thread is aborted and raises StartError there.
         """
         self._stopping.set()
         with self._one_at_a_time:
@@ -143,7 +143,7 @@ class ChildServer(ABC):
             self.sockets.remove()
 
     def _end_leftovers(self) -> None:
-        """Wait for the end of a server whose MarketFlow was killed; it has been asked to end, or is now."""
+        """End a server whose MarketFlow was killed; it may already be stopping."""
         for process in find_servers(self.program, self.data):
             logger.info("{} was still running as process {}; ending it", self.title, process.pid)
             process.end(self.stop_steps)
@@ -154,7 +154,7 @@ class ChildServer(ABC):
             self._process = None
 
     def _launch(self) -> None:
-        """Start the server; again, for START_SECONDS, while the remains of a killed one are in the way."""
+        """Start the server; retry for START_SECONDS while remains of a killed one are in the way."""
         deadline = time.monotonic() + START_SECONDS
         while True:
             process = self.spawn(self.command(), self.data)
@@ -162,28 +162,28 @@ class ChildServer(ABC):
                 return
             process.end(self.stop_steps)
             tail = self.log_tail()
-            passing = self.passing_trouble is not None and self.passing_trouble in tail
-            if not passing or time.monotonic() > deadline:
+            transient = self.transient_error is not None and self.transient_error in tail
+            if not transient or time.monotonic() > deadline:
                 raise StartError(f"the embedded {self.title} did not start; {self.log} ends:\n{tail}")
             time.sleep(POLL_SECONDS * 10)
 
-    def _becomes_ready(self, process: ServerProcess, patience_seconds: float) -> bool:
+    def _becomes_ready(self, process: ServerProcess, limit_seconds: float) -> bool:
         began = time.monotonic()
         while process.alive():
-            self.go_on()
+            self.abort_if_stopping()
             answer = self.probe(process)
             if answer is Answer.READY:
                 return True
-            if time.monotonic() - began > (BUSY_SECONDS if answer is Answer.BUSY else patience_seconds):
+            if time.monotonic() - began > (BUSY_SECONDS if answer is Answer.BUSY else limit_seconds):
                 return False
             time.sleep(POLL_SECONDS)
         return False
 
-    def go_on(self) -> None:
-        """Called wherever a start waits.
+    def abort_if_stopping(self) -> None:
+        """Abort a start if a stop was requested; called in every wait of a start.
 
         Raises:
-            StartError: it has been told to stop.
+            StartError: a stop was requested.
         """
         if self._stopping.is_set():
             raise StartError(f"the embedded {self.title} was stopped while it was starting")
@@ -191,9 +191,9 @@ class ChildServer(ABC):
     def spawn(
         self, command: list[str], folder: Path, stdout: int | None = None, steps: Steps | None = None
     ) -> ServerProcess:
-        """Start a program in a folder as the process that `stop` ends; it prints to the log, or to a `stdout` given.
+        """Start a program in a folder as the process that `stop` ends, with `steps` or else `stop_steps`.
 
-        It is ended by `stop_steps` unless others are given.
+        Its output goes to the log, or to `stdout` if given.
         """
         self._steps = steps or self.stop_steps
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -211,7 +211,7 @@ class ChildServer(ABC):
         return self._process
 
     def log_tail(self) -> str:
-        """The last lines that the latest process has printed."""
+        """Return the last lines that the latest process has logged."""
         with self.log.open("rb") as log:
             log.seek(max(self._log_start, self.log.stat().st_size - 2000))
             return "\n".join(log.read().decode(errors="replace").splitlines()[-6:])

@@ -1,7 +1,7 @@
 """The lock on a data folder: two MarketFlows on one folder would stop each other's servers.
 
-It is the kernel's lock on a file, not the file's existence or the pid in it, so nothing is left to clean up after a
-crash; the pid is there for the message to whoever comes second.
+A kernel lock on a file, so nothing needs cleaning up after a crash. The pid in the file only serves the error message
+of a second process.
 """
 
 import fcntl
@@ -23,9 +23,9 @@ PASSABLE = 0o711
 
 @contextmanager
 def claim(data_dir: Path) -> Iterator[Path]:
-    """Own a data folder, created if missing, as the only MarketFlow; yields its absolute path.
+    """Lock a data folder, created if missing; yield its absolute path.
 
-    The kernel lets go of the claim when the process ends, however it ends; children do not inherit it.
+    The kernel releases the lock when the process ends, in whatever way; children do not inherit it.
 
     Raises:
         StartError: another process has it, it cannot be created or written, or another user may write to it.
@@ -68,7 +68,7 @@ def lock_owner(data_dir: Path) -> str | None:
 
 
 def _make(data_dir: Path) -> None:
-    """Make the folder and those above it that are missing; as root, so that others may pass through what is made."""
+    """Create the folder and its missing parents; as root, passable for other users."""
     mode = PASSABLE if os.geteuid() == 0 else PRIVATE
     try:
         data_dir.mkdir(PRIVATE, parents=True)
@@ -85,9 +85,9 @@ def _lock_for_this_process(lock: int, data_dir: Path) -> None:
         os.ftruncate(lock, 0)
         os.pwrite(lock, b"%d\n" % os.getpid(), 0)
     except BlockingIOError:
-        holder = os.pread(lock, 20, 0).decode(errors="replace").strip() or "unknown"
+        owner = os.pread(lock, 20, 0).decode(errors="replace").strip() or "unknown"
         raise StartError(
-            f"data folder {data_dir} is in use by another MarketFlow (process {holder}); "
+            f"data folder {data_dir} is in use by another MarketFlow (process {owner}); "
             "stop it, or set another data_dir"
         ) from None
     except OSError as error:

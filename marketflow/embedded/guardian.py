@@ -1,8 +1,8 @@
-"""Starts servers so that they end with this process, however that ends: by two ways that do not need each other.
+"""Ties the servers to this process: they end when it ends, in whatever way. Two independent mechanisms.
 
-The kernel sends a server its stop signal when the thread that started it has ended: so all are started by one thread,
-which lives as long as the process. And a watcher (a small process) sees the end of a pipe that this process alone
-holds open, and ends what has not ended by then.
+The kernel sends a server its stop signal when the thread that started it has ended, so all are started by one thread
+that lives as long as the process. And a watcher process sees the end of a pipe that only this process holds open, and
+ends the servers that still run.
 """
 
 import os
@@ -24,7 +24,7 @@ from marketflow.embedded.watcher import line_of, line_of_ended
 T = TypeVar("T")
 
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TMPDIR")
-"""Variables that a server gets of ours. Others hold what is none of its business, such as tokens."""
+"""Variables that a server inherits. Others may hold secrets, such as tokens."""
 
 WATCHER_ENDS_SECONDS = 2.0
 
@@ -32,12 +32,12 @@ _ROOT = str(Path(__file__).parents[2])
 
 
 def environment() -> dict[str, str]:
-    """The variables of a server: its locale may be one that the machine has not, so it is none."""
+    """Return the environment of a server; in the C locale, since ours may not be installed."""
     return {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {"LC_ALL": "C", "TZ": "UTC"}
 
 
 def python(module: str) -> list[str]:
-    """The command line of a Python that runs a module of this package without installed packages or variables."""
+    """Return the command that runs a module of this package in a bare Python: no site packages, no variables."""
     program = f"import sys; sys.path.insert(0, {_ROOT!r}); from marketflow.embedded.{module} import main; main()"
     return [sys.executable or "python3", "-I", "-S", "-c", program]
 
@@ -61,7 +61,7 @@ class Guardian:
         stdout: IO[bytes] | int,
         stderr: IO[bytes],
     ) -> "subprocess.Popen[bytes]":
-        """Start a program that gets a signal when this process has ended, as another user and group if need be."""
+        """Start a program that the kernel signals when this process ends; as another user and group if given."""
         user, group = map(str, owner or (NOBODY, NOBODY))
         launch = [*python("launch"), str(os.getpid()), str(int(stop_signal)), user, group, *command]
         return self._in_thread(
@@ -78,32 +78,32 @@ class Guardian:
         )
 
     def watch(self, process: ServerProcess, steps: Steps, socket_folder: Path | None) -> None:
-        """Have the watcher end a server, should this process not."""
+        """Have the watcher end a server if this process is killed."""
         with self._lock:
             self._watched[process] = line_of(process, steps, socket_folder)
-            self._tell(self._watched[process])
+            self._send_to_watcher(self._watched[process])
 
     def release(self, process: ServerProcess) -> None:
-        """A server has ended. With the last one the watcher ends."""
+        """Stop watching a server that has ended; the watcher ends with the last one."""
         with self._lock:
             if self._watched.pop(process, None) is None:
                 return
-            self._tell(line_of_ended(process))
+            self._send_to_watcher(line_of_ended(process))
             if not self._watched:
                 self._end_watcher()
 
     def keep(self) -> None:
-        """Start the watcher again if it has been killed. To be called now and then."""
+        """Restart the watcher if it was killed; to be called periodically."""
         with self._lock:
             if self._watched and (self._watcher is None or self._watcher.poll() is not None):
                 logger.warning("the watcher of the embedded servers was ended; starting another")
-                self._tell(b"")
+                self._send_to_watcher(b"")
 
-    def _tell(self, line: bytes) -> None:
+    def _send_to_watcher(self, line: bytes) -> None:
         watcher = self._watcher
         if watcher is None or watcher.poll() is not None:
             self._end_watcher()
-            # A folder of nobody's, and nothing of ours: it may outlive this process.
+            # In / and with nothing open of ours: it may outlive this process.
             watcher = self._watcher = self._in_thread(
                 lambda: subprocess.Popen(
                     python("watcher"),
@@ -127,7 +127,7 @@ class Guardian:
         _stdin(watcher).close()
         try:
             watcher.wait(WATCHER_ENDS_SECONDS)
-        except subprocess.TimeoutExpired:  # frozen, say; it has nothing to do any more
+        except subprocess.TimeoutExpired:  # frozen, say; no server is left to end
             watcher.kill()
             watcher.wait()
 
@@ -152,4 +152,4 @@ def _stdin(process: "subprocess.Popen[bytes]") -> IO[bytes]:
 
 
 guardian = Guardian()
-"""Of this process."""
+"""The one of this process."""

@@ -38,7 +38,7 @@ class EmbeddedPostgres(ChildServer):
     title = "PostgreSQL"
     program = "postgres"
     stop_steps = ((signal.SIGINT, 3.0), (signal.SIGQUIT, 1.0))  # fast shutdown, then immediate
-    passing_trouble = "is still in use"  # shared memory, until the processes of a killed server have noticed
+    transient_error = "is still in use"  # shared memory, until the processes of a killed server have noticed
     user: ClassVar[str] = "marketflow"
     dbname: ClassVar[str] = "marketflow"
     settings: ClassVar[dict[str, str]] = {
@@ -107,7 +107,7 @@ class EmbeddedPostgres(ChildServer):
         process = self.spawn(command, self.folder, subprocess.DEVNULL, INITDB_STOP_STEPS)
         deadline = time.monotonic() + INITDB_SECONDS
         while not process.wait(0.1):
-            self.go_on()
+            self.abort_if_stopping()
             if time.monotonic() > deadline:
                 raise StartError(f"initdb in {self.folder} took longer than {INITDB_SECONDS:.0f} s")
         if process.exit_code != 0:

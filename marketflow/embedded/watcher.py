@@ -1,4 +1,4 @@
-"""Ends the servers of a process that was killed: a process of its own that waits for the end of a pipe.
+"""Watcher process: ends the servers of an owner that was killed, at the end of a pipe.
 
 The kernel's signal (see launch) reaches a server that acts on it. This one also wakes a server that is frozen, kills
 one that does not end, and removes the folder of its socket. It needs nothing but the standard library.
@@ -16,21 +16,21 @@ from marketflow.embedded.socket_folder import remove_unless_held
 
 
 class Watched(NamedTuple):
-    """A server that runs."""
+    """A running server."""
 
     process: ServerProcess
     steps: Steps
     socket_folder: Path | None
 
     def end(self) -> None:
-        """End it in good order, or else by force."""
+        """Stop it, by force if need be."""
         self.process.end(self.steps)
         if self.socket_folder is not None:
             remove_unless_held(self.socket_folder)
 
 
 def main() -> None:
-    """Read from stdin which servers run, and end them when nobody can write to it any more."""
+    """Read the running servers from stdin, and end them when its last writer has gone."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends with its owner
     watched: dict[int, Watched] = {}
@@ -50,13 +50,13 @@ def main() -> None:
 
 
 def line_of(process: ServerProcess, steps: Steps, socket_folder: Path | None) -> bytes:
-    """What the owner writes of a server that has been started."""
+    """Return the line that reports a started server."""
     signals = ",".join(f"{number:d}:{seconds}" for number, seconds in steps)
     return _line("+", str(process.pid), process.born or "", signals, str(socket_folder or ""))
 
 
 def line_of_ended(process: ServerProcess) -> bytes:
-    """What the owner writes of a server that it has ended."""
+    """Return the line that reports an ended server."""
     return _line("-", str(process.pid))
 
 

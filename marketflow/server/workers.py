@@ -1,10 +1,13 @@
-"""Several processes that do the same, and one that sees to them.
+"""Worker processes of the API, forked and supervised by one parent.
 
-Forked before anything has been started, so they share what was loaded and inherit the sockets. A worker that ends is
-replaced, and what waits on its socket meanwhile is kept by the parent. They are in process groups of their own: Ctrl+C
-reaches the parent alone, which tells them. Should the parent be killed they notice by a pipe that only it holds open,
-and end as well. The parent alone speaks to whoever supervises it, and says that it is ready, or alive, when all workers
-have told it so, by signals of a kind that queues up.
+uvicorn's own supervisor has all workers accept from one socket, which sends most connections to one of them, leaves
+workers behind when it is killed, and knows no service notification. Replicas run by the service manager would each need
+a port of their own, and a proxy in front.
+
+Workers are forked before any thread starts, so they share loaded code and inherit one listening socket each. The parent
+replaces a worker that ends and keeps its socket open meanwhile. Workers have process groups of their own: Ctrl+C
+reaches only the parent, which sends SIGTERM. If the parent is killed, they see the end of a pipe and stop. The parent
+notifies the service manager once every worker has reported ready, or alive, by a queued real-time signal.
 """
 
 import os
@@ -18,26 +21,26 @@ from marketflow import logs
 from marketflow.server.service_notification import Supervisor
 
 RESTART_SECONDS = 1.0
-"""A worker that lived for less than this is replaced only then: what ended it may do so again."""
+"""Least time between two starts of a worker: what ended it may do so again."""
 
 STOP_SECONDS = 5.0
-"""How long the workers may take to end."""
+"""How long the workers may take to stop."""
 
 FORCE_SECONDS = 1.5
-"""The same, once told a second time."""
+"""The same, once a second signal forces the stop."""
 
 
 SIGNAL_OF_LIFE = signal.SIGRTMIN
-"""What a worker sends to its parent."""
+"""Sent by a worker to its parent when it is ready, and periodically while it is alive."""
 
 
 class Parent(Supervisor):
-    """The parent of a worker.
+    """The parent, as its workers notify it.
 
     Args:
         pid: its process.
-        gone: a descriptor that becomes readable when it has gone.
-        beat_seconds: how often it wants a sign of life.
+        gone: a file descriptor that becomes readable when the parent has ended.
+        beat_seconds: interval of liveness notifications.
     """
 
     def __init__(self, pid: int, gone: int, beat_seconds: float | None) -> None:
@@ -46,23 +49,22 @@ class Parent(Supervisor):
         self.gone = gone
 
     def ready(self, doing: str) -> None:
-        """It serves."""
+        """Report that this worker serves."""
         self.beat()
 
     def beat(self) -> None:
-        """A sign of life."""
+        """Report that this worker is alive."""
         if os.getppid() == self._pid:
             os.kill(self._pid, SIGNAL_OF_LIFE)
 
 
 class Workers:
-    """Runs a number of workers until SIGINT, SIGTERM or SIGHUP. To be used in a process without threads.
+    """Runs workers until SIGINT, SIGTERM or SIGHUP. For a process without threads.
 
     Args:
-        number: how many.
-        work: what each does, by its number from 0 on, until it gets SIGTERM or its parent has gone; gives the exit
-            code.
-        supervisor: told how all of them do.
+        number: of workers.
+        work: runs a worker, given its index, until SIGTERM or the end of its parent; returns the exit code.
+        supervisor: notified once all workers are ready, and while all are alive.
     """
 
     def __init__(self, number: int, work: Callable[[int, Parent], int], supervisor: Supervisor) -> None:
@@ -70,16 +72,16 @@ class Workers:
         self._number = number
         self._supervisor = supervisor
         self._ready = False
-        self._lively: set[int] = set()  # the workers that have been heard of since all of them were
+        self._lively: set[int] = set()  # workers that have reported since all of them had
         self._missing = list(range(number))
-        self._alive: dict[int, tuple[int, float]] = {}  # number, and when it began, by pid
-        told = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        self._told = {each for each in told if signal.getsignal(each) is not signal.SIG_IGN}  # as nohup would have it
-        self._awaited = {*self._told, signal.SIGCHLD, SIGNAL_OF_LIFE}
+        self._alive: dict[int, tuple[int, float]] = {}  # index and start time, by pid
+        stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self._stop_signals = {each for each in stops if signal.getsignal(each) is not signal.SIG_IGN}  # as under nohup
+        self._awaited = {*self._stop_signals, signal.SIGCHLD, SIGNAL_OF_LIFE}
 
     def run(self) -> None:
-        """Run them, and return when all have ended."""
-        # Blocked, so that they wait until they are asked for: nothing here is interrupted.
+        """Run the workers, and return when all have ended."""
+        # Blocked, so that they queue until sigtimedwait takes them: nothing here is interrupted.
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._awaited)
         self._watched, self._held = os.pipe()
         try:
@@ -98,24 +100,24 @@ class Workers:
                 while self._missing:
                     self._start(self._missing.pop(0))
             got, sender = self._next_signal(pause if pause > 0 else 3600.0)
-            if got in self._told:
+            if got in self._stop_signals:
                 return
             if got == SIGNAL_OF_LIFE:
-                self._heard_of(sender)
+                self._record_sign_of_life(sender)
             for pid, number, began, how in self._ended():
                 self._missing.append(number)
                 logger.error("worker {} {}; starting another", pid, how)
                 start_at = began + RESTART_SECONDS
 
     def _end(self) -> None:
-        """Tell them to end, as often as this process is told; those that do not are killed."""
+        """Send SIGTERM to the workers, once for each stop signal received; kill those that do not end in time."""
         logger.info("stopping")
         self._supervisor.stopping()
         self._send(signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
         while self._alive:
             got, _ = self._next_signal(deadline - time.monotonic())
-            if got in self._told:
+            if got in self._stop_signals:
                 self._send(signal.SIGTERM)
                 deadline = min(deadline, time.monotonic() + FORCE_SECONDS)
             elif got is None:
@@ -124,8 +126,8 @@ class Workers:
                 deadline = time.monotonic() + STOP_SECONDS
             self._ended()
 
-    def _heard_of(self, pid: int) -> None:
-        """Pass it on once all workers have been heard of."""
+    def _record_sign_of_life(self, pid: int) -> None:
+        """Notify the supervisor once every worker has reported."""
         self._lively.add(pid)
         if self._missing or not self._alive.keys() <= self._lively:
             return
@@ -147,7 +149,7 @@ class Workers:
             os.close(self._held)
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
             code = self._work(number, parent)
-        except KeyboardInterrupt:  # told before it had begun
+        except KeyboardInterrupt:  # stopped before it had begun
             code = 0
         except BaseException as error:  # noqa: BLE001 - it must not return into what the parent was doing
             logger.opt(exception=error).critical("the worker failed")
@@ -156,16 +158,16 @@ class Workers:
             os._exit(code)
 
     def _next_signal(self, seconds: float) -> tuple[int | None, int]:
-        """Its number, None after so many seconds without any, and the process that sent it."""
+        """Return the next signal and its sender; None after `seconds` without any."""
         got = signal.sigtimedwait(self._awaited, max(0.0, seconds))
         return (None, 0) if got is None else (got.si_signo, got.si_pid)
 
     def _send(self, number: int) -> None:
         for pid in self._alive:
-            os.kill(pid, number)  # it is there until it is reaped
+            os.kill(pid, number)  # the process exists until it is reaped
 
     def _ended(self) -> list[tuple[int, int, float, str]]:
-        """The workers that have ended: pid, number, when each began and how it ended."""
+        """Reap workers; return pid, index, start time and reason of each that has ended."""
         ended = []
         for pid in list(self._alive):
             reaped, status = os.waitpid(pid, os.WNOHANG)

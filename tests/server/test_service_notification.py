@@ -189,7 +189,7 @@ def test_without_a_watchdog_there_are_no_signs_of_life_and_nobody_there_is_no_fa
         manager.wait_for("READY=1")
         manager.__exit__()
         assert application.stop(signal.SIGTERM)[0] == 0
-        assert "the service manager cannot be told" in application.log
+        assert "the service manager cannot be notified" in application.log
     assert [message.lines[0] for message in manager.messages] == ["READY=1"]
 
 
