@@ -34,7 +34,8 @@ from tests.faults.conftest import (
 from tests.support.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
 from tests.support.oracle import Rows, candles_of_ticks
 from tests.support.proxy import Proxy
-from tests.support.servers import HOST, RedisServer, free_port, wait_until
+from tests.support.redis_faults import frozen, killed, out_of_memory, read_only
+from tests.support.servers import RedisServer, wait_until
 
 RETURN_SECONDS = 2.0
 """How long after its return Redis has everything again."""
@@ -192,41 +193,11 @@ def test_write_whose_answer_was_cut_is_not_counted_twice(
 
 
 @contextmanager
-def full(server: RedisServer) -> Iterator[None]:
-    with server.client() as client:
-        client.config_set("maxmemory", "1mb")
-        yield
-        client.config_set("maxmemory", 0)
-
-
-@contextmanager
-def read_only(server: RedisServer) -> Iterator[None]:
-    with server.client() as client:
-        client.replicaof(HOST, str(free_port()))
-        yield
-        client.replicaof("NO", "ONE")
-
-
-@contextmanager
 def paused(server: RedisServer) -> Iterator[None]:
     with server.client(socket_timeout=10) as client:
         client.execute_command("CLIENT", "PAUSE", WINDOW_MS)
         yield
         client.ping()  # answered when it is over
-
-
-@contextmanager
-def frozen(server: RedisServer) -> Iterator[None]:
-    server.pause()
-    yield
-    server.resume()
-
-
-@contextmanager
-def killed(server: RedisServer) -> Iterator[None]:
-    server.kill()
-    yield
-    server.start()
 
 
 def test_redis_server_faults_keep_rows_exact_and_refill_cache(
@@ -239,7 +210,7 @@ def test_redis_server_faults_keep_rows_exact_and_refill_cache(
 ) -> None:
     application = start(through(servers))
     with in_use(application, exchanges, record_property) as traffic:
-        for fault in (full, read_only, paused, frozen):
+        for fault in (out_of_memory, read_only, paused, frozen):
             with fault(redis_db):
                 wait_until(says(application, "redis", "down"))
                 wait_for_windows(1)

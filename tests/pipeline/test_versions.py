@@ -1,11 +1,9 @@
 """A correction of a closed minute raises its version; what comes while it may still change does not."""
 
-from marketflow.model import MINUTE_MS, Candles, Mode, Series, Slot, Tick, candle_of, slice_start
+from marketflow.model import MINUTE_MS, Candles, Series, Slot, Tick, candle_of, slice_start
 from marketflow.pipeline.state import WindowState
 from marketflow.stores.ports import RecoveredCandles
-
-MINUTE = 1_763_690_040_000  # the start of a minute
-BTC, ETH = (Series(Mode.LIVE, "exchange1", symbol) for symbol in ("BTCUSDT", "ETHUSDT"))
+from tests.support.market import BTC, ETH, MINUTE
 
 
 def tick(at: int, series: Series = BTC) -> Candles:

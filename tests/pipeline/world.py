@@ -27,8 +27,9 @@ from marketflow.pipeline.fan_in import ModeSwitch
 from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.state import WindowState
 from marketflow.stores.ports import RecoveredCandles
+from tests.support.market import MINUTE
 
-START_MS = 1_763_690_040_000  # the start of a minute
+START_MS = MINUTE
 EXCHANGE = "exchange1"
 BTC = Series(Mode.TEST, EXCHANGE, "BTCUSDT")
 ETH = Series(Mode.TEST, EXCHANGE, "ETHUSDT")

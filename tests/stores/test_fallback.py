@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import Sequence
 
 from marketflow.errors import Unavailable
-from marketflow.model import Candle, Mode, Series, Tick, candle_of
+from marketflow.model import Candle, Series, Tick, candle_of
 from marketflow.stores.fallback import FallbackReader
-
-BTC = Series(Mode.LIVE, "exchange1", "BTCUSDT")
+from tests.support.market import BTC
 
 
 class Scripted:

@@ -33,14 +33,12 @@ from marketflow.stores.redis.connection import connection_keywords as redis_keyw
 from marketflow.stores.redis.near_cache import PING_SECONDS, SILENT_PINGS, NearCache
 from marketflow.stores.redis.reader import RedisReader
 from marketflow.stores.redis.writer import RedisWriter
+from tests.support.market import BTC, ETH, MINUTE
 from tests.support.servers import HOST, RedisServer, wait_until
 
 T = TypeVar("T")
-MINUTE = 1_763_690_040_000  # the start of a minute
 NOW = MINUTE + 30_000
 LATER = MINUTE + 3 * MINUTE_MS
-BTC = Series(Mode.LIVE, "exchange1", "BTCUSDT")
-ETH = Series(Mode.LIVE, "exchange2", "ETHUSDT")
 SERIES = [BTC, ETH]
 
 

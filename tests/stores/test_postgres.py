@@ -25,15 +25,13 @@ from marketflow.stores.postgres.bounded_connection import ANSWER_SECONDS
 from marketflow.stores.postgres.reader import READ_SECONDS, PostgresReader
 from marketflow.stores.postgres.rows import CONNECT_SECONDS, connection_keywords
 from marketflow.stores.postgres.writer import PostgresWriter
+from tests.support.market import BTC, ETH, MINUTE
 from tests.support.oracle import candle_of_ticks, candles_of_ticks
 from tests.support.servers import PostgresServer, wait_until
 
 T = TypeVar("T")
 Keywords = dict[str, Any]
 DDL = resource("ddl")
-MINUTE = 1_763_690_040_000  # the start of a minute
-BTC = Series(Mode.LIVE, "exchange1", "BTCUSDT")
-ETH = Series(Mode.LIVE, "exchange2", "ETHUSDT")
 LAST = Series(Mode.LIVE, "exchange3", "BTCUSDT")
 TEST_BTC = BTC._replace(mode=Mode.TEST)
 ODD = Series(Mode.LIVE, "'); drop table aggregates; --", 'B"T\\C%s%(mode)s{}\n')

@@ -36,13 +36,12 @@ from marketflow.stores.redis.connection import connection_keywords as redis_keyw
 from marketflow.stores.redis.reader import RedisReader
 from marketflow.stores.redis.writer import RedisWriter
 from marketflow.tasks import timeout
+from tests.support.market import BTC, ETH, MINUTE
+from tests.support.redis_faults import frozen, killed, out_of_memory, read_only
 from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
 T = TypeVar("T")
-MINUTE = 1_763_690_040_000  # the start of a minute
 NOW = MINUTE + 30_000
-BTC = Series(Mode.LIVE, "exchange1", "BTCUSDT")
-ETH = Series(Mode.LIVE, "exchange2", "ETHUSDT")
 TEST_BTC = BTC._replace(mode=Mode.TEST)
 SERIES = [BTC, ETH, TEST_BTC]
 TICK = Tick(100.5, NOW, NOW * 1_000_000 + 7)
@@ -531,36 +530,6 @@ def succeeds(call: Callable[[], object]) -> bool:
 
 
 # Redis away
-
-
-@contextmanager
-def killed(server: RedisServer) -> Iterator[None]:
-    server.kill()
-    yield
-    server.start()
-
-
-@contextmanager
-def frozen(server: RedisServer) -> Iterator[None]:
-    server.pause()
-    yield
-    server.resume()
-
-
-@contextmanager
-def out_of_memory(server: RedisServer) -> Iterator[None]:
-    with server.client() as client:
-        client.config_set("maxmemory", 1)
-        yield
-        client.config_set("maxmemory", 0)
-
-
-@contextmanager
-def read_only(server: RedisServer) -> Iterator[None]:
-    with server.client() as client:
-        client.replicaof(HOST, str(free_port()))
-        yield
-        client.replicaof("NO", "ONE")
 
 
 Fault = Callable[[RedisServer], Any]

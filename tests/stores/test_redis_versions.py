@@ -23,7 +23,8 @@ from marketflow.stores.redis.near_cache import NearCache, _Entry
 from marketflow.stores.redis.reader import RedisReader
 from marketflow.stores.redis.recovery import minutes_of_window
 from marketflow.stores.redis.writer import RedisWriter
-from tests.stores.test_redis import BTC, ETH, MINUTE, NOW, SetClock, ask, cache_at, candle, keywords, slots_of
+from tests.stores.test_redis import NOW, SetClock, ask, cache_at, candle, keywords, slots_of
+from tests.support.market import BTC, ETH, MINUTE
 from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
 MANY_MINUTES = 10 * MINUTE_MS

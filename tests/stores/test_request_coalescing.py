@@ -6,13 +6,11 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 
 from marketflow.errors import Unavailable
-from marketflow.model import Candle, Mode, Series, Tick, candle_of
+from marketflow.model import Candle, Series, Tick, candle_of
 from marketflow.stores.ports import CandleRange
 from marketflow.stores.postgres import request_coalescing
 from marketflow.stores.postgres.request_coalescing import KEPT_SECONDS, CoalescingReader
-
-BTC = Series(Mode.LIVE, "exchange1", "BTCUSDT")
-ETH = Series(Mode.LIVE, "exchange1", "ETHUSDT")
+from tests.support.market import BTC, ETH
 
 
 class Archive:

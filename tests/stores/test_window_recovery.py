@@ -6,12 +6,11 @@ from hypothesis import strategies as st
 from marketflow.model import MINUTE_MS, SLICE_MS, Candle, Tick, candle_of, merge, minute_start, slice_start
 from marketflow.stores.redis.codec import encode_candle
 from marketflow.stores.redis.recovery import minutes_of_window
-
-START_MS = 1_763_690_040_000
+from tests.support.market import MINUTE
 
 # Whole prices add up exactly in any order.
 TICKS = st.lists(
-    st.builds(Tick, st.integers(1, 9).map(float), st.integers(START_MS, START_MS + 3 * MINUTE_MS), st.integers(0, 5)),
+    st.builds(Tick, st.integers(1, 9).map(float), st.integers(MINUTE, MINUTE + 3 * MINUTE_MS), st.integers(0, 5)),
     min_size=1,
     max_size=30,
 )
@@ -39,9 +38,9 @@ def test_slices_of_one_tick_are_folded_like_all_others(ticks: list[Tick], minute
 
 
 def test_more_complete_slice_counts_and_invalid_ones_are_skipped() -> None:
-    first, second = Tick(1.0, START_MS, 1), Tick(2.0, START_MS + 5, 2)
+    first, second = Tick(1.0, MINUTE, 1), Tick(2.0, MINUTE + 5, 2)
     whole = merge(candle_of(first), candle_of(second))
     members = [encode_candle(candle_of(first)), encode_candle(whole), b"\xff", b"[1,2,", b"[1,2,3,4]"]
-    assert minutes_of_window(members, MINUTE_MS) == {START_MS: whole}
-    assert minutes_of_window(members[:1] * 2, MINUTE_MS) == {START_MS: candle_of(first)}
+    assert minutes_of_window(members, MINUTE_MS) == {MINUTE: whole}
+    assert minutes_of_window(members[:1] * 2, MINUTE_MS) == {MINUTE: candle_of(first)}
     assert minutes_of_window([], MINUTE_MS) == {}
