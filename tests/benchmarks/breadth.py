@@ -62,7 +62,7 @@ CASES = {
     "zipf": Case(5, 300, 200_000),
 }
 
-# Bytes of Redis, as README gives them. Up to 128 slices of one tick stand in a packed list, as long as none is fuller.
+# Bytes of Redis, as in deploy/README.md. Up to 128 slices of one tick are stored in a packed list.
 SERIES_BYTES, PACKED_SLICE_BYTES, SLICE_BYTES, FULL_CANDLE_BYTES = 360, 60, 150, 250
 
 
@@ -207,7 +207,7 @@ def seconds_until_rows(connection: "psycopg.Connection[Any]", minute: int, serie
 
 
 def predicted_bytes(case: Case, client: "redis.Redis") -> float:
-    """Redis memory by README's formula, for the slices and minutes that are there."""
+    """Redis memory by the formula in deploy/README.md, for the stored slices and minutes."""
     slices = members(client, "window")
     of_one_tick = PACKED_SLICE_BYTES if slices <= 128 * case.series else SLICE_BYTES
     size = FULL_CANDLE_BYTES if case.rate else of_one_tick
