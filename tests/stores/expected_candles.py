@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 
 def expected(rows: Iterable[Row], walk: CandleRange) -> dict[int, Candle]:
-    """The candles of one series: exactly so many as the limit allows."""
+    """The candles of one series, exactly up to the limit."""
     by_start: dict[int, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row["timestamp"]):
         at = to_unix_ms(row["timestamp"])

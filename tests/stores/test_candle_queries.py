@@ -223,7 +223,7 @@ def test_an_upgrade_keeps_days_and_makes_their_hours_in_steps(postgres_db: Keywo
 
 
 def test_rows_shorter_than_a_minute_are_folded_into_minutes(postgres_db: Keywords, market: Market) -> None:
-    """As flow.window_seconds makes them."""
+    """As a shorter flow.window_seconds makes them."""
     ticks = [(SERIES[0], Tick(float(n % 5 + 1), DAY + n * 7_000, n)) for n in range(100)]
     market.ticks += ticks
     market.archive.write(candles_of_ticks(ticks, 5_000))

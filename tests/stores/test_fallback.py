@@ -12,8 +12,8 @@ from tests.support.market import BTC
 class Scripted:
     """Answers with one price, or not at all."""
 
-    def __init__(self, price: float, away: bool = False) -> None:
-        self.away = away
+    def __init__(self, price: float, unavailable: bool = False) -> None:
+        self.unavailable = unavailable
         self.asked = 0
         self.tick = Tick(price, 1, 1)
 
@@ -31,8 +31,8 @@ class Scripted:
 
     def _ask(self) -> None:
         self.asked += 1
-        if self.away:
-            raise Unavailable("away")
+        if self.unavailable:
+            raise Unavailable("unavailable")
 
 
 def prices(cache: Scripted, memory: Scripted, complete: bool) -> set[float]:
@@ -63,4 +63,4 @@ def test_memory_answers_for_an_incomplete_cache() -> None:
 
 
 def test_memory_answers_during_cache_outage() -> None:
-    assert prices(Scripted(1.0, away=True), Scripted(2.0), complete=True) == {2.0}
+    assert prices(Scripted(1.0, unavailable=True), Scripted(2.0), complete=True) == {2.0}

@@ -89,13 +89,13 @@ class World:
 
     async def is_live(self) -> None:
         async def live() -> bool:
-            await self.near_cache.newest([])  # as long as somebody asks
+            await self.near_cache.newest([])  # keeps the subscription
             return self.near_cache.live
 
         await self.until(live)
 
     async def is_up_to_date(self) -> None:
-        """All that was announced so far has come: an answer about a series of its own tells."""
+        """Wait until all announcements so far have arrived, by a tick of a series of its own."""
         tick = Tick(1.0, NOW, time.time_ns())
         mark = Series(Mode.TEST, "exchange1", "MARK")
         await self.near_cache.newest([mark])
@@ -252,7 +252,7 @@ def test_many_requests_for_a_series_share_one_reading_of_it(redis_db: RedisServe
         before = world.reader.asked
         requests = [asyncio.create_task(world.near_cache.summary([BTC], NOW - 1_000, LATER)) for _ in range(16)]
         await asyncio.sleep(0)
-        requests[0].cancel()  # the one that began it is given up
+        requests[0].cancel()  # the one that started the read
         await asyncio.gather(*requests[1:])
         assert world.reader.asked == before + 1
 
@@ -327,7 +327,7 @@ def test_listener_gets_all_newest_ticks_of_the_one_subscription(
     async def test(world: World) -> None:
         taken: list[tuple[Series, Tick]] = []
 
-        async def told(tick: Tick) -> None:
+        async def arrived(tick: Tick) -> None:
             await asyncio.to_thread(world.cache.put_newest, {ETH: tick})
 
             async def came() -> bool:
@@ -337,8 +337,8 @@ def test_listener_gets_all_newest_ticks_of_the_one_subscription(
 
         with world.near_cache.announcing(taken.extend), world.near_cache.announcing(taken.extend):
             for number in range(10):
-                await told(Tick(1.0 + number, NOW, number))
-                await asyncio.sleep(0.05)  # longer in all than it listens when nobody asks
+                await arrived(Tick(1.0 + number, NOW, number))
+                await asyncio.sleep(0.05)  # longer in all than a subscription without queries lasts
             with world.server.client() as client:
                 assert len(client.client_list(_type="pubsub")) == 1
                 assert client.client_kill_filter(_type="pubsub") == 1
@@ -348,7 +348,7 @@ def test_listener_gets_all_newest_ticks_of_the_one_subscription(
                 return world.near_cache.live and world.near_cache.times_live == before + 1
 
             await world.until(again)
-            await told(Tick(50.0, NOW, 50))
+            await arrived(Tick(50.0, NOW, 50))
 
         async def rests() -> bool:
             return not world.near_cache.live
@@ -378,7 +378,7 @@ def test_outage_reads_redis_and_a_new_server_is_copied(own_redis: RedisServer) -
 def test_failed_read_fails_all_waiting_requests_and_is_retried(redis_db: RedisServer) -> None:
     async def test(world: World) -> None:
         def fail() -> None:
-            raise Unavailable("away for a moment")
+            raise Unavailable("unavailable for a moment")
 
         await world.near_cache.newest([BTC])
         world.reader.meanwhile = fail

@@ -38,7 +38,7 @@ ODD = Series(Mode.LIVE, "'); drop table aggregates; --", 'B"T\\C%s%(mode)s{}\n')
 
 
 def minute(number: int = 0, ticks: int = 3, series: Series = BTC, price: float = 100.0) -> Candles:
-    """One row: so many ticks, a second apart, with rising prices."""
+    """One row of `ticks` ticks, a second apart, with rising prices."""
     start = MINUTE + number * MINUTE_MS
     rising = [Tick(price + i, start + i * 1000, i) for i in range(ticks)]
     return {Slot(series, start): candle_of_ticks(rising)}
@@ -341,9 +341,9 @@ def test_rejected_row_is_logged_and_others_are_written(postgres_db: Keywords, lo
     assert query(postgres_db, "select pair_name, count(*), min(tick_count) from aggregates group by 1") == [
         ("BTCUSDT", 60, 4)
     ]
-    (told,) = [line for line in log if "refuses" in line]
+    (logged,) = [line for line in log if "refuses" in line]
     for part in ("ETHUSDT", "exchange2", "live", str(MINUTE + 30 * MINUTE_MS), "no_ether"):
-        assert part in told
+        assert part in logged
 
 
 def test_candle_that_fits_no_row_is_dropped(archive: PostgresWriter, postgres_db: Keywords) -> None:
@@ -434,7 +434,7 @@ def test_names_with_quotes_and_sql_in_them_are_only_data(archive: PostgresWriter
     assert last == Tick(102.0, MINUTE + 2000, 0)
 
 
-# PostgreSQL away, from the side of the writer
+# Outages of PostgreSQL, as the writer sees them
 
 
 def test_a_write_without_rows_connects_and_prepares(postgres_db: Keywords) -> None:
@@ -521,8 +521,8 @@ def test_wrong_address_is_unavailable_without_showing_password(
         archive.write(minute())
     with pytest.raises(Unavailable) as of_reader:
         ask(place, lambda reader: reader.ping())
-    told = f"{raised.value} {of_reader.value} {log}"
-    assert place["password"] not in told
+    shown = f"{raised.value} {of_reader.value} {log}"
+    assert place["password"] not in shown
     assert place["user"] in str(raised.value) or place["dbname"] in str(raised.value)
 
 
@@ -582,7 +582,7 @@ def test_database_that_rejects_every_write_is_not_ready(
     query(postgres_db, "drop trigger raising on aggregates")
     archive.write(minute())
     assert available(archive)
-    assert not any("ready" in line for line in log)  # the flow tells the end of an outage
+    assert not any("ready" in line for line in log)  # the pipeline logs the end of an outage
 
 
 def test_rows_of_a_vanished_writer_are_unlocked(archive: PostgresWriter, postgres_db: Keywords) -> None:

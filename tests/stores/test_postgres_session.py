@@ -159,7 +159,7 @@ def test_old_server_is_refused_by_name(postgres_db: dict[str, Any], monkeypatch:
         archive.write({})
 
 
-# --- Errors that nobody expected
+# --- Unexpected errors
 
 
 @pytest.mark.parametrize(

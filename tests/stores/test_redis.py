@@ -85,7 +85,7 @@ SETTLE_MS = 10_000
 
 
 def ask(server: RedisServer, question: Callable[[RedisReader], Awaitable[T]], at: int | None = None) -> T:
-    """What a reader answers that lives for one question; at NOW, unless told."""
+    """The answer of a reader made for one query, at NOW unless given."""
     clock = SetClock()
     clock.ms = NOW if at is None else at
 
@@ -146,7 +146,7 @@ def client(redis_db: RedisServer) -> Iterator["redis.Redis"]:
 
 @pytest.fixture
 def server(server_folder: Path) -> Iterator[RedisServer]:
-    """A Redis of the test's own, with a password, which forgets when it stops."""
+    """A Redis of the test's own, with a password, which loses its data when it stops."""
     with RedisServer(server_folder / "redis", PASSWORD, persistent=False) as server:
         yield server
 
@@ -529,7 +529,7 @@ def succeeds(call: Callable[[], object]) -> bool:
     return True
 
 
-# Redis away
+# Outages of Redis
 
 
 Fault = Callable[[RedisServer], Any]
@@ -578,9 +578,9 @@ def test_wrong_password_is_unavailable_and_never_shown(server: RedisServer, log:
     with cache_at(place, recovered=False) as cache:
         text = fails_in_time(cache.recover)
     assert "password" in text
-    told = text + "".join(log)
-    assert wrong not in told
-    assert PASSWORD not in told
+    shown = text + "".join(log)
+    assert wrong not in shown
+    assert PASSWORD not in shown
 
 
 def test_calls_fail_at_once_during_redis_outage(server: RedisServer) -> None:
@@ -607,7 +607,7 @@ def test_threads_share_a_cache(cache: RedisWriter, redis_db: RedisServer) -> Non
     assert cache.complete
 
 
-# The circuit_breaker
+# The circuit breaker
 
 
 class Stopwatch:

@@ -1,4 +1,4 @@
-"""Every slot keeps its more complete version, in Redis and in the near cache; an odd entry is left out alone."""
+"""Every slot keeps its more complete version, in Redis and in the near cache; an invalid entry is skipped alone."""
 
 import asyncio
 import itertools

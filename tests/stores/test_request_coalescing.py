@@ -1,4 +1,4 @@
-"""Many who ask the archive the same get one answer, for a moment."""
+"""Equal queries of the archive are coalesced, and their answer is cached for a moment."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,45 +14,45 @@ from tests.support.market import BTC, ETH
 
 
 class Archive:
-    """Answers when told to, with how often it was asked."""
+    """Answers once allowed, with the number of queries so far."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.queries = 0
         self.may_answer = asyncio.Event()
-        self.away = False
+        self.unavailable = False
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
-        self.asked += 1
-        answer = float(self.asked)
+        self.queries += 1
+        answer = float(self.queries)
         await self.may_answer.wait()
-        if self.away:
-            raise Unavailable("away")
+        if self.unavailable:
+            raise Unavailable("down")
         return [candle_of(Tick(answer, since, 0)) for _ in series]
 
-    async def candles(self, series: Sequence[Series], walk: CandleRange) -> list[dict[int, Candle]]:
-        answers = await self.summary(series, walk.since, walk.until)
-        return [{walk.since: candle} for candle in answers if candle is not None]
+    async def candles(self, series: Sequence[Series], wanted: CandleRange) -> list[dict[int, Candle]]:
+        answers = await self.summary(series, wanted.since, wanted.until)
+        return [{wanted.since: candle} for candle in answers if candle is not None]
 
     async def last(self, series: Sequence[Series]) -> list[Tick | None]:
         return [Tick(1.0, 1, 1) for _ in series]
 
 
 class World:
-    """An archive, what shares it, and a clock."""
+    """An archive, a coalescing reader on it, and a clock."""
 
     def __init__(self) -> None:
         self.archive = Archive()
         self.now = 100.0
-        self.shared = CoalescingReader(self.archive, lambda: self.now)
+        self.reader = CoalescingReader(self.archive, lambda: self.now)
 
     async def price(self, series: Series = BTC, since: int = 0, until: int = 60_000) -> float:
-        (candle,) = await self.shared.summary([series], since, until)
+        (candle,) = await self.reader.summary([series], since, until)
         assert candle is not None
         return candle.close
 
-    async def candle(self, walk: CandleRange) -> float:
-        (candles,) = await self.shared.candles([BTC], walk)
-        return candles[walk.since].close
+    async def candle(self, wanted: CandleRange) -> float:
+        (candles,) = await self.reader.candles([BTC], wanted)
+        return candles[wanted.since].close
 
 
 def run(test: Callable[[World], Awaitable[None]]) -> None:
@@ -64,12 +64,12 @@ def run(test: Callable[[World], Awaitable[None]]) -> None:
 
 def test_equal_concurrent_queries_run_once() -> None:
     async def test(world: World) -> None:
-        asking = [asyncio.create_task(world.price()) for _ in range(5)]
+        requests = [asyncio.create_task(world.price()) for _ in range(5)]
         await asyncio.sleep(0)
-        asking[0].cancel()  # the first one, whose question it was
+        requests[0].cancel()  # the first one, which started the query
         world.archive.may_answer.set()
-        assert await asyncio.gather(*asking[1:]) == [1.0] * 4
-        assert world.archive.asked == 1
+        assert await asyncio.gather(*requests[1:]) == [1.0] * 4
+        assert world.archive.queries == 1
 
     run(test)
 
@@ -93,24 +93,24 @@ def test_different_queries_have_different_answers() -> None:
         assert await world.price(ETH) == 2.0
         assert await world.price(since=60_000) == 3.0
         assert await world.price(until=120_000) == 4.0
-        assert await world.shared.last([BTC]) == [Tick(1.0, 1, 1)]
+        assert await world.reader.last([BTC]) == [Tick(1.0, 1, 1)]
 
     run(test)
 
 
 def test_candle_queries_are_coalesced_by_their_range() -> None:
-    walk = CandleRange(60_000, 0, 60_000, 9, newest=True)
+    wanted = CandleRange(60_000, 0, 60_000, 9, newest=True)
 
     async def test(world: World) -> None:
-        asking = [asyncio.create_task(world.candle(walk)) for _ in range(3)]
+        requests = [asyncio.create_task(world.candle(wanted)) for _ in range(3)]
         await asyncio.sleep(0)
         world.archive.may_answer.set()
-        assert await asyncio.gather(*asking) == [1.0] * 3
+        assert await asyncio.gather(*requests) == [1.0] * 3
         assert await world.price() == 2.0
-        assert await world.candle(walk._replace(newest=False)) == 3.0
-        assert await world.candle(walk) == 1.0
+        assert await world.candle(wanted._replace(newest=False)) == 3.0
+        assert await world.candle(wanted) == 1.0
         world.now += KEPT_SECONDS + 0.001
-        assert await world.candle(walk) == 4.0
+        assert await world.candle(wanted) == 4.0
 
     run(test)
 
@@ -118,10 +118,10 @@ def test_candle_queries_are_coalesced_by_their_range() -> None:
 def test_failed_query_is_not_cached() -> None:
     async def test(world: World) -> None:
         world.archive.may_answer.set()
-        world.archive.away = True
+        world.archive.unavailable = True
         with pytest.raises(Unavailable):
             await world.price()
-        world.archive.away = False
+        world.archive.unavailable = False
         assert await world.price() == 2.0
 
     run(test)

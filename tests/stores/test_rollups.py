@@ -334,7 +334,7 @@ def test_minute_written_during_roll_up_marks_its_day_again(
     with ThreadPoolExecutor(1) as pool, psycopg.connect(**database.place, autocommit=True) as late:
         writing = pool.submit(late.execute, INSERT, row(DAY + MINUTE_MS))
         wait_until(lambda: waits(database))
-        database.check(EVERYTHING)  # and nobody who reads has to wait
+        database.check(EVERYTHING)  # and no reader waits
         other.commit()
         writing.result(5)
     assert database.rolled() == [(day(0), None)]

@@ -75,7 +75,7 @@ def test_stranger_cannot_make_a_trigger_of_the_functions(
 def test_function_refuses_any_other_table(
     owner: "psycopg.Connection[Any]", stranger: "psycopg.Connection[Any]"
 ) -> None:
-    """Also one that was attached before the right to do so was taken away."""
+    """Also one that was attached before the right to do so was revoked."""
     stranger.execute("create temp table mine (timestamp timestamptz)")
     temporary = stranger.execute(
         "select relnamespace::regnamespace::text from pg_class where relname = 'mine'"

@@ -210,7 +210,7 @@ class PostgresWriter:
         mode, exchange, symbol = slot.series
         why = reason(error) if isinstance(error, psycopg.Error) else error
         place = f"{mode}:{exchange}:{symbol}, minute {slot.start} (Unix ms)"
-        text = f"PostgreSQL refuses a row, which is given up; Redis has it for a day: {place}: {why}"
+        text = f"PostgreSQL refuses a row, which is dropped; Redis has it for a day: {place}: {why}"
         self._limit.log(slot.series, "ERROR", text, exchange=exchange)
 
 

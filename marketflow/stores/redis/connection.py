@@ -1,4 +1,4 @@
-"""Clients of Redis, synchronous and asynchronous, built in one way: short timeouts, and no retry that nobody sees."""
+"""Clients of Redis, synchronous and asynchronous, built in one way: short timeouts and no hidden retries."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""The cache in Redis, as the API reads it from its event loop."""
+"""Reads the cache in Redis for the API, on its event loop."""
 
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,25 +18,25 @@ from marketflow.stores.redis.connection import TIMEOUT_SECONDS, async_client
 from marketflow.tasks import timeout
 
 CONNECTIONS = 32
-"""For queries. One more waits for as long as Redis answers others."""
+"""Concurrent queries. A further one waits as long as Redis answers others."""
 
 SERIES_A_CALL = 4
-"""Series whose slices are read at once: up to 2 MB. The time that a call may take does not grow with the exchanges."""
+"""Series whose slices one call reads, up to 2 MB: the limit of a call need not grow with the number of exchanges."""
 
 PING_SECONDS = 0.5
-"""How long a sign of life is waited for."""
+"""Limit of a ping."""
 
 CLIENT_SECONDS = 30.0
-"""Limits of the clients, by the clock; those of the reader, which spare an event loop that is behind, come first."""
+"""Timeout of the clients by the clock. Those of the reader are shorter, and allow for an event loop that is behind."""
 
 
 class RedisReader:
-    """What the API reads.
+    """Reads newest prices, slices and closed minutes; for one event loop.
 
     Args:
-        client: used by one event loop.
-        ping_client: for signs of life, which must not wait behind queries; `client` without it.
-        clock: tells which minutes have settled.
+        client: for queries.
+        ping_client: for pings, which must not wait behind queries; None is `client`.
+        clock: decides which minutes have settled.
         settle_ms: how long after its end a closed minute may still be changed by late ticks.
         minute_ms: length of a minute.
         max_connections: of `client`; further queries wait for as long as Redis answers others.
@@ -78,17 +78,17 @@ class RedisReader:
         await self._ping_client.aclose()
 
     async def ping(self) -> None:
-        """Ask for a sign of life.
+        """Ping Redis.
 
         Raises:
-            Unavailable: there is none.
+            Unavailable: no answer.
         """
         with _unavailable(PING_SECONDS):
             async with timeout(PING_SECONDS):
                 await cast("Awaitable[Any]", self._ping_client.ping())
 
     async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
-        """The newest tick of each series: its latest price, else the close of its last minute here."""
+        """The newest tick of each series: its latest price, or the close of its last cached minute."""
         pipe = self._client.pipeline(transaction=False)
         for each in series:
             pipe.hmget(keys.latest_key(each), keys.LATEST_FIELDS)
@@ -99,7 +99,7 @@ class RedisReader:
     async def recent(self, series: Sequence[Series], since: int) -> list[RecentCandles]:
         """Newest tick, slices and closed minutes of each series, as far as they end after `since`.
 
-        Where a minute has settled its slices are not read: of a long period only the edges come as slices.
+        The slices of settled minutes are not read: only the edges of a long period consist of slices.
         """
         now_ms = milliseconds(self._clock())
         parts = [series[begin : begin + SERIES_A_CALL] for begin in range(0, len(series), SERIES_A_CALL)]
@@ -138,7 +138,7 @@ class RedisReader:
         return RecentCandles(None, codec.decode_slots(slices), codec.decode_slots(minutes))
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
-        """One candle for each series of what is remembered from `since` on."""
+        """One candle for each series of all that is cached from `since` on."""
         return [
             CandleWindow(recent.slices, recent.minutes, self._minute_ms).covered(since, until, recent.newest)
             for recent in await self.recent(series, since)
@@ -152,7 +152,7 @@ class RedisReader:
         ]
 
     async def _whole(self, pipe: "redis.asyncio.client.Pipeline") -> list[Any]:
-        """The answers of a pipeline, unless Redis was emptied and its writer has not yet noticed."""
+        """The answers of a pipeline; Unavailable if Redis was emptied and the writer has not noticed yet."""
         pipe.zrange(keys.SERIES_KEY, 0, 0, withscores=True)
         *answers, series = await self._query(pipe)
         if not series:

@@ -233,7 +233,7 @@ class RedisWriter:
             Unavailable: nothing may be written now.
         """
         if not self.recovered:
-            raise Unavailable("Redis has not yet been asked what an earlier run left")
+            raise Unavailable("what an earlier run left in Redis has not been read yet")
 
     @contextmanager
     def _writing(self) -> Iterator["redis.Redis"]:
