@@ -1,4 +1,4 @@
-"""The running flow with everything it needs: built, started and stopped as one thing."""
+"""The ingest engine: feeds, pipeline and its stores, built, started and stopped as one unit."""
 
 import gc
 import sys
@@ -35,42 +35,42 @@ from marketflow.stores.postgres.writer import PostgresWriter
 from marketflow.stores.redis.writer import RedisWriter
 
 BEGIN_SECONDS = 1.0
-"""How long a start may wait for each store to say what an earlier run left."""
+"""How long a start waits for each store to return what an earlier run left."""
 
 DRAIN_SECONDS = 4.0
-"""How long the end may take: what is under way is written, the open minutes are stored."""
+"""Time limit for draining: pending writes, and the rows of open minutes."""
 
 MOST_THREADS = 128
-"""How many slices are written at the same time, however many partitions there are: partitions share the threads."""
+"""Threads that write slices; any number of partitions shares them."""
 
 YOUNG_OBJECTS = 50_000
-"""How many objects are made before garbage is looked for. A batch of many series is thousands of short-lived ones: with
-Python's 700 nearly half of all time at 15,000 series went into looking, and what it found was nothing."""
+"""Allocations between two garbage collections. A batch of many series is thousands of short-lived objects: with the
+default of 700, collections took nearly half of all time at 15,000 series and freed nothing."""
 
 SWITCH_SECONDS = 0.0005
-"""How long a thread may keep Python's lock while another waits for it. A tick passes it from thread to thread half a
-dozen times, and beside an exchange that floods it waited up to 5 ms, which is Python's own, each time."""
+"""Interval after which a thread that holds the GIL must offer it. A tick changes threads half a dozen times, and beside
+an exchange that floods it waited up to Python's default of 5 ms each time."""
 
 FORCE_SECONDS = 0.5
-"""How long it may take from the moment when there is no patience left: time enough unless a store is frozen."""
+"""Time limit once a stop is forced: enough unless a store is frozen."""
 
 
 class Engine:
-    """Feeds, flow and its stores.
+    """Feeds, pipeline and its stores.
 
     Args:
-        settings: all of them.
+        settings: the settings.
         redis: keywords of a Redis client.
         postgres: keywords of a PostgreSQL connection.
         ddl: folder of the schema.
         clock: wall-clock time.
-        mode: the mode to begin in.
-        on_failure: called once, from any thread, should the flow itself break: nothing flows from then on.
-        may_recover: whether what is in the cache is known to be what an earlier run left, and not what another one is
-            writing. Until then nothing is written there either.
-        may_be_joined: whether another process may take ticks into the same cache for a while.
-        may_write: whether this process is known to be the one to write, to either store. Until then all that it has
-            waits in memory.
+        mode: the initial mode.
+        on_failure: called once, from any thread, if the pipeline itself fails; it has ended then.
+        may_recover: returns whether the cache is known to hold the data of an earlier run, not of one that still
+            writes. Until then nothing is recovered from it.
+        may_write: returns whether this process is known to be the leader. Until then nothing is written to either
+            store, and everything waits in memory.
+        may_be_joined: whether another process may ingest into the same cache for a while.
     """
 
     def __init__(
@@ -89,9 +89,9 @@ class Engine:
         self._on_failure = on_failure
         self._stopping = False
         self._done = threading.Event()
-        self._came_round = threading.Event()  # the thread of all timers, since it was last asked
-        self._came_round.set()
-        self._waited_for = threading.Event()  # what `stop` waits for: the end of the flow, or that of all patience
+        self._timer_ran = threading.Event()  # whether the timer thread has run since the last check
+        self._timer_ran.set()
+        self._stop_wait = threading.Event()  # what `stop` waits for: the end of the pipeline, or a forced stop
         self._subscription: abc.DisposableBase | None = None
         self._loop = TimingLoop("timing", self._timer_failed)
         self._generating = TimingLoop("generator", self._timer_failed)
@@ -138,41 +138,41 @@ class Engine:
 
     @property
     def running(self) -> bool:
-        """Whether ticks flow."""
+        """Whether the pipeline runs."""
         return self._subscription is not None and not self._stopping and not self._done.is_set()
 
     @property
     def cache_complete(self) -> bool:
-        """Whether the cache has confirmed all that was written to it, refills included."""
+        """Whether the cache has confirmed all writes, refills included."""
         return self.cache.complete and self.pipeline.cache_confirmed
 
     def is_alive(self) -> bool:
-        """Whether the thread of all timers has come round since this was last asked."""
-        came_round = self._came_round.is_set()
+        """Return whether the timer thread has run since the last call."""
+        came_round = self._timer_ran.is_set()
         if came_round:
-            self._came_round.clear()
-            self._loop.schedule(lambda *_: self._came_round.set())
+            self._timer_ran.clear()
+            self._loop.schedule(lambda *_: self._timer_ran.set())
         return came_round
 
     def feed_states(self) -> tuple[Mode, dict[str, FeedState]]:
-        """The mode that runs, and how its feeds do by the names of their exchanges."""
+        """Return the current mode, and the state of its feeds by exchange."""
         mode = self.modes.current
         return mode, {feed.exchange: feed.state for feed in self.feeds[mode]}
 
     def clock_offsets_ms(self) -> dict[str, int]:
-        """How far the clocks of exchanges that are wrong are ahead of this machine's, by exchange."""
+        """Return by how much each wrong exchange clock is ahead of this machine's, by exchange."""
         feeds = self.feeds[self.modes.current]
         return {feed.exchange: feed.decoder.clock_offset_ms for feed in feeds if feed.decoder.clock_offset_ms}
 
     def state(self) -> IngestState:
-        """How everything does at this moment."""
+        """Return the state at this moment."""
         stalled = tuple(self.pipeline.branches.stalled)
         return IngestState(
             *self.feed_states(), self.cache_complete, self.archive.available, stalled, self.clock_offsets_ms()
         )
 
     def counters(self) -> IngestCounters:
-        """What has been counted since the start."""
+        """Return the counters since the start."""
         counters = self.pipeline.counters
         return IngestCounters(
             exchanges={feed.exchange: self._counters_of(feed.exchange) for feed in self.feeds[self.modes.current]},
@@ -202,29 +202,29 @@ class Engine:
         )
 
     def switch(self, mode: Mode) -> Mode:
-        """Run another mode; gives the one before. Blocks until the feeds of that one are closed.
+        """Switch the mode and return the previous one. Blocks until the feeds of the previous one are closed.
 
         Raises:
-            Unavailable: ticks do not flow yet, or no longer.
+            Unavailable: the pipeline does not run yet, or no longer.
         """
         if not self.running:
             raise Unavailable("the feeds are starting or stopping")
         before = self.modes.switch(mode)
         if before is not mode:
-            logger.info("{} mode, it was {} mode before", mode, before)
+            logger.info("switched to {} mode from {} mode", mode, before)
         return before
 
     def start(self) -> None:
-        """Let it flow, and return when it does. Stores that are away are tried again."""
+        """Start the pipeline; wait briefly for each store. An unavailable store is retried."""
         gc.set_threshold(YOUNG_OBJECTS)
         sys.setswitchinterval(SWITCH_SECONDS)
-        self._subscription = self.pipeline.observable().subscribe(on_error=self._broken, on_completed=self._ended)
+        self._subscription = self.pipeline.observable().subscribe(on_error=self._fail, on_completed=self._ended)
         self._watching.start()
         for asked in (self.pipeline.begun, self.pipeline.archive_sink.available_once):
             asked.wait(BEGIN_SECONDS)
 
     def stop(self) -> None:
-        """Take no more ticks, write what was taken, and close everything; within DRAIN_SECONDS and a little."""
+        """Stop the feeds, drain, and close everything; a little over DRAIN_SECONDS at most."""
         self._stopping = True
         for feeds in self.feeds.values():
             for feed in feeds:
@@ -234,7 +234,7 @@ class Engine:
         self._close()
 
     def abandon(self) -> None:
-        """Take no more ticks, give up what was not yet written, and close everything."""
+        """Stop the feeds, discard what is not yet written, and close everything."""
         self._stopping = True
         disposed = threading.Event()
 
@@ -243,13 +243,13 @@ class Engine:
                 self._subscription.dispose()
             disposed.set()
 
-        # On the thread of all timers, none of which is then in the middle of something that it cannot end.
+        # On the timer thread, so that no timer is interrupted.
         self._loop.schedule(dispose)
         disposed.wait(FORCE_SECONDS)
         self._close()
 
     def _drain(self) -> None:
-        self._waited_for.wait(DRAIN_SECONDS)
+        self._stop_wait.wait(DRAIN_SECONDS)
         if not self._done.is_set():
             waiting = len(self.pipeline.backlog)
             busy = ", ".join(f"{name} {count}" for name, count in sorted(self.pipeline.branches.busy().items()))
@@ -261,7 +261,7 @@ class Engine:
             )
 
     def _watch(self) -> None:
-        """Look at the branches and the threads of all timers, and log what feeds lose, for as long as ticks flow."""
+        """Check the branches and timer threads, and log what feeds lose, until closed."""
         timers = [(loop, self.pipeline.branches.add(name)) for name, loop in self._timers.items()]
         rates, logged_at = FeedRates(), time.monotonic()
         while not self._closing.wait(CHECK_SECONDS):
@@ -269,13 +269,13 @@ class Engine:
                 for loop, branch in timers:
                     if not branch.busy:
                         branch.busy = True
-                        loop.schedule(partial(_came_round, branch))
+                        loop.schedule(partial(_timer_ran, branch))
                 self.pipeline.branches.check(now := time.monotonic())
                 if now - logged_at >= RATES_SECONDS:
                     rates.log(self.counters().exchanges, now - logged_at)
                     logged_at = now
-            except Exception as error:  # noqa: BLE001 - one that looked no more would report nothing for ever
-                logger.opt(exception=error).error("the branches cannot be looked at, which is a bug")
+            except Exception as error:  # noqa: BLE001 - else no stall would ever be reported again
+                logger.opt(exception=error).error("the branches cannot be checked, which is a bug")
 
     def _close(self) -> None:
         self._closing.set()
@@ -289,35 +289,39 @@ class Engine:
         self.cache.close()
 
     def force_stop(self) -> None:
-        """Give `stop` no more than FORCE_SECONDS from now."""
-        timer = threading.Timer(FORCE_SECONDS, self._waited_for.set)
+        """Limit a running `stop` to FORCE_SECONDS from now."""
+        timer = threading.Timer(FORCE_SECONDS, self._stop_wait.set)
         timer.daemon = True
         timer.start()
 
     def _ended(self) -> None:
         self._done.set()
-        self._waited_for.set()
+        self._stop_wait.set()
 
     def _timer_failed(self, error: Exception) -> None:
         if not self._stopping:
-            self._broken(error)
+            self._fail(error)
 
-    def _broken(self, error: Exception) -> None:
+    def _fail(self, error: Exception) -> None:
         self._ended()
-        logger.opt(exception=error).critical("the flow broke, which is a bug; stopping")
+        logger.opt(exception=error).critical("the pipeline failed, which is a bug; stopping")
         self._on_failure()
 
 
 class _LeasedCache(RedisWriter):
-    """The cache, of which nothing is read back, and to which nothing is written, while that is another's to do."""
+    """The cache; nothing is recovered from it or written to it while another process may lead."""
 
     may_recover: Callable[[], bool]
     may_write: Callable[[], bool]
 
     def recover(self, minute_ms: int = MINUTE_MS) -> RecoveredCandles:
-        """What the run before left of the last minutes."""
+        """Return what an earlier run left of the last minutes.
+
+        Raises:
+            Unavailable: another process may lead, or Redis did not answer.
+        """
         if not self.may_recover():
-            raise Unavailable("another process may be writing to the cache")
+            raise Unavailable("another process may lead")
         return super().recover(minute_ms)
 
     def check_may_write(self) -> None:
@@ -332,7 +336,7 @@ class _LeasedCache(RedisWriter):
 
 
 class _LeasedArchive(PostgresWriter):
-    """The archive, to which nothing is written while that may be another's to do."""
+    """The archive; nothing is written to it while another process may lead."""
 
     may_write: Callable[[], bool]
 
@@ -340,17 +344,17 @@ class _LeasedArchive(PostgresWriter):
         """Upsert rows.
 
         Raises:
-            Unavailable: another process may have them, or as of PostgresWriter.
+            Unavailable: another process may lead, or as of PostgresWriter.
         """
         if not self.may_write():
             raise _held_back()
         return super().write(minutes)
 
 
-def _came_round(branch: Branch, *_: object) -> None:
+def _timer_ran(branch: Branch, *_: object) -> None:
     branch.finished += 1
     branch.busy = False
 
 
 def _held_back() -> Unavailable:
-    return Unavailable("held back until Redis says which process takes ticks")
+    return Unavailable("held until Redis answers which process leads")

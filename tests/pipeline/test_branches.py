@@ -211,7 +211,7 @@ def test_stop_names_branches_that_still_write(log: list[str]) -> None:
             engine.pipeline.branches.add("slices").busy = True
         engine.pipeline.branches.add("archive").busy = True
         engine.pipeline.branches.add("newest").busy = False
-        engine._waited_for.set()
+        engine._stop_wait.set()
         engine._drain()
     finally:
         engine._close()
