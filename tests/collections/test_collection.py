@@ -81,7 +81,7 @@ def routes() -> list[tuple[Route, str]]:
 
 
 @pytest.mark.parametrize(("route", "method"), routes(), ids=lambda of: of if isinstance(of, str) else of.path)
-def test_every_route_is_asked(route: Route, method: str, requests: list[Item]) -> None:
+def test_collection_requests_every_route(route: Route, method: str, requests: list[Item]) -> None:
     def asks(item: Item) -> bool:
         raw = item.content["request"]["url"]["raw"].removeprefix("{{baseUrl}}")
         scope = {"type": "http", "method": item.content["request"]["method"], "path": re.sub(r"{{|}}|\?.*", "", raw)}
@@ -92,7 +92,7 @@ def test_every_route_is_asked(route: Route, method: str, requests: list[Item]) -
 
 @pytest.mark.parametrize("question", ["highest", "lowest", "average"])
 @pytest.mark.parametrize("form", ["{{symbol}}", "{{exchange}}/{{symbol}}"])
-def test_each_question_is_asked_with_and_without_a_period(question: str, form: str, requests: list[Item]) -> None:
+def test_each_price_query_is_sent_with_and_without_a_period(question: str, form: str, requests: list[Item]) -> None:
     asked = {item.content["request"]["url"]["raw"] for item in requests}
     path = f"{{{{baseUrl}}}}/prices/{question}/{form}"
     assert path in asked
@@ -100,11 +100,11 @@ def test_each_question_is_asked_with_and_without_a_period(question: str, form: s
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_every_error_that_a_client_can_cause_is_caused(code: str, requests: list[Item]) -> None:
+def test_collection_causes_every_client_error(code: str, requests: list[Item]) -> None:
     assert any(f'.to.equal("{code}")' in script(item.content, "test") for item in requests)
 
 
-def test_every_folder_and_request_is_explained_and_has_a_name_of_its_own(collection: dict[str, Any]) -> None:
+def test_folders_and_requests_have_descriptions_and_unique_names(collection: dict[str, Any]) -> None:
     places = []
     for item in items(collection):
         described = item.content.get("description") or item.content["request"]["description"]
@@ -113,12 +113,12 @@ def test_every_folder_and_request_is_explained_and_has_a_name_of_its_own(collect
     assert len(places) == len(set(places))
 
 
-def test_every_request_is_tested(requests: list[Item]) -> None:
+def test_every_request_has_tests(requests: list[Item]) -> None:
     for item in requests:
         assert "pm.test(" in script(item.content, "test") + item.inherited, item.place
 
 
-def test_scripts_use_what_the_postman_app_knows_as_well(collection: dict[str, Any], requests: list[Item]) -> None:
+def test_scripts_use_functions_of_the_postman_app(collection: dict[str, Any], requests: list[Item]) -> None:
     whole = COLLECTION.read_text()
     assert "require(" not in whole
     assert not re.search(r"\bpostman\.\w+\(", whole)
@@ -126,7 +126,7 @@ def test_scripts_use_what_the_postman_app_knows_as_well(collection: dict[str, An
         assert not re.search(r"pm\.test\([^,]+, async", script(item.content, "test") + item.inherited), item.place
 
 
-def test_every_variable_has_a_default_or_is_set_by_a_script(collection: dict[str, Any]) -> None:
+def test_every_variable_has_a_default_or_a_script_sets_it(collection: dict[str, Any]) -> None:
     defaults = {variable["key"] for variable in collection["variable"]}
     text = COLLECTION.read_text()
     used = set(re.findall(r"{{(\w+)}}", text)) | set(re.findall(r'pm\.variables\.get\(\\"(\w+)\\"\)', text))
@@ -136,7 +136,7 @@ def test_every_variable_has_a_default_or_is_set_by_a_script(collection: dict[str
 
 
 @pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda path: path.name)
-def test_an_environment_sets_variables_that_there_are(path: Path, collection: dict[str, Any]) -> None:
+def test_environments_set_existing_variables(path: Path, collection: dict[str, Any]) -> None:
     environment = json.loads(path.read_text())
     defaults = {variable["key"] for variable in collection["variable"]}
     assert {value["key"] for value in environment["values"]} <= defaults
@@ -144,7 +144,7 @@ def test_an_environment_sets_variables_that_there_are(path: Path, collection: di
 
 
 @pytest.mark.parametrize("path", [COLLECTION, *ENVIRONMENTS], ids=lambda path: path.name)
-def test_it_is_written_as_postman_exports_it(path: Path) -> None:
+def test_files_have_the_format_of_postman_exports(path: Path) -> None:
     """So that an export after a change made in the app shows that change and nothing else."""
     text = path.read_text()
     assert json.dumps(json.loads(text), indent="\t", ensure_ascii=False) == text.rstrip("\n")

@@ -23,7 +23,7 @@ def services() -> dict[str, Any]:
     return found
 
 
-def test_compose_itself_takes_it_and_reads_it_as_these_tests_do(services: dict[str, Any]) -> None:
+def test_docker_compose_reads_the_file_as_these_tests_do(services: dict[str, Any]) -> None:
     command = [program("docker-compose"), "--file", str(DEPLOY / "compose.yaml"), "--profile", "monitoring"]
     example = ["--env-file", str(DEPLOY / "compose.env.example")]
     done = subprocess.run(
@@ -42,13 +42,13 @@ def test_compose_itself_takes_it_and_reads_it_as_these_tests_do(services: dict[s
     assert "copy compose.env.example to .env" in without.stderr
 
 
-def test_it_is_what_the_specification_allows() -> None:
+def test_compose_file_follows_the_specification() -> None:
     command = [program("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(DEPLOY / "compose.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
-def test_every_service_is_closed_bounded_and_looked_after(services: dict[str, Any]) -> None:
+def test_every_service_is_hardened_limited_and_health_checked(services: dict[str, Any]) -> None:
     assert services.keys() == {*OURS, *MONITORING, "redis", "postgres"}
     for name, service in services.items():
         assert service["read_only"] is True, name
@@ -68,7 +68,7 @@ def test_every_service_is_closed_bounded_and_looked_after(services: dict[str, An
     assert compose()["networks"]["stores"] == {"internal": True}
 
 
-def test_the_application_finds_what_is_there(
+def test_application_settings_name_existing_services(
     services: dict[str, Any], monkeypatch: pytest.MonkeyPatch, nothing_set: None
 ) -> None:
     app, redis, postgres = (services[name] for name in ("app", "redis", "postgres"))
@@ -104,11 +104,11 @@ def test_the_application_finds_what_is_there(
     assert app["depends_on"].keys() == {"redis", "postgres", *OURS} - {"app"}
 
 
-def test_all_of_ours_are_one_image_of_this_version(services: dict[str, Any]) -> None:
+def test_own_services_share_one_image_of_this_version(services: dict[str, Any]) -> None:
     assert {services[name]["image"] for name in OURS} == {f"marketflow:{__version__}"}
 
 
-def test_redis_never_evicts_and_is_bounded(services: dict[str, Any]) -> None:
+def test_redis_has_a_memory_limit_and_never_evicts(services: dict[str, Any]) -> None:
     script = services["redis"]["command"][2].split("\n")
     assert "maxmemory-policy noeviction" in script
     assert "maxmemory 256mb" in script
@@ -122,7 +122,7 @@ def test_each_variable_of_the_example_is_used() -> None:
         assert f"${{{name}:" in text
 
 
-def test_what_is_mounted_is_there(services: dict[str, Any]) -> None:
+def test_mounted_files_exist(services: dict[str, Any]) -> None:
     mounts = [mount.split(":") for service in services.values() for mount in service.get("volumes", [])]
     files = [mount for mount in mounts if mount[0].startswith("./")]
     assert len(files) == 5

@@ -89,7 +89,7 @@ def ticks_of_the_day(keywords: dict[str, Any]) -> int:
     return asyncio.run(read())
 
 
-def test_three_roles_do_their_work_and_no_more(server: PostgresServer) -> None:
+def test_three_roles_have_the_rights_they_need_only(server: PostgresServer) -> None:
     with server.connect() as superuser:
         rights = superuser.execute(
             "select rolname from pg_roles where rolname like 'marketflow\\_%'"

@@ -9,12 +9,12 @@ from tests.deploy.image import instructions
 from tests.deploy.test_image import DOCKERFILE
 
 
-def test_hadolint_finds_no_fault() -> None:
+def test_hadolint_accepts_the_dockerfile() -> None:
     done = subprocess.run([program("hadolint"), str(DOCKERFILE)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_the_dockerfile_says_how_it_is_run() -> None:
+def test_dockerfile_sets_user_port_signal_and_health_check() -> None:
     found = instructions(DOCKERFILE)
     words = [instruction.word for instruction in found]
     last = {instruction.word: instruction for instruction in found}

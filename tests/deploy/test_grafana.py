@@ -26,7 +26,7 @@ def expressions() -> list[str]:
     return [each.replace("$__rate_interval", "1m").replace("$exchange", ".*") for each in found]
 
 
-def test_rows_and_panels_are_what_grafana_has_by_itself() -> None:
+def test_rows_and_panels_use_built_in_types() -> None:
     rows = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
     assert rows == ["Feeds", "Pipeline", "Stores", "HTTP", "Process"]
     assert {panel["type"] for panel in PANELS} <= BUILT_IN
@@ -39,7 +39,7 @@ def test_rows_and_panels_are_what_grafana_has_by_itself() -> None:
         assert all(target["datasource"] == DATASOURCE for target in panel["targets"])
 
 
-def test_panels_lie_beside_each_other_and_not_upon() -> None:
+def test_panels_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         place = panel["gridPos"]
@@ -53,7 +53,7 @@ def test_panels_lie_beside_each_other_and_not_upon() -> None:
         taken |= cells
 
 
-def test_every_expression_can_be_parsed(tmp_path: Path) -> None:
+def test_promtool_parses_every_expression(tmp_path: Path) -> None:
     rules = [{"record": f"panel:{number}", "expr": each} for number, each in enumerate(expressions())]
     path = tmp_path / "rules.yml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
@@ -64,7 +64,7 @@ def test_every_expression_can_be_parsed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("expression", expressions())
-def test_expressions_are_about_metrics_that_there_are(expression: str) -> None:
+def test_expressions_use_existing_metrics_and_labels(expression: str) -> None:
     known = known_metrics() | {"up": set(), "ALERTS": {"alertname", "alertstate"}}
     asked = metrics_of(expression)
     assert asked
@@ -75,13 +75,13 @@ def test_expressions_are_about_metrics_that_there_are(expression: str) -> None:
     assert labels_of(expression) <= set().union(*(known[name] for name in asked)) | ADDED
 
 
-def test_every_metric_is_shown() -> None:
+def test_dashboard_shows_every_metric() -> None:
     asked = {name for expression in expressions() for name in metrics_of(expression)}
     shown = asked | {name.removesuffix(suffix) for name in asked for suffix in SUFFIXES if name.endswith(suffix)}
     assert {*families()} <= shown
 
 
-def test_it_is_provisioned_where_compose_mounts_it() -> None:
+def test_dashboard_is_provisioned_where_compose_mounts_it() -> None:
     grafana = compose()["services"]["grafana"]
     mounts = dict(mount.split(":")[:2] for mount in grafana["volumes"])
     (provider,) = yaml.safe_load((FOLDER / "provisioning/dashboards/marketflow.yaml").read_text())["providers"]

@@ -103,7 +103,7 @@ def healthy(image: Stage, **variables: object) -> bool:
     return run(image, program=image.health_check, **variables)[0] == 0
 
 
-def test_image_has_what_the_application_needs_and_no_more(image: Stage) -> None:
+def test_image_holds_only_what_the_application_needs(image: Stage) -> None:
     code, listed = run(image, program=["ls", f"/opt/marketflow/lib/python{PYTHON}/site-packages"])
     assert code == 0
     assert "marketflow" in listed
@@ -120,7 +120,7 @@ def test_image_has_what_the_application_needs_and_no_more(image: Stage) -> None:
         assert f"\n{unwanted}" not in f"\n{listed}"
 
 
-def test_the_command_line_answers(image: Stage) -> None:
+def test_command_line_works_in_the_image(image: Stage) -> None:
     assert run(image, "--version") == (0, f"marketflow {__version__}\n")
     code, text = run(image, "--help")
     assert code == 0
@@ -137,7 +137,7 @@ def test_image_runs_unprivileged_and_writes_only_to_tmp(image: Stage) -> None:
     assert text.endswith("written\n")
 
 
-def test_without_servers_it_says_what_is_missing(image: Stage) -> None:
+def test_start_without_servers_names_the_missing_settings(image: Stage) -> None:
     code, text = run(image, MARKETFLOW_HTTP__PORT=free_port())
     assert code == 1
     assert "Traceback" not in text
@@ -188,7 +188,7 @@ def test_health_check_uses_an_allowed_host(image: Stage, server_folder: Path, se
         assert healthy(image, MARKETFLOW_HTTP__PORT=port, MARKETFLOW_HTTP__ALLOWED_HOSTS="prices.example.com")
 
 
-def test_a_simulated_exchange_runs_in_it(image: Stage, server_folder: Path) -> None:
+def test_simulated_exchange_runs_in_the_image(image: Stage, server_folder: Path) -> None:
     port = free_port()
     with running(image, server_folder, {}, ["exchange", "--host", "0.0.0.0", "--port", str(port)]) as container:
         wait_until(lambda: "listens on" in container.log, 20)

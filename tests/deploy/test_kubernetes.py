@@ -53,23 +53,23 @@ def matches(selector: dict[str, str], deployment: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("document", [*APPLIED, SECRET], ids=name_of)
-def test_each_document_is_valid(document: dict[str, Any], version: str) -> None:
+def test_manifests_follow_the_schemas(document: dict[str, Any], version: str) -> None:
     kubernetes_validate.validate(document, version, strict=True)
 
 
-def test_a_wrong_key_would_be_found() -> None:
+def test_validation_finds_an_unknown_key() -> None:
     wrong = DEPLOYMENTS["marketflow-api"] | {"spec": DEPLOYMENTS["marketflow-api"]["spec"] | {"replica": 2}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, VERSIONS[-1], strict=True)
 
 
-def test_every_file_but_the_example_of_the_secret_is_applied() -> None:
+def test_kustomization_applies_all_but_the_example_secret() -> None:
     there = {path.name for path in FOLDER.glob("*.yaml")}
     assert there == {*KUSTOMIZATION["resources"], "kustomization.yaml", "secret.example.yaml"}
     assert {image["name"]: image["newTag"] for image in KUSTOMIZATION["images"]} == {"marketflow": __version__}
 
 
-def test_kustomize_makes_them_one() -> None:
+def test_kustomize_builds_the_manifests() -> None:
     done = subprocess.run([program("kubectl"), "kustomize", str(FOLDER)], capture_output=True, text=True, check=True)
     made = list(yaml.safe_load_all(done.stdout))
     assert sorted(map(name_of, made)) == sorted(map(name_of, APPLIED))
@@ -80,7 +80,7 @@ def test_kustomize_makes_them_one() -> None:
             assert image == f"registry.example.com/marketflow:{__version__}"
 
 
-def test_roles_are_what_the_command_line_takes() -> None:
+def test_roles_are_arguments_of_the_command_line() -> None:
     parsed = {name: parse(container["args"]) for name, container in containers()}
     assert {name: (context.info_name, context.params["role"]) for name, context in parsed.items()} == {
         "marketflow-feeds": ("marketflow", "ingest"),
@@ -88,7 +88,7 @@ def test_roles_are_what_the_command_line_takes() -> None:
     }
 
 
-def test_pods_are_restricted() -> None:
+def test_pods_follow_the_restricted_standard() -> None:
     level = of_kind("Namespace")["marketflow"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
     assert level == "restricted"
     for deployment in DEPLOYMENTS.values():
@@ -111,7 +111,9 @@ def test_pods_are_restricted() -> None:
         assert pod["volumes"][0] == {"name": "settings", "configMap": {"name": "marketflow"}}
 
 
-def test_settings_and_secrets_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nothing_set: None) -> None:
+def test_settings_and_secrets_are_valid_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nothing_set: None
+) -> None:
     path = tmp_path / "mounted.toml"
     path.write_text(of_kind("ConfigMap")["marketflow"]["data"]["settings.toml"])
     given: dict[str, dict[str, str]] = {name: {} for name in DEPLOYMENTS}
@@ -138,7 +140,7 @@ def test_settings_and_secrets_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert port == {"name": "http", "containerPort": found.http.port}
 
 
-def test_probes_ask_what_is_answered() -> None:
+def test_probes_use_existing_routes() -> None:
     pods = dict(containers())
     probes = [pods["marketflow-api"][f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")]
     assert [probe["path"] for probe in probes] == ["/livez", "/livez", "/readyz"]
@@ -153,7 +155,7 @@ def test_probes_ask_what_is_answered() -> None:
     }
 
 
-def test_selectors_select_what_they_mean() -> None:
+def test_selectors_match_their_pods() -> None:
     for name, deployment in DEPLOYMENTS.items():
         assert deployment["spec"]["replicas"] == 2
         assert matches(deployment["spec"]["selector"]["matchLabels"], deployment)

@@ -221,7 +221,7 @@ def check(folder: Path, *tests: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["config", "rules"])
-def test_promtool_finds_no_fault(kind: str) -> None:
+def test_promtool_accepts_rules_and_configuration(kind: str) -> None:
     path = FOLDER / ("prometheus.yml" if kind == "config" else "alerts.yml")
     command = [program("promtool"), "check", kind, "--lint-fatal", *(["--lint=all"] if kind == "rules" else []), path]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
@@ -229,12 +229,12 @@ def test_promtool_finds_no_fault(kind: str) -> None:
 
 
 @pytest.mark.parametrize("instances", [1, 2])
-def test_no_alert_fires_when_all_is_well(instances: int, tmp_path: Path) -> None:
+def test_no_alert_fires_in_a_healthy_system(instances: int, tmp_path: Path) -> None:
     check(tmp_path, unit_test(HEALTHY, instances, {minute: set() for minute in (1, 5, 20, 40, 59)}))
 
 
 @pytest.mark.parametrize("alert", NAMES)
-def test_each_alert_fires_when_it_should_and_no_other(alert: str, tmp_path: Path) -> None:
+def test_each_alert_fires_on_its_cause_alone(alert: str, tmp_path: Path) -> None:
     changed, quiet, fires, others = CASES[alert]
     firing: dict[float, set[str]] = {BEGIN + quiet: set(), BEGIN + fires: {alert, *others}}
     if alert == "MarketFlowRowsPileUp":
@@ -252,7 +252,7 @@ def test_redis_outage_fires_its_own_alert_alone(tmp_path: Path) -> None:
     check(tmp_path, unit_test({**HEALTHY, **gone}, 2, {BEGIN + 5: {"MarketFlowStoreDown"}}))
 
 
-def test_every_alert_has_a_case_and_says_what_to_do() -> None:
+def test_every_alert_has_a_case_and_a_runbook_section() -> None:
     assert sorted(NAMES) == sorted(CASES)
     text = (DEPLOY / "README.md").read_text()
     for rule in RULES:
@@ -264,7 +264,7 @@ def test_every_alert_has_a_case_and_says_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
-def test_alerts_are_about_metrics_that_there_are(rule: dict[str, Any]) -> None:
+def test_alerts_use_existing_metrics_and_labels(rule: dict[str, Any]) -> None:
     known = known_metrics() | {"up": set()}
     asked = metrics_of(rule["expr"])
     assert asked
@@ -274,7 +274,7 @@ def test_alerts_are_about_metrics_that_there_are(rule: dict[str, Any]) -> None:
     assert labels_of(rule["expr"]) <= set().union(*(known[name] for name in asked)) | ADDED
 
 
-def test_the_target_is_the_service_of_the_compose_file() -> None:
+def test_scrape_target_is_the_service_of_compose() -> None:
     jobs = {job["job_name"]: job for job in documents(FOLDER / "prometheus.yml")[0]["scrape_configs"]}
     (target,) = jobs["marketflow"]["static_configs"][0]["targets"]
     name, port = target.split(":")

@@ -80,7 +80,7 @@ PROXIES = [(nginx, "nginx.conf"), (caddy, "Caddyfile")]
 
 
 @pytest.mark.parametrize(("start", "name"), PROXIES, ids=["nginx", "caddy"])
-def test_page_stream_and_websocket_go_through_the_proxy(
+def test_page_stream_and_websocket_work_behind_a_proxy(
     server_folder: Path, servers: dict[str, object], start: Start, name: str
 ) -> None:
     given = {
@@ -122,9 +122,7 @@ server {
 """
 
 
-def test_proxy_that_hides_the_host_is_logged_and_can_be_allowed(
-    server_folder: Path, servers: dict[str, object]
-) -> None:
+def test_proxy_that_replaces_the_host_header_is_logged(server_folder: Path, servers: dict[str, object]) -> None:
     def opened(port: int, origin: str) -> bool:
         try:
             with connect(f"ws://{HOST}:{port}/ws", origin=Origin(origin), proxy=None) as websocket:

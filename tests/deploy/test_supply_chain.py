@@ -33,13 +33,13 @@ def constraints() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
-def test_every_locked_package_has_hashes_and_no_address(path: Path) -> None:
+def test_every_locked_package_has_hashes_and_no_url(path: Path) -> None:
     assert "://" not in path.read_text()
     assert locked(path)
     assert all(hashes for _, hashes in locked(path).values())
 
 
-def test_locked_versions_are_those_that_are_tested() -> None:
+def test_locked_versions_equal_the_tested_versions() -> None:
     pinned = constraints()
     for name, (version, _) in locked(DEPLOY / "requirements.txt").items():
         assert pinned.get(name) == version, name
@@ -55,7 +55,7 @@ def test_lock_has_every_declared_dependency(path: Path, section: str) -> None:
         assert requirement.specifier.contains(version), requirement
 
 
-def test_images_are_of_versions_with_fixes() -> None:
+def test_images_are_of_maintained_series() -> None:
     """The oldest versions without the faults that were known when this was written."""
     oldest = {"postgres": (17, 10), "redis": (8, 6, 3), "grafana/grafana": (13, 1), "prom/prometheus": (3, 13)}
     images = {service["image"].partition("@")[0] for service in compose()["services"].values()}

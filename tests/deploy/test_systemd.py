@@ -31,12 +31,12 @@ def service(unit: Path) -> dict[str, list[str]]:
     return found
 
 
-def test_units_exist_for_the_whole_and_for_each_role() -> None:
+def test_units_exist_for_both_roles_and_for_each() -> None:
     assert [unit.name for unit in UNITS] == ["marketflow-api.service", "marketflow-feeds.service", "marketflow.service"]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
-def test_systemd_finds_no_fault(unit: Path, tmp_path: Path) -> None:
+def test_systemd_analyze_accepts_the_units(unit: Path, tmp_path: Path) -> None:
     analyze = program("systemd-analyze")
     here = tmp_path / unit.name  # with a program that is there
     here.write_text(unit.read_text().replace("/opt/marketflow/bin/marketflow", sys.executable))
@@ -46,7 +46,7 @@ def test_systemd_finds_no_fault(unit: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
-def test_little_is_exposed(unit: Path) -> None:
+def test_systemd_security_exposure_is_low(unit: Path) -> None:
     command = [program("systemd-analyze"), "security", "--offline=true", "--no-pager", str(unit)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     match = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
@@ -55,19 +55,19 @@ def test_little_is_exposed(unit: Path) -> None:
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
-def test_it_can_be_read_as_a_unit(unit: Path) -> None:
+def test_unit_files_are_parsable(unit: Path) -> None:
     parser = configparser.RawConfigParser(strict=False)
     parser.read_string(unit.read_text())
     assert parser.sections() == ["Unit", "Service", "Install"]
 
 
-def test_all_are_closed_as_tightly() -> None:
+def test_all_units_have_the_same_hardening() -> None:
     of_each = [unit.read_text().split("# Hardening")[1] for unit in UNITS]
     assert of_each[0] == of_each[1] == of_each[2]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
-def test_it_starts_and_ends_as_the_application_does(unit: Path) -> None:
+def test_unit_starts_and_stops_like_the_application(unit: Path) -> None:
     found = service(unit)
     assert (found["Type"], found["NotifyAccess"], found["KillMode"]) == (["notify"], ["main"], ["mixed"])
     assert int(found["TimeoutStopSec"][0]) > 5
@@ -78,7 +78,7 @@ def test_it_starts_and_ends_as_the_application_does(unit: Path) -> None:
     assert parse(arguments).info_name == "marketflow"  # flags of the application itself, all of them right
 
 
-def test_the_variables_are_settings(monkeypatch: pytest.MonkeyPatch, nothing_set: None) -> None:
+def test_example_variables_are_settings(monkeypatch: pytest.MonkeyPatch, nothing_set: None) -> None:
     variables = env_file(ENVIRONMENT)
     with pytest.raises(SettingsError, match=r"http\.token = \*\*\*: must be .*, and must not contain change-me"):
         load_with(monkeypatch, variables, DEPLOY.parent / "settings.toml")
