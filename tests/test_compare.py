@@ -1,7 +1,9 @@
 """Ratios, ledger and arguments of `python -m tests.benchmarks compare`, and how it reports a failing side."""
 
 import json
+import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ import pytest
 from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks import compare
 from tests.benchmarks.compare import Compared, Entry, Measurements, SideError
+from tests.benchmarks.rawhttp import Client, request_of
 from tests.benchmarks.stage import logs_on_error
 from tests.support.application import ROOT, Application
+from tests.support.servers import HOST
 
 
 def compared(figure: str, ratio: float) -> Compared:
@@ -145,3 +149,24 @@ def test_worktree_holds_revision_and_is_removed() -> None:
     assert not checkout.exists()
     listed = subprocess.run(["git", "worktree", "list"], cwd=ROOT, check=True, capture_output=True, text=True)
     assert str(checkout) not in listed.stdout
+
+
+def test_benchmark_client_reopens_a_connection_closed_while_idle() -> None:
+    """A server closes connections that are idle for longer than its keep-alive timeout."""
+    listener = socket.create_server((HOST, 0))
+    with listener, Client(listener.getsockname()[1]) as client, ThreadPoolExecutor(1) as pool:
+        listener.accept()[0].close()
+        served = pool.submit(serve_one, listener)
+        assert client.get(request_of("/")) == b"ok"
+        served.result()
+        listener.close()
+        with pytest.raises(ConnectionError):
+            client.get(request_of("/"))
+
+
+def serve_one(listener: socket.socket) -> None:
+    listener.settimeout(10)
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")

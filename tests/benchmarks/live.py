@@ -66,6 +66,6 @@ def _start(
     if setup == "both":
         application = stage.start(settings)
         return {"marketflow": application.process.pid}, application
-    feeds = stage.start(settings, "--role", "ingest", wait=False)
+    feeds = stage.start(settings, "--role", "feeds", wait=False)  # the name that older revisions know, too
     api = stage.start(settings, "--role", "api", "--workers", str(workers))
     return {"feeds": feeds.process.pid, "api": api.process.pid}, api

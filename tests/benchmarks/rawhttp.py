@@ -31,11 +31,16 @@ def length_of(answer: bytes) -> int | None:
 
 
 class Client:
-    """One connection to a port of this machine, open as long as the client."""
+    """A connection to a port of this machine, opened again when the server has closed it while it was idle."""
 
     def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection((HOST, port), timeout=5)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._port = port
+        self._socket = self._connected()
+
+    def _connected(self) -> socket.socket:
+        connection = socket.create_connection((HOST, self._port), timeout=5)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
 
     def get(self, request: bytes) -> bytes:
         """Send a request of `request_of` and give the body of the answer.
@@ -44,11 +49,19 @@ class Client:
             ValueError: the answer is not a good one.
             OSError: there is none within 5 s.
         """
-        self._socket.sendall(request)
-        answer = self._receive()
+        try:
+            answer = self._first_of_answer(request)
+        except ConnectionError:
+            self._socket.close()
+            self._socket = self._connected()
+            answer = self._first_of_answer(request)
         while (length := length_of(answer)) is None or len(answer) < length:
             answer += self._receive()
         return answer.partition(b"\r\n\r\n")[2]
+
+    def _first_of_answer(self, request: bytes) -> bytes:
+        self._socket.sendall(request)
+        return self._receive()
 
     def _receive(self) -> bytes:
         if not (data := self._socket.recv(65536)):
