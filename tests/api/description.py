@@ -1,4 +1,4 @@
-"""The description of the API as a client reads it, and answers held against it."""
+"""The OpenAPI document as a client reads it, and the check of responses against it."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -10,11 +10,11 @@ from jsonschema import Draft202012Validator, FormatChecker
 from tests.api.world import World
 
 EVERYWHERE = {"content-type", "content-length", "content-encoding", "vary", "date", "connection"}
-"""Headers of HTTP itself. (`Connection: close` is described where it is part of the answer.)"""
+"""Headers of HTTP itself. `Connection: close` is described where it is part of the response."""
 
 
 class Documented(NamedTuple):
-    """An answer that an operation may give; `code` is None where it is no problem."""
+    """A described response of an operation; `code` is None unless it is a problem."""
 
     method: str
     path: str
@@ -23,7 +23,7 @@ class Documented(NamedTuple):
 
 
 class Description:
-    """What /openapi.json says."""
+    """The document at /openapi.json."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
@@ -34,7 +34,7 @@ class Description:
         }
 
     def resolved(self, thing: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The thing itself, or what it refers to."""
+        """Return the object, with a `$ref` resolved."""
         if "$ref" not in thing:
             return thing
         found: Any = self.document
@@ -43,25 +43,25 @@ class Description:
         return self.resolved(found)
 
     def responses(self, method: str, path: str) -> dict[int, Mapping[str, Any]]:
-        """The responses of an operation by status."""
+        """Return the responses of an operation by status."""
         found = self.operations[method, path]["responses"]
         return {int(status): self.resolved(response) for status, response in found.items()}
 
     def documented(self) -> Iterator[Documented]:
-        """All answers to be expected."""
+        """Return all described responses."""
         for method, path in self.operations:
             for status, response in self.responses(method, path).items():
                 for code in codes_of(response):
                     yield Documented(method, path, status, code)
 
     def errors(self, schema: Mapping[str, Any], value: object) -> list[str]:
-        """What is wrong with a value by a schema of this document."""
+        """Return the errors of a value by a schema of this document."""
         whole = {**schema, "components": self.document["components"]}
         validator = Draft202012Validator(whole, format_checker=FormatChecker())
         return [error.message for error in validator.iter_errors(value)]
 
     def check(self, method: str, path: str, answer: httpx.Response) -> None:
-        """Hold an answer to a request for a path (as it is matched, without a query) against what is said about it."""
+        """Check a response against the description of its path, which is matched without the query."""
         responses = self._expected(method, path)
         assert answer.status_code in responses, (method, path, answer.status_code, answer.text)
         response = responses[answer.status_code]
@@ -80,17 +80,17 @@ class Description:
         self._check_names(schema, value)
 
     def _expected(self, method: str, path: str) -> dict[int, Mapping[str, Any]]:
-        """The responses to a request, also to one that asks for nothing that there is."""
+        """Return the responses to a request, also to one for an unknown path or method."""
         templates = [template for _, template in self.operations if _matches(template, path)]
         for template in templates:
             for each in {method, "GET" if method == "HEAD" else method}:
                 if (each, template) in self.operations:
                     return self.responses(each, template)
-        lost = {"method_not_allowed"} if templates else {"not_found"}
+        errors = {"method_not_allowed"} if templates else {"not_found"}
         return {
             _status_of(response): response
             for response in self.document["components"]["responses"].values()
-            if set(codes_of(response)) <= lost | {"cross_site", "malformed_request", "invalid_host", "body_too_large"}
+            if set(codes_of(response)) <= errors | {"cross_site", "malformed_request", "invalid_host", "body_too_large"}
         }
 
     def _check_headers(self, response: Mapping[str, Any], answer: httpx.Response) -> None:
@@ -104,7 +104,7 @@ class Description:
                 assert not self.errors(header["schema"], value), (name, value)
 
     def _check_names(self, schema: Mapping[str, Any], value: object) -> None:
-        """No member may be there that is not described: by JSON Schema any is welcome."""
+        """Check that each member is described; JSON Schema allows others."""
         if "anyOf" in schema:
             schema = next(each for each in schema["anyOf"] if not self.errors(each, value))
         schema = self.resolved(schema["allOf"][0] if "allOf" in schema else schema)
@@ -117,18 +117,18 @@ class Description:
 
 
 def description(token: str = "plain") -> Description:
-    """What an application says that asks for a token, or for none."""
+    """Return the document of an application with this token; "" for none."""
     return Description(World(token=token).ask("/openapi.json").json())
 
 
 def codes_of(response: Mapping[str, Any]) -> list[str | None]:
-    """The codes of the problems that a response may be about, or None where it is none."""
+    """Return the problem codes of a response; None for one that is no problem."""
     problem = response.get("content", {}).get("application/problem+json")
     return problem["schema"]["properties"]["code"]["enum"] if problem else [None]
 
 
 def filled(template: str, exchange: str = "exchange1", symbol: str = "BTCUSDT") -> str:
-    """A path for a template."""
+    """Return the path of a template."""
     return template.replace("{exchange}", exchange).replace("{symbol}", symbol)
 
 

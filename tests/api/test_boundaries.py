@@ -1,4 +1,4 @@
-"""The algebra of periods: whatever the stores hold of some ticks, an answer counts each tick in the period once."""
+"""Boundaries of periods: whatever the stores hold, each tick of the period counts exactly once."""
 
 import asyncio
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ periods = st.one_of(
     st.sampled_from([1_000, MINUTE_MS, RECENT_MS, RECENT_MS + 1, HORIZON_MS]),
     st.integers(RECENT_MS, HORIZON_MS),
 )
-# Ages lean towards the last seconds and the edges of what is kept.
+# More ages in the last seconds and near the retention of slices.
 ages = st.one_of(
     st.integers(0, 5_000),
     st.integers(0, HORIZON_MS),
@@ -71,46 +71,46 @@ class Market:
 
 
 @st.composite
-def markets(query_candles: st.DrawFn) -> Market:
-    now = query_candles(nows)
+def markets(draw: st.DrawFn) -> Market:
+    now = draw(nows)
     market = Market(now, {}, MemoryCache(), MemoryArchive())
     by_slice = {
         Slot(one, slice_start(now - age)): Tick(float(price), now - age, sequence)
-        for sequence, (one, age, price) in enumerate(query_candles(st.lists(trades, max_size=40)))
+        for sequence, (one, age, price) in enumerate(draw(st.lists(trades, max_size=40)))
     }
     for slot, tick in by_slice.items():
         market.ticks.setdefault(slot.series, []).append(tick)
     for one, ticks in market.ticks.items():
         ticks.sort(key=lambda tick: tick.order)
-        store(query_candles, market, one, ticks)
+        store(draw, market, one, ticks)
     return market
 
 
-def store(query_candles: st.DrawFn, market: Market, one: Series, ticks: list[Tick]) -> None:
-    """Leave in the stores any state the flow may have come to with these ticks."""
+def store(draw: st.DrawFn, market: Market, one: Series, ticks: list[Tick]) -> None:
+    """Fill the stores with any state that the pipeline may have reached with these ticks."""
     split = split_between(market.now)
-    if query_candles(st.booleans()) or ticks[-1].at >= split:
+    if draw(st.booleans()) or ticks[-1].at >= split:
         market.cache.newest_ticks[one] = ticks[-1]
-    if ticks[-1].at >= split and query_candles(st.booleans()):
+    if ticks[-1].at >= split and draw(st.booleans()):
         ticks = ticks[:-1]  # visible already, but its slice is not written yet
-    slices_since = query_candles(st.integers(market.now - HORIZON_MS, market.now - RECENT_MS))
+    slices_since = draw(st.integers(market.now - HORIZON_MS, market.now - RECENT_MS))
     minutes: dict[int, list[Tick]] = {}
     for tick in ticks:
         minutes.setdefault(minute_start(tick.at), []).append(tick)
         if slice_start(tick.at) + SLICE_MS > slices_since:
             market.cache.slices[Slot(one, slice_start(tick.at))] = candle_of(tick)
     for start, inside in minutes.items():
-        store_minute(query_candles, market, Slot(one, start), inside, must=start < split)
+        store_minute(draw, market, Slot(one, start), inside, must=start < split)
 
 
-def store_minute(query_candles: st.DrawFn, market: Market, slot: Slot, ticks: list[Tick], *, must: bool) -> None:
+def store_minute(draw: st.DrawFn, market: Market, slot: Slot, ticks: list[Tick], *, must: bool) -> None:
     if must:
         market.archive.minutes[slot] = folded(ticks)
         market.cache.minutes[slot] = folded(ticks)
         return
     # The last minutes may be closed or open, and closed as they were before the last ticks came in late.
     for minutes in (market.archive.minutes, market.cache.minutes):
-        if known := query_candles(st.integers(0, len(ticks))):
+        if known := draw(st.integers(0, len(ticks))):
             minutes[slot] = folded(ticks[:known])
 
 

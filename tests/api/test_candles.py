@@ -1,4 +1,4 @@
-"""/candles as a client sees it."""
+"""/candles over HTTP."""
 
 import pytest
 
@@ -14,7 +14,7 @@ MINUTE = NOW - 30_500  # 2025-11-21T02:00:00Z, where a minute and an hour begin
 
 @pytest.fixture
 def world() -> World:
-    """Two exchanges: some ticks of the minute that runs, of the one before, of an hour ago and of two days ago."""
+    """Two exchanges with ticks of the running minute, the one before, an hour ago and two days ago."""
     world = World()
     for price, age_ms in ((9.0, 48 * HOUR_MS), (3.0, HOUR_MS), (10.0, 60_000), (14.0, 55_000), (12.0, 20_000)):
         world.trade(price, age_ms, series("exchange1"))
@@ -78,7 +78,6 @@ def test_candles_without_ticks_are_absent(world: World) -> None:
 
 
 def test_running_candle_has_newest_tick_before_its_slice(world: World) -> None:
-    """Also one that no slice has yet."""
     world.trade(99.0, 10)
     world.cache.slices.clear()
     (candle,) = world.ask("/candles/exchange1/BTCUSDT?limit=1").json()["candles"]
@@ -152,7 +151,7 @@ def test_unconfigured_name_is_404_with_its_code(world: World, path: str, code: s
     assert (response.status_code, response.json()["code"]) == (404, code)
 
 
-# Keeping answers
+# HTTP caching
 
 
 def test_settled_range_is_cacheable_and_revalidated_by_etag(world: World) -> None:
@@ -176,23 +175,23 @@ def test_settled_range_is_cacheable_and_revalidated_by_etag(world: World) -> Non
 
 
 @pytest.mark.parametrize(
-    ("query", "kept"),
+    ("query", "cacheable"),
     [
         (f"from=0&to={NOW - SETTLED_MS - 30_500}", True),
         (f"from=0&to={NOW - SETTLED_MS + 30_000}", False),
-        (f"from=0&to={MINUTE - HOUR_MS}&interval=1d", False),  # the day that runs opens in it
+        (f"from=0&to={MINUTE - HOUR_MS}&interval=1d", False),  # the running day opens in it
         (f"from=0&to={MINUTE - 3 * HOUR_MS}&interval=1d", True),
         (f"to={MINUTE - 72 * HOUR_MS}", False),
         ("from=0", False),
         ("", False),
     ],
 )
-def test_range_that_may_change_is_not_cacheable(world: World, query: str, kept: bool) -> None:
+def test_range_that_may_change_is_not_cacheable(world: World, query: str, cacheable: bool) -> None:
     headers = world.ask(f"/candles/BTCUSDT?{query}", headers={"If-None-Match": "*"}).headers
-    assert (headers["cache-control"] != "no-store", "etag" in headers) == (kept, kept)
+    assert (headers["cache-control"] != "no-store", "etag" in headers) == (cacheable, cacheable)
 
 
-# One of the stores away
+# Outages
 
 
 @pytest.mark.parametrize("interval", ["1m", "15m", "1h", "4h", "1d"])
@@ -201,7 +200,7 @@ def test_redis_outage_serves_rows_with_last_minutes_open(world: World, interval:
     world.cache.away = True
     answered = world.ask(f"/candles/exchange1/BTCUSDT?interval={interval}").json()["candles"]
     assert {each["time"] for each in answered} <= {each["time"] for each in whole}
-    assert sum(each["ticks"] for each in answered) == 4  # all but the one of the minute that runs
+    assert sum(each["ticks"] for each in answered) == 4  # all but the tick of the running minute
     assert not answered[-1]["closed"]
     assert answered[0] == whole[0]
 
@@ -216,7 +215,7 @@ def test_archive_outage_serves_one_day_from_cache(world: World) -> None:
     ]
     answer = world.ask(f"/candles/exchange1/BTCUSDT?from={MINUTE - HOUR_MS}").json()["candles"]
     assert [each["time"][11:16] for each in answer] == ["01:00", "01:59", "02:00"]
-    # What began before all that is remembered may lack ticks.
+    # A candle that began before the cached minutes may lack ticks.
     (day,) = world.ask("/candles/exchange1/BTCUSDT?interval=1d").json()["candles"]
     assert (day["ticks"], day["closed"]) == (4, False)
 

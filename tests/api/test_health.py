@@ -1,4 +1,4 @@
-"""/health, /livez and /readyz."""
+"""/health, and the probes /livez and /readyz."""
 
 import pytest
 

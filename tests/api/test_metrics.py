@@ -1,4 +1,4 @@
-"""/metrics: the names that are promised, nothing that a stranger can make grow, and numbers that are right."""
+"""/metrics: its names and values; no client can make the number of series grow."""
 
 import asyncio
 from collections.abc import Iterable
@@ -25,15 +25,15 @@ COUNTERS = {
 
 
 def after(world: World, *requests: tuple[str, str]) -> Samples:
-    """What is counted after these requests (method and path) to one application."""
+    """Return the samples after these requests (method and path) to one application."""
 
-    async def asking() -> httpx.Response:
+    async def respond() -> httpx.Response:
         async with client_of(world.context()) as client:
             for method, path in requests:
                 await client.request(method, path)
             return await client.get("/metrics")
 
-    answer = asyncio.run(asking())
+    answer = asyncio.run(respond())
     assert answer.status_code == 200
     return samples_of(answer.text)
 
@@ -108,18 +108,18 @@ def test_requests_count_by_route_method_and_status() -> None:
 
 
 def test_unknown_paths_and_methods_share_one_series() -> None:
-    made_up = [(f"METHOD{number}", f"/path/{number}") for number in range(20)]
-    assert after(World(), *made_up).requests() == {(OTHER, OTHER, "404"): 20}
+    invented = [(f"METHOD{number}", f"/path/{number}") for number in range(20)]
+    assert after(World(), *invented).requests() == {(OTHER, OTHER, "404"): 20}
 
 
 def test_requests_rejected_before_routing_are_counted() -> None:
-    async def asking() -> str:
+    async def respond() -> str:
         async with client_of(World().context()) as client:
             refused = await client.post("/mode/live", headers={"sec-fetch-site": "cross-site"})
             assert refused.status_code == 403
             return (await client.get("/metrics")).text
 
-    assert samples_of(asyncio.run(asking())).requests() == {(OTHER, "POST", "403"): 1}
+    assert samples_of(asyncio.run(respond())).requests() == {(OTHER, "POST", "403"): 1}
 
 
 def test_internal_errors_are_counted_as_500() -> None:

@@ -1,4 +1,4 @@
-"""/mode as a client sees it."""
+"""/mode, and switching it with and without a token."""
 
 import pytest
 
@@ -37,11 +37,11 @@ def test_other_modes_are_404(path: str, method: str) -> None:
 
 
 def test_mode_switch_without_ingest_process_is_503() -> None:
-    class Away(MemoryMode):
+    class Unreachable(MemoryMode):
         async def switch(self, mode: Mode) -> Mode:
             raise Unavailable("the feeds cannot be reached")
 
-    response = World(mode=Away()).ask("/mode/live", "POST")
+    response = World(mode=Unreachable()).ask("/mode/live", "POST")
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert response.json()["code"] == "unavailable"
 

@@ -1,4 +1,4 @@
-"""The description says what there is, no more and no less; that the answers are so is in test_described_answers."""
+"""The OpenAPI document describes all routes and nothing else; test_described_answers checks the responses."""
 
 from typing import Any
 
@@ -48,13 +48,15 @@ def test_document_is_valid_openapi(token: str) -> None:
 
 
 def test_openapi_refs_resolve_and_no_component_is_unused(described: Description) -> None:
-    referred = references(described.document)
-    for reference in referred:
+    referenced = references(described.document)
+    for reference in referenced:
         described.resolved({"$ref": reference})
     components = described.document["components"]
-    there = {f"#/components/{kind}/{name}" for kind in ("schemas", "responses", "headers") for name in components[kind]}
-    # What is said of paths that are not there is said to people; no operation answers so.
-    assert there - referred <= {"#/components/responses/not_found"} | {
+    defined = {
+        f"#/components/{kind}/{name}" for kind in ("schemas", "responses", "headers") for name in components[kind]
+    }
+    # The 404 of unknown paths is documented for people; no operation has it.
+    assert defined - referenced <= {"#/components/responses/not_found"} | {
         f"#/components/headers/{name}" for name in ("Connection", "WWW-Authenticate")
     }
 
@@ -92,9 +94,9 @@ def test_name_schemas_list_configured_names(described: Description) -> None:
 
 @pytest.mark.parametrize(("token", "security"), [("plain", [{"bearerToken": []}]), ("", [{}, {"bearerToken": []}])])
 def test_only_mode_switch_requires_configured_token(token: str, security: list[object]) -> None:
-    told = {key: operation.get("security") for key, operation in description(token).operations.items()}
-    assert {key for key, value in told.items() if value} == {("POST", "/mode/test"), ("POST", "/mode/live")}
-    assert [value for value in told.values() if value] == [security] * 2
+    required = {key: operation.get("security") for key, operation in description(token).operations.items()}
+    assert {key for key, value in required.items() if value} == {("POST", "/mode/test"), ("POST", "/mode/live")}
+    assert [value for value in required.values() if value] == [security] * 2
 
 
 def test_openapi_document_is_deterministic() -> None:
@@ -106,9 +108,9 @@ def test_openapi_document_is_deterministic() -> None:
 
 def test_routes_and_described_operations_are_the_same(described: Description) -> None:
     routes = [route for route in application_of(World().context()).routes if isinstance(route, Route)]
-    there = {(method, route.path) for route in routes if route.include_in_schema for method in route.methods or ()}
+    existing = {(method, route.path) for route in routes if route.include_in_schema for method in route.methods or ()}
     heads = {("HEAD", path) for method, path in described.operations if method == "GET"}
-    assert there == set(described.operations) | heads
+    assert existing == set(described.operations) | heads
     assert [route.path for route in routes if not route.include_in_schema] == ["/ws", "/static/{name:path}"]
     assert len(application_of(World().context()).routes) == len(routes) + 1  # the WebSocket
 
@@ -143,7 +145,7 @@ def test_described_parameters_are_those_read(
         monkeypatch.setattr(module, "QueryParams", Watched)
     world = World()
     world.trade(1.0, 500)
-    # A query that no test has asked with, since what it says is remembered.
+    # A query string that no other test uses, because parsed queries are cached.
     assert world.ask(f"{filled(path)}?{'&' * (1 + [*OPERATIONS].index((method, path)))}", method).status_code == 200
     parameters = described.operations[method, path]["parameters"]
     assert used == {parameter["name"] for parameter in parameters if parameter["in"] == "query"}

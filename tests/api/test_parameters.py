@@ -1,10 +1,10 @@
-"""Queries: what is not a parameter is refused with what was meant, on every path, and no text makes a 500."""
+"""Query parameters: unknown ones are rejected with a suggestion on every path, and no text causes a 500."""
 
 import pytest
 
 from tests.api.world import World
 
-ASKED = [
+UNKNOWN = [
     ("/prices/latest/BTCUSDT?period=1m", "this path takes none"),
     ("/prices/highest/BTCUSDT?Period=1m", "did you mean `period`?"),
     ("/prices/average/exchange1/BTCUSDT?window=1m", "did you mean `period`?"),
@@ -23,7 +23,7 @@ ASKED = [
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-@pytest.mark.parametrize(("path", "detail"), ASKED)
+@pytest.mark.parametrize(("path", "detail"), UNKNOWN)
 def test_unknown_parameter_is_400_with_suggestion(path: str, detail: str, method: str) -> None:
     answer = World().ask(path, method)
     assert answer.status_code == 400
@@ -51,7 +51,7 @@ LONG = ("0" * 4400 + "1", "9" * 5000, "-" + "9" * 5000, "\u0661" * 5000, "1s" * 
 @pytest.mark.parametrize("text", LONG, ids=range(len(LONG)))
 @pytest.mark.parametrize("name", ["limit", "from", "to", "interval", "format"])
 def test_overlong_candle_parameters_never_cause_500(name: str, text: str) -> None:
-    # Zeros before a limit change nothing.
+    # A limit may have leading zeros.
     assert World().ask(f"/candles/BTCUSDT?{name}={text}").status_code == (
         200 if name == "limit" and text == LONG[0] else 400
     )

@@ -1,4 +1,4 @@
-"""What is answered when a store has nothing, or is away, and what no answer may ever do."""
+"""Price queries with both stores available, with an empty one, and during outages."""
 
 import asyncio
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ def prices_of(world: World) -> PriceQueries:
     return PriceQueries(world.cache, world.archive, lambda: world.now * NANOSECONDS_PER_MS)
 
 
-def latest(world: World, asked: Sequence[Series] = ONE) -> ObservedPrice:
-    return asyncio.run(prices_of(world).latest(asked))
+def latest(world: World, of: Sequence[Series] = ONE) -> ObservedPrice:
+    return asyncio.run(prices_of(world).latest(of))
 
 
-def summary(world: World, period: int | None, asked: Sequence[Series] = ONE) -> PeriodSummary:
-    return asyncio.run(prices_of(world).summary(asked, period))
+def summary(world: World, period: int | None, of: Sequence[Series] = ONE) -> PeriodSummary:
+    return asyncio.run(prices_of(world).summary(of, period))
 
 
 @pytest.fixture
 def world() -> World:
-    """Trades of two days, two hours, ten minutes, two minutes and one second ago, the oldest the dearest."""
+    """Ticks of two days, two hours, ten minutes, two minutes and one second ago, with falling prices."""
     world = World()
     for price, age_ms in ((50.0, 2 * DAY_MS), (40.0, 2 * 3_600_000), (30.0, 600_000), (20.0, 120_000), (10.0, 1_000)):
         world.trade(price, age_ms)
@@ -65,7 +65,7 @@ def test_later_arrival_wins_within_one_millisecond() -> None:
 
 def test_latest_from_cache_reads_no_archive(world: World) -> None:
     assert latest(world, EVERY).price == 10.0
-    assert world.archive.questions == 0
+    assert world.archive.queries == 0
 
 
 @pytest.mark.parametrize("cache_away", [False, True])
@@ -105,7 +105,7 @@ def test_recent_period_from_cache_reads_no_archive(world: World) -> None:
     assert summary(world, RECENT_MS).whole().ticks == 2
     with pytest.raises(NoData):
         summary(world, 999)
-    assert world.archive.questions == 0
+    assert world.archive.queries == 0
 
 
 @pytest.mark.parametrize(("period", "high"), [(600_000, 30.0), (DAY_MS, 40.0), (3 * DAY_MS, 50.0)])
@@ -177,30 +177,30 @@ def test_earliest_of_equal_extremes_counts() -> None:
 def test_cancelled_request_cancels_its_queries() -> None:
     archive = HangingArchive()
 
-    async def cancel_while_asking() -> None:
+    async def cancel_during_query() -> None:
         world = World()
-        asking = asyncio.create_task(
+        query = asyncio.create_task(
             PriceQueries(world.cache, archive, lambda: NOW * NANOSECONDS_PER_MS).summary(ONE, None)
         )
-        await archive.asked.wait()
-        asking.cancel()
+        await archive.queried.wait()
+        query.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asking
+            await query
 
-    asyncio.run(cancel_while_asking())
+    asyncio.run(cancel_during_query())
     assert archive.cancelled
 
 
 class HangingArchive(MemoryArchive):
-    """Never answers."""
+    """An archive whose summaries never return."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked = asyncio.Event()
+        self.queried = asyncio.Event()
         self.cancelled = False
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
-        self.asked.set()
+        self.queried.set()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -215,9 +215,9 @@ def test_queries_never_read_other_mode(mode: Mode) -> None:
     for price, other in ((1.0, Mode.TEST), (2.0, Mode.LIVE)):
         for age_ms in (1_000, 600_000, 2 * DAY_MS):
             world.trade(price, age_ms, series(mode=other))
-    asked = [series(mode=mode)]
+    of_mode = [series(mode=mode)]
     expected = {Mode.TEST: 1.0, Mode.LIVE: 2.0}[mode]
-    assert latest(world, asked).price == expected
+    assert latest(world, of_mode).price == expected
     for period in (1_000, 600_000, None):
-        whole = summary(world, period, asked).whole()
+        whole = summary(world, period, of_mode).whole()
         assert whole.high == whole.low == expected

@@ -1,4 +1,4 @@
-"""/prices as a client sees it."""
+"""/prices over HTTP."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.api.world import NOW, World, series
 
 NOW_TEXT = "2025-11-21T02:00:30.500Z"
 EXTREME_AND_AVERAGE = ("highest", "lowest", "average")
-QUESTIONS = ("latest", *EXTREME_AND_AVERAGE)
+KINDS = ("latest", *EXTREME_AND_AVERAGE)
 
 
 @pytest.fixture
@@ -77,27 +77,27 @@ def test_average_is_mean_of_all_ticks(world: World, path: str, exchange: str | N
     }
 
 
-@pytest.mark.parametrize("question", EXTREME_AND_AVERAGE)
-def test_without_period_all_ticks_count(world: World, question: str) -> None:
+@pytest.mark.parametrize("kind", EXTREME_AND_AVERAGE)
+def test_without_period_all_ticks_count(world: World, kind: str) -> None:
     world.trade(1.0, 86_400_000 * 3)
-    answer = world.ask(f"/prices/{question}/BTCUSDT").json()
+    answer = world.ask(f"/prices/{kind}/BTCUSDT").json()
     assert (answer["period"], answer["from"], answer["to"]) == (ALL, "2025-11-18T02:00:30.500Z", NOW_TEXT)
 
 
-@pytest.mark.parametrize("question", EXTREME_AND_AVERAGE)
-def test_long_period_begins_at_whole_minute(world: World, question: str) -> None:
-    answer = world.ask(f"/prices/{question}/BTCUSDT?period=24h").json()
+@pytest.mark.parametrize("kind", EXTREME_AND_AVERAGE)
+def test_long_period_begins_at_whole_minute(world: World, kind: str) -> None:
+    answer = world.ask(f"/prices/{kind}/BTCUSDT?period=24h").json()
     assert (answer["period"], answer["from"], answer["to"]) == ("24h", "2025-11-20T02:00:00.000Z", NOW_TEXT)
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
-def test_names_match_any_case_and_keep_configured_spelling(world: World, question: str) -> None:
-    answer = world.ask(f"/prices/{question}/eXCHANGE2/btcUSDt").json()
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_match_any_case_and_keep_configured_spelling(world: World, kind: str) -> None:
+    answer = world.ask(f"/prices/{kind}/eXCHANGE2/btcUSDt").json()
     assert (answer["exchange"], answer["symbol"]) == ("Exchange2", "BTCUSDT")
-    assert world.ask(f"/prices/{question}/btcusdt").json()["symbol"] == "BTCUSDT"
+    assert world.ask(f"/prices/{kind}/btcusdt").json()["symbol"] == "BTCUSDT"
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("path", "code"),
     [
@@ -111,15 +111,15 @@ def test_names_match_any_case_and_keep_configured_spelling(world: World, questio
         ("exchange3/BTCUSDT", "no_data"),
     ],
 )
-def test_unknown_name_or_empty_result_is_404(world: World, question: str, path: str, code: str) -> None:
-    response = world.ask(f"/prices/{question}/{path}")
+def test_unknown_name_or_empty_result_is_404(world: World, kind: str, path: str, code: str) -> None:
+    response = world.ask(f"/prices/{kind}/{path}")
     assert (response.status_code, response.json()["code"]) == (404, code)
 
 
-@pytest.mark.parametrize("question", EXTREME_AND_AVERAGE)
+@pytest.mark.parametrize("kind", EXTREME_AND_AVERAGE)
 @pytest.mark.parametrize("query", ["period=", "period", "period=0s", "period=1M", "period=1%20m", "period=1s&period=x"])
-def test_invalid_period_is_400(world: World, question: str, query: str) -> None:
-    response = world.ask(f"/prices/{question}/BTCUSDT?{query}")
+def test_invalid_period_is_400(world: World, kind: str, query: str) -> None:
+    response = world.ask(f"/prices/{kind}/BTCUSDT?{query}")
     assert (response.status_code, response.json()["code"]) == (400, "invalid_period")
 
 
@@ -127,35 +127,35 @@ def test_last_of_repeated_periods_counts(world: World) -> None:
     assert world.ask("/prices/average/BTCUSDT?period=x&period=5s").json()["period"] == "5s"
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
-def test_head_has_status_and_headers_of_get(world: World, question: str) -> None:
-    got, headed = (world.ask(f"/prices/{question}/BTCUSDT", method) for method in ("GET", "HEAD"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_head_has_status_and_headers_of_get(world: World, kind: str) -> None:
+    got, headed = (world.ask(f"/prices/{kind}/BTCUSDT", method) for method in ("GET", "HEAD"))
     assert (headed.status_code, headed.headers) == (got.status_code, got.headers)
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
-def test_outage_of_both_stores_is_503_without_addresses(world: World, question: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_outage_of_both_stores_is_503_without_addresses(world: World, kind: str) -> None:
     world.cache.away = world.archive.away = True
-    response = world.ask(f"/prices/{question}/BTCUSDT")
+    response = world.ask(f"/prices/{kind}/BTCUSDT")
     assert (response.status_code, response.json()["code"], response.headers["retry-after"]) == (503, "unavailable", "1")
     assert "secret" not in response.text
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
-def test_outage_of_one_store_causes_no_error(world: World, question: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_outage_of_one_store_causes_no_error(world: World, kind: str) -> None:
     world.trade(5.0, 120_000)
     for store in (world.cache, world.archive):
         store.away = True
-        assert world.ask(f"/prices/{question}/BTCUSDT").status_code == 200
+        assert world.ask(f"/prices/{kind}/BTCUSDT").status_code == 200
         store.away = False
 
 
 @pytest.mark.parametrize(
-    ("question", "query"),
-    [(question, query) for question in QUESTIONS for query in ("?period=1m", "?period=24h", "")
-     if question != "latest" or not query],
+    ("kind", "query"),
+    [(kind, query) for kind in KINDS for query in ("?period=1m", "?period=24h", "")
+     if kind != "latest" or not query],
 )  # fmt: skip
-def test_mode_switch_during_price_query_never_mixes_modes(question: str, query: str) -> None:
+def test_mode_switch_during_price_query_never_mixes_modes(kind: str, query: str) -> None:
     world = World()
     world.trade(1.0, 500)
     world.trade(1.0, 3_600_000)
@@ -163,10 +163,10 @@ def test_mode_switch_during_price_query_never_mixes_modes(question: str, query: 
         world.trade(99.0, 100, series(exchange, mode=Mode.LIVE))
         world.trade(99.0, 3_500_000, series(exchange, mode=Mode.LIVE))
     world.cache.on_ask = lambda: setattr(world.mode, "current", Mode.LIVE)
-    if question == "latest":
-        # The answer comes from the archive then, which is asked after the switch.
+    if kind == "latest":
+        # The archive then answers, which is read after the switch.
         world.cache.newest_ticks.clear()
-    assert world.ask(f"/prices/{question}/BTCUSDT{query}").json()["price"] == 1.0
+    assert world.ask(f"/prices/{kind}/BTCUSDT{query}").json()["price"] == 1.0
     assert world.mode.current is Mode.LIVE
 
 

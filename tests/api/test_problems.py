@@ -1,4 +1,4 @@
-"""Errors are problem details, and none of them tells more than it should."""
+"""Errors as problem details, without internal details."""
 
 from collections.abc import Iterator
 
@@ -8,8 +8,8 @@ from loguru import logger
 from tests.api.world import World
 
 GET_ONLY = ["/mode", "/health", "/livez", "/readyz"] + [
-    f"/prices/{question}/{form}"
-    for question in ("latest", "highest", "lowest", "average")
+    f"/prices/{name}/{form}"
+    for name in ("latest", "highest", "lowest", "average")
     for form in ("BTCUSDT", "exchange1/BTCUSDT")
 ]
 

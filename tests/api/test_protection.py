@@ -1,4 +1,4 @@
-"""What is refused before a route sees it."""
+"""Middleware that rejects requests before routing: host names, cross-site requests, bodies."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ NO_BODY: Message = {"type": "http.request", "body": b"", "more_body": False}
 
 
 class Inner:
-    """The application behind a middleware; reads the body."""
+    """An application behind the middleware that reads the body."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
@@ -40,12 +40,12 @@ def ask(
     server: tuple[str, int | None] | None = ("127.0.0.1", 8080),
     body: Sequence[Message] = (NO_BODY,),
 ) -> tuple[int | None, str | None, dict[str, str]]:
-    """Status, code of the problem and headers; nothing at all when there is no answer."""
+    """Return status, problem code and headers; None and no headers without a response."""
     sent: list[Message] = []
-    coming = list(body)
+    incoming = list(body)
 
     async def receive() -> Message:
-        return coming.pop(0) if coming else await asyncio.Future()
+        return incoming.pop(0) if incoming else await asyncio.Future()
 
     async def send(message: Message) -> None:
         sent.append(message)
@@ -60,8 +60,8 @@ def ask(
     asyncio.run(asyncio.wait_for(_called(app, scope, receive, send), 5))
     if not sent:
         return None, None, {}
-    told = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    return sent[0]["status"], json.loads(sent[1]["body"]).get("code"), told
+    sent_headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], json.loads(sent[1]["body"]).get("code"), sent_headers
 
 
 async def _called(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -148,7 +148,7 @@ def test_loopback_is_recognized_by_name_and_address(host: str) -> None:
     assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "", "example")))
 
 
-# Pages of other sites
+# Cross-site requests
 
 
 @pytest.mark.parametrize(
@@ -238,17 +238,17 @@ def test_disconnect_within_body_ends_request() -> None:
 
 
 def test_request_without_body_is_passed_on_at_once() -> None:
-    class Deaf(Inner):
+    class NotReceiving(Inner):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             async def nothing() -> Message:
                 return NO_BODY
 
             await super().__call__(scope, nothing, send)
 
-    assert ask(BodyLimit(Deaf()), body=())[0] == 200
+    assert ask(BodyLimit(NotReceiving()), body=())[0] == 200
 
 
-# All answers
+# All responses
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The application answers what its description says, whatever schemathesis comes up with. Run by -s, it is shown."""
+"""Schemathesis against a running application and its OpenAPI document; `-s` shows its report."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def test_schemathesis_finds_no_undescribed_response(
     token: str,
     record_property: Callable[[str, object], None],
 ) -> None:
-    # It switches modes on its way, so both have prices.
+    # Schemathesis switches modes, so both need prices.
     given = servers | {"HTTP__TOKEN": token, "EXCHANGES": exchanges_setting(*exchanges), "MODE": "live"}
     with Application(server_folder, given) as application, Traffic(exchanges, rate=20, coming_and_going=True):
         wait_until(lambda: application.find("/prices/average/ETHUSDT"))
@@ -32,7 +32,7 @@ def test_schemathesis_finds_no_undescribed_response(
         assert switched.status_code == 200
         wait_until(lambda: application.find("/prices/average/ETHUSDT"))
 
-        report = ask_everything(application, token)
+        report = run_schemathesis(application, token)
         print(report)
         record_property("schemathesis", report[report.index("SUMMARY") :])
         assert application.stop()[0] == 0
@@ -40,9 +40,9 @@ def test_schemathesis_finds_no_undescribed_response(
     assert " ERROR " not in application.log
 
 
-def ask_everything(application: Application, token: str) -> str:
-    """What schemathesis says of an application; it must have found nothing, and have left out nothing."""
-    # From a file, or it would leave out the path that the description comes from.
+def run_schemathesis(application: Application, token: str) -> str:
+    """Return the report of schemathesis, which found no failure and tested every operation."""
+    # From a file: schemathesis leaves out the path from which it reads the document.
     description = application.folder / "openapi.json"
     description.write_bytes(application.http.get("/openapi.json").content)
     arguments = ["run", str(description), "--url", str(application.http.base_url)]
@@ -56,6 +56,6 @@ def ask_everything(application: Application, token: str) -> str:
     )
     report: str = run.stdout
     assert run.returncode == 0, report + run.stderr
-    tested = len(operations(RequestMetrics())) - 1  # but /stream/prices, which the configuration leaves out
+    tested = len(operations(RequestMetrics())) - 1  # without /stream/prices, which the configuration excludes
     assert f"Tested: {tested}\n" in report
     return report

@@ -1,4 +1,4 @@
-"""Pages, and the files that they are made of."""
+"""Pages, and the static files that they use."""
 
 import re
 import shutil
@@ -34,7 +34,7 @@ def test_page_policy_forbids_other_servers(path: str) -> None:
 def test_page_links_only_to_served_files(path: str, file: Path) -> None:
     html = World().ask(path).text
     assert html == file.read_text()
-    # What only a reader who wants to can follow is not used.
+    # Links for readers are not loaded by the page.
     html = LINK.sub("", html)
     used = USED.findall(html)
     assert used
@@ -55,7 +55,7 @@ def test_script_imports_exist_and_no_html_is_injected(module: Path) -> None:
     assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", source)
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node to read the modules")
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 @pytest.mark.parametrize("module", sorted((STATIC / "market").glob("*.js")), ids=lambda path: path.name)
 def test_scripts_are_valid_javascript(module: Path) -> None:
     command = ["node", "--input-type=module", "--check"]

@@ -1,7 +1,6 @@
-"""A small market in memory: what the flow would have left in the stores, and a client to ask about it.
+"""A market in memory: stores as the pipeline would have filled them, and a client of the API.
 
-The stores hold exactly what their ports promise, no more: slices only as far back as they are kept, minutes only once
-they are closed.
+The stores hold exactly what their ports promise: slices within their retention, minutes once they are closed.
 """
 
 import asyncio
@@ -53,7 +52,7 @@ def series(exchange: str = "exchange1", symbol: str = "BTCUSDT", mode: Mode = Mo
 
 
 class MemoryCache:
-    """A `CacheReader` of what it is given; `away` makes it unavailable, `on_ask` runs at every question."""
+    """A `CacheReader` in memory; `away` makes it unavailable, `on_ask` runs at each query."""
 
     def __init__(self) -> None:
         self.newest_ticks: dict[Series, Tick] = {}
@@ -92,12 +91,12 @@ class MemoryCache:
 
 
 class MemoryArchive:
-    """An `ArchiveReader` of what it is given; `away` makes it unavailable. Counts what it is asked."""
+    """An `ArchiveReader` in memory that counts its queries; `away` makes it unavailable."""
 
     def __init__(self) -> None:
         self.minutes: Candles = {}
         self.away = False
-        self.questions = 0
+        self.queries = 0
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         await self._asked()
@@ -131,14 +130,14 @@ class MemoryArchive:
         ]
 
     async def _asked(self) -> None:
-        self.questions += 1
+        self.queries += 1
         await asyncio.sleep(0)
         if self.away:
             raise Unavailable("postgresql://secret")
 
 
 class MemoryMode:
-    """A `ModeSwitch` that only remembers."""
+    """A `ModeSwitch` that keeps the mode in memory."""
 
     def __init__(self) -> None:
         self.current = Mode.TEST
@@ -180,7 +179,7 @@ class ShortBroadcaster(Broadcaster):
 
 @dataclass
 class World:
-    """Stores, mode and clock of one test."""
+    """Stores, mode, clock and settings of one test."""
 
     cache: MemoryCache = field(default_factory=MemoryCache)
     archive: MemoryArchive = field(default_factory=MemoryArchive)
@@ -195,7 +194,7 @@ class World:
     feed: FeedState = FeedState.GENERATED
 
     def trade(self, price: float, age_ms: int, one: Series | None = None) -> None:
-        """A tick of `age_ms` ago that has gone through the whole flow."""
+        """Add a tick of `age_ms` ago as the pipeline would have stored it."""
         one = one or series()
         tick = Tick(price, self.now - age_ms, (self.now - age_ms) * NANOSECONDS_PER_MS)
         minute = {Slot(one, minute_start(tick.at)): candle_of(tick)}
@@ -226,17 +225,17 @@ class World:
         return Health("ok", self.mode.current, 12.5, "ok", self.redis, {"exchange1": self.feed})
 
     def ask(self, path: str, method: str = "GET", headers: Mapping[str, str | bytes] | None = None) -> httpx.Response:
-        """One request to an application of its own."""
+        """Send one request to a new application."""
 
-        async def asking() -> httpx.Response:
+        async def respond() -> httpx.Response:
             async with client_of(self.context()) as client:
                 return await client.request(method, path, headers=_raw(headers or {}))
 
-        return asyncio.run(asking())
+        return asyncio.run(respond())
 
 
 def application_of(context: Context) -> Starlette:
-    """The application with this context, which its lifespan brings."""
+    """Return an application whose lifespan yields this context."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[Mapping[str, Any]]:
@@ -247,7 +246,7 @@ def application_of(context: Context) -> Starlette:
 
 @asynccontextmanager
 async def client_of(context: Context) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an application whose lifespan runs, as under a real server."""
+    """Return a client of an application whose lifespan runs, as under a real server."""
     app = application_of(context)
     async with app.router.lifespan_context(app) as state:
         transport = httpx.ASGITransport(_with_state(app, dict(state or {})))
