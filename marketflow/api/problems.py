@@ -191,7 +191,7 @@ def answer_to(problem: Problem, headers: Mapping[str, str] | None = None) -> Res
     return JSONAnswer(details, status, {**problem.headers, **(headers or {}), "content-type": PROBLEM_JSON})
 
 
-def too_many_requests(seconds: float, detail: str = "This client has asked for too much at once.") -> Response:
+def too_many_requests(seconds: float, detail: str = "This client has used up its limit.") -> Response:
     """Return a 429 with `Retry-After`, at least one second."""
     return answer_to(TooManyRequests(detail), {"Retry-After": str(max(1, ceil(seconds)))})
 

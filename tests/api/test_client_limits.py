@@ -1,4 +1,4 @@
-"""Who a client is behind proxies, and what one client may ask for."""
+"""Identity of clients behind proxies, and limits of one client."""
 
 import asyncio
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def scope(peer: str, *forwarded: str, **headers: str) -> dict[str, Any]:
         (("192.0.2.0/24",), "198.51.100.1", ["203.0.113.9"], "198.51.100.1"),
         (("127.0.0.1",), "127.0.0.1", ["198.51.100.7:4711"], "198.51.100.7"),
         (("127.0.0.1",), "127.0.0.1", ["nonsense"], "127.0.0.1"),
-        (("127.0.0.1",), "127.0.0.1", ["203.0.113.9, unknown"], "127.0.0.1"),  # which anybody could have made up
+        (("127.0.0.1",), "127.0.0.1", ["203.0.113.9, unknown"], "127.0.0.1"),  # the client can forge it
         (("127.0.0.1", "192.0.2.1"), "127.0.0.1", ["203.0.113.9, unknown, 192.0.2.1"], "192.0.2.1"),
         (("127.0.0.1",), "127.0.0.1", ["198.51.100.7, ", ""], "198.51.100.7"),
         (("127.0.0.1",), "127.0.0.1", [""], "127.0.0.1"),
@@ -91,7 +91,7 @@ def test_token_buckets_limit_each_client_and_evict_old_ones() -> None:
     bucket.take("b", 1.0)
     now = 0.5
     bucket.take("a", 1.0)
-    bucket.take("c", 1e9)  # more than there could ever be: all of it
+    bucket.take("c", 1e9)  # over the capacity: takes all
     with pytest.raises(QuotaExceeded):
         bucket.take("c", 1.0)
     for number in range(2 * CLIENTS_REMEMBERED):
@@ -100,14 +100,14 @@ def test_token_buckets_limit_each_client_and_evict_old_ones() -> None:
 
 
 class SlowArchive:
-    """Counts how many are asked at once."""
+    """An archive that counts its queries, and those at once; candles wait for `go_on`."""
 
     def __init__(self) -> None:
-        self.asked = self.at_once = self.most = 0
+        self.queries = self.at_once = self.most = 0
         self.go_on = asyncio.Event()
 
-    async def candles(self, series: Sequence[Series], walk: CandleRange) -> list[dict[int, Candle]]:
-        self.asked += 1
+    async def candles(self, series: Sequence[Series], wanted: CandleRange) -> list[dict[int, Candle]]:
+        self.queries += 1
         self.at_once += 1
         self.most = max(self.most, self.at_once)
         await self.go_on.wait()
@@ -115,14 +115,14 @@ class SlowArchive:
         return [{} for _ in series]
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
-        self.asked += 1
+        self.queries += 1
         return [None for _ in series]
 
     async def last(self, series: Sequence[Series]) -> list[Tick | None]:
         return [None for _ in series]
 
 
-def walk(number: int, length_ms: int = 15 * MINUTE_MS, limit: int = 1000) -> CandleRange:
+def candle_range(number: int, length_ms: int = 15 * MINUTE_MS, limit: int = 1000) -> CandleRange:
     return CandleRange(length_ms, number, number + limit * length_ms, limit, False)
 
 
@@ -130,10 +130,12 @@ def test_only_long_candle_queries_are_limited_in_number() -> None:
     async def ask() -> None:
         archive = SlowArchive()
         shared = CoalescingReader(archive)
-        long = [asyncio.create_task(shared.candles(SERIES, walk(number))) for number in range(5)]
+        long = [asyncio.create_task(shared.candles(SERIES, candle_range(number))) for number in range(5)]
         await asyncio.sleep(0)
-        short = [asyncio.create_task(shared.candles(SERIES, walk(number, MINUTE_MS, 500))) for number in range(5)]
-        while archive.asked < LONG_QUERIES + 5:  # noqa: ASYNC110 - the archive is ours, and says nothing
+        short = [
+            asyncio.create_task(shared.candles(SERIES, candle_range(number, MINUTE_MS, 500))) for number in range(5)
+        ]
+        while archive.queries < LONG_QUERIES + 5:  # noqa: ASYNC110 - the archive signals nothing
             await asyncio.sleep(0)
         refused = await asyncio.gather(*long[LONG_QUERIES:], return_exceptions=True)
         assert [type(each) for each in refused] == [Unavailable] * (5 - LONG_QUERIES)
@@ -152,17 +154,17 @@ def test_coalesced_queries_cost_a_client_nothing() -> None:
         archive.go_on.set()
         shared = CoalescingReader(archive, charge=clients.charge)
         clients.attribute_to(scope("192.0.2.1"))
-        asked = int(ROWS_AT_ONCE // 15_000)
-        for number in range(asked):
-            await shared.candles(SERIES, walk(number))
+        affordable = int(ROWS_AT_ONCE // 15_000)
+        for number in range(affordable):
+            await shared.candles(SERIES, candle_range(number))
         with pytest.raises(QuotaExceeded):
-            await shared.candles(SERIES, walk(asked))
-        await shared.candles(SERIES, walk(asked - 1))  # which was just asked for
+            await shared.candles(SERIES, candle_range(affordable))
+        await shared.candles(SERIES, candle_range(affordable - 1))  # from the cache
         clients.attribute_to(scope("192.0.2.2"))
-        await shared.candles(SERIES, walk(-1))
+        await shared.candles(SERIES, candle_range(-1))
         clients.attribute_to(scope("192.0.2.1"))
         now = 10.0
-        await shared.candles(SERIES, walk(-2))
+        await shared.candles(SERIES, candle_range(-2))
 
     asyncio.run(ask())
 
@@ -213,7 +215,7 @@ def test_summary_costs_days_and_minutes_at_boundaries() -> None:
     assert rows_of_summary(5, 5) == rows_of_summary(9, 5) == 0
 
 
-def test_one_client_has_so_many_streams_and_no_more(log: list[str]) -> None:
+def test_streams_per_client_are_limited(log: list[str]) -> None:
     broadcaster = World(streams=10).context().broadcaster
     broadcaster._max_streams_per_client = 2
     one, second = broadcaster.reserve("a"), broadcaster.reserve("a")
@@ -221,7 +223,7 @@ def test_one_client_has_so_many_streams_and_no_more(log: list[str]) -> None:
         broadcaster.reserve("a")
     other = broadcaster.reserve("b")
     one()
-    one()  # which changes nothing any more
+    one()  # released already
     again = broadcaster.reserve("a")
     with pytest.raises(QuotaExceeded):
         broadcaster.reserve("a")
@@ -231,7 +233,7 @@ def test_one_client_has_so_many_streams_and_no_more(log: list[str]) -> None:
     assert len([line for line in log if "a has 2 already (http.streams_per_client)" in line]) == 1
 
 
-def test_stream_refused_or_never_begun_leaves_its_place() -> None:
+def test_rejected_stream_releases_its_reservation() -> None:
     world = World(streams=10)
     context = world.context()
     context.broadcaster._max_streams_per_client = 1

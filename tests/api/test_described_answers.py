@@ -1,4 +1,4 @@
-"""Every answer that is described is really given, and none that is not."""
+"""Every described response occurs, and no other."""
 
 import asyncio
 import itertools
@@ -35,27 +35,27 @@ def trading(token: str = "plain") -> World:
     return world
 
 
-class NobodyThere(MemoryMode):
+class NoIngestProcess(MemoryMode):
     async def switch(self, mode: Mode) -> Mode:
         raise Unavailable("postgresql://secret")
 
 
-def away() -> World:
-    world = World(token="plain", mode=NobodyThere(), ready=False, streams=0)
+def outage() -> World:
+    world = World(token="plain", mode=NoIngestProcess(), ready=False, streams=0)
     world.cache.away = world.archive.away = True
     return world
 
 
-class Impatient(LimitedHttpProtocol):
+class ShortDeadline(LimitedHttpProtocol):
     HEADER_SECONDS = 0.2
 
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    """Of a server, which refuses what no application gets to see."""
+    """Port of a server, which rejects requests that do not reach the application."""
     with socket.create_server((HOST, 0)) as listener:
         config = uvicorn.Config(
-            application_of(trading().context()), http=Impatient, ws="none", log_config=None, server_header=False
+            application_of(trading().context()), http=ShortDeadline, ws="none", log_config=None, server_header=False
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -66,8 +66,8 @@ def port() -> Iterator[int]:
         thread.join(10)
 
 
-def told(port: int, sent: bytes) -> httpx.Response:
-    """What a server answers before it closes."""
+def raw_response(port: int, sent: bytes) -> httpx.Response:
+    """Return the response of a server that then closes the connection."""
     with socket.create_connection((HOST, port), timeout=5) as client:
         client.sendall(sent)
         received = b"".join(iter(lambda: client.recv(65536), b""))
@@ -77,13 +77,13 @@ def told(port: int, sent: bytes) -> httpx.Response:
     return httpx.Response(int(first.split()[1]), headers=headers, content=body)
 
 
-# What is described
+# Described responses
 
 
 Provoke = Callable[[str, str], httpx.Response]
-"""Asks for a path so that it is answered in a certain way."""
+"""Sends a request that causes a certain response."""
 
-IN_THE_APPLICATION: dict[str | None, Provoke] = {
+BY_APPLICATION: dict[str | None, Provoke] = {
     None: lambda method, path: trading().ask(filled(path), method, TOKEN),
     "unknown_symbol": lambda method, path: trading().ask(
         filled(path, symbol="NOTHING") + ("?symbols=NOTHING" if "{" not in path else ""), method
@@ -98,8 +98,8 @@ IN_THE_APPLICATION: dict[str | None, Provoke] = {
     "invalid_range": lambda method, path: trading().ask(f"{filled(path)}?from=2&to=1", method),
     "invalid_limit": lambda method, path: trading().ask(f"{filled(path)}?limit=0", method),
     "invalid_format": lambda method, path: trading().ask(f"{filled(path)}?format=csv", method),
-    "too_many_requests": lambda method, path: too_much(method, path),
-    "unavailable": lambda method, path: away().ask(filled(path), method, TOKEN),
+    "too_many_requests": lambda method, path: over_limit(method, path),
+    "unavailable": lambda method, path: outage().ask(filled(path), method, TOKEN),
     "unauthorized": lambda method, path: trading().ask(filled(path), method),
     "cross_site": lambda method, path: trading().ask(filled(path), method, TOKEN | {"Origin": "https://evil.example"}),
     "invalid_host": lambda method, path: trading().ask(
@@ -110,13 +110,13 @@ IN_THE_APPLICATION: dict[str | None, Provoke] = {
 }
 
 
-def too_much(method: str, path: str) -> httpx.Response:
-    """An answer to a client that has had its share."""
+def over_limit(method: str, path: str) -> httpx.Response:
+    """Return the response to a client that has used up its limits."""
     world = trading()
     context = replace(world.context(), clients=ClientLimits())
     context.broadcaster._max_streams_per_client = 0
     for bucket in (context.clients._rows, context.clients.guesses):
-        bucket._monotonic = lambda: 0.0  # nothing comes back, however slow the machine
+        bucket._monotonic = lambda: 0.0  # no refill, however slow the machine
         bucket.take("127.0.0.1", 1e9)
     charged = CoalescingReader(world.archive, charge=context.clients.charge)
     context = replace(context, prices=replace(context.prices, archive=charged))
@@ -128,39 +128,39 @@ def too_much(method: str, path: str) -> httpx.Response:
     return asyncio.run(ask())
 
 
-def still_right(method: str, path: str) -> httpx.Response:
-    """An answer to a client that has it."""
+def not_modified(method: str, path: str) -> httpx.Response:
+    """Return the response to a client that has the current ETag."""
     world = trading()
     query = f"?from={world.now - 3_600_000}&to={world.now - 1_800_000}"
     tag = world.ask(filled(path) + query).headers["etag"]
     return world.ask(filled(path) + query, method, {"If-None-Match": tag})
 
 
-ON_THE_WAY: dict[str | None, bytes] = {
+BY_SERVER: dict[str | None, bytes] = {
     "malformed_request": b"\0\r\n\r\n",
     "headers_too_large": b"Host: localhost\r\nX: " + b"x" * 70_000 + b"\r\n\r\n",
     "request_timeout": b"Host: localhost\r\n",
 }
-"""The headers after the first line."""
+"""Bytes after the request line."""
 
 
 def test_every_described_code_has_a_test_request() -> None:
     codes = {each.code for each in DESCRIBED.documented()}
-    assert codes == {*IN_THE_APPLICATION, *ON_THE_WAY, "internal_error"}
-    told = DESCRIBED.document["components"]["schemas"]["ProblemDetails"]["properties"]["code"]["enum"]
-    assert set(told) == codes - {None} | {"not_found"}
+    assert codes == {*BY_APPLICATION, *BY_SERVER, "internal_error"}
+    listed = DESCRIBED.document["components"]["schemas"]["ProblemDetails"]["properties"]["code"]["enum"]
+    assert set(listed) == codes - {None} | {"not_found"}
 
 
-@pytest.mark.parametrize("each", [each for each in DESCRIBED.documented() if each.code in IN_THE_APPLICATION], ids=str)
+@pytest.mark.parametrize("each", [each for each in DESCRIBED.documented() if each.code in BY_APPLICATION], ids=str)
 def test_described_responses_of_application_occur(each: Documented) -> None:
-    provoke = still_right if each.status == HTTPStatus.NOT_MODIFIED else IN_THE_APPLICATION[each.code]
+    provoke = not_modified if each.status == HTTPStatus.NOT_MODIFIED else BY_APPLICATION[each.code]
     answer = provoke(each.method, each.path)
     assert_given(each, answer)
 
 
-@pytest.mark.parametrize("each", [each for each in DESCRIBED.documented() if each.code in ON_THE_WAY], ids=str)
+@pytest.mark.parametrize("each", [each for each in DESCRIBED.documented() if each.code in BY_SERVER], ids=str)
 def test_described_responses_of_server_occur(each: Documented, port: int) -> None:
-    answer = told(port, f"{each.method} {filled(each.path)} HTTP/1.1\r\n".encode() + ON_THE_WAY[each.code])
+    answer = raw_response(port, f"{each.method} {filled(each.path)} HTTP/1.1\r\n".encode() + BY_SERVER[each.code])
     assert_given(each, answer)
 
 
@@ -181,7 +181,7 @@ def assert_given(each: Documented, answer: httpx.Response) -> None:
     DESCRIBED.check(each.method, filled(each.path), answer)
 
 
-# What is not
+# Undescribed responses
 
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY", "CONNECT", "X-Y")
@@ -214,11 +214,11 @@ HEADERS: tuple[dict[str, str], ...] = (
 )
 
 
-@pytest.mark.parametrize("world", [trading(), World(), away()], ids=["trading", "empty", "away"])
+@pytest.mark.parametrize("world", [trading(), World(), outage()], ids=["trading", "empty", "outage"])
 def test_no_response_is_undescribed(world: World) -> None:
     seen = set()
 
-    async def asking() -> None:
+    async def send_all() -> None:
         async with client_of(world.context()) as client:
             for method, path, headers in itertools.product(METHODS, PATHS, HEADERS):
                 await ask(client, method, path, "", headers)
@@ -226,20 +226,20 @@ def test_no_response_is_undescribed(world: World) -> None:
                 await ask(client, method, path, query, {})
 
     async def ask(client: httpx.AsyncClient, method: str, path: str, query: str, headers: dict[str, str]) -> None:
-        # A path that begins with two slashes is another host to a client, unless the host is there.
+        # Without the host a client takes a path that begins with two slashes for a host.
         answer = await client.request(method, f"http://127.0.0.1{path}{query}", headers={"Host": "localhost"} | headers)
         DESCRIBED.check(method, answer.request.url.path, answer)
         seen.add(answer.status_code)
 
-    asyncio.run(asking())
+    asyncio.run(send_all())
     assert seen >= {400, 403, 404, 405, 413}
 
 
 @pytest.mark.parametrize("path", [path for method, path in DESCRIBED.operations if method == "GET"])
-@pytest.mark.parametrize("world", [trading(), World(), away()], ids=["trading", "empty", "away"])
+@pytest.mark.parametrize("world", [trading(), World(), outage()], ids=["trading", "empty", "outage"])
 def test_head_is_get_without_body(world: World, path: str) -> None:
     got, headed = (world.ask(filled(path), method) for method in ("GET", "HEAD"))
-    if path == "/metrics":  # what it says of the process is of another length each time
+    if path == "/metrics":  # its length varies with the values
         assert headed.headers.pop("content-length").isdecimal()
         del got.headers["content-length"]
     assert (headed.status_code, headed.headers, headed.content) == (got.status_code, got.headers, b"")

@@ -1,7 +1,7 @@
-"""Periods and candles while anything happens: memory, cache, codecs and archive against the list of ticks.
+"""Stateful test of periods and candles: memory, cache, codecs and archive against the list of ticks.
 
-The real memory, the real cache and its reader on a Redis of memory, driven as the flow drives them, beat by beat.
-SEEDS=5000 in the environment is how many histories are tried.
+The real memory, cache and reader on a Redis in memory, driven as the pipeline drives them. SEEDS=5000 in the
+environment sets the number of histories.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ SECOND_MS = 1000
 
 # Whole prices, so that totals are exact; few of them, so that extremes are often tied.
 prices = st.integers(1, 5).map(float)
-# Many things happen on whole seconds, so that the edges of periods are hit.
+# Many ages are whole seconds, so that they lie on boundaries of periods.
 ages = st.one_of(
     st.integers(0, RECENT_MS // SECOND_MS - 1).map(lambda seconds: seconds * SECOND_MS),
     st.integers(-AHEAD_MS, 300),
@@ -80,7 +80,7 @@ periods = st.one_of(
 
 
 class Periods(RuleBasedStateMachine):
-    """One market and its stores."""
+    """A market and its stores."""
 
     @initialize(now=st.integers(NOW, NOW + 2 * MINUTE_MS), minute_ms=st.sampled_from([MINUTE_MS, 20_000, 1000]))
     def begin(self, now: int, minute_ms: int) -> None:
@@ -106,7 +106,7 @@ class Periods(RuleBasedStateMachine):
         self.backlog.add(self.cache.unarchived())
 
     def beat(self) -> None:
-        """What the flow does every 100 ms, and with what comes of it."""
+        """Do what the pipeline does every 100 ms."""
         self.cache.put_slices(self.state.absorb(merge_all(self.batch), self.now))
         self.batch = []
         closed = self.state.take_closed(self.now)
@@ -128,7 +128,7 @@ class Periods(RuleBasedStateMachine):
             self.archive.minutes[slot] = more_complete(row, self.archive.minutes.get(slot, row))
         self.cache.mark_archived(self.backlog.confirm(rows, self.now))
 
-    # What happens
+    # Events
 
     @rule(one=st.sampled_from(ALL_SERIES), trades=st.lists(st.tuples(prices, ages), min_size=1, max_size=6))
     def trade(self, one: Series, trades: list[tuple[float, int]]) -> None:
@@ -147,19 +147,19 @@ class Periods(RuleBasedStateMachine):
         self.beat()
 
     @rule()
-    def empty_the_cache(self) -> None:
+    def empty_cache(self) -> None:
         self.beat()
         self.server.empty()
         self.emptied = True
         self.beat()
 
     @rule()
-    def lose_the_archive(self) -> None:
+    def begin_archive_outage(self) -> None:
         self.archive.away = True
 
     @precondition(lambda self: self.archive.away)
     @rule()
-    def find_the_archive(self) -> None:
+    def end_archive_outage(self) -> None:
         self.archive.away = False
 
     @rule()
@@ -167,47 +167,49 @@ class Periods(RuleBasedStateMachine):
         self.beat()
         self.start()
 
-    # What is asked
+    # Queries
 
     @rule(
-        asked=st.lists(periods, min_size=1, max_size=8),
-        whose=st.lists(st.sampled_from(ALL_SERIES), min_size=1, unique=True),
+        lengths=st.lists(periods, min_size=1, max_size=8),
+        of_series=st.lists(st.sampled_from(ALL_SERIES), min_size=1, unique=True),
     )
-    def ask_for_periods(self, asked: list[int | None], whose: list[Series]) -> None:
+    def query_periods(self, lengths: list[int | None], of_series: list[Series]) -> None:
         self.beat()
-        # Those whose edge lies at a tick, or next to it, as well.
-        edges = {-(-(self.now - tick.at) // SECOND_MS) * SECOND_MS for one in whose for tick in self.ticks[one][-8:]}
-        for period in [*asked, *(edge for edge in sorted(edges) if edge > 0)]:
-            self.ask_for_a_period(period, whose)
+        # Also periods with a boundary at a tick or next to it.
+        edges = {
+            -(-(self.now - tick.at) // SECOND_MS) * SECOND_MS for one in of_series for tick in self.ticks[one][-8:]
+        }
+        for period in [*lengths, *(edge for edge in sorted(edges) if edge > 0)]:
+            self.query_period(period, of_series)
 
-    def ask_for_a_period(self, period: int | None, whose: list[Series]) -> None:
+    def query_period(self, period: int | None, of_series: list[Series]) -> None:
         for reader in (StateReader(self.state), self.redis_reader()):
             if self.archive.away and (period is None or period > RECENT_MS):
                 if isinstance(reader, StateReader) or self.emptied or period is None:
-                    continue  # the older minutes are nowhere to be found
+                    continue  # older minutes are unavailable
                 kept = max(minute_start(self.now - period), self.oldest_kept())
-                remembered = [tick.at for one in whose for tick in self.within(one, kept)]
-                # From the first minute remembered: what was before that, nobody can know.
-                self.compare(reader, whose, period, minute_start(min(remembered, default=kept)))
+                cached = [tick.at for one in of_series for tick in self.within(one, kept)]
+                # From the first cached minute: what was before is unknown.
+                self.compare(reader, of_series, period, minute_start(min(cached, default=kept)))
             elif period is None:
-                self.compare(reader, whose, None, 0)
+                self.compare(reader, of_series, None, 0)
             else:
                 exact = self.now - period
-                self.compare(reader, whose, period, exact if period <= RECENT_MS else minute_start(exact))
+                self.compare(reader, of_series, period, exact if period <= RECENT_MS else minute_start(exact))
 
-    def compare(self, reader: CacheReader, whose: Sequence[Series], period: int | None, since: int) -> None:
-        expected = [(one, tick) for one in whose for tick in self.within(one, since)]
+    def compare(self, reader: CacheReader, of_series: Sequence[Series], period: int | None, since: int) -> None:
+        expected = [(one, tick) for one in of_series for tick in self.within(one, since)]
         try:
-            summary = asyncio.run(self.prices(reader).summary(whose, period))
+            summary = asyncio.run(self.prices(reader).summary(of_series, period))
         except (NoData, Unavailable):
             assert not expected
             return
-        # How often a minute was corrected is not what ticks tell.
+        # The ticks do not determine the version.
         candles = {one: msgspec.structs.replace(candle, version=1) for one, candle in summary.candles.items()}
-        assert summary._replace(candles=candles) == self.summary(whose, expected, period, since)
+        assert summary._replace(candles=candles) == self.summary(of_series, expected, period, since)
         high, low = max(tick.price for _, tick in expected), min(tick.price for _, tick in expected)
-        assert summary.highest() == self.first(whose, expected, high)
-        assert summary.lowest() == self.first(whose, expected, low)
+        assert summary.highest() == self.first(of_series, expected, high)
+        assert summary.lowest() == self.first(of_series, expected, low)
         assert summary.whole().average == sum(tick.price for _, tick in expected) / len(expected)
 
     @rule(
@@ -215,57 +217,57 @@ class Periods(RuleBasedStateMachine):
         since=st.one_of(st.none(), ages, st.integers(0, 26 * 3600 * SECOND_MS)),
         until=st.one_of(st.none(), ages, st.integers(0, 26 * 3600 * SECOND_MS)),
         limit=st.sampled_from([1, 2, 3, 1000]),
-        whose=st.lists(st.sampled_from(ALL_SERIES), min_size=1, unique=True),
+        of_series=st.lists(st.sampled_from(ALL_SERIES), min_size=1, unique=True),
     )
-    def ask_for_candles(
-        self, length: int, since: int | None, until: int | None, limit: int, whose: list[Series]
+    def query_candles(
+        self, length: int, since: int | None, until: int | None, limit: int, of_series: list[Series]
     ) -> None:
-        """Of a range from `since` ago `until` ago."""
+        """Query the range from `since` ago to `until` ago."""
         self.beat()
         begin, end = (None if ago is None else self.now - ago for ago in (since, until))
         if begin is not None and end is not None and begin >= end:
             begin, end = end, begin + 1
-        question = CandleRequest(length, begin, end, limit)
+        request = CandleRequest(length, begin, end, limit)
         for reader in (StateReader(self.state), self.redis_reader()):
             known_from = 0
             if self.archive.away:
                 if begin is not None or isinstance(reader, StateReader) or self.emptied:
-                    continue  # the older minutes are nowhere to be found
+                    continue  # older minutes are unavailable
                 known_from = -(-self.oldest_kept() // length) * length
-            expected = self.candles(question, whose, known_from)
+            expected = self.candles(request, of_series, known_from)
             try:
-                chart = asyncio.run(self.prices(reader).candles(whose, question))
+                chart = asyncio.run(self.prices(reader).candles(of_series, request))
             except Unavailable:
                 assert not expected
                 assert self.archive.away
                 continue
-            found = [(start, *plainly(candle)) for start, candle in chart.candles.items()]
+            found = [(start, *fields_of(candle)) for start, candle in chart.candles.items()]
             assert found == expected
             assert [start for start, *_ in found if chart.closed(start, length)] == [
                 start for start, *_ in found if chart.known_from <= start <= self.now - LATE_AFTER_MS - length
             ]
 
-    def candles(self, question: CandleRequest, whose: Sequence[Series], known_from: int) -> list[tuple[Any, ...]]:
-        """The ticks of all series folded on the grid, each candle with the time it opens at."""
-        length, since, until, limit = question
+    def candles(self, request: CandleRequest, of_series: Sequence[Series], known_from: int) -> list[tuple[Any, ...]]:
+        """Return the ticks of all series folded on the grid, each candle with its opening time."""
+        length, since, until, limit = request
         by_start: dict[int, list[Tick]] = {}
-        for one in whose:
+        for one in of_series:
             for tick in self.ticks[one]:
                 start = tick.at - tick.at % length
                 if max(since or 0, known_from) <= start and (until is None or start < until):
                     by_start.setdefault(start, []).append(tick)
         starts = sorted(by_start)
         chosen = starts[-limit:] if since is None else starts[:limit]
-        return [(start, *plainly(candle_of_ticks(by_start[start]))) for start in chosen]
+        return [(start, *fields_of(candle_of_ticks(by_start[start]))) for start in chosen]
 
-    @rule(whose=st.lists(st.sampled_from(ALL_SERIES), min_size=1, unique=True))
-    def ask_for_the_latest(self, whose: list[Series]) -> None:
+    @rule(of_series=st.lists(st.sampled_from(ALL_SERIES), min_size=1, unique=True))
+    def query_latest(self, of_series: list[Series]) -> None:
         self.beat()
-        last = [(one, max(self.ticks[one], key=lambda tick: tick.order)) for one in whose if self.ticks[one]]
+        last = [(one, max(self.ticks[one], key=lambda tick: tick.order)) for one in of_series if self.ticks[one]]
         newest = [(tick.order_of_receipt, one, tick) for one, tick in last]
         for reader in (StateReader(self.state), self.redis_reader()):
             try:
-                quote = asyncio.run(self.prices(reader).latest(whose))
+                quote = asyncio.run(self.prices(reader).latest(of_series))
             except (NoData, Unavailable):
                 assert not newest or self.archive.away
                 continue
@@ -276,26 +278,26 @@ class Periods(RuleBasedStateMachine):
     def memory_is_bounded(self) -> None:
         assert len(self.state.all_slices()) <= sum(map(len, self.ticks.values()))
 
-    # Brute force
+    # Expected values
 
     def within(self, one: Series, since: int) -> list[Tick]:
-        """The ticks since then; a slice belongs when its last tick does."""
+        """Return the ticks since then; a slice counts if its last tick does."""
         last: dict[int, int] = {}
         for tick in self.ticks[one]:
             last[slice_start(tick.at)] = max(tick.at, last.get(slice_start(tick.at), tick.at))
         return [tick for tick in self.ticks[one] if last[slice_start(tick.at)] >= since]
 
     def summary(
-        self, whose: Sequence[Series], ticks: Sequence[tuple[Series, Tick]], period: int | None, since: int
+        self, of_series: Sequence[Series], ticks: Sequence[tuple[Series, Tick]], period: int | None, since: int
     ) -> Any:
         return PeriodSummary(
-            {one: candle for one in whose if (candle := candle_of_series(one, ticks)) is not None},
+            {one: candle for one in of_series if (candle := candle_of_series(one, ticks)) is not None},
             min(tick.at for _, tick in ticks) if period is None else since,
             max(self.now, *(tick.at for _, tick in ticks), 0),
         )
 
-    def first(self, whose: Sequence[Series], ticks: Sequence[tuple[Series, Tick]], price: float) -> ObservedPrice:
-        at, _, one = min((tick.at, whose.index(one), one) for one, tick in ticks if tick.price == price)
+    def first(self, of_series: Sequence[Series], ticks: Sequence[tuple[Series, Tick]], price: float) -> ObservedPrice:
+        at, _, one = min((tick.at, of_series.index(one), one) for one, tick in ticks if tick.price == price)
         return ObservedPrice(one, price, at)
 
     def oldest_kept(self) -> int:
@@ -309,8 +311,8 @@ class Periods(RuleBasedStateMachine):
         return RedisReader(client, self.clock, LATE_AFTER_MS + AHEAD_MS, self.minute_ms)
 
 
-def plainly(candle: Candle) -> tuple[Any, ...]:
-    """What is told of a candle."""
+def fields_of(candle: Candle) -> tuple[Any, ...]:
+    """Return the compared fields of a candle."""
     return candle.open, candle.high, candle.low, candle.close, candle.average, candle.ticks
 
 

@@ -1,7 +1,7 @@
 """Body limit: receives the whole body before a route runs, and refuses one that is too long or too slow.
 
 No route reads a body. Starlette's `max_body_size` counts a body only while a route reads it and sets no deadline, so a
-body that nobody reads would be received for as long as the client sends it, or be parsed as the next request.
+unread body would be received for as long as the client sends it, or be parsed as the next request.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ class BodyLimit:
 
     async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         if STREAMING not in scope.get("extensions", {}) and Headers(scope=scope).get("transfer-encoding"):
-            # Under another server trailers become headers: nobody is authorized by what stands behind a body.
+            # Other servers turn trailers into headers; a trailer must not authorize a request.
             scope = {**scope, "headers": [each for each in scope["headers"] if each[0] != b"authorization"]}
         try:
             async with asyncio.timeout(self._seconds):
@@ -51,7 +51,7 @@ class BodyLimit:
         except TimeoutError:
             await request_timeout()(scope, receive, send)
         else:
-            if messages[-1]["type"] == "http.disconnect":  # nobody asks to act on half a request
+            if messages[-1]["type"] == "http.disconnect":  # the request is incomplete
                 return
 
             async def receive_again() -> Message:
@@ -60,8 +60,8 @@ class BodyLimit:
             await self._app(scope, receive_again, send)
 
     async def _received(self, scope: Scope, receive: Receive) -> list[Message]:
-        """All messages of the body, up to the one that ends it."""
-        # Before the first await, which would tell the client to go on.
+        """Return all messages of the body, up to the one that ends it."""
+        # Before the first receive(), at which the server sends 100 Continue.
         if any(
             len(digits := value.lstrip("0")) > 18
             or int(digits or "0") > self._max_bytes  # int() has a limit of its own

@@ -18,27 +18,27 @@ class NameLookup:
         self._exchanges = {name.lower(): name for name in exchanges}
         self._symbols = {name.lower(): name for name in symbols}
 
-    def exchange(self, asked: str) -> str:
+    def exchange(self, name: str) -> str:
         """Return the configured spelling of an exchange.
 
         Raises:
             UnknownExchange: no exchange has this name.
         """
-        if (found := _named(asked, self._exchanges)) is None:
+        if (found := _configured(name, self._exchanges)) is None:
             raise UnknownExchange(f"No such exchange; there are {', '.join(self.exchanges)}.")
         return found
 
-    def symbol(self, asked: str) -> str:
+    def symbol(self, name: str) -> str:
         """Return the configured spelling of a symbol.
 
         Raises:
             UnknownSymbol: no symbol has this name.
         """
-        if (found := _named(asked, self._symbols)) is None:
+        if (found := _configured(name, self._symbols)) is None:
             raise UnknownSymbol(f"No such symbol; there are {', '.join(self.symbols)}.")
         return found
 
 
-def _named(asked: str, names: Mapping[str, str]) -> str | None:
+def _configured(name: str, names: Mapping[str, str]) -> str | None:
     # The lower case of some letters beyond ASCII is an ASCII letter.
-    return names.get(asked.lower()) if asked.isascii() else None
+    return names.get(name.lower()) if name.isascii() else None

@@ -135,7 +135,7 @@ class PriceQueries:
         )
         if rows is None:
             if remembered is None:
-                raise Unavailable("neither the cache nor the archive can be asked")
+                raise Unavailable("neither the cache nor the archive is available")
             return await self._remembered(series, max(since, oldest_kept_minute(now)), now)
         if remembered is not None:
             return _summary(series, _pairwise(rows, remembered), since, now, complete=True)

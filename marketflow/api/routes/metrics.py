@@ -48,7 +48,7 @@ def _encoded(exposed: Collector, accept: str) -> tuple[bytes, str]:
     """Return the text and its media type, by the `Accept` header."""
     try:
         encode, content_type = choose_encoder(accept)
-    except (ValueError, TypeError):  # it asks for a version that is none
+    except (ValueError, TypeError):  # the version in Accept is invalid
         encode, content_type = generate_latest, CONTENT_TYPE_PLAIN_0_0_4
     return encode(exposed), content_type
 
