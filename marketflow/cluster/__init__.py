@@ -1,6 +1,6 @@
-"""What the two halves say to each other in Redis: which process takes ticks, how it does, and that it shall switch.
+"""Communication of the two roles through Redis: leader election, published state, commands.
 
-The half that takes ticks holds a lease (`lease`), publishes its state and carries out commands (`holder`). The half
-that answers requests follows that state and sends commands (`remote`). They share no memory and no port, so there may
-be any number of the second, and others of the first that stand by.
+The leader of the ingest role holds a lease (`lease`), publishes its state and runs commands (`leader`). The API role
+follows that state and sends commands (`remote_control`). They share no memory and no port, so there may be any number
+of API processes, and of standbys.
 """

@@ -1,7 +1,7 @@
 """The API process's side of the cluster: follows the state of the leader, and sends it commands.
 
 The state comes by publish/subscribe within milliseconds, and is also polled twice a second: a subscription that has
-silently failed cannot be told from one where nothing happens.
+silently failed looks like one where nothing happens.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""The first steps of a server's process: what must happen in it before it becomes the server.
+"""Launcher: what a server's process does before it executes the server.
 
 Run by a Python of its own, which needs nothing but the standard library. A function called between fork and exec
-(subprocess's preexec_fn) would run in a copy of a process with threads, whose locks nobody releases any more.
+(subprocess's preexec_fn) would run in a copy of a process with threads, whose locks are never released.
 """
 
 import os

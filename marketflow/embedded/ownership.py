@@ -1,4 +1,4 @@
-"""Whose the files of the embedded servers are: ours or root's, and nobody else may write to them.
+"""Ownership of the files of the embedded servers: only this user or root may own or write them.
 
 When MarketFlow runs as root, as in many containers, PostgreSQL refuses to: it runs as a system user, who owns its
 folder and is created if need be. What is above the data folder is not ours: nothing of it is changed, and a folder in
@@ -24,19 +24,19 @@ WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def refuse_foreign(path: Path, user: int | None = None) -> None:
-    """Refuse what belongs to another user than us, root and the one given, or what others may write to.
+    """Refuse a path that belongs to another user than this one, root and `user`, or that others may write to.
 
-    Nothing where there is nothing.
+    A path that does not exist is accepted.
 
     Raises:
-        StartError: it is so.
+        StartError: the path is refused.
     """
     if (why := foreign(path, user)) is not None:
         raise StartError(f"{why}; or set another data_dir")
 
 
 def foreign(path: Path, user: int | None = None) -> str | None:
-    """Why a path is refused, and what to do about it; None when it is not. A link is judged by itself."""
+    """Return why a path is refused and how to fix it; None if it is accepted. Links are not followed."""
     try:
         found = path.lstat()
     except OSError:  # there is nothing, or it will be found to be closed
@@ -53,10 +53,10 @@ def foreign(path: Path, user: int | None = None) -> str | None:
 
 
 def refuse_foreign_folder(folder: Path, user: int | None = None) -> None:
-    """The same of a folder, which must be none of another kind, and of what is directly in it.
+    """Refuse a folder likewise, a path that is no folder, and refused entries directly in it.
 
     Raises:
-        StartError: it is so.
+        StartError: the folder is refused.
     """
     refuse_foreign(folder, user)
     with suppress(FileNotFoundError):
@@ -77,7 +77,7 @@ def own_for_postgres(folder: Path) -> pwd.struct_passwd:
     The data folder above it, which is ours, is opened for others to pass through.
 
     Raises:
-        StartError: there is no such user and none can be created, or the folder is somebody else's.
+        StartError: there is no such user and none can be created, or the folder belongs to another user.
     """
     user = system_user()
     refuse_foreign(folder, user.pw_uid)

@@ -1,7 +1,6 @@
-"""PostgreSQL as an embedded server: how its cluster is made and configured, and how it is asked whether it is ready.
+"""PostgreSQL as an embedded server: creates and configures its cluster, and probes its readiness.
 
-Everything is said on command lines, and nothing is edited in the cluster: a new version of MarketFlow thereby has its
-settings on old data too.
+All settings are on command lines and none in the files of the cluster: a new version applies its own to old data.
 """
 
 import os
@@ -79,7 +78,7 @@ class EmbeddedPostgres(ChildServer):
         """Make the database cluster, the first time."""
         if not (self.data / "PG_VERSION").exists():
             self.create_cluster()
-        # It may be torn, or name a pid that is somebody else's by now, and then keep the server from starting. The
+        # It may be torn, or name a reused pid, and then keep the server from starting. The
         # server's shared memory still guards against processes that outlived it.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 

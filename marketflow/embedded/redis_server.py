@@ -1,7 +1,7 @@
-"""Redis as an embedded server: how it is configured, and how it is asked whether it is ready.
+"""Redis as an embedded server: configures it, and probes its readiness.
 
-It is asked through a socket of our own instead of a client: the kernel then names the process that answers, and a
-client's retries and handshake do not get between.
+The probe uses a plain socket instead of a client: the kernel then names the process that answers, without the retries
+and handshake of a client.
 """
 
 import signal
@@ -75,10 +75,10 @@ class EmbeddedRedis(ChildServer):
         return Answer.READY if reply else Answer.SILENT
 
     def connect(self, process: ServerProcess) -> socket.socket:
-        """A connection to this very process, as the kernel names the peer.
+        """Connect to this very process, by the peer that the kernel names.
 
         Raises:
-            OSError: nobody listens, or somebody else.
+            OSError: nothing listens, or another process does.
         """
         connection = socket.socket(socket.AF_UNIX)
         try:

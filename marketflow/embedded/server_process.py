@@ -1,4 +1,4 @@
-"""Processes of servers, as /proc tells of them.
+"""Server processes, as /proc lists them.
 
 Whether a server runs on a folder is read from there (the program's name, and the folder among its arguments or as its
 working directory), not from a pid file, which may be stale, torn or name a reused pid.
@@ -34,7 +34,7 @@ class ServerProcess:
         """When it began, in the kernel's ticks since the start of the machine; None when it has ended."""
 
     def alive(self) -> bool:
-        """Whether it runs; a child that has ended is reaped by asking."""
+        """Return whether it runs; reaps a child that has ended."""
         if self._child is not None:
             return self._child.poll() is None
         return self.born is not None and _born(self.pid) == self.born
@@ -60,7 +60,7 @@ class ServerProcess:
             process.send(signal.SIGCONT)
 
     def wait(self, seconds: float) -> bool:
-        """Whether it has ended within so many seconds."""
+        """Wait for its end; return whether it came within `seconds`."""
         deadline = time.monotonic() + seconds
         while self.alive():
             if time.monotonic() > deadline:
@@ -127,7 +127,7 @@ def find_servers(program: str, folder: Path) -> list[ServerProcess]:
 
 
 def claimed_by_others(program: str, folder: Path) -> bool:
-    """Whether a process of anybody's claims to run a program on a folder that is closed to us."""
+    """Return whether a process of any user claims to run a program on a folder that this user may not enter."""
     try:
         os.listdir(folder)
     except PermissionError:
@@ -138,7 +138,7 @@ def claimed_by_others(program: str, folder: Path) -> bool:
 
 
 def _runs(pid: int, program: str, users: set[int]) -> bool:
-    """Whether it is of one of these users, and runs that file, which it cannot make up as it can its arguments."""
+    """Return whether one of these users runs that file, which a process cannot fake as it can its arguments."""
     try:
         user = os.stat(f"/proc/{pid}").st_uid
         file = os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")

@@ -40,7 +40,7 @@ class SocketFolder:
         """Make the folder, for a user and group other than ours if need be.
 
         Raises:
-            StartError: somebody else has made it, to listen in.
+            StartError: another user has created it.
         """
         if not self._is_temporary or self._held is not None:
             return
@@ -96,7 +96,7 @@ def remove_unless_held(folder: Path) -> None:
 
 
 def _is(path: Path, found: os.stat_result) -> bool:
-    """Whether a path still leads to a file that was opened."""
+    """Return whether a path still leads to the opened file."""
     with suppress(OSError):
         return os.path.samestat(path.lstat(), found)
     return False
