@@ -108,7 +108,7 @@ def test_merging_leaves_the_batches_alone() -> None:
 
 
 @given(candles(), candles())
-def test_the_fuller_candle_has_at_least_the_ticks_of_both(a: Candle, b: Candle) -> None:
+def test_more_complete_candle_has_the_most_ticks(a: Candle, b: Candle) -> None:
     assert more_complete(a, b).ticks == max(a.ticks, b.ticks)
     assert more_complete(a, b).ticks == more_complete(b, a).ticks
 

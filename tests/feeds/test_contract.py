@@ -140,7 +140,7 @@ def test_a_feed_can_be_subscribed_to_again(feed: Feed) -> None:
     wait_until(lambda: not feed_threads())
 
 
-def test_a_stopped_feed_completes_with_all_that_was_received_handed_on(feed: Feed) -> None:
+def test_stopped_feed_completes_after_all_that_was_received(feed: Feed) -> None:
     received = Received()
     with received.subscribe(feed):
         wait_until(lambda: received.batches)
@@ -182,7 +182,7 @@ def test_ticks_come_in_the_order_they_were_sent(exchange: ScriptedExchange) -> N
     assert closes[-1] == 50.0
 
 
-def test_a_stopped_feed_hands_on_all_that_its_machine_had_received(exchange: ScriptedExchange) -> None:
+def test_stopped_feed_emits_what_the_kernel_has_received(exchange: ScriptedExchange) -> None:
     feed = tcp_feed(exchange.port)
     received = Received()
     held, release = threading.Event(), threading.Event()
@@ -259,7 +259,7 @@ def test_a_refused_connection_is_an_error_and_connecting(exchange: ScriptedExcha
         assert feed.state == FeedState.CONNECTING
 
 
-def test_a_connection_that_the_exchange_closes_is_an_error_and_loses_no_tick(exchange: ScriptedExchange) -> None:
+def test_closed_connection_is_an_error_and_loses_no_tick(exchange: ScriptedExchange) -> None:
     feed = tcp_feed(exchange.port)
     received = Received()
     with received.subscribe(feed):
@@ -300,7 +300,7 @@ LINE = b'{"symbol":"BTCUSDT","price":1.5}\n'
 
 
 @pytest.mark.parametrize("lines_a_receive", [1, 7])
-def test_what_a_feed_that_is_behind_holds_back_is_handed_on_once_nothing_more_waits(
+def test_lagging_feed_emits_its_batch_once_it_has_caught_up(
     exchange: ScriptedExchange, monkeypatch: pytest.MonkeyPatch, lines_a_receive: int
 ) -> None:
     monkeypatch.setattr(tcp_module, "BATCH_SECONDS", 3600.0)
@@ -314,7 +314,7 @@ def test_what_a_feed_that_is_behind_holds_back_is_handed_on_once_nothing_more_wa
 
 
 @pytest.mark.parametrize("end", [ScriptedExchange.cut, ScriptedExchange.reset])
-def test_what_a_feed_holds_back_is_handed_on_before_its_connection_ends(
+def test_lagging_feed_emits_its_batch_before_the_connection_ends(
     exchange: ScriptedExchange, monkeypatch: pytest.MonkeyPatch, end: Callable[[ScriptedExchange], None]
 ) -> None:
     monkeypatch.setattr(tcp_module, "BATCH_SECONDS", 3600.0)
@@ -356,7 +356,7 @@ def test_a_feed_that_stays_behind_hands_on_all_the_same(
         sender.join(5)
 
 
-def test_a_silent_peer_is_given_up_and_stale_until_a_tick_comes(exchange: ScriptedExchange) -> None:
+def test_silent_connection_is_closed_and_stale_until_a_tick(exchange: ScriptedExchange) -> None:
     feed = tcp_feed(exchange.port, stale_after_seconds=0.2)
     received = Received()
     with received.subscribe(feed):
@@ -454,7 +454,7 @@ def test_the_rate_is_kept_whatever_the_pauses() -> None:
     assert abs(count - seconds.now * 100) <= 1
 
 
-def test_after_a_long_stop_no_more_than_a_second_is_made_up_for() -> None:
+def test_generator_makes_up_for_one_second_after_a_pause() -> None:
     seconds = Seconds()
     market = Market(SYMBOLS, 100, 7, seconds)
     seconds.now = 3600.0

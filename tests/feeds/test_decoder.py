@@ -86,7 +86,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_bad_line_is_dropped_and_counted_and_its_neighbours_are_taken(name: str) -> None:
+def test_bad_line_is_rejected_and_counted_alone(name: str) -> None:
     bad, reason = HOSTILE[name]
     told = Told()
     decoder = make_guard(told)
@@ -115,14 +115,14 @@ def test_a_record_broken_over_two_lines_is_two_bad_lines() -> None:
     assert decoder.rejected == {"malformed": 2}
 
 
-def test_records_that_share_a_line_are_a_bad_line_however_many_lines_there_are() -> None:
+def test_records_that_share_a_line_are_rejected() -> None:
     decoder = make_guard()
     assert only(decoder, GOOD[:-1] + GOOD + b"\n" + GOOD).ticks == 1
     assert only(decoder, GOOD + b'{"symbol":"BTCUSDT",\n"price":1}' + GOOD).ticks == 1
     assert decoder.rejected == {"malformed": 3}
 
 
-def test_a_heartbeat_over_64_kib_is_a_line_too_long_as_it_is_when_it_comes_in_pieces() -> None:
+def test_heartbeat_over_64_kib_is_too_long_whole_or_in_pieces() -> None:
     decoder = make_guard()
     assert decoder.decode(b" " * (MAX_LINE_BYTES + 1) + b"\n") == {}
     assert decoder.rejected == {"too_long": 1}
@@ -176,7 +176,7 @@ def test_optional_fields_reject_no_line() -> None:
 
 
 @pytest.mark.parametrize(("unit", "name"), [(1 / 1000, "seconds"), (1000, "microseconds"), (1_000_000, "nanoseconds")])
-def test_feed_in_another_unit_is_converted_and_says_so_once(unit: float, name: str) -> None:
+def test_feed_in_another_unit_is_converted_and_logged_once(unit: float, name: str) -> None:
     said: list[str] = []
     decoder = Decoder(Mode.LIVE, "exchange1", SYMBOLS, lambda: NOW, 5000, Told(), said.append)
     for _ in range(3):

@@ -29,7 +29,7 @@ def test_lines_come_whole_however_the_stream_is_cut(lines: list[bytes], data: st
     assert got == b"".join(line + b"\n" for line in lines)
 
 
-def test_a_line_that_never_ends_is_skipped_with_bounded_memory_and_counted_once() -> None:
+def test_endless_line_is_dropped_in_bounded_memory_and_counted_once() -> None:
     too_long = Counter()
     framer = Framer(too_long)
     for _ in range(100):
@@ -45,7 +45,7 @@ def test_the_tail_of_a_skipped_line_is_no_line_of_its_own() -> None:
     assert framer.push(b'xt":1}\n') == b'{"next":1}\n'
 
 
-def test_a_line_that_ends_right_after_it_was_skipped_leaves_the_next_one_alone() -> None:
+def test_line_after_a_dropped_line_is_kept() -> None:
     framer = Framer(Counter())
     framer.push(b"x" * (MAX_LINE_BYTES + 1))
     assert framer.push(b"\n") == b""

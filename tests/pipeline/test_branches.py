@@ -193,7 +193,7 @@ def test_cache_is_complete_only_when_it_has_confirmed_its_refill() -> None:
     world.pool.kill()
 
 
-def test_flow_reports_the_branch_whose_store_never_answers() -> None:
+def test_branch_whose_store_never_answers_is_reported() -> None:
     world = SlowWorld()
     world.trade(5)
     world.archive.hangs = True

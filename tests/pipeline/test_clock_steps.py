@@ -48,7 +48,7 @@ def test_the_minute_that_ran_is_written_within_seconds_of_the_step(world: World,
     assert world.archive.rows[Slot(BTC, START_MS)].ticks == 10
 
 
-def test_minutes_that_happen_twice_are_whole_with_the_ticks_of_both(world: World) -> None:
+def test_repeated_minutes_have_the_ticks_of_both(world: World) -> None:
     trade(world, 12 * 60)
     world.clock_step_ms -= 11 * MINUTE_MS  # to a minute that memory has let go of
     trade(world, 150)
@@ -56,7 +56,7 @@ def test_minutes_that_happen_twice_are_whole_with_the_ticks_of_both(world: World
     assert_exact(world)
 
 
-def test_minutes_that_happen_twice_are_whole_though_the_archive_was_away_at_the_step(world: World) -> None:
+def test_repeated_minutes_are_complete_after_an_archive_outage(world: World) -> None:
     trade(world, 12 * 60)
     world.archive.away = True
     world.clock_step_ms -= 11 * MINUTE_MS
@@ -83,6 +83,6 @@ def test_the_newest_price_is_the_newest_after_a_step_back(world: World) -> None:
     assert world.cache.newest[BTC].price == world.sent[-1][1].price
 
 
-def test_what_lies_ahead_of_the_clock_does_not_mark_minutes_before_it_as_archived() -> None:
+def test_minutes_ahead_of_the_clock_mark_none_as_archived() -> None:
     before_the_step = {Slot(BTC, START_MS + HOUR_MS): candle_of(Tick(1.0, START_MS + HOUR_MS, 1))}
     assert Backlog().confirm(before_the_step, START_MS) == START_MS - RECENT_MS

@@ -68,7 +68,7 @@ def test_a_slice_that_arrives_in_pieces_is_written_whole(world: World) -> None:
 # Minutes
 
 
-def test_a_minute_is_written_once_within_five_seconds_of_its_end_and_equals_its_ticks(world: World) -> None:
+def test_minute_is_written_once_within_five_seconds_of_its_end(world: World) -> None:
     for second in range(60):
         world.run_until_ms(second * 1000 + 10)
         world.send(100.0 + second % 7, series=BTC)
@@ -111,7 +111,7 @@ def test_minute_is_written_with_the_longest_lateness_allowed() -> None:
     assert world.state.late_ticks == 0
 
 
-def test_a_late_tick_within_the_grace_is_in_the_first_version_of_its_row(world: World) -> None:
+def test_tick_within_allowed_lateness_is_in_the_first_row_version(world: World) -> None:
     world.run_until_ms(30_000)
     world.send(1.0)
     world.run_until_ms(61_500)
@@ -121,7 +121,7 @@ def test_a_late_tick_within_the_grace_is_in_the_first_version_of_its_row(world: 
     assert len(world.archive.written_at[MINUTE]) == 1
 
 
-def test_a_tick_later_than_the_grace_makes_a_fuller_row(world: World) -> None:
+def test_tick_after_allowed_lateness_makes_a_more_complete_row(world: World) -> None:
     world.run_until_ms(30_000)
     world.send(1.0)
     world.run_until_ms(64_000)
@@ -141,7 +141,7 @@ def test_ticks_out_of_order_make_the_same_row(world: World) -> None:
     assert_same(world.archive.rows, expected_minutes(world))
 
 
-def test_a_tick_for_a_minute_long_gone_is_counted_and_changes_no_row(world: World) -> None:
+def test_tick_of_an_expired_minute_is_counted_and_changes_no_row(world: World) -> None:
     world.send(1.0, 2.0)
     world.run_until_ms(600_000)
     rows = dict(world.archive.rows)
@@ -183,7 +183,7 @@ def test_a_slow_consumer_gets_fewer_and_larger_writes_and_loses_nothing() -> Non
     assert_same(world.archive.rows, expected_minutes(world))
 
 
-def test_a_write_that_raises_is_counted_and_the_flow_lives(world: World) -> None:
+def test_write_that_raises_is_counted_and_drops_one_item(world: World) -> None:
     world.cache.broken_writes = 1
     world.send(1.0)
     world.run(0.01)
@@ -195,7 +195,7 @@ def test_a_write_that_raises_is_counted_and_the_flow_lives(world: World) -> None
     assert_same(world.archive.rows, expected_minutes(world))
 
 
-def test_rows_are_exact_while_the_cache_is_away_and_the_cache_is_refilled_on_its_return(world: World) -> None:
+def test_cache_outage_keeps_rows_exact_and_ends_with_a_refill(world: World) -> None:
     world.send(1.0)
     world.run_until_ms(10_000)
     world.cache.away = True
@@ -219,7 +219,7 @@ def test_an_emptied_cache_is_refilled(world: World) -> None:
     assert_same(world.cache.slices, candles_of_ticks(world.sent, SLICE_MS))
 
 
-def test_rows_wait_while_the_archive_is_away_and_are_written_within_seconds_of_its_return(world: World) -> None:
+def test_archive_outage_delays_rows_until_seconds_after_it(world: World) -> None:
     world.archive.away = True
     for n in range(300):
         world.run(1)
@@ -237,7 +237,7 @@ def test_rows_wait_while_the_archive_is_away_and_are_written_within_seconds_of_i
 # The end
 
 
-def test_rows_beyond_the_limit_are_dropped_oldest_first_and_told(log: list[str]) -> None:
+def test_full_backlog_drops_oldest_rows_and_logs_it(log: list[str]) -> None:
     world = World(pending_limit=2).start()
     world.archive.away = True
     for _ in range(4):
@@ -264,7 +264,7 @@ def test_the_end_drains_everything_and_writes_the_open_minute(world: World) -> N
     assert world.cache.newest[BTC].price == 2.0
 
 
-def test_the_end_comes_in_time_with_both_stores_away(world: World) -> None:
+def test_end_is_in_time_while_both_stores_are_down(world: World) -> None:
     world.send(1.0)
     world.run(1)
     world.cache.away = world.archive.away = True
@@ -323,7 +323,7 @@ def test_minutes_that_ended_while_nothing_ran_are_written() -> None:
     assert_same(world.archive.rows, candles_of_ticks(ticks, MINUTE_MS))
 
 
-def test_a_minute_cut_by_a_crash_is_written_though_the_restart_comes_hours_later() -> None:
+def test_minute_cut_by_a_crash_is_written_hours_later() -> None:
     world = World()
     world.cache.left_behind, ticks = left_behind(3_600_000, 3_599_000)
     world.cache.away = True
@@ -335,7 +335,7 @@ def test_a_minute_cut_by_a_crash_is_written_though_the_restart_comes_hours_later
     assert world.state.late_ticks == 0
 
 
-def test_slices_of_the_earlier_run_are_merged_when_the_cache_comes_back_late() -> None:
+def test_late_recovery_merges_slices_of_the_earlier_run() -> None:
     world = World()
     world.clock_step_ms = 30_000
     world.cache.away = True
@@ -397,7 +397,7 @@ def archived(price: float, ticks: int, start: int = START_MS) -> Candles:
     return {Slot(BTC, start): candle_of_ticks(ticks_of_minute)}
 
 
-def test_a_minute_of_two_runs_is_whole_though_the_cache_was_emptied_between_them() -> None:
+def test_minute_of_two_runs_is_complete_though_the_cache_was_emptied() -> None:
     world = World()
     world.clock_step_ms = 30_000
     world.archive.rows = archived(7.0, ticks=5)
@@ -409,7 +409,7 @@ def test_a_minute_of_two_runs_is_whole_though_the_cache_was_emptied_between_them
     assert world.cache.minutes[MINUTE] == row
 
 
-def test_a_minute_of_two_runs_is_whole_when_the_archive_comes_back_late() -> None:
+def test_minute_of_two_runs_is_complete_after_an_archive_outage() -> None:
     world = World()
     world.clock_step_ms = 30_000
     world.archive.rows = archived(7.0, ticks=5)
@@ -422,7 +422,7 @@ def test_a_minute_of_two_runs_is_whole_when_the_archive_comes_back_late() -> Non
     assert world.archive.rows[MINUTE].ticks == 6
 
 
-def test_what_both_stores_have_of_an_earlier_run_counts_once() -> None:
+def test_ticks_in_both_stores_count_once() -> None:
     world = World()
     world.clock_step_ms = 30_000
     world.archive.rows = archived(7.0, ticks=5)
@@ -436,7 +436,7 @@ def test_what_both_stores_have_of_an_earlier_run_counts_once() -> None:
     assert world.archive.rows[MINUTE].ticks == 7
 
 
-def test_what_both_stores_have_of_an_earlier_run_counts_once_though_the_cache_comes_back_late() -> None:
+def test_ticks_in_both_stores_count_once_after_late_cache_recovery() -> None:
     world = World()
     world.clock_step_ms = 30_000
     world.archive.rows = archived(7.0, ticks=5)
@@ -488,7 +488,7 @@ def test_nothing_is_marked_as_archived_before_the_backlog_is_pending() -> None:
     assert all(marks)
 
 
-def test_a_minute_counts_as_archived_when_none_before_it_waits_and_no_tick_can_come_for_one(world: World) -> None:
+def test_minutes_are_marked_archived_when_no_row_can_follow(world: World) -> None:
     world.send(1.0)
     world.run_until_ms(65_000)
     assert world.cache.archived_until == START_MS + MINUTE_MS - RECENT_MS
@@ -501,7 +501,7 @@ def test_a_minute_counts_as_archived_when_none_before_it_waits_and_no_tick_can_c
     assert world.cache.archived_until == START_MS + 600_000 - RECENT_MS
 
 
-def test_a_cache_emptied_while_rows_wait_gets_those_that_memory_no_longer_holds(world: World) -> None:
+def test_refill_includes_pending_rows_that_expired_from_memory(world: World) -> None:
     world.send(1.0)
     world.archive.away = True
     world.run_until_ms(600_000)
@@ -566,7 +566,7 @@ def test_the_minute_of_the_mode_that_was_left_is_written(world: World) -> None:
     assert_same(world.archive.rows, expected_minutes(world))
 
 
-def test_one_feed_failing_does_not_touch_the_others_and_it_comes_back() -> None:
+def test_failing_feed_reconnects_and_affects_no_other() -> None:
     feeds = {Mode.TEST: [ScriptedFeed(Mode.TEST, name) for name in ("a", "b")], Mode.LIVE: []}
     world = World(feeds=feeds).start()
     bad, good = feeds[Mode.TEST]
@@ -584,14 +584,14 @@ def test_one_feed_failing_does_not_touch_the_others_and_it_comes_back() -> None:
     assert world.cache.newest[b].price == 20.0
 
 
-def test_a_candle_of_the_oracle_is_a_candle_of_the_flow(world: World) -> None:
+def test_archived_candle_equals_that_of_the_oracle(world: World) -> None:
     world.send(3.0, 1.0, 2.0)
     world.run(65)
     assert world.archive.rows[MINUTE] == candle_of_ticks([tick for _, tick in world.sent])
 
 
 @pytest.mark.parametrize("step", ["observe", "absorb", "take_closed"])
-def test_a_batch_on_which_a_step_raises_is_given_up_and_the_flow_lives(
+def test_batch_on_which_a_step_raises_is_dropped_alone(
     monkeypatch: pytest.MonkeyPatch, log: list[str], step: str
 ) -> None:
     world = World()
@@ -621,7 +621,7 @@ def test_a_batch_on_which_a_step_raises_is_given_up_and_the_flow_lives(
 # What is counted
 
 
-def test_it_is_counted_once_how_long_the_newest_tick_took_to_the_cache() -> None:
+def test_delay_of_the_newest_tick_to_the_cache_is_counted_once() -> None:
     world = World()
     write = world.cache.put_newest
 
@@ -641,7 +641,7 @@ def test_it_is_counted_once_how_long_the_newest_tick_took_to_the_cache() -> None
     assert delays.total == pytest.approx(1.0, abs=0.01)
 
 
-def test_what_is_written_again_to_a_cache_that_was_emptied_took_no_time(world: World) -> None:
+def test_refill_counts_no_delays(world: World) -> None:
     world.send(1.0)
     world.run(100)
     world.cache.empty()
@@ -652,7 +652,7 @@ def test_what_is_written_again_to_a_cache_that_was_emptied_took_no_time(world: W
     assert delays.total == pytest.approx(0.0, abs=0.01)
 
 
-def test_a_tick_that_does_not_reach_the_cache_is_an_error_and_took_no_time(world: World) -> None:
+def test_failed_write_counts_an_error_and_no_delay(world: World) -> None:
     world.cache.away = True
     world.send(1.0)
     world.run(0.01)
@@ -672,7 +672,7 @@ def test_rows_that_the_archive_refuses_are_not_counted_as_written(world: World) 
 # Days
 
 
-def test_days_are_rolled_up_step_by_step_beside_the_minutes_which_are_in_time(world: World) -> None:
+def test_rollup_steps_do_not_delay_minutes(world: World) -> None:
     world.days.steps = 400
     for _ in range(70):
         world.send(1.0)
@@ -684,7 +684,7 @@ def test_days_are_rolled_up_step_by_step_beside_the_minutes_which_are_in_time(wo
     assert len(world.days.asked_at) - asked <= 6
 
 
-def test_days_that_cannot_be_rolled_up_are_told_and_tried_again_ever_more_seldom(world: World, log: list[str]) -> None:
+def test_failing_rollup_is_logged_and_retried_with_backoff(world: World, log: list[str]) -> None:
     world.days.away = True
     world.send(1.0)
     world.run(600)

@@ -63,21 +63,21 @@ def conflate(request: pytest.FixtureRequest) -> Conflate:
     return operator
 
 
-def test_an_item_that_finds_the_consumer_idle_is_handed_on_at_once(conflate: Conflate) -> None:
+def test_item_that_arrives_when_idle_is_emitted_at_once(conflate: Conflate) -> None:
     scheduler = TestScheduler()
     source = scheduler.create_hot_observable(on_next(210, 1), on_next(300, 2))
     result = scheduler.start(lambda: source.pipe(conflate(working(scheduler, 5), add)))
     assert result.messages == [on_next(215, 1), on_next(305, 2)]
 
 
-def test_what_comes_while_the_consumer_is_busy_is_merged_into_one(conflate: Conflate) -> None:
+def test_items_during_work_are_merged_into_one(conflate: Conflate) -> None:
     scheduler = TestScheduler()
     source = scheduler.create_hot_observable(*(on_next(210 + i, 10**i) for i in range(6)))
     result = scheduler.start(lambda: source.pipe(conflate(working(scheduler, 50), add)))
     assert result.messages == [on_next(260, 1), on_next(310, 111110)]
 
 
-def test_what_waits_is_still_handed_on_when_the_source_completes(conflate: Conflate) -> None:
+def test_waiting_item_is_emitted_after_the_source_completes(conflate: Conflate) -> None:
     scheduler = TestScheduler()
     source = scheduler.create_hot_observable(on_next(210, 1), on_next(220, 2), on_completed(230))
     result = scheduler.start(lambda: source.pipe(conflate(working(scheduler, 50), add)))
@@ -223,7 +223,7 @@ def test_retries_go_on_when_each_failure_is_on_another_thread() -> None:
 # isolated
 
 
-def test_work_that_raises_is_told_and_the_next_item_is_worked_on() -> None:
+def test_work_that_raises_is_reported_and_does_not_stop_the_next() -> None:
     scheduler = TestScheduler()
     failures: list[Exception] = []
 
@@ -272,7 +272,7 @@ def test_disposing_of_connect_disconnects_the_shared_sources() -> None:
     assert [subscription.unsubscribe for subscription in source.subscriptions] == [300]
 
 
-def test_a_slow_lane_does_not_hold_up_another_and_each_keeps_its_order() -> None:
+def test_slow_partition_delays_no_other_and_keeps_its_order() -> None:
     scheduler = TestScheduler()
 
     def partition(parts: Observable[dict[str, int]]) -> Observable[Any]:
@@ -290,14 +290,14 @@ def test_a_slow_lane_does_not_hold_up_another_and_each_keeps_its_order() -> None
     assert [part["slow"] for part in got if "slow" in part] == [0, 3]
 
 
-def test_what_belongs_to_no_lane_is_left_out_and_a_dict_without_a_part_does_not_reach_a_lane() -> None:
+def test_partitions_drop_unknown_keys_and_empty_parts() -> None:
     scheduler = TestScheduler()
     source = scheduler.create_hot_observable(on_next(210, {"a": 1, "gone": 2}), on_next(220, {"gone": 3}))
     result = scheduler.start(lambda: source.pipe(partitions(["a", "b"], lambda key: key, ops.map(lambda part: part))))
     assert result.messages == [on_next(210, {"a": 1})]
 
 
-def test_lanes_end_as_their_source_does() -> None:
+def test_partitions_end_as_their_source_does() -> None:
     scheduler = TestScheduler()
     split = partitions(["a", "b"], lambda key: key, ops.map(lambda part: part))
     ending = scheduler.create_hot_observable(on_next(210, {"a": 1}), on_completed(220))
@@ -358,7 +358,7 @@ def test_thousands_of_failures_do_not_deepen_the_stack() -> None:
     assert len(times) > 4000
 
 
-def test_each_failure_is_told_with_the_pause_that_follows() -> None:
+def test_each_failure_is_reported_with_its_pause() -> None:
     scheduler = TestScheduler()
     told: list[tuple[str, float]] = []
     scheduler.start(

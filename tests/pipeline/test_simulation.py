@@ -24,7 +24,7 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("seed", seeds(4))
-def test_no_tick_is_lost_or_doubled_and_all_is_written_in_time_whatever_happens(seed: int) -> None:
+def test_random_faults_lose_and_double_no_tick(seed: int) -> None:
     simulation = Simulation(seed)
     try:
         simulation.play()

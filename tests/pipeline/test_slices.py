@@ -37,7 +37,7 @@ def minute_of(memory: WindowState) -> Candles:
     return memory.take_closed(START_MS + 2 * MINUTE_MS)
 
 
-def test_slices_beyond_the_limit_go_oldest_first_and_those_of_the_last_seconds_stay_however_many(
+def test_limit_evicts_oldest_slices_but_none_of_the_last_seconds(
     memory: WindowState,
 ) -> None:
     starts = sorted(slot.start for slot in memory.all_slices())
@@ -45,11 +45,11 @@ def test_slices_beyond_the_limit_go_oldest_first_and_those_of_the_last_seconds_s
     assert len(starts) == HELD_MS // 100
 
 
-def test_a_minute_has_the_ticks_of_the_slices_that_were_let_go(memory: WindowState) -> None:
+def test_minute_has_the_ticks_of_evicted_slices(memory: WindowState) -> None:
     assert minute_of(memory)[Slot(BTC, START_MS)].ticks == 600
 
 
-def test_of_a_slice_that_was_let_go_no_poorer_version_is_made_but_its_late_tick_counts(memory: WindowState) -> None:
+def test_late_tick_of_an_evicted_slice_counts_in_its_minute_only(memory: WindowState) -> None:
     assert memory.absorb(tick(10, sequence=1), START_MS + 60 * SECOND) == {}
     assert minute_of(memory)[Slot(BTC, START_MS)].ticks == 601
 
@@ -67,7 +67,7 @@ def test_a_few_series_keep_all_their_slices() -> None:
     assert memory.recent(BTC, START_MS + 12_345).slices
 
 
-def test_a_period_that_begins_before_the_slices_cannot_be_cut_unless_at_a_whole_minute(memory: WindowState) -> None:
+def test_range_before_the_slices_is_exact_only_at_whole_minutes(memory: WindowState) -> None:
     assert len(memory.recent(BTC, START_MS + 50 * SECOND).slices) == 100
     with pytest.raises(Unavailable):
         memory.recent(BTC, START_MS + 10 * SECOND)
@@ -82,7 +82,7 @@ def test_slices_are_held_after_the_clock_was_set_back(memory: WindowState) -> No
         assert len(memory.absorb(ticks(second, second + 1), now_ms)) == 10
 
 
-def test_minutes_left_by_an_earlier_run_are_completed_though_their_slices_are_too_many_to_hold() -> None:
+def test_recovered_minutes_are_complete_beyond_the_slice_limit() -> None:
     memory = WindowState(late_after_ms=2000)
     left = merge_all(tick(second) for second in range(30))
     whole = {Slot(BTC, START_MS): merge_all({Slot(BTC, 0): each} for each in left.values())[Slot(BTC, 0)]}
