@@ -25,7 +25,7 @@ from tests.support.servers import free_port, wait_until
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 
 
-def make_guard(mode: Mode) -> Decoder:
+def make_decoder(mode: Mode) -> Decoder:
     return Decoder(mode, "exchange1", SYMBOLS, system_clock, 5000, lambda *_: None)
 
 
@@ -67,7 +67,7 @@ def tcp() -> Iterator[Feed]:
     sender = threading.Thread(target=send, daemon=True)
     sender.start()
     try:
-        yield TcpFeed("exchange1", "127.0.0.1", exchange.port, make_guard(Mode.LIVE), 15.0)
+        yield TcpFeed("exchange1", "127.0.0.1", exchange.port, make_decoder(Mode.LIVE), 15.0)
     finally:
         sending = False
         sender.join(5)
@@ -79,7 +79,7 @@ def generator() -> Iterator[Feed]:
     loop = TimingLoop("generator-test")
     try:
         yield GeneratorFeed(
-            "exchange1", lambda: Market(SYMBOLS, 200, seed=7), make_guard(Mode.TEST), system_clock, loop
+            "exchange1", lambda: Market(SYMBOLS, 200, seed=7), make_decoder(Mode.TEST), system_clock, loop
         )
     finally:
         loop.dispose()
@@ -168,7 +168,7 @@ def exchange() -> Iterator[ScriptedExchange]:
 
 
 def tcp_feed(port: int, stale_after_seconds: float = 15.0) -> TcpFeed:
-    return TcpFeed("exchange1", "127.0.0.1", port, make_guard(Mode.LIVE), stale_after_seconds)
+    return TcpFeed("exchange1", "127.0.0.1", port, make_decoder(Mode.LIVE), stale_after_seconds)
 
 
 def test_ticks_come_in_the_order_they_were_sent(exchange: ScriptedExchange) -> None:

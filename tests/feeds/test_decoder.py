@@ -19,7 +19,7 @@ SYMBOLS = ("BTCUSDT", "ETHUSDT")
 GOOD = b'{"symbol":"BTCUSDT","price":67123.45,"timestamp":%d}\n' % NOW_MS
 
 
-class Told:
+class Rejected:
     def __init__(self) -> None:
         self.reasons: list[str] = []
 
@@ -27,8 +27,8 @@ class Told:
         self.reasons += [reason] * count
 
 
-def make_guard(told: Callable[[str, int, object], None] | None = None) -> Decoder:
-    return Decoder(Mode.LIVE, "exchange1", SYMBOLS, lambda: NOW, 5000, told or Told())
+def make_decoder(rejected: Callable[[str, int, object], None] | None = None) -> Decoder:
+    return Decoder(Mode.LIVE, "exchange1", SYMBOLS, lambda: NOW, 5000, rejected or Rejected())
 
 
 def line(**fields: object) -> bytes:
@@ -41,7 +41,7 @@ def only(decoder: Decoder, chunk: bytes) -> Candle:
 
 
 def test_a_good_line_becomes_a_candle_of_one_in_its_slice() -> None:
-    ((slot, candle),) = make_guard().decode(GOOD).items()
+    ((slot, candle),) = make_decoder().decode(GOOD).items()
     assert slot.series == Series(Mode.LIVE, "exchange1", "BTCUSDT")
     assert slot.start == NOW_MS
     assert (candle.close, candle.ticks, candle.last_at, candle.last_sequence) == (67123.45, 1, NOW_MS, NOW)
@@ -88,55 +88,55 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_bad_line_is_rejected_and_counted_alone(name: str) -> None:
     bad, reason = HOSTILE[name]
-    told = Told()
-    decoder = make_guard(told)
+    rejected = Rejected()
+    decoder = make_decoder(rejected)
     assert only(decoder, GOOD + bad + GOOD).ticks == 2
     assert decoder.rejected == {reason: 1}
-    assert told.reasons == [reason]
+    assert rejected.reasons == [reason]
     assert decoder.ticks == 2
 
 
 def test_prices_whose_sum_overflows_are_bad_prices() -> None:
-    decoder = make_guard()
+    decoder = make_decoder()
     assert only(decoder, line(price=1.5e308) * 3 + GOOD).ticks == 1
     assert decoder.rejected == {"bad_price": 3}
 
 
 def test_all_bad_lines_at_once_leave_the_good_ones() -> None:
-    decoder = make_guard()
+    decoder = make_decoder()
     chunk = b"".join(bad + GOOD for bad, _ in HOSTILE.values())
     assert only(decoder, chunk).ticks == len(HOSTILE)
     assert decoder.rejected.total() == len(HOSTILE)
 
 
 def test_a_record_broken_over_two_lines_is_two_bad_lines() -> None:
-    decoder = make_guard()
+    decoder = make_decoder()
     assert decoder.decode(b'{"symbol":"BTCUSDT",\n"price":1}\n') == {}
     assert decoder.rejected == {"malformed": 2}
 
 
 def test_records_that_share_a_line_are_rejected() -> None:
-    decoder = make_guard()
+    decoder = make_decoder()
     assert only(decoder, GOOD[:-1] + GOOD + b"\n" + GOOD).ticks == 1
     assert only(decoder, GOOD + b'{"symbol":"BTCUSDT",\n"price":1}' + GOOD).ticks == 1
     assert decoder.rejected == {"malformed": 3}
 
 
 def test_heartbeat_over_64_kib_is_too_long_whole_or_in_pieces() -> None:
-    decoder = make_guard()
+    decoder = make_decoder()
     assert decoder.decode(b" " * (MAX_LINE_BYTES + 1) + b"\n") == {}
     assert decoder.rejected == {"too_long": 1}
 
 
 def test_unknown_symbols_by_the_hundred_thousand_create_nothing() -> None:
-    decoder = make_guard()
+    decoder = make_decoder()
     chunk = b"".join(b'{"symbol":"S%d","price":1}\n' % i for i in range(100_000))
     assert decoder.decode(chunk) == {}
     assert decoder.rejected == {"unknown_symbol": 100_000}
 
 
 def test_heartbeats_and_line_ends_of_windows_are_no_bad_lines() -> None:
-    decoder = make_guard()
+    decoder = make_decoder()
     assert only(decoder, b"\n" + GOOD.replace(b"\n", b"\r\n") + b" \n\r\n").ticks == 1
     assert not decoder.rejected
 
@@ -146,7 +146,7 @@ def test_heartbeats_and_line_ends_of_windows_are_no_bad_lines() -> None:
     [None, "yesterday", True, []],
 )
 def test_a_timestamp_that_is_no_number_becomes_the_time_of_receipt(timestamp: object) -> None:
-    decoder = make_guard()
+    decoder = make_decoder()
     assert only(decoder, line(timestamp=timestamp)).last_at == NOW_MS
     assert decoder.timestamps_replaced == 1
     assert not decoder.rejected
@@ -156,7 +156,7 @@ def test_a_timestamp_that_is_no_number_becomes_the_time_of_receipt(timestamp: ob
     "timestamp", [NOW_MS + 0.0, NOW_MS + 0.9, str(NOW_MS), f"{NOW_MS}.0", f"{NOW_MS}.75", f"+{NOW_MS}", f"{NOW_MS}e0"]
 )
 def test_numeric_form_of_a_timestamp_is_taken(timestamp: object) -> None:
-    decoder = make_guard()
+    decoder = make_decoder()
     assert only(decoder, line(timestamp=timestamp)).last_at == NOW_MS
     assert (decoder.timestamps_replaced, decoder.rejected.total()) == (0, 0)
 
@@ -164,13 +164,13 @@ def test_numeric_form_of_a_timestamp_is_taken(timestamp: object) -> None:
 @pytest.mark.parametrize("price", ["67123.45", "67123.450", "6712345e-2", 67123.45])
 @pytest.mark.parametrize("symbol", ["BTCUSDT", "btcusdt", "BtcUsdt"])
 def test_numeric_string_is_a_price_and_symbols_have_no_case(price: object, symbol: str) -> None:
-    decoder = make_guard()
+    decoder = make_decoder()
     ((slot, candle),) = decoder.decode(line(price=price, symbol=symbol)).items()
     assert (slot.series.symbol, candle.close, decoder.rejected.total()) == ("BTCUSDT", 67123.45, 0)
 
 
 def test_optional_fields_reject_no_line() -> None:
-    decoder = make_guard()
+    decoder = make_decoder()
     for extra in ({"quantity": 1.5, "side": "buy", "id": 7}, {"quantity": "x", "side": 5, "id": "abc"}):
         assert only(decoder, line(**extra)).ticks == 1
 
@@ -178,7 +178,7 @@ def test_optional_fields_reject_no_line() -> None:
 @pytest.mark.parametrize(("unit", "name"), [(1 / 1000, "seconds"), (1000, "microseconds"), (1_000_000, "nanoseconds")])
 def test_feed_in_another_unit_is_converted_and_logged_once(unit: float, name: str) -> None:
     said: list[str] = []
-    decoder = Decoder(Mode.LIVE, "exchange1", SYMBOLS, lambda: NOW, 5000, Told(), said.append)
+    decoder = Decoder(Mode.LIVE, "exchange1", SYMBOLS, lambda: NOW, 5000, Rejected(), said.append)
     for _ in range(3):
         timestamp = NOW_MS * unit if unit < 1 else NOW_MS * int(unit)
         assert only(decoder, line(timestamp=timestamp)).last_at == NOW_MS
@@ -189,7 +189,7 @@ def test_feed_in_another_unit_is_converted_and_logged_once(unit: float, name: st
 def test_feed_whose_clock_is_wrong_is_dated_by_receipt() -> None:
     said: list[str] = []
     now_ms = NOW_MS
-    decoder = Decoder(Mode.LIVE, "exchange1", SYMBOLS, lambda: now_ms * 1_000_000, 5000, Told(), said.append)
+    decoder = Decoder(Mode.LIVE, "exchange1", SYMBOLS, lambda: now_ms * 1_000_000, 5000, Rejected(), said.append)
     for number in range(60):
         now_ms = NOW_MS + number * 100
         decoder.decode(line(timestamp=now_ms + 3_600_000))
@@ -203,7 +203,7 @@ def test_feed_whose_clock_is_wrong_is_dated_by_receipt() -> None:
 
 
 def test_old_trades_on_connecting_are_dropped_and_date_nothing() -> None:
-    decoder = make_guard()
+    decoder = make_decoder()
     old = b"".join(line(timestamp=NOW_MS - 3_600_000 + n) for n in range(500))
     assert only(decoder, old + GOOD).ticks == 1
     assert decoder.rejected == {"stale": 500}
@@ -212,21 +212,21 @@ def test_old_trades_on_connecting_are_dropped_and_date_nothing() -> None:
 
 @pytest.mark.parametrize("prices", [[0.1] * 3, [0.1] * 1000, [0.7] * 7, [1e-9] * 33, [67123.45] * 501])
 def test_average_lies_between_the_lowest_and_the_highest(prices: list[float]) -> None:
-    decoder = make_guard()
+    decoder = make_decoder()
     at_once = only(decoder, b"".join(line(price=price) for price in prices))
     one_by_one = reduce(merge, (only(decoder, line(price=price)) for price in prices))
     assert at_once.average == one_by_one.average == prices[0]
 
 
 def test_a_missing_timestamp_becomes_the_time_of_receipt() -> None:
-    decoder = make_guard()
+    decoder = make_decoder()
     assert only(decoder, b'{"symbol":"BTCUSDT","price":1}\n').last_at == NOW_MS
     assert decoder.timestamps_replaced == 1
 
 
 @pytest.mark.parametrize("skew", [-5000, 5000])
 def test_a_timestamp_within_the_skew_is_kept(skew: int) -> None:
-    decoder = make_guard()
+    decoder = make_decoder()
     assert only(decoder, line(timestamp=NOW_MS + skew)).last_at == NOW_MS + skew
     assert decoder.timestamps_replaced == 0
 
@@ -238,7 +238,7 @@ def test_a_timestamp_within_the_skew_is_kept(skew: int) -> None:
     )
 )
 def test_folding_columns_equals_folding_tick_by_tick(rows: list[tuple[str, float, int]]) -> None:
-    decoder = make_guard()
+    decoder = make_decoder()
     chunk = b"".join(line(symbol=symbol, price=price, timestamp=NOW_MS + skew) for symbol, price, skew in rows)
     arrived = dict.fromkeys(SYMBOLS, 0)
     ticks = []
@@ -266,7 +266,7 @@ LINES = st.one_of(
 def test_a_chunk_amounts_to_its_lines_one_by_one(lines: list[bytes], good_first: bool) -> None:
     if good_first:
         lines = [GOOD] * 3 + lines
-    at_once, one_by_one = make_guard(), make_guard()
+    at_once, one_by_one = make_decoder(), make_decoder()
     candles: Candles = {}
     for each in b"".join(lines).splitlines(keepends=True):
         merge_into(candles, one_by_one.decode(each))
@@ -283,6 +283,6 @@ def _unnumbered(candles: Candles) -> Candles:
 
 @given(st.binary(max_size=300))
 def test_no_bytes_at_all_raise(chunk: bytes) -> None:
-    decoder = make_guard()
+    decoder = make_decoder()
     decoder.decode(chunk + b"\n" + GOOD)
     assert decoder.ticks == 1

@@ -4,8 +4,8 @@ Real: the pipeline with its window state, modes and backlog, and the cache with 
 recovery, on a Redis of memory. Simulated from one seed: feeds, archive, time, and all faults.
 
 What happens: ticks out of order, late, too late, ahead of the clock and in bursts; feeds that fail; switches of the
-mode; stores that are away, slow, stuck (calls take so long that they are given up, done or not), emptied, that lose the
-answer to what they did, or raise what nobody expects; crashes, ends and starts, each at any moment of the others.
+mode; stores that are down, slow, stuck (calls time out, done or not), emptied, that lose the
+answer to what they did, or raise unexpected exceptions; crashes, ends and starts, each at any moment of the others.
 
 The n-th tick of a minute costs 2**n, n shuffled: the total of any candle says which ticks are in it, once each.
 """
@@ -74,19 +74,19 @@ class Trouble:
         random: of the seed.
         now: virtual seconds.
         error: what a network failure looks like.
-        patience: seconds after which a call is given up.
+        patience: seconds after which a call times out.
     """
 
     def __init__(self, random: Random, now: Callable[[], float], error: type[Exception], patience: float) -> None:
         self._random, self._now, self._error, self._patience = random, now, error, patience
         self.sleep: Callable[[float], None] = lambda seconds: None
-        self.away = self.slow = self.stuck = False
+        self.down = self.slow = self.stuck = False
         self.bugs = self.lost_answers = 0
         self._last = 0.0
 
     @property
     def at_work(self) -> bool:
-        return bool(self.away or self.slow or self.stuck or self.bugs or self.lost_answers)
+        return bool(self.down or self.slow or self.stuck or self.bugs or self.lost_answers)
 
     def healthy_for(self, seconds: float) -> bool:
         return not self.at_work and self._now() - self._last >= seconds
@@ -101,8 +101,8 @@ class Trouble:
         self.felt()
         if self.slow or self.stuck:
             return self._slowly(work)
-        if self.away:
-            raise self._error("away")
+        if self.down:
+            raise self._error("down")
         if self.bugs:
             self.bugs -= 1
             raise RuntimeError("a bug")
@@ -116,11 +116,11 @@ class Trouble:
         self.sleep(min(there, self._patience))
         if there > self._patience:
             raise self._error("no answer in time, never arrived")
-        if self.away:
-            raise self._error("went away")
+        if self.down:
+            raise self._error("went down")
         answer = work()
         self.sleep(min(back, self._patience - there) if there + back > self._patience else back)
-        if there + back > self._patience or self.away:
+        if there + back > self._patience or self.down:
             raise self._error("no answer in time, though done")
         return answer
 
@@ -337,7 +337,7 @@ class Simulation:
             return
         self.note("stop")
         for number, symbol in product(range(len(EXCHANGES)), SYMBOLS):
-            self.send(number, symbol, [0])  # what came last is handed on as well
+            self.send(number, symbol, [0])  # the last ticks are emitted as well
         whole = self.redis_trouble.healthy_for(REFILLED_SECONDS) and self.archive_trouble.healthy_for(0.0)
         for feeds in run.feeds.values():
             for feed in feeds:
@@ -432,7 +432,7 @@ class Simulation:
         for trouble in (self.redis_trouble, self.archive_trouble):
             if trouble.at_work:
                 trouble.felt()
-            trouble.away = trouble.slow = trouble.stuck = False
+            trouble.down = trouble.slow = trouble.stuck = False
             trouble.bugs = trouble.lost_answers = 0
         self.note("all is well")
 
@@ -564,11 +564,11 @@ class Simulation:
 
     def check_rows_at_the_end(self) -> None:
         for slot in self.archive.rows:
-            assert slot in self.minutes, f"a row that nobody sent ticks for: {slot}"
+            assert slot in self.minutes, f"a row without ticks that were sent: {slot}"
         for slot, minute in self.minutes.items():
             row = self.archive.rows.get(slot)
             bits = bits_of(row)
-            assert not bits & ~sum(minute.ticks), f"{slot} has ticks that nobody sent"
+            assert not bits & ~sum(minute.ticks), f"{slot} has ticks that were not sent"
             assert not self._lacks(slot, minute), f"{slot} lacks ticks at the end"
             if row is not None:
                 expected = candle_of_ticks([tick for bit, tick in minute.ticks.items() if bit & bits])
@@ -647,7 +647,7 @@ def _age(random: Random) -> int:
 
 
 def _trouble(random: Random, begin: float, store: str) -> list[Event]:
-    kind = random.choice(("away", "away", "slow", "stuck", "bugs", "lost_answers"))
+    kind = random.choice(("down", "down", "slow", "stuck", "bugs", "lost_answers"))
     value: object = random.randint(1, 3) if kind in ("bugs", "lost_answers") else True
 
     def set_to(value: object) -> Callable[[Simulation], None]:

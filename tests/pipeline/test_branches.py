@@ -114,7 +114,7 @@ class SlowCache(FakeCache):
 
 
 class HangingArchive(FakeArchive):
-    """Never answers, once it is told so."""
+    """Never answers while `hangs`."""
 
     def __init__(self, now_ms: Callable[[], int]) -> None:
         super().__init__(now_ms)
@@ -204,7 +204,7 @@ def test_branch_whose_store_never_answers_is_reported() -> None:
 
 
 def test_stop_names_branches_that_still_write(log: list[str]) -> None:
-    """Slices that a branch holds are given up, as well as minute rows wait."""
+    """The log names what is lost: slices that branches hold; and what stays: minute rows that wait in Redis."""
     engine = Engine(Settings(), {}, {}, resource("ddl"), system_clock, Mode.TEST, lambda: None)
     try:
         for _ in range(3):

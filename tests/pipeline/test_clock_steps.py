@@ -1,4 +1,4 @@
-"""Somebody sets the clock of the machine. Every tick stays in exactly one row, the newest price stays the newest."""
+"""Steps of the machine's clock: every tick stays in exactly one row, the newest price stays the newest."""
 
 import pytest
 
@@ -50,7 +50,7 @@ def test_the_minute_that_ran_is_written_within_seconds_of_the_step(world: World,
 
 def test_repeated_minutes_have_the_ticks_of_both(world: World) -> None:
     trade(world, 12 * 60)
-    world.clock_step_ms -= 11 * MINUTE_MS  # to a minute that memory has let go of
+    world.clock_step_ms -= 11 * MINUTE_MS  # to a minute that has expired
     trade(world, 150)
     assert world.archive.rows[Slot(BTC, START_MS + MINUTE_MS)].ticks > 60
     assert_exact(world)
@@ -58,10 +58,10 @@ def test_repeated_minutes_have_the_ticks_of_both(world: World) -> None:
 
 def test_repeated_minutes_are_complete_after_an_archive_outage(world: World) -> None:
     trade(world, 12 * 60)
-    world.archive.away = True
+    world.archive.down = True
     world.clock_step_ms -= 11 * MINUTE_MS
     trade(world, 150)
-    world.archive.away = False
+    world.archive.down = False
     trade(world, 10)
     assert_exact(world)
 

@@ -1,4 +1,4 @@
-"""The flow as a whole, in virtual time."""
+"""The whole pipeline, in virtual time."""
 
 import sys
 import threading
@@ -169,7 +169,7 @@ def test_a_slow_consumer_gets_fewer_and_larger_writes_and_loses_nothing() -> Non
 
     def slow(newest: dict[Series, Tick]) -> None:
         busy.append(world.seconds)
-        world.scheduler._clock = world.seconds + 1.0  # the worker is held up for a second
+        world.scheduler._clock = world.seconds + 1.0  # the worker blocks for a second
         write(newest)
 
     world.cache.put_newest = slow  # type: ignore[method-assign]
@@ -198,12 +198,12 @@ def test_write_that_raises_is_counted_and_drops_one_item(world: World) -> None:
 def test_cache_outage_keeps_rows_exact_and_ends_with_a_refill(world: World) -> None:
     world.send(1.0)
     world.run_until_ms(10_000)
-    world.cache.away = True
+    world.cache.down = True
     for n in range(100):
         world.run(1)
         world.send(float(n))
     assert_same(world.archive.rows, {MINUTE: expected_minutes(world)[MINUTE]})
-    world.cache.away = False
+    world.cache.down = False
     world.run(2)
     assert world.cache.newest[BTC].price == 99.0
     assert_same(world.cache.slices, candles_of_ticks(world.sent, SLICE_MS))
@@ -220,14 +220,14 @@ def test_an_emptied_cache_is_refilled(world: World) -> None:
 
 
 def test_archive_outage_delays_rows_until_seconds_after_it(world: World) -> None:
-    world.archive.away = True
+    world.archive.down = True
     for n in range(300):
         world.run(1)
         world.send(float(n))
     assert not world.archive.rows
     assert len(world.backlog) == 4
     assert world.pipeline.counters.archive_errors > 100
-    world.archive.away = False
+    world.archive.down = False
     world.run(1)
     closed = {slot: candle for slot, candle in expected_minutes(world).items() if slot.start < START_MS + 240_000}
     assert_same(world.archive.rows, closed)
@@ -239,14 +239,14 @@ def test_archive_outage_delays_rows_until_seconds_after_it(world: World) -> None
 
 def test_full_backlog_drops_oldest_rows_and_logs_it(log: list[str]) -> None:
     world = World(pending_limit=2).start()
-    world.archive.away = True
+    world.archive.down = True
     for _ in range(4):
         world.send(1.0)
         world.run(60)
     assert len(world.backlog) == 2
     assert world.backlog.dropped == 1
     assert any("1 minute rows are dropped" in line for line in log)
-    world.archive.away = False
+    world.archive.down = False
     world.run(5)
     assert min(world.archive.rows).start > START_MS
 
@@ -267,7 +267,7 @@ def test_the_end_drains_everything_and_writes_the_open_minute(world: World) -> N
 def test_end_is_in_time_while_both_stores_are_down(world: World) -> None:
     world.send(1.0)
     world.run(1)
-    world.cache.away = world.archive.away = True
+    world.cache.down = world.archive.down = True
     world.send(2.0)
     world.run(5)
     world.stop()
@@ -326,10 +326,10 @@ def test_minutes_that_ended_while_nothing_ran_are_written() -> None:
 def test_minute_cut_by_a_crash_is_written_hours_later() -> None:
     world = World()
     world.cache.left_behind, ticks = left_behind(3_600_000, 3_599_000)
-    world.cache.away = True
+    world.cache.down = True
     world.start()
     world.run(30)
-    world.cache.away = False
+    world.cache.down = False
     world.run(3)
     assert_same(world.archive.rows, candles_of_ticks(ticks, MINUTE_MS))
     assert world.state.late_ticks == 0
@@ -338,12 +338,12 @@ def test_minute_cut_by_a_crash_is_written_hours_later() -> None:
 def test_late_recovery_merges_slices_of_the_earlier_run() -> None:
     world = World()
     world.clock_step_ms = 30_000
-    world.cache.away = True
+    world.cache.down = True
     world.cache.left_behind = {Slot(BTC, START_MS + 10_000): candle_of(Tick(7.0, START_MS + 10_000, 1))}
     world.start()
     world.send(9.0)
     world.run(10)
-    world.cache.away = False
+    world.cache.down = False
     world.run(40)
     assert world.archive.rows[MINUTE].ticks == 2
 
@@ -380,7 +380,7 @@ def test_end_does_not_wait_for_the_slices_of_another_process() -> None:
     world = World()
 
     def read_again(*_: int) -> Candles:
-        raise Unavailable("away")
+        raise Unavailable("down")
 
     world.pipeline.recovery.read_again = read_again
     world.start()
@@ -413,11 +413,11 @@ def test_minute_of_two_runs_is_complete_after_an_archive_outage() -> None:
     world = World()
     world.clock_step_ms = 30_000
     world.archive.rows = archived(7.0, ticks=5)
-    world.archive.away = True
+    world.archive.down = True
     world.start()
     world.send(9.0)
     world.run(100)
-    world.archive.away = False
+    world.archive.down = False
     world.run(5)
     assert world.archive.rows[MINUTE].ticks == 6
 
@@ -443,11 +443,11 @@ def test_ticks_in_both_stores_count_once_after_late_cache_recovery() -> None:
     world.cache.left_behind = {
         Slot(BTC, START_MS + 1000): candle_of_ticks([Tick(7.0, START_MS + 1000 + n, n) for n in range(5)])
     }
-    world.cache.away = True
+    world.cache.down = True
     world.start()
     world.send(9.0)
     world.run(10)
-    world.cache.away = False
+    world.cache.down = False
     world.run(40)
     assert world.archive.rows[MINUTE].ticks == 6
 
@@ -492,18 +492,18 @@ def test_minutes_are_marked_archived_when_no_row_can_follow(world: World) -> Non
     world.send(1.0)
     world.run_until_ms(65_000)
     assert world.cache.archived_until == START_MS + MINUTE_MS - RECENT_MS
-    world.archive.away = True
+    world.archive.down = True
     world.send(2.0)
     world.run_until_ms(600_000)
     assert world.cache.archived_until == START_MS + MINUTE_MS - RECENT_MS
-    world.archive.away = False
+    world.archive.down = False
     world.run(5)
     assert world.cache.archived_until == START_MS + 600_000 - RECENT_MS
 
 
 def test_refill_includes_pending_rows_that_expired_from_memory(world: World) -> None:
     world.send(1.0)
-    world.archive.away = True
+    world.archive.down = True
     world.run_until_ms(600_000)
     world.cache.empty()
     world.run(2)
@@ -626,7 +626,7 @@ def test_delay_of_the_newest_tick_to_the_cache_is_counted_once() -> None:
     write = world.cache.put_newest
 
     def slow(newest: dict[Series, Tick]) -> None:
-        world.scheduler._clock = world.seconds + 1.0  # the worker is held up for a second
+        world.scheduler._clock = world.seconds + 1.0  # the worker blocks for a second
         write(newest)
 
     world.cache.put_newest = slow  # type: ignore[method-assign]
@@ -653,7 +653,7 @@ def test_refill_counts_no_delays(world: World) -> None:
 
 
 def test_failed_write_counts_an_error_and_no_delay(world: World) -> None:
-    world.cache.away = True
+    world.cache.down = True
     world.send(1.0)
     world.run(0.01)
     assert world.pipeline.counters.cache_errors == 1
@@ -685,20 +685,20 @@ def test_rollup_steps_do_not_delay_minutes(world: World) -> None:
 
 
 def test_failing_rollup_is_logged_and_retried_with_backoff(world: World, log: list[str]) -> None:
-    world.days.away = True
+    world.days.down = True
     world.send(1.0)
     world.run(600)
     assert any("rolled up" in line for line in log)
     assert len(world.days.asked_at) < 20
     assert_same(world.archive.rows, expected_minutes(world))
-    world.days.away, world.days.steps = False, 5
+    world.days.down, world.days.steps = False, 5
     world.run(70)
     assert world.days.steps == 0
 
 
-@pytest.mark.parametrize("away", [False, True])
-def test_the_end_does_not_wait_for_days(world: World, away: bool) -> None:
-    world.days.steps, world.days.away = 10**6, away
+@pytest.mark.parametrize("down", [False, True])
+def test_the_end_does_not_wait_for_days(world: World, down: bool) -> None:
+    world.days.steps, world.days.down = 10**6, down
     world.send(1.0)
     world.run(30)
     world.stop()
@@ -712,10 +712,10 @@ def test_the_end_does_not_wait_for_days(world: World, away: bool) -> None:
 
 def test_days_wait_until_the_archive_has_answered() -> None:
     world = World()
-    world.archive.away = True
+    world.archive.down = True
     world.start()
     world.run(60)
     assert not world.days.asked_at
-    world.archive.away = False
+    world.archive.down = False
     world.run(20)
     assert world.days.asked_at

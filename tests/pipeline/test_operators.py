@@ -360,16 +360,14 @@ def test_thousands_of_failures_do_not_deepen_the_stack() -> None:
 
 def test_each_failure_is_reported_with_its_pause() -> None:
     scheduler = TestScheduler()
-    told: list[tuple[str, float]] = []
-    scheduler.start(
-        lambda: rx.throw(OSError("gone")).pipe(
-            retry_with_backoff(
-                Backoff(1, 30, jitter=0), scheduler, rx.never(), lambda error, pause: told.append((str(error), pause))
-            )
-        ),
-        disposed=205,
-    )
-    assert told == [("gone", 1), ("gone", 2), ("gone", 4)]
+    reported: list[tuple[str, float]] = []
+
+    def report(error: Exception, pause: float) -> None:
+        reported.append((str(error), pause))
+
+    retry: Operator[Any, Any] = retry_with_backoff(Backoff(1, 30, jitter=0), scheduler, rx.never(), report)
+    scheduler.start(lambda: rx.throw(OSError("gone")).pipe(retry), disposed=205)
+    assert reported == [("gone", 1), ("gone", 2), ("gone", 4)]
 
 
 @pytest.mark.parametrize("ended_at", [202, 100])

@@ -1,4 +1,4 @@
-"""The loop of all timers."""
+"""The event loop of timers and the pool of blocking calls."""
 
 import threading
 from typing import Any
@@ -50,7 +50,7 @@ def test_loop_reports_the_action_that_ended_its_thread() -> None:
 
 
 class NoThreads(threading.Thread):
-    """A thread that the system has no room for."""
+    """A thread that the system cannot start."""
 
     def start(self) -> None:
         raise RuntimeError("can't start new thread")

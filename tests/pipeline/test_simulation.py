@@ -1,4 +1,4 @@
-"""Hours of the whole flow in virtual time, out of seeds: see simulation.py for what happens in them.
+"""Hours of the whole pipeline in virtual time with random faults, from seeds; see simulation.py.
 
 More of them, or the one that failed:
 
@@ -17,7 +17,7 @@ from tests.support.seeds import seeds
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """An hour of trouble is an hour of warnings."""
+    """Disable the log: faults log warnings."""
     logger.disable("marketflow")
     yield
     logger.enable("marketflow")

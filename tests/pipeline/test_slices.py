@@ -1,4 +1,4 @@
-"""How slices are held: the newest, as many as may be, and none in a poorer version than the cache has."""
+"""Buffer of slices: bounded, evicts the oldest, makes no version less complete than that in the cache."""
 
 import pytest
 

@@ -119,7 +119,7 @@ class VirtualPool(Scheduler):
 
 
 class _Killed(BaseException):
-    """Ends a task that sleeps; no Exception, so that nobody takes it for a failure."""
+    """Ends a task that sleeps; no Exception, so that no handler takes it for a failure."""
 
 
 class _Worker:

@@ -1,4 +1,4 @@
-"""A virtual hour: clock, feeds and stores of memory, for running the whole pipeline without waiting."""
+"""The whole pipeline in virtual time, with scripted feeds and stores in memory."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -37,7 +37,7 @@ LIVE_BTC = BTC._replace(mode=Mode.LIVE)
 
 
 class ScriptedFeed:
-    """A feed that sends what the test tells it to."""
+    """A feed that emits what the test sends."""
 
     state = FeedState.CONNECTED
 
@@ -72,10 +72,10 @@ class ScriptedFeed:
 
 
 class FakeCache:
-    """Keeps what is written, unless it is told to be away."""
+    """Cache in memory; raises Unavailable while `down`."""
 
     def __init__(self) -> None:
-        self.away = False
+        self.down = False
         self.lacking = False
         self.left_behind: Candles = {}
         self.backlog: Candles = {}
@@ -88,9 +88,9 @@ class FakeCache:
         self.broken_writes = 0
 
     def _check(self) -> None:
-        if self.away:
+        if self.down:
             self.lacking = True
-            raise Unavailable("away")
+            raise Unavailable("down")
         if self.broken_writes:
             self.broken_writes -= 1
             raise RuntimeError("a bug in the cache")
@@ -124,7 +124,7 @@ class FakeCache:
         self.archived_until = until
 
     def needs_refill(self) -> bool:
-        if self.away:
+        if self.down:
             return False
         lacking, self.lacking = self.lacking, False
         return lacking
@@ -135,23 +135,23 @@ class FakeCache:
 
 
 class FakeArchive:
-    """Keeps the fuller version of each row, unless it is told to be away."""
+    """Archive in memory, which keeps the more complete version of each row; raises Unavailable while `down`."""
 
     def __init__(self, now_ms: Callable[[], int]) -> None:
-        self.away = False
+        self.down = False
         self.refuses: set[Series] = set()
         self.rows: Candles = {}
         self.written_at: dict[Slot, list[int]] = {}
         self._now_ms = now_ms
 
     def recent(self, series: Iterable[Series], since: int) -> Candles:
-        if self.away:
-            raise Unavailable("away")
+        if self.down:
+            raise Unavailable("down")
         return {slot: candle for slot, candle in self.rows.items() if slot.series in series and slot.start >= since}
 
     def write(self, minutes: Candles) -> int:
-        if self.away:
-            raise Unavailable("away")
+        if self.down:
+            raise Unavailable("down")
         written = {slot: candle for slot, candle in minutes.items() if slot.series not in self.refuses}
         for slot, candle in written.items():
             self.rows[slot] = more_complete(candle, self.rows.get(slot, candle))
@@ -160,23 +160,23 @@ class FakeArchive:
 
 
 class FakeDays:
-    """Has so many steps to do, unless it is told to be away."""
+    """Roll-up with a number of steps to do; raises Unavailable while `down`."""
 
     def __init__(self) -> None:
-        self.away = False
+        self.down = False
         self.steps = 0
         self.asked_at: list[int] = []
 
     def roll_up(self, now_ms: int) -> bool:
         self.asked_at.append(now_ms)
-        if self.away:
-            raise Unavailable("away")
+        if self.down:
+            raise Unavailable("down")
         self.steps = max(0, self.steps - 1)
         return self.steps > 0
 
 
 class World:
-    """The pipeline in virtual time, which starts with a minute."""
+    """The pipeline in virtual time, from the start of a minute."""
 
     def __init__(
         self,
@@ -253,7 +253,7 @@ class World:
         (feed or self.feed).send(merge_all(batch))
 
     def stop(self) -> None:
-        """As the engine does it: the feeds complete, then the modes."""
+        """Stop as the engine does: the feeds complete, then the modes."""
         for feeds in self.feeds.values():
             for feed in feeds:
                 feed.stop()
