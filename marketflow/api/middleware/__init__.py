@@ -1,1 +1,1 @@
-"""What every request passes before and after its route."""
+"""Middleware of the API."""

@@ -1,1 +1,1 @@
-"""What the routes ask of the stores, and the parameters of the questions."""
+"""Queries of the stores, and the parameters of requests."""

@@ -99,7 +99,7 @@ class CandleQuery(NamedTuple):
     """A parsed query: the name of the interval, the request, and whether candles are answered as arrays."""
 
     interval: str
-    question: CandleRequest
+    wanted: CandleRequest
     as_arrays: bool
 
 

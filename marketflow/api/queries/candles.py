@@ -67,54 +67,54 @@ class CandleRows(NamedTuple):
 
 
 async def query_candles(
-    cache: CacheReader, archive: ArchiveReader, series: Sequence[Series], question: CandleRequest, moment: QueryTime
+    cache: CacheReader, archive: ArchiveReader, series: Sequence[Series], wanted: CandleRequest, at: QueryTime
 ) -> CandleRows:
     """Return candles merged over all series.
 
     Raises:
         Unavailable: no candle was found, and a store that was needed is unavailable.
     """
-    length, split = question.length_ms, split_between(moment.now)
-    since = _next_on_grid(question.since or 0, length)
-    asked_until = moment.horizon if question.until is None else _next_on_grid(question.until, length)
-    until = min(asked_until, moment.horizon)
+    length, split = wanted.length_ms, split_between(at.now)
+    since = _next_on_grid(wanted.since or 0, length)
+    wanted_until = at.horizon if wanted.until is None else _next_on_grid(wanted.until, length)
+    until = min(wanted_until, at.horizon)
     if since >= until:
-        return CandleRows({}, moment.complete_until, 0, settled=False)
+        return CandleRows({}, at.complete_until, 0, settled=False)
 
-    def walk(begin: int, end: int) -> CandleRange:
-        return CandleRange(length, begin, end, question.limit, newest=question.since is None)
+    def part(begin: int, end: int) -> CandleRange:
+        return CandleRange(length, begin, end, wanted.limit, newest=wanted.since is None)
 
-    def chart(
+    def rows_of(
         *parts: Mapping[int, Candle], closed_until: int, known_from: int = 0, complete: bool = False
     ) -> CandleRows:
         candles = merge_all(parts)
         if not candles and not complete:
             raise Unavailable("a store is unavailable")
         starts = sorted(candles)
-        starts = starts[-question.limit :] if question.since is None else starts[: question.limit]
-        over = question.since is not None and asked_until + SETTLED_MS <= moment.now
+        starts = starts[-wanted.limit :] if wanted.since is None else starts[: wanted.limit]
+        over = wanted.since is not None and wanted_until + SETTLED_MS <= at.now
         chosen = {start: candles[start] for start in starts}
         return CandleRows(chosen, closed_until, known_from, settled=complete and over)
 
-    old, recent = walk(since, min(until, split)), max(since, split)
-    rows, remembered = await both(
+    old, recent = part(since, min(until, split)), max(since, split)
+    rows, cached = await both(
         unless_unavailable(archive.candles(series, old)) if since < split else _nothing(series),
         unless_unavailable(cache.by_minute(series, recent, until)) if until > split else _nothing(series),
     )
     if rows is None:
-        oldest = oldest_kept_minute(moment.now)
+        oldest = oldest_kept_minute(at.now)
         since = max(since, _next_on_grid(oldest, length))
-        if remembered is None or since >= until or (question.since or oldest) < oldest:
+        if cached is None or since >= until or (wanted.since or oldest) < oldest:
             raise Unavailable("neither the cache nor the archive is available")
         # Its reach is unknown: memory holds minutes, and the cache a day unless it was emptied.
-        remembered = await cache.by_minute(series, since, until)
-        known_from = min((start for each in remembered for start in each), default=0)
-        folded = _folded(remembered, length)
-        return chart(*folded, closed_until=moment.complete_until, known_from=known_from)
-    if remembered is None:
+        cached = await cache.by_minute(series, since, until)
+        known_from = min((start for each in cached for start in each), default=0)
+        folded = _folded(cached, length)
+        return rows_of(*folded, closed_until=at.complete_until, known_from=known_from)
+    if cached is None:
         # The last rows may not be written yet.
-        return chart(*await archive.candles(series, walk(since, until)), closed_until=split)
-    return chart(*rows, *_folded(remembered, length), closed_until=moment.complete_until, complete=True)
+        return rows_of(*await archive.candles(series, part(since, until)), closed_until=split)
+    return rows_of(*rows, *_folded(cached, length), closed_until=at.complete_until, complete=True)
 
 
 async def _nothing(series: Sequence[Series]) -> list[dict[int, Candle]]:

@@ -25,12 +25,12 @@ def path_parameters_of(request: Request, context: Context) -> PathParameters:
         UnknownSymbol: it is not configured.
     """
     given = request.path_params
-    return _subject(context, context.mode.current, given.get("exchange"), given["symbol"])
+    return _path_parameters(context, context.mode.current, given.get("exchange"), given["symbol"])
 
 
 @lru_cache(maxsize=4096)  # requests repeat a few of them
-def _subject(context: Context, mode: Mode, exchange_asked: str | None, symbol_asked: str) -> PathParameters:
-    exchange = None if exchange_asked is None else context.names.exchange(exchange_asked)
-    symbol = context.names.symbol(symbol_asked)
+def _path_parameters(context: Context, mode: Mode, exchange_name: str | None, symbol_name: str) -> PathParameters:
+    exchange = None if exchange_name is None else context.names.exchange(exchange_name)
+    symbol = context.names.symbol(symbol_name)
     exchanges = context.exchanges if exchange is None else (exchange,)
     return PathParameters(exchange, symbol, tuple(Series(mode, one, symbol) for one in exchanges))

@@ -104,7 +104,7 @@ class PriceQueries:
             return await self._long(series, minute_start(now - period), now)
         return await self._recent(series, now - period, now)
 
-    async def candles(self, series: Sequence[Series], question: CandleRequest) -> CandleRows:
+    async def candles(self, series: Sequence[Series], wanted: CandleRequest) -> CandleRows:
         """Return candles merged over all series.
 
         Raises:
@@ -113,15 +113,15 @@ class PriceQueries:
         now = milliseconds(self.clock())
         until = horizon(now, self.ahead_ms)
         return await query_candles(
-            self.cache, self.archive, series, question, QueryTime(now, until, now - self.closed_after_ms)
+            self.cache, self.archive, series, wanted, QueryTime(now, until, now - self.closed_after_ms)
         )
 
     async def _recent(self, series: Sequence[Series], since: int, now: int) -> PeriodSummary:
         """Summarize a period that the slices cover: exact from the cache, whole minutes from the archive."""
         until = horizon(now, self.ahead_ms)
-        remembered = await unless_unavailable(self.cache.summary(series, since, until))
-        if remembered is not None:
-            return _summary(series, remembered, since, now, complete=True)
+        cached = await unless_unavailable(self.cache.summary(series, since, until))
+        if cached is not None:
+            return _summary(series, cached, since, now, complete=True)
         since = minute_start(since)
         rows = await self.archive.summary(series, since, until)
         return _summary(series, rows, since, _end_of(rows, now), complete=False)
@@ -129,23 +129,23 @@ class PriceQueries:
     async def _long(self, series: Sequence[Series], since: int, now: int) -> PeriodSummary:
         """Summarize whole minutes from `since`: the older ones from the archive, the last ones from the cache."""
         split, until = split_between(now), horizon(now, self.ahead_ms)
-        rows, remembered = await both(
+        rows, cached = await both(
             unless_unavailable(self.archive.summary(series, since, split)),
             unless_unavailable(self.cache.summary(series, split, until)),
         )
         if rows is None:
-            if remembered is None:
+            if cached is None:
                 raise Unavailable("neither the cache nor the archive is available")
-            return await self._remembered(series, max(since, oldest_kept_minute(now)), now)
-        if remembered is not None:
-            return _summary(series, _pairwise(rows, remembered), since, now, complete=True)
+            return await self._from_closed_minutes(series, max(since, oldest_kept_minute(now)), now)
+        if cached is not None:
+            return _summary(series, _pairwise(rows, cached), since, now, complete=True)
         rows = _pairwise(rows, await self.archive.summary(series, split, until))
         return _summary(series, rows, since, _end_of(rows, now), complete=False)
 
-    async def _remembered(self, series: Sequence[Series], since: int, now: int) -> PeriodSummary:
+    async def _from_closed_minutes(self, series: Sequence[Series], since: int, now: int) -> PeriodSummary:
         """Summarize closed minutes of the cache while the archive is unavailable."""
-        remembered = await self.cache.summary(series, since, horizon(now, self.ahead_ms))
-        found = _summary(series, remembered, since, now, complete=False)
+        cached = await self.cache.summary(series, since, horizon(now, self.ahead_ms))
+        found = _summary(series, cached, since, now, complete=False)
         # Its reach is unknown: memory holds minutes, and the cache a day unless it was emptied.
         return found._replace(since=max(since, minute_start(found.whole().first_at)))
 

@@ -125,16 +125,16 @@ async def _candles(request: Request) -> Response:
     parameters = path_parameters_of(request, context)
     context.clients.attribute_to(request.scope)
     interval, wanted, as_arrays = parse_query(request.scope["query_string"], milliseconds(context.prices.clock()))
-    chart = await context.prices.candles(parameters.series, wanted)
+    rows = await context.prices.candles(parameters.series, wanted)
     length_ms = wanted.length_ms
     if as_arrays:
-        answer = JSONAnswer(_klines(chart, length_ms))
+        answer = JSONAnswer(_klines(rows, length_ms))
     else:
-        answer = JSONAnswer(CandlesAnswer(parameters.symbol, parameters.exchange, interval, _objects(chart, length_ms)))
-    return _kept(request, answer) if chart.settled else answer
+        answer = JSONAnswer(CandlesAnswer(parameters.symbol, parameters.exchange, interval, _objects(rows, length_ms)))
+    return _kept(request, answer) if rows.settled else answer
 
 
-def _objects(chart: CandleRows, length_ms: int) -> list[CandleAnswer]:
+def _objects(rows: CandleRows, length_ms: int) -> list[CandleAnswer]:
     return [
         CandleAnswer(
             rfc3339(start),
@@ -144,14 +144,14 @@ def _objects(chart: CandleRows, length_ms: int) -> list[CandleAnswer]:
             candle.close,
             candle.average,
             candle.ticks,
-            chart.closed(start, length_ms),
+            rows.closed(start, length_ms),
             candle.version,
         )
-        for start, candle in chart.candles.items()
+        for start, candle in rows.candles.items()
     ]
 
 
-def _klines(chart: CandleRows, length_ms: int) -> list[Kline]:
+def _klines(rows: CandleRows, length_ms: int) -> list[Kline]:
     return [
         Kline(
             start,
@@ -164,7 +164,7 @@ def _klines(chart: CandleRows, length_ms: int) -> list[Kline]:
             "0",
             candle.ticks,
         )
-        for start, candle in chart.candles.items()
+        for start, candle in rows.candles.items()
     ]
 
 

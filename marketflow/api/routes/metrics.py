@@ -54,7 +54,7 @@ def _encoded(exposed: Collector, accept: str) -> tuple[bytes, str]:
 
 
 class _Exposed(Collector):
-    """Everything at one moment."""
+    """Collects all metrics of one scrape."""
 
     def __init__(self, context: Context, times: RequestMetrics) -> None:
         self._context = context
