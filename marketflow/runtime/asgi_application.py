@@ -156,7 +156,7 @@ class AsgiApplication(ABC):
             prices,
             health,
             announcements,
-            LimitedHttpProtocol.most() // 2,
+            LimitedHttpProtocol.max_connections() // 2,
             settings.http.streams_per_client,
         )
         self.end_streams = broadcaster.end

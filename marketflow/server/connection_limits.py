@@ -1,4 +1,4 @@
-"""How many connections there may be at once, and which of them is closed for a newcomer."""
+"""Limits of open connections and files, and eviction of idle connections."""
 
 import asyncio
 import resource
@@ -10,49 +10,49 @@ from typing import Protocol
 from marketflow.logs import RateLimit
 
 FILES_PER_CONNECTION = 4
-"""Of the files that may be open, a quarter are connections, another quarter those that come in one go before any of
-them can be closed, and the rest is for the stores, the exchanges and the logs.
+"""Of all open files a quarter is for connections, a quarter for a burst of connections that are accepted before others
+are evicted, and the rest for stores, exchanges and logs.
 """
 
 _limit = RateLimit(10.0)
 
 
 class Connection(Protocol):
-    """A connection that can make room."""
+    """A connection that can be evicted."""
 
     transport: asyncio.Transport
 
     @property
     def answering(self) -> bool:
-        """Whether there is an answer to come, or under way."""
+        """Whether a response is pending or being sent."""
         ...
 
     @property
     def used_at(self) -> float:
-        """When it was last heard of, in seconds of the monotonic clock."""
+        """Time of the last activity (seconds, monotonic clock)."""
         ...
 
 
-def make_room(newcomer: Connection, connections: Collection[Connection], most: int) -> None:
-    """Close the connection that has been idle for longest when there are more than so many.
+def evict_idle(newcomer: Connection, connections: Collection[Connection], most: int) -> None:
+    """Abort the connections that are idle for longest when there are more than `most`.
 
-    Never the newcomer: whoever holds all connections would lock everybody out. Only when no connection is idle does an
-    answer give way.
+    Never the newcomer: a client that holds all connections would lock out all others. A connection with a pending
+    response is evicted only if none is idle.
     """
     if len(connections) <= most:
         return
     others = [each for each in connections if each is not newcomer and not each.transport.is_closing()]
     if len(others) < most:
         return
-    _limit.log("room", "WARNING", f"there are more than {most} connections; the longest idle ones are closed")
-    # Some more at once, for looking through all of them takes its time; but no answer for that.
+    _limit.log("evict", "WARNING", f"there are more than {most} connections; the longest idle ones are closed")
+    # Evict 1 % at once, since the search is linear; but no further connection with a pending response.
     longest, *more = nsmallest(max(1, most // 100), others, key=lambda other: (other.answering, other.used_at))
     for each in (longest, *(other for other in more if not other.answering)):
         each.transport.abort()
 
 
 def raise_file_limit(connections: int) -> None:
-    """Take as many open files as so many connections may need, as far as they are granted."""
+    """Raise the soft limit of open files to what this many connections need, at most to the hard limit."""
     soft, hard = (_counted(limit) for limit in resource.getrlimit(resource.RLIMIT_NOFILE))
     wanted = min(hard, FILES_PER_CONNECTION * connections)
     if soft < wanted:
@@ -60,7 +60,7 @@ def raise_file_limit(connections: int) -> None:
 
 
 def max_open_files() -> int:
-    """How many files this process may have open."""
+    """Return the soft limit of open files."""
     return _counted(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 

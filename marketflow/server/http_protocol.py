@@ -1,8 +1,14 @@
-"""Connections of `marketflow`: uvicorn's, with an end to what a client may hold without asking for anything.
+"""uvicorn's HTTP protocol with a deadline and a size limit for headers, a bounded pipeline, and eviction.
 
-uvicorn waits for ever for the headers of a first request, takes any amount of them, and takes any number of
-connections until there are no files left, when nobody gets in. What ASGI gets to see, bodies and host names, is
-limited by middleware of the API, under any server.
+What uvicorn 0.54 does itself stays with it: `timeout_keep_alive` closes idle connections, FlowControl pauses reading.
+What it lacks is here: it waits for ever for the headers of a first request, reads headers of any size, and parses any
+number of pipelined requests out of one read. Its `limit_concurrency` refuses the newest connection with a 503, where
+here the connection that is idle for longest is evicted. sse-starlette's `send_timeout` ends a task, not the connection
+with its unsent data. Bodies and host names are limited by middleware, under any server.
+
+Uses no private name of uvicorn. Overridden or read beyond the asyncio and httptools callbacks: `flow`, `cycle`,
+`pipeline`, `parser`, `scope`, `headers`, `url`, `ws_protocol_class`, `on_response_complete`, `send_400_response`.
+They are public but undocumented, so pyproject.toml bounds uvicorn above.
 """
 
 import asyncio
@@ -17,38 +23,42 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from marketflow.api.problems import HeadersTooLarge, MalformedRequest, answer_to, request_timeout
 from marketflow.api.streaming.sse_route import STREAMING
 from marketflow.api.streaming.websocket_route import PATH as WEBSOCKET_PATH
-from marketflow.server.connection_limits import FILES_PER_CONNECTION, Connection, make_room, max_open_files
-from marketflow.server.write_buffer import Watched
+from marketflow.server.connection_limits import FILES_PER_CONNECTION, Connection, evict_idle, max_open_files
+from marketflow.server.write_buffer import StreamingProtocol
 
 
-class _Flow(FlowControl):
-    """uvicorn's, but for a transport that is closing already, of which uvloop's raises when it is to be read again."""
+class _FlowControl(FlowControl):
+    """uvicorn's flow control, without effect on a closing transport: uvloop's raises on pause and resume then."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self.transport = transport
 
     def pause_reading(self) -> None:
-        if not self._transport.is_closing():
+        if not self.transport.is_closing():
             super().pause_reading()
 
     def resume_reading(self) -> None:
-        if not self._transport.is_closing():
+        if not self.transport.is_closing():
             super().resume_reading()
 
 
-class LimitedHttpProtocol(Watched, HttpToolsProtocol):
-    """A connection that is closed when headers take too long or grow too large, or when it has to make room.
+class LimitedHttpProtocol(StreamingProtocol, HttpToolsProtocol):
+    """A connection that is closed when its headers are late or too large, or when it is evicted.
 
-    An answer that is under way is never cut by a deadline: it is ended first, and then the connection.
+    A deadline never cuts a response that is being sent: the response is completed, then the connection is closed.
     """
 
     HEADER_SECONDS: ClassVar[float] = 10.0
-    """From the opening, or the first byte of a further request, to the end of the headers."""
+    """From the start of the connection, or the first byte of a later request, to the end of the headers."""
 
     MAX_HEADER_BYTES: ClassVar[int] = 64 * 1024
 
     MAX_PIPELINED: ClassVar[int] = 32
-    """How many requests may wait for the answers to those before them; no client of today sends any."""
+    """Pipelined requests that may wait; current clients send none."""
 
     MAX_CONNECTIONS: ClassVar[int] = 2500
-    """How many there may be at once; fewer where the process may not open FILES_PER_CONNECTION times as many files."""
+    """Connections at once; fewer if the limit of open files is below FILES_PER_CONNECTION times as many."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,151 +66,144 @@ class LimitedHttpProtocol(Watched, HttpToolsProtocol):
         self._in_body = False
         self._headers_due = False
         self._unparsed = 0
-        self._arrived = 0  # since the headers began, or a little before
+        self._header_bytes_received = 0  # since the headers began, or slightly before
         self._pipelined_bytes = 0
-        self._heard_of_at: float | None = None
+        self._active_at: float | None = None
         self._opened_at = time.monotonic()
-        self._upgrades = False
-        self._begun: RequestResponseCycle | None = None  # of which the answer is under way
+        self._ws_protocol_class = self.ws_protocol_class
+        self._running: RequestResponseCycle | None = None  # `cycle` is the last one of the pipeline
 
     @classmethod
-    def most(cls) -> int:
-        """How many there may be at once."""
+    def max_connections(cls) -> int:
+        """Return the limit of connections at once."""
         return min(cls.MAX_CONNECTIONS, max_open_files() // FILES_PER_CONNECTION)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for the first request."""
+        """Start the deadline of the first request, and evict idle connections above the limit."""
         super().connection_made(transport)
-        self.flow = _Flow(transport)
-        self._expect_headers()
-        make_room(self, cast("set[Connection]", self.connections), self.most())
+        self.flow = _FlowControl(transport)
+        self._start_deadline()
+        evict_idle(self, cast("set[Connection]", self.connections), self.max_connections())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
-        self._headers_are_there()
-        self.pipeline.clear()  # nobody waits for these answers any more
-        if self._begun is not None and not self._begun.response_complete:  # uvicorn's own ends the last request alone
-            self._begun.disconnected = True
-            self._begun.message_event.set()
-        self._begun = None
-        self.resume_writing()
+        """Cancel the deadline, and tell the running request that its client has disconnected."""
+        self._cancel_deadline()
+        self.pipeline.clear()  # never started
+        if self._running is not None and not self._running.response_complete:  # uvicorn notifies `cycle` alone
+            self._running.disconnected = True
+            self._running.message_event.set()
+        self._running = None
         super().connection_lost(exc)
         if self.scope is not None:
-            self.scope.pop("extensions", None)  # it refers to this, and would wait for the garbage collector
+            self.scope.pop("extensions", None)  # a reference cycle, which only the garbage collector would free
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come."""
-        self._heard_of_at = time.monotonic()
-        self._arrived = len(data) + (self._arrived if self._headers_due else 0)
+        """Parse received bytes, and check deadline and size of headers."""
+        self._active_at = time.monotonic()
+        self._header_bytes_received = len(data) + (self._header_bytes_received if self._headers_due else 0)
         self._headers_due = not self._in_body
         self._unparsed += len(data)
         super().data_received(data)
-        if self._headers_due:  # afterwards, for nearly always they come in one piece
-            self._expect_headers()
+        if self._headers_due:  # after parsing: headers nearly always arrive in one read
+            self._start_deadline()
         if self._unparsed > self.MAX_HEADER_BYTES:
             self._refuse(_headers_too_large())
 
     def shutdown(self) -> None:
-        """The server is to end: answer what has been asked, and nothing that is still arriving."""
-        if self._answering_what_arrives:
+        """Complete responses to requests that were received; close at once while a request is still being received."""
+        if self._receiving_only:
             self.transport.close()
         else:
             super().shutdown()
 
-    # Answers without an end
+    # Streams
 
     def stream(self) -> None:
-        """Keep as little as can be of what the client does not take yet, and end it should it take nothing at all."""
-        if not self.streams and not self.transport.is_closing():
-            self.watch_outflow(self.transport)
+        """Limit the write buffer from now on, and abort the connection when the client stalls."""
+        if not self.is_stream and not self.transport.is_closing():
+            self.limit_write_buffer(self.transport)
 
-    # The parser's events
+    # Parser callbacks
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Reset the state of headers, and offer the streaming extension."""
         self._unparsed = 0
         self._headers_due = True
         super().on_message_begin()
         self.scope["extensions"] = {STREAMING: {"begin": self.stream}}
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; what stands behind a body, a trailer, is none."""
+        """Store a header, but no trailer."""
         if not self._in_body:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The headers are there, the body may follow."""
-        self._hold_pipeline()
+        """Check the size of the headers, and start or queue the request."""
+        self._check_pipeline()
         self._unparsed = 0
         self._headers_due = False
-        self._headers_are_there()
-        if self._arrived > self.MAX_HEADER_BYTES and self._header_bytes > self.MAX_HEADER_BYTES:
+        self._cancel_deadline()
+        if self._header_bytes_received > self.MAX_HEADER_BYTES and self._header_bytes > self.MAX_HEADER_BYTES:
             self._refuse(_headers_too_large())
-            raise ValueError("too many headers")  # so that the parser goes no further
-        self._upgrades = self._may_upgrade
+            raise ValueError("too many headers")  # stops the parser
+        answering, may_upgrade = self.answering, self._may_upgrade
+        self.ws_protocol_class = self._ws_protocol_class if may_upgrade else None
         super().on_headers_complete()
+        if not answering:
+            self._running = self.cycle
         self._in_body = True
-        if self.parser.should_upgrade() and not self._upgrades:  # what follows cannot be told from a request
+        if self.parser.should_upgrade() and not may_upgrade:  # bytes that follow may be of another protocol
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body, whose length is limited elsewhere."""
+        """Store a part of the body; middleware limits its size."""
         self._unparsed = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is there as a whole."""
+        """Mark the request as received."""
         self._unparsed = 0
         self._in_body = False
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """It has been answered."""
-        self._heard_of_at = time.monotonic()
+        """Start the next request of the pipeline."""
+        self._active_at = time.monotonic()
+        self._running = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._begun = cycle
-        super()._start_asgi_task(cycle, app)
-
-    def _hold_pipeline(self) -> None:
-        """Refuse to keep more requests than a client may have waiting.
+    def _check_pipeline(self) -> None:
+        """Check number and size of pipelined requests.
 
         Raises:
-            ValueError: there are too many, or they are too large; so that the parser goes no further.
+            ValueError: they exceed a limit; stops the parser.
         """
         if not self.answering:
             self._pipelined_bytes = 0
             return
         self._pipelined_bytes += self._header_bytes
         if len(self.pipeline) >= self.MAX_PIPELINED or self._pipelined_bytes > self.MAX_HEADER_BYTES:
-            raise ValueError("too many requests before an answer")
+            raise ValueError("too many pipelined requests")
 
     # WebSockets
 
     @property
     def _may_upgrade(self) -> bool:
-        """Whether this request may turn the connection into a WebSocket."""
+        """Whether this request may upgrade the connection to a WebSocket."""
         path = self.url.partition(b"?")[0].decode("latin-1")
         return path == WEBSOCKET_PATH and self.parser.get_method() == b"GET" and not self.answering
 
-    def _should_upgrade(self) -> bool:
-        return self._upgrades and super()._should_upgrade()
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing: it has been answered like any other request."""
-
-    # Refusals
+    # Error responses
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what the parser does not understand."""
+        """Answer a request that the parser rejects with a problem."""
         self._refuse(answer_to(MalformedRequest("This is no valid HTTP request.")))
 
     def _refuse(self, response: Response) -> None:
-        """Answer and close. Where earlier requests wait for their answers, close after those instead."""
+        """Send the response and close. If earlier requests are not answered yet, only close after their responses."""
         if self.transport.is_closing():
             return
-        if self.answering and not self._answering_what_arrives:
+        if self.answering and not self._receiving_only:
             self.flow.pause_reading()
             self.shutdown()
             return
@@ -212,12 +215,12 @@ class LimitedHttpProtocol(Watched, HttpToolsProtocol):
 
     @property
     def answering(self) -> bool:
-        """Whether there is an answer to come, or under way."""
+        """Whether a response is pending or being sent."""
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
-    def _answering_what_arrives(self) -> bool:
-        """Whether the only answer to come is that to the request whose body is just arriving."""
+    def _receiving_only(self) -> bool:
+        """Whether the only pending response is to the request that is being received."""
         return self._in_body and self.answering and not self.pipeline and not self.cycle.response_started
 
     @property
@@ -226,26 +229,26 @@ class LimitedHttpProtocol(Watched, HttpToolsProtocol):
 
     # Deadline
 
-    def _expect_headers(self) -> None:
+    def _start_deadline(self) -> None:
         if self._deadline is None:
-            self._deadline = self.loop.call_later(self.HEADER_SECONDS, self._too_slow)
+            self._deadline = self.loop.call_later(self.HEADER_SECONDS, self._on_deadline)
 
-    def _headers_are_there(self) -> None:
+    def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def _too_slow(self) -> None:
+    def _on_deadline(self) -> None:
         self._deadline = None
-        if self._heard_of_at is None:  # a browser opens connections in advance and takes anything for an answer
+        if self._active_at is None:  # a browser opens connections in advance, and would take a 408 for an answer
             self.transport.close()
         else:
             self._refuse(request_timeout())
 
     @property
     def used_at(self) -> float:
-        """When it was last heard of, in seconds of the monotonic clock."""
-        return self._heard_of_at or self._opened_at
+        """Time of the last activity (seconds, monotonic clock)."""
+        return self._active_at or self._opened_at
 
 
 def _headers_too_large() -> Response:

@@ -1,4 +1,7 @@
-"""uvicorn's server, as MarketFlow runs it: bound first, ended in good order, and never by the signal itself."""
+"""uvicorn's server on sockets that are bound first, with an orderly shutdown and exit code 0 after a signal.
+
+Uses no private name of uvicorn; overrides `handle_exit`, `startup` and `shutdown`.
+"""
 
 import asyncio
 import logging
@@ -16,36 +19,36 @@ from marketflow.errors import StartError
 from marketflow.server.connection_limits import max_open_files
 from marketflow.server.http_protocol import LimitedHttpProtocol
 from marketflow.server.websocket_protocol import LimitedWebSocketProtocol
-from marketflow.server.write_buffer import Watched
+from marketflow.server.write_buffer import StreamingProtocol
 from marketflow.tasks import cancel
 from marketflow.text import host_port
 
 CONNECTIONS_CLOSE_SECONDS = 1
-"""How long running requests may take once the application is to end."""
+"""Time for running requests on shutdown."""
 
 STREAMS_END_SECONDS = 0.6
-"""How long of it those have who are told that it is over, before their connections are cut."""
+"""Part of it after which streams that have not sent their last event are aborted."""
 
 MAX_MESSAGE_BYTES = 64 * 1024
-"""Of a message that a WebSocket client may send."""
+"""Size limit of a message from a WebSocket client."""
 
 BACKLOG = 2048
-"""How many connections may wait to be accepted; fewer where the process may not open four times as many files."""
+"""Connections that may wait to be accepted; fewer if the limit of open files is below four times as many."""
 
 
 class Server(uvicorn.Server):
-    """Serves one application on a socket that is bound already.
+    """Serves an application on a bound socket.
 
-    uvicorn's own server would end the process by the signal that stopped it: here that is exit code 0.
+    uvicorn's own server raises the signal again after a shutdown; here the process exits with code 0.
 
     Args:
-        application: what is served.
+        application: the ASGI application.
         debug: whether requests are logged.
-        told: called when it is told to stop, also while it starts.
-        force: called when the end must not take its time any more.
-        on_started: called once it accepts connections.
-        on_stopping: called once when it begins to end.
-        orphaned: a descriptor that becomes readable when the process that started this one has gone.
+        told: called on the first signal, also during startup.
+        force: called on a second signal, which forces the shutdown.
+        on_started: called when it accepts connections.
+        on_stopping: called when the shutdown begins.
+        orphaned: a descriptor that becomes readable when the parent process has ended.
     """
 
     def __init__(
@@ -64,14 +67,14 @@ class Server(uvicorn.Server):
                 http=LimitedHttpProtocol,
                 ws=LimitedWebSocketProtocol,
                 ws_max_size=MAX_MESSAGE_BYTES,
-                ws_per_message_deflate=False,  # 50 KB a client, and a bomb may be in it
+                ws_per_message_deflate=False,  # it costs 50 KB per client, and allows decompression bombs
                 backlog=min(BACKLOG, max_open_files() // 4),
                 log_config=None,
                 log_level="debug" if debug else "warning",
                 access_log=debug,
                 lifespan="on",
                 server_header=False,
-                proxy_headers=False,  # nothing here asks who the client is
+                proxy_headers=False,  # addresses of clients are resolved by the API, from http.trusted_proxies
                 timeout_graceful_shutdown=CONNECTIONS_CLOSE_SECONDS,
             )
         )
@@ -83,47 +86,47 @@ class Server(uvicorn.Server):
         self._orphaned = orphaned
 
     def serve_until_told(self, listener: socket.socket) -> bool:
-        """Run until SIGINT, SIGTERM or SIGHUP; gives whether one ended it. A second signal makes the end a quick one.
+        """Run until SIGINT, SIGTERM or SIGHUP; return whether it had started or a signal stopped it.
 
-        The listener is closed.
+        A second signal forces the shutdown. The listener is closed.
         """
-        # uvicorn takes the first two as well, but gives them back while the loop still closes.
+        # uvicorn handles the first two as well, but restores the handlers while the loop still closes.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup would have it
+            if signal.getsignal(number) is not signal.SIG_IGN:  # ignored by nohup
                 signal.signal(number, self.handle_exit)
-        with listener, suppress(SystemExit):  # uvicorn's own exit code for a start that fails is not ours
+        with listener, suppress(SystemExit):  # the caller chooses the exit code of a failed start
             self.run(sockets=[listener])
         ignore_signals()
         return self.started or self.should_exit
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop in good order. A second signal says that there is no time for it."""
+        """Begin an orderly shutdown; force it on a second signal."""
         self.force_exit = self.should_exit
         self.should_exit = True
-        with suppress(RuntimeError):  # the loop has ended, too
-            if self._loop is not None:  # it may be waiting for the start, and must be woken
+        with suppress(RuntimeError):  # the loop is closed
+            if self._loop is not None:  # wakes a pending startup
                 self._loop.call_soon_threadsafe(self._force if self.force_exit else self._tell)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop; at once, when told a second time, but never without ending what the application has begun."""
+        """Shut down connections and lifespan; the lifespan also when forced."""
         self._loop = None
         self._on_stopping()
-        forcing = asyncio.create_task(self._force_when_told())
-        cutting = asyncio.create_task(self._cut_streams())
+        forcing = asyncio.create_task(self._force_on_second_signal())
+        aborting = asyncio.create_task(self._abort_streams())
         await super().shutdown(sockets)
-        if self.force_exit:  # uvicorn leaves it out then
+        if self.force_exit:  # uvicorn skips it then
             await self.lifespan.shutdown()
-        await cancel(forcing, cutting)
+        await cancel(forcing, aborting)
 
-    async def _cut_streams(self) -> None:
-        """End the connections of those who do not take what they are told in the end."""
+    async def _abort_streams(self) -> None:
+        """Abort streams whose clients have not read the last event in time."""
         await asyncio.sleep(STREAMS_END_SECONDS)
         for connection in list(self.server_state.connections):
-            if isinstance(connection, Watched) and connection.streams:
+            if isinstance(connection, StreamingProtocol) and connection.is_stream:
                 connection.transport.abort()
 
-    async def _force_when_told(self) -> None:
-        while not self.force_exit:  # noqa: ASYNC110 - set by a signal handler, which may do no more than that
+    async def _force_on_second_signal(self) -> None:
+        while not self.force_exit:  # noqa: ASYNC110 - set by a signal handler
             await asyncio.sleep(0.05)
         logger.warning("second signal: stopping at once")
         self._force()
@@ -131,39 +134,46 @@ class Server(uvicorn.Server):
             connection.transport.abort()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say so."""
+        """Start the lifespan and accept connections."""
         logging.getLogger("uvicorn.error").addFilter(_is_news)
         self._loop = asyncio.get_running_loop()
-        if self.should_exit:  # told before
+        if self.should_exit:  # by a signal before the loop ran
             self._tell()
         if self._orphaned is not None:
-            asyncio.get_running_loop().add_reader(self._orphaned, self._end_as_orphan, self._orphaned)
+            asyncio.get_running_loop().add_reader(self._orphaned, self._stop_as_orphan, self._orphaned)
         await super().startup(sockets)
         if self.started:
             self._on_started()
 
-    def _end_as_orphan(self, descriptor: int) -> None:
+    def _stop_as_orphan(self, descriptor: int) -> None:
         asyncio.get_running_loop().remove_reader(descriptor)
-        logger.error("the parent has gone")
+        logger.error("the parent process has ended")
         self.should_exit = True
 
 
+_REDUNDANT = (
+    "Application startup failed. Exiting.",  # the application logs why
+    "Unsupported upgrade request.",  # it is answered like any other request
+    "No supported WebSocket library detected.",  # there is one, but not for this path
+)
+
+
 def _is_news(record: logging.LogRecord) -> bool:
-    """The application says by itself why it did not start, or that it was to stop."""
-    return record.msg != "Application startup failed. Exiting."
+    """Return whether a message of uvicorn belongs in the log."""
+    return not str(record.msg).startswith(_REDUNDANT)
 
 
 def ignore_signals() -> None:
-    """From now on, when all is done but the end of Python itself: a signal would replace the exit code."""
+    """Ignore signals during the exit of the interpreter, where one would replace the exit code."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 
 def bind(host: str, port: int, shared: bool = False) -> socket.socket:
-    """A socket that listens there, `shared` with others of this kind.
+    """Return a listening socket; `shared` sockets may listen on one port (SO_REUSEPORT).
 
     Raises:
-        StartError: it cannot be had.
+        StartError: the address cannot be resolved or bound.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -171,12 +181,12 @@ def bind(host: str, port: int, shared: bool = False) -> socket.socket:
     except OSError as error:
         raise StartError(f"http.host = {host!r}: {error.strerror or error}") from error
     try:
-        # On shared ones, too: what is left of their connections for a minute would keep the next start from the port.
+        # On shared sockets as well: connections in TIME_WAIT would keep the next start from the port for a minute.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
-        # At once: a port that is only bound may still be bound by another process as well.
+        # Listen at once: a port that is only bound may be bound by another process as well.
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
@@ -185,16 +195,16 @@ def bind(host: str, port: int, shared: bool = False) -> socket.socket:
 
 
 def bind_each(host: str, port: int, number: int) -> list[socket.socket]:
-    """So many sockets that listen there, over which the kernel spreads the connections.
+    """Return `number` listening sockets, over which the kernel distributes the connections.
 
-    Of one socket for all, 16 connections that come together end in one process as often as not: whoever is awake takes
-    them, and serves them for as long as they are open while the other processes have nothing to do.
+    With one socket for all processes, 16 simultaneous connections often end in one process: the one that is awake
+    accepts them all, and serves them while the others idle.
 
     Raises:
-        StartError: they cannot be had.
+        StartError: the address cannot be resolved or bound.
     """
-    # The first is not shared when it begins to listen, or it would not tell that the port is taken by such a one. It
-    # stays, so that another start that asks in the same way finds the port taken from here on.
+    # The first socket listens before it becomes shared, so that it fails on a port that another start shares.
+    # It stays open, so that any other start finds the port taken.
     listeners = [bind(host, port)]
     try:
         listeners[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -209,6 +219,6 @@ def bind_each(host: str, port: int, number: int) -> list[socket.socket]:
 
 
 def place_of(listener: socket.socket) -> str:
-    """Where it listens, as part of a URL."""
+    """Return host and port of a listener, as in a URL."""
     host, port = listener.getsockname()[:2]
     return host_port(host, port)

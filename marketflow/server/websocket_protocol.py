@@ -1,7 +1,13 @@
-"""WebSocket connections of `marketflow`: uvicorn's, with an end to what a client may do to the process.
+"""uvicorn's WebSocket protocol with limits on what a client may queue in the process.
 
-uvicorn answers pings for ever to a client that takes no answers, logs a traceback for a text that is no UTF-8, forgets
-about a handshake that cannot be read, and closes before the application could say why.
+What uvicorn 0.54 does itself stays with it: `ws_max_size`, keepalive pings (`ws_ping_interval`, `ws_ping_timeout`),
+pausing reads while a message is queued. What it lacks is here: it answers pings of a client that reads nothing, logs a
+traceback for invalid UTF-8, leaves a malformed handshake open, and closes on shutdown before the application can send
+its last event.
+
+Uses no private name of uvicorn. Overridden or read beyond the asyncio callbacks: `conn`, `queue`, `frames`, `writable`,
+`close_sent`, `close_timeout`, `handshake_*`, `handle_*`, `send_receive_event_to_app`. They are public but
+undocumented, so pyproject.toml bounds uvicorn above.
 """
 
 import asyncio
@@ -9,45 +15,39 @@ import time
 from asyncio.transports import BaseTransport
 from typing import Any, ClassVar, cast
 
-from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
-from marketflow.server.write_buffer import Watched
+from marketflow.server.write_buffer import StreamingProtocol
 
 
-class LimitedWebSocketProtocol(Watched, WebSocketsSansIOProtocol):
-    """A WebSocket connection that takes no more than it can be given, and says goodbye."""
+class LimitedWebSocketProtocol(StreamingProtocol, WebSocketsSansIOProtocol):
+    """A WebSocket connection with bounded queues in both directions and a closing handshake on shutdown."""
 
-    END_SECONDS: ClassVar[float] = 0.3
-    """How long the client may take to say goodbye as well, once the server is to end."""
+    CLOSE_SECONDS: ClassVar[float] = 0.3
+    """Time for the closing handshake on shutdown."""
 
     MAX_QUEUED: ClassVar[int] = 32
-    """How many messages may wait for the application."""
+    """Received messages that may wait for the application."""
 
     MAX_FRAGMENTS: ClassVar[int] = 64
-    """How many frames a message may consist of: empty ones would go on for ever, since they have no length."""
+    """Frames of a message; `ws_max_size` does not bound the number of empty ones."""
 
     answering = True
-    """Like a connection with an answer under way: it's not idle."""
+    """Evicted like a connection that sends a response: it is never idle."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.used_at = time.monotonic()
 
     def connection_made(self, transport: BaseTransport) -> None:
-        """Begin with the handshake."""
-        self.watch_outflow(cast("asyncio.Transport", transport))
+        """Limit the write buffer, and start the handshake."""
+        self.limit_write_buffer(cast("asyncio.Transport", transport))
         super().connection_made(transport)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
-        self.resume_writing()
-        super().connection_lost(exc)
-
     def data_received(self, data: bytes) -> None:
-        """Take what has come."""
+        """Parse received bytes; answer a malformed handshake and close."""
         if self.transport.is_closing():
             return
         super().data_received(data)
@@ -57,14 +57,14 @@ class LimitedWebSocketProtocol(Watched, WebSocketsSansIOProtocol):
             self.transport.close()
 
     def handle_ping(self) -> None:
-        """Answer it, unless the client takes no answers."""
+        """Send a pong, unless the write buffer is full."""
         if self.writable.is_set():
             super().handle_ping()
         else:
             self.conn.data_to_send()
 
     def send_receive_event_to_app(self) -> None:
-        """Pass on a message, unless too many wait already, or it says that it is text and is not."""
+        """Queue a message; close if the queue is full or a text is no UTF-8."""
         if self.close_sent:
             self.frames = []
         elif self.queue.qsize() >= self.MAX_QUEUED:
@@ -75,7 +75,7 @@ class LimitedWebSocketProtocol(Watched, WebSocketsSansIOProtocol):
             super().send_receive_event_to_app()
 
     def handle_cont(self, event: Frame) -> None:
-        """Take one more frame of a message, unless there are too many."""
+        """Store a frame of a fragmented message; close if there are too many."""
         if self.close_sent:
             return
         super().handle_cont(event)
@@ -85,29 +85,29 @@ class LimitedWebSocketProtocol(Watched, WebSocketsSansIOProtocol):
     def _refuse(self, code: int, reason: str) -> None:
         self.frames = []
         self.conn.fail(code, reason)
-        if self.conn.close_sent is None:  # nobody has accepted it yet, so that there is no way to say why
+        if self.conn.close_sent is None:  # not accepted yet, so no close frame can be sent
             self.close_sent = True
             self.transport.abort()
         else:
             self.handle_parser_exception()
 
     def shutdown(self) -> None:
-        """The server is to end: the application says so, and closes."""
-        self.close_timeout = self.END_SECONDS
+        """Leave the close to the application, which sends its last event first; close only unfinished handshakes."""
+        self.close_timeout = self.CLOSE_SECONDS
         if not self.handshake_complete or self.close_sent:
             super().shutdown()
 
-    async def send(self, message: ASGISendEvent) -> None:
-        """Send what the application has to say.
+    async def send(self, message: Any) -> None:
+        """Send a message of the application once the write buffer has drained.
 
         Raises:
-            ClientDisconnected: the connection is closed, by whichever side.
+            ClientDisconnected: the connection is closed.
         """
         await self.writable.wait()
         if self.close_sent:
             raise ClientDisconnected
         await super().send(message)
-        # uvicorn does not notice that it has refused the handshake with an answer of the application.
+        # uvicorn does not set it after a denial response, and would log an incomplete handshake.
         self.handshake_complete = self.handshake_complete or self.close_sent
 
 

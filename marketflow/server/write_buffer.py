@@ -1,7 +1,8 @@
-"""What waits to be sent on a connection whose answer does not end by itself.
+"""Backpressure of connections that stream without end.
 
-A client that is slow is to get newer prices later, not old ones in the end: so next to nothing is kept for it, here or
-in the kernel, and what it cannot take yet is not even made.
+A slow client should receive the newest prices, not a queue of old ones. So the write buffers of process and kernel are
+kept nearly empty, the broadcaster makes the next batch only when the last one was written, and a stalled client is
+disconnected.
 """
 
 import asyncio
@@ -12,74 +13,80 @@ import termios
 from contextlib import suppress
 
 STALL_SECONDS = 30.0
-"""A connection of whose data nothing is taken for so long, twice at most, is ended."""
+"""Interval of stall checks; a client that reads nothing is disconnected after one to two of them."""
 
 UNSENT_BYTES = 16 * 1024
-"""How much the kernel may hold that it has not sent yet."""
+"""Unsent bytes in the kernel (TCP_NOTSENT_LOWAT)."""
 
 
 class WriteBuffer:
-    """Watches a connection from when it may no longer be written to until it may again, and ends one that stalls."""
+    """Limits the buffers of a transport, and aborts it when no byte is acknowledged while writing is paused."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._loop = asyncio.get_running_loop()
-        self._waiting = 0
+        self._unacknowledged = 0
         self._timer: asyncio.TimerHandle | None = None
         transport.set_write_buffer_limits(high=0)
         self._socket: socket.socket = transport.get_extra_info("socket")
-        with suppress(OSError):  # a socket of another kind
+        with suppress(OSError):  # not a TCP socket
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
     def pause(self) -> None:
-        """It may not be written to."""
+        """Start stall checks: writing is paused."""
         if self._timer is None:
-            self._watch()
+            self._schedule_check()
 
     def resume(self) -> None:
-        """It may be written to, or is closed."""
+        """Stop stall checks: writing may resume, or the connection is lost."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _watch(self) -> None:
-        self._waiting = self._not_taken()
-        self._timer = self._loop.call_later(STALL_SECONDS, self._look)
+    def _schedule_check(self) -> None:
+        self._unacknowledged = self._unacknowledged_bytes()
+        self._timer = self._loop.call_later(STALL_SECONDS, self._check)
 
-    def _not_taken(self) -> int:
-        """How many bytes the client's machine has not confirmed."""
+    def _unacknowledged_bytes(self) -> int:
+        """Return the bytes that the peer has not acknowledged, in process and kernel."""
         in_kernel = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4))
         return self._transport.get_write_buffer_size() + int.from_bytes(in_kernel, sys.byteorder)
 
-    def _look(self) -> None:
-        if self._not_taken() >= self._waiting:
+    def _check(self) -> None:
+        if self._unacknowledged_bytes() >= self._unacknowledged:
             self._transport.abort()
         else:
-            self._watch()
+            self._schedule_check()
 
 
-class Watched(asyncio.BaseProtocol):
-    """A connection whose write_buffer may be watched, of whichever protocol; to stand before that among the bases."""
+class StreamingProtocol(asyncio.Protocol):
+    """Mixin for protocols that may stream without end; stands before the protocol among the base classes."""
 
     _write_buffer: WriteBuffer | None = None
 
     @property
-    def streams(self) -> bool:
-        """Whether an answer of this connection was one that does not end by itself."""
+    def is_stream(self) -> bool:
+        """Whether the connection streams without end."""
         return self._write_buffer is not None
 
-    def watch_outflow(self, transport: asyncio.Transport) -> None:
-        """Watch it from now on."""
+    def limit_write_buffer(self, transport: asyncio.Transport) -> None:
+        """Limit the write buffer from now on."""
         self._write_buffer = WriteBuffer(transport)
 
     def pause_writing(self) -> None:
-        """The client takes less than it is sent."""
+        """Pause the application, and watch for a stall."""
         super().pause_writing()
         if self._write_buffer is not None:
             self._write_buffer.pause()
 
     def resume_writing(self) -> None:
-        """The client has taken what it was sent."""
+        """Resume the application."""
         super().resume_writing()
         if self._write_buffer is not None:
             self._write_buffer.resume()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop watching for a stall."""
+        if self._write_buffer is not None:
+            self._write_buffer.resume()
+        super().connection_lost(exc)
