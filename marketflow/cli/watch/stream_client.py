@@ -7,7 +7,7 @@ import asyncio
 import os
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import httpx
 import msgspec
@@ -15,11 +15,12 @@ from httpx_sse import SSEError, aconnect_sse
 
 from marketflow.cli.watch.stream_events import Connected, Lost, WatchEvent, decode
 from marketflow.errors import SettingsError, StartError
+from marketflow.pipeline.operators import Backoff
 from marketflow.text import without_credentials
 
 CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 12.0
-LONGEST_PAUSE_SECONDS = 10.0
+BACKOFF = Backoff(first=1.0, cap=10.0, jitter=0.0)  # the pause is shown to the user
 
 WAITED_SECONDS = 0.0005
 """A read that takes longer has waited for the network: the receive buffer was empty."""
@@ -49,7 +50,7 @@ async def follow(url: str, query: dict[str, str], pause_seconds: float = 0.0) ->
         SettingsError: the server does not know a symbol or an exchange.
         StartError: the first response is no stream of MarketFlow.
     """
-    last_id, received, pauses = "", False, _pauses()
+    last_id, received, failures = "", False, 0
     timeout = httpx.Timeout(CONNECT_SECONDS, read=SILENCE_SECONDS)
     # MarketFlow is usually on this machine or network: proxies of the environment are ignored.
     async with httpx.AsyncClient(timeout=timeout, trust_env=False) as client:
@@ -64,7 +65,7 @@ async def follow(url: str, query: dict[str, str], pause_seconds: float = 0.0) ->
                     async for event in source.aiter_sse():
                         last_id = event.id or last_id
                         if (decoded := decode(event.event, event.data)) is not None:
-                            received, pauses = True, _pauses()
+                            received, failures = True, 0
                             yield decoded
                 reason = "the server has ended the stream"
             except (_Rejected, SSEError, msgspec.DecodeError) as error:
@@ -73,7 +74,8 @@ async def follow(url: str, query: dict[str, str], pause_seconds: float = 0.0) ->
                     raise StartError(f"{without_credentials(url)}: {reason}") from None
             except httpx.TransportError as error:
                 reason = _reason(error)
-            pause = next(pauses)
+            failures += 1
+            pause = BACKOFF.pause(failures)
             yield Lost(reason, pause)
             await asyncio.sleep(pause)
 
@@ -123,14 +125,6 @@ async def _check(response: httpx.Response) -> None:
     if response.status_code >= 500 or response.status_code == 429:
         raise _Unavailable(answer)
     raise _Rejected(f"{answer}: {problem.detail or _NO_STREAM}")
-
-
-def _pauses() -> Iterator[float]:
-    """1 s, 2 s, 4 s ... at most 10 s."""
-    pause = 1.0
-    while True:
-        yield pause
-        pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
 
 def _reason(error: httpx.TransportError) -> str:
