@@ -1,8 +1,8 @@
-/** Requests to the API, and what goes wrong with them. */
+/** Requests to the API, and their errors. */
 
-const PATIENCE_MS = 15_000;
+const TIMEOUT_MS = 15_000;
 
-/** A request that was not answered as asked; `message` is for people, `status` 0 where there was no answer. */
+/** A failed request; `message` is shown to the user, `status` is 0 without a response. */
 export class Refusal extends Error {
   /** @param {number} status @param {string} code @param {string} detail */
   constructor(status, code, detail) {
@@ -13,23 +13,23 @@ export class Refusal extends Error {
 }
 
 /**
- * The answer, as JSON has it.
+ * Request JSON.
  * @param {string} path relative to the page
  * @param {{method?: string, token?: string, signal?: AbortSignal}} [options]
  * @returns {Promise<any>}
  * @throws {Refusal}
- * @throws {DOMException} AbortError, if `signal` says so
+ * @throws {DOMException} AbortError, if `signal` is aborted
  */
 export async function ask(path, { method = "GET", token = "", signal } = {}) {
-  const patience = AbortSignal.timeout(PATIENCE_MS);
+  const timeout = AbortSignal.timeout(TIMEOUT_MS);
   let answer;
   try {
     answer = await fetch(path, {
       method,
-      // Candles may be kept for a minute, in which the mode can have changed: ask whether they are still those.
+      // Revalidate: candles may be cached for a minute, in which the mode can change.
       cache: "no-cache",
       headers: token ? { Authorization: `Bearer ${token}` } : {},
-      signal: signal ? AbortSignal.any([signal, patience]) : patience,
+      signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
     });
     if (answer.ok) return await answer.json();
   } catch (error) {
@@ -41,10 +41,10 @@ export async function ask(path, { method = "GET", token = "", signal } = {}) {
 }
 
 /**
- * A path of names, on one exchange or over all.
+ * Path of a symbol, on one exchange or over all.
  * @param {string} beginning
  * @param {string} symbol
- * @param {string} exchange nothing is all
+ * @param {string} exchange all if empty
  */
 export function pathOf(beginning, symbol, exchange) {
   const names = exchange ? [exchange, symbol] : [symbol];

@@ -10,7 +10,7 @@ const MORE = 1000; // as many as the API gives at once
 /**
  * @typedef {{at: number, open: number, high: number, low: number, close: number, average: number | null,
  *   ticks: number | null, closed: boolean}} Candle
- * `at`: Unix ms of its opening; no average and ticks are known of what only the stream has told.
+ * `at`: Unix ms of its opening; candles made from the stream alone have no average and no ticks.
  */
 
 export class Candles {
@@ -47,9 +47,9 @@ export class Candles {
    */
   async refresh(signal) {
     const from = (this.all.at(-2) ?? this.all.at(-1))?.at;
-    const told = await this.#ask(from === undefined ? { limit: FIRST } : { from, limit: MORE }, signal);
-    if (from !== undefined && told.length === MORE) return null;
-    return told.map((candle) => this.#put(this.#withTicks(candle)));
+    const received = await this.#ask(from === undefined ? { limit: FIRST } : { from, limit: MORE }, signal);
+    if (from !== undefined && received.length === MORE) return null;
+    return received.map((candle) => this.#put(this.#withTicks(candle)));
   }
 
   /**
@@ -73,14 +73,14 @@ export class Candles {
     return this.#put({ ...last, high: Math.max(high, price), low: Math.min(low, price), close: price });
   }
 
-  /** A candle as the API has it, with the newest ticks, of which the stream knows a moment earlier. @param {Candle} told */
-  #withTicks(told) {
+  /** A candle of the API with newer ticks of the stream applied. @param {Candle} received */
+  #withTicks(received) {
     const known = this.all.at(-1);
-    if (known?.at !== told.at || told.closed || this.ticked < told.at) return told;
-    return { ...told, high: Math.max(told.high, known.high), low: Math.min(told.low, known.low), close: known.close };
+    if (known?.at !== received.at || received.closed || this.ticked < received.at) return received;
+    return { ...received, high: Math.max(received.high, known.high), low: Math.min(received.low, known.low), close: known.close };
   }
 
-  /** @param {Candle} candle */
+  /** @param {Candle} received */
   #put(candle) {
     const place = this.all.findLastIndex((other) => other.at <= candle.at);
     if (this.all[place]?.at === candle.at) this.all[place] = candle;

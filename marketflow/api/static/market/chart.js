@@ -16,9 +16,9 @@ const NEAR = 30;
 export class Chart {
   /**
    * @param {HTMLElement} place
-   * @param {{older: () => void, hovered: (index: number | null) => void, moved: (away: boolean) => void}} told
+   * @param {{older: () => void, hovered: (index: number | null) => void, moved: (behind: boolean) => void}} callbacks
    */
-  constructor(place, told) {
+  constructor(place, callbacks) {
     this.place = place;
     this.length = 60_000;
     this.decimals = -1;
@@ -55,10 +55,10 @@ export class Chart {
     this.line = null;
     this.scale = this.chart.timeScale();
     this.scale.subscribeVisibleLogicalRangeChange((range) => {
-      if (range && range.from < NEAR) told.older();
-      told.moved(this.scale.scrollPosition() < -1);
+      if (range && range.from < NEAR) callbacks.older();
+      callbacks.moved(this.scale.scrollPosition() < -1);
     });
-    this.chart.subscribeCrosshairMove(({ logical, point }) => told.hovered(point ? (logical ?? null) : null));
+    this.chart.subscribeCrosshairMove(({ logical, point }) => callbacks.hovered(point ? (logical ?? null) : null));
     place.addEventListener("keydown", (event) => this.#key(event));
     this.colour();
   }
@@ -137,7 +137,7 @@ export class Chart {
   }
 
   toNewest() {
-    // At once: what comes in would end a movement half way.
+    // Without animation: an update would stop it before its end.
     this.scale.scrollToPosition(MARGIN, false);
   }
 

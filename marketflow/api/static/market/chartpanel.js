@@ -28,7 +28,7 @@ export class ChartPanel {
     this.chart = new Chart(byId("chart"), {
       older: () => this.#older(),
       hovered: (index) => this.#hover(index),
-      moved: (away) => { this.newest.hidden = !away; },
+      moved: (behind) => { this.newest.hidden = !behind; },
     });
     /** @type {Candles | null} */
     this.candles = null;
@@ -147,7 +147,7 @@ export class ChartPanel {
       for (const candle of changed) this.moved.set(candle.at, candle);
       this.draw();
     } catch {
-      // What is shown stays; whether MarketFlow answers at all is told elsewhere.
+      // The candles stay; the banner reports a lost connection.
     }
     if (!signal.aborted) this.#later();
   }

@@ -1,4 +1,4 @@
-/** What the user looks at, kept in the address, so that it can be reloaded and shared. */
+/** The selected symbol, exchange, interval and period, kept in the URL so that it can be reloaded and shared. */
 
 const DEFAULTS = { symbol: "", exchange: "", interval: "1m", period: "5m" };
 
@@ -18,8 +18,8 @@ export class Choice extends EventTarget {
   /** @param {Partial<typeof DEFAULTS>} changes */
   choose(changes) {
     const values = { ...this.values, ...changes };
-    const told = Object.entries(values).filter(([name, value]) => value !== DEFAULTS[name]);
-    history.replaceState(null, "", `#${new URLSearchParams(told)}`);
+    const changed = Object.entries(values).filter(([name, value]) => value !== DEFAULTS[name]);
+    history.replaceState(null, "", `#${new URLSearchParams(changed)}`);
     this.#become(values);
   }
 
@@ -33,7 +33,7 @@ export class Choice extends EventTarget {
 
 /** @returns {typeof DEFAULTS} */
 function read() {
-  const told = new URLSearchParams(location.hash.slice(1));
-  const known = [...told].filter(([name]) => name in DEFAULTS);
+  const parameters = new URLSearchParams(location.hash.slice(1));
+  const known = [...parameters].filter(([name]) => name in DEFAULTS);
   return { ...DEFAULTS, ...Object.fromEntries(known) };
 }

@@ -1,4 +1,4 @@
-/** Tells whether what is shown is the present: a word in the head of the page, and a banner while it is not. */
+/** State of the connection: a word in the header, and a banner while disconnected. */
 import { byId, say } from "./dom.js";
 
 const WORDS = { connecting: "Connecting", open: "Connected", lost: "Disconnected" };
@@ -11,32 +11,32 @@ export class Connection {
     this.reason = "";
     this.everOpen = false;
     this.fed = true;
-    stream.addEventListener("state", (event) => this.#become(event.detail));
+    stream.addEventListener("state", (event) => this.#show(event.detail));
     byId("banner-retry").addEventListener("click", () => stream.retry());
     setInterval(() => this.#count(), 250);
   }
 
-  /** @param {{state: string, reason?: string, retryAt?: number, failures?: number}} told */
-  #become({ state, reason = "", retryAt = 0, failures = 0 }) {
-    // One that is tried again is still lost until it has succeeded.
+  /** @param {{state: string, reason?: string, retryAt?: number, failures?: number}} state */
+  #show({ state, reason = "", retryAt = 0, failures = 0 }) {
+    // While reconnecting it stays "lost", so that the banner does not flicker.
     const shown = state === "connecting" && failures > 0 ? "lost" : state;
     document.body.dataset.connection = shown;
-    this.#say();
+    this.#showWord();
     this.banner.hidden = shown !== "lost";
     this.retryAt = retryAt;
     this.reason = reason || this.reason;
     this.everOpen ||= state === "open";
-    if (shown === "lost") say(byId("banner-text"), `${this.reason} ${this.everOpen ? "Prices are those of before." : ""}`);
+    if (shown === "lost") say(byId("banner-text"), `${this.reason} ${this.everOpen ? "Showing the last known prices." : ""}`);
     this.#count();
   }
 
-  /** @param {boolean} fed whether any feed brings prices */
+  /** @param {boolean} fed whether any feed is connected */
   feed(fed) {
     this.fed = fed;
-    this.#say();
+    this.#showWord();
   }
 
-  #say() {
+  #showWord() {
     const { connection } = document.body.dataset;
     document.body.dataset.fed = String(this.fed);
     say(document.querySelector("#connection .word"), connection === "open" && !this.fed ? "No feed is connected" : WORDS[connection]);

@@ -58,7 +58,7 @@ export function drawNow() {
 
 /**
  * Runs something in a frame soon, however often it is asked for until then. All that waits runs in the same frame, so that
- * no two parts of the page tell of different moments.
+ * all parts of the page show the same moment.
  * @param {() => void} work
  */
 export function inFrames(work) {

@@ -14,7 +14,7 @@ const STATES = {
 
 const STORES = { postgres: "PostgreSQL", redis: "Redis" };
 
-/** What was last told is greyed by the style sheet; that it still holds is not known. */
+/** While disconnected the style sheet greys the last known states. */
 export function showHealthUnknown() {
   say(byId("health-summary"), "unknown while disconnected");
   byId("health-summary").dataset.level = "unknown";

@@ -33,7 +33,7 @@ offerColours(byId("theme"), () => {
 stream.addEventListener("snapshot", ({ detail }) => {
   modes.show(detail.mode);
   market.replace(detail);
-  tellHealth(detail.health);
+  updateHealth(detail.health);
   chart.offer();
   settle();
   showChoice();
@@ -42,7 +42,7 @@ stream.addEventListener("snapshot", ({ detail }) => {
 });
 stream.addEventListener("prices", ({ detail }) => market.update(detail.prices));
 stream.addEventListener("mode", ({ detail }) => modes.show(detail.mode));
-stream.addEventListener("health", ({ detail }) => tellHealth(detail));
+stream.addEventListener("health", ({ detail }) => updateHealth(detail));
 stream.addEventListener("state", ({ detail }) => {
   if (detail.state === "lost") showHealthUnknown();
 });
@@ -57,7 +57,7 @@ setInterval(() => {
 }, 1000);
 
 /** @param {any} health */
-function tellHealth(health) {
+function updateHealth(health) {
   showHealth(health);
   connection.feed(isFed(health));
 }
@@ -85,8 +85,8 @@ function showTitle() {
   const newest = market.newest(choice.symbol, choice.exchange);
   const lost = document.body.dataset.connection === "lost";
   const stale = newest !== null && market.now() - newest.at > STALE_MS;
-  const told = newest ? `${price(newest.price)}${stale ? " (stale)" : ""}` : "";
-  const title = [lost ? "Disconnected" : told, choice.symbol, "MarketFlow"].filter(Boolean).join(" · ");
+  const shown = newest ? `${price(newest.price)}${stale ? " (stale)" : ""}` : "";
+  const title = [lost ? "Disconnected" : shown, choice.symbol, "MarketFlow"].filter(Boolean).join(" · ");
   if (document.title !== title) document.title = title;
 }
 

@@ -1,23 +1,23 @@
-/** What is known of the market: the newest price of each series, by what the stream tells. */
+/** The newest price of each series: a snapshot of the stream with all later events applied. */
 
-/** Age of a price from which on it is no longer taken for the market's. */
+/** Age from which a price is stale. */
 export const STALE_MS = 15_000;
 
 /**
- * @typedef {{symbol: string, exchange: string, price: number, at: number, told: number, move: number}} Quote
- * `at`: Unix ms by the exchange's clock; `told`: how many were told before it; `move`: -1, 0 or 1, against the price before.
+ * @typedef {{symbol: string, exchange: string, price: number, at: number, arrival: number, move: number}} Quote
+ * `at`: Unix ms by the exchange's clock; `arrival`: number of arrivals before it; `move`: -1, 0 or 1, the direction of the last change.
  * @typedef {{highest: Quote, lowest: Quote, size: number, basisPoints: number}} Spread
  */
 
 /**
- * Oldest first; of one moment, in the order in which they were told.
+ * Sort by event time, then by arrival, oldest first.
  * @param {Iterable<Quote>} quotes
  */
 export function inOrder(quotes) {
-  return [...quotes].sort((one, other) => one.at - other.at || one.told - other.told);
+  return [...quotes].sort((one, other) => one.at - other.at || one.arrival - other.arrival);
 }
 
-/** Events: `replaced` (everything is new) and `prices` (`detail`: quotes that are new). */
+/** Events: `replaced` (after a snapshot) and `prices` (`detail`: changed quotes). */
 export class Market extends EventTarget {
   constructor() {
     super();
@@ -30,8 +30,8 @@ export class Market extends EventTarget {
     this.quotes = new Map();
     /** @type {Map<string, number>} the last move of the newest price over all exchanges */
     this.moves = new Map();
-    this.told = 0;
-    /** How far the server's clock is ahead of this one's, in ms. */
+    this.arrivals = 0;
+    /** Offset of the server's clock against this one, in ms. */
     this.ahead = 0;
   }
 
@@ -42,13 +42,13 @@ export class Market extends EventTarget {
     this.exchanges = snapshot.exchanges;
     this.moves.clear();
     this.quotes = new Map(snapshot.symbols.map((symbol) => [symbol, new Map()]));
-    for (const told of snapshot.prices) this.#take(told);
+    for (const price of snapshot.prices) this.#put(price);
     this.dispatchEvent(new CustomEvent("replaced"));
   }
 
   /** @param {any[]} prices as the stream has them */
   update(prices) {
-    const quotes = prices.map((told) => this.#take(told)).filter((quote) => quote !== null);
+    const quotes = prices.map((price) => this.#put(price)).filter((quote) => quote !== null);
     this.dispatchEvent(new CustomEvent("prices", { detail: quotes }));
   }
 
@@ -65,7 +65,7 @@ export class Market extends EventTarget {
   /**
    * The newest quote of a symbol, on one exchange or over all.
    * @param {string} symbol
-   * @param {string} [exchange] nothing is all
+   * @param {string} [exchange] all if empty
    * @returns {Quote | null}
    */
   newest(symbol, exchange = "") {
@@ -76,7 +76,7 @@ export class Market extends EventTarget {
   }
 
   /**
-   * What lies between the exchanges; only between prices that are not stale, and null below two of those.
+   * The difference between exchanges, of prices that are not stale; null for fewer than two.
    * @param {string} symbol
    * @returns {Spread | null}
    */
@@ -91,7 +91,7 @@ export class Market extends EventTarget {
   }
 
   /** @returns {Quote | null} */
-  #take({ symbol, exchange, price, timestamp }) {
+  #put({ symbol, exchange, price, timestamp }) {
     const quotes = this.quotes.get(symbol);
     const at = Date.parse(timestamp);
     const before = quotes?.get(exchange);
@@ -101,8 +101,8 @@ export class Market extends EventTarget {
     if (overall && at >= overall.at) {
       this.moves.set(symbol, Math.sign(price - overall.price) || (this.moves.get(symbol) ?? 0));
     }
-    const quote = { symbol, exchange, price, at, told: this.told, move };
-    this.told += 1;
+    const quote = { symbol, exchange, price, at, arrival: this.arrivals, move };
+    this.arrivals += 1;
     quotes.set(exchange, quote);
     return quote;
   }

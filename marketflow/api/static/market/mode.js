@@ -4,8 +4,8 @@ import { ask } from "./api.js";
 import { byId, say } from "./dom.js";
 
 const MEANINGS = {
-  test: "Prices are then generated, for everybody who uses this MarketFlow, and the exchanges are let go of.",
-  live: "Prices then come from the configured exchanges, for everybody who uses this MarketFlow.",
+  test: "Prices are then generated, for all users of this MarketFlow, and the exchanges are disconnected.",
+  live: "Prices then come from the configured exchanges, for all users of this MarketFlow.",
 };
 
 const TOKEN = "marketflow.token";
@@ -26,10 +26,10 @@ export class ModeSwitch {
     this.dialog.addEventListener("click", (event) => {
       if (event.target === this.dialog && !this.busy) this.dialog.close();
     });
-    // What has been sent cannot be called back. Browsers close a dialog at the second Escape whatever `cancel` is told.
+    // A request cannot be cancelled. Browsers close a dialog at the second Escape, even if `cancel` is prevented.
     document.addEventListener("keydown", (event) => this.busy && event.key === "Escape" && event.preventDefault());
     this.dialog.addEventListener("cancel", (event) => this.busy && event.preventDefault());
-    this.dialog.addEventListener("close", () => this.#forget());
+    this.dialog.addEventListener("close", () => this.#clear());
   }
 
   /** @param {string} mode the one that runs */
@@ -102,7 +102,7 @@ export class ModeSwitch {
     say(button, busy ? "Switching …" : "Switch");
   }
 
-  #forget() {
+  #clear() {
     this.form.reset();
     const pressed = this.buttons.find((button) => button.dataset.mode === this.wanted);
     pressed?.focus();

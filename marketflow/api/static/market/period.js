@@ -41,7 +41,7 @@ export class Period {
     this.#show();
   }
 
-  /** Forget what is shown, and ask. */
+  /** Clear the figures, and request them. */
   restart() {
     this.abort?.abort();
     this.answers = null;

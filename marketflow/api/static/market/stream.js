@@ -1,18 +1,18 @@
 /**
- * The stream of prices, kept alive: each connection is used once, watched by its heartbeats, and replaced.
+ * Client of the price stream that reconnects: a connection without heartbeats is replaced.
  *
- * A WebSocket, as browsers open only six connections to a server for everything else, in all tabs together.
+ * A WebSocket, since browsers open only six HTTP connections to a server in all tabs together.
  */
 
 const EVENTS = new Set(["snapshot", "prices", "mode", "health", "heartbeat", "end"]);
 
-/** The close code of a server that ends. */
+/** Close code of a server that shuts down. */
 const GOING_AWAY = 1001;
 
-/** Silence after which a connection is given up; a heartbeat comes every 5 s. */
+/** Silence after which a connection counts as lost; the server sends a heartbeat every 5 s. */
 const SILENCE_MS = 12_000;
 
-const LONGEST_PAUSE_MS = 10_000;
+const MAX_PAUSE_MS = 10_000;
 
 /**
  * Events: those of the stream, with their data as `detail`, and `state` with
@@ -26,27 +26,27 @@ export class Stream extends EventTarget {
     this.url.protocol = this.url.protocol === "https:" ? "wss:" : "ws:";
     /** @type {WebSocket | null} */
     this.socket = null;
-    this.heardAt = 0;
+    this.receivedAt = 0;
     this.failures = 0;
     this.retryTimer = 0;
     this.ended = false;
     setInterval(() => this.#watch(), 1000);
     window.addEventListener("online", () => this.retry());
     document.addEventListener("visibilitychange", () => document.hidden || this.retry());
-    // A page that comes back out of the browser's cache has lost its connection.
+    // A page restored from the browser's cache has lost its connection.
     window.addEventListener("pageshow", (event) => event.persisted && this.open());
   }
 
-  /** Connect, whatever was before. */
+  /** Open a new connection, and close any other. */
   open() {
     this.#close();
     this.ended = false;
-    this.heardAt = performance.now();
+    this.receivedAt = performance.now();
     const socket = new WebSocket(this.url);
     this.socket = socket;
-    socket.addEventListener("message", ({ data }) => socket === this.socket && this.#heard(JSON.parse(data)));
+    socket.addEventListener("message", ({ data }) => socket === this.socket && this.#receive(JSON.parse(data)));
     socket.addEventListener("close", ({ code }) => socket === this.socket && this.#lost(this.#reason(code)));
-    this.#tell({ state: "connecting", failures: this.failures });
+    this.#notify({ state: "connecting", failures: this.failures });
   }
 
   /** Connect now if there is no connection. */
@@ -55,19 +55,19 @@ export class Stream extends EventTarget {
   }
 
   /** @param {{event: string, data: any}} message */
-  #heard({ event, data }) {
-    this.heardAt = performance.now();
+  #receive({ event, data }) {
+    this.receivedAt = performance.now();
     if (!EVENTS.has(event)) return;
     if (event === "snapshot") {
       this.failures = 0;
-      this.#tell({ state: "open" });
+      this.#notify({ state: "open" });
     }
     this.ended ||= event === "end";
     this.dispatchEvent(new CustomEvent(event, { detail: data }));
   }
 
   #watch() {
-    if (this.socket !== null && performance.now() - this.heardAt > SILENCE_MS) this.#lost("The connection is silent.");
+    if (this.socket !== null && performance.now() - this.receivedAt > SILENCE_MS) this.#lost("The connection is silent.");
   }
 
   /** @param {number} code of the close */
@@ -79,21 +79,21 @@ export class Stream extends EventTarget {
   /** @param {string} reason */
   #lost(reason) {
     this.#close();
-    const pause = Math.min(LONGEST_PAUSE_MS, 1000 * 2 ** this.failures);
+    const pause = Math.min(MAX_PAUSE_MS, 1000 * 2 ** this.failures);
     this.failures += 1;
     this.retryTimer = setTimeout(() => this.retry(), pause);
-    this.#tell({ state: "lost", reason, retryAt: performance.now() + pause });
+    this.#notify({ state: "lost", reason, retryAt: performance.now() + pause });
   }
 
   #close() {
     clearTimeout(this.retryTimer);
     const { socket } = this;
-    this.socket = null; // what it still says is not heard
+    this.socket = null; // later events of it are ignored
     socket?.close();
   }
 
   /** @param {object} detail */
-  #tell(detail) {
+  #notify(detail) {
     this.dispatchEvent(new CustomEvent("state", { detail }));
   }
 }

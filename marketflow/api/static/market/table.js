@@ -57,7 +57,7 @@ export class Table {
       this.body.replaceChildren(...[...this.rows.values()].map((row) => row.element));
       for (const row of this.rows.values()) this.seen.observe(row.element);
     }
-    for (const row of this.rows.values()) row.forget();
+    for (const row of this.rows.values()) row.clear();
     this.#markChosen();
     this.#filter();
     if (other) this.#reveal();
@@ -90,10 +90,10 @@ export class Table {
       row.show(this.market);
       this.dirty.delete(row);
     }
-    this.#tellEmpty();
+    this.#showEmpty();
   }
 
-  #tellEmpty() {
+  #showEmpty() {
     this.empty.hidden = this.rows.size === 0 || [...this.market.quotes.values()].some((quotes) => quotes.size > 0);
   }
 
@@ -219,8 +219,8 @@ class Row {
     );
   }
 
-  forget() {
-    for (const cell of [this.newest, ...this.cells]) cell.forget();
+  clear() {
+    for (const cell of [this.newest, ...this.cells]) cell.clear();
   }
 
   /** @param {boolean} chosen @param {string} exchange */
@@ -275,10 +275,10 @@ class Cell {
     this.moved = make("span", { class: "moved" });
     const named = exchange === undefined ? {} : { "data-exchange": exchange };
     this.element = make("td", { role: "cell", class: kind, "data-label": label, ...named }, this.kept, this.moved);
-    this.forget();
+    this.clear();
   }
 
-  forget() {
+  clear() {
     this.text = "";
     this.flashedAt = 0;
     this.element.removeAttribute("data-move");
