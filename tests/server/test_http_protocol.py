@@ -1,7 +1,6 @@
-"""What a connection of `marketflow` may hold, on real sockets and with short deadlines.
+"""Limits of an HTTP connection, on real sockets with short deadlines.
 
-It rests on uvicorn's protocol class, of which a release may change anything that is not documented: each thing that
-is used of it is needed by a test here.
+The protocol overrides undocumented methods of uvicorn's; each override is needed by a test here.
 """
 
 import asyncio
@@ -37,7 +36,7 @@ class Impatient(LimitedHttpProtocol):
 
 
 class App:
-    """Answers its path; `/long` begins to answer at once and ends when it is told to."""
+    """Responds with the path; `/long` starts its response and completes it once `end` is set."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -82,14 +81,14 @@ class Server:
         self._listener.close()
 
     def connect(self, *sent: bytes) -> socket.socket:
-        """A connection on which this has been sent."""
+        """Connect and send."""
         client = socket.create_connection((HOST, self.port), timeout=5)
         for data in sent:
             client.sendall(data)
         return client
 
     def ask(self, *sent: bytes) -> bytes:
-        """All that is answered until the server closes."""
+        """Send, and return all bytes until the server closes."""
         with self.connect(*sent) as client:
             return rest(client)
 
@@ -102,7 +101,7 @@ def running() -> Iterator[Server]:
 
 @pytest.fixture
 def server(running: Server) -> Iterator[Server]:
-    """The server, with nobody connected."""
+    """The server without connections."""
     running.app.asked.clear()
     running.app.end.clear()
     Impatient.all.clear()
@@ -112,7 +111,7 @@ def server(running: Server) -> Iterator[Server]:
 
 
 def rest(client: socket.socket) -> bytes:
-    """What comes until the server closes."""
+    """Read until the server closes."""
     received = b""
     while True:
         try:
@@ -125,7 +124,7 @@ def rest(client: socket.socket) -> bytes:
 
 
 def until(client: socket.socket, end: bytes) -> bytes:
-    """What comes until it ends so."""
+    """Read until the received bytes end with `end`."""
     received = b""
     while not received.endswith(end):
         data = client.recv(65536)
@@ -135,7 +134,7 @@ def until(client: socket.socket, end: bytes) -> bytes:
 
 
 def problem_of(answer: bytes) -> tuple[int, str]:
-    """Status and code of an answer that is one problem and nothing else."""
+    """Return status and code of a response that is a problem."""
     head, _, body = answer.partition(b"\r\n\r\n")
     lines = head.decode().lower().split("\r\n")
     assert {"content-type: application/problem+json", "connection: close", "cache-control: no-store"} <= set(lines)
@@ -149,14 +148,14 @@ def problem_of(answer: bytes) -> tuple[int, str]:
 # Deadlines
 
 
-def test_a_connection_that_asks_nothing_is_closed_without_a_word(server: Server) -> None:
+def test_connection_without_a_request_is_closed_silently(server: Server) -> None:
     began = time.monotonic()
     assert server.ask() == b""
     assert HEADER_SECONDS / 2 < time.monotonic() - began < HEADER_SECONDS + 1
 
 
 @pytest.mark.parametrize("before", [[], [GET]])
-def test_headers_that_come_slowly_are_cut_off(server: Server, before: list[bytes]) -> None:
+def test_slow_headers_are_answered_with_408(server: Server, before: list[bytes]) -> None:
     with server.connect(*before) as client:
         for _ in before:
             until(client, b"0\r\n\r\n")
@@ -174,7 +173,7 @@ def test_headers_that_come_slowly_are_cut_off(server: Server, before: list[bytes
         assert time.monotonic() - began > HEADER_SECONDS / 2
 
 
-def test_line_breaks_do_not_keep_a_connection_open(server: Server) -> None:
+def test_line_breaks_do_not_extend_the_header_deadline(server: Server) -> None:
     with server.connect(GET) as client:
         until(client, b"0\r\n\r\n")
         client.sendall(b"\r\n")
@@ -182,13 +181,13 @@ def test_line_breaks_do_not_keep_a_connection_open(server: Server) -> None:
 
 
 @pytest.mark.parametrize("head", [b"Content-Length: 10\r\n\r\nx", b"Transfer-Encoding: chunked\r\n\r\n5\r\nx"])
-def test_a_body_that_comes_slowly_is_cut_off(server: Server, head: bytes) -> None:
+def test_slow_body_is_answered_with_408(server: Server, head: bytes) -> None:
     assert problem_of(server.ask(b"POST / HTTP/1.1\r\nHost: x\r\n" + head)) == (408, "request_timeout")
     assert server.app.asked == []
 
 
 @pytest.mark.parametrize("more", [b"", b"\r\n", b"GET / HT", GET + b"GET / HT"])
-def test_a_long_answer_is_not_cut_whatever_follows_the_request(server: Server, more: bytes) -> None:
+def test_header_deadline_never_cuts_a_running_response(server: Server, more: bytes) -> None:
     with server.connect(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n") as client:
         until(client, b"begin \r\n")
         client.sendall(more)
@@ -200,7 +199,7 @@ def test_a_long_answer_is_not_cut_whatever_follows_the_request(server: Server, m
         until(client, b"</long>\r\n0\r\n\r\n" if GET not in more else b"</>\r\n0\r\n\r\n")
 
 
-def test_no_deadline_outlives_its_connection(server: Server) -> None:
+def test_header_deadline_is_cancelled_with_its_connection(server: Server) -> None:
     for sent in ([], [b"GET / H"], [GET], [GET, b"GET"]):
         server.connect(*sent).close()
     wait_until(lambda: len(Impatient.all) == 4)
@@ -221,7 +220,7 @@ def test_no_deadline_outlives_its_connection(server: Server) -> None:
         b"GET /" + b"x" * 1_000_000,
     ],
 )
-def test_headers_that_are_too_large_are_refused(server: Server, sent: bytes) -> None:
+def test_too_large_headers_are_answered_with_431(server: Server, sent: bytes) -> None:
     with server.connect() as client:
         with suppress(OSError):  # cut before all was sent
             client.sendall(sent)
@@ -229,7 +228,7 @@ def test_headers_that_are_too_large_are_refused(server: Server, sent: bytes) -> 
     assert server.app.asked == []
 
 
-def test_headers_of_almost_64_kib_are_taken(server: Server) -> None:
+def test_headers_of_almost_64_kib_are_accepted(server: Server) -> None:
     with server.connect(GET[:-2] + b"X: " + b"x" * 65_400 + b"\r\n\r\n") as client:
         assert until(client, b"0\r\n\r\n").startswith(OK)
 
@@ -237,19 +236,19 @@ def test_headers_of_almost_64_kib_are_taken(server: Server) -> None:
 @pytest.mark.parametrize(
     "framing", [b"5;" + b"x" * 500_000, b"0\r\nX: " + b"x" * 500_000, b"0\r\n" + b"X: y\r\n" * 99999]
 )
-def test_what_frames_a_chunked_body_is_limited_as_well(server: Server, framing: bytes) -> None:
+def test_chunk_extensions_and_trailers_are_limited(server: Server, framing: bytes) -> None:
     with server.connect(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n") as client:
         with suppress(OSError):
             client.sendall(framing)
         assert problem_of(rest(client)) == (431, "headers_too_large")
 
 
-def test_a_body_that_is_too_long_is_refused_without_asking_for_it(server: Server) -> None:
+def test_too_large_body_is_refused_before_100_continue(server: Server) -> None:
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 300000000\r\nExpect: 100-continue\r\n\r\n"
     assert problem_of(server.ask(head)) == (413, "body_too_large")
 
 
-# What is no HTTP
+# Malformed requests
 
 
 @pytest.mark.parametrize(
@@ -267,12 +266,12 @@ def test_a_body_that_is_too_long_is_refused_without_asking_for_it(server: Server
         b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n",
     ],
 )
-def test_what_is_no_http_is_a_problem_like_any_other(server: Server, sent: bytes) -> None:
+def test_malformed_request_is_answered_with_a_problem(server: Server, sent: bytes) -> None:
     assert problem_of(server.ask(sent)) == (400, "malformed_request")
     assert server.app.asked == []
 
 
-def test_an_upgrade_is_not_made_and_ends_the_connection(server: Server) -> None:
+def test_upgrade_on_another_path_is_answered_and_closes(server: Server) -> None:
     answer = server.ask(GET[:-2] + b"Connection: upgrade\r\nUpgrade: websocket\r\n\r\n")
     assert answer.startswith(OK)
     assert b"connection: close" in answer
@@ -290,7 +289,7 @@ def test_pipelined_requests_are_answered_in_their_order(server: Server) -> None:
 
 
 @pytest.mark.parametrize("fault", [b"rubbish\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"x" * 70_000 + b"\r\n\r\n"])
-def test_what_was_asked_before_something_refused_is_answered(server: Server, fault: bytes) -> None:
+def test_requests_before_a_malformed_one_are_answered(server: Server, fault: bytes) -> None:
     with server.connect(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n" + GET + fault) as client:
         until(client, b"begin \r\n")
         server.app.end.set()
@@ -304,14 +303,14 @@ def test_what_was_asked_before_something_refused_is_answered(server: Server, fau
     "framing", [b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"]
 )
 @pytest.mark.parametrize("step", [1, 1000])
-def test_a_request_with_a_body_may_be_followed_by_another(server: Server, framing: bytes, step: int) -> None:
+def test_request_with_a_body_keeps_the_connection_alive(server: Server, framing: bytes, step: int) -> None:
     sent = b"POST /a HTTP/1.1\r\nHost: x\r\n" + framing + b"GET /b HTTP/1.1\r\nHost: x\r\n\r\n"
     with server.connect(*(sent[at : at + step] for at in range(0, len(sent), step))) as client:
         assert until(client, b"</b>\r\n0\r\n\r\n").count(OK) == 2
     assert server.app.asked == ["/a", "/b"]
 
 
-def test_a_client_that_waits_to_be_told_to_go_on_is_told(server: Server) -> None:
+def test_expect_100_continue_is_answered(server: Server) -> None:
     with server.connect(b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n") as client:
         assert until(client, b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         client.sendall(b"hello")
@@ -320,7 +319,7 @@ def test_a_client_that_waits_to_be_told_to_go_on_is_told(server: Server) -> None
         assert until(client, b"0\r\n\r\n").startswith(OK)
 
 
-def test_a_server_that_ends_does_not_wait_for_what_is_still_arriving(server: Server) -> None:
+def test_shutdown_does_not_wait_for_a_partial_request(server: Server) -> None:
     with server.connect(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx") as client:
         wait_until(lambda: Impatient.all and Impatient.all[0].cycle)
         began = time.monotonic()
@@ -330,10 +329,10 @@ def test_a_server_that_ends_does_not_wait_for_what_is_still_arriving(server: Ser
     assert server.app.asked == []
 
 
-# Room
+# Eviction
 
 
-def test_the_connection_that_is_idle_for_longest_makes_room(server: Server) -> None:
+def test_longest_idle_connection_is_evicted(server: Server) -> None:
     with ExitStack() as stack:
         long = stack.enter_context(server.connect(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n"))
         until(long, b"begin \r\n")
@@ -351,7 +350,7 @@ def test_the_connection_that_is_idle_for_longest_makes_room(server: Server) -> N
         until(long, b"</long>\r\n0\r\n\r\n")
 
 
-def test_a_newcomer_gets_in_though_all_others_wait_for_answers(server: Server) -> None:
+def test_new_connection_is_accepted_while_all_others_are_busy(server: Server) -> None:
     with ExitStack() as stack:
         for _ in range(Impatient.MAX_CONNECTIONS):
             long = stack.enter_context(server.connect(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n"))
@@ -363,7 +362,7 @@ def test_a_newcomer_gets_in_though_all_others_wait_for_answers(server: Server) -
 # Pipelines and trailers
 
 
-def test_more_pipelined_requests_than_may_wait_end_the_connection(server: Server) -> None:
+def test_too_many_pipelined_requests_close_the_connection(server: Server) -> None:
     with server.connect(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n" + GET * 3600) as client:
         wait_until(lambda: server.app.asked)
         (connection,) = Impatient.all
@@ -405,7 +404,7 @@ def test_reset_with_requests_waiting_starts_none_of_them(server: Server, log: li
     assert log == []
 
 
-def test_trailers_are_no_headers(server: Server) -> None:
+def test_trailers_are_not_added_to_the_headers(server: Server) -> None:
     seen: list[list[bytes]] = []
     answer = server.app.__class__.__call__
 

@@ -1,4 +1,4 @@
-"""The port: who may have it, and when."""
+"""Binding of ports: shared, taken, and just released."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ Binding = Callable[[int], list[socket.socket]]
 
 @pytest.fixture
 def served() -> Iterator[Callable[[Binding], int]]:
-    """Serves a client on any port, ends the connection before the client does, and gives the port."""
+    """Return a function that accepts and closes connections on a free port, and returns the port."""
     clients: list[socket.socket] = []
 
     def serve(binding: Binding) -> int:
@@ -49,7 +49,7 @@ def served() -> Iterator[Callable[[Binding], int]]:
 
 @pytest.mark.parametrize("before", [alone, together])
 @pytest.mark.parametrize("after", [alone, together])
-def test_a_port_whose_connections_were_just_ended_can_be_had_at_once(
+def test_port_with_connections_in_time_wait_can_be_bound(
     before: Binding, after: Binding, served: Callable[[Binding], int]
 ) -> None:
     port = served(before)
@@ -59,7 +59,7 @@ def test_a_port_whose_connections_were_just_ended_can_be_had_at_once(
 
 @pytest.mark.parametrize("before", [alone, together])
 @pytest.mark.parametrize("after", [alone, together])
-def test_a_port_on_which_another_listens_cannot_be_had(before: Binding, after: Binding) -> None:
+def test_port_of_another_listener_cannot_be_bound(before: Binding, after: Binding) -> None:
     listeners = before(0)
     with pytest.raises(StartError, match="Address already in use"):
         after(listeners[0].getsockname()[1])

@@ -1,4 +1,4 @@
-"""What is kept for clients that take less than they are sent, on real sockets and with short deadlines."""
+"""Backpressure of slow and stalled clients, on real sockets with short deadlines."""
 
 import asyncio
 import socket
@@ -27,7 +27,7 @@ UPGRADE = (
 
 
 class App:
-    """Sends as much as is taken; remembers how much that was, and whether it was told that nobody is there."""
+    """Sends as fast as backpressure allows; records the bytes sent and the disconnect."""
 
     def __init__(self) -> None:
         self.sent = 0
@@ -103,9 +103,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("request_", [GET % b"stream", UPGRADE], ids=["http", "websocket"])
-def test_next_to_nothing_is_kept_for_a_client_that_takes_nothing_and_then_it_is_cut(
-    server: Server, request_: bytes
-) -> None:
+def test_stalled_stream_client_is_disconnected_with_small_buffers(server: Server, request_: bytes) -> None:
     with server.connect(request_) as client:
         assert client.recv(12)
         assert server.app.gone.wait(10 * STALL_SECONDS)
@@ -115,7 +113,7 @@ def test_next_to_nothing_is_kept_for_a_client_that_takes_nothing_and_then_it_is_
 
 
 @pytest.mark.parametrize("request_", [GET % b"stream", UPGRADE], ids=["http", "websocket"])
-def test_a_client_that_takes_a_little_now_and_then_stays(server: Server, request_: bytes) -> None:
+def test_slow_stream_client_stays_connected(server: Server, request_: bytes) -> None:
     with server.connect(request_) as client:
         assert client.recv(12)
         end = time.monotonic() + 5 * STALL_SECONDS
@@ -124,15 +122,15 @@ def test_a_client_that_takes_a_little_now_and_then_stays(server: Server, request
             assert not server.app.gone.wait(STALL_SECONDS / 4)
 
 
-def test_any_other_answer_is_never_cut(server: Server) -> None:
+def test_stalled_response_that_is_no_stream_is_kept(server: Server) -> None:
     with server.connect(GET % b"long") as client:
         assert client.recv(12)
         assert not server.app.gone.wait(5 * STALL_SECONDS)
         assert client.recv(65536)
 
 
-def test_whoever_only_pings_and_takes_no_answers_is_given_none(server: Server) -> None:
-    """Else what is to be answered would grow for as long as it is asked."""
+def test_pings_of_a_client_that_reads_nothing_are_dropped(server: Server) -> None:
+    """Otherwise pongs would fill the write buffer without bound."""
     ping = b"\x89\xfd\0\0\0\0" + b"x" * 125
     with server.connect(UPGRADE) as client:
         assert client.recv(12)
