@@ -1,6 +1,9 @@
-"""Background tasks of an event loop that end before what they use is closed, and timeouts for a loop that is behind."""
+"""Background tasks of an event loop that end before what they use is closed, timeouts for a loop that is behind, and
+pauses between attempts.
+"""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -79,3 +82,28 @@ async def timeout(seconds: float, progress: Callable[[], object] = lambda: None)
             yield
         finally:
             timer.cancel()
+
+
+class Backoff:
+    """Pauses between attempts: doubled from `first` to `cap` seconds, each cut by up to `jitter` of itself.
+
+    Args:
+        first: seconds after the first failure.
+        cap: seconds at most.
+        jitter: greatest random part subtracted, so that many clients do not reconnect at the same moment.
+        uniform: returns a random number in [0, 1).
+    """
+
+    def __init__(
+        self,
+        first: float = 1.0,
+        cap: float = 30.0,
+        jitter: float = 0.2,
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        self._first, self._cap, self._jitter, self._uniform = first, cap, jitter, uniform
+
+    def pause(self, failures: int) -> float:
+        """Seconds to wait after this number of failures in a row (at least one)."""
+        doublings = min(failures - 1, 60)  # beyond, a float could overflow
+        return min(self._cap, self._first * 2.0**doublings) * (1 - self._jitter * self._uniform())

@@ -16,7 +16,6 @@ from marketflow.pipeline.backlog import ArchiveSink, Backlog
 from marketflow.pipeline.branches import Branch, Branches, Refills
 from marketflow.pipeline.instrumentation import Instrumentation, PipelineCounters
 from marketflow.pipeline.operators import (
-    Backoff,
     Operator,
     completion,
     conflate_map,
@@ -31,6 +30,7 @@ from marketflow.pipeline.operators import (
 from marketflow.pipeline.recovery import Recovery, cache_losses
 from marketflow.pipeline.state import WindowState
 from marketflow.stores.ports import ArchiveWriter, CacheWriter, Rollups
+from marketflow.tasks import Backoff
 
 ROLLUP_SECONDS = 10.0
 """Interval at which days that are over are looked for."""

@@ -11,7 +11,8 @@ from reactivex.subject import BehaviorSubject
 from marketflow.feeds.feed import Feed
 from marketflow.model import Candles, Mode
 from marketflow.pipeline.instrumentation import ConnectionLog, PipelineCounters
-from marketflow.pipeline.operators import Backoff, completion, retry_with_backoff
+from marketflow.pipeline.operators import completion, retry_with_backoff
+from marketflow.tasks import Backoff
 
 FEEDS_STOP_SECONDS = 1.0
 """How long feeds may take to emit what they have received, once the pipeline is to complete."""

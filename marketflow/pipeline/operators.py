@@ -5,7 +5,6 @@ RxPY has no backpressure: `observe_on` queues items without bound before a slow 
 bounded by the number of series, and a consumer that falls behind gets fewer and larger items.
 """
 
-import random
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import product
@@ -20,6 +19,7 @@ from reactivex.subject import Subject
 
 from marketflow.model import Candles, Series
 from marketflow.pipeline.branches import Branch
+from marketflow.tasks import Backoff
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -355,31 +355,6 @@ def partition_by_series(
         return name
 
     return partitions(list(product(exchanges, range(per_exchange))), partition_of, partition)
-
-
-class Backoff:
-    """Pauses between attempts: doubled from `first` to `cap` seconds, each cut by up to `jitter` of itself.
-
-    Args:
-        first: seconds after the first failure.
-        cap: seconds at most.
-        jitter: greatest random part subtracted, so that many clients do not reconnect at the same moment.
-        uniform: returns a random number in [0, 1).
-    """
-
-    def __init__(
-        self,
-        first: float = 1.0,
-        cap: float = 30.0,
-        jitter: float = 0.2,
-        uniform: Callable[[], float] = random.random,
-    ) -> None:
-        self._first, self._cap, self._jitter, self._uniform = first, cap, jitter, uniform
-
-    def pause(self, failures: int) -> float:
-        """Seconds to wait after this number of failures in a row (at least one)."""
-        doublings = min(failures - 1, 60)  # beyond, a float could overflow
-        return min(self._cap, self._first * 2.0**doublings) * (1 - self._jitter * self._uniform())
 
 
 def retry_with_backoff(

@@ -11,8 +11,9 @@ from marketflow.clock import Clock, milliseconds
 from marketflow.model import Candles, minute_start
 from marketflow.pipeline.branches import Branch, Refills
 from marketflow.pipeline.instrumentation import Instrumentation
-from marketflow.pipeline.operators import Backoff, Operator, conflate_map, keep_newer, retry_with_backoff
+from marketflow.pipeline.operators import Operator, conflate_map, keep_newer, retry_with_backoff
 from marketflow.stores.ports import CacheWriter, RecoveredCandles
+from marketflow.tasks import Backoff
 
 PROBE_SECONDS = 0.5
 """Interval of the probes of the cache: a refill begins this soon after an outage."""

@@ -24,7 +24,6 @@ from marketflow.pipeline.backlog import Backlog
 from marketflow.pipeline.branches import CHECK_SECONDS, Branch
 from marketflow.pipeline.fan_in import ModeSwitch
 from marketflow.pipeline.graph import Pipeline
-from marketflow.pipeline.operators import Backoff
 from marketflow.pipeline.schedulers import NamedPool, TimingLoop
 from marketflow.pipeline.state import WindowState
 from marketflow.settings import Settings
@@ -33,6 +32,7 @@ from marketflow.stores.postgres.retention import Retention
 from marketflow.stores.postgres.rollups import PostgresRollups
 from marketflow.stores.postgres.writer import PostgresWriter
 from marketflow.stores.redis.writer import RedisWriter
+from marketflow.tasks import Backoff
 
 BEGIN_SECONDS = 1.0
 """How long a start waits for each store to return what an earlier run left."""

@@ -13,8 +13,9 @@ from marketflow.clock import system_clock
 from marketflow.feeds.decoder import Decoder
 from marketflow.feeds.tcp import TcpFeed
 from marketflow.model import Mode
-from marketflow.pipeline.operators import Backoff, retry_with_backoff
+from marketflow.pipeline.operators import retry_with_backoff
 from marketflow.pipeline.schedulers import TimingLoop
+from marketflow.tasks import Backoff
 from tests.faults.conftest import Footprint, StartApplication, wait_until_back, wait_until_connected
 from tests.support.application import Application, Readers, ScriptedExchange, Traffic
 from tests.support.oracle import Rows, assert_rows_equal

@@ -41,12 +41,12 @@ from marketflow.model import (
 from marketflow.pipeline.backlog import Backlog
 from marketflow.pipeline.fan_in import ModeSwitch
 from marketflow.pipeline.graph import Pipeline
-from marketflow.pipeline.operators import Backoff
 from marketflow.pipeline.state import WindowState
 from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.circuit_breaker import CircuitBreaker
 from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.writer import RedisWriter
+from marketflow.tasks import Backoff
 from tests.pipeline.virtual_time import VirtualPool, VirtualTime
 from tests.pipeline.world import START_MS, FakeArchive, FakeDays, ScriptedFeed
 from tests.support.memory_redis import MemoryRedis, MemoryRedisClient

@@ -19,7 +19,6 @@ from reactivex.testing import ReactiveTest, Recorded, TestScheduler
 from reactivex.testing.mockobserver import MockObserver
 
 from marketflow.pipeline.operators import (
-    Backoff,
     Operator,
     conflate_map,
     conflate_through,
@@ -29,6 +28,7 @@ from marketflow.pipeline.operators import (
     retry_with_backoff,
 )
 from marketflow.pipeline.schedulers import TimingLoop
+from marketflow.tasks import Backoff
 
 on_next, on_completed, on_error = ReactiveTest.on_next, ReactiveTest.on_completed, ReactiveTest.on_error
 

@@ -15,7 +15,7 @@ from httpx_sse import SSEError, aconnect_sse
 
 from marketflow.cli.watch.stream_events import Connected, Lost, WatchEvent, decode
 from marketflow.errors import SettingsError, StartError
-from marketflow.pipeline.operators import Backoff
+from marketflow.tasks import Backoff
 from marketflow.text import without_credentials
 
 CONNECT_SECONDS = 5.0
