@@ -29,6 +29,7 @@ from marketflow.api.routes.static_files import static_route
 from marketflow.api.streaming.sse_route import stream_operations
 from marketflow.api.streaming.websocket_route import websocket_routes
 from marketflow.logs import RateLimit
+from marketflow.logs.rate_limit import omitted_text
 from marketflow.settings import HttpSettings
 
 ContextLifespan = Callable[[Starlette], AbstractAsyncContextManager[Mapping[str, Any]]]
@@ -48,8 +49,8 @@ class _Application(Starlette):
             if scope["type"] != "http":
                 raise
             # A 500 has been sent, unless a response had begun: the server then closes the connection.
-            if (left_out := self._failures.admit(type(error).__name__)) is not None:
-                more = f" ({left_out} more in the meantime)" if left_out else ""
+            if (omitted := self._failures.admit(type(error).__name__)) is not None:
+                more = omitted_text(omitted)
                 logger.opt(exception=error).error("{} {!r} failed{}", scope["method"], scope["path"], more)
 
 
