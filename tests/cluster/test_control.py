@@ -59,7 +59,7 @@ def published(lease: Lease, number: int = 1, mode: Mode = Mode.LIVE) -> Publishe
 # The lease
 
 
-def test_the_first_takes_it_and_keeps_it(client: "redis.Redis", clock: Clock) -> None:
+def test_first_process_acquires_and_keeps_the_lease(client: "redis.Redis", clock: Clock) -> None:
     first, second = Lease(client, clock), Lease(client, clock)
     assert first.hold()
     assert not second.hold()
@@ -68,7 +68,7 @@ def test_the_first_takes_it_and_keeps_it(client: "redis.Redis", clock: Clock) ->
     assert client.pttl(keys.LEASE_KEY) > 0
 
 
-def test_one_that_was_given_back_is_taken_at_once(client: "redis.Redis", clock: Clock) -> None:
+def test_released_lease_is_acquired_at_once(client: "redis.Redis", clock: Clock) -> None:
     first, second = Lease(client, clock), Lease(client, clock)
     first.hold()
     second.hold()
@@ -77,7 +77,7 @@ def test_one_that_was_given_back_is_taken_at_once(client: "redis.Redis", clock: 
     assert not first.hold()
 
 
-def test_one_that_has_gone_is_left_to_the_last_holder_for_a_while(client: "redis.Redis", clock: Clock) -> None:
+def test_missing_lease_is_left_to_its_last_holder_first(client: "redis.Redis", clock: Clock) -> None:
     first, second = Lease(client, clock), Lease(client, clock)
     first.hold()
     second.hold()
@@ -96,7 +96,7 @@ def test_one_that_has_gone_is_left_to_the_last_holder_for_a_while(client: "redis
     assert first.holder == second.run
 
 
-def test_only_the_holder_publishes_gives_back_and_claims(client: "redis.Redis", clock: Clock) -> None:
+def test_only_the_leader_publishes_releases_and_claims(client: "redis.Redis", clock: Clock) -> None:
     holder, other = Lease(client, clock), Lease(client, clock)
     assert holder.hold(published(holder))
     before = client.get(keys.STATE_KEY)
@@ -111,7 +111,7 @@ def test_only_the_holder_publishes_gives_back_and_claims(client: "redis.Redis", 
     assert holder.claim("1") is None
 
 
-def test_everything_expires_by_itself(client: "redis.Redis", clock: Clock) -> None:
+def test_all_keys_of_the_cluster_expire(client: "redis.Redis", clock: Clock) -> None:
     lease = Lease(client, clock)
     lease.hold(published(lease))
     assert len(client.keys("*")) == 3
@@ -120,9 +120,7 @@ def test_everything_expires_by_itself(client: "redis.Redis", clock: Clock) -> No
     assert client.ttl(keys.LEASE_KEY) != -1
 
 
-def test_databases_of_one_redis_hear_nothing_of_each_other(
-    client: "redis.Redis", redis_db: RedisServer, clock: Clock
-) -> None:
+def test_databases_of_one_redis_share_no_messages(client: "redis.Redis", redis_db: RedisServer, clock: Clock) -> None:
     with connect(connection_keywords(HOST, redis_db.port, "", 1)) as other, client.pubsub() as heard:  # type: ignore[no-untyped-call]
         mine, theirs = Lease(client, clock), Lease(other, clock)
         heard.psubscribe("marketflow:*")
@@ -136,7 +134,7 @@ def test_databases_of_one_redis_hear_nothing_of_each_other(
         ] * 2
 
 
-def test_a_redis_that_is_away_is_unavailable(clock: Clock) -> None:
+def test_unreachable_redis_makes_the_lease_unavailable(clock: Clock) -> None:
     with connect(connection_keywords(HOST, free_port(), "", 0)) as client:
         lease = Lease(client, clock)
         for ask in (lease.hold, lease.release, lambda: lease.claim("1")):
@@ -181,7 +179,7 @@ def test_lease_is_renewed_after_a_state_that_raises(client: "redis.Redis") -> No
     holder.close()
 
 
-def test_a_switch_is_carried_out_once_and_answered(
+def test_mode_switch_runs_once_and_is_replied(
     feeds: RemoteIngest, hold: Callable[[Callable[[Mode], Mode]], Lease]
 ) -> None:
     switches: list[Mode] = []
@@ -206,7 +204,7 @@ def test_a_switch_is_carried_out_once_and_answered(
     assert switches == [Mode.LIVE]
 
 
-def test_what_was_counted_is_heard_of_while_somebody_counts(
+def test_counters_arrive_while_there_is_a_leader(
     feeds: RemoteIngest, hold: Callable[[Callable[[Mode], Mode]], Lease]
 ) -> None:
     async def ask() -> None:
@@ -221,7 +219,7 @@ def test_what_was_counted_is_heard_of_while_somebody_counts(
     asyncio.run(ask())
 
 
-def test_a_state_of_a_version_that_tells_no_figures_is_believed() -> None:
+def test_state_without_counters_of_an_older_version_is_used() -> None:
     told = encode(Published("a run", 1, 0, RUNNING, COUNTED))
     assert decode(told, Published) == Published("a run", 1, 0, RUNNING, COUNTED)
     without = msgspec.json.decode(told)
@@ -229,9 +227,7 @@ def test_a_state_of_a_version_that_tells_no_figures_is_believed() -> None:
     assert decode(msgspec.json.encode(without), Published) == Published("a run", 1, 0, RUNNING)
 
 
-def test_commands_without_reply_do_not_keep_the_state_from_being_asked(
-    feeds: RemoteIngest, client: "redis.Redis", clock: Clock
-) -> None:
+def test_commands_without_reply_do_not_block_polls(feeds: RemoteIngest, client: "redis.Redis", clock: Clock) -> None:
     lease = Lease(client, clock)
     assert lease.hold(published(lease))
 
@@ -248,7 +244,7 @@ def test_commands_without_reply_do_not_keep_the_state_from_being_asked(
     asyncio.run(ask())
 
 
-def test_a_switch_that_cannot_be_made_is_unavailable(
+def test_failed_mode_switch_is_unavailable(
     feeds: RemoteIngest, hold: Callable[[Callable[[Mode], Mode]], Lease]
 ) -> None:
     def switch(mode: Mode) -> Mode:
@@ -266,9 +262,7 @@ def test_a_switch_that_cannot_be_made_is_unavailable(
         asyncio.run(ask())
 
 
-def test_a_command_that_has_expired_is_left_alone(
-    client: "redis.Redis", hold: Callable[[Callable[[Mode], Mode]], Lease]
-) -> None:
+def test_expired_command_is_ignored(client: "redis.Redis", hold: Callable[[Callable[[Mode], Mode]], Lease]) -> None:
     def switch(mode: Mode) -> Mode:
         raise AssertionError("too late")
 
@@ -282,9 +276,7 @@ async def until(condition: Callable[[], bool]) -> None:
     await asyncio.to_thread(wait_until, condition)
 
 
-def test_an_older_state_that_comes_late_is_not_believed(
-    feeds: RemoteIngest, client: "redis.Redis", clock: Clock
-) -> None:
+def test_late_older_state_is_ignored(feeds: RemoteIngest, client: "redis.Redis", clock: Clock) -> None:
     lease = Lease(client, clock)
 
     async def follow() -> None:

@@ -26,9 +26,7 @@ def redis_of(settings: Settings) -> list[int]:
     return [process.pid for process in find_servers("redis-server", settings.data_dir / "redis")]
 
 
-def test_no_server_is_left_when_the_end_comes_while_one_is_revived(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stop_during_a_restart_leaves_no_server(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that starts it again begins only when all servers have been stopped."""
     reviving, stopped, revived = threading.Event(), threading.Event(), threading.Event()
     revive, stop = EmbeddedRedis.revive, EmbeddedRedis.stop
@@ -61,7 +59,7 @@ def test_no_server_is_left_when_the_end_comes_while_one_is_revived(
     assert redis_of(settings) == []
 
 
-def test_a_server_that_died_is_started_again(settings: Settings, log: list[str]) -> None:
+def test_died_server_is_restarted(settings: Settings, log: list[str]) -> None:
     async def run() -> None:
         async with running_servers(settings, asyncio.Event(), asyncio.Event()):
             (killed,) = redis_of(settings)
@@ -73,7 +71,7 @@ def test_a_server_that_died_is_started_again(settings: Settings, log: list[str])
     assert any("has died; starting it again" in line for line in log)
 
 
-def test_a_start_that_is_told_to_stop_is_given_up(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_aborts_a_start(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     told = asyncio.Event()
 
     async def run() -> None:
