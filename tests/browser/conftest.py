@@ -25,7 +25,7 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 OUTPUT = Path(os.environ.get("MARKETFLOW_TEST_OUTPUT", ROOT / "test-output"))
-"""Where screenshots are left to be looked at."""
+"""Folder of the screenshots."""
 
 DESKTOP = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
@@ -34,7 +34,7 @@ expect.set_options(timeout=15_000)
 
 
 class Visit:
-    """A page that is looked at, and all that it asked for and complained of.
+    """An open page, its requests, and its errors and warnings.
 
     Args:
         page: Playwright's.
@@ -82,7 +82,7 @@ class Visit:
         return fits
 
     def keep(self, name: str) -> None:
-        """Leave a screenshot to be looked at."""
+        """Save a screenshot."""
         OUTPUT.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=OUTPUT / f"{name}.png", full_page=True)
 

@@ -13,7 +13,7 @@ from tests.support.application import ScriptedExchange, now_ms
 NONE, MINUS = "\u2013", "\u2212"
 
 
-def test_a_price_that_was_just_fed_is_shown(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+def test_new_price_is_shown_at_once(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
     page = visit.open()
     exchanges[0].send(67123.45)
     expect(visit.price("exchange1")).to_have_text("67 123.45")
@@ -30,7 +30,7 @@ def test_a_price_that_was_just_fed_is_shown(visit: Visit, exchanges: list[Script
     expect(visit.price("exchange1", "DOGEUSDT")).to_have_text(NONE)
 
 
-def test_of_one_moment_the_price_told_last_is_the_newest(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+def test_last_arrival_of_one_event_time_is_the_newest_price(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
     page = visit.open()
     at = now_ms()
     for exchange, price in ((1, 200.0), (2, 300.0), (0, 100.0)):
@@ -60,7 +60,7 @@ DISAGREED = """
 """What the table, the comparison and the chart's legend told in the same frame, where that was not the same."""
 
 
-def test_all_panels_tell_of_the_same_moment(start: Start, look: Look) -> None:
+def test_all_panels_show_the_same_moment(start: Start, look: Look) -> None:
     visit = look(start(MODE="test").port)
     page = visit.open("interval=1d")
     expect(page.locator("#legend .close")).to_have_text(re.compile("[0-9]"))
@@ -69,7 +69,7 @@ def test_all_panels_tell_of_the_same_moment(start: Start, look: Look) -> None:
     assert visit.row().locator(".newest").text_content() != first
 
 
-def test_exchanges_are_compared(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+def test_comparison_shows_spread_between_exchanges(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
     page = visit.open()
     for exchange, price in zip(exchanges, (1990.0, 2010.0, 2005.0), strict=True):
         exchange.send(price)
@@ -82,7 +82,7 @@ def test_exchanges_are_compared(visit: Visit, exchanges: list[ScriptedExchange])
     expect(page.locator("#comparison li .offset")).to_have_text([f"{MINUS}50.0 bp", "+50.0 bp", "+25.0 bp"])
 
 
-def test_the_period_is_told(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+def test_period_panel_shows_extremes_and_average(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
     page = visit.open("period=1h")
     exchanges[0].send(100.0, 120.0)
     exchanges[1].send(110.0)
@@ -100,7 +100,7 @@ def test_the_period_is_told(visit: Visit, exchanges: list[ScriptedExchange]) -> 
     assert "period=30d" in page.url
 
 
-def test_the_chart_draws_and_moves_with_each_tick(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+def test_chart_follows_each_tick(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
     page = visit.open("interval=1d")
     exchanges[0].send(100.0)
     expect(page.locator("#legend .close")).to_have_text("100.000")
@@ -119,7 +119,7 @@ def test_the_chart_draws_and_moves_with_each_tick(visit: Visit, exchanges: list[
     expect(page.locator("#legend .average")).to_have_text("100.0000")
 
 
-def test_the_interval_the_symbol_and_the_exchange_are_chosen(
+def test_chart_follows_interval_symbol_and_exchange(
     visit: Visit, record: Callable[..., None], exchanges: list[ScriptedExchange]
 ) -> None:
     record(30)
@@ -151,7 +151,7 @@ def test_the_interval_the_symbol_and_the_exchange_are_chosen(
     expect(page.locator("#exchange")).to_have_value("exchange3")
 
 
-def test_older_candles_come_with_a_look_to_the_left(visit: Visit, record: Callable[..., None]) -> None:
+def test_scrolling_left_loads_older_candles(visit: Visit, record: Callable[..., None]) -> None:
     record(1800)
     page = visit.open()
     expect(page.locator("#chart-panel")).to_have_attribute("data-state", "shown")
@@ -171,7 +171,7 @@ def test_older_candles_come_with_a_look_to_the_left(visit: Visit, record: Callab
     expect(page.locator("#legend .close")).to_have_text("1 000.00")
 
 
-def test_the_price_on_the_axis_is_the_newest_wherever_the_chart_is(
+def test_price_on_the_axis_is_the_newest_when_scrolled(
     visit: Visit, record: Callable[..., None], exchanges: list[ScriptedExchange]
 ) -> None:
     record(300)
@@ -190,7 +190,7 @@ def test_the_price_on_the_axis_is_the_newest_wherever_the_chart_is(
     assert drawn(page, "up", AXIS) == 0
 
 
-def test_candles_that_come_late_or_together_are_all_drawn(visit: Visit, record: Callable[..., None]) -> None:
+def test_late_and_simultaneous_candles_are_all_drawn(visit: Visit, record: Callable[..., None]) -> None:
     record(10)
     page = visit.open()
     expect(page.locator("#legend .close")).to_have_text("1 000.00")
@@ -203,7 +203,7 @@ def test_candles_that_come_late_or_together_are_all_drawn(visit: Visit, record: 
     until(page, lambda: drawn(page, "up") > before)
 
 
-def test_nothing_yet_is_told_as_such(visit: Visit) -> None:
+def test_empty_page_says_that_there_are_no_prices(visit: Visit) -> None:
     page = visit.open()
     expect(page.locator("#market-empty")).to_be_visible()
     expect(page.locator("#chart-cover-text")).to_contain_text("No candles of BTCUSDT yet.")
@@ -213,7 +213,7 @@ def test_nothing_yet_is_told_as_such(visit: Visit) -> None:
     visit.keep("empty")
 
 
-def test_the_first_tick_ends_the_emptiness(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+def test_first_tick_fills_the_empty_page(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
     page = visit.open()
     expect(page.locator("#market-empty")).to_be_visible()
     exchanges[0].send(5.0)
@@ -222,9 +222,7 @@ def test_the_first_tick_ends_the_emptiness(visit: Visit, exchanges: list[Scripte
     expect(page.locator("[data-figure=highest]")).to_have_text("5.0000")
 
 
-def test_a_stale_price_is_marked_and_compared_with_none(
-    start: Start, look: Look, exchanges: list[ScriptedExchange]
-) -> None:
+def test_stale_price_is_marked_and_not_compared(start: Start, look: Look, exchanges: list[ScriptedExchange]) -> None:
     visit = look(start(FLOW__MAX_CLOCK_SKEW_SECONDS=120).port)
     page = visit.open()
     for exchange in exchanges:
@@ -242,7 +240,7 @@ def test_a_stale_price_is_marked_and_compared_with_none(
     expect(page.locator("#comparison li.stale")).to_have_count(2)
 
 
-def test_feeds_and_stores_are_told(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+def test_health_panel_shows_feeds_and_stores(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
     page = visit.open()
     expect(page.locator("#feeds li[data-level=good]")).to_have_count(3)
     expect(page.locator("#stores li")).to_have_text(["PostgreSQLok", "Redisok"])
@@ -254,7 +252,7 @@ def test_feeds_and_stores_are_told(visit: Visit, exchanges: list[ScriptedExchang
     expect(page.locator("#feeds li[data-level=good]")).to_have_count(3)
 
 
-def test_there_may_be_one_of_each(start: Start, look: Look) -> None:
+def test_page_works_with_one_symbol_and_exchange(start: Start, look: Look) -> None:
     names = '[{name="only",address="127.0.0.1:1"}]'
     visit = look(start(MODE="test", SYMBOLS='["BTCUSDT"]', EXCHANGES=names).port)
     page = visit.open()
@@ -263,7 +261,7 @@ def test_there_may_be_one_of_each(start: Start, look: Look) -> None:
     expect(visit.row().locator(".spread")).to_have_text(NONE)
 
 
-def test_two_hundred_symbols_are_filtered(start: Start, look: Look) -> None:
+def test_filter_narrows_two_hundred_symbols(start: Start, look: Look) -> None:
     names = ", ".join(f'"S{number:03}USDT"' for number in range(200))
     visit = look(start(MODE="test", SYMBOLS=f"[{names}]").port)
     page = visit.open()
@@ -287,9 +285,7 @@ def test_two_hundred_symbols_are_filtered(start: Start, look: Look) -> None:
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_the_chosen_of_many_symbols_is_in_sight_and_so_is_the_way_to_the_chart(
-    start: Start, look: Look, viewport: dict[str, int]
-) -> None:
+def test_selected_symbol_of_many_is_scrolled_into_view(start: Start, look: Look, viewport: dict[str, int]) -> None:
     names = ", ".join(f'"S{number:03}USDT"' for number in range(200))
     visit = look(start(MODE="test", SYMBOLS=f"[{names}]").port, viewport=viewport)
     page = visit.open("symbol=S150USDT")
@@ -305,7 +301,7 @@ def test_the_chosen_of_many_symbols_is_in_sight_and_so_is_the_way_to_the_chart(
     visit.keep(f"many-{viewport['width']}")
 
 
-def test_long_names_leave_room_for_the_figures(start: Start, look: Look) -> None:
+def test_long_names_do_not_hide_prices(start: Start, look: Look) -> None:
     name = "ALONGNAMEOFASYMBOLTHATNOBODYKNOW"
     application = start(MODE="test", SYMBOLS=f'["BTCUSDT", "{name}"]')
     for viewport in (DESKTOP, PHONE | {"width": 320}):
@@ -326,7 +322,7 @@ CUT = """
 """Texts of elements that have no room for them."""
 
 
-def test_a_phone_shows_it_all_without_scrolling_sideways(start: Start, look: Look) -> None:
+def test_phone_shows_the_page_without_horizontal_scrolling(start: Start, look: Look) -> None:
     application = start(MODE="test")
     for width in (320, 360, PHONE["width"]):
         visit = look(application.port, viewport=PHONE | {"width": width}, has_touch=True, is_mobile=True)
@@ -340,7 +336,7 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(start: Start, look: Loo
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
-def test_it_comes_in_the_colours_of_the_system(start: Start, look: Look, colours: str) -> None:
+def test_page_follows_the_colour_scheme_of_the_system(start: Start, look: Look, colours: str) -> None:
     visit = look(start(MODE="test").port, color_scheme=colours)
     page = visit.open()
     expect(page.locator("#market .newest")).to_have_text([re.compile("[0-9]")] * 5)

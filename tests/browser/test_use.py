@@ -22,7 +22,7 @@ UNAUTHORIZED = r"status of 401"
 # The mode
 
 
-def test_the_mode_is_switched(start: Start, look: Look) -> None:
+def test_mode_switch_replaces_the_prices(start: Start, look: Look) -> None:
     application = start()
     visit = look(application.port)
     page = visit.open()
@@ -43,7 +43,7 @@ def test_the_mode_is_switched(start: Start, look: Look) -> None:
     assert application.get("/mode") == {"mode": "test"}
 
 
-def test_a_switch_that_was_sent_cannot_be_called_back(application: Application, visit: Visit) -> None:
+def test_sent_mode_switch_cannot_be_cancelled(application: Application, visit: Visit) -> None:
     page = visit.open()
     held: list[Route] = []
     page.route("**/mode/test", lambda route: held.append(route))
@@ -61,7 +61,9 @@ def test_a_switch_that_was_sent_cannot_be_called_back(application: Application, 
     assert application.get("/mode") == {"mode": "test"}
 
 
-def test_a_switch_elsewhere_is_seen(application: Application, visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+def test_mode_switch_of_another_client_is_shown(
+    application: Application, visit: Visit, exchanges: list[ScriptedExchange]
+) -> None:
     page = visit.open()
     exchanges[0].send(123456.0)
     expect(visit.price("exchange1")).to_have_text("123 456.00")
@@ -79,7 +81,7 @@ def test_a_switch_elsewhere_is_seen(application: Application, visit: Visit, exch
     expect(visit.price("exchange1")).to_have_text("123 456.00")
 
 
-def test_the_token_is_asked_for_and_kept_for_the_tab(start: Start, look: Look) -> None:
+def test_token_is_requested_and_kept_for_the_tab(start: Start, look: Look) -> None:
     application = start(HTTP__TOKEN="swordfish-swordfish")
     visit = look(application.port)
     visit.expected.append(UNAUTHORIZED)
@@ -110,7 +112,7 @@ def test_the_token_is_asked_for_and_kept_for_the_tab(start: Start, look: Look) -
     assert not [url for url in visit.requests if "swordfish-swordfish" in url]
 
 
-def test_what_stands_against_a_switch_is_told(start: Start, look: Look) -> None:
+def test_rejected_mode_switch_shows_the_reason(start: Start, look: Look) -> None:
     application = start()
     with Proxy(application.port) as proxy:
         visit = look(proxy.port)
@@ -126,7 +128,7 @@ def test_what_stands_against_a_switch_is_told(start: Start, look: Look) -> None:
 # The connection
 
 
-def test_a_lost_connection_is_shown_and_heals(
+def test_lost_connection_is_shown_until_reconnected(
     application: Application, look: Look, exchanges: list[ScriptedExchange]
 ) -> None:
     with Proxy(application.port) as proxy:
@@ -156,7 +158,7 @@ def test_a_lost_connection_is_shown_and_heals(
         expect(page.locator("#legend .close")).to_have_text("300.000")
 
 
-def test_the_chart_stays_where_it_was_scrolled_to(
+def test_chart_keeps_its_scroll_position(
     application: Application, look: Look, record: Callable[..., None], exchanges: list[ScriptedExchange]
 ) -> None:
     record(400)
@@ -193,7 +195,7 @@ def test_the_chart_stays_where_it_was_scrolled_to(
         assert len(visit.asked("limit=500")) == 1
 
 
-def test_without_any_feed_the_page_says_so(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+def test_page_reports_that_no_feed_is_connected(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
     page = visit.open()
     expect(page.locator("#connection")).to_have_text("Connected")
     for exchange in exchanges:
@@ -205,7 +207,7 @@ def test_without_any_feed_the_page_says_so(visit: Visit, exchanges: list[Scripte
     expect(page.locator("#connection")).to_have_text("Connected")
 
 
-def test_a_connection_that_died_without_a_word_is_noticed(
+def test_silent_connection_is_reported_as_lost(
     application: Application, look: Look, exchanges: list[ScriptedExchange]
 ) -> None:
     with Proxy(application.port) as proxy:
@@ -223,7 +225,7 @@ def test_a_connection_that_died_without_a_word_is_noticed(
         expect(visit.price("exchange1")).to_have_text("300.000")
 
 
-def test_many_tabs_of_one_browser_have_the_stream_and_the_api(
+def test_many_tabs_share_one_server_without_blocking(
     application: Application, look: Look, exchanges: list[ScriptedExchange]
 ) -> None:
     """Without the sixth holding up all others, as connections of HTTP/1.1 would."""
@@ -239,7 +241,7 @@ def test_many_tabs_of_one_browser_have_the_stream_and_the_api(
         until(visit.page, lambda: drawn(visit.page, "up") > 100)  # noqa: B023 - used at once
 
 
-def test_a_restart_is_survived(start: Start, look: Look, exchanges: list[ScriptedExchange]) -> None:
+def test_page_reconnects_after_a_restart(start: Start, look: Look, exchanges: list[ScriptedExchange]) -> None:
     application = start()
     visit = look(application.port)
     visit.expected.append(LOST)
@@ -252,7 +254,7 @@ def test_a_restart_is_survived(start: Start, look: Look, exchanges: list[Scripte
     expect(visit.price("exchange3")).to_have_text("42.0000")
 
 
-def test_candles_that_cannot_be_loaded_can_be_asked_for_again(application: Application, look: Look) -> None:
+def test_failed_candles_can_be_requested_again(application: Application, look: Look) -> None:
     visit = look(application.port)
     visit.expected.append(LOST + "|ERR_FAILED")
     page = visit.page
@@ -283,7 +285,7 @@ def ticked(exchanges: list[ScriptedExchange]) -> None:
 
 
 @pytest.mark.parametrize("viewport", [{"width": 1440, "height": 900}, PHONE], ids=["desktop", "phone"])
-def test_the_tab_key_reaches_everything_in_the_order_of_the_eye(
+def test_tab_key_follows_the_visual_order(
     application: Application, look: Look, exchanges: list[ScriptedExchange], viewport: dict[str, int]
 ) -> None:
     visit = look(application.port, viewport=viewport)
@@ -300,7 +302,7 @@ def test_the_tab_key_reaches_everything_in_the_order_of_the_eye(
     assert reached == stops
 
 
-def test_rows_are_chosen_by_arrow_keys(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+def test_arrow_keys_select_rows(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
     page = visit.open()
     ticked(exchanges)
     expect(visit.price("exchange1", "ETHUSDT")).to_have_text(DIGITS)
@@ -345,7 +347,7 @@ CONTRASTS = """
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
-def test_every_text_can_be_read(
+def test_every_text_has_enough_contrast(
     application: Application, look: Look, exchanges: list[ScriptedExchange], colours: str
 ) -> None:
     visit = look(application.port, color_scheme=colours, reduced_motion="reduce")
@@ -368,7 +370,9 @@ def readable(page: Page) -> None:
     assert found["poor"] == []
 
 
-def test_who_wants_no_motion_gets_none(look: Look, application: Application, exchanges: list[ScriptedExchange]) -> None:
+def test_reduced_motion_disables_animations(
+    look: Look, application: Application, exchanges: list[ScriptedExchange]
+) -> None:
     visit = look(application.port, reduced_motion="reduce")
     page = visit.open()
     for price in (100.0, 110.0):
@@ -378,7 +382,7 @@ def test_who_wants_no_motion_gets_none(look: Look, application: Application, exc
     expect(visit.price("exchange1")).to_have_attribute("data-move", "up")
 
 
-def test_chosen_colours_of_the_user_still_tell_what_is_chosen_and_how_feeds_do(
+def test_forced_colours_still_show_selection_and_feed_states(
     look: Look, application: Application, exchanges: list[ScriptedExchange]
 ) -> None:
     visit = look(application.port, forced_colors="active")
