@@ -243,13 +243,25 @@ def small_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "QUEUE_BYTES", 1 << 16)
 
 
+_FILLER = "filler".ljust(63, ".")
+
+
+def fill(sink: TextIO) -> None:
+    """Fill a pipe, so that the log stalls at the next line, however fast its writer is."""
+    os.set_blocking(sink.fileno(), False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(sink.fileno(), f"{_FILLER}\n".encode())
+    os.set_blocking(sink.fileno(), True)
+
+
 def read_lines(reader: int, until: str) -> list[str]:
-    """Return all lines up to the first that contains a text."""
+    """Return all lines of the log up to the first that contains a text."""
     data = b""
     while until not in data.decode(errors="replace").rpartition("\n")[0]:
         assert select.select([reader], [], [], 5)[0], f"nothing more came after {data[-200:]!r}"
         data += os.read(reader, 1 << 16)
-    return data.decode().splitlines()
+    return [line for line in data.decode().splitlines() if line != _FILLER]
 
 
 def sources() -> list[tuple[str, Callable[[int], None]]]:
@@ -272,7 +284,8 @@ def sources() -> list[tuple[str, Callable[[int], None]]]:
 @pytest.mark.usefixtures("small_queue")
 @pytest.mark.parametrize("source", [call for _, call in sources()], ids=[name for name, _ in sources()])
 def test_stalled_reader_delays_no_caller(source: Callable[[int], None]) -> None:
-    with piped() as (reader, _):
+    with piped() as (reader, sink):
+        fill(sink)
         count = 0
         began = time.monotonic()
         while count < 5_000:  # several times the size of pipe and queue
@@ -295,10 +308,12 @@ def test_stalled_reader_delays_no_caller(source: Callable[[int], None]) -> None:
 
 @pytest.mark.usefixtures("small_queue")
 def test_dropped_lines_are_reported_in_their_place() -> None:
-    with piped("text") as (reader, _):
+    with piped("text") as (reader, sink):
+        fill(sink)
         for number in range(10_000):
             logger.info("number {}", number)
         lines = read_lines(reader, "dropped=")
+        fill(sink)
         for number in range(10_000):
             logger.info("again {}", number)
         lines += read_lines(reader, "dropped=")
