@@ -324,7 +324,7 @@ def _decode_all(chunk: bytes, decode: Callable[[bytes], _T]) -> list[_T] | None:
 
 
 def _has_long_line(chunk: bytes) -> bool:
-    """Whether a line is over MAX_LINE_BYTES: whether so many bytes in a row hold no newline."""
+    """Whether a line is over MAX_LINE_BYTES: that many bytes in a row hold no newline."""
     start = 0
     while len(chunk) - start > MAX_LINE_BYTES:
         newline = chunk.rfind(b"\n", start, start + MAX_LINE_BYTES + 1)

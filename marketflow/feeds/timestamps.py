@@ -123,7 +123,7 @@ class TimestampCheck:
         return True
 
     def _is_wrong(self, unit: Unit, at: int, received_at: int) -> bool:
-        """Whether, with this tick, so many in a row are off that the clock or the unit of the feed must be wrong."""
+        """Whether, with this tick, enough in a row are off for the clock or the unit of the feed to be wrong."""
         run = self._run
         if run is None or not run.take(unit, at, received_at, self._max_skew_ms):
             run = self._run = _Run(unit, at, received_at)

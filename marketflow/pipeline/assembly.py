@@ -151,7 +151,7 @@ class Parts:
     def by_exchange(
         self, partitions: int, series_of: Callable[[Any], Series], partition: Operator[Any, Any]
     ) -> Operator[dict[Any, Any], Any]:
-        """Split dicts into partitions, so many for each exchange, that run side by side."""
+        """Split dicts into partitions, the same number for each exchange, that run concurrently."""
         return partition_by_series(self._exchanges, partitions, series_of, partition)
 
     def written(self, write: Callable[[Any], None]) -> Operator[Any, Any]:

@@ -18,7 +18,7 @@ RETRY_SECONDS = 0.1
 """How soon a store that did not answer is asked again."""
 
 FAILURES_OF_AN_OUTAGE = 3
-"""After so many in a row a store is down. A busy machine may miss a deadline or two."""
+"""Missed pings in a row after which a store is down. A busy machine may miss a deadline or two."""
 
 
 class Pingable(Protocol):

@@ -91,7 +91,7 @@ def _serve(
 
     def started() -> None:
         if not is_loopback(settings.http.host) and not settings.http.token:
-            logger.warning("whoever can reach {} can switch the mode: set http.token", settings.http.host)
+            logger.warning("anyone who can reach {} can switch the mode: set http.token", settings.http.host)
         logger.info("MarketFlow {} answers on http://{} in {} mode", __version__, place, application.mode())
         notified.ready(f"answers on http://{place}")
         application.run_until_stopped(notified.beat_while(lambda: application.alive()))

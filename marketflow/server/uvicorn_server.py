@@ -44,7 +44,7 @@ class Server(uvicorn.Server):
     Args:
         application: the ASGI application.
         debug: whether requests are logged.
-        told: called on the first signal, also during startup.
+        on_signal: called on the first signal, also during startup.
         force: called on a second signal, which forces the shutdown.
         on_started: called when it accepts connections.
         on_stopping: called when the shutdown begins.
@@ -55,7 +55,7 @@ class Server(uvicorn.Server):
         self,
         application: ASGIApp,
         debug: bool,
-        told: Callable[[], None],
+        on_signal: Callable[[], None],
         force: Callable[[], None],
         on_started: Callable[[], None],
         on_stopping: Callable[[], None],
@@ -78,7 +78,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=CONNECTIONS_CLOSE_SECONDS,
             )
         )
-        self._tell = told
+        self._on_signal = on_signal
         self._force = force
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_started = on_started
@@ -105,7 +105,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
         with suppress(RuntimeError):  # the loop is closed
             if self._loop is not None:  # wakes a pending startup
-                self._loop.call_soon_threadsafe(self._force if self.force_exit else self._tell)
+                self._loop.call_soon_threadsafe(self._force if self.force_exit else self._on_signal)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Shut down connections and lifespan; the lifespan also when forced."""
@@ -138,7 +138,7 @@ class Server(uvicorn.Server):
         logging.getLogger("uvicorn.error").addFilter(_is_news)
         self._loop = asyncio.get_running_loop()
         if self.should_exit:  # by a signal before the loop ran
-            self._tell()
+            self._on_signal()
         if self._orphaned is not None:
             asyncio.get_running_loop().add_reader(self._orphaned, self._stop_as_orphan, self._orphaned)
         await super().startup(sockets)

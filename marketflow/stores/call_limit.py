@@ -1,4 +1,4 @@
-"""Bounded calls of a server: so many at a time, each with a limit that spares an event loop that is behind."""
+"""Bounded calls of a server: a maximum at a time, each with a timeout that a busy event loop does not shorten."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -53,7 +53,7 @@ class Acknowledged(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """A subscription that the venue refuses, in its words; the symbol where it can be told."""
+    """A subscription that the venue refuses, in its words; the symbol where it is known."""
 
     text: str
     symbol: str | None = None

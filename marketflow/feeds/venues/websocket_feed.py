@@ -195,7 +195,7 @@ class VenueFeed:
             return None
 
     def _drain(self, reading: "_Reading", observer: abc.ObserverBase[Candles]) -> None:
-        """Take what still comes on the old connection. The new one's frames wait meanwhile; doubles are told by id."""
+        """Take what still comes on the old connection. The new one's frames wait meanwhile; doubles are found by id."""
         reading.last_until = self._monotonic() + OVERLAP_SECONDS
         with suppress(ConnectionLost, ConnectionSilent):
             while self._monotonic() < reading.last_until:
