@@ -49,6 +49,7 @@ class Guardian:
         self._lock = threading.Lock()
         self._thread: ThreadPoolExecutor | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
+        self._pipe: IO[bytes]
         self._watched: dict[ServerProcess, bytes] = {}
         os.register_at_fork(after_in_child=self._forget)
 
@@ -103,28 +104,35 @@ class Guardian:
         watcher = self._watcher
         if watcher is None or watcher.poll() is not None:
             self._end_watcher()
+            self._watcher = self._start_watcher(b"".join(self._watched.values()))
+            return
+        with suppress(BrokenPipeError):  # killed just now; `keep` starts another
+            self._pipe.write(line)
+
+    def _start_watcher(self, lines: bytes) -> "subprocess.Popen[bytes]":
+        """Start a watcher whose pipe holds the servers already: from its first moment on it ends them."""
+        reader, writer = os.pipe()
+        self._pipe = open(writer, "wb", buffering=0)  # noqa: SIM115 - open as long as the watcher
+        self._pipe.write(lines)  # some hundred bytes, of the 64 KiB that a pipe takes
+        with open(reader, "rb") as stdin:
             # In / and with nothing open of ours: it may outlive this process.
-            watcher = self._watcher = self._in_thread(
+            return self._in_thread(
                 lambda: subprocess.Popen(
                     python("watcher"),
                     cwd="/",
-                    bufsize=0,
-                    stdin=subprocess.PIPE,
+                    stdin=stdin,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     start_new_session=True,
                     env=environment(),
                 )
             )
-            line = b"".join(self._watched.values())
-        with suppress(BrokenPipeError):  # killed just now; `keep` starts another
-            _stdin(watcher).write(line)
 
     def _end_watcher(self) -> None:
         watcher, self._watcher = self._watcher, None
         if watcher is None:
             return
-        _stdin(watcher).close()
+        self._pipe.close()
         try:
             watcher.wait(WATCHER_ENDS_SECONDS)
         except subprocess.TimeoutExpired:  # frozen, say; no server is left to end
@@ -139,16 +147,11 @@ class Guardian:
     def _forget(self) -> None:
         """In a forked child: neither thread nor servers are its own, and the pipe must not stay open by it."""
         if self._watcher is not None:
-            _stdin(self._watcher).close()
+            self._pipe.close()
             self._watcher.returncode = 0  # not a child of this one
         self._lock = threading.Lock()
         self._thread = self._watcher = None
         self._watched = {}
-
-
-def _stdin(process: "subprocess.Popen[bytes]") -> IO[bytes]:
-    assert process.stdin is not None
-    return process.stdin
 
 
 guardian = Guardian()

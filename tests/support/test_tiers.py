@@ -93,7 +93,13 @@ def test_server_fixtures_are_in_no_unit_test(request: pytest.FixtureRequest) -> 
     """Of all tests that were collected with this one."""
     assert all(starts_process(fixture) for fixture in (RedisServer, PostgresServer))
     units = [each for each in request.session.items if each.get_closest_marker("unit")]
-    assert not [each.nodeid for each in units if SERVERS & {*getattr(each, "fixturenames", ())}]
+    assert not [each.nodeid for each in units if isinstance(each, pytest.Function) and SERVERS & fixtures_of(each)]
+
+
+def fixtures_of(item: pytest.Function) -> set[str]:
+    """The names of the fixtures of a test, without parameters, which may have the same names."""
+    callspec = getattr(item, "callspec", None)
+    return {*item.fixturenames} - {*(callspec.params if callspec is not None else ())}
 
 
 @pytest.mark.parametrize("test", [with_server, without_process, Path.read_text])
