@@ -36,7 +36,7 @@ STATE_CONNECTIONS = 3
 """One for the subscription, and one each for its polls and the poll at the start."""
 
 COMMAND_CONNECTIONS = 32
-"""So many commands may await their replies; further ones wait up to ANSWER_SECONDS for a connection."""
+"""Commands that may await their replies at a time; further ones wait up to ANSWER_SECONDS for a connection."""
 
 
 class RemoteIngest:

@@ -8,7 +8,7 @@ from tests.test_tasks import on_loop
 
 
 class Store:
-    """Answers as it is told: each item says whether one ping does."""
+    """Answers pings as scripted: each item is the result of one."""
 
     def __init__(self, *answers: bool) -> None:
         self._answers: Iterator[bool] = iter(answers)
