@@ -364,7 +364,7 @@ def test_frozen_leader_not_replaced_writes_all(
     redis_proxy.refuse()
     frozen_for(feeds, 3)
     feeds.process.send_signal(signal.SIGCONT)
-    wait_until(lambda: "nothing is written until" in feeds.log)
+    wait_until(lambda: "writes are held until Redis answers" in feeds.log)
     with Traffic(exchanges, rate=RATE) as traffic:
         wait_for_windows(2)
         assert rows() == before
@@ -392,7 +392,7 @@ def test_signal_ends_frozen_leader_while_redis_is_down(
     fault(redis_proxy)
     frozen_for(feeds, 3)
     feeds.process.send_signal(signal.SIGCONT)
-    wait_until(lambda: "nothing is written until" in feeds.log)
+    wait_until(lambda: "writes are held until Redis answers" in feeds.log)
     with Traffic(exchanges, rate=RATE):
         wait_for_windows(1)
     code, seconds = feeds.stop()
@@ -605,7 +605,10 @@ def test_stalled_branch_is_logged_counted_and_degrades_health(roles: Roles, apar
 def test_standby_ingests_in_redis_outage_and_steps_back_after(
     roles: Roles, redis_proxy: Proxy, rows: Callable[[], Rows]
 ) -> None:
-    impatient = "import sys; from marketflow import cli, turns; turns.ALONE_SECONDS = 1.0; sys.exit(main.main())"
+    impatient = (
+        "import sys; from marketflow.cli import main; from marketflow.runtime import leader_election;"
+        "leader_election.ALONE_SECONDS = 1.0; sys.exit(main.main())"
+    )
     with ExitStack() as stack:
         exchanges = [stack.enter_context(Broadcasting("exchange1"))]
         roles.settings["EXCHANGES"] = exchanges_setting(*exchanges)

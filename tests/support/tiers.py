@@ -8,7 +8,7 @@ from types import CodeType, FunctionType, ModuleType
 
 import pytest
 
-_OTHER_TIERS = ("slow", "faults", "browser", "image")
+_OTHER_TIERS = ("long", "slow", "faults", "browser", "image")
 _STARTING_MODULES = (subprocess, multiprocessing)
 _STARTING_PACKAGE = "marketflow.embedded"
 _STARTING_NAMES = {"fork", "forkpty", "posix_spawn", "create_subprocess_exec", "create_subprocess_shell"}
