@@ -34,6 +34,7 @@ def on_loop(test: Callable[..., Coroutine[object, object, None]]) -> Callable[..
 
 
 @on_loop
+@pytest.mark.long
 async def test_no_task_is_left_once_the_api_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Listeners, probes and the broadcaster end before what they use is closed. Stores are unreachable."""
     for store in ("REDIS", "POSTGRES"):

@@ -214,6 +214,7 @@ HEADERS: tuple[dict[str, str], ...] = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("world", [trading(), World(), outage()], ids=["trading", "empty", "outage"])
 def test_no_response_is_undescribed(world: World) -> None:
     seen = set()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import msgspec
+import pytest
 import redis
 import redis.asyncio
 from hypothesis import settings
@@ -325,3 +326,4 @@ TestPeriods = Periods.TestCase
 TestPeriods.settings = settings(
     max_examples=len(seeds(150)), stateful_step_count=30, deadline=None, derandomize=True, database=None
 )
+pytest.mark.long(TestPeriods)

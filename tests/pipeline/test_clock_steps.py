@@ -48,6 +48,7 @@ def test_the_minute_that_ran_is_written_within_seconds_of_the_step(world: World,
     assert world.archive.rows[Slot(BTC, START_MS)].ticks == 10
 
 
+@pytest.mark.long
 def test_repeated_minutes_have_the_ticks_of_both(world: World) -> None:
     trade(world, 12 * 60)
     world.clock_step_ms -= 11 * MINUTE_MS  # to a minute that has expired
@@ -56,6 +57,7 @@ def test_repeated_minutes_have_the_ticks_of_both(world: World) -> None:
     assert_exact(world)
 
 
+@pytest.mark.long
 def test_repeated_minutes_are_complete_after_an_archive_outage(world: World) -> None:
     trade(world, 12 * 60)
     world.archive.down = True

@@ -151,6 +151,7 @@ def test_tick_of_an_expired_minute_is_counted_and_changes_no_row(world: World) -
     assert world.archive.rows == rows
 
 
+@pytest.mark.long
 def test_memory_holds_minutes_not_hours(world: World) -> None:
     for _ in range(600):
         world.run(2)
@@ -501,6 +502,7 @@ def test_minutes_are_marked_archived_when_no_row_can_follow(world: World) -> Non
     assert world.cache.archived_until == START_MS + 600_000 - RECENT_MS
 
 
+@pytest.mark.long
 def test_refill_includes_pending_rows_that_expired_from_memory(world: World) -> None:
     world.send(1.0)
     world.archive.down = True

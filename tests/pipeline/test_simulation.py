@@ -23,6 +23,7 @@ def quiet() -> Iterator[None]:
     logger.enable("marketflow")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", seeds(4))
 def test_random_faults_lose_and_double_no_tick(seed: int) -> None:
     simulation = Simulation(seed)
@@ -38,6 +39,7 @@ def test_random_faults_lose_and_double_no_tick(seed: int) -> None:
     assert uncertain <= len(simulation.minutes) / 20
 
 
+@pytest.mark.long
 def test_a_seed_is_the_same_hour_each_time() -> None:
     first, second = Simulation(1, seconds=900), Simulation(1, seconds=900)
     first.play()

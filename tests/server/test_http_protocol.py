@@ -392,6 +392,7 @@ def test_a_few_pipelined_requests_are_answered_in_order(server: Server) -> None:
     assert server.app.asked == [*(path.decode() for path in paths[:-1]), "/last"]
 
 
+@pytest.mark.long
 def test_reset_with_requests_waiting_starts_none_of_them(server: Server, log: list[str]) -> None:
     client = server.connect(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n" + GET * 5)
     wait_until(lambda: server.app.asked)

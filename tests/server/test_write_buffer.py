@@ -102,6 +102,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("request_", [GET % b"stream", UPGRADE], ids=["http", "websocket"])
 def test_stalled_stream_client_is_disconnected_with_small_buffers(server: Server, request_: bytes) -> None:
     with server.connect(request_) as client:
@@ -112,6 +113,7 @@ def test_stalled_stream_client_is_disconnected_with_small_buffers(server: Server
         assert left < 200_000
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("request_", [GET % b"stream", UPGRADE], ids=["http", "websocket"])
 def test_slow_stream_client_stays_connected(server: Server, request_: bytes) -> None:
     with server.connect(request_) as client:
@@ -122,6 +124,7 @@ def test_slow_stream_client_stays_connected(server: Server, request_: bytes) -> 
             assert not server.app.gone.wait(STALL_SECONDS / 4)
 
 
+@pytest.mark.long
 def test_stalled_response_that_is_no_stream_is_kept(server: Server) -> None:
     with server.connect(GET % b"long") as client:
         assert client.recv(12)
@@ -129,6 +132,7 @@ def test_stalled_response_that_is_no_stream_is_kept(server: Server) -> None:
         assert client.recv(65536)
 
 
+@pytest.mark.long
 def test_pings_of_a_client_that_reads_nothing_are_dropped(server: Server) -> None:
     """Otherwise pongs would fill the write buffer without bound."""
     ping = b"\x89\xfd\0\0\0\0" + b"x" * 125

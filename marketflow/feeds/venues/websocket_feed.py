@@ -232,7 +232,10 @@ class VenueFeed:
         except (WebSocketException, EOFError) as error:
             raise OSError(f"no WebSocket at {self.place}: {error}") from None
         with connection as socket:
-            yield socket
+            try:
+                yield socket
+            finally:
+                socket.close()  # as a normal end, whatever the reason: the library would report an internal error
 
     def note_trade(self) -> None:
         """Take notice that trades come: the connection is no longer silent."""

@@ -78,6 +78,7 @@ def test_unresolvable_name_fails_the_check() -> None:
     assert result.found.startswith("its name cannot be resolved")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "message"), [(Proxy.swallow, "received nothing"), (Proxy.vanish, "no connection within")]
 )
@@ -89,6 +90,7 @@ def test_dropped_packets_fail_at_the_timeout(fault: Callable[[Proxy], None], mes
     assert message in result.found
 
 
+@pytest.mark.long
 def test_silent_exchange_fails_at_the_timeout() -> None:
     with ScriptedExchange() as exchange:
         result = look(exchange.address)
@@ -106,6 +108,7 @@ def test_closed_connection_fails_the_check() -> None:
     assert "closes the connection" in result.found
 
 
+@pytest.mark.long
 def test_malformed_lines_fail_and_are_escaped() -> None:
     with sending(lambda _: b"<h1>\x1b[31mhello</h1>\n") as exchange:
         result = look(exchange.address)
@@ -122,6 +125,7 @@ def test_rejected_lines_warn_with_counts_by_reason() -> None:
     assert "unknown_symbol (such as 'bad')" in result.found
 
 
+@pytest.mark.long
 def test_symbol_without_ticks_is_named() -> None:
     with sending(tick(), ("ETHUSDT",)) as exchange:
         result = look(exchange.address)

@@ -80,6 +80,7 @@ def test_port_of_another_program_fails(answer: bytes) -> None:
     assert "taken by another program" in result.found
 
 
+@pytest.mark.long
 def test_port_without_an_answer_fails() -> None:
     with ScriptedExchange() as silent:
         result = look(silent.port)
