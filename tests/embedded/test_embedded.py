@@ -167,7 +167,7 @@ def test_data_survives_a_stop_and_a_start(kind: Kind, data_dir: Path) -> None:
 
 
 @both
-def test_data_survives_sigkill_of_the_server_and_the_same_object_starts_it_again(kind: Kind, data_dir: Path) -> None:
+def test_data_survive_sigkill_of_server_and_restart(kind: Kind, data_dir: Path) -> None:
     with server_of(kind, data_dir) as server:
         write(server)
         killed = pid_of(server)
@@ -178,7 +178,7 @@ def test_data_survives_sigkill_of_the_server_and_the_same_object_starts_it_again
         assert read(server) == "kept"
 
 
-def test_the_first_start_makes_a_database_that_knows_utf8_and_listens_on_no_tcp_port(data_dir: Path) -> None:
+def test_first_start_creates_utf8_database_without_tcp_port(data_dir: Path) -> None:
     with EmbeddedPostgres(data_dir / "postgres") as server, psycopg.connect(**server.keywords) as database:
         settings = {name: database.execute(f"show {name}").fetchone() for name in ("listen_addresses", "fsync")}
         assert settings == {"listen_addresses": ("",), "fsync": ("on",)}
@@ -354,7 +354,7 @@ def test_a_frozen_server_left_behind_is_ended_before_another_is_started(kind: Ki
 
 
 @both
-def test_a_server_left_behind_that_does_not_answer_is_ended_before_another_is_started(
+def test_orphaned_server_that_hangs_is_ended_before_start(
     kind: Kind, data_dir: Path
 ) -> None:
     with server_of(kind, data_dir) as left_behind:
@@ -423,7 +423,7 @@ def test_a_first_start_is_cut_short_by_a_stop_and_the_next_one_is_whole(data_dir
         write(server)
 
 
-def test_a_second_claim_is_refused_and_names_the_process_that_holds_the_first(data_dir: Path) -> None:
+def test_second_claim_is_refused_and_names_the_owner(data_dir: Path) -> None:
     with claim(data_dir), pytest.raises(StartError, match=rf"in use by another MarketFlow \(process {os.getpid()}\)"):
         claim(data_dir).__enter__()
 
@@ -454,7 +454,7 @@ def test_a_data_folder_that_cannot_be_made_is_refused_with_the_reason(server_fol
 
 
 @both
-def test_a_data_folder_too_deep_for_a_socket_gets_a_private_short_one_that_goes_with_the_server(
+def test_deep_data_folder_gets_short_private_socket_folder(
     kind: Kind, data_dir: Path
 ) -> None:
     before = socket_folders()
@@ -493,7 +493,7 @@ def test_servers_of_two_data_folders_start_side_by_side_in_threads(data_dir: Pat
 @pytest.mark.parametrize(
     "content", ["", "nonsense\x00", "{pid}\n{data}\n1700000000\n5432\n{folder}\n\n  1  2\nready   \n"]
 )
-def test_a_postmaster_pid_that_is_torn_or_names_somebody_elses_process_is_survived(
+def test_torn_or_foreign_postmaster_pid_does_not_prevent_start(
     content: str, data_dir: Path
 ) -> None:
     with Fast(data_dir / "postgres") as server:
@@ -524,7 +524,7 @@ def test_a_torn_end_of_the_append_only_file_costs_no_more_than_that_end(data_dir
         assert read(server) == "kept"
 
 
-def test_a_start_that_fails_says_why_in_the_servers_own_words_and_leaves_nothing_behind(data_dir: Path) -> None:
+def test_failed_start_quotes_the_server_and_leaves_nothing_behind(data_dir: Path) -> None:
     with EmbeddedRedis(data_dir / "redis") as server:
         write(server)
     (server.folder / "appendonly.aof").write_bytes(b"nonsense\r\n" * 10)
@@ -548,7 +548,7 @@ def test_a_log_that_has_grown_is_begun_anew(data_dir: Path) -> None:
         assert server.log.stat().st_size < 10_000
 
 
-def test_servers_have_sessions_of_their_own_so_that_ctrl_c_does_not_reach_them(data_dir: Path) -> None:
+def test_servers_have_own_sessions_that_ctrl_c_does_not_reach(data_dir: Path) -> None:
     with EmbeddedRedis(data_dir / "redis") as server:
         assert os.getsid(pid_of(server)) == pid_of(server)
         if os.geteuid() != 0:

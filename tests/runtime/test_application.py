@@ -40,7 +40,7 @@ def descendants(pid: int) -> list[ServerProcess]:
 # With nothing but Python
 
 
-def test_the_first_start_needs_nothing_answers_prices_and_ends_without_a_trace(server_folder: Path) -> None:
+def test_first_start_without_setup_serves_prices_and_ends_cleanly(server_folder: Path) -> None:
     application = Application(server_folder)
     with application:
         wait_until(lambda: application.find("/prices/latest/BTCUSDT"), timeout=30)
@@ -55,7 +55,7 @@ def test_the_first_start_needs_nothing_answers_prices_and_ends_without_a_trace(s
     assert "ERROR" not in application.log
 
 
-def test_the_second_start_answers_within_five_seconds_and_has_what_was_stored(server_folder: Path) -> None:
+def test_second_start_serves_stored_data_within_five_seconds(server_folder: Path) -> None:
     with Application(server_folder) as first:
         # The newest tick is there before its slice, and with it the first ones: wait for the slice.
         wait_until(lambda: (first.find("/prices/average/BTCUSDT") or {"ticks": 0})["ticks"] > 30)
@@ -70,7 +70,7 @@ def test_the_second_start_answers_within_five_seconds_and_has_what_was_stored(se
         assert application.stop(signal.SIGTERM)[0] == 0
 
 
-def test_after_kill_9_the_servers_are_found_again_and_nothing_stored_is_lost(server_folder: Path) -> None:
+def test_start_after_sigkill_loses_no_stored_data(server_folder: Path) -> None:
     application = Application(server_folder)
     with application:
         wait_until(lambda: (application.find("/prices/average/BTCUSDT") or {"ticks": 0})["ticks"] > 100)
@@ -122,7 +122,7 @@ def test_an_embedded_server_that_dies_is_started_again_and_nothing_is_lost(serve
     assert "Traceback" not in application.log
 
 
-def test_both_halves_meet_in_the_embedded_servers_which_are_those_of_the_feeds(server_folder: Path) -> None:
+def test_both_roles_share_the_embedded_servers_of_ingest(server_folder: Path) -> None:
     folders = [server_folder / name for name in ("feeds", "api")]
     for folder in folders:
         folder.mkdir(mode=0o711)
@@ -245,7 +245,7 @@ def test_what_is_unknown_is_answered_as_documented(live: Application) -> None:
         assert answer.headers["content-type"] == "application/problem+json"
 
 
-def test_the_open_minute_is_stored_though_the_connection_was_cut_since_the_last_write(
+def test_open_minute_is_stored_after_a_cut_connection(
     live: Application,
     exchanges: list[ScriptedExchange],
     postgres_db: dict[str, Any],

@@ -107,7 +107,7 @@ def test_stores_that_are_away_are_told_and_what_waits_for_them_is_counted(
     assert metrics(live).of("aggregates_written_total") == 2
 
 
-def test_both_modes_are_counted_together_and_the_state_is_that_of_the_one_that_runs(live: Application) -> None:
+def test_counters_cover_both_modes_and_state_the_current_one(live: Application) -> None:
     live.switch("test")
     wait_until(lambda: metrics(live).of("ticks_total", exchange="exchange1"))
     assert metrics(live).of("mode", mode="test") == 1
@@ -157,7 +157,7 @@ def ask_each_worker(api: Application, path: str) -> int:
     return number
 
 
-def test_any_worker_tells_what_the_feeds_have_counted_and_what_all_workers_were_asked(
+def test_any_worker_exposes_counters_of_ingest_and_all_workers(
     halves: tuple[Application, Application], exchanges: list[ScriptedExchange]
 ) -> None:
     feeds, api = halves

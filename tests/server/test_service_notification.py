@@ -182,7 +182,7 @@ def test_feeds_are_ready_when_they_take_ticks_or_stand_by(
         assert "Traceback" not in first.log + second.log
 
 
-def test_without_a_watchdog_there_are_no_signs_of_life_and_nobody_there_is_no_failure(
+def test_no_signs_of_life_without_watchdog_or_service_manager(
     server_folder: Path, servers: dict[str, object], manager: Manager
 ) -> None:
     with Application(server_folder, servers, program=supervised(manager.address, watchdog=False)) as application:
