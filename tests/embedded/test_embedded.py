@@ -354,9 +354,7 @@ def test_a_frozen_server_left_behind_is_ended_before_another_is_started(kind: Ki
 
 
 @both
-def test_orphaned_server_that_hangs_is_ended_before_start(
-    kind: Kind, data_dir: Path
-) -> None:
+def test_orphaned_server_that_hangs_is_ended_before_start(kind: Kind, data_dir: Path) -> None:
     with server_of(kind, data_dir) as left_behind:
         write(left_behind)
         make_unreachable(left_behind)
@@ -454,9 +452,7 @@ def test_a_data_folder_that_cannot_be_made_is_refused_with_the_reason(server_fol
 
 
 @both
-def test_deep_data_folder_gets_short_private_socket_folder(
-    kind: Kind, data_dir: Path
-) -> None:
+def test_deep_data_folder_gets_short_private_socket_folder(kind: Kind, data_dir: Path) -> None:
     before = socket_folders()
     with server_of(kind, data_dir / ("deep" * 30)) as server:
         write(server)
@@ -493,9 +489,7 @@ def test_servers_of_two_data_folders_start_side_by_side_in_threads(data_dir: Pat
 @pytest.mark.parametrize(
     "content", ["", "nonsense\x00", "{pid}\n{data}\n1700000000\n5432\n{folder}\n\n  1  2\nready   \n"]
 )
-def test_torn_or_foreign_postmaster_pid_does_not_prevent_start(
-    content: str, data_dir: Path
-) -> None:
+def test_torn_or_foreign_postmaster_pid_does_not_prevent_start(content: str, data_dir: Path) -> None:
     with Fast(data_dir / "postgres") as server:
         write(server)
     with bystander(server.folder) as pid:
