@@ -110,7 +110,7 @@ class Guardian:
             self._pipe.write(line)
 
     def _start_watcher(self, lines: bytes) -> "subprocess.Popen[bytes]":
-        """Start a watcher whose pipe holds the servers already: from its first moment on it ends them."""
+        """Start a watcher whose pipe already holds the servers, so that there is no moment in which it knows none."""
         reader, writer = os.pipe()
         self._pipe = open(writer, "wb", buffering=0)  # noqa: SIM115 - open as long as the watcher
         self._pipe.write(lines)  # some hundred bytes, of the 64 KiB that a pipe takes

@@ -75,7 +75,7 @@ _decode_loose_line = msgspec.json.Decoder(_LooseLine).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 # What msgspec raises on hostile bytes: bad JSON or types, bad UTF-8, thousands of nested brackets.
-_UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _EXACT_DIGITS = 19  # a time in nanoseconds
@@ -249,18 +249,18 @@ class Decoder:
         except UnicodeDecodeError:
             self.reject("malformed", text[:80])
             return None
-        except _UNDECODABLE:
+        except UNDECODABLE:
             return self._decode_by_field(text)
 
     def _decode_by_field(self, text: bytes) -> _Numbers | None:
         """Decode a line with a field of an unexpected type; reject it unless that is only the timestamp."""
         try:
             fields = _decode_fields(text)
-        except _UNDECODABLE:
+        except UNDECODABLE:
             self.reject("malformed", text[:80])
             return None
         symbol, price = _field(fields, "symbol", str), _field(fields, "price", float | str)
-        number = _number(price) if isinstance(price, str) else price
+        number = number_of(price) if isinstance(price, str) else price
         if symbol is not None and number is not None:
             return _Numbers(symbol, number, _timestamp_in(fields))
         self.reject("no_symbol" if symbol is None else "bad_price", text[:80])
@@ -275,7 +275,7 @@ def _decode_numbers(text: bytes) -> _Numbers:
     """
     line = _decode_loose_line(text)
     timestamp = line.timestamp
-    price = _number(line.price) if isinstance(line.price, str) else line.price
+    price = number_of(line.price) if isinstance(line.price, str) else line.price
     if price is None:
         raise msgspec.ValidationError("the price is no number")
     return _Numbers(line.symbol, price, _timestamp(timestamp) if isinstance(timestamp, str) else timestamp)
@@ -288,11 +288,11 @@ def _timestamp_in(fields: dict[str, msgspec.Raw]) -> float | None:
 
 
 def _timestamp(text: str) -> float | None:
-    number = _number(text)
+    number = number_of(text)
     return None if number is None else max(-_FAR_OFF, min(number, _FAR_OFF))
 
 
-def _number(text: str) -> float | None:
+def number_of(text: str) -> float | None:
     """Parse a decimal number, as an int where that is exact; None if the text is none."""
     if not _NUMBER.fullmatch(text):
         return None
@@ -305,7 +305,7 @@ def _field(fields: dict[str, msgspec.Raw], name: str, kind: Any) -> Any:
     """Return the value of a field, None if it is missing or of another type."""
     try:
         return msgspec.json.decode(fields[name], type=kind)
-    except (KeyError, *_UNDECODABLE):
+    except (KeyError, *UNDECODABLE):
         return None
 
 
@@ -319,7 +319,7 @@ def _decode_all(chunk: bytes, decode: Callable[[bytes], _T]) -> list[_T] | None:
     try:
         chunk.decode()  # msgspec does not check it in fields that it skips
         return [*map(decode, chunk.split(b"\n")[:-1])]
-    except _UNDECODABLE:
+    except UNDECODABLE:
         return None
 
 

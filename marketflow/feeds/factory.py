@@ -32,7 +32,9 @@ def _generators(settings: Settings, clock: Clock, scheduler: abc.SchedulerBase) 
     def feed(name: str) -> Feed:
         seed = settings.generator.seed
         market = partial(Market, settings.symbols, settings.generator.rate, None if seed is None else f"{seed}:{name}")
-        return GeneratorFeed(name, market, _decoder(settings, Mode.TEST, name, clock), clock, scheduler)
+        return GeneratorFeed(
+            name, market, _decoder(settings, Mode.TEST, name, settings.symbols, clock), clock, scheduler
+        )
 
     return [feed(exchange.name) for exchange in settings.exchanges]
 
@@ -42,7 +44,7 @@ def _exchanges(settings: Settings, clock: Clock) -> list[Feed]:
 
     def feed(exchange: ExchangeSettings) -> Feed:
         symbols = tuple(exchange.symbols) or settings.symbols
-        decoder = _decoder(settings, Mode.LIVE, exchange.name, clock, symbols)
+        decoder = _decoder(settings, Mode.LIVE, exchange.name, symbols, clock)
         return live_feed(exchange, symbols, decoder, settings.flow.stale_after_seconds, budgets)
 
     return [feed(exchange) for exchange in settings.exchanges]
@@ -83,9 +85,7 @@ def live_feed(
     )
 
 
-def _decoder(
-    settings: Settings, mode: Mode, exchange: str, clock: Clock, symbols: Sequence[str] | None = None
-) -> Decoder:
+def _decoder(settings: Settings, mode: Mode, exchange: str, symbols: Sequence[str], clock: Clock) -> Decoder:
     limit, rare = RateLimit(10.0), RateLimit(60.0)
 
     def on_clock(text: str) -> None:
@@ -99,5 +99,4 @@ def _decoder(
             exchange=exchange,
         )
 
-    taken = settings.symbols if symbols is None else symbols
-    return Decoder(mode, exchange, taken, clock, settings.flow.max_clock_skew_ms, on_reject, on_clock)
+    return Decoder(mode, exchange, symbols, clock, settings.flow.max_clock_skew_ms, on_reject, on_clock)

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
-from marketflow.feeds.venues.limits import VenueRefusal, refusal_of
-from marketflow.feeds.venues.venue import UNDECODABLE, Venue, VenueError
+from marketflow.feeds.venues.limits import refusal_of
+from marketflow.feeds.venues.venue import Venue
 
 TIMEOUT_SECONDS = 5.0
 MAX_BODY_BYTES = 32 * 2**20
@@ -57,6 +57,3 @@ def _get(venue: Venue, rest_url: str) -> bytes:
     if answer.status_code != httpx.codes.OK:
         raise refusal_of(answer.status_code, answer.headers)
     return answer.content
-
-
-__all__ = ["UNDECODABLE", "Names", "VenueError", "VenueRefusal", "look_up"]

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
+from marketflow.feeds.decoder import UNDECODABLE
 from marketflow.feeds.venues.venue import (
-    UNDECODABLE,
     Acknowledged,
     Alive,
     Event,

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from marketflow.feeds.decoder import UNDECODABLE
 from marketflow.feeds.venues.venue import (
-    UNDECODABLE,
     Acknowledged,
     Alive,
     Closing,

@@ -4,7 +4,6 @@ Every frame is decoded to a list of events. A frame, or a trade in it, that cann
 is counted, and costs nothing but itself.
 """
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -12,15 +11,12 @@ from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import msgspec
 
+from marketflow.feeds.decoder import UNDECODABLE, number_of
+
 Side = Literal["buy", "sell"]
 
 MAX_FRAME_BYTES = 2**20
 """A longer frame is rejected; the largest that a venue sends is some hundred kB (1,024 trades of Bybit)."""
-
-# As msgspec raises on hostile bytes: bad JSON or types, bad UTF-8, thousands of nested brackets.
-UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 _T = TypeVar("_T")
 
@@ -137,8 +133,8 @@ def number(text: object) -> float:
     """
     if isinstance(text, int | float) and not isinstance(text, bool):
         return float(text)
-    if isinstance(text, str) and _NUMBER.fullmatch(text):
-        return float(text)
+    if isinstance(text, str) and (found := number_of(text)) is not None:
+        return float(found)
     raise ValueError(f"{text!r} is no number")
 
 

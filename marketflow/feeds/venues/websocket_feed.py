@@ -19,14 +19,13 @@ from reactivex.disposable import Disposable
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from marketflow.feeds.decoder import Decoder, Line
+from marketflow.feeds.decoder import UNDECODABLE, Decoder, Line
 from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent
 from marketflow.feeds.venues.instruments import Names, look_up
 from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal, refusal_of
 from marketflow.feeds.venues.trade_ids import TradeIds
 from marketflow.feeds.venues.venue import (
     MAX_FRAME_BYTES,
-    UNDECODABLE,
     Alive,
     Closing,
     Event,
