@@ -63,6 +63,10 @@ class VenueServer:
         self._server.shutdown()
         self._thread.join(5)
 
+    def has_subscriber(self, number: int = 1) -> bool:
+        """Whether the connection of this number is made and has sent something; `send` then reaches it."""
+        return len(self.connections) == number and bool(self.received[-1])
+
     def send(self, *frames: str | bytes) -> None:
         """Send frames on the newest connection, text as text and bytes as binary."""
         for frame in frames:
@@ -87,7 +91,7 @@ class VenueServer:
     def _serve(self, connection: ServerConnection) -> None:
         messages: list[str] = []
         self.received.append(messages)
-        self.connections.append(connection)
+        self.connections.append(connection)  # last: who waits for it finds the other
         self.on_connect(connection)
         try:
             for text in connection:

@@ -51,7 +51,7 @@ def receiving(server: VenueServer, venue: str, stale_after: float = 15.0) -> Ite
     receiver = Receiver(server, venue, stale_after)
     subscription = receiver.subscribe()
     try:
-        wait_until(lambda: bool(server.received and server.received[-1]))
+        wait_until(server.has_subscriber)
         yield receiver
     finally:
         subscription.dispose()
@@ -104,7 +104,7 @@ def test_closed_connection_is_an_error_and_the_next_subscribes_again() -> None:
         assert isinstance(receiver.errors[0], ConnectionLost)
         assert receiver.feed.state is FeedState.CONNECTING
         with_again = receiver.subscribe()
-        wait_until(lambda: len(server.received) == 2 and bool(server.received[1]))
+        wait_until(lambda: server.has_subscriber(2))
         assert server.received[1] == server.received[0]
         server.send(trade(server, 1))
         wait_until(lambda: receiver.ticks == 1)
@@ -123,7 +123,7 @@ def test_another_connection_takes_over_before_the_old_one_is_cut(monkeypatch: py
         server.on_connect = on_connect
         server.send(*(trade(server, number) for number in range(1, 6)))
         server.send('{"event":"notice","code":"64008","msg":"The connection will soon be closed."}')
-        wait_until(lambda: len(server.received) == 2 and bool(server.received[1]))
+        wait_until(lambda: server.has_subscriber(2))
         server.send(*(trade(server, number) for number in range(8, 13)))
         wait_until(lambda: receiver.ticks == 12)
         assert receiver.feed.doubles == 2
@@ -161,9 +161,8 @@ def test_silence_of_trades_ends_a_connection_that_still_beats() -> None:
         assert isinstance(receiver.errors[0], ConnectionSilent)
         assert receiver.feed.state is FeedState.STALE
         again = receiver.subscribe()
-        wait_until(lambda: server.handshakes == 2)
+        wait_until(lambda: server.has_subscriber(2))
         assert receiver.feed.state is FeedState.STALE
-        wait_until(lambda: bool(server.received[-1]))
         server.send(trade(server, 1))
         wait_until(lambda: receiver.feed.state is FeedState.CONNECTED)
         again.dispose()
@@ -209,7 +208,7 @@ def test_next_attempt_waits_as_long_as_the_venue_asks() -> None:
         wait_until(lambda: bool(receiver.errors))
         began = time.monotonic()
         subscription = receiver.subscribe()
-        wait_until(lambda: bool(server.received))
+        wait_until(server.has_subscriber)
         assert time.monotonic() - began >= 0.9
         subscription.dispose()
 
@@ -235,7 +234,7 @@ def test_stop_ends_an_attempt_that_waits_for_its_turn() -> None:
     with VenueServer("okx", SYMBOLS) as server:
         receiver = Receiver(server, "okx", budget=1)
         first = receiver.subscribe()
-        wait_until(lambda: bool(server.received))
+        wait_until(server.has_subscriber)
         first.dispose()
         receiver.subscribe()
         receiver.feed.stop()
