@@ -49,6 +49,15 @@ class FeedState(StrEnum):
     GENERATED = "generated"
 
 
+class HoleState(StrEnum):
+    """What became of a hole: `absent` at the venue, or `given_up` because its trades cannot be had any more."""
+
+    OPEN = "open"
+    FILLED = "filled"
+    ABSENT = "absent"
+    GIVEN_UP = "given_up"
+
+
 class Series(NamedTuple):
     """One symbol on one exchange in one mode."""
 
@@ -84,6 +93,29 @@ class Tick(NamedTuple):
         """
         received_at = self.sequence // NANOSECONDS_PER_MS
         return min(self.at, received_at) if received_at > FIRST_RECEIPT_MS else self.at, self.sequence
+
+
+class Hole(msgspec.Struct, frozen=True):
+    """Trades of a series that were not received: those with ids between two that were.
+
+    Args:
+        series: of the trades.
+        after_id, before_id: ids of the received trades before and after it.
+        from_ms, to_ms: their event times (Unix ms).
+        found_at, changed_at: when it was found, and came into this state (Unix ms).
+        state: what became of it.
+        reason: why, in words.
+    """
+
+    series: Series
+    after_id: int
+    before_id: int
+    from_ms: int
+    to_ms: int
+    found_at: int
+    changed_at: int
+    state: HoleState = HoleState.OPEN
+    reason: str = ""
 
 
 class Candle(msgspec.Struct, frozen=True, array_like=True, gc=False):

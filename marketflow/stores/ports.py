@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
-from marketflow.model import Candle, Candles, Series, Slot, Tick
+from marketflow.model import Candle, Candles, Hole, HoleState, Mode, Series, Slot, Tick
 
 
 class RecoveredCandles(NamedTuple):
@@ -48,6 +48,29 @@ class CandleRange(NamedTuple):
     until: int
     limit: int
     newest: bool
+
+
+class HoleQuery(NamedTuple):
+    """Which holes to read; None is any.
+
+    Args:
+        mode: of their series.
+        limit: how many at most, the newest first.
+        exchange, symbol: of their series.
+        state: what became of them.
+        since: Unix ms; those that end at this time or later.
+    """
+
+    mode: Mode
+    limit: int
+    exchange: str | None = None
+    symbol: str | None = None
+    state: HoleState | None = None
+    since: int | None = None
+
+
+HoleCounts = dict[Series, dict[HoleState, int]]
+"""Number of holes by series and state."""
 
 
 class CacheReader(Protocol):
@@ -132,6 +155,38 @@ class ArchiveReader(Protocol):
 
         Raises:
             Unavailable: PostgreSQL cannot be queried now.
+        """
+        ...
+
+
+class HoleReader(Protocol):
+    """Reads holes from PostgreSQL."""
+
+    async def holes(self, wanted: HoleQuery) -> list[Hole]:
+        """The holes that a query asks for, the newest first.
+
+        Raises:
+            Unavailable: PostgreSQL cannot be queried now.
+        """
+        ...
+
+
+class HoleWriter(Protocol):
+    """Where holes are kept for good."""
+
+    def write(self, holes: Iterable[Hole]) -> None:
+        """Store holes, each in place of an earlier version of itself.
+
+        Raises:
+            Unavailable: not written, or not confirmed; to be tried again with the same holes.
+        """
+        ...
+
+    def open_holes(self) -> list[Hole]:
+        """The holes that are open, of both modes, the oldest first.
+
+        Raises:
+            Unavailable: PostgreSQL is down, or has no schema yet.
         """
         ...
 

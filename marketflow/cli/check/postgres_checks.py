@@ -23,6 +23,7 @@ _NEEDED = {
     "aggregates_daily": ("select", "insert", "update", "delete"),
     "aggregates_hourly": ("select", "insert", "delete"),
     "aggregates_rolled_until": ("select", "update"),
+    "holes": ("select", "insert", "update", "delete"),
     "ddl_applied": ("select",),
 }
 """Privileges that MarketFlow uses on existing tables."""

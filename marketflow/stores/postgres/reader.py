@@ -10,12 +10,13 @@ from psycopg import sql
 from psycopg_pool import AsyncConnectionPool
 
 from marketflow.errors import Unavailable
-from marketflow.model import Candle, Series, Tick
+from marketflow.model import Candle, Hole, Series, Tick
 from marketflow.stores.call_limit import CallLimit
-from marketflow.stores.ports import CandleRange
+from marketflow.stores.ports import CandleRange, HoleQuery
 from marketflow.stores.postgres.candle_queries import candles_of
 from marketflow.stores.postgres.candle_queries import query as candle_query
 from marketflow.stores.postgres.candle_sql import VALID, candle_select, time_of
+from marketflow.stores.postgres.holes import hole_of_row, hole_query
 from marketflow.stores.postgres.rows import DAY_MS, candle_of_row, parameters, reason, to_datetime, to_unix_ms
 from marketflow.stores.postgres.session import pin_async, session_keywords
 
@@ -166,6 +167,11 @@ class PostgresReader:
         """The close of the last minute of each series."""
         answers = await self._fetch([(_LAST, parameters(each)) for each in series])
         return [Tick(rows[0][0], to_unix_ms(rows[0][1]), 0) if rows else None for rows in answers]
+
+    async def holes(self, wanted: HoleQuery) -> list[Hole]:
+        """The holes that a query asks for, the newest first."""
+        (rows,) = await self._fetch([hole_query(wanted)])
+        return [hole_of_row(row) for row in rows]
 
     async def _fetch(self, queries: Iterable[tuple[str, dict[str, Any]]]) -> list[list[tuple[Any, ...]]]:
         """The rows of each query."""

@@ -1,10 +1,10 @@
 """Retention: deletes old minutes from the archive, and later their hours and days.
 
-A minute is deleted when its day is rolled up and as old as `archive.keep_minutes`; its day and hours when they are as
-old as `archive.keep_days`. `kept_from` (ddl/0004_trigger_rights.sql) is moved first, so that the triggers do not take
-the deletion for a change of the day, and never past a day that is not rolled up. Rows are deleted in batches along the
-primary key, so no writer waits. In a partitioned table a ctid is not unique: the condition on the time protects the
-rows of other partitions.
+A minute is deleted when its day is rolled up and as old as `archive.keep_minutes`, and holes with it; its day and hours
+when they are as old as `archive.keep_days`. `kept_from` (ddl/0004_trigger_rights.sql) is moved first, so that the
+triggers do not take the deletion for a change of the day, and never past a day that is not rolled up. Rows are deleted
+in batches along the primary key, so no writer waits. In a partitioned table a ctid is not unique: the condition on the
+time protects the rows of other partitions.
 
 A clock that is set far ahead must not delete everything: days are counted back from the earliest of this machine's
 clock, PostgreSQL's, and the end of the last day before today that has minutes.
@@ -13,6 +13,7 @@ clock, PostgreSQL's, and the end of the last day before today that has minutes.
 from datetime import datetime, timedelta
 
 from marketflow.logs import RateLimit
+from marketflow.model import Mode
 from marketflow.stores.postgres.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.candle_sql import RECURSIVE_SERIES
 from marketflow.stores.postgres.rows import DAY_MS, to_datetime, to_unix_ms
@@ -62,6 +63,13 @@ delete from {{table}} where ctid = any (array(
 """  # noqa: S608
 
 
+_HOLES = f"""
+delete from holes where ctid = any (array(
+    select ctid from holes where mode = any(%s) and from_time < %s and to_time < %s limit {ROWS_A_STEP}
+))
+"""  # noqa: S608
+
+
 class Retention:
     """Deletes rows by their age; for one thread at a time.
 
@@ -91,7 +99,8 @@ class Retention:
         midnight = self._counted_from[1]
         more = False
         if self._minutes_ms is not None:
-            more = _delete_minutes(connection, to_datetime(midnight - self._minutes_ms))
+            before = to_datetime(midnight - self._minutes_ms)
+            more = _delete_minutes(connection, before) or _delete_holes(connection, before)
         if self._days_ms is not None and not more:
             more = _delete_days(connection, to_datetime(midnight - self._days_ms))
         if not more:
@@ -133,6 +142,12 @@ def _kept_from(connection: BoundedConnection) -> datetime:
     assert row is not None, "the table has one row"
     kept_from: datetime = row[0]
     return kept_from
+
+
+def _delete_holes(connection: BoundedConnection, before: datetime) -> bool:
+    """Delete holes whose minutes are deleted, open ones as well: nothing is left to be filled."""
+    with connection.pinned():
+        return connection.execute(_HOLES, [[mode.value for mode in Mode], before, before]).rowcount >= ROWS_A_STEP
 
 
 def _delete_days(connection: BoundedConnection, before: datetime) -> bool:
