@@ -12,7 +12,7 @@ Times are Unix milliseconds (`*_at`), sequences Unix nanoseconds of the receipt.
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -118,12 +118,41 @@ class Hole(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+Source = Literal["ticks", "venue"]
+"""What a candle is made of: ticks, or the venue's own candle."""
+
+
+class Amounts(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What was traded: volumes in base units, turnovers in quote units; of buyers as takers; None is unknown."""
+
+    volume: float
+    turnover: float | None
+    buy_volume: float | None
+    buy_turnover: float | None
+
+
+class VenueValues(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A minute as the venue's own candle has it; None is what the venue does not say."""
+
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float | None
+    turnover: float | None
+    ticks: int | None
+
+
 class Candle(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The summary of one or more ticks of one series.
 
     `open` and `close` belong to the first and last tick by (event time, arrival); `high_at` and `low_at` are the
     event times at which the extremes were first reached. `version` is raised by every correction of a closed candle; of
-    a merged one it counts those of all parts.
+    a merged one it counts those of all parts. `amounts` is None, unknown, where a part has no quantity.
+
+    One from the venue's own candle (`source`) has the venue's number of trades as `ticks`, and its vwap as the mean of
+    them; 0 ticks and a `total` of 0 where the venue does not say both. `verified` says whether the venue's own candle
+    is the same, as far as that is known, and `venue` what it is where it differs.
     """
 
     open: float
@@ -139,11 +168,22 @@ class Candle(msgspec.Struct, frozen=True, array_like=True, gc=False):
     first_sequence: int
     last_sequence: int
     version: int = 1
+    amounts: Amounts | None = None
+    source: Source = "ticks"
+    verified: bool | None = None
+    venue: VenueValues | None = None
 
     @property
-    def average(self) -> float:
-        """Mean price of all ticks, clamped to [low, high] against rounding."""
-        return min(max(self.total / self.ticks, self.low), self.high)
+    def average(self) -> float | None:
+        """Mean price of all ticks, clamped to [low, high] against rounding; None where their number is unknown."""
+        return min(max(self.total / self.ticks, self.low), self.high) if self.ticks else None
+
+    @property
+    def vwap(self) -> float | None:
+        """Mean price of what was traded, clamped to [low, high]; None where that is unknown or nothing."""
+        if self.amounts is None or self.amounts.turnover is None or not self.amounts.volume:
+            return None
+        return min(max(self.amounts.turnover / self.amounts.volume, self.low), self.high)
 
     @property
     def newest(self) -> Tick:
@@ -184,7 +224,30 @@ def merge(a: Candle, b: Candle) -> Candle:
         first.first_sequence,
         last.last_sequence,
         a.version + b.version - 1,
+        None if a.amounts is None or b.amounts is None else sum_of_amounts(a.amounts, b.amounts),
+        a.source if b.source == "ticks" else b.source,
+        a.verified if a.verified is b.verified else _both_verified(a.verified, b.verified),
     )
+
+
+def sum_of_amounts(a: Amounts, b: Amounts) -> Amounts:
+    """What was traded in both."""
+    if a.turnover is None or b.turnover is None:
+        return Amounts(a.volume + b.volume, None, None, None)
+    volume, turnover = a.volume + b.volume, a.turnover + b.turnover
+    if a.buy_volume is None or b.buy_volume is None or a.buy_turnover is None or b.buy_turnover is None:
+        return Amounts(volume, turnover, None, None)
+    return Amounts(volume, turnover, a.buy_volume + b.buy_volume, a.buy_turnover + b.buy_turnover)
+
+
+def rounded(amount: float) -> float:
+    """A sum of decimals without the noise of its additions: 0.3, and not 0.30000000000000004."""
+    return float(f"{amount:.14g}")
+
+
+def _both_verified(a: bool | None, b: bool | None) -> bool | None:
+    """Verified if both are, not if either is known not to be, else unknown."""
+    return False if a is False or b is False else None
 
 
 def more_complete(a: Candle, b: Candle) -> Candle:

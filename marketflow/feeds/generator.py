@@ -13,7 +13,7 @@ from reactivex import Observable, abc
 from reactivex import operators as ops
 
 from marketflow.clock import Clock, milliseconds
-from marketflow.feeds.decoder import Decoder, Line
+from marketflow.feeds.decoder import Decoder, Line, TradeLine
 from marketflow.model import Candles, FeedState
 
 BASE_PRICES = {"BTCUSDT": 67_000.0, "ETHUSDT": 3_400.0, "SOLUSDT": 160.0, "TONUSDT": 5.5, "DOGEUSDT": 0.16}
@@ -22,6 +22,7 @@ BASE_PRICES = {"BTCUSDT": 67_000.0, "ETHUSDT": 3_400.0, "SOLUSDT": 160.0, "TONUS
 _STEP = 0.0001  # standard deviation of one step, as a part of the price
 _PULL = 0.004  # part of the way back to the base price at each step
 _LONGEST_PAUSE_SECONDS = 0.1
+_MEAN_TURNOVER = 300.0  # of a tick, in the quote currency
 _SHORTEST_PAUSE_SECONDS = 0.01
 
 
@@ -43,6 +44,7 @@ class Market:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._random = random.Random(seed)  # noqa: S311 - prices are no secrets
+        self._quantities = random.Random(seed)  # noqa: S311 - of its own: prices are the same with and without
         self._symbols = symbols
         # Symbols without a base price of their own get one from their name, the same on every exchange.
         self._base = [
@@ -81,7 +83,9 @@ class Market:
         price, base = self._prices[i], self._base[i]
         price += self._random.gauss(0, _STEP) * price + (base - price) * _PULL
         self._prices[i] = max(price, base / 100)
-        return Line(self._symbols[i], float(f"{self._prices[i]:.7g}"), at)
+        price = float(f"{self._prices[i]:.7g}")
+        quantity = float(f"{self._quantities.expovariate(price / _MEAN_TURNOVER) + 1e-8:.4g}")
+        return TradeLine(self._symbols[i], price, at, quantity, "buy" if self._quantities.random() < 0.5 else "sell")
 
 
 class GeneratorFeed:

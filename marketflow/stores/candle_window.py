@@ -8,6 +8,8 @@ the period is. Times in Unix ms; for one thread.
 from collections.abc import Iterable, Mapping
 from functools import reduce
 
+from msgspec.structs import replace
+
 from marketflow.model import (
     MINUTE_MS,
     SECOND_MS,
@@ -16,7 +18,6 @@ from marketflow.model import (
     Tick,
     candle_of,
     merge,
-    merge_into,
     minute_start,
     more_complete,
     put_more_complete,
@@ -90,7 +91,7 @@ class CandleWindow:
             return folded
         if folded is None:
             return candle_of(newest)
-        return merge(folded, candle_of(newest)) if newest.order > (folded.last_at, folded.last_sequence) else folded
+        return _with_newest(folded, newest) if newest.order > (folded.last_at, folded.last_sequence) else folded
 
     def by_minute(self, since: int, until: int, newest: Tick | None = None) -> dict[int, Candle]:
         """The minutes that begin at or after `since` and before `until`, by their start, the newest tick included."""
@@ -102,7 +103,8 @@ class CandleWindow:
         if newest is not None and since <= newest.at < until:
             last = max(((candle.last_at, candle.last_sequence) for candle in found.values()), default=(0, 0))
             if newest.order > last:  # later than its slice
-                merge_into(found, {minute_start(newest.at, self._minute_ms): candle_of(newest)})
+                start = minute_start(newest.at, self._minute_ms)
+                found[start] = _with_newest(found[start], newest) if start in found else candle_of(newest)
         return found
 
     def _fold(self, begin: int, until: int) -> Candle | None:
@@ -156,6 +158,11 @@ class _Minute:
         if start not in self._seconds:
             self._seconds[start] = merged(map(self.slices.get, range(start, start + SECOND_MS, SLICE_MS)))
         return self._seconds[start]
+
+
+def _with_newest(folded: Candle, newest: Tick) -> Candle:
+    """Add a tick that is later than its slice. Its quantity comes with that, so until then the amounts lack it."""
+    return replace(merge(folded, candle_of(newest)), amounts=folded.amounts)
 
 
 def merged(candles: Iterable[Candle | None]) -> Candle | None:

@@ -11,6 +11,9 @@ from tests.api.world import NOW, World, series
 HOUR_MS = 60 * MINUTE_MS
 MINUTE = NOW - 30_500  # 2025-11-21T02:00:00Z, where a minute and an hour begin
 
+WITHOUT_QUANTITIES = dict.fromkeys(("volume", "turnover", "vwap", "buy_volume", "buy_turnover"))
+MADE_OF_TICKS = {"source": "ticks", "verified": None, "venue": None}
+
 
 @pytest.fixture
 def world() -> World:
@@ -37,8 +40,10 @@ def test_candles_on_one_exchange_have_all_fields(world: World) -> None:
                 "close": 14.0,
                 "average": 12.0,
                 "ticks": 2,
+                **WITHOUT_QUANTITIES,
                 "closed": True,
                 "version": 1,
+                **MADE_OF_TICKS,
             },
             {
                 "time": "2025-11-21T02:00:00.000Z",
@@ -48,8 +53,10 @@ def test_candles_on_one_exchange_have_all_fields(world: World) -> None:
                 "close": 12.0,
                 "average": 12.0,
                 "ticks": 1,
+                **WITHOUT_QUANTITIES,
                 "closed": False,
                 "version": 1,
+                **MADE_OF_TICKS,
             },
         ],
     }
@@ -67,7 +74,7 @@ def test_candles_over_all_exchanges_are_merged(world: World) -> None:
 def test_array_format_is_that_of_binance_klines(world: World) -> None:
     world.trade(1e-7, 50)
     assert world.ask("/candles/BTCUSDT?interval=5m&limit=1&format=array").json() == [
-        [MINUTE, "20.0", "20.0", "0.0000001", "0.0000001", "0", MINUTE + 299_999, "0", 4, "0", "0", "0"]
+        [MINUTE, "20.0", "20.0", "0.0000001", "0.0000001", None, MINUTE + 299_999, None, 4, None, None, "0"]
     ]
 
 

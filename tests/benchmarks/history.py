@@ -250,6 +250,7 @@ def _right(
     assert found is not None
     average, highest, lowest = found
     whole = asyncio.run(_archived(postgres, exchanges, since, until))
+    assert whole.average is not None
     archived = math.isclose(whole.average, average, rel_tol=1e-12) and (whole.high, whole.low) == (highest, lowest)
     expected = {"average": average, "highest": highest, "lowest": lowest}[kind]
     return archived and math.isclose(answer["price"], expected, rel_tol=0.01 if kind == "average" else 1e-12)

@@ -199,8 +199,8 @@ def test_an_upgrade_keeps_days_and_makes_their_hours_in_steps(postgres_db: Keywo
     with closing(PostgresWriter(keywords, tmp_path, 200)) as earlier:
         earlier.write({})
     with psycopg.connect(**postgres_db, autocommit=True) as user:
-        for *row, _ in zip(*columns(list(candles_of_ticks(ticks, MINUTE_MS).items())), strict=True):
-            user.execute(f"insert into aggregates values ({', '.join(['%s'] * 14)})", row)  # noqa: S608
+        for row in zip(*columns(list(candles_of_ticks(ticks, MINUTE_MS).items())), strict=True):
+            user.execute(f"insert into aggregates values ({', '.join(['%s'] * 14)})", row[:14])  # noqa: S608
         user.execute(BY_VERSION_2)
         with (
             closing(PostgresWriter(keywords, resource("ddl"), 200)) as archive,

@@ -141,9 +141,14 @@ def test_the_table_is_as_the_contract_says(archive: PostgresWriter, postgres_db:
     assert set(columns) == {
         *((name, "text", "NO") for name in ("pair_name", "exchange", "mode")),
         ("timestamp", "timestamp with time zone", "NO"),
-        *((f"{kind}_price", "double precision", "NO") for kind in ("average", "min", "max", "open", "close")),
-        ("tick_count", "bigint", "NO"),
+        *((f"{kind}_price", "double precision", "NO") for kind in ("min", "max", "open", "close")),
+        ("average_price", "double precision", "YES"),
+        ("tick_count", "bigint", "YES"),
         ("version", "integer", "NO"),
+        *((name, "double precision", "YES") for name in ("volume", "turnover", "buy_volume", "buy_turnover")),
+        ("source", "text", "NO"),
+        ("verified", "boolean", "YES"),
+        ("venue_values", "ARRAY", "YES"),
         *((f"{kind}_at", "timestamp with time zone", "YES") for kind in ("open", "close", "min", "max")),
     }
     ((key,),) = query(

@@ -103,7 +103,7 @@ def _wrong(row: Mapping[str, Any], candle: Candle) -> list[str]:
         "close_price": candle.close,
     }
     wrong = [f"{name} is {row[name]} and not {value}" for name, value in expected.items() if row[name] != value]
-    if not math.isclose(row["average_price"], candle.average, rel_tol=1e-9):
+    if candle.average is None or not math.isclose(row["average_price"], candle.average, rel_tol=1e-9):
         wrong.append(f"average_price is {row['average_price']} and not {candle.average}")
     return wrong
 

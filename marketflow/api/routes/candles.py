@@ -3,10 +3,10 @@
 from dataclasses import replace
 from decimal import Decimal
 from hashlib import blake2b
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, structs
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -26,6 +26,7 @@ from marketflow.api.queries.candles import CandleRows
 from marketflow.api.queries.path_parameters import path_parameters_of
 from marketflow.api.rendering import ALWAYS, JSONAnswer, Time, has_etag, rfc3339
 from marketflow.clock import milliseconds
+from marketflow.model import Candle, Source, rounded
 
 MAX_AGE_SECONDS = 60
 """Time for which a client may cache a settled answer.
@@ -37,7 +38,20 @@ _KEPT = f"max-age={MAX_AGE_SECONDS}"
 
 Price = Annotated[float, Meta(gt=0, examples=[67432.14])]
 Decimals = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)?$", examples=["67432.14"])]
-Nothing = Annotated[Literal["0"], Meta(description="Ticks have no volume.")]
+Amount = Annotated[float, Meta(ge=0, examples=[12.5])]
+_UNKNOWN = "null where it is unknown, which is not zero."
+
+
+class VenueCandle(msgspec.Struct, frozen=True, rename={"opening": "open"}):
+    """A minute as the venue has it; null is what it does not say."""
+
+    opening: Price
+    high: Price
+    low: Price
+    close: Price
+    volume: Amount | None
+    turnover: Amount | None
+    ticks: int | None
 
 
 class CandleAnswer(msgspec.Struct, frozen=True, rename={"opening": "open"}):
@@ -48,10 +62,22 @@ class CandleAnswer(msgspec.Struct, frozen=True, rename={"opening": "open"}):
     high: Annotated[Price, Meta(description="The highest price.")]
     low: Annotated[Price, Meta(description="The lowest price.")]
     close: Annotated[Price, Meta(description="The last price; the newest one in the running candle.")]
-    average: Annotated[Price, Meta(description="The mean of all ticks.")]
-    ticks: Annotated[int, Meta(ge=1, description="Number of ticks.", examples=[5580])]
+    average: Annotated[Price | None, Meta(description=f"The mean of all ticks; {_UNKNOWN}")]
+    ticks: Annotated[
+        Annotated[int, Meta(ge=1)] | None, Meta(description=f"Number of ticks or trades; {_UNKNOWN}", examples=[5580])
+    ]
+    volume: Annotated[Amount | None, Meta(description=f"What was traded, in the base currency; {_UNKNOWN}")]
+    turnover: Annotated[Amount | None, Meta(description=f"The same in the quote currency; {_UNKNOWN}")]
+    vwap: Annotated[Price | None, Meta(description="Turnover by volume: the mean price of what was traded, or null.")]
+    buy_volume: Annotated[Amount | None, Meta(description=f"The part of the volume that takers bought; {_UNKNOWN}")]
+    buy_turnover: Annotated[Amount | None, Meta(description=f"The same of the turnover; {_UNKNOWN}")]
     closed: Annotated[bool, Meta(description="True once no tick that would be accepted can change it.")]
     version: Annotated[int, Meta(ge=1, description="Raised by each correction of a closed candle.", examples=[1])]
+    source: Annotated[Source, Meta(description="Made of ticks, or the venue's own candle (of several, if any is).")]
+    verified: Annotated[
+        bool | None, Meta(description="Whether the venue's own candles are the same; null while that is unknown.")
+    ]
+    venue: Annotated[VenueCandle | None, Meta(description="The venue's own candle of a minute that differs from it.")]
 
 
 class CandlesAnswer(msgspec.Struct, frozen=True):
@@ -71,13 +97,13 @@ class Kline(msgspec.Struct, frozen=True, array_like=True):
     high: Decimals
     low: Decimals
     close: Decimals
-    volume: Nothing
+    volume: Annotated[Decimals | None, Meta(description=f"In the base currency; {_UNKNOWN}")]
     close_time: Annotated[int, Meta(description="Last millisecond in Unix ms.")]
-    quote_volume: Nothing
-    trades: Annotated[int, Meta(ge=1, description="Number of ticks.")]
-    taker_volume: Nothing = "0"
-    taker_quote_volume: Nothing = "0"
-    ignored: Nothing = "0"
+    quote_volume: Annotated[Decimals | None, Meta(description=f"In the quote currency; {_UNKNOWN}")]
+    trades: Annotated[int | None, Meta(description=f"Number of ticks or trades; {_UNKNOWN}")]
+    taker_volume: Annotated[Decimals | None, Meta(description=f"Bought by takers; {_UNKNOWN}")]
+    taker_quote_volume: Annotated[Decimals | None, Meta(description=f"Bought by takers; {_UNKNOWN}")]
+    ignored: Literal["0"] = "0"
 
 
 _CANDLES = Tag("candles", "Open, high, low and close by the minute, hour or day, in the mode that runs.")
@@ -143,29 +169,58 @@ def _objects(rows: CandleRows, length_ms: int) -> list[CandleAnswer]:
             candle.low,
             candle.close,
             candle.average,
-            candle.ticks,
+            candle.ticks or None,
+            *_traded(candle),
             rows.closed(start, length_ms),
             candle.version,
+            candle.source,
+            candle.verified,
+            None if candle.venue is None else VenueCandle(*structs.astuple(candle.venue)),
         )
         for start, candle in rows.candles.items()
     ]
+
+
+class _Traded(NamedTuple):
+    """What was traded, as it is answered."""
+
+    volume: float | None = None
+    turnover: float | None = None
+    vwap: float | None = None
+    buy_volume: float | None = None
+    buy_turnover: float | None = None
+
+
+def _traded(candle: Candle) -> _Traded:
+    if (amounts := candle.amounts) is None:
+        return _Traded()
+    volume, turnover, *bought = (each if each is None else rounded(each) for each in structs.astuple(amounts))
+    return _Traded(volume, turnover, candle.vwap, *bought)
 
 
 def _klines(rows: CandleRows, length_ms: int) -> list[Kline]:
-    return [
-        Kline(
-            start,
-            _decimals(candle.open),
-            _decimals(candle.high),
-            _decimals(candle.low),
-            _decimals(candle.close),
-            "0",
-            start + length_ms - 1,
-            "0",
-            candle.ticks,
-        )
-        for start, candle in rows.candles.items()
-    ]
+    return [_kline(start, candle, length_ms) for start, candle in rows.candles.items()]
+
+
+def _kline(start: int, candle: Candle, length_ms: int) -> Kline:
+    traded = _traded(candle)
+    return Kline(
+        start,
+        _decimals(candle.open),
+        _decimals(candle.high),
+        _decimals(candle.low),
+        _decimals(candle.close),
+        _decimals_or_null(traded.volume),
+        start + length_ms - 1,
+        _decimals_or_null(traded.turnover),
+        candle.ticks or None,
+        _decimals_or_null(traded.buy_volume),
+        _decimals_or_null(traded.buy_turnover),
+    )
+
+
+def _decimals_or_null(amount: float | None) -> str | None:
+    return None if amount is None else _decimals(amount)
 
 
 def _decimals(price: float) -> str:

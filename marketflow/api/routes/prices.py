@@ -142,6 +142,8 @@ async def _average(request: Request) -> Response:
     whole = summary.whole()
     since, until = rfc3339(summary.since), rfc3339(summary.until)
     symbol, exchange = parameters.symbol, parameters.exchange
+    if whole.average is None:
+        raise NoData("The venue's own candles, which stand for this period, have no average of all trades.")
     return JSONAnswer(AveragePrice(symbol, exchange, whole.average, whole.ticks, period, since, until))
 
 

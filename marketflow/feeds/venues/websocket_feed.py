@@ -19,7 +19,7 @@ from reactivex.disposable import Disposable
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from marketflow.feeds.decoder import UNDECODABLE, Decoder, Line
+from marketflow.feeds.decoder import UNDECODABLE, Decoder, TradeLine
 from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent
 from marketflow.feeds.venues.instruments import Names, look_up
 from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal, refusal_of
@@ -306,7 +306,7 @@ class _Reading:
             ConnectionLost: the venue closed the connection.
             ConnectionSilent: no trades, or no frames at all, for too long.
         """
-        lines: list[Line] = []
+        lines: list[TradeLine] = []
         try:
             self._take(self._socket.recv(timeout=self._until_next_duty(), decode=False), lines)
             for _ in range(FRAMES_A_BATCH):
@@ -325,7 +325,7 @@ class _Reading:
         self._feed.note_trade()
         return candles
 
-    def _take(self, frame: bytes, lines: list[Line]) -> None:
+    def _take(self, frame: bytes, lines: list[TradeLine]) -> None:
         self._frame_at = self._feed._monotonic()
         if len(frame) > MAX_FRAME_BYTES:
             self._feed.decoder.reject("too_long", f"{len(frame)} bytes")
@@ -333,7 +333,7 @@ class _Reading:
         for event in self._feed._venue.decode(frame):
             self._on(event, lines)
 
-    def _on(self, event: Event, lines: list[Line]) -> None:
+    def _on(self, event: Event, lines: list[TradeLine]) -> None:
         feed = self._feed
         match event:
             case Trade():
@@ -342,7 +342,8 @@ class _Reading:
                 elif event.quantity <= 0:
                     feed.decoder.reject("bad_price", event)
                 elif feed._ids.is_new(event):
-                    lines.append(Line(symbol, event.price, event.at))
+                    traded = event.quantity, event.side, event.id, event.count
+                    lines.append(TradeLine(symbol, event.price, event.at, *traded))
             case Rejected():
                 feed.decoder.reject(event.reason, event.example)
             case Refused():

@@ -13,8 +13,8 @@ from typing import Any
 
 from marketflow.model import Candle, Series
 from marketflow.stores.ports import CandleRange
-from marketflow.stores.postgres.candle_sql import VALID, VALID_SUM, time_of
-from marketflow.stores.postgres.rows import DAY_MS, to_datetime
+from marketflow.stores.postgres.candle_sql import SUMMED, SUMS, TOTAL_OF_ROW, VALID, VALID_SUM, time_of
+from marketflow.stores.postgres.rows import DAY_MS, to_datetime, traded_of_row
 
 _HOUR_MS = 60 * 60_000
 
@@ -30,19 +30,19 @@ _VALID_OF = {"aggregates": VALID, "aggregates_hourly": VALID_SUM, "aggregates_da
 _SLOT = "date_bin(%(length)s::interval, timestamp, timestamptz 'epoch')"
 
 # Whole candles, joined with the rows they begin and end with: looking those up one by one would take most of the time.
-_FOLDED = """
+_FOLDED = f"""
 , whole as (
-    select number, slot, sum(total) as total, sum(tick_count)::int8 as ticks, max(max_price) as high,
-           min(min_price) as low, min(timestamp) as first, max(timestamp) as last, sum(version - 1)::int8 + 1 as version
+    select number, slot, sum(total) as total, coalesce(sum(tick_count), 0)::int8 as ticks, max(max_price) as high,
+           min(min_price) as low, min(timestamp) as first, max(timestamp) as last, {SUMS}
     from parts group by number, slot
 )
 select number, (date_part('epoch', slot) * float8 '1000')::int8, opening.open_price, high, low, closing.close_price,
        whole.total, ticks, (date_part('epoch', opening.open_at) * float8 '1000')::int8,
-       (date_part('epoch', closing.close_at) * float8 '1000')::int8, whole.version
+       (date_part('epoch', closing.close_at) * float8 '1000')::int8, {SUMMED}
 from whole
 join (select number, timestamp as first, open_price, open_at from parts) as opening using (number, first)
 join (select number, timestamp as last, close_price, close_at from parts) as closing using (number, last)
-"""
+"""  # noqa: S608 - put together from constants
 
 
 def _parts(table: str, span: str) -> str:
@@ -52,7 +52,7 @@ def _parts(table: str, span: str) -> str:
         cross join lateral (
             select {_SLOT} as slot, timestamp, open_price, close_price, {time_of("open_at")} as open_at,
                    {time_of("close_at")} as close_at, max_price, min_price,
-                   average_price * tick_count::float8 as total, tick_count, version
+                   {TOTAL_OF_ROW} as total, tick_count, {SUMMED}
             from {table} where {_OF_WANTED} and timestamp >= {span}.since and timestamp < {span}.until
               and {_VALID_OF[table]}
             offset 0
@@ -169,9 +169,10 @@ def query(series: Sequence[Series], wanted: CandleRange) -> tuple[str, dict[str,
 def candles_of(rows: Iterable[tuple[Any, ...]], count: int) -> list[dict[int, Candle]]:
     """The candles of `count` series by their start, from the rows of such a statement."""
     found: list[dict[int, Candle]] = [{} for _ in range(count)]
-    for number, start, opening, high, low, closing, total, ticks, first_at, last_at, version in rows:
+    for number, start, opening, high, low, closing, total, ticks, first_at, last_at, version, *traded in rows:
         # Rows have no order of arrival, see candle_of_row.
+        times = (first_at, last_at, start, start)
         found[number - 1][start] = Candle(
-            opening, high, low, closing, total, ticks, first_at, last_at, start, start, 0, 0, version
+            opening, high, low, closing, total, ticks, *times, 0, 0, version, *traded_of_row(*traded)
         )
     return found

@@ -23,18 +23,44 @@ recursive series as (
 _PRICES_VALID = """
 min_price >= float8 '-1e100' and max_price <= float8 '1e100' and min_price <= open_price and min_price <= close_price
 and max_price >= open_price and max_price >= close_price
-and (
+"""
+
+_AVERAGE_VALID = """(
     average_price between min_price and max_price
     or average_price between min_price - greatest(abs(min_price), float8 '1e-290') * float8 '1e-9'
                          and max_price + greatest(abs(max_price), float8 '1e-290') * float8 '1e-9'
-)
-"""
+)"""
 
-VALID = f"tick_count between 1 and 1000000000000 and {_PRICES_VALID}"
+VALID = f"""(
+    tick_count between 1 and 1000000000000 and {_AVERAGE_VALID}
+    or source = text 'venue' and tick_count is null and average_price is null
+) and {_PRICES_VALID}"""
 """Condition of a valid minute; rows older than the constraint (ddl/0005) may break it."""
 
-VALID_SUM = f"tick_count between 1 and 1000000000000000 and {_PRICES_VALID}"
+VALID_SUM = f"""(
+    tick_count between 1 and 1000000000000000 and {_AVERAGE_VALID} or tick_count = 0 and average_price is null
+) and {_PRICES_VALID}"""
 """The same of an hour or a day."""
+
+AMOUNTS = ("volume", "turnover", "buy_volume", "buy_turnover")
+
+TOTAL_OF_ROW = "coalesce(average_price * tick_count::float8, float8 '0')"
+"""The sum of all prices of a row; zero where it is unknown."""
+
+
+def _sum_if_known(column: str) -> str:
+    return f"case when pg_catalog.count({column}) = pg_catalog.count(*) then sum({column}) end as {column}"
+
+
+SUMS = f"""
+coalesce(sum(version - 1), 0)::int8 + 1 as version, {", ".join(map(_sum_if_known, AMOUNTS))}, max(source) as source,
+case when bool_or(verified is false) then false
+     when pg_catalog.count(verified) = pg_catalog.count(*) then true end as verified
+"""
+"""What candles of several rows add up besides prices, as `model.merge` does."""
+
+SUMMED = f"version, {', '.join(AMOUNTS)}, source, verified"
+"""The columns that SUMS makes."""
 
 
 def time_of(column: str) -> str:
@@ -57,11 +83,11 @@ def candle_select(table: str, condition: str) -> str:
     return f"""
         select total, ticks, high, low, opening.price as open, closing.price as close,
                opening.at as first_at, closing.at as last_at, highest.at as high_at, lowest.at as low_at,
-               first, last, highest.start as high_start, lowest.start as low_start, version
+               first, last, highest.start as high_start, lowest.start as low_start, {SUMMED}
         from (
-            select sum(average_price * tick_count::float8) as total, sum(tick_count)::int8 as ticks,
+            select sum({TOTAL_OF_ROW}) as total, coalesce(sum(tick_count), 0)::int8 as ticks,
                    min(timestamp) as first, max(timestamp) as last, max(max_price) as high, min(min_price) as low,
-                   sum(version - 1)::int8 + 1 as version
+                   {SUMS}
             {rows}
         ) as whole
         cross join lateral (

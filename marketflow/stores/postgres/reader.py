@@ -15,7 +15,7 @@ from marketflow.stores.call_limit import CallLimit
 from marketflow.stores.ports import CandleRange, HoleQuery
 from marketflow.stores.postgres.candle_queries import candles_of
 from marketflow.stores.postgres.candle_queries import query as candle_query
-from marketflow.stores.postgres.candle_sql import VALID, candle_select, time_of
+from marketflow.stores.postgres.candle_sql import SUMS, VALID, candle_select, time_of
 from marketflow.stores.postgres.holes import hole_of_row, hole_query
 from marketflow.stores.postgres.rows import DAY_MS, candle_of_row, parameters, reason, to_datetime, to_unix_ms
 from marketflow.stores.postgres.session import pin_async, session_keywords
@@ -67,7 +67,7 @@ select number, sum(total), sum(ticks)::int8, max(high), min(low),
        (pg_catalog.array_agg(first_at order by first))[1], (pg_catalog.array_agg(last_at order by last desc))[1],
        (pg_catalog.array_agg(high_at order by high desc, high_start))[1],
        (pg_catalog.array_agg(low_at order by low, low_start))[1],
-       sum(version - 1)::int8 + 1
+       {SUMS}
 from parts group by number
 """  # noqa: S608 - put together from constants
 

@@ -18,7 +18,15 @@ import psycopg
 
 from marketflow.logs import RateLimit
 from marketflow.stores.postgres.bounded_connection import BoundedConnection, ReconnectingConnection
-from marketflow.stores.postgres.candle_sql import RECURSIVE_SERIES, VALID, candle_select, time_of
+from marketflow.stores.postgres.candle_sql import (
+    RECURSIVE_SERIES,
+    SUMMED,
+    SUMS,
+    TOTAL_OF_ROW,
+    VALID,
+    candle_select,
+    time_of,
+)
 from marketflow.stores.postgres.retention import Retention
 from marketflow.stores.postgres.rows import DAY_MS, reason, to_datetime
 
@@ -83,32 +91,34 @@ def _of_hour(column: str, at: str, start: str) -> str:
     """  # noqa: S608
 
 
+def _average(low: str, high: str) -> str:
+    """The mean of all ticks, limited to the extremes; null where the number of none of them is known."""
+    return f"case when ticks > 0 then greatest({low}, least({high}, total / ticks::float8)) end"
+
+
 # Two passes over all minutes of a day: hour by hour, as `candle_select` does it, takes five times as long.
 _MAKE_HOURS = f"""
 insert into aggregates_hourly (
     exchange, pair_name, mode, timestamp, average_price, min_price, max_price, open_price, close_price,
-    tick_count, open_at, close_at, min_at, max_at, version
+    tick_count, open_at, close_at, min_at, max_at, {SUMMED}
 )
 select exchange, pair_name, mode, hours.*
 from {_MARKS} cross join lateral (
     with minutes as materialized (
-        select timestamp, average_price, min_price, max_price, tick_count, version,
+        select timestamp, {TOTAL_OF_ROW} as total, min_price, max_price, tick_count, {SUMMED},
                date_bin(interval '1 hour', timestamp, marked.day) as hour
         from aggregates where {_OF_DAY} and {VALID}
     ), whole as materialized (
-        select hour, greatest(min(min_price), least(max(max_price), sum(average_price * tick_count::float8)
-               / sum(tick_count)::float8)) as average,
-               sum(tick_count) as ticks, min(min_price) as low, max(max_price) as high,
-               min(timestamp) as first, max(timestamp) as last,
-               sum(version - 1)::int8 + 1 as version
+        select hour, sum(total) as total, coalesce(sum(tick_count), 0)::int8 as ticks,
+               min(min_price) as low, max(max_price) as high, min(timestamp) as first, max(timestamp) as last, {SUMS}
         from minutes group by hour
     ), extremes as materialized (
         select hour, min(timestamp) filter (where min_price = low) as lowest,
                min(timestamp) filter (where max_price = high) as highest
         from minutes join whole using (hour) group by hour
     )
-    select hour, average, low.price, high.price, opening.price, closing.price, ticks,
-           opening.at, closing.at, low.at, high.at, version
+    select hour, {_average("whole.low", "whole.high")}, low.price, high.price, opening.price, closing.price, ticks,
+           opening.at, closing.at, low.at, high.at, {SUMMED}
     from whole join extremes using (hour)
     {_of_hour("open_price", "open_at", "first")} as opening
     {_of_hour("close_price", "close_at", "last")} as closing
@@ -119,10 +129,10 @@ from {_MARKS} cross join lateral (
 
 _REPLACE = f"""
 update aggregates_daily as daily set
-    average_price = greatest(low, least(high, total / ticks::float8)), min_price = low, max_price = high,
+    average_price = {_average("low", "high")}, min_price = low, max_price = high,
     open_price = open, close_price = close,
     tick_count = ticks, open_at = first_at, close_at = last_at, min_at = low_at, max_at = high_at,
-    version = candle.version, hourly = true
+    ({SUMMED}) = ({", ".join(f"candle.{name}" for name in SUMMED.split(", "))}), hourly = true
 from {_MARKS} cross join lateral ({candle_select("aggregates_hourly", _OF_DAY)}) as candle
 where {_IS_MARKED}
 """  # noqa: S608

@@ -5,13 +5,16 @@ from ipaddress import ip_address
 from typing import Any
 
 import psycopg
+from msgspec import structs
 
-from marketflow.model import Candle, Series, Slot
+from marketflow.model import Amounts, Candle, Series, Slot, Source, VenueValues, rounded
 
 CONNECT_SECONDS = 2
 
 OLDEST_MS, END_MS = 0, 7_258_118_400_000
 """Rows before the first and from the second time on (Unix ms, 1970 and 2200) are invalid (ddl/0005)."""
+
+VENUE_VALUES = len(VenueValues.__struct_fields__)
 
 HOUR_MS = 60 * 60_000
 DAY_MS = 24 * HOUR_MS
@@ -93,12 +96,16 @@ def columns(rows: list[tuple[Slot, Candle]]) -> list[list[Any]]:
                     candle.high,
                     candle.open,
                     candle.close,
-                    candle.ticks,
+                    candle.ticks or None,
                     to_datetime(candle.first_at),
                     to_datetime(candle.last_at),
                     to_datetime(candle.low_at),
                     to_datetime(candle.high_at),
                     candle.version,
+                    *(each if each is None else rounded(each) for each in _amounts(candle)),
+                    candle.source,
+                    candle.verified,
+                    None if candle.venue is None else _array(candle.venue),
                 )
                 for slot, candle in rows
             ),
@@ -108,11 +115,54 @@ def columns(rows: list[tuple[Slot, Candle]]) -> list[list[Any]]:
 
 
 def candle_of_row(row: tuple[Any, ...]) -> Candle:
-    """The candle of total, ticks, high, low, open, close, the times of first, last, high and low, and the version."""
-    total, ticks, high, low, opening, closing, *times, version = row
-    first_at, last_at, high_at, low_at = map(to_unix_ms, times)
+    """The candle of a row.
+
+    Args:
+        row: total, ticks, high, low, open, close; the times of first, last, high and low; the version; then the
+            arguments of traded_of_row.
+    """
+    total, ticks, high, low, opening, closing, first_at, last_at, high_at, low_at, version, *traded = row
+    first, last, highest, lowest = map(to_unix_ms, (first_at, last_at, high_at, low_at))
     # Rows have no order of arrival; sequence zero sorts before every tick of the same millisecond.
-    return Candle(opening, high, low, closing, total, ticks, first_at, last_at, high_at, low_at, 0, 0, version)
+    return Candle(
+        opening, high, low, closing, total, ticks, first, last, highest, lowest, 0, 0, version, *traded_of_row(*traded)
+    )
+
+
+def traded_of_row(
+    volume: float | None,
+    turnover: float | None,
+    buy_volume: float | None,
+    buy_turnover: float | None,
+    source: Source,
+    verified: bool | None,
+    venue_values: list[float | None] | None = None,
+) -> tuple[Amounts | None, Source, bool | None, VenueValues | None]:
+    """The last fields of a candle."""
+    amounts = None if volume is None else Amounts(volume, turnover, buy_volume, buy_turnover)
+    return amounts, source, verified, None if venue_values is None else _venue_values(venue_values)
+
+
+def _venue_values(values: list[float | None]) -> VenueValues | None:
+    """The values of a row; None where somebody has written something else there."""
+    if len(values) != VENUE_VALUES or None in values[:4]:
+        return None
+    opening, high, low, closing, volume, turnover, ticks = values
+    return VenueValues(
+        opening or 0.0, high or 0.0, low or 0.0, closing or 0.0, volume, turnover, None if ticks is None else int(ticks)
+    )
+
+
+def _amounts(candle: Candle) -> tuple[float | None, float | None, float | None, float | None]:
+    amounts = candle.amounts
+    if amounts is None:
+        return None, None, None, None
+    return amounts.volume, amounts.turnover, amounts.buy_volume, amounts.buy_turnover
+
+
+def _array(values: VenueValues) -> str:
+    """An array of float8 as text: psycopg has no lists of lists of different types."""
+    return "{" + ",".join("null" if each is None else repr(float(each)) for each in structs.astuple(values)) + "}"
 
 
 def to_datetime(unix_ms: int) -> datetime:

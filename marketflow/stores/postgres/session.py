@@ -43,6 +43,7 @@ _OF_A_TRANSACTION = (
     "datestyle",
     "timezone",
     "extra_float_digits",
+    "array_nulls",
     "statement_timeout",
     "lock_timeout",
     "idle_in_transaction_session_timeout",

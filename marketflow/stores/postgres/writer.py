@@ -18,7 +18,7 @@ from marketflow.errors import Unavailable
 from marketflow.logs import RateLimit
 from marketflow.model import Candle, Candles, Mode, Series, Slot
 from marketflow.stores.postgres.bounded_connection import BoundedConnection, ReconnectingConnection
-from marketflow.stores.postgres.candle_sql import VALID, time_of
+from marketflow.stores.postgres.candle_sql import SUMMED, TOTAL_OF_ROW, VALID, time_of
 from marketflow.stores.postgres.migrations import REPORT_SECONDS, apply_ddl
 from marketflow.stores.postgres.rows import candle_of_row, columns, reason, to_datetime, to_unix_ms
 
@@ -36,23 +36,35 @@ _REJECTIONS = (
 _Row = tuple[Slot, Candle]
 _Rejected = tuple[Slot, Exception]
 
-_UPSERT = """
-insert into aggregates (
-    pair_name, exchange, mode, timestamp, average_price, min_price, max_price, open_price, close_price, tick_count,
-    open_at, close_at, min_at, max_at, version
-)
-select * from unnest(
+_COLUMNS = """
+pair_name, exchange, mode, timestamp, average_price, min_price, max_price, open_price, close_price, tick_count,
+open_at, close_at, min_at, max_at, version, volume, turnover, buy_volume, buy_turnover, source, verified
+"""
+
+# Of two versions with as many ticks that made of ticks replaces the venue's own ('ticks' < 'venue'), and one that is
+# verified, or not, one of which that is unknown.
+_UPSERT = f"""
+insert into aggregates ({_COLUMNS}, venue_values)
+select {_COLUMNS}, venue_values::float8[] from unnest(
     %s::text[], %s::text[], %s::text[], %s::timestamptz[],
     %s::float8[], %s::float8[], %s::float8[], %s::float8[], %s::float8[], %s::int8[],
-    %s::timestamptz[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[], %s::int4[]
-)
+    %s::timestamptz[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[], %s::int4[],
+    %s::float8[], %s::float8[], %s::float8[], %s::float8[], %s::text[], %s::bool[], %s::text[]
+) as written ({_COLUMNS}, venue_values)
 on conflict (exchange, pair_name, mode, timestamp) do update set
     average_price = excluded.average_price, min_price = excluded.min_price, max_price = excluded.max_price,
     open_price = excluded.open_price, close_price = excluded.close_price, tick_count = excluded.tick_count,
     open_at = excluded.open_at, close_at = excluded.close_at, min_at = excluded.min_at, max_at = excluded.max_at,
-    version = excluded.version
-where excluded.tick_count > aggregates.tick_count
-"""
+    version = excluded.version, volume = excluded.volume, turnover = excluded.turnover,
+    buy_volume = excluded.buy_volume, buy_turnover = excluded.buy_turnover, source = excluded.source,
+    verified = excluded.verified, venue_values = excluded.venue_values
+where coalesce(excluded.tick_count, int8 '0') > coalesce(aggregates.tick_count, int8 '0')
+   or coalesce(excluded.tick_count, int8 '0') = coalesce(aggregates.tick_count, int8 '0') and (
+      excluded.source < aggregates.source
+      or excluded.source = aggregates.source and excluded.verified is not null
+         and excluded.verified is distinct from aggregates.verified
+   )
+"""  # noqa: S608 - put together from constants
 
 _SERIES_A_READ = 1000
 
@@ -60,9 +72,9 @@ MOST_SUSPECTS = 100
 """Rows that fail for an uncertain reason, after which one attempt ends."""
 
 _RECENT = f"""
-select mode, exchange, pair_name, timestamp, average_price * tick_count::float8, tick_count, max_price, min_price,
+select mode, exchange, pair_name, timestamp, {TOTAL_OF_ROW}, coalesce(tick_count, int8 '0'), max_price, min_price,
        open_price, close_price, {time_of("open_at")}, {time_of("close_at")}, {time_of("max_at")}, {time_of("min_at")},
-       version
+       {SUMMED}, venue_values
 from unnest(%s::text[], %s::text[], %s::text[]) as wanted (mode, exchange, pair_name)
 join aggregates using (mode, exchange, pair_name)
 where timestamp >= %s and timestamp < timestamptz '2200-01-01 00:00:00+00' and {VALID}

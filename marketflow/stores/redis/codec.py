@@ -1,7 +1,8 @@
 """Candles, ticks and series as the members and messages of the cache, and the validation of what is read back.
 
 A candle is a JSON array. A candle of one tick, as every slice is at human rates, is stored as that tick: price, time
-and sequence. It has only one version, so writing it again changes nothing.
+and sequence, and where they are known its quantity and whether its taker bought. It has only one version, so writing it
+again changes nothing. Entries of versions without quantities are read as such.
 
 Other programs and other versions may write to the same Redis. An entry that cannot be decoded, or that no candle can
 be, is skipped, counted and logged.
@@ -9,22 +10,36 @@ be, is skipped, counted and logged.
 
 from collections import Counter
 from collections.abc import Iterable
-from math import isfinite
+from math import inf, isfinite
 
 import msgspec
 from loguru import logger
 
 from marketflow.logs import RateLimit
-from marketflow.model import Candle, Series, Slot, Tick, candle_of, put_more_complete
+from marketflow.model import Amounts, Candle, Series, Slot, Tick, candle_of, put_more_complete
 
 LATEST_MS = 7_258_118_400_000
 """The year 2200 (Unix ms): MarketFlow writes no later time."""
 
 MOST_TICKS = 2**63 - 1
 
+_TICK_COMMAS, _TRADE_COMMAS = 2, 4
+
+
+class _Trade(msgspec.Struct, array_like=True):
+    """A tick with its quantity, as a member; `bought` is None where the side is unknown."""
+
+    price: float
+    at: int
+    sequence: int
+    quantity: float
+    bought: bool | None
+
+
 encode_series = encode_announcement = _encode = msgspec.json.Encoder().encode
 _decode_candle = msgspec.json.Decoder(Candle).decode
 _decode_tick = msgspec.json.Decoder(Tick).decode
+_decode_trade = msgspec.json.Decoder(_Trade).decode
 _decode_series = msgspec.json.Decoder(Series).decode
 decode_newest = msgspec.json.Decoder(list[tuple[Series, Tick]]).decode
 decode_announced = msgspec.json.Decoder(list[tuple[Slot, msgspec.Raw]]).decode
@@ -54,8 +69,12 @@ invalid_entries = InvalidEntries()
 
 def encode_candle(candle: Candle) -> bytes:
     """A candle as a member of a sorted set."""
-    if candle.ticks == 1 and candle == candle_of(candle.newest):
-        return _encode(candle.newest)
+    if candle.ticks == 1:
+        if candle.amounts is None:
+            if candle == candle_of(candle.newest):
+                return _encode(candle.newest)
+        elif candle == _candle_of_trade(trade := _trade_of(candle, candle.amounts)):
+            return _encode(trade)
     return _encode(candle)
 
 
@@ -65,14 +84,42 @@ def decode_candle(member: bytes) -> Candle:
     Raises:
         msgspec.MsgspecError: this version cannot decode it.
     """
-    return candle_of(_decode_tick(member)) if member.count(b",") == 2 else _decode_candle(member)
+    commas = member.count(b",")
+    if commas == _TICK_COMMAS:
+        return candle_of(_decode_tick(member))
+    return _candle_of_trade(_decode_trade(member)) if commas == _TRADE_COMMAS else _decode_candle(member)
+
+
+def _trade_of(candle: Candle, amounts: Amounts) -> _Trade:
+    """The trade that a candle of one tick may stand for."""
+    bought = None if amounts.buy_volume is None else amounts.buy_volume > 0
+    return _Trade(candle.close, candle.last_at, candle.last_sequence, amounts.volume, bought)
+
+
+def _candle_of_trade(trade: _Trade) -> Candle:
+    price, at, sequence, volume = trade.price, trade.at, trade.sequence, trade.quantity
+    turnover = price * volume
+    bought = (None, None) if trade.bought is None else (volume, turnover) if trade.bought else (0.0, 0.0)
+    amounts = Amounts(volume, turnover, *bought)
+    return Candle(price, price, price, price, price, 1, at, at, at, at, sequence, sequence, 1, amounts)
 
 
 def is_valid_candle(candle: Candle) -> bool:
     """Whether all numbers are finite and all times and counts are within their limits."""
     numbers = (candle.open, candle.high, candle.low, candle.close, candle.total)
     times = (candle.first_at, candle.last_at, candle.high_at, candle.low_at)
-    return 0 < candle.ticks <= MOST_TICKS and all(map(isfinite, numbers)) and all(0 <= at < LATEST_MS for at in times)
+    fewest = 0 if candle.source == "venue" else 1
+    return (
+        fewest <= candle.ticks <= MOST_TICKS
+        and all(map(isfinite, numbers))
+        and all(0 <= at < LATEST_MS for at in times)
+        and (candle.amounts is None or _are_valid(candle.amounts))
+    )
+
+
+def _are_valid(amounts: Amounts) -> bool:
+    known = (amounts.volume, amounts.turnover, amounts.buy_volume, amounts.buy_turnover)
+    return all(amount is None or 0 <= amount < inf for amount in known)
 
 
 def is_valid_tick(tick: Tick) -> bool:

@@ -19,14 +19,14 @@ PUT_SLOTS = """
 local function ticks_of(member)
     local ok, candle = pcall(cjson.decode, member)
     if not ok or type(candle) ~= 'table' then return 0 end
-    if #candle == 3 then return 1 end
+    if #candle <= 5 then return 1 end  -- a tick, see codec
     -- An invalid member, which every reader skips, must not keep the right version out.
     for i = 1, 5 do
         local price = candle[i]
         if type(price) ~= 'number' or price ~= price or math.abs(price) == math.huge then return 0 end
     end
     local ticks = candle[6]
-    if type(ticks) ~= 'number' or ticks ~= math.floor(ticks) or ticks < 1 or ticks > 2^53 then return 0 end
+    if type(ticks) ~= 'number' or ticks ~= math.floor(ticks) or ticks < 0 or ticks > 2^53 then return 0 end
     return ticks
 end
 local at = 4
