@@ -11,6 +11,11 @@ def visible(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """Return a text with runs of white space as one blank and control characters escaped."""
+    return visible(" ".join(text.split()))
+
+
 def without_credentials(url: str) -> str:
     """Return a URL without user and password."""
     parts = urlsplit(url)

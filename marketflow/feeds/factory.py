@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from reactivex import abc
 
@@ -18,9 +18,18 @@ from marketflow.settings import ExchangeSettings, Settings
 
 if TYPE_CHECKING:
     from marketflow.feeds.venues.limits import AttemptBudget
+    from marketflow.feeds.venues.venue import Venue
 
-Budgets: TypeAlias = "dict[str, AttemptBudget]"
-"""By the name of a venue: how many connections this process may begin there."""
+
+class VenueBudgets(NamedTuple):
+    """How many connections this process may begin at a venue, and what weight of REST calls."""
+
+    connections: "AttemptBudget"
+    rest: "AttemptBudget"
+
+
+Budgets: TypeAlias = dict[str, VenueBudgets]
+"""By the name of a venue."""
 
 
 def configured_feeds(settings: Settings, clock: Clock, generating: abc.SchedulerBase) -> dict[Mode, Sequence[Feed]]:
@@ -60,17 +69,17 @@ def live_feed(
         symbols: what is taken from it.
         decoder: checks and folds its ticks.
         stale_after_seconds: silence after which the connection is made anew.
-        budgets: of connections by venue, shared by all feeds of the process.
+        budgets: by venue, shared by all feeds of the process.
     """
     if not exchange.venue:
         return TcpFeed(exchange.name, exchange.host, exchange.port, decoder, stale_after_seconds)
     # Lazily: a start without venues needs no WebSocket client.
-    from marketflow.feeds.venues.limits import AttemptBudget
+    from marketflow.feeds.backfill.rest_client import RestClient
     from marketflow.feeds.venues.registry import VENUES
     from marketflow.feeds.venues.websocket_feed import VenueFeed
 
     venue = VENUES[exchange.venue]
-    budget = budgets.setdefault(exchange.venue, AttemptBudget(*venue.attempts, time.monotonic))
+    budget = budgets.setdefault(exchange.venue, _budgets(venue))
     native = {ours: theirs for ours, theirs in exchange.symbols.items() if theirs}
     return VenueFeed(
         exchange.name,
@@ -79,10 +88,17 @@ def live_feed(
         native,
         decoder,
         stale_after_seconds,
-        budget,
+        budget.connections,
         exchange.url,
-        exchange.rest_url,
+        RestClient(venue, exchange.rest_url, budget.rest),
     )
+
+
+def _budgets(venue: "Venue") -> VenueBudgets:
+    from marketflow.feeds.venues.limits import AttemptBudget
+
+    connections = AttemptBudget(*venue.attempts, time.monotonic)
+    return VenueBudgets(connections, AttemptBudget(*venue.rest.weight_limit, time.monotonic))
 
 
 def _decoder(settings: Settings, mode: Mode, exchange: str, symbols: Sequence[str], clock: Clock) -> Decoder:

@@ -7,11 +7,7 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
-from marketflow.feeds.venues.limits import refusal_of
-from marketflow.feeds.venues.venue import Venue
-
-TIMEOUT_SECONDS = 5.0
-MAX_BODY_BYTES = 32 * 2**20
+from marketflow.feeds.backfill.rest_client import RestClient
 
 
 class Names(msgspec.Struct, frozen=True):
@@ -19,41 +15,27 @@ class Names(msgspec.Struct, frozen=True):
 
     Args:
         native: the venue's name of each of our symbols that it trades.
+        rest: its name in REST calls of each of them.
         absent: our symbols that it does not list, or does not trade at present.
     """
 
     native: Mapping[str, str]
+    rest: Mapping[str, str]
     absent: frozenset[str]
 
 
-def look_up(venue: Venue, rest_url: str, symbols: Collection[str], given: Mapping[str, str]) -> Names:
+def look_up(client: RestClient, symbols: Collection[str], given: Mapping[str, str]) -> Names:
     """The venue's names of `symbols`; those in `given` are taken as they are.
 
     Raises:
         VenueRefusal: the venue refuses to answer.
         OSError: it cannot be asked, or its answer is none.
     """
-    wanted = [symbol for symbol in symbols if symbol not in given]
     native = {symbol: given[symbol] for symbol in symbols if symbol in given}
-    if wanted:
-        listed = {
-            f"{each.base}{each.quote}".upper(): each.symbol
-            for each in venue.instruments(_get(venue, rest_url))
-            if each.trading
-        }
-        native |= {symbol: listed[symbol.upper()] for symbol in wanted if symbol.upper() in listed}
-    return Names(native, frozenset(symbols) - native.keys())
-
-
-def _get(venue: Venue, rest_url: str) -> bytes:
-    import httpx  # lazily: most processes ask no venue
-
-    try:
-        answer = httpx.get(rest_url.rstrip("/") + venue.instruments_path, timeout=TIMEOUT_SECONDS)
-    except httpx.HTTPError as error:
-        raise OSError(
-            f"the list of instruments of {venue.name} cannot be read: {error or type(error).__name__}"
-        ) from None
-    if answer.status_code != httpx.codes.OK:
-        raise refusal_of(answer.status_code, answer.headers)
-    return answer.content
+    rest = {symbol: client.venue.rest_symbol(name) for symbol, name in native.items()}
+    if wanted := [symbol for symbol in symbols if symbol not in given]:
+        listed = {f"{each.base}{each.quote}".upper(): each for each in client.instruments() if each.trading}
+        found = {symbol: listed[symbol.upper()] for symbol in wanted if symbol.upper() in listed}
+        native |= {symbol: each.symbol for symbol, each in found.items()}
+        rest |= {symbol: each.rest_symbol or each.symbol for symbol, each in found.items()}
+    return Names(native, rest, frozenset(symbols) - native.keys())

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from marketflow.feeds.decoder import UNDECODABLE
+from marketflow.feeds.venues.rest.kraken_rest import KrakenRest
 from marketflow.feeds.venues.venue import (
     Acknowledged,
     Alive,
@@ -50,6 +51,7 @@ class _Message(msgspec.Struct, gc=False):
 
 class _Pair(msgspec.Struct):
     wsname: str = ""
+    altname: str = ""
     status: str = "online"
 
 
@@ -61,6 +63,7 @@ class _Pairs(msgspec.Struct):
 _message = msgspec.json.Decoder(_Message).decode
 _row = msgspec.json.Decoder(_Trade).decode
 _COMMON = {"XBT": "BTC", "XDG": "DOGE"}
+_LEGACY = {common: legacy for legacy, common in _COMMON.items()}
 _UNSUPPORTED = "Currency pair not supported "
 
 
@@ -74,6 +77,7 @@ class Kraken(Venue):
     attempts = (60, 600.0)  # of 150 in 10 minutes, which end in a ban of 10 minutes
     ping = (25.0, '{"method":"ping"}')
     instruments_path = "/0/public/AssetPairs"
+    rest = KrakenRest()
 
     def subscribe(self, symbols: Sequence[str]) -> list[str]:
         """Without the last 50 trades, which would be counted again after each connection."""
@@ -107,8 +111,12 @@ class Kraken(Venue):
             base, slash, quote = pair.wsname.partition("/")
             if slash:
                 base, quote = _COMMON.get(base, base), _COMMON.get(quote, quote)
-                found.append(Instrument(f"{base}/{quote}", base, quote, pair.status == "online"))
+                found.append(Instrument(f"{base}/{quote}", base, quote, pair.status == "online", pair.altname))
         return found
+
+    def rest_symbol(self, symbol: str) -> str:
+        """XBTUSD for BTC/USD."""
+        return "".join(_LEGACY.get(part, part) for part in symbol.split("/"))
 
 
 def _trade(row: _Trade) -> Trade:

@@ -27,23 +27,24 @@ class VenueRefusal(OSError):
     def __init__(self, status: int, text: str, pause_seconds: float) -> None:
         super().__init__(f"{status}: {text}")
         self.status = status
+        self.text = text
         self.pause_seconds = pause_seconds
 
 
-def refusal_of(status: int, headers: Mapping[str, str]) -> VenueRefusal:
-    """The refusal that a status and its headers are; Retry-After is obeyed up to an hour."""
+def refusal_of(status: int, headers: Mapping[str, str], said: str = "") -> VenueRefusal:
+    """The refusal that a status and its headers are, with the venue's words; Retry-After is obeyed up to an hour."""
     text, pause = _MEANINGS.get(status, ("the venue cannot answer" if status >= 500 else "refused by the venue", 0.0))
     asked = headers.get("Retry-After", "")
     if asked.isascii() and asked.isdigit():
         pause = max(pause if status == 418 else 0.0, min(float(asked), MAX_PAUSE_SECONDS))
-    return VenueRefusal(status, text, pause)
+    return VenueRefusal(status, f"{text}: {said}" if said else text, pause)
 
 
 class AttemptBudget:
     """At most `attempts` in any `seconds`; shared by all feeds of a venue, safe between threads.
 
     Args:
-        attempts, seconds: the limit.
+        attempts, seconds: the limit; attempts, or the weight of calls.
         monotonic: the time in seconds.
     """
 
@@ -52,14 +53,35 @@ class AttemptBudget:
         self._begun: deque[float] = deque()
         self._lock = threading.Lock()
 
-    def take(self) -> float:
-        """Take one attempt; gives the seconds to wait before it, 0 where it may begin now."""
+    @property
+    def limit(self) -> int:
+        """How many attempts may be begun in `seconds`."""
+        return self._attempts
+
+    @property
+    def seconds(self) -> float:
+        """The length of the window."""
+        return self._seconds
+
+    @property
+    def used(self) -> int:
+        """How many were begun in the last `seconds`."""
+        with self._lock:
+            now = self._monotonic()
+            return sum(now - self._seconds < begun <= now for begun in self._begun)
+
+    def take(self, weight: int = 1) -> float:
+        """Take attempts; gives the seconds to wait before them, 0 where they may begin now.
+
+        Args:
+            weight: how many; more than the limit count as the limit.
+        """
         with self._lock:
             now = self._monotonic()
             while self._begun and self._begun[0] <= now - self._seconds:
                 self._begun.popleft()
-            wait = 0.0
-            if len(self._begun) >= self._attempts:
-                wait = max(0.0, self._begun[-self._attempts] + self._seconds - now)
-            self._begun.append(now + wait)
+            weight = min(weight, self._attempts)
+            others = self._attempts - weight + 1  # so many taken before leave no room for all of these
+            wait = max(0.0, self._begun[-others] + self._seconds - now) if len(self._begun) >= others else 0.0
+            self._begun.extend([now + wait] * weight)
             return wait

@@ -5,13 +5,14 @@ is counted, and costs nothing but itself.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from marketflow.feeds.decoder import UNDECODABLE, number_of
+from marketflow.model import VenueValues
 
 Side = Literal["buy", "sell"]
 
@@ -79,12 +80,93 @@ Event = Trade | Acknowledged | Refused | Alive | Closing | Rejected
 
 
 class Instrument(NamedTuple):
-    """What can be traded: the venue's name of it, base and quote in common letters, and whether it trades now."""
+    """What can be traded: the venue's name of it, base and quote in common letters, and whether it trades now.
+
+    `rest_symbol` is its name in REST calls, where that is another one.
+    """
 
     symbol: str
     base: str
     quote: str
     trading: bool
+    rest_symbol: str = ""
+
+
+class RestRequest(NamedTuple):
+    """A GET below `rest_url`, and what it counts of the venue's limit."""
+
+    path: str
+    query: Mapping[str, str | int] = {}
+    weight: int = 1
+
+
+class RestAnswer(NamedTuple):
+    """An answer with status 200."""
+
+    body: bytes
+    headers: Mapping[str, str]
+
+
+class TradesPage(NamedTuple):
+    """Trades in any order, and where the next page begins; None where there is none."""
+
+    trades: list[Trade]
+    cursor: str | None
+
+
+class VenueCandle(NamedTuple):
+    """A row of the venue's own candles: start in Unix ms, and whether the minute is over, None where it is not said."""
+
+    start: int
+    values: VenueValues
+    is_closed: bool | None = None
+
+
+class VenueRest(ABC):
+    """What a venue gives by REST: requests, and parsers of their answers.
+
+    Parsers raise msgspec.MsgspecError, ValueError or VenueError for an answer that is none, and VenueRefusal for one
+    that says the venue is asked too often.
+    """
+
+    weight_limit: ClassVar[tuple[int, float]]
+    """How much weight is used in how many seconds: a share of what the venue allows to an address."""
+    newest_first: ClassVar[bool]
+    """Whether pages of trades begin at the newest one and go back, or begin at a time and go forward."""
+    trades_kept_ms: ClassVar[int | None] = None
+    """How far back trades are given; None for all, 0 for none."""
+    candles_a_call: ClassVar[int]
+    candles_kept_ms: ClassVar[int | None] = None
+    """How far back candles of a minute are given; None for all."""
+    instruments_weight: ClassVar[int] = 1
+    time_request: ClassVar[RestRequest]
+
+    @abstractmethod
+    def trades_request(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestRequest:
+        """A page of trades.
+
+        Args:
+            symbol: by its REST name.
+            since_ms: where pages that go forward begin.
+            newest_id: where pages that go back begin, itself included; None for the newest trade.
+            cursor: of the page before; None for the first one.
+        """
+
+    @abstractmethod
+    def trades(self, symbol: str, answer: RestAnswer) -> TradesPage:
+        """The trades of a page, under the given symbol."""
+
+    @abstractmethod
+    def candles_request(self, symbol: str, since_ms: int, until_ms: int, now_ms: int) -> RestRequest:
+        """The candles of the minutes that start from `since_ms` to before `until_ms`; at most `candles_a_call`."""
+
+    @abstractmethod
+    def candles(self, answer: RestAnswer) -> list[VenueCandle]:
+        """The rows of an answer, in any order."""
+
+    @abstractmethod
+    def time(self, answer: RestAnswer) -> int:
+        """The venue's clock in Unix ms."""
 
 
 class Venue(ABC):
@@ -102,6 +184,8 @@ class Venue(ABC):
     """After how long another connection takes over, before the venue cuts this one."""
     instruments_path: ClassVar[str]
     """Path and query of the list of instruments, below `rest_url`."""
+    rest: ClassVar[VenueRest]
+    """What it gives by REST."""
 
     @abstractmethod
     def subscribe(self, symbols: Sequence[str]) -> list[str]:
@@ -119,6 +203,10 @@ class Venue(ABC):
             msgspec.MsgspecError: it is no such answer.
             VenueError: it says what is wrong.
         """
+
+    def rest_symbol(self, symbol: str) -> str:
+        """The name in REST calls of a symbol that is not in the list of instruments."""
+        return symbol
 
 
 class VenueError(Exception):

@@ -19,7 +19,8 @@ from reactivex.disposable import Disposable
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from marketflow.feeds.decoder import UNDECODABLE, Decoder, TradeLine
+from marketflow.feeds.backfill.rest_client import RestClient
+from marketflow.feeds.decoder import Decoder, TradeLine
 from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent
 from marketflow.feeds.venues.instruments import Names, look_up
 from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal, refusal_of
@@ -33,7 +34,6 @@ from marketflow.feeds.venues.venue import (
     Rejected,
     Trade,
     Venue,
-    VenueError,
 )
 from marketflow.model import Candles, FeedState
 
@@ -66,7 +66,8 @@ class VenueFeed:
         decoder: checks and folds the trades.
         stale_after_seconds: silence of trades after which the connection is made anew.
         budget: of connections, shared by all feeds of the venue.
-        url, rest_url: where it is, the venue's own by default.
+        url: where it is, the venue's own by default.
+        rest: asks it by REST; the venue's own address by default.
         monotonic: measures silence, in seconds.
     """
 
@@ -80,7 +81,7 @@ class VenueFeed:
         stale_after_seconds: float,
         budget: AttemptBudget,
         url: str = "",
-        rest_url: str = "",
+        rest: RestClient | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.exchange = exchange
@@ -89,7 +90,7 @@ class VenueFeed:
         self._venue = venue
         self._symbols = tuple(symbols)
         self._native = native
-        self._rest_url = rest_url or venue.rest_url
+        self.rest = rest or RestClient(venue)
         self._stale_after_seconds = stale_after_seconds
         self._budget = budget
         self._monotonic = monotonic
@@ -126,6 +127,7 @@ class VenueFeed:
     def stop(self) -> None:
         """Receive no more and complete; what was received is handed off first."""
         self._stopped = True
+        self.rest.close()
         if self._session is not None:
             self._session.close()
 
@@ -208,10 +210,7 @@ class VenueFeed:
         session.closed.wait(max(pause, self._budget.take()))
 
     def _look_up(self) -> Names:
-        try:
-            names = look_up(self._venue, self._rest_url, self._symbols, self._native)
-        except (VenueError, *UNDECODABLE) as error:
-            raise OSError(f"{self._venue.name} gives no list of instruments: {error}") from None
+        names = look_up(self.rest, self._symbols, self._native)
         if names.absent != self.absent:
             self.absent = names.absent
             if names.absent:

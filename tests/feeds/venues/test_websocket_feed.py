@@ -11,6 +11,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection
 
 from marketflow.clock import system_clock
+from marketflow.feeds.backfill.rest_client import RestClient
 from marketflow.feeds.decoder import Decoder
 from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent
 from marketflow.feeds.venues import websocket_feed
@@ -31,9 +32,8 @@ class Receiver:
     def __init__(self, server: VenueServer, venue: str, stale_after: float = 15.0, budget: int = 100) -> None:
         self.decoder = Decoder(Mode.LIVE, venue, SYMBOLS, system_clock, 5_000, lambda *_: None)
         attempts = AttemptBudget(budget, 60.0, time.monotonic)
-        self.feed = VenueFeed(
-            venue, VENUES[venue], SYMBOLS, {}, self.decoder, stale_after, attempts, server.url, server.rest_url
-        )
+        rest = RestClient(VENUES[venue], server.rest_url)
+        self.feed = VenueFeed(venue, VENUES[venue], SYMBOLS, {}, self.decoder, stale_after, attempts, server.url, rest)
         self.batches: list[Candles] = []
         self.errors: list[Exception] = []
         self.completed = threading.Event()

@@ -1,0 +1,221 @@
+"""Asks one venue by REST: within a budget of calls, obeying its refusals, and with an error in words for all else.
+
+Blocking, for threads that may wait. One call at a time, so that a venue in trouble gets no more than one; a call that
+cannot wait (the names of the symbols, before live trades can flow) goes at once, and counts. Another thread can close
+the client at any time: whatever waits or reads ends at once.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from marketflow import __version__
+from marketflow.clock import Clock, milliseconds, system_clock
+from marketflow.feeds.decoder import UNDECODABLE
+from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal, refusal_of
+from marketflow.feeds.venues.venue import Instrument, RestAnswer, RestRequest, Venue, VenueError
+from marketflow.text import one_line
+
+if TYPE_CHECKING:
+    import httpx
+
+CONNECT_TIMEOUT_SECONDS = 3.0
+READ_TIMEOUT_SECONDS = 5.0
+"""Silence of the venue within an answer."""
+
+CALL_SECONDS = 20.0
+"""The longest that an answer may take as a whole."""
+
+MAX_BODY_BYTES = 32 * 2**20
+
+_T = TypeVar("_T")
+
+
+class RestFailed(OSError):
+    """The venue cannot be asked by REST, or its answer is none; another attempt may do."""
+
+
+class RestClient:
+    """The REST side of one venue; safe between threads.
+
+    Args:
+        venue: which.
+        rest_url: where it is, the venue's own by default.
+        budget: of weight, shared by all clients of the venue in this process; one of its own by default.
+        clock: this machine's time.
+        monotonic: measures pauses, in seconds.
+    """
+
+    def __init__(
+        self,
+        venue: Venue,
+        rest_url: str = "",
+        budget: AttemptBudget | None = None,
+        clock: Clock = system_clock,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.venue = venue
+        self.place = (rest_url or venue.rest_url).rstrip("/")
+        self.budget = budget or AttemptBudget(*venue.rest.weight_limit, monotonic)
+        self._clock = clock
+        self._monotonic = monotonic
+        self._closed = threading.Event()
+        self._turn = threading.Lock()
+        self._sockets: set[Any] = set()
+        self._http: httpx.Client | None = None
+        self._making = threading.Lock()
+        self._refusal: VenueRefusal | None = None
+        self._not_before = 0.0
+
+    @property
+    def used(self) -> int:
+        """The weight used in the window of the budget."""
+        return self.budget.used
+
+    @property
+    def limit(self) -> int:
+        """The weight that may be used in the window of the budget."""
+        return self.budget.limit
+
+    @property
+    def now_ms(self) -> int:
+        """This machine's time in Unix ms."""
+        return milliseconds(self._clock())
+
+    def close(self) -> None:
+        """End all waits and calls; later ones fail at once."""
+        self._closed.set()
+        with self._making:
+            sockets, http, self._http = [*self._sockets], self._http, None
+        for socket in sockets:
+            with suppress(OSError):
+                socket.shutdown(2)
+        if http is not None:
+            http.close()
+
+    def ask(self, request: RestRequest, parse: Callable[[RestAnswer], _T], is_urgent: bool = False) -> _T:
+        """The parsed answer to a request, which waits for its turn and for the budget.
+
+        Args:
+            request: what is asked.
+            parse: makes something of the answer.
+            is_urgent: whether to go at once; it counts all the same.
+
+        Raises:
+            VenueRefusal: the venue refuses to answer, or has lately asked for a pause that is not over.
+            RestFailed: it cannot be asked, or its answer is none.
+        """
+        turn: AbstractContextManager[Any] = nullcontext() if is_urgent else self._turn
+        with turn:
+            self._check_refusal()
+            wait = self.budget.take(request.weight)
+            if self._closed.wait(0.0 if is_urgent else wait):
+                raise RestFailed(f"the REST client of {self.venue.name} is closed")
+            self._check_refusal()
+            try:
+                return self._parsed(self._get(request), parse)
+            except VenueRefusal as refusal:
+                self._note(refusal)
+                raise
+
+    def instruments(self) -> list[Instrument]:
+        """The venue's list of instruments, at once.
+
+        Raises:
+            OSError: as of `ask`.
+        """
+        path, _, query = self.venue.instruments_path.partition("?")
+        request = RestRequest(f"{path}?{query}" if query else path, {}, self.venue.rest.instruments_weight)
+        return self.ask(request, lambda answer: self.venue.instruments(answer.body), is_urgent=True)
+
+    def server_time_ms(self) -> int:
+        """The venue's clock in Unix ms, at once.
+
+        Raises:
+            OSError: as of `ask`.
+        """
+        return self.ask(self.venue.rest.time_request, self.venue.rest.time, is_urgent=True)
+
+    def _check_refusal(self) -> None:
+        if (refusal := self._refusal) is None:
+            return
+        pause = self._not_before - self._monotonic()
+        if pause > 0:
+            raise VenueRefusal(refusal.status, refusal.text, pause)
+        self._refusal = None
+
+    def _note(self, refusal: VenueRefusal) -> None:
+        if refusal.pause_seconds > 0:
+            self._refusal = refusal
+            self._not_before = max(self._not_before, self._monotonic() + refusal.pause_seconds)
+
+    def _parsed(self, answer: RestAnswer, parse: Callable[[RestAnswer], _T]) -> _T:
+        try:
+            return parse(answer)
+        except VenueError as error:
+            raise RestFailed(f"{self.venue.name} answers with an error: {error}") from None
+        except (*UNDECODABLE, ValueError, OverflowError, KeyError) as error:
+            example = one_line(answer.body[:80].decode(errors="replace"))
+            raise RestFailed(
+                f"the answer of {self.venue.name} cannot be read: {error}; it begins {example!r}"
+            ) from None
+
+    def _get(self, request: RestRequest) -> RestAnswer:
+        import httpx  # lazily: most processes ask no venue
+
+        deadline = self._monotonic() + CALL_SECONDS
+        try:
+            with self._client().stream(
+                "GET", self.place + request.path, params=dict(request.query) or None, extensions={"trace": self._trace}
+            ) as answer:
+                body = self._read(answer, deadline)
+                if answer.status_code != httpx.codes.OK:
+                    raise refusal_of(answer.status_code, answer.headers, _words(body))
+                return RestAnswer(body, answer.headers)
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, RuntimeError) as error:
+            if self._closed.is_set():
+                raise RestFailed(f"the REST client of {self.venue.name} is closed") from None
+            text = str(error) or type(error).__name__
+            raise RestFailed(f"{self.venue.name} cannot be asked at {self.place}{request.path}: {text}") from None
+
+    def _read(self, answer: "httpx.Response", deadline: float) -> bytes:
+        body = bytearray()
+        for chunk in answer.iter_bytes():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise RestFailed(f"the answer of {self.venue.name} is over {MAX_BODY_BYTES} bytes")
+            if self._monotonic() > deadline:
+                raise RestFailed(f"the answer of {self.venue.name} takes over {CALL_SECONDS:g} s")
+        return bytes(body)
+
+    def _client(self) -> "httpx.Client":
+        import httpx
+
+        with self._making:
+            if self._closed.is_set():
+                raise RestFailed(f"the REST client of {self.venue.name} is closed")
+            if self._http is None:
+                timeout = httpx.Timeout(READ_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
+                self._http = httpx.Client(timeout=timeout, headers={"User-Agent": f"MarketFlow/{__version__}"})
+            return self._http
+
+    def _trace(self, event: str, info: dict[str, Any]) -> None:
+        """Keep the sockets, by which a read in another thread can be ended."""
+        if event == "connection.connect_tcp.complete":
+            socket = info["return_value"].get_extra_info("socket")
+            with self._making:
+                self._sockets = {each for each in self._sockets if each.fileno() >= 0} | {socket}
+
+
+def _words(body: bytes) -> str:
+    """What an answer says is wrong, of its fields of the usual names."""
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, Any])
+    except UNDECODABLE:
+        return ""
+    names = ("code", "retCode", "msg", "message", "retMsg", "error")
+    return one_line(" ".join(str(each) for each in map(fields.get, names) if each))[:200]

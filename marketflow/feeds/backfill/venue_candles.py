@@ -1,0 +1,90 @@
+"""The venue's own candles of a minute: closed ones only, and none for a minute without trades, at every venue.
+
+Venues differ in how they say that nothing was traded: no row, a flat one with a volume of 0, or a count of 0.
+"""
+
+from email.utils import parsedate_to_datetime
+
+from marketflow.feeds.backfill.rest_client import RestClient, RestFailed
+from marketflow.feeds.venues.venue import RestAnswer, VenueCandle
+from marketflow.model import MINUTE_MS, VenueValues
+
+
+class RangeNotHonoured(RestFailed):
+    """The venue answers with candles of another time than was asked for."""
+
+
+def candles_between(
+    client: RestClient, rest_symbol: str, since_ms: int, until_ms: int, now_ms: int
+) -> dict[int, VenueValues]:
+    """The venue's candles of the closed minutes that start from `since_ms` to before `until_ms`, by their start.
+
+    A minute that the venue does not count as closed yet is absent as one without trades is: ask some seconds after.
+
+    Args:
+        client: of the venue.
+        rest_symbol: by its name in REST calls.
+        since_ms: Unix ms.
+        until_ms: Unix ms.
+        now_ms: this machine's time in Unix ms.
+
+    Raises:
+        RangeNotHonoured: the venue does not give candles from that far back, or gives others than those asked for.
+        VenueRefusal: the venue refuses to answer.
+        RestFailed: it cannot be asked, or its answer is none.
+    """
+    rest = client.venue.rest
+    since = since_ms + -since_ms % MINUTE_MS
+    if rest.candles_kept_ms is not None and since < now_ms - rest.candles_kept_ms:
+        hours = rest.candles_kept_ms / 3_600_000
+        raise RangeNotHonoured(f"{client.venue.name} gives candles of the last {hours:g} hours only")
+    found: dict[int, VenueValues] = {}
+    until = min(until_ms, now_ms)
+    for begin in range(since, until, rest.candles_a_call * MINUTE_MS):
+        end = min(begin + rest.candles_a_call * MINUTE_MS, until)
+        found |= _page(client, rest_symbol, begin, end, now_ms)
+    return found
+
+
+def _page(client: RestClient, symbol: str, begin: int, end: int, now_ms: int) -> dict[int, VenueValues]:
+    rest = client.venue.rest
+
+    def parse(answer: RestAnswer) -> tuple[list[VenueCandle], int]:
+        return rest.candles(answer), min(now_ms, _date(answer) or now_ms)
+
+    rows, venue_now = client.ask(rest.candles_request(symbol, begin, end, now_ms), parse)
+    _check_range(client, symbol, rows, begin, end)
+    closed = [
+        row for row in rows if begin <= row.start < end and row.is_closed is not False and _is_over(row, venue_now)
+    ]
+    return {row.start: row.values for row in sorted(closed) if _has_trades(row.values)}
+
+
+def _check_range(client: RestClient, symbol: str, rows: list[VenueCandle], begin: int, end: int) -> None:
+    name = client.venue.name
+    if any(row.start % MINUTE_MS for row in rows):
+        raise RestFailed(f"a candle of {name} does not start at a whole minute")
+    starts = [row.start for row in rows]
+    rest = client.venue.rest
+    is_cut = len(rows) >= rest.candles_a_call and min(starts) > begin
+    has_none = rest.candles_kept_ms is None and not any(begin <= start < end for start in starts)
+    if rows and (is_cut or has_none):
+        raise RangeNotHonoured(
+            f"{name} gives candles of {symbol} from {min(starts)} to {max(starts)}, not from {begin} to before {end}"
+        )
+
+
+def _is_over(row: VenueCandle, now_ms: int) -> bool:
+    return row.start + MINUTE_MS <= now_ms
+
+
+def _has_trades(values: VenueValues) -> bool:
+    return values.ticks != 0 and not (values.ticks is None and values.volume == 0)
+
+
+def _date(answer: RestAnswer) -> int | None:
+    """The venue's clock by the header of its answer, in whole seconds of Unix ms."""
+    try:
+        return int(parsedate_to_datetime(answer.headers.get("Date", "")).timestamp() * 1000)
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,97 @@
+"""Bybit v5 spot by REST: candles with turnover and without count; of trades only the 60 newest, which fill nothing.
+
+Source: bybit-exchange/docs, v5 `kline` and `time` (2026-07). The default of `category` is linear, so it is always said.
+"""
+
+import msgspec
+
+from marketflow.feeds.venues.limits import VenueRefusal
+from marketflow.feeds.venues.venue import (
+    RestAnswer,
+    RestRequest,
+    TradesPage,
+    VenueCandle,
+    VenueError,
+    VenueRest,
+    number,
+)
+from marketflow.model import MINUTE_MS, VenueValues
+
+_TOO_OFTEN = 10006
+
+
+class _Candle(msgspec.Struct, array_like=True, gc=False):
+    start: str
+    open: str
+    high: str
+    low: str
+    close: str
+    volume: str
+    turnover: str
+
+
+class _Answer(msgspec.Struct):
+    code: int = msgspec.field(name="retCode")
+    message: str = msgspec.field(name="retMsg", default="")
+    result: msgspec.Raw = msgspec.Raw(b"{}")
+    time: int | None = None
+
+
+class _Candles(msgspec.Struct):
+    rows: list[_Candle] = msgspec.field(name="list")
+
+
+class _Time(msgspec.Struct):
+    nanoseconds: str = msgspec.field(name="timeNano")
+
+
+class BybitRest(VenueRest):
+    """See the module."""
+
+    weight_limit = (100, 5.0)  # of 600 in 5 seconds
+    newest_first = True
+    trades_kept_ms = 0
+    candles_a_call = 1000
+    time_request = RestRequest("/v5/market/time")
+
+    def trades_request(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestRequest:
+        """There is none."""
+        raise NotImplementedError
+
+    def trades(self, symbol: str, answer: RestAnswer) -> TradesPage:
+        """There are none."""
+        raise NotImplementedError
+
+    def candles_request(self, symbol: str, since_ms: int, until_ms: int, now_ms: int) -> RestRequest:
+        """`start` and `end` are inclusive."""
+        query: dict[str, str | int] = {"category": "spot", "symbol": symbol, "interval": 1}
+        query |= {"start": since_ms, "end": until_ms - 1, "limit": self.candles_a_call}
+        return RestRequest("/v5/market/kline", query)
+
+    def candles(self, answer: RestAnswer) -> list[VenueCandle]:
+        """Newest first; whether the newest is closed is told by the time of the answer."""
+        decoded = _checked(answer)
+        rows = msgspec.json.decode(decoded.result, type=_Candles).rows
+        return [VenueCandle(int(row.start), _values(row), _is_closed(row, decoded.time)) for row in rows]
+
+    def time(self, answer: RestAnswer) -> int:
+        """To the nanosecond, cut to the millisecond."""
+        return int(msgspec.json.decode(_checked(answer).result, type=_Time).nanoseconds) // 1_000_000
+
+
+def _checked(answer: RestAnswer) -> _Answer:
+    decoded = msgspec.json.decode(answer.body, type=_Answer)
+    if decoded.code == _TOO_OFTEN:
+        raise VenueRefusal(429, f"{decoded.code}: {decoded.message}", 5.0)
+    if decoded.code:
+        raise VenueError(f"{decoded.code}: {decoded.message}")
+    return decoded
+
+
+def _is_closed(row: _Candle, venue_time: int | None) -> bool | None:
+    return None if venue_time is None else int(row.start) + MINUTE_MS <= venue_time
+
+
+def _values(row: _Candle) -> VenueValues:
+    prices = number(row.open), number(row.high), number(row.low), number(row.close)
+    return VenueValues(*prices, number(row.volume), number(row.turnover), None)

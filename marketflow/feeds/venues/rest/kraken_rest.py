@@ -1,0 +1,129 @@
+"""Kraken by REST: trades since a time in nanoseconds, and the newest 720 candles.
+
+Source: docs.kraken.com, REST `Trades`, `OHLC`, `Time` (2026-06). The key of an answer is the legacy name of the pair,
+not the one that was asked for. Errors come with status 200.
+"""
+
+import msgspec
+
+from marketflow.feeds.venues.limits import VenueRefusal
+from marketflow.feeds.venues.venue import (
+    RestAnswer,
+    RestRequest,
+    Side,
+    Trade,
+    TradesPage,
+    VenueCandle,
+    VenueError,
+    VenueRest,
+    number,
+)
+from marketflow.model import MINUTE_MS, VenueValues
+
+PAGE_TRADES = 1000
+NEWEST_CANDLES = 720
+THROTTLED_PAUSE_SECONDS = 30.0
+_SIDES: dict[str, Side] = {"b": "buy", "s": "sell"}
+
+
+class _Trade(msgspec.Struct, array_like=True, gc=False):
+    price: str
+    volume: str
+    time: float
+    side: str
+    order_type: str
+    misc: str
+    trade_id: int
+
+
+class _Candle(msgspec.Struct, array_like=True, gc=False):
+    start_seconds: int
+    open: str
+    high: str
+    low: str
+    close: str
+    vwap: str
+    volume: str
+    ticks: int
+
+
+class _Answer(msgspec.Struct):
+    error: list[str] = []
+    result: dict[str, msgspec.Raw] = {}
+
+
+class _Time(msgspec.Struct):
+    unixtime: int
+
+
+_trades = msgspec.json.Decoder(list[_Trade]).decode
+_candles = msgspec.json.Decoder(list[_Candle]).decode
+_last = msgspec.json.Decoder(int | str).decode
+
+
+class KrakenRest(VenueRest):
+    """See the module."""
+
+    weight_limit = (2, 3.0)  # of about one a second
+    newest_first = False
+    candles_a_call = NEWEST_CANDLES
+    candles_kept_ms = NEWEST_CANDLES * MINUTE_MS
+    time_request = RestRequest("/0/public/Time")
+
+    def trades_request(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestRequest:
+        """`since` in nanoseconds, itself excluded; the trades of the cursor's own time are asked for again.
+
+        Several trades carry one time, so a page may end between them.
+        """
+        since = since_ms * 1_000_000 if cursor is None else int(cursor)
+        return RestRequest("/0/public/Trades", {"pair": symbol, "since": since - 1, "count": PAGE_TRADES})
+
+    def trades(self, symbol: str, answer: RestAnswer) -> TradesPage:
+        """Ascending; `last` is the time of the last one in nanoseconds, which the float of its row has lost."""
+        result = _result(answer)
+        last = str(_last(result["last"])) if "last" in result else None
+        return TradesPage([_trade(symbol, row) for row in _trades(_rows(result))], last)
+
+    def candles_request(self, symbol: str, since_ms: int, until_ms: int, now_ms: int) -> RestRequest:
+        """`since` in seconds, itself excluded; the newest ones come in any case."""
+        return RestRequest("/0/public/OHLC", {"pair": symbol, "interval": 1, "since": since_ms // 1000 - 1})
+
+    def candles(self, answer: RestAnswer) -> list[VenueCandle]:
+        """The last row is forming; minutes without trades have a count of 0."""
+        rows = _candles(_rows(_result(answer)))
+        return [
+            VenueCandle(row.start_seconds * 1000, _values(row), number_of_row < len(rows))
+            for number_of_row, row in enumerate(rows, 1)
+        ]
+
+    def time(self, answer: RestAnswer) -> int:
+        """Whole seconds."""
+        return msgspec.convert({"unixtime": msgspec.json.decode(_result(answer)["unixtime"])}, _Time).unixtime * 1000
+
+
+def _result(answer: RestAnswer) -> dict[str, msgspec.Raw]:
+    decoded = msgspec.json.decode(answer.body, type=_Answer)
+    if not decoded.error:
+        return decoded.result
+    text = ", ".join(decoded.error)
+    if "Too many requests" in text or "Throttled" in text or "Rate limit" in text:
+        raise VenueRefusal(429, text, THROTTLED_PAUSE_SECONDS)
+    raise VenueError(text)
+
+
+def _rows(result: dict[str, msgspec.Raw]) -> msgspec.Raw:
+    for key, rows in result.items():
+        if key != "last":
+            return rows
+    raise VenueError("the answer has no rows")
+
+
+def _trade(symbol: str, row: _Trade) -> Trade:
+    if (side := _SIDES.get(row.side)) is None:
+        raise ValueError(f"{row.side!r} is no side")
+    return Trade(symbol, number(row.price), number(row.volume), int(row.time * 1000), row.trade_id, side)
+
+
+def _values(row: _Candle) -> VenueValues:
+    prices = number(row.open), number(row.high), number(row.low), number(row.close)
+    return VenueValues(*prices, number(row.volume), None, row.ticks)  # vwap is cut to the price's digits
