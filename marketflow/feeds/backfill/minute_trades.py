@@ -97,8 +97,8 @@ class _Pages:
             raise RestFailed(f"over {MAX_PAGES} pages of {self._client.venue.name} for one minute of {self._symbol}")
         self._count += 1
         rest = self._client.venue.rest
-        request = rest.trades_request(self._symbol, self._start - MARGIN_MS, newest_id, cursor)
-        page = self._client.ask(request, partial(rest.trades, self._symbol))
+        call = rest.trades_call(self._symbol, self._start - MARGIN_MS, newest_id, cursor)
+        page = self._client.ask(call, partial(rest.trades, self._symbol))
         before = len(self._seen)
         for trade in page.trades:
             self._take(trade)

@@ -17,7 +17,7 @@ from marketflow import __version__
 from marketflow.clock import Clock, milliseconds, system_clock
 from marketflow.feeds.decoder import UNDECODABLE
 from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal, refusal_of
-from marketflow.feeds.venues.venue import Instrument, RestAnswer, RestRequest, Venue, VenueError
+from marketflow.feeds.venues.venue import Instrument, RestCall, RestReply, Venue, VenueError
 from marketflow.text import one_line
 
 if TYPE_CHECKING:
@@ -97,11 +97,11 @@ class RestClient:
         if http is not None:
             http.close()
 
-    def ask(self, request: RestRequest, parse: Callable[[RestAnswer], _T], is_urgent: bool = False) -> _T:
-        """The parsed answer to a request, which waits for its turn and for the budget.
+    def ask(self, call: RestCall, parse: Callable[[RestReply], _T], is_urgent: bool = False) -> _T:
+        """The parsed answer to a call, which waits for its turn and for the budget.
 
         Args:
-            request: what is asked.
+            call: what is asked.
             parse: makes something of the answer.
             is_urgent: whether to go at once; it counts all the same.
 
@@ -112,12 +112,12 @@ class RestClient:
         turn: AbstractContextManager[Any] = nullcontext() if is_urgent else self._turn
         with turn:
             self._check_refusal()
-            wait = self.budget.take(request.weight)
+            wait = self.budget.take(call.weight)
             if self._closed.wait(0.0 if is_urgent else wait):
                 raise RestFailed(f"the REST client of {self.venue.name} is closed")
             self._check_refusal()
             try:
-                return self._parsed(self._get(request), parse)
+                return self._parsed(self._get(call), parse)
             except VenueRefusal as refusal:
                 self._note(refusal)
                 raise
@@ -129,8 +129,8 @@ class RestClient:
             OSError: as of `ask`.
         """
         path, _, query = self.venue.instruments_path.partition("?")
-        request = RestRequest(f"{path}?{query}" if query else path, {}, self.venue.rest.instruments_weight)
-        return self.ask(request, lambda answer: self.venue.instruments(answer.body), is_urgent=True)
+        call = RestCall(f"{path}?{query}" if query else path, {}, self.venue.rest.instruments_weight)
+        return self.ask(call, lambda reply: self.venue.instruments(reply.body), is_urgent=True)
 
     def server_time_ms(self) -> int:
         """The venue's clock in Unix ms, at once.
@@ -138,7 +138,7 @@ class RestClient:
         Raises:
             OSError: as of `ask`.
         """
-        return self.ask(self.venue.rest.time_request, self.venue.rest.time, is_urgent=True)
+        return self.ask(self.venue.rest.time_call, self.venue.rest.time, is_urgent=True)
 
     def _check_refusal(self) -> None:
         if (refusal := self._refusal) is None:
@@ -153,34 +153,34 @@ class RestClient:
             self._refusal = refusal
             self._not_before = max(self._not_before, self._monotonic() + refusal.pause_seconds)
 
-    def _parsed(self, answer: RestAnswer, parse: Callable[[RestAnswer], _T]) -> _T:
+    def _parsed(self, reply: RestReply, parse: Callable[[RestReply], _T]) -> _T:
         try:
-            return parse(answer)
+            return parse(reply)
         except VenueError as error:
             raise RestFailed(f"{self.venue.name} answers with an error: {error}") from None
         except (*UNDECODABLE, ValueError, OverflowError, KeyError) as error:
-            example = one_line(answer.body[:80].decode(errors="replace"))
+            example = one_line(reply.body[:80].decode(errors="replace"))
             raise RestFailed(
                 f"the answer of {self.venue.name} cannot be read: {error}; it begins {example!r}"
             ) from None
 
-    def _get(self, request: RestRequest) -> RestAnswer:
+    def _get(self, call: RestCall) -> RestReply:
         import httpx  # lazily: most processes ask no venue
 
         deadline = self._monotonic() + CALL_SECONDS
         try:
             with self._client().stream(
-                "GET", self.place + request.path, params=dict(request.query) or None, extensions={"trace": self._trace}
+                "GET", self.place + call.path, params=dict(call.query) or None, extensions={"trace": self._trace}
             ) as answer:
                 body = self._read(answer, deadline)
                 if answer.status_code != httpx.codes.OK:
                     raise refusal_of(answer.status_code, answer.headers, _words(body))
-                return RestAnswer(body, answer.headers)
+                return RestReply(body, answer.headers)
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, RuntimeError) as error:
             if self._closed.is_set():
                 raise RestFailed(f"the REST client of {self.venue.name} is closed") from None
             text = str(error) or type(error).__name__
-            raise RestFailed(f"{self.venue.name} cannot be asked at {self.place}{request.path}: {text}") from None
+            raise RestFailed(f"{self.venue.name} cannot be asked at {self.place}{call.path}: {text}") from None
 
     def _read(self, answer: "httpx.Response", deadline: float) -> bytes:
         body = bytearray()

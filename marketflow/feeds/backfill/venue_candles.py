@@ -6,7 +6,7 @@ Venues differ in how they say that nothing was traded: no row, a flat one with a
 from email.utils import parsedate_to_datetime
 
 from marketflow.feeds.backfill.rest_client import RestClient, RestFailed
-from marketflow.feeds.venues.venue import RestAnswer, VenueCandle
+from marketflow.feeds.venues.venue import RestReply, VenueCandle
 from marketflow.model import MINUTE_MS, VenueValues
 
 
@@ -49,10 +49,10 @@ def candles_between(
 def _page(client: RestClient, symbol: str, begin: int, end: int, now_ms: int) -> dict[int, VenueValues]:
     rest = client.venue.rest
 
-    def parse(answer: RestAnswer) -> tuple[list[VenueCandle], int]:
-        return rest.candles(answer), min(now_ms, _date(answer) or now_ms)
+    def parse(reply: RestReply) -> tuple[list[VenueCandle], int]:
+        return rest.candles(reply), min(now_ms, _date(reply) or now_ms)
 
-    rows, venue_now = client.ask(rest.candles_request(symbol, begin, end, now_ms), parse)
+    rows, venue_now = client.ask(rest.candles_call(symbol, begin, end, now_ms), parse)
     _check_range(client, symbol, rows, begin, end)
     closed = [
         row for row in rows if begin <= row.start < end and row.is_closed is not False and _is_over(row, venue_now)
@@ -82,9 +82,9 @@ def _has_trades(values: VenueValues) -> bool:
     return values.ticks != 0 and not (values.ticks is None and values.volume == 0)
 
 
-def _date(answer: RestAnswer) -> int | None:
+def _date(reply: RestReply) -> int | None:
     """The venue's clock by the header of its answer, in whole seconds of Unix ms."""
     try:
-        return int(parsedate_to_datetime(answer.headers.get("Date", "")).timestamp() * 1000)
+        return int(parsedate_to_datetime(reply.headers.get("Date", "")).timestamp() * 1000)
     except (ValueError, TypeError):
         return None

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from marketflow.feeds.decoder import UNDECODABLE
-from marketflow.feeds.venues.rest.binance_rest import BinanceRest
+from marketflow.feeds.venues.rest.binance_calls import BinanceCalls
 from marketflow.feeds.venues.venue import (
     Acknowledged,
     Closing,
@@ -68,7 +68,7 @@ class Binance(Venue):
     attempts = (100, 300.0)  # of 300 in 5 minutes
     lifetime_seconds = 23.5 * 3600  # of 24 hours
     instruments_path = "/api/v3/exchangeInfo?permissions=SPOT"
-    rest = BinanceRest()
+    rest = BinanceCalls()
 
     def subscribe(self, symbols: Sequence[str]) -> list[str]:
         """One frame for 100 streams: at most five frames a second are taken."""

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from marketflow.feeds.decoder import UNDECODABLE
-from marketflow.feeds.venues.rest.bybit_rest import BybitRest
+from marketflow.feeds.venues.rest.bybit_calls import BybitCalls
 from marketflow.feeds.venues.venue import (
     Acknowledged,
     Alive,
@@ -78,7 +78,7 @@ class Bybit(Venue):
     attempts = (100, 300.0)  # of 500 in 5 minutes
     ping = (20.0, '{"op":"ping"}')
     instruments_path = "/v5/market/instruments-info?category=spot"
-    rest = BybitRest()
+    rest = BybitCalls()
 
     def subscribe(self, symbols: Sequence[str]) -> list[str]:
         """At most ten symbols a frame are taken."""

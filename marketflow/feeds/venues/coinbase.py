@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from marketflow.feeds.decoder import UNDECODABLE
-from marketflow.feeds.venues.rest.coinbase_rest import CoinbaseRest
+from marketflow.feeds.venues.rest.coinbase_calls import CoinbaseCalls
 from marketflow.feeds.venues.venue import (
     Acknowledged,
     Alive,
@@ -68,7 +68,7 @@ class Coinbase(Venue):
     symbols_a_connection = 500
     attempts = (60, 60.0)  # of 8 a second
     instruments_path = "/products"
-    rest = CoinbaseRest()
+    rest = CoinbaseCalls()
 
     def subscribe(self, symbols: Sequence[str]) -> list[str]:
         """Matches, and the heartbeats that prove that none is missing."""

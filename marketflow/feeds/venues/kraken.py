@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from marketflow.feeds.decoder import UNDECODABLE
-from marketflow.feeds.venues.rest.kraken_rest import KrakenRest
+from marketflow.feeds.venues.rest.kraken_calls import KrakenCalls
 from marketflow.feeds.venues.venue import (
     Acknowledged,
     Alive,
@@ -77,7 +77,7 @@ class Kraken(Venue):
     attempts = (60, 600.0)  # of 150 in 10 minutes, which end in a ban of 10 minutes
     ping = (25.0, '{"method":"ping"}')
     instruments_path = "/0/public/AssetPairs"
-    rest = KrakenRest()
+    rest = KrakenCalls()
 
     def subscribe(self, symbols: Sequence[str]) -> list[str]:
         """Without the last 50 trades, which would be counted again after each connection."""

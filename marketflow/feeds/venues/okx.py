@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from marketflow.feeds.decoder import UNDECODABLE
-from marketflow.feeds.venues.rest.okx_rest import OkxRest
+from marketflow.feeds.venues.rest.okx_calls import OkxCalls
 from marketflow.feeds.venues.venue import (
     Acknowledged,
     Alive,
@@ -79,7 +79,7 @@ class Okx(Venue):
     attempts = (20, 60.0)  # of 3 a second
     ping = (20.0, "ping")  # cut after 30 s without a frame
     instruments_path = "/api/v5/public/instruments?instType=SPOT"
-    rest = OkxRest()
+    rest = OkxCalls()
 
     def subscribe(self, symbols: Sequence[str]) -> list[str]:
         """At most 100 a frame, well below 64 kB."""

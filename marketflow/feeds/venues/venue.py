@@ -92,7 +92,7 @@ class Instrument(NamedTuple):
     rest_symbol: str = ""
 
 
-class RestRequest(NamedTuple):
+class RestCall(NamedTuple):
     """A GET below `rest_url`, and what it counts of the venue's limit."""
 
     path: str
@@ -100,7 +100,7 @@ class RestRequest(NamedTuple):
     weight: int = 1
 
 
-class RestAnswer(NamedTuple):
+class RestReply(NamedTuple):
     """An answer with status 200."""
 
     body: bytes
@@ -122,7 +122,7 @@ class VenueCandle(NamedTuple):
     is_closed: bool | None = None
 
 
-class VenueRest(ABC):
+class RestCalls(ABC):
     """What a venue gives by REST: requests, and parsers of their answers.
 
     Parsers raise msgspec.MsgspecError, ValueError or VenueError for an answer that is none, and VenueRefusal for one
@@ -139,10 +139,10 @@ class VenueRest(ABC):
     candles_kept_ms: ClassVar[int | None] = None
     """How far back candles of a minute are given; None for all."""
     instruments_weight: ClassVar[int] = 1
-    time_request: ClassVar[RestRequest]
+    time_call: ClassVar[RestCall]
 
     @abstractmethod
-    def trades_request(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestRequest:
+    def trades_call(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestCall:
         """A page of trades.
 
         Args:
@@ -153,19 +153,19 @@ class VenueRest(ABC):
         """
 
     @abstractmethod
-    def trades(self, symbol: str, answer: RestAnswer) -> TradesPage:
+    def trades(self, symbol: str, reply: RestReply) -> TradesPage:
         """The trades of a page, under the given symbol."""
 
     @abstractmethod
-    def candles_request(self, symbol: str, since_ms: int, until_ms: int, now_ms: int) -> RestRequest:
+    def candles_call(self, symbol: str, since_ms: int, until_ms: int, now_ms: int) -> RestCall:
         """The candles of the minutes that start from `since_ms` to before `until_ms`; at most `candles_a_call`."""
 
     @abstractmethod
-    def candles(self, answer: RestAnswer) -> list[VenueCandle]:
+    def candles(self, reply: RestReply) -> list[VenueCandle]:
         """The rows of an answer, in any order."""
 
     @abstractmethod
-    def time(self, answer: RestAnswer) -> int:
+    def time(self, reply: RestReply) -> int:
         """The venue's clock in Unix ms."""
 
 
@@ -184,7 +184,7 @@ class Venue(ABC):
     """After how long another connection takes over, before the venue cuts this one."""
     instruments_path: ClassVar[str]
     """Path and query of the list of instruments, below `rest_url`."""
-    rest: ClassVar[VenueRest]
+    rest: ClassVar[RestCalls]
     """What it gives by REST."""
 
     @abstractmethod

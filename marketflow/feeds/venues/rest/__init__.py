@@ -1,1 +1,1 @@
-"""What each venue gives by REST: one module a venue, which holds its requests and the parsers of its answers."""
+"""What each venue gives by REST: one module a venue, which holds its calls and the parsers of its replies."""

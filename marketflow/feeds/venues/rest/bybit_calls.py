@@ -7,12 +7,12 @@ import msgspec
 
 from marketflow.feeds.venues.limits import VenueRefusal
 from marketflow.feeds.venues.venue import (
-    RestAnswer,
-    RestRequest,
+    RestCall,
+    RestCalls,
+    RestReply,
     TradesPage,
     VenueCandle,
     VenueError,
-    VenueRest,
     number,
 )
 from marketflow.model import MINUTE_MS, VenueValues
@@ -45,42 +45,42 @@ class _Time(msgspec.Struct):
     nanoseconds: str = msgspec.field(name="timeNano")
 
 
-class BybitRest(VenueRest):
+class BybitCalls(RestCalls):
     """See the module."""
 
     weight_limit = (100, 5.0)  # of 600 in 5 seconds
     newest_first = True
     trades_kept_ms = 0
     candles_a_call = 1000
-    time_request = RestRequest("/v5/market/time")
+    time_call = RestCall("/v5/market/time")
 
-    def trades_request(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestRequest:
+    def trades_call(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestCall:
         """There is none."""
         raise NotImplementedError
 
-    def trades(self, symbol: str, answer: RestAnswer) -> TradesPage:
+    def trades(self, symbol: str, reply: RestReply) -> TradesPage:
         """There are none."""
         raise NotImplementedError
 
-    def candles_request(self, symbol: str, since_ms: int, until_ms: int, now_ms: int) -> RestRequest:
+    def candles_call(self, symbol: str, since_ms: int, until_ms: int, now_ms: int) -> RestCall:
         """`start` and `end` are inclusive."""
         query: dict[str, str | int] = {"category": "spot", "symbol": symbol, "interval": 1}
         query |= {"start": since_ms, "end": until_ms - 1, "limit": self.candles_a_call}
-        return RestRequest("/v5/market/kline", query)
+        return RestCall("/v5/market/kline", query)
 
-    def candles(self, answer: RestAnswer) -> list[VenueCandle]:
+    def candles(self, reply: RestReply) -> list[VenueCandle]:
         """Newest first; whether the newest is closed is told by the time of the answer."""
-        decoded = _checked(answer)
+        decoded = _checked(reply)
         rows = msgspec.json.decode(decoded.result, type=_Candles).rows
         return [VenueCandle(int(row.start), _values(row), _is_closed(row, decoded.time)) for row in rows]
 
-    def time(self, answer: RestAnswer) -> int:
+    def time(self, reply: RestReply) -> int:
         """To the nanosecond, cut to the millisecond."""
-        return int(msgspec.json.decode(_checked(answer).result, type=_Time).nanoseconds) // 1_000_000
+        return int(msgspec.json.decode(_checked(reply).result, type=_Time).nanoseconds) // 1_000_000
 
 
-def _checked(answer: RestAnswer) -> _Answer:
-    decoded = msgspec.json.decode(answer.body, type=_Answer)
+def _checked(reply: RestReply) -> _Answer:
+    decoded = msgspec.json.decode(reply.body, type=_Answer)
     if decoded.code == _TOO_OFTEN:
         raise VenueRefusal(429, f"{decoded.code}: {decoded.message}", 5.0)
     if decoded.code:

@@ -7,14 +7,14 @@ import msgspec
 
 from marketflow.feeds.venues.limits import VenueRefusal
 from marketflow.feeds.venues.venue import (
-    RestAnswer,
-    RestRequest,
+    RestCall,
+    RestCalls,
+    RestReply,
     Side,
     Trade,
     TradesPage,
     VenueCandle,
     VenueError,
-    VenueRest,
     number,
 )
 from marketflow.model import MINUTE_MS, VenueValues
@@ -59,52 +59,52 @@ _trades = msgspec.json.Decoder(list[_Trade]).decode
 _candles = msgspec.json.Decoder(list[_Candle]).decode
 
 
-class OkxRest(VenueRest):
+class OkxCalls(RestCalls):
     """See the module."""
 
     weight_limit = (10, 2.0)  # of 20 in 2 seconds
     newest_first = True
     trades_kept_ms = TRADES_KEPT_DAYS * 86_400_000
     candles_a_call = 300
-    time_request = RestRequest("/api/v5/public/time")
+    time_call = RestCall("/api/v5/public/time")
 
-    def trades_request(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestRequest:
+    def trades_call(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestCall:
         """`after` means older than an id; type 1 pages by id."""
         query: dict[str, str | int] = {"instId": symbol, "type": 1, "limit": PAGE_TRADES}
         if cursor is not None:
             query["after"] = cursor
         elif newest_id is not None:
             query["after"] = newest_id + 1
-        return RestRequest("/api/v5/market/history-trades", query)
+        return RestCall("/api/v5/market/history-trades", query)
 
-    def trades(self, symbol: str, answer: RestAnswer) -> TradesPage:
+    def trades(self, symbol: str, reply: RestReply) -> TradesPage:
         """Single trades, newest first."""
         trades = [
             Trade(symbol, number(row.price), number(row.size), int(row.ts), int(row.id), row.side)
-            for row in _trades(_data(answer))
+            for row in _trades(_data(reply))
         ]
         oldest = min((trade.id or 0 for trade in trades), default=0)
         return TradesPage(trades, str(oldest) if oldest > 1 else None)
 
-    def candles_request(self, symbol: str, since_ms: int, until_ms: int, now_ms: int) -> RestRequest:
+    def candles_call(self, symbol: str, since_ms: int, until_ms: int, now_ms: int) -> RestCall:
         """`before` and `after` mean newer and older than a start, itself excluded."""
         times: dict[str, str | int] = {"before": since_ms - 1, "after": until_ms}
         query = {"instId": symbol, "bar": "1m", **times, "limit": self.candles_a_call}
         is_recent = since_ms > now_ms - RECENT_CANDLES * MINUTE_MS
-        return RestRequest(f"/api/v5/market/{'candles' if is_recent else 'history-candles'}", query)
+        return RestCall(f"/api/v5/market/{'candles' if is_recent else 'history-candles'}", query)
 
-    def candles(self, answer: RestAnswer) -> list[VenueCandle]:
+    def candles(self, reply: RestReply) -> list[VenueCandle]:
         """Newest first, without a count of trades; minutes without trades carry the close before."""
-        return [VenueCandle(int(row.ts), _values(row), row.confirm == "1") for row in _candles(_data(answer))]
+        return [VenueCandle(int(row.ts), _values(row), row.confirm == "1") for row in _candles(_data(reply))]
 
-    def time(self, answer: RestAnswer) -> int:
+    def time(self, reply: RestReply) -> int:
         """To the millisecond."""
-        (row,) = msgspec.json.decode(_data(answer), type=list[_Time])
+        (row,) = msgspec.json.decode(_data(reply), type=list[_Time])
         return int(row.ts)
 
 
-def _data(answer: RestAnswer) -> msgspec.Raw:
-    decoded = msgspec.json.decode(answer.body, type=_Answer)
+def _data(reply: RestReply) -> msgspec.Raw:
+    decoded = msgspec.json.decode(reply.body, type=_Answer)
     if decoded.code in _TOO_OFTEN:
         raise VenueRefusal(429, f"{decoded.code}: {decoded.msg}", 2.0)
     if decoded.code != "0":

@@ -8,14 +8,14 @@ import msgspec
 
 from marketflow.feeds.venues.limits import VenueRefusal
 from marketflow.feeds.venues.venue import (
-    RestAnswer,
-    RestRequest,
+    RestCall,
+    RestCalls,
+    RestReply,
     Side,
     Trade,
     TradesPage,
     VenueCandle,
     VenueError,
-    VenueRest,
     number,
 )
 from marketflow.model import MINUTE_MS, VenueValues
@@ -61,48 +61,48 @@ _candles = msgspec.json.Decoder(list[_Candle]).decode
 _last = msgspec.json.Decoder(int | str).decode
 
 
-class KrakenRest(VenueRest):
+class KrakenCalls(RestCalls):
     """See the module."""
 
     weight_limit = (2, 3.0)  # of about one a second
     newest_first = False
     candles_a_call = NEWEST_CANDLES
     candles_kept_ms = NEWEST_CANDLES * MINUTE_MS
-    time_request = RestRequest("/0/public/Time")
+    time_call = RestCall("/0/public/Time")
 
-    def trades_request(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestRequest:
+    def trades_call(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestCall:
         """`since` in nanoseconds, itself excluded; the trades of the cursor's own time are asked for again.
 
         Several trades carry one time, so a page may end between them.
         """
         since = since_ms * 1_000_000 if cursor is None else int(cursor)
-        return RestRequest("/0/public/Trades", {"pair": symbol, "since": since - 1, "count": PAGE_TRADES})
+        return RestCall("/0/public/Trades", {"pair": symbol, "since": since - 1, "count": PAGE_TRADES})
 
-    def trades(self, symbol: str, answer: RestAnswer) -> TradesPage:
+    def trades(self, symbol: str, reply: RestReply) -> TradesPage:
         """Ascending; `last` is the time of the last one in nanoseconds, which the float of its row has lost."""
-        result = _result(answer)
+        result = _result(reply)
         last = str(_last(result["last"])) if "last" in result else None
         return TradesPage([_trade(symbol, row) for row in _trades(_rows(result))], last)
 
-    def candles_request(self, symbol: str, since_ms: int, until_ms: int, now_ms: int) -> RestRequest:
+    def candles_call(self, symbol: str, since_ms: int, until_ms: int, now_ms: int) -> RestCall:
         """`since` in seconds, itself excluded; the newest ones come in any case."""
-        return RestRequest("/0/public/OHLC", {"pair": symbol, "interval": 1, "since": since_ms // 1000 - 1})
+        return RestCall("/0/public/OHLC", {"pair": symbol, "interval": 1, "since": since_ms // 1000 - 1})
 
-    def candles(self, answer: RestAnswer) -> list[VenueCandle]:
+    def candles(self, reply: RestReply) -> list[VenueCandle]:
         """The last row is forming; minutes without trades have a count of 0."""
-        rows = _candles(_rows(_result(answer)))
+        rows = _candles(_rows(_result(reply)))
         return [
             VenueCandle(row.start_seconds * 1000, _values(row), number_of_row < len(rows))
             for number_of_row, row in enumerate(rows, 1)
         ]
 
-    def time(self, answer: RestAnswer) -> int:
+    def time(self, reply: RestReply) -> int:
         """Whole seconds."""
-        return msgspec.convert({"unixtime": msgspec.json.decode(_result(answer)["unixtime"])}, _Time).unixtime * 1000
+        return msgspec.convert({"unixtime": msgspec.json.decode(_result(reply)["unixtime"])}, _Time).unixtime * 1000
 
 
-def _result(answer: RestAnswer) -> dict[str, msgspec.Raw]:
-    decoded = msgspec.json.decode(answer.body, type=_Answer)
+def _result(reply: RestReply) -> dict[str, msgspec.Raw]:
+    decoded = msgspec.json.decode(reply.body, type=_Answer)
     if not decoded.error:
         return decoded.result
     text = ", ".join(decoded.error)

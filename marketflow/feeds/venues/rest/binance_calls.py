@@ -7,13 +7,13 @@ and is served by the data-only host too.
 import msgspec
 
 from marketflow.feeds.venues.venue import (
-    RestAnswer,
-    RestRequest,
+    RestCall,
+    RestCalls,
+    RestReply,
     Side,
     Trade,
     TradesPage,
     VenueCandle,
-    VenueRest,
     number,
 )
 from marketflow.model import VenueValues
@@ -51,39 +51,39 @@ _aggregates = msgspec.json.Decoder(list[_Aggregate]).decode
 _klines = msgspec.json.Decoder(list[_Kline]).decode
 
 
-class BinanceRest(VenueRest):
+class BinanceCalls(RestCalls):
     """See the module."""
 
     weight_limit = (3000, 60.0)  # of 6,000 a minute
     newest_first = False
     candles_a_call = 1000
     instruments_weight = 20
-    time_request = RestRequest("/api/v3/time")
+    time_call = RestCall("/api/v3/time")
 
-    def trades_request(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestRequest:
+    def trades_call(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestCall:
         """The first page by time, the next ones by the id of the aggregate."""
         begin: dict[str, str | int] = {"startTime": since_ms} if cursor is None else {"fromId": cursor}
-        return RestRequest("/api/v3/aggTrades", {"symbol": symbol, **begin, "limit": PAGE_TRADES}, 4)
+        return RestCall("/api/v3/aggTrades", {"symbol": symbol, **begin, "limit": PAGE_TRADES}, 4)
 
-    def trades(self, symbol: str, answer: RestAnswer) -> TradesPage:
+    def trades(self, symbol: str, reply: RestReply) -> TradesPage:
         """One a taker order and price; rows that the venue has repaired away (ids of -1) are none."""
-        rows = _aggregates(answer.body)
+        rows = _aggregates(reply.body)
         trades = [_trade(symbol, row) for row in rows if row.f >= 0]
         return TradesPage(trades, str(rows[-1].a + 1) if len(rows) == PAGE_TRADES else None)
 
-    def candles_request(self, symbol: str, since_ms: int, until_ms: int, now_ms: int) -> RestRequest:
+    def candles_call(self, symbol: str, since_ms: int, until_ms: int, now_ms: int) -> RestCall:
         """Klines of a minute; endTime is inclusive."""
         times: dict[str, str | int] = {"startTime": since_ms, "endTime": until_ms - 1}
         query = {"symbol": symbol, "interval": "1m", **times, "limit": self.candles_a_call}
-        return RestRequest("/api/v3/klines", query, 2)
+        return RestCall("/api/v3/klines", query, 2)
 
-    def candles(self, answer: RestAnswer) -> list[VenueCandle]:
+    def candles(self, reply: RestReply) -> list[VenueCandle]:
         """Klines; the last may be forming, which only the clock tells."""
-        return [VenueCandle(row.start, _values(row)) for row in _klines(answer.body)]
+        return [VenueCandle(row.start, _values(row)) for row in _klines(reply.body)]
 
-    def time(self, answer: RestAnswer) -> int:
+    def time(self, reply: RestReply) -> int:
         """To the millisecond."""
-        return msgspec.json.decode(answer.body, type=_Time).server_time
+        return msgspec.json.decode(reply.body, type=_Time).server_time
 
 
 def _trade(symbol: str, row: _Aggregate) -> Trade:

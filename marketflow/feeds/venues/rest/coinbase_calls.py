@@ -7,13 +7,13 @@ newest page, not the one next to the id: pages therefore go back with `after`.
 import msgspec
 
 from marketflow.feeds.venues.venue import (
-    RestAnswer,
-    RestRequest,
+    RestCall,
+    RestCalls,
+    RestReply,
     Side,
     Trade,
     TradesPage,
     VenueCandle,
-    VenueRest,
     number,
     unix_ms,
 )
@@ -47,46 +47,46 @@ _trades = msgspec.json.Decoder(list[_Trade]).decode
 _candles = msgspec.json.Decoder(list[_Candle]).decode
 
 
-class CoinbaseRest(VenueRest):
+class CoinbaseCalls(RestCalls):
     """See the module."""
 
     weight_limit = (5, 1.0)  # of about 10 a second
     newest_first = True
     candles_a_call = 300
-    time_request = RestRequest("/time")
+    time_call = RestCall("/time")
 
-    def trades_request(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestRequest:
+    def trades_call(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestCall:
         """`after` means older than an id."""
         query: dict[str, str | int] = {"limit": PAGE_TRADES}
         if cursor is not None:
             query["after"] = cursor
         elif newest_id is not None:
             query["after"] = newest_id + 1
-        return RestRequest(f"/products/{symbol}/trades", query)
+        return RestCall(f"/products/{symbol}/trades", query)
 
-    def trades(self, symbol: str, answer: RestAnswer) -> TradesPage:
+    def trades(self, symbol: str, reply: RestReply) -> TradesPage:
         """Newest first; the header CB-AFTER says the oldest id once more."""
-        trades = [_trade(symbol, row) for row in _trades(answer.body)]
+        trades = [_trade(symbol, row) for row in _trades(reply.body)]
         oldest = min((trade.id or 0 for trade in trades), default=0)
         return TradesPage(trades, str(oldest) if oldest > 1 else None)
 
-    def candles_request(self, symbol: str, since_ms: int, until_ms: int, now_ms: int) -> RestRequest:
+    def candles_call(self, symbol: str, since_ms: int, until_ms: int, now_ms: int) -> RestCall:
         """At most 300 rows; `end` is inclusive."""
         times: dict[str, str | int] = {"start": since_ms // 1000, "end": until_ms // 1000 - 1}
-        return RestRequest(f"/products/{symbol}/candles", {"granularity": 60, **times})
+        return RestCall(f"/products/{symbol}/candles", {"granularity": 60, **times})
 
-    def candles(self, answer: RestAnswer) -> list[VenueCandle]:
+    def candles(self, reply: RestReply) -> list[VenueCandle]:
         """[seconds, LOW, HIGH, open, close, volume]; minutes without trades are left out."""
         return [
             VenueCandle(
                 row.start_seconds * 1000, VenueValues(row.open, row.high, row.low, row.close, row.volume, None, None)
             )
-            for row in _candles(answer.body)
+            for row in _candles(reply.body)
         ]
 
-    def time(self, answer: RestAnswer) -> int:
+    def time(self, reply: RestReply) -> int:
         """To the millisecond."""
-        return round(msgspec.json.decode(answer.body, type=_Time).epoch * 1000)
+        return round(msgspec.json.decode(reply.body, type=_Time).epoch * 1000)
 
 
 def _trade(symbol: str, row: _Trade) -> Trade:
