@@ -174,6 +174,11 @@ class Candle(msgspec.Struct, frozen=True, array_like=True, gc=False):
     venue: VenueValues | None = None
 
     @property
+    def completeness(self) -> float:
+        """Compares versions of the same slot, see `more_complete`."""
+        return self.ticks + 0.5 if self.source == "ticks" else self.ticks
+
+    @property
     def average(self) -> float | None:
         """Mean price of all ticks, clamped to [low, high] against rounding; None where their number is unknown."""
         return min(max(self.total / self.ticks, self.low), self.high) if self.ticks else None
@@ -251,11 +256,11 @@ def _both_verified(a: bool | None, b: bool | None) -> bool | None:
 
 
 def more_complete(a: Candle, b: Candle) -> Candle:
-    """The better of two versions of the same slot: the one with more ticks, the second where they are equal.
+    """The better of two versions of the same slot: the one with more ticks; of as many, that made of ticks; the second.
 
     Every store keeps candles by this rule, which makes writing one twice, late or out of order harmless.
     """
-    return a if a.ticks > b.ticks else b
+    return a if a.completeness > b.completeness else b
 
 
 def merge_into(target: dict[_Key, Candle], batch: Mapping[_Key, Candle]) -> None:

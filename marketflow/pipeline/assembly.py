@@ -10,6 +10,7 @@ from reactivex import Observable, abc, compose
 from reactivex import operators as ops
 
 from marketflow.clock import Clock, milliseconds
+from marketflow.feeds.corrections import Corrections, NoCorrections
 from marketflow.feeds.feed import Feed
 from marketflow.model import Candles, Mode, Series, Tick
 from marketflow.pipeline.backlog import ArchiveSink, Backlog
@@ -57,6 +58,7 @@ class Parts:
         clock: the processing time by which minutes close.
         reconnect: pauses before a lost feed is connected again.
         read_again: as of Recovery.
+        corrections: make minutes again from the records of venues.
     """
 
     modes: Observable[Mode]
@@ -72,6 +74,7 @@ class Parts:
     clock: Clock
     reconnect: Backoff = field(default_factory=Backoff)
     read_again: Callable[[int, int], Candles] | None = None
+    corrections: Corrections = field(default_factory=NoCorrections)
 
     def __post_init__(self) -> None:
         self.log = Instrumentation()
@@ -127,6 +130,22 @@ class Parts:
         self.state.expire(now_ms)
         self.log.late_ticks(self.state.late_ticks)
         return closed
+
+    def corrected(self, closed: Observable[Candles]) -> Observable[Candles]:
+        """Emit the authoritative minutes that are older than the window state, which emits the others as closed."""
+
+        def failed(error: Exception, _: Observable[Candles]) -> Observable[Candles]:
+            self.log.step_failed(error)
+            return rx.empty()
+
+        def replace(minutes: Candles) -> Candles:
+            return self.state.replace(minutes, self.now_ms())
+
+        minutes: Observable[Candles] = self.corrections.minutes(closed, self.ended).pipe(ops.catch(failed))
+        older: Observable[Candles] = minutes.pipe(
+            ops.observe_on(self.loop), ops.take_until(self.ended), self.step(replace)
+        )
+        return older.pipe(ops.filter(bool), ops.share())
 
     def add_to_backlog(self, minutes: Candles) -> None:
         """Make minutes pending for the archive."""

@@ -5,6 +5,7 @@
     slices  = ticks  | buffer_with_time(0.1) | merge    | conflate | observe_on(pool) | write_slices
     minutes = slices | tumbling_event_time(60 s, ...)   | conflate | observe_on(pool) | write_minutes
                                                         | backlog  | from_callable(upsert_rows, pool)
+    corrected = minutes | corrections | replace             (older ones join the minutes)
 
 Items are batches of candles, never single ticks. Blocking calls run on the pool, each behind a conflation, since
 `observe_on` alone is an unbounded queue. All else runs on the thread of a feed or of the timing loop and does
@@ -69,14 +70,15 @@ class Pipeline(Parts):
         # By event time, not buffer_with_time(60): that would count from the subscription instead of the full minute,
         # and put a tick that is late, or recovered, into the minute in which it arrives.
         minutes = slices.pipe(tumbling_event_time(self.step(self.close_minutes), state.take_all), ops.publish())
+        corrected = self.corrected(minutes)
         # Pending minutes may be older than the window state, and a restart finds them in the cache alone.
-        closed = rx.merge(minutes, self.refill(lambda: self.backlog.rows() | state.all_closed()))
+        closed = rx.merge(minutes, corrected, self.refill(lambda: self.backlog.rows() | state.all_closed()))
         minutes_written = closed.pipe(self.conflated("minutes", on_pool, self.written(self.cache.put_minutes)))
 
         to_backlog = ops.do_action(self.add_to_backlog)
         unarchived = self.recovery.unarchived().pipe(to_backlog, ops.do_action(self.archive_sink.backlog_recovered))
         # Without rows it connects to the archive at the start, not when the first minute ends.
-        rows_written = rx.merge(minutes.pipe(to_backlog), unarchived, rx.just({})).pipe(
+        rows_written = rx.merge(rx.merge(minutes, corrected).pipe(to_backlog), unarchived, rx.just({})).pipe(
             conflate_map(
                 # All that is pending at the time of an attempt: later minutes replace those of the item.
                 lambda _: rx.from_callable(self.archive_sink.upsert_rows, scheduler=self.pool).pipe(self.retried()),

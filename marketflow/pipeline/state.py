@@ -74,6 +74,7 @@ class WindowState:
         self._minutes: _Minutes = defaultdict(dict)  # of this run's ticks
         self._restored: _Minutes = defaultdict(dict)  # of those that earlier runs left in the cache
         self._adopted: _Minutes = defaultdict(dict)  # of those that earlier runs archived: mostly the same
+        self._replaced: _Minutes = defaultdict(dict)  # authoritative: made again from the records of a venue
         # Start of the last slice of a minute that another process may have, too: all until then is in `_restored`.
         self._divided: defaultdict[int, dict[Series, int]] = defaultdict(dict)
         # First event time of this run, by exchange (their clocks differ) and of all; set by `_note_first`.
@@ -238,6 +239,33 @@ class WindowState:
                     self._unwritten[start].add(series)
             self._whole_from = since
 
+    def replace(self, minutes: Candles, now_ms: int) -> Candles:
+        """Replace minutes by authoritative ones that are not less complete; return those that are held here no more.
+
+        What has changed is emitted as closed again; the version of a minute that was closed before is raised, unless
+        only its verification is new.
+        """
+        older: Candles = {}
+        with self._lock:
+            oldest = max(self._oldest, _oldest_held(now_ms))
+            for slot, candle in minutes.items():
+                if slot.start < oldest:
+                    older[slot] = candle
+                else:
+                    self._replace(slot, candle)
+        return older
+
+    def _replace(self, slot: Slot, candle: Candle) -> None:
+        series, start = slot
+        before, held = self._minute(series, start), _of(self._replaced, series, start)
+        self._replaced[start][series] = candle if held is None else more_complete(held, candle)
+        after = self._minute(series, start)
+        if after == before:
+            return
+        self._unwritten[start].add(series)
+        if before is not None and _values(before) != _values(after):
+            self._changed[start].add(series)
+
     def _merge_in(self, batch: Candles) -> Candles:
         """Merge slices of this run; return the whole slices, of those that are held."""
         whole: Candles = {}
@@ -266,6 +294,8 @@ class WindowState:
     def _minute(self, series: Series, start: int) -> Candle | None:
         own, earlier = _of(self._minutes, series, start), self._earlier(series, start)
         candle = merge(earlier, own) if own and earlier else own or earlier
+        if (replaced := _of(self._replaced, series, start)) is not None:
+            candle = replaced if candle is None else _kept_version(candle, more_complete(candle, replaced))
         corrected = self._corrections[start].get(series, 0) if start in self._corrections else 0
         if candle is None or not corrected:
             return candle
@@ -281,7 +311,7 @@ class WindowState:
         return {minute: candle for minute, candle in found if candle is not None}
 
     def _held_starts(self) -> set[int]:
-        return self._minutes.keys() | self._restored.keys() | self._adopted.keys()
+        return self._minutes.keys() | self._restored.keys() | self._adopted.keys() | self._replaced.keys()
 
     def take_closed(self, now_ms: int) -> Candles:
         """Return the minutes whose end and allowed lateness are over at `now_ms` and that changed since the last call.
@@ -326,6 +356,7 @@ class WindowState:
                 self._minutes,
                 self._restored,
                 self._adopted,
+                self._replaced,
                 self._divided,
                 self._unwritten,
                 self._changed,
@@ -357,7 +388,7 @@ class WindowState:
             for start in self._held_starts():
                 series = {
                     each
-                    for minutes in (self._minutes, self._restored, self._adopted)
+                    for minutes in (self._minutes, self._restored, self._adopted, self._replaced)
                     for each in minutes.get(start, ())
                 }
                 closed |= self._whole_minutes(start, series - self._unwritten.get(start, set()))
@@ -383,6 +414,20 @@ class WindowState:
 def _of(minutes: _Minutes, series: Series, start: int) -> Candle | None:
     by_series = minutes.get(start)
     return by_series.get(series) if by_series else None
+
+
+def _values(candle: Candle | None) -> tuple[object, ...] | None:
+    """What a correction changes."""
+    if candle is None:
+        return None
+    return candle.open, candle.high, candle.low, candle.close, candle.ticks, candle.amounts, candle.source
+
+
+def _kept_version(held: Candle, chosen: Candle) -> Candle:
+    """The chosen candle with no lower version than the one that is held."""
+    if chosen.version >= held.version:
+        return chosen
+    return msgspec.structs.replace(chosen, version=held.version)
 
 
 def _oldest_held(now_ms: int) -> int:

@@ -9,6 +9,7 @@ from reactivex.subject import Subject
 from reactivex.testing import TestScheduler
 
 from marketflow.errors import Unavailable
+from marketflow.feeds.corrections import Corrections, NoCorrections
 from marketflow.feeds.decoder import Decoder
 from marketflow.model import (
     Candles,
@@ -185,6 +186,7 @@ class World:
         workers: int = 2,
         pending_limit: int = DEFAULT_LIMIT,
         late_after_ms: int = 2000,
+        corrections: Corrections | None = None,
     ) -> None:
         self.scheduler = TestScheduler()
         self.feeds = feeds or {each: [ScriptedFeed(each)] for each in Mode}
@@ -210,6 +212,7 @@ class World:
             loop=self.scheduler,
             pool=self.scheduler,
             clock=lambda: self.now_ms * 1_000_000,
+            corrections=corrections or NoCorrections(),
         )
 
     @property

@@ -13,13 +13,13 @@ from marketflow.stores.redis import codec, keys
 _SLOTS_A_CALL = 1000  # a few milliseconds of the server
 
 # One script for all series of a write: no reader meets a slot between its old and its new version, and every change is
-# published. Of two versions of a slot the one with more ticks stays, the later one where both have as many; so order,
+# published. Of two versions of a slot the more complete one stays, the later one of two that are as complete; so order,
 # repetition and the number of writers do not matter.
 PUT_SLOTS = """
-local function ticks_of(member)
+local function completeness_of(member)
     local ok, candle = pcall(cjson.decode, member)
     if not ok or type(candle) ~= 'table' then return 0 end
-    if #candle <= 5 then return 1 end  -- a tick, see codec
+    if #candle <= 5 then return 1.5 end  -- a tick, see codec
     -- An invalid member, which every reader skips, must not keep the right version out.
     for i = 1, 5 do
         local price = candle[i]
@@ -27,7 +27,7 @@ local function ticks_of(member)
     end
     local ticks = candle[6]
     if type(ticks) ~= 'number' or ticks ~= math.floor(ticks) or ticks < 0 or ticks > 2^53 then return 0 end
-    return ticks
+    return candle[15] == 'venue' and ticks or ticks + 0.5
 end
 local at = 4
 for _, key in ipairs(KEYS) do
@@ -36,11 +36,11 @@ for _, key in ipairs(KEYS) do
     local expires = trims
     at = at + 2
     for _ = 1, count do
-        local start, ticks, member = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
+        local start, completeness, member = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
         at = at + 3
         local held, most = redis.call('zrangebyscore', key, start, start), -1
-        for _, other in ipairs(held) do most = math.max(most, ticks_of(other)) end
-        if most <= ticks then
+        for _, other in ipairs(held) do most = math.max(most, completeness_of(other)) end
+        if most <= completeness then
             if #held > 0 then
                 redis.call('zremrangebyscore', key, start, start)
                 expires = true  -- a key that loses its last member loses its expiry
@@ -56,7 +56,7 @@ redis.call('publish', ARGV[2], ARGV[3])
 """Write slots of several sorted sets.
 
 KEYS: the sorted sets. ARGV: expiry (ms), channel, message; then for each key the number of its slots, the start of the
-oldest slot to keep (empty: do not trim now), and each slot as start, ticks, member.
+oldest slot to keep (empty: do not trim now), and each slot as start, completeness (`Candle.completeness`), member.
 """
 
 
@@ -110,7 +110,7 @@ class SlotScript:
         within: set[Series] = set()
         for slot, candle in entries:
             member = codec.encode_candle(candle)
-            by_series[slot.series] += (slot.start, candle.ticks, member)
+            by_series[slot.series] += (slot.start, candle.completeness, member)
             published.append((slot, msgspec.Raw(member)))
             if slot.start >= oldest:
                 within.add(slot.series)
