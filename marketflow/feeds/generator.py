@@ -26,6 +26,11 @@ _MEAN_TURNOVER = 300.0  # of a tick, in the quote currency
 _SHORTEST_PAUSE_SECONDS = 0.01
 
 
+def base_price(symbol: str) -> float:
+    """The price around which a symbol is traded; without one of its own, one from its name, the same everywhere."""
+    return BASE_PRICES.get(symbol) or random.Random(symbol).uniform(1, 1000)  # noqa: S311 - prices are no secrets
+
+
 class Market:
     """Endless sequence of prices, round-robin over the symbols; the same seed gives the same prices.
 
@@ -46,11 +51,7 @@ class Market:
         self._random = random.Random(seed)  # noqa: S311 - prices are no secrets
         self._quantities = random.Random(seed)  # noqa: S311 - of its own: prices are the same with and without
         self._symbols = symbols
-        # Symbols without a base price of their own get one from their name, the same on every exchange.
-        self._base = [
-            BASE_PRICES.get(symbol) or random.Random(symbol).uniform(1, 1000)  # noqa: S311
-            for symbol in symbols
-        ]
+        self._base = [base_price(symbol) for symbol in symbols]
         self._prices = [base * self._random.uniform(0.998, 1.002) for base in self._base]
         self._rate = rate
         self._monotonic = monotonic

@@ -1,28 +1,44 @@
-"""What each venue's server says, for `marketflow exchange --venue` and the tests: the venue modules' other side."""
+"""What each venue's server says on a WebSocket, for `marketflow exchange --venue` and the tests.
+
+It is the venue modules' other side; REST is in the `*_rest` modules. Where the documents leave open what a server does,
+the harsher way is taken: one bad symbol fails a whole request at Coinbase and Bybit, and data come before the answer.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from itertools import groupby
+from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 
+from marketflow.feeds.simulated.listings import Listed, listed, split
+from marketflow.feeds.simulated.trade_book import SymbolBook, digits
 from marketflow.feeds.venues.venue import Trade, compact
 
-QUOTES = ("FDUSD", "USDT", "USDC", "TUSD", "USD", "EUR", "GBP", "TRY", "BTC", "ETH", "BNB")
+NEWEST_KRAKEN_TRADES = 50
+"""How many a snapshot has."""
+
+FRAME_TRADES = 1024
+"""The most trades in one frame of Bybit."""
 
 
-def split(symbol: str) -> tuple[str, str]:
-    """Base and quote of a symbol such as BTCUSDT; the longest quote that fits, USDT where none does."""
-    for quote in QUOTES:
-        if symbol.endswith(quote) and len(symbol) > len(quote):
-            return symbol.removesuffix(quote), quote
-    return symbol, "USDT"
+def rfc3339(at: int, microseconds: int = 0) -> str:
+    """A time in Unix ms, and microseconds beyond it, as RFC 3339 with microseconds."""
+    whole = datetime.fromtimestamp(at // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{whole}.{at % 1000 * 1000 + microseconds:06}Z"
 
 
-def rfc3339(at: int) -> str:
-    """A time in Unix ms as RFC 3339 with microseconds."""
-    return datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+def kraken_ns(at: int) -> int:
+    """The nanoseconds of Kraken's clock in a millisecond; all trades of one millisecond have the same."""
+    return at * 1_000_000 + at * 7_919 % 1_000_000
+
+
+class Response(NamedTuple):
+    """What a subscription comes to: the symbols that are subscribed by it, and the frames that say so."""
+
+    symbols: list[str]
+    frames: list[str]
 
 
 class Dialect(ABC):
@@ -31,10 +47,16 @@ class Dialect(ABC):
     separator: ClassVar[str] = ""
     heartbeat: ClassVar[bool] = False
     """Whether a heartbeat is sent each second."""
+    ids_above: ClassVar[int] = 0
+    """Added to the ids of a simulated market."""
 
     def native(self, symbol: str) -> str:
         """The venue's name of one of our symbols."""
         return self.separator.join(split(symbol))
+
+    def listed(self, symbol: str) -> Listed:
+        """The instrument of one of our symbols."""
+        return listed(self.native(symbol), self.separator)
 
     def greeting(self) -> str | None:
         """What is sent on connecting."""
@@ -48,9 +70,28 @@ class Dialect(ABC):
     def requested(self, message: Any) -> list[str]:
         """The symbols that a client's message subscribes to; none for any other message."""
 
+    def respond(self, message: Any, known: Collection[str]) -> Response:
+        """Subscribe to the symbols of a message that are `known`, and refuse the others."""
+        symbols = self.requested(message)
+        good = [symbol for symbol in symbols if symbol in known]
+        refusals = [self.refusal(symbol, message) for symbol in symbols if symbol not in known]
+        return Response(good, refusals + (self.acknowledgements(good, message) if good else []))
+
     @abstractmethod
     def acknowledgements(self, symbols: Sequence[str], message: Any) -> list[str]:
         """The answers to a subscription."""
+
+    @abstractmethod
+    def refusal(self, symbol: str, message: Any) -> str:
+        """The answer to a symbol that there is not."""
+
+    def before_answer(self, book: SymbolBook, message: Any) -> list[str]:
+        """What is sent of a symbol before the answer to its subscription."""
+        return []
+
+    def after_answer(self, book: SymbolBook, message: Any) -> list[str]:
+        """What is sent of a symbol after it."""
+        return []
 
     def pong(self, text: str) -> str | None:
         """The answer to a client's ping; None where it is none."""
@@ -58,11 +99,11 @@ class Dialect(ABC):
 
     @abstractmethod
     def trade(self, trade: Trade) -> str:
-        """The frame of a trade."""
+        """The frame of one trade."""
 
-    @abstractmethod
-    def instruments(self, symbols: Sequence[str]) -> Any:
-        """The list of instruments: of our symbols."""
+    def trades(self, trades: Sequence[Trade]) -> list[str]:
+        """The frames of several of one symbol, ascending by id."""
+        return [self.trade(trade) for trade in trades]
 
 
 class BinanceDialect(Dialect):
@@ -73,24 +114,27 @@ class BinanceDialect(Dialect):
         streams = message.get("params", []) if message.get("method") == "SUBSCRIBE" else []
         return [stream.removesuffix("@trade").upper() for stream in streams]
 
+    def respond(self, message: Any, known: Collection[str]) -> Response:
+        """A symbol that there is not is acknowledged like any other, and silent."""
+        symbols = self.requested(message)
+        return Response([each for each in symbols if each in known], self.acknowledgements(symbols, message))
+
     def acknowledgements(self, symbols: Sequence[str], message: Any) -> list[str]:
         """One, which names none of them."""
         return [compact({"result": None, "id": message.get("id")})]
 
+    def refusal(self, symbol: str, message: Any) -> str:
+        """Of what is no request."""
+        return compact({"code": 2, "msg": f"Invalid request: {symbol}", "id": message.get("id")})
+
     def trade(self, trade: Trade) -> str:
         """One a frame; m says that the buyer was the maker."""
-        at, price, quantity = trade.at, f"{trade.price:.8f}", f"{trade.quantity:.8f}"
+        at, price, quantity = trade.at, digits(trade.price), digits(trade.quantity)
         maker = trade.side == "sell"
         return compact(
             {"e": "trade", "E": at, "s": trade.symbol, "t": trade.id, "p": price, "q": quantity, "T": at}
             | {"m": maker, "M": True}
         )
-
-    def instruments(self, symbols: Sequence[str]) -> Any:
-        """As of exchangeInfo."""
-        parts = [(symbol, *split(symbol)) for symbol in symbols]
-        rows = [{"symbol": s, "status": "TRADING", "baseAsset": base, "quoteAsset": quote} for s, base, quote in parts]
-        return {"timezone": "UTC", "symbols": rows}
 
 
 class CoinbaseDialect(Dialect):
@@ -107,6 +151,14 @@ class CoinbaseDialect(Dialect):
         """The products of a subscribe."""
         return list(message.get("product_ids", [])) if message.get("type") == "subscribe" else []
 
+    def respond(self, message: Any, known: Collection[str]) -> Response:
+        """One bad product fails them all."""
+        symbols = self.requested(message)
+        bad = next((symbol for symbol in symbols if symbol not in known), None)
+        if bad is not None:
+            return Response([], [self.refusal(bad, message)])
+        return Response(symbols, self.acknowledgements(symbols, message) if symbols else [])
+
     def acknowledgements(self, symbols: Sequence[str], message: Any) -> list[str]:
         """One, of all channels."""
         channels = [
@@ -114,23 +166,24 @@ class CoinbaseDialect(Dialect):
         ]
         return [compact({"type": "subscriptions", "channels": channels})]
 
+    def refusal(self, symbol: str, message: Any) -> str:
+        """The product stands only in the text."""
+        reason = f"{symbol} is not a valid product"
+        return compact({"type": "error", "message": "Failed to subscribe", "reason": reason})
+
+    def before_answer(self, book: SymbolBook, message: Any) -> list[str]:
+        """The newest trade, as last_match."""
+        newest = book.newest
+        return [self.trade(newest).replace('"match"', '"last_match"', 1)] if newest else []
+
     def trade(self, trade: Trade) -> str:
         """A match, whose side is the maker's."""
         maker = "sell" if trade.side == "buy" else "buy"
         return compact(
-            {"type": "match", "trade_id": trade.id, "side": maker, "size": f"{trade.quantity:.8f}"}
-            | {"price": f"{trade.price:.8f}", "product_id": trade.symbol, "sequence": trade.id}
+            {"type": "match", "trade_id": trade.id, "side": maker, "size": digits(trade.quantity)}
+            | {"price": digits(trade.price), "product_id": trade.symbol, "sequence": trade.id}
             | {"time": rfc3339(trade.at)}
         )
-
-    def instruments(self, symbols: Sequence[str]) -> Any:
-        """As of /products."""
-        return [
-            {"id": self.native(symbol), "base_currency": base, "quote_currency": quote, "status": "online"}
-            | {"trading_disabled": False}
-            for symbol in symbols
-            for base, quote in [split(symbol)]
-        ]
 
 
 class KrakenDialect(Dialect):
@@ -138,7 +191,6 @@ class KrakenDialect(Dialect):
 
     separator = "/"
     heartbeat = True
-    _LEGACY: ClassVar[dict[str, str]] = {"BTC": "XBT", "DOGE": "XDG"}
 
     def greeting(self) -> str:
         """The status; its connection_id is above 2^63."""
@@ -155,10 +207,19 @@ class KrakenDialect(Dialect):
 
     def acknowledgements(self, symbols: Sequence[str], message: Any) -> list[str]:
         """One a symbol."""
-        return [
-            compact({"method": "subscribe", "result": {"channel": "trade", "symbol": each}, "success": True})
-            for each in symbols
-        ]
+        snapshot = bool(message["params"].get("snapshot"))
+        results = [{"channel": "trade", "snapshot": snapshot, "symbol": symbol} for symbol in symbols]
+        return [compact({"method": "subscribe", "result": each, "success": True}) for each in results]
+
+    def refusal(self, symbol: str, message: Any) -> str:
+        """The pair stands only in the text."""
+        text = f"Currency pair not supported {symbol}"
+        return compact({"method": "subscribe", "error": text, "success": False})
+
+    def after_answer(self, book: SymbolBook, message: Any) -> list[str]:
+        """The newest trades as a snapshot, where it is asked for."""
+        trades = book.last(NEWEST_KRAKEN_TRADES) if message["params"].get("snapshot") else []
+        return [self._frame("snapshot", trades)] if trades else []
 
     def pong(self, text: str) -> str | None:
         """To {"method":"ping"}."""
@@ -166,17 +227,20 @@ class KrakenDialect(Dialect):
 
     def trade(self, trade: Trade) -> str:
         """An array of one; price and quantity are numbers."""
-        row = {"symbol": trade.symbol, "side": trade.side, "price": trade.price, "qty": trade.quantity}
-        row |= {"ord_type": "limit", "trade_id": trade.id, "timestamp": rfc3339(trade.at)}
-        return compact({"channel": "trade", "type": "update", "data": [row]})
+        return self._frame("update", [trade])
 
-    def instruments(self, symbols: Sequence[str]) -> Any:
-        """As of AssetPairs, with the legacy names."""
-        pairs = [tuple(self._LEGACY.get(part, part) for part in split(symbol)) for symbol in symbols]
-        return {
-            "error": [],
-            "result": {f"{b}{q}": {"altname": f"{b}{q}", "wsname": f"{b}/{q}", "status": "online"} for b, q in pairs},
-        }
+    def trades(self, trades: Sequence[Trade]) -> list[str]:
+        """One frame of all."""
+        return [self._frame("update", trades)] if trades else []
+
+    def _frame(self, kind: str, trades: Sequence[Trade]) -> str:
+        rows = [
+            {"symbol": trade.symbol, "side": trade.side, "price": trade.price, "qty": trade.quantity}
+            | {"ord_type": "limit", "trade_id": trade.id}
+            | {"timestamp": rfc3339(trade.at, kraken_ns(trade.at) // 1000 % 1000)}
+            for trade in trades
+        ]
+        return compact({"channel": "trade", "type": kind, "data": rows})
 
 
 class OkxDialect(Dialect):
@@ -195,37 +259,58 @@ class OkxDialect(Dialect):
             for each in symbols
         ]
 
+    def refusal(self, symbol: str, message: Any) -> str:
+        """The argument stands only in the text."""
+        text = f"Wrong URL or channel:trades,instId:{symbol} doesn't exist. Please use the correct URL, channel and"
+        text += " parameters referring to API document."
+        return compact({"event": "error", "code": "60018", "msg": text, "connId": "c7f0ba8e"})
+
+    def after_answer(self, book: SymbolBook, message: Any) -> list[str]:
+        """The newest trade again, however old."""
+        return [self.trade(book.newest)] if book.newest else []
+
     def pong(self, text: str) -> str | None:
         """Plain text."""
         return "pong" if text == "ping" else None
 
     def trade(self, trade: Trade) -> str:
         """An array of one, which stands for `count` trades."""
-        row = {"instId": trade.symbol, "tradeId": str(trade.id), "px": f"{trade.price:.8f}"}
-        row |= {"sz": f"{trade.quantity:.8f}", "side": trade.side, "ts": str(trade.at), "count": str(trade.count)}
+        row = {"instId": trade.symbol, "tradeId": str(trade.id), "px": digits(trade.price)}
+        row |= {"sz": digits(trade.quantity), "side": trade.side, "ts": str(trade.at), "count": str(trade.count)}
         return compact({"arg": {"channel": "trades", "instId": trade.symbol}, "data": [row]})
 
-    def instruments(self, symbols: Sequence[str]) -> Any:
-        """As of public/instruments."""
-        rows = [
-            {"instId": self.native(symbol), "instType": "SPOT", "baseCcy": base, "quoteCcy": quote, "state": "live"}
-            for symbol in symbols
-            for base, quote in [split(symbol)]
-        ]
-        return {"code": "0", "msg": "", "data": rows}
+    def trades(self, trades: Sequence[Trade]) -> list[str]:
+        """One frame for those of one time, price and side, with the id of the last."""
+        orders = groupby(trades, lambda trade: (trade.at, trade.price, trade.side))
+        return [self.trade(_as_one([*parts])) for _, parts in orders]
 
 
 class BybitDialect(Dialect):
     """Bybit v5 spot."""
+
+    ids_above = 2_290_000_000_000_000_000
 
     def requested(self, message: Any) -> list[str]:
         """The topics of a subscribe."""
         topics = message.get("args", []) if message.get("op") == "subscribe" else []
         return [topic.removeprefix("publicTrade.") for topic in topics]
 
+    def respond(self, message: Any, known: Collection[str]) -> Response:
+        """One bad topic fails them all."""
+        symbols = self.requested(message)
+        bad = next((symbol for symbol in symbols if symbol not in known), None)
+        if bad is not None:
+            return Response([], [self.refusal(bad, message)])
+        return Response(symbols, self.acknowledgements(symbols, message) if symbols else [])
+
     def acknowledgements(self, symbols: Sequence[str], message: Any) -> list[str]:
         """One a request, which names none of them."""
         return [compact({"success": True, "ret_msg": "subscribe", "conn_id": "d9avsh3f", "op": "subscribe"})]
+
+    def refusal(self, symbol: str, message: Any) -> str:
+        """The topic stands only in the text."""
+        text = f"Invalid topic: publicTrade.{symbol}"
+        return compact({"success": False, "ret_msg": text, "conn_id": "d9avsh3f", "op": "subscribe"})
 
     def pong(self, text: str) -> str | None:
         """To {"op":"ping"}."""
@@ -233,17 +318,20 @@ class BybitDialect(Dialect):
 
     def trade(self, trade: Trade) -> str:
         """An array of one; type is always snapshot."""
-        row = {"T": trade.at, "s": trade.symbol, "S": trade.side.capitalize(), "v": f"{trade.quantity:.8f}"}
-        row |= {"p": f"{trade.price:.8f}", "i": str(2290000000000000000 + (trade.id or 0)), "BT": False, "RPI": False}
-        return compact(
-            {"topic": f"publicTrade.{trade.symbol}", "type": "snapshot", "ts": trade.at, "data": [row]},
-        )
+        return self._frame([trade])
 
-    def instruments(self, symbols: Sequence[str]) -> Any:
-        """As of instruments-info."""
-        parts = [(symbol, *split(symbol)) for symbol in symbols]
-        rows = [{"symbol": s, "baseCoin": base, "quoteCoin": quote, "status": "Trading"} for s, base, quote in parts]
-        return {"retCode": 0, "retMsg": "OK", "result": {"category": "spot", "list": rows}, "time": 0}
+    def trades(self, trades: Sequence[Trade]) -> list[str]:
+        """As few frames as hold them."""
+        return [self._frame(trades[at : at + FRAME_TRADES]) for at in range(0, len(trades), FRAME_TRADES)]
+
+    def _frame(self, trades: Sequence[Trade]) -> str:
+        rows = [
+            {"T": trade.at, "s": trade.symbol, "S": trade.side.capitalize(), "v": digits(trade.quantity)}
+            | {"p": digits(trade.price), "i": str(trade.id), "BT": False, "RPI": False}
+            for trade in trades
+        ]
+        symbol, at = trades[-1].symbol, trades[-1].at
+        return compact({"topic": f"publicTrade.{symbol}", "type": "snapshot", "ts": at, "data": rows})
 
 
 DIALECTS: dict[str, Dialect] = {
@@ -262,3 +350,10 @@ def parsed(text: str | bytes) -> dict[str, Any]:
     except msgspec.MsgspecError:
         return {}
     return message if isinstance(message, dict) else {}
+
+
+def _as_one(parts: Sequence[Trade]) -> Trade:
+    """The report of several trades of one order."""
+    last = parts[-1]
+    quantity = round(sum(part.quantity for part in parts), 8)
+    return Trade(last.symbol, last.price, quantity, last.at, last.id, last.side, len(parts))

@@ -1,27 +1,92 @@
-"""`marketflow exchange --venue`: the generator behind a venue's own protocol, WebSocket and REST on one port."""
+"""`marketflow exchange --venue`: a venue's own protocol, WebSocket and REST on one port.
+
+What is traded comes from a source: the generator (`MarketSource`), or a recording.
+"""
 
 import asyncio
-import random
 import signal
-from collections.abc import Sequence
-from http import HTTPStatus
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
-import msgspec
 from loguru import logger
 from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
-from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from marketflow.clock import milliseconds, system_clock
 from marketflow.errors import StartError
-from marketflow.feeds.generator import Market
-from marketflow.feeds.simulated.dialects import DIALECTS, parsed
-from marketflow.feeds.venues.registry import VENUES
-from marketflow.feeds.venues.venue import Side, Trade
+from marketflow.feeds.simulated.dialects import DIALECTS, Dialect, parsed
+from marketflow.feeds.simulated.listings import Listed
+from marketflow.feeds.simulated.rest_registry import RESTS
+from marketflow.feeds.simulated.simulated_market import MarketTrades, PriceHistory
+from marketflow.feeds.simulated.trade_book import KEPT_MINUTES, TradeBook, minute_of
+from marketflow.feeds.venues.venue import Trade
+from marketflow.model import MINUTE_MS
 from marketflow.tasks import cancel
 
 HEARTBEAT_SECONDS = 1.0
+
+Publish = Callable[[Sequence[Trade], Sequence[str] | None], None]
+"""Takes trades of one symbol, ascending by id, and their frames; without frames they are made."""
+
+
+class TradeSource(Protocol):
+    """Where the trades of a simulated venue come from."""
+
+    @property
+    def listed(self) -> Sequence[Listed]:
+        """What is traded."""
+        ...
+
+    def book(self) -> TradeBook:
+        """What is known before the first trade."""
+        ...
+
+    async def run(self, publish: Publish) -> None:
+        """Publish trades when they are due."""
+        ...
+
+    def now(self) -> int:
+        """The venue's clock, in Unix ns."""
+        ...
+
+
+class MarketSource:
+    """The generator's trades, after a day of candles.
+
+    Args:
+        dialect: the venue's names.
+        symbols: ours, of which all are traded.
+        rate: trades a second over all symbols.
+        seed: None for another walk each time.
+    """
+
+    def __init__(self, dialect: Dialect, symbols: Sequence[str], rate: float, seed: int | None) -> None:
+        self.listed = [dialect.listed(symbol) for symbol in symbols]
+        now = milliseconds(system_clock())
+        self._trades = MarketTrades(self.listed, rate, seed, now, dialect.ids_above)
+        history_ms = KEPT_MINUTES * MINUTE_MS
+        self._began = minute_of(now) - history_ms
+        per_minute = 60 * rate / len(symbols)
+        self._history = PriceHistory(self.listed, seed, minute_of(now), history_ms, per_minute)
+
+    def book(self) -> TradeBook:
+        """The candles of the day before."""
+        return TradeBook((each.native for each in self.listed), self._history.minute, self._began)
+
+    def now(self) -> int:
+        """The clock of this machine."""
+        return system_clock()
+
+    async def run(self, publish: Publish) -> None:
+        """Trade for ever."""
+        while True:
+            by_symbol: dict[str, list[Trade]] = {}
+            for trade in self._trades.due(milliseconds(self.now())):
+                by_symbol.setdefault(trade.symbol, []).append(trade)
+            for trades in by_symbol.values():
+                publish(trades, None)
+            await asyncio.sleep(self._trades.pause_seconds)
 
 
 def run(venue: str, host: str, port: int, symbols: Sequence[str], rate: float, seed: int | None) -> int:
@@ -38,7 +103,16 @@ def run(venue: str, host: str, port: int, symbols: Sequence[str], rate: float, s
     Raises:
         StartError: the port cannot be bound.
     """
-    return asyncio.run(_until_signal(SimulatedVenue(venue, symbols, rate, seed), host, port))
+    return run_source(venue, host, port, MarketSource(DIALECTS[venue], symbols, rate, seed))
+
+
+def run_source(venue: str, host: str, port: int, source: TradeSource) -> int:
+    """Serve the trades of a source by a venue's protocol until SIGINT or SIGTERM.
+
+    Raises:
+        StartError: the port cannot be bound.
+    """
+    return asyncio.run(_until_signal(SimulatedVenue(venue, source), host, port))
 
 
 async def _until_signal(simulated: "SimulatedVenue", host: str, port: int) -> int:
@@ -57,29 +131,27 @@ async def _until_signal(simulated: "SimulatedVenue", host: str, port: int) -> in
 
 
 class SimulatedVenue:
-    """A market behind a venue's protocol; every subscriber of a symbol gets the same trades.
+    """A source of trades behind a venue's protocol; every subscriber of a symbol gets the same frames.
 
     Args:
         venue: its name.
-        symbols, rate, seed: of the market.
+        source: of the trades.
     """
 
-    def __init__(self, venue: str, symbols: Sequence[str], rate: float, seed: int | None) -> None:
+    def __init__(self, venue: str, source: TradeSource) -> None:
         self.name = venue
         self._dialect = DIALECTS[venue]
-        self._path = VENUES[venue].instruments_path.partition("?")[0]
-        self._symbols = symbols
-        self._market = Market(symbols, rate, seed)
-        self._random = random.Random(seed)  # noqa: S311 - quantities are no secrets
-        self._subscribers: dict[str, set[ServerConnection]] = {self._dialect.native(each): set() for each in symbols}
-        self._newest = dict.fromkeys(self._subscribers, 0)
+        self._source = source
+        self.book = source.book()
+        self._rest_side = RESTS[venue](source.listed, self.book, source.now)
+        self._subscribers: dict[str, set[ServerConnection]] = {each.native: set() for each in source.listed}
         self._tasks: list[asyncio.Task[None]] = []
         self._server: Server | None = None
 
     async def start(self, host: str, port: int) -> Server:
         """Listen, and begin to trade."""
         self._server = await serve(self._welcome, host, port, process_request=self._rest, compression=None)
-        self._tasks = [asyncio.create_task(self._trade()), asyncio.create_task(self._beat())]
+        self._tasks = [asyncio.create_task(self._source.run(self._publish)), asyncio.create_task(self._beat())]
         return self._server
 
     async def stop(self) -> None:
@@ -93,11 +165,7 @@ class SimulatedVenue:
     def _rest(self, connection: ServerConnection, request: Request) -> Response | None:
         if "upgrade" in request.headers.get("Connection", "").lower():
             return None
-        if request.path.partition("?")[0] != self._path:
-            return connection.respond(HTTPStatus.NOT_FOUND, "no such path\n")
-        body = msgspec.json.encode(self._dialect.instruments(self._symbols))
-        headers = Headers({"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"})
-        return Response(HTTPStatus.OK, "OK", headers, body)
+        return self._rest_side.answer(request.path).as_response()
 
     async def _welcome(self, connection: ServerConnection) -> None:
         try:
@@ -112,29 +180,31 @@ class SimulatedVenue:
                 subscribers.discard(connection)
 
     async def _answer(self, connection: ServerConnection, text: str) -> None:
-        message = parsed(text)
-        if symbols := [each for each in self._dialect.requested(message) if each in self._subscribers]:
-            for frame in self._dialect.acknowledgements(symbols, message):
-                await connection.send(frame)
-            for symbol in symbols:
-                self._subscribers[symbol].add(connection)
-        elif (pong := self._dialect.pong(text)) is not None:
+        if (pong := self._dialect.pong(text)) is not None:
             await connection.send(pong)
+            return
+        message = parsed(text)
+        symbols, frames = self._dialect.respond(message, self._subscribers)
+        books = [book for symbol in symbols if (book := self.book.of(symbol)) is not None]
+        before = [frame for book in books for frame in self._dialect.before_answer(book, message)]
+        after = [frame for book in books for frame in self._dialect.after_answer(book, message)]
+        for symbol in symbols:
+            self._subscribers[symbol].add(connection)
+        for frame in before + frames + after:
+            broadcast({connection}, frame)  # at once, so that no trade comes between
 
-    async def _trade(self) -> None:
-        while True:
-            for line in self._market.due(milliseconds(system_clock())):
-                symbol = self._dialect.native(line.symbol)
-                self._newest[symbol] += 1
-                quantity = round(self._random.expovariate(10), 6) + 0.000001
-                side: Side = "buy" if self._random.random() < 0.5 else "sell"
-                at = line.timestamp or milliseconds(system_clock())
-                trade = Trade(symbol, line.price, quantity, at, self._newest[symbol], side)
-                broadcast(self._subscribers[symbol], self._dialect.trade(trade))
-            await asyncio.sleep(self._market.pause_seconds)
+    def _publish(self, trades: Sequence[Trade], frames: Sequence[str] | None) -> None:
+        for trade in trades:
+            self.book.add(trade)
+        subscribers = self._subscribers[trades[0].symbol]
+        if subscribers:
+            for frame in self._dialect.trades(trades) if frames is None else frames:
+                broadcast(subscribers, frame)
 
     async def _beat(self) -> None:
         while self._dialect.heartbeat:
             await asyncio.sleep(HEARTBEAT_SECONDS)
             for symbol, subscribers in self._subscribers.items():
-                broadcast(subscribers, self._dialect.beat(symbol, self._newest[symbol]))
+                book = self.book.of(symbol)
+                newest = book.newest.id if book and book.newest else None
+                broadcast(subscribers, self._dialect.beat(symbol, newest or 0))

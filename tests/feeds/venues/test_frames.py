@@ -3,6 +3,8 @@
 import pytest
 
 from marketflow.feeds.simulated.dialects import DIALECTS, parsed
+from marketflow.feeds.simulated.rest_registry import RESTS
+from marketflow.feeds.simulated.trade_book import TradeBook
 from marketflow.feeds.venues.binance import Binance
 from marketflow.feeds.venues.coinbase import Coinbase
 from marketflow.feeds.venues.kraken import Kraken
@@ -17,7 +19,6 @@ from marketflow.feeds.venues.venue import (
     Refused,
     Rejected,
     Trade,
-    compact,
 )
 from marketflow.settings.schema import VENUES as CONFIGURABLE
 
@@ -42,7 +43,8 @@ def test_trade_of_the_simulated_venue_is_decoded_exactly(venue: str) -> None:
 
 @pytest.mark.parametrize("venue", VENUES)
 def test_instruments_give_the_names_of_the_venue(venue: str) -> None:
-    body = compact(DIALECTS[venue].instruments(["BTCUSDT", "BTCUSD", "DOGEUSDT"])).encode()
+    listed = [DIALECTS[venue].listed(symbol) for symbol in ("BTCUSDT", "BTCUSD", "DOGEUSDT")]
+    body = RESTS[venue](listed, TradeBook([])).answer(VENUES[venue].instruments_path).body
     found = {f"{each.base}{each.quote}": each.symbol for each in VENUES[venue].instruments(body)}
     assert found == {ours: DIALECTS[venue].native(ours) for ours in ("BTCUSDT", "BTCUSD", "DOGEUSDT")}
 
