@@ -14,7 +14,7 @@ from marketflow.feeds.simulated.rest_side import (
     capped,
     json_answer,
 )
-from marketflow.feeds.simulated.trade_book import MinuteFold, digits, exact, minute_of
+from marketflow.feeds.simulated.trade_book import KEPT_TRADES, MinuteFold, digits, exact, minute_of
 from marketflow.feeds.venues.venue import Trade
 from marketflow.model import MINUTE_MS
 
@@ -93,7 +93,7 @@ class BinanceRest(VenueRest):
         ascending = "fromId" in request.query or "startTime" in request.query
         if "fromId" in request.query:
             first = request.number("fromId", 0) - AGGREGATE_IDS_ABOVE
-            trades = book.below(first, 1) + book.since_id(first, 4 * limit)
+            trades = book.below(first, 1) + book.since_id(first, KEPT_TRADES)
         else:
             trades = book.between(since, until)
         orders = [[*parts] for _, parts in groupby(trades, lambda trade: (trade.at, trade.price, trade.side))]

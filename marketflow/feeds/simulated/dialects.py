@@ -31,7 +31,7 @@ def rfc3339(at: int, microseconds: int = 0) -> str:
 
 def kraken_ns(at: int) -> int:
     """The nanoseconds of Kraken's clock in a millisecond; all trades of one millisecond have the same."""
-    return at * 1_000_000 + at * 7_919 % 1_000_000
+    return at * 1_000_000 + 1_000 + at * 7_919 % 998_000
 
 
 class Response(NamedTuple):

@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import ClassVar, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -145,8 +146,12 @@ class VenueRest(ABC):
         """The answer to a GET of path and query; 404 for a path that the venue does not have."""
         parts = urlsplit(target)
         request = RestRequest(parts.path, dict(parse_qsl(parts.query)), milliseconds(self._clock()))
+        answer = self._answer_to(request)
+        return answer._replace(headers={"Date": formatdate(request.now // 1000, usegmt=True), **answer.headers})
+
+    def _answer_to(self, request: RestRequest) -> RestAnswer:
         try:
-            if (handler := self.route(parts.path)) is None:
+            if (handler := self.route(request.path)) is None:
                 return self.not_found()
             if self.limited:
                 self.charge(request)

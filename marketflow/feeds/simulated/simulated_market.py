@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from math import sin, tau
 
+from marketflow.feeds.decoder import Line, TradeLine
 from marketflow.feeds.generator import Market, base_price
 from marketflow.feeds.simulated.listings import Listed
 from marketflow.feeds.simulated.trade_book import MinuteFold, exact
-from marketflow.feeds.venues.venue import Side, Trade
+from marketflow.feeds.venues.venue import Trade
 from marketflow.model import MINUTE_MS
 
 IDS_A_MS = 100
@@ -44,7 +45,7 @@ class MarketTrades:
     ) -> None:
         self._native = {each.base + each.quote: each.native for each in listed}
         self._market = Market(tuple(self._native), rate, seed)
-        self._random = random.Random(seed)  # noqa: S311 - quantities are no secrets
+        self._random = random.Random(seed)  # noqa: S311 - orders are no secrets
         self._newest = dict.fromkeys(self._native.values(), ids_above + (now_ms - IDS_SINCE_MS) * IDS_A_MS)
         self._ahead = dict.fromkeys(self._newest, 0)
         self.pause_seconds = self._market.pause_seconds
@@ -59,14 +60,16 @@ class MarketTrades:
                 continue
             count = self._random.choice((2, 3)) if self._random.random() < 0.1 else 1
             self._ahead[symbol] = count - 1
-            side: Side = "buy" if self._random.random() < 0.5 else "sell"
             for _ in range(count):
                 self._newest[symbol] += 1
-                quantity = round(self._random.expovariate(10), 6) + 0.000001
-                made.append(
-                    Trade(symbol, line.price, round(quantity, 6), line.timestamp or now_ms, self._newest[symbol], side)
-                )
+                made.append(_trade(symbol, line, now_ms, self._newest[symbol]))
         return made
+
+
+def _trade(symbol: str, line: Line, now_ms: int, number: int) -> Trade:
+    assert isinstance(line, TradeLine)
+    quantity = max(round(line.quantity or 0.0, 8), 1e-8)
+    return Trade(symbol, line.price, quantity, line.timestamp or now_ms, number, line.side or "buy")
 
 
 class PriceHistory:
@@ -100,7 +103,7 @@ class PriceHistory:
         opened, closed, high, low = (float(f"{each:.7g}") for each in (*ends, high, low))
         count = max(1, round(self._trades_a_minute * chance.uniform(0.5, 1.5)))
         fold = MinuteFold(start, exact(opened), exact(high), exact(low), exact(closed), count=count)
-        fold.volume = exact(round(count * chance.uniform(0.05, 0.15), 6))
+        fold.volume = exact(max(round(count * chance.uniform(200, 400) / opened, 8), 1e-8))
         fold.turnover = _rounded(fold.volume * exact(round(sum(ends) / 2, 8)))
         fold.buy_volume = _rounded(fold.volume * exact(round(chance.uniform(0.3, 0.7), 6)))
         fold.buy_turnover = _rounded(fold.turnover * fold.buy_volume / fold.volume)
