@@ -120,6 +120,7 @@ class Decoder:
         max_skew_ms: a tick further off than this from `clock` is rejected, unless the clock of the whole feed is off.
         on_reject: called for rejected lines.
         on_clock: called with a sentence when the clock of the exchange, or the unit of its timestamps, changes.
+        milliseconds_only: whether timestamps in another unit are an error of the feed.
     """
 
     def __init__(
@@ -131,13 +132,14 @@ class Decoder:
         max_skew_ms: int,
         on_reject: Reject,
         on_clock: Callable[[str], None] = lambda text: None,
+        milliseconds_only: bool = False,
     ) -> None:
         self._series = {symbol: Series(mode, exchange, symbol) for symbol in symbols}  # by all spellings cached
         self._by_lower_case = {symbol.lower(): series for symbol, series in self._series.items()}
         self._most_spellings = SPELLINGS_A_SYMBOL * len(self._series)
         self._clock = clock
         self._max_skew_ms = max_skew_ms
-        self._timestamps = TimestampCheck(max_skew_ms, on_clock)
+        self._timestamps = TimestampCheck(max_skew_ms, on_clock, milliseconds_only)
         self._on_reject = on_reject
         self.ticks = 0
         self.last_received: int | None = None

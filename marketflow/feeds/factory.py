@@ -53,7 +53,7 @@ def _exchanges(settings: Settings, clock: Clock) -> list[Feed]:
 
     def feed(exchange: ExchangeSettings) -> Feed:
         symbols = tuple(exchange.symbols) or settings.symbols
-        decoder = _decoder(settings, Mode.LIVE, exchange.name, symbols, clock)
+        decoder = _decoder(settings, Mode.LIVE, exchange.name, symbols, clock, milliseconds_only=bool(exchange.venue))
         return live_feed(exchange, symbols, decoder, settings.flow.stale_after_seconds, budgets)
 
     return [feed(exchange) for exchange in settings.exchanges]
@@ -101,7 +101,14 @@ def _budgets(venue: "Venue") -> VenueBudgets:
     return VenueBudgets(connections, AttemptBudget(*venue.rest.weight_limit, time.monotonic))
 
 
-def _decoder(settings: Settings, mode: Mode, exchange: str, symbols: Sequence[str], clock: Clock) -> Decoder:
+def _decoder(
+    settings: Settings,
+    mode: Mode,
+    exchange: str,
+    symbols: Sequence[str],
+    clock: Clock,
+    milliseconds_only: bool = False,
+) -> Decoder:
     limit, rare = RateLimit(10.0), RateLimit(60.0)
 
     def on_clock(text: str) -> None:
@@ -115,4 +122,5 @@ def _decoder(settings: Settings, mode: Mode, exchange: str, symbols: Sequence[st
             exchange=exchange,
         )
 
-    return Decoder(mode, exchange, symbols, clock, settings.flow.max_clock_skew_ms, on_reject, on_clock)
+    skew_ms = settings.flow.max_clock_skew_ms
+    return Decoder(mode, exchange, symbols, clock, skew_ms, on_reject, on_clock, milliseconds_only)

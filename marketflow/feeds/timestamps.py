@@ -26,8 +26,9 @@ class Unit(StrEnum):
     NANOSECONDS = "nanoseconds"
 
 
-OffTime = Literal["stale", "ahead"]
-"""Why a timestamp is rejected: too far behind the clock of this machine, or ahead of it."""
+OffTime = Literal["stale", "ahead", "bad_time"]
+"""Why a timestamp is rejected: too far behind the clock of this machine, ahead of it, or in another unit than the
+protocol's."""
 
 
 def unit_of(timestamp: float) -> Unit | None:
@@ -62,10 +63,12 @@ class TimestampCheck:
     Args:
         max_skew_ms: how far a timestamp may be from the clock of this machine.
         on_change: called with a sentence when the unit or the clock of the feed changes.
+        milliseconds_only: whether the protocol says milliseconds, so that another unit is an error of the feed.
     """
 
-    def __init__(self, max_skew_ms: int, on_change: Callable[[str], None]) -> None:
+    def __init__(self, max_skew_ms: int, on_change: Callable[[str], None], milliseconds_only: bool = False) -> None:
         self._max_skew_ms = max_skew_ms
+        self._milliseconds_only = milliseconds_only
         self._on_change = on_change
         self._unit: Unit | None = None  # unknown
         self._converted: set[Unit] = set()
@@ -98,6 +101,8 @@ class TimestampCheck:
         if abs(at - received_at) <= self._max_skew_ms:
             self.confirm()
             return at
+        if self._milliseconds_only and unit_of(timestamp) is not Unit.MILLISECONDS:
+            return "bad_time"
         unit = unit_of(timestamp) or Unit.MILLISECONDS
         at = in_milliseconds(timestamp, unit)
         offset = at - received_at
