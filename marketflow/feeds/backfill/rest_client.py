@@ -5,10 +5,11 @@ cannot wait (the names of the symbols, before live trades can flow) goes at once
 the client at any time: whatever waits or reads ends at once.
 """
 
+import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -29,6 +30,9 @@ READ_TIMEOUT_SECONDS = 5.0
 
 CALL_SECONDS = 20.0
 """The longest that an answer may take as a whole."""
+
+USED_SHARE = 0.9
+"""Of what a venue allows, by its own count: from there on it is not asked until its window is over."""
 
 MAX_BODY_BYTES = 32 * 2**20
 
@@ -65,8 +69,9 @@ class RestClient:
         self._monotonic = monotonic
         self._closed = threading.Event()
         self._turn = threading.Lock()
-        self._sockets: set[Any] = set()
+        self._sockets: set[socket.socket] = set()
         self._http: httpx.Client | None = None
+        self._calls = 0
         self._making = threading.Lock()
         self._refusal: VenueRefusal | None = None
         self._not_before = 0.0
@@ -89,13 +94,21 @@ class RestClient:
     def close(self) -> None:
         """End all waits and calls; later ones fail at once."""
         self._closed.set()
+        self._end_reads()
+        self._close_unused()
+
+    def _end_reads(self) -> None:
         with self._making:
-            sockets, http, self._http = [*self._sockets], self._http, None
-        for socket in sockets:
-            with suppress(OSError):
-                socket.shutdown(2)
-        if http is not None:
-            http.close()
+            for each in self._sockets:
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+
+    def _close_unused(self) -> None:
+        """Close the connections of a closed client, by the last call that used them."""
+        with self._making:
+            if self._http is not None and self._calls == 0 and self._closed.is_set():
+                self._http.close()
+                self._http = None
 
     def ask(self, call: RestCall, parse: Callable[[RestReply], _T], is_urgent: bool = False) -> _T:
         """The parsed answer to a call, which waits for its turn and for the budget.
@@ -130,7 +143,12 @@ class RestClient:
         """
         path, _, query = self.venue.instruments_path.partition("?")
         call = RestCall(f"{path}?{query}" if query else path, {}, self.venue.rest.instruments_weight)
-        return self.ask(call, lambda reply: self.venue.instruments(reply.body), is_urgent=True)
+        return self.ask(call, self._instruments, is_urgent=True)
+
+    def _instruments(self, reply: RestReply) -> list[Instrument]:
+        if listed := self.venue.instruments(reply.body):
+            return listed
+        raise VenueError("the list of instruments is empty")
 
     def server_time_ms(self) -> int:
         """The venue's clock in Unix ms, at once.
@@ -153,6 +171,15 @@ class RestClient:
             self._refusal = refusal
             self._not_before = max(self._not_before, self._monotonic() + refusal.pause_seconds)
 
+    def _note_used(self, headers: Mapping[str, str]) -> None:
+        """Pause where the venue says that this address has used most of what it allows, whoever used it."""
+        if (counted := self.venue.rest.used_weight) is None:
+            return
+        used = headers.get(counted[0], "")
+        if used.isascii() and used.isdigit() and int(used) >= USED_SHARE * counted[1]:
+            text = f"{self.venue.name} counts {used} of {counted[1]} as used by this address"
+            self._note(VenueRefusal(429, text, self.budget.seconds))
+
     def _parsed(self, reply: RestReply, parse: Callable[[RestReply], _T]) -> _T:
         try:
             return parse(reply)
@@ -169,12 +196,16 @@ class RestClient:
 
         deadline = self._monotonic() + CALL_SECONDS
         try:
-            with self._client().stream(
-                "GET", self.place + call.path, params=dict(call.query) or None, extensions={"trace": self._trace}
-            ) as answer:
+            with (
+                self._client() as client,
+                client.stream(
+                    "GET", self.place + call.path, params=dict(call.query) or None, extensions={"trace": self._trace}
+                ) as answer,
+            ):
                 body = self._read(answer, deadline)
                 if answer.status_code != httpx.codes.OK:
                     raise refusal_of(answer.status_code, answer.headers, _words(body))
+                self._note_used(answer.headers)
                 return RestReply(body, answer.headers)
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, RuntimeError) as error:
             if self._closed.is_set():
@@ -192,7 +223,8 @@ class RestClient:
                 raise RestFailed(f"the answer of {self.venue.name} takes over {CALL_SECONDS:g} s")
         return bytes(body)
 
-    def _client(self) -> "httpx.Client":
+    @contextmanager
+    def _client(self) -> "Iterator[httpx.Client]":
         import httpx
 
         with self._making:
@@ -201,14 +233,22 @@ class RestClient:
             if self._http is None:
                 timeout = httpx.Timeout(READ_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
                 self._http = httpx.Client(timeout=timeout, headers={"User-Agent": f"MarketFlow/{__version__}"})
-            return self._http
+            self._calls += 1
+        try:
+            yield self._http
+        finally:
+            with self._making:
+                self._calls -= 1
+            self._close_unused()
 
     def _trace(self, event: str, info: dict[str, Any]) -> None:
         """Keep the sockets, by which a read in another thread can be ended."""
-        if event == "connection.connect_tcp.complete":
-            socket = info["return_value"].get_extra_info("socket")
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            opened = info["return_value"].get_extra_info("socket")
             with self._making:
-                self._sockets = {each for each in self._sockets if each.fileno() >= 0} | {socket}
+                self._sockets = {each for each in self._sockets if each.fileno() >= 0} | {opened}
+            if self._closed.is_set():
+                self._end_reads()
 
 
 def _words(body: bytes) -> str:

@@ -42,11 +42,16 @@ def candles_between(
     until = min(until_ms, now_ms)
     for begin in range(since, until, rest.candles_a_call * MINUTE_MS):
         end = min(begin + rest.candles_a_call * MINUTE_MS, until)
-        found |= _page(client, rest_symbol, begin, end, now_ms)
-    return found
+        while end > begin:
+            rows = _page(client, rest_symbol, begin, end, now_ms)
+            found |= {row.start: row.values for row in rows if _has_trades(row.values)}
+            # Older ones may have been cut off, if the venue gives fewer rows a call than it says.
+            end = min((row.start for row in rows), default=begin)
+    return dict(sorted(found.items()))
 
 
-def _page(client: RestClient, symbol: str, begin: int, end: int, now_ms: int) -> dict[int, VenueValues]:
+def _page(client: RestClient, symbol: str, begin: int, end: int, now_ms: int) -> list[VenueCandle]:
+    """The closed rows of the minutes from `begin` to before `end`."""
     rest = client.venue.rest
 
     def parse(reply: RestReply) -> tuple[list[VenueCandle], int]:
@@ -54,16 +59,14 @@ def _page(client: RestClient, symbol: str, begin: int, end: int, now_ms: int) ->
 
     rows, venue_now = client.ask(rest.candles_call(symbol, begin, end, now_ms), parse)
     _check_range(client, symbol, rows, begin, end)
-    closed = [
-        row for row in rows if begin <= row.start < end and row.is_closed is not False and _is_over(row, venue_now)
-    ]
-    return {row.start: row.values for row in sorted(closed) if _has_trades(row.values)}
+    return [row for row in rows if begin <= row.start < end and row.is_closed is not False and _is_over(row, venue_now)]
 
 
 def _check_range(client: RestClient, symbol: str, rows: list[VenueCandle], begin: int, end: int) -> None:
     name = client.venue.name
-    if any(row.start % MINUTE_MS for row in rows):
-        raise RestFailed(f"a candle of {name} does not start at a whole minute")
+    for row in rows:
+        if row.start % MINUTE_MS or not 0 < row.values.low <= row.values.high or (row.values.volume or 0) < 0:
+            raise RestFailed(f"a candle of {name} is none of a minute, or has no valid numbers: {row}")
     starts = [row.start for row in rows]
     rest = client.venue.rest
     is_cut = len(rows) >= rest.candles_a_call and min(starts) > begin

@@ -108,7 +108,7 @@ class RestReply(NamedTuple):
 
 
 class TradesPage(NamedTuple):
-    """Trades in any order, and where the next page begins; None where there is none."""
+    """Trades in any order, and where the next page begins; None where there is none, or where this one is empty."""
 
     trades: list[Trade]
     cursor: str | None
@@ -133,12 +133,16 @@ class RestCalls(ABC):
     """How much weight is used in how many seconds: a share of what the venue allows to an address."""
     newest_first: ClassVar[bool]
     """Whether pages of trades begin at the newest one and go back, or begin at a time and go forward."""
+    trades_span_ms: ClassVar[int | None] = None
+    """How much time the first page of those that go forward spans; None for all that follows."""
     trades_kept_ms: ClassVar[int | None] = None
     """How far back trades are given; None for all, 0 for none."""
     candles_a_call: ClassVar[int]
     candles_kept_ms: ClassVar[int | None] = None
     """How far back candles of a minute are given; None for all."""
     instruments_weight: ClassVar[int] = 1
+    used_weight: ClassVar[tuple[str, int] | None] = None
+    """The header in which the venue counts what this address has used in `weight_limit`'s time, and what it allows."""
     time_call: ClassVar[RestCall]
 
     @abstractmethod

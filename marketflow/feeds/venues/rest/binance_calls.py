@@ -23,8 +23,8 @@ PAGE_TRADES = 1000
 
 class _Aggregate(msgspec.Struct, gc=False):
     a: int
-    p: str
-    q: str
+    p: str | float
+    q: str | float
     f: int
     l: int  # noqa: E741 - the venue's name
     at: int = msgspec.field(name="T")
@@ -33,13 +33,13 @@ class _Aggregate(msgspec.Struct, gc=False):
 
 class _Kline(msgspec.Struct, array_like=True, gc=False):
     start: int
-    open: str
-    high: str
-    low: str
-    close: str
-    volume: str
+    open: str | float
+    high: str | float
+    low: str | float
+    close: str | float
+    volume: str | float
     close_at: int
-    turnover: str
+    turnover: str | float
     ticks: int
 
 
@@ -56,20 +56,24 @@ class BinanceCalls(RestCalls):
 
     weight_limit = (3000, 60.0)  # of 6,000 a minute
     newest_first = False
+    trades_span_ms = 3_600_000  # startTime alone has been refused, and so has more than an hour
     candles_a_call = 1000
     instruments_weight = 20
+    used_weight = ("X-MBX-USED-WEIGHT-1M", 6000)
     time_call = RestCall("/api/v3/time")
 
     def trades_call(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestCall:
         """The first page by time, the next ones by the id of the aggregate."""
-        begin: dict[str, str | int] = {"startTime": since_ms} if cursor is None else {"fromId": cursor}
+        begin: dict[str, str | int] = {"fromId": cursor or 0}
+        if cursor is None:
+            begin = {"startTime": since_ms, "endTime": since_ms + self.trades_span_ms - 1}
         return RestCall("/api/v3/aggTrades", {"symbol": symbol, **begin, "limit": PAGE_TRADES}, 4)
 
     def trades(self, symbol: str, reply: RestReply) -> TradesPage:
         """One a taker order and price; rows that the venue has repaired away (ids of -1) are none."""
         rows = _aggregates(reply.body)
         trades = [_trade(symbol, row) for row in rows if row.f >= 0]
-        return TradesPage(trades, str(rows[-1].a + 1) if len(rows) == PAGE_TRADES else None)
+        return TradesPage(trades, str(rows[-1].a + 1) if rows else None)
 
     def candles_call(self, symbol: str, since_ms: int, until_ms: int, now_ms: int) -> RestCall:
         """Klines of a minute; endTime is inclusive."""

@@ -25,18 +25,18 @@ PAGE_TRADES = 1000
 class _Trade(msgspec.Struct, gc=False):
     trade_id: int | str
     side: Side
-    size: str
-    price: str
+    size: str | float
+    price: str | float
     time: str
 
 
 class _Candle(msgspec.Struct, array_like=True, gc=False):
     start_seconds: int
-    low: float
-    high: float
-    open: float
-    close: float
-    volume: float
+    low: float | str
+    high: float | str
+    open: float | str
+    close: float | str
+    volume: float | str
 
 
 class _Time(msgspec.Struct):
@@ -77,12 +77,7 @@ class CoinbaseCalls(RestCalls):
 
     def candles(self, reply: RestReply) -> list[VenueCandle]:
         """[seconds, LOW, HIGH, open, close, volume]; minutes without trades are left out."""
-        return [
-            VenueCandle(
-                row.start_seconds * 1000, VenueValues(row.open, row.high, row.low, row.close, row.volume, None, None)
-            )
-            for row in _candles(reply.body)
-        ]
+        return [VenueCandle(row.start_seconds * 1000, _values(row)) for row in _candles(reply.body)]
 
     def time(self, reply: RestReply) -> int:
         """To the millisecond."""
@@ -92,3 +87,8 @@ class CoinbaseCalls(RestCalls):
 def _trade(symbol: str, row: _Trade) -> Trade:
     taker: Side = "sell" if row.side == "buy" else "buy"  # `side` is the maker's
     return Trade(symbol, number(row.price), number(row.size), unix_ms(row.time), int(row.trade_id), taker)
+
+
+def _values(row: _Candle) -> VenueValues:
+    prices = number(row.open), number(row.high), number(row.low), number(row.close)
+    return VenueValues(*prices, number(row.volume), None, None)

@@ -1,6 +1,6 @@
 """Kraken by REST: trades since a time in nanoseconds, and the newest 720 candles.
 
-Source: docs.kraken.com, REST `Trades`, `OHLC`, `Time` (2026-06). The key of an answer is the legacy name of the pair,
+Source: docs.kraken.com, REST `Trades`, `OHLC`, `Time` (2026-06). The key of a reply is the legacy name of the pair,
 not the one that was asked for. Errors come with status 200.
 """
 
@@ -27,8 +27,8 @@ _SIDES: dict[str, Side] = {"b": "buy", "s": "sell"}
 
 
 class _Trade(msgspec.Struct, array_like=True, gc=False):
-    price: str
-    volume: str
+    price: str | float
+    volume: str | float
     time: float
     side: str
     order_type: str
@@ -38,12 +38,12 @@ class _Trade(msgspec.Struct, array_like=True, gc=False):
 
 class _Candle(msgspec.Struct, array_like=True, gc=False):
     start_seconds: int
-    open: str
-    high: str
-    low: str
-    close: str
-    vwap: str
-    volume: str
+    open: str | float
+    high: str | float
+    low: str | float
+    close: str | float
+    vwap: str | float
+    volume: str | float
     ticks: int
 
 
@@ -115,7 +115,7 @@ def _rows(result: dict[str, msgspec.Raw]) -> msgspec.Raw:
     for key, rows in result.items():
         if key != "last":
             return rows
-    raise VenueError("the answer has no rows")
+    raise VenueError("the reply has no rows")
 
 
 def _trade(symbol: str, row: _Trade) -> Trade:
