@@ -113,6 +113,11 @@ class GeneratorFeed:
         self._scheduler = scheduler
         self._stopped = threading.Event()
 
+    @property
+    def connections(self) -> "tuple[GeneratorFeed]":
+        """Itself."""
+        return (self,)
+
     def batches(self) -> Observable[Candles]:
         """Emit the candles of the ticks that are due, at most 100 times a second."""
         return rx.defer(lambda _: self._generate(self._market()))

@@ -28,7 +28,7 @@ CONNECT_TIMEOUT_SECONDS = 3.0
 BATCH_SECONDS = 0.05
 """How long a batch may grow while a feed lags behind."""
 
-_decoding = threading.Lock()
+decoding = threading.Lock()
 """Held by the one feed that decodes. Several flooded feeds would contend for Python's lock, which halves their
 throughput, and a feed with few ticks would wait behind all of them."""
 
@@ -89,6 +89,11 @@ class TcpFeed:
         fresh = self._monotonic() - self._last_tick <= self._stale_after_seconds
         return FeedState.CONNECTED if fresh else FeedState.STALE
 
+    @property
+    def connections(self) -> "tuple[TcpFeed]":
+        """Itself."""
+        return (self,)
+
     def batches(self) -> Observable[Candles]:
         """Emit the candles of one connection; ends with ConnectionLost, ConnectionSilent or an OSError."""
         return rx.create(self._subscribe)
@@ -133,7 +138,7 @@ class TcpFeed:
             due = 0.0
             try:
                 for data in link.received():
-                    with _decoding:
+                    with decoding:
                         now = self._monotonic()
                         if (lines := framer.push(data)) and (candles := self.decoder.decode(lines)):
                             self._last_tick = now

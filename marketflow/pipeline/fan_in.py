@@ -8,7 +8,7 @@ from reactivex import Observable, abc
 from reactivex import operators as ops
 from reactivex.subject import BehaviorSubject
 
-from marketflow.feeds.feed import Feed
+from marketflow.feeds.feed import Connection, Feed
 from marketflow.model import Candles, Mode
 from marketflow.pipeline.instrumentation import ConnectionLog, PipelineCounters
 from marketflow.pipeline.operators import completion, retry_with_backoff
@@ -58,7 +58,7 @@ def fan_in(
     loop: abc.SchedulerBase,
     counters: PipelineCounters,
 ) -> Observable[Candles]:
-    """Merge the feeds of the current mode, each with its own reconnects; completes soon after `modes` does.
+    """Merge the feeds of the current mode, each connection with its own reconnects; completes soon after `modes` does.
 
     Args:
         modes: the current mode and each that follows.
@@ -69,12 +69,12 @@ def fan_in(
     """
     ended = completion(modes)
 
-    def connected(feed: Feed) -> Observable[Candles]:
-        log = ConnectionLog(feed, counters)
-        return feed.batches().pipe(retry_with_backoff(reconnect, loop, ended, log.lost, log.receiving))
+    def connected(connection: Connection) -> Observable[Candles]:
+        log = ConnectionLog(connection, counters)
+        return connection.batches().pipe(retry_with_backoff(reconnect, loop, ended, log.lost, log.receiving))
 
     def feeds_of(mode: Mode) -> Observable[Candles]:
-        return rx.merge(*map(connected, feeds[mode]))
+        return rx.merge(*(connected(connection) for feed in feeds[mode] for connection in feed.connections))
 
     return modes.pipe(
         ops.distinct_until_changed(),

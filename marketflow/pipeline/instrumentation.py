@@ -8,7 +8,7 @@ from loguru import logger
 
 from marketflow.counters import DelayCounter
 from marketflow.errors import Unavailable
-from marketflow.feeds.feed import Feed
+from marketflow.feeds.feed import Connection
 from marketflow.logs import Outage, RateLimit
 from marketflow.model import Series, Tick
 
@@ -125,11 +125,11 @@ def _waiting(pending: int, error: Exception) -> str:
 
 
 class ConnectionLog:
-    """Logs when the connection of a feed begins, is lost and returns; counts its reconnects."""
+    """Logs when a connection begins, is lost and returns; counts its reconnects."""
 
-    def __init__(self, feed: Feed, counters: PipelineCounters) -> None:
-        self._exchange = feed.exchange
-        self._place = f"{feed.exchange} at {feed.place}"
+    def __init__(self, connection: Connection, counters: PipelineCounters) -> None:
+        self._exchange = connection.exchange
+        self._place = f"{connection.exchange} at {connection.place}"
         self._counters = counters
         self._outage = Outage(f"cannot connect to {self._place}", f"connected to {self._place}")
         self._connected_once = False

@@ -50,6 +50,10 @@ class ScriptedFeed:
         self.open = 0
         self._batches: Subject[Candles] = Subject()
 
+    @property
+    def connections(self) -> "tuple[ScriptedFeed]":
+        return (self,)
+
     def batches(self) -> Observable[Candles]:
         def subscribe(_: object) -> Observable[Candles]:
             self.subscriptions += 1

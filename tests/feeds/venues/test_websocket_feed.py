@@ -14,10 +14,10 @@ from marketflow.clock import system_clock
 from marketflow.feeds.backfill.rest_client import RestClient
 from marketflow.feeds.decoder import Decoder
 from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent
-from marketflow.feeds.venues import websocket_feed
 from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal, refusal_of
 from marketflow.feeds.venues.registry import VENUES
 from marketflow.feeds.venues.venue import Trade
+from marketflow.feeds.venues.websocket import venue_connection
 from marketflow.feeds.venues.websocket_feed import VenueFeed
 from marketflow.model import Candles, FeedState, Mode
 from tests.support.servers import wait_until
@@ -112,7 +112,7 @@ def test_closed_connection_is_an_error_and_the_next_subscribes_again() -> None:
 
 
 def test_another_connection_takes_over_before_the_old_one_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(websocket_feed, "OVERLAP_SECONDS", 0.3)
+    monkeypatch.setattr(venue_connection, "OVERLAP_SECONDS", 0.3)
     with VenueServer("okx", SYMBOLS) as server, receiving(server, "okx") as receiver:
         old = server.connections[0]
 

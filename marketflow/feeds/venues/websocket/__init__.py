@@ -1,0 +1,1 @@
+"""One WebSocket connection to a venue: its frames, its subscriptions, and the candles of its trades."""

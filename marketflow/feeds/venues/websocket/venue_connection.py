@@ -1,0 +1,310 @@
+"""One connection to a venue after another, for a part of the symbols of a feed.
+
+An attempt is a thread with an event loop of its own. It looks up the symbols, connects, subscribes, and then only
+reacts: to what one read of the socket has given, and to what is due without a message. Subscriptions follow from the
+settings at each connection.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from math import inf
+from typing import Any, TypeVar
+
+import reactivex as rx
+from loguru import logger
+from reactivex import Observable, abc
+from reactivex.disposable import Disposable
+
+from marketflow.feeds.decoder import Decoder
+from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent
+from marketflow.feeds.venues.instruments import Names
+from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal
+from marketflow.feeds.venues.trade_ids import TradeIds
+from marketflow.feeds.venues.venue import Venue
+from marketflow.feeds.venues.websocket.data_silence import DataSilence
+from marketflow.feeds.venues.websocket.frame_stream import FrameStream, on_daemon_thread, open_stream
+from marketflow.feeds.venues.websocket.trade_reader import TradeReader
+from marketflow.model import Candles, FeedState
+
+FRAME_SILENCE_SECONDS = 45.0
+"""Without any frame for so long, pings and their answers included, a connection is dead."""
+
+LOOK_AGAIN_SECONDS = 600.0
+"""How often symbols are looked for that the venue did not have."""
+
+OVERLAP_SECONDS = 2.0
+"""How long a connection is still read after another has taken over from it."""
+
+HAND_OVER_RETRY_SECONDS = 5.0
+
+_T = TypeVar("_T")
+
+
+class VenueConnection:
+    """Connects on each subscription to `batches`; the earlier attempt has ended by then.
+
+    Args:
+        exchange: the name its prices go by.
+        url: where the venue is.
+        venue: its protocol.
+        look_up: finds the venue's names of the symbols; blocking.
+        decoder: checks and folds the trades; shared by the connections of a feed.
+        ids: which trades have been counted; shared likewise.
+        stale_after_seconds: silence of trades after which the connection is made anew.
+        budget: of connections, shared by all feeds of the venue.
+        monotonic: measures silence, in seconds.
+    """
+
+    def __init__(
+        self,
+        exchange: str,
+        url: str,
+        venue: Venue,
+        look_up: Callable[[], Names],
+        decoder: Decoder,
+        ids: TradeIds,
+        stale_after_seconds: float,
+        budget: AttemptBudget,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.exchange = exchange
+        self.place = url
+        self._venue = venue
+        self._look_up = look_up
+        self._decoder = decoder
+        self._ids = ids
+        self._budget = budget
+        self._monotonic = monotonic
+        self._silence = DataSilence(stale_after_seconds, monotonic)
+        self._attempt: _Attempt | None = None
+        self._stopped = False
+        self._not_before = 0.0
+
+    @property
+    def state(self) -> FeedState:
+        """Connected means that trades come; a silent connection stays stale until a trade proves otherwise."""
+        if self._silence.is_unbroken:
+            return FeedState.STALE
+        if self._attempt is None or not self._attempt.connected:
+            return FeedState.CONNECTING
+        return FeedState.CONNECTED if self._silence.is_fresh else FeedState.STALE
+
+    @property
+    def pause_seconds(self) -> float:
+        """How long until the venue lets this address connect again; 0 for now."""
+        return max(0.0, self._not_before - self._monotonic())
+
+    def batches(self) -> Observable[Candles]:
+        """One connection: candles of its trades, then ConnectionLost, ConnectionSilent or another OSError."""
+        return rx.create(self._subscribe)
+
+    def stop(self) -> None:
+        """Receive no more and complete."""
+        self._stopped = True
+        if self._attempt is not None:
+            self._attempt.cancel()
+
+    def _subscribe(
+        self, observer: abc.ObserverBase[Candles], scheduler: abc.SchedulerBase | None = None
+    ) -> abc.DisposableBase:
+        attempt = self._attempt = _Attempt()
+        arguments = (attempt, observer)
+        threading.Thread(target=self._run, args=arguments, name=f"feed-{self.exchange}", daemon=True).start()
+        return Disposable(attempt.cancel)
+
+    def _run(self, attempt: "_Attempt", observer: abc.ObserverBase[Candles]) -> None:
+        try:
+            attempt.run(self._receive(attempt, observer.on_next))
+        except Exception as error:  # noqa: BLE001 - handed off
+            if self._stopped:
+                observer.on_completed()
+                return
+            if attempt is self._attempt and isinstance(error, OSError):
+                self._silence.is_unbroken = False  # refused or unreachable: it is connecting
+            observer.on_error(error)
+        else:
+            observer.on_completed()
+
+    async def _receive(self, attempt: "_Attempt", emit: Callable[[Candles], None]) -> None:
+        """Receive until the attempt is cancelled.
+
+        Raises:
+            ConnectionLost: the venue closed the connection.
+            ConnectionSilent: no trades, or no frames at all, for too long.
+            OSError: it cannot be connected.
+        """
+        link = await self._open(emit)
+        try:
+            attempt.connected = True
+            while True:
+                await link.until_it_ends_soon()
+                successor = await self._successor(link, emit)
+                leaving, link = link, successor
+                await self._leave(leaving)
+        finally:
+            attempt.connected = False
+            await link.close()
+
+    async def _open(self, emit: Callable[[Candles], None]) -> "_Link":
+        """A connection that is subscribed."""
+        await asyncio.sleep(max(self.pause_seconds, self._budget.take()))
+        try:
+            names = await on_daemon_thread(self._look_up)
+            reader = TradeReader(self.exchange, self._venue, self._decoder, self._ids, self._silence, emit)
+            link = _Link(self._venue, reader, self._silence, self._monotonic)
+            await link.open(self.place, names)
+        except VenueRefusal as refusal:
+            self._not_before = self._monotonic() + refusal.pause_seconds
+            raise
+        return link
+
+    async def _successor(self, link: "_Link", emit: Callable[[Candles], None]) -> "_Link":
+        """A connection that takes over from one about to be closed, which is read meanwhile."""
+        while True:
+            try:
+                return await link.unless_it_ends(self._open(emit))
+            except OSError as error:
+                logger.bind(exchange=self.exchange).warning("no connection to take over yet: {}", error)
+            await link.unless_it_ends(asyncio.sleep(HAND_OVER_RETRY_SECONDS))
+
+    async def _leave(self, link: "_Link") -> None:
+        """Read what still comes on a connection after another has taken over; doubles are found by id."""
+        try:
+            with suppress(ConnectionLost):
+                await link.unless_it_ends(asyncio.sleep(OVERLAP_SECONDS))
+        finally:
+            await link.close()
+
+
+class _Attempt:
+    """One attempt as its owner sees it: any thread can cancel it at any time, before it has begun too."""
+
+    def __init__(self) -> None:
+        self.connected = False
+        self._lock = threading.Lock()
+        self._cancelled = False
+        self._loop = asyncio.new_event_loop()
+        self._task: asyncio.Task[None] | None = None
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run to the end, or until cancelled; raises what the work raises."""
+        try:
+            with self._lock:
+                self._task = self._loop.create_task(work)
+                if self._cancelled:
+                    self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                self._loop.run_until_complete(self._task)
+        finally:
+            self._cancel_others()
+            self._loop.close()
+
+    def cancel(self) -> None:
+        """End it; what it has received is emitted by then."""
+        with self._lock, suppress(RuntimeError):  # it may have ended
+            self._cancelled = True
+            if self._task is not None:
+                self._loop.call_soon_threadsafe(self._task.cancel)
+
+    def _cancel_others(self) -> None:
+        if others := asyncio.all_tasks(self._loop):
+            for task in others:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.wait(others))
+
+
+class _Link:
+    """One WebSocket, and what is due on it."""
+
+    def __init__(self, venue: Venue, reader: TradeReader, silence: DataSilence, monotonic: Callable[[], float]) -> None:
+        self._venue, self._reader, self._silence, self._monotonic = venue, reader, silence, monotonic
+        self._frame_at = self._pinged_at = monotonic()
+        self._look_again_at = self._ends_at = inf
+        self._woken = asyncio.Event()
+        self._stream: FrameStream
+
+    async def open(self, url: str, names: Names) -> None:
+        """Connect and subscribe.
+
+        Raises:
+            OSError: as of `open_stream`.
+        """
+        self._reader.expect(names.native)
+        self._stream = await open_stream(url, self._on_messages)
+        self._stream.closed.add_done_callback(lambda _: self._woken.set())
+        now = self._frame_at = self._pinged_at = self._monotonic()
+        self._silence.begin()
+        if self._venue.lifetime_seconds is not None:
+            self._ends_at = now + self._venue.lifetime_seconds
+        if names.absent:
+            self._look_again_at = now + LOOK_AGAIN_SECONDS
+        for frame in self._venue.subscribe([*names.native.values()]):
+            self._stream.send(frame)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._stream.close()
+
+    async def until_it_ends_soon(self) -> None:
+        """Do what is due until the venue is about to close the connection, by its notice or its rule.
+
+        Raises:
+            ConnectionLost: the venue has closed it.
+            ConnectionSilent: no trades, or no frames at all, for too long.
+        """
+        while not (self._reader.is_closing or self._monotonic() >= self._ends_at):
+            self._woken.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.001, self._next_duty() - self._monotonic())):
+                    await self._woken.wait()
+            self._check_closed()
+            self._do_duties()
+
+    async def unless_it_ends(self, work: Awaitable[_T]) -> _T:
+        """Await something else while the connection is read.
+
+        Raises:
+            ConnectionLost: the venue has closed it.
+        """
+        task = asyncio.ensure_future(work)
+        both: tuple[asyncio.Future[Any], ...] = (task, self._stream.closed)
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                self._check_closed()
+            return task.result()
+        finally:
+            task.cancel()
+
+    def _on_messages(self, messages: list[bytes]) -> None:
+        self._frame_at = self._monotonic()
+        self._reader.read(messages)
+        if self._reader.is_closing:
+            self._woken.set()
+
+    def _check_closed(self) -> None:
+        if self._stream.closed.done():
+            raise ConnectionLost(f"the venue closed the connection: {self._stream.closed.result()}")
+
+    def _next_duty(self) -> float:
+        """When something is due without a message."""
+        due = [self._frame_at + FRAME_SILENCE_SECONDS, self._silence.ends_at, self._look_again_at, self._ends_at]
+        if self._venue.ping is not None:
+            due.append(max(self._frame_at, self._pinged_at) + self._venue.ping[0])
+        return min(due)
+
+    def _do_duties(self) -> None:
+        now = self._monotonic()
+        if now >= self._frame_at + FRAME_SILENCE_SECONDS:
+            self._silence.is_unbroken = True
+            raise ConnectionSilent(f"no frame for {FRAME_SILENCE_SECONDS:g} s")
+        if now >= self._silence.ends_at:
+            raise ConnectionSilent(f"no trade for {self._silence.on_end():g} s")
+        if self._venue.ping is not None and now >= max(self._frame_at, self._pinged_at) + self._venue.ping[0]:
+            self._pinged_at = now
+            self._stream.send(self._venue.ping[1])
+        if now >= self._look_again_at:
+            raise ConnectionLost("connecting again, to look for the symbols that were absent")
