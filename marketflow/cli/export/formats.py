@@ -1,11 +1,12 @@
 """Output formats. Each takes blocks of CSV, as PostgreSQL makes them, and buffers a bounded number of rows."""
 
+import json
 from abc import ABC, abstractmethod
 from importlib.util import find_spec
 from io import BytesIO
 from typing import IO, Any, Self
 
-from marketflow.cli.export.row_reader import COLUMNS, PRICES, TEXTS, TIMES
+from marketflow.cli.export.row_reader import AMOUNTS, COLUMNS, PRICES, TEXTS, TIMES
 from marketflow.errors import SettingsError
 from marketflow.text import visible
 
@@ -16,7 +17,7 @@ _FORMULA = tuple(
 )
 """First characters that make a spreadsheet take a cell for a formula."""
 
-GROUP_ROWS = 64 * 1024
+GROUP_ROWS = 48 * 1024
 """Rows of a row group of Parquet: about 15 MB of CSV, the most that is buffered."""
 
 
@@ -85,6 +86,7 @@ class Parquet(Format):
         from pyarrow import csv, parquet  # type: ignore[import-untyped]
 
         self._schema = _schema()
+        self._read_as = _read_as(self._schema)
         self._csv: Any = csv
         self._sink = _ClosableFile(file)
         self._writer = parquet.ParquetWriter(self._sink, self._schema, compression="zstd")
@@ -115,11 +117,11 @@ class Parquet(Format):
             parse_options=self._csv.ParseOptions(newlines_in_values=True),
             # As in PostgreSQL: an empty field is null, a quoted one is not.
             convert_options=self._csv.ConvertOptions(
-                column_types=self._schema, null_values=[""], quoted_strings_can_be_null=False
+                column_types=self._read_as, null_values=[""], quoted_strings_can_be_null=False
             ),
         )
         self._buffered, self._rows = [], 0
-        self._writer.write_table(table)
+        self._writer.write_table(_with_lists(table, self._schema))
 
 
 class _ClosableFile:
@@ -157,5 +159,30 @@ def _schema() -> Any:
     import pyarrow
 
     kinds = dict.fromkeys(TEXTS, pyarrow.string()) | dict.fromkeys(TIMES, pyarrow.timestamp("ms", tz="UTC"))
-    kinds |= dict.fromkeys(PRICES, pyarrow.float64()) | {"tick_count": pyarrow.int64(), "version": pyarrow.int32()}
+    kinds |= dict.fromkeys((*PRICES, *AMOUNTS), pyarrow.float64())
+    kinds |= {"tick_count": pyarrow.int64(), "version": pyarrow.int32(), "source": pyarrow.string()}
+    kinds |= {"verified": pyarrow.bool_(), "venue_values": pyarrow.list_(pyarrow.float64())}
     return pyarrow.schema([(name, kinds[name]) for name in COLUMNS])
+
+
+def _read_as(schema: Any) -> Any:
+    """Return the schema in which CSV is read: pyarrow reads no lists from it."""
+    import pyarrow
+
+    place = schema.get_field_index("venue_values")
+    return schema.set(place, pyarrow.field("venue_values", pyarrow.string()))
+
+
+def _with_lists(table: Any, schema: Any) -> Any:
+    """Return the table with the venue's values as lists."""
+    import pyarrow
+
+    place = schema.get_field_index("venue_values")
+    texts = table.column(place).to_pylist()
+    lists = pyarrow.array([_numbers(text) if text else None for text in texts], schema.field(place).type)
+    return table.set_column(place, schema.field(place), lists)
+
+
+def _numbers(array: str) -> list[float | None]:
+    """Return the numbers of an array in JSON, in which PostgreSQL writes infinity and NaN as text."""
+    return [None if each is None else float(each) for each in json.loads(array)]

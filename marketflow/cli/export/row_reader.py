@@ -17,7 +17,7 @@ from marketflow.errors import SettingsError, Unavailable
 from marketflow.model import Mode
 from marketflow.stores.postgres.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.candle_sql import RECURSIVE_SERIES
-from marketflow.stores.postgres.rows import END_MS, OLDEST_MS, reason, to_datetime
+from marketflow.stores.postgres.rows import END_MS, OLDEST_MS, VENUE_VALUES, reason, to_datetime
 from marketflow.stores.postgres.session import connecting, pin, session_keywords
 
 READ_TIMEOUT_SECONDS = 30.0
@@ -29,8 +29,12 @@ BLOCK_BYTES = 256 * 1024
 TEXTS = ("pair_name", "exchange", "mode")
 PRICES = ("average_price", "min_price", "max_price", "open_price", "close_price")
 TICK_TIMES = ("open_at", "close_at", "min_at", "max_at")
-COLUMNS = (*TEXTS, "timestamp", *PRICES, "tick_count", *TICK_TIMES, "version")
-"""Columns of the table, in its order."""
+AMOUNTS = ("volume", "turnover", "buy_volume", "buy_turnover")
+COLUMNS = (
+    *(*TEXTS, "timestamp", *PRICES, "tick_count", *TICK_TIMES, "version"),
+    *(*AMOUNTS, "source", "verified", "venue_values"),
+)
+"""Columns of the table, in its order; new ones are added at the end, for readers by position."""
 
 TIMES = ("timestamp", *TICK_TIMES)
 
@@ -183,11 +187,15 @@ def read_blocks(
 
 
 def _columns(series: SeriesRows, written_as: Callable[[str], str]) -> sql.Composable:
-    """Return the columns as SQL; times in RFC 3339, as in the API."""
+    """Return the columns as SQL; times in RFC 3339, as in the API, the venue's values as an array in JSON."""
     rfc3339 = """case when {0} >= '1970-01-01Z' and {0} < '2200-01-01Z' then
         to_char({0} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') end"""
     forms: dict[str, sql.Composable] = {name: sql.SQL(rfc3339).format(sql.Identifier(name)) for name in TIMES}
     forms |= {"pair_name": sql.Literal(written_as(series.symbol)), "exchange": sql.Literal(written_as(series.exchange))}
+    forms["verified"] = sql.SQL("verified::text")
+    forms["venue_values"] = sql.SQL(
+        "case when array_ndims(venue_values) = 1 and cardinality(venue_values) = {} then to_json(venue_values) end"
+    ).format(VENUE_VALUES)
     return sql.SQL(", ").join(forms.get(name, sql.Identifier(name)) for name in COLUMNS)
 
 

@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import io
+import json
 import os
 import pty
 import signal
@@ -52,7 +53,15 @@ def put(table: "psycopg.Connection[Any]", *rows: Row) -> None:
         cursor.executemany(f"insert into aggregates values ({', '.join(['%s'] * len(COLUMNS))})", rows)  # noqa: S608
 
 
-def minute(number: int, symbol: str = "BTCUSDT", exchange: str = "exchange1", mode: str = "test") -> Row:
+TICKS: Row = (0.3, 20_229.642, 0.1, 1e-9, "ticks", True, None)
+DIFFERENT: Row = (0.0, 0.0, None, None, "ticks", False, [1 / 3, 1e100, 1e-300, 67432.14, 0.5, None, None])
+UNKNOWN: Row = (None, None, None, None, "ticks", None, None)
+"""What was traded, and what the venue says: the columns after the version."""
+
+
+def minute(
+    number: int, symbol: str = "BTCUSDT", exchange: str = "exchange1", mode: str = "test", traded: Row = TICKS
+) -> Row:
     at = START + timedelta(minutes=number)
     ticks_at = [at + timedelta(milliseconds=ms) for ms in (0, 59_999, 1_001, 30_500)]
     return (
@@ -68,6 +77,7 @@ def minute(number: int, symbol: str = "BTCUSDT", exchange: str = "exchange1", mo
         10**12 - number,
         *ticks_at,
         1 + number,
+        *traded,
     )
 
 
@@ -116,8 +126,23 @@ def read_csv(data: bytes) -> list[Row]:
     def time(text: str) -> datetime | None:
         return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC) if text else None
 
+    def number(text: str) -> float | None:
+        return float(text) if text else None
+
     return [
-        (*line[:3], time(line[3]), *map(float, line[4:9]), int(line[9]), *map(time, line[10:14]), int(line[14]))
+        (
+            *line[:3],
+            time(line[3]),
+            number(line[4]),
+            *map(float, line[5:9]),
+            None if line[9] == "" else int(line[9]),
+            *map(time, line[10:14]),
+            int(line[14]),
+            *map(number, line[15:19]),
+            line[19],
+            {"": None, "true": True, "false": False}[line[20]],
+            json.loads(line[21]) if line[21] else None,
+        )
         for line in lines
     ]
 
@@ -141,11 +166,42 @@ def test_export_equals_stored_rows_in_key_order(
 ) -> None:
     odd = 'A,"B"\nC'
     put(table, *(minute(n, symbol, exchange) for n in (2, 0, 1) for symbol in ("ETHUSDT", odd) for exchange in "ba"))
-    put(table, (*minute(3, odd, "b")[:10], None, None, None, None, 1), minute(9, mode="live"))
+    put(table, (*minute(3, odd, "b")[:10], None, None, None, None, 1, *UNKNOWN), minute(9, mode="live"))
+    put(table, minute(4, odd, "b", traded=DIFFERENT), venue_minute(5, odd, "b"))
     stored = table.execute("select * from aggregates where mode = 'test' order by exchange, pair_name, timestamp")
     done = run(environment, "--format", form)
     assert read(done.stdout, form) == stored.fetchall()
-    assert error_line(done) == "13 rows of test mode"
+    assert error_line(done) == "15 rows of test mode"
+
+
+def venue_minute(number: int, symbol: str, exchange: str) -> Row:
+    """A row of the venue's own candle, whose number of trades is unknown."""
+    row = list(minute(number, symbol, exchange, traded=(12.5, None, None, None, "venue", None, None)))
+    row[4] = row[9] = None
+    return tuple(row)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_malformed_venue_values_are_exported_as_null(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], form: str
+) -> None:
+    for number, values in enumerate(("{1,2}", "{{1,2,3,4,5,6,7}}", "{}")):
+        put(table, minute(number))
+        table.execute(
+            "update aggregates set venue_values = %s::float8[] where timestamp = %s", [values, minute(number)[3]]
+        )
+    assert [row[-1] for row in read(run(environment, "--format", form).stdout, form)] == [None] * 3
+
+
+def test_csv_header_keeps_the_order_of_earlier_versions(
+    table: "psycopg.Connection[Any]", environment: dict[str, str]
+) -> None:
+    """New columns are the last ones, so that a reader by position still finds the others."""
+    assert run(environment).stdout.decode() == (
+        "pair_name,exchange,mode,timestamp,average_price,min_price,max_price,open_price,close_price,tick_count,"
+        "open_at,close_at,min_at,max_at,version,"
+        "volume,turnover,buy_volume,buy_turnover,source,verified,venue_values\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,12 +240,13 @@ def test_error_escapes_names_of_the_database(table: "psycopg.Connection[Any]", e
 def test_times_are_rfc_3339_in_utc_and_prices_exact(
     table: "psycopg.Connection[Any]", environment: dict[str, str]
 ) -> None:
-    put(table, minute(1))
+    put(table, minute(1, traded=DIFFERENT))
     table.execute(f"alter database {table.info.dbname} set timezone = 'Asia/Kathmandu'")
     table.execute(f"alter database {table.info.dbname} set extra_float_digits = -10")
     assert run(environment).stdout.decode().splitlines()[1] == (
         "BTCUSDT,exchange1,test,2026-11-01T00:01:00.000Z,1.1,1e-300,1e+100,0.3333333333333333,67432.14,999999999999,"
-        "2026-11-01T00:01:00.000Z,2026-11-01T00:01:59.999Z,2026-11-01T00:01:01.001Z,2026-11-01T00:01:30.500Z,2"
+        "2026-11-01T00:01:00.000Z,2026-11-01T00:01:59.999Z,2026-11-01T00:01:01.001Z,2026-11-01T00:01:30.500Z,2,"
+        '0,0,,,ticks,false,"[0.3333333333333333,1e+100,1e-300,67432.14,0.5,null,null]"'
     )
 
 
@@ -199,10 +256,17 @@ def test_parquet_has_typed_columns_and_is_compressed(
     put(table, minute(1))
     file = parquet.ParquetFile(io.BytesIO(run(environment, "--format", "parquet").stdout))
     kinds = {field.name: str(field.type) for field in file.schema_arrow}
-    assert kinds == dict.fromkeys(COLUMNS[:3], "string") | dict.fromkeys(COLUMNS[4:9], "double") | dict.fromkeys(
-        ["timestamp", *COLUMNS[10:14]], "timestamp[ms, tz=UTC]"
-    ) | {"tick_count": "int64", "version": "int32"}
-    assert {file.metadata.row_group(0).column(n).compression for n in range(len(COLUMNS))} == {"ZSTD"}
+    assert kinds == dict.fromkeys(COLUMNS[:3], "string") | dict.fromkeys(
+        [*COLUMNS[4:9], *COLUMNS[15:19]], "double"
+    ) | dict.fromkeys(["timestamp", *COLUMNS[10:14]], "timestamp[ms, tz=UTC]") | {
+        "tick_count": "int64",
+        "version": "int32",
+        "source": "string",
+        "verified": "bool",
+        "venue_values": "list<element: double>",
+    }
+    group = file.metadata.row_group(0)
+    assert {group.column(n).compression for n in range(group.num_columns)} == {"ZSTD"}
 
 
 @pytest.mark.parametrize(
