@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
 from math import fsum
 from operator import mul
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 import msgspec
 
@@ -84,22 +84,6 @@ class _Numbers(msgspec.Struct, gc=False):
     side: Side | None = None
     id: int | str | None = None
     count: int = 1
-
-
-class Traded(Protocol):
-    """What was traded: a line, or a trade of a venue."""
-
-    @property
-    def quantity(self) -> float | None:
-        """In base units; None where it is unknown."""
-
-    @property
-    def side(self) -> Side | None:
-        """Of the taker."""
-
-    @property
-    def count(self) -> int:
-        """The number of trades it stands for."""
 
 
 class _Dated(NamedTuple):
@@ -429,7 +413,7 @@ def _candles(
         high, low = max(within), min(within)
         total, ticks, amounts = None, end - begin, None
         if trades is not None:
-            total, ticks, amounts = traded(within, trades[begin:end])
+            total, ticks, amounts = _traded(within, trades[begin:end])
         elif high <= MAX_PRICE:
             total = fsum(within)
         candles[Slot(series, start)] = Candle(
@@ -452,7 +436,7 @@ def _candles(
     return candles
 
 
-def traded(prices: Sequence[float], trades: "Sequence[Traded]") -> tuple[float, int, Amounts | None]:
+def _traded(prices: Sequence[float], trades: "Sequence[TradeLine | _Numbers]") -> tuple[float, int, Amounts | None]:
     """Return the total of all prices, the number of trades, and what was traded."""
     if max(prices) > MAX_PRICE:
         return 0.0, len(trades), None  # the sum would overflow; such a candle is rejected

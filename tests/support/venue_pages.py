@@ -57,7 +57,7 @@ class VenuePages:
 
     def _older(self, query: dict[str, str]) -> list[Trade]:
         """The newest page before `after`, newest first."""
-        upper = int(query.get("after", 2**63))
+        upper = int(query.get("after", 10**40))
         limit = min(self.page, int(query["limit"]))
         return [trade for trade in reversed(self.trades) if (trade.id or 0) < upper][:limit]
 
@@ -76,7 +76,9 @@ class VenuePages:
         if "fromId" in query:
             found = [(a, trade) for a, trade in numbered if a >= int(query["fromId"])]
         else:
-            found = [(a, trade) for a, trade in numbered if trade.at >= int(query["startTime"])]
+            begin, end = int(query["startTime"]), int(query["endTime"])
+            assert end - begin < 3_600_000
+            found = [(a, trade) for a, trade in numbered if begin <= trade.at <= end]
         return Reply([
             {"a": a, "p": plain(trade.price), "q": plain(trade.quantity), "f": (trade.id or 0) - trade.count + 1}
             | {"l": trade.id, "T": trade.at, "m": trade.side == "sell", "M": True}

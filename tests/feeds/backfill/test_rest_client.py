@@ -41,8 +41,10 @@ def asking(
     time = FakeTime()
     with RestServer(answer) as server:
         client = RestClient(VENUES[venue], server.url + "/", budget, monotonic=time)
-        yield server, client, time
-        client.close()
+        try:
+            yield server, client, time
+        finally:
+            client.close()
 
 
 def test_call_is_sent_below_the_address_with_a_user_agent() -> None:

@@ -81,8 +81,13 @@ class KrakenCalls(RestCalls):
     def trades(self, symbol: str, reply: RestReply) -> TradesPage:
         """Ascending; `last` is the time of the last one in nanoseconds, which the float of its row has lost."""
         result = _result(reply)
-        last = str(_last(result["last"])) if "last" in result else None
-        return TradesPage([_trade(symbol, row) for row in _trades(_rows(result))], last)
+        rows = _trades(_rows(result))
+        if not rows or "last" not in result:
+            return TradesPage([], None)
+        last = int(_last(result["last"]))
+        # A page of one time alone would come again.
+        next_since = last + 1 if rows[0].time == rows[-1].time else last
+        return TradesPage([_trade(symbol, row) for row in rows], str(next_since))
 
     def candles_call(self, symbol: str, since_ms: int, until_ms: int, now_ms: int) -> RestCall:
         """`since` in seconds, itself excluded; the newest ones come in any case."""
