@@ -8,9 +8,9 @@ by line, to find the bad lines. A symbol that is not configured never becomes a 
 import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from itertools import compress
-from math import fsum
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, compress
+from math import fsum, inf
 from operator import mul
 from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
@@ -176,20 +176,32 @@ class Decoder:
 
         All are of one type, Line or TradeLine.
         """
-        received = self._clock()
-        candles = self._fold_usual(lines, received) if self._timestamps.usual else None
-        return self._fold_each(lines, received) if candles is None else candles
-
-    # Series by series
-
-    def _fold_usual(self, lines: Sequence[Line], received: int) -> Candles | None:
-        """Return the candles of lines whose prices and timestamps are all valid, None for any others."""
         by_symbol: defaultdict[str, list[Line]] = defaultdict(list)
         for line in lines:
             by_symbol[line.symbol].append(line)
+        received = self._clock()
+        candles = self._fold_usual(by_symbol, received) if self._timestamps.usual else None
+        return self._fold_each(lines, received) if candles is None else candles
+
+    def fold_trades(self, by_symbol: Mapping[str, Sequence[TradeLine]]) -> Candles:
+        """Return the candles of the valid ones among trades that have just arrived, by our name of their symbol."""
+        received = self._clock()
+        candles = self._fold_usual(by_symbol, received) if self._timestamps.usual else None
+        if candles is not None:
+            return candles
+        for symbol, trades in by_symbol.items():
+            for trade in trades:
+                trade.symbol = symbol
+        return self._fold_each([*chain.from_iterable(by_symbol.values())], received)
+
+    # Series by series
+
+    def _fold_usual(self, by_symbol: Mapping[str, Sequence[Line]], received: int) -> Candles | None:
+        """Return the candles of lines whose prices and timestamps are all valid, None for any others."""
         candles: Candles = {}
         unknown: dict[str, int] = {}
         folded: set[Series] = set()
+        count = 0
         for symbol, group in by_symbol.items():
             if (series := self._series_of(symbol)) is None:
                 unknown[symbol] = len(group)
@@ -198,15 +210,16 @@ class Decoder:
             else:
                 folded.add(series)
                 candles |= of_series
-        for symbol, count in unknown.items():
-            self.reject("unknown_symbol", symbol, count)
+                count += len(group)
+        for symbol, lines in unknown.items():
+            self.reject("unknown_symbol", symbol, lines)
         if candles:
             if not self._timestamps.settled:
                 self._timestamps.confirm()
-            self._count(len(lines) - sum(unknown.values()), received)
+            self._count(count, received)
         return candles
 
-    def _fold_series(self, series: Series, lines: list[Line], received: int) -> Candles | None:
+    def _fold_series(self, series: Series, lines: Sequence[Line], received: int) -> Candles | None:
         timestamps = [line.timestamp for line in lines]
         if None in timestamps:
             return None
@@ -221,8 +234,8 @@ class Decoder:
             order = sorted(range(len(times)), key=times.__getitem__)
             lines, prices = [lines[i] for i in order], [prices[i] for i in order]
             sequences = [received + i for i in order]
-        trades = cast("list[TradeLine]", lines) if isinstance(lines[0], TradeLine) else None
-        if trades is not None and not all(map(_has_valid_quantity, trades)):
+        trades = cast("Sequence[TradeLine]", lines) if isinstance(lines[0], TradeLine) else None
+        if trades is not None and not (_are_valid([trade.quantity for trade in trades]) and sum(prices) < inf):
             return None
         candles = _candles(series, prices, in_order, sequences, trades)
         valid = all(candle.low > 0 and candle.high <= MAX_PRICE for candle in candles.values())
@@ -369,6 +382,12 @@ def _decoded(value: msgspec.Raw, kind: Any) -> Any:
 
 def _has_valid_quantity(line: "Line | _Numbers") -> bool:
     return type(line) is Line or 0 <= (cast("TradeLine | _Numbers", line).quantity or 0) <= MAX_PRICE
+
+
+def _are_valid(quantities: Sequence[float | None]) -> bool:
+    """Whether none is negative, too great or no number; they may be unknown."""
+    known = [each for each in quantities if each is not None] if None in quantities else cast("list[float]", quantities)
+    return not known or (min(known) >= 0 and sum(known) <= MAX_PRICE)
 
 
 def _decode_all(chunk: bytes, decode: Callable[[bytes], _T]) -> list[_T] | None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from tests.benchmarks import compare
 
-BENCHMARKS = ("ingest", "single_tick", "promptness", "queries", "breadth", "history", "stream", "start_stop")
+BENCHMARKS = ("ingest", "single_tick", "promptness", "queries", "breadth", "history", "stream", "start_stop", "venues")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

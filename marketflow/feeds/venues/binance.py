@@ -5,10 +5,11 @@ Source: binance-spot-api-docs, web-socket-streams.md and rest-api.md (2026-07). 
 """
 
 from collections.abc import Sequence
+from typing import Literal, cast
 
 import msgspec
 
-from marketflow.feeds.decoder import UNDECODABLE
+from marketflow.feeds.decoder import UNDECODABLE, TradeLine
 from marketflow.feeds.venues.rest.binance_calls import BinanceCalls
 from marketflow.feeds.venues.venue import (
     Acknowledged,
@@ -42,6 +43,18 @@ class _Message(msgspec.Struct, gc=False):
     msg: str | None = None
 
 
+class _TradeMessage(TradeLine, gc=False, kw_only=True):
+    """A raw frame of a trade."""
+
+    e: Literal["trade"]
+    symbol: str = msgspec.field(name="s")
+    price: float = msgspec.field(name="p")
+    quantity: float = msgspec.field(name="q")
+    timestamp: int = msgspec.field(name="T")
+    id: int = msgspec.field(name="t")
+    is_buyer_maker: bool = msgspec.field(name="m")
+
+
 class _Symbol(msgspec.Struct):
     symbol: str
     status: str
@@ -56,6 +69,7 @@ class _Instruments(msgspec.Struct):
 
 
 _message = msgspec.json.Decoder(_Message).decode
+_trade_message = msgspec.json.Decoder(_TradeMessage, strict=False).decode  # numbers are strings
 
 
 class Binance(Venue):
@@ -93,6 +107,16 @@ class Binance(Venue):
         if message.code is not None:
             return [Refused(message.msg or f"error {message.code}")]
         return [Acknowledged()] if bytes(message.id) else [Rejected("unknown_message", frame[:200])]
+
+    def trades(self, frames: Sequence[bytes]) -> list[TradeLine] | None:
+        """Decode raw frames in C alone, but for the side."""
+        try:
+            found = [*map(_trade_message, frames)]
+        except UNDECODABLE:
+            return None
+        for each in found:
+            each.side = "sell" if each.is_buyer_maker else "buy"
+        return cast("list[TradeLine]", found)
 
     def instruments(self, body: bytes) -> list[Instrument]:
         """All that trade for immediate delivery."""

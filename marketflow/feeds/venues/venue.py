@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from marketflow.feeds.decoder import UNDECODABLE, number_of
+from marketflow.feeds.decoder import UNDECODABLE, TradeLine, number_of
 from marketflow.model import VenueValues
 
 Side = Literal["buy", "sell"]
@@ -198,6 +198,13 @@ class Venue(ABC):
     @abstractmethod
     def decode(self, frame: bytes) -> list[Event]:
         """What a frame says."""
+
+    def trades(self, frames: Sequence[bytes]) -> list[TradeLine] | None:
+        """The trades of frames that hold nothing else, by the venue's names of the symbols; None for any others.
+
+        Faster than `decode`, whose trades are the same; worth it for a venue that sends many frames.
+        """
+        return None
 
     @abstractmethod
     def instruments(self, body: bytes) -> list[Instrument]:

@@ -1,6 +1,8 @@
 """Makes candles of the messages of one connection."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 
 from loguru import logger
 
@@ -46,22 +48,51 @@ class TradeReader:
 
     def read(self, messages: Sequence[bytes]) -> None:
         """Emit the candles of messages, if there are any."""
-        lines: list[TradeLine] = []
         with decoding:
-            for message in messages:
-                if len(message) > MAX_FRAME_BYTES:
-                    self._decoder.reject("too_long", f"{len(message)} bytes")
-                    continue
-                for event in self._venue.decode(message):
-                    self._on(event, lines)
-            if lines and (candles := self._decoder.fold(lines)):
+            if (trades := self._decode_trades(messages)) is None:
+                trades = self._decode_each(messages)
+            if trades and (candles := self._fold(trades)):
                 self._silence.on_trade()
                 self._emit(candles)
 
-    def _on(self, event: Event, lines: list[TradeLine]) -> None:
+    def _decode_trades(self, messages: Sequence[bytes]) -> list[TradeLine] | None:
+        """The trades of messages that all are valid trades, None for any others."""
+        if not messages or max(map(len, messages)) > MAX_FRAME_BYTES:
+            return None
+        if not (trades := self._venue.trades(messages)):
+            return None
+        quantities = [trade.quantity or 0.0 for trade in trades]
+        return trades if min(quantities) > 0 and sum(quantities) < inf else None  # NaN is not less
+
+    def _decode_each(self, messages: Sequence[bytes]) -> list[TradeLine]:
+        trades: list[TradeLine] = []
+        for message in messages:
+            if len(message) > MAX_FRAME_BYTES:
+                self._decoder.reject("too_long", f"{len(message)} bytes")
+                continue
+            for event in self._venue.decode(message):
+                if not isinstance(event, Trade):
+                    self._on(event)
+                elif event.quantity > 0:
+                    trades.append(_line(event))
+                else:
+                    self._decoder.reject("bad_price", event)
+        return trades
+
+    def _fold(self, trades: Sequence[TradeLine]) -> Candles:
+        by_symbol: defaultdict[str, list[TradeLine]] = defaultdict(list)
+        for trade in trades:
+            by_symbol[trade.symbol].append(trade)
+        new: dict[str, list[TradeLine]] = {}
+        for symbol, of_symbol in by_symbol.items():
+            if (ours := self._ours.get(symbol)) is None:
+                self._decoder.reject("unknown_symbol", symbol, len(of_symbol))
+            elif counting := self._ids.new_of(symbol, of_symbol):
+                new[ours] = counting
+        return self._decoder.fold_trades(new) if new else {}
+
+    def _on(self, event: Event) -> None:
         match event:
-            case Trade():
-                self._on_trade(event, lines)
             case Rejected():
                 self._decoder.reject(event.reason, event.example)
             case Refused():
@@ -73,10 +104,6 @@ class TradeReader:
                 if self._ids.has(event.symbol, event.newest_id):
                     self._silence.on_proof()
 
-    def _on_trade(self, trade: Trade, lines: list[TradeLine]) -> None:
-        if (symbol := self._ours.get(trade.symbol)) is None:
-            self._decoder.reject("unknown_symbol", trade.symbol)
-        elif trade.quantity <= 0:
-            self._decoder.reject("bad_price", trade)
-        elif self._ids.is_new(trade):
-            lines.append(TradeLine(symbol, trade.price, trade.at, trade.quantity, trade.side, trade.id, trade.count))
+
+def _line(trade: Trade) -> TradeLine:
+    return TradeLine(trade.symbol, trade.price, trade.at, trade.quantity, trade.side, trade.id, trade.count)
