@@ -8,6 +8,7 @@ has come, there is no answer but an error: a minute that misses trades must not 
 from functools import partial
 
 from marketflow.feeds.backfill.rest_client import RestClient, RestFailed
+from marketflow.feeds.decoder import MAX_PRICE
 from marketflow.feeds.venues.venue import Trade, TradesPage
 from marketflow.model import MINUTE_MS
 
@@ -115,7 +116,7 @@ class _Pages:
             raise RestFailed(f"a trade of {name} has no id: {trade}")
         if not EARLIEST_MS <= trade.at <= self._client.now_ms + LATEST_AHEAD_MS:
             raise RestFailed(f"a trade of {name} is not dated in the unit expected: {trade}")
-        if trade.price <= 0 or trade.quantity <= 0:
+        if not (0 < trade.price <= MAX_PRICE and 0 < trade.quantity <= MAX_PRICE):
             raise RestFailed(f"a trade of {name} has no valid price or quantity: {trade}")
         self._seen[trade.id] = trade.at
         if self._start <= trade.at < self._end:

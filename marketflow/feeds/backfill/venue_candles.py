@@ -6,6 +6,7 @@ Venues differ in how they say that nothing was traded: no row, a flat one with a
 from email.utils import parsedate_to_datetime
 
 from marketflow.feeds.backfill.rest_client import RestClient, RestFailed
+from marketflow.feeds.decoder import MAX_PRICE
 from marketflow.feeds.venues.venue import RestReply, VenueCandle
 from marketflow.model import MINUTE_MS, VenueValues
 
@@ -65,7 +66,7 @@ def _page(client: RestClient, symbol: str, begin: int, end: int, now_ms: int) ->
 def _check_range(client: RestClient, symbol: str, rows: list[VenueCandle], begin: int, end: int) -> None:
     name = client.venue.name
     for row in rows:
-        if row.start % MINUTE_MS or not 0 < row.values.low <= row.values.high or (row.values.volume or 0) < 0:
+        if row.start % MINUTE_MS or not _is_valid(row.values):
             raise RestFailed(f"a candle of {name} is none of a minute, or has no valid numbers: {row}")
     starts = [row.start for row in rows]
     rest = client.venue.rest
@@ -79,6 +80,12 @@ def _check_range(client: RestClient, symbol: str, rows: list[VenueCandle], begin
 
 def _is_over(row: VenueCandle, now_ms: int) -> bool:
     return row.start + MINUTE_MS <= now_ms
+
+
+def _is_valid(values: VenueValues) -> bool:
+    prices = values.open, values.high, values.low, values.close
+    amounts = values.volume or 0, values.turnover or 0, values.ticks or 0
+    return 0 < values.low == min(prices) and values.high == max(prices) <= MAX_PRICE and min(amounts) >= 0
 
 
 def _has_trades(values: VenueValues) -> bool:

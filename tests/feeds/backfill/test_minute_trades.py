@@ -292,7 +292,7 @@ def test_numbers_of_every_spelling_are_exact(text: object, value: float) -> None
     assert (found.price, found.quantity) == (value, value)
 
 
-@pytest.mark.parametrize("text", ["NaN", "Infinity", "", "-0", "-1", "0", "abc", None, [], True])
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "1e400", "", "-0", "-1", "0", "abc", None, [], True])
 def test_number_that_is_none_is_an_error_of_the_minute(text: object) -> None:
     """Not dropped: a minute without this trade would stand for the whole one."""
     for rows in ([row_of(text)], [row_of("1", text)]):
