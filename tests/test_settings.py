@@ -280,6 +280,8 @@ def test_current_folder_without_permission_has_no_settings(tmp_path: Path) -> No
         ("symbols", ["A", "A"], "must all be different, A is there twice"),
         ("exchanges", [], "must be a list of one or more exchanges"),
         ("exchanges", "x", "must be a list of one or more exchanges"),
+        ("history", "1w", 'must be a duration such as "24h", "365d" or "1h30m", or "0s" for none'),
+        ("history", 24, 'must be a duration such as "24h", "365d" or "1h30m", or "0s" for none; put it in quotes'),
     ],
 )
 def test_wrong_value_is_named_with_allowed_values(key: str, value: object, allowed: str) -> None:
@@ -287,6 +289,15 @@ def test_wrong_value_is_named_with_allowed_values(key: str, value: object, allow
     assert text.startswith(f"{key} = ")
     assert f": {allowed}" in text
     assert "\n" not in text
+
+
+def test_history_is_of_venues_and_may_differ_by_exchange() -> None:
+    venues = [{"name": "a", "venue": "okx"}, {"name": "b", "venue": "kraken", "history": "2d"}]
+    settings = load(None, {"exchanges": [*venues, {"name": "c", "address": "c:1"}], "history": "1h30m"})
+    assert [settings.history_ms(each) for each in settings.exchanges] == [5_400_000, 172_800_000, 0]
+    assert Settings().history == "24h"
+    text = problems({"exchanges": [{"name": "b", "venue": "kraken", "history": ""}]})
+    assert text.startswith('exchanges[0].history = ""')
 
 
 @pytest.mark.parametrize("symbol", ["btc", "", "A B", "A" * 33, "-A", "A/B", "Ä", "A\n", 5, None])

@@ -15,6 +15,7 @@ from msgspec import Meta
 from msgspec.structs import fields
 
 from marketflow.model import MINUTE_MS, Mode
+from marketflow.time_parsing import duration_ms
 
 SLICES_HELD_BEYOND_MS = 10_000
 """Retention of slices beyond the allowed skew, for ticks that were delayed by pending writes."""
@@ -78,6 +79,9 @@ SslMode = Literal["", "disable", "allow", "prefer", "require", "verify-ca", "ver
 Keep = Annotated[
     str, _matches(r"(([2-9]|[1-9][0-9]{1,4})d)?", 'a number of days from 2d to 99999d, such as "90d", or "" for ever')
 ]
+History = Annotated[
+    str, _matches(r"([0-9]{1,5}[smhd]){1,4}", 'a duration such as "24h", "365d" or "1h30m", or "0s" for none')
+]
 Switch = Annotated[bool, Meta(description="true or false")]
 FilePath = Annotated[str, _matches(r"[^\x00\ud800-\udfff]*", 'the path of a file, or ""')]
 SchemaName = Annotated[
@@ -129,7 +133,7 @@ class ExchangeSettings(_Section, frozen=True, kw_only=True, omit_defaults=True):
     """One exchange: its name in the API, and either the `host:port` of its feed (`[::1]:40101` for IPv6) or its venue.
 
     `symbols` maps the symbols to ingest from a venue (empty: all) to the venue's names, "" for the name in the venue's
-    list of instruments. An empty `url` or `rest_url` is the venue's default.
+    list of instruments. An empty `url` or `rest_url` is the venue's default, an empty `history` that of all venues.
     """
 
     name: ExchangeName
@@ -138,6 +142,7 @@ class ExchangeSettings(_Section, frozen=True, kw_only=True, omit_defaults=True):
     symbols: dict[str, str] = {}
     url: str = ""
     rest_url: str = ""
+    history: History | Literal[""] = ""
 
     @property
     def host(self) -> str:
@@ -292,6 +297,7 @@ class Settings(_Section, frozen=True, kw_only=True):
         ExchangeSettings(name="exchange2", address="127.0.0.1:40102"),
         ExchangeSettings(name="exchange3", address="127.0.0.1:40103"),
     )
+    history: History = "24h"
     data_dir: Path = msgspec.field(default_factory=default_data_dir)
     http: HttpSettings = HttpSettings()
     postgres: PostgresSettings = PostgresSettings()
@@ -300,6 +306,10 @@ class Settings(_Section, frozen=True, kw_only=True):
     archive: ArchiveSettings = ArchiveSettings()
     generator: GeneratorSettings = GeneratorSettings()
     log: LogSettings = LogSettings()
+
+    def history_ms(self, exchange: ExchangeSettings) -> int:
+        """Return how far back minutes of an exchange are fetched from its venue, in ms; 0 without a venue."""
+        return duration_ms(exchange.history or self.history) if exchange.venue else 0
 
 
 SECTIONS: dict[str, type[_Section]] = {

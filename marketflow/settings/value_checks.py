@@ -109,10 +109,10 @@ def _exchanges(value: object) -> tuple[ExchangeSettings, ...]:
 
 def _exchange(place: str, item: object) -> ExchangeSettings:
     fields = {str(name).lower(): value for name, value in item.items()} if isinstance(item, Mapping) else {}
-    allowed = {"name", "venue", "symbols", "url", "rest_url"} if "venue" in fields else {"name", "address"}
+    allowed = {"name", "venue", "symbols", "url", "rest_url", "history"} if "venue" in fields else {"name", "address"}
     required = {"name", "venue"} if "venue" in fields else allowed
     if not required <= fields.keys() <= allowed:  # the message shows the names alone: values could be anything
-        meant = "must be a table of name and address, or of name and venue (optional: symbols, url, rest_url)"
+        meant = "must be a table of name and address, or of name and venue (optional: symbols, url, rest_url, history)"
         raise RuleViolation(meant, place, list(fields) or item)
     name = _convert(schema.ExchangeName, fields["name"], f"{place}.name")
     if "venue" in fields:
@@ -140,7 +140,8 @@ def _venue(name: str, place: str, fields: Mapping[str, object]) -> ExchangeSetti
     if native:
         _symbols([*native])
     urls = {key: str(fields.get(key, "")) for key in ("url", "rest_url")}
-    return ExchangeSettings(name=name, venue=venue, symbols=native, **urls)
+    history = _convert(schema.History, fields["history"], f"{place}.history") if "history" in fields else ""
+    return ExchangeSettings(name=name, venue=venue, symbols=native, history=history, **urls)
 
 
 def _store_host(section: str, value: object) -> str:
