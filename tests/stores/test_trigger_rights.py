@@ -217,7 +217,7 @@ def test_statements_find_no_operator_or_function_of_a_stranger(
 def test_superuser_does_not_take_over_a_table_of_another(
     postgres_db: dict[str, Any], owner: "psycopg.Connection[Any]", stranger: "psycopg.Connection[Any]"
 ) -> None:
-    tables = "aggregates, aggregates_daily, aggregates_hourly, aggregates_rolled_until, holes, ddl_applied"
+    tables = "aggregates, aggregates_daily, aggregates_hourly, aggregates_rolled_until, holes, history, ddl_applied"
     owner.execute(f"drop table {tables}")
     stranger.execute((resource("ddl") / "0001_aggregates.sql").read_text())
     with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
@@ -240,7 +240,7 @@ def test_no_ddl_is_applied_beside_what_shadows_postgresql(
     postgres_db: dict[str, Any], owner: "psycopg.Connection[Any]", stranger: "psycopg.Connection[Any]", planted: str
 ) -> None:
     stranger.execute(planted)
-    tables = "aggregates, aggregates_daily, aggregates_hourly, aggregates_rolled_until, holes, ddl_applied"
+    tables = "aggregates, aggregates_daily, aggregates_hourly, aggregates_rolled_until, holes, history, ddl_applied"
     owner.execute(f"drop table {tables}")
     with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
         with pytest.raises(Unavailable, match=r"stranger_of_.*revoke create on schema public from public"):

@@ -24,6 +24,7 @@ _NEEDED = {
     "aggregates_hourly": ("select", "insert", "delete"),
     "aggregates_rolled_until": ("select", "update"),
     "holes": ("select", "insert", "update", "delete"),
+    "history": ("select", "insert", "update"),
     "ddl_applied": ("select",),
 }
 """Privileges that MarketFlow uses on existing tables."""

@@ -163,7 +163,7 @@ def test_missing_rights_are_named(postgres_db: dict[str, Any]) -> None:
     with user(
         postgres_db,
         "grant select, insert on aggregates to guest",
-        "grant select, insert, update, delete on aggregates_daily, aggregates_hourly, holes to guest",
+        "grant select, insert, update, delete on aggregates_daily, aggregates_hourly, holes, history to guest",
         "grant select, update on aggregates_rolled_until, ddl_applied to guest",
     ) as guest:
         result = look(guest)["PostgreSQL schema"]
