@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 from marketflow.feeds.backfill.rest_client import RestClient, RestFailed
 from marketflow.feeds.decoder import MAX_PRICE
 from marketflow.feeds.venues.venue import RestReply, VenueCandle
-from marketflow.model import MINUTE_MS, VenueValues
+from marketflow.model import MINUTE_MS, Amounts, Candle, VenueValues
 
 
 class RangeNotHonoured(RestFailed):
@@ -49,6 +49,22 @@ def candles_between(
             # Older ones may have been cut off, if the venue gives fewer rows a call than it says.
             end = min((row.start for row in rows), default=begin)
     return dict(sorted(found.items()))
+
+
+def venue_minute(start: int, values: VenueValues) -> Candle:
+    """The candle of a minute as the venue has it; of the times of its prices only the minute is known.
+
+    Args:
+        start: Unix ms.
+        values: the venue's own.
+    """
+    amounts = None if values.volume is None else Amounts(values.volume, values.turnover, None, None)
+    ticks, total = 0, 0.0
+    if values.ticks and values.volume and values.turnover is not None:
+        ticks, total = values.ticks, values.turnover / values.volume * values.ticks
+    prices = values.open, values.high, values.low, values.close
+    times = start, start + MINUTE_MS - 1, start, start
+    return Candle(*prices, total, ticks, *times, 0, 0, amounts=amounts, source="venue")
 
 
 def _page(client: RestClient, symbol: str, begin: int, end: int, now_ms: int) -> list[VenueCandle]:

@@ -76,6 +76,8 @@ class VenueFeed:
             for part in chunks(tuple(symbols), venue.symbols_a_connection)
         )
         """Each for a part of the symbols."""
+        self.rest_names: Mapping[str, str] = {}
+        """The venue's name in REST calls of each of our symbols that it trades, as far as it is known yet."""
 
     @property
     def absent(self) -> frozenset[str]:
@@ -104,6 +106,8 @@ class VenueFeed:
 
     def _look_up(self, symbols: Sequence[str]) -> Names:
         names = look_up(self.rest, symbols, self._native)
+        known = {ours: name for ours, name in self.rest_names.items() if ours not in names.absent}
+        self.rest_names = {**known, **names.rest}
         if names.absent != self._absent.get(symbols, frozenset()):
             self._absent = self._absent | {symbols: names.absent}
             if names.absent:

@@ -95,6 +95,7 @@ def test_absent_symbol_is_named_and_the_others_flow() -> None:
         server.send(trade(server, 1, "ETHUSDT"))
         wait_until(lambda: receiver.ticks == 1)
         assert receiver.feed.absent == {"BTCUSDT"}
+        assert receiver.feed.rest_names == {"ETHUSDT": "ETHUSDT"}
 
 
 def test_closed_connection_is_an_error_and_the_next_subscribes_again() -> None:
