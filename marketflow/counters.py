@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from marketflow.model import HoleState
+
 DELAY_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Bounds of the histogram in seconds, from an idle partition to an outage."""
 
@@ -26,13 +28,20 @@ class Delays(msgspec.Struct, frozen=True):
 
 
 class ExchangeCounters(msgspec.Struct, frozen=True):
-    """Counters of one exchange in both modes. `last_tick_at` is the time of receipt (Unix ms) in the current mode."""
+    """Counters of one exchange in both modes.
+
+    `last_tick_at` is the time of receipt (Unix ms) in the current mode, `holes` their number in the current mode by
+    state, `trade_delay` the delay from event to receipt. Earlier versions have no more than `last_tick_at`.
+    """
 
     ticks: int
     rejected: dict[str, int]
     timestamps_replaced: int
     reconnects: int
     last_tick_at: int | None
+    doubles: int = 0
+    holes: dict[HoleState, int] = {}
+    trade_delay: Delays | None = None
 
 
 class IngestCounters(msgspec.Struct, frozen=True):

@@ -6,8 +6,20 @@ import msgspec
 from msgspec import Meta
 
 from marketflow.model import FeedState, Mode
+from marketflow.text import Time
 
 StoreState = Literal["ok", "down"]
+
+
+class FeedProblem(msgspec.Struct, frozen=True):
+    """What is wrong with the feed of an exchange."""
+
+    state: Annotated[FeedState, Meta(description="Its state, as in `exchanges`.")]
+    address: Annotated[str, Meta(description="Where it connects, without credentials.")]
+    error: Annotated[str | None, Meta(description="What is wrong, in words; null while nothing is known.")]
+    error_at: Annotated[Time | None, Meta(description="When its last attempt or connection failed.")]
+    next_try_at: Annotated[Time | None, Meta(description="When the next attempt begins, or has begun.")]
+    absent: Annotated[tuple[str, ...], Meta(description="Symbols that the venue does not trade.")]
 
 
 class Health(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -26,6 +38,13 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True):
         Meta(
             description="Of exchanges whose clock is wrong, by how many milliseconds it is ahead of this machine's; "
             "their ticks are dated by receipt. Left out while there is none."
+        ),
+    ] = {}
+    feeds: Annotated[
+        dict[str, FeedProblem],
+        Meta(
+            description="Of exchanges whose feed is neither `connected` nor `generated`, or that lack a symbol, what "
+            "is wrong. Left out while there is none."
         ),
     ] = {}
 

@@ -1,7 +1,23 @@
 """Text as it is shown to a person: control characters escaped, credentials removed, times in RFC 3339."""
 
+import re
 from datetime import datetime
+from typing import Annotated
 from urllib.parse import urlsplit, urlunsplit
+
+from msgspec import Meta
+
+Time = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$",
+        examples=["2026-11-21T05:12:57.069Z"],
+        extra_json_schema={"format": "date-time"},
+    ),
+]
+"""RFC 3339 in UTC with milliseconds, as `rfc3339` makes it."""
+
+_URL = re.compile(r"(\w+://)(?:[^\s/?#]*@)?([^\s?#]*)(?:[?#]\S*)?")
 
 
 def visible(text: str) -> str:
@@ -20,6 +36,11 @@ def without_credentials(url: str) -> str:
     """Return a URL without user and password."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def without_secrets(text: str) -> str:
+    """Return a text whose URLs have neither user and password nor a query, which may hold a key."""
+    return _URL.sub(r"\1\2", text)
 
 
 def host_port(host: str, port: int) -> str:

@@ -20,6 +20,7 @@ from marketflow.api.openapi.operation import Operation
 from marketflow.api.problems import problem_handlers
 from marketflow.api.routes.candles import candle_operations
 from marketflow.api.routes.documentation import with_documentation
+from marketflow.api.routes.feed_reports import feed_operations
 from marketflow.api.routes.health import status_operations
 from marketflow.api.routes.metrics import metrics_operations
 from marketflow.api.routes.mode import mode_operations
@@ -63,6 +64,7 @@ def operations(times: RequestMetrics) -> list[Operation]:
             *stream_operations(times),
             *mode_operations(times),
             *status_operations(),
+            *feed_operations(),
             *metrics_operations(times),
             *market_operations(),
         ]

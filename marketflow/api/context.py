@@ -3,7 +3,7 @@
 The routes use ports only, so they work the same whether ingest runs in this process or in another one.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,8 +13,10 @@ from marketflow.api.middleware.client_limits import ClientLimits
 from marketflow.api.queries.names import NameLookup
 from marketflow.api.queries.prices import PriceQueries
 from marketflow.api.streaming.broadcaster import Broadcaster
+from marketflow.cluster.messages import FeedsQuery, FeedsReport
 from marketflow.counters import IngestCounters
 from marketflow.health import Health, ModeSwitch
+from marketflow.stores.ports import HoleReader
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a cache key
@@ -22,7 +24,8 @@ class Context:
     """Dependencies of the routes; lives as long as the application.
 
     `exchanges` and `symbols` hold the configured spellings. With an empty `token` anyone may switch the mode.
-    `health`, `counters` and `ready` never block. `counters` returns None while no ingest process can be reached.
+    `health`, `counters` and `ready` never block. `counters` returns None while no ingest process can be
+    reached; `feeds` raises Unavailable then.
     """
 
     exchanges: tuple[str, ...]
@@ -32,6 +35,8 @@ class Context:
     prices: PriceQueries
     health: Callable[[], Health]
     counters: Callable[[], IngestCounters | None]
+    feeds: Callable[[FeedsQuery], Awaitable[FeedsReport]]
+    holes: HoleReader
     ready: Callable[[], bool]
     broadcaster: Broadcaster
     clients: ClientLimits = field(default_factory=ClientLimits)

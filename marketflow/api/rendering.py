@@ -3,24 +3,14 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-_EPOCH = datetime.fromtimestamp(0, UTC).replace(tzinfo=None)
+from marketflow.text import Time as Time
 
-Time = Annotated[
-    str,
-    Meta(
-        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$",
-        examples=["2026-11-21T05:12:57.069Z"],
-        extra_json_schema={"format": "date-time"},
-    ),
-]
-"""RFC 3339 in UTC with milliseconds, as `rfc3339` makes it."""
+_EPOCH = datetime.fromtimestamp(0, UTC).replace(tzinfo=None)
 
 ALWAYS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 """Headers of every response: no cache may store a price, and no browser may guess a media type."""

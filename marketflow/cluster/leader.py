@@ -15,7 +15,16 @@ import redis
 from loguru import logger
 
 from marketflow.cluster.lease import RENEW_SECONDS, Lease, redis_errors
-from marketflow.cluster.messages import IngestState, Published, Reply, encode, mode_of
+from marketflow.cluster.messages import (
+    FeedsQuery,
+    FeedsReport,
+    IngestState,
+    Published,
+    Reply,
+    decode,
+    encode,
+    mode_of,
+)
 from marketflow.counters import IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.logs import RateLimit
@@ -44,6 +53,7 @@ class Leader:
         state: returns the state of the pipeline; published when it changes.
         counters: returns its counters; published with the state.
         switch: switches the mode and returns the previous one.
+        feeds: reports the feeds.
     """
 
     def __init__(
@@ -53,12 +63,14 @@ class Leader:
         state: Callable[[], IngestState],
         counters: Callable[[], IngestCounters],
         switch: Callable[[Mode], Mode],
+        feeds: Callable[[FeedsQuery], FeedsReport],
     ) -> None:
         self._lease = lease
         self._client = client
         self._state = state
         self._counters = counters
         self._switch = switch
+        self._feeds = feeds
         self._publishing = threading.Lock()
         self._published: IngestState | None = None
         self._renew_at = 0.0
@@ -165,11 +177,20 @@ class Leader:
         return None if answer is None else cast("tuple[bytes, bytes]", answer)[1].decode(errors="replace")
 
     def _execute(self, command: str) -> None:
-        """Switch the mode, publish the new state, then reply. An expired command is ignored."""
-        if self._commands_stopped.is_set() or (mode := mode_of(self._lease.claim(command))) is None:
+        """Switch the mode, publish the new state, then reply; or report the feeds.
+
+        An expired command, or one that this version does not know, is ignored.
+        """
+        if self._commands_stopped.is_set() or (content := self._lease.claim(command)) is None:
             return
-        previous = self._switch(mode)
-        reply = Reply(previous, self.publish())
+        reply: Reply | FeedsReport
+        if (mode := mode_of(content)) is not None:
+            previous = self._switch(mode)
+            reply = Reply(previous, self.publish())
+        elif (query := decode(content, FeedsQuery)) is not None:
+            reply = self._feeds(query)
+        else:
+            return
         with redis_errors(), self._client.pipeline(transaction=True) as pipe:
             pipe.rpush(keys.reply_key(command), encode(reply))
             pipe.expire(keys.reply_key(command), REPLY_SECONDS)

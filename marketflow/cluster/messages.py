@@ -5,7 +5,8 @@ from typing import TypeVar
 import msgspec
 
 from marketflow.counters import IngestCounters
-from marketflow.model import FeedState, Mode
+from marketflow.health import FeedProblem
+from marketflow.model import FeedState, HoleState, Mode
 
 _T = TypeVar("_T")
 
@@ -14,7 +15,7 @@ class IngestState(msgspec.Struct, frozen=True):
     """State of the ingest process.
 
     `exchanges` is by exchange name. `stalled` names branches of the pipeline that have work and finish none.
-    `clock_offsets_ms` is by exchange name, for exchanges whose clock is wrong.
+    `clock_offsets_ms` is by exchange name, for exchanges whose clock is wrong; `feeds`, for those with a problem.
     """
 
     mode: Mode
@@ -23,6 +24,7 @@ class IngestState(msgspec.Struct, frozen=True):
     archive_available: bool
     stalled: tuple[str, ...] = ()
     clock_offsets_ms: dict[str, int] = {}
+    feeds: dict[str, FeedProblem] = {}
 
 
 class Published(msgspec.Struct, frozen=True, rename={"counters": "figures"}):
@@ -44,6 +46,58 @@ class Reply(msgspec.Struct, frozen=True):
 
     previous: Mode
     published: Published
+
+
+class FeedsQuery(msgspec.Struct, frozen=True):
+    """A command: report these series of the current mode, in order of exchange and symbol; None is any."""
+
+    limit: int
+    offset: int = 0
+    exchange: str | None = None
+    symbol: str | None = None
+
+
+class ExchangeReport(msgspec.Struct, frozen=True):
+    """The feed of an exchange; None is unknown. Times are in Unix ms; the error is the last one, however old."""
+
+    exchange: str
+    state: FeedState
+    address: str
+    ticks_per_second: float
+    doubles: int | None
+    holes: dict[HoleState, int] | None
+    reconnects: int
+    clock_offset_ms: int | None
+    rest_weight_used: int | None
+    rest_weight_limit: int | None
+    error: str | None
+    error_at: int | None
+    next_try_at: int | None
+    absent: tuple[str, ...]
+
+
+class SeriesReport(msgspec.Struct, frozen=True):
+    """One series; None is unknown. `price` and `at` (Unix ms) are of its newest tick, rate and delays of a minute."""
+
+    exchange: str
+    symbol: str
+    state: str
+    price: float | None
+    at: int | None
+    delay_p50_ms: float | None
+    delay_p99_ms: float | None
+    ticks_per_second: float
+    doubles: int | None
+    holes: dict[HoleState, int] | None
+
+
+class FeedsReport(msgspec.Struct, frozen=True):
+    """The reply to a FeedsQuery: the exchanges, a page of their series, and the number of all of them."""
+
+    mode: Mode
+    exchanges: tuple[ExchangeReport, ...]
+    series: tuple[SeriesReport, ...]
+    total: int
 
 
 encode = msgspec.json.Encoder().encode

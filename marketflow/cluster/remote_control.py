@@ -7,7 +7,7 @@ silently failed looks like one where nothing happens.
 import asyncio
 import time
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from uuid import uuid4
 
 import redis
@@ -15,13 +15,26 @@ import redis.asyncio
 from loguru import logger
 
 from marketflow.cluster.lease import ANSWER_SECONDS, STATE_SECONDS
-from marketflow.cluster.messages import IngestState, Published, Reply, decode, mode_of
+from marketflow.cluster.messages import (
+    FeedsQuery,
+    FeedsReport,
+    IngestState,
+    Published,
+    Reply,
+    decode,
+    encode,
+    mode_of,
+)
 from marketflow.counters import IngestCounters
 from marketflow.errors import Unavailable
+from marketflow.health import FeedProblem
 from marketflow.model import FeedState, Mode
+from marketflow.stores.postgres.request_coalescing import CoalescedAnswers
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.connection import async_client
 from marketflow.tasks import timeout
+
+_T = TypeVar("_T")
 
 POLL_SECONDS = 0.5
 """How often the state is polled; a published one is used at once."""
@@ -31,6 +44,9 @@ COMMAND_MS = 1500
 
 REPLY_SECONDS = 2.0
 """Timeout of a reply."""
+
+REPORTS_KEPT = 100
+"""How many reports of feeds are kept for a moment, each of one query."""
 
 STATE_CONNECTIONS = 3
 """One for the subscription, and one each for its polls and the poll at the start."""
@@ -57,6 +73,7 @@ class RemoteIngest:
         self._mode = mode
         self._published: Published | None = None
         self._received_at = 0.0
+        self._reports: CoalescedAnswers[FeedsReport] = CoalescedAnswers(REPORTS_KEPT, time.monotonic)
 
     @property
     def current(self) -> Mode:
@@ -86,6 +103,11 @@ class RemoteIngest:
         state = self.state
         return {} if state is None else state.clock_offsets_ms
 
+    def feed_problems(self) -> dict[str, FeedProblem]:
+        """Return what is wrong with feeds, by exchange, as far as known."""
+        state = self.state
+        return {} if state is None else state.feeds
+
     def feed_states(self) -> tuple[Mode, dict[str, FeedState]]:
         """Return the mode and the state of its feeds; all of them are connecting while there is no leader."""
         state = self.state
@@ -103,21 +125,33 @@ class RemoteIngest:
         Raises:
             Unavailable: there is no leader, or it did not reply in time.
         """
+        reply = await self._command(mode.value, Reply)
+        self._take(reply.published)
+        return reply.previous
+
+    async def feeds(self, query: FeedsQuery) -> FeedsReport:
+        """Return the report of the feeds, of a second ago at most: many clients cost the leader one command.
+
+        Raises:
+            Unavailable: there is no leader, or it did not reply in time.
+        """
+        return await self._reports.get(query, lambda: self._command(encode(query), FeedsReport))
+
+    async def _command(self, content: str | bytes, kind: type[_T]) -> _T:
         if self.state is None:
             raise Unavailable("no process takes ticks")
         command = uuid4().hex
         async with self._commands.pipeline(transaction=True) as pipe:
-            pipe.set(keys.command_key(command), mode.value, px=COMMAND_MS)
+            pipe.set(keys.command_key(command), content, px=COMMAND_MS)
             pipe.rpush(keys.COMMANDS_KEY, command)
             pipe.pexpire(keys.COMMANDS_KEY, COMMAND_MS)
             await _answer(pipe.execute(), ANSWER_SECONDS)
         waiting = self._commands.blpop([keys.reply_key(command)], timeout=REPLY_SECONDS)
         answer = await _answer(cast("Awaitable[Any]", waiting), REPLY_SECONDS + ANSWER_SECONDS)
-        reply = decode(answer and answer[1], Reply)
+        reply = decode(answer and answer[1], kind)
         if reply is None:
             raise Unavailable("the process that takes ticks did not reply in time")
-        self._take(reply.published)
-        return reply.previous
+        return reply
 
     # State
 

@@ -3,13 +3,26 @@
 A new kind of feed implements it and passes the contract in tests/feeds/test_contract.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
+import msgspec
 from reactivex import Observable
 
 from marketflow.feeds.decoder import Decoder
 from marketflow.model import Candles, FeedState
+
+
+class FeedReport(msgspec.Struct, frozen=True):
+    """What a feed knows of itself beside its state; None is unknown.
+
+    Args:
+        clock_offset_ms: how far the exchange's clock is ahead of this machine's.
+        rest_weight: weight of REST calls that this process has used in the venue's current interval, and its limit.
+    """
+
+    clock_offset_ms: int | None = None
+    rest_weight: tuple[int, int] | None = None
 
 
 class Connection(Protocol):
@@ -22,7 +35,12 @@ class Connection(Protocol):
 
     @property
     def place(self) -> str:
-        """Where its ticks come from, for the log."""
+        """Where its ticks come from, for people; without credentials."""
+        ...
+
+    @property
+    def pause_seconds(self) -> float:
+        """How long until its venue lets it connect again; 0 for now."""
         ...
 
     def batches(self) -> Observable[Candles]:
@@ -49,6 +67,23 @@ class Feed(Connection, Protocol):
     @property
     def state(self) -> FeedState:
         """Its state now."""
+        ...
+
+    @property
+    def absent(self) -> Collection[str]:
+        """Symbols that its venue does not trade."""
+        ...
+
+    def report(self) -> FeedReport:
+        """What it knows of itself. Does not block."""
+        ...
+
+    def measure_clock(self) -> None:
+        """Measure its exchange's clock, for the report, where that can be asked. May block for some seconds."""
+        ...
+
+    def doubles_by_symbol(self) -> dict[str, int] | None:
+        """How many trades came more than once, and counted once; None without ids."""
         ...
 
     def stop(self) -> None:

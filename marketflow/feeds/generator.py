@@ -14,6 +14,7 @@ from reactivex import operators as ops
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.feeds.decoder import Decoder, Line, TradeLine
+from marketflow.feeds.feed import FeedReport
 from marketflow.model import Candles, FeedState
 
 BASE_PRICES = {"BTCUSDT": 67_000.0, "ETHUSDT": 3_400.0, "SOLUSDT": 160.0, "TONUSDT": 5.5, "DOGEUSDT": 0.16}
@@ -101,6 +102,8 @@ class GeneratorFeed:
     """
 
     state = FeedState.GENERATED
+    absent = ()
+    pause_seconds = 0.0
 
     def __init__(
         self, exchange: str, market: Callable[[], Market], decoder: Decoder, clock: Clock, scheduler: abc.SchedulerBase
@@ -117,6 +120,16 @@ class GeneratorFeed:
     def connections(self) -> "tuple[GeneratorFeed]":
         """Itself."""
         return (self,)
+
+    def report(self) -> FeedReport:
+        """The offset of its clock, which is this machine's."""
+        return FeedReport(clock_offset_ms=0)
+
+    def measure_clock(self) -> None:
+        """Do nothing: there is no clock to ask for."""
+
+    def doubles_by_symbol(self) -> None:
+        """Unknown: ticks have no ids."""
 
     def batches(self) -> Observable[Candles]:
         """Emit the candles of the ticks that are due, at most 100 times a second."""

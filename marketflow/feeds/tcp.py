@@ -19,6 +19,7 @@ from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
 from marketflow.feeds.decoder import Decoder
+from marketflow.feeds.feed import FeedReport
 from marketflow.feeds.line_framing import Framer
 from marketflow.model import Candles, FeedState, merge_into
 
@@ -54,6 +55,9 @@ class TcpFeed:
         stale_after_seconds: silence after which the connection is closed.
         monotonic: measures silence, in seconds.
     """
+
+    absent = ()
+    pause_seconds = 0.0
 
     def __init__(
         self,
@@ -93,6 +97,16 @@ class TcpFeed:
     def connections(self) -> "tuple[TcpFeed]":
         """Itself."""
         return (self,)
+
+    def report(self) -> FeedReport:
+        """The offset of its clock, which is known where it is wrong."""
+        return FeedReport(clock_offset_ms=self.decoder.clock_offset_ms or None)
+
+    def measure_clock(self) -> None:
+        """Do nothing: there is no clock to ask for."""
+
+    def doubles_by_symbol(self) -> None:
+        """Unknown: ticks have no ids."""
 
     def batches(self) -> Observable[Candles]:
         """Emit the candles of one connection; ends with ConnectionLost, ConnectionSilent or an OSError."""

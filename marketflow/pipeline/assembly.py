@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import reactivex as rx
@@ -12,6 +13,7 @@ from reactivex import operators as ops
 from marketflow.clock import Clock, milliseconds
 from marketflow.feeds.corrections import Corrections, NoCorrections
 from marketflow.feeds.feed import Feed
+from marketflow.feeds.trade_statistics import TradeStatistics
 from marketflow.model import Candles, Mode, Series, Tick
 from marketflow.pipeline.backlog import ArchiveSink, Backlog
 from marketflow.pipeline.branches import Branch, Branches, Refills
@@ -35,6 +37,12 @@ from marketflow.tasks import Backoff
 
 ROLLUP_SECONDS = 10.0
 """Interval at which days that are over are looked for."""
+
+CLOCK_SECONDS = 600.0
+"""Interval at which the clocks of venues are measured."""
+
+FIRST_CLOCK_SECONDS = 3.0
+"""When they are measured first: connections are made by then."""
 
 ROLLUP_PAUSE_SECONDS = 0.1
 """Pause between the steps of a roll-up, as long as a step: other queries need the server meanwhile."""
@@ -78,6 +86,7 @@ class Parts:
 
     def __post_init__(self) -> None:
         self.log = Instrumentation()
+        self.statistics = TradeStatistics()
         self.branches = Branches()
         """Progress of each branch; the owner of the pipeline checks them for stalls."""
         self.begun = threading.Event()
@@ -117,7 +126,9 @@ class Parts:
 
     def absorb(self, ticks: Candles) -> Candles:
         """Merge new ticks into the window state; return the slices they are part of, whole."""
-        return self.state.absorb(ticks, self.now_ms())
+        now_ms = self.now_ms()
+        self.statistics.observe(ticks, now_ms)
+        return self.state.absorb(ticks, now_ms)
 
     def close_minutes(self, _: Candles) -> Candles:
         """Return the minutes that are due by now, and expire those that no query needs any more.
@@ -218,6 +229,27 @@ class Parts:
         return rx.interval(ROLLUP_SECONDS, scheduler=self.loop).pipe(
             ops.filter(lambda _: self.archive_sink.available_once.is_set()),
             conflate_map(all_steps, keep_newer, self.branch("days")),
+            ops.take_until(self.ended),
+        )
+
+    def clocks_measured(self) -> Observable[Any]:
+        """Measure the clocks of the current mode's exchanges, one after the other; ends at once."""
+
+        def measure(mode: Mode) -> None:
+            for feed in self.feeds[mode]:
+                feed.measure_clock()
+
+        def measured(mode: Mode) -> Observable[Any]:
+            return rx.from_callable(partial(isolated(measure, self.log.step_failed), mode), scheduler=self.pool)
+
+        return self.modes.pipe(
+            ops.map(
+                lambda mode: rx.timer(FIRST_CLOCK_SECONDS, CLOCK_SECONDS, scheduler=self.loop).pipe(
+                    ops.map(lambda _: mode)
+                )
+            ),
+            ops.switch_latest(),
+            conflate_map(measured, keep_newer),
             ops.take_until(self.ended),
         )
 

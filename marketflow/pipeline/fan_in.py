@@ -8,6 +8,7 @@ from reactivex import Observable, abc
 from reactivex import operators as ops
 from reactivex.subject import BehaviorSubject
 
+from marketflow.clock import Clock
 from marketflow.feeds.feed import Connection, Feed
 from marketflow.model import Candles, Mode
 from marketflow.pipeline.instrumentation import ConnectionLog, PipelineCounters
@@ -57,6 +58,7 @@ def fan_in(
     reconnect: Backoff,
     loop: abc.SchedulerBase,
     counters: PipelineCounters,
+    clock: Clock,
 ) -> Observable[Candles]:
     """Merge the feeds of the current mode, each connection with its own reconnects; completes soon after `modes` does.
 
@@ -66,11 +68,12 @@ def fan_in(
         reconnect: pauses between the attempts of a feed.
         loop: scheduler of these pauses.
         counters: counts the reconnects.
+        clock: the time of failures.
     """
     ended = completion(modes)
 
     def connected(connection: Connection) -> Observable[Candles]:
-        log = ConnectionLog(connection, counters)
+        log = ConnectionLog(connection, counters, clock)
         return connection.batches().pipe(retry_with_backoff(reconnect, loop, ended, log.lost, log.receiving))
 
     def feeds_of(mode: Mode) -> Observable[Candles]:

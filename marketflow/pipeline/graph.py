@@ -42,7 +42,7 @@ class Pipeline(Parts):
         self.begun.set()
         state, on_pool, on_loop = self.state, ops.observe_on(self.pool), ops.observe_on(self.loop)
 
-        ticks = fan_in(self.modes, self.feeds, self.reconnect, self.loop, self.counters).pipe(ops.publish())
+        ticks = fan_in(self.modes, self.feeds, self.reconnect, self.loop, self.counters, self.clock).pipe(ops.publish())
 
         # One partition an exchange: a write costs as much as dozens of ticks in it, so few and large ones are better.
         newest = ticks.pipe(self.step(state.observe))
@@ -88,4 +88,4 @@ class Pipeline(Parts):
         )
 
         written = rx.merge(latest_written, slices_written, minutes_written, rows_written)
-        return rx.merge(connect(written, minutes, slices, ticks), self.days_rolled_up())
+        return rx.merge(connect(written, minutes, slices, ticks), self.days_rolled_up(), self.clocks_measured())

@@ -3,14 +3,25 @@
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from loguru import logger
 
+from marketflow.clock import Clock, milliseconds
 from marketflow.counters import DelayCounter
 from marketflow.errors import Unavailable
 from marketflow.feeds.feed import Connection
 from marketflow.logs import Outage, RateLimit
 from marketflow.model import Series, Tick
+from marketflow.text import without_secrets
+
+
+class ConnectionFailure(NamedTuple):
+    """Why a connection of a feed ended, when, and when the next attempt begins (Unix ms)."""
+
+    text: str
+    at: int
+    next_try_at: int
 
 
 @dataclass
@@ -26,6 +37,8 @@ class PipelineCounters:
     tick_to_cache: DelayCounter = field(default_factory=DelayCounter)
     """From the receipt of a tick to the cache's confirmation; of conflated ticks, the delay of the newest one."""
     reconnects: dict[str, int] = field(default_factory=dict)
+    failures: dict[Connection, ConnectionFailure] = field(default_factory=dict)
+    """The last one of each connection."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, failed_batches: int = 0, cache_errors: int = 0) -> None:
@@ -127,7 +140,9 @@ def _waiting(pending: int, error: Exception) -> str:
 class ConnectionLog:
     """Logs when a connection begins, is lost and returns; counts its reconnects."""
 
-    def __init__(self, connection: Connection, counters: PipelineCounters) -> None:
+    def __init__(self, connection: Connection, counters: PipelineCounters, clock: Clock) -> None:
+        self._connection = connection
+        self._clock = clock
         self._exchange = connection.exchange
         self._place = f"{connection.exchange} at {connection.place}"
         self._counters = counters
@@ -143,7 +158,11 @@ class ConnectionLog:
             self._outage = Outage(f"lost {self._place}", f"ticks of {self._place} come in again")
 
     def lost(self, error: Exception, pause: float) -> None:
-        """The connection failed; the next attempt follows after `pause` seconds."""
+        """The connection failed; the next attempt follows after `pause` seconds, or once the venue allows it."""
         reconnects = self._counters.reconnects
         reconnects[self._exchange] = reconnects.get(self._exchange, 0) + 1
-        self._outage.failed(self._exchange, f"trying again in {pause:.1f} s: {error}")
+        pause = max(pause, self._connection.pause_seconds)
+        text = without_secrets(str(error))
+        now_ms = milliseconds(self._clock())
+        self._counters.failures[self._connection] = ConnectionFailure(text, now_ms, now_ms + round(1000 * pause))
+        self._outage.failed(self._exchange, f"trying again in {pause:.1f} s: {text}")

@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from marketflow.api.middleware.client_limits import ClientLimits
 from marketflow.api.queries.prices import PriceQueries
 from marketflow.api.streaming.broadcaster import Broadcaster
 from marketflow.clock import system_clock
+from marketflow.cluster.messages import FeedsQuery, FeedsReport
 from marketflow.counters import IngestCounters
 from marketflow.errors import StartError
 from marketflow.health import ModeSwitch
@@ -135,6 +136,7 @@ class AsgiApplication(ABC):
         archive: PostgresReader,
         health: HealthReport,
         counters: Callable[[], IngestCounters | None],
+        feeds: Callable[[FeedsQuery], Awaitable[FeedsReport]],
         ready: Callable[[], bool],
     ) -> Context:
         """Build what the routes need."""
@@ -169,6 +171,8 @@ class AsgiApplication(ABC):
             prices,
             health,
             counters,
+            feeds,
+            archive,
             ready,
             broadcaster,
             clients,

@@ -26,8 +26,10 @@ from marketflow.pipeline.fan_in import ModeSwitch
 from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.schedulers import NamedPool, TimingLoop
 from marketflow.pipeline.state import WindowState
+from marketflow.runtime.feed_status import FeedStatus, hole_counts_of
 from marketflow.settings import Settings
 from marketflow.stores.ports import RecoveredCandles
+from marketflow.stores.postgres.holes import PostgresHoles
 from marketflow.stores.postgres.retention import Retention
 from marketflow.stores.postgres.rollups import PostgresRollups
 from marketflow.stores.postgres.writer import PostgresWriter
@@ -135,6 +137,17 @@ class Engine:
             reconnect=Backoff(settings.flow.reconnect_after_seconds),
             read_again=self.cache.slices_between if may_be_joined else None,
         )
+        self.holes = PostgresHoles(postgres, may_write)
+        self.feed_status = FeedStatus(
+            self.feeds,
+            lambda: self.modes.current,
+            self.pipeline.counters,
+            self.pipeline.statistics,
+            self.window_state,
+            lambda: self.holes.counts,
+            settings.flow.stale_after_seconds,
+            clock,
+        )
 
     @property
     def running(self) -> bool:
@@ -168,7 +181,12 @@ class Engine:
         """Return the state at this moment."""
         stalled = tuple(self.pipeline.branches.stalled)
         return IngestState(
-            *self.feed_states(), self.cache_complete, self.archive.available, stalled, self.clock_offsets_ms()
+            *self.feed_states(),
+            self.cache_complete,
+            self.archive.available,
+            stalled,
+            self.clock_offsets_ms(),
+            self.feed_status.problems(),
         )
 
     def counters(self) -> IngestCounters:
@@ -193,12 +211,18 @@ class Engine:
             mode: feed.decoder for mode, feeds in self.feeds.items() for feed in feeds if feed.exchange == exchange
         }
         received = decoders[self.modes.current].last_received
+        doubles = [
+            feed.doubles_by_symbol() for feeds in self.feeds.values() for feed in feeds if feed.exchange == exchange
+        ]
         return ExchangeCounters(
             ticks=sum(decoder.ticks for decoder in decoders.values()),
             rejected={reason: sum(decoder.rejected[reason] for decoder in decoders.values()) for reason in REASONS},
             timestamps_replaced=sum(decoder.timestamps_replaced for decoder in decoders.values()),
             reconnects=self.pipeline.counters.reconnects.get(exchange, 0),
             last_tick_at=None if received is None else milliseconds(received),
+            doubles=sum(sum(of_feed.values()) for of_feed in doubles if of_feed),
+            holes=hole_counts_of(exchange, self.modes.current, self.holes.counts),
+            trade_delay=self.pipeline.statistics.delays_of(exchange),
         )
 
     def switch(self, mode: Mode) -> Mode:
@@ -285,6 +309,7 @@ class Engine:
             scheduler.dispose()
         self._pool.close()
         self._days.close()
+        self.holes.close()
         self.archive.close()
         self.cache.close()
 

@@ -8,7 +8,7 @@ from typing import Protocol
 from loguru import logger
 
 from marketflow.errors import Unavailable
-from marketflow.health import Health, StoreState
+from marketflow.health import FeedProblem, Health, StoreState
 from marketflow.logs import Outage
 from marketflow.model import FeedState, Mode
 
@@ -96,6 +96,7 @@ class HealthReport:
         postgres, redis: probes of the stores.
         stalled: returns the names of pipeline branches that have work and finish none.
         clock_offsets_ms: returns by how much each wrong exchange clock is ahead.
+        problems: returns what is wrong with feeds, by exchange.
     """
 
     def __init__(
@@ -105,10 +106,12 @@ class HealthReport:
         redis: Probe,
         stalled: Callable[[], Collection[str]] = tuple,
         clock_offsets_ms: Callable[[], dict[str, int]] = dict,
+        problems: Callable[[], dict[str, FeedProblem]] = dict,
     ) -> None:
         self._feeds = feeds
         self._stalled = stalled
         self._clock_offsets_ms = clock_offsets_ms
+        self._problems = problems
         self._postgres = postgres
         self._redis = redis
         self._began = time.monotonic()
@@ -127,4 +130,5 @@ class HealthReport:
             redis=redis,
             exchanges=dict(exchanges),
             clock_offsets_ms=self._clock_offsets_ms(),
+            feeds=self._problems(),
         )

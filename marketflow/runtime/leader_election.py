@@ -133,7 +133,9 @@ class LeaderElection:
             may_write=self._may_write,
             may_be_joined=True,
         )
-        leader = Leader(self._lease, self._client, engine.state, engine.counters, engine.switch)
+        leader = Leader(
+            self._lease, self._client, engine.state, engine.counters, engine.switch, engine.feed_status.report
+        )
         leader.start()
         abandoned = False
         try:

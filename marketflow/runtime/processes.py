@@ -133,7 +133,7 @@ class BothRoles(AsgiApplication):
         )
         client = lease.connect(servers.redis)
         stack.callback(client.close)
-        leader = Leader(Lease(client), client, engine.state, engine.counters, engine.switch)
+        leader = Leader(Lease(client), client, engine.state, engine.counters, engine.switch, engine.feed_status.report)
         stack.push_async_callback(asyncio.to_thread, leader.close)
         self.alive = engine.is_alive
         stack.push_async_callback(self._stop, engine)
@@ -157,8 +157,10 @@ class BothRoles(AsgiApplication):
                 redis_probe,
                 lambda: engine.pipeline.branches.stalled,
                 engine.clock_offsets_ms,
+                engine.feed_status.problems,
             ),
             engine.counters,
+            lambda query: asyncio.to_thread(engine.feed_status.report, query),
             lambda: engine.running,
         )
 
@@ -221,8 +223,16 @@ class ApiRole(AsgiApplication):
             readers.near_cache,
             readers.near_cache,
             readers.archive,
-            HealthReport(feeds.feed_states, postgres_probe, redis_probe, lambda: feeds.stalled, feeds.clock_offsets_ms),
+            HealthReport(
+                feeds.feed_states,
+                postgres_probe,
+                redis_probe,
+                lambda: feeds.stalled,
+                feeds.clock_offsets_ms,
+                feeds.feed_problems,
+            ),
             lambda: feeds.counters,
+            feeds.feeds,
             lambda: redis_probe.answers or postgres_probe.answers,
         )
 

@@ -85,18 +85,16 @@ Provoke = Callable[[str, str], httpx.Response]
 
 BY_APPLICATION: dict[str | None, Provoke] = {
     None: lambda method, path: trading().ask(filled(path), method, TOKEN),
-    "unknown_symbol": lambda method, path: trading().ask(
-        filled(path, symbol="NOTHING") + ("?symbols=NOTHING" if "{" not in path else ""), method
-    ),
-    "unknown_exchange": lambda method, path: trading().ask(
-        filled(path, exchange="nowhere") + ("?exchanges=nowhere" if "{" not in path else ""), method
-    ),
+    "unknown_symbol": lambda method, path: trading().ask(unknown(path, "symbol", "NOTHING"), method),
+    "unknown_exchange": lambda method, path: trading().ask(unknown(path, "exchange", "nowhere"), method),
     "unknown_parameter": lambda method, path: trading().ask(f"{filled(path)}?nothing=1", method, TOKEN),
     "no_data": lambda method, path: World().ask(filled(path), method),
     "invalid_period": lambda method, path: trading().ask(f"{filled(path)}?period=1w", method),
     "invalid_interval": lambda method, path: trading().ask(f"{filled(path)}?interval=1w", method),
-    "invalid_range": lambda method, path: trading().ask(f"{filled(path)}?from=2&to=1", method),
+    "invalid_range": lambda method, path: trading().ask(f"{filled(path)}?from=yesterday", method),
     "invalid_limit": lambda method, path: trading().ask(f"{filled(path)}?limit=0", method),
+    "invalid_state": lambda method, path: trading().ask(f"{filled(path)}?state=lost", method),
+    "invalid_offset": lambda method, path: trading().ask(f"{filled(path)}?offset=-1", method),
     "invalid_format": lambda method, path: trading().ask(f"{filled(path)}?format=csv", method),
     "too_many_requests": lambda method, path: over_limit(method, path),
     "unavailable": lambda method, path: outage().ask(filled(path), method, TOKEN),
@@ -108,6 +106,13 @@ BY_APPLICATION: dict[str | None, Provoke] = {
     "method_not_allowed": lambda method, path: trading().ask(filled(path), "DELETE"),
     "body_too_large": lambda method, path: trading().ask(filled(path), method, TOKEN | {"Content-Length": "99999999"}),
 }
+
+
+def unknown(path: str, kind: str, name: str) -> str:
+    """Return a path with an unknown name, as part of it or in its query."""
+    if "{" in path:
+        return filled(path, **{kind: name})
+    return f"{path}?{kind}{'s' if path.startswith('/stream') else ''}={name}"
 
 
 def over_limit(method: str, path: str) -> httpx.Response:

@@ -67,6 +67,19 @@ def test_latency_histogram_has_cumulative_buckets() -> None:
     assert samples.of("tick_to_cache_seconds_sum") == 0.75
 
 
+def test_metrics_have_doubles_holes_and_delays_of_feeds() -> None:
+    samples = samples_of(World(counters=FIGURES).ask("/metrics").text)
+    assert samples.of("feed_doubles_total", exchange="exchange1") == 23
+    assert samples.of("feed_doubles_total", exchange="Exchange2") == 0
+    assert samples.of("holes", exchange="exchange1", state="open") == 24
+    assert samples.of("holes", exchange="exchange1", state="given_up") == 0
+    delay = "feed_trade_delay_seconds"
+    buckets = [samples.of(f"{delay}_bucket", exchange="exchange1", le=le) for le in ("0.1", "1.0", "+Inf")]
+    assert buckets == [25, 51, 78]
+    assert samples.of(f"{delay}_sum", exchange="exchange1") == 28.5
+    assert samples.of(f"{delay}_count", exchange="Exchange2") is None  # of an earlier version
+
+
 def test_metrics_have_mode_and_store_state() -> None:
     world = World()
     world.mode.current = Mode.LIVE

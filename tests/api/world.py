@@ -18,6 +18,7 @@ from marketflow.api.context import Context
 from marketflow.api.queries.prices import PriceQueries
 from marketflow.api.streaming.broadcaster import Broadcaster
 from marketflow.clock import NANOSECONDS_PER_MS
+from marketflow.cluster.messages import FeedsQuery, FeedsReport
 from marketflow.counters import IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.health import Health, StoreState
@@ -26,6 +27,7 @@ from marketflow.model import (
     Candle,
     Candles,
     FeedState,
+    Hole,
     Mode,
     Series,
     Slot,
@@ -38,7 +40,7 @@ from marketflow.model import (
 )
 from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.candle_window import CandleWindow, merged
-from marketflow.stores.ports import CandleRange, TickListener
+from marketflow.stores.ports import CandleRange, HoleQuery, TickListener
 
 NOW = 1_763_690_430_500
 """30.5 seconds into a minute: 2025-11-21T02:00:30.500Z."""
@@ -192,6 +194,10 @@ class World:
     streams: int = 10
     redis: StoreState = "ok"
     feed: FeedState = FeedState.GENERATED
+    feeds: FeedsReport = field(default_factory=lambda: FeedsReport(Mode.TEST, (), (), 0))
+    feed_queries: list[FeedsQuery] = field(default_factory=list)
+    missing: list[Hole] = field(default_factory=list)
+    hole_queries: list[HoleQuery] = field(default_factory=list)
 
     def trade(self, price: float, age_ms: int, one: Series | None = None) -> None:
         """Add a tick of `age_ms` ago as the pipeline would have stored it."""
@@ -205,6 +211,16 @@ class World:
             merge_into(self.cache.slices, {Slot(one, slice_start(tick.at)): candle_of(tick)})
             self.cache.newest_ticks[one] = max(self.cache.newest_ticks.get(one, tick), tick, key=_order)
 
+    async def report(self, query: FeedsQuery) -> FeedsReport:
+        self.feed_queries.append(query)
+        await self.cache._asked()
+        return self.feeds
+
+    async def holes(self, wanted: HoleQuery) -> list[Hole]:
+        self.hole_queries.append(wanted)
+        await self.archive._asked()
+        return self.missing
+
     def context(self) -> Context:
         prices = PriceQueries(self.cache, self.archive, lambda: self.now * NANOSECONDS_PER_MS)
         return Context(
@@ -215,6 +231,8 @@ class World:
             prices=prices,
             health=self.health,
             counters=lambda: self.counters,
+            feeds=self.report,
+            holes=self,
             ready=lambda: self.ready,
             broadcaster=ShortBroadcaster(
                 EXCHANGES, SYMBOLS, self.mode, prices, self.health, self.announcements, self.streams

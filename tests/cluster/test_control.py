@@ -10,7 +10,15 @@ import redis
 
 from marketflow.cluster.leader import Leader
 from marketflow.cluster.lease import GRACE_SECONDS, Lease, connect
-from marketflow.cluster.messages import IngestState, Published, decode, encode
+from marketflow.cluster.messages import (
+    FeedsQuery,
+    FeedsReport,
+    IngestState,
+    Published,
+    SeriesReport,
+    decode,
+    encode,
+)
 from marketflow.cluster.remote_control import RemoteIngest
 from marketflow.counters import DelayCounter, ExchangeCounters, IngestCounters
 from marketflow.errors import Unavailable
@@ -26,6 +34,16 @@ COUNTED = IngestCounters(
     DelayCounter().so_far(),
     *range(8),
 )
+
+
+REPORTED = FeedsReport(
+    Mode.LIVE, (), (SeriesReport("exchange1", "BTCUSDT", "connected", 5.5, 7, 1.0, 2.0, 3.0, 4, {}),), 9
+)
+
+
+def reported(query: FeedsQuery) -> FeedsReport:
+    """Report one series, and as many in all as the query asks for."""
+    return msgspec.structs.replace(REPORTED, total=query.limit + query.offset)
 
 
 class Clock:
@@ -152,7 +170,7 @@ def hold(client: "redis.Redis") -> Iterator[Callable[[Callable[[Mode], Mode]], L
 
     def begin(switch: Callable[[Mode], Mode]) -> Lease:
         lease = Lease(client)
-        holders.append(Leader(lease, client, lambda: RUNNING, lambda: COUNTED, switch))
+        holders.append(Leader(lease, client, lambda: RUNNING, lambda: COUNTED, switch, reported))
         holders[-1].start()
         wait_until(lambda: lease.held)
         return lease
@@ -172,7 +190,7 @@ def test_lease_is_renewed_after_a_state_that_raises(client: "redis.Redis") -> No
         return RUNNING
 
     lease = Lease(client)
-    holder = Leader(lease, client, state, lambda: COUNTED, lambda mode: mode)
+    holder = Leader(lease, client, state, lambda: COUNTED, lambda mode: mode, reported)
     holder.start()
     wait_until(lambda: len(asked) > 10)
     assert lease.held
@@ -202,6 +220,38 @@ def test_mode_switch_runs_once_and_is_replied(
     hold(switch)
     assert asyncio.run(ask()) is Mode.TEST
     assert switches == [Mode.LIVE]
+
+
+def test_feeds_are_reported_on_demand(feeds: RemoteIngest, hold: Callable[[Callable[[Mode], Mode]], Lease]) -> None:
+    async def ask() -> FeedsReport:
+        await feeds.ask()
+        try:
+            return await feeds.feeds(FeedsQuery(limit=7, offset=2, exchange="exchange1"))
+        finally:
+            await feeds.close()
+
+    hold(lambda mode: mode)
+    assert asyncio.run(ask()) == msgspec.structs.replace(REPORTED, total=9)
+
+
+def test_unknown_command_is_ignored(
+    client: "redis.Redis", feeds: RemoteIngest, hold: Callable[[Callable[[Mode], Mode]], Lease]
+) -> None:
+    """One of a later version: it gets no reply, and the next one is executed."""
+    hold(lambda mode: mode)
+    for content in (b'{"what":"later"}', b"\xff", b"[]"):
+        client.set(keys.command_key("odd"), content)
+        client.rpush(keys.COMMANDS_KEY, "odd")
+
+    async def ask() -> FeedsReport:
+        await feeds.ask()
+        try:
+            return await feeds.feeds(FeedsQuery(limit=1))
+        finally:
+            await feeds.close()
+
+    assert asyncio.run(ask()).total == 1
+    assert client.exists(keys.reply_key("odd")) == 0
 
 
 def test_counters_arrive_while_there_is_a_leader(

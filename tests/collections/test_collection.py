@@ -30,6 +30,8 @@ CODES = (
     "invalid_range",
     "invalid_limit",
     "invalid_format",
+    "invalid_state",
+    "invalid_offset",
     "unauthorized",
     "method_not_allowed",
     "invalid_host",

@@ -71,6 +71,11 @@ HEALTHY: Series = {
     for series, values in {
         f'marketflow_feed_connected{{exchange="{exchange}"}}': steady(1),
         f'marketflow_feed_reconnects_total{{exchange="{exchange}"}}': steady(8),
+        f'marketflow_holes{{exchange="{exchange}",state="open"}}': "0x9 3x3 0x9 2x5 0x400",
+        f'marketflow_holes{{exchange="{exchange}",state="filled"}}': steady(5),
+        f'marketflow_feed_trade_delay_seconds_bucket{{exchange="{exchange}",le="1.0"}}': growing(140),
+        f'marketflow_feed_trade_delay_seconds_bucket{{exchange="{exchange}",le="5.0"}}': growing(149),
+        f'marketflow_feed_trade_delay_seconds_bucket{{exchange="{exchange}",le="+Inf"}}': growing(150),
         f'marketflow_feed_last_tick_timestamp_seconds{{exchange="{exchange}"}}': growing(15),
         f'marketflow_ticks_total{{exchange="{exchange}"}}': growing(1500),
         f'marketflow_ticks_rejected_total{{exchange="{exchange}",reason="malformed"}}': growing(10),
@@ -120,6 +125,21 @@ CASES: dict[str, tuple[Series, float, float, set[str]]] = {
         broken('marketflow_feed_reconnects_total{exchange="exchange1"}', "9+1x200", "8"),
         4,
         9,
+        set(),
+    ),
+    "MarketFlowTradesDelayed": (
+        {
+            'marketflow_feed_trade_delay_seconds_bucket{exchange="exchange2",le="1.0"}': growing(10),
+            'marketflow_feed_trade_delay_seconds_bucket{exchange="exchange2",le="5.0"}': growing(140),
+        },
+        4 - BEGIN,
+        6 - BEGIN,
+        set(),
+    ),
+    "MarketFlowHolesOpen": (
+        broken('marketflow_holes{exchange="exchange2",state="open"}', "1x200", "0"),
+        14,
+        16,
         set(),
     ),
     "MarketFlowRejects": (

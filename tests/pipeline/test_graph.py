@@ -721,3 +721,48 @@ def test_days_wait_until_the_archive_has_answered() -> None:
     world.archive.down = False
     world.run(20)
     assert world.days.asked_at
+
+
+# Clocks of venues
+
+
+def test_clocks_are_measured_every_ten_minutes_in_the_mode_that_runs(world: World) -> None:
+    generated, live = world.feeds[Mode.TEST][0], world.feeds[Mode.LIVE][0]
+    world.run(4)
+    assert (generated.clock_measurements, live.clock_measurements) == (1, 0)
+    world.run(600)
+    assert generated.clock_measurements == 2
+    world.modes.switch(Mode.LIVE)
+    world.run(4)
+    assert (generated.clock_measurements, live.clock_measurements) == (2, 1)
+
+
+def test_failed_measurement_of_a_clock_ends_nothing(world: World) -> None:
+    def fail() -> None:
+        world.feed.clock_measurements += 1
+        raise RuntimeError("a bug")
+
+    world.feed.measure_clock = fail  # type: ignore[method-assign]
+    world.run(604)
+    assert world.feed.clock_measurements == 2
+    assert not world.completed
+
+
+# Failures of feeds
+
+
+def test_last_failure_of_a_feed_is_kept_with_its_next_attempt(world: World) -> None:
+    world.run(1)
+    world.feed.fail(OSError("no way to wss://someone:swordfish@example.com/ws?key=swordfish now"))
+    failure = world.pipeline.counters.failures[world.feed]
+    assert failure.text == "no way to wss://example.com/ws now"
+    assert failure.at == world.now_ms
+    assert 0 < failure.next_try_at - failure.at <= 2000
+
+
+def test_next_attempt_waits_for_the_pause_of_the_venue(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world.feed, "pause_seconds", 300.0)
+    world.run(1)
+    world.feed.fail(OSError("451"))
+    failure = world.pipeline.counters.failures[world.feed]
+    assert failure.next_try_at - failure.at == 300_000

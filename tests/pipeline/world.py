@@ -11,6 +11,7 @@ from reactivex.testing import TestScheduler
 from marketflow.errors import Unavailable
 from marketflow.feeds.corrections import Corrections, NoCorrections
 from marketflow.feeds.decoder import Decoder
+from marketflow.feeds.feed import FeedReport
 from marketflow.model import (
     Candles,
     FeedState,
@@ -41,6 +42,8 @@ class ScriptedFeed:
     """A feed that emits what the test sends."""
 
     state = FeedState.CONNECTED
+    absent = ()
+    pause_seconds = 0.0
 
     def __init__(self, mode: Mode, exchange: str = EXCHANGE) -> None:
         self.exchange = exchange
@@ -48,11 +51,21 @@ class ScriptedFeed:
         self.decoder = Decoder(mode, exchange, ("BTCUSDT", "ETHUSDT"), lambda: 0, 0, lambda *_: None)
         self.subscriptions = 0
         self.open = 0
+        self.clock_measurements = 0
         self._batches: Subject[Candles] = Subject()
 
     @property
     def connections(self) -> "tuple[ScriptedFeed]":
         return (self,)
+
+    def report(self) -> FeedReport:
+        return FeedReport()
+
+    def measure_clock(self) -> None:
+        self.clock_measurements += 1
+
+    def doubles_by_symbol(self) -> None:
+        pass
 
     def batches(self) -> Observable[Candles]:
         def subscribe(_: object) -> Observable[Candles]:

@@ -3,10 +3,20 @@
 from prometheus_client.parser import text_string_to_metric_families
 
 from marketflow.counters import Delays, ExchangeCounters, IngestCounters
+from marketflow.model import HoleState
 
 FIGURES = IngestCounters(
     exchanges={
-        "exchange1": ExchangeCounters(700, {"malformed": 3, "bad_price": 0}, 2, 5, 1_763_690_430_250),
+        "exchange1": ExchangeCounters(
+            700,
+            {"malformed": 3, "bad_price": 0},
+            2,
+            5,
+            1_763_690_430_250,
+            23,
+            {HoleState.OPEN: 24},
+            Delays((0.1, 1.0), (25, 26, 27), 28.5),
+        ),
         "Exchange2": ExchangeCounters(0, {"malformed": 0, "bad_price": 0}, 0, 1, None),
     },
     tick_to_cache=Delays((0.001, 0.01), (90, 9, 1), 0.75),

@@ -138,16 +138,16 @@ def _what_is_meant(name: str, known: tuple[str, ...]) -> str:
 
 
 # Names are configured, so their schemas are made with the settings.
-_EXCHANGE = {"$ref": "#/components/schemas/Exchange"}
-_SYMBOL = {"$ref": "#/components/schemas/Symbol"}
+EXCHANGE_SCHEMA = {"$ref": "#/components/schemas/Exchange"}
+SYMBOL_SCHEMA = {"$ref": "#/components/schemas/Symbol"}
 
-Exchange = Annotated[str, Meta(extra_json_schema=_EXCHANGE)]
-Symbol = Annotated[str, Meta(extra_json_schema=_SYMBOL)]
+Exchange = Annotated[str, Meta(extra_json_schema=EXCHANGE_SCHEMA)]
+Symbol = Annotated[str, Meta(extra_json_schema=SYMBOL_SCHEMA)]
 
 PATH_PARAMETERS = {
     each.name: each
     for each in (
-        Parameter("exchange", "Name of a configured exchange. Upper and lower case are the same.", _EXCHANGE),
-        Parameter("symbol", "A configured symbol. Upper and lower case are the same.", _SYMBOL),
+        Parameter("exchange", "Name of a configured exchange. Upper and lower case are the same.", EXCHANGE_SCHEMA),
+        Parameter("symbol", "A configured symbol. Upper and lower case are the same.", SYMBOL_SCHEMA),
     )
 }

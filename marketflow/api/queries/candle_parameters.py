@@ -135,7 +135,7 @@ def _parse(query: bytes, now_ms: int) -> CandleQuery:
     since, until = (parse_time(name, given[name], now_ms) if name in given else None for name in ("from", "to"))
     if since is not None and until is not None and since >= until:
         raise InvalidRange("The range ends before it begins: `from` must lie before `to`.")
-    limit = _parse_limit(given.get("limit"))
+    limit = parse_limit(given.get("limit"), DEFAULT_LIMIT)
     as_arrays = given.get("format")
     if as_arrays not in (None, "array"):
         raise InvalidFormat("The format is array, or is left out for objects.")
@@ -154,9 +154,14 @@ def parse_time(name: str, text: str, now_ms: int) -> int:
         raise InvalidRange(f"`{name}` {error}. (A + in a query is written %2B.)") from None
 
 
-def _parse_limit(text: str | None) -> int:
+def parse_limit(text: str | None, default: int) -> int:
+    """Parse a limit.
+
+    Raises:
+        InvalidLimit: it is not a whole number from 1 to MOST.
+    """
     if text is None:
-        return DEFAULT_LIMIT
+        return default
     digits = text.lstrip("0") if text.isascii() else ""  # int() refuses thousands of zeros
     if digits.isdecimal() and len(digits) <= len(str(MOST)) and 1 <= int(digits) <= MOST:
         return int(digits)

@@ -5,6 +5,7 @@ client or an exchange can choose.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
@@ -19,7 +20,7 @@ from marketflow.api.openapi.operation import Content, Operation, Tag
 from marketflow.api.rendering import ALWAYS
 from marketflow.counters import Delays, ExchangeCounters, IngestCounters
 from marketflow.health import Health
-from marketflow.model import FeedState, Mode
+from marketflow.model import FeedState, HoleState, Mode
 
 _METRICS = Tag("metrics", "Counters and histograms.")
 
@@ -94,6 +95,14 @@ def _feeds(exchanges: dict[str, ExchangeCounters]) -> Iterator[Metric]:
     yield _counter("timestamps_replaced", text, ["exchange"], replaced)
     reconnects = (([name], of.reconnects) for name, of in each)
     yield _counter("feed_reconnects", "Connections lost, and failed attempts.", ["exchange"], reconnects)
+    doubles = (([name], of.doubles) for name, of in each)
+    yield _counter("feed_doubles", "Trades that came more than once and counted once.", ["exchange"], doubles)
+    holes = (([name, state], of.holes.get(state, 0)) for name, of in each for state in HoleState)
+    text = "Holes of the mode that runs: all open ones, and others of the last 24 hours."
+    yield _gauge("holes", text, ["exchange", "state"], holes)
+    text = "From the event time of a trade to its receipt, one sample an exchange and 100 ms."
+    delays = (([name], of.trade_delay) for name, of in each if of.trade_delay is not None)
+    yield _histogram("feed_trade_delay_seconds", text, ["exchange"], delays)
     last = (([name], of.last_tick_at / 1000) for name, of in each if of.last_tick_at is not None)
     text = "When the last good tick of the mode that runs was received (Unix time)."
     yield _gauge("feed_last_tick_timestamp_seconds", text, ["exchange"], last)
@@ -101,7 +110,7 @@ def _feeds(exchanges: dict[str, ExchangeCounters]) -> Iterator[Metric]:
 
 def _flow(counters: IngestCounters) -> Iterator[Metric]:
     text = "From the receipt of a tick to its write in Redis."
-    yield _histogram("tick_to_cache_seconds", text, counters.tick_to_cache)
+    yield _histogram("tick_to_cache_seconds", text, [], [([], counters.tick_to_cache)])
     for name, text, count in (
         ("ticks_too_late", "Late ticks whose minute had been evicted from memory.", counters.ticks_too_late),
         ("cache_errors", "Writes to Redis that failed.", counters.cache_errors),
@@ -133,9 +142,9 @@ def _gauge(name: str, text: str, labels: Sequence[str], samples: _Samples) -> Me
     return family
 
 
-def _histogram(name: str, text: str, delays: Delays) -> Metric:
-    buckets, so_far = [], 0.0
-    for bound, count in zip((*map(str, delays.bounds), "+Inf"), delays.counts, strict=True):
-        so_far += count
-        buckets.append((bound, so_far))
-    return HistogramMetricFamily(f"marketflow_{name}", text, buckets=buckets, sum_value=delays.total)
+def _histogram(name: str, text: str, labels: Sequence[str], samples: Iterable[tuple[Sequence[str], Delays]]) -> Metric:
+    family = HistogramMetricFamily(f"marketflow_{name}", text, labels=labels)
+    for values, delays in samples:
+        bounds = (*map(str, delays.bounds), "+Inf")
+        family.add_metric(values, list(zip(bounds, map(float, accumulate(delays.counts)), strict=True)), delays.total)
+    return family

@@ -6,6 +6,7 @@ connections of the process.
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 import reactivex as rx
@@ -14,12 +15,14 @@ from reactivex import Observable
 
 from marketflow.feeds.backfill.rest_client import RestClient
 from marketflow.feeds.decoder import Decoder
+from marketflow.feeds.feed import FeedReport
 from marketflow.feeds.venues.instruments import Names, look_up
 from marketflow.feeds.venues.limits import AttemptBudget
 from marketflow.feeds.venues.trade_ids import TradeIds
 from marketflow.feeds.venues.venue import Venue, chunks
 from marketflow.feeds.venues.websocket.venue_connection import VenueConnection
 from marketflow.model import Candles, FeedState
+from marketflow.text import without_secrets
 
 _WORST_FIRST = (FeedState.CONNECTING, FeedState.STALE, FeedState.CONNECTED)
 
@@ -55,16 +58,19 @@ class VenueFeed:
     ) -> None:
         self.exchange = exchange
         self.decoder = decoder
-        self.place = url or venue.url
+        self.place = without_secrets(url or venue.url)
         self.rest = rest or RestClient(venue)
         self._venue = venue
         self._native = native
         self._ids = TradeIds()
+        self._ours: dict[str, str] = {}
+        self._clock_offset_ms: int | None = None
+        self._monotonic = monotonic
         self._absent: dict[Sequence[str], frozenset[str]] = {}
         self.connections = tuple(
             VenueConnection(
                 exchange,
-                self.place,
+                url or venue.url,
                 venue,
                 partial(self._look_up, part),
                 decoder,
@@ -94,6 +100,29 @@ class VenueFeed:
         """The worst state of its connections."""
         return min((connection.state for connection in self.connections), key=_WORST_FIRST.index)
 
+    @property
+    def pause_seconds(self) -> float:
+        """How long until the venue lets all its connections be made; 0 for now."""
+        return max(connection.pause_seconds for connection in self.connections)
+
+    def report(self) -> FeedReport:
+        """The venue's clock, and what REST has used."""
+        return FeedReport(
+            clock_offset_ms=self._clock_offset_ms,
+            rest_weight=(self.rest.used, self.rest.limit),
+        )
+
+    def measure_clock(self) -> None:
+        """Measure the venue's clock by REST: its time against the middle of the call."""
+        began_ms, began = self.rest.now_ms, self._monotonic()
+        with suppress(OSError):  # its cause is reported where trades or instruments fail for it
+            server_ms = self.rest.server_time_ms()
+            self._clock_offset_ms = round(server_ms - began_ms - 500 * (self._monotonic() - began))
+
+    def doubles_by_symbol(self) -> dict[str, int]:
+        """How many trades came more than once, and counted once."""
+        return self._ids.doubles_by_symbol(self._ours)
+
     def batches(self) -> Observable[Candles]:
         """Each connection once; ends with the first one's ConnectionLost, ConnectionSilent or another OSError."""
         return rx.merge(*(connection.batches() for connection in self.connections))
@@ -113,6 +142,7 @@ class VenueFeed:
             if names.absent:
                 text = "symbols that {} does not trade, looked for again every ten minutes: {}"
                 logger.bind(exchange=self.exchange).warning(text, self._venue.name, " ".join(sorted(names.absent)))
+        self._ours = self._ours | {native: ours for ours, native in names.native.items()}
         if not names.native:
             raise OSError(f"{self._venue.name} trades none of the symbols")
         return names

@@ -83,8 +83,8 @@ class CoalescingReader:
         self._charge = charge
         self._oldest: dict[Series, int] = {}  # first tick of each series whose all-time summary was read (Unix ms)
         self._long_queries = asyncio.Semaphore(LONG_QUERIES)
-        self._summaries: _Answers[list[Candle | None]] = _Answers(MAX_KEPT, monotonic)
-        self._ranges: _Answers[list[dict[int, Candle]]] = _Answers(MAX_RANGES_KEPT, monotonic)
+        self._summaries: CoalescedAnswers[list[Candle | None]] = CoalescedAnswers(MAX_KEPT, monotonic)
+        self._ranges: CoalescedAnswers[list[dict[int, Candle]]] = CoalescedAnswers(MAX_RANGES_KEPT, monotonic)
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of all its minutes from `since` to `until`."""
@@ -122,15 +122,29 @@ class CoalescingReader:
         return await self._archive.last(series)
 
 
-class _Answers(Generic[_T]):
-    """Running queries and recent answers; evicts the oldest first."""
+class CoalescedAnswers(Generic[_T]):
+    """Running queries and recent answers; evicts the oldest first. For one event loop.
+
+    Args:
+        most: how many are kept.
+        monotonic: the time, in seconds.
+    """
 
     def __init__(self, most: int, monotonic: Callable[[], float]) -> None:
         self._most = most
         self._monotonic = monotonic
         self._tasks: dict[object, tuple[float, asyncio.Task[_T]]] = {}  # the oldest first
 
-    async def get(self, query: object, run: Callable[[], Coroutine[Any, Any, _T]], charge: Callable[[], None]) -> _T:
+    async def get(
+        self,
+        query: object,
+        run: Callable[[], Coroutine[Any, Any, _T]],
+        charge: Callable[[], None] = lambda: None,
+    ) -> _T:
+        """Return the answer to a query: that of an equal one of a moment ago, or what `run` returns.
+
+        `charge` is called before `run`, and may reject the query by raising.
+        """
         now = self._monotonic()
         at, task = self._tasks.get(query, (0.0, None))
         if task is None or now - at > KEPT_SECONDS or _failed(task):

@@ -13,6 +13,7 @@ from websockets.sync.server import ServerConnection
 from marketflow.clock import system_clock
 from marketflow.feeds.backfill.rest_client import RestClient
 from marketflow.feeds.decoder import Decoder
+from marketflow.feeds.simulated.rest_side import RestAnswer
 from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent
 from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal, refusal_of
 from marketflow.feeds.venues.registry import VENUES
@@ -241,3 +242,42 @@ def test_stop_ends_an_attempt_that_waits_for_its_turn() -> None:
         receiver.feed.stop()
         assert receiver.completed.wait(5)
         assert server.handshakes == 1
+
+
+# What it reports
+
+
+@pytest.mark.parametrize("offset_ms", [-40_000, 0, 2_500])
+@pytest.mark.parametrize("venue", VENUES)
+def test_clock_of_a_venue_is_measured_by_rest(venue: str, offset_ms: int) -> None:
+    with VenueServer(venue, SYMBOLS, clock=lambda: system_clock() + offset_ms * 1_000_000) as server:
+        feed = Receiver(server, venue).feed
+        assert feed.report().clock_offset_ms is None
+        feed.measure_clock()
+        whole_seconds = 1000 if venue == "kraken" else 0
+        assert offset_ms - 500 - whole_seconds <= (feed.report().clock_offset_ms or 0) <= offset_ms + 500
+        used, limit = feed.report().rest_weight or (0, 0)
+        assert 0 < used < limit
+
+
+def test_clock_that_cannot_be_asked_stays_unknown() -> None:
+    with VenueServer("okx", SYMBOLS) as server:
+        server.rest_answers.append(RestAnswer(b"<html>", 502))
+        feed = Receiver(server, "okx").feed
+        feed.measure_clock()
+        assert feed.report().clock_offset_ms is None
+
+
+def test_refusal_is_reported_with_its_pause() -> None:
+    with VenueServer("binance", SYMBOLS, refusals=[(451, {})]) as server:
+        receiver = Receiver(server, "binance")
+        with receiver.subscribe():
+            wait_until(lambda: receiver.errors)
+        assert receiver.feed.pause_seconds == pytest.approx(300, abs=5)
+
+
+def test_doubles_are_counted_by_our_symbol() -> None:
+    with VenueServer("kraken", SYMBOLS) as server, receiving(server, "kraken") as receiver:
+        server.send(*(trade(server, number) for number in (1, 2, 2, 1)), trade(server, 1, "ETHUSDT", 7.5))
+        wait_until(lambda: receiver.ticks == 3)
+        assert receiver.feed.doubles_by_symbol() == {"BTCUSDT": 2}

@@ -32,6 +32,7 @@ from websockets.uri import parse_uri
 from marketflow import __version__
 from marketflow.feeds.venues.limits import refusal_of
 from marketflow.feeds.venues.venue import MAX_FRAME_BYTES
+from marketflow.text import without_secrets
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 
@@ -164,7 +165,7 @@ async def open_stream(url: str, on_messages: Callable[[list[bytes]], None]) -> F
     except TimeoutError:
         raise TimeoutError(f"no answer within {CONNECT_TIMEOUT_SECONDS:g} s") from None
     except (WSError, WSHandshakeError, InvalidProxy, EOFError, ValueError) as error:
-        raise OSError(f"no WebSocket at {url}: {error}") from None
+        raise OSError(f"no WebSocket at {without_secrets(url)}: {error}") from None
     assert isinstance(stream, FrameStream)
     return stream
 

@@ -28,6 +28,7 @@ from marketflow.feeds.venues.websocket.data_silence import DataSilence
 from marketflow.feeds.venues.websocket.frame_stream import FrameStream, on_daemon_thread, open_stream
 from marketflow.feeds.venues.websocket.trade_reader import TradeReader
 from marketflow.model import Candles, FeedState
+from marketflow.text import without_secrets
 
 FRAME_SILENCE_SECONDS = 45.0
 """Without any frame for so long, pings and their answers included, a connection is dead."""
@@ -71,7 +72,8 @@ class VenueConnection:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.exchange = exchange
-        self.place = url
+        self.place = without_secrets(url)
+        self._url = url
         self._venue = venue
         self._look_up = look_up
         self._decoder = decoder
@@ -155,7 +157,7 @@ class VenueConnection:
             names = await on_daemon_thread(self._look_up)
             reader = TradeReader(self.exchange, self._venue, self._decoder, self._ids, self._silence, emit)
             link = _Link(self._venue, reader, self._silence, self._monotonic)
-            await link.open(self.place, names)
+            await link.open(self._url, names)
         except VenueRefusal as refusal:
             self._not_before = self._monotonic() + refusal.pause_seconds
             raise

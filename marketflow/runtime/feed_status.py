@@ -1,0 +1,160 @@
+"""What is known of the feeds: their problems for /health, and the rows of /feeds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+
+from marketflow import text
+from marketflow.clock import Clock, milliseconds
+from marketflow.cluster.messages import ExchangeReport, FeedsQuery, FeedsReport, SeriesReport
+from marketflow.feeds.feed import Feed
+from marketflow.feeds.trade_statistics import TradeStatistics
+from marketflow.health import FeedProblem
+from marketflow.model import FeedState, HoleState, Mode, Series
+from marketflow.pipeline.instrumentation import ConnectionFailure, PipelineCounters
+from marketflow.pipeline.state import WindowState
+from marketflow.stores.ports import HoleCounts
+from marketflow.stores.postgres.rows import to_datetime
+
+FINE = (FeedState.CONNECTED, FeedState.GENERATED)
+
+
+class FeedStatus:
+    """Reads the feeds of the current mode, and what was counted of them; from any thread, without blocking.
+
+    Args:
+        feeds: of both modes.
+        mode: returns the current one.
+        counters: have the reconnects and failures.
+        statistics: have rates and delays.
+        newest: has the newest ticks.
+        holes: returns the number of holes.
+        stale_after_seconds: silence after which a feed is stale.
+        clock: wall-clock time.
+    """
+
+    def __init__(
+        self,
+        feeds: Mapping[Mode, Sequence[Feed]],
+        mode: Callable[[], Mode],
+        counters: PipelineCounters,
+        statistics: TradeStatistics,
+        newest: WindowState,
+        holes: Callable[[], HoleCounts],
+        stale_after_seconds: float,
+        clock: Clock,
+    ) -> None:
+        self._feeds = feeds
+        self._mode = mode
+        self._counters = counters
+        self._statistics = statistics
+        self._newest = newest
+        self._holes = holes
+        self._stale_after_seconds = stale_after_seconds
+        self._clock = clock
+        self._series = {feed: sorted(feed.decoder.series) for of_mode in feeds.values() for feed in of_mode}
+
+    def problems(self) -> dict[str, FeedProblem]:
+        """What is wrong with the feeds that are not fine or lack a symbol, by exchange."""
+        found = {}
+        for feed in self._feeds[self._mode()]:
+            state, absent = feed.state, tuple(sorted(feed.absent))
+            if state not in FINE or absent:
+                failure = self._failure(feed, state)
+                error = failure.text if failure else self._without_failure(state)
+                failed_at = rfc3339(failure.at) if failure else None
+                next_try_at = rfc3339(failure.next_try_at) if failure else None
+                found[feed.exchange] = FeedProblem(state, feed.place, error, failed_at, next_try_at, absent)
+        return found
+
+    def report(self, query: FeedsQuery) -> FeedsReport:
+        """The exchanges and series that a query asks for."""
+        mode, now_ms, holes = self._mode(), milliseconds(self._clock()), self._holes()
+        feeds = [feed for feed in self._feeds[mode] if query.exchange in (None, feed.exchange)]
+        wanted = [
+            (feed, series) for feed in feeds for series in self._series[feed] if query.symbol in (None, series.symbol)
+        ]
+        page = groupby(wanted[query.offset : query.offset + query.limit], key=itemgetter(0))
+        return FeedsReport(
+            mode,
+            tuple(self._exchange(feed, holes, now_ms) for feed in feeds),
+            tuple(row for feed, rows in page for row in self._rows(feed, [each for _, each in rows], holes, now_ms)),
+            len(wanted),
+        )
+
+    def _failure(self, feed: Feed, state: FeedState) -> ConnectionFailure | None:
+        """Why a feed is in its state; None if that has another reason than the end of a connection."""
+        failure = self._last_failure(feed)
+        if failure is None or state in FINE:
+            return None
+        received = feed.decoder.last_received
+        came_back = received is not None and milliseconds(received) > failure.at
+        return None if state is FeedState.STALE and came_back else failure
+
+    def _last_failure(self, feed: Feed) -> ConnectionFailure | None:
+        """The last failure of its connections."""
+        failures = [self._counters.failures.get(connection) for connection in feed.connections]
+        return max((failure for failure in failures if failure), key=lambda failure: failure.at, default=None)
+
+    def _without_failure(self, state: FeedState) -> str | None:
+        if state is FeedState.STALE:
+            return f"connected, but no good tick for over {self._stale_after_seconds:g} s"
+        return None
+
+    def _exchange(self, feed: Feed, holes: HoleCounts, now_ms: int) -> ExchangeReport:
+        report, failure, doubles = feed.report(), self._last_failure(feed), feed.doubles_by_symbol()
+        weight = report.rest_weight
+        return ExchangeReport(
+            exchange=feed.exchange,
+            state=feed.state,
+            address=feed.place,
+            ticks_per_second=sum(self._statistics.rate(each, now_ms) for each in self._series[feed]),
+            doubles=None if doubles is None else sum(doubles.values()),
+            holes=None if doubles is None else hole_counts_of(feed.exchange, self._mode(), holes),
+            reconnects=self._counters.reconnects.get(feed.exchange, 0),
+            clock_offset_ms=report.clock_offset_ms,
+            rest_weight_used=None if weight is None else weight[0],
+            rest_weight_limit=None if weight is None else weight[1],
+            error=None if failure is None else failure.text,
+            error_at=None if failure is None else failure.at,
+            next_try_at=None if failure is None or feed.state in FINE else failure.next_try_at,
+            absent=tuple(sorted(feed.absent)),
+        )
+
+    def _rows(self, feed: Feed, wanted: Sequence[Series], holes: HoleCounts, now_ms: int) -> list[SeriesReport]:
+        state, absent, doubles = feed.state, {*feed.absent}, feed.doubles_by_symbol()
+        newest = self._newest.newest_of(wanted)
+        dated_by_receipt = bool(feed.decoder.ticks) and feed.decoder.timestamps_replaced >= feed.decoder.ticks
+        reports = []
+        for series in wanted:
+            tick, statistics = newest.get(series), self._statistics.of(series, now_ms)
+            reports.append(
+                SeriesReport(
+                    exchange=series.exchange,
+                    symbol=series.symbol,
+                    state="absent" if series.symbol in absent else state.value,
+                    price=None if tick is None else tick.price,
+                    at=None if tick is None else tick.at,
+                    delay_p50_ms=None if dated_by_receipt else statistics.delay_p50_ms,
+                    delay_p99_ms=None if dated_by_receipt else statistics.delay_p99_ms,
+                    ticks_per_second=statistics.ticks_per_second,
+                    doubles=None if doubles is None else doubles.get(series.symbol, 0),
+                    holes=None if doubles is None else holes.get(series, {}),
+                )
+            )
+        return reports
+
+
+def hole_counts_of(exchange: str, mode: Mode, counts: HoleCounts) -> dict[HoleState, int]:
+    """The number of holes of an exchange in a mode, by state."""
+    found: dict[HoleState, int] = {}
+    for series, of_series in counts.items():
+        if (series.mode, series.exchange) == (mode, exchange):
+            for state, count in of_series.items():
+                found[state] = found.get(state, 0) + count
+    return found
+
+
+def rfc3339(unix_ms: int) -> str:
+    """Return a time in Unix ms as RFC 3339."""
+    return text.rfc3339(to_datetime(unix_ms))
