@@ -73,6 +73,13 @@ class Slot(NamedTuple):
     start: int
 
 
+class TimeRange(NamedTuple):
+    """From `since` to before `until`, Unix ms."""
+
+    since: int
+    until: int
+
+
 class Tick(NamedTuple):
     """One price of one series. `at` is the exchange's clock in Unix ms, `sequence` the order of arrival."""
 

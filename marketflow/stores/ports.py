@@ -69,13 +69,6 @@ class HoleQuery(NamedTuple):
     since: int | None = None
 
 
-class TimeRange(NamedTuple):
-    """From `since` to before `until`, Unix ms."""
-
-    since: int
-    until: int
-
-
 HoleCounts = dict[Series, dict[HoleState, int]]
 """Number of holes by series and state."""
 
@@ -263,34 +256,6 @@ class ArchiveWriter(Protocol):
 
         Raises:
             Unavailable: not written, or not confirmed; to be tried again with the same rows.
-        """
-        ...
-
-
-class FetchedMinuteStore(Protocol):
-    """Where minutes that are fetched from venues are kept for good."""
-
-    def incomplete(self, series: Iterable[Series], since: int, until: int) -> dict[Series, list[TimeRange]]:
-        """The parts of a time range for which minutes of a series may be missing, in ascending order.
-
-        Raises:
-            Unavailable: PostgreSQL cannot be queried now.
-        """
-        ...
-
-    def missing(self, series: Series, since: int, until: int) -> Sequence[int]:
-        """The starts of the minutes of a series within a range that have no row, in ascending order.
-
-        Raises:
-            Unavailable: PostgreSQL cannot be queried now.
-        """
-        ...
-
-    def store(self, series: Series, minutes: Candles, complete: TimeRange | None) -> None:
-        """Store minutes of a series, and then that a range of it is complete.
-
-        Raises:
-            Unavailable: not stored, or not confirmed; to be tried again.
         """
         ...
 

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from marketflow.errors import Unavailable
-from marketflow.model import MINUTE_MS, Amounts, Candle, Candles, Mode, Slot
+from marketflow.model import MINUTE_MS, Amounts, Candle, Candles, Mode, Slot, TimeRange
 from marketflow.resources import resource
-from marketflow.stores.ports import TimeRange
 from marketflow.stores.postgres.rollups import PostgresRollups
 from marketflow.stores.postgres.rows import DAY_MS, connection_keywords
 from marketflow.stores.postgres.venue_records.fetched_minutes import FetchedMinutes

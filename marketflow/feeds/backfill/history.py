@@ -2,7 +2,7 @@
 
 At each start the minutes of the configured time before it that are not stored are fetched, so after a downtime as well.
 They are stored at once, each call's minutes in one write that is waited for; the pipeline is passed those of the last
-day, for memory and cache. Memory does not grow with the length of the history.
+day, which memory and cache hold. Memory does not grow with the length of the history.
 
 Where a minute has no row, either it was never fetched or nothing was traded. The store therefore keeps for which times
 a series is complete, apart from the minutes, and these are never asked for again; of the other times only those that
@@ -11,6 +11,7 @@ lack minutes are. So a restart asks for what came after the last history, and fo
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 from loguru import logger
 
@@ -21,9 +22,7 @@ from marketflow.feeds.backfill.steps import BUDGET_PAUSE_SECONDS, Step, has_spar
 from marketflow.feeds.backfill.venue_candles import RangeNotHonoured, candles_between, venue_minute
 from marketflow.feeds.venues.limits import VenueRefusal
 from marketflow.logs import Outage
-from marketflow.model import MINUTE_MS, Candles, Mode, Series, Slot, minute_start
-from marketflow.stores.cache_limits import MINUTES_KEPT_MS
-from marketflow.stores.ports import FetchedMinuteStore, TimeRange
+from marketflow.model import MINUTE_MS, Candles, Mode, Series, Slot, TimeRange, minute_start
 from marketflow.tasks import Backoff
 
 IDLE_SECONDS = 5.0
@@ -41,6 +40,34 @@ KEPT_MARGIN_MS = 2 * MINUTE_MS
 """By how much candles are younger than the oldest the venue gives, when a call for them begins."""
 
 
+class FetchedMinuteStore(Protocol):
+    """Where minutes that are fetched from venues are kept for good."""
+
+    def incomplete(self, series: Iterable[Series], since: int, until: int) -> dict[Series, list[TimeRange]]:
+        """The parts of a time range for which minutes of a series may be missing, in ascending order.
+
+        Raises:
+            Unavailable: the archive cannot be queried now.
+        """
+        ...
+
+    def missing(self, series: Series, since: int, until: int) -> Sequence[int]:
+        """The starts of the minutes of a series within a range that have no row, in ascending order.
+
+        Raises:
+            Unavailable: the archive cannot be queried now.
+        """
+        ...
+
+    def store(self, series: Series, minutes: Candles, complete: TimeRange | None) -> None:
+        """Store minutes of a series, and then that a range of it is complete.
+
+        Raises:
+            Unavailable: not stored, or not confirmed; to be tried again.
+        """
+        ...
+
+
 class History:
     """The history of one exchange, step by step; for one thread at a time.
 
@@ -50,6 +77,7 @@ class History:
         rest_names: gives the venue's names of the symbols, as far as they are known.
         span_ms: how far back minutes are fetched.
         store: where they are kept.
+        cached_ms: how far back memory and cache hold minutes.
         clock: wall-clock time.
         monotonic: measures pauses and progress, in seconds.
     """
@@ -61,11 +89,13 @@ class History:
         rest_names: Callable[[], Mapping[str, str]],
         span_ms: int,
         store: FetchedMinuteStore,
+        cached_ms: int,
         clock: Clock,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._exchange, self._client, self._rest_names = exchange, client, rest_names
-        self._span_ms, self._store, self._clock, self._monotonic = span_ms, store, clock, monotonic
+        self._span_ms, self._store, self._cached_ms = span_ms, store, cached_ms
+        self._clock, self._monotonic = clock, monotonic
         self._begun: set[str] = set()
         self._remaining: dict[Series, list[TimeRange]] = {}  # ascending, none of them empty
         self._backoff = Backoff(1.0, 60.0)
@@ -168,7 +198,7 @@ class History:
             ranges.append(TimeRange(newest.since, chunk.since))
         if not ranges:
             del self._remaining[series]
-        return {slot: candle for slot, candle in minutes.items() if slot.start >= now_ms - MINUTES_KEPT_MS}
+        return {slot: candle for slot, candle in minutes.items() if slot.start >= now_ms - self._cached_ms}
 
     def _failed(self, series: Series, error: OSError) -> None:
         """Try again after a pause: this series, or all of them where the venue asks for the pause."""

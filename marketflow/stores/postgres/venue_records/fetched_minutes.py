@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from marketflow.errors import Unavailable
-from marketflow.model import MINUTE_MS, Candles, Series
-from marketflow.stores.ports import TimeRange
+from marketflow.model import MINUTE_MS, Candles, Series, TimeRange
 from marketflow.stores.postgres.rows import parameters, to_datetime, to_unix_ms
 from marketflow.stores.postgres.writer import PostgresWriter
 
