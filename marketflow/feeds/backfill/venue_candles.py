@@ -101,7 +101,7 @@ def _is_over(row: VenueCandle, now_ms: int) -> bool:
 def _is_valid(values: VenueValues) -> bool:
     prices = values.open, values.high, values.low, values.close
     amounts = values.volume or 0, values.turnover or 0, values.ticks or 0
-    return 0 < values.low == min(prices) and values.high == max(prices) <= MAX_PRICE and min(amounts) >= 0
+    return min(prices) > 0 and max(*prices, *amounts) <= MAX_PRICE and min(amounts) >= 0 and values.low <= values.high
 
 
 def _has_trades(values: VenueValues) -> bool:

@@ -206,11 +206,11 @@ def test_candle_whose_numbers_are_none_is_an_error(text: str | None) -> None:
 
 @pytest.mark.parametrize("venue", VENUES)
 def test_small_prices_and_great_volumes_keep_their_digits(venue: str) -> None:
-    tiny = Row(NOON, "0.00000638", "0.00000639", "0.000005123", "0.0000064", "12345678.12345678", 3)
+    tiny = Row(NOON, "0.00000638", "0.00000639", "0.000005123", "0.00000637", "12345678.12345678", 3)
     pages = pages_of(venue, [tiny, row(1)], minute(2))
     with serving(venue, pages) as (_, client):
         (values,) = candles_between(client, SYMBOL[venue], NOON, minute(1), minute(2)).values()
-    assert [values.open, values.high, values.low, values.close] == [0.00000638, 0.00000639, 0.000005123, 0.0000064]
+    assert [values.open, values.high, values.low, values.close] == [0.00000638, 0.00000639, 0.000005123, 0.00000637]
     assert values.volume == 12345678.12345678
 
 
