@@ -18,6 +18,7 @@ import msgspec
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.feeds.timestamps import OffTime, TimestampCheck
+from marketflow.feeds.venues.trade_ids import TradeIds
 from marketflow.model import SLICE_MS, Amounts, Candle, Candles, Mode, Series, Slot, slice_start
 
 MAX_LINE_BYTES = 64 * 1024
@@ -86,6 +87,9 @@ class _Numbers(msgspec.Struct, gc=False):
     count: int = 1
 
 
+_AnyTrade = TypeVar("_AnyTrade", TradeLine, _Numbers)
+
+
 class _Dated(NamedTuple):
     """A valid tick; sorts by event time, then by arrival."""
 
@@ -121,6 +125,7 @@ class Decoder:
         on_reject: called for rejected lines.
         on_clock: called with a sentence when the clock of the exchange, or the unit of its timestamps, changes.
         milliseconds_only: whether timestamps in another unit are an error of the feed.
+        ids: drops trades of decoded lines that came before, by their ids; None where others do that.
     """
 
     def __init__(
@@ -133,6 +138,7 @@ class Decoder:
         on_reject: Reject,
         on_clock: Callable[[str], None] = lambda text: None,
         milliseconds_only: bool = False,
+        ids: TradeIds | None = None,
     ) -> None:
         self._series = {symbol: Series(mode, exchange, symbol) for symbol in symbols}  # by all spellings cached
         self._by_lower_case = {symbol.lower(): series for symbol, series in self._series.items()}
@@ -141,6 +147,7 @@ class Decoder:
         self._max_skew_ms = max_skew_ms
         self._timestamps = TimestampCheck(max_skew_ms, on_clock, milliseconds_only)
         self._on_reject = on_reject
+        self.ids = ids
         self.ticks = 0
         self.last_received: int | None = None
         """When the last valid tick was received (Unix ns)."""
@@ -165,11 +172,14 @@ class Decoder:
     def decode(self, chunk: bytes) -> Candles:
         """Return the candles of a chunk of whole lines. Bad lines are rejected and counted, never raised."""
         # Lines without a quantity, for which nobody pays: decoding and folding one costs a quarter more.
-        decode: Callable[[bytes], Line] = _decode_trade if b'"quantity"' in chunk else _decode_line
+        has_trades = b'"quantity"' in chunk
+        has_ids = has_trades and self.ids is not None and b'"id"' in chunk
+        decode: Callable[[bytes], Line] = _decode_trade if has_trades else _decode_line
         if lines := _decode_all(chunk, decode):
-            return self.fold(lines)
+            return self.fold(self._without_doubles(cast("list[TradeLine]", lines)) if has_ids else lines)
         numbers = _decode_all(chunk, _decode_numbers)
-        return self._fold_each(self._decode_each(chunk) if numbers is None else numbers, self._clock())
+        numbers = self._decode_each(chunk) if numbers is None else numbers
+        return self._fold_each(self._without_doubles(numbers) if has_ids else numbers, self._clock())
 
     def fold(self, lines: Sequence[Line]) -> Candles:
         """Return the candles of the valid ticks among `lines`, which have just arrived in this order.
@@ -193,6 +203,20 @@ class Decoder:
             for trade in trades:
                 trade.symbol = symbol
         return self._fold_each([*chain.from_iterable(by_symbol.values())], received)
+
+    def _without_doubles(self, lines: "list[_AnyTrade]") -> "list[_AnyTrade]":
+        """Leave out trades that came before; those of one time come by their ids."""
+        assert self.ids is not None
+        by_symbol: defaultdict[str, list[_AnyTrade]] = defaultdict(list)
+        found: list[_AnyTrade] = []  # with those that are rejected later
+        for line in lines:
+            if 0 < line.price <= MAX_PRICE and (series := self._series_of(line.symbol)) is not None:
+                by_symbol[series.symbol].append(line)
+            else:
+                found.append(line)
+        for symbol, of_symbol in by_symbol.items():
+            found += self.ids.new_of(symbol, of_symbol)
+        return found
 
     # Series by series
 

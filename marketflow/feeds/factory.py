@@ -12,6 +12,7 @@ from marketflow.feeds.decoder import Decoder
 from marketflow.feeds.feed import Feed
 from marketflow.feeds.generator import GeneratorFeed, Market
 from marketflow.feeds.tcp import TcpFeed
+from marketflow.feeds.venues.trade_ids import TradeIds
 from marketflow.logs import RateLimit
 from marketflow.model import Mode
 from marketflow.settings import ExchangeSettings, Settings
@@ -53,7 +54,7 @@ def _exchanges(settings: Settings, clock: Clock) -> list[Feed]:
 
     def feed(exchange: ExchangeSettings) -> Feed:
         symbols = tuple(exchange.symbols) or settings.symbols
-        decoder = _decoder(settings, Mode.LIVE, exchange.name, symbols, clock, milliseconds_only=bool(exchange.venue))
+        decoder = _decoder(settings, Mode.LIVE, exchange.name, symbols, clock, is_venue=bool(exchange.venue))
         return live_feed(exchange, symbols, decoder, settings.flow.stale_after_seconds, budgets)
 
     return [feed(exchange) for exchange in settings.exchanges]
@@ -107,7 +108,7 @@ def _decoder(
     exchange: str,
     symbols: Sequence[str],
     clock: Clock,
-    milliseconds_only: bool = False,
+    is_venue: bool = False,
 ) -> Decoder:
     limit, rare = RateLimit(10.0), RateLimit(60.0)
 
@@ -123,4 +124,5 @@ def _decoder(
         )
 
     skew_ms = settings.flow.max_clock_skew_ms
-    return Decoder(mode, exchange, symbols, clock, skew_ms, on_reject, on_clock, milliseconds_only)
+    ids = None if is_venue else TradeIds(reports_missing=False, epoch_trades=1)
+    return Decoder(mode, exchange, symbols, clock, skew_ms, on_reject, on_clock, is_venue, ids)

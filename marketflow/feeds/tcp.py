@@ -105,8 +105,10 @@ class TcpFeed:
     def measure_clock(self) -> None:
         """Do nothing: there is no clock to ask for."""
 
-    def doubles_by_symbol(self) -> None:
-        """Unknown: ticks have no ids."""
+    def doubles_by_symbol(self) -> dict[str, int] | None:
+        """Those of trades with ids; None while none has one."""
+        ids = self.decoder.ids
+        return ids.doubles_by_symbol() if ids is not None and ids.has_any else None
 
     def batches(self) -> Observable[Candles]:
         """Emit the candles of one connection; ends with ConnectionLost, ConnectionSilent or an OSError."""

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marketflow.feeds.decoder import Decoder, TradeLine
+from marketflow.feeds.venues.trade_ids import TradeIds
 from marketflow.model import Amounts, Candle, Mode, merge, merge_all
 from tests.feeds.test_decoder import NOW, NOW_MS, Rejected, make_decoder, only
 
@@ -114,3 +115,49 @@ def test_quantity_in_a_slow_line_is_kept(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     assert candle.amounts == Amounts(1.25, 12.5, 1.0, 10.0)
     assert decoder.rejected == {"malformed": 1}
+
+
+def with_ids() -> Decoder:
+    ids = TradeIds(reports_missing=False, epoch_trades=1)
+    return Decoder(Mode.LIVE, "exchange1", ["BTCUSDT"], lambda: NOW, 5000, Rejected(), ids=ids)
+
+
+@pytest.mark.parametrize("name", ["number", "text", "word", "big"])
+def test_trade_with_an_id_counts_once_over_all_chunks(name: str) -> None:
+    ids: dict[str, list[object]] = {
+        "number": [7, 8],
+        "text": ["7", "8"],
+        "word": ["a7", "a8"],
+        "big": [1931506477151671992419320033, 1931506477151671992419320034],
+    }
+    first, second = (line(quantity=1, id=each) for each in ids[name])
+    decoder = with_ids()
+    assert only(decoder, first + first + second).ticks == 2
+    assert decoder.decode(second.replace(b"BTC", b"btc") + first) == {}
+    assert decoder.decode(line(quantity="1", id=ids[name][1])) == {}
+    assert decoder.ids is not None
+    assert decoder.ids.doubles == 4
+    assert decoder.ticks == 2
+
+
+def test_trades_of_one_time_open_and_close_by_id() -> None:
+    candle = only(with_ids(), b"".join(line(quantity=1, id=each, price=10.0 * each) for each in (3, 1, 2)))
+    assert (candle.open, candle.close, candle.ticks) == (10.0, 30.0, 3)
+
+
+def test_lines_without_ids_always_count() -> None:
+    decoder = with_ids()
+    assert only(decoder, line(quantity=1) + line(quantity=1) + line(quantity=1, id=4)).ticks == 3
+    assert only(decoder, line(id=4) + line(id=4)).ticks == 2  # what has no quantity is not looked at
+
+
+def test_exchange_that_begins_its_ids_anew_loses_nothing() -> None:
+    decoder = with_ids()
+    assert only(decoder, line(quantity=1, id=900)).ticks == 1
+    again = b"".join(line(quantity=1, id=number, timestamp=NOW_MS + number) for number in range(1, 4))
+    assert only(decoder, again).ticks == 3
+
+
+def test_line_with_a_bad_price_takes_no_id() -> None:
+    decoder = with_ids()
+    assert only(decoder, line(quantity=1, id=7, price=-1) + line(quantity=1, id=7)).ticks == 1

@@ -62,8 +62,7 @@ class VenueFeed:
         self.rest = rest or RestClient(venue)
         self._venue = venue
         self._native = native
-        self._ids = TradeIds()
-        self._ours: dict[str, str] = {}
+        self.ids = TradeIds()
         self._clock_offset_ms: int | None = None
         self._monotonic = monotonic
         self._absent: dict[Sequence[str], frozenset[str]] = {}
@@ -74,7 +73,7 @@ class VenueFeed:
                 venue,
                 partial(self._look_up, part),
                 decoder,
-                self._ids,
+                self.ids,
                 stale_after_seconds,
                 budget,
                 monotonic,
@@ -93,7 +92,7 @@ class VenueFeed:
     @property
     def doubles(self) -> int:
         """How many trades came more than once and were counted once."""
-        return self._ids.doubles
+        return self.ids.doubles
 
     @property
     def state(self) -> FeedState:
@@ -121,7 +120,7 @@ class VenueFeed:
 
     def doubles_by_symbol(self) -> dict[str, int]:
         """How many trades came more than once, and counted once."""
-        return self._ids.doubles_by_symbol(self._ours)
+        return self.ids.doubles_by_symbol()
 
     def batches(self) -> Observable[Candles]:
         """Each connection once; ends with the first one's ConnectionLost, ConnectionSilent or another OSError."""
@@ -142,7 +141,6 @@ class VenueFeed:
             if names.absent:
                 text = "symbols that {} does not trade, looked for again every ten minutes: {}"
                 logger.bind(exchange=self.exchange).warning(text, self._venue.name, " ".join(sorted(names.absent)))
-        self._ours = self._ours | {native: ours for ours, native in names.native.items()}
         if not names.native:
             raise OSError(f"{self._venue.name} trades none of the symbols")
         return names

@@ -87,7 +87,7 @@ class TradeReader:
         for symbol, of_symbol in by_symbol.items():
             if (ours := self._ours.get(symbol)) is None:
                 self._decoder.reject("unknown_symbol", symbol, len(of_symbol))
-            elif counting := self._ids.new_of(symbol, of_symbol):
+            elif counting := self._ids.new_of(ours, of_symbol):
                 new[ours] = counting
         return self._decoder.fold_trades(new) if new else {}
 
@@ -100,8 +100,9 @@ class TradeReader:
             case Closing():
                 self.is_closing = True
                 self._log.info("the venue is about to close the connection: {}", event.text)
-            case Alive() if event.symbol is not None and event.newest_id is not None:
-                if self._ids.has(event.symbol, event.newest_id):
+            case Alive() if event.newest_id is not None and (ours := self._ours.get(event.symbol or "")) is not None:
+                self._ids.note_newest(ours, event.newest_id)
+                if self._ids.has(ours, event.newest_id):
                     self._silence.on_proof()
 
 
