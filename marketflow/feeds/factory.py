@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from reactivex import abc
@@ -18,8 +19,10 @@ from marketflow.model import Mode
 from marketflow.settings import ExchangeSettings, Settings
 
 if TYPE_CHECKING:
+    from marketflow.feeds.recording.recorder import Recorder
     from marketflow.feeds.venues.limits import AttemptBudget
     from marketflow.feeds.venues.venue import Venue
+    from marketflow.feeds.venues.websocket_feed import VenueFeed
 
 
 class VenueBudgets(NamedTuple):
@@ -33,9 +36,23 @@ Budgets: TypeAlias = dict[str, VenueBudgets]
 """By the name of a venue."""
 
 
-def configured_feeds(settings: Settings, clock: Clock, generating: abc.SchedulerBase) -> dict[Mode, Sequence[Feed]]:
-    """A feed for each exchange in each mode. Generators run on the scheduler, an exchange on a thread of its own."""
-    return {Mode.TEST: _generators(settings, clock, generating), Mode.LIVE: _exchanges(settings, clock)}
+def configured_feeds(
+    settings: Settings, clock: Clock, generating: abc.SchedulerBase, recorder: "Recorder | None" = None
+) -> dict[Mode, Sequence[Feed]]:
+    """A feed for each exchange in each mode. Generators run on the scheduler, an exchange on a thread of its own.
+
+    What exchanges send is handed to the recorder.
+    """
+    return {Mode.TEST: _generators(settings, clock, generating), Mode.LIVE: _exchanges(settings, clock, recorder)}
+
+
+def configured_recorder(settings: Settings, clock: Clock) -> "Recorder | None":
+    """The recorder of raw frames; None where the settings have no folder for them."""
+    if not settings.record.dir:
+        return None
+    from marketflow.feeds.recording.recorder import Recorder  # lazily: most processes record nothing
+
+    return Recorder(Path(settings.record.dir).expanduser(), settings.record.max_bytes, clock)
 
 
 def _generators(settings: Settings, clock: Clock, scheduler: abc.SchedulerBase) -> list[Feed]:
@@ -49,20 +66,23 @@ def _generators(settings: Settings, clock: Clock, scheduler: abc.SchedulerBase) 
     return [feed(exchange.name) for exchange in settings.exchanges]
 
 
-def _exchanges(settings: Settings, clock: Clock) -> list[Feed]:
+def _exchanges(settings: Settings, clock: Clock, recorder: "Recorder | None") -> list[Feed]:
     budgets: Budgets = {}
 
     def feed(exchange: ExchangeSettings) -> Feed:
         symbols = tuple(exchange.symbols) or settings.symbols
         decoder = _decoder(settings, Mode.LIVE, exchange.name, symbols, clock, is_venue=bool(exchange.venue))
-        return live_feed(exchange, symbols, decoder, settings.flow.stale_after_seconds, budgets)
+        made = live_feed(exchange, symbols, decoder, settings.flow.stale_after_seconds, budgets)
+        if recorder is not None:
+            made.record = recorder.feed(exchange.name, exchange.venue, made.place)
+        return made
 
     return [feed(exchange) for exchange in settings.exchanges]
 
 
 def live_feed(
     exchange: ExchangeSettings, symbols: Sequence[str], decoder: Decoder, stale_after_seconds: float, budgets: Budgets
-) -> Feed:
+) -> "TcpFeed | VenueFeed":
     """The feed of an exchange: over TCP, or by the protocol of its venue.
 
     Args:

@@ -3,14 +3,17 @@
 A new kind of feed implements it and passes the contract in tests/feeds/test_contract.py.
 """
 
-from collections.abc import Collection, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol, TypeAlias
 
 import msgspec
 from reactivex import Observable
 
 from marketflow.feeds.decoder import Decoder
 from marketflow.model import Candles, FeedState
+
+Record: TypeAlias = Callable[[Sequence[bytes]], None]
+"""Takes what a feed has just received, frames or chunks of lines. Never blocks, never raises."""
 
 
 class FeedReport(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
 from marketflow.feeds.decoder import Decoder
-from marketflow.feeds.feed import FeedReport
+from marketflow.feeds.feed import FeedReport, Record
 from marketflow.feeds.line_framing import Framer
 from marketflow.model import Candles, FeedState, merge_into
 
@@ -70,6 +70,8 @@ class TcpFeed:
     ) -> None:
         self.exchange = exchange
         self.decoder = decoder
+        self.record: Record | None = None
+        """Takes the whole lines of each chunk that is received."""
         self._address = _Address(host, port)
         self._stale_after_seconds = stale_after_seconds
         self._monotonic = monotonic
@@ -156,7 +158,10 @@ class TcpFeed:
                 for data in link.received():
                     with decoding:
                         now = self._monotonic()
-                        if (lines := framer.push(data)) and (candles := self.decoder.decode(lines)):
+                        lines = framer.push(data)
+                        if lines and self.record is not None:
+                            self.record([lines])
+                        if lines and (candles := self.decoder.decode(lines)):
                             self._last_tick = now
                             self._silent = False
                             batch = _merged(batch, candles)

@@ -17,7 +17,7 @@ from marketflow.cluster.messages import IngestState
 from marketflow.counters import ExchangeCounters, IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.feeds.decoder import REASONS
-from marketflow.feeds.factory import configured_feeds
+from marketflow.feeds.factory import configured_feeds, configured_recorder
 from marketflow.feeds.reject_log import RATES_SECONDS, FeedRates
 from marketflow.model import MINUTE_MS, Candles, FeedState, Mode
 from marketflow.pipeline.backlog import Backlog
@@ -52,6 +52,9 @@ default of 700, collections took nearly half of all time at 15,000 series and fr
 SWITCH_SECONDS = 0.0005
 """Interval after which a thread that holds the GIL must offer it. A tick changes threads half a dozen times, and beside
 an exchange that floods it waited up to Python's default of 5 ms each time."""
+
+RECORDER_STOP_SECONDS = 0.5
+"""How long a stop waits for the disk that raw frames are recorded on."""
 
 FORCE_SECONDS = 0.5
 """Time limit once a stop is forced: enough unless a store is frozen."""
@@ -103,7 +106,8 @@ class Engine:
         partitions = len(settings.exchanges) * settings.flow.workers_per_exchange
         threads = min(partitions, MOST_THREADS) + 5
         self._pool = NamedPool("worker", threads)
-        self.feeds = configured_feeds(settings, clock, self._generating)
+        self._recorder = configured_recorder(settings, clock)
+        self.feeds = configured_feeds(settings, clock, self._generating, self._recorder)
         self.modes = ModeSwitch(mode)
         series = [series for feeds in self.feeds.values() for feed in feeds for series in feed.decoder.series]
         self.window_state = WindowState(
@@ -244,6 +248,8 @@ class Engine:
         sys.setswitchinterval(SWITCH_SECONDS)
         self._subscription = self.pipeline.observable().subscribe(on_error=self._fail, on_completed=self._ended)
         self._watching.start()
+        if self._recorder is not None:
+            self._recorder.start()
         for asked in (self.pipeline.begun, self.pipeline.archive_sink.available_once):
             asked.wait(BEGIN_SECONDS)
 
@@ -308,6 +314,8 @@ class Engine:
         for scheduler in self._timers.values():
             scheduler.dispose()
         self._pool.close()
+        if self._recorder is not None:
+            self._recorder.stop(RECORDER_STOP_SECONDS)
         self._days.close()
         self.holes.close()
         self.archive.close()

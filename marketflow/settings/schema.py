@@ -36,6 +36,7 @@ _HOST = r"[^\x00-\x20\x7f\"'@,\ud800-\udfff]"
 Port = Annotated[int, _whole(1, 65535)]
 Seconds = Annotated[float, Meta(gt=0, le=86400, description="a number of seconds above 0, at most 86400")]
 Rate = Annotated[float, Meta(gt=0, le=100_000, description="a number above 0, at most 100000")]
+Speed = Annotated[float, Meta(gt=0, le=1e6, description="a number above 0, at most 1000000")]
 Seed = Annotated[
     Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None,
     Meta(description="a whole number of at most 64 bits, or left out"),
@@ -84,6 +85,7 @@ History = Annotated[
 ]
 Switch = Annotated[bool, Meta(description="true or false")]
 FilePath = Annotated[str, _matches(r"[^\x00\ud800-\udfff]*", 'the path of a file, or ""')]
+FolderPath = Annotated[str, _matches(r"[^\x00\ud800-\udfff]*", 'the path of a folder, or ""')]
 SchemaName = Annotated[
     str, _matches(r"(?!pg_)[a-z_][a-z0-9_]{0,62}", "1 to 63 of a-z 0-9 _ that do not begin with a digit or pg_")
 ]
@@ -280,6 +282,13 @@ class GeneratorSettings(_Section, frozen=True, kw_only=True):
     seed: Seed = None
 
 
+class RecordSettings(_Section, frozen=True, kw_only=True):
+    """Record of the raw frames of live feeds: its folder ("" for none), and the size of all its files."""
+
+    dir: FolderPath = ""
+    max_bytes: Annotated[int, _whole(2**20, 2**50, " of bytes")] = 2**30
+
+
 class LogSettings(_Section, frozen=True, kw_only=True):
     """Level and format of the log."""
 
@@ -305,6 +314,7 @@ class Settings(_Section, frozen=True, kw_only=True):
     flow: FlowSettings = FlowSettings()
     archive: ArchiveSettings = ArchiveSettings()
     generator: GeneratorSettings = GeneratorSettings()
+    record: RecordSettings = RecordSettings()
     log: LogSettings = LogSettings()
 
     def history_ms(self, exchange: ExchangeSettings) -> int:
@@ -321,5 +331,5 @@ KEYS: dict[str, Any] = {field.name: field.type for field in fields(Settings) if 
 }
 """Types by dotted key."""
 
-KINDS = KEYS | {"exchange.name": ExchangeName}
+KINDS = KEYS | {"exchange.name": ExchangeName, "replay.speed": Speed}
 """Types by dotted key, including keys that only an option can set."""

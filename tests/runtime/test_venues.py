@@ -4,27 +4,33 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
+from websockets.sync.client import connect
 
 from marketflow.cli import main
+from marketflow.feeds.recording.record_files import read_frames, read_header, record_files
+from marketflow.feeds.venues.registry import VENUES as VENUES_OF
 from marketflow.settings import VENUES
 from tests.support.application import Application
 from tests.support.servers import free_port, wait_until
 
 
-@contextmanager
-def simulated(venue: str, folder: Path, port: int = 0) -> Iterator[int]:
+def simulated(venue: str, folder: Path, port: int = 0) -> AbstractContextManager[int]:
     """Yield the port of a simulated venue that trades BTCUSDT and ETHUSDT."""
-    command = [sys.executable, "-m", "marketflow", "exchange", "--venue", venue, "--port", str(port)]
-    log = folder / f"{venue}.log"
-    with (
-        log.open("ab") as stderr,
-        subprocess.Popen([*command, "--symbols", "BTCUSDT,ETHUSDT", "--rate", "50"], stderr=stderr) as process,
-    ):
+    flags = ["--venue", venue, "--symbols", "BTCUSDT,ETHUSDT", "--rate", "50", "--port", str(port)]
+    return exchange(flags, folder / f"{venue}.log")
+
+
+@contextmanager
+def exchange(flags: Sequence[str | Path], log: Path) -> Iterator[int]:
+    """Yield the port of `marketflow exchange`."""
+    command = [sys.executable, "-m", "marketflow", "exchange", *flags]
+    with log.open("ab") as stderr, subprocess.Popen(command, stderr=stderr) as process:
         try:
             found = wait_until(lambda: re.search(rb"listens on ws://127.0.0.1:(\d+)", log.read_bytes()), 30.0)
             assert found is not None
@@ -32,6 +38,10 @@ def simulated(venue: str, folder: Path, port: int = 0) -> Iterator[int]:
         finally:
             process.terminate()
             assert process.wait(10) == 0
+
+
+def ids_of(frame: bytes) -> list[str]:
+    return re.findall(r'"tradeId":"(\d+)"', frame.decode())
 
 
 def live(servers: dict[str, object], ports: dict[str, int]) -> dict[str, object]:
@@ -70,6 +80,29 @@ def test_venue_that_comes_back_is_connected_again(tmp_path: Path, servers: dict[
             with simulated("kraken", tmp_path, port):
                 wait_until(lambda: application.get("/health")["exchanges"] == {"kraken": "connected"}, 30.0)
             wait_until(lambda: application.get("/health")["exchanges"] == {"kraken": "connecting"}, 30.0)
+
+
+def test_recorded_frames_are_replayed_by_the_command(tmp_path: Path, servers: dict[str, object]) -> None:
+    record = {"RECORD__DIR": str(tmp_path / "frames")}
+    with ExitStack() as stack:
+        port = stack.enter_context(simulated("okx", tmp_path))
+        application = stack.enter_context(Application(tmp_path, live(servers, {"okx": port}) | record))
+        wait_until(lambda: application.find("/prices/latest/okx/ethusdt"), 20.0)
+        wait_until(lambda: application.find("/prices/latest/okx/btcusdt"), 20.0)
+        code, _ = application.stop()
+        assert code == 0
+    (path,) = record_files(tmp_path / "frames")
+    assert read_header(path).place == f"ws://127.0.0.1:{port}"
+    frames = [frame for _, frame in read_frames(path)]
+    assert any(b'"event":"subscribe"' in frame for frame in frames)
+    with exchange(["--replay", path, "--speed", "1000", "--port", "0"], tmp_path / "replay.log") as replay_port:
+        names = httpx.get(f"http://127.0.0.1:{replay_port}/api/v5/public/instruments?instType=SPOT").json()["data"]
+        assert {each["instId"] for each in names} == {"BTC-USDT", "ETH-USDT"}
+        with connect(f"ws://127.0.0.1:{replay_port}") as client:
+            client.send(VENUES_OF["okx"].subscribe(["BTC-USDT"])[0])
+            traded = [each for each in frames if b'"data"' in each and b'"BTC-USDT"' in each]
+            received = [client.recv(timeout=10, decode=False) for _ in range(len(traded) + 1)]
+        assert [ids_of(each) for each in received[1:]] == [ids_of(each) for each in traded]
 
 
 def test_check_names_what_a_venue_lacks(

@@ -5,7 +5,7 @@ What is traded comes from a source: the generator (`MarketSource`), or a recordi
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from loguru import logger
@@ -26,8 +26,11 @@ from marketflow.tasks import cancel
 
 HEARTBEAT_SECONDS = 1.0
 
-Publish = Callable[[Sequence[Trade], Sequence[str] | None], None]
-"""Takes trades of one symbol, ascending by id, and their frames; without frames they are made."""
+MAX_UNSENT_BYTES = 4 << 20
+"""A subscriber that does not read is cut off when so much is buffered for it, as venues do."""
+
+BACKLOG_BYTES = 1 << 20
+DRAIN_SECONDS = 10.0
 
 
 class TradeSource(Protocol):
@@ -42,8 +45,8 @@ class TradeSource(Protocol):
         """What is known before the first trade."""
         ...
 
-    async def run(self, publish: Publish) -> None:
-        """Publish trades when they are due."""
+    async def run(self, venue: "SimulatedVenue") -> None:
+        """Publish trades on the venue when they are due."""
         ...
 
     def now(self) -> int:
@@ -78,14 +81,14 @@ class MarketSource:
         """The clock of this machine."""
         return system_clock()
 
-    async def run(self, publish: Publish) -> None:
+    async def run(self, venue: "SimulatedVenue") -> None:
         """Trade for ever."""
         while True:
             by_symbol: dict[str, list[Trade]] = {}
             for trade in self._trades.due(milliseconds(self.now())):
                 by_symbol.setdefault(trade.symbol, []).append(trade)
             for trades in by_symbol.values():
-                publish(trades, None)
+                venue.publish(trades)
             await asyncio.sleep(self._trades.pause_seconds)
 
 
@@ -145,13 +148,14 @@ class SimulatedVenue:
         self.book = source.book()
         self._rest_side = RESTS[venue](source.listed, self.book, source.now)
         self._subscribers: dict[str, set[ServerConnection]] = {each.native: set() for each in source.listed}
+        self._subscribed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._server: Server | None = None
 
     async def start(self, host: str, port: int) -> Server:
         """Listen, and begin to trade."""
         self._server = await serve(self._welcome, host, port, process_request=self._rest, compression=None)
-        self._tasks = [asyncio.create_task(self._source.run(self._publish)), asyncio.create_task(self._beat())]
+        self._tasks = [asyncio.create_task(self._source.run(self)), asyncio.create_task(self._beat())]
         return self._server
 
     async def stop(self) -> None:
@@ -190,16 +194,38 @@ class SimulatedVenue:
         after = [frame for book in books for frame in self._dialect.after_answer(book, message)]
         for symbol in symbols:
             self._subscribers[symbol].add(connection)
+            self._subscribed.set()
         for frame in before + frames + after:
             broadcast({connection}, frame)  # at once, so that no trade comes between
 
-    def _publish(self, trades: Sequence[Trade], frames: Sequence[str] | None) -> None:
+    def publish(self, trades: Sequence[Trade], frames: Sequence[str | bytes] | None = None) -> None:
+        """Keep trades of one symbol, ascending by id, and send their frames, which are made if they are not given.
+
+        Frames without trades go to all subscribers.
+        """
         for trade in trades:
             self.book.add(trade)
-        subscribers = self._subscribers[trades[0].symbol]
+        subscribers = self._subscribers[trades[0].symbol] if trades else self._all_subscribers()
         if subscribers:
             for frame in self._dialect.trades(trades) if frames is None else frames:
                 broadcast(subscribers, frame)
+            for slow in [each for each in subscribers if _unsent(each) > MAX_UNSENT_BYTES]:
+                slow.transport.abort()
+
+    async def first_subscription(self) -> None:
+        """Wait until a client has subscribed to something."""
+        await self._subscribed.wait()
+
+    async def drained(self) -> None:
+        """Wait until the subscribers have read most of what was sent; not for long."""
+        until = asyncio.get_running_loop().time() + DRAIN_SECONDS
+        while any(_unsent(each) > BACKLOG_BYTES for each in self._all_subscribers()):
+            if asyncio.get_running_loop().time() > until:
+                return
+            await asyncio.sleep(0.005)
+
+    def _all_subscribers(self) -> set[ServerConnection]:
+        return set().union(*self._subscribers.values())
 
     async def _beat(self) -> None:
         while self._dialect.heartbeat:
@@ -208,3 +234,7 @@ class SimulatedVenue:
                 book = self.book.of(symbol)
                 newest = book.newest.id if book and book.newest else None
                 broadcast(subscribers, self._dialect.beat(symbol, newest or 0))
+
+
+def _unsent(connection: ServerConnection) -> int:
+    return connection.transport.get_write_buffer_size()

@@ -15,7 +15,7 @@ from reactivex import Observable
 
 from marketflow.feeds.backfill.rest_client import RestClient
 from marketflow.feeds.decoder import Decoder
-from marketflow.feeds.feed import FeedReport
+from marketflow.feeds.feed import FeedReport, Record
 from marketflow.feeds.venues.instruments import Names, look_up
 from marketflow.feeds.venues.limits import AttemptBudget
 from marketflow.feeds.venues.trade_ids import TradeIds
@@ -83,6 +83,16 @@ class VenueFeed:
         """Each for a part of the symbols."""
         self.rest_names: Mapping[str, str] = {}
         """The venue's name in REST calls of each of our symbols that it trades, as far as it is known yet."""
+
+    @property
+    def record(self) -> Record | None:
+        """Takes the messages that are received, of all connections; None for nothing."""
+        return self.connections[0].record
+
+    @record.setter
+    def record(self, record: Record | None) -> None:
+        for connection in self.connections:
+            connection.record = record
 
     @property
     def absent(self) -> frozenset[str]:

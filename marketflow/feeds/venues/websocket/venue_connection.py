@@ -19,6 +19,7 @@ from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
 from marketflow.feeds.decoder import Decoder
+from marketflow.feeds.feed import Record
 from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent
 from marketflow.feeds.venues.instruments import Names
 from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal
@@ -81,6 +82,8 @@ class VenueConnection:
         self._budget = budget
         self._monotonic = monotonic
         self._silence = DataSilence(stale_after_seconds, monotonic)
+        self.record: Record | None = None
+        """Takes the messages that are received."""
         self._attempt: _Attempt | None = None
         self._stopped = False
         self._not_before = 0.0
@@ -156,7 +159,7 @@ class VenueConnection:
         try:
             names = await on_daemon_thread(self._look_up)
             reader = TradeReader(self.exchange, self._venue, self._decoder, self._ids, self._silence, emit)
-            link = _Link(self._venue, reader, self._silence, self._monotonic)
+            link = _Link(self._venue, reader, self._silence, self._monotonic, self.record)
             await link.open(self._url, names)
         except VenueRefusal as refusal:
             self._not_before = self._monotonic() + refusal.pause_seconds
@@ -221,8 +224,16 @@ class _Attempt:
 class _Link:
     """One WebSocket, and what is due on it."""
 
-    def __init__(self, venue: Venue, reader: TradeReader, silence: DataSilence, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        venue: Venue,
+        reader: TradeReader,
+        silence: DataSilence,
+        monotonic: Callable[[], float],
+        record: Record | None,
+    ) -> None:
         self._venue, self._reader, self._silence, self._monotonic = venue, reader, silence, monotonic
+        self._record = record
         self._frame_at = self._pinged_at = monotonic()
         self._look_again_at = self._ends_at = inf
         self._woken = asyncio.Event()
@@ -283,6 +294,8 @@ class _Link:
 
     def _on_messages(self, messages: list[bytes]) -> None:
         self._frame_at = self._monotonic()
+        if self._record is not None:
+            self._record(messages)
         self._reader.read(messages)
         if self._reader.is_closing:
             self._woken.set()
