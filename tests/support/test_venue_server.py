@@ -52,6 +52,7 @@ def test_connection_hangs_after_the_handshake() -> None:
     with VenueServer("okx", ["BTCUSDT"]) as server:
         server.hang(after_101=True)
         with client_of(server) as client:
+            wait_until(lambda: bool(server.connections))
             assert not client.ping().wait(0.3)
         with client_of(server) as other:
             assert other.ping().wait(5)
@@ -59,6 +60,7 @@ def test_connection_hangs_after_the_handshake() -> None:
 
 def test_frozen_connection_answers_after_the_thaw() -> None:
     with VenueServer("okx", ["BTCUSDT"]) as server, client_of(server) as client:
+        wait_until(lambda: bool(server.connections))
         assert client.ping().wait(5)
         server.freeze()
         ping = client.ping()

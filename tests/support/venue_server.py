@@ -206,11 +206,12 @@ class VenueServer:
 
     def _serve(self, connection: ServerConnection) -> None:
         messages: list[str] = []
-        self.received.append(messages)
-        self.connections.append(connection)  # last: who waits for it finds the other
-        if self._hanging:
-            self._hanging.popleft()
+        hanging = bool(self._hanging) and self._hanging.popleft()
+        if hanging:
             self._freeze(connection)
+        self.received.append(messages)
+        self.connections.append(connection)  # last: who waits for it finds the others
+        if hanging:
             self._ended.wait()
             return
         self.on_connect(connection)
