@@ -1,4 +1,4 @@
-"""Health check of an exchange: connects and decodes as the server would, for a few seconds."""
+"""Health check of a TCP exchange: connects and decodes as the server would, for a few seconds."""
 
 import socket
 import threading
@@ -36,7 +36,7 @@ def exchange_check(exchange: ExchangeSettings, symbols: Sequence[str], flow: Flo
             state, advice = CheckState.HINT, f"nothing in test mode; for live mode, {advice}"
         return [CheckResult(what, place, state, found, advice)]
 
-    place = exchange.address or exchange.url or exchange.venue
+    place = exchange.address
     return Check(what, place, run)
 
 
@@ -44,7 +44,7 @@ class _Listener:
     """Listens on one connection and counts ticks per symbol."""
 
     def __init__(self, exchange: ExchangeSettings, symbols: Sequence[str]) -> None:
-        self._symbols = list(exchange.symbols or symbols)
+        self._symbols = list(symbols)
         self._received: Counter[str] = Counter()
         self._ahead_ms: list[int] = []
         self._examples: dict[str, object] = {}

@@ -46,6 +46,16 @@ select from pg_constraint
 where conrelid = to_regclass('aggregates')::oid and conname = 'aggregates_valid' and not convalidated
 """
 
+_TIMESCALE = """
+select exists (select from pg_extension where extname = 'timescaledb'),
+       to_regclass('timescaledb_information.hypertables') is not null
+"""
+
+_HYPERTABLE = """
+select from timescaledb_information.hypertables
+where hypertable_schema = current_schema()::text and hypertable_name = 'aggregates'
+"""
+
 _NEWEST = """
 select max(newest.timestamp) from pg_catalog.unnest(%s::text[]) as wanted (exchange)
 cross join pg_catalog.unnest(%s::text[]) as pair (name)
@@ -80,7 +90,7 @@ def _check(settings: Settings, keywords: dict[str, Any], where: str) -> list[Che
                 results.append(check(where, connection))
                 if results[-1].state is CheckState.FAILED:  # the next ones would fail for the same reason
                     break
-            return results
+            return [*results, *_timescale(where, connection)]
     except Exception as error:  # noqa: BLE001 - the server would meet the same error
         # `where` names the server already.
         text = re.sub(r"^connection failed: connection to server .*? failed: (FATAL: +)?", "", reason(error))
@@ -191,6 +201,20 @@ def _rows(where: str, connection: BoundedConnection, settings: Settings) -> Chec
     age = (milliseconds(system_clock()) - to_unix_ms(newest)) / 1000
     text = f"the newest minute of {mode} mode began {seconds_text(age)} ago"
     return CheckResult("PostgreSQL rows", where, CheckState.OK, text)
+
+
+def _timescale(where: str, connection: BoundedConnection) -> list[CheckResult]:
+    """Report TimescaleDB, if it is there."""
+    ((installed, has_view),) = connection.execute(_TIMESCALE).fetchall()
+    if not installed and not has_view:
+        return []
+    is_hypertable = has_view and bool(connection.execute(_HYPERTABLE).fetchall())
+    if not is_hypertable:
+        return [
+            CheckResult("TimescaleDB", where, CheckState.OK, "installed; aggregates is a plain table, as it must be")
+        ]
+    advice = "make it a plain table: triggers with transition tables, which keep days right, do not fire for chunks"
+    return [CheckResult("TimescaleDB", where, CheckState.WARNING, "installed; aggregates is a hypertable", advice)]
 
 
 def _advice(text: str) -> str:

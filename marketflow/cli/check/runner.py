@@ -17,7 +17,7 @@ from marketflow.cli.check.postgres_checks import postgres_check
 from marketflow.cli.check.redis_checks import redis_check
 from marketflow.model import Mode
 from marketflow.runtime.store_servers import find_servers
-from marketflow.settings import Settings
+from marketflow.settings import ExchangeSettings, Settings
 
 DEADLINE_SECONDS = 6.0
 """Deadline for all checks together."""
@@ -31,13 +31,21 @@ def run_checks(settings: Settings) -> list[CheckResult]:
         [
             redis_check(settings, servers),
             postgres_check(settings, servers),
-            *(exchange_check(each, settings.symbols, settings.flow, needed) for each in settings.exchanges),
+            *(_feed_check(each, settings, needed) for each in settings.exchanges),
             http_check(settings.http),
             *data_folder_checks(settings),
         ],
         DEADLINE_SECONDS,
     )
     return [*results, *token_results(settings.http)]
+
+
+def _feed_check(exchange: ExchangeSettings, settings: Settings, needed: bool) -> Check:
+    if not exchange.venue:
+        return exchange_check(exchange, settings.symbols, settings.flow, needed)
+    from marketflow.cli.check.venue_checks import venue_check  # lazily: without venues no client of theirs is needed
+
+    return venue_check(exchange, settings.symbols, settings.flow, needed)
 
 
 def run_concurrently(checks: Sequence[Check], seconds: float) -> list[CheckResult]:

@@ -277,3 +277,22 @@ def test_session_without_triggers_fails(postgres_db: dict[str, Any]) -> None:
         connection.execute(f"alter database {postgres_db['dbname']} set session_replication_role = replica".encode())
     result = look(postgres_db)["PostgreSQL"]
     assert (result.state, "triggers do not fire" in result.found) == (CheckState.FAILED, True)
+
+
+@pytest.mark.usefixtures("schema")
+@pytest.mark.parametrize(
+    ("rows", "state", "text"),
+    [("", CheckState.OK, "a plain table"), ("aggregates", CheckState.WARNING, "a hypertable")],
+)
+def test_timescaledb_is_reported(postgres_db: dict[str, Any], rows: str, state: CheckState, text: str) -> None:
+    """By its view of hypertables, which stands in for the extension here."""
+    assert "TimescaleDB" not in look(postgres_db)
+    with psycopg.connect(**postgres_db, autocommit=True) as connection:
+        connection.execute("create schema timescaledb_information")
+        connection.execute(
+            "create view timescaledb_information.hypertables as"
+            f" select 'public'::name as hypertable_schema, '{rows}'::name as hypertable_name"
+        )
+    result = look(postgres_db)["TimescaleDB"]
+    assert result.state is state
+    assert text in result.found
