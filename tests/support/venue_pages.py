@@ -19,6 +19,8 @@ class Row(NamedTuple):
     volume: str
     ticks: int
     confirm: bool = True
+    turnover: str = ""
+    """The volume where it is not given."""
 
 
 def rfc3339(at: int) -> str:
@@ -68,7 +70,7 @@ class VenuePages:
             begin, end = int(query["startTime"]), int(query["endTime"])
             rows = [row for row in self.candles if begin <= row.start <= end][: int(query["limit"])]
             return Reply([
-                [row.start, *row[1:6], row.start + 59_999, row.volume, row.ticks, "0", "0", "0"]
+                [row.start, *row[1:6], row.start + 59_999, row.turnover or row.volume, row.ticks, "0", "0", "0"]
                 for row in rows
             ])  # fmt: skip
         assert path == "/api/v3/aggTrades"
@@ -132,7 +134,16 @@ class VenuePages:
         if path.endswith("candles"):
             newer, older = int(query["before"]), int(query["after"])
             rows = [row for row in reversed(self.candles) if newer < row.start < older][: int(query["limit"])]
-            data = [[str(row.start), *row[1:6], row.volume, row.volume, str(int(row.confirm))] for row in rows]
+            data = [
+                [
+                    str(row.start),
+                    *row[1:6],
+                    row.turnover or row.volume,
+                    row.turnover or row.volume,
+                    str(int(row.confirm)),
+                ]
+                for row in rows
+            ]
         else:
             assert query["type"] == "1"
             data = [
@@ -150,6 +161,6 @@ class VenuePages:
             assert query["category"] == "spot"
             begin, end = int(query["start"]), int(query["end"])
             rows = [row for row in reversed(self.candles) if begin <= row.start <= end][: int(query["limit"])]
-            listed = [[str(r.start), r.open, r.high, r.low, r.close, r.volume, r.volume] for r in rows]
+            listed = [[str(r.start), r.open, r.high, r.low, r.close, r.volume, r.turnover or r.volume] for r in rows]
             result = {"category": "spot", "symbol": query["symbol"], "list": listed}
         return Reply({"retCode": 0, "retMsg": "OK", "result": result, "retExtInfo": {}, "time": self.now})

@@ -140,6 +140,8 @@ class RestCalls(ABC):
     candles_a_call: ClassVar[int]
     candles_kept_ms: ClassVar[int | None] = None
     """How far back candles of a minute are given; None for all."""
+    opens_at_last_close: ClassVar[bool] = False
+    """Whether a candle opens at the close of the one before, and has that price within its high and low."""
     instruments_weight: ClassVar[int] = 1
     used_weight: ClassVar[tuple[str, int] | None] = None
     """The header in which the venue counts what this address has used in `weight_limit`'s time, and what it allows."""

@@ -25,8 +25,8 @@ def minute(number: int) -> int:
     return NOON + number * MINUTE_MS
 
 
-def row(number: int, volume: str = "0.50000000", ticks: int = 7, **others: bool) -> Row:
-    return Row(minute(number), "100.5", "101.25", "99.75", "100.25", volume, ticks, **others)
+def row(number: int, volume: str = "0.50000000", ticks: int = 7, confirm: bool = True) -> Row:
+    return Row(minute(number), "100.5", "101.25", "99.75", "100.25", volume, ticks, confirm)
 
 
 def quiet(number: int) -> Row:

@@ -52,6 +52,7 @@ class BybitCalls(RestCalls):
     newest_first = True
     trades_kept_ms = 0
     candles_a_call = 1000
+    opens_at_last_close = True
     time_call = RestCall("/v5/market/time")
 
     def trades_call(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestCall:
