@@ -2,7 +2,7 @@
 
 Prices are equal to the last digit, and so is a count of trades. What one of the two does not say is not compared. Where
 the venue opens a candle at the close of the one before (Bybit), the open is not that of its trades, and high and low
-are those of the trades and that price.
+are those of the trades, or of the trades and that price.
 """
 
 from marketflow.model import Candle, VenueValues
@@ -22,13 +22,11 @@ def differences(ours: Candle, theirs: VenueValues, opens_at_last_close: bool = F
         theirs: the venue's own.
         opens_at_last_close: as of `RestCalls`.
     """
-    opening, high, low = ours.open, ours.high, ours.low
-    if opens_at_last_close:
-        opening, high, low = theirs.open, max(high, theirs.open), min(low, theirs.open)
+    before = theirs.open if opens_at_last_close else None
     equal = {
-        "open": opening == theirs.open,
-        "high": high == theirs.high,
-        "low": low == theirs.low,
+        "open": before is not None or ours.open == theirs.open,
+        "high": theirs.high == ours.high or (before is not None and theirs.high == max(ours.high, before)),
+        "low": theirs.low == ours.low or (before is not None and theirs.low == min(ours.low, before)),
         "close": ours.close == theirs.close,
         "ticks": theirs.ticks is None or ours.ticks == theirs.ticks,
     }

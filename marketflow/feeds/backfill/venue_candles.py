@@ -54,6 +54,8 @@ def candles_between(
 def venue_minute(start: int, values: VenueValues) -> Candle:
     """The candle of a minute as the venue has it; of the times of its prices only the minute is known.
 
+    An open that is the close of the minute before may lie beyond the prices of this one: the nearest of them is taken.
+
     Args:
         start: Unix ms.
         values: the venue's own.
@@ -62,7 +64,8 @@ def venue_minute(start: int, values: VenueValues) -> Candle:
     ticks, total = 0, 0.0
     if values.ticks and values.volume and values.turnover is not None:
         ticks, total = values.ticks, values.turnover / values.volume * values.ticks
-    prices = values.open, values.high, values.low, values.close
+    opening, closing = (min(max(price, values.low), values.high) for price in (values.open, values.close))
+    prices = opening, values.high, values.low, closing
     times = start, start + MINUTE_MS - 1, start, start
     return Candle(*prices, total, ticks, *times, 0, 0, amounts=amounts, source="venue")
 

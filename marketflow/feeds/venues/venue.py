@@ -141,7 +141,7 @@ class RestCalls(ABC):
     candles_kept_ms: ClassVar[int | None] = None
     """How far back candles of a minute are given; None for all."""
     opens_at_last_close: ClassVar[bool] = False
-    """Whether a candle opens at the close of the one before, and has that price within its high and low."""
+    """Whether a candle opens at the close of the one before, and its high and low may be that price."""
     instruments_weight: ClassVar[int] = 1
     used_weight: ClassVar[tuple[str, int] | None] = None
     """The header in which the venue counts what this address has used in `weight_limit`'s time, and what it allows."""

@@ -7,6 +7,7 @@ import pytest
 
 from marketflow.feeds.backfill.comparison import difference_text, differences
 from marketflow.feeds.backfill.minute_candle import minute_candle
+from marketflow.feeds.backfill.venue_candles import venue_minute
 from marketflow.feeds.venues.venue import Trade
 from marketflow.model import Amounts, Candle, VenueValues, candle_of, merge_all
 from marketflow.model import Tick as TickOf
@@ -71,7 +72,8 @@ def test_large_sums_of_cheap_coins_are_equal_to_their_digits() -> None:
         ((9.5, 12.0, 9.0, 11.0), []),  # the close before lies within the prices of the minute
         ((13.0, 13.0, 9.0, 11.0), []),  # above them
         ((8.0, 12.0, 8.0, 11.0), []),  # below them
-        ((13.0, 12.0, 9.0, 11.0), ["high"]),
+        ((13.0, 12.0, 9.0, 11.0), []),  # above them, and not counted as one of them
+        ((13.0, 12.5, 9.0, 11.0), ["high"]),
         ((9.5, 12.5, 9.0, 11.0), ["high"]),
         ((9.5, 11.5, 9.0, 11.0), ["high"]),
         ((9.5, 12.0, 9.5, 11.0), ["low"]),
@@ -89,3 +91,10 @@ def test_ticks_without_quantity_are_compared_by_price_and_count() -> None:
     tick = candle_of(TickOf(10.0, MINUTE, 1))
     assert differences(tick, VenueValues(10.0, 10.0, 10.0, 10.0, 5.0, 50.0, 1)) == []
     assert differences(tick, VenueValues(10.0, 10.0, 10.0, 10.0, 5.0, 50.0, 2)) == ["ticks"]
+
+
+def test_minute_of_the_venue_is_a_valid_candle() -> None:
+    minute = venue_minute(MINUTE, VenueValues(13.0, 12.0, 9.0, 11.0, 3.0, 33.0, 4))
+    assert (minute.open, minute.high, minute.low, minute.close) == (12.0, 12.0, 9.0, 11.0)
+    assert (minute.ticks, minute.average, minute.vwap, minute.source) == (4, 11.0, 11.0, "venue")
+    assert venue_minute(MINUTE, VenueValues(9.0, 12.0, 9.0, 11.0, None, None, 4)).ticks == 0
