@@ -10,6 +10,7 @@ from functools import cached_property
 from starlette.requests import HTTPConnection
 
 from marketflow.api.middleware.client_limits import ClientLimits
+from marketflow.api.queries.known_holes import KnownHoles
 from marketflow.api.queries.names import NameLookup
 from marketflow.api.queries.prices import PriceQueries
 from marketflow.api.streaming.broadcaster import Broadcaster
@@ -40,6 +41,11 @@ class Context:
     ready: Callable[[], bool]
     broadcaster: Broadcaster
     clients: ClientLimits = field(default_factory=ClientLimits)
+
+    @cached_property
+    def known_holes(self) -> KnownHoles:
+        """Says which candles are not complete."""
+        return KnownHoles(self.holes)
 
     @cached_property
     def names(self) -> NameLookup:

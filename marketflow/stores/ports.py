@@ -59,6 +59,7 @@ class HoleQuery(NamedTuple):
         exchange, symbol: of their series.
         state: what became of them.
         since: Unix ms; those that end at this time or later.
+        unfilled: whether to leave out those that were filled.
     """
 
     mode: Mode
@@ -67,6 +68,7 @@ class HoleQuery(NamedTuple):
     symbol: str | None = None
     state: HoleState | None = None
     since: int | None = None
+    unfilled: bool = False
 
 
 HoleCounts = dict[Series, dict[HoleState, int]]

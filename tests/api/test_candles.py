@@ -5,14 +5,16 @@ import pytest
 from marketflow.api.queries.candles import SETTLED_MS
 from marketflow.api.rendering import rfc3339
 from marketflow.api.routes.candles import MAX_AGE_SECONDS
-from marketflow.model import MINUTE_MS, Mode
+from marketflow.errors import Unavailable
+from marketflow.model import MINUTE_MS, Hole, HoleState, Mode
+from marketflow.stores.ports import HoleQuery
 from tests.api.world import NOW, World, series
 
 HOUR_MS = 60 * MINUTE_MS
 MINUTE = NOW - 30_500  # 2025-11-21T02:00:00Z, where a minute and an hour begin
 
 WITHOUT_QUANTITIES = dict.fromkeys(("volume", "turnover", "vwap", "buy_volume", "buy_turnover"))
-MADE_OF_TICKS = {"source": "ticks", "verified": None, "venue": None}
+MADE_OF_TICKS = {"source": "ticks", "complete": None, "verified": None, "venue": None}
 
 
 @pytest.fixture
@@ -60,6 +62,41 @@ def test_candles_on_one_exchange_have_all_fields(world: World) -> None:
             },
         ],
     }
+
+
+def hole(name: str, from_ms: int, to_ms: int) -> Hole:
+    return Hole(series(name), 5, 9, from_ms, to_ms, NOW, NOW, HoleState.ABSENT)
+
+
+@pytest.mark.parametrize(
+    ("exchange", "from_ms", "to_ms", "complete"),
+    [
+        ("exchange1", MINUTE - 1, MINUTE, [False, False]),
+        ("exchange1", MINUTE - 30_000, MINUTE - 1, [False, None]),
+        ("exchange1", MINUTE, MINUTE, [None, False]),
+        ("exchange1", MINUTE - 2 * HOUR_MS, NOW, [False, False]),
+        ("exchange1", MINUTE - 2 * HOUR_MS, MINUTE - 60_001, [None, None]),
+        ("Exchange2", MINUTE - 1, MINUTE, [None, None]),
+    ],
+)
+def test_candle_that_a_hole_touches_is_not_complete(
+    world: World, exchange: str, from_ms: int, to_ms: int, complete: list[bool | None]
+) -> None:
+    world.missing = [hole(exchange, from_ms, to_ms)]
+    candles = world.ask("/candles/exchange1/BTCUSDT?limit=2").json()["candles"]
+    assert [each["complete"] for each in candles] == complete
+    assert [each["complete"] for each in world.ask("/candles/BTCUSDT?limit=2").json()["candles"]][-1] is (
+        False if to_ms >= MINUTE else None
+    )
+    assert world.hole_queries[0].unfilled
+
+
+def test_candles_are_answered_while_holes_are_unavailable(world: World) -> None:
+    async def failing(wanted: HoleQuery) -> list[Hole]:
+        raise Unavailable("down")
+
+    world.holes = failing  # type: ignore[method-assign]
+    assert world.ask("/candles/exchange1/BTCUSDT?limit=1").json()["candles"][0]["complete"] is None
 
 
 def test_candles_over_all_exchanges_are_merged(world: World) -> None:

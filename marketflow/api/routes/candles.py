@@ -23,6 +23,7 @@ from marketflow.api.queries.candle_parameters import (
     parse_query,
 )
 from marketflow.api.queries.candles import CandleRows
+from marketflow.api.queries.known_holes import Span, touched
 from marketflow.api.queries.path_parameters import path_parameters_of
 from marketflow.api.rendering import ALWAYS, JSONAnswer, Time, has_etag, rfc3339
 from marketflow.clock import milliseconds
@@ -74,6 +75,13 @@ class CandleAnswer(msgspec.Struct, frozen=True, rename={"opening": "open"}):
     closed: Annotated[bool, Meta(description="True once no tick that would be accepted can change it.")]
     version: Annotated[int, Meta(ge=1, description="Raised by each correction of a closed candle.", examples=[1])]
     source: Annotated[Source, Meta(description="Made of ticks, or the venue's own candle (of several, if any is).")]
+    complete: Annotated[
+        bool | None,
+        Meta(
+            description="False where trades are known to be missing, see `/holes`; true where the venue's own candles "
+            "are the same; else null."
+        ),
+    ]
     verified: Annotated[
         bool | None, Meta(description="Whether the venue's own candles are the same; null while that is unknown.")
     ]
@@ -156,11 +164,13 @@ async def _candles(request: Request) -> Response:
     if as_arrays:
         answer = JSONAnswer(_klines(rows, length_ms))
     else:
-        answer = JSONAnswer(CandlesAnswer(parameters.symbol, parameters.exchange, interval, _objects(rows, length_ms)))
+        objects = _objects(rows, length_ms, await context.known_holes.spans(parameters.series))
+        answer = JSONAnswer(CandlesAnswer(parameters.symbol, parameters.exchange, interval, objects))
     return _kept(request, answer) if rows.settled else answer
 
 
-def _objects(rows: CandleRows, length_ms: int) -> list[CandleAnswer]:
+def _objects(rows: CandleRows, length_ms: int, holes: list[Span]) -> list[CandleAnswer]:
+    incomplete = touched(holes, [*rows.candles], length_ms)
     return [
         CandleAnswer(
             rfc3339(start),
@@ -174,6 +184,7 @@ def _objects(rows: CandleRows, length_ms: int) -> list[CandleAnswer]:
             rows.closed(start, length_ms),
             candle.version,
             candle.source,
+            False if start in incomplete else candle.verified or None,
             candle.verified,
             None if candle.venue is None else VenueCandle(*structs.astuple(candle.venue)),
         )

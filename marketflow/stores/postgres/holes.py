@@ -126,6 +126,8 @@ def hole_query(wanted: HoleQuery) -> tuple[str, dict[str, Any]]:
         "since": None if wanted.since is None else to_datetime(wanted.since),
     }
     conditions = ["mode = %(mode)s", *(_FILTERS[name] for name, value in given.items() if value is not None)]
+    if wanted.unfilled:
+        conditions.append("state <> 'filled'")
     order = "from_time desc, exchange, pair_name, after_id desc"
     text = f"select {_COLUMNS} from holes where {' and '.join(conditions)} order by {order} limit %(limit)s"  # noqa: S608
     return text, {**given, "mode": wanted.mode.value, "limit": wanted.limit}
