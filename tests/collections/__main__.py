@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from marketflow.settings import VENUES
 from tests.support.application import ROOT, Application
 from tests.support.servers import HOST, free_port, wait_until
 
@@ -38,13 +39,15 @@ class SetUp:
     token: str = TOKEN
     separate: bool = False
     """Feeds and two workers of the API in processes of their own."""
+    venues: Sequence[str] = field(default=())
+    """Simulated venues beside the exchanges, in live mode."""
     folders: Sequence[str] = field(default=())
     """What is run; everything by default."""
 
 
 SET_UPS = {
     "test": SetUp("test"),
-    "live": SetUp("live"),
+    "live": SetUp("live", venues=VENUES),
     "separate": SetUp("live", separate=True),
     "open": SetUp("test", token="", folders=("Start here", "Mode", "Errors", "In the end")),
 }
@@ -97,7 +100,7 @@ def _run(setup: SetUp, newman: Path) -> Outcome:
 
 def _run_in(folder: Path, setup: SetUp, newman: Path) -> Outcome:
     with ExitStack() as stack:
-        exchanges = stack.enter_context(_exchanges(folder)) if setup.mode == "live" else _nowhere()
+        exchanges = stack.enter_context(_exchanges(folder, setup.venues)) if setup.mode == "live" else _nowhere()
         processes = stack.enter_context(_application(folder, setup, exchanges))
         outcome = _newman(newman, folder, setup, processes[-1])
         for process in reversed(processes):
@@ -114,13 +117,14 @@ def _logs(folder: Path) -> str:
 
 
 @contextmanager
-def _exchanges(folder: Path) -> Iterator[str]:
-    """Simulated exchanges, each a process; gives the setting that names them."""
+def _exchanges(folder: Path, venues: Sequence[str]) -> Iterator[str]:
+    """Simulated exchanges and venues, each a process; gives the setting that names them."""
     addresses = {}
     with ExitStack() as stack:
-        for name in EXCHANGES:
+        for name in (*EXCHANGES, *venues):
             port = free_port()
-            command = [sys.executable, "-m", "marketflow", "exchange", "--port", str(port), "--name", name]
+            command = [sys.executable, "-m", "marketflow", "exchange", "--port", str(port)]
+            command += ["--venue", name] if name in venues else ["--name", name]
             log = stack.enter_context((folder / f"{name}.log").open("wb"))
             process = stack.enter_context(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log))
             stack.callback(process.terminate)
@@ -134,7 +138,13 @@ def _nowhere() -> str:
 
 
 def _setting(addresses: Mapping[str, str]) -> str:
-    return "[" + ", ".join(f'{{name="{name}",address="{address}"}}' for name, address in addresses.items()) + "]"
+    tables = [
+        f'{{name="{name}",venue="{name}",url="ws://{address}",rest_url="http://{address}"}}'
+        if name in VENUES
+        else f'{{name="{name}",address="{address}"}}'
+        for name, address in addresses.items()
+    ]
+    return f"[{', '.join(tables)}]"
 
 
 @contextmanager
@@ -155,7 +165,7 @@ def _application(folder: Path, setup: SetUp, exchanges: str) -> Iterator[list[Ap
             stack.push(processes[0].__exit__)
         arguments = ("--role", "api", "--workers", "2") if setup.separate else ()
         answering = stack.enter_context(Application(folder, given, arguments))
-        for name in EXCHANGES:
+        for name in (*EXCHANGES, *setup.venues):
             path = f"/prices/average/{name}/BTCUSDT"
             wait_until(lambda path=path: answering.find(path), 30, f"no answer to {path}")  # type: ignore[misc]
         yield [*processes, answering]
