@@ -12,10 +12,10 @@ from marketflow.model import Hole, Mode, Series
 from marketflow.stores.postgres.holes import PostgresHoles
 from marketflow.stores.postgres.rows import connection_keywords
 from tests.feeds.venues.test_websocket_feed import trade
-from tests.runtime.test_venues import setting
 from tests.support.application import Application, ScriptedExchange, exchanges_setting, now_ms
 from tests.support.exposition import Samples, samples_of
 from tests.support.servers import free_port, wait_until
+from tests.support.simulated_venues import venues_setting
 from tests.support.venue_server import VenueServer
 
 Start = Callable[[str], Application]
@@ -57,7 +57,7 @@ def problem(application: Application, exchange: str, **wanted: Any) -> dict[str,
 def test_health_says_why_a_venue_refuses(start: Start) -> None:
     with VenueServer("binance", ["BTCUSDT", "ETHUSDT"], refusals=[(451, {})] * 9) as server:
         url = f"ws://127.0.0.1:{server.port}"
-        application = start(setting({"binance": server.port}).replace(url, f"{url}/?key=swordfish"))
+        application = start(venues_setting({"binance": server.port}).replace(url, f"{url}/?key=swordfish"))
         found = problem(application, "binance", error="451: refused by the venue for this location")
         assert found["state"] == "connecting"
         assert found["address"] == f"{server.url}/"
@@ -81,7 +81,7 @@ def test_health_says_why_an_exchange_cannot_be_reached(start: Start) -> None:
 
 def test_health_names_symbols_that_a_venue_lacks(start: Start) -> None:
     with VenueServer("kraken", ["BTCUSDT"]) as server:
-        application = start(setting({"kraken": server.port}))
+        application = start(venues_setting({"kraken": server.port}))
         found = problem(application, "kraken", absent=["ETHUSDT"])
         assert found["address"] == server.url
         assert application.get("/health")["exchanges"] == {"kraken": found["state"]}
@@ -130,7 +130,7 @@ def test_feeds_report_ticks_of_an_exchange(start: Start) -> None:
 def test_feeds_report_doubles_absent_symbols_and_the_last_error(start: Start) -> None:
     with VenueServer("okx", ["BTCUSDT"]) as server:
         server.refuse(502)
-        application = start(setting({"okx": server.port}))
+        application = start(venues_setting({"okx": server.port}))
         wait_until(server.has_subscriber, 20.0)
         server.send(*(trade(server, number) for number in (1, 2, 2, 1, 3)))
         wait_until(lambda: application.get("/feeds")["exchanges"][0]["doubles"] == 2)
@@ -192,7 +192,7 @@ def test_holes_on_record_are_answered(start: Start, postgres_db: dict[str, Any])
 
 def test_metrics_have_doubles_and_delays_of_feeds(start: Start) -> None:
     with VenueServer("okx", ["BTCUSDT", "ETHUSDT"]) as server:
-        application = start(setting({"okx": server.port}))
+        application = start(venues_setting({"okx": server.port}))
         wait_until(server.has_subscriber, 20.0)
         server.send(*(trade(server, number) for number in (1, 2, 2)))
 

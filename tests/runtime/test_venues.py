@@ -1,11 +1,7 @@
 """The whole application on simulated venues, each in a process of its own, and `marketflow check` of them."""
 
-import json
 import re
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -18,26 +14,7 @@ from marketflow.feeds.venues.registry import VENUES as VENUES_OF
 from marketflow.settings import VENUES
 from tests.support.application import Application
 from tests.support.servers import free_port, wait_until
-
-
-def simulated(venue: str, folder: Path, port: int = 0) -> AbstractContextManager[int]:
-    """Yield the port of a simulated venue that trades BTCUSDT and ETHUSDT."""
-    flags = ["--venue", venue, "--symbols", "BTCUSDT,ETHUSDT", "--rate", "50", "--port", str(port)]
-    return exchange(flags, folder / f"{venue}.log")
-
-
-@contextmanager
-def exchange(flags: Sequence[str | Path], log: Path) -> Iterator[int]:
-    """Yield the port of `marketflow exchange`."""
-    command = [sys.executable, "-m", "marketflow", "exchange", *flags]
-    with log.open("ab") as stderr, subprocess.Popen(command, stderr=stderr) as process:
-        try:
-            found = wait_until(lambda: re.search(rb"listens on ws://127.0.0.1:(\d+)", log.read_bytes()), 30.0)
-            assert found is not None
-            yield int(found[1])
-        finally:
-            process.terminate()
-            assert process.wait(10) == 0
+from tests.support.simulated_venues import exchange_process, simulated_venue, venues_setting
 
 
 def ids_of(frame: bytes) -> list[str]:
@@ -45,21 +22,12 @@ def ids_of(frame: bytes) -> list[str]:
 
 
 def live(servers: dict[str, object], ports: dict[str, int]) -> dict[str, object]:
-    return servers | {"MODE": "live", "EXCHANGES": setting(ports)}
-
-
-def setting(ports: dict[str, int]) -> str:
-    return json.dumps(
-        [
-            {"name": venue, "venue": venue, "url": f"ws://127.0.0.1:{port}", "rest_url": f"http://127.0.0.1:{port}"}
-            for venue, port in ports.items()
-        ]
-    )
+    return servers | {"MODE": "live", "EXCHANGES": venues_setting(ports)}
 
 
 def test_prices_of_all_venues_are_served(tmp_path: Path, servers: dict[str, object]) -> None:
     with ExitStack() as stack:
-        ports = {venue: stack.enter_context(simulated(venue, tmp_path)) for venue in VENUES}
+        ports = {venue: stack.enter_context(simulated_venue(venue, tmp_path)) for venue in VENUES}
         application = stack.enter_context(Application(tmp_path, live(servers, ports)))
         wait_until(lambda: set(application.get("/health")["exchanges"].values()) == {"connected"}, 20.0)
         for venue in VENUES:
@@ -77,7 +45,7 @@ def test_venue_that_comes_back_is_connected_again(tmp_path: Path, servers: dict[
     with ExitStack() as stack:
         application = stack.enter_context(Application(tmp_path, live(servers, {"kraken": port})))
         for _ in range(2):
-            with simulated("kraken", tmp_path, port):
+            with simulated_venue("kraken", tmp_path, port):
                 wait_until(lambda: application.get("/health")["exchanges"] == {"kraken": "connected"}, 30.0)
             wait_until(lambda: application.get("/health")["exchanges"] == {"kraken": "connecting"}, 30.0)
 
@@ -85,7 +53,7 @@ def test_venue_that_comes_back_is_connected_again(tmp_path: Path, servers: dict[
 def test_recorded_frames_are_replayed_by_the_command(tmp_path: Path, servers: dict[str, object]) -> None:
     record = {"RECORD__DIR": str(tmp_path / "frames")}
     with ExitStack() as stack:
-        port = stack.enter_context(simulated("okx", tmp_path))
+        port = stack.enter_context(simulated_venue("okx", tmp_path))
         application = stack.enter_context(Application(tmp_path, live(servers, {"okx": port}) | record))
         wait_until(lambda: application.find("/prices/latest/okx/ethusdt"), 20.0)
         wait_until(lambda: application.find("/prices/latest/okx/btcusdt"), 20.0)
@@ -95,7 +63,7 @@ def test_recorded_frames_are_replayed_by_the_command(tmp_path: Path, servers: di
     assert read_header(path).place == f"ws://127.0.0.1:{port}"
     frames = [frame for _, frame in read_frames(path)]
     assert any(b'"event":"subscribe"' in frame for frame in frames)
-    with exchange(["--replay", path, "--speed", "1000", "--port", "0"], tmp_path / "replay.log") as replay_port:
+    with exchange_process(["--replay", path, "--speed", "1000", "--port", "0"], tmp_path / "replay.log") as replay_port:
         names = httpx.get(f"http://127.0.0.1:{replay_port}/api/v5/public/instruments?instType=SPOT").json()["data"]
         assert {each["instId"] for each in names} == {"BTC-USDT", "ETH-USDT"}
         with connect(f"ws://127.0.0.1:{replay_port}") as client:
@@ -108,11 +76,11 @@ def test_recorded_frames_are_replayed_by_the_command(tmp_path: Path, servers: di
 def test_check_names_what_a_venue_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with simulated("coinbase", tmp_path) as port:
+    with simulated_venue("coinbase", tmp_path) as port:
         for name, value in {
             "MODE": "live",
             "SYMBOLS": "BTCUSDT TONUSDT",
-            "EXCHANGES": setting({"coinbase": port}),
+            "EXCHANGES": venues_setting({"coinbase": port}),
             "DATA_DIR": str(tmp_path / "data"),
         }.items():
             monkeypatch.setenv(f"MARKETFLOW_{name}", value)

@@ -22,7 +22,7 @@ IDS_A_MS = 100
 IDS_SINCE_MS = 1_577_836_800_000
 """2020-01-01, so that ids stay below 2^53 for long."""
 
-SWING = 0.01
+SWING = 0.002
 """How far prices go from the base price, as a part of it."""
 
 _PERIODS_MINUTES = (1440.0, 377.0, 61.0)
