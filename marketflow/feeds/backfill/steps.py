@@ -39,7 +39,7 @@ class SteppedWork(Protocol):
     """Work in steps that makes authoritative minutes."""
 
     def note(self, closed: Candles) -> None:
-        """Take notice of minutes that the pipeline has closed; must neither block nor raise."""
+        """Take notice of minutes that the pipeline has closed, or that other work has made; must not block or raise."""
         ...
 
     def step(self) -> Step:
@@ -70,7 +70,9 @@ class SteppedCorrections:
     def minutes(self, closed: Observable[Candles], ended: Observable[Any]) -> Observable[Candles]:
         """Emit the minutes of all work, until `ended` emits."""
         noted: Observable[Candles] = closed.pipe(ops.do_action(self._note), ops.ignore_elements())
-        return rx.merge(noted, *map(self._repeated, self._work)).pipe(ops.take_until(ended))
+        # The pipeline closes only those again that are still in memory.
+        made = rx.merge(*map(self._repeated, self._work)).pipe(ops.do_action(self._note))
+        return rx.merge(noted, made).pipe(ops.take_until(ended))
 
     def _note(self, closed: Candles) -> None:
         for each in self._work:

@@ -3,7 +3,7 @@
 A minute is compared once the venue has had some time to make its candle, several minutes of a symbol by one call. Where
 they differ, the trades of the minute are fetched, once, and what is more complete is compared again with the candle as
 the venue then has it, which may have been late itself. Minutes that the venue has and that never came are passed on as
-the venue has them, and reported as missing.
+the venue has them; which trades are missing is found by their ids (see repair).
 
 The result is the minute itself, with `verified`, and the venue's values where they differ. A minute for which the venue
 gives no candle stays unverified.
@@ -12,7 +12,7 @@ gives no candle stays unverified.
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -38,6 +38,7 @@ from marketflow.model import (
     VenueValues,
     minute_start,
     more_complete,
+    put_more_complete,
 )
 from marketflow.tasks import Backoff
 
@@ -107,7 +108,6 @@ class Verification:
         client: asks its venue.
         rest_names: gives the venue's names of the symbols, as far as they are known.
         clock: wall-clock time.
-        on_missing: called with minutes that the venue has and that never came.
         fills_seam: whether to pass on the last minutes before the start of this run as the venue has them.
         compared_after_ms: how long after its end a minute is compared at the earliest.
         monotonic: measures pauses, in seconds.
@@ -119,13 +119,12 @@ class Verification:
         client: RestClient,
         rest_names: Callable[[], Mapping[str, str]],
         clock: Clock,
-        on_missing: Callable[[Iterable[Slot]], None] = lambda _: None,
         fills_seam: bool = True,
         compared_after_ms: int = COMPARED_AFTER_MS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._exchange, self._client, self._rest_names = exchange, client, rest_names
-        self._clock, self._on_missing, self._monotonic = clock, on_missing, monotonic
+        self._clock, self._monotonic = clock, monotonic
         self._compared_after_ms = compared_after_ms
         self._begun = minute_start(milliseconds(clock()))
         self._first = self._begun - SEAM_MS if fills_seam else self._begun
@@ -139,7 +138,7 @@ class Verification:
         self._outage = Outage(f"candles of {exchange} cannot be compared", f"candles of {exchange} are compared again")
         self._limit = RateLimit(60.0)
         self.results: Counter[str] = Counter()
-        """How many minutes were verified, differ, or had no candle."""
+        """How many minutes were verified, differ, had no candle of the venue, or were missing."""
 
     def note(self, closed: Candles) -> None:
         """Take notice of minutes that the pipeline has closed: those of ticks that are not verified are compared."""
@@ -153,7 +152,7 @@ class Verification:
                 if candle.source == "venue" or candle.verified is not None:
                     pending.drop(start)
                     continue
-                pending.minutes[start] = candle
+                put_more_complete(pending.minutes, start, candle)
                 if len(pending.minutes) > MOST_PENDING:
                     pending.drop(min(pending.minutes))
                     self.results["no_candle"] += 1
@@ -223,9 +222,14 @@ class Verification:
             if span.until < self._due_until():
                 pending.next_at = 0.0
         missing = {Slot(series, start): venue_minute(start, theirs[start]) for start in lacking}
-        if never_came := [slot for slot in missing if slot.start >= self._begun]:
-            self._on_missing(never_came)
+        self._log_missing(symbol, [start for start in lacking if start >= self._begun])
         return found | missing
+
+    def _log_missing(self, symbol: str, starts: list[int]) -> None:
+        if starts:
+            self.results["missing"] += len(starts)
+            text = f"no trades came of {len(starts)} minutes that have some, such as {symbol} {_utc(starts[0])}"
+            self._limit.log("missing", "WARNING", f"{text}: the venue's candles are taken", exchange=self._exchange)
 
     def _span(self, pending: _Pending) -> TimeRange:
         """What one call asks for: from the oldest minute that is compared or was never asked for."""
@@ -261,8 +265,8 @@ class Verification:
 
     def _differs(self, slot: Slot, candle: Candle, values: VenueValues, which: list[str]) -> Candles:
         self._done(slot, candle, "different")
-        at = datetime.fromtimestamp(slot.start / 1000, UTC).isoformat(timespec="minutes")
-        text = f"a candle differs from the venue's: {slot.series.symbol} {at}: {difference_text(candle, values, which)}"
+        text = f"a candle differs from the venue's: {slot.series.symbol} {_utc(slot.start)}: "
+        text += difference_text(candle, values, which)
         self._limit.log("differs", "WARNING", text, exchange=self._exchange)
         return {slot: msgspec.structs.replace(candle, verified=False, venue=values)}
 
@@ -312,3 +316,7 @@ class Verification:
         self._not_before = self._monotonic() + max(self._backoff.pause(self._failures), asked)
         self._outage.failed(self._exchange, str(error))
         return Step({}, IDLE_SECONDS)
+
+
+def _utc(at: int) -> str:
+    return datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m-%dT%H:%MZ")
