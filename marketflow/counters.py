@@ -31,7 +31,8 @@ class ExchangeCounters(msgspec.Struct, frozen=True):
     """Counters of one exchange in both modes.
 
     `last_tick_at` is the time of receipt (Unix ms) in the current mode, `holes` their number in the current mode by
-    state, `trade_delay` the delay from event to receipt. Earlier versions have no more than `last_tick_at`.
+    state, `trade_delay` the delay from event to receipt, `verified` how many minutes were compared with the venue's
+    candles, by result. Earlier versions have no more than `last_tick_at`.
     """
 
     ticks: int
@@ -42,6 +43,7 @@ class ExchangeCounters(msgspec.Struct, frozen=True):
     doubles: int = 0
     holes: dict[HoleState, int] = {}
     trade_delay: Delays | None = None
+    verified: dict[str, int] = {}
 
 
 class IngestCounters(msgspec.Struct, frozen=True):

@@ -73,6 +73,8 @@ def test_metrics_have_doubles_holes_and_delays_of_feeds() -> None:
     assert samples.of("feed_doubles_total", exchange="Exchange2") == 0
     assert samples.of("holes", exchange="exchange1", state="open") == 24
     assert samples.of("holes", exchange="exchange1", state="given_up") == 0
+    assert samples.of("candles_verified_total", exchange="exchange1", result="verified") == 29
+    assert samples.of("candles_verified_total", exchange="exchange1", result="different") == 30
     delay = "feed_trade_delay_seconds"
     buckets = [samples.of(f"{delay}_bucket", exchange="exchange1", le=le) for le in ("0.1", "1.0", "+Inf")]
     assert buckets == [25, 51, 78]

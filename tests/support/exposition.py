@@ -16,6 +16,7 @@ FIGURES = IngestCounters(
             23,
             {HoleState.OPEN: 24},
             Delays((0.1, 1.0), (25, 26, 27), 28.5),
+            {"verified": 29, "different": 30},
         ),
         "Exchange2": ExchangeCounters(0, {"malformed": 0, "bad_price": 0}, 0, 1, None),
     },

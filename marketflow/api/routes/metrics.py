@@ -100,6 +100,9 @@ def _feeds(exchanges: dict[str, ExchangeCounters]) -> Iterator[Metric]:
     holes = (([name, state], of.holes.get(state, 0)) for name, of in each for state in HoleState)
     text = "Holes of the mode that runs: all open ones, and others of the last 24 hours."
     yield _gauge("holes", text, ["exchange", "state"], holes)
+    verified = (([name, result], count) for name, of in each for result, count in of.verified.items())
+    text = "Minutes of ticks compared with the venue's own candles, by result."
+    yield _counter("candles_verified", text, ["exchange", "result"], verified)
     text = "From the event time of a trade to its receipt, one sample an exchange and 100 ms."
     delays = (([name], of.trade_delay) for name, of in each if of.trade_delay is not None)
     yield _histogram("feed_trade_delay_seconds", text, ["exchange"], delays)
