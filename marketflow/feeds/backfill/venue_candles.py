@@ -79,7 +79,12 @@ def _page(client: RestClient, symbol: str, begin: int, end: int, now_ms: int) ->
 
     rows, venue_now = client.ask(rest.candles_call(symbol, begin, end, now_ms), parse)
     _check_range(client, symbol, rows, begin, end)
-    return [row for row in rows if begin <= row.start < end and row.is_closed is not False and _is_over(row, venue_now)]
+    closed = {
+        row for row in rows if begin <= row.start < end and row.is_closed is not False and _is_over(row, venue_now)
+    }
+    if len({row.start for row in closed}) < len(closed):
+        raise RestFailed(f"{client.venue.name} gives two candles of {symbol} for one minute")
+    return list(closed)
 
 
 def _check_range(client: RestClient, symbol: str, rows: list[VenueCandle], begin: int, end: int) -> None:

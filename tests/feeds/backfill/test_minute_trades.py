@@ -57,7 +57,7 @@ def whole_minute(venue: str, answer: Callable[[Asked], Reply], newest_id: int | 
 # Pages
 
 
-@pytest.mark.parametrize("newest_id", [6_000, 3_502, None])
+@pytest.mark.parametrize("newest_id", [6_000, 3_502, 2_000, None])
 @pytest.mark.parametrize("venue", WITH_TRADES)
 def test_minute_over_several_pages_is_whole(venue: str, newest_id: int | None) -> None:
     trades = steady(venue, 6_000, 20, MINUTE - 10_000)

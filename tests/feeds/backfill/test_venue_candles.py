@@ -99,6 +99,22 @@ def test_clock_ahead_of_the_venue_takes_no_forming_candle(venue: str) -> None:
     assert starts(venue, answer, 0, 9, venue_now + 5_000) == [0]
 
 
+@pytest.mark.parametrize("venue", ["kraken", "okx", "bybit"])
+def test_mark_of_a_forming_candle_counts_for_more_than_the_clock(venue: str) -> None:
+    """Kraken's last row, OKX's confirm, the time in Bybit's answer; this machine's clock is minutes ahead."""
+    pages = pages_of(venue, [row(0), row(1), row(2, confirm=False)], minute(2) + 30_000)
+    assert starts(venue, pages, 0, 9, minute(9)) == [0, 1]
+
+
+def test_stale_row_of_a_minute_does_not_overwrite_another() -> None:
+    """One start twice, high and volume alike, another close: nobody knows which holds."""
+    kline = [NOON, "1", "2", "1", "2", "5", NOON + 59_999, "7", 3, "0", "0", "0"]
+    stale = [*kline[:4], "1.5", *kline[5:]]
+    assert starts("binance", lambda asked: Reply([kline, kline]), 0, 5, minute(9)) == [0]
+    with pytest.raises(RestFailed, match="binance gives two candles of BTCUSDT for one minute"):
+        starts("binance", lambda asked: Reply([kline, stale]), 0, 5, minute(9))
+
+
 @pytest.mark.parametrize("venue", VENUES)
 def test_long_range_is_asked_for_in_pages(venue: str) -> None:
     count = 700 if venue == "kraken" else 2_500
