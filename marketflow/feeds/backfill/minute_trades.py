@@ -85,7 +85,8 @@ class _Pages:
         """From an id back, until a trade is from before the minute or there are no older ones."""
         page, _ = self._page(0, self._newest_id, None)
         if self._newest_id is not None and self._latest < self._end:
-            page, _ = self._page(0, None, None)  # the minute may have newer ones
+            self._seen.clear()  # the minute may have newer ones: begin anew, at the newest of all
+            page, _ = self._page(0, None, None)
         while self._seen and page.cursor is not None and min(self._seen.values()) >= self._start - MARGIN_MS:
             page, fresh = self._page(0, None, page.cursor)
             if not fresh:
