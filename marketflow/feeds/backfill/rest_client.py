@@ -21,7 +21,7 @@ from marketflow.clock import Clock, milliseconds, system_clock
 from marketflow.feeds.decoder import UNDECODABLE
 from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal, refusal_of
 from marketflow.feeds.venues.venue import Instrument, RestCall, RestReply, Venue, VenueError
-from marketflow.text import one_line
+from marketflow.text import one_line, without_credentials
 
 if TYPE_CHECKING:
     import httpx
@@ -65,7 +65,8 @@ class RestClient:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.venue = venue
-        self.place = (rest_url or venue.rest_url).rstrip("/")
+        self._url = (rest_url or venue.rest_url).rstrip("/")
+        self.place = without_credentials(self._url)
         self.budget = budget or AttemptBudget(*venue.rest.weight_limit, monotonic)
         self._clock = clock
         self._monotonic = monotonic
@@ -75,8 +76,8 @@ class RestClient:
         self._http: httpx.Client | None = None
         self._calls = 0
         self._making = threading.Lock()
-        self._refusal: VenueRefusal | None = None
-        self._not_before = 0.0
+        self._refused: tuple[VenueRefusal | None, float] = None, 0.0
+        self._nearly_used: tuple[VenueRefusal | None, float] = None, 0.0
 
     @property
     def used(self) -> int:
@@ -126,11 +127,11 @@ class RestClient:
         """
         turn: AbstractContextManager[Any] = nullcontext() if is_urgent else self._turn
         with turn:
-            self._check_refusal()
+            self._check_refusal(is_urgent)
             wait = self.budget.take(call.weight)
             if self._closed.wait(0.0 if is_urgent else wait):
                 raise RestFailed(f"the REST client of {self.venue.name} is closed")
-            self._check_refusal()
+            self._check_refusal(is_urgent)
             try:
                 return self._parsed(self._get(call), parse)
             except VenueRefusal as refusal:
@@ -160,18 +161,18 @@ class RestClient:
         """
         return self.ask(self.venue.rest.time_call, self.venue.rest.time, is_urgent=True)
 
-    def _check_refusal(self) -> None:
-        if (refusal := self._refusal) is None:
-            return
-        pause = self._not_before - self._monotonic()
-        if pause > 0:
-            raise VenueRefusal(refusal.status, refusal.text, pause)
-        self._refusal = None
+    def _check_refusal(self, is_urgent: bool) -> None:
+        for refusal, until in (self._refused, self._nearly_used):
+            pause = until - self._monotonic()
+            if refusal is not None and pause > 0:
+                raise VenueRefusal(refusal.status, refusal.text, pause)
+            if is_urgent:
+                return  # the venue has not refused yet, so what cannot wait is asked
 
     def _note(self, refusal: VenueRefusal) -> None:
-        if refusal.pause_seconds > 0:
-            self._refusal = refusal
-            self._not_before = max(self._not_before, self._monotonic() + refusal.pause_seconds)
+        until = self._monotonic() + refusal.pause_seconds
+        if refusal.pause_seconds > 0 and until > self._refused[1]:
+            self._refused = refusal, until
 
     def _note_used(self, headers: Mapping[str, str]) -> None:
         """Pause where the venue says that this address has used most of what it allows, whoever used it."""
@@ -180,7 +181,7 @@ class RestClient:
         used = headers.get(counted[0], "")
         if used.isascii() and used.isdigit() and int(used) >= USED_SHARE * counted[1]:
             text = f"{self.venue.name} counts {used} of {counted[1]} as used by this address"
-            self._note(VenueRefusal(429, text, self.budget.seconds))
+            self._nearly_used = VenueRefusal(429, text, 0.0), self._monotonic() + self.budget.seconds
 
     def _parsed(self, reply: RestReply, parse: Callable[[RestReply], _T]) -> _T:
         try:
@@ -201,7 +202,7 @@ class RestClient:
             with (
                 self._client() as client,
                 client.stream(
-                    "GET", self.place + call.path, params=dict(call.query) or None, extensions={"trace": self._trace}
+                    "GET", self._url + call.path, params=dict(call.query) or None, extensions={"trace": self._trace}
                 ) as answer,
             ):
                 body = self._read(answer, deadline)

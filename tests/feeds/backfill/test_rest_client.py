@@ -175,9 +175,10 @@ def test_most_of_the_weight_used_by_others_pauses_the_calls() -> None:
         client.ask(CALL, body_of)
         with pytest.raises(VenueRefusal, match="counts 5400 of 6000"):
             client.ask(CALL, body_of)
+        client.ask(CALL, body_of, is_urgent=True)
         time.now += 60
         client.ask(CALL, body_of)
-        assert len(server.asked) == 2
+        assert len(server.asked) == 3
 
 
 # Answers that are none
@@ -216,6 +217,16 @@ def test_unreachable_venue_is_an_error_in_words() -> None:
     client = RestClient(VENUES["okx"], f"http://127.0.0.1:{port}")
     with pytest.raises(RestFailed, match=f"okx cannot be asked at http://127.0.0.1:{port}/things: .*refused"):
         client.ask(CALL, body_of)
+
+
+def test_credentials_of_the_address_stay_out_of_errors() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    client = RestClient(VENUES["okx"], f"http://me:secret@127.0.0.1:{port}/")
+    with pytest.raises(RestFailed) as error:
+        client.ask(CALL, body_of)
+    assert client.place == f"http://127.0.0.1:{port}"
+    assert "secret" not in str(error.value)
 
 
 def test_answer_cut_in_the_middle_is_an_error_in_words() -> None:
