@@ -21,7 +21,7 @@ from marketflow.clock import Clock, milliseconds, system_clock
 from marketflow.feeds.decoder import UNDECODABLE
 from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal, refusal_of
 from marketflow.feeds.venues.venue import Instrument, RestCall, RestReply, Venue, VenueError
-from marketflow.text import one_line, without_credentials
+from marketflow.text import one_line, without_secrets
 
 if TYPE_CHECKING:
     import httpx
@@ -66,7 +66,7 @@ class RestClient:
     ) -> None:
         self.venue = venue
         self._url = (rest_url or venue.rest_url).rstrip("/")
-        self.place = without_credentials(self._url)
+        self.place = without_secrets(self._url)
         self.budget = budget or AttemptBudget(*venue.rest.weight_limit, monotonic)
         self._clock = clock
         self._monotonic = monotonic
