@@ -91,7 +91,7 @@ class VenuePages:
         if path == "/time":
             return Reply({"iso": rfc3339(self.now), "epoch": self.now / 1000})
         if path.endswith("/candles"):
-            begin, end = int(query["start"]) * 1000, int(query["end"]) * 1000
+            begin, end = (datetime.fromisoformat(query[name]).timestamp() * 1000 for name in ("start", "end"))
             rows = [row for row in reversed(self.candles) if begin <= row.start <= end and row.ticks]
             numbers = [[float(row.low), float(row.high), float(row.open), float(row.close)] for row in rows]
             return Reply([[row.start // 1000, *n, float(row.volume)] for row, n in zip(rows, numbers, strict=True)])

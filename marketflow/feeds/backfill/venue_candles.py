@@ -95,8 +95,9 @@ def _check_range(client: RestClient, symbol: str, rows: list[VenueCandle], begin
     starts = [row.start for row in rows]
     rest = client.venue.rest
     is_cut = len(rows) >= rest.candles_a_call and min(starts) > begin
-    has_none = rest.candles_kept_ms is None and not any(begin <= start < end for start in starts)
-    if rows and (is_cut or has_none):
+    # Older rows may come beside those asked for (Coinbase), and newer ones where there is no end (Kraken).
+    are_newer = rest.candles_kept_ms is None and not any(start < end for start in starts)
+    if rows and (is_cut or are_newer):
         raise RangeNotHonoured(
             f"{name} gives candles of {symbol} from {min(starts)} to {max(starts)}, not from {begin} to before {end}"
         )

@@ -165,6 +165,17 @@ def test_kraken_answer_that_begins_after_since_is_not_honoured() -> None:
         starts("kraken", pages, 0, 600, minute(720))
 
 
+def test_coinbase_rows_from_before_the_start_are_left_out() -> None:
+    """Its documents say that some candles may precede the start, which the others do not take for an answer."""
+    pages = pages_of("coinbase", [row(number) for number in range(-40, 1)], minute(9))
+
+    def answer(asked: Asked) -> Reply:
+        return pages(asked._replace(query=asked.query | {"start": "2000-01-01T00:00:00Z"}))
+
+    assert starts("coinbase", answer, 0, 5, minute(9)) == [0]
+    assert starts("coinbase", answer, 1, 5, minute(9)) == []
+
+
 def test_kraken_listing_has_no_candles_before_it() -> None:
     pages = pages_of("kraken", [row(number) for number in range(100, 131)], minute(131))
     assert starts("kraken", pages, 0, 130, minute(131)) == [*range(100, 130)]
@@ -178,6 +189,8 @@ def test_candles_of_another_time_are_an_error(venue: str) -> None:
     def answer(asked: Asked) -> Reply:
         wide = {"startTime": "0", "start": "0", "before": "0"}
         late = {"endTime": str(10**15), "end": str(10**15), "after": str(10**15)}
+        if venue == "coinbase":
+            wide, late = {"start": "2000-01-01T00:00:00Z"}, {"end": "2100-01-01T00:00:00Z"}
         return newest(asked._replace(query=asked.query | wide | late))
 
     with pytest.raises(RangeNotHonoured, match=f"{venue} gives candles of {SYMBOL[venue]} from {minute(9_000)}"):

@@ -4,6 +4,8 @@ Source: docs.cdp.coinbase.com/exchange, REST (2026-09). Trades cannot be asked f
 newest page, not the one next to the id: pages therefore go back with `after`.
 """
 
+from datetime import UTC, datetime
+
 import msgspec
 
 from marketflow.feeds.venues.venue import (
@@ -71,8 +73,8 @@ class CoinbaseCalls(RestCalls):
         return TradesPage(trades, str(oldest) if oldest > 1 else None)
 
     def candles_call(self, symbol: str, since_ms: int, until_ms: int, now_ms: int) -> RestCall:
-        """At most 300 rows; `end` is inclusive."""
-        times: dict[str, str | int] = {"start": since_ms // 1000, "end": until_ms // 1000 - 1}
+        """At most 300 rows, of which some may precede `start`; `end` is inclusive."""
+        times: dict[str, str | int] = {"start": _rfc3339(since_ms), "end": _rfc3339(until_ms - 1000)}
         return RestCall(f"/products/{symbol}/candles", {"granularity": 60, **times})
 
     def candles(self, reply: RestReply) -> list[VenueCandle]:
@@ -87,6 +89,10 @@ class CoinbaseCalls(RestCalls):
 def _trade(symbol: str, row: _Trade) -> Trade:
     taker: Side = "sell" if row.side == "buy" else "buy"  # `side` is the maker's
     return Trade(symbol, number(row.price), number(row.size), unix_ms(row.time), int(row.trade_id), taker)
+
+
+def _rfc3339(at: int) -> str:
+    return datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _values(row: _Candle) -> VenueValues:
