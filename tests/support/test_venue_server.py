@@ -150,6 +150,7 @@ def test_rest_answers_are_scripted() -> None:
 
 def test_limits_are_kept_where_asked_for() -> None:
     with VenueServer("kraken", ["BTCUSDT"], limited=True) as server:
-        answers = [httpx.get(f"{server.rest_url}/0/public/Time").json() for _ in range(11)]
+        with httpx.Client(base_url=server.rest_url) as client:
+            answers = [client.get("/0/public/Time").json() for _ in range(11)]
         assert answers[-1] == {"error": ["EGeneral:Too many requests"]}
         assert answers[-2]["error"] == []

@@ -169,7 +169,9 @@ class VenueServer:
     def reset(self) -> None:
         """Cut the newest connection with a RST."""
         connection = self.connections[-1]
-        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with connection.protocol_mutex:  # so that the library does not end it properly before
+            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.socket.close()
         connection.close_socket()
 
     def freeze(self) -> None:

@@ -1,6 +1,7 @@
 """The REST client against simulated venues: whole minutes of trades, and candles that are their fold."""
 
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ from marketflow.clock import milliseconds, system_clock
 from marketflow.feeds.backfill.minute_trades import BehindStream, trades_of_minute
 from marketflow.feeds.backfill.rest_client import RestClient
 from marketflow.feeds.backfill.venue_candles import candles_between
+from marketflow.feeds.venues.limits import AttemptBudget
 from marketflow.feeds.venues.registry import VENUES
 from marketflow.feeds.venues.venue import Trade
 from marketflow.model import MINUTE_MS
@@ -27,7 +29,8 @@ def serving(venue: str) -> Iterator[tuple[VenueServer, RestClient, str]]:
         return NOW * 1_000_000
 
     with VenueServer(venue, ["BTCUSDT"], limited=True, clock=clock) as server:
-        client = RestClient(VENUES[venue], server.rest_url, clock=clock)
+        budget = AttemptBudget(10**6, 1.0, time.monotonic)
+        client = RestClient(VENUES[venue], server.rest_url, budget, clock)
         (listed,) = client.instruments()
         yield server, client, listed.rest_symbol or listed.symbol
         client.close()

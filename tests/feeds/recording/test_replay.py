@@ -167,6 +167,7 @@ def venue_feed(venue: str, address: str, skew_ms: int = DAY_MS) -> VenueFeed:
     return VenueFeed(venue, VENUES[venue], SYMBOLS, {}, decoder, 60.0, budget, f"ws://{address}", rest)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("venue", VENUES)
 def test_recorded_hour_gives_the_same_candles(venue: str, tmp_path: Path) -> None:
     trades = trades_of_an_hour(venue)

@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from marketflow.feeds.simulated import trade_book
 from marketflow.feeds.simulated.dialects import DIALECTS, kraken_ns
 from marketflow.feeds.simulated.rest_registry import RESTS
 from marketflow.feeds.simulated.rest_side import VenueRest
 from marketflow.feeds.simulated.simulated_market import MarketTrades, PriceHistory
-from marketflow.feeds.simulated.trade_book import KEPT_MINUTES, KEPT_TRADES, TradeBook
+from marketflow.feeds.simulated.trade_book import KEPT_MINUTES, TradeBook
 from marketflow.feeds.venues.venue import Side, Trade
 from marketflow.model import MINUTE_MS
 
@@ -379,13 +380,15 @@ def test_history_and_own_minutes_are_one_row_of_candles() -> None:
     assert all(float(row[2]) >= max(float(row[1]), float(row[4])) for row in rows)
 
 
-def test_kept_trades_are_bounded_by_number_and_age() -> None:
+def test_kept_trades_are_bounded_by_number_and_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trade_book, "KEPT_TRADES", 5_000)
     server = Venue("binance", ["BTCUSDT"])
-    server.add(*range(1, KEPT_TRADES + 5000), at=START)
+    server.add(*range(10_000), at=START)
     book = server.book.of("BTCUSDT")
     assert book is not None
-    assert KEPT_TRADES <= len(book.last(10**9)) <= KEPT_TRADES + 1000
-    server.add(KEPT_TRADES + 5001, at=START + 2 * 3_600_000)
-    for number in range(200):
-        server.add(KEPT_TRADES + 5002 + number, at=START + 2 * 3_600_000)
+    assert 5_000 <= len(book.last(10**9)) <= 6_000
+    server.add(*range(10_000, 10_200), at=START + 2 * 3_600_000)
     assert len(book.last(10**9)) < 2_000
+    for number in range(KEPT_MINUTES + 100):
+        server.add(20_000 + number, at=START + number * MINUTE_MS)
+    assert len(book.minutes(START, START + 2 * KEPT_MINUTES * MINUTE_MS)) == KEPT_MINUTES
