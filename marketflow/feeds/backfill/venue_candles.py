@@ -95,9 +95,11 @@ def _check_range(client: RestClient, symbol: str, rows: list[VenueCandle], begin
     starts = [row.start for row in rows]
     rest = client.venue.rest
     is_cut = len(rows) >= rest.candles_a_call and min(starts) > begin
-    # Older rows may come beside those asked for (Coinbase), and newer ones where there is no end (Kraken).
-    are_newer = rest.candles_kept_ms is None and not any(start < end for start in starts)
-    if rows and (is_cut or are_newer):
+    others = [start < begin for start in starts if not begin <= start < end]
+    is_other = len(others) == len(rows) and any(
+        not (rest.gives_older_candles if is_older else rest.gives_newer_candles) for is_older in others
+    )
+    if rows and (is_cut or is_other):
         raise RangeNotHonoured(
             f"{name} gives candles of {symbol} from {min(starts)} to {max(starts)}, not from {begin} to before {end}"
         )

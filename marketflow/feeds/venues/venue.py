@@ -140,6 +140,10 @@ class RestCalls(ABC):
     candles_a_call: ClassVar[int]
     candles_kept_ms: ClassVar[int | None] = None
     """How far back candles of a minute are given; None for all."""
+    gives_older_candles: ClassVar[bool] = False
+    """Whether candles from before the range come, too, or alone where nothing was traded in it."""
+    gives_newer_candles: ClassVar[bool] = False
+    """The same of candles from after the range."""
     opens_at_last_close: ClassVar[bool] = False
     """Whether a candle opens at the close of the one before, and its high and low may be that price."""
     instruments_weight: ClassVar[int] = 1

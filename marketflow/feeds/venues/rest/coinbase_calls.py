@@ -55,6 +55,7 @@ class CoinbaseCalls(RestCalls):
     weight_limit = (5, 1.0)  # of about 10 a second
     newest_first = True
     candles_a_call = 300
+    gives_older_candles = True
     time_call = RestCall("/time")
 
     def trades_call(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestCall:

@@ -68,6 +68,7 @@ class KrakenCalls(RestCalls):
     newest_first = False
     candles_a_call = NEWEST_CANDLES
     candles_kept_ms = NEWEST_CANDLES * MINUTE_MS
+    gives_newer_candles = True
     time_call = RestCall("/0/public/Time")
 
     def trades_call(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestCall:
