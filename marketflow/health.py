@@ -19,7 +19,7 @@ class FeedProblem(msgspec.Struct, frozen=True):
     error: Annotated[str | None, Meta(description="What is wrong, in words; null while nothing is known.")]
     error_at: Annotated[Time | None, Meta(description="When its last attempt or connection failed.")]
     next_try_at: Annotated[Time | None, Meta(description="When the next attempt begins, or has begun.")]
-    absent: Annotated[tuple[str, ...], Meta(description="Symbols that the venue does not trade.")]
+    absent: Annotated[tuple[str, ...], Meta(description="Symbols that the venue does not trade, or refuses.")]
 
 
 class Health(msgspec.Struct, frozen=True, omit_defaults=True):

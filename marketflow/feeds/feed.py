@@ -3,7 +3,7 @@
 A new kind of feed implements it and passes the contract in tests/feeds/test_contract.py.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 import msgspec
@@ -75,6 +75,11 @@ class Feed(Connection, Protocol):
     @property
     def absent(self) -> Collection[str]:
         """Symbols that its venue does not trade."""
+        ...
+
+    @property
+    def refusals(self) -> Mapping[str, str]:
+        """By symbol, the venue's words where it refuses the subscription to one that it trades."""
         ...
 
     def report(self) -> FeedReport:

@@ -6,7 +6,7 @@ Used by test mode, inside the process, and by `marketflow exchange`, over TCP.
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import reactivex as rx
 from reactivex import Observable, abc
@@ -120,6 +120,11 @@ class GeneratorFeed:
     def connections(self) -> "tuple[GeneratorFeed]":
         """Itself."""
         return (self,)
+
+    @property
+    def refusals(self) -> Mapping[str, str]:
+        """None: nothing is subscribed to."""
+        return {}
 
     def report(self) -> FeedReport:
         """The offset of its clock, which is this machine's."""

@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -99,6 +99,11 @@ class TcpFeed:
     def connections(self) -> "tuple[TcpFeed]":
         """Itself."""
         return (self,)
+
+    @property
+    def refusals(self) -> Mapping[str, str]:
+        """None: nothing is subscribed to."""
+        return {}
 
     def report(self) -> FeedReport:
         """The offset of its clock, which is known where it is wrong."""

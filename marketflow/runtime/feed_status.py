@@ -19,6 +19,10 @@ from marketflow.stores.postgres.rows import to_datetime
 FINE = (FeedState.CONNECTED, FeedState.GENERATED)
 
 
+MOST_WORDS = 4
+"""Refused subscriptions that are quoted at most."""
+
+
 class FeedStatus:
     """Reads the feeds of the current mode, and what was counted of them; from any thread, without blocking.
 
@@ -58,10 +62,10 @@ class FeedStatus:
         """What is wrong with the feeds that are not fine or lack a symbol, by exchange."""
         found = {}
         for feed in self._feeds[self._mode()]:
-            state, absent = feed.state, tuple(sorted(feed.absent))
+            state, absent = feed.state, _lacking(feed)
             if state not in FINE or absent:
                 failure = self._failure(feed, state)
-                error = failure.text if failure else self._without_failure(state)
+                error = failure.text if failure else self._without_failure(feed, state)
                 failed_at = rfc3339(failure.at) if failure else None
                 next_try_at = rfc3339(failure.next_try_at) if failure else None
                 found[feed.exchange] = FeedProblem(state, feed.place, error, failed_at, next_try_at, absent)
@@ -96,10 +100,14 @@ class FeedStatus:
         failures = [self._counters.failures.get(connection) for connection in feed.connections]
         return max((failure for failure in failures if failure), key=lambda failure: failure.at, default=None)
 
-    def _without_failure(self, state: FeedState) -> str | None:
+    def _without_failure(self, feed: Feed, state: FeedState) -> str | None:
+        """What is wrong with a feed that is connected, in words."""
         if state is FeedState.STALE:
             return f"connected, but no good tick for over {self._stale_after_seconds:g} s"
-        return None
+        words = [f"the venue refuses {symbol}: {text}" for symbol, text in sorted(feed.refusals.items())]
+        if feed.absent:
+            words.insert(0, f"the venue does not trade {', '.join(sorted(feed.absent))}")
+        return "; ".join(words[:MOST_WORDS]) or None
 
     def _exchange(self, feed: Feed, holes: HoleCounts, now_ms: int) -> ExchangeReport:
         report, failure, doubles = feed.report(), self._last_failure(feed), feed.doubles_by_symbol()
@@ -118,11 +126,11 @@ class FeedStatus:
             error=None if failure is None else failure.text,
             error_at=None if failure is None else failure.at,
             next_try_at=None if failure is None or feed.state in FINE else failure.next_try_at,
-            absent=tuple(sorted(feed.absent)),
+            absent=_lacking(feed),
         )
 
     def _rows(self, feed: Feed, wanted: Sequence[Series], holes: HoleCounts, now_ms: int) -> list[SeriesReport]:
-        state, absent, doubles = feed.state, {*feed.absent}, feed.doubles_by_symbol()
+        state, absent, doubles = feed.state, {*_lacking(feed)}, feed.doubles_by_symbol()
         newest = self._newest.newest_of(wanted)
         dated_by_receipt = bool(feed.decoder.ticks) and feed.decoder.timestamps_replaced >= feed.decoder.ticks
         reports = []
@@ -143,6 +151,10 @@ class FeedStatus:
                 )
             )
         return reports
+
+
+def _lacking(feed: Feed) -> tuple[str, ...]:
+    return tuple(sorted({*feed.absent, *feed.refusals}))
 
 
 def hole_counts_of(exchange: str, mode: Mode, counts: HoleCounts) -> dict[HoleState, int]:

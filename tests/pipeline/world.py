@@ -58,6 +58,10 @@ class ScriptedFeed:
     def connections(self) -> "tuple[ScriptedFeed]":
         return (self,)
 
+    @property
+    def refusals(self) -> Mapping[str, str]:
+        return {}
+
     def report(self) -> FeedReport:
         return FeedReport()
 

@@ -83,8 +83,22 @@ def test_health_names_symbols_that_a_venue_lacks(start: Start) -> None:
     with VenueServer("kraken", ["BTCUSDT"]) as server:
         application = start(venues_setting({"kraken": server.port}))
         found = problem(application, "kraken", absent=["ETHUSDT"])
+        wait_until(server.has_subscriber, 20.0)
+        server.send(trade(server, 1))
+        found = problem(application, "kraken", state="connected")
+        assert (found["error"], found["error_at"]) == ("the venue does not trade ETHUSDT", None)
         assert found["address"] == server.url
         assert application.get("/health")["exchanges"] == {"kraken": found["state"]}
+
+
+def test_health_names_symbols_that_a_venue_refuses(start: Start) -> None:
+    with VenueServer("okx", ["BTCUSDT", "ETHUSDT"]) as server:
+        server.known = {"BTC-USDT"}
+        application = start(venues_setting({"okx": server.port}))
+        wait_until(server.has_subscriber, 20.0)
+        server.send(trade(server, 1))
+        found = problem(application, "okx", state="connected", absent=["ETHUSDT"])
+        assert "the venue refuses ETHUSDT: 60018" in found["error"]
 
 
 def test_health_is_silent_about_feeds_that_are_fine(start: Start) -> None:

@@ -71,7 +71,7 @@ class ExchangeFeed(msgspec.Struct, frozen=True):
     error: Annotated[str | None, Meta(description="The last error, however old.")]
     error_at: Time | None
     next_try_at: Annotated[Time | None, Meta(description="When the next attempt begins, or has begun.")]
-    absent: Annotated[tuple[str, ...], Meta(description="Symbols that the venue does not trade.")]
+    absent: Annotated[tuple[str, ...], Meta(description="Symbols that the venue does not trade, or refuses.")]
 
 
 class SeriesFeed(msgspec.Struct, frozen=True):

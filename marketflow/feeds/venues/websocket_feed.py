@@ -65,6 +65,8 @@ class VenueFeed:
         self.ids = TradeIds()
         self._clock_offset_ms: int | None = None
         self._monotonic = monotonic
+        self.refusals: dict[str, str] = {}
+        """By our symbol, the venue's words where it refuses a subscription."""
         self._absent: dict[Sequence[str], frozenset[str]] = {}
         self.connections = tuple(
             VenueConnection(
@@ -77,6 +79,7 @@ class VenueFeed:
                 stale_after_seconds,
                 budget,
                 monotonic,
+                self._on_refusal,
             )
             for part in chunks(tuple(symbols), venue.symbols_a_connection)
         )
@@ -142,7 +145,12 @@ class VenueFeed:
         for connection in self.connections:
             connection.stop()
 
+    def _on_refusal(self, symbol: str, text: str) -> None:
+        self.refusals = {**self.refusals, symbol: text}
+
     def _look_up(self, symbols: Sequence[str]) -> Names:
+        # A connection is about to be made, which subscribes to all of them again.
+        self.refusals = {symbol: text for symbol, text in self.refusals.items() if symbol not in symbols}
         names = look_up(self.rest, symbols, self._native)
         known = {ours: name for ours, name in self.rest_names.items() if ours not in names.absent}
         self.rest_names = {**known, **names.rest}

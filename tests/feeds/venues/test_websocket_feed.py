@@ -281,3 +281,19 @@ def test_doubles_are_counted_by_our_symbol() -> None:
         server.send(*(trade(server, number) for number in (1, 2, 2, 1)), trade(server, 1, "ETHUSDT", 7.5))
         wait_until(lambda: receiver.ticks == 3)
         assert receiver.feed.doubles_by_symbol() == {"BTCUSDT": 2}
+
+
+@pytest.mark.parametrize(("venue", "words"), [("okx", "60018"), ("kraken", "not supported"), ("bybit", "ETHUSDT")])
+def test_refused_symbol_is_reported_and_the_others_flow(venue: str, words: str) -> None:
+    with VenueServer(venue, SYMBOLS) as server:
+        server.known = {server.dialect.native("BTCUSDT")}
+        with receiving(server, venue) as receiver:
+            server.send(trade(server, 1))
+            wait_until(lambda: receiver.feed.refusals)
+            assert [*receiver.feed.refusals] == ["ETHUSDT"]
+            assert words in receiver.feed.refusals["ETHUSDT"]
+            wait_until(lambda: receiver.ticks == 1)
+            server.known = {server.dialect.native(symbol) for symbol in SYMBOLS}
+        wait_until(lambda: not [each for each in threading.enumerate() if each.name == f"feed-{venue}"])
+        with receiver.subscribe():
+            wait_until(lambda: not receiver.feed.refusals)

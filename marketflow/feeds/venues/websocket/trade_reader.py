@@ -24,6 +24,7 @@ class TradeReader:
         ids: which trades have been counted; shared likewise.
         silence: notices trades.
         emit: called with the candles of each read that has trades.
+        on_refusal: called with our symbol and the venue's words where it refuses a subscription.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class TradeReader:
         ids: TradeIds,
         silence: DataSilence,
         emit: Callable[[Candles], None],
+        on_refusal: Callable[[str, str], None],
     ) -> None:
+        self._on_refusal = on_refusal
         self._log = logger.bind(exchange=exchange)
         self._venue, self._decoder, self._ids = venue, decoder, ids
         self._silence, self._emit = silence, emit
@@ -97,6 +100,8 @@ class TradeReader:
                 self._decoder.reject(event.reason, event.example)
             case Refused():
                 self._log.warning("the venue refuses a subscription: {}", event.text)
+                if (refused := self._ours.get(event.symbol or "")) is not None:
+                    self._on_refusal(refused, event.text)
             case Closing():
                 self.is_closing = True
                 self._log.info("the venue is about to close the connection: {}", event.text)

@@ -58,6 +58,7 @@ class VenueConnection:
         stale_after_seconds: silence of trades after which the connection is made anew.
         budget: of connections, shared by all feeds of the venue.
         monotonic: measures silence, in seconds.
+        on_refusal: called with our symbol and the venue's words where it refuses a subscription.
     """
 
     def __init__(
@@ -71,7 +72,9 @@ class VenueConnection:
         stale_after_seconds: float,
         budget: AttemptBudget,
         monotonic: Callable[[], float] = time.monotonic,
+        on_refusal: Callable[[str, str], None] = lambda symbol, text: None,
     ) -> None:
+        self._on_refusal = on_refusal
         self.exchange = exchange
         self.place = without_secrets(url)
         self._url = url
@@ -158,7 +161,9 @@ class VenueConnection:
         await asyncio.sleep(max(self.pause_seconds, self._budget.take()))
         try:
             names = await on_daemon_thread(self._look_up)
-            reader = TradeReader(self.exchange, self._venue, self._decoder, self._ids, self._silence, emit)
+            reader = TradeReader(
+                self.exchange, self._venue, self._decoder, self._ids, self._silence, emit, self._on_refusal
+            )
             link = _Link(self._venue, reader, self._silence, self._monotonic, self.record)
             await link.open(self._url, names)
         except VenueRefusal as refusal:
