@@ -27,6 +27,7 @@ from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.schedulers import NamedPool, TimingLoop
 from marketflow.pipeline.state import WindowState
 from marketflow.runtime.feed_status import FeedStatus, hole_counts_of
+from marketflow.runtime.venue_records import VenueRecords
 from marketflow.settings import Settings
 from marketflow.stores.ports import RecoveredCandles
 from marketflow.stores.postgres.holes import PostgresHoles
@@ -121,10 +122,21 @@ class Engine:
             "_LeasedCache", _LeasedCache.connect(redis, series, clock, settings.redis.ttl_seconds, threads + 8)
         )
         self.cache.may_recover, self.cache.may_write = may_recover, may_write
+        self.cache.on_recovered = self._count_after
         self.archive = _LeasedArchive(postgres, ddl, settings.flow.db_batch_size)
         self.archive.may_write = may_write
         self._days = PostgresRollups(
             postgres, retention=Retention(settings.archive.minutes_days, settings.archive.days_days)
+        )
+        self.holes = PostgresHoles(postgres, may_write)
+        self._records = VenueRecords(
+            self.feeds[Mode.LIVE],
+            self.holes,
+            self.cache,
+            self._loop,
+            clock,
+            lambda: self.modes.current is Mode.LIVE,
+            settings.flow.minute_ms,
         )
         self.pipeline = Pipeline(
             modes=self.modes.changes,
@@ -140,8 +152,8 @@ class Engine:
             clock=clock,
             reconnect=Backoff(settings.flow.reconnect_after_seconds),
             read_again=self.cache.slices_between if may_be_joined else None,
+            corrections=self._records.corrections,
         )
-        self.holes = PostgresHoles(postgres, may_write)
         self.feed_status = FeedStatus(
             self.feeds,
             lambda: self.modes.current,
@@ -278,6 +290,9 @@ class Engine:
         disposed.wait(FORCE_SECONDS)
         self._close()
 
+    def _count_after(self, recovered: RecoveredCandles) -> None:
+        self._records.count_after(recovered.slices, recovered.minutes)
+
     def _drain(self) -> None:
         self._stop_wait.wait(DRAIN_SECONDS)
         if not self._done.is_set():
@@ -316,6 +331,7 @@ class Engine:
         self._pool.close()
         if self._recorder is not None:
             self._recorder.stop(RECORDER_STOP_SECONDS)
+        self._records.close()
         self._days.close()
         self.holes.close()
         self.archive.close()
@@ -346,6 +362,7 @@ class _LeasedCache(RedisWriter):
 
     may_recover: Callable[[], bool]
     may_write: Callable[[], bool]
+    on_recovered: Callable[[RecoveredCandles], None]
 
     def recover(self, minute_ms: int = MINUTE_MS) -> RecoveredCandles:
         """Return what an earlier run left of the last minutes.
@@ -355,7 +372,9 @@ class _LeasedCache(RedisWriter):
         """
         if not self.may_recover():
             raise Unavailable("another process may lead")
-        return super().recover(minute_ms)
+        recovered = super().recover(minute_ms)
+        self.on_recovered(recovered)
+        return recovered
 
     def check_may_write(self) -> None:
         """Reject writes while another process may hold the lease.

@@ -60,14 +60,17 @@ class VenueFeed:
         self.decoder = decoder
         self.place = without_secrets(url or venue.url)
         self.rest = rest or RestClient(venue)
+        self.symbols = tuple(symbols)
+        self.ids = TradeIds()
+        """Which trades have come, by our symbols."""
         self._venue = venue
         self._native = native
-        self.ids = TradeIds()
         self._clock_offset_ms: int | None = None
         self._monotonic = monotonic
         self.refusals: dict[str, str] = {}
         """By our symbol, the venue's words where it refuses a subscription."""
         self._absent: dict[Sequence[str], frozenset[str]] = {}
+        parts = chunks(self.symbols, venue.symbols_a_connection)
         self.connections = tuple(
             VenueConnection(
                 exchange,
@@ -81,9 +84,12 @@ class VenueFeed:
                 monotonic,
                 self._on_refusal,
             )
-            for part in chunks(tuple(symbols), venue.symbols_a_connection)
+            for part in parts
         )
         """Each for a part of the symbols."""
+        self._connection_of = {
+            symbol: connection for connection, part in zip(self.connections, parts, strict=True) for symbol in part
+        }
         self.rest_names: Mapping[str, str] = {}
         """The venue's name in REST calls of each of our symbols that it trades, as far as it is known yet."""
 
@@ -111,6 +117,10 @@ class VenueFeed:
     def state(self) -> FeedState:
         """The worst state of its connections."""
         return min((connection.state for connection in self.connections), key=_WORST_FIRST.index)
+
+    def is_connected(self, symbol: str) -> bool:
+        """Whether the connection for a symbol is made."""
+        return self._connection_of[symbol].is_connected
 
     @property
     def pause_seconds(self) -> float:

@@ -36,10 +36,11 @@ class _Trade(msgspec.Struct, array_like=True):
     bought: bool | None
 
 
-encode_series = encode_announcement = _encode = msgspec.json.Encoder().encode
+encode_series = encode_announcement = encode_times = _encode = msgspec.json.Encoder().encode
 _decode_candle = msgspec.json.Decoder(Candle).decode
 _decode_tick = msgspec.json.Decoder(Tick).decode
 _decode_trade = msgspec.json.Decoder(_Trade).decode
+_decode_times = msgspec.json.Decoder(dict[str, int]).decode
 _decode_series = msgspec.json.Decoder(Series).decode
 decode_newest = msgspec.json.Decoder(list[tuple[Series, Tick]]).decode
 decode_announced = msgspec.json.Decoder(list[tuple[Slot, msgspec.Raw]]).decode
@@ -193,6 +194,15 @@ def decode_latest(fields: list[bytes | None]) -> Tick | None:
         return tick
     invalid_entries.note("newest price", fields)
     return None
+
+
+def decode_times(value: bytes | None) -> dict[str, int]:
+    """Times (Unix ms) by name; none where they are missing or invalid."""
+    try:
+        return {} if value is None else _decode_times(value)
+    except msgspec.MsgspecError:
+        invalid_entries.note("times", value)
+        return {}
 
 
 def decode_start(value: bytes | None) -> int:

@@ -78,6 +78,11 @@ def run_key(run: str) -> str:
     return f"marketflow:{{run:{run}}}:alive"
 
 
+def complete_key(exchange: str) -> str:
+    """String: until when all trades of an exchange are on record, a JSON object of Unix ms by symbol."""
+    return f"marketflow:{{archive}}:complete:{exchange}"
+
+
 def command_key(command: str) -> str:
     """String: the content of a command; expires with the command's deadline."""
     return f"marketflow:{{control}}:command:{command}"

@@ -8,9 +8,9 @@ had: ticks since the failure, of minutes that were still open. PostgreSQL has th
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import redis
 
@@ -171,6 +171,28 @@ class RedisWriter:
         if self.backlog_read:
             with self._writing() as client:
                 client.set(keys.ARCHIVED_KEY, until, px=MINUTES_KEPT_MS)
+
+    # Until when trades are complete
+
+    def complete_until(self, exchange: str) -> dict[str, int]:
+        """Until when (Unix ms) all trades of the symbols of an exchange are on record, as it was put last.
+
+        Raises:
+            Unavailable: Redis cannot be reached.
+        """
+        with self._calls.calling() as client:
+            return codec.decode_times(cast("bytes | None", client.get(keys.complete_key(exchange))))
+
+    def put_complete_until(self, exchange: str, until: Mapping[str, int]) -> None:
+        """Store until when (Unix ms) all trades of the symbols of an exchange are on record.
+
+        Raises:
+            Unavailable: not written, or Redis lacks what was written before.
+        """
+        if not self.complete:
+            raise Unavailable("Redis is not complete")
+        with self._writing() as client:
+            client.set(keys.complete_key(exchange), codec.encode_times(until), px=keys.EXPIRY_MS)
 
     # Recovery
 

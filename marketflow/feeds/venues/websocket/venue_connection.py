@@ -96,9 +96,14 @@ class VenueConnection:
         """Connected means that trades come; a silent connection stays stale until a trade proves otherwise."""
         if self._silence.is_unbroken:
             return FeedState.STALE
-        if self._attempt is None or not self._attempt.connected:
+        if not self.is_connected:
             return FeedState.CONNECTING
         return FeedState.CONNECTED if self._silence.is_fresh else FeedState.STALE
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection is made and subscribed."""
+        return self._attempt is not None and self._attempt.connected
 
     @property
     def pause_seconds(self) -> float:
