@@ -27,7 +27,7 @@ from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.schedulers import NamedPool, TimingLoop
 from marketflow.pipeline.state import WindowState
 from marketflow.runtime.feed_status import FeedStatus, hole_counts_of
-from marketflow.runtime.venue_records import VenueRecords
+from marketflow.runtime.venue_backfill import VenueBackfill
 from marketflow.settings import Settings
 from marketflow.stores.ports import RecoveredCandles
 from marketflow.stores.postgres.holes import PostgresHoles
@@ -129,7 +129,7 @@ class Engine:
             postgres, retention=Retention(settings.archive.minutes_days, settings.archive.days_days)
         )
         self.holes = PostgresHoles(postgres, may_write)
-        self._records = VenueRecords(
+        self._records = VenueBackfill(
             self.feeds[Mode.LIVE],
             self.holes,
             self.cache,

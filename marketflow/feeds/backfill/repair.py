@@ -23,7 +23,7 @@ from loguru import logger
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
-from marketflow.feeds.backfill.holes import HoleBook
+from marketflow.feeds.backfill.hole_book import HoleBook
 from marketflow.feeds.backfill.minute_candle import minute_candle
 from marketflow.feeds.backfill.minute_trades import BehindStream, NotFillable, trades_of_minute
 from marketflow.feeds.backfill.rest_client import RestClient, RestFailed

@@ -7,7 +7,7 @@ import pytest
 
 from marketflow.errors import Unavailable
 from marketflow.feeds.backfill import repair
-from marketflow.feeds.backfill.holes import HoleBook
+from marketflow.feeds.backfill.hole_book import HoleBook
 from marketflow.feeds.backfill.minute_candle import minute_candle
 from marketflow.feeds.backfill.repair import GIVE_UP_SECONDS, MOST_MINUTES, Repairs, count_after_earlier_run
 from marketflow.feeds.backfill.rest_client import RestClient

@@ -12,13 +12,13 @@ from marketflow.model import MINUTE_MS, Candles, Hole, Series
 from marketflow.pipeline.schedulers import NamedPool
 
 if TYPE_CHECKING:
-    from marketflow.feeds.backfill.holes import HoleStore
+    from marketflow.feeds.backfill.hole_book import HoleStore
     from marketflow.feeds.backfill.repair import CompletenessMarks, Repairs
     from marketflow.feeds.backfill.steps import SteppedWork
     from marketflow.feeds.venues.websocket_feed import VenueFeed
 
 
-class VenueRecords:
+class VenueBackfill:
     """The work on the records of all venues that there are.
 
     Args:
@@ -51,7 +51,7 @@ class VenueRecords:
         if not self._venues or minute_ms != MINUTE_MS:
             return
         from marketflow.feeds.backfill import repair
-        from marketflow.feeds.backfill.holes import HoleBook
+        from marketflow.feeds.backfill.hole_book import HoleBook
         from marketflow.feeds.backfill.steps import SteppedCorrections
 
         book = HoleBook(holes, self._take_over)

@@ -1,0 +1,158 @@
+"""MarketFlow on a venue, killed again and again: the venue's trades by REST make every minute exact."""
+
+import random
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from time import monotonic
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from marketflow.feeds.venues.venue import Side, Trade
+from marketflow.model import MINUTE_MS, Mode, Series, Slot, minute_start
+from tests.support.application import Application, now_ms
+from tests.support.oracle import Rows
+from tests.support.servers import wait_until
+from tests.support.venue_server import VenueServer
+
+SYMBOLS = ("BTCUSDT", "ETHUSDT")
+
+RATE = 500
+"""Trades a second."""
+
+KILLS = 10
+
+SIDES: tuple[Side, Side] = ("buy", "sell")
+
+
+class Trading:
+    """Trades of a venue at a steady rate, kept for REST and sent to the last connection."""
+
+    def __init__(self, server: VenueServer) -> None:
+        self._server = server
+        self._random = random.Random(7)
+        self._numbers = dict.fromkeys(SYMBOLS, 1_000_000)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.trades: defaultdict[tuple[str, int], list[Trade]] = defaultdict(list)
+        """By our symbol and the start of their minute."""
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            self._thread.join(5)
+
+    def _run(self) -> None:
+        due = monotonic()
+        while not self._ended.wait(max(0.0, due - monotonic())):
+            due += 0.01
+            for _ in range(RATE // 100):
+                self._trade(self._random.choice(SYMBOLS))
+
+    def _trade(self, symbol: str) -> None:
+        self._numbers[symbol] += 1
+        price, quantity = round(self._random.uniform(90, 110), 2), round(self._random.uniform(0.001, 2), 5)
+        side = self._random.choice(SIDES)
+        trade = self._server.make(self._numbers[symbol], symbol, price, quantity, now_ms(), side)
+        self.trades[symbol, minute_start(trade.at)].append(trade)
+        self._server.book.add(trade)
+        if self._server.connections and self._server.received[-1]:
+            with suppress(ConnectionClosed):
+                self._server.send(self._server.dialect.trade(trade))
+
+
+def row_of(trades: Sequence[Trade]) -> dict[str, float]:
+    """The row of all trades of a minute, which ascend by id; sums by their decimal digits."""
+    prices = [trade.price for trade in trades]
+
+    def total(side: str | None, worth: bool) -> float:
+        of_side = [each for each in trades if side in (None, each.side)]
+        amounts = [Decimal(str(each.quantity)) * (Decimal(str(each.price)) if worth else 1) for each in of_side]
+        return float(sum(amounts, Decimal()))
+
+    return {
+        "open_price": prices[0],
+        "max_price": max(prices),
+        "min_price": min(prices),
+        "close_price": prices[-1],
+        "tick_count": len(trades),
+        "volume": total(None, worth=False),
+        "turnover": total(None, worth=True),
+        "buy_volume": total("buy", worth=False),
+        "buy_turnover": total("buy", worth=True),
+    }
+
+
+Expected = Mapping[Slot, Mapping[str, float]]
+
+
+def expected_rows(trading: Trading, venue: str, minutes: Sequence[int]) -> Expected:
+    """The rows of these minutes, which are over."""
+    return {
+        Slot(Series(Mode.LIVE, venue, symbol), start): row_of(trading.trades[symbol, start])
+        for symbol in SYMBOLS
+        for start in minutes
+    }
+
+
+def wrong_rows(rows: Rows, expected: Expected) -> list[str]:
+    """What is wrong with the rows."""
+    found = {slot: {name: rows.get(slot, {}).get(name) for name in row} for slot, row in expected.items()}
+    return [f"{slot}: {found[slot]} and not {row}" for slot, row in expected.items() if found[slot] != row]
+
+
+def venue_settings(server: VenueServer, venue: str) -> dict[str, object]:
+    return {
+        "MODE": "live",
+        "EXCHANGES": f'[{{name="{venue}",venue="{venue}",url="{server.url}",rest_url="{server.rest_url}"}}]',
+        "SYMBOLS": f"[{','.join(repr(symbol) for symbol in SYMBOLS)}]",
+    }
+
+
+def kill_soon(application: Application, server: VenueServer, seconds: float) -> None:
+    """Kill it so long after it has subscribed."""
+    wait_until(lambda: server.connections and server.received[-1], timeout=20)
+    threading.Event().wait(seconds)
+    application.kill()
+
+
+def has_more(server: VenueServer, connections: int) -> bool:
+    return len(server.connections) > connections
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("venue", ["binance", "coinbase"])
+def test_ten_kills_in_a_minute_leave_rows_exact(
+    server_folder: Path, servers: dict[str, object], rows: Callable[[], Rows], venue: str
+) -> None:
+    chance = random.Random(3)
+    with VenueServer(venue, SYMBOLS) as server:
+        trading = Trading(server)
+        with trading.running():
+            wait_until(lambda: now_ms() % MINUTE_MS > 57_000, timeout=61)
+            application = Application(server_folder, servers | venue_settings(server, venue))
+            killed = []
+            with application:
+                for _ in range(KILLS):
+                    connections = len(server.connections)
+                    kill_soon(application, server, chance.uniform(0.2, 2.0))
+                    killed.append(minute_start(now_ms()))
+                    application.start()
+                    wait_until(partial(has_more, server, connections), timeout=20)
+                assert killed.count(killed[-1]) >= KILLS - 2
+                minutes = [*range(killed[0], now_ms() - now_ms() % MINUTE_MS + 1, MINUTE_MS)]
+                over = minutes[-1] + MINUTE_MS
+                wait_until(lambda: now_ms() > over, timeout=61)
+                expected = expected_rows(trading, venue, minutes)
+                with suppress(AssertionError):
+                    wait_until(lambda: not wrong_rows(rows(), expected), timeout=25)
+                assert not wrong_rows(rows(), expected), application.log[-4000:]
