@@ -234,7 +234,8 @@ class Repairs:
             return
         oldest = self._now_ms() - (MOST_MINUTES + 5) * MINUTE_MS
         with self._lock:
-            self._closed |= {slot: candle for slot, candle in closed.items() if slot.series in self._series}
+            own = {slot: candle for slot, candle in closed.items() if candle.source == "ticks"}
+            self._closed |= {slot: candle for slot, candle in own.items() if slot.series in self._series}
             for slot in [slot for slot in self._closed if slot.start < oldest]:
                 del self._closed[slot]
 
