@@ -45,7 +45,7 @@ def logging_as_before() -> Iterator[None]:
     logger.remove()
     logging.captureWarnings(False)
     root.handlers[:], root.level = before
-    for name in ("uvicorn.access", "httpx", "httpcore"):
+    for name in ("uvicorn.access", "httpx", "httpcore", "websockets", "picows"):
         logging.getLogger(name).setLevel(logging.NOTSET)
 
 
@@ -210,6 +210,16 @@ def test_requests_are_logged_at_debug_only() -> None:
     sink = opened("json", "DEBUG")
     access.info('%s - "%s"', "127.0.0.1", "GET /")
     assert [record["level"] for record in sink.records()] == ["DEBUG"]
+
+
+@pytest.mark.parametrize("library", ["websockets.server", "picows.client", "httpx"])
+def test_connections_of_libraries_are_not_logged(library: str) -> None:
+    out = io.StringIO()
+    logs.setup("INFO", "text", out)
+    logging.getLogger(library).info("connection open")
+    logging.getLogger(library).warning("connection failed")
+    assert "connection open" not in out.getvalue()
+    assert "connection failed" in out.getvalue()
 
 
 def test_repeated_record_of_a_library_is_rate_limited() -> None:

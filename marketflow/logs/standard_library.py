@@ -13,7 +13,10 @@ if TYPE_CHECKING:  # exists in loguru's stubs only
 _RATE_LIMITED = ("psycopg", "redis", "uvicorn.error", "asyncio")
 """Libraries that repeat the same record during an outage; their children, as psycopg.pool, included."""
 
-_LEAST_LEVELS = {"httpx": logging.WARNING, "httpcore": logging.WARNING, "Rx": logging.WARNING, "psycopg": logging.ERROR}
+_LEAST_LEVELS = {
+    **dict.fromkeys(("httpx", "httpcore", "Rx", "websockets", "picows"), logging.WARNING),
+    "psycopg": logging.ERROR,
+}
 """Libraries that log each request, timer or connection attempt, and the lowest level that is logged of them."""
 
 
