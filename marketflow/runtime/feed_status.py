@@ -59,11 +59,11 @@ class FeedStatus:
         self._series = {feed: sorted(feed.decoder.series) for of_mode in feeds.values() for feed in of_mode}
 
     def problems(self) -> dict[str, FeedProblem]:
-        """What is wrong with the feeds that are not fine or lack a symbol, by exchange."""
+        """What is wrong with the feeds that are not fine, lack a symbol or what comes by REST, by exchange."""
         found = {}
         for feed in self._feeds[self._mode()]:
             state, absent = feed.state, _lacking(feed)
-            if state not in FINE or absent:
+            if state not in FINE or absent or feed.report().rest_error:
                 failure = self._failure(feed, state)
                 error = failure.text if failure else self._without_failure(feed, state)
                 failed_at = rfc3339(failure.at) if failure else None
@@ -107,6 +107,8 @@ class FeedStatus:
         words = [f"the venue refuses {symbol}: {text}" for symbol, text in sorted(feed.refusals.items())]
         if feed.absent:
             words.insert(0, f"the venue does not trade {', '.join(sorted(feed.absent))}")
+        if error := feed.report().rest_error:
+            words.insert(0, f"what comes by REST is late: {error}")
         return "; ".join(words[:MOST_WORDS]) or None
 
     def _exchange(self, feed: Feed, holes: HoleCounts, now_ms: int) -> ExchangeReport:

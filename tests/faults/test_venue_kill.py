@@ -5,6 +5,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,9 @@ SYMBOLS = ("BTCUSDT", "ETHUSDT")
 
 RATE = 500
 """Trades a second."""
+
+NOT_SENT = 797
+"""One trade in so many is never sent."""
 
 KILLS = 10
 
@@ -59,13 +63,13 @@ class Trading:
                 self._trade(self._random.choice(SYMBOLS))
 
     def _trade(self, symbol: str) -> None:
-        self._numbers[symbol] += 1
+        number = self._numbers[symbol] = self._numbers[symbol] + 1
         price, quantity = round(self._random.uniform(90, 110), 2), round(self._random.uniform(0.001, 2), 5)
         side = self._random.choice(SIDES)
-        trade = self._server.make(self._numbers[symbol], symbol, price, quantity, now_ms(), side)
+        trade = self._server.make(number, symbol, price, quantity, now_ms(), side)
         self.trades[symbol, minute_start(trade.at)].append(trade)
         self._server.book.add(trade)
-        if self._server.connections and self._server.received[-1]:
+        if number % NOT_SENT and self._server.connections and self._server.received[-1]:
             with suppress(ConnectionClosed):
                 self._server.send(self._server.dialect.trade(trade))
 
@@ -125,6 +129,11 @@ def kill_soon(application: Application, server: VenueServer, seconds: float) -> 
     application.kill()
 
 
+def states_of_holes(application: Application, until: int) -> set[str]:
+    holes = application.get("/holes", limit="1000")["holes"]
+    return {hole["state"] for hole in holes if datetime.fromisoformat(hole["to"]).timestamp() * 1000 < until}
+
+
 def has_more(server: VenueServer, connections: int) -> bool:
     return len(server.connections) > connections
 
@@ -156,3 +165,4 @@ def test_ten_kills_in_a_minute_leave_rows_exact(
                 with suppress(AssertionError):
                     wait_until(lambda: not wrong_rows(rows(), expected), timeout=25)
                 assert not wrong_rows(rows(), expected), application.log[-4000:]
+                wait_until(lambda: states_of_holes(application, over) == {"filled"}, timeout=20)

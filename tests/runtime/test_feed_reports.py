@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from marketflow.feeds.simulated.rest_side import RestAnswer
 from marketflow.model import Hole, Mode, Series
 from marketflow.stores.postgres.holes import PostgresHoles
 from marketflow.stores.postgres.rows import connection_keywords
@@ -99,6 +100,17 @@ def test_health_names_symbols_that_a_venue_refuses(start: Start) -> None:
         server.send(trade(server, 1))
         found = problem(application, "okx", state="connected", absent=["ETHUSDT"])
         assert "the venue refuses ETHUSDT: 60018" in found["error"]
+
+
+def test_health_stays_ok_while_calls_by_rest_fail(start: Start) -> None:
+    with VenueServer("binance", ["BTCUSDT", "ETHUSDT"]) as server:
+        application = start(venues_setting({"binance": server.port}))
+        wait_until(server.has_subscriber, 20.0)
+        server.rest_answers.extend([RestAnswer(b"", 503)] * 1000)
+        server.send(trade(server, 1))
+        found = problem(application, "binance", state="connected")
+        assert found["error"] == "what comes by REST is late: 503: the venue cannot answer"
+        assert application.get("/health")["status"] == "ok"
 
 
 def test_health_is_silent_about_feeds_that_are_fine(start: Start) -> None:

@@ -32,6 +32,7 @@ from marketflow.feeds.backfill.venue_candles import candles_between
 from marketflow.feeds.venues.limits import VenueRefusal
 from marketflow.feeds.venues.trade_ids import MissingIds, TradeIds
 from marketflow.feeds.venues.venue import Trade
+from marketflow.logs import Outage
 from marketflow.model import MINUTE_MS, Candles, Hole, HoleState, Mode, Series, Slot, minute_start
 from marketflow.tasks import Backoff
 
@@ -211,6 +212,9 @@ class Repairs:
         self._clock, self._monotonic = clock, monotonic
         self._backoff = backoff or Backoff(3.0, 120.0)
         self._log = logger.bind(exchange=feed.exchange)
+        exchange = feed.exchange
+        self._outage = Outage(f"trades of {exchange} cannot be fetched", f"trades of {exchange} are fetched again")
+        self._made_at_start = 0
         self._is_fillable = feed.rest.venue.rest.trades_kept_ms != 0
         self._began_ms = self._now_ms()
         self._began = monotonic()
@@ -367,6 +371,7 @@ class Repairs:
             self._failed(job, error)
             return {}
         job.failures = self._failures = 0
+        self._outage.over(job.series.symbol)
         job.starts.pop()
         if not job.is_hint and job.gaps and len(job.gaps) < MOST_GAPS and job.remaining <= 0:
             job.starts.clear()  # nothing is missing any more
@@ -413,7 +418,7 @@ class Repairs:
             self._failures += 1
             asked = error.pause_seconds if isinstance(error, VenueRefusal) else 0.0
             self._not_before = now + max(asked, self._backoff.pause(self._failures))
-        self._log.debug("minutes of {} cannot be fetched yet: {}", job.series.symbol, error)
+        self._outage.failed(job.series.symbol, f"at {job.series.symbol}: {error}")
 
     def _done(self, job: _Job) -> None:
         self._jobs.remove(job)
@@ -433,6 +438,7 @@ class Repairs:
 
     def _give_up(self, job: _Job, reason: str) -> None:
         self._jobs.remove(job)
+        self._outage.over(job.series.symbol)
         self._put(job, HoleState.GIVEN_UP, reason)
 
     def _put(self, job: _Job, state: HoleState, reason: str = "") -> None:

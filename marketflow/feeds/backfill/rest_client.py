@@ -70,6 +70,8 @@ class RestClient:
         self.budget = budget or AttemptBudget(*venue.rest.weight_limit, monotonic)
         self._clock = clock
         self._monotonic = monotonic
+        self.error: str | None = None
+        """Why the last call failed; None if it did not."""
         self._closed = threading.Event()
         self._turn = threading.Lock()
         self._sockets: set[socket.socket] = set()
@@ -133,10 +135,16 @@ class RestClient:
                 raise RestFailed(f"the REST client of {self.venue.name} is closed")
             self._check_refusal(is_urgent)
             try:
-                return self._parsed(self._get(call), parse)
+                answer = self._parsed(self._get(call), parse)
             except VenueRefusal as refusal:
                 self._note(refusal)
+                self.error = str(refusal)
                 raise
+            except RestFailed as error:
+                self.error = None if self._closed.is_set() else str(error)
+                raise
+            self.error = None
+            return answer
 
     def instruments(self) -> list[Instrument]:
         """The venue's list of instruments, at once.

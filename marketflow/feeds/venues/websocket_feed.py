@@ -132,6 +132,7 @@ class VenueFeed:
         return FeedReport(
             clock_offset_ms=self._clock_offset_ms,
             rest_weight=(self.rest.used, self.rest.limit),
+            rest_error=self.rest.error,
         )
 
     def measure_clock(self) -> None:
