@@ -52,6 +52,8 @@ class ClientState:
         """By symbol and exchange."""
         self.decimals: dict[str, int] = {}
         """The most decimals that a price of the symbol has had."""
+        self.volumes: dict[str, float | None] = {}
+        """What was traded of each symbol in the last 24 hours, in the base currency; None is unknown."""
         self.health: Health | None = None
         self.connected = False
         self.lost: Lost | None = None
@@ -71,16 +73,20 @@ class ClientState:
                 return self._put(event.prices)
             case ChangedMode():
                 self.mode = event.mode
-                self.prices, self.decimals = {}, {}
+                self.prices, self.decimals, self.volumes = {}, {}, {}
             case Health():
                 self.health = event
             case Heartbeat():
                 self._server_ahead = datetime.fromisoformat(event.timestamp) - self._now()
         return []
 
+    def server_now(self) -> datetime:
+        """Return the time by the clock of the server, as far as that is known."""
+        return self._now() + self._server_ahead
+
     def age(self, price: ShownPrice) -> timedelta:
         """Return the age of a price by the clock of the server."""
-        return max(timedelta(), self._now() + self._server_ahead - price.timestamp)
+        return max(timedelta(), self.server_now() - price.timestamp)
 
     def since_change(self, price: ShownPrice) -> timedelta:
         """Return the time since the last change of a price was received."""
@@ -93,7 +99,7 @@ class ClientState:
 
     def _replace(self, snapshot: Snapshot) -> list[LatestPrice]:
         if snapshot.mode != self.mode:
-            self.prices, self.decimals = {}, {}
+            self.prices, self.decimals, self.volumes = {}, {}, {}
         self.mode, self.health = snapshot.mode, snapshot.health
         self.symbols, self.exchanges = snapshot.symbols, snapshot.exchanges
         present = {(price.symbol, price.exchange) for price in snapshot.prices}

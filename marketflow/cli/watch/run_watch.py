@@ -10,6 +10,7 @@ from rich.console import Console
 
 from marketflow.api.streaming.events import Snapshot
 from marketflow.cli.watch.client_state import ClientState
+from marketflow.cli.watch.day_volumes import keep_volumes, put_volumes
 from marketflow.cli.watch.lines import print_lines
 from marketflow.cli.watch.screen import PAINT_SECONDS, show
 from marketflow.cli.watch.stream_client import follow
@@ -92,9 +93,12 @@ async def _show(arguments: Watch, quit: asyncio.Event) -> None:
                 state.apply(event)
                 if isinstance(event, Snapshot):
                     break
+            await put_volumes(state, arguments.url, arguments.exchanges)
             print_once(state, shown_url)
         elif on_screen:
-            await show(events, shown_url, quit.set)
+            await show(
+                events, shown_url, quit.set, lambda state: keep_volumes(state, arguments.url, arguments.exchanges)
+            )
         else:
             await print_lines(events, shown_url)
 

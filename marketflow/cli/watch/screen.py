@@ -6,12 +6,13 @@ import signal
 import sys
 import termios
 import tty
-from collections.abc import AsyncIterable, Callable, Iterator
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rich.console import Console
 from rich.live import Live
 
+from marketflow.api.streaming.events import Snapshot
 from marketflow.cli.watch.client_state import ClientState
 from marketflow.cli.watch.stream_events import WatchEvent
 from marketflow.cli.watch.table import Size, render
@@ -23,8 +24,21 @@ PAINT_SECONDS = 0.2
 _QUIT = b"qQ\x04"
 
 
-async def show(events: AsyncIterable[WatchEvent], url: str, quit: Callable[[], None]) -> None:
-    """Paint the state until cancelled; call `quit` when q is typed."""
+async def show(
+    events: AsyncIterable[WatchEvent],
+    url: str,
+    quit: Callable[[], None],
+    keep_volumes: Callable[[ClientState], Coroutine[None, None, None]],
+) -> None:
+    """Paint the state until cancelled.
+
+    Args:
+        events: what changes the state.
+        url: as it is shown.
+        quit: is called when q is typed.
+        keep_volumes: keeps the volumes of the state up to date; begun anew with each snapshot.
+    """
+    volumes: asyncio.Task[None] | None = None
     state = ClientState()
     console = Console(highlight=False, emoji=False, markup=False)
     with _keys(quit) as terminal, Live(console=console, screen=True, auto_refresh=False) as live:
@@ -46,10 +60,15 @@ async def show(events: AsyncIterable[WatchEvent], url: str, quit: Callable[[], N
         try:
             async for event in events:
                 state.apply(event)
+                if isinstance(event, Snapshot):
+                    if volumes is not None:
+                        await cancel(volumes)
+                    volumes = asyncio.create_task(keep_volumes(state))
                 if painting.done():
                     painting.result()
         finally:
-            await cancel(painting)
+            for task in (painting, *([volumes] if volumes else [])):
+                await cancel(task)
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""The state as a table: a row for each symbol, a column for each exchange; cut to the size of the terminal."""
+"""The state as a table: a row for each symbol, a column for each exchange; cut to the size of the terminal.
+
+The volume of 24 hours has a column where it is known of any symbol.
+"""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -26,6 +29,8 @@ _GOOD = ("ok", "connected", "generated")
 _GAP = 2
 _AGE_WIDTH = 5
 _SPREAD_WIDTHS = (12, 7)
+_VOLUME = "24h vol"
+_VOLUME_WIDTH = 8
 
 
 class Size(NamedTuple):
@@ -42,6 +47,16 @@ class _Layout(NamedTuple):
     exchanges: Sequence[str]
     with_ages: bool
     with_spread: bool
+    with_volume: bool
+
+    @property
+    def width_beside_prices(self) -> int:
+        """Width of the columns after those of the exchanges."""
+        widths: list[int] = [
+            *(_SPREAD_WIDTHS if self.with_spread else ()),
+            *([_VOLUME_WIDTH] if self.with_volume else []),
+        ]
+        return sum(widths) + _GAP * len(widths)
 
 
 def render(state: ClientState, url: str, size: Size) -> RenderableType:
@@ -53,7 +68,8 @@ def render(state: ClientState, url: str, size: Size) -> RenderableType:
     rows = len(state.symbols) if size.height is None else max(1, size.height - len(lines) - 3)
     symbols = state.symbols[:rows]
     prices = {symbol: _price_texts(state, symbol) for symbol in symbols}
-    layout = _layout(symbols, state.exchanges, prices, size.width)
+    known = any(state.volumes.get(symbol) is not None for symbol in state.symbols)
+    layout = _layout(symbols, state.exchanges, prices, size.width, known)
     table = _table(state, layout, prices)
     hidden = (len(state.symbols) - len(symbols), len(state.exchanges) - len(layout.exchanges))
     return Group(*lines, table, *([_hidden(*hidden)] if any(hidden) else []))
@@ -103,36 +119,36 @@ def _price_text(price: float, decimals: int) -> str:
 
 
 def _layout(
-    symbols: Sequence[str], exchanges: Sequence[str], prices: dict[str, dict[str, str]], width: int | None
-) -> _Layout:
-    """Choose columns: drop ages first, then spreads, then the last exchanges, until the table fits."""
-    for with_ages, with_spread in ((True, True), (False, True), (False, False)):
-        fitting = len(exchanges)
-        if width is not None:
-            fitting = _fitting(symbols, exchanges, prices, width, with_ages, with_spread)
-        if fitting == len(exchanges):
-            break
-    return _Layout(symbols, exchanges[: max(1, fitting)], with_ages, with_spread)
-
-
-def _fitting(
     symbols: Sequence[str],
     exchanges: Sequence[str],
     prices: dict[str, dict[str, str]],
-    width: int,
-    with_ages: bool,
-    with_spread: bool,
-) -> int:
+    width: int | None,
+    with_volume: bool,
+) -> _Layout:
+    """Choose columns: drop ages first, then the volume, then spreads, then the last exchanges, until the table fits."""
+    for with_ages, volume, with_spread in (
+        (True, with_volume, True),
+        (False, with_volume, True),
+        (True, False, True),
+        (False, False, True),
+        (False, False, False),
+    ):
+        layout = _Layout(symbols, exchanges, with_ages, with_spread, volume)
+        fitting = len(exchanges) if width is None else _fitting(layout, prices, width)
+        if fitting == len(exchanges):
+            break
+    return layout._replace(exchanges=exchanges[: max(1, fitting)])
+
+
+def _fitting(layout: _Layout, prices: dict[str, dict[str, str]], width: int) -> int:
     """Return how many exchanges fit."""
-    left = width - max(map(len, ["symbol", *symbols]))
-    if with_spread:
-        left -= sum(_SPREAD_WIDTHS) + _GAP * len(_SPREAD_WIDTHS)
-    for number, exchange in enumerate(exchanges):
+    left = width - max(map(len, ["symbol", *layout.symbols])) - layout.width_beside_prices
+    for number, exchange in enumerate(layout.exchanges):
         longest = max(len(texts.get(exchange, "-")) for texts in prices.values())
-        left -= _GAP + max(len(exchange), longest + (_AGE_WIDTH if with_ages else 0))
+        left -= _GAP + max(len(exchange), longest + (_AGE_WIDTH if layout.with_ages else 0))
         if left < 0:
             return number
-    return len(exchanges)
+    return len(layout.exchanges)
 
 
 def _table(state: ClientState, layout: _Layout, prices: dict[str, dict[str, str]]) -> Table:
@@ -145,12 +161,15 @@ def _table(state: ClientState, layout: _Layout, prices: dict[str, dict[str, str]
     if layout.with_spread:
         for name, width in zip(("spread", "%"), _SPREAD_WIDTHS, strict=True):
             table.add_column(name, justify="right", no_wrap=True, min_width=width)
+    if layout.with_volume:
+        table.add_column(_VOLUME, justify="right", no_wrap=True, min_width=_VOLUME_WIDTH)
     for symbol in layout.symbols:
         style = "" if state.connected else "dim"
         table.add_row(
             Text(visible(symbol), style),
             *(_cell(state, symbol, exchange, prices, layout.with_ages) for exchange in layout.exchanges),
             *(Text(text, style) for text in (_spread(state, symbol) if layout.with_spread else ())),
+            *([Text(_volume_text(state.volumes.get(symbol)), style)] if layout.with_volume else []),
         )
     return table
 
@@ -194,6 +213,18 @@ def _spread(state: ClientState, symbol: str) -> tuple[str, str]:
         return "-", "-"
     low, high = min(peers), max(peers)
     return _price_text(high - low, state.decimals[symbol]), f"{(high - low) / low * 100:.3f}"
+
+
+def _volume_text(volume: float | None) -> str:
+    """Return an amount in at most eight characters; one that is unknown is no zero."""
+    if volume is None:
+        return "-"
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
+        if volume >= size:
+            return f"{volume / size:.2f}{unit}" if volume < 1e15 else f"{volume:.1e}"
+    if volume >= 1000 or volume == 0:
+        return f"{volume:,.0f}"
+    return f"{volume:.5g}" if volume >= 1e-4 else f"{volume:.1e}"
 
 
 def _hidden(symbols: int, exchanges: int) -> Text:

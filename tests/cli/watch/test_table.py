@@ -177,6 +177,51 @@ def test_narrow_terminal_drops_ages_then_spreads_then_exchanges(width: int, head
     assert lines[-1].startswith(hidden or "DOGEUSDT")
 
 
+@pytest.mark.parametrize(
+    ("width", "heading", "ages"),
+    [
+        (89, "symbol exchange1 exchange2 exchange3 spread % 24h vol", True),
+        (88, "symbol exchange1 exchange2 exchange3 spread % 24h vol", False),
+        (80, "symbol exchange1 exchange2 exchange3 spread % 24h vol", False),
+        (73, "symbol exchange1 exchange2 exchange3 spread %", False),
+        (63, "symbol exchange1 exchange2 exchange3", False),
+    ],
+)
+def test_known_volume_has_a_column_where_it_fits(width: int, heading: str, ages: bool) -> None:
+    world = World(["BTCUSDT", "DOGEUSDT"], ["exchange1", "exchange2", "exchange3"])
+    for exchange in world.exchanges:
+        world.put(67432.14, exchange=exchange)
+        world.put(0.1600185, "DOGEUSDT", exchange)
+    world.state.volumes = {"BTCUSDT": 12_345.678, "DOGEUSDT": None}
+    lines = world.shown(width)
+    assert max(map(len, lines)) <= width
+    assert lines[2].split() == heading.split()
+    assert ("0s" in lines[4]) is ages
+    if "vol" in heading:
+        assert [line.split()[-1] for line in lines[4:]] == ["12,346", "-"]
+
+
+def test_volumes_of_another_mode_are_not_shown(world: World) -> None:
+    world.put(1.5)
+    world.state.volumes = {"BTCUSDT": 5.0}
+    assert world.row().split()[-1] == "5"
+    world.state.apply(Snapshot(Mode.LIVE, world.symbols, world.exchanges, [], world.health()))
+    assert "24h" not in world.shown()[2]
+
+
+@pytest.mark.parametrize(
+    ("volume", "text"),
+    [
+        *((0.0, "0"), (1e-7, "1.0e-07"), (0.00123456, "0.0012346"), (12.5, "12.5"), (999.99999, "1000")),
+        *((123_456.7, "123,457"), (1_234_567.0, "1.23M"), (1e9, "1.00B"), (5e14, "500.00T"), (1e100, "1.0e+100")),
+    ],
+)
+def test_volume_of_any_magnitude_is_short(world: World, volume: float, text: str) -> None:
+    world.put(1.5)
+    world.state.volumes = {"BTCUSDT": volume}
+    assert world.row().split()[-1] == text
+
+
 @pytest.mark.parametrize(("height", "rows"), [(105, 100), (104, 99), (24, 19), (6, 1), (1, 1)])
 def test_table_shows_the_rows_that_fit_and_counts_the_rest(height: int, rows: int) -> None:
     world = World(f"S{number:03}USDT" for number in range(100))

@@ -1,6 +1,7 @@
 """`marketflow watch` as a process, beside the real application and its servers."""
 
 import asyncio
+import json
 import os
 import pty
 import re
@@ -21,7 +22,7 @@ from marketflow.cli.watch import stream_client, url_of
 from marketflow.cli.watch.stream_events import Connected, Lost
 from marketflow.errors import SettingsError
 from marketflow.settings import HttpSettings
-from tests.support.application import Application, ScriptedExchange, exchanges_setting
+from tests.support.application import Application, ScriptedExchange, exchanges_setting, now_ms
 from tests.support.proxy import Proxy
 from tests.support.servers import HOST, free_port, wait_until
 
@@ -277,6 +278,30 @@ def test_closed_pipe_ends_without_an_error(application: Application, exchanges: 
 
 
 # --- Once
+
+
+def trade(exchange: ScriptedExchange, price: float, quantity: float) -> None:
+    line = {"symbol": "BTCUSDT", "price": price, "timestamp": now_ms(), "quantity": quantity}
+    exchange.send_raw(json.dumps(line).encode() + b"\n")
+
+
+def test_once_prints_the_volume_of_24_hours(application: Application, exchanges: list[ScriptedExchange]) -> None:
+    trade(exchanges[0], 100.25, 1.5)
+    trade(exchanges[1], 101.5, 2)
+    exchanges[2].send(7, symbol="ETHUSDT")  # without a quantity
+    for exchange, symbol in zip(exchanges, ("BTCUSDT", "BTCUSDT", "ETHUSDT"), strict=True):
+        wait_until(lambda e=exchange, s=symbol: application.find(f"/prices/latest/{e.name}/{s}"))  # type: ignore[misc]
+    lines = once("--url", url(application.port)).stdout.splitlines()
+    assert lines[2].endswith("24h vol")
+    assert {line.split()[0]: line.split()[-1] for line in lines[4:]} == {
+        "BTCUSDT": "3.5",
+        "ETHUSDT": "-",
+        "DOGEUSDT": "-",
+        "TONUSDT": "-",
+        "SOLUSDT": "-",
+    }
+    lines = once("--url", url(application.port), "--exchange", "exchange2").stdout.splitlines()
+    assert [line.split()[-1] for line in lines if "BTCUSDT" in line] == ["2"]
 
 
 def test_once_prints_the_current_table(application: Application, exchanges: list[ScriptedExchange]) -> None:
