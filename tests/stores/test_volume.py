@@ -78,6 +78,17 @@ def test_row_has_all_that_a_candle_has(archive: Archive) -> None:
     assert archive.candles(MINUTE_MS)[DAY].amounts == WHOLE
 
 
+def test_query_has_the_venue_s_values_of_single_minutes(archive: Archive) -> None:
+    venue = VenueValues(10.0, 12.5, 9.0, 11.0, 3.1, None, 7)
+    archive.write(candle(DAY, verified=False, venue=venue), candle(DAY + MINUTE_MS, verified=True))
+    archive.write(candle(DAY + HOUR_MS))
+    minutes = archive.candles(MINUTE_MS)
+    assert [minutes[DAY + at].venue for at in (0, MINUTE_MS, HOUR_MS)] == [venue, None, None]
+    for length in (5 * MINUTE_MS, HOUR_MS, DAY_MS):
+        found = archive.candles(length)[DAY]
+        assert (found.verified, found.venue) == (False, None)
+
+
 @pytest.mark.parametrize("rolled_up", [False, True])
 @pytest.mark.parametrize("length", [MINUTE_MS * 5, HOUR_MS, DAY_MS])
 def test_amounts_of_longer_candles_are_sums(archive: Archive, length: int, rolled_up: bool) -> None:

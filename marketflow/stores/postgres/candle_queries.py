@@ -33,12 +33,13 @@ _SLOT = "date_bin(%(length)s::interval, timestamp, timestamptz 'epoch')"
 _FOLDED = f"""
 , whole as (
     select number, slot, sum(total) as total, coalesce(sum(tick_count), 0)::int8 as ticks, max(max_price) as high,
-           min(min_price) as low, min(timestamp) as first, max(timestamp) as last, {SUMS}
+           min(min_price) as low, min(timestamp) as first, max(timestamp) as last, {SUMS},
+           case when pg_catalog.count(*) = 1 then max(venue_values) end as venue_values
     from parts group by number, slot
 )
 select number, (date_part('epoch', slot) * float8 '1000')::int8, opening.open_price, high, low, closing.close_price,
        whole.total, ticks, (date_part('epoch', opening.open_at) * float8 '1000')::int8,
-       (date_part('epoch', closing.close_at) * float8 '1000')::int8, {SUMMED}
+       (date_part('epoch', closing.close_at) * float8 '1000')::int8, {SUMMED}, venue_values
 from whole
 join (select number, timestamp as first, open_price, open_at from parts) as opening using (number, first)
 join (select number, timestamp as last, close_price, close_at from parts) as closing using (number, last)
@@ -47,12 +48,13 @@ join (select number, timestamp as last, close_price, close_at from parts) as clo
 
 def _parts(table: str, span: str) -> str:
     """The rows of a series from `since` until `until` of a span, with their slots."""
+    venue_values = "venue_values" if table == "aggregates" else "null::float8[]"
     # Offset 0 keeps the planner from joining the whole table instead of scanning each span.
     return f"""
         cross join lateral (
             select {_SLOT} as slot, timestamp, open_price, close_price, {time_of("open_at")} as open_at,
                    {time_of("close_at")} as close_at, max_price, min_price,
-                   {TOTAL_OF_ROW} as total, tick_count, {SUMMED}
+                   {TOTAL_OF_ROW} as total, tick_count, {SUMMED}, {venue_values} as venue_values
             from {table} where {_OF_WANTED} and timestamp >= {span}.since and timestamp < {span}.until
               and {_VALID_OF[table]}
             offset 0
