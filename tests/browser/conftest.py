@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from psycopg import sql
 
 from tests.support.application import ROOT, Application, ScriptedExchange, exchanges_setting
 from tests.support.servers import HOST, wait_until
@@ -166,22 +167,30 @@ def visit(look: Look, application: Application) -> Visit:
 def record(postgres_db: dict[str, Any]) -> Callable[..., None]:
     """Puts minutes into the table: prices rise by one with each, up to 1000 a quarter of an hour ago.
 
-    Younger ones would not be looked for there.
+    Younger ones would not be looked for there. Other columns have the same value in each; recording a minute again
+    replaces those.
     """
 
     begun = datetime.now(UTC)  # a minute may end in the middle of a test
 
-    def recorded(minutes: int, exchange: str = "exchange1", symbol: str = "BTCUSDT", later: int = 0) -> None:
+    def recorded(
+        minutes: int, exchange: str = "exchange1", symbol: str = "BTCUSDT", later: int = 0, **columns: object
+    ) -> None:
+        columns = {"source": "ticks"} | columns
+        query = sql.SQL(
+            """
+            insert into aggregates (pair_name, exchange, mode, timestamp, average_price, min_price, max_price,
+                                    open_price, close_price, tick_count, {names})
+            select %s, %s, 'live', date_trunc('minute', %s::timestamptz) - (n + 14 - %s) * interval '1 minute',
+                   p + .5, p - 1, p + 2, p, p + 1, 10, {values}
+            from (select n, 1000 + %s - n as p from generate_series(1, %s) n) _
+            on conflict (exchange, pair_name, mode, timestamp) do update set ({names}) = row ({values})
+            """
+        ).format(
+            names=sql.SQL(", ").join(map(sql.Identifier, columns)),
+            values=sql.SQL(", ").join(map(sql.Literal, columns.values())),
+        )
         with psycopg.connect(**postgres_db) as connection:
-            connection.execute(
-                """
-                insert into aggregates (pair_name, exchange, mode, timestamp, average_price, min_price, max_price,
-                                        open_price, close_price, tick_count)
-                select %s, %s, 'live', date_trunc('minute', %s::timestamptz) - (n + 14 - %s) * interval '1 minute',
-                       p + .5, p - 1, p + 2, p, p + 1, 10
-                from (select n, 1000 + %s - n as p from generate_series(1, %s) n) _
-                """,
-                (symbol, exchange, begun, later, later, minutes),
-            )
+            connection.execute(query, (symbol, exchange, begun, later, later, minutes))
 
     return recorded

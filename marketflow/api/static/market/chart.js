@@ -2,6 +2,8 @@
 
 import { CandlestickSeries, CrosshairMode, createChart, LineStyle, TickMarkType } from "../lightweight-charts/lightweight-charts.js";
 import { decimalsFor, price } from "./format.js";
+import { Marks } from "./marks.js";
+import { VolumeBars } from "./volumebars.js";
 
 const DAY_MS = 86_400_000;
 
@@ -16,7 +18,8 @@ const NEAR = 30;
 export class Chart {
   /**
    * @param {HTMLElement} place
-   * @param {{older: () => void, hovered: (index: number | null) => void, moved: (behind: boolean) => void}} callbacks
+   * @param {{older: () => void, hovered: (index: number | null) => void, stepped: (by: number | null) => void,
+   *   moved: (behind: boolean) => void}} callbacks `stepped`: to another candle by keyboard, null from all of them
    */
   constructor(place, callbacks) {
     this.place = place;
@@ -27,7 +30,7 @@ export class Chart {
     this.chart = createChart(place, {
       autoSize: true,
       // Its logo brings a <style> with it; the notice is at the foot of the page.
-      layout: { attributionLogo: false, fontFamily: getComputedStyle(place).fontFamily },
+      layout: { attributionLogo: false, fontFamily: getComputedStyle(place).fontFamily, panes: { enableResize: false } },
       crosshair: { mode: CrosshairMode.Normal },
       rightPriceScale: { borderVisible: false },
       timeScale: {
@@ -40,15 +43,16 @@ export class Chart {
       },
       localization: {
         timeFormatter: (/** @type {number} */ time) => this.#moment(time * 1000),
-        priceFormatter: (/** @type {number} */ value) => price(value, Math.max(0, this.decimals)),
       },
     });
     this.series = this.chart.addSeries(CandlestickSeries, {
-      borderVisible: false,
       // Its label would be the last candle's that can be seen.
       lastValueVisible: false,
       priceLineVisible: false,
     });
+    this.volumes = new VolumeBars(this.chart);
+    this.marks = new Marks();
+    this.series.attachPrimitive(this.marks);
     /** @type {import("./candles.js").Candle | undefined} */
     this.last = undefined;
     /** @type {any} the line of the newest price; none while there are no candles */
@@ -59,7 +63,7 @@ export class Chart {
       callbacks.moved(this.scale.scrollPosition() < -1);
     });
     this.chart.subscribeCrosshairMove(({ logical, point }) => callbacks.hovered(point ? (logical ?? null) : null));
-    place.addEventListener("keydown", (event) => this.#key(event));
+    place.addEventListener("keydown", (event) => this.#key(event, callbacks.stepped));
     this.colour();
   }
 
@@ -70,15 +74,19 @@ export class Chart {
       style.getPropertyValue(`--${name}`).trim(),
     );
     this.chart.applyOptions({
-      layout: { background: { color: "transparent" }, textColor: text },
+      layout: { background: { color: "transparent" }, textColor: text, panes: { separatorColor: grid } },
       grid: { vertLines: { color: grid }, horzLines: { color: grid } },
       crosshair: {
         vertLine: { color: line, labelBackgroundColor: surface },
         horzLine: { color: line, labelBackgroundColor: surface },
       },
     });
-    this.series.applyOptions({ upColor: up, downColor: down, wickUpColor: up, wickDownColor: down });
+    this.series.applyOptions({
+      upColor: up, downColor: down, borderUpColor: up, borderDownColor: down, wickUpColor: up, wickDownColor: down,
+    });
     this.colours = { up, down };
+    this.volumes.colour(style);
+    this.marks.colour(style);
     this.#markNewest(this.last);
   }
 
@@ -98,6 +106,8 @@ export class Chart {
   extend(candles) {
     this.#format(candles);
     this.series.setData(candles.map(bar));
+    this.volumes.set(candles);
+    this.marks.set(candles);
     this.count = candles.length;
     this.newest = candles.at(-1)?.at ?? 0;
     this.#markNewest(candles.at(-1));
@@ -116,11 +126,31 @@ export class Chart {
     }
     this.#format(candles);
     for (const candle of changed) {
-      this.series.update(bar(candle), candle.at < this.newest);
+      const past = candle.at < this.newest;
+      this.series.update(bar(candle), past);
+      this.volumes.update(candle, past, candles);
       this.newest = Math.max(this.newest, candle.at);
     }
     this.count = candles.length;
+    this.marks.set(candles);
     this.#markNewest(candles.at(-1));
+  }
+
+  /**
+   * Points at a candle, and scrolls to it where it is out of sight; at none for null.
+   * @param {number | null} index @param {import("./candles.js").Candle} [candle] of this index
+   */
+  point(index, candle) {
+    if (index === null || candle === undefined) {
+      this.chart.clearCrosshairPosition();
+      return;
+    }
+    const range = this.scale.getVisibleLogicalRange();
+    if (range && (index < range.from + 1 || index > range.to - 1)) {
+      const half = (range.to - range.from) / 2;
+      this.scale.setVisibleLogicalRange({ from: index - half, to: index + half });
+    }
+    this.chart.setCrosshairPosition(candle.close, /** @type {any} */ (candle.at / 1000), this.series);
   }
 
   /** The newest price on the axis, wherever the chart has been scrolled to. @param {import("./candles.js").Candle} [last] */
@@ -147,7 +177,8 @@ export class Chart {
     const decimals = newest ? decimalsFor(newest.close) : 2;
     if (decimals === this.decimals) return;
     this.decimals = decimals;
-    this.series.applyOptions({ priceFormat: { type: "price", precision: decimals, minMove: 10 ** -decimals } });
+    const formatter = (/** @type {number} */ value) => price(value, decimals);
+    this.series.applyOptions({ priceFormat: { type: "custom", minMove: 10 ** -decimals, formatter } });
   }
 
   /** What stands below the chart: days are UTC's, as their candles are; everything shorter is local. */
@@ -171,8 +202,8 @@ export class Chart {
     return new Date(ms).toLocaleString(undefined, { ...day, hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
   }
 
-  /** @param {KeyboardEvent} event */
-  #key(event) {
+  /** @param {KeyboardEvent} event @param {(by: number | null) => void} stepped */
+  #key(event, stepped) {
     const range = this.scale.getVisibleLogicalRange();
     if (!range || event.ctrlKey || event.metaKey || event.altKey) return;
     const width = range.to - range.from;
@@ -181,14 +212,17 @@ export class Chart {
     const goals = {
       ArrowLeft: by(-step, -step), ArrowRight: by(step, step), "+": by(width / 8, 0), "=": by(width / 8, 0), "-": by(-width / 6, 0),
     };
+    const steps = { ",": -1, ".": 1, Escape: null };
     if (event.key === "End") this.toNewest();
+    else if (event.key in steps) stepped(steps[event.key]);
     else if (event.key in goals) this.scale.setVisibleLogicalRange(goals[event.key]);
     else return;
     event.preventDefault();
   }
 }
 
-/** @param {import("./candles.js").Candle} candle */
-function bar({ at, open, high, low, close }) {
-  return { time: /** @type {any} */ (at / 1000), open, high, low, close };
+/** A candle as it is drawn; one of the venue's own is hollow. @param {import("./candles.js").Candle} candle */
+function bar({ at, open, high, low, close, source }) {
+  const drawn = { time: /** @type {any} */ (at / 1000), open, high, low, close };
+  return source === "venue" ? { ...drawn, color: "transparent" } : drawn;
 }

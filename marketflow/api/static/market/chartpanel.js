@@ -3,11 +3,16 @@
 import { byId, drawNow, inFrames, make, say } from "./dom.js";
 import { Candles, INTERVALS } from "./candles.js";
 import { Chart } from "./chart.js";
-import { count, decimalsFor, minute, percent, price } from "./format.js";
+import { ChartKey } from "./chartkey.js";
+import { inWords, Legend } from "./legend.js";
+import { statesOf } from "./marks.js";
 import { inOrder } from "./market.js";
 
 /** How often the API is asked for what the stream has left out. */
 const REFRESH_MS = 5_000;
+
+/** How often it is asked for candles that were corrected or verified. */
+const CORRECTIONS_MS = 20_000;
 
 /** How long after the end of a minute it is asked for. */
 const GRACE_MS = 300;
@@ -24,10 +29,12 @@ export class ChartPanel {
     this.exchange = byId("exchange");
     this.intervals = byId("intervals");
     this.newest = byId("chart-newest");
-    this.legend = new Legend(byId("legend"));
+    this.legend = new Legend();
+    this.key = new ChartKey((state) => this.#selectMarked(state));
     this.chart = new Chart(byId("chart"), {
       older: () => this.#older(),
       hovered: (index) => this.#hover(index),
+      stepped: (by) => this.#step(by),
       moved: (behind) => { this.newest.hidden = !behind; },
     });
     /** @type {Candles | null} */
@@ -38,6 +45,8 @@ export class ChartPanel {
     this.timer = 0;
     /** @type {number | null} */
     this.hovered = null;
+    this.selected = 0; // opening of the candle that was selected by keyboard, Unix ms; 0 is none
+    this.correctedAt = 0; // when corrections were last asked for, ms of performance.now
     /** @type {Map<number, import("./candles.js").Candle>} candles that are to be drawn, by their opening */
     this.moved = new Map();
     this.draw = inFrames(() => this.#draw());
@@ -99,6 +108,7 @@ export class ChartPanel {
       if (!signal.aborted) this.loading = false;
     }
     this.candles = candles;
+    this.correctedAt = performance.now();
     this.#catchUp(asked);
     this.chart.show(candles.all, candles.length);
     this.#uncover();
@@ -123,6 +133,8 @@ export class ChartPanel {
     clearTimeout(this.timer);
     this.moved.clear();
     this.hovered = null;
+    this.selected = 0;
+    this.chart.point(null);
     this.loading = false;
   }
 
@@ -138,8 +150,10 @@ export class ChartPanel {
     const { signal } = this.abort;
     clearTimeout(this.timer);
     if (candles === null || document.hidden) return;
+    const corrected = performance.now() - this.correctedAt > CORRECTIONS_MS;
+    if (corrected) this.correctedAt = performance.now();
     try {
-      const changed = await candles.refresh(signal);
+      const changed = await candles.refresh(signal, corrected);
       if (changed === null) {
         this.load();
         return;
@@ -199,7 +213,7 @@ export class ChartPanel {
       button.setAttribute("aria-pressed", String(button.dataset.interval === this.interval));
     }
     const where = this.choice.exchange || "all exchanges";
-    byId("chart").setAttribute("aria-label", `Candles of ${this.interval} of ${this.choice.symbol}, ${where}. Arrow keys scroll, plus and minus zoom, End shows the newest.`);
+    byId("chart").setAttribute("aria-label", `Candles of ${this.interval} of ${this.choice.symbol}, ${where}. Arrow keys scroll, comma and full stop select a candle, plus and minus zoom, End shows the newest.`);
   }
 
   /** @param {string} text @param {boolean} failed */
@@ -209,6 +223,7 @@ export class ChartPanel {
     byId("chart-again").hidden = !failed;
     say(byId("chart-cover-text"), text);
     this.legend.show(null, "");
+    this.key.show([]);
   }
 
   #uncover() {
@@ -219,6 +234,7 @@ export class ChartPanel {
     }
     byId("chart-panel").dataset.state = "shown";
     byId("chart-cover").hidden = true;
+    this.key.show(this.candles.all);
     this.#showLegend();
   }
 
@@ -228,38 +244,45 @@ export class ChartPanel {
     this.#showLegend();
   }
 
+  /** Selects the candle beside the selected or newest one, or none. @param {number | null} by */
+  #step(by) {
+    const all = this.candles?.all ?? [];
+    if (by === null || all.length === 0) {
+      this.#select(null);
+      return;
+    }
+    const here = this.#selected() ?? all.length;
+    this.#select(Math.min(Math.max(0, here + by), all.length - 1));
+  }
+
+  /** Selects the next older candle with a mark; from the oldest on it begins anew. @param {string} mark */
+  #selectMarked(mark) {
+    const all = this.candles?.all ?? [];
+    const marked = all.flatMap((candle, index) => (candle.source === mark || statesOf(candle).some((state) => state === mark) ? [index] : []));
+    const here = this.#selected() ?? all.length;
+    this.#select(marked.findLast((index) => index < here) ?? marked.at(-1) ?? null);
+  }
+
+  /** The index of the selected candle; others may have come in before it. @returns {number | null} */
+  #selected() {
+    const index = this.selected === 0 ? -1 : (this.candles?.all ?? []).findIndex(({ at }) => at === this.selected);
+    return index < 0 ? null : index;
+  }
+
+  /** @param {number | null} index */
+  #select(index) {
+    const candle = index === null ? undefined : this.candles.all[index];
+    this.selected = candle?.at ?? 0;
+    this.chart.point(index, candle);
+    this.#showLegend();
+    say(byId("chart-said"), candle ? inWords(candle, this.interval) : "");
+  }
+
   #showLegend() {
     const all = this.candles?.all ?? [];
-    this.legend.show((this.hovered === null ? null : all[this.hovered]) ?? all.at(-1) ?? null, this.interval);
-  }
-}
-
-const NAMES = { average: "avg" };
-
-/** The figures of a candle, in words. */
-class Legend {
-  /** @param {HTMLElement} place */
-  constructor(place) {
-    const names = ["time", "open", "high", "low", "close", "change", "average", "ticks"];
-    this.values = Object.fromEntries(names.map((name) => [name, make("span", { class: `value ${name}` })]));
-    for (const name of names) {
-      const label = ["time", "change"].includes(name) ? "" : make("span", { class: "name" }, NAMES[name] ?? name);
-      place.append(make("span", { class: "pair" }, label, this.values[name]));
-    }
-    this.place = place;
-  }
-
-  /** @param {import("./candles.js").Candle | null} candle @param {string} interval */
-  show(candle, interval) {
-    this.place.classList.toggle("blank", candle === null);
-    if (candle === null) return;
-    const decimals = decimalsFor(candle.close);
-    for (const name of ["open", "high", "low", "close"]) say(this.values[name], price(candle[name], decimals));
-    say(this.values.time, interval === "1d" ? new Date(candle.at).toISOString().slice(0, 10) : minute(candle.at));
-    say(this.values.change, percent(candle.close / candle.open - 1));
-    this.values.change.dataset.move = candle.close < candle.open ? "down" : "up";
-    say(this.values.average, price(candle.average, decimals));
-    say(this.values.ticks, candle.ticks === null ? "–" : count(candle.ticks));
+    const index = this.#selected() ?? this.hovered;
+    const chosen = index === null ? undefined : all[index];
+    this.legend.show(chosen ?? all.at(-1) ?? null, this.interval, chosen !== undefined);
   }
 }
 

@@ -24,6 +24,20 @@ export function price(value, decimals) {
   return grouped(value.toFixed(decimals ?? decimalsFor(Math.abs(value))));
 }
 
+/**
+ * An amount: five digits at most, of large ones in thousands of millions or millions.
+ * @param {number | null | undefined} value
+ */
+export function amount(value) {
+  if (value == null || !Number.isFinite(value)) return NONE;
+  if (value >= 1e9) return `${grouped((value / 1e9).toFixed(2))}${THIN}B`;
+  if (value >= 1e6) return `${grouped((value / 1e6).toFixed(2))}${THIN}M`;
+  if (value === 0) return "0";
+  const decimals = Math.min(12, Math.max(0, 4 - Math.ceil(Math.log10(value))));
+  const text = value.toFixed(decimals);
+  return grouped(text.includes(".") ? text.replace(/\.?0+$/, "") : text);
+}
+
 /** @param {number} value */
 export const count = (value) => grouped(String(Math.round(value)));
 

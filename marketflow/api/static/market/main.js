@@ -4,6 +4,7 @@ import { ChartPanel } from "./chartpanel.js";
 import { Choice } from "./choice.js";
 import { Comparison } from "./comparison.js";
 import { Connection } from "./connection.js";
+import { DayVolume } from "./dayvolume.js";
 import { byId, say } from "./dom.js";
 import { price } from "./format.js";
 import { isFed, showHealth, showHealthUnknown } from "./health.js";
@@ -23,6 +24,7 @@ const connection = new Connection(stream);
 new Table(market, choice);
 new Comparison(market, choice);
 const period = new Period(market, choice);
+const dayVolume = new DayVolume(market, choice);
 const lines = new Lines(market, choice);
 const chart = new ChartPanel(market, choice);
 offerColours(byId("theme"), () => {
@@ -39,6 +41,7 @@ stream.addEventListener("snapshot", ({ detail }) => {
   showChoice();
   chart.resume();
   period.restart();
+  dayVolume.restart();
 });
 stream.addEventListener("prices", ({ detail }) => market.update(detail.prices));
 stream.addEventListener("mode", ({ detail }) => modes.show(detail.mode));
