@@ -59,7 +59,8 @@ LIMIT = Parameter(
 )
 FORMAT = Parameter(
     "format",
-    "`array`: each candle as an array in the order of Binance's klines. Without it, as an object.",
+    "`array`: each candle as an array in the order of Binance's klines, with null for a volume that is unknown. "
+    "Without it, as an object.",
     {"type": "string", "enum": ["array"]},
     ("array",),
 )

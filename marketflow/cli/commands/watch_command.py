@@ -32,8 +32,8 @@ def command(
 ) -> int:
     """Show the newest prices of a running MarketFlow as they change.
 
-    A row is a symbol and a column an exchange; with the age of each price and the spread between the exchanges. q
-    ends it. SYMBOL limits it to some symbols.
+    A row is a symbol and a column an exchange; with the age of each price, the spread between the exchanges and,
+    where it is known, the volume of 24 hours in the base currency. q ends it. SYMBOL limits it to some symbols.
     """
     from marketflow import logs, settings
 
