@@ -148,6 +148,8 @@ class Decoder:
         self._timestamps = TimestampCheck(max_skew_ms, on_clock, milliseconds_only)
         self._on_reject = on_reject
         self.ids = ids
+        self.on_off_time: Callable[[Series, Line | _Numbers], None] = lambda series, line: None
+        """Called with lines that are rejected for their time."""
         self.ticks = 0
         self.last_received: int | None = None
         """When the last valid tick was received (Unix ns)."""
@@ -287,6 +289,7 @@ class Decoder:
                 at = self._timestamps.date(line.timestamp, received_at)
             if isinstance(at, str):
                 rejected[at].append(line.timestamp)
+                self.on_off_time(series, line)
                 continue
             replaced += line.timestamp is None or self._timestamps.offset_ms != 0
             ticks[series].append(_Dated(at, received + number, line.price, line))

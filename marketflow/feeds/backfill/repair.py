@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
-from loguru import logger
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
@@ -156,8 +155,9 @@ class _Job:
     first_id: int | None = None
     """Of the minute that was made last, where the one before it is next."""
     last_made: int = 0
+    since: int = field(init=False)
     until: int = field(init=False)
-    """The end of its last minute."""
+    """The start of its first, and the end of its last minute."""
     is_touched: bool = False
     failures: int = 0
     not_before: float = 0.0
@@ -165,7 +165,7 @@ class _Job:
     differing: float = 0.0
 
     def __post_init__(self) -> None:
-        self.until = self.starts[-1] + MINUTE_MS
+        self.since, self.until = self.starts[0], self.starts[-1] + MINUTE_MS
 
     def add(self, gap: MissingIds) -> None:
         """Have it cover another gap."""
@@ -210,11 +210,10 @@ class Repairs:
     ) -> None:
         self._feed, self._book, self._marks = feed, book, marks
         self._clock, self._monotonic = clock, monotonic
+        self._series = frozenset(map(self._of, feed.symbols))
         self._backoff = backoff or Backoff(3.0, 120.0)
-        self._log = logger.bind(exchange=feed.exchange)
         exchange = feed.exchange
         self._outage = Outage(f"trades of {exchange} cannot be fetched", f"trades of {exchange} are fetched again")
-        self._made_at_start = 0
         self._is_fillable = feed.rest.venue.rest.trades_kept_ms != 0
         self._began_ms = self._now_ms()
         self._began = monotonic()
@@ -262,10 +261,6 @@ class Repairs:
 
     # What is to be done
 
-    @property
-    def _series(self) -> set[Series]:
-        return {self._of(symbol) for symbol in self._feed.symbols}
-
     def _of(self, symbol: str) -> Series:
         return Series(Mode.LIVE, self._feed.exchange, symbol)
 
@@ -309,7 +304,8 @@ class Repairs:
             return
         last = minute_start(until)
         since = max(self._beginning.pop(symbol), last - MOST_MINUTES * MINUTE_MS)
-        self._jobs.append(_Job(self._of(symbol), [*range(since, last + 1, MINUTE_MS)]))
+        starts = [*range(since, last + 1, MINUTE_MS)]
+        self._jobs.append(_Job(self._of(symbol), starts, is_hint=not self._is_fillable))
 
     def _has_been_connected(self, symbol: str) -> bool:
         if not self._feed.is_connected(symbol):
@@ -422,18 +418,18 @@ class Repairs:
 
     def _done(self, job: _Job) -> None:
         self._jobs.remove(job)
+        if not job.gaps:
+            self._repaired_until[job.series] = max(job.until, self._repaired_until.get(job.series, 0))
         if job.is_hint:
             if job.differing:
                 name = self._feed.rest.venue.name
                 text = f"{name} gives no trades by id or time; its candles have {job.differing:.8g} more volume"
                 self._put(job, HoleState.GIVEN_UP, text)
-        elif not job.gaps:
-            self._repaired_until[job.series] = max(job.until, self._repaired_until.get(job.series, 0))
-        elif job.remaining <= 0 or len(job.gaps) == MOST_GAPS:
+        elif job.gaps and (job.remaining <= 0 or len(job.gaps) == MOST_GAPS):
             self._put(job, HoleState.FILLED)
         elif job.is_cut:
             self._put(job, HoleState.GIVEN_UP, f"longer than {MOST_MINUTES} minutes")
-        else:
+        elif job.gaps:
             self._put(job, HoleState.ABSENT, f"the venue has {job.total - job.remaining} of {job.total} trades")
 
     def _give_up(self, job: _Job, reason: str) -> None:
@@ -450,7 +446,7 @@ class Repairs:
                 from_ms, to_ms = job.gaps[0].from_ms, max(gap.to_ms for gap in job.gaps)
             elif (newest := self._feed.ids.newest(job.series.symbol)) is not None:
                 after_id, before_id = newest[0] - 1, newest[0]
-                from_ms, to_ms = job.starts[0], job.starts[-1] + MINUTE_MS - 1
+                from_ms, to_ms = job.since, job.until - 1
             else:
                 return
             job.hole = Hole(job.series, after_id, before_id, from_ms, to_ms, now_ms, now_ms)

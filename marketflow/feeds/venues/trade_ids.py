@@ -164,11 +164,13 @@ class TradeIds:
         """
         known, first = self._symbols.get(symbol), trades[0].id
         # The usual case: one after the other, and none is missing.
-        if known is not None and isinstance(first, int) and first == known.newest + 1:
-            ids = [trade.id for trade in trades]
-            if ids == [*range(first, first + len(ids))]:
-                known.newest = first + len(ids) - 1
+        if known is not None and isinstance(first, int):
+            if first == known.newest + 1 and [trade.id for trade in trades] == [*range(first, first + len(trades))]:
+                known.newest = first + len(trades) - 1
                 known.newest_at = max(known.newest_at, int(trades[-1].timestamp or 0))
+                return trades
+            if len(trades) == 1 and first - trades[0].count == known.newest and (at := trades[0].timestamp) is not None:
+                known.newest, known.newest_at = first, max(known.newest_at, int(at))
                 return trades
         late = self.late
         new = [trade for trade in trades if trade.id is None or self._counts(symbol, trade.id, trade)]
@@ -215,6 +217,16 @@ class TradeIds:
                 now_ms = max(known.newest_at, milliseconds(self._clock()))
                 self._add_gap(symbol, known, known.named, now_ms, known.named_at)
                 known.newest = known.named
+
+    def lose(self, symbol: str, trade_id: int, at: int, count: int = 1) -> None:
+        """Report a trade that came, and could not be counted, as missing."""
+        with self._lock:
+            last = self._missing[-1] if self._missing else None
+            if last is not None and last.symbol == symbol and last.before_id == trade_id - count + 1:
+                since, until = min(last.from_ms, at), max(last.to_ms, at)
+                self._missing[-1] = MissingIds(symbol, last.after_id, trade_id + 1, since, until)
+            else:
+                self._missing.append(MissingIds(symbol, trade_id - count, trade_id + 1, at, at))
 
     def missing(self) -> list[MissingIds]:
         """What has not come within the grace, each once, in the order in which it was found."""

@@ -14,17 +14,21 @@ from loguru import logger
 from reactivex import Observable
 
 from marketflow.feeds.backfill.rest_client import RestClient
-from marketflow.feeds.decoder import Decoder
+from marketflow.feeds.decoder import Decoder, TradeLine
 from marketflow.feeds.feed import FeedReport, Record
 from marketflow.feeds.venues.instruments import Names, look_up
 from marketflow.feeds.venues.limits import AttemptBudget
 from marketflow.feeds.venues.trade_ids import TradeIds
 from marketflow.feeds.venues.venue import Venue, chunks
 from marketflow.feeds.venues.websocket.venue_connection import VenueConnection
-from marketflow.model import Candles, FeedState
+from marketflow.model import Candles, FeedState, Series
 from marketflow.text import without_secrets
 
 _WORST_FIRST = (FeedState.CONNECTING, FeedState.STALE, FeedState.CONNECTED)
+
+
+LONGEST_DELAY_MS = 3_600_000
+"""How late a trade may come to be fetched."""
 
 
 class VenueFeed:
@@ -63,6 +67,7 @@ class VenueFeed:
         self.symbols = tuple(symbols)
         self.ids = TradeIds()
         """Which trades have come, by our symbols."""
+        decoder.on_off_time = self._on_off_time
         self._venue = venue
         self._native = native
         self._clock_offset_ms: int | None = None
@@ -158,6 +163,13 @@ class VenueFeed:
 
     def _on_refusal(self, symbol: str, text: str) -> None:
         self.refusals = {**self.refusals, symbol: text}
+
+    def _on_off_time(self, series: Series, line: object) -> None:
+        """Have a trade that was held up somewhere fetched; one that is dated in another unit is no trade of then."""
+        if not isinstance(line, TradeLine) or not isinstance(line.id, int) or line.timestamp is None:
+            return
+        if 0 <= self.rest.now_ms - line.timestamp <= LONGEST_DELAY_MS:
+            self.ids.lose(series.symbol, line.id, line.timestamp, line.count)
 
     def _look_up(self, symbols: Sequence[str]) -> Names:
         # A connection is about to be made, which subscribes to all of them again.

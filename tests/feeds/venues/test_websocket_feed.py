@@ -10,13 +10,14 @@ from reactivex import abc
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection
 
-from marketflow.clock import system_clock
+from marketflow.clock import milliseconds, system_clock
 from marketflow.feeds.backfill.rest_client import RestClient
 from marketflow.feeds.decoder import Decoder
 from marketflow.feeds.simulated.rest_side import RestAnswer
 from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent
 from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal, refusal_of
 from marketflow.feeds.venues.registry import VENUES
+from marketflow.feeds.venues.trade_ids import MissingIds
 from marketflow.feeds.venues.venue import Trade
 from marketflow.feeds.venues.websocket import venue_connection
 from marketflow.feeds.venues.websocket_feed import VenueFeed
@@ -89,6 +90,16 @@ def test_hostile_frames_are_counted_and_the_connection_stays(venue: str) -> None
         assert receiver.decoder.rejected.total() == len(hostile) + 1
         assert not receiver.errors
         assert server.handshakes == 1
+
+
+def test_trades_that_were_held_up_are_reported_as_missing() -> None:
+    with VenueServer("binance", SYMBOLS) as server, receiving(server, "binance") as receiver:
+        now = milliseconds(system_clock())
+        old = [server.make(number, at=now - 20_000 + number) for number in (2, 3)]
+        another_unit = server.make(4, at=now // 1000)
+        server.send(trade(server, 1), *map(server.dialect.trade, [*old, another_unit]), trade(server, 5))
+        wait_until(lambda: receiver.ticks == 2)
+        assert receiver.feed.ids.missing() == [MissingIds("BTCUSDT", 1, 4, now - 19_998, now - 19_997)]
 
 
 def test_absent_symbol_is_named_and_the_others_flow() -> None:
