@@ -296,6 +296,8 @@ def test_history_is_of_venues_and_may_differ_by_exchange() -> None:
     settings = load(None, {"exchanges": [*venues, {"name": "c", "address": "c:1"}], "history": "1h30m"})
     assert [settings.history_ms(each) for each in settings.exchanges] == [5_400_000, 172_800_000, 0]
     assert Settings().history == "24h"
+    kept = load(None, {"exchanges": venues, "history": "365d", "archive.keep_minutes": "2d"})
+    assert [kept.history_ms(each) for each in kept.exchanges] == [172_800_000, 172_800_000]
     text = problems({"exchanges": [{"name": "b", "venue": "kraken", "history": ""}]})
     assert text.startswith('exchanges[0].history = ""')
 

@@ -33,6 +33,7 @@ from marketflow.stores.ports import RecoveredCandles
 from marketflow.stores.postgres.holes import PostgresHoles
 from marketflow.stores.postgres.retention import Retention
 from marketflow.stores.postgres.rollups import PostgresRollups
+from marketflow.stores.postgres.venue_records.fetched_minutes import FetchedMinutes
 from marketflow.stores.postgres.writer import PostgresWriter
 from marketflow.stores.redis.writer import RedisWriter
 from marketflow.tasks import Backoff
@@ -129,14 +130,18 @@ class Engine:
             postgres, retention=Retention(settings.archive.minutes_days, settings.archive.days_days)
         )
         self.holes = PostgresHoles(postgres, may_write)
+        self._fetched = FetchedMinutes(postgres, ddl, lambda: may_write() and self.archive.available)
         self._records = VenueBackfill(
             self.feeds[Mode.LIVE],
             self.holes,
             self.cache,
+            self._fetched,
+            {exchange.name: settings.history_ms(exchange) for exchange in settings.exchanges},
             self._loop,
             clock,
             lambda: self.modes.current is Mode.LIVE,
             settings.flow.minute_ms,
+            settings.flow.closed_after_ms,
         )
         self.pipeline = Pipeline(
             modes=self.modes.changes,
@@ -239,6 +244,7 @@ class Engine:
             doubles=sum(sum(of_feed.values()) for of_feed in doubles if of_feed),
             holes=hole_counts_of(exchange, self.modes.current, self.holes.counts),
             trade_delay=self.pipeline.statistics.delays_of(exchange),
+            verified=self._records.verified(exchange),
         )
 
     def switch(self, mode: Mode) -> Mode:
@@ -334,6 +340,7 @@ class Engine:
         self._records.close()
         self._days.close()
         self.holes.close()
+        self._fetched.close()
         self.archive.close()
         self.cache.close()
 

@@ -1,6 +1,7 @@
-"""What comes by REST beside the live trades of venues: repairs, and the rows of holes, on threads of their own."""
+"""What comes by REST beside the live trades of venues, on threads of its own: repairs, history, verification."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from reactivex import abc
@@ -10,12 +11,18 @@ from marketflow.feeds.corrections import Corrections, NoCorrections
 from marketflow.feeds.feed import Feed
 from marketflow.model import MINUTE_MS, Candles, Hole, Series
 from marketflow.pipeline.schedulers import NamedPool
+from marketflow.stores.cache_limits import MINUTES_KEPT_MS
 
 if TYPE_CHECKING:
+    from marketflow.feeds.backfill.history import FetchedMinuteStore
     from marketflow.feeds.backfill.hole_book import HoleStore
     from marketflow.feeds.backfill.repair import CompletenessMarks, Repairs
     from marketflow.feeds.backfill.steps import SteppedWork
+    from marketflow.feeds.backfill.verification import Verification
     from marketflow.feeds.venues.websocket_feed import VenueFeed
+
+COMPARED_AFTER_CLOSED_MS = 15_000
+"""How long after it is closed a minute is compared at the earliest: one that never came is told from a late one."""
 
 
 class VenueBackfill:
@@ -25,10 +32,13 @@ class VenueBackfill:
         feeds: those of live mode.
         holes: where holes are kept.
         marks: where is kept until when everything is complete.
+        fetched: where minutes are kept that are fetched from venues.
+        history_ms: how far back they are fetched, by exchange.
         loop: scheduler of pauses.
         clock: wall-clock time.
         is_live: whether live mode runs.
         minute_ms: length of a minute; of another one than theirs, venues have no records.
+        closed_after_ms: how long after its end a minute is closed.
     """
 
     def __init__(
@@ -36,27 +46,43 @@ class VenueBackfill:
         feeds: Sequence[Feed],
         holes: "HoleStore",
         marks: "CompletenessMarks",
+        fetched: "FetchedMinuteStore",
+        history_ms: Mapping[str, int],
         loop: abc.SchedulerBase,
         clock: Clock,
         is_live: Callable[[], bool],
         minute_ms: int,
+        closed_after_ms: int,
     ) -> None:
         self._clock = clock
         self._venues = _venues(feeds)
         self._repairs: Sequence[Repairs] = ()
+        self._verifications: dict[str, Verification] = {}
         self._pool: NamedPool | None = None
         self.corrections: Corrections = NoCorrections()
         """For the pipeline."""
         self.count_after({}, {})
         if not self._venues or minute_ms != MINUTE_MS:
             return
-        from marketflow.feeds.backfill import repair
+        from marketflow.feeds.backfill import history, repair, verification
         from marketflow.feeds.backfill.hole_book import HoleBook
         from marketflow.feeds.backfill.steps import SteppedCorrections
 
         book = HoleBook(holes, self._take_over)
         self._repairs = [repair.Repairs(feed, book, marks, clock) for feed in self._venues]
-        work: list[SteppedWork] = [book, *self._repairs]
+        histories: list[history.History] = []
+        compared_after_ms = max(verification.COMPARED_AFTER_MS, closed_after_ms + COMPARED_AFTER_CLOSED_MS)
+        for feed in self._venues:
+            names = partial(getattr, feed, "rest_names")
+            span_ms = history_ms[feed.exchange]
+            if span_ms:
+                histories.append(
+                    history.History(feed.exchange, feed.rest, names, span_ms, fetched, MINUTES_KEPT_MS, clock)
+                )
+            self._verifications[feed.exchange] = verification.Verification(
+                feed.exchange, feed.rest, names, clock, span_ms > 0, compared_after_ms
+            )
+        work: list[SteppedWork] = [book, *self._repairs, *self._verifications.values(), *histories]
         self._pool = NamedPool("rest", len(work))
         self.corrections = SteppedCorrections(work, loop, self._pool, is_live)
 
@@ -71,6 +97,11 @@ class VenueBackfill:
             for slot, candle in candles.items():
                 newest_at[slot.series] = max(candle.last_at, newest_at.get(slot.series, 0))
         count_after_earlier_run(self._venues, newest_at, milliseconds(self._clock()))
+
+    def verified(self, exchange: str) -> dict[str, int]:
+        """How many minutes were compared with the venue's candles, by result."""
+        verification = self._verifications.get(exchange)
+        return {} if verification is None else dict(verification.results)
 
     def close(self) -> None:
         """Reject further work; calls under way end with the feeds, whose clients are closed."""

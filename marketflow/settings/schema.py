@@ -318,8 +318,13 @@ class Settings(_Section, frozen=True, kw_only=True):
     log: LogSettings = LogSettings()
 
     def history_ms(self, exchange: ExchangeSettings) -> int:
-        """Return how far back minutes of an exchange are fetched from its venue, in ms; 0 without a venue."""
-        return duration_ms(exchange.history or self.history) if exchange.venue else 0
+        """Return how far back minutes of an exchange are fetched from its venue, in ms; 0 without a venue.
+
+        At most as far as minutes are kept.
+        """
+        wanted = duration_ms(exchange.history or self.history) if exchange.venue else 0
+        kept_days = self.archive.minutes_days
+        return wanted if kept_days is None else min(wanted, kept_days * 86_400_000)
 
 
 SECTIONS: dict[str, type[_Section]] = {

@@ -1,6 +1,7 @@
 """Minutes that are fetched from venues, on a real PostgreSQL: what is missing, what is stored, what replaces what."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from typing import Any
 
@@ -129,12 +130,34 @@ def test_fetched_minutes_of_the_past_are_rolled_up(store: FetchedMinutes, place:
     assert rows == [(15, True), (3, True)]
 
 
-def test_nothing_is_stored_before_this_process_may_write(place: dict[str, Any]) -> None:
-    with closing(FetchedMinutes(place, resource("ddl"), lambda: False)) as store:
-        with pytest.raises(Unavailable):
-            store.store(BTC, minutes(theirs(at(0))), TimeRange(at(0), at(1)))
+def test_nothing_is_used_before_the_pipeline_writes(place: dict[str, Any]) -> None:
+    writes = False
+    with closing(FetchedMinutes(place, resource("ddl"), lambda: writes)) as store:
+        for use in (
+            lambda: store.store(BTC, minutes(theirs(at(0))), TimeRange(at(0), at(1))),
+            lambda: store.missing(BTC, at(0), at(1)),
+            lambda: store.incomplete([BTC], at(0), at(1)),
+        ):
+            with pytest.raises(Unavailable):
+                use()
+        writes = True
         assert store.missing(BTC, at(0), at(1)) == [at(0)]
-        assert store.incomplete([BTC], at(0), at(1)) != {}
+
+
+def test_threads_share_the_store(store: FetchedMinutes, archive: PostgresWriter) -> None:
+    archive.write({})
+
+    def fetch(number: int) -> None:
+        series = BTC._replace(symbol=f"S{number}")
+        for minute in range(10):
+            candle = theirs(at(minute))
+            store.store(series, {Slot(series, at(minute)): candle}, TimeRange(at(minute), at(minute + 1)))
+
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(fetch, range(5)))
+    series = [BTC._replace(symbol=f"S{number}") for number in range(5)]
+    assert store.incomplete(series, at(0), at(10)) == {}
+    assert len(archive.recent(series, at(0))) == 50
 
 
 def test_store_is_usable_after_an_outage(store: FetchedMinutes, place: dict[str, Any]) -> None:
