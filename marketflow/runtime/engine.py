@@ -30,10 +30,10 @@ from marketflow.runtime.feed_status import FeedStatus, hole_counts_of
 from marketflow.runtime.venue_backfill import VenueBackfill
 from marketflow.settings import Settings
 from marketflow.stores.ports import RecoveredCandles
+from marketflow.stores.postgres.fetched.fetched_minutes import FetchedMinutes
 from marketflow.stores.postgres.holes import PostgresHoles
 from marketflow.stores.postgres.retention import Retention
 from marketflow.stores.postgres.rollups import PostgresRollups
-from marketflow.stores.postgres.venue_records.fetched_minutes import FetchedMinutes
 from marketflow.stores.postgres.writer import PostgresWriter
 from marketflow.stores.redis.writer import RedisWriter
 from marketflow.tasks import Backoff

@@ -10,9 +10,9 @@ import pytest
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Amounts, Candle, Candles, Mode, Slot, TimeRange
 from marketflow.resources import resource
+from marketflow.stores.postgres.fetched.fetched_minutes import FetchedMinutes
 from marketflow.stores.postgres.rollups import PostgresRollups
 from marketflow.stores.postgres.rows import DAY_MS, connection_keywords
-from marketflow.stores.postgres.venue_records.fetched_minutes import FetchedMinutes
 from marketflow.stores.postgres.writer import PostgresWriter
 from tests.support.market import BTC, ETH, MINUTE
 

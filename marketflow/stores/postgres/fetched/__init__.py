@@ -1,0 +1,1 @@
+"""Minutes that are fetched from venues, beside those of the pipeline."""

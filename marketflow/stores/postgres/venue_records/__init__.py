@@ -1,1 +1,0 @@
-"""What PostgreSQL keeps of the records of venues beside the ticks."""
