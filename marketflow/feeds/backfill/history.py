@@ -28,6 +28,9 @@ from marketflow.tasks import Backoff
 IDLE_SECONDS = 5.0
 """Interval at which symbols are looked for that the venue did not have."""
 
+BEGIN_PAUSE_SECONDS = 0.2
+"""Interval at which the first names of symbols are looked for."""
+
 STORE_PAUSE_SECONDS = 1.0
 """Pause while PostgreSQL is unavailable, which the pipeline logs."""
 
@@ -113,14 +116,14 @@ class History:
         try:
             return self._step()
         except Unavailable:
-            return Step({}, STORE_PAUSE_SECONDS)
+            return Step({}, STORE_PAUSE_SECONDS if self._begun else BEGIN_PAUSE_SECONDS)
 
     def _step(self) -> Step:
         if new := self._rest_names().keys() - self._begun:
             self._begin(new)
         if not self._remaining:
             self._progress.end()
-            return Step({}, IDLE_SECONDS)
+            return Step({}, IDLE_SECONDS if self._begun else BEGIN_PAUSE_SECONDS)
         series = self._next_series()
         if series is None or not has_spare_budget(self._client):
             return Step({}, BUDGET_PAUSE_SECONDS)

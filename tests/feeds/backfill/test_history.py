@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import pytest
 
 from marketflow.errors import Unavailable
-from marketflow.feeds.backfill.history import SETTLED_MS, STORE_PAUSE_SECONDS, History
+from marketflow.feeds.backfill.history import BEGIN_PAUSE_SECONDS, SETTLED_MS, STORE_PAUSE_SECONDS, History
 from marketflow.feeds.backfill.rest_client import RestClient
 from marketflow.feeds.backfill.steps import BUDGET_PAUSE_SECONDS, Step
 from marketflow.feeds.venues.limits import AttemptBudget
@@ -283,12 +283,12 @@ def test_failing_symbol_does_not_hold_up_the_others(world: Callable[..., World])
 def test_nothing_is_asked_while_the_archive_is_down(world: Callable[..., World]) -> None:
     w = world(hours=24)
     w.store.down = True
-    assert [w.history.step() for _ in range(3)] == [Step({}, STORE_PAUSE_SECONDS)] * 3
+    assert [w.history.step() for _ in range(3)] == [Step({}, BEGIN_PAUSE_SECONDS)] * 3
     w.store.down = False
     w.history.step()
     asked = len(w.calls)
     w.store.down = True
-    w.history.step()
+    assert w.history.step() == Step({}, STORE_PAUSE_SECONDS)
     assert len(w.calls) == asked
     w.store.down = False
     w.fetch()
