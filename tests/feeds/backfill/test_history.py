@@ -151,6 +151,18 @@ def test_all_minutes_before_the_start_are_fetched(world: Callable[..., World], v
     assert {each.source for each in emitted.values()} == {"venue"}
 
 
+def test_pipeline_is_passed_the_last_day_alone(world: Callable[..., World]) -> None:
+    w = world("binance", hours=240)
+    most = 0
+    emitted: Candles = {}
+    for step in w.steps():
+        most = max(most, len(step.minutes))
+        emitted |= step.minutes
+    assert most <= 1000
+    assert emitted.keys() == w.expected(series(), NOW - 24 * HOUR_MS, minute_start(NOW))
+    assert len(w.store.rows) > 9 * len(emitted)
+
+
 def test_minute_has_what_the_venue_says_of_it(world: Callable[..., World]) -> None:
     w = world("binance", hours=1)
     w.fetch()
