@@ -20,7 +20,7 @@ from tests.support.oracle import Rows
 from tests.support.servers import HOST, wait_until
 from tests.support.simulated_venues import simulated_venue
 
-HISTORY_SECONDS = 40.0
+HISTORY_SECONDS = 90.0
 
 VERIFIED_SECONDS = 280.0
 """A whole minute after the start, a minute for it, 75 s, and a minute for the interval of the calls."""
