@@ -39,6 +39,9 @@ class Mode(StrEnum):
     TEST = "test"
     LIVE = "live"
 
+    # An enumeration's own hash is Python code, and every key of a candle is hashed with it.
+    __hash__ = str.__hash__
+
 
 class FeedState(StrEnum):
     """State of the feed of an exchange."""

@@ -9,7 +9,7 @@ import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain, compress
+from itertools import compress
 from math import fsum, inf
 from operator import mul
 from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
@@ -33,6 +33,9 @@ MAX_PRICE = 1e100
 """Greatest valid price and quantity: no sum of them, or of their products, overflows."""
 
 Side = Literal["buy", "sell"]
+
+_SIDES: dict[bool | None, Side] = {True: "buy", False: "sell"}
+_IS_BUY: dict[Side | None, bool] = {"buy": True, "sell": False}
 
 SPELLINGS_A_SYMBOL = 4
 """How many spellings (in upper and lower case) of a symbol are cached; others are looked up each time."""
@@ -62,6 +65,70 @@ class TradeLine(Line, gc=False, omit_defaults=True):
     side: Side | None = None
     id: int | str | None = None
     count: int = msgspec.field(default=1, name="trades_in_one")
+
+
+class Columns(NamedTuple):
+    """Ticks of one symbol, column by column in the order of their arrival: what C code works on.
+
+    Args:
+        times: event times in Unix ms; None for those that the exchange does not date.
+        prices: one a tick.
+        quantities: in base units; None for unknown ones.
+        bought: whether the taker bought; None where that is unknown.
+        counts: how many trades each stands for; None for one each.
+        ids: of the trades.
+        are_valid: whether times, quantities and sides all are known, and the quantities are valid; others are checked.
+    """
+
+    times: Sequence[int | None]
+    prices: Sequence[float]
+    quantities: Sequence[float | None] | None = None
+    bought: Sequence[bool | None] | None = None
+    counts: Sequence[int] | None = None
+    ids: Sequence[int | str | None] | None = None
+    are_valid: bool = False
+
+    @classmethod
+    def of(cls, lines: "Sequence[Line | _Numbers]") -> "Columns":
+        """Those of lines of one type; a Line has no more than time and price."""
+        times = cast("list[int | None]", [line.timestamp for line in lines])
+        prices = [line.price for line in lines]
+        if type(lines[0]) is Line:
+            return cls(times, prices)
+        trades = cast("Sequence[TradeLine]", lines)
+        return cls(
+            times,
+            prices,
+            [trade.quantity for trade in trades],
+            [*map(_IS_BUY.get, [trade.side for trade in trades])],
+            [trade.count for trade in trades],
+            [trade.id for trade in trades],
+        )
+
+    def lines(self, symbol: str) -> list[TradeLine]:
+        """The same as lines of trades."""
+        none: list[None] = [None] * len(self.times)
+        sides = map(_SIDES.get, self.bought or none)
+        quantities, ids, counts = self.quantities or none, self.ids or none, self.counts or [1] * len(none)
+        columns = zip(self.prices, self.times, quantities, sides, ids, counts, strict=True)
+        return [TradeLine(symbol, *each) for each in columns]
+
+    def in_order(self, order: Sequence[int]) -> "Columns":
+        """Those at these places, in this order."""
+        return self._each(lambda column: [column[place] for place in order])
+
+    def between(self, begin: int, end: int) -> "Columns":
+        """Those of a range."""
+        return self if not begin and end == len(self.times) else self._each(lambda column: column[begin:end])
+
+    def _each(self, of_column: Callable[[Any], Any]) -> "Columns":
+        columns: tuple[Any, ...] = self[:-1]
+        found: list[Any] = [None if column is None else of_column(column) for column in columns]
+        return Columns(*found)._replace(are_valid=self.are_valid)
+
+    def has_unknown(self, column: Sequence[object] | None) -> bool:
+        """Whether something of a column is not known; comparing all with None takes as long as adding them up."""
+        return column is None or (not self.are_valid and None in column)
 
 
 class _LooseLine(msgspec.Struct, gc=False):
@@ -192,19 +259,19 @@ class Decoder:
         for line in lines:
             by_symbol[line.symbol].append(line)
         received = self._clock()
-        candles = self._fold_usual(by_symbol, received) if self._timestamps.usual else None
+        candles = None
+        if self._timestamps.usual:
+            candles = self._fold_usual({symbol: Columns.of(group) for symbol, group in by_symbol.items()}, received)
         return self._fold_each(lines, received) if candles is None else candles
 
-    def fold_trades(self, by_symbol: Mapping[str, Sequence[TradeLine]]) -> Candles:
+    def fold_trades(self, by_symbol: Mapping[str, Columns]) -> Candles:
         """Return the candles of the valid ones among trades that have just arrived, by our name of their symbol."""
         received = self._clock()
         candles = self._fold_usual(by_symbol, received) if self._timestamps.usual else None
         if candles is not None:
             return candles
-        for symbol, trades in by_symbol.items():
-            for trade in trades:
-                trade.symbol = symbol
-        return self._fold_each([*chain.from_iterable(by_symbol.values())], received)
+        lines = [line for symbol, columns in by_symbol.items() for line in columns.lines(symbol)]
+        return self._fold_each(lines, received)
 
     def _without_doubles(self, lines: "list[_AnyTrade]") -> "list[_AnyTrade]":
         """Leave out trades that came before; those of one time come by their ids."""
@@ -222,21 +289,21 @@ class Decoder:
 
     # Series by series
 
-    def _fold_usual(self, by_symbol: Mapping[str, Sequence[Line]], received: int) -> Candles | None:
-        """Return the candles of lines whose prices and timestamps are all valid, None for any others."""
+    def _fold_usual(self, by_symbol: Mapping[str, Columns], received: int) -> Candles | None:
+        """Return the candles of ticks whose prices and timestamps are all valid, None for any others."""
         candles: Candles = {}
         unknown: dict[str, int] = {}
         folded: set[Series] = set()
         count = 0
         for symbol, group in by_symbol.items():
             if (series := self._series_of(symbol)) is None:
-                unknown[symbol] = len(group)
+                unknown[symbol] = len(group.times)
             elif series in folded or (of_series := self._fold_series(series, group, received)) is None:
                 return None
             else:
                 folded.add(series)
                 candles |= of_series
-                count += len(group)
+                count += len(group.times)
         for symbol, lines in unknown.items():
             self.reject("unknown_symbol", symbol, lines)
         if candles:
@@ -245,27 +312,27 @@ class Decoder:
             self._count(count, received)
         return candles
 
-    def _fold_series(self, series: Series, lines: Sequence[Line], received: int) -> Candles | None:
-        timestamps = [line.timestamp for line in lines]
-        if None in timestamps:
+    def _fold_series(self, series: Series, ticks: Columns, received: int) -> Candles | None:
+        if ticks.has_unknown(ticks.times):
             return None
-        times = cast("list[int]", timestamps)
+        times = cast("Sequence[int]", ticks.times)
         in_order = sorted(times)
         received_at = milliseconds(received)
         if in_order[0] < received_at - self._max_skew_ms or in_order[-1] > received_at + self._max_skew_ms:
             return None
-        prices = [line.price for line in lines]
+        if ticks.quantities is not None and not (ticks.are_valid or _are_valid(ticks.quantities)):
+            return None
+        if ticks.quantities is not None and not sum(ticks.prices) < inf:  # NaN is not; it is in no line
+            return None
         sequences: Sequence[int] = range(received, received + len(times))
         if times != in_order:
             order = sorted(range(len(times)), key=times.__getitem__)
-            lines, prices = [lines[i] for i in order], [prices[i] for i in order]
-            sequences = [received + i for i in order]
-        trades = cast("Sequence[TradeLine]", lines) if isinstance(lines[0], TradeLine) else None
-        if trades is not None and not (_are_valid([trade.quantity for trade in trades]) and sum(prices) < inf):
-            return None
-        candles = _candles(series, prices, in_order, sequences, trades)
-        valid = all(candle.low > 0 and candle.high <= MAX_PRICE for candle in candles.values())
-        return candles if valid else None
+            ticks, sequences = ticks.in_order(order), [received + place for place in order]
+        candles = _candles(series, ticks, in_order, sequences)
+        for candle in candles.values():
+            if not (candle.low > 0 and candle.high <= MAX_PRICE):
+                return None
+        return candles
 
     # Line by line
 
@@ -297,9 +364,8 @@ class Decoder:
             self.reject(reason, examples[0], len(examples))
         candles: Candles = {}
         for series, dated in ticks.items():
-            times, sequences, prices, of_series = zip(*sorted(dated), strict=True)
-            trades = None if type(of_series[0]) is Line else of_series
-            candles |= _candles(series, prices, times, sequences, trades)
+            times, sequences, _, of_series = zip(*sorted(dated), strict=True)
+            candles |= _candles(series, Columns.of(of_series), times, sequences)
         if candles:
             self.timestamps_replaced += replaced
             self._count(sum(map(len, ticks.values())), received)
@@ -442,37 +508,30 @@ def _has_long_line(chunk: bytes) -> bool:
     return False
 
 
-def _candles(
-    series: Series,
-    prices: Sequence[float],
-    times: Sequence[int],
-    sequences: Sequence[int],
-    trades: "Sequence[TradeLine | _Numbers] | None" = None,
-) -> Candles:
-    """Fold ticks that are sorted by time into one candle for each slice; `trades` has their quantities."""
+def _candles(series: Series, ticks: Columns, times: Sequence[int], sequences: Sequence[int]) -> Candles:
+    """Fold ticks that are sorted by time into one candle for each slice; `times` are their event times."""
     candles: Candles = {}
     begin = 0
     while begin < len(times):
         start = slice_start(times[begin])
         end = len(times) if times[-1] < start + SLICE_MS else bisect_left(times, start + SLICE_MS, begin)
-        within = prices[begin:end]
-        high, low = max(within), min(within)
-        total, ticks, amounts = None, end - begin, None
-        if trades is not None:
-            total, ticks, amounts = _traded(within, trades[begin:end])
-        elif high <= MAX_PRICE:
-            total = fsum(within)
+        within = ticks.between(begin, end)
+        prices = within.prices
+        high, low = max(prices), min(prices)
+        total, count, amounts = 0.0, end - begin, None
+        if high <= MAX_PRICE:  # or the sum would overflow; such a candle is rejected by its high
+            total, count, amounts = _traded(within)
         candles[Slot(series, start)] = Candle(
-            within[0],
+            prices[0],
             high,
             low,
-            within[-1],
-            total or 0.0,
-            ticks,
+            prices[-1],
+            total,
+            count,
             times[begin],
             times[end - 1],
-            times[begin + within.index(high)],
-            times[begin + within.index(low)],
+            times[begin + prices.index(high)],
+            times[begin + prices.index(low)],
             sequences[begin],
             sequences[end - 1],
             1,
@@ -482,24 +541,17 @@ def _candles(
     return candles
 
 
-def _traded(prices: Sequence[float], trades: "Sequence[TradeLine | _Numbers]") -> tuple[float, int, Amounts | None]:
+def _traded(ticks: Columns) -> tuple[float, int, Amounts | None]:
     """Return the total of all prices, the number of trades, and what was traded."""
-    if max(prices) > MAX_PRICE:
-        return 0.0, len(trades), None  # the sum would overflow; such a candle is rejected
-    counts = [trade.count for trade in trades]
-    ticks = sum(counts)
-    total = fsum(prices if ticks == len(trades) else map(mul, prices, counts))
-    quantities = [trade.quantity for trade in trades]
-    if None in quantities:
-        return total, ticks, None
-    volumes = cast("list[float]", quantities)
+    prices, quantities, bought, counts = ticks.prices, ticks.quantities, ticks.bought, ticks.counts
+    count = len(prices) if counts is None else sum(counts)
+    total = fsum(prices if counts is None or count == len(prices) else map(mul, prices, counts))
+    if ticks.has_unknown(quantities):
+        return total, count, None
+    volumes = cast("Sequence[float]", quantities)
     turnovers = [*map(mul, prices, volumes)]
-    sides = [trade.side for trade in trades]
-    if None in sides:
-        return total, ticks, Amounts(fsum(volumes), fsum(turnovers), None, None)
-    bought = [side == "buy" for side in sides]
-    return (
-        total,
-        ticks,
-        Amounts(fsum(volumes), fsum(turnovers), fsum(compress(volumes, bought)), fsum(compress(turnovers, bought))),
-    )
+    volume, turnover = fsum(volumes), fsum(turnovers)
+    if ticks.has_unknown(bought):
+        return total, count, Amounts(volume, turnover, None, None)
+    takers = cast("Sequence[bool]", bought)
+    return total, count, Amounts(volume, turnover, fsum(compress(volumes, takers)), fsum(compress(turnovers, takers)))

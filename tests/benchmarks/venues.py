@@ -27,12 +27,13 @@ from contextlib import contextmanager
 from hashlib import sha1
 
 import msgspec
+import picows
 
 from marketflow.clock import system_clock
 from marketflow.feeds.decoder import Decoder
 from marketflow.feeds.venues.limits import AttemptBudget
 from marketflow.feeds.venues.registry import VENUES
-from marketflow.feeds.venues.websocket.frame_stream import open_stream
+from marketflow.feeds.venues.websocket.frame_stream import RECEIVE_BYTES
 from marketflow.feeds.venues.websocket_feed import VenueFeed
 from marketflow.model import Candles, Mode, merge_into
 from tests.benchmarks.report import report
@@ -107,26 +108,32 @@ def serving(symbols: Sequence[str], trades: int) -> Iterator[str]:
             process.join(5)
 
 
+class _Bare(picows.WSListener):
+    """Decodes each frame."""
+
+    def __init__(self) -> None:
+        self.decoded = 0
+        self._decode = msgspec.json.Decoder(_Limit, strict=False).decode
+
+    def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
+        self._decode(frame.get_payload_as_bytes())
+        self.decoded += 1
+        if frame.last_in_buffer and self.decoded >= self.awaited:
+            transport.disconnect()
+
+    awaited = 0
+
+
 def run_limit(url: str, trades: int) -> None:
     """Receive and decode."""
-    decode = msgspec.json.Decoder(_Limit, strict=False).decode
 
     async def receive() -> None:
-        done = asyncio.Event()
-        count = 0
-
-        def take(messages: list[bytes]) -> None:
-            nonlocal count
-            for message in messages:
-                decode(message)
-            count += len(messages)
-            if count >= trades:
-                done.set()
-
-        stream = await open_stream(url, take)
-        stream.send("begin")
-        await done.wait()
-        await stream.close()
+        transport, listener = await picows.ws_connect(_Bare, url, read_buffer_init_size=RECEIVE_BYTES)
+        assert isinstance(listener, _Bare)
+        listener.awaited = trades
+        transport.send(picows.WSMsgType.TEXT, b"begin")
+        await transport.wait_disconnected()
+        assert listener.decoded == trades
 
     asyncio.run(receive())
 

@@ -4,12 +4,12 @@ Source: binance-spot-api-docs, web-socket-streams.md and rest-api.md (2026-07). 
 `/stream`, are both taken.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal, cast
 
 import msgspec
 
-from marketflow.feeds.decoder import UNDECODABLE, TradeLine
+from marketflow.feeds.decoder import UNDECODABLE, Columns
 from marketflow.feeds.venues.rest.binance_calls import BinanceCalls
 from marketflow.feeds.venues.venue import (
     Acknowledged,
@@ -21,6 +21,7 @@ from marketflow.feeds.venues.venue import (
     Trade,
     Venue,
     VenueError,
+    are_valid,
     chunks,
     compact,
     number,
@@ -43,16 +44,15 @@ class _Message(msgspec.Struct, gc=False):
     msg: str | None = None
 
 
-class _TradeMessage(TradeLine, gc=False, kw_only=True):
-    """A raw frame of a trade."""
+class _TradeMessage(msgspec.Struct, gc=False, tag_field="e", tag="trade"):
+    """A raw frame of a trade; the fields in their order there, which is what the decoder expects next."""
 
-    e: Literal["trade"]
-    symbol: str = msgspec.field(name="s")
-    price: float = msgspec.field(name="p")
-    quantity: float = msgspec.field(name="q")
-    timestamp: int = msgspec.field(name="T")
-    id: int = msgspec.field(name="t")
-    is_buyer_maker: bool = msgspec.field(name="m")
+    s: str
+    t: int
+    p: float
+    q: float
+    at: int = msgspec.field(name="T")
+    m: bool
 
 
 class _Symbol(msgspec.Struct):
@@ -108,15 +108,25 @@ class Binance(Venue):
             return [Refused(message.msg or f"error {message.code}")]
         return [Acknowledged()] if bytes(message.id) else [Rejected("unknown_message", frame[:200])]
 
-    def trades(self, frames: Sequence[bytes]) -> list[TradeLine] | None:
-        """Decode raw frames in C alone, but for the side."""
+    def trades(self, frames: Sequence[bytes]) -> dict[str, Columns] | None:
+        """Decode raw frames by C code alone."""
+        by_symbol: defaultdict[str, list[_TradeMessage]] = defaultdict(list)
         try:
-            found = [*map(_trade_message, frames)]
+            for message in map(_trade_message, frames):
+                by_symbol[message.s].append(message)
         except UNDECODABLE:
             return None
-        for each in found:
-            each.side = "sell" if each.is_buyer_maker else "buy"
-        return cast("list[TradeLine]", found)
+        found = {}
+        for symbol, messages in by_symbol.items():
+            # No tuple for each: the garbage collector would look at them all.
+            quantities = [each.q for each in messages]
+            if not are_valid(quantities):
+                return None
+            prices, times = [each.p for each in messages], [each.at for each in messages]
+            bought = [not each.m for each in messages]  # m: the buyer was the maker
+            ids = [each.t for each in messages]
+            found[symbol] = Columns(times, prices, quantities, bought, None, ids, are_valid=True)
+        return found
 
     def instruments(self, body: bytes) -> list[Instrument]:
         """All that trade for immediate delivery."""

@@ -8,7 +8,7 @@ ids begin anew (a symbol is listed again, an engine reset), a run of lower ids w
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Protocol, TypeVar
 
@@ -162,14 +162,11 @@ class TradeIds:
 
         Trades without an id all count. Those that overtook each other are put in the order of their ids.
         """
+        if self.take_next(symbol, [trade.id for trade in trades], trades[-1].timestamp):
+            return trades
         known, first = self._symbols.get(symbol), trades[0].id
-        # The usual case: one after the other, and none is missing.
-        if known is not None and isinstance(first, int):
-            if first == known.newest + 1 and [trade.id for trade in trades] == [*range(first, first + len(trades))]:
-                known.newest = first + len(trades) - 1
-                known.newest_at = max(known.newest_at, int(trades[-1].timestamp or 0))
-                return trades
-            if len(trades) == 1 and first - trades[0].count == known.newest and (at := trades[0].timestamp) is not None:
+        if known is not None and isinstance(first, int) and len(trades) == 1:
+            if first - trades[0].count == known.newest and (at := trades[0].timestamp) is not None:
                 known.newest, known.newest_at = first, max(known.newest_at, int(at))
                 return trades
         late = self.late
@@ -177,6 +174,21 @@ class TradeIds:
         if self.late != late:
             new.sort(key=lambda trade: number if (number := _number(trade.id or 0)) is not None else -1)
         return new
+
+    def take_next(self, symbol: str, ids: Sequence[int | str | None], newest_at: float | None) -> bool:
+        """Count trades if each is the next one after that before it, which is the usual case; return whether they are.
+
+        Args:
+            symbol: ours.
+            ids: of the trades.
+            newest_at: event time of the last of them (Unix ms).
+        """
+        known, first = self._symbols.get(symbol), ids[0]
+        if known is None or first != known.newest + 1 or ids != [*range(first, first + len(ids))]:
+            return False
+        known.newest = first + len(ids) - 1
+        known.newest_at = max(known.newest_at, int(newest_at or 0))
+        return True
 
     def _counts(self, symbol: str, trade_id: int | str, trade: TradeWithId) -> bool:
         if (at := trade.timestamp) is None:

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from marketflow.feeds.decoder import UNDECODABLE, TradeLine, number_of
+from marketflow.feeds.decoder import MAX_PRICE, UNDECODABLE, Columns, number_of
 from marketflow.model import VenueValues
 
 Side = Literal["buy", "sell"]
@@ -205,8 +205,8 @@ class Venue(ABC):
     def decode(self, frame: bytes) -> list[Event]:
         """What a frame says."""
 
-    def trades(self, frames: Sequence[bytes]) -> list[TradeLine] | None:
-        """The trades of frames that hold nothing else, by the venue's names of the symbols; None for any others.
+    def trades(self, frames: Sequence[bytes]) -> dict[str, Columns] | None:
+        """The trades of frames that hold nothing but valid ones, by the venue's names of the symbols; None for others.
 
         Faster than `decode`, whose trades are the same; worth it for a venue that sends many frames.
         """
@@ -241,6 +241,11 @@ def number(text: object) -> float:
     if isinstance(text, str) and (found := number_of(text)) is not None:
         return float(found)
     raise ValueError(f"{text!r} is no number")
+
+
+def are_valid(quantities: Sequence[float]) -> bool:
+    """Whether all of at least one quantity can be traded: above zero, and finite."""
+    return min(quantities) > 0 and sum(quantities) <= MAX_PRICE  # NaN is not less
 
 
 def unix_ms(text: str) -> int:

@@ -39,11 +39,23 @@ CONNECT_TIMEOUT_SECONDS = 10.0
 RECEIVE_BYTES = 256 * 1024
 """Read from the socket at most at a time: some 1,700 trades of Binance."""
 
+MESSAGES_AT_A_TIME = 4096
+"""Handed off at most at a time: what is made of more does not fit into the processor's cache."""
+
 MOST_BYTES = 4 * MAX_FRAME_BYTES
 """A longer message ends the connection; one of over MAX_FRAME_BYTES is rejected, and costs only itself."""
 
 CLOSE_SECONDS = 0.5
 """How long the venue may take to answer the end of a connection."""
+
+_TEXT, _BINARY, _PING, _PONG, _CLOSE = (
+    WSMsgType.TEXT,
+    WSMsgType.BINARY,
+    WSMsgType.PING,
+    WSMsgType.PONG,
+    WSMsgType.CLOSE,
+)
+"""As names of the module: an enumeration looks its members up slowly."""
 
 _T = TypeVar("_T")
 
@@ -87,17 +99,17 @@ class FrameStream(WSListener):
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         """Collect what makes up messages; the last one of a read hands them off."""
         kind = frame.msg_type
-        if frame.fin and (kind is WSMsgType.TEXT or kind is WSMsgType.BINARY):
+        if (kind is _TEXT or kind is _BINARY) and frame.fin:
             self._messages.append(frame.get_payload_as_bytes())
-        elif kind is WSMsgType.PING:
+        elif kind is _PING:
             transport.send_pong(frame.get_payload_as_bytes())
-        elif kind is WSMsgType.CLOSE:
+        elif kind is _CLOSE:
             self._hand_off()
             self._on_close(transport, frame)
             return
-        elif kind is not WSMsgType.PONG:
+        elif kind is not _PONG:
             self._on_fragment(frame)
-        if frame.last_in_buffer:
+        if frame.last_in_buffer or len(self._messages) >= MESSAGES_AT_A_TIME:
             self._hand_off()
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:

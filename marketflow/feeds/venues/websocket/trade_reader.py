@@ -2,11 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from math import inf
+from typing import cast
 
 from loguru import logger
 
-from marketflow.feeds.decoder import Decoder, TradeLine
+from marketflow.feeds.decoder import Columns, Decoder, TradeLine
 from marketflow.feeds.tcp import decoding
 from marketflow.feeds.venues.trade_ids import TradeIds
 from marketflow.feeds.venues.venue import MAX_FRAME_BYTES, Alive, Closing, Event, Refused, Rejected, Trade, Venue
@@ -52,23 +52,30 @@ class TradeReader:
     def read(self, messages: Sequence[bytes]) -> None:
         """Emit the candles of messages, if there are any."""
         with decoding:
-            if (trades := self._decode_trades(messages)) is None:
-                trades = self._decode_each(messages)
-            if trades and (candles := self._fold(trades)):
+            if (new := self._new_columns(messages)) is None:
+                new = self._new_trades(self._decode_each(messages))
+            if new and (candles := self._decoder.fold_trades(new)):
                 self._silence.on_trade()
                 self._emit(candles)
 
-    def _decode_trades(self, messages: Sequence[bytes]) -> list[TradeLine] | None:
-        """The trades of messages that all are valid trades, None for any others."""
+    def _new_columns(self, messages: Sequence[bytes]) -> dict[str, Columns] | None:
+        """The trades that count, of messages that all are valid trades of our symbols; None for any others."""
         if not messages or max(map(len, messages)) > MAX_FRAME_BYTES:
             return None
-        if not (trades := self._venue.trades(messages)):
+        trades = self._venue.trades(messages)
+        if trades is None or not self._ours.keys() >= trades.keys():
             return None
-        quantities = [trade.quantity or 0.0 for trade in trades]
-        return trades if min(quantities) > 0 and sum(quantities) < inf else None  # NaN is not less
+        new: dict[str, Columns] = {}
+        for symbol, columns in trades.items():
+            ours = self._ours[symbol]
+            if self._ids.take_next(ours, cast("Sequence[int | None]", columns.ids), columns.times[-1]):
+                new[ours] = columns
+            elif lines := self._ids.new_of(ours, columns.lines(ours)):
+                new[ours] = Columns.of(lines)
+        return new
 
-    def _decode_each(self, messages: Sequence[bytes]) -> list[TradeLine]:
-        trades: list[TradeLine] = []
+    def _decode_each(self, messages: Sequence[bytes]) -> list[Trade]:
+        trades: list[Trade] = []
         for message in messages:
             if len(message) > MAX_FRAME_BYTES:
                 self._decoder.reject("too_long", f"{len(message)} bytes")
@@ -77,22 +84,21 @@ class TradeReader:
                 if not isinstance(event, Trade):
                     self._on(event)
                 elif event.quantity > 0:
-                    trades.append(_line(event))
+                    trades.append(event)
                 else:
                     self._decoder.reject("bad_price", event)
         return trades
 
-    def _fold(self, trades: Sequence[TradeLine]) -> Candles:
+    def _new_trades(self, trades: Sequence[Trade]) -> dict[str, Columns]:
+        """Those that count."""
         by_symbol: defaultdict[str, list[TradeLine]] = defaultdict(list)
         for trade in trades:
-            by_symbol[trade.symbol].append(trade)
-        new: dict[str, list[TradeLine]] = {}
-        for symbol, of_symbol in by_symbol.items():
-            if (ours := self._ours.get(symbol)) is None:
-                self._decoder.reject("unknown_symbol", symbol, len(of_symbol))
-            elif counting := self._ids.new_of(ours, of_symbol):
-                new[ours] = counting
-        return self._decoder.fold_trades(new) if new else {}
+            if (ours := self._ours.get(trade.symbol)) is None:
+                self._decoder.reject("unknown_symbol", trade.symbol)
+            else:
+                by_symbol[ours].append(_line(ours, trade))
+        counting = ((ours, self._ids.new_of(ours, lines)) for ours, lines in by_symbol.items())
+        return {ours: Columns.of(lines) for ours, lines in counting if lines}
 
     def _on(self, event: Event) -> None:
         match event:
@@ -111,5 +117,5 @@ class TradeReader:
                     self._silence.on_proof()
 
 
-def _line(trade: Trade) -> TradeLine:
-    return TradeLine(trade.symbol, trade.price, trade.at, trade.quantity, trade.side, trade.id, trade.count)
+def _line(symbol: str, trade: Trade) -> TradeLine:
+    return TradeLine(symbol, trade.price, trade.at, trade.quantity, trade.side, trade.id, trade.count)
