@@ -73,7 +73,7 @@ def settings(servers: Mapping[str, object], *exchanges: dict[str, str]) -> dict[
 
 
 def candles(application: Application, name: str, limit: int = 1000) -> list[dict[str, Any]]:
-    found = application.find(f"/candles/{name}/BTCUSDT?interval=1m&limit={limit}")
+    found = application.find(f"/candles/{name}/BTCUSDT", interval="1m", limit=str(limit))
     return list(found["candles"]) if found else []
 
 

@@ -263,6 +263,29 @@ def test_candles_and_prices_come_back_to_the_last_bit(cache: RedisWriter, redis_
     assert ask(redis_db, lambda reader: reader.recent([BTC], MINUTE)) == [(tick, {MINUTE: stored}, {MINUTE: stored})]
 
 
+@pytest.mark.parametrize(("ticks", "stays"), [(0, "ticks"), (3, "ticks"), (4, "ticks"), (5, "venue")])
+def test_minute_of_the_venue_replaces_only_a_poorer_one(
+    cache: RedisWriter, client: "redis.Redis", ticks: int, stays: str
+) -> None:
+    ours = candle(ticks=4)
+    theirs = msgspec.structs.replace(candle(ticks=ticks, price=200.0), source="venue")
+    for order in ((ours, theirs), (theirs, ours)):
+        for each in order:
+            cache.put_minutes({Slot(BTC, MINUTE): each})
+        (member,) = cast("list[bytes]", client.zrange(keys.minutes_key(BTC), 0, -1))
+        assert codec.decode_candle(member).source == stays
+        client.delete(keys.minutes_key(BTC))
+
+
+def test_verified_minute_replaces_the_same_unverified_one(cache: RedisWriter, client: "redis.Redis") -> None:
+    unverified = candle(ticks=4)
+    verified = msgspec.structs.replace(unverified, verified=True)
+    cache.put_minutes({Slot(BTC, MINUTE): unverified})
+    cache.put_minutes({Slot(BTC, MINUTE): verified})
+    (member,) = cast("list[bytes]", client.zrange(keys.minutes_key(BTC), 0, -1))
+    assert codec.decode_candle(member) == verified
+
+
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(1, 2**62), st.integers(0, 2**62))
 def test_any_candle_survives_its_encoding(price: float, ticks: int, sequence: int) -> None:
     stored = Candle(price, price, price, price, price, ticks, 0, NOW, 0, NOW, 0, sequence)
