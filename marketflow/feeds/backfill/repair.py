@@ -38,6 +38,9 @@ from marketflow.tasks import Backoff
 MOST_MINUTES = 15
 """Minutes that are made again from trades at most, of one hole or one downtime."""
 
+WALK_BACK_MS = 30 * MINUTE_MS
+"""How far back minutes are made whose trades the venue gives from the newest one back only: the walk gets long."""
+
 SETTLE_MS = 5_000
 """How long after its end a minute is made again: REST is behind the stream, and late trades have come by then."""
 
@@ -215,6 +218,7 @@ class Repairs:
         exchange = feed.exchange
         self._outage = Outage(f"trades of {exchange} cannot be fetched", f"trades of {exchange} are fetched again")
         self._is_fillable = feed.rest.venue.rest.trades_kept_ms != 0
+        self._walks_back = self._is_fillable and feed.rest.venue.rest.newest_first
         self._began_ms = self._now_ms()
         self._began = monotonic()
         self._beginning: dict[str, int] | None = None  # first minute of symbols that have not begun
@@ -342,10 +346,16 @@ class Repairs:
         # The first and the last one have some of their trades; whole minutes between come as the venue's candles, too.
         is_cut = len(starts) > MOST_MINUTES
         starts = [starts[0], *starts[1 - MOST_MINUTES :]] if is_cut else starts
+        near = [start for start in starts if start >= self._now_ms() - WALK_BACK_MS]
+        is_too_old = self._walks_back and not near
+        if self._walks_back and near:
+            is_cut, starts = is_cut or len(near) < len(starts), near
         job = _Job(self._of(gap.symbol), starts, hole, is_hint=not self._is_fillable and hole is None, is_cut=is_cut)
         job.add(gap)
         self._jobs.append(job)
-        if hole is None and not job.is_hint:
+        if is_too_old:
+            self._give_up(job, f"over {WALK_BACK_MS // MINUTE_MS} minutes old")
+        elif hole is None and not job.is_hint:
             self._put(job, HoleState.OPEN)
 
     def _is_due(self, job: _Job, now_ms: int) -> bool:

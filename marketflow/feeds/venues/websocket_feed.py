@@ -28,7 +28,7 @@ _WORST_FIRST = (FeedState.CONNECTING, FeedState.STALE, FeedState.CONNECTED)
 
 
 LONGEST_DELAY_MS = 3_600_000
-"""How late a trade may come to be fetched."""
+"""How late a trade may come to be fetched, or how far ahead it may be dated."""
 
 
 class VenueFeed:
@@ -165,10 +165,10 @@ class VenueFeed:
         self.refusals = {**self.refusals, symbol: text}
 
     def _on_off_time(self, series: Series, line: object) -> None:
-        """Have a trade that was held up somewhere fetched; one that is dated in another unit is no trade of then."""
+        """Have a trade fetched that was held up somewhere; one that is dated in another unit is no trade of then."""
         if not isinstance(line, TradeLine) or not isinstance(line.id, int) or line.timestamp is None:
             return
-        if 0 <= self.rest.now_ms - line.timestamp <= LONGEST_DELAY_MS:
+        if abs(self.rest.now_ms - line.timestamp) <= LONGEST_DELAY_MS:
             self.ids.lose(series.symbol, line.id, line.timestamp, line.count)
 
     def _look_up(self, symbols: Sequence[str]) -> Names:

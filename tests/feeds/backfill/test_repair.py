@@ -428,6 +428,34 @@ def test_open_hole_of_an_earlier_run_is_filled(world: World) -> None:
     assert [row[2] for row in world.rows] == [HoleState.FILLED]
 
 
+def test_old_hole_is_given_up_where_trades_come_from_the_newest_back(world_of: Callable[[str], World]) -> None:
+    world = begun(world_of("okx"))
+    world.trade(3)
+    world.trade(2, streamed=False)
+    world.trade(3)
+    world.steps(3)
+    world.now += 60 * MINUTE_MS
+    world.restart()
+    world.trade(1)
+    calls = len(world.pages)
+    world.steps(2)
+    assert [row[2:] for row in world.rows] == [(HoleState.GIVEN_UP, "over 30 minutes old")]
+    assert len(world.pages) - calls < 3 * MOST_MINUTES
+
+
+@pytest.mark.parametrize(("venue", "made"), [("kraken", MOST_MINUTES), ("coinbase", MOST_MINUTES - 1)])
+def test_hole_of_an_hour_is_made_again_in_part(world_of: Callable[[str], World], venue: str, made: int) -> None:
+    world = begun(world_of(venue))
+    start = minute_start(world.now)
+    world.trade(3)
+    world.trade(60, streamed=False, every_ms=60_000)
+    world.trade(3)
+    world.to_next_minute(20)
+    assert len(world.made()) == made
+    assert (Slot(world.series, start) in world.made()) is (venue == "kraken")
+    assert [row[2:] for row in world.rows] == [(HoleState.GIVEN_UP, "longer than 15 minutes")]
+
+
 def test_hole_waits_for_the_archive_and_is_filled_meanwhile(world: World) -> None:
     begun(world)
     start = minute_start(world.now)
