@@ -1,7 +1,7 @@
 """Checks of single values: the rule of each key, by its type in `schema`, or by a function for lists and tables."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, cast
@@ -58,7 +58,7 @@ def _convert(kind: Any, value: object, place: str = "") -> Any:
 
 def _symbols(value: object) -> tuple[str, ...]:
     symbols = _words(value)
-    if not isinstance(symbols, list) or not symbols:
+    if not isinstance(symbols, list | tuple) or not symbols:
         raise RuleViolation('must be a list of one or more symbols, such as ["BTCUSDT", "ETHUSDT"]')
     for number, symbol in enumerate(symbols):
         _convert(schema.Symbol, symbol, f"[{number}]")
@@ -169,7 +169,7 @@ def _store_host(section: str, value: object) -> str:
     raise RuleViolation(f"must be a host name or an IP address alone; write {', '.join(meant)}")
 
 
-def _refuse_duplicates(names: list[str]) -> None:
+def _refuse_duplicates(names: Sequence[str]) -> None:
     """Refuse names that differ in case only, as names match in any case."""
     lower = [name.lower() for name in names]
     for number, name in enumerate(lower):
