@@ -164,11 +164,6 @@ class TradeIds:
         """
         if self.take_next(symbol, [trade.id for trade in trades], trades[-1].timestamp):
             return trades
-        known, first = self._symbols.get(symbol), trades[0].id
-        if known is not None and isinstance(first, int) and len(trades) == 1:
-            if first - trades[0].count == known.newest and (at := trades[0].timestamp) is not None:
-                known.newest, known.newest_at = first, max(known.newest_at, int(at))
-                return trades
         late = self.late
         new = [trade for trade in trades if trade.id is None or self._counts(symbol, trade.id, trade)]
         if self.late != late:
