@@ -75,7 +75,7 @@ def test_flags_override_variables_and_files(monkeypatch: pytest.MonkeyPatch, ser
 
 
 def test_venues_and_symbols_of_the_command_line_are_settings(server: list[Any]) -> None:
-    assert main.main("--venues binance,kraken --symbols btcusdt,ETHUSDT".split()) == 0
+    assert main.main(["--venues", "binance,kraken", "--symbols", "btcusdt,ETHUSDT"]) == 0
     _, settings = server
     assert [(each.name, each.venue) for each in settings.exchanges] == [("binance", "binance"), ("kraken", "kraken")]
     assert (settings.symbols, settings.mode) == (("BTCUSDT", "ETHUSDT"), Mode.LIVE)
