@@ -6,7 +6,16 @@ import msgspec
 from msgspec import Meta
 
 from marketflow.model import FeedState, Mode
-from marketflow.text import Time
+
+Time = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$",
+        examples=["2026-11-21T05:12:57.069Z"],
+        extra_json_schema={"format": "date-time"},
+    ),
+]
+"""RFC 3339 in UTC with milliseconds, as `text.rfc3339` makes it."""
 
 StoreState = Literal["ok", "down"]
 

@@ -2,20 +2,7 @@
 
 import re
 from datetime import datetime
-from typing import Annotated
 from urllib.parse import urlsplit, urlunsplit
-
-from msgspec import Meta
-
-Time = Annotated[
-    str,
-    Meta(
-        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$",
-        examples=["2026-11-21T05:12:57.069Z"],
-        extra_json_schema={"format": "date-time"},
-    ),
-]
-"""RFC 3339 in UTC with milliseconds, as `rfc3339` makes it."""
 
 _URL = re.compile(r"(\w+://)(?:[^\s/?#]*@)?([^\s?#]*)(?:[?#]\S*)?")
 

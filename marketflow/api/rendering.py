@@ -8,7 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from marketflow.text import Time as Time
+from marketflow.health import Time as Time
 
 _EPOCH = datetime.fromtimestamp(0, UTC).replace(tzinfo=None)
 
