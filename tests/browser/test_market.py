@@ -155,12 +155,12 @@ def test_scrolling_left_loads_older_candles(visit: Visit, record: Callable[..., 
     record(1800)
     page = visit.open()
     expect(page.locator("#chart-panel")).to_have_attribute("data-state", "shown")
-    assert not visit.asked("to=")
+    assert not visit.asked("1m&to=")
     page.locator("#chart").focus()
 
     def asked_further_left(times: int) -> bool:
         page.keyboard.press("Shift+ArrowLeft")
-        return len(visit.asked("to=")) == times
+        return len(visit.asked("1m&to=")) == times
 
     until(page, lambda: asked_further_left(1))
     expect(page.locator("#chart-newest")).to_be_visible()

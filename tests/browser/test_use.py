@@ -271,7 +271,7 @@ def test_failed_candles_can_be_requested_again(application: Application, look: L
 FOCUSED = "document.activeElement.id || document.activeElement.textContent.trim()"
 
 STOPS = """
-    [...document.querySelectorAll("a, button, select, input, [tabindex]")]
+    [...document.querySelectorAll("a, button, select, input, summary, [tabindex]")]
         .filter((element) => element.tabIndex >= 0 && !element.disabled && element.checkVisibility())
         .map((element) => element.id || element.textContent.trim())
 """
