@@ -32,7 +32,7 @@ export class Chart {
       // Its logo brings a <style> with it; the notice is at the foot of the page.
       layout: { attributionLogo: false, fontFamily: getComputedStyle(place).fontFamily, panes: { enableResize: false } },
       crosshair: { mode: CrosshairMode.Normal },
-      rightPriceScale: { borderVisible: false },
+      rightPriceScale: { borderVisible: false, entireTextOnly: true },
       timeScale: {
         borderVisible: false,
         timeVisible: true,

@@ -57,7 +57,7 @@ export class VolumeBars {
     }
     // The second is drawn over the first.
     this.series = [this.chart.addSeries(HistogramSeries, OPTIONS, PANE), this.chart.addSeries(HistogramSeries, OPTIONS, PANE)];
-    this.chart.priceScale("right", PANE).applyOptions({ scaleMargins: { top: 0.15, bottom: 0 }, entireTextOnly: true });
+    this.chart.priceScale("right", PANE).applyOptions({ scaleMargins: { top: 0.15, bottom: 0 } });
     this.chart.panes().forEach((pane, index) => pane.setStretchFactor(PARTS[index]));
   }
 
