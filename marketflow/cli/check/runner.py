@@ -22,6 +22,9 @@ from marketflow.settings import ExchangeSettings, Settings
 DEADLINE_SECONDS = 6.0
 """Deadline for all checks together."""
 
+VENUE_SECONDS = 9.0
+"""How much later it is where there are venues: the list of instruments of a large one takes some seconds."""
+
 
 def run_checks(settings: Settings) -> list[CheckResult]:
     """Check stores, exchanges, port and data folder; a check that misses the deadline has failed."""
@@ -35,7 +38,7 @@ def run_checks(settings: Settings) -> list[CheckResult]:
             http_check(settings.http),
             *data_folder_checks(settings),
         ],
-        DEADLINE_SECONDS,
+        DEADLINE_SECONDS + (VENUE_SECONDS if any(each.venue for each in settings.exchanges) else 0.0),
     )
     return [*results, *token_results(settings.http)]
 

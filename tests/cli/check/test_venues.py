@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import cast
 
 import pytest
 from websockets.sync.server import ServerConnection
 
-from marketflow.cli.check import venue_checks
+from marketflow.cli.check import runner, venue_checks
 from marketflow.cli.check.check_result import CheckResult, CheckState
 from marketflow.clock import system_clock
 from marketflow.feeds.simulated.rest_side import RestAnswer
-from marketflow.settings import VENUES, ExchangeSettings, FlowSettings
+from marketflow.settings import VENUES, ExchangeSettings, FlowSettings, load
 from marketflow.settings.schema import VenueName
 from tests.support.servers import HOST, free_port
 from tests.support.venue_server import VenueServer
@@ -152,3 +153,14 @@ def test_keys_in_urls_are_not_shown() -> None:
     with VenueServer("okx", SYMBOLS, refusals=[(502, {})]) as server:
         found = look(server, "okx", path="/?key=swordfish")
     assert "swordfish" not in str(found)
+
+
+def test_slow_venue_has_more_time_than_other_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "DEADLINE_SECONDS", 0.0)
+    with VenueServer("okx", SYMBOLS) as server:  # its quiet market takes LISTEN_SECONDS
+        exchange = {"name": "mine", "venue": "okx", "url": server.url, "rest_url": server.rest_url}
+        stores = {"redis.host": HOST, "redis.port": free_port(), "postgres.host": HOST, "postgres.port": free_port()}
+        given = {"mode": "live", "symbols": [*SYMBOLS], "exchanges": [exchange], "data_dir": str(tmp_path), **stores}
+        results = runner.run_checks(load(None, given))
+    found = {result.what: result.state for result in results if result.what.startswith("venue")}
+    assert found == {f"venue mine {part}": CheckState.OK for part in ("REST", "symbols", "stream")}
