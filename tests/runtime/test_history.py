@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -25,7 +26,10 @@ HISTORY_SECONDS = 90.0
 VERIFIED_SECONDS = 280.0
 """A whole minute after the start, a minute for it, 75 s, and a minute for the interval of the calls."""
 
-pytestmark = pytest.mark.slow
+POLL_SECONDS = 0.5
+"""Asked more often, the application would be slower than without the test."""
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @contextmanager
@@ -73,6 +77,7 @@ def settings(servers: Mapping[str, object], *exchanges: dict[str, str]) -> dict[
 
 
 def candles(application: Application, name: str, limit: int = 1000) -> list[dict[str, Any]]:
+    time.sleep(POLL_SECONDS)
     found = application.find(f"/candles/{name}/BTCUSDT", interval="1m", limit=str(limit))
     return list(found["candles"]) if found else []
 

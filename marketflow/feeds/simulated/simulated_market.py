@@ -50,6 +50,16 @@ class MarketTrades:
         self._ahead = dict.fromkeys(self._newest, 0)
         self.pause_seconds = self._market.pause_seconds
 
+    def last_before(self, at: int, price: Callable[[str], Decimal | None]) -> list[Trade]:
+        """The trade of each symbol before the first one.
+
+        Args:
+            at: when it was, Unix ms.
+            price: of a symbol by the venue's name; None where it has none.
+        """
+        found = [(symbol, number, price(symbol)) for symbol, number in self._newest.items()]
+        return [Trade(symbol, float(paid), 1e-5, at, number, "buy") for symbol, number, paid in found if paid]
+
     def due(self, now_ms: int) -> list[Trade]:
         """The trades since the previous call, ascending by time and, of a symbol, by id."""
         made: list[Trade] = []

@@ -10,8 +10,10 @@ from websockets.asyncio.client import connect
 
 from marketflow.feeds.simulated.dialects import DIALECTS
 from marketflow.feeds.simulated.simulated_venue import MarketSource, SimulatedVenue
+from marketflow.feeds.simulated.trade_book import TradeBook
 from marketflow.feeds.venues.registry import VENUES
 from marketflow.feeds.venues.venue import Trade
+from marketflow.model import MINUTE_MS, minute_start
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 
@@ -111,10 +113,23 @@ def test_unknown_symbol_is_refused_as_the_venue_does() -> None:
     }
 
 
+@pytest.mark.parametrize("venue", DIALECTS)
+def test_first_minute_has_an_older_trade(venue: str) -> None:
+    source = MarketSource(DIALECTS[venue], SYMBOLS, 100.0, 7)
+    book = source.book()
+    for listed in source.listed:
+        trades = book.of(listed.native)
+        assert trades is not None
+        (before,) = trades.last(10)
+        (minute,) = trades.minutes(minute_start(before.at), before.at)
+        assert (minute.count, float(minute.close)) == (1, before.price)
+        (earlier,) = trades.minutes(minute.start - MINUTE_MS, minute.start)
+        assert abs(float(earlier.close) / before.price - 1) < 0.01
+
+
 def test_kraken_snapshot_holds_the_newest_trades() -> None:
     dialect = DIALECTS["kraken"]
-    source = MarketSource(dialect, SYMBOLS, 100.0, 7)
-    book = source.book()
+    book = TradeBook(["BTC/USDT"])
     for number in range(1, 61):
         book.add(Trade("BTC/USDT", 1.5, 0.1, 1_790_667_453_786, number, "buy"))
     trades = book.of("BTC/USDT")
