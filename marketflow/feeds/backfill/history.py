@@ -119,7 +119,10 @@ class History:
             return Step({}, STORE_PAUSE_SECONDS if self._begun else BEGIN_PAUSE_SECONDS)
 
     def _step(self) -> Step:
-        if new := self._rest_names().keys() - self._begun:
+        names = self._rest_names()
+        if gone := self._begun - names.keys():
+            self._end(gone)
+        if new := names.keys() - self._begun:
             self._begin(new)
         if not self._remaining:
             self._progress.end()
@@ -128,7 +131,7 @@ class History:
         if series is None or not has_spare_budget(self._client):
             return Step({}, BUDGET_PAUSE_SECONDS)
         began = self._monotonic()
-        minutes = self._fetch(series)
+        minutes = self._fetch(series, names[series.symbol])
         self._progress.log(self._remaining)
         # As long as a step: PostgreSQL has other work.
         return Step(minutes, self._monotonic() - began)
@@ -144,6 +147,13 @@ class History:
         self._begun |= {*symbols}
         self._progress.begin(self._span_ms, series, ranges)
 
+    def _end(self, symbols: set[str]) -> None:
+        """Fetch no more of symbols that the venue trades no more; they begin anew if it does again."""
+        self._begun -= symbols
+        self._remaining = {each: ranges for each, ranges in self._remaining.items() if each.symbol not in symbols}
+        for symbol in symbols:
+            self._outage.over(symbol)
+
     def _next_series(self) -> Series | None:
         """The series with the newest missing minutes, of those that need not wait."""
         now = self._monotonic()
@@ -152,7 +162,7 @@ class History:
         ready = [each for each in self._remaining if now >= self._not_before.get(each, now)]
         return max(ready, key=lambda each: self._remaining[each][-1].until, default=None)
 
-    def _fetch(self, series: Series) -> Candles:
+    def _fetch(self, series: Series, rest_name: str) -> Candles:
         rest = self._client.venue.rest
         since, until = self._remaining[series][-1]
         chunk = TimeRange(max(since, until - rest.candles_a_call * MINUTE_MS), until)
@@ -168,7 +178,7 @@ class History:
         if not missing:
             return self._stored(series, chunk, {})
         try:
-            found = self._ask(series, missing)
+            found = self._ask(series, rest_name, missing)
         except RangeNotHonoured as error:
             if rest.candles_kept_ms is not None:
                 self._failed(series, error)
@@ -182,11 +192,8 @@ class History:
         self._succeeded(series)
         return self._stored(series, chunk, found)
 
-    def _ask(self, series: Series, missing: Sequence[int]) -> Candles:
-        name = self._rest_names().get(series.symbol)
-        if name is None:
-            raise OSError(f"the venue trades {series.symbol} no more")
-        theirs = candles_between(self._client, name, missing[0], missing[-1] + MINUTE_MS, self._now_ms())
+    def _ask(self, series: Series, rest_name: str, missing: Sequence[int]) -> Candles:
+        theirs = candles_between(self._client, rest_name, missing[0], missing[-1] + MINUTE_MS, self._now_ms())
         return {Slot(series, start): venue_minute(start, theirs[start]) for start in missing if start in theirs}
 
     def _stored(self, series: Series, chunk: TimeRange, minutes: Candles) -> Candles:

@@ -331,6 +331,22 @@ def test_symbol_that_is_listed_later_gets_its_history(world: Callable[..., World
     assert {slot.series.symbol for slot in w.store.rows} == {"BTCUSDT", "ETHUSDT"}
 
 
+def test_symbol_that_is_traded_no_more_ends_its_history(world: Callable[..., World], log: list[str]) -> None:
+    w = world("okx", hours=24)
+    w.names = {"BTCUSDT": "BTCUSD", "ETHUSDT": "ETHUSD"}
+    w.server.answer = lambda asked: Reply(b"{}", 400) if asked.query["instId"] == "BTCUSD" else w.pages(asked)
+    for _ in range(3):
+        w.seconds += w.history.step().pause_seconds
+    w.names = {"ETHUSDT": "ETHUSD"}
+    w.fetch()
+    assert {slot.series.symbol for slot in w.store.rows} == {"ETHUSDT"}
+    assert any("history of one is fetched again" in each for each in log)
+    w.server.answer = w.pages
+    w.names = {"BTCUSDT": "BTCUSD", "ETHUSDT": "ETHUSD"}
+    w.fetch()
+    assert {slot.series.symbol for slot in w.store.rows} == {"BTCUSDT", "ETHUSDT"}
+
+
 def test_progress_is_logged_at_begin_every_half_minute_and_end(world: Callable[..., World], log: list[str]) -> None:
     w = world("okx", hours=240)
     for _ in w.steps():
