@@ -15,6 +15,7 @@ from marketflow.feeds.backfill.rest_client import RestClient
 from marketflow.feeds.decoder import Decoder
 from marketflow.feeds.simulated.rest_side import RestAnswer
 from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent
+from marketflow.feeds.venues import trade_ids
 from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal, refusal_of
 from marketflow.feeds.venues.registry import VENUES
 from marketflow.feeds.venues.trade_ids import MissingIds
@@ -100,6 +101,22 @@ def test_trades_that_were_held_up_are_reported_as_missing() -> None:
         server.send(trade(server, 1), *map(server.dialect.trade, [*old, another_unit]), trade(server, 5))
         wait_until(lambda: receiver.ticks == 2)
         assert receiver.feed.ids.missing() == [MissingIds("BTCUSDT", 1, 4, now - 19_998, now - 19_997)]
+
+
+def test_id_named_by_a_heartbeat_is_missing_unless_its_trade_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trade_ids, "GRACE_SECONDS", 0.2)
+    with VenueServer("coinbase", SYMBOLS) as server, receiving(server, "coinbase") as receiver:
+        ids, native = receiver.feed.ids, [server.dialect.native(symbol) for symbol in SYMBOLS]
+        server.send(trade(server, 5), trade(server, 8, "ETHUSDT"))
+        wait_until(lambda: receiver.ticks == 2)
+
+        def beaten() -> list[MissingIds]:
+            server.send(server.dialect.beat(native[0], 8), server.dialect.beat(native[1], 8))
+            return ids.missing()
+
+        (missing,) = wait_until(beaten)
+        assert (missing.symbol, missing.after_id, missing.before_id) == ("BTCUSDT", 5, 9)
+        assert not receiver.errors
 
 
 def test_absent_symbol_is_named_and_the_others_flow() -> None:
