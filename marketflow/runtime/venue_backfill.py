@@ -9,7 +9,7 @@ from reactivex import abc
 from marketflow.clock import Clock, milliseconds
 from marketflow.feeds.corrections import Corrections, NoCorrections
 from marketflow.feeds.feed import Feed
-from marketflow.model import MINUTE_MS, Candles, Hole, Series
+from marketflow.model import MINUTE_MS, Candles, Hole, Mode, Series
 from marketflow.pipeline.schedulers import NamedPool
 from marketflow.stores.cache_limits import MINUTES_KEPT_MS
 
@@ -56,6 +56,7 @@ class VenueBackfill:
     ) -> None:
         self._clock = clock
         self._venues = _venues(feeds)
+        self._with_ids = {feed.exchange: feed.decoder.ids for feed in feeds if feed.decoder.ids is not None}
         self._repairs: Sequence[Repairs] = ()
         self._verifications: dict[str, Verification] = {}
         self._pool: NamedPool | None = None
@@ -87,15 +88,18 @@ class VenueBackfill:
         self.corrections = SteppedCorrections(work, loop, self._pool, is_live)
 
     def count_after(self, *recovered: Candles) -> None:
-        """Count only trades that are newer than those that were recovered."""
-        if not self._venues:
-            return
-        from marketflow.feeds.backfill.repair import count_after_earlier_run
-
+        """Count only trades that are newer than those that were recovered, as far as they have ids."""
         newest_at: dict[Series, int] = {}
         for candles in recovered:
             for slot, candle in candles.items():
                 newest_at[slot.series] = max(candle.last_at, newest_at.get(slot.series, 0))
+        for series, at in newest_at.items():
+            if series.mode is Mode.LIVE and (ids := self._with_ids.get(series.exchange)) is not None:
+                ids.count_after({series.symbol: at})
+        if not self._venues:
+            return
+        from marketflow.feeds.backfill.repair import count_after_earlier_run
+
         count_after_earlier_run(self._venues, newest_at, milliseconds(self._clock()))
 
     def verified(self, exchange: str) -> dict[str, int]:
