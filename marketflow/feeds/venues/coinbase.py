@@ -66,7 +66,7 @@ class Coinbase(Venue):
     url = "wss://ws-feed.exchange.coinbase.com"
     rest_url = "https://api.exchange.coinbase.com"
     symbols_a_connection = 500
-    attempts = (60, 60.0)  # of 8 a second
+    attempts = (4, 1.0)  # of 8 a second
     instruments_path = "/products"
     rest = CoinbaseCalls()
 

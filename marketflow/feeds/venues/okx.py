@@ -76,7 +76,7 @@ class Okx(Venue):
     url = "wss://ws.okx.com:8443/ws/v5/public"
     rest_url = "https://openapi.okx.com"
     symbols_a_connection = 400
-    attempts = (20, 60.0)  # of 3 a second
+    attempts = (2, 1.0)  # of 3 a second
     ping = (20.0, "ping")  # cut after 30 s without a frame
     instruments_path = "/api/v5/public/instruments?instType=SPOT"
     rest = OkxCalls()
