@@ -5,9 +5,12 @@ history is computed from the seed, the symbol and its own start alone, so anothe
 """
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from math import sin, tau
+
+import msgspec
 
 from marketflow.feeds.decoder import Line, TradeLine
 from marketflow.feeds.generator import Market, base_price
@@ -22,6 +25,9 @@ IDS_A_MS = 100
 IDS_SINCE_MS = 1_577_836_800_000
 """2020-01-01, so that ids stay below 2^53 for long."""
 
+_STEP_MS = 500
+"""Of the trades before the start."""
+
 SWING = 0.002
 """How far prices go from the base price, as a part of it."""
 
@@ -30,35 +36,49 @@ _PERIODS_MINUTES = (1440.0, 377.0, 61.0)
 
 
 class MarketTrades:
-    """Makes the trades that are due.
+    """Makes the trades that are due, and those of some time before the start.
 
     Args:
         listed: what is traded.
         rate: trades a second over all symbols.
         seed: None for another walk each time.
         now_ms: the time of the start.
+        before_ms: for how long before it there are trades.
         ids_above: added to all ids.
+        monotonic: seconds, by which trades are due.
     """
 
     def __init__(
-        self, listed: Sequence[Listed], rate: float, seed: int | None, now_ms: int, ids_above: int = 0
+        self,
+        listed: Sequence[Listed],
+        rate: float,
+        seed: int | None,
+        now_ms: int,
+        before_ms: int = 0,
+        ids_above: int = 0,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._native = {each.base + each.quote: each.native for each in listed}
-        self._market = Market(tuple(self._native), rate, seed)
+        self._seconds: Callable[[], float] = lambda: 0.0
+        self._market = Market(tuple(self._native), rate, seed, lambda: self._seconds())
         self._random = random.Random(seed)  # noqa: S311 - orders are no secrets
-        self._newest = dict.fromkeys(self._native.values(), ids_above + (now_ms - IDS_SINCE_MS) * IDS_A_MS)
+        self._newest = dict.fromkeys(self._native.values(), 0)
         self._ahead = dict.fromkeys(self._newest, 0)
         self.pause_seconds = self._market.pause_seconds
+        earlier = [
+            trade for after_ms in range(0, before_ms, _STEP_MS) for trade in self._made(now_ms - before_ms, after_ms)
+        ]
+        first_id = ids_above + (now_ms - IDS_SINCE_MS) * IDS_A_MS
+        above = {symbol: first_id - newest for symbol, newest in self._newest.items()}
+        self.earlier = [msgspec.structs.replace(each, id=(each.id or 0) + above[each.symbol]) for each in earlier]
+        """The trades before the start."""
+        self._newest = dict.fromkeys(self._newest, first_id)
+        began = monotonic() - before_ms / 1000
+        self._seconds = lambda: monotonic() - began
 
-    def last_before(self, at: int, price: Callable[[str], Decimal | None]) -> list[Trade]:
-        """The trade of each symbol before the first one.
-
-        Args:
-            at: when it was, Unix ms.
-            price: of a symbol by the venue's name; None where it has none.
-        """
-        found = [(symbol, number, price(symbol)) for symbol, number in self._newest.items()]
-        return [Trade(symbol, float(paid), 1e-5, at, number, "buy") for symbol, number, paid in found if paid]
+    def _made(self, since_ms: int, after_ms: int) -> list[Trade]:
+        self._seconds = lambda: after_ms / 1000
+        return self.due(since_ms + after_ms)
 
     def due(self, now_ms: int) -> list[Trade]:
         """The trades since the previous call, ascending by time and, of a symbol, by id."""

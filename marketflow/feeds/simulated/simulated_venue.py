@@ -6,7 +6,6 @@ What is traded comes from a source: the generator (`MarketSource`), or a recordi
 import asyncio
 import signal
 from collections.abc import Sequence
-from decimal import Decimal
 from typing import Protocol
 
 from loguru import logger
@@ -30,8 +29,9 @@ HEARTBEAT_SECONDS = 1.0
 MAX_UNSENT_BYTES = 4 << 20
 """A subscriber that does not read is cut off when so much is buffered for it, as venues do."""
 
-LAST_BEFORE_MS = 2_000
-"""How long before the first minute the trade before it was."""
+MINUTES_BEFORE = 5
+MOST_TRADES_BEFORE = 50_000
+"""There are trades of the minutes before the start, as at every venue, up to this number."""
 
 BACKLOG_BYTES = 1 << 20
 DRAIN_SECONDS = 10.0
@@ -71,26 +71,20 @@ class MarketSource:
     def __init__(self, dialect: Dialect, symbols: Sequence[str], rate: float, seed: int | None) -> None:
         self.listed = [dialect.listed(symbol) for symbol in symbols]
         now = milliseconds(system_clock())
-        self._trades = MarketTrades(self.listed, rate, seed, now, dialect.ids_above)
-        history_ms = KEPT_MINUTES * MINUTE_MS
-        self._first_minute = minute_of(now)
-        self._began = self._first_minute - history_ms
+        minutes = min(MINUTES_BEFORE, int(MOST_TRADES_BEFORE / (60 * rate)))
+        before_ms = minutes * MINUTE_MS + now % MINUTE_MS if minutes else 0
+        self._trades = MarketTrades(self.listed, rate, seed, now, before_ms, dialect.ids_above)
+        traded_from = minute_of(now) - minutes * MINUTE_MS
+        self._began = minute_of(now) - KEPT_MINUTES * MINUTE_MS
         per_minute = 60 * rate / len(symbols)
-        self._history = PriceHistory(self.listed, seed, self._first_minute, history_ms, per_minute)
+        self._history = PriceHistory(self.listed, seed, traded_from, traded_from - self._began, per_minute)
 
     def book(self) -> TradeBook:
-        """The candles of the day before, and the last trade of the last of them.
-
-        Its minute has no other: the trades of a minute are known to be whole if there is an older one.
-        """
+        """The candles of the day before, and the trades of the last minutes."""
         book = TradeBook((each.native for each in self.listed), self._history.minute, self._began)
-        for trade in self._trades.last_before(self._first_minute - LAST_BEFORE_MS, self._last_close):
+        for trade in self._trades.earlier:
             book.add(trade)
         return book
-
-    def _last_close(self, symbol: str) -> Decimal | None:
-        last = self._history.minute(symbol, self._first_minute - MINUTE_MS)
-        return None if last is None else last.close
 
     def now(self) -> int:
         """The clock of this machine."""

@@ -13,6 +13,7 @@ from marketflow.feeds.simulated.dialects import DIALECTS, kraken_ns
 from marketflow.feeds.simulated.rest_registry import RESTS
 from marketflow.feeds.simulated.rest_side import VenueRest
 from marketflow.feeds.simulated.simulated_market import MarketTrades, PriceHistory
+from marketflow.feeds.simulated.simulated_venue import MarketSource
 from marketflow.feeds.simulated.trade_book import KEPT_MINUTES, TradeBook
 from marketflow.feeds.venues.venue import Side, Trade
 from marketflow.model import MINUTE_MS
@@ -353,6 +354,42 @@ def test_ids_ascend_by_one_and_beyond_those_of_an_earlier_start() -> None:
         assert ids == [*range(ids[0] or 0, (ids[0] or 0) + len(ids))]
     later = MarketTrades(listed, 100_000.0, 7, START + 1000)
     assert (later.due(START + 1000)[0].id or 0) > max(trade.id or 0 for trade in trades)
+
+
+def test_trades_before_the_start_lead_up_to_those_after_it() -> None:
+    listed = [DIALECTS["okx"].listed(symbol) for symbol in ("BTCUSDT", "ETHUSDT")]
+    seconds = 1000.0
+    market = MarketTrades(listed, 50.0, 7, START + 30_000, 90_000, 0, lambda: seconds)
+    live = []
+    for _ in range(4):
+        seconds += 0.5
+        live += market.due(START + 30_000 + round(1000 * (seconds - 1000)))
+    for each in listed:
+        of_symbol = [trade for trade in market.earlier + live if trade.symbol == each.native]
+        ids = [trade.id or 0 for trade in of_symbol]
+        assert ids == [*range(ids[0], ids[0] + len(ids))]
+        times = [trade.at for trade in of_symbol]
+        assert times == sorted(times)
+        assert START - MINUTE_MS <= times[0] < START - MINUTE_MS + 100
+        assert times[-1] <= START + 32_000
+    assert len(market.earlier + live) == pytest.approx(50 * 92, abs=5)
+    assert len(live) < 50 * 3
+
+
+def test_candles_and_trades_of_the_start_join_without_a_seam() -> None:
+    dialect = DIALECTS["binance"]
+    source = MarketSource(dialect, ["BTCUSDT"], 10.0, 7)
+    book = source.book()
+    rest = RESTS["binance"](source.listed, book, source.now)
+    rows = msgspec.json.decode(rest.answer("/api/v3/klines?symbol=BTCUSDT&interval=1m&limit=1000").body)
+    assert [row[0] for row in rows] == [rows[0][0] + number * MINUTE_MS for number in range(1000)]
+    assert all(row[8] for row in rows)
+    since = rows[-6][0]
+    target = f"/api/v3/aggTrades?symbol=BTCUSDT&startTime={since}&endTime={since + MINUTE_MS - 1}&limit=1000"
+    orders = msgspec.json.decode(rest.answer(target).body)
+    volume = sum(Decimal(order["q"]) for order in orders)
+    assert volume in (Decimal(rows[-6][5]), 0)  # a minute may begin in the middle of this test
+    assert sum(order["l"] - order["f"] + 1 for order in orders) in (rows[-6][8], 0)
 
 
 def test_history_is_the_same_at_each_start_with_a_seed() -> None:

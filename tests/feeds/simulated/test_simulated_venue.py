@@ -114,17 +114,19 @@ def test_unknown_symbol_is_refused_as_the_venue_does() -> None:
 
 
 @pytest.mark.parametrize("venue", DIALECTS)
-def test_first_minute_has_an_older_trade(venue: str) -> None:
-    source = MarketSource(DIALECTS[venue], SYMBOLS, 100.0, 7)
+def test_first_minute_has_older_trades(venue: str) -> None:
+    source = MarketSource(DIALECTS[venue], SYMBOLS, 20.0, 7)
     book = source.book()
     for listed in source.listed:
         trades = book.of(listed.native)
         assert trades is not None
-        (before,) = trades.last(10)
-        (minute,) = trades.minutes(minute_start(before.at), before.at)
-        assert (minute.count, float(minute.close)) == (1, before.price)
-        (earlier,) = trades.minutes(minute.start - MINUTE_MS, minute.start)
-        assert abs(float(earlier.close) / before.price - 1) < 0.01
+        oldest = trades.since_id(0, 1)[0].at
+        began = minute_start(oldest)
+        assert oldest - began < 1000
+        minutes = trades.minutes(began - MINUTE_MS, began + 5 * MINUTE_MS)
+        assert [minute.start - began for minute in minutes] == [number * MINUTE_MS for number in range(-1, 5)]
+        assert sum(minute.count for minute in minutes[1:]) == pytest.approx(5 * 60 * 20 / 2, rel=0.05)
+        assert abs(minutes[0].close / minutes[1].open - 1) < 0.01
 
 
 def test_kraken_snapshot_holds_the_newest_trades() -> None:
