@@ -296,6 +296,9 @@ class Repairs:
             self._add_job(gap, hole)
         for symbol in [*(self._beginning or ())]:
             self._begin_symbol(symbol)
+        names, oldest = self._feed.rest_names, self._now_ms() - GIVE_UP_SECONDS * 1000
+        for job in [job for job in self._jobs if job.until < oldest and job.series.symbol not in names]:
+            self._give_up(job, "the venue does not trade it any more")
 
     def _begin_symbol(self, symbol: str) -> None:
         """Make the minutes until the one in which the trades of a symbol began to come."""

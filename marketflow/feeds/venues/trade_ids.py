@@ -25,6 +25,9 @@ MOST_GAPS = 256
 MOST_TEXTS = 2_000
 """Ids remembered a symbol where they are no numbers."""
 
+MOST_MISSING = 100_000
+"""Entries of what is missing that are kept until they are read, the newest."""
+
 EPOCH_TRADES = 10
 """Lower ids in a row that begin a new epoch."""
 
@@ -122,7 +125,9 @@ class TradeIds:
         self._texts: dict[str, tuple[set[str], deque[str]]] = {}
         self._counted_until: dict[str, int] = {}
         self._doubles: Counter[str] = Counter()
-        self._missing: list[MissingIds] = []  # found early: where gaps are evicted, or ids begin anew
+        self._missing: deque[MissingIds] = deque(
+            maxlen=MOST_MISSING
+        )  # found early: where gaps are evicted, or ids begin anew
         self._lock = threading.Lock()
         self.epochs = 0
         """How often ids began anew."""
@@ -243,7 +248,8 @@ class TradeIds:
                 for gap in known.gaps:
                     if gap.found_at <= before:
                         self._report(symbol, gap)
-            found, self._missing = self._missing, []
+            found = [*self._missing]
+            self._missing.clear()
         return found
 
     def complete_until(self, symbol: str) -> int | None:

@@ -456,6 +456,18 @@ def test_hole_of_an_hour_is_made_again_in_part(world_of: Callable[[str], World],
     assert [row[2:] for row in world.rows] == [(HoleState.GIVEN_UP, "longer than 15 minutes")]
 
 
+def test_hole_of_a_symbol_that_is_traded_no_more_is_given_up(world: World) -> None:
+    begun(world)
+    world.trade(3)
+    world.trade(2, streamed=False)
+    world.trade(3)
+    world.rest_names = {}
+    world.steps(GIVE_UP_SECONDS)
+    assert [row[2] for row in world.rows] == [HoleState.OPEN]
+    world.steps(70)
+    assert [row[2:] for row in world.rows] == [(HoleState.GIVEN_UP, "the venue does not trade it any more")]
+
+
 def test_hole_waits_for_the_archive_and_is_filled_meanwhile(world: World) -> None:
     begun(world)
     start = minute_start(world.now)
