@@ -25,6 +25,7 @@ from marketflow.feeds.venues.venue import (
     chunks,
     compact,
     number,
+    request_number,
 )
 
 
@@ -79,16 +80,17 @@ class Binance(Venue):
     url = "wss://data-stream.binance.vision/ws"
     rest_url = "https://data-api.binance.vision"
     symbols_a_connection = 1000  # of 1,024 streams
+    requests_a_second = 3  # of five frames, pongs included
     attempts = (100, 300.0)  # of 300 in 5 minutes
     lifetime_seconds = 23.5 * 3600  # of 24 hours
     instruments_path = "/api/v3/exchangeInfo?permissions=SPOT"
     rest = BinanceCalls()
 
-    def subscribe(self, symbols: Sequence[str]) -> list[str]:
+    def subscribe(self, symbols: Sequence[str], request: int = 1) -> list[str]:
         """One frame for 100 streams: at most five frames a second are taken."""
         return [
             compact({"method": "SUBSCRIBE", "params": [f"{each.lower()}@trade" for each in part], "id": number})
-            for number, part in enumerate(chunks(symbols, 100), 1)
+            for number, part in enumerate(chunks(symbols, self.symbols_a_request), request)
         ]
 
     def decode(self, frame: bytes) -> list[Event]:
@@ -105,8 +107,10 @@ class Binance(Venue):
             case "serverShutdown":
                 return [Closing("the server is about to stop")]
         if message.code is not None:
-            return [Refused(message.msg or f"error {message.code}")]
-        return [Acknowledged()] if bytes(message.id) else [Rejected("unknown_message", frame[:200])]
+            return [Refused(message.msg or f"error {message.code}", None, request_number(bytes(message.id)))]
+        if answered := bytes(message.id):
+            return [Acknowledged((), request_number(answered))]
+        return [Rejected("unknown_message", frame[:200])]
 
     def trades(self, frames: Sequence[bytes]) -> dict[str, Columns] | None:
         """Decode raw frames by C code alone."""

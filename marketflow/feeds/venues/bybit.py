@@ -25,6 +25,7 @@ from marketflow.feeds.venues.venue import (
     compact,
     each,
     number,
+    request_number,
 )
 
 
@@ -43,6 +44,7 @@ class _Message(msgspec.Struct, gc=False):
     op: str | None = None
     success: bool | None = None
     ret_msg: str = ""
+    req_id: str = ""
 
 
 class _Listing(msgspec.Struct):
@@ -75,15 +77,18 @@ class Bybit(Venue):
     url = "wss://stream.bybit.com/v5/public/spot"
     rest_url = "https://api.bybit.com"
     symbols_a_connection = 200
+    symbols_a_request = 10
+    refuses_whole_requests = True
     attempts = (100, 300.0)  # of 500 in 5 minutes
     ping = (20.0, '{"op":"ping"}')
     instruments_path = "/v5/market/instruments-info?category=spot"
     rest = BybitCalls()
 
-    def subscribe(self, symbols: Sequence[str]) -> list[str]:
+    def subscribe(self, symbols: Sequence[str], request: int = 1) -> list[str]:
         """At most ten symbols a frame are taken."""
         return [
-            compact({"op": "subscribe", "args": [_TOPIC + symbol for symbol in part]}) for part in chunks(symbols, 10)
+            compact({"req_id": str(number), "op": "subscribe", "args": [_TOPIC + symbol for symbol in part]})
+            for number, part in enumerate(chunks(symbols, self.symbols_a_request), request)
         ]
 
     def decode(self, frame: bytes) -> list[Event]:
@@ -98,9 +103,10 @@ class Bybit(Venue):
             return [Alive()]
         if message.op == "subscribe":
             if message.success:
-                return [Acknowledged()]
+                return [Acknowledged((), request_number(message.req_id.encode()))]
             _, found, symbol = message.ret_msg.partition(_TOPIC)
-            return [Refused(message.ret_msg or "refused", symbol if found else None)]
+            answered = request_number(message.req_id.encode())
+            return [Refused(message.ret_msg or "refused", symbol if found else None, answered)]
         return [Rejected("unknown_message", frame[:200])]
 
     def instruments(self, body: bytes) -> list[Instrument]:

@@ -66,15 +66,16 @@ class Coinbase(Venue):
     url = "wss://ws-feed.exchange.coinbase.com"
     rest_url = "https://api.exchange.coinbase.com"
     symbols_a_connection = 500
+    refuses_whole_requests = True
     attempts = (4, 1.0)  # of 8 a second
     instruments_path = "/products"
     rest = CoinbaseCalls()
 
-    def subscribe(self, symbols: Sequence[str]) -> list[str]:
+    def subscribe(self, symbols: Sequence[str], request: int = 1) -> list[str]:
         """Matches, and the heartbeats that prove that none is missing."""
         return [
             compact({"type": "subscribe", "product_ids": part, "channels": ["matches", "heartbeat"]})
-            for part in chunks(symbols, 100)
+            for part in chunks(symbols, self.symbols_a_request)
         ]
 
     def decode(self, frame: bytes) -> list[Event]:

@@ -79,11 +79,11 @@ class Kraken(Venue):
     instruments_path = "/0/public/AssetPairs"
     rest = KrakenCalls()
 
-    def subscribe(self, symbols: Sequence[str]) -> list[str]:
+    def subscribe(self, symbols: Sequence[str], request: int = 1) -> list[str]:
         """Without the last 50 trades, which would be counted again after each connection."""
         return [
             compact({"method": "subscribe", "params": {"channel": "trade", "symbol": part, "snapshot": False}})
-            for part in chunks(symbols, 100)
+            for part in chunks(symbols, self.symbols_a_request)
         ]
 
     def decode(self, frame: bytes) -> list[Event]:

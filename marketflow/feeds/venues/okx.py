@@ -81,11 +81,11 @@ class Okx(Venue):
     instruments_path = "/api/v5/public/instruments?instType=SPOT"
     rest = OkxCalls()
 
-    def subscribe(self, symbols: Sequence[str]) -> list[str]:
+    def subscribe(self, symbols: Sequence[str], request: int = 1) -> list[str]:
         """At most 100 a frame, well below 64 kB."""
         return [
             compact({"op": "subscribe", "args": [{"channel": "trades", "instId": symbol} for symbol in part]})
-            for part in chunks(symbols, 100)
+            for part in chunks(symbols, self.symbols_a_request)
         ]
 
     def decode(self, frame: bytes) -> list[Event]:

@@ -44,16 +44,21 @@ class Trade(msgspec.Struct, frozen=True, gc=False):
 
 
 class Acknowledged(NamedTuple):
-    """Subscriptions that the venue has confirmed; without symbols where it does not name them."""
+    """Subscriptions that the venue has confirmed; without symbols where it does not name them.
+
+    `request` is the number of the request, where it repeats that.
+    """
 
     symbols: tuple[str, ...] = ()
+    request: int | None = None
 
 
 class Refused(NamedTuple):
-    """A subscription that the venue refuses, in its words; the symbol where it is known."""
+    """A subscription that the venue refuses, in its words; the symbol and the number of the request where known."""
 
     text: str
     symbol: str | None = None
+    request: int | None = None
 
 
 class Alive(NamedTuple):
@@ -186,6 +191,12 @@ class Venue(ABC):
     url: ClassVar[str]
     rest_url: ClassVar[str]
     symbols_a_connection: ClassVar[int]
+    symbols_a_request: ClassVar[int] = 100
+    """In one frame that subscribes."""
+    requests_a_second: ClassVar[int] = 20
+    """That subscribe, on one connection."""
+    refuses_whole_requests: ClassVar[bool] = False
+    """Whether one bad symbol fails the others of its request."""
     attempts: ClassVar[tuple[int, float]]
     """How many connections may be begun in how many seconds, below what the venue allows to an address."""
     ping: ClassVar[tuple[float, str] | None] = None
@@ -198,8 +209,13 @@ class Venue(ABC):
     """What it gives by REST."""
 
     @abstractmethod
-    def subscribe(self, symbols: Sequence[str]) -> list[str]:
-        """The frames that subscribe to the trades of these symbols, within the venue's limits."""
+    def subscribe(self, symbols: Sequence[str], request: int = 1) -> list[str]:
+        """The frames that subscribe to the trades of these symbols, within the venue's limits.
+
+        Args:
+            symbols: the venue's names.
+            request: the number of the first of these requests, for venues whose answers repeat it.
+        """
 
     @abstractmethod
     def decode(self, frame: bytes) -> list[Event]:
@@ -246,6 +262,12 @@ def number(text: object) -> float:
 def are_valid(quantities: Sequence[float]) -> bool:
     """Whether all of at least one quantity can be traded: above zero, and finite."""
     return min(quantities) > 0 and sum(quantities) <= MAX_PRICE  # NaN is not less
+
+
+def request_number(raw: bytes) -> int | None:
+    """The number of a request that an answer repeats; None where there is none."""
+    digits = raw.strip(b'"')
+    return int(digits) if digits.isdigit() and len(digits) < 10 else None
 
 
 def unix_ms(text: str) -> int:

@@ -88,6 +88,7 @@ class VenueFeed:
                 budget,
                 monotonic,
                 self._on_refusal,
+                self._on_acceptance,
             )
             for part in parts
         )
@@ -163,6 +164,9 @@ class VenueFeed:
 
     def _on_refusal(self, symbol: str, text: str) -> None:
         self.refusals = {**self.refusals, symbol: text}
+
+    def _on_acceptance(self, symbol: str) -> None:
+        self.refusals = {each: text for each, text in self.refusals.items() if each != symbol}
 
     def _on_off_time(self, series: Series, line: object) -> None:
         """Have a trade fetched that was held up somewhere; one that is dated in another unit is no trade of then."""

@@ -98,7 +98,7 @@ def test_binance_frames_raw_and_wrapped() -> None:
     expected = Trade("BTCUSDT", 83034.29, 0.00062, 1790649901913, 6720857582, "sell")
     assert decoded("binance", trade) == [expected]
     assert decoded("binance", f'{{"stream":"btcusdt@trade","data":{trade}}}') == [expected]
-    assert decoded("binance", '{"result":null,"id":1}') == [Acknowledged()]
+    assert decoded("binance", '{"result":null,"id":1}') == [Acknowledged((), 1)]
     notice = '{"e":"serverShutdown","E":1770123456789}'
     assert isinstance(decoded("binance", notice)[0], Closing)
     assert isinstance(decoded("binance", f'{{"stream":"!serverShutdown","data":{notice}}}')[0], Closing)

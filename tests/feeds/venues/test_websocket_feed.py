@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import repeat
 
 import pytest
 from reactivex import abc
@@ -13,6 +14,7 @@ from websockets.sync.server import ServerConnection
 from marketflow.clock import milliseconds, system_clock
 from marketflow.feeds.backfill.rest_client import RestClient
 from marketflow.feeds.decoder import Decoder
+from marketflow.feeds.simulated.dialects import parsed
 from marketflow.feeds.simulated.rest_side import RestAnswer
 from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent
 from marketflow.feeds.venues import trade_ids
@@ -20,7 +22,7 @@ from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal, refusal_
 from marketflow.feeds.venues.registry import VENUES
 from marketflow.feeds.venues.trade_ids import MissingIds
 from marketflow.feeds.venues.venue import Trade
-from marketflow.feeds.venues.websocket import venue_connection
+from marketflow.feeds.venues.websocket import subscriptions, venue_connection
 from marketflow.feeds.venues.websocket_feed import VenueFeed
 from marketflow.model import Candles, FeedState, Mode
 from tests.support.servers import wait_until
@@ -325,3 +327,125 @@ def test_refused_symbol_is_reported_and_the_others_flow(venue: str, words: str) 
         wait_until(lambda: not [each for each in threading.enumerate() if each.name == f"feed-{venue}"])
         with receiver.subscribe():
             wait_until(lambda: not receiver.feed.refusals)
+
+
+def subscribed(server: VenueServer, connection: int = 0) -> list[list[str]]:
+    """The symbols of each subscription that a connection has sent."""
+    requests = (server.dialect.requested(parsed(text)) for text in server.received[connection])
+    return [symbols for symbols in requests if symbols]
+
+
+def test_subscription_without_an_answer_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscriptions, "ACK_SECONDS", 0.2)
+    monkeypatch.setattr(subscriptions, "TURN_SECONDS", 0.05)
+    with VenueServer("kraken", SYMBOLS, acknowledging=False) as server, receiving(server, "kraken") as receiver:
+        server.send(trade(server, 1))
+        wait_until(lambda: len(subscribed(server)) >= 3)
+        assert subscribed(server)[0] == ["BTC/USDT", "ETH/USDT"]
+        assert subscribed(server)[2] == ["ETH/USDT"]  # trades are an answer
+        server.acknowledging = True
+        server.acknowledge()
+        wait_until(lambda: not open_requests(receiver))
+        assert server.handshakes == 1
+
+
+def open_requests(receiver: Receiver) -> bool:
+    link = receiver.feed.connections[0].link
+    assert link is not None
+    return link.subscriptions.has_open
+
+
+def test_bad_symbol_of_a_request_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscriptions, "TURN_SECONDS", 0.05)
+    with VenueServer("bybit", SYMBOLS) as server:
+        server.known = {"ETHUSDT"}
+        with receiving(server, "bybit") as receiver:
+            wait_until(lambda: subscribed(server) == [["BTCUSDT", "ETHUSDT"], ["ETHUSDT"]])
+            assert [*receiver.feed.refusals] == ["BTCUSDT"]
+            server.send(trade(server, 1, "ETHUSDT"))
+            wait_until(lambda: receiver.ticks == 1)
+
+
+def test_heartbeat_that_names_missing_trades_subscribes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trade_ids, "GRACE_SECONDS", 0.1)
+    with VenueServer("coinbase", SYMBOLS) as server, receiving(server, "coinbase") as receiver:
+        wait_until(lambda: not open_requests(receiver))
+        server.send(trade(server, 5))
+        wait_until(lambda: receiver.ticks == 1)
+        server.send(server.dialect.beat("BTC-USDT", 5))
+        server.send(server.dialect.beat("BTC-USDT", 8))
+        threading.Event().wait(0.2)
+        assert len(subscribed(server)) == 1
+        server.send(server.dialect.beat("BTC-USDT", 8))
+        wait_until(lambda: subscribed(server)[1:] == [["BTC-USDT"]])
+
+
+def test_more_symbols_than_a_connection_takes_make_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(VENUES["okx"]), "symbols_a_connection", 1)
+    with VenueServer("okx", SYMBOLS) as server:
+        receiver = Receiver(server, "okx")
+        first, second = receiver.feed.connections
+        batches = receiver.batches.append
+        with first.batches().subscribe(batches, receiver.errors.append):
+            wait_until(server.has_subscriber)
+            assert receiver.feed.state == "connecting"  # the worst of both
+            with second.batches().subscribe(batches, receiver.errors.append):
+                wait_until(lambda: server.has_subscriber(2))
+                assert [subscribed(server, number) for number in (0, 1)] == [[["BTC-USDT"]], [["ETH-USDT"]]]
+                server.connections[0].send(trade(server, 1))
+                server.connections[1].send(trade(server, 1, "ETHUSDT"))
+                wait_until(lambda: receiver.ticks == 2)
+                assert receiver.feed.state == "connected"
+                server.connections[0].close(1012)
+                wait_until(lambda: receiver.errors)
+                server.connections[1].send(trade(server, 2, "ETHUSDT"))
+                wait_until(lambda: receiver.ticks == 3)
+                assert len(receiver.errors) == 1
+                assert receiver.feed.state == "connecting"
+
+
+def test_eleven_hundred_binance_streams_are_two_connections() -> None:
+    with VenueServer("binance", SYMBOLS) as server:
+        symbols = [f"S{number}USDT" for number in range(1_100)]
+        decoder = Decoder(Mode.LIVE, "binance", symbols, system_clock, 5_000, lambda *_: None)
+        budget = AttemptBudget(100, 60.0, time.monotonic)
+        native = {symbol: symbol for symbol in symbols}
+        feed = VenueFeed("binance", VENUES["binance"], symbols, native, decoder, 15.0, budget, server.url)
+        assert len(feed.connections) == 2
+        with feed.batches().subscribe(lambda _: None):
+            wait_until(
+                lambda: sum(map(len, map(all_symbols, range(len(server.received)), repeat(server)))) == 1_100, 20.0
+            )
+        assert sorted(len(all_symbols(number, server)) for number in (0, 1)) == [100, 1_000]
+
+
+def all_symbols(connection: int, server: VenueServer) -> list[str]:
+    return [symbol for symbols in subscribed(server, connection) for symbol in symbols]
+
+
+def test_first_trade_of_a_subscription_is_no_double_and_never_now() -> None:
+    with VenueServer("okx", SYMBOLS) as server, receiving(server, "okx") as receiver:
+        now = time.time_ns() // 1_000_000
+        native = server.dialect.native("BTCUSDT")
+        for number, at in ((7, now - 3 * 3_600_000), (8, now - 2_000), (8, now - 2_000), (9, now)):
+            server.send(server.dialect.trade(Trade(native, 100.0, 1.0, at, number, "buy")))
+        wait_until(lambda: receiver.ticks == 2)
+        times = {slot.start for batch in receiver.batches for slot in batch}
+        assert len(times) == 2
+        assert min(times) <= now - 1_900
+        assert receiver.decoder.rejected == {"stale": 1}
+        assert receiver.feed.doubles == 1
+
+
+def test_snapshot_replayed_on_reconnecting_counts_once() -> None:
+    with VenueServer("kraken", SYMBOLS) as server, receiving(server, "kraken") as receiver:
+        frames = [trade(server, number) for number in range(1, 53)]
+        server.send(*frames[:50])
+        wait_until(lambda: receiver.ticks == 50)
+        server.connections[0].close(1012)
+        wait_until(lambda: receiver.errors)
+        with receiver.subscribe():
+            wait_until(lambda: server.has_subscriber(2))
+            server.send(*frames[30:])
+            wait_until(lambda: receiver.ticks == 52)
+            assert receiver.feed.doubles == 20

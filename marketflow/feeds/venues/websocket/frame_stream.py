@@ -83,12 +83,13 @@ class FrameStream(WSListener):
     async def close(self) -> None:
         """Close the connection as a normal end, and await the venue's answer for a moment."""
         self._end("closed")
-        if not self._transport.is_disconnected:
+        if not (self._transport.is_disconnected or self._transport.is_close_frame_sent):
             self._transport.send_close()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_SECONDS):
-                    await self._transport.wait_disconnected()
-            self._transport.disconnect(False)
+        with suppress(TimeoutError, WSError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._transport.wait_disconnected()
+        self._transport.disconnect(False)
+        await asyncio.sleep(0)  # the loop closes the socket in its next round
 
     # Called by picows
 

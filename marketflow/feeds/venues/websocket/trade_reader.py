@@ -9,8 +9,19 @@ from loguru import logger
 from marketflow.feeds.decoder import Columns, Decoder, TradeLine
 from marketflow.feeds.tcp import decoding
 from marketflow.feeds.venues.trade_ids import TradeIds
-from marketflow.feeds.venues.venue import MAX_FRAME_BYTES, Alive, Closing, Event, Refused, Rejected, Trade, Venue
+from marketflow.feeds.venues.venue import (
+    MAX_FRAME_BYTES,
+    Acknowledged,
+    Alive,
+    Closing,
+    Event,
+    Refused,
+    Rejected,
+    Trade,
+    Venue,
+)
 from marketflow.feeds.venues.websocket.data_silence import DataSilence
+from marketflow.feeds.venues.websocket.subscriptions import Subscriptions
 from marketflow.model import Candles
 
 
@@ -24,7 +35,8 @@ class TradeReader:
         ids: which trades have been counted; shared likewise.
         silence: notices trades.
         emit: called with the candles of each read that has trades.
-        on_refusal: called with our symbol and the venue's words where it refuses a subscription.
+        native: the symbols that are expected, the venue's name of each of ours.
+        subscriptions: take notice of answers and trades.
     """
 
     def __init__(
@@ -35,19 +47,16 @@ class TradeReader:
         ids: TradeIds,
         silence: DataSilence,
         emit: Callable[[Candles], None],
-        on_refusal: Callable[[str, str], None],
+        native: Mapping[str, str],
+        subscriptions: Subscriptions,
     ) -> None:
-        self._on_refusal = on_refusal
         self._log = logger.bind(exchange=exchange)
         self._venue, self._decoder, self._ids = venue, decoder, ids
         self._silence, self._emit = silence, emit
-        self._ours: Mapping[str, str] = {}
+        self._ours = {theirs: ours for ours, theirs in native.items()}
+        self._subscriptions = subscriptions
         self.is_closing = False
         """Whether the venue has announced that it closes the connection."""
-
-    def expect(self, native: Mapping[str, str]) -> None:
-        """Take the trades of these symbols: the venue's name of each of ours."""
-        self._ours = {theirs: ours for ours, theirs in native.items()}
 
     def read(self, messages: Sequence[bytes]) -> None:
         """Emit the candles of messages, if there are any."""
@@ -65,6 +74,7 @@ class TradeReader:
         trades = self._venue.trades(messages)
         if trades is None or not self._ours.keys() >= trades.keys():
             return None
+        self._subscriptions.on_trades(trades)
         new: dict[str, Columns] = {}
         for symbol, columns in trades.items():
             ours = self._ours[symbol]
@@ -96,6 +106,7 @@ class TradeReader:
             if (ours := self._ours.get(trade.symbol)) is None:
                 self._decoder.reject("unknown_symbol", trade.symbol)
             else:
+                self._subscriptions.on_trades((trade.symbol,))
                 by_symbol[ours].append(_line(ours, trade))
         counting = ((ours, self._ids.new_of(ours, lines)) for ours, lines in by_symbol.items())
         return {ours: Columns.of(lines) for ours, lines in counting if lines}
@@ -104,17 +115,21 @@ class TradeReader:
         match event:
             case Rejected():
                 self._decoder.reject(event.reason, event.example)
+            case Acknowledged():
+                self._subscriptions.on_answer(event)
             case Refused():
                 self._log.warning("the venue refuses a subscription: {}", event.text)
-                if (refused := self._ours.get(event.symbol or "")) is not None:
-                    self._on_refusal(refused, event.text)
+                self._subscriptions.on_answer(event)
             case Closing():
                 self.is_closing = True
                 self._log.info("the venue is about to close the connection: {}", event.text)
             case Alive() if event.newest_id is not None and (ours := self._ours.get(event.symbol or "")) is not None:
-                self._ids.note_newest(ours, event.newest_id)
+                before = self._ids.newest(ours)
                 if self._ids.has(ours, event.newest_id):
                     self._silence.on_proof()
+                self._ids.note_newest(ours, event.newest_id)
+                if self._ids.newest(ours) != before:  # trades are missing, and not only late
+                    self._subscriptions.ask_again(event.symbol or "")
 
 
 def _line(symbol: str, trade: Trade) -> TradeLine:

@@ -27,6 +27,7 @@ from marketflow.feeds.venues.trade_ids import TradeIds
 from marketflow.feeds.venues.venue import Venue
 from marketflow.feeds.venues.websocket.data_silence import DataSilence
 from marketflow.feeds.venues.websocket.frame_stream import FrameStream, on_daemon_thread, open_stream
+from marketflow.feeds.venues.websocket.subscriptions import Subscriptions
 from marketflow.feeds.venues.websocket.trade_reader import TradeReader
 from marketflow.model import Candles, FeedState
 from marketflow.text import without_secrets
@@ -59,6 +60,7 @@ class VenueConnection:
         budget: of connections, shared by all feeds of the venue.
         monotonic: measures silence, in seconds.
         on_refusal: called with our symbol and the venue's words where it refuses a subscription.
+        on_acceptance: called with a symbol of ours that was refused and is subscribed now.
     """
 
     def __init__(
@@ -73,8 +75,9 @@ class VenueConnection:
         budget: AttemptBudget,
         monotonic: Callable[[], float] = time.monotonic,
         on_refusal: Callable[[str, str], None] = lambda symbol, text: None,
+        on_acceptance: Callable[[str], None] = lambda symbol: None,
     ) -> None:
-        self._on_refusal = on_refusal
+        self._on_refusal, self._on_acceptance = on_refusal, on_acceptance
         self.exchange = exchange
         self.place = without_secrets(url)
         self._url = url
@@ -88,6 +91,8 @@ class VenueConnection:
         self.record: Record | None = None
         """Takes the messages that are received."""
         self._attempt: _Attempt | None = None
+        self.link: _Link | None = None
+        """The WebSocket in use, the newest one."""
         self._stopped = False
         self._not_before = 0.0
 
@@ -166,11 +171,20 @@ class VenueConnection:
         await asyncio.sleep(max(self.pause_seconds, self._budget.take()))
         try:
             names = await on_daemon_thread(self._look_up)
-            reader = TradeReader(
-                self.exchange, self._venue, self._decoder, self._ids, self._silence, emit, self._on_refusal
+            ours = {theirs: each for each, theirs in names.native.items()}
+            subscriptions = Subscriptions(
+                self._venue,
+                ours,
+                self._monotonic,
+                lambda symbol, text: self._on_refusal(ours[symbol], text),
+                lambda symbol: self._on_acceptance(ours[symbol]),
             )
-            link = _Link(self._venue, reader, self._silence, self._monotonic, self.record)
-            await link.open(self._url, names)
+            reader = TradeReader(
+                self.exchange, self._venue, self._decoder, self._ids, self._silence, emit, names.native, subscriptions
+            )
+            link = _Link(self._venue, reader, subscriptions, self._silence, self._monotonic, self.record)
+            await link.open(self._url, has_absent=bool(names.absent))
+            self.link = link
         except VenueRefusal as refusal:
             self._not_before = self._monotonic() + refusal.pause_seconds
             raise
@@ -238,10 +252,12 @@ class _Link:
         self,
         venue: Venue,
         reader: TradeReader,
+        subscriptions: Subscriptions,
         silence: DataSilence,
         monotonic: Callable[[], float],
         record: Record | None,
     ) -> None:
+        self.subscriptions = subscriptions
         self._venue, self._reader, self._silence, self._monotonic = venue, reader, silence, monotonic
         self._record = record
         self._frame_at = self._pinged_at = monotonic()
@@ -249,23 +265,21 @@ class _Link:
         self._woken = asyncio.Event()
         self._stream: FrameStream
 
-    async def open(self, url: str, names: Names) -> None:
+    async def open(self, url: str, has_absent: bool) -> None:
         """Connect and subscribe.
 
         Raises:
             OSError: as of `open_stream`.
         """
-        self._reader.expect(names.native)
         self._stream = await open_stream(url, self._on_messages)
         self._stream.closed.add_done_callback(lambda _: self._woken.set())
         now = self._frame_at = self._pinged_at = self._monotonic()
         self._silence.begin()
         if self._venue.lifetime_seconds is not None:
             self._ends_at = now + self._venue.lifetime_seconds
-        if names.absent:
+        if has_absent:
             self._look_again_at = now + LOOK_AGAIN_SECONDS
-        for frame in self._venue.subscribe([*names.native.values()]):
-            self._stream.send(frame)
+        self._subscribe()
 
     async def close(self) -> None:
         """Close the connection."""
@@ -307,8 +321,12 @@ class _Link:
         if self._record is not None:
             self._record(messages)
         self._reader.read(messages)
-        if self._reader.is_closing:
+        if self._reader.is_closing or self.subscriptions.has_urgent:
             self._woken.set()
+
+    def _subscribe(self) -> None:
+        for frame in self.subscriptions.due():
+            self._stream.send(frame)
 
     def _check_closed(self) -> None:
         if self._stream.closed.done():
@@ -317,6 +335,7 @@ class _Link:
     def _next_duty(self) -> float:
         """When something is due without a message."""
         due = [self._frame_at + FRAME_SILENCE_SECONDS, self._silence.ends_at, self._look_again_at, self._ends_at]
+        due.append(self.subscriptions.next_at)
         if self._venue.ping is not None:
             due.append(max(self._frame_at, self._pinged_at) + self._venue.ping[0])
         return min(due)
@@ -331,5 +350,6 @@ class _Link:
         if self._venue.ping is not None and now >= max(self._frame_at, self._pinged_at) + self._venue.ping[0]:
             self._pinged_at = now
             self._stream.send(self._venue.ping[1])
+        self._subscribe()
         if now >= self._look_again_at:
             raise ConnectionLost("connecting again, to look for the symbols that were absent")
