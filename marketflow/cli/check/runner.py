@@ -48,7 +48,7 @@ def _feed_check(exchange: ExchangeSettings, settings: Settings, needed: bool) ->
         return exchange_check(exchange, settings.symbols, settings.flow, needed)
     from marketflow.cli.check.venue_checks import venue_check  # lazily: without venues no client of theirs is needed
 
-    return venue_check(exchange, settings.symbols, settings.flow, needed)
+    return venue_check(exchange, settings.symbols, settings.flow, needed, settings.history_ms(exchange))
 
 
 def run_concurrently(checks: Sequence[Check], seconds: float) -> list[CheckResult]:

@@ -1,10 +1,11 @@
-"""Health check of a venue: its clock and list of instruments by REST, and the first messages over the WebSocket.
+"""Health check of a venue: its clock, instruments and minutes by REST, and the first messages over the WebSocket.
 
 By the same client and protocol as the server uses. A refusal is shown in the words of `refusal_of`, with the venue's
 own: 451 where a venue refuses a location.
 """
 
 import asyncio
+import math
 import socket
 import time
 from collections import Counter
@@ -13,11 +14,13 @@ from contextlib import closing
 
 from marketflow.cli.check.check_result import Check, CheckResult, CheckState, seconds_text
 from marketflow.feeds.backfill.rest_client import RestClient
+from marketflow.feeds.backfill.venue_candles import candles_between
 from marketflow.feeds.venues.instruments import Names, look_up
 from marketflow.feeds.venues.limits import VenueRefusal
 from marketflow.feeds.venues.registry import VENUES
 from marketflow.feeds.venues.venue import Refused, Trade, Venue
 from marketflow.feeds.venues.websocket.frame_stream import open_stream
+from marketflow.model import MINUTE_MS, minute_start
 from marketflow.settings import ExchangeSettings, FlowSettings
 from marketflow.text import without_secrets
 
@@ -27,6 +30,9 @@ LISTEN_SECONDS = 3.0
 SAMPLE_SECONDS = 0.5
 """How long to go on after the first trade."""
 
+SAMPLE_MS = 5 * MINUTE_MS
+"""Minutes that are asked for to see whether the venue gives any."""
+
 MOST_NAMES = 20
 """Symbols that are listed at most."""
 
@@ -34,16 +40,28 @@ _REACH = "check network and proxy (HTTPS_PROXY), and the addresses in exchanges"
 _ELSEWHERE = "go through a permitted location by a proxy (HTTPS_PROXY), or take another venue"
 
 
-def venue_check(exchange: ExchangeSettings, symbols: Sequence[str], flow: FlowSettings, needed: bool) -> Check:
-    """Return the check of one venue. Faults are hints unless it is `needed`, which it is in live mode."""
-    check = _VenueCheck(exchange, symbols, flow, needed)
+def venue_check(
+    exchange: ExchangeSettings, symbols: Sequence[str], flow: FlowSettings, needed: bool, history_ms: int = 0
+) -> Check:
+    """Return the check of one venue.
+
+    Args:
+        exchange: which.
+        symbols: what is taken from it.
+        flow: has the allowed clock skew.
+        needed: whether faults are more than hints, as in live mode.
+        history_ms: how far back its minutes are fetched.
+    """
+    check = _VenueCheck(exchange, symbols, flow, needed, history_ms)
     return Check(f"venue {exchange.name}", check.url, check.run)
 
 
 class _VenueCheck:
     """Checks one venue."""
 
-    def __init__(self, exchange: ExchangeSettings, symbols: Sequence[str], flow: FlowSettings, needed: bool) -> None:
+    def __init__(
+        self, exchange: ExchangeSettings, symbols: Sequence[str], flow: FlowSettings, needed: bool, history_ms: int
+    ) -> None:
         self._venue = VENUES[exchange.venue]
         self._name = exchange.name
         self._symbols = list(exchange.symbols or symbols)
@@ -52,10 +70,11 @@ class _VenueCheck:
         self._rest_url = exchange.rest_url
         self._flow = flow
         self._needed = needed
+        self._history_ms = history_ms
         self.url = without_secrets(self._url)
 
     def run(self) -> list[CheckResult]:
-        """Return the results: REST, symbols, stream; what cannot be tried after a failure is left out."""
+        """Return the results: REST, symbols, history, stream; what cannot be tried after a failure is left out."""
         with closing(RestClient(self._venue, self._rest_url)) as client:
             results = [self._clock(client)]
             if results[0].state in (CheckState.FAILED, CheckState.HINT):
@@ -65,6 +84,8 @@ class _VenueCheck:
             except OSError as error:
                 return [*results, self._failed("symbols", client.place, error)]
             results.append(self._names(client.place, names))
+            if names.rest and self._history_ms:
+                results.append(self._history(client, names))
             return [*results, self._stream([*names.native.values()])] if names.native else results
 
     def _clock(self, client: RestClient) -> CheckResult:
@@ -92,6 +113,21 @@ class _VenueCheck:
         advice = "remove them from symbols, or name them as the venue does in exchanges[].symbols" if absent else ""
         state = CheckState.OK if not absent else CheckState.WARNING if names.native else CheckState.FAILED
         return self._result("symbols", place, state, "; ".join(found), advice)
+
+    def _history(self, client: RestClient, names: Names) -> CheckResult:
+        """Ask for the last minutes of one symbol, and say how much there is to fetch at the first start."""
+        until = minute_start(client.now_ms)
+        try:
+            candles_between(client, next(iter(names.rest.values())), until - SAMPLE_MS, until, client.now_ms)
+        except OSError as error:
+            return self._failed("history", client.place, error)
+        rest, wanted_ms = self._venue.rest, self._history_ms
+        given_ms = wanted_ms if rest.candles_kept_ms is None else min(wanted_ms, rest.candles_kept_ms)
+        calls = len(names.rest) * math.ceil(given_ms / (rest.candles_a_call * MINUTE_MS))
+        text = f"gives minutes; those of the last {_hours(given_ms)} are {calls} call{'s' if calls > 1 else ''}"
+        if given_ms < wanted_ms:
+            text += f"; of the {_hours(wanted_ms)} that history asks for it gives no more"
+        return self._result("history", client.place, CheckState.OK, text)
 
     def _stream(self, native: Sequence[str]) -> CheckResult:
         """Connect, subscribe to these symbols of the venue, and wait for messages; without symbols only connect."""
@@ -185,6 +221,11 @@ class _Heard:
                         self._trades[event.symbol] += event.count
                 elif isinstance(event, Refused):
                     self._refusals.append(event.text)
+
+
+def _hours(ms: int) -> str:
+    """A time in hours, or in days from two of them on."""
+    return f"{ms / 86_400_000:g} days" if ms >= 2 * 86_400_000 else f"{ms / 3_600_000:g} h"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ the venue opens a candle at the close of the one before (Bybit), the open is not
 are those of the trades, or of the trades and that price.
 """
 
-from marketflow.model import Candle, VenueValues
+from marketflow.model import Candle, VenueValues, rounded
 
 ROUNDING = 0.5e-8
 """By how much an amount may differ for each rounding: venues say amounts with eight digits or more."""
@@ -45,8 +45,8 @@ def difference_text(ours: Candle, theirs: VenueValues, names: list[str]) -> str:
         ours.high,
         ours.low,
         ours.close,
-        None if amounts is None else amounts.volume,
-        None if amounts is None else amounts.turnover,
+        None if amounts is None else rounded(amounts.volume),
+        None if amounts is None or amounts.turnover is None else rounded(amounts.turnover),
         ours.ticks,
     )
     return ", ".join(f"{name} {getattr(values, name)} instead of {getattr(theirs, name)}" for name in names)

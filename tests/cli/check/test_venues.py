@@ -26,11 +26,13 @@ def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(venue_checks, "SAMPLE_SECONDS", 0.2)
 
 
-def look(server: VenueServer, venue: str, needed: bool = True, path: str = "") -> dict[str, CheckResult]:
+def look(
+    server: VenueServer, venue: str, needed: bool = True, path: str = "", history_ms: int = 0
+) -> dict[str, CheckResult]:
     settings = ExchangeSettings(
         name="mine", venue=cast("VenueName", venue), url=f"{server.url}{path}", rest_url=server.rest_url
     )
-    results = venue_checks.venue_check(settings, SYMBOLS, FlowSettings(), needed).run()
+    results = venue_checks.venue_check(settings, SYMBOLS, FlowSettings(), needed, history_ms).run()
     return {result.what.removeprefix("venue mine "): result for result in results}
 
 
@@ -58,6 +60,33 @@ def test_healthy_venue_is_ok_in_all_three_ways(venue: str) -> None:
     assert "BTCUSDT as " in found["symbols"].found
     assert "2 trades" in found["stream"].found
     assert found["stream"].where == server.url
+
+
+@pytest.mark.parametrize(
+    ("venue", "hours", "expected"),
+    [
+        ("binance", 24, "gives minutes; those of the last 24 h are 4 calls"),
+        ("okx", 24 * 365, "gives minutes; those of the last 365 days are 3504 calls"),
+        ("kraken", 24, "the last 12 h are 2 calls; of the 24 h that history asks for it gives no more"),
+    ],
+)
+def test_history_of_a_venue_is_tried_and_counted(venue: str, hours: int, expected: str) -> None:
+    with trading(venue) as server:
+        found = look(server, venue, history_ms=hours * 3_600_000)
+    assert [*found] == ["REST", "symbols", "history", "stream"]
+    assert found["history"].state is CheckState.OK
+    assert expected in found["history"].found
+
+
+def test_venue_that_gives_no_minutes_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    with trading("binance") as server:
+        answer = server.rest.answer
+        refusal = RestAnswer(b'{"code":-1121,"msg":"Invalid symbol."}', 400)
+        monkeypatch.setattr(server.rest, "answer", lambda path: refusal if "klines" in path else answer(path))
+        found = look(server, "binance", history_ms=3_600_000)
+    assert found["history"].state is CheckState.FAILED
+    assert "400" in found["history"].found
+    assert found["stream"].state is CheckState.OK
 
 
 def test_wrong_clock_is_a_warning() -> None:
@@ -163,4 +192,4 @@ def test_slow_venue_has_more_time_than_other_checks(tmp_path: Path, monkeypatch:
         given = {"mode": "live", "symbols": [*SYMBOLS], "exchanges": [exchange], "data_dir": str(tmp_path), **stores}
         results = runner.run_checks(load(None, given))
     found = {result.what: result.state for result in results if result.what.startswith("venue")}
-    assert found == {f"venue mine {part}": CheckState.OK for part in ("REST", "symbols", "stream")}
+    assert found == {f"venue mine {part}": CheckState.OK for part in ("REST", "symbols", "history", "stream")}
