@@ -30,7 +30,7 @@ MAX_UNSENT_BYTES = 4 << 20
 """A subscriber that does not read is cut off when so much is buffered for it, as venues do."""
 
 MINUTES_BEFORE = 5
-MOST_TRADES_BEFORE = 50_000
+MOST_TRADES_BEFORE = 100_000
 """There are trades of the minutes before the start, as at every venue, up to this number."""
 
 BACKLOG_BYTES = 1 << 20
