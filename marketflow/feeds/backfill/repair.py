@@ -145,7 +145,7 @@ class _Job:
 
     series: Series
     starts: list[int]
-    """Ascending; the last one is made first, once it is over."""
+    """Ascending; of those that are over the last one is made first."""
     hole: Hole | None = None
     """Its row; None where it is no hole, but a start, or only a hint of one."""
     gaps: list[MissingIds] = field(default_factory=list)
@@ -257,11 +257,9 @@ class Repairs:
             return Step({}, IDLE_SECONDS)
         self._find_jobs()
         self._keep_marks()
-        now, now_ms = self._monotonic(), self._now_ms()
-        due = [job for job in self._jobs if now >= job.not_before and self._is_due(job, now_ms)]
-        if not due or now < self._not_before:
+        if (due := self._next()) is None:
             return Step({}, IDLE_SECONDS)
-        return Step(self._work(max(due, key=lambda job: job.starts[-1])), 0.0)
+        return Step(self._work(*due), 0.0)
 
     # What is to be done
 
@@ -310,7 +308,7 @@ class Repairs:
         else:
             return
         last = minute_start(until)
-        since = max(self._beginning.pop(symbol), last - MOST_MINUTES * MINUTE_MS)
+        since = min(last, max(self._beginning.pop(symbol), last - MOST_MINUTES * MINUTE_MS))
         starts = [*range(since, last + 1, MINUTE_MS)]
         self._jobs.append(_Job(self._of(symbol), starts, is_hint=not self._is_fillable))
 
@@ -361,16 +359,28 @@ class Repairs:
         elif hole is None and not job.is_hint:
             self._put(job, HoleState.OPEN)
 
-    def _is_due(self, job: _Job, now_ms: int) -> bool:
-        settle = CANDLE_SETTLE_MS if job.is_hint else SETTLE_MS
-        return now_ms >= job.starts[-1] + MINUTE_MS + settle and job.series.symbol in self._feed.rest_names
+    def _next(self) -> tuple[_Job, int] | None:
+        """The newest minute that is over, of the jobs that need not wait; None if nothing is to be done now."""
+        now, names = self._monotonic(), self._feed.rest_names
+        if now < self._not_before:
+            return None
+        over_ms = self._now_ms() - MINUTE_MS
+        found: tuple[_Job, int] | None = None
+        for job in self._jobs:
+            until = over_ms - (CANDLE_SETTLE_MS if job.is_hint else SETTLE_MS)
+            at = bisect_right(job.starts, until)
+            if at and now >= job.not_before and job.series.symbol in names:
+                start = job.starts[at - 1]
+                if found is None or start > found[1]:
+                    found = job, start
+        return found
 
     # How it is done
 
-    def _work(self, job: _Job) -> Candles:
-        """Make the last minute of a job again, and take it off."""
+    def _work(self, job: _Job, start: int) -> Candles:
+        """Make a minute of a job again, and take it off."""
         job.is_touched = True
-        start, name = job.starts[-1], self._feed.rest_names[job.series.symbol]
+        name = self._feed.rest_names[job.series.symbol]
         try:
             made = self._compare(job, start, name) if job.is_hint else self._make(job, start, name)
         except NotFillable as error:
@@ -381,7 +391,7 @@ class Repairs:
             return {}
         job.failures = self._failures = 0
         self._outage.over(job.series.symbol)
-        job.starts.pop()
+        job.starts.remove(start)
         if not job.is_hint and job.gaps and len(job.gaps) < MOST_GAPS and job.remaining <= 0:
             job.starts.clear()  # nothing is missing any more
         if not job.starts:

@@ -354,12 +354,27 @@ def test_downtime_is_made_again_from_the_mark_on(world: World) -> None:
     assert world.made() == world.expected(*starts)
 
 
+def test_minute_that_is_over_does_not_wait_for_the_running_one(world: World) -> None:
+    begun(world)
+    world.trade(10)
+    world.steps(20)
+    world.trade(10)
+    killed_at = world.now
+    world.now = minute_start(world.now) + MINUTE_MS + 6_000
+    world.restart(newest_at=killed_at)
+    world.trade(3)
+    world.steps(1)
+    assert world.made() == world.expected(minute_start(killed_at))
+    world.to_next_minute()
+    assert world.made() == world.expected(minute_start(killed_at), minute_start(killed_at) + MINUTE_MS)
+
+
 def test_minute_is_made_again_by_the_run_after_a_run_that_was_too_short(world: World) -> None:
     begun(world)
     world.trade(10)
     world.steps(11)
     mark, killed_at = world.marks.until[SYMBOL], world.now
-    for _ in range(12):  # seconds each, over the end of the minute: none lives until a minute may be made
+    for _ in range(12):  # seconds each, over the end of the minute: none lives until what it makes is stored
         world.trade(30)
         world.restart(newest_at=killed_at)
         world.trade(10)
@@ -367,6 +382,8 @@ def test_minute_is_made_again_by_the_run_after_a_run_that_was_too_short(world: W
         killed_at = world.now
     assert minute_start(world.now) > mark
     assert world.marks.until[SYMBOL] == mark
+    world.restart(newest_at=killed_at)
+    world.trade(1)
     world.to_next_minute()
     assert set(world.made()) == {Slot(world.series, start) for start in range(mark, world.now - 60_000, MINUTE_MS)}
     assert world.made() == world.expected(*(slot.start for slot in world.made()))
