@@ -71,10 +71,10 @@ export class Candles {
     const received = await this.#ask(from === undefined ? { limit: FIRST } : { from, limit: MORE }, signal);
     if (from === undefined) this.complete &&= received.length < FIRST;
     else if (received.length === MORE) return null;
-    const known = new Map(this.all.slice(-MORE).map((candle) => [candle.at, JSON.stringify(candle)]));
+    const known = new Map(this.all.slice(-MORE).map((candle) => [candle.at, candle]));
     return received
       .map((candle) => this.#withTicks(candle))
-      .filter((candle) => known.get(candle.at) !== JSON.stringify(candle))
+      .filter((candle) => JSON.stringify(known.get(candle.at)) !== JSON.stringify(candle))
       .map((candle) => this.#put(candle));
   }
 

@@ -10,6 +10,9 @@ const DAY_MS = 24 * HOUR_MS;
 
 const PAUSE_MS = 10_000;
 
+/** A first candle that opens later than this after the beginning is said to be where the figures begin. */
+const LATE_MS = 10 * MINUTE_MS;
+
 const NAMES = ["volume", "turnover", "vwap"];
 
 /** @typedef {{volume: number | null, turnover: number | null, vwap: number | null, from: number, to: number, candles: number}} Traded */
@@ -81,7 +84,8 @@ export class DayVolume {
       sayTime(/** @type {HTMLElement} */ (place), shown[name], shown[name] === "–" ? unknown : "");
     }
     const note = byId("traded-from");
-    if (traded === null || traded.volume === null) sayTime(note, "", "");
+    const whole = traded !== null && traded.to - traded.from > DAY_MS - LATE_MS;
+    if (traded === null || traded.volume === null || whole) sayTime(note, "", "");
     else sayTime(note, `since ${minute(traded.from)}`, `${utc(traded.from)} to ${utc(traded.to)}`);
   }
 }

@@ -103,8 +103,9 @@ const SHAPES = {
   },
   /** @param {CanvasRenderingContext2D} context @param {string} colour */
   filled(context, colour) {
-    SHAPES.incomplete(context, colour);
     context.fillStyle = colour;
+    context.beginPath();
+    for (const [x, y] of [[-1, 0], [0, -1], [1, 0], [0, 1]]) context.lineTo(1.3 * SIZE * x, 1.3 * SIZE * y);
     context.fill();
   },
 };
