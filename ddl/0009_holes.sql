@@ -1,9 +1,10 @@
 -- Holes: trades of a series that were not received, found by the venue's ids, and what became of them.
 --
 -- One row for each hole: the trades with ids above `after_id` and below `before_id`, both of which were received, at
--- `from_time` and `to_time`. It is open until its trades are had from the venue (filled), the venue has none with these
--- ids (absent), or they cannot be had any more (given_up); `reason` says why in words. `from_time` is the event time of
--- the trade before the hole, so the candles that lack something are those of the minutes from `from_time` to `to_time`.
+-- `from_time` and `to_time`. It is open until its trades are fetched from the venue (filled), the venue has none with
+-- these ids (absent), or they cannot be fetched any more (given_up); `reason` says why in words. `from_time` is the
+-- event time of the trade before the hole, so the candles that lack something are those of the minutes from `from_time`
+-- to `to_time`.
 --
 -- Ids are of any size, and begin anew where a venue lists a pair again: a later hole then replaces an earlier one with
 -- the same `after_id`, whose candles are long corrected or not.

@@ -53,7 +53,7 @@ class FeedState(StrEnum):
 
 
 class HoleState(StrEnum):
-    """What became of a hole: `absent` at the venue, or `given_up` because its trades cannot be had any more."""
+    """What became of a hole: `absent` at the venue, or `given_up` because its trades cannot be fetched any more."""
 
     OPEN = "open"
     FILLED = "filled"

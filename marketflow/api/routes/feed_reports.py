@@ -1,4 +1,4 @@
-"""/feeds: how the feed of each exchange and each series is; /holes: trades that are missing."""
+"""/feeds: state, delay and rate of each feed and series; /holes: trades that are missing."""
 
 from typing import Annotated
 
@@ -116,7 +116,7 @@ class HoleAnswer(msgspec.Struct, frozen=True, rename={"since": "from", "until": 
         HoleState,
         Meta(
             description="`open`: to be filled; `filled`; `absent`: the venue has no trades with these ids; `given_up`: "
-            "they cannot be had any more."
+            "they cannot be fetched any more."
         ),
     ]
     reason: Annotated[str, Meta(description="Why, in words.")]
@@ -131,7 +131,7 @@ class HolesAnswer(msgspec.Struct, frozen=True):
     holes: list[HoleAnswer]
 
 
-_FEEDS = Tag("feeds", "How the feeds are, and what they lack.")
+_FEEDS = Tag("feeds", "State of the feeds, and trades that are missing.")
 
 
 def feed_operations() -> list[Operation]:
