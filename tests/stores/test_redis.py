@@ -467,6 +467,30 @@ def test_earlier_archive_mark_stands_until_backlog_is_read(cache: RedisWriter, c
     assert client.get(keys.ARCHIVED_KEY) == str(MINUTE).encode()
 
 
+# Until when trades are complete
+
+
+def test_times_of_completeness_are_read_by_the_next_run(cache: RedisWriter, redis_db: RedisServer) -> None:
+    assert cache.complete_until("binance") == {}
+    cache.put_complete_until("binance", {"BTCUSDT": MINUTE, "ETHUSDT": 5})
+    cache.put_complete_until("kraken", {"BTCUSDT": 7})
+    with cache_at(keywords(redis_db), recovered=False) as next_run:
+        assert next_run.complete_until("binance") == {"BTCUSDT": MINUTE, "ETHUSDT": 5}
+        assert next_run.complete_until("kraken") == {"BTCUSDT": 7}
+        with pytest.raises(Unavailable):
+            next_run.put_complete_until("kraken", {})  # it may lack what was written before
+
+
+@pytest.mark.parametrize("value", [b"", b"[]", b"x", b'{"BTCUSDT":"5"}'])
+def test_times_of_completeness_that_are_none_are_skipped(
+    cache: RedisWriter, client: "redis.Redis", value: bytes
+) -> None:
+    client.set(keys.complete_key("binance"), value)
+    assert cache.complete_until("binance") == {}
+    cache.put_complete_until("binance", {"BTCUSDT": MINUTE})
+    assert client.pttl(keys.complete_key("binance")) > 0
+
+
 # What the cache lacks
 
 
