@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from operator import attrgetter
 from typing import Protocol, TypeVar
 
@@ -265,7 +266,7 @@ class TradeIds:
     def _is_new(self, symbol: str, number: int, at: int, count: int, is_dated: bool) -> bool:
         known = self._symbols.get(symbol)
         if known is None:
-            if at <= self._counted_until.get(symbol, -1):
+            if at <= self._counted_until.get(symbol, -inf):
                 return False
             known = self._symbols[symbol] = _Symbol(number, at)
             known.gaps.append(_Gap(number - BEFORE_FIRST, number - count, at, at, 0.0, True))  # counts, but is no hole
@@ -294,7 +295,7 @@ class TradeIds:
 
     def _fills_gap(self, symbol: str, known: _Symbol, number: int, at: int, count: int) -> bool:
         gap = next((each for each in reversed(known.gaps) if each.first <= number <= each.last), None)
-        if gap is None or at <= self._counted_until.get(symbol, -1):
+        if gap is None or at <= self._counted_until.get(symbol, -inf):
             return False
         known.run = 0
         known.newest_at = max(known.newest_at, at)

@@ -12,8 +12,7 @@ from websockets.sync.server import ServerConnection
 from marketflow.clock import system_clock
 from marketflow.feeds.backfill.rest_client import RestClient
 from marketflow.feeds.decoder import Decoder
-from marketflow.feeds.simulated.dialects import DIALECTS, parsed
-from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent
+from marketflow.feeds.tcp import ConnectionSilent
 from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal
 from marketflow.feeds.venues.registry import VENUES
 from marketflow.feeds.venues.websocket import venue_connection
@@ -236,55 +235,3 @@ def test_refusal_with_a_page_says_whether_place_or_address(status: int, body: by
         assert isinstance(error, VenueRefusal)
         assert str(error) == words
         assert error.pause_seconds >= 30
-
-
-def test_snapshot_of_a_new_connection_adds_only_the_new_trades() -> None:
-    with VenueServer("kraken", SYMBOLS) as server, receiving(server, "kraken") as receiver:
-        made = [server.make(number) for number in range(1, 53)]
-        server.send(*server.dialect.trades(made[:50]))
-        wait_until(lambda: receiver.ticks == 50)
-        server.close(1001)
-        wait_until(lambda: isinstance(receiver.errors[-1] if receiver.errors else None, ConnectionLost))
-        with receiver.subscribe():
-            wait_until(lambda: server.has_subscriber(2))
-            (snapshot,) = server.dialect.trades(made[30:])
-            assert '"update"' in snapshot
-            server.send(snapshot.replace('"update"', '"snapshot"'))
-            wait_until(lambda: receiver.ticks == 52)
-        assert receiver.feed.doubles == 20
-
-
-# Limits of subscriptions
-
-
-def test_1100_binance_streams_take_two_connections() -> None:
-    symbols = [f"S{number}USDT" for number in range(1_100)]
-    with VenueServer("binance", symbols) as server:
-        decoder = Decoder(Mode.LIVE, "binance", symbols, system_clock, 5_000, lambda *_: None)
-        budget = AttemptBudget(100, 60.0, time.monotonic)
-        rest = RestClient(VENUES["binance"], server.rest_url)
-        feed = VenueFeed("binance", VENUES["binance"], symbols, {}, decoder, 15.0, budget, server.url, rest)
-
-        def subscribed() -> list[list[str]]:
-            return [
-                [symbol for text in messages for symbol in server.dialect.requested(parsed(text))]
-                for messages in server.received
-            ]
-
-        with feed.batches().subscribe():
-            wait_until(lambda: sum(map(len, subscribed())) == len(symbols))
-            first, second = subscribed()
-        assert max(len(first), len(second)) <= 1_024
-        assert sorted(first + second) == sorted(symbols)
-
-
-@pytest.mark.parametrize("venue", VENUES)
-def test_subscriptions_stay_below_the_venue_s_size(venue: str) -> None:
-    """OKX takes 64 KB in all of a request, Bybit 21,000 characters of arguments a connection."""
-    most = VENUES[venue].symbols_a_connection
-    frames = VENUES[venue].subscribe([DIALECTS[venue].native(f"LONGNAME{number}USDT") for number in range(most)])
-    assert max(map(len, frames)) < 64 * 1024
-    if venue == "bybit":
-        assert sum(len("".join(parsed(frame)["args"])) for frame in frames) <= 21_000
-    if venue == "okx":
-        assert sum(map(len, frames)) <= 64 * 1024
