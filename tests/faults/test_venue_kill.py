@@ -1,11 +1,10 @@
 """MarketFlow on a venue, killed again and again: the venue's trades by REST make every minute exact."""
 
 import random
-import signal
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
@@ -17,7 +16,6 @@ from websockets.exceptions import ConnectionClosed
 
 from marketflow.feeds.venues.venue import Side, Trade
 from marketflow.model import MINUTE_MS, Mode, Series, Slot, minute_start
-from tests.faults.test_roles import Roles
 from tests.support.application import Application, now_ms
 from tests.support.oracle import Rows
 from tests.support.servers import wait_until
@@ -168,29 +166,3 @@ def test_ten_kills_in_a_minute_leave_rows_exact(
                     wait_until(lambda: not wrong_rows(rows(), expected), timeout=25)
                 assert not wrong_rows(rows(), expected), application.log[-4000:]
                 wait_until(lambda: states_of_holes(application, over) == {"filled"}, timeout=20)
-
-
-@pytest.mark.timeout(200)
-def test_standby_that_replaces_a_frozen_process_leaves_rows_exact(
-    server_folder: Path, servers: dict[str, object], rows: Callable[[], Rows]
-) -> None:
-    venue = "kraken"
-    with VenueServer(venue, SYMBOLS) as server, ExitStack() as stack:
-        trading = Trading(server)
-        roles = Roles(stack, server_folder, servers | venue_settings(server, venue))
-        stack.enter_context(trading.running())
-        wait_until(lambda: 25_000 < now_ms() % MINUTE_MS < 45_000, timeout=61)
-        leader, standby = roles.feeds(), roles.feeds()
-        wait_until(server.has_subscriber, timeout=20)
-        wait_until(standby.stands_by, timeout=20)
-        start = minute_start(now_ms())
-        leader.process.send_signal(signal.SIGSTOP)
-        wait_until(standby.takes_ticks, timeout=20)
-        wait_until(lambda: server.has_subscriber(2), timeout=20)
-        leader.process.send_signal(signal.SIGCONT)
-        over = start + MINUTE_MS
-        wait_until(lambda: now_ms() > over, timeout=61)
-        expected = expected_rows(trading, venue, [start])
-        with suppress(AssertionError):
-            wait_until(lambda: not wrong_rows(rows(), expected), timeout=30)
-        assert not wrong_rows(rows(), expected), standby.log[-4000:]
