@@ -387,7 +387,7 @@ def test_hours_without_minutes_are_caught_up_at_once(world: Callable[..., World]
     w = world("okx")
     w.close(0)
     w.now = at(0) + 12 * 3_600_000
-    w.pages.candles = [row(number, w.trades[1])._replace(start=at(number)) for number in range(60 * 12)]
+    w.pages.candles = [row(number, w.trades[1])._replace(start=at(number)) for number in range(-5, 60 * 12)]
     w.run_until(w.now + 5_000)
     assert len(w.candle_calls) == 3  # of 300 minutes at most
     assert w.missing > 700
