@@ -3,8 +3,10 @@
 import threading
 import time
 from contextlib import suppress
+from typing import Any
 
 import pytest
+from reactivex import abc, typing
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 from websockets.sync.server import ServerConnection
@@ -27,12 +29,25 @@ from tests.support.servers import wait_until
 from tests.support.venue_server import VenueServer
 
 
+class Pauses(VirtualTime):
+    """Time that counts how many pauses have begun."""
+
+    pauses = 0
+
+    def schedule_relative(
+        self, duetime: typing.RelativeTime, action: typing.ScheduledAction[Any], state: Any = None
+    ) -> abc.DisposableBase:
+        found = super().schedule_relative(duetime, action, state)
+        self.pauses += 1
+        return found
+
+
 class Reconnecting:
     """A feed that reconnects as in the pipeline, on a real server; its pauses pass when the test says so."""
 
     def __init__(self, server: VenueServer, venue: str) -> None:
         self.seconds = 1_000.0
-        self._time = VirtualTime()
+        self._time = Pauses()
         self._counters = PipelineCounters()
         self.received: list[Candles] = []
         protocol = VENUES[venue]
@@ -53,7 +68,7 @@ class Reconnecting:
     def next_pause(self) -> float:
         """The seconds from the end of this attempt to the next one, which begins."""
         self._ended += 1
-        wait_until(lambda: self._counters.reconnects.get(self.feed.exchange, 0) == self._ended)
+        wait_until(lambda: self._time.pauses == self._ended)
         failure = self._counters.failures[self.feed.connections[0]]
         pause = (failure.next_try_at - failure.at) / 1000
         self.seconds += pause
