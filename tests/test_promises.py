@@ -46,6 +46,15 @@ def test_each_promise_names_existing_tests() -> None:
     assert [f"{path.relative_to(REPOSITORY)}: {name}" for path, name in found if not is_there(path, name)] == []
 
 
+def test_each_fault_seen_elsewhere_names_existing_tests() -> None:
+    rows = re.findall(r"^\| (\d+) \|(.*)", (TESTS / "feeds" / "README.md").read_text(), flags=re.M)
+    assert [int(number) for number, _ in rows] == [*range(1, 47)]
+    found = {number: re.findall(r"`([\w./]+)::test_(\w+)`", row) for number, row in rows}
+    assert [number for number, tests in found.items() if not tests] == []
+    named_tests = [(TESTS / path, name) for tests in found.values() for path, name in tests]
+    assert [f"{path.name}::{name}" for path, name in named_tests if not is_there(path, name)] == []
+
+
 def test_missing_files_and_names_are_found() -> None:
     here = Path(__file__)
     assert is_there(here, "each_promise…")

@@ -22,7 +22,7 @@ from tests.deploy.metrics import families
 ROOT = Path(__file__).parent.parent
 READMES = sorted(
     path
-    for folder in (".", "collections", "ddl", "deploy", "tests", "marketflow", "marketflow/*")
+    for folder in (".", "collections", "ddl", "deploy", "tests", "tests/*", "marketflow", "marketflow/*")
     for path in ROOT.glob(f"{folder}/README.md")
 )
 IDS = [path.relative_to(ROOT).as_posix() for path in READMES]

@@ -358,7 +358,7 @@ class Decoder:
                 rejected[at].append(line.timestamp)
                 self.on_off_time(series, line)
                 continue
-            replaced += line.timestamp is None or self._timestamps.offset_ms != 0
+            replaced += line.timestamp is None or self._timestamps.by_receipt
             ticks[series].append(_Dated(at, received + number, line.price, line))
         for reason, examples in rejected.items():
             self.reject(reason, examples[0], len(examples))

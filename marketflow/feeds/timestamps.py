@@ -1,7 +1,8 @@
 """Event time of ticks: the timestamp of the exchange, in milliseconds, or the time of receipt if its clock is wrong.
 
 A tick whose timestamp is off by more than the allowed skew is rejected: exchanges repeat old trades on connecting.
-If all ticks of a feed are off, by a wrong clock or another unit, they are kept.
+If all ticks of a feed are off, by a wrong clock or another unit, they are kept. A venue's clock is right, and this
+machine's is not: up to OWN_TIME_MS apart, its trades keep their own time, by which the venue's candles are made, too.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,9 @@ WRONG_TICKS = 20
 
 WRONG_MS = 2 * SECOND_MS
 """Time that these ticks must span at least (ms): old trades arrive all at once."""
+
+OWN_TIME_MS = 50 * SECOND_MS
+"""How far this machine's clock may be off for trades of a venue to keep their time; minutes ahead are not closed."""
 
 
 class Unit(StrEnum):
@@ -82,6 +86,11 @@ class TimestampCheck:
         return not self.offset_ms and (self._unit is None or self._unit is Unit.MILLISECONDS)
 
     @property
+    def by_receipt(self) -> bool:
+        """Whether ticks are dated by receipt, because the clock of the feed is wrong."""
+        return self.offset_ms != 0 and not (self._milliseconds_only and abs(self.offset_ms) <= OWN_TIME_MS)
+
+    @property
     def settled(self) -> bool:
         """Whether `confirm` would change nothing."""
         return self._unit is Unit.MILLISECONDS and self._run is None and not self.offset_ms
@@ -112,10 +121,10 @@ class TimestampCheck:
                 return at
             if self.offset_ms and self._is_expected(offset):
                 self._run = None
-                return received_at
+                return received_at if self.by_receipt else at
         if self._is_wrong(unit, at, received_at):
             self._accept(unit, offset)
-            return received_at if self.offset_ms else at
+            return received_at if self.by_receipt else at
         expected = in_milliseconds(timestamp, self._unit or unit) - self.offset_ms
         return "stale" if expected < received_at else "ahead"
 
@@ -144,15 +153,16 @@ class TimestampCheck:
                 self._on_change(f"timestamps are in {unit}, they are converted to milliseconds")
         if offset != self.offset_ms:
             self.offset_ms = offset
-            self._on_change(_clock_text(offset))
+            self._on_change(_clock_text(offset, self.by_receipt))
 
 
-def _clock_text(offset_ms: int) -> str:
+def _clock_text(offset_ms: int, by_receipt: bool) -> str:
     if not offset_ms:
         return "the clock of the exchange is right again"
     side = "ahead of" if offset_ms > 0 else "behind"
     seconds = abs(offset_ms) / SECOND_MS
-    return f"the clock of the exchange is {seconds:.1f} s {side} this machine's, its ticks are dated by receipt"
+    dated = "dated by receipt" if by_receipt else "dated by it"
+    return f"the clock of the exchange is {seconds:.1f} s {side} this machine's, its ticks are {dated}"
 
 
 class _Run:

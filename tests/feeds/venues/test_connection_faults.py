@@ -12,6 +12,7 @@ from websockets.protocol import State
 from websockets.sync.server import ServerConnection
 
 from marketflow.clock import system_clock
+from marketflow.feeds.backfill.minute_trades import trades_of_minute
 from marketflow.feeds.backfill.rest_client import RestClient
 from marketflow.feeds.decoder import Decoder
 from marketflow.feeds.tcp import ConnectionSilent
@@ -19,7 +20,7 @@ from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal
 from marketflow.feeds.venues.registry import VENUES
 from marketflow.feeds.venues.websocket import venue_connection
 from marketflow.feeds.venues.websocket_feed import VenueFeed
-from marketflow.model import Candles, FeedState, Mode
+from marketflow.model import MINUTE_MS, Candles, FeedState, Mode, minute_start
 from marketflow.pipeline.fan_in import ModeSwitch, fan_in
 from marketflow.pipeline.instrumentation import PipelineCounters
 from marketflow.tasks import Backoff
@@ -250,3 +251,57 @@ def test_refusal_with_a_page_says_whether_place_or_address(status: int, body: by
         assert isinstance(error, VenueRefusal)
         assert str(error) == words
         assert error.pause_seconds >= 30
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_shutdown_notice_of_binance_leaves_no_gap(monkeypatch: pytest.MonkeyPatch, wrapped: bool) -> None:
+    monkeypatch.setattr(venue_connection, "OVERLAP_SECONDS", 0.3)
+    notice = f'{{"e":"serverShutdown","E":{time.time_ns() // 1_000_000}}}'
+    with VenueServer("binance", SYMBOLS) as server, receiving(server, "binance") as receiver:
+        old = server.connections[0]
+
+        def on_connect(new: ServerConnection) -> None:
+            for number in range(6, 10):
+                old.send(trade(server, number))
+
+        server.on_connect = on_connect
+        server.send(*(trade(server, number) for number in range(1, 6)))
+        server.send(f'{{"stream":"!serverShutdown","data":{notice}}}' if wrapped else notice)
+        wait_until(lambda: server.has_subscriber(2))
+        server.send(*(trade(server, number) for number in range(8, 13)))
+        wait_until(lambda: receiver.ticks == 12)
+        wait_until(lambda: old.state is State.CLOSED)
+        newest = receiver.feed.ids.newest("BTCUSDT")
+        assert newest is not None
+        assert newest == (12, receiver.feed.ids.complete_until("BTCUSDT"))  # nothing is missing before it
+        assert receiver.feed.doubles == 2
+        assert not receiver.errors
+
+
+# Filling
+
+
+def test_live_trades_flow_while_rest_hangs() -> None:
+    with VenueServer("binance", SYMBOLS) as server, receiving(server, "binance") as receiver:
+        minute = minute_start(time.time_ns() // 1_000_000) - MINUTE_MS
+        for number in range(1, 9):
+            server.book.add(server.make(number, at=minute + number))
+        server.send(trade(server, 9))
+        wait_until(lambda: receiver.ticks == 1)
+        found: list[int | None] = []
+
+        def fetch() -> None:
+            found.extend(each.id for each in trades_of_minute(receiver.feed.rest, "BTCUSDT", minute, 9))
+
+        server.rest_hangs.set()
+        asked = len(server.rest_requests)
+        thread = threading.Thread(target=fetch)
+        thread.start()
+        wait_until(lambda: len(server.rest_requests) > asked)
+        for number in range(10, 60):
+            server.trade(server.make(number))
+        wait_until(lambda: receiver.ticks == 51, 2.0)
+        assert not found
+        server.rest_hangs.clear()
+        thread.join(10)
+        assert found == [*range(1, 9)]
