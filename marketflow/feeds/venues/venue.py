@@ -7,6 +7,7 @@ is counted, and costs nothing but itself.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from math import isfinite
 from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -250,11 +251,14 @@ def number(text: object) -> float:
     """A decimal number, from a JSON number or a string such as 0.1, 1e-8 or 1E+3.
 
     Raises:
-        ValueError: it is none; NaN and Infinity are none.
+        ValueError: it is none; NaN, Infinity and what is too great for a float are none.
     """
+    found: float | None = None
     if isinstance(text, int | float) and not isinstance(text, bool):
-        return float(text)
-    if isinstance(text, str) and (found := number_of(text)) is not None:
+        found = float(text)
+    elif isinstance(text, str):
+        found = number_of(text)
+    if found is not None and isfinite(found):
         return float(found)
     raise ValueError(f"{text!r} is no number")
 

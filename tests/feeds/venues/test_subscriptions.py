@@ -45,18 +45,6 @@ def test_requests_stay_within_the_symbols_a_frame(venue: str, sizes: list[int]) 
     assert [symbol for symbols in asked for symbol in symbols] == asking.symbols
 
 
-@pytest.mark.parametrize("venue", VENUES)
-def test_frames_of_a_full_connection_stay_within_the_limits(venue: str) -> None:
-    limits = VENUES[venue]
-    symbols = [DIALECTS[venue].native(f"{'LONGNAME'}{number:03}USDT") for number in range(limits.symbols_a_connection)]
-    frames = limits.subscribe(symbols)
-    assert max(map(len, frames)) < 64_000
-    if venue == "bybit":
-        assert sum(len(f"publicTrade.{symbol}") for symbol in symbols) < 21_000
-    if venue == "okx":
-        assert sum(map(len, frames)) < 64_000
-
-
 def test_requests_are_paced_as_the_venue_takes_them() -> None:
     asking = Asking("binance", 1_000)
     times = [at for at, _ in asking.until(5.0)]

@@ -8,9 +8,9 @@ nothing, so that permessage-deflate is not offered.
 import asyncio
 import threading
 from asyncio import Future, get_running_loop
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from socket import SOCK_STREAM, getaddrinfo, socket
+from socket import SHUT_RDWR, SOCK_STREAM, getaddrinfo, socket
 from typing import Any, TypeVar, cast
 
 from picows import (
@@ -159,6 +159,27 @@ async def open_stream(url: str, on_messages: Callable[[list[bytes]], None]) -> F
         VenueRefusal: the venue answers with a status that means no.
         OSError: it cannot be reached, or does not speak WebSocket.
     """
+    sockets: list[socket] = []
+
+    async def connect(to: WSParsedURL) -> socket:
+        sockets.append(await _connected_socket(to))
+        return sockets[-1]
+
+    try:
+        return await _open(url, on_messages, connect)
+    except BaseException:
+        # The library leaves a connection open that is cancelled in its handshake.
+        for each in sockets:
+            with suppress(OSError):
+                each.shutdown(SHUT_RDWR)
+        raise
+
+
+async def _open(
+    url: str,
+    on_messages: Callable[[list[bytes]], None],
+    connect: Callable[[WSParsedURL], Coroutine[Any, Any, socket]],
+) -> FrameStream:
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
             _, stream = await ws_connect(
@@ -170,7 +191,7 @@ async def open_stream(url: str, on_messages: Callable[[list[bytes]], None]) -> F
                 websocket_handshake_timeout=None,
                 extra_headers=[("User-Agent", f"MarketFlow/{__version__}")],
                 proxy=get_proxy(parse_uri(url)),
-                socket_factory=_connected_socket,
+                socket_factory=connect,
             )
     except WSInvalidStatusError as error:
         answer = cast("WSUpgradeResponse", error.response)

@@ -229,6 +229,7 @@ class _Attempt:
                 self._loop.run_until_complete(self._task)
         finally:
             self._cancel_others()
+            self._loop.run_until_complete(_rounds(5))
             self._loop.close()
 
     def cancel(self) -> None:
@@ -243,6 +244,12 @@ class _Attempt:
             for task in others:
                 task.cancel()
             self._loop.run_until_complete(asyncio.wait(others))
+
+
+async def _rounds(count: int) -> None:
+    """Let the event loop close the sockets of failed and ended connections, which it does in its next rounds."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 class _Link:
