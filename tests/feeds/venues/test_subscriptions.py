@@ -132,3 +132,15 @@ def test_symbol_whose_trades_are_missing_is_asked_again() -> None:
     asking.now = 30.0
     asking.subscriptions.ask_again(asking.symbols[0])
     assert asking.ask() == [asking.symbols[:1]]
+
+
+@pytest.mark.parametrize("venue", VENUES)
+def test_frames_of_a_full_connection_stay_within_the_limits(venue: str) -> None:
+    limits = VENUES[venue]
+    symbols = [DIALECTS[venue].native(f"{'LONGNAME'}{number:03}USDT") for number in range(limits.symbols_a_connection)]
+    frames = limits.subscribe(symbols)
+    assert max(map(len, frames)) < 64_000
+    if venue == "bybit":
+        assert sum(len(f"publicTrade.{symbol}") for symbol in symbols) < 21_000
+    if venue == "okx":
+        assert sum(map(len, frames)) < 64_000

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import repeat
 
 import pytest
 from reactivex import abc
@@ -430,3 +431,36 @@ def test_cancelled_handshake_closes_its_socket() -> None:
             wait_until(lambda: not [each for each in threading.enumerate() if each.name == "feed-okx"])
             gc.collect()
         assert [str(each.message) for each in caught if "unclosed" in str(each.message)] == []
+
+
+def test_eleven_hundred_binance_streams_are_two_connections() -> None:
+    with VenueServer("binance", SYMBOLS) as server:
+        symbols = [f"S{number}USDT" for number in range(1_100)]
+        decoder = Decoder(Mode.LIVE, "binance", symbols, system_clock, 5_000, lambda *_: None)
+        budget = AttemptBudget(100, 60.0, time.monotonic)
+        native = {symbol: symbol for symbol in symbols}
+        feed = VenueFeed("binance", VENUES["binance"], symbols, native, decoder, 15.0, budget, server.url)
+        assert len(feed.connections) == 2
+        with feed.batches().subscribe(lambda _: None):
+            wait_until(
+                lambda: sum(map(len, map(all_symbols, range(len(server.received)), repeat(server)))) == 1_100, 20.0
+            )
+        assert sorted(len(all_symbols(number, server)) for number in (0, 1)) == [100, 1_000]
+
+
+def all_symbols(connection: int, server: VenueServer) -> list[str]:
+    return [symbol for symbols in subscribed(server, connection) for symbol in symbols]
+
+
+def test_snapshot_replayed_on_reconnecting_counts_once() -> None:
+    with VenueServer("kraken", SYMBOLS) as server, receiving(server, "kraken") as receiver:
+        frames = [trade(server, number) for number in range(1, 53)]
+        server.send(*frames[:50])
+        wait_until(lambda: receiver.ticks == 50)
+        server.connections[0].close(1012)
+        wait_until(lambda: receiver.errors)
+        with receiver.subscribe():
+            wait_until(lambda: server.has_subscriber(2))
+            server.send(*frames[30:])
+            wait_until(lambda: receiver.ticks == 52)
+            assert receiver.feed.doubles == 20
