@@ -168,6 +168,7 @@ class Engine:
             lambda: self.holes.counts,
             settings.flow.stale_after_seconds,
             clock,
+            self._records.unsent,
         )
 
     @property

@@ -1,6 +1,6 @@
 """What is known of the feeds: their problems for /health, and the rows of /feeds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 
@@ -35,6 +35,7 @@ class FeedStatus:
         holes: returns the number of holes.
         stale_after_seconds: silence after which a feed is stale.
         clock: wall-clock time.
+        unsent: returns the symbols of an exchange that are traded there and of which it sends nothing.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class FeedStatus:
         holes: Callable[[], HoleCounts],
         stale_after_seconds: float,
         clock: Clock,
+        unsent: Callable[[str], Collection[str]] = lambda exchange: (),
     ) -> None:
+        self._unsent = unsent
         self._feeds = feeds
         self._mode = mode
         self._counters = counters
@@ -63,7 +66,7 @@ class FeedStatus:
         found = {}
         for feed in self._feeds[self._mode()]:
             state, absent = feed.state, _lacking(feed)
-            if state not in FINE or absent or feed.report().rest_error:
+            if state not in FINE or absent or feed.report().rest_error or self._unsent(feed.exchange):
                 failure = self._failure(feed, state)
                 error = failure.text if failure else self._without_failure(feed, state)
                 failed_at = rfc3339(failure.at) if failure else None
@@ -107,6 +110,8 @@ class FeedStatus:
         words = [f"the venue refuses {symbol}: {text}" for symbol, text in sorted(feed.refusals.items())]
         if feed.absent:
             words.insert(0, f"the venue does not trade {', '.join(sorted(feed.absent))}")
+        if unsent := self._unsent(feed.exchange):
+            words.insert(0, f"the venue sends no trades of {', '.join(sorted(unsent))}, though it has some")
         if error := feed.report().rest_error:
             words.insert(0, f"what comes by REST is late: {error}")
         return "; ".join(words[:MOST_WORDS]) or None
@@ -133,7 +138,7 @@ class FeedStatus:
 
     def _rows(self, feed: Feed, wanted: Sequence[Series], holes: HoleCounts, now_ms: int) -> list[SeriesReport]:
         state, absent, doubles = feed.state, {*_lacking(feed)}, feed.doubles_by_symbol()
-        newest = self._newest.newest_of(wanted)
+        newest, unsent = self._newest.newest_of(wanted), self._unsent(feed.exchange)
         dated_by_receipt = bool(feed.decoder.ticks) and feed.decoder.timestamps_replaced >= feed.decoder.ticks
         reports = []
         for series in wanted:
@@ -142,7 +147,7 @@ class FeedStatus:
                 SeriesReport(
                     exchange=series.exchange,
                     symbol=series.symbol,
-                    state="absent" if series.symbol in absent else state.value,
+                    state="absent" if series.symbol in absent else "unsent" if series.symbol in unsent else state.value,
                     price=None if tick is None else tick.price,
                     at=None if tick is None else tick.at,
                     delay_p50_ms=None if dated_by_receipt else statistics.delay_p50_ms,

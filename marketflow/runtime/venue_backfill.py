@@ -107,6 +107,11 @@ class VenueBackfill:
         verification = self._verifications.get(exchange)
         return {} if verification is None else dict(verification.results)
 
+    def unsent(self, exchange: str) -> frozenset[str]:
+        """The symbols of which a venue has trades and sends none."""
+        verification = self._verifications.get(exchange)
+        return frozenset() if verification is None else verification.unsent
+
     def close(self) -> None:
         """Reject further work; calls under way end with the feeds, whose clients are closed."""
         if self._pool is not None:

@@ -47,6 +47,7 @@ class Known:
             self.counters.failures[self.feed] = failure
         self.statistics, self.window = TradeStatistics(), WindowState(2000)
         self.holes: dict[Series, dict[HoleState, int]] = {}
+        self.unsent: tuple[str, ...] = ()
         self.status = FeedStatus(
             {Mode.TEST: [self.feed], Mode.LIVE: []},
             lambda: Mode.TEST,
@@ -56,11 +57,21 @@ class Known:
             lambda: self.holes,
             15.0,
             lambda: START_MS * 1_000_000,
+            lambda exchange: self.unsent,
         )
 
     def error(self) -> tuple[str | None, str | None]:
         found = self.status.problems()["exchange1"]
         return found.error, found.error_at
+
+
+def test_stream_that_is_confirmed_and_silent_is_named() -> None:
+    known = Known(FeedState.CONNECTED)
+    assert known.status.problems() == {}
+    known.unsent = ("BTCUSDT",)
+    assert known.error() == ("the venue sends no trades of BTCUSDT, though it has some", None)
+    report = known.status.report(FeedsQuery(100))
+    assert {row.symbol: row.state for row in report.series} == {"BTCUSDT": "unsent", "ETHUSDT": "connected"}
 
 
 FAILED_AT = "2025-11-21T01:53:59.000Z"

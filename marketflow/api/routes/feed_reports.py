@@ -82,8 +82,8 @@ class SeriesFeed(msgspec.Struct, frozen=True):
     state: Annotated[
         str,
         Meta(
-            description="That of the exchange, or `absent`.",
-            extra_json_schema={"enum": [*(state.value for state in FeedState), "absent"]},
+            description="That of the exchange; `absent`, or `unsent` where the venue has trades and sends none.",
+            extra_json_schema={"enum": [*(state.value for state in FeedState), "absent", "unsent"]},
         ),
     ]
     price: Annotated[float | None, Meta(description="The newest price.")]

@@ -137,8 +137,15 @@ class Verification:
         self._not_before = 0.0
         self._outage = Outage(f"candles of {exchange} cannot be compared", f"candles of {exchange} are compared again")
         self._limit = RateLimit(60.0)
+        self._unsent: dict[str, int] = {}  # the last minute with trades of which none came, by symbol
         self.results: Counter[str] = Counter()
         """How many minutes were verified, differ, had no candle of the venue, or were missing."""
+
+    @property
+    def unsent(self) -> frozenset[str]:
+        """The symbols of which the venue has trades and sends none."""
+        with self._lock:
+            return frozenset(self._unsent)
 
     def note(self, closed: Candles) -> None:
         """Take notice of minutes that the pipeline has closed: those of ticks that are not verified are compared."""
@@ -149,6 +156,8 @@ class Verification:
                 pending = self._of(series.symbol)
                 if start >= pending.asked_until:
                     pending.came.add(start)
+                if candle.source == "ticks" and start > self._unsent.get(series.symbol, start):
+                    del self._unsent[series.symbol]
                 if candle.source == "venue" or candle.verified is not None:
                     pending.drop(start)
                     continue
@@ -217,6 +226,8 @@ class Verification:
                 self._done(slot, candle, "no_candle")
         with self._lock:
             lacking = [start for start in theirs if start >= pending.asked_until and start not in pending.came]
+            if lacking and lacking[-1] >= self._begun and lacking[-1] > max(pending.came, default=0):
+                self._unsent[symbol] = lacking[-1]
             pending.asked_until = max(pending.asked_until, span.until)
             pending.came = {start for start in pending.came if start >= pending.asked_until}
             if span.until < self._due_until():

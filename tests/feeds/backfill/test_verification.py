@@ -270,6 +270,23 @@ def test_minute_that_never_came_is_the_venue_s_and_missing(world: Callable[..., 
     assert w.missing == 1
 
 
+def test_symbol_that_is_traded_and_not_sent_is_named_until_it_comes(world: Callable[..., World]) -> None:
+    w = world("kraken")
+    w.close(0)
+    w.run_until(at(4))
+    assert w.verification.unsent == {"BTCUSDT"}
+    w.close(4)
+    assert w.verification.unsent == frozenset()
+
+
+def test_symbol_with_one_missing_minute_is_not_unsent(world: Callable[..., World]) -> None:
+    w = world("kraken")
+    w.close(0, 2, 3)
+    w.run_until(at(5))
+    assert w.missing == 1
+    assert w.verification.unsent == frozenset()
+
+
 def test_minute_without_trades_is_not_missing(world: Callable[..., World]) -> None:
     w = world("kraken")
     w.close(0, 2)
