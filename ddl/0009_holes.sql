@@ -9,6 +9,8 @@
 -- Ids are of any size, and begin anew where a venue lists a pair again: a later hole then replaces an earlier one with
 -- the same `after_id`, whose candles are long corrected or not.
 
+drop table if exists holes;  -- of a table of minutes that is there no more
+
 create table holes (
     exchange   text           not null,
     pair_name  text           not null,

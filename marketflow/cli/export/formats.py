@@ -17,8 +17,8 @@ _FORMULA = tuple(
 )
 """First characters that make a spreadsheet take a cell for a formula."""
 
-GROUP_ROWS = 48 * 1024
-"""Rows of a row group of Parquet: about 15 MB of CSV, the most that is buffered."""
+GROUP_ROWS = 24 * 1024
+"""Rows of a row group of Parquet: some MB of CSV, the most that is buffered."""
 
 
 class Format(ABC):
