@@ -103,10 +103,16 @@ def test_page_stream_and_websocket_work_behind_a_proxy(
                 # The proxy says who the client is: this one has its stream already, another has not.
                 assert client.get("/stream/prices").status_code == 429
 
-        with connect(
-            f"ws://{host}/ws", sock=socket.create_connection((HOST, port)), origin=Origin(f"http://{host}")
-        ) as websocket:
-            assert '"event":"snapshot"' in str(websocket.recv(10))
+        def opened() -> bool:
+            sock = socket.create_connection((HOST, port))
+            try:
+                with connect(f"ws://{host}/ws", sock=sock, origin=Origin(f"http://{host}")) as websocket:
+                    return '"event":"snapshot"' in str(websocket.recv(10))
+            except InvalidStatus as refused:
+                assert refused.response.status_code == 429
+                return False
+
+        wait_until(opened, 10, "the end of the stream does not reach the application")
 
 
 NO_HOST = """
