@@ -140,6 +140,15 @@ def count_after_earlier_run(feeds: Sequence[TradeFeed], newest_at: Mapping[Serie
 
 
 @dataclass
+class _Failing:
+    """A minute that cannot be made at present; times by the monotonic clock."""
+
+    since: float
+    failures: int = 0
+    not_before: float = 0.0
+
+
+@dataclass
 class _Job:
     """Minutes of a series to be made again, the newest first."""
 
@@ -162,13 +171,17 @@ class _Job:
     until: int = field(init=False)
     """The start of its first, and the end of its last minute."""
     is_touched: bool = False
-    failures: int = 0
-    not_before: float = 0.0
-    failing_since: float = 0.0
+    failing: dict[int, _Failing] = field(default_factory=dict)
+    """Minutes that could not be made; each waits for itself."""
     differing: float = 0.0
 
     def __post_init__(self) -> None:
         self.since, self.until = self.starts[0], self.starts[-1] + MINUTE_MS
+
+    def may_be_tried(self, start: int, now: float) -> bool:
+        """Whether a minute need not wait after failures."""
+        failing = self.failing.get(start)
+        return failing is None or now >= failing.not_before
 
     def add(self, gap: MissingIds) -> None:
         """Have it cover another gap."""
@@ -368,11 +381,12 @@ class Repairs:
         found: tuple[_Job, int] | None = None
         for job in self._jobs:
             until = over_ms - (CANDLE_SETTLE_MS if job.is_hint else SETTLE_MS)
-            at = bisect_right(job.starts, until)
-            if at and now >= job.not_before and job.series.symbol in names:
-                start = job.starts[at - 1]
-                if found is None or start > found[1]:
-                    found = job, start
+            if job.series.symbol not in names:
+                continue
+            over = job.starts[: bisect_right(job.starts, until)]
+            start = next((start for start in reversed(over) if job.may_be_tried(start, now)), None)
+            if start is not None and (found is None or start > found[1]):
+                found = job, start
         return found
 
     # How it is done
@@ -387,9 +401,10 @@ class Repairs:
             self._give_up(job, str(error))
             return {}
         except OSError as error:
-            self._failed(job, error)
+            self._failed(job, start, error)
             return {}
-        job.failures = self._failures = 0
+        job.failing.pop(start, None)
+        self._failures = 0
         self._outage.over(job.series.symbol)
         job.starts.remove(start)
         if not job.is_hint and job.gaps and len(job.gaps) < MOST_GAPS and job.remaining <= 0:
@@ -424,15 +439,14 @@ class Repairs:
             job.differing += theirs.volume - volume
         return {}
 
-    def _failed(self, job: _Job, error: OSError) -> None:
+    def _failed(self, job: _Job, start: int, error: OSError) -> None:
         now = self._monotonic()
-        job.failures += 1
-        if job.failures == 1:
-            job.failing_since = now
-        if now - job.failing_since >= GIVE_UP_SECONDS:
+        failing = job.failing.setdefault(start, _Failing(now))
+        failing.failures += 1
+        if now - failing.since >= GIVE_UP_SECONDS:
             self._give_up(job, f"in vain for {GIVE_UP_SECONDS / 60:g} minutes: {error}")
             return
-        job.not_before = now + self._backoff.pause(job.failures)
+        failing.not_before = now + self._backoff.pause(failing.failures)
         if not isinstance(error, BehindStream):  # the others would most likely fail as well
             self._failures += 1
             asked = error.pause_seconds if isinstance(error, VenueRefusal) else 0.0
