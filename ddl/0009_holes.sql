@@ -9,7 +9,7 @@
 -- Ids are of any size, and begin anew where a venue lists a pair again: a later hole then replaces an earlier one with
 -- the same `after_id`, whose candles are long corrected or not.
 
-drop table if exists holes;  -- of a table of minutes that is there no more
+drop table if exists holes;  -- left from minutes that were dropped
 
 create table holes (
     exchange   text           not null,

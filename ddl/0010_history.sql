@@ -3,7 +3,7 @@
 -- One row for each series. `complete` holds the times for which every minute that the venue has is in `aggregates`, so a
 -- minute that is not there had no trades. Delete a row to have all of its minutes asked for again that are not there.
 
-drop table if exists history;  -- of a table of minutes that is there no more
+drop table if exists history;  -- left from minutes that were dropped
 
 create table history (
     exchange  text           not null,
