@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from marketflow.feeds.venues.websocket_feed import VenueFeed
 
 COMPARED_AFTER_CLOSED_MS = 15_000
-"""How long after it is closed a minute is compared at the earliest: one that never came is told from a late one."""
+"""How long after it is closed a minute is compared at the earliest: by then one that never came is no late one."""
 
 
 class VenueBackfill:

@@ -173,26 +173,6 @@ class HoleReader(Protocol):
         ...
 
 
-class HoleWriter(Protocol):
-    """Where holes are kept for good."""
-
-    def write(self, holes: Iterable[Hole]) -> None:
-        """Store holes, each in place of an earlier version of itself.
-
-        Raises:
-            Unavailable: not written, or not confirmed; to be tried again with the same holes.
-        """
-        ...
-
-    def open_holes(self) -> list[Hole]:
-        """The holes that are open, of both modes, the oldest first.
-
-        Raises:
-            Unavailable: PostgreSQL is down, or has no schema yet.
-        """
-        ...
-
-
 class CacheWriter(Protocol):
     """Where the pipeline writes what the API reads. Every write is absolute: repeating it changes nothing."""
 

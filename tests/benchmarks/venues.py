@@ -72,7 +72,7 @@ def frames(symbols: Sequence[str], first: int, count: int) -> bytes:
 
 
 def serve(listener: socket.socket, symbols: Sequence[str], trades: int) -> None:
-    """Send each client so many trades, once it has sent something; then wait until it leaves."""
+    """Send each client this number of trades, once it has sent something; then wait until it leaves."""
     blocks = [frames(symbols, at // len(symbols), FRAMES_A_BLOCK) for at in range(0, trades, FRAMES_A_BLOCK)]
     while True:
         client, _ = listener.accept()

@@ -27,7 +27,7 @@ RATE = 500
 """Trades a second."""
 
 NOT_SENT = 797
-"""One trade in so many is never sent."""
+"""Every trade whose number this divides is never sent."""
 
 KILLS = 10
 

@@ -183,7 +183,7 @@ class RestClient:
             self._refused = refusal, until
 
     def _note_used(self, headers: Mapping[str, str]) -> None:
-        """Pause where the venue says that this address has used most of what it allows, whoever used it."""
+        """Pause where the venue says that this address has used most of what it allows, by this process or others."""
         if (counted := self.venue.rest.used_weight) is None:
             return
         used = headers.get(counted[0], "")

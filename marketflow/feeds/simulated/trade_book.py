@@ -235,7 +235,7 @@ class TradeBook:
         self.lag_seconds = lag_seconds
 
     def add(self, trade: Trade) -> None:
-        """Keep a trade of a symbol that is listed; a report of several is kept as so many trades."""
+        """Keep a trade of a symbol that is listed; a report of several is kept as that number of trades."""
         if self.lag_seconds:
             self._waiting.append((self._monotonic() + self.lag_seconds, trade))
         else:

@@ -81,7 +81,7 @@ class AttemptBudget:
             while self._begun and self._begun[0] <= now - self._seconds:
                 self._begun.popleft()
             weight = min(weight, self._attempts)
-            others = self._attempts - weight + 1  # so many taken before leave no room for all of these
+            others = self._attempts - weight + 1  # more than these taken before leave too few
             wait = max(0.0, self._begun[-others] + self._seconds - now) if len(self._begun) >= others else 0.0
             self._begun.extend([now + wait] * weight)
             return wait

@@ -218,7 +218,7 @@ def test_cuts_at_once_make_few_handshakes_one_at_a_time(venue: str) -> None:
 
 
 ALLOWED = {"binance": (300, 300), "coinbase": (8, 1), "kraken": (150, 600), "okx": (3, 1), "bybit": (500, 300)}
-"""By the venues' documents: connections in so many seconds."""
+"""By the venues' documents: connections, and in how many seconds."""
 
 
 @pytest.mark.parametrize("venue", VENUES)

@@ -46,7 +46,7 @@ class Connected:
         return sum(candle.ticks for candle in self.candles)
 
     def send(self, *frames: str | bytes, ticks: int) -> None:
-        """Send frames, and wait until so many trades have counted in all."""
+        """Send frames, and wait until this number of trades has counted in all."""
         self.server.send(*frames)
         wait_until(lambda: self.ticks >= ticks)
         assert self.ticks == ticks

@@ -70,7 +70,7 @@ class BybitCalls(RestCalls):
         return RestCall("/v5/market/kline", query)
 
     def candles(self, reply: RestReply) -> list[VenueCandle]:
-        """Newest first; whether the newest is closed is told by the time of the answer."""
+        """Newest first; whether the newest is closed follows from the time of the answer."""
         decoded = _checked(reply)
         rows = msgspec.json.decode(decoded.result, type=_Candles).rows
         return [VenueCandle(int(row.start), _values(row), _is_closed(row, decoded.time)) for row in rows]

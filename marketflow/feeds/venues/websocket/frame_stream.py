@@ -243,7 +243,7 @@ async def on_daemon_thread(call: Callable[[], _T]) -> _T:
             result = call()
         except Exception as caught:  # noqa: BLE001 - handed off
             error = caught
-        with suppress(RuntimeError):  # the loop may have ended, and with it whoever waited
+        with suppress(RuntimeError):  # the loop may have ended, and with it the waiting task
             loop.call_soon_threadsafe(settle, result, error)
 
     threading.Thread(target=run, name="feed-call", daemon=True).start()
