@@ -299,6 +299,7 @@ class Application:
         given = {"DATA_DIR": folder / "data", "HTTP__PORT": self.port} | dict(environment or {})
         # The processes it starts must run the code of the same tree.
         inherited["PYTHONPATH"] = str(checkout)
+        inherited["PYTHONFAULTHANDLER"] = "1"
         self._checkout = checkout
         self._environment = inherited | {f"MARKETFLOW_{name}": str(value) for name, value in given.items()}
         self._process: subprocess.Popen[bytes] | None = None
@@ -341,8 +342,11 @@ class Application:
             return False
 
     def get(self, path: str, **query: str) -> Any:
-        """The body of an answer that must be a good one."""
+        """The body of an answer that must be a good one; a client that asks too often waits as long as it is told."""
         answer = self.http.get(path, params=query)
+        while answer.status_code == 429:  # a test that awaits a condition asks far more often than any user
+            time.sleep(float(answer.headers["Retry-After"]))
+            answer = self.http.get(path, params=query)
         assert answer.status_code == 200, (path, answer.status_code, answer.text)
         return answer.json()
 
@@ -357,10 +361,20 @@ class Application:
         return answer.json()
 
     def stop(self, number: int = signal.SIGINT, timeout: float = 10.0) -> tuple[int, float]:
-        """Send a signal and wait for the end; gives the exit code and the seconds it took."""
+        """Send a signal and wait for the end; gives the exit code and the seconds it took.
+
+        Raises:
+            AssertionError: no end within `timeout` seconds; with the end of its log and the stacks of its threads.
+        """
         began = time.monotonic()
         self.process.send_signal(number)
-        code = self.process.wait(timeout)
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # the stacks of its threads go to the log
+            self.process.send_signal(signal.SIGCONT)  # in case a test has frozen it
+            self.process.wait(10)
+            raise AssertionError(f"no end within {timeout} s of signal {number}:\n{self.log[-10_000:]}") from None
         return code, time.monotonic() - began
 
     def kill(self) -> None:
@@ -373,10 +387,7 @@ class Application:
     def __exit__(self, *_: object) -> None:
         self.http.close()
         if self._process is not None and self._process.poll() is None:
-            try:
-                self.stop(signal.SIGTERM)
-            except subprocess.TimeoutExpired:
-                self.kill()
+            self.stop(signal.SIGTERM)
 
 
 def read_rows(connection: "psycopg.Connection[Any]") -> Rows:
