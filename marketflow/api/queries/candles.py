@@ -5,7 +5,7 @@ A candle is identified by the time at which it opens, on a grid that begins in 1
 within it. Candles without ticks are absent.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from marketflow.api.queries.boundaries import oldest_kept_minute, split_between
@@ -13,6 +13,9 @@ from marketflow.api.queries.either_store import both, unless_unavailable
 from marketflow.errors import Unavailable
 from marketflow.model import Candle, Series, merge_all
 from marketflow.stores.ports import ArchiveReader, CacheReader, CandleRange
+
+Combine = Callable[[Sequence[Mapping[int, Candle]]], dict[int, Candle]]
+"""Makes one candle of those of several series that open at the same time."""
 
 SETTLED_MS = 10 * 60_000
 """Time after its end from which a range counts as settled, so that a client may cache it for a moment.
@@ -67,9 +70,22 @@ class CandleRows(NamedTuple):
 
 
 async def query_candles(
-    cache: CacheReader, archive: ArchiveReader, series: Sequence[Series], wanted: CandleRequest, at: QueryTime
+    cache: CacheReader,
+    archive: ArchiveReader,
+    series: Sequence[Series],
+    wanted: CandleRequest,
+    at: QueryTime,
+    combine: Combine = merge_all,
 ) -> CandleRows:
-    """Return candles merged over all series.
+    """Return candles of all series as one.
+
+    Args:
+        cache: where the last minutes are read.
+        archive: where older ones are.
+        series: whose.
+        wanted: which.
+        at: when.
+        combine: makes one candle of those of several series that open at the same time.
 
     Raises:
         Unavailable: no candle was found, and a store that was needed is unavailable.
@@ -85,9 +101,9 @@ async def query_candles(
         return CandleRange(length, begin, end, wanted.limit, newest=wanted.since is None)
 
     def rows_of(
-        *parts: Mapping[int, Candle], closed_until: int, known_from: int = 0, complete: bool = False
+        of_series: Sequence[Mapping[int, Candle]], closed_until: int, known_from: int = 0, complete: bool = False
     ) -> CandleRows:
-        candles = merge_all(parts)
+        candles = combine(of_series)
         if not candles and not complete:
             raise Unavailable("a store is unavailable")
         starts = sorted(candles)
@@ -110,11 +126,12 @@ async def query_candles(
         cached = await cache.by_minute(series, since, until)
         known_from = min((start for each in cached for start in each), default=0)
         folded = _folded(cached, length)
-        return rows_of(*folded, closed_until=at.complete_until, known_from=known_from)
+        return rows_of(folded, closed_until=at.complete_until, known_from=known_from)
     if cached is None:
         # The last rows may not be written yet.
-        return rows_of(*await archive.candles(series, part(since, until)), closed_until=split)
-    return rows_of(*rows, *_folded(cached, length), closed_until=at.complete_until, complete=True)
+        return rows_of(await archive.candles(series, part(since, until)), closed_until=split)
+    whole = [merge_all(parts) for parts in zip(rows, _folded(cached, length), strict=True)]
+    return rows_of(whole, closed_until=at.complete_until, complete=True)
 
 
 async def _nothing(series: Sequence[Series]) -> list[dict[int, Candle]]:

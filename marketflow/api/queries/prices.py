@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 from marketflow.api.problems import NoData
 from marketflow.api.queries.boundaries import horizon, oldest_kept_minute, split_between
-from marketflow.api.queries.candles import CandleRequest, CandleRows, QueryTime, query_candles
+from marketflow.api.queries.candles import CandleRequest, CandleRows, Combine, QueryTime, query_candles
 from marketflow.api.queries.either_store import both, unless_unavailable
+from marketflow.api.queries.reference import FRESH_MS, ReferencePrice, reference_price
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
-from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start
+from marketflow.model import MINUTE_MS, SECOND_MS, Candle, Series, Tick, merge_all, minute_start
 from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.candle_window import merged
 from marketflow.stores.ports import ArchiveReader, CacheReader
@@ -89,6 +90,18 @@ class PriceQueries:
             raise _nothing(complete=cached)
         return found
 
+    async def reference(self, series: Sequence[Series]) -> ReferencePrice:
+        """Return the median of the fresh newest ticks, one a series.
+
+        Raises:
+            NoData: none of them is fresh.
+            Unavailable: the newest ticks are unavailable.
+        """
+        found = reference_price(await self.cache.newest(series), milliseconds(self.clock()))
+        if found is None:
+            raise NoData(f"No exchange has had a price in the last {FRESH_MS // SECOND_MS} s.")
+        return found
+
     async def summary(self, series: Sequence[Series], period: int | None) -> PeriodSummary:
         """Summarize the last `period` ms, or everything on record.
 
@@ -104,17 +117,18 @@ class PriceQueries:
             return await self._long(series, minute_start(now - period), now)
         return await self._recent(series, now - period, now)
 
-    async def candles(self, series: Sequence[Series], wanted: CandleRequest) -> CandleRows:
-        """Return candles merged over all series.
+    async def candles(
+        self, series: Sequence[Series], wanted: CandleRequest, combine: Combine = merge_all
+    ) -> CandleRows:
+        """Return candles of all series as one, see `query_candles`.
 
         Raises:
             Unavailable: no candle was found, and a store that was needed is unavailable.
         """
         now = milliseconds(self.clock())
         until = horizon(now, self.ahead_ms)
-        return await query_candles(
-            self.cache, self.archive, series, wanted, QueryTime(now, until, now - self.closed_after_ms)
-        )
+        at = QueryTime(now, until, now - self.closed_after_ms)
+        return await query_candles(self.cache, self.archive, series, wanted, at, combine)
 
     async def _recent(self, series: Sequence[Series], since: int, now: int) -> PeriodSummary:
         """Summarize a period that the slices cover: exact from the cache, whole minutes from the archive."""

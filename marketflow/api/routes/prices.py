@@ -1,4 +1,4 @@
-"""/prices: the latest, highest, lowest and average price of a symbol, on one exchange or over all of them."""
+"""/prices: the reference, latest, highest, lowest and average price of a symbol."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -16,6 +16,7 @@ from marketflow.api.problems import NoData, Problem, ServiceUnavailable, TooMany
 from marketflow.api.queries.path_parameters import PathParameters, path_parameters_of
 from marketflow.api.queries.period import PATTERN, PERIOD, InvalidPeriod, parse_period
 from marketflow.api.queries.prices import ObservedPrice, PeriodSummary
+from marketflow.api.queries.reference import FRESH_MS
 from marketflow.api.rendering import JSONAnswer, Time, rfc3339
 from marketflow.api.routes.latest_price import LatestPrice, Price
 from marketflow.stores.cache_limits import RECENT_MS
@@ -69,6 +70,15 @@ class AveragePrice(msgspec.Struct, frozen=True, rename={"since": "from", "until"
     until: Until
 
 
+class ReferencePriceAnswer(msgspec.Struct, frozen=True):
+    """The median of the newest prices of the exchanges, as far as they are fresh."""
+
+    symbol: Symbol
+    price: Price
+    exchanges: Annotated[int, Meta(ge=1, description="Number of exchanges whose price counts.", examples=[3])]
+    timestamp: Annotated[Time, Meta(description="Event time of the newest of these prices.")]
+
+
 class _PriceOperation(NamedTuple):
     """A price operation, for both forms of its path."""
 
@@ -83,7 +93,7 @@ _PRICES = Tag("prices", "Prices of one exchange, or of all of them, in the mode 
 
 
 def price_operations() -> list[Operation]:
-    """Return the price operations, each over all exchanges and on one."""
+    """Return the price operations: the reference price, and each other over all exchanges and on one."""
     of_a_period: tuple[Any, ...] = (
         (PERIOD,),
         (InvalidPeriod, UnknownSymbol, NoData, ServiceUnavailable, TooManyRequests),
@@ -94,7 +104,29 @@ def price_operations() -> list[Operation]:
         _PriceOperation("lowest", _lowest, ExtremePrice, *of_a_period),
         _PriceOperation("average", _average, AveragePrice, *of_a_period),
     )
-    return [form(operation) for operation in operations for form in (_over_all, _on_one)]
+    return [_REFERENCE, *(form(operation) for operation in operations for form in (_over_all, _on_one))]
+
+
+async def _reference(request: Request) -> Response:
+    context = context_of(request)
+    parameters = path_parameters_of(request, context)
+    price, exchanges, at = await context.prices.reference(parameters.series)
+    return JSONAnswer(ReferencePriceAnswer(parameters.symbol, price, exchanges, rfc3339(at)))
+
+
+_REFERENCE = Operation(
+    id="referencePrice",
+    path="/prices/reference/{symbol}",
+    endpoint=_reference,
+    tag=_PRICES,
+    summary="The reference price: the median over all exchanges",
+    description=(
+        f"Of the newest price of each exchange, if it is at most {FRESH_MS // 1000} s old; of an even number, the mean "
+        "of the two in the middle. It moves when the market does; the latest price jumps from exchange to exchange."
+    ),
+    answer=ReferencePriceAnswer,
+    problems=(UnknownSymbol, NoData, ServiceUnavailable),
+)
 
 
 def _over_all(operation: _PriceOperation) -> Operation:

@@ -1,0 +1,65 @@
+"""The reference price: the median over the exchanges, as a price and as candles."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marketflow.api.queries.reference import FRESH_MS, reference_candles
+from marketflow.model import Candle, Tick, candle_of, merge
+from tests.api.world import EXCHANGES, NOW, World, series
+
+PRICES = st.floats(min_value=1e-8, max_value=1e9)
+
+
+@pytest.mark.parametrize(
+    ("prices", "median"),
+    [([10.0], 10.0), ([10.0, 90.0], 50.0), ([90.0, 10.0, 30.0], 30.0), ([0.1, 0.2], 0.15)],
+)
+def test_reference_price_is_median_of_exchanges(prices: list[float], median: float) -> None:
+    world = World()
+    for number, (exchange, price) in enumerate(zip(EXCHANGES, prices, strict=False)):
+        world.trade(price, 1_000 + number, series(exchange))
+    assert world.ask("/prices/reference/btcusdt").json() == {
+        "symbol": "BTCUSDT",
+        "price": median,
+        "exchanges": len(prices),
+        "timestamp": "2025-11-21T02:00:29.500Z",
+    }
+
+
+def test_stale_exchange_does_not_count_in_reference_price() -> None:
+    world = World()
+    world.trade(10.0, 100, series("exchange1"))
+    world.trade(99.0, FRESH_MS + 1, series("Exchange2"))
+    answer = world.ask("/prices/reference/BTCUSDT").json()
+    assert (answer["price"], answer["exchanges"]) == (10.0, 1)
+
+
+def test_reference_price_without_fresh_tick_is_no_data() -> None:
+    world = World()
+    world.trade(99.0, FRESH_MS + 1)
+    answer = world.ask("/prices/reference/BTCUSDT")
+    assert (answer.status_code, answer.json()["code"]) == (404, "no_data")
+
+
+def test_reference_price_during_outage_is_503() -> None:
+    world = World()
+    world.cache.away = True
+    assert world.ask("/prices/reference/BTCUSDT").status_code == 503
+
+
+@given(st.lists(st.lists(PRICES, min_size=1, max_size=4), min_size=1, max_size=5))
+def test_reference_candle_keeps_order_of_values(of_exchanges: list[list[float]]) -> None:
+    candles = [_candle(prices) for prices in of_exchanges]
+    (found,) = reference_candles({NOW: candle} for candle in candles).values()
+    assert found.average is not None
+    assert found.low <= min(found.open, found.close, found.average)
+    assert found.high >= max(found.open, found.close, found.average)
+    assert found.ticks == sum(map(len, of_exchanges))
+
+
+def _candle(prices: list[float]) -> Candle:
+    candle = candle_of(Tick(prices[0], NOW, 0))
+    for number, price in enumerate(prices[1:], 1):
+        candle = merge(candle, candle_of(Tick(price, NOW + number, number)))
+    return candle
