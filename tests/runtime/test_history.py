@@ -133,7 +133,7 @@ def test_history_appears_and_minutes_become_verified(
 
         before = len(rows())
         (tmp_path / "again").mkdir()
-        with Application(tmp_path / "again", settings(servers, exchanges[0])) as again:
+        with Application(tmp_path / "again", settings(servers, exchanges[0]) | {"LOG__LEVEL": "DEBUG"}) as again:
             wait_until(lambda: "history is fetched" in again.log, HISTORY_SECONDS)
             fetched = int(again.log.split("history is fetched minutes=")[1].split()[0])
             assert fetched <= 5

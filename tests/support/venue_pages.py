@@ -21,6 +21,9 @@ class Row(NamedTuple):
     confirm: bool = True
     turnover: str = ""
     """The volume where it is not given."""
+    vwap: str = "0.0"
+    bought: tuple[str, str] = ("0", "0")
+    """Volume and turnover of the takers who bought."""
 
 
 def rfc3339(at: int) -> str:
@@ -70,7 +73,7 @@ class VenuePages:
             begin, end = int(query["startTime"]), int(query["endTime"])
             rows = [row for row in self.candles if begin <= row.start <= end][: int(query["limit"])]
             return Reply([
-                [row.start, *row[1:6], row.start + 59_999, row.turnover or row.volume, row.ticks, "0", "0", "0"]
+                [row.start, *row[1:6], row.start + 59_999, row.turnover or row.volume, row.ticks, *row.bought, "0"]
                 for row in rows
             ])  # fmt: skip
         assert path == "/api/v3/aggTrades"
@@ -112,7 +115,7 @@ class VenuePages:
             newest = self.candles[-720:]
             rows = [row for row in newest if row.start // 1000 > int(query["since"])] or newest
             ohlc = [
-                [row.start // 1000, row.open, row.high, row.low, row.close, "0.0", row.volume, row.ticks]
+                [row.start // 1000, row.open, row.high, row.low, row.close, row.vwap, row.volume, row.ticks]
                 for row in rows
             ]
             return Reply({"error": [], "result": {key: ohlc, "last": self.candles[-1].start // 1000}})
@@ -157,6 +160,14 @@ class VenuePages:
         result: dict[str, object]
         if path == "/v5/market/time":
             result = {"timeSecond": str(self.now // 1000), "timeNano": str(self.now * 1_000_000)}
+        elif path == "/v5/market/recent-trade":
+            assert query["category"] == "spot"
+            rows_of_trades = [
+                {"execId": str(trade.id), "symbol": query["symbol"], "price": plain(trade.price)}
+                | {"size": plain(trade.quantity), "side": trade.side.capitalize(), "time": str(trade.at)}
+                for trade in self.trades[-min(60, int(query["limit"])) :][::-1]
+            ]
+            result = {"category": "spot", "list": rows_of_trades}
         else:
             assert query["category"] == "spot"
             begin, end = int(query["start"]), int(query["end"])

@@ -17,7 +17,7 @@ from loguru import logger
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
-from marketflow.feeds.backfill.rest_client import RestClient
+from marketflow.feeds.backfill.rest_client import RestClient, RestClosed
 from marketflow.feeds.backfill.steps import BUDGET_PAUSE_SECONDS, Step, has_spare_budget
 from marketflow.feeds.backfill.venue_candles import RangeNotHonoured, candles_between, venue_minute
 from marketflow.feeds.venues.limits import VenueRefusal
@@ -177,6 +177,7 @@ class History:
         missing = self._store.missing(series, *chunk)
         if not missing:
             return self._stored(series, chunk, {})
+        self._progress.on_missing()
         try:
             found = self._ask(series, rest_name, missing)
         except RangeNotHonoured as error:
@@ -194,7 +195,7 @@ class History:
 
     def _ask(self, series: Series, rest_name: str, missing: Sequence[int]) -> Candles:
         theirs = candles_between(self._client, rest_name, missing[0], missing[-1] + MINUTE_MS, self._now_ms())
-        return {Slot(series, start): venue_minute(start, theirs[start]) for start in missing if start in theirs}
+        return {Slot(series, start): venue_minute(theirs[start]) for start in missing if start in theirs}
 
     def _stored(self, series: Series, chunk: TimeRange, minutes: Candles) -> Candles:
         """Store the minutes of a part; return those that memory and cache hold."""
@@ -212,6 +213,8 @@ class History:
 
     def _failed(self, series: Series, error: OSError) -> None:
         """Try again after a pause: this series, or all of them where the venue asks for the pause."""
+        if isinstance(error, RestClosed):
+            return
         asked = error.pause_seconds if isinstance(error, VenueRefusal) else 0.0
         who = None if asked else series
         failures = self._failures[who] = self._failures.get(who, 0) + 1
@@ -238,6 +241,7 @@ class _Progress:
         self._began_at: float | None = None
         self._logged_at = 0.0
         self._total_ms = 0
+        self._beginning = ""  # what is logged once a minute is found to be missing
         self.rows = 0
 
     def begin(self, span_ms: int, series: list[Series], ranges: Mapping[Series, list[TimeRange]]) -> None:
@@ -245,8 +249,14 @@ class _Progress:
             self._began_at = self._logged_at = self._monotonic()
             self._total_ms = self.rows = 0
         self._total_ms += _length_ms(ranges)
-        text = "history begins: minutes of the last {:g} h that are missing symbols={}"
-        logger.bind(exchange=self._exchange).info(text, span_ms / 3_600_000, len(series))
+        hours = span_ms / 3_600_000
+        self._beginning = f"history begins: minutes of the last {hours:g} h that are missing symbols={len(series)}"
+
+    def on_missing(self) -> None:
+        """Take notice of minutes that are missing: there is something to fetch."""
+        if self._beginning:
+            logger.bind(exchange=self._exchange).info(self._beginning)
+            self._beginning = ""
 
     def log(self, remaining: Mapping[Series, list[TimeRange]]) -> None:
         now = self._monotonic()
@@ -258,9 +268,9 @@ class _Progress:
     def end(self) -> None:
         if self._began_at is not None:
             seconds, self._began_at = self._monotonic() - self._began_at, None
-            logger.bind(exchange=self._exchange).info(
-                "history is fetched minutes={} seconds={:.1f}", self.rows, seconds
-            )
+            level = "DEBUG" if self._beginning else "INFO"  # that nothing was missing is no news
+            text = "history is fetched minutes={} seconds={:.1f}"
+            logger.bind(exchange=self._exchange).log(level, text, self.rows, seconds)
 
 
 def _length_ms(ranges: Mapping[Series, list[TimeRange]]) -> int:

@@ -51,8 +51,7 @@ def trades_of_minute(client: RestClient, rest_symbol: str, start_ms: int, newest
     rest = client.venue.rest
     kept_ms = rest.trades_kept_ms
     if kept_ms is not None and start_ms < client.now_ms - kept_ms:
-        older = f" from over {kept_ms / 86_400_000:g} days ago" if kept_ms else " by id or time"
-        raise NotFillable(f"{client.venue.name} gives no trades{older}")
+        raise NotFillable(f"{client.venue.name} gives no trades from over {kept_ms / 86_400_000:g} days ago")
     pages = _Pages(client, rest_symbol, start_ms, newest_id)
     return pages.back() if rest.newest_first else pages.forward()
 
@@ -92,6 +91,9 @@ class _Pages:
             if not fresh:
                 name, oldest = self._client.venue.name, min(self._seen)
                 raise RestFailed(f"{name} gives no trades of {self._symbol} before {oldest}, though there are")
+        most = self._client.venue.rest.newest_trades
+        if most is not None and len(page.trades) >= most and min(self._seen.values()) >= self._start - MARGIN_MS:
+            raise NotFillable(f"{self._client.venue.name} gives the {most} newest trades only")
         return self._whole()
 
     @property

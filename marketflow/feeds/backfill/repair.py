@@ -8,7 +8,7 @@ again. Live trades never wait.
 The time until which everything of a series is complete is kept in the cache. A run begins there, up to MOST_MINUTES
 back; what is older comes from the venue's own candles (see history). Without such a mark it begins with its own minute.
 
-Where ids are only a hint, because the venue gives no trades, its candles tell whether a minute misses any.
+Where ids are only a hint, because the venue gives only its newest trades, its candles tell whether a minute misses any.
 """
 
 import threading
@@ -25,14 +25,14 @@ from marketflow.errors import Unavailable
 from marketflow.feeds.backfill.hole_book import HoleBook
 from marketflow.feeds.backfill.minute_candle import minute_candle
 from marketflow.feeds.backfill.minute_trades import BehindStream, NotFillable, trades_of_minute
-from marketflow.feeds.backfill.rest_client import RestClient, RestFailed
+from marketflow.feeds.backfill.rest_client import RestClient, RestClosed, RestFailed
 from marketflow.feeds.backfill.steps import Step
 from marketflow.feeds.backfill.venue_candles import candles_between
 from marketflow.feeds.venues.limits import VenueRefusal
 from marketflow.feeds.venues.trade_ids import MissingIds, TradeIds
 from marketflow.feeds.venues.venue import Trade
 from marketflow.logs import Outage
-from marketflow.model import MINUTE_MS, Candles, Hole, HoleState, Mode, Series, Slot, minute_start
+from marketflow.model import MINUTE_MS, Candle, Candles, Hole, HoleState, Mode, Series, Slot, minute_start
 from marketflow.tasks import Backoff
 
 MOST_MINUTES = 15
@@ -174,6 +174,8 @@ class _Job:
     failing: dict[int, _Failing] = field(default_factory=dict)
     """Minutes that could not be made; each waits for itself."""
     differing: float = 0.0
+    reason: str = ""
+    """Why trades could not be fetched."""
 
     def __post_init__(self) -> None:
         self.since, self.until = self.starts[0], self.starts[-1] + MINUTE_MS
@@ -230,7 +232,7 @@ class Repairs:
         self._backoff = backoff or Backoff(3.0, 120.0)
         exchange = feed.exchange
         self._outage = Outage(f"trades of {exchange} cannot be fetched", f"trades of {exchange} are fetched again")
-        self._is_fillable = feed.rest.venue.rest.trades_kept_ms != 0
+        self._is_fillable = feed.rest.venue.rest.newest_trades is None
         self._walks_back = self._is_fillable and feed.rest.venue.rest.newest_first
         self._began_ms = self._now_ms()
         self._began = monotonic()
@@ -403,15 +405,19 @@ class Repairs:
         except OSError as error:
             self._failed(job, start, error)
             return {}
-        job.failing.pop(start, None)
         self._failures = 0
         self._outage.over(job.series.symbol)
+        self._take_off(job, start)
+        return made
+
+    def _take_off(self, job: _Job, start: int) -> None:
+        """Take a minute that was made off a job."""
+        job.failing.pop(start, None)
         job.starts.remove(start)
         if not job.is_hint and job.gaps and len(job.gaps) < MOST_GAPS and job.remaining <= 0:
             job.starts.clear()  # nothing is missing any more
         if not job.starts:
             self._done(job)
-        return made
 
     def _make(self, job: _Job, start: int, name: str) -> Candles:
         newest = self._feed.ids.newest(job.series.symbol)
@@ -420,26 +426,44 @@ class Repairs:
         self._made[job.series, start] = self._monotonic()
         if not trades:
             return {}
-        job.found(trades)
-        job.first_id, job.last_made = trades[0].id, start
+        self._share(job, start, trades)
         return {Slot(job.series, start): minute_candle(trades)}
 
+    def _share(self, job: _Job, start: int, trades: Sequence[Trade]) -> None:
+        """Take the trades of a minute for all jobs that it is to be made for: it is not fetched once for each."""
+        for each in [each for each in self._jobs if each.series == job.series and start in each.starts]:
+            each.found(trades)
+            each.first_id, each.last_made, each.is_touched = trades[0].id, start, True
+            if each is not job and not each.is_hint:
+                self._take_off(each, start)
+
     def _compare(self, job: _Job, start: int, name: str) -> Candles:
-        """Tell by the venue's candle whether a minute misses trades."""
+        """Tell by the venue's candle whether a minute misses trades, and fetch them if it is quiet enough for that."""
         found = candles_between(self._feed.rest, name, start, start + MINUTE_MS, self._now_ms())
         with self._lock:
             ours = self._closed.get(Slot(job.series, start))
-        theirs = found.get(start)
+        theirs = found[start].values if start in found else None
         if theirs is None or theirs.volume is None:
             if ours is not None:
                 raise RestFailed(f"{self._feed.rest.venue.name} has no candle of {job.series.symbol} yet")
             return {}
-        volume = 0.0 if ours is None or ours.amounts is None else ours.amounts.volume
-        if theirs.volume > volume + 1e-9 * theirs.volume:
-            job.differing += theirs.volume - volume
-        return {}
+        if not (lacking := _lacking(ours, theirs.volume)):
+            return {}
+        made: Candles = {}
+        reason = f"{self._feed.rest.venue.name} has no more trades"
+        try:
+            made = self._make(job, start, name)
+            lacking = min(lacking, _lacking(made.get(Slot(job.series, start)), theirs.volume))
+        except NotFillable as error:
+            reason = str(error)
+        if lacking:
+            job.differing += lacking
+            job.reason = reason
+        return made
 
     def _failed(self, job: _Job, start: int, error: OSError) -> None:
+        if isinstance(error, RestClosed):
+            return
         now = self._monotonic()
         failing = job.failing.setdefault(start, _Failing(now))
         failing.failures += 1
@@ -459,9 +483,10 @@ class Repairs:
             self._repaired_until[job.series] = max(job.until, self._repaired_until.get(job.series, 0))
         if job.is_hint:
             if job.differing:
-                name = self._feed.rest.venue.name
-                text = f"{name} gives no trades by id or time; its candles have {job.differing:.8g} more volume"
+                text = f"{job.reason}; its candles have {job.differing:.8g} more volume"
                 self._put(job, HoleState.GIVEN_UP, text)
+            elif job.gaps and job.remaining < job.total:
+                self._put(job, HoleState.FILLED)
         elif job.gaps and (job.remaining <= 0 or len(job.gaps) == MOST_GAPS):
             self._put(job, HoleState.FILLED)
         elif job.is_cut:
@@ -526,3 +551,9 @@ class Repairs:
         if (newest := self._feed.ids.complete_until(series.symbol)) is not None:
             known = max(known, minute_start(newest - round(STORED_AFTER_SECONDS * 1000)))
         return min(known, bounds.get(series, known))
+
+
+def _lacking(ours: Candle | None, volume: float) -> float:
+    """By how much the venue's volume of a minute is more than ours."""
+    own = 0.0 if ours is None or ours.amounts is None else ours.amounts.volume
+    return volume - own if volume > own + 1e-9 * volume else 0.0

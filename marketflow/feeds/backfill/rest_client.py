@@ -45,6 +45,13 @@ class RestFailed(OSError):
     """The venue cannot be asked by REST, or its answer is none; another attempt may do."""
 
 
+class RestClosed(RestFailed):
+    """The client is closed, by this process."""
+
+    def __init__(self, venue: Venue) -> None:
+        super().__init__(f"the REST client of {venue.name} is closed")
+
+
 class RestClient:
     """The REST side of one venue; safe between threads.
 
@@ -132,7 +139,7 @@ class RestClient:
             self._check_refusal(is_urgent)
             wait = self.budget.take(call.weight)
             if self._closed.wait(0.0 if is_urgent else wait):
-                raise RestFailed(f"the REST client of {self.venue.name} is closed")
+                raise RestClosed(self.venue)
             self._check_refusal(is_urgent)
             try:
                 answer = self._parsed(self._get(call), parse)
@@ -220,7 +227,7 @@ class RestClient:
                 return RestReply(body, answer.headers)
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, RuntimeError) as error:
             if self._closed.is_set():
-                raise RestFailed(f"the REST client of {self.venue.name} is closed") from None
+                raise RestClosed(self.venue) from None
             text = str(error) or type(error).__name__
             raise RestFailed(f"{self.venue.name} cannot be asked at {self.place}{call.path}: {text}") from None
 
@@ -240,7 +247,7 @@ class RestClient:
 
         with self._making:
             if self._closed.is_set():
-                raise RestFailed(f"the REST client of {self.venue.name} is closed")
+                raise RestClosed(self.venue)
             if self._http is None:
                 timeout = httpx.Timeout(READ_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
                 headers = {"User-Agent": f"MarketFlow/{__version__}"}

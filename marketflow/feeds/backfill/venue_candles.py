@@ -17,7 +17,7 @@ class RangeNotHonoured(RestFailed):
 
 def candles_between(
     client: RestClient, rest_symbol: str, since_ms: int, until_ms: int, now_ms: int
-) -> dict[int, VenueValues]:
+) -> dict[int, VenueCandle]:
     """The venue's candles of the closed minutes that start from `since_ms` to before `until_ms`, by their start.
 
     A minute that the venue does not count as closed yet is absent as one without trades is: ask some seconds after.
@@ -39,31 +39,30 @@ def candles_between(
     if rest.candles_kept_ms is not None and since < now_ms - rest.candles_kept_ms:
         hours = rest.candles_kept_ms / 3_600_000
         raise RangeNotHonoured(f"{client.venue.name} gives candles of the last {hours:g} hours only")
-    found: dict[int, VenueValues] = {}
+    found: dict[int, VenueCandle] = {}
     until = min(until_ms, now_ms)
     for begin in range(since, until, rest.candles_a_call * MINUTE_MS):
         end = min(begin + rest.candles_a_call * MINUTE_MS, until)
         while end > begin:
             rows = _page(client, rest_symbol, begin, end, now_ms)
-            found |= {row.start: row.values for row in rows if _has_trades(row.values)}
+            found |= {row.start: row for row in rows if _has_trades(row.values)}
             # Older ones may have been cut off, if the venue gives fewer rows a call than it says.
             end = min((row.start for row in rows), default=begin)
     return dict(sorted(found.items()))
 
 
-def venue_minute(start: int, values: VenueValues) -> Candle:
+def venue_minute(row: VenueCandle) -> Candle:
     """The candle of a minute as the venue has it; of the times of its prices only the minute is known.
 
     An open that is the close of the minute before may lie beyond the prices of this one: the nearest of them is taken.
-
-    Args:
-        start: Unix ms.
-        values: the venue's own.
     """
-    amounts = None if values.volume is None else Amounts(values.volume, values.turnover, None, None)
-    ticks, total = 0, 0.0
-    if values.ticks and values.volume and values.turnover is not None:
-        ticks, total = values.ticks, values.turnover / values.volume * values.ticks
+    start, values, vwap = row.start, row.values, row.vwap
+    amounts = None
+    if values.volume is not None:
+        amounts = Amounts(values.volume, values.turnover, row.buy_volume, row.buy_turnover)
+    if vwap is None and values.volume and values.turnover is not None:
+        vwap = values.turnover / values.volume
+    ticks, total = (values.ticks, vwap * values.ticks) if values.ticks and vwap else (0, 0.0)
     opening, closing = (min(max(price, values.low), values.high) for price in (values.open, values.close))
     prices = opening, values.high, values.low, closing
     times = start, start + MINUTE_MS - 1, start, start
@@ -90,7 +89,7 @@ def _page(client: RestClient, symbol: str, begin: int, end: int, now_ms: int) ->
 def _check_range(client: RestClient, symbol: str, rows: list[VenueCandle], begin: int, end: int) -> None:
     name = client.venue.name
     for row in rows:
-        if row.start % MINUTE_MS or not _is_valid(row.values):
+        if row.start % MINUTE_MS or not _is_valid(row):
             raise RestFailed(f"a candle of {name} is none of a minute, or has no valid numbers: {row}")
     starts = [row.start for row in rows]
     rest = client.venue.rest
@@ -109,9 +108,11 @@ def _is_over(row: VenueCandle, now_ms: int) -> bool:
     return row.start + MINUTE_MS <= now_ms
 
 
-def _is_valid(values: VenueValues) -> bool:
+def _is_valid(row: VenueCandle) -> bool:
+    values = row.values
     prices = values.open, values.high, values.low, values.close
-    amounts = values.volume or 0, values.turnover or 0, values.ticks or 0
+    said = values.volume, values.turnover, values.ticks, row.vwap, row.buy_volume, row.buy_turnover
+    amounts = [each or 0 for each in said]
     return min(prices) > 0 and max(*prices, *amounts) <= MAX_PRICE and min(amounts) >= 0 and values.low <= values.high
 
 

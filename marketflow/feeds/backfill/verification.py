@@ -22,10 +22,11 @@ from marketflow.clock import Clock, milliseconds
 from marketflow.feeds.backfill.comparison import difference_text, differences
 from marketflow.feeds.backfill.minute_candle import minute_candle
 from marketflow.feeds.backfill.minute_trades import NotFillable, trades_of_minute
-from marketflow.feeds.backfill.rest_client import RestClient
+from marketflow.feeds.backfill.rest_client import RestClient, RestClosed
 from marketflow.feeds.backfill.steps import BUDGET_PAUSE_SECONDS, Step, has_spare_budget
 from marketflow.feeds.backfill.venue_candles import RangeNotHonoured, candles_between, venue_minute
 from marketflow.feeds.venues.limits import VenueRefusal
+from marketflow.feeds.venues.venue import VenueCandle
 from marketflow.logs import Outage, RateLimit
 from marketflow.model import (
     MINUTE_MS,
@@ -220,8 +221,8 @@ class Verification:
         found: Candles = {}
         for start, candle in ours.items():
             slot = Slot(series, start)
-            if (values := theirs.get(start)) is not None:
-                found |= self._compared(slot, candle, values)
+            if (row := theirs.get(start)) is not None:
+                found |= self._compared(slot, candle, row.values)
             elif start < self._now_ms() - UNKNOWN_AFTER_MS:
                 self._done(slot, candle, "no_candle")
         with self._lock:
@@ -232,7 +233,7 @@ class Verification:
             pending.came = {start for start in pending.came if start >= pending.asked_until}
             if span.until < self._due_until():
                 pending.next_at = 0.0
-        missing = {Slot(series, start): venue_minute(start, theirs[start]) for start in lacking}
+        missing = {Slot(series, start): venue_minute(theirs[start]) for start in lacking}
         self._log_missing(symbol, [start for start in lacking if start >= self._begun])
         return found | missing
 
@@ -251,7 +252,7 @@ class Verification:
             since = max(since, minute_start(now_ms - rest.candles_kept_ms) + KEPT_MARGIN_MS)
         return TimeRange(since, min(due, since + rest.candles_a_call * MINUTE_MS))
 
-    def _candles(self, rest_name: str, span: TimeRange) -> Mapping[int, VenueValues]:
+    def _candles(self, rest_name: str, span: TimeRange) -> Mapping[int, VenueCandle]:
         if span.since >= span.until:
             return {}
         try:
@@ -322,6 +323,8 @@ class Verification:
                 pending.drop(slot.start)
 
     def _failed(self, error: OSError) -> Step:
+        if isinstance(error, RestClosed):
+            return Step({}, IDLE_SECONDS)
         self._failures += 1
         asked = error.pause_seconds if isinstance(error, VenueRefusal) else 0.0
         self._not_before = self._monotonic() + max(self._backoff.pause(self._failures), asked)

@@ -121,11 +121,22 @@ class TradesPage(NamedTuple):
 
 
 class VenueCandle(NamedTuple):
-    """A row of the venue's own candles: start in Unix ms, and whether the minute is over, None where it is not said."""
+    """A row of the venue's own candles; None is what the venue does not say.
+
+    Args:
+        start: Unix ms.
+        values: what our candles are compared with.
+        is_closed: whether the minute is over.
+        vwap: the mean price of what was traded.
+        buy_volume, buy_turnover: the part in which the taker bought.
+    """
 
     start: int
     values: VenueValues
     is_closed: bool | None = None
+    vwap: float | None = None
+    buy_volume: float | None = None
+    buy_turnover: float | None = None
 
 
 class RestCalls(ABC):
@@ -142,7 +153,9 @@ class RestCalls(ABC):
     trades_span_ms: ClassVar[int | None] = None
     """How much time the first page of those that go forward spans; None for all that follows."""
     trades_kept_ms: ClassVar[int | None] = None
-    """How far back trades are given; None for all, 0 for none."""
+    """How far back trades are given; None for all."""
+    newest_trades: ClassVar[int | None] = None
+    """How many trades are given, the newest, where the others are not; ids are only a hint of what is missing then."""
     candles_a_call: ClassVar[int]
     candles_kept_ms: ClassVar[int | None] = None
     """How far back candles of a minute are given; None for all."""

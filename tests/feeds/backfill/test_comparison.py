@@ -8,7 +8,7 @@ import pytest
 from marketflow.feeds.backfill.comparison import difference_text, differences
 from marketflow.feeds.backfill.minute_candle import minute_candle
 from marketflow.feeds.backfill.venue_candles import venue_minute
-from marketflow.feeds.venues.venue import Trade
+from marketflow.feeds.venues.venue import Trade, VenueCandle
 from marketflow.model import Amounts, Candle, VenueValues, candle_of, merge_all
 from marketflow.model import Tick as TickOf
 from tests.support.market import MINUTE
@@ -94,7 +94,7 @@ def test_ticks_without_quantity_are_compared_by_price_and_count() -> None:
 
 
 def test_minute_of_the_venue_is_a_valid_candle() -> None:
-    minute = venue_minute(MINUTE, VenueValues(13.0, 12.0, 9.0, 11.0, 3.0, 33.0, 4))
+    minute = venue_minute(VenueCandle(MINUTE, VenueValues(13.0, 12.0, 9.0, 11.0, 3.0, 33.0, 4)))
     assert (minute.open, minute.high, minute.low, minute.close) == (12.0, 12.0, 9.0, 11.0)
     assert (minute.ticks, minute.average, minute.vwap, minute.source) == (4, 11.0, 11.0, "venue")
-    assert venue_minute(MINUTE, VenueValues(9.0, 12.0, 9.0, 11.0, None, None, 4)).ticks == 0
+    assert venue_minute(VenueCandle(MINUTE, VenueValues(9.0, 12.0, 9.0, 11.0, None, None, 4))).ticks == 0

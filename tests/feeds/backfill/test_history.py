@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 import pytest
+from loguru import logger
 
 from marketflow.errors import Unavailable
 from marketflow.feeds.backfill.history import BEGIN_PAUSE_SECONDS, SETTLED_MS, STORE_PAUSE_SECONDS, History
@@ -172,7 +173,7 @@ def test_minute_has_what_the_venue_says_of_it(world: Callable[..., World]) -> No
     assert w.store.rows[Slot(series(), start)] == Candle(
         *(open_, high, low, close, 1.0 * 12, 12),
         *(start, start + MINUTE_MS - 1, start, start, 0, 0),
-        amounts=Amounts(2.5, 2.5, None, None),
+        amounts=Amounts(2.5, 2.5, 0.0, 0.0),
         source="venue",
     )
 
@@ -374,3 +375,26 @@ def test_progress_is_logged_at_begin_every_half_minute_and_end(world: Callable[.
     assert len(lines) in (2 + (w.seconds - 20) // 30, 3 + (w.seconds - 20) // 30)
     assert lines[1].startswith("history goes on done=")
     assert lines[-1].startswith("history is fetched minutes=")
+
+
+def test_start_with_nothing_to_fetch_is_logged_for_debugging_alone(world: Callable[..., World], log: list[str]) -> None:
+    w = world("okx", hours=1)
+    w.pages.candles = [each if each.ticks else each._replace(volume="1.0", ticks=3) for each in w.pages.candles]
+    w.fetch()
+    w.restart()
+    log.clear()
+    shown: list[str] = []
+    handler = logger.add(shown.append, level="INFO", format="{message}")
+    w.history.step()
+    w.history.step()
+    logger.remove(handler)
+    assert [each.split(" ")[1] for each in log if each.startswith("history")] == ["is"]
+    assert shown == []
+
+
+def test_end_of_the_process_is_no_failure_of_the_history(world: Callable[..., World], log: list[str]) -> None:
+    w = world("okx", hours=1)
+    w.history.step()
+    w.history._client.close()
+    w.history.step()
+    assert not [each for each in log if "cannot be fetched" in each], log

@@ -165,11 +165,16 @@ def test_coinbase_side_by_rest_is_that_of_the_taker() -> None:
 # What cannot be filled
 
 
-def test_bybit_has_no_trades_to_fill_with() -> None:
-    with serving("bybit", VenuePages("bybit")) as (server, client):
-        with pytest.raises(NotFillable, match="bybit gives no trades by id or time"):
-            trades_of_minute(client, "BTCUSDT", MINUTE, 7)
-        assert server.asked == []
+def test_newest_60_trades_of_bybit_fill_a_quiet_minute() -> None:
+    trades = steady("bybit", 80, 2_000, MINUTE - 60_000)
+    assert whole_minute("bybit", VenuePages("bybit", trades[:70]), 70) == trades[30:60]
+    assert whole_minute("bybit", VenuePages("bybit", trades[29:40]), 40) == trades[30:40]  # all that there are
+
+
+def test_minute_before_bybit_s_newest_trades_is_not_filled() -> None:
+    trades = steady("bybit", 200, 500, MINUTE - 10_000)
+    with pytest.raises(NotFillable, match="bybit gives the 60 newest trades only"):
+        whole_minute("bybit", VenuePages("bybit", trades), 200)
 
 
 def test_okx_trades_of_over_three_months_ago_are_not_filled() -> None:

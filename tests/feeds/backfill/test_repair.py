@@ -230,6 +230,16 @@ def test_hole_over_several_minutes_makes_each_of_them(world: World) -> None:
     assert [row[2] for row in world.rows] == [HoleState.FILLED]
 
 
+def test_minute_with_a_start_and_a_hole_is_fetched_once(world: World) -> None:
+    world.trade(10)
+    world.trade(4, streamed=False)
+    world.trade(10)
+    world.to_next_minute()
+    assert world.made() == world.expected(MINUTE)
+    assert [(row[1] - row[0], row[2]) for row in world.rows] == [(5, HoleState.FILLED)]
+    assert len(world.pages) == len({*world.pages}) == 2
+
+
 def test_late_trade_within_the_grace_costs_no_call(world: World) -> None:
     begun(world)
     calls = len(world.server.rest_requests)
@@ -320,6 +330,13 @@ def test_failing_rest_is_not_asked_in_a_loop(world: World, failure: str) -> None
     world.steps(600)
     assert world.made() == world.expected(start)
     assert [row[2] for row in world.rows] == [HoleState.FILLED]
+
+
+def test_end_of_the_process_is_no_failure_of_a_repair(world: World, log: list[str]) -> None:
+    world.trade(3)
+    world.rest.close()
+    world.to_next_minute()
+    assert not [each for each in log if "cannot be fetched" in each], log
 
 
 def test_hole_is_given_up_after_a_stated_time_of_failures(world: World) -> None:
@@ -551,7 +568,22 @@ def test_jump_of_ids_is_no_hole_where_the_venue_s_candle_agrees(world_of: Callab
     assert (world.rows, world.made()) == ([], {})
 
 
-def test_hole_that_the_venue_cannot_fill_is_given_up(world_of: Callable[[str], World]) -> None:
+def test_hole_of_500_ids_of_bybit_is_given_up(world_of: Callable[[str], World]) -> None:
+    """The venue gives its 60 newest trades; its candle says how much is missing."""
+    world = begun(world_of("bybit"))
+    start = minute_start(world.now)
+    world.trade(3)
+    world.trade(500, streamed=False, every_ms=20)
+    world.trade(3)
+    closed(world, start, [*world.traded[-3:], *world.traded[-506:-503]])
+    world.to_next_minute(25)
+    ((after, before, state, reason),) = world.rows
+    assert (before - after, state) == (501, HoleState.GIVEN_UP)
+    assert reason == "bybit gives the 60 newest trades only; its candles have 50 more volume"
+    assert world.made() == {}
+
+
+def test_hole_within_the_newest_trades_of_bybit_is_filled(world_of: Callable[[str], World]) -> None:
     world = begun(world_of("bybit"))
     start = minute_start(world.now)
     world.trade(3)
@@ -559,18 +591,17 @@ def test_hole_that_the_venue_cannot_fill_is_given_up(world_of: Callable[[str], W
     world.trade(3)
     closed(world, start, [*world.traded[-3:], *world.traded[-26:-23]])
     world.to_next_minute(25)
-    ((after, before, state, reason),) = world.rows
-    assert (before - after, state) == (21, HoleState.GIVEN_UP)
-    assert reason == "bybit gives no trades by id or time; its candles have 2 more volume"
+    assert [(row[1] - row[0], row[2]) for row in world.rows] == [(21, HoleState.FILLED)]
+    assert world.made() == world.expected(start)
 
 
 def test_first_minute_that_cannot_be_made_is_marked(world_of: Callable[[str], World]) -> None:
     world = world_of("bybit")
-    world.trade(3, streamed=False)
+    world.trade(80, streamed=False, every_ms=50)
     world.trade(3)
     closed(world, MINUTE, world.traded[-3:])
     world.to_next_minute(25)
-    reason = "bybit gives no trades by id or time; its candles have 0.3 more volume"
+    reason = "bybit gives the 60 newest trades only; its candles have 8 more volume"
     assert [row[2:] for row in world.rows] == [(HoleState.GIVEN_UP, reason)]
     (hole,) = world.holes.rows.values()
     assert (hole.from_ms, minute_start(hole.to_ms)) == (MINUTE, MINUTE)

@@ -204,8 +204,7 @@ def test_garbage_for_an_answer_is_an_error_in_words(venue: str, body: bytes) -> 
     with asking(lambda asked: Reply(body), venue, AttemptBudget(1000, 60.0, FakeTime())) as (_, client, _):
         calls: list[Callable[[], object]] = [client.server_time_ms, client.instruments]
         calls.append(lambda: client.ask(rest.candles_call("X", 0, 60_000, 60_000), rest.candles))
-        if rest.trades_kept_ms != 0:
-            calls.append(lambda: client.ask(rest.trades_call("X", 0, None, None), partial(rest.trades, "X")))
+        calls.append(lambda: client.ask(rest.trades_call("X", 0, None, None), partial(rest.trades, "X")))
         for call in calls:
             with pytest.raises(RestFailed, match=f"the answer of {venue} cannot be read|{venue} answers with an error"):
                 call()

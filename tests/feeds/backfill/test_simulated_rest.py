@@ -71,7 +71,7 @@ def test_candles_of_a_simulated_venue_are_read(venue: str) -> None:
     with serving(venue) as (server, client, symbol):
         trades = [trade for trade in filled(server, 1200) if MINUTE <= trade.at < MINUTE + MINUTE_MS]
         candles = candles_between(client, symbol, MINUTE, MINUTE + MINUTE_MS, NOW)
-        values = candles[MINUTE]
+        values = candles[MINUTE].values
         assert values.close == trades[-1].price
         assert values.volume == pytest.approx(sum(trade.quantity for trade in trades))
         assert values.ticks in (None, len(trades))

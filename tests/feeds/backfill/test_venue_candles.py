@@ -8,10 +8,10 @@ from functools import partial
 import pytest
 
 from marketflow.feeds.backfill.rest_client import RestClient, RestFailed
-from marketflow.feeds.backfill.venue_candles import RangeNotHonoured, candles_between
+from marketflow.feeds.backfill.venue_candles import RangeNotHonoured, candles_between, venue_minute
 from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal
 from marketflow.feeds.venues.registry import VENUES
-from marketflow.model import MINUTE_MS, VenueValues
+from marketflow.model import MINUTE_MS, Amounts, VenueValues
 from tests.support.rest_server import Asked, Reply, RestServer
 from tests.support.venue_pages import Row, VenuePages
 
@@ -64,7 +64,7 @@ def test_closed_minutes_have_the_values_of_the_venue(venue: str) -> None:
     turnover = 0.5 if venue in ("binance", "okx", "bybit") else None
     ticks = 7 if venue in HAS_COUNT else None
     values = VenueValues(100.5, 101.25, 99.75, 100.25, 0.5, turnover, ticks)
-    assert found == {minute(1): values, minute(2): values, minute(3): values}
+    assert {start: row.values for start, row in found.items()} == dict.fromkeys(map(minute, (1, 2, 3)), values)
     assert [*found] == [minute(1), minute(2), minute(3)]
 
 
@@ -238,9 +238,29 @@ def test_small_prices_and_great_volumes_keep_their_digits(venue: str) -> None:
     tiny = Row(NOON, "0.00000638", "0.00000639", "0.000005123", "0.00000637", "12345678.12345678", 3)
     pages = pages_of(venue, [tiny, row(1)], minute(2))
     with serving(venue, pages) as (_, client):
-        (values,) = candles_between(client, SYMBOL[venue], NOON, minute(1), minute(2)).values()
+        ((_, values, *_),) = candles_between(client, SYMBOL[venue], NOON, minute(1), minute(2)).values()
     assert [values.open, values.high, values.low, values.close] == [0.00000638, 0.00000639, 0.000005123, 0.00000637]
     assert values.volume == 12345678.12345678
+
+
+# What only some venues say
+
+
+def test_klines_of_binance_say_what_the_takers_bought() -> None:
+    kline = Row(NOON, "100.5", "101.25", "99.75", "100.25", "0.5", 7, True, "50.25", bought=("0.125", "12.5"))
+    with serving("binance", pages_of("binance", [kline, row(1)], minute(2))) as (_, client):
+        minute_of_it = venue_minute(candles_between(client, "BTCUSDT", NOON, minute(1), minute(2))[NOON])
+    assert minute_of_it.amounts == Amounts(0.5, 50.25, 0.125, 12.5)
+    assert (minute_of_it.ticks, minute_of_it.average) == (7, 100.5)
+
+
+def test_candles_of_kraken_say_count_and_mean_but_no_turnover() -> None:
+    said = Row(NOON, "100.5", "101.2", "99.7", "100.2", "0.5", 7, vwap="100.4")
+    with serving("kraken", pages_of("kraken", [said, row(1)], minute(2))) as (_, client):
+        minute_of_it = venue_minute(candles_between(client, "XBTUSD", NOON, minute(1), minute(2))[NOON])
+    assert minute_of_it.ticks == 7
+    assert minute_of_it.average == pytest.approx(100.4, rel=1e-15)
+    assert minute_of_it.amounts == Amounts(0.5, None, None, None)
 
 
 # Requests and failures

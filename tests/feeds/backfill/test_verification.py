@@ -228,12 +228,12 @@ def test_minute_with_more_trades_than_the_venue_is_kept(world: Callable[..., Wor
     assert msgspec.structs.replace(found, verified=None, venue=None) == made
 
 
-def test_bybit_without_trades_differs_at_the_second_comparison(world: Callable[..., World]) -> None:
+def test_minute_before_bybit_s_newest_trades_differs_at_once_more(world: Callable[..., World]) -> None:
     w = world(BYBIT)
     w.close(1, lost=1)
     found = minute_of(w.run_until(at(8)), 1)
     assert found.verified is False
-    assert w.trade_calls == 0
+    assert w.trade_calls == 1
 
 
 def test_bybit_opens_at_the_close_before(world: Callable[..., World]) -> None:
@@ -408,3 +408,11 @@ def test_hours_without_minutes_are_caught_up_at_once(world: Callable[..., World]
     w.run_until(w.now + 5_000)
     assert len(w.candle_calls) == 3  # of 300 minutes at most
     assert w.missing > 700
+
+
+def test_end_of_the_process_is_no_failure_of_verification(world: Callable[..., World], log: list[str]) -> None:
+    w = world(BYBIT)
+    w.close(1)
+    w.verification._client.close()
+    w.run_until(at(5))
+    assert not [each for each in log if "cannot be" in each], log

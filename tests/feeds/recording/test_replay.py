@@ -186,7 +186,7 @@ def test_recorded_hour_gives_the_same_candles(venue: str, tmp_path: Path) -> Non
         (symbol,) = [each for each in client.instruments() if each.base == "BTC"]
         name = symbol.rest_symbol or symbol.symbol
         candles = candles_between(client, name, minute_of_rest, minute_of_rest + MINUTE_MS, client.now_ms)
-        values, own = candles[minute_of_rest], expected(trades)["BTCUSDT", 5]
+        values, own = candles[minute_of_rest].values, expected(trades)["BTCUSDT", 5]
         assert (values.close, rounded(values.volume or 0.0)) == (own.close, own.volume)
         client.close()
 

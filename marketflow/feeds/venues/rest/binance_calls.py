@@ -41,6 +41,8 @@ class _Kline(msgspec.Struct, array_like=True, gc=False):
     close_at: int
     turnover: str | float
     ticks: int
+    buy_volume: str | float
+    buy_turnover: str | float
 
 
 class _Time(msgspec.Struct):
@@ -83,7 +85,7 @@ class BinanceCalls(RestCalls):
 
     def candles(self, reply: RestReply) -> list[VenueCandle]:
         """Klines; the last may be forming, which only the clock tells."""
-        return [VenueCandle(row.start, _values(row)) for row in _klines(reply.body)]
+        return [_candle(row) for row in _klines(reply.body)]
 
     def time(self, reply: RestReply) -> int:
         """To the millisecond."""
@@ -95,6 +97,8 @@ def _trade(symbol: str, row: _Aggregate) -> Trade:
     return Trade(symbol, number(row.p), number(row.q), row.at, row.l, side, row.l - row.f + 1)
 
 
-def _values(row: _Kline) -> VenueValues:
+def _candle(row: _Kline) -> VenueCandle:
     prices = number(row.open), number(row.high), number(row.low), number(row.close)
-    return VenueValues(*prices, number(row.volume), number(row.turnover), row.ticks)
+    values = VenueValues(*prices, number(row.volume), number(row.turnover), row.ticks)
+    bought = number(row.buy_volume), number(row.buy_turnover)
+    return VenueCandle(row.start, values, None, None, *bought)

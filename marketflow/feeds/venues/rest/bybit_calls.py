@@ -1,6 +1,7 @@
-"""Bybit v5 spot by REST: candles with turnover and without count; of trades only the 60 newest, which fill nothing.
+"""Bybit v5 spot by REST: candles with turnover and without count; of trades only the 60 newest.
 
-Source: bybit-exchange/docs, v5 `kline` and `time` (2026-07). The default of `category` is linear, so it is always said.
+Source: bybit-exchange/docs, v5 `recent-trade`, `kline` and `time` (2026-07). The default of `category` is linear, so it
+is always said.
 """
 
 import msgspec
@@ -10,6 +11,8 @@ from marketflow.feeds.venues.venue import (
     RestCall,
     RestCalls,
     RestReply,
+    Side,
+    Trade,
     TradesPage,
     VenueCandle,
     VenueError,
@@ -17,7 +20,19 @@ from marketflow.feeds.venues.venue import (
 )
 from marketflow.model import MINUTE_MS, VenueValues
 
+NEWEST_TRADES = 60
+
 _TOO_OFTEN = 10006
+
+_SIDES: dict[str, Side] = {"Buy": "buy", "Sell": "sell"}
+
+
+class _Trade(msgspec.Struct, gc=False):
+    id: str = msgspec.field(name="execId")
+    price: str
+    size: str
+    side: str
+    time: str
 
 
 class _Candle(msgspec.Struct, array_like=True, gc=False):
@@ -37,6 +52,10 @@ class _Answer(msgspec.Struct):
     time: int | None = None
 
 
+class _Trades(msgspec.Struct):
+    rows: list[_Trade] = msgspec.field(name="list")
+
+
 class _Candles(msgspec.Struct):
     rows: list[_Candle] = msgspec.field(name="list")
 
@@ -50,18 +69,20 @@ class BybitCalls(RestCalls):
 
     weight_limit = (100, 5.0)  # of 600 in 5 seconds
     newest_first = True
-    trades_kept_ms = 0
+    newest_trades = NEWEST_TRADES
     candles_a_call = 1000
     opens_at_last_close = True
     time_call = RestCall("/v5/market/time")
 
     def trades_call(self, symbol: str, since_ms: int, newest_id: int | None, cursor: str | None) -> RestCall:
-        """There is none."""
-        raise NotImplementedError
+        """There is one page alone, the same for all times."""
+        query: dict[str, str | int] = {"category": "spot", "symbol": symbol, "limit": NEWEST_TRADES}
+        return RestCall("/v5/market/recent-trade", query)
 
     def trades(self, symbol: str, reply: RestReply) -> TradesPage:
-        """There are none."""
-        raise NotImplementedError
+        """Newest first, under the ids of the stream."""
+        rows = msgspec.json.decode(_checked(reply).result, type=_Trades).rows
+        return TradesPage([_trade(symbol, row) for row in rows], None)
 
     def candles_call(self, symbol: str, since_ms: int, until_ms: int, now_ms: int) -> RestCall:
         """`start` and `end` are inclusive."""
@@ -87,6 +108,12 @@ def _checked(reply: RestReply) -> _Answer:
     if decoded.code:
         raise VenueError(f"{decoded.code}: {decoded.message}")
     return decoded
+
+
+def _trade(symbol: str, row: _Trade) -> Trade:
+    if (side := _SIDES.get(row.side)) is None:
+        raise ValueError(f"{row.side!r} is no side")
+    return Trade(symbol, number(row.price), number(row.size), int(row.time), int(row.id), side)
 
 
 def _is_closed(row: _Candle, venue_time: int | None) -> bool | None:

@@ -98,7 +98,7 @@ class KrakenCalls(RestCalls):
         """The last row is forming; minutes without trades have a count of 0."""
         rows = _candles(_rows(_result(reply)))
         return [
-            VenueCandle(row.start_seconds * 1000, _values(row), number_of_row < len(rows))
+            VenueCandle(row.start_seconds * 1000, _values(row), number_of_row < len(rows), number(row.vwap))
             for number_of_row, row in enumerate(rows, 1)
         ]
 
@@ -132,4 +132,5 @@ def _trade(symbol: str, row: _Trade) -> Trade:
 
 def _values(row: _Candle) -> VenueValues:
     prices = number(row.open), number(row.high), number(row.low), number(row.close)
-    return VenueValues(*prices, number(row.volume), None, row.ticks)  # vwap is cut to the price's digits
+    # The turnover is not said: vwap is cut to the price's digits.
+    return VenueValues(*prices, number(row.volume), None, row.ticks)
