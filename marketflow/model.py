@@ -12,7 +12,7 @@ Times are Unix milliseconds (`*_at`), sequences Unix nanoseconds of the receipt.
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Literal, NamedTuple, TypeVar
+from typing import Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -127,6 +127,9 @@ class Hole(msgspec.Struct, frozen=True):
     state: HoleState = HoleState.OPEN
     reason: str = ""
 
+
+REFERENCE: Final = "reference"
+"""Stands for an exchange where the median over all exchanges is meant; none can have this name."""
 
 Source = Literal["ticks", "venue"]
 """What a candle is made of: ticks, or the venue's own candle."""

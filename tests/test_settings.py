@@ -314,6 +314,10 @@ def test_wrong_address_is_named_by_position(address: object) -> None:
     assert text.endswith(": must be host:port, the port from 1 to 65535")
 
 
+def test_exchange_cannot_have_the_name_of_the_reference() -> None:
+    assert "the median over all exchanges" in problems({"exchanges": [{"name": "Reference", "address": "a:1"}]})
+
+
 def test_wrong_exchange_is_named_by_position() -> None:
     good = {"name": "a", "address": "a:1"}
     assert problems({"exchanges": [good, {"name": "b:", "address": "b:1"}]}).startswith(

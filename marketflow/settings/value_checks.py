@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from marketflow.model import REFERENCE
 from marketflow.settings import schema
 from marketflow.settings.schema import ExchangeSettings
 
@@ -115,6 +116,8 @@ def _exchange(place: str, item: object) -> ExchangeSettings:
         meant = "must be a table of name and address, or of name and venue (optional: symbols, url, rest_url, history)"
         raise RuleViolation(meant, place, list(fields) or item)
     name = _convert(schema.ExchangeName, fields["name"], f"{place}.name")
+    if name.lower() == REFERENCE:
+        raise RuleViolation("must be another one: this one is the median over all exchanges", f"{place}.name", name)
     if "venue" in fields:
         return _venue(name, place, fields)
     address = fields["address"]

@@ -48,6 +48,23 @@ def test_reference_price_during_outage_is_503() -> None:
     assert world.ask("/prices/reference/BTCUSDT").status_code == 503
 
 
+def test_candles_of_reference_are_medians_of_the_exchanges() -> None:
+    world = World()
+    for exchange, opening, closing in zip(EXCHANGES, (10.0, 90.0, 40.0), (20.0, 80.0, 70.0), strict=True):
+        world.trade(opening, 100_000, series(exchange))
+        world.trade(closing, 99_000, series(exchange))
+    answer = world.ask("/candles/reference/btcusdt?limit=1&to=-1m").json()
+    (candle,) = answer["candles"]
+    assert (answer["symbol"], answer["exchange"], answer["interval"]) == ("BTCUSDT", "reference", "1m")
+    assert [candle[name] for name in ("open", "high", "low", "close", "average", "ticks")] == [40, 70, 40, 70, 55, 6]
+    assert world.ask("/candles/reference/BTCUSDT?limit=1&to=-1m&format=array").json()[0][1:5] == [
+        "40.0",
+        "70.0",
+        "40.0",
+        "70.0",
+    ]
+
+
 @given(st.lists(st.lists(PRICES, min_size=1, max_size=4), min_size=1, max_size=5))
 def test_reference_candle_keeps_order_of_values(of_exchanges: list[list[float]]) -> None:
     candles = [_candle(prices) for prices in of_exchanges]

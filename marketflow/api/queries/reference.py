@@ -16,9 +16,6 @@ from marketflow.model import Candle, Tick, merge, rounded
 FRESH_MS = 15_000
 """Age of a tick up to which its price counts: an exchange that is silent for longer is stale by default."""
 
-REFERENCE = "reference"
-"""Stands for an exchange where candles are asked for; no exchange can have this name."""
-
 
 class ReferencePrice(NamedTuple):
     """The median of the newest prices of a symbol.

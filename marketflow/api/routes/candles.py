@@ -1,5 +1,6 @@
-"""/candles: open, high, low and close of a symbol by the minute, hour or day, on one exchange or over all of them."""
+"""/candles: open, high, low and close by the minute, hour or day, on one exchange, over all, or of the reference."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 from hashlib import blake2b
@@ -22,12 +23,13 @@ from marketflow.api.queries.candle_parameters import (
     InvalidRange,
     parse_query,
 )
-from marketflow.api.queries.candles import CandleRows
+from marketflow.api.queries.candles import CandleRows, Combine
 from marketflow.api.queries.known_holes import Span, touched
 from marketflow.api.queries.path_parameters import path_parameters_of
+from marketflow.api.queries.reference import reference_candles
 from marketflow.api.rendering import ALWAYS, JSONAnswer, Time, has_etag, rfc3339
 from marketflow.clock import milliseconds
-from marketflow.model import Candle, Source, rounded
+from marketflow.model import REFERENCE, Candle, Source, merge_all, rounded
 
 MAX_AGE_SECONDS = 60
 """Time for which a client may cache a settled answer.
@@ -41,6 +43,9 @@ Price = Annotated[float, Meta(gt=0, examples=[67432.14])]
 Decimals = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)?$", examples=["67432.14"])]
 Amount = Annotated[float, Meta(ge=0, examples=[12.5])]
 _UNKNOWN = "null where it is unknown, which is not zero."
+
+
+Interval = Annotated[str, Meta(description="Length of a candle.", extra_json_schema={"enum": [*INTERVALS_MS]})]
 
 
 class VenueCandle(msgspec.Struct, frozen=True, rename={"opening": "open"}):
@@ -93,7 +98,16 @@ class CandlesAnswer(msgspec.Struct, frozen=True):
 
     symbol: Symbol
     exchange: Annotated[Exchange | None, Meta(description="Null over all exchanges.")]
-    interval: Annotated[str, Meta(description="Length of a candle.", extra_json_schema={"enum": [*INTERVALS_MS]})]
+    interval: Interval
+    candles: list[CandleAnswer]
+
+
+class ReferenceCandlesAnswer(msgspec.Struct, frozen=True):
+    """Candles of the reference price in order of time; those without ticks are absent."""
+
+    symbol: Symbol
+    exchange: Literal["reference"]
+    interval: Interval
     candles: list[CandleAnswer]
 
 
@@ -118,7 +132,7 @@ _CANDLES = Tag("candles", "Open, high, low and close by the minute, hour or day,
 
 
 def candle_operations() -> list[Operation]:
-    """Return the candle operations, over all exchanges and on one."""
+    """Return the candle operations, over all exchanges, of the reference price, and on one exchange."""
     over_all = Operation(
         id="candles",
         path="/candles/{symbol}",
@@ -144,6 +158,18 @@ def candle_operations() -> list[Operation]:
         ),
         may_be_kept=True,
     )
+    of_reference = replace(
+        over_all,
+        id="referenceCandles",
+        path=f"/candles/{REFERENCE}/{{symbol}}",
+        endpoint=_reference_candles,
+        summary="Candles of the reference price",
+        description=(
+            "As those over all exchanges, but open, high, low, close and average are the medians of those of the "
+            "exchanges: no candle opens on one exchange and closes on another. All else is that of all exchanges."
+        ),
+        answer=ReferenceCandlesAnswer | list[Kline],
+    )
     on_one = replace(
         over_all,
         id="candlesOnExchange",
@@ -151,21 +177,37 @@ def candle_operations() -> list[Operation]:
         summary="Candles on one exchange",
         problems=(UnknownExchange, *over_all.problems),
     )
-    return [over_all, on_one]
+    return [over_all, of_reference, on_one]
 
 
 async def _candles(request: Request) -> Response:
+    return await _answer(request, merge_all, CandlesAnswer)
+
+
+async def _reference_candles(request: Request) -> Response:
+    return await _answer(request, reference_candles, _of_reference)
+
+
+def _of_reference(symbol: str, _: str | None, interval: str, candles: list[CandleAnswer]) -> ReferenceCandlesAnswer:
+    return ReferenceCandlesAnswer(symbol, REFERENCE, interval, candles)
+
+
+async def _answer(
+    request: Request,
+    combine: Combine,
+    answer_of: Callable[[str, str | None, str, list[CandleAnswer]], msgspec.Struct],
+) -> Response:
     context = context_of(request)
     parameters = path_parameters_of(request, context)
     context.clients.attribute_to(request.scope)
     interval, wanted, as_arrays = parse_query(request.scope["query_string"], milliseconds(context.prices.clock()))
-    rows = await context.prices.candles(parameters.series, wanted)
+    rows = await context.prices.candles(parameters.series, wanted, combine)
     length_ms = wanted.length_ms
     if as_arrays:
         answer = JSONAnswer(_klines(rows, length_ms))
     else:
         objects = _objects(rows, length_ms, await context.known_holes.spans(parameters.series))
-        answer = JSONAnswer(CandlesAnswer(parameters.symbol, parameters.exchange, interval, objects))
+        answer = JSONAnswer(answer_of(parameters.symbol, parameters.exchange, interval, objects))
     return _kept(request, answer) if rows.settled else answer
 
 
