@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "marketflow"
 
 LAYERS: list[tuple[str, ...]] = [
     ("model", "clock", "errors", "text", "counters", "time_parsing", "health", "resources", "tasks"),
-    ("logs",),
+    ("logs", "client"),
     ("settings",),
     ("stores", "feeds"),
     ("pipeline",),

@@ -56,7 +56,7 @@ def test_python_client_of_the_readme_prints_prices(application: Application) -> 
             lines = [process.stdout.readline().split() for _ in range(30)]
         finally:
             process.kill()
-    candles = [line for line in lines if line[0].endswith("Z")]
+    candles = [line for line in lines if line[0].endswith("+00:00")]
     assert 1 <= len(candles) <= 5
     ticks = lines[len(candles) :]
     assert {exchange for exchange, _ in ticks} == {"exchange1", "exchange2", "exchange3"}

@@ -1,0 +1,115 @@
+"""The client for programs without an event loop."""
+
+import time
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import Self, TypeVar
+
+import httpx
+from websockets.sync.client import connect
+
+from marketflow.client import api_queries
+from marketflow.client.api_queries import Query, RequestFailed, pause_before_retry
+from marketflow.client.market_data import AveragePrice, CandleList, ExtremePrice, Price, ReferencePrice
+from marketflow.client.price_stream import LOST, SILENCE_SECONDS, PriceFollower
+
+_Answer = TypeVar("_Answer")
+
+
+class Client:
+    """Queries a running MarketFlow over HTTP, and follows its prices over a WebSocket.
+
+    All methods raise `RequestFailed` where the server refuses, and `httpx.TransportError` where it cannot be reached.
+    Where it is busy or not ready (429, 503) a query is repeated, after the pause that it asks for.
+
+    Args:
+        base_url: where it answers.
+        timeout: seconds that a query may take.
+        retries: how often a query is repeated at most.
+    """
+
+    def __init__(self, base_url: str = "http://127.0.0.1:8080", timeout: float = 10.0, retries: int = 2) -> None:
+        self._base_url = base_url
+        self._retries = retries
+        self._http = httpx.Client(base_url=base_url, timeout=timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._http.close()
+
+    def latest(self, symbol: str, exchange: str | None = None) -> Price:
+        """Return the newest price of a symbol, on one exchange or over all."""
+        return self._get(api_queries.latest(symbol, exchange))
+
+    def reference(self, symbol: str) -> ReferencePrice:
+        """Return the median of the newest prices of all exchanges."""
+        return self._get(api_queries.reference(symbol))
+
+    def highest(self, symbol: str, exchange: str | None = None, period: str | None = None) -> ExtremePrice:
+        """Return the highest price of a period such as `1m30s`; of all on record without one."""
+        return self._get(api_queries.extreme("highest", symbol, exchange, period))
+
+    def lowest(self, symbol: str, exchange: str | None = None, period: str | None = None) -> ExtremePrice:
+        """Return the lowest price of a period such as `1m30s`; of all on record without one."""
+        return self._get(api_queries.extreme("lowest", symbol, exchange, period))
+
+    def average(self, symbol: str, exchange: str | None = None, period: str | None = None) -> AveragePrice:
+        """Return the mean of all ticks of a period such as `1m30s`; of all on record without one."""
+        return self._get(api_queries.average(symbol, exchange, period))
+
+    def candles(
+        self,
+        symbol: str,
+        exchange: str | None = None,
+        interval: str = "1m",
+        since: datetime | str | None = None,
+        until: datetime | str | None = None,
+        limit: int | None = None,
+    ) -> CandleList:
+        """Return candles, the oldest first.
+
+        Args:
+            symbol: whose.
+            exchange: on which exchange; `reference` for the median over all, None for all merged.
+            interval: length of a candle, such as `1h`.
+            since: they open at this time or later, an aware datetime or a text such as `-24h`; None: the last ones.
+            until: they open before this time; None: now.
+            limit: how many at most; the server's default is 500.
+        """
+        return CandleList(self._get(api_queries.candles(symbol, exchange, interval, since, until, limit)).candles)
+
+    def prices(self, symbols: Iterable[str] = (), exchanges: Iterable[str] = ()) -> Iterator[Price]:
+        """Yield the newest price of each series, and each newer one as it comes, without end.
+
+        A connection that is lost is made again; the newest price of each series is then yielded if it is another one. A
+        consumer that is slow gets the newest price of each series, not all of them.
+
+        Args:
+            symbols: whose; all by default.
+            exchanges: on which exchanges; all by default.
+        """
+        url = api_queries.prices_url(self._base_url, symbols, exchanges)
+        follower = PriceFollower()
+        while True:
+            try:
+                with connect(url) as connection:
+                    while True:
+                        yield from follower.new_prices(connection.recv(SILENCE_SECONDS))
+            except LOST as error:
+                time.sleep(follower.pause(error))
+
+    def _get(self, query: Query[_Answer]) -> _Answer:
+        for attempt in range(self._retries + 1):
+            try:
+                return api_queries.decode(query, self._http.get(query.path, params=query.parameters))
+            except RequestFailed as error:
+                if attempt == self._retries or (seconds := pause_before_retry(error)) is None:
+                    raise
+                time.sleep(seconds)
+        raise AssertionError("the last attempt returns or raises")
