@@ -19,6 +19,11 @@ def one_line(text: str) -> str:
     return visible(" ".join(text.split()))
 
 
+def words(text: str) -> list[str]:
+    """Return the items of a list that is written with commas or spaces: `A,B`, `A B`, `A, B`."""
+    return text.replace(",", " ").split()
+
+
 def without_credentials(url: str) -> str:
     """Return a URL without user and password."""
     parts = urlsplit(url)

@@ -68,6 +68,47 @@ def test_text_is_time_level_message_and_bound_values() -> None:
     assert rest == 'INFO     feed A lost exchange=exchange1 wait=2.5 why="timed out"'
 
 
+class Terminal(Sink):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("level", "code"), [("DEBUG", "2"), ("INFO", "32"), ("WARNING", "33"), ("ERROR", "31"), ("CRITICAL", "1;31")]
+)
+def test_levels_are_coloured_on_a_terminal(monkeypatch: pytest.MonkeyPatch, level: str, code: str) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    logs.setup("TRACE", "text", sink := Terminal())
+    logger.bind(exchange="a").log(level, "feed lost")
+    (line,) = sink.lines()
+    assert line.partition(" ")[2] == f"\x1b[{code}m{level:<8}\x1b[0m feed lost exchange=a"
+
+
+@pytest.mark.parametrize("without", ["terminal", "colour", "cursor", "text"])
+def test_levels_are_plain_elsewhere(monkeypatch: pytest.MonkeyPatch, without: str) -> None:
+    monkeypatch.setenv("TERM", "dumb" if without == "cursor" else "xterm")
+    monkeypatch.setenv("NO_COLOR", "1" if without == "colour" else "")
+    sink = Sink() if without == "terminal" else Terminal()
+    logs.setup("INFO", "json" if without == "text" else "text", sink)
+    logger.error("feed lost")
+    assert "\x1b" not in sink.getvalue()
+
+
+def test_process_colours_levels_only_if_stderr_is_a_terminal() -> None:
+    program = "from marketflow import logs; from loguru import logger; logs.setup('INFO', 'text'); logger.error('lost')"
+    here, there = os.openpty()
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm"}
+    subprocess.run([sys.executable, "-c", program], stderr=there, env=environment, check=True, timeout=30)
+    assert b"\x1b[31mERROR   \x1b[0m lost" in os.read(here, 4096)
+    subprocess.run([sys.executable, "-c", program], stderr=there, env=environment | {"NO_COLOR": "1"}, check=True)
+    assert b"\x1b" not in os.read(here, 4096)
+    piped = subprocess.run([sys.executable, "-c", program], stdout=there, stderr=subprocess.PIPE, env=environment)
+    assert piped.stderr.endswith(b"ERROR    lost\n")
+    os.close(here)
+    os.close(there)
+
+
 def test_json_is_one_object_per_line() -> None:
     sink = opened("json")
     logger.bind(exchange="exchange1", symbol=None, wait=float("nan"), of=[1]).warning("one\ntwo\u2028three")

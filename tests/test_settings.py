@@ -19,6 +19,7 @@ from marketflow.settings import (
     load_with_origins,
 )
 from marketflow.settings.effective_settings import as_toml, effective_values
+from marketflow.settings.schema import KEYS
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
 
@@ -177,6 +178,30 @@ def test_wrong_allowed_host_is_named_by_position(host: object) -> None:
 def test_exchanges_can_be_set_by_variable(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("MARKETFLOW_EXCHANGES", text)
     assert load().exchanges == (ExchangeSettings(name="a", address="[::1]:1"),)
+
+
+@pytest.mark.parametrize("text", ["kraken, a=[::1]:1", "kraken a=[::1]:1", " Kraken,a=[::1]:1, "])
+def test_exchanges_may_be_venues_and_addresses_as_text(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("MARKETFLOW_EXCHANGES", text)
+    assert load().exchanges == (
+        ExchangeSettings(name="kraken", venue="kraken"),
+        ExchangeSettings(name="a", address="[::1]:1"),
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["mtgox", "kraken a=b", "kraken =b:1", "kraken a:1", "kraken KRAKEN", "", "[{name='a'"]
+)
+def test_wrong_exchange_in_a_text_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("MARKETFLOW_EXCHANGES", text)
+    assert problems().startswith("exchanges")
+    assert "must" in problems()
+
+
+@pytest.mark.parametrize("text", ["BTCUSDT, ETHUSDT", "BTCUSDT ETHUSDT"])
+def test_symbols_of_a_venue_may_be_text(text: str) -> None:
+    (venue,) = load(None, {"exchanges": [{"name": "a", "venue": "okx", "symbols": text}]}).exchanges
+    assert venue.symbols == {"BTCUSDT": "", "ETHUSDT": ""}
 
 
 def test_numbers_and_words_get_their_types(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,6 +368,22 @@ def test_wrong_exchange_is_named_by_position() -> None:
 )
 def test_unknown_key_is_refused_with_nearest_known_key(key: str, nearest: str) -> None:
     assert problems({key: 1}) == f"{key}: unknown key, did you mean {nearest}?"
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if "." in key])
+def test_variable_with_one_underscore_names_the_right_one(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    wrong, right = (f"MARKETFLOW_{key.upper().replace('.', separator)}" for separator in ("_", "__"))
+    monkeypatch.setenv(wrong, "1")
+    assert problems() == f"{wrong}: unknown variable, did you mean {right}?"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("DATA__DIR", "DATA_DIR"), ("HTTP__PROT", "HTTP__PORT"), ("http_port", "HTTP__PORT"), ("SYMBOL", "SYMBOLS")],
+)
+def test_unknown_variable_is_refused_with_the_nearest(monkeypatch: pytest.MonkeyPatch, wrong: str, right: str) -> None:
+    monkeypatch.setenv(f"MARKETFLOW_{wrong}", "1")
+    assert problems() == f"MARKETFLOW_{wrong}: unknown variable, did you mean MARKETFLOW_{right}?"
 
 
 def test_all_problems_are_reported_with_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,12 +11,20 @@ from click.shell_completion import CompletionItem
 
 from marketflow.cli.command import Option
 from marketflow.errors import SettingsError
+from marketflow.text import words
 
 _Callback = TypeVar("_Callback", bound=Callable[..., Any])
 
 MAX_WORKERS = 64
 
-SETTINGS_FLAGS = {"host": "http.host", "port": "http.port", "mode": "mode", "symbols": "symbols", "venues": "exchanges"}
+SETTINGS_FLAGS = {
+    "host": "http.host",
+    "port": "http.port",
+    "data_dir": "data_dir",
+    "mode": "mode",
+    "symbols": "symbols",
+    "venues": "exchanges",
+}
 """Options that set a setting, and the keys of the settings."""
 
 
@@ -29,13 +37,13 @@ class Choice(click.Choice[str]):
 
 
 class Setting(click.ParamType[Any]):
-    """A value that follows the rule of a setting; `words` are suggested by completion."""
+    """A value that follows the rule of a setting; `suggestions` are offered by completion."""
 
     name = "setting"
 
-    def __init__(self, key: str, words: Sequence[str] = ()) -> None:
+    def __init__(self, key: str, suggestions: Sequence[str] = ()) -> None:
         self._key = key
-        self._words = words
+        self._suggestions = suggestions
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Convert the text of an argument, as if it came from the environment."""
@@ -48,11 +56,11 @@ class Setting(click.ParamType[Any]):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Suggest the words that begin like the argument."""
-        return [CompletionItem(word) for word in self._words if word.startswith(incomplete)]
+        return [CompletionItem(word) for word in self._suggestions if word.startswith(incomplete)]
 
 
 class Symbols(Setting):
-    """One or more symbols with commas between them, in any case, as a tuple."""
+    """One or more symbols with commas or spaces between them, in any case, as a tuple."""
 
     def __init__(self) -> None:
         super().__init__("symbols")
@@ -63,14 +71,15 @@ class Symbols(Setting):
 
 
 class ExchangeNames(Setting):
-    """One or more names of exchanges with commas between them, as a tuple."""
+    """One or more names of exchanges with commas or spaces between them, as a tuple."""
 
     def __init__(self) -> None:
         super().__init__("exchange.name")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         """Convert the text of an argument."""
-        return tuple(super(ExchangeNames, self).convert(name, param, ctx) for name in value.split(","))
+        names = tuple(super(ExchangeNames, self).convert(name, param, ctx) for name in words(value))
+        return names or self.fail(f"{value!r}: must name one or more exchanges", param, ctx)
 
 
 class Venue(click.ParamType[str]):
@@ -90,13 +99,15 @@ class Venue(click.ParamType[str]):
 
 
 class Venues(Venue):
-    """One or more names of venues with commas between them; each venue is an exchange of that name."""
+    """One or more names of venues with commas or spaces between them; each venue is an exchange of that name."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Convert the text of an argument to the setting `exchanges`."""
         if not isinstance(value, str):
             return value
-        names = [super(Venues, self).convert(name, param, ctx) for name in value.split(",")]
+        names = [super(Venues, self).convert(name, param, ctx) for name in words(value)]
+        if not names:
+            self.fail(f"{value!r}: must name one or more venues", param, ctx)
         if len(set(names)) < len(names):
             self.fail(f"{value!r}: a venue is named twice", param, ctx)
         return [{"name": name, "venue": name} for name in names]
@@ -170,6 +181,12 @@ def config_option() -> Callable[[_Callback], _Callback]:
     return option("--config", metavar="FILE", type=click.Path(path_type=Path), help=help_text)
 
 
+def data_dir_option() -> Callable[[_Callback], _Callback]:
+    """Return the decorator that adds `--data-dir`."""
+    help_text = "Folder of the embedded servers.  [that of the settings]"
+    return option("--data-dir", metavar="FOLDER", type=Setting("data_dir"), help=help_text)
+
+
 def mode_option(help_text: str) -> Callable[[_Callback], _Callback]:
     """Return the decorator that adds `--mode`."""
     return option("--mode", metavar="test|live", type=Setting("mode", ("test", "live")), help=help_text)
@@ -180,6 +197,7 @@ def settings_options(callback: _Callback) -> _Callback:
     for decorate in (
         mode_option("Mode at the start."),
         config_option(),
+        data_dir_option(),
         option("--host", metavar="H", type=Setting("http.host"), help="Address on which the API listens."),
         option("--port", metavar="N", type=Setting("http.port"), help="Port of the API; 0: any free port."),
         option("--symbols", metavar="A,B", type=Symbols(), help="Symbols to ingest.  [those of the settings]"),

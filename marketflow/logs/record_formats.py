@@ -25,20 +25,35 @@ _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udff
 _PLAIN_WORD = re.compile(r"[^\s\"=]+")
 
 
-def format_text(record: "Record", debug: bool) -> str:
+_COLOURS = {
+    "TRACE": "2",
+    "DEBUG": "2",
+    "INFO": "32",
+    "SUCCESS": "1;32",
+    "WARNING": "33",
+    "ERROR": "31",
+    "CRITICAL": "1;31",
+}
+"""Parameters of SGR, the control sequence for colours, by level."""
+
+
+def format_text(record: "Record", debug: bool, coloured: bool = False) -> str:
     """Return a record as text: time, level, message, bound values; a traceback is indented below."""
     extra = dict(record["extra"])
     error, trace = _error(record, debug)
     if error and not trace:
         extra["error"] = f"{error['type']}: {error['text']}"
-    line = text_line(_time(record), record["level"].name, record["message"], extra)
+    line = text_line(_time(record), record["level"].name, record["message"], extra, coloured)
     return "\n".join([line, *(f"  {_safe(step)}" for step in trace.splitlines())])
 
 
-def text_line(at: str, level: str, message: str, extra: Mapping[str, object]) -> str:
+def text_line(at: str, level: str, message: str, extra: Mapping[str, object], coloured: bool = False) -> str:
     """Return the line of a record: its message, then its context as key=value."""
     context = "".join(f" {_safe(name)}={_word(value)}" for name, value in extra.items())
-    return f"{at} {level:<8} {_safe(message)}{context}"
+    shown = f"{level:<8}"
+    if coloured and level in _COLOURS:
+        shown = f"\x1b[{_COLOURS[level]}m{shown}\x1b[0m"
+    return f"{at} {shown} {_safe(message)}{context}"
 
 
 def format_json(record: "Record", debug: bool) -> str:

@@ -1,7 +1,9 @@
 """The sink of all records: formats them and writes them to stderr."""
 
 import logging
+import os
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, TextIO
@@ -30,10 +32,11 @@ def setup(level: str, format: Format, sink: TextIO | None = None) -> None:
     out = sink or sys.stderr
     floor = logger.level(level).no
     debug = floor <= logging.DEBUG
-    render = format_json if format == "json" else format_text
+    coloured = format == "text" and _takes_colours(out)
+    render = format_json if format == "json" else partial(format_text, coloured=coloured)
 
     descriptor = _descriptor(out)
-    _writer = None if descriptor is None else LogWriter(descriptor, partial(_dropped_line, format))
+    _writer = None if descriptor is None else LogWriter(descriptor, partial(_dropped_line, format, coloured))
 
     def write(message: "Message") -> None:
         line = render(message.record, debug)
@@ -63,9 +66,18 @@ def _descriptor(out: TextIO | None) -> int | None:
         return None
 
 
-def _dropped_line(format: Format, count: int) -> str:
+def _takes_colours(out: TextIO | None) -> bool:
+    """Return whether a stream is a terminal with colours, and the user has not switched them off by NO_COLOR."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
+        return False
+    with suppress(ValueError):  # closed
+        return out is not None and out.isatty()
+    return False
+
+
+def _dropped_line(format: Format, coloured: bool, count: int) -> str:
     """Return the line that replaces dropped lines."""
     at, level, text = rfc3339(datetime.now(UTC)), "WARNING", "log lines dropped, as their reader took none"
     if format == "json":
         return json_line(at, level, text, "marketflow.logs", {"dropped": count})
-    return text_line(at, level, text, {"dropped": count})
+    return text_line(at, level, text, {"dropped": count}, coloured)

@@ -8,6 +8,7 @@ import msgspec
 
 from marketflow.settings import schema
 from marketflow.settings.schema import Settings
+from marketflow.settings.sources import variable
 
 DEFAULT = "default"
 
@@ -79,8 +80,7 @@ def _toml_lines(entries: Sequence[EffectiveValue]) -> Iterator[str]:
             yield f"\n[{section}]"
         comment = ascii(source)[1:-1]
         if masked:
-            variable = f"MARKETFLOW_{section}__{name}".upper()
-            yield f"# {name}: a secret, not shown (from {comment}); set it by {variable}"
+            yield f"# {name}: a secret, not shown (from {comment}); set it by {variable(key)}"
         elif value is None:
             yield f"# {name} is not set"
         else:

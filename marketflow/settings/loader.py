@@ -15,7 +15,7 @@ import msgspec
 from marketflow.errors import SettingsError
 from marketflow.settings import schema
 from marketflow.settings.schema import Settings
-from marketflow.settings.sources import parse_text, read_sources
+from marketflow.settings.sources import parse_text, read_sources, variable
 from marketflow.settings.value_checks import RuleViolation, check_value
 
 
@@ -43,7 +43,7 @@ def load_with_origins(
         if key in schema.SECTIONS:
             problems.append(f"{key}: must be a table of {', '.join(schema.SECTIONS[key].__struct_fields__)}{source}")
         elif key not in schema.KEYS:
-            problems.append(f"{key}: unknown key, did you mean {_nearest(key)}?{source}")
+            problems.append(_unknown(key, origin))
         else:
             section, _, name = key.rpartition(".")
             origins[key] = origin
@@ -102,9 +102,19 @@ def _problem(key: str, value: object, wrong: RuleViolation) -> str:
     return f"{key}{wrong.place} = {_shown(key, wrong.part if wrong.place else value)}: {wrong}"
 
 
+def _unknown(key: str, origin: str) -> str:
+    """Return the problem of an unknown key: of a variable that sets this key alone, in the names of variables."""
+    if origin.upper() == variable(key):
+        return f"{origin}: unknown variable, did you mean {variable(_nearest(key))}?"
+    return f"{key}: unknown key, did you mean {_nearest(key)}?" + (f" (from {origin})" if origin else "")
+
+
 def _nearest(key: str) -> str:
-    """Return the known key that is most similar to an unknown one."""
+    """Return the known key that is most similar to an unknown one, or differs only in `.` and `_`."""
     known = [*schema.KEYS, *schema.SECTIONS]
+    flat = key.replace(".", "_")
+    if same := [name for name in known if name.replace(".", "_") == flat]:
+        return same[0]
     by_ending = [name for name in known if name.endswith(f".{key}")]
     return (by_ending or difflib.get_close_matches(key, known, n=1, cutoff=0.0))[0]
 

@@ -26,7 +26,7 @@ from marketflow.settings.schema import KINDS, is_text
 _PREFIX = "MARKETFLOW_"
 _LOADERS: dict[str, Any] = {".toml": toml_loader, ".yaml": yaml_loader, ".yml": yaml_loader, ".json": json_loader}
 
-_LISTS = ("symbols", "http.allowed_hosts", "http.allowed_origins", "http.trusted_proxies")
+_LISTS = ("symbols", "exchanges", "http.allowed_hosts", "http.allowed_origins", "http.trusted_proxies")
 """Keys whose variable may hold items separated by commas or spaces."""
 
 Values = dict[str, tuple[object, str]]
@@ -58,6 +58,11 @@ def parse_text(key: str, text: str) -> object:
     except (ValueError, RecursionError):
         return text
     return text if key in _LISTS and not isinstance(value, list) else value
+
+
+def variable(key: str) -> str:
+    """Return the name of the environment variable of a dotted key: `MARKETFLOW_HTTP__PORT` for `http.port`."""
+    return f"{_PREFIX}{key.upper().replace('.', '__')}"
 
 
 def _settings_file() -> Path | None:

@@ -12,7 +12,9 @@ import msgspec
 from marketflow.model import REFERENCE
 from marketflow.settings import schema
 from marketflow.settings.schema import ExchangeSettings
+from marketflow.text import words
 
+_EXCHANGES = 'must be a list of one or more exchanges, such as [{name="exchange1", address="127.0.0.1:40101"}]'
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\s:@/\[\]\"']+):([0-9]{1,5})", re.ASCII)
 
 
@@ -46,14 +48,14 @@ def check_value(key: str, value: object) -> Any:
 
 def _convert(kind: Any, value: object, place: str = "") -> Any:
     """Return the value as its type; words match in any case."""
-    words = schema.choices(kind)
+    known = schema.choices(kind)
     if isinstance(value, str):
-        value = next((word for word in words if word.lower() == value.lower()), value)
+        value = next((word for word in known if word.lower() == value.lower()), value)
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError:
-        allowed = f"one of {', '.join(filter(None, words))}" if words else kind.__metadata__[0].description
-        quotes = "; put it in quotes" if not words and schema.is_text(kind) and not isinstance(value, str) else ""
+        allowed = f"one of {', '.join(filter(None, known))}" if known else kind.__metadata__[0].description
+        quotes = "; put it in quotes" if not known and schema.is_text(kind) and not isinstance(value, str) else ""
         raise RuleViolation(f"must be {allowed}{quotes}", place, value) from None
 
 
@@ -95,14 +97,24 @@ def _trusted_proxies(value: object) -> tuple[str, ...]:
 
 def _words(value: object) -> object:
     """Split a text at commas and spaces; return other values unchanged."""
-    return re.findall(r"[^,\s]+", value) if isinstance(value, str) else value
+    return words(value) if isinstance(value, str) else value
+
+
+def _exchange_table(word: str) -> dict[str, str]:
+    """Return the table that a word stands for: `kraken` is a venue of that name, `name=host:port` a TCP feed."""
+    name, is_address, address = word.partition("=")
+    if is_address:
+        return {"name": name, "address": address}
+    if (venue := name.lower()) not in schema.VENUES:
+        raise RuleViolation(f"{_EXCHANGES}, or kraken,exchange1=127.0.0.1:40101")
+    return {"name": venue, "venue": venue}
 
 
 def _exchanges(value: object) -> tuple[ExchangeSettings, ...]:
+    if isinstance(value, str) and not value.lstrip().startswith(("[", "{")):  # those are malformed lists
+        value = [_exchange_table(word) for word in words(value)]
     if not isinstance(value, list) or not value:
-        raise RuleViolation(
-            'must be a list of one or more exchanges, such as [{name="exchange1", address="127.0.0.1:40101"}]'
-        )
+        raise RuleViolation(_EXCHANGES)
     exchanges = tuple(_exchange(f"[{number}]", item) for number, item in enumerate(value))
     _refuse_duplicates([exchange.name for exchange in exchanges])
     return exchanges

@@ -37,6 +37,15 @@ def test_pages_and_empty_queries_are_accepted(path: str) -> None:
     assert World().ask(path).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "query", ["symbols=BTCUSDT,ethusdt", "symbols=BTCUSDT%20ethusdt", "symbols=BTCUSDT&symbols=ethusdt,"]
+)
+@pytest.mark.parametrize("exchanges", ["exchange1,EXCHANGE2", "exchange1+EXCHANGE2"])
+def test_lists_of_a_query_have_commas_or_spaces(query: str, exchanges: str) -> None:
+    assert World().ask(f"/stream/prices?{query}&exchanges={exchanges}", "HEAD").status_code == 200
+    assert World().ask(f"/stream/prices?{query}&exchanges={exchanges},nyse", "HEAD").status_code == 404
+
+
 @pytest.mark.parametrize("path", ["/mode/test", "/mode/live"])
 def test_mode_switch_with_unknown_parameter_is_rejected(path: str) -> None:
     world = World()

@@ -9,9 +9,9 @@ import pytest
 
 import marketflow.feeds
 import marketflow.runtime
-from marketflow import __version__, logs
+from marketflow import __version__, logs, settings
 from marketflow.cli import main
-from marketflow.errors import StartError
+from marketflow.errors import SettingsError, StartError
 from marketflow.model import Mode
 from marketflow.settings import Settings
 from tests.support.command_line import command
@@ -95,6 +95,37 @@ def test_role_runs_one_role_only(server: list[Any], line: str, role: list[object
     assert server == [("INFO", "text"), Settings(), *role]
 
 
+@pytest.mark.parametrize("between", [",", " ", ", "])
+def test_lists_of_options_have_commas_or_spaces(server: list[Any], between: str) -> None:
+    venues, symbols = between.join(("binance", "kraken")), between.join(("btcusdt", "ETHUSDT"))
+    assert main.main(["--venues", venues, "--symbols", symbols]) == 0
+    assert [each.venue for each in server[1].exchanges] == ["binance", "kraken"]
+    assert server[1].symbols == ("BTCUSDT", "ETHUSDT")
+    arguments = ["--symbol", symbols, "--exchange", between.join(("a", "B"))]
+    params = main.parse(["export", *arguments]).params
+    assert (params["symbols"], params["exchanges"]) == ((("BTCUSDT", "ETHUSDT"),), (("a", "B"),))
+    params = main.parse(["watch", symbols, *arguments[2:]]).params
+    assert (params["symbols"], params["exchanges"]) == ((("BTCUSDT", "ETHUSDT"),), (("a", "B"),))
+
+
+@pytest.mark.parametrize("line", ["", "check", "config", "export"])
+def test_data_dir_of_the_command_line_is_the_setting(
+    monkeypatch: pytest.MonkeyPatch, server: list[Any], tmp_path: Path, line: str
+) -> None:
+    monkeypatch.setenv("MARKETFLOW_DATA_DIR", "/variable")
+    loaded = []
+    load = settings.load_with_origins
+
+    def keep(*given: Any) -> tuple[Settings, dict[str, str]]:
+        loaded.append(load(*given)[0])
+        raise SettingsError("enough")
+
+    monkeypatch.setattr(settings, "load", keep)
+    monkeypatch.setattr(settings, "load_with_origins", keep)
+    assert main.main([*line.split(), "--data-dir", str(tmp_path)]) == 2
+    assert [each.data_dir for each in loaded] == [tmp_path]
+
+
 def test_exchange_options_reach_the_simulator(exchange: list[Any]) -> None:
     flags = "exchange --port 40101 --name a --rate 2.5 --seed 7 --symbols A,B --host 0.0.0.0"
     assert main.main(flags.split()) == 0
@@ -119,6 +150,7 @@ def test_exchange_defaults_come_from_settings(exchange: list[Any]) -> None:
             "--venues binance,mtgox",
             "argument --venues: 'mtgox': no such venue; there are binance, coinbase, kraken, okx, bybit",
         ),
+        ("--venues ,", "argument --venues: ',': must name one or more venues"),
         ("--venues okx,OKX", "argument --venues: 'okx,OKX': a venue is named twice"),
         (
             "exchange --port 1 --replay nothing.frames.zst",
@@ -171,7 +203,7 @@ def test_exchange_defaults_come_from_settings(exchange: list[Any]) -> None:
         ("export --symbol a b/c", 'argument --symbol: [0] = "B/C": must be 1 to 32 of'),
         ("export a", "unrecognized arguments: a"),
         ("export --symbol a/b", 'argument --symbol: [0] = "A/B": must be 1 to 32 of'),
-        ("export --exchange a,", 'argument --exchange: "": must be 1 to 32 letters'),
+        ("export --exchange ,", "argument --exchange: ',': must name one or more exchanges"),
         ("export --mode demo", 'argument --mode: "demo": must be one of test, live'),
         ("export --port 1", "unrecognized arguments: --port 1"),
         ("export --config none.toml", "marketflow: none.toml: can't be read: No such file or directory"),
@@ -245,13 +277,19 @@ def test_interrupt_while_parsing_ends_quietly(
 @pytest.mark.parametrize(
     ("line", "flags"),
     [
-        ("--help", "--port --host --config --mode --role --workers check config exchange export migrate watch"),
+        (
+            "--help",
+            "--port --host --data-dir --config --mode --role --workers check config exchange export migrate watch",
+        ),
         ("migrate --help", "--config ddl"),
         ("--help", "bash_source zsh_source fish_source | source"),
         ("exchange --help", "--port --host --name --rate --seed --symbols --venue --replay --speed"),
-        ("check --help", "--port --host --config --mode --format"),
-        ("config --help", "--port --host --config --mode --format"),
-        ("export --help", "--from --to --symbol --exchange --mode --format --output --force --config -24h 130"),
+        ("check --help", "--port --host --data-dir --config --mode --format"),
+        ("config --help", "--port --host --data-dir --config --mode --format"),
+        (
+            "export --help",
+            "--from --to --symbol --exchange --mode --format --output --force --data-dir --config -24h 130",
+        ),
         ("watch --help", "SYMBOL --exchange --url --once --config 130"),
     ],
 )

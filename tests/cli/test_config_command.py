@@ -17,11 +17,12 @@ def test_config_prints_sources_and_masks_secrets(
     path.write_text("http = {host = '::1'}\nredis = {password = 'hush'}")
     monkeypatch.setenv("MARKETFLOW_FLOW__DB_BATCH_SIZE", "7")
     monkeypatch.setenv("MARKETFLOW_POSTGRES__PASSWORD", "hush")
-    flags = ["--config", str(path), "--port", "5"]
+    flags = ["--config", str(path), "--port", "5", "--data-dir", "/data"]
     assert main.main(["config", *flags, "--format", "json"]) == 0
     shown = capsys.readouterr().out
     report = json.loads(shown)
     assert report["http.host"] == {"value": "::1", "source": str(path)}
+    assert report["data_dir"] == {"value": "/data", "source": "--data-dir"}
     assert report["http.port"] == {"value": 5, "source": "--port"}
     assert report["flow.db_batch_size"] == {"value": 7, "source": "MARKETFLOW_FLOW__DB_BATCH_SIZE"}
     assert report["redis.password"] == {"value": "***", "source": str(path)}

@@ -1,6 +1,7 @@
 """GET /stream/prices: the price stream as server-sent events."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 from sse_starlette import EventSourceResponse
@@ -16,6 +17,7 @@ from marketflow.api.problems import ServiceUnavailable, TooManyRequests, Unknown
 from marketflow.api.rendering import ALWAYS
 from marketflow.api.streaming.broadcaster import Broadcaster
 from marketflow.api.streaming.subscription import Subscription, series_of
+from marketflow.text import words
 
 if TYPE_CHECKING:
     import anyio
@@ -59,8 +61,8 @@ Events with `id`, `event` and, on one line, `data` as JSON:
 
 
 _QUERY = (
-    Parameter("symbols", "Symbols, separated by commas; all by default.", {"type": "string"}),
-    Parameter("exchanges", "Exchanges, separated by commas; all by default.", {"type": "string"}),
+    Parameter("symbols", "Symbols, separated by commas or spaces; all by default.", {"type": "string"}),
+    Parameter("exchanges", "Exchanges, separated by commas or spaces; all by default.", {"type": "string"}),
 )
 
 
@@ -119,9 +121,8 @@ def requested_subscription(context: Context, query: QueryParams) -> Subscription
 
 
 def _listed(query: QueryParams, name: str) -> Iterator[str]:
-    """Return the names in a query parameter, which may be repeated and comma-separated."""
-    for value in query.getlist(name):
-        yield from (each.strip() for each in value.split(",") if each.strip())
+    """Return the names in a query parameter, which may be repeated, each a list with commas or spaces."""
+    return chain.from_iterable(map(words, query.getlist(name)))
 
 
 async def _batches(

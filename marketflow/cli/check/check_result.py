@@ -19,13 +19,17 @@ _BEST_TO_WORST = list(CheckState)
 
 
 class CheckResult(msgspec.Struct, frozen=True):
-    """One line of the report: what was checked and where, its state, what was found, and what to do about it."""
+    """One line of the report: what was checked and where, its state, what was found, and what to do about it.
+
+    `command` is a command line that opens what was checked, ready to be pasted into a shell.
+    """
 
     what: str
     where: str
     state: CheckState
     found: str
     advice: str = ""
+    command: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Check(msgspec.Struct, frozen=True):

@@ -1,13 +1,18 @@
 """Health checks of PostgreSQL: it answers, takes writes, and has or can get the tables of this version."""
 
 import re
+import shlex
 from functools import partial
 from typing import Any
+
+import msgspec
+from psycopg.conninfo import make_conninfo
 
 from marketflow.cli.check.check_result import Check, CheckResult, CheckState, seconds_text
 from marketflow.cli.check.data_folder_checks import AS_OWNER, results_if_stopped
 from marketflow.clock import milliseconds, system_clock
 from marketflow.embedded import EmbeddedPostgres
+from marketflow.embedded.programs import postgres_programs
 from marketflow.resources import resource
 from marketflow.runtime.store_servers import Servers
 from marketflow.settings import Settings
@@ -72,10 +77,25 @@ def postgres_check(settings: Settings, servers: Servers) -> Check:
     run = partial(_check, settings, servers.postgres)
     if embedded is not None:
         where = "embedded"
-        return Check("PostgreSQL", where, lambda: results_if_stopped(embedded, where) or run(where))
+        server = embedded
+
+        def check_embedded() -> list[CheckResult]:
+            if stopped := results_if_stopped(server, where):
+                return stopped
+            first, *others = run(where)
+            return [msgspec.structs.replace(first, command=_psql(server, settings.postgres.schema)), *others]
+
+        return Check("PostgreSQL", where, check_embedded)
     at = settings.postgres
     where = f"{host_port(at.host, at.port)}, database {at.dbname}"
     return Check("PostgreSQL", where, partial(run, where))
+
+
+def _psql(server: EmbeddedPostgres, schema: str) -> str:
+    """Return the command line of psql for an embedded server, by its own psql if that is installed."""
+    own = postgres_programs(server.data) / "psql"
+    keywords = make_conninfo("", **server.keywords, options=f"-csearch_path={schema}")
+    return shlex.join([str(own) if own.exists() else "psql", keywords])
 
 
 def _check(settings: Settings, keywords: dict[str, Any], where: str) -> list[CheckResult]:

@@ -13,9 +13,13 @@ _STYLES = {CheckState.OK: "green", CheckState.HINT: "cyan", CheckState.WARNING: 
 
 
 def print_report(results: Sequence[CheckResult]) -> None:
-    """Print a table and a summary line."""
+    """Print a table, the commands that open what was checked, and a summary line."""
     rows = [(_place(result), Text(result.state.value, _STYLES[result.state]), _found(result)) for result in results]
     print_table(("what and where", "state", "found, and what to do"), rows, lines=True)
+    for result in results:
+        if result.command:  # a line of its own, as wide as it is: it is made to be copied
+            print_text(f"To open {result.what}:")
+            print(visible(result.command))
     print_text(Text(_summary(results), _STYLES[worst_state(result.state for result in results)]))
 
 

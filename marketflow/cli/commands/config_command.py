@@ -27,7 +27,7 @@ def command(config: Path | None, format: str, **flags: Any) -> int:
 
     given = settings_given(**flags)
     loaded, origins = settings.load_with_origins(config, given)
-    origins |= {key: f"--{name}" for name, key in SETTINGS_FLAGS.items() if key in given}
+    origins |= {key: f"--{name.replace('_', '-')}" for name, key in SETTINGS_FLAGS.items() if key in given}
     entries = effective_settings.effective_values(loaded, origins)
     with readable_output():
         match format:

@@ -14,6 +14,7 @@ from marketflow.cli.options import (
     Moment,
     Symbols,
     config_option,
+    data_dir_option,
     mode_option,
     option,
     settings_given,
@@ -44,6 +45,7 @@ from marketflow.cli.options import (
     help="File to write, which appears once it is complete; - for stdout.  [stdout]",
 )
 @option("--force", is_flag=True, help="Replace FILE.")
+@data_dir_option()
 @config_option()
 def command(
     from_ms: int | None,
@@ -54,6 +56,7 @@ def command(
     format: str | None,
     output: str | None,
     force: bool,
+    data_dir: Path | None,
     config: Path | None,
 ) -> int:
     """Write the stored minutes as CSV or Parquet, in constant memory whatever their number.
@@ -62,7 +65,7 @@ def command(
     """
     from marketflow import logs, settings
 
-    loaded = settings.load(config, settings_given(mode=mode))
+    loaded = settings.load(config, settings_given(mode=mode, data_dir=data_dir))
     logs.setup("CRITICAL", loaded.log.format)  # an error is one line on stderr
 
     from marketflow.cli.export import Export, RowFilter, export

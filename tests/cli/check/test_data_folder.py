@@ -1,11 +1,14 @@
 import importlib.util
 import os
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from marketflow.cli.check import data_folder_checks, run_checks
 from marketflow.cli.check.check_result import CheckResult, CheckState
+from marketflow.cli.check.report import print_report
 from marketflow.embedded import EmbeddedPostgres, claim
 from marketflow.embedded.folder_lock import lock_owner
 from marketflow.settings import load
@@ -42,6 +45,27 @@ def test_servers_of_a_running_marketflow_are_checked(server_folder: Path) -> Non
     again = look(server_folder / "data")
     assert again["PostgreSQL"].found == "not running; MarketFlow starts it"
     assert again["data folder"].found.startswith("writable")
+
+
+def test_psql_line_of_the_embedded_server_works_when_pasted(
+    server_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = server_folder / "a folder"
+    folder.mkdir()
+    monkeypatch.setenv("COLUMNS", "60")
+    settings = {"data_dir": str(folder / "data"), "postgres.schema": "own"}
+    with Application(folder, {"POSTGRES__SCHEMA": "own"}) as application:
+        assert application.ready()
+        results = run_checks(load(None, settings | {"http.port": free_port()}))
+        print_report(results)
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if "psql" in line)
+        query = "select current_user, current_setting('search_path'), count(*) > 0 from ddl_applied"
+        done = subprocess.run(
+            ["bash", "-c", f"{line} -XAtc {shlex.quote(query)}"], capture_output=True, text=True, timeout=30
+        )
+    assert (done.stdout, done.stderr) == ("marketflow|own|t\n", "")
+    assert [result.command for result in results if result.command] == [line]
+    assert all("psql" not in str(result.command) for result in run_checks(load(None, settings)))
 
 
 def test_check_does_not_block_a_start(server_folder: Path) -> None:
