@@ -3,10 +3,9 @@
 Venues differ in how they say that nothing was traded: no row, a flat one with a volume of 0, or a count of 0.
 """
 
-from email.utils import parsedate_to_datetime
-
 from marketflow.feeds.backfill.rest_client import RestClient, RestFailed
 from marketflow.feeds.decoder import MAX_PRICE
+from marketflow.feeds.venues.limits import http_date
 from marketflow.feeds.venues.venue import RestReply, VenueCandle
 from marketflow.model import MINUTE_MS, Amounts, Candle, VenueValues
 
@@ -122,7 +121,5 @@ def _has_trades(values: VenueValues) -> bool:
 
 def _date(reply: RestReply) -> int | None:
     """The venue's clock by the header of its answer, in whole seconds of Unix ms."""
-    try:
-        return int(parsedate_to_datetime(reply.headers.get("Date", "")).timestamp() * 1000)
-    except (ValueError, TypeError):
-        return None
+    seconds = http_date(reply.headers.get("Date", ""))
+    return None if seconds is None else int(seconds * 1000)

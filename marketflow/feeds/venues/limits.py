@@ -1,8 +1,11 @@
 """What a venue allows to this address: how many connections may be begun, and what its refusals ask for."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 
 _MEANINGS: dict[int, tuple[str, float]] = {
     403: ("refused by the venue for this address or location", 300.0),
@@ -31,13 +34,41 @@ class VenueRefusal(OSError):
         self.pause_seconds = pause_seconds
 
 
-def refusal_of(status: int, headers: Mapping[str, str], said: str = "") -> VenueRefusal:
-    """The refusal that a status and its headers are, with the venue's words; Retry-After is obeyed up to an hour."""
+def refusal_of(
+    status: int, headers: Mapping[str, str], said: str = "", now: Callable[[], float] = time.time
+) -> VenueRefusal:
+    """The refusal that a status and its headers are, with the venue's words; Retry-After is obeyed up to an hour.
+
+    Args:
+        status: of HTTP.
+        headers: of the answer, found in any case.
+        said: by the venue.
+        now: Unix seconds, where the answer does not say the venue's time.
+    """
     text, pause = _MEANINGS.get(status, ("the venue cannot answer" if status >= 500 else "refused by the venue", 0.0))
+    if (asked := _retry_after(headers, now)) is not None:
+        pause = max(pause if status == 418 else 0.0, min(asked, MAX_PAUSE_SECONDS))
+    return VenueRefusal(status, f"{text}: {said}" if said else text, pause)
+
+
+def http_date(text: str) -> float | None:
+    """A date in one of the three forms of HTTP as Unix seconds; None if it is none."""
+    try:
+        moment = parsedate_to_datetime(text)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _retry_after(headers: Mapping[str, str], now: Callable[[], float]) -> float | None:
+    """The seconds to wait: said as such, or as the date until when."""
     asked = headers.get("Retry-After", "")
     if asked.isascii() and asked.isdigit():
-        pause = max(pause if status == 418 else 0.0, min(float(asked), MAX_PAUSE_SECONDS))
-    return VenueRefusal(status, f"{text}: {said}" if said else text, pause)
+        return float(asked)
+    if (until := http_date(asked)) is None:
+        return None
+    began = http_date(headers.get("Date", ""))
+    return max(0.0, until - (now() if began is None else began))
 
 
 class AttemptBudget:

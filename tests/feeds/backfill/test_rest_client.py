@@ -181,6 +181,17 @@ def test_most_of_the_weight_used_by_others_pauses_the_calls() -> None:
         assert len(server.asked) == 3
 
 
+def test_pause_until_a_date_is_kept_by_later_calls() -> None:
+    headers = {"Date": "Sun, 06 Nov 1994 08:49:37 GMT", "Retry-After": "Sun, 06 Nov 1994 08:51:07 GMT"}
+    with asking(lambda asked: Reply(b"", 429, headers), "coinbase") as (server, client, time):
+        for later, pause in ((0, 90), (80, 10)):
+            time.now += later
+            with pytest.raises(VenueRefusal) as refused:
+                client.ask(CALL, body_of)
+            assert refused.value.pause_seconds == pytest.approx(pause)
+        assert len(server.asked) == 1
+
+
 # Answers that are none
 
 GARBAGE = [

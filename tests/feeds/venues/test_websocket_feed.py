@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from itertools import repeat
 
 import pytest
@@ -252,8 +253,30 @@ def test_pauses_of_refusals() -> None:
     assert refusal_of(429, {"Retry-After": "7"}).pause_seconds == 7
     assert refusal_of(418, {"Retry-After": "7"}).pause_seconds == 120
     assert refusal_of(429, {"Retry-After": "999999"}).pause_seconds == 3600
+    assert refusal_of(429, {"Retry-After": "9" * 5000}).pause_seconds == 3600
     assert refusal_of(429, {"Retry-After": "soon"}).pause_seconds == 30
     assert refusal_of(502, {}).pause_seconds == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"]
+)
+def test_pause_may_be_a_date_in_each_form_of_http(text: str) -> None:
+    """By the clock of the answer where that says it, and else by this machine's."""
+    at = datetime(1994, 11, 6, 8, 49, 37, tzinfo=UTC).timestamp()
+    assert refusal_of(429, {"Retry-After": text}, now=lambda: at - 90.0).pause_seconds == 90
+    dated = {"Retry-After": text, "Date": "Sun, 06 Nov 1994 08:48:57 GMT"}
+    assert refusal_of(503, dated, now=lambda: at - 9000.0).pause_seconds == 40
+    assert refusal_of(418, dated, now=lambda: at).pause_seconds == 120
+    assert refusal_of(429, {"Retry-After": text}, now=lambda: at - 90_000.0).pause_seconds == 3600
+    assert refusal_of(429, {"Retry-After": text}, now=lambda: at + 90.0).pause_seconds == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["Sun, 99 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 99999 08:49:37 GMT", "-1", "1.5", "7 s", "\u0661"]
+)
+def test_pause_that_cannot_be_read_is_the_usual_one(text: str) -> None:
+    assert refusal_of(429, {"Retry-After": text}).pause_seconds == 30
 
 
 def test_attempts_stay_within_the_budget_of_the_venue() -> None:
