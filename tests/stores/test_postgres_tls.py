@@ -1,13 +1,8 @@
 """What is sent to PostgreSQL over a network, and to whom, with real TLS."""
 
-import shutil
 import socket
-import socketserver
-import ssl
-import subprocess
-import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,67 +15,25 @@ from marketflow.stores.postgres import rows
 from marketflow.stores.postgres.rows import connection_keywords, is_local
 from marketflow.stores.postgres.writer import PostgresWriter
 from tests.support.servers import HOST
-
-OPENSSL = shutil.which("openssl")
-
-
-def certificate(folder: Path, name: str, alternative: str) -> tuple[Path, Path]:
-    """A key and a certificate that vouches for itself."""
-    assert OPENSSL is not None
-    key, crt = folder / f"{name}.key", folder / f"{name}.crt"
-    command = [OPENSSL, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-days", "2", "-subj", f"/CN={name}", "-addext", f"subjectAltName={alternative}"]
-    subprocess.run([*command, "-keyout", key, "-out", crt], check=True, capture_output=True)
-    return key, crt
+from tests.support.tls import OPENSSL, TlsSession, certificate, tls_front
 
 
-class _Encrypted(socketserver.ThreadingTCPServer):
-    """Speaks TLS as PostgreSQL does, once it was asked for, in front of a server that has none."""
+class _PostgresSession(TlsSession):
+    """TLS as PostgreSQL does it: once it was asked for."""
 
-    daemon_threads = True
-
-    def __init__(self, port: int, key: Path, crt: Path) -> None:
-        self.server_port = port
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.load_cert_chain(crt, key)
-        super().__init__((HOST, 0), _Session)
-
-
-class _Session(socketserver.BaseRequestHandler):
-    def handle(self) -> None:
-        assert isinstance(self.server, _Encrypted)
-        with suppress(OSError):
-            if self.request.recv(8, socket.MSG_WAITALL)[4:] != bytes.fromhex("04d2162f"):
-                return  # no SSLRequest: what would be sent in the clear gets no answer
-            self.request.sendall(b"S")
-            with (
-                self.server.context.wrap_socket(self.request, server_side=True) as client,
-                socket.create_connection((HOST, self.server.server_port)) as server,
-            ):
-                back = threading.Thread(target=_pass_on, args=(server, client), daemon=True)
-                back.start()
-                _pass_on(client, server)
-                server.shutdown(socket.SHUT_RDWR)
-                back.join(5)
-
-
-def _pass_on(source: socket.socket, target: socket.socket) -> None:
-    with suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
+    def is_asked_for(self) -> bool:
+        # Without an SSLRequest what would be sent in the clear gets no answer.
+        if self.request.recv(8, socket.MSG_WAITALL)[4:] != bytes.fromhex("04d2162f"):
+            return False
+        self.request.sendall(b"S")
+        return True
 
 
 @contextmanager
 def with_tls(place: dict[str, Any], key: Path, crt: Path) -> Iterator[dict[str, Any]]:
     """Keywords of connections to a server by TLS."""
-    with _Encrypted(place["port"], key, crt) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield place | {"port": server.server_address[1]}
-        finally:
-            server.shutdown()
-            thread.join(5)
+    with tls_front(place["port"], key, crt, _PostgresSession) as port:
+        yield place | {"port": port}
 
 
 @pytest.fixture

@@ -280,6 +280,7 @@ class Application:
         arguments: of the command line.
         program: what Python runs.
         checkout: the root of the source tree whose code runs.
+        variables: of its environment that are no settings.
     """
 
     def __init__(
@@ -289,6 +290,7 @@ class Application:
         arguments: tuple[str, ...] = (),
         program: tuple[str, ...] = ("-m", "marketflow"),
         checkout: Path = ROOT,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.port = free_port()
@@ -300,6 +302,7 @@ class Application:
         # The processes it starts must run the code of the same tree.
         inherited["PYTHONPATH"] = str(checkout)
         inherited["PYTHONFAULTHANDLER"] = "1"
+        inherited |= variables or {}
         self._checkout = checkout
         self._environment = inherited | {f"MARKETFLOW_{name}": str(value) for name, value in given.items()}
         self._process: subprocess.Popen[bytes] | None = None

@@ -20,6 +20,7 @@ from marketflow import __version__
 from marketflow.clock import Clock, milliseconds, system_clock
 from marketflow.feeds.decoder import UNDECODABLE
 from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal, refusal_of
+from marketflow.feeds.venues.proxies import ProxyUnusable, proxy_for, proxy_place
 from marketflow.feeds.venues.venue import Instrument, RestCall, RestReply, Venue, VenueError
 from marketflow.text import one_line, without_secrets
 
@@ -83,6 +84,7 @@ class RestClient:
         self._turn = threading.Lock()
         self._sockets: set[socket.socket] = set()
         self._http: httpx.Client | None = None
+        self._through = ""  # which proxy, in words
         self._calls = 0
         self._making = threading.Lock()
         self._refused: tuple[VenueRefusal | None, float] = None, 0.0
@@ -211,6 +213,7 @@ class RestClient:
 
     def _get(self, call: RestCall) -> RestReply:
         import httpx  # lazily: most processes ask no venue
+        from socksio import SOCKSError
 
         deadline = self._monotonic() + CALL_SECONDS
         try:
@@ -221,15 +224,18 @@ class RestClient:
                 ) as answer,
             ):
                 body = self._read(answer, deadline)
+                if self._through and answer.status_code == httpx.codes.PROXY_AUTHENTICATION_REQUIRED:
+                    raise httpx.ProxyError(f"{answer.status_code} {answer.reason_phrase}")
                 if answer.status_code != httpx.codes.OK:
                     raise refusal_of(answer.status_code, answer.headers, _words(body))
                 self._note_used(answer.headers)
                 return RestReply(body, answer.headers)
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, RuntimeError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, SOCKSError, ProxyUnusable, RuntimeError) as error:
             if self._closed.is_set():
                 raise RestClosed(self.venue) from None
-            text = str(error) or type(error).__name__
-            raise RestFailed(f"{self.venue.name} cannot be asked at {self.place}{call.path}: {text}") from None
+            text = without_secrets(str(error)) or type(error).__name__
+            place = f"{self.place}{call.path}{self._through}"
+            raise RestFailed(f"{self.venue.name} cannot be asked at {place}: {text}") from None
 
     def _read(self, answer: "httpx.Response", deadline: float) -> bytes:
         body = bytearray()
@@ -251,7 +257,10 @@ class RestClient:
             if self._http is None:
                 timeout = httpx.Timeout(READ_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
                 headers = {"User-Agent": f"MarketFlow/{__version__}"}
-                self._http = httpx.Client(timeout=timeout, headers=headers, verify=_tls())
+                proxy = proxy_for(self._url)
+                self._through = "" if proxy is None else f" through the proxy {proxy_place(proxy)}"
+                # The environment is left to `proxy_for`: the WebSocket must go the same way.
+                self._http = httpx.Client(timeout=timeout, headers=headers, verify=_tls(), proxy=proxy, trust_env=False)
             self._calls += 1
         try:
             yield self._http

@@ -25,12 +25,11 @@ from picows import (
     WSUpgradeResponse,
     ws_connect,
 )
-from websockets.exceptions import InvalidProxy
-from websockets.proxy import get_proxy
-from websockets.uri import parse_uri
+from python_socks import ProxyError
 
 from marketflow import __version__
 from marketflow.feeds.venues.limits import refusal_of
+from marketflow.feeds.venues.proxies import proxy_for, proxy_place
 from marketflow.feeds.venues.venue import MAX_FRAME_BYTES
 from marketflow.text import without_secrets
 
@@ -160,13 +159,19 @@ async def open_stream(url: str, on_messages: Callable[[list[bytes]], None]) -> F
         OSError: it cannot be reached, or does not speak WebSocket.
     """
     sockets: list[socket] = []
+    proxy = proxy_for(url)
 
     async def connect(to: WSParsedURL) -> socket:
-        sockets.append(await _connected_socket(to))
+        try:
+            sockets.append(await _connected_socket(to))
+        except OSError as error:
+            if proxy is None:
+                raise
+            raise OSError(f"the proxy {proxy_place(proxy)} cannot be reached: {error}") from None
         return sockets[-1]
 
     try:
-        return await _open(url, on_messages, connect)
+        return await _open(url, on_messages, connect, proxy)
     except BaseException:
         # The library leaves a connection open that is cancelled in its handshake.
         for each in sockets:
@@ -179,7 +184,9 @@ async def _open(
     url: str,
     on_messages: Callable[[list[bytes]], None],
     connect: Callable[[WSParsedURL], Coroutine[Any, Any, socket]],
+    proxy: str | None,
 ) -> FrameStream:
+    through = "" if proxy is None else f" through the proxy {proxy_place(proxy)}"
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
             _, stream = await ws_connect(
@@ -190,16 +197,16 @@ async def _open(
                 read_buffer_init_size=RECEIVE_BYTES,
                 websocket_handshake_timeout=None,
                 extra_headers=[("User-Agent", f"MarketFlow/{__version__}")],
-                proxy=get_proxy(parse_uri(url)),
+                proxy=proxy,
                 socket_factory=connect,
             )
     except WSInvalidStatusError as error:
         answer = cast("WSUpgradeResponse", error.response)
         raise refusal_of(int(answer.status), answer.headers) from None
     except TimeoutError:
-        raise TimeoutError(f"no answer within {CONNECT_TIMEOUT_SECONDS:g} s") from None
-    except (WSError, WSHandshakeError, InvalidProxy, EOFError, ValueError) as error:
-        raise OSError(f"no WebSocket at {without_secrets(url)}: {error}") from None
+        raise TimeoutError(f"no answer within {CONNECT_TIMEOUT_SECONDS:g} s{through}") from None
+    except (WSError, WSHandshakeError, ProxyError, EOFError, ValueError) as error:
+        raise OSError(f"no WebSocket at {without_secrets(url)}{through}: {error}") from None
     assert isinstance(stream, FrameStream)
     return stream
 
