@@ -32,8 +32,11 @@ def command(
 ) -> int:
     """Show the newest prices of a running MarketFlow as they change.
 
-    A row is a symbol and a column an exchange; with the age of each price, the spread between the exchanges and,
-    where it is known, the volume of 24 hours in the base currency. q ends it. SYMBOL limits it to some symbols.
+    A row is a symbol and a column an exchange; with the age of each price, the gap between the exchanges (in basis
+    points, and on which to buy and to sell) and, where it is known, the volume of 24 hours in the base currency.
+
+    Keys on a terminal, which the last line shows: arrows select a symbol and move between exchanges, s and r sort,
+    Enter shows the candles of the symbol (i: their interval), q ends it. SYMBOL limits it to some symbols.
     """
     from marketflow import logs, settings
 

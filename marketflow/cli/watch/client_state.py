@@ -12,6 +12,9 @@ from marketflow.health import Health
 
 MAX_DECIMALS = 10
 
+FRESH = timedelta(seconds=15)
+"""Age up to which a price counts as current; also the largest difference in age of prices that are compared."""
+
 
 def utc_now() -> datetime:
     """Return the time by the clock of this machine."""
@@ -33,6 +36,21 @@ class ShownPrice:
     timestamp: datetime
     direction: int
     changed_at: datetime
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The difference of the highest and the lowest current price of a symbol.
+
+    Args:
+        basis_points: the difference in 1/10,000 of the lowest price.
+        buy_on: the exchange with the lowest price; empty where all prices are the same.
+        sell_on: the exchange with the highest price; empty where all prices are the same.
+    """
+
+    basis_points: float
+    buy_on: str
+    sell_on: str
 
 
 class ClientState:
@@ -91,6 +109,18 @@ class ClientState:
     def since_change(self, price: ShownPrice) -> timedelta:
         """Return the time since the last change of a price was received."""
         return self._now() - price.changed_at
+
+    def gap(self, symbol: str) -> Gap | None:
+        """Return the gap between the exchanges of a symbol; None with fewer than two prices of the same time."""
+        shown = {exchange: price for exchange in self.exchanges if (price := self.prices.get((symbol, exchange)))}
+        newest = max((price.timestamp for price in shown.values()), default=None)
+        peers = {name: each.price for name, each in shown.items() if newest and newest - each.timestamp <= FRESH}
+        if len(peers) < 2:
+            return None
+        low, high = min(peers, key=peers.__getitem__), max(peers, key=peers.__getitem__)
+        if peers[low] == peers[high]:
+            return Gap(0.0, "", "")
+        return Gap((peers[high] - peers[low]) / peers[low] * 10_000, low, high)
 
     def until_reconnect(self) -> float:
         """Return the seconds until the next attempt to connect."""

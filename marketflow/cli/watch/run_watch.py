@@ -97,7 +97,7 @@ async def _show(arguments: Watch, quit: asyncio.Event) -> None:
             print_once(state, shown_url)
         elif on_screen:
             await show(
-                events, shown_url, quit.set, lambda state: keep_volumes(state, arguments.url, arguments.exchanges)
+                events, arguments.url, quit.set, lambda state: keep_volumes(state, arguments.url, arguments.exchanges)
             )
         else:
             await print_lines(events, shown_url)

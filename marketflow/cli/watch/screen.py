@@ -3,25 +3,24 @@
 import asyncio
 import os
 import signal
-import sys
-import termios
-import tty
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import AsyncIterable, Callable, Coroutine
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from marketflow.api.streaming.events import Snapshot
+from marketflow.cli.watch.candle_client import CandlePanel, keep_candles
+from marketflow.cli.watch.candle_table import render_candles
 from marketflow.cli.watch.client_state import ClientState
+from marketflow.cli.watch.keyboard import Key, keys
 from marketflow.cli.watch.stream_events import WatchEvent
 from marketflow.cli.watch.table import Size, render
+from marketflow.cli.watch.view import View
 from marketflow.tasks import cancel
+from marketflow.text import without_credentials
 
 PAINT_SECONDS = 0.2
-"""Interval of repaints; ages and fading colours change without events as well."""
-
-_QUIT = b"qQ\x04"
+"""Interval of repaints; ages and fading colours change without events as well. A key repaints at once."""
 
 
 async def show(
@@ -34,14 +33,31 @@ async def show(
 
     Args:
         events: what changes the state.
-        url: as it is shown.
+        url: URL of the application; it is shown without credentials.
         quit: is called when q is typed.
         keep_volumes: keeps the volumes of the state up to date; begun anew with each snapshot.
     """
     volumes: asyncio.Task[None] | None = None
-    state = ClientState()
     console = Console(highlight=False, emoji=False, markup=False)
-    with _keys(quit) as terminal, Live(console=console, screen=True, auto_refresh=False) as live:
+    state, view, panel = ClientState(), View(ascii=console.options.ascii_only), CandlePanel()
+    pressed, chosen = asyncio.Event(), asyncio.Event()
+
+    def press(key: Key) -> None:
+        if key is Key.QUIT:
+            quit()
+        before = view.candles
+        view.press(key, state)
+        pressed.set()
+        if view.candles != before:
+            chosen.set()
+
+    def frame() -> RenderableType:
+        shown_url, size = without_credentials(url), Size(*console.size)
+        if view.candles is None:
+            return render(state, shown_url, size, view)
+        return render_candles(state, shown_url, size, view, view.candles, panel)
+
+    with keys(press) as terminal, Live(console=console, screen=True, auto_refresh=False) as live:
 
         def suspend() -> None:
             """On Ctrl+Z: restore the terminal, stop the process, and take the terminal again on SIGCONT."""
@@ -52,11 +68,16 @@ async def show(
 
         async def paint() -> None:
             while True:
-                live.update(render(state, url, Size(*console.size)), refresh=True)
-                await asyncio.sleep(PAINT_SECONDS)
+                pressed.clear()
+                live.update(frame(), refresh=True)
+                try:
+                    await asyncio.wait_for(pressed.wait(), PAINT_SECONDS)
+                except TimeoutError:
+                    continue
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGTSTP, suspend)
         painting = asyncio.create_task(paint())
+        candles = asyncio.create_task(keep_candles(panel, url, lambda: view.candles, chosen))
         try:
             async for event in events:
                 state.apply(event)
@@ -64,39 +85,9 @@ async def show(
                     if volumes is not None:
                         await cancel(volumes)
                     volumes = asyncio.create_task(keep_volumes(state))
-                if painting.done():
-                    painting.result()
+                for task in (painting, candles):
+                    if task.done():
+                        task.result()
         finally:
-            for task in (painting, *([volumes] if volumes else [])):
+            for task in (painting, candles, *([volumes] if volumes else [])):
                 await cancel(task)
-
-
-@contextmanager
-def _keys(quit: Callable[[], None]) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Read single keys if stdin is a terminal; yield a context manager that restores its mode meanwhile."""
-    if sys.stdin is None or not sys.stdin.isatty():  # None where it is closed
-        yield nullcontext
-        return
-    loop, file = asyncio.get_running_loop(), sys.stdin.fileno()
-    before = termios.tcgetattr(file)
-
-    def read() -> None:
-        typed = os.read(file, 1024)
-        if not typed:
-            loop.remove_reader(file)
-        if any(key in _QUIT for key in typed):
-            quit()
-
-    @contextmanager
-    def restored() -> Iterator[None]:
-        termios.tcsetattr(file, termios.TCSADRAIN, before)
-        yield
-        tty.setcbreak(file)
-
-    tty.setcbreak(file)
-    loop.add_reader(file, read)
-    try:
-        yield restored
-    finally:
-        loop.remove_reader(file)
-        termios.tcsetattr(file, termios.TCSADRAIN, before)

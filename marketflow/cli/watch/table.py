@@ -12,25 +12,26 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from marketflow.cli.watch.client_state import ClientState, ShownPrice
+from marketflow.cli.watch.client_state import FRESH, ClientState, ShownPrice
+from marketflow.cli.watch.view import View
 from marketflow.text import visible
 
 BRIGHT = timedelta(seconds=0.5)
 FADED = timedelta(seconds=1.5)
 """Time after a change for which the price is bold, and for which it is coloured."""
 
-FRESH = timedelta(seconds=15)
-"""Age up to which a price counts as current; also the largest difference in age of prices in a spread."""
-
 MAX_FIXED_PRICE = 1e12
 """Prices from here on are written with an exponent."""
 
 _GOOD = ("ok", "connected", "generated")
-_GAP = 2
+_PADDING = 2
 _AGE_WIDTH = 5
-_SPREAD_WIDTHS = (12, 7)
+_GAP_HEADINGS = ("gap bp", "buy on", "sell on")
+_GAP_WIDTH = 8
 _VOLUME = "24h vol"
 _VOLUME_WIDTH = 8
+_ARROWS = {1: "\N{BLACK UP-POINTING TRIANGLE}", -1: "\N{BLACK DOWN-POINTING TRIANGLE}"}
+_ASCII_ARROWS = {1: "+", -1: "-"}
 
 
 class Size(NamedTuple):
@@ -45,34 +46,62 @@ class _Layout(NamedTuple):
 
     symbols: Sequence[str]
     exchanges: Sequence[str]
+    arrows: dict[int, str]
     with_ages: bool
-    with_spread: bool
     with_volume: bool
+    gap_widths: Sequence[int]
+    """Widths of the gap in basis points, of where to buy and of where to sell; of as many as are shown."""
 
     @property
     def width_beside_prices(self) -> int:
         """Width of the columns after those of the exchanges."""
-        widths: list[int] = [
-            *(_SPREAD_WIDTHS if self.with_spread else ()),
-            *([_VOLUME_WIDTH] if self.with_volume else []),
-        ]
-        return sum(widths) + _GAP * len(widths)
+        widths = [*self.gap_widths, *([_VOLUME_WIDTH] if self.with_volume else [])]
+        return sum(widths) + _PADDING * len(widths)
 
 
-def render(state: ClientState, url: str, size: Size) -> RenderableType:
-    """Render title, health and table so that they fit."""
-    lines = [_title(state, url), _health(state)]
+def render(state: ClientState, url: str, size: Size, view: View | None = None) -> RenderableType:
+    """Render title, health and table so that they fit; with a view its arrows, its part of the table and its keys."""
+    lines = headlines(state, url)
     if not state.symbols:
-        return Group(*lines)
-    # Three more lines: column names, rule, and the count of hidden rows and columns.
-    rows = len(state.symbols) if size.height is None else max(1, size.height - len(lines) - 3)
-    symbols = state.symbols[:rows]
+        return Group(*lines, *([keys_line(view)] if view else []))
+    # Three more lines: column names, rule, and which rows and columns are shown. One for the keys, if it fits.
+    rows = None if size.height is None else size.height - len(lines) - 3
+    footer = []
+    if view is not None and (rows is None or rows > 2):
+        footer = [keys_line(view)]
+        rows = None if rows is None else rows - 1
+    rows = None if rows is None else max(1, rows)
+    symbols = view.rows(state, rows) if view else state.symbols[:rows]
+    exchanges = view.exchanges(state) if view else state.exchanges
     prices = {symbol: _price_texts(state, symbol) for symbol in symbols}
     known = any(state.volumes.get(symbol) is not None for symbol in state.symbols)
-    layout = _layout(symbols, state.exchanges, prices, size.width, known)
-    table = _table(state, layout, prices)
+    arrows = {} if view is None else _ASCII_ARROWS if view.ascii else _ARROWS
+    layout = _layout(state, symbols, exchanges, arrows, prices, size.width, known)
+    table = _table(state, layout, prices, view.selected if view else "")
     hidden = (len(state.symbols) - len(symbols), len(state.exchanges) - len(layout.exchanges))
-    return Group(*lines, table, *([_hidden(*hidden)] if any(hidden) else []))
+    if any(hidden):
+        footer.insert(0, _shown(state, view, layout) if view else _hidden(*hidden))
+    return Group(*lines, table, *footer)
+
+
+def headlines(state: ClientState, url: str) -> list[Text]:
+    """Return the lines above the table: mode and connection, then feeds and stores."""
+    return [_title(state, url), _health(state)]
+
+
+def keys_line(view: View) -> Text:
+    """Return the line with the keys that mean something in a view."""
+    up_down, left_right = ("up/down", "left/right") if view.ascii else ("\u2191\u2193", "\u2190\u2192")
+    if view.candles:
+        keys = [("Esc", "prices"), (up_down, "symbol"), (left_right, "exchange"), ("i", "interval")]
+    else:
+        order = f"sort: {view.order}{', reversed' if view.reverse else ''}"
+        keys = [(up_down, "select"), ("Enter", "candles"), ("s", order), ("r", "reverse"), (left_right, "exchanges")]
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for key, meaning in [("q", "quit"), *keys]:
+        text.append(key, "bold").append(f" {meaning}  ", "dim")
+    text.rstrip()
+    return text
 
 
 def _title(state: ClientState, url: str) -> Text:
@@ -108,32 +137,41 @@ def _health(state: ClientState) -> Text:
 def _price_texts(state: ClientState, symbol: str) -> dict[str, str]:
     """Return the prices of a symbol by exchange, with the same number of decimals."""
     return {
-        exchange: _price_text(shown.price, state.decimals[symbol])
+        exchange: price_text(shown.price, state.decimals[symbol])
         for exchange in state.exchanges
         if (shown := state.prices.get((symbol, exchange)))
     }
 
 
-def _price_text(price: float, decimals: int) -> str:
+def price_text(price: float, decimals: int) -> str:
+    """Return a price with these decimals, or a huge one with an exponent."""
     return f"{price:,.{decimals}f}" if abs(price) < MAX_FIXED_PRICE else f"{price:.9g}"
 
 
 def _layout(
+    state: ClientState,
     symbols: Sequence[str],
     exchanges: Sequence[str],
+    arrows: dict[int, str],
     prices: dict[str, dict[str, str]],
     width: int | None,
     with_volume: bool,
 ) -> _Layout:
-    """Choose columns: drop ages first, then the volume, then spreads, then the last exchanges, until the table fits."""
-    for with_ages, volume, with_spread in (
-        (True, with_volume, True),
-        (False, with_volume, True),
-        (True, False, True),
-        (False, False, True),
-        (False, False, False),
+    """Choose columns until the table fits.
+
+    Dropped are first ages, then the volume, then where to buy and to sell, then the gap, and then the last exchanges.
+    """
+    names = max(map(len, state.exchanges), default=0)
+    gap = (_GAP_WIDTH, *(max(names, len(heading)) for heading in _GAP_HEADINGS[1:]))
+    for with_ages, volume, gap_widths in (
+        (True, with_volume, gap),
+        (False, with_volume, gap),
+        (True, False, gap),
+        (False, False, gap),
+        (False, False, gap[:1]),
+        (False, False, ()),
     ):
-        layout = _Layout(symbols, exchanges, with_ages, with_spread, volume)
+        layout = _Layout(symbols, exchanges, arrows, with_ages, volume, gap_widths)
         fitting = len(exchanges) if width is None else _fitting(layout, prices, width)
         if fitting == len(exchanges):
             break
@@ -143,45 +181,49 @@ def _layout(
 def _fitting(layout: _Layout, prices: dict[str, dict[str, str]], width: int) -> int:
     """Return how many exchanges fit."""
     left = width - max(map(len, ["symbol", *layout.symbols])) - layout.width_beside_prices
+    beside = bool(layout.arrows) + (_AGE_WIDTH if layout.with_ages else 0)
     for number, exchange in enumerate(layout.exchanges):
         longest = max(len(texts.get(exchange, "-")) for texts in prices.values())
-        left -= _GAP + max(len(exchange), longest + (_AGE_WIDTH if layout.with_ages else 0))
+        left -= _PADDING + max(len(exchange), longest + beside)
         if left < 0:
             return number
     return len(layout.exchanges)
 
 
-def _table(state: ClientState, layout: _Layout, prices: dict[str, dict[str, str]]) -> Table:
+def _table(state: ClientState, layout: _Layout, prices: dict[str, dict[str, str]], selected: str) -> Table:
     table = Table(
-        box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, padding=(0, _GAP - 1, 0, 0), pad_edge=False
+        box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, padding=(0, _PADDING - 1, 0, 0), pad_edge=False
     )
     table.add_column("symbol", no_wrap=True)
     for exchange in layout.exchanges:
         table.add_column(Text(visible(exchange)), justify="right", no_wrap=True)
-    if layout.with_spread:
-        for name, width in zip(("spread", "%"), _SPREAD_WIDTHS, strict=True):
-            table.add_column(name, justify="right", no_wrap=True, min_width=width)
+    for heading, width in zip(_GAP_HEADINGS, layout.gap_widths, strict=False):
+        table.add_column(heading, justify="right", no_wrap=True, min_width=width)
     if layout.with_volume:
         table.add_column(_VOLUME, justify="right", no_wrap=True, min_width=_VOLUME_WIDTH)
     for symbol in layout.symbols:
         style = "" if state.connected else "dim"
         table.add_row(
-            Text(visible(symbol), style),
-            *(_cell(state, symbol, exchange, prices, layout.with_ages) for exchange in layout.exchanges),
-            *(Text(text, style) for text in (_spread(state, symbol) if layout.with_spread else ())),
-            *([Text(_volume_text(state.volumes.get(symbol)), style)] if layout.with_volume else []),
+            Text(visible(symbol), "reverse" if symbol == selected else style),
+            *(_cell(state, symbol, exchange, prices, layout) for exchange in layout.exchanges),
+            *(Text(visible(text), style) for text in _gap(state, symbol)[: len(layout.gap_widths)]),
+            *([Text(volume_text(state.volumes.get(symbol)), style)] if layout.with_volume else []),
         )
     return table
 
 
-def _cell(state: ClientState, symbol: str, exchange: str, prices: dict[str, dict[str, str]], with_age: bool) -> Text:
+def _cell(state: ClientState, symbol: str, exchange: str, prices: dict[str, dict[str, str]], layout: _Layout) -> Text:
     shown = state.prices.get((symbol, exchange))
     if shown is None:
-        return Text("-".ljust(1 + with_age * _AGE_WIDTH), "dim")
+        return Text("-".ljust(1 + bool(layout.arrows) + layout.with_ages * _AGE_WIDTH), "dim")
     age = state.age(shown)
+    style = _style(state, shown, age)
     text = Text()
-    text.append(prices[symbol][exchange], _style(state, shown, age))
-    if with_age:
+    text.append(prices[symbol][exchange], style)
+    if layout.arrows:
+        # After the colour has faded, and without colours, it still says where the last change went.
+        text.append(layout.arrows.get(shown.direction, " "), style or "dim")
+    if layout.with_ages:
         text.append(_age_text(age).rjust(_AGE_WIDTH), "yellow" if state.connected and age > FRESH else "dim")
     return text
 
@@ -204,18 +246,17 @@ def _age_text(age: timedelta) -> str:
     return f"{seconds}s"
 
 
-def _spread(state: ClientState, symbol: str) -> tuple[str, str]:
-    """Return the difference of the highest and the lowest current price over exchanges, absolute and in percent."""
-    current = [shown for exchange in state.exchanges if (shown := state.prices.get((symbol, exchange)))]
-    newest = max((shown.timestamp for shown in current), default=None)
-    peers = [shown.price for shown in current if newest is not None and newest - shown.timestamp <= FRESH]
-    if len(peers) < 2:
-        return "-", "-"
-    low, high = min(peers), max(peers)
-    return _price_text(high - low, state.decimals[symbol]), f"{(high - low) / low * 100:.3f}"
+def _gap(state: ClientState, symbol: str) -> tuple[str, str, str]:
+    """Return the gap between the exchanges in basis points, where to buy and where to sell."""
+    gap = state.gap(symbol)
+    if gap is None:
+        return "-", "-", "-"
+    points = gap.basis_points
+    text = f"{points:,.1f}" if points < 99_999.95 else f"{points:.1e}"
+    return text, gap.buy_on or "-", gap.sell_on or "-"
 
 
-def _volume_text(volume: float | None) -> str:
+def volume_text(volume: float | None) -> str:
     """Return an amount in at most eight characters; one that is unknown is no zero."""
     if volume is None:
         return "-"
@@ -234,3 +275,16 @@ def _hidden(symbols: int, exchanges: int) -> Text:
         if count
     ]
     return Text(f"... {' and '.join(hidden)}", "dim", no_wrap=True, overflow="ellipsis")
+
+
+def _shown(state: ClientState, view: View, layout: _Layout) -> Text:
+    """Return which of the symbols and of the exchanges are shown."""
+    parts = [
+        f"{kind} {first + 1}-{first + shown} of {total}"
+        for kind, first, shown, total in (
+            ("symbols", view.first_row, len(layout.symbols), len(state.symbols)),
+            ("exchanges", view.first_exchange, len(layout.exchanges), len(state.exchanges)),
+        )
+        if shown < total
+    ]
+    return Text(", ".join(parts), "dim", no_wrap=True, overflow="ellipsis")

@@ -29,6 +29,9 @@ from tests.support.servers import HOST, free_port, wait_until
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z [A-Z]+ exchange[123] [0-9.e+-]+")
 
 
+SGR = re.compile(r"\x1b\[[0-9;]*m")
+
+
 def environment(**given: object) -> dict[str, str]:
     inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return inherited | {"HTTP_PROXY": "http://127.0.0.1:1"} | {name: str(value) for name, value in given.items()}
@@ -118,11 +121,11 @@ class Terminal:
         os.close(self.here)
 
     def shows(self, *words: str) -> str:
-        """Wait for a frame that contains all of these words."""
+        """Wait for a frame that contains all of these words, with or without its colours."""
 
         def frame() -> str:
             frames = self.painted.decode(errors="replace").split("\x1b[H")
-            return next((each for each in frames[-3:] if all(word in each for word in words)), "")
+            return next((each for each in frames[-3:] if all(map(f"{each}{SGR.sub('', each)}".count, words))), "")
 
         return wait_until(frame, 30, f"{words} were not painted")
 
@@ -312,16 +315,16 @@ def test_once_prints_the_current_table(application: Application, exchanges: list
     title, health, heading, _, *rows = done.stdout.splitlines()
     assert title.split() == ["live", "mode", "connected", url(application.port)]
     assert "Redis ok  PostgreSQL ok" in health
-    assert heading.split() == ["symbol", "exchange1", "exchange2", "exchange3", "spread", "%"]
-    assert [row.split()[0] for row in rows] == ["BTCUSDT", "DOGEUSDT", "TONUSDT", "SOLUSDT", "ETHUSDT"]
-    assert [cell for cell in rows[0].split() if "s" not in cell] == [
-        "BTCUSDT",
-        "100.25",
-        "101.50",
-        "100.50",
-        "1.25",
-        "1.247",
+    assert heading.split() == [
+        "symbol",
+        "exchange1",
+        "exchange2",
+        "exchange3",
+        *["gap", "bp", "buy", "on", "sell", "on"],
     ]
+    assert [row.split()[0] for row in rows] == ["BTCUSDT", "DOGEUSDT", "TONUSDT", "SOLUSDT", "ETHUSDT"]
+    cells = [cell for cell in rows[0].split() if not re.fullmatch(r"\d+s", cell)]
+    assert cells == ["BTCUSDT", "100.25", "101.50", "100.50", "124.7", "exchange1", "exchange2"]
     assert "\x1b" not in done.stdout
 
 
@@ -449,7 +452,7 @@ def test_terminal_shows_changing_prices_until_q(application: Application, exchan
         application.kill()
         terminal.shows("disconnected: ", "trying again")
         termios.tcsetwinsize(terminal.there, (6, 40))
-        terminal.shows("... 4 more symbols")
+        terminal.shows("symbols 1-1 of 5")
         exchanges[0].cut()
         application.start()
         terminal.shows("live mode", "connected")
@@ -475,7 +478,30 @@ def test_no_color_disables_colours_on_the_terminal(application: Application, exc
         exchanges[0].send(1.5)
         terminal.shows("1.5")
         exchanges[0].send(2.5)
-        assert "32m" not in terminal.shows("\x1b[1m2.5")
+        assert "32m" not in terminal.shows("\x1b[1m2.5\x1b[0m\x1b[1m\u25b2")
+
+
+def test_keys_sort_scroll_and_show_candles(application: Application, exchanges: list[ScriptedExchange]) -> None:
+    application.switch("test")
+    with Terminal("--url", url(application.port)) as terminal:
+        terminal.shows("q quit", "s sort: as configured", "BTCUSDT", "\x1b[7mBTCUSDT")
+        terminal.types("ss")
+        terminal.shows("s sort: gap")
+        terminal.types("ss")
+        terminal.shows("s sort: as configured")
+        terminal.types("\x1b[B")
+        terminal.shows("\x1b[7mDOGEUSDT")
+        terminal.types("\r")
+        terminal.shows("reference  1m candles", "time, UTC", "Esc prices")
+        terminal.types("\x1b[C")
+        terminal.shows("exchange1  1m candles", "time, UTC")
+        terminal.types("i")
+        terminal.shows("exchange1  5m candles", "time, UTC")
+        terminal.types("\x1b")
+        terminal.shows("s sort: as configured", "\x1b[7mDOGEUSDT")
+        terminal.types("\x1b[D\x04")
+        assert terminal.process.wait(20) == 0
+        assert termios.tcgetattr(terminal.there) == terminal.before
 
 
 def test_dumb_terminal_gets_lines(application: Application, exchanges: list[ScriptedExchange]) -> None:
