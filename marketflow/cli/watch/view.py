@@ -46,7 +46,7 @@ class View:
     first_exchange: int = 0
     page: int = 1
     candles: CandleChoice | None = None
-    _actions: dict[Key, Callable[[ClientState], None]] = field(init=False, repr=False)
+    _actions: dict[Key, Callable[[ClientState], None]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._actions = {
