@@ -104,7 +104,7 @@ class LimitedWebSocketProtocol(StreamingProtocol, WebSocketsSansIOProtocol):
             ClientDisconnected: the connection is closed.
         """
         await self.writable.wait()
-        if self.close_sent:
+        if self.close_sent or self.transport.is_closing():  # uvicorn would ignore an accept, and raise at what follows
             raise ClientDisconnected
         await super().send(message)
         # uvicorn does not set it after a denial response, and would log an incomplete handshake.

@@ -1,10 +1,11 @@
 """Backpressure of slow and stalled clients, on real sockets with short deadlines."""
 
 import asyncio
+import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 
 import pytest
@@ -32,10 +33,19 @@ class App:
     def __init__(self) -> None:
         self.sent = 0
         self.gone = threading.Event()
+        self.lose_connections: Callable[[], None] = lambda: None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.sent = 0
         self.gone.clear()
+        if scope["query_string"] == b"lost":
+            self.lose_connections()
+        try:
+            await self._stream(scope, receive, send)
+        finally:
+            self.gone.set()
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await send({"type": "websocket.accept"})
             piece: Message = {"type": "websocket.send", "bytes": b"x" * CHUNK}
@@ -54,7 +64,6 @@ class App:
             pass
         finally:
             gone.cancel()
-            self.gone.set()
 
     async def _gone(self, receive: Receive) -> None:
         while not (await receive())["type"].endswith("disconnect"):
@@ -78,8 +87,13 @@ class Server:
             timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)
+        self.app.lose_connections = self._abort_connections
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
         self._thread.start()
+
+    def _abort_connections(self) -> None:
+        for connection in self._server.server_state.connections:
+            connection.transport.abort()
 
     def close(self) -> None:
         self._server.should_exit = True
@@ -147,3 +161,16 @@ def test_pings_of_a_client_that_reads_nothing_are_dropped(server: Server) -> Non
             while data := client.recv(65536):
                 received += len(data)
         assert received < 200_000
+
+
+@pytest.mark.parametrize(
+    "request_", [GET % b"stream?lost", UPGRADE.replace(b"/ws", b"/ws?lost")], ids=["http", "websocket"]
+)
+def test_client_lost_before_its_response_leaves_no_error(
+    server: Server, caplog: pytest.LogCaptureFixture, request_: bytes
+) -> None:
+    with server.connect(request_) as client, suppress(ConnectionResetError):
+        assert client.recv(12) == b""
+    assert server.app.gone.wait(5)
+    server.close()  # all is logged
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

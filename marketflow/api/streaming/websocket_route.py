@@ -92,15 +92,20 @@ class _Connection:
 
     async def run(self) -> None:
         """Run until the client disconnects or the server shuts down."""
-        sending = asyncio.create_task(self._send_events())
-        receiving = asyncio.create_task(self._receive_commands())
+        tasks = [asyncio.create_task(work()) for work in (self._send_events, self._receive_commands)]
         try:
-            done, _ = await asyncio.wait({sending, receiving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await cancel(sending, receiving)
-        for task in done:
-            if (code := task.result()) is not None:
-                await self._websocket.close(code)
+            await cancel(*tasks)
+            ended = [task for task in tasks if task.done() and not task.cancelled()]
+            errors = [error for task in ended if (error := task.exception()) is not None]
+        # Both may have ended at the same moment: no close of a client that has disconnected, and no second close.
+        for error in errors:
+            if not isinstance(error, WebSocketDisconnect):
+                raise error
+        codes = [None] if errors else [task.result() for task in ended]
+        if codes[0] is not None and None not in codes:
+            await self._websocket.close(codes[0])
 
     async def _send_events(self) -> int:
         while True:
