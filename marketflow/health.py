@@ -28,7 +28,8 @@ class FeedProblem(msgspec.Struct, frozen=True):
     error: Annotated[str | None, Meta(description="What is wrong, in words; null while nothing is known.")]
     error_at: Annotated[Time | None, Meta(description="When its last attempt or connection failed.")]
     next_try_at: Annotated[Time | None, Meta(description="When the next attempt begins, or has begun.")]
-    absent: Annotated[tuple[str, ...], Meta(description="Symbols that the venue does not trade, or refuses.")]
+    absent: Annotated[tuple[str, ...], Meta(description="Symbols that the venue does not list, or refuses.")]
+    halted: Annotated[tuple[str, ...], Meta(description="Symbols that it lists and does not trade now.")] = ()
 
 
 class Health(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -49,7 +49,12 @@ class FeedState(StrEnum):
     CONNECTED = "connected"
     CONNECTING = "connecting"
     STALE = "stale"
+    HALTED = "halted"
     GENERATED = "generated"
+
+
+FINE_STATES = frozenset({FeedState.CONNECTED, FeedState.GENERATED, FeedState.HALTED})
+"""Those in which nothing is wrong with a feed: what its venue does not trade cannot come."""
 
 
 class HoleState(StrEnum):

@@ -74,6 +74,7 @@ class ExchangeReport(msgspec.Struct, frozen=True):
     error_at: int | None
     next_try_at: int | None
     absent: tuple[str, ...]
+    halted: tuple[str, ...] = ()
 
 
 class SeriesReport(msgspec.Struct, frozen=True):

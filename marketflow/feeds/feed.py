@@ -23,11 +23,13 @@ class FeedReport(msgspec.Struct, frozen=True):
         clock_offset_ms: how far the exchange's clock is ahead of this machine's.
         rest_weight: weight of REST calls that this process has used in the venue's current interval, and its limit.
         rest_error: why the last call by REST failed, None if it did not.
+        halted: symbols that its venue lists and does not trade now, and the venue's word for that.
     """
 
     clock_offset_ms: int | None = None
     rest_weight: tuple[int, int] | None = None
     rest_error: str | None = None
+    halted: Mapping[str, str] = {}
 
 
 class Connection(Protocol):

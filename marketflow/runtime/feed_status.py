@@ -10,14 +10,11 @@ from marketflow.cluster.messages import ExchangeReport, FeedsQuery, FeedsReport,
 from marketflow.feeds.feed import Feed
 from marketflow.feeds.trade_statistics import TradeStatistics
 from marketflow.health import FeedProblem
-from marketflow.model import FeedState, HoleState, Mode, Series
+from marketflow.model import FINE_STATES, FeedState, HoleState, Mode, Series
 from marketflow.pipeline.instrumentation import ConnectionFailure, PipelineCounters
 from marketflow.pipeline.state import WindowState
 from marketflow.stores.ports import HoleCounts
 from marketflow.stores.postgres.rows import to_datetime
-
-FINE = (FeedState.CONNECTED, FeedState.GENERATED)
-
 
 MOST_WORDS = 4
 """Refused subscriptions that are quoted at most."""
@@ -65,13 +62,15 @@ class FeedStatus:
         """What is wrong with the feeds that are not fine, lack a symbol or what comes by REST, by exchange."""
         found = {}
         for feed in self._feeds[self._mode()]:
-            state, absent = feed.state, _lacking(feed)
-            if state not in FINE or absent or feed.report().rest_error or self._unsent(feed.exchange):
+            state, absent, report = feed.state, _lacking(feed), feed.report()
+            lacks = absent or report.halted or report.rest_error or self._unsent(feed.exchange)
+            if state not in FINE_STATES or lacks:
                 failure = self._failure(feed, state)
                 error = failure.text if failure else self._without_failure(feed, state)
                 failed_at = rfc3339(failure.at) if failure else None
                 next_try_at = rfc3339(failure.next_try_at) if failure else None
-                found[feed.exchange] = FeedProblem(state, feed.place, error, failed_at, next_try_at, absent)
+                halted = tuple(sorted(report.halted))
+                found[feed.exchange] = FeedProblem(state, feed.place, error, failed_at, next_try_at, absent, halted)
         return found
 
     def report(self, query: FeedsQuery) -> FeedsReport:
@@ -92,7 +91,7 @@ class FeedStatus:
     def _failure(self, feed: Feed, state: FeedState) -> ConnectionFailure | None:
         """Why a feed is in its state; None if that has another reason than the end of a connection."""
         failure = self._last_failure(feed)
-        if failure is None or state in FINE:
+        if failure is None or state in FINE_STATES:
             return None
         received = feed.decoder.last_received
         came_back = received is not None and milliseconds(received) > failure.at
@@ -112,6 +111,7 @@ class FeedStatus:
             words.insert(0, f"the venue does not trade {', '.join(sorted(feed.absent))}")
         if unsent := self._unsent(feed.exchange):
             words.insert(0, f"the venue sends no trades of {', '.join(sorted(unsent))}, though it has some")
+        words[:0] = _halts(feed.report().halted)
         if error := feed.report().rest_error:
             words.insert(0, f"what comes by REST is late: {error}")
         return "; ".join(words[:MOST_WORDS]) or None
@@ -132,13 +132,16 @@ class FeedStatus:
             rest_weight_limit=None if weight is None else weight[1],
             error=None if failure is None else failure.text,
             error_at=None if failure is None else failure.at,
-            next_try_at=None if failure is None or feed.state in FINE else failure.next_try_at,
+            next_try_at=None if failure is None or feed.state in FINE_STATES else failure.next_try_at,
             absent=_lacking(feed),
+            halted=tuple(sorted(report.halted)),
         )
 
     def _rows(self, feed: Feed, wanted: Sequence[Series], holes: HoleCounts, now_ms: int) -> list[SeriesReport]:
-        state, absent, doubles = feed.state, {*_lacking(feed)}, feed.doubles_by_symbol()
-        newest, unsent = self._newest.newest_of(wanted), self._unsent(feed.exchange)
+        state, doubles = feed.state, feed.doubles_by_symbol()
+        lacking = dict.fromkeys(self._unsent(feed.exchange), "unsent") | dict.fromkeys(feed.report().halted, "halted")
+        lacking |= dict.fromkeys(_lacking(feed), "absent")
+        newest = self._newest.newest_of(wanted)
         dated_by_receipt = bool(feed.decoder.ticks) and feed.decoder.timestamps_replaced >= feed.decoder.ticks
         reports = []
         for series in wanted:
@@ -147,7 +150,7 @@ class FeedStatus:
                 SeriesReport(
                     exchange=series.exchange,
                     symbol=series.symbol,
-                    state="absent" if series.symbol in absent else "unsent" if series.symbol in unsent else state.value,
+                    state=lacking.get(series.symbol, state.value),
                     price=None if tick is None else tick.price,
                     at=None if tick is None else tick.at,
                     delay_p50_ms=None if dated_by_receipt else statistics.delay_p50_ms,
@@ -162,6 +165,14 @@ class FeedStatus:
 
 def _lacking(feed: Feed) -> tuple[str, ...]:
     return tuple(sorted({*feed.absent, *feed.refusals}))
+
+
+def _halts(halted: Mapping[str, str]) -> list[str]:
+    """What is halted, in words: the symbols by the venue's word for it."""
+    by_halt: dict[str, list[str]] = {}
+    for symbol, halt in sorted(halted.items()):
+        by_halt.setdefault(halt, []).append(symbol)
+    return [f"the venue has halted {', '.join(symbols)} ({halt})" for halt, symbols in by_halt.items()]
 
 
 def hole_counts_of(exchange: str, mode: Mode, counts: HoleCounts) -> dict[HoleState, int]:

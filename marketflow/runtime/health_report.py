@@ -10,7 +10,7 @@ from loguru import logger
 from marketflow.errors import Unavailable
 from marketflow.health import FeedProblem, Health, StoreState
 from marketflow.logs import Outage
-from marketflow.model import FeedState, Mode
+from marketflow.model import FINE_STATES, FeedState, Mode
 
 PROBE_SECONDS = 1.0
 
@@ -120,8 +120,7 @@ class HealthReport:
         """Return the health at this moment, without any I/O."""
         mode, exchanges = self._feeds()
         postgres, redis = self._postgres.state, self._redis.state
-        fine = {FeedState.CONNECTED, FeedState.GENERATED}
-        ok = postgres == "ok" and redis == "ok" and fine.issuperset(exchanges.values()) and not self._stalled()
+        ok = postgres == "ok" and redis == "ok" and FINE_STATES.issuperset(exchanges.values()) and not self._stalled()
         return Health(
             status="ok" if ok else "degraded",
             mode=mode,

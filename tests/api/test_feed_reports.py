@@ -27,6 +27,7 @@ REFUSED = ExchangeReport(
     error_at=NOW,
     next_try_at=NOW + 300_000,
     absent=("ETHUSDT",),
+    halted=("TONUSDT",),
 )
 PLAIN = ExchangeReport(
     "Exchange2", FeedState.GENERATED, "the generator", 0.0, None, None, 0, 0, None, None, None, None, None, ()
@@ -58,6 +59,7 @@ def test_feeds_have_every_exchange_and_series() -> None:
                 "error_at": AT,
                 "next_try_at": "2025-11-21T02:05:30.500Z",
                 "absent": ["ETHUSDT"],
+                "halted": ["TONUSDT"],
             },
             {
                 "exchange": "Exchange2",
@@ -67,6 +69,7 @@ def test_feeds_have_every_exchange_and_series() -> None:
                 "reconnects": 0,
                 "clock_offset_ms": 0,
                 "absent": [],
+                "halted": [],
             }
             | dict.fromkeys(("doubles", "holes", "rest_weight", "error", "error_at", "next_try_at")),
         ],

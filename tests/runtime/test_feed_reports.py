@@ -92,6 +92,24 @@ def test_health_names_symbols_that_a_venue_lacks(start: Start) -> None:
         assert application.get("/health")["exchanges"] == {"kraken": found["state"]}
 
 
+def test_halted_symbols_are_named_and_no_fault(start: Start) -> None:
+    with VenueServer("binance", ["BTCUSDT", "ETHUSDT"]) as server:
+        server.statuses["ETHUSDT"] = "HALT"
+        application = start(venues_setting({"binance": server.port}))
+        wait_until(server.has_subscriber, 20.0)
+        server.send(trade(server, 1))
+        found = problem(application, "binance", state="connected", absent=[], halted=["ETHUSDT"])
+        assert found["error"] == "the venue has halted ETHUSDT (HALT)"
+        rows = application.get("/feeds")["series"]
+        assert {row["symbol"]: row["state"] for row in rows} == {"BTCUSDT": "connected", "ETHUSDT": "halted"}
+        server.statuses["BTCUSDT"] = "HALT"
+        server.close(1012)
+        wait_until(lambda: application.get("/health")["exchanges"] == {"binance": "halted"})
+        assert application.get("/health")["status"] == "ok"
+        samples = samples_of(application.http.get("/metrics").text)
+        assert samples.of("feed_connected", exchange="binance") == 1
+
+
 def test_health_names_symbols_that_a_venue_refuses(start: Start) -> None:
     with VenueServer("okx", ["BTCUSDT", "ETHUSDT"]) as server:
         server.known = {"BTC-USDT"}

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from marketflow.cluster.messages import FeedsQuery
+from marketflow.feeds.feed import FeedReport
 from marketflow.feeds.trade_statistics import TradeStatistics
 from marketflow.model import FeedState, HoleState, Mode, Series, Slot, Tick, candle_of
 from marketflow.pipeline.instrumentation import ConnectionFailure, PipelineCounters
@@ -24,12 +25,16 @@ class Feed(ScriptedFeed):
         self.state = state
         self._refusals = refusals
         self.absent = known.get("absent", ())
+        self._halted = known.get("halted", {})
         self.decoder.last_received = known.get("last_received")
         self.decoder.ticks = self.decoder.timestamps_replaced = known.get("dated_by_receipt", 0)
 
     @property
     def refusals(self) -> Mapping[str, str]:
         return self._refusals
+
+    def report(self) -> FeedReport:
+        return FeedReport(halted=self._halted)
 
     def doubles_by_symbol(self) -> dict[str, int] | None:  # type: ignore[override]
         return {"BTCUSDT": 3}
@@ -95,6 +100,11 @@ FAILED_AT = "2025-11-21T01:53:59.000Z"
             "the venue does not trade BTCUSDT; the venue refuses ETHUSDT: 60018: no such",
             None,
         ),
+        (
+            Known(FeedState.HALTED, REFUSED, halted={"BTCUSDT": "HALT", "ETHUSDT": "HALT", "SOLUSDT": "BREAK"}),
+            "the venue has halted BTCUSDT, ETHUSDT (HALT); the venue has halted SOLUSDT (BREAK)",
+            None,
+        ),
     ],
 )
 def test_problem_of_a_feed_is_said_in_words(known: Known, error: str | None, at: str | None) -> None:
@@ -104,6 +114,14 @@ def test_problem_of_a_feed_is_said_in_words(known: Known, error: str | None, at:
 @pytest.mark.parametrize("state", [FeedState.CONNECTED, FeedState.GENERATED])
 def test_feed_that_is_fine_has_no_problem(state: FeedState) -> None:
     assert Known(state, REFUSED).status.problems() == {}
+
+
+def test_halted_symbol_has_a_state_of_its_own() -> None:
+    known = Known(FeedState.CONNECTED, halted={"ETHUSDT": "HALT"})
+    assert known.status.problems()["exchange1"].halted == ("ETHUSDT",)
+    report = known.status.report(FeedsQuery(100))
+    assert report.exchanges[0].halted == ("ETHUSDT",)
+    assert {row.symbol: row.state for row in report.series} == {"BTCUSDT": "connected", "ETHUSDT": "halted"}
 
 
 def test_many_refusals_are_quoted_in_part() -> None:

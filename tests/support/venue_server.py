@@ -59,6 +59,8 @@ class VenueServer:
         """Path and query of each request by REST."""
         self.rest_answers: deque[RestAnswer | None] = deque()
         self.rest_hangs = threading.Event()
+        self.statuses: dict[str, str] = {}
+        """Of Binance: what its list of instruments says of the state of these symbols in place of TRADING."""
         self.received: list[list[str]] = []
         """What each connection has sent."""
         self.connections: list[ServerConnection] = []
@@ -204,7 +206,12 @@ class VenueServer:
         while self.rest_hangs.is_set() and not self._ended.wait(0.01):
             pass
         answer = self.rest_answers.popleft() if self.rest_answers else None
-        return (answer or self.rest.answer(target)).as_response()
+        answer = answer or self.rest.answer(target)
+        for symbol, status in self.statuses.items():
+            listed = f'"symbol":"{symbol}","status":"'
+            body = answer.body.replace(f"{listed}TRADING".encode(), f"{listed}{status}".encode())
+            answer = answer._replace(body=body)
+        return answer.as_response()
 
     def _serve(self, connection: ServerConnection) -> None:
         messages: list[str] = []

@@ -71,7 +71,8 @@ class ExchangeFeed(msgspec.Struct, frozen=True):
     error: Annotated[str | None, Meta(description="The last error, however old.")]
     error_at: Time | None
     next_try_at: Annotated[Time | None, Meta(description="When the next attempt begins, or has begun.")]
-    absent: Annotated[tuple[str, ...], Meta(description="Symbols that the venue does not trade, or refuses.")]
+    absent: Annotated[tuple[str, ...], Meta(description="Symbols that the venue does not list, or refuses.")]
+    halted: Annotated[tuple[str, ...], Meta(description="Symbols that it lists and does not trade now.")]
 
 
 class SeriesFeed(msgspec.Struct, frozen=True):
@@ -82,7 +83,7 @@ class SeriesFeed(msgspec.Struct, frozen=True):
     state: Annotated[
         str,
         Meta(
-            description="That of the exchange; `absent`, or `unsent` where the venue has trades and sends none.",
+            description="That of the exchange; `absent`, `halted`, or `unsent`: the venue has trades and sends none.",
             extra_json_schema={"enum": [*(state.value for state in FeedState), "absent", "unsent"]},
         ),
     ]
@@ -210,6 +211,7 @@ def _exchange(report: ExchangeReport) -> ExchangeFeed:
         _time(report.error_at),
         _time(report.next_try_at),
         report.absent,
+        report.halted,
     )
 
 

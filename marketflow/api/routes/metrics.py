@@ -20,7 +20,7 @@ from marketflow.api.openapi.operation import Content, Operation, Tag
 from marketflow.api.rendering import ALWAYS
 from marketflow.counters import Delays, ExchangeCounters, IngestCounters
 from marketflow.health import Health
-from marketflow.model import FeedState, HoleState, Mode
+from marketflow.model import FINE_STATES, HoleState, Mode
 
 _METRICS = Tag("metrics", "Counters and histograms.")
 
@@ -80,8 +80,7 @@ def _state(health: Health, counters: IngestCounters | None) -> Iterator[Metric]:
     up = (([name], state == "ok") for name, state in stores.items())
     yield _gauge("store_up", "Whether a store is available.", ["store"], up)
     yield _gauge("feeds_up", "Whether an ingest process can be reached.", [], [([], counters is not None)])
-    fine = (FeedState.CONNECTED, FeedState.GENERATED)
-    connected = (([exchange], state in fine) for exchange, state in health.exchanges.items())
+    connected = (([exchange], state in FINE_STATES) for exchange, state in health.exchanges.items())
     yield _gauge("feed_connected", "Whether ticks come from an exchange.", ["exchange"], connected)
 
 

@@ -12,6 +12,7 @@ from marketflow.api.middleware.allowed_hosts import is_loopback
 from marketflow.cli.check.check_result import Check, CheckResult, CheckState, seconds_text
 from marketflow.errors import StartError
 from marketflow.health import Health
+from marketflow.model import FINE_STATES
 from marketflow.server.uvicorn_server import bind
 from marketflow.settings import HttpSettings
 from marketflow.text import host_port
@@ -62,7 +63,7 @@ def _occupant(where: str, http: HttpSettings) -> CheckResult:
     version = _version(http)
     name = f"MarketFlow {version}" if version else "a MarketFlow"
     found = f"{name} answers in {health.mode} mode, up for {seconds_text(health.uptime_seconds)}: {health.status}"
-    troubles = [f"{name} {state}" for name, state in _parts(health) if state not in ("ok", "connected", "generated")]
+    troubles = [f"{name} {state}" for name, state in _parts(health) if state not in ("ok", *FINE_STATES)]
     if health.status == "ok":
         return CheckResult("HTTP API", where, CheckState.OK, found)
     return CheckResult("HTTP API", where, CheckState.WARNING, f"{found} ({', '.join(troubles)})", "see its log")

@@ -110,8 +110,12 @@ class _VenueCheck:
         found = [f"does not trade {_listed(absent)}"] if absent else []
         if names.native:
             found.insert(0, f"trades {_listed([f'{ours} as {native}' for ours, native in names.native.items()])}")
+        if names.halted:
+            found.append(f"has halted {_listed([f'{ours} ({halt})' for ours, halt in names.halted.items()])}")
         advice = "remove them from symbols, or name them as the venue does in exchanges[].symbols" if absent else ""
-        state = CheckState.OK if not absent else CheckState.WARNING if names.native else CheckState.FAILED
+        state = CheckState.WARNING if absent or names.halted else CheckState.OK
+        if not (names.native or names.halted):
+            state = CheckState.FAILED
         return self._result("symbols", place, state, "; ".join(found), advice)
 
     def _history(self, client: RestClient, names: Names) -> CheckResult:

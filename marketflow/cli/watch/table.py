@@ -23,7 +23,7 @@ FADED = timedelta(seconds=1.5)
 MAX_FIXED_PRICE = 1e12
 """Prices from here on are written with an exponent."""
 
-_GOOD = ("ok", "connected", "generated")
+_GOOD = ("ok", "connected", "generated", "halted")
 _PADDING = 2
 _AGE_WIDTH = 5
 _GAP_HEADINGS = ("gap bp", "buy on", "sell on")

@@ -24,6 +24,7 @@ from marketflow.feeds.venues.venue import (
     are_valid,
     chunks,
     compact,
+    halt_unless,
     number,
     request_number,
 )
@@ -133,11 +134,14 @@ class Binance(Venue):
         return found
 
     def instruments(self, body: bytes) -> list[Instrument]:
-        """All that trade for immediate delivery."""
+        """All for immediate delivery, those that do not trade now as well."""
         answer = msgspec.json.decode(body, type=_Instruments)
         if answer.code is not None:
             raise VenueError(answer.msg)
-        return [Instrument(each.symbol, each.base, each.quote, each.status == "TRADING") for each in answer.symbols]
+        return [
+            Instrument(each.symbol, each.base, each.quote, halt_unless(each.status, "TRADING"))
+            for each in answer.symbols
+        ]
 
 
 def _trade(message: _Message, frame: bytes) -> Event:

@@ -24,6 +24,7 @@ from marketflow.feeds.venues.venue import (
     chunks,
     compact,
     each,
+    halt_unless,
     number,
     request_number,
 )
@@ -115,7 +116,8 @@ class Bybit(Venue):
         if answer.code:
             raise VenueError(f"{answer.code}: {answer.message}")
         return [
-            Instrument(each.symbol, each.base, each.quote, each.status == "Trading") for each in answer.result.listings
+            Instrument(each.symbol, each.base, each.quote, halt_unless(each.status, "Trading"))
+            for each in answer.result.listings
         ]
 
 

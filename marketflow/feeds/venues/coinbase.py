@@ -54,6 +54,16 @@ class _Product(msgspec.Struct):
     quote_currency: str
     status: str = "online"
     trading_disabled: bool = False
+    cancel_only: bool = False
+    post_only: bool = False
+
+    @property
+    def halt(self) -> str:
+        """Why it does not trade, empty if it does."""
+        if self.status != "online":
+            return self.status
+        modes = ("trading_disabled", "cancel_only", "post_only")
+        return next((mode for mode in modes if getattr(self, mode)), "")
 
 
 _message = msgspec.json.Decoder(_Message).decode
@@ -103,9 +113,7 @@ class Coinbase(Venue):
     def instruments(self, body: bytes) -> list[Instrument]:
         """All products."""
         return [
-            Instrument(
-                each.id, each.base_currency, each.quote_currency, each.status == "online" and not each.trading_disabled
-            )
+            Instrument(each.id, each.base_currency, each.quote_currency, each.halt)
             for each in msgspec.json.decode(body, type=list[_Product])
         ]
 

@@ -19,12 +19,14 @@ from marketflow.feeds.venues.venue import (
     Refused,
     Rejected,
     Side,
+    Status,
     Trade,
     Venue,
     VenueError,
     chunks,
     compact,
     each,
+    halt_unless,
     number,
     unix_ms,
 )
@@ -55,6 +57,10 @@ class _Pair(msgspec.Struct):
     status: str = "online"
 
 
+class _System(msgspec.Struct):
+    system: str
+
+
 class _Pairs(msgspec.Struct):
     error: list[str] = []
     result: dict[str, _Pair] = {}
@@ -62,8 +68,10 @@ class _Pairs(msgspec.Struct):
 
 _message = msgspec.json.Decoder(_Message).decode
 _row = msgspec.json.Decoder(_Trade).decode
+_system = msgspec.json.Decoder(_System).decode
 _COMMON = {"XBT": "BTC", "XDG": "DOGE"}
 _LEGACY = {common: legacy for legacy, common in _COMMON.items()}
+_TRADING = ("online", "limit_only", "reduce_only")
 _UNSUPPORTED = "Currency pair not supported "
 
 
@@ -87,7 +95,7 @@ class Kraken(Venue):
         ]
 
     def decode(self, frame: bytes) -> list[Event]:
-        """Trades, of an update or a snapshot; heartbeats; the answer to each symbol."""
+        """Trades, of an update or a snapshot; heartbeats; the state of the venue; the answer to each symbol."""
         try:
             message = _message(frame)
         except UNDECODABLE:
@@ -95,7 +103,9 @@ class Kraken(Venue):
         match message.channel, message.method:
             case "trade", _:
                 return each(message.data, _row, _trade)
-            case ("heartbeat" | "status", _) | (_, "pong"):
+            case "status", _:
+                return _statuses(message.data, frame)
+            case ("heartbeat", _) | (_, "pong"):
                 return [Alive()]
             case _, "subscribe":
                 return [_answer(message)]
@@ -111,7 +121,8 @@ class Kraken(Venue):
             base, slash, quote = pair.wsname.partition("/")
             if slash:
                 base, quote = _COMMON.get(base, base), _COMMON.get(quote, quote)
-                found.append(Instrument(f"{base}/{quote}", base, quote, pair.status == "online", pair.altname))
+                halt = halt_unless(pair.status, *_TRADING)
+                found.append(Instrument(f"{base}/{quote}", base, quote, halt, pair.altname))
         return found
 
     def rest_symbol(self, symbol: str) -> str:
@@ -121,6 +132,13 @@ class Kraken(Venue):
 
 def _trade(row: _Trade) -> Trade:
     return Trade(row.symbol, number(row.price), number(row.qty), unix_ms(row.timestamp), row.trade_id, row.side)
+
+
+def _statuses(data: Sequence[bytes], frame: bytes) -> list[Event]:
+    try:
+        return [Status(halt_unless(_system(each).system, *_TRADING)) for each in data]
+    except UNDECODABLE:
+        return [Rejected("malformed", frame[:200])]
 
 
 def _answer(message: _Message) -> Event:

@@ -25,6 +25,7 @@ from marketflow.feeds.venues.venue import (
     chunks,
     compact,
     each,
+    halt_unless,
     number,
 )
 
@@ -114,7 +115,7 @@ class Okx(Venue):
         answer = msgspec.json.decode(body, type=_Listings)
         if answer.code != "0":
             raise VenueError(f"{answer.code}: {answer.msg}")
-        return [Instrument(each.symbol, each.base, each.quote, each.state == "live") for each in answer.data]
+        return [Instrument(each.symbol, each.base, each.quote, halt_unless(each.state, "live")) for each in answer.data]
 
 
 def _trade(row: _Trade) -> Trade:

@@ -82,19 +82,26 @@ class Rejected(NamedTuple):
     example: bytes
 
 
-Event = Trade | Acknowledged | Refused | Alive | Closing | Rejected
+class Status(NamedTuple):
+    """What the venue says of its trading as a whole: its word for it where there is none, empty where there is."""
+
+    halt: str
+
+
+Event = Trade | Acknowledged | Refused | Alive | Closing | Rejected | Status
 
 
 class Instrument(NamedTuple):
-    """What can be traded: the venue's name of it, base and quote in common letters, and whether it trades now.
+    """What a venue lists: its name of it, and base and quote in common letters.
 
-    `rest_symbol` is its name in REST calls, where that is another one.
+    `halt` is the venue's word for its state where it does not trade now, and empty where it does; `rest_symbol` its
+    name in REST calls, where that is another one.
     """
 
     symbol: str
     base: str
     quote: str
-    trading: bool
+    halt: str = ""
     rest_symbol: str = ""
 
 
@@ -274,6 +281,11 @@ def number(text: object) -> float:
     if found is not None and isfinite(found):
         return float(found)
     raise ValueError(f"{text!r} is no number")
+
+
+def halt_unless(status: str, *trading: str) -> str:
+    """The status of an instrument, empty where it is one of those in which it trades."""
+    return "" if status in trading else status
 
 
 def are_valid(quantities: Sequence[float]) -> bool:

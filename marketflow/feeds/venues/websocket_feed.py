@@ -24,7 +24,8 @@ from marketflow.feeds.venues.websocket.venue_connection import VenueConnection
 from marketflow.model import Candles, FeedState, Series
 from marketflow.text import without_secrets
 
-_WORST_FIRST = (FeedState.CONNECTING, FeedState.STALE, FeedState.CONNECTED)
+_WORST_FIRST = (FeedState.CONNECTING, FeedState.STALE, FeedState.CONNECTED, FeedState.HALTED)
+"""Where some connections are halted, the others tell."""
 
 
 LONGEST_DELAY_MS = 3_600_000
@@ -75,6 +76,7 @@ class VenueFeed:
         self.refusals: dict[str, str] = {}
         """By our symbol, the venue's words where it refuses a subscription."""
         self._absent: dict[Sequence[str], frozenset[str]] = {}
+        self._halted: dict[str, tuple[str, tuple[int, int] | None]] = {}
         parts = chunks(self.symbols, venue.symbols_a_connection)
         self.connections = tuple(
             VenueConnection(
@@ -115,6 +117,16 @@ class VenueFeed:
         return frozenset().union(*self._absent.values())
 
     @property
+    def halted(self) -> dict[str, str]:
+        """Our symbols that the venue lists and does not trade now, and its word for that; a trade ends it."""
+        halted = self._halted.items()
+        found = {symbol: halt for symbol, (halt, newest) in halted if self.ids.newest(symbol) == newest}
+        for connection in self.connections:
+            if halt := connection.halt:
+                found |= {symbol: halt for symbol, each in self._connection_of.items() if each is connection}
+        return found
+
+    @property
     def doubles(self) -> int:
         """How many trades came more than once and were counted once."""
         return self.ids.doubles
@@ -125,8 +137,8 @@ class VenueFeed:
         return min((connection.state for connection in self.connections), key=_WORST_FIRST.index)
 
     def is_connected(self, symbol: str) -> bool:
-        """Whether the connection for a symbol is made."""
-        return self._connection_of[symbol].is_connected
+        """Whether the connection for a symbol is made, and the venue trades it."""
+        return self._connection_of[symbol].is_connected and symbol not in self.halted
 
     @property
     def pause_seconds(self) -> float:
@@ -139,6 +151,7 @@ class VenueFeed:
             clock_offset_ms=self._clock_offset_ms,
             rest_weight=(self.rest.used, self.rest.limit),
             rest_error=self.rest.error,
+            halted=self.halted,
         )
 
     def measure_clock(self) -> None:
@@ -175,9 +188,9 @@ class VenueFeed:
         if abs(self.rest.now_ms - line.timestamp) <= LONGEST_DELAY_MS:
             self.ids.lose(series.symbol, line.id, line.timestamp, line.count)
 
-    def _look_up(self, symbols: Sequence[str]) -> Names:
-        # A connection is about to be made, which subscribes to all of them again.
-        self.refusals = {symbol: text for symbol, text in self.refusals.items() if symbol not in symbols}
+    def _look_up(self, symbols: Sequence[str], is_connecting: bool) -> Names:
+        if is_connecting:  # subscribes to all of them again
+            self.refusals = {symbol: text for symbol, text in self.refusals.items() if symbol not in symbols}
         names = look_up(self.rest, symbols, self._native)
         known = {ours: name for ours, name in self.rest_names.items() if ours not in names.absent}
         self.rest_names = {**known, **names.rest}
@@ -186,6 +199,20 @@ class VenueFeed:
             if names.absent:
                 text = "symbols that {} does not trade, looked for again every ten minutes: {}"
                 logger.bind(exchange=self.exchange).warning(text, self._venue.name, " ".join(sorted(names.absent)))
-        if not names.native:
+        self._note_halted(symbols, names.halted)
+        if not (names.native or names.halted):
             raise OSError(f"{self._venue.name} trades none of the symbols")
         return names
+
+    def _note_halted(self, symbols: Sequence[str], halted: Mapping[str, str]) -> None:
+        before = {symbol: halt for symbol, (halt, _) in self._halted.items() if symbol in symbols}
+        if halted == before:
+            return
+        others = {symbol: known for symbol, known in self._halted.items() if symbol not in symbols}
+        self._halted = others | {symbol: (halt, self.ids.newest(symbol)) for symbol, halt in halted.items()}
+        log = logger.bind(exchange=self.exchange)
+        if new := [f"{symbol} ({halt})" for symbol, halt in sorted(halted.items()) if before.get(symbol) != halt]:
+            text = "symbols that {} has halted, looked at again every ten minutes: {}"
+            log.warning(text, self._venue.name, " ".join(new))
+        if again := sorted(before.keys() - halted.keys()):
+            log.info("symbols that {} does not halt any more: {}", self._venue.name, " ".join(again))

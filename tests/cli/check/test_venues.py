@@ -62,6 +62,19 @@ def test_healthy_venue_is_ok_in_all_three_ways(venue: str) -> None:
     assert found["stream"].where == server.url
 
 
+def test_halted_symbols_are_a_warning_in_the_words_of_the_venue() -> None:
+    with trading("binance") as server:
+        server.statuses["ETHUSDT"] = "CANCEL_ONLY"
+        found = look(server, "binance")
+        assert found["symbols"].state is CheckState.WARNING
+        assert found["symbols"].found == "trades BTCUSDT as BTCUSDT; has halted ETHUSDT (CANCEL_ONLY)"
+        assert found["stream"].state is CheckState.OK
+        server.statuses["BTCUSDT"] = "HALT"
+        found = look(server, "binance")
+        assert found["symbols"].found == "has halted BTCUSDT (HALT), ETHUSDT (CANCEL_ONLY)"
+        assert (found["symbols"].state, "stream" in found) == (CheckState.WARNING, False)
+
+
 @pytest.mark.parametrize(
     ("venue", "hours", "expected"),
     [

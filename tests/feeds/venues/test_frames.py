@@ -1,12 +1,14 @@
 """What the frames of each venue come to; shapes as the venues send them."""
 
+from collections.abc import Callable
+
+import msgspec
 import pytest
 
 from marketflow.feeds.simulated.dialects import DIALECTS, parsed
 from marketflow.feeds.simulated.rest_registry import RESTS
 from marketflow.feeds.simulated.trade_book import TradeBook
 from marketflow.feeds.venues.binance import Binance
-from marketflow.feeds.venues.coinbase import Coinbase
 from marketflow.feeds.venues.kraken import Kraken
 from marketflow.feeds.venues.okx import Okx
 from marketflow.feeds.venues.registry import VENUES
@@ -15,9 +17,9 @@ from marketflow.feeds.venues.venue import (
     Alive,
     Closing,
     Event,
-    Instrument,
     Refused,
     Rejected,
+    Status,
     Trade,
 )
 from marketflow.settings.schema import VENUES as CONFIGURABLE
@@ -127,7 +129,12 @@ def test_coinbase_answers() -> None:
 
 def test_kraken_answers() -> None:
     status = '{"channel":"status","type":"update","data":[{"system":"online","connection_id":12955725412101258142}]}'
-    assert decoded("kraken", status) == [Alive()]
+    assert decoded("kraken", status) == [Status("")]
+    for system in ("maintenance", "cancel_only", "post_only"):
+        assert decoded("kraken", status.replace("online", system)) == [Status(system)]
+    for bad in ('{"system":5}', "[]", "7"):
+        frame = f'{{"channel":"status","data":[{bad}]}}'
+        assert decoded("kraken", frame) == [Rejected("malformed", frame.encode())]
     assert decoded("kraken", '{"channel":"heartbeat"}') == [Alive()]
     error = '{"method":"subscribe","error":"Currency pair not supported XBT/USD","success":false}'
     assert decoded("kraken", error) == [Refused("Currency pair not supported XBT/USD", "XBT/USD")]
@@ -175,6 +182,50 @@ def test_error_in_an_answer_of_instruments_is_named() -> None:
             venue.instruments(body)
 
 
-def test_halted_instrument_does_not_trade() -> None:
-    body = b'[{"id":"A-USD","base_currency":"A","quote_currency":"USD","status":"delisted","trading_disabled":true}]'
-    assert Coinbase().instruments(body) == [Instrument("A-USD", "A", "USD", trading=False)]
+def binance_listing(status: str) -> object:
+    return {"symbols": [{"symbol": "AUSDT", "baseAsset": "A", "quoteAsset": "USDT", "status": status}]}
+
+
+def coinbase_listing(status: str) -> object:
+    mode = {} if status in ("online", "delisted") else {status: True}
+    product = {"id": "A-USDT", "base_currency": "A", "quote_currency": "USDT"}
+    return [product | {"status": "delisted" if status == "delisted" else "online"} | mode]
+
+
+def kraken_listing(status: str) -> object:
+    return {"error": [], "result": {"AUSDT": {"wsname": "A/USDT", "altname": "AUSDT", "status": status}}}
+
+
+def okx_listing(status: str) -> object:
+    return {"code": "0", "data": [{"instId": "A-USDT", "baseCcy": "A", "quoteCcy": "USDT", "state": status}]}
+
+
+def bybit_listing(status: str) -> object:
+    row = {"symbol": "AUSDT", "baseCoin": "A", "quoteCoin": "USDT", "status": status}
+    return {"retCode": 0, "result": {"list": [row]}}
+
+
+STATUSES: dict[str, tuple[Callable[[str], object], list[str], list[str]]] = {
+    "binance": (binance_listing, ["TRADING"], ["HALT", "BREAK", "END_OF_DAY", "CANCEL_ONLY"]),
+    "coinbase": (
+        coinbase_listing,
+        ["online", "limit_only"],
+        ["delisted", "trading_disabled", "cancel_only", "post_only"],
+    ),
+    "kraken": (
+        kraken_listing,
+        ["online", "limit_only", "reduce_only"],
+        ["cancel_only", "post_only", "maintenance", "delisted"],
+    ),
+    "okx": (okx_listing, ["live"], ["suspend", "preopen", "test"]),
+    "bybit": (bybit_listing, ["Trading"], ["PreLaunch", "Closed"]),
+}
+"""By venue: a list of one instrument, the states in which it trades, and those in which it does not."""
+
+
+@pytest.mark.parametrize("venue", VENUES)
+def test_instrument_is_halted_in_the_words_of_the_venue(venue: str) -> None:
+    listing, trading, halted = STATUSES[venue]
+    for status in trading + halted:
+        (found,) = VENUES[venue].instruments(msgspec.json.encode(listing(status)))
+        assert (found.base, found.quote, found.halt) == ("A", "USDT", status if status in halted else "")

@@ -37,8 +37,18 @@ def test_kraken_names_for_rest_are_the_legacy_ones() -> None:
     symbols = ["BTCUSD", "BTCUSDT", "dogeusd", "ETHUSD", "NOPEUSD"]
     names = named("kraken", lambda asked: Reply({"error": [], "result": PAIRS}), symbols)
     assert names.native == {"BTCUSD": "BTC/USD", "BTCUSDT": "BTC/USDT", "dogeusd": "DOGE/USD"}
-    assert names.rest == {"BTCUSD": "XBTUSD", "BTCUSDT": "XBTUSDT", "dogeusd": "XDGUSD"}
-    assert names.absent == {"ETHUSD", "NOPEUSD"}
+    traded = {"BTCUSD": "XBTUSD", "BTCUSDT": "XBTUSDT", "dogeusd": "XDGUSD"}
+    assert names.rest == traded | {"ETHUSD": "ETHUSD"}
+    assert names.absent == {"NOPEUSD"}
+    assert names.halted == {"ETHUSD": "cancel_only"}
+
+
+def test_instrument_that_trades_counts_for_more_than_a_halted_one() -> None:
+    """A relisted symbol: base and quote of a delisted one, under another name."""
+    pairs = {"A": kraken_pair("LUNA", "USD", "delisted") | {"altname": "LUNAUSD1"}, "B": kraken_pair("LUNA", "USD")}
+    for listed in (pairs, dict(reversed(pairs.items()))):
+        names = named("kraken", lambda asked: Reply({"error": [], "result": listed}), ["LUNAUSD"])  # noqa: B023
+        assert (names.rest, names.halted) == ({"LUNAUSD": "LUNAUSD"}, {})
 
 
 def test_configured_name_needs_no_list_of_instruments() -> None:
@@ -68,7 +78,8 @@ def test_one_bad_symbol_costs_itself_alone() -> None:
 
     names = named("binance", answer, [f"S{number}USDT" for number in range(21)])
     assert len(names.native) == 19
-    assert names.absent == {"S6USDT", "S20USDT"}
+    assert names.absent == {"S20USDT"}
+    assert names.halted == {"S6USDT": "BREAK"}
 
 
 def test_names_that_cannot_be_read_are_an_error_in_words() -> None:

@@ -132,6 +132,91 @@ def test_absent_symbol_is_named_and_the_others_flow() -> None:
         assert receiver.feed.rest_names == {"ETHUSDT": "ETHUSDT"}
 
 
+def test_halted_symbol_is_named_and_the_others_flow(log: list[str]) -> None:
+    with VenueServer("binance", SYMBOLS) as server:
+        server.statuses["BTCUSDT"] = "HALT"
+        with receiving(server, "binance") as receiver:
+            server.send(trade(server, 1, "ETHUSDT"))
+            wait_until(lambda: receiver.ticks == 1)
+            assert (receiver.feed.halted, receiver.feed.absent) == ({"BTCUSDT": "HALT"}, frozenset())
+            assert receiver.feed.state is FeedState.CONNECTED
+            assert not receiver.feed.is_connected("BTCUSDT")
+            assert receiver.feed.is_connected("ETHUSDT")
+            assert "btcusdt" not in "".join(server.received[0])
+    assert any("has halted, looked at again every ten minutes: BTCUSDT (HALT)" in line for line in log)
+
+
+def test_symbol_that_trades_again_is_subscribed_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(venue_connection, "LOOK_AGAIN_SECONDS", 0.1)
+    with VenueServer("binance", SYMBOLS) as server:
+        server.statuses["BTCUSDT"] = "BREAK"
+        with receiving(server, "binance") as receiver:
+            wait_until(lambda: len(server.rest_requests) >= 3)
+            assert not receiver.errors  # nothing has changed, so the connection stays
+            server.statuses.clear()
+            wait_until(lambda: bool(receiver.errors))
+            assert "for symbols that trade now: BTCUSDT" in str(receiver.errors[0])
+            with_again = receiver.subscribe()
+            wait_until(lambda: server.has_subscriber(2))
+            assert "btcusdt@trade" in server.received[1][0]
+            assert receiver.feed.halted == {}
+            with_again.dispose()
+
+
+def test_symbol_halted_in_between_keeps_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(venue_connection, "LOOK_AGAIN_SECONDS", 0.1)
+    with VenueServer("binance", SYMBOLS) as server, receiving(server, "binance") as receiver:
+        server.send(trade(server, 1), trade(server, 1, "ETHUSDT"))
+        wait_until(lambda: receiver.ticks == 2)
+        server.statuses["BTCUSDT"] = "CANCEL_ONLY"
+        wait_until(lambda: receiver.feed.halted == {"BTCUSDT": "CANCEL_ONLY"})
+        server.send(trade(server, 2))  # it trades again, before the list says so
+        wait_until(lambda: receiver.ticks == 3)
+        assert receiver.feed.halted == {}
+        assert not receiver.errors
+        assert server.handshakes == 1
+
+
+def test_feed_whose_symbols_are_all_halted_waits_for_the_venue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence of the only symbol ends the connection once; the list of instruments then says why it is silent."""
+    monkeypatch.setattr(venue_connection, "LOOK_AGAIN_SECONDS", 0.2)
+    with VenueServer("binance", SYMBOLS) as server:
+        receiver = Receiver(server, "binance", stale_after=0.3)
+        subscription = receiver.subscribe()
+        wait_until(server.has_subscriber)
+        server.statuses.update({"BTCUSDT": "HALT", "ETHUSDT": "HALT"})
+        wait_until(lambda: bool(receiver.errors))
+        subscription.dispose()
+        subscription = receiver.subscribe()
+        wait_until(lambda: receiver.feed.state is FeedState.HALTED)
+        assert receiver.feed.halted == {"BTCUSDT": "HALT", "ETHUSDT": "HALT"}
+        asked = len(server.rest_requests)
+        wait_until(lambda: len(server.rest_requests) >= asked + 3)
+        assert (len(receiver.errors), server.handshakes) == (1, 1)
+        server.statuses.clear()
+        wait_until(lambda: server.has_subscriber(2))
+        server.send(trade(server, 1))
+        wait_until(lambda: receiver.ticks == 1)
+        assert receiver.feed.state is FeedState.CONNECTED
+        subscription.dispose()
+
+
+def test_venue_in_maintenance_is_halted_and_not_connected_again() -> None:
+    status = '{"channel":"status","type":"update","data":[{"system":"%s"}]}'
+    with VenueServer("kraken", SYMBOLS) as server, receiving(server, "kraken", stale_after=0.5) as receiver:
+        server.send(trade(server, 1), status % "maintenance")
+        wait_until(lambda: receiver.feed.state is FeedState.HALTED)
+        assert receiver.feed.halted == dict.fromkeys(SYMBOLS, "maintenance")
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() - began > 1.2)
+        assert not receiver.errors
+        server.send(status % "online", trade(server, 2))
+        wait_until(lambda: receiver.feed.state is FeedState.CONNECTED)
+        assert receiver.feed.halted == {}
+        wait_until(lambda: bool(receiver.errors))  # silence counts again
+        assert isinstance(receiver.errors[0], ConnectionSilent)
+
+
 def test_closed_connection_is_an_error_and_the_next_subscribes_again() -> None:
     with VenueServer("okx", SYMBOLS) as server, receiving(server, "okx") as receiver:
         server.connections[0].close(1012)

@@ -7,6 +7,7 @@ const STATES = {
   connected: ["good", "Ticks come in"],
   generated: ["good", "Prices are generated here, for tests"],
   connecting: ["bad", "There is no connection; it is tried again and again"],
+  halted: ["good", "The venue does not trade now, by its own word"],
   stale: ["poor", "It is connected and sends nothing that can be used"],
   ok: ["good", "It answers"],
   down: ["bad", "It does not answer; MarketFlow goes on without it and makes good what it missed"],

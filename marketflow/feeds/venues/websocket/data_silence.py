@@ -1,6 +1,7 @@
 """How long a connection may be without trades, and whether that is over."""
 
 from collections.abc import Callable
+from math import inf
 
 LONGEST_SECONDS = 600.0
 
@@ -21,6 +22,8 @@ class DataSilence:
         self._monotonic = monotonic
         self._limit_seconds = stale_after_seconds
         self._proven_at = self._began = monotonic()
+        self.is_halted = False
+        """Whether the venue has said that it does not trade: then silence is no fault."""
         self.is_unbroken = False
         """Whether silence has ended a connection, and no trade has come since."""
 
@@ -32,10 +35,13 @@ class DataSilence:
     @property
     def ends_at(self) -> float:
         """When the limit is reached."""
+        if self.is_halted:
+            return inf
         return max(self._proven_at, self._began) + self._limit_seconds
 
     def begin(self) -> None:
-        """A connection begins."""
+        """A connection begins; the venue says anew whether it trades."""
+        self.is_halted = False
         self._began = self._monotonic()
 
     def on_trade(self) -> None:
@@ -43,6 +49,12 @@ class DataSilence:
         self.on_proof()
         self.is_unbroken = False
         self._limit_seconds = self._stale_after_seconds
+
+    def on_status(self, is_halted: bool) -> None:
+        """The venue says whether it trades at all."""
+        if self.is_halted and not is_halted:
+            self.on_proof()
+        self.is_halted = is_halted
 
     def on_proof(self) -> None:
         """The venue says that nothing was traded."""

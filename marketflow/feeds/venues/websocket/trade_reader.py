@@ -17,6 +17,7 @@ from marketflow.feeds.venues.venue import (
     Event,
     Refused,
     Rejected,
+    Status,
     Trade,
     Venue,
 )
@@ -57,6 +58,8 @@ class TradeReader:
         self._subscriptions = subscriptions
         self.is_closing = False
         """Whether the venue has announced that it closes the connection."""
+        self.halt = ""
+        """The venue's word for it where it has said that it does not trade."""
 
     def read(self, messages: Sequence[bytes]) -> None:
         """Emit the candles of messages, if there are any."""
@@ -123,6 +126,8 @@ class TradeReader:
             case Closing():
                 self.is_closing = True
                 self._log.info("the venue is about to close the connection: {}", event.text)
+            case Status():
+                self._on_status(event)
             case Alive() if event.newest_id is not None and (ours := self._ours.get(event.symbol or "")) is not None:
                 before = self._ids.newest(ours)
                 if self._ids.has(ours, event.newest_id):
@@ -130,6 +135,13 @@ class TradeReader:
                 self._ids.note_newest(ours, event.newest_id)
                 if self._ids.newest(ours) != before:  # trades are missing, and not only late
                     self._subscriptions.ask_again(event.symbol or "")
+
+    def _on_status(self, status: Status) -> None:
+        if status.halt != self.halt:
+            text = f"the venue has halted all trading: {status.halt}" if status.halt else "the venue trades again"
+            self._log.warning(text)
+        self.halt = status.halt
+        self._silence.on_status(bool(status.halt))
 
 
 def _line(symbol: str, trade: Trade) -> TradeLine:

@@ -8,8 +8,9 @@ settings at each connection.
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
+from functools import partial
 from math import inf
 from typing import Any, TypeVar
 
@@ -36,7 +37,7 @@ FRAME_SILENCE_SECONDS = 45.0
 """Without any frame for so long, pings and their answers included, a connection is dead."""
 
 LOOK_AGAIN_SECONDS = 600.0
-"""How often symbols are looked for that the venue did not have."""
+"""How often the venue is asked which symbols it has and trades now."""
 
 OVERLAP_SECONDS = 2.0
 """How long a connection is still read after another has taken over from it."""
@@ -53,7 +54,8 @@ class VenueConnection:
         exchange: the name its prices go by.
         url: where the venue is.
         venue: its protocol.
-        look_up: finds the venue's names of the symbols; blocking.
+        look_up: finds the venue's names of the symbols, and is passed whether a connection is about to be made;
+            blocking.
         decoder: checks and folds the trades; shared by the connections of a feed.
         ids: which trades have been counted; shared likewise.
         stale_after_seconds: silence of trades after which the connection is made anew.
@@ -68,7 +70,7 @@ class VenueConnection:
         exchange: str,
         url: str,
         venue: Venue,
-        look_up: Callable[[], Names],
+        look_up: Callable[[bool], Names],
         decoder: Decoder,
         ids: TradeIds,
         stale_after_seconds: float,
@@ -95,15 +97,24 @@ class VenueConnection:
         """The WebSocket in use, the newest one."""
         self._stopped = False
         self._not_before = 0.0
+        self._waits_for_trading = False
+        self._subscribed: frozenset[str] = frozenset()
 
     @property
     def state(self) -> FeedState:
         """Connected means that trades come; a silent connection stays stale until a trade proves otherwise."""
+        if self._waits_for_trading or self.halt:
+            return FeedState.HALTED
         if self._silence.is_unbroken:
             return FeedState.STALE
         if not self.is_connected:
             return FeedState.CONNECTING
         return FeedState.CONNECTED if self._silence.is_fresh else FeedState.STALE
+
+    @property
+    def halt(self) -> str:
+        """The venue's word for it where it says, on the connection, that it does not trade at all."""
+        return self.link.halt if self.link is not None and self.is_connected else ""
 
     @property
     def is_connected(self) -> bool:
@@ -155,22 +166,47 @@ class VenueConnection:
             OSError: it cannot be connected.
         """
         link = await self._open(emit)
+        others = asyncio.ensure_future(self._until_others_trade())
         try:
             attempt.connected = True
             while True:
-                await link.until_it_ends_soon()
+                await link.until_it_ends_soon(others)
                 successor = await self._successor(link, emit)
                 leaving, link = link, successor
                 await self._leave(leaving)
         finally:
+            others.cancel()
             attempt.connected = False
             await link.close()
+
+    async def _until_others_trade(self) -> Collection[str]:
+        """Symbols that are traded now, and were not when the connection was made."""
+        while True:
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+            try:
+                names = await on_daemon_thread(partial(self._look_up, False))
+            except OSError as error:
+                logger.bind(exchange=self.exchange).debug("symbols cannot be looked up: {}", error)
+                continue
+            if others := names.native.keys() - self._subscribed:
+                return others
+
+    async def _names(self) -> Names:
+        """The names of the symbols, of which one at least is traded: waits while all are halted."""
+        try:
+            while not (names := await on_daemon_thread(partial(self._look_up, True))).native:
+                self._waits_for_trading = True
+                await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        finally:
+            self._waits_for_trading = False
+        self._subscribed = frozenset(names.native)
+        return names
 
     async def _open(self, emit: Callable[[Candles], None]) -> "_Link":
         """A connection that is subscribed."""
         await asyncio.sleep(max(self.pause_seconds, self._budget.take()))
         try:
-            names = await on_daemon_thread(self._look_up)
+            names = await self._names()
             ours = {theirs: each for each, theirs in names.native.items()}
             subscriptions = Subscriptions(
                 self._venue,
@@ -183,7 +219,7 @@ class VenueConnection:
                 self.exchange, self._venue, self._decoder, self._ids, self._silence, emit, names.native, subscriptions
             )
             link = _Link(self._venue, reader, subscriptions, self._silence, self._monotonic, self.record)
-            await link.open(self._url, has_absent=bool(names.absent))
+            await link.open(self._url)
             self.link = link
         except VenueRefusal as refusal:
             self._not_before = self._monotonic() + refusal.pause_seconds
@@ -268,11 +304,16 @@ class _Link:
         self._venue, self._reader, self._silence, self._monotonic = venue, reader, silence, monotonic
         self._record = record
         self._frame_at = self._pinged_at = monotonic()
-        self._look_again_at = self._ends_at = inf
+        self._ends_at = inf
         self._woken = asyncio.Event()
         self._stream: FrameStream
 
-    async def open(self, url: str, has_absent: bool) -> None:
+    @property
+    def halt(self) -> str:
+        """The venue's word for it where it says that it does not trade."""
+        return self._reader.halt
+
+    async def open(self, url: str) -> None:
         """Connect and subscribe.
 
         Raises:
@@ -284,23 +325,28 @@ class _Link:
         self._silence.begin()
         if self._venue.lifetime_seconds is not None:
             self._ends_at = now + self._venue.lifetime_seconds
-        if has_absent:
-            self._look_again_at = now + LOOK_AGAIN_SECONDS
         self._subscribe()
 
     async def close(self) -> None:
         """Close the connection."""
         await self._stream.close()
 
-    async def until_it_ends_soon(self) -> None:
+    async def until_it_ends_soon(self, others: "asyncio.Future[Collection[str]]") -> None:
         """Do what is due until the venue is about to close the connection, by its notice or its rule.
 
+        Args:
+            others: symbols to be subscribed to by another connection, once there are any.
+
         Raises:
-            ConnectionLost: the venue has closed it.
+            ConnectionLost: the venue has closed it, or others trade now.
             ConnectionSilent: no trades, or no frames at all, for too long.
         """
+        others.add_done_callback(lambda _: self._woken.set())
         while not (self._reader.is_closing or self._monotonic() >= self._ends_at):
             self._woken.clear()
+            if others.done():
+                names = " ".join(sorted(others.result()))
+                raise ConnectionLost(f"connecting again, for symbols that trade now: {names}")
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.001, self._next_duty() - self._monotonic())):
                     await self._woken.wait()
@@ -327,8 +373,9 @@ class _Link:
         self._frame_at = self._monotonic()
         if self._record is not None:
             self._record(messages)
+        halt = self._reader.halt
         self._reader.read(messages)
-        if self._reader.is_closing or self.subscriptions.has_urgent:
+        if self._reader.is_closing or self.subscriptions.has_urgent or self._reader.halt != halt:
             self._woken.set()
 
     def _subscribe(self) -> None:
@@ -341,7 +388,7 @@ class _Link:
 
     def _next_duty(self) -> float:
         """When something is due without a message."""
-        due = [self._frame_at + FRAME_SILENCE_SECONDS, self._silence.ends_at, self._look_again_at, self._ends_at]
+        due = [self._frame_at + FRAME_SILENCE_SECONDS, self._silence.ends_at, self._ends_at]
         due.append(self.subscriptions.next_at)
         if self._venue.ping is not None:
             due.append(max(self._frame_at, self._pinged_at) + self._venue.ping[0])
@@ -358,5 +405,3 @@ class _Link:
             self._pinged_at = now
             self._stream.send(self._venue.ping[1])
         self._subscribe()
-        if now >= self._look_again_at:
-            raise ConnectionLost("connecting again, to look for the symbols that were absent")
