@@ -126,8 +126,40 @@ def _venues() -> tuple[str, ...]:
     return VENUES
 
 
+class Interval(click.ParamType[str]):
+    """The interval of candles, as in the API."""
+
+    name = "interval"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Convert the text of an argument."""
+        if value in _intervals():
+            return str(value)
+        return self.fail(f"{value!r}: must be one of {', '.join(_intervals())}", param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Suggest the intervals that begin like the argument."""
+        return [CompletionItem(name) for name in _intervals() if name.startswith(incomplete)]
+
+
+def _intervals() -> tuple[str, ...]:
+    from marketflow.api.queries.candle_parameters import INTERVALS_MS
+
+    return tuple(INTERVALS_MS)
+
+
+class Columns(click.ParamType[tuple[str, ...]]):
+    """One or more names of columns with commas or spaces between them, as a tuple."""
+
+    name = "columns"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Convert the text of an argument."""
+        return tuple(words(value.lower())) or self.fail(f"{value!r}: must name one or more columns", param, ctx)
+
+
 class Moment(click.ParamType[int]):
-    """A point in time, in Unix ms: an RFC 3339 time, a date, `now` or `-24h`."""
+    """A point in time, in Unix ms: an RFC 3339 time, a date, Unix ms, `now` or `-24h`."""
 
     name = "time"
 

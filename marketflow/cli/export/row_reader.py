@@ -7,18 +7,20 @@ with a sort, which for a year of many series takes gigabytes on the server's dis
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
+from marketflow.cli.export.columns import TABLE, Kind
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.model import Mode
 from marketflow.stores.postgres.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.candle_sql import RECURSIVE_SERIES
 from marketflow.stores.postgres.rows import END_MS, OLDEST_MS, VENUE_VALUES, reason, to_datetime
 from marketflow.stores.postgres.session import connecting, pin, session_keywords
+from marketflow.text import rfc3339
 
 READ_TIMEOUT_SECONDS = 30.0
 """Time without data after which PostgreSQL counts as unreachable."""
@@ -26,30 +28,26 @@ READ_TIMEOUT_SECONDS = 30.0
 BLOCK_BYTES = 256 * 1024
 """Size of a block of rows."""
 
-TEXTS = ("pair_name", "exchange", "mode")
-PRICES = ("average_price", "min_price", "max_price", "open_price", "close_price")
-TICK_TIMES = ("open_at", "close_at", "min_at", "max_at")
-AMOUNTS = ("volume", "turnover", "buy_volume", "buy_turnover")
-COLUMNS = (
-    *(*TEXTS, "timestamp", *PRICES, "tick_count", *TICK_TIMES, "version"),
-    *(*AMOUNTS, "source", "verified", "venue_values"),
-)
-"""Columns of the table, in its order; new ones are added at the end, for readers by position."""
-
-TIMES = ("timestamp", *TICK_TIMES)
+COLUMNS = tuple(column.name for column in TABLE)
+TIMES = tuple(column.name for column in TABLE if column.kind is Kind.TIME)
 
 _SERIES = """
 with {series}
 select series.exchange, series.pair_name, earliest.timestamp, latest.timestamp from series
 left join lateral (
-    select timestamp from aggregates where {condition} order by timestamp limit 1
+    select timestamp from {table} where {condition} order by timestamp limit 1
 ) as earliest on true
 left join lateral (
-    select timestamp from aggregates where {condition} order by timestamp desc limit 1
+    select timestamp from {table} where {condition} order by timestamp desc limit 1
 ) as latest on true
 where series.mode = %(mode)s
 order by series.exchange, series.pair_name
 """
+
+_DAY = timedelta(days=1)
+
+MOST_NAMES = 12
+"""Names in a message about what is stored."""
 
 _OF_SERIES = "exchange = series.exchange and pair_name = series.pair_name and mode = series.mode"
 _COPY = (
@@ -127,7 +125,11 @@ def snapshot(keywords: dict[str, Any]) -> Iterator[ReadConnection]:
 
 
 def find_series(
-    connection: ReadConnection, selection: RowFilter, symbols: Iterable[str] = (), exchanges: Iterable[str] = ()
+    connection: ReadConnection,
+    selection: RowFilter,
+    symbols: Iterable[str] = (),
+    exchanges: Iterable[str] = (),
+    with_days: bool = False,
 ) -> list[SeriesRows]:
     """Return the series to export, in order.
 
@@ -136,6 +138,7 @@ def find_series(
         selection: which rows.
         symbols: configured symbols, which are known even without rows.
         exchanges: configured exchanges.
+        with_days: whether days count as well, which are kept longer than their minutes.
 
     Raises:
         SettingsError: a symbol or an exchange is unknown; the text names the known ones.
@@ -144,16 +147,53 @@ def find_series(
     row = connection.execute("select to_regclass('aggregates') is not null").fetchone()
     if row is None or not row[0]:
         raise Unavailable("nothing to export: the database has no table aggregates yet")
-    condition = sql.SQL(_OF_SERIES) + sql.SQL(" and ") + selection.range
-    query = sql.SQL(_SERIES).format(series=sql.SQL(RECURSIVE_SERIES), condition=condition)
-    found = connection.execute(query, {"mode": selection.mode.value}).fetchall()
-    wanted_symbols = _selected("symbol", selection.symbols, {*symbols, *(symbol for _, symbol, _, _ in found)})
-    wanted_exchanges = _selected("exchange", selection.exchanges, {*exchanges, *(name for name, _, _, _ in found)})
+    spans = _spans(connection, selection, "aggregates")
+    if with_days and connection.execute("select to_regclass('aggregates_daily') is not null").fetchone() == (True,):
+        for series, (first, last) in _spans(connection, selection, "aggregates_daily").items():
+            firsts, lasts = zip(spans.get(series, (None, None)), (first, last and last + _DAY), strict=True)
+            spans[series] = min(filter(None, firsts), default=None), max(filter(None, lasts), default=None)
+    wanted_symbols = _selected("symbol", selection.symbols, {*symbols, *(symbol for _, symbol in spans)})
+    wanted_exchanges = _selected("exchange", selection.exchanges, {*exchanges, *(name for name, _ in spans)})
     return [
         SeriesRows(exchange, symbol, first, last)
-        for exchange, symbol, first, last in found
-        if first is not None and exchange in wanted_exchanges and symbol in wanted_symbols
+        for (exchange, symbol), (first, last) in sorted(spans.items())
+        if first is not None and last is not None and exchange in wanted_exchanges and symbol in wanted_symbols
     ]
+
+
+def stored(connection: ReadConnection) -> list[str]:
+    """Return what is stored, in words: for each mode the time range, and the number and names of its series."""
+    lines = []
+    for mode in Mode:
+        if series := find_series(connection, RowFilter(mode), with_days=True):
+            ends = min(each.first for each in series), max(each.last for each in series)
+            first, last = (rfc3339(at.astimezone(UTC)) for at in ends)
+            names = {each.exchange for each in series}, {each.symbol for each in series}
+            exchanges, symbols = map(_some, names)
+            lines.append(
+                f"stored in {mode.value} mode: {first} to {last}, {len(series)} series"
+                f" (exchange {exchanges}; symbol {symbols})"
+            )
+    return lines or ["nothing is stored yet"]
+
+
+def _some(names: set[str]) -> str:
+    """Return names for a message, at most a dozen."""
+    shown = sorted(names)
+    return ", ".join(shown if len(shown) <= MOST_NAMES else [*shown[:MOST_NAMES], "..."])
+
+
+def _spans(
+    connection: ReadConnection, selection: RowFilter, table: str
+) -> dict[tuple[str, str], tuple[datetime | None, datetime | None]]:
+    """Return the times of the first and last row in the range by exchange and symbol; None where there is none."""
+    query = sql.SQL(_SERIES).format(
+        series=sql.SQL(RECURSIVE_SERIES.replace("aggregates", table)),
+        table=sql.Identifier(table),
+        condition=sql.SQL(_OF_SERIES) + sql.SQL(" and ") + selection.range,
+    )
+    found = connection.execute(query, {"mode": selection.mode.value}).fetchall()
+    return {(exchange, symbol): (first, last) for exchange, symbol, first, last in found}
 
 
 def read_blocks(

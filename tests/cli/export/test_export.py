@@ -1,5 +1,6 @@
 """`marketflow export` as a process, on real rows: exact rows, and files that appear once they are complete."""
 
+import asyncio
 import csv
 import fcntl
 import io
@@ -14,14 +15,23 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import polars
 import psycopg
 import pytest
-from pyarrow import parquet  # type: ignore[import-untyped]
+from pyarrow import feather, parquet  # type: ignore[import-untyped]
 
 from marketflow import logs
+from marketflow.api.queries.candle_parameters import INTERVALS_MS
 from marketflow.cli import main
+from marketflow.cli.export.columns import CANDLE
 from marketflow.cli.export.row_reader import COLUMNS
+from marketflow.model import Candle, Mode, Series, rounded
 from marketflow.resources import resource
+from marketflow.stores.ports import CandleRange
+from marketflow.stores.postgres.reader import PostgresReader
+from marketflow.stores.postgres.retention import Retention
+from marketflow.stores.postgres.rollups import PostgresRollups
+from marketflow.stores.postgres.rows import connection_keywords
 from tests.support.application import Application
 from tests.support.proxy import Proxy
 from tests.support.servers import wait_until
@@ -29,7 +39,7 @@ from tests.support.servers import wait_until
 Row = tuple[Any, ...]
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
-FORMATS = ["csv", "parquet"]
+FORMATS = ["csv", "parquet", "feather"]
 
 MANY = 5_000
 """Minutes of 15 series that exceed the buffers."""
@@ -153,8 +163,14 @@ def read_parquet(data: bytes) -> list[Row]:
     return [tuple(row.values()) for row in table.to_pylist()]
 
 
+def read_feather(data: bytes) -> list[Row]:
+    table = feather.read_table(io.BytesIO(data))
+    assert table.column_names == list(COLUMNS)
+    return [tuple(row.values()) for row in table.to_pylist()]
+
+
 def read(data: bytes, form: str) -> list[Row]:
-    return read_csv(data) if form == "csv" else read_parquet(data)
+    return {"csv": read_csv, "parquet": read_parquet, "feather": read_feather}[form](data)
 
 
 # --- What is written
@@ -281,6 +297,7 @@ def test_parquet_has_typed_columns_and_is_compressed(
             "--symbol BTCUSDT --exchange a --from 2026-11-01T01:00:00.001+01:00 --to 2026-11-01T00:02:00.001Z",
             {(n, "BTCUSDT", "a") for n in (1, 2)},
         ),
+        (f"--symbol BTCUSDT --exchange a --from {1_793_491_260_000} --to {1_793_491_320_000}", {(1, "BTCUSDT", "a")}),
         ("--from 2026-11-02", set()),
         ("--from now", set()),
         ("--from -1d --to -1h", set()),
@@ -313,6 +330,171 @@ def test_range_includes_from_and_excludes_to(
         assert len(rows) == len(left)
 
 
+# --- Candles
+
+
+def candles_of(data: bytes) -> list[dict[str, str]]:
+    return [*csv.DictReader(io.StringIO(data.decode()))]
+
+
+@pytest.fixture
+def hours(table: "psycopg.Connection[Any]") -> "psycopg.Connection[Any]":
+    """Yield a database with minutes of three days of two series, and some gaps."""
+    table.execute(
+        """
+        insert into aggregates (pair_name, exchange, mode, timestamp, average_price, min_price, max_price, open_price,
+                                close_price, tick_count, volume, turnover)
+        select pair, 'exchange1', 'test', at, price, price - 1, price + 2, price - 0.5, price + 0.25, 10, 0.5, price / 2
+        from generate_series(%s::timestamptz, %s::timestamptz, interval '1 minute') as at,
+             unnest(array['BTCUSDT', 'ETHUSDT']) as pair,
+             lateral (select 1000 + extract(epoch from at)::int8 %% 7919 / 100.0 as price)
+        where extract(epoch from at)::int8 / 60 %% 17 <> 0
+        """,
+        [START, START + timedelta(minutes=3 * 1440 - 1)],
+    )
+    return table
+
+
+@pytest.mark.parametrize("interval", [*INTERVALS_MS])
+def test_candles_are_those_of_the_api(
+    hours: "psycopg.Connection[Any]", environment: dict[str, str], postgres_db: dict[str, Any], interval: str
+) -> None:
+    length = INTERVALS_MS[interval]
+    begin, end = int(START.timestamp() * 1000) + 90_000, int(START.timestamp() * 1000) + 2 * 86_400_000 + 1
+    done = run(
+        environment,
+        *("--interval", interval, "--symbol", "BTCUSDT", "--from", str(begin), "--to", str(end)),
+    )
+    wanted = CandleRange(length, -(-begin // length) * length, -(-end // length) * length, 10_000, newest=False)
+
+    async def archived() -> dict[int, Candle]:
+        reader = PostgresReader(connection_keywords(**postgres_db))
+        await reader.open()
+        try:
+            (found,) = await reader.candles([Series(Mode.TEST, "exchange1", "BTCUSDT")], wanted)
+        finally:
+            await reader.close()
+        return found
+
+    expected = asyncio.run(archived())
+    rows = candles_of(done.stdout)
+    assert [*rows[0]] == [*CANDLE]
+    assert len(rows) == len(expected) > 0
+    for row, start in zip(rows, sorted(expected), strict=True):
+        candle = expected[start]
+        assert datetime.fromisoformat(row["time"]).timestamp() * 1000 == start
+        assert (row["exchange"], row["symbol"], row["source"]) == ("exchange1", "BTCUSDT", "ticks")
+        assert candle.amounts is not None
+        for name, value in {
+            **{name: getattr(candle, name) for name in ("open", "high", "low", "close", "average", "vwap", "ticks")},
+            "volume": rounded(candle.amounts.volume),
+        }.items():
+            assert float(row[name]) == value
+
+
+def test_ohlcv_has_the_columns_of_backtests(hours: "psycopg.Connection[Any]", environment: dict[str, str]) -> None:
+    one = ("--symbol", "BTCUSDT", "--columns", "ohlcv", "--to", "2026-11-01T03:00:00Z")
+    lines = run(environment, *one, "--interval", "1h").stdout.decode().splitlines()
+    assert lines[0] == "time,open,high,low,close,volume"
+    assert [line.split(",")[0] for line in lines[1:]] == [f"2026-11-01T0{hour}:00:00.000Z" for hour in range(3)]
+    stored = hours.execute(
+        "select (array_agg(open_price order by timestamp))[1], max(max_price), min(min_price),"
+        " (array_agg(close_price order by timestamp desc))[1], sum(volume) from aggregates"
+        " where pair_name = 'BTCUSDT' and timestamp >= %s and timestamp < %s",
+        [START, START + timedelta(hours=1)],
+    ).fetchone()
+    assert tuple(map(float, lines[1].split(",")[1:])) == stored
+    minutes = run(environment, *one).stdout.decode().splitlines()
+    assert len(minutes) == 1 + 180 - 11  # each 17th is missing
+    chosen = run(environment, *one[:2], "--columns", "close symbol, TIME", "--interval", "1d").stdout.decode()
+    assert chosen.splitlines()[0] == "close,symbol,time"
+    assert len(chosen.splitlines()) == 4
+
+
+def test_candles_of_several_series_need_their_names(
+    hours: "psycopg.Connection[Any]", environment: dict[str, str]
+) -> None:
+    done = run(environment, "--columns", "ohlcv", "--interval", "1h", check=2)
+    assert error_line(done) == (
+        "marketflow: argument --columns: rows of several symbols (BTCUSDT, ETHUSDT) need the column symbol,"
+        " as in --columns exchange,symbol,ohlcv; or choose one by --symbol"
+    )
+    done = run(environment, "--columns", "symbol,ohlcv", "--interval", "1d")
+    assert [(row["symbol"], row["time"][:10]) for row in candles_of(done.stdout)] == [
+        (symbol, f"2026-11-0{day}") for symbol in ("BTCUSDT", "ETHUSDT") for day in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize("form", ["parquet", "feather"])
+def test_candles_have_typed_columns(hours: "psycopg.Connection[Any]", environment: dict[str, str], form: str) -> None:
+    done = run(environment, "--interval", "4h", "--format", form)
+    table = (parquet if form == "parquet" else feather).read_table(io.BytesIO(done.stdout))
+    kinds = {field.name: str(field.type) for field in table.schema}
+    assert kinds["time"] == "timestamp[ms, tz=UTC]"
+    assert {kinds[name] for name in ("open", "high", "low", "close", "volume", "vwap")} == {"double"}
+    assert (kinds["ticks"], kinds["version"], kinds["verified"]) == ("int64", "int32", "bool")
+    as_csv = candles_of(run(environment, "--interval", "4h").stdout)
+    assert [row["close"] for row in table.to_pylist()] == [float(row["close"]) for row in as_csv]
+    assert polars.read_ipc(done.stdout).height == len(as_csv) if form == "feather" else True
+
+
+def test_hours_are_exported_whose_minutes_are_deleted(
+    hours: "psycopg.Connection[Any]", environment: dict[str, str], postgres_db: dict[str, Any]
+) -> None:
+    before = run(environment, "--interval", "1h").stdout
+    assert len(before.splitlines()) == 1 + 2 * 72
+    # On the day after, with two kept: the first day has no minutes any more.
+    days = PostgresRollups(connection_keywords(**postgres_db), retention=Retention(2))
+    now = START + timedelta(days=3, hours=1)
+    while days.roll_up(int(now.timestamp() * 1000)):
+        pass
+    days.close()
+    assert hours.execute("select min(timestamp) from aggregates").fetchone() == (START + timedelta(days=1),)
+    assert run(environment, "--interval", "1h").stdout == before
+    assert len(candles_of(run(environment, "--interval", "1d").stdout)) == 6
+    (first, *_) = candles_of(run(environment, "--interval", "5m").stdout)
+    assert first["time"] == "2026-11-02T00:00:00.000Z"
+    hours.execute("set session_replication_role = replica")
+    hours.execute("delete from aggregates")
+    assert len(candles_of(run(environment, "--interval", "1d").stdout)) == 6
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ("--columns ohlcv,time", "argument --columns: time is named twice"),
+        ("--columns price", "argument --columns: no such column price; there are ohlcv, exchange, symbol, time, open,"),
+        ("--columns ,", "marketflow export: error: argument --columns: ',': must name one or more columns"),
+        ("--interval 2h", "marketflow export: error: argument --interval: '2h': must be one of 1m, "),
+    ],
+)
+def test_wrong_columns_and_intervals_are_refused(environment: dict[str, str], flags: str, line: str) -> None:
+    done = run(environment, *flags.split(), check=2)
+    assert line in done.stderr.decode().splitlines()[-1]
+
+
+# --- Nothing found
+
+
+def test_export_without_rows_says_what_is_stored(table: "psycopg.Connection[Any]", environment: dict[str, str]) -> None:
+    def said(*flags: str) -> list[str]:
+        return run(environment, *flags).stderr.decode().splitlines()
+
+    assert said() == ["0 rows of test mode", "nothing is stored yet"]
+    put(table, minute(0), minute(7, "ETHUSDT"), minute(3, exchange="\x1bb"))
+    put(table, *(minute(1, f"S{number:02}", mode="live") for number in range(14)))
+    names = ", ".join(f"S{number:02}" for number in range(12))
+    stored = [
+        "stored in test mode: 2026-11-01T00:00:00.000Z to 2026-11-01T00:07:00.000Z, 3 series"
+        " (exchange \\x1bb, exchange1; symbol BTCUSDT, ETHUSDT)",
+        "stored in live mode: 2026-11-01T00:01:00.000Z to 2026-11-01T00:01:00.000Z, 14 series"
+        f" (exchange exchange1; symbol {names}, ...)",
+    ]
+    assert said("--from", "2026-11-02") == ["0 rows of test mode", *stored]
+    assert said("--mode", "live", "--to", "2026-11-01", "--interval", "1h") == ["0 rows of live mode", *stored]
+    assert said("--mode", "live") == ["14 rows of live mode"]
+
+
 # --- Arguments that are wrong
 
 
@@ -334,14 +516,15 @@ def test_unknown_name_is_refused_with_known_ones(
 
 
 @pytest.mark.usefixtures("nothing_set")
-def test_parquet_without_pyarrow_names_the_extra(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("form", ["parquet", "feather"])
+def test_format_without_pyarrow_names_the_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
+    """The package that an index really has: there is no marketflow on any."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert main.main(["export", "--format", "parquet"]) == 2
-    assert capsys.readouterr().err == (
-        "marketflow: argument --format: parquet needs pyarrow: pip install 'marketflow[parquet]'\n"
-    )
+    assert main.main(["export", "--format", form]) == 2
+    expected = f"marketflow: argument --format: {form} needs pyarrow: pip install pyarrow\n"
+    assert capsys.readouterr().err == expected
 
 
 # --- Files
@@ -356,7 +539,7 @@ def test_file_appears_complete_in_format_of_its_name(
         done = run(environment, "--output", str(path))
         assert done.stdout == b""
         assert len(read(path.read_bytes(), form)) == 1
-    assert {path.name for path in tmp_path.iterdir()} == {"rows.csv", "rows.parquet"}
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.csv", "rows.parquet", "rows.feather"}
 
 
 def test_only_force_replaces_a_file(
