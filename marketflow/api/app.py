@@ -1,7 +1,7 @@
 """Builds the HTTP API as one ASGI application."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from loguru import logger
@@ -10,13 +10,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
-from marketflow.api.middleware.allowed_hosts import AllowedHosts
+from marketflow.api.middleware.allowed_hosts import AllowedHosts, HostRule
 from marketflow.api.middleware.body_limit import BodyLimit
 from marketflow.api.middleware.client_limits import ClientLimits
 from marketflow.api.middleware.compression import GzipCompression
 from marketflow.api.middleware.request_metrics import RequestMetrics, RequestTiming
 from marketflow.api.middleware.same_site import SameSiteOnly
 from marketflow.api.openapi.operation import Operation
+from marketflow.api.prepared_answers import PREPARED_ANSWERS, PreparedAnswers
 from marketflow.api.problems import problem_handlers
 from marketflow.api.routes.candles import candle_operations
 from marketflow.api.routes.documentation import with_documentation
@@ -94,6 +95,14 @@ def create_app(lifespan: ContextLifespan, http: HttpSettings = HttpSettings()) -
     """
     clients = ClientLimits(http.trusted_proxies)
     times = RequestMetrics()
+    hosts = HostRule(http.host, http.allowed_hosts)
+    added = [(b"vary", b"Origin")] if http.allowed_origins else []  # as the CORS middleware does without an Origin
+
+    @asynccontextmanager
+    async def with_prepared_answers(app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
+        async with lifespan(app) as state:
+            yield {**state, PREPARED_ANSWERS: PreparedAnswers(state["context"], hosts, times, added)}
+
     app = _Application(
         routes=[*(operation.route() for operation in operations(times)), *websocket_routes(times), static_route()],
         middleware=[
@@ -105,7 +114,7 @@ def create_app(lifespan: ContextLifespan, http: HttpSettings = HttpSettings()) -
             Middleware(GzipCompression),
         ],
         exception_handlers=problem_handlers(),
-        lifespan=lifespan,
+        lifespan=with_prepared_answers,
     )
     # No redirects: some clients would repeat POST /mode/test/ as a GET.
     app.router.redirect_slashes = False

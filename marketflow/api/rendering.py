@@ -1,8 +1,9 @@
 """Responses: JSON by msgspec, times in RFC 3339, the headers of every response, and ETags."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from http import HTTPStatus
 
 import msgspec
 from starlette.requests import Request
@@ -16,6 +17,9 @@ ALWAYS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 """Headers of every response: no cache may store a price, and no browser may guess a media type."""
 
 _RAW = [(b"content-type", b"application/json"), *((key.encode(), value.encode()) for key, value in ALWAYS.items())]
+
+
+RawHeaders = Sequence[tuple[bytes, bytes]]
 
 
 class JSONAnswer(Response):
@@ -33,6 +37,13 @@ class JSONAnswer(Response):
             self.raw_headers = [*_RAW, (b"content-length", b"%d" % len(self.body))]
         else:
             super().init_headers({**ALWAYS, **headers})
+
+
+def message_of(response: Response, server_headers: RawHeaders, added: RawHeaders = ()) -> bytes:
+    """Return a whole response as it is sent by HTTP/1.1; the server's headers come first, added ones last."""
+    status = HTTPStatus(response.status_code)
+    lines = [b"%s: %s\r\n" % header for header in (*server_headers, *response.raw_headers, *added)]
+    return b"".join([b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()), *lines, b"\r\n", response.body])
 
 
 def rfc3339(at: int) -> str:

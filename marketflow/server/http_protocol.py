@@ -13,14 +13,15 @@ They are public but undocumented, so pyproject.toml bounds uvicorn above.
 
 import asyncio
 import time
-from http import HTTPStatus
 from typing import Any, ClassVar, cast
 
 from starlette.responses import Response
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from marketflow.api.prepared_answers import PREPARED_ANSWERS, PreparedAnswers
 from marketflow.api.problems import HeadersTooLarge, MalformedRequest, answer_to, request_timeout
+from marketflow.api.rendering import message_of
 from marketflow.api.streaming.sse_route import STREAMING
 from marketflow.api.streaming.websocket_route import PATH as WEBSOCKET_PATH
 from marketflow.server.connection_limits import FILES_PER_CONNECTION, Connection, evict_idle, max_open_files
@@ -71,6 +72,11 @@ class LimitedHttpProtocol(StreamingProtocol, HttpToolsProtocol):
         self._active_at: float | None = None
         self._opened_at = time.monotonic()
         self._ws_protocol_class = self.ws_protocol_class
+        self._prepared: PreparedAnswers | None = self.app_state.get(PREPARED_ANSWERS)
+        if self.config.access_log:  # written where the application answers
+            self._prepared = None
+        self._received = b""  # the read that is being parsed
+        self._began_with_read = False  # whether it began with a message
         self._running: RequestResponseCycle | None = None  # `cycle` is the last one of the pipeline
 
     @classmethod
@@ -98,8 +104,11 @@ class LimitedHttpProtocol(StreamingProtocol, HttpToolsProtocol):
             self.scope.pop("extensions", None)  # a reference cycle, which only the garbage collector would free
 
     def data_received(self, data: bytes) -> None:
-        """Parse received bytes, and check deadline and size of headers."""
+        """Answer at once if that is prepared; else parse received bytes, and check deadline and size of headers."""
+        if self._answer_at_once(data):
+            return
         self._active_at = time.monotonic()
+        self._received, self._began_with_read = data, self._is_between_messages
         self._header_bytes_received = len(data) + (self._header_bytes_received if self._headers_due else 0)
         self._headers_due = not self._in_body
         self._unparsed += len(data)
@@ -146,6 +155,7 @@ class LimitedHttpProtocol(StreamingProtocol, HttpToolsProtocol):
         if self._header_bytes_received > self.MAX_HEADER_BYTES and self._header_bytes > self.MAX_HEADER_BYTES:
             self._refuse(_headers_too_large())
             raise ValueError("too many headers")  # stops the parser
+        self._prepare()
         answering, may_upgrade = self.answering, self._may_upgrade
         self.ws_protocol_class = self._ws_protocol_class if may_upgrade else None
         super().on_headers_complete()
@@ -171,6 +181,53 @@ class LimitedHttpProtocol(StreamingProtocol, HttpToolsProtocol):
         self._active_at = time.monotonic()
         self._running = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
+
+    # Prepared answers
+
+    def _answer_at_once(self, request: bytes) -> bool:
+        """Send the prepared answer, if what was received is a request that has one; return whether it was sent.
+
+        The parser is not fed with the request: it stays where it is, before the start of a message.
+        """
+        if self._prepared is None or not self._is_between_messages or self.answering or self.flow.write_paused:
+            return False
+        message = self._prepared.answer(request, self.server, self.server_state.default_headers)
+        if message is None:
+            return False
+        self._active_at = time.monotonic()
+        self._cancel_deadline()
+        self.transport.write(message)
+        self.server_state.total_requests += 1
+        if self.timeout_keep_alive_task is None:
+            self._start_keep_alive(self.timeout_keep_alive)
+        return True
+
+    def _prepare(self) -> None:
+        """Prepare answers to the request whose headers are complete, if it is all that was read.
+
+        Pipelined requests keep their order, limits and errors: none is answered while others wait or follow it.
+        """
+        if (
+            self._prepared is not None
+            and self._began_with_read
+            and self._received.find(b"\r\n\r\n") == len(self._received) - 4
+            and self.parser.get_method() == b"GET"
+            and self.parser.get_http_version() == "1.1"
+            and self.parser.should_keep_alive()
+            and not self.parser.should_upgrade()
+        ):
+            self._prepared.prepare(self._received, self.url, self.headers, self.server)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection if it was idle for so long; prepared answers do not start the timer anew."""
+        left = self.used_at + self.timeout_keep_alive - time.monotonic()
+        if left > 0:
+            self._start_keep_alive(left)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _start_keep_alive(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _check_pipeline(self) -> None:
         """Check number and size of pipelined requests.
@@ -207,16 +264,18 @@ class LimitedHttpProtocol(StreamingProtocol, HttpToolsProtocol):
             self.flow.pause_reading()
             self.shutdown()
             return
-        status = HTTPStatus(response.status_code)
-        headers = [*self.server_state.default_headers, *response.raw_headers]
-        lines = [f"HTTP/1.1 {status} {status.phrase}".encode(), *(name + b": " + value for name, value in headers)]
-        self.transport.write(b"\r\n".join([*lines, b"", bytes(response.body)]))
+        self.transport.write(message_of(response, self.server_state.default_headers))
         self.transport.close()
 
     @property
     def answering(self) -> bool:
         """Whether a response is pending or being sent."""
         return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def _is_between_messages(self) -> bool:
+        """Whether nothing of a request was received that is not complete."""
+        return not (self._headers_due or self._in_body)
 
     @property
     def _receiving_only(self) -> bool:

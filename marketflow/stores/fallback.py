@@ -30,6 +30,18 @@ class FallbackReader:
                 pass  # the writer reports the outage
         return await self._memory.newest(series)
 
+    def newest_in_memory(self, series: Sequence[Series]) -> list[Tick | None] | None:
+        """The newest tick of each series, if all of them are in memory."""
+        return self._chosen.newest_in_memory(series)
+
+    def summary_in_memory(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None] | None:
+        """One candle for each series of all that is held from `since` on, if all of it is in memory."""
+        return self._chosen.summary_in_memory(series, since, until)
+
+    @property
+    def _chosen(self) -> CacheReader:
+        return self._cache if self._complete() else self._memory
+
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of all that is held from `since` on."""
         if self._complete():

@@ -108,6 +108,14 @@ class CacheReader(Protocol):
         """
         ...
 
+    def newest_in_memory(self, series: Sequence[Series]) -> list[Tick | None] | None:
+        """What `newest` would return at once, from the memory of this process; None where it would query a store."""
+        ...
+
+    def summary_in_memory(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None] | None:
+        """What `summary` would return at once, from the memory of this process; None where it would not."""
+        ...
+
 
 TickListener = Callable[[Sequence[tuple[Series, Tick]]], None]
 """Takes newest ticks as they are published, series of any mode; must not raise."""

@@ -38,6 +38,7 @@ from marketflow.model import (
     minute_start,
     slice_start,
 )
+from marketflow.settings import HttpSettings
 from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.candle_window import CandleWindow, merged
 from marketflow.stores.ports import CandleRange, HoleQuery, TickListener
@@ -54,13 +55,17 @@ def series(exchange: str = "exchange1", symbol: str = "BTCUSDT", mode: Mode = Mo
 
 
 class MemoryCache:
-    """A `CacheReader` in memory; `away` makes it unavailable, `on_ask` runs at each query."""
+    """A `CacheReader` in memory; `away` makes it unavailable, `on_ask` runs at each query.
+
+    `in_memory` is whether the process that asks has a copy.
+    """
 
     def __init__(self) -> None:
         self.newest_ticks: dict[Series, Tick] = {}
         self.slices: Candles = {}
         self.minutes: Candles = {}
         self.away = False
+        self.in_memory = True
         self.on_ask: Callable[[], None] = lambda: None
 
     async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
@@ -69,6 +74,9 @@ class MemoryCache:
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         await self._asked()
+        return self._summary(series, since, until)
+
+    def _summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         return [
             CandleWindow(_of_series(self.slices, one), _of_series(self.minutes, one)).covered(
                 since, until, self.newest_ticks.get(one)
@@ -84,6 +92,12 @@ class MemoryCache:
             )
             for one in series
         ]
+
+    def newest_in_memory(self, series: Sequence[Series]) -> list[Tick | None] | None:
+        return [self.newest_ticks.get(one) for one in series] if self.in_memory and not self.away else None
+
+    def summary_in_memory(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None] | None:
+        return self._summary(series, since, until) if self.in_memory and not self.away else None
 
     async def _asked(self) -> None:
         self.on_ask()
@@ -252,14 +266,14 @@ class World:
         return asyncio.run(respond())
 
 
-def application_of(context: Context) -> Starlette:
+def application_of(context: Context, http: HttpSettings = HttpSettings()) -> Starlette:  # noqa: B008 - frozen
     """Return an application whose lifespan yields this context."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         yield {"context": context}
 
-    return create_app(lifespan)
+    return create_app(lifespan, http)
 
 
 @asynccontextmanager

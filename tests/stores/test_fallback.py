@@ -29,6 +29,12 @@ class Scripted:
         self._ask()
         return [{since: candle_of(self.tick)} for _ in series]
 
+    def newest_in_memory(self, series: Sequence[Series]) -> list[Tick | None] | None:
+        return [self.tick for _ in series]
+
+    def summary_in_memory(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None] | None:
+        return [candle_of(self.tick) for _ in series]
+
     def _ask(self) -> None:
         self.asked += 1
         if self.unavailable:
@@ -50,15 +56,27 @@ def prices(cache: Scripted, memory: Scripted, complete: bool) -> set[float]:
     return asyncio.run(ask())
 
 
+def prices_in_memory(cache: Scripted, memory: Scripted, complete: bool) -> set[float]:
+    """What is answered at once."""
+    reader = FallbackReader(cache, memory, lambda: complete)
+    (newest,) = reader.newest_in_memory([BTC]) or [None]
+    (candle,) = reader.summary_in_memory([BTC], 0, 1) or [None]
+    assert newest is not None
+    assert candle is not None
+    return {newest.price, candle.close}
+
+
 def test_a_complete_cache_answers() -> None:
     memory = Scripted(2.0)
     assert prices(Scripted(1.0), memory, complete=True) == {1.0}
+    assert prices_in_memory(Scripted(1.0), memory, complete=True) == {1.0}
     assert memory.asked == 0
 
 
 def test_memory_answers_for_an_incomplete_cache() -> None:
     cache = Scripted(1.0)
     assert prices(cache, Scripted(2.0), complete=False) == {2.0}
+    assert prices_in_memory(cache, Scripted(2.0), complete=False) == {2.0}
     assert cache.asked == 0
 
 

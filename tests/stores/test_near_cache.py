@@ -199,6 +199,8 @@ def test_a_mirror_answers_as_redis_does(
             for since in [NOW - period for period in periods]:
                 expected = await world.reader.summary(SERIES, since, LATER)
                 assert await world.near_cache.summary(SERIES, since, LATER) == expected
+                assert world.near_cache.summary_in_memory(SERIES, since, LATER) == expected
+                assert world.near_cache.newest_in_memory(SERIES) == await world.reader.newest(SERIES)
                 by_minute = await world.reader.by_minute(SERIES, minute_start(since), LATER)
                 assert await world.near_cache.by_minute(SERIES, minute_start(since), LATER) == by_minute
 
@@ -259,6 +261,33 @@ def test_many_requests_for_a_series_share_one_reading_of_it(redis_db: RedisServe
     run(redis_db, test)
 
 
+def test_memory_answers_once_everything_was_read(redis_db: RedisServer) -> None:
+    async def test(world: World) -> None:
+        tick = Tick(1.0, NOW, 1)
+        await asyncio.to_thread(world.cache.put_newest, {BTC: tick})
+        cache = world.near_cache
+        held: list[tuple[object, object]] = []
+
+        def ask() -> None:
+            held.append((cache.newest_in_memory(SERIES), cache.summary_in_memory(SERIES, NOW - 1_000, LATER)))
+
+        ask()
+        world.reader.meanwhile = ask
+        await cache.newest([BTC])
+        await cache.newest([ETH])
+        await cache.summary([BTC], NOW - 1_000, LATER)
+        await cache.summary([ETH], NOW - 1_000, LATER)
+        world.reader.meanwhile = None
+        assert held == [(None, None)] * 3 + [([tick, None], None)] * 2
+        asked = world.reader.asked
+        assert cache.newest_in_memory(SERIES) == [tick, None]
+        assert cache.summary_in_memory(SERIES, NOW - 1_000, LATER) == [candle_of(tick), None]
+        assert cache.summary_in_memory(SERIES, NOW - 2 * RECENT_MS, LATER) is None
+        assert world.reader.asked == asked
+
+    run(redis_db, test)
+
+
 def test_what_was_announced_while_the_connection_was_broken_is_read(redis_db: RedisServer) -> None:
     async def test(world: World) -> None:
         tick = Tick(1.0, NOW, 0)
@@ -284,7 +313,9 @@ def test_what_was_announced_while_the_connection_was_broken_is_read(redis_db: Re
 
 def test_a_server_that_falls_silent_is_not_believed_for_long(own_redis: RedisServer) -> None:
     async def test(world: World) -> None:
-        await world.near_cache.newest([BTC])
+        await world.near_cache.summary([BTC], NOW - 1_000, LATER)
+        assert world.near_cache.newest_in_memory([BTC]) == [None]
+        assert world.near_cache.summary_in_memory([BTC], NOW - 1_000, LATER) == [None]
         world.server.pause()
         try:
 
@@ -292,6 +323,8 @@ def test_a_server_that_falls_silent_is_not_believed_for_long(own_redis: RedisSer
                 return not world.near_cache.live
 
             await world.until(noticed, SILENT_PINGS * PING_SECONDS + 2)
+            assert world.near_cache.newest_in_memory([BTC]) is None
+            assert world.near_cache.summary_in_memory([BTC], NOW - 1_000, LATER) is None
             with pytest.raises(Unavailable):
                 await world.near_cache.newest([BTC])
         finally:

@@ -7,7 +7,7 @@ Where nothing is refused, the middleware returns the application's own coroutine
 """
 
 import re
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
@@ -26,27 +26,47 @@ _HOST = re.compile(r"(?:\[([^\]]*)\]|([^:\[\]]*))(?::[0-9]*)?")
 _REFUSAL = "The Host header names none of this server's hosts; http.allowed_hosts sets which there are."
 
 
-class AllowedHosts:
-    """Middleware that answers 400 `invalid_host` to a request whose Host header has no allowed name.
+class HostRule:
+    """Decides which names in a Host header are allowed.
 
     Without a list of names a connection on a loopback address allows the names of loopback addresses, and any other
     connection allows all names: a machine does not know its own.
 
     Args:
-        app: the application.
         host: the configured address; one that is no loopback address allows all names.
         allowed: the names; `*` is any.
     """
 
-    def __init__(self, app: ASGIApp, host: str, allowed: Sequence[str]) -> None:
-        self._app = app
+    def __init__(self, host: str, allowed: Sequence[str]) -> None:
         self._host = host.lower()
         self._allowed = {name.lower().strip("[]") for name in allowed}
+
+    def allows(self, headers: Iterable[tuple[bytes, bytes]], server: tuple[str, int | None] | None) -> bool:
+        """Return whether a request with these headers, received at this address, may be served."""
+        name = _host_name(tuple(value for name, value in headers if name == b"host"))
+        if self._allowed:
+            return "*" in self._allowed or name in self._allowed
+        if not is_loopback(self._host) or not is_loopback((server or ("",))[0]):
+            return True
+        return is_loopback(name) or name == self._host
+
+
+class AllowedHosts:
+    """Middleware that answers 400 `invalid_host` to a request whose Host header has no allowed name.
+
+    Args:
+        app: the application.
+        host, allowed: see HostRule.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, allowed: Sequence[str]) -> None:
+        self._app = app
+        self._rule = HostRule(host, allowed)
         self._limit = RateLimit(REFUSALS_SECONDS)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve the request, or refuse it."""
-        if scope["type"] == "lifespan" or self._is_ours(scope):
+        if scope["type"] == "lifespan" or self._rule.allows(scope["headers"], scope.get("server")):
             return self._app(scope, receive, send)
         host = Headers(scope=scope).get("host", "")
         self._limit.log(
@@ -56,14 +76,6 @@ class AllowedHosts:
             " name it in http.allowed_hosts",
         )
         return answer_to(InvalidHost(_REFUSAL))(scope, receive, send)
-
-    def _is_ours(self, scope: Scope) -> bool:
-        name = _host_name(tuple(value for name, value in scope["headers"] if name == b"host"))
-        if self._allowed:
-            return "*" in self._allowed or name in self._allowed
-        if not is_loopback(self._host) or not is_loopback((scope.get("server") or ("",))[0]):
-            return True
-        return is_loopback(name) or name == self._host
 
 
 @lru_cache(maxsize=256)  # the same few names with every request

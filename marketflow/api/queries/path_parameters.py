@@ -25,11 +25,17 @@ def path_parameters_of(request: Request, context: Context) -> PathParameters:
         UnknownSymbol: it is not configured.
     """
     given = request.path_params
-    return _path_parameters(context, context.mode.current, given.get("exchange"), given["symbol"])
+    return path_parameters(context, context.mode.current, given.get("exchange"), given["symbol"])
 
 
 @lru_cache(maxsize=4096)  # requests repeat a few of them
-def _path_parameters(context: Context, mode: Mode, exchange_name: str | None, symbol_name: str) -> PathParameters:
+def path_parameters(context: Context, mode: Mode, exchange_name: str | None, symbol_name: str) -> PathParameters:
+    """Return the path parameters of names as they were given.
+
+    Raises:
+        UnknownExchange: it is not configured.
+        UnknownSymbol: it is not configured.
+    """
     exchange = None if exchange_name is None else context.names.exchange(exchange_name)
     symbol = context.names.symbol(symbol_name)
     exchanges = context.exchanges if exchange is None else (exchange,)

@@ -81,11 +81,11 @@ class PriceQueries:
         """
         cached = True
         try:
-            found = _newest_of(series, await self.cache.newest(series))
+            found = newest_of(series, await self.cache.newest(series))
         except Unavailable:
             cached, found = False, None
         if found is None:
-            found = _newest_of(series, await self.archive.last(series))
+            found = newest_of(series, await self.archive.last(series))
         if found is None:
             raise _nothing(complete=cached)
         return found
@@ -116,6 +116,16 @@ class PriceQueries:
         if period > RECENT_MS:
             return await self._long(series, minute_start(now - period), now)
         return await self._recent(series, now - period, now)
+
+    def summary_in_memory(self, series: Sequence[Series], period: int) -> PeriodSummary | None:
+        """Return what `summary` would from the memory of this process; None where it would query a store or raise."""
+        if period > RECENT_MS:
+            return None
+        now = milliseconds(self.clock())
+        held = self.cache.summary_in_memory(series, now - period, horizon(now, self.ahead_ms))
+        if held is None or all(candle is None for candle in held):
+            return None
+        return _summary(series, held, now - period, now, complete=True)
 
     async def candles(
         self, series: Sequence[Series], wanted: CandleRequest, combine: Combine = merge_all
@@ -179,7 +189,8 @@ def _nothing(*, complete: bool) -> Exception:
     return NoData("There is no tick to answer with.") if complete else Unavailable("a store is unavailable")
 
 
-def _newest_of(series: Sequence[Series], ticks: Sequence[Tick | None]) -> ObservedPrice | None:
+def newest_of(series: Sequence[Series], ticks: Sequence[Tick | None]) -> ObservedPrice | None:
+    """Return the newest of the newest ticks of each series, see `PriceQueries.latest`; None if there is none."""
     newest, newest_series = None, None
     for one, tick in zip(series, ticks, strict=True):
         if tick is not None and (newest is None or tick.order_of_receipt > newest.order_of_receipt):

@@ -1,5 +1,6 @@
 """/prices: the reference, latest, highest, lowest and average price of a symbol."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
@@ -79,6 +80,10 @@ class ReferencePriceAnswer(msgspec.Struct, frozen=True):
     timestamp: Annotated[Time, Meta(description="Event time of the newest of these prices.")]
 
 
+SummaryResponse = Callable[[PathParameters, str, PeriodSummary], Response]
+"""Makes a response of path parameters, the period as it was requested, and its summary."""
+
+
 class _PriceOperation(NamedTuple):
     """A price operation, for both forms of its path."""
 
@@ -100,9 +105,9 @@ def price_operations() -> list[Operation]:
     )
     operations = (
         _PriceOperation("latest", _latest, LatestPrice, (), (UnknownSymbol, NoData, ServiceUnavailable)),
-        _PriceOperation("highest", _highest, ExtremePrice, *of_a_period),
-        _PriceOperation("lowest", _lowest, ExtremePrice, *of_a_period),
-        _PriceOperation("average", _average, AveragePrice, *of_a_period),
+        _PriceOperation("highest", _summarizing(highest_response), ExtremePrice, *of_a_period),
+        _PriceOperation("lowest", _summarizing(lowest_response), ExtremePrice, *of_a_period),
+        _PriceOperation("average", _summarizing(average_response), AveragePrice, *of_a_period),
     )
     return [_REFERENCE, *(form(operation) for operation in operations for form in (_over_all, _on_one))]
 
@@ -155,22 +160,37 @@ def _on_one(operation: _PriceOperation) -> Operation:
 async def _latest(request: Request) -> Response:
     context = context_of(request)
     parameters = path_parameters_of(request, context)
-    quote = await context.prices.latest(parameters.series)
+    return latest_response(parameters, await context.prices.latest(parameters.series))
+
+
+def _summarizing(respond: SummaryResponse) -> Endpoint:
+    async def summarize(request: Request) -> Response:
+        return respond(*await _summarize(request))
+
+    return summarize
+
+
+def latest_response(parameters: PathParameters, quote: ObservedPrice) -> Response:
+    """Return the response with the newest tick."""
     return JSONAnswer(LatestPrice(parameters.symbol, quote.series.exchange, quote.price, rfc3339(quote.at)))
 
 
-async def _highest(request: Request) -> Response:
-    parameters, period, summary = await _summarize(request)
+def highest_response(parameters: PathParameters, period: str, summary: PeriodSummary) -> Response:
+    """Return the response with the highest price of a period, which is given as it was requested."""
     return _extreme(parameters, period, summary, summary.highest())
 
 
-async def _lowest(request: Request) -> Response:
-    parameters, period, summary = await _summarize(request)
+def lowest_response(parameters: PathParameters, period: str, summary: PeriodSummary) -> Response:
+    """Return the response with the lowest price of a period."""
     return _extreme(parameters, period, summary, summary.lowest())
 
 
-async def _average(request: Request) -> Response:
-    parameters, period, summary = await _summarize(request)
+def average_response(parameters: PathParameters, period: str, summary: PeriodSummary) -> Response:
+    """Return the response with the mean of all ticks of a period.
+
+    Raises:
+        NoData: the venue's candles have no mean.
+    """
     whole = summary.whole()
     since, until = rfc3339(summary.since), rfc3339(summary.until)
     symbol, exchange = parameters.symbol, parameters.exchange
@@ -189,15 +209,19 @@ async def _summarize(request: Request) -> tuple[PathParameters, str, PeriodSumma
     """Return path parameters, the period as it was given, and its summary."""
     context = context_of(request)
     parameters = path_parameters_of(request, context)
-    text, period = _period_in(request.scope["query_string"])
+    text, period = period_in(request.scope["query_string"])
     if period is None or period > RECENT_MS:
         context.clients.attribute_to(request.scope)
     return parameters, text, await context.prices.summary(parameters.series, period)
 
 
 @lru_cache(maxsize=256)  # requests repeat a few periods
-def _period_in(query: bytes) -> tuple[str, int | None]:
-    """Return the period of a query as it was given, and in ms; None for everything."""
+def period_in(query: bytes) -> tuple[str, int | None]:
+    """Return the period of a query as it was given, and in ms; None for everything.
+
+    Raises:
+        InvalidPeriod: it is none.
+    """
     # The last of several counts.
     text = QueryParams(query).get("period")
     return (ALL, None) if text is None else (text, parse_period(text))

@@ -83,14 +83,11 @@ class NearCache:
 
     async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
         """The newest tick of each series."""
-        self._needed.set()
-        newest = self._newest
-        try:
-            return [newest[each] for each in series]
-        except KeyError:
-            pass
+        if (held := self.newest_in_memory(series)) is not None:
+            return held
         if not self.live:
             return await self._reader.newest(series)
+        newest = self._newest
         missing = [each for each in series if each not in newest]
         self._read_newest.update(missing)  # before the read: messages from here on are newer than what it returns
         for each, tick in zip(missing, await self._reader.newest(missing), strict=True):
@@ -99,7 +96,8 @@ class NearCache:
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of all that is cached from `since` on."""
-        self._needed.set()
+        if (held := self.summary_in_memory(series, since, until)) is not None:
+            return held
         if not self.live or since < self._oldest() + self._minute_ms:
             return await self._reader.summary(series, since, until)
         newest, windows = await self._known(series)
@@ -116,6 +114,28 @@ class NearCache:
         if windows is None:
             return await self._reader.by_minute(series, since, until)
         return [window.by_minute(since, until, tick) for window, tick in zip(windows, newest, strict=True)]
+
+    def newest_in_memory(self, series: Sequence[Series]) -> list[Tick | None] | None:
+        """The newest tick of each series, if all of them are in the copy."""
+        self._needed.set()
+        newest = self._newest
+        try:
+            return [newest[each] for each in series]
+        except KeyError:
+            return None
+
+    def summary_in_memory(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None] | None:
+        """One candle for each series of all that is cached from `since` on, if all of it is in the copy."""
+        newest = self.newest_in_memory(series)
+        if newest is None or not self.live or since < self._oldest() + self._minute_ms:
+            return None
+        entries = [self._windows.get(each) for each in series]
+        windows = [entry.window for entry in entries if entry is not None and entry.reading is None]
+        if len(windows) < len(series):
+            return None
+        for each in series:  # the most recently queried last
+            self._windows[each] = self._windows.pop(each)
+        return [window.covered(since, until, tick) for window, tick in zip(windows, newest, strict=True)]
 
     def _oldest(self) -> int:
         """Start of the oldest minute that is kept."""

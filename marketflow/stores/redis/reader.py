@@ -151,6 +151,14 @@ class RedisReader:
             for recent in await self.recent(series, since)
         ]
 
+    def newest_in_memory(self, series: Sequence[Series]) -> list[Tick | None] | None:
+        """None: everything is read from Redis."""
+        return None
+
+    def summary_in_memory(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None] | None:
+        """None: everything is read from Redis."""
+        return None
+
     async def _whole(self, pipe: "redis.asyncio.client.Pipeline") -> list[Any]:
         """The answers of a pipeline; Unavailable if Redis was emptied and the writer has not noticed yet."""
         pipe.zrange(keys.SERIES_KEY, 0, 0, withscores=True)
