@@ -20,6 +20,7 @@ from marketflow.api.openapi.operation import Operation
 from marketflow.api.prepared_answers import PREPARED_ANSWERS, PreparedAnswers
 from marketflow.api.problems import problem_handlers
 from marketflow.api.routes.candles import candle_operations
+from marketflow.api.routes.charting.klines import kline_operations
 from marketflow.api.routes.documentation import with_documentation
 from marketflow.api.routes.feed_reports import feed_operations
 from marketflow.api.routes.health import status_operations
@@ -62,6 +63,7 @@ def operations(times: RequestMetrics) -> list[Operation]:
         [
             *price_operations(),
             *candle_operations(),
+            *kline_operations(),
             *stream_operations(times),
             *mode_operations(times),
             *status_operations(),

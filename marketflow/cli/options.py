@@ -143,9 +143,9 @@ class Interval(click.ParamType[str]):
 
 
 def _intervals() -> tuple[str, ...]:
-    from marketflow.api.queries.candle_parameters import INTERVALS_MS
+    from marketflow.api.queries.boundaries import INTERVALS
 
-    return tuple(INTERVALS_MS)
+    return tuple(INTERVALS)
 
 
 class Columns(click.ParamType[tuple[str, ...]]):

@@ -62,6 +62,7 @@ class Description:
 
     def check(self, method: str, path: str, answer: httpx.Response) -> None:
         """Check a response against the description of its path, which is matched without the query."""
+        path = path.partition("?")[0]
         responses = self._expected(method, path)
         assert answer.status_code in responses, (method, path, answer.status_code, answer.text)
         response = responses[answer.status_code]
@@ -127,9 +128,18 @@ def codes_of(response: Mapping[str, Any]) -> list[str | None]:
     return problem["schema"]["properties"]["code"]["enum"] if problem else [None]
 
 
-def filled(template: str, exchange: str = "exchange1", symbol: str = "BTCUSDT") -> str:
-    """Return the path of a template."""
-    return template.replace("{exchange}", exchange).replace("{symbol}", symbol)
+REQUIRED = {"/klines": "symbol={symbol}"}
+"""Queries with the required parameters of paths."""
+
+
+def filled(template: str, query: str = "", exchange: str = "exchange1", symbol: str = "BTCUSDT") -> str:
+    """Return the path of a template, with a query and what is required in it beside that."""
+    path = template.replace("{exchange}", exchange).replace("{symbol}", symbol)
+    given = {each.partition("=")[0] for each in query.split("&")}
+    required = REQUIRED.get(template, "").replace("{symbol}", symbol)
+    missing = [each for each in required.split("&") if each and each.partition("=")[0] not in given]
+    whole = "&".join([*missing, *([query] if query else [])])
+    return f"{path}?{whole}" if whole else path
 
 
 def _matches(template: str, path: str) -> bool:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from marketflow.api.problems import NoData
-from marketflow.api.queries.candle_parameters import INTERVALS_MS
+from marketflow.api.queries.boundaries import INTERVALS, Grid
 from marketflow.api.queries.candles import CandleRequest
 from marketflow.api.queries.prices import ObservedPrice, PeriodSummary, PriceQueries
 from marketflow.clock import NANOSECONDS_PER_MS
@@ -214,27 +214,27 @@ class Periods(RuleBasedStateMachine):
         assert summary.whole().average == sum(tick.price for _, tick in expected) / len(expected)
 
     @rule(
-        length=st.sampled_from([*INTERVALS_MS.values()]),
+        grid=st.sampled_from([*INTERVALS.values()]),
         since=st.one_of(st.none(), ages, st.integers(0, 26 * 3600 * SECOND_MS)),
         until=st.one_of(st.none(), ages, st.integers(0, 26 * 3600 * SECOND_MS)),
         limit=st.sampled_from([1, 2, 3, 1000]),
         of_series=st.lists(st.sampled_from(ALL_SERIES), min_size=1, unique=True),
     )
     def query_candles(
-        self, length: int, since: int | None, until: int | None, limit: int, of_series: list[Series]
+        self, grid: Grid, since: int | None, until: int | None, limit: int, of_series: list[Series]
     ) -> None:
         """Query the range from `since` ago to `until` ago."""
         self.beat()
         begin, end = (None if ago is None else self.now - ago for ago in (since, until))
         if begin is not None and end is not None and begin >= end:
             begin, end = end, begin + 1
-        request = CandleRequest(length, begin, end, limit)
+        request = CandleRequest(grid, begin, end, limit)
         for reader in (StateReader(self.state), self.redis_reader()):
             known_from = 0
             if self.archive.away:
                 if begin is not None or isinstance(reader, StateReader) or self.emptied:
                     continue  # older minutes are unavailable
-                known_from = -(-self.oldest_kept() // length) * length
+                known_from = grid.at_or_after(self.oldest_kept())
             expected = self.candles(request, of_series, known_from)
             try:
                 chart = asyncio.run(self.prices(reader).candles(of_series, request))
@@ -244,17 +244,19 @@ class Periods(RuleBasedStateMachine):
                 continue
             found = [(start, *fields_of(candle)) for start, candle in chart.candles.items()]
             assert found == expected
-            assert [start for start, *_ in found if chart.closed(start, length)] == [
-                start for start, *_ in found if chart.known_from <= start <= self.now - LATE_AFTER_MS - length
+            assert [start for start, *_ in found if chart.closed(start)] == [
+                start
+                for start, *_ in found
+                if chart.known_from <= start and grid.end_of(start) <= self.now - LATE_AFTER_MS
             ]
 
     def candles(self, request: CandleRequest, of_series: Sequence[Series], known_from: int) -> list[tuple[Any, ...]]:
         """Return the ticks of all series folded on the grid, each candle with its opening time."""
-        length, since, until, limit = request
+        grid, since, until, limit, _ = request
         by_start: dict[int, list[Tick]] = {}
         for one in of_series:
             for tick in self.ticks[one]:
-                start = tick.at - tick.at % length
+                start = grid.start_of(tick.at)
                 if max(since or 0, known_from) <= start and (until is None or start < until):
                     by_start.setdefault(start, []).append(tick)
         starts = sorted(by_start)

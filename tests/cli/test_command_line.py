@@ -10,7 +10,7 @@ import pytest
 import marketflow.feeds
 import marketflow.runtime
 from marketflow import __version__, logs, settings
-from marketflow.api.queries.candle_parameters import INTERVALS_MS
+from marketflow.api.queries.boundaries import INTERVALS
 from marketflow.cli import main
 from marketflow.errors import SettingsError, StartError
 from marketflow.model import Mode
@@ -315,7 +315,7 @@ def test_version_is_the_package_version(capsys: pytest.CaptureFixture[str]) -> N
         ("--mode l", {"live"}),
         ("export --format p", {"parquet"}),
         ("export --symbol BTCUSDT --fro", {"--from"}),
-        ("export --interval 1", {name for name in INTERVALS_MS if name.startswith("1")}),
+        ("export --interval 1", {name for name in INTERVALS if name.startswith("1")}),
         ("watch --o", {"--once"}),
     ],
 )

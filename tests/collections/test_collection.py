@@ -30,6 +30,7 @@ CODES = (
     "invalid_range",
     "invalid_limit",
     "invalid_format",
+    "invalid_fill",
     "invalid_state",
     "invalid_offset",
     "unauthorized",

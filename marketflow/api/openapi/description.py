@@ -5,8 +5,7 @@ that each operation references.
 """
 
 from collections.abc import Iterable, Sequence
-from types import UnionType
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -169,7 +168,7 @@ def _parameter(parameter: Parameter, place: str) -> dict[str, Any]:
     described: dict[str, Any] = {
         "name": parameter.name,
         "in": place,
-        "required": place == "path",
+        "required": parameter.required or place == "path",
         "description": parameter.description,
         "schema": parameter.schema,
     }
@@ -196,16 +195,16 @@ def _answers(operation: Operation) -> dict[str, Any]:
     return {"200": found, "304": not_modified}
 
 
-def _answer(answer: type[msgspec.Struct] | UnionType | Content) -> dict[str, Any]:
+def _answer(answer: type[msgspec.Struct] | type[list[Any]] | Content) -> dict[str, Any]:
     if isinstance(answer, Content):
         return _response(answer.description, answer.media_types, {"schema": answer.schema}, answer.headers)
     (schema,), _ = msgspec.json.schema_components([answer], ref_template=_STRUCT)
     return _response(_summary_of(answer), ("application/json",), {"schema": schema})
 
 
-def _summary_of(answer: type[msgspec.Struct] | UnionType) -> str:
-    """Return the docstring of a struct, or of the first one of several."""
-    return (answer.__args__[0] if isinstance(answer, UnionType) else answer).__doc__ or ""
+def _summary_of(answer: type[msgspec.Struct] | type[list[Any]]) -> str:
+    """Return the docstring of a struct, or of that of a list."""
+    return (get_args(answer) or (answer,))[0].__doc__ or ""
 
 
 def _response(

@@ -4,7 +4,6 @@ import difflib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from types import UnionType
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -30,12 +29,13 @@ class Tag(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """A parameter of a path or a query; `examples` are valid values."""
+    """A parameter of a path or a query; `examples` are valid values. In a path it is always required."""
 
     name: str
     description: str
     schema: Schema
     examples: tuple[str | int, ...] = ()
+    required: bool = False
 
 
 class Content(NamedTuple):
@@ -58,8 +58,9 @@ class Operation:
         id: its name for programs.
         path: in the form of Starlette; names in braces are `PATH_PARAMETERS`.
         endpoint: handler of requests.
-        answer: body of a 200: a struct, or a type of msgspec that consists of structs.
+        answer: body of a 200: a struct, or a list of one.
         query: known query parameters; any other is rejected, except on pages.
+        aliases: names of query parameters that older clients send; known, but not described as parameters.
         problems: possible problems, beside those of any request.
         asks_for_token: whether it needs the token, if one is configured.
         may_be_kept: whether clients may cache some responses and revalidate them by ETag.
@@ -71,16 +72,17 @@ class Operation:
     tag: Tag
     summary: str
     description: str = ""
-    answer: type[msgspec.Struct] | UnionType | Content
+    answer: type[msgspec.Struct] | type[list[Any]] | Content
     method: str = "GET"
     query: tuple[Parameter, ...] = ()
+    aliases: tuple[str, ...] = ()
     problems: tuple[type[Problem], ...] = ()
     asks_for_token: bool = False
     may_be_kept: bool = False
 
     def route(self) -> Route:
         """The route, which knows no more than what it needs to answer."""
-        endpoint = self.endpoint if self.is_page else _with_known_parameters(self.endpoint, self.query)
+        endpoint = self.endpoint if self.is_page else _with_known_parameters(self.endpoint, self.query, self.aliases)
         return Route(self.path, endpoint, methods=[self.method], name=self.id)
 
     @property
@@ -89,9 +91,9 @@ class Operation:
         return isinstance(self.answer, Content) and self.answer.media_types[0] == "text/html"
 
 
-def _with_known_parameters(endpoint: Endpoint, query: tuple[Parameter, ...]) -> Endpoint:
+def _with_known_parameters(endpoint: Endpoint, query: tuple[Parameter, ...], aliases: tuple[str, ...]) -> Endpoint:
     """The endpoint, once the names of a query are known to be those of its parameters."""
-    known = tuple(parameter.name for parameter in query)
+    known = (*(parameter.name for parameter in query), *aliases)
 
     async def checked(request: Request) -> Response:
         if given := request.scope["query_string"]:

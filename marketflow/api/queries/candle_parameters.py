@@ -1,4 +1,4 @@
-"""Parses the query parameters of candles: interval, range, limit and format."""
+"""Parses the query parameters of candles: interval, range, limit, fill and format."""
 
 from functools import lru_cache
 from http import HTTPStatus
@@ -8,18 +8,9 @@ from starlette.datastructures import QueryParams
 
 from marketflow.api.openapi.operation import Parameter
 from marketflow.api.problems import Problem
+from marketflow.api.queries.boundaries import INTERVALS
 from marketflow.api.queries.candles import CandleRequest
 from marketflow.time_parsing import PATTERN, is_relative, parse_time_ms
-
-INTERVALS_MS = {
-    "1m": 60_000,
-    "5m": 5 * 60_000,
-    "15m": 15 * 60_000,
-    "1h": 60 * 60_000,
-    "4h": 4 * 60 * 60_000,
-    "1d": 24 * 60 * 60_000,
-}
-"""Lengths of candles in ms by interval. All divide a day, which begins at midnight UTC."""
 
 DEFAULT_INTERVAL = "1m"
 DEFAULT_LIMIT = 500
@@ -32,9 +23,9 @@ _TIME = f"^{PATTERN}$"
 
 INTERVAL = Parameter(
     "interval",
-    f"Length of a candle; `{DEFAULT_INTERVAL}` without it. Hours and days are those of UTC.",
-    {"type": "string", "enum": [*INTERVALS_MS], "default": DEFAULT_INTERVAL},
-    (*INTERVALS_MS,),
+    f"Length of a candle; `{DEFAULT_INTERVAL}` without it. In UTC; weeks begin on Monday, months on the 1st.",
+    {"type": "string", "enum": [*INTERVALS], "default": DEFAULT_INTERVAL},
+    (*INTERVALS,),
 )
 FROM = Parameter(
     "from",
@@ -57,15 +48,26 @@ LIMIT = Parameter(
     {"type": "integer", "minimum": 1, "maximum": MOST, "default": DEFAULT_LIMIT},
     (DEFAULT_LIMIT, 1, MOST),
 )
-FORMAT = Parameter(
-    "format",
-    "`array`: each candle as an array in the order of Binance's klines, with null for a volume that is unknown. "
-    "Without it, as an object.",
-    {"type": "string", "enum": ["array"]},
-    ("array",),
+FILL = Parameter(
+    "fill",
+    "`previous`: intervals without ticks, between others, are flat candles at the close of the one before, with 0 "
+    "ticks and `filled`. Without it they are absent.",
+    {"type": "string", "enum": ["previous"]},
+    ("previous",),
 )
+FORMAT = "format"
+"""`array` answers what /klines does; the parameter is older than that path."""
 
-CANDLE_QUERY = (INTERVAL, FROM, TO, LIMIT, FORMAT)
+CANDLE_QUERY = (INTERVAL, FROM, TO, LIMIT, FILL)
+
+_BINANCE_TIME = "as RFC 3339, as a date (its midnight, UTC), as Unix milliseconds, as `now` or as `-24h`."
+
+BINANCE_QUERY = (
+    INTERVAL,
+    Parameter("startTime", f"Open time of the first candle, or before, {_BINANCE_TIME}", FROM.schema, FROM.examples),
+    Parameter("endTime", f"Open time of the last candle, or after, {_BINANCE_TIME}", TO.schema, TO.examples),
+    LIMIT,
+)
 
 
 class InvalidInterval(Problem):
@@ -89,26 +91,32 @@ class InvalidLimit(Problem):
     code = "invalid_limit"
 
 
+class InvalidFill(Problem):
+    """The value of `fill` is not one of those listed."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "invalid_fill"
+
+
 class InvalidFormat(Problem):
-    """The format is not one of those listed."""
+    """The value of `format`, which older clients send, is not `array`."""
 
     status = HTTPStatus.BAD_REQUEST
     code = "invalid_format"
 
 
 class CandleQuery(NamedTuple):
-    """A parsed query: the name of the interval, the request, and whether candles are answered as arrays."""
+    """A parsed query: the name of the interval, and the request."""
 
     interval: str
     wanted: CandleRequest
-    as_arrays: bool
 
 
 def parse_query(query: bytes, now_ms: int) -> CandleQuery:
     """Parse a query string at a time (Unix ms); of a repeated parameter the last one counts.
 
     Raises:
-        InvalidInterval, InvalidRange, InvalidLimit, InvalidFormat: a parameter is wrong.
+        InvalidInterval, InvalidRange, InvalidLimit, InvalidFill: a parameter is wrong.
     """
     try:
         return _parse_absolute(query)
@@ -130,17 +138,59 @@ def _parse_absolute(query: bytes) -> CandleQuery:
 
 def _parse(query: bytes, now_ms: int) -> CandleQuery:
     given = QueryParams(query)
-    interval = given.get("interval", DEFAULT_INTERVAL)
-    if interval not in INTERVALS_MS:
-        raise InvalidInterval(f"The interval is one of {', '.join(INTERVALS_MS)}.")
-    since, until = (parse_time(name, given[name], now_ms) if name in given else None for name in ("from", "to"))
+    interval = parse_interval(given.get("interval", DEFAULT_INTERVAL))
+    since, until = (_time_in(given, name, now_ms) for name in ("from", "to"))
     if since is not None and until is not None and since >= until:
         raise InvalidRange("The range ends before it begins: `from` must lie before `to`.")
     limit = parse_limit(given.get("limit"), DEFAULT_LIMIT)
-    as_arrays = given.get("format")
-    if as_arrays not in (None, "array"):
+    fill = given.get("fill")
+    if fill not in (None, "previous"):
+        raise InvalidFill("What is filled in is previous, the close before, or the parameter is left out.")
+    wanted = CandleRequest(INTERVALS[interval], since, until, limit, fill is not None)
+    return CandleQuery(interval, wanted)
+
+
+@lru_cache(maxsize=256)
+def wants_arrays(query: bytes) -> bool:
+    """Return whether a query string asks for arrays instead of objects.
+
+    Raises:
+        InvalidFormat: it asks for something else.
+    """
+    if (text := QueryParams(query).get(FORMAT)) not in (None, "array"):
         raise InvalidFormat("The format is array, or is left out for objects.")
-    return CandleQuery(interval, CandleRequest(INTERVALS_MS[interval], since, until, limit), as_arrays is not None)
+    return text is not None
+
+
+def parse_interval(text: str) -> str:
+    """Return the interval.
+
+    Raises:
+        InvalidInterval: it is not one of those listed.
+    """
+    if text not in INTERVALS:
+        raise InvalidInterval(f"The interval is one of {', '.join(INTERVALS)}.")
+    return text
+
+
+def parse_binance_query(given: QueryParams, now_ms: int) -> CandleRequest:
+    """Parse the names of Binance's klines at a time (Unix ms): a candle that opens at `endTime` belongs to the range.
+
+    Raises:
+        InvalidInterval, InvalidRange, InvalidLimit: a parameter is wrong.
+    """
+    interval = parse_interval(given.get("interval", DEFAULT_INTERVAL))
+    since, last = (
+        parse_time(name, given[name], now_ms) if name in given else None for name in ("startTime", "endTime")
+    )
+    if since is not None and last is not None and since > last:
+        raise InvalidRange("The range ends before it begins: `startTime` must not lie after `endTime`.")
+    until = None if last is None else last + 1
+    return CandleRequest(INTERVALS[interval], since, until, parse_limit(given.get("limit"), DEFAULT_LIMIT))
+
+
+def _time_in(given: QueryParams, name: str, now_ms: int) -> int | None:
+    return parse_time(name, given[name], now_ms) if name in given else None
 
 
 def parse_time(name: str, text: str, now_ms: int) -> int:

@@ -1,14 +1,15 @@
 """Candle queries: rows of the archive up to six minutes ago, minutes of the cache from there on, so that the running
 candle has the newest tick.
 
-A candle is identified by the time at which it opens, on a grid that begins in 1970; it merges all minutes that begin
-within it. Candles without ticks are absent.
+A candle is identified by the time at which it opens, on the grid of its interval; it merges all minutes that begin
+within it. Stores make candles of up to a day, of which longer ones are put together here. Candles without ticks are
+absent.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from marketflow.api.queries.boundaries import oldest_kept_minute, split_between
+from marketflow.api.queries.boundaries import Grid, oldest_kept_minute, split_between
 from marketflow.api.queries.either_store import both, unless_unavailable
 from marketflow.errors import Unavailable
 from marketflow.model import Candle, Series, merge_all
@@ -29,16 +30,18 @@ class CandleRequest(NamedTuple):
     """The candles of a request.
 
     Args:
-        length_ms: length of a candle, whole minutes.
+        grid: where candles begin.
         since: the first `limit` candles that open at this time (Unix ms) or later; None: the last ones.
         until: they open before this time (Unix ms); None: now.
         limit: most candles.
+        fill: whether candles without ticks are filled, see `filled_candles`.
     """
 
-    length_ms: int
+    grid: Grid
     since: int | None
     until: int | None
     limit: int
+    fill: bool = False
 
 
 class QueryTime(NamedTuple):
@@ -53,20 +56,24 @@ class CandleRows(NamedTuple):
     """The result of a candle query.
 
     Args:
+        grid: where candles begin.
         candles: by the time at which they open (Unix ms), in order.
         closed_until: a candle that ends later may still change.
         known_from: a candle that opens before may be incomplete.
         settled: whether the whole range is over, so that the same request has the same result for a while.
+        filled: those without ticks, which are flat.
     """
 
+    grid: Grid
     candles: dict[int, Candle]
     closed_until: int
     known_from: int
     settled: bool
+    filled: frozenset[int] = frozenset()
 
-    def closed(self, start: int, length_ms: int) -> bool:
+    def closed(self, start: int) -> bool:
         """Return whether the candle that opens at `start` is closed."""
-        return self.known_from <= start and start + length_ms <= self.closed_until
+        return self.known_from <= start and self.grid.end_of(start) <= self.closed_until
 
 
 async def query_candles(
@@ -90,15 +97,16 @@ async def query_candles(
     Raises:
         Unavailable: no candle was found, and a store that was needed is unavailable.
     """
-    length, split = wanted.length_ms, split_between(at.now)
-    since = _next_on_grid(wanted.since or 0, length)
-    wanted_until = at.horizon if wanted.until is None else _next_on_grid(wanted.until, length)
+    grid, split = wanted.grid, split_between(at.now)
+    # Beyond the horizon there is nothing, and far beyond it there are no months.
+    since = grid.at_or_after(min(wanted.since or 0, at.horizon))
+    wanted_until = at.horizon if wanted.until is None else grid.at_or_after(min(wanted.until, at.horizon))
     until = min(wanted_until, at.horizon)
     if since >= until:
-        return CandleRows({}, at.complete_until, 0, settled=False)
+        return CandleRows(grid, {}, at.complete_until, 0, settled=False)
 
     def part(begin: int, end: int) -> CandleRange:
-        return CandleRange(length, begin, end, wanted.limit, newest=wanted.since is None)
+        return CandleRange(grid.part_ms, begin, end, wanted.limit * grid.parts, newest=wanted.since is None)
 
     def rows_of(
         of_series: Sequence[Mapping[int, Candle]], closed_until: int, known_from: int = 0, complete: bool = False
@@ -110,41 +118,40 @@ async def query_candles(
         starts = starts[-wanted.limit :] if wanted.since is None else starts[: wanted.limit]
         over = wanted.since is not None and wanted_until + SETTLED_MS <= at.now
         chosen = {start: candles[start] for start in starts}
-        return CandleRows(chosen, closed_until, known_from, settled=complete and over)
+        return CandleRows(grid, chosen, closed_until, known_from, settled=complete and over)
 
     old, recent = part(since, min(until, split)), max(since, split)
     rows, cached = await both(
-        unless_unavailable(archive.candles(series, old)) if since < split else _nothing(series),
+        unless_unavailable(_archived(archive, series, old, grid)) if since < split else _nothing(series),
         unless_unavailable(cache.by_minute(series, recent, until)) if until > split else _nothing(series),
     )
     if rows is None:
         oldest = oldest_kept_minute(at.now)
-        since = max(since, _next_on_grid(oldest, length))
+        since = max(since, grid.at_or_after(oldest))
         if cached is None or since >= until or (wanted.since or oldest) < oldest:
             raise Unavailable("neither the cache nor the archive is available")
         # Its reach is unknown: memory holds minutes, and the cache a day unless it was emptied.
         cached = await cache.by_minute(series, since, until)
         known_from = min((start for each in cached for start in each), default=0)
-        folded = _folded(cached, length)
-        return rows_of(folded, closed_until=at.complete_until, known_from=known_from)
+        return rows_of(folded(cached, grid), closed_until=at.complete_until, known_from=known_from)
     if cached is None:
         # The last rows may not be written yet.
-        return rows_of(await archive.candles(series, part(since, until)), closed_until=split)
-    whole = [merge_all(parts) for parts in zip(rows, _folded(cached, length), strict=True)]
+        return rows_of(await _archived(archive, series, part(since, until), grid), closed_until=split)
+    whole = [merge_all(parts) for parts in zip(rows, folded(cached, grid), strict=True)]
     return rows_of(whole, closed_until=at.complete_until, complete=True)
+
+
+async def _archived(
+    archive: ArchiveReader, series: Sequence[Series], wanted: CandleRange, grid: Grid
+) -> Sequence[Mapping[int, Candle]]:
+    found = await archive.candles(series, wanted)
+    return found if grid.parts == 1 else folded(found, grid)
 
 
 async def _nothing(series: Sequence[Series]) -> list[dict[int, Candle]]:
     return [{} for _ in series]
 
 
-def _next_on_grid(at: int, length_ms: int) -> int:
-    """Return the first time at or after `at` at which a candle opens."""
-    return -(-at // length_ms) * length_ms
-
-
-def _folded(minutes: Sequence[Mapping[int, Candle]], length_ms: int) -> list[dict[int, Candle]]:
-    """Minutes of each series as candles."""
-    return [
-        merge_all({start - start % length_ms: candle} for start, candle in of_series.items()) for of_series in minutes
-    ]
+def folded(parts: Sequence[Mapping[int, Candle]], grid: Grid) -> list[dict[int, Candle]]:
+    """Minutes or days of each series as candles."""
+    return [merge_all({grid.start_of(start): candle} for start, candle in of_series.items()) for of_series in parts]

@@ -58,11 +58,12 @@ class KnownHoles:
         self._read_at[mode] = self._monotonic()
 
 
-def touched(spans: Iterable[Span], starts: Sequence[int], length_ms: int) -> set[int]:
-    """The candles in which trades are missing, by their starts (Unix ms, ascending) and their length."""
+def touched(spans: Iterable[Span], starts: Sequence[int], end_of: Callable[[int], int]) -> set[int]:
+    """The candles in which trades are missing, by their starts (Unix ms, ascending), with the ends of them."""
     found: set[int] = set()
+    ends = [end_of(start) for start in starts]
     for span in spans:
-        found.update(starts[bisect_right(starts, span.from_ms - length_ms) : bisect_right(starts, span.to_ms)])
+        found.update(starts[bisect_right(ends, span.from_ms) : bisect_right(starts, span.to_ms)])
     return found
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from marketflow.api.problems import NoData
 from marketflow.api.queries.boundaries import horizon, oldest_kept_minute, split_between
 from marketflow.api.queries.candles import CandleRequest, CandleRows, Combine, QueryTime, query_candles
+from marketflow.api.queries.derived.filled_candles import filled_candles
 from marketflow.api.queries.either_store import both, unless_unavailable
 from marketflow.api.queries.reference import FRESH_MS, ReferencePrice, reference_price
 from marketflow.clock import Clock, milliseconds
@@ -130,7 +131,7 @@ class PriceQueries:
     async def candles(
         self, series: Sequence[Series], wanted: CandleRequest, combine: Combine = merge_all
     ) -> CandleRows:
-        """Return candles of all series as one, see `query_candles`.
+        """Return candles of all series as one, see `query_candles` and `filled_candles`.
 
         Raises:
             Unavailable: no candle was found, and a store that was needed is unavailable.
@@ -138,7 +139,11 @@ class PriceQueries:
         now = milliseconds(self.clock())
         until = horizon(now, self.ahead_ms)
         at = QueryTime(now, until, now - self.closed_after_ms)
-        return await query_candles(self.cache, self.archive, series, wanted, at, combine)
+
+        async def run(request: CandleRequest) -> CandleRows:
+            return await query_candles(self.cache, self.archive, series, request, at, combine)
+
+        return await (filled_candles(run, wanted, until) if wanted.fill else run(wanted))
 
     async def _recent(self, series: Sequence[Series], since: int, now: int) -> PeriodSummary:
         """Summarize a period that the slices cover: exact from the cache, whole minutes from the archive."""

@@ -1,10 +1,8 @@
-"""/candles: open, high, low and close by the minute, hour or day, on one exchange, over all, or of the reference."""
+"""/candles: open, high, low and close by interval, on one exchange, over all, or of the reference."""
 
 from collections.abc import Callable
 from dataclasses import replace
-from decimal import Decimal
-from hashlib import blake2b
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, structs
@@ -12,40 +10,37 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from marketflow.api.context import context_of
-from marketflow.api.openapi.operation import Exchange, Operation, Symbol, Tag
-from marketflow.api.problems import ServiceUnavailable, TooManyRequests, UnknownExchange, UnknownSymbol
+from marketflow.api.openapi.operation import Exchange, Operation, Symbol
+from marketflow.api.problems import UnknownExchange
+from marketflow.api.queries.boundaries import INTERVALS
 from marketflow.api.queries.candle_parameters import (
     CANDLE_QUERY,
-    INTERVALS_MS,
+    FORMAT,
     InvalidFormat,
-    InvalidInterval,
-    InvalidLimit,
-    InvalidRange,
     parse_query,
+    wants_arrays,
 )
 from marketflow.api.queries.candles import CandleRows, Combine
 from marketflow.api.queries.known_holes import Span, touched
 from marketflow.api.queries.path_parameters import path_parameters_of
 from marketflow.api.queries.reference import reference_candles
-from marketflow.api.rendering import ALWAYS, JSONAnswer, Time, has_etag, rfc3339
+from marketflow.api.rendering import Time, rfc3339
+from marketflow.api.routes.charting.candle_values import (
+    CANDLE_PROBLEMS,
+    CANDLES,
+    MAX_AGE_SECONDS,
+    UNKNOWN,
+    Amount,
+    Price,
+    cached_answer,
+    number_of_ticks,
+    traded,
+)
+from marketflow.api.routes.charting.klines import klines_of
 from marketflow.clock import milliseconds
-from marketflow.model import REFERENCE, Candle, Source, merge_all, rounded
+from marketflow.model import REFERENCE, Source, merge_all
 
-MAX_AGE_SECONDS = 60
-"""Time for which a client may cache a settled answer.
-
-Short, because the mode may be switched and a minute in the backlog may still arrive; revalidation costs a 304.
-"""
-
-_KEPT = f"max-age={MAX_AGE_SECONDS}"
-
-Price = Annotated[float, Meta(gt=0, examples=[67432.14])]
-Decimals = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)?$", examples=["67432.14"])]
-Amount = Annotated[float, Meta(ge=0, examples=[12.5])]
-_UNKNOWN = "null where it is unknown, which is not zero."
-
-
-Interval = Annotated[str, Meta(description="Length of a candle.", extra_json_schema={"enum": [*INTERVALS_MS]})]
+Interval = Annotated[str, Meta(description="Length of a candle.", extra_json_schema={"enum": [*INTERVALS]})]
 
 
 class VenueCandle(msgspec.Struct, frozen=True, rename={"opening": "open"}):
@@ -68,15 +63,15 @@ class CandleAnswer(msgspec.Struct, frozen=True, rename={"opening": "open"}):
     high: Annotated[Price, Meta(description="The highest price.")]
     low: Annotated[Price, Meta(description="The lowest price.")]
     close: Annotated[Price, Meta(description="The last price; the newest one in the running candle.")]
-    average: Annotated[Price | None, Meta(description=f"The mean of all ticks; {_UNKNOWN}")]
+    average: Annotated[Price | None, Meta(description=f"The mean of all ticks; {UNKNOWN}")]
     ticks: Annotated[
-        Annotated[int, Meta(ge=1)] | None, Meta(description=f"Number of ticks or trades; {_UNKNOWN}", examples=[5580])
+        Annotated[int, Meta(ge=0)] | None, Meta(description=f"Number of ticks or trades; {UNKNOWN}", examples=[5580])
     ]
-    volume: Annotated[Amount | None, Meta(description=f"What was traded, in the base currency; {_UNKNOWN}")]
-    turnover: Annotated[Amount | None, Meta(description=f"The same in the quote currency; {_UNKNOWN}")]
+    volume: Annotated[Amount | None, Meta(description=f"What was traded, in the base currency; {UNKNOWN}")]
+    turnover: Annotated[Amount | None, Meta(description=f"The same in the quote currency; {UNKNOWN}")]
     vwap: Annotated[Price | None, Meta(description="Turnover by volume: the mean price of what was traded, or null.")]
-    buy_volume: Annotated[Amount | None, Meta(description=f"The part of the volume that takers bought; {_UNKNOWN}")]
-    buy_turnover: Annotated[Amount | None, Meta(description=f"The same of the turnover; {_UNKNOWN}")]
+    buy_volume: Annotated[Amount | None, Meta(description=f"The part of the volume that takers bought; {UNKNOWN}")]
+    buy_turnover: Annotated[Amount | None, Meta(description=f"The same of the turnover; {UNKNOWN}")]
     closed: Annotated[bool, Meta(description="True once no tick that would be accepted can change it.")]
     version: Annotated[int, Meta(ge=1, description="Raised by each correction of a closed candle.", examples=[1])]
     source: Annotated[Source, Meta(description="Made of ticks, or the venue's own candle (of several, if any is).")]
@@ -91,6 +86,7 @@ class CandleAnswer(msgspec.Struct, frozen=True, rename={"opening": "open"}):
         bool | None, Meta(description="Whether the venue's own candles are the same; null while that is unknown.")
     ]
     venue: Annotated[VenueCandle | None, Meta(description="The venue's own candle of a minute that differs from it.")]
+    filled: Annotated[bool, Meta(description="True where there was no tick, and `fill` asked for the close before.")]
 
 
 class CandlesAnswer(msgspec.Struct, frozen=True):
@@ -111,51 +107,25 @@ class ReferenceCandlesAnswer(msgspec.Struct, frozen=True):
     candles: list[CandleAnswer]
 
 
-class Kline(msgspec.Struct, frozen=True, array_like=True):
-    """A candle in the order of Binance's klines."""
-
-    open_time: Annotated[int, Meta(description="Opening time in Unix ms.")]
-    open: Decimals
-    high: Decimals
-    low: Decimals
-    close: Decimals
-    volume: Annotated[Decimals | None, Meta(description=f"In the base currency; {_UNKNOWN}")]
-    close_time: Annotated[int, Meta(description="Last millisecond in Unix ms.")]
-    quote_volume: Annotated[Decimals | None, Meta(description=f"In the quote currency; {_UNKNOWN}")]
-    trades: Annotated[int | None, Meta(description=f"Number of ticks or trades; {_UNKNOWN}")]
-    taker_volume: Annotated[Decimals | None, Meta(description=f"Bought by takers; {_UNKNOWN}")]
-    taker_quote_volume: Annotated[Decimals | None, Meta(description=f"Bought by takers; {_UNKNOWN}")]
-    ignored: Literal["0"] = "0"
-
-
-_CANDLES = Tag("candles", "Open, high, low and close by the minute, hour or day, in the mode that runs.")
-
-
 def candle_operations() -> list[Operation]:
     """Return the candle operations, over all exchanges, of the reference price, and on one exchange."""
     over_all = Operation(
         id="candles",
         path="/candles/{symbol}",
         endpoint=_candles,
-        tag=_CANDLES,
+        tag=CANDLES,
         summary="Candles over all exchanges",
         description=(
             "The oldest first. Intervals without ticks are absent, and without any the list is empty. The running "
             "candle has the newest tick, as `/prices/latest` has. A range with `from` and `to` that is over, and has "
             f"been for ten minutes, may be cached for {MAX_AGE_SECONDS} s and has an `ETag`. The mode "
-            "is not part of the path: revalidate after switching it."
+            "is not part of the path: revalidate after switching it. With `format=array`, an alias for older clients, "
+            "the answer is that of `/klines`."
         ),
-        answer=CandlesAnswer | list[Kline],
+        answer=CandlesAnswer,
         query=CANDLE_QUERY,
-        problems=(
-            InvalidInterval,
-            InvalidRange,
-            InvalidLimit,
-            InvalidFormat,
-            UnknownSymbol,
-            ServiceUnavailable,
-            TooManyRequests,
-        ),
+        aliases=(FORMAT,),
+        problems=(*CANDLE_PROBLEMS, InvalidFormat),
         may_be_kept=True,
     )
     of_reference = replace(
@@ -168,7 +138,7 @@ def candle_operations() -> list[Operation]:
             "As those over all exchanges, but open, high, low, close and average are the medians of those of the "
             "exchanges: no candle opens on one exchange and closes on another. All else is that of all exchanges."
         ),
-        answer=ReferenceCandlesAnswer | list[Kline],
+        answer=ReferenceCandlesAnswer,
     )
     on_one = replace(
         over_all,
@@ -200,19 +170,18 @@ async def _answer(
     context = context_of(request)
     parameters = path_parameters_of(request, context)
     context.clients.attribute_to(request.scope)
-    interval, wanted, as_arrays = parse_query(request.scope["query_string"], milliseconds(context.prices.clock()))
+    given: bytes = request.scope["query_string"]
+    interval, wanted = parse_query(given, milliseconds(context.prices.clock()))
+    as_arrays = wants_arrays(given)
     rows = await context.prices.candles(parameters.series, wanted, combine)
-    length_ms = wanted.length_ms
     if as_arrays:
-        answer = JSONAnswer(_klines(rows, length_ms))
-    else:
-        objects = _objects(rows, length_ms, await context.known_holes.spans(parameters.series))
-        answer = JSONAnswer(answer_of(parameters.symbol, parameters.exchange, interval, objects))
-    return _kept(request, answer) if rows.settled else answer
+        return cached_answer(request, await klines_of(rows, context, parameters.series), rows)
+    objects = _objects(rows, await context.known_holes.spans(parameters.series))
+    return cached_answer(request, answer_of(parameters.symbol, parameters.exchange, interval, objects), rows)
 
 
-def _objects(rows: CandleRows, length_ms: int, holes: list[Span]) -> list[CandleAnswer]:
-    incomplete = touched(holes, [*rows.candles], length_ms)
+def _objects(rows: CandleRows, holes: list[Span]) -> list[CandleAnswer]:
+    incomplete = touched(holes, [*rows.candles], rows.grid.end_of)
     return [
         CandleAnswer(
             rfc3339(start),
@@ -221,73 +190,15 @@ def _objects(rows: CandleRows, length_ms: int, holes: list[Span]) -> list[Candle
             candle.low,
             candle.close,
             candle.average,
-            candle.ticks or None,
-            *_traded(candle),
-            rows.closed(start, length_ms),
+            number_of_ticks(rows, start),
+            *traded(rows, start, incomplete),
+            rows.closed(start),
             candle.version,
             candle.source,
             False if start in incomplete else candle.verified or None,
             candle.verified,
             None if candle.venue is None else VenueCandle(*structs.astuple(candle.venue)),
+            start in rows.filled,
         )
         for start, candle in rows.candles.items()
     ]
-
-
-class _Traded(NamedTuple):
-    """What was traded, as it is answered."""
-
-    volume: float | None = None
-    turnover: float | None = None
-    vwap: float | None = None
-    buy_volume: float | None = None
-    buy_turnover: float | None = None
-
-
-def _traded(candle: Candle) -> _Traded:
-    if (amounts := candle.amounts) is None:
-        return _Traded()
-    volume, turnover, *bought = (each if each is None else rounded(each) for each in structs.astuple(amounts))
-    return _Traded(volume, turnover, candle.vwap, *bought)
-
-
-def _klines(rows: CandleRows, length_ms: int) -> list[Kline]:
-    return [_kline(start, candle, length_ms) for start, candle in rows.candles.items()]
-
-
-def _kline(start: int, candle: Candle, length_ms: int) -> Kline:
-    traded = _traded(candle)
-    return Kline(
-        start,
-        _decimals(candle.open),
-        _decimals(candle.high),
-        _decimals(candle.low),
-        _decimals(candle.close),
-        _decimals_or_null(traded.volume),
-        start + length_ms - 1,
-        _decimals_or_null(traded.turnover),
-        candle.ticks or None,
-        _decimals_or_null(traded.buy_volume),
-        _decimals_or_null(traded.buy_turnover),
-    )
-
-
-def _decimals_or_null(amount: float | None) -> str | None:
-    return None if amount is None else _decimals(amount)
-
-
-def _decimals(price: float) -> str:
-    """Return a price in the fewest decimals that are exact."""
-    text = repr(price)
-    return format(Decimal(text), "f") if "e" in text else text
-
-
-def _kept(request: Request, answer: Response) -> Response:
-    """Return the response with its ETag, or 304 if the client has the same one."""
-    # Weak, because the compressed response has the same one.
-    tag = f'W/"{blake2b(bytes(answer.body), digest_size=16).hexdigest()}"'
-    headers = {**ALWAYS, "cache-control": _KEPT, "etag": tag}
-    if has_etag(request, tag):
-        return Response(status_code=304, headers=headers)
-    answer.headers.update(headers)
-    return answer

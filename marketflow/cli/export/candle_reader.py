@@ -7,8 +7,10 @@ import csv
 from collections.abc import Callable, Generator, Sequence
 from datetime import UTC
 from io import StringIO
+from itertools import pairwise
 
-from marketflow.api.queries.candle_parameters import INTERVALS_MS
+from marketflow.api.queries.boundaries import INTERVALS
+from marketflow.api.queries.candles import folded
 from marketflow.cli.export.columns import Column
 from marketflow.cli.export.row_reader import ReadConnection, RowFilter, SeriesRows
 from marketflow.model import Amounts, Candle, Series, rounded
@@ -27,13 +29,13 @@ Cell = str | int | float | bool | None
 
 def has_days(interval: str) -> bool:
     """Return whether candles of an interval are made of hours or days, which are kept longer than minutes."""
-    return INTERVALS_MS[interval] >= _HOUR_MS
+    return INTERVALS[interval].part_ms >= _HOUR_MS
 
 
 def on_grid(selection: RowFilter, interval: str) -> RowFilter:
     """Return the filter of the rows whose candles open in the range of a filter, as `from` and `to` of the API."""
-    length = INTERVALS_MS[interval]
-    begin, end = (None if at is None else -(-at // length) * length for at in (selection.from_ms, selection.to_ms))
+    grid = INTERVALS[interval]
+    begin, end = (None if at is None else grid.at_or_after(at) for at in (selection.from_ms, selection.to_ms))
     return RowFilter(selection.mode, begin, end, selection.symbols, selection.exchanges)
 
 
@@ -55,17 +57,18 @@ def read_candle_blocks(
         columns: of CANDLE.
         written_as: converts a name from the database for the output.
     """
-    length = INTERVALS_MS[interval]
+    grid = INTERVALS[interval]
     cells = [_cell(column.name, written_as(series.exchange), written_as(series.symbol)) for column in columns]
     whose = [Series(selection.mode, series.exchange, series.symbol)]
     connection.execute("set local jit = off")  # a statement is planned and run in less time than JIT takes
-    first, end = to_unix_ms(series.first) // length * length, to_unix_ms(series.last) // length * length + length
+    first, end = grid.start_of(to_unix_ms(series.first)), grid.end_of(grid.start_of(to_unix_ms(series.last)))
     first = first if selection.from_ms is None else max(first, selection.from_ms)
     end = end if selection.to_ms is None else min(end, selection.to_ms)
-    for begin in range(first, end, PAGE * length):
-        until = min(begin + PAGE * length, end)
-        statement, parameters = query(whose, CandleRange(length, begin, until, PAGE, newest=False))
-        (candles,) = candles_of(connection.execute(statement.encode(), parameters).fetchall(), 1)
+    begins = grid.starts(first, end)[:: PAGE // grid.parts]
+    for begin, until in pairwise([*begins, end]):
+        statement, parameters = query(whose, CandleRange(grid.part_ms, begin, until, PAGE, newest=False))
+        parts = candles_of(connection.execute(statement.encode(), parameters).fetchall(), 1)
+        (candles,) = folded(parts, grid)
         if candles:
             out = StringIO()
             writer = csv.writer(out, lineterminator="\n")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from marketflow.api.queries.candle_parameters import INTERVALS_MS
+from marketflow.api.queries.boundaries import INTERVALS
 from marketflow.cli.export.candle_reader import has_days, on_grid, read_candle_blocks
 from marketflow.cli.export.columns import TABLE, Column, chosen_columns
 from marketflow.cli.export.formats import open_format, require
@@ -97,7 +97,7 @@ def _write(
     series = find_series(connection, rows, settings.symbols, exchanges, bool(interval) and has_days(interval))
     if interval:
         _check_identified(series, columns)
-    expected = [each.rows(INTERVALS_MS[interval] if interval else settings.flow.minute_ms) for each in series]
+    expected = [each.rows(INTERVALS[interval].length_ms if interval else settings.flow.minute_ms) for each in series]
     with open_format(request.format, file, columns) as written:
         for number, each in enumerate(series):
             counted.expect(sum(expected[number:]))  # the number of missing rows is known once a series is complete

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from marketflow.api.queries.candle_parameters import INTERVALS_MS
+from marketflow.api.queries.boundaries import INTERVALS as GRIDS
 from marketflow.cli.watch.client_state import ClientState
 from marketflow.cli.watch.keyboard import Key
 from marketflow.model import REFERENCE
 
-INTERVALS = tuple(INTERVALS_MS)
+INTERVALS = tuple(GRIDS)
 
 
 class Order(StrEnum):

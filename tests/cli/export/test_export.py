@@ -21,7 +21,8 @@ import pytest
 from pyarrow import feather, parquet  # type: ignore[import-untyped]
 
 from marketflow import logs
-from marketflow.api.queries.candle_parameters import INTERVALS_MS
+from marketflow.api.queries.boundaries import INTERVALS
+from marketflow.api.queries.candles import folded
 from marketflow.cli import main
 from marketflow.cli.export.columns import CANDLE
 from marketflow.cli.export.row_reader import COLUMNS
@@ -355,23 +356,26 @@ def hours(table: "psycopg.Connection[Any]") -> "psycopg.Connection[Any]":
     return table
 
 
-@pytest.mark.parametrize("interval", [*INTERVALS_MS])
+@pytest.mark.parametrize("interval", [*INTERVALS])
 def test_candles_are_those_of_the_api(
     hours: "psycopg.Connection[Any]", environment: dict[str, str], postgres_db: dict[str, Any], interval: str
 ) -> None:
-    length = INTERVALS_MS[interval]
-    begin, end = int(START.timestamp() * 1000) + 90_000, int(START.timestamp() * 1000) + 2 * 86_400_000 + 1
+    grid = INTERVALS[interval]
+    begin, end = (
+        int(START.timestamp() * 1000) + (0 if interval == "1M" else 90_000),
+        int(START.timestamp() * 1000) + 2 * 86_400_000 + 1,
+    )
     done = run(
         environment,
         *("--interval", interval, "--symbol", "BTCUSDT", "--from", str(begin), "--to", str(end)),
     )
-    wanted = CandleRange(length, -(-begin // length) * length, -(-end // length) * length, 10_000, newest=False)
+    wanted = CandleRange(grid.part_ms, grid.at_or_after(begin), grid.at_or_after(end), 10_000, newest=False)
 
     async def archived() -> dict[int, Candle]:
         reader = PostgresReader(connection_keywords(**postgres_db))
         await reader.open()
         try:
-            (found,) = await reader.candles([Series(Mode.TEST, "exchange1", "BTCUSDT")], wanted)
+            (found,) = folded(await reader.candles([Series(Mode.TEST, "exchange1", "BTCUSDT")], wanted), grid)
         finally:
             await reader.close()
         return found

@@ -432,10 +432,10 @@ def test_keys_choose_symbol_exchange_and_interval_of_candles() -> None:
     world, view = many(3), View()
     press(view, world, Key.INTERVAL, Key.ESCAPE)  # nothing is chosen yet
     press(view, world, Key.ENTER, Key.DOWN, Key.RIGHT, Key.INTERVAL)
-    assert view.candles == CandleChoice("S01USDT", "exchange1", "5m")
+    assert view.candles == CandleChoice("S01USDT", "exchange1", "3m")
     press(view, world, Key.RIGHT, Key.RIGHT, Key.SORT, Key.REVERSE, Key.ENTER)
-    assert view.candles == CandleChoice("S01USDT", "reference", "5m")
+    assert view.candles == CandleChoice("S01USDT", "reference", "3m")
     press(view, world, Key.LEFT)
-    assert view.candles == CandleChoice("S01USDT", "exchange2", "5m")
+    assert view.candles == CandleChoice("S01USDT", "exchange2", "3m")
     press(view, world, Key.ESCAPE, Key.LEFT)
     assert view == View(selected="S01USDT", page=view.page)

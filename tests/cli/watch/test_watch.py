@@ -496,7 +496,7 @@ def test_keys_sort_scroll_and_show_candles(application: Application, exchanges: 
         terminal.types("\x1b[C")
         terminal.shows("exchange1  1m candles", "time, UTC")
         terminal.types("i")
-        terminal.shows("exchange1  5m candles", "time, UTC")
+        terminal.shows("exchange1  3m candles", "time, UTC")
         terminal.types("\x1b")
         terminal.shows("s sort: as configured", "\x1b[7mDOGEUSDT")
         terminal.types("\x1b[D\x04")
