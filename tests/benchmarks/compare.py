@@ -69,7 +69,10 @@ def _ingest(checkout: Path) -> Measurements:
 
 def _single_tick(checkout: Path) -> Measurements:
     counters = single_tick.measure(8, checkout)
-    return {name: counters[name] for name in ("cpu_us", "redis_cpu_us", "redis_commands")}
+    return {
+        name: counters[name]
+        for name in ("cpu_us", "redis_cpu_us", "redis_commands", "context_switches", "idle_core_percent")
+    }
 
 
 def _promptness(checkout: Path) -> Measurements:

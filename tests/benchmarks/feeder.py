@@ -18,7 +18,7 @@ from tests.support.servers import wait_until
 LINES_A_BLOCK = 500
 STAMP = b"1000000000000"
 
-_STEADY, _FLOODING, _ENDED = range(3)
+_STEADY, _FLOODING, _PAUSED, _ENDED = range(4)
 
 
 def price_now() -> int:
@@ -80,6 +80,10 @@ class Feeder:
         """Send at the rate again."""
         self._order.value = _STEADY
 
+    def pause(self) -> None:
+        """Send nothing from now on."""
+        self._order.value = _PAUSED
+
     def __enter__(self) -> Self:
         self._process.start()
         wait_until(lambda: self.sent, message="the feeder sends nothing")
@@ -100,6 +104,9 @@ def _feed(connections: list[socket.socket], symbols: list[str], rate: float, ord
             if order.value == _FLOODING:
                 _send_block(connections, prepared[beats % len(prepared)])
                 sent.value += LINES_A_BLOCK * len(connections)
+                due = time.monotonic()
+            elif order.value == _PAUSED:
+                time.sleep(0.05)
                 due = time.monotonic()
             else:
                 due += 1 / rate

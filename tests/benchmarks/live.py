@@ -54,6 +54,16 @@ class Live:
         """Ticks sent so far, without the marked ones."""
         return self._steady.sent + self.flooder.sent
 
+    def pause(self) -> None:
+        """Send no ticks from now on."""
+        for feeder in (self._steady, self.flooder):
+            feeder.pause()
+
+    def resume(self) -> None:
+        """Send at the rate again."""
+        for feeder in (self._steady, self.flooder):
+            feeder.ease()
+
     def settle(self) -> None:
         """Wait until what was sent has been taken."""
         wait_until(lambda: self.marks.sample() < 50, timeout=30, message="MarketFlow does not catch up")
