@@ -26,14 +26,17 @@ from marketflow.pipeline.operators import (
     isolated,
     keep_newer,
     map_or_drop,
-    partition_by_series,
     retry_with_backoff,
+    split_by_series,
     union,
 )
 from marketflow.pipeline.recovery import Recovery, cache_losses
 from marketflow.pipeline.state import WindowState
 from marketflow.stores.ports import ArchiveWriter, CacheWriter, Rollups
 from marketflow.tasks import Backoff
+
+SLICES_A_PARTITION = 1000
+"""Slices up to which a write is not split: one call for all series costs a fifth less CPU than one a partition."""
 
 ROLLUP_SECONDS = 10.0
 """Interval at which days that are over are looked for."""
@@ -60,7 +63,7 @@ class Parts:
         cache: where the API reads.
         archive: where minutes are kept for good.
         rollups: daily candles in the archive.
-        workers_per_exchange: number of partitions in which the slices of an exchange are written to the cache.
+        workers_per_exchange: number of partitions in which many slices of an exchange are written to the cache.
         loop: scheduler of all timers.
         pool: scheduler of all blocking calls.
         clock: the processing time by which minutes close.
@@ -96,7 +99,6 @@ class Parts:
         self._refills = Refills(self._cache_branches)
         feeds = [feed for of_mode in self.feeds.values() for feed in of_mode]
         series = {series for feed in feeds for series in feed.decoder.series}
-        self._exchanges = sorted({feed.exchange for feed in feeds})
         self.archive_sink = ArchiveSink(
             self.state, self.backlog, self.cache, self.archive, self.rollups, series, self.clock, self.log
         )
@@ -170,19 +172,27 @@ class Parts:
 
     def conflated(self, name: str, *stages: Operator[Any, Any]) -> Operator[dict[Any, Any], Any]:
         """Pass one dict at a time through the stages; later values replace earlier ones while they wait."""
+        return conflate_through(compose(*stages), union, self._cache_branch(name))
 
+    def conflated_partitions(self, name: str, *stages: Operator[Any, Any]) -> Operator[Candles, Any]:
+        """Like `conflated`, but many slots pass through the stages in partitions of their series that run concurrently.
+
+        While writes keep up with the ticks, what arrives in 100 ms is one partition.
+        """
+
+        def written(item: Candles) -> Observable[Any]:
+            parts = split_by_series(item, lambda slot: slot.series, self.workers_per_exchange, SLICES_A_PARTITION)
+            return rx.merge(*(rx.just(part).pipe(*stages) for part in parts)).pipe(ops.ignore_elements())
+
+        return conflate_map(written, union, self._cache_branch(name))
+
+    def _cache_branch(self, name: str) -> Callable[[], Branch]:
         def branch() -> Branch:
             added = self.branches.add(name)
             self._cache_branches.append(added)
             return added
 
-        return conflate_through(compose(*stages), union, branch)
-
-    def by_exchange(
-        self, partitions: int, series_of: Callable[[Any], Series], partition: Operator[Any, Any]
-    ) -> Operator[dict[Any, Any], Any]:
-        """Split dicts into partitions, the same number for each exchange, that run concurrently."""
-        return partition_by_series(self._exchanges, partitions, series_of, partition)
+        return branch
 
     def written(self, write: Callable[[Any], None]) -> Operator[Any, Any]:
         """Write each item; a write that raises is counted and logged, and its item is dropped."""

@@ -44,12 +44,10 @@ class Pipeline(Parts):
 
         ticks = fan_in(self.modes, self.feeds, self.reconnect, self.loop, self.counters, self.clock).pipe(ops.publish())
 
-        # One partition an exchange: a write costs as much as dozens of ticks in it, so few and large ones are better.
+        # One branch for all series: a write costs as much as dozens of ticks in it, so few and large ones are better.
         newest = ticks.pipe(self.step(state.observe))
         latest_written = rx.merge(newest, self.refill(lambda: dict.fromkeys(state.all_newest()))).pipe(
-            self.by_exchange(
-                1, lambda series: series, self.conflated("newest", on_pool, self.written(self.write_latest))
-            )
+            ops.filter(bool), self.conflated("newest", on_pool, self.written(self.write_latest))
         )
 
         # Empty buffers are emitted as well: at each of them, minutes that are due close.
@@ -60,11 +58,7 @@ class Pipeline(Parts):
         restored = self.recovery.candles(recovered).pipe(on_loop, self.step(state.restore))
         slices = rx.merge(received, restored).pipe(ops.publish())
         slices_written = rx.merge(slices, self.refill(state.all_slices)).pipe(
-            self.by_exchange(
-                self.workers_per_exchange,
-                lambda slot: slot.series,
-                self.conflated("slices", on_pool, self.written(self.cache.put_slices)),
-            )
+            ops.filter(bool), self.conflated_partitions("slices", on_pool, self.written(self.cache.put_slices))
         )
 
         # By event time, not buffer_with_time(60): that would count from the subscription instead of the full minute,

@@ -6,8 +6,7 @@ bounded by the number of series, and a consumer that falls behind gets fewer and
 """
 
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from itertools import product
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -286,75 +285,27 @@ def connect(result: Observable[_T], *shared: ConnectableObservable[Any]) -> Obse
     return rx.create(subscribe)
 
 
-def partitions(
-    names: Sequence[Hashable],
-    partition_of: Callable[[_K], Hashable],
-    partition: Operator[dict[_K, _V], Any],
-) -> Operator[dict[_K, _V], Any]:
-    """Fan-out by key: split each dict over partitions that run side by side, each in order.
+def split_by_series(
+    item: dict[_K, _V], series_of: Callable[[_K], Series], per_exchange: int, whole_up_to: int
+) -> list[dict[_K, _V]]:
+    """Split a dict into partitions by series: the symbols of each exchange are hashed over `per_exchange` of them.
 
     Args:
-        names: all partitions; keys of others are dropped.
-        partition_of: returns the partition of a key.
-        partition: operator of each partition, which gets the non-empty parts.
-    """
-
-    def split(item: dict[_K, _V]) -> dict[Hashable, dict[_K, _V]]:
-        parts: dict[Hashable, dict[_K, _V]] = {}
-        for key, value in item.items():
-            parts.setdefault(partition_of(key), {})[key] = value
-        return parts
-
-    def operator(source: Observable[dict[_K, _V]]) -> Observable[Any]:
-        def subscribe(observer: abc.ObserverBase[Any], _: abc.SchedulerBase | None = None) -> abc.DisposableBase:
-            # A subject for each partition, as in group_by: to filter every item for every partition would cost more
-            # than the work on the parts.
-            entrances: dict[Hashable, Subject[dict[_K, _V]]] = {name: Subject() for name in names}
-
-            def on_next(item: dict[_K, _V]) -> None:
-                for name, part in split(item).items():
-                    if name in entrances:
-                        entrances[name].on_next(part)
-
-            def on_error(error: Exception) -> None:
-                for entrance in entrances.values():
-                    entrance.on_error(error)
-
-            def on_completed() -> None:
-                for entrance in entrances.values():
-                    entrance.on_completed()
-
-            leaving = rx.merge(*map(partition, entrances.values())).subscribe(observer)
-            return CompositeDisposable(source.subscribe(on_next, on_error, on_completed), leaving)
-
-        return rx.create(subscribe)
-
-    return operator
-
-
-def partition_by_series(
-    exchanges: Sequence[str],
-    per_exchange: int,
-    series_of: Callable[[_K], Series],
-    partition: Operator[dict[_K, _V], Any],
-) -> Operator[dict[_K, _V], Any]:
-    """Partition dicts by series: each exchange has `per_exchange` partitions, over which its symbols are hashed.
-
-    Args:
-        exchanges: names of all exchanges.
-        per_exchange: partitions of each.
+        item: what is split.
         series_of: the series of a key.
-        partition: as of `partitions`.
+        per_exchange: partitions of each exchange, at most.
+        whole_up_to: number of entries up to which the dict stays whole.
     """
-    known: dict[Series, Hashable] = {}
-
-    def partition_of(key: _K) -> Hashable:
+    if len(item) <= whole_up_to:
+        return [item]
+    names: dict[Series, Hashable] = {}
+    parts: dict[Hashable, dict[_K, _V]] = {}
+    for key, value in item.items():
         series = series_of(key)
-        if (name := known.get(series)) is None:
-            name = known[series] = (series.exchange, crc32(series.symbol.encode()) % per_exchange)
-        return name
-
-    return partitions(list(product(exchanges, range(per_exchange))), partition_of, partition)
+        if (name := names.get(series)) is None:
+            name = names[series] = (series.exchange, crc32(series.symbol.encode()) % per_exchange)
+        parts.setdefault(name, {})[key] = value
+    return list(parts.values())
 
 
 def retry_with_backoff(

@@ -56,6 +56,27 @@ def test_slices_are_in_the_cache_within_a_tenth_of_a_second(world: World) -> Non
     assert_same(world.cache.slices, candles_of_ticks(world.sent, SLICE_MS))
 
 
+def test_slices_of_all_series_are_one_write() -> None:
+    feeds = [ScriptedFeed(Mode.TEST, name) for name in ("exchange1", "exchange2")]
+    world = World(feeds={Mode.TEST: feeds, Mode.LIVE: []}).start()
+    for feed in feeds:
+        for symbol in ("BTCUSDT", "ETHUSDT"):
+            world.send(5.0, series=Series(Mode.TEST, feed.exchange, symbol), feed=feed)
+    world.run(0.2)
+    assert [len(write) for write in world.cache.slice_writes] == [4]
+
+
+def test_many_slices_are_written_in_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marketflow.pipeline.assembly.SLICES_A_PARTITION", 1)
+    world = World(workers=2).start()
+    series = [BTC._replace(symbol=f"S{number}") for number in range(20)]
+    for each in series:
+        world.send(5.0, series=each)
+    world.run(0.2)
+    assert len(world.cache.slice_writes) == 2
+    assert_same(world.cache.slices, candles_of_ticks(world.sent, SLICE_MS))
+
+
 def test_a_slice_that_arrives_in_pieces_is_written_whole(world: World) -> None:
     world.run_until_ms(1000)
     world.send(1.0)

@@ -18,14 +18,15 @@ from reactivex.subject import Subject
 from reactivex.testing import ReactiveTest, Recorded, TestScheduler
 from reactivex.testing.mockobserver import MockObserver
 
+from marketflow.model import Mode, Series, Slot
 from marketflow.pipeline.operators import (
     Operator,
     conflate_map,
     conflate_through,
     connect,
     isolated,
-    partitions,
     retry_with_backoff,
+    split_by_series,
 )
 from marketflow.pipeline.schedulers import TimingLoop
 from marketflow.tasks import Backoff
@@ -237,7 +238,7 @@ def test_work_that_raises_is_reported_and_does_not_stop_the_next() -> None:
     assert [str(failure) for failure in failures] == ["poison"]
 
 
-# connect, partitions
+# connect, split_by_series
 
 
 def test_connect_subscribes_once_and_completes_after_all_branches() -> None:
@@ -272,40 +273,16 @@ def test_disposing_of_connect_disconnects_the_shared_sources() -> None:
     assert [subscription.unsubscribe for subscription in source.subscriptions] == [300]
 
 
-def test_slow_partition_delays_no_other_and_keeps_its_order() -> None:
-    scheduler = TestScheduler()
-
-    def partition(parts: Observable[dict[str, int]]) -> Observable[Any]:
-        return parts.pipe(
-            conflate_map(
-                lambda part: rx.timer(100 if "slow" in part else 1, scheduler=scheduler).pipe(ops.map(lambda _: part)),
-                merge=lambda older, newer: older | newer,
-            )
-        )
-
-    source = scheduler.create_hot_observable(*(on_next(210 + 10 * i, {"slow": i, "fast": i}) for i in range(4)))
-    result = scheduler.start(lambda: source.pipe(partitions(["slow", "fast"], lambda key: key, partition)))
-    got = values(result)
-    assert [part["fast"] for part in got if "fast" in part] == [0, 1, 2, 3]
-    assert [part["slow"] for part in got if "slow" in part] == [0, 3]
-
-
-def test_partitions_drop_unknown_keys_and_empty_parts() -> None:
-    scheduler = TestScheduler()
-    source = scheduler.create_hot_observable(on_next(210, {"a": 1, "gone": 2}), on_next(220, {"gone": 3}))
-    result = scheduler.start(lambda: source.pipe(partitions(["a", "b"], lambda key: key, ops.map(lambda part: part))))
-    assert result.messages == [on_next(210, {"a": 1})]
-
-
-def test_partitions_end_as_their_source_does() -> None:
-    scheduler = TestScheduler()
-    split = partitions(["a", "b"], lambda key: key, ops.map(lambda part: part))
-    ending = scheduler.create_hot_observable(on_next(210, {"a": 1}), on_completed(220))
-    assert scheduler.start(lambda: ending.pipe(split)).messages == [on_next(210, {"a": 1}), on_completed(220)]
-    error = ValueError()
-    failing = scheduler.create_hot_observable(on_error(1210, error))
-    result = scheduler.start(lambda: failing.pipe(split), created=1100, subscribed=1200, disposed=2000)
-    assert result.messages == [on_error(1210, error)]
+def test_small_dict_stays_whole_and_a_larger_one_is_split() -> None:
+    series = [Series(Mode.LIVE, f"exchange{n % 3}", f"S{n}") for n in range(60)]
+    item = {Slot(each, start): start for each in series for start in (0, 100)}
+    assert split_by_series(item, lambda slot: slot.series, 5, whole_up_to=120) == [item]
+    parts = split_by_series(item, lambda slot: slot.series, 5, whole_up_to=119)
+    assert len(parts) == 15
+    assert {slot: value for part in parts for slot, value in part.items()} == item
+    assert sum(map(len, parts)) == len(item)
+    assert len({(number, slot.series) for number, part in enumerate(parts) for slot in part}) == len(series)
+    assert all(len({slot.series.exchange for slot in part}) == 1 for part in parts)
 
 
 # Backoff, retry_with_backoff

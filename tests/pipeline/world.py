@@ -104,6 +104,7 @@ class FakeCache:
         self.newest: dict[Series, Tick] = {}
         self.newest_writes: list[dict[Series, Tick]] = []
         self.slices: Candles = {}
+        self.slice_writes: list[Candles] = []
         self.minutes: Candles = {}
         self.archived_until = 0
         self.noted_as_stored: set[Slot] = set()
@@ -124,6 +125,7 @@ class FakeCache:
 
     def put_slices(self, slices: Candles) -> None:
         self._check()
+        self.slice_writes.append(slices)
         self.slices |= slices
 
     def put_minutes(self, minutes: Candles) -> None:
