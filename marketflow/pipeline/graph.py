@@ -2,7 +2,7 @@
 
     ticks   = fan_in(feeds)
     latest  = ticks  | newest                           | conflate | observe_on(pool) | write_latest
-    slices  = ticks  | buffer_with_time(0.1) | merge    | conflate | observe_on(pool) | write_slices
+    slices  = ticks  | buffer_on_grid(0.1) | merge      | conflate | observe_on(pool) | write_slices
     minutes = slices | tumbling_event_time(60 s, ...)   | conflate | observe_on(pool) | write_minutes
                                                         | backlog  | from_callable(upsert_rows, pool)
     corrected = minutes | corrections | replace             (older ones join the minutes)
@@ -23,7 +23,7 @@ from reactivex import operators as ops
 from marketflow.model import SLICE_MS, merge_all
 from marketflow.pipeline.assembly import Parts
 from marketflow.pipeline.fan_in import fan_in
-from marketflow.pipeline.operators import conflate_map, connect, keep_newer, tumbling_event_time
+from marketflow.pipeline.operators import buffer_on_grid, conflate_map, connect, keep_newer, tumbling_event_time
 from marketflow.stores.ports import RecoveredCandles
 
 
@@ -52,7 +52,7 @@ class Pipeline(Parts):
 
         # Empty buffers are emitted as well: at each of them, minutes that are due close.
         received = ticks.pipe(
-            ops.buffer_with_time(SLICE_MS / 1000, scheduler=self.loop), ops.map(merge_all), self.step(self.absorb)
+            buffer_on_grid(SLICE_MS, self.now_ms, self.loop), ops.map(merge_all), self.step(self.absorb)
         )
         # On the loop, as is all that emits slices: of two versions, the later one is then the more complete.
         restored = self.recovery.candles(recovered).pipe(on_loop, self.step(state.restore))

@@ -246,6 +246,62 @@ def map_or_drop(
     return ops.map(mapped)
 
 
+def buffer_on_grid(period_ms: int, now_ms: Callable[[], int], scheduler: abc.SchedulerBase) -> Operator[_T, list[_T]]:
+    """Emit what arrived since the last time at each full period of the clock, an empty list as well.
+
+    Like buffer_with_time, which counts from its subscription, drifts, and holds a lock that blocks the source while it
+    emits. On the grid of the slices, a slice whose ticks are in time is in one buffer instead of two.
+
+    Args:
+        period_ms: length of a period.
+        now_ms: Unix ms; after a step of the clock the next buffer may be shorter.
+        scheduler: of the timer, on which all is emitted.
+    """
+
+    def operator(source: Observable[_T]) -> Observable[list[_T]]:
+        def subscribe(observer: abc.ObserverBase[list[_T]], _: abc.SchedulerBase | None = None) -> abc.DisposableBase:
+            lock = threading.Lock()
+            buffered: list[_T] = []
+            timer, ending = SerialDisposable(), SingleAssignmentDisposable()
+
+            def taken() -> list[_T]:
+                nonlocal buffered
+                with lock:
+                    items, buffered = buffered, []
+                return items
+
+            def on_next(item: _T) -> None:
+                with lock:
+                    buffered.append(item)
+
+            def on_completed() -> None:
+                ending.disposable = scheduler.schedule(complete)
+
+            def complete(*_: Any) -> None:
+                timer.dispose()
+                observer.on_next(taken())
+                observer.on_completed()
+
+            def emit(*_: Any) -> None:
+                observer.on_next(taken())
+                wait()
+
+            def wait() -> None:
+                remaining = period_ms - now_ms() % period_ms
+                if remaining < period_ms // 10:  # a timer that was early by a rounding
+                    remaining += period_ms
+                following = SingleAssignmentDisposable()
+                timer.disposable = following
+                following.disposable = scheduler.schedule_relative(remaining / 1000, emit)
+
+            wait()
+            return CompositeDisposable(source.subscribe(on_next, observer.on_error, on_completed), timer, ending)
+
+        return rx.create(subscribe)
+
+    return operator
+
+
 def tumbling_event_time(
     close_due: Operator[Candles, Candles], close_all: Callable[[], Candles]
 ) -> Operator[Candles, Candles]:
