@@ -70,6 +70,7 @@ class Parts:
         reconnect: pauses before a lost feed is connected again.
         read_again: as of Recovery.
         corrections: make minutes again from the records of venues.
+        pause_newest: blocks for a moment after each write of newest ticks; those that arrive meanwhile are one write.
     """
 
     modes: Observable[Mode]
@@ -86,6 +87,7 @@ class Parts:
     reconnect: Backoff = field(default_factory=Backoff)
     read_again: Callable[[int, int], Candles] | None = None
     corrections: Corrections = field(default_factory=NoCorrections)
+    pause_newest: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         self.log = Instrumentation()
@@ -203,8 +205,10 @@ class Parts:
         # The newest at the time of the write: newer ones arrive while an item waits, and a refill, on another thread,
         # may overtake them with older ones.
         newest = self.state.newest_of(arrived)
-        self.cache.put_newest(newest)
-        self.log.latest_written(arrived, newest, self.clock())
+        if self.cache.put_newest(newest):
+            self.log.latest_written(arrived, newest, self.clock())
+        if self.pause_newest is not None:
+            self.pause_newest()
 
     def refill(self, contents: Callable[[], dict[Any, Any]]) -> Observable[dict[Any, Any]]:
         """Emit all of `contents` each time the cache lacks it."""

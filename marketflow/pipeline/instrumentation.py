@@ -35,7 +35,10 @@ class PipelineCounters:
     rows_written: int = 0
     rows_refused: int = 0
     tick_to_cache: DelayCounter = field(default_factory=DelayCounter)
-    """From the receipt of a tick to the cache's confirmation; of conflated ticks, the delay of the newest one."""
+    """From the receipt of a tick to the cache's confirmation; of conflated ticks, the delay of the newest one.
+
+    Of the writes that follow another one within a tenth of a second only some are confirmed at once, and counted.
+    """
     reconnects: dict[str, int] = field(default_factory=dict)
     failures: dict[Connection, ConnectionFailure] = field(default_factory=dict)
     """The last one of each connection."""

@@ -184,8 +184,11 @@ class HoleReader(Protocol):
 class CacheWriter(Protocol):
     """Where the pipeline writes what the API reads. Every write is absolute: repeating it changes nothing."""
 
-    def put_newest(self, newest: dict[Series, Tick]) -> None:
-        """Store the newest tick of each series."""
+    def put_newest(self, newest: dict[Series, Tick]) -> bool:
+        """Store the newest tick of each series; return whether that is confirmed.
+
+        A write that is not confirmed and fails later makes the cache incomplete, as one that raises does.
+        """
         ...
 
     def put_slices(self, slices: Candles) -> None:

@@ -299,7 +299,12 @@ class Simulation:
             return (START_MS * 1000 + time.now_us) * 1000
 
         client = cast("redis.Redis", MemoryRedisClient(self.redis))
-        cache = RedisWriter(client, ALL_SERIES, clock, 70, CircuitBreaker(monotonic=lambda: time.now_us / 1_000_000))
+
+        def monotonic() -> float:
+            return time.now_us / 1_000_000
+
+        circuit_breaker = CircuitBreaker(monotonic=monotonic)
+        cache = RedisWriter(client, ALL_SERIES, clock, 70, circuit_breaker, monotonic=monotonic)
         feeds = {mode: [ScriptedFeed(mode, exchange) for exchange in EXCHANGES] for mode in Mode}
         state, backlog, modes = WindowState(LATE_AFTER_MS), Backlog(), ModeSwitch(self.mode)
         pipeline = Pipeline(

@@ -56,6 +56,23 @@ def test_slices_are_in_the_cache_within_a_tenth_of_a_second(world: World) -> Non
     assert_same(world.cache.slices, candles_of_ticks(world.sent, SLICE_MS))
 
 
+def test_newest_ticks_of_a_pause_are_one_write() -> None:
+    world = World()
+    pauses: list[float] = []
+
+    def pause() -> None:
+        pauses.append(world.seconds)
+        world.scheduler._clock = world.seconds + 0.01  # the worker blocks
+
+    world.pipeline.pause_newest = pause
+    world.start()
+    for number in range(1, 30):
+        world.send(float(number))
+    world.run(0.05)
+    assert [write[BTC].price for write in world.cache.newest_writes] == [29.0, 29.0]
+    assert len(pauses) == 2
+
+
 def test_slices_of_all_series_are_one_write() -> None:
     feeds = [ScriptedFeed(Mode.TEST, name) for name in ("exchange1", "exchange2")]
     world = World(feeds={Mode.TEST: feeds, Mode.LIVE: []}).start()
@@ -189,10 +206,10 @@ def test_a_slow_consumer_gets_fewer_and_larger_writes_and_loses_nothing() -> Non
     write = world.cache.put_newest
     busy: list[float] = []
 
-    def slow(newest: dict[Series, Tick]) -> None:
+    def slow(newest: dict[Series, Tick]) -> bool:
         busy.append(world.seconds)
         world.scheduler._clock = world.seconds + 1.0  # the worker blocks for a second
-        write(newest)
+        return write(newest)
 
     world.cache.put_newest = slow  # type: ignore[method-assign]
     world.start()
@@ -648,9 +665,9 @@ def test_delay_of_the_newest_tick_to_the_cache_is_counted_once() -> None:
     world = World()
     write = world.cache.put_newest
 
-    def slow(newest: dict[Series, Tick]) -> None:
+    def slow(newest: dict[Series, Tick]) -> bool:
         world.scheduler._clock = world.seconds + 1.0  # the worker blocks for a second
-        write(newest)
+        return write(newest)
 
     world.cache.put_newest = slow  # type: ignore[method-assign]
     world.start()

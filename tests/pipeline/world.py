@@ -118,10 +118,11 @@ class FakeCache:
             self.broken_writes -= 1
             raise RuntimeError("a bug in the cache")
 
-    def put_newest(self, newest: dict[Series, Tick]) -> None:
+    def put_newest(self, newest: dict[Series, Tick]) -> bool:
         self._check()
         self.newest_writes.append(newest)
         self.newest |= newest
+        return True
 
     def put_slices(self, slices: Candles) -> None:
         self._check()

@@ -112,6 +112,10 @@ class MemoryRedisClient:
     def pipeline(self, transaction: bool) -> "_Pipeline":
         return _Pipeline(self._server)
 
+    @property
+    def connection_pool(self) -> "_ConnectionPool":
+        return _ConnectionPool(self._server)
+
 
 class AsyncMemoryRedisClient:
     """What an event loop holds of it: `redis.asyncio.Redis`."""
@@ -150,6 +154,54 @@ class _Pipeline(_Commands):
 class _AsyncPipeline(_Commands):
     async def execute(self) -> list[Any]:
         return self._execute()
+
+
+class _ConnectionPool:
+    def __init__(self, server: MemoryRedis) -> None:
+        self._server = server
+
+    def get_connection(self) -> "_Connection":
+        self._server.call(lambda: None)
+        return _Connection(self._server)
+
+    def release(self, connection: "_Connection") -> None:
+        pass
+
+
+class _Connection:
+    """Does commands as they are sent; what goes wrong with them is in the replies, which are read later."""
+
+    def __init__(self, server: MemoryRedis) -> None:
+        self._server = server
+        self._replies: list[Any] = []
+
+    def pack_commands(self, commands: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
+        return commands
+
+    def send_packed_command(self, commands: Sequence[tuple[Any, ...]], check_health: bool) -> None:
+        try:
+            self._replies += self._server.call(lambda: [self._do(*command) for command in commands])
+        except Exception as error:  # noqa: BLE001 - raised when it is read
+            self._replies += [error] * len(commands)
+
+    def read_response(self) -> Any:
+        reply = self._replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def disconnect(self) -> None:
+        self._replies.clear()
+
+    def _do(self, name: str, *arguments: Any) -> Any:
+        match name:
+            case "MULTI" | "EXEC":
+                return None
+            case "HSET":
+                key, *rest = arguments
+                return self._server.hset(key, dict(zip(rest[::2], rest[1::2], strict=True)))
+            case _:
+                return getattr(self._server, name.lower())(*arguments)
 
 
 def _within(members: Mapping[bytes, float], low: object, high: object) -> list[bytes]:

@@ -2,13 +2,15 @@
 
 The server's answer may be lost after it has done the work, so every command is absolute: repeating it changes nothing.
 There is no INCR, no RPUSH and no hidden retry. Timeouts are short, and after a failure a circuit breaker rejects calls
-until a probe succeeds: an outage of Redis costs the pipeline one timeout each half second. What was not written is not
+until a probe succeeds: an outage of Redis costs the pipeline one timeout each half second. The error of a newest price
+may be found some time after its write, see UnconfirmedWrites. What was not written is not
 queued; memory holds all of it and refills the cache afterwards. A process killed before that loses what only memory
 had: ticks since the failure, of minutes that were still open. PostgreSQL has the rest.
 """
 
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -27,6 +29,7 @@ from marketflow.stores.redis.foreign_keys import ForeignKeys
 from marketflow.stores.redis.recovery import RecoveryReader
 from marketflow.stores.redis.run_marker import RunMarker
 from marketflow.stores.redis.slot_script import SlotScript
+from marketflow.stores.redis.unconfirmed_writes import Command, UnconfirmedWrites
 
 EXPIRY_RENEWALS = 10
 """Into how many parts the expiry of a newest price is cut: it is renewed after one, and may come one too early."""
@@ -47,6 +50,7 @@ class RedisWriter:
         ttl_seconds: expiry of a newest price.
         circuit_breaker: rejects calls while Redis is down.
         db: number of the client's database.
+        monotonic: measures how long writes are unconfirmed, in seconds.
     """
 
     def __init__(
@@ -57,9 +61,11 @@ class RedisWriter:
         ttl_seconds: int,
         circuit_breaker: CircuitBreaker | None = None,
         db: int = 0,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         configured = list(series)
         self._calls = RedisCalls(client, circuit_breaker or CircuitBreaker())
+        self._newest = UnconfirmedWrites(client, monotonic)
         self._run_marker = RunMarker(self._calls, configured, clock)
         self._foreign_keys = ForeignKeys(self._calls, self._run_marker)
         self._recovery = RecoveryReader(self._calls, self._run_marker, configured, clock)
@@ -70,6 +76,7 @@ class RedisWriter:
         self._slices = SlotScript(keys.window_key, keys.WINDOW_KEPT_MS, slices, clock)
         self._minutes = SlotScript(keys.minutes_key, keys.MINUTES_TRIMMED_MS, minutes, clock)
         self._expiry_set_at: dict[Series, int] = {}  # of each newest price (Unix ms)
+        self._latest_keys: dict[Series, str] = {}
         self._unstored: dict[Series, set[int]] = {}  # recovered minutes (starts) that are nowhere but in their slices
         self._complete_at_probe = False
         self.recovered = False
@@ -99,36 +106,42 @@ class RedisWriter:
 
     def close(self) -> None:
         """Close all connections, also under running calls; these raise Unavailable."""
+        self._newest.close()
         self._calls.close()
 
     # Writes
 
-    def put_newest(self, newest: dict[Series, Tick]) -> None:
-        """Store the newest tick of each series, and publish them.
+    def put_newest(self, newest: dict[Series, Tick]) -> bool:
+        """Store the newest tick of each series, and publish them; return whether Redis has confirmed it.
 
         Raises:
-            Unavailable: not written.
+            Unavailable: not written, or an earlier write was not.
         """
         # The expiry costs as much as the price itself, so it is not renewed each time.
         now_ms = milliseconds(self._clock())
         set_at = self._expiry_set_at
         due = {each for each in newest if abs(now_ms - set_at.get(each, 0)) >= self._ttl_ms // EXPIRY_RENEWALS}
-        # A transaction where an expiry is set, so that no price is ever left without one.
-        with self._writing() as client, client.pipeline(transaction=bool(due)) as pipe:
-            for series, tick in newest.items():
-                key = keys.latest_key(series)
-                fields: dict[Any, Any] = {
-                    "price": repr(tick.price),
-                    "timestamp": tick.at,
-                    "received": milliseconds(tick.sequence),
-                    "sequence": tick.sequence,
-                }
-                pipe.hset(key, mapping=fields)
-                if series in due:
-                    pipe.pexpire(key, self._ttl_ms)
-            pipe.publish(self._newest_channel, codec.encode_announcement(list(newest.items())))
-            pipe.execute()
+        commands: list[Command] = []
+        for series, (price, at, sequence) in newest.items():
+            key = self._latest_key(series)
+            received = milliseconds(sequence)
+            commands.append(
+                ("HSET", key, "price", repr(price), "timestamp", at, "received", received, "sequence", sequence)
+            )
+            if series in due:
+                commands.append(("PEXPIRE", key, self._ttl_ms))
+        commands.append(("PUBLISH", self._newest_channel, codec.encode_announcement(list(newest.items()))))
+        if due:  # a transaction, so that no price is ever left without an expiry
+            commands = [("MULTI",), *commands, ("EXEC",)]
+        with self._writing():
+            confirmed = self._newest.send(commands)
         set_at |= dict.fromkeys(due, now_ms)
+        return confirmed
+
+    def _latest_key(self, series: Series) -> str:
+        if (key := self._latest_keys.get(series)) is None:
+            key = self._latest_keys[series] = keys.latest_key(series)
+        return key
 
     def put_slices(self, slices: Candles) -> None:
         """Store whole slices, publish them, and trim the minutes that are older than the window.
@@ -233,6 +246,8 @@ class RedisWriter:
         if not self.recovered:
             return False
         try:
+            with self._calls.calling():
+                self._newest.confirm()
             alive = self._run_marker.probe()
         except Unavailable:
             return False

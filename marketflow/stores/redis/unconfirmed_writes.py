@@ -1,0 +1,120 @@
+"""Writes of newest prices that are sent without waiting for their replies, which are read afterwards.
+
+A reply costs a thread two context switches, more CPU than the write itself. So most writes are only sent, in order, on
+one connection; a write waits for all replies that are outstanding where none was confirmed for CONFIRM_SECONDS. A lone
+write is therefore confirmed at once, an error is found that late at most while writes follow, and the probe of the
+cache finds that of the last write.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import redis
+
+CONFIRM_SECONDS = 0.1
+"""How long writes may stay unconfirmed while others follow; a third of the time an unanswered call may take."""
+
+MOST_OUTSTANDING = 1000
+"""Replies beyond which a write waits for them: they fit into the buffers of the connection many times over."""
+
+Command = tuple[bytes | str | int | float, ...]
+
+
+class UnconfirmedWrites:
+    """Sends commands on a connection of its own, and reads their replies later; for any number of threads.
+
+    After any error the connection is closed, and with it the outstanding replies are dropped: those writes may or may
+    not have been done.
+
+    Args:
+        client: gives the connection, with its timeouts.
+        monotonic: measures CONFIRM_SECONDS, in seconds.
+    """
+
+    def __init__(self, client: "redis.Redis", monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._pool = client.connection_pool
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._connection: Any = None
+        self._outstanding = 0
+        self._confirmed_at: float | None = None
+        self._closed = False
+
+    def send(self, commands: Sequence[Command]) -> bool:
+        """Send commands; return whether they and all earlier ones are confirmed.
+
+        Raises:
+            redis.RedisError: these or earlier commands failed, or were not answered in time.
+        """
+        with self._lock:
+            try:
+                connection = self._connected()
+                connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+                self._outstanding += len(commands)
+                if self._may_stay_unconfirmed():
+                    return False
+                self._read_replies()
+            except BaseException:
+                self._disconnect()
+                raise
+            return True
+
+    def confirm(self) -> None:
+        """Wait for all outstanding replies, unless a call is under way, which finds their errors itself.
+
+        Raises:
+            redis.RedisError: a command failed, or was not answered in time.
+        """
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._read_replies()
+        except BaseException:
+            self._disconnect()
+            raise
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Confirm what is outstanding, and close the connection, unless a call is under way.
+
+        A connection that is closed with unread replies is reset, and Redis may then drop commands it has not read.
+        """
+        self._closed = True
+        with suppress(redis.RedisError):
+            self.confirm()
+
+    def _connected(self) -> Any:
+        if self._closed:
+            raise redis.ConnectionError("closed")
+        if self._connection is None:
+            self._connection = self._pool.get_connection()
+        return self._connection
+
+    def _may_stay_unconfirmed(self) -> bool:
+        at = self._confirmed_at
+        recent = at is not None and self._monotonic() - at < CONFIRM_SECONDS
+        return recent and self._outstanding <= MOST_OUTSTANDING
+
+    def _read_replies(self) -> None:
+        if not self._outstanding:
+            return
+        connection = self._connection
+        while self._outstanding:
+            reply = connection.read_response()
+            self._outstanding -= 1
+            if isinstance(reply, list):  # of a transaction
+                for each in reply:
+                    if isinstance(each, Exception):
+                        raise each
+        self._confirmed_at = self._monotonic()
+
+    def _disconnect(self) -> None:
+        self._outstanding, self._confirmed_at = 0, None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.disconnect()
+            self._pool.release(connection)
