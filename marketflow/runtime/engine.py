@@ -78,6 +78,7 @@ class Engine:
         may_write: returns whether this process is known to be the leader. Until then nothing is written to either
             store, and everything waits in memory.
         may_be_joined: whether another process may ingest into the same cache for a while.
+        newest_pause_seconds: pause between writes of newest ticks to the cache.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Engine:
         may_recover: Callable[[], bool] = lambda: True,
         may_write: Callable[[], bool] = lambda: True,
         may_be_joined: bool = False,
+        newest_pause_seconds: float = 0.0,
     ) -> None:
         self._on_failure = on_failure
         self._stopping = False
@@ -158,6 +160,7 @@ class Engine:
             reconnect=Backoff(settings.flow.reconnect_after_seconds),
             read_again=self.cache.slices_between if may_be_joined else None,
             corrections=self._records.corrections,
+            pause_newest=partial(time.sleep, newest_pause_seconds) if newest_pause_seconds else None,
         )
         self.feed_status = FeedStatus(
             self.feeds,

@@ -1,4 +1,4 @@
-"""Reads from the memory of the ingest process during an outage of the cache."""
+"""Reads of the process that ingests: from its memory what that has first, from the cache what the cache has longer."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,31 +8,49 @@ from marketflow.stores.ports import CacheReader
 
 
 class FallbackReader:
-    """Reads the cache while it has all that was written, the memory of this process otherwise.
+    """Reads newest ticks of this run from memory; all else from the cache while it has all that was written.
 
     Args:
-        cache: the first choice.
-        memory: the second.
+        cache: where everything is, a moment later than in memory.
+        memory: of this process.
         complete: whether the cache has everything; a Redis that rejects writes still answers, with old prices.
+        run_began: Unix ns; of ticks that were received before it, the cache may have a newer one than memory.
     """
 
-    def __init__(self, cache: CacheReader, memory: CacheReader, complete: Callable[[], bool]) -> None:
+    def __init__(
+        self, cache: CacheReader, memory: CacheReader, complete: Callable[[], bool], run_began: int = 0
+    ) -> None:
         self._cache = cache
         self._memory = memory
         self._complete = complete
+        self._run_began = run_began
 
     async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
         """The newest tick of each series."""
-        if self._complete():
-            try:
-                return await self._cache.newest(series)
-            except Unavailable:
-                pass  # the writer reports the outage
-        return await self._memory.newest(series)
+        held = await self._memory.newest(series)
+        earlier = self._of_earlier_runs(held)
+        if not earlier or not self._complete():
+            return held
+        try:
+            cached = await self._cache.newest([series[i] for i in earlier])
+        except Unavailable:
+            return held  # the writer reports the outage
+        return _newer_of_both(held, earlier, cached)
 
     def newest_in_memory(self, series: Sequence[Series]) -> list[Tick | None] | None:
         """The newest tick of each series, if all of them are in memory."""
-        return self._chosen.newest_in_memory(series)
+        held = self._memory.newest_in_memory(series)
+        if held is None:
+            return None
+        earlier = self._of_earlier_runs(held)
+        if not earlier or not self._complete():
+            return held
+        cached = self._cache.newest_in_memory([series[i] for i in earlier])
+        return None if cached is None else _newer_of_both(held, earlier, cached)
+
+    def _of_earlier_runs(self, held: Sequence[Tick | None]) -> list[int]:
+        """Indexes of the series without a tick of this run, of which the cache may have a newer one."""
+        return [i for i, tick in enumerate(held) if tick is None or tick.sequence < self._run_began]
 
     def summary_in_memory(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None] | None:
         """One candle for each series of all that is held from `since` on, if all of it is in memory."""
@@ -48,7 +66,7 @@ class FallbackReader:
             try:
                 return await self._cache.summary(series, since, until)
             except Unavailable:
-                pass
+                pass  # the writer reports the outage
         return await self._memory.summary(series, since, until)
 
     async def by_minute(self, series: Sequence[Series], since: int, until: int) -> list[dict[int, Candle]]:
@@ -59,3 +77,12 @@ class FallbackReader:
             except Unavailable:
                 pass
         return await self._memory.by_minute(series, since, until)
+
+
+def _newer_of_both(held: list[Tick | None], earlier: Sequence[int], cached: Sequence[Tick | None]) -> list[Tick | None]:
+    """Put the cached ticks of the series at the indexes `earlier` into `held` where they are newer."""
+    for i, tick in zip(earlier, cached, strict=True):
+        mine = held[i]
+        if tick is not None and (mine is None or tick.order > mine.order):
+            held[i] = tick
+    return held
