@@ -20,7 +20,7 @@ import reactivex as rx
 from reactivex import Observable
 from reactivex import operators as ops
 
-from marketflow.model import SLICE_MS, merge_all
+from marketflow.model import SECOND_MS, SLICE_MS, merge_all
 from marketflow.pipeline.assembly import Parts
 from marketflow.pipeline.fan_in import fan_in
 from marketflow.pipeline.operators import buffer_on_grid, conflate_map, connect, keep_newer, tumbling_event_time
@@ -50,9 +50,9 @@ class Pipeline(Parts):
             ops.filter(bool), self.conflated("newest", on_pool, self.written(self.write_latest))
         )
 
-        # Empty buffers are emitted as well: at each of them, minutes that are due close.
+        # Empty buffers are emitted as well, each second: at each buffer, minutes that are due close.
         received = ticks.pipe(
-            buffer_on_grid(SLICE_MS, self.now_ms, self.loop), ops.map(merge_all), self.step(self.absorb)
+            buffer_on_grid(SLICE_MS, SECOND_MS, self.now_ms, self.loop), ops.map(merge_all), self.step(self.absorb)
         )
         # On the loop, as is all that emits slices: of two versions, the later one is then the more complete.
         restored = self.recovery.candles(recovered).pipe(on_loop, self.step(state.restore))

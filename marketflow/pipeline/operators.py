@@ -246,14 +246,17 @@ def map_or_drop(
     return ops.map(mapped)
 
 
-def buffer_on_grid(period_ms: int, now_ms: Callable[[], int], scheduler: abc.SchedulerBase) -> Operator[_T, list[_T]]:
-    """Emit what arrived since the last time at each full period of the clock, an empty list as well.
+def buffer_on_grid(
+    period_ms: int, empty_ms: int, now_ms: Callable[[], int], scheduler: abc.SchedulerBase
+) -> Operator[_T, list[_T]]:
+    """Emit what arrived since the last time at each full period of the clock; where that is nothing, less often.
 
     Like buffer_with_time, which counts from its subscription, drifts, and holds a lock that blocks the source while it
     emits. On the grid of the slices, a slice whose ticks are in time is in one buffer instead of two.
 
     Args:
         period_ms: length of a period.
+        empty_ms: length of several periods, at whose ends an empty list is emitted as well.
         now_ms: Unix ms; after a step of the clock the next buffer may be shorter.
         scheduler: of the timer, on which all is emitted.
     """
@@ -262,6 +265,7 @@ def buffer_on_grid(period_ms: int, now_ms: Callable[[], int], scheduler: abc.Sch
         def subscribe(observer: abc.ObserverBase[list[_T]], _: abc.SchedulerBase | None = None) -> abc.DisposableBase:
             lock = threading.Lock()
             buffered: list[_T] = []
+            empty_due = 0  # Unix ms
             timer, ending = SerialDisposable(), SingleAssignmentDisposable()
 
             def taken() -> list[_T]:
@@ -283,7 +287,11 @@ def buffer_on_grid(period_ms: int, now_ms: Callable[[], int], scheduler: abc.Sch
                 observer.on_completed()
 
             def emit(*_: Any) -> None:
-                observer.on_next(taken())
+                nonlocal empty_due
+                items, at = taken(), now_ms()
+                if items or not 0 < empty_due - at <= empty_ms:  # due, or the clock was set back
+                    empty_due = at - at % empty_ms + empty_ms
+                    observer.on_next(items)
                 wait()
 
             def wait() -> None:

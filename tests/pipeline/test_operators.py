@@ -290,13 +290,15 @@ def test_small_dict_stays_whole_and_a_larger_one_is_split() -> None:
 # buffer_on_grid
 
 
-def on_grid(scheduler: TestScheduler, source: Observable[int], step_ms: float = 0.0) -> MockObserver[list[int]]:
+def on_grid(
+    scheduler: TestScheduler, source: Observable[int], step_ms: float = 0.0, empty_ms: int = 100
+) -> MockObserver[list[int]]:
     """What is emitted with periods of a tenth of a second; the clock is stepped at 1 s."""
 
     def now_ms() -> int:
         return round(float(scheduler.clock) * 1000 + (step_ms if float(scheduler.clock) >= 1 else 0))
 
-    buffered = source.pipe(buffer_on_grid(100, now_ms, scheduler))
+    buffered = source.pipe(buffer_on_grid(100, empty_ms, now_ms, scheduler))
     return scheduler.start(lambda: buffered, created=0.1, subscribed=0.25, disposed=2.0)
 
 
@@ -326,6 +328,14 @@ def test_buffers_follow_the_grid_of_a_stepped_clock() -> None:
     assert times[-3:] == [1.77, 1.87, 1.97]
 
 
+@pytest.mark.parametrize("step_ms", [0.0, -5000.0])
+def test_empty_buffers_are_emitted_less_often(step_ms: float) -> None:
+    scheduler = TestScheduler()
+    source = scheduler.create_hot_observable(at(0.61, 1), at(1.95, 2))
+    buffers = emitted(on_grid(scheduler, source, step_ms, empty_ms=500))
+    assert buffers == [(0.3, []), (0.5, []), (0.7, [1]), (1.0, []), (1.5, [])]
+
+
 def test_buffer_on_grid_emits_the_rest_at_completion() -> None:
     scheduler = TestScheduler()
     source = scheduler.create_hot_observable(at(0.26, 1), end_at(0.27))
@@ -339,7 +349,7 @@ def test_buffer_on_grid_loses_nothing_of_another_thread() -> None:
     loop, count, done = TimingLoop("test"), 50_000, threading.Event()
     got: list[int] = []
     source: Subject[int] = Subject()
-    buffers = source.pipe(buffer_on_grid(1, lambda: time.time_ns() // 1_000_000, loop))
+    buffers = source.pipe(buffer_on_grid(1, 10, lambda: time.time_ns() // 1_000_000, loop))
     buffers.subscribe(got.extend, on_completed=done.set)
     for number in range(count):
         source.on_next(number)
