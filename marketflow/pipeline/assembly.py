@@ -70,6 +70,7 @@ class Parts:
         reconnect: pauses before a lost feed is connected again.
         read_again: as of Recovery.
         corrections: make minutes again from the records of venues.
+        announce_newest: called with newest ticks as they arrive, on the thread of their feed.
         pause_newest: blocks for a moment after each write of newest ticks; those that arrive meanwhile are one write.
     """
 
@@ -87,6 +88,7 @@ class Parts:
     reconnect: Backoff = field(default_factory=Backoff)
     read_again: Callable[[int, int], Candles] | None = None
     corrections: Corrections = field(default_factory=NoCorrections)
+    announce_newest: Callable[[Mapping[Series, Tick]], None] | None = None
     pause_newest: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
@@ -127,6 +129,13 @@ class Parts:
     def step(self, work: Callable[[Any], dict[Any, Any]]) -> Operator[Any, Any]:
         """Like map, but a batch on which `work` raises is dropped, counted and logged."""
         return map_or_drop(work, self.log.step_failed)
+
+    def observe(self, ticks: Candles) -> dict[Series, Tick]:
+        """Update the newest ticks, and announce those that are newer than before; return these."""
+        newer = self.state.observe(ticks)
+        if newer and self.announce_newest is not None:
+            self.announce_newest(newer)
+        return newer
 
     def absorb(self, ticks: Candles) -> Candles:
         """Merge new ticks into the window state; return the slices they are part of, whole."""

@@ -45,7 +45,7 @@ class Pipeline(Parts):
         ticks = fan_in(self.modes, self.feeds, self.reconnect, self.loop, self.counters, self.clock).pipe(ops.publish())
 
         # One branch for all series: a write costs as much as dozens of ticks in it, so few and large ones are better.
-        newest = ticks.pipe(self.step(state.observe))
+        newest = ticks.pipe(self.step(self.observe))
         latest_written = rx.merge(newest, self.refill(lambda: dict.fromkeys(state.all_newest()))).pipe(
             ops.filter(bool), self.conflated("newest", on_pool, self.written(self.write_latest))
         )

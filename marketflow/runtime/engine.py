@@ -4,7 +4,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ from marketflow.errors import Unavailable
 from marketflow.feeds.decoder import REASONS
 from marketflow.feeds.factory import configured_feeds, configured_recorder
 from marketflow.feeds.reject_log import RATES_SECONDS, FeedRates
-from marketflow.model import MINUTE_MS, Candles, FeedState, Mode
+from marketflow.model import MINUTE_MS, Candles, FeedState, Mode, Series, Tick
 from marketflow.pipeline.backlog import Backlog
 from marketflow.pipeline.branches import CHECK_SECONDS, Branch
 from marketflow.pipeline.fan_in import ModeSwitch
@@ -78,6 +78,7 @@ class Engine:
         may_write: returns whether this process is known to be the leader. Until then nothing is written to either
             store, and everything waits in memory.
         may_be_joined: whether another process may ingest into the same cache for a while.
+        announce_newest: as of Parts.
         newest_pause_seconds: pause between writes of newest ticks to the cache.
     """
 
@@ -93,6 +94,7 @@ class Engine:
         may_recover: Callable[[], bool] = lambda: True,
         may_write: Callable[[], bool] = lambda: True,
         may_be_joined: bool = False,
+        announce_newest: Callable[[Mapping[Series, Tick]], None] | None = None,
         newest_pause_seconds: float = 0.0,
     ) -> None:
         self._on_failure = on_failure
@@ -160,6 +162,7 @@ class Engine:
             reconnect=Backoff(settings.flow.reconnect_after_seconds),
             read_again=self.cache.slices_between if may_be_joined else None,
             corrections=self._records.corrections,
+            announce_newest=announce_newest,
             pause_newest=partial(time.sleep, newest_pause_seconds) if newest_pause_seconds else None,
         )
         self.feed_status = FeedStatus(

@@ -30,6 +30,7 @@ from marketflow.runtime.asgi_application import AsgiApplication
 from marketflow.runtime.engine import Engine
 from marketflow.runtime.health_report import HealthReport, Probe
 from marketflow.runtime.leader_election import LeaderElection
+from marketflow.runtime.local_announcements import LocalAnnouncements
 from marketflow.runtime.state_reader import StateReader
 from marketflow.runtime.store_servers import find_servers, running_servers, when_set
 from marketflow.server.connection_limits import raise_file_limit
@@ -41,9 +42,9 @@ from marketflow.settings import Settings
 from marketflow.stores.fallback import FallbackReader
 from marketflow.tasks import background, cancel
 
-NEWEST_PAUSE_SECONDS = 0.01
-"""Pause between writes of newest ticks where the API reads them from memory: three exchanges at 100 ticks/s then share
-one write. Other processes see them in Redis that much later."""
+NEWEST_PAUSE_SECONDS = 0.02
+"""Pause between writes of newest ticks where the API has them from memory, so that ticks of three exchanges at 100
+ticks/s share one. Other processes see them in Redis that much later."""
 
 
 def serve(settings: Settings) -> int:
@@ -126,7 +127,7 @@ class BothRoles(AsgiApplication):
         servers = await stack.enter_async_context(running_servers(settings, self.stop_requested, self.force_stop))
         readers = await self.readers(stack, servers)
 
-        run_began = system_clock()
+        run_began, announcements = system_clock(), LocalAnnouncements(asyncio.get_running_loop())
         engine = Engine(
             settings,
             servers.redis,
@@ -135,6 +136,7 @@ class BothRoles(AsgiApplication):
             system_clock,
             settings.mode,
             self._pipeline_failed,
+            announce_newest=announcements.publish,
             newest_pause_seconds=NEWEST_PAUSE_SECONDS,
         )
         client = lease.connect(servers.redis)
@@ -157,7 +159,7 @@ class BothRoles(AsgiApplication):
             FallbackReader(
                 readers.near_cache, StateReader(engine.window_state), lambda: engine.cache_complete, run_began
             ),
-            readers.near_cache,
+            announcements,
             readers.archive,
             HealthReport(
                 engine.feed_states,
