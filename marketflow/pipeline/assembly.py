@@ -31,6 +31,7 @@ from marketflow.pipeline.operators import (
     union,
 )
 from marketflow.pipeline.recovery import Recovery, cache_losses
+from marketflow.pipeline.schedulers import GridScheduler
 from marketflow.pipeline.state import WindowState
 from marketflow.stores.ports import ArchiveWriter, CacheWriter, Rollups
 from marketflow.tasks import Backoff
@@ -106,6 +107,7 @@ class Parts:
         self.archive_sink = ArchiveSink(
             self.state, self.backlog, self.cache, self.archive, self.rollups, series, self.clock, self.log
         )
+        self.grid = GridScheduler(self.loop, self.now_ms)
         schedulers = self.loop, self.pool
         self.recovery = Recovery(
             self.cache, self.state.minute_ms, *schedulers, self.ended, self.clock, self.log, self.read_again

@@ -2,7 +2,7 @@
 
     ticks   = fan_in(feeds)
     latest  = ticks  | newest                           | conflate | observe_on(pool) | write_latest
-    slices  = ticks  | buffer_on_grid(0.1) | merge      | conflate | observe_on(pool) | write_slices
+    slices  = ticks  | buffer_with_time(0.1) | merge    | conflate | observe_on(pool) | write_slices
     minutes = slices | tumbling_event_time(60 s, ...)   | conflate | observe_on(pool) | write_minutes
                                                         | backlog  | from_callable(upsert_rows, pool)
     corrected = minutes | corrections | replace             (older ones join the minutes)
@@ -23,7 +23,7 @@ from reactivex import operators as ops
 from marketflow.model import SECOND_MS, SLICE_MS, merge_all
 from marketflow.pipeline.assembly import Parts
 from marketflow.pipeline.fan_in import fan_in
-from marketflow.pipeline.operators import buffer_on_grid, conflate_map, connect, keep_newer, tumbling_event_time
+from marketflow.pipeline.operators import conflate_map, connect, keep_newer, tumbling_event_time
 from marketflow.stores.ports import RecoveredCandles
 
 
@@ -50,9 +50,12 @@ class Pipeline(Parts):
             ops.filter(bool), self.conflated("newest", on_pool, self.written(self.write_latest))
         )
 
-        # Empty buffers are emitted as well, each second: at each buffer, minutes that are due close.
+        # Empty buffers pass once a second: at each buffer, minutes that are due close.
         received = ticks.pipe(
-            buffer_on_grid(SLICE_MS, SECOND_MS, self.now_ms, self.loop), ops.map(merge_all), self.step(self.absorb)
+            ops.buffer_with_time(SLICE_MS / 1000, scheduler=self.grid),
+            ops.distinct_until_changed(lambda buffer: object() if buffer else self.now_ms() // SECOND_MS),
+            ops.map(merge_all),
+            self.step(self.absorb),
         )
         # On the loop, as is all that emits slices: of two versions, the later one is then the more complete.
         restored = self.recovery.candles(recovered).pipe(on_loop, self.step(state.restore))

@@ -1,4 +1,4 @@
-"""Schedulers: an event loop on a monotonic clock for timers, and a thread pool for blocking calls."""
+"""Schedulers: an event loop on a monotonic clock for timers, timers on a grid, and a pool for blocking calls."""
 
 import threading
 import time
@@ -11,7 +11,8 @@ from reactivex import abc
 from reactivex.disposable import Disposable
 from reactivex.internal.exceptions import DisposedException
 from reactivex.scheduler import EventLoopScheduler, ThreadPoolScheduler
-from reactivex.typing import AbsoluteTime, StartableTarget
+from reactivex.scheduler.scheduler import Scheduler
+from reactivex.typing import AbsoluteTime, RelativeTime, StartableTarget
 
 from marketflow.logs import RateLimit
 
@@ -68,6 +69,50 @@ class TimingLoop(EventLoopScheduler):
         except RuntimeError:
             self._thread = None
             raise
+
+
+class GridScheduler(Scheduler):
+    """Runs relative timers at full multiples of their due time on the clock: one of 0.1 s at the next full 0.1 s.
+
+    Passed to `buffer_with_time`, it ends the buffers on the grid of the slices, so that a slice whose ticks are in time
+    is in one buffer instead of two. It does not drift either: after a slow consumer, or a step of the clock, the next
+    buffer ends on the grid again.
+
+    Args:
+        scheduler: runs everything.
+        now_ms: the clock (Unix ms).
+    """
+
+    def __init__(self, scheduler: abc.SchedulerBase, now_ms: Callable[[], int]) -> None:
+        self._scheduler = scheduler
+        self._now_ms = now_ms
+
+    @property
+    def now(self) -> datetime:
+        """Time of the underlying scheduler."""
+        return self._scheduler.now
+
+    def schedule(self, action: abc.ScheduledAction[_TState], state: _TState | None = None) -> abc.DisposableBase:
+        """Run at once."""
+        return self._scheduler.schedule(action, state)
+
+    def schedule_relative(
+        self, duetime: RelativeTime, action: abc.ScheduledAction[_TState], state: _TState | None = None
+    ) -> abc.DisposableBase:
+        """Run when the clock is at the next full multiple of the due time."""
+        period_ms = round(self.to_seconds(duetime) * 1000)
+        if period_ms > 0:
+            wait_ms = period_ms - self._now_ms() % period_ms
+            if wait_ms < period_ms // 10:  # the last timer was early, for the clock was slowed down meanwhile
+                wait_ms += period_ms
+            duetime = wait_ms / 1000
+        return self._scheduler.schedule_relative(duetime, action, state)
+
+    def schedule_absolute(
+        self, duetime: AbsoluteTime, action: abc.ScheduledAction[_TState], state: _TState | None = None
+    ) -> abc.DisposableBase:
+        """Run at a time."""
+        return self._scheduler.schedule_absolute(duetime, action, state)
 
 
 class _Worker(threading.local):

@@ -56,6 +56,26 @@ def test_slices_are_in_the_cache_within_a_tenth_of_a_second(world: World) -> Non
     assert_same(world.cache.slices, candles_of_ticks(world.sent, SLICE_MS))
 
 
+def test_empty_buffers_pass_once_a_second() -> None:
+    world = World()
+    due_at: list[float] = []
+    take_closed = world.state.take_closed
+
+    def take_closed_and_note(now_ms: int) -> Candles:
+        due_at.append(world.seconds)
+        return take_closed(now_ms)
+
+    world.state.take_closed = take_closed_and_note  # type: ignore[method-assign]
+    world.start()
+    due_at.clear()
+    world.run(5.05)
+    assert due_at == [0.1, 1.0, 2.0, 3.0, 4.0, 5.0]
+    due_at.clear()
+    world.clock_step_ms -= 3_600_000
+    world.run(2)
+    assert due_at == [5.1, 6.0, 7.0]
+
+
 def test_newest_ticks_of_a_pause_are_one_write() -> None:
     world = World()
     pauses: list[float] = []

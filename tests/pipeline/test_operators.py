@@ -2,7 +2,6 @@
 
 import sys
 import threading
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -22,7 +21,6 @@ from reactivex.testing.mockobserver import MockObserver
 from marketflow.model import Mode, Series, Slot
 from marketflow.pipeline.operators import (
     Operator,
-    buffer_on_grid,
     conflate_map,
     conflate_through,
     connect,
@@ -285,78 +283,6 @@ def test_small_dict_stays_whole_and_a_larger_one_is_split() -> None:
     assert sum(map(len, parts)) == len(item)
     assert len({(number, slot.series) for number, part in enumerate(parts) for slot in part}) == len(series)
     assert all(len({slot.series.exchange for slot in part}) == 1 for part in parts)
-
-
-# buffer_on_grid
-
-
-def on_grid(
-    scheduler: TestScheduler, source: Observable[int], step_ms: float = 0.0, empty_ms: int = 100
-) -> MockObserver[list[int]]:
-    """What is emitted with periods of a tenth of a second; the clock is stepped at 1 s."""
-
-    def now_ms() -> int:
-        return round(float(scheduler.clock) * 1000 + (step_ms if float(scheduler.clock) >= 1 else 0))
-
-    buffered = source.pipe(buffer_on_grid(100, empty_ms, now_ms, scheduler))
-    return scheduler.start(lambda: buffered, created=0.1, subscribed=0.25, disposed=2.0)
-
-
-def emitted(result: MockObserver[list[int]]) -> list[tuple[float, list[int]]]:
-    times = [message.time for message in recorded(result) if isinstance(message.value, OnNext)]
-    return [(round(float(at), 3), items) for at, items in zip(times, values(result), strict=True)]
-
-
-def at(seconds: Any, item: int) -> Recorded[Any]:
-    return Recorded(seconds, OnNext(item))
-
-
-def end_at(seconds: Any) -> Recorded[Any]:
-    return Recorded(seconds, OnCompleted())
-
-
-def test_buffers_end_on_full_periods_of_the_clock() -> None:
-    scheduler = TestScheduler()
-    source = scheduler.create_hot_observable(at(0.26, 1), at(0.299, 2), at(0.301, 3), at(0.55, 4))
-    assert emitted(on_grid(scheduler, source))[:4] == [(0.3, [1, 2]), (0.4, [3]), (0.5, []), (0.6, [4])]
-
-
-def test_buffers_follow_the_grid_of_a_stepped_clock() -> None:
-    scheduler = TestScheduler()
-    times = [at for at, _ in emitted(on_grid(scheduler, rx.never(), step_ms=30.0))]
-    assert times[:4] == [0.3, 0.4, 0.5, 0.6]
-    assert times[-3:] == [1.77, 1.87, 1.97]
-
-
-@pytest.mark.parametrize("step_ms", [0.0, -5000.0])
-def test_empty_buffers_are_emitted_less_often(step_ms: float) -> None:
-    scheduler = TestScheduler()
-    source = scheduler.create_hot_observable(at(0.61, 1), at(1.95, 2))
-    buffers = emitted(on_grid(scheduler, source, step_ms, empty_ms=500))
-    assert buffers == [(0.3, []), (0.5, []), (0.7, [1]), (1.0, []), (1.5, [])]
-
-
-def test_buffer_on_grid_emits_the_rest_at_completion() -> None:
-    scheduler = TestScheduler()
-    source = scheduler.create_hot_observable(at(0.26, 1), end_at(0.27))
-    result = on_grid(scheduler, source)
-    assert emitted(result) == [(0.27, [1])]
-    assert isinstance(recorded(result)[-1].value, OnCompleted)
-    assert len(recorded(result)) == 2
-
-
-def test_buffer_on_grid_loses_nothing_of_another_thread() -> None:
-    loop, count, done = TimingLoop("test"), 50_000, threading.Event()
-    got: list[int] = []
-    source: Subject[int] = Subject()
-    buffers = source.pipe(buffer_on_grid(1, 10, lambda: time.time_ns() // 1_000_000, loop))
-    buffers.subscribe(got.extend, on_completed=done.set)
-    for number in range(count):
-        source.on_next(number)
-    source.on_completed()
-    assert done.wait(10)
-    loop.dispose()
-    assert got == list(range(count))
 
 
 # Backoff, retry_with_backoff

@@ -1,15 +1,17 @@
 """The event loop of timers and the pool of blocking calls."""
 
 import threading
+import time
 from typing import Any
 
 import pytest
 import reactivex as rx
-from reactivex import abc
+from reactivex import Observable, abc
 from reactivex import operators as ops
 from reactivex.subject import Subject
+from reactivex.testing import TestScheduler
 
-from marketflow.pipeline.schedulers import NamedPool, TimingLoop
+from marketflow.pipeline.schedulers import GridScheduler, NamedPool, TimingLoop
 
 
 def test_an_action_that_goes_on_while_its_loop_is_disposed_of_ends_quietly() -> None:
@@ -94,3 +96,101 @@ def test_loop_whose_thread_cannot_start_begins_with_the_next_action(monkeypatch:
     loop.schedule(lambda *_: ran.set())
     assert ran.wait(5)
     loop.dispose()
+
+
+# The grid
+
+
+class Buffers:
+    """What buffer_with_time emits by a grid of 0.1 s, from 0.25 s on; the clock is stepped at 1 s."""
+
+    def __init__(self, step_ms: float = 0.0, consumer_seconds: float = 0.0) -> None:
+        self.time = TestScheduler()
+        self.time.advance_to(0.25)
+        self.step_ms = step_ms
+        self.consumer_seconds = consumer_seconds
+        self.emitted: list[tuple[float, list[int]]] = []
+        self.completed = False
+        self.source: Subject[int] = Subject()
+        buffers = self.source.pipe(ops.buffer_with_time(0.1, scheduler=GridScheduler(self.time, self.now_ms)))
+        buffers.subscribe(self.take, on_completed=self.complete)
+
+    @property
+    def seconds(self) -> float:
+        return round(float(self.time.clock), 3)
+
+    def now_ms(self) -> int:
+        return round(float(self.time.clock) * 1000 + (self.step_ms if self.seconds >= 1 else 0))
+
+    def take(self, buffer: list[int]) -> None:
+        self.emitted.append((self.seconds, buffer))
+        self.time.sleep(self.consumer_seconds)
+
+    def complete(self) -> None:
+        self.completed = True
+
+    def run_until(self, seconds: float) -> None:
+        self.time.advance_to(seconds)
+
+    def send_at(self, seconds: float, item: int) -> None:
+        self.run_until(seconds)
+        self.source.on_next(item)
+
+
+def test_buffers_end_on_full_periods_of_the_clock() -> None:
+    buffers = Buffers()
+    for seconds, item in ((0.26, 1), (0.299, 2), (0.301, 3), (0.55, 4)):
+        buffers.send_at(seconds, item)
+    buffers.run_until(0.65)
+    assert buffers.emitted == [(0.3, [1, 2]), (0.4, [3]), (0.5, []), (0.6, [4])]
+
+
+def test_buffers_do_not_drift_with_a_slow_consumer() -> None:
+    buffers = Buffers(consumer_seconds=0.03)
+    buffers.run_until(2.05)
+    assert [seconds for seconds, _ in buffers.emitted] == [round(0.3 + number / 10, 1) for number in range(18)]
+
+
+def test_buffers_follow_the_grid_of_a_stepped_clock() -> None:
+    buffers = Buffers(step_ms=30.0)
+    buffers.run_until(2)
+    times = [seconds for seconds, _ in buffers.emitted]
+    assert times[:4] == [0.3, 0.4, 0.5, 0.6]
+    assert times[-3:] == [1.77, 1.87, 1.97]
+
+
+@pytest.mark.parametrize("step_ms", [3_600_000.0, -3_600_000.0])
+def test_clock_step_of_an_hour_delays_no_buffer(step_ms: float) -> None:
+    buffers = Buffers(step_ms)
+    buffers.run_until(2.05)
+    assert len(buffers.emitted) == 18
+
+
+def test_timer_that_was_early_waits_for_the_next_full_period() -> None:
+    buffers = Buffers(step_ms=-2.0)  # what is due at 1.1 s by the clock fires at 1.102 s, and all after it
+    buffers.run_until(1.35)
+    assert [seconds for seconds, _ in buffers.emitted][-4:] == [1.0, 1.102, 1.202, 1.302]
+
+
+def test_completion_emits_the_rest_of_a_buffer() -> None:
+    buffers = Buffers()
+    buffers.send_at(0.26, 1)
+    buffers.source.on_completed()
+    buffers.run_until(1)
+    assert buffers.emitted == [(0.26, [1])]
+    assert buffers.completed
+
+
+def test_buffers_by_the_grid_lose_nothing_of_another_thread() -> None:
+    loop, count, done = TimingLoop("test"), 20_000, threading.Event()
+    got: list[int] = []
+    source: Subject[int] = Subject()
+    grid = GridScheduler(loop, lambda: time.time_ns() // 1_000_000)
+    buffers: Observable[list[int]] = source.pipe(ops.buffer_with_time(0.001, scheduler=grid))
+    buffers.subscribe(got.extend, on_completed=done.set)
+    for number in range(count):
+        source.on_next(number)
+    source.on_completed()
+    assert done.wait(10)
+    loop.dispose()
+    assert got == list(range(count))
