@@ -18,6 +18,12 @@ from marketflow.tasks import Backoff
 PROBE_SECONDS = 0.5
 """Interval of the probes of the cache: a refill begins this soon after an outage."""
 
+MOST_PAUSED_PROBES = 20
+"""Longest pause before a refill that follows failed ones: ten seconds."""
+
+MISSED_PROBES = 3
+"""Unanswered probes in a row after which the cache is down, and not only slow."""
+
 READ_AGAIN_SECONDS = 0.5
 """How long after the first minute of a run the slices of another process are read: all are written by then."""
 
@@ -107,6 +113,44 @@ class Recovery:
         )
 
 
+class RefillPauses:
+    """Pauses between refills that fail again and again, in numbers of probes; for one thread at a time.
+
+    On a machine short of CPU a refill of all slices may fail by its own load, and repeated at once sustain it. So the
+    pause grows, by as long as a refill takes, with each one that failed. Of a refill that ends before the next probe
+    there is no pause: the cache is full again soon after its return, however often it failed before.
+    """
+
+    def __init__(self) -> None:
+        self._refills = 0  # in a row, without the cache having been complete between them
+        self._under_way = False
+        self._took = 0
+        self._remaining = 0
+        self._missed = 0
+
+    def over(self, refill_ended: bool) -> bool:
+        """Return whether to probe the cache now: no refill is under way, and the pause after the last one is over."""
+        if not refill_ended:
+            self._took += 1
+            return False
+        if self._under_way:
+            self._under_way = False
+            self._remaining = min((self._refills - 1) * self._took, MOST_PAUSED_PROBES)
+        if self._remaining:
+            self._remaining -= 1
+            return False
+        return True
+
+    def probed(self, refill_needed: bool, complete: bool) -> None:
+        """Note the result of a probe: whether a refill follows, and if not, whether the cache has everything."""
+        self._missed = 0 if refill_needed or complete else self._missed + 1
+        if refill_needed:
+            self._refills += 1
+            self._under_way, self._took = True, 0
+        elif complete or self._missed >= MISSED_PROBES:
+            self._refills = 0
+
+
 def cache_losses(
     cache: CacheWriter,
     refills: Refills,
@@ -128,8 +172,13 @@ def cache_losses(
         log: counts and logs failed probes.
     """
 
+    pauses = RefillPauses()
+
     def needs_refill() -> bool:
+        if not pauses.over(refills.confirmed):
+            return False
         needed = cache.needs_refill()
+        pauses.probed(needed, cache.complete)
         if needed:
             refills.due()
         return needed

@@ -184,6 +184,11 @@ class HoleReader(Protocol):
 class CacheWriter(Protocol):
     """Where the pipeline writes what the API reads. Every write is absolute: repeating it changes nothing."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether it has everything that was written, as of the last probe, and no write has failed since."""
+        ...
+
     def put_newest(self, newest: dict[Series, Tick]) -> bool:
         """Store the newest tick of each series; return whether that is confirmed.
 

@@ -110,6 +110,10 @@ class FakeCache:
         self.noted_as_stored: set[Slot] = set()
         self.broken_writes = 0
 
+    @property
+    def complete(self) -> bool:
+        return not self.down and not self.lacking
+
     def _check(self) -> None:
         if self.down:
             self.lacking = True

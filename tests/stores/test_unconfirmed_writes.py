@@ -1,7 +1,10 @@
 """Writes whose replies are read later, with a real Redis and real faults."""
 
+import socket
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,12 @@ from marketflow.errors import Unavailable
 from marketflow.model import Tick
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.connection import TIMEOUT_SECONDS, connection_keywords, sync_client
-from marketflow.stores.redis.unconfirmed_writes import CONFIRM_SECONDS, MOST_OUTSTANDING, UnconfirmedWrites
+from marketflow.stores.redis.unconfirmed_writes import (
+    CONFIRM_SECONDS,
+    MOST_OUTSTANDING,
+    REPLIES_SECONDS,
+    UnconfirmedWrites,
+)
 from marketflow.stores.redis.writer import RedisWriter
 from tests.support.market import BTC, ETH, MINUTE
 from tests.support.proxy import Proxy
@@ -115,7 +123,7 @@ def test_error_within_a_transaction_is_raised(world: World) -> None:
     assert world.stored() == b"4"
 
 
-@pytest.mark.parametrize("fault", [Proxy.stall, Proxy.swallow, Proxy.refuse, Proxy.cut])
+@pytest.mark.parametrize("fault", [Proxy.stall, Proxy.swallow, Proxy.refuse])
 def test_lost_replies_are_an_error_and_the_next_write_connects_again(world: World, fault: object) -> None:
     assert world.put(1)
     fault(world.proxy)  # type: ignore[operator]
@@ -142,6 +150,53 @@ def test_killed_server_is_an_error_and_loses_no_later_write(world: World) -> Non
             world.put(2)
     assert works(world)
     assert world.stored() == b"3"
+
+
+def test_restarted_server_fails_no_write_when_all_were_confirmed(server: RedisServer) -> None:
+    client = sync_client(connection_keywords(HOST, server.port, server.password, 0))
+    writes = UnconfirmedWrites(client)
+    assert writes.send([("SET", "number", 1)])
+    with killed(server):
+        pass
+    assert writes.send([("SET", "number", 2)])
+    writes.close()
+    client.close()
+
+
+def test_cut_connection_loses_unconfirmed_writes_with_an_error(world: World) -> None:
+    assert world.put(1)
+    assert not world.put(2)
+    world.proxy.cut()
+    with pytest.raises(redis.ConnectionError):
+        wait_until(lambda: world.put(3))
+    assert works(world)
+    assert world.stored() == b"3"
+
+
+def test_slow_replies_are_an_error_after_a_second_in_all() -> None:
+    """Each reply comes in time; all of them together would take minutes, and a stop would wait."""
+    with socket.create_server((HOST, 0)) as listener:
+        client = sync_client(connection_keywords(HOST, listener.getsockname()[1], "", 0) | {"protocol": 2})
+        answering = threading.Thread(target=answer_slowly, args=(listener,), daemon=True)
+        answering.start()
+        writes = UnconfirmedWrites(client)
+        began = time.monotonic()
+        with pytest.raises(redis.TimeoutError):
+            writes.send([("SET", "number", number) for number in range(100)])
+        assert time.monotonic() - began < REPLIES_SECONDS + TIMEOUT_SECONDS
+        client.close()
+    answering.join(5)
+
+
+def answer_slowly(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    with connection, suppress(OSError):
+        while received := connection.recv(65536):
+            if b"SET" in received:
+                while True:
+                    time.sleep(TIMEOUT_SECONDS / 5)
+                    connection.sendall(b"+OK\r\n")
+            connection.sendall(b"+OK\r\n" * received.count(b"*"))
 
 
 def test_close_delivers_what_is_outstanding(world: World) -> None:

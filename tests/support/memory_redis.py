@@ -184,6 +184,9 @@ class _Connection:
         except Exception as error:  # noqa: BLE001 - raised when it is read
             self._replies += [error] * len(commands)
 
+    def can_read(self) -> bool:
+        return bool(self._replies)
+
     def read_response(self) -> Any:
         reply = self._replies.pop(0)
         if isinstance(reply, Exception):

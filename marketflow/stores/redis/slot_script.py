@@ -10,7 +10,7 @@ from marketflow.clock import Clock, milliseconds
 from marketflow.model import Candle, Candles, Series, Slot, minute_start
 from marketflow.stores.redis import codec, keys
 
-_SLOTS_A_CALL = 1000  # a few milliseconds of the server
+_SLOTS_A_CALL = 250  # a few milliseconds of the server, in which it answers nobody else
 
 # One script for all series of a write: no reader meets a slot between its old and its new version, and every change is
 # published. Of two versions of a slot the more complete one stays, the later one of two that are as complete; so order,

@@ -20,6 +20,9 @@ CONFIRM_SECONDS = 0.1
 MOST_OUTSTANDING = 1000
 """Replies beyond which a write waits for them: they fit into the buffers of the connection many times over."""
 
+REPLIES_SECONDS = 1.0
+"""Limit of reading all outstanding replies, of which each may take as long as the timeout of the connection."""
+
 Command = tuple[bytes | str | int | float, ...]
 
 
@@ -90,9 +93,21 @@ class UnconfirmedWrites:
     def _connected(self) -> Any:
         if self._closed:
             raise redis.ConnectionError("closed")
+        if self._connection is not None and not self._outstanding and self._is_stale():
+            self._disconnect()
         if self._connection is None:
             self._connection = self._pool.get_connection()
         return self._connection
+
+    def _is_stale(self) -> bool:
+        """Whether the connection has ended without loss: nothing is outstanding, and yet there is something to read.
+
+        After a restart of Redis the first write would else fail, open the circuit breaker, and fail the refill.
+        """
+        try:
+            return bool(self._connection.can_read())
+        except redis.RedisError:
+            return True
 
     def _may_stay_unconfirmed(self) -> bool:
         at = self._confirmed_at
@@ -102,8 +117,10 @@ class UnconfirmedWrites:
     def _read_replies(self) -> None:
         if not self._outstanding:
             return
-        connection = self._connection
+        connection, began = self._connection, self._monotonic()
         while self._outstanding:
+            if self._monotonic() - began > REPLIES_SECONDS:
+                raise redis.TimeoutError(f"{self._outstanding} replies did not come in {REPLIES_SECONDS} s")
             reply = connection.read_response()
             self._outstanding -= 1
             if isinstance(reply, list):  # of a transaction
