@@ -40,8 +40,8 @@ SLICES_A_PARTITION = 1000
 """Slices up to which a write is not split: one call for all series costs a fifth less CPU than one a partition."""
 
 PARTITIONS_AT_ONCE = 3
-"""Partitions that are written at the same time. Redis runs one write at a time: each of 15 waited for 14 others, and all
-timed out together where the machine was short of CPU, so that a refill of 100,000 slices failed again and again."""
+"""Partitions that are written at the same time. Redis runs one write at a time: each of 15 waited for 14 others, and on
+a machine short of CPU all of them timed out together, so that a refill of 100,000 slices failed again and again."""
 
 ROLLUP_SECONDS = 10.0
 """Interval at which days that are over are looked for."""

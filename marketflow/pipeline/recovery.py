@@ -171,7 +171,6 @@ def cache_losses(
         ended: its first item completes the result.
         log: counts and logs failed probes.
     """
-
     pauses = RefillPauses()
 
     def needs_refill() -> bool:
