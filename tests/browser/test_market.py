@@ -17,7 +17,7 @@ def test_new_price_is_shown_at_once(visit: Visit, exchanges: list[ScriptedExchan
     page = visit.open()
     exchanges[0].send(67123.45)
     expect(visit.price("exchange1")).to_have_text("67 123.45")
-    expect(visit.row().locator(".newest")).to_have_text("67 123.45")
+    expect(visit.row().locator(".reference")).to_have_text("67 123.45")
     expect(visit.row().locator(".age")).to_have_text("now")
     expect(page).to_have_title("67 123.45 · BTCUSDT · MarketFlow")
     exchanges[0].send(67124.5)
@@ -30,16 +30,6 @@ def test_new_price_is_shown_at_once(visit: Visit, exchanges: list[ScriptedExchan
     expect(visit.price("exchange1", "DOGEUSDT")).to_have_text(NONE)
 
 
-def test_last_arrival_of_one_event_time_is_the_newest_price(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
-    page = visit.open()
-    at = now_ms()
-    for exchange, price in ((1, 200.0), (2, 300.0), (0, 100.0)):
-        exchanges[exchange].send(price, at=at)
-        expect(visit.price(f"exchange{exchange + 1}")).to_have_text(f"{price:.3f}")
-        expect(visit.row().locator(".newest")).to_have_text(f"{price:.3f}")
-    expect(page.locator("#legend .close")).to_have_text("100.000")
-
-
 DISAGREED = """
     async () => {
         const text = (place) => document.querySelector(place).textContent;
@@ -48,7 +38,7 @@ DISAGREED = """
             await new Promise(requestAnimationFrame);
             await new Promise((done) => setTimeout(done)); // what is in the document now has been shown
             const row = "#market tr[data-symbol=BTCUSDT]";
-            const newest = text(`${row} .newest`);
+            const newest = text(`${row} .reference`);
             const table = [...document.querySelectorAll(`${row} .quote`)].map((cell) => cell.textContent);
             const compared = [...document.querySelectorAll("#comparison .price")].map((one) => one.textContent);
             const told = { newest, legend: text("#legend .close"), table: table.join(), compared: compared.join() };
@@ -64,22 +54,9 @@ def test_all_panels_show_the_same_moment(start: Start, look: Look) -> None:
     visit = look(start(MODE="test").port)
     page = visit.open("interval=1d")
     expect(page.locator("#legend .close")).to_have_text(re.compile("[0-9]"))
-    first = visit.row().locator(".newest").text_content()
+    first = visit.row().locator(".reference").text_content()
     assert page.evaluate(DISAGREED) == []
-    assert visit.row().locator(".newest").text_content() != first
-
-
-def test_comparison_shows_spread_between_exchanges(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
-    page = visit.open()
-    for exchange, price in zip(exchanges, (1990.0, 2010.0, 2005.0), strict=True):
-        exchange.send(price)
-    row = visit.row()
-    expect(row.locator(".spread")).to_have_text("20.00")
-    expect(row.locator(".points")).to_have_text("100")
-    expect(row.locator("td.highest")).to_have_attribute("data-exchange", "exchange2")
-    expect(row.locator("td.lowest")).to_have_attribute("data-exchange", "exchange1")
-    expect(page.locator("#comparison-spread")).to_have_text("20.00 · 100 bp")
-    expect(page.locator("#comparison li .offset")).to_have_text([f"{MINUS}50.0 bp", "+50.0 bp", "+25.0 bp"])
+    assert visit.row().locator(".reference").text_content() != first
 
 
 def test_period_panel_shows_extremes_and_average(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
@@ -129,7 +106,7 @@ def test_chart_follows_interval_symbol_and_exchange(
     page.get_by_role("button", name="5m", exact=True).click()
     expect(page.locator("[data-interval='5m']")).to_have_attribute("aria-pressed", "true")
     expect(page.locator("#chart-panel")).to_have_attribute("data-state", "shown")
-    assert visit.asked("/candles/BTCUSDT?interval=5m")
+    assert visit.asked("/candles/reference/BTCUSDT?interval=5m")
     expect(page.locator("#legend .close")).to_have_text("1 000.00")
     page.locator("#symbol").select_option("ETHUSDT")
     page.locator("#exchange").select_option("exchange2")
@@ -230,7 +207,7 @@ def test_stale_price_is_marked_and_not_compared(start: Start, look: Look, exchan
     row = visit.row()
     expect(row).to_have_class("chosen stale")
     expect(row.locator(".age")).to_have_text(re.compile(r"^[45][0-9]\ss$"))
-    expect(row.locator(".spread")).to_have_text(NONE)
+    expect(row.locator(".gap")).to_have_text(NONE)
     expect(page.locator("#comparison li.stale")).to_have_count(3)
     expect(page).to_have_title(re.compile(r"^10[0-6]\.000 \(stale\) · BTCUSDT"))
     visit.keep("stale")
@@ -246,7 +223,7 @@ def test_health_panel_shows_feeds_and_stores(visit: Visit, exchanges: list[Scrip
     expect(page.locator("#stores li")).to_have_text(["PostgreSQLok", "Redisok"])
     expect(page.locator("#health-summary")).to_have_text("all well")
     exchanges[1].close()
-    expect(page.locator("#feeds li").nth(1)).to_have_text("exchange2connecting")
+    expect(page.locator("#feeds li .state")).to_have_text(["connected", "connecting", "connected"])
     expect(page.locator("#health-summary")).to_have_text("degraded")
     exchanges[1].open()
     expect(page.locator("#feeds li[data-level=good]")).to_have_count(3)
@@ -258,7 +235,7 @@ def test_page_works_with_one_symbol_and_exchange(start: Start, look: Look) -> No
     page = visit.open()
     expect(page.locator("#market tbody tr")).to_have_count(1)
     expect(visit.price("only")).to_have_text(re.compile("[0-9]"))
-    expect(visit.row().locator(".spread")).to_have_text(NONE)
+    expect(visit.row().locator(".gap")).to_have_text(NONE)
 
 
 def test_filter_narrows_two_hundred_symbols(start: Start, look: Look) -> None:
@@ -339,7 +316,7 @@ def test_phone_shows_the_page_without_horizontal_scrolling(start: Start, look: L
 def test_page_follows_the_colour_scheme_of_the_system(start: Start, look: Look, colours: str) -> None:
     visit = look(start(MODE="test").port, color_scheme=colours)
     page = visit.open()
-    expect(page.locator("#market .newest")).to_have_text([re.compile("[0-9]")] * 5)
+    expect(page.locator("#market .reference")).to_have_text([re.compile("[0-9]")] * 5)
     expect(page.locator("#legend .ticks")).to_have_text(re.compile("[0-9]"))
     visit.keep(f"desktop-{colours}")
     brightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)")

@@ -161,7 +161,7 @@ def test_incomplete_candles_are_marked(application: Application, look: Look, rec
             body["candles"][-2]["complete"] = False
         route.fulfill(response=answer, json=body)  # type: ignore[attr-defined]
 
-    visit.page.route("**/candles/BTCUSDT?interval=1m*", incomplete)
+    visit.page.route("**/candles/reference/BTCUSDT?interval=1m*", incomplete)
     page = visit.open()
     until(page, lambda: drawn(page, "incomplete") > 0)
     page.get_by_role("button", name="1 incomplete").click()
@@ -189,14 +189,14 @@ def test_candles_with_a_filled_hole_are_marked(visit: Visit, record: Record, pos
     expect(page.locator("#legend .state")).to_have_text("verified, filled")
 
 
-def test_hollow_candles_are_those_of_the_venue(visit: Visit, record: Record) -> None:
+def test_own_candles_of_the_venue_are_marked(visit: Visit, record: Record) -> None:
     record(20, symbol="ETHUSDT", **TRADED)
     record(20, **TRADED, source="venue")
     page = visit.open("symbol=ETHUSDT")
-    until(page, lambda: drawn(page, "up") > 1000)
-    filled = drawn(page, "up")
+    until(page, lambda: drawn(page, "up") > 100)
+    assert drawn(page, "venue") == 0
     page.locator("#symbol").select_option("BTCUSDT")
-    until(page, lambda: 0 < drawn(page, "up") < filled / 2)
+    until(page, lambda: drawn(page, "venue") > 20)
 
 
 # What was traded in 24 hours

@@ -30,7 +30,7 @@ const UNKNOWN = {
 };
 
 export class Candles {
-  /** @param {string} symbol @param {string} exchange nothing is all @param {string} interval */
+  /** @param {string} symbol @param {string} exchange the reference price if empty @param {string} interval */
   constructor(symbol, exchange, interval) {
     this.symbol = symbol;
     this.exchange = exchange;
@@ -42,7 +42,7 @@ export class Candles {
     /** @type {{from: number, to: number}[]} holes that were filled, Unix ms */
     this.filled = [];
     this.ticked = 0; // newest tick that was taken, Unix ms by the exchange's clock
-    this.pathOf = pathOf("candles", symbol, exchange);
+    this.pathOf = pathOf("candles", symbol, exchange || "reference");
   }
 
   /** The newest ones. @param {AbortSignal} signal */
@@ -79,12 +79,12 @@ export class Candles {
   }
 
   /**
-   * Takes a price of the stream.
-   * @param {import("./market.js").Quote} quote
+   * Takes a price of the stream, or a reference price.
+   * @param {{symbol: string, exchange: string, price: number, at: number}} quote `exchange` is empty for a reference price
    * @returns {Candle | null} the candle that changed
    */
   take({ symbol, exchange, price, at }) {
-    if (symbol !== this.symbol || (this.exchange && exchange !== this.exchange)) return null;
+    if (symbol !== this.symbol || exchange !== this.exchange) return null;
     const opening = Math.floor(at / this.length) * this.length;
     const last = this.all.at(-1);
     // What is late for the newest candle comes with the next refresh.
@@ -103,7 +103,10 @@ export class Candles {
   #withTicks(received) {
     const known = this.all.at(-1);
     if (known?.at !== received.at || received.closed || this.ticked < received.at) return received;
-    return { ...received, high: Math.max(received.high, known.high), low: Math.min(received.low, known.low), close: known.close };
+    const { close } = known;
+    // The running reference candle is the server's: between two paints this page sees other medians than the minutes have.
+    const { high, low } = this.exchange ? known : { high: close, low: close };
+    return { ...received, high: Math.max(received.high, high), low: Math.min(received.low, low), close };
   }
 
   /** @param {Candle} received */

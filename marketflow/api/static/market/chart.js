@@ -3,12 +3,15 @@
 import { CandlestickSeries, CrosshairMode, createChart, LineStyle, TickMarkType } from "../lightweight-charts/lightweight-charts.js";
 import { decimalsFor, price } from "./format.js";
 import { Marks } from "./marks.js";
+import { Overlays } from "./overlays.js";
+import { slotsOf } from "./slots.js";
 import { VolumeBars } from "./volumebars.js";
+import { zone } from "./zone.js";
 
 const DAY_MS = 86_400_000;
 
-/** How many candles are shown at first, and left blank at the right. */
-const FEWEST_SHOWN = 50;
+/** How many places of candles are shown at first, and left blank at the right. */
+const FEWEST_SHOWN = 12;
 const MOST_SHOWN = 110;
 const MARGIN = 4;
 
@@ -18,14 +21,18 @@ const NEAR = 30;
 export class Chart {
   /**
    * @param {HTMLElement} place
-   * @param {{older: () => void, hovered: (index: number | null) => void, stepped: (by: number | null) => void,
+   * @param {{older: () => void, hovered: (at: number | null) => void, stepped: (by: number | null) => void,
    *   moved: (behind: boolean) => void}} callbacks `stepped`: to another candle by keyboard, null from all of them
    */
   constructor(place, callbacks) {
     this.place = place;
     this.length = 60_000;
     this.decimals = -1;
+    /** @type {import("./slots.js").Slot[]} what is drawn */
+    this.slots = [];
+    this.complete = false; // there is nothing older than the first
     this.count = 0; // of the candles that are drawn
+    this.fitting = true; // all is kept in sight until the user scrolls, or it is too much
     this.newest = 0; // opening of the last of them, Unix ms
     this.chart = createChart(place, {
       autoSize: true,
@@ -39,18 +46,16 @@ export class Chart {
         secondsVisible: false,
         rightOffset: MARGIN,
         minBarSpacing: 0.8,
-        tickMarkFormatter: (/** @type {number} */ time, /** @type {number} */ type) => this.#mark(time * 1000, type),
-      },
-      localization: {
-        timeFormatter: (/** @type {number} */ time) => this.#moment(time * 1000),
       },
     });
+    this.showZone();
     this.series = this.chart.addSeries(CandlestickSeries, {
       // Its label would be the last candle's that can be seen.
       lastValueVisible: false,
       priceLineVisible: false,
     });
     this.volumes = new VolumeBars(this.chart);
+    this.overlays = new Overlays(this.chart);
     this.marks = new Marks();
     this.series.attachPrimitive(this.marks);
     /** @type {import("./candles.js").Candle | undefined} */
@@ -62,7 +67,8 @@ export class Chart {
       if (range && range.from < NEAR) callbacks.older();
       callbacks.moved(this.scale.scrollPosition() < -1);
     });
-    this.chart.subscribeCrosshairMove(({ logical, point }) => callbacks.hovered(point ? (logical ?? null) : null));
+    this.chart.subscribeCrosshairMove(({ logical, point }) => callbacks.hovered(point ? (this.slots[logical ?? -1]?.candle?.at ?? null) : null));
+    for (const name of ["pointerdown", "wheel", "touchstart"]) place.addEventListener(name, () => { this.fitting = false; }, { passive: true });
     place.addEventListener("keydown", (event) => this.#key(event, callbacks.stepped));
     this.colour();
   }
@@ -81,33 +87,65 @@ export class Chart {
         horzLine: { color: line, labelBackgroundColor: surface },
       },
     });
+    // Rising ones are hollow, so that colour is not all that tells.
     this.series.applyOptions({
-      upColor: up, downColor: down, borderUpColor: up, borderDownColor: down, wickUpColor: up, wickDownColor: down,
+      upColor: "transparent", downColor: down, borderUpColor: up, borderDownColor: down, wickUpColor: up, wickDownColor: down,
     });
     this.colours = { up, down };
     this.volumes.colour(style);
+    this.overlays.colour(style);
     this.marks.colour(style);
     this.#markNewest(this.last);
   }
 
-  /**
-   * Shows other candles, the newest at the right.
-   * @param {import("./candles.js").Candle[]} candles @param {number} length of each in ms
-   */
-  show(candles, length) {
-    this.length = length;
-    this.extend(candles);
-    this.series.priceScale().applyOptions({ autoScale: true });
-    const shown = Math.min(Math.max(candles.length, FEWEST_SHOWN), MOST_SHOWN);
-    this.scale.setVisibleLogicalRange({ from: candles.length - shown, to: candles.length + MARGIN });
+  /** Takes the chosen time zone. */
+  showZone() {
+    this.chart.applyOptions({
+      timeScale: { tickMarkFormatter: (/** @type {number} */ time, /** @type {number} */ type) => this.#mark(time * 1000, type) },
+      localization: { timeFormatter: (/** @type {number} */ time) => this.#moment(time * 1000) },
+    });
   }
 
-  /** Shows more of the same, and stays where it is. @param {import("./candles.js").Candle[]} candles */
-  extend(candles) {
+  /**
+   * Shows other candles, the newest at the right.
+   * @param {import("./candles.js").Candle[]} candles @param {number} length of each in ms @param {boolean} complete there are none older
+   */
+  show(candles, length, complete) {
+    this.length = length;
+    this.fitting = false;
+    this.extend(candles, complete);
+    this.series.priceScale().applyOptions({ autoScale: true });
+    this.fitting = true;
+    this.#fit();
+  }
+
+  #fit() {
+    if (!this.fitting) return;
+    const { length } = this.slots;
+    const shown = Math.min(Math.max(length, FEWEST_SHOWN), MOST_SHOWN);
+    this.scale.setVisibleLogicalRange({ from: length - shown, to: length + MARGIN });
+  }
+
+  /** Shows other overlays. @param {string[]} names @param {import("./candles.js").Candle[]} candles */
+  chooseOverlays(names, candles) {
+    this.overlays.choose(names);
+    this.overlays.set(candles, this.complete);
+  }
+
+  /**
+   * Shows more of the same, and stays where it is.
+   * @param {import("./candles.js").Candle[]} candles @param {boolean} complete there are none older
+   */
+  extend(candles, complete) {
+    const before = this.slots.length;
+    this.complete = complete;
     this.#format(candles);
-    this.series.setData(candles.map(bar));
+    this.slots = slotsOf(candles, this.length);
+    this.series.setData(this.slots.map(bar));
     this.volumes.set(candles);
-    this.marks.set(candles);
+    this.overlays.set(candles, complete);
+    this.marks.set(this.slots);
+    if (before < MOST_SHOWN && before !== this.slots.length) this.#fit();
     this.count = candles.length;
     this.newest = candles.at(-1)?.at ?? 0;
     this.#markNewest(candles.at(-1));
@@ -116,37 +154,55 @@ export class Chart {
   /**
    * Shows what has changed.
    * @param {import("./candles.js").Candle[]} changed oldest first @param {import("./candles.js").Candle[]} candles all
+   * @param {boolean} complete there are none older
    */
-  update(changed, candles) {
-    const newer = changed.filter(({ at }) => at > this.newest).length;
-    if (this.count + newer !== candles.length) {
-      // One has come in between, which the library takes only with all of them.
-      this.extend(candles);
+  update(changed, candles, complete) {
+    const newer = changed.filter(({ at }) => at > this.newest);
+    const next = this.newest + this.length;
+    if (this.count + newer.length !== candles.length || complete !== this.complete || newer.some(({ at }, index) => at !== next + index * this.length)) {
+      // One has come in between, or after a gap, which the library takes only with all of them.
+      this.extend(candles, complete);
       return;
     }
     this.#format(candles);
     for (const candle of changed) {
       const past = candle.at < this.newest;
-      this.series.update(bar(candle), past);
+      const slot = { at: candle.at, candle };
+      if (candle.at > this.newest) this.slots.push(slot);
+      else this.slots[this.#indexOf(candle.at)] = slot;
+      this.series.update(bar(slot), past);
       this.volumes.update(candle, past, candles);
       this.newest = Math.max(this.newest, candle.at);
     }
     this.count = candles.length;
-    this.marks.set(candles);
+    this.marks.set(this.slots);
+    if (changed.some(({ at }) => at < this.newest)) this.overlays.set(candles, complete);
+    else this.overlays.update(candles, complete);
+    if (newer.length && this.slots.length <= MOST_SHOWN) this.#fit();
     this.#markNewest(candles.at(-1));
   }
 
-  /**
-   * Points at a candle, and scrolls to it where it is out of sight; at none for null.
-   * @param {number | null} index @param {import("./candles.js").Candle} [candle] of this index
-   */
-  point(index, candle) {
-    if (index === null || candle === undefined) {
+  /** @param {number} at opening of a candle, Unix ms */
+  #indexOf(at) {
+    let [low, high] = [0, this.slots.length - 1];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.slots[middle].at < at) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  /** Points at a candle, and scrolls to it where it is out of sight; at none for null. @param {import("./candles.js").Candle | null} candle */
+  point(candle) {
+    if (candle === null) {
       this.chart.clearCrosshairPosition();
       return;
     }
+    const index = this.#indexOf(candle.at);
     const range = this.scale.getVisibleLogicalRange();
     if (range && (index < range.from + 1 || index > range.to - 1)) {
+      this.fitting = false;
       const half = (range.to - range.from) / 2;
       this.scale.setVisibleLogicalRange({ from: index - half, to: index + half });
     }
@@ -181,25 +237,26 @@ export class Chart {
     this.series.applyOptions({ priceFormat: { type: "custom", minMove: 10 ** -decimals, formatter } });
   }
 
-  /** What stands below the chart: days are UTC's, as their candles are; everything shorter is local. */
+  /** What stands below the chart: days are UTC's, as their candles are; everything shorter is of the chosen zone. */
   #mark(ms, type) {
     const at = new Date(ms);
     const days = this.length >= DAY_MS;
-    const zone = days ? { timeZone: "UTC" } : {};
-    if (type === TickMarkType.Year) return at.toLocaleDateString(undefined, { year: "numeric", ...zone });
-    if (type === TickMarkType.Month) return at.toLocaleDateString(undefined, { month: "short", ...zone });
-    const midnight = days || (at.getHours() === 0 && at.getMinutes() === 0);
+    const shown = { timeZone: days ? "UTC" : zone() };
+    if (type === TickMarkType.Year) return at.toLocaleDateString(undefined, { year: "numeric", ...shown });
+    if (type === TickMarkType.Month) return at.toLocaleDateString(undefined, { month: "short", ...shown });
+    const [hours, minutes] = zone() ? [at.getUTCHours(), at.getUTCMinutes()] : [at.getHours(), at.getMinutes()];
+    const midnight = days || (hours === 0 && minutes === 0);
     if (midnight || (type === TickMarkType.DayOfMonth && this.length >= 3_600_000)) {
-      return at.toLocaleDateString(undefined, { day: "numeric", month: "short", ...zone });
+      return at.toLocaleDateString(undefined, { day: "numeric", month: "short", ...shown });
     }
-    return at.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+    return at.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23", ...shown });
   }
 
   /** @param {number} ms */
   #moment(ms) {
     const day = { day: "numeric", month: "short", year: "numeric" };
     if (this.length >= DAY_MS) return new Date(ms).toLocaleDateString(undefined, { ...day, timeZone: "UTC" });
-    return new Date(ms).toLocaleString(undefined, { ...day, hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+    return new Date(ms).toLocaleString(undefined, { ...day, hour: "2-digit", minute: "2-digit", hourCycle: "h23", timeZone: zone() });
   }
 
   /** @param {KeyboardEvent} event @param {(by: number | null) => void} stepped */
@@ -213,6 +270,7 @@ export class Chart {
       ArrowLeft: by(-step, -step), ArrowRight: by(step, step), "+": by(width / 8, 0), "=": by(width / 8, 0), "-": by(-width / 6, 0),
     };
     const steps = { ",": -1, ".": 1, Escape: null };
+    this.fitting &&= !(event.key in goals);
     if (event.key === "End") this.toNewest();
     else if (event.key in steps) stepped(steps[event.key]);
     else if (event.key in goals) this.scale.setVisibleLogicalRange(goals[event.key]);
@@ -221,8 +279,10 @@ export class Chart {
   }
 }
 
-/** A candle as it is drawn; one of the venue's own is hollow. @param {import("./candles.js").Candle} candle */
-function bar({ at, open, high, low, close, source }) {
-  const drawn = { time: /** @type {any} */ (at / 1000), open, high, low, close };
-  return source === "venue" ? { ...drawn, color: "transparent" } : drawn;
+/** A candle as it is drawn, or the place of none. @param {import("./slots.js").Slot} slot */
+function bar({ at, candle }) {
+  const time = /** @type {any} */ (at / 1000);
+  if (candle === null) return { time };
+  const { open, high, low, close } = candle;
+  return { time, open, high, low, close };
 }

@@ -22,7 +22,6 @@ export class ChartKey {
     const counts = { bought: 0, sold: 0, unsided: 0, venue: 0, verified: 0, differs: 0, incomplete: 0, filled: 0 };
     for (const candle of candles) {
       if (candle.volume != null) counts[candle.buy_volume == null ? "unsided" : "bought"] += 1;
-      if (candle.source === "venue") counts.venue += 1;
       for (const state of statesOf(candle)) counts[state] += 1;
     }
     counts.sold = counts.bought;

@@ -7,6 +7,7 @@ import { ChartKey } from "./chartkey.js";
 import { inWords, Legend } from "./legend.js";
 import { statesOf } from "./marks.js";
 import { inOrder } from "./market.js";
+import { OVERLAYS, overlayAt } from "./overlays.js";
 
 /** How often the API is asked for what the stream has left out. */
 const REFRESH_MS = 5_000;
@@ -33,7 +34,7 @@ export class ChartPanel {
     this.key = new ChartKey((state) => this.#selectMarked(state));
     this.chart = new Chart(byId("chart"), {
       older: () => this.#older(),
-      hovered: (index) => this.#hover(index),
+      hovered: (at) => this.#hover(at),
       stepped: (by) => this.#step(by),
       moved: (behind) => { this.newest.hidden = !behind; },
     });
@@ -43,7 +44,7 @@ export class ChartPanel {
     this.abort = new AbortController();
     this.loading = false;
     this.timer = 0;
-    /** @type {number | null} */
+    /** @type {number | null} opening of the candle under the mouse, Unix ms */
     this.hovered = null;
     this.selected = 0; // opening of the candle that was selected by keyboard, Unix ms; 0 is none
     this.correctedAt = 0; // when corrections were last asked for, ms of performance.now
@@ -51,6 +52,7 @@ export class ChartPanel {
     this.moved = new Map();
     this.draw = inFrames(() => this.#draw());
     this.#offerIntervals();
+    this.#offerOverlays();
     this.symbol.addEventListener("change", () => choice.choose({ symbol: this.symbol.value }));
     this.exchange.addEventListener("change", () => choice.choose({ exchange: this.exchange.value }));
     this.newest.addEventListener("click", () => this.chart.toNewest());
@@ -58,8 +60,10 @@ export class ChartPanel {
     market.addEventListener("prices", (event) => this.#prices(event.detail));
     choice.addEventListener("change", (event) => {
       if (["symbol", "exchange", "interval"].some((name) => event.detail.has(name))) this.load();
+      else if (event.detail.has("overlays")) this.#showOverlays();
     });
     document.addEventListener("visibilitychange", () => document.hidden || this.#refresh());
+    setInterval(this.draw, 1000);
   }
 
   get interval() {
@@ -69,11 +73,17 @@ export class ChartPanel {
   /** Offers what there is to choose from. */
   offer() {
     fill(this.symbol, this.market.symbols.map((name) => [name, name]));
-    fill(this.exchange, [["", "all"], ...this.market.exchanges.map((name) => [name, name])]);
+    fill(this.exchange, [["", "reference"], ...this.market.exchanges.map((name) => [name, name])]);
   }
 
   colour() {
     this.chart.colour();
+  }
+
+  /** Takes the chosen time zone. */
+  showZone() {
+    this.chart.showZone();
+    this.#showLegend();
   }
 
   /** After a lost connection: what is missing comes in where it belongs, and the chart stays where it was scrolled to. */
@@ -110,7 +120,9 @@ export class ChartPanel {
     this.candles = candles;
     this.correctedAt = performance.now();
     this.#catchUp(asked);
-    this.chart.show(candles.all, candles.length);
+    this.moved.clear();
+    this.chart.show(candles.all, candles.length, candles.complete);
+    this.#showOverlays();
     this.#uncover();
     drawNow();
     this.#later();
@@ -118,8 +130,16 @@ export class ChartPanel {
 
   /** Takes the prices that came while candles were loaded. @param {number} since Unix ms */
   #catchUp(since) {
-    const quotes = [...(this.market.quotes.get(this.choice.symbol)?.values() ?? [])].filter(({ at }) => at >= since);
-    for (const quote of inOrder(quotes)) this.candles.take(quote);
+    const now = this.market.shown(this.candles.symbol, this.candles.exchange);
+    if (now && now.at >= since) this.#take(now);
+  }
+
+  /** @param {import("./market.js").Shown | null} now */
+  #take(now) {
+    if (this.candles === null || now === null || now.stale) return;
+    const { symbol, exchange } = this.candles;
+    const candle = this.candles.take({ symbol, exchange, price: now.price, at: now.at });
+    if (candle) this.moved.set(candle.at, candle);
   }
 
   #wanted() {
@@ -173,7 +193,7 @@ export class ChartPanel {
     this.loading = true;
     try {
       await candles.loadOlder(signal);
-      if (!signal.aborted) this.chart.extend(candles.all);
+      if (!signal.aborted) this.chart.extend(candles.all, candles.complete);
     } catch {
       // It is asked for again with the next move to the left.
     } finally {
@@ -184,16 +204,23 @@ export class ChartPanel {
   /** @param {import("./market.js").Quote[]} quotes */
   #prices(quotes) {
     if (this.candles === null) return;
-    for (const quote of inOrder(quotes)) {
-      const candle = this.candles.take(quote);
-      if (candle) this.moved.set(candle.at, candle);
+    if (this.candles.exchange) {
+      for (const quote of inOrder(quotes)) {
+        const candle = this.candles.take(quote);
+        if (candle) this.moved.set(candle.at, candle);
+      }
+    } else if (quotes.some(({ symbol }) => symbol === this.candles.symbol)) {
+      this.#take(this.market.reference(this.candles.symbol));
     }
     if (this.moved.size) this.draw();
   }
 
   #draw() {
     if (this.candles === null) return;
-    this.chart.update([...this.moved.values()].sort((one, other) => one.at - other.at), this.candles.all);
+    // With time alone prices become stale, and the median another.
+    if (!this.candles.exchange) this.#take(this.market.reference(this.candles.symbol));
+    if (this.moved.size === 0) return;
+    this.chart.update([...this.moved.values()].sort((one, other) => one.at - other.at), this.candles.all, this.candles.complete);
     this.moved.clear();
     this.#uncover();
   }
@@ -212,7 +239,7 @@ export class ChartPanel {
     for (const button of this.intervals.children) {
       button.setAttribute("aria-pressed", String(button.dataset.interval === this.interval));
     }
-    const where = this.choice.exchange || "all exchanges";
+    const where = this.choice.exchange || "reference price";
     byId("chart").setAttribute("aria-label", `Candles of ${this.interval} of ${this.choice.symbol}, ${where}. Arrow keys scroll, comma and full stop select a candle, plus and minus zoom, End shows the newest.`);
   }
 
@@ -238,9 +265,36 @@ export class ChartPanel {
     this.#showLegend();
   }
 
-  /** @param {number | null} index */
-  #hover(index) {
-    this.hovered = index;
+  #offerOverlays() {
+    for (const [name, { label, title }] of Object.entries(OVERLAYS)) {
+      const button = make("button", { type: "button", "data-overlay": name, title }, label);
+      button.addEventListener("click", () => {
+        const others = this.#overlays().filter((each) => each !== name);
+        const chosen = others.length < this.#overlays().length ? others : [...others, name];
+        this.choice.choose({ overlays: chosen.join(".") });
+      });
+      byId("overlays").append(button);
+    }
+    this.#showOverlays();
+  }
+
+  #overlays() {
+    return this.choice.overlays.filter((name) => name in OVERLAYS);
+  }
+
+  #showOverlays() {
+    const names = this.#overlays();
+    for (const button of byId("overlays").children) button.setAttribute("aria-pressed", String(names.includes(button.dataset.overlay)));
+    if (this.candles === null) return;
+    this.chart.chooseOverlays(names, this.candles.all);
+    // The average of a day begins with the day.
+    if (names.includes("vwap") && overlayAt("vwap", this.candles.all, this.candles.all.length - 1, this.candles.complete) === null) this.#older();
+    this.#showLegend();
+  }
+
+  /** @param {number | null} at */
+  #hover(at) {
+    this.hovered = at;
     this.#showLegend();
   }
 
@@ -258,7 +312,7 @@ export class ChartPanel {
   /** Selects the next older candle with a mark; from the oldest on it begins anew. @param {string} mark */
   #selectMarked(mark) {
     const all = this.candles?.all ?? [];
-    const marked = all.flatMap((candle, index) => (candle.source === mark || statesOf(candle).some((state) => state === mark) ? [index] : []));
+    const marked = all.flatMap((candle, index) => (statesOf(candle).some((state) => state === mark) ? [index] : []));
     const here = this.#selected() ?? all.length;
     this.#select(marked.findLast((index) => index < here) ?? marked.at(-1) ?? null);
   }
@@ -273,16 +327,19 @@ export class ChartPanel {
   #select(index) {
     const candle = index === null ? undefined : this.candles.all[index];
     this.selected = candle?.at ?? 0;
-    this.chart.point(index, candle);
+    this.chart.point(candle ?? null);
     this.#showLegend();
     say(byId("chart-said"), candle ? inWords(candle, this.interval) : "");
   }
 
   #showLegend() {
     const all = this.candles?.all ?? [];
-    const index = this.#selected() ?? this.hovered;
-    const chosen = index === null ? undefined : all[index];
-    this.legend.show(chosen ?? all.at(-1) ?? null, this.interval, chosen !== undefined);
+    const chosen = all.findLast(({ at }) => at === (this.selected || this.hovered));
+    const shown = chosen ?? all.at(-1) ?? null;
+    this.legend.show(shown, this.interval, chosen !== undefined);
+    const index = shown === null ? -1 : all.lastIndexOf(shown);
+    const values = this.#overlays().map((name) => [name, index < 0 ? null : overlayAt(name, all, index, this.candles.complete)]);
+    this.legend.showOverlays(Object.fromEntries(values));
   }
 }
 

@@ -1,6 +1,6 @@
-/** The selected symbol, exchange, interval and period, kept in the URL so that it can be reloaded and shared. */
+/** The selected symbol, exchange, interval, period and overlays, kept in the URL so that it can be reloaded and shared. */
 
-const DEFAULTS = { symbol: "", exchange: "", interval: "1m", period: "5m" };
+const DEFAULTS = { symbol: "", exchange: "", interval: "1m", period: "5m", overlays: "" };
 
 /** Event `change`: `detail` is the set of names that are other than before. */
 export class Choice extends EventTarget {
@@ -14,6 +14,7 @@ export class Choice extends EventTarget {
   get exchange() { return this.values.exchange; }
   get interval() { return this.values.interval; }
   get period() { return this.values.period; }
+  get overlays() { return this.values.overlays.split(".").filter(Boolean); }
 
   /** @param {Partial<typeof DEFAULTS>} changes */
   choose(changes) {

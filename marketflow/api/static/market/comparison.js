@@ -1,11 +1,11 @@
-/** The chosen symbol on each exchange: its price, how far it is from the middle of them, and its age. */
+/** The chosen symbol on each exchange: its price, how far it is from the reference price, and its age; a click shows it in the chart. */
 
 import { byId, inFrames, make, say, sayTime } from "./dom.js";
 import { age, basisPoints, decimalsFor, price, utc } from "./format.js";
 import { colourOf } from "./lines.js";
-import { STALE_MS } from "./market.js";
+import { STALE_MS } from "./reference.js";
 
-/** @typedef {{element: HTMLElement, price: HTMLElement, offset: HTMLElement, age: HTMLElement, mark: HTMLElement}} Line */
+/** @typedef {{element: HTMLElement, button: HTMLElement, price: HTMLElement, offset: HTMLElement, age: HTMLElement, mark: HTMLElement}} Line */
 
 export class Comparison {
   /**
@@ -16,6 +16,8 @@ export class Comparison {
     this.market = market;
     this.choice = choice;
     this.list = byId("comparison");
+    this.reference = byId("show-reference");
+    this.reference.addEventListener("click", () => choice.choose({ exchange: "" }));
     /** @type {Map<string, Line>} */
     this.lines = new Map();
     this.draw = inFrames(() => this.#draw());
@@ -29,6 +31,7 @@ export class Comparison {
 
   #build() {
     const lines = this.market.exchanges.map((exchange, index) => /** @type {[string, Line]} */ ([exchange, line(exchange, index)]));
+    for (const [exchange, { button }] of lines) button.addEventListener("click", () => this.choice.choose({ exchange }));
     this.lines = new Map(lines);
     this.list.replaceChildren(...lines.map(([, { element }]) => element));
     this.draw();
@@ -37,8 +40,9 @@ export class Comparison {
   #draw() {
     const { market, choice } = this;
     const now = market.now();
-    const spread = market.spread(choice.symbol);
-    const middle = spread ? (spread.highest.price + spread.lowest.price) / 2 : 0;
+    const gap = market.gap(choice.symbol);
+    const reference = market.reference(choice.symbol);
+    this.#showReference(reference);
     for (const [exchange, line] of this.lines) {
       const quote = market.newest(choice.symbol, exchange);
       const stale = quote !== null && now - quote.at > STALE_MS;
@@ -46,16 +50,25 @@ export class Comparison {
       line.element.classList.toggle("blank", quote === null);
       say(line.price, price(quote?.price, quote ? decimalsFor(quote.price) : 0));
       sayTime(line.age, quote ? age(now - quote.at) : "–", quote ? utc(quote.at) : "No tick yet");
-      const compared = spread !== null && quote !== null && !stale;
-      const offset = compared ? ((quote.price - middle) / middle) * 1e4 : 0;
+      const compared = gap !== null && quote !== null && !stale;
+      const offset = compared ? (quote.price / reference.price - 1) * 1e4 : 0;
+      line.button.setAttribute("aria-pressed", String(choice.exchange === exchange));
       say(line.offset, compared ? `${offset > 0 ? "+" : ""}${basisPoints(offset)} bp` : "");
       line.mark.hidden = !compared;
-      if (compared && spread.size > 0) {
-        line.mark.style.left = `${((quote.price - spread.lowest.price) / spread.size) * 100}%`;
+      if (compared && gap.size > 0) {
+        line.mark.style.left = `${((quote.price - gap.lowest.price) / gap.size) * 100}%`;
       }
     }
-    const text = spread ? `${price(spread.size, decimalsFor(middle))} · ${basisPoints(spread.basisPoints)} bp` : "";
-    say(byId("comparison-spread"), text);
+    const sides = gap !== null && gap.size > 0 ? `: buy on ${gap.lowest.exchange}, sell on ${gap.highest.exchange}` : "";
+    say(byId("comparison-gap"), gap ? `${basisPoints(gap.basisPoints)} bp${sides}` : "");
+  }
+
+  /** @param {import("./market.js").Shown | null} reference */
+  #showReference(reference) {
+    this.reference.setAttribute("aria-pressed", String(this.choice.exchange === ""));
+    say(byId("reference-price"), price(reference?.price, reference ? decimalsFor(reference.price) : 0));
+    const counted = `median of ${reference?.exchanges} of ${this.lines.size}`;
+    say(byId("reference-count"), reference === null ? "" : reference.stale ? "stale" : counted);
   }
 }
 
@@ -63,7 +76,8 @@ export class Comparison {
 function line(exchange, index) {
   const [amount, offset, past, mark] = ["price", "offset", "age", "mark"].map((name) => make("span", { class: name }));
   const track = make("span", { class: "track", "aria-hidden": "true" }, mark);
-  const element = make("li", {}, make("span", { class: "name", title: exchange }, exchange), track, amount, offset, past);
+  const button = make("button", { type: "button", class: "name", title: exchange, "aria-pressed": "false" }, exchange);
+  const element = make("li", {}, button, track, amount, offset, past);
   element.style.setProperty("--line", `var(${colourOf(index)})`);
-  return { element, price: amount, offset, age: past, mark };
+  return { element, button, price: amount, offset, age: past, mark };
 }

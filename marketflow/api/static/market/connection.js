@@ -1,7 +1,7 @@
-/** State of the connection: a word in the header, and a banner while disconnected. */
+/** State of the connection: in the header how many feeds bring prices, and a banner while disconnected. */
 import { byId, say } from "./dom.js";
 
-const WORDS = { connecting: "Connecting", open: "Connected", lost: "Disconnected" };
+const WORDS = { connecting: "Connecting", open: "", lost: "Disconnected" };
 
 export class Connection {
   /** @param {import("./stream.js").Stream} stream */
@@ -10,7 +10,7 @@ export class Connection {
     this.retryAt = 0;
     this.reason = "";
     this.everOpen = false;
-    this.fed = true;
+    this.feeds = { good: 0, all: 0 };
     stream.addEventListener("state", (event) => this.#show(event.detail));
     byId("banner-retry").addEventListener("click", () => stream.retry());
     setInterval(() => this.#count(), 250);
@@ -30,16 +30,17 @@ export class Connection {
     this.#count();
   }
 
-  /** @param {boolean} fed whether any feed is connected */
-  feed(fed) {
-    this.fed = fed;
+  /** @param {{good: number, all: number}} feeds those that bring prices, and all */
+  feed(feeds) {
+    this.feeds = feeds;
     this.#showWord();
   }
 
   #showWord() {
     const { connection } = document.body.dataset;
-    document.body.dataset.fed = String(this.fed);
-    say(document.querySelector("#connection .word"), connection === "open" && !this.fed ? "No feed is connected" : WORDS[connection]);
+    const { good, all } = this.feeds;
+    document.body.dataset.fed = good === 0 ? "none" : good < all ? "some" : "all";
+    say(document.querySelector("#connection .word"), WORDS[connection] || `${good} of ${all} feeds`);
   }
 
   #count() {

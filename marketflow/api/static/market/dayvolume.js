@@ -27,16 +27,18 @@ export class DayVolume {
     this.choice = choice;
     this.abort = new AbortController();
     this.timer = 0;
+    /** @type {Traded | null} */
+    this.traded = null;
     choice.addEventListener("change", (event) => {
       if (["symbol", "exchange"].some((name) => event.detail.has(name))) this.restart();
     });
     document.addEventListener("visibilitychange", () => document.hidden || this.#ask());
-    this.#show(null);
+    this.show(null);
   }
 
   /** Clear the figures, and request them. */
   restart() {
-    this.#show(null);
+    this.show(null);
     this.#ask();
   }
 
@@ -47,7 +49,7 @@ export class DayVolume {
     this.abort = new AbortController();
     const { signal } = this.abort;
     try {
-      this.#show(await this.#traded(signal));
+      this.show(await this.#traded(signal));
     } catch {
       // What was known stays; the banner and the chart report what fails.
     }
@@ -72,8 +74,9 @@ export class DayVolume {
     };
   }
 
-  /** @param {Traded | null} traded */
-  #show(traded) {
+  /** @param {Traded | null} [traded] what is known already if left out */
+  show(traded = this.traded) {
+    this.traded = traded;
     const shown = {
       volume: amount(traded?.volume), turnover: amount(traded?.turnover),
       vwap: price(traded?.vwap, traded?.vwap ? decimalsFor(traded.vwap) : 0),

@@ -1,5 +1,7 @@
 /** Numbers and times as people read them. */
 
+import { zone } from "./zone.js";
+
 const THIN = "\u202f"; // narrow, and no line breaks there
 const NONE = "–";
 
@@ -69,20 +71,27 @@ export function age(ms) {
   return `${Math.floor(seconds / 86400)}${THIN}d`;
 }
 
-const TIME = new Intl.DateTimeFormat(undefined, {
-  hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23",
-});
-const MINUTE = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
-const DAY_AND_TIME = new Intl.DateTimeFormat(undefined, {
-  day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23",
-});
+const MINUTE = /** @type {const} */ ({ hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const TIME = /** @type {const} */ ({ ...MINUTE, second: "2-digit" });
+const DAY_AND_TIME = /** @type {const} */ ({ day: "numeric", month: "short", ...MINUTE });
+
+/** @type {Map<string, Intl.DateTimeFormat>} made once: that takes longer than to use one */
+const formats = new Map();
+
+/** @param {number} ms @param {Intl.DateTimeFormatOptions} options */
+function formatted(ms, options) {
+  const key = JSON.stringify([options, zone()]);
+  let format = formats.get(key);
+  if (!format) formats.set(key, format = new Intl.DateTimeFormat(undefined, { ...options, timeZone: zone() }));
+  return format.format(ms);
+}
 
 /**
- * Local time; with the day if that is another one.
+ * Time of the chosen zone; with the day if that is another one.
  * @param {number} ms Unix
  */
 export function moment(ms) {
-  return (isToday(ms) ? TIME : DAY_AND_TIME).format(ms);
+  return formatted(ms, isToday(ms) ? TIME : DAY_AND_TIME);
 }
 
 /**
@@ -90,7 +99,7 @@ export function moment(ms) {
  * @param {number} ms Unix
  */
 export function minute(ms) {
-  return (isToday(ms) ? MINUTE : DAY_AND_TIME).format(ms);
+  return formatted(ms, isToday(ms) ? MINUTE : DAY_AND_TIME);
 }
 
 /**
@@ -114,7 +123,8 @@ export function periodMs(text) {
 
 /** @param {number} ms */
 function isToday(ms) {
-  return new Date().toDateString() === new Date(ms).toDateString();
+  const day = /** @type {const} */ ({ day: "numeric", month: "numeric", year: "numeric" });
+  return formatted(Date.now(), day) === formatted(ms, day);
 }
 
 /** @param {string} digits */

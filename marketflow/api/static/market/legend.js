@@ -3,6 +3,7 @@
 import { byId, make, say } from "./dom.js";
 import { amount, count, decimalsFor, minute, percent, price } from "./format.js";
 import { statesOf } from "./marks.js";
+import { OVERLAYS } from "./overlays.js";
 
 const PRICES = ["time", "open", "high", "low", "close", "change", "average", "ticks"];
 const TRADED = ["volume", "bought", "turnover", "vwap", "state"];
@@ -33,7 +34,15 @@ export class Legend {
     this.note = byId("chart-note");
     const names = [...PRICES, ...TRADED];
     this.values = Object.fromEntries(names.map((name) => [name, make("span", { class: `value ${name}` })]));
+    /** @type {Map<string, {pair: HTMLElement, value: HTMLElement}>} */
+    this.overlays = new Map(Object.entries(OVERLAYS).map(([name, { label, title, colour }]) => {
+      const value = make("span", { class: "value" });
+      const pair = make("span", { class: "pair", title }, make("span", { class: "name" }, label), value);
+      pair.style.setProperty("--line", `var(${colour})`);
+      return [name, { pair, value }];
+    }));
     for (const line of [PRICES, TRADED]) this.place.append(make("span", { class: "line" }, ...line.map((name) => this.#pair(name))));
+    this.place.append(make("span", { class: "line overlays" }, ...[...this.overlays.values()].map(({ pair }) => pair)));
   }
 
   /** @param {string} name */
@@ -65,6 +74,14 @@ export class Legend {
     const marks = marksOf(candle);
     say(this.values.state, marks.map((mark) => WORDS[mark]).join(", "));
     this.values.state.dataset.state = ["incomplete", "differs", "verified"].find((mark) => marks.some((each) => each === mark)) ?? "";
+  }
+
+  /** Shows the values of the chosen overlays. @param {Record<string, number | null>} values */
+  showOverlays(values) {
+    for (const [name, { pair, value }] of this.overlays) {
+      pair.hidden = !(name in values);
+      say(value, price(values[name]));
+    }
   }
 
   /** @param {string} name */
@@ -105,7 +122,7 @@ function boughtShare({ volume, buy_volume: bought }) {
 
 /** @param {import("./candles.js").Candle} candle */
 function marksOf(candle) {
-  return [...(candle.source === "venue" ? ["venue"] : []), ...statesOf(candle)];
+  return statesOf(candle).sort((one, other) => Number(other === "venue") - Number(one === "venue"));
 }
 
 /** What the venue says, and how it differs. @param {import("./candles.js").Candle} candle @returns {string[]} */

@@ -3,7 +3,7 @@
 import { createChart, LineSeries } from "../lightweight-charts/lightweight-charts.js";
 import { byId, inFrames } from "./dom.js";
 import { decimalsFor, price } from "./format.js";
-import { STALE_MS } from "./market.js";
+import { STALE_MS } from "./reference.js";
 
 /** How much is kept of each series, a point a second. */
 const KEPT = 180;

@@ -7,20 +7,23 @@ import { Connection } from "./connection.js";
 import { DayVolume } from "./dayvolume.js";
 import { byId, say } from "./dom.js";
 import { price } from "./format.js";
-import { isFed, showHealth, showHealthUnknown } from "./health.js";
+import { feedsOf, Health, showHealthUnknown } from "./health.js";
 import { Lines } from "./lines.js";
-import { Market, STALE_MS } from "./market.js";
+import { Market } from "./market.js";
 import { ModeSwitch } from "./mode.js";
 import { Period } from "./period.js";
 import { Stream } from "./stream.js";
 import { Table } from "./table.js";
 import { offerColours } from "./theme.js";
+import { offerKeys } from "./keys.js";
+import { offerZone } from "./zone.js";
 
 const market = new Market();
 const choice = new Choice();
 const stream = new Stream("ws");
 const modes = new ModeSwitch();
 const connection = new Connection(stream);
+const healthPanel = new Health(market);
 new Table(market, choice);
 new Comparison(market, choice);
 const period = new Period(market, choice);
@@ -31,6 +34,12 @@ offerColours(byId("theme"), () => {
   lines.colour();
   chart.colour();
 });
+offerZone(byId("zone"), () => {
+  chart.showZone();
+  period.show();
+  dayVolume.show();
+});
+offerKeys();
 
 stream.addEventListener("snapshot", ({ detail }) => {
   modes.show(detail.mode);
@@ -61,8 +70,8 @@ setInterval(() => {
 
 /** @param {any} health */
 function updateHealth(health) {
-  showHealth(health);
-  connection.feed(isFed(health));
+  healthPanel.show(health);
+  connection.feed(feedsOf(health));
 }
 
 /** What was chosen in an address need not be there: another MarketFlow may have other names. */
@@ -85,10 +94,9 @@ function showChoice() {
 }
 
 function showTitle() {
-  const newest = market.newest(choice.symbol, choice.exchange);
+  const now = market.shown(choice.symbol, choice.exchange);
   const lost = document.body.dataset.connection === "lost";
-  const stale = newest !== null && market.now() - newest.at > STALE_MS;
-  const shown = newest ? `${price(newest.price)}${stale ? " (stale)" : ""}` : "";
+  const shown = now ? `${price(now.price)}${now.stale ? " (stale)" : ""}` : "";
   const title = [lost ? "Disconnected" : shown, choice.symbol, "MarketFlow"].filter(Boolean).join(" · ");
   if (document.title !== title) document.title = title;
 }

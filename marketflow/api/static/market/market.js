@@ -1,12 +1,12 @@
 /** The newest price of each series: a snapshot of the stream with all later events applied. */
 
-/** Age from which a price is stale. */
-export const STALE_MS = 15_000;
+import { referencePrice, STALE_MS } from "./reference.js";
 
 /**
  * @typedef {{symbol: string, exchange: string, price: number, at: number, arrival: number, move: number}} Quote
  * `at`: Unix ms by the exchange's clock; `arrival`: number of arrivals before it; `move`: -1, 0 or 1, the direction of the last change.
- * @typedef {{highest: Quote, lowest: Quote, size: number, basisPoints: number}} Spread
+ * @typedef {{price: number, at: number, exchanges: number, stale: boolean}} Shown a reference price, or the price on one exchange
+ * @typedef {{highest: Quote, lowest: Quote, size: number, basisPoints: number}} Gap `lowest` is where to buy, `highest` where to sell
  */
 
 /**
@@ -28,8 +28,8 @@ export class Market extends EventTarget {
     this.exchanges = [];
     /** @type {Map<string, Map<string, Quote>>} */
     this.quotes = new Map();
-    /** @type {Map<string, number>} the last move of the newest price over all exchanges */
-    this.moves = new Map();
+    /** @type {Map<string, {price: number, move: number}>} the last reference price of a symbol, and where it moved */
+    this.references = new Map();
     this.arrivals = 0;
     /** Offset of the server's clock against this one, in ms. */
     this.ahead = 0;
@@ -40,15 +40,16 @@ export class Market extends EventTarget {
     this.mode = snapshot.mode;
     this.symbols = snapshot.symbols;
     this.exchanges = snapshot.exchanges;
-    this.moves.clear();
     this.quotes = new Map(snapshot.symbols.map((symbol) => [symbol, new Map()]));
     for (const price of snapshot.prices) this.#put(price);
+    this.references = new Map(snapshot.symbols.map((symbol) => [symbol, { price: this.reference(symbol)?.price ?? NaN, move: 0 }]));
     this.dispatchEvent(new CustomEvent("replaced"));
   }
 
   /** @param {any[]} prices as the stream has them */
   update(prices) {
     const quotes = prices.map((price) => this.#put(price)).filter((quote) => quote !== null);
+    for (const symbol of new Set(quotes.map((quote) => quote.symbol))) this.#moveReference(symbol);
     this.dispatchEvent(new CustomEvent("prices", { detail: quotes }));
   }
 
@@ -60,6 +61,31 @@ export class Market extends EventTarget {
   /** The server's time, Unix ms. */
   now() {
     return Date.now() + this.ahead;
+  }
+
+  /**
+   * The reference price of a symbol. While no price is fresh it is the one at its newest tick, and stale.
+   * @param {string} symbol
+   * @returns {Shown | null}
+   */
+  reference(symbol) {
+    const quotes = [...(this.quotes.get(symbol)?.values() ?? [])];
+    const fresh = referencePrice(quotes, this.now());
+    if (fresh) return { ...fresh, stale: false };
+    const last = referencePrice(quotes, Math.max(...quotes.map(({ at }) => at)));
+    return last && { ...last, stale: true };
+  }
+
+  /**
+   * What is shown as the price of a series.
+   * @param {string} symbol
+   * @param {string} exchange the reference price if empty
+   * @returns {Shown | null}
+   */
+  shown(symbol, exchange) {
+    if (!exchange) return this.reference(symbol);
+    const quote = this.newest(symbol, exchange);
+    return quote && { price: quote.price, at: quote.at, exchanges: 1, stale: this.now() - quote.at > STALE_MS };
   }
 
   /**
@@ -78,9 +104,9 @@ export class Market extends EventTarget {
   /**
    * The difference between exchanges, of prices that are not stale; null for fewer than two.
    * @param {string} symbol
-   * @returns {Spread | null}
+   * @returns {Gap | null}
    */
-  spread(symbol) {
+  gap(symbol) {
     const now = this.now();
     const fresh = [...(this.quotes.get(symbol)?.values() ?? [])].filter((quote) => now - quote.at <= STALE_MS);
     if (fresh.length < 2) return null;
@@ -90,6 +116,13 @@ export class Market extends EventTarget {
     return { highest, lowest, size, basisPoints: (size / ((highest.price + lowest.price) / 2)) * 1e4 };
   }
 
+  /** @param {string} symbol */
+  #moveReference(symbol) {
+    const price = this.reference(symbol)?.price ?? NaN;
+    const before = this.references.get(symbol) ?? { price: NaN, move: 0 };
+    this.references.set(symbol, { price, move: Math.sign(price - before.price) || before.move });
+  }
+
   /** @returns {Quote | null} */
   #put({ symbol, exchange, price, timestamp }) {
     const quotes = this.quotes.get(symbol);
@@ -97,10 +130,6 @@ export class Market extends EventTarget {
     const before = quotes?.get(exchange);
     if (!quotes || (before && before.at > at)) return null;
     const move = before ? Math.sign(price - before.price) || before.move : 0;
-    const overall = this.newest(symbol);
-    if (overall && at >= overall.at) {
-      this.moves.set(symbol, Math.sign(price - overall.price) || (this.moves.get(symbol) ?? 0));
-    }
     const quote = { symbol, exchange, price, at, arrival: this.arrivals, move };
     this.arrivals += 1;
     quotes.set(exchange, quote);

@@ -4,32 +4,35 @@
 const RISE = 8;
 const SIZE = 3.5;
 
-/** Confirmations, which nearly all have, are left out where candles are narrower than this (CSS pixels). */
+/** Confirmations and the venue's own, which nearly all can be, are left out where candles are narrower than this (CSS pixels). */
 const NARROW = 3;
 
 /** Names of marks and of their colours. */
-export const STATES = /** @type {const} */ (["verified", "differs", "incomplete", "filled"]);
+export const STATES = /** @type {const} */ (["verified", "differs", "incomplete", "filled", "venue"]);
+
+const COMMON = new Set(["verified", "venue"]);
 
 /**
  * The marks of a candle.
  * @param {import("./candles.js").Candle} candle
  * @returns {(typeof STATES[number])[]}
  */
-export function statesOf({ verified, complete, filled }) {
+export function statesOf({ verified, complete, filled, source }) {
   /** @type {(typeof STATES[number])[]} */
   const states = [];
   if (verified === true) states.push("verified");
   if (verified === false) states.push("differs");
   if (complete === false) states.push("incomplete");
   if (filled) states.push("filled");
+  if (source === "venue") states.push("venue");
   return states;
 }
 
 /** A primitive of Lightweight Charts, to be attached to the series of candles. */
 export class Marks {
   constructor() {
-    /** @type {import("./candles.js").Candle[]} */
-    this.candles = [];
+    /** @type {import("./slots.js").Slot[]} */
+    this.slots = [];
     /** @type {Record<string, string>} */
     this.colours = {};
     const view = { zOrder: () => /** @type {const} */ ("normal"), renderer: () => ({ draw: (/** @type {any} */ target) => this.#draw(target) }) };
@@ -52,9 +55,9 @@ export class Marks {
     this.requestUpdate();
   }
 
-  /** Marks other candles. @param {import("./candles.js").Candle[]} candles all, oldest first */
-  set(candles) {
-    this.candles = candles;
+  /** Marks other candles. @param {import("./slots.js").Slot[]} slots all, oldest first */
+  set(slots) {
+    this.slots = slots;
     this.requestUpdate();
   }
 
@@ -63,12 +66,13 @@ export class Marks {
     const range = this.scale.getVisibleLogicalRange();
     if (range === null) return;
     const first = Math.max(0, Math.floor(range.from));
-    const last = Math.min(this.candles.length - 1, Math.ceil(range.to));
+    const last = Math.min(this.slots.length - 1, Math.ceil(range.to));
     const narrow = this.scale.options().barSpacing < NARROW;
     target.useBitmapCoordinateSpace((/** @type {any} */ { context, bitmapSize, horizontalPixelRatio, verticalPixelRatio }) => {
       for (let index = first; index <= last; index += 1) {
-        const states = statesOf(this.candles[index]);
-        if (states.length === 0 || (narrow && states[0] === "verified" && states.length === 1)) continue;
+        const { candle } = this.slots[index];
+        const states = candle === null ? [] : statesOf(candle).filter((state) => !narrow || !COMMON.has(state));
+        if (states.length === 0) continue;
         const x = this.scale.logicalToCoordinate(index);
         if (x === null) continue;
         states.forEach((state, row) => {
@@ -84,7 +88,7 @@ export class Marks {
   }
 }
 
-/** A dot, a cross, an open diamond and a full one: not by their colours alone are they to be told apart. */
+/** A dot, a cross, an open diamond, a full one and an open square: not by their colours alone are they to be told apart. */
 const SHAPES = {
   /** @param {CanvasRenderingContext2D} context @param {string} colour */
   verified(context, colour) {
@@ -96,6 +100,11 @@ const SHAPES = {
   /** @param {CanvasRenderingContext2D} context @param {string} colour */
   differs(context, colour) {
     stroke(context, colour, [[-SIZE, -SIZE, SIZE, SIZE], [-SIZE, SIZE, SIZE, -SIZE]]);
+  },
+  /** @param {CanvasRenderingContext2D} context @param {string} colour */
+  venue(context, colour) {
+    const side = 0.6 * SIZE;
+    stroke(context, colour, [[-side, -side, side, -side], [side, -side, side, side], [side, side, -side, side], [-side, side, -side, -side]]);
   },
   /** @param {CanvasRenderingContext2D} context @param {string} colour */
   incomplete(context, colour) {

@@ -38,7 +38,7 @@ export class Period {
     });
     document.addEventListener("visibilitychange", () => document.hidden || this.restart());
     this.#select();
-    this.#show();
+    this.show();
   }
 
   /** Clear the figures, and request them. */
@@ -46,7 +46,7 @@ export class Period {
     this.abort?.abort();
     this.answers = null;
     this.#select();
-    this.#show();
+    this.show();
     this.#ask();
   }
 
@@ -83,7 +83,7 @@ export class Period {
       if (problem.code === "no_data") this.answers = null;
       this.#say(problem.code === "no_data" ? NOTHING : problem.message);
     }
-    this.#show();
+    this.show();
     this.timer = setTimeout(() => this.#ask(), length > LONG_MS ? LONG_PAUSE_MS : PAUSE_MS);
   }
 
@@ -109,7 +109,7 @@ export class Period {
     say(place, problem);
   }
 
-  #show() {
+  show() {
     const decimals = this.answers ? decimalsFor(this.answers.average.price) : 0;
     for (const name of QUESTIONS) {
       const answer = this.answers?.[name];
@@ -123,7 +123,7 @@ export class Period {
   }
 
   #showRange() {
-    const now = this.market.newest(this.choice.symbol, this.choice.exchange);
+    const now = this.market.shown(this.choice.symbol, this.choice.exchange);
     const range = byId("range");
     range.hidden = !this.answers || !now;
     if (range.hidden) return;

@@ -1,11 +1,15 @@
 /** The table of all symbols: a row each, a column for each exchange. Only what changed and can be seen is drawn. */
 
 import { byId, drawNow, inFrames, make, say } from "./dom.js";
-import { age, basisPoints, decimalsFor, price, utc } from "./format.js";
-import { STALE_MS } from "./market.js";
+import { age, basisPoints, decimalsFor, moment, percent, price, utc } from "./format.js";
+import { STALE_MS } from "./reference.js";
+import { Sparkline } from "./sparkline.js";
+import { Trends } from "./trends.js";
 
 /** How long digits that changed keep the colour of their move, at least. */
 const FLASH_MS = 600;
+
+const HOUR_MS = 3_600_000;
 
 export class Table {
   /**
@@ -21,6 +25,8 @@ export class Table {
     this.blank = byId("market-blank");
     this.empty = byId("market-empty");
     this.scroller = this.table.parentElement;
+    this.trends = new Trends(market);
+    this.trends.addEventListener("changed", (event) => this.#changed([{ symbol: event.detail }]));
     /** @type {Map<string, Row>} */
     this.rows = new Map();
     /** @type {Set<Row>} rows whose prices are other than what they show */
@@ -42,7 +48,11 @@ export class Table {
     this.body.addEventListener("click", (event) => this.#choose(event.target));
     this.body.addEventListener("keydown", (event) => this.#move(event));
     document.addEventListener("keydown", (event) => this.#findFilter(event));
-    setInterval(() => this.#age(), 1000);
+    // With time alone ages change, and prices become stale.
+    setInterval(() => {
+      for (const row of this.rows.values()) this.dirty.add(row);
+      this.draw();
+    }, 1000);
   }
 
   #build() {
@@ -58,6 +68,7 @@ export class Table {
       for (const row of this.rows.values()) this.seen.observe(row.element);
     }
     for (const row of this.rows.values()) row.clear();
+    this.trends.restart();
     this.#markChosen();
     this.#filter();
     if (other) this.#reveal();
@@ -67,15 +78,16 @@ export class Table {
 
   /** @param {string[]} exchanges */
   #head(exchanges) {
-    const names = ["Symbol", "Newest", ...exchanges, "Spread", "bp", "Age"];
+    const names = ["Symbol", "Reference", "24 h", ...exchanges, "Gap", "Age"];
     const cells = names.map((name) => make("th", { scope: "col", role: "columnheader", title: name }, name));
-    cells.at(-3).title = "Between the highest and the lowest of the exchanges whose price is not stale";
-    cells.at(-2).title = "The spread in basis points, hundredths of a percent";
+    cells[1].title = "Median of the exchanges whose price is not stale";
+    cells[2].title = "Change of the reference price in 24 hours, from the first full hour on";
+    cells.at(-2).title = "Between the highest and the lowest of the exchanges whose price is not stale, in basis points (hundredths of a percent)";
     cells.at(-1).title = "Time since the newest tick";
     this.head.replaceChildren(make("tr", { role: "row" }, ...cells));
   }
 
-  /** @param {import("./market.js").Quote[]} quotes */
+  /** @param {{symbol: string}[]} quotes */
   #changed(quotes) {
     for (const { symbol } of quotes) {
       const row = this.rows.get(symbol);
@@ -87,7 +99,7 @@ export class Table {
   #draw() {
     for (const row of this.dirty) {
       if (!row.visible) continue;
-      row.show(this.market);
+      row.show(this.market, this.trends);
       this.dirty.delete(row);
     }
     this.#showEmpty();
@@ -95,10 +107,6 @@ export class Table {
 
   #showEmpty() {
     this.empty.hidden = this.rows.size === 0 || [...this.market.quotes.values()].some((quotes) => quotes.size > 0);
-  }
-
-  #age() {
-    for (const row of this.rows.values()) if (row.visible) row.showAge(this.market);
   }
 
   /** @param {IntersectionObserverEntry[]} entries */
@@ -176,7 +184,7 @@ export class Table {
   /** @param {any} target */
   #choose(target) {
     const symbol = target.closest("tr")?.dataset.symbol;
-    const exchange = target.closest("td")?.dataset.exchange ?? this.choice.exchange;
+    const exchange = target.closest("[data-exchange]")?.dataset.exchange ?? this.choice.exchange;
     if (symbol) this.choice.choose({ symbol, exchange });
   }
 
@@ -202,25 +210,30 @@ class Row {
     this.symbol = symbol;
     this.visible = false;
     this.button = make("button", { type: "button", class: "symbol", tabindex: "-1", title: symbol }, symbol);
-    this.newest = new Cell("Newest", "newest");
+    this.reference = new Cell("Reference", "reference", "");
+    this.spark = new Sparkline();
+    this.change = make("span", { class: "percent" });
+    this.since = make("span", { class: "since" });
+    this.trend = make("td", { role: "cell", class: "trend", "data-label": "24 h" }, this.spark.element, this.change, this.since);
     this.cells = exchanges.map((exchange) => new Cell(exchange, "quote", exchange));
-    this.spread = make("td", { role: "cell", class: "spread", "data-label": "Spread" });
-    this.points = make("td", { role: "cell", class: "points", "data-label": "bp" });
+    this.gap = make("span");
+    this.sides = make("span", { class: "sides" });
+    this.gapCell = make("td", { role: "cell", class: "gap", "data-label": "Gap" }, this.gap, this.sides);
     this.age = make("td", { role: "cell", class: "age", "data-label": "Age" });
     this.element = make(
       "tr",
       { role: "row", "data-symbol": symbol },
       make("th", { scope: "row", role: "rowheader" }, this.button),
-      this.newest.element,
+      this.reference.element,
+      this.trend,
       ...this.cells.map((cell) => cell.element),
-      this.spread,
-      this.points,
+      this.gapCell,
       this.age,
     );
   }
 
   clear() {
-    for (const cell of [this.newest, ...this.cells]) cell.clear();
+    for (const cell of [this.reference, ...this.cells]) cell.clear();
   }
 
   /** @param {boolean} chosen @param {string} exchange */
@@ -228,42 +241,66 @@ class Row {
     this.element.classList.toggle("chosen", chosen);
     if (chosen) this.button.setAttribute("aria-current", "true");
     else this.button.removeAttribute("aria-current");
-    for (const cell of this.cells) cell.element.classList.toggle("chosen", chosen && cell.exchange === exchange);
+    for (const cell of [this.reference, ...this.cells]) {
+      cell.element.classList.toggle("chosen", chosen && cell.exchange === exchange);
+    }
   }
 
-  /** @param {import("./market.js").Market} market */
-  show(market) {
-    const newest = market.newest(this.symbol);
-    const decimals = newest ? decimalsFor(newest.price) : 0;
-    this.newest.show(newest, decimals, market.moves.get(this.symbol) ?? 0);
+  /** @param {import("./market.js").Market} market @param {Trends} trends */
+  show(market, trends) {
+    const reference = market.reference(this.symbol);
+    const decimals = reference ? decimalsFor(reference.price) : 0;
     for (const cell of this.cells) {
       const quote = market.newest(this.symbol, cell.exchange);
       cell.show(quote, decimals, quote?.move ?? 0);
     }
-    this.showAge(market, decimals);
-  }
-
-  /** What changes with time alone. @param {import("./market.js").Market} market @param {number} [decimals] */
-  showAge(market, decimals) {
+    this.reference.show(reference, decimals, market.references.get(this.symbol)?.move ?? 0);
     const now = market.now();
     const newest = market.newest(this.symbol);
-    const spread = market.spread(this.symbol);
-    for (const cell of [this.newest, ...this.cells]) cell.calm();
+    const gap = market.gap(this.symbol);
+    for (const cell of [this.reference, ...this.cells]) cell.calm();
     const stale = newest !== null && now - newest.at > STALE_MS;
     this.element.classList.toggle("stale", stale);
     this.element.classList.toggle("blank", newest === null);
     for (const cell of this.cells) {
       const quote = market.newest(this.symbol, cell.exchange);
       cell.element.classList.toggle("stale", quote !== null && now - quote.at > STALE_MS);
-      cell.element.classList.toggle("highest", spread !== null && spread.size > 0 && spread.highest === quote);
-      cell.element.classList.toggle("lowest", spread !== null && spread.size > 0 && spread.lowest === quote);
+      cell.element.classList.toggle("highest", gap !== null && gap.size > 0 && gap.highest === quote);
+      cell.element.classList.toggle("lowest", gap !== null && gap.size > 0 && gap.lowest === quote);
     }
     say(this.age, newest ? age(now - newest.at) : "–");
-    say(this.spread, price(spread?.size, decimals ?? (newest ? decimalsFor(newest.price) : 0)));
-    say(this.points, spread ? basisPoints(spread.basisPoints) : "–");
-    const title = newest ? `${newest.exchange}, ${utc(newest.at)}${stale ? "; stale" : ""}` : "No tick yet";
-    if (this.age.title !== title) this.age.title = title;
+    title(this.age, newest ? `${newest.exchange}, ${utc(newest.at)}${stale ? "; stale" : ""}` : "No tick yet");
+    title(this.reference.element, reference ? `Median of ${reference.exchanges} of ${this.cells.length} exchanges` : "No tick yet");
+    this.#showGap(gap);
+    this.#showTrend(reference, trends.of(this.symbol), now);
   }
+
+  /** @param {import("./market.js").Gap | null} gap */
+  #showGap(gap) {
+    const sides = gap !== null && gap.size > 0 ? `buy on ${gap.lowest.exchange}, sell on ${gap.highest.exchange}` : "";
+    say(this.gap, gap ? `${basisPoints(gap.basisPoints)} bp` : "–");
+    say(this.sides, sides);
+    const size = gap ? price(gap.size, decimalsFor(gap.highest.price)) : "";
+    title(this.gapCell, sides ? `B${sides.slice(1)}: ${size}` : "");
+  }
+
+  /** @param {import("./market.js").Shown | null} reference @param {import("./trends.js").Trend | null} trend @param {number} now */
+  #showTrend(reference, trend, now) {
+    const known = reference !== null && trend !== null;
+    const change = known ? reference.price / trend.opening - 1 : 0;
+    say(this.change, known ? percent(change) : "–");
+    this.trend.dataset.move = change > 0 ? "up" : change < 0 ? "down" : "";
+    // Of less than 24 hours it says how much; those begin with a full hour.
+    const short = known && now - trend.from < 23 * HOUR_MS;
+    say(this.since, short ? age(now - trend.from) : "");
+    title(this.trend, known ? `Since ${moment(trend.from)}, ${utc(trend.from)}${short ? "; there is nothing older" : ""}` : "");
+    this.spark.show(known ? [trend.opening, ...trend.closes.slice(0, -1), reference.price] : []);
+  }
+}
+
+/** @param {HTMLElement} element @param {string} text */
+function title(element, text) {
+  if (element.title !== text) element.title = text;
 }
 
 /** A price, of which the digits that changed flash. */
@@ -285,7 +322,7 @@ class Cell {
     this.calm();
   }
 
-  /** @param {import("./market.js").Quote | null} quote @param {number} decimals @param {number} move */
+  /** @param {{price: number} | null} quote @param {number} decimals @param {number} move */
   show(quote, decimals, move) {
     const text = price(quote?.price, decimals);
     if (text === this.text) return;
