@@ -30,7 +30,8 @@ OVERLAY = """
 COLUMNS = """
     () => {
         const canvas = document.querySelector("#chart tr:first-child td:nth-child(2) canvas");
-        const [red, green, blue] = getComputedStyle(document.documentElement).getPropertyValue("--up").match(/[0-9]+/g).map(Number);
+        const up = getComputedStyle(document.documentElement).getPropertyValue("--up");
+        const [red, green, blue] = up.match(/[0-9]+/g).map(Number);
         const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
         copy.drawImage(canvas, 0, 0);
         const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
@@ -51,9 +52,9 @@ COLUMNS = """
 
 
 def extent(page: Page) -> list[int]:
-    found: list[list[int]] = []
-    until(page, lambda: found.append(page.evaluate(COLUMNS)) or found[-1])
-    return found[-1]
+    until(page, lambda: page.evaluate(COLUMNS))
+    columns: list[int] = page.evaluate(COLUMNS)
+    return columns
 
 
 def test_missing_minutes_leave_blank_places(visit: Visit) -> None:
@@ -109,10 +110,8 @@ def test_overlays_are_computed_from_what_is_known(visit: Visit) -> None:
     vwap = page.evaluate(OVERLAY, ["vwap", closes, True])
     assert vwap[0] == 0
     assert vwap[24] == 12
-    assert (
-        page.evaluate(OVERLAY, ["vwap", [candle | {"at": candle["at"] + minute} for candle in closes], False])[24]
-        is None
-    )
+    later = [candle | {"at": candle["at"] + minute} for candle in closes]
+    assert page.evaluate(OVERLAY, ["vwap", later, False])[24] is None
     two_days = [{"at": at, "close": 1.0, "volume": 2.0, "turnover": 3.0 + at} for at in (day - minute, day)]
     assert page.evaluate(OVERLAY, ["vwap", two_days, False]) == [None, (3.0 + day) / 2]
     unknown = [candle | {"volume": None} if n == 3 else candle for n, candle in enumerate(closes)]
