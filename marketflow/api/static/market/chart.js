@@ -123,7 +123,9 @@ export class Chart {
     if (!this.fitting) return;
     const { length } = this.slots;
     const shown = Math.min(Math.max(length, FEWEST_SHOWN), MOST_SHOWN);
-    this.scale.setVisibleLogicalRange({ from: length - shown, to: length + MARGIN });
+    // From the left as long as there are few, with room for those that come.
+    const from = Math.max(-0.5, length - shown);
+    this.scale.setVisibleLogicalRange({ from, to: from + shown + MARGIN });
   }
 
   /** Shows other overlays. @param {string[]} names @param {import("./candles.js").Candle[]} candles */

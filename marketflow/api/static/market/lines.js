@@ -1,6 +1,6 @@
 /** The chosen symbol on each exchange over the last minutes, as this page has seen them: lines beside each other. */
 
-import { createChart, LineSeries } from "../lightweight-charts/lightweight-charts.js";
+import { createChart, LineSeries, LineStyle } from "../lightweight-charts/lightweight-charts.js";
 import { byId, inFrames } from "./dom.js";
 import { decimalsFor, price } from "./format.js";
 import { STALE_MS } from "./reference.js";
@@ -8,8 +8,9 @@ import { STALE_MS } from "./reference.js";
 /** How much is kept of each series, a point a second. */
 const KEPT = 180;
 
-/** There are as many colours; with more exchanges they come again. */
-const COLOURS = 6;
+/** There are as many colours; with more exchanges they come again, and lines are dashed from the seventh on. */
+const COLOURS = 12;
+const DASHED_FROM = 6;
 
 /** @param {number} index of an exchange */
 export const colourOf = (index) => `--line-${(index % COLOURS) + 1}`;
@@ -63,7 +64,10 @@ export class Lines {
       this.shape = shape;
       for (const series of this.series.values()) this.chart.removeSeries(series);
       const options = { lineWidth: /** @type {const} */ (2), priceLineVisible: false, crosshairMarkerVisible: false };
-      this.series = new Map(exchanges.map((name) => [name, this.chart.addSeries(LineSeries, options)]));
+      this.series = new Map(exchanges.map((name, index) => {
+        const lineStyle = index % COLOURS < DASHED_FROM ? LineStyle.Solid : LineStyle.Dashed;
+        return [name, this.chart.addSeries(LineSeries, { ...options, lineStyle })];
+      }));
       this.points = new Map(symbols.map((name) => [name, new Map(exchanges.map((exchange) => [exchange, []]))]));
       this.colour();
     }

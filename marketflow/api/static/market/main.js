@@ -8,14 +8,15 @@ import { DayVolume } from "./dayvolume.js";
 import { byId, say } from "./dom.js";
 import { price } from "./format.js";
 import { feedsOf, Health, showHealthUnknown } from "./health.js";
+import { offerKeys } from "./keys.js";
 import { Lines } from "./lines.js";
 import { Market } from "./market.js";
 import { ModeSwitch } from "./mode.js";
+import { offerCollapsing, shadeEdges } from "./panels.js";
 import { Period } from "./period.js";
 import { Stream } from "./stream.js";
 import { Table } from "./table.js";
 import { offerColours } from "./theme.js";
-import { offerKeys } from "./keys.js";
 import { offerZone } from "./zone.js";
 
 const market = new Market();
@@ -40,6 +41,8 @@ offerZone(byId("zone"), () => {
   dayVolume.show();
 });
 offerKeys();
+offerCollapsing();
+shadeEdges(document.querySelector(".scroller"));
 
 stream.addEventListener("snapshot", ({ detail }) => {
   modes.show(detail.mode);
@@ -104,11 +107,19 @@ function showTitle() {
 arrange();
 stream.open();
 
-/** The chart follows the prices where there is one column, so that the order of the Tab key is that of the eye. */
+/**
+ * On a phone the chart is first, and it follows the prices where there is one column otherwise, so that the order of the Tab
+ * key is that of the eye.
+ */
 function arrange() {
-  const narrow = window.matchMedia("(max-width: 1179px)");
+  const [narrow, phone] = ["(max-width: 1179px)", "(max-width: 679px)"].map((query) => window.matchMedia(query));
+  const main = document.querySelector("main");
   const [prices, panel, aside] = [".market", ".chart", ".aside"].map((name) => document.querySelector(name));
-  const place = () => (narrow.matches ? prices.after(panel, aside) : prices.after(aside, panel));
-  narrow.addEventListener("change", place);
+  const place = () => {
+    if (phone.matches) main.append(panel, prices, aside);
+    else if (narrow.matches) main.append(prices, panel, aside);
+    else main.append(prices, aside, panel);
+  };
+  for (const query of [narrow, phone]) query.addEventListener("change", place);
   place();
 }

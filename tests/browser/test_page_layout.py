@@ -1,0 +1,227 @@
+"""Where things stand on the page: many series, narrow windows, fingers, screen readers, and colours."""
+
+import itertools
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import DESKTOP, PHONE, Look, Start, Visit
+from tests.browser.drawing import drawn, until
+from tests.support.application import Application, ScriptedExchange
+
+TOUCH = {"has_touch": True, "is_mobile": True}
+VIEWPORTS = [DESKTOP, {"width": 1024, "height": 768}, PHONE, {"width": 320, "height": 700}]
+
+EIGHT = [*(f"venue{number}" for number in range(1, 8)), "averylongname"]
+
+
+def exchanges_of(names: list[str]) -> str:
+    each = ", ".join("{name=" + repr(name) + ",address='127.0.0.1:9'}" for name in names)
+    return f"[{each}]"
+
+
+@pytest.fixture
+def crowded(start: Start) -> Application:
+    """Forty symbols on eight exchanges."""
+    symbols = ", ".join(f'"S{number:03}USDT"' for number in range(40))
+    return start(MODE="test", SYMBOLS=f"[{symbols}]", EXCHANGES=exchanges_of(EIGHT), GENERATOR__RATE=100)
+
+
+def serious(page: Page) -> list[str]:
+    """What axe finds on the page that is critical or serious."""
+    violations = Axe().run(page).response["violations"]
+    found = [each for each in violations if each["impact"] in ("critical", "serious")]
+    return [f"{each['id']}: {each['nodes'][0]['html'][:200]}" for each in found]
+
+
+@pytest.mark.parametrize("viewport", VIEWPORTS, ids=lambda viewport: str(viewport["width"]))
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_axe_finds_nothing_serious(start: Start, look: Look, viewport: dict[str, int], colours: str) -> None:
+    touch = TOUCH if viewport["width"] < 500 else {}
+    visit = look(start(MODE="test").port, viewport=viewport, color_scheme=colours, reduced_motion="reduce", **touch)
+    page = visit.open("overlays=ma20")
+    expect(page.locator("#chart-panel")).to_have_attribute("data-state", "shown")
+    expect(visit.price("exchange3", "BTCUSDT")).to_have_text(re.compile("[0-9]"))
+    assert serious(page) == []
+    visit.keep(f"page-{viewport['width']}-{colours}")
+    if viewport is DESKTOP:
+        page.keyboard.press("?")
+        assert serious(page) == []
+
+
+SMALL = """
+    () => [...document.querySelectorAll("button, select, input, summary, nav a")]
+        .filter((one) => one.checkVisibility({ visibilityProperty: true }))
+        .map((one) => [one.id || one.textContent.trim(), one.getBoundingClientRect()])
+        .filter(([, { width, height }]) => width < 44 || height < 44)
+        .map(([name, { width, height }]) => `${name}: ${width} x ${height}`)
+"""
+"""What can be pressed and is smaller than 44 pixels."""
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_phone_has_the_chart_first_and_large_targets(
+    look: Look, application: Application, exchanges: list[ScriptedExchange], width: int
+) -> None:
+    visit = look(application.port, viewport=PHONE | {"width": width}, **TOUCH)
+    page = visit.open()
+    exchanges[0].send(100.0, 101.0)
+    expect(page.locator("#chart-panel")).to_have_attribute("data-state", "shown")
+    assert page.evaluate(SMALL) == []
+    chart, prices = (page.locator(place).bounding_box() for place in ("#chart-panel", "#market"))
+    assert chart
+    assert prices
+    assert chart["y"] < prices["y"]
+    assert visit.fits()
+
+
+CUT = """
+    () => [...document.querySelectorAll("main *, header *")]
+        .filter((one) => [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
+        .filter((one) => one.checkVisibility())
+        .filter((one) => one.scrollWidth > one.clientWidth + 1 && getComputedStyle(one).overflow !== "visible")
+        .filter((one) => !one.closest(".unseen"))
+        .map((one) => one.textContent)
+"""
+"""Texts that are cut off."""
+
+
+@pytest.mark.parametrize("width", [1440, 1180, 1024, 700])
+def test_eight_exchanges_and_forty_symbols_fit(crowded: Application, look: Look, width: int) -> None:
+    visit = look(crowded.port, viewport={"width": width, "height": 800})
+    page = visit.open()
+    expect(visit.price("averylongname", "S000USDT")).to_have_text(re.compile("[0-9]"))
+    assert visit.fits()
+    assert page.evaluate(CUT) == []
+    market = page.locator(".market")
+    expect(market).to_have_attribute("data-more", re.compile("right"))
+    expect(market).to_have_attribute("data-more", re.compile("bottom"))
+    symbol = visit.row("S000USDT").locator("th")
+    before = symbol.bounding_box()
+    page.locator(".scroller").evaluate("(one) => { one.scrollLeft = one.scrollWidth; }")
+    expect(market).to_have_attribute("data-more", re.compile("left"))
+    expect(market).not_to_have_attribute("data-more", re.compile("right"))
+    assert symbol.bounding_box() == before
+    expect(visit.row("S000USDT").locator(".age")).to_be_in_viewport(ratio=1)
+    visit.keep(f"eight-exchanges-{width}")
+
+
+def test_collapsed_panel_stays_collapsed(visit: Visit) -> None:
+    page = visit.open()
+    title = page.get_by_role("button", name="Period", exact=True)
+    expect(title).to_have_attribute("aria-expanded", "true")
+    title.click()
+    expect(page.locator("#figures")).to_be_hidden()
+    page.reload()
+    visit.is_live()
+    expect(page.locator("#figures")).to_be_hidden()
+    expect(title).to_have_attribute("aria-expanded", "false")
+    title.press("Enter")
+    expect(page.locator("#figures")).to_be_visible()
+
+
+def oklab(colour: str) -> list[float]:
+    """The colour in a space whose distances are those that are seen (OKLab)."""
+    red, green, blue = (linear(int(channel)) for channel in re.findall("[0-9]+", colour)[:3])
+    cones = (
+        0.4122214708 * red + 0.5363325363 * green + 0.0514459929 * blue,
+        0.2119034982 * red + 0.6806995451 * green + 0.1073969566 * blue,
+        0.0883024619 * red + 0.2817188376 * green + 0.6299787005 * blue,
+    )
+    long, middle, short = (cone ** (1 / 3) for cone in cones)
+    return [
+        0.2104542553 * long + 0.7936177850 * middle - 0.0040720468 * short,
+        1.9779984951 * long - 2.4285922050 * middle + 0.4505937099 * short,
+        0.0259040371 * long + 0.7827717662 * middle - 0.8086757660 * short,
+    ]
+
+
+def linear(channel: int) -> float:
+    value = channel / 255
+    return value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_twelve_line_colours_can_be_told_apart(look: Look, application: Application, colours: str) -> None:
+    page = look(application.port, color_scheme=colours).open()
+    names = [f"--line-{number}" for number in range(1, 13)]
+    style = "(names) => names.map((name) => getComputedStyle(document.documentElement).getPropertyValue(name))"
+    lines = page.evaluate(style, names)
+    assert all(re.match("rgb", line) for line in lines)
+    distances = [math.dist(oklab(one), oklab(other)) for one, other in itertools.combinations(lines, 2)]
+    assert min(distances) > 0.08  # the smallest that is seen at all is about 0.02
+
+
+# The last 24 hours of each symbol
+
+
+def test_row_shows_the_change_of_24_hours(
+    visit: Visit, record: Callable[..., None], exchanges: list[ScriptedExchange]
+) -> None:
+    record(1700)  # the last of them opens at 1000; the first of an hour a day ago is about 1400 before
+    exchanges[0].send(1000.0)
+    page = visit.open()
+    row = visit.row()
+    expect(row.locator(".percent")).to_have_text(re.compile(r"^\+[1-9][0-9]{2}\.[0-9]{2}\s%$"))
+    expect(row.locator(".since")).to_have_text("")
+    expect(row.locator(".trend")).to_have_attribute("title", re.compile("^Since "))
+    expect(row.locator(".spark polyline")).to_have_attribute("points", re.compile(r"^([0-9.]+,[0-9.]+ ){20}"))
+    expect(visit.row("ETHUSDT").locator(".percent")).to_have_text("\u2013")
+    record(90, symbol="ETHUSDT")
+    page.reload()
+    visit.is_live()
+    exchanges[0].send(900.0, symbol="ETHUSDT")
+    expect(visit.row("ETHUSDT").locator(".trend")).to_have_attribute("data-move", "down")
+    expect(visit.row("ETHUSDT").locator(".since")).to_have_text(re.compile(r"^[12]\sh|min$"))
+
+
+def test_trends_take_one_request_a_symbol(crowded: Application, look: Look) -> None:
+    visit = look(crowded.port, viewport={"width": 1024, "height": 3000})
+    running: list[int] = [0, 0]
+
+    def began(request: Any) -> None:
+        if "/candles/reference/" in request.url and "interval=1h" in request.url:
+            running[0] += 1
+            running[1] = max(running)
+
+    def ended(request: Any) -> None:
+        if "/candles/reference/" in request.url and "interval=1h" in request.url:
+            running[0] -= 1
+
+    visit.page.on("request", began)
+    visit.page.on("requestfinished", ended)
+    page = visit.open()
+    expect(visit.row("S039USDT").locator(".percent")).to_have_text(re.compile("[0-9]"))
+    page.wait_for_timeout(3000)
+    assert len(visit.asked("1h&from")) == len({url.split("?")[0] for url in visit.asked("1h&from")})
+    assert len([url for url in visit.asked("/candles/reference/") if "interval=1h" in url]) == 40
+    assert running[1] <= 2
+
+
+PAINTS = """
+    async (ms) => {
+        const frames = new Set();
+        let frame = 0;
+        let counting = true;
+        const count = () => { frame += 1; if (counting) requestAnimationFrame(count); };
+        count();
+        const seen = new MutationObserver(() => frames.add(frame));
+        const all = { subtree: true, childList: true, characterData: true, attributes: true };
+        seen.observe(document.querySelector("main"), all);
+        await new Promise((done) => setTimeout(done, ms));
+        counting = false;
+        return frames.size;
+    }
+"""
+
+
+def test_page_is_painted_at_most_five_times_a_second(start: Start, look: Look) -> None:
+    page = look(start(MODE="test", GENERATOR__RATE=200).port).open()
+    until(page, lambda: drawn(page, "up") + drawn(page, "down") > 0)
+    painted = page.evaluate(PAINTS, 4000)
+    assert 4 < painted <= 4 * 5 + 1
