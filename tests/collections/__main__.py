@@ -43,13 +43,16 @@ class SetUp:
     """Simulated venues beside the exchanges, in live mode."""
     folders: Sequence[str] = field(default=())
     """What is run; everything by default."""
+    switches: bool = True
+    """Whether the collection may switch the mode, which it does not unless a variable says so."""
 
 
 SET_UPS = {
     "test": SetUp("test"),
     "live": SetUp("live", venues=VENUES),
     "separate": SetUp("live", separate=True),
-    "open": SetUp("test", token="", folders=("Start here", "Mode", "Errors", "In the end")),
+    "open": SetUp("test", token="", folders=("Start here", "Mode", "Switch the mode", "Errors", "In the end")),
+    "reading": SetUp("test", folders=("Start here", "Mode", "Switch the mode", "In the end"), switches=False),
 }
 
 
@@ -103,6 +106,8 @@ def _run_in(folder: Path, setup: SetUp, newman: Path) -> Outcome:
         exchanges = stack.enter_context(_exchanges(folder, setup.venues)) if setup.mode == "live" else _nowhere()
         processes = stack.enter_context(_application(folder, setup, exchanges))
         outcome = _newman(newman, folder, setup, processes[-1])
+        switched = "mode switched to" in _logs(folder)
+        assert switched is setup.switches, f"the mode was {'' if switched else 'not '}switched"
         for process in reversed(processes):
             code, seconds = process.stop(signal.SIGTERM)
             assert code == 0, f"exit code {code} after SIGTERM"
@@ -178,6 +183,7 @@ def _newman(newman: Path, folder: Path, setup: SetUp, application: Application) 
         "expected_mode": setup.mode,
         "live_feeds": "connected" if setup.mode == "live" else "none",
         "fresh": "true",
+        "switch_mode": "yes" if setup.switches else "",
     }
     report = folder / "report.json"
     command = [str(newman), "run", str(COLLECTION), "--environment", str(ENVIRONMENT), "--color", "off"]

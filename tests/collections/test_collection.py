@@ -107,6 +107,35 @@ def test_collection_causes_every_client_error(code: str, requests: list[Item]) -
     assert any(f'.to.equal("{code}")' in script(item.content, "test") for item in requests)
 
 
+def folder_of(item: Item) -> str:
+    return item.place.split("/")[1]
+
+
+def test_start_here_has_ten_requests_that_only_read(requests: list[Item]) -> None:
+    first = [item for item in requests if folder_of(item) == "Start here"]
+    assert requests[:10] == first
+    assert {item.content["request"]["method"] for item in first} == {"GET"}
+    assert all(item.content["response"] for item in first[1:]), "an answer is saved with each"
+
+
+def test_only_a_folder_that_asks_first_switches_the_mode(collection: dict[str, Any], requests: list[Item]) -> None:
+    def switches(item: Item) -> bool:
+        request = item.content["request"]
+        # Those of Errors are for the mode that runs: they change nothing, even where they are not refused.
+        path = re.search(r"/mode/(test|live|{{mode_before}})$", request["url"]["raw"])
+        return request["method"] == "POST" and path is not None
+
+    assert {folder_of(item) for item in requests if switches(item)} == {"Switch the mode"}
+    (folder,) = (folder for folder in collection["item"] if folder["name"] == "Switch the mode")
+    before = script(folder, "prerequest")
+    assert 'pm.variables.get("switch_mode") !== "yes"' in before
+    assert "pm.execution.skipRequest()" in before
+    assert [each["value"] for each in collection["variable"] if each["key"] == "switch_mode"] == [""]
+    assert all('"switch_mode"' not in path.read_text() for path in ENVIRONMENTS)
+    assert "`switch_mode`" in folder["description"]
+    assert "`switch_mode`" in (FOLDER / "README.md").read_text()
+
+
 def test_folders_and_requests_have_descriptions_and_unique_names(collection: dict[str, Any]) -> None:
     places = []
     for item in items(collection):
