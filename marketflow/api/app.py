@@ -29,6 +29,7 @@ from marketflow.api.routes.mode import mode_operations
 from marketflow.api.routes.page import market_operations
 from marketflow.api.routes.prices import price_operations
 from marketflow.api.routes.static_files import static_route
+from marketflow.api.routes.tickers import ticker_operations
 from marketflow.api.streaming.sse_route import stream_operations
 from marketflow.api.streaming.websocket_route import websocket_routes
 from marketflow.logs import RateLimit
@@ -64,6 +65,7 @@ def operations(times: RequestMetrics) -> list[Operation]:
             *price_operations(),
             *candle_operations(),
             *kline_operations(),
+            *ticker_operations(),
             *stream_operations(times),
             *mode_operations(times),
             *status_operations(),

@@ -10,6 +10,7 @@ from functools import cached_property
 from starlette.requests import HTTPConnection
 
 from marketflow.api.middleware.client_limits import ClientLimits
+from marketflow.api.queries.derived.day_statistics import DayStatistics
 from marketflow.api.queries.known_holes import KnownHoles
 from marketflow.api.queries.names import NameLookup
 from marketflow.api.queries.prices import PriceQueries
@@ -46,6 +47,11 @@ class Context:
     def known_holes(self) -> KnownHoles:
         """Says which candles are not complete."""
         return KnownHoles(self.holes)
+
+    @cached_property
+    def day_statistics(self) -> DayStatistics:
+        """Statistics of the last 24 hours."""
+        return DayStatistics(self.prices, self.clients)
 
     @cached_property
     def names(self) -> NameLookup:

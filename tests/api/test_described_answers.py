@@ -113,7 +113,7 @@ def unknown(path: str, kind: str, name: str) -> str:
     """Return a path with an unknown name, as part of it or in its query."""
     if "{" in path:
         return filled(path, **{kind: name})
-    return f"{path}?{kind}{'s' if path.startswith('/stream') else ''}={name}"
+    return f"{path}?{kind}{'s' if path.startswith(('/stream', '/tickers')) else ''}={name}"
 
 
 def wrong_range(path: str) -> str:

@@ -88,16 +88,19 @@ def test_every_operation_and_schema_is_described(described: Description) -> None
         assert set(schema.get("required", ())) | optional == set(schema.get("properties", ())), name
 
 
-def test_name_schemas_list_configured_names(described: Description) -> None:
+def test_names_are_strings_with_configured_ones_as_examples(described: Description) -> None:
     schemas = described.document["components"]["schemas"]
-    assert (schemas["Exchange"]["enum"], schemas["Symbol"]["enum"]) == (list(EXCHANGES), list(SYMBOLS))
+    for name, configured in (("Exchange", EXCHANGES), ("Symbol", SYMBOLS)):
+        assert (schemas[name]["type"], schemas[name]["examples"]) == ("string", list(configured))
+        assert "enum" not in schemas[name]
 
 
 @pytest.mark.parametrize(("token", "security"), [("plain", [{"bearerToken": []}]), ("", [{}, {"bearerToken": []}])])
 def test_only_mode_switch_requires_configured_token(token: str, security: list[object]) -> None:
-    required = {key: operation.get("security") for key, operation in description(token).operations.items()}
+    required = {key: operation["security"] for key, operation in description(token).operations.items()}
     assert {key for key, value in required.items() if value} == {("POST", "/mode/test"), ("POST", "/mode/live")}
     assert [value for value in required.values() if value] == [security] * 2
+    assert all(value == [] for key, value in required.items() if key[0] == "GET")
 
 
 def test_openapi_document_is_deterministic() -> None:

@@ -132,8 +132,8 @@ def describe(
         "paths": paths,
         "components": {
             "schemas": _schemas(operations, {NotFound, *(one for each in problems.values() for one in each)})
-            | _names("Exchange", "Name of a configured exchange.", exchanges)
-            | _names("Symbol", "A configured symbol.", symbols),
+            | _names("Exchange", "Name of a configured exchange; `/market` lists them.", exchanges)
+            | _names("Symbol", "A configured symbol; `/market` lists them.", symbols),
             "responses": _refusals([(NotFound,), *(group for each in problems.values() for group in _by_status(each))]),
             "headers": {name: header | {"required": True} for name, header in _HEADERS.items()},
             "securitySchemes": {
@@ -158,9 +158,9 @@ def _operation(operation: Operation, problems: Sequence[type[Problem]], asks_for
     }
     if operation.description:
         described["description"] = operation.description
-    if operation.asks_for_token:
-        # Without a configured token, requests with and without one are accepted.
-        described["security"] = [{_TOKEN: []}] if asks_for_token else [{}, {_TOKEN: []}]
+    # Without a configured token, requests with and without one are accepted.
+    with_token: list[dict[str, list[str]]] = [{_TOKEN: []}] if asks_for_token else [{}, {_TOKEN: []}]
+    described["security"] = with_token if operation.asks_for_token else []
     return described
 
 
@@ -226,7 +226,7 @@ def _schemas(operations: Sequence[Operation], problems: Iterable[type[Problem]])
 
 
 def _names(schema: str, description: str, names: Sequence[str]) -> dict[str, Any]:
-    return {schema: {"title": schema, "description": description, "type": "string", "enum": list(names)}}
+    return {schema: {"title": schema, "description": description, "type": "string", "examples": list(names)}}
 
 
 # Problems

@@ -36,7 +36,7 @@ def reference_price(ticks: Iterable[Tick | None], now_ms: int) -> ReferencePrice
     fresh = [tick for tick in ticks if tick is not None and tick.at >= now_ms - FRESH_MS]
     if not fresh:
         return None
-    return ReferencePrice(_median([tick.price for tick in fresh]), len(fresh), max(tick.at for tick in fresh))
+    return ReferencePrice(median_of([tick.price for tick in fresh]), len(fresh), max(tick.at for tick in fresh))
 
 
 def reference_candles(of_exchanges: Iterable[Mapping[int, Candle]]) -> dict[int, Candle]:
@@ -56,14 +56,15 @@ def _reference_candle(candles: Sequence[Candle]) -> Candle:
     averages = [candle.average for candle in candles if candle.average is not None]
     return structs.replace(
         whole,
-        open=_median([candle.open for candle in candles]),
-        high=_median([candle.high for candle in candles]),
-        low=_median([candle.low for candle in candles]),
-        close=_median([candle.close for candle in candles]),
-        total=_median(averages) * whole.ticks if averages else 0.0,
+        open=median_of([candle.open for candle in candles]),
+        high=median_of([candle.high for candle in candles]),
+        low=median_of([candle.low for candle in candles]),
+        close=median_of([candle.close for candle in candles]),
+        total=median_of(averages) * whole.ticks if averages else 0.0,
     )
 
 
-def _median(prices: Sequence[float]) -> float:
+def median_of(prices: Sequence[float]) -> float:
+    """Return the median of prices."""
     middle = median(prices)
     return middle if len(prices) % 2 else rounded(middle)  # the mean of two has digits that neither has

@@ -128,10 +128,12 @@ class CoalescedAnswers(Generic[_T]):
     Args:
         most: how many are kept.
         monotonic: the time, in seconds.
+        kept_seconds: how long an answer is cached.
     """
 
-    def __init__(self, most: int, monotonic: Callable[[], float]) -> None:
+    def __init__(self, most: int, monotonic: Callable[[], float], kept_seconds: float = KEPT_SECONDS) -> None:
         self._most = most
+        self._kept_seconds = kept_seconds
         self._monotonic = monotonic
         self._tasks: dict[object, tuple[float, asyncio.Task[_T]]] = {}  # the oldest first
 
@@ -147,7 +149,7 @@ class CoalescedAnswers(Generic[_T]):
         """
         now = self._monotonic()
         at, task = self._tasks.get(query, (0.0, None))
-        if task is None or now - at > KEPT_SECONDS or _failed(task):
+        if task is None or now - at > self._kept_seconds or _failed(task):
             charge()
             task = asyncio.create_task(run())
             task.add_done_callback(_failed)  # retrieves the exception, also if every request was cancelled
