@@ -104,6 +104,9 @@ _IF_NONE_MATCH = Parameter(
     {"type": "string"},
 )
 
+MESSAGE_SCHEMA = "ws/schema.json"
+"""Path of the schema of /ws, relative to that of this description."""
+
 _STRUCT = "#/components/schemas/{name}"
 
 _TOKEN = "bearerToken"  # noqa: S105 - the name of the scheme
@@ -127,13 +130,14 @@ def describe(
             "description": _INFO,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
+        "externalDocs": {"url": MESSAGE_SCHEMA, "description": "JSON Schema of the messages of the WebSocket at /ws."},
         "servers": [{"url": "/", "description": "The server of this description."}],
         "tags": [tag._asdict() for tag in dict.fromkeys(operation.tag for operation in operations)],
         "paths": paths,
         "components": {
             "schemas": _schemas(operations, {NotFound, *(one for each in problems.values() for one in each)})
-            | _names("Exchange", "Name of a configured exchange; `/market` lists them.", exchanges)
-            | _names("Symbol", "A configured symbol; `/market` lists them.", symbols),
+            | names_schema("Exchange", exchanges)
+            | names_schema("Symbol", symbols),
             "responses": _refusals([(NotFound,), *(group for each in problems.values() for group in _by_status(each))]),
             "headers": {name: header | {"required": True} for name, header in _HEADERS.items()},
             "securitySchemes": {
@@ -225,8 +229,10 @@ def _schemas(operations: Sequence[Operation], problems: Iterable[type[Problem]])
     return schemas
 
 
-def _names(schema: str, description: str, names: Sequence[str]) -> dict[str, Any]:
-    return {schema: {"title": schema, "description": description, "type": "string", "examples": list(names)}}
+def names_schema(name: str, configured: Sequence[str]) -> dict[str, Any]:
+    """Return the schema of a configured name, by the name of the schema."""
+    description = f"Name of a configured {name.lower()}; `/market` lists them."
+    return {name: {"title": name, "description": description, "type": "string", "examples": [*configured]}}
 
 
 # Problems
