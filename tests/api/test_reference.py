@@ -3,9 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from marketflow.api.queries.reference import FRESH_MS, reference_candles
-from marketflow.model import Candle, Tick, candle_of, merge
+from marketflow.model import Amounts, Candle, Slot, Tick, candle_of, merge, minute_start
 from tests.api.world import EXCHANGES, NOW, World, series
 
 PRICES = st.floats(min_value=1e-8, max_value=1e9)
@@ -63,6 +64,17 @@ def test_candles_of_reference_are_medians_of_the_exchanges() -> None:
         "40.0",
         "70.0",
     ]
+
+
+def test_reference_candle_has_vwap_of_all_trades() -> None:
+    world = World()
+    for exchange, price in zip(EXCHANGES, (10.0, 40.0, 100.0), strict=True):
+        slot = Slot(series(exchange), minute_start(NOW - 120_000))
+        candle = candle_of(Tick(price, slot.start, 0))
+        amounts = Amounts(2.0, 2 * price, 1.0, price)
+        world.cache.minutes[slot] = world.archive.minutes[slot] = structs.replace(candle, amounts=amounts)
+    (candle,) = world.ask("/candles/reference/BTCUSDT?limit=1&to=-1m").json()["candles"]
+    assert (candle["close"], candle["volume"], candle["vwap"]) == (40.0, 6.0, 50.0)
 
 
 @given(st.lists(st.lists(PRICES, min_size=1, max_size=4), min_size=1, max_size=5))

@@ -159,7 +159,14 @@ async def _reference_candles(request: Request) -> Response:
 
 
 def _of_reference(symbol: str, _: str | None, interval: str, candles: list[CandleAnswer]) -> ReferenceCandlesAnswer:
-    return ReferenceCandlesAnswer(symbol, REFERENCE, interval, candles)
+    return ReferenceCandlesAnswer(symbol, REFERENCE, interval, [*map(_with_vwap_of_all, candles)])
+
+
+def _with_vwap_of_all(candle: CandleAnswer) -> CandleAnswer:
+    # A candle keeps its vwap between its low and high, which are medians here: that of all trades may lie outside.
+    if candle.turnover is None or not candle.volume:
+        return candle
+    return structs.replace(candle, vwap=candle.turnover / candle.volume)
 
 
 async def _answer(
