@@ -81,7 +81,7 @@ class VenueBackfill:
                     history.History(feed.exchange, feed.rest, names, span_ms, fetched, MINUTES_KEPT_MS, clock)
                 )
             self._verifications[feed.exchange] = verification.Verification(
-                feed.exchange, feed.rest, names, clock, span_ms > 0, compared_after_ms
+                feed.exchange, feed.rest, names, clock, span_ms > 0, compared_after_ms, on_unsent=feed.ask_again
             )
         work: list[SteppedWork] = [book, *self._repairs, *self._verifications.values(), *histories]
         self._pool = NamedPool("rest", len(work))

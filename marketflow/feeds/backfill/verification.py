@@ -112,6 +112,7 @@ class Verification:
         fills_seam: whether to pass on the last minutes before the start of this run as the venue has them.
         compared_after_ms: how long after its end a minute is compared at the earliest.
         monotonic: measures pauses, in seconds.
+        on_unsent: called at each comparison with a symbol of which the venue has trades and sends none.
     """
 
     def __init__(
@@ -123,7 +124,9 @@ class Verification:
         fills_seam: bool = True,
         compared_after_ms: int = COMPARED_AFTER_MS,
         monotonic: Callable[[], float] = time.monotonic,
+        on_unsent: Callable[[str], None] = lambda symbol: None,
     ) -> None:
+        self._on_unsent = on_unsent
         self._exchange, self._client, self._rest_names = exchange, client, rest_names
         self._clock, self._monotonic = clock, monotonic
         self._compared_after_ms = compared_after_ms
@@ -233,6 +236,9 @@ class Verification:
             pending.came = {start for start in pending.came if start >= pending.asked_until}
             if span.until < self._due_until():
                 pending.next_at = 0.0
+            is_unsent = symbol in self._unsent
+        if is_unsent:
+            self._on_unsent(symbol)
         missing = {Slot(series, start): venue_minute(theirs[start]) for start in lacking}
         self._log_missing(symbol, [start for start in lacking if start >= self._begun])
         return found | missing

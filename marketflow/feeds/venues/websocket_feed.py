@@ -140,6 +140,10 @@ class VenueFeed:
         """Whether the connection for a symbol is made, and the venue trades it."""
         return self._connection_of[symbol].is_connected and symbol not in self.halted
 
+    def ask_again(self, symbol: str) -> None:
+        """Subscribe again to a symbol whose trades do not come though there are some; from any thread."""
+        self._connection_of[symbol].ask_again(symbol)
+
     @property
     def pause_seconds(self) -> float:
         """How long until the venue lets all its connections be made; 0 for now."""

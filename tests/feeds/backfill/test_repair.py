@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 
@@ -303,6 +304,38 @@ def test_rest_behind_the_stream_is_asked_again(world_of: Callable[[str], World])
     world.steps(4)
     assert world.made() == world.expected(start)
     assert [row[2] for row in world.rows] == [HoleState.FILLED]
+
+
+def overlapping(answer: Callable[[str], RestAnswer]) -> Callable[[str], RestAnswer]:
+    """Pages of Binance with five trades, each of which begins with the last three of the one before."""
+
+    def pages(target: str) -> RestAnswer:
+        parts = urlsplit(target)
+        query = dict(parse_qsl(parts.query))
+        if "fromId" in query:
+            query["fromId"] = str(int(query["fromId"]) - 3)
+        return answer(f"{parts.path}?{urlencode(query | {'limit': '5'})}")
+
+    return pages
+
+
+def test_pages_that_overlap_and_are_behind_give_each_trade_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun(world)
+    monkeypatch.setattr(world.server.rest, "answer", overlapping(world.server.rest.answer))
+    start = minute_start(world.now)
+    world.trade(5)
+    world.trade(2, streamed=False)
+    world.trade(1, streamed=False, kept=False)
+    world.trade(4, kept=False)
+    world.to_next_minute()
+    assert world.made() == {}
+    assert [row[2] for row in world.rows] == [HoleState.OPEN]
+    for late in world.traded[-5:]:
+        world.server.book.add(late)
+    world.steps(4)
+    assert world.made() == world.expected(start)
+    assert [(row[1] - row[0], row[2]) for row in world.rows] == [(4, HoleState.FILLED)]
+    assert sum("fromId" in page for page in world.pages) >= 4
 
 
 FAILURES = {

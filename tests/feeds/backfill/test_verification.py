@@ -66,6 +66,7 @@ class World:
             self.venue, self.server.url, self.budget, lambda: self.now * 1_000_000, lambda: self.now / 1000
         )
         stack.callback(client.close)
+        self.asked_again: list[str] = []
         self.verification = Verification(
             "one",
             client,
@@ -73,6 +74,7 @@ class World:
             lambda: self.now * 1_000_000,
             fills_seam,
             monotonic=lambda: self.now / 1000,
+            on_unsent=self.asked_again.append,
         )
 
     def _answer(self, asked: Asked) -> Reply:
@@ -275,8 +277,12 @@ def test_symbol_that_is_traded_and_not_sent_is_named_until_it_comes(world: Calla
     w.close(0)
     w.run_until(at(4))
     assert w.verification.unsent == {"BTCUSDT"}
+    assert 1 <= len(w.asked_again) <= 2
     w.close(4)
     assert w.verification.unsent == frozenset()
+    w.asked_again.clear()
+    w.run_until(at(5))
+    assert w.asked_again == []
 
 
 def test_symbol_with_one_missing_minute_is_not_unsent(world: Callable[..., World]) -> None:

@@ -4,7 +4,7 @@ import gc
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import repeat
@@ -37,11 +37,18 @@ SYMBOLS = ("BTCUSDT", "ETHUSDT")
 class Receiver:
     """One attempt of a feed, and what came of it."""
 
-    def __init__(self, server: VenueServer, venue: str, stale_after: float = 15.0, budget: int = 100) -> None:
-        self.decoder = Decoder(Mode.LIVE, venue, SYMBOLS, system_clock, 5_000, lambda *_: None)
+    def __init__(
+        self,
+        server: VenueServer,
+        venue: str,
+        stale_after: float = 15.0,
+        budget: int = 100,
+        symbols: Sequence[str] = SYMBOLS,
+    ) -> None:
+        self.decoder = Decoder(Mode.LIVE, venue, symbols, system_clock, 5_000, lambda *_: None)
         attempts = AttemptBudget(budget, 60.0, time.monotonic)
         rest = RestClient(VENUES[venue], server.rest_url)
-        self.feed = VenueFeed(venue, VENUES[venue], SYMBOLS, {}, self.decoder, stale_after, attempts, server.url, rest)
+        self.feed = VenueFeed(venue, VENUES[venue], symbols, {}, self.decoder, stale_after, attempts, server.url, rest)
         self.batches: list[Candles] = []
         self.errors: list[Exception] = []
         self.completed = threading.Event()
@@ -488,6 +495,45 @@ def test_heartbeat_that_names_missing_trades_subscribes_again(monkeypatch: pytes
         assert len(subscribed(server)) == 1
         server.send(server.dialect.beat("BTC-USDT", 8))
         wait_until(lambda: subscribed(server)[1:] == [["BTC-USDT"]])
+
+
+BEATS = {
+    "binance": [],
+    "coinbase": ['{"type":"heartbeat","last_trade_id":0,"product_id":"BTC-USDT","sequence":9}'],
+    "kraken": ['{"channel":"heartbeat"}'],
+    "okx": ["pong"],
+    "bybit": ['{"success":true,"ret_msg":"pong","op":"ping"}'],
+}
+"""By venue: what it sends while nothing is traded, with which a lack of trades may hide."""
+
+
+@pytest.mark.parametrize("venue", VENUES)
+def test_silent_symbol_among_others_is_subscribed_to_again(venue: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of three symbols flow, and signs of life come, so that nothing ends the connection."""
+    monkeypatch.setattr(trade_ids, "GRACE_SECONDS", 0.1)
+    symbols = (*SYMBOLS, "SOLUSDT")
+    with VenueServer(venue, symbols) as server:
+        receiver = Receiver(server, venue, stale_after=0.5, symbols=symbols)
+        with receiver.subscribe():
+            wait_until(server.has_subscriber)
+            wait_until(lambda: not open_requests(receiver))
+            server.send(trade(server, 1))
+            asked = len(subscribed(server))
+            for number in range(1, 8):  # for longer than the limit of silence
+                server.send(trade(server, number, "ETHUSDT"), trade(server, number, "SOLUSDT"))
+                server.send(*BEATS[venue])
+                threading.Event().wait(0.1)
+            receiver.feed.ask_again("BTCUSDT")  # the venue's candles have trades of it
+            native = server.dialect.native("BTCUSDT")
+            wait_until(lambda: len(subscribed(server)) > asked)
+            assert [name.upper() for name in subscribed(server)[-1]] == [native.upper()]
+            server.send(trade(server, 4))
+            wait_until(lambda: receiver.ticks == 16)
+            if venue != "bybit":
+                missing = wait_until(receiver.feed.ids.missing)
+                assert [(gap.symbol, gap.after_id, gap.before_id) for gap in missing] == [("BTCUSDT", 1, 4)]
+            assert not receiver.errors
+            assert server.handshakes == 1
 
 
 def test_more_symbols_than_a_connection_takes_make_two(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ settings at each connection.
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -98,7 +98,7 @@ class VenueConnection:
         self._stopped = False
         self._not_before = 0.0
         self._waits_for_trading = False
-        self._subscribed: frozenset[str] = frozenset()
+        self._native: Mapping[str, str] = {}  # of the symbols that are subscribed to
 
     @property
     def state(self) -> FeedState:
@@ -129,6 +129,15 @@ class VenueConnection:
     def batches(self) -> Observable[Candles]:
         """One connection: candles of its trades, then ConnectionLost, ConnectionSilent or another OSError."""
         return rx.create(self._subscribe)
+
+    def ask_again(self, symbol: str) -> None:
+        """Subscribe again to a symbol of ours whose trades do not come though there are some; from any thread."""
+        if (attempt := self._attempt) is not None:
+            attempt.call(partial(self._ask_again, symbol))
+
+    def _ask_again(self, symbol: str) -> None:
+        if self.link is not None and symbol in self._native:
+            self.link.ask_again(self._native[symbol])
 
     def stop(self) -> None:
         """Receive no more and complete."""
@@ -188,7 +197,7 @@ class VenueConnection:
             except OSError as error:
                 logger.bind(exchange=self.exchange).debug("symbols cannot be looked up: {}", error)
                 continue
-            if others := names.native.keys() - self._subscribed:
+            if others := names.native.keys() - self._native.keys():
                 return others
 
     async def _names(self) -> Names:
@@ -199,7 +208,7 @@ class VenueConnection:
                 await asyncio.sleep(LOOK_AGAIN_SECONDS)
         finally:
             self._waits_for_trading = False
-        self._subscribed = frozenset(names.native)
+        self._native = names.native
         return names
 
     async def _open(self, emit: Callable[[Candles], None]) -> "_Link":
@@ -268,6 +277,11 @@ class _Attempt:
             self._loop.run_until_complete(_rounds(5))
             self._loop.close()
 
+    def call(self, work: Callable[[], None]) -> None:
+        """Have its event loop do something; nothing where it has ended."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(work)
+
     def cancel(self) -> None:
         """End it; what it has received is emitted by then."""
         with self._lock, suppress(RuntimeError):  # it may have ended
@@ -326,6 +340,11 @@ class _Link:
         if self._venue.lifetime_seconds is not None:
             self._ends_at = now + self._venue.lifetime_seconds
         self._subscribe()
+
+    def ask_again(self, symbol: str) -> None:
+        """Subscribe to a symbol again, by the venue's name."""
+        self.subscriptions.ask_again(symbol)
+        self._woken.set()
 
     async def close(self) -> None:
         """Close the connection."""
