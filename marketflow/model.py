@@ -263,8 +263,17 @@ def sum_of_amounts(a: Amounts, b: Amounts) -> Amounts:
     return Amounts(volume, turnover, a.buy_volume + b.buy_volume, a.buy_turnover + b.buy_turnover)
 
 
+_EXACT_TO_EIGHT_DECIMALS = 2.0**24
+"""Beyond, floats are so far apart that a sum with noise often is a number of eight decimals, too."""
+
+
 def rounded(amount: float) -> float:
-    """A sum of decimals without the noise of its additions: 0.3, and not 0.30000000000000004."""
+    """A sum of decimals without the noise of its additions: 0.3, and not 0.30000000000000004.
+
+    One that is a number of eight decimals, as venues say amounts, has no noise, and keeps its digits: up to 16.
+    """
+    if amount < _EXACT_TO_EIGHT_DECIMALS and round(amount, 8) == amount:
+        return amount
     return float(f"{amount:.14g}")
 
 

@@ -1,7 +1,9 @@
 """The algebra of candles."""
 
+from decimal import Decimal
 from functools import reduce
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +22,7 @@ from marketflow.model import (
     merge_into,
     minute_start,
     more_complete,
+    rounded,
     slice_start,
 )
 from tests.support.oracle import assert_same, candle_of_ticks, candles_of_ticks
@@ -122,3 +125,22 @@ def test_slices_and_minutes_start_on_the_grid() -> None:
 def test_average_of_equal_prices_is_that_price() -> None:
     three = merge(merge(candle_of(Tick(0.1, 0, 1)), candle_of(Tick(0.1, 1, 2))), candle_of(Tick(0.1, 2, 3)))
     assert three.average == 0.1
+
+
+def test_rounded_amounts_lose_noise_and_keep_eight_decimals() -> None:
+    assert rounded(0.1 + 0.2) == 0.3
+    assert rounded(12345678.12345678) == 12345678.12345678
+    assert rounded(0.00000001) == 0.00000001
+    assert rounded(3.185e-8) == 3.185e-8
+    assert rounded(209306158.20000003) == 209306158.2
+    assert rounded(1e9 * 0.000005123) == 5123.0
+    assert rounded(0.0) == 0.0
+
+
+@given(st.lists(st.integers(1, 10**13), min_size=1, max_size=30))
+def test_sum_of_eight_decimals_is_shown_as_it_is(numbers: list[int]) -> None:
+    """Up to 14 digits; above that as long as its float has no noise."""
+    exact = sum(map(Decimal, numbers)) / 10**8
+    assert rounded(float(exact)) == pytest.approx(float(exact), rel=1e-13)
+    if exact < 2**24:
+        assert rounded(float(exact)) == float(exact)

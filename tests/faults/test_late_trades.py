@@ -1,0 +1,118 @@
+"""Trades of a venue that come minutes late, through the whole application: closed minutes, hours and days follow."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from marketflow.feeds.venues.venue import Trade
+from marketflow.model import MINUTE_MS, Mode, Series, Slot, minute_start
+from marketflow.stores.redis.keys import MINUTES_CHANNEL
+from tests.support.application import Application, now_ms
+from tests.support.oracle import Rows
+from tests.support.servers import RedisServer, wait_until
+from tests.support.venue_server import VenueServer
+
+LATE_MS = 125_000
+"""How late after the begin of its minute the trade is sent: over two minutes, when the minute is long closed."""
+
+BITCOIN = Series(Mode.LIVE, "binance", "BTCUSDT")
+
+
+def settings(server: VenueServer) -> dict[str, object]:
+    exchange = {"name": "binance", "venue": "binance", "url": server.url, "rest_url": server.rest_url}
+    return {"MODE": "live", "SYMBOLS": "['BTCUSDT']", "EXCHANGES": json.dumps([exchange]), "HISTORY": "1h"}
+
+
+def trades_of(server: VenueServer, start: int, first_id: int) -> list[Trade]:
+    """Ten trades, and one more that has the greatest price and comes late."""
+    made = [server.make(first_id + n, price=100.0 + n, quantity=0.125, at=start + 500 * n) for n in range(10)]
+    return [*made, server.make(first_id + 10, price=500.0, quantity=2.5, at=start + 10_000, side="sell")]
+
+
+def rfc3339(at: int) -> str:
+    return datetime.fromtimestamp(at / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def candle(application: Application, interval: str, start: int) -> Any:
+    """The candle that holds the minute at `start`; None if there is none."""
+    length = {"1m": 60_000, "1h": 3_600_000, "1d": 86_400_000}[interval]
+    found = application.find("/candles/binance/BTCUSDT", interval=interval, limit="100") or {"candles": []}
+    return next((each for each in found["candles"] if each["time"] == rfc3339(start - start % length)), None)
+
+
+def candles(application: Application, start: int) -> dict[str, Any]:
+    return {interval: candle(application, interval, start) for interval in ("1m", "1h", "1d")}
+
+
+def check_corrected(
+    application: Application, rows: Callable[[], Rows], trades: list[Trade], before: dict[str, Any]
+) -> None:
+    """The row of the minute is that of all its trades; minute, hour and day have a higher version, for clients too."""
+    slot = Slot(BITCOIN, minute_start(trades[0].at))
+    wait_until(lambda: rows()[slot]["tick_count"] == 11, timeout=30)
+    row = rows()[slot]
+    assert (row["open_price"], row["max_price"], row["close_price"]) == (100.0, 500.0, 500.0)
+    assert (row["volume"], row["buy_volume"], row["source"]) == (3.75, 1.25, "ticks")
+    assert row["turnover"] == sum(trade.price * trade.quantity for trade in trades)
+    for interval, old in before.items():
+        wait_until(lambda interval=interval: candle(application, interval, slot.start)["high"] == 500.0, timeout=10)  # type: ignore[misc]
+        now = candle(application, interval, slot.start)
+        assert now["version"] > old["version"], interval
+        assert now["volume"] >= old["volume"] + 2.5, interval
+
+
+@pytest.mark.timeout(300)
+def test_late_trades_correct_minute_hour_and_day(
+    tmp_path: Path,
+    servers: dict[str, object],
+    rows: Callable[[], Rows],
+    redis_db: RedisServer,
+    postgres_db: dict[str, Any],
+) -> None:
+    with (
+        VenueServer("binance", ["BTCUSDT"]) as server,
+        Application(tmp_path, servers | settings(server)) as application,
+    ):
+        # 40 minutes late, by the fill of a hole that an earlier run has left
+        long_ago = minute_start(now_ms()) - 40 * MINUTE_MS
+        trades = trades_of(server, long_ago, 100)
+        for trade in trades[:-1]:
+            server.book.add(trade)
+        wait_until(lambda: candle(application, "1m", long_ago), timeout=20)
+        before = candles(application, long_ago)
+        assert (before["1m"]["source"], before["1m"]["ticks"]) == ("venue", 10)
+        assert application.stop()[0] == 0
+        server.book.add(trades[-1])
+        with psycopg.connect(**postgres_db) as connection:
+            connection.execute(
+                "insert into holes (exchange, pair_name, mode, after_id, before_id, from_time, to_time, state, reason,"
+                " found_at, changed_at) values ('binance', 'BTCUSDT', 'live', 109, 111, %s, %s, 'open', '', now(), now())",
+                [rfc3339(trades[-2].at), rfc3339(trades[-1].at)],
+            )
+        application.start()
+        check_corrected(application, rows, trades, before)
+
+        # Minutes late, by the stream
+        wait_until(lambda: server.has_subscriber(2), timeout=20)
+        start = minute_start(now_ms()) + MINUTE_MS
+        wait_until(lambda: now_ms() > start + 6_000, timeout=70)
+        trades = trades_of(server, start, 1_000)
+        server.trade(*trades[:-1])
+        wait_until(lambda: Slot(BITCOIN, start) in rows(), timeout=70)
+        wait_until(lambda: (candle(application, "1m", start) or {"closed": False})["closed"], timeout=10)
+        before = candles(application, start)
+        assert (before["1m"]["ticks"], before["1m"]["source"]) == (10, "ticks")
+        wait_until(lambda: now_ms() > start + LATE_MS, timeout=80)
+        with redis_db.client() as client, client.pubsub() as heard:
+            heard.subscribe(MINUTES_CHANNEL)
+            server.trade(trades[-1])
+            check_corrected(application, rows, trades, before)
+            told = list(iter(lambda: heard.get_message(timeout=0.2), None))
+        assert any(each["type"] == "message" and b"BTCUSDT" in each["data"] for each in told)
+        states = {(each["after_id"], each["state"]) for each in application.get("/holes")["holes"]}
+        assert states == {("109", "filled"), ("1009", "filled")}
