@@ -13,7 +13,18 @@ from collections.abc import Sequence
 
 from tests.benchmarks import compare
 
-BENCHMARKS = ("ingest", "single_tick", "promptness", "queries", "breadth", "history", "stream", "start_stop", "venues")
+BENCHMARKS = (
+    "ingest",
+    "single_tick",
+    "promptness",
+    "queries",
+    "breadth",
+    "history",
+    "stream",
+    "start_stop",
+    "venues",
+    "venue_promptness",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

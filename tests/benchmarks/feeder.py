@@ -7,8 +7,9 @@ which all processes share: whoever sees a price knows how old it is.
 import multiprocessing
 import random
 import socket
+import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.sharedctypes import RawValue
 from typing import Any, Self
@@ -26,9 +27,23 @@ def price_now() -> int:
     return time.monotonic_ns() // 1000
 
 
-def line(symbol: str, price: int) -> bytes:
-    """A tick of now, as an exchange sends it."""
+def line(symbol: str, price: int, number: int = 0) -> bytes:
+    """A tick of now, as an exchange sends it; its number is not said."""
     return b'{"symbol":"%s","price":%d,"timestamp":%d}\n' % (symbol.encode(), price, time.time_ns() // 1_000_000)
+
+
+def trade_frame(symbol: str, price: int, number: int) -> bytes:
+    """A trade of now as Binance sends it, in a WebSocket frame; numbers of a symbol go up by one."""
+    now = time.time_ns() // 1_000_000
+    text = b'{"e":"trade","E":%d,"s":"%s","t":%d,"p":"%d","q":"0.00062000","T":%d,"m":true,"M":true}' % (
+        now,
+        symbol.encode(),
+        number,
+        price,
+        now,
+    )
+    head = b"\x81" + bytes([len(text)]) if len(text) < 126 else b"\x81\x7e" + struct.pack("!H", len(text))
+    return head + text
 
 
 def blocks(symbols: Sequence[str], count: int = 16) -> list[bytes]:
@@ -53,12 +68,19 @@ class Feeder:
         connections: of MarketFlow to its exchanges; they stay the caller's as well.
         symbols: in turn.
         rate: ticks a second and connection, while it does not flood.
+        encode: makes what is sent of symbol, price and the number of the tick among those of its symbol.
     """
 
-    def __init__(self, connections: Sequence[socket.socket], symbols: Sequence[str], rate: float) -> None:
+    def __init__(
+        self,
+        connections: Sequence[socket.socket],
+        symbols: Sequence[str],
+        rate: float,
+        encode: Callable[[str, int, int], bytes] = line,
+    ) -> None:
         self._order: Any = RawValue("b", _STEADY)
         self._sent: Any = RawValue("q", 0)
-        arguments = (list(connections), list(symbols), rate, self._order, self._sent)
+        arguments = (list(connections), list(symbols), rate, encode, self._order, self._sent)
         self._process = multiprocessing.get_context("spawn").Process(target=_feed, args=arguments, daemon=True)
 
     @property
@@ -96,7 +118,14 @@ class Feeder:
         self._process.join(5)
 
 
-def _feed(connections: list[socket.socket], symbols: list[str], rate: float, order: Any, sent: Any) -> None:
+def _feed(
+    connections: list[socket.socket],
+    symbols: list[str],
+    rate: float,
+    encode: Callable[[str, int, int], bytes],
+    order: Any,
+    sent: Any,
+) -> None:
     prepared = blocks(symbols)
     due, beats = time.monotonic(), 0
     with suppress(OSError):  # nobody is there any more
@@ -112,7 +141,8 @@ def _feed(connections: list[socket.socket], symbols: list[str], rate: float, ord
                 due += 1 / rate
                 time.sleep(max(0.0, due - time.monotonic()))
                 for connection in connections:
-                    connection.sendall(line(symbols[beats % len(symbols)], price_now()))
+                    symbol, number = symbols[beats % len(symbols)], beats // len(symbols) + 1
+                    connection.sendall(encode(symbol, price_now(), number))
                 sent.value += len(connections)
             beats += 1
 

@@ -1,9 +1,11 @@
 """Marked ticks: how long it takes from the sending of a tick until GET /prices/latest shows it, or a later one."""
 
+import itertools
 import random
 import re
 import socket
 import time
+from collections.abc import Callable
 from typing import Self
 
 from tests.benchmarks.feeder import line, price_now
@@ -22,11 +24,21 @@ class Marks:
         path: of its latest price.
         symbol: whose ticks all have the time of their sending for a price.
         port: where MarketFlow answers.
+        encode: makes what is sent of symbol, price and number.
     """
 
-    def __init__(self, connection: socket.socket, path: str, symbol: str, port: int) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        path: str,
+        symbol: str,
+        port: int,
+        encode: Callable[[str, int, int], bytes] = line,
+    ) -> None:
         self._connection = connection
         self._symbol = symbol
+        self._encode = encode
+        self._numbers = itertools.count(1)
         self._request = request_of(path)
         self._client = Client(port)
         self._random = random.Random()
@@ -41,7 +53,7 @@ class Marks:
         One that is not seen within GIVEN_UP_SECONDS counts as seen then.
         """
         price = price_now()
-        self._connection.sendall(line(self._symbol, price))
+        self._connection.sendall(self._encode(self._symbol, price, next(self._numbers)))
         given_up = price + GIVEN_UP_SECONDS * 1e6
         while self._shown() < price and price_now() < given_up:
             pass

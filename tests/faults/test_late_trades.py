@@ -90,8 +90,8 @@ def test_late_trades_correct_minute_hour_and_day(
         server.book.add(trades[-1])
         with psycopg.connect(**postgres_db) as connection:
             connection.execute(
-                "insert into holes (exchange, pair_name, mode, after_id, before_id, from_time, to_time, state, reason,"
-                " found_at, changed_at) values ('binance', 'BTCUSDT', 'live', 109, 111, %s, %s, 'open', '', now(), now())",
+                "insert into holes (exchange, pair_name, mode, after_id, before_id, from_time, to_time, state,"
+                " found_at, changed_at) values ('binance', 'BTCUSDT', 'live', 109, 111, %s, %s, 'open', now(), now())",
                 [rfc3339(trades[-2].at), rfc3339(trades[-1].at)],
             )
         application.start()
