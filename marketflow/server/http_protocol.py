@@ -127,10 +127,15 @@ class LimitedHttpProtocol(StreamingProtocol, HttpToolsProtocol):
 
     # Streams
 
-    def stream(self) -> None:
-        """Limit the write buffer from now on, and abort the connection when the client stalls."""
+    def stream(self) -> StreamingProtocol:
+        """Limit the write buffer from now on, and abort the connection when the client stalls.
+
+        Returns:
+            what takes chunks of the response, once its headers are sent.
+        """
         if not self.is_stream and not self.transport.is_closing():
             self.limit_write_buffer(self.transport)
+        return self
 
     # Parser callbacks
 

@@ -18,7 +18,9 @@ from typing import Any, ClassVar, cast
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
+from websockets.http11 import Request
 
+from marketflow.api.streaming.sse_route import STREAMING
 from marketflow.server.write_buffer import StreamingProtocol
 
 
@@ -40,11 +42,34 @@ class LimitedWebSocketProtocol(StreamingProtocol, WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.used_at = time.monotonic()
+        self._extensions: dict[str, Any] = {}
 
     def connection_made(self, transport: BaseTransport) -> None:
         """Limit the write buffer, and start the handshake."""
         self.limit_write_buffer(cast("asyncio.Transport", transport))
         super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Free what the application was passed."""
+        super().connection_lost(exc)
+        self._extensions.pop(STREAMING, None)  # a reference cycle, which only the garbage collector would free
+
+    def handle_connect(self, event: Request) -> None:
+        """Start the application, which may write frames itself."""
+        super().handle_connect(event)
+        if not self.close_sent:  # it runs in a task, later
+            self._extensions = cast("dict[str, Any]", self.scope["extensions"])
+            self._extensions[STREAMING] = {"begin": lambda: self}
+
+    def write(self, data: bytes) -> None:
+        """Write frames.
+
+        Raises:
+            ConnectionAbortedError: the connection is closed, or a close frame was sent.
+        """
+        if self.close_sent:
+            raise ConnectionAbortedError
+        super().write(data)
 
     def data_received(self, data: bytes) -> None:
         """Parse received bytes; answer a malformed handshake and close."""

@@ -10,6 +10,7 @@ import fcntl
 import socket
 import sys
 import termios
+from collections.abc import Callable
 from contextlib import suppress
 
 STALL_SECONDS = 30.0
@@ -62,6 +63,13 @@ class WriteBuffer:
 class StreamingProtocol(asyncio.Protocol):
     """Mixin for protocols that may stream without end; stands before the protocol among the base classes."""
 
+    transport: asyncio.Transport
+    is_writable = True
+    """Whether the write buffer is empty, or the connection lost."""
+
+    on_writable: Callable[[], None] | None = None
+    """Called when it is writable again."""
+
     _write_buffer: WriteBuffer | None = None
 
     @property
@@ -73,8 +81,19 @@ class StreamingProtocol(asyncio.Protocol):
         """Limit the write buffer from now on."""
         self._write_buffer = WriteBuffer(transport)
 
+    def write(self, data: bytes) -> None:
+        """Write a part of a stream, framed as the protocol wants it, without a task of the connection.
+
+        Raises:
+            ConnectionAbortedError: the connection is closed.
+        """
+        if self.transport.is_closing():
+            raise ConnectionAbortedError
+        self.transport.write(data)
+
     def pause_writing(self) -> None:
         """Pause the application, and watch for a stall."""
+        self.is_writable = False
         super().pause_writing()
         if self._write_buffer is not None:
             self._write_buffer.pause()
@@ -84,9 +103,16 @@ class StreamingProtocol(asyncio.Protocol):
         super().resume_writing()
         if self._write_buffer is not None:
             self._write_buffer.resume()
+        self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop watching for a stall."""
         if self._write_buffer is not None:
             self._write_buffer.resume()
+        self._wake()  # what waits to write learns of it by writing
         super().connection_lost(exc)
+
+    def _wake(self) -> None:
+        self.is_writable = True
+        if self.on_writable is not None:
+            self.on_writable()

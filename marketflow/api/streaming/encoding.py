@@ -1,4 +1,4 @@
-"""Wire formats of stream events, encoded once for all subscribers that receive the same batch."""
+"""Wire formats of stream events, encoded and framed once for all subscribers that receive the same batch."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 from sse_starlette import ServerSentEvent
+from websockets.frames import Frame, Opcode
 
 from marketflow.api.streaming.events import EVENT_NAMES, End
 
@@ -48,9 +49,19 @@ class Batch:
         )
 
     @cached_property
+    def chunk(self) -> bytes:
+        """The batch as server-sent events in one chunk of an HTTP/1.1 response."""
+        return b"%x\r\n%s\r\n" % (len(self.server_sent), self.server_sent)
+
+    @cached_property
     def texts(self) -> list[str]:
         """The batch as WebSocket text messages."""
         return [
             msgspec.json.encode({"event": event, **({"id": id} if id else {}), "data": msgspec.Raw(data)}).decode()
             for event, id, data in self.messages
         ]
+
+    @cached_property
+    def frames(self) -> bytes:
+        """The batch as frames of a WebSocket, one for each message."""
+        return b"".join(Frame(Opcode.TEXT, text.encode()).serialize(mask=False) for text in self.texts)

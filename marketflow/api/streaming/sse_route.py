@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
 from sse_starlette import EventSourceResponse
@@ -16,6 +17,7 @@ from marketflow.api.openapi.operation import Content, Operation, Parameter, Tag
 from marketflow.api.problems import ServiceUnavailable, TooManyRequests, UnknownExchange, UnknownSymbol
 from marketflow.api.rendering import ALWAYS
 from marketflow.api.streaming.broadcaster import Broadcaster
+from marketflow.api.streaming.subscriber import Output
 from marketflow.api.streaming.subscription import Subscription, series_of
 from marketflow.text import words
 
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     import anyio
 
 STREAMING = "marketflow.api.streaming"
-"""ASGI extension of the server: calling its `begin` marks a response that streams without end."""
+"""ASGI extension of the server: calling its `begin` marks a response that streams without end, and returns what takes
+its framed bytes: chunks or frames, once the headers are sent."""
 
 RETRY = b"retry: 1000\n\n"
 """Reconnection time of browsers (1000 ms)."""
@@ -78,11 +81,11 @@ def stream_operations(metrics: RequestMetrics) -> list[Operation]:
         broadcaster = context.broadcaster
         subscription = requested_subscription(context, request.query_params)
         release = broadcaster.reserve(context.clients.of(request.scope))
+        output = None
         if request.method == "GET":
             request.scope[UNTIMED] = True
-            if (streaming := request.scope.get("extensions", {}).get(STREAMING)) is not None:
-                streaming["begin"]()
-        batches = _batches(broadcaster, subscription, request.headers.get("last-event-id", ""), metrics)
+            output = output_of(request.scope)
+        batches = _batches(broadcaster, subscription, request.headers.get("last-event-id", ""), metrics, output)
         return _Stream(
             release,
             batches,
@@ -125,11 +128,24 @@ def _listed(query: QueryParams, name: str) -> Iterator[str]:
     return chain.from_iterable(map(words, query.getlist(name)))
 
 
+def output_of(scope: Scope) -> Output | None:
+    """Mark the response as a stream, and return its output; None if the server offers none."""
+    streaming = scope.get("extensions", {}).get(STREAMING)
+    return None if streaming is None else streaming["begin"]()
+
+
 async def _batches(
-    broadcaster: Broadcaster, subscription: Subscription, last_id: str, metrics: RequestMetrics
+    broadcaster: Broadcaster,
+    subscription: Subscription,
+    last_id: str,
+    metrics: RequestMetrics,
+    output: Output | None,
 ) -> AsyncIterator[bytes]:
     with metrics.streams.client("sse") as sent, broadcaster.subscribe(subscription, last_id) as subscriber:
         yield RETRY
+        if output is not None:
+            await subscriber.write_all(output, attrgetter("chunk"), sent)
+            return
         while True:
             batch = await subscriber.next()
             yield batch.server_sent

@@ -32,14 +32,14 @@ class StreamCounters:
         )
         for transport in ("sse", "websocket"):
             self._clients.labels(transport).set(0)  # resets what a killed process with this id has left in the folder
-            self._events.labels(transport)
+        self._count_sent = {name: self._events.labels(name).inc for name in ("sse", "websocket")}
 
     @contextmanager
     def client(self, transport: Transport) -> Iterator[CountSent]:
-        """Count a connected client, and yield the function that counts the events sent to it."""
+        """Count a connected client, and yield the function that counts the events sent to it; one for a transport."""
         clients = self._clients.labels(transport)
         clients.inc()
         try:
-            yield self._events.labels(transport).inc
+            yield self._count_sent[transport]
         finally:
             clients.dec()

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
+from operator import attrgetter
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -17,7 +18,7 @@ from marketflow.api.middleware.request_metrics import RequestMetrics
 from marketflow.api.openapi.operation import refuse_unknown_parameters
 from marketflow.api.problems import Problem, answer_to, too_many_requests
 from marketflow.api.streaming.events import Rejected, Subscribed
-from marketflow.api.streaming.sse_route import PARAMETERS, requested_subscription
+from marketflow.api.streaming.sse_route import PARAMETERS, output_of, requested_subscription
 from marketflow.api.streaming.stream_counters import CountSent
 from marketflow.api.streaming.subscriber import Subscriber
 from marketflow.api.streaming.subscription import series_of
@@ -108,6 +109,9 @@ class _Connection:
             await self._websocket.close(codes[0])
 
     async def _send_events(self) -> int:
+        if (output := output_of(self._websocket.scope)) is not None:
+            await self._subscriber.write_all(output, attrgetter("frames"), self._sent)
+            return GOING_AWAY
         while True:
             batch = await self._subscriber.next()
             for text in batch.texts:

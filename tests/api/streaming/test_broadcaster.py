@@ -1,7 +1,9 @@
 """Batches that subscribers receive: conflation, mode switches, unreliable announcements, resumption."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -9,7 +11,8 @@ import pytest
 
 from marketflow.api.queries.prices import PriceQueries
 from marketflow.api.streaming import broadcaster as broadcaster_module
-from marketflow.api.streaming.broadcaster import Broadcaster
+from marketflow.api.streaming.broadcaster import DELIVERIES_AT_ONCE, Broadcaster
+from marketflow.api.streaming.events import Subscribed
 from marketflow.api.streaming.subscriber import Subscriber
 from marketflow.api.streaming.subscription import Subscription, series_of
 from marketflow.clock import NANOSECONDS_PER_MS
@@ -400,3 +403,131 @@ def test_unexpected_error_is_logged_and_the_stream_resumes(log: list[str], monke
 
     run(test)
     assert any("the stream failed, which is a bug" in line and "ZeroDivisionError" in line for line in log)
+
+
+class MemoryOutput:
+    """An output that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.on_writable: Callable[[], None] | None = None
+        self.is_writable = True
+        self.is_closed = False
+        self.written: list[bytes] = []
+        self.has_more = asyncio.Event()
+
+    def write(self, data: bytes) -> None:
+        assert self.is_writable
+        if self.is_closed:
+            raise ConnectionAbortedError
+        self.written.append(data)
+        self.has_more.set()
+
+    async def next(self) -> bytes:
+        async with asyncio.timeout(5):
+            while not self.written:
+                self.has_more.clear()
+                await self.has_more.wait()
+        return self.written.pop(0)
+
+    def drain(self) -> None:
+        self.is_writable = True
+        assert self.on_writable is not None
+        self.on_writable()
+
+
+async def without_heartbeat(output: MemoryOutput) -> bytes:
+    while b"heartbeat" in (data := await output.next()) and b"prices" not in data:
+        pass
+    return data
+
+
+Writing = tuple[MemoryOutput, Subscriber, "asyncio.Task[None]"]
+
+
+@contextmanager
+def writing(setup: Setup, number: int, counted: list[int]) -> Iterator[list[Writing]]:
+    """So many subscribers to everything whose outputs the broadcaster writes to."""
+    with ExitStack() as stack:
+        found: list[Writing] = []
+        for _ in range(number):
+            output, subscriber = MemoryOutput(), stack.enter_context(setup.broadcaster.subscribe(setup.everything))
+            write = subscriber.write_all(output, attrgetter("chunk"), counted.append)
+            found.append((output, subscriber, asyncio.create_task(write)))
+        yield found
+        for _, _, task in found:
+            task.cancel()
+
+
+def test_outputs_at_one_position_share_the_same_bytes() -> None:
+    async def test(setup: Setup) -> None:
+        setup.world.trade(10.0, 500)
+        counted: list[int] = []
+        with writing(setup, DELIVERIES_AT_ONCE, counted) as subscribers:
+            snapshots = [await output.next() for output, _, _ in subscribers]
+            assert all(snapshot is snapshots[0] for snapshot in snapshots)
+            setup.announce(11.0)
+            chunks = [await without_heartbeat(output) for output, _, _ in subscribers]
+            assert b'"price":11.0' in chunks[0]
+            assert all(chunk is chunks[0] for chunk in chunks)
+            assert min(counted) >= DELIVERIES_AT_ONCE, "counted for all at once"
+
+    run(test)
+
+
+def test_full_output_receives_the_newest_price_once_drained() -> None:
+    async def test(setup: Setup) -> None:
+        setup.world.trade(10.0, 500)
+        with writing(setup, 2, []) as [(slow, _, _), (fast, _, _)]:
+            await slow.next()
+            await fast.next()
+            slow.is_writable = False
+            for price in (11.0, 12.0, 13.0):
+                setup.announce(price, age_ms=100 - int(price))
+                assert b'"price":%.1f' % price in await without_heartbeat(fast)
+            assert not slow.written
+            slow.drain()
+            chunk = await without_heartbeat(slow)
+            assert b'"price":13.0' in chunk
+            assert b'"price":1' not in chunk.replace(b'"price":13.0', b"")
+
+    run(test)
+
+
+def test_writing_ends_after_the_last_event() -> None:
+    async def test(setup: Setup) -> None:
+        with writing(setup, 1, []) as [(output, _, task)]:
+            await output.next()
+            setup.broadcaster.end()
+            async with asyncio.timeout(5):
+                await task
+            assert b"event: end" in output.written[-1]
+            assert output.on_writable is None
+
+    run(test)
+
+
+def test_reply_to_a_closed_output_ends_its_subscriber() -> None:
+    """The connection whose task awaits the reply would otherwise stay for as long as it lasts."""
+
+    async def test(setup: Setup) -> None:
+        with writing(setup, 1, []) as [(output, subscriber, task)]:
+            await output.next()
+            output.is_closed = True
+            async with asyncio.timeout(5):
+                await subscriber.reply(Subscribed([], [], []))
+                await task
+            assert not output.written
+
+    run(test)
+
+
+def test_reply_is_written_before_the_snapshot_that_follows() -> None:
+    async def test(setup: Setup) -> None:
+        with writing(setup, 1, []) as [(output, subscriber, _)]:
+            await output.next()
+            subscriber.subscribe(setup.broadcaster.subscription(frozenset({("exchange1", "BTCUSDT")})))
+            await subscriber.reply(Subscribed(["BTCUSDT"], ["exchange1"], [("exchange1", "BTCUSDT")]))
+            chunk = await output.next()
+            assert chunk.index(b"event: subscribed") < chunk.index(b"event: snapshot")
+
+    run(test)
