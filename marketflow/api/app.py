@@ -21,6 +21,7 @@ from marketflow.api.prepared_answers import PREPARED_ANSWERS, PreparedAnswers
 from marketflow.api.problems import problem_handlers
 from marketflow.api.routes.candles import candle_operations
 from marketflow.api.routes.charting.klines import kline_operations
+from marketflow.api.routes.charting.udf_datafeed import udf_operations
 from marketflow.api.routes.documentation import with_documentation
 from marketflow.api.routes.feed_reports import feed_operations
 from marketflow.api.routes.health import status_operations
@@ -66,6 +67,7 @@ def operations(times: RequestMetrics) -> list[Operation]:
             *candle_operations(),
             *kline_operations(),
             *ticker_operations(),
+            *udf_operations(),
             *stream_operations(times),
             *mode_operations(times),
             *status_operations(),

@@ -128,7 +128,11 @@ def codes_of(response: Mapping[str, Any]) -> list[str | None]:
     return problem["schema"]["properties"]["code"]["enum"] if problem else [None]
 
 
-REQUIRED = {"/klines": "symbol={symbol}"}
+REQUIRED = {
+    "/klines": "symbol={symbol}",
+    "/udf/symbols": "symbol={symbol}",
+    "/udf/history": "symbol={symbol}&resolution=1&from=0&to=1763690460",
+}
 """Queries with the required parameters of paths."""
 
 

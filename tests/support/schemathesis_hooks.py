@@ -25,7 +25,26 @@ def map_query(context: Any, query: dict[str, Any] | None) -> dict[str, Any] | No
             query["period"] = f"{1 + zlib.crc32(period.encode()) % (LONGEST_MS // SECOND_MS)}s"
     if query:
         _mend_range(query)
+        _mend_names(context, query)
     return query
+
+
+@schemathesis.hook
+def map_path_parameters(context: Any, path_parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Name what is configured: names are strings with examples, and of random ones all would be unknown."""
+    if path_parameters:
+        _mend_names(context, path_parameters)
+    return path_parameters
+
+
+def _mend_names(context: Any, values: dict[str, Any]) -> None:
+    schemas = context.operation.schema.raw_schema["components"]["schemas"]
+    for parameter, schema in (("symbol", "Symbol"), ("exchange", "Exchange")):
+        if isinstance(values.get(parameter), str):
+            number = zlib.crc32(values[parameter].encode())
+            configured = schemas[schema]["examples"]
+            if number % 8:  # some unknown ones are sent as they are
+                values[parameter] = configured[number % len(configured)]
 
 
 NOW_MS = 1_795_262_400_000
