@@ -11,16 +11,14 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-import psycopg
 from loguru import logger
-from psycopg import sql
 
 from marketflow.embedded.child_server import Answer, ChildServer
 from marketflow.embedded.ownership import own_for_postgres, refuse_foreign_folder
 from marketflow.embedded.programs import postgres_programs, reachable_programs
 from marketflow.embedded.server_process import ServerProcess
 from marketflow.errors import StartError
-from marketflow.stores.postgres.session import session_keywords
+from marketflow.stores.postgres.connections.session import session_keywords
 
 INITDB_SECONDS = 60.0
 INITDB_STOP_STEPS = ((signal.SIGTERM, 0.5),)  # it may notice only after a step of seconds; what it made is thrown away
@@ -137,6 +135,8 @@ class EmbeddedPostgres(ChildServer):
             return Answer.SILENT
         if lines[7].strip() != "ready":
             return Answer.BUSY
+        import psycopg  # once it runs: loading it takes as long as the server's start
+
         try:
             self._ensure_database()
         except psycopg.Error as error:
@@ -145,6 +145,9 @@ class EmbeddedPostgres(ChildServer):
         return Answer.READY
 
     def _ensure_database(self) -> None:
+        import psycopg
+        from psycopg import sql
+
         keywords = session_keywords(self.keywords | {"dbname": "postgres", "connect_timeout": 2})
         with psycopg.connect(**keywords, autocommit=True) as connection:
             if not connection.execute("select from pg_database where datname = %s", [self.dbname]).fetchall():

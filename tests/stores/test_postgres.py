@@ -21,7 +21,7 @@ from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot, Tick, candle_of, merge_all
 from marketflow.resources import resource
 from marketflow.stores.postgres import migrations
-from marketflow.stores.postgres.bounded_connection import ANSWER_SECONDS
+from marketflow.stores.postgres.connections.bounded_connection import ANSWER_SECONDS
 from marketflow.stores.postgres.reader import READ_SECONDS, PostgresReader
 from marketflow.stores.postgres.rows import CONNECT_SECONDS, connection_keywords
 from marketflow.stores.postgres.writer import PostgresWriter

@@ -22,8 +22,9 @@ from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot
 from marketflow.resources import resource
 from marketflow.stores.ports import CandleRange
-from marketflow.stores.postgres import reader, session
-from marketflow.stores.postgres.bounded_connection import BoundedConnection
+from marketflow.stores.postgres import reader
+from marketflow.stores.postgres.connections import session
+from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.stores.postgres.rollups import PostgresRollups
 from marketflow.stores.postgres.rows import DAY_MS, connection_keywords

@@ -14,7 +14,7 @@ from marketflow.resources import resource
 from marketflow.settings import load
 from marketflow.stores.ports import CandleRange
 from marketflow.stores.postgres import retention
-from marketflow.stores.postgres.bounded_connection import BoundedConnection
+from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.stores.postgres.retention import Retention
 from marketflow.stores.postgres.rollups import PostgresRollups

@@ -16,7 +16,7 @@ from marketflow.embedded.programs import postgres_programs
 from marketflow.resources import resource
 from marketflow.runtime.store_servers import Servers
 from marketflow.settings import Settings
-from marketflow.stores.postgres.bounded_connection import BoundedConnection
+from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.migrations import applied
 from marketflow.stores.postgres.rows import reason, to_unix_ms
 from marketflow.text import host_port

@@ -31,7 +31,7 @@ def command(config: Path | None) -> int:
 
     from marketflow.resources import resource
     from marketflow.runtime.store_servers import find_servers
-    from marketflow.stores.postgres.bounded_connection import ReconnectingConnection
+    from marketflow.stores.postgres.connections.reconnecting_connection import ReconnectingConnection
     from marketflow.stores.postgres.migrations import apply_ddl
 
     database = ReconnectingConnection(find_servers(loaded).postgres)

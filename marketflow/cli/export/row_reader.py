@@ -16,10 +16,10 @@ from psycopg import sql
 from marketflow.cli.export.columns import TABLE, Kind
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.model import Mode
-from marketflow.stores.postgres.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.candle_sql import RECURSIVE_SERIES
+from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
+from marketflow.stores.postgres.connections.session import connecting, pin, session_keywords
 from marketflow.stores.postgres.rows import END_MS, OLDEST_MS, VENUE_VALUES, reason, to_datetime
-from marketflow.stores.postgres.session import connecting, pin, session_keywords
 from marketflow.text import rfc3339
 
 READ_TIMEOUT_SECONDS = 30.0

@@ -10,7 +10,7 @@ from marketflow.errors import Unavailable
 from marketflow.logs import RateLimit
 from marketflow.model import Hole, HoleState, Mode, Series
 from marketflow.stores.ports import HoleCounts, HoleQuery
-from marketflow.stores.postgres.bounded_connection import ReconnectingConnection
+from marketflow.stores.postgres.connections.reconnecting_connection import ReconnectingConnection
 from marketflow.stores.postgres.rows import to_datetime, to_unix_ms
 from marketflow.text import visible
 

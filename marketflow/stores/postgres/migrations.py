@@ -6,9 +6,9 @@ import psycopg
 from loguru import logger
 from psycopg import sql
 
-from marketflow.stores.postgres.bounded_connection import BoundedConnection
+from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
+from marketflow.stores.postgres.connections.session import notices_to
 from marketflow.stores.postgres.rows import reason
-from marketflow.stores.postgres.session import notices_to
 
 DDL_SECONDS = 60.0
 """Limit of one file: longer than that of a row, for it may rewrite a table."""

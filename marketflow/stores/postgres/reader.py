@@ -3,11 +3,8 @@
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any, TypeVar
-
-import psycopg
-from psycopg import sql
-from psycopg_pool import AsyncConnectionPool
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from marketflow.errors import Unavailable
 from marketflow.model import Candle, Hole, Series, Tick
@@ -16,17 +13,16 @@ from marketflow.stores.ports import CandleRange, HoleQuery
 from marketflow.stores.postgres.candle_queries import candles_of
 from marketflow.stores.postgres.candle_queries import query as candle_query
 from marketflow.stores.postgres.candle_sql import SUMS, VALID, candle_select, time_of
+
+if TYPE_CHECKING:
+    from marketflow.stores.postgres.connections.read_pool import ReadPool
 from marketflow.stores.postgres.holes import hole_of_row, hole_query
 from marketflow.stores.postgres.rows import DAY_MS, candle_of_row, parameters, reason, to_datetime, to_unix_ms
-from marketflow.stores.postgres.session import pin_async, session_keywords
 
 _T = TypeVar("_T")
 
 READ_SECONDS = 0.75
 """How long a request may wait for PostgreSQL in all; the rest of a second is for an answer without it."""
-
-POOL_SECONDS = 30.0
-"""Limit of the pool, by the clock; that of the reader, which spares an event loop that is behind, comes first."""
 
 _OF_SERIES = "mode = %(mode)s and exchange = %(exchange)s and pair_name = %(symbol)s"
 
@@ -77,24 +73,6 @@ where {_OF_SERIES} and timestamp < timestamptz '2200-01-01 00:00:00+00' and {VAL
 """  # noqa: S608
 
 
-# A statement is planned at its first use, and never compiled by JIT: a summary takes 10 ms to plan and 2 ms to run.
-_PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan", "jit": "off"}
-
-
-class _Connection(psycopg.AsyncConnection[Any]):
-    """A connection that is pinned at its first use: by a request, which has a timeout, and not by the pool."""
-
-    _is_new = True
-    _pinning: sql.Composed | None = None
-
-    async def pinned(self, keywords: dict[str, Any]) -> sql.Composed | None:
-        """Statements to begin each transaction with; None where the session is pinned."""
-        if self._is_new:
-            self._pinning = await pin_async(self, keywords, jit="off")
-            self._is_new = False
-        return self._pinning
-
-
 class PostgresReader:
     """Reads minute rows; for one event loop.
 
@@ -105,35 +83,27 @@ class PostgresReader:
 
     def __init__(self, keywords: dict[str, Any], max_size: int = 8) -> None:
         self._keywords = keywords
-        self._pool = self._pool_of(max_size, "archive-reader")
+        self._max_size = max_size
         self._calls = CallLimit(max_size, READ_SECONDS)
+        self._pool: ReadPool | None = None
         # A pool of its own, so that a ping does not wait behind queries.
-        self._ping_pool = self._pool_of(1, "archive-ping")
+        self._ping_pool: ReadPool | None = None
         self._pings = CallLimit(1, READ_SECONDS)
         self._abandoned: set[asyncio.Future[Any]] = set()
 
-    def _pool_of(self, max_size: int, name: str) -> "AsyncConnectionPool[_Connection]":
-        return AsyncConnectionPool(
-            connection_class=_Connection,
-            kwargs={"prepare_threshold": 0, **session_keywords(self._keywords, **_PLANNED_ONCE), "autocommit": True},
-            min_size=1,
-            max_size=max_size,
-            open=False,
-            timeout=POOL_SECONDS,
-            # The pool doubles its pauses without a limit; after reconnect_timeout it starts anew with the shortest.
-            reconnect_timeout=2.0,
-            reconnect_failed=lambda pool: None,
-            name=name,
-        )
-
     async def open(self) -> None:
-        """Start to connect, without waiting."""
+        """Load psycopg and start to connect, without waiting for a connection."""
+        # On a thread: it takes a tenth of a second, in which the event loop answers requests.
+        pools = await asyncio.to_thread(import_module, "marketflow.stores.postgres.connections.read_pool")
+        self._pool = pools.read_pool(self._keywords, self._max_size, "archive-reader")
+        self._ping_pool = pools.read_pool(self._keywords, 1, "archive-ping")
         await self._pool.open(wait=False)
         await self._ping_pool.open(wait=False)
 
     async def close(self) -> None:
         """Close all connections, within a second."""
-        await asyncio.gather(self._pool.close(timeout=1.0), self._ping_pool.close(timeout=1.0))
+        pools = [pool for pool in (self._pool, self._ping_pool) if pool is not None]
+        await asyncio.gather(*(pool.close(timeout=1.0) for pool in pools))
 
     async def ping(self) -> None:
         """Run an empty query.
@@ -180,11 +150,14 @@ class PostgresReader:
     async def _rows(
         self,
         queries: Iterable[tuple[str, dict[str, Any]]],
-        pool: "AsyncConnectionPool[_Connection]",
+        pool: "ReadPool | None",
         calls: CallLimit,
     ) -> list[list[tuple[Any, ...]]]:
+        if pool is None:
+            raise Unavailable("PostgreSQL is not connected yet")
+
         async def ask() -> list[list[tuple[Any, ...]]]:
-            async with pool.connection(timeout=POOL_SECONDS) as connection:
+            async with pool.connection() as connection:
                 pinning = await connection.pinned(self._keywords)
                 async with connection.transaction() if pinning else nullcontext():
                     if pinning:
@@ -200,6 +173,8 @@ class PostgresReader:
             raise Unavailable(f"PostgreSQL did not answer within {READ_SECONDS:g} s") from error
 
     async def _answer(self, asked: Coroutine[Any, Any, _T]) -> _T:
+        from psycopg.errors import UndefinedTable
+
         task = asyncio.create_task(asked)
         try:
             await asyncio.wait({task})
@@ -208,7 +183,7 @@ class PostgresReader:
             raise
         try:
             return task.result()
-        except psycopg.errors.UndefinedTable as error:
+        except UndefinedTable as error:
             raise Unavailable("PostgreSQL has no schema yet") from error
         except Exception as error:
             raise Unavailable(reason(error)) from error

@@ -11,12 +11,15 @@ clock, PostgreSQL's, and the end of the last day before today that has minutes.
 """
 
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from marketflow.logs import RateLimit
 from marketflow.model import Mode
-from marketflow.stores.postgres.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.candle_sql import RECURSIVE_SERIES
 from marketflow.stores.postgres.rows import DAY_MS, to_datetime, to_unix_ms
+
+if TYPE_CHECKING:
+    from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
 
 ROWS_A_STEP = 5_000
 """Rows that one transaction deletes at most."""
@@ -85,7 +88,7 @@ class Retention:
         self._counted_from = (0, 0)  # midnight by this machine's clock, and the confirmed one (Unix ms)
         self._limit = RateLimit(86_400.0)
 
-    def step(self, connection: BoundedConnection, now_ms: int) -> bool:
+    def step(self, connection: "BoundedConnection", now_ms: int) -> bool:
         """Delete a batch of rows; return whether there may be more. To be called when all days are rolled up.
 
         Raises:
@@ -107,7 +110,7 @@ class Retention:
             self._done_until = today
         return more
 
-    def _confirmed_midnight(self, connection: BoundedConnection, now_ms: int) -> int:
+    def _confirmed_midnight(self, connection: "BoundedConnection", now_ms: int) -> int:
         """The latest midnight (Unix ms) by the earliest of this machine's clock, PostgreSQL's, and the stored minutes.
 
         Minutes of today do not count: this machine's clock has dated them.
@@ -123,7 +126,7 @@ class Retention:
         return 0 if newest is None else min(midnight, to_unix_ms(newest) // DAY_MS * DAY_MS + DAY_MS)
 
 
-def _delete_minutes(connection: BoundedConnection, before: datetime) -> bool:
+def _delete_minutes(connection: "BoundedConnection", before: datetime) -> bool:
     kept_from = _kept_from(connection)
     if kept_from < before:
         # A transaction of its own, as short as possible: writers of older minutes wait for it.
@@ -136,7 +139,7 @@ def _delete_minutes(connection: BoundedConnection, before: datetime) -> bool:
         return connection.execute(_OLDEST, [ended, ended]).rowcount >= ROWS_A_STEP
 
 
-def _kept_from(connection: BoundedConnection) -> datetime:
+def _kept_from(connection: "BoundedConnection") -> datetime:
     with connection.pinned():
         row = connection.execute("select kept_from from aggregates_rolled_until", binary=True).fetchone()
     assert row is not None, "the table has one row"
@@ -144,13 +147,13 @@ def _kept_from(connection: BoundedConnection) -> datetime:
     return kept_from
 
 
-def _delete_holes(connection: BoundedConnection, before: datetime) -> bool:
+def _delete_holes(connection: "BoundedConnection", before: datetime) -> bool:
     """Delete holes whose minutes are deleted, open ones as well: nothing is left to be filled."""
     with connection.pinned():
         return connection.execute(_HOLES, [[mode.value for mode in Mode], before, before]).rowcount >= ROWS_A_STEP
 
 
-def _delete_days(connection: BoundedConnection, before: datetime) -> bool:
+def _delete_days(connection: "BoundedConnection", before: datetime) -> bool:
     with connection.pinned():
         deleted = [
             connection.execute(_ROLLED_UP.format(table=table), [before, before]).rowcount

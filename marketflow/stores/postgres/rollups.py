@@ -12,12 +12,9 @@ It has a connection of its own: minute rows never wait for it.
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
-
-import psycopg
+from typing import TYPE_CHECKING, Any
 
 from marketflow.logs import RateLimit
-from marketflow.stores.postgres.bounded_connection import BoundedConnection, ReconnectingConnection
 from marketflow.stores.postgres.candle_sql import (
     RECURSIVE_SERIES,
     SUMMED,
@@ -27,8 +24,14 @@ from marketflow.stores.postgres.candle_sql import (
     candle_select,
     time_of,
 )
+from marketflow.stores.postgres.connections.reconnecting_connection import ReconnectingConnection
 from marketflow.stores.postgres.retention import Retention
 from marketflow.stores.postgres.rows import DAY_MS, reason, to_datetime
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
 
 LATE_MS = 10 * 60_000
 """How long after its end a day is rolled up; minutes written later mark it again, which costs a second roll-up."""
@@ -207,7 +210,7 @@ class PostgresRollups:
         """Close the connection; a running step is rolled back, and left to the next run."""
         self._connection.close()
 
-    def _replace(self, connection: BoundedConnection) -> int:
+    def _replace(self, connection: "BoundedConnection") -> int:
         """Replace some marks by candles, or remove them where no minute is left; return how many."""
         began, batch = self._monotonic(), self._batch
         self._batch = max(1, batch // 2)  # for the case that this one takes too long and fails
@@ -224,8 +227,10 @@ class PostgresRollups:
         self._batch = min(MOST_DAYS, batch * 2) if quick else max(1, batch // 2) if slow else batch
         return len(marked)
 
-    def _make(self, connection: BoundedConnection, marked: list[_Mark]) -> None:
+    def _make(self, connection: "BoundedConnection", marked: list[_Mark]) -> None:
         """Roll up the days of marks; one by one after a rejection, so that one day does not block the others."""
+        import psycopg
+
         try:
             with connection.transaction():  # a savepoint
                 make(connection, marked)
@@ -239,7 +244,7 @@ class PostgresRollups:
         for mark in marked:
             self._make(connection, [mark])
 
-    def _refuse(self, mark: _Mark, error: psycopg.Error) -> None:
+    def _refuse(self, mark: _Mark, error: "psycopg.Error") -> None:
         """Skip a mark for a while; queries of its day read the minutes."""
         exchange, symbol, mode, day = mark
         self._rejected[mark] = self._monotonic() + REJECTED_SECONDS
@@ -249,7 +254,7 @@ class PostgresRollups:
         self._limit.log((exchange, symbol, mode), "ERROR", text, exchange=exchange)
 
 
-def _to_do(connection: BoundedConnection) -> tuple[datetime, bool] | None:
+def _to_do(connection: "BoundedConnection") -> tuple[datetime, bool] | None:
     """Until when minutes are rolled up, and whether there are marks; None before the tables exist."""
     with connection.pinned():
         return connection.execute(_TO_DO, binary=True).fetchone()
@@ -266,7 +271,7 @@ def make(connection: "psycopg.Connection[Any]", marked: list[_Mark]) -> None:
         connection.execute(statement, columns)
 
 
-def _move(connection: BoundedConnection, until: datetime) -> None:
+def _move(connection: "BoundedConnection", until: datetime) -> None:
     """Move `rolled_until` past the next day that has minutes, marking its series, or to `until`."""
     with connection.pinned():
         connection.execute(_BEGIN)

@@ -4,7 +4,6 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any
 
-import psycopg
 from msgspec import structs
 
 from marketflow.model import Amounts, Candle, Series, Slot, Source, VenueValues, rounded
@@ -181,6 +180,8 @@ def reason(error: Exception) -> str:
 
     Any other error is unexpected: its class is given as well.
     """
+    import psycopg
+
     first = next(iter(str(error).splitlines()), "")
     if isinstance(error, psycopg.Error) and first:
         return first
@@ -189,6 +190,8 @@ def reason(error: Exception) -> str:
 
 def is_connection_lost(error: Exception) -> bool:
     """Whether the connection is missing or lost; otherwise the server has rejected one statement."""
+    import psycopg
+
     if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return False
     # Without a code it is libpq's or psycopg's own; 57P: the server shuts down, has crashed or starts.

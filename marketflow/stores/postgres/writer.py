@@ -9,29 +9,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psycopg
 from loguru import logger
 
 from marketflow.errors import Unavailable
 from marketflow.logs import RateLimit
 from marketflow.model import Candle, Candles, Mode, Series, Slot
-from marketflow.stores.postgres.bounded_connection import BoundedConnection, ReconnectingConnection
 from marketflow.stores.postgres.candle_sql import SUMMED, TOTAL_OF_ROW, VALID, time_of
-from marketflow.stores.postgres.migrations import REPORT_SECONDS, apply_ddl
+from marketflow.stores.postgres.connections.reconnecting_connection import ReconnectingConnection
 from marketflow.stores.postgres.rows import candle_of_row, columns, reason, to_datetime, to_unix_ms
 
-# Errors that are certainly caused by the row: it breaks a constraint or trigger that the owner of the table may have
-# added, or its candle fits no row at all. Any other error is the row's if other rows are accepted.
-_REJECTIONS = (
-    psycopg.DataError,
-    psycopg.IntegrityError,
-    psycopg.errors.RaiseException,
-    psycopg.errors.WithCheckOptionViolation,
-    ValueError,
-    ArithmeticError,
-)
+if TYPE_CHECKING:
+    from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
 
 _Row = tuple[Slot, Candle]
 _Rejected = tuple[Slot, Exception]
@@ -146,8 +136,10 @@ class PostgresWriter:
         self._connection.close()
 
     @contextmanager
-    def _connected(self) -> Iterator[BoundedConnection]:
+    def _connected(self) -> "Iterator[BoundedConnection]":
         """The connection, with the schema up to date; any error closes it and becomes Unavailable."""
+        from marketflow.stores.postgres.migrations import REPORT_SECONDS, apply_ddl  # with psycopg
+
         try:
             with self._connection.opened() as connection:
                 if not self._ready:
@@ -160,7 +152,7 @@ class PostgresWriter:
             self._logged = True  # the pipeline logs start and end of an outage
             raise
 
-    def _upsert(self, connection: BoundedConnection, rows: list[_Row]) -> list[_Rejected]:
+    def _upsert(self, connection: "BoundedConnection", rows: list[_Row]) -> list[_Rejected]:
         """Write rows, batch by batch; return the rejected ones, each with its error.
 
         A failing row does not block the others. Savepoints are used only after a failure: beside busy threads each
@@ -187,7 +179,7 @@ class PostgresWriter:
         self._suspects.clear()
         return []
 
-    def _isolate(self, connection: BoundedConnection, rows: list[_Row]) -> tuple[list[_Rejected], list[_Rejected]]:
+    def _isolate(self, connection: "BoundedConnection", rows: list[_Row]) -> tuple[list[_Rejected], list[_Rejected]]:
         """Write what can be written, halving the batches that fail; return rejected rows, and other failed rows.
 
         After MOST_SUSPECTS of the latter the rest is not tried: where every row fails, that takes minutes. They are
@@ -210,7 +202,7 @@ class PostgresWriter:
                     half = len(batch) // 2
                     waiting += [batch[half:], batch[:half]]
                 else:
-                    (rejected if isinstance(error, _REJECTIONS) else unknown).append((batch[0][0], error))
+                    (rejected if _is_rejection(error) else unknown).append((batch[0][0], error))
         return rejected, unknown
 
     def _batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
@@ -220,6 +212,8 @@ class PostgresWriter:
 
     def _log_rejected(self, slot: Slot, error: Exception) -> None:
         mode, exchange, symbol = slot.series
+        import psycopg
+
         why = reason(error) if isinstance(error, psycopg.Error) else error
         place = f"{mode}:{exchange}:{symbol}, minute {slot.start} (Unix ms)"
         text = f"PostgreSQL refuses a row, which is dropped; Redis has it for a day: {place}: {why}"
@@ -227,14 +221,27 @@ class PostgresWriter:
 
 
 @contextmanager
-def _versions_kept(connection: BoundedConnection) -> Iterator[None]:
+def _versions_kept(connection: "BoundedConnection") -> Iterator[None]:
     """Run a transaction whose updates keep the version of the written row (ddl/0007)."""
     with connection.pinned():
         connection.execute("select pg_catalog.set_config('marketflow.versions', 'kept', true)")
         yield
 
 
+def _is_rejection(error: Exception) -> bool:
+    """Whether an error is certainly caused by the row; any other is the row's if other rows are accepted.
+
+    It breaks a constraint or trigger that the owner of the table may have added, or its candle fits no row at all.
+    """
+    from psycopg import DataError, IntegrityError, errors
+
+    of_owner = errors.RaiseException, errors.WithCheckOptionViolation
+    return isinstance(error, (DataError, IntegrityError, *of_owner, ValueError, ArithmeticError))
+
+
 def _is_outage(error: Exception) -> bool:
     """Whether server or connection failed, so that trying rows one by one is useless."""
+    import psycopg
+
     too_large = isinstance(error, psycopg.errors.ProgramLimitExceeded)  # a row, in an index say
     return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) and not too_large

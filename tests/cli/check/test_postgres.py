@@ -13,8 +13,8 @@ from marketflow.embedded.server_process import ServerProcess
 from marketflow.resources import resource
 from marketflow.runtime.store_servers import find_servers
 from marketflow.settings import load
-from marketflow.stores.postgres import session
-from marketflow.stores.postgres.bounded_connection import BoundedConnection
+from marketflow.stores.postgres.connections import session
+from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.migrations import apply_ddl
 from tests.support.pgbouncer import pgbouncer
 from tests.support.proxy import Proxy

@@ -10,13 +10,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candles, Series, TimeRange
-from marketflow.stores.postgres.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.rows import parameters, to_datetime, to_unix_ms
 from marketflow.stores.postgres.writer import PostgresWriter
+
+if TYPE_CHECKING:
+    from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
 
 ROWS_A_STATEMENT = 1000
 
@@ -109,7 +111,7 @@ class FetchedMinutes(PostgresWriter):
                     connection.execute(_COMPLETED, parameters(series) | span)
 
     @contextmanager
-    def _usable(self) -> Iterator[BoundedConnection]:
+    def _usable(self) -> "Iterator[BoundedConnection]":
         if not self._may_write():
             raise Unavailable("the pipeline does not write to PostgreSQL now")
         with self._lock, self._connected() as connection:

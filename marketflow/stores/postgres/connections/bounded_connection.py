@@ -1,17 +1,14 @@
 """Connections to PostgreSQL with a limit to every wait, so that a frozen server is noticed."""
 
-import select
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg import pq, sql, waiting
 from psycopg.abc import PQGen
 
-from marketflow.errors import Unavailable
-from marketflow.stores.postgres.rows import is_connection_lost, reason
-from marketflow.stores.postgres.session import connecting, pin, session_keywords
+from marketflow.stores.postgres.connections.session import connecting, pin, session_keywords
 
 _T = TypeVar("_T")
 
@@ -100,56 +97,3 @@ class BoundedConnection(psycopg.Connection[Any]):
         """Whether the connection is intact and a command runs: then only the wait for it has ended."""
         state = self.pgconn.status, self.pgconn.transaction_status
         return state == (pq.ConnStatus.OK, pq.TransactionStatus.ACTIVE)
-
-
-class ReconnectingConnection:
-    """One bounded connection, opened when first used and again after any error; for one thread at a time.
-
-    Args:
-        keywords: of the connection, see connection_keywords.
-    """
-
-    def __init__(self, keywords: dict[str, Any]) -> None:
-        self._keywords = keywords
-        self._connection: BoundedConnection | None = None
-
-    @contextmanager
-    def opened(self) -> Iterator[BoundedConnection]:
-        """The connection.
-
-        Raises:
-            Unavailable: in place of any error; the connection is closed, and the next call opens a new one.
-        """
-        try:
-            if self._connection is not None and _ended(self._connection):
-                self.close()
-            if self._connection is None:
-                self._connection = BoundedConnection.open(self._keywords)
-            yield self._connection
-        except Unavailable:
-            self.close()
-            raise
-        except Exception as error:
-            self.close()
-            raise Unavailable(reason(error), is_unreachable=is_connection_lost(error)) from error
-
-    def close(self) -> None:
-        """Close the connection; from any thread."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(Exception):  # its state does not matter any more
-                connection.close()
-
-
-def _ended(connection: BoundedConnection) -> bool:
-    """Whether the server has closed an idle connection.
-
-    Otherwise a failing write would find out; the last write before a stop has no retry, and comes up to a minute after
-    the one before.
-    """
-    if connection.closed:
-        return True
-    # Not `select`, which rejects file descriptors from 1024 on.
-    ready = select.poll()
-    ready.register(connection.fileno(), select.POLLIN)
-    return bool(ready.poll(0))

@@ -12,10 +12,11 @@ for a marker setting.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, LiteralString
+from typing import TYPE_CHECKING, Any, LiteralString
 
-import psycopg
-from psycopg import sql
+if TYPE_CHECKING:
+    import psycopg
+    from psycopg import sql
 
 OLDEST_VERSION = 14
 """The oldest supported PostgreSQL, the first with `date_bin` and `create or replace trigger`."""
@@ -85,6 +86,8 @@ def connecting() -> Iterator[None]:
     Raises:
         psycopg.OperationalError: the original one, or one with the required version.
     """
+    import psycopg
+
     try:
         yield
     except psycopg.OperationalError as error:
@@ -94,7 +97,9 @@ def connecting() -> Iterator[None]:
         raise psycopg.OperationalError(f"this PostgreSQL is {_too_old()}") from error
 
 
-def pin(connection: "psycopg.Connection[Any]", keywords: Mapping[str, Any], **settings: object) -> sql.Composed | None:
+def pin(
+    connection: "psycopg.Connection[Any]", keywords: Mapping[str, Any], **settings: object
+) -> "sql.Composed | None":
     """Pin a new session in autocommit mode.
 
     Args:
@@ -123,8 +128,10 @@ def pin(connection: "psycopg.Connection[Any]", keywords: Mapping[str, Any], **se
 
 async def pin_async(
     connection: "psycopg.AsyncConnection[Any]", keywords: Mapping[str, Any], **settings: object
-) -> sql.Composed | None:
+) -> "sql.Composed | None":
     """The same as `pin`, of an asynchronous connection."""
+    import psycopg
+
     check_version(connection)
     if not is_pooled(keywords):
         cursor = await connection.execute(_marker_query(connection), prepare=False)
@@ -161,8 +168,10 @@ def _corrections(connection: "psycopg.BaseConnection[Any]") -> LiteralString:
 
 def _transaction_settings(
     connection: "psycopg.BaseConnection[Any]", keywords: Mapping[str, Any], **settings: object
-) -> sql.Composed:
+) -> "sql.Composed":
     """SET LOCAL statements that pin a transaction."""
+    from psycopg import sql
+
     wanted = _PINNED | {"search_path": f"{keywords.get('schema', 'public')},pg_temp"}
     wanted |= {name: str(value) for name, value in settings.items()}
     chosen = {name: wanted[name] for name in (*_OF_A_TRANSACTION, *settings)}
@@ -184,6 +193,8 @@ def check_version(connection: "psycopg.BaseConnection[Any]") -> None:
     Raises:
         psycopg.OperationalError: with the required version.
     """
+    import psycopg
+
     if (version := connection.info.server_version) < OLDEST_VERSION * 10_000:
         raise psycopg.OperationalError(f"PostgreSQL {version // 10_000} is {_too_old()}")
 
@@ -196,7 +207,7 @@ def _too_old() -> str:
 def notices_to(connection: "psycopg.Connection[Any]", log: "Any") -> Iterator[None]:
     """Pass warnings of the server to `log(text)` within the context."""
 
-    def handle(notice: psycopg.errors.Diagnostic) -> None:
+    def handle(notice: "psycopg.errors.Diagnostic") -> None:
         if notice.severity_nonlocalized == "WARNING":
             log(notice.message_primary)
 

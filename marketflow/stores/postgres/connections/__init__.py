@@ -1,0 +1,1 @@
+"""Connections to PostgreSQL, and the settings of their sessions."""
