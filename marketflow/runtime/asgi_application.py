@@ -92,9 +92,13 @@ class AsgiApplication(ABC):
             if self.stop_requested.is_set():
                 logger.info("stopped while starting")
                 raise
-            for line in str(error).splitlines():  # it may quote the end of a server's log
-                logger.error("{}", line)
+            self.log_start_error(error)
             raise
+
+    def log_start_error(self, error: StartError) -> None:
+        """Log why a start failed, line by line: it may quote the end of a server's log."""
+        for line in str(error).splitlines():
+            logger.error("{}", line)
 
     def run_until_stopped(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a background task that ends after everything else has been closed."""
@@ -109,7 +113,7 @@ class AsgiApplication(ABC):
     # Shared by both kinds
 
     async def readers(self, stack: AsyncExitStack, servers: Servers) -> "Readers":
-        """Connect the readers of both stores."""
+        """Connect the reader of the cache; the one of the archive has yet to be opened."""
         settle_ms = self.settings.flow.late_after_ms + SETTLE_MS
         cache = RedisReader.connect(servers.redis, system_clock, settle_ms, self.settings.flow.minute_ms)
         stack.push_async_callback(cache.close)
@@ -118,7 +122,6 @@ class AsgiApplication(ABC):
         await stack.enter_async_context(background(near_cache.listen()))
         archive = PostgresReader(servers.postgres)
         stack.push_async_callback(archive.close)
-        await archive.open()
         return Readers(cache, near_cache, archive)
 
     async def probe(self, stack: AsyncExitStack, *probes: Probe) -> None:

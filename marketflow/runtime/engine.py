@@ -4,7 +4,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -40,6 +40,9 @@ from marketflow.tasks import Backoff
 
 BEGIN_SECONDS = 1.0
 """How long a start waits for each store to return what an earlier run left."""
+
+ARCHIVE_START_SECONDS = 2.0
+"""How long a write waits for an embedded PostgreSQL that is starting before it counts as unavailable."""
 
 DRAIN_SECONDS = 4.0
 """Time limit for draining: pending writes, and the rows of open minutes."""
@@ -80,6 +83,7 @@ class Engine:
         may_be_joined: whether another process may ingest into the same cache for a while.
         announce_newest: as of Parts.
         newest_pause_seconds: pause between writes of newest ticks to the cache.
+        archive_started: set once the server of the archive has been started; None is another's, which may be down.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class Engine:
         may_be_joined: bool = False,
         announce_newest: Callable[[Mapping[Series, Tick]], None] | None = None,
         newest_pause_seconds: float = 0.0,
+        archive_started: threading.Event | None = None,
     ) -> None:
         self._on_failure = on_failure
         self._stopping = False
@@ -129,7 +134,7 @@ class Engine:
         self.cache.may_recover, self.cache.may_write = may_recover, may_write
         self.cache.on_recovered = self._count_after
         self.archive = _LeasedArchive(postgres, ddl, settings.flow.db_batch_size)
-        self.archive.may_write = may_write
+        self.archive.may_write, self.archive.started = may_write, archive_started
         self._days = PostgresRollups(
             postgres, retention=Retention(settings.archive.minutes_days, settings.archive.days_days)
         )
@@ -268,15 +273,18 @@ class Engine:
         return before
 
     def start(self) -> None:
-        """Start the pipeline; wait briefly for each store. An unavailable store is retried."""
+        """Start the pipeline; wait briefly for the cache. An unavailable store is retried."""
         gc.set_threshold(YOUNG_OBJECTS)
         sys.setswitchinterval(SWITCH_SECONDS)
         self._subscription = self.pipeline.observable().subscribe(on_error=self._fail, on_completed=self._ended)
         self._watching.start()
         if self._recorder is not None:
             self._recorder.start()
-        for asked in (self.pipeline.begun, self.pipeline.archive_sink.available_once):
-            asked.wait(BEGIN_SECONDS)
+        self.pipeline.begun.wait(BEGIN_SECONDS)
+
+    def wait_for_archive(self) -> None:
+        """Wait briefly until the archive has been written to, even if no rows."""
+        self.pipeline.archive_sink.available_once.wait(BEGIN_SECONDS)
 
     def stop(self) -> None:
         """Stop the feeds, drain, and close everything; a little over DRAIN_SECONDS at most."""
@@ -405,15 +413,26 @@ class _LeasedArchive(PostgresWriter):
     """The archive; nothing is written to it while another process may lead."""
 
     may_write: Callable[[], bool]
+    started: threading.Event | None
+
+    def recent(self, series: Iterable[Series], since: int) -> Candles:
+        """Read the rows of the last minutes, once the server has been started."""
+        self._wait_for_server()
+        return super().recent(series, since)
+
+    def _wait_for_server(self) -> None:
+        if self.started is not None:
+            self.started.wait(ARCHIVE_START_SECONDS)
 
     def write(self, minutes: Candles) -> int:
-        """Upsert rows.
+        """Upsert rows, once the server has been started.
 
         Raises:
             Unavailable: another process may lead, or as of PostgresWriter.
         """
         if not self.may_write():
             raise _held_back()
+        self._wait_for_server()
         return super().write(minutes)
 
 

@@ -140,6 +140,7 @@ class LeaderElection:
         abandoned = False
         try:
             engine.start()
+            engine.wait_for_archive()
             logger.info("MarketFlow {} takes ticks in {} mode", __version__, self._mode)
             self._supervisor.ready("takes ticks")
             abandoned = self._run_term(engine, leader)

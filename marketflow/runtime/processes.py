@@ -32,7 +32,7 @@ from marketflow.runtime.health_report import HealthReport, Probe
 from marketflow.runtime.leader_election import LeaderElection
 from marketflow.runtime.local_announcements import LocalAnnouncements
 from marketflow.runtime.state_reader import StateReader
-from marketflow.runtime.store_servers import find_servers, running_servers, when_set
+from marketflow.runtime.store_servers import Servers, find_servers, running_servers, when_set
 from marketflow.server.connection_limits import raise_file_limit
 from marketflow.server.http_protocol import LimitedHttpProtocol
 from marketflow.server.service_notification import Supervisor, supervisor
@@ -40,6 +40,7 @@ from marketflow.server.uvicorn_server import Server, bind, bind_each, ignore_sig
 from marketflow.server.workers import Parent, Workers
 from marketflow.settings import Settings
 from marketflow.stores.fallback import FallbackReader
+from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.tasks import background, cancel
 
 NEWEST_PAUSE_SECONDS = 0.02
@@ -119,12 +120,17 @@ def _serve(
 
 
 class BothRoles(AsgiApplication):
-    """Ingest and API in one process."""
+    """Ingest and API in one process. The first price does not wait for PostgreSQL, but readiness does."""
+
+    _archive_asked = False
+    """Whether PostgreSQL has been asked, and has answered or counts as down."""
 
     async def start(self, stack: AsyncExitStack) -> Context:
         """Open the stores, start the pipeline, and return what the routes need."""
         settings = self.settings
-        servers = await stack.enter_async_context(running_servers(settings, self.stop_requested, self.force_stop))
+        servers = await stack.enter_async_context(
+            running_servers(settings, self.stop_requested, self.force_stop, self._start_failed)
+        )
         readers = await self.readers(stack, servers)
 
         run_began, announcements = system_clock(), LocalAnnouncements(asyncio.get_running_loop())
@@ -138,6 +144,7 @@ class BothRoles(AsgiApplication):
             self._pipeline_failed,
             announce_newest=announcements.publish,
             newest_pause_seconds=NEWEST_PAUSE_SECONDS,
+            archive_started=servers.postgres_started,
         )
         client = lease.connect(servers.redis)
         stack.callback(client.close)
@@ -151,7 +158,10 @@ class BothRoles(AsgiApplication):
 
         redis_probe = Probe(readers.cache, lambda: engine.cache_complete)
         postgres_probe = Probe(readers.archive, lambda: engine.archive.available)
-        await self.probe(stack, redis_probe, postgres_probe)
+        await self.probe(stack, redis_probe)
+        await stack.enter_async_context(
+            background(self._follow_archive(servers, readers.archive, engine, postgres_probe))
+        )
 
         return self.context(
             stack,
@@ -171,8 +181,22 @@ class BothRoles(AsgiApplication):
             ),
             engine.counters,
             lambda query: asyncio.to_thread(engine.feed_status.report, query),
-            lambda: engine.running,
+            lambda: engine.running and self._archive_asked,
         )
+
+    async def _follow_archive(self, servers: Servers, archive: PostgresReader, engine: Engine, probe: Probe) -> None:
+        """Open the archive once PostgreSQL has been started, and probe it from then on."""
+        await asyncio.to_thread(servers.postgres_started.wait)
+        await archive.open()
+        await asyncio.to_thread(engine.wait_for_archive)
+        await probe.ask_until_known()
+        self._archive_asked = True
+        await probe.ask_periodically()
+
+    def _start_failed(self, error: StartError) -> None:
+        """Stop the server with exit code 1: the embedded PostgreSQL cannot be started."""
+        self.log_start_error(error)
+        self._pipeline_failed()
 
     async def _stop(self, engine: Engine) -> None:
         async with when_set(self.force_stop, partial(asyncio.to_thread, engine.force_stop)):
@@ -206,6 +230,7 @@ class ApiRole(AsgiApplication):
         settings = self.settings
         servers = find_servers(settings)
         readers = await self.readers(stack, servers)
+        await readers.archive.open()
 
         feeds = RemoteIngest(servers.redis, [exchange.name for exchange in settings.exchanges], settings.mode)
         stack.push_async_callback(feeds.close)

@@ -1,6 +1,7 @@
 """Locates Redis and PostgreSQL: external servers, or embedded ones that live as long as the application."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -26,11 +27,15 @@ EmbeddedServer = EmbeddedRedis | EmbeddedPostgres
 
 
 class Servers(NamedTuple):
-    """Connection keywords of both, and the embedded servers among them."""
+    """Connection keywords of both, and the embedded servers among them.
+
+    `postgres_started` is set unless PostgreSQL is embedded and starts; nothing connects to it before.
+    """
 
     redis: dict[str, Any]
     postgres: dict[str, Any]
     embedded: list[EmbeddedServer]
+    postgres_started: threading.Event
 
 
 def find_servers(settings: Settings) -> Servers:
@@ -61,16 +66,23 @@ def find_servers(settings: Settings) -> Servers:
         postgres_at = rows.connection_keywords(
             **embedded_postgres.keywords, password="", schema=settings.postgres.schema
         )
-    return Servers(redis_at, postgres_at, embedded)
+    started = threading.Event()
+    if settings.postgres.host:
+        started.set()
+    return Servers(redis_at, postgres_at, embedded, started)
 
 
 @asynccontextmanager
 async def running_servers(
-    settings: Settings, stop_requested: asyncio.Event, force_stop: asyncio.Event
+    settings: Settings,
+    stop_requested: asyncio.Event,
+    force_stop: asyncio.Event,
+    on_failure: Callable[[StartError], None] | None = None,
 ) -> AsyncIterator[Servers]:
     """Start the embedded servers, restart those that die, and stop them afterwards: quickly once `force_stop` is set.
 
-    A start that is under way when `stop_requested` is set is aborted.
+    A start that is under way when `stop_requested` is set is aborted. With `on_failure` the block runs while PostgreSQL
+    starts, which takes a second the first time and minutes after a crash; it is called if that fails.
 
     Raises:
         StartError: an embedded server cannot be started, or another MarketFlow has the data folder.
@@ -87,13 +99,19 @@ async def running_servers(
                 when_set(stop_requested, partial(_stop, servers.embedded)),
                 when_set(force_stop, partial(_kill, servers.embedded)),
             ):
-                await _in_threads(server.revive for server in servers.embedded)
+                supervised: list[EmbeddedServer] = []
+                starting = asyncio.create_task(_start(servers, EmbeddedPostgres, supervised))
+                starting.add_done_callback(lambda task: task.cancelled() or task.exception())  # raised where awaited
+                await _start(servers, EmbeddedRedis, supervised)
+                if on_failure is None:
+                    await starting
             if stop_requested.is_set():
                 raise StartError("stop requested while starting")
-            # It ends before the servers stop, also after a failure in the block: it would restart them.
-            async with background(_supervise(servers.embedded)):
+            # They end before the servers stop, also after a failure in the block: they would restart them.
+            async with background(_supervise(supervised)), background(_report_failure(starting, on_failure)):
                 yield servers
         finally:
+            servers.postgres_started.set()  # ends what waits for it
             async with when_set(force_stop, partial(_kill, servers.embedded)):
                 await _stop(servers.embedded)
 
@@ -118,6 +136,22 @@ async def _kill(servers: Sequence[EmbeddedServer]) -> None:
     for server in servers:
         if server.process is not None:
             await asyncio.to_thread(server.process.end, ())
+
+
+async def _start(servers: Servers, kind: type[EmbeddedServer], supervised: list[EmbeddedServer]) -> None:
+    started = [server for server in servers.embedded if isinstance(server, kind)]
+    await _in_threads(server.revive for server in started)
+    supervised += started
+    if kind is EmbeddedPostgres:
+        servers.postgres_started.set()
+
+
+async def _report_failure(starting: "asyncio.Task[None]", on_failure: Callable[[StartError], None] | None) -> None:
+    try:
+        await starting
+    except StartError as error:
+        if on_failure is not None:
+            on_failure(error)
 
 
 async def _supervise(servers: Sequence[EmbeddedServer]) -> None:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 from loguru import logger
@@ -18,7 +19,6 @@ from starlette.types import ASGIApp
 from marketflow.errors import StartError
 from marketflow.server.connection_limits import max_open_files
 from marketflow.server.http_protocol import LimitedHttpProtocol
-from marketflow.server.websocket_protocol import LimitedWebSocketProtocol
 from marketflow.server.write_buffer import StreamingProtocol
 from marketflow.tasks import cancel
 from marketflow.text import host_port
@@ -65,7 +65,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 application,
                 http=LimitedHttpProtocol,
-                ws=LimitedWebSocketProtocol,
+                ws=cast("type[asyncio.Protocol]", _web_socket_protocol),
                 ws_max_size=MAX_MESSAGE_BYTES,
                 ws_per_message_deflate=False,  # it costs 50 KB per client, and allows decompression bombs
                 backlog=min(BACKLOG, max_open_files() // 4),
@@ -149,6 +149,14 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().remove_reader(descriptor)
         logger.error("the parent process has ended")
         self.should_exit = True
+
+
+def _web_socket_protocol(**keywords: Any) -> asyncio.Protocol:
+    """Return the protocol of a new WebSocket."""
+    # With the first WebSocket: the library takes a twentieth of the time to the first price.
+    from marketflow.server.websocket_protocol import LimitedWebSocketProtocol
+
+    return LimitedWebSocketProtocol(**keywords)
 
 
 _REDUNDANT = (

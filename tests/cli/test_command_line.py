@@ -381,6 +381,19 @@ def test_help_imports_no_heavy_library() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_server_loads_heavy_libraries_after_the_first_price() -> None:
+    """What reads a request or ticks needs none of them; they are loaded with the first use."""
+    script = (
+        "import sys, marketflow.runtime.processes\n"
+        "heavy = {'psycopg', 'psycopg_pool', 'websockets', 'httpx', 'rich', 'jsonschema', 'pyarrow', 'zstandard'}\n"
+        "heavy &= set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    root = Path(marketflow.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
 def test_command_imports_no_module_of_another_command() -> None:
     script = (
         "import sys; from marketflow.cli import main\n"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from marketflow.embedded import EmbeddedRedis
+from marketflow.embedded import EmbeddedPostgres, EmbeddedRedis
 from marketflow.embedded.server_process import find_servers
 from marketflow.errors import StartError
 from marketflow.runtime.store_servers import running_servers
@@ -93,3 +93,40 @@ def test_stop_aborts_a_start(settings: Settings, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(EmbeddedRedis, "probe", silent)
     asyncio.run(run())
     assert redis_of(settings) == []
+
+
+def with_postgres(server_folder: Path) -> Settings:
+    return load(None, {"data_dir": str(server_folder / "data"), "redis.host": HOST})
+
+
+def test_block_runs_while_postgres_starts(server_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_start = threading.Event()
+    monkeypatch.setattr(EmbeddedPostgres, "revive", lambda _: may_start.wait(10))
+
+    async def run() -> None:
+        settings, failures = with_postgres(server_folder), list[StartError]()
+        async with running_servers(settings, asyncio.Event(), asyncio.Event(), failures.append) as servers:
+            assert not servers.postgres_started.is_set()
+            may_start.set()
+            await asyncio.to_thread(servers.postgres_started.wait, 10)
+        assert not failures
+
+    asyncio.run(run())
+
+
+def test_postgres_that_cannot_start_is_reported(server_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: EmbeddedPostgres) -> None:
+        raise StartError("no space left")
+
+    monkeypatch.setattr(EmbeddedPostgres, "revive", fail)
+
+    async def run() -> StartError:
+        reported: asyncio.Future[StartError] = asyncio.get_running_loop().create_future()
+        settings = with_postgres(server_folder)
+        async with running_servers(settings, asyncio.Event(), asyncio.Event(), reported.set_result) as servers:
+            error = await asyncio.wait_for(reported, 10)
+            assert not servers.postgres_started.is_set()
+        assert servers.postgres_started.is_set(), "a thread would wait for it for ever"
+        return error
+
+    assert str(asyncio.run(run())) == "no space left"
