@@ -151,7 +151,7 @@ class BothRoles(AsgiApplication):
         leader = Leader(Lease(client), client, engine.state, engine.counters, engine.switch, engine.feed_status.report)
         stack.push_async_callback(asyncio.to_thread, leader.close)
         self.alive = engine.is_alive
-        stack.push_async_callback(self._stop, engine)
+        stack.push_async_callback(self._stop, engine, servers)
         stack.callback(leader.stop_commands)
         await asyncio.to_thread(engine.start)
         leader.start()
@@ -198,7 +198,9 @@ class BothRoles(AsgiApplication):
         self.log_start_error(error)
         self._pipeline_failed()
 
-    async def _stop(self, engine: Engine) -> None:
+    async def _stop(self, engine: Engine, servers: Servers) -> None:
+        if not servers.postgres_started.is_set():
+            engine.force_stop()  # no row can be written; they wait in Redis for the next start
         async with when_set(self.force_stop, partial(asyncio.to_thread, engine.force_stop)):
             await asyncio.to_thread(engine.stop)
 
