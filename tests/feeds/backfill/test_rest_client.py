@@ -381,7 +381,7 @@ def test_clock_of_the_venue_is_read(venue: str) -> None:
     pages = VenuePages(venue)
     pages.now = 1_790_667_453_786
     with asking(pages, venue) as (_, client, _):
-        expected = 1_790_667_453_000 if venue == "kraken" else pages.now
+        expected = 1_790_667_453_500 if venue == "kraken" else pages.now
         assert client.server_time_ms() == expected
 
 
