@@ -24,7 +24,8 @@ def map_query(context: Any, query: dict[str, Any] | None) -> dict[str, Any] | No
         except InvalidPeriod:
             query["period"] = f"{1 + zlib.crc32(period.encode()) % (LONGEST_MS // SECOND_MS)}s"
     if query:
-        _mend_range(query)
+        _mend_range(query, "from", "to")
+        _mend_range(query, "startTime", "endTime")
         _mend_names(context, query)
     return query
 
@@ -50,8 +51,8 @@ def _mend_names(context: Any, values: dict[str, Any]) -> None:
 NOW_MS = 1_795_262_400_000
 
 
-def _mend_range(query: dict[str, Any]) -> None:
-    looks_right = {name: query[name] for name in ("from", "to") if _looks_like_a_time(query.get(name))}
+def _mend_range(query: dict[str, Any], first: str, last: str) -> None:
+    looks_right = {name: query[name] for name in (first, last) if _looks_like_a_time(query.get(name))}
     times = {}
     for name, text in looks_right.items():
         try:
@@ -59,8 +60,8 @@ def _mend_range(query: dict[str, Any]) -> None:
         except InvalidRange:
             times[name] = NOW_MS - zlib.crc32(text.encode())
             query[name] = str(times[name])
-    if len(times) == 2 and times["from"] >= times["to"]:
-        query["from"], query["to"] = str(times["to"]), str(times["from"] + 1)
+    if len(times) == 2 and times[first] >= times[last]:
+        query[first], query[last] = str(times[last]), str(times[first] + 1)
 
 
 def _looks_like_a_time(value: object) -> bool:

@@ -18,7 +18,7 @@ from marketflow.api.context import Context, context_of
 from marketflow.api.openapi.operation import Content, Operation, Parameter, Tag
 from marketflow.api.problems import Problem, ServiceUnavailable, TooManyRequests
 from marketflow.api.queries.boundaries import INTERVALS, Grid
-from marketflow.api.queries.candle_parameters import InvalidInterval, InvalidLimit, InvalidRange
+from marketflow.api.queries.candle_parameters import MOST, InvalidInterval, InvalidLimit, InvalidRange, parse_limit
 from marketflow.api.queries.candles import CandleRequest, CandleRows, Combine
 from marketflow.api.queries.path_parameters import PathParameters, path_parameters
 from marketflow.api.queries.reference import reference_candles
@@ -92,26 +92,27 @@ class _Chosen(NamedTuple):
 
 _UDF = Tag("udf", "The datafeed of TradingView's charts, in the mode that runs.")
 _TEXT = {"type": "string"}
-_SECONDS = {"type": "integer", "minimum": 0, "maximum": _LATEST_SECONDS}
+"""Of whatever is read here: what is wrong with it is not refused, but answered."""
+
 
 _SYMBOL = Parameter("symbol", "`BTCUSDT`, the reference price, or `exchange1:BTCUSDT`.", _TEXT, ("BTCUSDT",))
 _HISTORY = (
     _SYMBOL,
     Parameter("resolution", f"One of {', '.join(RESOLUTIONS)}.", _TEXT, ("1", "60", "1D")),
-    Parameter("from", "Unix seconds; bars that open at this time or later.", _SECONDS, (1_795_219_200,)),
-    Parameter("to", "Unix seconds; bars that open before this time.", _SECONDS, (1_795_305_600,)),
+    Parameter("from", "Unix seconds; bars that open at this time or later.", _TEXT, ("1795219200",)),
+    Parameter("to", "Unix seconds; bars that open before this time.", _TEXT, ("1795305600",)),
     Parameter(
         "countback",
         f"Number of bars before `to`, at most {MOST_BARS}; `from` does not count then.",
-        {"type": "integer", "minimum": 1},
-        (300,),
+        _TEXT,
+        ("300",),
     ),
 )
 _SEARCH = (
     Parameter("query", "Part of a symbol, in any case.", _TEXT, ("btc",)),
     Parameter("type", "`crypto`, or nothing for all.", _TEXT, ("crypto",)),
     Parameter("exchange", "One exchange, `reference`, or nothing for all.", _TEXT, ("exchange1",)),
-    Parameter("limit", "How many at most; 30 without it.", {"type": "integer", "minimum": 1}, (30,)),
+    Parameter("limit", "How many at most; 30 without it.", {"type": "integer", "minimum": 1, "maximum": MOST}, (30,)),
 )
 
 
@@ -146,6 +147,7 @@ def udf_operations() -> list[Operation]:
         summary="Symbols whose name contains a text",
         answer=list[UdfSearchResult],
         query=_SEARCH,
+        problems=(InvalidLimit,),
     )
     history = Operation(
         id="udfHistory",
@@ -228,7 +230,7 @@ async def _symbol(request: Request) -> Response:
 async def _search(request: Request) -> Response:
     context, given = context_of(request), request.query_params
     text, exchange = given.get("query", "").lower(), given.get("exchange", "").lower()
-    limit = min(_number(given.get("limit", "")) or 30, MOST_BARS)
+    limit = parse_limit(given.get("limit"), 30)
     of_type = given.get("type", "").lower() in ("", "crypto")
     found = [
         UdfSearchResult(
