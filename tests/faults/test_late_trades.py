@@ -25,7 +25,9 @@ BITCOIN = Series(Mode.LIVE, "binance", "BTCUSDT")
 
 def settings(server: VenueServer) -> dict[str, object]:
     exchange = {"name": "binance", "venue": "binance", "url": server.url, "rest_url": server.rest_url}
-    return {"MODE": "live", "SYMBOLS": "['BTCUSDT']", "EXCHANGES": json.dumps([exchange]), "HISTORY": "1h"}
+    return {"MODE": "live", "SYMBOLS": "['BTCUSDT']", "EXCHANGES": json.dumps([exchange]), "HISTORY": "1h"} | {
+        "FLOW__STALE_AFTER_SECONDS": 600  # few trades come
+    }
 
 
 def trades_of(server: VenueServer, start: int, first_id: int) -> list[Trade]:

@@ -87,6 +87,11 @@ class TradeFeed(Protocol):
         ...
 
     @property
+    def absent(self) -> Collection[str]:
+        """Our symbols that the venue does not list, as far as that is known."""
+        ...
+
+    @property
     def ids(self) -> TradeIds:
         """Knows which trades have come."""
         ...
@@ -309,8 +314,8 @@ class Repairs:
             self._add_job(gap, hole)
         for symbol in [*(self._beginning or ())]:
             self._begin_symbol(symbol)
-        names, oldest = self._feed.rest_names, self._now_ms() - GIVE_UP_SECONDS * 1000
-        for job in [job for job in self._jobs if job.until < oldest and job.series.symbol not in names]:
+        absent, oldest = self._feed.absent, self._now_ms() - GIVE_UP_SECONDS * 1000
+        for job in [job for job in self._jobs if job.until < oldest and job.series.symbol in absent]:
             self._give_up(job, "the venue does not trade it any more")
 
     def _begin_symbol(self, symbol: str) -> None:

@@ -79,6 +79,7 @@ class World:
         self.emitted: list[Candles] = []
         self.exchange, self.symbols = venue, (SYMBOL,)
         self.connected = True
+        self.absent: set[str] = set()
         self._stack = stack
         self.restart()
 
@@ -528,11 +529,31 @@ def test_hole_of_a_symbol_that_is_traded_no_more_is_given_up(world: World) -> No
     world.trade(3)
     world.trade(2, streamed=False)
     world.trade(3)
-    world.rest_names = {}
+    world.rest_names, world.absent = {}, {SYMBOL}
     world.steps(GIVE_UP_SECONDS)
     assert [row[2] for row in world.rows] == [HoleState.OPEN]
     world.steps(70)
     assert [row[2:] for row in world.rows] == [(HoleState.GIVEN_UP, "the venue does not trade it any more")]
+
+
+def test_old_hole_of_an_earlier_run_waits_for_the_names_of_symbols(world: World) -> None:
+    """A start reads its holes before it has asked the venue which symbols there are."""
+    begun(world)
+    start = minute_start(world.now)
+    world.trade(3)
+    world.trade(2, streamed=False)
+    world.trade(3)
+    hole = Hole(world.series, world.number - 5, world.number - 2, start, world.now, world.now, world.now)
+    world.holes.rows[world.series, hole.after_id] = hole
+    world.now += 40 * MINUTE_MS
+    world.restart()
+    names, world.rest_names = world.rest_names, {}
+    world.steps(5)
+    assert [row[2] for row in world.rows] == [HoleState.OPEN]
+    world.rest_names = names
+    world.steps(5)
+    assert [row[2] for row in world.rows] == [HoleState.FILLED]
+    assert world.made() == world.expected(start)
 
 
 def test_hole_waits_for_the_archive_and_is_filled_meanwhile(world: World) -> None:

@@ -224,6 +224,27 @@ def test_venue_in_maintenance_is_halted_and_not_connected_again() -> None:
         assert isinstance(receiver.errors[0], ConnectionSilent)
 
 
+def test_connection_is_ended_as_the_protocol_says() -> None:
+    """By close code 1000, and with the code of the venue where it ends it; one without a code gets a valid one, too."""
+    with VenueServer("okx", SYMBOLS) as server:
+        with receiving(server, "okx"):
+            pass
+        wait_until(lambda: server.connections[0].protocol.close_rcvd is not None)
+        assert server.connections[0].close_code == 1000
+        for number, code in ((2, 1012), (3, None)):
+            receiver = Receiver(server, "okx")
+            with receiver.subscribe():
+                wait_until(lambda number=number: server.has_subscriber(number))  # type: ignore[misc]
+                connection = server.connections[-1]
+                with connection.protocol_mutex:
+                    connection.protocol.send_close(code)
+                    connection.socket.sendall(b"".join(connection.protocol.data_to_send()))
+                wait_until(lambda connection=connection: connection.protocol.close_rcvd is not None)  # type: ignore[misc]
+                assert connection.protocol.close_rcvd is not None
+                assert connection.protocol.close_rcvd.code == (code or 1000)
+                assert connection.protocol.parser_exc is None
+
+
 def test_closed_connection_is_an_error_and_the_next_subscribes_again() -> None:
     with VenueServer("okx", SYMBOLS) as server, receiving(server, "okx") as receiver:
         server.connections[0].close(1012)

@@ -14,6 +14,7 @@ from socket import SHUT_RDWR, SOCK_STREAM, getaddrinfo, socket
 from typing import Any, TypeVar, cast
 
 from picows import (
+    WSCloseCode,
     WSError,
     WSFrame,
     WSHandshakeError,
@@ -83,7 +84,7 @@ class FrameStream(WSListener):
         """Close the connection as a normal end, and await the venue's answer for a moment."""
         self._end("closed")
         if not (self._transport.is_disconnected or self._transport.is_close_frame_sent):
-            self._transport.send_close()
+            self._transport.send_close(WSCloseCode.OK)
         with suppress(TimeoutError, WSError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._transport.wait_disconnected()
@@ -129,7 +130,7 @@ class FrameStream(WSListener):
         code: Any = frame.get_close_code()  # an int, where the enumeration lacks it
         text = (frame.get_close_message() or b"").decode(errors="replace")
         self._end(f"{int(code)} {text}".strip())
-        transport.send_close(code)
+        transport.send_close(WSCloseCode.OK if code == WSCloseCode.NO_INFO else code)  # which is never sent
         transport.disconnect()
 
     def _hand_off(self) -> None:
