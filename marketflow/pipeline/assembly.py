@@ -14,7 +14,7 @@ from marketflow.clock import Clock, milliseconds
 from marketflow.feeds.corrections import Corrections, NoCorrections
 from marketflow.feeds.feed import Feed
 from marketflow.feeds.trade_statistics import TradeStatistics
-from marketflow.model import Candles, Mode, Series, Tick
+from marketflow.model import SECOND_MS, Candles, Mode, Series, Tick
 from marketflow.pipeline.backlog import ArchiveSink, Backlog
 from marketflow.pipeline.branches import Branch, Branches, Refills
 from marketflow.pipeline.instrumentation import Instrumentation, PipelineCounters
@@ -111,7 +111,7 @@ class Parts:
         self.archive_sink = ArchiveSink(
             self.state, self.backlog, self.cache, self.archive, self.rollups, series, self.clock, self.log
         )
-        self.grid = GridScheduler(self.loop, self.now_ms)
+        self.grid = GridScheduler(self.loop, self.now_ms, SECOND_MS)
         schedulers = self.loop, self.pool
         self.recovery = Recovery(
             self.cache, self.state.minute_ms, *schedulers, self.ended, self.clock, self.log, self.read_again

@@ -20,7 +20,7 @@ import reactivex as rx
 from reactivex import Observable
 from reactivex import operators as ops
 
-from marketflow.model import SECOND_MS, SLICE_MS, merge_all
+from marketflow.model import SLICE_MS, merge_all
 from marketflow.pipeline.assembly import Parts
 from marketflow.pipeline.fan_in import fan_in
 from marketflow.pipeline.operators import conflate_map, connect, keep_newer, tumbling_event_time
@@ -50,10 +50,10 @@ class Pipeline(Parts):
             ops.filter(bool), self.conflated("newest", on_pool, self.written(self.write_latest))
         )
 
-        # Empty buffers pass once a second: at each buffer, minutes that are due close.
+        # At each buffer, minutes that are due close, so there is an empty one each second as well.
         received = ticks.pipe(
+            ops.do_action(self.grid.wake),
             ops.buffer_with_time(SLICE_MS / 1000, scheduler=self.grid),
-            ops.distinct_until_changed(lambda buffer: object() if buffer else self.now_ms() // SECOND_MS),
             ops.map(merge_all),
             self.step(self.absorb),
         )

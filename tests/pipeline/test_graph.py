@@ -56,7 +56,7 @@ def test_slices_are_in_the_cache_within_a_tenth_of_a_second(world: World) -> Non
     assert_same(world.cache.slices, candles_of_ticks(world.sent, SLICE_MS))
 
 
-def test_empty_buffers_pass_once_a_second() -> None:
+def test_empty_buffers_come_once_a_second() -> None:
     world = World()
     due_at: list[float] = []
     take_closed = world.state.take_closed
@@ -73,7 +73,14 @@ def test_empty_buffers_pass_once_a_second() -> None:
     due_at.clear()
     world.clock_step_ms -= 3_600_000
     world.run(2)
-    assert due_at == [5.1, 6.0, 7.0]
+    assert due_at == [6.0, 7.0]
+
+
+def test_slices_of_a_tick_after_a_pause_are_cached_within_a_tenth_of_a_second(world: World) -> None:
+    world.run_until_ms(5230)
+    world.send(5.0)
+    world.run_until_ms(5301)
+    assert_same(world.cache.slices, candles_of_ticks(world.sent, SLICE_MS))
 
 
 def test_newest_ticks_of_a_pause_are_one_write() -> None:

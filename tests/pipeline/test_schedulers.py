@@ -104,7 +104,7 @@ def test_loop_whose_thread_cannot_start_begins_with_the_next_action(monkeypatch:
 class Buffers:
     """What buffer_with_time emits by a grid of 0.1 s, from 0.25 s on; the clock is stepped at 1 s."""
 
-    def __init__(self, step_ms: float = 0.0, consumer_seconds: float = 0.0) -> None:
+    def __init__(self, step_ms: float = 0.0, consumer_seconds: float = 0.0, idle_ms: int = 0) -> None:
         self.time = TestScheduler()
         self.time.advance_to(0.25)
         self.step_ms = step_ms
@@ -112,8 +112,9 @@ class Buffers:
         self.emitted: list[tuple[float, list[int]]] = []
         self.completed = False
         self.source: Subject[int] = Subject()
-        buffers = self.source.pipe(ops.buffer_with_time(0.1, scheduler=GridScheduler(self.time, self.now_ms)))
-        buffers.subscribe(self.take, on_completed=self.complete)
+        self.grid = GridScheduler(self.time, self.now_ms, idle_ms)
+        buffers = self.source.pipe(ops.do_action(self.grid.wake), ops.buffer_with_time(0.1, scheduler=self.grid))
+        self.subscription = buffers.subscribe(self.take, on_completed=self.complete)
 
     @property
     def seconds(self) -> float:
@@ -181,15 +182,54 @@ def test_completion_emits_the_rest_of_a_buffer() -> None:
     assert buffers.completed
 
 
-def test_buffers_by_the_grid_lose_nothing_of_another_thread() -> None:
-    loop, count, done = TimingLoop("test"), 20_000, threading.Event()
+def test_idle_buffers_end_at_full_seconds() -> None:
+    buffers = Buffers(idle_ms=1000)
+    buffers.run_until(3.05)
+    assert buffers.emitted == [(0.3, []), (1.0, []), (2.0, []), (3.0, [])]
+
+
+def test_item_that_ends_an_idle_time_is_emitted_at_the_next_full_period() -> None:
+    buffers = Buffers(idle_ms=1000)
+    buffers.send_at(1.43, 1)
+    buffers.send_at(1.44, 2)
+    buffers.send_at(1.55, 3)
+    buffers.send_at(2.95, 4)
+    buffers.run_until(4.5)
+    assert buffers.emitted == [
+        (0.3, []),
+        (1.0, []),
+        (1.5, [1, 2]),
+        (1.6, [3]),
+        (1.7, []),
+        (2.0, []),
+        (3.0, [4]),
+        (3.1, []),
+        (4.0, []),
+    ]
+
+
+def test_disposed_idle_timer_is_not_set_again() -> None:
+    buffers = Buffers(idle_ms=1000)
+    buffers.run_until(1.2)
+    buffers.subscription.dispose()
+    buffers.grid.wake()
+    buffers.run_until(3)
+    assert buffers.emitted == [(0.3, []), (1.0, [])]
+
+
+@pytest.mark.parametrize("pause_seconds", [0.0, 0.0005])
+def test_buffers_by_the_grid_lose_nothing_of_another_thread(pause_seconds: float) -> None:
+    """With pauses, most items end an idle time, in a race with the timer that they set anew."""
+    loop, count, done = TimingLoop("test"), 2_000 if pause_seconds else 20_000, threading.Event()
     got: list[int] = []
     source: Subject[int] = Subject()
-    grid = GridScheduler(loop, lambda: time.time_ns() // 1_000_000)
-    buffers: Observable[list[int]] = source.pipe(ops.buffer_with_time(0.001, scheduler=grid))
+    grid = GridScheduler(loop, lambda: time.time_ns() // 100_000, 2)
+    buffers: Observable[list[int]] = source.pipe(ops.do_action(grid.wake), ops.buffer_with_time(0.001, scheduler=grid))
     buffers.subscribe(got.extend, on_completed=done.set)
     for number in range(count):
         source.on_next(number)
+        if pause_seconds:
+            time.sleep(pause_seconds)
     source.on_completed()
     assert done.wait(10)
     loop.dispose()
