@@ -31,7 +31,7 @@ from marketflow.logs import RateLimit
 from marketflow.model import Mode
 from marketflow.stores.redis import keys
 
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.25
 """How often the state is compared with the published one; a change is published at once."""
 
 COMMAND_SECONDS = 0.25

@@ -146,6 +146,8 @@ class BothRoles(AsgiApplication):
             newest_pause_seconds=NEWEST_PAUSE_SECONDS,
             archive_started=servers.postgres_started,
         )
+        # What is shown as the latest price is in the periods as well, which Redis has a moment later.
+        readers.cache.newest_in_process = engine.window_state.newest_of
         client = lease.connect(servers.redis)
         stack.callback(client.close)
         leader = Leader(Lease(client), client, engine.state, engine.counters, engine.switch, engine.feed_status.report)

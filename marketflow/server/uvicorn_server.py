@@ -1,6 +1,6 @@
 """uvicorn's server on sockets that are bound first, with an orderly shutdown and exit code 0 after a signal.
 
-Uses no private name of uvicorn; overrides `handle_exit`, `startup` and `shutdown`.
+Uses no private name of uvicorn; overrides `handle_exit`, `startup`, `main_loop` and `shutdown`.
 """
 
 import asyncio
@@ -31,6 +31,9 @@ STREAMS_END_SECONDS = 0.6
 
 MAX_MESSAGE_BYTES = 64 * 1024
 """Size limit of a message from a WebSocket client."""
+
+TICK_SECONDS = 1.0
+"""Interval at which the Date header is made anew."""
 
 BACKLOG = 2048
 """Connections that may wait to be accepted; fewer if the limit of open files is below four times as many."""
@@ -81,6 +84,7 @@ class Server(uvicorn.Server):
         self._on_signal = on_signal
         self._force = force
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._exit_requested = asyncio.Event()
         self._on_started = on_started
         self._on_stopping = on_stopping
         self._orphaned = orphaned
@@ -106,6 +110,14 @@ class Server(uvicorn.Server):
         with suppress(RuntimeError):  # the loop is closed
             if self._loop is not None:  # wakes a pending startup
                 self._loop.call_soon_threadsafe(self._force if self.force_exit else self._on_signal)
+                self._loop.call_soon_threadsafe(self._exit_requested.set)
+
+    async def main_loop(self) -> None:
+        """Wait for the shutdown; uvicorn's own loop looks for it ten times a second, half the CPU of an idle server."""
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TICK_SECONDS):
+                    await self._exit_requested.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Shut down connections and lifespan; the lifespan also when forced."""
@@ -149,6 +161,7 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().remove_reader(descriptor)
         logger.error("the parent process has ended")
         self.should_exit = True
+        self._exit_requested.set()
 
 
 def _web_socket_protocol(**keywords: Any) -> asyncio.Protocol:

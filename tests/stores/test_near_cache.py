@@ -170,6 +170,25 @@ def test_newest_ticks_are_updated_without_another_read(redis_db: RedisServer) ->
     run(redis_db, test)
 
 
+@pytest.mark.parametrize("near", [True, False])
+def test_newer_tick_of_this_process_replaces_the_cached_one_in_periods(redis_db: RedisServer, near: bool) -> None:
+    """The cached one may be of a killed run, whose slice is lost; it does not count beside the newer one."""
+    cached, newer = Tick(1.0, NOW - 300, 1), Tick(2.0, NOW - 100, 2)
+
+    async def test(world: World) -> None:
+        await asyncio.to_thread(world.cache.put_newest, {BTC: cached, ETH: newer})
+        await asyncio.to_thread(world.cache.put_slices, {slot(ETH, newer): candle_of(newer)})
+        cache = world.near_cache if near else world.reader
+        world.reader.newest_in_process = lambda _: {BTC: newer, ETH: cached}
+        assert await cache.newest(SERIES) == [newer, newer]
+        for _ in range(2):  # by reading Redis, and by what was read
+            assert await cache.summary(SERIES, NOW - 1000, NOW) == [candle_of(newer)] * 2
+            assert await cache.by_minute(SERIES, MINUTE, NOW) == [{MINUTE: candle_of(newer)}] * 2
+        assert cache.newest_in_memory(SERIES) == ([newer, newer] if near else None)
+
+    run(redis_db, test)
+
+
 TICKS = st.lists(
     st.builds(Tick, st.integers(1, 5).map(float), st.integers(NOW - 3 * MINUTE_MS, NOW + 2_000), st.integers(1, 99)),
     max_size=12,

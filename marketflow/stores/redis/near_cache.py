@@ -92,7 +92,7 @@ class NearCache:
         self._read_newest.update(missing)  # before the read: messages from here on are newer than what it returns
         for each, tick in zip(missing, await self._reader.newest(missing), strict=True):
             newest.setdefault(each, tick)
-        return [newest[each] for each in series]
+        return self._reader.newer(series, [newest[each] for each in series])
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of all that is cached from `since` on."""
@@ -120,7 +120,7 @@ class NearCache:
         self._needed.set()
         newest = self._newest
         try:
-            return [newest[each] for each in series]
+            return self._reader.newer(series, [newest[each] for each in series])
         except KeyError:
             return None
 

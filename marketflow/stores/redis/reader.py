@@ -1,6 +1,6 @@
 """Reads the cache in Redis for the API, on its event loop."""
 
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -57,6 +57,8 @@ class RedisReader:
         self._settle_ms = settle_ms
         self._minute_ms = minute_ms
         self._calls = CallLimit(max_connections, TIMEOUT_SECONDS)
+        self.newest_in_process: Callable[[Iterable[Series]], Mapping[Series, Tick]] | None = None
+        """Returns newest ticks of series that this process has before Redis, where it ingests itself."""
 
     @classmethod
     def connect(
@@ -94,7 +96,17 @@ class RedisReader:
             pipe.hmget(keys.latest_key(each), keys.LATEST_FIELDS)
             pipe.zrange(keys.minutes_key(each), -1, -1, withscores=True)
         answers = await self._whole(pipe)
-        return [_newest(answers[2 * i], answers[2 * i + 1]) for i in range(len(series))]
+        return self.newer(series, [_newest(answers[2 * i], answers[2 * i + 1]) for i in range(len(series))])
+
+    def newer(self, series: Sequence[Series], cached: list[Tick | None]) -> list[Tick | None]:
+        """The newest ticks of series: those that are cached, or newer ones that this process has."""
+        if self.newest_in_process is None:
+            return cached
+        own = self.newest_in_process(series)
+        return [
+            tick if (mine := own.get(each)) is None or (tick is not None and tick.order >= mine.order) else mine
+            for each, tick in zip(series, cached, strict=True)
+        ]
 
     async def recent(self, series: Sequence[Series], since: int) -> list[RecentCandles]:
         """Newest tick, slices and closed minutes of each series, as far as they end after `since`.
@@ -119,13 +131,14 @@ class RedisReader:
             for begin, end in ranges:
                 pipe.zrangebyscore(keys.window_key(each), begin, end, withscores=True)
         slices = iter(await self._whole(pipe))
+        newest = self.newer(series, [codec.decode_latest(latest) for latest in answers[::2]])
         return [
             RecentCandles(
-                codec.decode_latest(latest),
+                tick,
                 codec.decode_slots(entry for _ in ranges for entry in next(slices)),
                 closed,
             )
-            for latest, closed, ranges in zip(answers[::2], minutes, gaps, strict=True)
+            for tick, closed, ranges in zip(newest, minutes, gaps, strict=True)
         ]
 
     async def everything(self, series: Series) -> RecentCandles:
