@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
@@ -34,7 +35,7 @@ import redis
 from marketflow.model import MINUTE_MS
 from tests.benchmarks.report import report
 from tests.benchmarks.stage import stage
-from tests.support.application import Application
+from tests.support.application import ROOT, Application
 from tests.support.servers import HOST, wait_until
 
 STEP_SECONDS = 0.01
@@ -59,6 +60,7 @@ CASES = {
     "15": Case(3, 5),
     "1500": Case(5, 300),
     "15000": Case(10, 1500),
+    "50000": Case(10, 5000),
     "zipf": Case(5, 300, 200_000),
 }
 
@@ -223,10 +225,10 @@ def members(client: "redis.Redis", kind: str) -> int:
         return sum(pipe.execute())
 
 
-def run(name: str, case: Case, restart: bool) -> dict[str, object]:
+def run(name: str, case: Case, restart: bool, checkout: Path = ROOT) -> dict[str, Any]:
     """One measurement."""
     symbols = [f"S{number}USDT" for number in range(case.symbols)]
-    with stage() as servers, ExitStack() as stack:
+    with stage(checkout) as servers, ExitStack() as stack:
         client = stack.enter_context(servers.redis.client())
         limit = pipelined_limit(client)
         empty: int = client.info("memory")["used_memory"]

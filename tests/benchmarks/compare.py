@@ -6,6 +6,7 @@ state of the machine, so their ratios hold on a busy machine, where times do not
 
     python -m tests.benchmarks compare v0.1.0
     python -m tests.benchmarks compare HEAD~20 start single_tick --rounds 3
+    python -m tests.benchmarks compare HEAD~20 breadth      takes minutes a round, and runs only when named
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 from marketflow.settings import Settings
-from tests.benchmarks import ingest, promptness, queries, single_tick, start_stop
+from tests.benchmarks import breadth, ingest, promptness, queries, single_tick, start_stop, stream
 from tests.benchmarks.live import SETUPS
 from tests.benchmarks.report import report
 from tests.benchmarks.stage import stage
@@ -101,10 +102,34 @@ def _start(checkout: Path) -> Measurements:
         Path(folder).chmod(0o711)
         start_stop.embedded(times, Path(folder) / "embedded", checkout)
     assert not any(times.failed.values()), f"it did not stop cleanly: {dict(times.failed)}"
-    return {
+    return {"import_cpu_s": _import_cpu_seconds(checkout)} | {
         f"{start}_s": statistics.median(times.seconds[f"first price, embedded servers, {start}"])
         for start in ("cold", "warm")
     }
+
+
+def _import_cpu_seconds(checkout: Path) -> float:
+    """CPU of importing what the default command needs for the first price: other load of the machine hardly counts."""
+    program = "import os, marketflow.runtime.processes; print(sum(os.times()[:2])); os._exit(0)"
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(checkout), "PYTHONUNBUFFERED": "1"}
+    seconds = [
+        float(
+            subprocess.run([sys.executable, "-c", program], cwd=checkout, env=environment, check=True, stdout=-1).stdout
+        )
+        for _ in range(5)
+    ]
+    return statistics.median(seconds)
+
+
+def _stream(checkout: Path) -> Measurements:
+    row = stream.measure("both", clients=1000, rate=100, seconds=8, checkout=checkout)
+    return {name: row[name] for name in ("p50_ms", "p99_ms", "kb_a_client")} | {"cores": row["cores"]["marketflow"]}
+
+
+def _breadth(checkout: Path) -> Measurements:
+    row = breadth.run("15000", breadth.CASES["15000"], False, checkout)
+    assert row["sent"] == row["in_rows"], f"the rows are not what was sent: {row}"
+    return {name: row[name] for name in ("us_a_tick", "commands_s", "redis_mb", "rss_mb_max", "rows_after_s")}
 
 
 BENCHMARKS: Mapping[str, Callable[[Path], Measurements]] = {
@@ -113,7 +138,12 @@ BENCHMARKS: Mapping[str, Callable[[Path], Measurements]] = {
     "promptness": _promptness,
     "queries": _queries,
     "start": _start,
+    "stream": _stream,
+    "breadth": _breadth,
 }
+
+ONLY_WHEN_NAMED = ("breadth",)
+"""Benchmarks that take minutes a round."""
 
 
 def compare(old: Sequence[Measurements], new: Sequence[Measurements]) -> list[Compared]:
@@ -241,7 +271,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("revision", metavar="REF", help="the old revision: a commit, tag or branch")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHMARKS)}; all by default")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHMARKS)}; all but breadth by default"
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="pairs of runs; %(default)s")
     parser.add_argument("--ledger", type=Path, help="append the ratios here, and warn where they are much worse")
     arguments = parser.parse_args(argv)
@@ -259,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             checkouts = {"old": checkout, "new": ROOT}
             for tree in checkouts.values():
                 _prepare(tree)
-            for name in arguments.names or BENCHMARKS:
+            for name in arguments.names or [each for each in BENCHMARKS if each not in ONLY_WHEN_NAMED]:
                 compared += alternate(name, checkouts, arguments.rounds)
     except SideError as error:
         print(error, file=sys.stderr)

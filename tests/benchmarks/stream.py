@@ -15,6 +15,8 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -24,6 +26,7 @@ from tests.benchmarks.live import LATEST, SETUPS, Live
 from tests.benchmarks.rawhttp import Client, request_of
 from tests.benchmarks.report import percentile, report
 from tests.benchmarks.stage import stage
+from tests.support.application import ROOT
 
 CLIENTS = (1, 100, 1000)
 WARM_UP_SECONDS = 2.0
@@ -31,9 +34,9 @@ PAUSE_SECONDS = 0.01
 MEGABYTE = 1 << 20
 
 
-def measure(setup: str, clients: int, rate: float, seconds: float) -> dict[str, object]:
+def measure(setup: str, clients: int, rate: float, seconds: float, checkout: Path = ROOT) -> dict[str, Any]:
     """So many clients of a MarketFlow of their own."""
-    with stage() as servers, ExitStack() as stack:
+    with stage(checkout) as servers, ExitStack() as stack:
         servers.settings["HTTP__STREAMS_PER_CLIENT"] = max(CLIENTS) * 10  # all clients have one address
         live = Live(servers, stack, setup, rate)
         answering = psutil.Process(live.application.process.pid)
