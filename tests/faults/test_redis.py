@@ -32,13 +32,16 @@ from tests.faults.conftest import (
     wait_until_connected,
 )
 from tests.support.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
-from tests.support.oracle import Rows, candles_of_ticks
+from tests.support.oracle import Rows, assert_rows_equal, candles_of_ticks
 from tests.support.proxy import Proxy
 from tests.support.redis_faults import frozen, killed, out_of_memory, read_only
 from tests.support.servers import RedisServer, wait_until
 
 RETURN_SECONDS = 2.0
 """How long after its return Redis has everything again."""
+
+STOP_SECONDS = 5.0
+"""How long it may take to end."""
 
 WRITE_MS = 200
 """How long what has come may take until it is in a store."""
@@ -187,6 +190,32 @@ def test_write_whose_answer_was_cut_is_not_counted_twice(
         record_property("cached after seconds", seconds_until_cached(redis_db, traffic))
     assert_answers_equal(application, traffic.sent)
     stop_and_compare(application, rows, traffic)
+
+
+@pytest.mark.parametrize("fault", [Proxy.stall, Proxy.vanish])
+def test_signal_right_after_redis_stalls_loses_no_tick(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    redis_proxy: Proxy,
+    rows: Callable[[], Rows],
+    record_property: Record,
+    fault: Callable[[Proxy], None],
+) -> None:
+    """Newest prices are sent then whose replies never come."""
+    application = start(through(servers, redis=redis_proxy))
+    with Traffic(exchanges, rate=RATE) as traffic:
+        wait_for_windows(1)
+        fault(redis_proxy)
+        stalled_at = traffic.count
+        wait_until(lambda: traffic.count >= stalled_at + 20)
+    wait_until(lambda: not any(exchange.unread() for exchange in exchanges))
+    code, seconds = application.stop()
+    record_property("ended after seconds", seconds)
+    assert code == 0
+    assert seconds < STOP_SECONDS
+    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+    assert "Traceback" not in application.log
 
 
 # In the server
