@@ -91,7 +91,8 @@ class CandleWindow:
             return folded
         if folded is None:
             return candle_of(newest)
-        return _with_newest(folded, newest) if newest.order > (folded.last_at, folded.last_sequence) else folded
+        is_later = newest.order > (folded.last_at, folded.last_sequence) and not self._has(newest)
+        return _with_newest(folded, newest) if is_later else folded
 
     def by_minute(self, since: int, until: int, newest: Tick | None = None) -> dict[int, Candle]:
         """The minutes that begin at or after `since` and before `until`, by their start, the newest tick included."""
@@ -102,10 +103,14 @@ class CandleWindow:
         }
         if newest is not None and since <= newest.at < until:
             last = max(((candle.last_at, candle.last_sequence) for candle in found.values()), default=(0, 0))
-            if newest.order > last:  # later than its slice
+            if newest.order > last and not self._has(newest):  # later than its slice
                 start = minute_start(newest.at, self._minute_ms)
                 found[start] = _with_newest(found[start], newest) if start in found else candle_of(newest)
         return found
+
+    def _has(self, tick: Tick) -> bool:
+        minute = self._minutes.get(minute_start(tick.at, self._minute_ms))
+        return minute is not None and minute.has(tick)
 
     def _fold(self, begin: int, until: int) -> Candle | None:
         parts = [
@@ -147,6 +152,16 @@ class _Minute:
         if self._folded is None or self.closed is None:
             return self._folded or self.closed
         return more_complete(self._folded, self.closed)
+
+    def has(self, tick: Tick) -> bool:
+        """Whether a tick is in its slice or in the closed candle, which has all until its last one.
+
+        The receipt of that one says nothing: it is not known of a minute that was made again from a venue's trades.
+        """
+        if self.closed is not None and tick.at <= self.closed.last_at:
+            return True
+        held = self.slices.get(slice_start(tick.at))
+        return held is not None and (held.last_at, held.last_sequence) >= tick.order
 
     def since(self, begin: int) -> Candle | None:
         """Its slices from `begin` on."""

@@ -115,6 +115,19 @@ def test_newest_tick_counts_once_before_and_after_its_slice() -> None:
     assert CandleWindow({}, {}).covered(NOW, LATER, newest) is None
 
 
+def test_newest_tick_counts_once_in_a_minute_that_was_made_again() -> None:
+    """Of such a minute the times of receipt are unknown: those of its trades stand for them, which are earlier."""
+    start = minute_start(NOW)
+    trades = [Tick(1.0, start + 500, (start + 600) * 10**6), Tick(2.0, start + 900, (start + 1_000) * 10**6)]
+    lost = Tick(3.0, start + 100, 0)
+    made_again = folded([lost, *(Tick(price, at, at * 10**6) for price, at, _ in trades)])
+    slices = {slice_start(tick.at): candle_of(tick) for tick in trades}
+    for held in (slices, {}):  # slices are held for six minutes
+        window = CandleWindow(held, {start: made_again})
+        assert window.by_minute(start, LATER, trades[-1]) == {start: made_again}
+        assert window.covered(start, LATER, trades[-1]) == made_again
+
+
 def test_two_ticks_of_one_millisecond_are_two_ticks() -> None:
     first, second = Tick(1.0, NOW, 1), Tick(2.0, NOW, 2)
     window = CandleWindow({slice_start(NOW): candle_of(first)}, {})
