@@ -289,6 +289,7 @@ def test_long_names_do_not_hide_prices(start: Start, look: Look) -> None:
         visit.open()
         expect(visit.price("exchange3", name)).to_have_text(re.compile("[0-9]"))
         expect(visit.row(name).get_by_role("button")).to_have_attribute("title", name)
+        visit.row(name).scroll_into_view_if_needed()  # on a phone the chart is first
         expect(visit.row(name).locator(".age")).to_be_in_viewport(ratio=1)
         assert visit.fits()
         visit.keep(f"long-{viewport['width']}")

@@ -116,9 +116,13 @@ function arrange() {
   const main = document.querySelector("main");
   const [prices, panel, aside] = [".market", ".chart", ".aside"].map((name) => document.querySelector(name));
   const place = () => {
-    if (phone.matches) main.append(panel, prices, aside);
-    else if (narrow.matches) main.append(prices, panel, aside);
-    else main.append(prices, aside, panel);
+    let order = [prices, aside, panel];
+    if (phone.matches) order = [panel, prices, aside];
+    else if (narrow.matches) order = [prices, panel, aside];
+    if (order.every((each, n) => each === main.children[n])) return;
+    const focused = /** @type {HTMLElement} */ (document.activeElement);
+    main.append(...order);
+    focused.focus({ preventScroll: true }); // which is lost where an element is moved
   };
   for (const query of [narrow, phone]) query.addEventListener("change", place);
   place();
