@@ -40,7 +40,6 @@ export class Stream extends EventTarget {
   /** Open a new connection, and close any other. */
   open() {
     this.#close();
-    this.ended = false;
     this.receivedAt = performance.now();
     const socket = new WebSocket(this.url);
     this.socket = socket;
@@ -60,6 +59,7 @@ export class Stream extends EventTarget {
     if (!EVENTS.has(event)) return;
     if (event === "snapshot") {
       this.failures = 0;
+      this.ended = false; // not before: an attempt that fails says nothing new
       this.#notify({ state: "open" });
     }
     this.ended ||= event === "end";
@@ -73,7 +73,8 @@ export class Stream extends EventTarget {
   /** @param {number} code of the close */
   #reason(code) {
     if (!navigator.onLine) return "This device is offline.";
-    return this.ended || code === GOING_AWAY ? "MarketFlow has ended." : "The connection is lost.";
+    this.ended ||= code === GOING_AWAY;
+    return this.ended ? "MarketFlow has ended." : "The connection is lost.";
   }
 
   /** @param {string} reason */
