@@ -33,6 +33,8 @@ def test_reference_price_moves_with_the_median_only(visit: Visit, exchanges: lis
     moved = reference.get_attribute("data-move") or ""  # by the first prices, unless one frame shows them all
     exchanges[2].send(190.0)
     expect(visit.price("exchange3")).to_have_text("190.000")
+    expect(reference).to_have_text("102.000")
+    expect(reference).to_have_attribute("data-move", moved)
     exchanges[1].send(101.0)
     expect(reference).to_have_text("101.000")
     expect(reference).to_have_attribute("data-move", "down")
