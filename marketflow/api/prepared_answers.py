@@ -24,7 +24,7 @@ from marketflow.api.openapi.operation import refuse_unknown_parameters
 from marketflow.api.problems import Problem
 from marketflow.api.queries.path_parameters import PathParameters, path_parameters
 from marketflow.api.queries.period import PERIOD
-from marketflow.api.queries.prices import PriceQueries, newest_of
+from marketflow.api.queries.prices import PriceQueries, newest_of, summary_of
 from marketflow.api.rendering import RawHeaders, message_of
 from marketflow.api.routes.prices import (
     SummaryResponse,
@@ -34,9 +34,10 @@ from marketflow.api.routes.prices import (
     lowest_response,
     period_in,
 )
+from marketflow.clock import milliseconds
 from marketflow.logs import RateLimit
 from marketflow.logs.rate_limit import omitted_text
-from marketflow.model import Mode, Tick
+from marketflow.model import Candle, Mode, Tick
 from marketflow.stores.cache_limits import RECENT_MS
 
 PREPARED_ANSWERS = "prepared_answers"
@@ -195,7 +196,7 @@ class _RequestedPeriod(NamedTuple):
 
 
 class _Summary:
-    """Something of the summary of a period."""
+    """Something of the summary of a period; its message is kept while its candles are the same list."""
 
     def __init__(
         self,
@@ -212,13 +213,26 @@ class _Summary:
         self._added = added
         self._period = period
         self._respond = respond
+        self._candles: list[Candle | None] | None = None
+        self._server_headers: RawHeaders = []
+        self._message: bytes | None = None
 
     def message(self, mode: Mode, server_headers: RawHeaders) -> bytes | None:
         parameters = self._parameters[mode]
-        summary = self._prices.summary_in_memory(parameters.series, self._period.length)
-        if summary is None:
-            return None
+        now = milliseconds(self._prices.clock())
+        candles = self._prices.candles_in_memory(parameters.series, self._period.length, now)
+        # Lists are compared by identity: another one, of another time or mode, is another list.
+        if candles is not self._candles or server_headers is not self._server_headers:
+            self._message = None if candles is None else self._encoded(parameters, candles, now, server_headers)
+            self._candles, self._server_headers = candles, server_headers
+        return self._message
+
+    def _encoded(
+        self, parameters: PathParameters, candles: list[Candle | None], now: int, server_headers: RawHeaders
+    ) -> bytes | None:
+        since = now - self._period.length
         try:
+            summary = summary_of(parameters.series, candles, since, now, complete=True)
             response = self._respond(parameters, self._period.text, summary)
         except Problem:
             return None

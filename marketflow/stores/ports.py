@@ -113,7 +113,10 @@ class CacheReader(Protocol):
         ...
 
     def summary_in_memory(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None] | None:
-        """What `summary` would return at once, from the memory of this process; None where it would not."""
+        """What `summary` would return at once, from the memory of this process; None where it would not.
+
+        A list that is returned again has the same query and the same data; it is not to be changed.
+        """
         ...
 
 

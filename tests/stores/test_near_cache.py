@@ -302,7 +302,13 @@ def test_memory_answers_once_everything_was_read(redis_db: RedisServer) -> None:
         assert cache.newest_in_memory(SERIES) == [tick, None]
         assert cache.summary_in_memory(SERIES, NOW - 1_000, LATER) == [candle_of(tick), None]
         assert cache.summary_in_memory(SERIES, NOW - 2 * RECENT_MS, LATER) is None
+        found = cache.summary_in_memory(SERIES, NOW - 1_000, LATER)
+        assert found is cache.summary_in_memory(SERIES, NOW - 1_000, LATER)
+        assert found is not cache.summary_in_memory(SERIES, NOW - 1_001, LATER)
         assert world.reader.asked == asked
+        await asyncio.to_thread(world.cache.put_newest, {BTC: Tick(2.0, NOW, 2)})
+        await world.is_up_to_date()
+        assert found is not cache.summary_in_memory(SERIES, NOW - 1_000, LATER)
 
     run(redis_db, test)
 

@@ -118,15 +118,12 @@ class PriceQueries:
             return await self._long(series, minute_start(now - period), now)
         return await self._recent(series, now - period, now)
 
-    def summary_in_memory(self, series: Sequence[Series], period: int) -> PeriodSummary | None:
-        """Return what `summary` would from the memory of this process; None where it would query a store or raise."""
-        if period > RECENT_MS:
-            return None
-        now = milliseconds(self.clock())
-        held = self.cache.summary_in_memory(series, now - period, horizon(now, self.ahead_ms))
-        if held is None or all(candle is None for candle in held):
-            return None
-        return _summary(series, held, now - period, now, complete=True)
+    def candles_in_memory(self, series: Sequence[Series], period: int, now: int) -> list[Candle | None] | None:
+        """Return the candles of which `summary` is made, from the memory of this process, for a period in the slices.
+
+        None where it would query a store.
+        """
+        return self.cache.summary_in_memory(series, now - period, horizon(now, self.ahead_ms))
 
     async def candles(
         self, series: Sequence[Series], wanted: CandleRequest, combine: Combine = merge_all
@@ -150,10 +147,10 @@ class PriceQueries:
         until = horizon(now, self.ahead_ms)
         cached = await unless_unavailable(self.cache.summary(series, since, until))
         if cached is not None:
-            return _summary(series, cached, since, now, complete=True)
+            return summary_of(series, cached, since, now, complete=True)
         since = minute_start(since)
         rows = await self.archive.summary(series, since, until)
-        return _summary(series, rows, since, _end_of(rows, now), complete=False)
+        return summary_of(series, rows, since, _end_of(rows, now), complete=False)
 
     async def _long(self, series: Sequence[Series], since: int, now: int) -> PeriodSummary:
         """Summarize whole minutes from `since`: the older ones from the archive, the last ones from the cache."""
@@ -167,21 +164,27 @@ class PriceQueries:
                 raise Unavailable("neither the cache nor the archive is available")
             return await self._from_closed_minutes(series, max(since, oldest_kept_minute(now)), now)
         if cached is not None:
-            return _summary(series, _pairwise(rows, cached), since, now, complete=True)
+            return summary_of(series, _pairwise(rows, cached), since, now, complete=True)
         rows = _pairwise(rows, await self.archive.summary(series, split, until))
-        return _summary(series, rows, since, _end_of(rows, now), complete=False)
+        return summary_of(series, rows, since, _end_of(rows, now), complete=False)
 
     async def _from_closed_minutes(self, series: Sequence[Series], since: int, now: int) -> PeriodSummary:
         """Summarize closed minutes of the cache while the archive is unavailable."""
         cached = await self.cache.summary(series, since, horizon(now, self.ahead_ms))
-        found = _summary(series, cached, since, now, complete=False)
+        found = summary_of(series, cached, since, now, complete=False)
         # Its reach is unknown: memory holds minutes, and the cache a day unless it was emptied.
         return found._replace(since=max(since, minute_start(found.whole().first_at)))
 
 
-def _summary(
+def summary_of(
     series: Sequence[Series], candles: Sequence[Candle | None], since: int, until: int, *, complete: bool
 ) -> PeriodSummary:
+    """Return the summary of a period whose candles are these, `complete` if every store that was needed has answered.
+
+    Raises:
+        NoData: there is none.
+        Unavailable: there is none, but not every store has answered.
+    """
     found = {one: candle for one, candle in zip(series, candles, strict=True) if candle is not None}
     if not found:
         raise _nothing(complete=complete)

@@ -45,6 +45,9 @@ IDLE_SECONDS = 10.0
 
 RETRY_SECONDS = 0.1
 
+MAX_SUMMARIES = 256
+"""Summaries that are kept until the next message: some ten requests fall into a millisecond, and ask for the same."""
+
 _CHANNELS = (keys.NEWEST_CHANNEL, keys.SLICES_CHANNEL, keys.MINUTES_CHANNEL)
 
 
@@ -76,6 +79,7 @@ class NearCache:
         self._newest: dict[Series, Tick | None] = {}
         self._read_newest: set[Series] = set()
         self._windows: dict[Series, _Entry] = {}  # the most recently queried last
+        self._summaries: dict[tuple[object, ...], list[Candle | None]] = {}  # of the copy as it is now
 
     async def close(self) -> None:
         """Close the connection."""
@@ -125,7 +129,14 @@ class NearCache:
             return None
 
     def summary_in_memory(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None] | None:
-        """One candle for each series of all that is cached from `since` on, if all of it is in the copy."""
+        """One candle for each series of all that is cached from `since` on, if all of it is in the copy.
+
+        The same list until the copy changes; not to be changed.
+        """
+        query = (*series, since, until)
+        if (known := self._summaries.get(query)) is not None:
+            self._needed.set()
+            return known
         newest = self.newest_in_memory(series)
         if newest is None or not self.live or since < self._oldest() + self._minute_ms:
             return None
@@ -135,7 +146,11 @@ class NearCache:
             return None
         for each in series:  # the most recently queried last
             self._windows[each] = self._windows.pop(each)
-        return [window.covered(since, until, tick) for window, tick in zip(windows, newest, strict=True)]
+        found = [window.covered(since, until, tick) for window, tick in zip(windows, newest, strict=True)]
+        if len(self._summaries) >= MAX_SUMMARIES:
+            self._summaries.clear()
+        self._summaries[query] = found
+        return found
 
     def _oldest(self) -> int:
         """Start of the oldest minute that is kept."""
@@ -177,6 +192,7 @@ class NearCache:
             raise
         entry.window.fill(CandleWindow(recent.slices, recent.minutes, self._minute_ms))
         entry.reading = None
+        self._summaries.clear()
         held = sum(len(other.window) for other in windows.values())
         for other in list(windows):
             if held <= MAX_SLICES or other == series:
@@ -243,6 +259,7 @@ class NearCache:
             await announcements.ping()
             if (now_oldest := self._oldest()) != oldest:
                 oldest = now_oldest
+                self._summaries.clear()
                 for entry in self._windows.values():
                     entry.window.expire(oldest)
 
@@ -253,6 +270,7 @@ class NearCache:
             self.live = message["data"] == len(_CHANNELS)
             self.times_live += self.live
         elif message["type"] == "message":
+            self._summaries.clear()
             match self._channels[message["channel"].decode()]:
                 case keys.NEWEST_CHANNEL:
                     announced = codec.valid_ticks(codec.decode_newest(message["data"]))
