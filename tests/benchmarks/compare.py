@@ -112,12 +112,8 @@ def _import_cpu_seconds(checkout: Path) -> float:
     """CPU of importing what the default command needs for the first price: other load of the machine hardly counts."""
     program = "import os, marketflow.runtime.processes; print(sum(os.times()[:2])); os._exit(0)"
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(checkout), "PYTHONUNBUFFERED": "1"}
-    seconds = [
-        float(
-            subprocess.run([sys.executable, "-c", program], cwd=checkout, env=environment, check=True, stdout=-1).stdout
-        )
-        for _ in range(5)
-    ]
+    command = [sys.executable, "-c", program]
+    seconds = [float(subprocess.check_output(command, cwd=checkout, env=environment)) for _ in range(5)]
     return statistics.median(seconds)
 
 
