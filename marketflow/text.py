@@ -1,7 +1,10 @@
-"""Text as it is shown to a person: control characters escaped, credentials removed, times in RFC 3339."""
+"""Text as it is shown to a person: control characters escaped, credentials removed, times in RFC 3339; and names
+of hosts.
+"""
 
 import re
 from datetime import datetime
+from ipaddress import IPv6Address, ip_address
 from urllib.parse import urlsplit, urlunsplit
 
 _URL = re.compile(r"(\w+://)(?:[^\s/?#]*@)?([^\s?#]*)(?:[?#]\S*)?")
@@ -43,3 +46,15 @@ def host_port(host: str, port: int) -> str:
 def rfc3339(moment: datetime) -> str:
     """Return a UTC time in RFC 3339 with milliseconds: `2026-11-01T09:30:00.000Z`."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is localhost or a loopback address."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback

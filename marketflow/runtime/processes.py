@@ -16,7 +16,6 @@ from loguru import logger
 from marketflow import __version__
 from marketflow.api.context import Context
 from marketflow.api.middleware import request_metrics
-from marketflow.api.middleware.allowed_hosts import is_loopback
 from marketflow.clock import system_clock
 from marketflow.cluster import lease
 from marketflow.cluster.leader import Leader
@@ -35,13 +34,15 @@ from marketflow.runtime.state_reader import StateReader
 from marketflow.runtime.store_servers import Servers, find_servers, running_servers, when_set
 from marketflow.server.connection_limits import raise_file_limit
 from marketflow.server.http_protocol import LimitedHttpProtocol
+from marketflow.server.listeners import bind, bind_each, place_of
 from marketflow.server.service_notification import Supervisor, supervisor
-from marketflow.server.uvicorn_server import Server, bind, bind_each, ignore_signals, place_of
+from marketflow.server.uvicorn_server import Server, ignore_signals
 from marketflow.server.workers import Parent, Workers
 from marketflow.settings import Settings
 from marketflow.stores.fallback import FallbackReader
 from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.tasks import background, cancel
+from marketflow.text import is_loopback
 
 NEWEST_PAUSE_SECONDS = 0.02
 """Pause between writes of newest ticks where the API has them from memory, so that ticks of three exchanges at 100

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from marketflow.api.middleware.allowed_hosts import AllowedHosts, is_loopback
+from marketflow.api.middleware.allowed_hosts import AllowedHosts
 from marketflow.api.middleware.body_limit import BodyLimit
 from marketflow.api.middleware.same_site import SameSiteOnly
+from marketflow.text import is_loopback
 from tests.api.world import World
 
 Headers = Sequence[tuple[str, str]]

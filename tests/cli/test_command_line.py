@@ -394,6 +394,17 @@ def test_server_loads_heavy_libraries_after_the_first_price() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_check_loads_no_server_and_no_api() -> None:
+    script = (
+        "import sys, marketflow.cli.check.runner\n"
+        "heavy = {'uvicorn', 'starlette', 'prometheus_client', 'marketflow.runtime.engine'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    root = Path(marketflow.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
 def test_command_imports_no_module_of_another_command() -> None:
     script = (
         "import sys; from marketflow.cli import main\n"

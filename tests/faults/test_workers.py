@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from marketflow.errors import StartError
-from marketflow.server import uvicorn_server
-from marketflow.server.uvicorn_server import bind, bind_each
+from marketflow.server import listeners as listening_sockets
+from marketflow.server.listeners import bind, bind_each
 from tests.support.application import Application
 from tests.support.servers import HOST, free_port, wait_until
 
@@ -160,14 +160,14 @@ def test_start_during_another_start_is_refused_the_port(monkeypatch: pytest.Monk
         nonlocal refused
         if shared:
             with monkeypatch.context() as meanwhile:
-                meanwhile.setattr(uvicorn_server, "bind", bind)
+                meanwhile.setattr(listening_sockets, "bind", bind)
                 with pytest.raises(StartError, match="cannot listen on"):
-                    uvicorn_server.bind_each(HOST, port, other)
+                    listening_sockets.bind_each(HOST, port, other)
             refused += 1
         return bind(host, port, shared)
 
-    monkeypatch.setattr(uvicorn_server, "bind", bind_with_another_start)
-    for listener in uvicorn_server.bind_each(HOST, port, 3):
+    monkeypatch.setattr(listening_sockets, "bind", bind_with_another_start)
+    for listener in listening_sockets.bind_each(HOST, port, 3):
         listener.close()
     assert refused == 2
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from marketflow.errors import StartError
-from marketflow.server.uvicorn_server import bind, bind_each
+from marketflow.server.listeners import bind, bind_each
 from tests.support.servers import HOST
 
 

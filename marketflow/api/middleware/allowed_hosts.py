@@ -9,13 +9,13 @@ Where nothing is refused, the middleware returns the application's own coroutine
 import re
 from collections.abc import Awaitable, Iterable, Sequence
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from marketflow.api.problems import InvalidHost, answer_to
 from marketflow.logs import RateLimit
+from marketflow.text import is_loopback
 
 REFUSALS_SECONDS = 60.0
 """Interval between two log lines about refused requests."""
@@ -79,18 +79,6 @@ class AllowedHosts:
 
 
 @lru_cache(maxsize=256)  # the same few names with every request
-def is_loopback(host: str) -> bool:
-    """Return whether a host is localhost or a loopback address."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return False
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return (mapped or address).is_loopback
-
-
 @lru_cache(maxsize=256)
 def _host_name(hosts: tuple[bytes, ...]) -> str:
     """Return the name in the Host header without the port; "" without such a header or with several."""

@@ -8,14 +8,13 @@ from http.client import HTTPConnection, HTTPException
 
 import msgspec
 
-from marketflow.api.middleware.allowed_hosts import is_loopback
 from marketflow.cli.check.check_result import Check, CheckResult, CheckState, seconds_text
 from marketflow.errors import StartError
 from marketflow.health import Health
 from marketflow.model import FINE_STATES
-from marketflow.server.uvicorn_server import bind
+from marketflow.server.listeners import bind
 from marketflow.settings import HttpSettings
-from marketflow.text import host_port
+from marketflow.text import host_port, is_loopback
 
 ANSWER_SECONDS = 2.0
 """Timeout for an answer of the process that has the port."""
