@@ -317,12 +317,12 @@ class Decoder:
         return candles
 
     def _fold_series(self, series: Series, ticks: Columns, received: int) -> Candles | None:
+        if ticks.times[0] is None:
+            return None
         times = cast("Sequence[int]", ticks.times)
         try:
             in_order = sorted(times)
-        except TypeError:  # not all ticks are dated; to look for None first takes as long as sorting
-            return None
-        if in_order[0] is None:
+        except TypeError:  # others are not dated; to look for them first takes as long as sorting
             return None
         received_at = milliseconds(received)
         if in_order[0] < received_at - self._max_skew_ms or in_order[-1] > received_at + self._max_skew_ms:
