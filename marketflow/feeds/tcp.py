@@ -23,7 +23,7 @@ from marketflow.feeds.feed import FeedReport, Record
 from marketflow.feeds.line_framing import Framer
 from marketflow.model import Candles, FeedState, merge_into
 
-RECEIVE_BYTES = 512 * 1024
+RECEIVE_BYTES = 256 * 1024
 CONNECT_TIMEOUT_SECONDS = 3.0
 
 BATCH_SECONDS = 0.05
