@@ -46,8 +46,8 @@ DELIVERIES_AT_ONCE = 100
 """Batches delivered before the event loop runs other tasks."""
 
 REST = 1.25
-"""Pause after a pass as a multiple of the CPU time that it took: however many clients there are, the stream takes 44 % of
-a core. More rarely served, each receives the newest prices all the same."""
+"""Pause after a pass as a multiple of the CPU time that it took: however many clients there are, the stream takes 44 %
+of a core. More rarely served, each receives the newest prices all the same."""
 
 RESTART_SECONDS = 1.0
 
