@@ -169,6 +169,8 @@ class VersionedState:
 
     def _make_delta(self, subscription: Subscription, after: Position) -> tuple[Batch | None, Position]:
         has_snapshot = after.has_snapshot and after.epoch == self.epoch
+        if has_snapshot and not self.is_ready and not self._ended:
+            return None, after  # one that resumes receives all changes at once, when the cache was read
         events: list[msgspec.Struct] = []
         if after.mode is not None and after.mode is not self.mode:
             events.append(ChangedMode(self.mode, after.mode))

@@ -92,3 +92,14 @@ def test_newer_prices_pass_after_the_clock_was_set_back(state: VersionedState) -
     state.put([(Series(Mode.TEST, *PAIRS[0]), Tick(2.0, now_ms, 5))])
     batch, _ = delta(state, seen)
     assert b'"price":2.0' in batch[0].data
+
+
+def test_client_that_resumes_waits_until_the_cache_is_read(state: VersionedState) -> None:
+    """Else its first event would have some of the changes, or none, depending on which announcement comes first."""
+    _, position = state.delta(SUBSCRIPTION, START)
+    state.complete = False
+    state.beat(NOW)
+    assert state.delta(SUBSCRIPTION, position) == (None, position)
+    state.mark_complete()
+    batch, _ = state.delta(SUBSCRIPTION, position)
+    assert batch is not None
