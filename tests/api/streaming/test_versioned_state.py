@@ -96,10 +96,9 @@ def test_newer_prices_pass_after_the_clock_was_set_back(state: VersionedState) -
 
 def test_client_that_resumes_waits_until_the_cache_is_read(state: VersionedState) -> None:
     """Else its first event would have some of the changes, or none, depending on which announcement comes first."""
-    _, position = state.delta(SUBSCRIPTION, START)
+    _, seen = delta(state, START)
     state.complete = False
-    state.beat(NOW)
-    assert state.delta(SUBSCRIPTION, position) == (None, position)
+    put(state, 2.0)
+    assert delta(state, seen) == ([], seen)
     state.mark_complete()
-    batch, _ = state.delta(SUBSCRIPTION, position)
-    assert batch is not None
+    assert [each.event for each in delta(state, seen)[0]] == ["prices"]
