@@ -13,24 +13,46 @@ from loguru import logger
 CANCEL_SECONDS = 2.0
 """How long a cancelled task may take to end. A stop does not hang with a task that does not."""
 
+CANCEL_AGAIN_SECONDS = 0.5
+"""How long until a cancelled task that has not ended is cancelled again."""
+
 STEPS = 25
 """Timers in a row that make one timeout: so often at least the loop reads what has come before it gives up."""
 
 
 async def cancel(*tasks: "asyncio.Task[Any]") -> None:
-    """Cancel tasks and wait for their end, without raising what they raise."""
+    """Cancel tasks and wait for their end, without raising what they raise.
+
+    Again those that go on: an error in their cleanup may have taken the place of the cancellation.
+    """
     running = [task for task in tasks if not task.done()]
-    for task in running:
-        task.cancel()
     if running:
         with suppress(TimeoutError):
             async with timeout(CANCEL_SECONDS):
-                await asyncio.wait(running)
+                pending = {*running}
+                while pending:
+                    for task in pending:
+                        task.cancel()
+                    _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_SECONDS)
         for task in running:
             if not task.done():
                 logger.warning("a cancelled task does not end: task={}", task.get_coro())
             elif not task.cancelled():
                 task.exception()  # taken, so that asyncio does not log it as well
+
+
+def raise_if_cancelled() -> None:
+    """End a task that was cancelled and goes on: to be called where it has caught an error of its cleanup instead.
+
+    Closing the connection of a cancelled read may fail, and a task group raises the errors of its tasks in place of its
+    own cancellation.
+
+    Raises:
+        CancelledError: the current task was cancelled.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def log_failure(task: "asyncio.Task[Any]") -> None:

@@ -8,17 +8,23 @@ from contextlib import AsyncExitStack, closing
 from functools import wraps
 
 import pytest
+import redis
+from redis.asyncio.client import PubSub
 
 from marketflow import tasks
 from marketflow.api.streaming.broadcaster import Broadcaster
+from marketflow.clock import system_clock
 from marketflow.cluster.remote_control import RemoteIngest
+from marketflow.model import Mode
 from marketflow.runtime.health_report import Probe
 from marketflow.runtime.processes import ApiRole
 from marketflow.server.service_notification import Supervisor
 from marketflow.settings import load
+from marketflow.stores.redis.connection import connection_keywords
 from marketflow.stores.redis.near_cache import NearCache
+from marketflow.stores.redis.reader import RedisReader
 from marketflow.tasks import background, cancel, timeout
-from tests.support.servers import HOST, free_port
+from tests.support.servers import HOST, RedisServer, free_port
 
 SECONDS = 0.1
 
@@ -31,6 +37,62 @@ def on_loop(test: Callable[..., Coroutine[object, object, None]]) -> Callable[..
         asyncio.run(test(*arguments, **keywords))
 
     return run
+
+
+@on_loop
+async def test_task_whose_cleanup_fails_is_cancelled_again() -> None:
+    async def work() -> None:
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                if failures:
+                    raise
+                failures.append("the connection cannot be closed")
+
+    failures: list[str] = []
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    await cancel(task)
+    assert task.cancelled()
+    assert failures
+
+
+@pytest.mark.parametrize("of", [NearCache, RemoteIngest])
+@on_loop
+async def test_listener_ends_though_its_connection_cannot_be_closed(
+    of: type[NearCache | RemoteIngest], redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A starved event loop closes the connection of a cancelled read too late."""
+    closed: list[PubSub] = []
+    close = PubSub.aclose
+
+    async def close_late(channel: PubSub) -> None:
+        await close(channel)
+        closed.append(channel)
+        raise redis.TimeoutError("Timed out closing connection")
+
+    monkeypatch.setattr(PubSub, "aclose", close_late)
+    keywords = connection_keywords(HOST, redis_db.port, "", 0)
+    async with AsyncExitStack() as stack:
+        if of is NearCache:
+            reader = RedisReader.connect(keywords, system_clock, 0)
+            stack.push_async_callback(reader.close)
+            near_cache = NearCache(reader, keywords, system_clock)
+            stack.push_async_callback(near_cache.close)
+            await near_cache.newest([])
+            listening = asyncio.create_task(near_cache.listen())
+            while not near_cache.live:  # noqa: ASYNC110 - of another process
+                await asyncio.sleep(0.01)
+        else:
+            ingest = RemoteIngest(keywords, ["exchange1"], Mode.TEST)
+            stack.push_async_callback(ingest.close)
+            listening = asyncio.create_task(ingest.follow())
+            await asyncio.sleep(SECONDS)
+        listening.cancel()
+        await asyncio.wait([listening], timeout=5)
+        assert listening.cancelled()
+        assert closed
 
 
 @on_loop

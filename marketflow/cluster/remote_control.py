@@ -32,7 +32,7 @@ from marketflow.model import FeedState, Mode
 from marketflow.stores.postgres.request_coalescing import CoalescedAnswers
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.connection import async_client
-from marketflow.tasks import timeout
+from marketflow.tasks import raise_if_cancelled, timeout
 
 _T = TypeVar("_T")
 
@@ -180,7 +180,9 @@ class RemoteIngest:
             except Unavailable as error:
                 logger.debug("the ingest process cannot be followed: {}", error)
             except Exception as error:  # noqa: BLE001 - else the API would answer about the wrong mode for ever
+                raise_if_cancelled()
                 logger.opt(exception=error).error("following the ingest process failed, which is a bug")
+            raise_if_cancelled()
             await asyncio.sleep(POLL_SECONDS)
 
     async def _listen(self, channel: "redis.asyncio.client.PubSub") -> None:

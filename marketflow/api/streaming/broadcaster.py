@@ -29,7 +29,7 @@ from marketflow.health import Health, ModeSwitch
 from marketflow.logs import RateLimit
 from marketflow.model import Series, Tick
 from marketflow.stores.ports import Announcements
-from marketflow.tasks import cancel
+from marketflow.tasks import cancel, raise_if_cancelled
 
 HEARTBEAT_SECONDS = 5.0
 
@@ -190,6 +190,7 @@ class Broadcaster:
                         for work in (self._check, self._read, self._deliver):
                             group.create_task(work())
             except Exception as error:  # noqa: BLE001 - otherwise subscribers would wait for ever
+                raise_if_cancelled()
                 logger.opt(exception=error).error("the stream failed, which is a bug")
             await asyncio.sleep(RESTART_SECONDS)
 
@@ -261,6 +262,7 @@ class Broadcaster:
             try:
                 cached = await self._prices.cache.newest(series)
             except Unavailable:
+                raise_if_cancelled()
                 cached = [None] * len(series)
             if epoch != state.epoch:
                 continue

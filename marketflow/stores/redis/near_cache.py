@@ -28,6 +28,7 @@ from marketflow.stores.ports import TickListener
 from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.connection import async_client
 from marketflow.stores.redis.reader import RedisReader
+from marketflow.tasks import raise_if_cancelled
 
 MAX_SLICES = 250_000
 """About 100 MB."""
@@ -225,6 +226,7 @@ class NearCache:
                 )
             finally:
                 self._reset()
+            raise_if_cancelled()
             if self._listeners:
                 self._needed.set()
             await asyncio.sleep(RETRY_SECONDS)
