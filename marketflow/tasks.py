@@ -13,8 +13,8 @@ from loguru import logger
 CANCEL_SECONDS = 2.0
 """How long a cancelled task may take to end. A stop does not hang with a task that does not."""
 
-CANCEL_AGAIN_SECONDS = 0.5
-"""How long until a cancelled task that has not ended is cancelled again."""
+CANCEL_AGAIN_SECONDS = 1.0
+"""How long until a cancelled task that has not ended is cancelled again, which cuts its cleanup off."""
 
 STEPS = 25
 """Timers in a row that make one timeout: so often at least the loop reads what has come before it gives up."""

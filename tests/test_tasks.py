@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, closing
 from functools import wraps
+from typing import Any
 
 import pytest
 import redis
@@ -65,7 +66,7 @@ async def test_listener_ends_though_its_connection_cannot_be_closed(
 ) -> None:
     """A starved event loop closes the connection of a cancelled read too late."""
     closed: list[PubSub] = []
-    close = PubSub.aclose
+    close: Any = PubSub.aclose  # without types
 
     async def close_late(channel: PubSub) -> None:
         await close(channel)
