@@ -44,8 +44,8 @@ async def cancel(*tasks: "asyncio.Task[Any]") -> None:
 def raise_if_cancelled() -> None:
     """End a task that was cancelled and goes on: to be called where it has caught an error of its cleanup instead.
 
-    Closing the connection of a cancelled read may fail, and a task group raises the errors of its tasks in place of its
-    own cancellation.
+    Closing the connection of a cancelled read may fail. Not for use after a TaskGroup that only waits for its tasks: in
+    Python 3.11 one of them that fails leaves the mark of a cancellation.
 
     Raises:
         CancelledError: the current task was cancelled.

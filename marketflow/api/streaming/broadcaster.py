@@ -190,7 +190,6 @@ class Broadcaster:
                         for work in (self._check, self._read, self._deliver):
                             group.create_task(work())
             except Exception as error:  # noqa: BLE001 - otherwise subscribers would wait for ever
-                raise_if_cancelled()
                 logger.opt(exception=error).error("the stream failed, which is a bug")
             await asyncio.sleep(RESTART_SECONDS)
 
