@@ -22,7 +22,7 @@ from marketflow.stores.postgres.request_coalescing import CoalescedAnswers
 HOURS_KEPT_SECONDS = 10.0
 
 SERIES_AT_ONCE = 40
-"""Series whose hours one query reads: 55,000 rows, about a fifth of a second."""
+"""Series whose hours one query reads: 55,000 rows at most."""
 
 ROWS_OF_SERIES = 260.0
 """Rows that are charged for a series: an hour at each edge, and a tenth of those between, see HOURS_KEPT_SECONDS."""
