@@ -215,10 +215,11 @@ PAINTS = """
         count();
         const seen = new MutationObserver(() => frames.add(frame));
         const all = { subtree: true, childList: true, characterData: true, attributes: true };
+        const began = performance.now();
         seen.observe(document.querySelector("main"), all);
         await new Promise((done) => setTimeout(done, ms));
         counting = false;
-        return frames.size;
+        return [frames.size, (performance.now() - began) / 1000]; // a busy browser runs a timer late
     }
 """
 
@@ -226,5 +227,5 @@ PAINTS = """
 def test_page_is_painted_at_most_five_times_a_second(start: Start, look: Look) -> None:
     page = look(start(MODE="test", GENERATOR__RATE=200).port).open()
     until(page, lambda: drawn(page, "up") + drawn(page, "down") > 0)
-    painted = page.evaluate(PAINTS, 4000)
-    assert 4 < painted <= 4 * 5 + 1
+    painted, seconds = page.evaluate(PAINTS, 4000)
+    assert 4 < painted <= seconds * 5 + 1
