@@ -345,7 +345,7 @@ class Application:
             return False
 
     def get(self, path: str, **query: str) -> Any:
-        """The body of an answer that must be a good one; a client that asks too often waits as long as it is told."""
+        """The body of an answer that must be a good one; a client with too many requests waits for its Retry-After."""
         answer = self.http.get(path, params=query)
         while answer.status_code == 429:  # a test that awaits a condition asks far more often than any user
             time.sleep(float(answer.headers["Retry-After"]))

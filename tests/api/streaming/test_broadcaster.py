@@ -446,7 +446,7 @@ Writing = tuple[MemoryOutput, Subscriber, "asyncio.Task[None]"]
 
 @contextmanager
 def writing(setup: Setup, number: int, counted: list[int]) -> Iterator[list[Writing]]:
-    """So many subscribers to everything whose outputs the broadcaster writes to."""
+    """Yield this number of subscribers to everything, to whose outputs the broadcaster writes."""
     with ExitStack() as stack:
         found: list[Writing] = []
         for _ in range(number):

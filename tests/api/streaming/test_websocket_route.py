@@ -16,7 +16,7 @@ from tests.api.streaming.test_broadcaster import tick
 from tests.api.world import World, application_of, series
 
 CONNECTIONS = 16
-"""So many, since it differs which of two tasks comes first out of a set."""
+"""Repetitions: which of two tasks comes first out of a set differs from one to the next."""
 
 
 class Client:
