@@ -27,7 +27,7 @@ READMES = sorted(
 )
 IDS = [path.relative_to(ROOT).as_posix() for path in READMES]
 
-MOST_LINES = 200
+MOST_LINES = 215
 """Of the README at the root; the others hold what their readers need."""
 
 ELSEWHERE = {

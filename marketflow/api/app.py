@@ -23,6 +23,7 @@ from marketflow.api.routes.candles import candle_operations
 from marketflow.api.routes.charting.klines import kline_operations
 from marketflow.api.routes.charting.udf_datafeed import udf_operations
 from marketflow.api.routes.documentation import with_documentation
+from marketflow.api.routes.exchange_reachability import reachability_operation
 from marketflow.api.routes.feed_reports import feed_operations
 from marketflow.api.routes.health import status_operations
 from marketflow.api.routes.metrics import metrics_operations
@@ -72,6 +73,7 @@ def operations(times: RequestMetrics) -> list[Operation]:
             *mode_operations(times),
             *status_operations(),
             *feed_operations(),
+            reachability_operation(),
             *metrics_operations(times),
             *market_operations(),
         ]

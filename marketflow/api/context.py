@@ -17,6 +17,7 @@ from marketflow.api.queries.prices import PriceQueries
 from marketflow.api.streaming.broadcaster import Broadcaster
 from marketflow.cluster.messages import FeedsQuery, FeedsReport
 from marketflow.counters import IngestCounters
+from marketflow.feeds.reachability import Reachability
 from marketflow.health import Health, ModeSwitch
 from marketflow.stores.ports import HoleReader
 
@@ -27,7 +28,7 @@ class Context:
 
     `exchanges` and `symbols` hold the configured spellings. With an empty `token` anyone may switch the mode.
     `health`, `counters` and `ready` never block. `counters` returns None while no ingest process can be
-    reached; `feeds` raises Unavailable then.
+    reached; `feeds` raises Unavailable then. `reachability` connects to each exchange of the settings.
     """
 
     exchanges: tuple[str, ...]
@@ -38,6 +39,7 @@ class Context:
     health: Callable[[], Health]
     counters: Callable[[], IngestCounters | None]
     feeds: Callable[[FeedsQuery], Awaitable[FeedsReport]]
+    reachability: Callable[[], Awaitable[list[Reachability]]]
     holes: HoleReader
     ready: Callable[[], bool]
     broadcaster: Broadcaster

@@ -19,6 +19,7 @@ from marketflow.clock import system_clock
 from marketflow.cluster.messages import FeedsQuery, FeedsReport
 from marketflow.counters import IngestCounters
 from marketflow.errors import StartError
+from marketflow.feeds.reachability import ReachabilityProbe
 from marketflow.health import ModeSwitch
 from marketflow.model import Mode
 from marketflow.runtime.health_report import HealthReport, Probe
@@ -175,6 +176,7 @@ class AsgiApplication(ABC):
             health,
             counters,
             feeds,
+            ReachabilityProbe(lambda: settings.exchanges).results,
             archive,
             ready,
             broadcaster,

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from marketflow.cluster.messages import ExchangeReport, FeedsQuery, FeedsReport, SeriesReport
+from marketflow.feeds.reachability import Reachability
 from marketflow.model import FeedState, Hole, HoleState, Mode
 from marketflow.stores.ports import HoleQuery
 from tests.api.description import description
@@ -207,3 +208,25 @@ def test_holes_without_archive_are_unavailable() -> None:
     world = World()
     world.archive.away = True
     assert world.ask("/holes").json()["code"] == "unavailable"
+
+
+def test_reachability_has_every_exchange() -> None:
+    world = World(
+        reachable=[
+            Reachability("exchange1", "127.0.0.1:40101", None),
+            Reachability("Exchange2", "127.0.0.1:40102", "Connection refused"),
+        ]
+    )
+    answer = world.ask("/feeds/reachability")
+    assert answer.json() == {
+        "exchanges": [
+            {"exchange": "exchange1", "address": "127.0.0.1:40101", "reachable": True, "error": None},
+            {
+                "exchange": "Exchange2",
+                "address": "127.0.0.1:40102",
+                "reachable": False,
+                "error": "Connection refused",
+            },
+        ]
+    }
+    description().check("GET", "/feeds/reachability", answer)

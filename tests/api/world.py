@@ -21,6 +21,7 @@ from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.cluster.messages import FeedsQuery, FeedsReport
 from marketflow.counters import IngestCounters
 from marketflow.errors import Unavailable
+from marketflow.feeds.reachability import Reachability
 from marketflow.health import Health, StoreState
 from marketflow.model import (
     MINUTE_MS,
@@ -210,6 +211,7 @@ class World:
     feed: FeedState = FeedState.GENERATED
     feeds: FeedsReport = field(default_factory=lambda: FeedsReport(Mode.TEST, (), (), 0))
     feed_queries: list[FeedsQuery] = field(default_factory=list)
+    reachable: list[Reachability] = field(default_factory=list)
     missing: list[Hole] = field(default_factory=list)
     hole_queries: list[HoleQuery] = field(default_factory=list)
 
@@ -230,6 +232,9 @@ class World:
         await self.cache._asked()
         return self.feeds
 
+    async def reachability(self) -> list[Reachability]:
+        return self.reachable
+
     async def holes(self, wanted: HoleQuery) -> list[Hole]:
         self.hole_queries.append(wanted)
         await self.archive._asked()
@@ -246,6 +251,7 @@ class World:
             health=self.health,
             counters=lambda: self.counters,
             feeds=self.report,
+            reachability=self.reachability,
             holes=self,
             ready=lambda: self.ready,
             broadcaster=ShortBroadcaster(

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 from playwright.sync_api import Page, expect
 
@@ -28,9 +30,9 @@ OVERLAY = """
 """
 
 COLUMNS = """
-    () => {
+    ([name, fewest]) => {
         const canvas = document.querySelector("#chart tr:first-child td:nth-child(2) canvas");
-        const up = getComputedStyle(document.documentElement).getPropertyValue("--up");
+        const up = getComputedStyle(document.documentElement).getPropertyValue(name);
         const [red, green, blue] = up.match(/[0-9]+/g).map(Number);
         const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
         copy.drawImage(canvas, 0, 0);
@@ -42,19 +44,25 @@ COLUMNS = """
                 const at = 4 * (y * canvas.width + x);
                 found += data[at] === red && data[at + 1] === green && data[at + 2] === blue && data[at + 3] === 255;
             }
-            // The line of the newest price crosses all columns.
-            if (found > 3) columns.push(x);
+            if (found >= fewest) columns.push(x);
         }
-        return columns.length ? [columns[0], columns.at(-1), canvas.width] : null;
+        return [columns, canvas.width];
     }
 """
-"""First and last column with rising candles, and the width."""
+"""Columns with at least some pixels of a colour, and the width."""
 
 
-def extent(page: Page) -> list[int]:
-    until(page, lambda: page.evaluate(COLUMNS))
-    columns: list[int] = page.evaluate(COLUMNS)
-    return columns
+def extent(page: Page) -> tuple[int, int, int]:
+    """First and last column with rising candles, and the width."""
+    found: list[Any] = []
+
+    def any_column() -> bool:
+        # The line of the newest price crosses all columns, with fewer pixels.
+        found[:] = page.evaluate(COLUMNS, ["--up", 4])
+        return bool(found[0])
+
+    until(page, any_column)
+    return found[0][0], found[0][-1], found[1]
 
 
 def test_missing_minutes_leave_blank_places(visit: Visit) -> None:
@@ -136,6 +144,17 @@ def test_overlays_are_chosen_and_kept_in_the_address(visit: Visit, record: Recor
     until(page, lambda: drawn(page, "line-2") > 100)
     page.get_by_role("button", name="MA 20", exact=True).click()
     until(page, lambda: drawn(page, "line-2") == 0)
+
+
+def test_overlay_is_not_drawn_over_missing_minutes(visit: Visit, record: Record) -> None:
+    record(30, later=-60)
+    record(30)
+    page = visit.open("overlays=ma20")
+    until(page, lambda: drawn(page, "line-2") > 100)
+    columns, _ = page.evaluate(COLUMNS, ["--line-2", 1])
+    first, last = columns[0], columns[-1]
+    widest = max(after - before for before, after in pairwise(columns))
+    assert widest > 0.3 * (last - first)
 
 
 def test_times_are_local_or_utc(look: Look, application: Application, exchanges: list[ScriptedExchange]) -> None:

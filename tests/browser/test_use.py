@@ -43,6 +43,25 @@ def test_mode_switch_replaces_the_prices(start: Start, look: Look) -> None:
     assert application.get("/mode") == {"mode": "test"}
 
 
+def test_dialog_shows_which_exchanges_answer(start: Start, look: Look, exchanges: list[ScriptedExchange]) -> None:
+    application = start(MODE="test")
+    visit = look(application.port)
+    page = visit.open()
+    exchanges[1].close()
+    page.get_by_role("button", name="Live", exact=True).click()
+    lines = page.locator("#switch-exchanges li")
+    expect(lines.locator(".state")).to_have_text(["answers", "does not answer", "answers"])
+    expect(lines.nth(1)).to_contain_text("Connection refused")
+    visit.keep("dialog-live")
+    exchanges[1].open()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Live", exact=True).click()
+    page.locator("#switch-do").click()
+    expect(page.locator("#feeds li .state").first).to_have_text("connected")
+    page.get_by_role("button", name="Test", exact=True).click()
+    expect(page.locator("#switch-exchanges")).to_be_hidden()
+
+
 def test_sent_mode_switch_cannot_be_cancelled(application: Application, visit: Visit) -> None:
     page = visit.open()
     held: list[Route] = []

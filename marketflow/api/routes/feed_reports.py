@@ -132,7 +132,7 @@ class HolesAnswer(msgspec.Struct, frozen=True):
     holes: list[HoleAnswer]
 
 
-_FEEDS = Tag("feeds", "State of the feeds, and trades that are missing.")
+FEEDS = Tag("feeds", "State of the feeds, and trades that are missing.")
 
 
 def feed_operations() -> list[Operation]:
@@ -141,7 +141,7 @@ def feed_operations() -> list[Operation]:
         id="feeds",
         path="/feeds",
         endpoint=_feeds,
-        tag=_FEEDS,
+        tag=FEEDS,
         summary="State, delay and rate of every feed",
         description="One entry for each exchange, and one for each of its symbols, by page.",
         answer=FeedsAnswer,
@@ -152,7 +152,7 @@ def feed_operations() -> list[Operation]:
         id="holes",
         path="/holes",
         endpoint=_holes,
-        tag=_FEEDS,
+        tag=FEEDS,
         summary="Trades that are missing",
         description="Found by the ids of a venue, the newest first; kept as long as minutes.",
         answer=HolesAnswer,

@@ -131,7 +131,7 @@ export class Chart {
   /** Shows other overlays. @param {string[]} names @param {import("./candles.js").Candle[]} candles */
   chooseOverlays(names, candles) {
     this.overlays.choose(names);
-    this.overlays.set(candles, this.complete);
+    this.overlays.set(candles, this.length, this.complete);
   }
 
   /**
@@ -145,7 +145,7 @@ export class Chart {
     this.slots = slotsOf(candles, this.length);
     this.series.setData(this.slots.map(bar));
     this.volumes.set(candles);
-    this.overlays.set(candles, complete);
+    this.overlays.set(candles, this.length, complete);
     this.marks.set(this.slots);
     if (before < MOST_SHOWN && before !== this.slots.length) this.#fit();
     this.count = candles.length;
@@ -178,7 +178,7 @@ export class Chart {
     }
     this.count = candles.length;
     this.marks.set(this.slots);
-    if (changed.some(({ at }) => at < this.newest)) this.overlays.set(candles, complete);
+    if (changed.some(({ at }) => at < this.newest)) this.overlays.set(candles, this.length, complete);
     else this.overlays.update(candles, complete);
     if (newer.length && this.slots.length <= MOST_SHOWN) this.#fit();
     this.#markNewest(candles.at(-1));

@@ -7,7 +7,6 @@ import { moment } from "./format.js";
 const STATES = {
   connected: ["good", "Ticks come in"],
   generated: ["good", "Prices are generated here, for tests"],
-  halted: ["good", "It is connected; the venue does not trade its symbols now"],
   connecting: ["bad", "There is no connection; it is tried again and again"],
   halted: ["good", "The venue does not trade now, by its own word"],
   stale: ["poor", "It is connected and sends nothing that can be used"],

@@ -1,7 +1,7 @@
 /** The mode that runs, and the switch, which asks before it changes what everybody sees. */
 
 import { ask } from "./api.js";
-import { byId, say } from "./dom.js";
+import { byId, make, say } from "./dom.js";
 
 const MEANINGS = {
   test: "Prices are then generated, for all users of this MarketFlow, and the exchanges are disconnected.",
@@ -17,6 +17,8 @@ export class ModeSwitch {
     this.form = this.dialog.querySelector("form");
     this.wanted = "";
     this.busy = false;
+    /** @type {AbortController | null} of the question which exchanges answer */
+    this.asking = null;
     for (const button of this.buttons) button.addEventListener("click", () => this.#offer(button.dataset.mode));
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -52,6 +54,20 @@ export class ModeSwitch {
     byId("switch-token").hidden = true;
     this.dialog.showModal();
     byId("switch-do").focus();
+    this.#showExchanges();
+  }
+
+  /** Which exchanges the live mode would get prices from. */
+  async #showExchanges() {
+    const list = byId("switch-exchanges");
+    list.hidden = this.wanted !== "live";
+    this.asking?.abort();
+    if (list.hidden) return;
+    const { signal } = (this.asking = new AbortController());
+    list.replaceChildren(make("li", {}, "Asking the exchanges …"));
+    const lines = await ask("feeds/reachability", { signal }).then(({ exchanges }) => exchanges.map(answerOf), () => []);
+    // Without an answer the switch is possible all the same.
+    if (!signal.aborted) list.replaceChildren(...lines);
   }
 
   async #switch() {
@@ -103,10 +119,18 @@ export class ModeSwitch {
   }
 
   #clear() {
+    this.asking?.abort();
     this.form.reset();
     const pressed = this.buttons.find((button) => button.dataset.mode === this.wanted);
     pressed?.focus();
   }
+}
+
+/** @param {{exchange: string, address: string, reachable: boolean, error: string | null}} found */
+function answerOf({ exchange, address, reachable, error }) {
+  const state = make("span", { class: "state" }, reachable ? "answers" : "does not answer");
+  const trouble = make("span", { class: "trouble" }, [address, error].filter(Boolean).join(" · "));
+  return make("li", { "data-level": reachable ? "good" : "bad" }, make("span", { class: "name" }, exchange), state, trouble);
 }
 
 // The token lives as long as this tab.

@@ -66,6 +66,7 @@ export class Overlays {
     this.series = new Map();
     /** @type {CSSStyleDeclaration | null} */
     this.style = null;
+    this.length = 60_000; // of a candle in ms
   }
 
   /** Takes the colours of the page. @param {CSSStyleDeclaration} style */
@@ -88,23 +89,29 @@ export class Overlays {
     }
   }
 
-  /** @param {import("./candles.js").Candle[]} candles all @param {boolean} complete */
-  set(candles, complete) {
+  /** @param {import("./candles.js").Candle[]} candles all @param {number} length of each in ms @param {boolean} complete */
+  set(candles, length, complete) {
+    this.length = length;
     for (const [name, series] of this.series) {
       const values = valuesOf(name, candles, complete);
-      series.setData(candles.map((candle, index) => point(candle, values[index])));
+      series.setData(candles.map((_, index) => this.#point(candles, index, values[index])));
     }
   }
 
   /** The newest candle has changed, or has come. @param {import("./candles.js").Candle[]} candles all @param {boolean} complete */
   update(candles, complete) {
     const index = candles.length - 1;
-    for (const [name, series] of this.series) series.update(point(candles[index], overlayAt(name, candles, index, complete)));
+    for (const [name, series] of this.series) {
+      series.update(this.#point(candles, index, overlayAt(name, candles, index, complete)));
+    }
   }
-}
 
-/** @param {import("./candles.js").Candle} candle @param {number | null} value */
-function point({ at }, value) {
-  const time = /** @type {any} */ (at / 1000);
-  return value === null ? { time } : { time, value };
+  /** @param {import("./candles.js").Candle[]} candles @param {number} index @param {number | null} value */
+  #point(candles, index, value) {
+    const time = /** @type {any} */ (candles[index].at / 1000);
+    if (value === null) return { time };
+    // The library joins neighbours, also over a gap; the colour is that of the line which begins here.
+    const missing = index + 1 < candles.length && Math.round((candles[index + 1].at - candles[index].at) / this.length) > 1;
+    return missing ? { time, value, color: "transparent" } : { time, value };
+  }
 }
