@@ -15,7 +15,7 @@ from marketflow.resources import resource
 from marketflow.stores.ports import CandleRange
 from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.stores.postgres.rollups import LATE_MS, PostgresRollups
-from marketflow.stores.postgres.rows import DAY_MS, columns, connection_keywords
+from marketflow.stores.postgres.rows import DAY_MS, connection_keywords, to_datetime
 from marketflow.stores.postgres.writer import PostgresWriter
 from tests.support.oracle import candles_of_ticks
 from tests.support.seeds import seeds
@@ -199,8 +199,11 @@ def test_an_upgrade_keeps_days_and_makes_their_hours_in_steps(postgres_db: Keywo
     with closing(PostgresWriter(keywords, tmp_path, 200)) as earlier:
         earlier.write({})
     with psycopg.connect(**postgres_db, autocommit=True) as user:
-        for row in zip(*columns(list(candles_of_ticks(ticks, MINUTE_MS).items())), strict=True):
-            user.execute(f"insert into aggregates values ({', '.join(['%s'] * 14)})", row[:14])  # noqa: S608
+        for (series, start), candle in candles_of_ticks(ticks, MINUTE_MS).items():
+            prices = [candle.average, candle.low, candle.high, candle.open, candle.close, candle.ticks]
+            times = [to_datetime(at) for at in (candle.first_at, candle.last_at, candle.low_at, candle.high_at)]
+            row = [series.symbol, series.exchange, series.mode.value, to_datetime(start), *prices, *times]
+            user.execute(f"insert into aggregates values ({', '.join(['%s'] * 14)})", row)  # noqa: S608
         user.execute(BY_VERSION_2)
         with (
             closing(PostgresWriter(keywords, resource("ddl"), 200)) as archive,

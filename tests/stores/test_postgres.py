@@ -360,6 +360,9 @@ def test_candle_that_fits_no_row_is_dropped(archive: PostgresWriter, postgres_db
         Slot(BTC._replace(symbol="no ticks"), MINUTE): msgspec.structs.replace(empty, ticks=0),
         Slot(BTC._replace(symbol="less than none"), MINUTE): msgspec.structs.replace(empty, ticks=-1),
         Slot(BTC._replace(symbol="too many"), MINUTE): msgspec.structs.replace(empty, ticks=2**63),
+        Slot(BTC._replace(symbol="no high"), MINUTE): msgspec.structs.replace(empty, high=math.nan),
+        Slot(BTC._replace(symbol="no low"), MINUTE): msgspec.structs.replace(empty, low=-math.inf),
+        Slot(BTC._replace(symbol="no open"), MINUTE): msgspec.structs.replace(empty, open=math.inf),
     }
     assert archive.write(minute() | absurd) == len(absurd)
     assert_same(stored(postgres_db), minute()[Slot(BTC, MINUTE)])

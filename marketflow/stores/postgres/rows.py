@@ -1,9 +1,11 @@
 """Conversion between candles and rows of `aggregates`, and connection keywords: shared by writer and reader."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any
 
+import msgspec
 from msgspec import structs
 
 from marketflow.model import Amounts, Candle, Series, Slot, Source, VenueValues, rounded
@@ -79,38 +81,67 @@ def parameters(series: Series) -> dict[str, Any]:
     return {"mode": series.mode.value, "exchange": series.exchange, "symbol": series.symbol}
 
 
-def columns(rows: list[tuple[Slot, Candle]]) -> list[list[Any]]:
-    """Rows as one list for each column, in the order of the upsert."""
-    return [
-        list(column)
-        for column in zip(
-            *(
-                (
-                    slot.series.symbol,
-                    slot.series.exchange,
-                    slot.series.mode.value,
-                    to_datetime(slot.start),
-                    candle.average,
-                    candle.low,
-                    candle.high,
-                    candle.open,
-                    candle.close,
-                    candle.ticks or None,
-                    to_datetime(candle.first_at),
-                    to_datetime(candle.last_at),
-                    to_datetime(candle.low_at),
-                    to_datetime(candle.high_at),
-                    candle.version,
-                    *(each if each is None else rounded(each) for each in _amounts(candle)),
-                    candle.source,
-                    candle.verified,
-                    None if candle.venue is None else _array(candle.venue),
-                )
-                for slot, candle in rows
-            ),
-            strict=True,
-        )
-    ]
+class _Row(msgspec.Struct):
+    """A row as a JSON object; times are Unix ms."""
+
+    pair_name: str
+    exchange: str
+    mode: str
+    timestamp: int
+    average_price: float | None
+    min_price: float
+    max_price: float
+    open_price: float
+    close_price: float
+    tick_count: int | None
+    open_at: int
+    close_at: int
+    min_at: int
+    max_at: int
+    version: int
+    volume: float | None
+    turnover: float | None
+    buy_volume: float | None
+    buy_turnover: float | None
+    source: Source
+    verified: bool | None
+    venue_values: VenueValues | None
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def json_rows(rows: Iterable[tuple[Slot, Candle]]) -> str:
+    """Rows as a JSON array of objects, for `json_to_recordset`.
+
+    As arrays for `unnest`, each column as psycopg adapts lists, 15,000 rows take 0.7 s of CPU instead of 0.05 s.
+    """
+    return _encode([_row(slot, candle) for slot, candle in rows]).decode()
+
+
+def _row(slot: Slot, candle: Candle) -> _Row:
+    mode, exchange, symbol = slot.series
+    return _Row(
+        symbol,
+        exchange,
+        mode.value,
+        _valid_ms(slot.start),
+        candle.average,
+        candle.low,
+        candle.high,
+        candle.open,
+        candle.close,
+        candle.ticks or None,
+        _valid_ms(candle.first_at),
+        _valid_ms(candle.last_at),
+        _valid_ms(candle.low_at),
+        _valid_ms(candle.high_at),
+        candle.version,
+        *_amounts(candle),
+        candle.source,
+        candle.verified,
+        candle.venue,
+    )
 
 
 def candle_of_row(row: tuple[Any, ...]) -> Candle:
@@ -156,18 +187,20 @@ def _amounts(candle: Candle) -> tuple[float | None, float | None, float | None, 
     amounts = candle.amounts
     if amounts is None:
         return None, None, None, None
-    return amounts.volume, amounts.turnover, amounts.buy_volume, amounts.buy_turnover
-
-
-def _array(values: VenueValues) -> str:
-    """An array of float8 as text: psycopg has no lists of lists of different types."""
-    return "{" + ",".join("null" if each is None else repr(float(each)) for each in structs.astuple(values)) + "}"
+    volume, *others = structs.astuple(amounts)
+    turnover, buy_volume, buy_turnover = (None if each is None else rounded(each) for each in others)
+    return rounded(volume), turnover, buy_volume, buy_turnover
 
 
 def to_datetime(unix_ms: int) -> datetime:
     """A time in Unix ms as a datetime, limited to the valid range of rows."""
-    unix_ms = min(max(unix_ms, OLDEST_MS), END_MS)
+    unix_ms = _valid_ms(unix_ms)
     return datetime.fromtimestamp(unix_ms // 1000, UTC).replace(microsecond=unix_ms % 1000 * 1000)
+
+
+def _valid_ms(unix_ms: int) -> int:
+    """A time limited to the valid range of rows."""
+    return min(max(unix_ms, OLDEST_MS), END_MS)
 
 
 def to_unix_ms(moment: datetime) -> int:

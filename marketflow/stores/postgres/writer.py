@@ -18,7 +18,7 @@ from marketflow.logs import RateLimit
 from marketflow.model import Candle, Candles, Mode, Series, Slot
 from marketflow.stores.postgres.candle_sql import SUMMED, TOTAL_OF_ROW, VALID, time_of
 from marketflow.stores.postgres.connections.reconnecting_connection import ReconnectingConnection
-from marketflow.stores.postgres.rows import candle_of_row, columns, reason, to_datetime, to_unix_ms
+from marketflow.stores.postgres.rows import candle_of_row, json_rows, reason, to_datetime, to_unix_ms
 
 if TYPE_CHECKING:
     from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
@@ -28,19 +28,28 @@ _Rejected = tuple[Slot, Exception]
 
 _COLUMNS = """
 pair_name, exchange, mode, timestamp, average_price, min_price, max_price, open_price, close_price, tick_count,
-open_at, close_at, min_at, max_at, version, volume, turnover, buy_volume, buy_turnover, source, verified
+open_at, close_at, min_at, max_at, version, volume, turnover, buy_volume, buy_turnover, source, verified, venue_values
 """
+
+
+def _moment(column: str) -> str:
+    """SQL of a time that is given in Unix ms; exact, as whole microseconds of an interval are."""
+    return f"timestamptz 'epoch' + {column} * interval '1 millisecond'"
+
 
 # Of two versions with as many ticks that made of ticks replaces the venue's own ('ticks' < 'venue'), and one that is
 # verified, or not, one of which that is unknown.
 _UPSERT = f"""
-insert into aggregates ({_COLUMNS}, venue_values)
-select {_COLUMNS}, venue_values::float8[] from unnest(
-    %s::text[], %s::text[], %s::text[], %s::timestamptz[],
-    %s::float8[], %s::float8[], %s::float8[], %s::float8[], %s::float8[], %s::int8[],
-    %s::timestamptz[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[], %s::int4[],
-    %s::float8[], %s::float8[], %s::float8[], %s::float8[], %s::text[], %s::bool[], %s::text[]
-) as written ({_COLUMNS}, venue_values)
+insert into aggregates ({_COLUMNS})
+select pair_name, exchange, mode, {_moment("timestamp")}, average_price, min_price, max_price, open_price, close_price,
+       tick_count, {_moment("open_at")}, {_moment("close_at")}, {_moment("min_at")}, {_moment("max_at")}, version,
+       volume, turnover, buy_volume, buy_turnover, source, verified, venue_values
+from json_to_recordset(%s::json) as written (
+    pair_name text, exchange text, mode text, timestamp int8, average_price float8, min_price float8, max_price float8,
+    open_price float8, close_price float8, tick_count int8, open_at int8, close_at int8, min_at int8, max_at int8,
+    version int4, volume float8, turnover float8, buy_volume float8, buy_turnover float8, source text, verified bool,
+    venue_values float8[]
+)
 on conflict (exchange, pair_name, mode, timestamp) do update set
     average_price = excluded.average_price, min_price = excluded.min_price, max_price = excluded.max_price,
     open_price = excluded.open_price, close_price = excluded.close_price, tick_count = excluded.tick_count,
@@ -161,7 +170,7 @@ class PostgresWriter:
         try:
             with _versions_kept(connection):
                 for batch in self._batches(rows):
-                    connection.execute(_UPSERT, columns(batch))
+                    connection.execute(_UPSERT, [json_rows(batch)])
         except Exception as error:
             if _is_outage(error):
                 raise
@@ -194,7 +203,7 @@ class PostgresWriter:
             batch = waiting.pop()
             try:
                 with connection.transaction():  # a savepoint
-                    connection.execute(_UPSERT, columns(batch))
+                    connection.execute(_UPSERT, [json_rows(batch)])
             except Exception as error:
                 if _is_outage(error):
                     raise
