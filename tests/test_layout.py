@@ -15,8 +15,20 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "marketflow"
 
 LAYERS: list[tuple[str, ...]] = [
-    ("model", "clock", "errors", "text", "counters", "time_parsing", "health", "resources", "tasks"),
+    (
+        "model",
+        "clock",
+        "errors",
+        "text",
+        "counters",
+        "time_parsing",
+        "health",
+        "resources",
+        "tasks",
+        "reference_price",
+    ),
     ("logs", "client"),
+    ("alerts",),
     ("settings",),
     ("stores", "feeds"),
     ("pipeline",),

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from marketflow.api.queries.reference import FRESH_MS, reference_candles
+from marketflow.api.queries.reference import reference_candles
 from marketflow.model import Amounts, Candle, Slot, Tick, candle_of, merge, minute_start
+from marketflow.reference_price import FRESH_MS
 from tests.api.world import EXCHANGES, NOW, World, series
 
 PRICES = st.floats(min_value=1e-8, max_value=1e9)

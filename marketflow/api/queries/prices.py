@@ -16,10 +16,10 @@ from marketflow.api.queries.boundaries import horizon, oldest_kept_minute, split
 from marketflow.api.queries.candles import CandleRequest, CandleRows, Combine, QueryTime, query_candles
 from marketflow.api.queries.derived.filled_candles import filled_candles
 from marketflow.api.queries.either_store import both, unless_unavailable
-from marketflow.api.queries.reference import FRESH_MS, ReferencePrice, reference_price
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, SECOND_MS, Candle, Series, Tick, merge_all, minute_start
+from marketflow.reference_price import FRESH_MS, ReferencePrice, reference_price
 from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.candle_window import merged
 from marketflow.stores.ports import ArchiveReader, CacheReader

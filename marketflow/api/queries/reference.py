@@ -1,42 +1,12 @@
-"""The reference price of a symbol: the median over its exchanges.
-
-The newest tick over all exchanges jumps from one to the other, and one exchange that is off moves it. The median moves
-when the market does.
-"""
+"""Candles of the reference price: the medians of those of all exchanges."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
-from statistics import median
-from typing import NamedTuple
 
 from msgspec import structs
 
-from marketflow.model import Candle, Tick, merge, rounded
-
-FRESH_MS = 15_000
-"""Age of a tick up to which its price counts: an exchange that is silent for longer is stale by default."""
-
-
-class ReferencePrice(NamedTuple):
-    """The median of the newest prices of a symbol.
-
-    Args:
-        price: in the quote currency.
-        exchanges: number of exchanges whose price is fresh, and counts.
-        at: event time (Unix ms) of the newest tick among them.
-    """
-
-    price: float
-    exchanges: int
-    at: int
-
-
-def reference_price(ticks: Iterable[Tick | None], now_ms: int) -> ReferencePrice | None:
-    """Return the reference price of the newest ticks, one an exchange; None if none is fresh."""
-    fresh = [tick for tick in ticks if tick is not None and tick.at >= now_ms - FRESH_MS]
-    if not fresh:
-        return None
-    return ReferencePrice(median_of([tick.price for tick in fresh]), len(fresh), max(tick.at for tick in fresh))
+from marketflow.model import Candle, merge
+from marketflow.reference_price import median_of
 
 
 def reference_candles(of_exchanges: Iterable[Mapping[int, Candle]]) -> dict[int, Candle]:
@@ -62,9 +32,3 @@ def _reference_candle(candles: Sequence[Candle]) -> Candle:
         close=median_of([candle.close for candle in candles]),
         total=median_of(averages) * whole.ticks if averages else 0.0,
     )
-
-
-def median_of(prices: Sequence[float]) -> float:
-    """Return the median of prices."""
-    middle = median(prices)
-    return middle if len(prices) % 2 else rounded(middle)  # the mean of two has digits that neither has

@@ -17,9 +17,9 @@ from marketflow.api.problems import NoData, Problem, ServiceUnavailable, TooMany
 from marketflow.api.queries.path_parameters import PathParameters, path_parameters_of
 from marketflow.api.queries.period import PATTERN, PERIOD, InvalidPeriod, parse_period
 from marketflow.api.queries.prices import ObservedPrice, PeriodSummary
-from marketflow.api.queries.reference import FRESH_MS
 from marketflow.api.rendering import JSONAnswer, Time, rfc3339
 from marketflow.api.routes.latest_price import LatestPrice, Price
+from marketflow.reference_price import FRESH_MS
 from marketflow.stores.cache_limits import RECENT_MS
 
 ALL = "all"

@@ -12,10 +12,10 @@ from marketflow.api.middleware.client_limits import ClientLimits
 from marketflow.api.problems import NoData
 from marketflow.api.queries.boundaries import DAY_MS, horizon, split_between
 from marketflow.api.queries.prices import PeriodSummary, PriceQueries
-from marketflow.api.queries.reference import FRESH_MS, median_of
 from marketflow.clock import milliseconds
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Mode, Series, minute_start
+from marketflow.reference_price import FRESH_MS, median_of
 from marketflow.stores.candle_window import merged
 from marketflow.stores.postgres.request_coalescing import CoalescedAnswers
 

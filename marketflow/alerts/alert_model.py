@@ -1,0 +1,255 @@
+"""Alerts: rules of what is watched, and events that say what has happened.
+
+A rule is about the mode that runs; its events say which one that was. Durations are texts such as `30s` or `24h`.
+"""
+
+import hashlib
+import re
+from typing import Annotated, Any, Final, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from marketflow.health import Time
+from marketflow.model import SLICE_MS, Mode
+from marketflow.time_parsing import duration_ms
+
+AlertKind = Literal["price", "change", "gap", "stale", "hole"]
+Direction = Literal["up", "down", "either"]
+Period = Literal["10s", "30s", "1m", "3m", "5m", "15m", "30m", "1h", "4h", "12h", "24h"]
+Origin = Literal["settings", "api"]
+
+MOST_RULES = 20_000
+"""Rules at most, configured ones and those of the API together."""
+
+MASK: Final = "***"
+
+# Without credentials, and without *, so that a masked address is none.
+_URL = r"https?://[A-Za-z0-9._\-\[\]:]+(/[!-)+-~]*)?"
+
+_Name = Annotated[str, Meta(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$", description="Shown with its events.")]
+_Cooldown = Annotated[
+    str,
+    Meta(
+        pattern="^[0-9]{1,5}[smhd]$",
+        description="For how long after an event there is no other one of this rule.",
+        examples=["1m", "0s", "1h"],
+    ),
+]
+_Webhook = Annotated[
+    str,
+    Meta(
+        max_length=2000,
+        pattern=rf"^({_URL})?$",
+        description="Where events are posted to; needs a `secret`. An answer shows no more of it than the server.",
+        examples=["https://example.com/hooks/prices"],
+    ),
+]
+_Secret = Annotated[
+    str,
+    Meta(
+        max_length=200,
+        pattern=r"^([!-~]{16,})?$",
+        description="Signs what is posted (HMAC-SHA256): at least 16 printable ASCII characters. Never answered.",
+        examples=["a-secret-of-16-characters"],
+    ),
+]
+_Symbol = Annotated[str, Meta(max_length=32, examples=["BTCUSDT"], description="A configured symbol.")]
+_Exchange = Annotated[str, Meta(max_length=32, description="A configured exchange; null is any.")]
+_Source = Annotated[
+    str,
+    Meta(
+        max_length=32,
+        description="A configured exchange; `reference` is the median over the exchanges; null is the newest price of "
+        "all exchanges.",
+    ),
+]
+_Direction = Annotated[Direction, Meta(description="Which way it must be crossed.")]
+
+
+class RuleOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What rules of all kinds have. Its representation shows neither webhook nor secret."""
+
+    name: _Name = ""
+    once: Annotated[bool, Meta(description="Whether its first event ends it, also over restarts.")] = False
+    cooldown: _Cooldown = "1m"
+    webhook: _Webhook = ""
+    secret: _Secret = ""
+
+    @property
+    def cooldown_ms(self) -> int:
+        """Return the cooldown in ms."""
+        return duration_ms(self.cooldown)
+
+    def __repr__(self) -> str:
+        values = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) not in ("", None)}
+        shown = values | {name: MASK for name in ("webhook", "secret") if name in values}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+class PriceRule(RuleOptions, frozen=True, kw_only=True, tag_field="kind", tag="price"):
+    """A price reaches a level from below (`up`), from above (`down`), or either."""
+
+    symbol: _Symbol
+    exchange: _Source | None = None
+    level: Annotated[float, Meta(gt=0, le=1e12, examples=[70_000])]
+    direction: _Direction = "either"
+
+
+class ChangeRule(RuleOptions, frozen=True, kw_only=True, tag_field="kind", tag="change"):
+    """A price has risen (`up`) or fallen (`down`) by so many percent within a period."""
+
+    symbol: _Symbol
+    exchange: _Source | None = None
+    percent: Annotated[float, Meta(gt=0, le=1e6, examples=[2.5])]
+    period: Annotated[Period, Meta(description="The price now is compared with that of so long ago.")]
+    direction: _Direction = "either"
+
+    @property
+    def period_ms(self) -> int:
+        """Return the period in ms."""
+        return duration_ms(self.period)
+
+
+class GapRule(RuleOptions, frozen=True, kw_only=True, tag_field="kind", tag="gap"):
+    """The highest price of the exchanges is so many basis points above the lowest one."""
+
+    symbol: _Symbol
+    basis_points: Annotated[float, Meta(gt=0, le=1e6, examples=[20])]
+
+
+class StaleRule(RuleOptions, frozen=True, kw_only=True, tag_field="kind", tag="stale"):
+    """A feed gives no good tick for `flow.stale_after_seconds`."""
+
+    exchange: _Exchange | None = None
+
+
+class HoleRule(RuleOptions, frozen=True, kw_only=True, tag_field="kind", tag="hole"):
+    """Trades of a venue are missing: a hole was found."""
+
+    exchange: _Exchange | None = None
+    symbol: Annotated[str, Meta(max_length=32, description="A configured symbol; null is any.")] | None = None
+
+
+AlertRule = PriceRule | ChangeRule | GapRule | StaleRule | HoleRule
+
+KINDS: dict[type[RuleOptions], AlertKind] = {
+    PriceRule: "price",
+    ChangeRule: "change",
+    GapRule: "gap",
+    StaleRule: "stale",
+    HoleRule: "hole",
+}
+"""The kinds by the class of their rules."""
+
+
+class InvalidRule(Exception):
+    """A rule contradicts itself; the text says what is allowed, and quotes no value."""
+
+
+def checked(rule: AlertRule) -> AlertRule:
+    """Return a rule whose fields agree with each other.
+
+    Raises:
+        InvalidRule: they do not.
+    """
+    for name in rule.__struct_fields__:
+        if isinstance(value := getattr(rule, name), str) and value.endswith("\n"):  # which `$` lets pass
+            raise InvalidRule(f"{name} must not end with a line feed")
+    if bool(rule.webhook) != bool(rule.secret):
+        raise InvalidRule("webhook and secret must be given together")
+    if rule.webhook and not re.fullmatch(_URL, rule.webhook):
+        raise InvalidRule("webhook must be a URL that begins with https:// or http://")
+    try:
+        _ = urlsplit(rule.webhook).port
+    except ValueError:
+        raise InvalidRule("webhook must be a URL with a port from 1 to 65535") from None
+    return rule
+
+
+def receiver_of(webhook: str) -> str:
+    """Return the scheme, host and port of a webhook: what of it may be shown."""
+    parts = urlsplit(webhook)
+    return f"{parts.scheme}://{parts.netloc.lower()}" if webhook else ""
+
+
+def configured_id(rule: AlertRule) -> str:
+    """Return the id of a configured rule: of the same rule the same, so that what it has done is known after a restart.
+
+    Where it is delivered does not matter.
+    """
+    watched = msgspec.structs.replace(rule, webhook="", secret="")
+    return f"s{hashlib.sha256(msgspec.json.encode(watched)).hexdigest()[:23]}"
+
+
+class AlertEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rule has found, as streams and webhooks have it. What does not apply is null."""
+
+    id: Annotated[str, Meta(pattern="^[0-9a-f]{32}$", description="The same however often it is delivered.")]
+    rule: Annotated[str, Meta(description="Id of the rule.")]
+    name: Annotated[str, Meta(description="Name of the rule.")]
+    kind: AlertKind
+    mode: Mode
+    symbol: str | None
+    exchange: Annotated[str | None, Meta(description="An exchange, `reference`, or null for all.")]
+    direction: Literal["up", "down"] | None
+    threshold: Annotated[float | None, Meta(description="What was reached: a price, percent or basis points.")]
+    value: Annotated[float | None, Meta(description="By which it was reached, in the same unit.")]
+    timestamp: Annotated[Time, Meta(description="Event time, of the first tick known to have reached it.")]
+    text: Annotated[str, Meta(description="The event in words.")]
+
+
+class RaisedAlert(NamedTuple):
+    """An event with what its rule says about further ones.
+
+    Args:
+        event: the event.
+        at: its time (Unix ms).
+        cooldown_ms: how long there is no other one of its rule.
+        once: whether it ends its rule.
+        receiver: the receiver of the rule's webhook, or "".
+    """
+
+    event: AlertEvent
+    at: int
+    cooldown_ms: int
+    once: bool
+    receiver: str
+
+
+class RuleState(NamedTuple):
+    """What is stored of the events of a rule: the time of the last one (Unix ms), and whether that ended it."""
+
+    last_event_at: int | None = None
+    done: bool = False
+
+
+class StoredRule(NamedTuple):
+    """A rule, its id, where it is from, and what it has done."""
+
+    id: str
+    origin: Origin
+    rule: AlertRule
+    state: RuleState = RuleState()
+
+
+def event_id(rule: str, mode: Mode, subject: tuple[str | None, ...], at: int) -> str:
+    """Return the id of an event: of the same crossing the same, whichever process finds it, however often.
+
+    Args:
+        rule: id of the rule.
+        mode: of the ticks.
+        subject: what it is about: exchange, symbol, direction.
+        at: event time (Unix ms), of which the slice counts.
+    """
+    parts = (rule, mode.value, *(part or "" for part in subject), str(at - at % SLICE_MS))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def as_builtins(rule: AlertRule, *, with_secrets: bool = False) -> dict[str, Any]:
+    """Return a rule as JSON has it; of a webhook its receiver alone, unless with secrets."""
+    found: dict[str, Any] = msgspec.to_builtins(rule)
+    if not with_secrets and rule.webhook:
+        found["webhook"], found["secret"] = f"{receiver_of(rule.webhook)}/{MASK}", MASK
+    return found

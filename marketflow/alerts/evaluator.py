@@ -1,0 +1,282 @@
+"""Evaluates rules on candles of new ticks: the work of a candle does not depend on the number of other series' rules.
+
+Rules are indexed by what they watch, and there by their thresholds. Candles have each tick once, so a crossing is seen
+once, also where it begins and ends within a candle. A reference price or a gap is of the newest prices after each
+batch of candles, which is that of a slice.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from marketflow.alerts.alert_model import (
+    KINDS,
+    AlertEvent,
+    ChangeRule,
+    GapRule,
+    HoleRule,
+    PriceRule,
+    RaisedAlert,
+    StaleRule,
+    event_id,
+    receiver_of,
+)
+from marketflow.alerts.level_index import Crossing, LevelIndex, Point
+from marketflow.alerts.price_watch import PriceWatch
+from marketflow.alerts.watched_rule import WatchedRule
+from marketflow.model import NANOSECONDS_PER_MS, REFERENCE, Candle, Candles, Mode, Series, Slot, Tick, candle_of, merge
+from marketflow.reference_price import FRESH_MS, reference_price
+from marketflow.text import rfc3339
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+DONE_SHARE = 0.1
+"""Share of rules that are done from which on the others are indexed anew: at once each time would cost their number."""
+
+
+class _Key(NamedTuple):
+    """A price: of an exchange, of `reference`, or of all (None)."""
+
+    mode: Mode
+    exchange: str | None
+    symbol: str
+
+
+class _Market:
+    """The newest price of each exchange of a symbol, and what is watched of them together."""
+
+    def __init__(self) -> None:
+        self.newest: dict[str, Tick] = {}
+        self.reference: PriceWatch | None = None
+        self.gaps = LevelIndex()
+        self._last_gap: Point | None = None
+
+    def take(self, exchange: str, candle: Candle) -> None:
+        tick, held = candle.newest, self.newest.get(exchange)
+        if held is None or held.order < tick.order:
+            self.newest[exchange] = tick
+
+    def moved_reference(self, now_ms: int) -> list[Crossing]:
+        found = reference_price(self.newest.values(), now_ms) if self.reference is not None else None
+        if found is None or self.reference is None:
+            return []
+        return self.reference.take(candle_of(Tick(found.price, now_ms, now_ms * NANOSECONDS_PER_MS)))
+
+    def moved_gap(self, now_ms: int) -> list[Crossing]:
+        fresh = [tick for tick in self.newest.values() if tick.at >= now_ms - FRESH_MS]
+        if not len(self.gaps) or len(fresh) < 2:
+            return []
+        low, high = (choose(tick.price for tick in fresh) for choose in (min, max))
+        gap = Point((high - low) / low * 10_000, max(tick.at for tick in fresh))
+        begin, self._last_gap = self._last_gap or gap, gap
+        return self.gaps.crossed([begin, gap])
+
+
+class Evaluator:
+    """Finds events of rules; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rules: dict[str, WatchedRule] = {}
+        self._prices: dict[_Key, PriceWatch] = {}
+        self._series: dict[Series, PriceWatch] = {}
+        self._all: dict[tuple[Mode, str], PriceWatch] = {}
+        self._markets: dict[tuple[Mode, str], _Market] = {}
+        self._stale: list[WatchedRule] = []
+        self._holes: list[WatchedRule] = []
+        self._done = 0  # rules that are indexed though they are done
+
+    @property
+    def watches_candles(self) -> bool:
+        """Whether any rule needs candles."""
+        return bool(self._prices or self._markets)
+
+    @property
+    def watches_feeds(self) -> bool:
+        """Whether any rule needs the states of feeds."""
+        return bool(self._stale)
+
+    @property
+    def has_webhooks(self) -> bool:
+        """Whether any rule has a webhook."""
+        with self._lock:
+            return any(watched.rule.webhook for watched in self._rules.values())
+
+    def rules(self) -> dict[str, WatchedRule]:
+        """Return all rules by id."""
+        with self._lock:
+            return dict(self._rules)
+
+    def set_rules(self, rules: Iterable[WatchedRule]) -> None:
+        """Evaluate these rules from now on, in place of those before."""
+        with self._lock:
+            self._rules = {watched.id: watched for watched in rules}
+            self._index()
+
+    def _index(self) -> None:
+        """Index the rules that are not done; what was seen of prices that are watched as before is kept."""
+        self._done = 0
+        active = [watched for watched in self._rules.values() if not watched.state.done]
+        prices: dict[_Key, list[WatchedRule]] = {}
+        gaps: dict[tuple[Mode, str], list[tuple[float, WatchedRule]]] = {}
+        for watched in active:
+            for mode in Mode:
+                match watched.rule:
+                    case PriceRule(symbol=symbol, exchange=exchange) | ChangeRule(symbol=symbol, exchange=exchange):
+                        prices.setdefault(_Key(mode, exchange, symbol), []).append(watched)
+                    case GapRule(symbol=symbol, basis_points=points):
+                        gaps.setdefault((mode, symbol), []).append((points, watched))
+        self._prices = {key: self._prices.get(key) or PriceWatch() for key in prices}
+        for key, watch in self._prices.items():
+            watch.set_rules(prices[key])
+        self._series, self._all, markets = {}, {}, {}
+        for key, watch in self._prices.items():
+            of_symbol = key.mode, key.symbol
+            if key.exchange is None:
+                self._all[of_symbol] = watch
+            elif key.exchange == REFERENCE:
+                markets[of_symbol] = self._markets.get(of_symbol) or _Market()
+            else:
+                self._series[Series(key.mode, key.exchange, key.symbol)] = watch
+        for of_symbol in gaps:
+            markets[of_symbol] = markets.get(of_symbol) or self._markets.get(of_symbol) or _Market()
+        for (mode, symbol), market in markets.items():
+            market.reference = self._prices.get(_Key(mode, REFERENCE, symbol))
+            market.gaps = LevelIndex(up=gaps.get((mode, symbol), ()))
+        self._markets = markets
+        self._stale = [watched for watched in active if isinstance(watched.rule, StaleRule)]
+        self._holes = [watched for watched in active if isinstance(watched.rule, HoleRule)]
+
+    def seed(self, newest: Mapping[Series, Tick]) -> None:
+        """Take newest ticks of an earlier run: a level that was crossed since then was crossed."""
+        with self._lock:
+            for series, tick in newest.items():
+                if (watch := self._series.get(series)) is not None:
+                    watch.seed(tick.price, tick.at)
+
+    def evaluate(self, candles: Candles, now_ms: int) -> list[RaisedAlert]:
+        """Return the events of candles of new ticks, each tick of which is in one of them alone.
+
+        Args:
+            candles: of slices.
+            now_ms: processing time (Unix ms), by which prices are fresh.
+        """
+        with self._lock:
+            found: list[RaisedAlert] = []
+            series_watches, all_watches, markets = self._series, self._all, self._markets
+            merged: dict[tuple[int, tuple[Mode, str]], Candle] = {}
+            moved: dict[tuple[Mode, str], _Market] = {}
+            for slot, candle in sorted(candles.items(), key=_start):
+                series = slot.series
+                if (watch := series_watches.get(series)) is not None:
+                    for crossing in watch.take(candle):
+                        self._raise(found, crossing, series.mode)
+                if not (all_watches or markets):
+                    continue
+                of_symbol = series.mode, series.symbol
+                if of_symbol in all_watches:
+                    key = slot.start, of_symbol
+                    merged[key] = merge(merged[key], candle) if key in merged else candle
+                if (market := markets.get(of_symbol)) is not None:
+                    market.take(series.exchange, candle)
+                    moved[of_symbol] = market
+            for (_, of_symbol), candle in merged.items():
+                for crossing in all_watches[of_symbol].take(candle):
+                    self._raise(found, crossing, of_symbol[0])
+            for (mode, _), market in moved.items():
+                for crossing in (*market.moved_reference(now_ms), *market.moved_gap(now_ms)):
+                    self._raise(found, crossing, mode)
+            return self._raised(found)
+
+    def feeds_stale(self, mode: Mode, exchanges: Sequence[str], now_ms: int) -> list[RaisedAlert]:
+        """Return the events of feeds that have become stale."""
+        with self._lock:
+            found: list[RaisedAlert] = []
+            for exchange in exchanges:
+                for watched in self._stale:
+                    if isinstance(watched.rule, StaleRule) and watched.rule.exchange in (None, exchange):
+                        self._note(found, watched, mode, now_ms, f"the feed of {exchange} is stale", exchange, None)
+            return self._raised(found)
+
+    def holes_open(self, series: Series, at: int, detail: str) -> list[RaisedAlert]:
+        """Return the events of a hole that was found.
+
+        Args:
+            series: of the missing trades.
+            at: event time of the trade before them (Unix ms).
+            detail: what is missing, in words.
+        """
+        with self._lock:
+            found: list[RaisedAlert] = []
+            mode, exchange, symbol = series
+            for watched in self._holes:
+                rule = watched.rule
+                if isinstance(rule, HoleRule) and rule.exchange in (None, exchange) and rule.symbol in (None, symbol):
+                    text = f"trades of {symbol} on {exchange} are missing: {detail}"
+                    self._note(found, watched, mode, at, text, exchange, symbol)
+            return self._raised(found)
+
+    # Events
+
+    def _raise(self, found: list[RaisedAlert], crossing: Crossing, mode: Mode) -> None:
+        watched, threshold, (value, at), direction = crossing
+        match rule := watched.rule:
+            case PriceRule():
+                way = "at or above" if direction == "up" else "at or below"
+                text = f"{rule.symbol}{_place(rule.exchange)} is {way} {threshold:.12g}: {value:.12g}"
+                self._note(found, watched, mode, at, text, rule.exchange, rule.symbol, crossing)
+            case ChangeRule():
+                text = f"{rule.symbol}{_place(rule.exchange)} has changed by {value:+.2f} % in {rule.period}"
+                self._note(found, watched, mode, at, text, rule.exchange, rule.symbol, crossing)
+            case GapRule():
+                text = f"the gap of {rule.symbol} between exchanges is {value:.1f} bp"
+                self._note(found, watched, mode, at, text, None, rule.symbol, crossing)
+
+    def _note(
+        self,
+        found: list[RaisedAlert],
+        watched: WatchedRule,
+        mode: Mode,
+        at: int,
+        text: str,
+        exchange: str | None,
+        symbol: str | None,
+        crossing: Crossing | None = None,
+    ) -> None:
+        """Add the event of a rule, unless the rule is done or cools down."""
+        if not watched.admits(at):
+            return
+        rule = watched.rule
+        direction = crossing and crossing.direction
+        event = AlertEvent(
+            id=event_id(watched.id, mode, (exchange, symbol, direction), at),
+            rule=watched.id,
+            name=rule.name,
+            kind=KINDS[type(rule)],
+            mode=mode,
+            symbol=symbol,
+            exchange=exchange,
+            direction=direction,
+            threshold=crossing and crossing.threshold,
+            value=crossing and crossing.point.value,
+            timestamp=rfc3339(_EPOCH + timedelta(milliseconds=at)),
+            text=text,
+        )
+        raised = RaisedAlert(event, at, watched.cooldown_ms, rule.once, receiver_of(rule.webhook))
+        watched.note(raised)
+        found.append(raised)
+
+    def _raised(self, found: list[RaisedAlert]) -> list[RaisedAlert]:
+        self._done += sum(raised.once for raised in found)
+        if self._done > DONE_SHARE * len(self._rules):
+            self._index()  # without those that are done
+        return found
+
+
+def _start(item: tuple[Slot, Candle]) -> int:
+    return item[0].start
+
+
+def _place(exchange: str | None) -> str:
+    return "" if exchange is None else " (reference price)" if exchange == REFERENCE else f" on {exchange}"

@@ -1,0 +1,35 @@
+"""The price of so long ago: the closes of a period in buckets, so that memory is bounded whatever the rate."""
+
+from collections import deque
+
+from marketflow.model import SLICE_MS
+
+BUCKETS = 240
+"""Buckets of a period: one of 24 hours is as exact as six minutes, one of 10 s as a slice."""
+
+
+class PriceHistory:
+    """Closes of the last `period_ms`, and the one before.
+
+    Args:
+        period_ms: how far back they reach.
+    """
+
+    def __init__(self, period_ms: int) -> None:
+        self._period_ms = period_ms
+        self._bucket_ms = max(SLICE_MS, period_ms // BUCKETS)
+        self._closes: deque[tuple[int, float]] = deque()  # the last one of each bucket, with its time (Unix ms)
+
+    def before(self, at: int) -> float | None:
+        """Return the price of a period before a time (Unix ms), which only grows; None where that is not known."""
+        closes, then = self._closes, at - self._period_ms
+        while len(closes) > 1 and closes[1][0] <= then:
+            closes.popleft()
+        return closes[0][1] if closes and closes[0][0] <= then else None
+
+    def add(self, at: int, price: float) -> None:
+        """Add the newest price."""
+        closes = self._closes
+        if closes and at // self._bucket_ms == closes[-1][0] // self._bucket_ms:
+            closes.pop()
+        closes.append((at, price))
