@@ -98,7 +98,9 @@ def test_eight_exchanges_and_forty_symbols_fit(crowded: Application, look: Look,
     visit = look(crowded.port, viewport={"width": width, "height": 800})
     page = visit.open()
     expect(visit.price("averylongname", "S000USDT")).to_have_text(re.compile("[0-9]"))
+    expect(visit.row("S000USDT").locator(".trend")).to_have_text(re.compile("%"))  # it widens the table
     assert visit.fits()
+    assert page.locator("#comparison").evaluate("(one) => one.scrollHeight <= one.clientHeight")
     assert page.evaluate(CUT) == []
     market = page.locator(".market")
     expect(market).to_have_attribute("data-more", re.compile("right"))

@@ -103,11 +103,15 @@ export class Lines {
     this.chart.timeScale().fitContent();
   }
 
-  /** A price holds until the next one, or until it is stale. @param {{time: number, value: number}[]} points */
+  /** A price holds until the next one, or until it is stale: there the line ends. @param {{time: number, value: number}[]} points */
   #upToNow(points) {
-    const last = points.at(-1);
     const now = Math.floor(this.market.now() / 1000);
-    if (!last || last.time >= now || (now - last.time) * 1000 > STALE_MS) return points;
-    return [...points, { time: now, value: last.value }];
+    const last = points.at(-1);
+    const held = last && last.time < now && !isStale(last.time, now) ? [...points, { time: now, value: last.value }] : points;
+    // The library joins neighbours, also over a gap; a colour is that of the line which begins there.
+    return held.map((point, index) => (isStale(point.time, held[index + 1]?.time ?? point.time) ? { ...point, color: "transparent" } : point));
   }
 }
+
+/** Whether a price is stale by then. @param {number} time of it, in s @param {number} then in s */
+const isStale = (time, then) => (then - time) * 1000 > STALE_MS;
