@@ -1,7 +1,7 @@
 """The parts that the graph connects: what it is built from, and the operators that need some of it."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,11 +12,11 @@ from reactivex import operators as ops
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.feeds.corrections import Corrections, NoCorrections
-from marketflow.feeds.feed import Feed
 from marketflow.feeds.trade_statistics import TradeStatistics
 from marketflow.model import SECOND_MS, Candles, Mode, Series, Tick
 from marketflow.pipeline.backlog import ArchiveSink, Backlog
 from marketflow.pipeline.branches import Branch, Branches, Refills
+from marketflow.pipeline.fan_in import FeedSet
 from marketflow.pipeline.instrumentation import Instrumentation, PipelineCounters
 from marketflow.pipeline.operators import (
     Operator,
@@ -62,7 +62,7 @@ class Parts:
 
     Args:
         modes: the current mode and each that follows; completing it ends the pipeline.
-        feeds: the feeds of each mode.
+        feeds: the feeds of each mode, which may change.
         state: newest ticks, slices and minutes in memory.
         backlog: minutes that the archive has not confirmed.
         cache: where the API reads.
@@ -80,7 +80,7 @@ class Parts:
     """
 
     modes: Observable[Mode]
-    feeds: Mapping[Mode, Sequence[Feed]]
+    feeds: FeedSet
     state: WindowState
     backlog: Backlog
     cache: CacheWriter
@@ -106,10 +106,15 @@ class Parts:
         self.ended = completion(self.modes)
         self._cache_branches: list[Branch] = []
         self._refills = Refills(self._cache_branches)
-        feeds = [feed for of_mode in self.feeds.values() for feed in of_mode]
-        series = {series for feed in feeds for series in feed.decoder.series}
         self.archive_sink = ArchiveSink(
-            self.state, self.backlog, self.cache, self.archive, self.rollups, series, self.clock, self.log
+            self.state,
+            self.backlog,
+            self.cache,
+            self.archive,
+            self.rollups,
+            lambda: self.feeds.series,
+            self.clock,
+            self.log,
         )
         self.grid = GridScheduler(self.loop, self.now_ms, SECOND_MS)
         schedulers = self.loop, self.pool

@@ -4,7 +4,7 @@ The cache keeps a day of minutes as well, from which a restart recovers the back
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from loguru import logger
 
@@ -75,7 +75,7 @@ class ArchiveSink:
         cache: learns which minutes are archived.
         archive: where rows are kept.
         rollups: daily candles in the archive.
-        series: all series of this process.
+        series: returns all series of this process.
         clock: wall-clock time.
         log: counts and logs.
     """
@@ -87,12 +87,12 @@ class ArchiveSink:
         cache: CacheWriter,
         archive: ArchiveWriter,
         rollups: Rollups,
-        series: Iterable[Series],
+        series: Callable[[], Iterable[Series]],
         clock: Clock,
         log: Instrumentation,
     ) -> None:
         self._state, self._backlog, self._cache, self._archive = state, backlog, cache, archive
-        self._rollups, self._series, self._clock, self._log = rollups, frozenset(series), clock, log
+        self._rollups, self._series, self._clock, self._log = rollups, series, clock, log
         self.available_once = threading.Event()
         """Set when the archive has answered for the first time."""
         self._backlog_recovered = False
@@ -110,7 +110,7 @@ class ArchiveSink:
         now_ms = milliseconds(self._clock())
         # Before the first row of this run is written, which would be read back as one of an earlier run.
         if (since := self._state.lacks_since(now_ms)) is not None:
-            self._state.adopt(self._archive.recent(self._series, since), since)
+            self._state.adopt(self._archive.recent(self._series(), since), since)
         rows = self._backlog.rows()
         refused = self._archive.write(rows)
         self._log.archive_available()

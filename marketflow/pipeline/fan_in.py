@@ -1,7 +1,11 @@
-"""The left edge of the graph: the feeds of the current mode, merged into one stream of candle batches."""
+"""The left edge of the graph: the feeds of the current mode, merged into one stream of candle batches.
+
+The feeds may change while they run: those that are added begin, those that are removed end, the others go on.
+"""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import reactivex as rx
 from reactivex import Observable, abc
@@ -10,13 +14,13 @@ from reactivex.subject import BehaviorSubject
 
 from marketflow.clock import Clock
 from marketflow.feeds.feed import Connection, Feed
-from marketflow.model import Candles, Mode
+from marketflow.model import Candles, Mode, Series
 from marketflow.pipeline.instrumentation import ConnectionLog, PipelineCounters
-from marketflow.pipeline.operators import completion, retry_with_backoff
+from marketflow.pipeline.operators import completion, each_while_present, retry_with_backoff
 from marketflow.tasks import Backoff
 
 FEEDS_STOP_SECONDS = 1.0
-"""How long feeds may take to emit what they have received, once the pipeline is to complete."""
+"""How long feeds may take to emit what they have received, once they are stopped."""
 
 
 class ModeSwitch:
@@ -52,9 +56,45 @@ class ModeSwitch:
             self._modes.on_completed()
 
 
+class FeedSet(Mapping[Mode, Sequence[Feed]]):
+    """The feeds of each mode at present; reading is for any thread."""
+
+    def __init__(self, feeds: Mapping[Mode, Sequence[Feed]]) -> None:
+        self._lock = threading.Lock()
+        self._feeds = BehaviorSubject(dict(feeds))
+
+    def __getitem__(self, mode: Mode) -> Sequence[Feed]:
+        return self._feeds.value[mode]
+
+    def __iter__(self) -> Iterator[Mode]:
+        return iter(self._feeds.value)
+
+    def __len__(self) -> int:
+        return len(self._feeds.value)
+
+    @property
+    def series(self) -> frozenset[Series]:
+        """All series of the feeds, of both modes."""
+        return frozenset().union(*(feed.decoder.series for feeds in self.values() for feed in feeds))
+
+    def connections(self, mode: Mode) -> Observable[Sequence[Connection]]:
+        """Emit all connections of the feeds of a mode: those of now, then those after each change."""
+        return self._feeds.pipe(ops.map(lambda _: [each for feed in self[mode] for each in feed.connections]))
+
+    def replace(self, feeds: Mapping[Mode, Sequence[Feed]]) -> None:
+        """Replace the feeds; those that stay, as the same objects, are not interrupted.
+
+        Those that are removed are stopped: what they have received comes all the same.
+        """
+        with self._lock:
+            for feed in {feed for mode in self for feed in self[mode]}.difference(*feeds.values()):
+                feed.stop()
+            self._feeds.on_next(dict(feeds))
+
+
 def fan_in(
     modes: Observable[Mode],
-    feeds: Mapping[Mode, Sequence[Feed]],
+    feeds: FeedSet,
     reconnect: Backoff,
     loop: abc.SchedulerBase,
     counters: PipelineCounters,
@@ -64,7 +104,7 @@ def fan_in(
 
     Args:
         modes: the current mode and each that follows.
-        feeds: the feeds of each mode.
+        feeds: the feeds of each mode, which may change.
         reconnect: pauses between the attempts of a feed.
         loop: scheduler of these pauses.
         counters: counts the reconnects.
@@ -72,17 +112,22 @@ def fan_in(
     """
     ended = completion(modes)
 
-    def connected(connection: Connection) -> Observable[Candles]:
+    def connected(connection: Connection, removed: Observable[Any]) -> Observable[Candles]:
         log = ConnectionLog(connection, counters, clock)
-        return connection.batches().pipe(retry_with_backoff(reconnect, loop, ended, log.lost, log.receiving))
+        until = rx.merge(ended, removed)
+        attempts = connection.batches().pipe(retry_with_backoff(reconnect, loop, until, log.lost, log.receiving))
+        return attempts.pipe(ops.take_until(soon_after(removed)))
 
     def feeds_of(mode: Mode) -> Observable[Candles]:
-        return rx.merge(*(connected(connection) for feed in feeds[mode] for connection in feed.connections))
+        return feeds.connections(mode).pipe(ops.take_until(ended), each_while_present(connected))
+
+    def soon_after(stopped: Observable[Any]) -> Observable[Any]:
+        # A feed that blocks must not hold up the end.
+        return stopped.pipe(ops.delay(FEEDS_STOP_SECONDS, scheduler=loop))
 
     return modes.pipe(
         ops.distinct_until_changed(),
         ops.map(feeds_of),
         ops.switch_latest(),
-        # A feed that blocks must not hold up the end.
-        ops.take_until(ended.pipe(ops.delay(FEEDS_STOP_SECONDS, scheduler=loop))),
+        ops.take_until(soon_after(ended)),
     )

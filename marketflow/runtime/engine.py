@@ -22,7 +22,7 @@ from marketflow.feeds.reject_log import RATES_SECONDS, FeedRates
 from marketflow.model import MINUTE_MS, Candles, FeedState, Mode, Series, Tick
 from marketflow.pipeline.backlog import Backlog
 from marketflow.pipeline.branches import CHECK_SECONDS, Branch
-from marketflow.pipeline.fan_in import ModeSwitch
+from marketflow.pipeline.fan_in import FeedSet, ModeSwitch
 from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.schedulers import NamedPool, TimingLoop
 from marketflow.pipeline.state import WindowState
@@ -118,7 +118,7 @@ class Engine:
         threads = min(partitions, MOST_THREADS) + 5
         self._pool = NamedPool("worker", threads)
         self._recorder = configured_recorder(settings, clock)
-        self.feeds = configured_feeds(settings, clock, self._generating, self._recorder)
+        self.feeds = FeedSet(configured_feeds(settings, clock, self._generating, self._recorder))
         self.modes = ModeSwitch(mode)
         series = [series for feeds in self.feeds.values() for feed in feeds for series in feed.decoder.series]
         self.window_state = WindowState(

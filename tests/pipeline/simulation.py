@@ -39,7 +39,7 @@ from marketflow.model import (
     slice_start,
 )
 from marketflow.pipeline.backlog import Backlog
-from marketflow.pipeline.fan_in import ModeSwitch
+from marketflow.pipeline.fan_in import FeedSet, ModeSwitch
 from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.state import WindowState
 from marketflow.stores.cache_limits import RECENT_MS
@@ -309,7 +309,7 @@ class Simulation:
         state, backlog, modes = WindowState(LATE_AFTER_MS), Backlog(), ModeSwitch(self.mode)
         pipeline = Pipeline(
             modes=modes.changes,
-            feeds=feeds,
+            feeds=FeedSet(feeds),
             state=state,
             backlog=backlog,
             cache=cache,

@@ -12,7 +12,7 @@ from marketflow.clock import system_clock
 from marketflow.model import Candles, Mode, Slot, Tick, candle_of, slice_start
 from marketflow.pipeline.backlog import Backlog
 from marketflow.pipeline.branches import CHECK_SECONDS, STALLED_SECONDS, Branches
-from marketflow.pipeline.fan_in import ModeSwitch
+from marketflow.pipeline.fan_in import FeedSet, ModeSwitch
 from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.operators import conflate_map
 from marketflow.pipeline.state import WindowState
@@ -138,7 +138,7 @@ class SlowWorld:
         self.feed = ScriptedFeed(Mode.TEST)
         self.pipeline = Pipeline(
             modes=ModeSwitch(Mode.TEST).changes,
-            feeds={Mode.TEST: [self.feed], Mode.LIVE: []},
+            feeds=FeedSet({Mode.TEST: [self.feed], Mode.LIVE: []}),
             state=WindowState(2000),
             backlog=Backlog(),
             cache=self.cache,

@@ -25,7 +25,7 @@ from marketflow.model import (
     slice_start,
 )
 from marketflow.pipeline.backlog import DEFAULT_LIMIT, Backlog
-from marketflow.pipeline.fan_in import ModeSwitch
+from marketflow.pipeline.fan_in import FeedSet, ModeSwitch
 from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.state import WindowState
 from marketflow.stores.ports import RecoveredCandles
@@ -217,7 +217,8 @@ class World:
         corrections: Corrections | None = None,
     ) -> None:
         self.scheduler = TestScheduler()
-        self.feeds = feeds or {each: [ScriptedFeed(each)] for each in Mode}
+        self.feeds: Mapping[Mode, Sequence[ScriptedFeed]] = feeds or {each: [ScriptedFeed(each)] for each in Mode}
+        self.feed_set = FeedSet(self.feeds)
         self.cache = FakeCache()
         self.archive = FakeArchive(lambda: self.now_ms)
         self.days = FakeDays()
@@ -230,7 +231,7 @@ class World:
         self.clock_step_ms = 0
         self.pipeline = Pipeline(
             modes=self.modes.changes,
-            feeds=self.feeds,
+            feeds=self.feed_set,
             state=self.state,
             backlog=self.backlog,
             cache=self.cache,

@@ -21,7 +21,7 @@ from marketflow.feeds.venues.registry import VENUES
 from marketflow.feeds.venues.websocket import venue_connection
 from marketflow.feeds.venues.websocket_feed import VenueFeed
 from marketflow.model import MINUTE_MS, Candles, FeedState, Mode, minute_start
-from marketflow.pipeline.fan_in import ModeSwitch, fan_in
+from marketflow.pipeline.fan_in import FeedSet, ModeSwitch, fan_in
 from marketflow.pipeline.instrumentation import PipelineCounters
 from marketflow.tasks import Backoff
 from tests.feeds.venues.test_websocket_feed import SYMBOLS, Receiver, receiving, trade
@@ -59,7 +59,7 @@ class Reconnecting:
             venue, protocol, SYMBOLS, {}, decoder, 15.0, budget, server.url, rest, lambda: self.seconds
         )
         self.modes = ModeSwitch(Mode.LIVE)
-        feeds = {Mode.LIVE: [self.feed]}
+        feeds = FeedSet({Mode.LIVE: [self.feed]})
         backoff = Backoff(jitter=0.0)
         clock = lambda: int(self.seconds * 1e9)  # noqa: E731
         flow = fan_in(self.modes.changes, feeds, backoff, self._time, self._counters, clock)
