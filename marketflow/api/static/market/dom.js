@@ -56,16 +56,21 @@ export function drawNow() {
   for (const work of due) work();
 }
 
+/** Not in a frame: the charts ask for one to draw, and in a frame that would be the next one, so that each change took two. */
+function drawWhenSeen() {
+  if (document.hidden) frame = requestAnimationFrame(drawNow);
+  else drawNow();
+}
+
 /**
- * Runs something in a frame soon, however often it is asked for until then. All that waits runs in the same frame, so that
- * all parts of the page show the same moment.
+ * Runs something soon, however often it is asked for until then. All that waits runs together, so that all parts of the
+ * page show the same moment.
  * @param {() => void} work
  */
 export function inFrames(work) {
   return () => {
     works.add(work);
     if (timer) return;
-    // Frames are not counted down: an empty one costs as well.
-    timer = setTimeout(() => { frame = requestAnimationFrame(drawNow); }, Math.max(0, last + PAUSE_MS - performance.now()));
+    timer = setTimeout(drawWhenSeen, Math.max(0, last + PAUSE_MS - performance.now()));
   };
 }

@@ -28,6 +28,7 @@ export class Lines {
     this.points = new Map();
     /** @type {Map<string, any>} a line for each exchange */
     this.series = new Map();
+    this.decimals = -1; // of the prices on the axis
     this.chart = createChart(this.place, {
       autoSize: true,
       handleScroll: false,
@@ -41,6 +42,8 @@ export class Lines {
     market.addEventListener("replaced", () => this.#begin());
     market.addEventListener("prices", (event) => this.#take(event.detail));
     choice.addEventListener("change", (event) => event.detail.has("symbol") && this.draw());
+    // As often as there is another point.
+    setInterval(this.draw, 1000);
     this.colour();
   }
 
@@ -64,6 +67,7 @@ export class Lines {
       this.shape = shape;
       for (const series of this.series.values()) this.chart.removeSeries(series);
       const options = { lineWidth: /** @type {const} */ (2), priceLineVisible: false, crosshairMarkerVisible: false };
+      this.decimals = -1;
       this.series = new Map(exchanges.map((name, index) => {
         const lineStyle = index % COLOURS < DASHED_FROM ? LineStyle.Solid : LineStyle.Dashed;
         return [name, this.chart.addSeries(LineSeries, { ...options, lineStyle })];
@@ -72,6 +76,7 @@ export class Lines {
       this.colour();
     }
     this.#take([...this.market.quotes.values()].flatMap((quotes) => [...quotes.values()]));
+    this.draw();
   }
 
   /** @param {import("./market.js").Quote[]} quotes */
@@ -85,22 +90,25 @@ export class Lines {
       points.push({ time, value });
       while (points[0].time < oldest) points.shift();
     }
-    if (quotes.some(({ symbol }) => symbol === this.choice.symbol)) this.draw();
   }
 
   #draw() {
-    const newest = this.market.newest(this.choice.symbol);
-    const decimals = newest ? decimalsFor(newest.price) : 2;
-    const priceFormat = {
-      type: /** @type {const} */ ("custom"),
-      minMove: 10 ** -decimals,
-      formatter: (/** @type {number} */ value) => price(value, decimals),
-    };
+    this.#format();
     for (const [exchange, series] of this.series) {
-      series.applyOptions({ priceFormat });
       series.setData(this.#upToNow(this.points.get(this.choice.symbol)?.get(exchange) ?? []));
     }
     this.chart.timeScale().fitContent();
+  }
+
+  /** Options make the library draw twice, so they are set when they change. */
+  #format() {
+    const newest = this.market.newest(this.choice.symbol);
+    const decimals = newest ? decimalsFor(newest.price) : 2;
+    if (decimals === this.decimals) return;
+    this.decimals = decimals;
+    const formatter = (/** @type {number} */ value) => price(value, decimals);
+    const priceFormat = { type: /** @type {const} */ ("custom"), minMove: 10 ** -decimals, formatter };
+    for (const series of this.series.values()) series.applyOptions({ priceFormat });
   }
 
   /** A price holds until the next one, or until it is stale: there the line ends. @param {{time: number, value: number}[]} points */

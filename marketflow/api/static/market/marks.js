@@ -55,10 +55,9 @@ export class Marks {
     this.requestUpdate();
   }
 
-  /** Marks other candles. @param {import("./slots.js").Slot[]} slots all, oldest first */
+  /** Marks other candles, when those are drawn. @param {import("./slots.js").Slot[]} slots all, oldest first */
   set(slots) {
     this.slots = slots;
-    this.requestUpdate();
   }
 
   /** @param {any} target */
