@@ -264,7 +264,10 @@ class Decoder:
         received = self._clock()
         candles = None
         if self._timestamps.usual:
-            candles = self._fold_usual({symbol: Columns.of(group) for symbol, group in by_symbol.items()}, received)
+            if lines and len(by_symbol) == len(lines):
+                candles = self._fold_apart(lines, received)
+            if candles is None:
+                candles = self._fold_usual({symbol: Columns.of(group) for symbol, group in by_symbol.items()}, received)
         return self._fold_each(lines, received) if candles is None else candles
 
     def fold_trades(self, by_symbol: Mapping[str, Columns]) -> Candles:
@@ -290,6 +293,34 @@ class Decoder:
         for symbol, of_symbol in by_symbol.items():
             found += self.ids.new_of(symbol, of_symbol)
         return found
+
+    # Lines of as many series, as of a feed with thousands of them, or with one tick: a third of the cost of columns
+
+    def _fold_apart(self, lines: Sequence[Line], received: int) -> Candles | None:
+        """Return the candles of valid lines of as many configured series, None for any others."""
+        received_at = milliseconds(received)
+        oldest, newest = received_at - self._max_skew_ms, received_at + self._max_skew_ms
+        has_trades = type(lines[0]) is not Line
+        candles: Candles = {}
+        for line in lines:
+            series, price, at = self._series.get(line.symbol), line.price, line.timestamp
+            if series is None or at is None or not (oldest <= at <= newest and 0 < price <= MAX_PRICE):
+                return None
+            amounts = None
+            if has_trades:
+                trade = cast("TradeLine", line)
+                if trade.count != 1 or not 0 <= (trade.quantity or 0) <= MAX_PRICE:
+                    return None
+                amounts = _amounts_of(trade)
+            candles[Slot(series, at - at % SLICE_MS)] = Candle(
+                price, price, price, price, price, 1, at, at, at, at, received, received, 1, amounts
+            )
+        if len({series for series, _ in candles}) < len(lines):
+            return None  # spellings of the same symbol
+        if not self._timestamps.settled:
+            self._timestamps.confirm()
+        self._count(len(lines), received)
+        return candles
 
     # Series by series
 
@@ -548,6 +579,17 @@ def _candles(series: Series, ticks: Columns, times: Sequence[int], sequences: Se
         )
         begin = end
     return candles
+
+
+def _amounts_of(trade: TradeLine) -> Amounts | None:
+    """Return what was traded by one line, as `_traded` of it alone."""
+    volume, side = trade.quantity, trade.side
+    if volume is None:
+        return None
+    turnover = trade.price * volume
+    if side is None:
+        return Amounts(volume, turnover, None, None)
+    return Amounts(volume, turnover, volume, turnover) if side == "buy" else Amounts(volume, turnover, 0.0, 0.0)
 
 
 def _traded(ticks: Columns) -> tuple[float, int, Amounts | None]:

@@ -95,11 +95,15 @@ class WindowState:
         """Update the newest ticks; return those of the batch that are newer than before."""
         newer: dict[Series, Tick] = {}
         with self._lock:
-            for slot, candle in batch.items():
-                known = self._newest.get(slot.series)
-                if known is None or (candle.last_at, candle.last_sequence) > known.order:
-                    newer[slot.series] = self._newest[slot.series] = candle.newest
-                    self._newest_at = max(self._newest_at, candle.last_at)
+            newest = self._newest
+            for (series, _), candle in batch.items():
+                known, at = newest.get(series), candle.last_at
+                if (
+                    known is None or at > known.at or (at == known.at and candle.last_sequence > known.sequence)
+                ):  # as tuples it would cost half as much again
+                    newer[series] = newest[series] = candle.newest
+                    if at > self._newest_at:
+                        self._newest_at = at
         return newer
 
     def newest_of(self, series: Iterable[Series]) -> dict[Series, Tick]:

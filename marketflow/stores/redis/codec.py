@@ -72,8 +72,9 @@ def encode_candle(candle: Candle) -> bytes:
     """A candle as a member of a sorted set."""
     if candle.ticks == 1:
         if candle.amounts is None:
-            if candle == candle_of(candle.newest):
-                return _encode(candle.newest)
+            price, at, sequence = candle.close, candle.last_at, candle.last_sequence
+            if candle == Candle(price, price, price, price, price, 1, at, at, at, at, sequence, sequence):
+                return _encode((price, at, sequence))  # without a Tick, which would take half of the time
         elif candle == _candle_of_trade(trade := _trade_of(candle, candle.amounts)):
             return _encode(trade)
     return _encode(candle)

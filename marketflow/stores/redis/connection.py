@@ -5,10 +5,22 @@ from typing import Any
 
 import redis
 import redis.asyncio
+from hiredis import pack_command
 from redis.backoff import NoBackoff
 
 TIMEOUT_SECONDS = 0.25
 """How long the pipeline and a request wait for a connection, and for an answer."""
+
+
+class CommandPacker:
+    """Packs commands by hiredis; redis-py first looks at each argument in Python, which takes three times as long."""
+
+    def pack(self, *command: str | bytes | int | float) -> list[bytes]:
+        """A command in the protocol of Redis; a name may be several words, as redis-py has it."""
+        name, *arguments = command
+        if isinstance(name, str) and " " in name:
+            command = (*name.split(), *arguments)
+        return [pack_command(command)]  # type: ignore[arg-type]
 
 
 def connection_keywords(
@@ -40,13 +52,15 @@ def sync_client(
         timeout_seconds: limit of connecting, and of each answer.
         max_connections: one more raises an error; None is no limit.
     """
-    return redis.Redis(
+    client = redis.Redis(
         **keywords,
         max_connections=max_connections,
         socket_timeout=timeout_seconds,
         socket_connect_timeout=timeout_seconds,
         retry=redis.retry.Retry(NoBackoff(), 0),
     )
+    client.connection_pool.connection_kwargs["command_packer"] = CommandPacker()
+    return client
 
 
 def async_client(

@@ -1,6 +1,5 @@
 """Writes slots to sorted sets by a Lua script; written for Redis 6.2."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
@@ -75,6 +74,7 @@ class SlotScript:
         self._kept_ms = kept_ms
         self._channel = channel
         self._clock = clock
+        self._keys: dict[Series, str] = {}
         self._trimmed_to: dict[str, int] = {}  # by key
 
     def renew_expiry(self) -> None:
@@ -105,27 +105,38 @@ class SlotScript:
         oldest: int,
         untrimmed: Mapping[Series, Iterable[int]],
     ) -> None:
-        by_series: defaultdict[Series, list[object]] = defaultdict(list)
+        by_series: dict[Series, list[str | bytes]] = {}
         published: list[tuple[Slot, msgspec.Raw]] = []
         within: set[Series] = set()
         for slot, candle in entries:
+            series, start = slot
             member = codec.encode_candle(candle)
-            by_series[slot.series] += (slot.start, candle.completeness, member)
             published.append((slot, msgspec.Raw(member)))
-            if slot.start >= oldest:
-                within.add(slot.series)
+            # Texts, which hiredis packs twice as fast as numbers.
+            texts = (str(start), repr(candle.completeness), member)
+            if (slots := by_series.get(series)) is None:
+                by_series[series] = [*texts]
+            else:
+                slots += texts
+            if start >= oldest:
+                within.add(series)
         trimmed: dict[str, int] = {}
         trimmed_to = self._trimmed_to
         names: list[str] = []
-        arguments: list[object] = [keys.EXPIRY_MS, self._channel, codec.encode_announcement(published)]
+        arguments: list[str | bytes] = [str(keys.EXPIRY_MS), self._channel, codec.encode_announcement(published)]
         for series, slots in by_series.items():
-            names.append(key := self._key_of(series))
+            names.append(key := self._key(series))
             # Once a minute: trimming costs as much as writing a slot.
             due = trimmed_to.get(key) != oldest
             kept = min((oldest, *untrimmed.get(series, ()))) if untrimmed else oldest
-            arguments += (len(slots) // 3, kept if due else "", *slots)
+            arguments += (str(len(slots) // 3), str(kept) if due else "", *slots)
             if due and series in within:
                 trimmed[key] = oldest
         # The text each time: a restarted server knows no script by its hash.
-        client.eval(PUT_SLOTS, len(names), *names, *arguments)  # type: ignore[arg-type]
+        client.eval(PUT_SLOTS, len(names), *names, *arguments)
         trimmed_to |= trimmed
+
+    def _key(self, series: Series) -> str:
+        if (key := self._keys.get(series)) is None:
+            key = self._keys[series] = self._key_of(series)
+        return key
