@@ -12,7 +12,7 @@ import redis
 
 from marketflow.errors import Unavailable
 from marketflow.model import Tick
-from marketflow.stores.redis import keys
+from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.connection import TIMEOUT_SECONDS, connection_keywords, sync_client
 from marketflow.stores.redis.unconfirmed_writes import (
     CONFIRM_SECONDS,
@@ -20,7 +20,7 @@ from marketflow.stores.redis.unconfirmed_writes import (
     REPLIES_SECONDS,
     UnconfirmedWrites,
 )
-from marketflow.stores.redis.writer import RedisWriter
+from marketflow.stores.redis.writer import TICKS_A_CALL, RedisWriter
 from tests.support.market import BTC, ETH, MINUTE
 from tests.support.proxy import Proxy
 from tests.support.redis_faults import frozen, killed, out_of_memory, read_only
@@ -268,6 +268,38 @@ def test_newest_price_is_never_left_without_expiry(cache: RedisWriter, server: R
     with server.client() as client:
         assert client.hget(keys.latest_key(BTC), "price") == b"2.0"
         assert 0 < client.pttl(keys.latest_key(BTC)) <= TTL_SECONDS * 1000
+
+
+def test_newest_ticks_of_many_series_take_few_replies(server: RedisServer) -> None:
+    """Each reply costs as much as its write; 7,000 of them were once too late, and all slices were written again."""
+    series = [BTC._replace(symbol=f"S{number}USDT") for number in range(1000)]
+    place = connection_keywords(HOST, server.port, server.password, 0)
+    cache = RedisWriter.connect(place, series, lambda: MINUTE * 1_000_000, TTL_SECONDS)
+    cache.recover()
+    with server.client() as client, client.pubsub() as announcements:
+        announcements.subscribe(keys.NEWEST_CHANNEL)
+        for price in (1.0, 2.0):
+            cache.put_newest({each: Tick(price, MINUTE, MINUTE * 1_000_000) for each in series})
+        assert not cache.needs_refill()
+        assert calls(client, "eval") == 2 * 1000 / TICKS_A_CALL, "one answer each"
+        assert calls(client, "hset") == 2000, "within the script"
+        for each in (series[0], series[-1]):
+            fields = {"price": "2.0", "timestamp": f"{MINUTE}", "received": f"{MINUTE}", "sequence": f"{MINUTE}000000"}
+            stored: dict[bytes, bytes] = client.hgetall(keys.latest_key(each))
+            assert {name.decode(): value.decode() for name, value in stored.items()} == fields
+            assert 0 < client.pttl(keys.latest_key(each)) <= TTL_SECONDS * 1000
+        announced = 0
+        while announced < 2000:
+            message = announcements.get_message(ignore_subscribe_messages=True, timeout=5)
+            if message is not None:
+                announced += len(codec.decode_newest(message["data"]))
+    cache.close()
+
+
+def calls(client: "redis.Redis", command: str) -> int:
+    """How often a command has run since the start of the server."""
+    statistics: dict[str, dict[str, int]] = client.info("commandstats")
+    return statistics.get(f"cmdstat_{command}", {"calls": 0})["calls"]
 
 
 def test_timeout_is_longer_than_the_time_unconfirmed() -> None:

@@ -36,11 +36,15 @@ class UnconfirmedWrites:
     Args:
         client: gives the connection, with its timeouts.
         monotonic: measures CONFIRM_SECONDS, in seconds.
+        more_seconds: added to the limit of reading all outstanding replies.
     """
 
-    def __init__(self, client: "redis.Redis", monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, client: "redis.Redis", monotonic: Callable[[], float] = time.monotonic, more_seconds: float = 0.0
+    ) -> None:
         self._pool = client.connection_pool
         self._monotonic = monotonic
+        self._replies_seconds = REPLIES_SECONDS + more_seconds
         self._lock = threading.Lock()
         self._connection: Any = None
         self._outstanding = 0
@@ -121,8 +125,8 @@ class UnconfirmedWrites:
             return
         connection, began = self._connection, self._monotonic()
         while self._outstanding:
-            if self._monotonic() - began > REPLIES_SECONDS:
-                raise redis.TimeoutError(f"{self._outstanding} replies did not come in {REPLIES_SECONDS} s")
+            if self._monotonic() - began > self._replies_seconds:
+                raise redis.TimeoutError(f"{self._outstanding} replies did not come in {self._replies_seconds:g} s")
             reply = connection.read_response()
             self._outstanding -= 1
             if isinstance(reply, list):  # of a transaction

@@ -10,7 +10,7 @@ had: ticks since the failure, of minutes that were still open. PostgreSQL has th
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -33,6 +33,28 @@ from marketflow.stores.redis.unconfirmed_writes import Command, UnconfirmedWrite
 
 EXPIRY_RENEWALS = 10
 """Into how many parts the expiry of a newest price is cut: it is renewed after one, and may come one too early."""
+
+FEW_TICKS = 8
+"""Newest ticks up to which each is a command of its own; more are written by a script, which answers once."""
+
+TICKS_A_CALL = 250
+"""Newest ticks that one call of the script writes, within about a millisecond of the server."""
+
+PUT_NEWEST = """
+local at = 4
+for _, key in ipairs(KEYS) do
+    redis.call('hset', key, 'price', ARGV[at], 'timestamp', ARGV[at + 1], 'received', ARGV[at + 2],
+               'sequence', ARGV[at + 3])
+    if ARGV[at + 4] ~= '' then redis.call('pexpire', key, ARGV[1]) end
+    at = at + 5
+end
+redis.call('publish', ARGV[2], ARGV[3])
+"""
+"""Write newest ticks of several series.
+
+KEYS: the hashes. ARGV: expiry (ms), channel, message; then for each key price, timestamp, received, sequence, and
+whether its expiry is to be renewed (empty: not now).
+"""
 
 SERIES_SECONDS = 25e-6
 """Added to the timeout per series, for a write waits behind those of all others. Without it three writes in 25 s timed
@@ -65,7 +87,7 @@ class RedisWriter:
     ) -> None:
         configured = list(series)
         self._calls = RedisCalls(client, circuit_breaker or CircuitBreaker())
-        self._newest = UnconfirmedWrites(client, monotonic)
+        self._newest = UnconfirmedWrites(client, monotonic, len(configured) * SERIES_SECONDS)
         self._run_marker = RunMarker(self._calls, configured, clock)
         self._foreign_keys = ForeignKeys(self._calls, self._run_marker)
         self._recovery = RecoveryReader(self._calls, self._run_marker, configured, clock)
@@ -121,21 +143,36 @@ class RedisWriter:
         now_ms = milliseconds(self._clock())
         set_at = self._expiry_set_at
         due = {each for each in newest if abs(now_ms - set_at.get(each, 0)) >= self._ttl_ms // EXPIRY_RENEWALS}
-        commands: list[Command] = []
-        for series, (price, at, sequence) in newest.items():
-            key = self._latest_key(series)
-            received = str(milliseconds(sequence))  # hiredis packs texts twice as fast as numbers
-            fields = ("price", repr(price), "timestamp", str(at), "received", received, "sequence", str(sequence))
-            commands.append(("HSET", key, *fields))
-            if series in due:
-                commands.append(("PEXPIRE", key, self._ttl_ms))
-        commands.append(("PUBLISH", self._newest_channel, codec.encode_announcement(list(newest.items()))))
-        if due:  # a transaction, so that no price is ever left without an expiry
-            commands = [("MULTI",), *commands, ("EXEC",)]
+        items = list(newest.items())
+        if len(items) <= FEW_TICKS:
+            commands = self._few_commands(items, due)
+        else:
+            parts = (items[begin : begin + TICKS_A_CALL] for begin in range(0, len(items), TICKS_A_CALL))
+            commands = [self._script_call(part, due) for part in parts]
         with self._writing():
             confirmed = self._newest.send(commands)
         set_at |= dict.fromkeys(due, now_ms)
         return confirmed
+
+    def _few_commands(self, newest: Sequence[tuple[Series, Tick]], due: Container[Series]) -> list[Command]:
+        commands: list[Command] = []
+        expires = False
+        for series, tick in newest:
+            price, at, received, sequence = _texts(tick)
+            key = self._latest_key(series)
+            commands.append(("HSET", key, "price", price, "timestamp", at, "received", received, "sequence", sequence))
+            if series in due:
+                expires = True
+                commands.append(("PEXPIRE", key, self._ttl_ms))
+        commands.append(("PUBLISH", self._newest_channel, codec.encode_announcement(newest)))
+        # A transaction, so that no price is ever left without an expiry.
+        return [("MULTI",), *commands, ("EXEC",)] if expires else commands
+
+    def _script_call(self, newest: Sequence[tuple[Series, Tick]], due: Container[Series]) -> Command:
+        arguments: list[bytes | str] = [str(self._ttl_ms), self._newest_channel, codec.encode_announcement(newest)]
+        for series, tick in newest:
+            arguments += (*_texts(tick), "1" if series in due else "")
+        return ("EVAL", PUT_NEWEST, str(len(newest)), *(self._latest_key(series) for series, _ in newest), *arguments)
 
     def _latest_key(self, series: Series) -> str:
         if (key := self._latest_keys.get(series)) is None:
@@ -280,3 +317,9 @@ class RedisWriter:
             raise
         with self._calls.calling() as client:
             yield client
+
+
+def _texts(tick: Tick) -> tuple[str, str, str, str]:
+    """Price, event time, time of receipt and sequence; hiredis packs texts twice as fast as numbers."""
+    price, at, sequence = tick
+    return repr(price), str(at), str(milliseconds(sequence)), str(sequence)
