@@ -315,7 +315,7 @@ class Decoder:
             candles[Slot(series, at - at % SLICE_MS)] = Candle(
                 price, price, price, price, price, 1, at, at, at, at, received, received, 1, amounts
             )
-        if len({series for series, _ in candles}) < len(lines):
+        if len(candles) < len(lines):
             return None  # spellings of the same symbol
         if not self._timestamps.settled:
             self._timestamps.confirm()

@@ -115,10 +115,11 @@ class WindowState:
         """Merge new ticks, as slices; return the whole slices that they are part of."""
         with self._lock:
             self._oldest = min(self._oldest, _oldest_held(now_ms))
-            in_time = {slot: candle for slot, candle in batch.items() if slot.start >= self._oldest}
-            if len(in_time) < len(batch):
-                self.late_ticks += sum(candle.ticks for slot, candle in batch.items() if slot not in in_time)
-            whole = self._merge_in(in_time)
+            late = [slot for slot in batch if slot.start < self._oldest]
+            if late:
+                self.late_ticks += sum(batch[slot].ticks for slot in late)
+                batch = {slot: candle for slot, candle in batch.items() if slot.start >= self._oldest}
+            whole = self._merge_in(batch)
             self._slices.fit(now_ms)
             return whole
 
@@ -273,15 +274,17 @@ class WindowState:
     def _merge_in(self, batch: Candles) -> Candles:
         """Merge slices of this run; return the whole slices, of those that are held."""
         whole: Candles = {}
+        slices, minute_ms, divided = self._slices, self.minute_ms, self._divided
         for slot, candle in batch.items():
-            if (merged := self._slices.merge(slot, candle)) is not None:
+            if (merged := slices.merge(slot, candle)) is not None:
                 whole[slot] = merged
-            start = minute_start(slot.start, self.minute_ms)
-            self._changed[start].add(slot.series)
-            if self._divided and self._is_divided(slot, start):
-                self._divide(Slot(slot.series, start), slot.start)
+            series, at = slot
+            start = at - at % minute_ms
+            self._changed[start].add(series)
+            if divided and self._is_divided(slot, start):
+                self._divide(Slot(series, start), at)
             else:
-                self._merge_minute(slot.series, start, candle, self._minutes)
+                self._merge_minute(series, start, candle, self._minutes)
         return whole
 
     def _is_divided(self, slot: Slot, minute: int) -> bool:

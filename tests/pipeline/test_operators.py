@@ -27,6 +27,7 @@ from marketflow.pipeline.operators import (
     isolated,
     retry_with_backoff,
     split_by_series,
+    union,
 )
 from marketflow.pipeline.schedulers import TimingLoop
 from marketflow.tasks import Backoff
@@ -76,6 +77,16 @@ def test_items_during_work_are_merged_into_one(conflate: Conflate) -> None:
     source = scheduler.create_hot_observable(*(on_next(210 + i, 10**i) for i in range(6)))
     result = scheduler.start(lambda: source.pipe(conflate(working(scheduler, 50), add)))
     assert result.messages == [on_next(260, 1), on_next(310, 111110)]
+
+
+def test_union_keeps_the_newest_and_changes_no_item(conflate: Conflate) -> None:
+    scheduler = TestScheduler()
+    items = [{"a": 1}, {"a": 2, "b": 2}, {"a": 3}, {"b": 4, "c": 4}, {"a": 5}, {"c": 6}]
+    arrived = [*map(dict, items)]
+    source = scheduler.create_hot_observable(*(on_next(210 + i, item) for i, item in enumerate(arrived)))
+    result = scheduler.start(lambda: source.pipe(conflate(working(scheduler, 50), union)))
+    assert result.messages == [on_next(260, {"a": 1}), on_next(310, {"a": 5, "b": 4, "c": 6})]
+    assert arrived == items
 
 
 def test_waiting_item_is_emitted_after_the_source_completes(conflate: Conflate) -> None:

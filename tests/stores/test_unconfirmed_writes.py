@@ -272,7 +272,7 @@ def test_newest_price_is_never_left_without_expiry(cache: RedisWriter, server: R
 
 def test_newest_ticks_of_many_series_take_few_replies(server: RedisServer) -> None:
     """Each reply costs as much as its write; 7,000 of them were once too late, and all slices were written again."""
-    series = [BTC._replace(symbol=f"S{number}USDT") for number in range(1000)]
+    series = [BTC._replace(symbol=f"S{number}USDT") for number in range(3000)]
     place = connection_keywords(HOST, server.port, server.password, 0)
     cache = RedisWriter.connect(place, series, lambda: MINUTE * 1_000_000, TTL_SECONDS)
     cache.recover()
@@ -281,15 +281,15 @@ def test_newest_ticks_of_many_series_take_few_replies(server: RedisServer) -> No
         for price in (1.0, 2.0):
             cache.put_newest({each: Tick(price, MINUTE, MINUTE * 1_000_000) for each in series})
         assert not cache.needs_refill()
-        assert calls(client, "eval") == 2 * 1000 / TICKS_A_CALL, "one answer each"
-        assert calls(client, "hset") == 2000, "within the script"
+        assert calls(client, "eval") == 2 * 3000 / TICKS_A_CALL, "one answer each"
+        assert calls(client, "hset") == 6000, "within the script"
         for each in (series[0], series[-1]):
             fields = {"price": "2.0", "timestamp": f"{MINUTE}", "received": f"{MINUTE}", "sequence": f"{MINUTE}000000"}
             stored: dict[bytes, bytes] = client.hgetall(keys.latest_key(each))
             assert {name.decode(): value.decode() for name, value in stored.items()} == fields
             assert 0 < client.pttl(keys.latest_key(each)) <= TTL_SECONDS * 1000
         announced = 0
-        while announced < 2000:
+        while announced < 6000:
             message = announcements.get_message(ignore_subscribe_messages=True, timeout=5)
             if message is not None:
                 announced += len(codec.decode_newest(message["data"]))

@@ -3,11 +3,12 @@
 Nothing expires. The commands of a transaction are done at once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from marketflow.stores.redis.codec import decode_candle
 from marketflow.stores.redis.slot_script import PUT_SLOTS
+from marketflow.stores.redis.writer import PUT_NEWEST
 
 Call = Callable[[Callable[[], Any]], Any]
 """Does a command, or fails as a network does."""
@@ -62,20 +63,26 @@ class MemoryRedis:
     def pexpire(self, key: str, milliseconds: int) -> bool:
         return self.expire(key, milliseconds)
 
-    def eval(self, script: str, count: int, *rest: Any) -> None:
-        """Do what PUT_SLOTS does; its docstring lists the arguments."""
-        assert script == PUT_SLOTS
-        names, (_expiry, _channel, _message, *arguments) = rest[:count], rest[count:]
-        following = iter(arguments)
+    def eval(self, script: str, count: str | int, *rest: Any) -> None:
+        """Do what PUT_SLOTS or PUT_NEWEST does; their docstrings list the arguments."""
+        names, (_expiry, _channel, _message, *arguments) = rest[: int(count)], rest[int(count) :]
+        {PUT_SLOTS: self._put_slots, PUT_NEWEST: self._put_newest}[script](names, iter(arguments))
+
+    def _put_slots(self, names: Sequence[str], following: Iterator[Any]) -> None:
         for key in names:
-            slots, oldest = next(following), next(following)
+            slots, oldest = int(next(following)), next(following)
             for start, ticks, member in [(next(following), next(following), next(following)) for _ in range(slots)]:
                 held = self.zrangebyscore(key, start, start)
-                if max((decode_candle(other).ticks for other in held), default=-1) <= ticks:
+                if max((decode_candle(other).ticks for other in held), default=-1) <= float(ticks):
                     self.zremrangebyscore(key, start, start)
-                    self.zadd(key, {member: start})
+                    self.zadd(key, {member: float(start)})
             if oldest != "":
                 self.zremrangebyscore(key, "-inf", f"({oldest}")
+
+    def _put_newest(self, names: Sequence[str], following: Iterator[Any]) -> None:
+        for key in names:
+            price, at, received, sequence, _is_due = [next(following) for _ in range(5)]
+            self.hset(key, {"price": price, "timestamp": at, "received": received, "sequence": sequence})
 
     def zcard(self, key: str) -> int:
         return len(self.sorted_sets.get(key, {}))

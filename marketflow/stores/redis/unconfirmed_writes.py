@@ -13,7 +13,6 @@ from contextlib import suppress
 from typing import Any
 
 import redis
-from hiredis import pack_command
 
 CONFIRM_SECONDS = 0.1
 """How long writes may stay unconfirmed while others follow; a third of the time an unanswered call may take."""
@@ -60,8 +59,7 @@ class UnconfirmedWrites:
         with self._lock:
             try:
                 connection = self._connected()
-                packed = b"".join(map(pack_command, commands))  # type: ignore[arg-type]
-                connection.send_packed_command([packed], check_health=False)
+                connection.send_packed_command(connection.pack_commands(commands), check_health=False)
                 self._outstanding += len(commands)
                 if self._may_stay_unconfirmed():
                     return False

@@ -37,8 +37,8 @@ EXPIRY_RENEWALS = 10
 FEW_TICKS = 8
 """Newest ticks up to which each is a command of its own; more are written by a script, which answers once."""
 
-TICKS_A_CALL = 250
-"""Newest ticks that one call of the script writes, within about a millisecond of the server."""
+TICKS_A_CALL = 1000
+"""Newest ticks that one call of the script writes, within a few milliseconds of the server."""
 
 PUT_NEWEST = """
 local at = 4
