@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from marketflow.api.app import create_app
 from marketflow.api.context import Context
 from marketflow.api.middleware.client_limits import ClientLimits
+from marketflow.api.queries.known_holes import KnownHoles
 from marketflow.api.queries.prices import PriceQueries
 from marketflow.api.streaming.broadcaster import Broadcaster
 from marketflow.clock import system_clock
@@ -164,6 +165,8 @@ class AsgiApplication(ABC):
             announcements,
             LimitedHttpProtocol.max_connections() // 2,
             settings.http.streams_per_client,
+            archive,
+            KnownHoles(archive),
         )
         self.end_streams = broadcaster.end
         stack.push_async_callback(broadcaster.close)

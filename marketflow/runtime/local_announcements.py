@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from marketflow.model import Series, Tick
-from marketflow.stores.ports import TickListener
+from marketflow.stores.ports import SlotAnnouncements, TickListener
 
 
 class LocalAnnouncements:
@@ -16,13 +16,15 @@ class LocalAnnouncements:
 
     Args:
         loop: on which the listeners are called.
+        slots: announcements of slices and minutes, which are read from Redis here, too.
     """
 
     live = True
     times_live = 1
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, slots: SlotAnnouncements) -> None:
         self._loop = loop
+        self.slots = slots
         self._lock = threading.Lock()
         self._waiting: dict[Series, Tick] = {}
         self._listeners: tuple[TickListener, ...] = ()

@@ -134,7 +134,7 @@ class BothRoles(AsgiApplication):
         )
         readers = await self.readers(stack, servers)
 
-        run_began, announcements = system_clock(), LocalAnnouncements(asyncio.get_running_loop())
+        run_began, announcements = system_clock(), LocalAnnouncements(asyncio.get_running_loop(), readers.near_cache)
         engine = Engine(
             settings,
             servers.redis,

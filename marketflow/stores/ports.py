@@ -124,6 +124,25 @@ TickListener = Callable[[Sequence[tuple[Series, Tick]]], None]
 """Takes newest ticks as they are published, series of any mode; must not raise."""
 
 
+SlotListener = Callable[[Sequence[tuple[Slot, Candle | None]]], None]
+"""Takes slots that have changed in the cache, series of any mode: minutes with their candle, slices without; must not
+raise."""
+
+
+class SlotAnnouncements(Protocol):
+    """Subscription to the slices and minutes that the writer of the cache publishes."""
+
+    live: bool
+    """Whether the subscription stands, so that no announcement is missed."""
+
+    times_live: int
+    """How often it was established; announcements between two of them were missed."""
+
+    def announcing_slots(self, take: SlotListener) -> AbstractContextManager[None]:
+        """Pass every changed slot to `take` once the cache is read with it, within the context."""
+        ...
+
+
 class Announcements(Protocol):
     """Subscription to what the writer of the cache publishes."""
 
@@ -132,6 +151,11 @@ class Announcements(Protocol):
 
     times_live: int
     """How often it was established; announcements between two of them were missed."""
+
+    @property
+    def slots(self) -> SlotAnnouncements:
+        """Those of slices and minutes."""
+        ...
 
     def announcing(self, take: TickListener) -> AbstractContextManager[None]:
         """Pass every announced newest tick to `take`, within the context."""

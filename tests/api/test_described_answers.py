@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http import HTTPStatus
+from unittest.mock import patch
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from marketflow.api import app as built
 from marketflow.api.middleware.client_limits import ClientLimits
 from marketflow.api.middleware.request_metrics import RequestMetrics
 from marketflow.api.rendering import JSONAnswer
+from marketflow.api.streaming.candle_stream import candle_series
 from marketflow.errors import Unavailable
 from marketflow.model import Mode
 from marketflow.server.http_protocol import LimitedHttpProtocol
@@ -90,7 +92,10 @@ BY_APPLICATION: dict[str | None, Provoke] = {
     "unknown_parameter": lambda method, path: trading().ask(filled(path, "nothing=1"), method, TOKEN),
     "no_data": lambda method, path: World().ask(filled(path), method),
     "invalid_period": lambda method, path: trading().ask(filled(path, "period=1w"), method),
-    "invalid_interval": lambda method, path: trading().ask(filled(path, "interval=2w"), method),
+    "invalid_interval": lambda method, path: trading().ask(
+        filled(path, "intervals=2w" if path.startswith("/stream") else "interval=2w"), method
+    ),
+    "too_many_series": lambda method, path: with_few_series(method, path),
     "invalid_range": lambda method, path: trading().ask(wrong_range(path), method),
     "invalid_limit": lambda method, path: trading().ask(filled(path, "limit=0"), method),
     "invalid_state": lambda method, path: trading().ask(filled(path, "state=lost"), method),
@@ -114,6 +119,12 @@ def unknown(path: str, kind: str, name: str) -> str:
     if "{" in path:
         return filled(path, **{kind: name})
     return f"{path}?{kind}{'s' if path.startswith(('/stream', '/tickers')) else ''}={name}"
+
+
+def with_few_series(method: str, path: str) -> httpx.Response:
+    """Return the response where a subscription may have one candle series."""
+    with patch.object(candle_series, "MOST_CANDLE_SERIES", 1):
+        return trading().ask(path, method)
 
 
 def wrong_range(path: str) -> str:

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import httpx
 from starlette.applications import Starlette
@@ -42,7 +42,7 @@ from marketflow.model import (
 from marketflow.settings import HttpSettings
 from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.candle_window import CandleWindow, merged
-from marketflow.stores.ports import CandleRange, HoleQuery, TickListener
+from marketflow.stores.ports import CandleRange, HoleQuery, SlotListener, TickListener
 
 NOW = 1_763_690_430_500
 """30.5 seconds into a minute: 2025-11-21T02:00:30.500Z."""
@@ -171,6 +171,23 @@ class MemoryAnnouncements:
         self.live = True
         self.times_live = 1
         self.takers: list[TickListener] = []
+        self.slot_takers: list[SlotListener] = []
+
+    @property
+    def slots(self) -> Self:
+        return self
+
+    @contextmanager
+    def announcing_slots(self, take: SlotListener) -> Iterator[None]:
+        self.slot_takers.append(take)
+        try:
+            yield
+        finally:
+            self.slot_takers.remove(take)
+
+    def announce_slots(self, slots: Mapping[Slot, Candle | None]) -> None:
+        for take in self.slot_takers:
+            take([*slots.items()])
 
     @contextmanager
     def announcing(self, take: TickListener) -> Iterator[None]:

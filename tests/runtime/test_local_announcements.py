@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from marketflow.model import Series, Tick
 from marketflow.runtime.local_announcements import LocalAnnouncements
+from tests.api.world import MemoryAnnouncements
 from tests.support.market import BTC, ETH
 
 Announced = list[tuple[Series, Tick]]
@@ -20,7 +21,7 @@ def test_ticks_of_another_thread_reach_listeners_on_the_loop() -> None:
     threads: set[int] = set()
 
     async def listen() -> None:
-        announcements, done = LocalAnnouncements(asyncio.get_running_loop()), asyncio.Event()
+        announcements, done = LocalAnnouncements(asyncio.get_running_loop(), MemoryAnnouncements()), asyncio.Event()
 
         def take(announced: Sequence[tuple[Series, Tick]]) -> None:
             threads.add(threading.get_ident())
@@ -49,7 +50,7 @@ def test_ticks_that_wait_for_the_loop_are_conflated() -> None:
     got: list[Announced] = []
 
     async def listen() -> None:
-        announcements = LocalAnnouncements(asyncio.get_running_loop())
+        announcements = LocalAnnouncements(asyncio.get_running_loop(), MemoryAnnouncements())
         with announcements.announcing(lambda announced: got.append(list(announced))):
             for number in range(100):
                 announcements.publish({BTC: tick(number)})
@@ -65,7 +66,7 @@ def test_nothing_is_kept_without_listeners() -> None:
     got: list[Announced] = []
 
     async def listen() -> None:
-        announcements = LocalAnnouncements(asyncio.get_running_loop())
+        announcements = LocalAnnouncements(asyncio.get_running_loop(), MemoryAnnouncements())
         announcements.publish({BTC: tick(1)})
         with announcements.announcing(lambda announced: got.append(list(announced))):
             await asyncio.sleep(0)
@@ -78,7 +79,7 @@ def test_nothing_is_kept_without_listeners() -> None:
 
 def test_publish_after_the_end_of_the_loop_is_ignored() -> None:
     loop = asyncio.new_event_loop()
-    announcements = LocalAnnouncements(loop)
+    announcements = LocalAnnouncements(loop, MemoryAnnouncements())
     with announcements.announcing(lambda _: None):
         loop.close()
         announcements.publish({BTC: tick(1)})

@@ -124,6 +124,7 @@ _OTHER_NAMES = {
     "format": ("fmt", "output", "as", "type"),
     "symbols": ("symbol", "pair", "pairs", "instrument", "instruments", "ticker", "tickers", "market"),
     "exchanges": ("exchange", "venue", "venues", "source"),
+    "intervals": ("interval", "resolution", "resolutions", "timeframe", "timeframes"),
 }
 """Names of our parameters in other services."""
 

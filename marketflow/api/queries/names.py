@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from marketflow.api.problems import UnknownExchange, UnknownSymbol
+from marketflow.model import REFERENCE
 
 
 class NameLookup:
@@ -27,6 +28,14 @@ class NameLookup:
         if (found := _configured(name, self._exchanges)) is None:
             raise UnknownExchange(f"No such exchange; there are {', '.join(self.exchanges)}.")
         return found
+
+    def exchange_or_reference(self, name: str) -> str:
+        """Return the configured spelling of an exchange, or `reference`.
+
+        Raises:
+            UnknownExchange: no exchange has this name.
+        """
+        return REFERENCE if name.lower() == REFERENCE else self.exchange(name)
 
     def symbol(self, name: str) -> str:
         """Return the configured spelling of a symbol.

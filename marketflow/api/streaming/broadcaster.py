@@ -1,4 +1,4 @@
-"""Fan-out of prices, mode and health to all subscribers of this process.
+"""Fan-out of prices, candles, mode and health to all subscribers of this process.
 
 A subscriber is a subscription and a position. When it can send, it receives one delta since its position with only the
 newest price of each series (conflation), so a slow subscriber costs no memory and delays nobody. Subscribers at the
@@ -18,7 +18,10 @@ from weakref import WeakValueDictionary
 from loguru import logger
 
 from marketflow.api.problems import ServiceUnavailable
+from marketflow.api.queries.known_holes import KnownHoles
 from marketflow.api.queries.prices import PriceQueries
+from marketflow.api.streaming.candle_stream.candle_series import CandleSeries
+from marketflow.api.streaming.candle_stream.live_candles import LiveCandles
 from marketflow.api.streaming.stream_counters import CountSent
 from marketflow.api.streaming.subscriber import Subscriber
 from marketflow.api.streaming.subscription import Pair, Subscription
@@ -28,7 +31,7 @@ from marketflow.errors import QuotaExceeded, Unavailable
 from marketflow.health import Health, ModeSwitch
 from marketflow.logs import RateLimit
 from marketflow.model import Series, Tick
-from marketflow.stores.ports import Announcements
+from marketflow.stores.ports import Announcements, ArchiveReader
 from marketflow.tasks import cancel, raise_if_cancelled
 
 HEARTBEAT_SECONDS = 5.0
@@ -69,6 +72,8 @@ class Broadcaster:
         announcements: newest ticks as they are written.
         max_streams: streams of all clients together.
         max_streams_per_client: streams of one client.
+        archive: has the rows of which candles are made, uncached; by default that of `prices`.
+        holes: says which candles are incomplete.
     """
 
     def __init__(
@@ -81,6 +86,8 @@ class Broadcaster:
         announcements: Announcements,
         max_streams: int = 1000,
         max_streams_per_client: int = 1000,
+        archive: ArchiveReader | None = None,
+        holes: KnownHoles | None = None,
     ) -> None:
         self._exchanges = exchanges
         self._symbols = symbols
@@ -91,13 +98,18 @@ class Broadcaster:
         self._max_streams = max_streams
         self._max_streams_per_client = max_streams_per_client
         self._streams: Counter[str] = Counter()
-        self._subscriptions: WeakValueDictionary[frozenset[Pair], Subscription] = WeakValueDictionary()
+        self._subscriptions: WeakValueDictionary[tuple[frozenset[Pair], frozenset[CandleSeries]], Subscription] = (
+            WeakValueDictionary()
+        )
         self._subscribers: dict[Subscriber, None] = {}
         self._task: asyncio.Task[None] | None = None
         self._cancelled: set[asyncio.Task[None]] = set()  # and not yet done
         self._due = asyncio.Event()
         pairs = frozenset((exchange, symbol) for exchange in exchanges for symbol in symbols)
-        self._state = VersionedState(pairs, mode.current, self._due.set, self._horizon)
+        self._state = VersionedState(pairs, mode.current, self._due.set, self._horizon, self._now)
+        self._candles = LiveCandles(
+            exchanges, prices, archive or prices.archive, self._state, announcements.slots, holes
+        )
         self._read_due = asyncio.Event()
         self._caught_up_with: object = None
         self._archive_failed = False  # the last query of the archive
@@ -105,10 +117,11 @@ class Broadcaster:
 
     # Subscribers
 
-    def subscription(self, chosen: frozenset[Pair]) -> Subscription:
-        """Return the subscription to these series."""
-        if (found := self._subscriptions.get(chosen)) is None:
-            found = self._subscriptions[chosen] = Subscription(self._exchanges, self._symbols, chosen)
+    def subscription(self, chosen: frozenset[Pair], candles: frozenset[CandleSeries] = frozenset()) -> Subscription:
+        """Return the subscription to the prices of these series, and to these candle series."""
+        if (found := self._subscriptions.get((chosen, candles))) is None:
+            found = Subscription(self._exchanges, self._symbols, chosen, candles)
+            self._subscriptions[chosen, candles] = found
         return found
 
     def reserve(self, address: str = "") -> Callable[[], None]:
@@ -149,17 +162,29 @@ class Broadcaster:
         """Yield a subscriber that resumes after the event with that id if it is known."""
         subscriber = Subscriber(subscription, self._state.position(subscription, last_id), self.wake)
         self._subscribers[subscriber] = None
+        self._follow(subscription, 1)
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         try:
             yield subscriber
         finally:
             del self._subscribers[subscriber]
+            self._follow(subscriber.subscription, -1)
             if not self._subscribers:
                 self._task.cancel()
                 self._cancelled.add(self._task)
                 self._task.add_done_callback(self._cancelled.discard)
                 self._task = None
+
+    def resubscribe(self, subscriber: Subscriber, subscription: Subscription) -> None:
+        """Replace the subscription of a subscriber; its snapshot comes next."""
+        self._follow(subscription, 1)
+        self._follow(subscriber.subscription, -1)
+        subscriber.subscribe(subscription)
+
+    def _follow(self, subscription: Subscription, subscribers: int) -> None:
+        self._state.follow_references(subscription.references, subscribers)
+        self._candles.follow(subscription.candle_series, subscribers)
 
     def wake(self) -> None:
         """Deliver to subscribers that wait for a batch."""
@@ -187,7 +212,8 @@ class Broadcaster:
             try:
                 with self._announcements.announcing(self._take):
                     async with asyncio.TaskGroup() as group:
-                        for work in (self._check, self._read, self._deliver):
+                        tasks = (self._check, self._read, self._deliver, self._candles.make, self._candles.read_archive)
+                        for work in tasks:
                             group.create_task(work())
             except Exception as error:  # noqa: BLE001 - otherwise subscribers would wait for ever
                 logger.opt(exception=error).error("the stream failed, which is a bug")
@@ -200,14 +226,15 @@ class Broadcaster:
             await self._due.wait()
             self._due.clear()
             busy = 0.0
-            for subscribers in _batched([each for each in self._subscribers if each.is_due(state.stamp)]):
+            for subscribers in _batched(self._due_subscribers()):
                 self._check_mode()
                 began = time.thread_time()
                 sent: Counter[CountSent | None] = Counter()
                 for subscriber in subscribers:
-                    if subscriber.is_due(state.stamp):  # it may have been cancelled meanwhile
+                    stamp = state.stamp_for(subscriber.subscription)
+                    if subscriber.is_due(stamp):  # it may have been cancelled meanwhile
                         batch, subscriber.position = state.delta(subscriber.subscription, subscriber.position)
-                        subscriber.stamp = state.stamp
+                        subscriber.stamp = stamp
                         sent[subscriber.sent] += subscriber.deliver(batch)
                 for count, events in sent.items():
                     if count is not None and events:
@@ -216,6 +243,10 @@ class Broadcaster:
                 busy += time.thread_time() - began
             await asyncio.sleep(busy * REST)
 
+    def _due_subscribers(self) -> list[Subscriber]:
+        stamp_for = self._state.stamp_for
+        return [each for each in self._subscribers if each.is_due(stamp_for(each.subscription))]
+
     async def _check(self) -> None:
         """Poll what is not announced: mode, health, heartbeats, and whether announcements are reliable."""
         while True:
@@ -223,26 +254,33 @@ class Broadcaster:
             self._check_mode()
             health = self._health()
             self._state.put_health(health)
+            self._state.refresh_references()
             if now >= self._heartbeat_at:
                 self._heartbeat_at = now + HEARTBEAT_SECONDS
-                self._state.beat(milliseconds(self._prices.clock()))
+                self._state.beat(self._now())
             reliable = self._reliable_period(health)
+            self._candles.check(reliable)
             poll = now >= self._poll_at if reliable is None else self._archive_failed and now >= self._archive_at
             if poll or reliable != self._caught_up_with:
                 self._read_due.set()
             await asyncio.sleep(CHECK_SECONDS)
 
+    def _now(self) -> int:
+        return milliseconds(self._prices.clock())
+
     def _horizon(self) -> int:
-        return milliseconds(self._prices.clock()) + self._prices.ahead_ms
+        return self._now() + self._prices.ahead_ms
 
     def _check_mode(self) -> None:
         if (mode := self._mode.current) is not self._state.mode:
             self._state.switch(mode, self._health())
+            self._candles.reset()
             self._archive_at = 0.0
 
     def _take(self, announced: Sequence[tuple[Series, Tick]]) -> None:
         self._check_mode()
         self._state.put(announced)
+        self._candles.take(announced)
 
     def _reliable_period(self, health: Health) -> object:
         """Return an id of the period in which no announcement can be missed; None outside of such a period."""

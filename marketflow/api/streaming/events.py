@@ -3,13 +3,34 @@
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from marketflow.api.openapi.operation import Exchange, Symbol
 from marketflow.api.rendering import Time
+from marketflow.api.routes.charting.candle_objects import CandleAnswer, Interval
 from marketflow.api.routes.latest_price import LatestPrice
 from marketflow.health import Health
 from marketflow.model import Mode
+
+
+class StreamPrice(LatestPrice, frozen=True):
+    """The newest price of a series, or the reference price of a symbol."""
+
+    exchanges: Annotated[
+        Annotated[int, Meta(ge=0)] | UnsetType,
+        Meta(
+            description="Of `reference` alone: number of exchanges whose price is fresh, and counts. With 0, the price "
+            "is the last one that there was."
+        ),
+    ] = UNSET
+
+
+class StreamCandle(CandleAnswer, frozen=True):
+    """A candle as `/candles` has it, and whose it is."""
+
+    symbol: Symbol
+    exchange: Annotated[Exchange | None, Meta(description="`reference`, or null over all exchanges.")]
+    interval: Interval
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -18,14 +39,26 @@ class Snapshot(msgspec.Struct, frozen=True):
     mode: Mode
     symbols: Annotated[list[Symbol], Meta(description="Those of the subscription, in configured order.")]
     exchanges: Annotated[list[Exchange], Meta(description="Those of the subscription, in configured order.")]
-    prices: Annotated[list[LatestPrice], Meta(description="The newest price of each series that has one.")]
+    prices: Annotated[list[StreamPrice], Meta(description="The newest price of each series that has one.")]
     health: Health
+    candles: Annotated[
+        list[StreamCandle] | UnsetType,
+        Meta(
+            description="With candles only: of each series the last closed candle and all since, the running one last."
+        ),
+    ] = UNSET
 
 
 class ChangedPrices(msgspec.Struct, frozen=True):
     """The newest price of every series that has changed since the last event."""
 
-    prices: list[LatestPrice]
+    prices: list[StreamPrice]
+
+
+class ChangedCandles(msgspec.Struct, frozen=True):
+    """Every candle that has changed since the last event, in its newest version; the oldest first."""
+
+    candles: list[StreamCandle]
 
 
 class ChangedMode(msgspec.Struct, frozen=True):
@@ -52,7 +85,10 @@ class Subscribed(msgspec.Struct, frozen=True):
 
     symbols: list[Symbol]
     exchanges: list[Exchange]
-    series: list[tuple[Exchange, Symbol]]
+    series: Annotated[list[tuple[Exchange, Symbol]], Meta(description="Those of which it has prices.")]
+    candles: Annotated[
+        list[tuple[Exchange | None, Symbol, Interval]] | UnsetType, Meta(description="With candles only: those.")
+    ] = UNSET
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -65,6 +101,7 @@ class Rejected(msgspec.Struct, frozen=True):
 EVENT_NAMES: dict[type[msgspec.Struct], str] = {
     Snapshot: "snapshot",
     ChangedPrices: "prices",
+    ChangedCandles: "candles",
     ChangedMode: "mode",
     Health: "health",
     Heartbeat: "heartbeat",

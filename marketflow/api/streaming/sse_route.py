@@ -1,4 +1,4 @@
-"""GET /stream/prices: the price stream as server-sent events."""
+"""GET /stream/prices and /stream/candles: the stream as server-sent events."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import chain
@@ -13,10 +13,17 @@ from starlette.types import Receive, Scope, Send
 
 from marketflow.api.context import Context, context_of
 from marketflow.api.middleware.request_metrics import UNTIMED, RequestMetrics
-from marketflow.api.openapi.operation import Content, Operation, Parameter, Tag
+from marketflow.api.openapi.operation import Content, Endpoint, Operation, Parameter, Tag
 from marketflow.api.problems import ServiceUnavailable, TooManyRequests, UnknownExchange, UnknownSymbol
+from marketflow.api.queries.boundaries import INTERVALS
+from marketflow.api.queries.candle_parameters import DEFAULT_INTERVAL, InvalidInterval
 from marketflow.api.rendering import ALWAYS
 from marketflow.api.streaming.broadcaster import Broadcaster
+from marketflow.api.streaming.candle_stream.candle_series import (
+    MOST_CANDLE_SERIES,
+    TooManySeries,
+    candle_series_of,
+)
 from marketflow.api.streaming.subscriber import Output
 from marketflow.api.streaming.subscription import Subscription, series_of
 from marketflow.text import words
@@ -37,7 +44,7 @@ SEND_SECONDS = 60.0
 SHUTDOWN_GRACE_SECONDS = 2.0
 """Time that a stream has to send its last event on shutdown."""
 
-_STREAM = Tag("stream", "Prices as they change.")
+_STREAM = Tag("stream", "Prices and candles as they change.")
 
 _DESCRIPTION = """\
 The response streams until the client disconnects. A slow client receives only the newest price of each series; a
@@ -46,7 +53,8 @@ client that reads nothing for 30 s is disconnected. A client that reconnects wit
 
 `/ws` is a WebSocket with the same parameters and the same events as messages `{"event","id","data"}`. The client may
 send `{"op":"subscribe","symbols":[...],"exchanges":[...]}` and `{"op":"unsubscribe",...}`; a missing or empty list
-stands for all. The reply is `{"event":"subscribed","data":{"symbols","exchanges","series"}}` and a `snapshot`, or
+stands for all. With `intervals` it is about candles, see `/stream/candles`. The reply is
+`{"event":"subscribed","data":{"symbols","exchanges","series"}}` and a `snapshot`, or
 `{"event":"error","data":{"code","detail"}}`, which changes nothing. Pages of other origins are refused.
 """
 
@@ -65,21 +73,101 @@ Events with `id`, `event` and, on one line, `data` as JSON:
 
 _QUERY = (
     Parameter("symbols", "Symbols, separated by commas or spaces; all by default.", {"type": "string"}),
-    Parameter("exchanges", "Exchanges, separated by commas or spaces; all by default.", {"type": "string"}),
+    Parameter(
+        "exchanges",
+        "Exchanges, separated by commas or spaces; all by default. `reference` is their median, only on request.",
+        {"type": "string"},
+    ),
 )
 
+_CANDLES_DESCRIPTION = """\
+A client joins without a gap: the `snapshot` has the last closed candle and all since, `GET /candles` those before. Then
+each candle is sent whenever it has changed, up to ten times a second, and in its last version once, with `closed` true:
+no tick that would be accepted can change it any more. A closed candle is sent again only when it was corrected (trades
+that were missing were fetched, say), with a higher `version`, or more ticks where a minute had none; so are the longer
+ones that it is part of. Each replaces the one with the same `symbol`, `exchange`, `interval` and `time`.
 
-PARAMETERS = tuple(parameter.name for parameter in _QUERY)
-"""Names of the query parameters of the stream."""
+A slow client receives only the newest version of each candle; for the rest this stream is as `/stream/prices`. One that
+resumes with `Last-Event-ID` receives all candles that have changed since, or a `snapshot`.
+
+On `/ws` the same candles come with `intervals` as parameter, or
+`{"op":"subscribe","intervals":[...],"symbols":[...],"exchanges":[...]}`, also beside prices.
+"""
+
+_CANDLES_EVENTS = """\
+Events with `id`, `event` and, on one line, `data` as JSON: those of `/stream/prices`, but `candles` for `prices`:
+
+- `snapshot`: `{"mode","symbols","exchanges","prices","health","candles"}`. The first event, and again after a switch of
+  the mode; `prices` is empty.
+- `candles`: `{"candles":[...]}`, every candle that has changed since the last event, the oldest first. Each has the
+  fields of those of `/candles`, and `symbol`, `exchange` (null over all) and `interval`.
+"""
+
+_CANDLES_QUERY = (
+    _QUERY[0],
+    Parameter(
+        "exchanges",
+        "Exchanges, separated by commas or spaces; `reference` is the median over all. Without any, candles are those "
+        "of all exchanges merged, as in `/candles/{symbol}`.",
+        {"type": "string"},
+    ),
+    Parameter(
+        "intervals",
+        f"Lengths of candles, separated by commas or spaces: {', '.join(INTERVALS)}; `{DEFAULT_INTERVAL}` by default. "
+        f"Symbols by exchanges by intervals may be {MOST_CANDLE_SERIES}.",
+        {"type": "string"},
+        (DEFAULT_INTERVAL, "1m,1h"),
+    ),
+)
+
+PARAMETERS = tuple(parameter.name for parameter in _CANDLES_QUERY)
+"""Names of the query parameters of /ws."""
+
+Requested = Callable[[Context, QueryParams], Subscription]
 
 
 def stream_operations(metrics: RequestMetrics) -> list[Operation]:
-    """Return the operation of this module."""
+    """Return the operations of this module."""
+    return [
+        Operation(
+            id="streamPrices",
+            path="/stream/prices",
+            endpoint=_endpoint(requested_prices, metrics),
+            tag=_STREAM,
+            summary="Prices as they change, as server-sent events",
+            description=_DESCRIPTION,
+            answer=Content(("text/event-stream",), _EVENTS, {"type": "string"}, ("X-Accel-Buffering",)),
+            query=_QUERY,
+            problems=(UnknownExchange, UnknownSymbol, ServiceUnavailable, TooManyRequests),
+        ),
+        Operation(
+            id="streamCandles",
+            path="/stream/candles",
+            endpoint=_endpoint(requested_candles, metrics),
+            tag=_STREAM,
+            summary="Candles as they change, as server-sent events",
+            description=_CANDLES_DESCRIPTION,
+            answer=Content(("text/event-stream",), _CANDLES_EVENTS, {"type": "string"}, ("X-Accel-Buffering",)),
+            query=_CANDLES_QUERY,
+            problems=(
+                InvalidInterval,
+                TooManySeries,
+                UnknownExchange,
+                UnknownSymbol,
+                ServiceUnavailable,
+                TooManyRequests,
+            ),
+        ),
+    ]
+
+
+def _endpoint(requested: Requested, metrics: RequestMetrics) -> Endpoint:
+    """Return an endpoint that streams what a query requests."""
 
     async def stream(request: Request) -> Response:
         context = context_of(request)
         broadcaster = context.broadcaster
-        subscription = requested_subscription(context, request.query_params)
+        subscription = requested(context, request.query_params)
         release = broadcaster.reserve(context.clients.of(request.scope))
         output = None
         if request.method == "GET":
@@ -96,23 +184,11 @@ def stream_operations(metrics: RequestMetrics) -> list[Operation]:
             shutdown_grace_period=SHUTDOWN_GRACE_SECONDS,
         )
 
-    return [
-        Operation(
-            id="streamPrices",
-            path="/stream/prices",
-            endpoint=stream,
-            tag=_STREAM,
-            summary="Prices as they change, as server-sent events",
-            description=_DESCRIPTION,
-            answer=Content(("text/event-stream",), _EVENTS, {"type": "string"}, ("X-Accel-Buffering",)),
-            query=_QUERY,
-            problems=(UnknownExchange, UnknownSymbol, ServiceUnavailable, TooManyRequests),
-        )
-    ]
+    return stream
 
 
-def requested_subscription(context: Context, query: QueryParams) -> Subscription:
-    """Return the subscription that the query parameters name.
+def requested_prices(context: Context, query: QueryParams) -> Subscription:
+    """Return the subscription to prices that the query parameters name.
 
     Raises:
         UnknownExchange: an exchange is not configured.
@@ -121,6 +197,18 @@ def requested_subscription(context: Context, query: QueryParams) -> Subscription
     return context.broadcaster.subscription(
         series_of(context.names, _listed(query, "exchanges"), _listed(query, "symbols"))
     )
+
+
+def requested_candles(context: Context, query: QueryParams) -> Subscription:
+    """Return the subscription to candles that the query parameters name.
+
+    Raises:
+        UnknownExchange, UnknownSymbol: it is not configured.
+        InvalidInterval: an interval is not one of those listed.
+        TooManySeries: they are more than one subscription may have.
+    """
+    names = (_listed(query, name) for name in ("exchanges", "symbols", "intervals"))
+    return context.broadcaster.subscription(frozenset(), candle_series_of(context.names, *names))
 
 
 def _listed(query: QueryParams, name: str) -> Iterator[str]:

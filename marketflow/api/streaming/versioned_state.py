@@ -1,4 +1,4 @@
-"""Versioned state of the stream: newest prices, mode and health, from which snapshots and deltas are made.
+"""Versioned state of the stream: newest prices, candles, mode and health, from which snapshots and deltas are made.
 
 Every change increments the version. A subscriber's position holds the version that it has received, so one delta
 serves all subscribers with the same subscription and position.
@@ -6,19 +6,32 @@ serves all subscribers with the same subscription and position.
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 from uuid import uuid4
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
+from marketflow.api.queries.reference import reference_price
 from marketflow.api.rendering import rfc3339
-from marketflow.api.routes.latest_price import LatestPrice
+from marketflow.api.streaming.candle_stream.candle_log import CandleLog
+from marketflow.api.streaming.candle_stream.candle_series import CandleSeries, CandleSlot
 from marketflow.api.streaming.encoding import Batch, Message, encode
-from marketflow.api.streaming.events import ChangedMode, ChangedPrices, End, Heartbeat, Snapshot
+from marketflow.api.streaming.events import (
+    ChangedCandles,
+    ChangedMode,
+    ChangedPrices,
+    End,
+    Heartbeat,
+    Snapshot,
+    StreamCandle,
+    StreamPrice,
+)
 from marketflow.api.streaming.subscription import Pair, Subscription
 from marketflow.health import Health
-from marketflow.model import Mode, Series, Tick
+from marketflow.model import REFERENCE, Mode, Series, Tick
 
 
 class Position(NamedTuple):
@@ -46,16 +59,25 @@ START = Position(-1, None, False, 0, -1)
 class _VersionedTick(NamedTuple):
     tick: Tick
     version: int
+    exchanges: int | UnsetType = UNSET
+    """Number of exchanges that a reference price is made of."""
+
+
+_Delta = tuple[Batch | None, Position]
 
 
 class VersionedState:
-    """The newest tick of each series in the current mode, and the health; each with the version of its last change.
+    """The newest tick of each series in the current mode, candles, and the health; each with the version of its last
+    change.
+
+    Reference prices are made of the newest ticks, for as long as there are subscribers to them.
 
     Args:
         pairs: all series.
         mode: the current mode.
         on_change: called after each change.
         horizon: returns the latest event time (Unix ms) that a tick can have at present.
+        now: returns the time (Unix ms) by which prices are fresh.
     """
 
     def __init__(
@@ -64,31 +86,47 @@ class VersionedState:
         mode: Mode,
         on_change: Callable[[], None],
         horizon: Callable[[], int] = lambda: sys.maxsize,
+        now: Callable[[], int] = lambda: 0,
     ) -> None:
         self._horizon = horizon
+        self._now = now
         self._pairs = pairs
         self._on_change = on_change
         self._run = uuid4().hex[:12]
         self._newest: dict[Pair, _VersionedTick] = {}  # ordered by version
+        self._exchanges: defaultdict[str, list[str]] = defaultdict(list)  # by symbol
+        for exchange, symbol in pairs:
+            self._exchanges[symbol].append(exchange)
+        self._references: Counter[str] = Counter()  # subscribers by symbol
+        self._candles = CandleLog()
         self._version = 0
         self._health: Health | None = None
         self._health_version = 0
         self._heartbeat = 0
         self._now_ms = 0
         self._ended = False
-        self._deltas: dict[tuple[Subscription, Position], tuple[Batch | None, Position]] = {}
+        self._deltas: dict[tuple[Subscription, Position], _Delta] = {}
+        self._deltas_without_prices: dict[tuple[Subscription, Position], _Delta] = {}
+        self._version_without_prices = 0
+        self._stamp_without_prices = 0
         self.mode = mode
         self.epoch = 0
         """Number of mode switches."""
         self.complete = False
         """Whether the newest ticks of this mode were read from the cache."""
-        self.stamp = 0
-        """Number of changes, heartbeats included."""
+        self._stamp = 0
 
     @property
     def is_ready(self) -> bool:
         """Whether a snapshot can be made."""
         return self.complete and self._health is not None
+
+    def stamp_for(self, subscription: Subscription) -> int:
+        """Return the number of changes that concern a subscription, heartbeats included.
+
+        Prices do not concern one without them: a thousand subscribers to candles are not visited at each tick.
+        """
+        return self._stamp if subscription.pairs else self._stamp_without_prices
 
     # Changes
 
@@ -97,6 +135,7 @@ class VersionedState:
         self.mode = mode
         self.epoch += 1
         self._newest.clear()
+        self._candles.clear()
         self.complete = False
         self._version += 1
         self.put_health(health)
@@ -116,7 +155,63 @@ class VersionedState:
                 self._newest[pair] = _VersionedTick(tick, version)
                 self._version = version
         if self._version == version:
-            self._changed()
+            if self._references:
+                self._put_references({symbol for (_, _, symbol), _ in ticks} & self._references.keys(), version)
+            self._changed(prices_alone=True)
+
+    def follow_references(self, symbols: Iterable[str], subscribers: int) -> None:
+        """Count subscribers to the reference prices of symbols; a negative number has left."""
+        for symbol in symbols:
+            self._references[symbol] += subscribers
+            if not self._references[symbol]:
+                del self._references[symbol]
+                self._newest.pop((REFERENCE, symbol), None)
+        self.refresh_references()
+
+    def refresh_references(self) -> None:
+        """Make the reference prices anew: without a tick they change when a price is fresh no longer."""
+        version = self._version + 1
+        if self._references and self._put_references(self._references, version):
+            self._version = version
+            self._changed(prices_alone=True)
+
+    def _put_references(self, symbols: Iterable[str], version: int) -> bool:
+        """Store the reference prices of symbols that have changed; return whether any has."""
+        changed, now_ms = False, self._now()
+        for symbol in symbols:
+            pair = REFERENCE, symbol
+            held = [self._newest.get((exchange, symbol)) for exchange in self._exchanges[symbol]]
+            found = reference_price([each and each.tick for each in held], now_ms)
+            stored = self._newest.get(pair)
+            if found is not None:
+                new = Tick(found.price, found.at, max(each.tick.sequence for each in held if each)), found.exchanges
+            elif stored is not None:
+                new = stored.tick, 0
+            else:
+                continue
+            if stored is None or new != (stored.tick, stored.exchanges):
+                self._newest.pop(pair, None)
+                self._newest[pair] = _VersionedTick(new[0], version, new[1])
+                changed = True
+        return changed
+
+    def begin_candles(self, series: CandleSeries, candles: Iterable[tuple[int, StreamCandle]]) -> None:
+        """Stream a candle series from now on; its snapshot has these candles by start, the oldest first."""
+        self._version += 1
+        self._candles.begin(series, candles, self._version)
+        self._changed()
+
+    def end_candles(self, series: CandleSeries) -> None:
+        """Stream a candle series no longer: it has no subscribers."""
+        self._candles.end(series)
+
+    def put_candles(self, changed: Iterable[tuple[CandleSlot, StreamCandle]]) -> None:
+        """Store candles that have changed, of series that are streamed."""
+        self._version += 1
+        for slot, candle in changed:
+            self._candles.put(slot, candle, self._version)
+        self._candles.evict()
+        self._changed()
 
     def put_health(self, health: Health) -> None:
         """Store the health; a change of the uptime alone is no change."""
@@ -144,9 +239,13 @@ class VersionedState:
             self._ended = True
             self._changed()
 
-    def _changed(self) -> None:
-        self.stamp += 1
+    def _changed(self, prices_alone: bool = False) -> None:
+        self._stamp += 1
         self._deltas.clear()
+        if not prices_alone:
+            self._stamp_without_prices += 1
+            self._version_without_prices = self._version
+            self._deltas_without_prices.clear()
         self._on_change()
 
     # Snapshots and deltas
@@ -161,29 +260,34 @@ class VersionedState:
             return START
         return Position(epoch, Mode(found["mode"]), True, version, -1)  # a heartbeat confirms the connection
 
-    def delta(self, subscription: Subscription, after: Position) -> tuple[Batch | None, Position]:
+    def delta(self, subscription: Subscription, after: Position) -> _Delta:
         """Return the events after a position, if there are any, and the position after them."""
-        if (delta := self._deltas.get((subscription, after))) is None:
-            delta = self._deltas[subscription, after] = self._make_delta(subscription, after)
+        deltas = self._deltas if subscription.pairs else self._deltas_without_prices
+        if (delta := deltas.get((subscription, after))) is None:
+            delta = deltas[subscription, after] = self._make_delta(subscription, after)
         return delta
 
-    def _make_delta(self, subscription: Subscription, after: Position) -> tuple[Batch | None, Position]:
+    def _make_delta(self, subscription: Subscription, after: Position) -> _Delta:
         has_snapshot = after.has_snapshot and after.epoch == self.epoch
-        if has_snapshot and not self.is_ready and not self._ended:
+        is_ready = self.is_ready and self._candles.has(subscription.candle_series)
+        if has_snapshot and not is_ready and not self._ended:
             return None, after  # one that resumes receives all changes at once, when the cache was read
+        if has_snapshot and is_ready and not self._candles.has_all_since(subscription.candle_series, after.version):
+            has_snapshot = False
         events: list[msgspec.Struct] = []
         if after.mode is not None and after.mode is not self.mode:
             events.append(ChangedMode(self.mode, after.mode))
         if has_snapshot:
             events += self._changes(subscription, after.version)
-        elif self.is_ready:
+        elif is_ready:
             has_snapshot = True
             events.append(self._snapshot(subscription))
         if has_snapshot and after.heartbeat != self._heartbeat and after != START:
             events.append(Heartbeat(rfc3339(self._now_ms)))
         if self._ended:
             events.append(End("shutdown"))
-        now = Position(self.epoch, self.mode, has_snapshot, self._version, self._heartbeat)
+        version = self._version if subscription.pairs else self._version_without_prices
+        now = Position(self.epoch, self.mode, has_snapshot, version, self._heartbeat)
         return (Batch(self._with_ids(subscription, events, after, now)) if events else None), now
 
     def _with_ids(
@@ -201,25 +305,37 @@ class VersionedState:
     def _snapshot(self, subscription: Subscription) -> Snapshot:
         assert self._health is not None, "it is ready"
         prices = self._prices([pair for pair in subscription.pairs if pair in self._newest])
-        return Snapshot(self.mode, list(subscription.symbols), list(subscription.exchanges), prices, self._health)
+        return Snapshot(
+            self.mode,
+            list(subscription.symbols),
+            list(subscription.exchanges),
+            prices,
+            self._health,
+            self._candles.snapshot(subscription.candle_series) if subscription.candles else UNSET,
+        )
 
     def _changes(self, subscription: Subscription, version: int) -> Iterator[msgspec.Struct]:
         if self._health is not None and self._health_version > version:
             yield self._health
-        changed = []
-        for pair in reversed(self._newest):
+        changed: list[Pair] = []
+        for pair in reversed(self._newest if subscription.pairs else ()):
             if self._newest[pair].version <= version:
                 break
             if pair in subscription.chosen:
                 changed.append(pair)
         if changed:
             yield ChangedPrices(self._prices(changed))
+        if subscription.candles and (candles := self._candles.changes(subscription.candles, version)):
+            yield ChangedCandles(candles)
 
-    def _prices(self, pairs: list[Pair]) -> list[LatestPrice]:
+    def _prices(self, pairs: list[Pair]) -> list[StreamPrice]:
         """Return prices in the order of event time; ticks of several exchanges at one time in that of arrival."""
-        ticks = [(self._newest[pair].tick, *pair) for pair in pairs]
-        ticks.sort(key=lambda each: each[0].order)
-        return [LatestPrice(symbol, exchange, tick.price, rfc3339(tick.at)) for tick, exchange, symbol in ticks]
+        ticks = [(self._newest[pair], *pair) for pair in pairs]
+        ticks.sort(key=lambda each: each[0].tick.order)
+        return [
+            StreamPrice(symbol, exchange, tick.price, rfc3339(tick.at), exchanges)
+            for (tick, _, exchanges), exchange, symbol in ticks
+        ]
 
     def _id(self, subscription: Subscription, position: Position) -> str:
         if not position.has_snapshot:

@@ -1,4 +1,6 @@
-"""GET /ws: the events of /stream/prices as WebSocket messages, with a subscription that the client may change."""
+"""GET /ws: the events of /stream/prices and /stream/candles as WebSocket messages, with a subscription that the client
+may change.
+"""
 
 import asyncio
 import time
@@ -8,6 +10,7 @@ from operator import attrgetter
 from typing import Any, ClassVar, Literal
 
 import msgspec
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
@@ -17,12 +20,15 @@ from marketflow.api.context import Context, context_of
 from marketflow.api.middleware.request_metrics import RequestMetrics
 from marketflow.api.openapi.operation import refuse_unknown_parameters
 from marketflow.api.problems import Problem, answer_to, too_many_requests
+from marketflow.api.routes.charting.candle_objects import Interval
+from marketflow.api.streaming.candle_stream.candle_series import candle_series_of, refuse_too_many
 from marketflow.api.streaming.events import Rejected, Subscribed
-from marketflow.api.streaming.sse_route import PARAMETERS, output_of, requested_subscription
+from marketflow.api.streaming.sse_route import PARAMETERS, output_of, requested_candles, requested_prices
 from marketflow.api.streaming.stream_counters import CountSent
 from marketflow.api.streaming.subscriber import Subscriber
-from marketflow.api.streaming.subscription import series_of
+from marketflow.api.streaming.subscription import Subscription, series_of
 from marketflow.errors import QuotaExceeded
+from marketflow.model import REFERENCE
 from marketflow.tasks import cancel
 
 PATH = "/ws"
@@ -44,11 +50,12 @@ class UpgradeRequired(Problem):
 
 
 class Command(msgspec.Struct, frozen=True):
-    """A message from the client."""
+    """A message from the client: about prices, or about candles if it has intervals."""
 
     op: Literal["subscribe", "unsubscribe"]
     symbols: list[str] | None = None
     exchanges: list[str] | None = None
+    intervals: list[Interval] | None = None
 
 
 def websocket_routes(metrics: RequestMetrics) -> list[Route | WebSocketRoute]:
@@ -58,7 +65,8 @@ def websocket_routes(metrics: RequestMetrics) -> list[Route | WebSocketRoute]:
         context = context_of(websocket)
         try:
             refuse_unknown_parameters(websocket.scope["query_string"], PARAMETERS)
-            subscription = requested_subscription(context, websocket.query_params)
+            requested = requested_candles if "intervals" in websocket.query_params else requested_prices
+            subscription = requested(context, websocket.query_params)
             release = context.broadcaster.reserve(context.clients.of(websocket.scope))
         except QuotaExceeded as error:
             await websocket.send_denial_response(too_many_requests(error.seconds))
@@ -133,17 +141,37 @@ class _Connection:
     def _execute(self, message: Mapping[str, Any]) -> msgspec.Struct:
         """Change the subscription as the command says, and return the reply."""
         try:
-            command = _decode(message.get("text") or message.get("bytes") or b"")
-            pairs = series_of(self._context.names, command.exchanges or (), command.symbols or ())
+            subscription = self._changed(_decode(message.get("text") or message.get("bytes") or b""))
         except msgspec.MsgspecError as error:
             return Rejected("malformed_message", f"The message is malformed: {error}.")
         except Problem as problem:
             return Rejected(problem.code, str(problem))
-        chosen = self._subscriber.subscription.chosen
-        chosen = chosen | pairs if command.op == "subscribe" else chosen - pairs
-        subscription = self._context.broadcaster.subscription(chosen)
-        self._subscriber.subscribe(subscription)
-        return Subscribed(list(subscription.symbols), list(subscription.exchanges), list(subscription.pairs))
+        self._context.broadcaster.resubscribe(self._subscriber, subscription)
+        return Subscribed(
+            list(subscription.symbols),
+            list(subscription.exchanges),
+            list(subscription.pairs),
+            list(subscription.candle_series) if subscription.candles else UNSET,
+        )
+
+    def _changed(self, command: Command) -> Subscription:
+        """Return the subscription as a command changes it.
+
+        Raises:
+            Problem: it names what does not exist, or too much.
+        """
+        names, exchanges, symbols = self._context.names, command.exchanges or (), command.symbols or ()
+        chosen, candles = self._subscriber.subscription.chosen, self._subscriber.subscription.candles
+        begins = command.op == "subscribe"
+        if command.intervals is not None:
+            series = candle_series_of(names, exchanges, symbols, command.intervals)
+            candles = candles | series if begins else candles - series
+            refuse_too_many(candles)
+        elif begins:
+            chosen = chosen | series_of(names, exchanges, symbols)
+        else:
+            chosen = chosen - series_of(names, exchanges or (*names.exchanges, REFERENCE), symbols)
+        return self._context.broadcaster.subscription(chosen, candles)
 
 
 class _TokenBucket:

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import redis
@@ -21,10 +21,10 @@ from redis.asyncio.client import PubSub
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.logs import RateLimit
-from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start
+from marketflow.model import MINUTE_MS, Candle, Series, Slot, Tick, minute_start
 from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.candle_window import CandleWindow
-from marketflow.stores.ports import TickListener
+from marketflow.stores.ports import SlotListener, TickListener
 from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.connection import async_client
 from marketflow.stores.redis.reader import RedisReader
@@ -70,6 +70,7 @@ class NearCache:
         self._minute_ms = minute_ms
         self._needed = asyncio.Event()
         self._listeners: list[TickListener] = []
+        self._slot_listeners: list[SlotListener] = []
         self._limit = RateLimit(10.0)
         self.times_live = 0
         self._reset()
@@ -212,6 +213,25 @@ class NearCache:
         finally:
             self._listeners.remove(take)
 
+    @contextmanager
+    def announcing_slots(self, take: SlotListener) -> Iterator[None]:
+        """Pass every changed slice and minute to `take`, and keep the subscription meanwhile."""
+        self._slot_listeners.append(take)
+        self._needed.set()
+        try:
+            yield
+        finally:
+            self._slot_listeners.remove(take)
+
+    @property
+    def slots(self) -> Self:
+        """What announces slices and minutes."""
+        return self
+
+    @property
+    def _is_followed(self) -> bool:
+        return bool(self._listeners or self._slot_listeners)
+
     async def listen(self) -> None:
         """Subscribe while there are queries, and again after each failure, until cancelled."""
         while True:
@@ -227,7 +247,7 @@ class NearCache:
             finally:
                 self._reset()
             raise_if_cancelled()
-            if self._listeners:
+            if self._is_followed:
                 self._needed.set()
             await asyncio.sleep(RETRY_SECONDS)
 
@@ -252,7 +272,7 @@ class NearCache:
         for pings in count(1):
             await asyncio.sleep(PING_SECONDS)
             if pings % round(IDLE_SECONDS / PING_SECONDS) == 0:
-                if not self._needed.is_set() and not self._listeners:
+                if not self._needed.is_set() and not self._is_followed:
                     raise _NotNeeded
                 self._needed.clear()
             if self._unanswered == SILENT_PINGS:
@@ -281,18 +301,29 @@ class NearCache:
                             self._newest[series] = tick
                     for take in self._listeners:
                         take(announced)
-                case keys.SLICES_CHANNEL if self._windows:
-                    for (series, start), candle in codec.decode_announced(message["data"]):
+                case keys.SLICES_CHANNEL if self._windows or self._slot_listeners:
+                    slots = codec.decode_announced(message["data"])
+                    for (series, start), candle in slots:
                         if (entry := self._windows.get(series)) is not None and (
                             found := codec.valid_slot(start, candle)
                         ):
                             entry.window.put_slice(start, found)
-                case keys.MINUTES_CHANNEL if self._windows:
-                    for (series, start), candle in codec.decode_announced(message["data"]):
-                        if (entry := self._windows.get(series)) is not None and (
-                            found := codec.valid_slot(start, candle)
-                        ):
-                            entry.window.put_minute(start, found)
+                    self._announce([(slot, None) for slot, _ in slots])
+                case keys.MINUTES_CHANNEL if self._windows or self._slot_listeners:
+                    minutes: list[tuple[Slot, Candle | None]] = []
+                    for slot, candle in codec.decode_announced(message["data"]):
+                        entry = self._windows.get(slot.series)
+                        if entry is None and not self._slot_listeners:
+                            continue
+                        if (found := codec.valid_slot(slot.start, candle)) is not None:
+                            minutes.append((slot, found))
+                            if entry is not None:
+                                entry.window.put_minute(slot.start, found)
+                    self._announce(minutes)
+
+    def _announce(self, slots: Sequence[tuple[Slot, Candle | None]]) -> None:
+        for take in self._slot_listeners:
+            take(slots)
 
 
 class _NotNeeded(Exception):

@@ -25,12 +25,18 @@ ACCEPTED: tuple[Any, ...] = (
     {"op": "unsubscribe", "symbols": ["BTCUSDT"]},
     {"op": "subscribe", "symbols": ["btcusdt"], "exchanges": ["exchange1"]},
     {"op": "subscribe", "symbols": [], "exchanges": None},
+    {"op": "subscribe", "exchanges": ["reference"]},
+    {"op": "subscribe", "intervals": ["1m", "1M"], "exchanges": ["reference"], "symbols": ["BTCUSDT"]},
+    {"op": "unsubscribe", "intervals": ["1M"], "exchanges": ["reference"]},
+    {"op": "subscribe", "intervals": []},
 )
 REJECTED: tuple[Any, ...] = (
     {},
     {"op": "listen"},
     {"op": "subscribe", "symbols": "BTCUSDT"},
     {"op": "subscribe", "symbols": [1]},
+    {"op": "subscribe", "intervals": "1m"},
+    {"op": "subscribe", "intervals": ["7m"]},
     [],
 )
 
@@ -87,14 +93,23 @@ def conversation(sent: list[Any]) -> list[dict[str, Any]]:
                 incoming.put_nowait({"type": "websocket.receive", "text": json.dumps(message)})
                 async with arrived:
                     await arrived.wait_for(lambda number=number: len(replies(received)) >= number)  # type: ignore[misc]
+            async with arrived:
+                await arrived.wait_for(lambda: has_snapshot_after_replies(received))
+            world.trade(11.0, 100)
             world.announcements.announce((series(), tick(11.0)))
             await until("prices", 1)
+            await until("candles", 1)
             broadcaster.end()
             await serving
         await broadcaster.close()
 
     asyncio.run(running())
     return received
+
+
+def has_snapshot_after_replies(received: list[dict[str, Any]]) -> bool:
+    events = [each["event"] for each in received if each["event"] != "error"]
+    return "snapshot" in events[len(events) - events[::-1].index("subscribed") :]
 
 
 def replies(received: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,8 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from marketflow.api.rendering import rfc3339
-from marketflow.api.routes.latest_price import LatestPrice
-from marketflow.api.streaming.events import ChangedMode, ChangedPrices, Heartbeat, Snapshot
+from marketflow.api.streaming.events import ChangedMode, ChangedPrices, Heartbeat, Snapshot, StreamPrice
 from marketflow.cli.watch.client_state import ClientState
 from marketflow.cli.watch.stream_events import Connected, Lost, decode
 from marketflow.health import Health
@@ -26,8 +25,8 @@ class Clock:
         return self.now
 
 
-def price(value: float, seconds: float = 0.0, symbol: str = "BTCUSDT", exchange: str = "a") -> LatestPrice:
-    return LatestPrice(symbol, exchange, value, timestamp(seconds))
+def price(value: float, seconds: float = 0.0, symbol: str = "BTCUSDT", exchange: str = "a") -> StreamPrice:
+    return StreamPrice(symbol, exchange, value, timestamp(seconds))
 
 
 def timestamp(seconds: float) -> str:
@@ -35,7 +34,7 @@ def timestamp(seconds: float) -> str:
     return rfc3339(int((NOON + timedelta(seconds=seconds)).timestamp() * 1000))
 
 
-def snapshot(*prices: LatestPrice, mode: Mode = Mode.TEST) -> Snapshot:
+def snapshot(*prices: StreamPrice, mode: Mode = Mode.TEST) -> Snapshot:
     return Snapshot(mode, ["BTCUSDT", "ETHUSDT"], ["a", "b"], list(prices), HEALTH)
 
 

@@ -9,8 +9,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from marketflow.api.rendering import rfc3339
-from marketflow.api.routes.latest_price import LatestPrice
-from marketflow.api.streaming.events import ChangedPrices, Heartbeat, Snapshot
+from marketflow.api.streaming.events import ChangedPrices, Heartbeat, Snapshot, StreamPrice
 from marketflow.cli.watch.candle_client import CandlePanel, ShownCandle
 from marketflow.cli.watch.candle_table import render_candles
 from marketflow.cli.watch.client_state import ClientState
@@ -42,7 +41,7 @@ class World:
 
     def put(self, price: float, symbol: str = "BTCUSDT", exchange: str = "exchange1", ago: float = 0) -> None:
         at = self.now - timedelta(seconds=ago)
-        self.state.apply(ChangedPrices([LatestPrice(symbol, exchange, price, rfc3339(int(at.timestamp() * 1000)))]))
+        self.state.apply(ChangedPrices([StreamPrice(symbol, exchange, price, rfc3339(int(at.timestamp() * 1000)))]))
 
     def after(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
