@@ -14,7 +14,6 @@ from uuid import uuid4
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from marketflow.api.queries.reference import reference_price
 from marketflow.api.rendering import rfc3339
 from marketflow.api.streaming.candle_stream.candle_log import CandleLog
 from marketflow.api.streaming.candle_stream.candle_series import CandleSeries, CandleSlot
@@ -32,6 +31,7 @@ from marketflow.api.streaming.events import (
 from marketflow.api.streaming.subscription import Pair, Subscription
 from marketflow.health import Health
 from marketflow.model import REFERENCE, Mode, Series, Tick
+from marketflow.reference_price import reference_price
 
 
 class Position(NamedTuple):

@@ -67,7 +67,8 @@ class Setup:
         )  # fmt: skip
         self.sequence = 0
         self.known: dict[Key, dict[str, Any]] = {}
-        self.closed: list[tuple[Key, int]] = []
+        self.closed: list[tuple[Key, int, int]] = []
+        """Version and ticks of each closed candle that came; both rise with corrections."""
 
     def chosen(self, intervals: str = "1m", exchanges: str = "exchange1", symbols: str = "BTCUSDT") -> Subscription:
         names = self.world.context().names
@@ -119,7 +120,7 @@ class Setup:
                 self.known[key] = each
                 found.append(each)
                 if each["closed"] and name == "candles":
-                    self.closed.append((key, each["version"]))
+                    self.closed.append((key, each["version"], each["ticks"]))
         return found
 
     async def next(self, subscriber: Subscriber) -> list[dict[str, Any]]:
@@ -224,7 +225,7 @@ def test_candle_is_closed_once_when_no_tick_can_change_it() -> None:
             for _ in range(3):
                 setup.tick(12.0)
                 await setup.next(subscriber)
-            assert [key[3][14:19] for key, _ in setup.closed] == ["00:00"]
+            assert [key[3][14:19] for key, *_ in setup.closed] == ["00:00"]
 
     run(test)
 

@@ -8,11 +8,11 @@ import pytest
 
 from marketflow.api.problems import UnknownExchange
 from marketflow.api.queries.prices import PriceQueries
-from marketflow.api.queries.reference import FRESH_MS
 from marketflow.api.streaming.broadcaster import Broadcaster
 from marketflow.api.streaming.subscription import Subscription, series_of
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.model import Mode, Series
+from marketflow.reference_price import FRESH_MS
 from tests.api.streaming.test_broadcaster import Events, Setup, last_id, received, run, tick
 from tests.api.world import EXCHANGES, NOW, SYMBOLS, series
 
