@@ -46,6 +46,16 @@ class ExchangeCounters(msgspec.Struct, frozen=True):
     verified: dict[str, int] = {}
 
 
+class AlertCounters(msgspec.Struct, frozen=True):
+    """Counters of alerts: stored events by kind, posts by result, and what waits or was dropped."""
+
+    events: dict[str, int] = {}
+    events_pending: int = 0
+    events_dropped: int = 0
+    deliveries: dict[str, int] = {}
+    deliveries_pending: int = 0
+
+
 class IngestCounters(msgspec.Struct, frozen=True):
     """All counters; `exchanges` is by exchange name."""
 
@@ -61,6 +71,7 @@ class IngestCounters(msgspec.Struct, frozen=True):
     given_up: int
     stalls: dict[str, int] = {}
     """Number of stalls of the branches of the pipeline, by name."""
+    alerts: AlertCounters = AlertCounters()
 
 
 class DelayCounter:

@@ -66,6 +66,7 @@ def allowed(key: str) -> str:
     lists = {
         "symbols": "symbols: 1 to 32 of A-Z 0-9 - _ . beginning with a letter or a digit",
         "exchanges": "see right",
+        "alerts": "see right",
         "data_dir": "the path of a folder",
         "http.allowed_hosts": 'host names without a port, or "*"',
         "http.allowed_origins": 'origins such as "https://prices.example.com", or "*"',

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from marketflow.alerts.alert_model import PriceRule, without_webhook
 from marketflow.errors import SettingsError
 from marketflow.model import Mode
 from marketflow.resources import resource
@@ -552,3 +553,62 @@ def test_text_of_an_option_is_checked_by_its_key() -> None:
         convert("http.port", "99999")
     with pytest.raises(SettingsError, match=r"^\[0\] = \"a\": must be 1 to 32"):
         convert("symbols", "a")
+
+
+# --- alerts
+
+HOOK = {"webhook": "https://hooks.example.com/T0/path-is-a-secret", "secret": "sixteen-characters"}
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"kind": "price", "symbol": "btcusdt", "exchange": "EXCHANGE1", "level": 70000, "direction": "up"},
+        {"kind": "price", "symbol": "BTCUSDT", "exchange": "reference", "level": 0.5, "once": True, "cooldown": "0s"},
+        {"kind": "change", "symbol": "BTCUSDT", "percent": 2.5, "period": "24h", **HOOK},
+        {"KIND": "gap", "Symbol": "BTCUSDT", "BASIS_POINTS": 20},
+        {"kind": "stale", "name": "feeds"},
+        {"kind": "hole", "symbol": "ETHUSDT"},
+    ],
+)
+def test_alert_rules_are_accepted_and_shown_as_toml(rule: dict[str, object], tmp_path: Path) -> None:
+    loaded, origins = load_with_origins(None, {"alerts": [rule]})
+    assert len(loaded.alerts) == 1
+    shown = as_toml(effective_values(loaded, origins))
+    assert "secret-" not in shown
+    assert "path-is" not in shown
+    (again,) = load(written(tmp_path / "shown.toml", shown)).alerts
+    assert without_webhook(loaded.alerts[0]) == again
+
+
+def test_alert_rules_get_the_configured_spelling() -> None:
+    (rule,) = load(
+        None, {"alerts": [{"kind": "price", "symbol": "btcusdt", "exchange": "Exchange1", "level": 1}]}
+    ).alerts
+    assert isinstance(rule, PriceRule)
+    assert (rule.symbol, rule.exchange) == ("BTCUSDT", "exchange1")
+
+
+@pytest.mark.parametrize(
+    ("alerts", "message"),
+    [
+        ("up", 'alerts = "up": must be a list of rules'),
+        ([7], "alerts[0] = 7: must be a list of rules"),
+        ([{"kind": "moon", "symbol": "BTCUSDT"}], "alerts[0] = ['kind', 'symbol']: must be a rule: Invalid value"),
+        ([{"kind": "gap", "symbol": "BTCUSDT"}], "Object missing required field `basis_points`"),
+        ([{"kind": "price", "symbol": "BTCUSDT", "level": -1}], "Expected `float` > 0.0 - at `$.level`"),
+        ([{"kind": "price", "symbol": "BTCUSDT", "level": 1, "moon": 1}], "unknown field `moon`"),
+        ([{"kind": "price", "symbol": "XYZ", "level": 1}], "alerts[0]: symbol must be one of those configured"),
+        ([{"kind": "stale", "exchange": "reference"}], "alerts[0]: exchange must be one of those configured"),
+        ([{"kind": "stale", "webhook": "https://a.example/"}], "webhook and secret must be given together"),
+        ([{"kind": "stale", "webhook": "ftp://a.example/", "secret": "sixteen-characters"}], "`$.webhook`"),
+        ([{"kind": "stale", "webhook": "https://u:p@a.example/", "secret": "sixteen-characters"}], "`$.webhook`"),
+        ([{"kind": "stale", "webhook": "http://a:99999/", "secret": "sixteen-characters"}], "a port from 1 to 65535"),
+        ([{"kind": "stale"}, {"kind": "stale", **HOOK}], "alerts[1] = ['kind', 'webhook', 'secret']: must all be"),
+    ],
+)
+def test_wrong_alert_rules_are_named_without_their_values(alerts: object, message: str) -> None:
+    shown = problems({"alerts": alerts})
+    assert message in shown
+    assert "sixteen" not in shown
+    assert "path-is" not in shown

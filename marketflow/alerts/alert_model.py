@@ -5,7 +5,7 @@ A rule is about the mode that runs; its events say which one that was. Durations
 
 import hashlib
 import re
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
@@ -179,8 +179,7 @@ def configured_id(rule: AlertRule) -> str:
 
     Where it is delivered does not matter.
     """
-    watched = msgspec.structs.replace(rule, webhook="", secret="")
-    return f"s{hashlib.sha256(msgspec.json.encode(watched)).hexdigest()[:23]}"
+    return f"s{hashlib.sha256(msgspec.json.encode(without_webhook(rule))).hexdigest()[:23]}"
 
 
 class AlertEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,9 +246,24 @@ def event_id(rule: str, mode: Mode, subject: tuple[str | None, ...], at: int) ->
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def as_builtins(rule: AlertRule, *, with_secrets: bool = False) -> dict[str, Any]:
-    """Return a rule as JSON has it; of a webhook its receiver alone, unless with secrets."""
-    found: dict[str, Any] = msgspec.to_builtins(rule)
-    if not with_secrets and rule.webhook:
-        found["webhook"], found["secret"] = f"{receiver_of(rule.webhook)}/{MASK}", MASK
-    return found
+def without_webhook(rule: AlertRule) -> AlertRule:
+    """Return a rule as anyone may see it."""
+    return msgspec.structs.replace(rule, webhook="", secret="")
+
+
+class DueDelivery(NamedTuple):
+    """An event to be posted to the webhook of its rule.
+
+    Args:
+        event: id of the event.
+        rule: id of the rule.
+        body: the event as JSON.
+        attempts: how often it was posted before.
+        found_at: when the event was stored (Unix ms).
+    """
+
+    event: str
+    rule: str
+    body: str
+    attempts: int
+    found_at: int

@@ -6,9 +6,9 @@ batch of candles, which is that of a slice.
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from marketflow.alerts.alert_model import (
     KINDS,
@@ -31,12 +31,12 @@ from marketflow.text import rfc3339
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-DONE_SHARE = 0.1
-"""Share of rules that are done from which on the others are indexed anew: at once each time would cost their number."""
+GAPS = ""
+"""Stands for an exchange where the gap between all is meant; none has this name."""
 
 
 class _Key(NamedTuple):
-    """A price: of an exchange, of `reference`, or of all (None)."""
+    """What rules watch: the price of an exchange, of `reference`, of all (None), or GAPS."""
 
     mode: Mode
     exchange: str | None
@@ -79,18 +79,19 @@ class Evaluator:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._rules: dict[str, WatchedRule] = {}
-        self._prices: dict[_Key, PriceWatch] = {}
+        self._of_key: dict[_Key, dict[str, WatchedRule]] = {}
         self._series: dict[Series, PriceWatch] = {}
         self._all: dict[tuple[Mode, str], PriceWatch] = {}
         self._markets: dict[tuple[Mode, str], _Market] = {}
-        self._stale: list[WatchedRule] = []
-        self._holes: list[WatchedRule] = []
-        self._done = 0  # rules that are indexed though they are done
+        self._stale: dict[str, WatchedRule] = {}
+        self._holes: dict[str, WatchedRule] = {}
+        self._webhooks = 0
+        self._seeds: Mapping[Series, Tick] = {}
 
     @property
     def watches_candles(self) -> bool:
         """Whether any rule needs candles."""
-        return bool(self._prices or self._markets)
+        return bool(self._of_key)
 
     @property
     def watches_feeds(self) -> bool:
@@ -100,8 +101,7 @@ class Evaluator:
     @property
     def has_webhooks(self) -> bool:
         """Whether any rule has a webhook."""
-        with self._lock:
-            return any(watched.rule.webhook for watched in self._rules.values())
+        return self._webhooks > 0
 
     def rules(self) -> dict[str, WatchedRule]:
         """Return all rules by id."""
@@ -110,50 +110,98 @@ class Evaluator:
 
     def set_rules(self, rules: Iterable[WatchedRule]) -> None:
         """Evaluate these rules from now on, in place of those before."""
+        given = {watched.id: watched for watched in rules}
         with self._lock:
-            self._rules = {watched.id: watched for watched in rules}
-            self._index()
+            old = [watched for id, watched in self._rules.items() if given.get(id) is not watched]
+            self._change(old, [watched for id, watched in given.items() if self._rules.get(id) is not watched])
 
-    def _index(self) -> None:
-        """Index the rules that are not done; what was seen of prices that are watched as before is kept."""
-        self._done = 0
-        active = [watched for watched in self._rules.values() if not watched.state.done]
-        prices: dict[_Key, list[WatchedRule]] = {}
-        gaps: dict[tuple[Mode, str], list[tuple[float, WatchedRule]]] = {}
-        for watched in active:
-            for mode in Mode:
-                match watched.rule:
-                    case PriceRule(symbol=symbol, exchange=exchange) | ChangeRule(symbol=symbol, exchange=exchange):
-                        prices.setdefault(_Key(mode, exchange, symbol), []).append(watched)
-                    case GapRule(symbol=symbol, basis_points=points):
-                        gaps.setdefault((mode, symbol), []).append((points, watched))
-        self._prices = {key: self._prices.get(key) or PriceWatch() for key in prices}
-        for key, watch in self._prices.items():
-            watch.set_rules(prices[key])
-        self._series, self._all, markets = {}, {}, {}
-        for key, watch in self._prices.items():
-            of_symbol = key.mode, key.symbol
-            if key.exchange is None:
-                self._all[of_symbol] = watch
-            elif key.exchange == REFERENCE:
-                markets[of_symbol] = self._markets.get(of_symbol) or _Market()
-            else:
-                self._series[Series(key.mode, key.exchange, key.symbol)] = watch
-        for of_symbol in gaps:
-            markets[of_symbol] = markets.get(of_symbol) or self._markets.get(of_symbol) or _Market()
-        for (mode, symbol), market in markets.items():
-            market.reference = self._prices.get(_Key(mode, REFERENCE, symbol))
-            market.gaps = LevelIndex(up=gaps.get((mode, symbol), ()))
-        self._markets = markets
-        self._stale = [watched for watched in active if isinstance(watched.rule, StaleRule)]
-        self._holes = [watched for watched in active if isinstance(watched.rule, HoleRule)]
+    def put(self, watched: WatchedRule) -> None:
+        """Evaluate a rule from now on, in place of one with its id."""
+        with self._lock:
+            old = self._rules.get(watched.id)
+            self._change([] if old is None else [old], [watched])
+
+    def remove(self, id: str) -> None:
+        """Evaluate a rule no more."""
+        with self._lock:
+            old = self._rules.get(id)
+            self._change([] if old is None else [old], [])
 
     def seed(self, newest: Mapping[Series, Tick]) -> None:
-        """Take newest ticks of an earlier run: a level that was crossed since then was crossed."""
+        """Take newest ticks of an earlier run: a level that is crossed since then is crossed.
+
+        They count for prices that are watched now and from now on, until other ones, or none, are given.
+        """
         with self._lock:
-            for series, tick in newest.items():
-                if (watch := self._series.get(series)) is not None:
-                    watch.seed(tick.price, tick.at)
+            self._seeds = newest
+            for series, watch in self._series.items():
+                self._seed(series, watch)
+
+    def _seed(self, series: Series, watch: PriceWatch) -> None:
+        if (tick := self._seeds.get(series)) is not None:
+            watch.seed(tick.price, tick.at)
+
+    def _change(self, old: Iterable[WatchedRule], new: Iterable[WatchedRule]) -> None:
+        keys: set[_Key] = set()
+        for watched in old:
+            del self._rules[watched.id]
+            self._webhooks -= bool(watched.rule.webhook)
+            keys |= self._forget(watched)
+        for watched in new:
+            self._rules[watched.id] = watched
+            self._webhooks += bool(watched.rule.webhook)
+            if not watched.state.done:
+                keys |= self._remember(watched)
+        for key in keys:
+            self._index(key)
+
+    def _remember(self, watched: WatchedRule) -> set[_Key]:
+        match watched.rule:
+            case StaleRule():
+                self._stale[watched.id] = watched
+            case HoleRule():
+                self._holes[watched.id] = watched
+        keys = _keys_of(watched)
+        for key in keys:
+            self._of_key.setdefault(key, {})[watched.id] = watched
+        return keys
+
+    def _forget(self, watched: WatchedRule) -> set[_Key]:
+        self._stale.pop(watched.id, None)
+        self._holes.pop(watched.id, None)
+        keys = {key for key in _keys_of(watched) if watched.id in self._of_key.get(key, ())}
+        for key in keys:
+            del self._of_key[key][watched.id]
+        return keys
+
+    def _index(self, key: _Key) -> None:
+        """Index the rules of one price; what was seen of it is kept as long as there are any."""
+        rules = list(self._of_key[key].values())
+        if not rules:
+            del self._of_key[key]
+        of_symbol = key.mode, key.symbol
+        if key.exchange is None:
+            _index_watch(self._all, of_symbol, rules)
+        elif key.exchange in (REFERENCE, GAPS):
+            self._index_market(key, rules)
+        else:
+            series = Series(key.mode, key.exchange, key.symbol)
+            if (watch := _index_watch(self._series, series, rules)) is not None:
+                self._seed(series, watch)
+
+    def _index_market(self, key: _Key, rules: list[WatchedRule]) -> None:
+        of_symbol = key.mode, key.symbol
+        market = self._markets.setdefault(of_symbol, _Market())
+        if key.exchange == GAPS:
+            pairs = [(watched.rule.basis_points, watched) for watched in rules if isinstance(watched.rule, GapRule)]
+            market.gaps = LevelIndex(up=pairs)
+        elif rules:
+            market.reference = market.reference or PriceWatch()
+            market.reference.set_rules(rules)
+        else:
+            market.reference = None
+        if market.reference is None and not len(market.gaps):
+            del self._markets[of_symbol]
 
     def evaluate(self, candles: Candles, now_ms: int) -> list[RaisedAlert]:
         """Return the events of candles of new ticks, each tick of which is in one of them alone.
@@ -194,7 +242,7 @@ class Evaluator:
         with self._lock:
             found: list[RaisedAlert] = []
             for exchange in exchanges:
-                for watched in self._stale:
+                for watched in [*self._stale.values()]:
                     if isinstance(watched.rule, StaleRule) and watched.rule.exchange in (None, exchange):
                         self._note(found, watched, mode, now_ms, f"the feed of {exchange} is stale", exchange, None)
             return self._raised(found)
@@ -210,7 +258,7 @@ class Evaluator:
         with self._lock:
             found: list[RaisedAlert] = []
             mode, exchange, symbol = series
-            for watched in self._holes:
+            for watched in [*self._holes.values()]:
                 rule = watched.rule
                 if isinstance(rule, HoleRule) and rule.exchange in (None, exchange) and rule.symbol in (None, symbol):
                     text = f"trades of {symbol} on {exchange} are missing: {detail}"
@@ -268,10 +316,31 @@ class Evaluator:
         found.append(raised)
 
     def _raised(self, found: list[RaisedAlert]) -> list[RaisedAlert]:
-        self._done += sum(raised.once for raised in found)
-        if self._done > DONE_SHARE * len(self._rules):
-            self._index()  # without those that are done
+        done = [self._rules[raised.event.rule] for raised in found if raised.once]
+        for key in {key for watched in done for key in self._forget(watched)}:
+            self._index(key)
         return found
+
+
+def _keys_of(watched: WatchedRule) -> set[_Key]:
+    match watched.rule:
+        case PriceRule(symbol=symbol, exchange=exchange) | ChangeRule(symbol=symbol, exchange=exchange):
+            return {_Key(mode, exchange, symbol) for mode in Mode}
+        case GapRule(symbol=symbol):
+            return {_Key(mode, GAPS, symbol) for mode in Mode}
+    return set()
+
+
+_T = TypeVar("_T", bound=Hashable)
+
+
+def _index_watch(watches: dict[_T, PriceWatch], key: _T, rules: Sequence[WatchedRule]) -> PriceWatch | None:
+    if not rules:
+        watches.pop(key, None)
+        return None
+    watch = watches.setdefault(key, PriceWatch())
+    watch.set_rules(rules)
+    return watch
 
 
 def _start(item: tuple[Slot, Candle]) -> int:

@@ -33,7 +33,7 @@ from marketflow.pipeline.operators import (
 from marketflow.pipeline.recovery import Recovery, cache_losses
 from marketflow.pipeline.schedulers import GridScheduler
 from marketflow.pipeline.state import WindowState
-from marketflow.stores.ports import ArchiveWriter, CacheWriter, Rollups
+from marketflow.stores.ports import ArchiveWriter, CacheWriter, RecoveredCandles, Rollups
 from marketflow.tasks import Backoff
 
 SLICES_A_PARTITION = 1000
@@ -56,6 +56,10 @@ ROLLUP_PAUSE_SECONDS = 0.1
 """Pause between the steps of a roll-up, as long as a step: other queries need the server meanwhile."""
 
 
+AlertBranch = Callable[["Parts", Observable[Candles], Observable[Any], RecoveredCandles | None], Observable[Any]]
+"""Makes a branch of: the parts, candles that have each new tick once, writes to the archive, what was recovered."""
+
+
 @dataclass
 class Parts:
     """Everything that the graph is built from.
@@ -76,6 +80,7 @@ class Parts:
         read_again: as of Recovery.
         corrections: make minutes again from the records of venues.
         announce_newest: called with newest ticks as they arrive, on the thread of their feed.
+        alerts: makes the branch of the alerts.
         pause_newest: blocks for a moment after each write of newest ticks; those that arrive meanwhile are one write.
     """
 
@@ -95,6 +100,7 @@ class Parts:
     corrections: Corrections = field(default_factory=NoCorrections)
     announce_newest: Callable[[Mapping[Series, Tick]], None] | None = None
     pause_newest: Callable[[], None] | None = None
+    alerts: AlertBranch | None = None
 
     def __post_init__(self) -> None:
         self.log = Instrumentation()

@@ -6,6 +6,7 @@
     minutes = slices | tumbling_event_time(60 s, ...)   | conflate | observe_on(pool) | write_minutes
                                                         | backlog  | from_callable(upsert_rows, pool)
     corrected = minutes | corrections | replace             (older ones join the minutes)
+    alerted = merged ticks | alerts                         (runtime/alert_flow.py)
 
 Items are batches of candles, never single ticks. Blocking calls run on the pool, each behind a conflation, since
 `observe_on` alone is an unbounded queue. All else runs on the thread of a feed or of the timing loop and does
@@ -51,12 +52,13 @@ class Pipeline(Parts):
         )
 
         # At each buffer, minutes that are due close, so there is an empty one each second as well.
-        received = ticks.pipe(
+        merged = ticks.pipe(
             ops.do_action(self.grid.wake),
             ops.buffer_with_time(SLICE_MS / 1000, scheduler=self.grid),
             ops.map(merge_all),
-            self.step(self.absorb),
+            ops.publish(),
         )
+        received = merged.pipe(self.step(self.absorb))
         # On the loop, as is all that emits slices: of two versions, the later one is then the more complete.
         restored = self.recovery.candles(recovered).pipe(on_loop, self.step(state.restore))
         slices = rx.merge(received, restored).pipe(ops.publish())
@@ -81,8 +83,14 @@ class Pipeline(Parts):
                 lambda _: rx.from_callable(self.archive_sink.upsert_rows, scheduler=self.pool).pipe(self.retried()),
                 keep_newer,
                 self.branch("archive"),
-            )
+            ),
+            ops.publish(),
         )
 
-        written = rx.merge(latest_written, slices_written, minutes_written, rows_written)
-        return rx.merge(connect(written, minutes, slices, ticks), self.days_rolled_up(), self.clocks_measured())
+        alerted = rx.empty() if self.alerts is None else self.alerts(self, merged, rows_written, recovered)
+        written = rx.merge(latest_written, slices_written, minutes_written, rows_written, alerted)
+        return rx.merge(
+            connect(written, rows_written, minutes, slices, merged, ticks),
+            self.days_rolled_up(),
+            self.clocks_measured(),
+        )

@@ -12,6 +12,9 @@ from typing import Any, cast
 from loguru import logger
 from reactivex import abc
 
+from marketflow.alerts.alert_service import AlertService
+from marketflow.alerts.deliveries import Deliveries
+from marketflow.alerts.webhook_sender import WebhookSender
 from marketflow.clock import Clock, milliseconds
 from marketflow.cluster.messages import IngestState
 from marketflow.counters import ExchangeCounters, IngestCounters
@@ -26,10 +29,12 @@ from marketflow.pipeline.fan_in import FeedSet, ModeSwitch
 from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.schedulers import NamedPool, TimingLoop
 from marketflow.pipeline.state import WindowState
+from marketflow.runtime.alert_flow import AlertFlow
 from marketflow.runtime.feed_status import FeedStatus, hole_counts_of
 from marketflow.runtime.venue_backfill import VenueBackfill
 from marketflow.settings import Settings
 from marketflow.stores.ports import RecoveredCandles
+from marketflow.stores.postgres.alert_store import PostgresAlerts
 from marketflow.stores.postgres.fetched.fetched_minutes import FetchedMinutes
 from marketflow.stores.postgres.holes import PostgresHoles
 from marketflow.stores.postgres.retention import Retention
@@ -140,6 +145,12 @@ class Engine:
         )
         self.holes = PostgresHoles(postgres, may_write)
         self._fetched = FetchedMinutes(postgres, ddl, lambda: may_write() and self.archive.available)
+        self._alert_store = PostgresAlerts(postgres, may_write)
+        self.alerts = AlertService(self._alert_store, settings.alerts, clock)
+        self._sender = WebhookSender(clock)
+        deliveries = Deliveries(self._alert_store, self.alerts.evaluator.rules, self._sender.post, clock)
+        stale_after_seconds = settings.flow.stale_after_seconds
+        self._alert_flow = AlertFlow(self.alerts, deliveries, self.feed_states, stale_after_seconds, clock)
         self._records = VenueBackfill(
             self.feeds[Mode.LIVE],
             self.holes,
@@ -151,6 +162,7 @@ class Engine:
             lambda: self.modes.current is Mode.LIVE,
             settings.flow.minute_ms,
             settings.flow.closed_after_ms,
+            self.alerts.hole_changed,
         )
         self.pipeline = Pipeline(
             modes=self.modes.changes,
@@ -169,6 +181,7 @@ class Engine:
             corrections=self._records.corrections,
             announce_newest=announce_newest,
             pause_newest=partial(time.sleep, newest_pause_seconds) if newest_pause_seconds else None,
+            alerts=self._alert_flow.branch,
         )
         self.feed_status = FeedStatus(
             self.feeds,
@@ -237,6 +250,7 @@ class Engine:
             rows_dropped=self.pipeline.backlog.dropped,
             given_up=counters.failed_batches,
             stalls=dict(self.pipeline.branches.stalls),
+            alerts=self._alert_flow.counters(),
         )
 
     def _counters_of(self, exchange: str) -> ExchangeCounters:
@@ -350,11 +364,14 @@ class Engine:
         for scheduler in self._timers.values():
             scheduler.dispose()
         self._pool.close()
+        self._alert_flow.close()
+        self._sender.close()
         if self._recorder is not None:
             self._recorder.stop(RECORDER_STOP_SECONDS)
         self._records.close()
         self._days.close()
         self.holes.close()
+        self._alert_store.close()
         self._fetched.close()
         self.archive.close()
         self.cache.close()

@@ -39,6 +39,7 @@ class VenueBackfill:
         is_live: whether live mode runs.
         minute_ms: length of a minute; of another one than theirs, venues have no records.
         closed_after_ms: how long after its end a minute is closed.
+        on_hole: called with each hole that is found or changes, from any thread.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class VenueBackfill:
         is_live: Callable[[], bool],
         minute_ms: int,
         closed_after_ms: int,
+        on_hole: Callable[[Hole], None] = lambda hole: None,
     ) -> None:
         self._clock = clock
         self._venues = _venues(feeds)
@@ -69,7 +71,7 @@ class VenueBackfill:
         from marketflow.feeds.backfill.hole_book import HoleBook
         from marketflow.feeds.backfill.steps import SteppedCorrections
 
-        book = HoleBook(holes, self._take_over)
+        book = HoleBook(holes, self._take_over, on_hole)
         self._repairs = [repair.Repairs(feed, book, marks, clock) for feed in self._venues]
         histories: list[history.History] = []
         compared_after_ms = max(verification.COMPARED_AFTER_MS, closed_after_ms + COMPARED_AFTER_CLOSED_MS)

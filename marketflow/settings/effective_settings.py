@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from marketflow.alerts.alert_model import receiver_of
 from marketflow.settings import schema
 from marketflow.settings.schema import Settings
 from marketflow.settings.sources import variable
@@ -43,6 +44,8 @@ def as_text(value: Any) -> str:
             return '""'
         case []:
             return "none"
+        case [{"kind": _}, *_]:
+            return "\n".join(" ".join(f"{name}={each[name]}" for name in each) for each in value)
         case [dict(), *_]:
             return "\n".join(f"{each['name']} at {each.get('address') or each['venue']}" for each in value)
         case list():
@@ -64,7 +67,15 @@ def _entry(settings: Settings, key: str, source: str) -> EffectiveValue:
     section, _, name = key.rpartition(".")
     value = getattr(getattr(settings, section) if section else settings, name)
     masked = bool(value) and schema.is_secret(schema.KEYS[key])
-    return EffectiveValue(key, MASK if masked else _builtins(value), source, masked)
+    shown: Any = MASK if masked else _builtins(value)
+    return EffectiveValue(key, [masked_rule(each) for each in shown] if key == "alerts" else shown, source, masked)
+
+
+def masked_rule(rule: dict[str, Any]) -> dict[str, Any]:
+    """Return an alert rule without its secret, and of its webhook the server alone: a path may be one as well."""
+    if not rule.get("webhook"):
+        return rule
+    return rule | {"webhook": f"{receiver_of(rule['webhook'])}/{MASK}", "secret": MASK}
 
 
 def _builtins(value: object) -> Any:
@@ -83,6 +94,11 @@ def _toml_lines(entries: Sequence[EffectiveValue]) -> Iterator[str]:
             yield f"# {name}: a secret, not shown (from {comment}); set it by {variable(key)}"
         elif value is None:
             yield f"# {name} is not set"
+        elif key == "alerts":
+            shown = [
+                {name: each for name, each in rule.items() if each != MASK and name != "webhook"} for rule in value
+            ]
+            yield f"{name} = {_toml(shown)}  # {comment}; webhooks and their secrets are not shown"
         else:
             yield f"{name} = {_toml(value)}  # {comment}"
 

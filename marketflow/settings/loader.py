@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from marketflow.alerts.alert_model import AlertRule, InvalidRule
+from marketflow.alerts.rule_names import known_names
 from marketflow.errors import SettingsError
 from marketflow.settings import schema
 from marketflow.settings.schema import Settings
@@ -55,7 +57,22 @@ def load_with_origins(
         raise SettingsError("\n".join(problems))
     settings = msgspec.convert(values, Settings)
     _check_together(settings)
-    return settings, origins
+    return msgspec.structs.replace(settings, alerts=_alerts_of(settings)), origins
+
+
+def _alerts_of(settings: Settings) -> tuple[AlertRule, ...]:
+    """Return the alert rules with the configured spelling of exchanges and symbols.
+
+    Raises:
+        SettingsError: one names what is not configured.
+    """
+    exchanges, found = [exchange.name for exchange in settings.exchanges], []
+    for number, rule in enumerate(settings.alerts):
+        try:
+            found.append(known_names(rule, exchanges, settings.symbols))
+        except InvalidRule as error:
+            raise SettingsError(f"alerts[{number}]: {error}") from None
+    return tuple(found)
 
 
 def _check_together(settings: Settings) -> None:

@@ -14,6 +14,7 @@ import platformdirs
 from msgspec import Meta
 from msgspec.structs import fields
 
+from marketflow.alerts.alert_model import AlertRule
 from marketflow.model import MINUTE_MS, Mode
 from marketflow.time_parsing import duration_ms
 
@@ -307,6 +308,7 @@ class Settings(_Section, frozen=True, kw_only=True):
         ExchangeSettings(name="exchange3", address="127.0.0.1:40103"),
     )
     history: History = "24h"
+    alerts: tuple[AlertRule, ...] = ()
     data_dir: Path = msgspec.field(default_factory=default_data_dir)
     http: HttpSettings = HttpSettings()
     postgres: PostgresSettings = PostgresSettings()

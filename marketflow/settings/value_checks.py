@@ -9,12 +9,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from marketflow.alerts.alert_model import AlertRule, InvalidRule, checked, configured_id
 from marketflow.model import REFERENCE
 from marketflow.settings import schema
 from marketflow.settings.schema import ExchangeSettings
 from marketflow.text import words
 
 _EXCHANGES = 'must be a list of one or more exchanges, such as [{name="exchange1", address="127.0.0.1:40101"}]'
+_ALERTS = 'must be a list of rules, such as [{kind="price", symbol="BTCUSDT", level=70000, direction="up"}]'
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\s:@/\[\]\"']+):([0-9]{1,5})", re.ASCII)
 
 
@@ -38,6 +40,7 @@ def check_value(key: str, value: object) -> Any:
         "http.allowed_origins": _allowed_origins,
         "http.trusted_proxies": _trusted_proxies,
         "exchanges": _exchanges,
+        "alerts": _alerts,
         "redis.host": lambda host: _store_host("redis", host),
         "postgres.host": lambda host: _store_host("postgres", host),
         "data_dir": _data_dir,
@@ -157,6 +160,35 @@ def _venue(name: str, place: str, fields: Mapping[str, object]) -> ExchangeSetti
     urls = {key: str(fields.get(key, "")) for key in ("url", "rest_url")}
     history = _convert(schema.History, fields["history"], f"{place}.history") if "history" in fields else ""
     return ExchangeSettings(name=name, venue=venue, symbols=native, history=history, **urls)
+
+
+def _alerts(value: object) -> tuple[AlertRule, ...]:
+    if not isinstance(value, list | tuple):
+        raise RuleViolation(_ALERTS)
+    rules = tuple(_alert(f"[{number}]", item) for number, item in enumerate(value))
+    ids = [configured_id(rule) for rule in rules]
+    if twice := next((number for number, each in enumerate(ids) if each in ids[:number]), None):
+        raise RuleViolation("must all be different: this one is there twice", f"[{twice}]", list(value[twice]))
+    return rules
+
+
+def _alert(place: str, item: object) -> AlertRule:
+    """Return a rule; messages show the names of its keys alone, since a value may be a secret."""
+    fields = {str(name).lower(): value for name, value in item.items()} if isinstance(item, Mapping) else None
+    if fields is None:
+        raise RuleViolation(_ALERTS, place, item)
+    try:
+        rule: AlertRule = checked(msgspec.convert(fields, AlertRule))
+    except msgspec.ValidationError as error:
+        raise RuleViolation(f"must be a rule: {_without_value(str(error))}", place, list(fields)) from None
+    except InvalidRule as error:
+        raise RuleViolation(f"must be a rule: {error}", place, list(fields)) from None
+    return rule
+
+
+def _without_value(error: str) -> str:
+    """Return an error of msgspec without the value that an invalid tag or enumeration quotes."""
+    return re.sub(r"value '.*?'(?= - at |$)", "value", error, flags=re.DOTALL)
 
 
 def _store_host(section: str, value: object) -> str:

@@ -30,6 +30,11 @@ _NEEDED = {
     "aggregates_rolled_until": ("select", "update"),
     "holes": ("select", "insert", "update", "delete"),
     "history": ("select", "insert", "update"),
+    "alert_rules": ("select", "insert", "update", "delete"),
+    "alert_webhooks": ("select", "insert", "update", "delete"),
+    "alert_states": ("select", "insert", "update", "delete"),
+    "alert_events": ("select", "insert", "delete"),
+    "alert_deliveries": ("select", "insert", "update", "delete"),
     "ddl_applied": ("select",),
 }
 """Privileges that MarketFlow uses on existing tables."""

@@ -62,11 +62,18 @@ class HoleBook:
     Args:
         store: where they are kept.
         on_open: called once with the holes that an earlier run left open.
+        on_put: called with each hole that was found or has changed, from any thread; must not raise.
     """
 
-    def __init__(self, store: HoleStore, on_open: Callable[[list[Hole]], None] = lambda holes: None) -> None:
+    def __init__(
+        self,
+        store: HoleStore,
+        on_open: Callable[[list[Hole]], None] = lambda holes: None,
+        on_put: Callable[[Hole], None] = lambda hole: None,
+    ) -> None:
         self._store = store
         self._on_open = on_open
+        self._on_put = on_put
         self._lock = threading.Lock()
         self._pending: dict[tuple[Series, int], Hole] = {}
         self._read = False
@@ -85,6 +92,7 @@ class HoleBook:
         text = text.format(hole.series.symbol, hole.after_id, hole.before_id, hole.reason)
         exchange = hole.series.exchange
         self._limit.log((exchange, hole.state), _LEVELS[hole.state], text, exchange=exchange)
+        self._on_put(hole)
 
     @property
     def pending(self) -> int:

@@ -48,7 +48,9 @@ _OTHER_OWNERS = """
 select relname::text, pg_catalog.pg_get_userbyid(relowner)::text from pg_class
 where oid in (to_regclass('aggregates')::oid, to_regclass('aggregates_daily')::oid,
               to_regclass('aggregates_hourly')::oid, to_regclass('aggregates_rolled_until')::oid,
-              to_regclass('holes')::oid, to_regclass('history')::oid, to_regclass('ddl_applied')::oid)
+              to_regclass('holes')::oid, to_regclass('history')::oid, to_regclass('alert_rules')::oid,
+              to_regclass('alert_webhooks')::oid, to_regclass('alert_states')::oid, to_regclass('alert_events')::oid,
+              to_regclass('alert_deliveries')::oid, to_regclass('ddl_applied')::oid)
   and pg_catalog.pg_get_userbyid(relowner) <> current_user
   and (select rolsuper from pg_roles where rolname = current_user)
 order by 1 limit 1

@@ -163,7 +163,8 @@ def test_missing_rights_are_named(postgres_db: dict[str, Any]) -> None:
     with user(
         postgres_db,
         "grant select, insert on aggregates to guest",
-        "grant select, insert, update, delete on aggregates_daily, aggregates_hourly, holes, history to guest",
+        "grant select, insert, update, delete on aggregates_daily, aggregates_hourly, holes, history, alert_rules,"
+        " alert_webhooks, alert_states, alert_events, alert_deliveries to guest",
         "grant select, update on aggregates_rolled_until, ddl_applied to guest",
     ) as guest:
         result = look(guest)["PostgreSQL schema"]

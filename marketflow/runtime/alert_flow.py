@@ -1,0 +1,258 @@
+"""The branch of the graph that evaluates alerts, stores their events and delivers them.
+
+    raised    = new ticks | conflate | observe_on(pool) | evaluate
+    stale     = feed states, twice a second while a rule needs them | evaluate
+    persisted = raised, stale, holes, changed rules | conflate | from_callable(persist, pool) | retry
+    delivered = persisted, once a second while there are webhooks | due receivers | from_callable(serve, own pool)
+
+Without rules no candle passes the first filter. What fails here is counted and logged; prices and rows never wait for
+it.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import reactivex as rx
+from reactivex import Observable, compose
+from reactivex import operators as ops
+from reactivex.subject import Subject
+
+from marketflow.alerts.alert_service import AlertService
+from marketflow.alerts.deliveries import Deliveries
+from marketflow.clock import Clock, milliseconds
+from marketflow.counters import AlertCounters
+from marketflow.errors import Unavailable
+from marketflow.logs import Outage, RateLimit
+from marketflow.model import FINE_STATES, Candles, FeedState, Mode, Series, Tick, merge_all
+from marketflow.pipeline.assembly import Parts
+from marketflow.pipeline.operators import (
+    Operator,
+    conflate_map,
+    conflate_through,
+    isolated,
+    keep_newer,
+    retry_with_backoff,
+)
+from marketflow.pipeline.schedulers import NamedPool
+from marketflow.stores.ports import RecoveredCandles
+from marketflow.tasks import Backoff
+
+STATES_SECONDS = 0.5
+"""Interval at which the states of feeds are looked at."""
+
+DELIVERY_SECONDS = 1.0
+"""Interval at which due deliveries are looked for; new ones are posted at once."""
+
+POSTS_AT_ONCE = 4
+"""Receivers that are served at the same time."""
+
+FeedStates = Callable[[], tuple[Mode, Mapping[str, FeedState]]]
+
+
+class AlertFlow:
+    """The alerts of a pipeline.
+
+    Args:
+        alerts: evaluates rules and stores events.
+        deliveries: delivers what is stored.
+        feed_states: returns the current mode and the states of its feeds.
+        stale_after_seconds: how long a feed may be without a connection before it is stale.
+        clock: wall-clock time.
+    """
+
+    def __init__(
+        self,
+        alerts: AlertService,
+        deliveries: Deliveries,
+        feed_states: FeedStates,
+        stale_after_seconds: float,
+        clock: Clock,
+    ) -> None:
+        self._alerts = alerts
+        self._deliveries = deliveries
+        self._feed_states = feed_states
+        self._stale = StaleFeeds(round(1000 * stale_after_seconds))
+        self._clock = clock
+        self._changed: Subject[None] = Subject()
+        self._lock = threading.Lock()
+        self._pool: NamedPool | None = None
+        self._outage = Outage("alerts cannot be stored", "alerts are stored again")
+        self._limit = RateLimit(60.0)
+        alerts.on_change = self._announce_change
+
+    def counters(self) -> AlertCounters:
+        """Return what was counted since the start."""
+        alerts, deliveries = self._alerts, self._deliveries
+        return AlertCounters(
+            events=dict(alerts.stored),
+            events_pending=alerts.pending,
+            events_dropped=alerts.dropped,
+            deliveries=dict(deliveries.results),
+            deliveries_pending=deliveries.pending,
+        )
+
+    def close(self) -> None:
+        """Begin no more posts."""
+        self._deliveries.stop()
+        with self._lock:
+            if self._pool is not None:
+                self._pool.close()
+
+    def branch(
+        self,
+        parts: Parts,
+        new_ticks: Observable[Candles],
+        archived: Observable[Any],
+        recovered: RecoveredCandles | None,
+    ) -> Observable[Any]:
+        """Return the branch, whose items mean nothing.
+
+        Args:
+            parts: of the pipeline.
+            new_ticks: candles that have each tick once.
+            archived: emits when the archive has taken something.
+            recovered: what an earlier run left.
+        """
+        alerts, evaluator = self._alerts, self._alerts.evaluator
+        if recovered is not None:
+            evaluator.seed(_newest_of(recovered))
+        evaluate = isolated(alerts.evaluate, parts.log.step_failed)
+        evaluated: Operator[Any, Any] = compose(ops.observe_on(parts.pool), ops.map(evaluate))
+            ops.observe_on(parts.pool), ops.map(isolated(alerts.evaluate, parts.log.step_failed))
+        )
+
+        def merged(older: Candles, newer: Candles) -> Candles:
+            return merge_all([older, newer])
+
+        raised: Observable[Any] = new_ticks.pipe(
+            ops.filter(lambda candles: evaluator.watches_candles and bool(candles)),
+            conflate_through(evaluated, merged, parts.branch("alerts")),
+        )
+        changed: Observable[Any] = self._changed.pipe(ops.take_until(parts.ended), ops.start_with(None))
+        stale = self._while(changed, parts, lambda: evaluator.watches_feeds, STATES_SECONDS).pipe(
+            ops.map(isolated(self._look_at_feeds, parts.log.step_failed))
+        )
+        usable = archived.pipe(ops.take(1), ops.do_action(lambda _: alerts.store_is_usable()))
+        persisted: Observable[Any] = rx.merge(raised, stale, changed, usable).pipe(
+            ops.filter(lambda _: alerts.has_work),
+            conflate_map(lambda _: self._persisted(parts), keep_newer, parts.branch("alert events")),
+        )
+        ticking = self._while(changed, parts, lambda: evaluator.has_webhooks, DELIVERY_SECONDS)
+
+        def delivered(stored: Observable[Any]) -> Observable[Any]:
+            return rx.merge(stored, ticking).pipe(
+                ops.filter(lambda _: evaluator.has_webhooks and alerts.store_usable),
+                ops.take_until(parts.ended),
+                conflate_map(lambda _: self._due(parts), keep_newer),
+                ops.flat_map(self._served),
+                ops.take_until(parts.ended),
+            )
+
+        return persisted.pipe(
+            ops.publish(lambda stored: rx.merge(stored, delivered(stored))),
+            ops.catch(lambda error, _: self._broken(parts, error)),
+        )
+
+    def _while(
+        self, changed: Observable[Any], parts: Parts, is_needed: Callable[[], bool], seconds: float
+    ) -> Observable[Any]:
+        """Emit at an interval while a condition holds, which is looked at when rules have changed."""
+
+        def ticking(needed: bool) -> Observable[Any]:
+            return rx.interval(seconds, scheduler=parts.loop) if needed else rx.never()
+
+        needed: Observable[bool] = changed.pipe(ops.map(lambda _: is_needed()), ops.distinct_until_changed())
+        ticks: Observable[Observable[Any]] = needed.pipe(ops.map(ticking))
+        return ticks.pipe(ops.switch_latest(), ops.take_until(parts.ended))
+
+    def _announce_change(self) -> None:
+        with self._lock:  # a Subject does not serialize
+            self._changed.on_next(None)
+
+    def _look_at_feeds(self, _: object) -> None:
+        mode, states = self._feed_states()
+        if exchanges := self._stale.take(mode, states, milliseconds(self._clock())):
+            self._alerts.feeds_stale(mode, exchanges)
+
+    def _persisted(self, parts: Parts) -> Observable[Any]:
+        def failed(error: Exception, _: float) -> None:
+            if isinstance(error, Unavailable):
+                self._outage.failed("alerts", f"{self._alerts.pending} events wait: {error}")
+            else:
+                parts.log.step_failed(error)
+
+        def succeeded() -> None:
+            self._outage.over("alerts")
+
+        return rx.from_callable(self._alerts.persist, scheduler=parts.pool).pipe(
+            retry_with_backoff(Backoff(0.1, 2.0), parts.loop, parts.ended, failed, succeeded)
+        )
+
+    def _due(self, parts: Parts) -> Observable[list[str]]:
+        def due() -> list[str]:
+            try:
+                return self._deliveries.due()
+            except Unavailable:
+                return []
+
+        return rx.from_callable(due, scheduler=parts.pool)
+
+    def _served(self, receivers: list[str]) -> Observable[Any]:
+        if not receivers:
+            return rx.empty()
+        with self._lock:
+            if self._pool is None:
+                self._pool = NamedPool("webhook", POSTS_AT_ONCE)
+            pool = self._pool
+        return rx.merge(*(rx.from_callable(partial(self._serve, each), scheduler=pool) for each in receivers))
+
+    def _serve(self, receiver: str) -> None:
+        try:
+            self._deliveries.serve(receiver)
+        except Unavailable:
+            pass  # what is not recorded is, before anything else is posted
+        except Exception as error:  # noqa: BLE001 - other receivers must not suffer
+            self._limit.log("serve", "ERROR", f"alerts cannot be delivered, which is a bug: {error!r}")
+
+    def _broken(self, parts: Parts, error: Exception) -> Observable[Any]:
+        parts.log.step_failed(error)
+        return rx.empty()
+
+
+class StaleFeeds:
+    """Which feeds become stale: after silence, or after so long without a connection. For one thread at a time.
+
+    Args:
+        after_ms: how long a feed may be without a connection.
+    """
+
+    def __init__(self, after_ms: int) -> None:
+        self._after_ms = after_ms
+        self._since: dict[tuple[Mode, str], int] = {}
+        self._stale: set[tuple[Mode, str]] = set()
+
+    def take(self, mode: Mode, states: Mapping[str, FeedState], now_ms: int) -> list[str]:
+        """Return the exchanges whose feed has become stale, by the states at a time (Unix ms)."""
+        stale, since = set(), {}
+        for exchange, state in states.items():
+            feed = mode, exchange
+            if state in FINE_STATES:
+                continue
+            since[feed] = self._since.get(feed, now_ms)
+            if state is FeedState.STALE or feed in self._stale or now_ms - since[feed] >= self._after_ms:
+                stale.add(feed)
+        new = [exchange for feed_mode, exchange in sorted(stale - self._stale)]
+        self._since, self._stale = since, stale
+        return new
+
+
+def _newest_of(recovered: RecoveredCandles) -> dict[Series, Tick]:
+    newest: dict[Series, Tick] = {}
+    for candles in (recovered.slices, recovered.minutes):
+        for slot, candle in candles.items():
+            held = newest.get(slot.series)
+            if held is None or held.order < candle.newest.order:
+                newest[slot.series] = candle.newest
+    return newest
