@@ -10,6 +10,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
+from marketflow.api.alerting.alert_routes import alert_operations
+from marketflow.api.alerting.alert_stream import alert_stream_operations
 from marketflow.api.middleware.allowed_hosts import AllowedHosts, HostRule
 from marketflow.api.middleware.body_limit import BodyLimit
 from marketflow.api.middleware.client_limits import ClientLimits
@@ -70,6 +72,8 @@ def operations(times: RequestMetrics) -> list[Operation]:
             *ticker_operations(),
             *udf_operations(),
             *stream_operations(times),
+            *alert_operations(times),
+            *alert_stream_operations(times),
             *mode_operations(times),
             *status_operations(),
             *feed_operations(),

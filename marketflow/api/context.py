@@ -9,6 +9,7 @@ from functools import cached_property
 
 from starlette.requests import HTTPConnection
 
+from marketflow.api.alerting.alert_access import AlertAccess
 from marketflow.api.middleware.client_limits import ClientLimits
 from marketflow.api.queries.derived.day_statistics import DayStatistics
 from marketflow.api.queries.known_holes import KnownHoles
@@ -39,6 +40,7 @@ class Context:
     health: Callable[[], Health]
     counters: Callable[[], IngestCounters | None]
     feeds: Callable[[FeedsQuery], Awaitable[FeedsReport]]
+    alerts: AlertAccess
     reachability: Callable[[], Awaitable[list[Reachability]]]
     holes: HoleReader
     ready: Callable[[], bool]

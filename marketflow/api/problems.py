@@ -135,7 +135,7 @@ class CrossSite(Problem):
 
 
 class BodyTooLarge(Problem):
-    """The body is over 64 KiB; no request needs one."""
+    """The body is over 64 KiB."""
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     code = "body_too_large"

@@ -21,6 +21,8 @@ from marketflow.cluster.messages import (
     IngestState,
     Published,
     Reply,
+    RuleChange,
+    RuleChanged,
     decode,
     encode,
     mode_of,
@@ -54,6 +56,7 @@ class Leader:
         counters: returns its counters; published with the state.
         switch: switches the mode and returns the previous one.
         feeds: reports the feeds.
+        change_rule: changes an alert rule.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Leader:
         counters: Callable[[], IngestCounters],
         switch: Callable[[Mode], Mode],
         feeds: Callable[[FeedsQuery], FeedsReport],
+        change_rule: Callable[[RuleChange], RuleChanged],
     ) -> None:
         self._lease = lease
         self._client = client
@@ -71,6 +75,7 @@ class Leader:
         self._counters = counters
         self._switch = switch
         self._feeds = feeds
+        self._change_rule = change_rule
         self._publishing = threading.Lock()
         self._published: IngestState | None = None
         self._renew_at = 0.0
@@ -177,18 +182,20 @@ class Leader:
         return None if answer is None else cast("tuple[bytes, bytes]", answer)[1].decode(errors="replace")
 
     def _execute(self, command: str) -> None:
-        """Switch the mode, publish the new state, then reply; or report the feeds.
+        """Switch the mode, publish the new state, then reply; or report the feeds, or change a rule.
 
         An expired command, or one that this version does not know, is ignored.
         """
         if self._commands_stopped.is_set() or (content := self._lease.claim(command)) is None:
             return
-        reply: Reply | FeedsReport
+        reply: Reply | FeedsReport | RuleChanged
         if (mode := mode_of(content)) is not None:
             previous = self._switch(mode)
             reply = Reply(previous, self.publish())
         elif (query := decode(content, FeedsQuery)) is not None:
             reply = self._feeds(query)
+        elif (change := decode(content, RuleChange)) is not None:
+            reply = self._change_rule(change)
         else:
             return
         with redis_errors(), self._client.pipeline(transaction=True) as pipe:

@@ -1,9 +1,10 @@
 """Messages between processes, in JSON: the published state, commands and replies."""
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
+from marketflow.alerts.alert_model import AlertRule
 from marketflow.counters import IngestCounters
 from marketflow.health import FeedProblem
 from marketflow.model import FeedState, HoleState, Mode
@@ -16,6 +17,7 @@ class IngestState(msgspec.Struct, frozen=True):
 
     `exchanges` is by exchange name. `stalled` names branches of the pipeline that have work and finish none.
     `clock_offsets_ms` is by exchange name, for exchanges whose clock is wrong; `feeds`, for those with a problem.
+    `newest_alert_event` is the number of the newest event of an alert that it has stored, 0 before the first one.
     """
 
     mode: Mode
@@ -25,6 +27,7 @@ class IngestState(msgspec.Struct, frozen=True):
     stalled: tuple[str, ...] = ()
     clock_offsets_ms: dict[str, int] = {}
     feeds: dict[str, FeedProblem] = {}
+    newest_alert_event: int = 0
 
 
 class Published(msgspec.Struct, frozen=True, rename={"counters": "figures"}):
@@ -55,6 +58,21 @@ class FeedsQuery(msgspec.Struct, frozen=True):
     offset: int = 0
     exchange: str | None = None
     symbol: str | None = None
+
+
+class RuleChange(msgspec.Struct, frozen=True):
+    """A command: make an alert rule, put one in place of the rule with this id, or delete that."""
+
+    operation: Literal["create", "replace", "delete"]
+    id: str
+    rule: AlertRule | None = None
+
+
+class RuleChanged(msgspec.Struct, frozen=True):
+    """The reply to a RuleChange: the id of the rule; or why nothing was changed, `unavailable` for want of a store."""
+
+    id: str
+    code: str = ""
 
 
 class ExchangeReport(msgspec.Struct, frozen=True):

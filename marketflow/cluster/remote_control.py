@@ -21,6 +21,8 @@ from marketflow.cluster.messages import (
     IngestState,
     Published,
     Reply,
+    RuleChange,
+    RuleChanged,
     decode,
     encode,
     mode_of,
@@ -136,6 +138,19 @@ class RemoteIngest:
             Unavailable: there is no leader, or it did not reply in time.
         """
         return await self._reports.get(query, lambda: self._command(encode(query), FeedsReport))
+
+    async def change_rule(self, change: RuleChange) -> RuleChanged:
+        """Change an alert rule.
+
+        Raises:
+            Unavailable: there is no leader, or it did not reply in time; the rule may have been changed.
+        """
+        return await self._command(encode(change), RuleChanged)
+
+    def newest_alert_event(self) -> int:
+        """Return the number of the newest event of an alert that the leader has stored, 0 if that is not known."""
+        state = self.state
+        return 0 if state is None else state.newest_alert_event
 
     async def _command(self, content: str | bytes, kind: type[_T]) -> _T:
         if self.state is None:

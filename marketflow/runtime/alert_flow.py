@@ -120,8 +120,6 @@ class AlertFlow:
             evaluator.seed(_newest_of(recovered))
         evaluate = isolated(alerts.evaluate, parts.log.step_failed)
         evaluated: Operator[Any, Any] = compose(ops.observe_on(parts.pool), ops.map(evaluate))
-            ops.observe_on(parts.pool), ops.map(isolated(alerts.evaluate, parts.log.step_failed))
-        )
 
         def merged(older: Candles, newer: Candles) -> Candles:
             return merge_all([older, newer])

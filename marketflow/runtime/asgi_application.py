@@ -10,6 +10,7 @@ from loguru import logger
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from marketflow.api.alerting.alert_access import AlertAccess
 from marketflow.api.app import create_app
 from marketflow.api.context import Context
 from marketflow.api.middleware.client_limits import ClientLimits
@@ -142,6 +143,7 @@ class AsgiApplication(ABC):
         health: HealthReport,
         counters: Callable[[], IngestCounters | None],
         feeds: Callable[[FeedsQuery], Awaitable[FeedsReport]],
+        alerts: AlertAccess,
         ready: Callable[[], bool],
     ) -> Context:
         """Build what the routes need."""
@@ -168,8 +170,14 @@ class AsgiApplication(ABC):
             archive,
             KnownHoles(archive),
         )
-        self.end_streams = broadcaster.end
+
+        def end_streams() -> None:
+            broadcaster.end()
+            alerts.events.end()
+
+        self.end_streams = end_streams
         stack.push_async_callback(broadcaster.close)
+        stack.push_async_callback(alerts.events.close)
         return Context(
             exchanges,
             settings.symbols,
@@ -179,6 +187,7 @@ class AsgiApplication(ABC):
             health,
             counters,
             feeds,
+            alerts,
             ReachabilityProbe(lambda: settings.exchanges).results,
             archive,
             ready,

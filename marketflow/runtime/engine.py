@@ -12,11 +12,11 @@ from typing import Any, cast
 from loguru import logger
 from reactivex import abc
 
-from marketflow.alerts.alert_service import AlertService
+from marketflow.alerts.alert_service import AlertService, RuleRefused
 from marketflow.alerts.deliveries import Deliveries
 from marketflow.alerts.webhook_sender import WebhookSender
 from marketflow.clock import Clock, milliseconds
-from marketflow.cluster.messages import IngestState
+from marketflow.cluster.messages import IngestState, RuleChange, RuleChanged
 from marketflow.counters import ExchangeCounters, IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.feeds.decoder import REASONS
@@ -233,6 +233,7 @@ class Engine:
             stalled,
             self.clock_offsets_ms(),
             self.feed_status.problems(),
+            self.alerts.newest_event,
         )
 
     def counters(self) -> IngestCounters:
@@ -272,6 +273,23 @@ class Engine:
             trade_delay=self.pipeline.statistics.delays_of(exchange),
             verified=self._records.verified(exchange),
         )
+
+    def change_rule(self, change: RuleChange) -> RuleChanged:
+        """Change an alert rule."""
+        try:
+            if change.operation == "delete":
+                self.alerts.delete(change.id)
+                return RuleChanged(change.id)
+            if change.rule is None:
+                return RuleChanged(change.id, "unavailable")
+            if change.operation == "replace":
+                return RuleChanged(self.alerts.replace(change.id, change.rule).id)
+            return RuleChanged(self.alerts.create(change.rule).id)
+        except RuleRefused as refused:
+            return RuleChanged(change.id, refused.code)
+        except Unavailable as error:
+            logger.warning("an alert rule is not changed: {}", error)
+            return RuleChanged(change.id, "unavailable")
 
     def switch(self, mode: Mode) -> Mode:
         """Switch the mode and return the previous one. Blocks until the feeds of the previous one are closed.

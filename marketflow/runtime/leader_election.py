@@ -138,7 +138,13 @@ class LeaderElection:
             newest_pause_seconds=NEWEST_PAUSE_SECONDS,
         )
         leader = Leader(
-            self._lease, self._client, engine.state, engine.counters, engine.switch, engine.feed_status.report
+            self._lease,
+            self._client,
+            engine.state,
+            engine.counters,
+            engine.switch,
+            engine.feed_status.report,
+            engine.change_rule,
         )
         leader.start()
         abandoned = False

@@ -14,6 +14,7 @@ from functools import partial
 from loguru import logger
 
 from marketflow import __version__
+from marketflow.api.alerting.alert_access import AlertAccess
 from marketflow.api.context import Context
 from marketflow.api.middleware import request_metrics
 from marketflow.clock import system_clock
@@ -151,7 +152,15 @@ class BothRoles(AsgiApplication):
         readers.cache.newest_in_process = engine.window_state.newest_of
         client = lease.connect(servers.redis)
         stack.callback(client.close)
-        leader = Leader(Lease(client), client, engine.state, engine.counters, engine.switch, engine.feed_status.report)
+        leader = Leader(
+            Lease(client),
+            client,
+            engine.state,
+            engine.counters,
+            engine.switch,
+            engine.feed_status.report,
+            engine.change_rule,
+        )
         stack.push_async_callback(asyncio.to_thread, leader.close)
         self.alive = engine.is_alive
         stack.push_async_callback(self._stop, engine, servers)
@@ -184,6 +193,11 @@ class BothRoles(AsgiApplication):
             ),
             engine.counters,
             lambda query: asyncio.to_thread(engine.feed_status.report, query),
+            AlertAccess(
+                lambda change: asyncio.to_thread(engine.change_rule, change),
+                readers.archive,
+                lambda: engine.alerts.newest_event,
+            ),
             lambda: engine.running and self._archive_asked,
         )
 
@@ -273,6 +287,7 @@ class ApiRole(AsgiApplication):
             ),
             lambda: feeds.counters,
             feeds.feeds,
+            AlertAccess(feeds.change_rule, readers.archive, feeds.newest_alert_event),
             lambda: redis_probe.answers or postgres_probe.answers,
         )
 

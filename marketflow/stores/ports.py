@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
+from marketflow.alerts.alert_model import StoredRule
 from marketflow.model import Candle, Candles, Hole, HoleState, Mode, Series, Slot, Tick
 
 
@@ -205,6 +206,45 @@ class HoleReader(Protocol):
         Raises:
             Unavailable: PostgreSQL cannot be queried now.
         """
+        ...
+
+
+class NumberedEvent(NamedTuple):
+    """An event of an alert as it was stored: its number, and the event as JSON."""
+
+    number: int
+    event: str
+
+
+class ListedRule(NamedTuple):
+    """A stored alert rule without its webhook: its number, the rule, and the receiver of the webhook."""
+
+    number: int
+    rule: StoredRule
+    receiver: str
+
+
+class AlertReader(Protocol):
+    """Reads alert rules and events from PostgreSQL; every call raises Unavailable while that cannot be queried."""
+
+    async def alert_rules(self, after: int, limit: int) -> list[ListedRule]:
+        """The first rules with a number above `after`."""
+        ...
+
+    async def alert_rule(self, id: str) -> ListedRule | None:
+        """The rule with this id."""
+        ...
+
+    async def alert_events(self, after: int, limit: int) -> list[NumberedEvent]:
+        """The first events with a number above `after`, in their order."""
+        ...
+
+    async def newest_alert_events(self, limit: int) -> list[NumberedEvent]:
+        """The last events, in their order."""
+        ...
+
+    async def newest_alert_event(self) -> int:
+        """The number of the newest event; 0 without any."""
         ...
 
 

@@ -136,9 +136,11 @@ REQUIRED = {
 """Queries with the required parameters of paths."""
 
 
-def filled(template: str, query: str = "", exchange: str = "exchange1", symbol: str = "BTCUSDT") -> str:
+def filled(
+    template: str, query: str = "", exchange: str = "exchange1", symbol: str = "BTCUSDT", rule: str = "mine"
+) -> str:
     """Return the path of a template, with a query and what is required in it beside that."""
-    path = template.replace("{exchange}", exchange).replace("{symbol}", symbol)
+    path = template.replace("{exchange}", exchange).replace("{symbol}", symbol).replace("{rule}", rule)
     given = {each.partition("=")[0] for each in query.split("&")}
     required = REQUIRED.get(template, "").replace("{symbol}", symbol)
     missing = [each for each in required.split("&") if each and each.partition("=")[0] not in given]

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import httpx
 import pytest
 import uvicorn
 
+from marketflow.alerts.alert_model import PriceRule
 from marketflow.api import app as built
 from marketflow.api.middleware.client_limits import ClientLimits
 from marketflow.api.middleware.request_metrics import RequestMetrics
@@ -34,6 +36,7 @@ def trading(token: str = "plain") -> World:
     world = World(token=token)
     world.trade(10.0, 500)
     world.trade(11.0, 200_000)
+    world.alerts.add("mine", PriceRule(symbol="BTCUSDT", level=1.0))
     return world
 
 
@@ -44,7 +47,7 @@ class NoIngestProcess(MemoryMode):
 
 def outage() -> World:
     world = World(token="plain", mode=NoIngestProcess(), ready=False, streams=0)
-    world.cache.away = world.archive.away = True
+    world.cache.away = world.archive.away = world.alerts.away = True
     return world
 
 
@@ -86,9 +89,18 @@ Provoke = Callable[[str, str], httpx.Response]
 """Sends a request that causes a certain response."""
 
 BY_APPLICATION: dict[str | None, Provoke] = {
-    None: lambda method, path: trading().ask(filled(path), method, TOKEN),
-    "unknown_symbol": lambda method, path: trading().ask(unknown(path, "symbol", "NOTHING"), method),
-    "unknown_exchange": lambda method, path: trading().ask(unknown(path, "exchange", "nowhere"), method),
+    None: lambda method, path: trading().ask(filled(path), method, TOKEN, body_of(method, path)),
+    "unknown_symbol": lambda method, path: trading().ask(
+        unknown(path, "symbol", "NOTHING"), method, TOKEN, body_of(method, path, symbol="NOTHING")
+    ),
+    "unknown_exchange": lambda method, path: trading().ask(
+        unknown(path, "exchange", "nowhere"), method, TOKEN, body_of(method, path, exchange="nowhere")
+    ),
+    "unknown_rule": lambda method, path: trading().ask(filled(path, rule="no"), method, TOKEN, body_of(method, path)),
+    "configured_rule": lambda method, path: refused("configured_rule", method, path),
+    "too_many_rules": lambda method, path: refused("too_many_rules", method, path),
+    "invalid_rule": lambda method, path: trading().ask(filled(path), method, TOKEN, b'{"kind":"moon"}'),
+    "invalid_after": lambda method, path: trading().ask(filled(path, "after=-1"), method),
     "unknown_parameter": lambda method, path: trading().ask(filled(path, "nothing=1"), method, TOKEN),
     "no_data": lambda method, path: World().ask(filled(path), method),
     "invalid_period": lambda method, path: trading().ask(filled(path, "period=1w"), method),
@@ -103,20 +115,20 @@ BY_APPLICATION: dict[str | None, Provoke] = {
     "invalid_fill": lambda method, path: trading().ask(filled(path, "fill=zero"), method),
     "invalid_format": lambda method, path: trading().ask(filled(path, "format=csv"), method),
     "too_many_requests": lambda method, path: over_limit(method, path),
-    "unavailable": lambda method, path: outage().ask(filled(path), method, TOKEN),
+    "unavailable": lambda method, path: outage().ask(filled(path), method, TOKEN, body_of(method, path)),
     "unauthorized": lambda method, path: trading().ask(filled(path), method),
     "cross_site": lambda method, path: trading().ask(filled(path), method, TOKEN | {"Origin": "https://evil.example"}),
     "invalid_host": lambda method, path: trading().ask(
         f"http://127.0.0.1{filled(path)}", method, TOKEN | {"Host": "evil.example"}
     ),
-    "method_not_allowed": lambda method, path: trading().ask(filled(path), "DELETE"),
+    "method_not_allowed": lambda method, path: trading().ask(filled(path), "PATCH"),
     "body_too_large": lambda method, path: trading().ask(filled(path), method, TOKEN | {"Content-Length": "99999999"}),
 }
 
 
 def unknown(path: str, kind: str, name: str) -> str:
     """Return a path with an unknown name, as part of it or in its query."""
-    if "{" in path:
+    if "{" in path or path.startswith("/alerts"):
         return filled(path, **{kind: name})
     return f"{path}?{kind}{'s' if path.startswith(('/stream', '/tickers')) else ''}={name}"
 
@@ -125,6 +137,20 @@ def with_few_series(method: str, path: str) -> httpx.Response:
     """Return the response where a subscription may have one candle series."""
     with patch.object(candle_series, "MOST_CANDLE_SERIES", 1):
         return trading().ask(path, method)
+
+
+def body_of(method: str, path: str, **names: str) -> bytes:
+    """Return the body of a request that needs one, with these names in it."""
+    if method not in ("POST", "PUT") or not path.startswith("/alerts"):
+        return b""
+    return json.dumps({"kind": "price", "symbol": "BTCUSDT", "level": 1, **names}).encode()
+
+
+def refused(code: str, method: str, path: str) -> httpx.Response:
+    """Return the response to a change of a rule that is refused."""
+    world = trading()
+    world.alerts.refusal = code
+    return world.ask(filled(path), method, TOKEN, body_of(method, path))
 
 
 def wrong_range(path: str) -> str:

@@ -7,18 +7,31 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
 
 import httpx
+import msgspec
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from marketflow.alerts.alert_model import (
+    AlertEvent,
+    AlertRule,
+    Origin,
+    RuleState,
+    StoredRule,
+    receiver_of,
+    without_webhook,
+)
+from marketflow.api.alerting.alert_access import AlertAccess
+from marketflow.api.alerting.event_feed import EventFeed
 from marketflow.api.app import create_app
 from marketflow.api.context import Context
 from marketflow.api.queries.prices import PriceQueries
 from marketflow.api.streaming.broadcaster import Broadcaster
 from marketflow.clock import NANOSECONDS_PER_MS
-from marketflow.cluster.messages import FeedsQuery, FeedsReport
+from marketflow.cluster.messages import FeedsQuery, FeedsReport, RuleChange, RuleChanged
 from marketflow.counters import IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.feeds.reachability import Reachability
@@ -42,7 +55,7 @@ from marketflow.model import (
 from marketflow.settings import HttpSettings
 from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.candle_window import CandleWindow, merged
-from marketflow.stores.ports import CandleRange, HoleQuery, SlotListener, TickListener
+from marketflow.stores.ports import CandleRange, HoleQuery, ListedRule, NumberedEvent, SlotListener, TickListener
 
 NOW = 1_763_690_430_500
 """30.5 seconds into a minute: 2025-11-21T02:00:30.500Z."""
@@ -202,6 +215,80 @@ class MemoryAnnouncements:
             take(ticks)
 
 
+class MemoryAlerts:
+    """An `AlertReader` in memory, and changes of its rules; `away` makes it unavailable."""
+
+    def __init__(self) -> None:
+        self.rules: dict[str, ListedRule] = {}
+        self.stored: list[AlertEvent] = []
+        self.away = False
+        self.refusal = ""
+        self.changes: list[RuleChange] = []
+
+    def add(self, id: str, rule: AlertRule, origin: Origin = "api", state: RuleState = RuleState()) -> None:  # noqa: B008
+        stored = StoredRule(id, origin, without_webhook(rule), state)
+        self.rules[id] = ListedRule(len(self.rules) + 1, stored, receiver_of(rule.webhook))
+
+    def _ask(self) -> None:
+        if self.away:
+            raise Unavailable("postgresql://secret")
+
+    async def alert_rules(self, after: int, limit: int) -> list[ListedRule]:
+        self._ask()
+        return [each for each in self.rules.values() if each.number > after][:limit]
+
+    async def alert_rule(self, id: str) -> ListedRule | None:
+        self._ask()
+        return self.rules.get(id)
+
+    async def alert_events(self, after: int, limit: int) -> list[NumberedEvent]:
+        self._ask()
+        return self._events()[after:][:limit]
+
+    async def newest_alert_events(self, limit: int) -> list[NumberedEvent]:
+        self._ask()
+        return self._events()[-limit:]
+
+    async def newest_alert_event(self) -> int:
+        self._ask()
+        return len(self.stored)
+
+    def _events(self) -> list[NumberedEvent]:
+        return [NumberedEvent(n, msgspec.json.encode(each).decode()) for n, each in enumerate(self.stored, 1)]
+
+    async def change(self, change: RuleChange) -> RuleChanged:
+        self.changes.append(change)
+        self._ask()
+        if self.refusal:
+            return RuleChanged(change.id, self.refusal)
+        if change.operation != "create" and change.id not in self.rules:
+            return RuleChanged(change.id, "unknown_rule")
+        if change.operation != "create" and self.rules[change.id].rule.origin == "settings":
+            return RuleChanged(change.id, "configured_rule")
+        id = change.id or "made"
+        if change.rule is not None:
+            self.add(id, change.rule)
+        else:
+            del self.rules[id]
+        return RuleChanged(id)
+
+
+class ShortFeed(EventFeed):
+    """Ends streams after what they begin with."""
+
+    def _announce(self) -> None:
+        self._ended = True
+        super()._announce()
+
+
+class ShortAlerts(AlertAccess):
+    """Alerts whose streams end at once."""
+
+    @cached_property
+    def events(self) -> EventFeed:
+        return ShortFeed(self.reader, self.newest_event)
+
+
 class ShortBroadcaster(Broadcaster):
     """Ends a stream after what it begins with: these clients read an answer as a whole."""
 
@@ -231,6 +318,7 @@ class World:
     reachable: list[Reachability] = field(default_factory=list)
     missing: list[Hole] = field(default_factory=list)
     hole_queries: list[HoleQuery] = field(default_factory=list)
+    alerts: MemoryAlerts = field(default_factory=MemoryAlerts)
 
     def trade(self, price: float, age_ms: int, one: Series | None = None) -> None:
         """Add a tick of `age_ms` ago as the pipeline would have stored it."""
@@ -268,6 +356,7 @@ class World:
             health=self.health,
             counters=lambda: self.counters,
             feeds=self.report,
+            alerts=ShortAlerts(self.alerts.change, self.alerts),
             reachability=self.reachability,
             holes=self,
             ready=lambda: self.ready,
@@ -279,12 +368,14 @@ class World:
     def health(self) -> Health:
         return Health("ok", self.mode.current, 12.5, "ok", self.redis, {"exchange1": self.feed})
 
-    def ask(self, path: str, method: str = "GET", headers: Mapping[str, str | bytes] | None = None) -> httpx.Response:
+    def ask(
+        self, path: str, method: str = "GET", headers: Mapping[str, str | bytes] | None = None, content: bytes = b""
+    ) -> httpx.Response:
         """Send one request to a new application."""
 
         async def respond() -> httpx.Response:
             async with client_of(self.context()) as client:
-                return await client.request(method, path, headers=_raw(headers or {}))
+                return await client.request(method, path, headers=_raw(headers or {}), content=content or None)
 
         return asyncio.run(respond())
 

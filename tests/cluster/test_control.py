@@ -15,6 +15,8 @@ from marketflow.cluster.messages import (
     FeedsReport,
     IngestState,
     Published,
+    RuleChange,
+    RuleChanged,
     SeriesReport,
     decode,
     encode,
@@ -39,6 +41,10 @@ COUNTED = IngestCounters(
 REPORTED = FeedsReport(
     Mode.LIVE, (), (SeriesReport("exchange1", "BTCUSDT", "connected", 5.5, 7, 1.0, 2.0, 3.0, 4, {}),), 9
 )
+
+
+def changed(change: RuleChange) -> RuleChanged:
+    return RuleChanged(change.id or "made", "" if change.rule else "unknown_rule")
 
 
 def reported(query: FeedsQuery) -> FeedsReport:
@@ -170,7 +176,7 @@ def hold(client: "redis.Redis") -> Iterator[Callable[[Callable[[Mode], Mode]], L
 
     def begin(switch: Callable[[Mode], Mode]) -> Lease:
         lease = Lease(client)
-        holders.append(Leader(lease, client, lambda: RUNNING, lambda: COUNTED, switch, reported))
+        holders.append(Leader(lease, client, lambda: RUNNING, lambda: COUNTED, switch, reported, changed))
         holders[-1].start()
         wait_until(lambda: lease.held)
         return lease
@@ -190,7 +196,7 @@ def test_lease_is_renewed_after_a_state_that_raises(client: "redis.Redis") -> No
         return RUNNING
 
     lease = Lease(client)
-    holder = Leader(lease, client, state, lambda: COUNTED, lambda mode: mode, reported)
+    holder = Leader(lease, client, state, lambda: COUNTED, lambda mode: mode, reported, changed)
     holder.start()
     wait_until(lambda: len(asked) > 10)
     assert lease.held

@@ -1,6 +1,6 @@
 """Body limit: receives the whole body before a route runs, and refuses one that is too long or too slow.
 
-No route reads a body. Starlette's `max_body_size` counts a body only while a route reads it and sets no deadline, so a
+Few routes read a body. Starlette's `max_body_size` counts a body only while a route reads it and sets no deadline, so a
 unread body would be received for as long as the client sends it, or be parsed as the next request.
 """
 
@@ -45,9 +45,7 @@ class BodyLimit:
             async with asyncio.timeout(self._seconds):
                 messages = await self._received(scope, receive)
         except _TooLarge:
-            await answer_to(BodyTooLarge(f"The body is longer than {self._max_bytes} bytes; no request needs one."))(
-                scope, receive, send
-            )
+            await answer_to(BodyTooLarge(f"The body is longer than {self._max_bytes} bytes."))(scope, receive, send)
         except TimeoutError:
             await request_timeout()(scope, receive, send)
         else:

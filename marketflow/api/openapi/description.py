@@ -32,7 +32,8 @@ from marketflow.api.rendering import ALWAYS
 _INFO = """\
 - Times are RFC 3339, UTC, milliseconds. Names are matched without regard to case and answered as they are
 configured.
-- Every `GET` also takes `HEAD`. No request needs a body.
+- Every `GET` also takes `HEAD`. Only requests that make or
+  replace an alert rule have a body.
 - A query parameter that is not listed is a 400 `unknown_parameter`, except on pages. Of a repeated one the last counts,
   of `symbols` and `exchanges` all.
 - A path is matched exactly after percent-decoding; a trailing slash makes another path.
@@ -162,6 +163,9 @@ def _operation(operation: Operation, problems: Sequence[type[Problem]], asks_for
     }
     if operation.description:
         described["description"] = operation.description
+    if operation.body is not None:
+        (schema,), _ = msgspec.json.schema_components([operation.body], ref_template=_STRUCT)
+        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     # Without a configured token, requests with and without one are accepted.
     with_token: list[dict[str, list[str]]] = [{_TOKEN: []}] if asks_for_token else [{}, {_TOKEN: []}]
     described["security"] = with_token if operation.asks_for_token else []
@@ -187,7 +191,7 @@ def _parameter(parameter: Parameter, place: str) -> dict[str, Any]:
 def _answers(operation: Operation) -> dict[str, Any]:
     """Return the responses by status, without problems."""
     if not operation.may_be_kept:
-        return {"200": _answer(operation.answer)}
+        return {str(int(operation.status)): _answer(operation.answer)}
     found = _answer(operation.answer)
     same = {name: header for name, header in found["headers"].items() if name != "Cache-Control"}
     kept = same | {"Cache-Control": {"$ref": "#/components/headers/Cache-Control-Kept"}}
@@ -224,6 +228,7 @@ def _response(
 
 def _schemas(operations: Sequence[Operation], problems: Iterable[type[Problem]]) -> dict[str, Any]:
     structs = [each.answer for each in operations if not isinstance(each.answer, Content)]
+    structs += [each.body for each in operations if each.body is not None]
     _, schemas = msgspec.json.schema_components([*structs, ProblemDetails], ref_template=_STRUCT)
     schemas["ProblemDetails"]["properties"]["code"]["enum"] = sorted(problem.code for problem in problems)
     return schemas

@@ -58,7 +58,10 @@ class Operation:
         id: its name for programs.
         path: in the form of Starlette; names in braces are `PATH_PARAMETERS`.
         endpoint: handler of requests.
-        answer: body of a 200: a struct, or a list of one.
+        answer: body of a success: a struct, or a list of one.
+        method: its method.
+        status: status of a success.
+        body: type of the body of a request, which msgspec decodes from JSON; None without one.
         query: known query parameters; any other is rejected, except on pages.
         aliases: names of query parameters that older clients send; known, but not described as parameters.
         problems: possible problems, beside those of any request.
@@ -74,6 +77,8 @@ class Operation:
     description: str = ""
     answer: type[msgspec.Struct] | type[list[Any]] | Content
     method: str = "GET"
+    status: int = 200
+    body: Any = None
     query: tuple[Parameter, ...] = ()
     aliases: tuple[str, ...] = ()
     problems: tuple[type[Problem], ...] = ()
@@ -152,5 +157,6 @@ PATH_PARAMETERS = {
     for each in (
         Parameter("exchange", "Name of a configured exchange. Upper and lower case are the same.", EXCHANGE_SCHEMA),
         Parameter("symbol", "A configured symbol. Upper and lower case are the same.", SYMBOL_SCHEMA),
+        Parameter("rule", "Id of an alert rule.", {"type": "string"}),
     )
 }

@@ -1,6 +1,5 @@
 """/mode: the current mode, and switching it."""
 
-import secrets
 from typing import Annotated
 
 import msgspec
@@ -9,13 +8,13 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from marketflow.api.context import Context, context_of
+from marketflow.api.authorization import authorize, client_of
+from marketflow.api.context import context_of
 from marketflow.api.middleware.request_metrics import RequestMetrics
 from marketflow.api.openapi.operation import Endpoint, Operation, Tag
-from marketflow.api.problems import ServiceUnavailable, TooManyRequests, Unauthorized
+from marketflow.api.problems import ServiceUnavailable, TooManyRequests
 from marketflow.api.rendering import JSONAnswer
-from marketflow.errors import QuotaExceeded, Unavailable
-from marketflow.logs import RateLimit
+from marketflow.errors import Unavailable
 from marketflow.model import Mode
 
 
@@ -31,8 +30,6 @@ class SwitchedMode(msgspec.Struct, frozen=True):
     mode: Mode
     previous: Annotated[Mode, Meta(description="The previous mode.", examples=["test"])]
 
-
-_limit = RateLimit(10.0)
 
 _MODE = Tag("mode", "Generated prices (`test`) or those of the exchanges (`live`). Data of the two never mix.")
 
@@ -72,7 +69,7 @@ async def _mode(request: Request) -> Response:
 def _switch_to(mode: Mode, times: RequestMetrics) -> Endpoint:
     async def switch(request: Request) -> Response:
         context = context_of(request)
-        _authorize(request, context, times)
+        authorize(request, times, "mode not switched", "Switching the mode needs the configured bearer token.")
         try:
             previous = await context.mode.switch(mode)
         except Unavailable:
@@ -82,32 +79,3 @@ def _switch_to(mode: Mode, times: RequestMetrics) -> Endpoint:
         return JSONAnswer(SwitchedMode(mode, previous))
 
     return switch
-
-
-def client_of(request: Request) -> str:
-    """Return the address of the client."""
-    return context_of(request).clients.of(request.scope)
-
-
-def _authorize(request: Request, context: Context, times: RequestMetrics) -> None:
-    """Check the token of a request, if one is configured.
-
-    Raises:
-        Unauthorized: the token is missing or wrong.
-        QuotaExceeded: this client has sent too many wrong tokens; this one is not checked.
-    """
-    token = context.token
-    if not token:
-        return
-    client = client_of(request)
-    if wait := context.clients.guesses.wait(client):
-        times.unauthorized.inc()
-        raise QuotaExceeded(wait)
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    # Headers are bytes that Starlette shows as latin-1; a token is compared as the bytes of its UTF-8.
-    matches = secrets.compare_digest(given.encode("latin-1").strip(b" "), token.encode("utf-8", "surrogateescape"))
-    if scheme.lower() != "bearer" or not matches:
-        times.unauthorized.inc()
-        context.clients.guesses.take(client, 1.0)
-        _limit.log("unauthorized", "WARNING", f"mode not switched: no valid token from {client}")
-        raise Unauthorized("Switching the mode needs the configured bearer token.")

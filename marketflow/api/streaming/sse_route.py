@@ -174,7 +174,7 @@ def _endpoint(requested: Requested, metrics: RequestMetrics) -> Endpoint:
             request.scope[UNTIMED] = True
             output = output_of(request.scope)
         batches = _batches(broadcaster, subscription, request.headers.get("last-event-id", ""), metrics, output)
-        return _Stream(
+        return Stream(
             release,
             batches,
             headers=ALWAYS,
@@ -242,7 +242,7 @@ async def _batches(
                 return
 
 
-class _Stream(EventSourceResponse):
+class Stream(EventSourceResponse):
     """A stream that releases its reservation when it ends, also before its first event."""
 
     def __init__(self, release: Callable[[], None], *args: Any, **kwargs: Any) -> None:
@@ -250,6 +250,7 @@ class _Stream(EventSourceResponse):
         self._release = release
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream, and release its reservation."""
         try:
             await super().__call__(scope, receive, send)
         finally:

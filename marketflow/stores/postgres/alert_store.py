@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from marketflow.alerts.alert_model import (
-    MASK,
     AlertRule,
     DueDelivery,
     RaisedAlert,
@@ -23,6 +22,7 @@ from marketflow.alerts.alert_model import (
 from marketflow.alerts.watched_rule import SKEW_MS
 from marketflow.errors import Unavailable
 from marketflow.logs import RateLimit
+from marketflow.stores.ports import ListedRule
 from marketflow.stores.postgres.connections.reconnecting_connection import ReconnectingConnection
 from marketflow.stores.postgres.rows import to_datetime, to_unix_ms
 
@@ -83,8 +83,6 @@ with given as (
 select id, number from stored order by number
 """  # noqa: S608 - put together from constants
 
-_NEWEST = "select coalesce(max(number), 0) from alert_events"
-
 _EXPIRE = f"""
 delete from alert_events where id in (
     select id from alert_events where found_at < %s order by found_at limit {EXPIRED_AT_ONCE}
@@ -129,9 +127,9 @@ from alert_rules as rules left join alert_states on alert_states.rule = id where
 
 EVENTS_AFTER = "select number, event from alert_events where number > %(after)s order by number limit %(limit)s"
 
-EVENTS_BEFORE = "select number, event from alert_events where number < %(before)s order by number desc limit %(limit)s"
+NEWEST_EVENTS = "select number, event from alert_events order by number desc limit %(limit)s"
 
-NEWEST_EVENT = _NEWEST
+NEWEST_EVENT = "select coalesce(max(number), int8 '0') from alert_events"
 
 
 class PostgresAlerts:
@@ -220,7 +218,7 @@ class PostgresAlerts:
             for part in _one_of_each_rule(raised):
                 columns = zip(*map(_row, part), strict=True)
                 added.update(id for id, _ in connection.execute(_STORE, [list(column) for column in columns]))
-            (newest,) = connection.execute(_NEWEST).fetchone() or (0,)
+            (newest,) = connection.execute(NEWEST_EVENT).fetchone() or (0,)
         return [each for each in raised if each.event.id in added], newest
 
     def expire(self, before_ms: int) -> None:
@@ -319,6 +317,11 @@ def _row(raised: RaisedAlert) -> tuple[Any, ...]:
 _encode = msgspec.json.Encoder().encode
 
 
-def masked_webhook(receiver: str) -> str:
-    """Return what is shown of a webhook."""
-    return f"{receiver}/{MASK}" if receiver else ""
+def listed_rule(row: tuple[Any, ...]) -> ListedRule | None:
+    """Return the rule of a row of LISTED_RULES; None for one that this version does not understand."""
+    number, id, origin, text, receiver, at, done = row
+    try:
+        rule = msgspec.json.decode(text, type=AlertRule)
+    except msgspec.MsgspecError:
+        return None
+    return ListedRule(number, StoredRule(id, origin, rule, RuleState(at and to_unix_ms(at), done)), receiver)

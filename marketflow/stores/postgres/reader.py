@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from marketflow.errors import Unavailable
 from marketflow.model import Candle, Hole, Series, Tick
 from marketflow.stores.call_limit import CallLimit
-from marketflow.stores.ports import CandleRange, HoleQuery
+from marketflow.stores.ports import CandleRange, HoleQuery, ListedRule, NumberedEvent
+from marketflow.stores.postgres import alert_store
 from marketflow.stores.postgres.candle_queries import candles_of
 from marketflow.stores.postgres.candle_queries import query as candle_query
 from marketflow.stores.postgres.candle_sql import SUMS, VALID, candle_select, time_of
@@ -142,6 +143,32 @@ class PostgresReader:
         """The holes that a query asks for, the newest first."""
         (rows,) = await self._fetch([hole_query(wanted)])
         return [hole_of_row(row) for row in rows]
+
+    async def alert_rules(self, after: int, limit: int) -> list[ListedRule]:
+        """The first alert rules with a number above `after`; without those that this version does not understand."""
+        (rows,) = await self._fetch([(alert_store.LISTED_RULES, {"after": after, "limit": limit})])
+        return [rule for row in rows if (rule := alert_store.listed_rule(row)) is not None]
+
+    async def alert_rule(self, id: str) -> ListedRule | None:
+        """The alert rule with this id."""
+        (rows,) = await self._fetch([(alert_store.LISTED_RULE, {"id": id})])
+        return alert_store.listed_rule(rows[0]) if rows else None
+
+    async def alert_events(self, after: int, limit: int) -> list[NumberedEvent]:
+        """The first events of alerts with a number above `after`, in their order."""
+        (rows,) = await self._fetch([(alert_store.EVENTS_AFTER, {"after": after, "limit": limit})])
+        return [NumberedEvent(*row) for row in rows]
+
+    async def newest_alert_events(self, limit: int) -> list[NumberedEvent]:
+        """The last events of alerts, in their order."""
+        (rows,) = await self._fetch([(alert_store.NEWEST_EVENTS, {"limit": limit})])
+        return [NumberedEvent(*row) for row in reversed(rows)]
+
+    async def newest_alert_event(self) -> int:
+        """The number of the newest event of an alert; 0 without any."""
+        (rows,) = await self._fetch([(alert_store.NEWEST_EVENT, {})])
+        newest: int = rows[0][0]
+        return newest
 
     async def _fetch(self, queries: Iterable[tuple[str, dict[str, Any]]]) -> list[list[tuple[Any, ...]]]:
         """The rows of each query."""

@@ -1,0 +1,1 @@
+"""Alerts over HTTP: rules, events, and the stream of events."""
