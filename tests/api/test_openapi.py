@@ -11,6 +11,7 @@ from starlette.datastructures import QueryParams
 from starlette.routing import Route
 
 from marketflow import __version__
+from marketflow.alerts.alert_model import KINDS, PriceRule
 from marketflow.api.app import operations
 from marketflow.api.middleware.request_metrics import RequestMetrics
 from marketflow.api.openapi.operation import PATH_PARAMETERS
@@ -19,6 +20,8 @@ from marketflow.api.queries.period import PERIOD
 from marketflow.api.routes import prices
 from tests.api.description import Description, description, filled
 from tests.api.world import EXCHANGES, SYMBOLS, World, application_of
+
+RULES = {rule.__name__ for rule in KINDS}
 
 OPERATIONS = {(each.method, each.path): each for each in operations(RequestMetrics())}
 
@@ -85,6 +88,8 @@ def test_every_operation_and_schema_is_described(described: Description) -> None
         assert schema["description"], name
         # Left out while there is nothing to report.
         optional = {"Health": {"clock_offsets_ms", "feeds"}, "FeedProblem": {"halted"}}.get(name, set())
+        if name in RULES:  # what requests may leave out
+            optional = {field for field, each in schema["properties"].items() if "default" in each}
         assert set(schema.get("required", ())) | optional == set(schema.get("properties", ())), name
 
 
@@ -96,10 +101,12 @@ def test_names_are_strings_with_configured_ones_as_examples(described: Descripti
 
 
 @pytest.mark.parametrize(("token", "security"), [("plain", [{"bearerToken": []}]), ("", [{}, {"bearerToken": []}])])
-def test_only_mode_switch_requires_configured_token(token: str, security: list[object]) -> None:
+def test_only_changes_require_the_configured_token(token: str, security: list[object]) -> None:
     required = {key: operation["security"] for key, operation in description(token).operations.items()}
-    assert {key for key, value in required.items() if value} == {("POST", "/mode/test"), ("POST", "/mode/live")}
-    assert [value for value in required.values() if value] == [security] * 2
+    changes = {("POST", "/mode/test"), ("POST", "/mode/live"), ("POST", "/alerts")}
+    changes |= {(method, "/alerts/{rule}") for method in ("PUT", "DELETE")}
+    assert {key for key, value in required.items() if value} == changes
+    assert [value for value in required.values() if value] == [security] * len(changes)
     assert all(value == [] for key, value in required.items() if key[0] == "GET")
 
 
@@ -149,15 +156,19 @@ def test_described_parameters_are_those_read(
         monkeypatch.setattr(module, "QueryParams", Watched)
     world = World()
     world.trade(1.0, 500)
+    world.alerts.add("mine", PriceRule(symbol="BTCUSDT", level=1.0))
+    body = b'{"kind":"stale"}' if OPERATIONS[method, path].body else b""
     # A query string that no other test uses, because parsed queries are cached.
-    assert world.ask(filled(path, "&" * (1 + [*OPERATIONS].index((method, path)))), method).status_code == 200
+    asked = filled(path, "&" * (1 + [*OPERATIONS].index((method, path))))
+    assert world.ask(asked, method, content=body).status_code == OPERATIONS[method, path].status
     parameters = described.operations[method, path]["parameters"]
     in_query = {parameter["name"] for parameter in parameters if parameter["in"] == "query"}
     assert used == in_query.union(OPERATIONS[method, path].aliases)
     in_path = {parameter["name"] for parameter in parameters if parameter["in"] == "path"}
     assert in_path == {name for name in PATH_PARAMETERS if f"{{{name}}}" in path}
     for name in in_path:
-        assert world.ask(filled(path, **{name: "NOTHING"}), method).json()["code"] == f"unknown_{name}"
+        answer = world.ask(filled(path, **{name: "NOTHING"}), method, content=body)
+        assert answer.json()["code"] == f"unknown_{name}"
 
 
 @pytest.mark.parametrize("example", PERIOD.examples)
