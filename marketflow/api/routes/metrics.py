@@ -14,11 +14,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from marketflow import __version__
+from marketflow.alerts.alert_model import KINDS
 from marketflow.api.context import Context, context_of
 from marketflow.api.middleware.request_metrics import RequestMetrics
 from marketflow.api.openapi.operation import Content, Operation, Tag
 from marketflow.api.rendering import ALWAYS
-from marketflow.counters import Delays, ExchangeCounters, IngestCounters
+from marketflow.counters import AlertCounters, Delays, ExchangeCounters, IngestCounters
 from marketflow.health import Health
 from marketflow.model import FINE_STATES, HoleState, Mode
 
@@ -67,6 +68,7 @@ class _Exposed(Collector):
         if counters is not None:
             yield from _feeds(counters.exchanges)
             yield from _flow(counters)
+            yield from _alerts(counters.alerts)
         yield from self._times.collect()
 
 
@@ -128,6 +130,20 @@ def _flow(counters: IngestCounters) -> Iterator[Metric]:
         "branch_stalls", "How often a branch finished nothing for 30 s while work waited.", ["branch"], stalls
     )
     yield _gauge("aggregates_pending", "Rows in the backlog for PostgreSQL.", [], [([], counters.rows_pending)])
+
+
+def _alerts(alerts: AlertCounters) -> Iterator[Metric]:
+    events = (([kind], alerts.events.get(kind, 0)) for kind in KINDS.values())
+    yield _counter("alert_events", "Events of alerts that were stored.", ["kind"], events)
+    text = "Posts of events to webhooks by result, and deliveries that were given up."
+    results = (([result], alerts.deliveries.get(result, 0)) for result in ("acknowledged", "failed", "given_up"))
+    yield _counter("alert_deliveries", text, ["result"], results)
+    text = "Events that were dropped because too many waited for PostgreSQL."
+    yield _counter("alert_events_dropped", text, [], [([], alerts.events_dropped)])
+    text = "Events that wait for PostgreSQL."
+    yield _gauge("alert_events_pending", text, [], [([], alerts.events_pending)])
+    text = "Deliveries that their webhook has not acknowledged, when last looked at."
+    yield _gauge("alert_deliveries_pending", text, [], [([], alerts.deliveries_pending)])
 
 
 def _counter(name: str, text: str, labels: Sequence[str], samples: _Samples) -> Metric:
