@@ -36,8 +36,10 @@ from marketflow.pipeline.state import WindowState
 from marketflow.stores.ports import ArchiveWriter, CacheWriter, RecoveredCandles, Rollups
 from marketflow.tasks import Backoff
 
-SLICES_A_PARTITION = 1000
-"""Slices up to which a write is not split: one call for all series costs a fifth less CPU than one a partition."""
+SLICES_A_PARTITION = 5000
+"""Slices up to which a write is not split, those of 50,000 series at a tick a second: one call for many series costs a
+fifth less CPU than one a partition.
+"""
 
 PARTITIONS_AT_ONCE = 3
 """Partitions that are written at the same time. Redis runs one write at a time: each of 15 waited for 14 others, and on

@@ -65,7 +65,7 @@ CASES = {
 }
 
 # Bytes of Redis, as in deploy/README.md. Up to 128 slices of one tick are stored in a packed list.
-SERIES_BYTES, PACKED_SLICE_BYTES, SLICE_BYTES, FULL_CANDLE_BYTES = 360, 60, 150, 250
+SERIES_BYTES, PACKED_SLICE_BYTES, SLICE_BYTES, FULL_CANDLE_BYTES = 1600, 60, 150, 270
 
 
 class Traffic:

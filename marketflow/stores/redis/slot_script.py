@@ -113,7 +113,7 @@ class SlotScript:
             member = codec.encode_candle(candle)
             published.append((slot, msgspec.Raw(member)))
             # Texts, which hiredis packs twice as fast as numbers.
-            texts = (str(start), repr(candle.completeness), member)
+            texts = (str(start), _completeness(candle), member)
             if (slots := by_series.get(series)) is None:
                 by_series[series] = [*texts]
             else:
@@ -140,3 +140,8 @@ class SlotScript:
         if (key := self._keys.get(series)) is None:
             key = self._keys[series] = self._key_of(series)
         return key
+
+
+def _completeness(candle: Candle) -> str:
+    """`Candle.completeness` as text, in a quarter of the time that a float takes."""
+    return f"{candle.ticks}.5" if candle.source == "ticks" else f"{candle.ticks}"
