@@ -10,7 +10,15 @@ with Client("http://127.0.0.1:8080") as market:
 
 from marketflow.client.api_queries import RequestFailed
 from marketflow.client.async_client import AsyncClient
-from marketflow.client.market_data import AveragePrice, Candle, CandleList, ExtremePrice, Price, ReferencePrice
+from marketflow.client.market_data import (
+    AveragePrice,
+    Candle,
+    CandleList,
+    ExtremePrice,
+    LiveCandle,
+    Price,
+    ReferencePrice,
+)
 from marketflow.client.sync_client import Client
 
 __all__ = [
@@ -20,6 +28,7 @@ __all__ = [
     "CandleList",
     "Client",
     "ExtremePrice",
+    "LiveCandle",
     "Price",
     "ReferencePrice",
     "RequestFailed",

@@ -16,6 +16,10 @@ RETRY_STATUS = frozenset({429, 503})
 """Statuses after which the same request may succeed later."""
 
 
+MOST_CANDLES = 1000
+"""Candles that one query answers at most."""
+
+
 class RequestFailed(Exception):
     """The server refused a request, or could not answer it.
 
@@ -85,10 +89,10 @@ def candles(
     return Query(_path("candles", symbol, exchange), parameters, Candles)
 
 
-def prices_url(base_url: str, symbols: Iterable[str], exchanges: Iterable[str]) -> str:
-    """Return the address of the stream of prices of these symbols and exchanges; all where none is given."""
-    parameters = {name: ",".join(names) for name, names in (("symbols", symbols), ("exchanges", exchanges))}
-    given = {name: text for name, text in parameters.items() if text}
+def stream_url(base_url: str, symbols: Iterable[str], exchanges: Iterable[str], intervals: Iterable[str] = ()) -> str:
+    """Return the address of the stream of these symbols and exchanges: of prices, or of candles of these intervals."""
+    lists = (("symbols", symbols), ("exchanges", exchanges), ("intervals", intervals))
+    given = {name: text for name, names in lists if (text := ",".join(names))}
     url = httpx.URL(f"{base_url.rstrip('/')}/ws")
     return str(url.copy_with(scheme={"http": "ws", "https": "wss"}[url.scheme], params=given or None))
 

@@ -10,8 +10,8 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from marketflow.client import api_queries
 from marketflow.client.api_queries import Query, RequestFailed, pause_before_retry
-from marketflow.client.market_data import AveragePrice, CandleList, ExtremePrice, Price, ReferencePrice
-from marketflow.client.price_stream import LOST, SILENCE_SECONDS, PriceFollower
+from marketflow.client.market_data import AveragePrice, CandleList, ExtremePrice, LiveCandle, Price, ReferencePrice
+from marketflow.client.price_stream import LOST, SILENCE_SECONDS, CandleFollower, PriceFollower
 
 _Answer = TypeVar("_Answer")
 
@@ -96,7 +96,7 @@ class AsyncClient:
             symbols: whose; all by default.
             exchanges: on which exchanges; all by default.
         """
-        url = api_queries.prices_url(self._base_url, symbols, exchanges)
+        url = api_queries.stream_url(self._base_url, symbols, exchanges)
         follower = PriceFollower()
         while True:
             try:
@@ -104,6 +104,36 @@ class AsyncClient:
                     while True:
                         for price in follower.new_prices(await self._next(connection)):
                             yield price
+            except LOST as error:
+                await asyncio.sleep(follower.pause(error))
+
+    async def stream_candles(
+        self, symbols: Iterable[str] = (), exchanges: Iterable[str] = (), intervals: Iterable[str] = ("1m",)
+    ) -> AsyncIterator[LiveCandle]:
+        """Yield each candle that has changed, the running ones first, without end.
+
+        A closed candle comes once, and again only if it was corrected. A connection that is lost is made again, and
+        the candles that closed meanwhile are queried (the last 1,000 of each series). A consumer that is slow gets the
+        newest version of each candle.
+
+        Args:
+            symbols: whose; all by default.
+            exchanges: on which exchanges; `reference` is the median over all; all of them merged by default.
+            intervals: lengths of candles, such as `1h`.
+        """
+        url = api_queries.stream_url(self._base_url, symbols, exchanges, intervals)
+        follower = CandleFollower()
+        while True:
+            try:
+                async with connect(url) as connection:
+                    while True:
+                        gaps, candles = follower.take(await self._next(connection))
+                        for gap in gaps:
+                            answered = await self.candles(*gap, api_queries.MOST_CANDLES)
+                            for candle in follower.filled(gap, answered):
+                                yield candle
+                        for candle in follower.fresh(candles):
+                            yield candle
             except LOST as error:
                 await asyncio.sleep(follower.pause(error))
 

@@ -77,6 +77,19 @@ class Candle(msgspec.Struct, frozen=True):
     verified: bool | None
 
 
+class LiveCandle(Candle, frozen=True):
+    """A candle of the stream, and whose it is; `exchange` is None over all."""
+
+    symbol: str
+    exchange: str | None
+    interval: str
+
+    @property
+    def series(self) -> tuple[str, str | None, str]:
+        """What tells its series from others."""
+        return self.symbol, self.exchange, self.interval
+
+
 class CandleList(list[Candle]):
     """Candles, the oldest first."""
 

@@ -10,8 +10,8 @@ from websockets.sync.client import connect
 
 from marketflow.client import api_queries
 from marketflow.client.api_queries import Query, RequestFailed, pause_before_retry
-from marketflow.client.market_data import AveragePrice, CandleList, ExtremePrice, Price, ReferencePrice
-from marketflow.client.price_stream import LOST, SILENCE_SECONDS, PriceFollower
+from marketflow.client.market_data import AveragePrice, CandleList, ExtremePrice, LiveCandle, Price, ReferencePrice
+from marketflow.client.price_stream import LOST, SILENCE_SECONDS, CandleFollower, PriceFollower
 
 _Answer = TypeVar("_Answer")
 
@@ -94,13 +94,40 @@ class Client:
             symbols: whose; all by default.
             exchanges: on which exchanges; all by default.
         """
-        url = api_queries.prices_url(self._base_url, symbols, exchanges)
+        url = api_queries.stream_url(self._base_url, symbols, exchanges)
         follower = PriceFollower()
         while True:
             try:
                 with connect(url) as connection:
                     while True:
                         yield from follower.new_prices(connection.recv(SILENCE_SECONDS))
+            except LOST as error:
+                time.sleep(follower.pause(error))
+
+    def stream_candles(
+        self, symbols: Iterable[str] = (), exchanges: Iterable[str] = (), intervals: Iterable[str] = ("1m",)
+    ) -> Iterator[LiveCandle]:
+        """Yield each candle that has changed, the running ones first, without end.
+
+        A closed candle comes once, and again only if it was corrected. A connection that is lost is made again, and
+        the candles that closed meanwhile are queried (the last 1,000 of each series). A consumer that is slow gets the
+        newest version of each candle.
+
+        Args:
+            symbols: whose; all by default.
+            exchanges: on which exchanges; `reference` is the median over all; all of them merged by default.
+            intervals: lengths of candles, such as `1h`.
+        """
+        url = api_queries.stream_url(self._base_url, symbols, exchanges, intervals)
+        follower = CandleFollower()
+        while True:
+            try:
+                with connect(url) as connection:
+                    while True:
+                        gaps, candles = follower.take(connection.recv(SILENCE_SECONDS))
+                        for gap in gaps:
+                            yield from follower.filled(gap, self.candles(*gap, api_queries.MOST_CANDLES))
+                        yield from follower.fresh(candles)
             except LOST as error:
                 time.sleep(follower.pause(error))
 

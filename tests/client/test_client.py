@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
-from marketflow.client import AsyncClient, Candle, CandleList, Client, Price, RequestFailed
+from marketflow.client import AsyncClient, Candle, CandleList, Client, LiveCandle, Price, RequestFailed
 from marketflow.client.api_queries import failure, pause_before_retry
+from marketflow.client.price_stream import CandleFollower
 from tests.support.application import Application
 from tests.support.servers import HOST, free_port, wait_until
 
@@ -158,3 +160,78 @@ def test_candles_become_a_frame_with_fixed_types(library: str) -> None:
         assert frame["time"][0] == at
         assert frame["close"][0] == 2.0
         assert frame["volume"][0] is None
+
+
+# Streams of candles
+
+
+def test_both_clients_stream_running_and_closed_candles(application: Application) -> None:
+    def sync() -> list[LiveCandle]:
+        with Client(url_of(application)) as client:
+            return [*islice(client.stream_candles(["BTCUSDT"], ["reference", "exchange1"], ["1m", "1h"]), 12)]
+
+    async def asynchronous() -> list[LiveCandle]:
+        found: list[LiveCandle] = []
+        async with AsyncClient(url_of(application)) as client:
+            async for candle in client.stream_candles(["BTCUSDT"], ["reference", "exchange1"], ["1m", "1h"]):
+                found.append(candle)
+                if len(found) == 12:
+                    return found
+        raise AssertionError("the stream has no end")
+
+    for candles in (sync(), asyncio.run(asynchronous())):
+        assert {candle.series for candle in candles} == {
+            ("BTCUSDT", exchange, interval) for exchange in ("reference", "exchange1") for interval in ("1m", "1h")
+        }
+        assert all(candle.low <= candle.close <= candle.high for candle in candles)
+        assert (
+            len({(candle.series, candle.time, candle.ticks, candle.close, candle.closed) for candle in candles}) == 12
+        )
+
+
+def message(event: str, *candles: LiveCandle) -> bytes:
+    return msgspec.json.encode({"event": event, "data": {"candles": candles}})
+
+
+def live(minute: int, closed: bool, version: int = 1, ticks: int = 3, close: float = 1.0) -> LiveCandle:
+    at = datetime(2026, 11, 28, 5, minute, tzinfo=UTC)
+    values = (1.0, 1.0, 1.0, close, 1.0, ticks, None, None, None, None, None)
+    return LiveCandle(at, *values, closed, version, "ticks", None, None, "BTCUSDT", None, "1m")
+
+
+def test_closed_candle_is_yielded_once_a_version() -> None:
+    follower = CandleFollower()
+
+    def fresh(*candles: LiveCandle) -> list[LiveCandle]:
+        _, found = follower.take(message("candles", *candles))
+        return [*follower.fresh(found)]
+
+    assert fresh(live(1, False)) == [live(1, False)]
+    assert fresh(live(1, False)) == []
+    assert fresh(live(1, True), live(2, False)) == [live(1, True), live(2, False)]
+    verified = msgspec.structs.replace(live(1, True), verified=True)
+    assert fresh(verified, live(2, False, close=2.0)) == [live(2, False, close=2.0)]
+    assert fresh(live(1, True, version=2)) == [live(1, True, version=2)]
+
+
+def test_candles_closed_without_a_connection_are_a_gap() -> None:
+    follower = CandleFollower()
+    gaps, candles = follower.take(message("snapshot", live(1, True), live(2, False)))
+    assert (gaps, len([*follower.fresh(candles)])) == ([], 2)
+    gaps, candles = follower.take(message("snapshot", live(5, True), live(6, False)))
+    [gap] = gaps
+    assert (gap.symbol, gap.exchange, gap.interval) == ("BTCUSDT", None, "1m")
+    assert gap.since == datetime(2026, 11, 28, 5, 1, 0, 1000, tzinfo=UTC)
+    assert gap.until == datetime(2026, 11, 28, 5, 5, tzinfo=UTC)
+    plain = [Candle(*msgspec.structs.astuple(live(minute, True))[:17]) for minute in (2, 3, 4)]
+    assert [*follower.filled(gap, plain)] == [live(2, True), live(3, True), live(4, True)]
+    assert [*follower.fresh(candles)] == [live(5, True), live(6, False)]
+    assert follower.take(message("snapshot", live(5, True), live(6, False)))[0] == []
+
+
+def test_other_mode_leaves_no_gap() -> None:
+    follower = CandleFollower()
+    _, candles = follower.take(message("snapshot", live(1, True)))
+    assert [*follower.fresh(candles)]
+    follower.take(message("mode"))
+    assert follower.take(message("snapshot", live(5, True)))[0] == []
