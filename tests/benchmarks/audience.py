@@ -15,8 +15,11 @@ from tests.support.servers import HOST
 LOOKED_AT = 25
 """Of so many clients the prices are looked at, of the others it is only counted what comes."""
 
-_REQUEST = b"GET /stream/prices HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-_PRICE = re.compile(rb'"price":([0-9.]+)')
+STREAMS = {
+    "prices": ("/stream/prices", rb'"price":([0-9.]+)'),
+    "candles": ("/stream/candles?exchanges=exchange1,exchange2,exchange3", rb'"close":([0-9.]+)'),
+}
+"""Paths of the streams, and the pattern of a newest price in each."""
 
 
 class Seen(NamedTuple):
@@ -33,12 +36,13 @@ class Audience:
     Args:
         port: of MarketFlow.
         clients: how many.
+        stream: which, of STREAMS.
     """
 
-    def __init__(self, port: int, clients: int) -> None:
+    def __init__(self, port: int, clients: int, stream: str = "prices") -> None:
         self._here, there = multiprocessing.get_context("spawn").Pipe()
         self._process = multiprocessing.get_context("spawn").Process(
-            target=_watch, args=(port, clients, there), daemon=True
+            target=_watch, args=(port, clients, stream, there), daemon=True
         )
 
     @property
@@ -68,14 +72,16 @@ class Audience:
         self._process.join(5)
 
 
-def _watch(port: int, count: int, orders: Connection) -> None:
+def _watch(port: int, count: int, stream: str, orders: Connection) -> None:
+    path, pattern = STREAMS[stream]
+    price_of = re.compile(pattern)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, count + 100), hard))
     clients: dict[int, socket.socket] = {}
     poll = select.epoll()
     for _ in range(count):
         client = socket.create_connection((HOST, port), timeout=30)
-        client.sendall(_REQUEST)
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         clients[client.fileno()] = client
     for client in clients.values():
         received = b""
@@ -103,4 +109,4 @@ def _watch(port: int, count: int, orders: Connection) -> None:
             if descriptor in looked_at:
                 # A price may be cut in two: what is behind the last whole event waits for the rest.
                 whole, _, looked_at[descriptor] = (looked_at[descriptor] + received).rpartition(b"\n\n")
-                ages += [(now - float(price)) / 1000 for price in _PRICE.findall(whole)]
+                ages += [(now - float(price)) / 1000 for price in price_of.findall(whole)]

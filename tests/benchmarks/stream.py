@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from tests.benchmarks.audience import Audience
+from tests.benchmarks.audience import STREAMS, Audience
 from tests.benchmarks.cores import Cores
 from tests.benchmarks.live import LATEST, SETUPS, Live
 from tests.benchmarks.rawhttp import Client, request_of
@@ -34,7 +34,9 @@ PAUSE_SECONDS = 0.01
 MEGABYTE = 1 << 20
 
 
-def measure(setup: str, clients: int, rate: float, seconds: float, checkout: Path = ROOT) -> dict[str, Any]:
+def measure(
+    setup: str, clients: int, rate: float, seconds: float, stream: str = "prices", checkout: Path = ROOT
+) -> dict[str, Any]:
     """So many clients of a MarketFlow of their own."""
     with stage(checkout) as servers, ExitStack() as stack:
         servers.settings["HTTP__STREAMS_PER_CLIENT"] = max(CLIENTS) * 10  # all clients have one address
@@ -43,7 +45,7 @@ def measure(setup: str, clients: int, rate: float, seconds: float, checkout: Pat
         _ask(live, WARM_UP_SECONDS)
         alone = _ask(live, seconds / 2)
         before = answering.memory_info().rss
-        audience = stack.enter_context(Audience(live.application.port, clients))
+        audience = stack.enter_context(Audience(live.application.port, clients, stream))
         _ask(live, WARM_UP_SECONDS)
         audience.begin()
         began = time.monotonic()
@@ -53,6 +55,7 @@ def measure(setup: str, clients: int, rate: float, seconds: float, checkout: Pat
         memory = answering.memory_info().rss
     return {
         "setup": setup,
+        "stream": stream,
         "clients": clients,
         **{f"p{at}_ms": percentile(seen.ages, at) for at in (50, 90, 99)},
         "max_ms": max(seen.ages),
@@ -90,12 +93,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, action="append", help="so many only; can be repeated")
     parser.add_argument("--rate", type=float, default=100, help="ticks a second and exchange; %(default)s")
     parser.add_argument("--seconds", type=float, default=15, help="how long each is measured; %(default)s")
+    parser.add_argument("--stream", choices=STREAMS, default="prices", help="what the clients receive; %(default)s")
     parser.add_argument("--quick", action="store_true", help="three seconds each, for a look")
     arguments = parser.parse_args(argv)
     seconds = 3.0 if arguments.quick else arguments.seconds
     setups = SETUPS if arguments.setup == "all" else (arguments.setup,)
     clients = arguments.clients or CLIENTS
-    report("stream", [measure(setup, each, arguments.rate, seconds) for setup in setups for each in clients])
+    report(
+        "stream",
+        [measure(setup, each, arguments.rate, seconds, arguments.stream) for setup in setups for each in clients],
+    )
     return 0
 
 

@@ -516,3 +516,33 @@ def test_window_read_across_a_lost_connection_is_not_kept(
         assert await world.near_cache.summary([BTC], NOW - 1_000, LATER) == [after]
 
     run(redis_db, test)
+
+
+def test_listener_gets_changed_slots_once_they_are_read(redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_caches, "IDLE_SECONDS", 0.2)
+
+    async def test(world: World) -> None:
+        taken: dict[Slot, Candle | None] = {}
+        read: list[object] = []
+        near_cache = world.near_cache
+
+        def take(slots: Sequence[tuple[Slot, Candle | None]]) -> None:
+            taken.update(slots)
+            read.append(near_cache.summary_in_memory([BTC], NOW - 1_000, LATER))
+
+        tick = Tick(1.0, NOW, 1)
+        minute = Slot(BTC, MINUTE - 5 * MINUTE_MS)
+        with near_cache.announcing_slots(take):
+            await near_cache.summary([BTC], NOW - 1_000, LATER)
+            await asyncio.sleep(0.5)  # longer than a subscription without queries lasts
+            await asyncio.to_thread(world.cache.put_slices, {slot(BTC, tick): candle_of(tick)})
+            await asyncio.to_thread(world.cache.put_minutes, {minute: candle_of(tick._replace(at=minute.start))})
+
+            async def came() -> bool:
+                return len(taken) == 2
+
+            await world.until(came)
+        assert taken == {slot(BTC, tick): None, minute: candle_of(tick._replace(at=minute.start))}
+        assert read[0] == [candle_of(tick)], "the cache was read before it had the slice"
+
+    run(redis_db, test)
