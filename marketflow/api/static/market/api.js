@@ -15,12 +15,12 @@ export class Refusal extends Error {
 /**
  * Request JSON.
  * @param {string} path relative to the page
- * @param {{method?: string, token?: string, signal?: AbortSignal}} [options]
+ * @param {{method?: string, token?: string, body?: object, signal?: AbortSignal}} [options] `body`: sent as JSON
  * @returns {Promise<any>}
  * @throws {Refusal}
  * @throws {DOMException} AbortError, if `signal` is aborted
  */
-export async function ask(path, { method = "GET", token = "", signal } = {}) {
+export async function ask(path, { method = "GET", token = "", body, signal } = {}) {
   const timeout = AbortSignal.timeout(TIMEOUT_MS);
   let answer;
   try {
@@ -28,7 +28,11 @@ export async function ask(path, { method = "GET", token = "", signal } = {}) {
       method,
       // Revalidate: candles may be cached for a minute, in which the mode can change.
       cache: "no-cache",
-      headers: token ? { Authorization: `Bearer ${token}` } : {},
+      headers: {
+        ...(token ? { Authorization: `Bearer ${token}` } : {}),
+        ...(body ? { "Content-Type": "application/json" } : {}),
+      },
+      body: body ? JSON.stringify(body) : undefined,
       signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
     });
     if (answer.ok) return await answer.json();

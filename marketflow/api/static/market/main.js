@@ -1,5 +1,6 @@
 /** Puts the page together: one stream, one market, and the parts that show it. */
 
+import { Alerts } from "./alerts.js";
 import { ChartPanel } from "./chartpanel.js";
 import { Choice } from "./choice.js";
 import { Comparison } from "./comparison.js";
@@ -42,6 +43,7 @@ offerZone(byId("zone"), () => {
 });
 offerKeys();
 offerCollapsing();
+new Alerts(market, choice, stream);
 shadeEdges(document.querySelector(".scroller"));
 
 stream.addEventListener("snapshot", ({ detail }) => {

@@ -2,13 +2,12 @@
 
 import { ask } from "./api.js";
 import { byId, make, say } from "./dom.js";
+import { rememberedToken, rememberToken, tokenProblem } from "./token.js";
 
 const MEANINGS = {
   test: "Prices are then generated, for all users of this MarketFlow, and the exchanges are disconnected.",
   live: "Prices then come from the configured exchanges, for all users of this MarketFlow.",
 };
-
-const TOKEN = "marketflow.token";
 
 export class ModeSwitch {
   constructor() {
@@ -72,17 +71,16 @@ export class ModeSwitch {
 
   async #switch() {
     const written = this.form.elements.token.value.trim();
-    const token = written || remembered();
-    if (/[^\x20-\x7e]/.test(token)) {
-      // No header can hold it, so it is none.
-      this.#complain("A token has only ASCII letters, digits and signs.");
+    const token = written || rememberedToken();
+    if (tokenProblem(token)) {
+      this.#complain(tokenProblem(token));
       return;
     }
     this.#busy(true);
     say(byId("switch-problem"), "");
     try {
       await ask(`mode/${this.wanted}`, { method: "POST", token });
-      remember(token);
+      rememberToken(token);
       this.dialog.close();
     } catch (problem) {
       this.#refused(problem, token);
@@ -97,7 +95,7 @@ export class ModeSwitch {
       say(byId("switch-problem"), `The mode was not switched. ${problem.message}`);
       return;
     }
-    remember("");
+    rememberToken("");
     byId("switch-token").hidden = false;
     this.#complain(token ? "This token is not the right one." : "Switching the mode needs the token of this MarketFlow.");
   }
@@ -131,24 +129,4 @@ function answerOf({ exchange, address, reachable, error }) {
   const state = make("span", { class: "state" }, reachable ? "answers" : "does not answer");
   const trouble = make("span", { class: "trouble" }, [address, error].filter(Boolean).join(" · "));
   return make("li", { "data-level": reachable ? "good" : "bad" }, make("span", { class: "name" }, exchange), state, trouble);
-}
-
-// The token lives as long as this tab.
-
-function remembered() {
-  try {
-    return sessionStorage.getItem(TOKEN) ?? "";
-  } catch {
-    return "";
-  }
-}
-
-/** @param {string} token */
-function remember(token) {
-  try {
-    if (token) sessionStorage.setItem(TOKEN, token);
-    else sessionStorage.removeItem(TOKEN);
-  } catch {
-    // It is asked for again.
-  }
 }

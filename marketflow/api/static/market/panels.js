@@ -2,6 +2,9 @@
 
 const KEY = "marketflow.collapsed";
 
+/** Those that are collapsed until somebody opens them. */
+const AT_FIRST = ["alerts-title"];
+
 /** Makes a button of the title of each panel. */
 export function offerCollapsing() {
   const collapsed = new Set(remembered());
@@ -48,10 +51,10 @@ export function shadeEdges(scroller) {
 /** @returns {string[]} */
 function remembered() {
   try {
-    const names = JSON.parse(localStorage.getItem(KEY) ?? "[]");
-    return Array.isArray(names) ? names : [];
+    const names = JSON.parse(localStorage.getItem(KEY) ?? "null");
+    return Array.isArray(names) ? names : AT_FIRST;
   } catch {
-    return [];
+    return AT_FIRST;
   }
 }
 

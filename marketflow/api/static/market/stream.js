@@ -4,7 +4,7 @@
  * A WebSocket, since browsers open only six HTTP connections to a server in all tabs together.
  */
 
-const EVENTS = new Set(["snapshot", "prices", "mode", "health", "heartbeat", "end"]);
+const EVENTS = new Set(["snapshot", "prices", "mode", "health", "heartbeat", "alert", "end"]);
 
 /** Close code of a server that shuts down. */
 const GOING_AWAY = 1001;
