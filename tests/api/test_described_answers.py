@@ -112,6 +112,7 @@ BY_APPLICATION: dict[str | None, Provoke] = {
     "invalid_limit": lambda method, path: trading().ask(filled(path, "limit=0"), method),
     "invalid_state": lambda method, path: trading().ask(filled(path, "state=lost"), method),
     "invalid_offset": lambda method, path: trading().ask(filled(path, "offset=-1"), method),
+    "invalid_rate": lambda method, path: trading().ask(filled(path, "max_rate=0"), method),
     "invalid_fill": lambda method, path: trading().ask(filled(path, "fill=zero"), method),
     "invalid_format": lambda method, path: trading().ask(filled(path, "format=csv"), method),
     "too_many_requests": lambda method, path: over_limit(method, path),

@@ -158,9 +158,14 @@ class Broadcaster:
         return release
 
     @contextmanager
-    def subscribe(self, subscription: Subscription, last_id: str = "") -> Iterator[Subscriber]:
-        """Yield a subscriber that resumes after the event with that id if it is known."""
-        subscriber = Subscriber(subscription, self._state.position(subscription, last_id), self.wake)
+    def subscribe(
+        self, subscription: Subscription, last_id: str = "", pause_seconds: float = 0.0
+    ) -> Iterator[Subscriber]:
+        """Yield a subscriber that resumes after the event with that id if it is known.
+
+        With a pause, what changes within it comes at its end.
+        """
+        subscriber = Subscriber(subscription, self._state.position(subscription, last_id), self.wake, pause_seconds)
         self._subscribers[subscriber] = None
         self._follow(subscription, 1)
         if self._task is None:

@@ -1,6 +1,8 @@
 """GET /stream/prices and /stream/candles: the stream as server-sent events."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager
+from http import HTTPStatus
 from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from marketflow.api.context import Context, context_of
 from marketflow.api.middleware.request_metrics import UNTIMED, RequestMetrics
 from marketflow.api.openapi.operation import Content, Endpoint, Operation, Parameter, Tag
-from marketflow.api.problems import ServiceUnavailable, TooManyRequests, UnknownExchange, UnknownSymbol
+from marketflow.api.problems import Problem, ServiceUnavailable, TooManyRequests, UnknownExchange, UnknownSymbol
 from marketflow.api.queries.boundaries import INTERVALS
 from marketflow.api.queries.candle_parameters import DEFAULT_INTERVAL, InvalidInterval
 from marketflow.api.rendering import ALWAYS
@@ -24,7 +26,7 @@ from marketflow.api.streaming.candle_stream.candle_series import (
     TooManySeries,
     candle_series_of,
 )
-from marketflow.api.streaming.subscriber import Output
+from marketflow.api.streaming.subscriber import Output, Subscriber
 from marketflow.api.streaming.subscription import Subscription, series_of
 from marketflow.text import words
 
@@ -71,6 +73,25 @@ Events with `id`, `event` and, on one line, `data` as JSON:
 """
 
 
+MOST_RATE = 100
+"""Highest `max_rate`; without one, events come as fast as they can be sent."""
+
+
+class InvalidRate(Problem):
+    """The rate is not a whole number from 1 to 100."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "invalid_rate"
+
+
+_MAX_RATE = Parameter(
+    "max_rate",
+    "Updates a second at most: an update then has the newest value of each series that has changed since the last one. "
+    "A page that is looked at needs 5. As many as there are by default.",
+    {"type": "integer", "minimum": 1, "maximum": MOST_RATE},
+    (1, 5),
+)
+
 _QUERY = (
     Parameter("symbols", "Symbols, separated by commas or spaces; all by default.", {"type": "string"}),
     Parameter(
@@ -78,6 +99,7 @@ _QUERY = (
         "Exchanges, separated by commas or spaces; all by default. `reference` is their median, only on request.",
         {"type": "string"},
     ),
+    _MAX_RATE,
 )
 
 _CANDLES_DESCRIPTION = """\
@@ -118,6 +140,7 @@ _CANDLES_QUERY = (
         {"type": "string"},
         (DEFAULT_INTERVAL, "1m,1h"),
     ),
+    _MAX_RATE,
 )
 
 PARAMETERS = tuple(parameter.name for parameter in _CANDLES_QUERY)
@@ -138,7 +161,7 @@ def stream_operations(metrics: RequestMetrics) -> list[Operation]:
             description=_DESCRIPTION,
             answer=Content(("text/event-stream",), _EVENTS, {"type": "string"}, ("X-Accel-Buffering",)),
             query=_QUERY,
-            problems=(UnknownExchange, UnknownSymbol, ServiceUnavailable, TooManyRequests),
+            problems=(InvalidRate, UnknownExchange, UnknownSymbol, ServiceUnavailable, TooManyRequests),
         ),
         Operation(
             id="streamCandles",
@@ -151,6 +174,7 @@ def stream_operations(metrics: RequestMetrics) -> list[Operation]:
             query=_CANDLES_QUERY,
             problems=(
                 InvalidInterval,
+                InvalidRate,
                 TooManySeries,
                 UnknownExchange,
                 UnknownSymbol,
@@ -168,12 +192,14 @@ def _endpoint(requested: Requested, metrics: RequestMetrics) -> Endpoint:
         context = context_of(request)
         broadcaster = context.broadcaster
         subscription = requested(context, request.query_params)
+        pause_seconds = requested_pause(request.query_params)
         release = broadcaster.reserve(context.clients.of(request.scope))
         output = None
         if request.method == "GET":
             request.scope[UNTIMED] = True
             output = output_of(request.scope)
-        batches = _batches(broadcaster, subscription, request.headers.get("last-event-id", ""), metrics, output)
+        subscribed = broadcaster.subscribe(subscription, request.headers.get("last-event-id", ""), pause_seconds)
+        batches = _batches(subscribed, metrics, output)
         return Stream(
             release,
             batches,
@@ -211,6 +237,20 @@ def requested_candles(context: Context, query: QueryParams) -> Subscription:
     return context.broadcaster.subscription(frozenset(), candle_series_of(context.names, *names))
 
 
+def requested_pause(query: QueryParams) -> float:
+    """Return the least time between two updates that `max_rate` asks for, in seconds; 0 without one.
+
+    Raises:
+        InvalidRate: it is not a whole number of updates a second, or too many.
+    """
+    text = query.get("max_rate")
+    if text is None:
+        return 0.0
+    if text.isascii() and text.isdecimal() and len(text) <= len(str(MOST_RATE)) and 1 <= int(text) <= MOST_RATE:
+        return 1 / int(text)
+    raise InvalidRate(f"`max_rate` is a whole number from 1 to {MOST_RATE}.")
+
+
 def _listed(query: QueryParams, name: str) -> Iterator[str]:
     """Return the names in a query parameter, which may be repeated, each a list with commas or spaces."""
     return chain.from_iterable(map(words, query.getlist(name)))
@@ -223,13 +263,9 @@ def output_of(scope: Scope) -> Output | None:
 
 
 async def _batches(
-    broadcaster: Broadcaster,
-    subscription: Subscription,
-    last_id: str,
-    metrics: RequestMetrics,
-    output: Output | None,
+    subscribed: AbstractContextManager[Subscriber], metrics: RequestMetrics, output: Output | None
 ) -> AsyncIterator[bytes]:
-    with metrics.streams.client("sse") as sent, broadcaster.subscribe(subscription, last_id) as subscriber:
+    with metrics.streams.client("sse") as sent, subscribed as subscriber:
         yield RETRY
         if output is not None:
             await subscriber.write_all(output, attrgetter("chunk"), sent)

@@ -41,10 +41,15 @@ class Subscriber:
         subscription: the series of which it receives events.
         position: the position after the last event that it has received.
         wake: called when it waits for a batch.
+        pause_seconds: least time between two batches; 0 is none.
     """
 
-    def __init__(self, subscription: Subscription, position: Position, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, subscription: Subscription, position: Position, wake: Callable[[], None], pause_seconds: float = 0.0
+    ) -> None:
         self.subscription = subscription
+        self._pause_seconds = pause_seconds
+        self._paused = False
         self.position = position
         self.stamp = -1
         """Stamp of the state that was last compared with the position."""
@@ -94,11 +99,15 @@ class Subscriber:
         self._wake()
         await self._reply_sent
 
+    def _resume(self) -> None:
+        self._paused = False
+        self._wake()
+
     # For the broadcaster
 
     def is_due(self, stamp: int) -> bool:
         """Whether it waits for a batch and may have events pending."""
-        if self.stamp == stamp and self._reply is None:
+        if (self.stamp == stamp or self._paused) and self._reply is None:
             return False
         if self._output is not None and self._ended is not None:
             return self._output.is_writable and not self._ended.done()
@@ -113,6 +122,11 @@ class Subscriber:
             self._reply = None
         if batch is None:
             return 0
+        if self._pause_seconds and not self._paused:
+            self._paused = True
+            # On the clock's multiples of the pause: those with the same pause then share their batches.
+            loop = asyncio.get_running_loop()
+            loop.call_at((loop.time() // self._pause_seconds + 1) * self._pause_seconds, self._resume)
         if self._output is None or self._framed is None or self._ended is None:
             assert self._next is not None, "it waits"
             self._next.set_result(batch)

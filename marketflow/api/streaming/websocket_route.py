@@ -23,7 +23,13 @@ from marketflow.api.problems import Problem, answer_to, too_many_requests
 from marketflow.api.routes.charting.candle_objects import Interval
 from marketflow.api.streaming.candle_stream.candle_series import candle_series_of, refuse_too_many
 from marketflow.api.streaming.events import Rejected, Subscribed
-from marketflow.api.streaming.sse_route import PARAMETERS, output_of, requested_candles, requested_prices
+from marketflow.api.streaming.sse_route import (
+    PARAMETERS,
+    output_of,
+    requested_candles,
+    requested_pause,
+    requested_prices,
+)
 from marketflow.api.streaming.stream_counters import CountSent
 from marketflow.api.streaming.subscriber import Subscriber
 from marketflow.api.streaming.subscription import Subscription, series_of
@@ -67,6 +73,7 @@ def websocket_routes(metrics: RequestMetrics) -> list[Route | WebSocketRoute]:
             refuse_unknown_parameters(websocket.scope["query_string"], PARAMETERS)
             requested = requested_candles if "intervals" in websocket.query_params else requested_prices
             subscription = requested(context, websocket.query_params)
+            pause_seconds = requested_pause(websocket.query_params)
             release = context.broadcaster.reserve(context.clients.of(websocket.scope))
         except QuotaExceeded as error:
             await websocket.send_denial_response(too_many_requests(error.seconds))
@@ -75,7 +82,10 @@ def websocket_routes(metrics: RequestMetrics) -> list[Route | WebSocketRoute]:
             await websocket.send_denial_response(answer_to(problem))
             return
         try:
-            with metrics.streams.client("websocket") as sent, context.broadcaster.subscribe(subscription) as subscriber:
+            with (
+                metrics.streams.client("websocket") as sent,
+                context.broadcaster.subscribe(subscription, "", pause_seconds) as subscriber,
+            ):
                 await websocket.accept()
                 await _Connection(websocket, context, subscriber, sent).run()
         except WebSocketDisconnect:

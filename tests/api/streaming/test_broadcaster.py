@@ -76,6 +76,55 @@ def prices(events: Events) -> dict[tuple[str, str], float]:
     return {(each["exchange"], each["symbol"]): each["price"] for _, data in events for each in data.get("prices", ())}
 
 
+def test_paced_subscriber_receives_the_newest_after_its_pause() -> None:
+    async def test(setup: Setup) -> None:
+        loop = asyncio.get_running_loop()
+        setup.world.trade(10.0, 500)
+        with (
+            setup.broadcaster.subscribe(setup.everything, pause_seconds=0.1) as paced,
+            setup.broadcaster.subscribe(setup.everything) as other,
+        ):
+            await received(paced)
+            await received(other)
+            arrived = []
+            for price in (11.0, 12.0, 13.0, 14.0):
+                setup.announce(price, age_ms=100 - int(price))
+                await received(other)
+            for price in (14.0, 15.0):
+                assert prices(await received(paced)) == {("exchange1", "BTCUSDT"): price}
+                arrived.append(loop.time())
+                setup.announce(price + 1, age_ms=99 - int(price))
+            assert arrived[1] - arrived[0] > 0.05
+
+    run(test)
+
+
+def test_subscribers_of_one_pace_share_their_batches() -> None:
+    async def test(setup: Setup) -> None:
+        with ExitStack() as stack:
+            subscribed = (setup.broadcaster.subscribe(setup.everything, pause_seconds=0.1) for _ in range(3))
+            subscribers = [stack.enter_context(each) for each in subscribed]
+            for each in subscribers:
+                await received(each)
+                setup.announce(11.0)
+            batches = await asyncio.gather(*(each.next() for each in subscribers))
+            assert len({id(each) for batch in batches for each in batch.messages if each.event == "prices"}) == 1
+
+    run(test)
+
+
+def test_reply_does_not_wait_for_the_pause() -> None:
+    async def test(setup: Setup) -> None:
+        with setup.broadcaster.subscribe(setup.everything, pause_seconds=60.0) as paced:
+            await received(paced)
+            setup.announce(11.0)
+            replied = asyncio.create_task(paced.reply(Subscribed([], [], [])))
+            assert [name for name, _ in await received(paced)] == ["subscribed", "prices"]
+            await replied
+
+    run(test)
+
+
 def test_subscriber_receives_a_snapshot_then_changes() -> None:
     async def test(setup: Setup) -> None:
         setup.world.trade(10.0, 500)
