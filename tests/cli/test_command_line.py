@@ -394,6 +394,28 @@ def test_server_loads_heavy_libraries_after_the_first_price() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_recording_names_the_package_that_it_needs(tmp_path: Path) -> None:
+    """The default installation has no zstandard."""
+    script = (
+        "import sys; sys.modules['zstandard'] = None\n"
+        "from marketflow.cli import main\n"
+        "from marketflow.feeds.factory import configured_recorder\n"
+        "from marketflow.settings import Settings\n"
+        "from marketflow.settings.schema import RecordSettings\n"
+        "code = main.main(['exchange', '--port', '0', '--replay', sys.argv[1]])\n"
+        "try:\n"
+        "    configured_recorder(Settings(record=RecordSettings(dir='frames')), lambda: 0)\n"
+        "except main.StartError as error:\n"
+        "    print(error, file=sys.stderr)\n"
+        "sys.exit(code)"
+    )
+    file = tmp_path / "binance.frames.zst"
+    file.touch()
+    done = subprocess.run([sys.executable, "-c", script, file], capture_output=True, text=True, timeout=30)
+    text = "recording and --replay need the package zstandard: pip install zstandard\n"
+    assert (done.returncode, done.stderr) == (1, f"marketflow: {text}{text}")
+
+
 def test_check_loads_no_server_and_no_api() -> None:
     script = (
         "import sys, marketflow.cli.check.runner\n"

@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import msgspec
-import zstandard
 
 from marketflow.errors import StartError
+
+try:
+    import zstandard
+except ImportError:
+    raise StartError("recording and --replay need the package zstandard: pip install zstandard") from None
 
 SUFFIX = ".frames.zst"
 
