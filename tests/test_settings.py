@@ -557,7 +557,7 @@ def test_text_of_an_option_is_checked_by_its_key() -> None:
 
 # --- alerts
 
-HOOK = {"webhook": "https://hooks.example.com/T0/path-is-a-secret", "secret": "sixteen-characters"}
+HOOK = {"webhook": {"url": "https://hooks.example.com/T0/path-is-a-secret", "secret": "sixteen-characters"}}
 
 
 @pytest.mark.parametrize(
@@ -589,6 +589,10 @@ def test_alert_rules_get_the_configured_spelling() -> None:
     assert (rule.symbol, rule.exchange) == ("BTCUSDT", "exchange1")
 
 
+def hooked(**webhook: str) -> dict[str, object]:
+    return {"kind": "stale", "webhook": webhook}
+
+
 @pytest.mark.parametrize(
     ("alerts", "message"),
     [
@@ -600,11 +604,12 @@ def test_alert_rules_get_the_configured_spelling() -> None:
         ([{"kind": "price", "symbol": "BTCUSDT", "level": 1, "moon": 1}], "unknown field `moon`"),
         ([{"kind": "price", "symbol": "XYZ", "level": 1}], "alerts[0]: symbol must be one of those configured"),
         ([{"kind": "stale", "exchange": "reference"}], "alerts[0]: exchange must be one of those configured"),
-        ([{"kind": "stale", "webhook": "https://a.example/"}], "webhook and secret must be given together"),
-        ([{"kind": "stale", "webhook": "ftp://a.example/", "secret": "sixteen-characters"}], "`$.webhook`"),
-        ([{"kind": "stale", "webhook": "https://u:p@a.example/", "secret": "sixteen-characters"}], "`$.webhook`"),
-        ([{"kind": "stale", "webhook": "http://a:99999/", "secret": "sixteen-characters"}], "a port from 1 to 65535"),
-        ([{"kind": "stale"}, {"kind": "stale", **HOOK}], "alerts[1] = ['kind', 'webhook', 'secret']: must all be"),
+        ([hooked(url="https://a.example/")], "missing required field `secret`"),
+        ([hooked(url="https://a.example/", secret="short")], "length >= 16 - at `$.webhook.secret`"),
+        ([hooked(url="ftp://a.example/", secret="sixteen-characters")], "`$.webhook.url`"),
+        ([hooked(url="https://u:p@a.example/", secret="sixteen-characters")], "`$.webhook.url`"),
+        ([hooked(url="http://a:99999/", secret="sixteen-characters")], "`$.webhook.url`"),
+        ([{"kind": "stale"}, {"kind": "stale", **HOOK}], "alerts[1] = ['kind', 'webhook']: must all be"),
     ],
 )
 def test_wrong_alert_rules_are_named_without_their_values(alerts: object, message: str) -> None:

@@ -4,9 +4,7 @@ A rule is about the mode that runs; its events say which one that was. Durations
 """
 
 import hashlib
-import re
 from typing import Annotated, Final, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -25,8 +23,8 @@ MOST_RULES = 20_000
 
 MASK: Final = "***"
 
-# Without credentials, and without *, so that a masked address is none.
-_URL = r"https?://[A-Za-z0-9._\-\[\]:]+(/[!-)+-~]*)?"
+_PORT = "6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}"
+_URL = rf"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:({_PORT}))?(/[!-~]*)?"  # without credentials
 
 _Name = Annotated[str, Meta(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$", description="Shown with its events.")]
 _Cooldown = Annotated[
@@ -37,21 +35,22 @@ _Cooldown = Annotated[
         examples=["1m", "0s", "1h"],
     ),
 ]
-_Webhook = Annotated[
+_Url = Annotated[
     str,
     Meta(
         max_length=2000,
-        pattern=rf"^({_URL})?$",
-        description="Where events are posted to; needs a `secret`. An answer shows no more of it than the server.",
+        pattern=f"^{_URL}$",
+        description="Where events are posted to.",
         examples=["https://example.com/hooks/prices"],
     ),
 ]
 _Secret = Annotated[
     str,
     Meta(
+        min_length=16,
         max_length=200,
-        pattern=r"^([!-~]{16,})?$",
-        description="Signs what is posted (HMAC-SHA256): at least 16 printable ASCII characters. Never answered.",
+        pattern="^[!-~]*$",
+        description="Signs what is posted (HMAC-SHA256): at least 16 printable ASCII characters.",
         examples=["a-secret-of-16-characters"],
     ),
 ]
@@ -68,24 +67,34 @@ _Source = Annotated[
 _Direction = Annotated[Direction, Meta(description="Which way it must be crossed.")]
 
 
+class Webhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the events of a rule are posted, and what signs them. Its representation shows neither."""
+
+    url: _Url
+    secret: _Secret
+
+    @property
+    def receiver(self) -> str:
+        """Return the scheme, host and port: what may be shown of it."""
+        scheme, _, rest = self.url.partition("://")
+        return f"{scheme}://{rest.partition('/')[0].lower()}"
+
+    def __repr__(self) -> str:
+        return f"Webhook({MASK})"
+
+
 class RuleOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What rules of all kinds have. Its representation shows neither webhook nor secret."""
+    """What rules of all kinds have."""
 
     name: _Name = ""
     once: Annotated[bool, Meta(description="Whether its first event ends it, also over restarts.")] = False
     cooldown: _Cooldown = "1m"
-    webhook: _Webhook = ""
-    secret: _Secret = ""
+    webhook: Annotated[Webhook | None, Meta(description="Where its events are posted, too.")] = None
 
     @property
     def cooldown_ms(self) -> int:
         """Return the cooldown in ms."""
         return duration_ms(self.cooldown)
-
-    def __repr__(self) -> str:
-        values = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) not in ("", None)}
-        shown = values | {name: MASK for name in ("webhook", "secret") if name in values}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 class PriceRule(RuleOptions, frozen=True, kw_only=True, tag_field="kind", tag="price"):
@@ -149,29 +158,21 @@ class InvalidRule(Exception):
 
 
 def checked(rule: AlertRule) -> AlertRule:
-    """Return a rule whose fields agree with each other.
+    """Return a rule whose texts are what their patterns mean.
 
     Raises:
-        InvalidRule: they do not.
+        InvalidRule: they are not.
     """
-    for name in rule.__struct_fields__:
-        if isinstance(value := getattr(rule, name), str) and value.endswith("\n"):  # which `$` lets pass
-            raise InvalidRule(f"{name} must not end with a line feed")
-    if bool(rule.webhook) != bool(rule.secret):
-        raise InvalidRule("webhook and secret must be given together")
-    if rule.webhook and not re.fullmatch(_URL, rule.webhook):
-        raise InvalidRule("webhook must be a URL that begins with https:// or http://")
-    try:
-        _ = urlsplit(rule.webhook).port
-    except ValueError:
-        raise InvalidRule("webhook must be a URL with a port from 1 to 65535") from None
+    texts = [getattr(rule, name) for name in rule.__struct_fields__]
+    texts += [] if rule.webhook is None else [rule.webhook.url, rule.webhook.secret]
+    if any(isinstance(text, str) and text.endswith("\n") for text in texts):  # which `$` lets pass
+        raise InvalidRule("no text of a rule ends with a line feed")
     return rule
 
 
-def receiver_of(webhook: str) -> str:
-    """Return the scheme, host and port of a webhook: what of it may be shown."""
-    parts = urlsplit(webhook)
-    return f"{parts.scheme}://{parts.netloc.lower()}" if webhook else ""
+def receiver_of(rule: AlertRule) -> str:
+    """Return the receiver of a rule's webhook; "" without one."""
+    return "" if rule.webhook is None else rule.webhook.receiver
 
 
 def configured_id(rule: AlertRule) -> str:
@@ -248,7 +249,7 @@ def event_id(rule: str, mode: Mode, subject: tuple[str | None, ...], at: int) ->
 
 def without_webhook(rule: AlertRule) -> AlertRule:
     """Return a rule as anyone may see it."""
-    return msgspec.structs.replace(rule, webhook="", secret="")
+    return msgspec.structs.replace(rule, webhook=None)
 
 
 class DueDelivery(NamedTuple):

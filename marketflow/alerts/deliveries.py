@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from marketflow.alerts.alert_model import DueDelivery
+from marketflow.alerts.alert_model import DueDelivery, Webhook
 from marketflow.alerts.watched_rule import WatchedRule
 from marketflow.alerts.webhook_sender import PostResult
 from marketflow.clock import Clock, milliseconds
@@ -22,8 +22,8 @@ CLAIM_MS = 30_000
 GIVEN_UP_AFTER_MS = 86_400_000
 """For how long an event is posted again and again."""
 
-Post = Callable[[str, str, str, str], PostResult]
-"""Posts to a webhook: its address, its secret, id and body of the event."""
+Post = Callable[[Webhook, str, str], PostResult]
+"""Posts to a webhook: the webhook, id and body of the event."""
 
 
 class DeliveryStore(Protocol):
@@ -132,10 +132,11 @@ class Deliveries:
     def _deliver(self, name: str, receiver: _Receiver, delivery: DueDelivery) -> bool:
         """Post an event; return whether the receiver may get another one."""
         watched = self._rules().get(delivery.rule)
-        if watched is None or not watched.rule.webhook:
+        webhook = None if watched is None else watched.rule.webhook
+        if webhook is None:
             self._finish(delivery, "given_up")  # the rule was deleted, or has no webhook any more
             return True
-        result = self._post(watched.rule.webhook, watched.rule.secret, delivery.event, delivery.body)
+        result = self._post(webhook, delivery.event, delivery.body)
         if result.error is None:
             receiver.failures = 0
             self._finish(delivery, "acknowledged")

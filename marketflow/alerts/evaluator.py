@@ -145,11 +145,11 @@ class Evaluator:
         keys: set[_Key] = set()
         for watched in old:
             del self._rules[watched.id]
-            self._webhooks -= bool(watched.rule.webhook)
+            self._webhooks -= watched.rule.webhook is not None
             keys |= self._forget(watched)
         for watched in new:
             self._rules[watched.id] = watched
-            self._webhooks += bool(watched.rule.webhook)
+            self._webhooks += watched.rule.webhook is not None
             if not watched.state.done:
                 keys |= self._remember(watched)
         for key in keys:
@@ -311,7 +311,7 @@ class Evaluator:
             timestamp=rfc3339(_EPOCH + timedelta(milliseconds=at)),
             text=text,
         )
-        raised = RaisedAlert(event, at, watched.cooldown_ms, rule.once, receiver_of(rule.webhook))
+        raised = RaisedAlert(event, at, watched.cooldown_ms, rule.once, receiver_of(rule))
         watched.note(raised)
         found.append(raised)
 

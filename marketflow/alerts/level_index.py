@@ -50,7 +50,7 @@ class LevelIndex:
         )
 
     def crossed(self, path: Sequence[Point]) -> list[Crossing]:
-        """Return the thresholds that a path crosses, in the order of time, each rule once.
+        """Return the thresholds that a path crosses, in the order of time: each rule once, if it admits an event.
 
         One is reached from below by a segment that begins below it and ends at it or above.
         """
@@ -59,11 +59,13 @@ class LevelIndex:
             if begin.value < end.value:
                 levels, rules = self._up, self._up_rules
                 for n in range(bisect_right(levels, begin.value), bisect_right(levels, end.value)):
-                    found.setdefault(rules[n], Crossing(rules[n], levels[n], end, "up"))
+                    if (rule := rules[n]) not in found and rule.admits(end.at):
+                        found[rule] = Crossing(rule, levels[n], end, "up")
             elif begin.value > end.value:
                 levels, rules = self._down, self._down_rules
                 for n in reversed(range(bisect_left(levels, end.value), bisect_left(levels, begin.value))):
-                    found.setdefault(rules[n], Crossing(rules[n], levels[n], end, "down"))
+                    if (rule := rules[n]) not in found and rule.admits(end.at):
+                        found[rule] = Crossing(rule, levels[n], end, "down")
         return list(found.values())
 
 

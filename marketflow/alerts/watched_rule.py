@@ -1,5 +1,7 @@
 """A rule as it is evaluated: with what it has done, which decides on its next event."""
 
+import sys
+
 from marketflow.alerts.alert_model import RaisedAlert, RuleState, StoredRule
 
 SKEW_MS = 60_000
@@ -13,11 +15,25 @@ class WatchedRule:
         stored: the rule as it is stored.
     """
 
-    __slots__ = ("cooldown_ms", "id", "origin", "rule", "state")
+    __slots__ = ("_quiet_from", "_quiet_until", "_state", "cooldown_ms", "id", "origin", "rule")
 
     def __init__(self, stored: StoredRule) -> None:
-        self.id, self.origin, self.rule, self.state = stored
+        self.id, self.origin, self.rule, state = stored
         self.cooldown_ms = self.rule.cooldown_ms
+        self.state = state
+
+    @property
+    def state(self) -> RuleState:
+        """What the rule has done."""
+        return self._state
+
+    @state.setter
+    def state(self, state: RuleState) -> None:
+        self._state = state
+        last = state.last_event_at
+        # Compared for each crossing: with much movement within their cooldown most of them are no events.
+        self._quiet_from = 0 if state.done else sys.maxsize if last is None else last - SKEW_MS
+        self._quiet_until = sys.maxsize if state.done else 0 if last is None else last + self.cooldown_ms
 
     @property
     def stored(self) -> StoredRule:
@@ -26,8 +42,7 @@ class WatchedRule:
 
     def admits(self, at: int) -> bool:
         """Whether an event at this time (Unix ms) is one: the rule is not done, and does not cool down."""
-        last = self.state.last_event_at
-        return not self.state.done and (last is None or not last - SKEW_MS <= at < last + self.cooldown_ms)
+        return not self._quiet_from <= at < self._quiet_until
 
     def note(self, raised: RaisedAlert) -> None:
         """Note an event of this rule."""

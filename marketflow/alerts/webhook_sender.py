@@ -12,6 +12,7 @@ import threading
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from marketflow.alerts.alert_model import Webhook
 from marketflow.clock import Clock
 
 POST_SECONDS = 10.0
@@ -53,12 +54,11 @@ class WebhookSender:
         self._posts: dict[asyncio.Task[PostResult], asyncio.AbstractEventLoop] = {}
         self._closed = False
 
-    def post(self, webhook: str, secret: str, event: str, body: str) -> PostResult:
+    def post(self, webhook: Webhook, event: str, body: str) -> PostResult:
         """Post an event; blocks until there is a status, or none in time.
 
         Args:
-            webhook: its address.
-            secret: signs the body.
+            webhook: the receiver.
             event: id of the event.
             body: the event as JSON.
         """
@@ -68,10 +68,10 @@ class WebhookSender:
             "User-Agent": "MarketFlow",
             "Idempotency-Key": event,
             "Marketflow-Timestamp": str(timestamp),
-            "Marketflow-Signature": signature(secret, timestamp, content),
+            "Marketflow-Signature": signature(webhook.secret, timestamp, content),
         }
         try:
-            return asyncio.run(self._post(webhook, headers, content))
+            return asyncio.run(self._post(webhook.url, headers, content))
         except asyncio.CancelledError:
             return PostResult("stopping")
 
@@ -84,7 +84,7 @@ class WebhookSender:
             with suppress(RuntimeError):  # it has just ended
                 loop.call_soon_threadsafe(task.cancel)
 
-    async def _post(self, webhook: str, headers: dict[str, str], content: bytes) -> PostResult:
+    async def _post(self, url: str, headers: dict[str, str], content: bytes) -> PostResult:
         import httpx
 
         task: Any = asyncio.current_task()
@@ -97,7 +97,7 @@ class WebhookSender:
             async with (
                 asyncio.timeout(self._seconds),
                 httpx.AsyncClient(follow_redirects=False, timeout=None) as client,  # noqa: S113 - limited as a whole
-                client.stream("POST", webhook, headers=headers, content=content) as response,
+                client.stream("POST", url, headers=headers, content=content) as response,
             ):
                 return _result(response.status_code, response.headers.get("retry-after", ""))
         except TimeoutError:

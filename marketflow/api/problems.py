@@ -14,6 +14,7 @@ from msgspec import Meta
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 from starlette.types import ExceptionHandler
 
 from marketflow.api.rendering import JSONAnswer
@@ -220,12 +221,14 @@ async def _on_unexpected(_: Request, __: Exception) -> Response:
     return answer_to(InternalError("The request failed because of an error here."))
 
 
-async def _on_http_exception(_: Request, error: Exception) -> Response:
+async def _on_http_exception(request: Request, error: Exception) -> Response:
     """Answer 404 and 405, which Starlette raises itself; any other status is a bug."""
     assert isinstance(error, HTTPException)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        # Starlette joins a set, whose order changes from run to run.
-        allowed = ", ".join(sorted((error.headers or {})["Allow"].split(", ")))
+        # Starlette knows one route of the path, and joins a set, whose order changes from run to run.
+        routes = [route for route in request.app.routes if isinstance(route, Route)]
+        matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+        allowed = ", ".join(sorted({method for route in matching for method in route.methods or ()}))
         return answer_to(MethodNotAllowed(f"This path answers {allowed}."), {"Allow": allowed})
     if error.status_code != HTTPStatus.NOT_FOUND:
         raise error

@@ -168,6 +168,17 @@ class BothRoles(AsgiApplication):
         await asyncio.to_thread(engine.start)
         leader.start()
 
+        alerts = AlertAccess(
+            lambda change: asyncio.to_thread(engine.change_rule, change),
+            readers.archive,
+            lambda: engine.alerts.newest_event,
+        )
+        loop = asyncio.get_running_loop()
+
+        def wake_streams() -> None:
+            loop.call_soon_threadsafe(alerts.events.wake)
+
+        engine.alerts.on_stored = wake_streams
         redis_probe = Probe(readers.cache, lambda: engine.cache_complete)
         postgres_probe = Probe(readers.archive, lambda: engine.archive.available)
         await self.probe(stack, redis_probe)
@@ -193,11 +204,7 @@ class BothRoles(AsgiApplication):
             ),
             engine.counters,
             lambda query: asyncio.to_thread(engine.feed_status.report, query),
-            AlertAccess(
-                lambda change: asyncio.to_thread(engine.change_rule, change),
-                readers.archive,
-                lambda: engine.alerts.newest_event,
-            ),
+            alerts,
             lambda: engine.running and self._archive_asked,
         )
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from marketflow.alerts.alert_model import receiver_of
+from marketflow.alerts.alert_model import Webhook
 from marketflow.settings import schema
 from marketflow.settings.schema import Settings
 from marketflow.settings.sources import variable
@@ -72,10 +72,10 @@ def _entry(settings: Settings, key: str, source: str) -> EffectiveValue:
 
 
 def masked_rule(rule: dict[str, Any]) -> dict[str, Any]:
-    """Return an alert rule without its secret, and of its webhook the server alone: a path may be one as well."""
+    """Return an alert rule, of its webhook the server alone: a path may be a secret as well."""
     if not rule.get("webhook"):
         return rule
-    return rule | {"webhook": f"{receiver_of(rule['webhook'])}/{MASK}", "secret": MASK}
+    return rule | {"webhook": f"{Webhook(**rule['webhook']).receiver}/{MASK}"}
 
 
 def _builtins(value: object) -> Any:

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from marketflow.alerts.alert_model import AlertEvent, DueDelivery, RaisedAlert, RuleState, StoredRule, configured_id
+from marketflow.alerts.alert_model import (
+    AlertEvent,
+    DueDelivery,
+    RaisedAlert,
+    RuleState,
+    StoredRule,
+    Webhook,
+    configured_id,
+)
 from marketflow.alerts.alert_service import AlertService, RuleRefused
 from marketflow.alerts.deliveries import GIVEN_UP_AFTER_MS, Deliveries
 from marketflow.alerts.webhook_sender import PostResult
@@ -17,7 +25,7 @@ from marketflow.tasks import Backoff
 from tests.alerts.rules import candles_of, rule_of
 from tests.pipeline.world import BTC, World
 
-HOOK: dict[str, Any] = {"webhook": "https://hooks.example.com/path", "secret": "sixteen-characters"}
+HOOK: dict[str, Any] = {"webhook": {"url": "https://hooks.example.com/path", "secret": "sixteen-characters"}}
 RECEIVER = "https://hooks.example.com"
 
 
@@ -105,7 +113,7 @@ class AlertWorld:
     def __init__(self, *rules: Any, store: MemoryAlerts | None = None, most_pending: int = 10_000) -> None:
         self.world = World()
         self.store = store or MemoryAlerts()
-        self.posts: list[tuple[str, str, str, str]] = []
+        self.posts: list[tuple[str, str, str]] = []
         self.result = PostResult(None)
         self.states: dict[str, FeedState] = {"exchange1": FeedState.GENERATED}
         clock = self.world.pipeline.clock
@@ -116,8 +124,8 @@ class AlertWorld:
         self.flow = AlertFlow(self.alerts, self.deliveries, lambda: (Mode.TEST, self.states), 15.0, clock)
         self.world.pipeline.alerts = self.flow.branch
 
-    def _post(self, *post: str) -> PostResult:
-        self.posts.append(post)  # type: ignore[arg-type]
+    def _post(self, webhook: Webhook, event: str, body: str) -> PostResult:
+        self.posts.append((webhook.url, webhook.secret, event))
         return self.result
 
     def start(self) -> "AlertWorld":
@@ -302,7 +310,7 @@ def test_event_is_posted_until_it_is_acknowledged() -> None:
     one.tick(99)
     one.tick(101)
     wait_for_posts(one, 1)
-    assert one.posts[0][:2] == (HOOK["webhook"], HOOK["secret"])
+    assert one.posts[0][:2] == (HOOK["webhook"]["url"], HOOK["webhook"]["secret"])
     for count in (2, 3):
         wait_for_posts(one, count)
     one.result = PostResult(None)
@@ -324,8 +332,8 @@ def test_acknowledgement_is_recorded_before_anything_is_sent() -> None:
     _raise_two(one)
     (receiver,) = one.deliveries.due()
 
-    def acknowledge(*post: str) -> PostResult:
-        one.posts.append(post)  # type: ignore[arg-type]
+    def acknowledge(webhook: Webhook, event: str, body: str) -> PostResult:
+        one.posts.append((webhook.url, webhook.secret, event))
         store.down = True
         return PostResult(None)
 
@@ -374,7 +382,7 @@ def test_failing_receiver_is_asked_ever_more_rarely() -> None:
 
 
 def test_failing_receiver_does_not_hold_up_others() -> None:
-    other = {"webhook": "https://other.example.com/", "secret": "sixteen-characters"}
+    other = {"webhook": {"url": "https://other.example.com/", "secret": "sixteen-characters"}}
     one = AlertWorld(rule_of(level=100, **HOOK), rule_of(level=100.5, **other))
     _raise_two(one)
     assert sorted(one.deliveries.due()) == [RECEIVER, "https://other.example.com"]

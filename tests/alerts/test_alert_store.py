@@ -15,7 +15,7 @@ from marketflow.stores.postgres.rows import connection_keywords
 from marketflow.stores.postgres.writer import PostgresWriter
 from tests.alerts.rules import START, candles_of, evaluator_of, rule_of, stored
 
-HOOK: dict[str, Any] = {"webhook": "https://hooks.example.com/T0/secret-path", "secret": "sixteen-characters"}
+HOOK: dict[str, Any] = {"webhook": {"url": "https://hooks.example.com/T0/secret-path", "secret": "sixteen-characters"}}
 
 
 @pytest.fixture

@@ -7,14 +7,15 @@ from typing import Any
 import httpx
 import pytest
 
-from marketflow.alerts.alert_model import AlertEvent, PriceRule, RuleState, StaleRule
+from marketflow.alerts.alert_model import AlertEvent, PriceRule, RuleState, StaleRule, Webhook
 from marketflow.api.alerting.event_feed import EventFeed
 from marketflow.errors import Unavailable
 from marketflow.stores.ports import NumberedEvent
 from tests.alerts.rules import START, candles_of, evaluator_of, stored
 from tests.api.world import MemoryAlerts, World
 
-SECRETS = {"webhook": "https://hooks.example.com/T0/secret-path", "secret": "sixteen-characters"}
+SECRET = "sixteen-characters"
+HOOK = {"url": "https://hooks.example.com/T0/secret-path", "secret": SECRET}
 PRICE = {"kind": "price", "symbol": "btcusdt", "exchange": "exchange2", "level": 70000, "direction": "up"}
 
 
@@ -33,7 +34,7 @@ def events(count: int) -> list[AlertEvent]:
 
 def test_rule_is_made_with_the_configured_spelling() -> None:
     world = World()
-    made = send(world, "POST", "/alerts", PRICE | {"once": True, "cooldown": "5m", **SECRETS})
+    made = send(world, "POST", "/alerts", PRICE | {"once": True, "cooldown": "5m", "webhook": HOOK})
     assert made.status_code == 201
     rule = {"kind": "price", "symbol": "BTCUSDT", "exchange": "Exchange2", "level": 70000.0, "direction": "up"}
     assert made.json() == {
@@ -46,18 +47,18 @@ def test_rule_is_made_with_the_configured_spelling() -> None:
         "last_event_at": None,
     }
     assert world.alerts.changes[0].rule is not None
-    assert world.alerts.changes[0].rule.secret == SECRETS["secret"]
+    assert world.alerts.changes[0].rule.webhook == Webhook(**HOOK)
 
 
 def test_no_answer_has_a_webhook_or_its_secret() -> None:
     world = World()
-    send(world, "POST", "/alerts", {"kind": "stale", **SECRETS})
+    send(world, "POST", "/alerts", {"kind": "stale", "webhook": HOOK})
     for path in ("/alerts", "/alerts/made"):
         text = world.ask(path).text
         assert "https://hooks.example.com" in text
         assert "secret-path" not in text
-        assert SECRETS["secret"] not in text
-    assert SECRETS["secret"] not in repr(world.alerts.changes)
+        assert SECRET not in text
+    assert SECRET not in repr(world.alerts.changes)
     assert "secret-path" not in repr(world.alerts.changes)
 
 
@@ -96,7 +97,7 @@ def test_changes_of_rules_need_the_token(method: str, path: str) -> None:
 
 def test_reading_rules_needs_no_token() -> None:
     world = World(token="plain")
-    assert [world.ask(path).status_code for path in ("/alerts", "/alerts/events")] == [200, 200]
+    assert [world.ask(path).status_code for path in ("/alerts", "/events/alerts")] == [200, 200]
 
 
 def test_configured_rule_cannot_be_changed() -> None:
@@ -119,12 +120,14 @@ def test_configured_rule_cannot_be_changed() -> None:
         (PRICE | {"level": "1"}, "invalid_rule", "level"),
         (PRICE | {"moon": 1}, "invalid_rule", "moon"),
         (PRICE | {"cooldown": "1w"}, "invalid_rule", "cooldown"),
-        (PRICE | {"cooldown": "1m\n"}, "invalid_rule", "cooldown"),
+        (PRICE | {"cooldown": "1m\n"}, "invalid_rule", "line feed"),
         (PRICE | {"name": "a\0b"}, "invalid_rule", "name"),
-        (PRICE | {"webhook": SECRETS["webhook"]}, "invalid_rule", "together"),
-        (PRICE | SECRETS | {"secret": "short"}, "invalid_rule", "secret"),
-        (PRICE | SECRETS | {"webhook": "file:///etc/passwd"}, "invalid_rule", "webhook"),
-        (PRICE | SECRETS | {"webhook": "https://hooks.example.com/***"}, "invalid_rule", "webhook"),
+        (PRICE | {"webhook": {"url": HOOK["url"]}}, "invalid_rule", "secret"),
+        (PRICE | {"webhook": HOOK | {"secret": "short"}}, "invalid_rule", "secret"),
+        (PRICE | {"webhook": HOOK | {"secret": f"{SECRET}\n"}}, "invalid_rule", "line feed"),
+        (PRICE | {"webhook": HOOK | {"url": "file:///etc/passwd"}}, "invalid_rule", "webhook"),
+        (PRICE | {"webhook": HOOK | {"url": f"{HOOK['url']}\n"}}, "invalid_rule", "line feed"),
+        (PRICE | {"webhook": "https://hooks.example.com/***"}, "invalid_rule", "webhook"),
         (PRICE | {"symbol": "NOTHING"}, "unknown_symbol", "symbol"),
         (PRICE | {"exchange": "nowhere"}, "unknown_exchange", "exchange"),
         ({"kind": "stale", "exchange": "reference"}, "unknown_exchange", "exchange"),
@@ -149,12 +152,12 @@ def test_change_without_a_store_is_503() -> None:
 def test_events_are_the_newest_or_those_after_a_number() -> None:
     world = World()
     world.alerts.stored = events(5)
-    newest = world.ask("/alerts/events?limit=2").json()
+    newest = world.ask("/events/alerts?limit=2").json()
     assert [each["number"] for each in newest["events"]] == [4, 5]
     assert newest["next_after"] == 5
-    event = world.ask("/alerts/events?after=1&limit=1").json()["events"][0]["event"]
+    event = world.ask("/events/alerts?after=1&limit=1").json()["events"][0]["event"]
     assert (event["rule"], event["kind"], event["direction"], event["value"]) == ("mine", "price", "down", 99.0)
-    assert world.ask("/alerts/events?after=5").json() == {"events": [], "next_after": None}
+    assert world.ask("/events/alerts?after=5").json() == {"events": [], "next_after": None}
 
 
 # The stream

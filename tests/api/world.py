@@ -227,7 +227,7 @@ class MemoryAlerts:
 
     def add(self, id: str, rule: AlertRule, origin: Origin = "api", state: RuleState = RuleState()) -> None:  # noqa: B008
         stored = StoredRule(id, origin, without_webhook(rule), state)
-        self.rules[id] = ListedRule(len(self.rules) + 1, stored, receiver_of(rule.webhook))
+        self.rules[id] = ListedRule(len(self.rules) + 1, stored, receiver_of(rule))
 
     def _ask(self) -> None:
         if self.away:

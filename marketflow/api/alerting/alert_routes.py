@@ -54,7 +54,7 @@ _BODY = """\
 The body is the rule as JSON, of the kind that `kind` names. With a `webhook`, its events are posted there until it
 answers with a status of 200 to 299: the event as JSON, with its id as `Idempotency-Key`, `Marketflow-Timestamp` (Unix
 seconds) and `Marketflow-Signature`, which is `v1=` and the HMAC-SHA256, in hex, of the timestamp, a point and the body
-by the `secret`. An event may come more than once."""
+by its `secret`. An event may come more than once."""
 
 
 class RuleAnswer(msgspec.Struct, frozen=True):
@@ -189,7 +189,7 @@ def alert_operations(times: RequestMetrics) -> list[Operation]:
         ),
         Operation(
             id="alertEvents",
-            path="/alerts/events",
+            path="/events/alerts",
             endpoint=_events,
             tag=_ALERTS,
             summary="Events of alerts",
@@ -310,7 +310,7 @@ async def _rule_of(request: Request) -> AlertRule:
             raise UnknownSymbol("No configured symbol has this name.") from None
         raise UnknownExchange("No configured exchange has this name.") from None
     except (InvalidRule, msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidAlertRule(f"The body is not a rule: {str(error)[:200]}.") from None
+        raise InvalidAlertRule(f"The body is not a rule: {str(error)[:300]}.") from None
 
 
 async def _changed(request: Request, change: RuleChange) -> str:
@@ -329,4 +329,4 @@ async def _changed(request: Request, change: RuleChange) -> str:
 
 
 def _made(id: str, rule: AlertRule) -> RuleAnswer:
-    return _answer(None, StoredRule(id, "api", rule), receiver_of(rule.webhook))
+    return _answer(None, StoredRule(id, "api", rule), receiver_of(rule))

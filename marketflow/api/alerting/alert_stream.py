@@ -24,7 +24,7 @@ client may begin after a number of its own this way. Without it, a stream begins
 _EVENTS = """\
 Events with `id`, `event` and, on one line, `data` as JSON:
 
-- `alert`: an event as in `GET /alerts/events`; the id is its number.
+- `alert`: an event as in `GET /events/alerts`; the id is its number.
 - `heartbeat`: `{}`, every 5 s without an event.
 - `end`: `{"reason":"shutdown"}`: the server shuts down, and the stream ends.
 """

@@ -39,6 +39,7 @@ class EventFeed:
         self._held: list[NumberedEvent] = []
         self._read_until: int | None = None  # number of the newest event that was read
         self._news = asyncio.Event()
+        self._stored = asyncio.Event()
         self._ended = False
 
     async def follow(self, after: int | None, heartbeat_seconds: float) -> AsyncIterator[list[NumberedEvent]]:
@@ -74,6 +75,10 @@ class EventFeed:
                 task, self._task = self._task, None
                 if task is not None:
                     task.cancel()
+
+    def wake(self) -> None:
+        """Read new events at once, where the process that ingests is this one."""
+        self._stored.set()
 
     def end(self) -> None:
         """End all streams."""
@@ -115,7 +120,16 @@ class EventFeed:
                     pass
                 except Exception as error:  # noqa: BLE001 - else streams would wait for ever
                     logger.opt(exception=error).error("new events cannot be read, which is a bug")
-            await asyncio.sleep(LOOK_SECONDS)
+            await self._wait()
+
+    async def _wait(self) -> None:
+        """Wait for LOOK_SECONDS, or until there is something to read."""
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                await self._stored.wait()
+        except TimeoutError:
+            return
+        self._stored.clear()
 
     async def _read_new(self) -> None:
         if self._read_until is None:

@@ -16,6 +16,7 @@ from marketflow.alerts.alert_model import (
     RaisedAlert,
     RuleState,
     StoredRule,
+    Webhook,
     receiver_of,
     without_webhook,
 )
@@ -168,7 +169,7 @@ class PostgresAlerts:
                 self._limit.log("rule", "WARNING", f"an alert rule is not understood by this version: rule={id}")
                 continue
             if webhook is not None:
-                rule = msgspec.structs.replace(rule, webhook=webhook, secret=secret)
+                rule = msgspec.structs.replace(rule, webhook=Webhook(webhook, secret))
             found.append(StoredRule(id, origin, rule, RuleState(at and to_unix_ms(at), bool(done))))
         return found
 
@@ -285,13 +286,13 @@ class PostgresAlerts:
 
 def _put(connection: "BoundedConnection", rules: Sequence[StoredRule]) -> None:
     rows = [
-        (stored.id, stored.origin, _encode(without_webhook(stored.rule)).decode(), receiver_of(stored.rule.webhook))
+        (stored.id, stored.origin, _encode(without_webhook(stored.rule)).decode(), receiver_of(stored.rule))
         for stored in rules
     ]
     connection.execute(_PUT_RULE, [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []])
     ids = [stored.id for stored in rules]
     connection.execute("delete from alert_webhooks where rule = any(%s::text[])", [ids])
-    hooks = [(stored.id, stored.rule.webhook, stored.rule.secret) for stored in rules if stored.rule.webhook]
+    hooks = [(stored.id, hook.url, hook.secret) for stored in rules if (hook := stored.rule.webhook) is not None]
     if hooks:
         connection.execute(_PUT_WEBHOOK, [list(column) for column in zip(*hooks, strict=True)])
 
