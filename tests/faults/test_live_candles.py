@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 
 from marketflow.model import MINUTE_MS, minute_start
 from tests.support.application import Application, ScriptedExchange, exchanges_setting, now_ms
-from tests.support.servers import HOST, wait_until
+from tests.support.servers import HOST, RedisServer, wait_until
 
 INTERVALS = ("1m", "3m", "5m", "15m", "30m", "1h", "4h", "1d", "1w", "1M")
 CLOSED_AFTER_MS = 5_500
@@ -45,11 +45,18 @@ class Watcher:
     def _take(self, message: dict[str, Any]) -> None:
         if message["event"] not in ("snapshot", "candles"):
             return
+        if message["event"] == "snapshot":
+            self.known.clear()
         for candle in message["data"]["candles"]:
             key = (candle["exchange"], candle["interval"], candle["time"])
             self.known[key] = candle
             if candle["closed"] and message["event"] == "candles":
                 self.closed.append((*key, candle["version"]))
+
+    def close_of(self, exchange: str | None) -> float | None:
+        """The close of the newest minute."""
+        times = [time for name, interval, time in [*self.known] if (name, interval) == (exchange, "1m")]
+        return self.known[exchange, "1m", max(times)]["close"] if times else None
 
     def close(self) -> None:
         self._ended.set()
@@ -113,3 +120,45 @@ def test_streamed_candles_equal_the_answers(application: Application, exchanges:
         assert len(watcher.closed) == len({*watcher.closed})
         closed = {(exchange, interval) for exchange, interval, *_ in watcher.closed}
         assert closed >= {(exchange, "1m") for exchange in (None, "exchange1", "exchange2", "reference")}
+
+
+def test_candles_equal_the_answers_after_a_redis_outage(
+    request: pytest.FixtureRequest,
+    application: Application,
+    exchanges: list[ScriptedExchange],
+    redis_db: RedisServer,
+) -> None:
+    """Meanwhile one process makes them from memory."""
+    for exchange in exchanges[:2]:
+        exchange.send(100.0)
+    wait_until(lambda: application.find("/candles/exchange2/BTCUSDT"), timeout=20)
+    with closing(Watcher(application.port)) as watcher:
+        exchanges[0].send(110.0)
+        wait_until(lambda: watcher.close_of("exchange1") == 110.0)
+        redis_db.kill()
+        try:
+            wait_until(lambda: application.get("/health")["redis"] == "down")
+            exchanges[0].send(120.0)
+            exchanges[1].send(130.0, at=now_ms() + 50)  # surely the later one
+            if "one process" in request.node.name:
+                wait_until(lambda: watcher.close_of("exchange1") == 120.0)
+                wait_until(lambda: watcher.close_of(None) == 130.0)
+        finally:
+            redis_db.start()
+        wait_until(lambda: application.get("/health")["redis"] == "ok", timeout=20)
+        wait_until(lambda: watcher.close_of("exchange1") == 120.0)
+        exchanges[0].send(140.0)
+        wait_until(lambda: watcher.close_of("exchange1") == 140.0)
+        wait_until(lambda: not differences(application, watcher), timeout=10)
+
+
+def test_mode_switch_begins_with_candles_of_the_other_mode(
+    application: Application, exchanges: list[ScriptedExchange]
+) -> None:
+    exchanges[0].send(100.0)
+    with closing(Watcher(application.port)) as watcher:
+        wait_until(lambda: watcher.close_of("exchange1") == 100.0, timeout=20)
+        application.switch("test")
+        wait_until(lambda: (watcher.close_of("exchange1") or 0.0) > 1_000)  # a generated price
+        application.switch("live")
+        wait_until(lambda: watcher.close_of("exchange1") == 100.0)
