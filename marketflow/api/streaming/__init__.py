@@ -1,1 +1,1 @@
-"""The price stream: one broadcaster per process, subscribers over server-sent events and WebSockets."""
+"""The stream of prices and candles: one broadcaster per process, subscribers over server-sent events and WebSockets."""

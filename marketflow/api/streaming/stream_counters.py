@@ -22,7 +22,7 @@ class StreamCounters:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._clients = Gauge(
             "marketflow_stream_clients",
-            "Connected clients of the price stream.",
+            "Connected clients of the streams.",
             ["transport"],
             registry=registry,
             multiprocess_mode="livesum",
