@@ -127,6 +127,28 @@ def test_keys_of_another_type_are_removed_and_written_again(
     assert any(key_of(BTC) in line and "removed" in line for line in log)
 
 
+def test_probe_before_a_refill_of_many_series_is_few_calls(
+    redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call waits behind writes."""
+    calls = 0
+    execute = redis.client.Pipeline.execute
+
+    def counted(pipe: redis.client.Pipeline) -> list[Any]:
+        nonlocal calls
+        calls += 1
+        return execute(pipe)
+
+    series = [BTC._replace(symbol=f"S{number}USDT") for number in range(2000)]
+    with closing(RedisWriter.connect(keywords(redis_db), series, lambda: NOW * 10**6, 70)) as cache:
+        cache.recover()
+        with redis_db.client() as client:
+            client.flushdb()
+        monkeypatch.setattr(redis.client.Pipeline, "execute", counted)
+        assert cache.needs_refill()
+    assert calls < 10
+
+
 @pytest.mark.parametrize("key_of", [lambda _: keys.SERIES_KEY, keys.window_key, keys.minutes_key])
 def test_key_of_another_type_does_not_block_a_start(redis_db: RedisServer, key_of: Callable[[Series], str]) -> None:
     with redis_db.client() as client, cache_at(keywords(redis_db), recovered=False) as cache:

@@ -14,6 +14,11 @@ from marketflow.stores.circuit_breaker import CircuitBreaker
 
 _SERIES_A_READ = 50  # whose windows, of up to 4200 slices each, are read at once
 
+SHORT_ANSWERS = 1000
+"""Series that are asked for at once where the answer is a number or a word. With 50 the probe before a refill of 15,000
+series made 900 calls, each of which waited behind writes: 44 s on a busy machine.
+"""
+
 _CLUSTER_ERRORS = (
     redis.exceptions.AskError,
     redis.exceptions.MovedError,
@@ -68,11 +73,15 @@ class RedisCalls:
         self._outage.over("cache")
 
     def each(
-        self, series: Sequence[Series], key_of: Callable[[Series], str], command: "Callable[[Pipeline, str], object]"
+        self,
+        series: Sequence[Series],
+        key_of: Callable[[Series], str],
+        command: "Callable[[Pipeline, str], object]",
+        at_once: int = _SERIES_A_READ,
     ) -> Iterator[tuple[Series, Any]]:
-        """Each series with the answer to a command about its key; within `calling`, in pipelines of a few series."""
-        for begin in range(0, len(series), _SERIES_A_READ):
-            some = series[begin : begin + _SERIES_A_READ]
+        """Each series with the answer to a command about its key; within `calling`, `at_once` in a pipeline."""
+        for begin in range(0, len(series), at_once):
+            some = series[begin : begin + at_once]
             with self.client.pipeline(transaction=False) as pipe:
                 for each in some:
                     command(pipe, key_of(each))

@@ -4,7 +4,7 @@ import redis
 from loguru import logger
 
 from marketflow.stores.redis import keys
-from marketflow.stores.redis.calls import RedisCalls
+from marketflow.stores.redis.calls import SHORT_ANSWERS, RedisCalls
 from marketflow.stores.redis.run_marker import RunMarker
 
 
@@ -41,7 +41,7 @@ class ForeignKeys:
         self._delete([key for key, kind in fixed.items() if self._calls.client.type(key) not in (kind, b"none")])
         series = self._run_marker.known_series()
         for key_of, kind in ((keys.latest_key, b"hash"), (keys.window_key, b"zset"), (keys.minutes_key, b"zset")):
-            found = self._calls.each(series, key_of, lambda pipe, key: pipe.type(key))
+            found = self._calls.each(series, key_of, lambda pipe, key: pipe.type(key), SHORT_ANSWERS)
             self._delete([key_of(each) for each, answer in found if answer not in (kind, b"none")])
 
     def _delete(self, foreign: list[str]) -> None:

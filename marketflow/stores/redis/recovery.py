@@ -24,7 +24,7 @@ from marketflow.model import (
 from marketflow.stores.cache_limits import MINUTES_KEPT_MS, SLICES_HELD
 from marketflow.stores.ports import RecoveredCandles
 from marketflow.stores.redis import codec, keys
-from marketflow.stores.redis.calls import RedisCalls
+from marketflow.stores.redis.calls import SHORT_ANSWERS, RedisCalls
 from marketflow.stores.redis.run_marker import RunMarker
 from marketflow.stores.tick_folding import minutes_of_ticks
 
@@ -57,9 +57,11 @@ class RecoveryReader:
             series = self._run_marker.known_series()
             # A run that was killed before it noticed that Redis had been emptied may have left keys without expiry.
             for key_of in (keys.window_key, keys.minutes_key):
-                expired = self._calls.each(series, key_of, lambda pipe, key: pipe.pexpire(key, keys.EXPIRY_MS))
+                expired = self._calls.each(
+                    series, key_of, lambda pipe, key: pipe.pexpire(key, keys.EXPIRY_MS), SHORT_ANSWERS
+                )
                 deque(expired, maxlen=0)
-            counts = self._calls.each(series, keys.window_key, lambda pipe, key: pipe.zcard(key))
+            counts = self._calls.each(series, keys.window_key, lambda pipe, key: pipe.zcard(key), SHORT_ANSWERS)
             found = sum(count for _, count in counts)
             windows = self._calls.each(series, keys.window_key, lambda pipe, key: pipe.zrange(key, 0, -1))
             recovered = self._minutes(windows, minute_ms) if found > SLICES_HELD else _slices(windows)
@@ -85,7 +87,9 @@ class RecoveryReader:
         """
         until -= 1
         with self._calls.calling():
-            counts = self._calls.each(self._series, keys.window_key, lambda pipe, key: pipe.zcount(key, since, until))
+            counts = self._calls.each(
+                self._series, keys.window_key, lambda pipe, key: pipe.zcount(key, since, until), SHORT_ANSWERS
+            )
             if sum(count for _, count in counts) > SLICES_HELD:
                 return {}
             return self._slots(self._series, keys.window_key, since, until)
