@@ -200,13 +200,16 @@ class AlertService:
         self._add(self.evaluator.feeds_stale(mode, exchanges, self._now_ms()))
 
     def hole_changed(self, hole: Hole) -> None:
-        """Note that a hole was found, or has changed."""
-        if hole.state is HoleState.OPEN and hole.changed_at == hole.found_at:
-            detail = f"those after id {hole.after_id} and before {hole.before_id}"
-            found = self.evaluator.holes_open(hole.series, hole.from_ms, detail)
-            if found:
+        """Note that a hole was found, or has changed; raises nothing, as holes are kept all the same."""
+        if hole.state is not HoleState.OPEN or hole.changed_at != hole.found_at:
+            return
+        detail = f"those after id {hole.after_id} and before {hole.before_id}"
+        try:
+            if found := self.evaluator.holes_open(hole.series, hole.from_ms, detail):
                 self._add(found)
                 self.on_change()
+        except Exception as error:  # noqa: BLE001 - logged
+            self._limit.log("hole", "ERROR", f"a hole cannot be evaluated, which is a bug: {error!r}")
 
     def _add(self, raised: Sequence[RaisedAlert]) -> None:
         if not raised:

@@ -81,10 +81,16 @@ class Deliveries:
         self._finished: dict[str, str] = {}  # and not yet recorded
         self._limit = RateLimit(60.0)
         self._stopped = False
+        self._looked = False
         self.pending = 0
         """Deliveries that were pending when last looked at."""
         self.results: Counter[str] = Counter()
         """Posts by their result: acknowledged, failed; and deliveries that were given up."""
+
+    @property
+    def may_be_due(self) -> bool:
+        """Whether any delivery may be due, beside those of events that are stored from now on."""
+        return bool(not self._looked or self.pending or self._finished)
 
     def stop(self) -> None:
         """Begin no more posts."""
@@ -100,6 +106,7 @@ class Deliveries:
         now_ms = self._now_ms()
         found = self._store.receivers(now_ms)
         self.pending = sum(count for count, _ in found.values())
+        self._looked = True
         with self._lock:
             for name in self._receivers.keys() - found.keys():
                 if not self._receivers[name].busy:
@@ -147,7 +154,8 @@ class Deliveries:
     def _failed(self, name: str, receiver: _Receiver, delivery: DueDelivery, result: PostResult) -> None:
         if self._stopped:
             return
-        self.results["failed"] += 1
+        with self._lock:
+            self.results["failed"] += 1
         self._limit.log(name, "WARNING", f"an alert is not delivered: receiver={name} error={result.error}")
         now_ms = self._now_ms()
         receiver.failures += 1
@@ -160,8 +168,8 @@ class Deliveries:
         self._store.retry(delivery.event, now_ms + round(1000 * again))
 
     def _finish(self, delivery: DueDelivery, state: str) -> None:
-        self.results[state] += 1
         with self._lock:
+            self.results[state] += 1
             self._finished[delivery.event] = state
         self._record()
 

@@ -137,7 +137,9 @@ class AlertFlow:
             ops.filter(lambda _: alerts.has_work),
             conflate_map(lambda _: self._persisted(parts), keep_newer, parts.branch("alert events")),
         )
-        ticking = self._while(changed, parts, lambda: evaluator.has_webhooks, DELIVERY_SECONDS)
+        ticking = self._while(changed, parts, lambda: evaluator.has_webhooks, DELIVERY_SECONDS).pipe(
+            ops.filter(lambda _: self._deliveries.may_be_due)
+        )
 
         def delivered(stored: Observable[Any]) -> Observable[Any]:
             return rx.merge(stored, ticking).pipe(

@@ -24,6 +24,7 @@ BENCHMARKS = (
     "start_stop",
     "venues",
     "venue_promptness",
+    "alerts",
     "page",
 )
 

@@ -58,8 +58,8 @@ class EventFeed:
         try:
             while not self._ended:
                 news = self._news
-                if after is None:
-                    after = self._read_until
+                if self._read_until is not None:  # a number above all others is of another database
+                    after = self._read_until if after is None else min(after, self._read_until)
                 if after is not None and (events := await self._after(after)):
                     after = events[-1].number
                     yield events
