@@ -51,6 +51,9 @@ ROWS_AGAIN_SECONDS = 5.0
 HOLES_SECONDS = 2.0
 """Interval at which known holes are read."""
 
+SERIES_A_STEP = 20
+"""Candle series that are made before the event loop runs other tasks. 440 on 320 series, all changed, take 80 ms."""
+
 SERIES_A_QUERY = 40
 """Series whose rows one query of the archive reads."""
 
@@ -306,12 +309,17 @@ class LiveCandles:
     # Candles
 
     async def _make_due(self) -> None:
-        now, epoch = self._now(), self._state.epoch
-        due = [each for each in self._due if self._has_rows(each)]
+        due = sorted((each for each in self._due if self._has_rows(each)), key=lambda each: each.key.symbol)
         self._due.clear()
-        wanted = [*dict.fromkeys(series for each in due for series in each.series)]
-        if not wanted:
+        for begin in range(0, len(due), SERIES_A_STEP):
+            await self._make([each for each in due[begin : begin + SERIES_A_STEP] if self._has_rows(each)])
+            await asyncio.sleep(0)
+
+    async def _make(self, due: Sequence[_Followed]) -> None:
+        if not due:
             return
+        now, epoch = self._now(), self._state.epoch
+        wanted = [*dict.fromkeys(series for each in due for series in each.series)]
         intervals = {(series, each.key.interval): each.grid for each in due for series in each.series}
         since = min(self._rows[each].split for each in intervals)
         try:
