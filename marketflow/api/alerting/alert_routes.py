@@ -12,7 +12,6 @@ from starlette.responses import Response
 
 from marketflow.alerts.alert_model import (
     MOST_RULES,
-    AlertEvent,
     AlertRule,
     InvalidRule,
     Origin,
@@ -22,6 +21,7 @@ from marketflow.alerts.alert_model import (
     without_webhook,
 )
 from marketflow.alerts.rule_names import UnknownName, known_names
+from marketflow.api.alerting.event_answer import EventAnswer, event_answer
 from marketflow.api.authorization import authorize, client_of
 from marketflow.api.context import Context, context_of
 from marketflow.api.middleware.request_metrics import RequestMetrics
@@ -80,13 +80,6 @@ class DeletedRule(msgspec.Struct, frozen=True):
     """The rule that was deleted."""
 
     id: str
-
-
-class EventAnswer(msgspec.Struct, frozen=True):
-    """An event and its number, which is its id in the stream."""
-
-    number: int
-    event: AlertEvent
 
 
 class EventsAnswer(msgspec.Struct, frozen=True):
@@ -281,7 +274,7 @@ async def _events(request: Request) -> Response:
     context, after, limit = _page(request, request.query_params)
     reader = context.alerts.reader
     found = await (reader.newest_alert_events(limit) if after is None else reader.alert_events(after, limit))
-    events = [EventAnswer(each.number, msgspec.json.decode(each.event, type=AlertEvent)) for each in found]
+    events = [event_answer(each) for each in found]
     return JSONAnswer(EventsAnswer(events, events[-1].number if events else None))
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from loguru import logger
 
@@ -42,7 +42,7 @@ class EventFeed:
         self._stored = asyncio.Event()
         self._ended = False
 
-    async def follow(self, after: int | None, heartbeat_seconds: float) -> AsyncIterator[list[NumberedEvent]]:
+    async def follow(self, after: int | None, heartbeat_seconds: float) -> AsyncGenerator[list[NumberedEvent], None]:
         """Yield events as they are stored, the oldest first; an empty list when there was none for some time.
 
         Ends when the application does.

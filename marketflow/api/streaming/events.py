@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from marketflow.api.alerting.event_answer import EventAnswer
 from marketflow.api.openapi.operation import Exchange, Symbol
 from marketflow.api.rendering import Time
 from marketflow.api.routes.charting.candle_objects import CandleAnswer, Interval
@@ -106,6 +107,7 @@ EVENT_NAMES: dict[type[msgspec.Struct], str] = {
     Health: "health",
     Heartbeat: "heartbeat",
     End: "end",
+    EventAnswer: "alert",
     Subscribed: "subscribed",
     Rejected: "error",
 }

@@ -5,22 +5,26 @@ may change.
 import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import aclosing
 from http import HTTPStatus
 from operator import attrgetter
 from typing import Any, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from marketflow.api.alerting.event_answer import event_answer
 from marketflow.api.context import Context, context_of
 from marketflow.api.middleware.request_metrics import RequestMetrics
 from marketflow.api.openapi.operation import refuse_unknown_parameters
-from marketflow.api.problems import Problem, answer_to, too_many_requests
+from marketflow.api.problems import Problem, UnknownParameter, answer_to, too_many_requests
 from marketflow.api.routes.charting.candle_objects import Interval
+from marketflow.api.streaming.broadcaster import HEARTBEAT_SECONDS
 from marketflow.api.streaming.candle_stream.candle_series import candle_series_of, refuse_too_many
 from marketflow.api.streaming.events import Rejected, Subscribed
 from marketflow.api.streaming.sse_route import (
@@ -70,10 +74,11 @@ def websocket_routes(metrics: RequestMetrics) -> list[Route | WebSocketRoute]:
     async def serve(websocket: WebSocket) -> None:
         context = context_of(websocket)
         try:
-            refuse_unknown_parameters(websocket.scope["query_string"], PARAMETERS)
+            refuse_unknown_parameters(websocket.scope["query_string"], (*PARAMETERS, "alerts"))
             requested = requested_candles if "intervals" in websocket.query_params else requested_prices
             subscription = requested(context, websocket.query_params)
             pause_seconds = requested_pause(websocket.query_params)
+            has_alerts = _wants_alerts(websocket.query_params)
             release = context.broadcaster.reserve(context.clients.of(websocket.scope))
         except QuotaExceeded as error:
             await websocket.send_denial_response(too_many_requests(error.seconds))
@@ -87,7 +92,7 @@ def websocket_routes(metrics: RequestMetrics) -> list[Route | WebSocketRoute]:
                 context.broadcaster.subscribe(subscription, "", pause_seconds) as subscriber,
             ):
                 await websocket.accept()
-                await _Connection(websocket, context, subscriber, sent).run()
+                await _Connection(websocket, context, subscriber, sent, has_alerts).run()
         except WebSocketDisconnect:
             pass
         finally:
@@ -96,26 +101,43 @@ def websocket_routes(metrics: RequestMetrics) -> list[Route | WebSocketRoute]:
     return [WebSocketRoute(PATH, serve), Route(PATH, _upgrade, include_in_schema=False)]
 
 
+def _wants_alerts(query: QueryParams) -> bool:
+    """Return whether events of alerts are requested.
+
+    Raises:
+        UnknownParameter: the value is not one of those that there are.
+    """
+    value = query.get("alerts", "false")
+    if value not in ("true", "false"):
+        raise UnknownParameter("`alerts` is `true` or `false`.")
+    return value == "true"
+
+
 async def _upgrade(_: Request) -> Response:
     return answer_to(UpgradeRequired("Connect to this path with a WebSocket."))
 
 
 class _Connection:
-    """One WebSocket connection: a task that receives commands and one that sends events."""
+    """One WebSocket connection: a task that receives commands, one that sends events, and one for those of alerts."""
 
-    def __init__(self, websocket: WebSocket, context: Context, subscriber: Subscriber, sent: CountSent) -> None:
+    def __init__(
+        self, websocket: WebSocket, context: Context, subscriber: Subscriber, sent: CountSent, has_alerts: bool
+    ) -> None:
         self._websocket = websocket
         self._context = context
         self._subscriber = subscriber
         self._sent = sent
+        self._has_alerts = has_alerts
+        self._replying = asyncio.Lock()
 
     async def run(self) -> None:
         """Run until the client disconnects or the server shuts down."""
         tasks = [asyncio.create_task(work()) for work in (self._send_events, self._receive_commands)]
+        alerts = [asyncio.create_task(self._send_alerts())] if self._has_alerts else []
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await cancel(*tasks)
+            await cancel(*tasks, *alerts)
             ended = [task for task in tasks if task.done() and not task.cancelled()]
             errors = [error for task in ended if (error := task.exception()) is not None]
         # Both may have ended at the same moment: no close of a client that has disconnected, and no second close.
@@ -146,7 +168,17 @@ class _Connection:
                 return None
             if not bucket.take():
                 return POLICY_VIOLATION
-            await self._subscriber.reply(self._execute(message))
+            await self._reply(self._execute(message))
+
+    async def _send_alerts(self) -> None:
+        async with aclosing(self._context.alerts.events.follow(None, HEARTBEAT_SECONDS)) as batches:
+            async for batch in batches:
+                for event in batch:
+                    await self._reply(event_answer(event))
+
+    async def _reply(self, event: msgspec.Struct) -> None:
+        async with self._replying:
+            await self._subscriber.reply(event)
 
     def _execute(self, message: Mapping[str, Any]) -> msgspec.Struct:
         """Change the subscription as the command says, and return the reply."""

@@ -5,17 +5,21 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 from starlette.types import Message, Scope
 
+from marketflow.api.alerting.event_answer import event_answer
 from marketflow.api.streaming import websocket_route
 from marketflow.api.streaming.broadcaster import Broadcaster
-from marketflow.api.streaming.encoding import Batch
+from marketflow.api.streaming.encoding import Batch, encode
 from marketflow.api.streaming.events import EVENT_NAMES
 from marketflow.api.streaming.versioned_state import START
+from marketflow.stores.ports import NumberedEvent
 from tests.api.streaming.test_broadcaster import tick
 from tests.api.streaming.test_versioned_state import ALL, changes, state, switched
+from tests.api.test_alerts import events
 from tests.api.world import EXCHANGES, SYMBOLS, World, application_of, series
 
 __all__ = ["state"]
@@ -125,6 +129,8 @@ def test_schema_is_valid_for_all_that_the_server_sends(schema: dict[str, Any], s
         batch, _ = state.delta(ALL, seen)
         assert isinstance(batch, Batch)
         messages += [json.loads(text) for text in batch.texts]
+    stored = NumberedEvent(7, msgspec.json.encode(events(1)[0]).decode())
+    messages += [json.loads(text) for text in Batch([encode(event_answer(stored))]).texts]
     assert {each["event"] for each in messages} == {*EVENT_NAMES.values()}
     for message in messages:
         assert not errors(schema, "ServerMessage", message), message

@@ -1,4 +1,4 @@
-"""Candles over /ws: subscribed beside prices, or from the start; what does not ask sees nothing new."""
+"""Candles and alerts over /ws: beside prices, or from the start; what does not ask sees nothing new."""
 
 import asyncio
 import json
@@ -7,12 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from starlette.datastructures import QueryParams
 from starlette.types import Message, Scope
 
+from marketflow.api.alerting.alert_access import AlertAccess
+from marketflow.api.problems import UnknownParameter
 from marketflow.api.streaming import websocket_route
 from marketflow.api.streaming.broadcaster import Broadcaster
 from tests.api.streaming.test_broadcaster import tick
-from tests.api.world import World, application_of, series
+from tests.api.test_alerts import events
+from tests.api.world import MemoryAlerts, World, application_of, series
 
 
 class Connection:
@@ -47,13 +51,15 @@ class Connection:
 
 def converse(query: str, test: Callable[[Connection], Awaitable[None]]) -> None:
     async def running() -> None:
-        world = World()
+        world = World(alerts=WatchedAlerts())
         world.trade(9.0, 90_000)
         world.trade(10.0, 500)
         context = world.context()
         names = context.exchanges, context.symbols
         broadcaster = Broadcaster(*names, world.mode, context.prices, world.health, world.announcements, 9)
-        context = replace(context, broadcaster=broadcaster)
+        store = world.alerts
+        alerts = AlertAccess(store.change, store, lambda: len(store.stored))
+        context = replace(context, broadcaster=broadcaster, alerts=alerts)
         connection = Connection(world)
         scope: Scope = {
             "type": "websocket", "path": websocket_route.PATH, "query_string": query.encode(),
@@ -66,6 +72,7 @@ def converse(query: str, test: Callable[[Connection], Awaitable[None]]) -> None:
         async with asyncio.timeout(5):
             await serving
         await broadcaster.close()
+        await alerts.events.close()
 
     asyncio.run(running())
 
@@ -127,3 +134,51 @@ def test_wrong_command_changes_nothing(wanted: dict[str, Any], code: str) -> Non
         assert [each["price"] for each in (await client.next("prices"))["prices"]] == [12.0]
 
     converse("exchanges=exchange1", test)
+
+
+class WatchedAlerts(MemoryAlerts):
+    """Says whether anybody follows the events."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.followed = asyncio.Event()
+
+    async def newest_alert_event(self) -> int:
+        self.followed.set()
+        return await super().newest_alert_event()
+
+
+def test_alerts_come_beside_prices_and_replies() -> None:
+    async def test(client: Connection) -> None:
+        store = client.world.alerts
+        assert isinstance(store, WatchedAlerts)
+        await client.next("snapshot")
+        async with asyncio.timeout(5):
+            await store.followed.wait()
+        store.stored = events(3)
+        client.send(op="subscribe")
+        assert [(await client.next("alert"))["number"] for _ in range(3)] == [1, 2, 3]
+        client.tick(12.0)
+        assert [each["price"] for each in (await client.next("prices"))["prices"]] == [12.0]
+        store.stored = events(4)
+        alert = await client.next("alert")
+        assert (alert["number"], alert["event"]["kind"], alert["event"]["symbol"]) == (4, "price", "BTCUSDT")
+
+    converse("alerts=true", test)
+
+
+@pytest.mark.parametrize("query", ["", "alerts=false"])
+def test_alerts_come_only_to_those_who_ask(query: str) -> None:
+    async def test(client: Connection) -> None:
+        await client.next("snapshot")
+        client.tick(12.0)
+        await client.next("prices")
+        assert isinstance(client.world.alerts, WatchedAlerts)
+        assert not client.world.alerts.followed.is_set()
+
+    converse(query, test)
+
+
+def test_unknown_value_of_alerts_is_refused() -> None:
+    with pytest.raises(UnknownParameter):
+        websocket_route._wants_alerts(QueryParams("alerts=perhaps"))

@@ -9,6 +9,9 @@ import { rememberedToken, rememberToken, tokenProblem } from "./token.js";
 const EVENTS = 50;
 const RULES = 200;
 
+/** How long until rules and events that could not be read are asked for again. */
+const AGAIN_MS = 3_000;
+
 const NOTIFY = "marketflow.notify";
 
 export class Alerts {
@@ -25,6 +28,7 @@ export class Alerts {
     /** @type {number | null} number of the newest event that is shown; null before the first look */
     this.newest = null;
     this.unseen = 0;
+    this.again = 0;
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.#add();
@@ -39,8 +43,9 @@ export class Alerts {
     this.#showNotify();
   }
 
-  /** What came while there was no connection, and the rules of now. */
+  /** What came while there was no connection, and the rules of now; again and again until they can be read. */
   async #restart() {
+    clearTimeout(this.again);
     this.#suggest();
     try {
       const after = this.newest === null ? "" : `&after=${this.newest}`;
@@ -52,6 +57,7 @@ export class Alerts {
       this.#complain("");
     } catch (problem) {
       this.#complain(problem.message);
+      this.again = setTimeout(() => this.#restart(), AGAIN_MS);
     }
   }
 

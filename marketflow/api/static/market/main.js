@@ -22,7 +22,7 @@ import { offerZone } from "./zone.js";
 
 const market = new Market();
 const choice = new Choice();
-const stream = new Stream("ws?max_rate=4");
+const stream = new Stream("ws?max_rate=4&alerts=true");
 const modes = new ModeSwitch();
 const connection = new Connection(stream);
 const healthPanel = new Health(market);
