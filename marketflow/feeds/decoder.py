@@ -207,14 +207,15 @@ class Decoder:
         milliseconds_only: bool = False,
         ids: TradeIds | None = None,
     ) -> None:
-        self._series = {symbol: Series(mode, exchange, symbol) for symbol in symbols}  # by all spellings cached
-        self._by_lower_case = {symbol.lower(): series for symbol, series in self._series.items()}
-        self._most_spellings = SPELLINGS_A_SYMBOL * len(self._series)
+        self._mode, self._exchange = mode, exchange
+        self.take_symbols(symbols)
         self._clock = clock
         self._max_skew_ms = max_skew_ms
         self._timestamps = TimestampCheck(max_skew_ms, on_clock, milliseconds_only)
         self._on_reject = on_reject
         self.ids = ids
+        self.expected_unknown: frozenset[str] = frozenset()
+        """Symbols that are neither configured nor counted as unknown: their subscription is about to end."""
         self.on_off_time: Callable[[Series, Line | _Numbers], None] = lambda series, line: None
         """Called with lines that are rejected for their time."""
         self.ticks = 0
@@ -223,10 +224,15 @@ class Decoder:
         self.timestamps_replaced = 0
         self.rejected: Counter[str] = Counter()
 
-    @property
-    def series(self) -> frozenset[Series]:
+    def take_symbols(self, symbols: Iterable[str]) -> None:
+        """Replace the symbols; for any thread, also while another one decodes, which may yet use those of before."""
+        found = {symbol: Series(self._mode, self._exchange, symbol) for symbol in symbols}
+        self.series = frozenset(found.values())
         """The configured series."""
-        return frozenset(self._by_lower_case.values())
+        # Together they are replaced in this order: who reads the new one of the two reads the other afterwards.
+        self._by_lower_case = {symbol.lower(): series for symbol, series in found.items()}
+        self._most_spellings = SPELLINGS_A_SYMBOL * len(found)
+        self._series = found  # by all spellings cached
 
     @property
     def clock_offset_ms(self) -> int:
@@ -332,7 +338,8 @@ class Decoder:
         count = 0
         for symbol, group in by_symbol.items():
             if (series := self._series_of(symbol)) is None:
-                unknown[symbol] = len(group.times)
+                if symbol not in self.expected_unknown:
+                    unknown[symbol] = len(group.times)
             elif series in folded or (of_series := self._fold_series(series, group, received)) is None:
                 return None
             else:
@@ -382,7 +389,8 @@ class Decoder:
         replaced = 0
         for number, line in enumerate(lines):
             if (series := self._series_of(line.symbol)) is None:
-                rejected["unknown_symbol"].append(line.symbol)
+                if line.symbol not in self.expected_unknown:
+                    rejected["unknown_symbol"].append(line.symbol)
                 continue
             if not 0 < line.price <= MAX_PRICE:
                 rejected["bad_price"].append(line.price)
@@ -411,10 +419,11 @@ class Decoder:
 
     def _series_of(self, symbol: str) -> Series | None:
         """The series of a symbol, in upper or lower case."""
-        if (series := self._series.get(symbol)) is None and symbol.isascii():
+        known = self._series
+        if (series := known.get(symbol)) is None and symbol.isascii():
             series = self._by_lower_case.get(symbol.lower())
-            if series is not None and len(self._series) < self._most_spellings:
-                self._series[symbol] = series
+            if series is not None and len(known) < self._most_spellings:
+                known[symbol] = series
         return series
 
     def _count(self, ticks: int, received: int) -> None:

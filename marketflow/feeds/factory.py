@@ -1,7 +1,7 @@
-"""The feeds that the settings ask for, each with a decoder of its own."""
+"""The feeds that the settings ask for, each with a decoder of its own; and those that changed settings ask for."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -36,14 +36,76 @@ Budgets: TypeAlias = dict[str, VenueBudgets]
 """By the name of a venue."""
 
 
-def configured_feeds(
-    settings: Settings, clock: Clock, generating: abc.SchedulerBase, recorder: "Recorder | None" = None
-) -> dict[Mode, Sequence[Feed]]:
-    """A feed for each exchange in each mode. Generators run on the scheduler, an exchange on a thread of its own.
+class FeedFactory:
+    """Makes a feed for each exchange in each mode.
 
-    What exchanges send is handed to the recorder.
+    Args:
+        clock: this machine's time.
+        generating: runs the generators; an exchange has a thread of its own.
+        recorder: takes what exchanges send.
     """
-    return {Mode.TEST: _generators(settings, clock, generating), Mode.LIVE: _exchanges(settings, clock, recorder)}
+
+    def __init__(self, clock: Clock, generating: abc.SchedulerBase, recorder: "Recorder | None" = None) -> None:
+        self._clock, self._generating, self._recorder = clock, generating, recorder
+        self._budgets: Budgets = {}
+
+    def feeds(self, settings: Settings) -> dict[Mode, Sequence[Feed]]:
+        """The feeds of all exchanges."""
+        return {
+            Mode.TEST: [self._generator(settings, exchange.name) for exchange in settings.exchanges],
+            Mode.LIVE: [self._exchange(settings, exchange) for exchange in settings.exchanges],
+        }
+
+    def changed(
+        self, feeds: Mapping[Mode, Sequence[Feed]], before: Settings, after: Settings
+    ) -> dict[Mode, Sequence[Feed]]:
+        """The feeds after a change of exchanges and symbols: those that were there, as far as they can stay.
+
+        A feed stays if at most the symbols of its exchange have changed, which it then takes.
+
+        Args:
+            feeds: those of before.
+            before: the settings that they were made of.
+            after: the settings of now.
+        """
+        known = {mode: {feed.exchange: feed for feed in of_mode} for mode, of_mode in feeds.items()}
+        earlier = {exchange.name: exchange for exchange in before.exchanges}
+        generators: list[Feed] = []
+        exchanges: list[Feed] = []
+        for exchange in after.exchanges:
+            old = earlier.get(exchange.name)
+            if old is None:
+                generators.append(self._generator(after, exchange.name))
+                exchanges.append(self._exchange(after, exchange))
+                continue
+            generator, feed = known[Mode.TEST][exchange.name], known[Mode.LIVE][exchange.name]
+            if before.symbols != after.symbols:
+                generator.take_symbols(dict.fromkeys(after.symbols, ""))
+            generators.append(generator)
+            if old.without_symbols() != exchange.without_symbols():
+                # At another address it is the same exchange, and what came before may come again.
+                decoder = None if old.venue or exchange.venue else feed.decoder
+                feed = self._exchange(after, exchange, decoder)
+            elif before.symbols_of(old) != after.symbols_of(exchange):
+                feed.take_symbols(after.symbols_of(exchange))
+            exchanges.append(feed)
+        return {Mode.TEST: generators, Mode.LIVE: exchanges}
+
+    def _generator(self, settings: Settings, name: str) -> Feed:
+        seed = settings.generator.seed
+        market = partial(Market, settings.symbols, settings.generator.rate, None if seed is None else f"{seed}:{name}")
+        decoder = _decoder(settings, Mode.TEST, name, settings.symbols, self._clock)
+        return GeneratorFeed(name, market, decoder, self._clock, self._generating)
+
+    def _exchange(self, settings: Settings, exchange: ExchangeSettings, decoder: Decoder | None = None) -> Feed:
+        symbols = tuple(settings.symbols_of(exchange))
+        if decoder is None:
+            decoder = _decoder(settings, Mode.LIVE, exchange.name, symbols, self._clock, is_venue=bool(exchange.venue))
+        decoder.take_symbols(symbols)
+        made = live_feed(exchange, symbols, decoder, settings.flow.stale_after_seconds, self._budgets)
+        if self._recorder is not None:
+            made.record = self._recorder.feed(exchange.name, exchange.venue, made.place)
+        return made
 
 
 def configured_recorder(settings: Settings, clock: Clock) -> "Recorder | None":
@@ -53,31 +115,6 @@ def configured_recorder(settings: Settings, clock: Clock) -> "Recorder | None":
     from marketflow.feeds.recording.recorder import Recorder  # lazily: most processes record nothing
 
     return Recorder(Path(settings.record.dir).expanduser(), settings.record.max_bytes, clock)
-
-
-def _generators(settings: Settings, clock: Clock, scheduler: abc.SchedulerBase) -> list[Feed]:
-    def feed(name: str) -> Feed:
-        seed = settings.generator.seed
-        market = partial(Market, settings.symbols, settings.generator.rate, None if seed is None else f"{seed}:{name}")
-        return GeneratorFeed(
-            name, market, _decoder(settings, Mode.TEST, name, settings.symbols, clock), clock, scheduler
-        )
-
-    return [feed(exchange.name) for exchange in settings.exchanges]
-
-
-def _exchanges(settings: Settings, clock: Clock, recorder: "Recorder | None") -> list[Feed]:
-    budgets: Budgets = {}
-
-    def feed(exchange: ExchangeSettings) -> Feed:
-        symbols = tuple(exchange.symbols) or settings.symbols
-        decoder = _decoder(settings, Mode.LIVE, exchange.name, symbols, clock, is_venue=bool(exchange.venue))
-        made = live_feed(exchange, symbols, decoder, settings.flow.stale_after_seconds, budgets)
-        if recorder is not None:
-            made.record = recorder.feed(exchange.name, exchange.venue, made.place)
-        return made
-
-    return [feed(exchange) for exchange in settings.exchanges]
 
 
 def live_feed(

@@ -1,16 +1,21 @@
-"""The protocol of a feed: the ticks of one exchange as a cold Observable of candle batches.
+"""The protocol of a feed: the ticks of one exchange as a cold Observable of candle batches; and a set of such streams.
 
 A new kind of feed implements it and passes the contract in tests/feeds/test_contract.py.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol, TypeAlias
+from operator import itemgetter
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from reactivex import Observable
+from reactivex import operators as ops
 
 from marketflow.feeds.decoder import Decoder
 from marketflow.model import Candles, FeedState
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 Record: TypeAlias = Callable[[Sequence[bytes]], None]
 """Takes what a feed has just received, frames or chunks of lines. Never blocks, never raises."""
@@ -86,6 +91,13 @@ class Feed(Connection, Protocol):
         """By symbol, the venue's words where it refuses the subscription to one that it trades."""
         ...
 
+    def take_symbols(self, symbols: Mapping[str, str]) -> None:
+        """Replace the symbols, with the venue's name of each, "" for that in its list; for any thread.
+
+        Those that stay lose no tick. Connections that have begun are not interrupted, but may be others afterwards.
+        """
+        ...
+
     def report(self) -> FeedReport:
         """What it knows of itself. Does not block."""
         ...
@@ -101,3 +113,32 @@ class Feed(Connection, Protocol):
     def stop(self) -> None:
         """Complete the current attempt, after it has emitted what was received, and all later ones. Does not block."""
         ...
+
+
+def each_while_present(
+    stream: Callable[[_T, Observable[Any]], Observable[_R]],
+) -> Callable[[Observable[Sequence[_T]]], Observable[_R]]:
+    """Merge the streams of the members of a changing set, each from when its member is added on.
+
+    Members are compared by `==`. A set that is emitted without a member removes it; the streams of the others go on.
+
+    Args:
+        stream: returns the stream of a member, given an Observable that emits when it is removed.
+    """
+
+    def change(before: tuple[Sequence[_T], Sequence[_T]], present: Sequence[_T]) -> tuple[Sequence[_T], Sequence[_T]]:
+        return present, [member for member in present if member not in before[0]]
+
+    def merged(sets: Observable[Sequence[_T]]) -> Observable[_R]:
+        def of_member(member: _T) -> Observable[_R]:
+            def is_removed(present: Sequence[_T]) -> bool:
+                return member not in present
+
+            return stream(member, sets.pipe(ops.filter(is_removed), ops.take(1)))
+
+        nothing: tuple[Sequence[_T], Sequence[_T]] = (), ()
+        changes: Observable[tuple[Sequence[_T], Sequence[_T]]] = sets.pipe(ops.scan(change, nothing))
+        added: Observable[_T] = changes.pipe(ops.flat_map(itemgetter(1)))
+        return added.pipe(ops.flat_map(of_member))
+
+    return ops.publish(merged)

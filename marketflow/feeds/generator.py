@@ -51,13 +51,23 @@ class Market:
     ) -> None:
         self._random = random.Random(seed)  # noqa: S311 - prices are no secrets
         self._quantities = random.Random(seed)  # noqa: S311 - of its own: prices are the same with and without
-        self._symbols = symbols
-        self._base = [base_price(symbol) for symbol in symbols]
-        self._prices = [base * self._random.uniform(0.998, 1.002) for base in self._base]
+        self._symbols: Sequence[str] = ()
+        self._base: list[float] = []
+        self._prices: list[float] = []
+        self.take_symbols(symbols)
         self._rate = rate
         self._monotonic = monotonic
         self._began = monotonic()
         self._made = 0
+
+    def take_symbols(self, symbols: Sequence[str]) -> None:
+        """Replace the symbols; the walks of those that stay go on."""
+        prices = dict(zip(self._symbols, self._prices, strict=True))
+        self._symbols, self._base = tuple(symbols), [base_price(symbol) for symbol in symbols]
+        self._prices = [
+            prices[symbol] if symbol in prices else base * self._random.uniform(0.998, 1.002)
+            for symbol, base in zip(self._symbols, self._base, strict=True)
+        ]
 
     @property
     def pause_seconds(self) -> float:
@@ -112,6 +122,8 @@ class GeneratorFeed:
         self.place = "the generator"
         self.decoder = decoder
         self._market = market
+        self._running: Market | None = None
+        self._symbols: Sequence[str] | None = None  # those of the market, unless they were replaced
         self._clock = clock
         self._scheduler = scheduler
         self._stopped = threading.Event()
@@ -126,6 +138,18 @@ class GeneratorFeed:
         """None: nothing is subscribed to."""
         return {}
 
+    def take_symbols(self, symbols: Mapping[str, str]) -> None:
+        """Replace the symbols."""
+
+        def replace(*_: object) -> None:
+            self._symbols = tuple(symbols)
+            if self._running is not None:
+                self._running.take_symbols(self._symbols)
+            self.decoder.take_symbols(symbols)
+
+        self.decoder.take_symbols({*symbols, *(series.symbol for series in self.decoder.series)})
+        self._scheduler.schedule(replace)  # between two ticks
+
     def report(self) -> FeedReport:
         """The offset of its clock, which is this machine's."""
         return FeedReport(clock_offset_ms=0)
@@ -138,11 +162,17 @@ class GeneratorFeed:
 
     def batches(self) -> Observable[Candles]:
         """Emit the candles of the ticks that are due, at most 100 times a second."""
-        return rx.defer(lambda _: self._generate(self._market()))
+        return rx.defer(lambda _: self._generate(self._begin()))
 
     def stop(self) -> None:
         """Stop generating and complete."""
         self._stopped.set()
+
+    def _begin(self) -> Market:
+        self._running = market = self._market()
+        if self._symbols is not None:
+            market.take_symbols(self._symbols)
+        return market
 
     def _generate(self, market: Market) -> Observable[Candles]:
         return rx.timer(0, market.pause_seconds, scheduler=self._scheduler).pipe(

@@ -105,6 +105,10 @@ class TcpFeed:
         """None: nothing is subscribed to."""
         return {}
 
+    def take_symbols(self, symbols: Mapping[str, str]) -> None:
+        """Replace the symbols; the exchange sends all that it has, so the connection stays."""
+        self.decoder.take_symbols(symbols)
+
     def report(self) -> FeedReport:
         """The offset of its clock, which is known where it is wrong."""
         return FeedReport(clock_offset_ms=self.decoder.clock_offset_ms or None)

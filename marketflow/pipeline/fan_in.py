@@ -13,10 +13,10 @@ from reactivex import operators as ops
 from reactivex.subject import BehaviorSubject
 
 from marketflow.clock import Clock
-from marketflow.feeds.feed import Connection, Feed
+from marketflow.feeds.feed import Connection, Feed, each_while_present
 from marketflow.model import Candles, Mode, Series
 from marketflow.pipeline.instrumentation import ConnectionLog, PipelineCounters
-from marketflow.pipeline.operators import completion, each_while_present, retry_with_backoff
+from marketflow.pipeline.operators import completion, retry_with_backoff
 from marketflow.tasks import Backoff
 
 FEEDS_STOP_SECONDS = 1.0

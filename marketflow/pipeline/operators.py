@@ -6,8 +6,8 @@ bounded by the number of series, and a consumer that falls behind gets fewer and
 """
 
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from operator import ior, itemgetter
+from collections.abc import Callable, Hashable, Iterator
+from operator import ior
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -296,35 +296,6 @@ def tumbling_event_time(
 def completion(source: Observable[Any]) -> Observable[None]:
     """Emit one item when the source completes."""
     return source.pipe(ops.ignore_elements(), ops.default_if_empty(None))
-
-
-def each_while_present(
-    stream: Callable[[_T, Observable[Any]], Observable[_R]],
-) -> Operator[Sequence[_T], _R]:
-    """Merge the streams of the members of a changing set, each from when its member is added on.
-
-    Members are compared by `==`. A set that is emitted without a member removes it; the streams of the others go on.
-
-    Args:
-        stream: returns the stream of a member, given an Observable that emits when it is removed.
-    """
-
-    def change(before: tuple[Sequence[_T], Sequence[_T]], present: Sequence[_T]) -> tuple[Sequence[_T], Sequence[_T]]:
-        return present, [member for member in present if member not in before[0]]
-
-    def merged(sets: Observable[Sequence[_T]]) -> Observable[_R]:
-        def of_member(member: _T) -> Observable[_R]:
-            def is_removed(present: Sequence[_T]) -> bool:
-                return member not in present
-
-            return stream(member, sets.pipe(ops.filter(is_removed), ops.take(1)))
-
-        nothing: tuple[Sequence[_T], Sequence[_T]] = (), ()
-        changes: Observable[tuple[Sequence[_T], Sequence[_T]]] = sets.pipe(ops.scan(change, nothing))
-        added: Observable[_T] = changes.pipe(ops.flat_map(itemgetter(1)))
-        return added.pipe(ops.flat_map(of_member))
-
-    return ops.publish(merged)
 
 
 def connect(result: Observable[_T], *shared: ConnectableObservable[Any]) -> Observable[_T]:

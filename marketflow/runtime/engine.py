@@ -4,7 +4,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,8 @@ from marketflow.cluster.messages import IngestState, RuleChange, RuleChanged
 from marketflow.counters import ExchangeCounters, IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.feeds.decoder import REASONS
-from marketflow.feeds.factory import configured_feeds, configured_recorder
+from marketflow.feeds.factory import FeedFactory, configured_recorder
+from marketflow.feeds.feed import Feed
 from marketflow.feeds.reject_log import RATES_SECONDS, FeedRates
 from marketflow.model import MINUTE_MS, Candles, FeedState, Mode, Series, Tick
 from marketflow.pipeline.backlog import Backlog
@@ -109,6 +110,7 @@ class Engine:
     ) -> None:
         self._on_failure = on_failure
         self._stopping = False
+        self._reloads = 0
         self._done = threading.Event()
         self._timer_ran = threading.Event()  # whether the timer thread has run since the last check
         self._timer_ran.set()
@@ -123,9 +125,11 @@ class Engine:
         threads = min(partitions, MOST_THREADS) + 5
         self._pool = NamedPool("worker", threads)
         self._recorder = configured_recorder(settings, clock)
-        self.feeds = FeedSet(configured_feeds(settings, clock, self._generating, self._recorder))
+        self._settings = settings
+        self._factory = FeedFactory(clock, self._generating, self._recorder)
+        self._reconfiguring = threading.Lock()
+        self.feeds = FeedSet(self._factory.feeds(settings))
         self.modes = ModeSwitch(mode)
-        series = [series for feeds in self.feeds.values() for feed in feeds for series in feed.decoder.series]
         self.window_state = WindowState(
             settings.flow.late_after_ms,
             settings.flow.ahead_ms,
@@ -133,9 +137,8 @@ class Engine:
             slices_held_ms=settings.flow.slices_held_ms,
             closed_after_ms=settings.flow.closed_after_ms,
         )
-        self.cache = cast(
-            "_LeasedCache", _LeasedCache.connect(redis, series, clock, settings.redis.ttl_seconds, threads + 8)
-        )
+        ttl_seconds, series = settings.redis.ttl_seconds, self.feeds.series
+        self.cache = cast("_LeasedCache", _LeasedCache.connect(redis, series, clock, ttl_seconds, threads + 8))
         self.cache.may_recover, self.cache.may_write = may_recover, may_write
         self.cache.on_recovered = self._count_after
         self.archive = _LeasedArchive(postgres, ddl, settings.flow.db_batch_size)
@@ -156,7 +159,7 @@ class Engine:
             self.holes,
             self.cache,
             self._fetched,
-            {exchange.name: settings.history_ms(exchange) for exchange in settings.exchanges},
+            _history_ms(settings),
             self._loop,
             clock,
             lambda: self.modes.current is Mode.LIVE,
@@ -238,9 +241,9 @@ class Engine:
 
     def counters(self) -> IngestCounters:
         """Return the counters since the start."""
-        counters = self.pipeline.counters
+        counters, feeds, mode = self.pipeline.counters, dict(self.feeds), self.modes.current
         return IngestCounters(
-            exchanges={feed.exchange: self._counters_of(feed.exchange) for feed in self.feeds[self.modes.current]},
+            exchanges={feed.exchange: self._counters_of(feed.exchange, mode, feeds) for feed in feeds[mode]},
             tick_to_cache=counters.tick_to_cache.so_far(),
             ticks_too_late=self.window_state.late_ticks,
             cache_errors=counters.cache_errors,
@@ -254,14 +257,11 @@ class Engine:
             alerts=self._alert_flow.counters(),
         )
 
-    def _counters_of(self, exchange: str) -> ExchangeCounters:
-        decoders = {
-            mode: feed.decoder for mode, feeds in self.feeds.items() for feed in feeds if feed.exchange == exchange
-        }
-        received = decoders[self.modes.current].last_received
-        doubles = [
-            feed.doubles_by_symbol() for feeds in self.feeds.values() for feed in feeds if feed.exchange == exchange
-        ]
+    def _counters_of(self, exchange: str, mode: Mode, feeds: Mapping[Mode, Sequence[Feed]]) -> ExchangeCounters:
+        of_exchange = {each: feed for each, of in feeds.items() for feed in of if feed.exchange == exchange}
+        decoders = {each: feed.decoder for each, feed in of_exchange.items()}
+        received = decoders[mode].last_received
+        doubles = [feed.doubles_by_symbol() for feed in of_exchange.values()]
         return ExchangeCounters(
             ticks=sum(decoder.ticks for decoder in decoders.values()),
             rejected={reason: sum(decoder.rejected[reason] for decoder in decoders.values()) for reason in REASONS},
@@ -269,7 +269,7 @@ class Engine:
             reconnects=self.pipeline.counters.reconnects.get(exchange, 0),
             last_tick_at=None if received is None else milliseconds(received),
             doubles=sum(sum(of_feed.values()) for of_feed in doubles if of_feed),
-            holes=hole_counts_of(exchange, self.modes.current, self.holes.counts),
+            holes=hole_counts_of(exchange, mode, self.holes.counts),
             trade_delay=self.pipeline.statistics.delays_of(exchange),
             verified=self._records.verified(exchange),
         )
@@ -303,6 +303,20 @@ class Engine:
         if before is not mode:
             logger.info("switched to {} mode from {} mode", mode, before)
         return before
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Ingest the exchanges and symbols of other settings, which differ in nothing else.
+
+        Feeds that both name go on. What was received of others until now is written like all else.
+        """
+        with self._reconfiguring:
+            feeds = self._factory.changed(self.feeds, self._settings, settings)
+            newest = {series: tick.at for series, tick in self.window_state.all_newest().items()}
+            self._records.take_feeds(feeds[Mode.LIVE], _history_ms(settings), newest)
+            self.feeds.replace(feeds)
+            self.cache.take_series(self.feeds.series)
+            self._settings = settings
+            self._reloads += 1
 
     def start(self) -> None:
         """Start the pipeline; wait briefly for the cache. An unavailable store is retried."""
@@ -469,6 +483,10 @@ class _LeasedArchive(PostgresWriter):
             raise _held_back()
         self._wait_for_server()
         return super().write(minutes)
+
+
+def _history_ms(settings: Settings) -> dict[str, int]:
+    return {exchange.name: settings.history_ms(exchange) for exchange in settings.exchanges}
 
 
 def _timer_ran(branch: Branch, *_: object) -> None:

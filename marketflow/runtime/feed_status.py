@@ -24,7 +24,7 @@ class FeedStatus:
     """Reads the feeds of the current mode, and what was counted of them; from any thread, without blocking.
 
     Args:
-        feeds: of both modes.
+        feeds: of both modes; may change.
         mode: returns the current one.
         counters: have the reconnects and failures.
         statistics: have rates and delays.
@@ -56,7 +56,7 @@ class FeedStatus:
         self._holes = holes
         self._stale_after_seconds = stale_after_seconds
         self._clock = clock
-        self._series = {feed: sorted(feed.decoder.series) for of_mode in feeds.values() for feed in of_mode}
+        self._sorted: dict[Feed, tuple[frozenset[Series], list[Series]]] = {}
 
     def problems(self) -> dict[str, FeedProblem]:
         """What is wrong with the feeds that are not fine, lack a symbol or what comes by REST, by exchange."""
@@ -78,7 +78,7 @@ class FeedStatus:
         mode, now_ms, holes = self._mode(), milliseconds(self._clock()), self._holes()
         feeds = [feed for feed in self._feeds[mode] if query.exchange in (None, feed.exchange)]
         wanted = [
-            (feed, series) for feed in feeds for series in self._series[feed] if query.symbol in (None, series.symbol)
+            (feed, series) for feed in feeds for series in self._series(feed) if query.symbol in (None, series.symbol)
         ]
         page = groupby(wanted[query.offset : query.offset + query.limit], key=itemgetter(0))
         return FeedsReport(
@@ -87,6 +87,15 @@ class FeedStatus:
             tuple(row for feed, rows in page for row in self._rows(feed, [each for _, each in rows], holes, now_ms)),
             len(wanted),
         )
+
+    def _series(self, feed: Feed) -> list[Series]:
+        """The series of a feed at present, in order; there may be tens of thousands."""
+        series = feed.decoder.series
+        if (known := self._sorted.get(feed)) is None or known[0] is not series:
+            present = {each for of_mode in self._feeds.values() for each in of_mode}
+            self._sorted = {each: of for each, of in self._sorted.items() if each in present}
+            known = self._sorted[feed] = series, sorted(series)
+        return known[1]
 
     def _failure(self, feed: Feed, state: FeedState) -> ConnectionFailure | None:
         """Why a feed is in its state; None if that has another reason than the end of a connection."""
@@ -123,7 +132,7 @@ class FeedStatus:
             exchange=feed.exchange,
             state=feed.state,
             address=feed.place,
-            ticks_per_second=sum(self._statistics.rate(each, now_ms) for each in self._series[feed]),
+            ticks_per_second=sum(self._statistics.rate(each, now_ms) for each in self._series(feed)),
             doubles=None if doubles is None else sum(doubles.values()),
             holes=None if doubles is None else hole_counts_of(feed.exchange, self._mode(), holes),
             reconnects=self._counters.reconnects.get(feed.exchange, 0),

@@ -2,34 +2,51 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from reactivex import abc
 
 from marketflow.clock import Clock, milliseconds
+from marketflow.feeds.backfill.steps import SteppedCorrections
 from marketflow.feeds.corrections import Corrections, NoCorrections
 from marketflow.feeds.feed import Feed
-from marketflow.model import MINUTE_MS, Candles, Hole, Mode, Series
+from marketflow.model import MINUTE_MS, Candles, Hole, Mode, Series, minute_start
 from marketflow.pipeline.schedulers import NamedPool
 from marketflow.stores.cache_limits import MINUTES_KEPT_MS
 
 if TYPE_CHECKING:
-    from marketflow.feeds.backfill.history import FetchedMinuteStore
-    from marketflow.feeds.backfill.hole_book import HoleStore
+    from marketflow.feeds.backfill.history import FetchedMinuteStore, History
+    from marketflow.feeds.backfill.hole_book import HoleBook, HoleStore
     from marketflow.feeds.backfill.repair import CompletenessMarks, Repairs
     from marketflow.feeds.backfill.steps import SteppedWork
     from marketflow.feeds.backfill.verification import Verification
+    from marketflow.feeds.venues.trade_ids import TradeIds
     from marketflow.feeds.venues.websocket_feed import VenueFeed
+
+MOST_THREADS = 64
+"""Threads for steps at most; one is started where no other is idle."""
 
 COMPARED_AFTER_CLOSED_MS = 15_000
 """How long after it is closed a minute is compared at the earliest: by then one that never came is no late one."""
+
+
+class _Work(NamedTuple):
+    """What is done on the records of one venue."""
+
+    repairs: "Repairs"
+    verification: "Verification"
+    history: "History | None"
+
+    @property
+    def steps(self) -> "list[SteppedWork]":
+        return [each for each in self if each is not None]
 
 
 class VenueBackfill:
     """The work on the records of all venues that there are.
 
     Args:
-        feeds: those of live mode.
+        feeds: those of live mode; see `take_feeds`.
         holes: where holes are kept.
         marks: where is kept until when everything is complete.
         fetched: where minutes are kept that are fetched from venues.
@@ -56,38 +73,67 @@ class VenueBackfill:
         closed_after_ms: int,
         on_hole: Callable[[Hole], None] = lambda hole: None,
     ) -> None:
+        self._holes, self._marks, self._fetched = holes, marks, fetched
+        self._on_hole = on_hole
         self._clock = clock
-        self._venues = _venues(feeds)
-        self._with_ids = {feed.exchange: feed.decoder.ids for feed in feeds if feed.decoder.ids is not None}
-        self._repairs: Sequence[Repairs] = ()
-        self._verifications: dict[str, Verification] = {}
-        self._pool: NamedPool | None = None
-        self.corrections: Corrections = NoCorrections()
+        self._closed_after_ms = closed_after_ms
+        self._venues: Sequence[VenueFeed] = ()
+        self._with_ids: dict[str, TradeIds] = {}
+        self._work: dict[VenueFeed, _Work] = {}
+        self._book: HoleBook | None = None
+        self._pool = NamedPool("rest", MOST_THREADS)
+        self._corrections = SteppedCorrections((), loop, self._pool, is_live) if minute_ms == MINUTE_MS else None
+        self.corrections: Corrections = self._corrections or NoCorrections()
         """For the pipeline."""
-        self.count_after({}, {})
-        if not self._venues or minute_ms != MINUTE_MS:
+        self._counted: dict[VenueFeed, frozenset[str]] = {}  # the symbols whose older trades do not count
+        self.take_feeds(feeds, history_ms, {})
+
+    def take_feeds(self, feeds: Sequence[Feed], history_ms: Mapping[str, int], newest_at: Mapping[Series, int]) -> None:
+        """Work on the records of these feeds and their symbols; the work of those that were there before goes on.
+
+        Args:
+            feeds: those of live mode.
+            history_ms: how far back minutes are fetched, by exchange.
+            newest_at: event times (Unix ms) of the newest trades that were counted.
+        """
+        self._with_ids = {feed.exchange: feed.decoder.ids for feed in feeds if feed.decoder.ids is not None}
+        before, self._venues = self._venues, _venues(feeds)
+        self._count_added_after(newest_at)
+        if self._corrections is None or not (self._venues or before):
             return
+        self._work = {
+            feed: self._work.get(feed) or self._work_of(feed, history_ms[feed.exchange]) for feed in self._venues
+        }
+        steps = [step for work in self._work.values() for step in work.steps]
+        self._corrections.take_work([*([self._book] if self._book else ()), *steps])
+
+    def _count_added_after(self, newest_at: Mapping[Series, int]) -> None:
+        """Count only newer trades of what was added: venues send their last one again on connecting."""
+        before = minute_start(milliseconds(self._clock())) - 1
+        for feed in self._venues:
+            added = frozenset(feed.symbols) - self._counted.get(feed, frozenset())
+            if added:
+                series = {symbol: Series(Mode.LIVE, feed.exchange, symbol) for symbol in added}
+                feed.ids.count_after({symbol: newest_at.get(of, before) for symbol, of in series.items()})
+        self._counted = {feed: frozenset(feed.symbols) for feed in self._venues}
+
+    def _work_of(self, feed: "VenueFeed", span_ms: int) -> _Work:
         from marketflow.feeds.backfill import history, repair, verification
         from marketflow.feeds.backfill.hole_book import HoleBook
-        from marketflow.feeds.backfill.steps import SteppedCorrections
 
-        book = HoleBook(holes, self._take_over, on_hole)
-        self._repairs = [repair.Repairs(feed, book, marks, clock) for feed in self._venues]
-        histories: list[history.History] = []
-        compared_after_ms = max(verification.COMPARED_AFTER_MS, closed_after_ms + COMPARED_AFTER_CLOSED_MS)
-        for feed in self._venues:
-            names = partial(getattr, feed, "rest_names")
-            span_ms = history_ms[feed.exchange]
-            if span_ms:
-                histories.append(
-                    history.History(feed.exchange, feed.rest, names, span_ms, fetched, MINUTES_KEPT_MS, clock)
-                )
-            self._verifications[feed.exchange] = verification.Verification(
+        if self._book is None:
+            self._book = HoleBook(self._holes, self._take_over, self._on_hole)
+        names, clock = partial(getattr, feed, "rest_names"), self._clock
+        compared_after_ms = max(verification.COMPARED_AFTER_MS, self._closed_after_ms + COMPARED_AFTER_CLOSED_MS)
+        return _Work(
+            repair.Repairs(feed, self._book, self._marks, clock),
+            verification.Verification(
                 feed.exchange, feed.rest, names, clock, span_ms > 0, compared_after_ms, on_unsent=feed.ask_again
-            )
-        work: list[SteppedWork] = [book, *self._repairs, *self._verifications.values(), *histories]
-        self._pool = NamedPool("rest", len(work))
-        self.corrections = SteppedCorrections(work, loop, self._pool, is_live)
+            ),
+            history.History(feed.exchange, feed.rest, names, span_ms, self._fetched, MINUTES_KEPT_MS, clock)
+            if span_ms
+            else None,
+        )
 
     def count_after(self, *recovered: Candles) -> None:
         """Count only trades that are newer than those that were recovered, as far as they have ids."""
@@ -106,22 +152,24 @@ class VenueBackfill:
 
     def verified(self, exchange: str) -> dict[str, int]:
         """How many minutes were compared with the venue's candles, by result."""
-        verification = self._verifications.get(exchange)
+        verification = self._verification(exchange)
         return {} if verification is None else dict(verification.results)
 
     def unsent(self, exchange: str) -> frozenset[str]:
         """The symbols of which a venue has trades and sends none."""
-        verification = self._verifications.get(exchange)
+        verification = self._verification(exchange)
         return frozenset() if verification is None else verification.unsent
 
     def close(self) -> None:
         """Reject further work; calls under way end with the feeds, whose clients are closed."""
-        if self._pool is not None:
-            self._pool.close()
+        self._pool.close()
+
+    def _verification(self, exchange: str) -> "Verification | None":
+        return next((work.verification for feed, work in self._work.items() if feed.exchange == exchange), None)
 
     def _take_over(self, holes: list[Hole]) -> None:
-        for repairs in self._repairs:
-            repairs.take_over(holes)
+        for work in self._work.values():
+            work.repairs.take_over(holes)
 
 
 def _venues(feeds: Sequence[Feed]) -> "list[VenueFeed]":

@@ -147,6 +147,10 @@ class ExchangeSettings(_Section, frozen=True, kw_only=True, omit_defaults=True):
     rest_url: str = ""
     history: History | Literal[""] = ""
 
+    def without_symbols(self) -> "ExchangeSettings":
+        """Return all but the symbols."""
+        return msgspec.structs.replace(self, symbols={})
+
     @property
     def host(self) -> str:
         """Return the host of the address, without the brackets of an IPv6 address."""
@@ -318,6 +322,10 @@ class Settings(_Section, frozen=True, kw_only=True):
     generator: GeneratorSettings = GeneratorSettings()
     record: RecordSettings = RecordSettings()
     log: LogSettings = LogSettings()
+
+    def symbols_of(self, exchange: ExchangeSettings) -> dict[str, str]:
+        """Return the symbols of an exchange with the venue's name of each, "" for that in its list."""
+        return dict(exchange.symbols) or dict.fromkeys(self.symbols, "")
 
     def history_ms(self, exchange: ExchangeSettings) -> int:
         """Return how far back minutes of an exchange are fetched from its venue, in ms; 0 without a venue.

@@ -62,6 +62,9 @@ class ScriptedFeed:
     def refusals(self) -> Mapping[str, str]:
         return {}
 
+    def take_symbols(self, symbols: Mapping[str, str]) -> None:
+        self.decoder.take_symbols(symbols)
+
     def report(self) -> FeedReport:
         return FeedReport()
 

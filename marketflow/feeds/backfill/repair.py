@@ -275,6 +275,8 @@ class Repairs:
         """Make the newest minute that is due again."""
         if self._beginning is None and not self._begin():
             return Step({}, IDLE_SECONDS)
+        if self._series != frozenset(map(self._of, self._feed.symbols)):
+            self._follow_symbols()
         self._find_jobs()
         self._keep_marks()
         if (due := self._next()) is None:
@@ -303,6 +305,21 @@ class Repairs:
         }
         self._complete_until = dict(self._beginning)
         return True
+
+    def _follow_symbols(self) -> None:
+        """Begin with symbols that were added, in their minute, and end with those that were removed."""
+        assert self._beginning is not None
+        series = frozenset(map(self._of, self._feed.symbols))
+        began = minute_start(self._now_ms())
+        for symbol in sorted(each.symbol for each in series - self._series):
+            self._beginning[symbol] = self._complete_until[symbol] = began
+        for each in self._series - series:
+            self._beginning.pop(each.symbol, None)
+            self._connected_at.pop(each.symbol, None)
+        with self._lock:
+            self._series = series
+        for job in [job for job in self._jobs if job.series not in series]:
+            self._give_up(job, "the symbol is not configured any more")
 
     def _find_jobs(self) -> None:
         for missing in self._feed.ids.missing():

@@ -5,16 +5,20 @@ queues up between them.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import reactivex as rx
 from loguru import logger
 from reactivex import Observable, abc
 from reactivex import operators as ops
+from reactivex.subject import BehaviorSubject
 
-from marketflow.feeds.backfill.rest_client import RestClient
+from marketflow.feeds.feed import each_while_present
 from marketflow.logs import RateLimit
 from marketflow.model import Candles
+
+if TYPE_CHECKING:
+    from marketflow.feeds.backfill.rest_client import RestClient
 
 FAILED_PAUSE_SECONDS = 10.0
 """Pause after a step that raised, which is a bug."""
@@ -51,9 +55,9 @@ class SteppedCorrections:
     """The minutes that some work makes, in steps.
 
     Args:
-        work: each runs beside the others.
+        work: each runs beside the others; may change.
         loop: scheduler of the pauses.
-        pool: scheduler of the steps, with a thread for each work.
+        pool: scheduler of the steps.
         may_run: whether there is anything to do now; the records of venues belong to live mode.
     """
 
@@ -64,21 +68,27 @@ class SteppedCorrections:
         pool: abc.SchedulerBase,
         may_run: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._work, self._loop, self._pool, self._may_run = work, loop, pool, may_run
+        self._work = BehaviorSubject(work)
+        self._loop, self._pool, self._may_run = loop, pool, may_run
         self._limit = RateLimit(60.0)
+
+    def take_work(self, work: Sequence[SteppedWork]) -> None:
+        """Replace the work: what is new begins, and what is left out does no further step."""
+        self._work.on_next(work)
 
     def minutes(self, closed: Observable[Candles], ended: Observable[Any]) -> Observable[Candles]:
         """Emit the minutes of all work, until `ended` emits."""
         noted: Observable[Candles] = closed.pipe(ops.do_action(self._note), ops.ignore_elements())
         # The pipeline closes only those again that are still in memory.
-        made = rx.merge(*map(self._repeated, self._work)).pipe(ops.do_action(self._note))
+        work: Observable[Sequence[SteppedWork]] = self._work
+        made = each_while_present(self._repeated)(work).pipe(ops.do_action(self._note))
         return rx.merge(noted, made).pipe(ops.take_until(ended))
 
     def _note(self, closed: Candles) -> None:
-        for each in self._work:
+        for each in self._work.value:
             each.note(closed)
 
-    def _repeated(self, work: SteppedWork) -> Observable[Candles]:
+    def _repeated(self, work: SteppedWork, removed: Observable[Any]) -> Observable[Candles]:
         def step() -> Step:
             if not self._may_run():
                 return Step({}, HELD_PAUSE_SECONDS)
@@ -94,10 +104,10 @@ class SteppedCorrections:
             return rx.just(done.minutes).pipe(ops.concat(pause))
 
         return rx.from_callable(step, scheduler=self._pool).pipe(
-            ops.flat_map(then_pause), ops.repeat(), ops.filter(bool)
+            ops.flat_map(then_pause), ops.repeat(), ops.filter(bool), ops.take_until(removed)
         )
 
 
-def has_spare_budget(client: RestClient) -> bool:
+def has_spare_budget(client: "RestClient") -> bool:
     """Whether less than half of the budget is used: the other half is for what cannot wait."""
     return 2 * client.used < client.limit

@@ -149,7 +149,7 @@ class Verification:
     def unsent(self) -> frozenset[str]:
         """The symbols of which the venue has trades and sends none."""
         with self._lock:
-            return frozenset(self._unsent)
+            return frozenset(self._unsent).intersection(self._rest_names())
 
     def note(self, closed: Candles) -> None:
         """Take notice of minutes that the pipeline has closed: those of ticks that are not verified are compared."""

@@ -65,49 +65,49 @@ class VenueFeed:
         self.decoder = decoder
         self.place = without_secrets(url or venue.url)
         self.rest = rest or RestClient(venue)
-        self.symbols = tuple(symbols)
+        self.symbols: Sequence[str] = ()
+        """Ours, all that are configured."""
         self.ids = TradeIds()
         """Which trades have come, by our symbols."""
         decoder.on_off_time = self._on_off_time
         self._venue = venue
         self._native = native
+        self._record: Record | None = None
         self._clock_offset_ms: int | None = None
         self._monotonic = monotonic
         self.refusals: dict[str, str] = {}
         """By our symbol, the venue's words where it refuses a subscription."""
-        self._absent: dict[Sequence[str], frozenset[str]] = {}
+        self._absent: dict[VenueConnection, frozenset[str]] = {}
         self._halted: dict[str, tuple[str, tuple[int, int] | None]] = {}
-        parts = chunks(self.symbols, venue.symbols_a_connection)
-        self.connections = tuple(
-            VenueConnection(
-                exchange,
-                url or venue.url,
-                venue,
-                partial(self._look_up, part),
-                decoder,
-                self.ids,
-                stale_after_seconds,
-                budget,
-                monotonic,
-                self._on_refusal,
-                self._on_acceptance,
-            )
-            for part in parts
+        self._new_connection = partial(
+            VenueConnection,
+            exchange,
+            url or venue.url,
+            venue,
+            self._look_up,
+            decoder,
+            self.ids,
+            stale_after_seconds,
+            budget,
+            monotonic,
+            self._on_refusal,
+            self._on_acceptance,
         )
+        self.connections: Sequence[VenueConnection] = ()
         """Each for a part of the symbols."""
-        self._connection_of = {
-            symbol: connection for connection, part in zip(self.connections, parts, strict=True) for symbol in part
-        }
+        self._connection_of: dict[str, VenueConnection] = {}
+        self._spread(symbols)
         self.rest_names: Mapping[str, str] = {}
         """The venue's name in REST calls of each of our symbols that it trades, as far as it is known yet."""
 
     @property
     def record(self) -> Record | None:
         """Takes the messages that are received, of all connections; None for nothing."""
-        return self.connections[0].record
+        return self._record
 
     @record.setter
     def record(self, record: Record | None) -> None:
+        self._record = record
         for connection in self.connections:
             connection.record = record
 
@@ -138,11 +138,57 @@ class VenueFeed:
 
     def is_connected(self, symbol: str) -> bool:
         """Whether the connection for a symbol is made, and the venue trades it."""
-        return self._connection_of[symbol].is_connected and symbol not in self.halted
+        connection = self._connection_of.get(symbol)
+        return connection is not None and connection.is_connected and symbol not in self.halted
 
     def ask_again(self, symbol: str) -> None:
         """Subscribe again to a symbol whose trades do not come though there are some; from any thread."""
-        self._connection_of[symbol].ask_again(symbol)
+        if (connection := self._connection_of.get(symbol)) is not None:
+            connection.ask_again(symbol)
+
+    def take_symbols(self, symbols: Mapping[str, str]) -> None:
+        """Replace the symbols. A connection whose part changes is taken over by one for the new part, without a gap."""
+        self._native = {ours: theirs for ours, theirs in symbols.items() if theirs}
+        # The connections of before still send them for a moment.
+        self.decoder.expected_unknown = frozenset(self.symbols).difference(symbols)
+        self.decoder.take_symbols(symbols)
+        before = self._parts()
+        self._spread(symbols)
+        gone = [each for each in before if each not in self.connections]
+        for connection in gone:
+            connection.stop()
+        self._absent = {each: absent for each, absent in self._absent.items() if each not in gone}
+        self.refusals = {symbol: text for symbol, text in self.refusals.items() if symbol in symbols}
+        self._halted = {symbol: halt for symbol, halt in self._halted.items() if symbol in symbols}
+        self.rest_names = {symbol: name for symbol, name in self.rest_names.items() if symbol in symbols}
+        for connection, part in self._parts().items():
+            if connection in before and before[connection] != part:
+                connection.renew()
+
+    def _parts(self) -> dict[VenueConnection, list[str]]:
+        """The symbols of each connection."""
+        parts: dict[VenueConnection, list[str]] = {connection: [] for connection in self.connections}
+        for symbol, connection in self._connection_of.items():
+            parts[connection].append(symbol)
+        return parts
+
+    def _spread(self, symbols: Collection[str]) -> None:
+        """Spread the symbols over connections: each stays on its own, and new ones go where there is room."""
+        of = {symbol: each for symbol, each in self._connection_of.items() if symbol in symbols}
+        added = [symbol for symbol in symbols if symbol not in of]
+        room = dict.fromkeys(of.values(), self._venue.symbols_a_connection)
+        for connection in of.values():
+            room[connection] -= 1
+        for connection, free in room.items():
+            of |= dict.fromkeys(added[:free], connection)
+            added = added[free:]
+        for part in chunks(added, self._venue.symbols_a_connection):
+            connection = self._new_connection()
+            connection.record = self._record
+            of |= dict.fromkeys(part, connection)
+        self._connection_of = {symbol: of[symbol] for symbol in symbols}
+        self.connections = tuple(dict.fromkeys(self._connection_of.values()))
+        self.symbols = tuple(symbols)
 
     @property
     def pause_seconds(self) -> float:
@@ -192,14 +238,15 @@ class VenueFeed:
         if abs(self.rest.now_ms - line.timestamp) <= LONGEST_DELAY_MS:
             self.ids.lose(series.symbol, line.id, line.timestamp, line.count)
 
-    def _look_up(self, symbols: Sequence[str], is_connecting: bool) -> Names:
+    def _look_up(self, connection: VenueConnection, is_connecting: bool) -> Names:
+        symbols = [symbol for symbol, each in self._connection_of.items() if each is connection]
         if is_connecting:  # subscribes to all of them again
             self.refusals = {symbol: text for symbol, text in self.refusals.items() if symbol not in symbols}
         names = look_up(self.rest, symbols, self._native)
         known = {ours: name for ours, name in self.rest_names.items() if ours not in names.absent}
         self.rest_names = {**known, **names.rest}
-        if names.absent != self._absent.get(symbols, frozenset()):
-            self._absent = self._absent | {symbols: names.absent}
+        if names.absent != self._absent.get(connection, frozenset()):
+            self._absent = self._absent | {connection: names.absent}
             if names.absent:
                 text = "symbols that {} does not trade, looked for again every ten minutes: {}"
                 logger.bind(exchange=self.exchange).warning(text, self._venue.name, " ".join(sorted(names.absent)))

@@ -37,14 +37,12 @@ class RecoveryReader:
     Args:
         calls: of Redis.
         run_marker: knows all series.
-        series: the configured ones.
         clock: limits how far back is read.
     """
 
-    def __init__(self, calls: RedisCalls, run_marker: RunMarker, series: Sequence[Series], clock: Clock) -> None:
+    def __init__(self, calls: RedisCalls, run_marker: RunMarker, clock: Clock) -> None:
         self._calls = calls
         self._run_marker = run_marker
-        self._series = series
         self._clock = clock
 
     def recent(self, minute_ms: int = MINUTE_MS) -> RecoveredCandles:
@@ -87,12 +85,13 @@ class RecoveryReader:
         """
         until -= 1
         with self._calls.calling():
+            series = self._run_marker.series
             counts = self._calls.each(
-                self._series, keys.window_key, lambda pipe, key: pipe.zcount(key, since, until), SHORT_ANSWERS
+                series, keys.window_key, lambda pipe, key: pipe.zcount(key, since, until), SHORT_ANSWERS
             )
             if sum(count for _, count in counts) > SLICES_HELD:
                 return {}
-            return self._slots(self._series, keys.window_key, since, until)
+            return self._slots(series, keys.window_key, since, until)
 
     def unarchived(self) -> Candles:
         """The closed minutes since the one before which the archive is known to be complete.

@@ -26,10 +26,15 @@ class RunMarker:
 
     def __init__(self, calls: RedisCalls, series: Iterable[Series], clock: Clock) -> None:
         self._calls = calls
-        self._series = list(series)
-        self._index = [codec.encode_series(each) for each in self._series]
+        self.take_series(series)
         self._clock = clock
         self._run_key = keys.run_key(uuid4().hex)
+
+    def take_series(self, series: Iterable[Series]) -> None:
+        """Replace the configured series; the next probe adds new ones to the index."""
+        self.series = list(series)
+        """The configured ones."""
+        self._index = [codec.encode_series(each) for each in self.series]
         self._indexed_at: int | None = None
 
     def probe(self) -> bool:
@@ -67,4 +72,4 @@ class RunMarker:
         """All series that may have keys, those removed from the settings included; within `calling`."""
         entries = self._calls.client.zrange(keys.SERIES_KEY, 0, -1, withscores=True)
         written = codec.decode_series(cast("list[tuple[bytes, float]]", entries))
-        return list(set(self._series) | written)
+        return list(set(self.series) | written)

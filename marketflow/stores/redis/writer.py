@@ -85,12 +85,12 @@ class RedisWriter:
         db: int = 0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        configured = list(series)
         self._calls = RedisCalls(client, circuit_breaker or CircuitBreaker())
-        self._newest = UnconfirmedWrites(client, monotonic, len(configured) * SERIES_SECONDS)
-        self._run_marker = RunMarker(self._calls, configured, clock)
+        series = list(series)
+        self._newest = UnconfirmedWrites(client, monotonic, len(series) * SERIES_SECONDS)
+        self._run_marker = RunMarker(self._calls, series, clock)
         self._foreign_keys = ForeignKeys(self._calls, self._run_marker)
-        self._recovery = RecoveryReader(self._calls, self._run_marker, configured, clock)
+        self._recovery = RecoveryReader(self._calls, self._run_marker, clock)
         self._clock = clock
         self._ttl_ms = ttl_seconds * 1000
         self._newest_channel = keys.channel(keys.NEWEST_CHANNEL, db)
@@ -125,6 +125,10 @@ class RedisWriter:
     def complete(self) -> bool:
         """Whether the cache has all that was written to it; while it has not, read from memory instead."""
         return self._complete_at_probe and not self._calls.incomplete
+
+    def take_series(self, series: Iterable[Series]) -> None:
+        """Replace the configured series; from any thread. What is written is not limited to them."""
+        self._run_marker.take_series(series)
 
     def close(self) -> None:
         """Close all connections, also under running calls; these raise Unavailable."""

@@ -12,7 +12,7 @@ from reactivex.scheduler import ImmediateScheduler
 
 from marketflow.clock import system_clock
 from marketflow.feeds.decoder import TradeLine
-from marketflow.feeds.factory import configured_feeds
+from marketflow.feeds.factory import FeedFactory
 from marketflow.feeds.venues.registry import VENUES
 from marketflow.feeds.venues.trade_ids import TradeIds
 from marketflow.feeds.venues.websocket_feed import VenueFeed
@@ -31,7 +31,7 @@ class Connected:
         self.server = server
         exchange = ExchangeSettings(name=venue, venue=venue, url=server.url, rest_url=server.rest_url)  # type: ignore[arg-type]
         settings = Settings(symbols=SYMBOLS, exchanges=(exchange,))
-        (feed,) = configured_feeds(settings, system_clock, ImmediateScheduler())[Mode.LIVE]
+        (feed,) = FeedFactory(system_clock, ImmediateScheduler()).feeds(settings)[Mode.LIVE]
         assert isinstance(feed, VenueFeed)
         self.feed = feed
         self.batches: list[Candles] = []

@@ -54,8 +54,8 @@ class VenueConnection:
         exchange: the name its prices go by.
         url: where the venue is.
         venue: its protocol.
-        look_up: finds the venue's names of the symbols, and is passed whether a connection is about to be made;
-            blocking.
+        look_up: finds the venue's names of the symbols, and is passed this connection, and whether it is about to be
+            made; blocking.
         decoder: checks and folds the trades; shared by the connections of a feed.
         ids: which trades have been counted; shared likewise.
         stale_after_seconds: silence of trades after which the connection is made anew.
@@ -70,7 +70,7 @@ class VenueConnection:
         exchange: str,
         url: str,
         venue: Venue,
-        look_up: Callable[[bool], Names],
+        look_up: Callable[["VenueConnection", bool], Names],
         decoder: Decoder,
         ids: TradeIds,
         stale_after_seconds: float,
@@ -84,7 +84,7 @@ class VenueConnection:
         self.place = without_secrets(url)
         self._url = url
         self._venue = venue
-        self._look_up = look_up
+        self._look_up = partial(look_up, self)
         self._decoder = decoder
         self._ids = ids
         self._budget = budget
@@ -98,6 +98,8 @@ class VenueConnection:
         self._stopped = False
         self._not_before = 0.0
         self._waits_for_trading = False
+        self._renewals = 0
+        """How often the symbols were replaced."""
         self._native: Mapping[str, str] = {}  # of the symbols that are subscribed to
 
     @property
@@ -135,6 +137,17 @@ class VenueConnection:
         if (attempt := self._attempt) is not None:
             attempt.call(partial(self._ask_again, symbol))
 
+    def renew(self) -> None:
+        """Have a connection for the symbols of now take over, as they were replaced; from any thread."""
+        self._renewals += 1
+        if (attempt := self._attempt) is not None:
+            attempt.call(self._wake)
+
+    def _wake(self) -> None:
+        self._renewed.set()
+        if self.link is not None:
+            self.link.wake()
+
     def _ask_again(self, symbol: str) -> None:
         if self.link is not None and symbol in self._native:
             self.link.ask_again(self._native[symbol])
@@ -149,6 +162,7 @@ class VenueConnection:
         self, observer: abc.ObserverBase[Candles], scheduler: abc.SchedulerBase | None = None
     ) -> abc.DisposableBase:
         attempt = self._attempt = _Attempt()
+        self._renewed = asyncio.Event()
         arguments = (attempt, observer)
         threading.Thread(target=self._run, args=arguments, name=f"feed-{self.exchange}", daemon=True).start()
         return Disposable(attempt.cancel)
@@ -179,7 +193,7 @@ class VenueConnection:
         try:
             attempt.connected = True
             while True:
-                await link.until_it_ends_soon(others)
+                await link.until_it_ends_soon(others, partial(self._is_outdated, link))
                 successor = await self._successor(link, emit)
                 leaving, link = link, successor
                 await self._leave(leaving)
@@ -187,6 +201,9 @@ class VenueConnection:
             others.cancel()
             attempt.connected = False
             await link.close()
+
+    def _is_outdated(self, link: "_Link") -> bool:
+        return link.renewals < self._renewals
 
     async def _until_others_trade(self) -> Collection[str]:
         """Symbols that are traded now, and were not when the connection was made."""
@@ -205,7 +222,10 @@ class VenueConnection:
         try:
             while not (names := await on_daemon_thread(partial(self._look_up, True))).native:
                 self._waits_for_trading = True
-                await asyncio.sleep(LOOK_AGAIN_SECONDS)
+                self._renewed.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_AGAIN_SECONDS):
+                        await self._renewed.wait()
         finally:
             self._waits_for_trading = False
         self._native = names.native
@@ -214,6 +234,7 @@ class VenueConnection:
     async def _open(self, emit: Callable[[Candles], None]) -> "_Link":
         """A connection that is subscribed."""
         await asyncio.sleep(max(self.pause_seconds, self._budget.take()))
+        renewals = self._renewals
         try:
             names = await self._names()
             ours = {theirs: each for each, theirs in names.native.items()}
@@ -227,7 +248,7 @@ class VenueConnection:
             reader = TradeReader(
                 self.exchange, self._venue, self._decoder, self._ids, self._silence, emit, names.native, subscriptions
             )
-            link = _Link(self._venue, reader, subscriptions, self._silence, self._monotonic, self.record)
+            link = _Link(self._venue, reader, subscriptions, self._silence, self._monotonic, self.record, renewals)
             await link.open(self._url)
             self.link = link
         except VenueRefusal as refusal:
@@ -313,7 +334,10 @@ class _Link:
         silence: DataSilence,
         monotonic: Callable[[], float],
         record: Record | None,
+        renewals: int,
     ) -> None:
+        self.renewals = renewals
+        """How often the symbols had been replaced when it was subscribed."""
         self.subscriptions = subscriptions
         self._venue, self._reader, self._silence, self._monotonic = venue, reader, silence, monotonic
         self._record = record
@@ -346,22 +370,29 @@ class _Link:
         self.subscriptions.ask_again(symbol)
         self._woken.set()
 
+    def wake(self) -> None:
+        """Have it look at what has changed."""
+        self._woken.set()
+
     async def close(self) -> None:
         """Close the connection."""
         await self._stream.close()
 
-    async def until_it_ends_soon(self, others: "asyncio.Future[Collection[str]]") -> None:
-        """Do what is due until the venue is about to close the connection, by its notice or its rule.
+    async def until_it_ends_soon(
+        self, others: "asyncio.Future[Collection[str]]", is_outdated: Callable[[], bool]
+    ) -> None:
+        """Do what is due until the connection is outdated, or the venue about to close it, by its notice or its rule.
 
         Args:
             others: symbols to be subscribed to by another connection, once there are any.
+            is_outdated: whether it is for other symbols than those of now.
 
         Raises:
             ConnectionLost: the venue has closed it, or others trade now.
             ConnectionSilent: no trades, or no frames at all, for too long.
         """
         others.add_done_callback(lambda _: self._woken.set())
-        while not (self._reader.is_closing or self._monotonic() >= self._ends_at):
+        while not (self._reader.is_closing or self._monotonic() >= self._ends_at or is_outdated()):
             self._woken.clear()
             if others.done():
                 names = " ".join(sorted(others.result()))
