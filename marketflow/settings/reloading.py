@@ -46,9 +46,9 @@ def changes_between(before: Settings, after: Settings) -> Changes:
     """
     exchanges = _by_kind(_exchanges(before), _exchanges(after))
     symbols = _by_kind(dict.fromkeys(before.symbols), dict.fromkeys(after.symbols))
-    kinds = [Names(*names) for names in zip(exchanges, symbols, strict=True)]
+    added, removed, changed, unchanged = (Names(*names) for names in zip(exchanges, symbols, strict=True))
     differing = [key for key in schema.KEYS if key not in RELOADABLE and _value(before, key) != _value(after, key)]
-    return Changes(*kinds, needs_restart=tuple(sorted(differing)))
+    return Changes(added, removed, changed, unchanged, tuple(sorted(differing)))
 
 
 def with_changes(before: Settings, after: Settings) -> Settings:
