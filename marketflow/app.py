@@ -19,4 +19,4 @@ def __getattr__(name: str) -> Any:
         sys.stderr.write(f"marketflow: {error}\n")
         raise SystemExit(2) from None
     logs.setup(settings.log.level, settings.log.format)
-    return BothRoles(settings)
+    return BothRoles(settings, load)

@@ -125,7 +125,7 @@ async def test_no_task_is_left_once_the_api_is_closed(monkeypatch: pytest.Monkey
     ends_slowly(Broadcaster, "_run", 0.5)
     before = asyncio.all_tasks()
     async with AsyncExitStack() as stack:
-        broadcaster = (await ApiRole(load()).start(stack)).broadcaster
+        broadcaster = (await ApiRole(load(), load).start(stack)).broadcaster
         with broadcaster.subscribe(broadcaster.subscription(frozenset())):
             await asyncio.sleep(0)  # all tasks have begun
     assert sorted(ended) == sorted(begun) == ["_run", "ask_periodically", "ask_periodically", "follow", "listen"]

@@ -32,6 +32,7 @@ from marketflow.api.routes.metrics import metrics_operations
 from marketflow.api.routes.mode import mode_operations
 from marketflow.api.routes.page import market_operations
 from marketflow.api.routes.prices import price_operations
+from marketflow.api.routes.reload import reload_operation
 from marketflow.api.routes.static_files import static_route
 from marketflow.api.routes.tickers import ticker_operations
 from marketflow.api.streaming.sse_route import stream_operations
@@ -75,6 +76,7 @@ def operations(times: RequestMetrics) -> list[Operation]:
             *alert_operations(times),
             *alert_stream_operations(times),
             *mode_operations(times),
+            reload_operation(times),
             *status_operations(),
             *feed_operations(),
             reachability_operation(),

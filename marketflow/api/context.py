@@ -20,6 +20,7 @@ from marketflow.cluster.messages import FeedsQuery, FeedsReport
 from marketflow.counters import IngestCounters
 from marketflow.feeds.reachability import Reachability
 from marketflow.health import Health, ModeSwitch
+from marketflow.settings.reloading import Changes
 from marketflow.stores.ports import HoleReader
 
 
@@ -29,7 +30,8 @@ class Context:
 
     `exchanges` and `symbols` hold the configured spellings. With an empty `token` anyone may switch the mode.
     `health`, `counters` and `ready` never block. `counters` returns None while no ingest process can be
-    reached; `feeds` raises Unavailable then. `reachability` connects to each exchange of the settings.
+    reached; `feeds` and `reload` raise Unavailable then. `reload` replaces the context: each request has the one of its
+    time. `reachability` connects to each exchange of the settings.
     """
 
     exchanges: tuple[str, ...]
@@ -43,6 +45,7 @@ class Context:
     alerts: AlertAccess
     reachability: Callable[[], Awaitable[list[Reachability]]]
     holes: HoleReader
+    reload: Callable[[], Awaitable[Changes]]
     ready: Callable[[], bool]
     broadcaster: Broadcaster
     clients: ClientLimits = field(default_factory=ClientLimits)

@@ -99,6 +99,11 @@ class PreparedAnswers:
         self._failures = RateLimit(10.0)
         self._prepared: dict[tuple[bytes, Server], _Prepared] = {}
 
+    def take_context(self, context: Context) -> None:
+        """Replace the context, and with it all that was prepared."""
+        self._context = context
+        self._prepared.clear()
+
     def answer(self, request: bytes, server: Server, server_headers: RawHeaders) -> bytes | None:
         """Return the whole response to a request; None if the application has to answer it.
 

@@ -78,6 +78,13 @@ class UnknownParameter(Problem):
     code = "unknown_parameter"
 
 
+class InvalidSettings(Problem):
+    """The settings that were read again are wrong, and nothing was changed; `detail` has key, value and what may be."""
+
+    status = HTTPStatus.BAD_REQUEST
+    code = "invalid_settings"
+
+
 class Unauthorized(Problem):
     """The bearer token is missing or wrong."""
 

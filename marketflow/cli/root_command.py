@@ -1,5 +1,6 @@
 """The command `marketflow`: runs the server in one role or in both."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,18 +53,19 @@ def root(ctx: click.Context, /, config: Path | None, role: str | None, workers: 
 
     from marketflow import logs, settings
 
-    loaded = settings.load(config, settings_given(**flags))
+    read = partial(settings.load, config, settings_given(**flags))
+    loaded = read()
     logs.setup(loaded.log.level, loaded.log.format)
 
     from marketflow.runtime import processes
 
     match role:
         case "ingest" | "feeds":
-            return processes.serve_ingest(loaded)
+            return processes.serve_ingest(loaded, read)
         case "api":
-            return processes.serve_api(loaded, workers or 1)
+            return processes.serve_api(loaded, read, workers or 1)
         case _:
-            return processes.serve(loaded)
+            return processes.serve(loaded, read)
 
 
 def _refuse_options_without_effect(role: str | None, workers: int | None, **flags: object) -> None:

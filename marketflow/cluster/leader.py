@@ -16,10 +16,12 @@ from loguru import logger
 
 from marketflow.cluster.lease import RENEW_SECONDS, Lease, redis_errors
 from marketflow.cluster.messages import (
+    RELOAD,
     FeedsQuery,
     FeedsReport,
     IngestState,
     Published,
+    ReloadReply,
     Reply,
     RuleChange,
     RuleChanged,
@@ -28,9 +30,10 @@ from marketflow.cluster.messages import (
     mode_of,
 )
 from marketflow.counters import IngestCounters
-from marketflow.errors import Unavailable
+from marketflow.errors import SettingsError, Unavailable
 from marketflow.logs import RateLimit
 from marketflow.model import Mode
+from marketflow.settings.reloading import Changes
 from marketflow.stores.redis import keys
 
 LOOK_SECONDS = 0.25
@@ -57,6 +60,7 @@ class Leader:
         switch: switches the mode and returns the previous one.
         feeds: reports the feeds.
         change_rule: changes an alert rule.
+        reload: reads the settings again and returns what has changed; raises SettingsError where they are wrong.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Leader:
         switch: Callable[[Mode], Mode],
         feeds: Callable[[FeedsQuery], FeedsReport],
         change_rule: Callable[[RuleChange], RuleChanged],
+        reload: Callable[[], Changes],
     ) -> None:
         self._lease = lease
         self._client = client
@@ -76,6 +81,7 @@ class Leader:
         self._switch = switch
         self._feeds = feeds
         self._change_rule = change_rule
+        self._reload = reload
         self._publishing = threading.Lock()
         self._published: IngestState | None = None
         self._renew_at = 0.0
@@ -182,16 +188,18 @@ class Leader:
         return None if answer is None else cast("tuple[bytes, bytes]", answer)[1].decode(errors="replace")
 
     def _execute(self, command: str) -> None:
-        """Switch the mode, publish the new state, then reply; or report the feeds, or change a rule.
+        """Switch the mode or reload the settings, publish the new state and reply; or report feeds, or change a rule.
 
         An expired command, or one that this version does not know, is ignored.
         """
         if self._commands_stopped.is_set() or (content := self._lease.claim(command)) is None:
             return
-        reply: Reply | FeedsReport | RuleChanged
+        reply: Reply | FeedsReport | ReloadReply | RuleChanged
         if (mode := mode_of(content)) is not None:
             previous = self._switch(mode)
             reply = Reply(previous, self.publish())
+        elif content == RELOAD.encode():
+            reply = self._reloaded()
         elif (query := decode(content, FeedsQuery)) is not None:
             reply = self._feeds(query)
         elif (change := decode(content, RuleChange)) is not None:
@@ -202,3 +210,11 @@ class Leader:
             pipe.rpush(keys.reply_key(command), encode(reply))
             pipe.expire(keys.reply_key(command), REPLY_SECONDS)
             pipe.execute()
+
+    def _reloaded(self) -> ReloadReply:
+        changes, problem = None, ""
+        try:
+            changes = self._reload()
+        except SettingsError as error:
+            problem = str(error)
+        return ReloadReply(changes, problem, self.publish())

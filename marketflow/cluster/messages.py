@@ -8,6 +8,7 @@ from marketflow.alerts.alert_model import AlertRule
 from marketflow.counters import IngestCounters
 from marketflow.health import FeedProblem
 from marketflow.model import FeedState, HoleState, Mode
+from marketflow.settings.reloading import Changes
 
 _T = TypeVar("_T")
 
@@ -18,6 +19,7 @@ class IngestState(msgspec.Struct, frozen=True):
     `exchanges` is by exchange name. `stalled` names branches of the pipeline that have work and finish none.
     `clock_offsets_ms` is by exchange name, for exchanges whose clock is wrong; `feeds`, for those with a problem.
     `newest_alert_event` is the number of the newest event of an alert that it has stored, 0 before the first one.
+    `reloads` counts the reloads of the settings in this term: when it changes, the settings are to be read again.
     """
 
     mode: Mode
@@ -28,6 +30,7 @@ class IngestState(msgspec.Struct, frozen=True):
     clock_offsets_ms: dict[str, int] = {}
     feeds: dict[str, FeedProblem] = {}
     newest_alert_event: int = 0
+    reloads: int = 0
 
 
 class Published(msgspec.Struct, frozen=True, rename={"counters": "figures"}):
@@ -48,6 +51,18 @@ class Reply(msgspec.Struct, frozen=True):
     """The reply to a command: the previous mode and the new state."""
 
     previous: Mode
+    published: Published
+
+
+RELOAD = "reload"
+"""A command: read the settings again."""
+
+
+class ReloadReply(msgspec.Struct, frozen=True):
+    """The reply to RELOAD: what has changed and the new state, or what is wrong with the settings, by line."""
+
+    changes: Changes | None
+    problem: str
     published: Published
 
 

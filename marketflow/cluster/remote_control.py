@@ -16,10 +16,12 @@ from loguru import logger
 
 from marketflow.cluster.lease import ANSWER_SECONDS, STATE_SECONDS
 from marketflow.cluster.messages import (
+    RELOAD,
     FeedsQuery,
     FeedsReport,
     IngestState,
     Published,
+    ReloadReply,
     Reply,
     RuleChange,
     RuleChanged,
@@ -28,9 +30,10 @@ from marketflow.cluster.messages import (
     mode_of,
 )
 from marketflow.counters import IngestCounters
-from marketflow.errors import Unavailable
+from marketflow.errors import SettingsError, Unavailable
 from marketflow.health import FeedProblem
 from marketflow.model import FeedState, Mode
+from marketflow.settings.reloading import Changes
 from marketflow.stores.postgres.request_coalescing import CoalescedAnswers
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.connection import async_client
@@ -71,7 +74,11 @@ class RemoteIngest:
         self._client = _client(keywords, STATE_CONNECTIONS)
         self._commands = _client(keywords, COMMAND_CONNECTIONS)
         self._channel = keys.channel(keys.STATE_KEY, keywords.get("db", 0))
-        self._exchanges = exchanges
+        self.exchanges = exchanges
+        """The configured ones."""
+        self.reloaded = asyncio.Event()
+        """Set when the ingest process has read its settings again."""
+        self._reloads: tuple[str, int] | None = None  # of which run, and how many
         self._mode = mode
         self._published: Published | None = None
         self._received_at = 0.0
@@ -114,7 +121,7 @@ class RemoteIngest:
         """Return the mode and the state of its feeds; all of them are connecting while there is no leader."""
         state = self.state
         known = {} if state is None else state.exchanges
-        return self._mode, {exchange: known.get(exchange, FeedState.CONNECTING) for exchange in self._exchanges}
+        return self._mode, {exchange: known.get(exchange, FeedState.CONNECTING) for exchange in self.exchanges}
 
     async def close(self) -> None:
         """Close all connections."""
@@ -130,6 +137,19 @@ class RemoteIngest:
         reply = await self._command(mode.value, Reply)
         self._take(reply.published)
         return reply.previous
+
+    async def reload(self) -> Changes:
+        """Have the ingest process read its settings again; return what has changed.
+
+        Raises:
+            SettingsError: they are wrong, and nothing has changed.
+            Unavailable: there is no leader, or it did not reply in time.
+        """
+        reply = await self._command(RELOAD, ReloadReply)
+        self._take(reply.published)
+        if reply.changes is None:
+            raise SettingsError(reply.problem)
+        return reply.changes
 
     async def feeds(self, query: FeedsQuery) -> FeedsReport:
         """Return the report of the feeds, of a second ago at most: many clients cost the leader one command.
@@ -220,6 +240,11 @@ class RemoteIngest:
         self._published = published
         self._received_at = time.monotonic()
         self._mode = published.state.mode
+        reloads = published.run, published.state.reloads
+        if reloads != self._reloads:
+            if published.state.reloads:  # also before this process began: it may be a worker in another one's place
+                self.reloaded.set()
+            self._reloads = reloads
 
 
 def _client(keywords: Mapping[str, Any], max_connections: int) -> "redis.asyncio.Redis":

@@ -1,9 +1,11 @@
 """The ASGI application of a process that answers requests: its lifespan opens the stores and closes them again."""
 
 import asyncio
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from loguru import logger
@@ -14,20 +16,23 @@ from marketflow.api.alerting.alert_access import AlertAccess
 from marketflow.api.app import create_app
 from marketflow.api.context import Context
 from marketflow.api.middleware.client_limits import ClientLimits
+from marketflow.api.prepared_answers import PREPARED_ANSWERS
 from marketflow.api.queries.known_holes import KnownHoles
 from marketflow.api.queries.prices import PriceQueries
 from marketflow.api.streaming.broadcaster import Broadcaster
 from marketflow.clock import system_clock
 from marketflow.cluster.messages import FeedsQuery, FeedsReport
 from marketflow.counters import IngestCounters
-from marketflow.errors import StartError
+from marketflow.errors import SettingsError, StartError, Unavailable
 from marketflow.feeds.reachability import ReachabilityProbe
 from marketflow.health import ModeSwitch
 from marketflow.model import Mode
 from marketflow.runtime.health_report import HealthReport, Probe
+from marketflow.runtime.settings_reload import ReadSettings, SettingsReload
 from marketflow.runtime.store_servers import Servers
 from marketflow.server.http_protocol import LimitedHttpProtocol
 from marketflow.settings import Settings
+from marketflow.settings.reloading import Changes
 from marketflow.stores.ports import Announcements, CacheReader
 from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.stores.postgres.request_coalescing import CoalescingReader
@@ -37,6 +42,9 @@ from marketflow.tasks import background, cancel, log_failure
 
 SETTLE_MS = 10_000
 """How long after the allowed lateness a closed minute may take to reach the cache, late ticks included."""
+
+RELOAD_SECONDS = 10.0
+"""How long a reload waits for the event loop: a stop may have ended it."""
 
 
 class Readers(NamedTuple):
@@ -50,11 +58,18 @@ class Readers(NamedTuple):
 class AsgiApplication(ABC):
     """An ASGI application. A start that fails for a known reason is logged in one line, without a traceback."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, read: ReadSettings) -> None:
         self.settings = settings
+        """Those of the start."""
+        self.settings_reload = SettingsReload(settings, read, self._apply)
+        self._state: dict[str, Any] = {}  # of the lifespan; the server copies it for each request
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._asgi: ASGIApp = create_app(self._lifespan, settings.http)
         self._refused = False
         self._tasks: list[asyncio.Task[None]] = []
+        self.started = asyncio.Event()
+        """Set when it has started."""
+        self._reloading: set[asyncio.Future[None]] = set()
         self.failed = False
         """Whether the pipeline broke."""
         self.mode: Callable[[], Mode] = lambda: settings.mode
@@ -71,6 +86,7 @@ class AsgiApplication(ABC):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or start and end."""
         if scope["type"] == "lifespan":
+            self._state = scope.get("state", {})
             await self._asgi(scope, receive, self._without_traceback(send))
         else:
             await self._asgi(scope, receive, send)
@@ -79,6 +95,8 @@ class AsgiApplication(ABC):
         async def quiet(message: Message) -> None:
             if message["type"] == "lifespan.startup.failed" and self._refused:
                 message = {"type": message["type"]}
+            if message["type"] == "lifespan.startup.complete":
+                self.started.set()
             await send(message)
 
         return quiet
@@ -87,7 +105,11 @@ class AsgiApplication(ABC):
     async def _lifespan(self, _: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         try:
             async with AsyncExitStack() as stack:
-                yield {"context": await self.start(stack)}
+                self._loop = asyncio.get_running_loop()
+                context = await self.start(stack)
+                if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # under another server
+                    self._loop.add_signal_handler(signal.SIGHUP, self.reload_soon)
+                yield {"context": context}
                 logger.info("stopping")
             await cancel(*self._tasks)
         except StartError as error:
@@ -108,6 +130,51 @@ class AsgiApplication(ABC):
         task = asyncio.create_task(work)
         task.add_done_callback(log_failure)
         self._tasks.append(task)
+
+    # Reload of the settings
+
+    async def reload(self) -> Changes:
+        """Read the settings again and apply the changes; return them.
+
+        Raises:
+            SettingsError: they are wrong, and nothing has changed.
+            Unavailable: no ingest process answers, and nothing has changed.
+        """
+        return await asyncio.to_thread(self.settings_reload)
+
+    def reload_soon(self) -> None:
+        """Reload, and log what is wrong; for the thread of the loop."""
+        task = asyncio.ensure_future(self._reload_or_log())
+        task.add_done_callback(log_failure)
+        self._reloading.add(task)
+        task.add_done_callback(self._reloading.discard)
+
+    async def _reload_or_log(self) -> None:
+        try:
+            await self.reload()
+        except (SettingsError, Unavailable) as error:
+            for line in str(error).splitlines():
+                logger.error("settings not reloaded: {}", line)
+
+    def _apply(self, settings: Settings) -> None:
+        """Take changed settings; on a thread beside the loop."""
+        assert self._loop is not None, "it has started"
+        self.ingest_from(settings)
+        asyncio.run_coroutine_threadsafe(self._answer_about(settings), self._loop).result(RELOAD_SECONDS)
+
+    @abstractmethod
+    def ingest_from(self, settings: Settings) -> None:
+        """Take the exchanges and symbols of changed settings; on a thread beside the loop."""
+
+    async def _answer_about(self, settings: Settings) -> None:
+        """Answer further requests about the exchanges and symbols of changed settings."""
+        await self.started.wait()
+        before: Context = self._state["context"]
+        exchanges = tuple(exchange.name for exchange in settings.exchanges)
+        context = replace(before, exchanges=exchanges, symbols=settings.symbols)
+        self._state["context"] = context
+        self._state[PREPARED_ANSWERS].take_context(context)
+        context.broadcaster.take_names(exchanges, settings.symbols)
 
     @abstractmethod
     async def start(self, stack: AsyncExitStack) -> Context:
@@ -188,8 +255,9 @@ class AsgiApplication(ABC):
             counters,
             feeds,
             alerts,
-            ReachabilityProbe(lambda: settings.exchanges).results,
+            ReachabilityProbe(lambda: self.settings_reload.settings.exchanges).results,
             archive,
+            self.reload,
             ready,
             broadcaster,
             clients,

@@ -237,6 +237,7 @@ class Engine:
             self.clock_offsets_ms(),
             self.feed_status.problems(),
             self.alerts.newest_event,
+            self._reloads,
         )
 
     def counters(self) -> IngestCounters:
@@ -305,11 +306,13 @@ class Engine:
         return before
 
     def reconfigure(self, settings: Settings) -> None:
-        """Ingest the exchanges and symbols of other settings, which differ in nothing else.
+        """Take the exchanges, symbols and alert rules of other settings, which differ in nothing else.
 
         Feeds that both name go on. What was received of others until now is written like all else.
         """
         with self._reconfiguring:
+            if settings.alerts != self._settings.alerts:
+                self.alerts.configure(settings.alerts)
             feeds = self._factory.changed(self.feeds, self._settings, settings)
             newest = {series: tick.at for series, tick in self.window_state.all_newest().items()}
             self._records.take_feeds(feeds[Mode.LIVE], _history_ms(settings), newest)

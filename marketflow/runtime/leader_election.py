@@ -23,6 +23,7 @@ from marketflow.errors import Unavailable
 from marketflow.model import Mode
 from marketflow.resources import resource
 from marketflow.runtime.engine import Engine
+from marketflow.runtime.settings_reload import ReadSettings, SettingsReload
 from marketflow.runtime.store_servers import Servers
 from marketflow.server.service_notification import Supervisor
 from marketflow.settings import Settings
@@ -45,15 +46,22 @@ class LeaderElection:
 
     Args:
         settings: the settings.
+        read: reads them again.
         servers: addresses of Redis and PostgreSQL.
         on_failure: called once, from any thread, if the pipeline fails.
         notified: gets readiness and liveness.
     """
 
     def __init__(
-        self, settings: Settings, servers: Servers, on_failure: Callable[[], None], notified: Supervisor
+        self,
+        settings: Settings,
+        read: ReadSettings,
+        servers: Servers,
+        on_failure: Callable[[], None],
+        notified: Supervisor,
     ) -> None:
-        self._settings = settings
+        self.reload = SettingsReload(settings, read, self._apply)
+        """Reads the settings again; a standby takes them for its next term."""
         self._servers = servers
         self._on_failure = on_failure
         self._supervisor = notified
@@ -84,6 +92,10 @@ class LeaderElection:
         """Cut the end of `run` short."""
         if self._engine is not None:
             self._engine.force_stop()
+
+    def _apply(self, settings: Settings) -> None:
+        if (engine := self._engine) is not None:
+            engine.reconfigure(settings)
 
     # Standby
 
@@ -125,7 +137,7 @@ class LeaderElection:
     def _lead(self) -> None:
         self._is_standby = False
         self._engine = engine = Engine(
-            self._settings,
+            self.reload.settings,
             self._servers.redis,
             self._servers.postgres,
             resource("ddl"),
@@ -145,6 +157,7 @@ class LeaderElection:
             engine.switch,
             engine.feed_status.report,
             engine.change_rule,
+            self.reload,
         )
         leader.start()
         abandoned = False
@@ -211,7 +224,7 @@ class LeaderElection:
 
     def _longest_harmless_freeze(self) -> float:
         """Return the seconds for which delayed ticks are accepted, or for which the lease cannot have been lost."""
-        return max(self._settings.flow.max_clock_skew_seconds, LEASE_SECONDS - 2 * RENEW_SECONDS)
+        return max(self.reload.settings.flow.max_clock_skew_seconds, LEASE_SECONDS - 2 * RENEW_SECONDS)
 
     def _must_abandon(self, leader: Leader) -> bool:
         """Return whether another process leads, by the answer of Redis; release held writes if none does."""
@@ -242,6 +255,6 @@ class LeaderElection:
         """Return the seconds until the running minute has closed; 0 in test mode."""
         if mode is Mode.TEST:
             return 0.0
-        flow = self._settings.flow
+        flow = self.reload.settings.flow
         rest_ms = flow.minute_ms - milliseconds(system_clock()) % flow.minute_ms
         return (rest_ms + flow.late_after_ms) / 1000

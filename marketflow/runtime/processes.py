@@ -8,6 +8,7 @@ only then ingests: a second instance fails before it has touched anything.
 import asyncio
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 
@@ -31,15 +32,18 @@ from marketflow.runtime.engine import Engine
 from marketflow.runtime.health_report import HealthReport, Probe
 from marketflow.runtime.leader_election import LeaderElection
 from marketflow.runtime.local_announcements import LocalAnnouncements
+from marketflow.runtime.settings_reload import ReadSettings
 from marketflow.runtime.state_reader import StateReader
 from marketflow.runtime.store_servers import Servers, find_servers, running_servers, when_set
 from marketflow.server.connection_limits import raise_file_limit
+from marketflow.server.hangup import Hangup
 from marketflow.server.http_protocol import LimitedHttpProtocol
 from marketflow.server.listeners import bind, bind_each, place_of
 from marketflow.server.service_notification import Supervisor, supervisor
 from marketflow.server.uvicorn_server import Server, ignore_signals
 from marketflow.server.workers import Parent, Workers
 from marketflow.settings import Settings
+from marketflow.settings.reloading import Changes
 from marketflow.stores.fallback import FallbackReader
 from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.tasks import background, cancel
@@ -50,28 +54,30 @@ NEWEST_PAUSE_SECONDS = 0.02
 ticks/s share one. Other processes see them in Redis that much later."""
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, read: ReadSettings) -> int:
     """Run both roles until SIGINT or SIGTERM; return the exit code. A second signal forces the shutdown.
+
+    SIGHUP has the settings read again, by `read`.
 
     Raises:
         StartError: the port cannot be bound.
     """
     raise_file_limit(LimitedHttpProtocol.MAX_CONNECTIONS)
-    return _serve(BothRoles(settings), settings, bind(settings.http.host, settings.http.port), supervisor())
+    return _serve(BothRoles(settings, read), settings, bind(settings.http.host, settings.http.port), supervisor())
 
 
-def serve_api(settings: Settings, workers: int = 1) -> int:
+def serve_api(settings: Settings, read: ReadSettings, workers: int = 1) -> int:
     """Run the API role in `workers` processes; otherwise as `serve`."""
     raise_file_limit(LimitedHttpProtocol.MAX_CONNECTIONS)
     if workers == 1:
-        return _serve(ApiRole(settings), settings, bind(settings.http.host, settings.http.port), supervisor())
+        return _serve(ApiRole(settings, read), settings, bind(settings.http.host, settings.http.port), supervisor())
     listeners = bind_each(settings.http.host, settings.http.port, workers)
 
     def work(number: int, parent: Parent) -> int:
         request_metrics.share(folder, number)
         for other in {*listeners} - {listeners[number]}:
             other.close()
-        return _serve(ApiRole(settings), settings, listeners[number], parent, parent.gone)
+        return _serve(ApiRole(settings, read), settings, listeners[number], parent, parent.gone)
 
     with ExitStack() as stack:
         folder = stack.enter_context(request_metrics.shared_folder())
@@ -81,9 +87,9 @@ def serve_api(settings: Settings, workers: int = 1) -> int:
     return 0
 
 
-def serve_ingest(settings: Settings) -> int:
+def serve_ingest(settings: Settings, read: ReadSettings) -> int:
     """Run the ingest role, as leader or standby; otherwise as `serve`, but without a port."""
-    code = asyncio.run(IngestRole(settings, supervisor()).run())
+    code = asyncio.run(IngestRole(settings, read, supervisor()).run())
     ignore_signals()
     return code
 
@@ -117,6 +123,7 @@ def _serve(
         started,
         stopping,
         orphaned,
+        application.reload_soon,
     )
     return 0 if server.serve_until_told(listener) and not application.failed else 1
 
@@ -152,6 +159,7 @@ class BothRoles(AsgiApplication):
         readers.cache.newest_in_process = engine.window_state.newest_of
         client = lease.connect(servers.redis)
         stack.callback(client.close)
+        self._reconfigure = engine.reconfigure
         leader = Leader(
             Lease(client),
             client,
@@ -160,6 +168,7 @@ class BothRoles(AsgiApplication):
             engine.switch,
             engine.feed_status.report,
             engine.change_rule,
+            self.settings_reload,
         )
         stack.push_async_callback(asyncio.to_thread, leader.close)
         self.alive = engine.is_alive
@@ -207,6 +216,10 @@ class BothRoles(AsgiApplication):
             alerts,
             lambda: engine.running and self._archive_asked,
         )
+
+    def ingest_from(self, settings: Settings) -> None:
+        """Have the engine ingest them."""
+        self._reconfigure(settings)
 
     async def _follow_archive(self, servers: Servers, archive: PostgresReader, engine: Engine, probe: Probe) -> None:
         """Open the archive once PostgreSQL has been started, and probe it from then on."""
@@ -258,13 +271,14 @@ class ApiRole(AsgiApplication):
         readers = await self.readers(stack, servers)
         await readers.archive.open()
 
-        feeds = RemoteIngest(servers.redis, [exchange.name for exchange in settings.exchanges], settings.mode)
+        self._remote = feeds = RemoteIngest(servers.redis, _names_of(settings), settings.mode)
         stack.push_async_callback(feeds.close)
         try:
             await feeds.ask()  # before the first request, which depends on the mode
         except Unavailable as error:
             logger.warning("the ingest process is unreachable, assuming {} mode: {}", settings.mode, error)
         await stack.enter_async_context(background(feeds.follow()))
+        await stack.enter_async_context(background(self._follow_reloads()))
 
         redis_probe = Probe(
             readers.cache,
@@ -298,23 +312,55 @@ class ApiRole(AsgiApplication):
             lambda: redis_probe.answers or postgres_probe.answers,
         )
 
+    async def reload(self) -> Changes:
+        """Have the ingest process read its settings again, then this process its own; return what has changed there.
+
+        Raises:
+            SettingsError: those of one of the two are wrong, and nothing has changed.
+            Unavailable: no ingest process answers, and nothing has changed.
+        """
+        await asyncio.to_thread(self.settings_reload.check)
+        changes = await self._remote.reload()
+        own = await super().reload()
+        return changes.with_restart(own.needs_restart)
+
+    def ingest_from(self, settings: Settings) -> None:
+        """Expect the feeds of these exchanges: another process ingests."""
+        self._remote.exchanges = _names_of(settings)
+
+    async def _follow_reloads(self) -> None:
+        """Read the settings again when the ingest process has: other API processes may have asked for it."""
+        while True:
+            await self._remote.reloaded.wait()
+            self._remote.reloaded.clear()
+            await self.started.wait()
+            await asyncio.to_thread(self.settings_reload.or_log)
+
+
+def _names_of(settings: Settings) -> list[str]:
+    return [exchange.name for exchange in settings.exchanges]
+
 
 class IngestRole:
     """Ingest alone: no port; stopped by signals only."""
 
-    def __init__(self, settings: Settings, notified: Supervisor) -> None:
+    def __init__(self, settings: Settings, read: ReadSettings, notified: Supervisor) -> None:
         self._settings = settings
+        self._read = read
+        self._hangup = Hangup()
         self._supervisor = notified
         self._stop_requested = asyncio.Event()
         self._force_stop = asyncio.Event()
         self._failed = False
+        self._reload: Callable[[], None] = lambda: None  # during a start the settings have just been read
 
     async def run(self) -> int:
         """Run until a signal or a failure; return the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                loop.add_signal_handler(number, self._on_signal)
+                handler = self._on_hangup if number is signal.SIGHUP else self._on_signal
+                loop.add_signal_handler(number, handler)
         try:
             return await self._run(loop)
         except StartError:
@@ -328,7 +374,8 @@ class IngestRole:
             def pipeline_failed() -> None:
                 loop.call_soon_threadsafe(self._pipeline_failed)
 
-            election = LeaderElection(self._settings, servers, pipeline_failed, self._supervisor)
+            election = LeaderElection(self._settings, self._read, servers, pipeline_failed, self._supervisor)
+            self._reload = election.reload.or_log
             running = asyncio.create_task(asyncio.to_thread(election.run))
             requested = asyncio.create_task(self._stop_requested.wait())
             await asyncio.wait({running, requested}, return_when=asyncio.FIRST_COMPLETED)
@@ -338,6 +385,13 @@ class IngestRole:
             async with when_set(self._force_stop, partial(asyncio.to_thread, election.force_stop)):
                 await running
         return 1 if self._failed else 0
+
+    def _on_hangup(self) -> None:
+        """Read the settings again, unless the terminal was closed."""
+        if self._hangup.is_of_terminal:
+            self._on_signal()
+        else:
+            asyncio.get_running_loop().run_in_executor(None, self._reload)
 
     def _on_signal(self) -> None:
         """Request a stop; force it at the second signal."""

@@ -17,6 +17,7 @@ from loguru import logger
 from starlette.types import ASGIApp
 
 from marketflow.server.connection_limits import max_open_files
+from marketflow.server.hangup import Hangup
 from marketflow.server.http_protocol import LimitedHttpProtocol
 from marketflow.server.listeners import BACKLOG
 from marketflow.server.write_buffer import StreamingProtocol
@@ -48,6 +49,7 @@ class Server(uvicorn.Server):
         on_started: called when it accepts connections.
         on_stopping: called when the shutdown begins.
         orphaned: a descriptor that becomes readable when the parent process has ended.
+        reload: called on SIGHUP, once it accepts connections.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Server(uvicorn.Server):
         on_started: Callable[[], None],
         on_stopping: Callable[[], None],
         orphaned: int | None = None,
+        reload: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -84,16 +87,18 @@ class Server(uvicorn.Server):
         self._on_started = on_started
         self._on_stopping = on_stopping
         self._orphaned = orphaned
+        self._reload = reload
+        self._hangup = Hangup()
 
     def serve_until_told(self, listener: socket.socket) -> bool:
-        """Run until SIGINT, SIGTERM or SIGHUP; return whether it had started or a signal stopped it.
+        """Run until SIGINT or SIGTERM, or its terminal is closed; return whether it had started or a signal stopped it.
 
         A second signal forces the shutdown. The listener is closed.
         """
         # uvicorn handles the first two as well, but restores the handlers while the loop still closes.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # ignored by nohup
-                signal.signal(number, self.handle_exit)
+                signal.signal(number, self.handle_hangup if number is signal.SIGHUP else self.handle_exit)
         with listener, suppress(SystemExit):  # the caller chooses the exit code of a failed start
             self.run(sockets=[listener])
         ignore_signals()
@@ -107,6 +112,14 @@ class Server(uvicorn.Server):
             if self._loop is not None:  # wakes a pending startup
                 self._loop.call_soon_threadsafe(self._force if self.force_exit else self._on_signal)
                 self._loop.call_soon_threadsafe(self._exit_requested.set)
+
+    def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
+        """Have the settings read again, unless the terminal was closed. During a start they have just been read."""
+        if self._hangup.is_of_terminal:
+            self.handle_exit(sig, frame)
+        elif self.started and self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._reload)
 
     async def main_loop(self) -> None:
         """Wait for the shutdown; uvicorn's own loop looks for it ten times a second, half the CPU of an idle server."""

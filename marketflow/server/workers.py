@@ -18,6 +18,7 @@ from collections.abc import Callable
 from loguru import logger
 
 from marketflow import logs
+from marketflow.server.hangup import Hangup
 from marketflow.server.service_notification import Supervisor
 
 RESTART_SECONDS = 1.0
@@ -59,7 +60,9 @@ class Parent(Supervisor):
 
 
 class Workers:
-    """Runs workers until SIGINT, SIGTERM or SIGHUP. For a process without threads.
+    """Runs workers until SIGINT or SIGTERM, or its terminal is closed. For a process without threads.
+
+    SIGHUP is passed to all workers, which read the settings again.
 
     Args:
         number: of workers.
@@ -75,9 +78,12 @@ class Workers:
         self._lively: set[int] = set()  # workers that have reported since all of them had
         self._missing = list(range(number))
         self._alive: dict[int, tuple[int, float]] = {}  # index and start time, by pid
-        stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        self._stop_signals = {each for each in stops if signal.getsignal(each) is not signal.SIG_IGN}  # as under nohup
-        self._awaited = {*self._stop_signals, signal.SIGCHLD, SIGNAL_OF_LIFE}
+        stops = (signal.SIGINT, signal.SIGTERM)
+        self._stop_signals = {each for each in stops if signal.getsignal(each) is not signal.SIG_IGN}
+        self._reloads = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # as under nohup
+        self._hangup = Hangup()
+        hangups = {signal.SIGHUP} if self._reloads else set()
+        self._awaited = {*self._stop_signals, *hangups, signal.SIGCHLD, SIGNAL_OF_LIFE}
 
     def run(self) -> None:
         """Run the workers, and return when all have ended."""
@@ -100,8 +106,10 @@ class Workers:
                 while self._missing:
                     self._start(self._missing.pop(0))
             got, sender = self._next_signal(pause if pause > 0 else 3600.0)
-            if got in self._stop_signals:
+            if got in self._stop_signals or (got == signal.SIGHUP and self._hangup.is_of_terminal):
                 return
+            if got == signal.SIGHUP:
+                self._send(signal.SIGHUP)
             if got == SIGNAL_OF_LIFE:
                 self._record_sign_of_life(sender)
             for pid, number, began, how in self._ended():
@@ -117,7 +125,7 @@ class Workers:
         deadline = time.monotonic() + STOP_SECONDS
         while self._alive:
             got, _ = self._next_signal(deadline - time.monotonic())
-            if got in self._stop_signals:
+            if got in self._stop_signals:  # a second one forces them
                 self._send(signal.SIGTERM)
                 deadline = min(deadline, time.monotonic() + FORCE_SECONDS)
             elif got is None:
@@ -147,6 +155,8 @@ class Workers:
         try:
             os.setpgid(0, 0)
             os.close(self._held)
+            if self._reloads:  # until its server handles it; the settings have just been read
+                signal.signal(signal.SIGHUP, lambda *_: None)
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
             code = self._work(number, parent)
         except KeyboardInterrupt:  # stopped before it had begun

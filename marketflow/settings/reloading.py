@@ -1,23 +1,29 @@
-"""What a reload of the settings changes: exchanges and symbols; all else needs a restart."""
+"""What a reload of the settings changes: exchanges, symbols and alert rules; all else needs a restart."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
+from marketflow.alerts.alert_model import AlertRule, configured_id
 from marketflow.settings import schema
 from marketflow.settings.schema import Settings
 
-RELOADABLE = ("exchanges", "symbols")
+RELOADABLE = ("exchanges", "symbols", "alerts")
 """Keys that are changed without a restart."""
 
 
 class Names(msgspec.Struct, frozen=True):
-    """Names of exchanges and symbols."""
+    """Names of exchanges, symbols and alert rules."""
 
     exchanges: Annotated[tuple[str, ...], Meta(description="Names of exchanges.", examples=[["exchange4"]])] = ()
     symbols: Annotated[tuple[str, ...], Meta(description="Symbols.", examples=[["XRPUSDT"]])] = ()
+    alerts: Annotated[
+        tuple[str, ...],
+        Meta(description="Names of alert rules, ids of those without one of their own.", examples=[["BTC crash"]]),
+    ] = ()
 
 
 class Changes(msgspec.Struct, frozen=True):
@@ -46,7 +52,9 @@ def changes_between(before: Settings, after: Settings) -> Changes:
     """
     exchanges = _by_kind(_exchanges(before), _exchanges(after))
     symbols = _by_kind(dict.fromkeys(before.symbols), dict.fromkeys(after.symbols))
-    added, removed, changed, unchanged = (Names(*names) for names in zip(exchanges, symbols, strict=True))
+    alerts = _by_kind(_alerts(before), _alerts(after))
+    kinds = zip(exchanges, symbols, alerts, strict=True)
+    added, removed, changed, unchanged = (Names(*names) for names in kinds)
     differing = [key for key in schema.KEYS if key not in RELOADABLE and _value(before, key) != _value(after, key)]
     return Changes(added, removed, changed, unchanged, tuple(sorted(differing)))
 
@@ -58,6 +66,11 @@ def with_changes(before: Settings, after: Settings) -> Settings:
 
 def _exchanges(settings: Settings) -> dict[str, Any]:
     return {each.name: (each.without_symbols(), settings.symbols_of(each)) for each in settings.exchanges}
+
+
+def _alerts(settings: Settings) -> dict[str, AlertRule]:
+    names = Counter(rule.name for rule in settings.alerts)
+    return {rule.name if rule.name and names[rule.name] == 1 else configured_id(rule): rule for rule in settings.alerts}
 
 
 def _by_kind(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, ...]]:

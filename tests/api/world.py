@@ -53,6 +53,7 @@ from marketflow.model import (
     slice_start,
 )
 from marketflow.settings import HttpSettings
+from marketflow.settings.reloading import Changes, Names
 from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.candle_window import CandleWindow, merged
 from marketflow.stores.ports import CandleRange, HoleQuery, ListedRule, NumberedEvent, SlotListener, TickListener
@@ -316,6 +317,9 @@ class World:
     feeds: FeedsReport = field(default_factory=lambda: FeedsReport(Mode.TEST, (), (), 0))
     feed_queries: list[FeedsQuery] = field(default_factory=list)
     reachable: list[Reachability] = field(default_factory=list)
+    reloaded: Changes | Exception = field(
+        default_factory=lambda: Changes(Names(), Names(), Names(), Names(EXCHANGES, SYMBOLS), ())
+    )
     missing: list[Hole] = field(default_factory=list)
     hole_queries: list[HoleQuery] = field(default_factory=list)
     alerts: MemoryAlerts = field(default_factory=MemoryAlerts)
@@ -345,6 +349,11 @@ class World:
         await self.archive._asked()
         return self.missing
 
+    async def reload(self) -> Changes:
+        if isinstance(self.reloaded, Exception):
+            raise self.reloaded
+        return self.reloaded
+
     def context(self) -> Context:
         prices = PriceQueries(self.cache, self.archive, lambda: self.now * NANOSECONDS_PER_MS)
         return Context(
@@ -359,6 +368,7 @@ class World:
             alerts=ShortAlerts(self.alerts.change, self.alerts),
             reachability=self.reachability,
             holes=self,
+            reload=self.reload,
             ready=lambda: self.ready,
             broadcaster=ShortBroadcaster(
                 EXCHANGES, SYMBOLS, self.mode, prices, self.health, self.announcements, self.streams

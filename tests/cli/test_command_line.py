@@ -31,8 +31,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def replace_module(monkeypatch: pytest.MonkeyPatch, package: ModuleType, name: str, serve: Callable[..., int]) -> None:
     module = ModuleType(f"{package.__name__}.{name}")
     module.serve = serve  # type: ignore[attr-defined]
-    module.serve_ingest = lambda settings: serve(settings, "feeds")  # type: ignore[attr-defined]
-    module.serve_api = lambda settings, workers: serve(settings, "api", workers)  # type: ignore[attr-defined]
+    module.serve_ingest = lambda settings, read: serve(settings, read, "feeds")  # type: ignore[attr-defined]
+    module.serve_api = lambda settings, read, workers: serve(settings, read, "api", workers)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(package, name, module, raising=False)
 

@@ -25,6 +25,7 @@ from marketflow.cluster.remote_control import RemoteIngest
 from marketflow.counters import DelayCounter, ExchangeCounters, IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.model import FeedState, Mode
+from marketflow.settings.reloading import Changes, Names
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.connection import connection_keywords
 from tests.support.servers import HOST, RedisServer, free_port, wait_until
@@ -50,6 +51,9 @@ def changed(change: RuleChange) -> RuleChanged:
 def reported(query: FeedsQuery) -> FeedsReport:
     """Report one series, and as many in all as the query asks for."""
     return msgspec.structs.replace(REPORTED, total=query.limit + query.offset)
+
+
+CHANGES = Changes(Names(("exchange2",), ()), Names(), Names(), Names(("exchange1",), ("BTCUSDT",)), ("http.port",))
 
 
 class Clock:
@@ -176,7 +180,9 @@ def hold(client: "redis.Redis") -> Iterator[Callable[[Callable[[Mode], Mode]], L
 
     def begin(switch: Callable[[Mode], Mode]) -> Lease:
         lease = Lease(client)
-        holders.append(Leader(lease, client, lambda: RUNNING, lambda: COUNTED, switch, reported, changed))
+        holders.append(
+            Leader(lease, client, lambda: RUNNING, lambda: COUNTED, switch, reported, changed, lambda: CHANGES)
+        )
         holders[-1].start()
         wait_until(lambda: lease.held)
         return lease
@@ -196,7 +202,7 @@ def test_lease_is_renewed_after_a_state_that_raises(client: "redis.Redis") -> No
         return RUNNING
 
     lease = Lease(client)
-    holder = Leader(lease, client, state, lambda: COUNTED, lambda mode: mode, reported, changed)
+    holder = Leader(lease, client, state, lambda: COUNTED, lambda mode: mode, reported, changed, lambda: CHANGES)
     holder.start()
     wait_until(lambda: len(asked) > 10)
     assert lease.held

@@ -13,12 +13,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from weakref import WeakValueDictionary
 
 from loguru import logger
 
 from marketflow.api.problems import ServiceUnavailable
 from marketflow.api.queries.known_holes import KnownHoles
+from marketflow.api.queries.names import NameLookup
 from marketflow.api.queries.prices import PriceQueries
 from marketflow.api.streaming.candle_stream.candle_series import CandleSeries
 from marketflow.api.streaming.candle_stream.live_candles import LiveCandles
@@ -105,7 +107,7 @@ class Broadcaster:
         self._task: asyncio.Task[None] | None = None
         self._cancelled: set[asyncio.Task[None]] = set()  # and not yet done
         self._due = asyncio.Event()
-        pairs = frozenset((exchange, symbol) for exchange in exchanges for symbol in symbols)
+        pairs = frozenset(product(exchanges, symbols))
         self._state = VersionedState(pairs, mode.current, self._due.set, self._horizon, self._now)
         self._candles = LiveCandles(
             exchanges, prices, archive or prices.archive, self._state, announcements.slots, holes
@@ -123,6 +125,29 @@ class Broadcaster:
             found = Subscription(self._exchanges, self._symbols, chosen, candles)
             self._subscriptions[chosen, candles] = found
         return found
+
+    @property
+    def names(self) -> NameLookup:
+        """The configured names at present."""
+        return NameLookup(self._exchanges, self._symbols)
+
+    def take_names(self, exchanges: Sequence[str], symbols: Sequence[str]) -> None:
+        """Replace the configured names. Whose series have changed by it receives a snapshot.
+
+        Subscribers to all symbols of an exchange, or to all exchanges of a symbol, have added ones, too.
+        """
+        before, after = NameLookup(self._exchanges, self._symbols), NameLookup(exchanges, symbols)
+        self._exchanges, self._symbols = exchanges, symbols
+        self._subscriptions.clear()
+        self._state.take_pairs(frozenset(product(exchanges, symbols)))
+        for subscriber in self._subscribers:
+            had = subscriber.subscription
+            chosen, candles = had.chosen_of(before, after), had.candles_of(before, after)
+            if (chosen, candles) != (had.chosen, had.candles):
+                self.resubscribe(subscriber, self.subscription(chosen, candles))
+        self._candles.take_exchanges(exchanges)
+        self._read_due.set()
+        self.wake()
 
     def reserve(self, address: str = "") -> Callable[[], None]:
         """Count one more stream of an address; return an idempotent function that releases it.

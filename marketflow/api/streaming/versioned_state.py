@@ -94,9 +94,7 @@ class VersionedState:
         self._on_change = on_change
         self._run = uuid4().hex[:12]
         self._newest: dict[Pair, _VersionedTick] = {}  # ordered by version
-        self._exchanges: defaultdict[str, list[str]] = defaultdict(list)  # by symbol
-        for exchange, symbol in pairs:
-            self._exchanges[symbol].append(exchange)
+        self._exchanges = _exchanges_by_symbol(pairs)
         self._references: Counter[str] = Counter()  # subscribers by symbol
         self._candles = CandleLog()
         self._version = 0
@@ -211,6 +209,14 @@ class VersionedState:
         for slot, candle in changed:
             self._candles.put(slot, candle, self._version)
         self._candles.evict()
+        self._changed()
+
+    def take_pairs(self, pairs: frozenset[Pair]) -> None:
+        """Replace the series."""
+        self._pairs = pairs
+        self._exchanges = _exchanges_by_symbol(pairs)
+        known = pairs | {(REFERENCE, symbol) for symbol in self._exchanges}
+        self._newest = {pair: newest for pair, newest in self._newest.items() if pair in known}
         self._changed()
 
     def put_health(self, health: Health) -> None:
@@ -351,3 +357,10 @@ _ID = re.compile(
 
 def _without_uptime(health: Health) -> Health:
     return msgspec.structs.replace(health, uptime_seconds=0.0)
+
+
+def _exchanges_by_symbol(pairs: Iterable[Pair]) -> defaultdict[str, list[str]]:
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for exchange, symbol in pairs:
+        found[symbol].append(exchange)
+    return found

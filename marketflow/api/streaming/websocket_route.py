@@ -202,7 +202,8 @@ class _Connection:
         Raises:
             Problem: it names what does not exist, or too much.
         """
-        names, exchanges, symbols = self._context.names, command.exchanges or (), command.symbols or ()
+        names = self._context.broadcaster.names
+        exchanges, symbols = command.exchanges or (), command.symbols or ()
         chosen, candles = self._subscriber.subscription.chosen, self._subscriber.subscription.candles
         begins = command.op == "subscribe"
         if command.intervals is not None:

@@ -103,9 +103,10 @@ class SteppedCorrections:
             pause = rx.timer(done.pause_seconds, scheduler=self._loop).pipe(ops.map(lambda _: _NOTHING))
             return rx.just(done.minutes).pipe(ops.concat(pause))
 
-        until: Observable[Any] = removed
-        steps: Observable[Candles] = rx.from_callable(step, scheduler=self._pool).pipe(ops.flat_map(then_pause))
-        return steps.pipe(ops.repeat(), ops.filter(bool), ops.take_until(until))
+        repeated: Observable[Candles] = rx.from_callable(step, scheduler=self._pool).pipe(
+            ops.flat_map(then_pause), ops.repeat(), ops.filter(bool)
+        )
+        return repeated.pipe(ops.take_until(removed))
 
 
 def has_spare_budget(client: "RestClient") -> bool:

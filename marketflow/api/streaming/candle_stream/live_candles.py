@@ -218,6 +218,11 @@ class LiveCandles:
         for key, subscribers in counts.items():
             self.follow([key], subscribers)
 
+    def take_exchanges(self, exchanges: Sequence[str]) -> None:
+        """Replace the configured exchanges; nobody follows candles of others any more."""
+        self._exchanges = exchanges
+        self.reset()
+
     # Changes
 
     def take(self, announced: Iterable[tuple[Series, Tick]]) -> None:
