@@ -21,6 +21,7 @@ from marketflow.api.middleware.same_site import SameSiteOnly
 from marketflow.api.openapi.operation import Operation
 from marketflow.api.prepared_answers import PREPARED_ANSWERS, PreparedAnswers
 from marketflow.api.problems import problem_handlers
+from marketflow.api.reload_route import reload_operation
 from marketflow.api.routes.candles import candle_operations
 from marketflow.api.routes.charting.klines import kline_operations
 from marketflow.api.routes.charting.udf_datafeed import udf_operations
@@ -32,7 +33,6 @@ from marketflow.api.routes.metrics import metrics_operations
 from marketflow.api.routes.mode import mode_operations
 from marketflow.api.routes.page import market_operations
 from marketflow.api.routes.prices import price_operations
-from marketflow.api.routes.reload import reload_operation
 from marketflow.api.routes.static_files import static_route
 from marketflow.api.routes.tickers import ticker_operations
 from marketflow.api.streaming.sse_route import stream_operations

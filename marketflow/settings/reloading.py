@@ -18,12 +18,12 @@ RELOADABLE = ("exchanges", "symbols", "alerts")
 class Names(msgspec.Struct, frozen=True):
     """Names of exchanges, symbols and alert rules."""
 
-    exchanges: Annotated[tuple[str, ...], Meta(description="Names of exchanges.", examples=[["exchange4"]])] = ()
-    symbols: Annotated[tuple[str, ...], Meta(description="Symbols.", examples=[["XRPUSDT"]])] = ()
+    exchanges: Annotated[tuple[str, ...], Meta(description="Names of exchanges.", examples=[["exchange4"]])]
+    symbols: Annotated[tuple[str, ...], Meta(description="Symbols.", examples=[["XRPUSDT"]])]
     alerts: Annotated[
         tuple[str, ...],
         Meta(description="Names of alert rules, ids of those without one of their own.", examples=[["BTC crash"]]),
-    ] = ()
+    ]
 
 
 class Changes(msgspec.Struct, frozen=True):

@@ -103,7 +103,7 @@ def test_names_are_strings_with_configured_ones_as_examples(described: Descripti
 @pytest.mark.parametrize(("token", "security"), [("plain", [{"bearerToken": []}]), ("", [{}, {"bearerToken": []}])])
 def test_only_changes_require_the_configured_token(token: str, security: list[object]) -> None:
     required = {key: operation["security"] for key, operation in description(token).operations.items()}
-    changes = {("POST", "/mode/test"), ("POST", "/mode/live"), ("POST", "/alerts")}
+    changes = {("POST", "/mode/test"), ("POST", "/mode/live"), ("POST", "/reload"), ("POST", "/alerts")}
     changes |= {(method, "/alerts/{rule}") for method in ("PUT", "DELETE")}
     assert {key for key, value in required.items() if value} == changes
     assert [value for value in required.values() if value] == [security] * len(changes)

@@ -63,6 +63,7 @@ NOW = 1_763_690_430_500
 
 EXCHANGES = ("exchange1", "Exchange2", "exchange3")
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
+NOTHING = Names((), (), ())
 
 
 def series(exchange: str = "exchange1", symbol: str = "BTCUSDT", mode: Mode = Mode.TEST) -> Series:
@@ -318,7 +319,7 @@ class World:
     feed_queries: list[FeedsQuery] = field(default_factory=list)
     reachable: list[Reachability] = field(default_factory=list)
     reloaded: Changes | Exception = field(
-        default_factory=lambda: Changes(Names(), Names(), Names(), Names(EXCHANGES, SYMBOLS), ())
+        default_factory=lambda: Changes(NOTHING, NOTHING, NOTHING, Names(EXCHANGES, SYMBOLS, ()), ())
     )
     missing: list[Hole] = field(default_factory=list)
     hole_queries: list[HoleQuery] = field(default_factory=list)

@@ -39,7 +39,7 @@ def replace_module(monkeypatch: pytest.MonkeyPatch, package: ModuleType, name: s
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, calls: list[Any]) -> list[Any]:
-    def serve(settings: Settings, *role: object) -> int:
+    def serve(settings: Settings, read: object, *role: object) -> int:
         calls.append(settings)
         calls.extend(role)
         return 0
@@ -253,7 +253,7 @@ def test_failed_start_prints_the_reason(
 def test_interrupted_start_ends_quietly(
     monkeypatch: pytest.MonkeyPatch, calls: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def serve(_: Settings) -> int:
+    def serve(*_: object) -> int:
         raise KeyboardInterrupt
 
     replace_module(monkeypatch, marketflow.runtime, "processes", serve)

@@ -53,7 +53,10 @@ def reported(query: FeedsQuery) -> FeedsReport:
     return msgspec.structs.replace(REPORTED, total=query.limit + query.offset)
 
 
-CHANGES = Changes(Names(("exchange2",), ()), Names(), Names(), Names(("exchange1",), ("BTCUSDT",)), ("http.port",))
+NOTHING = Names((), (), ())
+CHANGES = Changes(
+    Names(("exchange2",), (), ()), NOTHING, NOTHING, Names(("exchange1",), ("BTCUSDT",), ()), ("http.port",)
+)
 
 
 class Clock:

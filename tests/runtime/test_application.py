@@ -92,23 +92,6 @@ def test_a_data_folder_may_have_any_name(server_folder: Path) -> None:
         assert application.stop()[0] == 0
 
 
-@pytest.fixture
-def in_a_terminal() -> Iterator[None]:
-    """SIGHUP as a process of a terminal has it: under nohup it is ignored, and children inherit that."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.usefixtures("in_a_terminal")
-def test_a_terminal_that_is_closed_ends_it_in_good_order(server_folder: Path) -> None:
-    with Application(server_folder) as application:
-        family = descendants(application.process.pid)
-        assert application.stop(signal.SIGHUP)[0] == 0
-        assert not any(process.alive() for process in family)
-    assert "Traceback" not in application.log
-
-
 def test_an_embedded_server_that_dies_is_started_again_and_nothing_is_lost(server_folder: Path) -> None:
     with Application(server_folder) as application:
         wait_until(lambda: (application.find("/prices/average/BTCUSDT") or {"ticks": 0})["ticks"] > 50)

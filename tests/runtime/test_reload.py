@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from websockets.sync.client import connect
 
+from tests.runtime.test_application import descendants
 from tests.support.application import ROOT, Application, ScriptedExchange, Traffic, exchanges_setting, sent_by
 from tests.support.oracle import Rows, differences
 from tests.support.servers import HOST, wait_until
@@ -270,9 +271,9 @@ def test_generated_prices_follow_the_settings(
         assert application.stop(signal.SIGTERM)[0] == 0
 
 
-def test_closed_terminal_still_stops_the_application(server_folder: Path, servers: dict[str, object]) -> None:
-    environment = os.environ | {f"MARKETFLOW_{name}": str(value) for name, value in servers.items()}
-    environment |= {"MARKETFLOW_HTTP__PORT": "0", "PYTHONPATH": str(ROOT)}
+def test_closed_terminal_stops_it_in_good_order(server_folder: Path) -> None:
+    environment = os.environ | {"MARKETFLOW_DATA_DIR": str(server_folder / "data"), "MARKETFLOW_HTTP__PORT": "0"}
+    environment |= {"PYTHONPATH": str(ROOT)}
     controller, terminal = pty.openpty()
     log = server_folder / "log"
     with log.open("wb") as output:
@@ -283,8 +284,11 @@ def test_closed_terminal_still_stops_the_application(server_folder: Path, server
     os.close(terminal)
     try:
         wait_until(lambda: "answers on" in log.read_text(), 30)
+        family = descendants(process.pid)
+        assert family
         os.close(controller)
         assert process.wait(15) == 0, log.read_text()
+        assert not any(each.alive() for each in family)
     finally:
         if process.poll() is None:
             process.kill()
