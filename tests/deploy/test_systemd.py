@@ -72,6 +72,7 @@ def test_unit_starts_and_stops_like_the_application(unit: Path) -> None:
     assert (found["Type"], found["NotifyAccess"], found["KillMode"]) == (["notify"], ["main"], ["mixed"])
     assert int(found["TimeoutStopSec"][0]) > 5
     assert found["RestartPreventExitStatus"] == [str(exit_codes.USAGE)]
+    assert found["ExecReload"] == ["kill -HUP $MAINPID"]
     command, *arguments = shlex.split(found["ExecStart"][0])
     assert command == "/opt/marketflow/bin/marketflow"
     assert arguments[:2] == ["--config", "/etc/marketflow/settings.toml"]
