@@ -1,6 +1,8 @@
 """The compose file: sound, closed, and about the application as it is."""
 
 import json
+import os
+import re
 import subprocess
 from typing import Any
 
@@ -13,6 +15,7 @@ from tests.deploy.configuration import DEPLOY, compose, env_file, load_with, pro
 from tests.deploy.image import instructions
 
 OURS = ("app", "migrate", "exchange1", "exchange2", "exchange3")
+SIMULATED = ("exchange1", "exchange2", "exchange3")
 OF_THE_IMAGE = ("app", "migrate")  # whose health check is that of the image
 MONITORING = ("prometheus", "grafana")
 
@@ -24,10 +27,11 @@ def services() -> dict[str, Any]:
 
 
 def test_docker_compose_reads_the_file_as_these_tests_do(services: dict[str, Any]) -> None:
-    command = [program("docker-compose"), "--file", str(DEPLOY / "compose.yaml"), "--profile", "monitoring"]
+    command = [program("docker-compose"), "--file", str(DEPLOY / "compose.yaml")]
+    profiles = ["--profile", "monitoring", "--profile", "demo"]
     example = ["--env-file", str(DEPLOY / "compose.env.example")]
     done = subprocess.run(
-        [*command, *example, "config", "--format", "json"], capture_output=True, text=True, check=True
+        [*command, *profiles, *example, "config", "--format", "json"], capture_output=True, text=True, check=True
     )
     assert done.stderr == ""
     theirs = json.loads(done.stdout)["services"]
@@ -36,6 +40,18 @@ def test_docker_compose_reads_the_file_as_these_tests_do(services: dict[str, Any
         assert theirs[name]["image"] == service["image"]
         assert theirs[name].get("environment", {}) == service.get("environment", {})
         assert ("healthcheck" in theirs[name]) == (name not in OF_THE_IMAGE)
+
+    without_profiles = subprocess.run(
+        [*command, *example, "config", "--services"], capture_output=True, text=True, check=True
+    )
+    assert {*without_profiles.stdout.split()} == {"app", "migrate", "redis", "postgres"}
+    chosen = {"MARKETFLOW_EXCHANGES": "okx,mine=10.0.0.1:40101", "MARKETFLOW_SYMBOLS": "XRPUSDT"}
+    other = subprocess.run(
+        [*command, *example, "config", "--format", "json"],
+        capture_output=True, text=True, check=True, env=os.environ | chosen,
+    )  # fmt: skip
+    environment = json.loads(other.stdout)["services"]["app"]["environment"]
+    assert {name: environment[name] for name in chosen} == chosen
 
     without = subprocess.run([*command, "config", "--quiet"], capture_output=True, text=True, check=False)
     assert without.returncode != 0
@@ -61,7 +77,8 @@ def test_every_service_is_hardened_limited_and_health_checked(services: dict[str
         assert service["image"].count(":") == 1, name
         assert not service["image"].endswith(":latest"), name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
-        assert service.get("profiles", []) == (["monitoring"] if name in MONITORING else []), name
+        profile = "monitoring" if name in MONITORING else "demo" if name in SIMULATED else None
+        assert service.get("profiles", []) == ([profile] if profile else []), name
     # The application is not stopped in the middle of what it still writes.
     assert int(services["app"]["stop_grace_period"].removesuffix("s")) > 5
     assert not {"ports"} & (services["redis"].keys() | services["postgres"].keys())
@@ -96,12 +113,18 @@ def test_application_settings_name_existing_services(
         assert password == postgres["environment"][f"{kind.upper()}_PASSWORD"]
     assert f"create database {found.postgres.dbname} " in roles
     assert {"default", "stores"} == {*app["networks"]}
+    assert {exchange.venue for exchange in found.exchanges} == {"binance", "coinbase", "kraken"}
+    assert found.symbols == ("BTCUSDT", "DOGEUSDT", "TONUSDT", "SOLUSDT", "ETHUSDT")
+    demo = re.search(r"^# (MARKETFLOW_EXCHANGES)=(.+)$", (DEPLOY / "compose.env.example").read_text(), re.M)
+    assert demo is not None
+    found = load_with(monkeypatch, {demo[1]: demo[2]})
     for exchange in found.exchanges:
+        assert services[exchange.host]["environment"]["MARKETFLOW_SYMBOLS"] == ",".join(found.symbols)
         command = services[exchange.host]["command"]
         assert command == ["exchange", "--host", "0.0.0.0", "--port", str(exchange.port), "--name", exchange.name]
         assert f":{exchange.port:X} " in services[exchange.host]["healthcheck"]["test"][3]
     assert {*OURS} == {"app", "migrate", *(exchange.host for exchange in found.exchanges)}
-    assert app["depends_on"].keys() == {"redis", "postgres", *OURS} - {"app"}
+    assert app["depends_on"].keys() == {"redis", "postgres", "migrate"}
 
 
 def test_own_services_share_one_image_of_this_version(services: dict[str, Any]) -> None:
