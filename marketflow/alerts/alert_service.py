@@ -11,7 +11,6 @@ from typing import Protocol
 from uuid import uuid4
 
 from marketflow.alerts.alert_model import (
-    KINDS,
     MOST_RULES,
     AlertRule,
     RaisedAlert,
@@ -24,7 +23,8 @@ from marketflow.alerts.watched_rule import WatchedRule
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import MarketFlowError
 from marketflow.logs import RateLimit
-from marketflow.model import Candles, Hole, HoleState, Mode
+from marketflow.model import MINUTE_MS, REFERENCE, Candles, Hole, HoleState, Mode
+from marketflow.reference_price import median_of
 
 MOST_PENDING = 10_000
 """Events that wait for the store; beyond, the oldest are dropped."""
@@ -70,6 +70,12 @@ class RuleStore(Protocol):
         """Store events; return those that were not yet, and the number of the newest event."""
         ...
 
+    def closes(
+        self, mode: Mode, exchanges: Sequence[str], symbol: str, since_ms: int, bucket_ms: int
+    ) -> list[tuple[str, int, float]]:
+        """The last closes of minutes in each bucket from a time on (Unix ms): exchange, time and price."""
+        ...
+
     def expire(self, before_ms: int) -> None:
         """Delete some of the events that were stored before a time (Unix ms)."""
         ...
@@ -83,11 +89,18 @@ class AlertService:
         configured: the rules of the settings.
         clock: wall-clock time.
         most_pending: events that wait for the store at most.
+        exchanges: returns the names of all exchanges.
     """
 
     def __init__(
-        self, store: RuleStore, configured: Iterable[AlertRule], clock: Clock, most_pending: int = MOST_PENDING
+        self,
+        store: RuleStore,
+        configured: Iterable[AlertRule],
+        clock: Clock,
+        most_pending: int = MOST_PENDING,
+        exchanges: Callable[[], Sequence[str]] = tuple,
     ) -> None:
+        self._exchanges = exchanges
         self.evaluator = Evaluator()
         self._store = store
         self._clock = clock
@@ -100,6 +113,7 @@ class AlertService:
         """Whether the store was reached and has its schema: nothing is asked of it before."""
         self._unread = True
         self._unwritten = True
+        self._unseeded = True
         self._expired_at = 0
         self._limit = RateLimit(60.0)
         self.dropped = 0
@@ -124,7 +138,7 @@ class AlertService:
         with self._rules_lock:
             found = [StoredRule(configured_id(rule), "settings", rule) for rule in rules]
             self._configured = {stored.id: stored for stored in found}
-            self._unwritten = True
+            self._unwritten = self._unseeded = True
             held = self.evaluator.rules()
             others = [watched for watched in held.values() if watched.origin == "api"]
             self.evaluator.set_rules([*(_kept(held.get(stored.id), stored) for stored in found), *others])
@@ -169,6 +183,7 @@ class AlertService:
     def _put(self, stored: StoredRule) -> StoredRule:
         self._store.put(stored)
         self.evaluator.put(WatchedRule(stored))
+        self._unseeded = True
         self.on_change()
         return stored
 
@@ -188,6 +203,18 @@ class AlertService:
         stored |= {each.id: each._replace(state=_state_of(stored, each.id)) for each in self._configured.values()}
         self.evaluator.set_rules([_kept(held.get(each.id), each) for each in stored.values()])
         self._unread = False
+
+    def _seed_changes(self) -> None:
+        """Read the prices of the periods that begin before this run, or before their rule was made: minutes' closes."""
+        for change in self.evaluator.unseeded_changes():
+            since = self._now_ms() - change.period_ms - max(change.bucket_ms, MINUTE_MS)
+            wanted = self._exchanges() if change.exchange in (None, REFERENCE) else [change.exchange or ""]
+            closes = self._store.closes(change.mode, wanted, change.symbol, since, change.bucket_ms)
+            if change.exchange == REFERENCE:
+                self.evaluator.seed_change(change, _medians(closes, change.bucket_ms))
+            else:
+                self.evaluator.seed_change(change, [(at, price) for _, at, price in closes])
+        self._unseeded = False
 
     # Events
 
@@ -235,7 +262,7 @@ class AlertService:
     @property
     def has_work(self) -> bool:
         """Whether anything is to be read from the store or written to it."""
-        return self.store_usable and bool(self._unread or self._unwritten or self._pending)
+        return self.store_usable and bool(self._unread or self._unwritten or self._unseeded or self._pending)
 
     def persist(self) -> None:
         """Read and write what is to be read and written.
@@ -251,6 +278,7 @@ class AlertService:
             if self._unread:
                 self._read()
                 self.evaluator.seed({})  # prices of the earlier run say nothing on rules that are made later
+            self._seed_changes()
         if changed:
             self.on_change()
         while pending := self._first_pending():
@@ -301,5 +329,9 @@ def _state_of(stored: dict[str, StoredRule], id: str) -> RuleState:
     return stored[id].state if id in stored else RuleState()
 
 
-NO_KINDS = dict.fromkeys(KINDS.values(), 0)
-"""Counts of events by kind, none of any."""
+def _medians(closes: Iterable[tuple[str, int, float]], bucket_ms: int) -> list[tuple[int, float]]:
+    """Return the median over exchanges in each bucket, at the time of the newest of its prices."""
+    buckets: dict[int, list[tuple[int, float]]] = {}
+    for _, at, price in closes:
+        buckets.setdefault(at // bucket_ms, []).append((at, price))
+    return [(max(at for at, _ in each), median_of([price for _, price in each])) for each in buckets.values()]

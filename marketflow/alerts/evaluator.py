@@ -6,7 +6,7 @@ batch of candles, which is that of a slice.
 """
 
 import threading
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, TypeVar
 
@@ -41,6 +41,16 @@ class _Key(NamedTuple):
     mode: Mode
     exchange: str | None
     symbol: str
+
+
+class UnseededChange(NamedTuple):
+    """A change within a period whose older prices are not known: what it is of, and in which buckets it is kept."""
+
+    mode: Mode
+    exchange: str | None
+    symbol: str
+    period_ms: int
+    bucket_ms: int
 
 
 class _Market:
@@ -140,6 +150,31 @@ class Evaluator:
     def _seed(self, series: Series, watch: PriceWatch) -> None:
         if (tick := self._seeds.get(series)) is not None:
             watch.seed(tick.price, tick.at)
+
+    def unseeded_changes(self) -> list[UnseededChange]:
+        """Return the changes of which no older prices were given yet."""
+        with self._lock:
+            return [
+                UnseededChange(*key, period, bucket)
+                for key, watch in self._watches()
+                for period, bucket in watch.unseeded().items()
+            ]
+
+    def seed_change(self, change: UnseededChange, closes: Iterable[tuple[int, float]]) -> None:
+        """Give the older prices of a change: pairs of a time (Unix ms) and a price."""
+        with self._lock:
+            for key, watch in self._watches():
+                if key == change[:3]:
+                    watch.seed_changes(change.period_ms, closes)
+
+    def _watches(self) -> Iterator[tuple[tuple[Mode, str | None, str], PriceWatch]]:
+        for series, watch in self._series.items():
+            yield (series.mode, series.exchange, series.symbol), watch
+        for (mode, symbol), watch in self._all.items():
+            yield (mode, None, symbol), watch
+        for (mode, symbol), market in self._markets.items():
+            if market.reference is not None:
+                yield (mode, REFERENCE, symbol), market.reference
 
     def _change(self, old: Iterable[WatchedRule], new: Iterable[WatchedRule]) -> None:
         keys: set[_Key] = set()

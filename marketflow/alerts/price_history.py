@@ -1,6 +1,8 @@
 """The price of so long ago: the closes of a period in buckets, so that memory is bounded whatever the rate."""
 
+import sys
 from collections import deque
+from collections.abc import Iterable
 
 from marketflow.model import SLICE_MS
 
@@ -26,6 +28,16 @@ class PriceHistory:
         while len(closes) > 1 and closes[1][0] <= then:
             closes.popleft()
         return closes[0][1] if closes and closes[0][0] <= then else None
+
+    @property
+    def bucket_ms(self) -> int:
+        """Length of a bucket in ms."""
+        return self._bucket_ms
+
+    def seed(self, closes: Iterable[tuple[int, float]]) -> None:
+        """Put older prices before those that were added: pairs of a time (Unix ms) and a price."""
+        first = self._closes[0][0] if self._closes else sys.maxsize
+        self._closes.extendleft(sorted((close for close in closes if close[0] < first), reverse=True))
 
     def add(self, at: int, price: float) -> None:
         """Add the newest price."""

@@ -1,6 +1,6 @@
 """What is watched of one price: its levels, and its changes within periods."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from marketflow.alerts.alert_model import ChangeRule, Direction, PriceRule
 from marketflow.alerts.level_index import Crossing, LevelIndex, Point
@@ -64,6 +64,16 @@ class PriceWatch:
             found += change.take(path_of(candle))
         return found
 
+    def unseeded(self) -> dict[int, int]:
+        """Return the periods of which no older prices were given yet, each with the length of its buckets (ms)."""
+        return {period: each.history.bucket_ms for period, each in self._changes.items() if not each.is_seeded}
+
+    def seed_changes(self, period_ms: int, closes: Iterable[tuple[int, float]]) -> None:
+        """Give older prices of a period: pairs of a time (Unix ms) and a price."""
+        if (change := self._changes.get(period_ms)) is not None:
+            change.is_seeded = True
+            change.history.seed(closes)
+
     def seed(self, price: float, at: int) -> None:
         """Set the price before the first candle, as an earlier run has left it."""
         if self._last is None:
@@ -75,14 +85,15 @@ class _ChangeWatch:
 
     def __init__(self, period_ms: int) -> None:
         self._period_ms = period_ms
-        self._history = PriceHistory(period_ms)
+        self.history = PriceHistory(period_ms)
+        self.is_seeded = False
         self._last: Point | None = None
         self.levels = LevelIndex()
 
     def take(self, path: Sequence[Point]) -> list[Crossing]:
         end = path[-1]
-        before = self._history.before(end.at)
-        self._history.add(end.at, end.value)
+        before = self.history.before(end.at)
+        self.history.add(end.at, end.value)
         if before is None:
             self._last = None
             return []

@@ -149,7 +149,12 @@ class Engine:
         self.holes = PostgresHoles(postgres, may_write)
         self._fetched = FetchedMinutes(postgres, ddl, lambda: may_write() and self.archive.available)
         self._alert_store = PostgresAlerts(postgres, may_write)
-        self.alerts = AlertService(self._alert_store, settings.alerts, clock)
+        self.alerts = AlertService(
+            self._alert_store,
+            settings.alerts,
+            clock,
+            exchanges=lambda: [feed.exchange for feed in self.feeds[Mode.LIVE]],
+        )
         self._sender = WebhookSender(clock)
         deliveries = Deliveries(self._alert_store, self.alerts.evaluator.rules, self._sender.post, clock)
         stale_after_seconds = settings.flow.stale_after_seconds

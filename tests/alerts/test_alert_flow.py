@@ -40,6 +40,7 @@ class MemoryAlerts:
         self.events: list[RaisedAlert] = []
         self.deliveries: dict[str, list[Any]] = {}  # receiver, state, next try, attempts, found at
         self.now_ms = 0
+        self.minutes: dict[tuple[Mode, str], list[tuple[str, int, float]]] = {}
 
     def _ask(self) -> None:
         self.calls += 1
@@ -75,6 +76,12 @@ class MemoryAlerts:
             if each.receiver:
                 self.deliveries[each.event.id] = [each.receiver, "pending", self.now_ms, 0, self.now_ms]
         return added, len(self.events)
+
+    def closes(
+        self, mode: Mode, exchanges: Sequence[str], symbol: str, since_ms: int, bucket_ms: int
+    ) -> list[tuple[str, int, float]]:
+        self._ask()
+        return [each for each in self.minutes.get((mode, symbol), []) if each[0] in exchanges and each[1] >= since_ms]
 
     def expire(self, before_ms: int) -> None:
         self._ask()
@@ -117,7 +124,7 @@ class AlertWorld:
         self.result = PostResult(None)
         self.states: dict[str, FeedState] = {"exchange1": FeedState.GENERATED}
         clock = self.world.pipeline.clock
-        self.alerts = AlertService(self.store, rules, clock, most_pending)
+        self.alerts = AlertService(self.store, rules, clock, most_pending, lambda: ["exchange1", "exchange2"])
         self.deliveries = Deliveries(
             self.store, self.alerts.evaluator.rules, self._post, clock, Backoff(1.0, 300.0, jitter=0.0)
         )
@@ -263,6 +270,21 @@ def test_configured_rules_cannot_be_changed_by_the_api() -> None:
     one = AlertWorld(rule_of(level=100)).start()
     with pytest.raises(RuleRefused, match="configured_rule"):
         one.alerts.delete(configured_id(rule_of(level=100)))
+
+
+@pytest.mark.parametrize(("exchange", "before"), [("exchange1", 100.0), (None, 104.0), ("reference", 102.0)])
+def test_change_counts_from_stored_minutes_after_a_start(exchange: str | None, before: float) -> None:
+    store = MemoryAlerts()
+    rule = rule_of(kind="change", symbol="BTCUSDT", exchange=exchange, percent=5, period="1h", direction="up")
+    one = AlertWorld(rule, store=store)
+    then = one.world.now_ms - 3_600_000
+    older = [("exchange1", then - 600_000, 50.0), ("exchange1", then - 2, 100.0), ("exchange2", then - 1, 104.0)]
+    store.minutes[Mode.TEST, "BTCUSDT"] = older
+    one.start()
+    one.tick(before * 1.04)
+    assert one.events == []
+    one.tick(before * 1.06)
+    assert [event.value for event in one.events] == [pytest.approx(6.0)]
 
 
 def test_stale_feed_is_an_event_once() -> None:

@@ -9,11 +9,12 @@ import pytest
 
 from marketflow.alerts.alert_model import RaisedAlert, RuleState, StoredRule
 from marketflow.errors import Unavailable
+from marketflow.model import Mode, Slot, Tick, candle_of
 from marketflow.resources import resource
 from marketflow.stores.postgres.alert_store import PostgresAlerts
 from marketflow.stores.postgres.rows import connection_keywords
 from marketflow.stores.postgres.writer import PostgresWriter
-from tests.alerts.rules import START, candles_of, evaluator_of, rule_of, stored
+from tests.alerts.rules import BTC, START, candles_of, evaluator_of, rule_of, stored
 
 HOOK: dict[str, Any] = {"webhook": {"url": "https://hooks.example.com/T0/secret-path", "secret": "sixteen-characters"}}
 
@@ -144,6 +145,21 @@ def test_nothing_is_stored_without_the_lease(place: dict[str, Any]) -> None:
         with pytest.raises(Unavailable):
             held.put(stored("a", level=100))
         assert held.rules() == []
+
+
+def test_closes_are_the_last_of_each_bucket(store: PostgresAlerts, place: dict[str, Any]) -> None:
+    rows = {
+        Slot(BTC, START + minute * 60_000): candle_of(Tick(100.0 + minute, START + minute * 60_000 + 500, 0))
+        for minute in range(-10, 10)
+    }
+    with closing(PostgresWriter(connection_keywords(**place), resource("ddl"), 10)) as archive:
+        archive.write(rows)
+    found = store.closes(Mode.TEST, ["exchange1", "exchange2"], "BTCUSDT", START, 300_000)
+    assert found[-1] == ("exchange1", START + 9 * 60_000 + 500, 109.0)
+    assert len(found) in (2, 3)
+    assert all(exchange == "exchange1" and at >= START for exchange, at, _ in found)
+    assert len(store.closes(Mode.TEST, ["exchange1"], "BTCUSDT", START, 100)) == 10
+    assert store.closes(Mode.LIVE, ["exchange1"], "BTCUSDT", START, 300_000) == []
 
 
 def test_rule_of_a_later_version_is_left_out(store: PostgresAlerts, place: dict[str, Any], log: list[str]) -> None:

@@ -23,7 +23,9 @@ from marketflow.alerts.alert_model import (
 from marketflow.alerts.watched_rule import SKEW_MS
 from marketflow.errors import Unavailable
 from marketflow.logs import RateLimit
+from marketflow.model import Mode
 from marketflow.stores.ports import ListedRule
+from marketflow.stores.postgres.candle_sql import VALID, time_of
 from marketflow.stores.postgres.connections.reconnecting_connection import ReconnectingConnection
 from marketflow.stores.postgres.rows import to_datetime, to_unix_ms
 
@@ -82,6 +84,18 @@ with given as (
     select id, receiver from given join stored using (id) where receiver <> ''
 )
 select id, number from stored order by number
+"""  # noqa: S608 - put together from constants
+
+_CLOSES = f"""
+select wanted.exchange, close.at, close_price from unnest(%(exchanges)s::text[]) as wanted (exchange)
+cross join lateral (
+    select distinct on (pg_catalog.floor(extract(epoch from timestamp) / %(seconds)s))
+           {time_of("close_at")} as at, close_price
+    from aggregates
+    where exchange = wanted.exchange and pair_name = %(symbol)s and mode = %(mode)s and timestamp >= %(since)s
+      and timestamp < timestamptz '2200-01-01 00:00:00+00' and {VALID}
+    order by pg_catalog.floor(extract(epoch from timestamp) / %(seconds)s), timestamp desc
+) as close
 """  # noqa: S608 - put together from constants
 
 _EXPIRE = f"""
@@ -221,6 +235,25 @@ class PostgresAlerts:
                 added.update(id for id, _ in connection.execute(_STORE, [list(column) for column in columns]))
             (newest,) = connection.execute(NEWEST_EVENT).fetchone() or (0,)
         return [each for each in raised if each.event.id in added], newest
+
+    def closes(
+        self, mode: Mode, exchanges: Sequence[str], symbol: str, since_ms: int, bucket_ms: int
+    ) -> list[tuple[str, int, float]]:
+        """Return the last closes of minutes in each bucket from a time on (Unix ms): exchange, time and price.
+
+        Raises:
+            Unavailable: PostgreSQL is down.
+        """
+        given = {
+            "mode": mode.value,
+            "exchanges": list(exchanges),
+            "symbol": symbol,
+            "since": to_datetime(since_ms),
+            "seconds": max(60, bucket_ms // 1000),
+        }
+        with self._transaction(writes=False) as connection:
+            rows = connection.execute(_CLOSES, given).fetchall()
+        return [(exchange, to_unix_ms(at), price) for exchange, at, price in rows]
 
     def expire(self, before_ms: int) -> None:
         """Delete some of the events that were stored before a time (Unix ms).
