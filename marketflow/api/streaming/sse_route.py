@@ -56,7 +56,7 @@ client that reads nothing for 30 s is disconnected. A client that reconnects wit
 `/ws` is a WebSocket with the same parameters and the same events as messages `{"event","id","data"}`. The client may
 send `{"op":"subscribe","symbols":[...],"exchanges":[...]}` and `{"op":"unsubscribe",...}`; a missing or empty list
 stands for all. With `intervals` it is about candles, see `/stream/candles`. The reply is
-`{"event":"subscribed","data":{"symbols","exchanges","series"}}` and a `snapshot`, or
+`{"event":"subscribed","data":{"symbols","exchanges","series","candles"}}` and a `snapshot`, or
 `{"event":"error","data":{"code","detail"}}`, which changes nothing. Pages of other origins are refused.
 """
 
@@ -66,6 +66,7 @@ Events with `id`, `event` and, on one line, `data` as JSON:
 - `snapshot`: `{"mode","symbols","exchanges","prices":[{"symbol","exchange","price","timestamp"}],"health"}`. The first
   event, and again after a switch of the mode; it replaces all earlier events. `health` is as in `GET /health`.
 - `prices`: `{"prices":[...]}`, the newest price of every series that has changed since the last event.
+  Those of `reference` also have `exchanges`, how many count. They change without a tick when one price turns stale.
 - `mode`: `{"mode","previous"}`: the mode was switched; a `snapshot` follows.
 - `health`: as in `GET /health`, when anything but the uptime has changed.
 - `heartbeat`: `{"timestamp"}`, the time of the server, every 5 s.
