@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,10 +21,10 @@ from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot, Tick, candle_of, merge_all
 from marketflow.resources import resource
 from marketflow.stores.postgres import migrations
-from marketflow.stores.postgres.connections.bounded_connection import ANSWER_SECONDS
+from marketflow.stores.postgres.connections.bounded_connection import ANSWER_SECONDS, BoundedConnection
 from marketflow.stores.postgres.reader import READ_SECONDS, PostgresReader
 from marketflow.stores.postgres.rows import CONNECT_SECONDS, connection_keywords
-from marketflow.stores.postgres.writer import PostgresWriter
+from marketflow.stores.postgres.writer import BATCHES_AT_ONCE, PostgresWriter
 from tests.support.market import BTC, ETH, MINUTE
 from tests.support.oracle import candle_of_ticks, candles_of_ticks
 from tests.support.servers import PostgresServer, wait_until
@@ -330,6 +330,25 @@ def test_a_backlog_goes_in_batches_and_all_or_nothing(postgres_db: Keywords) -> 
         query(postgres_db, "drop trigger raising on aggregates")
         archive.write(hour() | last)
         assert count(postgres_db) == 61
+
+
+def test_a_backlog_does_not_wait_for_the_answer_to_each_batch(
+    postgres_db: Keywords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside busy threads each wait takes tens of milliseconds."""
+    pipelines: list[BoundedConnection] = []
+    begin = BoundedConnection.pipeline
+
+    def begun(connection: BoundedConnection) -> AbstractContextManager[psycopg.Pipeline]:
+        pipelines.append(connection)
+        return begin(connection)
+
+    monkeypatch.setattr(BoundedConnection, "pipeline", begun)
+    with archive_at(postgres_db, batch_size=1) as archive:
+        archive.write({})
+        archive.write(hour())
+    assert count(postgres_db) == 60
+    assert len(pipelines) == 60 / BATCHES_AT_ONCE
 
 
 # Rows that are refused
