@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import redis
 
+from marketflow.alerts.alert_model import PriceRule, Webhook
 from marketflow.cluster.leader import Leader
 from marketflow.cluster.lease import GRACE_SECONDS, Lease, connect
 from marketflow.cluster.messages import (
@@ -235,6 +236,26 @@ def test_mode_switch_runs_once_and_is_replied(
     hold(switch)
     assert asyncio.run(ask()) is Mode.TEST
     assert switches == [Mode.LIVE]
+
+
+def test_rule_is_changed_by_the_leader(feeds: RemoteIngest, hold: Callable[[Callable[[Mode], Mode]], Lease]) -> None:
+    rule = PriceRule(symbol="BTCUSDT", level=1.0, webhook=Webhook("https://a.example/", "sixteen-characters"))
+
+    async def ask() -> list[RuleChanged]:
+        await feeds.ask()
+        try:
+            return [
+                await feeds.change_rule(RuleChange("create", "", rule)),
+                await feeds.change_rule(RuleChange("replace", "mine", rule)),
+                await feeds.change_rule(RuleChange("delete", "mine")),
+            ]
+        finally:
+            await feeds.close()
+
+    hold(lambda mode: mode)
+    made, replaced, deleted = asyncio.run(ask())
+    assert (made, replaced) == (RuleChanged("made"), RuleChanged("mine"))
+    assert deleted == RuleChanged("mine", "unknown_rule")
 
 
 def test_feeds_are_reported_on_demand(feeds: RemoteIngest, hold: Callable[[Callable[[Mode], Mode]], Lease]) -> None:
