@@ -12,7 +12,7 @@ from marketflow.api.app import operations
 from marketflow.api.middleware.request_metrics import RequestMetrics
 from marketflow.api.openapi.operation import Content, Operation
 from tests.support.application import ROOT, Application, ScriptedExchange, Traffic, exchanges_setting
-from tests.support.servers import wait_until
+from tests.support.servers import HOST, wait_until
 
 CONFIGURATION = Path(__file__).parent / "schemathesis.toml"
 
@@ -26,7 +26,8 @@ def test_schemathesis_finds_no_undescribed_response(
     record_property: Callable[[str, object], None],
 ) -> None:
     # Schemathesis switches modes, so both need prices.
-    given = servers | {"HTTP__TOKEN": token, "EXCHANGES": exchanges_setting(*exchanges), "MODE": "live"}
+    proxies = {"HTTP__TRUSTED_PROXIES": HOST}  # schemathesis sends for one client after another
+    given = servers | proxies | {"HTTP__TOKEN": token, "EXCHANGES": exchanges_setting(*exchanges), "MODE": "live"}
     with Application(server_folder, given) as application, Traffic(exchanges, rate=20, coming_and_going=True):
         wait_until(lambda: application.find("/prices/average/ETHUSDT"))
         switched = application.http.post("/mode/test", headers={"Authorization": f"Bearer {token or 'none'}"})
