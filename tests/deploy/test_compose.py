@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from marketflow import __version__
+from marketflow.cli.main import parse
 from marketflow.errors import SettingsError
 from marketflow.model import Mode
 from tests.deploy.configuration import DEPLOY, compose, env_file, load_with, program
@@ -119,9 +120,10 @@ def test_application_settings_name_existing_services(
     assert demo is not None
     found = load_with(monkeypatch, {demo[1]: demo[2]})
     for exchange in found.exchanges:
-        assert services[exchange.host]["environment"]["MARKETFLOW_SYMBOLS"] == ",".join(found.symbols)
         command = services[exchange.host]["command"]
-        assert command == ["exchange", "--host", "0.0.0.0", "--port", str(exchange.port), "--name", exchange.name]
+        options = {"host": "0.0.0.0", "port": exchange.port, "name": exchange.name, "symbols": ",".join(found.symbols)}
+        assert command == ["exchange", *(f"--{name}={value}" for name, value in options.items())]
+        assert parse(command).params["symbols"] == found.symbols
         assert f":{exchange.port:X} " in services[exchange.host]["healthcheck"]["test"][3]
     assert {*OURS} == {"app", "migrate", *(exchange.host for exchange in found.exchanges)}
     assert app["depends_on"].keys() == {"redis", "postgres", "migrate"}
