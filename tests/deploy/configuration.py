@@ -55,3 +55,11 @@ def load_with(monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str], c
     for name, text in environment.items():
         monkeypatch.setenv(name, text)
     return settings.load(config)
+
+
+def shell_blocks(heading: str, language: str = "sh") -> list[str]:
+    """The blocks of commands in a section of deploy/README.md."""
+    text = (DEPLOY / "README.md").read_text()
+    section = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    assert section is not None, heading
+    return re.findall(rf"^```{language}\n(.*?)^```", section[1], re.M | re.S)

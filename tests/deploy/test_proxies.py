@@ -1,21 +1,24 @@
-"""The configurations of nginx and Caddy, with the real proxies in front of the real application."""
+"""The configurations of nginx and Caddy, with TLS, as the real proxies in front of the real application."""
 
 import os
+import re
 import shutil
 import socket
+import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpcore
 import httpx
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin
 
-from tests.deploy.configuration import DEPLOY
+from tests.deploy.configuration import DEPLOY, program, shell_blocks
 from tests.support.application import Application
 from tests.support.servers import HOST, free_port, wait_until
 
@@ -30,8 +33,19 @@ def _program(name: str) -> str:
     return path
 
 
+def certificate(folder: Path) -> ssl.SSLContext:
+    """Make key.pem and certificate.pem in a folder as the README does; return a context that trusts it."""
+    (command,) = shell_blocks("Behind a proxy")
+    program("openssl")
+    done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return ssl.create_default_context(cafile=str(folder / "certificate.pem"))
+
+
 def nginx(text: str, port: int, application: int, folder: Path) -> list[str]:
-    text = text.replace("listen 80;", f"listen {HOST}:{port};").replace("127.0.0.1:8080;", f"{HOST}:{application};")
+    text = text.replace("listen 443 ssl;", f"listen {HOST}:{port} ssl;").replace(CERTIFICATES, str(folder))
+    text = text.replace("listen 80;", f"listen {HOST}:{port if 'ssl' not in text else free_port()};")
+    text = text.replace("127.0.0.1:8080;", f"{HOST}:{application};")
     folders = "".join(
         f"{each}_temp_path {folder}/{each};" for each in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
@@ -44,14 +58,31 @@ def nginx(text: str, port: int, application: int, folder: Path) -> list[str]:
 
 
 def caddy(text: str, port: int, application: int, folder: Path) -> list[str]:
-    text = text.replace("prices.example.com {", f"http://prices.example.com:{port} {{")
-    text = text.replace("127.0.0.1:8080", f"{HOST}:{application}")
-    (folder / "Caddyfile").write_text(f"{{\n admin off\n auto_https off\n}}\n{text}")
+    (own,) = re.findall(r"before reverse_proxy: (tls .*)", text)
+    text = text.replace("prices.example.com {", f"https://prices.example.com:{port} {{\n\t{own}")
+    text = text.replace("127.0.0.1:8080", f"{HOST}:{application}").replace(CERTIFICATES, str(folder))
+    (folder / "Caddyfile").write_text(f"{{\n admin off\n auto_https disable_redirects\n}}\n{text}")
     return [_program("caddy"), "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
 
 
+class Through(httpcore.NetworkBackend):
+    """Connects to this machine whatever the name."""
+
+    def connect_tcp(self, host: str, port: int, *arguments: object, **keywords: object) -> httpcore.NetworkStream:
+        return httpcore.SyncBackend().connect_tcp(HOST, port)
+
+
+def client_of(port: int, trust: ssl.SSLContext) -> httpx.Client:
+    """A client that reaches https://prices.example.com on this machine, and verifies its certificate."""
+    transport = httpx.HTTPTransport(verify=trust)
+    transport._pool = httpcore.ConnectionPool(ssl_context=trust, network_backend=Through())
+    return httpx.Client(base_url=f"https://prices.example.com:{port}", transport=transport, timeout=10)
+
+
 @contextmanager
-def proxy(start: Start, text: str, application: int, folder: Path) -> Iterator[int]:
+def proxy(
+    start: Start, text: str, application: int, folder: Path, trust: ssl.SSLContext | None = None
+) -> Iterator[int]:
     """The port of a proxy in front of an application."""
     port = free_port()
     home = {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
@@ -60,21 +91,26 @@ def proxy(start: Start, text: str, application: int, folder: Path) -> Iterator[i
             start(text, port, application, folder), stdout=log, stderr=log, env=os.environ | home
         )
     try:
-        wait_until(lambda: _answers(port), 20, "the proxy does not answer")
+        wait_until(lambda: _answers(port, trust), 20, "the proxy does not answer")
         yield port
     finally:
         process.terminate()
         process.wait(20)
 
 
-def _answers(port: int) -> bool:
+def _answers(port: int, trust: ssl.SSLContext | None) -> bool:
     try:
+        if trust is not None:
+            with client_of(port, trust) as client:
+                return client.get("/livez").status_code < 500
         return (
             httpx.get(f"http://{HOST}:{port}/livez", headers={"Host": f"prices.example.com:{port}"}).status_code < 500
         )
-    except httpx.TransportError:
+    except (httpx.TransportError, httpcore.NetworkError):
         return False
 
+
+CERTIFICATES = "/etc/ssl/marketflow"
 
 PROXIES = [(nginx, "nginx.conf"), (caddy, "Caddyfile")]
 
@@ -88,12 +124,13 @@ def test_page_stream_and_websocket_work_behind_a_proxy(
         "HTTP__TRUSTED_PROXIES": HOST,
         "HTTP__STREAMS_PER_CLIENT": 1,
     }
+    trust = certificate(server_folder)
     with (
         Application(server_folder, servers | given) as application,
-        proxy(start, (DEPLOY / "proxy" / name).read_text(), application.port, server_folder) as port,
+        proxy(start, (DEPLOY / "proxy" / name).read_text(), application.port, server_folder, trust) as port,
     ):
         host = f"prices.example.com:{port}"
-        with httpx.Client(base_url=f"http://{HOST}:{port}", headers={"Host": host}, timeout=10) as client:
+        with client_of(port, trust) as client:
             assert client.get("/").status_code == 200
             wait_until(lambda: client.get("/prices/latest/BTCUSDT").status_code == 200)
             with client.stream("GET", "/stream/prices") as stream:
@@ -106,7 +143,7 @@ def test_page_stream_and_websocket_work_behind_a_proxy(
         def opened() -> bool:
             sock = socket.create_connection((HOST, port))
             try:
-                with connect(f"ws://{host}/ws", sock=sock, origin=Origin(f"http://{host}")) as websocket:
+                with connect(f"wss://{host}/ws", sock=sock, ssl=trust, origin=Origin(f"https://{host}")) as websocket:
                     return '"event":"snapshot"' in str(websocket.recv(10))
             except InvalidStatus:  # 429 until then
                 return False
