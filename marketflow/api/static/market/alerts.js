@@ -49,7 +49,7 @@ export class Alerts {
     this.#suggest();
     try {
       const after = this.newest === null ? "" : `&after=${this.newest}`;
-      const { events } = await ask(`alerts/events?limit=${EVENTS}${after}`);
+      const { events } = await ask(`events/alerts?limit=${EVENTS}${after}`);
       this.newest ??= 0;
       if (after) this.#take(events);
       else this.#show(events);
