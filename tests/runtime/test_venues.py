@@ -1,5 +1,6 @@
 """The whole application on simulated venues, each in a process of its own, and `marketflow check` of them."""
 
+import json
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -88,3 +89,41 @@ def test_check_names_what_a_venue_lacks(
     out = " ".join(capfd.readouterr().out.split())
     assert "BTCUSDT" in out
     assert "TONUSDT" in out
+
+
+@pytest.mark.parametrize("venue", ["binance", "coinbase"])
+def test_reload_changes_symbols_of_a_venue_without_a_gap(
+    tmp_path: Path, servers: dict[str, object], venue: str
+) -> None:
+    file = tmp_path / "settings.toml"
+
+    def write(symbols: tuple[str, ...], ports: dict[str, int]) -> None:
+        tables = ", ".join(
+            f'{{name="{name}",venue="{name}",url="ws://127.0.0.1:{port}",rest_url="http://127.0.0.1:{port}"}}'
+            for name, port in ports.items()
+        )
+        file.write_text(f"symbols = {json.dumps([*symbols])}\nexchanges = [{tables}]\n")
+
+    listed = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
+    with ExitStack() as stack:
+        ports = {name: stack.enter_context(simulated_venue(name, tmp_path, symbols=listed)) for name in (venue, "okx")}
+        write(listed[:2], {venue: ports[venue]})
+        given = servers | {"MODE": "live", "HISTORY": "0s"}
+        application = stack.enter_context(Application(tmp_path, given, ("--config", str(file))))
+        for symbol in listed[:2]:
+            wait_until(lambda symbol=symbol: application.find(f"/prices/latest/{venue}/{symbol}"), 20.0)  # type: ignore[misc]
+        write((listed[0], listed[2]), ports)
+        assert application.http.post("/reload").json()["changed"]["exchanges"] == [venue]
+        for name in (venue, "okx"):
+            wait_until(lambda name=name: application.find(f"/prices/latest/{name}/SOLUSDT"), 20.0)  # type: ignore[misc]
+        ticks = application.get("/prices/average/BTCUSDT")["ticks"]
+        wait_until(lambda: application.get("/prices/average/BTCUSDT")["ticks"] > ticks + 100, 30.0)
+        (feed, other) = application.get("/feeds")["exchanges"]
+        assert (feed["exchange"], feed["reconnects"], feed["state"]) == (venue, 0, "connected")
+        assert other["exchange"] == "okx"
+        assert application.get("/holes", symbol="BTCUSDT")["holes"] == []
+        assert "unknown_symbol" not in application.log
+        write(listed[:1], {venue: ports[venue]})
+        assert application.http.post("/reload").json()["removed"]["exchanges"] == ["okx"]
+        assert application.stop()[0] == 0
+    assert "Traceback" not in application.log
