@@ -61,6 +61,11 @@ SERIES_SECONDS = 25e-6
 out with 15,000 series on two busy cores.
 """
 
+SERIES_REPLY_SECONDS = 4 * SERIES_SECONDS
+"""Added per series to the limit of reading all outstanding replies. A late reply counts as an outage, after which every
+slice is written again; that takes so much CPU that the next reply is late as well.
+"""
+
 
 class RedisWriter:
     """Writes newest prices, slices and closed minutes; for any number of threads.
@@ -87,7 +92,7 @@ class RedisWriter:
     ) -> None:
         self._calls = RedisCalls(client, circuit_breaker or CircuitBreaker())
         series = list(series)
-        self._newest = UnconfirmedWrites(client, monotonic, len(series) * SERIES_SECONDS)
+        self._newest = UnconfirmedWrites(client, monotonic, len(series) * SERIES_REPLY_SECONDS)
         self._run_marker = RunMarker(self._calls, series, clock)
         self._foreign_keys = ForeignKeys(self._calls, self._run_marker)
         self._recovery = RecoveryReader(self._calls, self._run_marker, clock)
