@@ -43,8 +43,11 @@ export class Alerts {
     this.#showNotify();
   }
 
-  /** What came while there was no connection, and the rules of now; again and again until they can be read. */
-  async #restart() {
+  /**
+   * What came while there was no connection, and the rules of now; again and again until they can be read, and once more:
+   * after an outage of PostgreSQL the stream begins a little later.
+   */
+  async #restart(last = false) {
     clearTimeout(this.again);
     this.#suggest();
     try {
@@ -55,6 +58,7 @@ export class Alerts {
       else this.#show(events);
       await this.#showRules();
       this.#complain("");
+      if (!last) this.again = setTimeout(() => this.#restart(true), AGAIN_MS);
     } catch (problem) {
       this.#complain(problem.message);
       this.again = setTimeout(() => this.#restart(), AGAIN_MS);
