@@ -6,7 +6,7 @@ seen in the stream, once it is stored.
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 from uuid import uuid4
 
@@ -18,12 +18,12 @@ from marketflow.alerts.alert_model import (
     StoredRule,
     configured_id,
 )
-from marketflow.alerts.evaluator import Evaluator
+from marketflow.alerts.evaluator import Evaluator, no_newest
 from marketflow.alerts.watched_rule import WatchedRule
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import MarketFlowError
 from marketflow.logs import RateLimit
-from marketflow.model import MINUTE_MS, REFERENCE, Candles, Hole, HoleState, Mode
+from marketflow.model import MINUTE_MS, REFERENCE, Candles, Hole, HoleState, Mode, Tick
 from marketflow.reference_price import median_of
 
 MOST_PENDING = 10_000
@@ -90,6 +90,7 @@ class AlertService:
         clock: wall-clock time.
         most_pending: events that wait for the store at most.
         exchanges: returns the names of all exchanges.
+        newest: returns the newest tick of a symbol by exchange.
     """
 
     def __init__(
@@ -99,9 +100,10 @@ class AlertService:
         clock: Clock,
         most_pending: int = MOST_PENDING,
         exchanges: Callable[[], Sequence[str]] = tuple,
+        newest: Callable[[Mode, str], Mapping[str, Tick]] = no_newest,
     ) -> None:
         self._exchanges = exchanges
-        self.evaluator = Evaluator()
+        self.evaluator = Evaluator(newest)
         self._store = store
         self._clock = clock
         self._most_pending = most_pending

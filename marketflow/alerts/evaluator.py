@@ -6,8 +6,9 @@ batch of candles, which is that of a slice.
 """
 
 import threading
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
 from marketflow.alerts.alert_model import (
@@ -83,11 +84,22 @@ class _Market:
         return self.gaps.crossed([begin, gap])
 
 
-class Evaluator:
-    """Finds events of rules; thread-safe."""
+def no_newest(mode: Mode, symbol: str) -> Mapping[str, Tick]:
+    """Newest ticks where there are none."""
+    return {}
 
-    def __init__(self) -> None:
+
+class Evaluator:
+    """Finds events of rules; thread-safe.
+
+    Args:
+        newest: returns the newest tick of a symbol by exchange. What is watched from now on begins with them: a level
+            between them and the next tick is crossed.
+    """
+
+    def __init__(self, newest: Callable[[Mode, str], Mapping[str, Tick]] = no_newest) -> None:
         self._lock = threading.Lock()
+        self._newest = newest
         self._rules: dict[str, WatchedRule] = {}
         self._of_key: dict[_Key, dict[str, WatchedRule]] = {}
         self._series: dict[Series, PriceWatch] = {}
@@ -215,24 +227,35 @@ class Evaluator:
         if not rules:
             del self._of_key[key]
         of_symbol = key.mode, key.symbol
+        newest = self._newest(*of_symbol) if rules else {}
         if key.exchange is None:
-            _index_watch(self._all, of_symbol, rules)
+            watch = _index_watch(self._all, of_symbol, rules)
+            if watch is not None and newest:
+                tick = max(newest.values(), key=attrgetter("order"))
+                watch.seed(tick.price, tick.at)
         elif key.exchange in (REFERENCE, GAPS):
-            self._index_market(key, rules)
+            self._index_market(key, rules, newest)
         else:
             series = Series(key.mode, key.exchange, key.symbol)
             if (watch := _index_watch(self._series, series, rules)) is not None:
                 self._seed(series, watch)
+                if (present := newest.get(key.exchange)) is not None:
+                    watch.seed(present.price, present.at)
 
-    def _index_market(self, key: _Key, rules: list[WatchedRule]) -> None:
+    def _index_market(self, key: _Key, rules: list[WatchedRule], newest: Mapping[str, Tick]) -> None:
         of_symbol = key.mode, key.symbol
         market = self._markets.setdefault(of_symbol, _Market())
+        market.newest = {**newest, **market.newest}
         if key.exchange == GAPS:
             pairs = [(watched.rule.basis_points, watched) for watched in rules if isinstance(watched.rule, GapRule)]
             market.gaps = LevelIndex(up=pairs)
         elif rules:
             market.reference = market.reference or PriceWatch()
             market.reference.set_rules(rules)
+            if market.newest:
+                latest = max(tick.at for tick in market.newest.values())
+                if (present := reference_price(market.newest.values(), latest)) is not None:
+                    market.reference.seed(present.price, present.at)
         else:
             market.reference = None
         if market.reference is None and not len(market.gaps):

@@ -75,7 +75,7 @@ class PriceWatch:
             change.history.seed(closes)
 
     def seed(self, price: float, at: int) -> None:
-        """Set the price before the first candle, as an earlier run has left it."""
+        """Set the price before the first candle, as an earlier run has left it, or as it is when a rule is made."""
         if self._last is None:
             self._last = Point(price, at)
 

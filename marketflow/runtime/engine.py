@@ -154,6 +154,7 @@ class Engine:
             settings.alerts,
             clock,
             exchanges=lambda: [feed.exchange for feed in self.feeds[Mode.LIVE]],
+            newest=self._newest_of_symbol,
         )
         self._sender = WebhookSender(clock)
         deliveries = Deliveries(self._alert_store, self.alerts.evaluator.rules, self._sender.post, clock)
@@ -296,6 +297,10 @@ class Engine:
         except Unavailable as error:
             logger.warning("an alert rule is not changed: {}", error)
             return RuleChanged(change.id, "unavailable")
+
+    def _newest_of_symbol(self, mode: Mode, symbol: str) -> dict[str, Tick]:
+        newest = self.window_state.newest_of(Series(mode, feed.exchange, symbol) for feed in self.feeds[mode])
+        return {series.exchange: tick for series, tick in newest.items()}
 
     def switch(self, mode: Mode) -> Mode:
         """Switch the mode and return the previous one. Blocks until the feeds of the previous one are closed.

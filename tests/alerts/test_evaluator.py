@@ -8,7 +8,8 @@ import pytest
 
 from marketflow.alerts.alert_model import AlertEvent, RaisedAlert, RuleState
 from marketflow.alerts.evaluator import Evaluator
-from marketflow.model import Mode
+from marketflow.alerts.watched_rule import WatchedRule
+from marketflow.model import NANOSECONDS_PER_MS, Mode, Tick
 from tests.alerts.rules import BTC, START, candles_of, evaluator_of, stored
 
 OTHER = BTC._replace(exchange="exchange2")
@@ -96,6 +97,16 @@ def test_price_of_an_earlier_run_begins_a_crossing() -> None:
     (candle,) = candles_of(99).values()
     rules.seed({BTC: candle.newest})
     assert len(events_of(rules, [101])) == 1
+
+
+@pytest.mark.parametrize("exchange", ["exchange1", "reference", None])
+def test_new_rule_begins_with_the_price_of_now(exchange: str | None) -> None:
+    ticks = {"exchange1": Tick(99.0, START, START * NANOSECONDS_PER_MS)}
+    rules = Evaluator(lambda mode, symbol: ticks if (mode, symbol) == (Mode.TEST, "BTCUSDT") else {})
+    rules.put(WatchedRule(stored("mine", level=100, exchange=exchange, direction="up")))
+    rules.put(WatchedRule(stored("above", level=102, exchange=exchange)))
+    (event,) = rules.evaluate(candles_of(101, at=START + 100), START + 100)
+    assert event.event.value == 101
 
 
 def test_rule_of_all_exchanges_follows_the_newest_tick() -> None:
