@@ -1,7 +1,8 @@
 """The leader's side of the cluster: keeps the lease, publishes the state, runs commands.
 
 Two threads, because a mode switch takes time and the lease must be renewed meanwhile. Ingest does not depend on either:
-while Redis is unavailable it goes on, and a process with both roles can still switch its mode.
+while Redis is unavailable it goes on, and a process with both roles can still switch its mode. While no other process
+follows, as in a process with both roles on a laptop, only the lease is renewed: each renewal finds out.
 """
 
 import math
@@ -37,10 +38,17 @@ from marketflow.settings.reloading import Changes
 from marketflow.stores.redis import keys
 
 LOOK_SECONDS = 0.25
-"""How often the state is compared with the published one; a change is published at once."""
+"""How often the state is compared with the published one while other processes follow it; a change is published at
+once.
+"""
+
+SOLE_RENEW_SECONDS = 1.0
+"""How often the lease is renewed where no other process can lead and none follows. A command of one that has begun to
+follow waits that long at most.
+"""
 
 COMMAND_SECONDS = 0.25
-"""How long Redis blocks a poll for commands when there are none."""
+"""How long Redis blocks a poll for commands when there are none. Commands are polled while other processes follow."""
 
 REPORT_SECONDS = 5.0
 """How long another process must hold the lease before this is logged: the lease of a killed process expires first."""
@@ -61,6 +69,7 @@ class Leader:
         feeds: reports the feeds.
         change_rule: changes an alert rule.
         reload: reads the settings again and returns what has changed; raises SettingsError where they are wrong.
+        is_sole: whether no other process can lead, since this one owns the Redis.
     """
 
     def __init__(
@@ -73,6 +82,7 @@ class Leader:
         feeds: Callable[[FeedsQuery], FeedsReport],
         change_rule: Callable[[RuleChange], RuleChanged],
         reload: Callable[[], Changes],
+        is_sole: bool = False,
     ) -> None:
         self._lease = lease
         self._client = client
@@ -82,6 +92,7 @@ class Leader:
         self._feeds = feeds
         self._change_rule = change_rule
         self._reload = reload
+        self._rest_seconds = SOLE_RENEW_SECONDS if is_sole else RENEW_SECONDS
         self._publishing = threading.Lock()
         self._published: IngestState | None = None
         self._renew_at = 0.0
@@ -89,6 +100,8 @@ class Leader:
         self._report_at: float | None = None
         self._limit = RateLimit(10.0)
         self._ended = threading.Event()
+        self._commands_due = threading.Event()
+        """Set while commands are to be polled, and when no more are to be run."""
         self._commands_stopped = threading.Event()
         self._threads = [
             threading.Thread(target=self._keep_lease, name="lease", daemon=True),
@@ -108,11 +121,12 @@ class Leader:
     def stop_commands(self) -> None:
         """Run no more commands. Returns at once; a poll that is under way ends by itself."""
         self._commands_stopped.set()
+        self._commands_due.set()
 
     def close(self) -> None:
         """Release the lease. Returns within about a second, whatever Redis does."""
         self._ended.set()
-        self._commands_stopped.set()
+        self.stop_commands()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(1.0)
@@ -135,6 +149,12 @@ class Leader:
             self._published = state
             self._renew_at = time.monotonic() + RENEW_SECONDS
             self._lease.hold(published)
+            if self._lease.held and self._lease.is_followed:
+                self._commands_due.set()
+            else:
+                self._commands_due.clear()
+            if self._commands_stopped.is_set():  # perhaps before `clear`
+                self._commands_due.set()
             return published
 
     def _keep_lease(self) -> None:
@@ -150,8 +170,14 @@ class Leader:
                 if self._limit.admit("publish") is not None:
                     logger.opt(exception=error).error("the state cannot be published, which is a bug")
             self._report_other_leader()
-            if self._ended.wait(LOOK_SECONDS):
+            if self._ended.wait(self._pause_seconds):
                 return
+
+    @property
+    def _pause_seconds(self) -> float:
+        if self._lease.is_followed:
+            return LOOK_SECONDS
+        return self._rest_seconds if self._lease.held else RENEW_SECONDS
 
     def _report_other_leader(self) -> None:
         """Log once that another process holds the lease."""
@@ -170,10 +196,9 @@ class Leader:
     def _run_commands(self) -> None:
         while not self._commands_stopped.is_set():
             try:
-                if self._lease.held and (command := self._next_command()) is not None:
+                self._commands_due.wait()
+                if not self._commands_stopped.is_set() and (command := self._next_command()) is not None:
                     self._execute(command)
-                elif not self._lease.held:
-                    self._commands_stopped.wait(LOOK_SECONDS)
             except Unavailable as error:
                 logger.debug("commands cannot be polled: {}", error)
                 self._commands_stopped.wait(RENEW_SECONDS)

@@ -46,6 +46,7 @@ ANSWER_SECONDS = 0.5
 """Timeout of a call."""
 
 _HOLD = """
+local followers = 0
 local holder = redis.call('get', KEYS[1])
 if holder == '' or (not holder and ARGV[3] == 'free') then holder = ARGV[1] end
 if holder == ARGV[1] then
@@ -53,10 +54,11 @@ if holder == ARGV[1] then
     if ARGV[4] ~= '' then
         redis.call('set', KEYS[2], ARGV[4], 'px', ARGV[5])
         redis.call('set', KEYS[3], ARGV[6], 'px', ARGV[7])
-        redis.call('publish', ARGV[8], ARGV[4])
+        followers = redis.call('publish', ARGV[8], ARGV[4])
+        if redis.call('type', KEYS[4]).ok ~= 'none' then followers = followers + 1 end
     end
 end
-return holder
+return {holder, followers}
 """
 
 _RELEASE = """
@@ -107,6 +109,8 @@ class Lease:
         """The last known holder; None if there was none."""
         self.held = False
         """Whether this process holds it, by the last answer."""
+        self.is_followed = False
+        """Whether other processes have subscribed to its state, or commands wait for it, by the last answer."""
 
     def hold(self, published: Published | None = None) -> bool:
         """Renew the lease, or acquire it if it is free; return whether this process holds it.
@@ -131,8 +135,11 @@ class Lease:
         ]
         with redis_errors():
             # The keys share a hash tag, so that one script may use them on a cluster as well.
-            answer = self._client.eval(_HOLD, 3, keys.LEASE_KEY, keys.STATE_KEY, keys.MODE_KEY, *arguments)
-        self._record(cast("bytes | None", answer))
+            names = (keys.LEASE_KEY, keys.STATE_KEY, keys.MODE_KEY, keys.COMMANDS_KEY)
+            answer = self._client.eval(_HOLD, len(names), *names, *arguments)
+        holder, followers = cast("tuple[bytes | None, int]", answer)
+        self._record(holder)
+        self.is_followed = followers > 0
         return self.held
 
     def release(self) -> None:

@@ -93,8 +93,14 @@ class Guardian:
             if not self._watched:
                 self._end_watcher()
 
+    @property
+    def watcher_pids(self) -> list[int]:
+        """The process of the watcher, if there is one."""
+        watcher = self._watcher
+        return [] if watcher is None else [watcher.pid]
+
     def keep(self) -> None:
-        """Restart the watcher if it was killed; to be called periodically."""
+        """Restart the watcher if it was killed."""
         with self._lock:
             if self._watched and (self._watcher is None or self._watcher.poll() is not None):
                 logger.warning("the watcher of the embedded servers was ended; starting another")

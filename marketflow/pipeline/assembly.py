@@ -125,12 +125,13 @@ class Parts:
             self.log,
         )
         self.grid = GridScheduler(self.loop, self.now_ms, SECOND_MS)
+        self._probe_grid = GridScheduler(self.loop, self.now_ms, SECOND_MS)
         schedulers = self.loop, self.pool
         self.recovery = Recovery(
             self.cache, self.state.minute_ms, *schedulers, self.ended, self.clock, self.log, self.read_again
         )
         self._cache_losses = cache_losses(
-            self.cache, self._refills, self.branch("probe"), *schedulers, self.ended, self.log
+            self.cache, self._refills, self.branch("probe"), *schedulers, self.ended, self.log, self._probe_grid
         )
 
     @property
@@ -148,6 +149,11 @@ class Parts:
     def step(self, work: Callable[[Any], dict[Any, Any]]) -> Operator[Any, Any]:
         """Like map, but a batch on which `work` raises is dropped, counted and logged."""
         return map_or_drop(work, self.log.step_failed)
+
+    def wake_timers(self, _: Candles) -> None:
+        """End the rest of the timers that run once a second while no tick arrives."""
+        self.grid.wake()
+        self._probe_grid.wake()
 
     def observe(self, ticks: Candles) -> dict[Series, Tick]:
         """Update the newest ticks, and announce those that are newer than before; return these."""

@@ -14,7 +14,10 @@ STALLED_SECONDS = 30.0
 """Time for which a branch may have work without finishing any of it."""
 
 CHECK_SECONDS = 1.0
-"""Interval of the checks."""
+"""Interval of the checks, while a branch has work."""
+
+IDLE_CHECK_SECONDS = 5.0
+"""The same while none has any."""
 
 
 class Branch:

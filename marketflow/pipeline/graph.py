@@ -53,7 +53,7 @@ class Pipeline(Parts):
 
         # At each buffer, minutes that are due close, so there is an empty one each second as well.
         merged = ticks.pipe(
-            ops.do_action(self.grid.wake),
+            ops.do_action(self.wake_timers),
             ops.buffer_with_time(SLICE_MS / 1000, scheduler=self.grid),
             ops.map(merge_all),
             ops.publish(),

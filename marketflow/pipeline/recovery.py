@@ -12,11 +12,14 @@ from marketflow.model import Candles, minute_start
 from marketflow.pipeline.branches import Branch, Refills
 from marketflow.pipeline.instrumentation import Instrumentation
 from marketflow.pipeline.operators import Operator, conflate_map, keep_newer, retry_with_backoff
+from marketflow.pipeline.schedulers import GridScheduler
 from marketflow.stores.ports import CacheWriter, RecoveredCandles
 from marketflow.tasks import Backoff
 
 PROBE_SECONDS = 0.5
-"""Interval of the probes of the cache: a refill begins this soon after an outage."""
+"""Interval of the probes of the cache, while ticks arrive or it lacks something: a refill begins this soon after an
+outage.
+"""
 
 MOST_PAUSED_PROBES = 20
 """Longest pause before a refill that follows failed ones: ten seconds."""
@@ -159,6 +162,7 @@ def cache_losses(
     pool: abc.SchedulerBase,
     ended: Observable[Any],
     log: Instrumentation,
+    grid: GridScheduler | None = None,
 ) -> Observable[Any]:
     """Probe the cache; emit, on the loop, each time it lacks what was written to it. Shared by all branches.
 
@@ -170,14 +174,22 @@ def cache_losses(
         pool: scheduler of blocking calls.
         ended: its first item completes the result.
         log: counts and logs failed probes.
+        grid: scheduler of the probes, where they are fewer while nothing arrives and the cache is complete.
     """
     pauses = RefillPauses()
 
+    def probe_soon() -> None:
+        if grid is not None:
+            grid.wake()
+
     def needs_refill() -> bool:
         if not pauses.over(refills.confirmed):
+            probe_soon()
             return False
         needed = cache.needs_refill()
-        pauses.probed(needed, cache.complete)
+        pauses.probed(needed, complete := cache.complete)
+        if needed or not complete:
+            probe_soon()
         if needed:
             refills.due()
         return needed
@@ -195,7 +207,7 @@ def cache_losses(
         loop.schedule(lambda *_: refills.passed(begun))
 
     probed: Operator[int, bool] = conflate_map(probe, keep_newer, branch)
-    probes = rx.interval(PROBE_SECONDS, scheduler=loop).pipe(ops.take_until(ended), probed)
+    probes = rx.interval(PROBE_SECONDS, scheduler=grid or loop).pipe(ops.take_until(ended), probed)
     return probes.pipe(
         ops.filter(bool),
         ops.observe_on(loop),  # as every emission of slices: of two versions, the later one is then more complete

@@ -8,11 +8,11 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from reactivex import abc
-from reactivex.disposable import Disposable, SerialDisposable
+from reactivex.disposable import Disposable, MultipleAssignmentDisposable, SerialDisposable
 from reactivex.internal.exceptions import DisposedException
 from reactivex.scheduler import EventLoopScheduler, ThreadPoolScheduler
-from reactivex.scheduler.scheduler import Scheduler
-from reactivex.typing import AbsoluteTime, RelativeTime, StartableTarget
+from reactivex.scheduler.periodicscheduler import PeriodicScheduler
+from reactivex.typing import AbsoluteTime, RelativeTime, ScheduledPeriodicAction, StartableTarget
 
 from marketflow.logs import RateLimit
 
@@ -74,8 +74,8 @@ class TimingLoop(EventLoopScheduler):
             raise
 
 
-class GridScheduler(Scheduler):
-    """Runs relative timers at full multiples of their due time on the clock: one of 0.1 s at the next full 0.1 s.
+class GridScheduler(PeriodicScheduler):
+    """Runs timers at full multiples of their due time on the clock: one of 0.1 s at the next full 0.1 s.
 
     Passed to `buffer_with_time`, it ends the buffers on the grid of the slices, so that a slice whose ticks are in time
     is in one buffer instead of two. It does not drift either: after a slow consumer, or a step of the clock, the next
@@ -133,6 +133,19 @@ class GridScheduler(Scheduler):
             if is_idle:
                 self._idle = [lambda: timer.set(self._wait_ms(period_ms))]
         timer.set(self._wait_ms(self._idle_ms if is_idle else period_ms))
+        return timer
+
+    def schedule_periodic(
+        self, period: RelativeTime, action: ScheduledPeriodicAction[_TState], state: _TState | None = None
+    ) -> abc.DisposableBase:
+        """Run at each full multiple of the period, or of `idle_ms`."""
+        timer = MultipleAssignmentDisposable()
+
+        def run(_: abc.SchedulerBase, state: _TState | None = None) -> None:
+            state = action(state)
+            timer.disposable = self.schedule_relative(period, run, state)
+
+        timer.disposable = self.schedule_relative(period, run, state)
         return timer
 
     def _wait_ms(self, period_ms: int) -> int:

@@ -25,7 +25,7 @@ from marketflow.feeds.feed import Feed
 from marketflow.feeds.reject_log import RATES_SECONDS, FeedRates
 from marketflow.model import MINUTE_MS, Candles, FeedState, Mode, Series, Tick
 from marketflow.pipeline.backlog import Backlog
-from marketflow.pipeline.branches import CHECK_SECONDS, Branch
+from marketflow.pipeline.branches import CHECK_SECONDS, IDLE_CHECK_SECONDS, Branch
 from marketflow.pipeline.fan_in import FeedSet, ModeSwitch
 from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.schedulers import NamedPool, TimingLoop
@@ -389,8 +389,11 @@ class Engine:
         """Check the branches and timer threads, and log what feeds lose, until closed."""
         timers = [(loop, self.pipeline.branches.add(name)) for name, loop in self._timers.items()]
         rates, logged_at = FeedRates(), time.monotonic()
-        while not self._closing.wait(CHECK_SECONDS):
+        pause = CHECK_SECONDS
+        while not self._closing.wait(pause):
             try:
+                # Before the timer threads get work: each check would find them busy.
+                pause = CHECK_SECONDS if self.pipeline.branches.busy() else IDLE_CHECK_SECONDS
                 for loop, branch in timers:
                     if not branch.busy:
                         branch.busy = True

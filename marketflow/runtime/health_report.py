@@ -33,6 +33,31 @@ class Pingable(Protocol):
         ...
 
 
+class StoreStatus(Protocol):
+    """What is known of a store."""
+
+    @property
+    def state(self) -> StoreState:
+        """Whether the store is usable, as far as known."""
+        ...
+
+
+class WriterStatus:
+    """Status of a store by the writes and probes of the pipeline in this process, which no ping would find out sooner.
+
+    Args:
+        writable: returns whether all writes are confirmed.
+    """
+
+    def __init__(self, writable: Callable[[], bool]) -> None:
+        self._writable = writable
+
+    @property
+    def state(self) -> StoreState:
+        """Whether the store is usable, as far as known."""
+        return "ok" if self._writable() else "down"
+
+
 class Probe:
     """Pings one store periodically.
 
@@ -93,7 +118,7 @@ class HealthReport:
 
     Args:
         feeds: returns the current mode, and the state of its feeds by exchange.
-        postgres, redis: probes of the stores.
+        postgres, redis: status of the stores.
         stalled: returns the names of pipeline branches that have work and finish none.
         clock_offsets_ms: returns by how much each wrong exchange clock is ahead.
         problems: returns what is wrong with feeds, by exchange.
@@ -102,8 +127,8 @@ class HealthReport:
     def __init__(
         self,
         feeds: Callable[[], tuple[Mode, Mapping[str, FeedState]]],
-        postgres: Probe,
-        redis: Probe,
+        postgres: StoreStatus,
+        redis: StoreStatus,
         stalled: Callable[[], Collection[str]] = tuple,
         clock_offsets_ms: Callable[[], dict[str, int]] = dict,
         problems: Callable[[], dict[str, FeedProblem]] = dict,

@@ -29,7 +29,7 @@ from marketflow.model import Mode
 from marketflow.resources import resource
 from marketflow.runtime.asgi_application import AsgiApplication
 from marketflow.runtime.engine import Engine
-from marketflow.runtime.health_report import HealthReport, Probe
+from marketflow.runtime.health_report import HealthReport, Probe, WriterStatus
 from marketflow.runtime.leader_election import LeaderElection
 from marketflow.runtime.local_announcements import LocalAnnouncements
 from marketflow.runtime.settings_reload import ReadSettings
@@ -169,6 +169,7 @@ class BothRoles(AsgiApplication):
             engine.feed_status.report,
             engine.change_rule,
             self.settings_reload,
+            is_sole=not settings.redis.host,
         )
         stack.push_async_callback(asyncio.to_thread, leader.close)
         self.alive = engine.is_alive
@@ -188,9 +189,7 @@ class BothRoles(AsgiApplication):
             loop.call_soon_threadsafe(alerts.events.wake)
 
         engine.alerts.on_stored = wake_streams
-        redis_probe = Probe(readers.cache, lambda: engine.cache_complete)
         postgres_probe = Probe(readers.archive, lambda: engine.archive.available)
-        await self.probe(stack, redis_probe)
         await stack.enter_async_context(
             background(self._follow_archive(servers, readers.archive, engine, postgres_probe))
         )
@@ -206,7 +205,7 @@ class BothRoles(AsgiApplication):
             HealthReport(
                 engine.feed_states,
                 postgres_probe,
-                redis_probe,
+                WriterStatus(lambda: engine.cache_complete),
                 lambda: engine.pipeline.branches.stalled,
                 engine.clock_offsets_ms,
                 engine.feed_status.problems,

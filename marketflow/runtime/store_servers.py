@@ -1,6 +1,7 @@
 """Locates Redis and PostgreSQL: external servers, or embedded ones that live as long as the application."""
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -21,6 +22,9 @@ from marketflow.tasks import background
 
 KILL_SECONDS = 0.5
 """How long the embedded servers may take to stop once a shutdown is forced."""
+
+RESTART_SECONDS = 1.0
+"""Least time between two starts of a server that dies again and again."""
 
 
 EmbeddedServer = EmbeddedRedis | EmbeddedPostgres
@@ -99,16 +103,15 @@ async def running_servers(
                 when_set(stop_requested, partial(_stop, servers.embedded)),
                 when_set(force_stop, partial(_kill, servers.embedded)),
             ):
-                supervised: list[EmbeddedServer] = []
-                starting = asyncio.create_task(_start(servers, EmbeddedPostgres, supervised))
+                starting = asyncio.create_task(_start(servers, EmbeddedPostgres))
                 starting.add_done_callback(lambda task: task.cancelled() or task.exception())  # raised where awaited
-                await _start(servers, EmbeddedRedis, supervised)
+                redis = await _start(servers, EmbeddedRedis)
                 if on_failure is None:
                     await starting
             if stop_requested.is_set():
                 raise StartError("stop requested while starting")
             # They end before the servers stop, also after a failure in the block: they would restart them.
-            async with background(_supervise(supervised)), background(_report_failure(starting, on_failure)):
+            async with background(_supervise(redis)), background(_supervise_started(starting, on_failure)):
                 yield servers
         finally:
             servers.postgres_started.set()  # ends what waits for it
@@ -138,33 +141,62 @@ async def _kill(servers: Sequence[EmbeddedServer]) -> None:
             await asyncio.to_thread(server.process.end, ())
 
 
-async def _start(servers: Servers, kind: type[EmbeddedServer], supervised: list[EmbeddedServer]) -> None:
+async def _start(servers: Servers, kind: type[EmbeddedServer]) -> list[EmbeddedServer]:
+    """Start the servers of a kind, and return them."""
     started = [server for server in servers.embedded if isinstance(server, kind)]
     await _in_threads(server.revive for server in started)
-    supervised += started
     if kind is EmbeddedPostgres:
         servers.postgres_started.set()
+    return started
 
 
-async def _report_failure(starting: "asyncio.Task[None]", on_failure: Callable[[StartError], None] | None) -> None:
+async def _supervise_started(
+    starting: "asyncio.Task[list[EmbeddedServer]]", on_failure: Callable[[StartError], None] | None
+) -> None:
     try:
-        await starting
+        started = await starting
     except StartError as error:
         if on_failure is not None:
             on_failure(error)
+    else:
+        await _supervise(started)
 
 
 async def _supervise(servers: Sequence[EmbeddedServer]) -> None:
-    """Restart servers that have died; until then their store is unavailable like any other."""
-    while True:
-        await asyncio.sleep(1.0)
+    """Restart servers that die, and their watcher; until then their store is unavailable like any other."""
+    while servers:
+        if all(server.running for server in servers):
+            pids = [server.process.pid for server in servers if server.process is not None]
+            await _wait_for_an_end([*pids, *guardian.watcher_pids])
         for server in servers:
             if not server.running:
                 logger.error("the embedded {} has died; starting it again", server.title)
                 with suppress(StartError):  # retried in a second
                     await asyncio.to_thread(server.revive)
-        if servers:
-            await asyncio.to_thread(guardian.keep)
+        await asyncio.to_thread(guardian.keep)
+        await asyncio.sleep(RESTART_SECONDS)
+
+
+async def _wait_for_an_end(pids: Iterable[int]) -> None:
+    """Wait until one of these child processes has ended; RESTART_SECONDS where the kernel does not report that."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    opened: list[int] = []
+    limit: float | None = None
+    try:
+        for pid in pids:
+            try:
+                opened.append(os.pidfd_open(pid))
+            except OSError:  # an old kernel, or a process that has been reaped
+                limit = RESTART_SECONDS
+        for descriptor in opened:
+            loop.add_reader(descriptor, ended.set)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                await ended.wait()
+    finally:
+        for descriptor in opened:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
 
 
 @asynccontextmanager

@@ -7,14 +7,17 @@ import asyncio
 import logging
 import signal
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from email.utils import formatdate
 from types import FrameType
 from typing import Any, cast
 
 import uvicorn
 from loguru import logger
 from starlette.types import ASGIApp
+from uvicorn.server import ServerState
 
 from marketflow.server.connection_limits import max_open_files
 from marketflow.server.hangup import Hangup
@@ -32,8 +35,26 @@ STREAMS_END_SECONDS = 0.6
 MAX_MESSAGE_BYTES = 64 * 1024
 """Size limit of a message from a WebSocket client."""
 
-TICK_SECONDS = 1.0
-"""Interval at which the Date header is made anew."""
+
+class _State(ServerState):
+    """State of all connections; the Date header is made by the first response of a second, and not by a timer."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._dated: list[tuple[bytes, bytes]] = []
+        super().__init__()
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers that the server adds to each response; the same list within a second."""
+        if (second := int(time.time())) != self._second:
+            self._second = second
+            self._dated = [(b"date", formatdate(second, usegmt=True).encode())]
+        return self._dated
+
+    @default_headers.setter
+    def default_headers(self, _: list[tuple[bytes, bytes]]) -> None:
+        """Ignore what uvicorn sets: nothing, to begin with."""
 
 
 class Server(uvicorn.Server):
@@ -80,6 +101,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=CONNECTIONS_CLOSE_SECONDS,
             )
         )
+        self.server_state = _State()
         self._on_signal = on_signal
         self._force = force
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -123,10 +145,8 @@ class Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         """Wait for the shutdown; uvicorn's own loop looks for it ten times a second, half the CPU of an idle server."""
-        while not await self.on_tick(0):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(TICK_SECONDS):
-                    await self._exit_requested.wait()
+        if not self.should_exit:
+            await self._exit_requested.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Shut down connections and lifespan; the lifespan also when forced."""

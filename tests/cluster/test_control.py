@@ -258,6 +258,67 @@ def test_rule_is_changed_by_the_leader(feeds: RemoteIngest, hold: Callable[[Call
     assert deleted == RuleChanged("mine", "unknown_rule")
 
 
+def polls(client: "redis.Redis") -> int:
+    """How often commands have been polled."""
+    stats = client.info("commandstats")
+    return int(stats.get("cmdstat_blpop", {"calls": 0})["calls"])
+
+
+def renewals(client: "redis.Redis") -> int:
+    """How often a lease has been renewed."""
+    return int(client.info("commandstats")["cmdstat_eval"]["calls"])
+
+
+def test_commands_are_polled_only_while_another_process_follows(
+    client: "redis.Redis", feeds: RemoteIngest, hold: Callable[[Callable[[Mode], Mode]], Lease]
+) -> None:
+    client.config_resetstat()
+    lease = hold(lambda mode: mode)
+
+    async def wait_for_renewals() -> None:
+        enough = renewals(client) + 2
+        await until(lambda: renewals(client) >= enough)
+
+    async def run() -> None:
+        await wait_for_renewals()
+        assert polls(client) == 0
+        following = asyncio.create_task(feeds.follow())
+        await until(lambda: lease.is_followed)
+        await until(lambda: polls(client) >= 2)
+        following.cancel()
+        with suppress(asyncio.CancelledError):
+            await following
+        await feeds.close()
+        await until(lambda: not lease.is_followed)
+        await wait_for_renewals()  # the poll under way has ended
+        before = polls(client)
+        await wait_for_renewals()
+        assert polls(client) == before
+
+    asyncio.run(run())
+
+
+def test_sole_leader_renews_before_state_and_lease_expire(client: "redis.Redis") -> None:
+    lease = Lease(client)
+    leader = Leader(
+        lease,
+        client,
+        lambda: RUNNING,
+        lambda: COUNTED,
+        lambda mode: mode,
+        reported,
+        changed,
+        lambda: CHANGES,
+        is_sole=True,
+    )
+    client.config_resetstat()
+    leader.start()
+    wait_until(lambda: renewals(client) >= 4)
+    assert client.exists(keys.LEASE_KEY, keys.STATE_KEY) == 2
+    assert lease.held
+    leader.close()
+
+
 def test_feeds_are_reported_on_demand(feeds: RemoteIngest, hold: Callable[[Callable[[Mode], Mode]], Lease]) -> None:
     async def ask() -> FeedsReport:
         await feeds.ask()

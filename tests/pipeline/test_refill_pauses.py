@@ -5,9 +5,11 @@ from itertools import pairwise
 import reactivex as rx
 from reactivex.testing import TestScheduler
 
+from marketflow.model import SECOND_MS
 from marketflow.pipeline.branches import Branch, Refills
 from marketflow.pipeline.instrumentation import Instrumentation
 from marketflow.pipeline.recovery import MISSED_PROBES, MOST_PAUSED_PROBES, PROBE_SECONDS, cache_losses
+from marketflow.pipeline.schedulers import GridScheduler
 from tests.pipeline.world import FakeCache
 
 MOST_SECONDS = MOST_PAUSED_PROBES * PROBE_SECONDS
@@ -16,7 +18,7 @@ MOST_SECONDS = MOST_PAUSED_PROBES * PROBE_SECONDS
 class Refilled(FakeCache):
     """A cache whose refills take a while, and fail while `failing`."""
 
-    def __init__(self, refill_seconds: float) -> None:
+    def __init__(self, refill_seconds: float, may_rest: bool = False) -> None:
         super().__init__()
         self.refill_seconds = refill_seconds
         self.failing = True
@@ -24,9 +26,11 @@ class Refilled(FakeCache):
         self.time = TestScheduler()
         self.branch = Branch("slices")
         self.refilled_at: list[float] = []
-        refills = Refills([self.branch])
+        self.probed_at: list[float] = []
+        self.grid = GridScheduler(self.time, lambda: round(float(self.time.clock) * 1000), SECOND_MS)
+        refills, grid = Refills([self.branch]), self.grid if may_rest else None
         losses = cache_losses(
-            self, refills, lambda: Branch("probe"), self.time, self.time, rx.never(), Instrumentation()
+            self, refills, lambda: Branch("probe"), self.time, self.time, rx.never(), Instrumentation(), grid
         )
         losses.subscribe(self._refill)
 
@@ -40,6 +44,10 @@ class Refilled(FakeCache):
         self.branch.busy = False
         self.branch.finished += 1
         self.lacking |= self.failing
+
+    def needs_refill(self) -> bool:
+        self.probed_at.append(float(self.time.clock))
+        return super().needs_refill()
 
     def run(self, seconds: float) -> None:
         self.time.advance_by(seconds)
@@ -87,3 +95,27 @@ def test_outage_ends_the_pause_after_failed_refills() -> None:
     cache.refilled_at = [at for at in cache.refilled_at if at >= returned]
     assert cache.refilled_at[0] - returned <= PROBE_SECONDS
     assert cache.gaps[0] == 1.5
+
+
+def test_complete_cache_is_probed_less_while_nothing_arrives() -> None:
+    cache = Refilled(refill_seconds=0.1, may_rest=True)
+    cache.failing = cache.lacking = False
+    cache.run(2.1)
+    cache.probed_at.clear()
+    cache.run(3)
+    assert cache.probed_at == [3.0, 4.0, 5.0]
+    cache.grid.wake()  # something arrives
+    cache.run(1)
+    assert cache.probed_at[3:] == [5.5, 6.0]
+
+
+def test_cache_that_is_down_is_probed_as_often_as_while_ticks_arrive() -> None:
+    cache = Refilled(refill_seconds=0.1, may_rest=True)
+    cache.failing = cache.lacking = False
+    cache.run(2.1)
+    cache.down = cache.lacking = True
+    cache.run(2)
+    cache.down, returned = False, float(cache.time.clock)
+    cache.run(1)
+    assert cache.probed_at[-4:] == [3.5, 4.0, 4.5, 5.0]
+    assert cache.refilled_at[0] - returned <= PROBE_SECONDS

@@ -217,6 +217,21 @@ def test_disposed_idle_timer_is_not_set_again() -> None:
     assert buffers.emitted == [(0.3, []), (1.0, [])]
 
 
+def test_periodic_timer_runs_at_full_multiples_of_its_period() -> None:
+    time = TestScheduler()
+    time.advance_to(0.25)
+    grid = GridScheduler(time, lambda: round(float(time.clock) * 1000), 1000)
+    ran: list[tuple[float, int]] = []
+    periodic = rx.interval(0.5, scheduler=grid).subscribe(lambda number: ran.append((float(time.clock), number)))
+    time.advance_to(2.1)
+    grid.wake()
+    time.advance_to(3.2)
+    assert ran == [(0.5, 0), (1.0, 1), (2.0, 2), (2.5, 3), (3.0, 4)]
+    periodic.dispose()
+    time.advance_to(10)
+    assert len(ran) == 5
+
+
 @pytest.mark.parametrize("pause_seconds", [0.0, 0.0005])
 def test_buffers_by_the_grid_lose_nothing_of_another_thread(pause_seconds: float) -> None:
     """With pauses, most items end an idle time, in a race with the timer that they set anew."""

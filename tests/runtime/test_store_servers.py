@@ -1,6 +1,7 @@
 """Embedded servers for as long as the application lives: supervised, and none left when it ends."""
 
 import asyncio
+import errno
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from marketflow.embedded import EmbeddedPostgres, EmbeddedRedis
+from marketflow.embedded.guardian import guardian
 from marketflow.embedded.server_process import find_servers
 from marketflow.errors import StartError
 from marketflow.runtime.store_servers import running_servers
@@ -69,6 +71,39 @@ def test_died_server_is_restarted(settings: Settings, log: list[str]) -> None:
     asyncio.run(run())
     assert redis_of(settings) == []
     assert any("has died; starting it again" in line for line in log)
+
+
+def test_killed_watcher_is_replaced(settings: Settings) -> None:
+    async def run() -> None:
+        async with running_servers(settings, asyncio.Event(), asyncio.Event()):
+            (killed,) = guardian.watcher_pids
+            os.kill(killed, signal.SIGKILL)
+            await asyncio.to_thread(wait_until, lambda: guardian.watcher_pids not in ([], [killed]))
+
+    asyncio.run(run())
+
+
+def test_died_server_is_restarted_where_the_kernel_reports_no_end(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(_: int) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", unknown)
+    test_died_server_is_restarted(settings, ["has died; starting it again"])
+
+
+def test_supervision_leaves_no_descriptor_open(settings: Settings) -> None:
+    async def run() -> None:
+        async with running_servers(settings, asyncio.Event(), asyncio.Event()):
+            (killed,) = redis_of(settings)
+            os.kill(killed, signal.SIGKILL)
+            await asyncio.to_thread(wait_until, lambda: set(redis_of(settings)) - {killed})
+
+    asyncio.run(run())  # what is loaded and opened once
+    before = len(os.listdir("/proc/self/fd"))
+    asyncio.run(run())
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_stop_aborts_a_start(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,13 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from typing import Any
 
 import pytest
 
 from marketflow.errors import StartError
 from marketflow.server.listeners import bind, bind_each
-from marketflow.server.uvicorn_server import TICK_SECONDS, Server
+from marketflow.server.uvicorn_server import Server
 from tests.support.servers import HOST
 
 
@@ -75,36 +75,49 @@ def test_port_of_another_listener_cannot_be_bound(before: Binding, after: Bindin
 # Waiting for the shutdown
 
 
-class CountingServer(Server):
-    """Counts how often it wakes."""
-
-    ticks = 0
-
-    async def on_tick(self, counter: int) -> bool:
-        self.ticks += 1
-        return await super().on_tick(counter)
-
-
 async def no_application(*_: object) -> None:
     pass
 
 
-def server() -> CountingServer:
+def server() -> Server:
     def nothing() -> None:
         pass
 
-    return CountingServer(no_application, False, nothing, nothing, nothing, nothing)
+    return Server(no_application, False, nothing, nothing, nothing, nothing)
 
 
-def test_idle_server_wakes_once_a_second() -> None:
-    async def ticks_in(seconds: float) -> int:
-        idle = server()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await idle.main_loop()
-        return idle.ticks
+def test_idle_server_sets_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def timers() -> list[float]:
+        loop, timers = asyncio.get_running_loop(), list[float]()
+        waiting = asyncio.create_task(server().main_loop())
+        call_at = loop.call_at
 
-    assert asyncio.run(ticks_in(2.5)) <= 3
+        def counted(at: float, *given: Any) -> asyncio.TimerHandle:
+            timers.append(at)
+            return call_at(at, *given)
+
+        monkeypatch.setattr(loop, "call_at", counted)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        waiting.cancel()
+        return timers
+
+    assert asyncio.run(timers()) == []
+
+
+def test_date_header_is_of_the_current_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_763_690_000.25
+    monkeypatch.setattr(time, "time", lambda: now)
+    state = server().server_state
+    first = state.default_headers
+    assert first == [(b"date", b"Fri, 21 Nov 2025 01:53:20 GMT")]
+    now += 0.7
+    assert state.default_headers is first
+    now += 0.1
+    assert state.default_headers == [(b"date", b"Fri, 21 Nov 2025 01:53:21 GMT")]
+    now -= 3600
+    assert state.default_headers == [(b"date", b"Fri, 21 Nov 2025 00:53:21 GMT")]
 
 
 def test_signal_wakes_a_waiting_server_at_once() -> None:
@@ -118,4 +131,13 @@ def test_signal_wakes_a_waiting_server_at_once() -> None:
         await main_loop
         return time.monotonic() - began
 
-    assert asyncio.run(seconds_until_exit()) < TICK_SECONDS / 2
+    assert asyncio.run(seconds_until_exit()) < 0.5
+
+
+def test_signal_before_the_loop_ends_the_wait() -> None:
+    async def run() -> None:
+        early = server()
+        early.handle_exit(signal.SIGTERM, None)
+        await asyncio.wait_for(early.main_loop(), 5)
+
+    asyncio.run(run())
