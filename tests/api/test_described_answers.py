@@ -20,7 +20,7 @@ from marketflow.api.middleware.client_limits import ClientLimits
 from marketflow.api.middleware.request_metrics import RequestMetrics
 from marketflow.api.rendering import JSONAnswer
 from marketflow.api.streaming.candle_stream import candle_series
-from marketflow.errors import Unavailable
+from marketflow.errors import SettingsError, Unavailable
 from marketflow.model import Mode
 from marketflow.server.http_protocol import LimitedHttpProtocol
 from marketflow.stores.postgres.request_coalescing import CoalescingReader
@@ -48,6 +48,7 @@ class NoIngestProcess(MemoryMode):
 def outage() -> World:
     world = World(token="plain", mode=NoIngestProcess(), ready=False, streams=0)
     world.cache.away = world.archive.away = world.alerts.away = True
+    world.reloaded = Unavailable("no process takes ticks")
     return world
 
 
@@ -113,6 +114,7 @@ BY_APPLICATION: dict[str | None, Provoke] = {
     "invalid_state": lambda method, path: trading().ask(filled(path, "state=lost"), method),
     "invalid_offset": lambda method, path: trading().ask(filled(path, "offset=-1"), method),
     "invalid_rate": lambda method, path: trading().ask(filled(path, "max_rate=0"), method),
+    "invalid_settings": lambda method, path: reloaded(SettingsError("symbols = 7")).ask(path, method, TOKEN),
     "invalid_fill": lambda method, path: trading().ask(filled(path, "fill=zero"), method),
     "invalid_format": lambda method, path: trading().ask(filled(path, "format=csv"), method),
     "too_many_requests": lambda method, path: over_limit(method, path),
@@ -132,6 +134,13 @@ def unknown(path: str, kind: str, name: str) -> str:
     if "{" in path or path.startswith("/alerts"):
         return filled(path, **{kind: name})
     return f"{path}?{kind}{'s' if path.startswith(('/stream', '/tickers')) else ''}={name}"
+
+
+def reloaded(error: Exception) -> World:
+    """Return a world whose settings cannot be read again."""
+    world = trading()
+    world.reloaded = error
+    return world
 
 
 def with_few_series(method: str, path: str) -> httpx.Response:

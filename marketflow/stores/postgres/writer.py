@@ -33,8 +33,11 @@ open_at, close_at, min_at, max_at, version, volume, turnover, buy_volume, buy_tu
 
 
 def _moment(column: str) -> str:
-    """SQL of a time that is given in Unix ms; exact, as whole microseconds of an interval are."""
-    return f"timestamptz 'epoch' + {column} * interval '1 millisecond'"
+    """SQL of a time that is given in Unix ms; exact, as whole microseconds of an interval are.
+
+    The cast leaves no choice of operators: one of a stranger that takes int8 would be found before the system's.
+    """
+    return f"timestamptz 'epoch' + {column}::float8 * interval '1 millisecond'"
 
 
 # Of two versions with as many ticks that made of ticks replaces the venue's own ('ticks' < 'venue'), and one that is
