@@ -103,14 +103,18 @@ def test_eight_exchanges_and_forty_symbols_fit(crowded: Application, look: Look,
     assert page.locator("#comparison").evaluate("(one) => one.scrollHeight <= one.clientHeight")
     assert page.evaluate(CUT) == []
     market = page.locator(".market")
-    expect(market).to_have_attribute("data-more", re.compile("right"))
     expect(market).to_have_attribute("data-more", re.compile("bottom"))
-    symbol = visit.row("S000USDT").locator("th")
-    before = symbol.bounding_box()
-    page.locator(".scroller").evaluate("(one) => { one.scrollLeft = one.scrollWidth; }")
-    expect(market).to_have_attribute("data-more", re.compile("left"))
-    expect(market).not_to_have_attribute("data-more", re.compile("right"))
-    assert symbol.bounding_box() == before
+    # At 1024 px that depends on how much of 24 hours there is to be named.
+    if page.locator(".scroller").evaluate("(one) => one.scrollWidth > one.clientWidth + 1"):
+        expect(market).to_have_attribute("data-more", re.compile("right"))
+        symbol = visit.row("S000USDT").locator("th")
+        before = symbol.bounding_box()
+        page.locator(".scroller").evaluate("(one) => { one.scrollLeft = one.scrollWidth; }")
+        expect(market).to_have_attribute("data-more", re.compile("left"))
+        expect(market).not_to_have_attribute("data-more", re.compile("right"))
+        assert symbol.bounding_box() == before
+    else:
+        assert width == 1024
     expect(visit.row("S000USDT").locator(".age")).to_be_in_viewport(ratio=0.99)
     visit.keep(f"eight-exchanges-{width}")
 
@@ -210,18 +214,19 @@ def test_trends_take_one_request_a_symbol(crowded: Application, look: Look) -> N
 
 PAINTS = """
     async (ms) => {
-        const frames = new Set();
-        let frame = 0;
-        let counting = true;
-        const count = () => { frame += 1; if (counting) requestAnimationFrame(count); };
-        count();
-        const seen = new MutationObserver(() => frames.add(frame));
+        let [painted, dirty, counting] = [0, false, true];
+        // After a frame: what has changed before it, by timers, and in it, by charts, is one paint.
+        const after = new MessageChannel();
+        after.port1.onmessage = () => { painted += dirty; dirty = false; };
+        const count = () => { after.port2.postMessage(0); if (counting) requestAnimationFrame(count); };
+        requestAnimationFrame(count);
+        const seen = new MutationObserver(() => { dirty = true; });
         const all = { subtree: true, childList: true, characterData: true, attributes: true };
         const began = performance.now();
         seen.observe(document.querySelector("main"), all);
         await new Promise((done) => setTimeout(done, ms));
         counting = false;
-        return [frames.size, (performance.now() - began) / 1000]; // a busy browser runs a timer late
+        return [painted, (performance.now() - began) / 1000]; // a busy browser runs a timer late
     }
 """
 

@@ -106,7 +106,11 @@ def test_token_is_requested_and_kept_for_the_tab(start: Start, look: Look) -> No
     visit.expected.append(UNAUTHORIZED)
     page = visit.open()
     page.get_by_role("button", name="Test", exact=True).click()
-    switch, token, problem = page.locator("#switch-do"), page.get_by_label("Token"), page.locator("#switch-problem")
+    switch, token, problem = (
+        page.locator("#switch-do"),
+        page.get_by_role("dialog").get_by_label("Token"),
+        page.locator("#switch-problem"),
+    )
     expect(token).to_be_hidden()
     switch.click()
     expect(token).to_be_focused()

@@ -6,7 +6,7 @@ import { Choice } from "./choice.js";
 import { Comparison } from "./comparison.js";
 import { Connection } from "./connection.js";
 import { DayVolume } from "./dayvolume.js";
-import { byId, say } from "./dom.js";
+import { byId, inFrames, say } from "./dom.js";
 import { price } from "./format.js";
 import { feedsOf, Health, showHealthUnknown } from "./health.js";
 import { offerKeys } from "./keys.js";
@@ -68,10 +68,10 @@ choice.addEventListener("change", () => {
   settle();
   showChoice();
 });
-setInterval(() => {
+setInterval(inFrames(() => {
   period.showNow();
   showTitle();
-}, 1000);
+}), 1000);
 
 /** @param {any} health */
 function updateHealth(health) {
