@@ -11,6 +11,7 @@ TOKEN = "a-token-of-the-tests"
 
 
 def opened(page: Page) -> Page:
+    expect(page.locator("#alert-form")).to_be_hidden()
     page.get_by_role("button", name="Alerts", exact=True).click()
     expect(page.locator("#alert-form")).to_be_visible()
     return page
