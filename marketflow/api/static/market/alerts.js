@@ -29,12 +29,14 @@ export class Alerts {
     this.newest = null;
     this.unseen = 0;
     this.again = 0;
+    this.usable = false; // as far as known PostgreSQL, which has rules and events, can be read
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.#add();
     });
     choice.addEventListener("change", (event) => event.detail.has("symbol") && this.#suggest());
-    stream.addEventListener("snapshot", () => this.#restart());
+    stream.addEventListener("snapshot", ({ detail }) => this.#restartWith(detail.health));
+    stream.addEventListener("health", ({ detail }) => this.usable || this.#restartWith(detail));
     stream.addEventListener("alert", ({ detail }) => this.#take([detail]));
     document.querySelector(".alerts .collapse").addEventListener("click", () => this.#seen());
     this.notify = byId("alerts-notify");
@@ -43,13 +45,19 @@ export class Alerts {
     this.#showNotify();
   }
 
+  /** @param {any} health of now */
+  #restartWith(health) {
+    this.usable = health.postgres === "ok";
+    this.#suggest();
+    if (this.usable) this.#restart();
+  }
+
   /**
    * What came while there was no connection, and the rules of now; again and again until they can be read, and once more:
    * after an outage of PostgreSQL the stream begins a little later.
    */
   async #restart(last = false) {
     clearTimeout(this.again);
-    this.#suggest();
     try {
       const after = this.newest === null ? "" : `&after=${this.newest}`;
       const { events } = await ask(`events/alerts?limit=${EVENTS}${after}`);
