@@ -10,10 +10,9 @@ from marketflow.api.middleware.request_metrics import UNTIMED, RequestMetrics
 from marketflow.api.openapi.operation import Content, Operation, Tag
 from marketflow.api.problems import ServiceUnavailable, TooManyRequests
 from marketflow.api.rendering import ALWAYS
+from marketflow.api.streaming.broadcaster import HEARTBEAT_SECONDS
 from marketflow.api.streaming.sse_route import RETRY, SEND_SECONDS, STREAMING, Stream
 from marketflow.stores.ports import NumberedEvent
-
-HEARTBEAT_SECONDS = 5.0
 
 _DESCRIPTION = """\
 Events are sent when they are stored in PostgreSQL, in the order of their numbers. A client that reconnects with the id

@@ -81,7 +81,7 @@ export class Alerts {
     for (const { event } of newer) this.#notifyOf(event);
     this.unseen += newer.length;
     this.#seen();
-    if (newer.some(({ event }) => event.rule)) this.#showRules().catch(() => {});
+    this.#showRules().catch(() => {});
   }
 
   /** @param {any[]} events oldest first */
