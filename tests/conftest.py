@@ -18,6 +18,7 @@ from psycopg import sql
 from tests.support.application import ScriptedExchange, read_rows
 from tests.support.guards import pytest_runtest_call, pytest_runtest_setup, pytest_runtest_teardown  # noqa: F401
 from tests.support.oracle import Rows
+from tests.support.redis_cluster import RedisCluster
 from tests.support.servers import HOST, PostgresServer, RedisServer
 from tests.support.tiers import is_unit
 
@@ -100,6 +101,21 @@ def redis_db(redis_server: RedisServer) -> RedisServer:
     with redis_server.client() as client:
         client.flushall()
     return redis_server
+
+
+@pytest.fixture(scope="session")
+def cluster_servers(server_root: Path) -> Iterator[RedisCluster]:
+    """The session's Redis Cluster; a test that breaks it mends it."""
+    with RedisCluster(server_root / "cluster") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def redis_cluster(cluster_servers: RedisCluster) -> RedisCluster:
+    """The session's Redis Cluster, emptied."""
+    cluster_servers.wait_until_whole()
+    cluster_servers.flushall()
+    return cluster_servers
 
 
 @pytest.fixture(scope="session")
