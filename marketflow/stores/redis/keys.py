@@ -43,8 +43,11 @@ MINUTES_CHANNEL = "marketflow:{changes}:minutes"
 LEASE_KEY = "marketflow:{control}:lease"
 """The run that holds the lease of the ingest role; empty once it was released."""
 
+SHARDS_KEY = "marketflow:{control}:shards"
+"""Hash: which ingest process owns which shard, which one is its standby, and until when each process holds them."""
+
 STATE_KEY = "marketflow:{control}:state"
-"""State of the ingest process, and the channel on which it is published."""
+"""Channel on which ingest processes publish their states."""
 
 MODE_KEY = "marketflow:{control}:mode"
 """The mode that runs, or ran last."""
@@ -81,6 +84,16 @@ def run_key(run: str) -> str:
 def complete_key(exchange: str) -> str:
     """String: until when all trades of an exchange are on record, a JSON object of Unix ms by symbol."""
     return f"marketflow:{{archive}}:complete:{exchange}"
+
+
+def state_key(run: str) -> str:
+    """String: the state of an ingest process."""
+    return f"{STATE_KEY}:{run}"
+
+
+def commands_key(run: str) -> str:
+    """List of the ids of commands to an ingest process."""
+    return f"{COMMANDS_KEY}:{run}"
 
 
 def command_key(command: str) -> str:

@@ -1,0 +1,454 @@
+"""The shard table: which ingest process owns which shard, and which one is its standby.
+
+One hash in Redis and one script, which each ingest process calls several times a second: it renews what the process
+holds, replaces those whose lease has expired, and spreads the shards evenly. The server's time decides. Nothing is
+fenced: a process that has lost a shard unnoticed may write a little longer, which is harmless because each store keeps
+the more complete candle.
+
+A table that nobody has called for a lease is ambiguous: Redis was down, emptied, or is back with older data. So for
+GRACE_SECONDS nobody is replaced and nothing is handed out; processes assert what they hold, and the later epoch wins.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+from uuid import uuid4
+
+import msgspec
+import redis
+
+from marketflow.cluster.messages import Published, encode, mode_of
+from marketflow.errors import Unavailable
+from marketflow.model import Mode
+from marketflow.stores.redis import keys
+from marketflow.stores.redis.connection import sync_client
+
+LEASE_SECONDS = 1.0
+"""How long a process holds its shards after a call of the table."""
+
+GRACE_SECONDS = 1.0
+"""How long processes may assert what they hold, after a table was lost: four calls of each."""
+
+CALL_SECONDS = 0.25
+"""How often the table is called."""
+
+STATE_SECONDS = 3.0
+"""Expiry of the published state."""
+
+KEPT_SECONDS = 24 * 60 * 60
+"""How long table and mode are kept without an ingest process."""
+
+ANSWER_SECONDS = 0.5
+"""Timeout of a call."""
+
+LEAD = "*lead"
+"""A pseudo-shard, held by one process without a standby: what is done once, such as the roll-up. No exchange has this
+name."""
+
+_CALL = """
+local FREE, UNKNOWN, LEAD = '-', '?', '*lead'
+local request, state = cjson.decode(ARGV[1]), ARGV[2]
+local run, now = request.run, request.now
+if not now then
+    local time = redis.call('time')
+    now = time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- Read the table.
+local rows, members, before, clock = {}, {}, {}, {at = 0, grace = 0}
+local stored = redis.call('hgetall', KEYS[1])
+for i = 1, #stored, 2 do
+    local kind, name = string.match(stored[i], '^(%a+):(.*)$')
+    before[stored[i]] = stored[i + 1]
+    if kind == 'shard' then
+        local epoch, owner, standby = string.match(stored[i + 1], '^(%S+) (%S+) (%S+)$')
+        rows[name] = {epoch = tonumber(epoch), owner = owner, standby = standby}
+    elseif kind == 'member' then
+        members[name] = cjson.decode(stored[i + 1])
+    elseif kind == 'clock' then
+        clock = cjson.decode(stored[i + 1])
+    end
+end
+
+-- Expire members, except in the grace time after a table was lost.
+local lease = request.lease
+for _, member in pairs(members) do lease = math.max(lease, member.lease) end
+if not clock.idle and now - clock.at > lease then clock.grace = now + request.grace end
+clock.grace = math.min(clock.grace, now + request.grace)
+local in_grace = now < clock.grace
+for name, member in pairs(members) do
+    if in_grace then member.expires = math.max(member.expires, clock.grace) end
+    member.expires = math.min(member.expires, now + member.lease)
+    if member.expires <= now then members[name] = nil end
+end
+if request.leaving then
+    members[run] = nil
+else
+    members[run] = {expires = now + request.lease, lease = request.lease, shards = request.shards,
+                    ready = request.ready, takes_all = request.takes_all}
+end
+local function can(name, shard) return members[name] ~= nil and members[name].shards[shard] ~= nil end
+
+-- Take what the caller knows better: a table that is back with older data has earlier epochs.
+for shard, epoch in pairs(request.epochs) do
+    local row = rows[shard]
+    local is_older = not row or row.epoch < epoch
+    if request.held[shard] then
+        if is_older then
+            local standby = row and row.standby ~= run and row.standby or FREE
+            rows[shard] = {epoch = epoch, owner = run, standby = standby}
+        end
+    elseif request.stood[shard] and (is_older or (row.standby == FREE and row.owner ~= run)) then
+        row = row or {epoch = 0, owner = UNKNOWN, standby = FREE}
+        if row.owner == run then row.owner = UNKNOWN end
+        row.standby = run
+        rows[shard] = row
+    elseif row and is_older then
+        if row.owner == run then row.owner = UNKNOWN end
+        if row.standby == run then row.standby = FREE end
+    end
+end
+
+-- Replace who is gone or has dropped a shard.
+local function give(row, owner)
+    row.owner = owner
+    row.epoch = math.max(row.epoch + 1, now)
+end
+for shard, row in pairs(rows) do
+    if not can(row.standby, shard) then row.standby = FREE end
+    if row.owner ~= FREE and not can(row.owner, shard) and not (row.owner == UNKNOWN and in_grace) then
+        if row.standby ~= FREE then
+            give(row, row.standby)
+            row.standby = FREE
+        else
+            row.owner = FREE
+        end
+    end
+end
+
+local function spread()
+    local order, known, shards, own, stand = {}, {}, {}, {}, {}
+    for name, member in pairs(members) do
+        order[#order + 1] = name
+        own[name], stand[name] = 0, 0
+        for shard in pairs(member.shards) do known[shard] = true end
+    end
+    table.sort(order)
+    for shard in pairs(rows) do
+        if not known[shard] then rows[shard] = nil end
+    end
+    for shard in pairs(known) do
+        rows[shard] = rows[shard] or {epoch = 0, owner = FREE, standby = FREE}
+        if shard ~= LEAD then
+            shards[#shards + 1] = shard
+            if rows[shard].owner ~= FREE then own[rows[shard].owner] = own[rows[shard].owner] + 1 end
+            if rows[shard].standby ~= FREE then stand[rows[shard].standby] = stand[rows[shard].standby] + 1 end
+        end
+    end
+    table.sort(shards)
+
+    -- The least loaded process that may have a shard.
+    local function least(shard, load, other, except)
+        local best
+        for _, name in ipairs(order) do
+            if name ~= except and can(name, shard) and (not best or load[name] < load[best]
+                    or (load[name] == load[best] and other[name] < other[best])) then
+                best = name
+            end
+        end
+        return best
+    end
+    local function take(shard)
+        local row = rows[shard]
+        local owner = row.owner
+        if owner == FREE or not members[owner].takes_all then
+            for _, name in ipairs(order) do
+                if members[name].takes_all and can(name, shard) then owner = name break end
+            end
+        end
+        if owner == FREE then owner = least(shard, own, stand) end
+        if owner == row.owner then return end
+        if shard ~= LEAD then
+            own[owner] = own[owner] + 1
+            if row.standby == owner then
+                stand[owner], row.standby = stand[owner] - 1, FREE
+            end
+            if row.owner ~= FREE then
+                own[row.owner] = own[row.owner] - 1
+                if row.standby ~= FREE then stand[row.standby] = stand[row.standby] - 1 end
+                stand[row.owner], row.standby = stand[row.owner] + 1, row.owner
+            end
+        end
+        give(row, owner)
+    end
+    for _, shard in ipairs(shards) do take(shard) end
+    if rows[LEAD] then take(LEAD) end
+    for _, shard in ipairs(shards) do
+        local row = rows[shard]
+        local standby = row.standby == FREE and least(shard, stand, own, row.owner)
+        if standby then
+            row.standby, stand[standby] = standby, stand[standby] + 1
+        end
+    end
+
+    -- The most and the least loaded process that do not take all, if their loads differ by more than one.
+    local function extremes(load, counts_all)
+        local most, fewest
+        for _, name in ipairs(order) do
+            if counts_all or not members[name].takes_all then
+                if not most or load[name] > load[most] then most = name end
+                if not fewest or load[name] < load[fewest] then fewest = name end
+            end
+        end
+        if most and load[most] - load[fewest] > 1 then return most, fewest end
+    end
+
+    -- Owners: a shard moves once its next owner is its standby and ready; until then, that is what the standby is for.
+    local planned = {}
+    while true do
+        local from, to = extremes(own)
+        local best, rank
+        for _, shard in ipairs(from and shards or {}) do
+            local row = rows[shard]
+            if row.owner == from and not planned[shard] and can(to, shard) then
+                local new = row.standby == to and (members[to].ready[shard] and 3000 or 2000)
+                    or (row.standby == FREE and 1000 or stand[row.standby])
+                if not best or new > rank then best, rank = shard, new end
+            end
+        end
+        if not best then break end
+        local row = rows[best]
+        planned[best] = true
+        own[from], own[to] = own[from] - 1, own[to] + 1
+        if row.standby == to and members[to].ready[best] then
+            give(row, to)
+            row.standby = from
+            stand[to], stand[from] = stand[to] - 1, stand[from] + 1
+        else
+            -- The loads are those after the move.
+            if row.standby ~= FREE then stand[row.standby] = stand[row.standby] - 1 end
+            row.standby, stand[from] = to, stand[from] + 1
+        end
+    end
+
+    -- Standbys.
+    while true do
+        local from, to = extremes(stand, true)
+        local best
+        for _, shard in ipairs(from and shards or {}) do
+            local row = rows[shard]
+            if row.standby == from and row.owner ~= to and not planned[shard] and can(to, shard) then best = shard end
+        end
+        if not best then break end
+        rows[best].standby = to
+        stand[from], stand[to] = stand[from] - 1, stand[to] + 1
+    end
+end
+
+clock.at, clock.idle = now, next(members) == nil or nil
+if not in_grace then spread() end
+
+-- Write what has changed.
+local after = {['clock:'] = cjson.encode(clock)}
+for shard, row in pairs(rows) do
+    after['shard:' .. shard] = string.format('%.0f %s %s', row.epoch, row.owner, row.standby)
+end
+for name, member in pairs(members) do after['member:' .. name] = cjson.encode(member) end
+for field, value in pairs(after) do
+    if before[field] ~= value then redis.call('hset', KEYS[1], field, value) end
+end
+for field in pairs(before) do
+    if not after[field] then redis.call('hdel', KEYS[1], field) end
+end
+redis.call('pexpire', KEYS[1], request.kept)
+
+-- The mode: a fresh start with no other process begins in the configured one.
+local wait, others = request.lease, 0
+for name, member in pairs(members) do
+    if name ~= run then
+        others, wait = others + 1, math.min(wait, member.expires - now)
+    end
+end
+local mode = redis.call('get', KEYS[2])
+local holds = next(request.held) ~= nil
+local is_fresh = others == 0 and not in_grace and not holds and next(request.stood) == nil
+local new = request.new_mode
+if not new and not request.leaving and (is_fresh or (not mode and (holds or not in_grace))) then new = request.mode end
+if new then mode = new end
+if mode then redis.call('set', KEYS[2], mode, 'px', request.kept) end
+
+-- The state.
+local followers = -1
+if request.leaving then
+    redis.call('del', KEYS[3])
+    redis.call('publish', ARGV[3], '')
+elseif state ~= '' then
+    redis.call('set', KEYS[3], state, 'px', request.state_kept)
+    followers = redis.call('publish', ARGV[3], state) + redis.call('exists', KEYS[4])
+end
+local table_rows = {}
+for shard, row in pairs(rows) do
+    table_rows[#table_rows + 1] = shard
+    table_rows[#table_rows + 1] = after['shard:' .. shard]
+end
+return {mode, followers, others, wait, table_rows}
+"""
+
+
+class Row(NamedTuple):
+    """A row of the table; None is nobody, or not known."""
+
+    epoch: int
+    owner: str | None
+    standby: str | None
+
+
+class Assignment(NamedTuple):
+    """What one process owns and stands by for, whether it leads, the epochs of all shards, and the mode."""
+
+    owned: frozenset[str]
+    standby: frozenset[str]
+    leads: bool
+    epochs: Mapping[str, int]
+    mode: Mode | None
+    """The mode to adopt; None if it is not known."""
+
+
+NOTHING = Assignment(frozenset(), frozenset(), False, {}, None)
+"""What a process holds before its first call."""
+
+
+def connect(keywords: Mapping[str, Any]) -> "redis.Redis":
+    """A client for what is in this package, which connects when first used and never waits long."""
+    return sync_client(keywords, ANSWER_SECONDS)
+
+
+@contextmanager
+def redis_errors() -> Iterator[None]:
+    """Turn errors of Redis into Unavailable."""
+    try:
+        yield
+    except redis.RedisError as error:
+        raise Unavailable(f"Redis cannot be used: {error}") from error
+
+
+def row_of(value: bytes) -> Row:
+    """Decode a row as the table holds it."""
+    epoch, owner, standby = value.decode(errors="replace").split(" ")
+    return Row(int(epoch), *(None if name in "-?" else name for name in (owner, standby)))
+
+
+class ShardTable:
+    """The table as one process sees it. For one thread at a time.
+
+    Args:
+        client: of Redis; not closed here.
+        shards: those that this process can ingest.
+        takes_all: whether it ingests all of them whatever others do; then it becomes their owner.
+        lease_seconds: how long it holds its shards after a call.
+        now: Unix time in ms instead of the server's, for tests.
+    """
+
+    def __init__(
+        self,
+        client: "redis.Redis",
+        shards: Collection[str],
+        takes_all: bool = False,
+        lease_seconds: float = LEASE_SECONDS,
+        now: Callable[[], int] | None = None,
+    ) -> None:
+        self.run = f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex[:12]}"
+        self.shards = shards
+        """Those that this process can ingest; a reload of the settings may change them."""
+        self._client = client
+        self._channel = keys.channel(keys.STATE_KEY, client.get_connection_kwargs().get("db", 0))
+        self._takes_all = takes_all
+        self._lease_seconds = lease_seconds
+        self._now = now
+        self._held = NOTHING
+        self.rows: Mapping[str, Row] = {}
+        """The table, by the last answer."""
+        self.others = 0
+        """Number of other ingest processes, by the last answer."""
+        self.is_followed = False
+        """Whether other processes have subscribed to the state of this one, or commands wait for it."""
+        self.call_again_seconds = CALL_SECONDS
+        """When to call again: at once when the lease of another process would expire."""
+
+    def hold(
+        self, ready: Collection[str] = (), published: Published | None = None, new_mode: Mode | None = None
+    ) -> Assignment:
+        """Renew what this process holds, and return what it holds now.
+
+        Args:
+            ready: shards that it could own at once: their feeds are connected, or no connection is of any use.
+            published: its state, published by the same call; None leaves the last one.
+            new_mode: set if it has switched the mode itself, which others adopt.
+
+        Raises:
+            Unavailable: Redis did not answer; it goes on with what it has.
+        """
+        return self._call(ready, published, new_mode)
+
+    def leave(self) -> None:
+        """Release everything: standbys take over at once.
+
+        Raises:
+            Unavailable: Redis did not answer; the lease expires.
+        """
+        self._call((), None, None, leaving=True)
+
+    def _call(
+        self, ready: Collection[str], published: Published | None, new_mode: Mode | None, leaving: bool = False
+    ) -> Assignment:
+        held = self._held
+        request: dict[str, Any] = {
+            "run": self.run,
+            "lease": _ms(self._lease_seconds),
+            "grace": _ms(GRACE_SECONDS),
+            "kept": _ms(KEPT_SECONDS),
+            "state_kept": _ms(STATE_SECONDS),
+            "shards": dict.fromkeys((*self.shards, LEAD), True),
+            "ready": dict.fromkeys(ready, True),
+            "takes_all": self._takes_all,
+            "held": dict.fromkeys((*held.owned, *([LEAD] if held.leads else [])), True),
+            "stood": dict.fromkeys(held.standby, True),
+            "epochs": held.epochs,
+            "leaving": leaving,
+        }
+        if self._now is not None:
+            request["now"] = self._now()
+        if new_mode is not None:
+            request["new_mode"] = new_mode.value
+        if published is not None:
+            request["mode"] = published.state.mode.value
+        state = b"" if published is None else encode(published)
+        with redis_errors():
+            # The keys share a hash tag, so that one script may use them on a cluster as well.
+            names = (keys.SHARDS_KEY, keys.MODE_KEY, keys.state_key(self.run), keys.commands_key(self.run))
+            arguments = (msgspec.json.encode(request), state, self._channel)
+            answer = self._client.eval(_CALL, len(names), *names, *arguments)
+        return self._record(cast("tuple[bytes | None, int, int, int, list[bytes]]", answer))
+
+    def _record(self, answer: tuple[bytes | None, int, int, int, list[bytes]]) -> Assignment:
+        mode, followers, self.others, wait_ms, rows = answer
+        if followers >= 0:
+            self.is_followed = followers > 0
+        self.call_again_seconds = min(CALL_SECONDS, (wait_ms + 1) / 1000)
+        names = (name.decode(errors="replace") for name in rows[::2])
+        self.rows = dict(zip(names, map(row_of, rows[1::2]), strict=True))
+        mine = {name: row for name, row in self.rows.items() if name != LEAD}
+        self._held = Assignment(
+            frozenset(name for name, row in mine.items() if row.owner == self.run),
+            frozenset(name for name, row in mine.items() if row.standby == self.run),
+            LEAD in self.rows and self.rows[LEAD].owner == self.run,
+            {name: row.epoch for name, row in self.rows.items()},
+            mode_of(mode),
+        )
+        return self._held
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

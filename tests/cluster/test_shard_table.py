@@ -1,0 +1,426 @@
+"""The table of shards, with a real Redis and a server time that the test sets."""
+
+import heapq
+import itertools
+import json
+import random
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from marketflow.cluster.messages import IngestState, Published
+from marketflow.cluster.shard_table import GRACE_SECONDS, LEAD, LEASE_SECONDS, Assignment, ShardTable, connect
+from marketflow.errors import Unavailable
+from marketflow.model import Mode
+from marketflow.stores.redis import keys
+from marketflow.stores.redis.connection import connection_keywords
+from tests.support.servers import HOST, RedisServer, free_port
+
+SHARDS = ("exchange1", "exchange2", "exchange3")
+
+LEASE_MS, GRACE_MS, CALL_MS = round(LEASE_SECONDS * 1000), round(GRACE_SECONDS * 1000), 250
+
+BALANCED_MS = 2000
+"""How long after a join or a stop loads may differ by more than one, where a standby is ready within READY_MS."""
+
+READY_MS = 600
+
+
+class Clock:
+    """The time of the server, in Unix ms."""
+
+    def __init__(self) -> None:
+        self.now = 1_763_690_000_000
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def client(redis_db: RedisServer) -> Iterator["redis.Redis"]:
+    with connect(connection_keywords(HOST, redis_db.port, "", 0)) as client:
+        yield client
+
+
+def table(client: "redis.Redis", clock: Clock, shards: tuple[str, ...] = SHARDS, takes_all: bool = False) -> ShardTable:
+    return ShardTable(client, shards, takes_all, now=clock)
+
+
+def state(mode: Mode) -> Published:
+    return Published("", 1, 0, IngestState(mode, {}, True, True))
+
+
+def hold_for(clock: Clock, milliseconds: int, *tables: ShardTable, ready: bool = True) -> list[Assignment]:
+    """Call each table at its intervals for that long; return the last answers."""
+    answers: list[Assignment] = []
+    for _ in range(0, milliseconds, CALL_MS):
+        clock.now += CALL_MS
+        answers = [each.hold(SHARDS if ready else ()) for each in tables]
+    return answers
+
+
+def started(client: "redis.Redis", clock: Clock, count: int) -> list[ShardTable]:
+    """Start that many processes, one after the other, and let them balance."""
+    tables = []
+    for _ in range(count):
+        tables.append(table(client, clock))
+        hold_for(clock, BALANCED_MS, *tables)
+    return tables
+
+
+def test_first_process_owns_and_leads_after_grace(client: "redis.Redis", clock: Clock) -> None:
+    first = table(client, clock)
+    assert first.hold().owned == frozenset()
+    clock.now += GRACE_MS - 1
+    assert first.hold().owned == frozenset()
+    clock.now += 1
+    held = first.hold()
+    assert (held.owned, held.standby, held.leads) == (frozenset(SHARDS), frozenset(), True)
+
+
+def test_two_processes_stand_by_for_each_other(client: "redis.Redis", clock: Clock) -> None:
+    one, other = hold_for(clock, CALL_MS, *started(client, clock, 2))
+    assert sorted((len(one.owned), len(other.owned))) == [1, 2]
+    assert (one.standby, other.standby) == (other.owned, one.owned)
+    assert one.owned | other.owned == frozenset(SHARDS)
+    assert one.leads != other.leads
+
+
+def test_ownership_moves_only_to_a_ready_standby(client: "redis.Redis", clock: Clock) -> None:
+    (first,) = started(client, clock, 1)
+    second = table(client, clock)
+    held, waiting = hold_for(clock, 5000, first, second, ready=False)
+    assert (held.owned, waiting.standby) == (frozenset(SHARDS), frozenset(SHARDS))
+    (moved,) = second.hold(SHARDS).owned
+    assert moved in second.hold(()).owned
+    given = first.hold()
+    assert moved in given.standby
+    assert given.epochs[moved] > held.epochs[moved]
+
+
+def test_standby_takes_over_when_the_lease_expires(client: "redis.Redis", clock: Clock) -> None:
+    first, second = started(client, clock, 2)
+    clock.now += LEASE_MS - 1
+    before = second.hold()
+    assert len(before.owned) < len(SHARDS)
+    assert second.call_again_seconds == pytest.approx(0.002)
+    clock.now += 1
+    after = second.hold()
+    assert (after.owned, after.leads) == (frozenset(SHARDS), True)
+    assert all(after.epochs[shard] > before.epochs[shard] for shard in before.standby)
+    # Frozen until now, it gets nothing back but the part of a standby.
+    thawed = first.hold()
+    assert (thawed.owned, thawed.standby, thawed.leads) == (frozenset(), frozenset(SHARDS), False)
+
+
+def test_stopping_process_is_replaced_at_once(client: "redis.Redis", clock: Clock) -> None:
+    first, second = started(client, clock, 2)
+    first.leave()
+    held = second.hold()
+    assert (held.owned, held.leads, second.others) == (frozenset(SHARDS), True, 0)
+    second.leave()
+    third = table(client, clock)
+    clock.now += 60_000
+    assert third.hold().owned == frozenset(SHARDS)  # released by all: there is nobody to wait for
+
+
+def test_emptied_redis_changes_no_owner(client: "redis.Redis", clock: Clock) -> None:
+    first, second = started(client, clock, 2)
+    before = [first.hold(), second.hold()]
+    for order in ((first, second), (second, first)):
+        client.flushall()
+        newcomer = table(client, clock)
+        for _ in range(2 * (LEASE_MS + GRACE_MS) // CALL_MS):
+            clock.now += CALL_MS
+            newcomer.hold()
+            held = {each: each.hold() for each in order}
+            assert [held[first].owned, held[second].owned] == [each.owned for each in before]
+        newcomer.leave()
+        assert [first.hold(), second.hold()] == before
+
+
+def test_standby_of_an_emptied_redis_replaces_its_owner_after_grace(client: "redis.Redis", clock: Clock) -> None:
+    first, second = started(client, clock, 2)
+    theirs = first.hold().owned
+    client.flushall()
+    assert not second.hold().owned & theirs
+    clock.now += GRACE_MS
+    assert second.hold().owned == frozenset(SHARDS)
+
+
+def test_redis_outage_ends_without_a_change_of_owner(client: "redis.Redis", clock: Clock) -> None:
+    first, second = started(client, clock, 2)
+    before = [first.hold(), second.hold()]
+    clock.now += 60_000
+    assert [second.hold(), first.hold()] == before[::-1]
+    assert hold_for(clock, 5000, second, first) == before[::-1]
+
+
+def test_older_table_yields_to_later_epochs(client: "redis.Redis", clock: Clock) -> None:
+    """A replica that was promoted lacks the last changes, here the one that made the second process an owner."""
+    first = table(client, clock)
+    hold_for(clock, BALANCED_MS, first)
+    older = client.dump(keys.SHARDS_KEY)
+    second = table(client, clock)
+    hold_for(clock, BALANCED_MS, first, second)
+    before = [first.hold(SHARDS), second.hold(SHARDS)]
+    assert older is not None
+    client.restore(keys.SHARDS_KEY, 0, older, replace=True)
+    assert [first.hold(SHARDS).owned, second.hold(SHARDS).owned] == [each.owned for each in before]
+    after = hold_for(clock, BALANCED_MS, first, second)
+    assert [each.owned for each in after] == [each.owned for each in before]
+
+
+def test_clock_set_back_keeps_owners_and_still_replaces_the_dead(client: "redis.Redis", clock: Clock) -> None:
+    first, second = started(client, clock, 2)
+    before = [first.hold(), second.hold()]
+    clock.now -= 3_600_000
+    assert [first.hold(), second.hold()] == before
+    clock.now += LEASE_MS
+    after = second.hold()
+    assert after.owned == frozenset(SHARDS)
+    assert all(after.epochs[shard] > before[1].epochs[shard] for shard in before[1].standby)
+
+
+def test_process_that_ingests_everything_becomes_the_owner(client: "redis.Redis", clock: Clock) -> None:
+    (first,) = started(client, clock, 1)
+    all_of_them, again = table(client, clock, takes_all=True), table(client, clock, takes_all=True)
+    held = all_of_them.hold()
+    assert (held.owned, held.leads) == (frozenset(SHARDS), True)
+    assert first.hold().standby == frozenset(SHARDS)
+    assert again.hold().owned == frozenset()
+    assert [each.owned for each in hold_for(clock, 5000, again, first, all_of_them)] == [
+        frozenset(),
+        frozenset(),
+        frozenset(SHARDS),
+    ]
+
+
+def test_changed_settings_add_and_remove_shards(client: "redis.Redis", clock: Clock) -> None:
+    first, second = started(client, clock, 2)
+    first.shards = second.shards = ("exchange1", "exchange4")
+    one, other = hold_for(clock, BALANCED_MS, first, second)
+    assert one.owned | other.owned == {"exchange1", "exchange4"}
+    assert set(first.rows) == {"exchange1", "exchange4", LEAD}
+    second.shards = ("exchange1",)
+    assert "exchange4" in hold_for(clock, CALL_MS, second, first)[1].owned
+    assert first.rows["exchange4"].standby is None
+
+
+def test_mode_of_a_fresh_start_is_the_configured_one(client: "redis.Redis", clock: Clock) -> None:
+    first, second = table(client, clock), table(client, clock)
+    assert first.hold((), state(Mode.LIVE)).mode is None
+    clock.now += GRACE_MS
+    assert first.hold((), state(Mode.LIVE)).mode is Mode.LIVE
+    assert second.hold((), state(Mode.TEST)).mode is Mode.LIVE
+    client.set(keys.MODE_KEY, "test")
+    assert first.hold((), state(Mode.LIVE)).mode is Mode.TEST
+    client.flushall()
+    assert first.hold((), state(Mode.TEST)).mode is Mode.TEST  # an owner knows it
+    first.leave()
+    second.leave()
+    clock.now += 60_000
+    assert table(client, clock).hold((), state(Mode.LIVE)).mode is Mode.LIVE
+
+
+def test_mode_that_a_process_switched_itself_is_set(client: "redis.Redis", clock: Clock) -> None:
+    first, second = started(client, clock, 2)
+    first.hold((), state(Mode.LIVE), Mode.LIVE)
+    assert second.hold((), state(Mode.TEST)).mode is Mode.LIVE
+
+
+def test_all_keys_of_the_table_expire(client: "redis.Redis", clock: Clock) -> None:
+    first = table(client, clock)
+    first.hold((), state(Mode.LIVE))
+    clock.now += GRACE_MS
+    first.hold((), state(Mode.LIVE))
+    names = {keys.SHARDS_KEY, keys.MODE_KEY, keys.state_key(first.run)}
+    assert {*client.keys("*")} == {name.encode() for name in names}
+    assert [name for name in names if client.ttl(name) == -1] == []
+    first.leave()
+    assert client.exists(keys.state_key(first.run)) == 0
+
+
+def test_server_time_decides_without_a_clock_of_the_test(client: "redis.Redis") -> None:
+    first = ShardTable(client, SHARDS)
+    first.hold()
+    seconds, _ = client.time()
+    at = json.loads(client.hget(keys.SHARDS_KEY, "clock:") or "{}")["at"]
+    assert abs(at - 1000 * seconds) < 60_000
+
+
+def test_databases_of_one_redis_share_no_messages(client: "redis.Redis", redis_db: RedisServer, clock: Clock) -> None:
+    with connect(connection_keywords(HOST, redis_db.port, "", 1)) as other, client.pubsub() as heard:  # type: ignore[no-untyped-call]
+        heard.psubscribe("marketflow:*")
+        heard.get_message(timeout=5)
+        channels = []
+        for each in (table(client, clock), table(other, clock)):
+            each.hold((), state(Mode.LIVE))
+            channels.append(heard.get_message(timeout=5)["channel"].decode())
+        assert channels == [keys.STATE_KEY, f"{keys.STATE_KEY}:1"]
+
+
+def test_unreachable_redis_makes_the_table_unavailable(clock: Clock) -> None:
+    with connect(connection_keywords(HOST, free_port(), "", 0)) as client:
+        for ask in (table(client, clock).hold, table(client, clock).leave):
+            with pytest.raises(Unavailable):
+                ask()
+
+
+# Many processes, at random
+
+
+class Process:
+    """An ingest process: calls the table at its intervals, and is ready for a shard some time after it was given it."""
+
+    def __init__(self, client: "redis.Redis", clock: Clock, shards: tuple[str, ...], dice: random.Random) -> None:
+        self.table = table(client, clock, shards)
+        self._clock = clock
+        self._dice = dice
+        self._ready_at: dict[str, int] = {}
+        self.held = Assignment(frozenset(), frozenset(), False, {}, None)
+        self.frozen_until = 0
+
+    def call(self) -> int:
+        """Call the table; return when to call again."""
+        now = self._clock()
+        ready = [shard for shard, at in self._ready_at.items() if at <= now]
+        self.held = self.table.hold(ready)
+        assert not self.held.owned & self.held.standby
+        connected = self.held.owned | self.held.standby
+        self._ready_at = {
+            shard: self._ready_at.get(shard, now + self._dice.randrange(READY_MS)) for shard in sorted(connected)
+        }
+        return now + round(self.table.call_again_seconds * 1000) + self._dice.randrange(10)
+
+
+class Cluster:
+    """Processes that join, leave, die and freeze on one Redis, which may be emptied or come back with older data."""
+
+    def __init__(self, client: "redis.Redis", clock: Clock, seed: int) -> None:
+        self.dice = random.Random(seed)
+        self.shards = tuple(f"exchange{n}" for n in range(1, self.dice.randrange(1, 10) + 1))
+        self._client, self._clock = client, clock
+        self._numbers = itertools.count()
+        self.processes: list[Process] = []
+        self._due: list[tuple[int, int, Process]] = []
+        self._older: bytes | None = None
+
+    def run_for(self, milliseconds: int) -> None:
+        """Let every process call the table when it is due."""
+        until = self._clock.now + milliseconds
+        while self._due and self._due[0][0] <= until:
+            at, _, process = heapq.heappop(self._due)
+            if process in self.processes:
+                self._clock.now = max(self._clock.now, at)
+                self._plan(process, process.frozen_until if process.frozen_until > at else process.call())
+        self._clock.now = until
+
+    def _plan(self, process: Process, at: int) -> None:
+        heapq.heappush(self._due, (at, next(self._numbers), process))
+
+    def join(self) -> None:
+        """Start a process."""
+        self.processes.append(Process(self._client, self._clock, self.shards, self.dice))
+        self._plan(self.processes[-1], self._clock.now)
+
+    def leave(self) -> None:
+        """Stop a process."""
+        self._any().table.leave()
+        self.processes.remove(self._last)
+
+    def die(self) -> None:
+        """Kill a process."""
+        self.processes.remove(self._any())
+
+    def freeze(self) -> None:
+        """Freeze a process for up to twice its lease."""
+        self._any().frozen_until = self._clock.now + self.dice.randrange(2 * LEASE_MS)
+
+    def empty(self) -> None:
+        """Empty Redis."""
+        self._client.flushall()
+
+    def save(self) -> None:
+        """Remember the table for `roll_back`."""
+        self._older = self._client.dump(keys.SHARDS_KEY)
+
+    def roll_back(self) -> None:
+        """Bring Redis back with the table that was saved last."""
+        if self._older is not None:
+            self._client.restore(keys.SHARDS_KEY, 0, self._older, replace=True)
+
+    def outage(self) -> None:
+        """Let time pass in which nobody can call."""
+        self._clock.now += self.dice.randrange(3 * LEASE_MS)
+
+    def _any(self) -> Process:
+        self._last = self.dice.choice(self.processes)
+        return self._last
+
+    # What has to hold
+
+    def assert_owned(self) -> None:
+        """Each shard has one owner, by the table's answers to all processes, and the lead has one."""
+        owned = sorted(shard for process in self.processes for shard in process.held.owned)
+        assert owned == sorted(self.shards)
+        assert sum(process.held.leads for process in self.processes) == 1
+
+    def assert_balanced(self) -> None:
+        """Each shard has a standby if there can be one, and loads of either kind differ by one at most."""
+        self.assert_owned()
+        stood = sorted(shard for process in self.processes for shard in process.held.standby)
+        assert stood == (sorted(self.shards) if len(self.processes) > 1 else [])
+        for loads in (
+            [len(process.held.owned) for process in self.processes],
+            [len(process.held.standby) for process in self.processes],
+        ):
+            assert max(loads) - min(loads) <= 1, loads
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_shards_stay_owned_and_balanced_through_faults(client: "redis.Redis", clock: Clock, seed: int) -> None:
+    cluster = Cluster(client, clock, seed)
+    cluster.join()
+    cluster.run_for(2 * GRACE_MS)
+    for _ in range(12):
+        for _ in range(cluster.dice.randrange(1, 4)):
+            few = len(cluster.processes) < 2
+            choices = [cluster.join] if few else [cluster.leave, cluster.die, cluster.freeze]
+            if len(cluster.processes) < 6:
+                choices.append(cluster.join)
+            cluster.dice.choice([*choices, cluster.empty, cluster.save, cluster.roll_back, cluster.outage])()
+            cluster.run_for(cluster.dice.randrange(600))
+        thawed = max((process.frozen_until - clock() for process in cluster.processes), default=0)
+        cluster.run_for(max(thawed, 0) + LEASE_MS + GRACE_MS + 2 * CALL_MS)
+        cluster.assert_owned()
+        cluster.run_for(BALANCED_MS)
+        cluster.assert_balanced()
+        before = [process.held for process in cluster.processes]
+        cluster.run_for(5000)
+        assert [process.held for process in cluster.processes] == before
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_join_and_stop_are_balanced_within_two_seconds(client: "redis.Redis", clock: Clock, count: int) -> None:
+    for seed in range(5):
+        client.flushall()
+        cluster = Cluster(client, clock, seed)
+        for _ in range(count):
+            cluster.join()
+        cluster.run_for(2 * BALANCED_MS)
+        cluster.assert_balanced()
+        cluster.join()
+        cluster.run_for(BALANCED_MS)
+        cluster.assert_balanced()
+        cluster.leave()
+        cluster.run_for(CALL_MS + 10)
+        cluster.assert_owned()
+        cluster.run_for(BALANCED_MS)
+        cluster.assert_balanced()
