@@ -54,6 +54,9 @@ COMMANDS: list[tuple[str, ...]] = [
 ]
 """Commands of MarketFlow, besides SUBSCRIBE and those of any client. They are queued here, never executed."""
 
+CLUSTER_COMMANDS: list[tuple[str, ...]] = [("SPUBLISH", _KEY, "1"), ("CLUSTER", "SLOTS")]
+"""Commands that MarketFlow sends to a cluster alone, besides SSUBSCRIBE."""
+
 
 def redis_check(settings: Settings, servers: Servers) -> Check:
     """Return the checks of the Redis of the settings."""
@@ -73,14 +76,14 @@ def _check(where: str, keywords: dict[str, Any]) -> list[CheckResult]:
             client.ping()
             seconds = time.monotonic() - began
             info = _info(client)
-            return [server_result(where, seconds, info), *_memory(where, info), _rights(where, client)]
+            return [server_result(where, seconds, info), *memory_results(where, info), rights_result(where, client)]
         except redis.BusyLoadingError:
             text = "still loading its data from disk"
             return [
                 CheckResult("Redis", where, CheckState.WARNING, text, "wait; MarketFlow answers from memory meanwhile")
             ]
         except redis.RedisError as error:
-            return [CheckResult("Redis", where, CheckState.FAILED, *_error_text(error, bool(keywords["password"])))]
+            return [CheckResult("Redis", where, CheckState.FAILED, *error_text(error, bool(keywords["password"])))]
 
 
 def _info(client: "redis.Redis") -> Mapping[str, Any]:
@@ -106,8 +109,8 @@ def server_result(where: str, seconds: float, info: Mapping[str, Any]) -> CheckR
     if info.get("cluster_enabled"):
         return result(
             CheckState.FAILED,
-            f"{text}; a cluster node, which MarketFlow does not support",
-            "use a Redis of its own",
+            f"{text}; a node of a Redis Cluster",
+            'set redis.nodes to its nodes, such as ["HOST:PORT"], instead of redis.host',
         )
     if info.get("role", "master") != "master":
         leader = f"{info.get('master_host')}:{info.get('master_port')}"
@@ -125,7 +128,7 @@ def server_result(where: str, seconds: float, info: Mapping[str, Any]) -> CheckR
     return result(CheckState.OK, text, "")
 
 
-def _memory(where: str, info: Mapping[str, Any]) -> list[CheckResult]:
+def memory_results(where: str, info: Mapping[str, Any]) -> list[CheckResult]:
     """Check that Redis evicts nothing, and has memory left."""
     if not info:
         return []
@@ -142,9 +145,15 @@ def _memory(where: str, info: Mapping[str, Any]) -> list[CheckResult]:
     return [CheckResult("Redis memory", where, state, text, advice)]
 
 
-def _rights(where: str, client: "redis.Redis") -> CheckResult:
-    """Check that Redis would execute all commands."""
-    refused = _refused(client)
+def rights_result(where: str, client: "redis.Redis", cluster_key: str = "") -> CheckResult:
+    """Check that Redis would execute all commands.
+
+    Args:
+        where: for the result.
+        client: of the server, or of a node of a cluster.
+        cluster_key: a key of this node, with which it is asked for a cluster's commands as well.
+    """
+    refused = _refused(client, cluster_key)
     if not refused:
         return CheckResult("Redis rights", where, CheckState.OK, "all commands of MarketFlow are permitted")
     names, reason = ", ".join(refused), next(iter(refused.values()))
@@ -158,16 +167,17 @@ def _rights(where: str, client: "redis.Redis") -> CheckResult:
     return CheckResult("Redis rights", where, CheckState.FAILED, text, advice)
 
 
-def _refused(client: "redis.Redis") -> dict[str, str]:
+def _refused(client: "redis.Redis", cluster_key: str) -> dict[str, str]:
     """Return the commands that Redis would refuse, each with its reason."""
+    commands = [*COMMANDS, *(CLUSTER_COMMANDS if cluster_key else ())]
     refused: dict[str, str] = {}
     connection: Any = client.connection_pool.get_connection()
     try:
         connection.send_command("MULTI")
         connection.read_response()
-        for command in COMMANDS:
+        for command in commands:
             try:
-                connection.send_command(*command)
+                connection.send_command(*(cluster_key or part if part == _KEY else part for part in command))
                 connection.read_response()
             except redis.ResponseError as error:
                 refused[command[0]] = str(error)
@@ -185,10 +195,17 @@ def _refused(client: "redis.Redis") -> dict[str, str]:
             channel.get_message(timeout=CHECK_TIMEOUT_SECONDS)
         except redis.ResponseError as error:
             refused["SUBSCRIBE"] = str(error)
+    if cluster_key:
+        with client.pubsub() as channel:  # type: ignore[no-untyped-call]
+            try:
+                channel.ssubscribe(cluster_key)
+                channel.get_message(timeout=CHECK_TIMEOUT_SECONDS)
+            except redis.ResponseError as error:
+                refused["SSUBSCRIBE"] = str(error)
     return refused
 
 
-def _error_text(error: redis.RedisError, with_password: bool) -> tuple[str, str]:
+def error_text(error: redis.RedisError, with_password: bool) -> tuple[str, str]:
     """Return text and advice for an error."""
     text = str(error)
     if isinstance(error, redis.AuthenticationError) or "authenticate" in text:

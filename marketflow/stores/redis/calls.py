@@ -92,5 +92,5 @@ def _reason(error: redis.RedisError) -> str:
     """The text of an error; says so where it comes from a node of a cluster, which refuses keys of other nodes."""
     text = str(error)
     if isinstance(error, _CLUSTER_ERRORS) or "SELECT is not allowed in cluster" in text:
-        return f"it is a node of a Redis Cluster, which MarketFlow does not follow; set redis.host to another ({text})"
+        return f"it is a node of a Redis Cluster; set redis.nodes instead of redis.host ({text})"
     return text

@@ -210,4 +210,5 @@ def test_cluster_node_fails_the_check(server_folder: Path) -> None:
     with Node(server_folder / "redis", persistent=False) as running:
         result = look(running.port)["Redis"]
     assert result.state is CheckState.FAILED
-    assert "cluster" in result.found
+    assert "a node of a Redis Cluster" in result.found
+    assert "set redis.nodes" in result.advice
