@@ -33,11 +33,21 @@ class IngestState(msgspec.Struct, frozen=True):
     reloads: int = 0
 
 
+class ShardState(msgspec.Struct, frozen=True):
+    """A shard in one of its two processes: what that one is for it, and the event time of its newest tick (Unix ms).
+
+    A standby is warm once it has the ticks that the owner has, or cold where it can have none.
+    """
+
+    state: Literal["owner", "warm", "cold", "connecting"]
+    newest_at: int | None = None
+
+
 class Published(msgspec.Struct, frozen=True, rename={"counters": "figures"}):
     """A published state: of which run, its ascending number within that run, and the time (Unix ms).
 
-    The counters are of the same moment; an earlier version publishes none. In JSON they are `figures`, so that versions
-    can be mixed while they are replaced.
+    The counters and shards are of the same moment. In JSON the counters are `figures`, so that versions can be mixed
+    while they are replaced.
     """
 
     run: str
@@ -45,6 +55,7 @@ class Published(msgspec.Struct, frozen=True, rename={"counters": "figures"}):
     at: int
     state: IngestState
     counters: IngestCounters | None = None
+    shards: dict[str, ShardState] = {}
 
 
 class Reply(msgspec.Struct, frozen=True):

@@ -1,0 +1,343 @@
+"""An ingest process's side of the cluster: calls the table of shards, publishes the state, runs commands.
+
+Three threads, because a mode switch or an assignment takes time and the lease must be renewed meanwhile. Ingest does
+not depend on them: while Redis is unavailable it goes on with the shards that it has. While no other process follows
+and none ingests, as in a process with both roles on a laptop, only the table is called: each call finds out.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from typing import Protocol, cast
+
+import redis
+from loguru import logger
+
+from marketflow.cluster.messages import (
+    RELOAD,
+    FeedsQuery,
+    FeedsReport,
+    IngestState,
+    Published,
+    ReloadReply,
+    RuleChange,
+    RuleChanged,
+    ShardState,
+    decode,
+    encode,
+)
+from marketflow.cluster.shard_table import NOTHING, Assignment, ShardTable, redis_errors
+from marketflow.counters import IngestCounters
+from marketflow.errors import SettingsError, Unavailable
+from marketflow.logs import RateLimit
+from marketflow.model import Mode
+from marketflow.settings.reloading import Changes
+from marketflow.stores.redis import keys
+
+PUBLISH_SECONDS = 0.5
+"""How often an unchanged state is published, for its counters; a changed one is at the next call of the table."""
+
+SOLE_CALL_SECONDS = 1.0
+"""How often the table is called where no other process can ingest and none follows. A command of one that has begun to
+follow waits that long at most.
+"""
+
+SOLE_LEASE_SECONDS = 2.5 * SOLE_CALL_SECONDS
+"""Lease of a process that calls so rarely."""
+
+COMMAND_SECONDS = 0.25
+"""How long Redis blocks a poll for commands when there are none."""
+
+REPORT_SECONDS = 5.0
+"""How long another process must own a shard of one that takes all before this is logged: leases expire first."""
+
+LEAVE_SECONDS = 1.0
+"""How long a stop waits for a call, a command or an assignment that is under way."""
+
+REPLY_SECONDS = 5
+"""How long a reply is kept for its client."""
+
+
+class Ingest(Protocol):
+    """What a member of the cluster does: the engine, as the cluster sees it. Called from several threads."""
+
+    def state(self) -> IngestState:
+        """Return the state; published when it changes."""
+        ...
+
+    def counters(self) -> IngestCounters:
+        """Return the counters; published with the state."""
+        ...
+
+    def shards(self) -> Mapping[str, ShardState]:
+        """Return the shards that it owns or stands by for; published with the state."""
+        ...
+
+    def ready(self) -> Collection[str]:
+        """Return the standby's shards that it could own at once."""
+        ...
+
+    def assign(self, owned: Collection[str], standby: Collection[str], leads: bool) -> None:
+        """Own and stand by for these shards from now on."""
+        ...
+
+    def switch(self, mode: Mode) -> Mode:
+        """Switch the mode and return the previous one; raises Unavailable where that cannot be."""
+        ...
+
+    def report(self, query: FeedsQuery) -> FeedsReport:
+        """Report the feeds."""
+        ...
+
+    def change_rule(self, change: RuleChange) -> RuleChanged:
+        """Change an alert rule."""
+        ...
+
+
+class Member:
+    """A member of the cluster from `start` to `close`.
+
+    Args:
+        table: called by this alone.
+        client: of the same Redis.
+        ingest: what is assigned and published.
+        reload: reads the settings again and returns what has changed; raises SettingsError where they are wrong.
+        takes_all: whether it ingests all shards whatever the table says, and may switch the mode without it.
+        is_sole: whether no other process can ingest, since this one owns the Redis.
+    """
+
+    def __init__(
+        self,
+        table: ShardTable,
+        client: "redis.Redis",
+        ingest: Ingest,
+        reload: Callable[[], Changes],
+        takes_all: bool = False,
+        is_sole: bool = False,
+    ) -> None:
+        self._table = table
+        self._client = client
+        self._ingest = ingest
+        self._reload = reload
+        self._takes_all = takes_all
+        self._is_sole = is_sole
+        self._calling = threading.Lock()
+        self._published: IngestState | None = None
+        self._publish_at = 0.0
+        self._new_mode: Mode | None = ingest.state().mode if takes_all else None
+        self._assigned = NOTHING
+        self.assignment: Assignment = NOTHING
+        """What it holds by the last answer of the table."""
+        self.reachable = False
+        """Whether the table has answered the last call."""
+        self._report_at: float | None = None
+        self._limit = RateLimit(10.0)
+        self._left = threading.Event()
+        self._call_due = threading.Event()
+        self._apply_due = threading.Event()
+        self._commands_due = threading.Event()
+        """Set while commands are to be polled, and when no more are to be run."""
+        self._commands_stopped = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._keep, name="shards", daemon=True),
+            threading.Thread(target=self._apply, name="assignments", daemon=True),
+            threading.Thread(target=self._run_commands, name="commands", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop_commands(self) -> None:
+        """Run no more commands. Returns at once; a poll that is under way ends by itself."""
+        self._commands_stopped.set()
+        self._commands_due.set()
+
+    def leave(self) -> None:
+        """Release all shards: their standbys take over at once. What was ingested can still be written.
+
+        Returns within about a second, whatever Redis does. Assigns nothing more.
+        """
+        self.stop_commands()
+        self._left.set()
+        self._call_due.set()
+        self._apply_due.set()
+        until = time.monotonic() + LEAVE_SECONDS
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(until - time.monotonic(), 0.0))
+        if self.reachable:
+            self.reachable = False
+            with suppress(Unavailable):
+                self._table.leave()
+
+    def mode_switched(self, mode: Mode) -> None:
+        """Have others adopt the mode that this process has switched to itself."""
+        self._new_mode = mode
+        self._call_due.set()
+
+    def publish(self) -> Published:
+        """Call the table with the state of this moment; return that state.
+
+        Raises:
+            Unavailable: Redis did not answer.
+        """
+        with self._calling:
+            state = self._ingest.state()
+            # Later numbers win, whichever way they arrive and whatever the wall clock does.
+            published = Published(
+                self._table.run,
+                time.monotonic_ns(),
+                time.time_ns() // 1_000_000,
+                state,
+                self._ingest.counters(),
+                dict(self._ingest.shards()),
+            )
+            self._published = state
+            self._publish_at = time.monotonic() + PUBLISH_SECONDS
+            self._call(published)
+            return published
+
+    def _call(self, published: Published | None) -> None:
+        # One that takes all has no say in the mode while another such process owns the shards.
+        new_mode = self._new_mode if self.assignment.owned or not self._takes_all else None
+        self.assignment = self._table.hold(self._ingest.ready(), published, new_mode)
+        if new_mode is not None and new_mode is self._new_mode:
+            self._new_mode = None
+        self.reachable = True
+        if self._table.is_followed:
+            self._commands_due.set()
+        else:
+            self._commands_due.clear()
+        if self._commands_stopped.is_set():  # perhaps before `clear`
+            self._commands_due.set()
+        if self._differs():
+            self._apply_due.set()
+
+    def _keep(self) -> None:
+        while not self._left.is_set():
+            self._call_due.clear()
+            try:
+                if time.monotonic() >= self._publish_at or self._ingest.state() != self._published:
+                    self.publish()
+                else:
+                    with self._calling:
+                        self._call(None)
+            except Unavailable as error:
+                self.reachable = False
+                logger.debug("the table of shards cannot be called: {}", error)
+            except Exception as error:  # noqa: BLE001 - shards whose lease is not renewed would get a second owner
+                if self._limit.admit("call") is not None:
+                    logger.opt(exception=error).error("the table of shards cannot be called, which is a bug")
+            self._report_other_owner()
+            is_alone = self._is_sole and not self._table.is_followed
+            self._call_due.wait(SOLE_CALL_SECONDS if is_alone else self._table.call_again_seconds)
+
+    # Assignments and the mode
+
+    def _differs(self) -> bool:
+        """Whether something is to be assigned or switched."""
+        held, assigned = self.assignment, self._assigned
+        is_other = (held.owned, held.standby, held.leads) != (assigned.owned, assigned.standby, assigned.leads)
+        return (is_other and not self._takes_all) or self._mode_to_adopt() is not None
+
+    def _mode_to_adopt(self) -> Mode | None:
+        if self._new_mode is not None or (self._takes_all and not self.assignment.owned):
+            return None
+        mode = self.assignment.mode
+        return None if mode is None or mode is self._ingest.state().mode else mode
+
+    def _apply(self) -> None:
+        while True:
+            self._apply_due.wait()
+            if self._left.is_set():
+                return
+            self._apply_due.clear()
+            try:
+                self._apply_once()
+            except Unavailable as error:
+                logger.debug("the mode cannot be switched: {}", error)  # tried again after the next call
+            except Exception as error:  # noqa: BLE001 - the next assignment may succeed
+                if self._limit.admit("assign") is not None:
+                    logger.opt(exception=error).error("an assignment failed, which is a bug")
+
+    def _apply_once(self) -> None:
+        """Adopt the mode before shards are begun in it, then take the shards, and publish what has become of both."""
+        held = self.assignment
+        if (mode := self._mode_to_adopt()) is not None:
+            self._ingest.switch(mode)
+        if not self._takes_all:
+            self._ingest.assign(held.owned, held.standby, held.leads)
+        self._assigned = held
+        self._call_due.set()
+
+    def _report_other_owner(self) -> None:
+        """Log once that another process owns shards which this one ingests as well."""
+        others = sorted({row.owner for row in self._table.rows.values() if row.owner} - {self._table.run})
+        if not self._takes_all or not others:
+            self._report_at = None
+        elif self._report_at is None:
+            self._report_at = time.monotonic() + REPORT_SECONDS
+        elif time.monotonic() >= self._report_at:
+            logger.warning(
+                "{} takes ticks into the same Redis, too, and is the owner that other processes follow", others[0]
+            )
+            self._report_at = math.inf
+
+    # Commands
+
+    def _run_commands(self) -> None:
+        while not self._commands_stopped.is_set():
+            try:
+                self._commands_due.wait()
+                if not self._commands_stopped.is_set() and (command := self._next_command()) is not None:
+                    self._execute(command)
+            except Unavailable as error:
+                logger.debug("commands cannot be polled: {}", error)
+                self._commands_stopped.wait(PUBLISH_SECONDS)
+            except Exception as error:  # noqa: BLE001 - the next command may succeed
+                if self._limit.admit("command") is not None:
+                    logger.opt(exception=error).error("a command failed, which is a bug")
+                self._commands_stopped.wait(COMMAND_SECONDS)
+
+    def _next_command(self) -> str | None:
+        with redis_errors():
+            answer = self._client.blpop([keys.commands_key(self._table.run)], timeout=COMMAND_SECONDS)
+        return None if answer is None else cast("tuple[bytes, bytes]", answer)[1].decode(errors="replace")
+
+    def _execute(self, command: str) -> None:
+        """Execute a command and reply; one that has no content, or has expired, makes this process call the table.
+
+        A command that this version does not know is ignored.
+        """
+        if self._commands_stopped.is_set():
+            return
+        with redis_errors():
+            content = cast("bytes | None", self._client.getdel(keys.command_key(command)))
+        reply: FeedsReport | ReloadReply | RuleChanged
+        if content is None:
+            self._call_due.set()
+            return
+        if content == RELOAD.encode():
+            reply = self._reloaded()
+        elif (query := decode(content, FeedsQuery)) is not None:
+            reply = self._ingest.report(query)
+        elif (change := decode(content, RuleChange)) is not None:
+            reply = self._ingest.change_rule(change)
+        else:
+            return
+        with redis_errors(), self._client.pipeline(transaction=True) as pipe:
+            pipe.rpush(keys.reply_key(command), encode(reply))
+            pipe.expire(keys.reply_key(command), REPLY_SECONDS)
+            pipe.execute()
+
+    def _reloaded(self) -> ReloadReply:
+        changes, problem = None, ""
+        try:
+            changes = self._reload()
+        except SettingsError as error:
+            problem = str(error)
+        return ReloadReply(changes, problem, self.publish())
