@@ -65,15 +65,17 @@ async def test_listener_ends_though_its_connection_cannot_be_closed(
     of: type[NearCache | RemoteIngest], redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A starved event loop closes the connection of a cancelled read too late."""
-    closed: list[PubSub] = []
-    close: Any = PubSub.aclose  # without types
+    closed: list[object] = []
+    closing, name = (redis.asyncio.Connection, "disconnect") if of is NearCache else (PubSub, "aclose")
+    close: Any = getattr(closing, name)
 
-    async def close_late(channel: PubSub) -> None:
-        await close(channel)
-        closed.append(channel)
-        raise redis.TimeoutError("Timed out closing connection")
+    async def close_late(closed_late: object, *args: Any, **keywords: Any) -> None:
+        await close(closed_late, *args, **keywords)
+        closed.append(closed_late)
+        if len(closed) == 1:  # not that of the pool
+            raise redis.TimeoutError("Timed out closing connection")
 
-    monkeypatch.setattr(PubSub, "aclose", close_late)
+    monkeypatch.setattr(closing, name, close_late)
     keywords = connection_keywords(HOST, redis_db.port, "", 0)
     async with AsyncExitStack() as stack:
         if of is NearCache:

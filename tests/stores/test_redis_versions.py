@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 import redis
+import uvloop
 
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot, Tick, candle_of
@@ -23,6 +24,7 @@ from marketflow.stores.redis.near_cache import NearCache, _Entry
 from marketflow.stores.redis.reader import RedisReader
 from marketflow.stores.redis.recovery import minutes_of_window
 from marketflow.stores.redis.writer import RedisWriter
+from marketflow.tasks import cancel
 from tests.stores.test_redis import NOW, SetClock, ask, cache_at, candle, keywords, slots_of
 from tests.support.market import BTC, ETH, MINUTE
 from tests.support.servers import HOST, RedisServer, free_port, wait_until
@@ -292,8 +294,7 @@ def test_mirror_leaves_out_odd_announcements(log: list[str], monkeypatch: pytest
     taken: list[Any] = []
 
     def announce(near_cache: NearCache, channel: str, content: object) -> None:
-        data = msgspec.json.encode(content)
-        near_cache._take({"type": "message", "channel": channel.encode(), "data": data})
+        near_cache._take(b"message", channel.encode(), msgspec.json.encode(content))
 
     async def check() -> None:
         near_cache = NearCache(cast("RedisReader", None), {"host": HOST, "port": 1}, SetClock())
@@ -438,6 +439,29 @@ def test_redis_works_over_tls_with_acl_rights(secured: dict[str, Any]) -> None:
                 client.execute_command(*forbidden)
     with pytest.raises(redis.RedisError), redis.Redis(**secured | {"ssl_ca_certs": None}) as stranger:
         stranger.ping()
+
+
+@pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_announcements_arrive_over_tls_with_acl_rights(
+    secured: dict[str, Any], new_event_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def check() -> None:
+        near_cache = NearCache(cast("RedisReader", None), secured, SetClock())
+        arrived: asyncio.Queue[Sequence[tuple[Series, Tick]]] = asyncio.Queue()
+        listening = asyncio.create_task(near_cache.listen())
+        async with asyncio.timeout(5):
+            with near_cache.announcing(arrived.put_nowait):
+                while not near_cache.live:  # noqa: ASYNC110 - of another process
+                    await asyncio.sleep(0.01)
+                with closing(RedisWriter.connect(secured, [BTC], SetClock(), 70)) as cache:
+                    cache.recover()
+                    cache.put_newest({BTC: Tick(1.0, NOW, 1)})
+                assert await arrived.get() == [(BTC, Tick(1.0, NOW, 1))]
+        await cancel(listening)
+        await near_cache.close()
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(check())
 
 
 def test_series_of_test_mode_stays_apart() -> None:

@@ -17,7 +17,6 @@ from typing import Any, Self
 import msgspec
 import redis
 import redis.asyncio
-from redis.asyncio.client import PubSub
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.logs import RateLimit
@@ -28,6 +27,7 @@ from marketflow.stores.ports import SlotListener, TickListener
 from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.connection import async_client
 from marketflow.stores.redis.reader import RedisReader
+from marketflow.stores.redis.subscription import Subscription, subscribed
 from marketflow.tasks import raise_if_cancelled
 
 MAX_SLICES = 250_000
@@ -252,16 +252,14 @@ class NearCache:
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _listen(self) -> None:
-        self._unanswered = 0
-        async with self._client.pubsub() as announcements:
-            await announcements.subscribe(*self._channels)
-            async with asyncio.TaskGroup() as both:
-                both.create_task(self._keep_alive(announcements))
-                async for message in announcements.listen():
-                    self._unanswered = 0
-                    self._take(message)
+        async with (
+            subscribed(self._client, tuple(self._channels), self._take) as subscription,
+            asyncio.TaskGroup() as both,
+        ):
+            both.create_task(self._keep_alive(subscription))
+            await subscription.lost
 
-    async def _keep_alive(self, announcements: PubSub) -> None:
+    async def _keep_alive(self, subscription: Subscription) -> None:
         """Ping the connection, and expire minutes as they become too old.
 
         Raises:
@@ -275,34 +273,31 @@ class NearCache:
                 if not self._needed.is_set() and not self._is_followed:
                     raise _NotNeeded
                 self._needed.clear()
-            if self._unanswered == SILENT_PINGS:
+            if subscription.unanswered == SILENT_PINGS:
                 raise TimeoutError
-            self._unanswered += 1
-            await announcements.ping()
+            subscription.ping()
             if (now_oldest := self._oldest()) != oldest:
                 oldest = now_oldest
                 self._summaries.clear()
                 for entry in self._windows.values():
                     entry.window.expire(oldest)
 
-    def _take(self, message: dict[str, Any]) -> None:
-        if message["type"] == "subscribe":
-            if self.live:  # subscribed again: redis-py has reconnected
-                self._reset()
-            self.live = message["data"] == len(_CHANNELS)
+    def _take(self, kind: bytes, channel: bytes, content: Any) -> None:
+        if kind == b"subscribe":
+            self.live = content == len(_CHANNELS)
             self.times_live += self.live
-        elif message["type"] == "message":
+        elif kind == b"message":
             self._summaries.clear()
-            match self._channels[message["channel"].decode()]:
+            match self._channels[channel.decode()]:
                 case keys.NEWEST_CHANNEL:
-                    announced = codec.valid_ticks(codec.decode_newest(message["data"]))
+                    announced = codec.valid_ticks(codec.decode_newest(content))
                     for series, tick in announced:
                         if series in self._read_newest:
                             self._newest[series] = tick
                     for take in self._listeners:
                         take(announced)
                 case keys.SLICES_CHANNEL if self._windows or self._slot_listeners:
-                    slots = codec.decode_announced(message["data"])
+                    slots = codec.decode_announced(content)
                     for (series, start), candle in slots:
                         if (entry := self._windows.get(series)) is not None and (
                             found := codec.valid_slot(start, candle)
@@ -311,7 +306,7 @@ class NearCache:
                     self._announce([(slot, None) for slot, _ in slots])
                 case keys.MINUTES_CHANNEL if self._windows or self._slot_listeners:
                     minutes: list[tuple[Slot, Candle | None]] = []
-                    for slot, candle in codec.decode_announced(message["data"]):
+                    for slot, candle in codec.decode_announced(content):
                         entry = self._windows.get(slot.series)
                         if entry is None and not self._slot_listeners:
                             continue
