@@ -680,6 +680,15 @@ def test_query_of_no_series_has_no_answers(archive: PostgresWriter, postgres_db:
     assert ask(postgres_db, lambda reader: reader.last([])) == []
 
 
+def test_last_is_the_close_of_the_last_minute(postgres_db: Keywords, archive: PostgresWriter) -> None:
+    """Whatever the times of the closes: by them all rows of a series would have to be sorted."""
+    archive.write(minute(0, price=2.0) | minute(1, price=1.0))
+    query(postgres_db, "update aggregates set close_at = close_at + interval '10 minutes' where close_price = 4")
+    (last,) = ask(postgres_db, lambda reader: reader.last([BTC]))
+    assert last is not None
+    assert last.price == 3
+
+
 def test_database_without_schema_is_unavailable(postgres_db: Keywords) -> None:
     async def question(reader: PostgresReader) -> list[Candle | None]:
         await reader.ping()

@@ -68,8 +68,9 @@ select number, sum(total), sum(ticks)::int8, max(high), min(low),
 from parts group by number
 """  # noqa: S608 - put together from constants
 
+# The alias: without one the second column is named `timestamp`, and all rows of the series are sorted by it.
 _LAST = f"""
-select close_price, {time_of("close_at")} from aggregates
+select close_price, {time_of("close_at")} as at from aggregates
 where {_OF_SERIES} and timestamp < timestamptz '2200-01-01 00:00:00+00' and {VALID} order by timestamp desc limit 1
 """  # noqa: S608
 

@@ -2,7 +2,11 @@
 
 A commit whose answer is lost may have happened, so a write is absolute: the version with more ticks stays, and
 repeating or reordering writes changes nothing. Rows are sorted by their key, so that two writers wait for each other
-instead of deadlocking.
+instead of deadlocking. Rows of days that are rolled up lock the marks of their days as well, statement by statement, in
+turns with rows: an advisory lock serializes the transactions that write such rows.
+
+JSON and not COPY: 100,000 rows take 1.8 s on one connection (PostgreSQL 15 and 18, two cores), a hundredth of the time
+in which 15,000 series make them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -67,6 +71,17 @@ where coalesce(excluded.tick_count, int8 '0') > coalesce(aggregates.tick_count, 
          and excluded.verified is distinct from aggregates.verified
    )
 """  # noqa: S608 - put together from constants
+
+_VERSIONS_KEPT = "select pg_catalog.set_config('marketflow.versions', 'kept', true)"
+"""Updates of the transaction keep the version of the written row (ddl/0007)."""
+
+_BEGIN = f"""
+{_VERSIONS_KEPT}, (
+    select pg_catalog.pg_advisory_xact_lock(int8 '7364017242')
+    from aggregates_rolled_until where rolled_until > %s::timestamptz
+)
+"""  # noqa: S608 - put together from constants
+"""The same, and the transaction waits for others that may set marks. Given the time of its first row."""
 
 _SERIES_A_READ = 1000
 
@@ -176,12 +191,12 @@ class PostgresWriter:
         round trip takes many milliseconds.
         """
         try:
-            with _versions_kept(connection):
+            with _writing(connection, rows):
                 self._upsert_all(connection, rows)
         except Exception as error:
             if _is_outage(error):
                 raise
-            with _versions_kept(connection):
+            with _writing(connection, rows):
                 rejected, unknown = self._isolate(connection, rows)
             if unknown:
                 # Kept: the schema or a right may be wrong. The others are written by now.
@@ -245,10 +260,13 @@ class PostgresWriter:
 
 
 @contextmanager
-def _versions_kept(connection: "BoundedConnection") -> Iterator[None]:
-    """Run a transaction whose updates keep the version of the written row (ddl/0007)."""
+def _writing(connection: "BoundedConnection", rows: list[_Row]) -> Iterator[None]:
+    """Run a transaction that writes rows."""
     with connection.pinned():
-        connection.execute("select pg_catalog.set_config('marketflow.versions', 'kept', true)")
+        if rows:
+            connection.execute(_BEGIN, [to_datetime(min(slot.start for slot, _ in rows))])
+        else:  # there may be no tables yet
+            connection.execute(_VERSIONS_KEPT)
         yield
 
 
