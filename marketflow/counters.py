@@ -72,6 +72,10 @@ class IngestCounters(msgspec.Struct, frozen=True):
     stalls: dict[str, int] = {}
     """Number of stalls of the branches of the pipeline, by name."""
     alerts: AlertCounters = AlertCounters()
+    shards_owned: dict[str, bool] = {}
+    """Whether each shard has an owner that can be reached; known where several processes may ingest."""
+    shard_takeovers: int = 0
+    """How often the owner of a shard was gone and replaced."""
 
 
 class DelayCounter:

@@ -1,10 +1,12 @@
 """The health of the application, and the port by which the mode is switched."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
 
+from marketflow.errors import Unavailable
 from marketflow.model import FeedState, Mode
 
 Time = Annotated[
@@ -32,6 +34,30 @@ class FeedProblem(msgspec.Struct, frozen=True):
     halted: Annotated[tuple[str, ...], Meta(description="Symbols that it lists and does not trade now.")] = ()
 
 
+StandbyState = Literal["warm", "cold", "connecting", "none"]
+
+Process = Annotated[str | None, Meta(description="Host and process id; null while there is none.")]
+
+
+class ShardHealth(msgspec.Struct, frozen=True):
+    """Who ingests a shard: an exchange, or a part of one by symbols."""
+
+    shard: Annotated[str, Meta(description="Its name.", examples=["exchange1", "exchange1/2of4"])]
+    owner: Process
+    standby: Process
+    standby_state: Annotated[
+        StandbyState,
+        Meta(
+            description="`warm`: takes over without losing a tick; `cold`: begins when it takes over, since no other "
+            "process receives the same ticks; `connecting`: not yet warm; `none`: there is no standby."
+        ),
+    ]
+    lag_ms: Annotated[
+        int | None,
+        Meta(description="How far the newest tick of the standby is behind that of the owner, in ms; null if unknown."),
+    ]
+
+
 class Health(msgspec.Struct, frozen=True, omit_defaults=True):
     """Health of stores, exchanges and the application."""
 
@@ -57,6 +83,18 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True):
             "is wrong. Left out while there is none."
         ),
     ] = {}
+    shards: Annotated[
+        tuple[ShardHealth, ...],
+        Meta(description="Who ingests what. Left out where ingest runs in the process that answers."),
+    ] = ()
+
+
+class ModeUnconfirmed(Unavailable):
+    """The mode was set, and the owners of these shards have not confirmed it in time. They adopt it when they can."""
+
+    def __init__(self, shards: Sequence[str]) -> None:
+        super().__init__(f"not confirmed for {', '.join(shards)}")
+        self.shards = shards
 
 
 class ModeSwitch(Protocol):

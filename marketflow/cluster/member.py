@@ -61,7 +61,7 @@ REPLY_SECONDS = 5
 
 
 class Ingest(Protocol):
-    """What a member of the cluster does: the engine, as the cluster sees it. Called from several threads."""
+    """The engine as the cluster sees it. Called from several threads."""
 
     def state(self) -> IngestState:
         """Return the state; published when it changes."""
@@ -70,6 +70,18 @@ class Ingest(Protocol):
     def counters(self) -> IngestCounters:
         """Return the counters; published with the state."""
         ...
+
+    def switch(self, mode: Mode) -> Mode:
+        """Switch the mode and return the previous one; raises Unavailable where that cannot be."""
+        ...
+
+    def change_rule(self, change: RuleChange) -> RuleChanged:
+        """Change an alert rule."""
+        ...
+
+
+class ShardIngest(Protocol):
+    """The engine of a process that ingests the shards which the table gives it."""
 
     def shards(self) -> Mapping[str, ShardState]:
         """Return the shards that it owns or stands by for; published with the state."""
@@ -83,28 +95,17 @@ class Ingest(Protocol):
         """Own and stand by for these shards from now on."""
         ...
 
-    def switch(self, mode: Mode) -> Mode:
-        """Switch the mode and return the previous one; raises Unavailable where that cannot be."""
-        ...
-
-    def report(self, query: FeedsQuery) -> FeedsReport:
-        """Report the feeds."""
-        ...
-
-    def change_rule(self, change: RuleChange) -> RuleChanged:
-        """Change an alert rule."""
-        ...
-
 
 class Member:
-    """A member of the cluster from `start` to `close`.
+    """A member of the cluster from `start` to `leave`.
 
     Args:
         table: called by this alone.
         client: of the same Redis.
-        ingest: what is assigned and published.
+        ingest: what is published, and runs commands.
+        report: reports the feeds.
         reload: reads the settings again and returns what has changed; raises SettingsError where they are wrong.
-        takes_all: whether it ingests all shards whatever the table says, and may switch the mode without it.
+        shards: takes what the table gives; None ingests all shards whatever that is, and may switch the mode itself.
         is_sole: whether no other process can ingest, since this one owns the Redis.
     """
 
@@ -113,20 +114,22 @@ class Member:
         table: ShardTable,
         client: "redis.Redis",
         ingest: Ingest,
+        report: Callable[[FeedsQuery], FeedsReport],
         reload: Callable[[], Changes],
-        takes_all: bool = False,
+        shards: ShardIngest | None,
         is_sole: bool = False,
     ) -> None:
         self._table = table
         self._client = client
         self._ingest = ingest
+        self._report = report
         self._reload = reload
-        self._takes_all = takes_all
+        self._shards = shards
         self._is_sole = is_sole
         self._calling = threading.Lock()
         self._published: IngestState | None = None
         self._publish_at = 0.0
-        self._new_mode: Mode | None = ingest.state().mode if takes_all else None
+        self._new_mode: Mode | None = ingest.state().mode if shards is None else None
         self._assigned = NOTHING
         self.assignment: Assignment = NOTHING
         """What it holds by the last answer of the table."""
@@ -194,7 +197,7 @@ class Member:
                 time.time_ns() // 1_000_000,
                 state,
                 self._ingest.counters(),
-                dict(self._ingest.shards()),
+                {} if self._shards is None else dict(self._shards.shards()),
             )
             self._published = state
             self._publish_at = time.monotonic() + PUBLISH_SECONDS
@@ -203,8 +206,9 @@ class Member:
 
     def _call(self, published: Published | None) -> None:
         # One that takes all has no say in the mode while another such process owns the shards.
-        new_mode = self._new_mode if self.assignment.owned or not self._takes_all else None
-        self.assignment = self._table.hold(self._ingest.ready(), published, new_mode)
+        new_mode = self._new_mode if self.assignment.owned else None
+        ready = () if self._shards is None else self._shards.ready()
+        self.assignment = self._table.hold(ready, published, new_mode)
         if new_mode is not None and new_mode is self._new_mode:
             self._new_mode = None
         self.reachable = True
@@ -242,10 +246,10 @@ class Member:
         """Whether something is to be assigned or switched."""
         held, assigned = self.assignment, self._assigned
         is_other = (held.owned, held.standby, held.leads) != (assigned.owned, assigned.standby, assigned.leads)
-        return (is_other and not self._takes_all) or self._mode_to_adopt() is not None
+        return (is_other and self._shards is not None) or self._mode_to_adopt() is not None
 
     def _mode_to_adopt(self) -> Mode | None:
-        if self._new_mode is not None or (self._takes_all and not self.assignment.owned):
+        if self._new_mode is not None or (self._shards is None and not self.assignment.owned):
             return None
         mode = self.assignment.mode
         return None if mode is None or mode is self._ingest.state().mode else mode
@@ -269,15 +273,15 @@ class Member:
         held = self.assignment
         if (mode := self._mode_to_adopt()) is not None:
             self._ingest.switch(mode)
-        if not self._takes_all:
-            self._ingest.assign(held.owned, held.standby, held.leads)
+        if self._shards is not None:
+            self._shards.assign(held.owned, held.standby, held.leads)
         self._assigned = held
         self._call_due.set()
 
     def _report_other_owner(self) -> None:
         """Log once that another process owns shards which this one ingests as well."""
         others = sorted({row.owner for row in self._table.rows.values() if row.owner} - {self._table.run})
-        if not self._takes_all or not others:
+        if self._shards is not None or not others:
             self._report_at = None
         elif self._report_at is None:
             self._report_at = time.monotonic() + REPORT_SECONDS
@@ -324,7 +328,7 @@ class Member:
         if content == RELOAD.encode():
             reply = self._reloaded()
         elif (query := decode(content, FeedsQuery)) is not None:
-            reply = self._ingest.report(query)
+            reply = self._report(query)
         elif (change := decode(content, RuleChange)) is not None:
             reply = self._ingest.change_rule(change)
         else:

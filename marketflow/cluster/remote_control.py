@@ -1,7 +1,8 @@
-"""The API process's side of the cluster: follows the state of the leader, and sends it commands.
+"""The API process's side of the cluster: follows the states of the ingest processes, and sends them commands.
 
-The state comes by publish/subscribe within milliseconds, and is also polled twice a second: a subscription that has
-silently failed looks like one where nothing happens.
+States come by publish/subscribe within milliseconds, and are also polled twice a second with the table of shards: a
+subscription that has silently failed looks like one where nothing happens. What is known of a shard is what its owner
+says; counters are those of all processes.
 """
 
 import asyncio
@@ -10,11 +11,12 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 from uuid import uuid4
 
+import msgspec
 import redis
 import redis.asyncio
 from loguru import logger
 
-from marketflow.cluster.lease import ANSWER_SECONDS, STATE_SECONDS
+from marketflow.cluster.merging import merged_counters, merged_report, merged_state, page_of_each
 from marketflow.cluster.messages import (
     RELOAD,
     FeedsQuery,
@@ -22,16 +24,16 @@ from marketflow.cluster.messages import (
     IngestState,
     Published,
     ReloadReply,
-    Reply,
     RuleChange,
     RuleChanged,
     decode,
     encode,
     mode_of,
 )
+from marketflow.cluster.shard_table import ANSWER_SECONDS, KEPT_SECONDS, LEAD, STATE_SECONDS, Table, decode_table
 from marketflow.counters import IngestCounters
 from marketflow.errors import SettingsError, Unavailable
-from marketflow.health import FeedProblem
+from marketflow.health import FeedProblem, ModeUnconfirmed, ShardHealth, StandbyState
 from marketflow.model import FeedState, Mode
 from marketflow.settings.reloading import Changes
 from marketflow.stores.postgres.request_coalescing import CoalescedAnswers
@@ -42,13 +44,13 @@ from marketflow.tasks import raise_if_cancelled, timeout
 _T = TypeVar("_T")
 
 POLL_SECONDS = 0.5
-"""How often the state is polled; a published one is used at once."""
+"""How often the states are polled; a published one is used at once."""
 
 COMMAND_MS = 1500
 """Expiry of a command: its client has left by then."""
 
 REPLY_SECONDS = 2.0
-"""Timeout of a reply."""
+"""Timeout of a reply, and of a mode switch."""
 
 REPORTS_KEPT = 100
 """How many reports of feeds are kept for a moment, each of one query."""
@@ -61,7 +63,7 @@ COMMAND_CONNECTIONS = 32
 
 
 class RemoteIngest:
-    """The ingest process as an API process sees it; for one event loop.
+    """The ingest processes as an API process sees them; for one event loop.
 
     Args:
         keywords: of a Redis client.
@@ -70,18 +72,18 @@ class RemoteIngest:
     """
 
     def __init__(self, keywords: Mapping[str, Any], exchanges: Sequence[str], mode: Mode) -> None:
-        # Two pools: the state arrives however many commands await their replies.
+        # Two pools: the states arrive however many commands await their replies.
         self._client = _client(keywords, STATE_CONNECTIONS)
         self._commands = _client(keywords, COMMAND_CONNECTIONS)
         self._channel = keys.channel(keys.STATE_KEY, keywords.get("db", 0))
         self.exchanges = exchanges
         """The configured ones."""
         self.reloaded = asyncio.Event()
-        """Set when the ingest process has read its settings again."""
-        self._reloads: tuple[str, int] | None = None  # of which run, and how many
+        """Set when an ingest process has read its settings again."""
         self._mode = mode
-        self._published: Published | None = None
-        self._received_at = 0.0
+        self._states: dict[str, tuple[Published, float]] = {}  # by run, with the time of receipt
+        self._table = Table({}, frozenset(), 0)
+        self._changed = asyncio.Event()
         self._reports: CoalescedAnswers[FeedsReport] = CoalescedAnswers(REPORTS_KEPT, time.monotonic)
 
     @property
@@ -91,21 +93,40 @@ class RemoteIngest:
 
     @property
     def state(self) -> IngestState | None:
-        """The state of the leader; None if there is no leader or it is unreachable."""
-        if self._published is None or time.monotonic() - self._received_at > STATE_SECONDS:
+        """The state of all ingest processes; None if there is none or they are unreachable."""
+        known = self._known()
+        if not known:
             return None
-        return self._published.state
+        owners = {exchange: [each.state for each in of] for exchange, of in self._owners(known).items()}
+        return merged_state(self._mode, [each.state for each in known.values()], owners)
 
     @property
     def counters(self) -> IngestCounters | None:
-        """The counters of the leader; None if there is no leader or it is unreachable."""
-        return None if self.state is None or self._published is None else self._published.counters
+        """The counters of all ingest processes; None if there is none or they are unreachable."""
+        known = self._known()
+        counted = [each.counters for each in known.values() if each.counters is not None]
+        if not counted:
+            return None
+        owners = self._owners(known)
+        of_owners = {name: [each.counters for each in of if each.counters is not None] for name, of in owners.items()}
+        merged = merged_counters(counted, of_owners)
+        owned = {shard: row.owner in known for shard, row in self._table.rows.items() if shard != LEAD}
+        return msgspec.structs.replace(merged, shards_owned=owned, shard_takeovers=self._table.takeovers)
 
     @property
     def stalled(self) -> tuple[str, ...]:
         """Branches of the pipeline that have work and finish none, as far as known."""
         state = self.state
         return () if state is None else state.stalled
+
+    def shards(self) -> tuple[ShardHealth, ...]:
+        """Return owner and standby of each shard, as far as known."""
+        known = self._known()
+        return tuple(
+            _shard_health(shard, row.owner, row.standby, known)
+            for shard, row in sorted(self._table.rows.items())
+            if known and shard != LEAD
+        )
 
     def clock_offsets_ms(self) -> dict[str, int]:
         """Return by how much each wrong exchange clock is ahead of that of the ingest machine, by exchange."""
@@ -118,7 +139,7 @@ class RemoteIngest:
         return {} if state is None else state.feeds
 
     def feed_states(self) -> tuple[Mode, dict[str, FeedState]]:
-        """Return the mode and the state of its feeds; all of them are connecting while there is no leader."""
+        """Return the mode and the state of its feeds; a feed is connecting while one of its shards has no owner."""
         state = self.state
         known = {} if state is None else state.exchanges
         return self._mode, {exchange: known.get(exchange, FeedState.CONNECTING) for exchange in self.exchanges}
@@ -129,94 +150,159 @@ class RemoteIngest:
         await self._commands.aclose()
 
     async def switch(self, mode: Mode) -> Mode:
-        """Switch the mode and return the previous one.
+        """Switch the mode and return the previous one, once all owners have confirmed it.
 
         Raises:
-            Unavailable: there is no leader, or it did not reply in time.
+            Unavailable: there is no ingest process, or Redis did not answer.
+            ModeUnconfirmed: some did not confirm it in time; they adopt it when they can.
         """
-        reply = await self._command(mode.value, Reply)
-        self._take(reply.published)
-        return reply.previous
+        runs = [*self._known()]
+        if not runs:
+            raise Unavailable("no process takes ticks")
+        async with self._commands.pipeline(transaction=True) as pipe:
+            pipe.set(keys.MODE_KEY, mode.value, px=round(KEPT_SECONDS * 1000), get=True)
+            for run in runs:  # an id without content makes it call the table at once
+                pipe.rpush(keys.commands_key(run), "")
+                pipe.pexpire(keys.commands_key(run), COMMAND_MS)
+            answers = await _answer(pipe.execute(), ANSWER_SECONDS)
+        previous = mode_of(answers[0]) or self._mode
+        try:
+            async with timeout(REPLY_SECONDS):
+                while self._unconfirmed(mode):
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise ModeUnconfirmed(self._unconfirmed(mode)) from None
+        self._mode = mode
+        return previous
 
     async def reload(self) -> Changes:
-        """Have the ingest process read its settings again; return what has changed.
+        """Have all ingest processes read their settings again; return what has changed.
 
         Raises:
             SettingsError: they are wrong, and nothing has changed.
-            Unavailable: there is no leader, or it did not reply in time.
+            Unavailable: there is no ingest process, or one did not reply in time.
         """
-        reply = await self._command(RELOAD, ReloadReply)
-        self._take(reply.published)
-        if reply.changes is None:
-            raise SettingsError(reply.problem)
-        return reply.changes
+        replies = await self._command([*self._known()], RELOAD, ReloadReply)
+        for reply in replies:
+            self._take(reply.published)
+        changes = [reply.changes for reply in replies if reply.changes is not None]
+        if len(changes) < len(replies):
+            raise SettingsError(next(reply.problem for reply in replies if reply.changes is None))
+        return changes[0].with_restart([key for each in changes for key in each.needs_restart])
 
     async def feeds(self, query: FeedsQuery) -> FeedsReport:
-        """Return the report of the feeds, of a second ago at most: many clients cost the leader one command.
+        """Return the report of the feeds, of a second ago at most: many clients cost each owner one command.
 
         Raises:
-            Unavailable: there is no leader, or it did not reply in time.
+            Unavailable: there is no ingest process, or one did not reply in time.
         """
-        return await self._reports.get(query, lambda: self._command(encode(query), FeedsReport))
+        return await self._reports.get(query, lambda: self._report(query))
+
+    async def _report(self, query: FeedsQuery) -> FeedsReport:
+        known = self._known()
+        owners = {each.run for of in self._owners(known).values() for each in of}
+        content = encode(page_of_each(query, len(owners)))
+        return merged_report(query, await self._command(sorted(owners), content, FeedsReport), self.exchanges)
 
     async def change_rule(self, change: RuleChange) -> RuleChanged:
-        """Change an alert rule.
+        """Change an alert rule, in the process that evaluates them.
 
         Raises:
-            Unavailable: there is no leader, or it did not reply in time; the rule may have been changed.
+            Unavailable: there is no such process, or it did not reply in time; the rule may have been changed.
         """
-        return await self._command(encode(change), RuleChanged)
+        row = self._table.rows.get(LEAD)
+        leads = [run for run in self._known() if row is not None and run == row.owner]
+        return (await self._command(leads, encode(change), RuleChanged))[0]
 
     def newest_alert_event(self) -> int:
-        """Return the number of the newest event of an alert that the leader has stored, 0 if that is not known."""
+        """Return the number of the newest event of an alert that was stored, 0 if that is not known."""
         state = self.state
         return 0 if state is None else state.newest_alert_event
 
-    async def _command(self, content: str | bytes, kind: type[_T]) -> _T:
-        if self.state is None:
+    async def _command(self, runs: Sequence[str], content: str | bytes, kind: type[_T]) -> list[_T]:
+        """Send a command to processes, and return the reply of each."""
+        if not runs:
             raise Unavailable("no process takes ticks")
-        command = uuid4().hex
+        commands = [uuid4().hex for _ in runs]
         async with self._commands.pipeline(transaction=True) as pipe:
-            pipe.set(keys.command_key(command), content, px=COMMAND_MS)
-            pipe.rpush(keys.COMMANDS_KEY, command)
-            pipe.pexpire(keys.COMMANDS_KEY, COMMAND_MS)
+            for run, command in zip(runs, commands, strict=True):
+                pipe.set(keys.command_key(command), content, px=COMMAND_MS)
+                pipe.rpush(keys.commands_key(run), command)
+                pipe.pexpire(keys.commands_key(run), COMMAND_MS)
             await _answer(pipe.execute(), ANSWER_SECONDS)
+        return list(await asyncio.gather(*(self._reply(command, kind) for command in commands)))
+
+    async def _reply(self, command: str, kind: type[_T]) -> _T:
         waiting = self._commands.blpop([keys.reply_key(command)], timeout=REPLY_SECONDS)
         answer = await _answer(cast("Awaitable[Any]", waiting), REPLY_SECONDS + ANSWER_SECONDS)
         reply = decode(answer and answer[1], kind)
         if reply is None:
-            raise Unavailable("the process that takes ticks did not reply in time")
+            raise Unavailable("a process that takes ticks did not reply in time")
         return reply
 
-    # State
+    # States
 
     async def ask(self) -> None:
-        """Poll the state once.
+        """Poll the table and the states once.
 
         Raises:
             Unavailable: Redis did not answer.
         """
-        asked = self._client.mget(keys.STATE_KEY, keys.MODE_KEY)
-        state, mode = await _answer(cast("Awaitable[Any]", asked), ANSWER_SECONDS)
-        published = decode(state, Published)
-        if published is not None:
+        async with self._client.pipeline(transaction=False) as pipe:
+            pipe.hgetall(keys.SHARDS_KEY)
+            pipe.get(keys.MODE_KEY)
+            fields, mode = await _answer(pipe.execute(), ANSWER_SECONDS)
+        self._table = decode_table(fields)
+        runs = [*self._table.members]
+        asked = self._client.mget([keys.state_key(run) for run in runs]) if runs else None
+        states = [] if asked is None else await _answer(cast("Awaitable[Any]", asked), ANSWER_SECONDS)
+        found = {each.run: each for state in states if (each := decode(state, Published)) is not None}
+        self._states = {run: known for run, known in self._states.items() if run in found}
+        for published in found.values():
             self._take(published)
-            return
-        self._published = None
-        self._mode = mode_of(mode) or self._mode
+        self._know_mode(mode_of(mode))
+
+    def _known(self) -> dict[str, Published]:
+        """Return the states that are not too old, by run."""
+        oldest = time.monotonic() - STATE_SECONDS
+        return {run: published for run, (published, at) in sorted(self._states.items()) if at >= oldest}
+
+    def _owners(self, known: Mapping[str, Published]) -> dict[str, list[Published]]:
+        """Return the states of the owners of each exchange; of all while no shard has one, as after a lost table."""
+        rows = {shard: row.owner for shard, row in self._table.rows.items() if shard != LEAD}
+        if not {*rows.values()} & known.keys():
+            return {exchange: list(known.values()) for exchange in self.exchanges}
+        of_exchange: dict[str, dict[str, Published | None]] = {}
+        for shard, owner in sorted(rows.items()):
+            of_exchange.setdefault(exchange_of(shard), {})[owner or ""] = known.get(owner or "")
+        # A part without an owner is not received, whatever the others are.
+        return {
+            exchange: [each for each in of.values() if each is not None] if all(of.values()) else []
+            for exchange, of in of_exchange.items()
+        }
+
+    def _unconfirmed(self, mode: Mode) -> list[str]:
+        """Return the shards whose owner is not known to be in a mode."""
+        known = self._known()
+        confirmed = {run for run, published in known.items() if published.state.mode is mode}
+        rows = {shard: row.owner for shard, row in self._table.rows.items() if shard != LEAD}
+        if not rows:
+            return [] if confirmed == known.keys() else [*self.exchanges]
+        return sorted(shard for shard, owner in rows.items() if owner not in confirmed)
 
     async def follow(self) -> None:
-        """Follow the state until cancelled."""
+        """Follow the states until cancelled."""
         while True:
             try:
                 async with self._client.pubsub(ignore_subscribe_messages=True) as channel:
                     await _answer(channel.subscribe(self._channel), ANSWER_SECONDS)
                     await self._listen(channel)
             except Unavailable as error:
-                logger.debug("the ingest process cannot be followed: {}", error)
+                logger.debug("the ingest processes cannot be followed: {}", error)
             except Exception as error:  # noqa: BLE001 - else the API would answer about the wrong mode for ever
                 raise_if_cancelled()
-                logger.opt(exception=error).error("following the ingest process failed, which is a bug")
+                logger.opt(exception=error).error("following the ingest processes failed, which is a bug")
             raise_if_cancelled()
             await asyncio.sleep(POLL_SECONDS)
 
@@ -228,23 +314,54 @@ class RemoteIngest:
                 message = await _answer(channel.get_message(timeout=seconds), seconds + ANSWER_SECONDS)
                 if message is None:
                     continue
-                if (published := decode(message["data"], Published)) is None:
-                    break  # the lease was released
+                if (published := decode(message["data"], Published)) is None or published.run not in self._states:
+                    break  # a process has left, or a new one has come
                 self._take(published)
+                self._know_mode(None)
 
     def _take(self, published: Published) -> None:
         """Use a state, unless a later one of the same run has arrived another way."""
-        known = self._published
-        if known is not None and known.run == published.run and known.number > published.number:
+        before = self._states.get(published.run)
+        if before is not None and before[0].number > published.number:
             return
-        self._published = published
-        self._received_at = time.monotonic()
-        self._mode = published.state.mode
-        reloads = published.run, published.state.reloads
-        if reloads != self._reloads:
-            if published.state.reloads:  # also before this process began: it may be a worker in another one's place
-                self.reloaded.set()
-            self._reloads = reloads
+        self._states[published.run] = published, time.monotonic()
+        reloads = published.state.reloads
+        # Also before this process began: it may be a worker in another one's place.
+        if reloads != (before[0].state.reloads if before else 0):
+            self.reloaded.set()
+
+    def _know_mode(self, mode: Mode | None) -> None:
+        """Take the mode of the owners; while they differ, that which they are to adopt, if it is given."""
+        known = self._known()
+        modes = {each.state.mode for of in self._owners(known).values() for each in of}
+        if len(modes) == 1:
+            (self._mode,) = modes
+        elif mode is not None:
+            self._mode = mode
+        self._changed.set()
+
+
+def _shard_health(shard: str, owner: str | None, standby: str | None, known: Mapping[str, Published]) -> ShardHealth:
+    of_owner, of_standby = (
+        known[run].shards.get(shard) if run is not None and run in known else None for run in (owner, standby)
+    )
+    lag_ms = None
+    if of_owner and of_standby and of_owner.newest_at is not None and of_standby.newest_at is not None:
+        lag_ms = max(of_owner.newest_at - of_standby.newest_at, 0)
+    state: StandbyState = "none" if standby is None else "connecting"
+    if of_standby is not None and of_standby.state != "owner":
+        state = of_standby.state
+    return ShardHealth(shard, _process(owner), _process(standby), state, lag_ms)
+
+
+def _process(run: str | None) -> str | None:
+    """Return the host and process id of a run."""
+    return None if run is None else run.rpartition("/")[0]
+
+
+def exchange_of(shard: str) -> str:
+    """Return the exchange that a shard is of."""
+    return shard.partition("/")[0]
 
 
 def _client(keywords: Mapping[str, Any], max_connections: int) -> "redis.asyncio.Redis":

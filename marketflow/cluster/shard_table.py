@@ -57,7 +57,7 @@ if not now then
 end
 
 -- Read the table.
-local rows, members, before, clock = {}, {}, {}, {at = 0, grace = 0}
+local rows, members, before, clock = {}, {}, {}, {at = 0, grace = 0, takeovers = 0}
 local stored = redis.call('hgetall', KEYS[1])
 for i = 1, #stored, 2 do
     local kind, name = string.match(stored[i], '^(%a+):(.*)$')
@@ -125,6 +125,7 @@ for shard, row in pairs(rows) do
         else
             row.owner = FREE
         end
+        if shard ~= LEAD then clock.takeovers = clock.takeovers + 1 end
     end
 end
 
@@ -305,6 +306,14 @@ class Row(NamedTuple):
     standby: str | None
 
 
+class Table(NamedTuple):
+    """The table: its rows by shard, the runs that it has, and how often the owner of a shard was gone and replaced."""
+
+    rows: Mapping[str, Row]
+    members: frozenset[str]
+    takeovers: int
+
+
 class Assignment(NamedTuple):
     """What one process owns and stands by for, whether it leads, the epochs of all shards, and the mode."""
 
@@ -334,8 +343,25 @@ def redis_errors() -> Iterator[None]:
         raise Unavailable(f"Redis cannot be used: {error}") from error
 
 
-def row_of(value: bytes) -> Row:
-    """Decode a row as the table holds it."""
+def decode_table(fields: Mapping[bytes, bytes]) -> Table:
+    """Decode the table from its hash."""
+    rows, members, takeovers = {}, set(), 0
+    for field, value in fields.items():
+        kind, _, name = field.decode(errors="replace").partition(":")
+        if kind == "shard":
+            rows[name] = _row(value)
+        elif kind == "member":
+            members.add(name)
+        elif kind == "clock":
+            takeovers = msgspec.json.decode(value, type=_Clock).takeovers
+    return Table(rows, frozenset(members), takeovers)
+
+
+class _Clock(msgspec.Struct, frozen=True):
+    takeovers: int
+
+
+def _row(value: bytes) -> Row:
     epoch, owner, standby = value.decode(errors="replace").split(" ")
     return Row(int(epoch), *(None if name in "-?" else name for name in (owner, standby)))
 
@@ -438,7 +464,7 @@ class ShardTable:
             self.is_followed = followers > 0
         self.call_again_seconds = min(CALL_SECONDS, (wait_ms + 1) / 1000)
         names = (name.decode(errors="replace") for name in rows[::2])
-        self.rows = dict(zip(names, map(row_of, rows[1::2]), strict=True))
+        self.rows = dict(zip(names, map(_row, rows[1::2]), strict=True))
         mine = {name: row for name, row in self.rows.items() if name != LEAD}
         self._held = Assignment(
             frozenset(name for name, row in mine.items() if row.owner == self.run),

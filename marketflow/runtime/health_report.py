@@ -8,7 +8,7 @@ from typing import Protocol
 from loguru import logger
 
 from marketflow.errors import Unavailable
-from marketflow.health import FeedProblem, Health, StoreState
+from marketflow.health import FeedProblem, Health, ShardHealth, StoreState
 from marketflow.logs import Outage
 from marketflow.model import FINE_STATES, FeedState, Mode
 
@@ -122,6 +122,7 @@ class HealthReport:
         stalled: returns the names of pipeline branches that have work and finish none.
         clock_offsets_ms: returns by how much each wrong exchange clock is ahead.
         problems: returns what is wrong with feeds, by exchange.
+        shards: returns which process ingests what.
     """
 
     def __init__(
@@ -132,11 +133,13 @@ class HealthReport:
         stalled: Callable[[], Collection[str]] = tuple,
         clock_offsets_ms: Callable[[], dict[str, int]] = dict,
         problems: Callable[[], dict[str, FeedProblem]] = dict,
+        shards: Callable[[], tuple[ShardHealth, ...]] = tuple,
     ) -> None:
         self._feeds = feeds
         self._stalled = stalled
         self._clock_offsets_ms = clock_offsets_ms
         self._problems = problems
+        self._shards = shards
         self._postgres = postgres
         self._redis = redis
         self._began = time.monotonic()
@@ -155,4 +158,5 @@ class HealthReport:
             exchanges=dict(exchanges),
             clock_offsets_ms=self._clock_offsets_ms(),
             feeds=self._problems(),
+            shards=self._shards(),
         )

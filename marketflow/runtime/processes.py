@@ -19,10 +19,9 @@ from marketflow.api.alerting.alert_access import AlertAccess
 from marketflow.api.context import Context
 from marketflow.api.middleware import request_metrics
 from marketflow.clock import system_clock
-from marketflow.cluster import lease
-from marketflow.cluster.leader import Leader
-from marketflow.cluster.lease import Lease
+from marketflow.cluster.member import SOLE_LEASE_SECONDS, Member
 from marketflow.cluster.remote_control import RemoteIngest
+from marketflow.cluster.shard_table import LEASE_SECONDS, ShardTable, connect
 from marketflow.errors import StartError, Unavailable
 from marketflow.logs import Outage
 from marketflow.model import Mode
@@ -157,26 +156,19 @@ class BothRoles(AsgiApplication):
         )
         # What is shown as the latest price is in the periods as well, which Redis has a moment later.
         readers.cache.newest_in_process = engine.window_state.newest_of
-        client = lease.connect(servers.redis)
+        client = connect(servers.redis)
         stack.callback(client.close)
+        is_sole = not settings.redis.host
+        lease_seconds = SOLE_LEASE_SECONDS if is_sole else LEASE_SECONDS
+        table = ShardTable(client, _names_of(settings), takes_all=True, lease_seconds=lease_seconds)
         self._reconfigure = engine.reconfigure
-        leader = Leader(
-            Lease(client),
-            client,
-            engine.state,
-            engine.counters,
-            engine.switch,
-            engine.feed_status.report,
-            engine.change_rule,
-            self.settings_reload,
-            is_sole=not settings.redis.host,
-        )
-        stack.push_async_callback(asyncio.to_thread, leader.close)
+        member = Member(table, client, engine, engine.feed_status.report, self.settings_reload, None, is_sole)
+        self._table = table
         self.alive = engine.is_alive
         stack.push_async_callback(self._stop, engine, servers)
-        stack.callback(leader.stop_commands)
+        stack.push_async_callback(asyncio.to_thread, member.leave)
         await asyncio.to_thread(engine.start)
-        leader.start()
+        member.start()
 
         alerts = AlertAccess(
             lambda change: asyncio.to_thread(engine.change_rule, change),
@@ -196,7 +188,7 @@ class BothRoles(AsgiApplication):
 
         return self.context(
             stack,
-            _OwnMode(engine),
+            _OwnMode(engine, member),
             FallbackReader(
                 readers.near_cache, StateReader(engine.window_state), lambda: engine.cache_complete, run_began
             ),
@@ -219,6 +211,7 @@ class BothRoles(AsgiApplication):
     def ingest_from(self, settings: Settings) -> None:
         """Have the engine ingest them."""
         self._reconfigure(settings)
+        self._table.shards = _names_of(settings)
 
     async def _follow_archive(self, servers: Servers, archive: PostgresReader, engine: Engine, probe: Probe) -> None:
         """Open the archive once PostgreSQL has been started, and probe it from then on."""
@@ -249,15 +242,18 @@ class BothRoles(AsgiApplication):
 class _OwnMode:
     """The mode of the pipeline in this process; switched without Redis."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, member: Member) -> None:
         self._engine = engine
+        self._member = member
 
     @property
     def current(self) -> Mode:
         return self._engine.modes.current
 
     async def switch(self, mode: Mode) -> Mode:
-        return await asyncio.to_thread(self._engine.switch, mode)
+        previous = await asyncio.to_thread(self._engine.switch, mode)
+        self._member.mode_switched(mode)
+        return previous
 
 
 class ApiRole(AsgiApplication):
@@ -304,6 +300,7 @@ class ApiRole(AsgiApplication):
                 lambda: feeds.stalled,
                 feeds.clock_offsets_ms,
                 feeds.feed_problems,
+                feeds.shards,
             ),
             lambda: feeds.counters,
             feeds.feeds,

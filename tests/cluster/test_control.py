@@ -1,17 +1,19 @@
-"""The lease and the commands, each side by itself, with a real Redis and a clock that the test sets."""
+"""Members of the cluster and the API's side of them, with a real Redis."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
 import redis
 
 from marketflow.alerts.alert_model import PriceRule, Webhook
-from marketflow.cluster.leader import Leader
-from marketflow.cluster.lease import GRACE_SECONDS, Lease, connect
+from marketflow.cluster.member import Member
 from marketflow.cluster.messages import (
+    ExchangeReport,
     FeedsQuery,
     FeedsReport,
     IngestState,
@@ -19,40 +21,26 @@ from marketflow.cluster.messages import (
     RuleChange,
     RuleChanged,
     SeriesReport,
+    ShardState,
     decode,
     encode,
 )
 from marketflow.cluster.remote_control import RemoteIngest
-from marketflow.counters import DelayCounter, ExchangeCounters, IngestCounters
-from marketflow.errors import Unavailable
-from marketflow.model import FeedState, Mode
+from marketflow.cluster.shard_table import ShardTable, connect
+from marketflow.counters import Delays, ExchangeCounters, IngestCounters
+from marketflow.errors import SettingsError, Unavailable
+from marketflow.health import ModeUnconfirmed, ShardHealth
+from marketflow.model import FeedState, HoleState, Mode
 from marketflow.settings.reloading import Changes, Names
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.connection import connection_keywords
-from tests.support.servers import HOST, RedisServer, free_port, wait_until
+from marketflow.tasks import background
+from tests.support.proxy import Proxy
+from tests.support.servers import HOST, RedisServer, wait_until
 
-RUNNING = IngestState(Mode.LIVE, {"exchange1": FeedState.CONNECTED}, cache_complete=True, archive_available=True)
+_T = TypeVar("_T")
 
-COUNTED = IngestCounters(
-    {"exchange1": ExchangeCounters(7, {"malformed": 1}, 2, 3, 1_763_690_000_000)},
-    DelayCounter().so_far(),
-    *range(8),
-)
-
-
-REPORTED = FeedsReport(
-    Mode.LIVE, (), (SeriesReport("exchange1", "BTCUSDT", "connected", 5.5, 7, 1.0, 2.0, 3.0, 4, {}),), 9
-)
-
-
-def changed(change: RuleChange) -> RuleChanged:
-    return RuleChanged(change.id or "made", "" if change.rule else "unknown_rule")
-
-
-def reported(query: FeedsQuery) -> FeedsReport:
-    """Report one series, and as many in all as the query asks for."""
-    return msgspec.structs.replace(REPORTED, total=query.limit + query.offset)
-
+SHARDS = ("exchange1", "exchange2")
 
 NOTHING = Names((), (), ())
 CHANGES = Changes(
@@ -60,17 +48,73 @@ CHANGES = Changes(
 )
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+def counted(ticks: int, exchange: str = "exchange1") -> IngestCounters:
+    of_exchange = ExchangeCounters(ticks, {"malformed": 1}, 2, 3, 1_763_690_000_000 + ticks)
+    return IngestCounters({exchange: of_exchange}, Delays((1.0,), (ticks, 0), 0.5), *range(8))
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def series(exchange: str, symbol: str) -> SeriesReport:
+    return SeriesReport(exchange, symbol, "connected", 5.5, 7, 1.0, 2.0, 3.0, 4, {})
+
+
+def exchange_report(exchange: str, state: FeedState = FeedState.CONNECTED) -> ExchangeReport:
+    holes = {HoleState.OPEN: 1}
+    return ExchangeReport(exchange, state, "", 2.0, 1, holes, 1, None, None, None, None, None, None, ("XUSDT",))
+
+
+@dataclass
+class Engine:
+    """An engine that keeps what the cluster asks of it."""
+
+    mode: Mode = Mode.LIVE
+    owned: frozenset[str] = frozenset()
+    standby: frozenset[str] = frozenset()
+    leads: bool = False
+    warm: bool = True
+    changes: Changes | None = None
+    switches: list[Mode] = field(default_factory=list)
+    rules: list[RuleChange] = field(default_factory=list)
+    stuck: threading.Event | None = None
+    """What a switch waits for."""
+
+    def state(self) -> IngestState:
+        states = {shard.partition("/")[0]: FeedState.CONNECTED for shard in sorted(self.owned | self.standby)}
+        return IngestState(self.mode, states, cache_complete=True, archive_available=True)
+
+    def counters(self) -> IngestCounters:
+        return counted(len(self.owned))
+
+    def shards(self) -> Mapping[str, ShardState]:
+        of_standby = ShardState("warm" if self.warm else "connecting", 70)
+        return dict.fromkeys(self.owned, ShardState("owner", 100)) | dict.fromkeys(self.standby, of_standby)
+
+    def ready(self) -> Collection[str]:
+        return self.standby if self.warm else ()
+
+    def assign(self, owned: Collection[str], standby: Collection[str], leads: bool) -> None:
+        self.owned, self.standby, self.leads = frozenset(owned), frozenset(standby), leads
+
+    def switch(self, mode: Mode) -> Mode:
+        if self.stuck is not None:
+            self.stuck.wait()
+        self.switches.append(mode)
+        before, self.mode = self.mode, mode
+        return before
+
+    def change_rule(self, change: RuleChange) -> RuleChanged:
+        self.rules.append(change)
+        return RuleChanged(change.id or "made", "" if change.rule else "unknown_rule")
+
+    def report(self, query: FeedsQuery) -> FeedsReport:
+        """Report two series of each exchange that is owned."""
+        rows = [series(exchange, symbol) for exchange in sorted(self.owned) for symbol in ("AUSDT", "BUSDT")]
+        page = tuple(rows[query.offset : query.offset + query.limit])
+        return FeedsReport(self.mode, tuple(map(exchange_report, sorted(self.owned))), page, len(rows))
+
+    def reload(self) -> Changes:
+        if self.changes is None:
+            raise SettingsError("symbols: wrong")
+        return self.changes
 
 
 @pytest.fixture
@@ -79,183 +123,105 @@ def client(redis_db: RedisServer) -> Iterator["redis.Redis"]:
         yield client
 
 
-@pytest.fixture
-def feeds(redis_db: RedisServer) -> RemoteIngest:
-    return RemoteIngest(connection_keywords(HOST, redis_db.port, "", 0), ["exchange1", "exchange2"], Mode.TEST)
-
-
-def published(lease: Lease, number: int = 1, mode: Mode = Mode.LIVE) -> Published:
-    return Published(lease.run, number, 0, IngestState(mode, RUNNING.exchanges, True, True))
-
-
-# The lease
-
-
-def test_first_process_acquires_and_keeps_the_lease(client: "redis.Redis", clock: Clock) -> None:
-    first, second = Lease(client, clock), Lease(client, clock)
-    assert first.hold()
-    assert not second.hold()
-    assert second.holder == first.run
-    assert first.hold()
-    assert client.pttl(keys.LEASE_KEY) > 0
-
-
-def test_released_lease_is_acquired_at_once(client: "redis.Redis", clock: Clock) -> None:
-    first, second = Lease(client, clock), Lease(client, clock)
-    first.hold()
-    second.hold()
-    first.release()
-    assert second.hold()
-    assert not first.hold()
-
-
-def test_missing_lease_is_left_to_its_last_holder_first(client: "redis.Redis", clock: Clock) -> None:
-    first, second = Lease(client, clock), Lease(client, clock)
-    first.hold()
-    second.hold()
-    client.flushall()
-    assert not second.hold()
-    clock.now += GRACE_SECONDS / 2
-    assert not second.hold()
-    assert first.hold()
-    assert not second.hold()
-    client.flushall()
-    clock.now += GRACE_SECONDS  # the time before does not count
-    assert not second.hold()
-    clock.now += GRACE_SECONDS
-    assert second.hold()
-    assert not first.hold()
-    assert first.holder == second.run
-
-
-def test_only_the_leader_publishes_releases_and_claims(client: "redis.Redis", clock: Clock) -> None:
-    holder, other = Lease(client, clock), Lease(client, clock)
-    assert holder.hold(published(holder))
-    before = client.get(keys.STATE_KEY)
-    assert not other.hold(published(other, mode=Mode.TEST))
-    assert client.get(keys.STATE_KEY) == before
-    assert client.get(keys.MODE_KEY) == b"live"
-    other.release()
-    assert holder.hold()
-    client.set(keys.command_key("1"), "test")
-    assert other.claim("1") is None
-    assert holder.claim("1") == b"test"
-    assert holder.claim("1") is None
-
-
-def test_all_keys_of_the_cluster_expire(client: "redis.Redis", clock: Clock) -> None:
-    lease = Lease(client, clock)
-    lease.hold(published(lease))
-    assert len(client.keys("*")) == 3
-    assert [key for key in client.keys("*") if client.ttl(key) == -1] == []
-    lease.release()
-    assert client.ttl(keys.LEASE_KEY) != -1
-
-
-def test_databases_of_one_redis_share_no_messages(client: "redis.Redis", redis_db: RedisServer, clock: Clock) -> None:
-    with connect(connection_keywords(HOST, redis_db.port, "", 1)) as other, client.pubsub() as heard:  # type: ignore[no-untyped-call]
-        mine, theirs = Lease(client, clock), Lease(other, clock)
-        heard.psubscribe("marketflow:*")
-        assert wait_until(lambda: heard.get_message(timeout=1))["type"] == "psubscribe"
-        for lease in (mine, theirs):
-            assert lease.hold(published(lease))
-            lease.release()
-        messages = [wait_until(lambda: heard.get_message(timeout=1)) for _ in range(4)]
-        assert [message["channel"].decode() for message in messages] == [keys.STATE_KEY] * 2 + [
-            f"{keys.STATE_KEY}:1"
-        ] * 2
-
-
-def test_unreachable_redis_makes_the_lease_unavailable(clock: Clock) -> None:
-    with connect(connection_keywords(HOST, free_port(), "", 0)) as client:
-        lease = Lease(client, clock)
-        for ask in (lease.hold, lease.release, lambda: lease.claim("1")):
-            with pytest.raises(Unavailable):
-                ask()
-
-
-# Between two processes
+Join = Callable[..., Member]
 
 
 @pytest.fixture
-def hold(client: "redis.Redis") -> Iterator[Callable[[Callable[[Mode], Mode]], Lease]]:
-    """Runs a holder whose switch is given."""
-    holders: list[Leader] = []
+def join(client: "redis.Redis") -> Iterator[Join]:
+    """Starts a member of the cluster; it leaves with the test."""
+    members: list[Member] = []
 
-    def begin(switch: Callable[[Mode], Mode]) -> Lease:
-        lease = Lease(client)
-        holders.append(
-            Leader(lease, client, lambda: RUNNING, lambda: COUNTED, switch, reported, changed, lambda: CHANGES)
-        )
-        holders[-1].start()
-        wait_until(lambda: lease.held)
-        return lease
+    def begin(engine: Engine, takes_all: bool = False, is_sole: bool = False) -> Member:
+        table = ShardTable(client, SHARDS, takes_all, 2.5 if is_sole else 1.0)
+        shards = None if takes_all else engine
+        members.append(Member(table, client, engine, engine.report, engine.reload, shards, is_sole))
+        members[-1].start()
+        return members[-1]
 
     yield begin
-    for holder in holders:
-        holder.close()
+    for member in members:
+        member.leave()
 
 
-def test_lease_is_renewed_after_a_state_that_raises(client: "redis.Redis") -> None:
-    asked: list[int] = []
-
-    def state() -> IngestState:
-        asked.append(len(asked))
-        if 1 < len(asked) < 5:
-            raise RuntimeError("a bug")
-        return RUNNING
-
-    lease = Lease(client)
-    holder = Leader(lease, client, state, lambda: COUNTED, lambda mode: mode, reported, changed, lambda: CHANGES)
-    holder.start()
-    wait_until(lambda: len(asked) > 10)
-    assert lease.held
-    holder.close()
+def pair(join: Join, **of_second: Any) -> tuple[Engine, Engine]:
+    """Start two members, each of which owns a shard and stands by for the other one."""
+    first, second = Engine(), Engine(**of_second)
+    join(first)
+    wait_until(lambda: first.owned == {*SHARDS})
+    join(second)
+    wait_until(lambda: len(first.owned) == len(second.owned) == len(first.standby) == len(second.standby) == 1)
+    return first, second
 
 
-def test_mode_switch_runs_once_and_is_replied(
-    feeds: RemoteIngest, hold: Callable[[Callable[[Mode], Mode]], Lease]
-) -> None:
-    switches: list[Mode] = []
+async def until(condition: Callable[[], object]) -> None:
+    await asyncio.to_thread(wait_until, condition)
 
-    def switch(mode: Mode) -> Mode:
-        switches.append(mode)
-        return Mode.TEST
 
-    async def ask() -> Mode:
+def with_api(redis_db: RedisServer, ask: Callable[[RemoteIngest], Coroutine[Any, Any, _T]]) -> _T:
+    """Run something with the API's side, which follows the members."""
+
+    async def run() -> _T:
+        feeds = RemoteIngest(connection_keywords(HOST, redis_db.port, "", 0), SHARDS, Mode.TEST)
         await feeds.ask()
-        assert feeds.feed_states() == (
-            Mode.LIVE,
-            {"exchange1": FeedState.CONNECTED, "exchange2": FeedState.CONNECTING},
-        )
         try:
-            return await feeds.switch(Mode.LIVE)
+            async with background(feeds.follow()):
+                return await ask(feeds)
         finally:
             await feeds.close()
 
-    hold(switch)
-    assert asyncio.run(ask()) is Mode.TEST
-    assert switches == [Mode.LIVE]
+    return asyncio.run(run())
 
 
-def test_rule_is_changed_by_the_leader(feeds: RemoteIngest, hold: Callable[[Callable[[Mode], Mode]], Lease]) -> None:
-    rule = PriceRule(symbol="BTCUSDT", level=1.0, webhook=Webhook("https://a.example/", "sixteen-characters"))
+# Members
 
-    async def ask() -> list[RuleChanged]:
-        await feeds.ask()
-        try:
-            return [
-                await feeds.change_rule(RuleChange("create", "", rule)),
-                await feeds.change_rule(RuleChange("replace", "mine", rule)),
-                await feeds.change_rule(RuleChange("delete", "mine")),
-            ]
-        finally:
-            await feeds.close()
 
-    hold(lambda mode: mode)
-    made, replaced, deleted = asyncio.run(ask())
-    assert (made, replaced) == (RuleChanged("made"), RuleChanged("mine"))
-    assert deleted == RuleChanged("mine", "unknown_rule")
+def test_members_share_the_shards_and_one_leads(join: Join) -> None:
+    first, second = pair(join)
+    assert first.owned | second.owned == {*SHARDS}
+    assert first.standby == second.owned
+    assert (first.leads, second.leads) == (True, False)
+
+
+def test_ready_standby_takes_over_from_a_member_that_leaves(client: "redis.Redis", join: Join) -> None:
+    leaving, staying = Engine(), Engine()
+    member = join(leaving)
+    wait_until(lambda: leaving.owned)
+    join(staying)
+    wait_until(lambda: len(staying.owned) == len(leaving.owned) == 1)
+    member.leave()
+    wait_until(lambda: staying.owned == {*SHARDS} and staying.leads, timeout=1)
+    assert len(leaving.owned) == 1  # it writes what it has ingested
+    wait_until(lambda: len(client.keys(f"{keys.STATE_KEY}:*")) == 1)
+
+
+def test_table_is_called_after_a_state_that_raises(client: "redis.Redis", join: Join) -> None:
+    class Failing(Engine):
+        asked = 0
+
+        def state(self) -> IngestState:
+            self.asked += 1
+            if 1 < self.asked < 5:
+                raise RuntimeError("a bug")
+            return super().state()
+
+    engine = Failing()
+    join(engine)
+    wait_until(lambda: engine.owned == {*SHARDS})
+
+
+def test_outage_of_redis_takes_nothing_from_an_owner(redis_db: RedisServer) -> None:
+    engine = Engine()
+    with Proxy(redis_db.port) as proxy, connect(connection_keywords(HOST, proxy.port, "", 0)) as client:
+        member = Member(ShardTable(client, SHARDS), client, engine, engine.report, engine.reload, engine)
+        member.start()
+        wait_until(lambda: engine.owned == {*SHARDS})
+        proxy.refuse()
+        wait_until(lambda: not member.reachable)
+        assert engine.owned == {*SHARDS}
+        proxy.heal()
+        wait_until(lambda: member.reachable)
+        assert engine.owned == {*SHARDS}
+        member.leave()
 
 
 def polls(client: "redis.Redis") -> int:
@@ -264,183 +230,279 @@ def polls(client: "redis.Redis") -> int:
     return int(stats.get("cmdstat_blpop", {"calls": 0})["calls"])
 
 
-def renewals(client: "redis.Redis") -> int:
-    """How often a lease has been renewed."""
+def calls(client: "redis.Redis") -> int:
+    """How often the table has been called."""
     return int(client.info("commandstats")["cmdstat_eval"]["calls"])
 
 
 def test_commands_are_polled_only_while_another_process_follows(
-    client: "redis.Redis", feeds: RemoteIngest, hold: Callable[[Callable[[Mode], Mode]], Lease]
+    client: "redis.Redis", redis_db: RedisServer, join: Join
 ) -> None:
     client.config_resetstat()
-    lease = hold(lambda mode: mode)
+    engine = Engine()
+    join(engine)
+    wait_until(lambda: engine.owned)
+    assert polls(client) == 0
 
-    async def wait_for_renewals() -> None:
-        enough = renewals(client) + 2
-        await until(lambda: renewals(client) >= enough)
-
-    async def run() -> None:
-        await wait_for_renewals()
-        assert polls(client) == 0
-        following = asyncio.create_task(feeds.follow())
-        await until(lambda: lease.is_followed)
+    async def follow(feeds: RemoteIngest) -> None:
         await until(lambda: polls(client) >= 2)
-        following.cancel()
-        with suppress(asyncio.CancelledError):
-            await following
-        await feeds.close()
-        await until(lambda: not lease.is_followed)
-        await wait_for_renewals()  # the poll under way has ended
-        before = polls(client)
-        await wait_for_renewals()
-        assert polls(client) == before
 
-    asyncio.run(run())
+    with_api(redis_db, follow)
+
+    def is_quiet() -> bool:
+        before, enough = polls(client), calls(client) + 3
+        wait_until(lambda: calls(client) >= enough)
+        return polls(client) == before
+
+    wait_until(is_quiet)
 
 
-def test_sole_leader_renews_before_state_and_lease_expire(client: "redis.Redis") -> None:
-    lease = Lease(client)
-    leader = Leader(
-        lease,
-        client,
-        lambda: RUNNING,
-        lambda: COUNTED,
-        lambda mode: mode,
-        reported,
-        changed,
-        lambda: CHANGES,
-        is_sole=True,
-    )
+def test_sole_member_calls_the_table_once_a_second(client: "redis.Redis", join: Join) -> None:
     client.config_resetstat()
-    leader.start()
-    wait_until(lambda: renewals(client) >= 4)
-    assert client.exists(keys.LEASE_KEY, keys.STATE_KEY) == 2
-    assert lease.held
-    leader.close()
+    member = join(Engine(), takes_all=True, is_sole=True)
+    seconds, _ = client.time()
+    wait_until(lambda: calls(client) >= 4)
+    assert client.time()[0] - seconds >= 2
+    assert member.assignment.owned == {*SHARDS}
+    assert client.exists(keys.SHARDS_KEY, keys.state_key(member._table.run)) == 2
 
 
-def test_feeds_are_reported_on_demand(feeds: RemoteIngest, hold: Callable[[Callable[[Mode], Mode]], Lease]) -> None:
-    async def ask() -> FeedsReport:
-        await feeds.ask()
-        try:
-            return await feeds.feeds(FeedsQuery(limit=7, offset=2, exchange="exchange1"))
-        finally:
-            await feeds.close()
-
-    hold(lambda mode: mode)
-    assert asyncio.run(ask()) == msgspec.structs.replace(REPORTED, total=9)
+def test_member_that_takes_all_is_told_no_shards(join: Join) -> None:
+    engine, other = Engine(), Engine()
+    join(other)
+    wait_until(lambda: other.owned)
+    member = join(engine, takes_all=True)
+    wait_until(lambda: other.standby == {*SHARDS})
+    assert member.assignment.owned == {*SHARDS}
+    assert engine.owned == frozenset()
 
 
-def test_unknown_command_is_ignored(
-    client: "redis.Redis", feeds: RemoteIngest, hold: Callable[[Callable[[Mode], Mode]], Lease]
-) -> None:
-    """One of a later version: it gets no reply, and the next one is executed."""
-    hold(lambda mode: mode)
-    for content in (b'{"what":"later"}', b"\xff", b"[]"):
-        client.set(keys.command_key("odd"), content)
-        client.rpush(keys.COMMANDS_KEY, "odd")
+def test_mode_switched_without_redis_is_adopted_by_others(client: "redis.Redis", join: Join) -> None:
+    engine, other = Engine(), Engine()
+    member = join(engine, takes_all=True)
+    wait_until(lambda: client.get(keys.MODE_KEY) == b"live")
+    join(other)
+    engine.switch(Mode.TEST)
+    member.mode_switched(Mode.TEST)
+    wait_until(lambda: other.mode is Mode.TEST)
+    assert engine.switches == [Mode.TEST]
 
-    async def ask() -> FeedsReport:
-        await feeds.ask()
-        try:
-            return await feeds.feeds(FeedsQuery(limit=1))
-        finally:
-            await feeds.close()
 
-    assert asyncio.run(ask()).total == 1
+def test_second_process_that_takes_all_keeps_its_mode(client: "redis.Redis", join: Join, log: list[str]) -> None:
+    first, second = Engine(), Engine(Mode.TEST)
+    join(first, takes_all=True)
+    wait_until(lambda: client.get(keys.MODE_KEY) == b"live")
+    join(second, takes_all=True)
+    wait_until(lambda: any("takes ticks into the same Redis" in line for line in log), timeout=10)
+    assert client.get(keys.MODE_KEY) == b"live"
+    assert first.switches == second.switches == []
+
+
+# The mode
+
+
+def test_mode_switch_is_confirmed_by_all_owners(redis_db: RedisServer, join: Join) -> None:
+    first, second = pair(join)
+
+    async def switch(feeds: RemoteIngest) -> tuple[Mode, Mode, float]:
+        began = asyncio.get_running_loop().time()
+        answers = await feeds.switch(Mode.TEST), await feeds.switch(Mode.TEST)
+        return *answers, asyncio.get_running_loop().time() - began
+
+    previous, again, seconds = with_api(redis_db, switch)
+    assert (previous, again) == (Mode.LIVE, Mode.TEST)
+    assert seconds < 1
+    assert (first.switches, second.switches) == ([Mode.TEST], [Mode.TEST])
+
+
+def test_unconfirmed_mode_switch_names_shards_and_is_adopted_later(redis_db: RedisServer, join: Join) -> None:
+    stuck = threading.Event()
+    first, second = pair(join, stuck=stuck)
+
+    async def switch(feeds: RemoteIngest) -> list[str]:
+        with pytest.raises(ModeUnconfirmed) as caught:
+            await feeds.switch(Mode.TEST)
+        assert feeds.current is Mode.TEST
+        assert first.mode is Mode.TEST
+        stuck.set()
+        await until(lambda: second.mode is Mode.TEST)
+        assert await feeds.switch(Mode.TEST) is Mode.TEST
+        return [*caught.value.shards]
+
+    assert with_api(redis_db, switch) == [*second.owned]
+
+
+def test_missing_ingest_process_leaves_the_mode(redis_db: RedisServer, client: "redis.Redis") -> None:
+    async def switch(feeds: RemoteIngest) -> None:
+        for ask in (feeds.switch(Mode.LIVE), feeds.reload(), feeds.feeds(FeedsQuery(limit=1))):
+            with pytest.raises(Unavailable):
+                await ask
+
+    with_api(redis_db, switch)
+    assert client.get(keys.MODE_KEY) is None
+
+
+# Commands
+
+
+def test_rule_is_changed_by_the_lead_alone(redis_db: RedisServer, join: Join) -> None:
+    first, second = pair(join)
+    rule = PriceRule(symbol="BTCUSDT", level=1.0, webhook=Webhook("https://a.example/", "sixteen-characters"))
+
+    async def change(feeds: RemoteIngest) -> list[RuleChanged]:
+        return [
+            await feeds.change_rule(RuleChange("create", "", rule)),
+            await feeds.change_rule(RuleChange("replace", "mine", rule)),
+            await feeds.change_rule(RuleChange("delete", "mine")),
+        ]
+
+    made, replaced, deleted = with_api(redis_db, change)
+    assert (made, replaced, deleted) == (
+        RuleChanged("made"),
+        RuleChanged("mine"),
+        RuleChanged("mine", "unknown_rule"),
+    )
+    assert (len(first.rules), len(second.rules)) == (3, 0)
+
+
+def test_all_members_reload_and_one_answer_is_returned(redis_db: RedisServer, join: Join) -> None:
+    other = msgspec.structs.replace(CHANGES, needs_restart=("redis.port",))
+    first, second = pair(join, changes=other)
+    first.changes = CHANGES
+
+    async def reload(feeds: RemoteIngest) -> Changes:
+        changes = await feeds.reload()
+        second.changes = None
+        with pytest.raises(SettingsError, match="symbols: wrong"):
+            await feeds.reload()
+        return changes
+
+    assert with_api(redis_db, reload) == msgspec.structs.replace(CHANGES, needs_restart=("http.port", "redis.port"))
+
+
+@pytest.mark.parametrize(("offset", "limit"), [(0, 10), (1, 2), (3, 5), (4, 1)])
+def test_feeds_of_all_owners_are_one_report(redis_db: RedisServer, join: Join, offset: int, limit: int) -> None:
+    pair(join)
+
+    async def ask(feeds: RemoteIngest) -> FeedsReport:
+        return await feeds.feeds(FeedsQuery(limit, offset))
+
+    report = with_api(redis_db, ask)
+    rows = [(exchange, symbol) for exchange in SHARDS for symbol in ("AUSDT", "BUSDT")]
+    assert [(each.exchange, each.symbol) for each in report.series] == rows[offset : offset + limit]
+    assert [each.exchange for each in report.exchanges] == [*SHARDS]
+    assert report.total == 4
+
+
+def test_expired_or_unknown_commands_are_ignored(redis_db: RedisServer, client: "redis.Redis", join: Join) -> None:
+    """Those of a later version get no reply, and the next one is executed."""
+    engine = Engine()
+    run = join(engine)._table.run
+    wait_until(lambda: engine.owned)
+    for content in (b'{"what":"later"}', b"\xff", b"[]", None):
+        if content is not None:
+            client.set(keys.command_key("odd"), content)
+        client.rpush(keys.commands_key(run), "odd")
+
+    async def ask(feeds: RemoteIngest) -> int:
+        return (await feeds.feeds(FeedsQuery(limit=1))).total
+
+    assert with_api(redis_db, ask) == 4
     assert client.exists(keys.reply_key("odd")) == 0
 
 
-def test_counters_arrive_while_there_is_a_leader(
-    feeds: RemoteIngest, hold: Callable[[Callable[[Mode], Mode]], Lease]
-) -> None:
-    async def ask() -> None:
-        await feeds.ask()
-        heard = [feeds.counters]
-        hold(lambda mode: mode)
-        await feeds.ask()
-        heard.append(feeds.counters)
-        await feeds.close()
-        assert heard == [None, COUNTED]
+def test_commands_without_reply_do_not_block_polls(redis_db: RedisServer, client: "redis.Redis") -> None:
+    table = ShardTable(client, SHARDS)
+    table.hold((), Published(table.run, 1, 0, Engine().state()))
 
-    asyncio.run(ask())
-
-
-def test_state_without_counters_of_an_older_version_is_used() -> None:
-    told = encode(Published("a run", 1, 0, RUNNING, COUNTED))
-    assert decode(told, Published) == Published("a run", 1, 0, RUNNING, COUNTED)
-    without = msgspec.json.decode(told)
-    del without["figures"]
-    assert decode(msgspec.json.encode(without), Published) == Published("a run", 1, 0, RUNNING)
-
-
-def test_commands_without_reply_do_not_block_polls(feeds: RemoteIngest, client: "redis.Redis", clock: Clock) -> None:
-    lease = Lease(client, clock)
-    assert lease.hold(published(lease))
-
-    async def ask() -> None:
-        await feeds.ask()
-        switching = [asyncio.create_task(feeds.switch(Mode.LIVE)) for _ in range(150)]
+    async def ask(feeds: RemoteIngest) -> None:
+        asking = [asyncio.create_task(feeds.feeds(FeedsQuery(limit))) for limit in range(150)]
         await asyncio.sleep(0.1)
         await feeds.ask()
         assert feeds.state is not None
-        answers = await asyncio.gather(*switching, return_exceptions=True)
+        answers = await asyncio.gather(*asking, return_exceptions=True)
         assert {type(answer) for answer in answers} == {Unavailable}
-        await feeds.close()
 
-    asyncio.run(ask())
+    with_api(redis_db, ask)
 
 
-def test_failed_mode_switch_is_unavailable(
-    feeds: RemoteIngest, hold: Callable[[Callable[[Mode], Mode]], Lease]
+# States
+
+
+def test_counters_and_states_of_all_owners_are_merged(redis_db: RedisServer, join: Join) -> None:
+    async def ask(feeds: RemoteIngest) -> None:
+        assert (feeds.counters, feeds.state, feeds.shards()) == (None, None, ())
+        first, second = await asyncio.to_thread(pair, join)
+        assert first.owned | second.owned == {*SHARDS}
+        await until(lambda: {shard.standby_state for shard in feeds.shards()} == {"warm"})
+        await until(lambda: feeds.counters is not None and feeds.counters.exchanges["exchange1"].ticks == 1)
+        await until(lambda: feeds.counters is not None and feeds.counters.tick_to_cache.counts == (2, 0))
+        counters, state = feeds.counters, feeds.state
+        assert counters is not None
+        assert state is not None
+        assert counters.rows_written == 2 * counted(0).rows_written
+        assert counters.exchanges["exchange1"] == counted(1).exchanges["exchange1"]  # its owner's alone
+        assert counters.shards_owned == dict.fromkeys(SHARDS, True)
+        assert feeds.feed_states() == (Mode.LIVE, dict.fromkeys(SHARDS, FeedState.CONNECTED))
+        assert [(each.shard, each.lag_ms) for each in feeds.shards()] == [(shard, 30) for shard in SHARDS]
+        assert len({each.owner for each in feeds.shards()} | {each.standby for each in feeds.shards()}) == 1  # one test
+
+    with_api(redis_db, ask)
+
+
+def test_dead_owner_is_a_takeover_and_its_standby_the_word(
+    redis_db: RedisServer, client: "redis.Redis", join: Join
 ) -> None:
-    def switch(mode: Mode) -> Mode:
-        raise Unavailable("stopping")
+    dead = ShardTable(client, SHARDS)
+    dead.hold()
+    wait_until(lambda: dead.hold().owned)
+    dead.hold((), Published(dead.run, 1, 0, IngestState(Mode.LIVE, {}, True, False)))
+    engine = Engine(warm=False)
+    join(engine)
+    wait_until(lambda: dead.hold().owned and engine.standby == {*SHARDS})
 
-    async def ask() -> None:
+    async def ask(feeds: RemoteIngest) -> None:
+        state = feeds.state
+        assert state is not None
+        assert not state.archive_available
+        assert feeds.shards()[0] == ShardHealth(
+            "exchange1", dead.run.rpartition("/")[0], dead.run.rpartition("/")[0], "connecting", None
+        )
+        await until(lambda: engine.owned == {*SHARDS})
+        await until(lambda: feeds.shards() and feeds.shards()[0].standby_state == "none")
+        await until(lambda: feeds.state is not None and feeds.state.archive_available)
+        assert feeds.counters is not None
+        assert feeds.counters.shard_takeovers == 2
+
+    with_api(redis_db, ask)
+
+
+def test_state_without_counters_of_an_older_version_is_used() -> None:
+    told = encode(Published("a run", 1, 0, Engine().state(), counted(1), {"exchange1": ShardState("owner")}))
+    assert decode(told, Published) == Published(
+        "a run", 1, 0, Engine().state(), counted(1), {"exchange1": ShardState("owner")}
+    )
+    without = msgspec.json.decode(told)
+    del without["figures"], without["shards"]
+    assert decode(msgspec.json.encode(without), Published) == Published("a run", 1, 0, Engine().state())
+
+
+def test_late_older_state_is_ignored(redis_db: RedisServer, client: "redis.Redis") -> None:
+    table = ShardTable(client, SHARDS)
+
+    def publish(number: int, mode: Mode) -> None:
+        table.hold((), Published(table.run, number, 0, IngestState(mode, {}, True, True)))
+
+    async def follow(feeds: RemoteIngest) -> None:
+        publish(2, Mode.LIVE)
         await feeds.ask()
-        try:
-            await feeds.switch(Mode.LIVE)
-        finally:
-            await feeds.close()
-
-    hold(switch)
-    with pytest.raises(Unavailable):
-        asyncio.run(ask())
-
-
-def test_expired_command_is_ignored(client: "redis.Redis", hold: Callable[[Callable[[Mode], Mode]], Lease]) -> None:
-    def switch(mode: Mode) -> Mode:
-        raise AssertionError("too late")
-
-    client.rpush(keys.COMMANDS_KEY, "gone")
-    hold(switch)
-    wait_until(lambda: not client.exists(keys.COMMANDS_KEY))
-    assert not client.exists(keys.reply_key("gone"))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    await asyncio.to_thread(wait_until, condition)
-
-
-def test_late_older_state_is_ignored(feeds: RemoteIngest, client: "redis.Redis", clock: Clock) -> None:
-    lease = Lease(client, clock)
-
-    async def follow() -> None:
-        following = asyncio.create_task(feeds.follow())
-        lease.hold(published(lease, 2, Mode.LIVE))
-        await feeds.ask()
-        lease.hold(published(lease, 1, Mode.TEST))
+        publish(1, Mode.TEST)
         await feeds.ask()
         assert feeds.feed_states()[0] is Mode.LIVE
-        lease.hold(published(lease, 3, Mode.TEST))
+        publish(3, Mode.TEST)
         await until(lambda: feeds.current is Mode.TEST)
-        lease.release()
+        table.leave()
         await until(lambda: feeds.state is None)
         assert feeds.current is Mode.TEST
-        following.cancel()
-        with suppress(asyncio.CancelledError):
-            await following
-        await feeds.close()
 
-    asyncio.run(follow())
+    with_api(redis_db, follow)

@@ -69,6 +69,7 @@ class _Exposed(Collector):
             yield from _feeds(counters.exchanges)
             yield from _flow(counters)
             yield from _alerts(counters.alerts)
+            yield from _shards(counters)
         yield from self._times.collect()
 
 
@@ -144,6 +145,14 @@ def _alerts(alerts: AlertCounters) -> Iterator[Metric]:
     yield _gauge("alert_events_pending", text, [], [([], alerts.events_pending)])
     text = "Deliveries that their webhook has not acknowledged, when last looked at."
     yield _gauge("alert_deliveries_pending", text, [], [([], alerts.deliveries_pending)])
+
+
+def _shards(counters: IngestCounters) -> Iterator[Metric]:
+    if counters.shards_owned:
+        owned = (([shard], is_owned) for shard, is_owned in counters.shards_owned.items())
+        yield _gauge("shard_owned", "Whether an ingest process that can be reached owns a shard.", ["shard"], owned)
+        text = "How often the owner of a shard was gone and replaced."
+        yield _counter("shard_takeovers", text, [], [([], counters.shard_takeovers)])
 
 
 def _counter(name: str, text: str, labels: Sequence[str], samples: _Samples) -> Metric:

@@ -15,6 +15,7 @@ from marketflow.api.openapi.operation import Endpoint, Operation, Tag
 from marketflow.api.problems import ServiceUnavailable, TooManyRequests
 from marketflow.api.rendering import JSONAnswer
 from marketflow.errors import Unavailable
+from marketflow.health import ModeUnconfirmed
 from marketflow.model import Mode
 
 
@@ -55,7 +56,9 @@ def _switching_to(mode: Mode, times: RequestMetrics) -> Operation:
         endpoint=_switch_to(mode, times),
         tag=_MODE,
         summary=f"Switch to {mode} mode",
-        description="Every later answer is about that mode. Switching to the current mode changes nothing.",
+        description="Every later answer is about that mode. Switching to the current mode changes nothing. Where "
+        "several processes ingest, all confirm it: if one does not, the answer is 503 and names its shards, and it "
+        "adopts the mode when it can.",
         answer=SwitchedMode,
         problems=(ServiceUnavailable, TooManyRequests),
         asks_for_token=True,
@@ -72,6 +75,10 @@ def _switch_to(mode: Mode, times: RequestMetrics) -> Endpoint:
         authorize(request, times, "mode not switched", "Switching the mode needs the configured bearer token.")
         try:
             previous = await context.mode.switch(mode)
+        except ModeUnconfirmed as error:
+            text = f"The mode is set to {mode}, but not yet adopted by the owners of {', '.join(error.shards)}."
+            logger.warning("mode switch not confirmed mode={} shards={}", mode, ",".join(error.shards))
+            raise ServiceUnavailable(text) from None
         except Unavailable:
             raise ServiceUnavailable("The mode cannot be switched now: no ingest process answers.") from None
         if previous is not mode:
