@@ -27,7 +27,7 @@ from marketflow.api.streaming.candle_stream.live_candles import LiveCandles
 from marketflow.api.streaming.stream_counters import CountSent
 from marketflow.api.streaming.subscriber import Subscriber
 from marketflow.api.streaming.subscription import Pair, Subscription
-from marketflow.api.streaming.versioned_state import VersionedState
+from marketflow.api.streaming.versioned_state import Position, VersionedState
 from marketflow.clock import milliseconds
 from marketflow.errors import QuotaExceeded, Unavailable
 from marketflow.health import Health, ModeSwitch
@@ -251,31 +251,44 @@ class Broadcaster:
 
     async def _deliver(self) -> None:
         """Deliver deltas to all waiting subscribers in one pass; rest between passes, so that others have the core."""
-        state = self._state
         while True:
             await self._due.wait()
             self._due.clear()
             busy = 0.0
-            for subscribers in _batched(self._due_subscribers()):
-                self._check_mode()
+            subscribers, more = iter(list(self._subscribers)), True
+            while more:
                 began = time.thread_time()
-                sent: Counter[CountSent | None] = Counter()
-                for subscriber in subscribers:
-                    stamp = state.stamp_for(subscriber.subscription)
-                    if subscriber.is_due(stamp):  # it may have been cancelled meanwhile
-                        batch, subscriber.position = state.delta(subscriber.subscription, subscriber.position)
-                        subscriber.stamp = stamp
-                        sent[subscriber.sent] += subscriber.deliver(batch)
-                for count, events in sent.items():
-                    if count is not None and events:
-                        count(events)
+                more = self._deliver_to_some(subscribers)
                 await asyncio.sleep(0)  # others run, and subscribers that pull send
                 busy += time.thread_time() - began
             await asyncio.sleep(busy * REST)
 
-    def _due_subscribers(self) -> list[Subscriber]:
-        stamp_for = self._state.stamp_for
-        return [each for each in self._subscribers if each.is_due(stamp_for(each.subscription))]
+    def _deliver_to_some(self, subscribers: Iterator[Subscriber]) -> bool:
+        """Deliver to DELIVERIES_AT_ONCE of those that are due; return whether more may be."""
+        self._check_mode()
+        state, sent = self._state, Counter[CountSent | None]()
+        subscription: Subscription | None = None
+        position: Position | None = None
+        stamp, deliveries = 0, 0
+        for subscriber in subscribers:
+            if subscriber.subscription is not subscription:
+                subscription, position = subscriber.subscription, None
+                stamp = state.stamp_for(subscription)
+            if not subscriber.is_due(stamp):
+                continue
+            # Most are at one position, and share the object: to look up its delta takes as long as to write it.
+            if subscriber.position is not position:
+                position = subscriber.position
+                batch, after = state.delta(subscription, position)
+            subscriber.position, subscriber.stamp = after, stamp
+            sent[subscriber.sent] += subscriber.deliver(batch)
+            deliveries += 1
+            if deliveries == DELIVERIES_AT_ONCE:
+                break
+        for count, events in sent.items():
+            if count is not None and events:
+                count(events)
+        return deliveries == DELIVERIES_AT_ONCE
 
     async def _check(self) -> None:
         """Poll what is not announced: mode, health, heartbeats, and whether announcements are reliable."""
@@ -350,8 +363,3 @@ class Broadcaster:
             return
         self._archive_failed = False
         self._state.put([(one, tick) for one, tick in zip(missing, last, strict=True) if tick is not None])
-
-
-def _batched(subscribers: Sequence[Subscriber]) -> Iterator[Sequence[Subscriber]]:
-    for begin in range(0, len(subscribers), DELIVERIES_AT_ONCE):
-        yield subscribers[begin : begin + DELIVERIES_AT_ONCE]

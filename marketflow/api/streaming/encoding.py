@@ -35,7 +35,7 @@ class Batch:
     def __init__(self, messages: Sequence[Message]) -> None:
         self.messages = messages
 
-    @property
+    @cached_property
     def is_last(self) -> bool:
         """Whether the stream ends with it."""
         return self.messages[-1].event == EVENT_NAMES[End]
