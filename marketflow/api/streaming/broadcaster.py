@@ -50,8 +50,8 @@ ARCHIVE_SECONDS = 5.0
 DELIVERIES_AT_ONCE = 100
 """Batches delivered before the event loop runs other tasks."""
 
-REST = 1.25
-"""Pause after a pass as a multiple of the CPU time that it took: however many clients there are, the stream takes 44 %
+REST = 1.1
+"""Pause after a pass as a multiple of the CPU time that it took: however many clients there are, the stream takes 48 %
 of a core. More rarely served, each receives the newest prices all the same."""
 
 RESTART_SECONDS = 1.0
