@@ -11,6 +11,8 @@ import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from loguru import logger
 
@@ -27,9 +29,7 @@ from marketflow.logs import Outage
 from marketflow.model import Mode
 from marketflow.resources import resource
 from marketflow.runtime.asgi_application import AsgiApplication
-from marketflow.runtime.engine import Engine
 from marketflow.runtime.health_report import HealthReport, Probe, WriterStatus
-from marketflow.runtime.leader_election import LeaderElection
 from marketflow.runtime.local_announcements import LocalAnnouncements
 from marketflow.runtime.settings_reload import ReadSettings
 from marketflow.runtime.state_reader import StateReader
@@ -47,6 +47,9 @@ from marketflow.stores.fallback import FallbackReader
 from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.tasks import background, cancel
 from marketflow.text import is_loopback
+
+if TYPE_CHECKING:
+    from marketflow.runtime.engine import Engine
 
 NEWEST_PAUSE_SECONDS = 0.02
 """Pause between writes of newest ticks where the API has them from memory, so that ticks of three exchanges at 100
@@ -136,10 +139,14 @@ class BothRoles(AsgiApplication):
     async def start(self, stack: AsyncExitStack) -> Context:
         """Open the stores, start the pipeline, and return what the routes need."""
         settings = self.settings
+        # While the embedded Redis starts, for which this process only waits.
+        importing = asyncio.create_task(asyncio.to_thread(import_module, "marketflow.runtime.engine"))
         servers = await stack.enter_async_context(
             running_servers(settings, self.stop_requested, self.force_stop, self._start_failed)
         )
         readers = await self.readers(stack, servers)
+        await importing
+        from marketflow.runtime.engine import Engine
 
         run_began, announcements = system_clock(), LocalAnnouncements(asyncio.get_running_loop(), readers.near_cache)
         engine = Engine(
@@ -213,7 +220,7 @@ class BothRoles(AsgiApplication):
         self._reconfigure(settings)
         self._table.shards = _names_of(settings)
 
-    async def _follow_archive(self, servers: Servers, archive: PostgresReader, engine: Engine, probe: Probe) -> None:
+    async def _follow_archive(self, servers: Servers, archive: PostgresReader, engine: "Engine", probe: Probe) -> None:
         """Open the archive once PostgreSQL has been started, and probe it from then on."""
         await asyncio.to_thread(servers.postgres_started.wait)
         await archive.open()
@@ -227,7 +234,7 @@ class BothRoles(AsgiApplication):
         self.log_start_error(error)
         self._pipeline_failed()
 
-    async def _stop(self, engine: Engine, servers: Servers) -> None:
+    async def _stop(self, engine: "Engine", servers: Servers) -> None:
         if not servers.postgres_started.is_set():
             engine.force_stop()  # no row can be written; they wait in Redis for the next start
         async with when_set(self.force_stop, partial(asyncio.to_thread, engine.force_stop)):
@@ -242,7 +249,7 @@ class BothRoles(AsgiApplication):
 class _OwnMode:
     """The mode of the pipeline in this process; switched without Redis."""
 
-    def __init__(self, engine: Engine, member: Member) -> None:
+    def __init__(self, engine: "Engine", member: Member) -> None:
         self._engine = engine
         self._member = member
 
@@ -366,6 +373,7 @@ class IngestRole:
 
     async def _run(self, loop: asyncio.AbstractEventLoop) -> int:
         async with running_servers(self._settings, self._stop_requested, self._force_stop) as servers:
+            from marketflow.runtime.leader_election import LeaderElection  # no other role needs it
 
             def pipeline_failed() -> None:
                 loop.call_soon_threadsafe(self._pipeline_failed)

@@ -143,6 +143,7 @@ def test_close_ends_a_post_that_is_under_way(receiver: WebhookReceiver) -> None:
 
 
 def test_http_client_is_loaded_with_the_first_post_only() -> None:
-    code = "import sys, marketflow.runtime.processes; print([name for name in sys.modules if name == 'httpx'])"
+    modules = "marketflow.runtime.processes, marketflow.runtime.engine"
+    code = f"import sys, {modules}; print([name for name in sys.modules if name == 'httpx'])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert shown.stdout == "[]\n"

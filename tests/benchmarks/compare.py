@@ -110,7 +110,8 @@ def _start(checkout: Path) -> Measurements:
 
 def _import_cpu_seconds(checkout: Path) -> float:
     """CPU of importing what the default command needs for the first price: other load of the machine hardly counts."""
-    program = "import os, marketflow.runtime.processes; print(sum(os.times()[:2])); os._exit(0)"
+    imports = "marketflow.runtime.processes, marketflow.runtime.engine"
+    program = f"import os, {imports}; print(sum(os.times()[:2])); os._exit(0)"
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(checkout), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-c", program]
     seconds = [float(subprocess.check_output(command, cwd=checkout, env=environment)) for _ in range(5)]

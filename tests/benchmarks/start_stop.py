@@ -136,7 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with stage() as servers:
         for number in range(1 if arguments.quick else arguments.runs):
             times.run("python -c pass", "pass")
-            times.run("import marketflow.runtime.processes", "import os, marketflow.runtime.processes; os._exit(0)")
+            imports = "import os, marketflow.runtime.processes, marketflow.runtime.engine"
+            times.run("import the application", f"{imports}; os._exit(0)")
             embedded(times, servers.folder / f"embedded-{number}")
             apart(times, servers)
             flooded(times, servers)

@@ -384,10 +384,22 @@ def test_help_imports_no_heavy_library() -> None:
 def test_server_loads_heavy_libraries_after_the_first_price() -> None:
     """What reads a request or ticks needs none of them; they are loaded with the first use."""
     script = (
-        "import sys, marketflow.runtime.processes\n"
+        "import sys, marketflow.runtime.processes, marketflow.runtime.engine\n"
         "heavy = {'psycopg', 'psycopg_pool', 'websockets', 'httpx', 'rich', 'jsonschema', 'pyarrow', 'zstandard'}\n"
         "heavy &= set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
+    )
+    root = Path(marketflow.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
+def test_api_role_imports_no_engine() -> None:
+    """It is imported where it is run: in both roles while the embedded Redis starts."""
+    script = (
+        "import sys, marketflow.runtime.processes\n"
+        "engine = {'marketflow.runtime.engine', 'marketflow.runtime.leader_election', 'reactivex'} & set(sys.modules)\n"
+        "sys.exit(str(engine) if engine else 0)"
     )
     root = Path(marketflow.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=30)
