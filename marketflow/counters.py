@@ -74,6 +74,8 @@ class IngestCounters(msgspec.Struct, frozen=True):
     alerts: AlertCounters = AlertCounters()
     shards_owned: dict[str, bool] = {}
     """Whether each shard has an owner that can be reached; known where several processes may ingest."""
+    shards_standby: dict[str, bool] = {}
+    """Whether each shard has a standby that could take over at once."""
     shard_takeovers: int = 0
     """How often the owner of a shard was gone and replaced."""
 

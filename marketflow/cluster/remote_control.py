@@ -111,7 +111,12 @@ class RemoteIngest:
         of_owners = {name: [each.counters for each in of if each.counters is not None] for name, of in owners.items()}
         merged = merged_counters(counted, of_owners)
         owned = {shard: row.owner in known for shard, row in self._table.rows.items() if shard != LEAD}
-        return msgspec.structs.replace(merged, shards_owned=owned, shard_takeovers=self._table.takeovers)
+        return msgspec.structs.replace(
+            merged,
+            shards_owned=owned,
+            shards_standby={each.shard: each.standby_state in ("warm", "cold") for each in self.shards()},
+            shard_takeovers=self._table.takeovers,
+        )
 
     @property
     def stalled(self) -> tuple[str, ...]:

@@ -113,7 +113,7 @@ class Description:
             assert isinstance(value, dict)
             assert set(schema["required"]) <= set(value) <= set(schema["properties"])
             for name, each in schema["properties"].items():
-                for item in value[name] if "items" in each else ():
+                for item in value.get(name, ()) if "items" in each else ():
                     self._check_names(each["items"], item)
 
 

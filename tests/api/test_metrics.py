@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import httpx
 import pytest
+from msgspec import structs
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from marketflow.api.middleware.request_metrics import OTHER
@@ -97,6 +98,16 @@ def test_metrics_without_ingest_process_have_no_tick_counters() -> None:
     assert samples.of("feeds_up") == 0
     assert not [name for name, _ in samples if name.startswith(("marketflow_ticks", "marketflow_aggregates"))]
     assert samples_of(World(counters=FIGURES).ask("/metrics").text).of("feeds_up") == 1
+
+
+def test_metrics_have_owner_and_standby_of_each_shard() -> None:
+    shards = {"exchange1/1of2": True, "exchange1/2of2": False}
+    of_shards = structs.replace(FIGURES, shards_owned=shards, shards_standby=shards, shard_takeovers=3)
+    samples = samples_of(World(counters=of_shards).ask("/metrics").text)
+    for name in ("shard_owned", "shard_standby"):
+        assert [samples.of(name, shard=shard) for shard in shards] == [1, 0]
+    assert samples.of("shard_takeovers_total") == 3
+    assert samples_of(World(counters=FIGURES).ask("/metrics").text).of("shard_takeovers_total") is None
 
 
 # Requests

@@ -3,6 +3,7 @@
 import pytest
 
 from marketflow.errors import Unavailable
+from marketflow.health import ModeUnconfirmed
 from marketflow.model import Mode
 from tests.api.world import MemoryMode, World
 
@@ -44,6 +45,20 @@ def test_mode_switch_without_ingest_process_is_503() -> None:
     response = World(mode=Unreachable()).ask("/mode/live", "POST")
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert response.json()["code"] == "unavailable"
+
+
+def test_unconfirmed_switch_is_503_and_names_the_shards() -> None:
+    class Partial(MemoryMode):
+        async def switch(self, mode: Mode) -> Mode:
+            raise ModeUnconfirmed(["exchange1", "exchange2/1of4"])
+
+    response = World(mode=Partial()).ask("/mode/live", "POST")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    problem = response.json()
+    assert problem["code"] == "unavailable"
+    assert problem["detail"] == (
+        "The mode is set to live, but not yet adopted by the owners of exchange1, exchange2/1of4."
+    )
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])

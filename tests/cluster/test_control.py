@@ -442,7 +442,7 @@ def test_counters_and_states_of_all_owners_are_merged(redis_db: RedisServer, joi
         assert state is not None
         assert counters.rows_written == 2 * counted(0).rows_written
         assert counters.exchanges["exchange1"] == counted(1).exchanges["exchange1"]  # its owner's alone
-        assert counters.shards_owned == dict.fromkeys(SHARDS, True)
+        assert counters.shards_owned == counters.shards_standby == dict.fromkeys(SHARDS, True)
         assert feeds.feed_states() == (Mode.LIVE, dict.fromkeys(SHARDS, FeedState.CONNECTED))
         assert [(each.shard, each.lag_ms) for each in feeds.shards()] == [(shard, 30) for shard in SHARDS]
         assert len({each.owner for each in feeds.shards()} | {each.standby for each in feeds.shards()}) == 1  # one test

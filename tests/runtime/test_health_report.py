@@ -1,9 +1,14 @@
 """A store is down after several missed answers in a row, not after one on a busy machine."""
 
 from collections.abc import Iterator
+from typing import Any
+
+import msgspec
 
 from marketflow.errors import Unavailable
-from marketflow.runtime.health_report import FAILURES_OF_AN_OUTAGE, Probe
+from marketflow.health import ShardHealth
+from marketflow.model import FeedState, Mode
+from marketflow.runtime.health_report import FAILURES_OF_AN_OUTAGE, HealthReport, Probe, WriterStatus
 from tests.test_tasks import on_loop
 
 
@@ -16,6 +21,24 @@ class Store:
     async def ping(self) -> None:
         if not next(self._answers):
             raise Unavailable("no answer")
+
+
+def report(*shards: ShardHealth) -> dict[str, Any]:
+    """The answer of /health."""
+    feeds = {"exchange1": FeedState.CONNECTED}
+    store = WriterStatus(lambda: True)
+    health = HealthReport(lambda: (Mode.LIVE, feeds), store, store, shards=lambda: shards)()
+    answer: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(health))
+    return answer
+
+
+def test_shards_are_listed_where_they_are_known() -> None:
+    shard = ShardHealth("exchange1", "host1/7", "host2/8", "warm", 12)
+    assert report(shard)["shards"] == [
+        {"shard": "exchange1", "owner": "host1/7", "standby": "host2/8", "standby_state": "warm", "lag_ms": 12}
+    ]
+    assert "shards" not in report()
+    assert report(shard)["status"] == "ok"
 
 
 @on_loop

@@ -151,6 +151,8 @@ def _shards(counters: IngestCounters) -> Iterator[Metric]:
     if counters.shards_owned:
         owned = (([shard], is_owned) for shard, is_owned in counters.shards_owned.items())
         yield _gauge("shard_owned", "Whether an ingest process that can be reached owns a shard.", ["shard"], owned)
+        standby = (([shard], is_ready) for shard, is_ready in counters.shards_standby.items())
+        yield _gauge("shard_standby", "Whether a shard has a standby that could take over at once.", ["shard"], standby)
         text = "How often the owner of a shard was gone and replaced."
         yield _counter("shard_takeovers", text, [], [([], counters.shard_takeovers)])
 

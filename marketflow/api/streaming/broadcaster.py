@@ -17,6 +17,7 @@ from itertools import product
 from weakref import WeakValueDictionary
 
 from loguru import logger
+from msgspec import structs
 
 from marketflow.api.problems import ServiceUnavailable
 from marketflow.api.queries.known_holes import KnownHoles
@@ -95,7 +96,7 @@ class Broadcaster:
         self._symbols = symbols
         self._mode = mode
         self._prices = prices
-        self._health = health
+        self._health_of_process = health
         self._announcements = announcements
         self._max_streams = max_streams
         self._max_streams_per_client = max_streams_per_client
@@ -324,6 +325,10 @@ class Broadcaster:
         self._check_mode()
         self._state.put(announced)
         self._candles.take(announced)
+
+    def _health(self) -> Health:
+        """The health without the shards, whose lag always changes."""
+        return structs.replace(self._health_of_process(), shards=())
 
     def _reliable_period(self, health: Health) -> object:
         """Return an id of the period in which no announcement can be missed; None outside of such a period."""

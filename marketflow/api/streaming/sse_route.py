@@ -64,11 +64,12 @@ _EVENTS = """\
 Events with `id`, `event` and, on one line, `data` as JSON:
 
 - `snapshot`: `{"mode","symbols","exchanges","prices":[{"symbol","exchange","price","timestamp"}],"health"}`. The first
-  event, and again after a switch of the mode; it replaces all earlier events. `health` is as in `GET /health`.
+  event, and again after a switch of the mode; it replaces all earlier events. `health` is as in `GET /health`, without
+  `shards`.
 - `prices`: `{"prices":[...]}`, the newest price of every series that has changed since the last event.
   Those of `reference` also have `exchanges`, how many count. They change without a tick when one price turns stale.
 - `mode`: `{"mode","previous"}`: the mode was switched; a `snapshot` follows.
-- `health`: as in `GET /health`, when anything but the uptime has changed.
+- `health`: as in `GET /health`, without `shards`, when anything but the uptime has changed.
 - `heartbeat`: `{"timestamp"}`, the time of the server, every 5 s.
 - `end`: `{"reason":"shutdown"}`: the server shuts down, and the stream ends.
 """
