@@ -617,3 +617,10 @@ def test_wrong_alert_rules_are_named_without_their_values(alerts: object, messag
     assert message in shown
     assert "sixteen" not in shown
     assert "path-is" not in shown
+
+
+def test_exchange_may_be_divided_into_shards() -> None:
+    loaded = load(None, {"exchanges": [{"name": "a", "address": "x:1", "shards": 2}, {"name": "b", "venue": "okx"}]})
+    assert loaded.shards.names == ("a/1of2", "a/2of2", "b")
+    text = problems({"exchanges": [{"name": "a", "address": "x:1", "shards": 0}]})
+    assert text.startswith("exchanges[0].shards = 0: must be a whole number from 1 to 64")

@@ -218,6 +218,12 @@ class AlertService:
                 self.evaluator.seed_change(change, [(at, price) for _, at, price in closes])
         self._unseeded = False
 
+    def read_again(self) -> None:
+        """Read the rules of the API anew: another process may have changed them."""
+        with self._rules_lock:
+            self._unread = self._unseeded = True
+        self.on_change()
+
     # Events
 
     def evaluate(self, candles: Candles) -> None:

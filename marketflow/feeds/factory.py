@@ -1,7 +1,7 @@
 """The feeds that the settings ask for, each with a decoder of its own; and those that changed settings ask for."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -51,61 +51,101 @@ class FeedFactory:
 
     def feeds(self, settings: Settings) -> dict[Mode, Sequence[Feed]]:
         """The feeds of all exchanges."""
-        return {
-            Mode.TEST: [self._generator(settings, exchange.name) for exchange in settings.exchanges],
-            Mode.LIVE: [self._exchange(settings, exchange) for exchange in settings.exchanges],
-        }
+        return self.changed({mode: [] for mode in Mode}, settings, settings)
 
     def changed(
-        self, feeds: Mapping[Mode, Sequence[Feed]], before: Settings, after: Settings
+        self,
+        feeds: Mapping[Mode, Sequence[Feed]],
+        before: Settings,
+        after: Settings,
+        shards: Mapping[Mode, Collection[str]] | None = None,
     ) -> dict[Mode, Sequence[Feed]]:
-        """The feeds after a change of exchanges and symbols: those that were there, as far as they can stay.
+        """The feeds after a change of exchanges, symbols or shards: those that were there, as far as they can stay.
 
-        A feed stays if at most the symbols of its exchange have changed, which it then takes.
+        A feed stays if at most its symbols have changed, which it then takes. An exchange has one feed, with the
+        symbols of all its shards.
 
         Args:
             feeds: those of before.
             before: the settings that they were made of.
             after: the settings of now.
+            shards: which shards to have in each mode; None is all.
         """
-        known = {mode: {feed.exchange: feed for feed in of_mode} for mode, of_mode in feeds.items()}
         earlier = {exchange.name: exchange for exchange in before.exchanges}
-        generators: list[Feed] = []
-        exchanges: list[Feed] = []
-        for exchange in after.exchanges:
-            old = earlier.get(exchange.name)
-            if old is None:
-                generators.append(self._generator(after, exchange.name))
-                exchanges.append(self._exchange(after, exchange))
-                continue
-            generator, feed = known[Mode.TEST][exchange.name], known[Mode.LIVE][exchange.name]
-            if before.symbols != after.symbols:
-                generator.take_symbols(dict.fromkeys(after.symbols, ""))
-            generators.append(generator)
-            if old.without_symbols() != exchange.without_symbols():
-                # At another address it is the same exchange, and what came before may come again.
-                decoder = None if old.venue or exchange.venue else feed.decoder
-                feed = self._exchange(after, exchange, decoder)
-            elif before.symbols_of(old) != after.symbols_of(exchange):
-                feed.take_symbols(after.symbols_of(exchange))
-            exchanges.append(feed)
-        return {Mode.TEST: generators, Mode.LIVE: exchanges}
+        found: dict[Mode, Sequence[Feed]] = {}
+        for mode in Mode:
+            known = {feed.exchange: feed for feed in feeds[mode]}
+            made: list[Feed] = []
+            for exchange in after.exchanges:
+                symbols = _symbols(after, exchange, mode, None if shards is None else shards[mode])
+                if symbols:
+                    old = earlier.get(exchange.name), known.get(exchange.name)
+                    made.append(self._changed(mode, old, after, exchange, symbols))
+            found[mode] = made
+        return found
 
-    def _generator(self, settings: Settings, name: str) -> Feed:
+    def _changed(
+        self,
+        mode: Mode,
+        old: tuple[ExchangeSettings | None, Feed | None],
+        settings: Settings,
+        exchange: ExchangeSettings,
+        symbols: Mapping[str, str],
+    ) -> Feed:
+        """The feed of an exchange: the old one, if it can stay."""
+        before, feed = old
+        if before is None or feed is None:
+            if mode is Mode.TEST:
+                return self._generator(settings, exchange.name, tuple(symbols))
+            return self._exchange(settings, exchange, symbols)
+        if mode is Mode.LIVE and before.connection != exchange.connection:
+            # At another address it is the same exchange, and what came before may come again.
+            decoder = None if before.venue or exchange.venue else feed.decoder
+            return self._exchange(settings, exchange, symbols, decoder)
+        if {series.symbol for series in feed.decoder.series} != symbols.keys() or before.symbols != exchange.symbols:
+            feed.take_symbols(symbols)
+            _expect_others(feed, settings, exchange)
+        return feed
+
+    def _generator(self, settings: Settings, name: str, symbols: Sequence[str]) -> Feed:
         seed = settings.generator.seed
-        market = partial(Market, settings.symbols, settings.generator.rate, None if seed is None else f"{seed}:{name}")
-        decoder = _decoder(settings, Mode.TEST, name, settings.symbols, self._clock)
+        market = partial(Market, symbols, settings.generator.rate, None if seed is None else f"{seed}:{name}")
+        decoder = _decoder(settings, Mode.TEST, name, symbols, self._clock)
         return GeneratorFeed(name, market, decoder, self._clock, self._generating)
 
-    def _exchange(self, settings: Settings, exchange: ExchangeSettings, decoder: Decoder | None = None) -> Feed:
-        symbols = tuple(settings.symbols_of(exchange))
+    def _exchange(
+        self,
+        settings: Settings,
+        exchange: ExchangeSettings,
+        named: Mapping[str, str],
+        decoder: Decoder | None = None,
+    ) -> Feed:
+        symbols = tuple(named)
         if decoder is None:
             decoder = _decoder(settings, Mode.LIVE, exchange.name, symbols, self._clock, is_venue=bool(exchange.venue))
         decoder.take_symbols(symbols)
         made = live_feed(exchange, symbols, decoder, settings.flow.stale_after_seconds, self._budgets)
         if self._recorder is not None:
             made.record = self._recorder.feed(exchange.name, exchange.venue, made.place)
+        _expect_others(made, settings, exchange)
         return made
+
+
+def _symbols(
+    settings: Settings, exchange: ExchangeSettings, mode: Mode, shards: Collection[str] | None
+) -> Mapping[str, str]:
+    """The symbols of an exchange that are in some shards, with the venue's name of each."""
+    named = settings.symbols_of(exchange) if mode is Mode.LIVE else dict.fromkeys(settings.symbols, "")
+    if shards is None:
+        return named
+    return {symbol: named[symbol] for symbol in settings.shards.symbols(exchange.name, shards, named)}
+
+
+def _expect_others(feed: Feed, settings: Settings, exchange: ExchangeSettings) -> None:
+    """Have an exchange that sends the symbols of all shards count none of them as unknown."""
+    if exchange.shards > 1 and not exchange.venue:
+        named = settings.symbols_of(exchange).keys()
+        feed.decoder.expected_unknown = frozenset(named) - {series.symbol for series in feed.decoder.series}
 
 
 def configured_recorder(settings: Settings, clock: Clock) -> "Recorder | None":

@@ -1,7 +1,7 @@
 """The parts that the graph connects: what it is built from, and the operators that need some of it."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,8 +30,9 @@ from marketflow.pipeline.operators import (
     split_by_series,
     union,
 )
-from marketflow.pipeline.recovery import Recovery, cache_losses
+from marketflow.pipeline.recovery import ReadAgain, Recovery, cache_losses
 from marketflow.pipeline.schedulers import GridScheduler
+from marketflow.pipeline.shard_ownership import Ownership
 from marketflow.pipeline.state import WindowState
 from marketflow.stores.ports import ArchiveWriter, CacheWriter, RecoveredCandles, Rollups
 from marketflow.tasks import Backoff
@@ -53,6 +54,9 @@ CLOCK_SECONDS = 600.0
 
 FIRST_CLOCK_SECONDS = 3.0
 """When they are measured first: connections are made by then."""
+
+TAKEOVER_MS = 5_000
+"""What is younger may be missing in the cache when a shard is taken over: a dead owner is replaced within 1.5 s."""
 
 ROLLUP_PAUSE_SECONDS = 0.1
 """Pause between the steps of a roll-up, as long as a step: other queries need the server meanwhile."""
@@ -83,6 +87,8 @@ class Parts:
         corrections: make minutes again from the records of venues.
         announce_newest: called with newest ticks as they arrive, on the thread of their feed.
         alerts: makes the branch of the alerts.
+        ownership: which series are written.
+        series: returns all series that have rows; those of the feeds if it is None.
         pause_newest: blocks for a moment after each write of newest ticks; those that arrive meanwhile are one write.
     """
 
@@ -98,11 +104,13 @@ class Parts:
     pool: abc.SchedulerBase
     clock: Clock
     reconnect: Backoff = field(default_factory=Backoff)
-    read_again: Callable[[int, int], Candles] | None = None
+    read_again: ReadAgain | None = None
     corrections: Corrections = field(default_factory=NoCorrections)
     announce_newest: Callable[[Mapping[Series, Tick]], None] | None = None
     pause_newest: Callable[[], None] | None = None
     alerts: AlertBranch | None = None
+    ownership: Ownership = field(default_factory=Ownership)
+    series: Callable[[], Iterable[Series]] | None = None
 
     def __post_init__(self) -> None:
         self.log = Instrumentation()
@@ -120,15 +128,23 @@ class Parts:
             self.cache,
             self.archive,
             self.rollups,
-            lambda: self.feeds.series,
+            self.series or (lambda: self.feeds.series),
             self.clock,
             self.log,
+            self.ownership,
         )
         self.grid = GridScheduler(self.loop, self.now_ms, SECOND_MS)
         self._probe_grid = GridScheduler(self.loop, self.now_ms, SECOND_MS)
         schedulers = self.loop, self.pool
         self.recovery = Recovery(
-            self.cache, self.state.minute_ms, *schedulers, self.ended, self.clock, self.log, self.read_again
+            self.cache,
+            self.state.minute_ms,
+            *schedulers,
+            self.ended,
+            self.clock,
+            self.log,
+            self.ownership,
+            self.read_again,
         )
         self._cache_losses = cache_losses(
             self.cache, self._refills, self.branch("probe"), *schedulers, self.ended, self.log, self._probe_grid
@@ -250,6 +266,49 @@ class Parts:
         """Emit all of `contents` each time the cache lacks it."""
         return self._cache_losses.pipe(ops.map(lambda _: contents()), ops.filter(bool))
 
+    # Ownership
+
+    def owned(self, of: Callable[[dict[Any, Any]], dict[Any, Any]]) -> Operator[Any, Any]:
+        """Leave out of each item what others write; the item as it is where no other process may write."""
+        return (lambda source: source) if self.ownership.everything else ops.map(of)
+
+    def newest_of(self, shards: frozenset[str]) -> dict[Series, None]:
+        """The series of shards that have a newest tick."""
+        return self.ownership.series_in(shards, dict.fromkeys(self.state.all_newest()))
+
+    def slices_of(self, shards: frozenset[str]) -> Candles:
+        """Every slice of shards."""
+        return self.ownership.slots_in(shards, self.state.all_slices())
+
+    def recent_slices_of(self, shards: frozenset[str]) -> Candles:
+        """The slices of shards that their owner before may not have written: those since it was last seen."""
+        since = self.now_ms() - TAKEOVER_MS
+        return {slot: candle for slot, candle in self.slices_of(shards).items() if slot.start >= since}
+
+    def closed_of(self, shards: frozenset[str]) -> Candles:
+        """Every closed minute of shards."""
+        return self.ownership.slots_in(shards, self.state.all_closed())
+
+    def taken_over(self, shards: frozenset[str]) -> Observable[Candles]:
+        """Merge what their owner before has left of shards; emit the slices that the cache lacks."""
+
+        def lacking(left: RecoveredCandles) -> Candles:
+            more = self.state.restore(left)
+            if not left.slices:  # folded into minutes, since they are many
+                return more
+            held, found = self.slices_of(shards), left.slices
+            return {
+                slot: candle for slot, candle in held.items() if slot not in found or found[slot].ticks < candle.ticks
+            }
+
+        return self.recovery.taken_over(shards).pipe(ops.observe_on(self.loop), self.step(lacking))
+
+    def unarchived(self, shards: frozenset[str]) -> Observable[Candles]:
+        """Make the minutes of shards pending that the archive may lack; emit them."""
+        return self.recovery.unarchived(shards).pipe(
+            ops.do_action(self.add_to_backlog), ops.do_action(lambda _: self.archive_sink.backlog_recovered(shards))
+        )
+
     # Writes to the archive
 
     def retried(self) -> Operator[Any, Any]:
@@ -277,7 +336,7 @@ class Parts:
             )
 
         return rx.interval(ROLLUP_SECONDS, scheduler=self.loop).pipe(
-            ops.filter(lambda _: self.archive_sink.available_once.is_set()),
+            ops.filter(lambda _: self.archive_sink.available_once.is_set() and self.ownership.leads),
             conflate_map(all_steps, keep_newer, self.branch("days")),
             ops.take_until(self.ended),
         )

@@ -12,6 +12,7 @@ from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
 from marketflow.model import Candles, Series, minute_start, put_more_complete
 from marketflow.pipeline.instrumentation import Instrumentation
+from marketflow.pipeline.shard_ownership import Ownership
 from marketflow.pipeline.state import WindowState
 from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.ports import ArchiveWriter, CacheWriter, Rollups
@@ -78,6 +79,7 @@ class ArchiveSink:
         series: returns all series of this process.
         clock: wall-clock time.
         log: counts and logs.
+        ownership: which shards are written here.
     """
 
     def __init__(
@@ -90,16 +92,22 @@ class ArchiveSink:
         series: Callable[[], Iterable[Series]],
         clock: Clock,
         log: Instrumentation,
+        ownership: Ownership,
     ) -> None:
         self._state, self._backlog, self._cache, self._archive = state, backlog, cache, archive
+        self._ownership = ownership
         self._rollups, self._series, self._clock, self._log = rollups, series, clock, log
         self.available_once = threading.Event()
         """Set when the archive has answered for the first time."""
-        self._backlog_recovered = False
+        self._backlog_recovered: frozenset[str] = frozenset()
 
-    def backlog_recovered(self, _: Candles) -> None:
-        """Note that the backlog holds the unarchived minutes of an earlier run."""
-        self._backlog_recovered = True
+    def backlog_recovered(self, shards: frozenset[str]) -> None:
+        """Note that the backlog holds what earlier runs and owners have not archived of these shards."""
+        self._backlog_recovered |= shards
+
+    def backlog_lost(self, shards: frozenset[str]) -> None:
+        """Note that another process archives these shards from now on."""
+        self._backlog_recovered -= shards
 
     def upsert_rows(self) -> None:
         """Write all rows that are pending now, and confirm them to the backlog and to the cache.
@@ -120,11 +128,11 @@ class ArchiveSink:
         self._log.rows_written(len(rows), refused)
         self._cache.note_stored(rows)
         # Read before `confirm`: the mark must not cover a recovered row that is added after it.
-        complete = self._backlog_recovered
+        complete = self._backlog_recovered & self._ownership.owned
         until = self._backlog.confirm(rows, now_ms)
         try:
             if complete:
-                self._cache.mark_archived(until)
+                self._cache.mark_archived(until, complete)
         except Unavailable:
             logger.debug("archived minutes are not marked in the cache: a restart would write some rows once more")
 

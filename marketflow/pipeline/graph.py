@@ -15,16 +15,18 @@ dictionary work only. Clock, schedulers and stores are passed in, so that the te
 Completing the modes ends it: the feeds complete, what is under way is written, the open minutes as well.
 """
 
+from operator import attrgetter
 from typing import Any
 
 import reactivex as rx
-from reactivex import Observable
+from reactivex import ConnectableObservable, Observable
 from reactivex import operators as ops
 
-from marketflow.model import SLICE_MS, merge_all
+from marketflow.model import SLICE_MS, Candles, merge_all
 from marketflow.pipeline.assembly import Parts
 from marketflow.pipeline.fan_in import fan_in
-from marketflow.pipeline.operators import conflate_map, connect, keep_newer, tumbling_event_time
+from marketflow.pipeline.operators import Operator, conflate_map, connect, keep_newer, tumbling_event_time
+from marketflow.pipeline.shard_ownership import Change
 from marketflow.stores.ports import RecoveredCandles
 
 
@@ -43,13 +45,22 @@ class Pipeline(Parts):
         self.begun.set()
         state, on_pool, on_loop = self.state, ops.observe_on(self.pool), ops.observe_on(self.loop)
 
+        changes: ConnectableObservable[Change] = self.ownership.changes().pipe(
+            ops.take_until(self.ended), ops.observe_on(self.loop), ops.publish()
+        )
+        not_empty: Operator[Any, Any] = ops.filter(bool)
+        gained: Observable[frozenset[str]] = changes.pipe(ops.map(attrgetter("gained")), not_empty)
+        to_lose = ops.do_action(self.archive_sink.backlog_lost)
+        lost: Observable[frozenset[str]] = changes.pipe(ops.map(attrgetter("lost")), not_empty, to_lose)
+        owned_series, owned_slots = self.owned(self.ownership.of_series), self.owned(self.ownership.of_slots)
+
         ticks = fan_in(self.modes, self.feeds, self.reconnect, self.loop, self.counters, self.clock).pipe(ops.publish())
 
         # One branch for all series: a write costs as much as dozens of ticks in it, so few and large ones are better.
         newest = ticks.pipe(self.step(self.observe))
-        latest_written = rx.merge(newest, self.refill(lambda: dict.fromkeys(state.all_newest()))).pipe(
-            ops.filter(bool), self.conflated("newest", on_pool, self.written(self.write_latest))
-        )
+        latest_written = rx.merge(
+            newest, self.refill(lambda: dict.fromkeys(state.all_newest())), gained.pipe(self.step(self.newest_of))
+        ).pipe(owned_series, not_empty, self.conflated("newest", on_pool, self.written(self.write_latest)))
 
         # At each buffer, minutes that are due close, so there is an empty one each second as well.
         merged = ticks.pipe(
@@ -61,23 +72,31 @@ class Pipeline(Parts):
         received = merged.pipe(self.step(self.absorb))
         # On the loop, as is all that emits slices: of two versions, the later one is then the more complete.
         restored = self.recovery.candles(recovered).pipe(on_loop, self.step(state.restore))
-        slices = rx.merge(received, restored).pipe(ops.publish())
-        slices_written = rx.merge(slices, self.refill(state.all_slices)).pipe(
-            ops.filter(bool), self.conflated_partitions("slices", on_pool, self.written(self.cache.put_slices))
-        )
+        taken_over: Observable[Candles] = gained.pipe(ops.flat_map(self.taken_over))
+        slices = rx.merge(received, restored, taken_over).pipe(ops.publish())
+        # A shard that is lost is written once more: without Redis this process has gone on with it all the same.
+        slices_written = rx.merge(
+            rx.merge(slices, self.refill(state.all_slices), gained.pipe(self.step(self.recent_slices_of))).pipe(
+                owned_slots
+            ),
+            lost.pipe(self.step(self.recent_slices_of)),
+        ).pipe(ops.filter(bool), self.conflated_partitions("slices", on_pool, self.written(self.cache.put_slices)))
 
         # By event time, not buffer_with_time(60): that would count from the subscription instead of the full minute,
         # and put a tick that is late, or recovered, into the minute in which it arrives.
-        minutes = slices.pipe(tumbling_event_time(self.step(self.close_minutes), state.take_all), ops.publish())
+        whole: Observable[Candles] = slices.pipe(tumbling_event_time(self.step(self.close_minutes), state.take_all))
+        minutes: ConnectableObservable[Candles] = whole.pipe(owned_slots, not_empty, ops.publish())
         corrected = self.corrected(minutes)
         # Pending minutes may be older than the window state, and a restart finds them in the cache alone.
-        closed = rx.merge(minutes, corrected, self.refill(lambda: self.backlog.rows() | state.all_closed()))
+        refilled = self.refill(lambda: self.backlog.rows() | state.all_closed()).pipe(owned_slots)
+        held = gained.pipe(self.step(self.closed_of), ops.filter(bool), ops.share())
+        closed = rx.merge(minutes, corrected, refilled, held)
         minutes_written = closed.pipe(self.conflated("minutes", on_pool, self.written(self.cache.put_minutes)))
 
         to_backlog = ops.do_action(self.add_to_backlog)
-        unarchived = self.recovery.unarchived().pipe(to_backlog, ops.do_action(self.archive_sink.backlog_recovered))
+        unarchived = rx.merge(self.unarchived(self.ownership.owned), gained.pipe(ops.flat_map(self.unarchived)))
         # Without rows it connects to the archive at the start, not when the first minute ends.
-        rows_written = rx.merge(rx.merge(minutes, corrected).pipe(to_backlog), unarchived, rx.just({})).pipe(
+        rows_written = rx.merge(rx.merge(minutes, corrected, held).pipe(to_backlog), unarchived, rx.just({})).pipe(
             conflate_map(
                 # All that is pending at the time of an attempt: later minutes replace those of the item.
                 lambda _: rx.from_callable(self.archive_sink.upsert_rows, scheduler=self.pool).pipe(self.retried()),
@@ -90,7 +109,7 @@ class Pipeline(Parts):
         alerted = rx.empty() if self.alerts is None else self.alerts(self, merged, rows_written, recovered)
         written = rx.merge(latest_written, slices_written, minutes_written, rows_written, alerted)
         return rx.merge(
-            connect(written, rows_written, minutes, slices, merged, ticks),
+            connect(written, rows_written, minutes, slices, merged, ticks, changes),
             self.days_rolled_up(),
             self.clocks_measured(),
         )

@@ -1,6 +1,6 @@
 """Recovery of what memory lacks after a restart, and of what the cache lacks after an outage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import reactivex as rx
@@ -8,12 +8,13 @@ from reactivex import Observable, abc
 from reactivex import operators as ops
 
 from marketflow.clock import Clock, milliseconds
-from marketflow.model import Candles, minute_start
+from marketflow.model import Candles, Series, minute_start
 from marketflow.pipeline.branches import Branch, Refills
 from marketflow.pipeline.instrumentation import Instrumentation
 from marketflow.pipeline.operators import Operator, conflate_map, keep_newer, retry_with_backoff
 from marketflow.pipeline.schedulers import GridScheduler
-from marketflow.stores.ports import CacheWriter, RecoveredCandles
+from marketflow.pipeline.shard_ownership import Ownership
+from marketflow.stores.ports import CacheWriter, RecoveredCandles, Wanted, every_series
 from marketflow.tasks import Backoff
 
 PROBE_SECONDS = 0.5
@@ -35,9 +36,12 @@ READ_AGAIN_FROM_MS = 10_000
 
 _T = TypeVar("_T")
 
+ReadAgain = Callable[[int, int, Wanted], Candles]
+"""Returns the slices of some series between two times (Unix ms) in the cache."""
+
 
 class Recovery:
-    """Reads what earlier runs left in the cache, and repeats that until the cache answers.
+    """Reads what earlier runs and other owners left in the cache, and repeats that until the cache answers.
 
     Early or late makes no difference: candles merge.
 
@@ -49,8 +53,9 @@ class Recovery:
         ended: its first item ends all attempts.
         clock: wall-clock time.
         log: logs failures.
-        read_again: returns the slices between two times (Unix ms) in the cache. Where another process may ingest for a
-            while after this one has started, the first minute is complete only with its slices. None without one.
+        ownership: what is read at the start, and the shards of all series.
+        read_again: reads the slices of the first minute once more when that is over: where another process may have
+            written for a while after this one began, it is complete only with those. None without one.
     """
 
     def __init__(
@@ -62,11 +67,17 @@ class Recovery:
         ended: Observable[Any],
         clock: Clock,
         log: Instrumentation,
-        read_again: Callable[[int, int], Candles] | None = None,
+        ownership: Ownership,
+        read_again: ReadAgain | None = None,
     ) -> None:
         self._cache, self._minute_ms, self._clock, self._log = cache, minute_ms, clock, log
         self._loop, self._pool, self._ended = loop, pool, ended
+        self._ownership, self._initial = ownership, frozenset() if ownership.everything else ownership.owned
         self.read_again = read_again
+        self.on_recovered: Callable[[frozenset[str], RecoveredCandles], None] = lambda shards, recovered: None
+        """Called with what was read of shards, by the thread that has read it."""
+        self.on_attempted: Callable[[frozenset[str]], None] = lambda shards: None
+        """Called after the first attempt to read what another owner left of shards, whether it succeeded or not."""
 
     def first_attempt(self) -> Observable[RecoveredCandles | None]:
         """Emit the candles that earlier runs left, None if the cache is unavailable."""
@@ -75,23 +86,59 @@ class Recovery:
             self._log.recovery_failed(error)
             return rx.just(None)
 
-        attempt: Observable[RecoveredCandles | None] = rx.from_callable(self._recover, scheduler=self._pool)
+        attempt: Observable[RecoveredCandles | None] = rx.from_callable(
+            lambda: self._recover(self._initial), scheduler=self._pool
+        )
         return attempt.pipe(ops.catch(unavailable))
 
     def candles(self, recovered: RecoveredCandles | None) -> Observable[RecoveredCandles]:
         """Emit the candles of earlier runs: those of the first attempt, or of later ones if it failed."""
-        earlier = self._repeated(self._recover) if recovered is None else rx.just(recovered)
-        return rx.merge(earlier, self._first_minute_again())
+        return self._candles(recovered, self._initial)
 
-    def unarchived(self) -> Observable[Candles]:
-        """Emit the closed minutes that an earlier run may not have archived."""
-        return self._repeated(self._cache.unarchived)
+    def taken_over(self, shards: frozenset[str]) -> Observable[RecoveredCandles]:
+        """Emit the candles that their owner before has left of shards."""
 
-    def _recover(self) -> RecoveredCandles:
-        return self._cache.recover(self._minute_ms)
+        def attempted(_: object) -> None:
+            self.on_attempted(shards)
 
-    def _first_minute_again(self) -> Observable[RecoveredCandles]:
-        """Emit what the cache has of the minute in which this run began, when that is over or the pipeline ends."""
+        attempt: Observable[RecoveredCandles | None] = rx.from_callable(
+            lambda: self._recover(shards), scheduler=self._pool
+        )
+
+        def unavailable(error: Exception, _: Observable[Any]) -> Observable[None]:
+            self._log.recovery_failed(error)
+            return rx.just(None)
+
+        def candles(recovered: RecoveredCandles | None) -> Observable[RecoveredCandles]:
+            return self._candles(recovered, shards)
+
+        first: Observable[RecoveredCandles | None] = attempt.pipe(ops.catch(unavailable), ops.do_action(attempted))
+        return first.pipe(ops.flat_map(candles))
+
+    def unarchived(self, shards: frozenset[str]) -> Observable[Candles]:
+        """Emit the closed minutes of shards that an earlier run or another owner may not have archived."""
+        return self._repeated(lambda: self._cache.unarchived(shards, self._ownership.shards.of))
+
+    def _candles(self, recovered: RecoveredCandles | None, shards: frozenset[str]) -> Observable[RecoveredCandles]:
+        earlier = self._repeated(lambda: self._recover(shards)) if recovered is None else rx.just(recovered)
+        return rx.merge(earlier, self._first_minute_again(self._wanted(shards)))
+
+    def _recover(self, shards: frozenset[str]) -> RecoveredCandles:
+        recovered = self._cache.recover(self._minute_ms, self._wanted(shards))
+        self.on_recovered(shards, recovered)
+        return recovered
+
+    def _wanted(self, shards: Collection[str]) -> Wanted:
+        if self._ownership.everything:
+            return every_series
+
+        def wanted(series: Series) -> bool:
+            return self._ownership.shards.of(series) in shards
+
+        return wanted
+
+    def _first_minute_again(self, wanted: Wanted) -> Observable[RecoveredCandles]:
+        """Emit what the cache has of the minute that runs, when that is over or the pipeline ends."""
         if (read_again := self.read_again) is None:
             return rx.empty()
         began = milliseconds(self._clock())
@@ -99,7 +146,7 @@ class Recovery:
         seconds = (end - began) / 1000 + READ_AGAIN_SECONDS
 
         def read() -> RecoveredCandles:
-            return RecoveredCandles(read_again(began - READ_AGAIN_FROM_MS, end))
+            return RecoveredCandles(read_again(began - READ_AGAIN_FROM_MS, end, wanted))
 
         return rx.timer(seconds, scheduler=self._loop).pipe(
             ops.take_until(self._ended),

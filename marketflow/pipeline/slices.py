@@ -8,7 +8,7 @@ would be less complete than the one in the cache; late ticks count in the minute
 Grouped by start, which is the order of eviction.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from marketflow.model import SLICE_MS, Candle, Candles, Series, Slot, merge, more_complete, slice_start
 from marketflow.stores.cache_limits import SLICES_HELD
@@ -112,6 +112,14 @@ class Slices:
         """
         ahead = min(slice_start(last_at) + SLICE_MS, before + self._held_ms)
         self.whole_from = max(self.whole_from, before, ahead)
+
+    def forget(self, unwanted: Callable[[Series], bool]) -> None:
+        """Remove the slices of some series."""
+        for start, by_series in self._by_start.items():
+            for series in [series for series in by_series if unwanted(series)]:
+                del by_series[series]
+                self._count -= 1
+                self._contested.pop(Slot(series, start), None)
 
     def expire(self, oldest: int) -> None:
         """Remove slices that no query needs any more: those that begin before `oldest` (Unix ms)."""

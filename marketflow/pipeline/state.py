@@ -378,6 +378,18 @@ class WindowState:
         self._newest = {series: tick for series, tick in self._newest.items() if tick.at <= beyond}
         self._newest_at = max((tick.at for tick in self._newest.values()), default=0)
 
+    def forget(self, unwanted: Callable[[Series], bool]) -> None:
+        """Remove all that is held of some series."""
+        with self._lock:
+            self._newest = {series: tick for series, tick in self._newest.items() if not unwanted(series)}
+            self._slices.forget(unwanted)
+            for minutes in (self._minutes, self._restored, self._adopted, self._replaced, self._divided):
+                for by_series in minutes.values():
+                    for series in [series for series in by_series if unwanted(series)]:
+                        del by_series[series]
+            for changed in (*self._unwritten.values(), *self._changed.values()):
+                changed -= {series for series in changed if unwanted(series)}
+
     def all_newest(self) -> dict[Series, Tick]:
         """The newest tick of every series."""
         with self._lock:

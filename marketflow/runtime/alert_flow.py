@@ -60,6 +60,7 @@ class AlertFlow:
         feed_states: returns the current mode and the states of its feeds.
         stale_after_seconds: how long a feed may be without a connection before it is stale.
         clock: wall-clock time.
+        leads: returns whether this process evaluates alerts, which one does for all.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class AlertFlow:
         feed_states: FeedStates,
         stale_after_seconds: float,
         clock: Clock,
+        leads: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._leads = leads
         self._alerts = alerts
         self._deliveries = deliveries
         self._feed_states = feed_states
@@ -125,7 +128,7 @@ class AlertFlow:
             return merge_all([older, newer])
 
         raised: Observable[Any] = new_ticks.pipe(
-            ops.filter(lambda candles: evaluator.watches_candles and bool(candles)),
+            ops.filter(lambda candles: evaluator.watches_candles and bool(candles) and self._leads()),
             conflate_through(evaluated, merged, parts.branch("alerts")),
         )
         changed: Observable[Any] = self._changed.pipe(ops.take_until(parts.ended), ops.start_with(None))
@@ -134,7 +137,7 @@ class AlertFlow:
         )
         usable = archived.pipe(ops.take(1), ops.do_action(lambda _: alerts.store_is_usable()))
         persisted: Observable[Any] = rx.merge(raised, stale, changed, usable).pipe(
-            ops.filter(lambda _: alerts.has_work),
+            ops.filter(lambda _: alerts.has_work and self._leads()),
             conflate_map(lambda _: self._persisted(parts), keep_newer, parts.branch("alert events")),
         )
         ticking = self._while(changed, parts, lambda: evaluator.has_webhooks, DELIVERY_SECONDS).pipe(
@@ -143,7 +146,7 @@ class AlertFlow:
 
         def delivered(stored: Observable[Any]) -> Observable[Any]:
             return rx.merge(stored, ticking).pipe(
-                ops.filter(lambda _: evaluator.has_webhooks and alerts.store_usable),
+                ops.filter(lambda _: evaluator.has_webhooks and alerts.store_usable and self._leads()),
                 ops.take_until(parts.ended),
                 conflate_map(lambda _: self._due(parts), keep_newer),
                 ops.flat_map(self._served),
@@ -163,7 +166,9 @@ class AlertFlow:
         def ticking(needed: bool) -> Observable[Any]:
             return rx.interval(seconds, scheduler=parts.loop) if needed else rx.never()
 
-        needed: Observable[bool] = changed.pipe(ops.map(lambda _: is_needed()), ops.distinct_until_changed())
+        needed: Observable[bool] = changed.pipe(
+            ops.map(lambda _: is_needed() and self._leads()), ops.distinct_until_changed()
+        )
         ticks: Observable[Observable[Any]] = needed.pipe(ops.map(ticking))
         return ticks.pipe(ops.switch_latest(), ops.take_until(parts.ended))
 

@@ -4,11 +4,12 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import msgspec
 from loguru import logger
 from reactivex import abc
 
@@ -16,24 +17,26 @@ from marketflow.alerts.alert_service import AlertService, RuleRefused
 from marketflow.alerts.deliveries import Deliveries
 from marketflow.alerts.webhook_sender import WebhookSender
 from marketflow.clock import Clock, milliseconds
-from marketflow.cluster.messages import IngestState, RuleChange, RuleChanged
+from marketflow.cluster.messages import IngestState, RuleChange, RuleChanged, ShardState
 from marketflow.counters import ExchangeCounters, IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.feeds.decoder import REASONS
 from marketflow.feeds.factory import FeedFactory, configured_recorder
 from marketflow.feeds.feed import Feed
 from marketflow.feeds.reject_log import RATES_SECONDS, FeedRates
-from marketflow.model import MINUTE_MS, Candles, FeedState, Mode, Series, Tick
+from marketflow.model import FINE_STATES, Candles, FeedState, Mode, Series, Tick
 from marketflow.pipeline.backlog import Backlog
 from marketflow.pipeline.branches import CHECK_SECONDS, IDLE_CHECK_SECONDS, Branch
 from marketflow.pipeline.fan_in import FeedSet, ModeSwitch
 from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.schedulers import NamedPool, TimingLoop
+from marketflow.pipeline.shard_ownership import Ownership
 from marketflow.pipeline.state import WindowState
 from marketflow.runtime.alert_flow import AlertFlow
 from marketflow.runtime.feed_status import FeedStatus, hole_counts_of
 from marketflow.runtime.venue_backfill import VenueBackfill
 from marketflow.settings import Settings
+from marketflow.settings.shards import LEAD, exchange_of
 from marketflow.stores.ports import RecoveredCandles
 from marketflow.stores.postgres.alert_store import PostgresAlerts
 from marketflow.stores.postgres.fetched.fetched_minutes import FetchedMinutes
@@ -67,6 +70,14 @@ an exchange that floods it waited up to Python's default of 5 ms each time."""
 RECORDER_STOP_SECONDS = 0.5
 """How long a stop waits for the disk that raw frames are recorded on."""
 
+WARM_SECONDS = 0.5
+"""How long a feed must have been connected before its ticks complete those of the owner: that one's last slices are
+written by then.
+"""
+
+FORGET_SECONDS = 1.0
+"""After which time no tick of a feed that was removed is on its way any more."""
+
 FORCE_SECONDS = 0.5
 """Time limit once a stop is forced: enough unless a store is frozen."""
 
@@ -82,11 +93,7 @@ class Engine:
         clock: wall-clock time.
         mode: the initial mode.
         on_failure: called once, from any thread, if the pipeline itself fails; it has ended then.
-        may_recover: returns whether the cache is known to hold the data of an earlier run, not of one that still
-            writes. Until then nothing is recovered from it.
-        may_write: returns whether this process is known to be the leader. Until then nothing is written to either
-            store, and everything waits in memory.
-        may_be_joined: whether another process may ingest into the same cache for a while.
+        is_alone: whether it owns all shards for good. Otherwise it begins with none, and `assign` gives it some.
         announce_newest: as of Parts.
         newest_pause_seconds: pause between writes of newest ticks to the cache.
         archive_started: set once the server of the archive has been started; None is another's, which may be down.
@@ -101,9 +108,7 @@ class Engine:
         clock: Clock,
         mode: Mode,
         on_failure: Callable[[], None],
-        may_recover: Callable[[], bool] = lambda: True,
-        may_write: Callable[[], bool] = lambda: True,
-        may_be_joined: bool = False,
+        is_alone: bool = True,
         announce_newest: Callable[[Mapping[Series, Tick]], None] | None = None,
         newest_pause_seconds: float = 0.0,
         archive_started: threading.Event | None = None,
@@ -127,8 +132,18 @@ class Engine:
         self._recorder = configured_recorder(settings, clock)
         self._settings = settings
         self._factory = FeedFactory(clock, self._generating, self._recorder)
-        self._reconfiguring = threading.Lock()
-        self.feeds = FeedSet(self._factory.feeds(settings))
+        self._reconfiguring = threading.RLock()
+        self.ownership = Ownership(settings.shards, None if is_alone else ())
+        self._standby: frozenset[str] = frozenset()
+        self._restoring: frozenset[str] = frozenset()  # owned, and not yet asked the cache about
+        self._restored: list[RecoveredCandles] = []  # of those
+        self._fed: dict[Mode, frozenset[str]] = dict.fromkeys(Mode, frozenset())  # shards that feeds are for
+        self._connected_since: dict[str, float] = {}  # by shard
+        self._replaced: dict[str, int] = {}  # ticks dated by receipt, by exchange
+        self._by_receipt: frozenset[str] = frozenset()  # exchanges
+        self._newest_at: tuple[float, dict[str, int]] = 0.0, {}  # when asked, and by shard
+        made = self._factory.feeds(settings) if is_alone else {each: [] for each in Mode}
+        self.feeds = FeedSet(made)
         self.modes = ModeSwitch(mode)
         self.window_state = WindowState(
             settings.flow.late_after_ms,
@@ -137,29 +152,29 @@ class Engine:
             slices_held_ms=settings.flow.slices_held_ms,
             closed_after_ms=settings.flow.closed_after_ms,
         )
-        ttl_seconds, series = settings.redis.ttl_seconds, self.feeds.series
-        self.cache = cast("_LeasedCache", _LeasedCache.connect(redis, series, clock, ttl_seconds, threads + 8))
-        self.cache.may_recover, self.cache.may_write = may_recover, may_write
-        self.cache.on_recovered = self._count_after
-        self.archive = _LeasedArchive(postgres, ddl, settings.flow.db_batch_size)
-        self.archive.may_write, self.archive.started = may_write, archive_started
+        ttl_seconds = settings.redis.ttl_seconds
+        self.cache = RedisWriter.connect(redis, settings.series, clock, ttl_seconds, threads + 8)
+        self.archive = _StartingArchive(postgres, ddl, settings.flow.db_batch_size)
+        self.archive.started = archive_started
         self._days = PostgresRollups(
             postgres, retention=Retention(settings.archive.minutes_days, settings.archive.days_days)
         )
-        self.holes = PostgresHoles(postgres, may_write)
-        self._fetched = FetchedMinutes(postgres, ddl, lambda: may_write() and self.archive.available)
-        self._alert_store = PostgresAlerts(postgres, may_write)
+        self.holes = PostgresHoles(postgres)
+        self._fetched = FetchedMinutes(postgres, ddl, lambda: self.archive.available)
+        self._alert_store = PostgresAlerts(postgres)
         self.alerts = AlertService(
             self._alert_store,
             settings.alerts,
             clock,
-            exchanges=lambda: [feed.exchange for feed in self.feeds[Mode.LIVE]],
+            exchanges=lambda: [exchange.name for exchange in self._settings.exchanges],
             newest=self._newest_of_symbol,
         )
         self._sender = WebhookSender(clock)
         deliveries = Deliveries(self._alert_store, self.alerts.evaluator.rules, self._sender.post, clock)
         stale_after_seconds = settings.flow.stale_after_seconds
-        self._alert_flow = AlertFlow(self.alerts, deliveries, self.feed_states, stale_after_seconds, clock)
+        self._alert_flow = AlertFlow(
+            self.alerts, deliveries, self.feed_states, stale_after_seconds, clock, lambda: self.ownership.leads
+        )
         self._records = VenueBackfill(
             self.feeds[Mode.LIVE],
             self.holes,
@@ -186,12 +201,16 @@ class Engine:
             pool=self._pool,
             clock=clock,
             reconnect=Backoff(settings.flow.reconnect_after_seconds),
-            read_again=self.cache.slices_between if may_be_joined else None,
+            read_again=None if is_alone else self.cache.slices_between,
             corrections=self._records.corrections,
             announce_newest=announce_newest,
             pause_newest=partial(time.sleep, newest_pause_seconds) if newest_pause_seconds else None,
             alerts=self._alert_flow.branch,
+            ownership=self.ownership,
+            series=lambda: self._settings.series,
         )
+        self.pipeline.recovery.on_recovered = self._count_after
+        self.pipeline.recovery.on_attempted = self._begin_restored
         self.feed_status = FeedStatus(
             self.feeds,
             lambda: self.modes.current,
@@ -282,7 +301,9 @@ class Engine:
         )
 
     def change_rule(self, change: RuleChange) -> RuleChanged:
-        """Change an alert rule."""
+        """Change an alert rule; only the process that leads does."""
+        if not self.ownership.leads:
+            return RuleChanged(change.id, "unavailable")
         try:
             if change.operation == "delete":
                 self.alerts.delete(change.id)
@@ -323,13 +344,145 @@ class Engine:
         with self._reconfiguring:
             if settings.alerts != self._settings.alerts:
                 self.alerts.configure(settings.alerts)
-            feeds = self._factory.changed(self.feeds, self._settings, settings)
-            newest = {series: tick.at for series, tick in self.window_state.all_newest().items()}
-            self._records.take_feeds(feeds[Mode.LIVE], _history_ms(settings), newest)
-            self.feeds.replace(feeds)
-            self.cache.take_series(self.feeds.series)
-            self._settings = settings
+            if not self.ownership.everything:
+                # What was received of exchanges that are removed is still written by their owner.
+                shards = settings.shards.joined(self.ownership.shards)
+                removed = self.ownership.owned.difference(settings.shards.names)
+                self.ownership.take(self.ownership.owned & {*settings.shards.names, LEAD} | removed, shards)
+            else:
+                self.ownership.shards = settings.shards
+            self._replace_feeds(settings)
+            self.cache.take_series(settings.series)
             self._reloads += 1
+
+    # Shards
+
+    def assign(self, owned: Collection[str], standby: Collection[str], leads: bool) -> None:
+        """Own and stand by for these shards from now on.
+
+        What is gained is written at once, from memory where this process stood by. Feeds that were not here begin
+        after one attempt to read what the owner before has left.
+        """
+        with self._reconfiguring:
+            if self._stopping:
+                return
+            after = frozenset(owned) | ({LEAD} if leads else set())
+            gained = after - self.ownership.owned
+            self._standby = frozenset(standby)
+            self._restoring = (self._restoring & after) | (gained - {LEAD})
+            led = self.ownership.leads
+            self.ownership.take(after)
+            self._replace_feeds(self._settings)
+            if leads and not led:
+                self.alerts.read_again()
+
+    def ready(self) -> frozenset[str]:
+        """Return the shards of the standby that could be owned at once: those that are warm, and those that never are.
+
+        To be called a few times a second.
+        """
+        now, live = time.monotonic(), self.modes.current is Mode.LIVE
+        with self._reconfiguring:
+            feeds = {feed.exchange: feed for feed in self.feeds[Mode.LIVE]}
+            self._find_dated_by_receipt(feeds)
+            connected = {
+                shard
+                for shard in self._standby & self._fed[Mode.LIVE]
+                if live and (feed := feeds.get(exchange_of(shard))) is not None and feed.state in FINE_STATES
+            }
+            self._connected_since = {shard: self._connected_since.get(shard, now) for shard in connected}
+            return (self._warm_since(WARM_SECONDS) & self._standby) | self.cold
+
+    def _warm_since(self, seconds: float) -> frozenset[str]:
+        now = time.monotonic()
+        return frozenset(shard for shard, since in self._connected_since.items() if now - since >= seconds)
+
+    def shards(self) -> dict[str, ShardState]:
+        """Return the state of each shard here."""
+        with self._reconfiguring:
+            cold, warm = self.cold, self._warm_since(WARM_SECONDS) & self._standby
+            newest_at = self._newest_by_shard()
+            owned = self.ownership.owned - {LEAD}
+            found = {shard: ShardState("connecting", newest_at.get(shard)) for shard in self._standby | owned}
+            for state, of in (("warm", warm), ("cold", cold), ("owner", owned)):
+                found |= {shard: msgspec.structs.replace(found[shard], state=state) for shard in of}
+            return found
+
+    def _newest_by_shard(self) -> dict[str, int]:
+        """Event time (Unix ms) of the newest tick of each shard, as of a second ago at most."""
+        asked_at, newest = self._newest_at
+        if (now := time.monotonic()) - asked_at >= 1.0:
+            newest, mode = {}, self.modes.current
+            for series, tick in self.window_state.all_newest().items():
+                if series.mode is mode:
+                    shard = self.ownership.shards.of(series)
+                    newest[shard] = max(tick.at, newest.get(shard, 0))
+            self._newest_at = now, newest
+        return newest
+
+    @property
+    def owned_are_warm(self) -> bool:
+        """Whether a standby may have all ticks of what is owned."""
+        owned = self.ownership.owned - {LEAD}
+        return self.modes.current is Mode.LIVE and self._warm(owned) == owned
+
+    @property
+    def cold(self) -> frozenset[str]:
+        """The shards of the standby that have no ticks in memory, because no other process receives the same ones.
+
+        Generated ticks, and those that are dated by receipt, exist in one process only. What a venue sent between two
+        owners is fetched by REST.
+        """
+        if self.modes.current is Mode.TEST:
+            return self._standby
+        return self._standby - self._warm(self._standby)
+
+    def _warm(self, shards: frozenset[str]) -> frozenset[str]:
+        """Those of the shards whose ticks two processes have alike."""
+        by_tcp = {exchange.name for exchange in self._settings.exchanges if not exchange.venue} - self._by_receipt
+        return frozenset(shard for shard in shards if exchange_of(shard) in by_tcp)
+
+    def _replace_feeds(self, settings: Settings) -> None:
+        before, self._settings = self._settings, settings
+        shards: dict[Mode, frozenset[str]] | None = None
+        if not self.ownership.everything:
+            owned = self.ownership.owned & {*settings.shards.names}
+            begun = owned - self._restoring
+            live = begun | (owned & self._fed[Mode.LIVE]) | self._warm(self._standby)
+            shards = {Mode.TEST: begun, Mode.LIVE: live}
+            if before is settings and shards == self._fed:
+                return
+            self._fed = shards
+        feeds = self._factory.changed(self.feeds, before, settings, shards)
+        newest = {series: tick.at for series, tick in self.window_state.all_newest().items()}
+        self._records.take_feeds(feeds[Mode.LIVE], _history_ms(settings), newest)
+        if not self._restoring:
+            for recovered in self._restored:
+                self._records.count_after(recovered.slices, recovered.minutes)
+            self._restored = []
+        self.feeds.replace(feeds)
+
+    def _begin_restored(self, shards: frozenset[str]) -> None:
+        """Begin the feeds of shards that the cache was asked about."""
+        with self._reconfiguring:
+            self._restoring -= shards
+            self._replace_feeds(self._settings)
+
+    def _find_dated_by_receipt(self, feeds: Mapping[str, Feed]) -> None:
+        """Stand by without feeds for exchanges whose ticks are dated by receipt: others date them otherwise."""
+        replaced = {exchange: feed.decoder.timestamps_replaced for exchange, feed in feeds.items()}
+        found = {exchange for exchange, count in replaced.items() if count > self._replaced.get(exchange, 0)}
+        self._replaced |= replaced
+        if not found <= self._by_receipt:
+            self._by_receipt |= found
+            self._replace_feeds(self._settings)
+            cold = self.cold
+            self._loop.schedule_relative(
+                FORGET_SECONDS, lambda *_: self.window_state.forget(self._is_in(cold - self.ownership.owned))
+            )
+
+    def _is_in(self, shards: frozenset[str]) -> Callable[[Series], bool]:
+        return lambda series: self.ownership.shards.of(series) in shards
 
     def start(self) -> None:
         """Start the pipeline; wait briefly for the cache. An unavailable store is retried."""
@@ -355,23 +508,24 @@ class Engine:
         self._drain()
         self._close()
 
-    def abandon(self) -> None:
-        """Stop the feeds, discard what is not yet written, and close everything."""
-        self._stopping = True
-        disposed = threading.Event()
+    def _count_after(self, shards: frozenset[str], recovered: RecoveredCandles) -> None:
+        """Count only newer trades of the feeds that begin after what was recovered."""
+        with self._reconfiguring:
+            warm = self._fed[Mode.LIVE]
 
-        def dispose(*_: object) -> None:
-            if self._subscription is not None:
-                self._subscription.dispose()
-            disposed.set()
+            def begins(candles: Candles) -> Candles:
+                return {
+                    slot: candle
+                    for slot, candle in candles.items()
+                    if self.ownership.shards.of(slot.series) not in warm
+                }
 
-        # On the timer thread, so that no timer is interrupted.
-        self._loop.schedule(dispose)
-        disposed.wait(FORCE_SECONDS)
-        self._close()
-
-    def _count_after(self, recovered: RecoveredCandles) -> None:
-        self._records.count_after(recovered.slices, recovered.minutes)
+            if not self.ownership.everything:
+                recovered = recovered._replace(slices=begins(recovered.slices), minutes=begins(recovered.minutes))
+            if shards & self._restoring:
+                self._restored.append(recovered)
+            else:
+                self._records.count_after(recovered.slices, recovered.minutes)
 
     def _drain(self) -> None:
         self._stop_wait.wait(DRAIN_SECONDS)
@@ -444,40 +598,9 @@ class Engine:
         self._on_failure()
 
 
-class _LeasedCache(RedisWriter):
-    """The cache; nothing is recovered from it or written to it while another process may lead."""
+class _StartingArchive(PostgresWriter):
+    """The archive, whose server may be starting."""
 
-    may_recover: Callable[[], bool]
-    may_write: Callable[[], bool]
-    on_recovered: Callable[[RecoveredCandles], None]
-
-    def recover(self, minute_ms: int = MINUTE_MS) -> RecoveredCandles:
-        """Return what an earlier run left of the last minutes.
-
-        Raises:
-            Unavailable: another process may lead, or Redis did not answer.
-        """
-        if not self.may_recover():
-            raise Unavailable("another process may lead")
-        recovered = super().recover(minute_ms)
-        self.on_recovered(recovered)
-        return recovered
-
-    def check_may_write(self) -> None:
-        """Reject writes while another process may hold the lease.
-
-        Raises:
-            Unavailable: nothing may be written now.
-        """
-        if not self.may_write():
-            raise _held_back()
-        super().check_may_write()
-
-
-class _LeasedArchive(PostgresWriter):
-    """The archive; nothing is written to it while another process may lead."""
-
-    may_write: Callable[[], bool]
     started: threading.Event | None
 
     def recent(self, series: Iterable[Series], since: int) -> Candles:
@@ -485,20 +608,14 @@ class _LeasedArchive(PostgresWriter):
         self._wait_for_server()
         return super().recent(series, since)
 
+    def write(self, minutes: Candles) -> int:
+        """Upsert rows, once the server has been started."""
+        self._wait_for_server()
+        return super().write(minutes)
+
     def _wait_for_server(self) -> None:
         if self.started is not None:
             self.started.wait(ARCHIVE_START_SECONDS)
-
-    def write(self, minutes: Candles) -> int:
-        """Upsert rows, once the server has been started.
-
-        Raises:
-            Unavailable: another process may lead, or as of PostgresWriter.
-        """
-        if not self.may_write():
-            raise _held_back()
-        self._wait_for_server()
-        return super().write(minutes)
 
 
 def _history_ms(settings: Settings) -> dict[str, int]:
@@ -508,7 +625,3 @@ def _history_ms(settings: Settings) -> dict[str, int]:
 def _timer_ran(branch: Branch, *_: object) -> None:
     branch.finished += 1
     branch.busy = False
-
-
-def _held_back() -> Unavailable:
-    return Unavailable("held until Redis answers which process leads")

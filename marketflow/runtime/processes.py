@@ -90,7 +90,7 @@ def serve_api(settings: Settings, read: ReadSettings, workers: int = 1) -> int:
 
 
 def serve_ingest(settings: Settings, read: ReadSettings) -> int:
-    """Run the ingest role, as leader or standby; otherwise as `serve`, but without a port."""
+    """Run the ingest role with the shards that are free; otherwise as `serve`, but without a port."""
     code = asyncio.run(IngestRole(settings, read, supervisor()).run())
     ignore_signals()
     return code
@@ -373,20 +373,20 @@ class IngestRole:
 
     async def _run(self, loop: asyncio.AbstractEventLoop) -> int:
         async with running_servers(self._settings, self._stop_requested, self._force_stop) as servers:
-            from marketflow.runtime.leader_election import LeaderElection  # no other role needs it
+            from marketflow.runtime.shard_holder import ShardHolder  # no other role needs it
 
             def pipeline_failed() -> None:
                 loop.call_soon_threadsafe(self._pipeline_failed)
 
-            election = LeaderElection(self._settings, self._read, servers, pipeline_failed, self._supervisor)
-            self._reload = election.reload.or_log
-            running = asyncio.create_task(asyncio.to_thread(election.run))
+            holder = ShardHolder(self._settings, self._read, servers, pipeline_failed, self._supervisor)
+            self._reload = holder.reload.or_log
+            running = asyncio.create_task(asyncio.to_thread(holder.run))
             requested = asyncio.create_task(self._stop_requested.wait())
             await asyncio.wait({running, requested}, return_when=asyncio.FIRST_COMPLETED)
             await cancel(requested)
             self._supervisor.stopping()
-            election.stop()
-            async with when_set(self._force_stop, partial(asyncio.to_thread, election.force_stop)):
+            holder.stop()
+            async with when_set(self._force_stop, partial(asyncio.to_thread, holder.force_stop)):
                 await running
         return 1 if self._failed else 0
 

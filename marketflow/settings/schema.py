@@ -15,7 +15,8 @@ from msgspec import Meta
 from msgspec.structs import fields
 
 from marketflow.alerts.alert_model import AlertRule
-from marketflow.model import MINUTE_MS, Mode
+from marketflow.model import MINUTE_MS, Mode, Series
+from marketflow.settings.shards import ShardMap
 from marketflow.time_parsing import duration_ms
 
 SLICES_HELD_BEYOND_MS = 10_000
@@ -75,6 +76,7 @@ ExchangeName = Annotated[
     str,
     _matches(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", "1 to 32 letters, digits, - _ . beginning with a letter or a digit"),
 ]
+Shards = Annotated[int, _whole(1, 64)]
 VenueName = Literal["", "binance", "coinbase", "kraken", "okx", "bybit"]
 VENUES: tuple[str, ...] = tuple(filter(None, get_args(VenueName)))
 SslMode = Literal["", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
@@ -137,6 +139,7 @@ class ExchangeSettings(_Section, frozen=True, kw_only=True, omit_defaults=True):
 
     `symbols` maps the symbols to ingest from a venue (empty: all) to the venue's names, "" for the name in the venue's
     list of instruments. An empty `url` or `rest_url` is the venue's default, an empty `history` that of all venues.
+    `shards` is into how many parts, by symbols, it is divided among ingest processes.
     """
 
     name: ExchangeName
@@ -146,10 +149,16 @@ class ExchangeSettings(_Section, frozen=True, kw_only=True, omit_defaults=True):
     url: str = ""
     rest_url: str = ""
     history: History | Literal[""] = ""
+    shards: Shards = 1
 
     def without_symbols(self) -> "ExchangeSettings":
         """Return all but the symbols."""
         return msgspec.structs.replace(self, symbols={})
+
+    @property
+    def connection(self) -> "ExchangeSettings":
+        """Return all that its feed needs a new connection for."""
+        return msgspec.structs.replace(self, symbols={}, shards=1)
 
     @property
     def host(self) -> str:
@@ -326,6 +335,18 @@ class Settings(_Section, frozen=True, kw_only=True):
     def symbols_of(self, exchange: ExchangeSettings) -> dict[str, str]:
         """Return the symbols of an exchange with the venue's name of each, "" for that in its list."""
         return dict(exchange.symbols) or dict.fromkeys(self.symbols, "")
+
+    @property
+    def series(self) -> frozenset[Series]:
+        """Return all series, of both modes."""
+        found = {Series(Mode.TEST, each.name, symbol) for each in self.exchanges for symbol in self.symbols}
+        found |= {Series(Mode.LIVE, each.name, name) for each in self.exchanges for name in self.symbols_of(each)}
+        return frozenset(found)
+
+    @property
+    def shards(self) -> ShardMap:
+        """Return the shards of all exchanges."""
+        return ShardMap({exchange.name: exchange.shards for exchange in self.exchanges})
 
     def history_ms(self, exchange: ExchangeSettings) -> int:
         """Return how far back minutes of an exchange are fetched from its venue, in ms; 0 without a venue.

@@ -125,24 +125,29 @@ def _exchanges(value: object) -> tuple[ExchangeSettings, ...]:
 
 def _exchange(place: str, item: object) -> ExchangeSettings:
     fields = {str(name).lower(): value for name, value in item.items()} if isinstance(item, Mapping) else {}
-    allowed = {"name", "venue", "symbols", "url", "rest_url", "history"} if "venue" in fields else {"name", "address"}
-    required = {"name", "venue"} if "venue" in fields else allowed
-    if not required <= fields.keys() <= allowed:  # the message shows the names alone: values could be anything
-        meant = "must be a table of name and address, or of name and venue (optional: symbols, url, rest_url, history)"
+    required = {"name", "venue"} if "venue" in fields else {"name", "address"}
+    optional = {"shards"} | ({"symbols", "url", "rest_url", "history"} if "venue" in fields else set())
+    if not required <= fields.keys() <= required | optional:
+        # The message shows the names alone: values could be anything.
+        meant = (
+            "must be a table of name and address (optional: shards), or of name and venue (optional: symbols, url,"
+            " rest_url, history, shards)"
+        )
         raise RuleViolation(meant, place, list(fields) or item)
     name = _convert(schema.ExchangeName, fields["name"], f"{place}.name")
     if name.lower() == REFERENCE:
         raise RuleViolation("must be another one: this one is the median over all exchanges", f"{place}.name", name)
+    shards = _convert(schema.Shards, fields.get("shards", 1), f"{place}.shards")
     if "venue" in fields:
-        return _venue(name, place, fields)
+        return _venue(name, place, fields, shards)
     address = fields["address"]
     match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
     if match is None or not 1 <= int(match[2]) <= 65535:
         raise RuleViolation("must be host:port, the port from 1 to 65535", f"{place}.address", address)
-    return ExchangeSettings(name=name, address=match[0])
+    return ExchangeSettings(name=name, address=match[0], shards=shards)
 
 
-def _venue(name: str, place: str, fields: Mapping[str, object]) -> ExchangeSettings:
+def _venue(name: str, place: str, fields: Mapping[str, object], shards: int) -> ExchangeSettings:
     venue = _convert(schema.VenueName, fields["venue"], f"{place}.venue")
     if not venue:
         raise RuleViolation(f"must be one of {', '.join(schema.VENUES)}", f"{place}.venue", venue)
@@ -159,7 +164,7 @@ def _venue(name: str, place: str, fields: Mapping[str, object]) -> ExchangeSetti
         _symbols([*native])
     urls = {key: str(fields.get(key, "")) for key in ("url", "rest_url")}
     history = _convert(schema.History, fields["history"], f"{place}.history") if "history" in fields else ""
-    return ExchangeSettings(name=name, venue=venue, symbols=native, history=history, **urls)
+    return ExchangeSettings(name=name, venue=venue, symbols=native, history=history, shards=shards, **urls)
 
 
 def _alerts(value: object) -> tuple[AlertRule, ...]:

@@ -3,7 +3,7 @@
 The pipeline writes from threads, the API reads from asyncio. They share keys and codecs, never a client.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
@@ -23,6 +23,15 @@ class RecoveredCandles(NamedTuple):
     slices: Candles
     minutes: Candles = {}  # noqa: RUF012 - never changed
     whole_from: int = 0
+
+
+Wanted = Callable[[Series], bool]
+"""Whether a series is wanted."""
+
+
+def every_series(_: Series) -> bool:
+    """Want each."""
+    return True
 
 
 class RecentCandles(NamedTuple):
@@ -271,19 +280,24 @@ class CacheWriter(Protocol):
         """Store closed minutes, each in place of an earlier version of itself."""
         ...
 
-    def recover(self, minute_ms: int) -> RecoveredCandles:
+    def recover(self, minute_ms: int, wanted: Wanted = every_series) -> RecoveredCandles:
         """What earlier runs left of the last minutes. Must succeed once before anything is written.
 
         Args:
             minute_ms: length of a minute.
+            wanted: of which series.
 
         Raises:
             Unavailable: the cache cannot be read now.
         """
         ...
 
-    def unarchived(self) -> Candles:
-        """Closed minutes that earlier runs may not have written to the archive.
+    def unarchived(self, shards: Collection[str], shard_of: Callable[[Series], str]) -> Candles:
+        """Closed minutes of these shards that earlier runs may not have written to the archive.
+
+        Args:
+            shards: which.
+            shard_of: returns the shard of a series.
 
         Raises:
             Unavailable: the cache cannot be read now.
@@ -294,8 +308,8 @@ class CacheWriter(Protocol):
         """Allow the slices of these minutes to be trimmed: the minutes are archived."""
         ...
 
-    def mark_archived(self, until: int) -> None:
-        """Store that all minutes before the one that starts at `until` (Unix ms) are archived."""
+    def mark_archived(self, until: int, shards: Collection[str]) -> None:
+        """Store that all minutes of these shards before the one that starts at `until` (Unix ms) are archived."""
         ...
 
     def needs_refill(self) -> bool:

@@ -8,7 +8,6 @@ import psycopg
 import pytest
 
 from marketflow.alerts.alert_model import RaisedAlert, RuleState, StoredRule
-from marketflow.errors import Unavailable
 from marketflow.model import Mode, Slot, Tick, candle_of
 from marketflow.resources import resource
 from marketflow.stores.postgres.alert_store import PostgresAlerts
@@ -138,13 +137,6 @@ def test_old_events_expire_with_their_deliveries(store: PostgresAlerts, place: d
     assert len(rows(place, "select from alert_deliveries")) == 1
     store.expire(4 * 10**12)
     assert rows(place, "select from alert_events union all select from alert_deliveries") == []
-
-
-def test_nothing_is_stored_without_the_lease(place: dict[str, Any]) -> None:
-    with closing(PostgresAlerts(connection_keywords(**place), may_write=lambda: False)) as held:
-        with pytest.raises(Unavailable):
-            held.put(stored("a", level=100))
-        assert held.rules() == []
 
 
 def test_closes_are_the_last_of_each_bucket(store: PostgresAlerts, place: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from marketflow.cluster.lease import LEASE_SECONDS
+from marketflow.cluster.shard_table import LEASE_SECONDS
 from marketflow.model import MINUTE_MS, SLICE_MS
 from marketflow.stores.redis import keys
 from tests.faults.conftest import (

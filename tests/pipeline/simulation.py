@@ -42,6 +42,7 @@ from marketflow.pipeline.backlog import Backlog
 from marketflow.pipeline.fan_in import FeedSet, ModeSwitch
 from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.state import WindowState
+from marketflow.settings.shards import LEAD
 from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.circuit_breaker import CircuitBreaker
 from marketflow.stores.redis import codec, keys
@@ -403,7 +404,7 @@ class Simulation:
             start = Slot(slot.series, minute_start(slot.start))
             slices[start] = slices.get(start, 0) + bits_of(candle)
         closed = self._stored(keys.minutes_key)
-        archived_until = codec.decode_start(self.redis.strings.get(keys.ARCHIVED_KEY))
+        archived_until = codec.decode_start(self.redis.strings.get(keys.archived_key(LEAD)))
         still_open = minute_start(self.now_ms) - RECENT_MS - 2 * MINUTE_MS
 
         def survivors(slot: Slot, minute: Minute) -> int:

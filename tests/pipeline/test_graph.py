@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from collections.abc import Callable, Collection
 
 import pytest
 
@@ -422,7 +423,7 @@ def test_first_minute_has_what_another_process_went_on_to_write(stopped: bool) -
     asked: list[tuple[int, int]] = []
     of_the_other = [Tick(7.0, START_MS + 30_100, 1), Tick(9.0, START_MS + 31_000, 2)]  # of which the second is known
 
-    def read_again(since: int, until: int) -> Candles:
+    def read_again(since: int, until: int, _: object) -> Candles:
         asked.append((since, until))
         return {Slot(BTC, slice_start(tick.at)): candle_of(tick) for tick in of_the_other}
 
@@ -445,7 +446,7 @@ def test_first_minute_has_what_another_process_went_on_to_write(stopped: bool) -
 def test_end_does_not_wait_for_the_slices_of_another_process() -> None:
     world = World()
 
-    def read_again(*_: int) -> Candles:
+    def read_again(*_: object) -> Candles:
         raise Unavailable("down")
 
     world.pipeline.recovery.read_again = read_again
@@ -534,14 +535,14 @@ def test_nothing_is_marked_as_archived_before_the_backlog_is_pending() -> None:
     world.cache.backlog = {Slot(BTC, START_MS - 3_600_000): candle_of(Tick(7.0, START_MS - 3_600_000, 1))}
     marks: list[bool] = []
 
-    def mark_archived(until: int) -> None:
+    def mark_archived(until: int, shards: object) -> None:
         marks.append(world.cache.backlog.keys() <= world.archive.rows.keys())
 
     world.cache.mark_archived = mark_archived  # type: ignore[method-assign]
     unarchived = world.cache.unarchived
 
-    def read_while_a_row_is_written() -> Candles:
-        backlog = unarchived()
+    def read_while_a_row_is_written(shards: Collection[str], shard_of: Callable[[Series], str]) -> Candles:
+        backlog = unarchived(shards, shard_of)
         slot = Slot(BTC, START_MS - MINUTE_MS)
         world.backlog.add({slot: candle_of(Tick(1.0, slot.start, 1))})
         world.pipeline.archive_sink.upsert_rows()  # by another thread of the pool

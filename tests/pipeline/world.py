@@ -1,6 +1,6 @@
 """The whole pipeline in virtual time, with scripted feeds and stores in memory."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import reactivex as rx
 from reactivex import Observable
@@ -28,7 +28,7 @@ from marketflow.pipeline.backlog import DEFAULT_LIMIT, Backlog
 from marketflow.pipeline.fan_in import FeedSet, ModeSwitch
 from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.state import WindowState
-from marketflow.stores.ports import RecoveredCandles
+from marketflow.stores.ports import RecoveredCandles, Wanted, every_series
 from tests.support.market import MINUTE
 
 START_MS = MINUTE
@@ -140,18 +140,18 @@ class FakeCache:
         self._check()
         self.minutes |= minutes
 
-    def recover(self, minute_ms: int) -> RecoveredCandles:
+    def recover(self, minute_ms: int, wanted: Wanted = every_series) -> RecoveredCandles:
         self._check()
-        return RecoveredCandles(self.left_behind)
+        return RecoveredCandles({slot: candle for slot, candle in self.left_behind.items() if wanted(slot.series)})
 
-    def unarchived(self) -> Candles:
+    def unarchived(self, shards: Collection[str], shard_of: Callable[[Series], str]) -> Candles:
         self._check()
-        return self.backlog
+        return {slot: candle for slot, candle in self.backlog.items() if shard_of(slot.series) in shards}
 
     def note_stored(self, minutes: Iterable[Slot]) -> None:
         self.noted_as_stored |= {*minutes}
 
-    def mark_archived(self, until: int) -> None:
+    def mark_archived(self, until: int, shards: Collection[str]) -> None:
         self._check()
         self.archived_until = until
 

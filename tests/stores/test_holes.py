@@ -120,13 +120,6 @@ def test_invalid_hole_does_not_block_the_others(store: PostgresHoles, place: dic
     assert [each.after_id for each in read(place)] == [4]
 
 
-def test_nothing_is_written_without_the_lease(place: dict[str, Any]) -> None:
-    store = PostgresHoles(connection_keywords(**place), may_write=lambda: False)
-    with closing(store), pytest.raises(Unavailable):
-        store.write([hole()])
-    assert read(place) == []
-
-
 def test_holes_need_the_schema(postgres_db: dict[str, Any]) -> None:
     with closing(PostgresHoles(connection_keywords(**postgres_db))) as store, pytest.raises(Unavailable):
         store.open_holes()

@@ -28,6 +28,7 @@ from marketflow.model import (
     minute_start,
     slice_start,
 )
+from marketflow.settings.shards import LEAD
 from marketflow.stores.cache_limits import MINUTES_KEPT_MS, RECENT_MS
 from marketflow.stores.circuit_breaker import BREAK_SECONDS, CircuitBreaker
 from marketflow.stores.redis import codec, keys
@@ -461,10 +462,10 @@ def test_without_mark_all_minutes_of_a_day_are_unarchived(
 
 def test_earlier_archive_mark_stands_until_backlog_is_read(cache: RedisWriter, client: "redis.Redis") -> None:
     cache.mark_archived(MINUTE)
-    assert client.get(keys.ARCHIVED_KEY) is None
+    assert client.get(keys.archived_key(LEAD)) is None
     cache.unarchived()
     cache.mark_archived(MINUTE)
-    assert client.get(keys.ARCHIVED_KEY) == str(MINUTE).encode()
+    assert client.get(keys.archived_key(LEAD)) == str(MINUTE).encode()
 
 
 # Until when trades are complete

@@ -4,7 +4,7 @@ Every write may be repeated: of a commit whose answer was cut nothing is stored 
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ from marketflow.alerts.alert_model import (
     without_webhook,
 )
 from marketflow.alerts.watched_rule import SKEW_MS
-from marketflow.errors import Unavailable
 from marketflow.logs import RateLimit
 from marketflow.model import Mode
 from marketflow.stores.ports import ListedRule
@@ -152,12 +151,10 @@ class PostgresAlerts:
 
     Args:
         keywords: of the connection, see connection_keywords.
-        may_write: returns whether this process is known to be the leader. Until then nothing is written.
     """
 
-    def __init__(self, keywords: dict[str, Any], may_write: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, keywords: dict[str, Any]) -> None:
         self._connection = ReconnectingConnection(keywords)
-        self._may_write = may_write
         self._lock = threading.Lock()
         self._limit = RateLimit(60.0)
 
@@ -173,7 +170,7 @@ class PostgresAlerts:
         Raises:
             Unavailable: PostgreSQL is down, or has no schema yet.
         """
-        with self._transaction(writes=False) as connection:
+        with self._transaction() as connection:
             rows = connection.execute(_RULES).fetchall()
         found = []
         for id, origin, text, webhook, secret, at, done in rows:
@@ -251,7 +248,7 @@ class PostgresAlerts:
             "since": to_datetime(since_ms),
             "seconds": max(60, bucket_ms // 1000),
         }
-        with self._transaction(writes=False) as connection:
+        with self._transaction() as connection:
             rows = connection.execute(_CLOSES, given).fetchall()
         return [(exchange, to_unix_ms(at), price) for exchange, at, price in rows]
 
@@ -272,7 +269,7 @@ class PostgresAlerts:
         Raises:
             Unavailable: PostgreSQL is down.
         """
-        with self._transaction(writes=False) as connection:
+        with self._transaction() as connection:
             rows = connection.execute(_DUE_RECEIVERS, [to_datetime(now_ms)]).fetchall()
         return {receiver: (count, due) for receiver, count, due in rows}
 
@@ -309,12 +306,9 @@ class PostgresAlerts:
             connection.execute(_RETRY, [to_datetime(at_ms), event])
 
     @contextmanager
-    def _transaction(self, *, writes: bool = True) -> "Iterator[BoundedConnection]":
-        with self._lock:
-            if writes and not self._may_write():
-                raise Unavailable("held until Redis answers which process leads")
-            with self._connection.opened() as connection, connection.pinned():
-                yield connection
+    def _transaction(self) -> "Iterator[BoundedConnection]":
+        with self._lock, self._connection.opened() as connection, connection.pinned():
+            yield connection
 
 
 def _put(connection: "BoundedConnection", rules: Sequence[StoredRule]) -> None:

@@ -3,10 +3,9 @@
 A write is absolute: of two versions of a hole the later one stays, and repeating a write changes nothing.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-from marketflow.errors import Unavailable
 from marketflow.logs import RateLimit
 from marketflow.model import Hole, HoleState, Mode, Series
 from marketflow.stores.ports import HoleCounts, HoleQuery
@@ -63,12 +62,10 @@ class PostgresHoles:
 
     Args:
         keywords: of the connection, see connection_keywords.
-        may_write: returns whether this process is known to be the leader. Until then nothing is written.
     """
 
-    def __init__(self, keywords: dict[str, Any], may_write: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, keywords: dict[str, Any]) -> None:
         self._connection = ReconnectingConnection(keywords)
-        self._may_write = may_write
         self.counts: HoleCounts = {}
         """Number of holes by series and state, as of the last call: all open ones, and others of the last 24 hours."""
         self._limit = RateLimit(60.0)
@@ -79,8 +76,6 @@ class PostgresHoles:
         Raises:
             Unavailable: not written, or not confirmed; to be tried again with the same holes.
         """
-        if not self._may_write():
-            raise Unavailable("held until Redis answers which process leads")
         latest: dict[tuple[Series, int], Hole] = {}
         for hole in sorted(holes, key=lambda hole: hole.changed_at):
             if _is_valid(hole):

@@ -24,7 +24,7 @@ KeyOf = Callable[[Series], str]
 LATEST_FIELDS = ("price", "timestamp", "sequence")
 
 ARCHIVED_KEY = "marketflow:{archive}:until"
-"""Start of a minute (Unix ms) before which PostgreSQL has every row."""
+"""Start of a minute (Unix ms) before which PostgreSQL has every row, as an earlier version wrote it."""
 
 SERIES_KEY = "marketflow:{archive}:series"
 """Sorted set of all series written here, by the time they were last configured; finds series removed from the settings.
@@ -79,6 +79,11 @@ def minutes_key(series: Series) -> str:
 def run_key(run: str) -> str:
     """Key that a run keeps from expiring; where it is missing, Redis was emptied."""
     return f"marketflow:{{run:{run}}}:alive"
+
+
+def archived_key(shard: str) -> str:
+    """String: start of a minute (Unix ms) before which PostgreSQL has every row of a shard."""
+    return f"{ARCHIVED_KEY}:{shard}"
 
 
 def complete_key(exchange: str) -> str:

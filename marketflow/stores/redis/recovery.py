@@ -1,7 +1,7 @@
 """What earlier runs left in Redis, as the pipeline reads it back."""
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import cast
 
 import msgspec
@@ -22,7 +22,7 @@ from marketflow.model import (
     slice_start,
 )
 from marketflow.stores.cache_limits import MINUTES_KEPT_MS, SLICES_HELD
-from marketflow.stores.ports import RecoveredCandles
+from marketflow.stores.ports import RecoveredCandles, Wanted, every_series
 from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.calls import SHORT_ANSWERS, RedisCalls
 from marketflow.stores.redis.run_marker import RunMarker
@@ -45,14 +45,14 @@ class RecoveryReader:
         self._run_marker = run_marker
         self._clock = clock
 
-    def recent(self, minute_ms: int = MINUTE_MS) -> RecoveredCandles:
-        """The slices of the last minutes; folded into minutes where they are more than SLICES_HELD.
+    def recent(self, minute_ms: int = MINUTE_MS, wanted: Wanted = every_series) -> RecoveredCandles:
+        """The slices of the last minutes of some series; folded into minutes where they are more than SLICES_HELD.
 
         Raises:
             Unavailable: Redis cannot be reached.
         """
         with self._calls.calling():
-            series = self._run_marker.known_series()
+            series = [each for each in self._run_marker.known_series() if wanted(each)]
             # A run that was killed before it noticed that Redis had been emptied may have left keys without expiry.
             for key_of in (keys.window_key, keys.minutes_key):
                 expired = self._calls.each(
@@ -75,8 +75,8 @@ class RecoveryReader:
         }
         return RecoveredCandles({}, minutes, whole_from=milliseconds(self._clock()))
 
-    def slices_between(self, since: int, until: int) -> Candles:
-        """The slices that begin at or after `since` and before `until` (Unix ms), of all processes.
+    def slices_between(self, since: int, until: int, wanted: Wanted = every_series) -> Candles:
+        """The slices of some series that begin at or after `since` and before `until` (Unix ms), of all processes.
 
         Empty where they are more than SLICES_HELD.
 
@@ -85,7 +85,7 @@ class RecoveryReader:
         """
         until -= 1
         with self._calls.calling():
-            series = self._run_marker.series
+            series = [each for each in self._run_marker.series if wanted(each)]
             counts = self._calls.each(
                 series, keys.window_key, lambda pipe, key: pipe.zcount(key, since, until), SHORT_ANSWERS
             )
@@ -93,20 +93,28 @@ class RecoveryReader:
                 return {}
             return self._slots(series, keys.window_key, since, until)
 
-    def unarchived(self) -> Candles:
-        """The closed minutes since the one before which the archive is known to be complete.
+    def unarchived(self, shards: Collection[str], shard_of: Callable[[Series], str]) -> Candles:
+        """The closed minutes of shards since the one before which the archive is known to be complete.
 
         Raises:
             Unavailable: Redis cannot be reached.
         """
+        found: Candles = {}
         with self._calls.calling() as client:
-            mark = client.get(keys.ARCHIVED_KEY)
-            since = codec.decode_start(cast("bytes | None", mark))
-            now_ms = milliseconds(self._clock())
-            oldest = minute_start(now_ms) - MINUTES_KEPT_MS
-            # A mark ahead of the clock was set before the clock was set back, and proves nothing.
-            first = oldest if since > now_ms else max(since, oldest)
-            return self._slots(self._run_marker.known_series(), keys.minutes_key, first, "+inf")
+            by_shard: defaultdict[str, list[Series]] = defaultdict(list)
+            for series in self._run_marker.known_series():
+                by_shard[shard_of(series)].append(series)
+            for shard in by_shard.keys() & {*shards}:
+                mark = client.get(keys.archived_key(shard)) or client.get(keys.ARCHIVED_KEY)
+                first = self._first_unarchived(codec.decode_start(cast("bytes | None", mark)))
+                found |= self._slots(by_shard[shard], keys.minutes_key, first, "+inf")
+        return found
+
+    def _first_unarchived(self, mark: int) -> int:
+        now_ms = milliseconds(self._clock())
+        oldest = minute_start(now_ms) - MINUTES_KEPT_MS
+        # A mark ahead of the clock was set before the clock was set back, and proves nothing.
+        return oldest if mark > now_ms else max(mark, oldest)
 
     def _slots(self, series: Sequence[Series], key_of: keys.KeyOf, since: int, until: int | str) -> Candles:
         found = self._calls.each(

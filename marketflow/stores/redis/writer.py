@@ -10,7 +10,7 @@ had: ticks since the failure, of minutes that were still open. PostgreSQL has th
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -19,9 +19,10 @@ import redis
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candles, Series, Slot, Tick, minute_start
+from marketflow.settings.shards import LEAD
 from marketflow.stores.cache_limits import MINUTES_KEPT_MS
 from marketflow.stores.circuit_breaker import CircuitBreaker
-from marketflow.stores.ports import RecoveredCandles
+from marketflow.stores.ports import RecoveredCandles, Wanted, every_series
 from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.calls import RedisCalls
 from marketflow.stores.redis.connection import TIMEOUT_SECONDS, sync_client
@@ -220,15 +221,16 @@ class RedisWriter:
                 if not starts:
                     self._unstored.pop(series, None)  # another thread may have removed it
 
-    def mark_archived(self, until: int) -> None:
-        """Store before which minute the archive is complete, once the backlog of earlier runs has been read.
+    def mark_archived(self, until: int, shards: Collection[str] = (LEAD,)) -> None:
+        """Store before which minute the archive is complete of shards, once their backlog has been read.
 
         Raises:
             Unavailable: not written.
         """
         if self.backlog_read:
             with self._writing() as client:
-                client.set(keys.ARCHIVED_KEY, until, px=MINUTES_KEPT_MS)
+                for shard in shards:
+                    client.set(keys.archived_key(shard), until, px=MINUTES_KEPT_MS)
 
     # Until when trades are complete
 
@@ -254,32 +256,36 @@ class RedisWriter:
 
     # Recovery
 
-    def recover(self, minute_ms: int = MINUTE_MS) -> RecoveredCandles:
-        """What earlier runs left of the last minutes. Nothing is written before this has succeeded.
+    def recover(self, minute_ms: int = MINUTE_MS, wanted: Wanted = every_series) -> RecoveredCandles:
+        """What earlier runs left of the last minutes of some series. Nothing is written before this has succeeded.
 
         Otherwise a late recovery, after an outage of Redis at the start, would count this run's ticks twice.
 
         Raises:
             Unavailable: Redis cannot be reached.
         """
-        self._foreign_keys.remove()
-        recovered = self._recovery.recent(minute_ms)
-        self._run_marker.mark()
+        if not self.recovered:
+            self._foreign_keys.remove()
+        recovered = self._recovery.recent(minute_ms, wanted)
+        if not self.recovered:
+            self._run_marker.mark()
         unstored: defaultdict[Series, set[int]] = defaultdict(set)
         for each, start in (*recovered.slices, *recovered.minutes):
             unstored[each].add(minute_start(start, minute_ms))
-        self._unstored = dict(unstored)
-        self.recovered = True
-        self._complete_at_probe = True
+        self._unstored = self._unstored | unstored
+        if not self.recovered:
+            self.recovered = self._complete_at_probe = True
         return recovered
 
-    def slices_between(self, since: int, until: int) -> Candles:
+    def slices_between(self, since: int, until: int, wanted: Wanted = every_series) -> Candles:
         """See RecoveryReader."""
-        return self._recovery.slices_between(since, until)
+        return self._recovery.slices_between(since, until, wanted)
 
-    def unarchived(self) -> Candles:
+    def unarchived(
+        self, shards: Collection[str] = (LEAD,), shard_of: Callable[[Series], str] = lambda _: LEAD
+    ) -> Candles:
         """See RecoveryReader."""
-        minutes = self._recovery.unarchived()
+        minutes = self._recovery.unarchived(shards, shard_of)
         self.backlog_read = True
         return minutes
 
@@ -306,24 +312,11 @@ class RedisWriter:
             self._minutes.renew_expiry()
         return not self._complete_at_probe
 
-    # Permission
-
-    def check_may_write(self) -> None:
-        """Reject writes before the recovery; a subclass may reject more.
-
-        Raises:
-            Unavailable: nothing may be written now.
-        """
-        if not self.recovered:
-            raise Unavailable("what an earlier run left in Redis has not been read yet")
-
     @contextmanager
     def _writing(self) -> Iterator["redis.Redis"]:
-        try:
-            self.check_may_write()
-        except Unavailable:
+        if not self.recovered:
             self._calls.incomplete = True
-            raise
+            raise Unavailable("what an earlier run left in Redis has not been read yet")
         with self._calls.calling() as client:
             yield client
 

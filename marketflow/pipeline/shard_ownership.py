@@ -1,0 +1,103 @@
+"""Which series this process writes. One that stands by for a shard has its ticks in memory and writes nothing of it.
+
+Two writers of a series are harmless, since the more complete candle stays in every store: ownership saves work, and
+nothing breaks while two processes, or none, believe to be the owner.
+"""
+
+import threading
+from collections.abc import Collection, Mapping
+from typing import NamedTuple, TypeVar
+
+from reactivex import Observable
+from reactivex import operators as ops
+from reactivex.subject import BehaviorSubject
+
+from marketflow.model import Candles, Series, Slot
+from marketflow.settings.shards import LEAD, ShardMap
+
+_V = TypeVar("_V")
+
+
+class Change(NamedTuple):
+    """What is owned after a change of it, and what differs from before."""
+
+    owned: frozenset[str]
+    gained: frozenset[str]
+    lost: frozenset[str]
+
+
+class Ownership:
+    """The shards that this process owns; for any thread.
+
+    Args:
+        shards: all shards that there are.
+        owned: those of the start; None is everything, for good.
+    """
+
+    def __init__(self, shards: ShardMap | None = None, owned: Collection[str] | None = None) -> None:
+        self.shards = ShardMap({}) if shards is None else shards
+        """All shards that there are."""
+        self._lock = threading.Lock()
+        self._owned = BehaviorSubject(None if owned is None else frozenset(owned))
+
+    @property
+    def owned(self) -> frozenset[str]:
+        """The shards that are written here, LEAD among them where this process leads."""
+        owned = self._owned.value
+        return frozenset((*self.shards.names, LEAD)) if owned is None else owned
+
+    @property
+    def everything(self) -> bool:
+        """Whether all is written here, for good."""
+        return self._owned.value is None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process does what one does for all."""
+        return (owned := self._owned.value) is None or LEAD in owned
+
+    def take(self, owned: Collection[str], shards: ShardMap | None = None) -> None:
+        """Own these shards from now on.
+
+        Args:
+            owned: which.
+            shards: all that there are, if they have changed.
+        """
+        with self._lock:
+            if shards is not None:
+                self.shards = shards
+            if (after := frozenset(owned)) != self._owned.value:
+                self._owned.on_next(after)
+
+    def changes(self) -> Observable[Change]:
+        """Emit each change since the start."""
+
+        def change(before: Change, now: frozenset[str] | None) -> Change:
+            earlier, owned = before.owned, now or frozenset()
+            return Change(owned, owned - earlier, earlier - owned)
+
+        initial = Change(self._owned.value or frozenset(), frozenset(), frozenset())
+        changes: Observable[Change] = self._owned.pipe(ops.scan(change, initial))
+
+        def differs(each: Change) -> bool:
+            return bool(each.gained or each.lost)
+
+        return changes.pipe(ops.filter(differs))
+
+    def of_series(self, items: dict[Series, _V]) -> dict[Series, _V]:
+        """Those of the items whose series is written here."""
+        return items if (owned := self._owned.value) is None else self.series_in(owned, items)
+
+    def of_slots(self, candles: Candles) -> Candles:
+        """Those of the candles whose series is written here."""
+        return candles if (owned := self._owned.value) is None else self.slots_in(owned, candles)
+
+    def series_in(self, shards: Collection[str], items: Mapping[Series, _V]) -> dict[Series, _V]:
+        """Those of the items whose series is in some shards."""
+        shard_of = self.shards.of
+        return {series: item for series, item in items.items() if shard_of(series) in shards}
+
+    def slots_in(self, shards: Collection[str], candles: Mapping[Slot, _V]) -> dict[Slot, _V]:
+        """Those of the items whose slot is of a series in some shards."""
+        shard_of = self.shards.of
+        return {slot: item for slot, item in candles.items() if shard_of(slot.series) in shards}
