@@ -24,6 +24,7 @@ from marketflow.stores.postgres.rollups import LATE_MS, PostgresRollups
 from marketflow.stores.postgres.rows import DAY_MS, connection_keywords, to_datetime, to_unix_ms
 from marketflow.stores.postgres.writer import PostgresWriter
 from tests.stores.expected_candles import HOUR_MS, assert_found
+from tests.support.partitions import partition
 from tests.support.seeds import seeds
 from tests.support.servers import PostgresServer, wait_until
 
@@ -165,9 +166,12 @@ def rolling(place: Keywords) -> Iterator[PostgresRollups]:
 
 
 @pytest.fixture
-def database(postgres_db: Keywords) -> Iterator[Database]:
+def database(postgres_db: Keywords, request: pytest.FixtureRequest) -> Iterator[Database]:
+    """With a plain table of minutes, or `partitioned` by day from the second day on."""
     with closing(PostgresWriter(connection_keywords(**postgres_db), DDL, 200)) as archive:
         archive.write({})
+    if getattr(request, "param", "plain") == "partitioned":
+        partition(postgres_db, day(0))
     with psycopg.connect(**postgres_db, autocommit=True) as user, rolling(postgres_db) as days:
         yield Database(postgres_db, user, days, cycle(WALKS))
 
@@ -176,6 +180,7 @@ def day(number: int) -> datetime:
     return to_datetime(DAY + number * DAY_MS)
 
 
+@pytest.mark.parametrize("database", ["plain", "partitioned"], indirect=True)
 def test_ended_days_are_rolled_up_and_rest_read_from_minutes(database: Database) -> None:
     database.put(*(row(DAY + hour * 3_600_000 + 60_000, price=hour) for hour in range(6 * 24)))
     database.check(EVERYTHING)
@@ -226,7 +231,11 @@ def test_manual_change_is_answered_before_and_after_roll_up(database: Database, 
     assert None not in [ticks for _, ticks in database.rolled()]
 
 
-@pytest.mark.parametrize("seed", seeds(6))
+@pytest.mark.parametrize(
+    ("database", "seed"),
+    [*(("plain", seed) for seed in seeds(6)), *(("partitioned", seed) for seed in seeds(2))],
+    indirect=["database"],
+)
 def test_whatever_happens_to_minutes_answers_are_theirs(database: Database, seed: int) -> None:
     random = Random(seed)
     times = [DAY + number * DAY_MS + ms for number in range(-2, 7) for ms in (0, 60_000, 40_000_000, DAY_MS - 60_000)]
@@ -293,7 +302,7 @@ def test_minute_waits_for_uncommitted_move_and_marks_its_day(
     database.put(row(DAY))
     for move, values in (
         ("select from aggregates_rolled_until for update", {}),
-        (rollups._MOVE, {"rolled": to_datetime(0), "until": to_datetime(TODAY)}),
+        (rollups._MOVE, {"rolled": to_datetime(0), "until": to_datetime(TODAY), "first": day(-1), "end": day(99)}),
     ):
         other.execute(move, values)
     with ThreadPoolExecutor(1) as pool, psycopg.connect(**database.place, autocommit=True) as late:
@@ -324,6 +333,7 @@ def test_uncommitted_mark_is_skipped_until_its_minute_commits(
     assert database.rolled()[0] == (day(0), 9)
 
 
+@pytest.mark.parametrize("database", ["plain", "partitioned"], indirect=True)
 def test_minute_written_during_roll_up_marks_its_day_again(
     database: Database, other: "psycopg.Connection[Any]"
 ) -> None:
@@ -358,6 +368,7 @@ def test_old_snapshot_cannot_write_behind_a_move(
     assert database.rolled() == [(day(0), None)]
 
 
+@pytest.mark.parametrize("database", ["plain", "partitioned"], indirect=True)
 def test_concurrent_writers_and_roll_ups_end_with_exact_days(database: Database) -> None:
     """Real threads on a short history, days made over and over."""
 
@@ -391,6 +402,7 @@ def test_concurrent_writers_and_roll_ups_end_with_exact_days(database: Database)
     database.check(EVERYTHING, (DAY, TODAY))
 
 
+@pytest.mark.parametrize("database", ["plain", "partitioned"], indirect=True)
 def test_a_truncation_and_a_roll_up_do_not_deadlock(database: Database, other: "psycopg.Connection[Any]") -> None:
     database.put(row(DAY))
     database.roll_up(NOW - DAY_MS)

@@ -16,7 +16,8 @@ from marketflow.errors import SettingsError
     epilog="Exit code 0: the database is up to date, 1: the migration failed, 2: an argument or a setting is wrong.",
 )
 @config_option()
-def command(config: Path | None) -> int:
+@click.option("--partition", is_flag=True, help="Give aggregates daily partitions, for many series (deploy/README.md).")
+def command(config: Path | None, partition: bool) -> int:
     """Apply the files of ddl/ that the database of the settings does not have yet, and end.
 
     MarketFlow does the same at its start; this command is for a database role of its own (see
@@ -31,6 +32,7 @@ def command(config: Path | None) -> int:
 
     from marketflow.resources import resource
     from marketflow.runtime.store_servers import find_servers
+    from marketflow.stores.postgres import partition_conversion
     from marketflow.stores.postgres.connections.reconnecting_connection import ReconnectingConnection
     from marketflow.stores.postgres.migrations import apply_ddl
 
@@ -38,6 +40,8 @@ def command(config: Path | None) -> int:
     try:
         with database.opened() as connection:
             apply_ddl(connection, resource("ddl"), report_seconds=1800.0)
+            if partition:
+                partition_conversion.partition(connection)
     finally:
         database.close()
     return 0

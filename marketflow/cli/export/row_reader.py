@@ -16,7 +16,7 @@ from psycopg import sql
 from marketflow.cli.export.columns import TABLE, Kind
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.model import Mode
-from marketflow.stores.postgres.candle_sql import RECURSIVE_SERIES
+from marketflow.stores.postgres.candle_sql import recursive_series
 from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.connections.session import connecting, pin, session_keywords
 from marketflow.stores.postgres.rows import END_MS, OLDEST_MS, VENUE_VALUES, reason, to_datetime
@@ -188,7 +188,7 @@ def _spans(
 ) -> dict[tuple[str, str], tuple[datetime | None, datetime | None]]:
     """Return the times of the first and last row in the range by exchange and symbol; None where there is none."""
     query = sql.SQL(_SERIES).format(
-        series=sql.SQL(RECURSIVE_SERIES.replace("aggregates", table)),
+        series=sql.SQL(recursive_series(table)),
         table=sql.Identifier(table),
         condition=sql.SQL(_OF_SERIES) + sql.SQL(" and ") + selection.range,
     )

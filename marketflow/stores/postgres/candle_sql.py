@@ -6,18 +6,26 @@ exactly the types that pg_catalog defines them for, and polymorphic functions (c
 of several arrays is always PostgreSQL's own.
 """
 
-RECURSIVE_SERIES = """
-recursive series as (
-    (select exchange, pair_name, mode from aggregates order by exchange, pair_name, mode limit 1)
-    union all
-    select following.* from series cross join lateral (
-        select exchange, pair_name, mode from aggregates
-        where (exchange, pair_name, mode) > (series.exchange, series.pair_name, series.mode)
-        order by exchange, pair_name, mode limit 1
-    ) as following
-)
-"""
-"""Common table expression of all series that have minutes: one index scan for each series, however many rows."""
+
+def recursive_series(table: str = "aggregates", condition: str = "true") -> str:
+    """A common table expression of all series that have rows: one index scan for each, however many rows there are.
+
+    Args:
+        table: with the columns of a series.
+        condition: on rows; it must be true of (nearly) all rows of the partitions that it selects, for the others are
+            read one by one.
+    """
+    return f"""
+    recursive series as (
+        (select exchange, pair_name, mode from {table} where {condition} order by exchange, pair_name, mode limit 1)
+        union all
+        select following.* from series cross join lateral (
+            select exchange, pair_name, mode from {table}
+            where (exchange, pair_name, mode) > (series.exchange, series.pair_name, series.mode) and {condition}
+            order by exchange, pair_name, mode limit 1
+        ) as following
+    )
+    """  # noqa: S608 - put together from constants
 
 
 _PRICES_VALID = """

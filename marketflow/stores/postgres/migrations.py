@@ -86,8 +86,8 @@ def apply_ddl(connection: BoundedConnection, folder: Path, report_seconds: float
         done = applied(connection)
         waiting = [file for file in files if file.name not in done]
         if waiting:
-            _refuse_shadows(connection)
-            _refuse_other_owners(connection)
+            refuse_shadows(connection)
+            refuse_other_owners(connection)
         if waiting and not done:
             # An earlier version used the search_path of the role.
             for (other,) in connection.execute(_ELSEWHERE).fetchall():
@@ -141,7 +141,8 @@ def report_invalid(connection: BoundedConnection, seconds: float = REPORT_SECOND
     return len(broken)
 
 
-def _refuse_shadows(connection: BoundedConnection) -> None:
+def refuse_shadows(connection: BoundedConnection) -> None:
+    """Reject a schema in which other roles have made what would run with the rights of the owner of the tables."""
     owners = [owner for (owner,) in connection.execute(_SHADOWING)]
     if owners:
         raise psycopg.errors.InsufficientPrivilege(
@@ -150,7 +151,7 @@ def _refuse_shadows(connection: BoundedConnection) -> None:
         )
 
 
-def _refuse_other_owners(connection: BoundedConnection) -> None:
+def refuse_other_owners(connection: BoundedConnection) -> None:
     """Reject a superuser on tables of another role: that role's functions would run with superuser rights."""
     for name, owner in connection.execute(_OTHER_OWNERS).fetchall():
         raise psycopg.errors.InsufficientPrivilege(

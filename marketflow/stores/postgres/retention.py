@@ -4,18 +4,20 @@ A minute is deleted when its day is rolled up and as old as `archive.keep_minute
 when they are as old as `archive.keep_days`. `kept_from` (ddl/0004_trigger_rights.sql) is moved first, so that the
 triggers do not take the deletion for a change of the day, and never past a day that is not rolled up. Rows are deleted
 in batches along the primary key, so no writer waits. In a partitioned table a ctid is not unique: the condition on the
-time protects the rows of other partitions.
+time protects the rows of other partitions. Daily partitions (ddl/0012_partitions.sql) are dropped as soon as they lie
+before `kept_from`; only rows of the first and of the default partition are deleted.
 
 A clock that is set far ahead must not delete everything: days are counted back from the earliest of this machine's
 clock, PostgreSQL's, and the end of the last day before today that has minutes.
 """
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from marketflow.logs import RateLimit
 from marketflow.model import Mode
-from marketflow.stores.postgres.candle_sql import RECURSIVE_SERIES
+from marketflow.stores.postgres.candle_sql import recursive_series
+from marketflow.stores.postgres.partitions import PartitionInUse, drop_partition
 from marketflow.stores.postgres.rows import DAY_MS, to_datetime, to_unix_ms
 
 if TYPE_CHECKING:
@@ -27,19 +29,24 @@ ROWS_A_STEP = 5_000
 CLOCKS_APART = timedelta(hours=1)
 """Difference of the clocks above which it is logged."""
 
+_NO_END = datetime.max.replace(tzinfo=UTC)
+
 _CLOCK = "select now()"
 
+# Of days, which are far fewer than minutes: before the retention runs, each day with minutes has a row.
 _NEWEST = f"""
-with {RECURSIVE_SERIES}
-select max(minute.timestamp) from series cross join lateral (
-    select timestamp from aggregates
+with {recursive_series("aggregates_daily")}
+select max(day.timestamp) from series cross join lateral (
+    select timestamp from aggregates_daily
     where exchange = series.exchange and pair_name = series.pair_name and mode = series.mode and timestamp < %s
     order by timestamp desc limit 1
-) as minute
+) as day
 """  # noqa: S608 - put together from constants
 
 # Changes of older minutes set marks: they wait for this lock, or the next statement sees their marks.
 _LOCK = "select kept_from from aggregates_rolled_until for update"
+
+_KEPT_FROM = "select kept_from, partitioned_from from aggregates_rolled_until"
 
 _KEEP_FROM = """
 update aggregates_rolled_until set kept_from = greatest(kept_from, least(rolled_until, %(before)s::timestamptz, (
@@ -49,14 +56,15 @@ where kept_from < %(before)s::timestamptz
 """
 
 _OLDEST = f"""
-with {RECURSIVE_SERIES}
+with {recursive_series(condition="timestamp < %(scanned)s::timestamptz")}
 delete from aggregates where ctid = any (array(
     select minute.ctid from series cross join lateral (
         select ctid from aggregates
-        where exchange = series.exchange and pair_name = series.pair_name and mode = series.mode and timestamp < %s
+        where exchange = series.exchange and pair_name = series.pair_name and mode = series.mode
+          and timestamp < %(ended)s::timestamptz
         order by timestamp limit {ROWS_A_STEP}
     ) as minute limit {ROWS_A_STEP}
-)) and timestamp < %s
+)) and timestamp < %(ended)s::timestamptz
 """  # noqa: S608 - put together from constants
 
 _ROLLED_UP = f"""
@@ -103,7 +111,11 @@ class Retention:
         more = False
         if self._minutes_ms is not None:
             before = to_datetime(midnight - self._minutes_ms)
-            more = _delete_minutes(connection, before) or _delete_holes(connection, before)
+            try:
+                more = _delete_minutes(connection, before) or _delete_holes(connection, before)
+            except PartitionInUse as error:
+                self._limit.log("partition", "WARNING", f"an expired partition cannot be dropped yet: {error}")
+                return False
         if self._days_ms is not None and not more:
             more = _delete_days(connection, to_datetime(midnight - self._days_ms))
         if not more:
@@ -127,24 +139,29 @@ class Retention:
 
 
 def _delete_minutes(connection: "BoundedConnection", before: datetime) -> bool:
-    kept_from = _kept_from(connection)
+    kept_from, partitioned_from = _kept_from(connection)
     if kept_from < before:
         # A transaction of its own, as short as possible: writers of older minutes wait for it.
         with connection.pinned():
             connection.execute(_LOCK)
             connection.execute(_KEEP_FROM, {"before": before})
-        kept_from = _kept_from(connection)
+        kept_from, partitioned_from = _kept_from(connection)
     ended = min(before, kept_from)
+    scanned = _NO_END
+    if partitioned_from is not None:
+        if drop_partition(connection):
+            return True
+        scanned = max(partitioned_from, ended)
     with connection.pinned():
-        return connection.execute(_OLDEST, [ended, ended]).rowcount >= ROWS_A_STEP
+        return connection.execute(_OLDEST, {"ended": ended, "scanned": scanned}).rowcount >= ROWS_A_STEP
 
 
-def _kept_from(connection: "BoundedConnection") -> datetime:
+def _kept_from(connection: "BoundedConnection") -> tuple[datetime, datetime | None]:
+    """From when on minutes are kept, and from when on there are daily partitions, if any."""
     with connection.pinned():
-        row = connection.execute("select kept_from from aggregates_rolled_until", binary=True).fetchone()
+        row = connection.execute(_KEPT_FROM, binary=True).fetchone()
     assert row is not None, "the table has one row"
-    kept_from: datetime = row[0]
-    return kept_from
+    return row[0], row[1]
 
 
 def _delete_holes(connection: "BoundedConnection", before: datetime) -> bool:

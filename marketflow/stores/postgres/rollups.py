@@ -11,20 +11,21 @@ It has a connection of its own: minute rows never wait for it.
 
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from marketflow.logs import RateLimit
 from marketflow.stores.postgres.candle_sql import (
-    RECURSIVE_SERIES,
     SUMMED,
     SUMS,
     TOTAL_OF_ROW,
     VALID,
     candle_select,
+    recursive_series,
     time_of,
 )
 from marketflow.stores.postgres.connections.reconnecting_connection import ReconnectingConnection
+from marketflow.stores.postgres.partitions import DailyPartitions
 from marketflow.stores.postgres.retention import Retention
 from marketflow.stores.postgres.rows import DAY_MS, reason, to_datetime
 
@@ -45,13 +46,19 @@ MOST_DAYS = 64
 REJECTED_SECONDS = 600.0
 """Time until a day that PostgreSQL rejected is tried again."""
 
+_DAY = timedelta(days=1)
+
+_ALWAYS = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
 _Mark = tuple[str, str, str, datetime]
 
 # A wait for a lock must not take longer than the work. A truncation locks the minutes first, so they are locked first.
-_BEGIN = "set local lock_timeout = 200; lock table aggregates in access share mode"
+# Not its partitions: each has to wait for the table as well.
+_BEGIN = "set local lock_timeout = 200; lock table only aggregates in access share mode"
 
 _TO_DO = """
-select rolled_until, exists (select from aggregates_daily where not hourly and timestamp < '2200-01-01 00:00:00+00')
+select rolled_until, exists (select from aggregates_daily where not hourly and timestamp < '2200-01-01 00:00:00+00'),
+       partitioned_from
 from aggregates_rolled_until
 """
 
@@ -70,7 +77,13 @@ order by timestamp desc, exchange, pair_name, mode limit %s for update skip lock
 _OF_SERIES = "exchange = marked.exchange and pair_name = marked.pair_name and mode = marked.mode"
 _OF_DAY = f"{_OF_SERIES} and timestamp >= marked.day and timestamp < marked.day + interval '24 hours'"
 
-_MARKS = "unnest(%s::text[], %s::text[], %s::text[], %s::timestamptz[]) as marked (exchange, pair_name, mode, day)"
+# The days of all marks together, by which partitions are left out of the plan.
+_OF_DAYS = "timestamp >= %(since)s::timestamptz and timestamp < %(until)s::timestamptz"
+
+_MARKS = """
+unnest(%(exchange)s::text[], %(pair_name)s::text[], %(mode)s::text[], %(day)s::timestamptz[])
+as marked (exchange, pair_name, mode, day)
+"""
 
 _IS_MARKED = """
 (daily.exchange, daily.pair_name, daily.mode, daily.timestamp)
@@ -89,7 +102,7 @@ def _of_hour(column: str, at: str, start: str) -> str:
     return f"""
         cross join lateral (
             select {column} as price, {time_of(at)} as at
-            from aggregates where {_OF_SERIES} and timestamp = {start} limit 1
+            from aggregates where {_OF_SERIES} and timestamp = {start} and {_OF_DAYS} limit 1
         )
     """  # noqa: S608
 
@@ -110,7 +123,7 @@ from {_MARKS} cross join lateral (
     with minutes as materialized (
         select timestamp, {TOTAL_OF_ROW} as total, min_price, max_price, tick_count, {SUMMED},
                date_bin(interval '1 hour', timestamp, marked.day) as hour
-        from aggregates where {_OF_DAY} and {VALID}
+        from aggregates where {_OF_DAY} and {_OF_DAYS} and {VALID}
     ), whole as materialized (
         select hour, sum(total) as total, coalesce(sum(tick_count), 0)::int8 as ticks,
                min(min_price) as low, max(max_price) as high, min(timestamp) as first, max(timestamp) as last, {SUMS}
@@ -143,8 +156,9 @@ where {_IS_MARKED}
 _REMOVE = f"delete from aggregates_daily as daily using {_MARKS} where {_IS_MARKED} and not hourly"  # noqa: S608
 
 # An index scan for each series, along the primary key: its first minute from `rolled_until` on.
+_SCANNED = "timestamp >= %(first)s::timestamptz and timestamp < %(end)s::timestamptz"
 _MOVE = f"""
-with {RECURSIVE_SERIES}, upcoming as materialized (
+with {recursive_series(condition=_SCANNED)}, upcoming as materialized (
     select series.*, date_trunc('day', minute.timestamp, 'UTC') as day from series cross join lateral (
         select timestamp from aggregates
         where exchange = series.exchange and pair_name = series.pair_name and mode = series.mode
@@ -183,6 +197,7 @@ class PostgresRollups:
         self._batch = MOST_DAYS // 8
         self._rejected: dict[_Mark, float] = {}  # until when they are skipped (monotonic)
         self._limit = RateLimit(60.0)
+        self._partitions = DailyPartitions(monotonic)
 
     def roll_up(self, now_ms: int) -> bool:
         """Work for STEP_SECONDS on the days that are over at `now_ms` (Unix ms); return whether more is to be done.
@@ -194,12 +209,14 @@ class PostgresRollups:
         end = self._monotonic() + STEP_SECONDS
         with self._connection.opened() as connection:
             while (found := _to_do(connection)) is not None:
-                rolled, marked = found
+                rolled, marked, partitioned_from = found
+                if partitioned_from is not None:
+                    self._partitions.add(connection, now_ms)
                 # Marks that are locked or were rejected do not block the rest.
                 if marked and self._replace(connection):
                     pass
                 elif rolled < until:
-                    _move(connection, until)
+                    _move(connection, until, partitioned_from)
                 elif not self._retention.step(connection, now_ms):
                     break
                 if self._monotonic() >= end:
@@ -254,8 +271,11 @@ class PostgresRollups:
         self._limit.log((exchange, symbol, mode), "ERROR", text, exchange=exchange)
 
 
-def _to_do(connection: "BoundedConnection") -> tuple[datetime, bool] | None:
-    """Until when minutes are rolled up, and whether there are marks; None before the tables exist."""
+def _to_do(connection: "BoundedConnection") -> tuple[datetime, bool, datetime | None] | None:
+    """Until when minutes are rolled up, whether there are marks, and from when on there are daily partitions, if any.
+
+    None before the tables exist.
+    """
     with connection.pinned():
         return connection.execute(_TO_DO, binary=True).fetchone()
 
@@ -266,16 +286,26 @@ def make(connection: "psycopg.Connection[Any]", marked: list[_Mark]) -> None:
     Separate statements after the locking one: each sees all that was committed before the marks were locked.
     """
     connection.cursor().executemany(_FORGET_HOURS, [(*mark, mark[-1]) for mark in marked])
-    columns = [list(column) for column in zip(*marked, strict=True)]
+    columns = dict(zip(("exchange", "pair_name", "mode", "day"), map(list, zip(*marked, strict=True)), strict=True))
+    days = [day for *_, day in marked]
+    wanted = {**columns, "since": min(days), "until": max(days) + _DAY}
     for statement in (_MAKE_HOURS, _REPLACE, _REMOVE):
-        connection.execute(statement, columns)
+        connection.execute(statement, wanted)
 
 
-def _move(connection: "BoundedConnection", until: datetime) -> None:
-    """Move `rolled_until` past the next day that has minutes, marking its series, or to `until`."""
+def _move(connection: "BoundedConnection", until: datetime, partitioned_from: datetime | None) -> None:
+    """Move `rolled_until` past the next day that has minutes, marking its series, or to `until`.
+
+    Where there are daily partitions no further than to the end of one: to look for the series in many at once takes
+    seconds.
+    """
     with connection.pinned():
         connection.execute(_BEGIN)
         # Another writer may have moved it while this one waited.
         (rolled,) = connection.execute(_ROLLED, binary=True).fetchone() or (until,)
         if rolled < until:
-            connection.execute(_MOVE, {"rolled": rolled, "until": until})
+            first, end = _ALWAYS
+            if partitioned_from is not None:
+                first, end = (first, partitioned_from) if rolled < partitioned_from else (rolled, rolled + _DAY)
+            bounds = {"rolled": rolled, "until": min(until, end), "first": first, "end": end}
+            connection.execute(_MOVE, bounds)

@@ -15,6 +15,9 @@ CONNECT_SECONDS = 2
 OLDEST_MS, END_MS = 0, 7_258_118_400_000
 """Rows before the first and from the second time on (Unix ms, 1970 and 2200) are invalid (ddl/0005)."""
 
+FIRST_PARTITION = "aggregates_before"
+"""Name of the former table where the minutes have daily partitions, and of the constraint on its times."""
+
 VENUE_VALUES = len(VenueValues.__struct_fields__)
 
 HOUR_MS = 60 * 60_000

@@ -22,7 +22,7 @@ from marketflow.logs import RateLimit
 from marketflow.model import Candle, Candles, Mode, Series, Slot
 from marketflow.stores.postgres.candle_sql import SUMMED, TOTAL_OF_ROW, VALID, time_of
 from marketflow.stores.postgres.connections.reconnecting_connection import ReconnectingConnection
-from marketflow.stores.postgres.rows import candle_of_row, json_rows, reason, to_datetime, to_unix_ms
+from marketflow.stores.postgres.rows import FIRST_PARTITION, candle_of_row, json_rows, reason, to_datetime, to_unix_ms
 
 if TYPE_CHECKING:
     from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
@@ -278,6 +278,8 @@ def _is_rejection(error: Exception) -> bool:
     from psycopg import DataError, IntegrityError, errors
 
     of_owner = errors.RaiseException, errors.WithCheckOptionViolation
+    if isinstance(error, errors.CheckViolation) and error.diag.constraint_name == FIRST_PARTITION:
+        return False  # left by a conversion that was killed: the row is right
     return isinstance(error, (DataError, IntegrityError, *of_owner, ValueError, ArithmeticError))
 
 
