@@ -18,6 +18,11 @@ do $migration$
 declare
     who text;
 begin
+    -- Left from minutes that were dropped. Not replaced: whoever has made one would still own it.
+    execute format(
+        'drop function if exists %1$I.aggregates_partitions(), %1$I.aggregates_add_partitions(timestamptz, timestamptz),'
+        ' %1$I.aggregates_drop_partition()', current_schema()
+    );
     execute format($function$
 -- The partitions of minutes with their bounds; the default one has none.
 create function %1$I.aggregates_partitions(out partition regclass, out since timestamptz, out until timestamptz)

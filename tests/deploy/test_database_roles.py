@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -56,15 +57,24 @@ def role(server: PostgresServer, name: str) -> dict[str, Any]:
     return connection_keywords(**server.keywords | at)
 
 
-def migrate(server: PostgresServer, name: str) -> "subprocess.CompletedProcess[str]":
+def place_of(keywords: dict[str, Any]) -> dict[str, Any]:
+    return {key: keywords[key] for key in ("host", "port", "user", "password", "dbname")}
+
+
+def migrate(server: PostgresServer, name: str, *options: str) -> "subprocess.CompletedProcess[str]":
     at = role(server, name)
     given = {
         f"MARKETFLOW_POSTGRES__{key.upper()}": str(at[key]) for key in ("host", "port", "user", "password", "dbname")
     }
     return subprocess.run(
-        [sys.executable, "-m", "marketflow", "migrate"], env=os.environ | given, cwd=ROOT,
+        [sys.executable, "-m", "marketflow", "migrate", *options], env=os.environ | given, cwd=ROOT,
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
+
+
+def partitions(connection: "psycopg.Connection[Any]") -> list[str]:
+    query = "select inhrelid::regclass::text from pg_inherits where inhparent = 'aggregates'::regclass"
+    return [name for (name,) in connection.execute(query)]
 
 
 def minutes(day: int = 0, ticks: int = 4) -> dict[Slot, Candle]:
@@ -89,18 +99,19 @@ def ticks_of_the_day(keywords: dict[str, Any]) -> int:
     return asyncio.run(read())
 
 
-def test_three_roles_have_the_rights_they_need_only(server: PostgresServer) -> None:
+@pytest.mark.parametrize("options", [[], ["--partition"]])
+def test_three_roles_have_the_rights_they_need_only(server: PostgresServer, options: list[str]) -> None:
     with server.connect() as superuser:
         rights = superuser.execute(
             "select rolname from pg_roles where rolname like 'marketflow\\_%'"
             " and (rolsuper or rolcreaterole or rolcreatedb or rolbypassrls or rolreplication)"
         )
         assert rights.fetchall() == []
-    refused = migrate(server, "writer")
+    refused = migrate(server, "writer", *options)
     assert refused.returncode == 1
     assert "permission denied" in refused.stderr
     for _ in range(2):
-        done = migrate(server, "owner")
+        done = migrate(server, "owner", *options)
         assert done.returncode == 0, done.stderr
 
     with closing(PostgresWriter(role(server, "writer"), resource("ddl"), 10)) as archive:
@@ -112,19 +123,47 @@ def test_three_roles_have_the_rights_they_need_only(server: PostgresServer) -> N
     assert ticks_of_the_day(role(server, "reader")) == 25
 
     for name in ("writer", "reader"):
-        place = {key: role(server, name)[key] for key in ("host", "port", "user", "password", "dbname")}
-        with psycopg.connect(**place, autocommit=True) as connection:
+        with psycopg.connect(**place_of(role(server, name)), autocommit=True) as connection:
             forbidden = ["drop table aggregates", "alter table aggregates add x int", "create table mine (x int)",
                          "create temp table mine (x int)", "truncate aggregates"]  # fmt: skip
+            if options:
+                assert partitions(connection)
+                forbidden += [f"select from {each}" for each in partitions(connection)]
             if name == "reader":
+                forbidden += ["select aggregates_drop_partition()"]
                 forbidden += ["delete from aggregates", "update aggregates set tick_count = 1"]
             for statement in forbidden:
                 with pytest.raises((psycopg.errors.InsufficientPrivilege, psycopg.errors.InsufficientPrivilege)):
                     connection.execute(statement)
 
 
-def test_documented_backup_restores_with_working_triggers(server: PostgresServer, server_folder: Path) -> None:
-    assert migrate(server, "owner").returncode == 0
+def test_writer_adds_and_drops_partitions_of_the_owner(server: PostgresServer) -> None:
+    assert migrate(server, "owner", "--partition").returncode == 0
+    today = int(time.time()) * 1000 // DAY_MS * DAY_MS
+    now_ms = today + 20 * DAY_MS
+    rows = {Slot(SERIES, start): candle for (_, start), candle in minutes((today - DAY) // DAY_MS).items()}
+    with closing(PostgresWriter(role(server, "writer"), resource("ddl"), 10)) as archive:
+        archive.write(rows)
+        with closing(PostgresRollups(role(server, "writer"), retention=Retention(2))) as days:
+            while days.roll_up(now_ms):
+                pass
+            with server.connect(dbname="marketflow") as superuser:
+                found = partitions(superuser)
+                assert time.strftime("aggregates_%Y%m%d", time.gmtime(now_ms / 1000)) in found
+                superuser.execute(
+                    "update aggregates_rolled_until set kept_from = '2100-01-01Z', rolled_until = '2100-01-01Z'"
+                )
+                owner = "select distinct relowner::regrole::text from pg_class where relname like 'aggregates%'"
+                assert superuser.execute(owner).fetchall() == [("marketflow_owner",)]
+        with psycopg.connect(**place_of(role(server, "writer")), autocommit=True) as writer:
+            assert writer.execute("select aggregates_drop_partition()").fetchone() == ("aggregates_before",)
+
+
+@pytest.mark.parametrize("options", [[], ["--partition"]])
+def test_documented_backup_restores_with_working_triggers(
+    server: PostgresServer, server_folder: Path, options: list[str]
+) -> None:
+    assert migrate(server, "owner", *options).returncode == 0
     with closing(PostgresWriter(role(server, "writer"), resource("ddl"), 10)) as archive:
         archive.write(minutes() | minutes(1))
     with closing(PostgresRollups(role(server, "writer"))) as days:

@@ -1,6 +1,7 @@
 """Daily partitions: the conversion of a table in use, retention by dropping, and what goes wrong with both."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -13,7 +14,7 @@ import pytest
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot
 from marketflow.resources import resource
-from marketflow.stores.postgres import partition_conversion
+from marketflow.stores.postgres import partition_conversion, reader
 from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.partitions import DailyPartitions
 from marketflow.stores.postgres.retention import Retention
@@ -29,13 +30,13 @@ NOW = DAY + 10 * DAY_MS + 60 * MINUTE_MS
 SERIES = [Series(Mode.LIVE, exchange, "BTCUSDT") for exchange in ("exchange1", "exchange2")]
 
 
+def candle(start: int, ticks: int = 4) -> Candle:
+    return Candle(2, 3, 1, 2, 2 * ticks, ticks, start, start, start, start, 0, 0)
+
+
 def minutes(day: int, count: int = 20, ticks: int = 4) -> Candles:
     start = DAY + day * DAY_MS
-    return {
-        Slot(series, start + n * 7 * MINUTE_MS): Candle(2, 3, 1, 2, 2 * ticks, ticks, start, start, start, start, 0, 0)
-        for series in SERIES
-        for n in range(count)
-    }
+    return {Slot(series, start + n * 7 * MINUTE_MS): candle(start, ticks) for series in SERIES for n in range(count)}
 
 
 def write(place: dict[str, Any], rows: Candles) -> None:
@@ -58,6 +59,12 @@ def partitions(user: "psycopg.Connection[Any]") -> dict[str, int]:
         if rows or "aggregates_2025112" in name:
             found[name] = rows
     return found
+
+
+@pytest.fixture(autouse=True)
+def _patient_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first query of a connection plans all partitions, which takes longer beside other tests."""
+    monkeypatch.setattr(reader, "READ_SECONDS", 10.0)
 
 
 @pytest.fixture
@@ -255,10 +262,7 @@ def test_conversion_beside_a_writer_loses_no_row(
             with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 2)) as archive:
                 number = 0
                 while not ended.is_set():
-                    rows = {
-                        Slot(series, start - number * MINUTE_MS): Candle(2, 3, 1, 2, 8, 4, *[start] * 4, 0, 0)
-                        for series in SERIES
-                    }
+                    rows = {Slot(series, start - number * MINUTE_MS): candle(start) for series in SERIES}
                     assert archive.write(rows) == 0
                     written.update(rows)
                     number += 1
@@ -358,3 +362,26 @@ def test_conversion_waits_for_long_transactions_and_gives_up(
             partition(postgres_db, to_datetime(DAY))
         write(postgres_db, minutes(1))
     partition(postgres_db, to_datetime(DAY + DAY_MS))
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+@pytest.mark.parametrize(("rows", "seconds"), [(15_000, 3.0), (100_000, 20.0)])
+def test_backlog_of_many_series_is_written_in_time(
+    postgres_db: dict[str, Any], rows: int, seconds: float, partitioned: bool
+) -> None:
+    """Of 15,000 series, after an outage; twice, as after a COMMIT whose answer was lost."""
+    series = [Series(Mode.LIVE, f"exchange{n % 3}", f"SYMBOL{n // 3}") for n in range(15_000)]
+    starts = [DAY + n * MINUTE_MS for n in range(-(-rows // len(series)))]
+    slots = [Slot(each, start) for start in starts for each in series][:rows]
+    backlog = {slot: candle(slot.start) for slot in slots}
+    with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 200)) as archive:
+        archive.write({})
+        if partitioned:
+            partition(postgres_db, to_datetime(DAY - DAY_MS))
+        for _ in range(2):
+            began = time.monotonic()
+            assert archive.write(backlog) == 0
+            assert time.monotonic() - began < seconds
+    with psycopg.connect(**postgres_db, autocommit=True) as user:
+        assert partitions(user).get("aggregates_20251121" if partitioned else "", rows) == rows
+        assert counts(user)[0] == rows

@@ -22,11 +22,13 @@ from marketflow.stores.ports import CandleRange
 from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.stores.postgres.retention import Retention
 from marketflow.stores.postgres.rollups import PostgresRollups
-from marketflow.stores.postgres.rows import DAY_MS, connection_keywords
+from marketflow.stores.postgres.rows import DAY_MS, connection_keywords, to_datetime
 from marketflow.stores.postgres.writer import PostgresWriter
+from tests.support.partitions import partition
 
 DAY = 1_763_683_200_000  # midnight, UTC
 HOUR_MS = 60 * 60_000
+SERIES = Series(Mode.LIVE, "exchange1", "BTCUSDT")
 CANDLE = Candle(2, 3, 1, 2, 8, 4, DAY, DAY, DAY, DAY, 0, 0)
 
 FUNCTIONS = ("aggregates_changed", "aggregates_truncated", "aggregates_versioned")
@@ -212,6 +214,39 @@ def test_statements_find_no_operator_or_function_of_a_stranger(
         selection = RowFilter(Mode.LIVE)
         for part in find_series(connection, selection):
             assert sum(rows for _, rows in read_blocks(connection, selection, part)) == 48
+
+
+def test_functions_of_partitions_are_for_writers_alone(
+    postgres_db: dict[str, Any], owner: "psycopg.Connection[Any]", stranger: "psycopg.Connection[Any]"
+) -> None:
+    """And find nothing of a stranger: neither operators, nor a table with the name of a partition."""
+    plant(stranger)
+    owner.execute("delete from aggregates_daily")
+    calls = (
+        "select * from aggregates_partitions()",
+        "select aggregates_add_partitions('2025-11-22Z', '2025-12-01Z')",
+        "select aggregates_drop_partition()",
+    )
+    for call in calls:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            stranger.execute(call)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="stranger_of_"):
+        partition(postgres_db, to_datetime(DAY))
+    owner.execute(f"drop owned by {stranger.info.user} cascade")
+    partition(postgres_db, to_datetime(DAY))
+    owner.execute(f"grant create on schema public to {stranger.info.user}")
+    plant(stranger)
+    keywords = connection_keywords(**postgres_db)
+    with closing(PostgresWriter(keywords, resource("ddl"), 10)) as archive:
+        archive.write({Slot(SERIES, DAY + n * HOUR_MS): CANDLE for n in range(300)})
+    with closing(PostgresRollups(keywords, retention=Retention(2, 30))) as rollups:
+        while rollups.roll_up(DAY + 12 * DAY_MS + HOUR_MS):
+            pass
+    assert owner.execute("select min(timestamp) from aggregates").fetchone() == (to_datetime(DAY + 10 * DAY_MS),)
+    assert days(owner) == 12
+    stranger.execute("create table public.aggregates_20260101 (like aggregates)")
+    with pytest.raises(psycopg.errors.DuplicateTable):
+        owner.execute("select aggregates_add_partitions('2026-01-01Z', '2026-01-02Z')")
 
 
 def test_superuser_does_not_take_over_a_table_of_another(
