@@ -145,3 +145,17 @@ def test_deleted_exchange_is_gone_and_others_stay(system: System) -> None:
     roll_up(system)
     for table in ("aggregates", "aggregates_daily", "aggregates_hourly"):
         assert system.query(EACH.format(table)) == [("exchange1", 20)]
+
+
+def test_partitioned_minutes_outlive_a_dump_and_restore(system: System) -> None:
+    write(system)
+    (commands,) = shell_blocks("Retention")
+    system.shell(commands, OWNER_PASSWORD=PASSWORDS["OWNER"])
+    (commands,) = shell_blocks("Dump and restore")
+    system.shell(commands)
+    write(system)
+    assert system.query(EACH.format("aggregates"), "reader") == [("exchange1", 20), ("exchange3", 20)]
+    assert system.query(EACH.format("aggregates_daily")) == [("exchange1", 20), ("exchange3", 20)]
+    assert system.query("select aggregates_drop_partition()") == [(None,)]
+    ((partitions,),) = system.query("select count(*) from pg_inherits where inhparent = 'aggregates'::regclass")
+    assert partitions == 10

@@ -197,7 +197,7 @@ def test_rows_are_stored_when_no_partition_can_be_added(
     write(postgres_db, minutes(40))
     roll_up(postgres_db, Retention(3), NOW + 31 * DAY_MS)
     assert partitions(user) == {"aggregates_other": 40}
-    assert len([line for line in log if "no partitions are added, rows go to the default one" in line]) == 1
+    assert len([line for line in log if "partitions cannot be added yet" in line]) == 1
 
 
 def test_conversion_keeps_rows_grants_triggers_and_key(postgres_db: dict[str, Any]) -> None:

@@ -70,7 +70,7 @@ class DailyPartitions:
         except psycopg.Error as error:
             if connection.broken:
                 raise
-            text = f"no partitions are added, rows go to the default one: {reason(error)}"
+            text = f"partitions cannot be added yet, rows of days without one go to the default one: {reason(error)}"
             self._limit.log("add", "WARNING", text)
             return
         self._due_at = self._monotonic() + ADDED_SECONDS
