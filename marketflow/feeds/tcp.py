@@ -19,6 +19,7 @@ from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
 from marketflow.feeds.decoder import Decoder
+from marketflow.feeds.fair_lock import FairLock
 from marketflow.feeds.feed import FeedReport, Record
 from marketflow.feeds.line_framing import Framer
 from marketflow.model import Candles, FeedState, merge_into
@@ -29,7 +30,7 @@ CONNECT_TIMEOUT_SECONDS = 3.0
 BATCH_SECONDS = 0.05
 """How long a batch may grow while a feed lags behind."""
 
-decoding = threading.Lock()
+decoding = FairLock()
 """Held by the one feed that decodes. Several flooded feeds would contend for Python's lock, which halves their
 throughput, and a feed with few ticks would wait behind all of them."""
 
