@@ -398,7 +398,7 @@ def test_api_role_imports_no_engine() -> None:
     """It is imported where it is run: in both roles while the embedded Redis starts."""
     script = (
         "import sys, marketflow.runtime.processes\n"
-        "engine = {'marketflow.runtime.engine', 'marketflow.runtime.leader_election', 'reactivex'} & set(sys.modules)\n"
+        "engine = {'marketflow.runtime.engine', 'marketflow.runtime.shard_holder', 'reactivex'} & set(sys.modules)\n"
         "sys.exit(str(engine) if engine else 0)"
     )
     root = Path(marketflow.__file__).parents[1]
