@@ -71,6 +71,7 @@ def allowed(key: str) -> str:
         "http.allowed_hosts": 'host names without a port, or "*"',
         "http.allowed_origins": 'origins such as "https://prices.example.com", or "*"',
         "http.trusted_proxies": "IP addresses and networks",
+        "redis.nodes": "a list of host:port",
         "flow.window_seconds": "a divisor of 60",
     }
     if key in lists:
@@ -242,7 +243,10 @@ def test_metrics_table_equals_the_metrics() -> None:
 
 def test_redis_table_holds_all_keys_and_channels() -> None:
     text = (ROOT / "deploy" / "README.md").read_text() + (ROOT / "marketflow" / "README.md").read_text()
+    plain = keys.PLAIN
     names = [value for value in vars(keys).values() if isinstance(value, str) and value.startswith("marketflow:")]
+    names += [plain.series_key, plain.archived_key("SHARD"), plain.complete_key("EXCHANGE"), plain.run_key("ID")]
+    names += [plain.newest_channel, plain.slices_channel, plain.minutes_channel]
     assert names
     assert [name for name in names if f"`{name}`" not in text] == []
 

@@ -205,6 +205,40 @@ def test_symbols_of_a_venue_may_be_text(text: str) -> None:
     assert venue.symbols == {"BTCUSDT": "", "ETHUSDT": ""}
 
 
+# --- Redis Cluster
+
+
+@pytest.mark.parametrize("text", ["[::1]:7001, b:7002", "[::1]:7001 b:7002", '["[::1]:7001", "b:7002"]'])
+def test_nodes_of_a_redis_cluster_may_be_text(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("MARKETFLOW_REDIS__NODES", text)
+    redis = load().redis
+    assert redis.addresses == (("::1", 7001), ("b", 7002))
+    assert (redis.bucket_count, redis.is_embedded) == (16, False)
+
+
+def test_plain_redis_has_one_bucket() -> None:
+    assert (load().redis.bucket_count, load().redis.is_embedded) == (1, True)
+    assert load(None, {"redis.host": "a", "redis.buckets": 1}).redis.bucket_count == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"redis.nodes": ["a"]}, "redis.nodes[0]"),
+        ({"redis.nodes": ["a:0"]}, "redis.nodes[0]"),
+        ({"redis.nodes": [7001]}, "redis.nodes[0]"),
+        ({"redis.nodes": ["a:1", "A:1"]}, "redis.nodes"),
+        ({"redis.nodes": 7001}, "redis.nodes"),
+        ({"redis.buckets": 0}, "redis.buckets"),
+        ({"redis.buckets": 16}, "redis.buckets = 16: must be 1 without redis.nodes"),
+        ({"redis.nodes": ["a:1"], "redis.host": "b"}, "redis.host and redis.nodes"),
+        ({"redis.nodes": ["a:1"], "redis.db": 3}, "redis.db = 3: must be 0"),
+    ],
+)
+def test_contradicting_cluster_settings_are_refused(given: dict[str, object], named: str) -> None:
+    assert problems(given).startswith(named)
+
+
 def test_numbers_and_words_get_their_types(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MARKETFLOW_MODE", "LIVE")
     monkeypatch.setenv("MARKETFLOW_LOG__LEVEL", "debug")
@@ -392,8 +426,8 @@ def test_all_problems_are_reported_with_sources(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("MARKETFLOW_FLOW__DB_BATCH_SIZE", "0")
     assert problems({"mode": "demo"}, path).splitlines() == [
         f"http.port = 70000: must be a whole number from 0 to 65535 (from {path})",
-        "redis: must be a table of host, port, username, password, tls, tls_ca, tls_cert, tls_key, db, ttl_seconds"
-        f" (from {path})",
+        "redis: must be a table of host, port, username, password, tls, tls_ca, tls_cert, tls_key, db, nodes, buckets,"
+        f" ttl_seconds (from {path})",
         "flow.db_batch_size = 0: must be a whole number from 1 to 10000 (from MARKETFLOW_FLOW__DB_BATCH_SIZE)",
         'mode = "demo": must be one of test, live',
     ]

@@ -13,7 +13,7 @@ from reactivex import operators as ops
 from marketflow.clock import Clock, milliseconds
 from marketflow.feeds.corrections import Corrections, NoCorrections
 from marketflow.feeds.trade_statistics import TradeStatistics
-from marketflow.model import SECOND_MS, Candles, Mode, Series, Tick
+from marketflow.model import SECOND_MS, Candles, Mode, Series, Slot, Tick
 from marketflow.pipeline.backlog import ArchiveSink, Backlog
 from marketflow.pipeline.branches import Branch, Branches, Refills
 from marketflow.pipeline.fan_in import FeedSet
@@ -263,8 +263,14 @@ class Parts:
             self.pause_newest()
 
     def refill(self, contents: Callable[[], dict[Any, Any]]) -> Observable[dict[Any, Any]]:
-        """Emit all of `contents` each time the cache lacks it."""
-        return self._cache_losses.pipe(ops.map(lambda _: contents()), ops.filter(bool))
+        """Emit of `contents` what the cache lacks, each time it lacks something."""
+
+        def lacking(_: bool) -> dict[Any, Any]:
+            lacks = self.cache.lacks
+            found = contents().items()
+            return {key: value for key, value in found if lacks(key.series if isinstance(key, Slot) else key)}
+
+        return self._cache_losses.pipe(ops.map(lacking), ops.filter(bool))
 
     # Ownership
 

@@ -36,8 +36,7 @@ from marketflow.settings.reloading import Changes
 from marketflow.stores.ports import Announcements, CacheReader
 from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.stores.postgres.request_coalescing import CoalescingReader
-from marketflow.stores.redis.near_cache import NearCache
-from marketflow.stores.redis.reader import RedisReader
+from marketflow.stores.redis.buckets.bucketed_cache import BucketedCache
 from marketflow.tasks import background, cancel, log_failure
 
 SETTLE_MS = 10_000
@@ -50,8 +49,7 @@ RELOAD_SECONDS = 10.0
 class Readers(NamedTuple):
     """Readers of the stores: the cache, the near cache that follows its announcements, and the archive."""
 
-    cache: RedisReader
-    near_cache: NearCache
+    cache: BucketedCache
     archive: PostgresReader
 
 
@@ -185,14 +183,12 @@ class AsgiApplication(ABC):
     async def readers(self, stack: AsyncExitStack, servers: Servers) -> "Readers":
         """Connect the reader of the cache; the one of the archive has yet to be opened."""
         settle_ms = self.settings.flow.late_after_ms + SETTLE_MS
-        cache = RedisReader.connect(servers.redis, system_clock, settle_ms, self.settings.flow.minute_ms)
+        cache = BucketedCache.connect(servers.redis, system_clock, settle_ms, self.settings.flow.minute_ms)
         stack.push_async_callback(cache.close)
-        near_cache = NearCache(cache, servers.redis, system_clock, self.settings.flow.minute_ms)
-        stack.push_async_callback(near_cache.close)
-        await stack.enter_async_context(background(near_cache.listen()))
+        await stack.enter_async_context(background(cache.listen()))
         archive = PostgresReader(servers.postgres)
         stack.push_async_callback(archive.close)
-        return Readers(cache, near_cache, archive)
+        return Readers(cache, archive)
 
     async def probe(self, stack: AsyncExitStack, *probes: Probe) -> None:
         """Probe the stores now, and periodically from now on."""

@@ -44,7 +44,7 @@ from marketflow.stores.postgres.holes import PostgresHoles
 from marketflow.stores.postgres.retention import Retention
 from marketflow.stores.postgres.rollups import PostgresRollups
 from marketflow.stores.postgres.writer import PostgresWriter
-from marketflow.stores.redis.writer import RedisWriter
+from marketflow.stores.redis.buckets.bucketed_writer import BucketedWriter
 from marketflow.tasks import Backoff
 
 BEGIN_SECONDS = 1.0
@@ -153,7 +153,7 @@ class Engine:
             closed_after_ms=settings.flow.closed_after_ms,
         )
         ttl_seconds = settings.redis.ttl_seconds
-        self.cache = RedisWriter.connect(redis, settings.series, clock, ttl_seconds, threads + 8)
+        self.cache = BucketedWriter.connect(redis, settings.series, clock, ttl_seconds, threads + 8)
         self.archive = _StartingArchive(postgres, ddl, settings.flow.db_batch_size)
         self.archive.started = archive_started
         self._days = PostgresRollups(

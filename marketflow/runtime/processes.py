@@ -148,7 +148,7 @@ class BothRoles(AsgiApplication):
         await importing
         from marketflow.runtime.engine import Engine
 
-        run_began, announcements = system_clock(), LocalAnnouncements(asyncio.get_running_loop(), readers.near_cache)
+        run_began, announcements = system_clock(), LocalAnnouncements(asyncio.get_running_loop(), readers.cache)
         engine = Engine(
             settings,
             servers.redis,
@@ -162,10 +162,10 @@ class BothRoles(AsgiApplication):
             archive_started=servers.postgres_started,
         )
         # What is shown as the latest price is in the periods as well, which Redis has a moment later.
-        readers.cache.newest_in_process = engine.window_state.newest_of
+        readers.cache.take_newest_in_process(engine.window_state.newest_of)
         client = connect(servers.redis)
         stack.callback(client.close)
-        is_sole = not settings.redis.host
+        is_sole = settings.redis.is_embedded
         lease_seconds = SOLE_LEASE_SECONDS if is_sole else LEASE_SECONDS
         table = ShardTable(client, _names_of(settings), takes_all=True, lease_seconds=lease_seconds)
         self._reconfigure = engine.reconfigure
@@ -196,9 +196,7 @@ class BothRoles(AsgiApplication):
         return self.context(
             stack,
             _OwnMode(engine, member),
-            FallbackReader(
-                readers.near_cache, StateReader(engine.window_state), lambda: engine.cache_complete, run_began
-            ),
+            FallbackReader(readers.cache, StateReader(engine.window_state), lambda: engine.cache_complete, run_began),
             announcements,
             readers.archive,
             HealthReport(
@@ -297,8 +295,8 @@ class ApiRole(AsgiApplication):
         return self.context(
             stack,
             feeds,
-            readers.near_cache,
-            readers.near_cache,
+            readers.cache,
+            readers.cache,
             readers.archive,
             HealthReport(
                 feeds.feed_states,

@@ -44,9 +44,14 @@ class Servers(NamedTuple):
 
 def find_servers(settings: Settings) -> Servers:
     """Return the addresses of both. Starts and touches nothing."""
-    redis_at = connection.connection_keywords(
-        *_fields(settings.redis, "host", "port", "password", "db", "username", "tls", "tls_ca", "tls_cert", "tls_key")
-    )
+    access = _fields(settings.redis, "password", "username", "tls", "tls_ca", "tls_cert", "tls_key")
+    if settings.redis.nodes:
+        redis_at = connection.cluster_keywords(settings.redis.addresses, settings.redis.bucket_count, *access)
+    else:
+        password, *others = access
+        redis_at = connection.connection_keywords(
+            settings.redis.host, settings.redis.port, password, settings.redis.db, *others
+        )
     postgres_at = rows.connection_keywords(
         *_fields(
             settings.postgres,
@@ -62,7 +67,7 @@ def find_servers(settings: Settings) -> Servers:
         )
     )
     embedded: list[EmbeddedServer] = []
-    if not settings.redis.host:
+    if settings.redis.is_embedded:
         embedded.append(embedded_redis := EmbeddedRedis(settings.data_dir / "redis"))
         redis_at = connection.connection_keywords(embedded_redis.socket_path, 0, "", 0)
     if not settings.postgres.host:
@@ -95,7 +100,7 @@ async def running_servers(
         _point_to_old_data(settings)
         if not settings.postgres.host:
             refuse_unreachable(settings.data_dir)
-        if not (settings.redis.host and settings.postgres.host):
+        if settings.redis.is_embedded or not settings.postgres.host:
             stack.enter_context(claim(settings.data_dir))
         servers = find_servers(settings)
         try:

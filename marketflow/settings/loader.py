@@ -97,6 +97,12 @@ def _check_together(settings: Settings) -> None:
         raise SettingsError("redis.tls_cert and redis.tls_key: must be given together")
     if settings.redis.tls and settings.redis.host.startswith("/"):
         raise SettingsError("redis.tls = true: is not possible with the path of a socket as redis.host")
+    if settings.redis.nodes and settings.redis.host:
+        raise SettingsError("redis.host and redis.nodes: only one of them, nodes is for a Redis Cluster")
+    if settings.redis.nodes and settings.redis.db:
+        raise SettingsError(f"redis.db = {settings.redis.db}: must be 0 with redis.nodes, as a cluster has no other")
+    if settings.redis.bucket_count > 1 and not settings.redis.nodes:
+        raise SettingsError(f"redis.buckets = {settings.redis.buckets}: must be 1 without redis.nodes")
 
 
 def convert(key: str, text: str) -> Any:

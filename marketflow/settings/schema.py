@@ -86,6 +86,9 @@ Keep = Annotated[
 History = Annotated[
     str, _matches(r"([0-9]{1,5}[smhd]){1,4}", 'a duration such as "24h", "365d" or "1h30m", or "0s" for none')
 ]
+Buckets = Annotated[
+    Annotated[int, Meta(ge=1, le=1024)] | None, Meta(description="a whole number from 1 to 1024, or left out")
+]
 Switch = Annotated[bool, Meta(description="true or false")]
 FilePath = Annotated[str, _matches(r"[^\x00\ud800-\udfff]*", 'the path of a file, or ""')]
 FolderPath = Annotated[str, _matches(r"[^\x00\ud800-\udfff]*", 'the path of a folder, or ""')]
@@ -96,6 +99,9 @@ LogLevel = Literal["TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRI
 
 WRITTEN_MS = 500
 """Most time from the receipt of a tick until queries see it, unless a store is unavailable."""
+
+CLUSTER_BUCKETS = 16
+"""Buckets of a Redis Cluster: enough to spread over a handful of masters, and few calls for a write of all series."""
 
 ROOT_DATA_DIR = Path("/var/lib/marketflow")
 
@@ -205,8 +211,9 @@ class PostgresSettings(_Section, frozen=True, kw_only=True):
 
 
 class RedisSettings(_Section, frozen=True, kw_only=True):
-    """Redis, which caches recent prices; an empty host means the embedded server.
+    """Redis, which caches recent prices; without host and nodes it is the embedded server.
 
+    `nodes` are nodes of a Redis Cluster, which name all others.
     With TLS the server's certificate is verified, by `tls_ca` or the authorities that this machine trusts.
     """
 
@@ -219,7 +226,25 @@ class RedisSettings(_Section, frozen=True, kw_only=True):
     tls_cert: FilePath = ""
     tls_key: FilePath = ""
     db: Annotated[int, _whole(0, 65535)] = 0
+    nodes: tuple[str, ...] = ()  # its rule is in value_checks
+    buckets: Buckets = None
     ttl_seconds: Annotated[int, _whole(1, 86400, " of seconds")] = 70
+
+    @property
+    def is_embedded(self) -> bool:
+        """Return whether MarketFlow starts the server."""
+        return not self.host and not self.nodes
+
+    @property
+    def bucket_count(self) -> int:
+        """Return into how many parts the keys are divided."""
+        return self.buckets or (CLUSTER_BUCKETS if self.nodes else 1)
+
+    @property
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """Return host and port of each node."""
+        parts = [node.rpartition(":") for node in self.nodes]
+        return tuple((host.strip("[]"), int(port)) for host, _, port in parts)
 
 
 class FlowSettings(_Section, frozen=True, kw_only=True):

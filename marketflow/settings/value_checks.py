@@ -39,6 +39,7 @@ def check_value(key: str, value: object) -> Any:
         "http.allowed_hosts": _allowed_hosts,
         "http.allowed_origins": _allowed_origins,
         "http.trusted_proxies": _trusted_proxies,
+        "redis.nodes": _redis_nodes,
         "exchanges": _exchanges,
         "alerts": _alerts,
         "redis.host": lambda host: _store_host("redis", host),
@@ -98,6 +99,22 @@ def _trusted_proxies(value: object) -> tuple[str, ...]:
     return tuple(proxies)
 
 
+def _redis_nodes(value: object) -> tuple[str, ...]:
+    nodes = _words(value)
+    if not isinstance(nodes, list | tuple):
+        raise RuleViolation('must be a list of nodes of a Redis Cluster, such as ["10.0.0.1:6379"]')
+    for number, node in enumerate(nodes):
+        _check_address(node, f"[{number}]")
+    _refuse_duplicates(nodes)
+    return tuple(nodes)
+
+
+def _check_address(address: object, place: str) -> None:
+    match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
+    if match is None or not 1 <= int(match[2]) <= 65535:
+        raise RuleViolation("must be host:port, the port from 1 to 65535", place, address)
+
+
 def _words(value: object) -> object:
     """Split a text at commas and spaces; return other values unchanged."""
     return words(value) if isinstance(value, str) else value
@@ -140,11 +157,8 @@ def _exchange(place: str, item: object) -> ExchangeSettings:
     shards = _convert(schema.Shards, fields.get("shards", 1), f"{place}.shards")
     if "venue" in fields:
         return _venue(name, place, fields, shards)
-    address = fields["address"]
-    match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
-    if match is None or not 1 <= int(match[2]) <= 65535:
-        raise RuleViolation("must be host:port, the port from 1 to 65535", f"{place}.address", address)
-    return ExchangeSettings(name=name, address=match[0], shards=shards)
+    _check_address(fields["address"], f"{place}.address")
+    return ExchangeSettings(name=name, address=str(fields["address"]), shards=shards)
 
 
 def _venue(name: str, place: str, fields: Mapping[str, object], shards: int) -> ExchangeSettings:

@@ -142,11 +142,15 @@ raise."""
 class SlotAnnouncements(Protocol):
     """Subscription to the slices and minutes that the writer of the cache publishes."""
 
-    live: bool
-    """Whether the subscription stands, so that no announcement is missed."""
+    @property
+    def live(self) -> bool:
+        """Whether the subscription stands, so that no announcement is missed."""
+        ...
 
-    times_live: int
-    """How often it was established; announcements between two of them were missed."""
+    @property
+    def times_live(self) -> int:
+        """How often it was established; announcements between two of them were missed."""
+        ...
 
     def announcing_slots(self, take: SlotListener) -> AbstractContextManager[None]:
         """Pass every changed slot to `take` once the cache is read with it, within the context."""
@@ -156,11 +160,15 @@ class SlotAnnouncements(Protocol):
 class Announcements(Protocol):
     """Subscription to what the writer of the cache publishes."""
 
-    live: bool
-    """Whether the subscription stands, so that no announcement is missed."""
+    @property
+    def live(self) -> bool:
+        """Whether the subscription stands, so that no announcement is missed."""
+        ...
 
-    times_live: int
-    """How often it was established; announcements between two of them were missed."""
+    @property
+    def times_live(self) -> int:
+        """How often it was established; announcements between two of them were missed."""
+        ...
 
     @property
     def slots(self) -> SlotAnnouncements:
@@ -314,6 +322,10 @@ class CacheWriter(Protocol):
 
     def needs_refill(self) -> bool:
         """Probe the cache: True once after each outage or loss of its data, when it lacks what was written."""
+        ...
+
+    def lacks(self, series: Series) -> bool:
+        """Whether that probe found that it may lack something of a series; the others need no refill."""
         ...
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from marketflow.feeds.venues.venue import Trade
 from marketflow.model import MINUTE_MS, Mode, Series, Slot, minute_start
-from marketflow.stores.redis.keys import MINUTES_CHANNEL
+from marketflow.stores.redis.keys import PLAIN
 from tests.support.application import Application, now_ms
 from tests.support.oracle import Rows
 from tests.support.servers import RedisServer, wait_until
@@ -111,7 +111,7 @@ def test_late_trades_correct_minute_hour_and_day(
         assert (before["1m"]["ticks"], before["1m"]["source"]) == (10, "ticks")
         wait_until(lambda: now_ms() > start + LATE_MS, timeout=80)
         with redis_db.client() as client, client.pubsub() as heard:
-            heard.subscribe(MINUTES_CHANNEL)
+            heard.subscribe(PLAIN.minutes_channel)
             server.trade(trades[-1])
             check_corrected(application, rows, trades, before)
             told = list(iter(lambda: heard.get_message(timeout=0.2), None))

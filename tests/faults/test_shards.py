@@ -74,7 +74,7 @@ class Gaps:
     @contextmanager
     def measured(self) -> Iterator["Gaps"]:
         with self._redis_db.client() as client, client.pubsub(ignore_subscribe_messages=True) as heard:
-            heard.subscribe(keys.SLICES_CHANNEL)
+            heard.subscribe(keys.PLAIN.slices_channel)
             thread = threading.Thread(target=self._listen, args=(heard,))
             thread.start()
             try:

@@ -77,7 +77,8 @@ class Process:
             return self.time.now_us / 1_000_000
 
         client = cast("redis.Redis", MemoryRedisClient(server))
-        cache = RedisWriter(client, ALL_SERIES, clock, 70, CircuitBreaker(monotonic=monotonic), monotonic=monotonic)
+        circuit_breaker = CircuitBreaker(monotonic=monotonic)
+        cache = RedisWriter(client, ALL_SERIES, clock, 70, lambda: circuit_breaker, monotonic=monotonic)
         self.days = FakeDays()
         self.pipeline = Pipeline(
             modes=self.modes.changes,

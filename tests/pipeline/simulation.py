@@ -305,7 +305,7 @@ class Simulation:
             return time.now_us / 1_000_000
 
         circuit_breaker = CircuitBreaker(monotonic=monotonic)
-        cache = RedisWriter(client, ALL_SERIES, clock, 70, circuit_breaker, monotonic=monotonic)
+        cache = RedisWriter(client, ALL_SERIES, clock, 70, lambda: circuit_breaker, monotonic=monotonic)
         feeds = {mode: [ScriptedFeed(mode, exchange) for exchange in EXCHANGES] for mode in Mode}
         state, backlog, modes = WindowState(LATE_AFTER_MS), Backlog(), ModeSwitch(self.mode)
         pipeline = Pipeline(
@@ -404,7 +404,7 @@ class Simulation:
             start = Slot(slot.series, minute_start(slot.start))
             slices[start] = slices.get(start, 0) + bits_of(candle)
         closed = self._stored(keys.minutes_key)
-        archived_until = codec.decode_start(self.redis.strings.get(keys.archived_key(LEAD)))
+        archived_until = codec.decode_start(self.redis.strings.get(keys.PLAIN.archived_key(LEAD)))
         still_open = minute_start(self.now_ms) - RECENT_MS - 2 * MINUTE_MS
 
         def survivors(slot: Slot, minute: Minute) -> int:

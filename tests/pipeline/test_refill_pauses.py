@@ -45,6 +45,9 @@ class Refilled(FakeCache):
         self.branch.finished += 1
         self.lacking |= self.failing
 
+    def lacks(self, _: object) -> bool:
+        return True
+
     def needs_refill(self) -> bool:
         self.probed_at.append(float(self.time.clock))
         return super().needs_refill()

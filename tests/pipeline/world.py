@@ -155,6 +155,9 @@ class FakeCache:
         self._check()
         self.archived_until = until
 
+    def lacks(self, series: Series) -> bool:
+        return True
+
     def needs_refill(self) -> bool:
         if self.down:
             return False

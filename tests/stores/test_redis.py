@@ -412,7 +412,7 @@ def test_series_removed_a_day_ago_is_dropped_from_index(
     later.ms += keys.EXPIRY_MS
     with closing(RedisWriter.connect(keywords(redis_db), [BTC], later, TTL_SECONDS)) as next_run:
         next_run.recover()
-    assert client.zcard(keys.SERIES_KEY) == 1
+    assert client.zcard(keys.PLAIN.series_key) == 1
 
 
 def test_what_this_version_cannot_read_is_left_out(
@@ -421,7 +421,7 @@ def test_what_this_version_cannot_read_is_left_out(
     cache.put_slices(one())
     for number, member in enumerate([b"", b"\xff", b"[1,2]", b'{"open":1}', b"[" * 3000]):
         client.zadd(keys.window_key(BTC), {member: MINUTE + number * SLICE_MS})
-    client.zadd(keys.SERIES_KEY, {b"": 1, b"\xff": 2, b'["live"]': 3, b'["other","exchange1","BTCUSDT"]': 4})
+    client.zadd(keys.PLAIN.series_key, {b"": 1, b"\xff": 2, b'["live"]': 3, b'["other","exchange1","BTCUSDT"]': 4})
     client.hset(keys.latest_key(BTC), mapping={"price": "?", "timestamp": "1.5", "sequence": ""})
     assert cache.recover().slices == one()
     assert ask(redis_db, lambda reader: reader.recent([BTC], MINUTE)) == [(None, {MINUTE: candle()}, {})]
@@ -462,10 +462,10 @@ def test_without_mark_all_minutes_of_a_day_are_unarchived(
 
 def test_earlier_archive_mark_stands_until_backlog_is_read(cache: RedisWriter, client: "redis.Redis") -> None:
     cache.mark_archived(MINUTE)
-    assert client.get(keys.archived_key(LEAD)) is None
+    assert client.get(keys.PLAIN.archived_key(LEAD)) is None
     cache.unarchived()
     cache.mark_archived(MINUTE)
-    assert client.get(keys.archived_key(LEAD)) == str(MINUTE).encode()
+    assert client.get(keys.PLAIN.archived_key(LEAD)) == str(MINUTE).encode()
 
 
 # Until when trades are complete
@@ -486,10 +486,10 @@ def test_times_of_completeness_are_read_by_the_next_run(cache: RedisWriter, redi
 def test_times_of_completeness_that_are_none_are_skipped(
     cache: RedisWriter, client: "redis.Redis", value: bytes
 ) -> None:
-    client.set(keys.complete_key("binance"), value)
+    client.set(keys.PLAIN.complete_key("binance"), value)
     assert cache.complete_until("binance") == {}
     cache.put_complete_until("binance", {"BTCUSDT": MINUTE})
-    assert client.pttl(keys.complete_key("binance")) > 0
+    assert client.pttl(keys.PLAIN.complete_key("binance")) > 0
 
 
 # What the cache lacks

@@ -151,7 +151,7 @@ def test_probe_before_a_refill_of_many_series_is_few_calls(
     assert calls < 10
 
 
-@pytest.mark.parametrize("key_of", [lambda _: keys.SERIES_KEY, keys.window_key, keys.minutes_key])
+@pytest.mark.parametrize("key_of", [lambda _: keys.PLAIN.series_key, keys.window_key, keys.minutes_key])
 def test_key_of_another_type_does_not_block_a_start(redis_db: RedisServer, key_of: Callable[[Series], str]) -> None:
     with redis_db.client() as client, cache_at(keywords(redis_db), recovered=False) as cache:
         client.set(key_of(BTC), "not MarketFlow's")
@@ -301,12 +301,12 @@ def test_mirror_leaves_out_odd_announcements(log: list[str], monkeypatch: pytest
         window = near_cache._windows.setdefault(BTC, _Entry(CandleWindow({}, {}))).window
         unsound = msgspec.Raw(codec.encode_candle(msgspec.structs.replace(candle(), ticks=0)))
         good = msgspec.Raw(codec.encode_candle(candle(ticks=3)))
-        for channel in (keys.SLICES_CHANNEL, keys.MINUTES_CHANNEL):
+        for channel in (keys.PLAIN.slices_channel, keys.PLAIN.minutes_channel):
             slots = [((BTC, MINUTE), unsound), ((BTC, -5), good), ((BTC, MINUTE + 1000), good)]
             announce(near_cache, channel, slots)
         assert [each.ticks for each in window.by_minute(0, NOW).values()] == [3]
         with near_cache.announcing(taken.extend):
-            announce(near_cache, keys.NEWEST_CHANNEL, [(BTC, Tick(1.0, 10**18, 1)), (ETH, Tick(2.0, NOW, 1))])
+            announce(near_cache, keys.PLAIN.newest_channel, [(BTC, Tick(1.0, 10**18, 1)), (ETH, Tick(2.0, NOW, 1))])
         await near_cache.close()
 
     asyncio.run(check())

@@ -277,7 +277,7 @@ def test_newest_ticks_of_many_series_take_few_replies(server: RedisServer) -> No
     cache = RedisWriter.connect(place, series, lambda: MINUTE * 1_000_000, TTL_SECONDS)
     cache.recover()
     with server.client() as client, client.pubsub() as announcements:
-        announcements.subscribe(keys.NEWEST_CHANNEL)
+        announcements.subscribe(keys.PLAIN.newest_channel)
         for price in (1.0, 2.0):
             cache.put_newest({each: Tick(price, MINUTE, MINUTE * 1_000_000) for each in series})
         assert not cache.needs_refill()

@@ -32,7 +32,7 @@ AS_OWNER = "run this as the user that MarketFlow runs as"
 
 def data_folder_checks(settings: Settings) -> list[Check]:
     """Return the check of the data folder; none where both servers are external."""
-    if settings.redis.host and settings.postgres.host:
+    if not settings.redis.is_embedded and settings.postgres.host:
         return []
     where = str(settings.data_dir)
     return [Check("data folder", where, partial(_check_folder, where, settings.data_dir, not settings.postgres.host))]

@@ -49,7 +49,7 @@ COMMANDS: list[tuple[str, ...]] = [
     ("ZREMRANGEBYSCORE", _KEY, "0", "1"),
     ("RPUSH", _KEY, "1"),
     ("BLPOP", _KEY, "1"),
-    ("PUBLISH", keys.NEWEST_CHANNEL, "1"),
+    ("PUBLISH", keys.PLAIN.newest_channel, "1"),
     ("EVAL", "return 1", "1", _KEY),
 ]
 """Commands of MarketFlow, besides SUBSCRIBE and those of any client. They are queued here, never executed."""
@@ -186,7 +186,7 @@ def _refused(client: "redis.Redis", cluster_key: str) -> dict[str, str]:
     finally:
         connection.disconnect()  # which drops the queue as well
         client.connection_pool.release(connection)
-    names = (keys.NEWEST_CHANNEL, keys.SLICES_CHANNEL, keys.MINUTES_CHANNEL, keys.STATE_KEY)
+    names = (keys.PLAIN.newest_channel, keys.PLAIN.slices_channel, keys.PLAIN.minutes_channel, keys.STATE_KEY)
     db = client.get_connection_kwargs().get("db", 0)
     channel: Any
     with client.pubsub() as channel:  # type: ignore[no-untyped-call]

@@ -11,6 +11,7 @@ from marketflow.errors import Unavailable
 from marketflow.logs import Outage
 from marketflow.model import Series
 from marketflow.stores.circuit_breaker import CircuitBreaker
+from marketflow.stores.redis.buckets.slot_map import is_redirection
 
 _SERIES_A_READ = 50  # whose windows, of up to 4200 slices each, are read at once
 
@@ -20,8 +21,7 @@ series made 900 calls, each of which waited behind writes: 44 s on a busy machin
 """
 
 _CLUSTER_ERRORS = (
-    redis.exceptions.AskError,
-    redis.exceptions.MovedError,
+    redis.exceptions.AskError,  # MovedError as well
     redis.exceptions.ClusterCrossSlotError,
     redis.exceptions.ClusterDownError,
 )
@@ -33,15 +33,23 @@ class RedisCalls:
 
     Args:
         client: shared by all threads.
-        circuit_breaker: rejects calls for a while after a failure.
+        circuit_breaker: returns what rejects calls for a while after a failure: that of the node in use.
+        outage: logs failures; shared by the buckets of a cluster.
+        name: of the caller, for the outage.
     """
 
-    def __init__(self, client: "redis.Redis", circuit_breaker: CircuitBreaker) -> None:
+    def __init__(
+        self,
+        client: "redis.Redis",
+        circuit_breaker: Callable[[], CircuitBreaker],
+        outage: Outage | None = None,
+        name: str = "cache",
+    ) -> None:
         self.client = client
         self.incomplete = False
         """Whether a call failed, so that the cache may lack what was written; reset by the probe alone."""
         self._circuit_breaker = circuit_breaker
-        self._outage = Outage("Redis cannot be used", "Redis can be used again")
+        self._outage, self._name = outage or redis_outage(), name
         self._closed = False
 
     def close(self) -> None:
@@ -56,21 +64,33 @@ class RedisCalls:
         Raises:
             Unavailable: in place of any error of Redis, which opens the circuit breaker, and while that is open.
         """
+        circuit_breaker: CircuitBreaker | None = None
         try:
-            self._circuit_breaker.check()
+            circuit_breaker = self._circuit_breaker()
+            circuit_breaker.check()
             yield self.client
         except redis.RedisError as error:
             self.incomplete = True
-            self._circuit_breaker.failed()
-            self._outage.failed("cache", f"memory answers meanwhile: {_reason(error)}")
+            if circuit_breaker is not None and not is_redirection(error):
+                circuit_breaker.failed()
+            self._outage.failed(self._name, f"memory answers meanwhile: {self._reason(error)}")
             raise Unavailable(f"Redis cannot be used: {error}") from error
         except BaseException as error:
             self.incomplete = True
             if self._closed:  # by another thread: errors of the client are expected
                 raise Unavailable("the cache is closed") from error
             raise
-        self._circuit_breaker.succeeded()
-        self._outage.over("cache")
+        circuit_breaker.succeeded()
+        self._outage.over(self._name)
+
+    def _reason(self, error: redis.RedisError) -> str:
+        """The text of an error; says what to do where it comes from a cluster that is configured as a plain Redis."""
+        text = str(error)
+        if self._name != "cache":
+            return f"{self._name}: {text}"
+        if isinstance(error, _CLUSTER_ERRORS) or "SELECT is not allowed in cluster" in text:
+            return f"it is a node of a Redis Cluster; set redis.nodes instead of redis.host ({text})"
+        return text
 
     def each(
         self,
@@ -88,9 +108,6 @@ class RedisCalls:
                 yield from zip(some, pipe.execute(), strict=True)
 
 
-def _reason(error: redis.RedisError) -> str:
-    """The text of an error; says so where it comes from a node of a cluster, which refuses keys of other nodes."""
-    text = str(error)
-    if isinstance(error, _CLUSTER_ERRORS) or "SELECT is not allowed in cluster" in text:
-        return f"it is a node of a Redis Cluster; set redis.nodes instead of redis.host ({text})"
-    return text
+def redis_outage() -> Outage:
+    """What logs that Redis, or a part of a cluster, cannot be used."""
+    return Outage("Redis cannot be used", "Redis can be used again")

@@ -14,11 +14,13 @@ class ForeignKeys:
     Args:
         calls: of Redis.
         run_marker: knows all series.
+        bucket: names the keys.
     """
 
-    def __init__(self, calls: RedisCalls, run_marker: RunMarker) -> None:
+    def __init__(self, calls: RedisCalls, run_marker: RunMarker, bucket: keys.Bucket = keys.PLAIN) -> None:
         self._calls = calls
         self._run_marker = run_marker
+        self._bucket = bucket
         self._may_ask_types = True
 
     def remove(self) -> None:
@@ -37,10 +39,11 @@ class ForeignKeys:
                 logger.warning("Redis: keys of other types are not removed; permit TYPE to the user: {}", error)
 
     def _remove(self) -> None:
-        fixed = {keys.SERIES_KEY: b"zset", keys.ARCHIVED_KEY: b"string"}
+        bucket = self._bucket
+        fixed = {bucket.series_key: b"zset", bucket.earlier_archived_key: b"string"}
         self._delete([key for key, kind in fixed.items() if self._calls.client.type(key) not in (kind, b"none")])
         series = self._run_marker.known_series()
-        for key_of, kind in ((keys.latest_key, b"hash"), (keys.window_key, b"zset"), (keys.minutes_key, b"zset")):
+        for key_of, kind in ((bucket.latest_key, b"hash"), (bucket.window_key, b"zset"), (bucket.minutes_key, b"zset")):
             found = self._calls.each(series, key_of, lambda pipe, key: pipe.type(key), SHORT_ANSWERS)
             self._delete([key_of(each) for each, answer in found if answer not in (kind, b"none")])
 

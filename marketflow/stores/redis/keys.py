@@ -1,10 +1,18 @@
 """Keys and channels of the cache in Redis, and how long each kind is kept.
 
-Every key of a series carries it as hash tag, so that a cluster keeps them on one node. A sorted set holds one member
-per slot: the score is the start of the slice or minute in Unix ms, the member is the candle (see codec).
+On a Redis Cluster the series are divided into buckets by their symbol. A bucket is the hash tag of all its keys and
+channels, so that one node has all of it, and all exchanges of a symbol. A plain Redis has one bucket, and keys without
+its number.
+
+A sorted set holds one member per slot: the score is the start of the slice or minute in Unix ms, the member is the
+candle (see codec).
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
+from zlib import crc32
+
+from redis.crc import key_slot
 
 from marketflow.model import MINUTE_MS, Series
 from marketflow.stores.cache_limits import MINUTES_KEPT_MS, RECENT_MS
@@ -23,23 +31,6 @@ KeyOf = Callable[[Series], str]
 
 LATEST_FIELDS = ("price", "timestamp", "sequence")
 
-ARCHIVED_KEY = "marketflow:{archive}:until"
-"""Start of a minute (Unix ms) before which PostgreSQL has every row, as an earlier version wrote it."""
-
-SERIES_KEY = "marketflow:{archive}:series"
-"""Sorted set of all series written here, by the time they were last configured; finds series removed from the settings.
-
-Exists as long as the cache has any data; where it is missing, Redis was emptied."""
-
-NEWEST_CHANNEL = "marketflow:{changes}:newest"
-"""Channel of newest ticks, published as they are written: a JSON array of [series, tick]."""
-
-SLICES_CHANNEL = "marketflow:{changes}:slices"
-"""Channel of slices, published as they are written: a JSON array of [[series, start], candle]."""
-
-MINUTES_CHANNEL = "marketflow:{changes}:minutes"
-"""Channel of closed minutes, in the same form."""
-
 LEASE_KEY = "marketflow:{control}:lease"
 """The run that holds the lease of the ingest role; empty once it was released."""
 
@@ -55,40 +46,108 @@ MODE_KEY = "marketflow:{control}:mode"
 COMMANDS_KEY = "marketflow:{control}:commands"
 """List of the ids of commands to the ingest process."""
 
+CONTROL_SLOT = key_slot(b"control")
+"""Slot of a Redis Cluster with the keys of what coordinates processes."""
+
+
+class Bucket(NamedTuple):
+    """The names of the keys and channels of some series; no series is in two buckets.
+
+    Args:
+        number: of the bucket on a Redis Cluster; None for all series on a plain Redis.
+        db: number of the database; Redis shares channels between all databases.
+    """
+
+    number: int | None = None
+    db: int = 0
+
+    @property
+    def title(self) -> str:
+        """How the log names it."""
+        return "cache" if self.number is None else f"bucket {self.number}"
+
+    @property
+    def slot(self) -> int:
+        """The slot of a Redis Cluster that has all its keys."""
+        return key_slot(self.series_key.encode())
+
+    @property
+    def publish(self) -> str:
+        """The command that publishes on its channels."""
+        return "PUBLISH" if self.number is None else "SPUBLISH"
+
+    def latest_key(self, series: Series) -> str:
+        """Hash: price, timestamp (Unix ms), received (Unix ms), sequence (order of arrival, Unix ns)."""
+        return self._series_key(series, "latest")
+
+    def window_key(self, series: Series) -> str:
+        """Sorted set of the slices of the last minutes."""
+        return self._series_key(series, "window")
+
+    def minutes_key(self, series: Series) -> str:
+        """Sorted set of a day of closed minutes."""
+        return self._series_key(series, "minutes")
+
+    @property
+    def series_key(self) -> str:
+        """Sorted set of all series written here, by the time they were last configured; finds those removed since.
+
+        Exists as long as the bucket has any data; where it is missing, Redis was emptied.
+        """
+        return self._key("archive", "series")
+
+    def archived_key(self, shard: str) -> str:
+        """String: start of a minute (Unix ms) before which PostgreSQL has every row of a shard."""
+        return f"{self.earlier_archived_key}:{shard}"
+
+    @property
+    def earlier_archived_key(self) -> str:
+        """That of all series, as an earlier version wrote it."""
+        return self._key("archive", "until")
+
+    def complete_key(self, exchange: str) -> str:
+        """String: until when all trades of an exchange are on record, a JSON object of Unix ms by symbol."""
+        return self._key("archive", f"complete:{exchange}")
+
+    def run_key(self, run: str) -> str:
+        """Key that a run keeps from expiring; where it is missing, Redis was emptied."""
+        return f"marketflow:{{run:{run}}}:alive" if self.number is None else self._key("", f"alive:{run}")
+
+    @property
+    def newest_channel(self) -> str:
+        """Channel of newest ticks, published as they are written: a JSON array of [series, tick]."""
+        return self._channel("newest")
+
+    @property
+    def slices_channel(self) -> str:
+        """Channel of slices, published as they are written: a JSON array of [[series, start], candle]."""
+        return self._channel("slices")
+
+    @property
+    def minutes_channel(self) -> str:
+        """Channel of closed minutes, in the same form."""
+        return self._channel("minutes")
+
+    def _series_key(self, series: Series, kind: str) -> str:
+        name = f"{series.mode}:{series.exchange}:{series.symbol}"
+        tag = f"{{{name}}}" if self.number is None else f"{{b{self.number}}}:{name}"
+        return f"marketflow:{tag}:{kind}"
+
+    def _key(self, plain_tag: str, name: str) -> str:
+        return f"marketflow:{{{plain_tag if self.number is None else f'b{self.number}'}}}:{name}"
+
+    def _channel(self, name: str) -> str:
+        return channel(self._key("changes", name), self.db)
+
+
+def bucket_of(symbol: str, buckets: int) -> int:
+    """The number of the bucket of a symbol, among so many."""
+    return crc32(symbol.encode()) % buckets
+
 
 def channel(name: str, db: int) -> str:
     """The channel of that name for one database; Redis shares channels between all databases."""
     return f"{name}:{db}" if db else name
-
-
-def latest_key(series: Series) -> str:
-    """Hash: price, timestamp (Unix ms), received (Unix ms), sequence (order of arrival, Unix ns)."""
-    return _key(series, "latest")
-
-
-def window_key(series: Series) -> str:
-    """Sorted set of the slices of the last minutes."""
-    return _key(series, "window")
-
-
-def minutes_key(series: Series) -> str:
-    """Sorted set of a day of closed minutes."""
-    return _key(series, "minutes")
-
-
-def run_key(run: str) -> str:
-    """Key that a run keeps from expiring; where it is missing, Redis was emptied."""
-    return f"marketflow:{{run:{run}}}:alive"
-
-
-def archived_key(shard: str) -> str:
-    """String: start of a minute (Unix ms) before which PostgreSQL has every row of a shard."""
-    return f"{ARCHIVED_KEY}:{shard}"
-
-
-def complete_key(exchange: str) -> str:
-    """String: until when all trades of an exchange are on record, a JSON object of Unix ms by symbol."""
-    return f"marketflow:{{archive}}:complete:{exchange}"
 
 
 def state_key(run: str) -> str:
@@ -111,5 +170,7 @@ def reply_key(command: str) -> str:
     return f"marketflow:{{control}}:reply:{command}"
 
 
-def _key(series: Series, kind: str) -> str:
-    return f"marketflow:{{{series.mode}:{series.exchange}:{series.symbol}}}:{kind}"
+PLAIN = Bucket()
+"""That of a plain Redis."""
+
+latest_key, window_key, minutes_key = PLAIN.latest_key, PLAIN.window_key, PLAIN.minutes_key

@@ -9,7 +9,8 @@ Capacity: MAX_SLICES. Policy: evict the least recently queried series, and read 
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, Self
@@ -25,9 +26,9 @@ from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.candle_window import CandleWindow
 from marketflow.stores.ports import SlotListener, TickListener
 from marketflow.stores.redis import codec, keys
-from marketflow.stores.redis.connection import async_client
+from marketflow.stores.redis.buckets.channel_messages import Subscription, subscribed
+from marketflow.stores.redis.connection import async_client, buckets_of
 from marketflow.stores.redis.reader import RedisReader
-from marketflow.stores.redis.subscription import Subscription, subscribed
 from marketflow.tasks import raise_if_cancelled
 
 MAX_SLICES = 250_000
@@ -46,10 +47,11 @@ IDLE_SECONDS = 10.0
 
 RETRY_SECONDS = 0.1
 
+MOVED_SECONDS = 0.3
+"""How long a bucket is not subscribed to again at a node that has just refused it: the map is read meanwhile."""
+
 MAX_SUMMARIES = 256
 """Summaries that are kept until the next message: some ten requests fall into a millisecond, and ask for the same."""
-
-_CHANNELS = (keys.NEWEST_CHANNEL, keys.SLICES_CHANNEL, keys.MINUTES_CHANNEL)
 
 
 class NearCache:
@@ -60,12 +62,27 @@ class NearCache:
         keywords: of the connection of the subscription, see connection_keywords.
         clock: decides which minutes are too old to keep.
         minute_ms: length of a minute.
+        bucket: names the channels; None where there is but one.
     """
 
-    def __init__(self, reader: RedisReader, keywords: dict[str, Any], clock: Clock, minute_ms: int = MINUTE_MS) -> None:
-        self._reader = reader
-        self._client = async_client(keywords, max_connections=1)
-        self._channels = {keys.channel(name, keywords.get("db", 0)): name for name in _CHANNELS}
+    def __init__(
+        self,
+        reader: RedisReader,
+        keywords: dict[str, Any],
+        clock: Clock,
+        minute_ms: int = MINUTE_MS,
+        bucket: keys.Bucket | None = None,
+    ) -> None:
+        self.reader = reader
+        self.bucket = bucket = bucket or buckets_of(keywords)[0]
+        """Names the channels."""
+        self._client = async_client(keywords, max_connections=1, slot=bucket.slot)
+        self.channels = {
+            bucket.newest_channel: "newest",
+            bucket.slices_channel: "slices",
+            bucket.minutes_channel: "minutes",
+        }
+        """What is announced on each channel."""
         self._clock = clock
         self._minute_ms = minute_ms
         self._needed = asyncio.Event()
@@ -78,6 +95,7 @@ class NearCache:
     def _reset(self) -> None:
         """Drop the copy. In new containers: reads under way then fill the dropped ones."""
         self.live = False
+        self._subscribed: set[bytes] = set()  # channels
         self._newest: dict[Series, Tick | None] = {}
         self._read_newest: set[Series] = set()
         self._windows: dict[Series, _Entry] = {}  # the most recently queried last
@@ -92,33 +110,33 @@ class NearCache:
         if (held := self.newest_in_memory(series)) is not None:
             return held
         if not self.live:
-            return await self._reader.newest(series)
+            return await self.reader.newest(series)
         newest = self._newest
         missing = [each for each in series if each not in newest]
         self._read_newest.update(missing)  # before the read: messages from here on are newer than what it returns
-        for each, tick in zip(missing, await self._reader.newest(missing), strict=True):
+        for each, tick in zip(missing, await self.reader.newest(missing), strict=True):
             newest.setdefault(each, tick)
-        return self._reader.newer(series, [newest[each] for each in series])
+        return self.reader.newer(series, [newest[each] for each in series])
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of all that is cached from `since` on."""
         if (held := self.summary_in_memory(series, since, until)) is not None:
             return held
         if not self.live or since < self._oldest() + self._minute_ms:
-            return await self._reader.summary(series, since, until)
+            return await self.reader.summary(series, since, until)
         newest, windows = await self._known(series)
         if windows is None:
-            return await self._reader.summary(series, since, until)
+            return await self.reader.summary(series, since, until)
         return [window.covered(since, until, tick) for window, tick in zip(windows, newest, strict=True)]
 
     async def by_minute(self, series: Sequence[Series], since: int, until: int) -> list[dict[int, Candle]]:
         """The minutes of each series from `since` on, by their start."""
         self._needed.set()
         if not self.live or since < self._oldest() + self._minute_ms:
-            return await self._reader.by_minute(series, since, until)
+            return await self.reader.by_minute(series, since, until)
         newest, windows = await self._known(series)
         if windows is None:
-            return await self._reader.by_minute(series, since, until)
+            return await self.reader.by_minute(series, since, until)
         return [window.by_minute(since, until, tick) for window, tick in zip(windows, newest, strict=True)]
 
     def newest_in_memory(self, series: Sequence[Series]) -> list[Tick | None] | None:
@@ -126,7 +144,7 @@ class NearCache:
         self._needed.set()
         newest = self._newest
         try:
-            return self._reader.newer(series, [newest[each] for each in series])
+            return self.reader.newer(series, [newest[each] for each in series])
         except KeyError:
             return None
 
@@ -188,7 +206,7 @@ class NearCache:
 
     async def _fill(self, series: Series, entry: "_Entry", windows: "dict[Series, _Entry]") -> None:
         try:
-            recent = await self._reader.everything(series)
+            recent = await self.reader.everything(series)
         except BaseException:
             windows.pop(series, None)
             raise
@@ -232,18 +250,17 @@ class NearCache:
     def _is_followed(self) -> bool:
         return bool(self._listeners or self._slot_listeners)
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether there have been queries a while ago, or somebody follows the announcements."""
+        return self._needed.is_set() or self._is_followed
+
     async def listen(self) -> None:
         """Subscribe while there are queries, and again after each failure, until cancelled."""
         while True:
             await self._needed.wait()
             try:
-                await self._listen()
-            except* (redis.RedisError, OSError, msgspec.MsgspecError, _NotNeeded):
-                pass  # queries report the outage
-            except* Exception as group:  # noqa: BLE001 - a client that is reset while in use, say
-                self._limit.log(
-                    "listening", "WARNING", f"listening to the cache failed, trying again: {group.exceptions!r}"
-                )
+                await listen(self._client, lambda: [self], self._limit)
             finally:
                 self._reset()
             raise_if_cancelled()
@@ -251,52 +268,33 @@ class NearCache:
                 self._needed.set()
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _listen(self) -> None:
-        async with (
-            subscribed(self._client, tuple(self._channels), self._take) as subscription,
-            asyncio.TaskGroup() as both,
-        ):
-            both.create_task(self._keep_alive(subscription))
-            await subscription.lost
+    def _still_needed(self) -> bool:
+        """Whether it was needed since the last call."""
+        needed = self.is_needed
+        self._needed.clear()
+        return needed
 
-    async def _keep_alive(self, subscription: Subscription) -> None:
-        """Ping the connection, and expire minutes as they become too old.
-
-        Raises:
-            TimeoutError: no answer.
-            _NotNeeded: no queries for a while.
-        """
-        oldest = 0
-        for pings in count(1):
-            await asyncio.sleep(PING_SECONDS)
-            if pings % round(IDLE_SECONDS / PING_SECONDS) == 0:
-                if not self._needed.is_set() and not self._is_followed:
-                    raise _NotNeeded
-                self._needed.clear()
-            if subscription.unanswered == SILENT_PINGS:
-                raise TimeoutError
-            subscription.ping()
-            if (now_oldest := self._oldest()) != oldest:
-                oldest = now_oldest
-                self._summaries.clear()
-                for entry in self._windows.values():
-                    entry.window.expire(oldest)
+    def _expire(self, oldest: int) -> None:
+        self._summaries.clear()
+        for entry in self._windows.values():
+            entry.window.expire(oldest)
 
     def _take(self, kind: bytes, channel: bytes, content: Any) -> None:
-        if kind == b"subscribe":
-            self.live = content == len(_CHANNELS)
+        if kind in (b"subscribe", b"ssubscribe"):
+            self._subscribed.add(channel)
+            self.live = len(self._subscribed) == len(self.channels)
             self.times_live += self.live
-        elif kind == b"message":
+        elif kind in (b"message", b"smessage"):
             self._summaries.clear()
-            match self._channels[channel.decode()]:
-                case keys.NEWEST_CHANNEL:
+            match self.channels[channel.decode()]:
+                case "newest":
                     announced = codec.valid_ticks(codec.decode_newest(content))
                     for series, tick in announced:
                         if series in self._read_newest:
                             self._newest[series] = tick
                     for take in self._listeners:
                         take(announced)
-                case keys.SLICES_CHANNEL if self._windows or self._slot_listeners:
+                case "slices" if self._windows or self._slot_listeners:
                     slots = codec.decode_announced(content)
                     for (series, start), candle in slots:
                         if (entry := self._windows.get(series)) is not None and (
@@ -304,7 +302,7 @@ class NearCache:
                         ):
                             entry.window.put_slice(start, found)
                     self._announce([(slot, None) for slot, _ in slots])
-                case keys.MINUTES_CHANNEL if self._windows or self._slot_listeners:
+                case "minutes" if self._windows or self._slot_listeners:
                     minutes: list[tuple[Slot, Candle | None]] = []
                     for slot, candle in codec.decode_announced(content):
                         entry = self._windows.get(slot.series)
@@ -319,6 +317,118 @@ class NearCache:
     def _announce(self, slots: Sequence[tuple[Slot, Candle | None]]) -> None:
         for take in self._slot_listeners:
             take(slots)
+
+
+async def listen(client: "redis.asyncio.Redis", here: Callable[[], Sequence[NearCache]], limit: RateLimit) -> None:
+    """Keep near caches up to date by one connection, until that fails or none of them is needed any more.
+
+    Args:
+        client: of a node.
+        here: returns those whose bucket is on the node; it listens to those of them that are needed.
+        limit: of log lines.
+    """
+    listener = _Listener(here)
+    try:
+        await listener.run(client)
+    except* (redis.RedisError, OSError, msgspec.MsgspecError, _NotNeeded):
+        pass  # queries report the outage
+    except* Exception as group:  # noqa: BLE001 - a client that is reset while in use, say
+        limit.log("listening", "WARNING", f"listening to the cache failed, trying again: {group.exceptions!r}")
+    finally:
+        listener.end()
+
+
+class _Listener:
+    """One connection to a node, and the near caches of its buckets.
+
+    Args:
+        here: as of `listen`.
+    """
+
+    def __init__(self, here: Callable[[], Sequence[NearCache]]) -> None:
+        self._here = here
+        self._caches = [each for each in here() if each.is_needed]
+        self._by_channel: dict[bytes, NearCache] = {}
+        self._refused: dict[NearCache, float] = {}  # until when they are not subscribed to again
+        self._is_sharded = any(each.bucket.number is not None for each in self._caches)
+        self._subscribe = "SSUBSCRIBE" if self._is_sharded else "SUBSCRIBE"
+
+    async def run(self, client: "redis.asyncio.Redis") -> None:
+        """Subscribe and take messages.
+
+        Raises:
+            TimeoutError: no answer.
+            _NotNeeded: no queries for a while.
+            redis.RedisError: the connection failed.
+        """
+        if not self._caches:
+            return
+        first, *others = self._caches
+        async with (
+            subscribed(client, self._channels(first), self._take, self._subscribe) as subscription,
+            asyncio.TaskGroup() as both,
+        ):
+            for cache in others:
+                subscription.send(self._subscribe, *self._channels(cache))
+            both.create_task(self._keep_alive(subscription))
+            await subscription.lost
+
+    def end(self) -> None:
+        """Have all near caches drop their copies."""
+        for cache in list(self._caches):
+            self._end(cache)
+
+    def _channels(self, cache: NearCache) -> list[str]:
+        """The channels of a cache, for a command of their own: they are in one slot, as those of a command must be."""
+        self._by_channel |= dict.fromkeys((name.encode() for name in cache.channels), cache)
+        return list(cache.channels)
+
+    def _take(self, kind: bytes, channel: bytes, content: Any) -> None:
+        cache = self._by_channel[channel]
+        if kind == b"sunsubscribe":  # the slot has moved to another node, which the map will say in a moment
+            self._end(cache)
+        elif cache in self._caches:
+            cache._take(kind, channel, content)
+
+    async def _keep_alive(self, subscription: Subscription) -> None:
+        """Ping the connection, follow what is wanted, and expire minutes as they become too old."""
+        oldest = 0
+        for pings in count(1):
+            await asyncio.sleep(PING_SECONDS)
+            if pings % round(IDLE_SECONDS / PING_SECONDS) == 0:
+                self._drop(subscription, [each for each in self._caches if not each._still_needed()])
+            if self._is_sharded:
+                self._follow(subscription)
+            if not self._caches:
+                raise _NotNeeded
+            if subscription.unanswered == SILENT_PINGS:
+                raise TimeoutError
+            subscription.ping()
+            if (now_oldest := self._caches[0]._oldest()) != oldest:
+                oldest = now_oldest
+                for cache in self._caches:
+                    cache._expire(oldest)
+
+    def _follow(self, subscription: Subscription) -> None:
+        """Subscribe to further buckets of the node that are needed, and no longer to those of another one."""
+        here, now = self._here(), time.monotonic()
+        self._drop(subscription, [each for each in self._caches if each not in here])
+        new = [each for each in here if each.is_needed and each not in self._caches]
+        for cache in [each for each in new if self._refused.get(each, 0.0) <= now]:
+            self._caches.append(cache)
+            subscription.send(self._subscribe, *self._channels(cache))
+
+    def _drop(self, subscription: Subscription, caches: Iterable[NearCache]) -> None:
+        for cache in caches:
+            self._end(cache)
+            if self._is_sharded:
+                subscription.send("SUNSUBSCRIBE", *cache.channels)
+
+    def _end(self, cache: NearCache) -> None:
+        if cache in self._caches:
+            self._caches.remove(cache)
+            self._refused[cache] = time.monotonic() + MOVED_SECONDS
+            cache._reset()
 
 
 class _NotNeeded(Exception):

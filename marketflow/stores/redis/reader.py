@@ -14,7 +14,7 @@ from marketflow.stores.call_limit import CallLimit
 from marketflow.stores.candle_window import CandleWindow
 from marketflow.stores.ports import RecentCandles
 from marketflow.stores.redis import codec, keys
-from marketflow.stores.redis.connection import TIMEOUT_SECONDS, async_client
+from marketflow.stores.redis.connection import TIMEOUT_SECONDS, async_client, buckets_of
 from marketflow.tasks import timeout
 
 CONNECTIONS = 32
@@ -40,6 +40,7 @@ class RedisReader:
         settle_ms: how long after its end a closed minute may still be changed by late ticks.
         minute_ms: length of a minute.
         max_connections: of `client`; further queries wait for as long as Redis answers others.
+        bucket: names the keys.
     """
 
     def __init__(
@@ -50,8 +51,11 @@ class RedisReader:
         minute_ms: int = MINUTE_MS,
         ping_client: "redis.asyncio.Redis | None" = None,
         max_connections: int = CONNECTIONS,
+        bucket: keys.Bucket = keys.PLAIN,
     ) -> None:
         self._client = client
+        self.bucket = bucket
+        """Names the keys."""
         self._ping_client = ping_client or client
         self._clock = clock
         self._settle_ms = settle_ms
@@ -68,11 +72,13 @@ class RedisReader:
         settle_ms: int,
         minute_ms: int = MINUTE_MS,
         max_connections: int = CONNECTIONS,
+        bucket: keys.Bucket | None = None,
     ) -> "RedisReader":
-        """A reader with pools of its own, which connect when first used."""
-        client = async_client(keywords, max_connections, CLIENT_SECONDS)
-        ping_client = async_client(keywords, 1, CLIENT_SECONDS)
-        return cls(client, clock, settle_ms, minute_ms, ping_client, max_connections)
+        """A reader with pools of its own, which connect when first used; see RedisWriter.connect."""
+        bucket = bucket or buckets_of(keywords)[0]
+        client = async_client(keywords, max_connections, CLIENT_SECONDS, slot=bucket.slot)
+        ping_client = async_client(keywords, 1, CLIENT_SECONDS, slot=bucket.slot)
+        return cls(client, clock, settle_ms, minute_ms, ping_client, max_connections, bucket)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -93,8 +99,8 @@ class RedisReader:
         """The newest tick of each series: its latest price, or the close of its last cached minute."""
         pipe = self._client.pipeline(transaction=False)
         for each in series:
-            pipe.hmget(keys.latest_key(each), keys.LATEST_FIELDS)
-            pipe.zrange(keys.minutes_key(each), -1, -1, withscores=True)
+            pipe.hmget(self.bucket.latest_key(each), keys.LATEST_FIELDS)
+            pipe.zrange(self.bucket.minutes_key(each), -1, -1, withscores=True)
         answers = await self._whole(pipe)
         return self.newer(series, [_newest(answers[2 * i], answers[2 * i + 1]) for i in range(len(series))])
 
@@ -120,8 +126,8 @@ class RedisReader:
     async def _recent(self, series: Sequence[Series], since: int, now_ms: int) -> list[RecentCandles]:
         pipe = self._client.pipeline(transaction=False)
         for each in series:
-            pipe.hmget(keys.latest_key(each), keys.LATEST_FIELDS)
-            pipe.zrangebyscore(keys.minutes_key(each), minute_start(since), "+inf", withscores=True)
+            pipe.hmget(self.bucket.latest_key(each), keys.LATEST_FIELDS)
+            pipe.zrangebyscore(self.bucket.minutes_key(each), minute_start(since), "+inf", withscores=True)
         answers = await self._query(pipe)
         minutes = [codec.decode_slots(answer) for answer in answers[1::2]]
 
@@ -129,7 +135,7 @@ class RedisReader:
         pipe = self._client.pipeline(transaction=False)
         for each, ranges in zip(series, gaps, strict=True):
             for begin, end in ranges:
-                pipe.zrangebyscore(keys.window_key(each), begin, end, withscores=True)
+                pipe.zrangebyscore(self.bucket.window_key(each), begin, end, withscores=True)
         slices = iter(await self._whole(pipe))
         newest = self.newer(series, [codec.decode_latest(latest) for latest in answers[::2]])
         return [
@@ -145,8 +151,8 @@ class RedisReader:
         """All slices and the closed minutes of the same time of one series; not its newest tick."""
         since = minute_start(milliseconds(self._clock())) - keys.WINDOW_KEPT_MS
         pipe = self._client.pipeline(transaction=True)
-        pipe.zrangebyscore(keys.window_key(series), since, "+inf", withscores=True)
-        pipe.zrangebyscore(keys.minutes_key(series), since, "+inf", withscores=True)
+        pipe.zrangebyscore(self.bucket.window_key(series), since, "+inf", withscores=True)
+        pipe.zrangebyscore(self.bucket.minutes_key(series), since, "+inf", withscores=True)
         slices, minutes = await self._whole(pipe)
         return RecentCandles(None, codec.decode_slots(slices), codec.decode_slots(minutes))
 
@@ -174,7 +180,7 @@ class RedisReader:
 
     async def _whole(self, pipe: "redis.asyncio.client.Pipeline") -> list[Any]:
         """The answers of a pipeline; Unavailable if Redis was emptied and the writer has not noticed yet."""
-        pipe.zrange(keys.SERIES_KEY, 0, 0, withscores=True)
+        pipe.zrange(self.bucket.series_key, 0, 0, withscores=True)
         *answers, series = await self._query(pipe)
         if not series:
             raise Unavailable("Redis was emptied a moment ago")

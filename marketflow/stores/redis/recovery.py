@@ -38,15 +38,26 @@ class RecoveryReader:
         calls: of Redis.
         run_marker: knows all series.
         clock: limits how far back is read.
+        bucket: names the keys.
+        buckets: how many there are; each may have its share of SLICES_HELD.
     """
 
-    def __init__(self, calls: RedisCalls, run_marker: RunMarker, clock: Clock) -> None:
+    def __init__(
+        self,
+        calls: RedisCalls,
+        run_marker: RunMarker,
+        clock: Clock,
+        bucket: keys.Bucket = keys.PLAIN,
+        buckets: int = 1,
+    ) -> None:
         self._calls = calls
         self._run_marker = run_marker
         self._clock = clock
+        self._bucket = bucket
+        self._buckets = buckets
 
     def recent(self, minute_ms: int = MINUTE_MS, wanted: Wanted = every_series) -> RecoveredCandles:
-        """The slices of the last minutes of some series; folded into minutes where they are more than SLICES_HELD.
+        """The slices of the last minutes of some series; folded into minutes where they are too many.
 
         Raises:
             Unavailable: Redis cannot be reached.
@@ -54,15 +65,15 @@ class RecoveryReader:
         with self._calls.calling():
             series = [each for each in self._run_marker.known_series() if wanted(each)]
             # A run that was killed before it noticed that Redis had been emptied may have left keys without expiry.
-            for key_of in (keys.window_key, keys.minutes_key):
+            for key_of in (self._bucket.window_key, self._bucket.minutes_key):
                 expired = self._calls.each(
                     series, key_of, lambda pipe, key: pipe.pexpire(key, keys.EXPIRY_MS), SHORT_ANSWERS
                 )
                 deque(expired, maxlen=0)
-            counts = self._calls.each(series, keys.window_key, lambda pipe, key: pipe.zcard(key), SHORT_ANSWERS)
+            counts = self._calls.each(series, self._bucket.window_key, lambda pipe, key: pipe.zcard(key), SHORT_ANSWERS)
             found = sum(count for _, count in counts)
-            windows = self._calls.each(series, keys.window_key, lambda pipe, key: pipe.zrange(key, 0, -1))
-            recovered = self._minutes(windows, minute_ms) if found > SLICES_HELD else _slices(windows)
+            windows = self._calls.each(series, self._bucket.window_key, lambda pipe, key: pipe.zrange(key, 0, -1))
+            recovered = self._minutes(windows, minute_ms) if found > self._slices_held else _slices(windows)
         if found:
             logger.info("recovered {} slices of the last minutes from Redis", found)
         return recovered
@@ -75,10 +86,14 @@ class RecoveryReader:
         }
         return RecoveredCandles({}, minutes, whole_from=milliseconds(self._clock()))
 
+    @property
+    def _slices_held(self) -> int:
+        return SLICES_HELD // self._buckets
+
     def slices_between(self, since: int, until: int, wanted: Wanted = every_series) -> Candles:
         """The slices of some series that begin at or after `since` and before `until` (Unix ms), of all processes.
 
-        Empty where they are more than SLICES_HELD.
+        Empty where they are too many.
 
         Raises:
             Unavailable: Redis cannot be reached.
@@ -87,11 +102,11 @@ class RecoveryReader:
         with self._calls.calling():
             series = [each for each in self._run_marker.series if wanted(each)]
             counts = self._calls.each(
-                series, keys.window_key, lambda pipe, key: pipe.zcount(key, since, until), SHORT_ANSWERS
+                series, self._bucket.window_key, lambda pipe, key: pipe.zcount(key, since, until), SHORT_ANSWERS
             )
-            if sum(count for _, count in counts) > SLICES_HELD:
+            if sum(count for _, count in counts) > self._slices_held:
                 return {}
-            return self._slots(series, keys.window_key, since, until)
+            return self._slots(series, self._bucket.window_key, since, until)
 
     def unarchived(self, shards: Collection[str], shard_of: Callable[[Series], str]) -> Candles:
         """The closed minutes of shards since the one before which the archive is known to be complete.
@@ -105,9 +120,10 @@ class RecoveryReader:
             for series in self._run_marker.known_series():
                 by_shard[shard_of(series)].append(series)
             for shard in by_shard.keys() & {*shards}:
-                mark = client.get(keys.archived_key(shard)) or client.get(keys.ARCHIVED_KEY)
+                names = self._bucket.archived_key(shard), self._bucket.earlier_archived_key
+                mark = client.get(names[0]) or client.get(names[1])
                 first = self._first_unarchived(codec.decode_start(cast("bytes | None", mark)))
-                found |= self._slots(by_shard[shard], keys.minutes_key, first, "+inf")
+                found |= self._slots(by_shard[shard], self._bucket.minutes_key, first, "+inf")
         return found
 
     def _first_unarchived(self, mark: int) -> int:

@@ -22,13 +22,17 @@ class RunMarker:
         calls: of Redis.
         series: all configured series.
         clock: dates the index.
+        bucket: names the keys.
     """
 
-    def __init__(self, calls: RedisCalls, series: Iterable[Series], clock: Clock) -> None:
+    def __init__(
+        self, calls: RedisCalls, series: Iterable[Series], clock: Clock, bucket: keys.Bucket = keys.PLAIN
+    ) -> None:
         self._calls = calls
         self.take_series(series)
         self._clock = clock
-        self._run_key = keys.run_key(uuid4().hex)
+        self._run_key, self._series_key = bucket.run_key(uuid4().hex), bucket.series_key
+        self._probes = 0
 
     def take_series(self, series: Iterable[Series]) -> None:
         """Replace the configured series; the next probe adds new ones to the index."""
@@ -38,19 +42,24 @@ class RunMarker:
         self._indexed_at: int | None = None
 
     def probe(self) -> bool:
-        """Whether this run's key is there, and with it all that was written before. Sets what is missing.
+        """Whether this run's key has the number of the last probe, and Redis with it all that was written before.
+
+        It is missing where Redis was emptied, and is lower where a server was restarted with older data, or a replica
+        without the last writes has taken its place. Sets what is missing.
 
         Raises:
             Unavailable: Redis cannot be reached.
         """
         with self._calls.calling() as client, client.pipeline(transaction=False) as pipe:
-            pipe.expire(self._run_key, _ALIVE_SECONDS)
-            pipe.pexpire(keys.SERIES_KEY, keys.EXPIRY_MS)
-            alive, indexed = pipe.execute()
+            pipe.set(self._run_key, self._probes + 1, ex=_ALIVE_SECONDS, get=True)
+            pipe.pexpire(self._series_key, keys.EXPIRY_MS)
+            number, indexed = pipe.execute()
+        alive = bool(number == str(self._probes).encode())
+        self._probes += 1
         due = self._indexed_at is None or abs(milliseconds(self._clock()) - self._indexed_at) >= INDEX_MS
         if not alive or not indexed or due:
             self.mark()
-        return bool(alive)
+        return alive
 
     def mark(self) -> None:
         """Set this run's key, and add its series to the index.
@@ -61,15 +70,16 @@ class RunMarker:
         now_ms = milliseconds(self._clock())
         self._indexed_at = None
         with self._calls.calling() as client, client.pipeline(transaction=True) as pipe:
-            pipe.set(self._run_key, 1, ex=_ALIVE_SECONDS)
-            pipe.zadd(keys.SERIES_KEY, dict.fromkeys(self._index, now_ms))
-            pipe.zremrangebyscore(keys.SERIES_KEY, "-inf", now_ms - keys.EXPIRY_MS)
-            pipe.pexpire(keys.SERIES_KEY, keys.EXPIRY_MS)
+            pipe.set(self._run_key, self._probes, ex=_ALIVE_SECONDS)
+            if self._index:
+                pipe.zadd(self._series_key, dict.fromkeys(self._index, now_ms))
+            pipe.zremrangebyscore(self._series_key, "-inf", now_ms - keys.EXPIRY_MS)
+            pipe.pexpire(self._series_key, keys.EXPIRY_MS)
             pipe.execute()
         self._indexed_at = now_ms
 
     def known_series(self) -> list[Series]:
         """All series that may have keys, those removed from the settings included; within `calling`."""
-        entries = self._calls.client.zrange(keys.SERIES_KEY, 0, -1, withscores=True)
+        entries = self._calls.client.zrange(self._series_key, 0, -1, withscores=True)
         written = codec.decode_series(cast("list[tuple[bytes, float]]", entries))
         return list(set(self.series) | written)

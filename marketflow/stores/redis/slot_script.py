@@ -50,7 +50,7 @@ for _, key in ipairs(KEYS) do
     if trims then redis.call('zremrangebyscore', key, '-inf', '(' .. oldest) end
     if expires then redis.call('pexpire', key, ARGV[1]) end
 end
-redis.call('publish', ARGV[2], ARGV[3])
+redis.call('PUBLISH', ARGV[2], ARGV[3])
 """
 """Write slots of several sorted sets.
 
@@ -67,13 +67,17 @@ class SlotScript:
         kept_ms: how far back slots are kept.
         channel: where they are published.
         clock: the time by which they are trimmed.
+        publish: the command that publishes.
     """
 
-    def __init__(self, key_of: Callable[[Series], str], kept_ms: int, channel: str, clock: Clock) -> None:
+    def __init__(
+        self, key_of: Callable[[Series], str], kept_ms: int, channel: str, clock: Clock, publish: str = "PUBLISH"
+    ) -> None:
         self._key_of = key_of
         self._kept_ms = kept_ms
         self._channel = channel
         self._clock = clock
+        self._script = PUT_SLOTS.replace("PUBLISH", publish)
         self._keys: dict[Series, str] = {}
         self._trimmed_to: dict[str, int] = {}  # by key
 
@@ -133,7 +137,7 @@ class SlotScript:
             if due and series in within:
                 trimmed[key] = oldest
         # The text each time: a restarted server knows no script by its hash.
-        client.eval(PUT_SLOTS, len(names), *names, *arguments)
+        client.eval(self._script, len(names), *names, *arguments)
         trimmed_to |= trimmed
 
     def _key(self, series: Series) -> str:

@@ -1,4 +1,4 @@
-"""The cache in Redis, as the pipeline writes it from its threads.
+"""The cache in a Redis, or a bucket of a Redis Cluster, as the pipeline writes it from its threads.
 
 The server's answer may be lost after it has done the work, so every command is absolute: repeating it changes nothing.
 There is no INCR, no RPUSH and no hidden retry. Timeouts are short, and after a failure a circuit breaker rejects calls
@@ -12,12 +12,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, cast
 
 import redis
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
+from marketflow.logs import Outage
 from marketflow.model import MINUTE_MS, Candles, Series, Slot, Tick, minute_start
 from marketflow.settings.shards import LEAD
 from marketflow.stores.cache_limits import MINUTES_KEPT_MS
@@ -25,7 +27,7 @@ from marketflow.stores.circuit_breaker import CircuitBreaker
 from marketflow.stores.ports import RecoveredCandles, Wanted, every_series
 from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.calls import RedisCalls
-from marketflow.stores.redis.connection import TIMEOUT_SECONDS, sync_client
+from marketflow.stores.redis.connection import TIMEOUT_SECONDS, buckets_of, sync_client
 from marketflow.stores.redis.foreign_keys import ForeignKeys
 from marketflow.stores.redis.recovery import RecoveryReader
 from marketflow.stores.redis.run_marker import RunMarker
@@ -49,7 +51,7 @@ for _, key in ipairs(KEYS) do
     if ARGV[at + 4] ~= '' then redis.call('pexpire', key, ARGV[1]) end
     at = at + 5
 end
-redis.call('publish', ARGV[2], ARGV[3])
+redis.call('PUBLISH', ARGV[2], ARGV[3])
 """
 """Write newest ticks of several series.
 
@@ -76,8 +78,10 @@ class RedisWriter:
         series: all configured series.
         clock: the time by which old slots are trimmed.
         ttl_seconds: expiry of a newest price.
-        circuit_breaker: rejects calls while Redis is down.
-        db: number of the client's database.
+        circuit_breaker: returns what rejects calls while Redis is down; None is one of its own.
+        bucket: names the keys.
+        buckets: as of RecoveryReader.
+        outage: as of RedisCalls.
         monotonic: measures how long writes are unconfirmed, in seconds.
     """
 
@@ -87,22 +91,29 @@ class RedisWriter:
         series: Iterable[Series],
         clock: Clock,
         ttl_seconds: int,
-        circuit_breaker: CircuitBreaker | None = None,
-        db: int = 0,
+        circuit_breaker: Callable[[], CircuitBreaker] | None = None,
+        bucket: keys.Bucket = keys.PLAIN,
+        buckets: int = 1,
+        outage: Outage | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._calls = RedisCalls(client, circuit_breaker or CircuitBreaker())
+        own_breaker = CircuitBreaker()
+        self._calls = RedisCalls(client, circuit_breaker or (lambda: own_breaker), outage, bucket.title)
         series = list(series)
         self._newest = UnconfirmedWrites(client, monotonic, len(series) * SERIES_REPLY_SECONDS)
-        self._run_marker = RunMarker(self._calls, series, clock)
-        self._foreign_keys = ForeignKeys(self._calls, self._run_marker)
-        self._recovery = RecoveryReader(self._calls, self._run_marker, clock)
+        self._run_marker = RunMarker(self._calls, series, clock, bucket)
+        self._foreign_keys = ForeignKeys(self._calls, self._run_marker, bucket)
+        self._recovery = RecoveryReader(self._calls, self._run_marker, clock, bucket, buckets)
+        self.bucket = bucket
+        """Names the keys."""
         self._clock = clock
         self._ttl_ms = ttl_seconds * 1000
-        self._newest_channel = keys.channel(keys.NEWEST_CHANNEL, db)
-        slices, minutes = keys.channel(keys.SLICES_CHANNEL, db), keys.channel(keys.MINUTES_CHANNEL, db)
-        self._slices = SlotScript(keys.window_key, keys.WINDOW_KEPT_MS, slices, clock)
-        self._minutes = SlotScript(keys.minutes_key, keys.MINUTES_TRIMMED_MS, minutes, clock)
+        self._newest_channel, self._publish = bucket.newest_channel, bucket.publish
+        self._newest_script = PUT_NEWEST.replace("PUBLISH", bucket.publish)
+        self._slices = SlotScript(bucket.window_key, keys.WINDOW_KEPT_MS, bucket.slices_channel, clock, bucket.publish)
+        self._minutes = SlotScript(
+            bucket.minutes_key, keys.MINUTES_TRIMMED_MS, bucket.minutes_channel, clock, bucket.publish
+        )
         self._expiry_set_at: dict[Series, int] = {}  # of each newest price (Unix ms)
         self._latest_keys: dict[Series, str] = {}
         self._unstored: dict[Series, set[int]] = {}  # recovered minutes (starts) that are nowhere but in their slices
@@ -115,17 +126,32 @@ class RedisWriter:
     @classmethod
     def connect(
         cls,
-        keywords: dict[str, Any],
+        keywords: Mapping[str, Any],
         series: Iterable[Series],
         clock: Clock,
         ttl_seconds: int,
         max_connections: int = 100,
+        bucket: keys.Bucket | None = None,
+        **options: Any,
     ) -> "RedisWriter":
-        """A writer with a client of its own, which connects when first used; one connection per thread."""
+        """A writer with a client of its own, which connects when first used; one connection per thread.
+
+        Args:
+            keywords: see connection_keywords and cluster_keywords.
+            series: all configured series.
+            clock: as of the writer.
+            ttl_seconds: as of the writer.
+            max_connections: one more raises an error.
+            bucket: the one of the series; None where there is but one.
+            options: further ones of the writer.
+        """
         series = list(series)
         timeout_seconds = TIMEOUT_SECONDS + len(series) * SERIES_SECONDS
-        client = sync_client(keywords, timeout_seconds, max_connections)
-        return cls(client, series, clock, ttl_seconds, db=keywords.get("db", 0))
+        bucket = bucket or buckets_of(keywords)[0]
+        client = sync_client(keywords, timeout_seconds, max_connections, bucket.slot)
+        if slot_map := keywords.get("slot_map"):
+            options["circuit_breaker"] = partial(slot_map.circuit_breaker, bucket.slot)
+        return cls(client, series, clock, ttl_seconds, bucket=bucket, **options)
 
     @property
     def complete(self) -> bool:
@@ -174,7 +200,7 @@ class RedisWriter:
             if series in due:
                 expires = True
                 commands.append(("PEXPIRE", key, self._ttl_ms))
-        commands.append(("PUBLISH", self._newest_channel, codec.encode_announcement(newest)))
+        commands.append((self._publish, self._newest_channel, codec.encode_announcement(newest)))
         # A transaction, so that no price is ever left without an expiry.
         return [("MULTI",), *commands, ("EXEC",)] if expires else commands
 
@@ -182,11 +208,12 @@ class RedisWriter:
         arguments: list[bytes | str] = [str(self._ttl_ms), self._newest_channel, codec.encode_announcement(newest)]
         for series, tick in newest:
             arguments += (*_texts(tick), "1" if series in due else "")
-        return ("EVAL", PUT_NEWEST, str(len(newest)), *(self._latest_key(series) for series, _ in newest), *arguments)
+        names = [self._latest_key(series) for series, _ in newest]
+        return ("EVAL", self._newest_script, str(len(names)), *names, *arguments)
 
     def _latest_key(self, series: Series) -> str:
         if (key := self._latest_keys.get(series)) is None:
-            key = self._latest_keys[series] = keys.latest_key(series)
+            key = self._latest_keys[series] = self.bucket.latest_key(series)
         return key
 
     def put_slices(self, slices: Candles) -> None:
@@ -230,7 +257,7 @@ class RedisWriter:
         if self.backlog_read:
             with self._writing() as client:
                 for shard in shards:
-                    client.set(keys.archived_key(shard), until, px=MINUTES_KEPT_MS)
+                    client.set(self.bucket.archived_key(shard), until, px=MINUTES_KEPT_MS)
 
     # Until when trades are complete
 
@@ -241,7 +268,7 @@ class RedisWriter:
             Unavailable: Redis cannot be reached.
         """
         with self._calls.calling() as client:
-            return codec.decode_times(cast("bytes | None", client.get(keys.complete_key(exchange))))
+            return codec.decode_times(cast("bytes | None", client.get(self.bucket.complete_key(exchange))))
 
     def put_complete_until(self, exchange: str, until: Mapping[str, int]) -> None:
         """Store until when (Unix ms) all trades of the symbols of an exchange are on record.
@@ -252,7 +279,7 @@ class RedisWriter:
         if not self.complete:
             raise Unavailable("Redis is not complete")
         with self._writing() as client:
-            client.set(keys.complete_key(exchange), codec.encode_times(until), px=keys.EXPIRY_MS)
+            client.set(self.bucket.complete_key(exchange), codec.encode_times(until), px=keys.EXPIRY_MS)
 
     # Recovery
 
@@ -311,6 +338,10 @@ class RedisWriter:
             self._slices.renew_expiry()
             self._minutes.renew_expiry()
         return not self._complete_at_probe
+
+    def lacks(self, _: Series) -> bool:
+        """Every series is in the same bucket."""
+        return True
 
     @contextmanager
     def _writing(self) -> Iterator["redis.Redis"]:

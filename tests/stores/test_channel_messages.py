@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import redis
 
+from marketflow.stores.redis.buckets.channel_messages import Subscription, subscribed
 from marketflow.stores.redis.connection import async_client, connection_keywords
-from marketflow.stores.redis.subscription import Subscription, subscribed
 from tests.support.servers import HOST, RedisServer
 
 SECONDS = 5.0

@@ -1,0 +1,246 @@
+"""The cache in Redis as the pipeline writes it: one writer for each bucket, of which a plain Redis has one.
+
+Each bucket has its own recovery and knows by itself whether it is complete. When a master of a Redis Cluster fails, the
+writes of its buckets fail, those of all others are done; and only what lacks something is refilled.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+import redis
+
+from marketflow.clock import Clock
+from marketflow.errors import Unavailable
+from marketflow.model import MINUTE_MS, Candles, Series, Slot, Tick
+from marketflow.stores.ports import RecoveredCandles, Wanted, every_series
+from marketflow.stores.redis import keys
+from marketflow.stores.redis.buckets.slot_map import SlotMap
+from marketflow.stores.redis.calls import redis_outage
+from marketflow.stores.redis.connection import buckets_of
+from marketflow.stores.redis.writer import RedisWriter
+
+CALLS_AT_ONCE = 16
+"""Masters that are written to at the same time, by all callers together."""
+
+_T = TypeVar("_T")
+_K = TypeVar("_K", Series, Slot)
+_Work = tuple[RedisWriter, Callable[[], _T]]
+
+
+class BucketedWriter:
+    """A CacheWriter of one bucket or of many; for any number of threads.
+
+    Args:
+        parts: the writer of each bucket, by its number.
+        series: all configured series.
+        slot_map: of the cluster; None for a plain Redis.
+    """
+
+    def __init__(self, parts: Sequence[RedisWriter], series: Iterable[Series], slot_map: SlotMap | None = None) -> None:
+        self._parts = parts
+        self._sole = parts[0] if len(parts) == 1 else None
+        self._slot_map = slot_map
+        self._part_of: dict[Series, RedisWriter] = {}
+        self._lacking: frozenset[RedisWriter] = frozenset(parts)
+        self._threads = ThreadPoolExecutor(CALLS_AT_ONCE, "redis") if slot_map else None
+        self.take_series(series)
+
+    @classmethod
+    def connect(
+        cls,
+        keywords: Mapping[str, Any],
+        series: Iterable[Series],
+        clock: Clock,
+        ttl_seconds: int,
+        max_connections: int = 100,
+    ) -> "BucketedWriter":
+        """A writer with clients of its own, which connect when first used; see RedisWriter.connect."""
+        series, buckets, outage = list(series), buckets_of(keywords), redis_outage()
+        options: dict[str, Any] = {"buckets": len(buckets), "outage": outage}
+        parts = [
+            RedisWriter.connect(keywords, series, clock, ttl_seconds, max_connections, bucket, **options)
+            for bucket in buckets
+        ]
+        return cls(parts, series, keywords.get("slot_map"))
+
+    @property
+    def recovered(self) -> bool:
+        """Whether the slices of earlier runs have been read."""
+        return all(part.recovered for part in self._parts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the cache has all that was written to it; while it has not, read from memory instead."""
+        return all(part.complete for part in self._parts)
+
+    def lacks(self, series: Series) -> bool:
+        """Whether the last probe found that the cache lacks something of the bucket of a series."""
+        return self._part(series) in self._lacking
+
+    def take_series(self, series: Iterable[Series]) -> None:
+        """Replace the configured series; from any thread. What is written is not limited to them."""
+        of_part: defaultdict[RedisWriter, list[Series]] = defaultdict(list)
+        for each in series:
+            of_part[self._part(each)].append(each)
+        for part in self._parts:
+            part.take_series(of_part[part])
+
+    def close(self) -> None:
+        """Close all connections, also under running calls; these raise Unavailable."""
+        for part in self._parts:
+            part.close()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+
+    # Writes
+
+    def put_newest(self, newest: dict[Series, Tick]) -> bool:
+        """Store the newest tick of each series, and publish them; return whether Redis has confirmed it.
+
+        Raises:
+            Unavailable: not all are written, or an earlier write was not.
+        """
+        if self._sole is not None:
+            return self._sole.put_newest(newest)
+        divided: defaultdict[RedisWriter, dict[Series, Tick]] = defaultdict(dict)
+        for series, tick in newest.items():
+            divided[self._part(series)][series] = tick
+        return all(self._each([(part, partial(part.put_newest, of_part)) for part, of_part in divided.items()]))
+
+    def put_slices(self, slices: Candles) -> None:
+        """Store whole slices and publish them; see RedisWriter.
+
+        Raises:
+            Unavailable: not all are written.
+        """
+        self._each([(part, partial(part.put_slices, of_part)) for part, of_part in self._divided(slices).items()])
+
+    def put_minutes(self, minutes: Candles) -> None:
+        """Store closed minutes, publish them, and trim what is older than a day.
+
+        Raises:
+            Unavailable: not all are written.
+        """
+        self._each([(part, partial(part.put_minutes, of_part)) for part, of_part in self._divided(minutes).items()])
+
+    def note_stored(self, minutes: Iterable[Slot]) -> None:
+        """Allow the slices of recovered minutes to be trimmed: the minutes are stored, here or in the archive."""
+        for part, of_part in self._divided(dict.fromkeys(minutes)).items():
+            part.note_stored(of_part)
+
+    def mark_archived(self, until: int, shards: Collection[str]) -> None:
+        """Store before which minute the archive is complete of shards, once their backlog has been read.
+
+        Raises:
+            Unavailable: not written everywhere.
+        """
+        self._each([(part, partial(part.mark_archived, until, shards)) for part in self._parts])
+
+    # Until when trades are complete
+
+    def complete_until(self, exchange: str) -> dict[str, int]:
+        """Until when (Unix ms) all trades of the symbols of an exchange are on record, as it was put last.
+
+        Raises:
+            Unavailable: Redis cannot be reached.
+        """
+        found = self._each([(part, partial(part.complete_until, exchange)) for part in self._parts])
+        return {symbol: until for of_part in found for symbol, until in of_part.items()}
+
+    def put_complete_until(self, exchange: str, until: Mapping[str, int]) -> None:
+        """Store until when (Unix ms) all trades of the symbols of an exchange are on record.
+
+        Raises:
+            Unavailable: not all is written, or Redis lacks what was written before.
+        """
+        divided: defaultdict[RedisWriter, dict[str, int]] = defaultdict(dict)
+        for symbol, each in until.items():
+            divided[self._of_symbol(symbol)][symbol] = each
+        work = [(part, partial(part.put_complete_until, exchange, of_part)) for part, of_part in divided.items()]
+        self._each(work)
+
+    # Recovery
+
+    def recover(self, minute_ms: int = MINUTE_MS, wanted: Wanted = every_series) -> RecoveredCandles:
+        """What earlier runs left of the last minutes of some series; see RedisWriter. A bucket is written once it was read.
+
+        Raises:
+            Unavailable: not all of Redis can be reached.
+        """
+        found = self._each([(part, partial(part.recover, minute_ms, wanted)) for part in self._parts])
+        slices, minutes = _union(each.slices for each in found), _union(each.minutes for each in found)
+        return RecoveredCandles(slices, minutes, max(each.whole_from for each in found))
+
+    def slices_between(self, since: int, until: int, wanted: Wanted = every_series) -> Candles:
+        """See RecoveryReader."""
+        return _union(self._each([(part, partial(part.slices_between, since, until, wanted)) for part in self._parts]))
+
+    def unarchived(self, shards: Collection[str], shard_of: Callable[[Series], str]) -> Candles:
+        """See RecoveryReader."""
+        return _union(self._each([(part, partial(part.unarchived, shards, shard_of)) for part in self._parts]))
+
+    def needs_refill(self) -> bool:
+        """Probe Redis: True when it answers and may lack what was written; `lacks` says of which series."""
+        needed = self._each([(part, part.needs_refill) for part in self._parts])
+        self._lacking = frozenset(part for part, needs in zip(self._parts, needed, strict=True) if needs)
+        return bool(self._lacking)
+
+    # Buckets
+
+    def _part(self, series: Series) -> RedisWriter:
+        if (part := self._part_of.get(series)) is None:
+            part = self._part_of[series] = self._of_symbol(series.symbol)
+        return part
+
+    def _of_symbol(self, symbol: str) -> RedisWriter:
+        return self._parts[keys.bucket_of(symbol, len(self._parts))]
+
+    def _divided(self, slots: Mapping[Slot, Any]) -> dict[RedisWriter, Any]:
+        if self._sole is not None:
+            return {self._sole: slots}
+        divided: defaultdict[RedisWriter, dict[Slot, Any]] = defaultdict(dict)
+        for slot, value in slots.items():
+            divided[self._part(slot.series)][slot] = value
+        return divided
+
+    def _each(self, work: "Sequence[_Work[_T]]") -> list[_T]:
+        """Do the work of some buckets, those of different masters at the same time; return the results in order.
+
+        Raises:
+            Unavailable: that of some bucket failed; all others have been done.
+        """
+        if self._threads is None or len(work) == 1:
+            return [act() for _, act in work]
+        by_master: defaultdict[object, list[int]] = defaultdict(list)
+        for number, (part, _) in enumerate(work):
+            by_master[self._master_of(part)].append(number)
+        results: list[Any] = [None] * len(work)
+        futures = [self._threads.submit(_do, work, numbers, results) for numbers in by_master.values()]
+        for future in futures:
+            future.result()
+        for result in results:
+            if isinstance(result, Unavailable):
+                raise result
+        return results
+
+    def _master_of(self, part: RedisWriter) -> object:
+        assert self._slot_map is not None, "a plain Redis has one bucket"
+        try:
+            return self._slot_map.owner(part.bucket.slot)
+        except redis.ConnectionError:
+            return None
+
+
+def _do(work: "Sequence[_Work[_T]]", numbers: Sequence[int], results: list[Any]) -> None:
+    for number in numbers:
+        try:
+            results[number] = work[number][1]()
+        except Unavailable as error:
+            results[number] = error
+
+
+def _union(found: Iterable[Candles]) -> Candles:
+    return {slot: candle for each in found for slot, candle in each.items()}
