@@ -59,6 +59,13 @@ def test_one_process_runs_on_a_cluster(
     assert "Traceback" not in application.log
 
 
+class Ingest(Application):
+    """A process of the ingest role; it has no port."""
+
+    def ready(self) -> bool:
+        return self.process.poll() is None
+
+
 @pytest.fixture
 def roles(
     server_folder: Path, stores: dict[str, object], exchanges: list[ScriptedExchange]
@@ -74,7 +81,7 @@ def roles(
     (server_folder / "ingest").mkdir(mode=0o711)
     (server_folder / "api").mkdir(mode=0o711)
     with ExitStack() as stack:
-        ingest = stack.enter_context(Application(server_folder / "ingest", settings))
+        ingest = stack.enter_context(Ingest(server_folder / "ingest", settings, ("--role", "ingest")))
         api = stack.enter_context(Application(server_folder / "api", settings, ("--role", "api")))
         wait_until_connected(api, exchanges)
         wait_until(lambda: api.get("/health")["status"] == "ok", 10)

@@ -165,7 +165,7 @@ class BucketedWriter:
     # Recovery
 
     def recover(self, minute_ms: int = MINUTE_MS, wanted: Wanted = every_series) -> RecoveredCandles:
-        """What earlier runs left of the last minutes of some series; see RedisWriter. A bucket is written once it was read.
+        """What earlier runs left of the last minutes of some series; see RedisWriter. Each bucket is written once read.
 
         Raises:
             Unavailable: not all of Redis can be reached.
