@@ -18,7 +18,7 @@ from marketflow.runtime.store_servers import Servers
 from marketflow.settings import Settings
 from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.migrations import applied
-from marketflow.stores.postgres.rows import reason, to_unix_ms
+from marketflow.stores.postgres.rows import FIRST_PARTITION, reason, to_unix_ms
 from marketflow.text import host_port
 
 POOLED = "set postgres.prepared_statements = false: a pooler, such as PgBouncer, lends a session for one transaction"
@@ -64,6 +64,16 @@ select exists (select from pg_extension where extname = 'timescaledb'),
 _HYPERTABLE = """
 select from timescaledb_information.hypertables
 where hypertable_schema = current_schema()::text and hypertable_name = 'aggregates'
+"""
+
+_HAS_PARTITIONS = "select to_regprocedure('aggregates_drop_partition()') is not null"
+
+_PARTITIONS = """
+select partitioned_from, (select pg_catalog.count(*) from pg_inherits where inhparent = to_regclass('aggregates')::oid),
+       has_function_privilege('aggregates_add_partitions(timestamptz, timestamptz)', 'execute')
+       and has_function_privilege('aggregates_drop_partition()', 'execute'),
+       exists (select from pg_constraint where conrelid = to_regclass('aggregates')::oid and conname = %s)
+from aggregates_rolled_until
 """
 
 _NEWEST = """
@@ -115,6 +125,8 @@ def _check(settings: Settings, keywords: dict[str, Any], where: str) -> list[Che
                 results.append(check(where, connection))
                 if results[-1].state is CheckState.FAILED:  # the next ones would fail for the same reason
                     break
+            else:
+                results += _partitions(where, connection, settings)
             return [*results, *_timescale(where, connection)]
     except Exception as error:  # noqa: BLE001 - the server would meet the same error
         # `where` names the server already.
@@ -226,6 +238,30 @@ def _rows(where: str, connection: BoundedConnection, settings: Settings) -> Chec
     age = (milliseconds(system_clock()) - to_unix_ms(newest)) / 1000
     text = f"the newest minute of {mode} mode began {seconds_text(age)} ago"
     return CheckResult("PostgreSQL rows", where, CheckState.OK, text)
+
+
+def _partitions(where: str, connection: BoundedConnection, settings: Settings) -> list[CheckResult]:
+    """Report daily partitions, and the rest of a conversion."""
+    if connection.execute(_HAS_PARTITIONS).fetchall() != [(True,)]:
+        return []
+    ((since, number, may, is_bounded),) = connection.execute(_PARTITIONS, [FIRST_PARTITION]).fetchall()
+
+    def warning(found: str, advice: str) -> list[CheckResult]:
+        return [CheckResult("PostgreSQL partitions", where, CheckState.WARNING, found, advice)]
+
+    if is_bounded:
+        text = f"a conversion was killed: its constraint {FIRST_PARTITION} will refuse rows"
+        return warning(text, "run marketflow migrate --partition as the owner of the tables again")
+    if since is None:
+        return []
+    found = f"{number} partitions, daily ones from {since:%Y-%m-%d} on"
+    if not may:
+        functions = "aggregates_add_partitions, aggregates_drop_partition"
+        return warning(f"{found}, and the user may neither add nor drop any", f"GRANT EXECUTE ON FUNCTION {functions}")
+    if not settings.archive.keep_minutes:
+        advice = "set it: queries slow down with each partition"
+        return warning(f"{found}, and archive.keep_minutes is not set", advice)
+    return [CheckResult("PostgreSQL partitions", where, CheckState.OK, found)]
 
 
 def _timescale(where: str, connection: BoundedConnection) -> list[CheckResult]:

@@ -1,5 +1,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from marketflow.settings import load
 from marketflow.stores.postgres.connections import session
 from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.migrations import apply_ddl
+from tests.support.partitions import partition
 from tests.support.pgbouncer import pgbouncer
 from tests.support.proxy import Proxy
 from tests.support.servers import HOST, PostgresServer, free_port
@@ -187,6 +189,40 @@ def test_rows_older_than_the_constraint_warn(postgres_db: dict[str, Any], execut
     found = look(postgres_db)["PostgreSQL schema"]
     assert found.state is CheckState.WARNING
     assert "aggregates_valid" in found.found
+
+
+def look_at_partitions(keywords: Mapping[str, Any], keep_minutes: str = "90d") -> tuple[CheckState, str] | None:
+    at = {f"postgres.{name}": value for name, value in {"host": HOST, "sslmode": "prefer", **keywords}.items()}
+    settings = load(None, at | {"archive.keep_minutes": keep_minutes})
+    found = {result.what: result for result in postgres_checks.postgres_check(settings, find_servers(settings)).run()}
+    result = found.get("PostgreSQL partitions")
+    return None if result is None else (result.state, result.found)
+
+
+def test_daily_partitions_and_what_they_lack_are_reported(
+    postgres_db: dict[str, Any], execute: Callable[[str], object], schema: None
+) -> None:
+    assert look_at_partitions(postgres_db) is None
+    partition(postgres_db, datetime(2026, 11, 20, tzinfo=UTC))
+    assert look_at_partitions(postgres_db) == (CheckState.OK, "10 partitions, daily ones from 2026-11-21 on")
+    assert look_at_partitions(postgres_db, "") == (
+        CheckState.WARNING, "10 partitions, daily ones from 2026-11-21 on, and archive.keep_minutes is not set"
+    )  # fmt: skip
+    grants = "grant select, insert, update, delete on all tables in schema public to guest"
+    with user(postgres_db, grants) as guest:
+        state, text = look_at_partitions(guest) or (None, "")
+        assert (state, text[-41:]) == (CheckState.WARNING, "and the user may neither add nor drop any")
+        execute("grant execute on all functions in schema public to guest")
+        assert look_at_partitions(guest) == (CheckState.OK, "10 partitions, daily ones from 2026-11-21 on")
+
+
+def test_rest_of_a_killed_conversion_warns(
+    postgres_db: dict[str, Any], execute: Callable[[str], object], schema: None
+) -> None:
+    execute("alter table aggregates add constraint aggregates_before check (timestamp < '2026-12-06Z') not valid")
+    state, text = look_at_partitions(postgres_db) or (None, "")
+    assert state is CheckState.WARNING
+    assert "a conversion was killed" in text
 
 
 @pytest.mark.usefixtures("schema")
