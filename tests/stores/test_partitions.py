@@ -1,5 +1,6 @@
 """Daily partitions: the conversion of a table in use, retention by dropping, and what goes wrong with both."""
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot
 from marketflow.resources import resource
-from marketflow.stores.postgres import partition_conversion, reader
+from marketflow.stores.postgres import partition_conversion, reader, retention, rollups
 from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.partitions import DailyPartitions
 from marketflow.stores.postgres.retention import Retention
@@ -198,6 +199,29 @@ def test_rows_are_stored_when_no_partition_can_be_added(
     roll_up(postgres_db, Retention(3), NOW + 31 * DAY_MS)
     assert partitions(user) == {"aggregates_other": 40}
     assert len([line for line in log if "partitions cannot be added yet" in line]) == 1
+
+
+@pytest.mark.usefixtures("user")
+@pytest.mark.parametrize(
+    ("statement", "values", "planned"),
+    [
+        (rollups._MAKE_HOURS, {"since": 3, "until": 5}, {"aggregates_20251124", "aggregates_20251125"}),
+        (rollups._MOVE, {"first": 4, "end": 5, "rolled": 4, "until": 5}, {"aggregates_20251125"}),
+        (rollups._MOVE, {"first": -99, "end": 1, "rolled": -99, "until": 1}, {"aggregates_before"}),
+        (retention._OLDEST, {"ended": 0, "scanned": 1}, {"aggregates_before"}),
+        (retention._OLDEST, {"ended": 2, "scanned": 2}, {"aggregates_before", "aggregates_20251122"}),
+    ],
+)  # fmt: skip
+def test_upkeep_plans_only_the_partitions_it_needs(
+    postgres_db: dict[str, Any], statement: str, values: dict[str, int], planned: set[str]
+) -> None:
+    """With all of 90 partitions in each plan a roll-up takes ten times as long."""
+    days: dict[str, Any] = {name: to_datetime(DAY + day * DAY_MS) for name, day in values.items()}
+    marks = {"exchange": ["exchange1"], "pair_name": ["BTCUSDT"], "mode": ["live"], "day": [to_datetime(DAY)]}
+    with BoundedConnection.open(connection_keywords(**postgres_db)) as connection:
+        plan = connection.execute(f"explain {statement}", days | marks).fetchall()
+    found = set(re.findall(r" on (aggregates_(?:before|other|\d+))", "\n".join(line for (line,) in plan)))
+    assert found == planned
 
 
 def test_conversion_keeps_rows_grants_triggers_and_key(postgres_db: dict[str, Any]) -> None:
