@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from reactivex import abc
 
 from marketflow.clock import Clock
+from marketflow.feeds.cpu.pacing import Pacing
 from marketflow.feeds.decoder import Decoder
 from marketflow.feeds.feed import Feed
 from marketflow.feeds.generator import GeneratorFeed, Market
@@ -43,10 +44,17 @@ class FeedFactory:
         clock: this machine's time.
         generating: runs the generators; an exchange has a thread of its own.
         recorder: takes what exchanges send.
+        pacing: rests of the feeds that lag behind.
     """
 
-    def __init__(self, clock: Clock, generating: abc.SchedulerBase, recorder: "Recorder | None" = None) -> None:
-        self._clock, self._generating, self._recorder = clock, generating, recorder
+    def __init__(
+        self,
+        clock: Clock,
+        generating: abc.SchedulerBase,
+        recorder: "Recorder | None" = None,
+        pacing: Pacing | None = None,
+    ) -> None:
+        self._clock, self._generating, self._recorder, self._pacing = clock, generating, recorder, pacing
         self._budgets: Budgets = {}
 
     def feeds(self, settings: Settings) -> dict[Mode, Sequence[Feed]]:
@@ -124,7 +132,7 @@ class FeedFactory:
         if decoder is None:
             decoder = _decoder(settings, Mode.LIVE, exchange.name, symbols, self._clock, is_venue=bool(exchange.venue))
         decoder.take_symbols(symbols)
-        made = live_feed(exchange, symbols, decoder, settings.flow.stale_after_seconds, self._budgets)
+        made = live_feed(exchange, symbols, decoder, settings.flow.stale_after_seconds, self._budgets, self._pacing)
         if self._recorder is not None:
             made.record = self._recorder.feed(exchange.name, exchange.venue, made.place)
         _expect_others(made, settings, exchange)
@@ -158,7 +166,12 @@ def configured_recorder(settings: Settings, clock: Clock) -> "Recorder | None":
 
 
 def live_feed(
-    exchange: ExchangeSettings, symbols: Sequence[str], decoder: Decoder, stale_after_seconds: float, budgets: Budgets
+    exchange: ExchangeSettings,
+    symbols: Sequence[str],
+    decoder: Decoder,
+    stale_after_seconds: float,
+    budgets: Budgets,
+    pacing: Pacing | None = None,
 ) -> "TcpFeed | VenueFeed":
     """The feed of an exchange: over TCP, or by the protocol of its venue.
 
@@ -168,9 +181,10 @@ def live_feed(
         decoder: checks and folds its ticks.
         stale_after_seconds: silence after which the connection is made anew.
         budgets: by venue, shared by all feeds of the process.
+        pacing: rests of a feed over TCP while it lags behind.
     """
     if not exchange.venue:
-        return TcpFeed(exchange.name, exchange.host, exchange.port, decoder, stale_after_seconds)
+        return TcpFeed(exchange.name, exchange.host, exchange.port, decoder, stale_after_seconds, pacing=pacing)
     # Lazily: a start without venues needs no WebSocket client.
     from marketflow.feeds.backfill.rest_client import RestClient
     from marketflow.feeds.venues.registry import VENUES

@@ -11,15 +11,16 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import reactivex as rx
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
+from marketflow.feeds.cpu.fair_lock import FairLock
+from marketflow.feeds.cpu.pacing import Pacing
 from marketflow.feeds.decoder import Decoder
-from marketflow.feeds.fair_lock import FairLock
 from marketflow.feeds.feed import FeedReport, Record
 from marketflow.feeds.line_framing import Framer
 from marketflow.model import Candles, FeedState, merge_into
@@ -33,6 +34,8 @@ BATCH_SECONDS = 0.05
 decoding = FairLock()
 """Held by the one feed that decodes. Several flooded feeds would contend for Python's lock, which halves their
 throughput, and a feed with few ticks would wait behind all of them."""
+
+_AT_ONCE = nullcontext()
 
 LOOKUP_WAIT_SECONDS = 0.3
 """How long an attempt waits for the DNS lookup of an earlier one, which cannot be cancelled."""
@@ -55,6 +58,7 @@ class TcpFeed:
         decoder: validates and folds what is received.
         stale_after_seconds: silence after which the connection is closed.
         monotonic: measures silence, in seconds.
+        pacing: rests while this feed lags behind.
     """
 
     absent = ()
@@ -68,6 +72,7 @@ class TcpFeed:
         decoder: Decoder,
         stale_after_seconds: float,
         monotonic: Callable[[], float] = time.monotonic,
+        pacing: Pacing | None = None,
     ) -> None:
         self.exchange = exchange
         self.decoder = decoder
@@ -76,6 +81,7 @@ class TcpFeed:
         self._address = _Address(host, port)
         self._stale_after_seconds = stale_after_seconds
         self._monotonic = monotonic
+        self._pacing = pacing
         self._link: _Link | None = None
         self._stopped = False
         self._silent = False
@@ -166,7 +172,7 @@ class TcpFeed:
             due = 0.0
             try:
                 for data in link.received():
-                    with decoding:
+                    with self._paced(data), decoding:
                         now = self._monotonic()
                         lines = framer.push(data)
                         if lines and self.record is not None:
@@ -184,6 +190,9 @@ class TcpFeed:
                     observer.on_next(batch)
         if not (self._stopped or link.aborted):
             raise ConnectionLost("the exchange closed the connection")
+
+    def _paced(self, data: bytes) -> AbstractContextManager[None]:
+        return _AT_ONCE if self._pacing is None or len(data) < RECEIVE_BYTES else self._pacing.decoding()
 
     def _decode_rest(self, line: bytes) -> Candles:
         """Decode the last line of a connection, which needs no newline; a truncated one is rejected as malformed."""

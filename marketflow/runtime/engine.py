@@ -20,6 +20,7 @@ from marketflow.clock import Clock, milliseconds
 from marketflow.cluster.messages import IngestState, RuleChange, RuleChanged, ShardState
 from marketflow.counters import ExchangeCounters, IngestCounters
 from marketflow.errors import Unavailable
+from marketflow.feeds.cpu.pacing import Pacing
 from marketflow.feeds.decoder import REASONS
 from marketflow.feeds.factory import FeedFactory, configured_recorder
 from marketflow.feeds.feed import Feed
@@ -97,6 +98,7 @@ class Engine:
         announce_newest: as of Parts.
         newest_pause_seconds: least time between writes of newest ticks to the cache.
         archive_started: set once the server of the archive has been started; None is another's, which may be down.
+        pacing: rests of the feeds that lag behind.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Engine:
         announce_newest: Callable[[Mapping[Series, Tick]], None] | None = None,
         newest_pause_seconds: float = 0.0,
         archive_started: threading.Event | None = None,
+        pacing: Pacing | None = None,
     ) -> None:
         self._on_failure = on_failure
         self._stopping = False
@@ -131,7 +134,7 @@ class Engine:
         self._pool = NamedPool("worker", threads)
         self._recorder = configured_recorder(settings, clock)
         self._settings = settings
-        self._factory = FeedFactory(clock, self._generating, self._recorder)
+        self._factory = FeedFactory(clock, self._generating, self._recorder, pacing)
         self._reconfiguring = threading.RLock()
         self.ownership = Ownership(settings.shards, None if is_alone else ())
         self._standby: frozenset[str] = frozenset()

@@ -25,6 +25,7 @@ from marketflow.cluster.member import SOLE_LEASE_SECONDS, Member
 from marketflow.cluster.remote_control import RemoteIngest
 from marketflow.cluster.shard_table import LEASE_SECONDS, ShardTable, connect
 from marketflow.errors import StartError, Unavailable
+from marketflow.feeds.cpu.pacing import Pacing
 from marketflow.logs import Outage
 from marketflow.model import Mode
 from marketflow.resources import resource
@@ -160,6 +161,7 @@ class BothRoles(AsgiApplication):
             announce_newest=announcements.publish,
             newest_pause_seconds=NEWEST_PAUSE_SECONDS,
             archive_started=servers.postgres_started,
+            pacing=Pacing.of_event_loop(),
         )
         # What is shown as the latest price is in the periods as well, which Redis has a moment later.
         readers.cache.take_newest_in_process(engine.window_state.newest_of)

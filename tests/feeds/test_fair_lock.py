@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from marketflow.feeds.fair_lock import FairLock
+from marketflow.feeds.cpu.fair_lock import FairLock
 from tests.support.servers import wait_until
 
 
