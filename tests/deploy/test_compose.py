@@ -15,10 +15,14 @@ from marketflow.model import Mode
 from tests.deploy.configuration import DEPLOY, compose, env_file, load_with, program
 from tests.deploy.image import instructions
 
-OURS = ("app", "migrate", "exchange1", "exchange2", "exchange3")
 SIMULATED = ("exchange1", "exchange2", "exchange3")
-OF_THE_IMAGE = ("app", "migrate")  # whose health check is that of the image
+SCALED = ("ingest", "api")  # which take the place of `app` on a cluster
+OURS = ("app", "migrate", *SIMULATED, *SCALED)
+OF_THE_IMAGE = ("app", "migrate", "api")  # whose health check is that of the image
+NODES = tuple(f"redis{number}" for number in range(1, 7))
+JOBS = ("migrate", "redis-cluster")
 MONITORING = ("prometheus", "grafana")
+PROFILES = {"monitoring": MONITORING, "demo": SIMULATED, "cluster": (*SCALED, *NODES, "redis-cluster")}
 
 
 @pytest.fixture
@@ -29,7 +33,7 @@ def services() -> dict[str, Any]:
 
 def test_docker_compose_reads_the_file_as_these_tests_do(services: dict[str, Any]) -> None:
     command = [program("docker-compose"), "--file", str(DEPLOY / "compose.yaml")]
-    profiles = ["--profile", "monitoring", "--profile", "demo"]
+    profiles = [word for name in PROFILES for word in ("--profile", name)]
     example = ["--env-file", str(DEPLOY / "compose.env.example")]
     done = subprocess.run(
         [*command, *profiles, *example, "config", "--format", "json"], capture_output=True, text=True, check=True
@@ -40,7 +44,7 @@ def test_docker_compose_reads_the_file_as_these_tests_do(services: dict[str, Any
     for name, service in services.items():
         assert theirs[name]["image"] == service["image"]
         assert theirs[name].get("environment", {}) == service.get("environment", {})
-        assert ("healthcheck" in theirs[name]) == (name not in OF_THE_IMAGE)
+        assert ("healthcheck" in theirs[name]) == ("healthcheck" in service)
 
     without_profiles = subprocess.run(
         [*command, *example, "config", "--services"], capture_output=True, text=True, check=True
@@ -66,23 +70,28 @@ def test_compose_file_follows_the_specification() -> None:
 
 
 def test_every_service_is_hardened_limited_and_health_checked(services: dict[str, Any]) -> None:
-    assert services.keys() == {*OURS, *MONITORING, "redis", "postgres"}
+    assert services.keys() == {*OURS, *MONITORING, *NODES, "redis", "redis-cluster", "postgres"}
     for name, service in services.items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
-        assert service["restart"] == ("on-failure" if name == "migrate" else "unless-stopped"), name
+        assert service["restart"] == ("on-failure" if name in JOBS else "unless-stopped"), name
         assert service["mem_limit"], name
         assert service["stop_grace_period"], name
-        assert name in OF_THE_IMAGE or service["healthcheck"]["test"], name
+        if name == "ingest":  # it has no port
+            assert service["healthcheck"] == {"disable": True}
+        elif name not in (*OF_THE_IMAGE, *JOBS):
+            assert service["healthcheck"]["test"], name
         assert service["image"].count(":") == 1, name
         assert not service["image"].endswith(":latest"), name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
-        profile = "monitoring" if name in MONITORING else "demo" if name in SIMULATED else None
-        assert service.get("profiles", []) == ([profile] if profile else []), name
+        assert service.get("profiles", []) == [profile for profile, own in PROFILES.items() if name in own], name
     # The application is not stopped in the middle of what it still writes.
-    assert int(services["app"]["stop_grace_period"].removesuffix("s")) > 5
-    assert not {"ports"} & (services["redis"].keys() | services["postgres"].keys())
+    for name in ("app", *SCALED):
+        assert int(services[name]["stop_grace_period"].removesuffix("s")) > 5
+    for name in ("redis", *NODES, "postgres"):
+        assert "ports" not in services[name]
+        assert services[name]["networks"] == ["stores"]
     assert compose()["networks"]["stores"] == {"internal": True}
 
 
@@ -125,8 +134,34 @@ def test_application_settings_name_existing_services(
         assert command == ["exchange", *(f"--{name}={value}" for name, value in options.items())]
         assert parse(command).params["symbols"] == found.symbols
         assert f":{exchange.port:X} " in services[exchange.host]["healthcheck"]["test"][3]
-    assert {*OURS} == {"app", "migrate", *(exchange.host for exchange in found.exchanges)}
+    assert {*SIMULATED} == {exchange.host for exchange in found.exchanges}
     assert app["depends_on"].keys() == {"redis", "postgres", "migrate"}
+
+
+def test_cluster_profile_runs_both_roles_on_six_nodes(
+    services: dict[str, Any], monkeypatch: pytest.MonkeyPatch, nothing_set: None
+) -> None:
+    started = {*SCALED}
+    while more := {each for name in started for each in services[name].get("depends_on", ())} - started:
+        started |= more
+    assert started == {*SCALED, *NODES, "redis-cluster", "migrate", "postgres"}  # neither `app` nor its Redis
+    ingest, api, job = (services[name] for name in ("ingest", "api", "redis-cluster"))
+    assert [parse(service["command"]).params["role"] for service in (ingest, api)] == ["ingest", "api"]
+    assert ingest["scale"] == 2
+    assert ingest["environment"] == api["environment"]
+    assert api["ports"] == services["app"]["ports"]
+    token = {"MARKETFLOW_HTTP__TOKEN": "a-token-of-ones-own"}
+    found = load_with(monkeypatch, api["environment"] | token)
+    assert found.redis.host == ""
+    assert found.redis.nodes == tuple(f"{name}:6379" for name in NODES[:3])
+    assert found.redis.password == services["redis1"]["environment"]["REDISCLI_AUTH"]
+    assert job["command"][2:] == [f"{name}:6379" for name in NODES]
+    assert {*job["depends_on"]} == {*NODES}
+    assert {services[name]["hostname"] for name in NODES} == {*NODES}
+    assert len({services[name]["volumes"][0] for name in NODES}) == len(NODES)
+    # Prometheus asks for the service whose place it takes.
+    assert api["networks"]["default"] == {"aliases": ["app"]}
+    assert "app" in found.http.allowed_hosts
 
 
 def test_own_services_share_one_image_of_this_version(services: dict[str, Any]) -> None:
@@ -134,11 +169,12 @@ def test_own_services_share_one_image_of_this_version(services: dict[str, Any]) 
 
 
 def test_redis_has_a_memory_limit_and_never_evicts(services: dict[str, Any]) -> None:
-    script = services["redis"]["command"][2].split("\n")
-    assert "maxmemory-policy noeviction" in script
-    assert "maxmemory 256mb" in script
-    assert "requirepass $REDISCLI_AUTH" in script
-    assert script[-2:] == ["END", ""]
+    for name in ("redis", *NODES):
+        script = services[name]["command"][2].split("\n")
+        assert "maxmemory-policy noeviction" in script
+        assert "maxmemory 256mb" in script
+        assert "requirepass $REDISCLI_AUTH" in script
+        assert script[-2:] == ["END", ""]
 
 
 def test_each_variable_of_the_example_is_used() -> None:
@@ -150,6 +186,6 @@ def test_each_variable_of_the_example_is_used() -> None:
 def test_mounted_files_exist(services: dict[str, Any]) -> None:
     mounts = [mount.split(":") for service in services.values() for mount in service.get("volumes", [])]
     files = [mount for mount in mounts if mount[0].startswith("./")]
-    assert len(files) == 5
+    assert len(files) == 6
     assert all(mount[2] == "ro" and (DEPLOY / mount[0]).exists() for mount in files)
     assert {mount[0] for mount in mounts if mount not in files} == compose()["volumes"].keys()
