@@ -132,7 +132,9 @@ def test_settings_and_secrets_are_valid_settings(
     links = {"MARKETFLOW_API_SERVICE_HOST": "10.0.0.1", "MARKETFLOW_API_PORT": "tcp://10.0.0.1:8080"}
     found = load_with(monkeypatch, environment | links, path)
     assert found.mode is Mode.LIVE
-    assert found.redis.host.startswith("redis")
+    assert found.redis.host == ""
+    assert len(found.redis.nodes) == 3
+    assert all(node.startswith("redis-cluster-") for node in found.redis.nodes)
     assert found.postgres.host.startswith("postgres")
     assert found.http.allowed_hosts == ()
     assert found.log.format == "json"
@@ -161,10 +163,17 @@ def test_selectors_match_their_pods() -> None:
         assert matches(deployment["spec"]["selector"]["matchLabels"], deployment)
         others = [other for other in DEPLOYMENTS if other != name]
         assert not any(matches(deployment["spec"]["selector"]["matchLabels"], DEPLOYMENTS[other]) for other in others)
-        spread = deployment["spec"]["template"]["spec"]["topologySpreadConstraints"][0]
+        pod = deployment["spec"]["template"]["spec"]
+        if name == "marketflow-feeds":
+            (preferred,) = pod["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+            spread = preferred["podAffinityTerm"]
+        else:
+            (spread,) = pod["topologySpreadConstraints"]
+        assert spread["topologyKey"] == "kubernetes.io/hostname"
         assert matches(spread["labelSelector"]["matchLabels"], deployment)
         budget = of_kind("PodDisruptionBudget")[name]
         assert budget["spec"]["selector"] == deployment["spec"]["selector"]
+        assert budget["spec"]["maxUnavailable"] == 1
     api, feeds = DEPLOYMENTS["marketflow-api"], DEPLOYMENTS["marketflow-feeds"]
     service = of_kind("Service")["marketflow-api"]["spec"]
     assert matches(service["selector"], api)

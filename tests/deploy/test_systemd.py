@@ -32,22 +32,28 @@ def service(unit: Path) -> dict[str, list[str]]:
 
 
 def test_units_exist_for_both_roles_and_for_each() -> None:
-    assert [unit.name for unit in UNITS] == ["marketflow-api.service", "marketflow-feeds.service", "marketflow.service"]
+    assert [unit.name for unit in UNITS] == [
+        "marketflow-api.service",
+        "marketflow-ingest@.service",
+        "marketflow.service",
+    ]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_systemd_analyze_accepts_the_units(unit: Path, tmp_path: Path) -> None:
     analyze = program("systemd-analyze")
-    here = tmp_path / unit.name  # with a program that is there
+    here = tmp_path / unit.name.replace("@", "@1")  # an instance, with a program that is there
     here.write_text(unit.read_text().replace("/opt/marketflow/bin/marketflow", sys.executable))
     done = subprocess.run([analyze, "verify", str(here)], capture_output=True, text=True, check=False)
-    ours = [line for line in done.stderr.splitlines() if unit.name in line]
+    ours = [line for line in done.stderr.splitlines() if here.name in line]
     assert (done.returncode, ours) == (0, [])
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
-def test_systemd_security_exposure_is_low(unit: Path) -> None:
-    command = [program("systemd-analyze"), "security", "--offline=true", "--no-pager", str(unit)]
+def test_systemd_security_exposure_is_low(unit: Path, tmp_path: Path) -> None:
+    here = tmp_path / unit.name.replace("@", "@1")
+    here.write_text(unit.read_text())
+    command = [program("systemd-analyze"), "security", "--offline=true", "--no-pager", str(here)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     match = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
     assert match, done.stderr
