@@ -19,6 +19,7 @@ BENCHMARKS = (
     "promptness",
     "queries",
     "breadth",
+    "cluster",
     "history",
     "stream",
     "start_stop",

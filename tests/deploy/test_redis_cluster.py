@@ -98,7 +98,7 @@ def test_second_job_keeps_a_cluster_whose_addresses_changed(nodes: list[Composed
 
         def answers() -> bool:
             try:
-                return client.get(key) == "kept"
+                return bool(client.get(key) == "kept")
             except redis.RedisError:
                 return False
 

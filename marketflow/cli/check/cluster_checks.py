@@ -129,18 +129,22 @@ def _summaries(where: str, nodes: Sequence[Node], each: Sequence[CheckResult]) -
 
 
 def parse_nodes(text: str, asked: str) -> list[Node]:
-    """Parse the answer to CLUSTER NODES; a node that knows no address of its own gets that by which it was asked."""
+    """Parse the answer to CLUSTER NODES. A node has the name that it announces, or its address, or that asked for."""
     return [_node(line.split(), asked) for line in text.splitlines() if line.strip()]
 
 
 def _node(fields: Sequence[str], asked: str) -> Node:
-    address = fields[1].partition("@")[0]  # ip:port@bus-port,hostname
-    host, _, port = address.rpartition(":")
+    address, *names = fields[1].split(",")  # ip:port@bus-port,hostname,key=value
+    host, _, port = address.partition("@")[0].rpartition(":")
     ranges = (field.partition("-") for field in fields[8:] if not field.startswith("["))  # [ is a slot that migrates
-    slots = tuple((int(first), int(last or first)) for first, _, last in ranges)
-    master = "" if fields[3] == "-" else fields[3]
     return Node(
-        fields[0], host or asked, int(port), frozenset(fields[2].split(",")), master, fields[7] == "connected", slots
+        id=fields[0],
+        host=next((name for name in names if name and "=" not in name), host) or asked,
+        port=int(port),
+        flags=frozenset(fields[2].split(",")),
+        master_id="" if fields[3] == "-" else fields[3],
+        linked=fields[7] == "connected",
+        slots=tuple((int(first), int(last or first)) for first, _, last in ranges),
     )
 
 
@@ -155,7 +159,7 @@ def topology_results(where: str, nodes: Sequence[Node]) -> Iterator[CheckResult]
         yield CheckResult(WHAT, where, CheckState.FAILED, found, advice)
     for node in dead:
         found = f"the cluster cannot reach it ({', '.join(sorted(node.flags - {'myself'}))})"
-        advice = "start it, or remove it: redis-cli --cluster del-node HOST:PORT " + node.id
+        advice = f"start it, or remove it: redis-cli --cluster call {where.partition(',')[0]} cluster forget {node.id}"
         yield CheckResult(WHAT, node.where, CheckState.WARNING, found, advice)
     replicas = Counter(node.master_id for node in nodes if node.master_id and node.lives)
     for node in masters:

@@ -203,7 +203,11 @@ def test_frozen_node_costs_its_timeout_once(cluster: RedisCluster) -> None:
 def test_versions_before_sharded_notifications_fail() -> None:
     line = "a1 10.0.0.1:6379@16379,one.example myself,master - 0 0 1 connected 0-5460 7000 [5461->-b2]"
     (node,) = cluster_checks.parse_nodes(line, "")
-    assert (node.where, node.slots) == ("10.0.0.1:6379", ((0, 5460), (7000, 7000)))
+    assert (node.where, node.slots) == ("one.example:6379", ((0, 5460), (7000, 7000)))
+    (node,) = cluster_checks.parse_nodes(line.replace("one.example", ",shard-id=7"), "")
+    assert node.where == "10.0.0.1:6379"
+    (node,) = cluster_checks.parse_nodes(line.replace("10.0.0.1", "").replace(",one.example", ""), "10.0.0.9")
+    assert node.where == "10.0.0.9:6379"
     (old,) = cluster_checks.version_results(node, {"redis_version": "6.2.14"})
     assert (old.state, old.advice) == (CheckState.FAILED, "upgrade it")
     (valkey,) = cluster_checks.version_results(node, {"redis_version": "7.2.4", "valkey_version": "8.0.1"})
