@@ -12,8 +12,8 @@ import redis
 from marketflow.cli.check.check_result import CheckState
 from marketflow.cli.check.cluster_checks import cluster_check
 from marketflow.stores.redis.connection import connection_keywords
-from tests.deploy.configuration import DEPLOY, compose
-from tests.support.redis_cluster import redis_program
+from tests.deploy.configuration import DEPLOY, compose, shell_blocks
+from tests.support.redis_cluster import ClusterNode, RedisCluster, redis_program
 from tests.support.servers import HOST, free_port, wait_until
 
 PASSWORD = "open-sesame"
@@ -111,3 +111,73 @@ def _moved(client: "redis.Redis", key: str) -> bool:
     except redis.ResponseError:
         return True
     return False
+
+
+# --- The section of deploy/README.md about operating a cluster, carried out as written
+
+
+@pytest.fixture
+def cluster(server_folder: Path) -> Iterator[RedisCluster]:
+    if shutil.which("redis-cli") is None:
+        pytest.skip("there is no redis-cli on PATH")
+    with RedisCluster(server_folder / "operated") as running:
+        yield running
+
+
+class Shell:
+    """Runs the commands of the section, each found by a word that it has."""
+
+    def __init__(self) -> None:
+        self._blocks = shell_blocks("Redis Cluster")
+
+    def run(self, word: str, **variables: str) -> str:
+        (commands,) = (block for block in self._blocks if word in block)
+        done = subprocess.run(
+            ["bash", "-e", "-c", commands], env=os.environ | variables, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "[ERR]" not in done.stdout
+        return done.stdout
+
+
+def empty_node(folder: Path) -> ClusterNode:
+    program = redis_program("redis-server")
+    assert program
+    node = ClusterNode(folder, program)
+    node.start()
+    return node
+
+
+def test_lost_node_is_replaced_as_the_runbook_says(cluster: RedisCluster, server_folder: Path) -> None:
+    shell, master = Shell(), cluster.masters()[0]
+    (dead,) = cluster.replicas_of(master)
+    dead_id = dead.name
+    dead.kill()
+    wait_until(lambda: "fail" in master.call("CLUSTER", "NODES"))
+    new = empty_node(server_folder / "new")
+    try:
+        shell.run("cluster forget", NODE=master.address, DEAD_ID=dead_id, NEW=new.address, MASTER_ID=master.name)
+        wait_until(lambda: "state=online" in master.call("INFO", "replication"), 20)
+        assert dead_id not in master.call("CLUSTER", "NODES")
+        assert "All 16384 slots covered" in shell.run("cluster check", NODE=master.address)
+    finally:
+        new.stop()
+
+
+def test_master_is_maintained_and_masters_are_added_and_removed(cluster: RedisCluster, server_folder: Path) -> None:
+    shell, master = Shell(), cluster.masters()[0]
+    (replica,) = cluster.replicas_of(master)
+    shell.run("cluster failover", REPLICA_HOST=HOST, REPLICA_PORT=str(replica.port))
+    wait_until(lambda: replica in cluster.masters(), 20)
+    cluster.wait_until_whole()
+    new = empty_node(server_folder / "new")
+    cluster.nodes.append(new)
+    try:
+        shell.run("use-empty-masters", NEW=new.address, NODE=replica.address)
+        assert new in cluster.masters()
+        shell.run("cluster fix", NODE=replica.address)
+        shell.run("del-node", NODE=replica.address, ID=new.name)
+        assert new not in cluster.masters()
+    finally:
+        cluster.nodes.remove(new)
+        new.stop()
