@@ -164,7 +164,7 @@ def run(traffic: str, kind: str, processes: int, seconds: float) -> dict[str, An
 
         def all_connected() -> bool:  # owners, and standbys where there is another process
             ours.send("clients")
-            return min(ours.recv()) >= min(2, processes)
+            return bool(min(ours.recv()) >= min(2, processes))
 
         wait_until(all_connected, 60, "not every exchange has its clients")
         if seconds >= MEASURED_SECONDS:

@@ -30,6 +30,9 @@ FIGURES = IngestCounters(
     rows_dropped=17,
     given_up=18,
     stalls={"archive": 19},
+    shards_owned={"exchange1/1of2": True},
+    shards_standby={"exchange1/1of2": False},
+    shard_takeovers=31,
 )
 """Made up, no two alike."""
 
