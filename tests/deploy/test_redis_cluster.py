@@ -148,6 +148,25 @@ def empty_node(folder: Path) -> ClusterNode:
     return node
 
 
+def test_users_of_the_acl_file_have_the_rights_they_need(cluster: RedisCluster) -> None:
+    text = (DEPLOY / "redis/cluster-users.acl").read_text().replace("change-me", PASSWORD)
+    users = [line.split() for line in text.splitlines() if not line.startswith("user default")]
+    assert [user[1] for user in users] == ["operator", "replica", "marketflow"]
+    for node in cluster.nodes:
+        for user in users:
+            node.call("ACL", "SETUSER", *user[1:])
+        node.call("CONFIG", "SET", "masteruser", "replica", "masterauth", PASSWORD)
+    cluster.failover(cluster.masters()[0])  # whose new replica copies as this user
+    keywords = connection_keywords(HOST, 0, PASSWORD, 0, "marketflow")
+    buckets = [f"marketflow:{{b{number}}}:check:rights" for number in range(16)]
+    results = cluster_check([(HOST, cluster.nodes[0].port)], keywords, buckets).run()
+    assert {result.state for result in results} == {CheckState.OK}, results
+    with redis.Redis(**keywords | {"port": cluster.nodes[0].port}) as client:
+        for forbidden in (["flushall"], ["keys", "*"], ["config", "get", "*"], ["cluster", "failover"]):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.execute_command(*forbidden)
+
+
 def test_lost_node_is_replaced_as_the_runbook_says(cluster: RedisCluster, server_folder: Path) -> None:
     shell, master = Shell(), cluster.masters()[0]
     (dead,) = cluster.replicas_of(master)

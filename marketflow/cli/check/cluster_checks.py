@@ -192,6 +192,9 @@ def bucket_results(where: str, nodes: Sequence[Node], slots: Sequence[int]) -> I
 
 def settings_results(node: Node, settings: Mapping[str, str]) -> Iterator[CheckResult]:
     """Check the settings of a node that decide how long an outage of another one lasts."""
+    if not settings:
+        found = "node timeout and full coverage are not known, as CONFIG is not permitted"
+        yield CheckResult(WHAT, node.where, CheckState.OK, found)
     if settings.get("cluster-require-full-coverage") == "yes":
         found = "cluster-require-full-coverage yes: while one master is down, the others refuse everything as well"
         advice = "CONFIG SET cluster-require-full-coverage no on each node, and in redis.conf"

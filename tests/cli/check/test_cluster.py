@@ -153,7 +153,9 @@ def test_rights_without_info_and_config_are_enough(cluster: RedisCluster) -> Non
     for node in cluster.nodes:
         node.call("ACL", "SETUSER", "limited", *rules)
     try:
-        assert problems(look(cluster.addresses[:1], username="limited", password="secret")) == []
+        found = look(cluster.addresses[:1], username="limited", password="secret")
+        assert problems(found) == []
+        assert "CONFIG is not permitted" in found[0].found
         for node in cluster.nodes:
             node.call("ACL", "SETUSER", "limited", "-info")
         results = problems(look(cluster.addresses[:1], username="limited", password="secret"))
