@@ -20,7 +20,7 @@ from tests.support.guards import pytest_runtest_call, pytest_runtest_setup, pyte
 from tests.support.oracle import Rows
 from tests.support.redis_cluster import RedisCluster
 from tests.support.servers import HOST, PostgresServer, RedisServer
-from tests.support.tiers import is_unit
+from tests.support.tiers import is_unit, takes_minutes
 
 # A shell starts background jobs with SIGINT ignored, which the programs under test would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -32,7 +32,11 @@ _MARKED_FOLDERS = {"faults": pytest.mark.faults, "browser": pytest.mark.browser}
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of the folders that are stages of their own, and of the others those of the unit tier."""
+    """Mark the tests of the folders that are stages of their own, and of the others those of the unit tier.
+
+    Those that are allowed minutes come first, so that no worker of several ends with one of them alone.
+    """
+    items.sort(key=lambda item: not takes_minutes(item))
     for item in items:
         if mark := _MARKED_FOLDERS.get(item.path.parent.name):
             item.add_marker(mark)

@@ -124,3 +124,12 @@ def test_unit_tier_is_not_empty(request: pytest.FixtureRequest) -> None:
     assert "test_merging_is_associative" in chosen
     assert "test_code_without_processes_is_left_alone" in chosen
     assert "test_guards_fail_processes_and_lost_exceptions" not in chosen
+
+
+def test_tests_that_take_minutes_come_first() -> None:
+    files = ("tests/faults/test_alerts.py", "tests/faults/test_venue_kill.py")
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "faults", *files]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    order = [line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line]
+    assert order == sorted(order, reverse=True)
+    assert {*order} == {*files}

@@ -9,6 +9,7 @@ from types import CodeType, FunctionType, ModuleType
 import pytest
 
 _OTHER_TIERS = ("long", "slow", "faults", "browser", "image")
+_USUAL_TIMEOUT_SECONDS = 120  # as in pyproject.toml
 _STARTING_MODULES = (subprocess, multiprocessing)
 _STARTING_PACKAGE = "marketflow.embedded"
 _STARTING_NAMES = {"fork", "forkpty", "posix_spawn", "create_subprocess_exec", "create_subprocess_shell"}
@@ -20,6 +21,12 @@ def is_unit(item: pytest.Function) -> bool:
         return False
     fixtures = [definitions[-1].func for definitions in item._fixtureinfo.name2fixturedefs.values()]
     return not any(starts_process(function) for function in (item.obj, *fixtures))
+
+
+def takes_minutes(item: pytest.Item) -> bool:
+    """Whether a test has a longer timeout than all others."""
+    timeout = item.get_closest_marker("timeout")
+    return timeout is not None and timeout.args[0] > _USUAL_TIMEOUT_SECONDS
 
 
 def starts_process(function: object) -> bool:
