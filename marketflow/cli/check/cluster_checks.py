@@ -14,7 +14,9 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from marketflow.cli.check.check_result import Check, CheckResult, CheckState
 from marketflow.cli.check.redis_checks import CHECK_TIMEOUT_SECONDS, error_text, memory_results, rights_result
-from marketflow.stores.redis.connection import sync_client
+from marketflow.runtime.store_servers import Servers
+from marketflow.settings import Settings
+from marketflow.stores.redis.connection import buckets_of, sync_client
 from marketflow.text import host_port
 
 T = TypeVar("T")
@@ -66,20 +68,17 @@ class Node(NamedTuple):
         return any(first <= slot <= last for first, last in self.slots)
 
 
-def cluster_check(seeds: Sequence[tuple[str, int]], keywords: Mapping[str, Any], keys: Sequence[str]) -> Check:
-    """Return the checks of a cluster.
-
-    Args:
-        seeds: host and port of the nodes that the settings name.
-        keywords: of a client, without host and port.
-        keys: one key of each bucket.
-    """
+def cluster_check(settings: Settings, servers: Servers) -> Check:
+    """Return the checks of the Redis Cluster of the settings."""
+    seeds = settings.redis.addresses
     where = ", ".join(host_port(*seed) for seed in seeds)
+    access = {name: value for name, value in servers.redis.items() if name not in ("slot_map", "buckets")}
 
     def client_of(host: str, port: int) -> "redis.Redis":
-        return sync_client({**keywords, "host": host, "port": port}, CHECK_TIMEOUT_SECONDS)
+        return sync_client({**access, "host": host, "port": port}, CHECK_TIMEOUT_SECONDS)
 
-    return Check(WHAT, where, partial(_check, where, seeds, client_of, keys, bool(keywords.get("password"))))
+    keys = [bucket.series_key for bucket in buckets_of(servers.redis)]
+    return Check(WHAT, where, partial(_check, where, seeds, client_of, keys, bool(settings.redis.password)))
 
 
 def _check(

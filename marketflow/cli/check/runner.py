@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from marketflow.cli.check.check_result import Check, CheckResult, CheckState
+from marketflow.cli.check.cluster_checks import cluster_check
 from marketflow.cli.check.data_folder_checks import data_folder_checks
 from marketflow.cli.check.exchange_checks import exchange_check
 from marketflow.cli.check.http_checks import http_check, token_results
@@ -32,7 +33,7 @@ def run_checks(settings: Settings) -> list[CheckResult]:
     needed = settings.mode is Mode.LIVE
     results = run_concurrently(
         [
-            redis_check(settings, servers),
+            cluster_check(settings, servers) if settings.redis.nodes else redis_check(settings, servers),
             postgres_check(settings, servers),
             *(_feed_check(each, settings, needed) for each in settings.exchanges),
             http_check(settings.http),

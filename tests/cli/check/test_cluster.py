@@ -9,12 +9,16 @@ import pytest
 
 from marketflow.cli.check import cluster_checks
 from marketflow.cli.check.check_result import CheckResult, CheckState
-from marketflow.cli.check.runner import DEADLINE_SECONDS
-from marketflow.stores.redis.connection import connection_keywords
+from marketflow.cli.check.runner import DEADLINE_SECONDS, run_checks
+from marketflow.runtime.store_servers import find_servers
+from marketflow.settings import load
+from marketflow.stores.redis import keys
 from tests.support.redis_cluster import ClusterNode, RedisCluster
 from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
-BUCKETS = [f"marketflow:{{b{number}}}:check:rights" for number in range(16)]
+WELL = ["Redis cluster", "Redis memory", "Redis rights", "Redis cluster"]
+
+pytestmark = pytest.mark.usefixtures("nothing_set")
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +28,10 @@ def cluster(server_root: Path) -> Iterator[RedisCluster]:
         yield running
 
 
-def look(seeds: list[str], keys: list[str] = BUCKETS, username: str = "", password: str = "") -> list[CheckResult]:
-    keywords = connection_keywords(HOST, 0, password, 0, username)
-    places = [(seed.rpartition(":")[0], int(seed.rpartition(":")[2])) for seed in seeds]
-    return cluster_checks.cluster_check(places, keywords, keys).run()
+def look(seeds: list[str], buckets: int = 16, **more: str) -> list[CheckResult]:
+    at: dict[str, object] = {"redis.nodes": seeds, "redis.buckets": buckets}
+    settings = load(None, at | {f"redis.{name}": value for name, value in more.items()})
+    return cluster_checks.cluster_check(settings, find_servers(settings)).run()
 
 
 def _setting(node: ClusterNode, name: str) -> str:
@@ -47,7 +51,7 @@ def only(results: list[CheckResult]) -> CheckResult:
 def test_healthy_cluster_is_ok_and_stays_empty(cluster: RedisCluster) -> None:
     results = look(cluster.addresses[:1])
     assert problems(results) == []
-    assert [result.what for result in results] == ["Redis cluster", "Redis memory", "Redis rights", "Redis cluster"]
+    assert [result.what for result in results] == WELL
     assert results[0].found.startswith("6 of 6 nodes are up, 3 masters, Redis 7.")
     assert results[2].found == "well on 3 nodes"
     assert results[3].found.startswith("16 buckets on 3 masters")
@@ -102,12 +106,17 @@ def test_uncovered_slots_fail_the_check(cluster: RedisCluster) -> None:
 
 
 def test_buckets_on_one_master_alone_warn(cluster: RedisCluster) -> None:
-    few = only(look(cluster.addresses[:1], BUCKETS[:1]))
+    few = only(look(cluster.addresses[:1], buckets=1))
     assert few.state is CheckState.WARNING
     assert "none on" in few.found
     assert few.advice.startswith("raise redis.buckets")
-    result = only(look(cluster.addresses[:1], [*BUCKETS[:16], *["marketflow:{b0}:x"] * 32]))
-    assert result.found.endswith("uneven")
+    master = cluster.masters()[0]
+    text = master.call("CLUSTER", "NODES")
+    nodes = cluster_checks.parse_nodes(text, HOST)
+    slot = next(first for first, _, port in cluster.slot_ranges() if port == master.port)
+    others = [keys.Bucket(number).slot for number in range(16)]
+    (uneven,) = cluster_checks.bucket_results("here", nodes, [*others, *[slot] * 32])
+    assert uneven.found.endswith("uneven")
 
 
 def test_eviction_policy_of_one_node_is_found(cluster: RedisCluster) -> None:
@@ -171,6 +180,12 @@ def test_seed_that_is_down_warns_and_others_are_asked(cluster: RedisCluster) -> 
     assert (result.where, result.state) == (seed, CheckState.WARNING)
     assert "redis.nodes" in result.advice
     assert only(look([seed])).state is CheckState.FAILED
+
+
+def test_check_command_looks_at_the_cluster_of_the_settings(cluster: RedisCluster) -> None:
+    results = run_checks(load(None, {"redis.nodes": cluster.addresses[:1], "http.port": free_port()}))
+    assert [result.what for result in results][:4] == WELL
+    assert "Redis" not in {result.what for result in results}
 
 
 def test_plain_redis_in_the_nodes_fails(redis_db: RedisServer) -> None:
