@@ -6,7 +6,9 @@ which two machines do not, and an endpoint of its own would give the ingest role
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from typing import Any
 
 import msgspec
 
@@ -78,6 +80,39 @@ class IngestCounters(msgspec.Struct, frozen=True):
     """Whether each shard has a standby that could take over at once."""
     shard_takeovers: int = 0
     """How often the owner of a shard was gone and replaced."""
+
+
+def merged_counters(
+    counters: Sequence[IngestCounters], owners: Mapping[str, Sequence[IngestCounters]]
+) -> IngestCounters:
+    """Return the sums over several processes.
+
+    Args:
+        counters: of all processes.
+        owners: those of the owners of the shards of each exchange; other processes receive its ticks as well.
+    """
+    of_exchange = {name: [each.exchanges[name] for each in of if name in each.exchanges] for name, of in owners.items()}
+    exchanges: dict[str, ExchangeCounters] = {name: reduce(plus, each) for name, each in of_exchange.items() if each}
+    total: IngestCounters = reduce(plus, (msgspec.structs.replace(each, exchanges={}) for each in counters))
+    return msgspec.structs.replace(total, exchanges=exchanges)
+
+
+def plus(one: Any, other: Any) -> Any:
+    """Return the sum of two counters or parts of them, field by field; the later of two times, what is known of two."""
+    match one, other:
+        case (None, only) | (only, None):
+            return only
+        case dict(), dict():
+            return one | {key: plus(one.get(key), value) for key, value in other.items()}
+        case Delays(), Delays():
+            counts = tuple(map(sum, zip(one.counts, other.counts, strict=False)))
+            return Delays(one.bounds, counts, one.total + other.total) if one.bounds == other.bounds else other
+        case ((ExchangeCounters() | AlertCounters() | IngestCounters()), _):
+            fields = {name: plus(getattr(one, name), getattr(other, name)) for name in one.__struct_fields__}
+            if isinstance(one, ExchangeCounters):
+                fields["last_tick_at"] = max(filter(None, (one.last_tick_at, other.last_tick_at)), default=None)
+            return type(one)(**fields)
+    return one + other
 
 
 class DelayCounter:

@@ -60,40 +60,23 @@ REPLY_SECONDS = 5
 """How long a reply is kept for its client."""
 
 
-class Ingest(Protocol):
-    """The engine as the cluster sees it. Called from several threads."""
+class _Engine(Protocol):
+    """What is published, and runs commands; called from several threads. `switch` raises Unavailable if it cannot."""
 
-    def state(self) -> IngestState:
-        """Return the state; published when it changes."""
-        ...
-
-    def counters(self) -> IngestCounters:
-        """Return the counters; published with the state."""
-        ...
-
-    def switch(self, mode: Mode) -> Mode:
-        """Switch the mode and return the previous one; raises Unavailable where that cannot be."""
-        ...
-
-    def change_rule(self, change: RuleChange) -> RuleChanged:
-        """Change an alert rule."""
-        ...
+    def state(self) -> IngestState: ...
+    def counters(self) -> IngestCounters: ...
+    def switch(self, mode: Mode) -> Mode: ...
+    def change_rule(self, change: RuleChange) -> RuleChanged: ...
 
 
-class ShardIngest(Protocol):
-    """The engine of a process that ingests the shards which the table gives it."""
+class _ShardIngest(Protocol):
+    """What takes assignments: the shards that it has with their state, those of the standby that it could own at once,
+    and a change of them.
+    """
 
-    def shards(self) -> Mapping[str, ShardState]:
-        """Return the shards that it owns or stands by for; published with the state."""
-        ...
-
-    def ready(self) -> Collection[str]:
-        """Return the standby's shards that it could own at once."""
-        ...
-
-    def assign(self, owned: Collection[str], standby: Collection[str], leads: bool) -> None:
-        """Own and stand by for these shards from now on."""
-        ...
+    def shards(self) -> Mapping[str, ShardState]: ...
+    def ready(self) -> Collection[str]: ...
+    def assign(self, owned: Collection[str], standby: Collection[str], leads: bool) -> None: ...
 
 
 class Member:
@@ -102,7 +85,7 @@ class Member:
     Args:
         table: called by this alone.
         client: of the same Redis.
-        ingest: what is published, and runs commands.
+        ingest: the engine, as the cluster sees it.
         report: reports the feeds.
         reload: reads the settings again and returns what has changed; raises SettingsError where they are wrong.
         shards: takes what the table gives; None ingests all shards whatever that is, and may switch the mode itself.
@@ -113,10 +96,10 @@ class Member:
         self,
         table: ShardTable,
         client: "redis.Redis",
-        ingest: Ingest,
+        ingest: _Engine,
         report: Callable[[FeedsQuery], FeedsReport],
         reload: Callable[[], Changes],
-        shards: ShardIngest | None,
+        shards: _ShardIngest | None,
         is_sole: bool = False,
     ) -> None:
         self._table = table
@@ -175,7 +158,7 @@ class Member:
         if self.reachable:
             self.reachable = False
             with suppress(Unavailable):
-                self._table.leave()
+                self._table.hold(leaving=True)
 
     def mode_switched(self, mode: Mode) -> None:
         """Have others adopt the mode that this process has switched to itself."""
@@ -280,7 +263,7 @@ class Member:
 
     def _report_other_owner(self) -> None:
         """Log once that another process owns shards which this one ingests as well."""
-        others = sorted({row.owner for row in self._table.rows.values() if row.owner} - {self._table.run})
+        others = sorted({row.owner for row in self._table.table.rows.values() if row.owner} - {self._table.run})
         if self._shards is not None or not others:
             self._report_at = None
         elif self._report_at is None:

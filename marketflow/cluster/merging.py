@@ -1,12 +1,11 @@
 """What several ingest processes publish and report, as if it came from one."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import msgspec
 
 from marketflow.cluster.messages import ExchangeReport, FeedsQuery, FeedsReport, IngestState
-from marketflow.counters import AlertCounters, Delays, ExchangeCounters, IngestCounters
+from marketflow.counters import plus
 from marketflow.model import FeedState, Mode
 
 _FROM_WORST = (FeedState.CONNECTING, FeedState.STALE, FeedState.CONNECTED, FeedState.GENERATED)
@@ -36,44 +35,6 @@ def merged_state(mode: Mode, states: Sequence[IngestState], owners: Mapping[str,
         {exchange: state.feeds[exchange] for exchange, state in first if exchange in state.feeds},
         max(state.newest_alert_event for state in states),
     )
-
-
-def merged_counters(
-    counters: Sequence[IngestCounters], owners: Mapping[str, Sequence[IngestCounters]]
-) -> IngestCounters:
-    """Return the sums over all processes, and for each exchange over the owners of its shards."""
-    exchanges = {
-        exchange: _summed([each.exchanges[exchange] for each in of if exchange in each.exchanges])
-        for exchange, of in owners.items()
-        if any(exchange in each.exchanges for each in of)
-    }
-    total: IngestCounters = _summed([msgspec.structs.replace(each, exchanges={}) for each in counters])
-    return msgspec.structs.replace(total, exchanges=exchanges)
-
-
-def _summed(items: Sequence[Any]) -> Any:
-    """Return the sum of counters of one kind, field by field; the later of two times."""
-    total = items[0]
-    for item in items[1:]:
-        total = _plus(total, item)
-    return total
-
-
-def _plus(one: Any, other: Any) -> Any:
-    match one, other:
-        case (None, only) | (only, None):
-            return only
-        case dict(), dict():
-            return one | {key: _plus(one.get(key), value) for key, value in other.items()}
-        case Delays(), Delays():
-            counts = tuple(map(sum, zip(one.counts, other.counts, strict=True)))
-            return Delays(one.bounds, counts, one.total + other.total) if one.bounds == other.bounds else other
-        case ((ExchangeCounters() | AlertCounters() | IngestCounters()), _):
-            fields = {name: _plus(getattr(one, name), getattr(other, name)) for name in one.__struct_fields__}
-            if isinstance(one, ExchangeCounters):
-                fields["last_tick_at"] = max(filter(None, (one.last_tick_at, other.last_tick_at)), default=None)
-            return type(one)(**fields)
-    return one + other
 
 
 def page_of_each(query: FeedsQuery, processes: int) -> FeedsQuery:
@@ -110,22 +71,17 @@ def merged_report(query: FeedsQuery, reports: Sequence[FeedsReport], exchanges: 
 
 def _merged(one: ExchangeReport, other: ExchangeReport) -> ExchangeReport:
     """Return the report of an exchange whose shards are in two processes: that of the worse, with the sums of both."""
-    worse, better = sorted((one, other), key=lambda each: _FROM_WORST.index(each.state))
-    later = max(one, other, key=lambda each: each.error_at or 0)
+    worse, later = _worst((one, other)), max(one, other, key=lambda each: each.error_at or 0)
+    summed = ("ticks_per_second", "doubles", "holes", "reconnects", "rest_weight_used")
     return msgspec.structs.replace(
         worse,
-        ticks_per_second=one.ticks_per_second + other.ticks_per_second,
-        doubles=_plus(one.doubles, other.doubles),
-        holes=_plus(one.holes, other.holes),
-        reconnects=one.reconnects + other.reconnects,
-        clock_offset_ms=worse.clock_offset_ms if worse.clock_offset_ms is not None else better.clock_offset_ms,
-        rest_weight_used=_plus(one.rest_weight_used, other.rest_weight_used),
+        **{name: plus(getattr(one, name), getattr(other, name)) for name in summed},
         error=later.error,
         error_at=later.error_at,
-        absent=_union(one.absent, other.absent),
-        halted=_union(one.halted, other.halted),
+        absent=tuple(sorted({*one.absent, *other.absent})),
+        halted=tuple(sorted({*one.halted, *other.halted})),
     )
 
 
-def _union(one: Iterable[str], other: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted({*one, *other}))
+def _worst(reports: Iterable[ExchangeReport]) -> ExchangeReport:
+    return min(reports, key=lambda each: _FROM_WORST.index(each.state))

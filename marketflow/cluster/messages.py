@@ -58,13 +58,6 @@ class Published(msgspec.Struct, frozen=True, rename={"counters": "figures"}):
     shards: dict[str, ShardState] = {}
 
 
-class Reply(msgspec.Struct, frozen=True):
-    """The reply to a command: the previous mode and the new state."""
-
-    previous: Mode
-    published: Published
-
-
 RELOAD = "reload"
 """A command: read the settings again."""
 

@@ -16,7 +16,7 @@ import redis
 import redis.asyncio
 from loguru import logger
 
-from marketflow.cluster.merging import merged_counters, merged_report, merged_state, page_of_each
+from marketflow.cluster.merging import merged_report, merged_state, page_of_each
 from marketflow.cluster.messages import (
     RELOAD,
     FeedsQuery,
@@ -30,10 +30,10 @@ from marketflow.cluster.messages import (
     encode,
     mode_of,
 )
-from marketflow.cluster.shard_table import ANSWER_SECONDS, KEPT_SECONDS, LEAD, STATE_SECONDS, Table, decode_table
-from marketflow.counters import IngestCounters
+from marketflow.cluster.shard_table import ANSWER_SECONDS, KEPT_SECONDS, LEAD, NO_TABLE, STATE_SECONDS, decode_table
+from marketflow.counters import IngestCounters, merged_counters
 from marketflow.errors import SettingsError, Unavailable
-from marketflow.health import FeedProblem, ModeUnconfirmed, ShardHealth, StandbyState
+from marketflow.health import ModeUnconfirmed, ShardHealth, StandbyState
 from marketflow.model import FeedState, Mode
 from marketflow.settings.reloading import Changes
 from marketflow.stores.postgres.request_coalescing import CoalescedAnswers
@@ -82,7 +82,7 @@ class RemoteIngest:
         """Set when an ingest process has read its settings again."""
         self._mode = mode
         self._states: dict[str, tuple[Published, float]] = {}  # by run, with the time of receipt
-        self._table = Table({}, frozenset(), 0)
+        self._table = NO_TABLE
         self._changed = asyncio.Event()
         self._reports: CoalescedAnswers[FeedsReport] = CoalescedAnswers(REPORTS_KEPT, time.monotonic)
 
@@ -99,6 +99,11 @@ class RemoteIngest:
             return None
         owners = {exchange: [each.state for each in of] for exchange, of in self._owners(known).items()}
         return merged_state(self._mode, [each.state for each in known.values()], owners)
+
+    @property
+    def last_state(self) -> IngestState:
+        """The same, with nothing in it where there is none."""
+        return self.state or IngestState(self._mode, {}, cache_complete=True, archive_available=True)
 
     @property
     def counters(self) -> IngestCounters | None:
@@ -118,12 +123,6 @@ class RemoteIngest:
             shard_takeovers=self._table.takeovers,
         )
 
-    @property
-    def stalled(self) -> tuple[str, ...]:
-        """Branches of the pipeline that have work and finish none, as far as known."""
-        state = self.state
-        return () if state is None else state.stalled
-
     def shards(self) -> tuple[ShardHealth, ...]:
         """Return owner and standby of each shard, as far as known."""
         known = self._known()
@@ -133,20 +132,9 @@ class RemoteIngest:
             if known and shard != LEAD
         )
 
-    def clock_offsets_ms(self) -> dict[str, int]:
-        """Return by how much each wrong exchange clock is ahead of that of the ingest machine, by exchange."""
-        state = self.state
-        return {} if state is None else state.clock_offsets_ms
-
-    def feed_problems(self) -> dict[str, FeedProblem]:
-        """Return what is wrong with feeds, by exchange, as far as known."""
-        state = self.state
-        return {} if state is None else state.feeds
-
     def feed_states(self) -> tuple[Mode, dict[str, FeedState]]:
         """Return the mode and the state of its feeds; a feed is connecting while one of its shards has no owner."""
-        state = self.state
-        known = {} if state is None else state.exchanges
+        known = self.last_state.exchanges
         return self._mode, {exchange: known.get(exchange, FeedState.CONNECTING) for exchange in self.exchanges}
 
     async def close(self) -> None:
@@ -219,11 +207,6 @@ class RemoteIngest:
         row = self._table.rows.get(LEAD)
         leads = [run for run in self._known() if row is not None and run == row.owner]
         return (await self._command(leads, encode(change), RuleChanged))[0]
-
-    def newest_alert_event(self) -> int:
-        """Return the number of the newest event of an alert that was stored, 0 if that is not known."""
-        state = self.state
-        return 0 if state is None else state.newest_alert_event
 
     async def _command(self, runs: Sequence[str], content: str | bytes, kind: type[_T]) -> list[_T]:
         """Send a command to processes, and return the reply of each."""

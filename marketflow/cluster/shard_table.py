@@ -130,38 +130,42 @@ for shard, row in pairs(rows) do
 end
 
 local function spread()
-    local order, known, shards, own, stand = {}, {}, {}, {}, {}
+    local order, known, shards, plan = {}, {}, {}, {}
     for name, member in pairs(members) do
         order[#order + 1] = name
-        own[name], stand[name] = 0, 0
         for shard in pairs(member.shards) do known[shard] = true end
     end
-    table.sort(order)
     for shard in pairs(rows) do
         if not known[shard] then rows[shard] = nil end
     end
     for shard in pairs(known) do
+        shards[#shards + 1] = shard
         rows[shard] = rows[shard] or {epoch = 0, owner = FREE, standby = FREE}
-        if shard ~= LEAD then
-            shards[#shards + 1] = shard
-            if rows[shard].owner ~= FREE then own[rows[shard].owner] = own[rows[shard].owner] + 1 end
-            if rows[shard].standby ~= FREE then stand[rows[shard].standby] = stand[rows[shard].standby] + 1 end
-        end
     end
+    table.sort(order)
     table.sort(shards)
 
-    -- The least loaded process that may have a shard.
-    local function least(shard, load, other, except)
-        local best
+    -- How many shards each process has, once the planned moves are done.
+    local function loads(kind)
+        local load = {}
+        for _, name in ipairs(order) do load[name] = 0 end
+        for _, shard in ipairs(shards) do
+            local name = (plan[shard] or rows[shard])[kind]
+            if shard ~= LEAD and name ~= FREE then load[name] = load[name] + 1 end
+        end
+        return load
+    end
+    local function least(shard, kind, other_kind, except)
+        local load, other, best = loads(kind), loads(other_kind), nil
         for _, name in ipairs(order) do
             if name ~= except and can(name, shard) and (not best or load[name] < load[best]
                     or (load[name] == load[best] and other[name] < other[best])) then
                 best = name
             end
         end
-        return best
+        return best or FREE
     end
-    local function take(shard)
+    for _, shard in ipairs(shards) do
         local row = rows[shard]
         local owner = row.owner
         if owner == FREE or not members[owner].takes_all then
@@ -169,32 +173,16 @@ local function spread()
                 if members[name].takes_all and can(name, shard) then owner = name break end
             end
         end
-        if owner == FREE then owner = least(shard, own, stand) end
-        if owner == row.owner then return end
-        if shard ~= LEAD then
-            own[owner] = own[owner] + 1
-            if row.standby == owner then
-                stand[owner], row.standby = stand[owner] - 1, FREE
-            end
-            if row.owner ~= FREE then
-                own[row.owner] = own[row.owner] - 1
-                if row.standby ~= FREE then stand[row.standby] = stand[row.standby] - 1 end
-                stand[row.owner], row.standby = stand[row.owner] + 1, row.owner
-            end
+        if owner == FREE then owner = least(shard, 'owner', 'standby') end
+        if owner ~= row.owner then
+            if row.standby == owner or row.owner ~= FREE then row.standby = row.owner end
+            give(row, owner)
         end
-        give(row, owner)
-    end
-    for _, shard in ipairs(shards) do take(shard) end
-    if rows[LEAD] then take(LEAD) end
-    for _, shard in ipairs(shards) do
-        local row = rows[shard]
-        local standby = row.standby == FREE and least(shard, stand, own, row.owner)
-        if standby then
-            row.standby, stand[standby] = standby, stand[standby] + 1
-        end
+        if shard == LEAD then row.standby = FREE
+        elseif row.standby == FREE then row.standby = least(shard, 'standby', 'owner', row.owner) end
     end
 
-    -- The most and the least loaded process that do not take all, if their loads differ by more than one.
+    -- The most and the least loaded process, if their loads differ by more than one.
     local function extremes(load, counts_all)
         local most, fewest
         for _, name in ipairs(order) do
@@ -207,44 +195,37 @@ local function spread()
     end
 
     -- Owners: a shard moves once its next owner is its standby and ready; until then, that is what the standby is for.
-    local planned = {}
     while true do
-        local from, to = extremes(own)
-        local best, rank
+        local from, to = extremes(loads('owner'))
+        local stand, best, rank = loads('standby'), nil, nil
         for _, shard in ipairs(from and shards or {}) do
             local row = rows[shard]
-            if row.owner == from and not planned[shard] and can(to, shard) then
-                local new = row.standby == to and (members[to].ready[shard] and 3000 or 2000)
-                    or (row.standby == FREE and 1000 or stand[row.standby])
-                if not best or new > rank then best, rank = shard, new end
+            if shard ~= LEAD and row.owner == from and not plan[shard] and can(to, shard) then
+                local new = row.standby == to and (members[to].ready[shard] and 3000 or 2000) or stand[row.standby]
+                if not best or (new or 1000) > rank then best, rank = shard, new or 1000 end
             end
         end
         if not best then break end
         local row = rows[best]
-        planned[best] = true
-        own[from], own[to] = own[from] - 1, own[to] + 1
+        plan[best] = {owner = to, standby = from}
         if row.standby == to and members[to].ready[best] then
             give(row, to)
             row.standby = from
-            stand[to], stand[from] = stand[to] - 1, stand[from] + 1
         else
-            -- The loads are those after the move.
-            if row.standby ~= FREE then stand[row.standby] = stand[row.standby] - 1 end
-            row.standby, stand[from] = to, stand[from] + 1
+            row.standby = to
         end
     end
 
-    -- Standbys.
+    -- Standbys of the other shards.
     while true do
-        local from, to = extremes(stand, true)
+        local from, to = extremes(loads('standby'), true)
         local best
         for _, shard in ipairs(from and shards or {}) do
             local row = rows[shard]
-            if row.standby == from and row.owner ~= to and not planned[shard] and can(to, shard) then best = shard end
+            if row.standby == from and row.owner ~= to and not plan[shard] and can(to, shard) then best = shard end
         end
         if not best then break end
         rows[best].standby = to
-        stand[from], stand[to] = stand[from] - 1, stand[to] + 1
     end
 end
 
@@ -289,12 +270,7 @@ elseif state ~= '' then
     redis.call('set', KEYS[3], state, 'px', request.state_kept)
     followers = redis.call('publish', ARGV[3], state) + redis.call('exists', KEYS[4])
 end
-local table_rows = {}
-for shard, row in pairs(rows) do
-    table_rows[#table_rows + 1] = shard
-    table_rows[#table_rows + 1] = after['shard:' .. shard]
-end
-return {mode, followers, others, wait, table_rows}
+return {mode, followers, wait, redis.call('hgetall', KEYS[1])}
 """
 
 
@@ -325,6 +301,8 @@ class Assignment(NamedTuple):
     """The mode to adopt; None if it is not known."""
 
 
+NO_TABLE = Table({}, frozenset(), 0)
+
 NOTHING = Assignment(frozenset(), frozenset(), False, {}, None)
 """What a process holds before its first call."""
 
@@ -349,21 +327,13 @@ def decode_table(fields: Mapping[bytes, bytes]) -> Table:
     for field, value in fields.items():
         kind, _, name = field.decode(errors="replace").partition(":")
         if kind == "shard":
-            rows[name] = _row(value)
+            epoch, *processes = value.decode(errors="replace").split(" ")
+            rows[name] = Row(int(epoch), *(None if each in "-?" else each for each in processes))
         elif kind == "member":
             members.add(name)
         elif kind == "clock":
-            takeovers = msgspec.json.decode(value, type=_Clock).takeovers
+            takeovers = msgspec.json.decode(value)["takeovers"]
     return Table(rows, frozenset(members), takeovers)
-
-
-class _Clock(msgspec.Struct, frozen=True):
-    takeovers: int
-
-
-def _row(value: bytes) -> Row:
-    epoch, owner, standby = value.decode(errors="replace").split(" ")
-    return Row(int(epoch), *(None if name in "-?" else name for name in (owner, standby)))
 
 
 class ShardTable:
@@ -394,17 +364,19 @@ class ShardTable:
         self._lease_seconds = lease_seconds
         self._now = now
         self._held = NOTHING
-        self.rows: Mapping[str, Row] = {}
+        self.table = NO_TABLE
         """The table, by the last answer."""
-        self.others = 0
-        """Number of other ingest processes, by the last answer."""
         self.is_followed = False
         """Whether other processes have subscribed to the state of this one, or commands wait for it."""
         self.call_again_seconds = CALL_SECONDS
         """When to call again: at once when the lease of another process would expire."""
 
     def hold(
-        self, ready: Collection[str] = (), published: Published | None = None, new_mode: Mode | None = None
+        self,
+        ready: Collection[str] = (),
+        published: Published | None = None,
+        new_mode: Mode | None = None,
+        leaving: bool = False,
     ) -> Assignment:
         """Renew what this process holds, and return what it holds now.
 
@@ -412,25 +384,13 @@ class ShardTable:
             ready: shards that it could own at once: their feeds are connected, or no connection is of any use.
             published: its state, published by the same call; None leaves the last one.
             new_mode: set if it has switched the mode itself, which others adopt.
+            leaving: whether to release everything: standbys take over at once.
 
         Raises:
             Unavailable: Redis did not answer; it goes on with what it has.
         """
-        return self._call(ready, published, new_mode)
-
-    def leave(self) -> None:
-        """Release everything: standbys take over at once.
-
-        Raises:
-            Unavailable: Redis did not answer; the lease expires.
-        """
-        self._call((), None, None, leaving=True)
-
-    def _call(
-        self, ready: Collection[str], published: Published | None, new_mode: Mode | None, leaving: bool = False
-    ) -> Assignment:
         held = self._held
-        request: dict[str, Any] = {
+        request = {
             "run": self.run,
             "lease": _ms(self._lease_seconds),
             "grace": _ms(GRACE_SECONDS),
@@ -443,34 +403,28 @@ class ShardTable:
             "stood": dict.fromkeys(held.standby, True),
             "epochs": held.epochs,
             "leaving": leaving,
+            "now": self._now and self._now(),
+            "new_mode": new_mode,
+            "mode": published and published.state.mode,
         }
-        if self._now is not None:
-            request["now"] = self._now()
-        if new_mode is not None:
-            request["new_mode"] = new_mode.value
-        if published is not None:
-            request["mode"] = published.state.mode.value
-        state = b"" if published is None else encode(published)
+        given = {name: value for name, value in request.items() if value is not None}
+        state = encode(published) if published else b""
         with redis_errors():
             # The keys share a hash tag, so that one script may use them on a cluster as well.
             names = (keys.SHARDS_KEY, keys.MODE_KEY, keys.state_key(self.run), keys.commands_key(self.run))
-            arguments = (msgspec.json.encode(request), state, self._channel)
+            arguments = (encode(given), state, self._channel)
             answer = self._client.eval(_CALL, len(names), *names, *arguments)
-        return self._record(cast("tuple[bytes | None, int, int, int, list[bytes]]", answer))
-
-    def _record(self, answer: tuple[bytes | None, int, int, int, list[bytes]]) -> Assignment:
-        mode, followers, self.others, wait_ms, rows = answer
+        mode, followers, wait_ms, stored = cast("tuple[bytes | None, int, int, list[bytes]]", answer)
         if followers >= 0:
             self.is_followed = followers > 0
         self.call_again_seconds = min(CALL_SECONDS, (wait_ms + 1) / 1000)
-        names = (name.decode(errors="replace") for name in rows[::2])
-        self.rows = dict(zip(names, map(_row, rows[1::2]), strict=True))
-        mine = {name: row for name, row in self.rows.items() if name != LEAD}
+        self.table = decode_table(dict(zip(stored[::2], stored[1::2], strict=True)))
+        rows = self.table.rows
         self._held = Assignment(
-            frozenset(name for name, row in mine.items() if row.owner == self.run),
-            frozenset(name for name, row in mine.items() if row.standby == self.run),
-            LEAD in self.rows and self.rows[LEAD].owner == self.run,
-            {name: row.epoch for name, row in self.rows.items()},
+            frozenset(name for name, row in rows.items() if row.owner == self.run and name != LEAD),
+            frozenset(name for name, row in rows.items() if row.standby == self.run),
+            LEAD in rows and rows[LEAD].owner == self.run,
+            {name: row.epoch for name, row in rows.items()},
             mode_of(mode),
         )
         return self._held

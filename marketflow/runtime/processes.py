@@ -284,12 +284,12 @@ class ApiRole(AsgiApplication):
 
         redis_probe = Probe(
             readers.cache,
-            lambda: feeds.state is None or feeds.state.cache_complete,
+            lambda: feeds.last_state.cache_complete,
             Outage("Redis cannot be used", "Redis can be used again"),
         )
         postgres_probe = Probe(
             readers.archive,
-            lambda: feeds.state is None or feeds.state.archive_available,
+            lambda: feeds.last_state.archive_available,
             Outage("PostgreSQL cannot be used", "PostgreSQL can be used again"),
         )
         await self.probe(stack, redis_probe, postgres_probe)
@@ -304,14 +304,14 @@ class ApiRole(AsgiApplication):
                 feeds.feed_states,
                 postgres_probe,
                 redis_probe,
-                lambda: feeds.stalled,
-                feeds.clock_offsets_ms,
-                feeds.feed_problems,
+                lambda: feeds.last_state.stalled,
+                lambda: feeds.last_state.clock_offsets_ms,
+                lambda: feeds.last_state.feeds,
                 feeds.shards,
             ),
             lambda: feeds.counters,
             feeds.feeds,
-            AlertAccess(feeds.change_rule, readers.archive, feeds.newest_alert_event),
+            AlertAccess(feeds.change_rule, readers.archive, lambda: feeds.last_state.newest_alert_event),
             lambda: redis_probe.answers or postgres_probe.answers,
         )
 

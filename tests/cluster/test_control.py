@@ -501,7 +501,7 @@ def test_late_older_state_is_ignored(redis_db: RedisServer, client: "redis.Redis
         assert feeds.feed_states()[0] is Mode.LIVE
         publish(3, Mode.TEST)
         await until(lambda: feeds.current is Mode.TEST)
-        table.leave()
+        table.hold(leaving=True)
         await until(lambda: feeds.state is None)
         assert feeds.current is Mode.TEST
 

@@ -121,10 +121,10 @@ def test_standby_takes_over_when_the_lease_expires(client: "redis.Redis", clock:
 
 def test_stopping_process_is_replaced_at_once(client: "redis.Redis", clock: Clock) -> None:
     first, second = started(client, clock, 2)
-    first.leave()
+    first.hold(leaving=True)
     held = second.hold()
-    assert (held.owned, held.leads, second.others) == (frozenset(SHARDS), True, 0)
-    second.leave()
+    assert (held.owned, held.leads, second.table.members) == (frozenset(SHARDS), True, frozenset({second.run}))
+    second.hold(leaving=True)
     third = table(client, clock)
     clock.now += 60_000
     assert third.hold().owned == frozenset(SHARDS)  # released by all: there is nobody to wait for
@@ -141,7 +141,7 @@ def test_emptied_redis_changes_no_owner(client: "redis.Redis", clock: Clock) -> 
             newcomer.hold()
             held = {each: each.hold() for each in order}
             assert [held[first].owned, held[second].owned] == [each.owned for each in before]
-        newcomer.leave()
+        newcomer.hold(leaving=True)
         assert [first.hold(), second.hold()] == before
 
 
@@ -207,10 +207,10 @@ def test_changed_settings_add_and_remove_shards(client: "redis.Redis", clock: Cl
     first.shards = second.shards = ("exchange1", "exchange4")
     one, other = hold_for(clock, BALANCED_MS, first, second)
     assert one.owned | other.owned == {"exchange1", "exchange4"}
-    assert set(first.rows) == {"exchange1", "exchange4", LEAD}
+    assert set(first.table.rows) == {"exchange1", "exchange4", LEAD}
     second.shards = ("exchange1",)
     assert "exchange4" in hold_for(clock, CALL_MS, second, first)[1].owned
-    assert first.rows["exchange4"].standby is None
+    assert first.table.rows["exchange4"].standby is None
 
 
 def test_mode_of_a_fresh_start_is_the_configured_one(client: "redis.Redis", clock: Clock) -> None:
@@ -223,8 +223,8 @@ def test_mode_of_a_fresh_start_is_the_configured_one(client: "redis.Redis", cloc
     assert first.hold((), state(Mode.LIVE)).mode is Mode.TEST
     client.flushall()
     assert first.hold((), state(Mode.TEST)).mode is Mode.TEST  # an owner knows it
-    first.leave()
-    second.leave()
+    first.hold(leaving=True)
+    second.hold(leaving=True)
     clock.now += 60_000
     assert table(client, clock).hold((), state(Mode.LIVE)).mode is Mode.LIVE
 
@@ -243,7 +243,7 @@ def test_all_keys_of_the_table_expire(client: "redis.Redis", clock: Clock) -> No
     names = {keys.SHARDS_KEY, keys.MODE_KEY, keys.state_key(first.run)}
     assert {*client.keys("*")} == {name.encode() for name in names}
     assert [name for name in names if client.ttl(name) == -1] == []
-    first.leave()
+    first.hold(leaving=True)
     assert client.exists(keys.state_key(first.run)) == 0
 
 
@@ -268,9 +268,9 @@ def test_databases_of_one_redis_share_no_messages(client: "redis.Redis", redis_d
 
 def test_unreachable_redis_makes_the_table_unavailable(clock: Clock) -> None:
     with connect(connection_keywords(HOST, free_port(), "", 0)) as client:
-        for ask in (table(client, clock).hold, table(client, clock).leave):
+        for leaving in (False, True):
             with pytest.raises(Unavailable):
-                ask()
+                table(client, clock).hold(leaving=leaving)
 
 
 # Many processes, at random
@@ -332,7 +332,7 @@ class Cluster:
 
     def leave(self) -> None:
         """Stop a process."""
-        self._any().table.leave()
+        self._any().table.hold(leaving=True)
         self.processes.remove(self._last)
 
     def die(self) -> None:
