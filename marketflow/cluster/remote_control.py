@@ -30,12 +30,13 @@ from marketflow.cluster.messages import (
     encode,
     mode_of,
 )
-from marketflow.cluster.shard_table import ANSWER_SECONDS, KEPT_SECONDS, LEAD, NO_TABLE, STATE_SECONDS, decode_table
+from marketflow.cluster.shard_table import ANSWER_SECONDS, KEPT_SECONDS, NO_TABLE, STATE_SECONDS, decode_table
 from marketflow.counters import IngestCounters, merged_counters
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.health import ModeUnconfirmed, ShardHealth, StandbyState
 from marketflow.model import FeedState, Mode
 from marketflow.settings.reloading import Changes
+from marketflow.settings.shards import LEAD, exchange_of
 from marketflow.stores.postgres.request_coalescing import CoalescedAnswers
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.connection import async_client
@@ -345,11 +346,6 @@ def _shard_health(shard: str, owner: str | None, standby: str | None, known: Map
 def _process(run: str | None) -> str | None:
     """Return the host and process id of a run."""
     return None if run is None else run.rpartition("/")[0]
-
-
-def exchange_of(shard: str) -> str:
-    """Return the exchange that a shard is of."""
-    return shard.partition("/")[0]
 
 
 def _client(keywords: Mapping[str, Any], max_connections: int) -> "redis.asyncio.Redis":

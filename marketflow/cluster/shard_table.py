@@ -22,6 +22,7 @@ import redis
 from marketflow.cluster.messages import Published, encode, mode_of
 from marketflow.errors import Unavailable
 from marketflow.model import Mode
+from marketflow.settings.shards import LEAD
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.connection import sync_client
 
@@ -42,10 +43,6 @@ KEPT_SECONDS = 24 * 60 * 60
 
 ANSWER_SECONDS = 0.5
 """Timeout of a call."""
-
-LEAD = "*lead"
-"""A pseudo-shard, held by one process without a standby: what is done once, such as the roll-up. No exchange has this
-name."""
 
 _CALL = """
 local FREE, UNKNOWN, LEAD = '-', '?', '*lead'

@@ -169,7 +169,7 @@ class BothRoles(AsgiApplication):
         stack.callback(client.close)
         is_sole = settings.redis.is_embedded
         lease_seconds = SOLE_LEASE_SECONDS if is_sole else LEASE_SECONDS
-        table = ShardTable(client, _names_of(settings), takes_all=True, lease_seconds=lease_seconds)
+        table = ShardTable(client, settings.shards.names, takes_all=True, lease_seconds=lease_seconds)
         self._reconfigure = engine.reconfigure
         member = Member(table, client, engine, engine.feed_status.report, self.settings_reload, None, is_sole)
         self._table = table
@@ -218,7 +218,7 @@ class BothRoles(AsgiApplication):
     def ingest_from(self, settings: Settings) -> None:
         """Have the engine ingest them."""
         self._reconfigure(settings)
-        self._table.shards = _names_of(settings)
+        self._table.shards = settings.shards.names
 
     async def _follow_archive(self, servers: Servers, archive: PostgresReader, engine: "Engine", probe: Probe) -> None:
         """Open the archive once PostgreSQL has been started, and probe it from then on."""

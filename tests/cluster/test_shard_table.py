@@ -10,9 +10,10 @@ import pytest
 import redis
 
 from marketflow.cluster.messages import IngestState, Published
-from marketflow.cluster.shard_table import GRACE_SECONDS, LEAD, LEASE_SECONDS, Assignment, ShardTable, connect
+from marketflow.cluster.shard_table import GRACE_SECONDS, LEASE_SECONDS, Assignment, ShardTable, connect
 from marketflow.errors import Unavailable
 from marketflow.model import Mode
+from marketflow.settings.shards import LEAD
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.connection import connection_keywords
 from tests.support.servers import HOST, RedisServer, free_port

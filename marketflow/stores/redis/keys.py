@@ -31,9 +31,6 @@ KeyOf = Callable[[Series], str]
 
 LATEST_FIELDS = ("price", "timestamp", "sequence")
 
-LEASE_KEY = "marketflow:{control}:lease"
-"""The run that holds the lease of the ingest role; empty once it was released."""
-
 SHARDS_KEY = "marketflow:{control}:shards"
 """Hash: which ingest process owns which shard, which one is its standby, and until when each process holds them."""
 
