@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from marketflow.cli.check.cluster_checks import cluster_check
 from marketflow.runtime.store_servers import find_servers
 from marketflow.settings import load
 from tests.deploy.configuration import DEPLOY, compose, shell_blocks
+from tests.support.application import Application
 from tests.support.redis_cluster import ClusterNode, RedisCluster, redis_program
 from tests.support.servers import HOST, free_port, wait_until
 
@@ -163,7 +165,9 @@ def empty_node(folder: Path) -> ClusterNode:
     return node
 
 
-def test_users_of_the_acl_file_have_the_rights_they_need(cluster: RedisCluster) -> None:
+def test_users_of_the_acl_file_have_the_rights_they_need(
+    cluster: RedisCluster, tmp_path: Path, servers: dict[str, object]
+) -> None:
     text = (DEPLOY / "redis/cluster-users.acl").read_text().replace("change-me", PASSWORD)
     users = [line.split() for line in text.splitlines() if not line.startswith("user default")]
     assert [user[1] for user in users] == ["operator", "replica", "marketflow"]
@@ -178,6 +182,23 @@ def test_users_of_the_acl_file_have_the_rights_they_need(cluster: RedisCluster) 
         for forbidden in (["flushall"], ["keys", "*"], ["config", "get", "*"], ["cluster", "failover"]):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.execute_command(*forbidden)
+    access = {"REDIS__NODES": cluster.nodes[0].address, "REDIS__USERNAME": "marketflow", "REDIS__PASSWORD": PASSWORD}
+    given = {name: value for name, value in servers.items() if name.startswith("POSTGRES__")} | access
+    (tmp_path / "api").mkdir()
+    ingest = Application(tmp_path, given, ("--role", "ingest"))
+    with ExitStack() as stack:
+        stack.push(ingest)
+        ingest.start(wait=False)
+        application = stack.enter_context(Application(tmp_path / "api", given, ("--role", "api")))
+        wait_until(lambda: application.find("/prices/latest/BTCUSDT"), 20)
+        wait_until(
+            lambda: (application.find("/prices/average/BTCUSDT", period="10s") or {"ticks": 0})["ticks"] > 50, 20
+        )
+        assert application.get("/health")["redis"] == "ok", ingest.log + application.log
+        assert application.switch("live")["mode"] == "live"
+        logs = ingest.log + application.log
+    assert "permission" not in logs.lower()
+    assert "Redis cannot be used" not in logs
 
 
 def test_lost_node_is_replaced_as_the_runbook_says(cluster: RedisCluster, server_folder: Path) -> None:

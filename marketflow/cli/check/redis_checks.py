@@ -58,7 +58,7 @@ COMMANDS: list[tuple[str, ...]] = [
 ]
 """Commands of MarketFlow, besides SUBSCRIBE and those of any client. They are queued here, never executed."""
 
-CLUSTER_COMMANDS: list[tuple[str, ...]] = [("SPUBLISH", _KEY, "1"), ("CLUSTER", "SLOTS")]
+CLUSTER_COMMANDS: list[tuple[str, ...]] = [("SPUBLISH", _KEY, "1"), ("CLUSTER", "SLOTS"), ("CLUSTER", "INFO")]
 """Commands that MarketFlow sends to a cluster alone, besides SSUBSCRIBE."""
 
 
@@ -184,7 +184,7 @@ def _refused(client: "redis.Redis", cluster_key: str) -> dict[str, str]:
                 connection.send_command(*(cluster_key or part if part == _KEY else part for part in command))
                 connection.read_response()
             except redis.ResponseError as error:
-                refused[command[0]] = str(error)
+                refused[" ".join(command) if command[0] == "CLUSTER" else command[0]] = str(error)
         connection.send_command("DISCARD")
         connection.read_response()
     finally:

@@ -138,7 +138,8 @@ def test_eviction_policy_of_one_node_is_found(cluster: RedisCluster) -> None:
         ("-spublish", "refused: SPUBLISH ("),
         ("-ssubscribe", "refused: SSUBSCRIBE ("),
         ("resetchannels", "refused: PUBLISH, SPUBLISH, SUBSCRIBE, SSUBSCRIBE ("),
-        ("-cluster|slots", "refused: CLUSTER ("),
+        ("-cluster|slots", "refused: CLUSTER SLOTS ("),
+        ("-cluster|info", "refused: CLUSTER INFO ("),
         ("-eval", "refused: EVAL ("),
     ],
 )
