@@ -156,7 +156,7 @@ class Engine:
             closed_after_ms=settings.flow.closed_after_ms,
         )
         ttl_seconds = settings.redis.ttl_seconds
-        self.cache = BucketedWriter.connect(redis, settings.series, clock, ttl_seconds, threads + 8)
+        self.cache = BucketedWriter.connect(redis, settings.series, clock, ttl_seconds, threads + 8, not is_alone)
         self.archive = _StartingArchive(postgres, ddl, settings.flow.db_batch_size)
         self.archive.started = archive_started
         self._days = PostgresRollups(

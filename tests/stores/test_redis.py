@@ -169,6 +169,31 @@ def test_the_newest_price_is_a_hash_that_expires(cache: RedisWriter, client: "re
     assert TTL_SECONDS * 1000 - 5000 < remaining <= TTL_SECONDS * 1000
 
 
+@pytest.mark.parametrize("count", [1, 20])
+def test_older_price_of_another_process_replaces_no_newer_one(
+    redis_db: RedisServer, client: "redis.Redis", count: int
+) -> None:
+    series = [Series(Mode.LIVE, "exchange1", f"SYM{number}") for number in range(count)]
+    with ExitStack() as stack:
+        owner, thawed = (
+            stack.enter_context(
+                closing(RedisWriter(redis_db.client(), series, lambda: NOW * 10**6, 70, is_shared=True))
+            )
+            for _ in range(2)
+        )
+        for writer in (owner, thawed):
+            writer.recover()
+        owner.put_newest(dict.fromkeys(series, Tick(2.0, NOW, 5)))
+        thawed.put_newest(dict.fromkeys(series, Tick(1.0, NOW - 1, 9)))
+        assert {client.hget(keys.latest_key(each), "price") for each in series} == {b"2.0"}
+        thawed.put_newest(dict.fromkeys(series, Tick(3.0, NOW, 6)))
+        assert {client.hget(keys.latest_key(each), "price") for each in series} == {b"3.0"}
+        # Beyond what any clock is ahead: written before the clock was set back.
+        client.hset(keys.latest_key(series[0]), "timestamp", NOW + 3_600_000)
+        thawed.put_newest({series[0]: Tick(4.0, NOW + 1, 7)})
+        assert client.hget(keys.latest_key(series[0]), "price") == b"4.0"
+
+
 def test_newest_price_lives_at_least_nine_tenths_of_ttl(
     cache: RedisWriter, client: "redis.Redis", clock: SetClock
 ) -> None:

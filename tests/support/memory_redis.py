@@ -80,9 +80,12 @@ class MemoryRedis:
                 self.zremrangebyscore(key, "-inf", f"({oldest}")
 
     def _put_newest(self, names: Sequence[str], following: Iterator[Any]) -> None:
+        latest = next(following)
         for key in names:
             price, at, received, sequence, _is_due = [next(following) for _ in range(5)]
-            self.hset(key, {"price": price, "timestamp": at, "received": received, "sequence": sequence})
+            held_at, held_sequence = (int(field or -1) for field in self.hmget(key, ["timestamp", "sequence"]))
+            if (held_at, held_sequence) <= (int(at), int(sequence)) or held_at > int(latest):
+                self.hset(key, {"price": price, "timestamp": at, "received": received, "sequence": sequence})
 
     def zcard(self, key: str) -> int:
         return len(self.sorted_sets.get(key, {}))

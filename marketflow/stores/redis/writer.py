@@ -44,18 +44,25 @@ TICKS_A_CALL = 1000
 """Newest ticks that one call of the script writes, within a few milliseconds of the server."""
 
 PUT_NEWEST = """
-local at = 4
+local at = 5
 for _, key in ipairs(KEYS) do
-    redis.call('hset', key, 'price', ARGV[at], 'timestamp', ARGV[at + 1], 'received', ARGV[at + 2],
-               'sequence', ARGV[at + 3])
+    local held = redis.call('hmget', key, 'timestamp', 'sequence')
+    local held_at, held_sequence = tonumber(held[1] or ''), tonumber(held[2] or '') or 0
+    local time = tonumber(ARGV[at + 1])
+    if not held_at or held_at < time or held_at > tonumber(ARGV[4])
+            or (held_at == time and held_sequence <= tonumber(ARGV[at + 3])) then
+        redis.call('hset', key, 'price', ARGV[at], 'timestamp', ARGV[at + 1], 'received', ARGV[at + 2],
+                   'sequence', ARGV[at + 3])
+    end
     if ARGV[at + 4] ~= '' then redis.call('pexpire', key, ARGV[1]) end
     at = at + 5
 end
 redis.call('PUBLISH', ARGV[2], ARGV[3])
 """
-"""Write newest ticks of several series.
+"""Write newest ticks of several series, where they are not older than those of another process.
 
-KEYS: the hashes. ARGV: expiry (ms), channel, message; then for each key price, timestamp, received, sequence, and
+KEYS: the hashes. ARGV: expiry (ms), channel, message, and a time beyond which those that are held are from before the
+clock was set back; then for each key price, timestamp, received, sequence, and
 whether its expiry is to be renewed (empty: not now).
 """
 
@@ -83,6 +90,7 @@ class RedisWriter:
         buckets: as of RecoveryReader.
         outage: as of RedisCalls.
         monotonic: measures how long writes are unconfirmed, in seconds.
+        is_shared: whether another process may write the same series: then no newest price replaces a newer one.
     """
 
     def __init__(
@@ -96,7 +104,9 @@ class RedisWriter:
         buckets: int = 1,
         outage: Outage | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        is_shared: bool = False,
     ) -> None:
+        self._is_shared = is_shared
         own_breaker = CircuitBreaker()
         self._calls = RedisCalls(client, circuit_breaker or (lambda: own_breaker), outage, bucket.title)
         series = list(series)
@@ -180,11 +190,11 @@ class RedisWriter:
         set_at = self._expiry_set_at
         due = {each for each in newest if abs(now_ms - set_at.get(each, 0)) >= self._ttl_ms // EXPIRY_RENEWALS}
         items = list(newest.items())
-        if len(items) <= FEW_TICKS:
+        if len(items) <= FEW_TICKS and not self._is_shared:
             commands = self._few_commands(items, due)
         else:
             parts = (items[begin : begin + TICKS_A_CALL] for begin in range(0, len(items), TICKS_A_CALL))
-            commands = [self._script_call(part, due) for part in parts]
+            commands = [self._script_call(part, due, now_ms) for part in parts]
         with self._writing():
             confirmed = self._newest.send(commands)
         set_at |= dict.fromkeys(due, now_ms)
@@ -204,8 +214,9 @@ class RedisWriter:
         # A transaction, so that no price is ever left without an expiry.
         return [("MULTI",), *commands, ("EXEC",)] if expires else commands
 
-    def _script_call(self, newest: Sequence[tuple[Series, Tick]], due: Container[Series]) -> Command:
-        arguments: list[bytes | str] = [str(self._ttl_ms), self._newest_channel, codec.encode_announcement(newest)]
+    def _script_call(self, newest: Sequence[tuple[Series, Tick]], due: Container[Series], now_ms: int) -> Command:
+        message, latest = codec.encode_announcement(newest), str(now_ms + MINUTE_MS)
+        arguments: list[bytes | str] = [str(self._ttl_ms), self._newest_channel, message, latest]
         for series, tick in newest:
             arguments += (*_texts(tick), "1" if series in due else "")
         names = [self._latest_key(series) for series, _ in newest]
@@ -279,7 +290,10 @@ class RedisWriter:
         if not self.complete:
             raise Unavailable("Redis is not complete")
         with self._writing() as client:
-            client.set(self.bucket.complete_key(exchange), codec.encode_times(until), px=keys.EXPIRY_MS)
+            key = self.bucket.complete_key(exchange)
+            # Other symbols of the exchange may be another process's.
+            known = codec.decode_times(cast("bytes | None", client.get(key)))
+            client.set(key, codec.encode_times({**known, **until}), px=keys.EXPIRY_MS)
 
     # Recovery
 

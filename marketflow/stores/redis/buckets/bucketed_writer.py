@@ -56,10 +56,11 @@ class BucketedWriter:
         clock: Clock,
         ttl_seconds: int,
         max_connections: int = 100,
+        is_shared: bool = False,
     ) -> "BucketedWriter":
         """A writer with clients of its own, which connect when first used; see RedisWriter.connect."""
         series, buckets, outage = list(series), buckets_of(keywords), redis_outage()
-        options: dict[str, Any] = {"buckets": len(buckets), "outage": outage}
+        options: dict[str, Any] = {"buckets": len(buckets), "outage": outage, "is_shared": is_shared}
         parts = [
             RedisWriter.connect(keywords, series, clock, ttl_seconds, max_connections, bucket, **options)
             for bucket in buckets
