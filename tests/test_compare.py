@@ -55,6 +55,8 @@ def test_missing_or_zero_figure_is_refused(old: Measurements, new: Measurements)
         ("ingest.ticks_per_core_second", 0.88, False),
         ("ingest.ticks_per_core_second", 0.86, True),
         ("queries.both.of_limit", 2.0, False),
+        ("queries.both.flood.of_calm", 2.0, False),
+        ("queries.both.flood.of_calm", 0.8, True),
     ],
 )
 def test_warning_over_15_percent_worse_than_ledger(figure: str, ratio: float, warned: bool) -> None:

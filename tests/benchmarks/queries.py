@@ -81,10 +81,9 @@ class Scene:
         return ages
 
 
-def measure(
-    scene: Scene, setup: str, query: str, rounds: int, floods: Sequence[bool] = (False, True)
-) -> list[dict[str, Any]]:
-    """Ask the limit and MarketFlow by turns, without the flood first, then with it; a row for each of `floods`."""
+def measure(scene: Scene, setup: str, query: str, rounds: int) -> list[dict[str, Any]]:
+    """Ask the limit and MarketFlow by turns, without the flood first, then with it; a row for each."""
+    floods = (False, True)
     path = QUERIES[query]
     with Client(scene.port) as client:
         body = client.get(request_of(path))
