@@ -7,6 +7,8 @@ tick is received and decoded twice. A tick counts once, by the rows in PostgreSQ
 
 Everything runs on one machine: feeder, ingest processes, Redis and PostgreSQL share its cores. What more processes gain
 shows only where cores are idle: `idle` says how many were, `used` how many these processes used.
+`decoded_core_s` compares also on a busy machine: ticks that a core of the ingest processes decodes in a second, with
+those of standbys.
 
     python -m tests.benchmarks.cluster
     python -m tests.benchmarks.cluster --traffic 15000 --store cluster --processes 2
@@ -201,12 +203,14 @@ def run(traffic: str, kind: str, processes: int, seconds: float) -> dict[str, An
             codes = [each.stop(timeout=60)[0] for each in ingest]
             in_rows = ticks_in_rows(connection)
         ours.send("done")
+        ingest_cores = sum(used for name, used in cores.used.items() if name.startswith("ingest"))
         return {
             "traffic": traffic,
             "store": kind,
             "processes": processes,
             "ticks_s": in_rows / elapsed,
             "slots_s": slots / elapsed,
+            "decoded_core_s": in_rows * min(2, processes) / elapsed / ingest_cores,
             "ingest": {name: used for name, used in cores.used.items() if name.startswith("ingest")},
             "others": {
                 "feeder": cores.used["feeder"],
