@@ -18,7 +18,6 @@ import reactivex as rx
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
-from marketflow.feeds.cpu.fair_lock import FairLock
 from marketflow.feeds.cpu.pacing import Pacing
 from marketflow.feeds.decoder import Decoder
 from marketflow.feeds.feed import FeedReport, Record
@@ -31,7 +30,7 @@ CONNECT_TIMEOUT_SECONDS = 3.0
 BATCH_SECONDS = 0.05
 """How long a batch may grow while a feed lags behind."""
 
-decoding = FairLock()
+decoding = threading.Lock()
 """Held by the one feed that decodes. Several flooded feeds would contend for Python's lock, which halves their
 throughput, and a feed with few ticks would wait behind all of them."""
 

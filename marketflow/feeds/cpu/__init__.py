@@ -1,1 +1,1 @@
-"""Division of the CPU of a process among its feeds, and between them and the event loop."""
+"""Division of the CPU of a process between its feeds and the event loop."""
