@@ -1,3 +1,4 @@
+import gc
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -392,6 +393,11 @@ def test_server_loads_heavy_libraries_after_the_first_price() -> None:
     root = Path(marketflow.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
+
+
+def test_garbage_is_collected_again_after_the_imports(tmp_path: Path) -> None:
+    assert main.main(["--config", str(tmp_path / "missing.toml")]) == 2
+    assert gc.isenabled()
 
 
 def test_api_role_imports_no_engine() -> None:
