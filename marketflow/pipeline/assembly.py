@@ -300,7 +300,7 @@ class Parts:
 
         def lacking(left: RecoveredCandles) -> Candles:
             more = self.state.restore(left)
-            if not left.slices:  # folded into minutes, since they are many
+            if left.minutes:  # the slices are too many
                 return more
             held, found = self.slices_of(shards), left.slices
             return {

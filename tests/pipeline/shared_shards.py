@@ -32,6 +32,11 @@ SHARDS = ShardMap({"exchange1": 2, "exchange2": 1})
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 ALL_SERIES = [Series(Mode.LIVE, exchange, symbol) for exchange in EXCHANGES for symbol in SYMBOLS]
 
+WINDOW_MS = 6_000
+"""Length of a minute, so that many end while something is wrong."""
+
+LATE_MS = 500
+
 TICKS_A_MINUTE = 50  # of a series: their prices must add up exactly
 STEP_US = 40_000
 
@@ -67,7 +72,7 @@ class Process:
         self.ownership = Ownership(SHARDS, ())
         self.modes = ModeSwitch(Mode.LIVE)
         self.feeds = {exchange: ScriptedFeed(Mode.LIVE, exchange) for exchange in EXCHANGES}
-        self.state = WindowState(2000)
+        self.state = WindowState(LATE_MS, minute_ms=WINDOW_MS)
         self.completed = False
 
         def clock() -> int:
@@ -211,7 +216,7 @@ class Group:
         series = self.random.choice(ALL_SERIES)
         late = self.random.choices((100, 1500), (9, 1))[0]
         at = self.now_ms - self.random.randrange(late)
-        slot = Slot(series, minute_start(at))
+        slot = Slot(series, minute_start(at, WINDOW_MS))
         prices = self._prices.setdefault(slot, self.random.sample(range(TICKS_A_MINUTE), TICKS_A_MINUTE))
         if at < START_MS or not prices:
             return

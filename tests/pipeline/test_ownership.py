@@ -11,7 +11,11 @@ from collections.abc import Iterator
 import pytest
 from loguru import logger
 
+from marketflow.model import MINUTE_MS, SLICE_MS, Slot, Tick, candle_of
+from marketflow.pipeline.shard_ownership import Ownership
+from marketflow.settings.shards import LEAD, ShardMap
 from tests.pipeline.shared_shards import Group
+from tests.pipeline.world import BTC, EXCHANGE, START_MS, World
 from tests.support.seeds import seeds
 
 
@@ -21,6 +25,95 @@ def quiet() -> Iterator[None]:
     logger.disable("marketflow")
     yield
     logger.enable("marketflow")
+
+
+def standby() -> World:
+    """A pipeline that owns nothing yet."""
+    return World(ownership=Ownership(ShardMap({EXCHANGE: 1}), ())).start()
+
+
+def test_standby_holds_ticks_and_writes_nothing() -> None:
+    world = standby()
+    world.send(100.0)
+    world.run(70)
+    assert world.state.newest_of([BTC])[BTC].price == 100.0
+    assert (world.cache.newest, world.cache.slices, world.cache.minutes, world.archive.rows) == ({}, {}, {}, {})
+    world.cache.lacking = True  # as after an outage
+    world.run(5)
+    assert (world.cache.newest, world.cache.slices, world.cache.minutes) == ({}, {}, {})
+    world.send(101.0)
+    world.stop()
+    world.run(1)
+    assert world.completed
+    assert world.archive.rows == {}
+
+
+def test_promoted_standby_writes_what_it_holds() -> None:
+    world = standby()
+    world.send(100.0)
+    world.run(63)
+    world.send(101.0, 102.0)
+    world.run(1)
+    world.pipeline.ownership.take({EXCHANGE})
+    world.run(0.2)
+    assert world.cache.newest[BTC].price == 102.0
+    assert {slot.start: candle.ticks for slot, candle in world.cache.slices.items()} == {
+        START_MS: 1,
+        START_MS + 63_000: 2,
+    }
+    assert world.archive.rows[Slot(BTC, START_MS)].ticks == 1
+    world.run(60)
+    assert world.archive.rows[Slot(BTC, START_MS + MINUTE_MS)].ticks == 2
+
+
+def test_promoted_standby_completes_its_minute_from_the_cache() -> None:
+    """It was connected in mid-minute, and the owner before has written what came earlier."""
+    world = standby()
+    earlier = Tick(90.0, START_MS + 5_000, 1)
+    common = Tick(100.0, START_MS + 20_000, 2)
+    world.run(20)
+    world.send(100.0)
+    world.cache.left_behind = {Slot(BTC, each.at - each.at % SLICE_MS): candle_of(each) for each in (earlier, common)}
+    world.run(10)
+    world.send(110.0)
+    world.pipeline.ownership.take({EXCHANGE})
+    world.run(60)
+    row = world.archive.rows[Slot(BTC, START_MS)]
+    assert (row.ticks, row.open, row.close) == (3, 90.0, 110.0)
+
+
+def test_owner_that_lost_its_shard_writes_nothing_more() -> None:
+    world = World(ownership=Ownership(ShardMap({EXCHANGE: 1}), {EXCHANGE})).start()
+    world.send(100.0)
+    world.run(1)
+    world.pipeline.ownership.take(())
+    world.run(0.5)
+    world.send(101.0)
+    world.run(70)
+    assert world.cache.newest[BTC].price == 100.0
+    assert world.archive.rows == {}
+
+
+def test_unarchived_minutes_become_pending_at_promotion() -> None:
+    world = standby()
+    left = Slot(BTC, START_MS - 20 * MINUTE_MS)
+    world.cache.backlog = {left: candle_of(Tick(7.0, left.start, 1))}
+    world.run(5)
+    assert world.archive.rows == {}
+    world.pipeline.ownership.take({EXCHANGE})
+    world.run(1)
+    assert world.archive.rows.keys() == {left}
+
+
+def test_days_are_rolled_up_by_the_lead_only() -> None:
+    world = standby()
+    world.run(60)
+    world.pipeline.ownership.take({EXCHANGE})
+    world.run(60)
+    assert world.days.asked_at == []
+    world.pipeline.ownership.take({LEAD})
+    world.run(30)
+    assert world.days.asked_at
 
 
 @pytest.mark.parametrize("seed", seeds(6))

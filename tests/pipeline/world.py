@@ -27,6 +27,7 @@ from marketflow.model import (
 from marketflow.pipeline.backlog import DEFAULT_LIMIT, Backlog
 from marketflow.pipeline.fan_in import FeedSet, ModeSwitch
 from marketflow.pipeline.graph import Pipeline
+from marketflow.pipeline.shard_ownership import Ownership
 from marketflow.pipeline.state import WindowState
 from marketflow.stores.ports import RecoveredCandles, Wanted, every_series
 from tests.support.market import MINUTE
@@ -221,6 +222,7 @@ class World:
         pending_limit: int = DEFAULT_LIMIT,
         late_after_ms: int = 2000,
         corrections: Corrections | None = None,
+        ownership: Ownership | None = None,
     ) -> None:
         self.scheduler = TestScheduler()
         self.feeds: Mapping[Mode, Sequence[ScriptedFeed]] = feeds or {each: [ScriptedFeed(each)] for each in Mode}
@@ -248,6 +250,7 @@ class World:
             pool=self.scheduler,
             clock=lambda: self.now_ms * 1_000_000,
             corrections=corrections or NoCorrections(),
+            ownership=ownership or Ownership(),
         )
 
     @property
