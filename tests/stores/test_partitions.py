@@ -15,9 +15,10 @@ import pytest
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot
 from marketflow.resources import resource
-from marketflow.stores.postgres import partition_conversion, reader, retention, rollups
+from marketflow.stores.postgres import reader, retention, rollups
 from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
-from marketflow.stores.postgres.partitions import DailyPartitions
+from marketflow.stores.postgres.partitioning import conversion
+from marketflow.stores.postgres.partitioning.daily_partitions import DailyPartitions
 from marketflow.stores.postgres.retention import Retention
 from marketflow.stores.postgres.rollups import PostgresRollups
 from marketflow.stores.postgres.rows import DAY_MS, connection_keywords, to_datetime
@@ -275,7 +276,7 @@ def test_conversion_beside_a_writer_loses_no_row(
 ) -> None:
     """Its connection and its prepared statements are those from before."""
     if not small:
-        monkeypatch.setattr(partition_conversion, "SMALL_BYTES", 0)
+        monkeypatch.setattr(conversion, "SMALL_BYTES", 0)
     start = int(today().timestamp()) * 1000
     ended = threading.Event()
     written: Candles = {}
@@ -296,7 +297,7 @@ def test_conversion_beside_a_writer_loses_no_row(
             try:
                 wait_until(lambda: len(written) > 40)
                 with BoundedConnection.open(connection_keywords(**postgres_db)) as connection:
-                    partition_conversion.partition(connection)
+                    conversion.partition(connection)
                 number = len(written)
                 wait_until(lambda: len(written) > number + 40 or writing.done())
             finally:
@@ -348,9 +349,9 @@ def test_constraint_of_a_killed_conversion_loses_no_row(postgres_db: dict[str, A
 def test_conversion_that_would_lose_something_is_refused(
     postgres_db: dict[str, Any], monkeypatch: pytest.MonkeyPatch, obstacle: str, named: str, small: bool
 ) -> None:
-    monkeypatch.setattr(partition_conversion, "DAYS_AHEAD", 0)
+    monkeypatch.setattr(conversion, "DAYS_AHEAD", 0)
     if not small:
-        monkeypatch.setattr(partition_conversion, "SMALL_BYTES", 0)
+        monkeypatch.setattr(conversion, "SMALL_BYTES", 0)
     write(postgres_db, minutes(0))
     with psycopg.connect(**postgres_db, autocommit=True) as user:
         user.execute(obstacle)
@@ -378,7 +379,7 @@ def test_table_that_its_user_has_partitioned_stays(postgres_db: dict[str, Any]) 
 def test_conversion_waits_for_long_transactions_and_gives_up(
     postgres_db: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partition_conversion, "LOCK_ATTEMPTS", 2)
+    monkeypatch.setattr(conversion, "LOCK_ATTEMPTS", 2)
     write(postgres_db, minutes(0))
     with psycopg.connect(**postgres_db) as reading:
         reading.execute("select count(*) from aggregates").fetchall()

@@ -32,16 +32,16 @@ def command(config: Path | None, partition: bool) -> int:
 
     from marketflow.resources import resource
     from marketflow.runtime.store_servers import find_servers
-    from marketflow.stores.postgres import partition_conversion
     from marketflow.stores.postgres.connections.reconnecting_connection import ReconnectingConnection
     from marketflow.stores.postgres.migrations import apply_ddl
+    from marketflow.stores.postgres.partitioning import conversion
 
     database = ReconnectingConnection(find_servers(loaded).postgres)
     try:
         with database.opened() as connection:
             apply_ddl(connection, resource("ddl"), report_seconds=1800.0)
             if partition:
-                partition_conversion.partition(connection)
+                conversion.partition(connection)
     finally:
         database.close()
     return 0

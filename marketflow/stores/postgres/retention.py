@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from marketflow.logs import RateLimit
 from marketflow.model import Mode
 from marketflow.stores.postgres.candle_sql import recursive_series
-from marketflow.stores.postgres.partitions import PartitionInUse, drop_partition
+from marketflow.stores.postgres.partitioning.daily_partitions import PartitionInUse, drop_partition
 from marketflow.stores.postgres.rows import DAY_MS, to_datetime, to_unix_ms
 
 if TYPE_CHECKING:

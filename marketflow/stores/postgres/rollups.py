@@ -25,7 +25,7 @@ from marketflow.stores.postgres.candle_sql import (
     time_of,
 )
 from marketflow.stores.postgres.connections.reconnecting_connection import ReconnectingConnection
-from marketflow.stores.postgres.partitions import DailyPartitions
+from marketflow.stores.postgres.partitioning.daily_partitions import DailyPartitions
 from marketflow.stores.postgres.retention import Retention
 from marketflow.stores.postgres.rows import DAY_MS, reason, to_datetime
 

@@ -20,7 +20,7 @@ from psycopg import sql
 from marketflow.errors import Unavailable
 from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
 from marketflow.stores.postgres.migrations import refuse_other_owners, refuse_shadows
-from marketflow.stores.postgres.partitions import DAYS_AHEAD
+from marketflow.stores.postgres.partitioning.daily_partitions import DAYS_AHEAD
 from marketflow.stores.postgres.rows import FIRST_PARTITION, reason
 
 SMALL_BYTES = 256 * 1024 * 1024
