@@ -18,6 +18,7 @@ import reactivex as rx
 from reactivex import Observable, abc
 from reactivex.disposable import Disposable
 
+from marketflow.clock import milliseconds
 from marketflow.feeds.cpu.pacing import Pacing
 from marketflow.feeds.decoder import Decoder
 from marketflow.feeds.feed import FeedReport, Record
@@ -33,6 +34,9 @@ BATCH_SECONDS = 0.05
 decoding = threading.Lock()
 """Held by the one feed that decodes. Several flooded feeds would contend for Python's lock, which halves their
 throughput, and a feed with few ticks would wait behind all of them."""
+
+LONGEST_LAG_MS = 1000
+"""How late ticks may be before their feed rests no longer: flow.max_clock_skew_seconds late, they would be dropped."""
 
 _AT_ONCE = nullcontext()
 
@@ -85,6 +89,7 @@ class TcpFeed:
         self._stopped = False
         self._silent = False
         self._last_tick = 0.0
+        self._lag_ms = 0  # of the last chunk
 
     @property
     def place(self) -> str:
@@ -179,6 +184,8 @@ class TcpFeed:
                         if lines and (candles := self.decoder.decode(lines)):
                             self._last_tick = now
                             self._silent = False
+                            if len(data) == RECEIVE_BYTES:
+                                self._lag_ms = self._lag_of(candles)
                             batch = _merged(batch, candles)
                         if batch and (len(data) < RECEIVE_BYTES or now >= due):
                             due = now + BATCH_SECONDS
@@ -191,7 +198,14 @@ class TcpFeed:
             raise ConnectionLost("the exchange closed the connection")
 
     def _paced(self, data: bytes) -> AbstractContextManager[None]:
-        return _AT_ONCE if self._pacing is None or len(data) < RECEIVE_BYTES else self._pacing.decoding()
+        if self._pacing is None or len(data) < RECEIVE_BYTES or self._lag_ms > LONGEST_LAG_MS:
+            return _AT_ONCE
+        return self._pacing.decoding()
+
+    def _lag_of(self, candles: Candles) -> int:
+        """By how much the newest of ticks was late when it was received (ms)."""
+        received = self.decoder.last_received
+        return 0 if received is None else milliseconds(received) - max(each.last_at for each in candles.values())
 
     def _decode_rest(self, line: bytes) -> Candles:
         """Decode the last line of a connection, which needs no newline; a truncated one is rejected as malformed."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from marketflow.feeds.cpu.pacing import LONGEST_REST, LOOP_TIME, Pacing
-from marketflow.feeds.tcp import RECEIVE_BYTES, TcpFeed
+from marketflow.feeds.tcp import LONGEST_LAG_MS, RECEIVE_BYTES, TcpFeed
 from marketflow.model import Candles, Mode
 from tests.feeds.test_contract import make_decoder
 from tests.support.servers import HOST
@@ -76,8 +76,14 @@ def test_rest_that_has_passed_is_not_made_up_for() -> None:
     assert machine.rests == []
 
 
-@pytest.mark.parametrize(("lines", "rests"), [(100, False), (3 * RECEIVE_BYTES // len(LINE), True)])
-def test_only_a_feed_that_lags_rests_and_loses_no_tick(lines: int, rests: bool) -> None:
+MANY = 3 * RECEIVE_BYTES // len(LINE)
+
+
+@pytest.mark.parametrize(
+    ("lines", "late_ms", "rests"), [(100, 0, False), (MANY, 0, True), (MANY, LONGEST_LAG_MS + 500, False)]
+)
+def test_feed_rests_while_it_lags_unless_ticks_are_late(lines: int, late_ms: int, rests: bool) -> None:
+    """No tick is lost, which one that comes too late would be."""
     machine = Machine()
     busy = iter(range(1_000_000))
     pacing = Pacing(lambda: float(next(busy)), monotonic=lambda: machine.now, sleep=machine.sleep)
@@ -87,7 +93,7 @@ def test_only_a_feed_that_lags_rests_and_loses_no_tick(lines: int, rests: bool) 
         client, _ = server.accept()
         with client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
-            client.sendall(LINE % (time.time_ns() // 1_000_000) * lines)
+            client.sendall(LINE % (time.time_ns() // 1_000_000 - late_ms) * lines)
         assert ended.wait(10)
     assert ticks() == lines
     assert bool(machine.rests) is rests
