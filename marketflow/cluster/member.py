@@ -180,12 +180,17 @@ class Member:
                 time.time_ns() // 1_000_000,
                 state,
                 self._ingest.counters(),
-                {} if self._shards is None else dict(self._shards.shards()),
+                self._shard_states(),
             )
             self._published = state
             self._publish_at = time.monotonic() + PUBLISH_SECONDS
             self._call(published)
             return published
+
+    def _shard_states(self) -> dict[str, ShardState]:
+        if self._shards is None:
+            return dict.fromkeys(self._table.shards, ShardState("owner"))
+        return dict(self._shards.shards())
 
     def _call(self, published: Published | None) -> None:
         # One that takes all has no say in the mode while another such process owns the shards.
@@ -259,6 +264,7 @@ class Member:
         if self._shards is not None:
             self._shards.assign(held.owned, held.standby, held.leads)
         self._assigned = held
+        self._publish_at = 0.0
         self._call_due.set()
 
     def _report_other_owner(self) -> None:

@@ -8,7 +8,7 @@ from marketflow.cluster.messages import ExchangeReport, FeedsQuery, FeedsReport,
 from marketflow.counters import plus
 from marketflow.model import FeedState, Mode
 
-_FROM_WORST = (FeedState.CONNECTING, FeedState.STALE, FeedState.CONNECTED, FeedState.GENERATED)
+_FROM_WORST = (FeedState.CONNECTING, FeedState.STALE, FeedState.HALTED, FeedState.CONNECTED, FeedState.GENERATED)
 
 
 def merged_state(mode: Mode, states: Sequence[IngestState], owners: Mapping[str, Sequence[IngestState]]) -> IngestState:

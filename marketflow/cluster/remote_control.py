@@ -195,7 +195,7 @@ class RemoteIngest:
 
     async def _report(self, query: FeedsQuery) -> FeedsReport:
         known = self._known()
-        owners = {each.run for of in self._owners(known).values() for each in of}
+        owners = {each.run for of in self._owners(known).values() for each in of if _owns(each, *each.shards)}
         content = encode(page_of_each(query, len(owners)))
         return merged_report(query, await self._command(sorted(owners), content, FeedsReport), self.exchanges)
 
@@ -258,18 +258,22 @@ class RemoteIngest:
         return {run: published for run, (published, at) in sorted(self._states.items()) if at >= oldest}
 
     def _owners(self, known: Mapping[str, Published]) -> dict[str, list[Published]]:
-        """Return the states of the owners of each exchange; of all while no shard has one, as after a lost table."""
-        rows = {shard: row.owner for shard, row in self._table.rows.items() if shard != LEAD}
-        if not {*rows.values()} & known.keys():
-            return {exchange: list(known.values()) for exchange in self.exchanges}
+        """Return the states of the owners of each exchange; none if a part of it has no owner and is not received."""
         of_exchange: dict[str, dict[str, Published | None]] = {}
-        for shard, owner in sorted(rows.items()):
-            of_exchange.setdefault(exchange_of(shard), {})[owner or ""] = known.get(owner or "")
-        # A part without an owner is not received, whatever the others are.
+        for shard in sorted({*self._table.rows, *(shard for each in known.values() for shard in each.shards)} - {LEAD}):
+            owner = self._owner(shard, known)
+            of_exchange.setdefault(exchange_of(shard), {})["" if owner is None else owner.run] = owner
         return {
-            exchange: [each for each in of.values() if each is not None] if all(of.values()) else []
+            exchange: [each for each in of.values() if each is not None] if "" not in of else []
             for exchange, of in of_exchange.items()
         }
+
+    def _owner(self, shard: str, known: Mapping[str, Published]) -> Published | None:
+        """Return the state of the owner of a shard by the table, unless it has yet to begin and another one goes on."""
+        row = self._table.rows.get(shard)
+        by_table = known.get(row.owner or "") if row is not None else None
+        owning = [each for each in known.values() if _owns(each, shard)]
+        return by_table if by_table in owning or not owning else owning[0]
 
     def _unconfirmed(self, mode: Mode) -> list[str]:
         """Return the shards whose owner is not known to be in a mode."""
@@ -277,7 +281,7 @@ class RemoteIngest:
         confirmed = {run for run, published in known.items() if published.state.mode is mode}
         rows = {shard: row.owner for shard, row in self._table.rows.items() if shard != LEAD}
         if not rows:
-            return [] if confirmed == known.keys() else [*self.exchanges]
+            return [*self.exchanges]
         return sorted(shard for shard, owner in rows.items() if owner not in confirmed)
 
     async def follow(self) -> None:
@@ -322,12 +326,18 @@ class RemoteIngest:
     def _know_mode(self, mode: Mode | None) -> None:
         """Take the mode of the owners; while they differ, that which they are to adopt, if it is given."""
         known = self._known()
-        modes = {each.state.mode for of in self._owners(known).values() for each in of}
+        owners = [each for of in self._owners(known).values() for each in of]
+        modes = {each.state.mode for each in owners or known.values()}
         if len(modes) == 1:
             (self._mode,) = modes
         elif mode is not None:
             self._mode = mode
         self._changed.set()
+
+
+def _owns(published: Published, *shards: str) -> bool:
+    """Whether a process has begun to own one of these shards."""
+    return any(shard in published.shards and published.shards[shard].state == "owner" for shard in shards)
 
 
 def _shard_health(shard: str, owner: str | None, standby: str | None, known: Mapping[str, Published]) -> ShardHealth:

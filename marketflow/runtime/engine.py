@@ -224,6 +224,7 @@ class Engine:
             settings.flow.stale_after_seconds,
             clock,
             self._records.unsent,
+            self.ownership,
         )
 
     @property

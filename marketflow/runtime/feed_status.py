@@ -12,6 +12,7 @@ from marketflow.feeds.trade_statistics import TradeStatistics
 from marketflow.health import FeedProblem
 from marketflow.model import FINE_STATES, FeedState, HoleState, Mode, Series
 from marketflow.pipeline.instrumentation import ConnectionFailure, PipelineCounters
+from marketflow.pipeline.shard_ownership import Ownership
 from marketflow.pipeline.state import WindowState
 from marketflow.stores.ports import HoleCounts
 from marketflow.stores.postgres.rows import to_datetime
@@ -33,6 +34,7 @@ class FeedStatus:
         stale_after_seconds: silence after which a feed is stale.
         clock: wall-clock time.
         unsent: returns the symbols of an exchange that are traded there and of which it sends nothing.
+        ownership: which series are reported: those of a standby are reported by their owner.
     """
 
     def __init__(
@@ -46,8 +48,10 @@ class FeedStatus:
         stale_after_seconds: float,
         clock: Clock,
         unsent: Callable[[str], Collection[str]] = lambda exchange: (),
+        ownership: Ownership | None = None,
     ) -> None:
         self._unsent = unsent
+        self._ownership = Ownership() if ownership is None else ownership
         self._feeds = feeds
         self._mode = mode
         self._counters = counters
@@ -76,7 +80,7 @@ class FeedStatus:
     def report(self, query: FeedsQuery) -> FeedsReport:
         """The exchanges and series that a query asks for."""
         mode, now_ms, holes = self._mode(), milliseconds(self._clock()), self._holes()
-        feeds = [feed for feed in self._feeds[mode] if query.exchange in (None, feed.exchange)]
+        feeds = [feed for feed in self._feeds[mode] if query.exchange in (None, feed.exchange) and self._series(feed)]
         wanted = [
             (feed, series) for feed in feeds for series in self._series(feed) if query.symbol in (None, series.symbol)
         ]
@@ -89,13 +93,16 @@ class FeedStatus:
         )
 
     def _series(self, feed: Feed) -> list[Series]:
-        """The series of a feed at present, in order; there may be tens of thousands."""
+        """The series of a feed that are owned at present, in order; there may be tens of thousands."""
         series = feed.decoder.series
         if (known := self._sorted.get(feed)) is None or known[0] is not series:
             present = {each for of_mode in self._feeds.values() for each in of_mode}
             self._sorted = {each: of for each, of in self._sorted.items() if each in present}
             known = self._sorted[feed] = series, sorted(series)
-        return known[1]
+        if self._ownership.everything:
+            return known[1]
+        owned, shard_of = self._ownership.owned, self._ownership.shards.of
+        return [each for each in known[1] if shard_of(each) in owned]
 
     def _failure(self, feed: Feed, state: FeedState) -> ConnectionFailure | None:
         """Why a feed is in its state; None if that has another reason than the end of a connection."""

@@ -412,8 +412,9 @@ def test_expired_or_unknown_commands_are_ignored(redis_db: RedisServer, client: 
 
 
 def test_commands_without_reply_do_not_block_polls(redis_db: RedisServer, client: "redis.Redis") -> None:
-    table = ShardTable(client, SHARDS)
-    table.hold((), Published(table.run, 1, 0, Engine().state()))
+    table = ShardTable(client, SHARDS, lease_seconds=10)
+    shards = dict.fromkeys(SHARDS, ShardState("owner"))
+    table.hold((), Published(table.run, 1, 0, Engine().state(), None, shards))
 
     async def ask(feeds: RemoteIngest) -> None:
         asking = [asyncio.create_task(feeds.feeds(FeedsQuery(limit))) for limit in range(150)]

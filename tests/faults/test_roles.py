@@ -285,16 +285,16 @@ def test_frozen_owner_not_replaced_writes_all(
 ) -> None:
     roles.settings |= {"FLOW__MAX_CLOCK_SKEW_SECONDS": 1}
     feeds = roles.feeds(REDIS__PORT=redis_proxy.port)
-    with Traffic(exchanges, rate=RATE) as before:
+    with Traffic(exchanges, rate=RATE):
         wait_for_windows(1)
     redis_proxy.refuse()
     frozen_for(feeds, 3)
     feeds.process.send_signal(signal.SIGCONT)
-    with Traffic(exchanges, rate=RATE) as after:
+    with Traffic(exchanges, rate=RATE) as traffic:
         wait_for_windows(2)
         redis_proxy.heal()
     stop_all(feeds)
-    assert_rows_equal(rows(), [*before.sent, *after.sent], WINDOW_MS)
+    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
 
 
 def test_process_of_both_roles_never_stands_by(
