@@ -12,6 +12,7 @@ import redis
 
 from marketflow.alerts.alert_model import PriceRule, Webhook
 from marketflow.cluster.member import Member
+from marketflow.cluster.merging import merged_report, merged_state
 from marketflow.cluster.messages import (
     ExchangeReport,
     FeedsQuery,
@@ -476,6 +477,25 @@ def test_dead_owner_is_a_takeover_and_its_standby_the_word(
         assert feeds.counters.shard_takeovers == 2
 
     with_api(redis_db, ask)
+
+
+@pytest.mark.parametrize("state", FeedState)
+def test_exchange_in_parts_is_as_its_worst_part(state: FeedState) -> None:
+    parts = [IngestState(Mode.LIVE, {"exchange1": each}, True, True) for each in (FeedState.CONNECTED, state)]
+    merged = merged_state(Mode.LIVE, parts, {"exchange1": parts, "exchange2": []})
+    is_better = state is FeedState.GENERATED
+    assert merged.exchanges == {"exchange1": FeedState.CONNECTED if is_better else state}
+
+
+def test_reports_of_an_exchange_in_parts_are_one() -> None:
+    parts = [exchange_report("exchange1"), exchange_report("exchange1", FeedState.HALTED)]
+    rows = [series("exchange1", "BUSDT"), series("exchange1", "AUSDT")]
+    reports = [FeedsReport(Mode.LIVE, (part,), (row,), 1) for part, row in zip(parts, rows, strict=True)]
+    merged = merged_report(FeedsQuery(limit=5), reports, SHARDS)
+    assert [each.symbol for each in merged.series] == ["AUSDT", "BUSDT"]
+    (exchange,) = merged.exchanges
+    assert (exchange.state, exchange.ticks_per_second, exchange.reconnects) == (FeedState.HALTED, 4.0, 2)
+    assert (exchange.doubles, exchange.holes, exchange.absent) == (2, {HoleState.OPEN: 2}, ("XUSDT",))
 
 
 def test_state_without_counters_of_an_older_version_is_used() -> None:

@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 
-from marketflow.cluster.messages import FeedsQuery
+from marketflow.cluster.messages import FeedsQuery, FeedsReport
 from marketflow.feeds.feed import FeedReport
 from marketflow.feeds.trade_statistics import TradeStatistics
 from marketflow.model import FeedState, HoleState, Mode, Series, Slot, Tick, candle_of
 from marketflow.pipeline.instrumentation import ConnectionFailure, PipelineCounters
+from marketflow.pipeline.shard_ownership import Ownership
 from marketflow.pipeline.state import WindowState
 from marketflow.runtime.feed_status import FeedStatus
+from marketflow.settings.shards import ShardMap
 from tests.pipeline.world import BTC, START_MS, ScriptedFeed
 
 REFUSED = ConnectionFailure("451: refused by the venue for this location", START_MS - 1000, START_MS + 299_000)
@@ -63,6 +65,7 @@ class Known:
             15.0,
             lambda: START_MS * 1_000_000,
             lambda exchange: self.unsent,
+            known.get("ownership"),
         )
 
     def error(self) -> tuple[str | None, str | None]:
@@ -153,3 +156,19 @@ def test_delay_is_unknown_while_all_ticks_are_dated_by_receipt() -> None:
     known.statistics.observe(batch, START_MS)
     row = known.status.report(FeedsQuery(limit=10)).series[0]
     assert (row.delay_p50_ms, row.ticks_per_second) == (None, 1.0)
+
+
+def test_series_of_a_standby_are_reported_by_their_owner() -> None:
+    halves = ShardMap({"exchange1": 2})
+    known = Known(FeedState.CONNECTED, ownership=(ownership := Ownership(halves, ())))
+    every = [series.symbol for series in sorted(known.feed.decoder.series)]
+    found = []
+    for shard in halves.names:
+        ownership.take([shard])
+        report = known.status.report(FeedsQuery(limit=10))
+        found += [each.symbol for each in report.series]
+        assert report.total == len(report.series)
+        assert len(report.exchanges) == bool(report.series)
+    assert sorted(found) == every
+    ownership.take(())
+    assert known.status.report(FeedsQuery(limit=10)) == FeedsReport(Mode.TEST, (), (), 0)
