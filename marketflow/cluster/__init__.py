@@ -1,6 +1,6 @@
-"""Communication of the two roles through Redis: leader election, published state, commands.
+"""Communication of ingest and API processes through Redis: the table of shards, published states, commands.
 
-The leader of the ingest role holds a lease (`lease`), publishes its state and runs commands (`leader`). The API role
-follows that state and sends commands (`remote_control`). They share no memory and no port, so there may be any number
-of API processes, and of standbys.
+Ingest processes spread the shards by a table (`shard_table`), publish their states and run commands (`member`). API
+processes follow the states and send commands (`remote_control`). They share no memory and no port, so there may be any
+number of both.
 """
