@@ -83,6 +83,13 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True):
             "is wrong. Left out while there is none."
         ),
     ] = {}
+    unavailable_symbols: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Symbols whose part of a Redis Cluster cannot be used: their newest prices are late. Left out "
+            "while there is none."
+        ),
+    ] = ()
     shards: Annotated[
         tuple[ShardHealth, ...],
         Meta(description="Who ingests what. Left out where ingest runs in the process that answers."),

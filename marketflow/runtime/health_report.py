@@ -123,6 +123,7 @@ class HealthReport:
         clock_offsets_ms: returns by how much each wrong exchange clock is ahead.
         problems: returns what is wrong with feeds, by exchange.
         shards: returns which process ingests what.
+        unavailable_symbols: returns those whose part of the cache cannot be used.
     """
 
     def __init__(
@@ -134,12 +135,14 @@ class HealthReport:
         clock_offsets_ms: Callable[[], dict[str, int]] = dict,
         problems: Callable[[], dict[str, FeedProblem]] = dict,
         shards: Callable[[], tuple[ShardHealth, ...]] = tuple,
+        unavailable_symbols: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
         self._feeds = feeds
         self._stalled = stalled
         self._clock_offsets_ms = clock_offsets_ms
         self._problems = problems
         self._shards = shards
+        self._unavailable_symbols = unavailable_symbols
         self._postgres = postgres
         self._redis = redis
         self._began = time.monotonic()
@@ -158,5 +161,6 @@ class HealthReport:
             exchanges=dict(exchanges),
             clock_offsets_ms=self._clock_offsets_ms(),
             feeds=self._problems(),
+            unavailable_symbols=self._unavailable_symbols(),
             shards=self._shards(),
         )

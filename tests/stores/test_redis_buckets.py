@@ -11,15 +11,16 @@ import redis
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Mode, Series, Slot, Tick, candle_of
 from marketflow.settings.shards import LEAD
+from marketflow.stores.redis import codec
 from marketflow.stores.redis.buckets.bucketed_cache import BucketedCache
 from marketflow.stores.redis.buckets.bucketed_writer import BucketedWriter
-from marketflow.stores.redis.connection import cluster_keywords, sync_client
+from marketflow.stores.redis.connection import cluster_keywords, connection_keywords, sync_client
 from marketflow.stores.redis.keys import Bucket, bucket_of
 from marketflow.tasks import cancel
 from tests.stores.test_redis import NOW, SetClock
 from tests.support.market import MINUTE
 from tests.support.redis_cluster import RedisCluster
-from tests.support.servers import wait_until
+from tests.support.servers import HOST, RedisServer, wait_until
 
 T = TypeVar("T")
 
@@ -184,3 +185,27 @@ def test_client_of_control_keys_follows_a_killed_master(redis_cluster: RedisClus
         assert answers()
         with redis_cluster.killed(killed):
             wait_until(answers, 5)
+
+
+def test_plain_redis_has_the_keys_of_the_version_before(redis_db: RedisServer) -> None:
+    """An upgrade finds what the version before has left, in the keys as it named them."""
+    series = Series(Mode.LIVE, "exchange1", "BTCUSDT")
+    tick, name = Tick(5.0, MINUTE + 1, 1), "marketflow:{live:exchange1:BTCUSDT}"
+    slices = {Slot(series, MINUTE): candle_of(tick)}
+    member = codec.encode_candle(candle_of(tick))
+    with redis_db.client() as client:
+        client.zadd(f"{name}:window", {member: MINUTE})
+        client.zadd(
+            f"{name}:minutes", {member: MINUTE, codec.encode_candle(candle_of(Tick(4.0, 1, 1))): MINUTE - MINUTE_MS}
+        )
+        client.hset(f"{name}:latest", mapping={"price": 5.0, "timestamp": NOW, "received": NOW, "sequence": 7})
+        client.zadd("marketflow:{archive}:series", {codec.encode_series(series): NOW})
+        client.set("marketflow:{archive}:until", MINUTE)
+        place = connection_keywords(HOST, redis_db.port, "", 0)
+        with closing(BucketedWriter.connect(place, [], SetClock(), 70)) as writer:
+            assert writer.recover().slices == slices
+            assert writer.unarchived([LEAD], lambda _: LEAD) == slices
+            writer.put_newest({series: Tick(6.0, NOW + 1, 8)})
+            writer.put_slices({Slot(series, MINUTE + 100): candle_of(Tick(5.5, MINUTE + 101, 2))})
+            assert client.hget(f"{name}:latest", "price") == b"6.0"
+            assert client.zcard(f"{name}:window") == 2

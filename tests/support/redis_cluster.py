@@ -132,6 +132,15 @@ class RedisCluster:
         """Wait until all nodes run, agree on three masters of all slots, and each has a replica in step."""
         wait_until(self._is_whole, seconds, "the cluster is not whole")
 
+    def wait_until_settled(self, seconds: float = 10.0) -> None:
+        """Wait until all nodes agree on who has which slots, also where a master is left without any."""
+
+        def agree() -> bool:
+            views = [sorted((a, b, master[1]) for a, b, master, *_ in n.call("CLUSTER", "SLOTS")) for n in self.nodes]
+            return all(view == views[0] for view in views)
+
+        wait_until(agree, seconds, "the nodes do not agree")
+
     def masters(self) -> list[ClusterNode]:
         """The nodes that own slots now, by the view of a node that answers."""
         ports = {port for _, _, port in self.slot_ranges()}

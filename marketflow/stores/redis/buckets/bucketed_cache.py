@@ -39,6 +39,7 @@ class BucketedCache:
         self._part_of: dict[Series, NearCache] = {}
         self._listening: set[Address] = set()
         self._limit = RateLimit(10.0)
+        self._unavailable: frozenset[NearCache] = frozenset()
 
     @classmethod
     def connect(
@@ -69,8 +70,21 @@ class BucketedCache:
         Raises:
             Unavailable: one did not answer.
         """
-        by_master = {self._master_of(part): part for part in self._parts}
-        await _all([part.reader.ping() for part in by_master.values()])
+        by_master: defaultdict[Address | None, list[NearCache]] = defaultdict(list)
+        for part in self._parts:
+            by_master[self._master_of(part)].append(part)
+        found = await asyncio.gather(*(of[0].reader.ping() for of in by_master.values()), return_exceptions=True)
+        errors = [error for error in found if isinstance(error, BaseException)]
+        lost = (of for of, error in zip(by_master.values(), found, strict=True) if error is not None)
+        self._unavailable = frozenset(part for parts in lost for part in parts)
+        if errors:
+            raise errors[0]
+
+    def unavailable(self, symbols: Iterable[str]) -> tuple[str, ...]:
+        """Symbols whose master did not answer the last ping, while others did."""
+        if len(self._unavailable) in (0, len(self._parts)):
+            return ()
+        return tuple(each for each in symbols if self._of_symbol(each) in self._unavailable)
 
     def take_newest_in_process(self, newest_of: Callable[[Iterable[Series]], Mapping[Series, Tick]]) -> None:
         """Answer with the newest ticks of this process, where it has newer ones than Redis."""
@@ -190,8 +204,11 @@ class BucketedCache:
 
     def _part(self, series: Series) -> NearCache:
         if (part := self._part_of.get(series)) is None:
-            part = self._part_of[series] = self._parts[keys.bucket_of(series.symbol, len(self._parts))]
+            part = self._part_of[series] = self._of_symbol(series.symbol)
         return part
+
+    def _of_symbol(self, symbol: str) -> NearCache:
+        return self._parts[keys.bucket_of(symbol, len(self._parts))]
 
     def _only(self, series: Sequence[Series]) -> NearCache | None:
         """The bucket of series that are all in one, as those of a symbol are."""

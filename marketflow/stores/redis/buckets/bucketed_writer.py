@@ -77,6 +77,12 @@ class BucketedWriter:
         """Whether the cache has all that was written to it; while it has not, read from memory instead."""
         return all(part.complete for part in self._parts)
 
+    def unavailable(self, symbols: Iterable[str]) -> tuple[str, ...]:
+        """Symbols whose bucket is not complete, while others are."""
+        if all(not part.complete for part in self._parts):
+            return ()
+        return tuple(each for each in symbols if not self._of_symbol(each).complete)
+
     def lacks(self, series: Series) -> bool:
         """Whether the last probe found that the cache lacks something of the bucket of a series."""
         return self._part(series) in self._lacking
