@@ -28,16 +28,13 @@ from marketflow.cluster.messages import (
     decode,
     encode,
 )
-from marketflow.cluster.shard_table import NOTHING, Assignment, ShardTable, redis_errors
+from marketflow.cluster.shard_table import CALL_SECONDS, NOTHING, Assignment, ShardTable, redis_errors
 from marketflow.counters import IngestCounters
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.logs import RateLimit
 from marketflow.model import Mode
 from marketflow.settings.reloading import Changes
 from marketflow.stores.redis import keys
-
-PUBLISH_SECONDS = 0.5
-"""How often an unchanged state is published, for its counters; a changed one is at the next call of the table."""
 
 SOLE_CALL_SECONDS = 1.0
 """How often the table is called where no other process can ingest and none follows. A command of one that has begun to
@@ -110,8 +107,6 @@ class Member:
         self._shards = shards
         self._is_sole = is_sole
         self._calling = threading.Lock()
-        self._published: IngestState | None = None
-        self._publish_at = 0.0
         self._new_mode: Mode | None = ingest.state().mode if shards is None else None
         self._assigned = NOTHING
         self.assignment: Assignment = NOTHING
@@ -172,33 +167,17 @@ class Member:
             Unavailable: Redis did not answer.
         """
         with self._calling:
-            state = self._ingest.state()
+            ready = self._shards.ready() if self._shards else ()
+            shards = self._shards.shards() if self._shards else dict.fromkeys(self._table.shards, ShardState("owner"))
             # Later numbers win, whichever way they arrive and whatever the wall clock does.
-            published = Published(
-                self._table.run,
-                time.monotonic_ns(),
-                time.time_ns() // 1_000_000,
-                state,
-                self._ingest.counters(),
-                self._shard_states(),
-            )
-            self._published = state
-            self._publish_at = time.monotonic() + PUBLISH_SECONDS
-            self._call(published)
-            return published
-
-    def _shard_states(self) -> dict[str, ShardState]:
-        if self._shards is None:
-            return dict.fromkeys(self._table.shards, ShardState("owner"))
-        return dict(self._shards.shards())
-
-    def _call(self, published: Published | None) -> None:
-        # One that takes all has no say in the mode while another such process owns the shards.
-        new_mode = self._new_mode if self.assignment.owned else None
-        ready = () if self._shards is None else self._shards.ready()
-        self.assignment = self._table.hold(ready, published, new_mode)
-        if new_mode is not None and new_mode is self._new_mode:
-            self._new_mode = None
+            number, at = time.monotonic_ns(), time.time_ns() // 1_000_000
+            state, counters = self._ingest.state(), self._ingest.counters()
+            published = Published(self._table.run, number, at, state, counters, dict(shards))
+            # One that takes all has no say in the mode while another such process owns the shards.
+            new_mode = self._new_mode if self.assignment.owned else None
+            self.assignment = self._table.hold(ready, published, new_mode)
+            if new_mode is not None and new_mode is self._new_mode:
+                self._new_mode = None
         self.reachable = True
         if self._table.is_followed:
             self._commands_due.set()
@@ -208,16 +187,13 @@ class Member:
             self._commands_due.set()
         if self._differs():
             self._apply_due.set()
+        return published
 
     def _keep(self) -> None:
         while not self._left.is_set():
             self._call_due.clear()
             try:
-                if time.monotonic() >= self._publish_at or self._ingest.state() != self._published:
-                    self.publish()
-                else:
-                    with self._calling:
-                        self._call(None)
+                self.publish()
             except Unavailable as error:
                 self.reachable = False
                 logger.debug("the table of shards cannot be called: {}", error)
@@ -264,7 +240,6 @@ class Member:
         if self._shards is not None:
             self._shards.assign(held.owned, held.standby, held.leads)
         self._assigned = held
-        self._publish_at = 0.0
         self._call_due.set()
 
     def _report_other_owner(self) -> None:
@@ -290,7 +265,7 @@ class Member:
                     self._execute(command)
             except Unavailable as error:
                 logger.debug("commands cannot be polled: {}", error)
-                self._commands_stopped.wait(PUBLISH_SECONDS)
+                self._commands_stopped.wait(CALL_SECONDS)
             except Exception as error:  # noqa: BLE001 - the next command may succeed
                 if self._limit.admit("command") is not None:
                     logger.opt(exception=error).error("a command failed, which is a bug")

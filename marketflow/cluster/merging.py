@@ -1,6 +1,6 @@
 """What several ingest processes publish and report, as if it came from one."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -71,7 +71,8 @@ def merged_report(query: FeedsQuery, reports: Sequence[FeedsReport], exchanges: 
 
 def _merged(one: ExchangeReport, other: ExchangeReport) -> ExchangeReport:
     """Return the report of an exchange whose shards are in two processes: that of the worse, with the sums of both."""
-    worse, later = _worst((one, other)), max(one, other, key=lambda each: each.error_at or 0)
+    worse = min(one, other, key=lambda each: _FROM_WORST.index(each.state))
+    later = max(one, other, key=lambda each: each.error_at or 0)
     summed = ("ticks_per_second", "doubles", "holes", "reconnects", "rest_weight_used")
     return msgspec.structs.replace(
         worse,
@@ -81,7 +82,3 @@ def _merged(one: ExchangeReport, other: ExchangeReport) -> ExchangeReport:
         absent=tuple(sorted({*one.absent, *other.absent})),
         halted=tuple(sorted({*one.halted, *other.halted})),
     )
-
-
-def _worst(reports: Iterable[ExchangeReport]) -> ExchangeReport:
-    return min(reports, key=lambda each: _FROM_WORST.index(each.state))

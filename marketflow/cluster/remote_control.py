@@ -30,7 +30,7 @@ from marketflow.cluster.messages import (
     encode,
     mode_of,
 )
-from marketflow.cluster.shard_table import ANSWER_SECONDS, KEPT_SECONDS, NO_TABLE, STATE_SECONDS, decode_table
+from marketflow.cluster.shard_table import ANSWER_SECONDS, KEPT_SECONDS, NO_TABLE, STATE_SECONDS, Row, decode_table
 from marketflow.counters import IngestCounters, merged_counters
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.health import ModeUnconfirmed, ShardHealth, StandbyState
@@ -128,7 +128,7 @@ class RemoteIngest:
         """Return owner and standby of each shard, as far as known."""
         known = self._known()
         return tuple(
-            _shard_health(shard, row.owner, row.standby, known)
+            _shard_health(shard, row, known)
             for shard, row in sorted(self._table.rows.items())
             if known and shard != LEAD
         )
@@ -279,10 +279,8 @@ class RemoteIngest:
         """Return the shards whose owner is not known to be in a mode."""
         known = self._known()
         confirmed = {run for run, published in known.items() if published.state.mode is mode}
-        rows = {shard: row.owner for shard, row in self._table.rows.items() if shard != LEAD}
-        if not rows:
-            return [*self.exchanges]
-        return sorted(shard for shard, owner in rows.items() if owner not in confirmed)
+        owners = {shard: row.owner for shard, row in self._table.rows.items() if shard != LEAD}
+        return sorted(shard for shard in owners or self.exchanges if owners.get(shard) not in confirmed)
 
     async def follow(self) -> None:
         """Follow the states until cancelled."""
@@ -340,22 +338,18 @@ def _owns(published: Published, *shards: str) -> bool:
     return any(shard in published.shards and published.shards[shard].state == "owner" for shard in shards)
 
 
-def _shard_health(shard: str, owner: str | None, standby: str | None, known: Mapping[str, Published]) -> ShardHealth:
-    of_owner, of_standby = (
-        known[run].shards.get(shard) if run is not None and run in known else None for run in (owner, standby)
-    )
+def _shard_health(shard: str, row: Row, known: Mapping[str, Published]) -> ShardHealth:
+    states = {run: published.shards[shard] for run, published in known.items() if shard in published.shards}
+    owner, standby = states.get(row.owner or ""), states.get(row.standby or "")
     lag_ms = None
-    if of_owner and of_standby and of_owner.newest_at is not None and of_standby.newest_at is not None:
-        lag_ms = max(of_owner.newest_at - of_standby.newest_at, 0)
-    state: StandbyState = "none" if standby is None else "connecting"
-    if of_standby is not None and of_standby.state != "owner":
-        state = of_standby.state
-    return ShardHealth(shard, _process(owner), _process(standby), state, lag_ms)
-
-
-def _process(run: str | None) -> str | None:
-    """Return the host and process id of a run."""
-    return None if run is None else run.rpartition("/")[0]
+    if owner and standby and owner.newest_at is not None and standby.newest_at is not None:
+        lag_ms = max(owner.newest_at - standby.newest_at, 0)
+    state: StandbyState = "none" if row.standby is None else "connecting"
+    if standby is not None and standby.state != "owner":
+        state = standby.state
+    # Host and process id of a run.
+    of_owner, of_standby = (run and run.rpartition("/")[0] for run in (row.owner, row.standby))
+    return ShardHealth(shard, of_owner, of_standby, state, lag_ms)
 
 
 def _client(keywords: Mapping[str, Any], max_connections: int) -> "redis.asyncio.Redis":

@@ -179,50 +179,34 @@ local function spread()
         elseif row.standby == FREE then row.standby = least(shard, 'standby', 'owner', row.owner) end
     end
 
-    -- The most and the least loaded process, if their loads differ by more than one.
-    local function extremes(load, counts_all)
-        local most, fewest
-        for _, name in ipairs(order) do
-            if counts_all or not members[name].takes_all then
-                if not most or load[name] > load[most] then most = name end
-                if not fewest or load[name] < load[fewest] then fewest = name end
-            end
-        end
-        if most and load[most] - load[fewest] > 1 then return most, fewest end
-    end
-
     -- Owners: a shard moves once its next owner is its standby and ready; until then, that is what the standby is for.
-    while true do
-        local from, to = extremes(loads('owner'))
-        local stand, best, rank = loads('standby'), nil, nil
-        for _, shard in ipairs(from and shards or {}) do
-            local row = rows[shard]
-            if shard ~= LEAD and row.owner == from and not plan[shard] and can(to, shard) then
-                local new = row.standby == to and (members[to].ready[shard] and 3000 or 2000) or stand[row.standby]
-                if not best or (new or 1000) > rank then best, rank = shard, new or 1000 end
+    -- Then the standbys of the other shards.
+    for _, kind in ipairs({'owner', 'standby'}) do
+        repeat
+            local load, stand, from, to, best, rank = loads(kind), loads('standby'), nil, nil, nil, nil
+            for _, name in ipairs(order) do
+                if kind == 'standby' or not members[name].takes_all then
+                    if not from or load[name] > load[from] then from = name end
+                    if not to or load[name] < load[to] then to = name end
+                end
             end
-        end
-        if not best then break end
-        local row = rows[best]
-        plan[best] = {owner = to, standby = from}
-        if row.standby == to and members[to].ready[best] then
-            give(row, to)
-            row.standby = from
-        else
-            row.standby = to
-        end
-    end
-
-    -- Standbys of the other shards.
-    while true do
-        local from, to = extremes(loads('standby'), true)
-        local best
-        for _, shard in ipairs(from and shards or {}) do
-            local row = rows[shard]
-            if row.standby == from and row.owner ~= to and not plan[shard] and can(to, shard) then best = shard end
-        end
-        if not best then break end
-        rows[best].standby = to
+            for _, shard in ipairs(from and load[from] - load[to] > 1 and shards or {}) do
+                local row = rows[shard]
+                if shard ~= LEAD and row[kind] == from and row.owner ~= to and not plan[shard] and can(to, shard) then
+                    local new = stand[row.standby] or 1000
+                    if row.standby == to then new = members[to].ready[shard] and 3000 or 2000 end
+                    if not best or new > rank then best, rank = shard, new end
+                end
+            end
+            if best then
+                if kind == 'owner' then plan[best] = {owner = to, standby = from} end
+                rows[best].standby = to
+                if rank == 3000 then
+                    give(rows[best], to)
+                    rows[best].standby = from
+                end
+            end
+        until not best
     end
 end
 
@@ -259,14 +243,12 @@ if new then mode = new end
 if mode then redis.call('set', KEYS[2], mode, 'px', request.kept) end
 
 -- The state.
-local followers = -1
 if request.leaving then
     redis.call('del', KEYS[3])
-    redis.call('publish', ARGV[3], '')
 elseif state ~= '' then
     redis.call('set', KEYS[3], state, 'px', request.state_kept)
-    followers = redis.call('publish', ARGV[3], state) + redis.call('exists', KEYS[4])
 end
+local followers = redis.call('publish', ARGV[3], state) + redis.call('exists', KEYS[4])
 return {mode, followers, wait, redis.call('hgetall', KEYS[1])}
 """
 
@@ -379,7 +361,7 @@ class ShardTable:
 
         Args:
             ready: shards that it could own at once: their feeds are connected, or no connection is of any use.
-            published: its state, published by the same call; None leaves the last one.
+            published: its state, published by the same call.
             new_mode: set if it has switched the mode itself, which others adopt.
             leaving: whether to release everything: standbys take over at once.
 
@@ -412,8 +394,7 @@ class ShardTable:
             arguments = (encode(given), state, self._channel)
             answer = self._client.eval(_CALL, len(names), *names, *arguments)
         mode, followers, wait_ms, stored = cast("tuple[bytes | None, int, int, list[bytes]]", answer)
-        if followers >= 0:
-            self.is_followed = followers > 0
+        self.is_followed = followers > 0
         self.call_again_seconds = min(CALL_SECONDS, (wait_ms + 1) / 1000)
         self.table = decode_table(dict(zip(stored[::2], stored[1::2], strict=True)))
         rows = self.table.rows
