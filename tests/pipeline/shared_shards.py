@@ -32,7 +32,7 @@ SHARDS = ShardMap({"exchange1": 2, "exchange2": 1})
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 ALL_SERIES = [Series(Mode.LIVE, exchange, symbol) for exchange in EXCHANGES for symbol in SYMBOLS]
 
-WINDOW_MS = 6_000
+WINDOW_MS = 12_000
 """Length of a minute, so that many end while something is wrong."""
 
 LATE_MS = 500
@@ -180,7 +180,7 @@ class Group:
             self._step()
             if self.now_us >= next_fault * 1e6 and not self._later:
                 self.random.choice((self.kill, self.freeze, self.cut_off, self.move, self.share))()
-                next_fault = self.now_us / 1e6 + self.random.uniform(3, 12)
+                next_fault = self.now_us / 1e6 + self.random.uniform(0.5, 5)
         while self._later:
             self._step()
         for process in filter(None, self.processes):
@@ -268,8 +268,8 @@ class Group:
         process.kill()
         self.processes[number] = None
         self._in(TAKEOVER_SECONDS, partial(self._replace, number))
-        self._in(self.random.uniform(1.5, 6), partial(self._start, number))
-        self._in(9, lambda: None)  # it is warm before the next fault
+        self._in(self.random.uniform(1.5, 3), partial(self._start, number))
+        self._in(4.2, lambda: None)  # it is warm before the next fault
 
     def _start(self, number: int) -> None:
         self.note(f"start {number}")

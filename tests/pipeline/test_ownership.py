@@ -116,13 +116,14 @@ def test_days_are_rolled_up_by_the_lead_only() -> None:
     assert world.days.asked_at
 
 
-@pytest.mark.parametrize("seed", seeds(6))
+@pytest.mark.long
+@pytest.mark.parametrize("seed", seeds(4))
 def test_changing_owners_lose_and_double_no_tick(seed: int) -> None:
-    group = Group(seed, count=2 + seed % 2, seconds=200)
+    group = Group(seed, count=2 + seed % 2, seconds=100)
     try:
         group.play()
     except AssertionError:
         print(*group.trace, sep="\n")
         raise
-    assert group.takeovers > 5
+    assert group.takeovers
     assert sum(map(len, group.sent.values())) > 400
