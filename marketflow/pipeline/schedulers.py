@@ -1,6 +1,5 @@
 """Schedulers: an event loop on a monotonic clock for timers, timers on a grid, and a pool for blocking calls."""
 
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -175,35 +174,6 @@ class _GridTimer(SerialDisposable):
     def _run(self, scheduler: abc.SchedulerBase, state: Any = None) -> abc.DisposableBase | None:
         # Not released: a timer that was set anew in this moment runs in vain.
         return self._action(scheduler, state) if self._begun.acquire(blocking=False) else None
-
-
-class MinimumInterval:
-    """Blocks until at least so many seconds after its last return; for one thread at a time.
-
-    So what follows each call happens at that interval at most, and at once after a longer pause.
-
-    Args:
-        seconds: the interval.
-        monotonic: measures it, in seconds.
-        sleep: blocks.
-    """
-
-    def __init__(
-        self,
-        seconds: float,
-        monotonic: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._seconds = seconds
-        self._monotonic = monotonic
-        self._sleep = sleep
-        self._due = -math.inf
-
-    def __call__(self) -> None:
-        """Wait until the interval since the last return has passed."""
-        if (seconds := self._due - self._monotonic()) > 0:
-            self._sleep(seconds)
-        self._due = self._monotonic() + self._seconds
 
 
 class _Worker(threading.local):

@@ -30,7 +30,7 @@ from marketflow.pipeline.backlog import Backlog
 from marketflow.pipeline.branches import CHECK_SECONDS, IDLE_CHECK_SECONDS, Branch
 from marketflow.pipeline.fan_in import FeedSet, ModeSwitch
 from marketflow.pipeline.graph import Pipeline
-from marketflow.pipeline.schedulers import MinimumInterval, NamedPool, TimingLoop
+from marketflow.pipeline.schedulers import NamedPool, TimingLoop
 from marketflow.pipeline.shard_ownership import Ownership
 from marketflow.pipeline.state import WindowState
 from marketflow.runtime.alert_flow import AlertFlow
@@ -96,7 +96,7 @@ class Engine:
         on_failure: called once, from any thread, if the pipeline itself fails; it has ended then.
         is_alone: whether it owns all shards for good. Otherwise it begins with none, and `assign` gives it some.
         announce_newest: as of Parts.
-        newest_pause_seconds: least time between writes of newest ticks to the cache.
+        newest_pause_seconds: pause between writes of newest ticks to the cache.
         archive_started: set once the server of the archive has been started; None is another's, which may be down.
         pacing: rests of the feeds that lag behind.
     """
@@ -207,7 +207,7 @@ class Engine:
             read_again=None if is_alone else self.cache.slices_between,
             corrections=self._records.corrections,
             announce_newest=announce_newest,
-            pause_newest=MinimumInterval(newest_pause_seconds) if newest_pause_seconds else None,
+            pause_newest=partial(time.sleep, newest_pause_seconds) if newest_pause_seconds else None,
             alerts=self._alert_flow.branch,
             ownership=self.ownership,
             series=lambda: self._settings.series,

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from marketflow.runtime.engine import Engine
 
 NEWEST_PAUSE_SECONDS = 0.02
-"""Least time between writes of newest ticks where the API has them from memory, so that ticks of three exchanges at 100
+"""Pause between writes of newest ticks where the API has them from memory, so that ticks of three exchanges at 100
 ticks/s share one. Other processes see them in Redis that much later."""
 
 

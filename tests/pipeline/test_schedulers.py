@@ -11,7 +11,7 @@ from reactivex import operators as ops
 from reactivex.subject import Subject
 from reactivex.testing import TestScheduler
 
-from marketflow.pipeline.schedulers import GridScheduler, MinimumInterval, NamedPool, TimingLoop
+from marketflow.pipeline.schedulers import GridScheduler, NamedPool, TimingLoop
 
 
 def test_an_action_that_goes_on_while_its_loop_is_disposed_of_ends_quietly() -> None:
@@ -249,20 +249,3 @@ def test_buffers_by_the_grid_lose_nothing_of_another_thread(pause_seconds: float
     assert done.wait(10)
     loop.dispose()
     assert got == list(range(count))
-
-
-def test_interval_counts_what_is_done_between_its_waits() -> None:
-    """A write that takes the interval itself is followed by no pause, nor is one after a rest."""
-    now = 50.0
-    slept: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        nonlocal now
-        slept.append(round(seconds, 6))
-        now += seconds
-
-    wait = MinimumInterval(0.02, lambda: now, sleep)
-    for writing_seconds in (0.005, 0.005, 0.015, 0.02, 0.1, 0.0):
-        now += writing_seconds
-        wait()
-    assert slept == [0.015, 0.005, 0.02]
