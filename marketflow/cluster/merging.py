@@ -16,7 +16,7 @@ def merged_state(mode: Mode, states: Sequence[IngestState], owners: Mapping[str,
 
     Args:
         mode: the mode that runs.
-        states: of all processes; one at least.
+        states: of all processes that write; one at least.
         owners: those of the owners of each exchange. An exchange is as its worst part.
     """
     exchanges = {

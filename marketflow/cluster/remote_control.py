@@ -99,7 +99,9 @@ class RemoteIngest:
         if not known:
             return None
         owners = {exchange: [each.state for each in of] for exchange, of in self._owners(known).items()}
-        return merged_state(self._mode, [each.state for each in known.values()], owners)
+        # A standby writes nothing, so it knows little of the stores.
+        writers = [each for each in known.values() if _owns(each, *each.shards)] or known.values()
+        return merged_state(self._mode, [each.state for each in writers], owners)
 
     @property
     def last_state(self) -> IngestState:

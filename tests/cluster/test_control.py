@@ -452,6 +452,27 @@ def test_counters_and_states_of_all_owners_are_merged(redis_db: RedisServer, joi
     with_api(redis_db, ask)
 
 
+def test_stores_are_as_owners_find_them(redis_db: RedisServer, client: "redis.Redis", join: Join) -> None:
+    class Standby(Engine):
+        def state(self) -> IngestState:
+            return msgspec.structs.replace(super().state(), archive_available=bool(self.owned))
+
+    owner = Engine()
+    join(owner)
+    wait_until(lambda: owner.owned == {*SHARDS})
+    standby = Standby(warm=False)
+    member = join(standby)
+    wait_until(lambda: standby.standby == {*SHARDS})
+
+    async def ask(feeds: RemoteIngest) -> None:
+        await until(lambda: {shard.standby_state for shard in feeds.shards()} == {"connecting"})
+        await until(lambda: client.exists(keys.state_key(member._table.run)))
+        await feeds.ask()
+        assert feeds.last_state.archive_available
+
+    with_api(redis_db, ask)
+
+
 def test_dead_owner_is_a_takeover_and_its_standby_the_word(
     redis_db: RedisServer, client: "redis.Redis", join: Join
 ) -> None:
