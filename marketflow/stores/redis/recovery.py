@@ -75,7 +75,8 @@ class RecoveryReader:
             windows = self._calls.each(series, self._bucket.window_key, lambda pipe, key: pipe.zrange(key, 0, -1))
             recovered = self._minutes(windows, minute_ms) if found > self._slices_held else _slices(windows)
         if found:
-            logger.info("recovered {} slices of the last minutes from Redis", found)
+            level = "INFO" if self._buckets == 1 else "DEBUG"  # else a line for each bucket
+            logger.log(level, "recovered {} slices of the last minutes from Redis", found)
         return recovered
 
     def _minutes(self, windows: "Iterable[tuple[Series, list[bytes]]]", minute_ms: int) -> RecoveredCandles:
