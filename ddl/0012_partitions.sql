@@ -18,7 +18,7 @@ do $migration$
 declare
     who text;
 begin
-    -- Left from minutes that were dropped. Not replaced: whoever has made one would still own it.
+    -- Left from minutes that were dropped. Dropped, not replaced: a replaced function keeps its owner.
     execute format(
         'drop function if exists %1$I.aggregates_partitions(), %1$I.aggregates_add_partitions(timestamptz, timestamptz),'
         ' %1$I.aggregates_drop_partition()', current_schema()

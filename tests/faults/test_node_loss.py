@@ -31,7 +31,7 @@ from tests.support.redis_cluster import ClusterNode, RedisCluster
 from tests.support.servers import wait_until
 
 SYMBOLS = [f"COIN{number}" for number in range(15)]
-"""So many that each master has buckets with some of them."""
+"""Enough for buckets on each master."""
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def roles(server_folder: Path, servers: dict[str, object], broadcasting: list[Sc
 
 
 def wait_until_warm(exchanges: Sequence[ScriptedExchange], count: int = 2) -> None:
-    """Wait until so many processes have been connected to every exchange for a second."""
+    """Wait until `count` processes have been connected to every exchange for a second."""
     wait_until(lambda: all(len(exchange.clients) == count for exchange in exchanges), timeout=20)
     at = now_ms() + 1000
     wait_until(lambda: now_ms() >= at)

@@ -159,11 +159,11 @@ def test_delay_is_unknown_while_all_ticks_are_dated_by_receipt() -> None:
 
 
 def test_series_of_a_standby_are_reported_by_their_owner() -> None:
-    halves = ShardMap({"exchange1": 2})
-    known = Known(FeedState.CONNECTED, ownership=(ownership := Ownership(halves, ())))
+    parts = ShardMap({"exchange1": 2})
+    known = Known(FeedState.CONNECTED, ownership=(ownership := Ownership(parts, ())))
     every = [series.symbol for series in sorted(known.feed.decoder.series)]
     found = []
-    for shard in halves.names:
+    for shard in parts.names:
         ownership.take([shard])
         report = known.status.report(FeedsQuery(limit=10))
         found += [each.symbol for each in report.series]

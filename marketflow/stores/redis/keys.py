@@ -138,7 +138,7 @@ class Bucket(NamedTuple):
 
 
 def bucket_of(symbol: str, buckets: int) -> int:
-    """The number of the bucket of a symbol, among so many."""
+    """The number of the bucket of a symbol, of `buckets` in total."""
     return crc32(symbol.encode()) % buckets
 
 
