@@ -408,7 +408,9 @@ class Engine:
             newest_at = self._newest_by_shard()
             owned = self.ownership.owned - {LEAD}
             found = {shard: ShardState("connecting", newest_at.get(shard)) for shard in self._standby | owned}
-            for state, of in (("warm", warm), ("cold", cold), ("owner", owned)):
+            # Its feeds begin after the cache was asked what the owner before has left.
+            begun = owned - self._restoring
+            for state, of in (("warm", warm), ("cold", cold), ("owner", begun)):
                 found |= {shard: msgspec.structs.replace(found[shard], state=state) for shard in of}
             return found
 

@@ -156,7 +156,7 @@ def test_workers_are_ready_when_all_accept_and_only_their_parent_says_so(
 def test_feeds_are_ready_when_they_take_ticks_or_stand_by(
     server_folder: Path, servers: dict[str, object], tmp_path: Path
 ) -> None:
-    standing_by = "STATUS=stands by: another process takes ticks"
+    standing_by = "STATUS=stands by: other processes take ticks"
     taking_ticks = "STATUS=takes ticks"
     folders = server_folder / "first", server_folder / "second"
     for folder in folders:
