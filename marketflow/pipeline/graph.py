@@ -45,8 +45,9 @@ class Pipeline(Parts):
         self.begun.set()
         state, on_pool, on_loop = self.state, ops.observe_on(self.pool), ops.observe_on(self.loop)
 
+        # Replayed: what was assigned before this is emitted at once, and the branches of a merge subscribe later.
         changes: ConnectableObservable[Change] = self.ownership.changes().pipe(
-            ops.take_until(self.ended), ops.observe_on(self.loop), ops.publish()
+            ops.take_until(self.ended), ops.replay(scheduler=self.loop)
         )
         not_empty: Operator[Any, Any] = ops.filter(bool)
         gained: Observable[frozenset[str]] = changes.pipe(ops.map(attrgetter("gained")), not_empty)
@@ -94,7 +95,7 @@ class Pipeline(Parts):
         minutes_written = closed.pipe(self.conflated("minutes", on_pool, self.written(self.cache.put_minutes)))
 
         to_backlog = ops.do_action(self.add_to_backlog)
-        unarchived = rx.merge(self.unarchived(self.ownership.owned), gained.pipe(ops.flat_map(self.unarchived)))
+        unarchived = rx.merge(self.unarchived(self.ownership.at_start), gained.pipe(ops.flat_map(self.unarchived)))
         # Without rows it connects to the archive at the start, not when the first minute ends.
         rows_written = rx.merge(rx.merge(minutes, corrected, held).pipe(to_backlog), unarchived, rx.just({})).pipe(
             conflate_map(

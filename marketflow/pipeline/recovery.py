@@ -72,7 +72,7 @@ class Recovery:
     ) -> None:
         self._cache, self._minute_ms, self._clock, self._log = cache, minute_ms, clock, log
         self._loop, self._pool, self._ended = loop, pool, ended
-        self._ownership, self._initial = ownership, frozenset() if ownership.everything else ownership.owned
+        self._ownership, self._initial = ownership, frozenset() if ownership.everything else ownership.at_start
         self.read_again = read_again
         self.on_recovered: Callable[[frozenset[str], RecoveredCandles], None] = lambda shards, recovered: None
         """Called with what was read of shards, by the thread that has read it."""

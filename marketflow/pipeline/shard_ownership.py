@@ -38,6 +38,7 @@ class Ownership:
         self.shards = ShardMap({}) if shards is None else shards
         """All shards that there are."""
         self._lock = threading.Lock()
+        self._initial = frozenset(owned or ())
         self._owned = BehaviorSubject(None if owned is None else frozenset(owned))
 
     @property
@@ -45,6 +46,11 @@ class Ownership:
         """The shards that are written here, LEAD among them where this process leads."""
         owned = self._owned.value
         return frozenset((*self.shards.names, LEAD)) if owned is None else owned
+
+    @property
+    def at_start(self) -> frozenset[str]:
+        """The shards that were written here at the start."""
+        return self.owned if self.everything else self._initial
 
     @property
     def everything(self) -> bool:
@@ -70,13 +76,13 @@ class Ownership:
                 self._owned.on_next(after)
 
     def changes(self) -> Observable[Change]:
-        """Emit each change since the start."""
+        """Emit each change since the start: what has changed before the subscription as one."""
 
         def change(before: Change, now: frozenset[str] | None) -> Change:
             earlier, owned = before.owned, now or frozenset()
             return Change(owned, owned - earlier, earlier - owned)
 
-        initial = Change(self._owned.value or frozenset(), frozenset(), frozenset())
+        initial = Change(self._initial, frozenset(), frozenset())
         changes: Observable[Change] = self._owned.pipe(ops.scan(change, initial))
 
         def differs(each: Change) -> bool:
