@@ -107,6 +107,7 @@ class Member:
         self._shards = shards
         self._is_sole = is_sole
         self._calling = threading.Lock()
+        self._switching = threading.Lock()
         self._new_mode: Mode | None = ingest.state().mode if shards is None else None
         self._assigned = NOTHING
         self.assignment: Assignment = NOTHING
@@ -155,10 +156,17 @@ class Member:
             with suppress(Unavailable):
                 self._table.hold(leaving=True)
 
-    def mode_switched(self, mode: Mode) -> None:
-        """Have others adopt the mode that this process has switched to itself."""
-        self._new_mode = mode
+    def switch(self, mode: Mode) -> Mode:
+        """Switch the mode without the table, which others adopt it from; return the previous one.
+
+        Raises:
+            Unavailable: it cannot be switched now.
+        """
+        with self._switching:
+            previous = self._ingest.switch(mode)
+            self._new_mode = mode
         self._call_due.set()
+        return previous
 
     def publish(self) -> Published:
         """Call the table with the state of this moment; return that state.
@@ -235,8 +243,9 @@ class Member:
     def _apply_once(self) -> None:
         """Adopt the mode before shards are begun in it, then take the shards, and publish what has become of both."""
         held = self.assignment
-        if (mode := self._mode_to_adopt()) is not None:
-            self._ingest.switch(mode)
+        with self._switching:
+            if (mode := self._mode_to_adopt()) is not None:
+                self._ingest.switch(mode)
         if self._shards is not None:
             self._shards.assign(held.owned, held.standby, held.leads)
         self._assigned = held

@@ -259,9 +259,7 @@ class _OwnMode:
         return self._engine.modes.current
 
     async def switch(self, mode: Mode) -> Mode:
-        previous = await asyncio.to_thread(self._engine.switch, mode)
-        self._member.mode_switched(mode)
-        return previous
+        return await asyncio.to_thread(self._member.switch, mode)
 
 
 class ApiRole(AsgiApplication):

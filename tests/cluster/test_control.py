@@ -283,9 +283,26 @@ def test_mode_switched_without_redis_is_adopted_by_others(client: "redis.Redis",
     member = join(engine, takes_all=True)
     wait_until(lambda: client.get(keys.MODE_KEY) == b"live")
     join(other)
-    engine.switch(Mode.TEST)
-    member.mode_switched(Mode.TEST)
+    assert member.switch(Mode.TEST) is Mode.LIVE
     wait_until(lambda: other.mode is Mode.TEST)
+    assert engine.switches == [Mode.TEST]
+
+
+def test_own_mode_switch_is_not_undone_by_the_table(client: "redis.Redis", join: Join) -> None:
+    """While it takes, each call of the table still answers with the mode before."""
+
+    class SlowEngine(Engine):
+        def switch(self, mode: Mode) -> Mode:
+            before = super().switch(mode)
+            for _ in range(50):
+                member.publish()
+            return before
+
+    engine = SlowEngine()
+    member = join(engine, takes_all=True)
+    wait_until(lambda: client.get(keys.MODE_KEY) == b"live")
+    assert member.switch(Mode.TEST) is Mode.LIVE
+    wait_until(lambda: client.get(keys.MODE_KEY) == b"test")
     assert engine.switches == [Mode.TEST]
 
 

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from tests.faults.conftest import StartApplication, through
-from tests.faults.test_roles import Roles, roles  # noqa: F401 - a fixture
-from tests.support.application import Application, ScriptedExchange
+from tests.faults.test_roles import Broadcasting, Roles, roles  # noqa: F401 - a fixture
+from tests.support.application import Application, ScriptedExchange, exchanges_setting
 from tests.support.proxy import Proxy
 from tests.support.servers import wait_until
 from tests.support.webhook_receiver import WebhookReceiver
@@ -197,21 +197,21 @@ def test_roles_share_rules_and_events(
 
 def test_standby_that_takes_over_evaluates_and_stores_once(
     roles: Roles,  # noqa: F811
-    exchanges: list[ScriptedExchange],
     postgres_db: dict[str, Any],
 ) -> None:
-    first = roles.feeds()
-    api = roles.api()
-    rule = make_when_possible(api, level=100.0, cooldown="0s")
-    second = roles.feeds()
-    wait_until(second.stands_by)
-    cross(exchanges[0], 100.0)
-    wait_until(lambda: len(events(api)) == 1)
-    first.kill()
-    wait_until(second.takes_ticks)
-    wait_until(exchanges[0].connected)
-    cross(exchanges[0], 100.0)
-    wait_until(lambda: [event["rule"] for event in events(api)].count(rule) >= 2)
+    with Broadcasting("exchange1") as exchange:
+        roles.settings |= {"EXCHANGES": exchanges_setting(exchange)}
+        first = roles.feeds()
+        api = roles.api()
+        rule = make_when_possible(api, level=100.0, cooldown="0s")
+        second = roles.feeds()
+        wait_until(lambda: second.stands_by() and len(exchange.clients) == 2)
+        cross(exchange, 100.0)
+        wait_until(lambda: len(events(api)) == 1)
+        first.kill()
+        wait_until(second.takes_ticks)
+        cross(exchange, 100.0)
+        wait_until(lambda: [event["rule"] for event in events(api)].count(rule) >= 2)
     with psycopg.connect(**postgres_db) as connection:
         (total, ids) = connection.execute("select count(*), count(distinct id) from alert_events").fetchone() or (0, 1)
     assert total == ids
