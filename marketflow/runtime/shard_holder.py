@@ -33,7 +33,7 @@ ALONE_SECONDS = 30.0
 """After which time without Redis a process owns everything: the outage may have ended the owners as well."""
 
 NEWEST_PAUSE_SECONDS = 0.001
-"""Pause between writes of newest ticks: at 3,000 ticks/s it halves the CPU of both roles and of Redis."""
+"""Pause between writes of newest ticks: at 3,000 ticks/s both roles and Redis take half the CPU with it."""
 
 
 class ShardHolder:
