@@ -1,7 +1,8 @@
 """The cache in Redis as the pipeline writes it: one writer for each bucket, of which a plain Redis has one.
 
 Each bucket has its own recovery and knows by itself whether it is complete. When a master of a Redis Cluster fails, the
-writes of its buckets fail, those of all others are done; and only what lacks something is refilled.
+writes of its buckets fail, those of all others are done; and only what lacks something is refilled. Those of a master
+that does not answer wait for it alone, see WritesByMaster.
 """
 
 from collections import defaultdict
@@ -10,20 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-import redis
-
 from marketflow.clock import Clock
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candles, Series, Slot, Tick
 from marketflow.stores.ports import RecoveredCandles, Wanted, every_series
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.buckets.slot_map import SlotMap
+from marketflow.stores.redis.buckets.writes_by_master import CALLS_AT_ONCE, Write, WritesByMaster
 from marketflow.stores.redis.calls import redis_outage
 from marketflow.stores.redis.connection import buckets_of
 from marketflow.stores.redis.writer import RedisWriter
-
-CALLS_AT_ONCE = 16
-"""Masters that are written to at the same time, by all callers together."""
 
 _T = TypeVar("_T")
 _K = TypeVar("_K", Series, Slot)
@@ -46,6 +43,7 @@ class BucketedWriter:
         self._part_of: dict[Series, RedisWriter] = {}
         self._lacking: frozenset[RedisWriter] = frozenset(parts)
         self._threads = ThreadPoolExecutor(CALLS_AT_ONCE, "redis") if slot_map else None
+        self._writes = WritesByMaster(self._threads, self._master_of) if self._threads else None
         self.take_series(series)
 
     @classmethod
@@ -97,6 +95,8 @@ class BucketedWriter:
 
     def close(self) -> None:
         """Close all connections, also under running calls; these raise Unavailable."""
+        if self._writes is not None:
+            self._writes.wait_for_late()
         for part in self._parts:
             part.close()
         if self._threads is not None:
@@ -110,12 +110,12 @@ class BucketedWriter:
         Raises:
             Unavailable: not all are written, or an earlier write was not.
         """
-        if self._sole is not None:
+        if self._sole is not None and self._writes is None:
             return self._sole.put_newest(newest)
         divided: defaultdict[RedisWriter, dict[Series, Tick]] = defaultdict(dict)
         for series, tick in newest.items():
             divided[self._part(series)][series] = tick
-        return all(self._each([(part, partial(part.put_newest, of_part)) for part, of_part in divided.items()]))
+        return self._put(RedisWriter.put_newest, divided)
 
     def put_slices(self, slices: Candles) -> None:
         """Store whole slices and publish them; see RedisWriter.
@@ -123,7 +123,7 @@ class BucketedWriter:
         Raises:
             Unavailable: not all are written.
         """
-        self._each([(part, partial(part.put_slices, of_part)) for part, of_part in self._divided(slices).items()])
+        self._put(RedisWriter.put_slices, self._divided(slices))
 
     def put_minutes(self, minutes: Candles) -> None:
         """Store closed minutes, publish them, and trim what is older than a day.
@@ -131,7 +131,7 @@ class BucketedWriter:
         Raises:
             Unavailable: not all are written.
         """
-        self._each([(part, partial(part.put_minutes, of_part)) for part, of_part in self._divided(minutes).items()])
+        self._put(RedisWriter.put_minutes, self._divided(minutes))
 
     def note_stored(self, minutes: Iterable[Slot]) -> None:
         """Allow the slices of recovered minutes to be trimmed: the minutes are stored, here or in the archive."""
@@ -213,6 +213,12 @@ class BucketedWriter:
             divided[self._part(slot.series)][slot] = value
         return divided
 
+    def _put(self, write: Write, divided: Mapping[RedisWriter, dict[Any, Any]]) -> bool:
+        """Write what each bucket gets; return whether Redis has confirmed all of it."""
+        if self._writes is not None:
+            return self._writes.write(write, divided)
+        return all(write(part, of_part) for part, of_part in divided.items())
+
     def _each(self, work: "Sequence[_Work[_T]]") -> list[_T]:
         """Do the work of some buckets, those of different masters at the same time; return the results in order.
 
@@ -235,10 +241,7 @@ class BucketedWriter:
 
     def _master_of(self, part: RedisWriter) -> object:
         assert self._slot_map is not None, "a plain Redis has one bucket"
-        try:
-            return self._slot_map.owner(part.bucket.slot)
-        except redis.ConnectionError:
-            return None
+        return self._slot_map.known_owner(part.bucket.slot)
 
 
 def _do(work: "Sequence[_Work[_T]]", numbers: Sequence[int], results: list[Any]) -> None:

@@ -152,10 +152,8 @@ class _Follows:
         self._slot_map, self._slot = slot_map, slot
         super().__init__(*arguments, **keywords)
 
-    @property
-    def _is_outdated(self) -> bool:
-        """Whether another master has the slot; sets the address to that of the one that has it."""
-        owner = self._slot_map.owner(self._slot)
+    def _takes(self, owner: Address) -> bool:
+        """Whether another master than before has the slot; sets the address to that of the one that has it."""
         if (self.host, self.port) == owner:
             return False
         self.host, self.port = owner
@@ -166,7 +164,7 @@ class _FollowingConnection(_Follows):
     """A connection for threads; mixed into one of redis-py."""
 
     def connect(self, *arguments: Any, **keywords: Any) -> None:
-        if self._is_outdated:
+        if self._takes(self._slot_map.owner(self._slot)):
             self.disconnect()  # type: ignore[attr-defined]
         try:
             super().connect(*arguments, **keywords)  # type: ignore[misc]
@@ -194,9 +192,10 @@ class _AsyncFollowingConnection(_Follows):
     """A connection for an event loop; mixed into one of redis-py."""
 
     async def connect(self, *arguments: Any, **keywords: Any) -> None:
-        if self._slot_map.known_owner(self._slot) is None:
-            await asyncio.to_thread(self._slot_map.refresh)
-        if self._is_outdated:
+        owner = self._slot_map.known_owner(self._slot)
+        if owner is None:
+            owner = await asyncio.to_thread(self._slot_map.owner, self._slot)
+        if self._takes(owner):
             await self.disconnect()  # type: ignore[attr-defined]
         try:
             await super().connect(*arguments, **keywords)  # type: ignore[misc]
