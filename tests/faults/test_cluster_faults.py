@@ -9,13 +9,20 @@ from typing import Any
 import pytest
 
 from marketflow.stores.redis.buckets.writes_by_master import PATIENCE_SECONDS
+from marketflow.stores.redis.keys import MODE_KEY, SHARDS_KEY
 from tests.faults.cluster_watch import OTHERS_SECONDS, SYMBOLS, THEIRS_SECONDS, Watch, symbols_of, watched
 from tests.faults.conftest import LATE_MS, WINDOW_MS, WINDOW_SECONDS, Record, wait_for_windows, wait_until_connected
 from tests.faults.test_roles import Broadcasting, Roles, stop_all
-from tests.support.application import Application, ScriptedExchange, Traffic, exchanges_setting
+from tests.faults.test_shards import wait_until_warm
+from tests.support.application import ROOT, Application, ScriptedExchange, Traffic, exchanges_setting
 from tests.support.oracle import Rows, assert_rows_equal
 from tests.support.redis_cluster import RedisCluster
 from tests.support.servers import wait_until
+from tests.support.tls import OPENSSL, certificate
+
+pytestmark = pytest.mark.cluster
+
+USERS = ROOT / "deploy" / "redis" / "cluster-users.acl"
 
 
 @pytest.fixture
@@ -105,3 +112,199 @@ def test_frozen_master_disturbs_no_others(
     stop_all(ingest, api)
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
     assert_answers_good(watch)
+
+
+@pytest.fixture
+def divisible_cluster(server_folder: Path) -> Iterator[RedisCluster]:
+    """A cluster whose nodes can be cut off from each other."""
+    cluster = RedisCluster(server_folder / "cluster")
+    cluster.use_bus_proxies()
+    with cluster:
+        yield cluster
+
+
+def test_master_cut_off_from_the_others_is_replaced(
+    processes: Callable[..., Roles],
+    divisible_cluster: RedisCluster,
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+    record_property: Record,
+) -> None:
+    """It takes writes of the clients that it still has until it knows; they are lost with it, and written again."""
+    cluster = divisible_cluster
+    ingest, api = started(processes(cluster), exchanges)
+    master = cluster.masters()[0]
+    theirs = symbols_of(cluster, master)
+    with Traffic(exchanges, SYMBOLS, rate=300) as traffic, watched(api) as watch:
+        quiet_since = time.monotonic()
+        wait_for_windows(2)
+        quiet = {symbol: watch.longest_gap(symbol, quiet_since) for symbol in SYMBOLS}
+        cut_at = time.monotonic()
+        with cluster.cut_off(master):
+            wait_until(lambda: not symbols_of(cluster, master), 20)
+            promoted = time.monotonic() - cut_at
+            wait_for_windows(3)
+            assert master.call("ROLE")[0] == "master"
+            assert_others_go_on(record_property, watch, cut_at, theirs, quiet, promoted)
+        wait_for_windows(1)
+        wait_until(lambda: api.get("/health")["redis"] == "ok", 10)
+        for symbol in theirs:
+            wait_until(lambda s=symbol: api.get(f"/prices/average/{s}?period=1s")["ticks"] > 100, 5)  # type: ignore[misc]
+    stop_all(ingest, api)
+    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+    assert_answers_good(watch)
+
+
+def test_killed_replicas_disturb_nothing(
+    processes: Callable[..., Roles],
+    redis_cluster: RedisCluster,
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+) -> None:
+    ingest, api = started(processes(redis_cluster), exchanges)
+    replicas = [node for node in redis_cluster.nodes if node not in redis_cluster.masters()]
+    with Traffic(exchanges, SYMBOLS, rate=300) as traffic, watched(api) as watch:
+        wait_for_windows(1)
+        for node in replicas:
+            node.kill()
+        wait_for_windows(3)
+        assert api.get("/health")["status"] == "ok"
+        assert watch.statuses.keys() == {200}, watch.refused[:10]
+        for node in replicas:
+            node.start()
+        redis_cluster.wait_until_whole()
+        wait_for_windows(1)
+    stop_all(ingest, api)
+    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+    assert "Redis cannot be used" not in ingest.log
+
+
+def test_restart_of_the_whole_cluster_keeps_rows_exact(
+    processes: Callable[..., Roles],
+    redis_cluster: RedisCluster,
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+) -> None:
+    """All nodes are killed, and come back without data."""
+    ingest, api = started(processes(redis_cluster), exchanges)
+    with Traffic(exchanges, SYMBOLS, rate=100) as traffic, watched(api) as watch:
+        wait_for_windows(2)
+        for node in redis_cluster.nodes:
+            node.kill()
+        wait_for_windows(2)
+        for node in redis_cluster.nodes:
+            node.start()
+        redis_cluster.wait_until_whole()
+        back_at = time.monotonic()
+        wait_until(lambda: api.get("/health")["status"] == "ok", 10)
+        wait_until(lambda: all(watch.arrivals[symbol][-1] > back_at for symbol in SYMBOLS), 5)
+        wait_for_windows(1)
+    stop_all(ingest, api)
+    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+    assert_answers_good(watch)
+
+
+@pytest.mark.skipif(OPENSSL is None, reason="there is no openssl to make certificates")
+def test_cluster_with_tls_and_a_user_survives_a_killed_master(
+    processes: Callable[..., Roles],
+    server_folder: Path,
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+) -> None:
+    key, certificate_path = certificate(server_folder, "nodes", "IP:127.0.0.1")
+    for path in (key, certificate_path):
+        path.chmod(0o644)
+    cluster = RedisCluster(server_folder / "cluster", requirepass="operator", masterauth="operator")
+    for node in cluster.nodes:
+        node.use_tls(key, certificate_path)
+    with cluster:
+        user = next(line.split()[1:] for line in USERS.read_text().splitlines() if line.startswith("user marketflow "))
+        for node in cluster.nodes:
+            node.call("ACL", "SETUSER", *user)
+        roles = processes(
+            cluster,
+            REDIS__NODES=f"127.0.0.1:{cluster.nodes[0].meet_port}",
+            REDIS__TLS="true",
+            REDIS__TLS_CA=certificate_path,
+            REDIS__USERNAME="marketflow",
+            REDIS__PASSWORD="change-me",
+        )
+        ingest, api = started(roles, exchanges)
+        with Traffic(exchanges, SYMBOLS, rate=100) as traffic, watched(api) as watch:
+            wait_for_windows(1)
+            master = cluster.masters()[0]
+            master.kill()
+            wait_until(lambda: not symbols_of(cluster, master), 20)
+            wait_until(lambda: api.get("/health")["redis"] == "ok", 10)
+            wait_for_windows(1)
+        stop_all(ingest, api)
+    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+    assert_answers_good(watch)
+
+
+def test_owner_and_master_killed_together_lose_no_tick(
+    processes: Callable[..., Roles],
+    redis_cluster: RedisCluster,
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+) -> None:
+    """The master is that of the table of shards, so that nobody can take over before its replica is promoted."""
+    roles = processes(redis_cluster)
+    first, second, api = roles.feeds(), roles.feeds(), roles.api()
+    wait_until_warm(exchanges)
+    wait_until_connected(api, exchanges)
+    with Traffic(exchanges, SYMBOLS, rate=100) as traffic, watched(api) as watch:
+        wait_for_windows(2)
+        with redis_cluster.killed(redis_cluster.owner_of(SHARDS_KEY)):
+            first.kill()
+            wait_for_windows(5)
+        wait_until(lambda: api.get("/health")["status"] == "ok", 10)
+        wait_for_windows(1)
+    stop_all(second, api)
+    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+    assert_answers_good(watch)
+
+
+def test_mode_switch_during_failover_is_adopted(
+    processes: Callable[..., Roles], redis_cluster: RedisCluster, exchanges: list[ScriptedExchange]
+) -> None:
+    ingest, api = started(processes(redis_cluster), exchanges)
+    with redis_cluster.killed(redis_cluster.owner_of(MODE_KEY)):
+        began = time.monotonic()
+        statuses: list[int] = []
+        while not statuses or statuses[-1] != 200:
+            answer = api.http.post("/mode/test")
+            statuses.append(answer.status_code)
+            assert answer.status_code in (200, 503), answer.text
+            assert "unavailable" in answer.text or answer.status_code == 200
+            assert time.monotonic() - began < 10
+        wait_until(lambda: api.get("/mode") == {"mode": "test"}, 5)
+        wait_until(lambda: api.find("/prices/latest/COIN0"))
+        assert api.get("/health")["exchanges"] == dict.fromkeys([each.name for each in exchanges], "generated")
+    stop_all(ingest, api)
+
+
+def test_end_of_all_processes_without_a_master_loses_no_tick(
+    processes: Callable[..., Roles],
+    redis_cluster: RedisCluster,
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+) -> None:
+    """The minute that runs is written to the archive, and taken up again from there or from the replica."""
+    ingest, api = started(processes(redis_cluster), exchanges)
+    with Traffic(exchanges, SYMBOLS, rate=100) as traffic:
+        wait_for_windows(2)
+        master = redis_cluster.masters()[0]
+        master.kill()
+        wait_for_windows(1)
+        traffic.end()
+        stop_all(ingest, api)
+        assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+    master.start()
+    redis_cluster.wait_until_whole()
+    ingest.start()
+    wait_until_warm(exchanges, 1)
+    with Traffic(exchanges, SYMBOLS, rate=100) as traffic:
+        wait_for_windows(2)
+    stop_all(ingest)
+    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)

@@ -11,12 +11,14 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
 import pytest
 import redis
 
+from tests.support.bus_proxy import BusProxy
 from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
 MASTERS = 3
@@ -40,8 +42,10 @@ class ClusterNode(RedisServer):
     """One node of the cluster."""
 
     def __init__(self, folder: Path, program: str, node_timeout_ms: int = NODE_TIMEOUT_MS, **options: str) -> None:
-        super().__init__(folder, persistent=False)
-        self.bus_port = free_port()
+        super().__init__(folder, persistent=False, password=options.pop("requirepass", ""))
+        self.bus_port = self.announced_bus_port = free_port()
+        self.meet_port = self.port
+        """By which other nodes begin to know it."""
         self._program = program
         self._options = {
             "cluster-enabled": "yes",
@@ -59,6 +63,24 @@ class ClusterNode(RedisServer):
     def server_options(self) -> dict[str, str]:
         """Those of a node."""
         return super().server_options() | self._options
+
+    def announce_bus(self, port: int) -> None:
+        """Have other nodes reach the bus by another port."""
+        self.announced_bus_port = port
+        self._options["cluster-announce-bus-port"] = str(port)
+
+    def use_tls(self, key: Path, certificate: Path) -> None:
+        """Take TLS on a port of its own from clients, and use nothing else between the nodes."""
+        self.meet_port = free_port()
+        self._options |= {
+            "tls-port": str(self.meet_port),
+            "tls-key-file": str(key),
+            "tls-cert-file": str(certificate),
+            "tls-ca-cert-file": str(certificate),
+            "tls-auth-clients": "no",
+            "tls-cluster": "yes",
+            "tls-replication": "yes",
+        }
 
     @property
     def address(self) -> str:
@@ -86,6 +108,10 @@ class RedisCluster:
         options: of redis-server, for all nodes.
     """
 
+    _proxies: tuple[BusProxy, ...] = ()
+    _cut_off: tuple[ClusterNode, str] | None = None
+    """A node and its name."""
+
     def __init__(self, folder: Path, node_timeout_ms: int = NODE_TIMEOUT_MS, **options: str) -> None:
         program = redis_program("redis-server")
         if program is None:
@@ -107,6 +133,12 @@ class RedisCluster:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def use_bus_proxies(self) -> None:
+        """Allow `cut_off`; before the start."""
+        self._proxies = tuple(BusProxy(node.bus_port, partial(self._is_cut, node)) for node in self.nodes)
+        for node, proxy in zip(self.nodes, self._proxies, strict=True):
+            node.announce_bus(proxy.port)
+
     def start(self) -> None:
         """Start all nodes and make a cluster of them."""
         _each(ClusterNode.start, self.nodes)
@@ -116,7 +148,7 @@ class RedisCluster:
             node.call("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
             node.call("CLUSTER", "ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
         for node in self.nodes[1:]:
-            first.call("CLUSTER", "MEET", HOST, node.port, node.bus_port)
+            first.call("CLUSTER", "MEET", HOST, node.meet_port, node.announced_bus_port)
         wait_until(lambda: all(len(self._known(node)) == len(self.nodes) for node in self.nodes), 20)
         for master, replica in zip(masters, self.nodes[MASTERS:], strict=True):
             name = master.name
@@ -127,6 +159,8 @@ class RedisCluster:
         """Stop all nodes."""
         _each(ClusterNode.resume, [node for node in self.nodes if node.running])
         _each(ClusterNode.stop, self.nodes)
+        for proxy in self._proxies:
+            proxy.close()
 
     def wait_until_whole(self, seconds: float = 30.0) -> None:
         """Wait until all nodes run, agree on three masters of all slots, and each has a replica in step."""
@@ -149,7 +183,7 @@ class RedisCluster:
     def slot_ranges(self) -> list[tuple[int, int, int]]:
         """Ranges of slots (first, last) and the port of their master."""
         for node in self.nodes:
-            if node.running:
+            if node.running and not (self._cut_off and node is self._cut_off[0]):
                 try:
                     return [(begin, end, master[1]) for begin, end, master, *_ in node.call("CLUSTER", "SLOTS")]
                 except redis.RedisError:
@@ -170,7 +204,7 @@ class RedisCluster:
     def client(self) -> "redis.RedisCluster":
         """A client of the whole cluster, for tests to look at keys; close it (it is a context manager)."""
         node = next(node for node in self.nodes if node.running)
-        return redis.RedisCluster(host=node.host, port=node.port, socket_timeout=2.0)
+        return redis.RedisCluster(host=node.host, port=node.port, socket_timeout=2.0, password=node.password or None)
 
     def flushall(self) -> None:
         """Empty every master."""
@@ -198,6 +232,21 @@ class RedisCluster:
         finally:
             node.resume()
             self.wait_until_whole()
+
+    @contextmanager
+    def cut_off(self, node: ClusterNode) -> Iterator[None]:
+        """Cut a node off from the bus of all others, see `use_bus_proxies`; clients and its replica still reach it."""
+        self._cut_off = (node, node.name)
+        for proxy in self._proxies:
+            proxy.cut_links()
+        try:
+            yield
+        finally:
+            self._cut_off = None
+            self.wait_until_whole()
+
+    def _is_cut(self, node: ClusterNode, sender: str) -> bool:
+        return self._cut_off is not None and (node is self._cut_off[0] or sender == self._cut_off[1])
 
     def failover(self, master: ClusterNode) -> ClusterNode:
         """Have a replica take the place of a master that is alive; return the new master."""

@@ -86,14 +86,15 @@ class RedisReader:
         await self._ping_client.aclose()
 
     async def ping(self) -> None:
-        """Ping Redis.
+        """Ping Redis; on a cluster by a read, which a master refuses that is cut off from the others or lost the slot.
 
         Raises:
             Unavailable: no answer.
         """
+        client = self._ping_client
         with _unavailable(PING_SECONDS):
             async with timeout(PING_SECONDS):
-                await cast("Awaitable[Any]", self._ping_client.ping())
+                await (client.ping() if self.bucket.number is None else client.exists(self.bucket.series_key))
 
     async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
         """The newest tick of each series: its latest price, or the close of its last cached minute."""

@@ -181,7 +181,7 @@ class BucketedCache:
         async with asyncio.TaskGroup() as group:
             while True:
                 needed = [self._master_of(part) for part in self._parts if part.is_needed]
-                if None in needed:
+                if None in needed or self._unavailable:  # one that is cut off still holds its subscription
                     await asyncio.to_thread(self._slot_map.refresh)
                 for master in {each for each in needed if each is not None} - self._listening:
                     self._listening.add(master)
