@@ -133,7 +133,7 @@ def test_master_cut_off_from_the_others_is_replaced(
     """It takes writes of the clients that it still has until it knows; they are lost with it, and written again."""
     cluster = divisible_cluster
     ingest, api = started(processes(cluster), exchanges)
-    master = cluster.masters()[0]
+    master = cluster.owner_of(SHARDS_KEY)
     theirs = symbols_of(cluster, master)
     with Traffic(exchanges, SYMBOLS, rate=300) as traffic, watched(api) as watch:
         quiet_since = time.monotonic()
@@ -145,6 +145,7 @@ def test_master_cut_off_from_the_others_is_replaced(
             promoted = time.monotonic() - cut_at
             wait_for_windows(3)
             assert master.call("ROLE")[0] == "master"
+            assert api.switch("live") == {"mode": "live", "previous": "live"}
             assert_others_go_on(record_property, watch, cut_at, theirs, quiet, promoted)
         wait_for_windows(1)
         wait_until(lambda: api.get("/health")["redis"] == "ok", 10)
