@@ -339,6 +339,22 @@ def test_more_complete_of_two_stored_slots_counts() -> None:
     assert codec.decode_slots([(full, MINUTE), (poor, MINUTE)]) == {MINUTE: candle(ticks=10)}
 
 
+def test_outage_does_not_end_by_calls_without_a_command(server: RedisServer, log: list[str]) -> None:
+    with cache_at(keywords(server)) as cache:
+        cache.unarchived()
+        server.kill()
+        for _ in range(3):
+            time.sleep(BREAK_SECONDS)
+            fails_in_time(lambda: cache.put_slices(one()))
+            time.sleep(BREAK_SECONDS)
+            assert not cache.needs_refill()
+            time.sleep(BREAK_SECONDS)
+            cache.mark_archived(MINUTE, [])
+            assert cache.slices_between(0, MINUTE, lambda _: False) == {}
+    assert [line for line in log if "Redis cannot be used" in line]
+    assert not [line for line in log if "Redis can be used again" in line]
+
+
 def test_old_slices_and_minutes_are_trimmed(cache: RedisWriter, client: "redis.Redis", clock: SetClock) -> None:
     cache.put_slices(one(start=MINUTE) | one(start=MINUTE + SLICE_MS))
     cache.put_minutes(one(start=MINUTE) | one(start=MINUTE + MINUTE_MS))

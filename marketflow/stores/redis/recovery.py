@@ -100,8 +100,10 @@ class RecoveryReader:
             Unavailable: Redis cannot be reached.
         """
         until -= 1
+        series = [each for each in self._run_marker.series if wanted(each)]
+        if not series:  # a call that asks nothing would count as an answer of Redis
+            return {}
         with self._calls.calling():
-            series = [each for each in self._run_marker.series if wanted(each)]
             counts = self._calls.each(
                 series, self._bucket.window_key, lambda pipe, key: pipe.zcount(key, since, until), SHORT_ANSWERS
             )

@@ -265,7 +265,7 @@ class RedisWriter:
         Raises:
             Unavailable: not written.
         """
-        if self.backlog_read:
+        if self.backlog_read and shards:
             with self._writing() as client:
                 for shard in shards:
                     client.set(self.bucket.archived_key(shard), until, px=MINUTES_KEPT_MS)
@@ -338,9 +338,9 @@ class RedisWriter:
         if not self.recovered:
             return False
         try:
-            with self._calls.calling():
-                self._newest.confirm()
             alive = self._run_marker.probe()
+            with self._calls.calling():  # afterwards: where nothing is outstanding, it proves nothing
+                self._newest.confirm()
         except Unavailable:
             return False
         self._complete_at_probe = alive and not self._calls.incomplete

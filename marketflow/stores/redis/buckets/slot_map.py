@@ -66,6 +66,8 @@ class SlotMap:
         self._lock = threading.Lock()
         self._owners: list[Address | None] = [None] * SLOTS
         self._read_at: float | None = None
+        self._problem = ""
+        """Why the map could not be read last."""
         self._circuit_breakers: dict[Address, CircuitBreaker] = {}
 
     def owner(self, slot: int) -> Address:
@@ -77,7 +79,7 @@ class SlotMap:
         if self._owners[slot] is None:
             self.refresh()
         if (owner := self._owners[slot]) is None:
-            raise redis.ConnectionError(f"no master has slot {slot}, or no node of the cluster answers")
+            raise redis.ConnectionError(self._problem or f"no master has slot {slot}")
         return owner
 
     def known_owner(self, slot: int) -> Address | None:
@@ -106,25 +108,30 @@ class SlotMap:
             if self._read_at is not None and asked_at - self._read_at < REFRESH_SECONDS:
                 return
             for node in list(dict.fromkeys([*self._nodes, *self._configured])):
-                if (ranges := self._ask(node)) is not None:
-                    self._take(node, ranges)
+                try:
+                    self._take(node, self._ask(node))
                     break
+                except (redis.RedisError, OSError) as error:
+                    self._problem = f"no node has a map of the cluster; {node.host}:{node.port}: {error}"
             self._read_at = self._monotonic()
 
-    def _ask(self, node: Address) -> list[Any] | None:
-        """The answer of a node; None where it has none, or is cut off from most others and may not know better."""
+    def _ask(self, node: Address) -> list[Any]:
+        """The map of a node.
+
+        Raises:
+            redis.RedisError: it has none, or is cut off from most others and may not know better.
+        """
         options = self.keywords_at(node) | {
             "socket_timeout": ASK_SECONDS,
             "socket_connect_timeout": ASK_SECONDS,
             "retry": redis.retry.Retry(NoBackoff(), 0),
         }
-        try:
-            with redis.Redis(**options) as client:
-                client.response_callbacks.clear()
-                info, ranges = client.execute_command("CLUSTER", "INFO"), client.execute_command("CLUSTER", "SLOTS")
-        except (redis.RedisError, OSError):
-            return None
-        return cast("list[Any]", ranges) if b"cluster_state:ok" in info else None
+        with redis.Redis(**options) as client:
+            client.response_callbacks.clear()
+            info, ranges = client.execute_command("CLUSTER", "INFO"), client.execute_command("CLUSTER", "SLOTS")
+        if b"cluster_state:ok" not in info:
+            raise redis.exceptions.ClusterDownError("the cluster is down")
+        return cast("list[Any]", ranges)
 
     def _take(self, asked: Address, ranges: list[Any]) -> None:
         owners: list[Address | None] = [None] * SLOTS
@@ -134,7 +141,7 @@ class SlotMap:
             members = [Address(host.decode() if host else asked.host, port) for host, port, *_ in found]
             owners[begin : end + 1] = [members[0]] * (end + 1 - begin)
             nodes += members
-        self._owners, self._nodes = owners, list(dict.fromkeys(nodes))
+        self._owners, self._nodes, self._problem = owners, list(dict.fromkeys(nodes)), ""
 
 
 def is_redirection(error: BaseException) -> bool:
