@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.cluster_watch import OTHERS_SECONDS, SYMBOLS, THEIRS_SECONDS, symbols_of, watched
+from tests.faults.cluster_watch import SYMBOLS, THEIRS_SECONDS, Watch, assert_not_disturbed, symbols_of
 from tests.faults.conftest import (
     LATE_MS,
     RATE,
@@ -126,20 +126,19 @@ def test_killed_master_costs_its_buckets_three_seconds(
     others = set(SYMBOLS) - theirs
     assert theirs
     assert others
-    with Traffic(exchanges, SYMBOLS, rate=300) as traffic, watched(api) as watch:
+    with Traffic(exchanges, SYMBOLS, rate=300) as traffic, Watch(api) as watch:
         quiet_since = time.monotonic()
         wait_for_windows(3)
-        quiet = {symbol: watch.longest_gap(symbol, quiet_since) for symbol in SYMBOLS}
+        watch.note_quiet(quiet_since)
         killed_at = time.monotonic()
         master.kill()
         wait_until(lambda: symbols_of(redis_cluster, master) == set(), 20)
         promoted = time.monotonic() - killed_at
         wait_until(lambda: time.monotonic() - killed_at > promoted + 2)
-        gaps = {symbol: watch.longest_gap(symbol, killed_at) for symbol in SYMBOLS}
+        gap = watch.longest_gap(theirs, killed_at)
         record_property("seconds until the replica was promoted", promoted)
-        record_property("gap of the dead master's symbols", max(gaps[each] for each in theirs))
-        record_property("longest gap of others", max(gaps[each] for each in others))
-        record_property("longest gap of others without a kill", max(quiet[each] for each in others))
+        record_property("gap of the dead master's symbols", gap)
+        assert_not_disturbed(record_property, watch, others, killed_at)
         record_property("slowest answer", watch.slowest)
         record_property("answers", dict(watch.statuses))
         wait_until(lambda: api.get("/health")["redis"] == "ok", 10)
@@ -150,9 +149,7 @@ def test_killed_master_costs_its_buckets_three_seconds(
     assert wrong_rows(rows(), traffic.sent, at) == []
     assert watch.statuses.keys() <= {200, 503}, watch.refused[:10]
     # On a busy machine the cluster itself takes longer than the 2.2 to 2.5 s that it needs at this timeout.
-    assert max(gaps[each] for each in theirs) <= max(THEIRS_SECONDS, promoted + 0.5)
-    # A symbol has a price each 17 ms, so all but a few ms of both gaps are the machine's: 0.06 to 0.09 s on two cores.
-    assert max(gaps[each] for each in others) <= max(OTHERS_SECONDS, 1.5 * max(quiet.values()))
+    assert gap <= max(THEIRS_SECONDS, promoted + 0.5)
     assert {*watch.health[-1].get("unavailable_symbols", [])} == set()
     assert theirs in [{*each.get("unavailable_symbols", [])} for each in watch.health]
     stop_both(roles)
@@ -173,7 +170,7 @@ def test_emptied_master_is_refilled_under_load(
     rows: Callable[[], Rows],
 ) -> None:
     _, api = roles
-    with Traffic(exchanges, SYMBOLS, rate=300) as traffic, watched(api) as watch:
+    with Traffic(exchanges, SYMBOLS, rate=300) as traffic, Watch(api) as watch:
         wait_for_windows(3)
         emptied = redis_cluster.masters()[0]
         theirs = symbols_of(redis_cluster, emptied)
@@ -198,7 +195,7 @@ def test_resharding_under_load_keeps_rows_and_answers(
     _, api = roles
     source, target, *_ = redis_cluster.masters()
     moving = symbols_of(redis_cluster, source)
-    with Traffic(exchanges, SYMBOLS, rate=100) as traffic, watched(api) as watch:
+    with Traffic(exchanges, SYMBOLS, rate=100) as traffic, Watch(api) as watch:
         redis_cluster.reshard(
             source, target, sum(b - a + 1 for a, b, p in redis_cluster.slot_ranges() if p == source.port)
         )
