@@ -76,6 +76,13 @@ def test_late_master_delays_no_other(writes: WritesByMaster, buckets: list[Bucke
     assert three.written[-1] == {"c": 5}
 
 
+def test_write_of_many_items_is_waited_for_longer(writes: WritesByMaster, buckets: list[Bucket]) -> None:
+    three = buckets[2]
+    three.answers.clear()
+    threading.Timer(0.1, three.answers.set).start()
+    assert writes.write(put, to((three, {f"c{number}": number for number in range(5000)})))
+
+
 def test_late_write_delays_none_of_another_kind(writes: WritesByMaster, buckets: list[Bucket]) -> None:
     three = buckets[2]
     three.answers.clear()
