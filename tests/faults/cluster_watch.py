@@ -4,9 +4,11 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
+from marketflow.model import SLICE_MS, Series, Tick
 from marketflow.stores.redis.connection import TIMEOUT_SECONDS
 from marketflow.stores.redis.keys import Bucket, bucket_of
 from tests.api.streaming.stream_client import Stream
@@ -37,6 +39,8 @@ class Watch:
         self.refused: list[tuple[str, float, str]] = []
         """Path, moment and answer of what was not a good one."""
         self.health: list[Mapping[str, Any]] = []
+        self.averages: list[Mapping[str, Any]] = []
+        """Answers about the average of some seconds."""
         self.slowest = 0.0
         self.quiet_gap = 0.0
         """The longest time without a price of any symbol before a fault, see `note_quiet`."""
@@ -71,6 +75,18 @@ class Watch:
         """The same, but for the longest one of each symbol."""
         return max(self.gaps(symbol, since)[1] for symbol in symbols)
 
+    def counted_twice(self, sent: Iterable[tuple[Series, Tick]]) -> list[Mapping[str, Any]]:
+        """The averages of more ticks than were sent in their period."""
+        times: defaultdict[str, list[int]] = defaultdict(list)
+        for series, tick in sent:
+            times[series.symbol].append(tick.at)
+
+        def most(answer: Mapping[str, Any]) -> int:
+            begin, end = (round(datetime.fromisoformat(answer[name]).timestamp() * 1000) for name in ("from", "to"))
+            return sum(begin - SLICE_MS <= at <= end for at in times[answer["symbol"]])
+
+        return [answer for answer in self.averages if answer["ticks"] > most(answer)]
+
     def _follow(self) -> None:
         with Stream(self._api.port) as stream:
             for event in stream:
@@ -92,6 +108,8 @@ class Watch:
                     self.statuses[answer.status_code] += 1
                     if answer.status_code != 200:
                         self.refused.append((path, began, answer.text))
+                    elif "average" in path:
+                        self.averages.append(answer.json())
                     self.slowest = max(self.slowest, time.monotonic() - began)
                     self._ended.wait(0.01)
 

@@ -62,8 +62,9 @@ def started(roles: Roles, exchanges: list[ScriptedExchange]) -> tuple[Applicatio
     return ingest, api
 
 
-def assert_answers_good(watch: Watch) -> None:
-    """Each answer was a 200, or a 503 that names what is missing."""
+def assert_answers_good(watch: Watch, traffic: Traffic) -> None:
+    """Each answer was a 200 that counts no tick twice, or a 503 that names what is missing."""
+    assert not watch.counted_twice(traffic.sent)
     assert watch.statuses.keys() <= {200, 503}, watch.refused[:10]
     assert not [each for each in watch.refused if "unavailable" not in each[2]]
     assert watch.slowest < 1.5
@@ -105,7 +106,7 @@ def test_frozen_master_disturbs_no_others(
         wait_until(lambda: api.get("/health")["redis"] == "ok", 10)
     stop_all(ingest, api)
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
-    assert_answers_good(watch)
+    assert_answers_good(watch, traffic)
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def test_master_cut_off_from_the_others_is_replaced(
             wait_until(lambda s=symbol: api.get(f"/prices/average/{s}?period=1s")["ticks"] > 100, 5)  # type: ignore[misc]
     stop_all(ingest, api)
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
-    assert_answers_good(watch)
+    assert_answers_good(watch, traffic)
 
 
 def test_killed_replicas_disturb_nothing(
@@ -196,7 +197,7 @@ def test_restart_of_the_whole_cluster_keeps_rows_exact(
         wait_for_windows(1)
     stop_all(ingest, api)
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
-    assert_answers_good(watch)
+    assert_answers_good(watch, traffic)
 
 
 @pytest.mark.skipif(OPENSSL is None, reason="there is no openssl to make certificates")
@@ -234,7 +235,7 @@ def test_cluster_with_tls_and_a_user_survives_a_killed_master(
             wait_for_windows(1)
         stop_all(ingest, api)
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
-    assert_answers_good(watch)
+    assert_answers_good(watch, traffic)
 
 
 def test_owner_and_master_killed_together_lose_no_tick(
@@ -257,7 +258,7 @@ def test_owner_and_master_killed_together_lose_no_tick(
         wait_for_windows(1)
     stop_all(second, api)
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
-    assert_answers_good(watch)
+    assert_answers_good(watch, traffic)
 
 
 def test_mode_switch_during_failover_is_adopted(
