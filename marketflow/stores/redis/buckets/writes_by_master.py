@@ -5,9 +5,10 @@ returns without it: what is for that master is merged until it has answered or f
 """
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import Executor
 from typing import Any
 
 from marketflow.stores.redis.writer import RedisWriter
@@ -52,7 +53,7 @@ class WritesByMaster:
         self._master_of = master_of
         self._patience_seconds = patience_seconds
         self._lock = threading.Lock()
-        self._running: dict[Future[bool], _Items] = {}
+        self._running: set[_Call] = set()
         self._late: _Items = {}
         """What is to be written once a write of the same kind and bucket has ended."""
         self._late_error: Exception | None = None
@@ -63,6 +64,7 @@ class WritesByMaster:
         Raises:
             Unavailable: that of some bucket failed, or a late one before; all others have been done, or are late.
         """
+        until = time.monotonic() + self._patience_seconds + ITEM_SECONDS * sum(map(len, contents.values()))
         by_master: defaultdict[object, _Items] = defaultdict(dict)
         is_late = False
         with self._lock:
@@ -72,58 +74,66 @@ class WritesByMaster:
                     is_late = True
                 else:
                     by_master[self._master_of(part)][key] = content
-            futures = [self._begin(items) for items in by_master.values()]
-        wait(futures, self._patience_seconds + ITEM_SECONDS * sum(map(len, contents.values())))
-        with self._lock:
-            running = [future for future in futures if future in self._running]
-            for future in running:
-                self._late |= {key: {} for key in self._running[future]}
-            error, self._late_error = self._late_error, None
+            calls = [_Call(items) for items in by_master.values()]
+            self._running.update(calls)
+        for call in calls:
+            self._threads.submit(self._run, call)
+        for call in calls:
+            if not call.ended.wait(until - time.monotonic()):
+                is_late |= self._leave(call)
+        error = self._late_error or next((call.error for call in calls if call.error is not None), None)
         if error is not None:
+            self._late_error = None
             raise error
-        confirmed = [future.result() for future in futures if future not in running]
-        return all(confirmed) and not (running or is_late)
+        return not is_late and all(call.confirmed for call in calls)
 
     def wait_for_late(self) -> None:
         """Wait until what is late is written, but not for long."""
+        until = time.monotonic() + LATE_SECONDS
+        for call in list(self._running):
+            call.ended.wait(until - time.monotonic())
+
+    def _leave(self, call: "_Call") -> bool:
+        """Have what comes for the same buckets wait for a call; return whether it still runs."""
         with self._lock:
-            running = list(self._running)
-        wait(running, LATE_SECONDS)
+            call.is_late = call in self._running
+            if call.is_late:
+                self._late |= {key: {} for key in call.items}
+            return call.is_late
 
-    def _begin(self, items: _Items) -> "Future[bool]":
-        future: Future[bool] = Future()
-        self._running[future] = items
-        self._threads.submit(self._run, future, items)
-        return future
-
-    def _run(self, future: "Future[bool]", items: _Items) -> None:
+    def _run(self, call: "_Call") -> None:
         """Write items, and then what has become late meanwhile."""
-        confirmed, error = _write(items)
-        while items := self._next(future, items, error):
-            confirmed, error = _write(items)
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(confirmed)
+        while call.items:
+            call.write()
+            self._next(call)
+        call.ended.set()
 
-    def _next(self, future: "Future[bool]", items: _Items, error: Exception | None) -> _Items:
-        """What is late of the same kinds and buckets; the write has ended if there is nothing."""
+    def _next(self, call: "_Call") -> None:
+        """Go on with what is late of the same kinds and buckets; the call has ended if there is nothing."""
         with self._lock:
-            late = {key: content for key in items if (content := self._late.pop(key, None)) is not None}
-            if late and error is not None:
-                self._late_error = error
-            further = {key: content for key, content in late.items() if content}
-            self._late |= {key: {} for key in further}
-            if not further:
-                del self._running[future]
-            return further
+            late = {key: self._late.pop(key, {}) for key in call.items} if call.is_late else {}
+            if call.is_late and call.error is not None:
+                self._late_error, call.error = call.error, None
+            call.items = {key: content for key, content in late.items() if content}
+            self._late |= {key: {} for key in call.items}
+            if not call.items:
+                self._running.discard(call)
 
 
-def _write(items: _Items) -> tuple[bool, Exception | None]:
-    confirmed, error = True, None
-    for (part, write), content in items.items():
-        try:
-            confirmed = write(part, content) is not False and confirmed
-        except Exception as failed:  # noqa: BLE001 - raised where the write is awaited, once all others are done
-            error = failed
-    return confirmed, error
+class _Call:
+    """Writes to the buckets of one master, one after the other."""
+
+    def __init__(self, items: _Items) -> None:
+        self.items = items
+        self.ended = threading.Event()
+        self.is_late = False
+        self.confirmed = True
+        self.error: Exception | None = None
+
+    def write(self) -> None:
+        """Write all items, also after an error."""
+        for (part, write), content in self.items.items():
+            try:
+                self.confirmed = write(part, content) is not False and self.confirmed
+            except Exception as error:  # noqa: BLE001 - raised where the write is awaited
+                self.error = error
