@@ -304,3 +304,28 @@ def test_end_of_all_processes_without_a_master_loses_no_tick(
         wait_for_windows(2)
     stop_all(ingest)
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+
+
+def test_cluster_that_needs_every_slot_is_back_after_a_failover(
+    processes: Callable[..., Roles],
+    redis_cluster: RedisCluster,
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+) -> None:
+    """By cluster-require-full-coverage all masters refuse commands until a replica has been promoted."""
+    ingest, api = started(processes(redis_cluster), exchanges)
+    with ExitStack() as stack:
+        for node in redis_cluster.nodes:
+            node.call("CONFIG", "SET", "cluster-require-full-coverage", "yes")
+            stack.callback(node.call, "CONFIG", "SET", "cluster-require-full-coverage", "no")
+        with Traffic(exchanges, SYMBOLS, rate=100) as traffic, Watch(api) as watch:
+            wait_for_windows(1)
+            stack.enter_context(redis_cluster.killed(redis_cluster.masters()[2]))
+            wait_until(lambda: api.get("/health")["redis"] == "down", 5)
+            wait_until(lambda: api.get("/health")["status"] == "ok", 10)
+            back_at = time.monotonic()
+            wait_until(lambda: all(watch.arrivals[symbol][-1] > back_at for symbol in SYMBOLS), 5)
+            wait_for_windows(1)
+    stop_all(ingest, api)
+    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+    assert_answers_good(watch, traffic)
