@@ -28,7 +28,7 @@ from marketflow.cluster.messages import (
     decode,
     encode,
 )
-from marketflow.cluster.shard_table import CALL_SECONDS, NOTHING, Assignment, ShardTable, redis_errors
+from marketflow.cluster.shard_table import CALL_SECONDS, NOTHING, ShardTable, redis_errors
 from marketflow.counters import IngestCounters
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.logs import RateLimit
@@ -58,22 +58,17 @@ REPLY_SECONDS = 5
 
 
 class _Engine(Protocol):
-    """What is published, and runs commands; called from several threads. `switch` raises Unavailable if it cannot."""
+    """What is published, and runs commands; called from several threads. `switch` raises Unavailable if it cannot.
+
+    `shards` has the state of those that it has, `ready` those of the standby that it could own at once.
+    """
 
     def state(self) -> IngestState: ...
     def counters(self) -> IngestCounters: ...
     def switch(self, mode: Mode) -> Mode: ...
     def change_rule(self, change: RuleChange) -> RuleChanged: ...
-
-
-class _ShardIngest(Protocol):
-    """What takes assignments: the shards that it has with their state, those of the standby that it could own at once,
-    and a change of them.
-    """
-
     def shards(self) -> Mapping[str, ShardState]: ...
     def ready(self) -> Collection[str]: ...
-    def assign(self, owned: Collection[str], standby: Collection[str], leads: bool) -> None: ...
 
 
 class Member:
@@ -85,7 +80,8 @@ class Member:
         ingest: the engine, as the cluster sees it.
         report: reports the feeds.
         reload: reads the settings again and returns what has changed; raises SettingsError where they are wrong.
-        shards: takes what the table gives; None ingests all shards whatever that is, and may switch the mode itself.
+        assign: takes what the table gives: the shards that are owned, those of the standby, and whether it leads. None
+            ingests all shards whatever that is, and may switch the mode itself.
         is_sole: whether no other process can ingest, since this one owns the Redis.
     """
 
@@ -96,7 +92,7 @@ class Member:
         ingest: _Engine,
         report: Callable[[FeedsQuery], FeedsReport],
         reload: Callable[[], Changes],
-        shards: _ShardIngest | None,
+        assign: Callable[[Collection[str], Collection[str], bool], None] | None,
         is_sole: bool = False,
     ) -> None:
         self._table = table
@@ -104,14 +100,12 @@ class Member:
         self._ingest = ingest
         self._report = report
         self._reload = reload
-        self._shards = shards
+        self._assign = assign
         self._is_sole = is_sole
         self._calling = threading.Lock()
         self._switching = threading.Lock()
-        self._new_mode: Mode | None = ingest.state().mode if shards is None else None
+        self._new_mode: Mode | None = ingest.state().mode if assign is None else None
         self._assigned = NOTHING
-        self.assignment: Assignment = NOTHING
-        """What it holds by the last answer of the table."""
         self.reachable = False
         """Whether the table has answered the last call."""
         self._report_at: float | None = None
@@ -175,15 +169,15 @@ class Member:
             Unavailable: Redis did not answer.
         """
         with self._calling:
-            ready = self._shards.ready() if self._shards else ()
-            shards = self._shards.shards() if self._shards else dict.fromkeys(self._table.shards, ShardState("owner"))
+            ready = self._ingest.ready() if self._assign else ()
+            shards = self._ingest.shards() if self._assign else dict.fromkeys(self._table.shards, ShardState("owner"))
             # Later numbers win, whichever way they arrive and whatever the wall clock does.
             number, at = time.monotonic_ns(), time.time_ns() // 1_000_000
             state, counters = self._ingest.state(), self._ingest.counters()
             published = Published(self._table.run, number, at, state, counters, dict(shards))
             # One that takes all has no say in the mode while another such process owns the shards.
-            new_mode = self._new_mode if self.assignment.owned else None
-            self.assignment = self._table.hold(ready, published, new_mode)
+            new_mode = self._new_mode if self._table.held.owned else None
+            self._table.hold(ready, published, new_mode)
             if new_mode is not None and new_mode is self._new_mode:
                 self._new_mode = None
         self.reachable = True
@@ -216,14 +210,14 @@ class Member:
 
     def _differs(self) -> bool:
         """Whether something is to be assigned or switched."""
-        held, assigned = self.assignment, self._assigned
+        held, assigned = self._table.held, self._assigned
         is_other = (held.owned, held.standby, held.leads) != (assigned.owned, assigned.standby, assigned.leads)
-        return (is_other and self._shards is not None) or self._mode_to_adopt() is not None
+        return (is_other and self._assign is not None) or self._mode_to_adopt() is not None
 
     def _mode_to_adopt(self) -> Mode | None:
-        if self._new_mode is not None or (self._shards is None and not self.assignment.owned):
+        if self._new_mode is not None or (self._assign is None and not self._table.held.owned):
             return None
-        mode = self.assignment.mode
+        mode = self._table.held.mode
         return None if mode is None or mode is self._ingest.state().mode else mode
 
     def _apply(self) -> None:
@@ -242,19 +236,19 @@ class Member:
 
     def _apply_once(self) -> None:
         """Adopt the mode before shards are begun in it, then take the shards, and publish what has become of both."""
-        held = self.assignment
+        held = self._table.held
         with self._switching:
             if (mode := self._mode_to_adopt()) is not None:
                 self._ingest.switch(mode)
-        if self._shards is not None:
-            self._shards.assign(held.owned, held.standby, held.leads)
+        if self._assign is not None:
+            self._assign(held.owned, held.standby, held.leads)
         self._assigned = held
         self._call_due.set()
 
     def _report_other_owner(self) -> None:
         """Log once that another process owns shards which this one ingests as well."""
         others = sorted({row.owner for row in self._table.table.rows.values() if row.owner} - {self._table.run})
-        if self._shards is not None or not others:
+        if self._assign is not None or not others:
             self._report_at = None
         elif self._report_at is None:
             self._report_at = time.monotonic() + REPORT_SECONDS

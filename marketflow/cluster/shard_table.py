@@ -342,7 +342,8 @@ class ShardTable:
         self._takes_all = takes_all
         self._lease_seconds = lease_seconds
         self._now = now
-        self._held = NOTHING
+        self.held = NOTHING
+        """What this process holds, by the last answer."""
         self.table = NO_TABLE
         """The table, by the last answer."""
         self.is_followed = False
@@ -368,7 +369,7 @@ class ShardTable:
         Raises:
             Unavailable: Redis did not answer; it goes on with what it has.
         """
-        held = self._held
+        held = self.held
         request = {
             "run": self.run,
             "lease": _ms(self._lease_seconds),
@@ -398,14 +399,14 @@ class ShardTable:
         self.call_again_seconds = min(CALL_SECONDS, (wait_ms + 1) / 1000)
         self.table = decode_table(dict(zip(stored[::2], stored[1::2], strict=True)))
         rows = self.table.rows
-        self._held = Assignment(
+        self.held = Assignment(
             frozenset(name for name, row in rows.items() if row.owner == self.run and name != LEAD),
             frozenset(name for name, row in rows.items() if row.standby == self.run),
             LEAD in rows and rows[LEAD].owner == self.run,
             {name: row.epoch for name, row in rows.items()},
             mode_of(mode),
         )
-        return self._held
+        return self.held
 
 
 def _ms(seconds: float) -> int:

@@ -7,14 +7,13 @@ lost. While Redis is unreachable an owner goes on with what it has, and nobody t
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 
 from loguru import logger
 
 from marketflow import __version__
 from marketflow.clock import system_clock
 from marketflow.cluster.member import Member
-from marketflow.cluster.messages import ShardState
 from marketflow.cluster.shard_table import ShardTable, connect
 from marketflow.resources import resource
 from marketflow.runtime.engine import Engine
@@ -73,7 +72,7 @@ class ShardHolder:
             is_alone=False,
             newest_pause_seconds=NEWEST_PAUSE_SECONDS,
         )
-        self._member = Member(self._table, self._client, engine, engine.feed_status.report, self.reload, shards=self)
+        self._member = Member(self._table, self._client, engine, engine.feed_status.report, self.reload, self.assign)
         self._heard_at = time.monotonic()
         self._assigned: tuple[frozenset[str], frozenset[str], bool] | None = None
         self._is_alone = False
@@ -114,14 +113,6 @@ class ShardHolder:
 
     # What the table gives
 
-    def shards(self) -> Mapping[str, ShardState]:
-        """Return the state of each shard here, for other processes."""
-        return self._engine.shards()
-
-    def ready(self) -> Collection[str]:
-        """Return the shards of the standby that could be owned at once."""
-        return self._engine.ready()
-
     def assign(self, owned: Collection[str], standby: Collection[str], leads: bool) -> None:
         """Own and stand by for these shards from now on."""
         self._is_alone = False
@@ -148,7 +139,7 @@ class ShardHolder:
         now = time.monotonic()
         if self._member.reachable:
             self._heard_at = now
-            held = self._member.assignment
+            held = self._table.held
             if self._is_alone:
                 self.assign(held.owned, held.standby, held.leads)
             return

@@ -134,8 +134,8 @@ def join(client: "redis.Redis") -> Iterator[Join]:
 
     def begin(engine: Engine, takes_all: bool = False, is_sole: bool = False) -> Member:
         table = ShardTable(client, SHARDS, takes_all, 2.5 if is_sole else 1.0)
-        shards = None if takes_all else engine
-        members.append(Member(table, client, engine, engine.report, engine.reload, shards, is_sole))
+        assign = None if takes_all else engine.assign
+        members.append(Member(table, client, engine, engine.report, engine.reload, assign, is_sole))
         members[-1].start()
         return members[-1]
 
@@ -213,7 +213,7 @@ def test_table_is_called_after_a_state_that_raises(client: "redis.Redis", join: 
 def test_outage_of_redis_takes_nothing_from_an_owner(redis_db: RedisServer) -> None:
     engine = Engine()
     with Proxy(redis_db.port) as proxy, connect(connection_keywords(HOST, proxy.port, "", 0)) as client:
-        member = Member(ShardTable(client, SHARDS), client, engine, engine.report, engine.reload, engine)
+        member = Member(ShardTable(client, SHARDS), client, engine, engine.report, engine.reload, engine.assign)
         member.start()
         wait_until(lambda: engine.owned == {*SHARDS})
         proxy.refuse()
@@ -264,7 +264,7 @@ def test_sole_member_calls_the_table_once_a_second(client: "redis.Redis", join: 
     seconds, _ = client.time()
     wait_until(lambda: calls(client) >= 4)
     assert client.time()[0] - seconds >= 2
-    assert member.assignment.owned == {*SHARDS}
+    assert member._table.held.owned == {*SHARDS}
     assert client.exists(keys.SHARDS_KEY, keys.state_key(member._table.run)) == 2
 
 
@@ -274,7 +274,7 @@ def test_member_that_takes_all_is_told_no_shards(join: Join) -> None:
     wait_until(lambda: other.owned)
     member = join(engine, takes_all=True)
     wait_until(lambda: other.standby == {*SHARDS})
-    assert member.assignment.owned == {*SHARDS}
+    assert member._table.held.owned == {*SHARDS}
     assert engine.owned == frozenset()
 
 
