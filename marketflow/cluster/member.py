@@ -28,7 +28,7 @@ from marketflow.cluster.messages import (
     decode,
     encode,
 )
-from marketflow.cluster.shard_table import CALL_SECONDS, NOTHING, ShardTable, redis_errors
+from marketflow.cluster.shard_table import NOTHING, ShardTable, redis_errors
 from marketflow.counters import IngestCounters
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.logs import RateLimit
@@ -194,14 +194,9 @@ class Member:
     def _keep(self) -> None:
         while not self._left.is_set():
             self._call_due.clear()
-            try:
-                self.publish()
-            except Unavailable as error:
+            # Also after a bug: shards whose lease is not renewed get a second owner.
+            if not self._succeeds(self.publish, "the table of shards cannot be called"):
                 self.reachable = False
-                logger.debug("the table of shards cannot be called: {}", error)
-            except Exception as error:  # noqa: BLE001 - shards whose lease is not renewed would get a second owner
-                if self._limit.admit("call") is not None:
-                    logger.opt(exception=error).error("the table of shards cannot be called, which is a bug")
             self._report_other_owner()
             is_alone = self._is_sole and not self._table.is_followed
             self._call_due.wait(SOLE_CALL_SECONDS if is_alone else self._table.call_again_seconds)
@@ -226,13 +221,7 @@ class Member:
             if self._left.is_set():
                 return
             self._apply_due.clear()
-            try:
-                self._apply_once()
-            except Unavailable as error:
-                logger.debug("the mode cannot be switched: {}", error)  # tried again after the next call
-            except Exception as error:  # noqa: BLE001 - the next assignment may succeed
-                if self._limit.admit("assign") is not None:
-                    logger.opt(exception=error).error("an assignment failed, which is a bug")
+            self._succeeds(self._apply_once, "an assignment failed")  # tried again after the next call
 
     def _apply_once(self) -> None:
         """Adopt the mode before shards are begun in it, then take the shards, and publish what has become of both."""
@@ -262,17 +251,26 @@ class Member:
 
     def _run_commands(self) -> None:
         while not self._commands_stopped.is_set():
-            try:
-                self._commands_due.wait()
-                if not self._commands_stopped.is_set() and (command := self._next_command()) is not None:
-                    self._execute(command)
-            except Unavailable as error:
-                logger.debug("commands cannot be polled: {}", error)
-                self._commands_stopped.wait(CALL_SECONDS)
-            except Exception as error:  # noqa: BLE001 - the next command may succeed
-                if self._limit.admit("command") is not None:
-                    logger.opt(exception=error).error("a command failed, which is a bug")
+            self._commands_due.wait()
+            if not self._succeeds(self._run_command, "a command failed"):
                 self._commands_stopped.wait(COMMAND_SECONDS)
+
+    def _run_command(self) -> None:
+        if not self._commands_stopped.is_set() and (command := self._next_command()) is not None:
+            self._execute(command)
+
+    def _succeeds(self, act: Callable[[], object], failure: str) -> bool:
+        """Do something that is tried again later where it fails; log why, and return whether it has succeeded."""
+        try:
+            act()
+        except Unavailable as error:
+            logger.debug("{}: {}", failure, error)
+        except Exception as error:  # noqa: BLE001 - the thread goes on
+            if self._limit.admit(failure) is not None:
+                logger.opt(exception=error).error("{}, which is a bug", failure)
+        else:
+            return True
+        return False
 
     def _next_command(self) -> str | None:
         with redis_errors():
