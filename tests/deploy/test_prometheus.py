@@ -61,6 +61,9 @@ HEALTHY: Series = {
     "marketflow_given_up_total": steady(0),
     'marketflow_branch_stalls_total{branch="archive"}': steady(0),
     "marketflow_aggregates_pending": _MINUTES,
+    "marketflow_alert_deliveries_pending": _MINUTES,
+    'marketflow_alert_deliveries_total{result="given_up"}': steady(2),
+    "marketflow_alert_events_dropped_total": steady(3),
     'marketflow_tick_to_cache_seconds_bucket{le="0.1"}': growing(1470),
     'marketflow_tick_to_cache_seconds_bucket{le="0.25"}': growing(1490),
     'marketflow_tick_to_cache_seconds_bucket{le="+Inf"}': growing(1500),
@@ -212,6 +215,8 @@ CASES: dict[str, tuple[Series, float, float, set[str]]] = {
         1,
         set(),
     ),
+    "MarketFlowWebhooksFail": (broken("marketflow_alert_deliveries_pending", "4x200", "0"), 14, 16, set()),
+    "MarketFlowAlertsLost": (broken("marketflow_alert_events_dropped_total", growing(1, 4), "3"), -0.25, 1, set()),
     "MarketFlowHttpErrors": (
         {'marketflow_http_request_seconds_count{route="/prices",method="GET",status="500"}': after(BEGIN, growing(30))},
         4,
