@@ -176,15 +176,16 @@ class RemoteIngest:
         """Have all ingest processes read their settings again; return what has changed.
 
         Raises:
-            SettingsError: they are wrong, and nothing has changed.
+            SettingsError: they are wrong, and nothing has changed but in processes with other settings.
             Unavailable: there is no ingest process, or one did not reply in time.
         """
         replies = await self._command([*self._known()], RELOAD, ReloadReply)
         for reply in replies:
             self._take(reply.published)
         changes = [reply.changes for reply in replies if reply.changes is not None]
-        if len(changes) < len(replies):
-            raise SettingsError(next(reply.problem for reply in replies if reply.changes is None))
+        if refused := [reply for reply in replies if reply.changes is None]:
+            by = f"{refused[0].published.run.rpartition('/')[0]}, unlike others: " if changes else ""
+            raise SettingsError(by + refused[0].problem)
         return changes[0].with_restart([key for each in changes for key in each.needs_restart])
 
     async def feeds(self, query: FeedsQuery) -> FeedsReport:

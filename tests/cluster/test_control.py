@@ -391,7 +391,10 @@ def test_all_members_reload_and_one_answer_is_returned(redis_db: RedisServer, jo
     async def reload(feeds: RemoteIngest) -> Changes:
         changes = await feeds.reload()
         second.changes = None
-        with pytest.raises(SettingsError, match="symbols: wrong"):
+        with pytest.raises(SettingsError, match=r"^\S+/\d+, unlike others: symbols: wrong$"):
+            await feeds.reload()
+        first.changes = None
+        with pytest.raises(SettingsError, match=r"^symbols: wrong$"):
             await feeds.reload()
         return changes
 
