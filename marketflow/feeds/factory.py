@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -12,7 +11,7 @@ from marketflow.clock import Clock
 from marketflow.feeds.cpu.pacing import Pacing
 from marketflow.feeds.decoder import Decoder
 from marketflow.feeds.feed import Feed
-from marketflow.feeds.generator import GeneratorFeed, Market
+from marketflow.feeds.generator import GeneratorFeed
 from marketflow.feeds.tcp import TcpFeed
 from marketflow.feeds.venues.trade_ids import TradeIds
 from marketflow.logs import RateLimit
@@ -102,9 +101,11 @@ class FeedFactory:
     ) -> Feed:
         """The feed of an exchange: the old one, if it can stay."""
         before, feed = old
+        if mode is Mode.TEST:
+            rate = settings.generator.rate * (len(symbols) / len(settings.symbols))  # of an exchange, by its shards
+            if not isinstance(feed, GeneratorFeed) or feed.rate != rate:
+                return self._generator(settings, exchange.name, tuple(symbols), rate)
         if before is None or feed is None:
-            if mode is Mode.TEST:
-                return self._generator(settings, exchange.name, tuple(symbols))
             return self._exchange(settings, exchange, symbols)
         if mode is Mode.LIVE and before.connection != exchange.connection:
             # At another address it is the same exchange, and what came before may come again.
@@ -115,11 +116,10 @@ class FeedFactory:
             _expect_others(feed, settings, exchange)
         return feed
 
-    def _generator(self, settings: Settings, name: str, symbols: Sequence[str]) -> Feed:
-        seed = settings.generator.seed
-        market = partial(Market, symbols, settings.generator.rate, None if seed is None else f"{seed}:{name}")
+    def _generator(self, settings: Settings, name: str, symbols: Sequence[str], rate: float) -> Feed:
+        seed = None if settings.generator.seed is None else f"{settings.generator.seed}:{name}"
         decoder = _decoder(settings, Mode.TEST, name, symbols, self._clock)
-        return GeneratorFeed(name, market, decoder, self._clock, self._generating)
+        return GeneratorFeed(name, symbols, rate, seed, decoder, self._clock, self._generating)
 
     def _exchange(
         self,

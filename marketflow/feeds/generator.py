@@ -105,7 +105,9 @@ class GeneratorFeed:
 
     Args:
         exchange: its name.
-        market: what it trades.
+        symbols: what it trades.
+        rate: ticks a second over all symbols.
+        seed: of its prices, the same after each start; None for a random one.
         decoder: validates and folds the ticks, like those of any exchange.
         clock: gives ticks their event time.
         scheduler: runs the generator.
@@ -116,14 +118,22 @@ class GeneratorFeed:
     pause_seconds = 0.0
 
     def __init__(
-        self, exchange: str, market: Callable[[], Market], decoder: Decoder, clock: Clock, scheduler: abc.SchedulerBase
+        self,
+        exchange: str,
+        symbols: Sequence[str],
+        rate: float,
+        seed: str | int | None,
+        decoder: Decoder,
+        clock: Clock,
+        scheduler: abc.SchedulerBase,
     ) -> None:
         self.exchange = exchange
+        self.rate = rate
         self.place = "the generator"
         self.decoder = decoder
-        self._market = market
-        self._running: Market | None = None
-        self._symbols: Sequence[str] | None = None  # those of the market, unless they were replaced
+        self._symbols = symbols
+        self._seed = seed
+        self._market: Market | None = None
         self._clock = clock
         self._scheduler = scheduler
         self._stopped = threading.Event()
@@ -143,8 +153,8 @@ class GeneratorFeed:
 
         def replace(*_: object) -> None:
             self._symbols = tuple(symbols)
-            if self._running is not None:
-                self._running.take_symbols(self._symbols)
+            if self._market is not None:
+                self._market.take_symbols(self._symbols)
             self.decoder.take_symbols(symbols)
 
         self.decoder.take_symbols({*symbols, *(series.symbol for series in self.decoder.series)})
@@ -169,10 +179,8 @@ class GeneratorFeed:
         self._stopped.set()
 
     def _begin(self) -> Market:
-        self._running = market = self._market()
-        if self._symbols is not None:
-            market.take_symbols(self._symbols)
-        return market
+        self._market = Market(self._symbols, self.rate, self._seed)
+        return self._market
 
     def _generate(self, market: Market) -> Observable[Candles]:
         return rx.timer(0, market.pause_seconds, scheduler=self._scheduler).pipe(

@@ -78,9 +78,7 @@ def tcp() -> Iterator[Feed]:
 def generator() -> Iterator[Feed]:
     loop = TimingLoop("generator-test")
     try:
-        yield GeneratorFeed(
-            "exchange1", lambda: Market(SYMBOLS, 200, seed=7), make_decoder(Mode.TEST), system_clock, loop
-        )
+        yield GeneratorFeed("exchange1", SYMBOLS, 200, 7, make_decoder(Mode.TEST), system_clock, loop)
     finally:
         loop.dispose()
 
