@@ -1,6 +1,7 @@
 """Ratios, ledger and arguments of `python -m tests.benchmarks compare`, and how it reports a failing side."""
 
 import json
+import re
 import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import __main__ as benchmarks
-from tests.benchmarks import compare
+from tests.benchmarks import bare, compare
 from tests.benchmarks.compare import Compared, Entry, Measurements, SideError
+from tests.benchmarks.feeder import line
 from tests.benchmarks.rawhttp import Client, request_of
 from tests.benchmarks.stage import logs_on_error
 from tests.support.application import ROOT, Application
@@ -57,6 +59,7 @@ def test_missing_or_zero_figure_is_refused(old: Measurements, new: Measurements)
         ("queries.both.of_limit", 2.0, False),
         ("queries.both.flood.of_calm", 2.0, False),
         ("queries.both.flood.of_calm", 0.8, True),
+        ("queries.both.flood.of_limit_of_calm", 2.0, False),
     ],
 )
 def test_warning_over_15_percent_worse_than_ledger(figure: str, ratio: float, warned: bool) -> None:
@@ -172,3 +175,20 @@ def serve_one(listener: socket.socket) -> None:
     with connection:
         connection.recv(4096)
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+
+def test_bare_stream_sends_newest_price_of_each_series() -> None:
+    with (
+        bare.stream() as server,
+        socket.create_connection((HOST, server.port), timeout=10) as client,
+        socket.create_connection((HOST, server.port), timeout=10) as exchange,
+    ):
+        client.sendall(request_of("/stream/prices"))
+        received = b""
+        while b"event: snapshot" not in received:
+            received += client.recv(65536)
+        exchange.sendall(b"".join(line("A", price) for price in (1, 2)) + line("B", 3))
+        while b'"price":3' not in received:
+            received += client.recv(65536)
+    _, _, event = received.rpartition(b"event: prices")
+    assert re.findall(rb'"symbol":"(.)".*?"price":([0-9]+)', event) == [(b"A", b"2"), (b"B", b"3")]

@@ -2,7 +2,9 @@
 
 MarketFlow runs in live mode on a real Redis and a real PostgreSQL that have a day of minutes and the slices of the last
 six minutes. Two exchanges send evenly; the third does so too, or as fast as it is taken. The limit is a bare route of
-Starlette that answers with as many bytes, asked by turns with MarketFlow under the same conditions. Beside the load one
+Starlette that answers with as many bytes, asked by turns with MarketFlow under the same conditions. A flood takes CPU
+from that route as well: `of_limit_of_calm` is the part of its answers that MarketFlow keeps beside the flood
+(`of_calm`), in parts of what the bare route keeps (`limit_of_calm`). Beside the load one
 connection looks for marked ticks: how old the answers are. What the load generator, the servers, the feeders and
 MarketFlow use of the machine's cores stands beside the counters: they share them.
 
@@ -16,6 +18,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from operator import truediv
 from typing import Any, NamedTuple
 
 from tests.benchmarks import bare
@@ -100,7 +103,7 @@ def measure(scene: Scene, setup: str, query: str, rounds: int) -> list[dict[str,
                 answers[flooding].append(scene.ask(scene.port, path))
                 scene.live.flooder.ease()
     scene.live.settle()
-    calm = _median(answers[False], lambda asked: asked.load.per_second)
+    kept, limit_kept = _kept(answers), _kept(limits)
     return [
         {
             "setup": setup,
@@ -112,7 +115,9 @@ def measure(scene: Scene, setup: str, query: str, rounds: int) -> list[dict[str,
                 asked.load.per_second / limit.load.per_second
                 for asked, limit in zip(answers[flooding], limits[flooding], strict=True)
             ),
-            "of_calm": _median(answers[flooding], lambda asked: asked.load.per_second) / calm,
+            "of_calm": statistics.median(kept) if flooding else 1.0,
+            "limit_of_calm": statistics.median(limit_kept) if flooding else 1.0,
+            "of_limit_of_calm": statistics.median(map(truediv, kept, limit_kept)) if flooding else 1.0,
             "failed": sum(asked.load.failed for asked in answers[flooding]),
             "p50_ms": _median(answers[flooding], lambda asked: asked.load.p50_ms),
             "p99_ms": _median(answers[flooding], lambda asked: asked.load.p99_ms),
@@ -124,6 +129,11 @@ def measure(scene: Scene, setup: str, query: str, rounds: int) -> list[dict[str,
         }
         for flooding in floods
     ]
+
+
+def _kept(asked: Mapping[bool, Sequence[Asked]]) -> list[float]:
+    """What the flood leaves of the answers a second, by round."""
+    return [flood.load.per_second / calm.load.per_second for calm, flood in zip(asked[False], asked[True], strict=True)]
 
 
 def _median(asked: Sequence[Asked], figure: Callable[[Asked], float]) -> float:

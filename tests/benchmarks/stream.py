@@ -7,26 +7,33 @@ newer prices have replaced nobody is told of; of what a client is told every pri
 
 Meanwhile GET /prices/latest is asked every 10 ms, with clients and, for comparison, without.
 
+The limit, measured in the same run: a server that does nothing but write the same events to as many clients, with the
+same rests (`bare.stream`), while the same ticks come.
+
     python -m tests.benchmarks.stream
 """
 
 import argparse
+import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
-from tests.benchmarks.audience import STREAMS, Audience
+from tests.benchmarks import bare
+from tests.benchmarks.audience import STREAMS, Audience, Seen
 from tests.benchmarks.cores import Cores
-from tests.benchmarks.live import LATEST, SETUPS, Live
+from tests.benchmarks.feeder import Feeder
+from tests.benchmarks.live import EXCHANGES, LATEST, SETUPS, SYMBOLS, Live
 from tests.benchmarks.rawhttp import Client, request_of
 from tests.benchmarks.report import percentile, report
 from tests.benchmarks.stage import stage
 from tests.support.application import ROOT
+from tests.support.servers import HOST
 
 CLIENTS = (1, 100, 1000)
 WARM_UP_SECONDS = 2.0
@@ -53,12 +60,15 @@ def measure(
             beside = _ask(live, seconds)
         seen, took = audience.seen(), time.monotonic() - began
         memory = answering.memory_info().rss
+    limit = _limit(clients, rate, seconds)
     return {
         "setup": setup,
         "stream": stream,
         "clients": clients,
         **{f"p{at}_ms": percentile(seen.ages, at) for at in (50, 90, 99)},
         "max_ms": max(seen.ages),
+        **{f"limit_p{at}_ms": percentile(limit.seen.ages, at) for at in (50, 99)},
+        **{f"p{at}_of_limit": percentile(seen.ages, at) / percentile(limit.seen.ages, at) for at in (50, 99)},
         "events_per_second": seen.events / took,
         "a_client": seen.events / took / clients,
         "mb_per_second": seen.received / took / MEGABYTE,
@@ -67,8 +77,32 @@ def measure(
         "kb_a_client": (memory - before) / 1024 / clients,
         **{f"latest_p{at}_ms": percentile(beside, at) for at in (50, 99)},
         **{f"alone_p{at}_ms": percentile(alone, at) for at in (50, 99)},
+        "limit_a_client": limit.seen.events / limit.seconds / clients,
         "cores": {process: round(used, 2) for process, used in cores.used.items()},
+        "limit_cores": {process: round(used, 2) for process, used in limit.cores.items()},
     }
+
+
+class _Limit(NamedTuple):
+    seen: Seen
+    seconds: float
+    cores: Mapping[str, float]
+
+
+def _limit(clients: int, rate: float, seconds: float) -> _Limit:
+    """The same ticks and clients at a server that only writes."""
+    with bare.stream() as server, ExitStack() as stack:
+        connections = [stack.enter_context(socket.create_connection((HOST, server.port))) for _ in EXCHANGES]
+        audience = stack.enter_context(Audience(server.port, clients))
+        stack.enter_context(Feeder(connections[:2], SYMBOLS, rate))
+        stack.enter_context(Feeder(connections[2:], SYMBOLS, rate))
+        time.sleep(WARM_UP_SECONDS)
+        audience.begin()
+        began = time.monotonic()
+        with Cores({"limit": server.pid, "clients": audience.pid}) as cores:
+            time.sleep(seconds)
+        seen, took = audience.seen(), time.monotonic() - began
+    return _Limit(seen, took, cores.used)
 
 
 def _ask(live: Live, seconds: float) -> list[float]:
