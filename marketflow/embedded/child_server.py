@@ -2,7 +2,7 @@
 
 - One server per folder, ever. One whose MarketFlow was killed is about to end (see guardian), and a start waits for its
   end: two redis-servers on one append-only file ruin it.
-- Servers run in sessions of their own, so Ctrl+C in a terminal reaches MarketFlow alone, which stops them last.
+- Servers run in process groups of their own, so Ctrl+C in a terminal reaches MarketFlow alone, which stops them last.
 - No TCP: Unix sockets in folders that only their owner may enter. Every wait is bounded.
 """
 
