@@ -18,6 +18,7 @@ from marketflow.settings import Settings
 from marketflow.settings.schema import ROOT_DATA_DIR, user_data_dir
 from marketflow.stores.postgres import rows
 from marketflow.stores.redis import connection
+from marketflow.stores.redis.buckets.bucket_count import refuse_other_number
 from marketflow.tasks import background
 
 KILL_SECONDS = 0.5
@@ -90,11 +91,12 @@ async def running_servers(
 ) -> AsyncIterator[Servers]:
     """Start the embedded servers, restart those that die, and stop them afterwards: quickly once `force_stop` is set.
 
-    A start that is under way when `stop_requested` is set is aborted. With `on_failure` the block runs while PostgreSQL
+    Where the keys of a Redis Cluster are in use with another number of buckets, the start is refused. One that is under
+    way when `stop_requested` is set is aborted. With `on_failure` the block runs while PostgreSQL
     starts, which takes a second the first time and minutes after a crash; it is called if that fails.
 
     Raises:
-        StartError: an embedded server cannot be started, or another MarketFlow has the data folder.
+        StartError: an embedded server cannot be started, another one has the data folder, or the start is refused.
     """
     with ExitStack() as stack:
         _point_to_old_data(settings)
@@ -113,6 +115,8 @@ async def running_servers(
                 redis = await _start(servers, EmbeddedRedis)
                 if on_failure is None:
                     await starting
+            if settings.redis.nodes:
+                await asyncio.to_thread(refuse_other_number, servers.redis)
             if stop_requested.is_set():
                 raise StartError("stop requested while starting")
             # They end before the servers stop, also after a failure in the block: they would restart them.

@@ -1,6 +1,7 @@
 """Faults of a Redis Cluster other than the death of a master, and of processes that end meanwhile."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from marketflow.stores.redis.keys import MODE_KEY, SHARDS_KEY
 from tests.faults.cluster_watch import SYMBOLS, THEIRS_SECONDS, Watch, assert_not_disturbed, symbols_of
 from tests.faults.conftest import LATE_MS, WINDOW_MS, WINDOW_SECONDS, Record, wait_for_windows, wait_until_connected
-from tests.faults.test_roles import Broadcasting, Roles, stop_all
+from tests.faults.test_roles import Broadcasting, Feeds, Roles, stop_all
 from tests.faults.test_shards import wait_until_warm
 from tests.support.application import ROOT, Application, ScriptedExchange, Traffic, exchanges_setting
 from tests.support.oracle import Rows, assert_rows_equal
@@ -329,3 +330,38 @@ def test_cluster_that_needs_every_slot_is_back_after_a_failover(
     stop_all(ingest, api)
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
     assert_answers_good(watch, traffic)
+
+
+def test_changed_number_of_buckets_loses_no_tick(
+    server_folder: Path,
+    processes: Callable[..., Roles],
+    redis_cluster: RedisCluster,
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+) -> None:
+    """Of a minute that only Redis has. A process with another number is refused, and one of before answers no more."""
+    roles = processes(redis_cluster, FLOW__WINDOW_SECONDS=60)
+    ingest, api = started(roles, exchanges)
+    other = Feeds(server_folder, roles.settings | {"REDIS__BUCKETS": 5}, ("--role", "ingest"))
+    with Traffic(exchanges, SYMBOLS, rate=100) as traffic:
+        assert other.fails() == 1
+        assert "redis.buckets is 5, but the keys in Redis are divided into 16" in other.log
+        assert "Traceback" not in other.log
+    wait_until(lambda: answers_all(api, traffic), 10)
+    ingest.kill()
+    roles.settings |= {"REDIS__BUCKETS": 5}
+    ingest, new_api = started(roles, exchanges)
+    wait_until(lambda: answers_all(new_api, traffic), 10)
+    wait_until(lambda: api.get("/health")["redis"] == "down", 5)
+    with Traffic(exchanges, SYMBOLS, rate=100) as traffic:
+        wait_for_windows(2)
+        assert {api.http.get(f"/prices/latest/{symbol}").status_code for symbol in SYMBOLS} <= {404, 503}
+    wait_until(lambda: answers_all(new_api, traffic), 10)
+    stop_all(ingest, api, new_api)
+    assert_rows_equal(rows(), traffic.sent)
+
+
+def answers_all(api: Application, traffic: Traffic) -> bool:
+    """Whether averages are of all ticks that were sent, which must be of the last five minutes."""
+    sent = Counter(series.symbol for series, _ in traffic.sent)
+    return all(api.get(f"/prices/average/{symbol}?period=5m")["ticks"] == count for symbol, count in sent.items())

@@ -6,7 +6,6 @@ What is well with all nodes takes one line; what is not takes one for each node.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import redis
@@ -17,6 +16,7 @@ from marketflow.cli.check.redis_checks import CHECK_TIMEOUT_SECONDS, error_text,
 from marketflow.runtime.store_servers import Servers
 from marketflow.settings import Settings
 from marketflow.stores.redis.connection import buckets_of, sync_client
+from marketflow.stores.redis.keys import BUCKETS_HELD_KEY, BUCKETS_KEY
 from marketflow.text import host_port
 
 T = TypeVar("T")
@@ -77,8 +77,12 @@ def cluster_check(settings: Settings, servers: Servers) -> Check:
     def client_of(host: str, port: int) -> "redis.Redis":
         return sync_client({**access, "host": host, "port": port}, CHECK_TIMEOUT_SECONDS)
 
-    keys = [bucket.series_key for bucket in buckets_of(servers.redis)]
-    return Check(WHAT, where, partial(_check, where, seeds, client_of, keys, bool(settings.redis.password)))
+    def checked() -> list[CheckResult]:
+        keys = [bucket.series_key for bucket in buckets_of(servers.redis)]
+        results = _check(where, seeds, client_of, keys, bool(settings.redis.password))
+        return [*results, *_number_results(where, servers)]
+
+    return Check(WHAT, where, checked)
 
 
 def _check(
@@ -187,6 +191,23 @@ def bucket_results(where: str, nodes: Sequence[Node], slots: Sequence[int]) -> I
         yield CheckResult(WHAT, where, CheckState.WARNING, f"{text}; uneven", advice)
     else:
         yield CheckResult(WHAT, where, CheckState.OK, text)
+
+
+def _number_results(where: str, servers: Servers) -> Iterator[CheckResult]:
+    """Check that the keys are divided into as many buckets as the settings say."""
+    with sync_client(servers.redis, CHECK_TIMEOUT_SECONDS) as client:
+        try:
+            held, kept = (client.get(key) for key in (BUCKETS_HELD_KEY, BUCKETS_KEY))
+        except redis.RedisError:  # reported above
+            return
+    own = servers.redis["buckets"]
+    if held is not None and int(held) != own:
+        found = f"processes that run have {int(held)} buckets, and redis.buckets is {own}"
+        advice = 'stop them first: "Changing redis.buckets" in deploy/README.md'
+        yield CheckResult(WHAT, where, CheckState.FAILED, found, advice)
+    elif kept is not None and int(kept) != own:
+        found = f"the keys are divided into {int(kept)} buckets, and redis.buckets is {own}"
+        yield CheckResult(WHAT, where, CheckState.WARNING, found, "the next start of an ingest process moves them")
 
 
 def settings_results(node: Node, settings: Mapping[str, str]) -> Iterator[CheckResult]:

@@ -43,6 +43,12 @@ MODE_KEY = "marketflow:{control}:mode"
 COMMANDS_KEY = "marketflow:{control}:commands"
 """List of the ids of commands to the ingest process."""
 
+BUCKETS_KEY = "marketflow:{control}:buckets"
+"""String: into how many buckets the keys of a Redis Cluster are divided."""
+
+BUCKETS_HELD_KEY = "marketflow:{control}:buckets:held"
+"""String: the number of buckets of the processes that write now; expires soon after the last one has ended."""
+
 CONTROL_SLOT = key_slot(b"control")
 """Slot of a Redis Cluster with the keys of what coordinates processes."""
 

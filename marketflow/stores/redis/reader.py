@@ -92,7 +92,7 @@ class RedisReader:
             Unavailable: no answer.
         """
         client = self._ping_client
-        with _unavailable(PING_SECONDS):
+        with unavailable(PING_SECONDS):
             async with timeout(PING_SECONDS):
                 await (client.ping() if self.bucket.number is None else client.exists(self.bucket.series_key))
 
@@ -188,7 +188,7 @@ class RedisReader:
         return answers
 
     async def _query(self, pipe: "redis.asyncio.client.Pipeline") -> list[Any]:
-        with _unavailable(TIMEOUT_SECONDS):
+        with unavailable(TIMEOUT_SECONDS):
             async with self._calls.call():
                 return await pipe.execute()
 
@@ -212,7 +212,8 @@ def _newest(latest: list[bytes | None], last_minute: list[tuple[bytes, float]]) 
 
 
 @contextmanager
-def _unavailable(seconds: float) -> Iterator[None]:
+def unavailable(seconds: float) -> Iterator[None]:
+    """Turn errors of Redis into Unavailable."""
     try:
         yield
     except TimeoutError as error:

@@ -119,6 +119,24 @@ def test_buckets_on_one_master_alone_warn(cluster: RedisCluster) -> None:
     assert uneven.found.endswith("uneven")
 
 
+def test_other_number_of_buckets_is_found(cluster: RedisCluster) -> None:
+    with cluster.client() as client:
+        client.set(keys.BUCKETS_KEY, 16)
+        client.set(keys.BUCKETS_HELD_KEY, 16)
+        try:
+            assert problems(look(cluster.addresses[:1])) == []
+            in_use = problems(look(cluster.addresses[:1], buckets=32))[-1]
+            client.delete(keys.BUCKETS_HELD_KEY)
+            changed = problems(look(cluster.addresses[:1], buckets=32))[-1]
+        finally:
+            client.delete(keys.BUCKETS_KEY)
+    assert in_use.state is CheckState.FAILED
+    assert in_use.found == "processes that run have 16 buckets, and redis.buckets is 32"
+    assert "Changing redis.buckets" in in_use.advice
+    assert changed.state is CheckState.WARNING
+    assert changed.found == "the keys are divided into 16 buckets, and redis.buckets is 32"
+
+
 def test_eviction_policy_of_one_node_is_found(cluster: RedisCluster) -> None:
     node = cluster.nodes[5]
     node.call("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")

@@ -7,8 +7,10 @@ copies of its buckets are dropped; queries about all others go on, and are as fr
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Self, TypeVar
+
+import redis.asyncio
 
 from marketflow.clock import Clock
 from marketflow.errors import Unavailable
@@ -16,10 +18,12 @@ from marketflow.logs import RateLimit
 from marketflow.model import MINUTE_MS, Candle, Series, Tick
 from marketflow.stores.ports import SlotListener, TickListener
 from marketflow.stores.redis import keys
+from marketflow.stores.redis.buckets.bucket_count import refusal
 from marketflow.stores.redis.buckets.slot_map import Address, SlotMap
 from marketflow.stores.redis.connection import async_client, buckets_of
 from marketflow.stores.redis.near_cache import RETRY_SECONDS, NearCache, listen
-from marketflow.stores.redis.reader import RedisReader
+from marketflow.stores.redis.reader import CLIENT_SECONDS, PING_SECONDS, RedisReader, unavailable
+from marketflow.tasks import timeout
 
 _T = TypeVar("_T")
 
@@ -30,12 +34,19 @@ class BucketedCache:
     Args:
         parts: the near cache of each bucket, by its number.
         slot_map: of the cluster; None for a plain Redis.
+        client: of what coordinates processes on the cluster.
     """
 
-    def __init__(self, parts: Sequence[NearCache], slot_map: SlotMap | None = None) -> None:
+    def __init__(
+        self,
+        parts: Sequence[NearCache],
+        slot_map: SlotMap | None = None,
+        client: "redis.asyncio.Redis | None" = None,
+    ) -> None:
         self._parts = parts
         self._sole = parts[0] if len(parts) == 1 else None
         self._slot_map = slot_map
+        self._client = client
         self._part_of: dict[Series, NearCache] = {}
         self._listening: set[Address] = set()
         self._limit = RateLimit(10.0)
@@ -56,29 +67,48 @@ class BucketedCache:
             )
             for bucket in buckets_of(keywords)
         ]
-        return cls(parts, keywords.get("slot_map"))
+        slot_map = keywords.get("slot_map")
+        return cls(parts, slot_map, async_client(keywords, 1, CLIENT_SECONDS) if slot_map else None)
 
     async def close(self) -> None:
         """Close all connections."""
         for part in self._parts:
             await part.close()
             await part.reader.close()
+        if self._client is not None:
+            await self._client.aclose()
 
     async def ping(self) -> None:
         """Ping the masters of all buckets.
 
         Raises:
-            Unavailable: one did not answer.
+            Unavailable: one did not answer, or the keys are divided into another number of buckets.
         """
         by_master: defaultdict[Address | None, list[NearCache]] = defaultdict(list)
         for part in self._parts:
             by_master[self._master_of(part)].append(part)
-        found = await asyncio.gather(*(of[0].reader.ping() for of in by_master.values()), return_exceptions=True)
+        pings = (of[0].reader.ping() for of in by_master.values())
+        refused, *found = await asyncio.gather(self._look_at_number(), *pings, return_exceptions=True)
+        if refused is not None:
+            raise refused
         errors = [error for error in found if isinstance(error, BaseException)]
         lost = (of for of, error in zip(by_master.values(), found, strict=True) if error is not None)
         self._unavailable = frozenset(part for parts in lost for part in parts)
         if errors:
             raise errors[0]
+
+    async def _look_at_number(self) -> None:
+        """Read into how many buckets the keys are divided; with another number nothing is read until it is this one."""
+        if self._client is None or self._slot_map is None:
+            return
+        count = len(self._parts)
+        with suppress(Unavailable):  # its master may be down, and the buckets are elsewhere
+            with unavailable(PING_SECONDS):
+                async with timeout(PING_SECONDS):
+                    number = int(await self._client.get(keys.BUCKETS_KEY) or count)
+            self._slot_map.refusal = refusal(count, number) if number != count else ""
+        if self._slot_map.refusal:
+            raise Unavailable(self._slot_map.refusal)
 
     def unavailable(self, symbols: Iterable[str]) -> tuple[str, ...]:
         """Symbols whose master did not answer the last ping, while others did."""
@@ -200,7 +230,9 @@ class BucketedCache:
     # Buckets
 
     def _master_of(self, part: NearCache) -> Address | None:
-        return None if self._slot_map is None else self._slot_map.known_owner(part.bucket.slot)
+        if self._slot_map is None or self._slot_map.refusal:
+            return None
+        return self._slot_map.known_owner(part.bucket.slot)
 
     def _part(self, series: Series) -> NearCache:
         if (part := self._part_of.get(series)) is None:

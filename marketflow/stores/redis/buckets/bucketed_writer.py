@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 from marketflow.clock import Clock
 from marketflow.errors import Unavailable
-from marketflow.model import MINUTE_MS, Candles, Series, Slot, Tick
+from marketflow.model import MINUTE_MS, Candle, Candles, Series, Slot, Tick, put_more_complete
 from marketflow.stores.ports import RecoveredCandles, Wanted, every_series
 from marketflow.stores.redis import keys
+from marketflow.stores.redis.buckets.bucket_count import BucketCount
 from marketflow.stores.redis.buckets.slot_map import SlotMap
 from marketflow.stores.redis.buckets.writes_by_master import CALLS_AT_ONCE, Write, WritesByMaster
 from marketflow.stores.redis.calls import redis_outage
@@ -34,12 +35,20 @@ class BucketedWriter:
         parts: the writer of each bucket, by its number.
         series: all configured series.
         slot_map: of the cluster; None for a plain Redis.
+        bucket_count: of the cluster.
     """
 
-    def __init__(self, parts: Sequence[RedisWriter], series: Iterable[Series], slot_map: SlotMap | None = None) -> None:
+    def __init__(
+        self,
+        parts: Sequence[RedisWriter],
+        series: Iterable[Series],
+        slot_map: SlotMap | None = None,
+        bucket_count: BucketCount | None = None,
+    ) -> None:
         self._parts = parts
         self._sole = parts[0] if len(parts) == 1 else None
         self._slot_map = slot_map
+        self._bucket_count = bucket_count
         self._part_of: dict[Series, RedisWriter] = {}
         self._lacking: frozenset[RedisWriter] = frozenset(parts)
         self._threads = ThreadPoolExecutor(CALLS_AT_ONCE, "redis") if slot_map else None
@@ -63,7 +72,8 @@ class BucketedWriter:
             RedisWriter.connect(keywords, series, clock, ttl_seconds, max_connections, bucket, **options)
             for bucket in buckets
         ]
-        return cls(parts, series, keywords.get("slot_map"))
+        slot_map = keywords.get("slot_map")
+        return cls(parts, series, slot_map, slot_map and BucketCount(keywords, ttl_seconds))
 
     @property
     def recovered(self) -> bool:
@@ -73,7 +83,7 @@ class BucketedWriter:
     @property
     def complete(self) -> bool:
         """Whether the cache has all that was written to it; while it has not, read from memory instead."""
-        return all(part.complete for part in self._parts)
+        return not self._refusal and all(part.complete for part in self._parts)
 
     def unavailable(self, symbols: Iterable[str]) -> tuple[str, ...]:
         """Symbols whose bucket is not complete, while others are."""
@@ -99,6 +109,8 @@ class BucketedWriter:
             self._writes.wait_for_late()
         for part in self._parts:
             part.close()
+        if self._bucket_count is not None:
+            self._bucket_count.close()
         if self._threads is not None:
             self._threads.shutdown(wait=False)
 
@@ -175,8 +187,10 @@ class BucketedWriter:
         """What earlier runs left of the last minutes of some series; see RedisWriter. Each bucket is written once read.
 
         Raises:
-            Unavailable: not all of Redis can be reached.
+            Unavailable: not all of Redis can be reached, or processes run that have another number of buckets.
         """
+        if self._bucket_count is not None and not self.recovered:
+            self._bucket_count.settle()
         found = self._each([(part, partial(part.recover, minute_ms, wanted)) for part in self._parts])
         slices, minutes = _union(each.slices for each in found), _union(each.minutes for each in found)
         return RecoveredCandles(slices, minutes, max(each.whole_from for each in found))
@@ -191,11 +205,17 @@ class BucketedWriter:
 
     def needs_refill(self) -> bool:
         """Probe Redis: True when it answers and may lack what was written; `lacks` says of which series."""
+        if self._threads is not None and self._bucket_count is not None and self.recovered:
+            self._threads.submit(self._bucket_count.hold)  # it may be late without making the probe late
         needed = self._each([(part, part.needs_refill) for part in self._parts])
         self._lacking = frozenset(part for part, needs in zip(self._parts, needed, strict=True) if needs)
         return bool(self._lacking)
 
     # Buckets
+
+    @property
+    def _refusal(self) -> str:
+        return "" if self._bucket_count is None else self._bucket_count.refusal
 
     def _part(self, series: Series) -> RedisWriter:
         if (part := self._part_of.get(series)) is None:
@@ -215,6 +235,8 @@ class BucketedWriter:
 
     def _put(self, write: Write, divided: Mapping[RedisWriter, dict[Any, Any]]) -> bool:
         """Write what each bucket gets; return whether Redis has confirmed all of it."""
+        if self._refusal:
+            raise Unavailable(self._refusal)
         if self._writes is not None:
             return self._writes.write(write, divided)
         return all(write(part, of_part) for part, of_part in divided.items())
@@ -253,4 +275,9 @@ def _do(work: "Sequence[_Work[_T]]", numbers: Sequence[int], results: list[Any])
 
 
 def _union(found: Iterable[Candles]) -> Candles:
-    return {slot: candle for each in found for slot, candle in each.items()}
+    """All candles; of two versions in different buckets the more complete one."""
+    union: dict[Slot, Candle] = {}
+    for each in found:
+        for slot, candle in each.items():
+            put_more_complete(union, slot, candle)
+    return union

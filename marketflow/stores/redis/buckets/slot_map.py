@@ -17,6 +17,7 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 
 from marketflow.stores.circuit_breaker import CircuitBreaker
+from marketflow.stores.redis.keys import CONTROL_SLOT
 
 SLOTS = 16384
 
@@ -68,6 +69,8 @@ class SlotMap:
         self._read_at: float | None = None
         self._problem = ""
         """Why the map could not be read last."""
+        self.refusal = ""
+        """Why no bucket may be read: the keys are divided into another number of them. Empty if it may."""
         self._circuit_breakers: dict[Address, CircuitBreaker] = {}
 
     def owner(self, slot: int) -> Address:
@@ -199,6 +202,8 @@ class _AsyncFollowingConnection(_Follows):
     """A connection for an event loop; mixed into one of redis-py."""
 
     async def connect(self, *arguments: Any, **keywords: Any) -> None:
+        if self._slot_map.refusal and self._slot != CONTROL_SLOT:
+            raise redis.ConnectionError(self._slot_map.refusal)
         owner = self._slot_map.known_owner(self._slot)
         if owner is None:
             owner = await asyncio.to_thread(self._slot_map.owner, self._slot)
