@@ -5,7 +5,6 @@ when the market does.
 """
 
 from collections.abc import Iterable, Sequence
-from statistics import median
 from typing import NamedTuple
 
 from marketflow.model import Tick, rounded
@@ -37,6 +36,8 @@ def reference_price(ticks: Iterable[Tick | None], now_ms: int) -> ReferencePrice
 
 
 def median_of(prices: Sequence[float]) -> float:
-    """Return the median of prices."""
-    middle = median(prices)
-    return middle if len(prices) % 2 else rounded(middle)  # the mean of two has digits that neither has
+    """Return the median of prices, one at least."""
+    ordered, middle = sorted(prices), len(prices) // 2
+    if len(prices) % 2:
+        return ordered[middle]
+    return rounded((ordered[middle - 1] + ordered[middle]) / 2)  # the mean of two has digits that neither has

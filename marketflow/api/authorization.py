@@ -37,13 +37,13 @@ def authorize(request: Request, times: RequestMetrics, refused: str, detail: str
         return
     client = client_of(request)
     if wait := context.clients.guesses.wait(client):
-        times.unauthorized.inc()
+        times.registered.unauthorized.inc()
         raise QuotaExceeded(wait)
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     # Headers are bytes that Starlette shows as latin-1; a token is compared as the bytes of its UTF-8.
     matches = secrets.compare_digest(given.encode("latin-1").strip(b" "), token.encode("utf-8", "surrogateescape"))
     if scheme.lower() != "bearer" or not matches:
-        times.unauthorized.inc()
+        times.registered.unauthorized.inc()
         context.clients.guesses.take(client, 1.0)
         _limit.log(f"unauthorized {refused}", "WARNING", f"{refused}: no valid token from {client}")
         raise Unauthorized(detail)

@@ -124,7 +124,7 @@ class PreparedAnswers:
                 )
             return None
         if message is not None:
-            self._times.observe(prepared.route, "GET", 200, perf_counter() - began)
+            self._times.registered.observe(prepared.route, "GET", 200, perf_counter() - began)
         return message
 
     def prepare(self, request: bytes, url: bytes, headers: Sequence[tuple[bytes, bytes]], server: Server) -> None:

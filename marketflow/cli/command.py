@@ -1,7 +1,6 @@
 """Base classes of all commands: strict parsing, and error messages that name the argument."""
 
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
@@ -76,6 +75,8 @@ class CommandGroup(click.Group):
         name = args[0]
         command = self.get_command(ctx, name)
         if command is None and not ctx.resilient_parsing:
+            from difflib import get_close_matches  # no start without a mistake needs it
+
             known = self.list_commands(ctx)
             nearest = get_close_matches(name, known, n=1)
             hint = f", did you mean {nearest[0]}?" if nearest else ";"

@@ -130,10 +130,11 @@ async def running_servers(
 
 def _point_to_old_data(settings: Settings) -> None:
     """Log where the data of an earlier version are: as root, its default was a folder in root's home."""
+    if settings.data_dir != ROOT_DATA_DIR or ROOT_DATA_DIR.exists():
+        return
     old = user_data_dir()
-    moved = settings.data_dir == ROOT_DATA_DIR and not ROOT_DATA_DIR.exists()
     with suppress(OSError):
-        if moved and (old / "postgres").exists():
+        if (old / "postgres").exists():
             logger.warning("data of an earlier version are in {} and are not used: move them to {}", old, ROOT_DATA_DIR)
 
 

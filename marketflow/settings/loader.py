@@ -3,7 +3,6 @@
 A message names the key, the value, what is allowed and the source, and shows nothing that is or looks like a secret.
 """
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -138,8 +137,11 @@ def _nearest(key: str) -> str:
     flat = key.replace(".", "_")
     if same := [name for name in known if name.replace(".", "_") == flat]:
         return same[0]
-    by_ending = [name for name in known if name.endswith(f".{key}")]
-    return (by_ending or difflib.get_close_matches(key, known, n=1, cutoff=0.0))[0]
+    if by_ending := [name for name in known if name.endswith(f".{key}")]:
+        return by_ending[0]
+    import difflib  # no start without a mistake needs it
+
+    return difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
 
 
 def _shown(key: str, value: object) -> str:

@@ -5,12 +5,10 @@ both state the same range.
 """
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
-import platformdirs
 from msgspec import Meta
 from msgspec.structs import fields
 
@@ -105,7 +103,12 @@ CLUSTER_BUCKETS = 16
 
 ROOT_DATA_DIR = Path("/var/lib/marketflow")
 
-user_data_dir = partial(platformdirs.user_data_path, "marketflow")
+
+def user_data_dir() -> Path:
+    """Return the platform's data folder of the user."""
+    import platformdirs  # neither root nor a configured folder needs it
+
+    return platformdirs.user_data_path("marketflow")
 
 
 def default_data_dir() -> Path:

@@ -11,7 +11,7 @@ from marketflow.api.openapi.operation import Content, Operation, Tag
 from marketflow.api.problems import ServiceUnavailable, TooManyRequests
 from marketflow.api.rendering import ALWAYS
 from marketflow.api.streaming.broadcaster import HEARTBEAT_SECONDS
-from marketflow.api.streaming.sse_route import RETRY, SEND_SECONDS, STREAMING, Stream
+from marketflow.api.streaming.sse_route import RETRY, SEND_SECONDS, STREAMING
 from marketflow.stores.ports import NumberedEvent
 
 _DESCRIPTION = """\
@@ -33,6 +33,8 @@ def alert_stream_operations(metrics: RequestMetrics) -> list[Operation]:
     """Return the operation of this module."""
 
     async def stream(request: Request) -> Response:
+        from marketflow.api.streaming.sse_response import SseResponse  # with the first stream, see there
+
         context = context_of(request)
         release = context.broadcaster.reserve(context.clients.of(request.scope))
         if request.method == "GET":
@@ -42,7 +44,7 @@ def alert_stream_operations(metrics: RequestMetrics) -> list[Operation]:
         last_id = request.headers.get("last-event-id", "")
         after = int(last_id) if last_id.isascii() and last_id.isdecimal() and len(last_id) < 19 else None
         chunks = _chunks(context.alerts.events.follow(after, HEARTBEAT_SECONDS), metrics)
-        return Stream(release, chunks, headers=ALWAYS, ping=0, send_timeout=SEND_SECONDS)
+        return SseResponse(release, chunks, headers=ALWAYS, ping=0, send_timeout=SEND_SECONDS)
 
     return [
         Operation(
@@ -59,7 +61,7 @@ def alert_stream_operations(metrics: RequestMetrics) -> list[Operation]:
 
 
 async def _chunks(batches: AsyncIterator[list[NumberedEvent]], metrics: RequestMetrics) -> AsyncIterator[bytes]:
-    with metrics.streams.client("sse") as sent:
+    with metrics.registered.streams.client("sse") as sent:
         yield RETRY
         async for events in batches:
             yield b"".join(map(_encoded, events)) or b"event: heartbeat\ndata: {}\n\n"

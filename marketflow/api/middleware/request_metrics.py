@@ -6,21 +6,19 @@ scrape.
 
 import os
 import tempfile
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from http import HTTPStatus
 from time import perf_counter
+from typing import TYPE_CHECKING
 
-import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, ProcessCollector, values
-from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from marketflow.api.streaming.stream_counters import StreamCounters
 from marketflow.errors import StartError
 
-BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-"""Bounds of the histogram in seconds: from an answer out of memory up to the timeouts of the stores."""
+if TYPE_CHECKING:
+    from marketflow.api.middleware.registered_metrics import RegisteredMetrics
 
 OTHER = "other"
 """Label of a path without a route, and of an unknown method: clients could send any number of them."""
@@ -32,43 +30,24 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _IN_MEMORY = "/dev/shm"  # noqa: S108 - where there is none, the usual place for temporary files
 
-# The creation times would double the number of series.
-prometheus_client.disable_created_metrics()
-
 
 class RequestMetrics:
-    """A histogram of requests, and metrics of the process if there is only one."""
+    """Metrics of requests and streams.
+
+    They are made with the first one, when it has been answered: the library takes a twentieth of the imports before the
+    first price.
+    """
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self._histogram = Histogram(
-            "marketflow_http_request_seconds",
-            "From a request to the end of its response.",
-            ["route", "method", "status"],
-            registry=self._registry,
-            buckets=BOUNDS,
-        )
-        self.streams = StreamCounters(self._registry)
-        """Counters of streams, which are not timed."""
-        self.unauthorized = Counter(
-            "marketflow_http_unauthorized", "Requests without the token they need.", registry=self._registry
-        )
-        """Requests to switch the mode with a wrong token, or with none."""
-        self._observe: dict[tuple[str, str, int], Callable[[float], None]] = {}
-        if _FOLDER not in os.environ:
-            ProcessCollector(registry=self._registry)
+        if _FOLDER in os.environ:
+            _ = self.registered  # resets what a killed process with this number has left in the folder
 
-    def observe(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count one request."""
-        labels = (route, method, status)
-        if (observe := self._observe.get(labels)) is None:  # the lookup takes longer than the observation
-            observe = self._observe[labels] = self._histogram.labels(route, method, str(status)).observe
-        observe(seconds)
+    @cached_property
+    def registered(self) -> "RegisteredMetrics":
+        """The metrics."""
+        from marketflow.api.middleware.registered_metrics import RegisteredMetrics
 
-    def collect(self) -> Iterable[Metric]:
-        """Return all metrics, also those of the other processes of the shared folder."""
-        shared = os.environ.get(_FOLDER)
-        return MultiProcessCollector(None, shared).collect() if shared else self._registry.collect()
+        return RegisteredMetrics(os.environ.get(_FOLDER))
 
 
 class RequestTiming:
@@ -101,7 +80,7 @@ class RequestTiming:
             if status is not None and not scope.get(UNTIMED):  # no status: the client has disconnected
                 route = getattr(scope.get("route"), "path", OTHER)
                 method = scope["method"] if scope["method"] in _METHODS else OTHER
-                self._times.observe(route, method, status, perf_counter() - began)
+                self._times.registered.observe(route, method, status, perf_counter() - began)
 
 
 @contextmanager
@@ -126,5 +105,7 @@ def share(folder: str, number: int) -> None:
     `number` identifies this process among those that run; its metrics continue those of an earlier process with the
     same number.
     """
+    from prometheus_client import values
+
     os.environ[_FOLDER] = folder
     values.ValueClass = values.MultiProcessValue(process_identifier=lambda: number)

@@ -1,6 +1,5 @@
 """Declarations of operations. Each is the only source of a route and of its OpenAPI description."""
 
-import difflib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -135,6 +134,8 @@ _OTHER_NAMES = {
 
 
 def _what_is_meant(name: str, known: tuple[str, ...]) -> str:
+    import difflib  # no request without a mistake needs it
+
     shown = ascii(name[:40])[1:-1]
     if not known:
         return f"There is no parameter `{shown}`; this path takes none."

@@ -25,8 +25,7 @@ from marketflow.api.queries.names import NameLookup
 from marketflow.api.queries.prices import PriceQueries
 from marketflow.api.streaming.candle_stream.candle_series import CandleSeries
 from marketflow.api.streaming.candle_stream.live_candles import LiveCandles
-from marketflow.api.streaming.stream_counters import CountSent
-from marketflow.api.streaming.subscriber import Subscriber
+from marketflow.api.streaming.subscriber import CountSent, Subscriber
 from marketflow.api.streaming.subscription import Pair, Subscription
 from marketflow.api.streaming.versioned_state import Position, VersionedState
 from marketflow.clock import milliseconds

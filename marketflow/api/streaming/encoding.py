@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import msgspec
-from sse_starlette import ServerSentEvent
 
 from marketflow.api.streaming.events import EVENT_NAMES, End
 
@@ -43,6 +42,8 @@ class Batch:
     @cached_property
     def server_sent(self) -> bytes:
         """The batch as server-sent events."""
+        from sse_starlette import ServerSentEvent  # with the first stream, see sse_response
+
         return b"".join(
             ServerSentEvent(data.decode(), event=event, id=id, sep="\n").encode() for event, id, data in self.messages
         )

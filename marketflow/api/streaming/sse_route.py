@@ -5,13 +5,12 @@ from contextlib import AbstractContextManager
 from http import HTTPStatus
 from itertools import chain
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-from sse_starlette import EventSourceResponse
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
 from marketflow.api.context import Context, context_of
 from marketflow.api.middleware.request_metrics import UNTIMED, RequestMetrics
@@ -191,6 +190,8 @@ def _endpoint(requested: Requested, metrics: RequestMetrics) -> Endpoint:
     """Return an endpoint that streams what a query requests."""
 
     async def stream(request: Request) -> Response:
+        from marketflow.api.streaming.sse_response import SseResponse  # with the first stream, see there
+
         context = context_of(request)
         broadcaster = context.broadcaster
         subscription = requested(context, request.query_params)
@@ -202,7 +203,7 @@ def _endpoint(requested: Requested, metrics: RequestMetrics) -> Endpoint:
             output = output_of(request.scope)
         subscribed = broadcaster.subscribe(subscription, request.headers.get("last-event-id", ""), pause_seconds)
         batches = _batches(subscribed, metrics, output)
-        return Stream(
+        return SseResponse(
             release,
             batches,
             headers=ALWAYS,
@@ -267,7 +268,7 @@ def output_of(scope: Scope) -> Output | None:
 async def _batches(
     subscribed: AbstractContextManager[Subscriber], metrics: RequestMetrics, output: Output | None
 ) -> AsyncIterator[bytes]:
-    with metrics.streams.client("sse") as sent, subscribed as subscriber:
+    with metrics.registered.streams.client("sse") as sent, subscribed as subscriber:
         yield RETRY
         if output is not None:
             await subscriber.write_all(output, attrgetter("chunk"), sent)
@@ -278,21 +279,6 @@ async def _batches(
             sent(len(batch.messages))
             if batch.is_last:
                 return
-
-
-class Stream(EventSourceResponse):
-    """A stream that releases its reservation when it ends, also before its first event."""
-
-    def __init__(self, release: Callable[[], None], *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._release = release
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream, and release its reservation."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._release()
 
 
 class _ShutdownEvent:

@@ -1,15 +1,14 @@
 """Metrics of the stream: connected clients and events sent, by transport."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-Transport = Literal["sse", "websocket"]
+from marketflow.api.streaming.subscriber import CountSent
 
-CountSent = Callable[[int], None]
-"""Adds a number of sent events."""
+Transport = Literal["sse", "websocket"]
 
 
 class StreamCounters:

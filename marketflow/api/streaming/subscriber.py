@@ -7,9 +7,11 @@ from typing import Protocol
 import msgspec
 
 from marketflow.api.streaming.encoding import Batch, Message, encode
-from marketflow.api.streaming.stream_counters import CountSent
 from marketflow.api.streaming.subscription import Subscription
 from marketflow.api.streaming.versioned_state import Position
+
+CountSent = Callable[[int], None]
+"""Adds a number of sent events."""
 
 
 class Output(Protocol):

@@ -34,8 +34,7 @@ from marketflow.api.streaming.sse_route import (
     requested_pause,
     requested_prices,
 )
-from marketflow.api.streaming.stream_counters import CountSent
-from marketflow.api.streaming.subscriber import Subscriber
+from marketflow.api.streaming.subscriber import CountSent, Subscriber
 from marketflow.api.streaming.subscription import Subscription, series_of
 from marketflow.errors import QuotaExceeded
 from marketflow.model import REFERENCE
@@ -88,7 +87,7 @@ def websocket_routes(metrics: RequestMetrics) -> list[Route | WebSocketRoute]:
             return
         try:
             with (
-                metrics.streams.client("websocket") as sent,
+                metrics.registered.streams.client("websocket") as sent,
                 context.broadcaster.subscribe(subscription, "", pause_seconds) as subscriber,
             ):
                 await websocket.accept()
