@@ -232,6 +232,8 @@ class StoredRule(NamedTuple):
     origin: Origin
     rule: AlertRule
     state: RuleState = RuleState()
+    made_at: int = 0
+    """When it was made or changed, as far as this is known of one that was read (Unix ms)."""
 
 
 def event_id(rule: str, mode: Mode, subject: tuple[str | None, ...], at: int) -> str:
@@ -240,7 +242,7 @@ def event_id(rule: str, mode: Mode, subject: tuple[str | None, ...], at: int) ->
     Args:
         rule: id of the rule.
         mode: of the ticks.
-        subject: what it is about: exchange, symbol, direction.
+        subject: what it is about: exchange, symbol, direction or hole.
         at: event time (Unix ms), of which the slice counts.
     """
     parts = (rule, mode.value, *(part or "" for part in subject), str(at - at % SLICE_MS))

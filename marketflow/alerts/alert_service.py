@@ -184,6 +184,8 @@ class AlertService:
 
     def _put(self, stored: StoredRule) -> StoredRule:
         self._store.put(stored)
+        if not self.is_ready:  # what happened until now may be evaluated once it is
+            stored = stored._replace(made_at=self._now_ms())
         self.evaluator.put(WatchedRule(stored))
         self._unseeded = True
         self.on_change()
@@ -202,7 +204,10 @@ class AlertService:
         """Read the rules of the API, and what all have done."""
         held = self.evaluator.rules()
         stored = {each.id: each for each in self._store.rules() if each.origin == "api" or each.id in held}
-        stored |= {each.id: each._replace(state=_state_of(stored, each.id)) for each in self._configured.values()}
+        for each in self._configured.values():
+            if (known := stored.get(each.id)) is not None:
+                each = each._replace(state=known.state, made_at=known.made_at)
+            stored[each.id] = each
         self.evaluator.set_rules([_kept(held.get(each.id), each) for each in stored.values()])
         self._unread = False
 
@@ -218,11 +223,19 @@ class AlertService:
                 self.evaluator.seed_change(change, [(at, price) for _, at, price in closes])
         self._unseeded = False
 
-    def read_again(self) -> None:
-        """Read the rules of the API anew: another process may have changed them."""
+    def begin_again(self) -> None:
+        """Read the rules of the API and older prices anew: another process has evaluated them until now."""
         with self._rules_lock:
+            self.evaluator.begin_again()
             self._unread = self._unseeded = True
+            with self._pending_lock:
+                self._pending.clear()
         self.on_change()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all rules, what they have done, and older prices have been read."""
+        return not (self._unread or self._unseeded)
 
     # Events
 
@@ -230,21 +243,29 @@ class AlertService:
         """Evaluate candles of new ticks; their events wait for the store."""
         self._add(self.evaluator.evaluate(candles, self._now_ms()))
 
-    def feeds_stale(self, mode: Mode, exchanges: Sequence[str]) -> None:
-        """Note that feeds have become stale."""
-        self._add(self.evaluator.feeds_stale(mode, exchanges, self._now_ms()))
+    def evaluate_slice(self, candles: Candles, end: int) -> None:
+        """Evaluate candles of a slice that ends at a time (Unix ms), by which prices are fresh."""
+        self._add(self.evaluator.evaluate(candles, end))
+
+    def feeds_stale(self, mode: Mode, exchanges: Sequence[str], at: int | None = None) -> None:
+        """Note that feeds have become stale, now or at a time (Unix ms)."""
+        self._add(self.evaluator.feeds_stale(mode, exchanges, self._now_ms() if at is None else at))
 
     def hole_changed(self, hole: Hole) -> None:
         """Note that a hole was found, or has changed; raises nothing, as holes are kept all the same."""
         if hole.state is not HoleState.OPEN or hole.changed_at != hole.found_at:
             return
-        detail = f"those after id {hole.after_id} and before {hole.before_id}"
         try:
-            if found := self.evaluator.holes_open(hole.series, hole.from_ms, detail):
-                self._add(found)
+            if self.hole_found(hole):
                 self.on_change()
         except Exception as error:  # noqa: BLE001 - logged
             self._limit.log("hole", "ERROR", f"a hole cannot be evaluated, which is a bug: {error!r}")
+
+    def hole_found(self, hole: Hole) -> bool:
+        """Note a hole that was found; return whether it is an event of any rule."""
+        found = self.evaluator.hole_found(hole)
+        self._add(found)
+        return bool(found)
 
     def _add(self, raised: Sequence[RaisedAlert]) -> None:
         if not raised:
@@ -324,17 +345,13 @@ def _kept(held: WatchedRule | None, stored: StoredRule) -> WatchedRule:
     state = _merged(held.state, stored.state)
     if state.done != held.state.done:
         return WatchedRule(stored._replace(state=state))
-    held.state = state
+    held.know(state, stored.made_at)
     return held
 
 
 def _merged(a: RuleState, b: RuleState) -> RuleState:
     times = [each.last_event_at for each in (a, b) if each.last_event_at is not None]
     return RuleState(max(times, default=None), a.done or b.done)
-
-
-def _state_of(stored: dict[str, StoredRule], id: str) -> RuleState:
-    return stored[id].state if id in stored else RuleState()
 
 
 def _medians(closes: Iterable[tuple[str, int, float]], bucket_ms: int) -> list[tuple[int, float]]:

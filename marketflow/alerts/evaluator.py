@@ -26,7 +26,7 @@ from marketflow.alerts.alert_model import (
 from marketflow.alerts.level_index import Crossing, LevelIndex, Point
 from marketflow.alerts.price_watch import PriceWatch
 from marketflow.alerts.watched_rule import WatchedRule
-from marketflow.model import NANOSECONDS_PER_MS, REFERENCE, Candle, Candles, Mode, Series, Slot, Tick, candle_of, merge
+from marketflow.model import REFERENCE, Candle, Candles, Hole, Mode, Series, Slot, Tick, candle_of, merge
 from marketflow.reference_price import FRESH_MS, reference_price
 from marketflow.text import rfc3339
 
@@ -62,6 +62,8 @@ class _Market:
         self.reference: PriceWatch | None = None
         self.gaps = LevelIndex()
         self._last_gap: Point | None = None
+        self._reference_at = 0
+        self._moves = 0
 
     def take(self, exchange: str, candle: Candle) -> None:
         tick, held = candle.newest, self.newest.get(exchange)
@@ -72,7 +74,9 @@ class _Market:
         found = reference_price(self.newest.values(), now_ms) if self.reference is not None else None
         if found is None or self.reference is None:
             return []
-        return self.reference.take(candle_of(Tick(found.price, now_ms, now_ms * NANOSECONDS_PER_MS)))
+        # By event time, so that a crossing has the same time in each process. A tick that is late moves the price, too.
+        self._reference_at, self._moves = max(self._reference_at, found.at), self._moves + 1
+        return self.reference.take(candle_of(Tick(found.price, self._reference_at, self._moves)))
 
     def moved_gap(self, now_ms: int) -> list[Crossing]:
         fresh = [tick for tick in self.newest.values() if tick.at >= now_ms - FRESH_MS]
@@ -109,6 +113,19 @@ class Evaluator:
         self._holes: dict[str, WatchedRule] = {}
         self._webhooks = 0
         self._seeds: Mapping[Series, Tick] = {}
+        self._admit_from = 0
+        self.times_indexed = 0
+        """Grows when other prices are watched."""
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether there is any rule."""
+        return bool(self._rules)
+
+    @property
+    def watches_holes(self) -> bool:
+        """Whether any rule needs holes."""
+        return bool(self._holes)
 
     @property
     def watches_candles(self) -> bool:
@@ -148,6 +165,38 @@ class Evaluator:
         with self._lock:
             old = self._rules.get(id)
             self._change([] if old is None else [old], [])
+
+    def begin_again(self) -> None:
+        """Forget all prices: other ones follow."""
+        with self._lock:
+            self._series, self._all, self._markets = {}, {}, {}
+            for key in [*self._of_key]:
+                self._index(key)
+
+    def admit_from(self, at: int) -> None:
+        """Admit events from a time on (Unix ms): earlier candles are only what changes are compared with."""
+        self._admit_from = at
+
+    def watched(self, series_of: Callable[[Mode, str], Iterable[Series]], mode: Mode) -> set[Series]:
+        """Return the series of a mode that rules are about.
+
+        Args:
+            series_of: returns all series of a mode and symbol.
+            mode: which.
+        """
+        with self._lock:
+            keys = [key for key in self._of_key if key.mode is mode]
+        found = {each for symbol in {key.symbol for key in keys} for each in series_of(mode, symbol)}
+        of_all = {key.symbol for key in keys if key.exchange in (None, REFERENCE, GAPS)}
+        of_one = {(key.exchange, key.symbol) for key in keys}
+        return {each for each in found if each.symbol in of_all or (each.exchange, each.symbol) in of_one}
+
+    def longest_period_ms(self, limit_ms: int) -> int:
+        """Return the longest period of changes that is not above a limit (ms); 0 without any."""
+        with self._lock:
+            rules = [watched.rule for of_key in self._of_key.values() for watched in of_key.values()]
+        periods = [rule.period_ms for rule in rules if isinstance(rule, ChangeRule)]
+        return max((period for period in periods if period <= limit_ms), default=0)
 
     def seed(self, newest: Mapping[Series, Tick]) -> None:
         """Take newest ticks of an earlier run: a level that is crossed since then is crossed.
@@ -223,6 +272,7 @@ class Evaluator:
 
     def _index(self, key: _Key) -> None:
         """Index the rules of one price; what was seen of it is kept as long as there are any."""
+        self.times_indexed += 1
         rules = list(self._of_key[key].values())
         if not rules:
             del self._of_key[key]
@@ -305,22 +355,18 @@ class Evaluator:
                         self._note(found, watched, mode, now_ms, f"the feed of {exchange} is stale", exchange, None)
             return self._raised(found)
 
-    def holes_open(self, series: Series, at: int, detail: str) -> list[RaisedAlert]:
-        """Return the events of a hole that was found.
-
-        Args:
-            series: of the missing trades.
-            at: event time of the trade before them (Unix ms).
-            detail: what is missing, in words.
-        """
+    def hole_found(self, hole: Hole) -> list[RaisedAlert]:
+        """Return the events of a hole that was found."""
+        detail = f"those after id {hole.after_id} and before {hole.before_id}"
         with self._lock:
             found: list[RaisedAlert] = []
-            mode, exchange, symbol = series
+            mode, exchange, symbol = hole.series
             for watched in [*self._holes.values()]:
                 rule = watched.rule
                 if isinstance(rule, HoleRule) and rule.exchange in (None, exchange) and rule.symbol in (None, symbol):
                     text = f"trades of {symbol} on {exchange} are missing: {detail}"
-                    self._note(found, watched, mode, at, text, exchange, symbol)
+                    # By when it was found: those of several exchanges are not found in the order of their trades.
+                    self._note(found, watched, mode, hole.found_at, text, exchange, symbol, hole=hole)
             return self._raised(found)
 
     # Events
@@ -349,14 +395,16 @@ class Evaluator:
         exchange: str | None,
         symbol: str | None,
         crossing: Crossing | None = None,
+        hole: Hole | None = None,
     ) -> None:
         """Add the event of a rule, unless the rule is done or cools down."""
-        if not watched.admits(at):
+        if at < self._admit_from or not watched.admits(at):
             return
         rule = watched.rule
         direction = crossing and crossing.direction
+        subject = (exchange, symbol, direction) if hole is None else (exchange, symbol, str(hole.after_id))
         event = AlertEvent(
-            id=event_id(watched.id, mode, (exchange, symbol, direction), at),
+            id=event_id(watched.id, mode, subject, at),
             rule=watched.id,
             name=rule.name,
             kind=KINDS[type(rule)],
@@ -366,7 +414,7 @@ class Evaluator:
             direction=direction,
             threshold=crossing and crossing.threshold,
             value=crossing and crossing.point.value,
-            timestamp=rfc3339(_EPOCH + timedelta(milliseconds=at)),
+            timestamp=rfc3339(_EPOCH + timedelta(milliseconds=at if hole is None else hole.from_ms)),
             text=text,
         )
         raised = RaisedAlert(event, at, watched.cooldown_ms, rule.once, receiver_of(rule))

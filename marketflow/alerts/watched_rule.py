@@ -15,10 +15,10 @@ class WatchedRule:
         stored: the rule as it is stored.
     """
 
-    __slots__ = ("_quiet_from", "_quiet_until", "_state", "cooldown_ms", "id", "origin", "rule")
+    __slots__ = ("_made_at", "_quiet_from", "_quiet_until", "_state", "cooldown_ms", "id", "origin", "rule")
 
     def __init__(self, stored: StoredRule) -> None:
-        self.id, self.origin, self.rule, state = stored
+        self.id, self.origin, self.rule, state, self._made_at = stored
         self.cooldown_ms = self.rule.cooldown_ms
         self.state = state
 
@@ -32,13 +32,18 @@ class WatchedRule:
         self._state = state
         last = state.last_event_at
         # Compared for each crossing: with much movement within their cooldown most of them are no events.
-        self._quiet_from = 0 if state.done else sys.maxsize if last is None else last - SKEW_MS
-        self._quiet_until = sys.maxsize if state.done else 0 if last is None else last + self.cooldown_ms
+        self._quiet_from = 0 if state.done or last is None else last - SKEW_MS
+        self._quiet_until = sys.maxsize if state.done else self._made_at if last is None else last + self.cooldown_ms
 
     @property
     def stored(self) -> StoredRule:
         """The rule as it is stored."""
-        return StoredRule(self.id, self.origin, self.rule, self.state)
+        return StoredRule(self.id, self.origin, self.rule, self.state, self._made_at)
+
+    def know(self, state: RuleState, made_at: int) -> None:
+        """Take what it has done, and when it was made (Unix ms): what was before is no event."""
+        self._made_at = made_at
+        self.state = state
 
     def admits(self, at: int) -> bool:
         """Whether an event at this time (Unix ms) is one: the rule is not done, and does not cool down."""

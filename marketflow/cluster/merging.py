@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from marketflow.cluster.messages import ExchangeReport, FeedsQuery, FeedsReport, IngestState
+from marketflow.cluster.messages import ExchangeReport, FeedsQuery, FeedsReport, IngestState, Published
+from marketflow.cluster.shard_table import Table
 from marketflow.counters import plus
 from marketflow.model import FeedState, Mode
+from marketflow.settings.shards import LEAD, exchange_of
 
 _FROM_WORST = (FeedState.CONNECTING, FeedState.STALE, FeedState.HALTED, FeedState.CONNECTED, FeedState.GENERATED)
 
@@ -35,6 +37,36 @@ def merged_state(mode: Mode, states: Sequence[IngestState], owners: Mapping[str,
         {exchange: state.feeds[exchange] for exchange, state in first if exchange in state.feeds},
         max(state.newest_alert_event for state in states),
     )
+
+
+def owners_of(table: Table, known: Mapping[str, Published]) -> dict[str, list[Published]]:
+    """Return the states of the owners of each exchange; none if a part of it has no owner and is not received.
+
+    Args:
+        table: says who owns what.
+        known: the states of all processes, by run.
+    """
+    of_exchange: dict[str, dict[str, Published | None]] = {}
+    for shard in sorted({*table.rows, *(shard for each in known.values() for shard in each.shards)} - {LEAD}):
+        owner = _owner(shard, table, known)
+        of_exchange.setdefault(exchange_of(shard), {})["" if owner is None else owner.run] = owner
+    return {
+        exchange: [each for each in of.values() if each is not None] if "" not in of else []
+        for exchange, of in of_exchange.items()
+    }
+
+
+def _owner(shard: str, table: Table, known: Mapping[str, Published]) -> Published | None:
+    """Return the state of the owner of a shard by the table, unless it has yet to begin and another one goes on."""
+    row = table.rows.get(shard)
+    by_table = known.get(row.owner or "") if row is not None else None
+    owning = [each for each in known.values() if owns(each, shard)]
+    return by_table if by_table in owning or not owning else owning[0]
+
+
+def owns(published: Published, *shards: str) -> bool:
+    """Whether a process has begun to own one of these shards."""
+    return any(shard in published.shards and published.shards[shard].state == "owner" for shard in shards)
 
 
 def page_of_each(query: FeedsQuery, processes: int) -> FeedsQuery:

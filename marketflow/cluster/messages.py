@@ -70,6 +70,18 @@ class ReloadReply(msgspec.Struct, frozen=True):
     published: Published
 
 
+class AlertMark(msgspec.Struct, frozen=True):
+    """How far the process that leads has evaluated alerts, for the next one.
+
+    All events of slices before `until` (Unix ms), of a mode, are stored. `stale` has when each feed that is stale has
+    become so (Unix ms); events of those are stored, or about to be.
+    """
+
+    until: int
+    mode: Mode
+    stale: dict[str, int] = {}
+
+
 class FeedsQuery(msgspec.Struct, frozen=True):
     """A command: report these series of the current mode, in order of exchange and symbol; None is any."""
 

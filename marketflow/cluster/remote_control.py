@@ -16,7 +16,7 @@ import redis
 import redis.asyncio
 from loguru import logger
 
-from marketflow.cluster.merging import merged_report, merged_state, page_of_each
+from marketflow.cluster.merging import merged_report, merged_state, owners_of, owns, page_of_each
 from marketflow.cluster.messages import (
     RELOAD,
     FeedsQuery,
@@ -36,7 +36,7 @@ from marketflow.errors import SettingsError, Unavailable
 from marketflow.health import ModeUnconfirmed, ShardHealth, StandbyState
 from marketflow.model import FeedState, Mode
 from marketflow.settings.reloading import Changes
-from marketflow.settings.shards import LEAD, exchange_of
+from marketflow.settings.shards import LEAD
 from marketflow.stores.postgres.request_coalescing import CoalescedAnswers
 from marketflow.stores.redis import keys
 from marketflow.stores.redis.connection import async_client
@@ -98,9 +98,9 @@ class RemoteIngest:
         known = self._known()
         if not known:
             return None
-        owners = {exchange: [each.state for each in of] for exchange, of in self._owners(known).items()}
+        owners = {exchange: [each.state for each in of] for exchange, of in owners_of(self._table, known).items()}
         # A standby writes nothing, so it knows little of the stores.
-        writers = [each for each in known.values() if _owns(each, *each.shards)] or known.values()
+        writers = [each for each in known.values() if owns(each, *each.shards)] or known.values()
         return merged_state(self._mode, [each.state for each in writers], owners)
 
     @property
@@ -115,7 +115,7 @@ class RemoteIngest:
         counted = [each.counters for each in known.values() if each.counters is not None]
         if not counted:
             return None
-        owners = self._owners(known)
+        owners = owners_of(self._table, known)
         of_owners = {name: [each.counters for each in of if each.counters is not None] for name, of in owners.items()}
         merged = merged_counters(counted, of_owners)
         owned = {shard: row.owner in known for shard, row in self._table.rows.items() if shard != LEAD}
@@ -198,7 +198,8 @@ class RemoteIngest:
 
     async def _report(self, query: FeedsQuery) -> FeedsReport:
         known = self._known()
-        owners = {each.run for of in self._owners(known).values() for each in of if _owns(each, *each.shards)}
+        of_exchange = owners_of(self._table, known)
+        owners = {each.run for of in of_exchange.values() for each in of if owns(each, *each.shards)}
         content = encode(page_of_each(query, len(owners)))
         return merged_report(query, await self._command(sorted(owners), content, FeedsReport), self.exchanges)
 
@@ -260,24 +261,6 @@ class RemoteIngest:
         oldest = time.monotonic() - STATE_SECONDS
         return {run: published for run, (published, at) in sorted(self._states.items()) if at >= oldest}
 
-    def _owners(self, known: Mapping[str, Published]) -> dict[str, list[Published]]:
-        """Return the states of the owners of each exchange; none if a part of it has no owner and is not received."""
-        of_exchange: dict[str, dict[str, Published | None]] = {}
-        for shard in sorted({*self._table.rows, *(shard for each in known.values() for shard in each.shards)} - {LEAD}):
-            owner = self._owner(shard, known)
-            of_exchange.setdefault(exchange_of(shard), {})["" if owner is None else owner.run] = owner
-        return {
-            exchange: [each for each in of.values() if each is not None] if "" not in of else []
-            for exchange, of in of_exchange.items()
-        }
-
-    def _owner(self, shard: str, known: Mapping[str, Published]) -> Published | None:
-        """Return the state of the owner of a shard by the table, unless it has yet to begin and another one goes on."""
-        row = self._table.rows.get(shard)
-        by_table = known.get(row.owner or "") if row is not None else None
-        owning = [each for each in known.values() if _owns(each, shard)]
-        return by_table if by_table in owning or not owning else owning[0]
-
     def _unconfirmed(self, mode: Mode) -> list[str]:
         """Return the shards whose owner is not known to be in a mode."""
         known = self._known()
@@ -327,18 +310,13 @@ class RemoteIngest:
     def _know_mode(self, mode: Mode | None) -> None:
         """Take the mode of the owners; while they differ, that which they are to adopt, if it is given."""
         known = self._known()
-        owners = [each for of in self._owners(known).values() for each in of]
+        owners = [each for of in owners_of(self._table, known).values() for each in of]
         modes = {each.state.mode for each in owners or known.values()}
         if len(modes) == 1:
             (self._mode,) = modes
         elif mode is not None:
             self._mode = mode
         self._changed.set()
-
-
-def _owns(published: Published, *shards: str) -> bool:
-    """Whether a process has begun to own one of these shards."""
-    return any(shard in published.shards and published.shards[shard].state == "owner" for shard in shards)
 
 
 def _shard_health(shard: str, row: Row, known: Mapping[str, Published]) -> ShardHealth:

@@ -2,6 +2,7 @@
 
     raised    = new ticks | conflate | observe_on(pool) | evaluate
     stale     = feed states, twice a second while a rule needs them | evaluate
+    shared    = in place of both where several processes ingest: five times a second | from_callable(step, pool)
     persisted = raised, stale, holes, changed rules | conflate | from_callable(persist, pool) | retry
     delivered = persisted, once a second while there are webhooks | due receivers | from_callable(serve, own pool)
 
@@ -21,11 +22,13 @@ from reactivex.subject import Subject
 
 from marketflow.alerts.alert_service import AlertService
 from marketflow.alerts.deliveries import Deliveries
+from marketflow.alerts.stale_feeds import StaleFeeds
 from marketflow.clock import Clock, milliseconds
+from marketflow.cluster.shared_alerts import STEP_SECONDS, SharedAlerts
 from marketflow.counters import AlertCounters
 from marketflow.errors import Unavailable
 from marketflow.logs import Outage, RateLimit
-from marketflow.model import FINE_STATES, Candles, FeedState, Mode, Series, Tick, merge_all
+from marketflow.model import Candles, FeedState, Mode, Series, Tick, merge_all
 from marketflow.pipeline.assembly import Parts
 from marketflow.pipeline.operators import (
     Operator,
@@ -61,6 +64,7 @@ class AlertFlow:
         stale_after_seconds: how long a feed may be without a connection before it is stale.
         clock: wall-clock time.
         leads: returns whether this process evaluates alerts, which one does for all.
+        shared: evaluates what all processes write; None where this one ingests everything.
     """
 
     def __init__(
@@ -71,8 +75,10 @@ class AlertFlow:
         stale_after_seconds: float,
         clock: Clock,
         leads: Callable[[], bool] = lambda: True,
+        shared: SharedAlerts | None = None,
     ) -> None:
         self._leads = leads
+        self._shared = shared
         self._alerts = alerts
         self._deliveries = deliveries
         self._feed_states = feed_states
@@ -119,24 +125,13 @@ class AlertFlow:
             recovered: what an earlier run left.
         """
         alerts, evaluator = self._alerts, self._alerts.evaluator
-        if recovered is not None:
-            evaluator.seed(_newest_of(recovered))
-        evaluate = isolated(alerts.evaluate, parts.log.step_failed)
-        evaluated: Operator[Any, Any] = compose(ops.observe_on(parts.pool), ops.map(evaluate))
-
-        def merged(older: Candles, newer: Candles) -> Candles:
-            return merge_all([older, newer])
-
-        raised: Observable[Any] = new_ticks.pipe(
-            ops.filter(lambda candles: evaluator.watches_candles and bool(candles) and self._leads()),
-            conflate_through(evaluated, merged, parts.branch("alerts")),
-        )
         changed: Observable[Any] = self._changed.pipe(ops.take_until(parts.ended), ops.start_with(None))
-        stale = self._while(changed, parts, lambda: evaluator.watches_feeds, STATES_SECONDS).pipe(
-            ops.map(isolated(self._look_at_feeds, parts.log.step_failed))
-        )
+        if self._shared is not None:
+            found = self._found_in_all(parts, changed, self._shared)
+        else:
+            found = self._found_here(parts, changed, new_ticks, recovered)
         usable = archived.pipe(ops.take(1), ops.do_action(lambda _: alerts.store_is_usable()))
-        persisted: Observable[Any] = rx.merge(raised, stale, changed, usable).pipe(
+        persisted: Observable[Any] = rx.merge(found, changed, usable).pipe(
             ops.filter(lambda _: alerts.has_work and self._leads()),
             conflate_map(lambda _: self._persisted(parts), keep_newer, parts.branch("alert events")),
         )
@@ -156,6 +151,45 @@ class AlertFlow:
         return persisted.pipe(
             ops.publish(lambda stored: rx.merge(stored, delivered(stored))),
             ops.catch(lambda error, _: self._broken(parts, error)),
+        )
+
+    def _found_here(
+        self,
+        parts: Parts,
+        changed: Observable[Any],
+        new_ticks: Observable[Candles],
+        recovered: RecoveredCandles | None,
+    ) -> Observable[Any]:
+        """Evaluate the ticks and feeds of this process; emit afterwards."""
+        alerts, evaluator = self._alerts, self._alerts.evaluator
+        if recovered is not None:
+            evaluator.seed(_newest_of(recovered))
+        evaluate = isolated(alerts.evaluate, parts.log.step_failed)
+        evaluated: Operator[Any, Any] = compose(ops.observe_on(parts.pool), ops.map(evaluate))
+
+        def merged(older: Candles, newer: Candles) -> Candles:
+            return merge_all([older, newer])
+
+        raised: Observable[Any] = new_ticks.pipe(
+            ops.filter(lambda candles: evaluator.watches_candles and bool(candles)),
+            conflate_through(evaluated, merged, parts.branch("alerts")),
+        )
+        stale = self._while(changed, parts, lambda: evaluator.watches_feeds, STATES_SECONDS).pipe(
+            ops.map(isolated(self._look_at_feeds, parts.log.step_failed))
+        )
+        return rx.merge(raised, stale)
+
+    def _found_in_all(self, parts: Parts, changed: Observable[Any], shared: SharedAlerts) -> Observable[Any]:
+        """Evaluate what all processes write; emit afterwards."""
+        step = isolated(lambda _: shared.step(), parts.log.step_failed)
+        steps = self._while(changed, parts, lambda: self._alerts.evaluator.has_rules, STEP_SECONDS)
+        return steps.pipe(
+            ops.filter(lambda _: self._leads()),
+            conflate_map(
+                lambda _: rx.from_callable(lambda: step(None), scheduler=parts.pool),
+                keep_newer,
+                parts.branch("alerts"),
+            ),
         )
 
     def _while(
@@ -224,33 +258,6 @@ class AlertFlow:
     def _broken(self, parts: Parts, error: Exception) -> Observable[Any]:
         parts.log.step_failed(error)
         return rx.empty()
-
-
-class StaleFeeds:
-    """Which feeds become stale: after silence, or after so long without a connection. For one thread at a time.
-
-    Args:
-        after_ms: how long a feed may be without a connection.
-    """
-
-    def __init__(self, after_ms: int) -> None:
-        self._after_ms = after_ms
-        self._since: dict[tuple[Mode, str], int] = {}
-        self._stale: set[tuple[Mode, str]] = set()
-
-    def take(self, mode: Mode, states: Mapping[str, FeedState], now_ms: int) -> list[str]:
-        """Return the exchanges whose feed has become stale, by the states at a time (Unix ms)."""
-        stale, since = set(), {}
-        for exchange, state in states.items():
-            feed = mode, exchange
-            if state in FINE_STATES:
-                continue
-            since[feed] = self._since.get(feed, now_ms)
-            if state is FeedState.STALE or feed in self._stale or now_ms - since[feed] >= self._after_ms:
-                stale.add(feed)
-        new = [exchange for feed_mode, exchange in sorted(stale - self._stale)]
-        self._since, self._stale = since, stale
-        return new
 
 
 def _newest_of(recovered: RecoveredCandles) -> dict[Series, Tick]:

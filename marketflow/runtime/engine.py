@@ -18,6 +18,9 @@ from marketflow.alerts.deliveries import Deliveries
 from marketflow.alerts.webhook_sender import WebhookSender
 from marketflow.clock import Clock, milliseconds
 from marketflow.cluster.messages import IngestState, RuleChange, RuleChanged, ShardState
+from marketflow.cluster.owner_states import OwnerStates
+from marketflow.cluster.shared_alerts import SharedAlerts
+from marketflow.cluster.shared_slices import SharedSlices
 from marketflow.counters import ExchangeCounters, IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.feeds.cpu.pacing import Pacing
@@ -165,6 +168,7 @@ class Engine:
         self.holes = PostgresHoles(postgres)
         self._fetched = FetchedMinutes(postgres, ddl, lambda: self.archive.available)
         self._alert_store = PostgresAlerts(postgres)
+        self._shared_alerts: SharedAlerts | None = None
         self.alerts = AlertService(
             self._alert_store,
             settings.alerts,
@@ -175,8 +179,26 @@ class Engine:
         self._sender = WebhookSender(clock)
         deliveries = Deliveries(self._alert_store, self.alerts.evaluator.rules, self._sender.post, clock)
         stale_after_seconds = settings.flow.stale_after_seconds
+        self._owner_states = OwnerStates(redis, self.feed_states)
+        if not is_alone:
+            self._shared_alerts = SharedAlerts(
+                self.alerts,
+                SharedSlices(self.cache, self.window_state, self._owner_states),
+                self._owner_states,
+                self._alert_store.holes_found,
+                lambda: self.modes.current,
+                settings.series,
+                round(1000 * stale_after_seconds),
+                clock,
+            )
         self._alert_flow = AlertFlow(
-            self.alerts, deliveries, self.feed_states, stale_after_seconds, clock, lambda: self.ownership.leads
+            self.alerts,
+            deliveries,
+            self.feed_states,
+            stale_after_seconds,
+            clock,
+            lambda: self.ownership.leads,
+            self._shared_alerts,
         )
         self._records = VenueBackfill(
             self.feeds[Mode.LIVE],
@@ -189,7 +211,7 @@ class Engine:
             lambda: self.modes.current is Mode.LIVE,
             settings.flow.minute_ms,
             settings.flow.closed_after_ms,
-            self.alerts.hole_changed,
+            self.alerts.hole_changed if is_alone else lambda hole: None,
         )
         self.pipeline = Pipeline(
             modes=self.modes.changes,
@@ -314,6 +336,8 @@ class Engine:
                 return RuleChanged(change.id)
             if change.rule is None:
                 return RuleChanged(change.id, "unavailable")
+            if self._shared_alerts is not None:
+                self._shared_alerts.follow([change.rule])
             if change.operation == "replace":
                 return RuleChanged(self.alerts.replace(change.id, change.rule).id)
             return RuleChanged(self.alerts.create(change.rule).id)
@@ -324,6 +348,8 @@ class Engine:
             return RuleChanged(change.id, "unavailable")
 
     def _newest_of_symbol(self, mode: Mode, symbol: str) -> dict[str, Tick]:
+        if self._shared_alerts is not None:
+            return self._shared_alerts.newest(mode, symbol)
         newest = self.window_state.newest_of(Series(mode, feed.exchange, symbol) for feed in self.feeds[mode])
         return {series.exchange: tick for series, tick in newest.items()}
 
@@ -346,6 +372,9 @@ class Engine:
         Feeds that both name go on. What was received of others until now is written like all else.
         """
         with self._reconfiguring:
+            if self._shared_alerts is not None:
+                self._shared_alerts.take_series(settings.series)
+                self._shared_alerts.follow(settings.alerts)
             if settings.alerts != self._settings.alerts:
                 self.alerts.configure(settings.alerts)
             if not self.ownership.everything:
@@ -377,8 +406,10 @@ class Engine:
             led = self.ownership.leads
             self.ownership.take(after)
             self._replace_feeds(self._settings)
-            if leads and not led:
-                self.alerts.read_again()
+            if leads and not led and self._shared_alerts is not None:
+                self._shared_alerts.begin()
+            elif led and not leads:
+                self.alerts.on_change()
 
     def ready(self) -> frozenset[str]:
         """Return the shards of the standby that could be owned at once: those that are warm, and those that never are.
@@ -580,6 +611,7 @@ class Engine:
         self._days.close()
         self.holes.close()
         self._alert_store.close()
+        self._owner_states.close()
         self._fetched.close()
         self.archive.close()
         self.cache.close()

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from marketflow.alerts.alert_model import RaisedAlert, RuleState, StoredRule
+from marketflow.alerts.watched_rule import WatchedRule
 from marketflow.model import Mode, Slot, Tick, candle_of
 from marketflow.resources import resource
 from marketflow.stores.postgres.alert_store import PostgresAlerts
@@ -37,6 +38,11 @@ def rows(place: dict[str, Any], query: str) -> list[tuple[Any, ...]]:
         return connection.execute(query).fetchall()
 
 
+def read(store: PostgresAlerts) -> list[StoredRule]:
+    """Return the rules without when they were made."""
+    return [each._replace(made_at=0) for each in store.rules()]
+
+
 def raised(rule: StoredRule, at: int = START) -> RaisedAlert:
     """Return the event of a price rule of level 100 at a time."""
     rules = evaluator_of(rule._replace(state=RuleState()))
@@ -53,10 +59,24 @@ def test_rules_are_read_as_they_were_stored(store: PostgresAlerts) -> None:
     ]
     for rule in rules:
         store.put(rule)
-    assert store.rules() == rules
+    assert read(store) == rules
     store.put(stored("b", level=3))
     store.delete("a")
     assert [each.rule for each in store.rules()] == [rule_of(level=3), rule_of(kind="stale")]
+
+
+def test_rule_is_as_old_as_its_last_change(store: PostgresAlerts, place: dict[str, Any]) -> None:
+    """What happened before it was made is no event of it, whichever process reads it first."""
+    store.configure([stored("a", level=1)])
+    rows(place, "update alert_rules set created_at = created_at - interval '1 hour' returning 1")
+    (old,) = store.rules()
+    store.configure([stored("a", level=1)])
+    assert store.rules() == [old]
+    store.put(stored("a", level=2))
+    (changed,) = store.rules()
+    assert changed.made_at > old.made_at + 3_000_000
+    assert not WatchedRule(changed).admits(changed.made_at - 1)
+    assert WatchedRule(changed).admits(changed.made_at)
 
 
 def test_configured_rules_replace_those_before(store: PostgresAlerts) -> None:
@@ -66,9 +86,9 @@ def test_configured_rules_replace_those_before(store: PostgresAlerts) -> None:
     store.configure([first, second])
     store.store([raised(first)])
     store.configure([first])
-    assert store.rules() == [mine, first._replace(state=RuleState(START, False))]
+    assert read(store) == [mine, first._replace(state=RuleState(START, False))]
     store.configure([])
-    assert store.rules() == [mine]
+    assert read(store) == [mine]
 
 
 def test_event_is_stored_once(store: PostgresAlerts, place: dict[str, Any]) -> None:
@@ -98,9 +118,9 @@ def test_rule_with_once_has_one_stored_event(store: PostgresAlerts) -> None:
     first, second = raised(rule), raised(rule, START + 10_000)
     assert store.store([first])[0] == [first]
     assert store.store([second])[0] == []
-    assert store.rules() == [rule._replace(state=RuleState(START, True))]
+    assert read(store) == [rule._replace(state=RuleState(START, True))]
     store.put(rule)  # anew
-    assert store.rules() == [rule]
+    assert read(store) == [rule]
     assert store.store([second])[0] == [second]
 
 

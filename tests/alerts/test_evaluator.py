@@ -9,7 +9,7 @@ import pytest
 from marketflow.alerts.alert_model import AlertEvent, RaisedAlert, RuleState
 from marketflow.alerts.evaluator import Evaluator
 from marketflow.alerts.watched_rule import WatchedRule
-from marketflow.model import NANOSECONDS_PER_MS, Mode, Tick
+from marketflow.model import NANOSECONDS_PER_MS, Hole, Mode, Tick
 from tests.alerts.rules import BTC, START, candles_of, evaluator_of, stored
 
 OTHER = BTC._replace(exchange="exchange2")
@@ -188,9 +188,21 @@ def test_hole_is_an_event_of_its_rules() -> None:
         stored("btc", kind="hole", symbol="BTCUSDT", exchange="exchange1"),
         stored("eth", kind="hole", symbol="ETHUSDT"),
     )
-    found = rules.holes_open(BTC, START, "after id 7")
+    found = rules.hole_found(Hole(BTC, 7, 9, START, START + 50, START + 100, START + 100))
     assert [each.event.rule for each in found] == ["any", "btc"]
-    assert found[0].event.text == "trades of BTCUSDT on exchange1 are missing: after id 7"
+    assert found[0].event.text == "trades of BTCUSDT on exchange1 are missing: those after id 7 and before 9"
+    assert found[0].event.timestamp == "2025-11-21T01:54:00.000Z"
+
+
+def test_holes_are_events_in_the_order_in_which_they_are_found() -> None:
+    """That of another exchange may begin earlier, and two of one be found at once."""
+    rules = evaluator_of(stored("any", kind="hole"))
+    other = BTC._replace(exchange="exchange2")
+    holes = [
+        Hole(series, after_id, after_id + 5, START + begin, START + 50, START + 100, START + 100)
+        for series, after_id, begin in ((BTC, 7, 10), (BTC, 20, 30), (other, 7, 0))
+    ]
+    assert len({raised.event.id for hole in holes for raised in rules.hole_found(hole)}) == 3
 
 
 def test_modes_are_evaluated_apart() -> None:

@@ -14,6 +14,7 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from marketflow.alerts.slice_follower import LATEST
 from marketflow.errors import Unavailable
 from marketflow.model import (
     MINUTE_MS,
@@ -408,6 +409,18 @@ def test_slices_between_two_times_are_those_of_any_process(
         assert other.slices_between(MINUTE + 100, MINUTE + 300) == inner
         monkeypatch.setattr("marketflow.stores.redis.recovery.SLICES_HELD", 1)
         assert other.slices_between(MINUTE + 100, MINUTE + 300) == {}
+
+
+def test_slices_of_each_series_are_read_from_its_own_time(cache: RedisWriter, redis_db: RedisServer) -> None:
+    written = one(BTC, MINUTE) | one(BTC, MINUTE + 100) | one(ETH, MINUTE) | one(ETH, MINUTE + 300)
+    cache.put_slices(written)
+    with cache_at(keywords(redis_db), recovered=False) as other:
+        found = other.slices_since({BTC: MINUTE + 100, ETH: MINUTE, BTC._replace(symbol="SOLUSDT"): 0}, MINUTE + 300)
+        assert {*found} == {Slot(BTC, MINUTE + 100), Slot(ETH, MINUTE)}
+        assert found.items() <= written.items()
+        assert {*other.last_before([BTC, ETH], MINUTE + 300)} == {Slot(BTC, MINUTE + 100), Slot(ETH, MINUTE)}
+        assert {*other.last_before([BTC, ETH], LATEST)} == {Slot(BTC, MINUTE + 100), Slot(ETH, MINUTE + 300)}
+        assert other.last_before([BTC, ETH], MINUTE) == {}
 
 
 def test_too_many_slices_are_recovered_as_minutes(

@@ -22,10 +22,11 @@ from marketflow.alerts.alert_model import (
 )
 from marketflow.alerts.watched_rule import SKEW_MS
 from marketflow.logs import RateLimit
-from marketflow.model import Mode
+from marketflow.model import Hole, Mode
 from marketflow.stores.ports import ListedRule
 from marketflow.stores.postgres.candle_sql import VALID, time_of
 from marketflow.stores.postgres.connections.reconnecting_connection import ReconnectingConnection
+from marketflow.stores.postgres.holes import FOUND_SINCE, hole_of_row
 from marketflow.stores.postgres.rows import to_datetime, to_unix_ms
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ EXPIRED_AT_ONCE = 10_000
 _LOCK = 7_364_017_242  # any number, the same in every instance
 
 _RULES = """
-select id, origin, rules.rule, webhook, secret, last_event_at, done
+select id, origin, rules.rule, webhook, secret, last_event_at, done, created_at
 from alert_rules as rules left join alert_webhooks on alert_webhooks.rule = id
 left join alert_states on alert_states.rule = id order by number
 """
@@ -47,7 +48,9 @@ left join alert_states on alert_states.rule = id order by number
 _PUT_RULE = """
 insert into alert_rules (id, origin, rule, receiver)
 select * from unnest(%s::text[], %s::text[], %s::text[], %s::text[])
-on conflict (id) do update set rule = excluded.rule, receiver = excluded.receiver
+on conflict (id) do update set
+    rule = excluded.rule, receiver = excluded.receiver,
+    created_at = case when excluded.rule = alert_rules.rule then alert_rules.created_at else now() end
 """
 
 _PUT_WEBHOOK = """
@@ -173,7 +176,7 @@ class PostgresAlerts:
         with self._transaction() as connection:
             rows = connection.execute(_RULES).fetchall()
         found = []
-        for id, origin, text, webhook, secret, at, done in rows:
+        for id, origin, text, webhook, secret, at, done, made_at in rows:
             try:
                 rule = msgspec.json.decode(text, type=AlertRule)
             except msgspec.MsgspecError:
@@ -181,7 +184,8 @@ class PostgresAlerts:
                 continue
             if webhook is not None:
                 rule = msgspec.structs.replace(rule, webhook=Webhook(webhook, secret))
-            found.append(StoredRule(id, origin, rule, RuleState(at and to_unix_ms(at), bool(done))))
+            state = RuleState(at and to_unix_ms(at), bool(done))
+            found.append(StoredRule(id, origin, rule, state, to_unix_ms(made_at)))
         return found
 
     def configure(self, rules: Sequence[StoredRule]) -> None:
@@ -251,6 +255,16 @@ class PostgresAlerts:
         with self._transaction() as connection:
             rows = connection.execute(_CLOSES, given).fetchall()
         return [(exchange, to_unix_ms(at), price) for exchange, at, price in rows]
+
+    def holes_found(self, since_ms: int) -> list[Hole]:
+        """Return the holes that were found at a time or later (Unix ms), in this order, whatever became of them.
+
+        Raises:
+            Unavailable: PostgreSQL is down.
+        """
+        with self._transaction() as connection:
+            rows = connection.execute(FOUND_SINCE, {"since": to_datetime(since_ms)}, binary=True).fetchall()
+        return [hole_of_row(row) for row in rows]
 
     def expire(self, before_ms: int) -> None:
         """Delete some of the events that were stored before a time (Unix ms).

@@ -49,6 +49,15 @@ where mode in ('test', 'live') and from_time >= now() - interval '24 hours' and 
 group by mode, exchange, pair_name, state
 """
 
+# Each part by an index. One that is found later than a day after its trades, and closed at once, is in neither.
+FOUND_SINCE = f"""
+select {_COLUMNS} from holes where state = 'open' and found_at >= %(since)s
+union
+select {_COLUMNS} from holes
+where mode in ('test', 'live') and from_time >= now() - interval '24 hours' and found_at >= %(since)s
+order by found_at, exchange, pair_name, after_id
+"""  # noqa: S608 - put together from constants
+
 _FILTERS = {
     "exchange": "exchange = %(exchange)s",
     "symbol": "pair_name = %(symbol)s",

@@ -40,6 +40,9 @@ STATE_KEY = "marketflow:{control}:state"
 MODE_KEY = "marketflow:{control}:mode"
 """The mode that runs, or ran last."""
 
+ALERTS_KEY = "marketflow:{control}:alerts"
+"""JSON: until when alerts were evaluated, and which feeds were stale, for the process that leads next."""
+
 COMMANDS_KEY = "marketflow:{control}:commands"
 """List of the ids of commands to the ingest process."""
 

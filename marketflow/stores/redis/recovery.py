@@ -1,8 +1,8 @@
 """What earlier runs left in Redis, as the pipeline reads it back."""
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import cast
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import msgspec
 from loguru import logger
@@ -111,6 +111,43 @@ class RecoveryReader:
                 return {}
             return self._slots(series, self._bucket.window_key, since, until)
 
+    def slices_since(self, starts: Mapping[Series, int], until: int) -> Candles:
+        """The slices of each series that begin at its time or later, and before `until` (Unix ms), of all processes.
+
+        Raises:
+            Unavailable: Redis cannot be reached.
+        """
+        since = {self._bucket.window_key(each): start for each, start in starts.items()}
+        with self._calls.calling():
+            return _slots(
+                self._calls.each(
+                    [*starts],
+                    self._bucket.window_key,
+                    lambda pipe, key: pipe.zrangebyscore(key, since[key], until - 1, withscores=True),
+                )
+            )
+
+    def last_before(self, series: Sequence[Series], before: int) -> Candles:
+        """The newest slice of each series, of all processes, of those that begin before a time (Unix ms).
+
+        Raises:
+            Unavailable: Redis cannot be reached.
+        """
+        key_of = self._bucket.window_key
+        with self._calls.calling():
+            counts = self._calls.each(
+                series, key_of, lambda pipe, key: pipe.zcount(key, "-inf", before - 1), SHORT_ANSWERS
+            )
+            count = {key_of(each): number for each, number in counts if number}
+            # What is trimmed meanwhile moves it by less than what comes in addition.
+            return _slots(
+                self._calls.each(
+                    [each for each in series if key_of(each) in count],
+                    key_of,
+                    lambda pipe, key: pipe.zrange(key, count[key] - 1, count[key] - 1, withscores=True),
+                )
+            )
+
     def unarchived(self, shards: Collection[str], shard_of: Callable[[Series], str]) -> Candles:
         """The closed minutes of shards since the one before which the archive is known to be complete.
 
@@ -136,14 +173,15 @@ class RecoveryReader:
         return oldest if mark > now_ms else max(mark, oldest)
 
     def _slots(self, series: Sequence[Series], key_of: keys.KeyOf, since: int, until: int | str) -> Candles:
-        found = self._calls.each(
-            series, key_of, lambda pipe, key: pipe.zrangebyscore(key, since, until, withscores=True)
+        return _slots(
+            self._calls.each(series, key_of, lambda pipe, key: pipe.zrangebyscore(key, since, until, withscores=True))
         )
-        return {
-            Slot(each, start): candle
-            for each, entries in found
-            for start, candle in codec.decode_slots(entries).items()
-        }
+
+
+def _slots(found: "Iterable[tuple[Series, Any]]") -> Candles:
+    return {
+        Slot(each, start): candle for each, entries in found for start, candle in codec.decode_slots(entries).items()
+    }
 
 
 def _slices(windows: "Iterable[tuple[Series, list[bytes]]]") -> RecoveredCandles:

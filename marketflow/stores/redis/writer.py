@@ -322,6 +322,14 @@ class RedisWriter:
         """See RecoveryReader."""
         return self._recovery.slices_between(since, until, wanted)
 
+    def slices_since(self, starts: Mapping[Series, int], until: int) -> Candles:
+        """See RecoveryReader."""
+        return self._recovery.slices_since(starts, until)
+
+    def last_before(self, series: Sequence[Series], before: int) -> Candles:
+        """See RecoveryReader."""
+        return self._recovery.last_before(series, before)
+
     def unarchived(
         self, shards: Collection[str] = (LEAD,), shard_of: Callable[[Series], str] = lambda _: LEAD
     ) -> Candles:

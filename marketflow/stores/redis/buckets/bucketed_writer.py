@@ -25,6 +25,7 @@ from marketflow.stores.redis.writer import RedisWriter
 
 _T = TypeVar("_T")
 _K = TypeVar("_K", Series, Slot)
+_Given = TypeVar("_Given", dict[Series, int], list[Series])
 _Work = tuple[RedisWriter, Callable[[], _T]]
 
 
@@ -198,6 +199,35 @@ class BucketedWriter:
     def slices_between(self, since: int, until: int, wanted: Wanted = every_series) -> Candles:
         """See RecoveryReader."""
         return _union(self._each([(part, partial(part.slices_between, since, until, wanted)) for part in self._parts]))
+
+    def slices_since(self, starts: Mapping[Series, int], until: int) -> tuple[Candles, set[Series]]:
+        """See RecoveryReader; without those of buckets that cannot be read, whose series are the second item."""
+        divided: defaultdict[RedisWriter, dict[Series, int]] = defaultdict(dict)
+        for series, start in starts.items():
+            divided[self._part(series)][series] = start
+        return self._readable(divided, lambda part, of_part: part.slices_since(of_part, until))
+
+    def last_before(self, series: Iterable[Series], before: int) -> tuple[Candles, set[Series]]:
+        """See RecoveryReader; otherwise as `slices_since`."""
+        divided: defaultdict[RedisWriter, list[Series]] = defaultdict(list)
+        for each in series:
+            divided[self._part(each)].append(each)
+        return self._readable(divided, lambda part, of_part: part.last_before(of_part, before))
+
+    def _readable(
+        self, divided: Mapping[RedisWriter, _Given], read: Callable[[RedisWriter, _Given], Candles]
+    ) -> tuple[Candles, set[Series]]:
+        unread: set[Series] = set()
+
+        def read_or_note(part: RedisWriter, of_part: _Given) -> Candles:
+            try:
+                return read(part, of_part)
+            except Unavailable:
+                unread.update(of_part)
+                return {}
+
+        work = [(part, partial(read_or_note, part, of_part)) for part, of_part in divided.items()]
+        return _union(self._each(work)), unread
 
     def unarchived(self, shards: Collection[str], shard_of: Callable[[Series], str]) -> Candles:
         """See RecoveryReader."""

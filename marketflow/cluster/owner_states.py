@@ -1,0 +1,90 @@
+"""What the ingest process that leads knows of the others, by the table of shards and their published states."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+from marketflow.cluster.merging import merged_state, owners_of
+from marketflow.cluster.messages import AlertMark, IngestState, Published, decode, encode
+from marketflow.cluster.shard_table import KEPT_SECONDS, Table, connect, decode_table, redis_errors
+from marketflow.errors import Unavailable
+from marketflow.model import FeedState, Mode
+from marketflow.settings.shards import LEAD
+from marketflow.stores.redis import keys
+
+
+class OwnerStates:
+    """Reads the states of the owners, and keeps the mark of the alerts; one call at a time.
+
+    Args:
+        keywords: of a Redis client.
+        own: returns mode and states of the feeds of this process, which count while Redis cannot be used.
+    """
+
+    def __init__(self, keywords: Mapping[str, Any], own: Callable[[], tuple[Mode, Mapping[str, FeedState]]]) -> None:
+        self._client = connect(keywords)
+        self._own = own
+        self._states: dict[str, FeedState] = {}
+        self._numbers: dict[str, int] = {}
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def feed_states(self, mode: Mode, exchanges: Iterable[str]) -> dict[str, FeedState]:
+        """Return the states of the feeds of exchanges, as their owners report them; without an owner it connects."""
+        try:
+            table, known = self._read()
+        except Unavailable:
+            return self._states | dict(self._own()[1])
+        of_mode = {
+            exchange: [each.state for each in of if each.state.mode is mode]
+            for exchange, of in owners_of(table, known).items()
+        }
+        states: list[IngestState] = [each.state for each in known.values()]
+        found = merged_state(mode, states, of_mode).exchanges if states else {}
+        self._states = {exchange: found.get(exchange, FeedState.CONNECTING) for exchange in exchanges}
+        return self._states
+
+    def have_written(self) -> bool:
+        """Whether each owner has reported twice that Redis has all it wrote, since `ask_again` was called.
+
+        Raises:
+            Unavailable: Redis cannot be reached.
+        """
+        table, known = self._read()
+        owners = {row.owner for shard, row in table.rows.items() if shard != LEAD}
+        reports = [known.get(owner or "") for owner in owners]
+        found = {each.run: each.number for each in reports if each is not None and each.state.cache_complete}
+        numbers = self._numbers
+        self._numbers = found | numbers
+        return len(found) == len(owners) and all(run in numbers and of > numbers[run] for run, of in found.items())
+
+    def ask_again(self) -> None:
+        """Forget what `have_written` knows."""
+        self._numbers = {}
+
+    def mark(self) -> AlertMark | None:
+        """Return the mark of the process that led before; None if there is none.
+
+        Raises:
+            Unavailable: Redis cannot be reached.
+        """
+        with redis_errors():
+            return decode(cast("bytes | None", self._client.get(keys.ALERTS_KEY)), AlertMark)
+
+    def put_mark(self, mark: AlertMark) -> None:
+        """Store the mark.
+
+        Raises:
+            Unavailable: Redis cannot be reached.
+        """
+        with redis_errors():
+            self._client.set(keys.ALERTS_KEY, encode(mark), px=round(KEPT_SECONDS * 1000))
+
+    def _read(self) -> tuple[Table, dict[str, Published]]:
+        with redis_errors():
+            table = decode_table(cast("dict[bytes, bytes]", self._client.hgetall(keys.SHARDS_KEY)))
+            runs = [*table.members]
+            states = self._client.mget([keys.state_key(run) for run in runs]) if runs else []
+        found = [decode(state, Published) for state in cast("list[bytes | None]", states)]
+        return table, {each.run: each for each in found if each is not None}

@@ -1,0 +1,235 @@
+"""Alerts of several ingest processes: the one that leads evaluates what all of them write.
+
+Slices come from Redis some tenths of a second after their end, when all owners have written them, and are evaluated in
+the order of their time: so the next process that leads finds the same events, with the same ids, in the same slices.
+It begins where the one before has ended for certain; what was stored since then is not stored again.
+"""
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Protocol
+
+from marketflow.alerts.alert_model import AlertRule
+from marketflow.alerts.alert_service import AlertService
+from marketflow.alerts.slice_follower import LATEST, SliceFollower, SliceReader
+from marketflow.alerts.stale_feeds import StaleFeeds
+from marketflow.clock import Clock, milliseconds
+from marketflow.cluster.messages import AlertMark
+from marketflow.errors import Unavailable
+from marketflow.model import SLICE_MS, FeedState, Hole, Mode, Series, Tick, slice_start
+
+STEP_SECONDS = 0.2
+"""Interval of the steps."""
+
+REST = 3
+"""Pause after a step, in its own length: ten thousand series take half a second to read."""
+
+SETTLED_MS = 300
+"""Age of the end of a slice from which on it is evaluated: its owner has written it by then."""
+
+LATE_MS = 10_000
+"""How much later than others a slice may come, as one that a dead owner has left to its standby."""
+
+REPLAYED_MS = 300_000
+"""How far back what another process has not evaluated is: slices are kept for little longer."""
+
+CHUNK_MS = 10_000
+"""Length of what one step evaluates of older slices."""
+
+FEEDS_MS = 500
+"""Interval at which the states of feeds are looked at."""
+
+HOLES_MS = 1_000
+"""Interval at which holes are read."""
+
+MARK_MS = 1_000
+"""Interval at which the mark is written."""
+
+JUST_STALE_MS = 30_000
+"""Of a feed that has become stale no longer ago than that, the event may not have been stored."""
+
+WRITTEN_LATE_MS = 300_000
+"""How long after it was found a hole is looked for: it is on record once PostgreSQL can be used."""
+
+MOST_HOLES = 10_000
+"""Holes that are known to have been looked at."""
+
+
+class Owners(Protocol):
+    """What is known of the owners, and where the mark is kept; see OwnerStates."""
+
+    def feed_states(self, mode: Mode, exchanges: Iterable[str]) -> Mapping[str, FeedState]:
+        """The states of the feeds of exchanges."""
+        ...
+
+    def mark(self) -> AlertMark | None:
+        """The mark of the process that led before."""
+        ...
+
+    def put_mark(self, mark: AlertMark) -> None:
+        """Store the mark."""
+        ...
+
+
+class SharedAlerts:
+    """Evaluates the rules of all exchanges, step by step, in the process that leads.
+
+    Args:
+        alerts: evaluates rules and stores events.
+        slices: those of all processes.
+        owners: of the shards.
+        holes_found: returns the holes that were found at a time or later (Unix ms); raises Unavailable.
+        mode: returns the current mode.
+        series: all configured ones.
+        stale_after_ms: how long a feed may be without a connection before it is stale.
+        clock: wall-clock time.
+        monotonic: seconds, for pauses.
+    """
+
+    def __init__(
+        self,
+        alerts: AlertService,
+        slices: SliceReader,
+        owners: Owners,
+        holes_found: Callable[[int], list[Hole]],
+        mode: Callable[[], Mode],
+        series: Iterable[Series],
+        stale_after_ms: int,
+        clock: Clock,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._alerts, self._owners, self._holes_found = alerts, owners, holes_found
+        self._mode, self._clock, self._monotonic = mode, clock, monotonic
+        self._lock = threading.Lock()
+        self._follower = SliceFollower(slices)
+        self._stale = StaleFeeds(stale_after_ms)
+        self._stale_since: dict[str, int] = {}
+        self._known_holes: dict[tuple[Series, int], None] = {}
+        self._begun = False
+        self._evaluated_until = self._stored_until = self._holes_since = 0
+        self._next_step = 0.0
+        self._looked_at: dict[str, int] = {}
+        self._watched_as_of: tuple[Mode, int, object] | None = None
+        self._watched: set[Series] = set()
+        self.take_series(series)
+
+    def take_series(self, series: Iterable[Series]) -> None:
+        """Replace the configured series."""
+        of_symbol: defaultdict[tuple[Mode, str], list[Series]] = defaultdict(list)
+        for each in series:
+            of_symbol[each.mode, each.symbol].append(each)
+        self._of_symbol = dict(of_symbol)
+
+    def begin(self) -> None:
+        """Begin where the process that led before has ended: this one leads from now on."""
+        with self._lock:
+            self._begun = False
+            self._follower.begin(LATEST)
+            self._alerts.begin_again()
+
+    def newest(self, mode: Mode, symbol: str) -> dict[str, Tick]:
+        """Return the newest tick of a symbol by exchange, as far as it was evaluated."""
+        return {each.exchange: tick for each, tick in self._follower.newest(self._series_of(mode, symbol)).items()}
+
+    def follow(self, rules: Iterable[AlertRule]) -> None:
+        """Begin with the prices of now of the symbols of new rules, before these are evaluated."""
+        if self._begun:
+            symbols = {symbol for rule in rules if (symbol := getattr(rule, "symbol", None)) is not None}
+            self._follower.follow(each for symbol in symbols for each in self._series_of(self._mode(), symbol))
+
+    def step(self) -> None:
+        """Evaluate what is new; to be called again and again."""
+        with self._lock:
+            began = self._monotonic()
+            if not self._alerts.is_ready or began < self._next_step:
+                return
+            now_ms, evaluator = milliseconds(self._clock()), self._alerts.evaluator
+            if not self._begun:
+                self._begin_at(now_ms)
+            if not self._alerts.pending and self._is_due("mark", MARK_MS, now_ms):
+                self._stored_until = max(self._stored_until, self._evaluated_until - LATE_MS)
+                self._put_mark()
+            self._evaluate(now_ms)
+            if evaluator.watches_feeds and self._is_due("feeds", FEEDS_MS, now_ms):
+                self._look_at_feeds(now_ms)
+            if evaluator.watches_holes and self._is_due("holes", HOLES_MS, now_ms):
+                self._look_at_holes(now_ms)
+            self._next_step = (ended := self._monotonic()) + REST * (ended - began)
+
+    def _begin_at(self, now_ms: int) -> None:
+        mode, begin = self._mode(), LATEST
+        try:
+            mark = self._owners.mark()
+        except Unavailable:
+            mark = None
+        if mark is None or mark.mode is not mode:
+            mark = AlertMark(now_ms, mode)
+        else:
+            # Changes within short periods are compared with what was before, of which no event is one.
+            begin = max(mark.until, now_ms - REPLAYED_MS) - self._alerts.evaluator.longest_period_ms(REPLAYED_MS)
+        self._alerts.evaluator.admit_from(mark.until)
+        self._follower.begin(begin)
+        self._evaluated_until = min(begin, now_ms)
+        self._stored_until = self._holes_since = mark.until
+        self._known_holes.clear()
+        self._stale_since = dict(mark.stale)
+        self._stale.begin(mode, mark.stale)
+        for exchange, at in mark.stale.items():
+            if at >= now_ms - JUST_STALE_MS:
+                self._alerts.feeds_stale(mode, [exchange], at)
+        self._begun = True
+
+    def _put_mark(self) -> None:
+        with suppress(Unavailable):  # the next process begins earlier, and stores nothing twice
+            self._owners.put_mark(AlertMark(self._stored_until, self._mode(), self._stale_since))
+
+    def _evaluate(self, now_ms: int) -> None:
+        settled, until = slice_start(now_ms - SETTLED_MS), None
+        while until != settled:
+            until = min(settled, self._evaluated_until + CHUNK_MS)
+            for start, candles in self._follower.news(self._watched_series(), until):
+                self._alerts.evaluate_slice(candles, start + SLICE_MS)
+            self._evaluated_until = until
+
+    def _watched_series(self) -> set[Series]:
+        """Return the series of the current mode that rules are about."""
+        evaluator = self._alerts.evaluator
+        as_of = self._mode(), evaluator.times_indexed, self._of_symbol
+        if as_of != self._watched_as_of:
+            self._watched_as_of, self._watched = as_of, evaluator.watched(self._series_of, as_of[0])
+        return self._watched
+
+    def _series_of(self, mode: Mode, symbol: str) -> list[Series]:
+        return self._of_symbol.get((mode, symbol), [])
+
+    def _look_at_feeds(self, now_ms: int) -> None:
+        mode = self._mode()
+        exchanges = {each.exchange for of in self._of_symbol.values() for each in of if each.mode is mode}
+        new = self._stale.take(mode, self._owners.feed_states(mode, exchanges), now_ms)
+        self._stale_since = {each: self._stale_since.get(each, now_ms) for each in self._stale.held(mode)}
+        if new:
+            self._put_mark()  # before the events: the next process finds them with the same time
+            self._alerts.feeds_stale(mode, new, now_ms)
+
+    def _look_at_holes(self, now_ms: int) -> None:
+        try:
+            holes = self._holes_found(self._holes_since)
+        except Unavailable:
+            return
+        for hole in holes:
+            key = hole.series, hole.after_id
+            if key not in self._known_holes and hole.series.mode is self._mode():
+                self._known_holes[key] = None
+                self._alerts.hole_found(hole)
+        while len(self._known_holes) > MOST_HOLES:
+            self._known_holes.pop(next(iter(self._known_holes)))
+        self._holes_since = now_ms - WRITTEN_LATE_MS
+
+    def _is_due(self, what: str, every_ms: int, now_ms: int) -> bool:
+        if 0 <= now_ms - self._looked_at.get(what, 0) < every_ms:
+            return False
+        self._looked_at[what] = now_ms
+        return True

@@ -1,0 +1,65 @@
+"""The slices that all ingest processes write: from Redis, or from memory where that cannot be read."""
+
+from collections.abc import Collection, Mapping
+
+from marketflow.cluster.owner_states import OwnerStates
+from marketflow.errors import Unavailable
+from marketflow.model import Candles, Series, Slot, candle_of, slice_start
+from marketflow.pipeline.state import WindowState
+from marketflow.stores.redis.buckets.bucketed_writer import BucketedWriter
+
+
+class SharedSlices:
+    """A SliceReader.
+
+    Args:
+        cache: reads Redis.
+        memory: has the slices that this process receives.
+        owners: know whether all of them have written what an outage has kept them from.
+    """
+
+    def __init__(self, cache: BucketedWriter, memory: WindowState, owners: OwnerStates) -> None:
+        self._cache, self._memory, self._owners = cache, memory, owners
+        self._lacking: set[Series] = set()  # what Redis may lack of them comes before what it gets next
+
+    def slices_since(self, starts: Mapping[Series, int], until: int) -> tuple[Candles, Collection[Series]]:
+        """The slices of each series that begin at its time or later, and before `until` (Unix ms).
+
+        Those of memory where Redis cannot be read, or may lack some.
+        """
+        self._look_at_lacking()
+        read = {each: start for each, start in starts.items() if each not in self._lacking}
+        found, failed = self._cache.slices_since(read, until)
+        self._failed(failed)
+        for each in starts.keys() & self._lacking:
+            found |= self._held(each, starts[each], until)
+        return found, failed
+
+    def last_before(self, series: Collection[Series], before: int) -> tuple[Candles, Collection[Series]]:
+        """The newest slice of each series of those that begin before a time (Unix ms); in an outage the newest tick."""
+        found, failed = self._cache.last_before(series, before)
+        self._failed(failed)
+        newest = self._memory.newest_of(failed)
+        held = {Slot(each, slice_start(tick.at)): candle_of(tick) for each, tick in newest.items()}
+        return found | held, failed - newest.keys()
+
+    def _look_at_lacking(self) -> None:
+        if not self._lacking:
+            return
+        try:
+            if self._owners.have_written():
+                self._lacking.clear()
+        except Unavailable:
+            self._owners.ask_again()
+
+    def _failed(self, series: Collection[Series]) -> None:
+        if series:
+            self._lacking.update(series)
+            self._owners.ask_again()
+
+    def _held(self, series: Series, start: int, until: int) -> Candles:
+        try:
+            slices = self._memory.recent(series, start).slices
+        except Unavailable:
+            return {}
+        return {Slot(series, at): candle for at, candle in slices.items() if start <= at < until}
