@@ -49,7 +49,7 @@ def test_idle_event_loop_causes_no_rest() -> None:
     assert machine.rests == []
 
 
-def test_busy_event_loop_leaves_feeds_a_fifth_of_the_time() -> None:
+def test_busy_event_loop_leaves_feeds_a_seventh_of_the_time() -> None:
     machine = Machine()
     machine.decode(60.0)
     machine.decode(0.0)
