@@ -385,7 +385,11 @@ class Application:
         self.process.wait(10)
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:  # left behind, it would take ticks into the Redis of the tests that follow
+            self.__exit__()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.http.close()

@@ -1,0 +1,19 @@
+"""Processes of tests end with them."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.application import Application
+
+
+class NeverReady(Application):
+    def ready(self) -> bool:
+        raise AssertionError("not ready")
+
+
+def test_application_that_does_not_become_ready_is_ended(server_folder: Path) -> None:
+    application = NeverReady(server_folder, program=("-c", "import time; time.sleep(600)"))
+    with pytest.raises(AssertionError, match="not ready"), application:
+        pass
+    assert application.process.poll() is not None
