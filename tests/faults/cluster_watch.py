@@ -12,8 +12,10 @@ from marketflow.model import SLICE_MS, Series, Tick
 from marketflow.stores.redis.connection import TIMEOUT_SECONDS
 from marketflow.stores.redis.keys import Bucket, bucket_of
 from tests.api.streaming.stream_client import Stream
-from tests.support.application import Application
+from tests.faults.conftest import wait_until_connected
+from tests.support.application import Application, ScriptedExchange
 from tests.support.redis_cluster import ClusterNode, RedisCluster
+from tests.support.roles import Roles
 from tests.support.servers import wait_until
 
 SYMBOLS = [f"COIN{number}" for number in range(15)]
@@ -130,3 +132,17 @@ def assert_not_disturbed(record: Callable[[str, object], None], watch: Watch, ot
     record("longest gap of all before", watch.quiet_gap)
     assert second <= max(OTHERS_SECONDS, watch.quiet_gap)
     assert longest <= max(2 * TIMEOUT_SECONDS, watch.quiet_gap)
+
+
+def on_cluster(cluster: RedisCluster, postgres: Mapping[str, object]) -> dict[str, object]:
+    """Settings that name a cluster, by one of its nodes, and the PostgreSQL of these connection keywords."""
+    settings = {f"POSTGRES__{name.upper()}": value for name, value in postgres.items()}
+    return {**settings, "REDIS__NODES": cluster.addresses[0], "SYMBOLS": ",".join(SYMBOLS)}
+
+
+def started(roles: Roles, exchanges: Iterable[ScriptedExchange]) -> tuple[Application, Application]:
+    """An ingest process and an API process, which both work."""
+    ingest, api = roles.ingest(), roles.api()
+    wait_until_connected(api, exchanges)
+    wait_until(lambda: api.get("/health")["status"] == "ok", 10)
+    return ingest, api

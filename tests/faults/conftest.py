@@ -17,6 +17,7 @@ from marketflow.model import Series, Tick
 from tests.support.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
 from tests.support.oracle import Rows, assert_rows_equal, differences, missing, ticks_by_slot
 from tests.support.proxy import Proxy
+from tests.support.roles import Broadcasting, Roles
 from tests.support.servers import HOST, RedisServer, wait_until
 
 WINDOW_SECONDS = 1
@@ -54,6 +55,17 @@ def postgres_proxy(postgres_db: dict[str, Any]) -> Iterator[Proxy]:
         yield proxy
 
 
+def live_settings(exchanges: Iterable[ScriptedExchange]) -> dict[str, object]:
+    """Settings of live mode on these exchanges with minutes of WINDOW_SECONDS."""
+    return {
+        "MODE": "live",
+        "EXCHANGES": exchanges_setting(*exchanges),
+        "FLOW__WINDOW_SECONDS": WINDOW_SECONDS,
+        "FLOW__LATE_AFTER_SECONDS": LATE_MS / 1000,
+        "FLOW__RECONNECT_AFTER_SECONDS": 0.1,
+    }
+
+
 StartApplication = Callable[..., Application]
 
 
@@ -69,19 +81,29 @@ def start(server_folder: Path, exchanges: list[ScriptedExchange]) -> Iterator[St
         def started(
             settings: dict[str, object], wait: bool = True, program: tuple[str, ...] = ("-m", "marketflow")
         ) -> Application:
-            given: dict[str, object] = {
-                "MODE": "live",
-                "EXCHANGES": exchanges_setting(*exchanges),
-                "FLOW__WINDOW_SECONDS": WINDOW_SECONDS,
-                "FLOW__LATE_AFTER_SECONDS": LATE_MS / 1000,
-                "FLOW__RECONNECT_AFTER_SECONDS": 0.1,
-            }
-            application = stack.enter_context(Application(server_folder, given | settings, program=program))
+            given = live_settings(exchanges) | settings
+            application = stack.enter_context(Application(server_folder, given, program=program))
             if wait:
                 wait_until_connected(application, exchanges)
             return application
 
         yield started
+
+
+@pytest.fixture
+def roles(server_folder: Path, servers: dict[str, object], exchanges: list[ScriptedExchange]) -> Iterator[Roles]:
+    """Starts ingest and API processes as `start` starts applications; ends them in the end."""
+    with ExitStack() as stack:
+        yield Roles(stack, server_folder, servers | live_settings(exchanges))
+
+
+@pytest.fixture
+def broadcasting(roles: Roles) -> Iterator[list[ScriptedExchange]]:
+    """The exchanges of `roles` where several processes take ticks: each is sent the same ones."""
+    with ExitStack() as stack:
+        exchanges: list[ScriptedExchange] = [stack.enter_context(Broadcasting(f"exchange{n}")) for n in (1, 2, 3)]
+        roles.settings["EXCHANGES"] = exchanges_setting(*exchanges)
+        yield exchanges
 
 
 def through(
@@ -104,6 +126,13 @@ def says(application: Application, store: str, state: str) -> Callable[[], bool]
 def wait_until_connected(application: Application, exchanges: Iterable[ScriptedExchange]) -> None:
     states = {exchange.name: "connected" for exchange in exchanges}
     wait_until(lambda: application.get("/health")["exchanges"] == states)
+
+
+def wait_until_warm(exchanges: Sequence[ScriptedExchange], count: int = 2) -> None:
+    """Wait until `count` processes have been connected to every exchange for a second."""
+    wait_until(lambda: all(len(exchange.clients) == count for exchange in exchanges), timeout=20)
+    at = now_ms() + 1000
+    wait_until(lambda: now_ms() >= at)
 
 
 def wait_for_windows(number: int) -> None:

@@ -11,9 +11,9 @@ import psycopg
 import pytest
 
 from tests.faults.conftest import StartApplication, through
-from tests.faults.test_roles import Broadcasting, Roles, roles  # noqa: F401 - a fixture
 from tests.support.application import Application, ScriptedExchange, exchanges_setting
 from tests.support.proxy import Proxy
+from tests.support.roles import Roles
 from tests.support.servers import wait_until
 from tests.support.webhook_receiver import WebhookReceiver
 
@@ -163,12 +163,12 @@ def test_stop_does_not_wait_for_a_receiver(
 
 
 def test_roles_share_rules_and_events(
-    roles: Roles,  # noqa: F811
+    roles: Roles,
     exchanges: list[ScriptedExchange],
     record_property: Callable[[str, object], None],
 ) -> None:
     """Ingest evaluates; every API process makes rules, lists them and streams events."""
-    feeds, one, other = roles.feeds(), roles.api(), roles.api()
+    feeds, one, other = roles.ingest(), roles.api(), roles.api()
     for api in (one, other):
         wait_until(lambda api=api: api.get("/health")["status"] == "ok")  # type: ignore[misc]
     rule = make(one, level=100.0)
@@ -196,22 +196,21 @@ def test_roles_share_rules_and_events(
 
 
 def test_standby_that_takes_over_evaluates_and_stores_once(
-    roles: Roles,  # noqa: F811
-    postgres_db: dict[str, Any],
+    roles: Roles, broadcasting: list[ScriptedExchange], postgres_db: dict[str, Any]
 ) -> None:
-    with Broadcasting("exchange1") as exchange:
-        roles.settings |= {"EXCHANGES": exchanges_setting(exchange)}
-        first = roles.feeds()
-        api = roles.api()
-        rule = make_when_possible(api, level=100.0, cooldown="0s")
-        second = roles.feeds()
-        wait_until(lambda: second.stands_by() and len(exchange.clients) == 2)
-        cross(exchange, 100.0)
-        wait_until(lambda: len(events(api)) == 1)
-        first.kill()
-        wait_until(second.takes_ticks)
-        cross(exchange, 100.0)
-        wait_until(lambda: [event["rule"] for event in events(api)].count(rule) >= 2)
+    exchange = broadcasting[0]
+    roles.settings["EXCHANGES"] = exchanges_setting(exchange)
+    first = roles.ingest()
+    api = roles.api()
+    rule = make_when_possible(api, level=100.0, cooldown="0s")
+    second = roles.ingest()
+    wait_until(lambda: second.stands_by() and len(exchange.clients) == 2)
+    cross(exchange, 100.0)
+    wait_until(lambda: len(events(api)) == 1)
+    first.kill()
+    wait_until(second.takes_ticks)
+    cross(exchange, 100.0)
+    wait_until(lambda: [event["rule"] for event in events(api)].count(rule) >= 2)
     with psycopg.connect(**postgres_db) as connection:
         (total, ids) = connection.execute("select count(*), count(distinct id) from alert_events").fetchone() or (0, 1)
     assert total == ids

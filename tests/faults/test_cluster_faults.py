@@ -10,13 +10,20 @@ from typing import Any
 import pytest
 
 from marketflow.stores.redis.keys import MODE_KEY, SHARDS_KEY
-from tests.faults.cluster_watch import SYMBOLS, THEIRS_SECONDS, Watch, assert_not_disturbed, symbols_of
-from tests.faults.conftest import LATE_MS, WINDOW_MS, WINDOW_SECONDS, Record, wait_for_windows, wait_until_connected
-from tests.faults.test_roles import Broadcasting, Feeds, Roles, stop_all
-from tests.faults.test_shards import wait_until_warm
-from tests.support.application import ROOT, Application, ScriptedExchange, Traffic, exchanges_setting
+from tests.faults.cluster_watch import (
+    SYMBOLS,
+    THEIRS_SECONDS,
+    Watch,
+    assert_not_disturbed,
+    on_cluster,
+    started,
+    symbols_of,
+)
+from tests.faults.conftest import WINDOW_MS, Record, wait_for_windows, wait_until_connected, wait_until_warm
+from tests.support.application import ROOT, Application, ScriptedExchange, Traffic
 from tests.support.oracle import Rows, assert_rows_equal
 from tests.support.redis_cluster import RedisCluster
+from tests.support.roles import IngestProcess, Roles, stop_all
 from tests.support.servers import wait_until
 from tests.support.tls import OPENSSL, certificate
 
@@ -26,41 +33,8 @@ USERS = ROOT / "deploy" / "redis" / "cluster-users.acl"
 
 
 @pytest.fixture
-def exchanges() -> Iterator[list[ScriptedExchange]]:
-    """Exchanges that send every process the same ticks."""
-    with ExitStack() as stack:
-        yield [stack.enter_context(Broadcasting(f"exchange{n}")) for n in (1, 2, 3)]
-
-
-@pytest.fixture
-def processes(
-    server_folder: Path, postgres_db: dict[str, Any], exchanges: list[ScriptedExchange]
-) -> Iterator[Callable[..., Roles]]:
-    """Start processes on a Redis Cluster, with these settings."""
-    with ExitStack() as stack:
-
-        def on(cluster: RedisCluster, **settings: object) -> Roles:
-            given: dict[str, object] = {
-                **{f"POSTGRES__{name.upper()}": value for name, value in postgres_db.items()},
-                "REDIS__NODES": cluster.addresses[0],
-                "SYMBOLS": ",".join(SYMBOLS),
-                "MODE": "live",
-                "EXCHANGES": exchanges_setting(*exchanges),
-                "FLOW__WINDOW_SECONDS": WINDOW_SECONDS,
-                "FLOW__LATE_AFTER_SECONDS": LATE_MS / 1000,
-                "FLOW__RECONNECT_AFTER_SECONDS": 0.1,
-            }
-            return Roles(stack, server_folder, given | settings)
-
-        yield on
-
-
-def started(roles: Roles, exchanges: list[ScriptedExchange]) -> tuple[Application, Application]:
-    """An ingest process and an API process, which both work."""
-    ingest, api = roles.feeds(), roles.api()
-    wait_until_connected(api, exchanges)
-    wait_until(lambda: api.get("/health")["status"] == "ok", 10)
-    return ingest, api
+def servers(redis_cluster: RedisCluster, postgres_db: dict[str, Any]) -> dict[str, object]:
+    return on_cluster(redis_cluster, postgres_db)
 
 
 def assert_answers_good(watch: Watch, traffic: Traffic) -> None:
@@ -83,17 +57,17 @@ def assert_others_go_on(record: Record, watch: Watch, since: float, theirs: set[
 
 
 def test_frozen_master_disturbs_no_others(
-    processes: Callable[..., Roles],
+    roles: Roles,
     redis_cluster: RedisCluster,
-    exchanges: list[ScriptedExchange],
+    broadcasting: list[ScriptedExchange],
     rows: Callable[[], Rows],
     record_property: Record,
 ) -> None:
     """It returns with old data and takes itself for a master at first."""
-    ingest, api = started(processes(redis_cluster), exchanges)
+    ingest, api = started(roles, broadcasting)
     master = redis_cluster.masters()[1]
     theirs = symbols_of(redis_cluster, master)
-    with Traffic(exchanges, SYMBOLS, rate=300) as traffic, Watch(api) as watch:
+    with Traffic(broadcasting, SYMBOLS, rate=300) as traffic, Watch(api) as watch:
         quiet_since = time.monotonic()
         wait_for_windows(2)
         watch.note_quiet(quiet_since)
@@ -120,18 +94,19 @@ def divisible_cluster(server_folder: Path) -> Iterator[RedisCluster]:
 
 
 def test_master_cut_off_from_the_others_is_replaced(
-    processes: Callable[..., Roles],
+    roles: Roles,
     divisible_cluster: RedisCluster,
-    exchanges: list[ScriptedExchange],
+    broadcasting: list[ScriptedExchange],
     rows: Callable[[], Rows],
     record_property: Record,
 ) -> None:
     """It takes writes of the clients that it still has until it knows; they are lost with it, and written again."""
     cluster = divisible_cluster
-    ingest, api = started(processes(cluster), exchanges)
+    roles.settings["REDIS__NODES"] = cluster.addresses[0]
+    ingest, api = started(roles, broadcasting)
     master = cluster.owner_of(SHARDS_KEY)
     theirs = symbols_of(cluster, master)
-    with Traffic(exchanges, SYMBOLS, rate=300) as traffic, Watch(api) as watch:
+    with Traffic(broadcasting, SYMBOLS, rate=300) as traffic, Watch(api) as watch:
         quiet_since = time.monotonic()
         wait_for_windows(2)
         watch.note_quiet(quiet_since)
@@ -153,14 +128,14 @@ def test_master_cut_off_from_the_others_is_replaced(
 
 
 def test_killed_replicas_disturb_nothing(
-    processes: Callable[..., Roles],
+    roles: Roles,
     redis_cluster: RedisCluster,
-    exchanges: list[ScriptedExchange],
+    broadcasting: list[ScriptedExchange],
     rows: Callable[[], Rows],
 ) -> None:
-    ingest, api = started(processes(redis_cluster), exchanges)
+    ingest, api = started(roles, broadcasting)
     replicas = [node for node in redis_cluster.nodes if node not in redis_cluster.masters()]
-    with Traffic(exchanges, SYMBOLS, rate=300) as traffic, Watch(api) as watch:
+    with Traffic(broadcasting, SYMBOLS, rate=300) as traffic, Watch(api) as watch:
         wait_for_windows(1)
         for node in replicas:
             node.kill()
@@ -177,14 +152,14 @@ def test_killed_replicas_disturb_nothing(
 
 
 def test_restart_of_the_whole_cluster_keeps_rows_exact(
-    processes: Callable[..., Roles],
+    roles: Roles,
     redis_cluster: RedisCluster,
-    exchanges: list[ScriptedExchange],
+    broadcasting: list[ScriptedExchange],
     rows: Callable[[], Rows],
 ) -> None:
     """All nodes are killed, and come back without data."""
-    ingest, api = started(processes(redis_cluster), exchanges)
-    with Traffic(exchanges, SYMBOLS, rate=100) as traffic, Watch(api) as watch:
+    ingest, api = started(roles, broadcasting)
+    with Traffic(broadcasting, SYMBOLS, rate=100) as traffic, Watch(api) as watch:
         wait_for_windows(2)
         for node in redis_cluster.nodes:
             node.kill()
@@ -203,9 +178,9 @@ def test_restart_of_the_whole_cluster_keeps_rows_exact(
 
 @pytest.mark.skipif(OPENSSL is None, reason="there is no openssl to make certificates")
 def test_cluster_with_tls_and_a_user_survives_a_killed_master(
-    processes: Callable[..., Roles],
+    roles: Roles,
     server_folder: Path,
-    exchanges: list[ScriptedExchange],
+    broadcasting: list[ScriptedExchange],
     rows: Callable[[], Rows],
 ) -> None:
     key, certificate_path = certificate(server_folder, "nodes", "IP:127.0.0.1")
@@ -218,16 +193,15 @@ def test_cluster_with_tls_and_a_user_survives_a_killed_master(
         user = next(line.split()[1:] for line in USERS.read_text().splitlines() if line.startswith("user marketflow "))
         for node in cluster.nodes:
             node.call("ACL", "SETUSER", *user)
-        roles = processes(
-            cluster,
-            REDIS__NODES=f"127.0.0.1:{cluster.nodes[0].meet_port}",
-            REDIS__TLS="true",
-            REDIS__TLS_CA=certificate_path,
-            REDIS__USERNAME="marketflow",
-            REDIS__PASSWORD="change-me",
-        )
-        ingest, api = started(roles, exchanges)
-        with Traffic(exchanges, SYMBOLS, rate=100) as traffic, Watch(api) as watch:
+        roles.settings |= {
+            "REDIS__NODES": f"127.0.0.1:{cluster.nodes[0].meet_port}",
+            "REDIS__TLS": "true",
+            "REDIS__TLS_CA": certificate_path,
+            "REDIS__USERNAME": "marketflow",
+            "REDIS__PASSWORD": "change-me",
+        }
+        ingest, api = started(roles, broadcasting)
+        with Traffic(broadcasting, SYMBOLS, rate=100) as traffic, Watch(api) as watch:
             wait_for_windows(1)
             master = cluster.masters()[0]
             master.kill()
@@ -240,17 +214,16 @@ def test_cluster_with_tls_and_a_user_survives_a_killed_master(
 
 
 def test_owner_and_master_killed_together_lose_no_tick(
-    processes: Callable[..., Roles],
+    roles: Roles,
     redis_cluster: RedisCluster,
-    exchanges: list[ScriptedExchange],
+    broadcasting: list[ScriptedExchange],
     rows: Callable[[], Rows],
 ) -> None:
     """The master is that of the table of shards, so that nobody can take over before its replica is promoted."""
-    roles = processes(redis_cluster)
-    first, second, api = roles.feeds(), roles.feeds(), roles.api()
-    wait_until_warm(exchanges)
-    wait_until_connected(api, exchanges)
-    with Traffic(exchanges, SYMBOLS, rate=100) as traffic, Watch(api) as watch:
+    first, second, api = roles.ingest(), roles.ingest(), roles.api()
+    wait_until_warm(broadcasting)
+    wait_until_connected(api, broadcasting)
+    with Traffic(broadcasting, SYMBOLS, rate=100) as traffic, Watch(api) as watch:
         wait_for_windows(2)
         with redis_cluster.killed(redis_cluster.owner_of(SHARDS_KEY)):
             first.kill()
@@ -263,9 +236,9 @@ def test_owner_and_master_killed_together_lose_no_tick(
 
 
 def test_mode_switch_during_failover_is_adopted(
-    processes: Callable[..., Roles], redis_cluster: RedisCluster, exchanges: list[ScriptedExchange]
+    roles: Roles, redis_cluster: RedisCluster, broadcasting: list[ScriptedExchange]
 ) -> None:
-    ingest, api = started(processes(redis_cluster), exchanges)
+    ingest, api = started(roles, broadcasting)
     with redis_cluster.killed(redis_cluster.owner_of(MODE_KEY)):
         began = time.monotonic()
         statuses: list[int] = []
@@ -277,19 +250,19 @@ def test_mode_switch_during_failover_is_adopted(
             assert time.monotonic() - began < 10
         wait_until(lambda: api.get("/mode") == {"mode": "test"}, 5)
         wait_until(lambda: api.find("/prices/latest/COIN0"))
-        assert api.get("/health")["exchanges"] == dict.fromkeys([each.name for each in exchanges], "generated")
+        assert api.get("/health")["exchanges"] == dict.fromkeys([each.name for each in broadcasting], "generated")
     stop_all(ingest, api)
 
 
 def test_end_of_all_processes_without_a_master_loses_no_tick(
-    processes: Callable[..., Roles],
+    roles: Roles,
     redis_cluster: RedisCluster,
-    exchanges: list[ScriptedExchange],
+    broadcasting: list[ScriptedExchange],
     rows: Callable[[], Rows],
 ) -> None:
     """The minute that runs is written to the archive, and taken up again from there or from the replica."""
-    ingest, api = started(processes(redis_cluster), exchanges)
-    with Traffic(exchanges, SYMBOLS, rate=100) as traffic:
+    ingest, api = started(roles, broadcasting)
+    with Traffic(broadcasting, SYMBOLS, rate=100) as traffic:
         wait_for_windows(2)
         master = redis_cluster.masters()[0]
         master.kill()
@@ -300,26 +273,26 @@ def test_end_of_all_processes_without_a_master_loses_no_tick(
     master.start()
     redis_cluster.wait_until_whole()
     ingest.start()
-    wait_until_warm(exchanges, 1)
-    with Traffic(exchanges, SYMBOLS, rate=100) as traffic:
+    wait_until_warm(broadcasting, 1)
+    with Traffic(broadcasting, SYMBOLS, rate=100) as traffic:
         wait_for_windows(2)
     stop_all(ingest)
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
 
 
 def test_cluster_that_needs_every_slot_is_back_after_a_failover(
-    processes: Callable[..., Roles],
+    roles: Roles,
     redis_cluster: RedisCluster,
-    exchanges: list[ScriptedExchange],
+    broadcasting: list[ScriptedExchange],
     rows: Callable[[], Rows],
 ) -> None:
     """By cluster-require-full-coverage all masters refuse commands until a replica has been promoted."""
-    ingest, api = started(processes(redis_cluster), exchanges)
+    ingest, api = started(roles, broadcasting)
     with ExitStack() as stack:
         for node in redis_cluster.nodes:
             node.call("CONFIG", "SET", "cluster-require-full-coverage", "yes")
             stack.callback(node.call, "CONFIG", "SET", "cluster-require-full-coverage", "no")
-        with Traffic(exchanges, SYMBOLS, rate=100) as traffic, Watch(api) as watch:
+        with Traffic(broadcasting, SYMBOLS, rate=100) as traffic, Watch(api) as watch:
             wait_for_windows(1)
             stack.enter_context(redis_cluster.killed(redis_cluster.masters()[2]))
             wait_until(lambda: api.get("/health")["redis"] == "down", 5)
@@ -334,26 +307,25 @@ def test_cluster_that_needs_every_slot_is_back_after_a_failover(
 
 def test_changed_number_of_buckets_loses_no_tick(
     server_folder: Path,
-    processes: Callable[..., Roles],
-    redis_cluster: RedisCluster,
-    exchanges: list[ScriptedExchange],
+    roles: Roles,
+    broadcasting: list[ScriptedExchange],
     rows: Callable[[], Rows],
 ) -> None:
     """Of a minute that only Redis has. A process with another number is refused, and one of before answers no more."""
-    roles = processes(redis_cluster, FLOW__WINDOW_SECONDS=60)
-    ingest, api = started(roles, exchanges)
-    other = Feeds(server_folder, roles.settings | {"REDIS__BUCKETS": 5}, ("--role", "ingest"))
-    with Traffic(exchanges, SYMBOLS, rate=100) as traffic:
+    roles.settings["FLOW__WINDOW_SECONDS"] = 60
+    ingest, api = started(roles, broadcasting)
+    other = IngestProcess(server_folder, roles.settings | {"REDIS__BUCKETS": 5}, ("--role", "ingest"))
+    with Traffic(broadcasting, SYMBOLS, rate=100) as traffic:
         assert other.fails() == 1
         assert "redis.buckets is 5, but the keys in Redis are divided into 16" in other.log
         assert "Traceback" not in other.log
     wait_until(lambda: answers_all(api, traffic), 10)
     ingest.kill()
     roles.settings |= {"REDIS__BUCKETS": 5}
-    ingest, new_api = started(roles, exchanges)
+    ingest, new_api = started(roles, broadcasting)
     wait_until(lambda: answers_all(new_api, traffic), 10)
     wait_until(lambda: api.get("/health")["redis"] == "down", 5)
-    with Traffic(exchanges, SYMBOLS, rate=100) as traffic:
+    with Traffic(broadcasting, SYMBOLS, rate=100) as traffic:
         wait_for_windows(2)
         assert {api.http.get(f"/prices/latest/{symbol}").status_code for symbol in SYMBOLS} <= {404, 503}
     wait_until(lambda: answers_all(new_api, traffic), 10)

@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from http.client import HTTPConnection
 from pathlib import Path
 
-from tests.support.application import Application
+from tests.support.roles import Roles
 from tests.support.servers import HOST, wait_until
 
 EXCHANGES = 50
@@ -40,16 +40,12 @@ def paths() -> Iterable[str]:
 
 def test_many_series_leave_no_request_unanswered(server_folder: Path, servers: dict[str, object]) -> None:
     """More clients than connections, on an event loop that is busy: no 503, and no store is called down."""
-    settings = servers | settings_of_many_series()
-    folders = [server_folder / name for name in ("ingest", "api")]
-    for folder in folders:
-        folder.mkdir(mode=0o711)
     statuses: Counter[int] = Counter()
     stores: Counter[tuple[str, str]] = Counter()
     with ExitStack() as stack:
-        ingest = Application(folders[0], settings, ("--role", "ingest")).start(wait=False)
-        stack.push(ingest)
-        api = stack.enter_context(Application(folders[1], settings, ("--role", "api")))
+        roles = Roles(stack, server_folder, servers | settings_of_many_series())
+        roles.ingest()
+        api = roles.api()
         wait_until(lambda: api.get("/health")["status"] == "ok", timeout=20)
         ends_at = time.monotonic() + SECONDS
 

@@ -14,6 +14,7 @@ from websockets.sync.client import connect
 
 from marketflow.model import MINUTE_MS, minute_start
 from tests.support.application import Application, ScriptedExchange, exchanges_setting, now_ms
+from tests.support.roles import Roles
 from tests.support.servers import HOST, RedisServer, wait_until
 
 INTERVALS = ("1m", "3m", "5m", "15m", "30m", "1h", "4h", "1d", "1w", "1M")
@@ -69,16 +70,14 @@ def application(
 ) -> Iterator[Application]:
     given = servers | {"MODE": "live", "EXCHANGES": exchanges_setting(*exchanges)}
     with ExitStack() as stack:
+        roles = Roles(stack, server_folder, given)
         if request.param == "two roles":
-            (folder := server_folder / "ingest").mkdir(mode=0o711)
-            ingest = Application(folder, given, ("--role", "ingest")).start(wait=False)
-            stack.push(ingest)
-        (folder := server_folder / "api").mkdir(mode=0o711)
-        arguments = ("--role", "api") if request.param == "two roles" else ()
-        application = stack.enter_context(Application(folder, given, arguments))
-        yield application
-        if request.param == "two roles":
+            ingest, application = roles.ingest(), roles.api()
+            yield application
             assert ingest.stop()[0] == 0
+        else:
+            application = roles.both()
+            yield application
     assert " ERROR " not in application.log, application.log
     assert "Traceback" not in application.log
 

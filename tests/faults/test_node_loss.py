@@ -1,43 +1,37 @@
 """The application on a real Redis Cluster of six nodes, in one process and in two roles."""
 
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.faults.cluster_watch import SYMBOLS, THEIRS_SECONDS, Watch, assert_not_disturbed, symbols_of
-from tests.faults.conftest import (
-    LATE_MS,
-    RATE,
-    WINDOW_MS,
-    WINDOW_SECONDS,
-    Record,
-    StartApplication,
-    wait_for_windows,
-    wait_until_connected,
-    wrong_rows,
+from tests.faults.cluster_watch import (
+    SYMBOLS,
+    THEIRS_SECONDS,
+    Watch,
+    assert_not_disturbed,
+    on_cluster,
+    started,
+    symbols_of,
 )
-from tests.support.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
+from tests.faults.conftest import RATE, WINDOW_MS, Record, StartApplication, wait_for_windows, wrong_rows
+from tests.support.application import Application, ScriptedExchange, Traffic, now_ms
 from tests.support.oracle import Rows, assert_rows_equal
 from tests.support.redis_cluster import RedisCluster
+from tests.support.roles import Roles, stop_all
 from tests.support.servers import wait_until
 
 
 @pytest.fixture
-def stores(redis_cluster: RedisCluster, postgres_db: dict[str, Any]) -> dict[str, object]:
-    """Settings that name the cluster, by one of its nodes, and PostgreSQL."""
-    postgres = {f"POSTGRES__{name.upper()}": value for name, value in postgres_db.items()}
-    return {**postgres, "REDIS__NODES": redis_cluster.addresses[0], "SYMBOLS": ",".join(SYMBOLS)}
+def servers(redis_cluster: RedisCluster, postgres_db: dict[str, Any]) -> dict[str, object]:
+    return on_cluster(redis_cluster, postgres_db)
 
 
 def test_one_process_runs_on_a_cluster(
-    start: StartApplication, stores: dict[str, object], exchanges: list[ScriptedExchange], rows: Callable[[], Rows]
+    start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange], rows: Callable[[], Rows]
 ) -> None:
-    application = start(stores)
+    application = start(servers)
     with Traffic(exchanges, SYMBOLS, rate=RATE) as traffic:
         wait_until(lambda: application.get("/health")["status"] == "ok", 10)
         wait_for_windows(2)
@@ -52,56 +46,21 @@ def test_one_process_runs_on_a_cluster(
     assert "Traceback" not in application.log
 
 
-class Ingest(Application):
-    """A process of the ingest role; it has no port."""
-
-    def ready(self) -> bool:
-        return self.process.poll() is None
-
-
-@pytest.fixture
-def roles(
-    server_folder: Path, stores: dict[str, object], exchanges: list[ScriptedExchange]
-) -> Iterator[tuple[Application, Application]]:
-    """An ingest process and an API process."""
-    settings: dict[str, object] = stores | {
-        "MODE": "live",
-        "EXCHANGES": exchanges_setting(*exchanges),
-        "FLOW__WINDOW_SECONDS": WINDOW_SECONDS,
-        "FLOW__LATE_AFTER_SECONDS": LATE_MS / 1000,
-        "FLOW__RECONNECT_AFTER_SECONDS": 0.1,
-    }
-    (server_folder / "ingest").mkdir(mode=0o711)
-    (server_folder / "api").mkdir(mode=0o711)
-    with ExitStack() as stack:
-        ingest = stack.enter_context(Ingest(server_folder / "ingest", settings, ("--role", "ingest")))
-        api = stack.enter_context(Application(server_folder / "api", settings, ("--role", "api")))
-        wait_until_connected(api, exchanges)
-        wait_until(lambda: api.get("/health")["status"] == "ok", 10)
-        yield ingest, api
-
-
-def stop_both(roles: tuple[Application, Application]) -> None:
-    for process in roles:
-        assert process.stop(signal.SIGTERM)[0] == 0
-        assert "Traceback" not in process.log, process.log
-
-
 def test_both_roles_meet_in_a_cluster(
-    roles: tuple[Application, Application], exchanges: list[ScriptedExchange], rows: Callable[[], Rows]
+    roles: Roles, broadcasting: list[ScriptedExchange], rows: Callable[[], Rows]
 ) -> None:
-    _, api = roles
-    with Traffic(exchanges, SYMBOLS, rate=RATE) as traffic:
+    ingest, api = started(roles, broadcasting)
+    with Traffic(broadcasting, SYMBOLS, rate=RATE) as traffic:
         wait_for_windows(2)
         for symbol in SYMBOLS:
             assert api.get(f"/prices/latest/{symbol}")["symbol"] == symbol
             assert api.get(f"/prices/average/{symbol}?period=1s")["ticks"] > 0
-    stop_both(roles)
+    stop_all(ingest, api)
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
 
 
-def test_mode_switch_is_confirmed_through_a_cluster(roles: tuple[Application, Application]) -> None:
-    _, api = roles
+def test_mode_switch_is_confirmed_through_a_cluster(roles: Roles, broadcasting: list[ScriptedExchange]) -> None:
+    _, api = started(roles, broadcasting)
     assert api.switch("test") == {"mode": "test", "previous": "live"}
     wait_until(lambda: api.find("/prices/latest/COIN0"))
     assert api.switch("live") == {"mode": "live", "previous": "test"}
@@ -112,21 +71,21 @@ def test_mode_switch_is_confirmed_through_a_cluster(roles: tuple[Application, Ap
 
 @pytest.mark.parametrize("number", range(3))
 def test_killed_master_costs_its_buckets_three_seconds(
-    roles: tuple[Application, Application],
+    roles: Roles,
     redis_cluster: RedisCluster,
-    exchanges: list[ScriptedExchange],
+    broadcasting: list[ScriptedExchange],
     rows: Callable[[], Rows],
     record_property: Record,
     number: int,
 ) -> None:
     """With a cluster-node-timeout of a second; all others go on, rows are exact and no answer is a 500."""
-    _, api = roles
+    ingest, api = started(roles, broadcasting)
     master = redis_cluster.masters()[number]
     theirs = symbols_of(redis_cluster, master)
     others = set(SYMBOLS) - theirs
     assert theirs
     assert others
-    with Traffic(exchanges, SYMBOLS, rate=300) as traffic, Watch(api) as watch:
+    with Traffic(broadcasting, SYMBOLS, rate=300) as traffic, Watch(api) as watch:
         quiet_since = time.monotonic()
         wait_for_windows(3)
         watch.note_quiet(quiet_since)
@@ -152,7 +111,7 @@ def test_killed_master_costs_its_buckets_three_seconds(
     assert gap <= max(THEIRS_SECONDS, promoted + 0.5)
     assert {*watch.health[-1].get("unavailable_symbols", [])} == set()
     assert theirs in [{*each.get("unavailable_symbols", [])} for each in watch.health]
-    stop_both(roles)
+    stop_all(ingest, api)
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
 
 
@@ -164,13 +123,13 @@ def is_refilled(api: Application) -> bool:
 
 
 def test_emptied_master_is_refilled_under_load(
-    roles: tuple[Application, Application],
+    roles: Roles,
     redis_cluster: RedisCluster,
-    exchanges: list[ScriptedExchange],
+    broadcasting: list[ScriptedExchange],
     rows: Callable[[], Rows],
 ) -> None:
-    _, api = roles
-    with Traffic(exchanges, SYMBOLS, rate=300) as traffic, Watch(api) as watch:
+    ingest, api = started(roles, broadcasting)
+    with Traffic(broadcasting, SYMBOLS, rate=300) as traffic, Watch(api) as watch:
         wait_for_windows(3)
         emptied = redis_cluster.masters()[0]
         theirs = symbols_of(redis_cluster, emptied)
@@ -182,21 +141,21 @@ def test_emptied_master_is_refilled_under_load(
             wait_until(lambda s=symbol, t=ticks: api.get(f"/prices/average/{s}?period=10s")["ticks"] >= 0.8 * t, 5)  # type: ignore[misc]
     assert watch.statuses.keys() <= {200, 503}, watch.refused[:10]
     assert not watch.counted_twice(traffic.sent)
-    stop_both(roles)
+    stop_all(ingest, api)
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
 
 
 def test_resharding_under_load_keeps_rows_and_answers(
-    roles: tuple[Application, Application],
+    roles: Roles,
     redis_cluster: RedisCluster,
-    exchanges: list[ScriptedExchange],
+    broadcasting: list[ScriptedExchange],
     rows: Callable[[], Rows],
 ) -> None:
     """A third of the slots of a master, the buckets of a symbol among them, move to another one."""
-    _, api = roles
+    ingest, api = started(roles, broadcasting)
     source, target, *_ = redis_cluster.masters()
     moving = symbols_of(redis_cluster, source)
-    with Traffic(exchanges, SYMBOLS, rate=100) as traffic, Watch(api) as watch:
+    with Traffic(broadcasting, SYMBOLS, rate=100) as traffic, Watch(api) as watch:
         redis_cluster.reshard(
             source, target, sum(b - a + 1 for a, b, p in redis_cluster.slot_ranges() if p == source.port)
         )
@@ -208,5 +167,5 @@ def test_resharding_under_load_keeps_rows_and_answers(
         wait_until(lambda: all(watch.arrivals[symbol][-1] > moved_at for symbol in SYMBOLS), 5)
     assert watch.statuses.keys() <= {200, 503}, watch.refused[:10]
     assert not watch.counted_twice(traffic.sent)
-    stop_both(roles)
+    stop_all(ingest, api)
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)

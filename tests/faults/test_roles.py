@@ -1,21 +1,16 @@
 """Feeds and API in processes of their own: what one does the others see, and who is killed or frozen is replaced."""
 
-import itertools
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 from marketflow.cluster.shard_table import LEASE_SECONDS
 from marketflow.model import MINUTE_MS
 from tests.faults.conftest import (
-    LATE_MS,
     RATE,
     WINDOW_MS,
-    WINDOW_SECONDS,
     says,
     through,
     wait_for_windows,
@@ -24,89 +19,8 @@ from tests.faults.conftest import (
 from tests.support.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
 from tests.support.oracle import Rows, assert_rows_equal
 from tests.support.proxy import Proxy
+from tests.support.roles import IngestProcess, Roles, stop_all
 from tests.support.servers import RedisServer, wait_until
-
-
-class Feeds(Application):
-    """A process that takes ticks or stands by; it has no port, so its log is what it says."""
-
-    def ready(self) -> bool:
-        assert self.process.poll() is None, f"the feeds ended with {self.process.returncode}:\n{self.log}"
-        return self.takes_ticks() or self.stands_by()
-
-    def takes_ticks(self) -> bool:
-        return "takes ticks in" in self.log
-
-    def stands_by(self) -> bool:
-        return "stands by: " in self.log
-
-
-class Broadcasting(ScriptedExchange):
-    """Sends each tick to everybody who is connected, as exchanges do; to nobody in particular."""
-
-    def send_raw(self, data: bytes) -> None:
-        for client in list(self.clients):
-            try:
-                client.sendall(data)
-            except OSError:
-                self.clients.remove(client)
-                client.close()
-
-
-class Roles:
-    """Starts processes of either role; they end with the test."""
-
-    def __init__(self, stack: ExitStack, folder: Path, settings: dict[str, object]) -> None:
-        self._stack = stack
-        self._folder = folder
-        self.settings = settings
-        self._numbers = itertools.count(1)
-
-    def feeds(self, program: tuple[str, ...] = ("-m", "marketflow"), **settings: object) -> Feeds:
-        feeds = Feeds(self._own_folder(), self.settings | settings, ("--role", "ingest"), program)
-        return self._stack.enter_context(feeds)
-
-    def api(self, *arguments: str, **settings: object) -> Application:
-        return self._stack.enter_context(
-            Application(self._own_folder(), self.settings | settings, ("--role", "api", *arguments))
-        )
-
-    def both(self, program: tuple[str, ...] = ("-m", "marketflow"), **settings: object) -> Application:
-        return self._stack.enter_context(Application(self._own_folder(), self.settings | settings, program=program))
-
-    def _own_folder(self) -> Path:
-        folder = self._folder / f"process{next(self._numbers)}"
-        folder.mkdir(mode=0o711)
-        return folder
-
-
-@pytest.fixture
-def broadcasting(roles: "Roles") -> Iterator[list[ScriptedExchange]]:
-    """Exchanges that send every process the same ticks."""
-    with ExitStack() as stack:
-        exchanges: list[ScriptedExchange] = [stack.enter_context(Broadcasting(f"exchange{n}")) for n in (1, 2, 3)]
-        roles.settings["EXCHANGES"] = exchanges_setting(*exchanges)
-        yield exchanges
-
-
-@pytest.fixture
-def roles(server_folder: Path, servers: dict[str, object], exchanges: list[ScriptedExchange]) -> Iterator[Roles]:
-    settings: dict[str, object] = {
-        "MODE": "live",
-        "EXCHANGES": exchanges_setting(*exchanges),
-        "FLOW__WINDOW_SECONDS": WINDOW_SECONDS,
-        "FLOW__LATE_AFTER_SECONDS": LATE_MS / 1000,
-        "FLOW__RECONNECT_AFTER_SECONDS": 0.1,
-    }
-    with ExitStack() as stack:
-        yield Roles(stack, server_folder, servers | settings)
-
-
-def stop_all(*processes: Application) -> None:
-    for process in processes:
-        assert process.stop(signal.SIGTERM)[0] == 0
-        assert "Traceback" not in process.log, process.log
-
 
 # Apart
 
@@ -114,7 +28,7 @@ def stop_all(*processes: Application) -> None:
 def test_api_processes_serve_what_the_ingest_process_writes(
     roles: Roles, exchanges: list[ScriptedExchange], rows: Callable[[], Rows]
 ) -> None:
-    feeds, one, other = roles.feeds(), roles.api(), roles.api()
+    feeds, one, other = roles.ingest(), roles.api(), roles.api()
     for api in (one, other):
         wait_until(lambda api=api: api.get("/health")["status"] == "ok")  # type: ignore[misc]
         wait_until_connected(api, exchanges)
@@ -135,7 +49,7 @@ def test_api_processes_serve_what_the_ingest_process_writes(
 
 
 def test_mode_switch_reaches_every_api_process(roles: Roles) -> None:
-    feeds, one, other = roles.feeds(), roles.api(), roles.api()
+    feeds, one, other = roles.ingest(), roles.api(), roles.api()
     wait_until(lambda: other.get("/mode") == {"mode": "live"})
     assert one.switch("test") == {"mode": "test", "previous": "live"}
     assert one.get("/mode") == {"mode": "test"}
@@ -163,7 +77,7 @@ def test_missing_leader_degrades_health_and_refuses_switch(roles: Roles) -> None
         assert answer.headers["content-type"] == "application/problem+json"
 
     assert_alone("live")
-    feeds = roles.feeds()
+    feeds = roles.ingest()
     wait_until(lambda: api.get("/health")["status"] == "ok")
     api.switch("test")
     stop_all(feeds)
@@ -172,7 +86,7 @@ def test_missing_leader_degrades_health_and_refuses_switch(roles: Roles) -> None
 
 
 def test_frozen_owner_adopts_the_mode_when_it_can(roles: Roles) -> None:
-    feeds, api = roles.feeds(), roles.api()
+    feeds, api = roles.ingest(), roles.api()
     wait_until(lambda: api.get("/health")["status"] == "ok")
     feeds.process.send_signal(signal.SIGSTOP)
     answer = api.http.post("/mode/test")
@@ -188,7 +102,7 @@ def test_frozen_owner_adopts_the_mode_when_it_can(roles: Roles) -> None:
 def test_api_process_restart_changes_nothing(
     roles: Roles, exchanges: list[ScriptedExchange], rows: Callable[[], Rows]
 ) -> None:
-    feeds, api = roles.feeds(), roles.api(MODE="test")
+    feeds, api = roles.ingest(), roles.api(MODE="test")
     wait_until_connected(api, exchanges)
     with Traffic(exchanges, rate=RATE) as traffic:
         for _ in range(2):
@@ -223,7 +137,7 @@ def test_standby_takes_over_minute_and_mode_of_killed_owner(
 ) -> None:
     roles.settings |= {"FLOW__WINDOW_SECONDS": 60, "MODE": "test"}
     wait_until(lambda: now_ms() % MINUTE_MS < 40_000, timeout=21)
-    first, second, api = roles.feeds(), roles.feeds(), roles.api()
+    first, second, api = roles.ingest(), roles.ingest(), roles.api()
     wait_until(lambda: {state for _, _, state in shards(api).values()} == {"cold"})
     assert api.switch("live")["previous"] == "test"
     wait_until_connected(api, broadcasting)
@@ -247,12 +161,12 @@ def live(rows: Rows) -> Rows:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_one_process_and_leaves_others_alone(roles: Roles, number: int) -> None:
-    first, second, api = roles.feeds(), roles.feeds(), roles.api()
+    first, second, api = roles.ingest(), roles.ingest(), roles.api()
     wait_until(lambda: len(shards(api)) == 3)
     code, seconds = second.stop(number)
     assert (code, first.process.poll()) == (0, None)
     assert seconds < 3
-    third = roles.feeds()
+    third = roles.ingest()
     owner = f"/{first.process.pid}"
     wait_until(lambda: any(each[0].endswith(owner) for each in shards(api).values()))
     stop_all(first, third, api)
@@ -261,7 +175,7 @@ def test_signal_ends_one_process_and_leaves_others_alone(roles: Roles, number: i
 def test_emptied_redis_changes_no_owner(
     roles: Roles, broadcasting: list[ScriptedExchange], redis_db: RedisServer, rows: Callable[[], Rows]
 ) -> None:
-    first, second, api = roles.feeds(), roles.feeds(), roles.api()
+    first, second, api = roles.ingest(), roles.ingest(), roles.api()
     wait_until_connected(api, broadcasting)
     wait_until(lambda: are_spread(api))
     before = shards(api)
@@ -273,11 +187,11 @@ def test_emptied_redis_changes_no_owner(
     api.switch("test")
     stop_all(second, first)
     assert_rows_equal(live(rows()), traffic.sent, WINDOW_MS)
-    roles.feeds()
+    roles.ingest()
     wait_until(lambda: api.get("/mode") == {"mode": "live"})
 
 
-def frozen_for(feeds: Feeds, seconds: float) -> int:
+def frozen_for(feeds: IngestProcess, seconds: float) -> int:
     """Freeze until `thaw`; gives when it began (Unix ms). It lasts at least so many seconds."""
     frozen_at = now_ms()
     feeds.process.send_signal(signal.SIGSTOP)
@@ -289,7 +203,7 @@ def test_frozen_owner_not_replaced_writes_all(
     roles: Roles, exchanges: list[ScriptedExchange], rows: Callable[[], Rows], redis_proxy: Proxy
 ) -> None:
     roles.settings |= {"FLOW__MAX_CLOCK_SKEW_SECONDS": 1}
-    feeds = roles.feeds(REDIS__PORT=redis_proxy.port)
+    feeds = roles.ingest(REDIS__PORT=redis_proxy.port)
     with Traffic(exchanges, rate=RATE):
         wait_for_windows(1)
     redis_proxy.refuse()
@@ -306,7 +220,7 @@ def test_process_of_both_roles_never_stands_by(
     roles: Roles, exchanges: list[ScriptedExchange], redis_proxy: Proxy
 ) -> None:
     both = roles.both(REDIS__PORT=redis_proxy.port)
-    api, standing, second = roles.api(), roles.feeds(), roles.both()
+    api, standing, second = roles.api(), roles.ingest(), roles.both()
     assert standing.stands_by()
     wait_until(lambda: "takes ticks into the same Redis, too" in second.log)
     stop_all(second)
@@ -332,7 +246,7 @@ def test_redis_outage_of_both_roles_keeps_rows_exact(
     roles: Roles, broadcasting: list[ScriptedExchange], redis_proxy: Proxy, rows: Callable[[], Rows]
 ) -> None:
     roles.settings = through(roles.settings, redis=redis_proxy)
-    first, second, api = roles.feeds(), roles.feeds(), roles.api()
+    first, second, api = roles.ingest(), roles.ingest(), roles.api()
     wait_until_connected(api, broadcasting)
     questions = ("/prices/latest/BTCUSDT", "/prices/average/BTCUSDT?period=1m", "/prices/highest/BTCUSDT", "/mode")
     with Traffic(broadcasting, rate=RATE) as traffic:
@@ -359,7 +273,7 @@ def test_redis_outage_of_both_roles_keeps_rows_exact(
 
 
 def test_api_process_starts_without_redis(roles: Roles, exchanges: list[ScriptedExchange], redis_proxy: Proxy) -> None:
-    feeds = roles.feeds()
+    feeds = roles.ingest()
     redis_proxy.refuse()
     api = roles.api(MODE="test", REDIS__PORT=redis_proxy.port)
     assert api.get("/mode") == {"mode": "test"}  # nothing else is known
@@ -370,64 +284,62 @@ def test_api_process_starts_without_redis(roles: Roles, exchanges: list[Scripted
 
 
 def test_ingest_started_without_redis_yields_to_the_owner(
-    roles: Roles, server_folder: Path, redis_proxy: Proxy, rows: Callable[[], Rows]
+    roles: Roles, broadcasting: list[ScriptedExchange], redis_proxy: Proxy, rows: Callable[[], Rows]
 ) -> None:
-    with ExitStack() as stack:
-        exchanges = [stack.enter_context(Broadcasting("exchange1"))]
-        roles.settings["EXCHANGES"] = exchanges_setting(*exchanges)
-        first = roles.feeds()
-        wait_until(lambda: exchanges[0].clients)
-        redis_proxy.refuse()
-        with Traffic(exchanges, rate=RATE) as traffic:
-            second = roles.feeds(REDIS__PORT=redis_proxy.port)
-            assert second.takes_ticks()
-            wait_for_windows(2)
-            redis_proxy.heal()
-            wait_until(second.stands_by)
-            wait_for_windows(1)
-        stop_all(first, second)
-        assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+    exchanges = broadcasting[:1]
+    roles.settings["EXCHANGES"] = exchanges_setting(*exchanges)
+    first = roles.ingest()
+    wait_until(lambda: exchanges[0].clients)
+    redis_proxy.refuse()
+    with Traffic(exchanges, rate=RATE) as traffic:
+        second = roles.ingest(REDIS__PORT=redis_proxy.port)
+        assert second.takes_ticks()
+        wait_for_windows(2)
+        redis_proxy.heal()
+        wait_until(second.stands_by)
+        wait_for_windows(1)
+    stop_all(first, second)
+    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
 
 
 def test_one_failed_call_of_the_table_makes_no_second_owner(
     roles: Roles, exchanges: list[ScriptedExchange], redis_proxy: Proxy
 ) -> None:
-    first = roles.feeds()
+    first = roles.ingest()
     wait_until(lambda: all(exchange.clients for exchange in exchanges))
     redis_proxy.cut_after(b"EVAL")
-    second = roles.feeds(REDIS__PORT=redis_proxy.port)
+    second = roles.ingest(REDIS__PORT=redis_proxy.port)
     assert redis_proxy.was_cut.is_set()
     assert "ingesting all shards" not in second.log
     stop_all(second, first)
 
 
 def test_takeover_by_one_that_wrote_meanwhile_counts_no_tick_twice(
-    roles: Roles, redis_proxy: Proxy, rows: Callable[[], Rows]
+    roles: Roles, broadcasting: list[ScriptedExchange], redis_proxy: Proxy, rows: Callable[[], Rows]
 ) -> None:
     """It has ticks itself when it reads those of the other one."""
     wait_until(lambda: now_ms() % MINUTE_MS < 40_000, timeout=21)
-    with ExitStack() as stack:
-        exchanges = [stack.enter_context(Broadcasting("exchange1"))]
-        roles.settings |= {"EXCHANGES": exchanges_setting(*exchanges), "FLOW__WINDOW_SECONDS": 60}
-        first = roles.feeds()
-        wait_until(lambda: exchanges[0].clients)
-        with Traffic(exchanges, rate=RATE) as traffic:
-            wait_until(lambda: traffic.count >= 100)
-            redis_proxy.refuse()
-            second = roles.feeds(REDIS__PORT=redis_proxy.port)
-            wait_until(lambda: len(exchanges[0].clients) == 2)
-            enough = traffic.count + 100
-            wait_until(lambda: traffic.count >= enough)
-            redis_proxy.heal()
-            wait_until(second.stands_by)
-            enough = traffic.count + 300
-            wait_until(lambda: traffic.count >= enough)
-            assert first.stop()[0] == 0
-            wait_until(lambda: second.log.count("takes ticks in") == 2)
-            enough = traffic.count + 100
-            wait_until(lambda: traffic.count >= enough)
-        stop_all(second)
-        assert_rows_equal(rows(), traffic.sent, MINUTE_MS)
+    exchanges = broadcasting[:1]
+    roles.settings |= {"EXCHANGES": exchanges_setting(*exchanges), "FLOW__WINDOW_SECONDS": 60}
+    first = roles.ingest()
+    wait_until(lambda: exchanges[0].clients)
+    with Traffic(exchanges, rate=RATE) as traffic:
+        wait_until(lambda: traffic.count >= 100)
+        redis_proxy.refuse()
+        second = roles.ingest(REDIS__PORT=redis_proxy.port)
+        wait_until(lambda: len(exchanges[0].clients) == 2)
+        enough = traffic.count + 100
+        wait_until(lambda: traffic.count >= enough)
+        redis_proxy.heal()
+        wait_until(second.stands_by)
+        enough = traffic.count + 300
+        wait_until(lambda: traffic.count >= enough)
+        assert first.stop()[0] == 0
+        wait_until(lambda: second.log.count("takes ticks in") == 2)
+        enough = traffic.count + 100
+        wait_until(lambda: traffic.count >= enough)
+    stop_all(second)
+    assert_rows_equal(rows(), traffic.sent, MINUTE_MS)
 
 
 STUCK = """
@@ -449,7 +361,7 @@ sys.exit(main.main())
 def test_stalled_branch_is_logged_counted_and_degrades_health(roles: Roles, apart: bool) -> None:
     program = ("-c", STUCK)
     roles.settings["MODE"] = "test"
-    feeds: Application = roles.feeds(program) if apart else roles.both(program)
+    feeds: Application = roles.ingest(program) if apart else roles.both(program)
     api = roles.api() if apart else feeds
     wait_until(lambda: 'marketflow_branch_stalls_total{branch="archive"} 1.0' in api.http.get("/metrics").text)
 
@@ -463,33 +375,32 @@ def test_stalled_branch_is_logged_counted_and_degrades_health(roles: Roles, apar
 
 
 def test_standby_ingests_in_redis_outage_and_steps_back_after(
-    roles: Roles, redis_proxy: Proxy, rows: Callable[[], Rows]
+    roles: Roles, broadcasting: list[ScriptedExchange], redis_proxy: Proxy, rows: Callable[[], Rows]
 ) -> None:
     impatient = (
         "import sys; from marketflow.cli import main; from marketflow.runtime import shard_holder;"
         "shard_holder.ALONE_SECONDS = 1.0; sys.exit(main.main())"
     )
-    with ExitStack() as stack:
-        exchanges = [stack.enter_context(Broadcasting("exchange1"))]
-        roles.settings["EXCHANGES"] = exchanges_setting(*exchanges)
-        first, second = roles.feeds(), roles.feeds(("-c", impatient), REDIS__PORT=redis_proxy.port)
-        assert second.stands_by()
-        with Traffic(exchanges, rate=RATE) as traffic:
-            redis_proxy.refuse()
-            wait_until(second.takes_ticks)
-            wait_for_windows(2)
-            redis_proxy.heal()
-            wait_until(lambda: second.log.count("stands by: ") == 2)
-            wait_for_windows(1)
-        stop_all(first, second)
-        assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+    exchanges = broadcasting[:1]
+    roles.settings["EXCHANGES"] = exchanges_setting(*exchanges)
+    first, second = roles.ingest(), roles.ingest(("-c", impatient), REDIS__PORT=redis_proxy.port)
+    assert second.stands_by()
+    with Traffic(exchanges, rate=RATE) as traffic:
+        redis_proxy.refuse()
+        wait_until(second.takes_ticks)
+        wait_for_windows(2)
+        redis_proxy.heal()
+        wait_until(lambda: second.log.count("stands by: ") == 2)
+        wait_for_windows(1)
+    stop_all(first, second)
+    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
 
 
 def test_second_signal_ends_ingest_process_at_once(
     roles: Roles, exchanges: list[ScriptedExchange], redis_proxy: Proxy, postgres_proxy: Proxy
 ) -> None:
     roles.settings = through(roles.settings, redis_proxy, postgres_proxy)
-    feeds = roles.feeds()
+    feeds = roles.ingest()
     with Traffic(exchanges, rate=RATE, coming_and_going=True):
         wait_for_windows(1)
         redis_proxy.swallow()

@@ -4,8 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 
 import msgspec
 import pytest
@@ -13,19 +12,18 @@ import pytest
 from marketflow.model import SLICE_MS
 from marketflow.stores.redis import keys
 from tests.faults.conftest import (
-    LATE_MS,
     RATE,
     WINDOW_MS,
-    WINDOW_SECONDS,
     Record,
     lost,
     seconds_until,
     wait_for_windows,
+    wait_until_warm,
 )
-from tests.faults.test_roles import Broadcasting, Roles, stop_all
 from tests.support.application import ScriptedExchange, Traffic, exchanges_setting, now_ms
 from tests.support.oracle import Rows, assert_rows_equal
 from tests.support.proxy import Proxy
+from tests.support.roles import Roles, stop_all
 from tests.support.servers import RedisServer, wait_until
 
 GAP_SECONDS = 1.5
@@ -33,33 +31,6 @@ GAP_SECONDS = 1.5
 
 BALANCED_SECONDS = 2.0
 """How long after a process has joined or left the shards are spread evenly."""
-
-
-@pytest.fixture
-def broadcasting() -> Iterator[list[ScriptedExchange]]:
-    """Exchanges that send every client the same ticks."""
-    with ExitStack() as stack:
-        yield [stack.enter_context(Broadcasting(f"exchange{n}")) for n in (1, 2, 3)]
-
-
-@pytest.fixture
-def roles(server_folder: Path, servers: dict[str, object], broadcasting: list[ScriptedExchange]) -> Iterator[Roles]:
-    settings: dict[str, object] = {
-        "MODE": "live",
-        "EXCHANGES": exchanges_setting(*broadcasting),
-        "FLOW__WINDOW_SECONDS": WINDOW_SECONDS,
-        "FLOW__LATE_AFTER_SECONDS": LATE_MS / 1000,
-        "FLOW__RECONNECT_AFTER_SECONDS": 0.1,
-    }
-    with ExitStack() as stack:
-        yield Roles(stack, server_folder, servers | settings)
-
-
-def wait_until_warm(exchanges: Sequence[ScriptedExchange], count: int = 2) -> None:
-    """Wait until `count` processes have been connected to every exchange for a second."""
-    wait_until(lambda: all(len(exchange.clients) == count for exchange in exchanges), timeout=20)
-    at = now_ms() + 1000
-    wait_until(lambda: now_ms() >= at)
 
 
 class Gaps:
@@ -107,7 +78,7 @@ def test_killed_owner_loses_no_tick(
     redis_db: RedisServer,
     record_property: Record,
 ) -> None:
-    first, second = roles.feeds(), roles.feeds()
+    first, second = roles.ingest(), roles.ingest()
     wait_until_warm(broadcasting)
     with Traffic(broadcasting, rate=RATE) as traffic:
         wait_for_windows(2)
@@ -130,7 +101,7 @@ def test_frozen_owner_loses_no_tick(
     seconds: float,
 ) -> None:
     """Thawed, it writes ticks that the new owner has written, or drops them as stale; neither does harm."""
-    first, second = roles.feeds(), roles.feeds()
+    first, second = roles.ingest(), roles.ingest()
     wait_until_warm(broadcasting)
     with Traffic(broadcasting, rate=RATE) as traffic:
         wait_for_windows(2)
@@ -149,7 +120,7 @@ def test_frozen_owner_loses_no_tick(
 def test_owners_killed_one_after_the_other_lose_no_tick(
     roles: Roles, broadcasting: list[ScriptedExchange], rows: Callable[[], Rows]
 ) -> None:
-    processes = [roles.feeds(), roles.feeds()]
+    processes = [roles.ingest(), roles.ingest()]
     wait_until_warm(broadcasting)
     with Traffic(broadcasting, rate=RATE) as traffic:
         for number in range(4):
@@ -165,7 +136,7 @@ def test_owners_killed_one_after_the_other_lose_no_tick(
 def test_owner_and_standby_killed_together_lose_the_gap_only(
     roles: Roles, broadcasting: list[ScriptedExchange], rows: Callable[[], Rows]
 ) -> None:
-    first, second = roles.feeds(), roles.feeds()
+    first, second = roles.ingest(), roles.ingest()
     wait_until_warm(broadcasting)
     with Traffic(broadcasting, rate=RATE, coming_and_going=True) as traffic:
         wait_for_windows(2)
@@ -189,11 +160,11 @@ def test_third_process_joins_and_leaves_without_loss(
     rows: Callable[[], Rows],
     record_property: Record,
 ) -> None:
-    first, second = roles.feeds(), roles.feeds()
+    first, second = roles.ingest(), roles.ingest()
     wait_until_warm(broadcasting)
     with Traffic(broadcasting, rate=RATE) as traffic:
         wait_for_windows(1)
-        third = roles.feeds()
+        third = roles.ingest()
         record_property("joined after seconds", seconds_until(lambda: "takes ticks in" in third.log, BALANCED_SECONDS))
         wait_for_windows(2)
         assert third.stop()[0] == 0
@@ -215,7 +186,7 @@ def test_clean_stop_loses_no_tick(
     redis_db: RedisServer,
     record_property: Record,
 ) -> None:
-    first, second = roles.feeds(), roles.feeds()
+    first, second = roles.ingest(), roles.ingest()
     wait_until_warm(broadcasting)
     with Traffic(broadcasting, rate=RATE) as traffic:
         wait_for_windows(1)
@@ -232,8 +203,8 @@ def test_processes_cut_off_from_redis_lose_no_tick(
     roles: Roles, broadcasting: list[ScriptedExchange], rows: Callable[[], Rows], redis_proxy: Proxy, cut_off: str
 ) -> None:
     """One that is cut off alone is replaced; where all are, everybody goes on with what it has."""
-    first = roles.feeds(REDIS__PORT=redis_proxy.port)
-    second = roles.feeds(REDIS__PORT=redis_proxy.port) if cut_off == "both" else roles.feeds()
+    first = roles.ingest(REDIS__PORT=redis_proxy.port)
+    second = roles.ingest(REDIS__PORT=redis_proxy.port) if cut_off == "both" else roles.ingest()
     wait_until_warm(broadcasting)
     with Traffic(broadcasting, rate=RATE) as traffic:
         wait_for_windows(1)
@@ -250,7 +221,7 @@ def test_shards_of_one_exchange_are_divided_and_lose_no_tick(
 ) -> None:
     exchange = broadcasting[0]
     roles.settings["EXCHANGES"] = f'[{{name="exchange1",address="{exchange.address}",shards=4}}]'
-    first, second = roles.feeds(), roles.feeds()
+    first, second = roles.ingest(), roles.ingest()
     wait_until_warm([exchange])
     for process in (first, second):
         wait_until(lambda process=process: "of4" in process.log)  # type: ignore[misc]
@@ -270,7 +241,7 @@ def test_unstamped_ticks_are_not_counted_twice(
     """Each process would date them differently, so nobody stands by with them in memory."""
     exchange = broadcasting[0]
     roles.settings["EXCHANGES"] = exchanges_setting(exchange)
-    first, second = roles.feeds(), roles.feeds()
+    first, second = roles.ingest(), roles.ingest()
     wait_until_warm([exchange])
     sent = 0
 
@@ -301,7 +272,7 @@ def test_generated_ticks_come_from_one_process_only(
     roles: Roles, rows: Callable[[], Rows], redis_db: RedisServer
 ) -> None:
     roles.settings |= {"MODE": "test", "GENERATOR__RATE": 20}
-    first, second = roles.feeds(), roles.feeds()
+    first, second = roles.ingest(), roles.ingest()
     wait_for_windows(3)
     first.kill()
     wait_for_windows(5)

@@ -11,10 +11,10 @@ import pytest
 from marketflow.settings.shards import LEAD
 from marketflow.stores.redis import keys
 from tests.faults.test_alerts import BTC, events
-from tests.faults.test_roles import Broadcasting, Feeds, Roles, broadcasting, roles  # noqa: F401 - fixtures
 from tests.support.application import ScriptedExchange
 from tests.support.proxy import Proxy
 from tests.support.redis_cluster import RedisCluster
+from tests.support.roles import IngestProcess, Roles
 from tests.support.servers import RedisServer, wait_until
 from tests.support.webhook_receiver import WebhookReceiver
 
@@ -79,7 +79,9 @@ class Flips:
         return sorted(self.prices)[len(self.prices) // 2]
 
 
-def owner_of(redis_db: RedisServer | RedisCluster, shard: str, processes: Sequence[Feeds]) -> Feeds | None:
+def owner_of(
+    redis_db: RedisServer | RedisCluster, shard: str, processes: Sequence[IngestProcess]
+) -> IngestProcess | None:
     """The process that owns a shard."""
     with redis_db.client() as client:
         row: Any = client.hget(keys.SHARDS_KEY, f"shard:{shard}")
@@ -89,7 +91,7 @@ def owner_of(redis_db: RedisServer | RedisCluster, shard: str, processes: Sequen
     return next((each for each in processes if f"/{each.process.pid}/" in owner), None)
 
 
-def wait_until_spread(redis_db: RedisServer | RedisCluster, processes: Sequence[Feeds]) -> None:
+def wait_until_spread(redis_db: RedisServer | RedisCluster, processes: Sequence[IngestProcess]) -> None:
     """Wait until each process owns one exchange."""
     shards = [f"exchange{n}" for n in range(1, len(processes) + 1)]
     wait_until(
@@ -107,13 +109,13 @@ class Alerting:
 
     def __init__(
         self,
-        roles: Roles,  # noqa: F811
+        roles: Roles,
         redis_db: RedisServer | RedisCluster,
         exchanges: Sequence[ScriptedExchange],
         is_stamped: bool = True,
     ) -> None:
         self._redis_db = redis_db
-        self.processes, self.api = [roles.feeds() for _ in range(3)], roles.api()
+        self.processes, self.api = [roles.ingest() for _ in range(3)], roles.api()
         wait_until_spread(redis_db, self.processes)
         self.flips = Flips(exchanges, is_stamped)
         clients = [2 if is_stamped else 1] * 3
@@ -130,7 +132,7 @@ class Alerting:
 
         return wait_until(made)
 
-    def owner(self, shard: str) -> Feeds:
+    def owner(self, shard: str) -> IngestProcess:
         found = owner_of(self._redis_db, shard, self.processes)
         assert found is not None, shard
         return found
@@ -155,8 +157,8 @@ class Alerting:
 
 @pytest.mark.parametrize("victim", ["lead", "owner", "frozen lead"])
 def test_killed_process_neither_misses_nor_doubles_a_crossing(
-    roles: Roles,  # noqa: F811
-    broadcasting: list[ScriptedExchange],  # noqa: F811
+    roles: Roles,
+    broadcasting: list[ScriptedExchange],
     redis_db: RedisServer,
     receiver: WebhookReceiver,
     victim: str,
@@ -186,8 +188,8 @@ def test_killed_process_neither_misses_nor_doubles_a_crossing(
 
 
 def test_killed_lead_with_cold_standbys_doubles_no_crossing(
-    roles: Roles,  # noqa: F811
-    broadcasting: list[ScriptedExchange],  # noqa: F811
+    roles: Roles,
+    broadcasting: list[ScriptedExchange],
     redis_db: RedisServer,
 ) -> None:
     """What its own exchange sends until it has another owner is lost, with what it crosses and back; nothing else."""
@@ -207,8 +209,8 @@ def test_killed_lead_with_cold_standbys_doubles_no_crossing(
 
 
 def test_redis_outage_neither_misses_nor_doubles_a_crossing(
-    roles: Roles,  # noqa: F811
-    broadcasting: list[ScriptedExchange],  # noqa: F811
+    roles: Roles,
+    broadcasting: list[ScriptedExchange],
     redis_db: RedisServer,
     redis_proxy: Proxy,
 ) -> None:
@@ -228,8 +230,8 @@ def test_redis_outage_neither_misses_nor_doubles_a_crossing(
 
 @pytest.mark.cluster
 def test_killed_master_neither_misses_nor_doubles_a_crossing(
-    roles: Roles,  # noqa: F811
-    broadcasting: list[ScriptedExchange],  # noqa: F811
+    roles: Roles,
+    broadcasting: list[ScriptedExchange],
     redis_cluster: RedisCluster,
 ) -> None:
     """That of the bucket of the symbol, whose slices come later then."""
@@ -247,8 +249,8 @@ def test_killed_master_neither_misses_nor_doubles_a_crossing(
 
 
 def test_stale_feed_is_an_event_once_over_the_death_of_the_lead(
-    roles: Roles,  # noqa: F811
-    broadcasting: list[ScriptedExchange],  # noqa: F811
+    roles: Roles,
+    broadcasting: list[ScriptedExchange],
     redis_db: RedisServer,
 ) -> None:
     roles.settings["FLOW__STALE_AFTER_SECONDS"] = 3

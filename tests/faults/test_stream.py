@@ -19,6 +19,7 @@ from tests.api.streaming.stream_client import Event, Stream, prices_in
 from tests.faults.conftest import StartApplication
 from tests.support.application import Application, ScriptedExchange
 from tests.support.exposition import samples_of
+from tests.support.roles import Roles
 from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
 BTC = ("exchange1", "BTCUSDT")
@@ -161,12 +162,9 @@ def test_api_processes_and_workers_stream_ingested_ticks(
     server_folder: Path, servers: dict[str, object], redis_db: RedisServer
 ) -> None:
     given = servers | {"GENERATOR__RATE": 50}
-    (feeding := server_folder / "feeds").mkdir(mode=0o711)
-    (answering := server_folder / "api").mkdir(mode=0o711)
     with ExitStack() as stack:
-        feeds = Application(feeding, given, ("--role", "ingest")).start(wait=False)
-        stack.push(feeds)
-        api = stack.enter_context(Application(answering, given, ("--role", "api", "--workers", "2")))
+        roles = Roles(stack, server_folder, given)
+        feeds, api = roles.ingest(), roles.api("--workers", "2")
         wait_until(lambda: api.find("/prices/average/BTCUSDT"))
         streams = [stack.enter_context(Stream(api.port)) for _ in range(16)]
         for stream in streams:

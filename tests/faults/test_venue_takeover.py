@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from marketflow.model import MINUTE_MS, minute_start
-from tests.faults.test_roles import Roles
 from tests.faults.test_venue_kill import SYMBOLS, Trading, expected_rows, venue_settings, wrong_rows
 from tests.support.application import now_ms
 from tests.support.oracle import Rows
+from tests.support.roles import Roles
 from tests.support.servers import wait_until
 from tests.support.venue_server import VenueServer
 
@@ -26,7 +26,7 @@ def test_standby_that_replaces_a_frozen_process_leaves_rows_exact(
         roles = Roles(stack, server_folder, servers | venue_settings(server, venue))
         stack.enter_context(trading.running())
         wait_until(lambda: 25_000 < now_ms() % MINUTE_MS < 45_000, timeout=61)
-        leader, standby = roles.feeds(), roles.feeds()
+        leader, standby = roles.ingest(), roles.ingest()
         wait_until(server.has_subscriber, timeout=20)
         wait_until(standby.stands_by, timeout=20)
         start = minute_start(now_ms())
