@@ -9,6 +9,7 @@ from typing import Any
 import reactivex as rx
 from reactivex import Observable, abc, compose
 from reactivex import operators as ops
+from reactivex.subject import Subject
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.feeds.corrections import Corrections, NoCorrections
@@ -61,6 +62,9 @@ TAKEOVER_MS = 5_000
 ROLLUP_PAUSE_SECONDS = 0.1
 """Pause between the steps of a roll-up, as long as a step: other queries need the server meanwhile."""
 
+
+DRAIN_BACKOFF = Backoff(0.1, 0.2)
+"""Pauses between attempts to write what is left when the pipeline ends, for which there are seconds."""
 
 AlertBranch = Callable[["Parts", Observable[Candles], Observable[Any], RecoveredCandles | None], Observable[Any]]
 """Makes a branch of: the parts, candles that have each new tick once, writes to the archive, what was recovered."""
@@ -120,6 +124,8 @@ class Parts:
         self.begun = threading.Event()
         """Set when the feeds begin."""
         self.ended = completion(self.modes)
+        self._drain_given_up: Subject[None] = Subject()
+        self.drain_given_up = completion(self._drain_given_up)
         self._cache_branches: list[Branch] = []
         self._refills = Refills(self._cache_branches)
         self.archive_sink = ArchiveSink(
@@ -149,6 +155,10 @@ class Parts:
         self._cache_losses = cache_losses(
             self.cache, self._refills, self.branch("probe"), *schedulers, self.ended, self.log, self._probe_grid
         )
+
+    def give_up_drain(self) -> None:
+        """Repeat no write any more, once the pipeline is ending. It completes when those that are under way return."""
+        self._drain_given_up.on_completed()
 
     @property
     def counters(self) -> PipelineCounters:
@@ -210,7 +220,7 @@ class Parts:
         older: Observable[Candles] = minutes.pipe(
             ops.observe_on(self.loop), ops.take_until(self.ended), self.step(replace)
         )
-        return older.pipe(ops.filter(bool), ops.share())
+        return older.pipe(ops.filter(bool))
 
     def add_to_backlog(self, minutes: Candles) -> None:
         """Make minutes pending for the archive."""
@@ -262,6 +272,26 @@ class Parts:
         if self.pause_newest is not None:
             self.pause_newest()
 
+    def write_minutes(self, minutes: Candles) -> None:
+        """Write closed minutes."""
+        if self.cache.put_minutes(minutes):
+            self.backlog.note_cached(minutes)
+
+    def minutes_cached(self, archived: Observable[Any]) -> Observable[Any]:
+        """Write what is pending and not in the cache, repeated until the archive has it or the drain is given up.
+
+        Args:
+            archived: its completion says that the archive has it.
+        """
+        return rx.from_callable(self.archive_sink.cache_rest, scheduler=self.pool).pipe(
+            retry_with_backoff(
+                DRAIN_BACKOFF,
+                self.loop,
+                rx.merge(self.drain_given_up, completion(archived)),
+                lambda error, _: self.log.cache_failed(error),
+            )
+        )
+
     def refill(self, contents: Callable[[], dict[Any, Any]]) -> Observable[dict[Any, Any]]:
         """Emit of `contents` what the cache lacks, each time it lacks something."""
 
@@ -312,18 +342,31 @@ class Parts:
     def unarchived(self, shards: frozenset[str]) -> Observable[Candles]:
         """Make the minutes of shards pending that the archive may lack; emit them."""
         return self.recovery.unarchived(shards).pipe(
-            ops.do_action(self.add_to_backlog), ops.do_action(lambda _: self.archive_sink.backlog_recovered(shards))
+            ops.do_action(self.add_to_backlog),
+            ops.do_action(self.backlog.note_cached),
+            ops.do_action(lambda _: self.archive_sink.backlog_recovered(shards)),
         )
 
     # Writes to the archive
 
-    def retried(self) -> Operator[Any, Any]:
-        """Repeat a write to the archive until it succeeds or the pipeline ends; what is pending then stays in Redis."""
+    def rows_archived(self) -> Observable[Any]:
+        """Write the backlog to the archive, again and again until it succeeds or the drain is given up."""
 
         def failed(error: Exception, _: float) -> None:
             self.log.archive_failed(error, len(self.backlog))
 
-        return retry_with_backoff(Backoff(0.1, 1.0), self.loop, self.ended, failed)
+        def repeated(write: Callable[[], None], backoff: Backoff, until: Observable[Any]) -> Observable[Any]:
+            return rx.from_callable(write, scheduler=self.pool).pipe(
+                retry_with_backoff(backoff, self.loop, until, failed)
+            )
+
+        sink = self.archive_sink
+        # The first one ends without an item where the pipeline ends before it succeeds.
+        return repeated(sink.upsert_rows, Backoff(0.1, 1.0), self.ended).pipe(
+            ops.map(rx.just),
+            ops.default_if_empty(repeated(sink.upsert_rest, DRAIN_BACKOFF, self.drain_given_up)),
+            ops.merge_all(),
+        )
 
     def days_rolled_up(self) -> Observable[Any]:
         """Roll up days that are over, step by step, beside the minutes; ends at once, as the next run continues it."""

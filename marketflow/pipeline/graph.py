@@ -85,26 +85,29 @@ class Pipeline(Parts):
 
         # By event time, not buffer_with_time(60): that would count from the subscription instead of the full minute,
         # and put a tick that is late, or recovered, into the minute in which it arrives.
-        whole: Observable[Candles] = slices.pipe(tumbling_event_time(self.step(self.close_minutes), state.take_all))
-        minutes: ConnectableObservable[Candles] = whole.pipe(owned_slots, not_empty, ops.publish())
-        corrected = self.corrected(minutes)
-        # Pending minutes may be older than the window state, and a restart finds them in the cache alone.
-        refilled = self.refill(lambda: self.backlog.rows() | state.all_closed()).pipe(owned_slots)
-        held = gained.pipe(self.step(self.closed_of), ops.filter(bool), ops.share())
-        closed = rx.merge(minutes, corrected, refilled, held)
-        minutes_written = closed.pipe(self.conflated("minutes", on_pool, self.written(self.cache.put_minutes)))
+        sink = self.archive_sink
+        to_backlog: Operator[Any, Any] = ops.do_action(self.add_to_backlog)
+        whole: Observable[Candles] = slices.pipe(tumbling_event_time(self.step(self.close_minutes), sink.end_windows))
+        minutes: ConnectableObservable[Candles] = whole.pipe(owned_slots, not_empty, to_backlog, ops.publish())
+        corrected: Observable[Candles] = self.corrected(minutes).pipe(to_backlog, ops.share())
+        held = gained.pipe(self.step(self.closed_of), ops.filter(bool), to_backlog, ops.share())
 
-        to_backlog = ops.do_action(self.add_to_backlog)
         unarchived = rx.merge(self.unarchived(self.ownership.at_start), gained.pipe(ops.flat_map(self.unarchived)))
         # Without rows it connects to the archive at the start, not when the first minute ends.
-        rows_written = rx.merge(rx.merge(minutes, corrected, held).pipe(to_backlog), unarchived, rx.just({})).pipe(
-            conflate_map(
-                # All that is pending at the time of an attempt: later minutes replace those of the item.
-                lambda _: rx.from_callable(self.archive_sink.upsert_rows, scheduler=self.pool).pipe(self.retried()),
-                keep_newer,
-                self.branch("archive"),
-            ),
+        rows_written = rx.merge(minutes, corrected, held, unarchived, rx.just({})).pipe(
+            # All that is pending at the time of an attempt: later minutes replace those of the item.
+            conflate_map(lambda _: self.rows_archived(), keep_newer, self.branch("archive")),
             ops.publish(),
+        )
+
+        # Pending minutes may be older than the window state, and a restart finds them in the cache alone.
+        refilled = self.refill(lambda: self.backlog.rows() | state.all_closed()).pipe(
+            owned_slots, ops.do_action(self.backlog.note_uncached)
+        )
+        closed = rx.merge(minutes, corrected, refilled, held)
+        minutes_written = rx.concat(
+            closed.pipe(self.conflated("minutes", on_pool, self.written(self.write_minutes))),
+            self.minutes_cached(rows_written),
         )
 
         alerted = rx.empty() if self.alerts is None else self.alerts(self, merged, rows_written, recovered)

@@ -41,7 +41,7 @@ from marketflow.runtime.feed_status import FeedStatus, hole_counts_of
 from marketflow.runtime.venue_backfill import VenueBackfill
 from marketflow.settings import Settings
 from marketflow.settings.shards import LEAD, exchange_of
-from marketflow.stores.ports import RecoveredCandles
+from marketflow.stores.ports import RecoveredCandles, RowsWritten
 from marketflow.stores.postgres.alert_store import PostgresAlerts
 from marketflow.stores.postgres.fetched.fetched_minutes import FetchedMinutes
 from marketflow.stores.postgres.holes import PostgresHoles
@@ -57,8 +57,11 @@ BEGIN_SECONDS = 1.0
 ARCHIVE_START_SECONDS = 2.0
 """How long a write waits for an embedded PostgreSQL that is starting before it counts as unavailable."""
 
-DRAIN_SECONDS = 4.0
+DRAIN_SECONDS = 3.3
 """Time limit for draining: pending writes, and the rows of open minutes."""
+
+LAST_WRITE_SECONDS = 0.2
+"""How long a write that is under way at that time may go on."""
 
 MOST_THREADS = 128
 """Threads that write slices; any number of partitions shares them."""
@@ -121,6 +124,8 @@ class Engine:
     ) -> None:
         self._on_failure = on_failure
         self._stopping = False
+        self.rows_lost = 0
+        """Number of minute rows that are in neither store, once stopped."""
         self._reloads = 0
         self._done = threading.Event()
         self._timer_ran = threading.Event()  # whether the timer thread has run since the last check
@@ -536,7 +541,7 @@ class Engine:
         self.pipeline.archive_sink.available_once.wait(BEGIN_SECONDS)
 
     def stop(self) -> None:
-        """Stop the feeds, drain, and close everything; a little over DRAIN_SECONDS at most."""
+        """Stop the feeds, drain, and close everything; a little over DRAIN_SECONDS and LAST_WRITE_SECONDS at most."""
         self._stopping = True
         for feeds in self.feeds.values():
             for feed in feeds:
@@ -565,16 +570,24 @@ class Engine:
                 self._records.count_after(recovered.slices, recovered.minutes)
 
     def _drain(self) -> None:
+        """Wait until everything is written, or the time is over, and log what became of the minute rows."""
+        pipeline = self.pipeline
+        written = pipeline.counters.rows_written
         self._stop_wait.wait(DRAIN_SECONDS)
-        if not self._done.is_set():
-            waiting = len(self.pipeline.backlog)
-            busy = ", ".join(f"{name} {count}" for name, count in sorted(self.pipeline.branches.busy().items()))
-            logger.warning(
-                "the flow did not drain in time; {} minute rows wait in Redis for the next start; given up are the"
-                " writes of these branches, with what slices they hold: {}",
-                waiting,
-                busy or "none",
-            )
+        pipeline.give_up_drain()
+        if not self._done.wait(LAST_WRITE_SECONDS):
+            pipeline.add_to_backlog(self.ownership.of_slots(pipeline.archive_sink.end_windows()))
+            busy = ", ".join(f"{name} {count}" for name, count in sorted(pipeline.branches.busy().items()))
+            logger.warning("the drain did not end in time; these branches still write: {}", busy or "none")
+        pending = pipeline.backlog.pending()
+        self.rows_lost = pending.in_no_store
+        logger.log(
+            "ERROR" if pending.in_no_store else "WARNING" if pending.in_cache else "INFO",
+            "drained: {} minute rows are written; {} are confirmed by Redis alone and will be written after the next"
+            " start; {} are in neither store",
+            pipeline.counters.rows_written - written,
+            *pending,
+        )
 
     def _watch(self) -> None:
         """Check the branches and timer threads, and log what feeds lose, until closed."""
@@ -646,10 +659,10 @@ class _StartingArchive(PostgresWriter):
         self._wait_for_server()
         return super().recent(series, since)
 
-    def write(self, minutes: Candles) -> int:
+    def write(self, minutes: Candles, on_written: RowsWritten | None = None) -> int:
         """Upsert rows, once the server has been started."""
         self._wait_for_server()
-        return super().write(minutes)
+        return super().write(minutes, on_written)
 
     def _wait_for_server(self) -> None:
         if self.started is not None:

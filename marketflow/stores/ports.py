@@ -284,8 +284,8 @@ class CacheWriter(Protocol):
         """Store whole slices, each in place of an earlier version of itself."""
         ...
 
-    def put_minutes(self, minutes: Candles) -> None:
-        """Store closed minutes, each in place of an earlier version of itself."""
+    def put_minutes(self, minutes: Candles) -> bool:
+        """Store closed minutes, each in place of an earlier version of itself; return whether that is confirmed."""
         ...
 
     def recover(self, minute_ms: int, wanted: Wanted = every_series) -> RecoveredCandles:
@@ -329,6 +329,10 @@ class CacheWriter(Protocol):
         ...
 
 
+RowsWritten = Callable[[Candles, int], None]
+"""Takes the rows of a transaction, and how many of them were rejected and dropped."""
+
+
 class ArchiveWriter(Protocol):
     """Where closed minutes are kept for good."""
 
@@ -340,13 +344,20 @@ class ArchiveWriter(Protocol):
         """
         ...
 
-    def write(self, minutes: Candles) -> int:
-        """Upsert minute rows, of which the more complete version stays; return how many were rejected and dropped.
+    def write(self, minutes: Candles, on_written: RowsWritten | None = None) -> int:
+        """Upsert minute rows, the oldest minutes first, in transactions of a bounded number of rows.
 
-        Without rows it only connects and brings the schema up to date.
+        The more complete version of a row stays. Without rows it only connects and brings the schema up to date.
+
+        Args:
+            minutes: the rows.
+            on_written: called after each transaction.
+
+        Returns:
+            how many rows were rejected.
 
         Raises:
-            Unavailable: not written, or not confirmed; to be tried again with the same rows.
+            Unavailable: not written, or not confirmed; to be tried again with the rows that `on_written` was not given.
         """
         ...
 

@@ -127,7 +127,8 @@ class Periods(RuleBasedStateMachine):
         rows = self.backlog.rows()
         for slot, row in rows.items():
             self.archive.minutes[slot] = more_complete(row, self.archive.minutes.get(slot, row))
-        self.cache.mark_archived(self.backlog.confirm(rows, self.now))
+        self.backlog.confirm(rows)
+        self.cache.mark_archived(self.backlog.complete_until(self.now))
 
     # Events
 

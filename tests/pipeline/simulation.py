@@ -45,6 +45,7 @@ from marketflow.pipeline.state import WindowState
 from marketflow.settings.shards import LEAD
 from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.circuit_breaker import CircuitBreaker
+from marketflow.stores.ports import RowsWritten
 from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.writer import RedisWriter
 from marketflow.tasks import Backoff
@@ -140,8 +141,8 @@ class SimulatedArchive(FakeArchive):
         self.adopted(since)
         return {slot: _of_row(candle) for slot, candle in rows.items()}
 
-    def write(self, minutes: Candles) -> int:
-        return self._alone(lambda: super(SimulatedArchive, self).write(minutes))
+    def write(self, minutes: Candles, on_written: RowsWritten | None = None) -> int:
+        return self._alone(lambda: super(SimulatedArchive, self).write(minutes, on_written))
 
     def _alone(self, work: Callable[[], _T]) -> _T:
         assert not self._asked, "the archive is for one thread at a time"
@@ -352,6 +353,8 @@ class Simulation:
         deadline = self.seconds + DRAIN_SECONDS
         while not run.completed and self.seconds < deadline:
             self._advance(self.seconds + 0.05)
+        run.pipeline.give_up_drain()
+        self._advance(self.seconds + 0.2)
         if whole:
             assert run.completed, "the end did not come in time"
             lacking = [slot for slot, minute in self.minutes.items() if self._lacks(slot, minute)]

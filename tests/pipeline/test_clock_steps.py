@@ -87,4 +87,6 @@ def test_the_newest_price_is_the_newest_after_a_step_back(world: World) -> None:
 
 def test_minutes_ahead_of_the_clock_mark_none_as_archived() -> None:
     before_the_step = {Slot(BTC, START_MS + HOUR_MS): candle_of(Tick(1.0, START_MS + HOUR_MS, 1))}
-    assert Backlog().confirm(before_the_step, START_MS) == START_MS - RECENT_MS
+    backlog = Backlog()
+    backlog.add(before_the_step)
+    assert backlog.complete_until(START_MS) == START_MS - RECENT_MS

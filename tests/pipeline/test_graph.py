@@ -337,9 +337,10 @@ def test_end_is_in_time_while_both_stores_are_down(world: World) -> None:
     world.cache.down = world.archive.down = True
     world.send(2.0)
     world.run(5)
-    world.stop()
-    world.run(2.5)
+    world.stop(drain_seconds=4.0)
+    world.run(4.1)
     assert world.completed
+    assert world.backlog.pending() == (0, 1)
 
 
 def test_the_end_comes_in_time_while_a_feed_waits_to_reconnect(world: World) -> None:

@@ -29,7 +29,7 @@ from marketflow.pipeline.fan_in import FeedSet, ModeSwitch
 from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.shard_ownership import Ownership
 from marketflow.pipeline.state import WindowState
-from marketflow.stores.ports import RecoveredCandles, Wanted, every_series
+from marketflow.stores.ports import RecoveredCandles, RowsWritten, Wanted, every_series
 from tests.support.market import MINUTE
 
 START_MS = MINUTE
@@ -137,9 +137,10 @@ class FakeCache:
         self.slice_writes.append(slices)
         self.slices |= slices
 
-    def put_minutes(self, minutes: Candles) -> None:
+    def put_minutes(self, minutes: Candles) -> bool:
         self._check()
         self.minutes |= minutes
+        return True
 
     def recover(self, minute_ms: int, wanted: Wanted = every_series) -> RecoveredCandles:
         self._check()
@@ -175,6 +176,9 @@ class FakeArchive:
 
     def __init__(self, now_ms: Callable[[], int]) -> None:
         self.down = False
+        self.rows_a_transaction = 1000
+        self.transactions_left: int | None = None
+        """After so many transactions it is down."""
         self.refuses: set[Series] = set()
         self.rows: Candles = {}
         self.written_at: dict[Slot, list[int]] = {}
@@ -185,13 +189,25 @@ class FakeArchive:
             raise Unavailable("down")
         return {slot: candle for slot, candle in self.rows.items() if slot.series in series and slot.start >= since}
 
-    def write(self, minutes: Candles) -> int:
+    def write(self, minutes: Candles, on_written: RowsWritten | None = None) -> int:
+        rows = sorted(minutes.items(), key=lambda row: row[0].start)
+        size, rejected = self.rows_a_transaction, 0
+        for begin in range(0, max(1, len(rows)), size):
+            rejected += self._transaction(dict(rows[begin : begin + size]), on_written)
+        return rejected
+
+    def _transaction(self, minutes: Candles, on_written: RowsWritten | None) -> int:
+        self.down = self.down or self.transactions_left == 0
         if self.down:
             raise Unavailable("down")
+        if self.transactions_left:
+            self.transactions_left -= 1
         written = {slot: candle for slot, candle in minutes.items() if slot.series not in self.refuses}
         for slot, candle in written.items():
             self.rows[slot] = more_complete(candle, self.rows.get(slot, candle))
             self.written_at.setdefault(slot, []).append(self._now_ms())
+        if on_written is not None:
+            on_written(minutes, len(minutes) - len(written))
         return len(minutes) - len(written)
 
 
@@ -293,9 +309,10 @@ class World:
             batch.append({Slot(series, slice_start(tick.at)): candle_of(tick)})
         (feed or self.feed).send(merge_all(batch))
 
-    def stop(self) -> None:
-        """Stop as the engine does: the feeds complete, then the modes."""
+    def stop(self, drain_seconds: float = 4.0) -> None:
+        """Stop as the engine does: the feeds complete, then the modes; after a while the drain is given up."""
         for feeds in self.feeds.values():
             for feed in feeds:
                 feed.stop()
         self.modes.end()
+        self.scheduler.schedule_relative(drain_seconds, lambda *_: self.pipeline.give_up_drain())

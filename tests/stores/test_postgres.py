@@ -20,7 +20,7 @@ from psycopg import sql
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot, Tick, candle_of, merge_all
 from marketflow.resources import resource
-from marketflow.stores.postgres import migrations
+from marketflow.stores.postgres import migrations, writer
 from marketflow.stores.postgres.connections.bounded_connection import ANSWER_SECONDS, BoundedConnection
 from marketflow.stores.postgres.reader import READ_SECONDS, PostgresReader
 from marketflow.stores.postgres.rows import CONNECT_SECONDS, connection_keywords
@@ -351,6 +351,61 @@ def test_a_backlog_does_not_wait_for_the_answer_to_each_batch(
     assert len(pipelines) == 60 / BATCHES_AT_ONCE
 
 
+def test_many_rows_are_committed_in_parts_oldest_first(postgres_db: Keywords, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is confirmed when PostgreSQL goes is there, and no row of the transaction that it cut off."""
+    monkeypatch.setattr(writer, "ROWS_A_TRANSACTION", 20)
+    confirmed: list[Candles] = []
+
+    def on_written(rows: Candles, rejected: int) -> None:
+        confirmed.append(rows)
+        if len(confirmed) == 2:
+            query(postgres_db, terminate)
+
+    terminate = "select pg_terminate_backend(pid, 1000) from pg_stat_activity where application_name = 'marketflow'"
+    with archive_at(postgres_db, batch_size=10) as archive:
+        with pytest.raises(Unavailable):
+            archive.write(dict(reversed(hour().items())), on_written)
+        rows = [slot for part in confirmed for slot in part]
+        assert rows == [*hour()][:40]
+        assert query(postgres_db, "select count(*), max(timestamp) from aggregates") == [
+            (40, datetime.fromtimestamp(max(slot.start for slot in rows) / 1000, UTC))
+        ]
+        archive.write({slot: candle for slot, candle in hour().items() if slot not in rows}, on_written)
+    assert len(confirmed) == 3
+    assert count(postgres_db) == 60
+
+
+def test_rows_that_fail_hold_up_no_other_transaction(
+    archive: PostgresWriter, postgres_db: Keywords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are of the oldest minute, and only they are left to be written again."""
+    monkeypatch.setattr(writer, "ROWS_A_TRANSACTION", 20)
+    raise_on(postgres_db, "new.pair_name = 'ETHUSDT'", "42501")
+    left = hour() | minute(series=ETH)
+
+    def on_written(rows: Candles, rejected: int) -> None:
+        for slot in rows:
+            del left[slot]
+
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="1 of"):
+            archive.write(dict(left), on_written)
+        assert left == minute(series=ETH)
+    assert count(postgres_db) == 60
+
+
+def test_rows_beyond_too_many_failures_are_not_confirmed(
+    archive: PostgresWriter, postgres_db: Keywords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "ROWS_A_TRANSACTION", 20)
+    monkeypatch.setattr(writer, "MOST_SUSPECTS", 30)
+    raise_on(postgres_db, "true", "42501")
+    confirmed: Candles = {}
+    with pytest.raises(Unavailable, match="30 or more of 60 rows"):
+        archive.write(hour(), lambda rows, rejected: confirmed.update(rows))
+    assert not confirmed
+
+
 # Rows that are refused
 
 
@@ -615,7 +670,7 @@ def test_database_that_rejects_every_write_is_not_ready(
 def test_rows_of_a_vanished_writer_are_unlocked(archive: PostgresWriter, postgres_db: Keywords) -> None:
     with archive._connected() as vanished:  # what a write leaves when the network eats the rest of it
         vanished.execute("begin")
-        archive._upsert(vanished, list(minute().items()))
+        archive._upsert(vanished, list(minute().items()), most_suspects=1)
     with archive_at(postgres_db) as other:
         assert wait_until(lambda: writes_again(other, minute()), timeout=5)
     assert count(postgres_db) == 1

@@ -239,8 +239,8 @@ class RedisWriter:
         with self._writing() as client:
             self._slices.put(client, slices, self._unstored)
 
-    def put_minutes(self, minutes: Candles) -> None:
-        """Store closed minutes, publish them, and trim what is older than a day.
+    def put_minutes(self, minutes: Candles) -> bool:
+        """Store closed minutes, publish them, and trim what is older than a day; return True, once that is confirmed.
 
         Raises:
             Unavailable: not written.
@@ -248,6 +248,7 @@ class RedisWriter:
         with self._writing() as client:
             self._minutes.put(client, minutes)
         self.note_stored(minutes)
+        return True
 
     def note_stored(self, minutes: Iterable[Slot]) -> None:
         """Allow the slices of recovered minutes to be trimmed: the minutes are stored, here or in the archive."""

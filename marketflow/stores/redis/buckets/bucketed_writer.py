@@ -138,13 +138,13 @@ class BucketedWriter:
         """
         self._put(RedisWriter.put_slices, self._divided(slices))
 
-    def put_minutes(self, minutes: Candles) -> None:
-        """Store closed minutes, publish them, and trim what is older than a day.
+    def put_minutes(self, minutes: Candles) -> bool:
+        """Store closed minutes, publish them, and trim what is older than a day; return whether Redis has confirmed it.
 
         Raises:
             Unavailable: not all are written.
         """
-        self._put(RedisWriter.put_minutes, self._divided(minutes))
+        return self._put(RedisWriter.put_minutes, self._divided(minutes))
 
     def note_stored(self, minutes: Iterable[Slot]) -> None:
         """Allow the slices of recovered minutes to be trimmed: the minutes are stored, here or in the archive."""

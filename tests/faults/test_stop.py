@@ -1,0 +1,231 @@
+"""The application is stopped in mid-minute with 15,000 series, and PostgreSQL is there, late, slow or not there at all.
+
+Rows that it has not confirmed are in Redis, and written after the next start; the log says how many, and the exit code
+whether some are in neither store.
+"""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psycopg
+import pytest
+
+from marketflow.model import MINUTE_MS, Mode, Series, Tick
+from marketflow.stores.postgres.writer import ROWS_A_TRANSACTION
+from tests.faults.conftest import StartApplication, through, wait_until_connected
+from tests.support.application import Application, ScriptedExchange, exchanges_setting, now_ms, sent_by
+from tests.support.oracle import Rows, assert_rows_equal
+from tests.support.proxy import Proxy
+from tests.support.servers import wait_until
+
+SYMBOLS = [f"S{number}USDT" for number in range(5000)]
+SERIES = 3 * len(SYMBOLS)
+
+SECONDS = 5
+"""For which each series has a tick a second."""
+
+STEPS = 20
+"""How often in a second each exchange sends."""
+
+STOP_SECONDS = 5.0
+
+ROWS_SECONDS = 30.0
+"""How long after a restart all rows are there: it begins with reading what was left of 15,000 series."""
+
+
+class Drained(NamedTuple):
+    """Minute rows of a stop, as its log counts them."""
+
+    written: int
+    in_redis: int
+    in_no_store: int
+
+
+def drained(application: Application) -> Drained:
+    """What the last stop has logged."""
+    pattern = r"drained: (\d+) minute rows are written; (\d+) are confirmed by Redis alone .*; (\d+) are in neither"
+    return Drained(*(int(number) for number in re.findall(pattern, application.log)[-1]))
+
+
+@pytest.fixture
+def application(
+    start: StartApplication, servers: dict[str, object], redis_proxy: Proxy, postgres_proxy: Proxy
+) -> Application:
+    """It has 15,000 series."""
+    settings = {"FLOW__WINDOW_SECONDS": 60, "SYMBOLS": json.dumps(SYMBOLS)}
+    return start(through(servers, redis_proxy, postgres_proxy) | settings)
+
+
+def tick_each_second(exchanges: Sequence[ScriptedExchange]) -> None:
+    """Send ticks of all series with the time of the exchange; return once all are on the other side."""
+    wait_until(lambda: now_ms() % MINUTE_MS < 50_000, timeout=11)  # all is in one minute
+    began = time.monotonic()
+    for step in range(SECONDS * STEPS):
+        for exchange in exchanges:
+            send(exchange, SYMBOLS[step % STEPS :: STEPS], price=1000 + step / 8)
+        time.sleep(max(0.0, began + (step + 1) / STEPS - time.monotonic()))
+    wait_until(lambda: not any(exchange.unread() for exchange in exchanges))
+
+
+def send(exchange: ScriptedExchange, symbols: Sequence[str], price: float) -> None:
+    at = now_ms()
+    for symbol in symbols:
+        exchange.sent.append((Series(Mode.LIVE, exchange.name, symbol), Tick(price, at, len(exchange.sent))))
+    lines = [f'{{"symbol":"{symbol}","price":{price},"timestamp":{at}}}\n' for symbol in symbols]
+    exchange.send_raw("".join(lines).encode())
+
+
+@contextmanager
+def later(seconds: float, act: Callable[[], None]) -> Iterator[None]:
+    """Have something done in a while."""
+    timer = threading.Timer(seconds, act)
+    timer.start()
+    yield
+    timer.join()
+
+
+def stop(application: Application) -> tuple[int, Drained]:
+    code, seconds = application.stop()
+    print(f"ended after {seconds:.2f} s: {drained(application)}")
+    assert seconds < STOP_SECONDS
+    return code, drained(application)
+
+
+def write_the_rest(
+    application: Application,
+    exchanges: Sequence[ScriptedExchange],
+    rows: Callable[[], Rows],
+) -> None:
+    """Start it again: it writes all rows that are missing."""
+    began = time.monotonic()
+    application.start()
+    wait_until(lambda: len(rows()) == SERIES, ROWS_SECONDS)
+    print(f"all rows after {time.monotonic() - began:.2f} s")
+    wait_until_connected(application, exchanges)
+    assert application.stop()[0] == 0
+    assert_rows_equal(rows(), sent_by(exchanges))
+    assert "Traceback" not in application.log
+
+
+def test_stop_with_15_000_series_writes_all_rows(
+    application: Application, exchanges: list[ScriptedExchange], rows: Callable[[], Rows]
+) -> None:
+    tick_each_second(exchanges)
+    assert stop(application) == (0, Drained(SERIES, 0, 0))
+    assert_rows_equal(rows(), sent_by(exchanges))
+    assert "Traceback" not in application.log
+
+
+def test_stop_without_postgres_leaves_all_rows_to_the_next_start(
+    application: Application, exchanges: list[ScriptedExchange], rows: Callable[[], Rows], postgres_proxy: Proxy
+) -> None:
+    tick_each_second(exchanges)
+    postgres_proxy.refuse()
+    assert stop(application) == (0, Drained(0, SERIES, 0))
+    postgres_proxy.heal()
+    write_the_rest(application, exchanges, rows)
+
+
+@pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.vanish])
+def test_stop_uses_a_postgres_that_returns_half_way(
+    application: Application,
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+    postgres_proxy: Proxy,
+    fault: Callable[[Proxy], None],
+) -> None:
+    tick_each_second(exchanges)
+    fault(postgres_proxy)
+    with later(1.5, postgres_proxy.heal):
+        code, end = stop(application)
+    assert (code, end.in_no_store, end.written + end.in_redis) == (0, 0, SERIES)
+    assert end.written
+    assert end.written <= len(rows()) <= end.written + ROWS_A_TRANSACTION  # the answer to one may have been cut off
+    write_the_rest(application, exchanges, rows)
+
+
+def test_stop_keeps_what_a_slow_postgres_has_confirmed(
+    application: Application,
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+    postgres_db: dict[str, Any],
+) -> None:
+    tick_each_second(exchanges)
+    with psycopg.connect(**postgres_db, autocommit=True) as connection:
+        connection.execute(
+            "create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(0.1); return null; end'"
+        )
+        connection.execute("create trigger slow after insert on aggregates execute function slow()")
+        code, end = stop(application)
+        connection.execute("drop trigger slow on aggregates")
+    assert (code, end.in_no_store, end.written + end.in_redis) == (0, 0, SERIES)
+    assert end.written >= ROWS_A_TRANSACTION
+    assert end.written <= len(rows()) <= end.written + ROWS_A_TRANSACTION
+    write_the_rest(application, exchanges, rows)
+
+
+def test_stop_without_both_stores_reports_lost_rows(
+    application: Application,
+    exchanges: list[ScriptedExchange],
+    postgres_proxy: Proxy,
+    redis_proxy: Proxy,
+) -> None:
+    tick_each_second(exchanges)
+    postgres_proxy.refuse()
+    redis_proxy.refuse()
+    assert stop(application) == (1, Drained(0, 0, SERIES))
+    assert "Traceback" not in application.log
+
+
+def test_stop_uses_a_redis_that_returns_half_way(
+    application: Application,
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+    postgres_proxy: Proxy,
+    redis_proxy: Proxy,
+) -> None:
+    """Few series have rows, so that time is left for all of them."""
+    exchange = exchanges[0]
+    wait_until(lambda: now_ms() % MINUTE_MS < 50_000, timeout=11)
+    send(exchange, SYMBOLS[:1000], 1000.0)
+    wait_until(lambda: not exchange.unread())
+    postgres_proxy.refuse()
+    redis_proxy.refuse()
+    with later(1.0, redis_proxy.heal):
+        assert stop(application) == (0, Drained(0, 1000, 0))
+    postgres_proxy.heal()
+    application.start()
+    wait_until(lambda: len(rows()) == 1000, ROWS_SECONDS)
+    wait_until_connected(application, exchanges)
+    assert application.stop()[0] == 0
+    assert_rows_equal(rows(), sent_by(exchanges))
+
+
+@pytest.mark.parametrize("redis_is_there", [True, False])
+def test_stop_of_the_ingest_role_reports_lost_rows(
+    server_folder: Path,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    redis_proxy: Proxy,
+    postgres_proxy: Proxy,
+    redis_is_there: bool,
+) -> None:
+    settings = {"MODE": "live", "EXCHANGES": exchanges_setting(*exchanges)}
+    application = Application(
+        server_folder, through(servers, redis_proxy, postgres_proxy) | settings, ("--role", "ingest")
+    )
+    application.start(wait=False)
+    for exchange in exchanges:
+        exchange.send(1.0)
+    wait_until(lambda: application.log.count("come in") == len(exchanges))
+    postgres_proxy.refuse()
+    if not redis_is_there:
+        redis_proxy.refuse()
+    assert stop(application) == ((0, Drained(0, 3, 0)) if redis_is_there else (1, Drained(0, 0, 3)))
+    assert "Traceback" not in application.log
