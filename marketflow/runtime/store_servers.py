@@ -110,9 +110,10 @@ async def running_servers(
                 when_set(stop_requested, partial(_stop, servers.embedded)),
                 when_set(force_stop, partial(_kill, servers.embedded)),
             ):
+                redis = await _start(servers, EmbeddedRedis)
+                # Only now: side by side, its start and the import of psycopg delayed the first price by a fifth.
                 starting = asyncio.create_task(_start(servers, EmbeddedPostgres))
                 starting.add_done_callback(lambda task: task.cancelled() or task.exception())  # raised where awaited
-                redis = await _start(servers, EmbeddedRedis)
                 if on_failure is None:
                     await starting
             if settings.redis.nodes:
