@@ -10,16 +10,20 @@ from tests.support.servers import HOST, RedisServer, free_port
 def killed(server: RedisServer) -> Iterator[None]:
     """The process is killed; a new one starts on the same data after the block."""
     server.kill()
-    yield
-    server.start()
+    try:
+        yield
+    finally:
+        server.start()
 
 
 @contextmanager
 def frozen(server: RedisServer) -> Iterator[None]:
     """The process is stopped by SIGSTOP: connections stay open and nothing is answered."""
     server.pause()
-    yield
-    server.resume()
+    try:
+        yield
+    finally:
+        server.resume()
 
 
 @contextmanager
@@ -27,8 +31,10 @@ def out_of_memory(server: RedisServer) -> Iterator[None]:
     """Writes are refused, reads are answered."""
     with server.client() as client:
         client.config_set("maxmemory", 1)
-        yield
-        client.config_set("maxmemory", 0)
+        try:
+            yield
+        finally:
+            client.config_set("maxmemory", 0)
 
 
 @contextmanager
@@ -36,5 +42,7 @@ def read_only(server: RedisServer) -> Iterator[None]:
     """The server is the replica of one that does not exist, as after a failover."""
     with server.client() as client:
         client.replicaof(HOST, str(free_port()))
-        yield
-        client.replicaof("NO", "ONE")
+        try:
+            yield
+        finally:
+            client.replicaof("NO", "ONE")
