@@ -21,7 +21,7 @@ from tests.support.servers import HOST, free_port, wait_until
 
 DOCKERFILE = ROOT / "deploy/Dockerfile"
 
-pytestmark = pytest.mark.image
+pytestmark = [pytest.mark.image, pytest.mark.timeout(300)]  # the first one builds it, with what pip downloads
 
 
 @pytest.fixture(scope="session")

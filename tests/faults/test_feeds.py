@@ -81,9 +81,11 @@ def trickle(exchange: ScriptedExchange) -> Iterator[None]:
 
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
-    yield
-    ended.set()
-    thread.join(5)
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(5)
     exchange.send_raw(b"\n")
 
 

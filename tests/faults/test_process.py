@@ -305,9 +305,11 @@ def refreezing(server: ServerProcess) -> Iterator[None]:
 
     freezing = threading.Thread(target=freeze, daemon=True)
     freezing.start()
-    yield
-    ended.set()
-    freezing.join(5)
+    try:
+        yield
+    finally:
+        ended.set()
+        freezing.join(5)
 
 
 def test_signals_repeated_until_the_end_leave_the_exit_code(server_folder: Path) -> None:
