@@ -45,6 +45,10 @@ class Slices:
     def __contains__(self, slot: Slot) -> bool:
         return slot.series in self._by_start.get(slot.start, ())
 
+    def is_contested(self, slot: Slot) -> bool:
+        """Whether another process's candle was more complete than this run's when they met."""
+        return bool(self._contested) and slot in self._contested
+
     def merge(self, slot: Slot, candle: Candle) -> Candle | None:
         """Merge ticks into a slice; return the whole slice, None if it was evicted."""
         series, start = slot

@@ -15,7 +15,7 @@ so that those that are due or expired are found without a pass over all series.
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from math import inf
 
@@ -133,36 +133,41 @@ class WindowState:
         self.observe(left.slices)
         self.observe(left.minutes)
         with self._lock:
-            more = self._restore_slices(left.slices)
-            for minute, candle in left.minutes.items():
-                self._take_over(minute, candle)
+            more, in_part = self._restore_slices(left)
+            for minute in in_part.keys() | left.minutes.keys():
+                self._unite(minute, left.minutes.get(minute), in_part.get(minute, {}))
             if left.whole_from:
                 self._slices.lack(left.whole_from, max((each.last_at for each in left.minutes.values()), default=0))
             return more
 
-    def _restore_slices(self, slices: Candles) -> Candles:
+    def _restore_slices(self, left: RecoveredCandles) -> tuple[Candles, dict[Slot, dict[int, Candle]]]:
+        """Restore the slices that may be held; return those that are more complete here, and those still to be united.
+
+        The latter by minute and start, of minutes that are not here, or there, as slices alone.
+        """
         more: Candles = {}
         self._note_first()
         contested: dict[Slot, int] = {}
-        evicted: defaultdict[Slot, Candles] = defaultdict(dict)
-        for slot, candle in slices.items():
+        in_part: defaultdict[Slot, dict[int, Candle]] = defaultdict(dict)
+        for slot, candle in left.slices.items():
             minute = Slot(slot.series, minute_start(slot.start, self.minute_ms))
-            if minute.start < self._slices.whole_from:
-                evicted[minute][slot] = candle
-            elif slot in self._slices or slot.start + SLICE_MS > self._begun_at(slot.series):
+            if is_in_part := minute.start < self._slices.whole_from or minute in left.minutes:
+                in_part[minute][slot.start] = candle
+            if slot.start < self._slices.whole_from:
+                continue
+            if slot in self._slices or slot.start + SLICE_MS > self._begun_at(slot.series):
                 held = self._slices.contest(slot, candle)
                 if held.ticks > candle.ticks:
                     more[slot] = held
-                elif held is candle:
+                elif held is candle and not is_in_part:
                     contested[minute] = max(slot.start, contested.get(minute, 0))
             else:
                 self._slices.merge(slot, candle)
-                self._merge_minute(slot.series, minute.start, candle, self._restored)
+                if not is_in_part:
+                    self._merge_minute(slot.series, minute.start, candle, self._restored)
         for minute, until in contested.items():
             self._divide(minute, until)
-        for minute, parts in evicted.items():
-            self._take_over(minute, reduce(merge, parts.values()))
-        return more
+        return more, in_part
 
     def _note_first(self) -> None:
         """Record the first event time of this run, before any of its ticks are counted as those of another one."""
@@ -176,14 +181,31 @@ class WindowState:
         """First event time of this run for an exchange; for one without ticks yet, the first of all."""
         return self._first_at.get(series[:2], self._first_of_all)
 
-    def _take_over(self, minute: Slot, other: Candle) -> None:
-        """Merge a minute of another process without its slices; until its last tick, this run's ticks may be the same.
+    def _unite(self, minute: Slot, folded: Candle | None, slices: Mapping[int, Candle]) -> None:
+        """Unite a minute with what another process has of it, where not all of its slices are here, or there.
 
-        Ticks of this run after that are added to it, and those before its first one.
+        What the other one has only folded, or is evicted here, counts as the other one's; after that each slice as it
+        is held by now. Where that is less than this run has by itself, as of an owner that was frozen for long, it is
+        of no use. Ticks of this run from now on are added, and all are where the other one ended before its first.
+
+        Args:
+            minute: which.
+            folded: of another process, without its slices.
+            slices: of another process after that, by start; those that may be held are.
         """
-        self._set_apart(minute, other)
         series, start = minute
+        whole_from = max(slice_start(self._slices.whole_from + SLICE_MS - 1), start)
+        earlier = [candle for at, candle in slices.items() if at < whole_from]
+        if folded is not None:
+            earlier.append(folded)
+        other = reduce(merge, [*earlier, *(candle for at, candle in slices.items() if at >= whole_from)])
         held = _of(self._restored, series, start)
+        if other.last_at >= self._begun_at(series):
+            after = max([whole_from, *(slice_start(each.last_at) + SLICE_MS for each in earlier)])
+            other = reduce(merge, [*earlier, *self._slices.between(series, after, start + self.minute_ms)])
+            own = self._minutes[start].pop(series, None)
+            held = merge(held, own) if held is not None and own is not None else held or own
+            self._divided[start].pop(series, None)
         self._restored[start][series] = other if held is None else more_complete(held, other)
         self._unwritten[start].add(series)
 
@@ -283,7 +305,7 @@ class WindowState:
             self._changed[start].add(series)
             if divided and self._is_divided(slot, start):
                 self._divide(Slot(series, start), at)
-            else:
+            elif not slices.is_contested(slot):  # else the other process's candle counts, which may have these ticks
                 self._merge_minute(series, start, candle, self._minutes)
         return whole
 

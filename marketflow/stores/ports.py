@@ -15,8 +15,8 @@ class RecoveredCandles(NamedTuple):
     """What an earlier run left in the cache.
 
     Args:
-        slices: those of the last minutes; empty where they are more than SLICES_HELD.
-        minutes: the same folded into minutes, in that case.
+        slices: those of the last minutes; where they are more than SLICES_HELD, those from `whole_from` on.
+        minutes: those before it, folded into minutes.
         whole_from: the cache has further slices from before this time (Unix ms).
     """
 

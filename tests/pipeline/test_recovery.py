@@ -109,6 +109,49 @@ def test_minute_of_an_earlier_run_is_added_to_later_ticks() -> None:
     assert row(memory) == list(range(30))
 
 
+def left_folded(numbers: Iterable[int], cut: int) -> RecoveredCandles:
+    """What a cache gives that has too many slices: those from number `cut` on, and before it their minute."""
+    by_part = [[number for number in numbers if (number >= cut) is later] for later in (False, True)]
+    minutes = {MINUTE: minute_of(slices(by_part[0]))} if by_part[0] else {}
+    return RecoveredCandles(slices(by_part[1]), minutes, whole_from=slice_start(tick(cut).at))
+
+
+def test_standby_unites_minutes_that_both_sides_have_only_in_part() -> None:
+    """It began late and has evicted slices since; the owner was killed between two of its ticks."""
+    memory = running(range(20, 50), slices_held=12, slices_held_ms=1000)
+    assert len(memory.all_slices()) <= 12
+    for _ in range(2):
+        memory.restore(left_folded(range(45), 40))
+        assert row(memory) == list(range(50))
+    memory.absorb(slices(range(50, 53)), NOW)
+    assert row(memory) == list(range(53))
+
+
+def test_standby_that_began_a_moment_ago_unites_its_slices() -> None:
+    memory = running(range(46, 50))
+    memory.restore(left_folded(range(48), 40))
+    assert row(memory) == list(range(50))
+
+
+def test_earlier_run_of_many_series_is_added_to_evicted_slices() -> None:
+    memory = running(range(20, 50), slices_held=12, slices_held_ms=1000)
+    memory.restore(left_folded(range(18), 15))
+    assert row(memory) == [*range(18), *range(20, 50)]
+
+
+def test_standby_keeps_its_minute_where_the_owner_was_frozen_long_ago() -> None:
+    memory = running(range(5, 50), slices_held=12, slices_held_ms=1000)
+    memory.restore(left_folded(range(8), 40))
+    assert len(row(memory)) == 45
+
+
+def test_tick_of_a_slice_of_the_owner_is_not_counted_again_when_late() -> None:
+    memory = running(range(20, 43), range(44, 50), slices_held=12, slices_held_ms=1000)
+    memory.restore(left_folded(range(45), 40))
+    memory.absorb(slices([43]), NOW)
+    assert row(memory) == list(range(50))
+
+
 def test_row_of_another_process_is_not_added_to_the_same_ticks() -> None:
     memory = running(range(10, 30))
     memory.adopt({MINUTE: minute_of(slices(range(25)))}, START_MS)
@@ -132,6 +175,32 @@ def test_late_tick_beside_the_row_of_an_earlier_run_costs_no_later_tick() -> Non
     memory = running([3], range(25, 40))
     memory.adopt({MINUTE: minute_of(slices(chain(range(3), range(4, 25))))}, START_MS)
     assert set(row(memory)) >= set(range(40)) - {3}
+
+
+@settings(deadline=None)
+@given(
+    begun=st.integers(0, 49),
+    killed=st.integers(0, 49),
+    cut=st.integers(25, 45),
+    held=st.integers(10, 30),
+    later=st.integers(0, 3),
+    times=st.integers(1, 3),
+)
+def test_takeover_loses_no_tick_and_counts_none_twice(
+    begun: int, killed: int, cut: int, held: int, later: int, times: int
+) -> None:
+    """Of an owner with all ticks until it was killed, by a standby with all since it began."""
+    memory = running(range(begun, 50), slices_held=held, slices_held_ms=1000)
+    whole_from = min((slot.start for slot in memory.all_slices()), default=0)
+    for _ in range(times):
+        memory.restore(left_folded(range(killed), cut))
+        memory.absorb({}, NOW)
+    memory.absorb(slices(range(50, 50 + later)), NOW)
+    found = row(memory)
+    if killed < begun or whole_from <= tick(killed).at:
+        assert found == [*range(killed), *range(max(begun, killed), 50 + later)]
+    else:  # neither side has all of what was evicted here
+        assert set(found) <= set(range(50 + later))
 
 
 FIRST = 20

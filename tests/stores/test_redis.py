@@ -440,19 +440,22 @@ def test_slices_of_each_series_are_read_from_its_own_time(cache: RedisWriter, re
         assert other.last_before([BTC, ETH], MINUTE) == {}
 
 
-def test_too_many_slices_are_recovered_as_minutes(
+def test_too_many_slices_are_recovered_as_minutes_but_the_last_ones(
     cache: RedisWriter, redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = [Tick(100.0 + n, MINUTE + n * 1000, n) for n in range(120)]
     cache.put_slices({Slot(series, slice_start(tick.at)): candle_of(tick) for tick in ticks for series in (BTC, ETH)})
     monkeypatch.setattr("marketflow.stores.redis.recovery.SLICES_HELD", 239)
-    with cache_at(keywords(redis_db), recovered=False) as next_run:
+    later = SetClock()
+    later.ms += 60_000
+    with cache_at(keywords(redis_db), later, recovered=False) as next_run:
         slices, minutes, whole_from = next_run.recover()
-    assert (slices, whole_from) == ({}, NOW)
+    assert whole_from == NOW + 60_000 - 10_000
     assert {(slot.series, slot.start): minute.ticks for slot, minute in minutes.items()} == {
-        (series, start): 60 for series in (BTC, ETH) for start in (MINUTE, MINUTE + MINUTE_MS)
+        (series, start): ticks for series in (BTC, ETH) for start, ticks in ((MINUTE, 60), (MINUTE + MINUTE_MS, 20))
     }
     assert minutes[Slot(BTC, MINUTE)].newest == ticks[59]
+    assert slices == {Slot(series, tick.at): candle_of(tick) for tick in ticks[80:] for series in (BTC, ETH)}
 
 
 def test_slice_of_one_tick_is_stored_as_tick(cache: RedisWriter, client: "redis.Redis") -> None:

@@ -28,6 +28,9 @@ from marketflow.stores.redis.calls import SHORT_ANSWERS, RedisCalls
 from marketflow.stores.redis.run_marker import RunMarker
 from marketflow.stores.tick_folding import minutes_of_ticks
 
+UNFOLDED_MS = 10_000
+"""How far back slices are read as they are where all are too many: a standby has those itself, and unites both."""
+
 _decode_ticks = msgspec.json.Decoder(list[Tick]).decode
 
 
@@ -57,7 +60,7 @@ class RecoveryReader:
         self._buckets = buckets
 
     def recent(self, minute_ms: int = MINUTE_MS, wanted: Wanted = every_series) -> RecoveredCandles:
-        """The slices of the last minutes of some series; folded into minutes where they are too many.
+        """The slices of the last minutes of some series; where they are too many, older ones folded into minutes.
 
         Raises:
             Unavailable: Redis cannot be reached.
@@ -72,20 +75,28 @@ class RecoveryReader:
                 deque(expired, maxlen=0)
             counts = self._calls.each(series, self._bucket.window_key, lambda pipe, key: pipe.zcard(key), SHORT_ANSWERS)
             found = sum(count for _, count in counts)
-            windows = self._calls.each(series, self._bucket.window_key, lambda pipe, key: pipe.zrange(key, 0, -1))
-            recovered = self._minutes(windows, minute_ms) if found > self._slices_held else _slices(windows)
+            if found > self._slices_held:
+                recovered = self._folded(series, minute_ms)
+            else:
+                windows = self._calls.each(series, self._bucket.window_key, lambda pipe, key: pipe.zrange(key, 0, -1))
+                recovered = _slices(windows)
         if found:
             level = "INFO" if self._buckets == 1 else "DEBUG"  # else a line for each bucket
             logger.log(level, "recovered {} slices of the last minutes from Redis", found)
         return recovered
 
-    def _minutes(self, windows: "Iterable[tuple[Series, list[bytes]]]", minute_ms: int) -> RecoveredCandles:
+    def _folded(self, series: Sequence[Series], minute_ms: int) -> RecoveredCandles:
+        whole_from = slice_start(milliseconds(self._clock())) - UNFOLDED_MS
+        windows = self._calls.each(
+            series, self._bucket.window_key, lambda pipe, key: pipe.zrangebyscore(key, "-inf", f"({whole_from}")
+        )
         minutes = {
             Slot(series, start): candle
             for series, members in windows
             for start, candle in minutes_of_window(members, minute_ms).items()
         }
-        return RecoveredCandles({}, minutes, whole_from=milliseconds(self._clock()))
+        slices = self._slots(series, self._bucket.window_key, whole_from, "+inf")
+        return RecoveredCandles(slices, minutes, whole_from)
 
     @property
     def _slices_held(self) -> int:
