@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 import redis
-from redis.asyncio.client import PubSub
 
 from marketflow import tasks
 from marketflow.api.streaming.broadcaster import Broadcaster
 from marketflow.clock import system_clock
 from marketflow.cluster.remote_control import RemoteIngest
-from marketflow.model import Mode
 from marketflow.runtime.health_report import Probe
 from marketflow.runtime.processes import ApiRole
 from marketflow.server.service_notification import Supervisor
@@ -59,15 +57,13 @@ async def test_task_whose_cleanup_fails_is_cancelled_again() -> None:
     assert failures
 
 
-@pytest.mark.parametrize("of", [NearCache, RemoteIngest])
 @on_loop
 async def test_listener_ends_though_its_connection_cannot_be_closed(
-    of: type[NearCache | RemoteIngest], redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
+    redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A starved event loop closes the connection of a cancelled read too late."""
     closed: list[object] = []
-    closing, name = (redis.asyncio.Connection, "disconnect") if of is NearCache else (PubSub, "aclose")
-    close: Any = getattr(closing, name)
+    close: Any = redis.asyncio.Connection.disconnect
 
     async def close_late(closed_late: object, *args: Any, **keywords: Any) -> None:
         await close(closed_late, *args, **keywords)
@@ -75,23 +71,17 @@ async def test_listener_ends_though_its_connection_cannot_be_closed(
         if len(closed) == 1:  # not that of the pool
             raise redis.TimeoutError("Timed out closing connection")
 
-    monkeypatch.setattr(closing, name, close_late)
+    monkeypatch.setattr(redis.asyncio.Connection, "disconnect", close_late)
     keywords = connection_keywords(HOST, redis_db.port, "", 0)
     async with AsyncExitStack() as stack:
-        if of is NearCache:
-            reader = RedisReader.connect(keywords, system_clock, 0)
-            stack.push_async_callback(reader.close)
-            near_cache = NearCache(reader, keywords, system_clock)
-            stack.push_async_callback(near_cache.close)
-            await near_cache.newest([])
-            listening = asyncio.create_task(near_cache.listen())
-            while not near_cache.live:  # noqa: ASYNC110 - of another process
-                await asyncio.sleep(0.01)
-        else:
-            ingest = RemoteIngest(keywords, ["exchange1"], Mode.TEST)
-            stack.push_async_callback(ingest.close)
-            listening = asyncio.create_task(ingest.follow())
-            await asyncio.sleep(SECONDS)
+        reader = RedisReader.connect(keywords, system_clock, 0)
+        stack.push_async_callback(reader.close)
+        near_cache = NearCache(reader, keywords, system_clock)
+        stack.push_async_callback(near_cache.close)
+        await near_cache.newest([])
+        listening = asyncio.create_task(near_cache.listen())
+        while not near_cache.live:  # noqa: ASYNC110 - of another process
+            await asyncio.sleep(0.01)
         listening.cancel()
         await asyncio.wait([listening], timeout=5)
         assert listening.cancelled()

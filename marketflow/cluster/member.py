@@ -183,10 +183,8 @@ class Member:
         self.reachable = True
         if self._table.is_followed:
             self._commands_due.set()
-        else:
+        elif not self._commands_stopped.is_set():
             self._commands_due.clear()
-        if self._commands_stopped.is_set():  # perhaps before `clear`
-            self._commands_due.set()
         if self._differs():
             self._apply_due.set()
         return published
@@ -250,14 +248,9 @@ class Member:
     # Commands
 
     def _run_commands(self) -> None:
-        while not self._commands_stopped.is_set():
-            self._commands_due.wait()
+        while self._commands_due.wait() and not self._commands_stopped.is_set():
             if not self._succeeds(self._run_command, "a command failed"):
                 self._commands_stopped.wait(COMMAND_SECONDS)
-
-    def _run_command(self) -> None:
-        if not self._commands_stopped.is_set() and (command := self._next_command()) is not None:
-            self._execute(command)
 
     def _succeeds(self, act: Callable[[], object], failure: str) -> bool:
         """Do something that is tried again later where it fails; log why, and return whether it has succeeded."""
@@ -272,19 +265,16 @@ class Member:
             return True
         return False
 
-    def _next_command(self) -> str | None:
-        with redis_errors():
-            answer = self._client.blpop([keys.commands_key(self._table.run)], timeout=COMMAND_SECONDS)
-        return None if answer is None else cast("tuple[bytes, bytes]", answer)[1].decode(errors="replace")
-
-    def _execute(self, command: str) -> None:
-        """Execute a command and reply; one that has no content, or has expired, makes this process call the table.
+    def _run_command(self) -> None:
+        """Execute the next command and reply; one without content, or that has expired, has the table called.
 
         A command that this version does not know is ignored.
         """
-        if self._commands_stopped.is_set():
-            return
         with redis_errors():
+            answer = self._client.blpop([keys.commands_key(self._table.run)], timeout=COMMAND_SECONDS)
+            if answer is None or self._commands_stopped.is_set():
+                return
+            command = cast("tuple[bytes, bytes]", answer)[1].decode(errors="replace")
             content = cast("bytes | None", self._client.getdel(keys.command_key(command)))
         reply: FeedsReport | ReloadReply | RuleChanged
         if content is None:

@@ -1,8 +1,7 @@
 """The API process's side of the cluster: follows the states of the ingest processes, and sends them commands.
 
-States come by publish/subscribe within milliseconds, and are also polled twice a second with the table of shards: a
-subscription that has silently failed looks like one where nothing happens. What is known of a shard is what its owner
-says; counters are those of all processes.
+States are polled with the table of shards, four times a second. What is known of a shard is what its owner says;
+counters are those of all processes.
 """
 
 import asyncio
@@ -44,8 +43,8 @@ from marketflow.tasks import raise_if_cancelled, timeout
 
 _T = TypeVar("_T")
 
-POLL_SECONDS = 0.5
-"""How often the states are polled; a published one is used at once."""
+POLL_SECONDS = 0.25
+"""How often the states are polled."""
 
 COMMAND_MS = 1500
 """Expiry of a command: its client has left by then."""
@@ -56,8 +55,8 @@ REPLY_SECONDS = 2.0
 REPORTS_KEPT = 100
 """How many reports of feeds are kept for a moment, each of one query."""
 
-STATE_CONNECTIONS = 3
-"""One for the subscription, and one each for its polls and the poll at the start."""
+STATE_CONNECTIONS = 2
+"""One for the polls, and one for that at the start."""
 
 COMMAND_CONNECTIONS = 32
 """Commands that may await their replies at a time; further ones wait up to ANSWER_SECONDS for a connection."""
@@ -76,7 +75,6 @@ class RemoteIngest:
         # Two pools: the states arrive however many commands await their replies.
         self._client = _client(keywords, STATE_CONNECTIONS)
         self._commands = _client(keywords, COMMAND_CONNECTIONS)
-        self._channel = keys.channel(keys.STATE_KEY, keywords.get("db", 0))
         self.exchanges = exchanges
         """The configured ones."""
         self.reloaded = asyncio.Event()
@@ -245,7 +243,8 @@ class RemoteIngest:
         async with self._client.pipeline(transaction=False) as pipe:
             pipe.hgetall(keys.SHARDS_KEY)
             pipe.get(keys.MODE_KEY)
-            fields, mode = await _answer(pipe.execute(), ANSWER_SECONDS)
+            pipe.set(keys.FOLLOWED_KEY, "", px=round(STATE_SECONDS * 1000))
+            fields, mode, _ = await _answer(pipe.execute(), ANSWER_SECONDS)
         self._table = decode_table(fields)
         runs = [*self._table.members]
         asked = self._client.mget([keys.state_key(run) for run in runs]) if runs else None
@@ -272,9 +271,7 @@ class RemoteIngest:
         """Follow the states until cancelled."""
         while True:
             try:
-                async with self._client.pubsub(ignore_subscribe_messages=True) as channel:
-                    await _answer(channel.subscribe(self._channel), ANSWER_SECONDS)
-                    await self._listen(channel)
+                await self.ask()
             except Unavailable as error:
                 logger.debug("the ingest processes cannot be followed: {}", error)
             except Exception as error:  # noqa: BLE001 - else the API would answer about the wrong mode for ever
@@ -282,19 +279,6 @@ class RemoteIngest:
                 logger.opt(exception=error).error("following the ingest processes failed, which is a bug")
             raise_if_cancelled()
             await asyncio.sleep(POLL_SECONDS)
-
-    async def _listen(self, channel: "redis.asyncio.client.PubSub") -> None:
-        while True:
-            await self.ask()
-            poll_at = time.monotonic() + POLL_SECONDS
-            while (seconds := poll_at - time.monotonic()) > 0:
-                message = await _answer(channel.get_message(timeout=seconds), seconds + ANSWER_SECONDS)
-                if message is None:
-                    continue
-                if (published := decode(message["data"], Published)) is None or published.run not in self._states:
-                    break  # a process has left, or a new one has come
-                self._take(published)
-                self._know_mode(None)
 
     def _take(self, published: Published) -> None:
         """Use a state, unless a later one of the same run has arrived another way."""

@@ -248,8 +248,7 @@ if request.leaving then
 elseif state ~= '' then
     redis.call('set', KEYS[3], state, 'px', request.state_kept)
 end
-local followers = redis.call('publish', ARGV[3], state) + redis.call('exists', KEYS[4])
-return {mode, followers, wait, redis.call('hgetall', KEYS[1])}
+return {mode, redis.call('exists', KEYS[4], KEYS[5]), wait, redis.call('hgetall', KEYS[1])}
 """
 
 
@@ -338,7 +337,6 @@ class ShardTable:
         self.shards = shards
         """Those that this process can ingest; a reload of the settings may change them."""
         self._client = client
-        self._channel = keys.channel(keys.STATE_KEY, client.get_connection_kwargs().get("db", 0))
         self._takes_all = takes_all
         self._lease_seconds = lease_seconds
         self._now = now
@@ -347,7 +345,7 @@ class ShardTable:
         self.table = NO_TABLE
         """The table, by the last answer."""
         self.is_followed = False
-        """Whether other processes have subscribed to the state of this one, or commands wait for it."""
+        """Whether other processes follow the states, or commands wait for this one."""
         self.call_again_seconds = CALL_SECONDS
         """When to call again: at once when the lease of another process would expire."""
 
@@ -362,7 +360,7 @@ class ShardTable:
 
         Args:
             ready: shards that it could own at once: their feeds are connected, or no connection is of any use.
-            published: its state, published by the same call.
+            published: its state, which the same call stores.
             new_mode: set if it has switched the mode itself, which others adopt.
             leaving: whether to release everything: standbys take over at once.
 
@@ -391,9 +389,9 @@ class ShardTable:
         state = encode(published) if published else b""
         with redis_errors():
             # The keys share a hash tag, so that one script may use them on a cluster as well.
-            names = (keys.SHARDS_KEY, keys.MODE_KEY, keys.state_key(self.run), keys.commands_key(self.run))
-            arguments = (encode(given), state, self._channel)
-            answer = self._client.eval(_CALL, len(names), *names, *arguments)
+            of_run = keys.state_key(self.run), keys.commands_key(self.run)
+            names = (keys.SHARDS_KEY, keys.MODE_KEY, *of_run, keys.FOLLOWED_KEY)
+            answer = self._client.eval(_CALL, len(names), *names, encode(given), state)
         mode, followers, wait_ms, stored = cast("tuple[bytes | None, int, int, list[bytes]]", answer)
         self.is_followed = followers > 0
         self.call_again_seconds = min(CALL_SECONDS, (wait_ms + 1) / 1000)

@@ -74,7 +74,7 @@ class ShardHolder:
         )
         self._member = Member(self._table, self._client, engine, engine.feed_status.report, self.reload, self.assign)
         self._heard_at = time.monotonic()
-        self._assigned: tuple[frozenset[str], frozenset[str], bool] | None = None
+        self._assigned: tuple[frozenset[str], frozenset[str]] | None = None
         self._is_alone = False
 
     @property
@@ -121,14 +121,11 @@ class ShardHolder:
     def assign(self, owned: Collection[str], standby: Collection[str], leads: bool) -> None:
         """Own and stand by for these shards from now on."""
         self._is_alone = False
-        self._take(frozenset(owned), frozenset(standby), leads)
-
-    def _take(self, owned: frozenset[str], standby: frozenset[str], leads: bool) -> None:
         if self._stopping.is_set():
             return
-        before, self._assigned = self._assigned, (owned, standby, leads)
+        before, self._assigned = self._assigned, (frozenset(owned), frozenset(standby))
         self._engine.assign(owned, standby, leads)
-        if before is not None and before[:2] == (owned, standby):
+        if before == self._assigned:
             return
         names = {"owned": owned, "standby": standby}
         words = "; ".join(f"{kind}: {', '.join(sorted(of))}" for kind, of in names.items() if of) or "no shard is left"
@@ -151,7 +148,7 @@ class ShardHolder:
         patience = FIRST_ANSWER_SECONDS if self._assigned is None else ALONE_SECONDS
         if now - self._heard_at > patience and not self._is_alone:
             logger.warning("ingesting all shards: Redis does not answer which process takes which")
-            self._take(frozenset(self._table.shards), frozenset(), True)
+            self.assign(self._table.shards, (), True)
             self._is_alone = True
 
     def _beat(self) -> None:

@@ -256,17 +256,6 @@ def test_server_time_decides_without_a_clock_of_the_test(client: "redis.Redis") 
     assert abs(at - 1000 * seconds) < 60_000
 
 
-def test_databases_of_one_redis_share_no_messages(client: "redis.Redis", redis_db: RedisServer, clock: Clock) -> None:
-    with connect(connection_keywords(HOST, redis_db.port, "", 1)) as other, client.pubsub() as heard:  # type: ignore[no-untyped-call]
-        heard.psubscribe("marketflow:*")
-        heard.get_message(timeout=5)
-        channels = []
-        for each in (table(client, clock), table(other, clock)):
-            each.hold((), state(Mode.LIVE))
-            channels.append(heard.get_message(timeout=5)["channel"].decode())
-        assert channels == [keys.STATE_KEY, f"{keys.STATE_KEY}:1"]
-
-
 def test_unreachable_redis_makes_the_table_unavailable(clock: Clock) -> None:
     with connect(connection_keywords(HOST, free_port(), "", 0)) as client:
         for leaving in (False, True):

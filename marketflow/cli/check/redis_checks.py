@@ -190,7 +190,7 @@ def _refused(client: "redis.Redis", cluster_key: str) -> dict[str, str]:
     finally:
         connection.disconnect()  # which drops the queue as well
         client.connection_pool.release(connection)
-    names = (keys.PLAIN.newest_channel, keys.PLAIN.slices_channel, keys.PLAIN.minutes_channel, keys.STATE_KEY)
+    names = (keys.PLAIN.newest_channel, keys.PLAIN.slices_channel, keys.PLAIN.minutes_channel)
     db = client.get_connection_kwargs().get("db", 0)
     channel: Any
     with client.pubsub() as channel:  # type: ignore[no-untyped-call]

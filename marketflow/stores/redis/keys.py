@@ -35,7 +35,10 @@ SHARDS_KEY = "marketflow:{control}:shards"
 """Hash: which ingest process owns which shard, which one is its standby, and until when each process holds them."""
 
 STATE_KEY = "marketflow:{control}:state"
-"""Channel on which ingest processes publish their states."""
+"""Begins the names of the keys with the states of ingest processes."""
+
+FOLLOWED_KEY = "marketflow:{control}:followed"
+"""Exists while other processes read the states."""
 
 MODE_KEY = "marketflow:{control}:mode"
 """The mode that runs, or ran last."""
