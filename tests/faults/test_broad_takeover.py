@@ -10,14 +10,21 @@ import pytest
 
 from marketflow.model import MINUTE_MS, Mode, Series, Tick
 from tests.faults.conftest import LATE_MS, Record
-from tests.faults.test_roles import Broadcasting, Roles, stop_all
 from tests.support.application import exchanges_setting, now_ms
 from tests.support.oracle import Rows, differences
+from tests.support.roles import Broadcasting, Roles, stop_all
 from tests.support.servers import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 
-SYMBOLS = [f"COIN{number}" for number in range(5000)]
+PROGRAM = """
+from marketflow.stores import cache_limits
+cache_limits.SLICES_HELD = {}
+from marketflow.cli.main import main
+raise SystemExit(main())
+"""
+"""Starts MarketFlow with another limit of slices, which is to be filled within 17 s."""
+
 PARTS = 10
 """A second's ticks are sent in so many parts, each of other symbols."""
 
@@ -25,8 +32,9 @@ PARTS = 10
 class BroadTraffic:
     """A tick a second of each symbol of each exchange, until it ends; remembers what it has sent."""
 
-    def __init__(self, exchanges: list[Broadcasting]) -> None:
+    def __init__(self, exchanges: list[Broadcasting], symbols: list[str]) -> None:
         self._exchanges = exchanges
+        self._symbols = symbols
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._send, daemon=True)
         self.sent: list[tuple[Series, Tick]] = []
@@ -42,17 +50,18 @@ class BroadTraffic:
         self._thread.join(10)
 
     def _send(self) -> None:
+        symbols = self._symbols
         series = {
-            exchange: [Series(Mode.LIVE, exchange.name, symbol) for symbol in SYMBOLS] for exchange in self._exchanges
+            exchange: [Series(Mode.LIVE, exchange.name, symbol) for symbol in symbols] for exchange in self._exchanges
         }
         begun, count = time.monotonic(), 0
         while not self._ended.wait(max(begun + count / PARTS - time.monotonic(), 0)):
             self.late_ms = max(self.late_ms, round((time.monotonic() - begun - count / PARTS) * 1000))
             for exchange, of_exchange in series.items():
                 at, lines = now_ms(), []
-                for number in range(count % PARTS, len(SYMBOLS), PARTS):
+                for number in range(count % PARTS, len(symbols), PARTS):
                     price = 1000.0 + (count * 7919 + number) % 12_501
-                    lines.append(f'{{"symbol":"{SYMBOLS[number]}","price":{price},"timestamp":{at}}}\n')
+                    lines.append(f'{{"symbol":"{symbols[number]}","price":{price},"timestamp":{at}}}\n')
                     self.sent.append((of_exchange[number], Tick(price, at, len(self.sent))))
                 exchange.send_raw("".join(lines).encode())
             count += 1
@@ -69,7 +78,6 @@ def roles(server_folder: Path, servers: dict[str, object], exchanges: list[Broad
     settings: dict[str, object] = {
         "MODE": "live",
         "EXCHANGES": exchanges_setting(*exchanges),
-        "SYMBOLS": ",".join(SYMBOLS),
         "FLOW__LATE_AFTER_SECONDS": LATE_MS / 1000,
     }
     with ExitStack() as stack:
@@ -81,16 +89,24 @@ def wait_until_second(start: int, second: float) -> None:
     wait_until(lambda: now_ms() >= start + second * 1000, 125)
 
 
-def test_killed_owner_of_15000_series_loses_no_tick(
-    roles: Roles, exchanges: list[Broadcasting], rows: Callable[[], Rows], record_property: Record
+@pytest.mark.parametrize("count", [500, pytest.param(5000, marks=pytest.mark.slow)])
+def test_standby_that_has_evicted_slices_of_the_minute_loses_no_tick(
+    count: int, roles: Roles, exchanges: list[Broadcasting], rows: Callable[[], Rows], record_property: Record
 ) -> None:
-    """Its standby began in the middle of the minute, and has evicted slices of it since."""
-    owner = roles.feeds()
+    """It began in the middle of the minute; the owner is killed 20 s later. The limit of slices is in proportion.
+
+    Args:
+        count: symbols of each of three exchanges; with 5,000 the limit is the real one.
+    """
+    symbols = [f"COIN{number}" for number in range(count)]
+    roles.settings["SYMBOLS"] = ",".join(symbols)
+    program = "-c", PROGRAM.format(50 * count)
+    owner = roles.ingest(program)
     wait_until(lambda: all(exchange.clients for exchange in exchanges), 20)
-    with BroadTraffic(exchanges) as traffic:
+    with BroadTraffic(exchanges, symbols) as traffic:
         start = now_ms() - now_ms() % MINUTE_MS + MINUTE_MS
         wait_until_second(start, 30)
-        standby = roles.feeds()
+        standby = roles.ingest(program)
         wait_until(lambda: all(len(exchange.clients) == 2 for exchange in exchanges), 15)
         wait_until_second(start, 50)
         owner.kill()
@@ -98,11 +114,7 @@ def test_killed_owner_of_15000_series_loses_no_tick(
     record_property("sent late by ms", traffic.late_ms)
     expected = [(series, tick) for series, tick in traffic.sent if start <= tick.at < start + MINUTE_MS]
 
-    def wrong() -> list[str]:
-        of_minute = {slot: row for slot, row in rows().items() if slot.start == start}
-        return differences(of_minute, expected)
-
-    wait_until(lambda: len([slot for slot in rows() if slot.start == start]) == 3 * len(SYMBOLS), 30)
     stop_all(standby)
-    complaints = wrong()
+    of_minute = {slot: row for slot, row in rows().items() if slot.start == start}
+    complaints = differences(of_minute, expected)
     assert not complaints, f"{len(complaints)} rows are wrong: {complaints[:5]}"
