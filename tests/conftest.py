@@ -40,6 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if mark := _MARKED_FOLDERS.get(item.path.parent.name):
             item.add_marker(mark)
+        if item.get_closest_marker("faults") and takes_minutes(item):
+            item.add_marker(pytest.mark.minutes)
         if "redis_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.cluster)
         if isinstance(item, pytest.Function) and is_unit(item):

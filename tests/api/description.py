@@ -32,6 +32,7 @@ class Description:
             for path, item in document["paths"].items()
             for method, operation in item.items()
         }
+        self._found: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
 
     def resolved(self, thing: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the object, with a `$ref` resolved."""
@@ -82,6 +83,11 @@ class Description:
 
     def _expected(self, method: str, path: str) -> dict[int, Mapping[str, Any]]:
         """Return the responses to a request, also to one for an unknown path or method."""
+        if (method, path) not in self._found:
+            self._found[method, path] = self._find_expected(method, path)
+        return self._found[method, path]
+
+    def _find_expected(self, method: str, path: str) -> dict[int, Mapping[str, Any]]:
         templates = [template for _, template in self.operations if _matches(template, path)]
         for template in templates:
             for each in {method, "GET" if method == "HEAD" else method}:

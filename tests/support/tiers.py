@@ -1,5 +1,6 @@
 """The unit tier: tests that start no process, found by what they and their fixtures refer to."""
 
+import functools
 import inspect
 import multiprocessing
 import subprocess
@@ -29,6 +30,7 @@ def takes_minutes(item: pytest.Item) -> bool:
     return timeout is not None and timeout.args[0] > _USUAL_TIMEOUT_SECONDS
 
 
+@functools.cache  # the same fixtures again and again
 def starts_process(function: object) -> bool:
     """Whether a function refers to what starts a process, directly or by way of other code of the tests."""
     seen: set[int] = set()
