@@ -36,8 +36,8 @@ READ_AGAIN_FROM_MS = 10_000
 
 _T = TypeVar("_T")
 
-ReadAgain = Callable[[int, int, Wanted], Candles]
-"""Returns the slices of some series between two times (Unix ms) in the cache."""
+ReadAgain = Callable[[int, int, int, Wanted], RecoveredCandles]
+"""Returns what the cache has of some series between two times; these and the length of a minute in ms."""
 
 
 class Recovery:
@@ -54,8 +54,8 @@ class Recovery:
         clock: wall-clock time.
         log: logs failures.
         ownership: what is read at the start, and the shards of all series.
-        read_again: reads the slices of the first minute once more when that is over: where another process may have
-            written for a while after this one began, it is complete only with those. None without one.
+        read_again: reads the first minute once more when that is over: where another process may have written for a
+            while after this one began, or late, it is complete only there. None without one.
     """
 
     def __init__(
@@ -146,7 +146,8 @@ class Recovery:
         seconds = (end - began) / 1000 + READ_AGAIN_SECONDS
 
         def read() -> RecoveredCandles:
-            return RecoveredCandles(read_again(began - READ_AGAIN_FROM_MS, end, wanted))
+            since = minute_start(began - READ_AGAIN_FROM_MS, self._minute_ms)
+            return read_again(since, end, self._minute_ms, wanted)
 
         return rx.timer(seconds, scheduler=self._loop).pipe(
             ops.take_until(self._ended),

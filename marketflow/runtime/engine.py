@@ -231,7 +231,7 @@ class Engine:
             pool=self._pool,
             clock=clock,
             reconnect=Backoff(settings.flow.reconnect_after_seconds),
-            read_again=None if is_alone else self.cache.slices_between,
+            read_again=None if is_alone else self.cache.between,
             corrections=self._records.corrections,
             announce_newest=announce_newest,
             pause_newest=partial(time.sleep, newest_pause_seconds) if newest_pause_seconds else None,

@@ -100,7 +100,7 @@ class Process:
             reconnect=Backoff(uniform=group.random.random),
             ownership=self.ownership,
             series=lambda: ALL_SERIES,
-            read_again=cache.slices_between,
+            read_again=cache.between,
         )
         self._subscription = self.pipeline.observable().subscribe(on_error=self._broke, on_completed=self._complete)
 

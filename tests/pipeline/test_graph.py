@@ -11,6 +11,7 @@ from marketflow.model import MINUTE_MS, SLICE_MS, Candles, Mode, Series, Slot, T
 from marketflow.pipeline.instrumentation import PipelineCounters
 from marketflow.settings import load
 from marketflow.stores.cache_limits import RECENT_MS
+from marketflow.stores.ports import RecoveredCandles
 from tests.pipeline.world import BTC, ETH, LIVE_BTC, START_MS, ScriptedFeed, World
 from tests.support.oracle import assert_same, candle_of_ticks, candles_of_ticks
 
@@ -424,9 +425,9 @@ def test_first_minute_has_what_another_process_went_on_to_write(stopped: bool) -
     asked: list[tuple[int, int]] = []
     of_the_other = [Tick(7.0, START_MS + 30_100, 1), Tick(9.0, START_MS + 31_000, 2)]  # of which the second is known
 
-    def read_again(since: int, until: int, _: object) -> Candles:
+    def read_again(since: int, until: int, *_: object) -> RecoveredCandles:
         asked.append((since, until))
-        return {Slot(BTC, slice_start(tick.at)): candle_of(tick) for tick in of_the_other}
+        return RecoveredCandles({Slot(BTC, slice_start(tick.at)): candle_of(tick) for tick in of_the_other})
 
     world.pipeline.recovery.read_again = read_again
     world.start()
@@ -440,14 +441,14 @@ def test_first_minute_has_what_another_process_went_on_to_write(stopped: bool) -
         assert world.completed
     else:
         world.run(100)
-    assert asked == [(START_MS + 20_000, START_MS + MINUTE_MS)]
+    assert asked == [(START_MS, START_MS + MINUTE_MS)]
     assert world.archive.rows[MINUTE].ticks == 2
 
 
 def test_end_does_not_wait_for_the_slices_of_another_process() -> None:
     world = World()
 
-    def read_again(*_: object) -> Candles:
+    def read_again(*_: object) -> RecoveredCandles:
         raise Unavailable("down")
 
     world.pipeline.recovery.read_again = read_again

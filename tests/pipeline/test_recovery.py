@@ -139,6 +139,15 @@ def test_earlier_run_of_many_series_is_added_to_evicted_slices() -> None:
     assert row(memory) == [*range(18), *range(20, 50)]
 
 
+def test_slices_that_the_owner_wrote_late_are_found_once_the_minute_is_read_again() -> None:
+    """After a change of owners under load; the cache has all slices of both, where all are folded."""
+    memory = running(range(36, 50), slices_held=12, slices_held_ms=1000)
+    memory.restore(left_folded(range(28), 40))
+    assert row(memory) == [*range(28), *range(36, 50)]
+    memory.restore(left_folded(range(49), 45)._replace(whole_from=0))
+    assert row(memory) == list(range(50))
+
+
 def test_standby_keeps_its_minute_where_the_owner_was_frozen_long_ago() -> None:
     memory = running(range(5, 50), slices_held=12, slices_held_ms=1000)
     memory.restore(left_folded(range(8), 40))

@@ -368,7 +368,7 @@ def test_outage_does_not_end_by_calls_without_a_command(server: RedisServer, log
             assert not cache.needs_refill()
             time.sleep(BREAK_SECONDS)
             cache.mark_archived(MINUTE, [])
-            assert cache.slices_between(0, MINUTE, lambda _: False) == {}
+            assert cache.between(0, MINUTE, wanted=lambda _: False) == ({}, {}, 0)
     assert [line for line in log if "Redis cannot be used" in line]
     assert not [line for line in log if "Redis can be used again" in line]
 
@@ -423,9 +423,10 @@ def test_slices_between_two_times_are_those_of_any_process(
     cache.put_slices(written)
     inner = {slot: candle for slot, candle in written.items() if 100 <= slot.start - MINUTE < 300}
     with cache_at(keywords(redis_db), recovered=False) as other:
-        assert other.slices_between(MINUTE + 100, MINUTE + 300) == inner
+        assert other.between(MINUTE + 100, MINUTE + 300) == (inner, {}, 0)
         monkeypatch.setattr("marketflow.stores.redis.recovery.SLICES_HELD", 1)
-        assert other.slices_between(MINUTE + 100, MINUTE + 300) == {}
+        folded = {Slot(series, MINUTE): candle for (series, _), candle in inner.items()}
+        assert other.between(MINUTE + 100, MINUTE + 300) == ({}, folded, 0)
 
 
 def test_slices_of_each_series_are_read_from_its_own_time(cache: RedisWriter, redis_db: RedisServer) -> None:

@@ -85,27 +85,33 @@ class RecoveryReader:
             logger.log(level, "recovered {} slices of the last minutes from Redis", found)
         return recovered
 
-    def _folded(self, series: Sequence[Series], minute_ms: int) -> RecoveredCandles:
+    def _folded(
+        self, series: Sequence[Series], minute_ms: int, since: int | str = "-inf", until: int | str = "+inf"
+    ) -> RecoveredCandles:
         whole_from = slice_start(milliseconds(self._clock())) - UNFOLDED_MS
+        if isinstance(until, int):
+            whole_from = min(whole_from, until + 1)
         windows = self._calls.each(
-            series, self._bucket.window_key, lambda pipe, key: pipe.zrangebyscore(key, "-inf", f"({whole_from}")
+            series, self._bucket.window_key, lambda pipe, key: pipe.zrangebyscore(key, since, f"({whole_from}")
         )
         minutes = {
             Slot(series, start): candle
             for series, members in windows
             for start, candle in minutes_of_window(members, minute_ms).items()
         }
-        slices = self._slots(series, self._bucket.window_key, whole_from, "+inf")
+        slices = self._slots(series, self._bucket.window_key, whole_from, until)
         return RecoveredCandles(slices, minutes, whole_from)
 
     @property
     def _slices_held(self) -> int:
         return SLICES_HELD // self._buckets
 
-    def slices_between(self, since: int, until: int, wanted: Wanted = every_series) -> Candles:
+    def between(
+        self, since: int, until: int, minute_ms: int = MINUTE_MS, wanted: Wanted = every_series
+    ) -> RecoveredCandles:
         """The slices of some series that begin at or after `since` and before `until` (Unix ms), of all processes.
 
-        Empty where they are too many.
+        Where they are too many, older ones are folded into minutes, as by `recent`.
 
         Raises:
             Unavailable: Redis cannot be reached.
@@ -113,14 +119,14 @@ class RecoveryReader:
         until -= 1
         series = [each for each in self._run_marker.series if wanted(each)]
         if not series:  # a call that asks nothing would count as an answer of Redis
-            return {}
+            return RecoveredCandles({})
         with self._calls.calling():
             counts = self._calls.each(
                 series, self._bucket.window_key, lambda pipe, key: pipe.zcount(key, since, until), SHORT_ANSWERS
             )
             if sum(count for _, count in counts) > self._slices_held:
-                return {}
-            return self._slots(series, self._bucket.window_key, since, until)
+                return self._folded(series, minute_ms, since, until)._replace(whole_from=0)  # it is not all there is
+            return RecoveredCandles(self._slots(series, self._bucket.window_key, since, until))
 
     def slices_since(self, starts: Mapping[Series, int], until: int) -> Candles:
         """The slices of each series that begin at its time or later, and before `until` (Unix ms), of all processes.

@@ -319,9 +319,11 @@ class RedisWriter:
             self.recovered = self._complete_at_probe = True
         return recovered
 
-    def slices_between(self, since: int, until: int, wanted: Wanted = every_series) -> Candles:
+    def between(
+        self, since: int, until: int, minute_ms: int = MINUTE_MS, wanted: Wanted = every_series
+    ) -> RecoveredCandles:
         """See RecoveryReader."""
-        return self._recovery.slices_between(since, until, wanted)
+        return self._recovery.between(since, until, minute_ms, wanted)
 
     def slices_since(self, starts: Mapping[Series, int], until: int) -> Candles:
         """See RecoveryReader."""

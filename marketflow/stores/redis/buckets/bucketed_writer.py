@@ -193,12 +193,14 @@ class BucketedWriter:
         if self._bucket_count is not None and not self.recovered:
             self._bucket_count.settle()
         found = self._each([(part, partial(part.recover, minute_ms, wanted)) for part in self._parts])
-        slices, minutes = _union(each.slices for each in found), _union(each.minutes for each in found)
-        return RecoveredCandles(slices, minutes, max(each.whole_from for each in found))
+        return _all_recovered(found)
 
-    def slices_between(self, since: int, until: int, wanted: Wanted = every_series) -> Candles:
+    def between(
+        self, since: int, until: int, minute_ms: int = MINUTE_MS, wanted: Wanted = every_series
+    ) -> RecoveredCandles:
         """See RecoveryReader."""
-        return _union(self._each([(part, partial(part.slices_between, since, until, wanted)) for part in self._parts]))
+        work = [(part, partial(part.between, since, until, minute_ms, wanted)) for part in self._parts]
+        return _all_recovered(self._each(work))
 
     def slices_since(self, starts: Mapping[Series, int], until: int) -> tuple[Candles, set[Series]]:
         """See RecoveryReader; without those of buckets that cannot be read, whose series are the second item."""
@@ -302,6 +304,11 @@ def _do(work: "Sequence[_Work[_T]]", numbers: Sequence[int], results: list[Any])
             results[number] = work[number][1]()
         except Unavailable as error:
             results[number] = error
+
+
+def _all_recovered(found: Sequence[RecoveredCandles]) -> RecoveredCandles:
+    slices, minutes = _union(each.slices for each in found), _union(each.minutes for each in found)
+    return RecoveredCandles(slices, minutes, max(each.whole_from for each in found))
 
 
 def _union(found: Iterable[Candles]) -> Candles:
