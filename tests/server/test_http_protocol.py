@@ -36,7 +36,7 @@ class Impatient(LimitedHttpProtocol):
 
 
 class App:
-    """Responds with the path; `/long` starts its response and completes it once `end` is set."""
+    """Responds with the path; `/long` and `/steady` complete it once `end` is set, and `/steady` sends meanwhile."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -48,6 +48,9 @@ class App:
         if scope["path"] == "/long":
             await send({"type": "http.response.body", "body": b"begin ", "more_body": True})
             await asyncio.to_thread(self.end.wait, 10)
+        while scope["path"] == "/steady" and not self.end.is_set():
+            await send({"type": "http.response.body", "body": b".", "more_body": True})
+            await asyncio.sleep(0.01)
         await send({"type": "http.response.body", "body": f"<{scope['path']}>".encode()})
 
 
@@ -394,14 +397,15 @@ def test_a_few_pipelined_requests_are_answered_in_order(server: Server) -> None:
 
 @pytest.mark.long
 def test_reset_with_requests_waiting_starts_none_of_them(server: Server, log: list[str]) -> None:
-    client = server.connect(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n" + GET * 5)
+    """Found by a write: while requests wait, nothing is read."""
+    client = server.connect(b"GET /steady HTTP/1.1\r\nHost: x\r\n\r\n" + GET * 5)
     wait_until(lambda: server.app.asked)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     client.close()
     wait_until(lambda: server.connections == 0)
     server.app.end.set()
     assert server.ask(b"GET /next HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").count(OK) == 1
-    assert server.app.asked == ["/long", "/next"]
+    assert server.app.asked == ["/steady", "/next"]
     assert log == []
 
 
