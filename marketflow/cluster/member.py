@@ -36,14 +36,6 @@ from marketflow.model import Mode
 from marketflow.settings.reloading import Changes
 from marketflow.stores.redis import keys
 
-SOLE_CALL_SECONDS = 1.0
-"""How often the table is called where no other process can ingest and none follows. A command of one that has begun to
-follow waits that long at most.
-"""
-
-SOLE_LEASE_SECONDS = 2.5 * SOLE_CALL_SECONDS
-"""Lease of a process that calls so rarely."""
-
 COMMAND_SECONDS = 0.25
 """How long Redis blocks a poll for commands when there are none."""
 
@@ -82,7 +74,6 @@ class Member:
         reload: reads the settings again and returns what has changed; raises SettingsError where they are wrong.
         assign: takes what the table gives: the shards that are owned, those of the standby, and whether it leads. None
             ingests all shards whatever that is, and may switch the mode itself.
-        is_sole: whether no other process can ingest, since this one owns the Redis.
     """
 
     def __init__(
@@ -93,7 +84,6 @@ class Member:
         report: Callable[[FeedsQuery], FeedsReport],
         reload: Callable[[], Changes],
         assign: Callable[[Collection[str], Collection[str], bool], None] | None,
-        is_sole: bool = False,
     ) -> None:
         self._table = table
         self._client = client
@@ -101,7 +91,6 @@ class Member:
         self._report = report
         self._reload = reload
         self._assign = assign
-        self._is_sole = is_sole
         self._calling = threading.Lock()
         self._switching = threading.Lock()
         self._new_mode: Mode | None = ingest.state().mode if assign is None else None
@@ -196,8 +185,7 @@ class Member:
             if not self._succeeds(self.publish, "the table of shards cannot be called"):
                 self.reachable = False
             self._report_other_owner()
-            is_alone = self._is_sole and not self._table.is_followed
-            self._call_due.wait(SOLE_CALL_SECONDS if is_alone else self._table.call_again_seconds)
+            self._call_due.wait(self._table.call_again_seconds)
 
     # Assignments and the mode
 

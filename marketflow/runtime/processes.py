@@ -21,9 +21,9 @@ from marketflow.api.alerting.alert_access import AlertAccess
 from marketflow.api.context import Context
 from marketflow.api.middleware import request_metrics
 from marketflow.clock import system_clock
-from marketflow.cluster.member import SOLE_LEASE_SECONDS, Member
+from marketflow.cluster.member import Member
 from marketflow.cluster.remote_control import RemoteIngest
-from marketflow.cluster.shard_table import LEASE_SECONDS, ShardTable, connect
+from marketflow.cluster.shard_table import ShardTable, connect
 from marketflow.errors import StartError, Unavailable
 from marketflow.feeds.cpu.pacing import Pacing
 from marketflow.logs import Outage
@@ -167,11 +167,9 @@ class BothRoles(AsgiApplication):
         readers.cache.take_newest_in_process(engine.window_state.newest_of)
         client = connect(servers.redis)
         stack.callback(client.close)
-        is_sole = settings.redis.is_embedded
-        lease_seconds = SOLE_LEASE_SECONDS if is_sole else LEASE_SECONDS
-        table = ShardTable(client, settings.shards.names, takes_all=True, lease_seconds=lease_seconds)
+        table = ShardTable(client, settings.shards.names, takes_all=True)
         self._reconfigure = engine.reconfigure
-        member = Member(table, client, engine, engine.feed_status.report, self.settings_reload, None, is_sole)
+        member = Member(table, client, engine, engine.feed_status.report, self.settings_reload, None)
         self._table = table
         self.alive = engine.is_alive
         stack.push_async_callback(self._stop, engine, servers)

@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 import pytest
@@ -132,10 +132,10 @@ def join(client: "redis.Redis") -> Iterator[Join]:
     """Starts a member of the cluster; it leaves with the test."""
     members: list[Member] = []
 
-    def begin(engine: Engine, takes_all: bool = False, is_sole: bool = False) -> Member:
-        table = ShardTable(client, SHARDS, takes_all, 2.5 if is_sole else 1.0)
+    def begin(engine: Engine, takes_all: bool = False) -> Member:
+        table = ShardTable(client, SHARDS, takes_all)
         assign = None if takes_all else engine.assign
-        members.append(Member(table, client, engine, engine.report, engine.reload, assign, is_sole))
+        members.append(Member(table, client, engine, engine.report, engine.reload, assign))
         members[-1].start()
         return members[-1]
 
@@ -258,14 +258,28 @@ def test_commands_are_polled_only_while_another_process_follows(
     wait_until(is_quiet)
 
 
-def test_sole_member_calls_the_table_once_a_second(client: "redis.Redis", join: Join) -> None:
+def test_lone_member_that_takes_all_calls_once_a_second(client: "redis.Redis", join: Join) -> None:
+    """The first two calls find out that it is alone, and take the longer lease."""
     client.config_resetstat()
-    member = join(Engine(), takes_all=True, is_sole=True)
+    member = join(Engine(), takes_all=True)
     seconds, _ = client.time()
-    wait_until(lambda: calls(client) >= 4)
+    wait_until(lambda: calls(client) >= 5)
     assert client.time()[0] - seconds >= 2
     assert member._table.held.owned == {*SHARDS}
     assert client.exists(keys.SHARDS_KEY, keys.state_key(member._table.run)) == 2
+
+
+def test_lease_is_short_while_another_process_ingests(client: "redis.Redis", join: Join) -> None:
+    def lease_ms() -> int:
+        stored = cast("dict[bytes, bytes]", client.hgetall(keys.SHARDS_KEY))
+        return int(msgspec.json.decode(stored.get(f"member:{member._table.run}".encode(), b'{"lease":0}'))["lease"])
+
+    member = join(Engine(), takes_all=True)
+    wait_until(lambda: lease_ms() == 2500)
+    other = join(Engine())
+    wait_until(lambda: lease_ms() == 1000)
+    other.leave()
+    wait_until(lambda: lease_ms() == 2500)
 
 
 def test_member_that_takes_all_is_told_no_shards(join: Join) -> None:
