@@ -258,7 +258,7 @@ class Parts:
 
         return branch
 
-    def written(self, write: Callable[[Any], None]) -> Operator[Any, Any]:
+    def written(self, write: Callable[[Any], object]) -> Operator[Any, Any]:
         """Write each item; a write that raises is counted and logged, and its item is dropped."""
         return ops.map(isolated(write, self.log.cache_failed))
 
@@ -271,11 +271,6 @@ class Parts:
             self.log.latest_written(arrived, newest, self.clock())
         if self.pause_newest is not None:
             self.pause_newest()
-
-    def write_minutes(self, minutes: Candles) -> None:
-        """Write closed minutes."""
-        if self.cache.put_minutes(minutes):
-            self.backlog.note_cached(minutes)
 
     def minutes_cached(self, archived: Observable[Any]) -> Observable[Any]:
         """Write what is pending and not in the cache, repeated until the archive has it or the drain is given up.

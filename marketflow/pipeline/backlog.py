@@ -20,6 +20,9 @@ from marketflow.stores.ports import ArchiveWriter, CacheWriter, Rollups
 
 DEFAULT_LIMIT = 500_000
 
+ROWS_A_PART = 1000
+"""Minutes that are written to the cache and confirmed at once."""
+
 
 class Pending(NamedTuple):
     """How many rows the archive has not confirmed: those that the cache has, and those that are in neither store."""
@@ -215,10 +218,25 @@ class ArchiveSink:
         """
         if len(self._backlog) and self._cache.needs_refill():
             self._backlog.note_uncached(slot for slot in self._backlog.rows() if self._cache.lacks(slot.series))
-        if rows := self._backlog.uncached():
-            if not self._cache.put_minutes(rows):
-                raise Unavailable("not confirmed yet")
-            self._backlog.note_cached(rows)
+        if not self.cache_minutes(self._backlog.uncached()):
+            raise Unavailable("not all are confirmed yet")
+
+    def cache_minutes(self, minutes: Candles) -> bool:
+        """Write minutes to the cache, in parts; return whether it has confirmed all.
+
+        Raises:
+            Unavailable: not all are written.
+        """
+        # From the end on, and the archive from the beginning: where the time of a stop is short, they share the rows.
+        slots = list(reversed(minutes))
+        confirmed = True
+        for begin in range(0, len(slots), ROWS_A_PART):
+            part = {slot: minutes[slot] for slot in slots[begin : begin + ROWS_A_PART]}
+            if self._cache.put_minutes(part):
+                self._backlog.note_cached(part)
+            else:
+                confirmed = False
+        return confirmed
 
     def roll_up(self) -> bool:
         """Do one step of the daily roll-up; return whether there is more to do.

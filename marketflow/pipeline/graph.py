@@ -106,7 +106,7 @@ class Pipeline(Parts):
         )
         closed = rx.merge(minutes, corrected, refilled, held)
         minutes_written = rx.concat(
-            closed.pipe(self.conflated("minutes", on_pool, self.written(self.write_minutes))),
+            closed.pipe(self.conflated("minutes", on_pool, self.written(sink.cache_minutes))),
             self.minutes_cached(rows_written),
         )
 

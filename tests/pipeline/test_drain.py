@@ -104,6 +104,26 @@ def test_cache_that_was_emptied_has_pending_rows_again_at_the_end(world: World) 
     assert_same(world.cache.minutes, rows_of(world))
 
 
+def test_stores_that_are_slow_share_the_rows(world: World) -> None:
+    """Of each the stop has the time for little more than a half."""
+    trade(world)
+    world.run(10)
+    world.archive.transactions_left = 3
+    put_minutes, parts = world.cache.put_minutes, 0
+
+    def few(minutes: Candles) -> bool:
+        nonlocal parts
+        parts += 1
+        if parts > 3:
+            raise Unavailable("slow")
+        return put_minutes(minutes)
+
+    world.cache.put_minutes = few  # type: ignore[method-assign]
+    stop(world)
+    assert len(world.cache.minutes) == 3000
+    assert world.backlog.pending() == Pending(len(MANY) - 3000, 0)
+
+
 def test_rows_in_neither_store_are_counted(world: World) -> None:
     """A minute that the cache has confirmed before is no loss."""
     world.archive.down = True
