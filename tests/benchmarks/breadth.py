@@ -6,9 +6,14 @@ Zipf: the n-th symbol of an exchange gets a share of 1/n. Each case sees a whole
 The limit is what this machine does at all: commands a second of a client that sends them in pipelines of a thousand.
 
     python -m tests.benchmarks.breadth --case 1500 --case 15000 --restart
+    python -m tests.benchmarks.breadth --case 50000 --processes 2
 
 With --restart the application is killed in mid-minute (kill -9) and started again: how soon it is ready, takes ticks
 and has written the rows of that minute.
+
+With --processes several ingest processes share each exchange, by its symbols, and are standbys of each other: each
+receives and decodes all ticks. `late_s` is by how much the feeder was behind at the end: its clients, or the machine,
+did not take more ticks.
 """
 
 import argparse
@@ -23,7 +28,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +39,7 @@ import redis
 
 from marketflow.model import MINUTE_MS
 from tests.benchmarks.report import report
-from tests.benchmarks.stage import stage
+from tests.benchmarks.stage import Stage, stage
 from tests.support.application import ROOT, Application
 from tests.support.servers import HOST, wait_until
 
@@ -42,6 +47,9 @@ STEP_SECONDS = 0.01
 """How often the feeder sends."""
 
 STAMP = b"1000000000000"
+
+MOST_AT_A_STOP = 15_000
+"""Series whose rows a stop has the time to write; of more it leaves rows in Redis, so their minute is awaited."""
 
 
 class Case(NamedTuple):
@@ -93,31 +101,36 @@ class Traffic:
 
 
 def feed(pipe: "multiprocessing.connection.Connection", case: Case, symbols: Sequence[str]) -> None:
-    """The feeder process: announces its ports, sends until told, then says how many ticks of which minute it sent."""
+    """The feeder process: announces its ports, and sends the same to all clients of an exchange until told.
+
+    Then it says how many ticks of which minute it sent, each counted once, and by how many seconds it was late.
+    """
     listeners = [socket.create_server((HOST, 0)) for _ in range(case.exchanges)]
     pipe.send([listener.getsockname()[1] for listener in listeners])
     traffic = [Traffic(case, symbols, number) for number in range(case.exchanges)]
-    clients: dict[int, socket.socket] = {}
+    clients: list[list[socket.socket]] = [[] for _ in listeners]
     sent: Counter[int] = Counter()
     began = time.monotonic()
     step = 0
     while not pipe.poll():
         for ready in select.select(listeners, [], [], 0)[0]:
-            clients[listeners.index(ready)] = ready.accept()[0]
-        for number, client in list(clients.items()):
+            clients[listeners.index(ready)].append(ready.accept()[0])
+        for number, of_exchange in enumerate(clients):
             block, ticks = traffic[number].at(step)
-            try:
-                client.sendall(block)
-            except OSError:
-                clients.pop(number).close()
-            else:
+            for client in list(of_exchange):
+                try:
+                    client.sendall(block)
+                except OSError:
+                    of_exchange.remove(client)
+                    client.close()
+            if of_exchange:
                 sent[time.time_ns() // 1_000_000 // MINUTE_MS * MINUTE_MS] += ticks
         step += 1
         time.sleep(max(0.0, began + step * STEP_SECONDS - time.monotonic()))
     pipe.recv()
-    pipe.send(sent)
+    pipe.send((sent, max(0.0, time.monotonic() - began - step * STEP_SECONDS)))
     pipe.recv()  # keep the connections open until all has been counted
-    for one in (*clients.values(), *listeners):
+    for one in (*(client for of_exchange in clients for client in of_exchange), *listeners):
         one.close()
 
 
@@ -136,10 +149,11 @@ def pipelined_limit(client: "redis.Redis") -> float:
 
 
 class Look(NamedTuple):
-    """A look at the application and its Redis."""
+    """A look at the processes of the application and its Redis."""
 
     at: float
     cpu: float
+    most_cpu: float
     rss: int
     redis_cpu: float
     commands: int
@@ -148,8 +162,9 @@ class Look(NamedTuple):
 class Watch:
     """Looks at both twice a second, from a thread."""
 
-    def __init__(self, pid: int, redis_pid: int, client: "redis.Redis") -> None:
-        self._processes = psutil.Process(pid), psutil.Process(redis_pid)
+    def __init__(self, pids: Sequence[int], redis_pid: int, client: "redis.Redis") -> None:
+        self._processes = [psutil.Process(pid) for pid in pids]
+        self._redis = psutil.Process(redis_pid)
         self._client = client
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
@@ -165,15 +180,19 @@ class Watch:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.5):
-            own, theirs = (process.cpu_times() for process in self._processes)
-            info: dict[str, Any] = self._client.info("stats")
-            rss = self._processes[0].memory_info().rss
+            own = [sum(process.cpu_times()[:2]) for process in self._processes]
+            try:
+                info: dict[str, Any] = self._client.info("stats")
+            except redis.TimeoutError:  # on a machine that is too busy for the case
+                continue
+            rss = sum(process.memory_info().rss for process in self._processes)
             self.looks.append(
                 Look(
                     time.monotonic(),
-                    own.user + own.system,
+                    sum(own),
+                    max(own),
                     rss,
-                    theirs.user + theirs.system,
+                    sum(self._redis.cpu_times()[:2]),
                     info["total_commands_processed"],
                 )
             )
@@ -225,7 +244,21 @@ def members(client: "redis.Redis", kind: str) -> int:
         return sum(pipe.execute())
 
 
-def run(name: str, case: Case, restart: bool, checkout: Path = ROOT) -> dict[str, Any]:
+def start(servers: Stage, settings: Mapping[str, object], processes: int) -> list[Application]:
+    """Start one process of both roles, or several ingest processes."""
+    if processes == 1:
+        return [servers.start(settings)]
+    started = [servers.start(settings, "--role", "ingest", wait=False) for _ in range(processes)]
+    wait_until(lambda: all("takes ticks in" in each.log for each in started), 30, "not all processes own shards")
+    return started
+
+
+def ticks_in_rows(connection: "psycopg.Connection[Any]") -> int:
+    row = connection.execute("select coalesce(sum(tick_count), 0)::int8 from aggregates").fetchone()
+    return int(row[0]) if row else 0
+
+
+def run(name: str, case: Case, restart: bool, checkout: Path = ROOT, processes: int = 1) -> dict[str, Any]:
     """One measurement."""
     symbols = [f"S{number}USDT" for number in range(case.symbols)]
     with stage(checkout) as servers, ExitStack() as stack:
@@ -236,32 +269,38 @@ def run(name: str, case: Case, restart: bool, checkout: Path = ROOT) -> dict[str
         feeder = multiprocessing.get_context("spawn").Process(target=feed, args=(theirs, case, symbols))
         feeder.start()
         stack.callback(feeder.kill)
+        shards = f",shards={processes}" if processes > 1 else ""
         exchanges = ",".join(
-            f'{{name="exchange{number}",address="{HOST}:{port}"}}' for number, port in enumerate(ours.recv())
+            f'{{name="exchange{number}",address="{HOST}:{port}"{shards}}}' for number, port in enumerate(ours.recv())
         )
         wait_for_second(45)
-        application = servers.start({"MODE": "live", "EXCHANGES": f"[{exchanges}]", "SYMBOLS": json.dumps(symbols)})
+        settings = {"MODE": "live", "EXCHANGES": f"[{exchanges}]", "SYMBOLS": json.dumps(symbols)}
+        applications = start(servers, settings, processes)
         assert servers.redis.process
         with servers.postgres.connect() as connection:
-            with Watch(application.process.pid, servers.redis.process.pid, client) as watch:
+            pids = [each.process.pid for each in applications]
+            with Watch(pids, servers.redis.process.pid, client) as watch:
                 minute = wait_for_second(0)
                 time.sleep(MINUTE_MS / 1000)
                 written = seconds_until_rows(connection, minute, case.series)
                 time.sleep(5)
             used: int = client.info("memory")["used_memory"]
             predicted, slices = predicted_bytes(case, client), members(client, "window")
-            again = restarted(application, connection, case) if restart else {}
+            again = restarted(applications[0], connection, case) if restart else {}
             ours.send("stop")
-            sent: Counter[int] = ours.recv()
+            sent, late = ours.recv()
             time.sleep(1)
-            code, stopping = application.stop(timeout=30)
+            if case.series > MOST_AT_A_STOP:
+                wait_for_second(10)
+            stopped = [each.stop(timeout=30) for each in applications]
             ours.send("done")
-            row = connection.execute("select sum(tick_count)::int8 from aggregates").fetchone()
-        assert row
+            in_rows = ticks_in_rows(connection)
         ticks_a_second = case.rate or case.series
         return {
             "case": name,
             "series": case.series,
+            "processes": processes,
+            "most_cores": watch.rate("most_cpu"),
             "cores": watch.rate("cpu"),
             "us_a_tick": watch.rate("cpu") / ticks_a_second * 1e6,
             "redis_cores": watch.rate("redis_cpu"),
@@ -274,11 +313,12 @@ def run(name: str, case: Case, restart: bool, checkout: Path = ROOT) -> dict[str
             "predicted_mb": predicted / 1e6,
             "slices": slices,
             "rows_after_s": written,
-            "redis_away": application.log.count("Redis cannot be used"),
+            "redis_away": sum(each.log.count("Redis cannot be used") for each in applications),
+            "late_s": late,
             "sent": sum(sent.values()),
-            "in_rows": row[0],
-            "stop_s": stopping,
-            "exit_code": code,
+            "in_rows": in_rows,
+            "stop_s": max(seconds for _, seconds in stopped),
+            "exit_code": max(code for code, _ in stopped),
         } | again
 
 
@@ -308,10 +348,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=CASES, help="may be given again; default: all")
     parser.add_argument("--restart", action="store_true", help="kill it as well, and start it again")
+    parser.add_argument(
+        "--processes", action="append", type=int, help="ingest processes; may be given again; default: 1"
+    )
     parser.add_argument("--quick", action="store_true", help="15 series only, for a look")
     arguments = parser.parse_args()
+    numbers = arguments.processes or [1]
+    if arguments.restart and max(numbers) > 1:
+        parser.error("--restart is for one process")
     names = ["15"] if arguments.quick else arguments.case or CASES
-    measured = [run(name, CASES[name], arguments.restart) for name in names]
+    measured = [
+        run(name, CASES[name], arguments.restart, processes=processes) for name in names for processes in numbers
+    ]
     report("breadth", measured)
     exact = arguments.restart or all(each["sent"] == each["in_rows"] for each in measured)
     return 0 if exact and not any(each["exit_code"] for each in measured) else 1
