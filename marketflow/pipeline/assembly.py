@@ -375,7 +375,7 @@ class Parts:
         def all_steps(_: int) -> Observable[bool]:
             return step.pipe(
                 ops.repeat(),
-                ops.take_while(lambda more: more),
+                ops.take_while(lambda more: more and self.ownership.leads),
                 retry_with_backoff(Backoff(1.0, 60.0), self.loop, self.ended, failed),
             )
 

@@ -116,6 +116,18 @@ def test_days_are_rolled_up_by_the_lead_only() -> None:
     assert world.days.asked_at
 
 
+def test_roll_up_ends_when_another_process_leads() -> None:
+    world = standby()
+    world.pipeline.ownership.take({LEAD})
+    world.days.steps = 10_000
+    world.run(30)
+    world.pipeline.ownership.take({EXCHANGE})
+    world.run(1)
+    count = len(world.days.asked_at)
+    world.run(30)
+    assert len(world.days.asked_at) == count > 10
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("seed", seeds(4))
 def test_changing_owners_lose_and_double_no_tick(seed: int) -> None:
