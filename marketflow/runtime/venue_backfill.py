@@ -98,24 +98,29 @@ class VenueBackfill:
         """
         self._with_ids = {feed.exchange: feed.decoder.ids for feed in feeds if feed.decoder.ids is not None}
         before, self._venues = self._venues, _venues(feeds)
-        self._count_added_after(newest_at)
+        added = self._count_added_after(newest_at)
         if self._corrections is None or not (self._venues or before):
             return
         self._work = {
             feed: self._work.get(feed) or self._work_of(feed, history_ms[feed.exchange]) for feed in self._venues
         }
         steps = [step for work in self._work.values() for step in work.steps]
-        self._corrections.take_work([*([self._book] if self._book else ()), *steps])
+        if self._book is not None:
+            self._book.take_over(added)
+            self._corrections.take_work([self._book, *steps])
 
-    def _count_added_after(self, newest_at: Mapping[Series, int]) -> None:
-        """Count only newer trades of what was added: venues send their last one again on connecting."""
+    def _count_added_after(self, newest_at: Mapping[Series, int]) -> set[Series]:
+        """Count only newer trades of what was added, since venues send their last one again; return what that is."""
         before = minute_start(milliseconds(self._clock())) - 1
+        found: set[Series] = set()
         for feed in self._venues:
             added = frozenset(feed.symbols) - self._counted.get(feed, frozenset())
             if added:
                 series = {symbol: Series(Mode.LIVE, feed.exchange, symbol) for symbol in added}
                 feed.ids.count_after({symbol: newest_at.get(of, before) for symbol, of in series.items()})
+                found.update(series.values())
         self._counted = {feed: frozenset(feed.symbols) for feed in self._venues}
+        return found
 
     def _work_of(self, feed: "VenueFeed", span_ms: int) -> _Work:
         from marketflow.feeds.backfill import history, repair, verification

@@ -61,7 +61,7 @@ class HoleBook:
 
     Args:
         store: where they are kept.
-        on_open: called once with the holes that an earlier run left open.
+        on_open: called with the holes that an earlier run or another process left open; see `take_over`.
         on_put: called with each hole that was found or has changed, from any thread; must not raise.
     """
 
@@ -76,9 +76,14 @@ class HoleBook:
         self._on_put = on_put
         self._lock = threading.Lock()
         self._pending: dict[tuple[Series, int], Hole] = {}
-        self._read = False
+        self._untaken: set[Series] = set()
         self._idle_seconds = 0.0
         self._limit = RateLimit(LOG_SECONDS)
+
+    def take_over(self, series: Iterable[Series]) -> None:
+        """Read soon which holes of these series are open: nothing here fills them yet."""
+        with self._lock:
+            self._untaken.update(series)
 
     def put(self, hole: Hole) -> None:
         """Log a hole that was found or has changed, and write it soon."""
@@ -103,16 +108,23 @@ class HoleBook:
         """Do nothing."""
 
     def step(self) -> Step:
-        """Write what has changed; read at first what an earlier run left."""
+        """Read what is to be taken over, and write what has changed."""
         try:
-            if not self._read:
-                left = self._store.open_holes()
-                self._read = True
-                self._on_open(left)
+            if self._untaken:
+                self._take_over()
             self._write()
         except Unavailable:
             return Step({}, FAILED_PAUSE_SECONDS)
         return Step({}, PAUSE_SECONDS)
+
+    def _take_over(self) -> None:
+        with self._lock:
+            series = frozenset(self._untaken)
+        left = [hole for hole in self._store.open_holes() if hole.series in series]
+        with self._lock:
+            self._untaken -= series
+            left = [self._pending.get((hole.series, hole.after_id), hole) for hole in left]
+        self._on_open([hole for hole in left if hole.state is HoleState.OPEN])
 
     def _write(self) -> None:
         with self._lock:

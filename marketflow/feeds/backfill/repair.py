@@ -267,9 +267,10 @@ class Repairs:
                 del self._closed[slot]
 
     def take_over(self, holes: Sequence[Hole]) -> None:
-        """Fetch what an earlier run left open."""
-        with self._lock:
-            self._left_open += [hole for hole in holes if hole.series in self._series]
+        """Fetch what an earlier run or another process left open."""
+        with self._lock:  # symbols that were just added are followed at the next step
+            series = {*map(self._of, self._feed.symbols)}
+            self._left_open += [hole for hole in holes if hole.series in series]
 
     def step(self) -> Step:
         """Make the newest minute that is due again."""

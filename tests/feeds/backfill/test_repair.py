@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+import msgspec
 import pytest
 
 from marketflow.errors import Unavailable
@@ -23,6 +24,7 @@ from tests.support.market import MINUTE
 from tests.support.venue_server import VenueServer
 
 SYMBOL = "BTCUSDT"
+OTHER = Series(Mode.LIVE, "another", SYMBOL)
 WITH_TRADES = ("binance", "coinbase", "kraken", "okx")
 
 
@@ -94,6 +96,7 @@ class World:
         left = {} if newest_at is None else {self.series: newest_at}
         count_after_earlier_run([self], left, self.now)
         self.book = HoleBook(self.holes, lambda holes: self.repairs.take_over(holes))
+        self.book.take_over([self.series])
         backoff = Backoff(3.0, 120.0, jitter=0.0)
         self.repairs = Repairs(self, self.book, self.marks, self.clock, self.seconds, backoff)
 
@@ -494,6 +497,27 @@ def test_open_hole_of_an_earlier_run_is_filled(world: World) -> None:
     world.steps(2)
     assert world.made() == world.expected(start)
     assert [row[2] for row in world.rows] == [HoleState.FILLED]
+
+
+def test_holes_are_taken_over_once_and_of_the_series_that_are_to_be(world: World) -> None:
+    begun(world)
+    mine, foreign = (Hole(series, 5, 9, world.now, world.now, world.now, world.now) for series in (world.series, OTHER))
+    world.holes.write([mine, foreign])
+    taken: list[Hole] = []
+    book = HoleBook(world.holes, taken.extend)
+    book.step()
+    assert taken == []
+    book.take_over([world.series])
+    world.holes.down = True
+    book.step()
+    world.holes.down = False
+    book.step()
+    book.step()
+    assert taken == [mine]
+    book.put(msgspec.structs.replace(mine, state=HoleState.FILLED))  # and not yet written
+    book.take_over([world.series, OTHER])
+    book.step()
+    assert taken == [mine, foreign]
 
 
 def test_old_hole_is_given_up_where_trades_come_from_the_newest_back(world_of: Callable[[str], World]) -> None:
