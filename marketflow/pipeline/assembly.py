@@ -59,6 +59,9 @@ FIRST_CLOCK_SECONDS = 3.0
 TAKEOVER_MS = 5_000
 """What is younger may be missing in the cache when a shard is taken over: a dead owner is replaced within 1.5 s."""
 
+LAG_SECONDS = 3.0
+"""By how much a feed may lag behind the one of the process that has taken over its shard, and yet no tick is lost."""
+
 ROLLUP_PAUSE_SECONDS = 0.1
 """Pause between the steps of a roll-up, as long as a step: other queries need the server meanwhile."""
 
@@ -315,6 +318,11 @@ class Parts:
         """The slices of shards that their owner before may not have written: those since it was last seen."""
         since = self.now_ms() - TAKEOVER_MS
         return {slot: candle for slot, candle in self.slices_of(shards).items() if slot.start >= since}
+
+    def now_and_soon(self, shards: frozenset[str]) -> Observable[frozenset[str]]:
+        """Emit the shards at once, and after LAG_SECONDS or at the end of the pipeline again."""
+        later = rx.timer(LAG_SECONDS, scheduler=self.loop).pipe(ops.take_until(self.ended), ops.default_if_empty(0))
+        return later.pipe(ops.map(lambda _: shards), ops.start_with(shards))
 
     def closed_of(self, shards: frozenset[str]) -> Candles:
         """Every closed minute of shards."""

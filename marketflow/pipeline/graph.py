@@ -75,12 +75,13 @@ class Pipeline(Parts):
         restored = self.recovery.candles(recovered).pipe(on_loop, self.step(state.restore))
         taken_over: Observable[Candles] = gained.pipe(ops.flat_map(self.taken_over))
         slices = rx.merge(received, restored, taken_over).pipe(ops.publish())
-        # A shard that is lost is written once more: without Redis this process has gone on with it all the same.
+        # A shard that is lost is written once more, since without Redis this process has gone on with it all the same;
+        # and again when it has read what came before the new owner was connected: it may lag behind.
         slices_written = rx.merge(
             rx.merge(slices, self.refill(state.all_slices), gained.pipe(self.step(self.recent_slices_of))).pipe(
                 owned_slots
             ),
-            lost.pipe(self.step(self.recent_slices_of)),
+            lost.pipe(ops.flat_map(self.now_and_soon), self.step(self.recent_slices_of)),
         ).pipe(ops.filter(bool), self.conflated_partitions("slices", on_pool, self.written(self.cache.put_slices)))
 
         # By event time, not buffer_with_time(60): that would count from the subscription instead of the full minute,

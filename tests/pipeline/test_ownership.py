@@ -94,6 +94,35 @@ def test_owner_that_lost_its_shard_writes_nothing_more() -> None:
     assert world.archive.rows == {}
 
 
+def test_owner_that_lags_writes_what_was_sent_before_its_loss() -> None:
+    """The new owner has connected after it was sent; this one reads it from its connection after the loss."""
+    world = World(ownership=Ownership(ShardMap({EXCHANGE: 1}), {EXCHANGE})).start()
+    world.send(100.0)
+    world.run(1)
+    world.pipeline.ownership.take(())
+    world.run(2)
+    world.send(101.0)
+    world.run(2)
+    assert [candle.close for candle in world.cache.slices.values()] == [100.0, 101.0]
+    world.send(102.0)
+    world.run(10)
+    assert len(world.cache.slices) == 2
+    assert world.archive.rows == {}
+
+
+def test_former_owner_that_stops_writes_what_it_has_received() -> None:
+    world = World(ownership=Ownership(ShardMap({EXCHANGE: 1}), {EXCHANGE})).start()
+    world.pipeline.ownership.take(())
+    world.run(1)
+    world.send(101.0)
+    world.run(0.2)
+    assert world.cache.slices == {}
+    world.stop()
+    world.run(0.5)
+    assert world.completed
+    assert [candle.close for candle in world.cache.slices.values()] == [101.0]
+
+
 def test_unarchived_minutes_become_pending_at_promotion() -> None:
     world = standby()
     left = Slot(BTC, START_MS - 20 * MINUTE_MS)
