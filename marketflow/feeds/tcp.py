@@ -25,7 +25,11 @@ from marketflow.feeds.feed import FeedReport, Record
 from marketflow.feeds.line_framing import Framer
 from marketflow.model import Candles, FeedState, merge_into
 
-RECEIVE_BYTES = 256 * 1024
+RECEIVE_BYTES = 128 * 1024
+"""Largest chunk, whose decoding holds Python's lock. With twice as many, ticks of other exchanges took a tenth longer
+beside a flood; with half as many, a core-second ingested a tenth fewer ticks of three floods.
+"""
+
 CONNECT_TIMEOUT_SECONDS = 3.0
 
 BATCH_SECONDS = 0.05
