@@ -69,7 +69,7 @@ class AsgiApplication(ABC):
         """Set when it has started."""
         self._reloading: set[asyncio.Future[None]] = set()
         self.failed = False
-        """Whether the pipeline broke, or its end left rows in neither store."""
+        """Whether the pipeline broke."""
         self.mode: Callable[[], Mode] = lambda: settings.mode
         """Returns the current mode, once started."""
         self.alive: Callable[[], bool] = lambda: True

@@ -124,8 +124,6 @@ class Engine:
     ) -> None:
         self._on_failure = on_failure
         self._stopping = False
-        self.rows_lost = 0
-        """Number of minute rows that are in neither store, once stopped."""
         self._reloads = 0
         self._done = threading.Event()
         self._timer_ran = threading.Event()  # whether the timer thread has run since the last check
@@ -580,7 +578,6 @@ class Engine:
             busy = ", ".join(f"{name} {count}" for name, count in sorted(pipeline.branches.busy().items()))
             logger.warning("the drain did not end in time; these branches still write: {}", busy or "none")
         pending = pipeline.backlog.pending()
-        self.rows_lost = pending.in_no_store
         logger.log(
             "ERROR" if pending.in_no_store else "WARNING" if pending.in_cache else "INFO",
             "drained: {} minute rows are written; {} are confirmed by Redis alone and will be written after the next"

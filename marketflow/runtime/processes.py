@@ -238,7 +238,6 @@ class BothRoles(AsgiApplication):
             engine.force_stop()  # no row can be written; they wait in Redis for the next start
         async with when_set(self.force_stop, partial(asyncio.to_thread, engine.force_stop)):
             await asyncio.to_thread(engine.stop)
-        self.failed |= bool(engine.rows_lost)
 
     def _pipeline_failed(self) -> None:
         """Stop the server with exit code 1; the service manager restarts it."""
@@ -387,7 +386,7 @@ class IngestRole:
             holder.stop()
             async with when_set(self._force_stop, partial(asyncio.to_thread, holder.force_stop)):
                 await running
-        return 1 if self._failed or holder.rows_lost else 0
+        return 1 if self._failed else 0
 
     def _on_hangup(self) -> None:
         """Read the settings again, unless the terminal was closed."""

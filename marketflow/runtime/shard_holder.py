@@ -77,11 +77,6 @@ class ShardHolder:
         self._assigned: tuple[frozenset[str], frozenset[str]] | None = None
         self._is_alone = False
 
-    @property
-    def rows_lost(self) -> int:
-        """Number of minute rows that are in neither store, once it has run."""
-        return self._engine.rows_lost
-
     def run(self) -> None:
         """Ingest what the table gives, until stopped; then write what was ingested."""
         try:
