@@ -181,13 +181,13 @@ def test_ticker_beside_matches_is_not_counted() -> None:
 def test_array_with_the_newest_first_opens_with_the_lowest_id(venue: str) -> None:
     with connected(venue) as made:
         at = time.time_ns() // 1_000_000
-        prices = {2: 20.0, 1: 10.0}
+        prices = {2: 20.0625, 1: 10.0625}  # which no time in the text looks like
         trades = [made.server.make(number, price=price, at=at) for number, price in prices.items()]
         (text,) = made.server.dialect.trades(trades)
-        assert text.index("20") < text.index("10")
+        assert text.index("20.0625") < text.index("10.0625")
         made.send(text, ticks=2)
         (candle,) = made.candles
-        assert (candle.open, candle.close) == (10.0, 20.0)
+        assert (candle.open, candle.close) == (10.0625, 20.0625)
 
 
 @pytest.mark.parametrize("ago_ms", [26_000, 3 * 3_600_000])
