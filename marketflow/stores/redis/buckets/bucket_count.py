@@ -76,6 +76,7 @@ class BucketCount:
                 for number in range(before):
                     self._move(number)
                 self._hold(has_moved=True)
+                logger.info("all keys are in {} buckets", self._count)
             self.refusal = ""
         except redis.RedisError as error:
             raise Unavailable(f"Redis cannot be used: {error}") from error
