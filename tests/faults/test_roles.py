@@ -81,6 +81,7 @@ def test_missing_leader_degrades_health_and_refuses_switch(roles: Roles) -> None
     wait_until(lambda: api.get("/health")["status"] == "ok")
     api.switch("test")
     stop_all(feeds)
+    wait_until(lambda: api.get("/health")["status"] == "degraded")
     assert_alone("test")  # still about what ran last
     stop_all(api)
 
@@ -349,8 +350,8 @@ from marketflow.runtime import engine
 from marketflow.pipeline import branches
 branches.STALLED_SECONDS = 2.0
 write = engine._StartingArchive.write
-def stuck(self, minutes):
-    return threading.Event().wait() if minutes and self.available else write(self, minutes)
+def stuck(self, minutes, on_written=None):
+    return threading.Event().wait() if minutes and self.available else write(self, minutes, on_written)
 engine._StartingArchive.write = stuck
 sys.exit(main.main())
 """

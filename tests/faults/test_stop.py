@@ -57,9 +57,11 @@ def drained(application: Application) -> Drained:
 def application(
     start: StartApplication, servers: dict[str, object], redis_proxy: Proxy, postgres_proxy: Proxy
 ) -> Application:
-    """It has 15,000 series."""
+    """It has 15,000 series, and its tables."""
     settings = {"FLOW__WINDOW_SECONDS": 60, "SYMBOLS": json.dumps(SYMBOLS)}
-    return start(through(servers, redis_proxy, postgres_proxy) | settings)
+    application = start(through(servers, redis_proxy, postgres_proxy) | settings)
+    wait_until(lambda: application.get("/health")["postgres"] == "ok")
+    return application
 
 
 def tick_each_second(exchanges: Sequence[ScriptedExchange]) -> None:
