@@ -76,7 +76,9 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 async def timeout(seconds: float, progress: Callable[[], object] = lambda: None) -> AsyncIterator[None]:
     """Limit what the block awaits, as asyncio.timeout does, by time in which the event loop kept up.
 
-    By the clock a starved loop would miss answers that have long come: its timer is due before they are read.
+    By the clock a starved loop would miss answers that have long come: its timer is due before they are read. What
+    goes on is cancelled again: in Python 3.11 asyncio.wait_for, by which redis-py writes, returns in spite of a
+    cancellation that comes when it is done, and the read after that would last until its own timeout.
 
     Args:
         seconds: the limit.
@@ -85,9 +87,11 @@ async def timeout(seconds: float, progress: Callable[[], object] = lambda: None)
     Raises:
         TimeoutError: the limit has passed.
     """
-    loop = asyncio.get_running_loop()
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None, "asyncio.timeout needs one, too"
     async with asyncio.timeout(None) as limit:
         left, seen = STEPS, progress()
+        cancelled_again = 0
         timer: asyncio.TimerHandle
 
         def step() -> None:
@@ -98,12 +102,21 @@ async def timeout(seconds: float, progress: Callable[[], object] = lambda: None)
                 timer = loop.call_later(seconds / STEPS, step)
             else:
                 limit.reschedule(loop.time())
+                timer = loop.call_later(min(seconds, CANCEL_AGAIN_SECONDS), cancel_again)
+
+        def cancel_again() -> None:
+            nonlocal cancelled_again, timer
+            cancelled_again += 1
+            task.cancel()
+            timer = loop.call_later(min(seconds, CANCEL_AGAIN_SECONDS), cancel_again)
 
         timer = loop.call_later(seconds / STEPS, step)
         try:
             yield
         finally:
             timer.cancel()
+            for _ in range(cancelled_again):  # asyncio.timeout takes its own back, and raises TimeoutError
+                task.uncancel()
 
 
 class Backoff:

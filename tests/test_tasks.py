@@ -58,6 +58,50 @@ async def test_task_whose_cleanup_fails_is_cancelled_again() -> None:
 
 
 @on_loop
+async def test_timeout_ends_what_returns_in_spite_of_a_cancellation() -> None:
+    """As asyncio.wait_for does in Python 3.11 if it is done at that moment."""
+    swallowed: list[str] = []
+
+    async def answer() -> None:
+        for _ in range(2):
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                swallowed.append("cancellation")
+        await asyncio.sleep(60)
+
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        async with timeout(SECONDS):
+            await answer()
+    assert len(swallowed) == 2
+    assert time.monotonic() - began < 10
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    await asyncio.sleep(0)  # which a cancellation that was left would end
+
+
+@on_loop
+async def test_cancellation_during_a_timeout_ends_the_task() -> None:
+    async def work() -> None:
+        async with timeout(SECONDS):
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                stuck.set()
+                await asyncio.sleep(60)
+
+    stuck = asyncio.Event()
+    task = asyncio.create_task(work())
+    await stuck.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+
+
+@on_loop
 async def test_listener_ends_though_its_connection_cannot_be_closed(
     redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
