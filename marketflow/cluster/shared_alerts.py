@@ -48,6 +48,9 @@ HOLES_MS = 1_000
 MARK_MS = 1_000
 """Interval at which the mark is written."""
 
+MARK_SECONDS = 5.0
+"""How long a process that begins to lead waits for a Redis that does not give it the mark, as in a failover."""
+
 JUST_STALE_MS = 30_000
 """Of a feed that has become stale no longer ago than that, the event may not have been stored."""
 
@@ -109,6 +112,7 @@ class SharedAlerts:
         self._stale_since: dict[str, int] = {}
         self._known_holes: dict[tuple[Series, int], None] = {}
         self._begun = False
+        self._begin_by = 0.0
         self._evaluated_until = self._stored_until = self._holes_since = 0
         self._next_step = 0.0
         self._looked_at: dict[str, int] = {}
@@ -127,6 +131,7 @@ class SharedAlerts:
         """Begin where the process that led before has ended: this one leads from now on."""
         with self._lock:
             self._begun = False
+            self._begin_by = self._monotonic() + MARK_SECONDS
             self._follower.begin(LATEST)
             self._alerts.begin_again()
 
@@ -148,7 +153,13 @@ class SharedAlerts:
                 return
             now_ms, evaluator = milliseconds(self._clock()), self._alerts.evaluator
             if not self._begun:
-                self._begin_at(now_ms)
+                try:
+                    mark = self._owners.mark()
+                except Unavailable:
+                    if began < self._begin_by:
+                        return
+                    mark = None
+                self._begin_at(mark, now_ms)
             if not self._alerts.pending and self._is_due("mark", MARK_MS, now_ms):
                 self._stored_until = max(self._stored_until, self._evaluated_until - LATE_MS)
                 self._put_mark()
@@ -159,12 +170,8 @@ class SharedAlerts:
                 self._look_at_holes(now_ms)
             self._next_step = (ended := self._monotonic()) + REST * (ended - began)
 
-    def _begin_at(self, now_ms: int) -> None:
+    def _begin_at(self, mark: AlertMark | None, now_ms: int) -> None:
         mode, begin = self._mode(), LATEST
-        try:
-            mark = self._owners.mark()
-        except Unavailable:
-            mark = None
         if mark is None or mark.mode is not mode:
             mark = AlertMark(now_ms, mode)
         else:

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -15,6 +15,7 @@ from marketflow.alerts.alert_service import AlertService
 from marketflow.alerts.slice_follower import SliceFollower
 from marketflow.cluster.messages import AlertMark
 from marketflow.cluster.shared_alerts import SharedAlerts
+from marketflow.errors import Unavailable
 from marketflow.model import (
     NANOSECONDS_PER_MS,
     SLICE_MS,
@@ -67,6 +68,7 @@ class World:
         self.states = dict.fromkeys(EXCHANGES, FeedState.CONNECTED)
         self.last_mark: AlertMark | None = None
         self.mode = Mode.LIVE
+        self.no_mark_until = 0
 
     def clock(self) -> int:
         return self.now_ms * NANOSECONDS_PER_MS
@@ -96,6 +98,8 @@ class World:
         return {exchange: self.states[exchange] for exchange in exchanges}
 
     def mark(self) -> AlertMark | None:
+        if self.now_ms < self.no_mark_until:
+            raise Unavailable("as in a failover")
         return self.last_mark
 
     def put_mark(self, mark: AlertMark) -> None:
@@ -196,6 +200,21 @@ def make_leads(world: World) -> Iterator[Any]:
     yield make
     for each in made:
         each.kill()
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(3, ["up", "down"]), (10, ["down"])])
+def test_lead_that_begins_waits_for_the_mark(
+    world: World, make_leads: Any, seconds: int, expected: Sequence[str]
+) -> None:
+    """It is the next one's only way to know what nobody has evaluated. In a long outage it begins without."""
+    leads = make_leads(rule=RULES["price"])
+    leads.lead.run(15, [(99.0, SERIES[0])])
+    leads.kill()
+    world.tick(101.0)
+    world.no_mark_until = world.now_ms + seconds * 1000
+    leads.lead.run(12)
+    leads.lead.run(2, [(99.0, SERIES[0])])
+    assert [direction for _, direction, _ in leads.events()] == expected
 
 
 @pytest.mark.parametrize("seed", range(3))
