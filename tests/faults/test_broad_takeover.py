@@ -1,4 +1,4 @@
-"""A takeover of so many series that neither memory nor a recovery has all slices of the running minute."""
+"""A takeover of more series than memory or a recovery has all slices of, in the running minute."""
 
 import threading
 import time
@@ -26,7 +26,7 @@ raise SystemExit(main())
 """Starts MarketFlow with another limit of slices, which is to be filled within 17 s."""
 
 PARTS = 10
-"""A second's ticks are sent in so many parts, each of other symbols."""
+"""Number of parts in which the ticks of a second are sent, each of other symbols."""
 
 
 class BroadTraffic:

@@ -60,7 +60,7 @@ class Flips:
         return self._exchanges
 
     def run(self, flips: int) -> None:
-        """Cross so many times, one exchange after the other."""
+        """Cross `flips` times, one exchange after the other."""
         for _ in range(flips):
             self._pause()
             before, number = self._reference, next(self._turn)

@@ -77,7 +77,7 @@ def test_rest_that_has_passed_is_not_made_up_for() -> None:
 
 
 MANY = 30 * RECEIVE_BYTES // len(LINE)
-"""Lines of so many chunks that some are whole, however the kernel divides what is sent."""
+"""Lines of several chunks, some of which are whole however the kernel divides what is sent."""
 
 
 @pytest.mark.parametrize(

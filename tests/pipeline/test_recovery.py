@@ -139,7 +139,7 @@ def test_earlier_run_of_many_series_is_added_to_evicted_slices() -> None:
     assert row(memory) == [*range(18), *range(20, 50)]
 
 
-def test_slices_that_the_owner_wrote_late_are_found_once_the_minute_is_read_again() -> None:
+def test_late_slices_of_the_owner_are_found_when_it_is_read_again() -> None:
     """After a change of owners under load; the cache has all slices of both, where all are folded."""
     memory = running(range(36, 50), slices_held=12, slices_held_ms=1000)
     memory.restore(left_folded(range(28), 40))

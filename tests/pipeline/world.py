@@ -178,7 +178,7 @@ class FakeArchive:
         self.down = False
         self.rows_a_transaction = 1000
         self.transactions_left: int | None = None
-        """After so many transactions it is down."""
+        """Number of transactions after which it is down."""
         self.refuses: set[Series] = set()
         self.rows: Candles = {}
         self.written_at: dict[Slot, list[int]] = {}

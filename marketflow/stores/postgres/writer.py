@@ -272,8 +272,8 @@ class PostgresWriter:
     def _isolate(self, connection: "BoundedConnection", rows: list[_Row], most_suspects: int) -> _Outcome:
         """Write what can be written, halving the batches that fail.
 
-        After so many rows that failed for an uncertain reason the rest is not tried: where every row fails, that takes
-        minutes. They are tried last the next time, so that they never block the rows behind them.
+        After `most_suspects` rows that failed for an uncertain reason the rest is not tried: where every row fails,
+        that takes minutes. They are tried last the next time, so that they never block the rows behind them.
         """
         rejected: list[_Rejected] = []
         unknown: list[_Rejected] = []
