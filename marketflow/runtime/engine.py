@@ -182,8 +182,8 @@ class Engine:
         self._sender = WebhookSender(clock)
         deliveries = Deliveries(self._alert_store, self.alerts.evaluator.rules, self._sender.post, clock)
         stale_after_seconds = settings.flow.stale_after_seconds
-        self._owner_states = OwnerStates(redis, self.feed_states)
-        if not is_alone:
+        self._owner_states = None if is_alone else OwnerStates(redis, self.feed_states)
+        if self._owner_states is not None:
             self._shared_alerts = SharedAlerts(
                 self.alerts,
                 SharedSlices(self.cache, self.window_state, self._owner_states),
@@ -621,7 +621,8 @@ class Engine:
         self._days.close()
         self.holes.close()
         self._alert_store.close()
-        self._owner_states.close()
+        if self._owner_states is not None:
+            self._owner_states.close()
         self._fetched.close()
         self.archive.close()
         self.cache.close()
