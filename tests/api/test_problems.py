@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 from loguru import logger
 
+from marketflow.api.problems import UnknownExchange, UnknownSymbol
+from marketflow.api.queries.names import NameLookup
 from tests.api.world import World
 
 GET_ONLY = ["/mode", "/health", "/livez", "/readyz"] + [
@@ -104,3 +106,12 @@ def test_no_response_may_be_cached(path: str) -> None:
     assert world.ask(path).headers["cache-control"] == "no-store"
     assert world.ask(path, "DELETE").headers["cache-control"] == "no-store"
     assert failing_world().ask(path).headers["cache-control"] == "no-store"
+
+
+def test_unknown_name_is_answered_with_twenty_names_at_most() -> None:
+    names = [f"NAME{number}" for number in range(5000)]
+    found = ", ".join(names[:20])
+    with pytest.raises(UnknownSymbol, match=rf"there are {found} and 4980 more, see GET /market\.$"):
+        NameLookup(names[:20], names).symbol("x")
+    with pytest.raises(UnknownExchange, match=rf"there are {found}\.$"):
+        NameLookup(names[:20], names).exchange("x")

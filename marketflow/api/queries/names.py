@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from marketflow.api.problems import UnknownExchange, UnknownSymbol
 from marketflow.model import REFERENCE
 
+MOST_NAMED = 20
+"""Names that a message lists at most; of thousands of symbols it would be 50 kB."""
+
 
 class NameLookup:
     """The configured exchanges and symbols.
@@ -26,7 +29,7 @@ class NameLookup:
             UnknownExchange: no exchange has this name.
         """
         if (found := _configured(name, self._exchanges)) is None:
-            raise UnknownExchange(f"No such exchange; there are {', '.join(self.exchanges)}.")
+            raise UnknownExchange(f"No such exchange; there are {_some_of(self.exchanges)}.")
         return found
 
     def exchange_or_reference(self, name: str) -> str:
@@ -44,8 +47,13 @@ class NameLookup:
             UnknownSymbol: no symbol has this name.
         """
         if (found := _configured(name, self._symbols)) is None:
-            raise UnknownSymbol(f"No such symbol; there are {', '.join(self.symbols)}.")
+            raise UnknownSymbol(f"No such symbol; there are {_some_of(self.symbols)}.")
         return found
+
+
+def _some_of(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:MOST_NAMED])
+    return shown if len(names) <= MOST_NAMED else f"{shown} and {len(names) - MOST_NAMED} more, see GET /market"
 
 
 def _configured(name: str, names: Mapping[str, str]) -> str | None:
