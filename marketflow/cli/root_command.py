@@ -57,7 +57,8 @@ def root(ctx: click.Context, /, config: Path | None, role: str | None, workers: 
     with _without_collections():
         from marketflow import logs, settings
 
-        read = partial(settings.load, config, settings_given(**flags))
+        # A settings.toml that is there now must be there at a reload, which would take the defaults instead.
+        read = partial(settings.load, config or settings.own_settings_file(), settings_given(**flags))
         loaded = read()
         logs.setup(loaded.log.level, loaded.log.format)
 

@@ -16,6 +16,7 @@ from marketflow.settings.schema import (
     RedisSettings,
     Settings,
 )
+from marketflow.settings.sources import own_settings_file
 
 __all__ = [
     "VENUES",
@@ -30,4 +31,5 @@ __all__ = [
     "convert",
     "load",
     "load_with_origins",
+    "own_settings_file",
 ]

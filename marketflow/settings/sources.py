@@ -65,10 +65,15 @@ def variable(key: str) -> str:
     return f"{_PREFIX}{key.upper().replace('.', '__')}"
 
 
-def _settings_file() -> Path | None:
+def own_settings_file() -> Path | None:
+    """Return settings.toml in the working directory, if there is one."""
     here = "settings.toml"
-    if os.path.exists(here):  # Path.exists raises in a folder without permission
-        return Path(here)
+    return Path(here) if os.path.exists(here) else None  # Path.exists raises in a folder without permission
+
+
+def _settings_file() -> Path | None:
+    if (own := own_settings_file()) is not None:
+        return own
     try:
         return resource("settings.toml")
     except FileNotFoundError:
