@@ -1,14 +1,21 @@
-"""Background tasks of an event loop that end before what they use is closed, timeouts for a loop that is behind, and
-pauses between attempts.
+"""Background tasks of an event loop that end before what they use is closed, timeouts for a loop that is behind,
+blocking calls that hold nothing up, and pauses between attempts.
 """
 
 import asyncio
 import random
+import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from loguru import logger
+
+from marketflow.errors import Unavailable
+
+_T = TypeVar("_T")
 
 CANCEL_SECONDS = 2.0
 """How long a cancelled task may take to end. A stop does not hang with a task that does not."""
@@ -117,6 +124,99 @@ async def timeout(seconds: float, progress: Callable[[], object] = lambda: None)
             timer.cancel()
             for _ in range(cancelled_again):  # asyncio.timeout takes its own back, and raises TimeoutError
                 task.uncancel()
+
+
+class SerialCalls:
+    """Blocking calls on threads, one at a time: however many wait, they take one thread of the event loop's pool.
+
+    The pool has few threads, and all else that blocks needs them, a stop included.
+
+    Args:
+        seconds: how long a call waits for those before it.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._turn = asyncio.Lock()
+
+    async def run(self, call: Callable[[], _T]) -> _T:
+        """Return what a call returns.
+
+        Raises:
+            Unavailable: those before it take too long.
+        """
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise Unavailable("earlier changes are still under way") from None
+        try:
+            return await asyncio.to_thread(call)
+        finally:
+            self._turn.release()
+
+
+async def on_daemon_thread(call: Callable[[], _T]) -> _T:
+    """Return what a blocking call returns.
+
+    A cancelled one goes on, and holds up neither the end of the process nor the threads that asyncio shares.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_T] = loop.create_future()
+
+    def settle(result: _T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)  # type: ignore[arg-type]
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = call()
+        except Exception as caught:  # noqa: BLE001 - handed off
+            error = caught
+        with suppress(RuntimeError):  # the loop may have ended, and with it the waiting task
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="blocking-call", daemon=True).start()
+    return await future
+
+
+async def connected_socket(host: str, port: int) -> socket.socket:
+    """Connect to a host, whose name is looked up on a daemon thread: a lookup cannot be cancelled.
+
+    Raises:
+        OSError: it cannot be looked up, or none of its addresses accepts.
+    """
+    found = await on_daemon_thread(partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM))
+    failed = OSError("no address")
+    for family, kind, protocol, _, address in found:
+        connecting = socket.socket(family, kind, protocol)
+        connecting.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(connecting, address)
+        except OSError as error:
+            connecting.close()
+            failed = error
+        except BaseException:
+            connecting.close()
+            raise
+        else:
+            return connecting
+    raise failed
+
+
+class LookupLoop(asyncio.SelectorEventLoop):
+    """An event loop that ends at once although a lookup of a host name hangs."""
+
+    async def getaddrinfo(
+        self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> list[Any]:
+        """As of asyncio, but on a daemon thread."""
+        return await on_daemon_thread(partial(socket.getaddrinfo, host, port, family, type, proto, flags))
 
 
 class Backoff:

@@ -2,10 +2,11 @@
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, closing
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from marketflow import tasks
 from marketflow.api.streaming.broadcaster import Broadcaster
 from marketflow.clock import system_clock
 from marketflow.cluster.remote_control import RemoteIngest
+from marketflow.errors import Unavailable
 from marketflow.runtime.health_report import Probe
 from marketflow.runtime.processes import ApiRole
 from marketflow.server.service_notification import Supervisor
@@ -22,7 +24,7 @@ from marketflow.settings import load
 from marketflow.stores.redis.connection import connection_keywords
 from marketflow.stores.redis.near_cache import NearCache
 from marketflow.stores.redis.reader import RedisReader
-from marketflow.tasks import background, cancel, timeout
+from marketflow.tasks import SerialCalls, background, cancel, timeout
 from tests.support.servers import HOST, RedisServer, free_port
 
 SECONDS = 0.1
@@ -279,3 +281,42 @@ async def test_progress_begins_limit_anew() -> None:
 
     async with timeout(SECONDS, lambda: answers):
         await work()
+
+
+# Blocking calls one at a time
+
+
+@on_loop
+async def test_serial_calls_take_one_thread_however_many_wait() -> None:
+    calls, running, most = SerialCalls(5.0), 0, 0
+
+    def call(number: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.001)
+        running -= 1
+        return number
+
+    found = await asyncio.gather(*(calls.run(partial(call, number)) for number in range(20)))
+    assert (found, most) == (list(range(20)), 1)
+
+
+@on_loop
+async def test_serial_call_gives_up_when_those_before_take_too_long() -> None:
+    calls, ended = SerialCalls(0.05), threading.Event()
+    first = asyncio.create_task(calls.run(partial(ended.wait, 10)))
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable):
+        await calls.run(lambda: None)
+    ended.set()
+    assert await first
+    assert await calls.run(lambda: 7) == 7
+
+
+@on_loop
+async def test_serial_call_that_raises_ends_its_turn() -> None:
+    calls = SerialCalls(0.05)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            await calls.run(lambda: 1 // 0)

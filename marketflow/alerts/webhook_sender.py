@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from marketflow.alerts.alert_model import Webhook
 from marketflow.clock import Clock
+from marketflow.tasks import LookupLoop
 
 POST_SECONDS = 10.0
 """Limit of one post, from the connection to the status."""
@@ -71,7 +72,8 @@ class WebhookSender:
             "Marketflow-Signature": signature(webhook.secret, timestamp, content),
         }
         try:
-            return asyncio.run(self._post(webhook.url, headers, content))
+            with asyncio.Runner(loop_factory=LookupLoop) as runner:
+                return runner.run(self._post(webhook.url, headers, content))
         except asyncio.CancelledError:
             return PostResult("stopping")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from marketflow.settings import ExchangeSettings
+from marketflow.tasks import connected_socket
 from marketflow.text import without_secrets
 
 CONNECT_SECONDS = 3.0
@@ -64,8 +65,7 @@ async def _reachability(exchange: ExchangeSettings) -> Reachability:
             if exchange.venue:
                 await _connect_to_venue(address)
             else:
-                _, writer = await asyncio.open_connection(exchange.host, exchange.port)
-                writer.close()
+                (await connected_socket(exchange.host, exchange.port)).close()
     except TimeoutError:
         error = f"no answer within {CONNECT_SECONDS:g} s"
     except OSError as failure:

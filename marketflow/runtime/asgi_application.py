@@ -37,10 +37,13 @@ from marketflow.stores.ports import Announcements, CacheReader
 from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.stores.postgres.request_coalescing import CoalescingReader
 from marketflow.stores.redis.buckets.bucketed_cache import BucketedCache
-from marketflow.tasks import background, cancel, log_failure
+from marketflow.tasks import SerialCalls, background, cancel, log_failure
 
 SETTLE_MS = 10_000
 """How long after the allowed lateness a closed minute may take to reach the cache, late ticks included."""
+
+CHANGE_SECONDS = 5.0
+"""How long a change of the mode, the settings or a rule waits for those of its kind before it."""
 
 RELOAD_SECONDS = 10.0
 """How long a reload waits for the event loop: a stop may have ended it."""
@@ -60,6 +63,7 @@ class AsgiApplication(ABC):
         self.settings = settings
         """Those of the start."""
         self.settings_reload = SettingsReload(settings, read, self._apply)
+        self.reloads = SerialCalls(CHANGE_SECONDS)
         self._state: dict[str, Any] = {}  # of the lifespan; the server copies it for each request
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asgi: ASGIApp = create_app(self._lifespan, settings.http)
@@ -136,9 +140,9 @@ class AsgiApplication(ABC):
 
         Raises:
             SettingsError: they are wrong, and nothing has changed.
-            Unavailable: no ingest process answers, and nothing has changed.
+            Unavailable: no ingest process answers, or earlier reloads are still under way; nothing has changed.
         """
-        return await asyncio.to_thread(self.settings_reload)
+        return await self.reloads.run(self.settings_reload)
 
     def reload_soon(self) -> None:
         """Reload, and log what is wrong; for the thread of the loop."""

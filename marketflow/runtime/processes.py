@@ -22,6 +22,7 @@ from marketflow.api.context import Context
 from marketflow.api.middleware import request_metrics
 from marketflow.clock import system_clock
 from marketflow.cluster.member import Member
+from marketflow.cluster.messages import RuleChange, RuleChanged
 from marketflow.cluster.remote_control import RemoteIngest
 from marketflow.cluster.shard_table import ShardTable, connect
 from marketflow.errors import StartError, Unavailable
@@ -29,7 +30,7 @@ from marketflow.feeds.cpu.pacing import Pacing
 from marketflow.logs import Outage
 from marketflow.model import Mode
 from marketflow.resources import resource
-from marketflow.runtime.asgi_application import AsgiApplication
+from marketflow.runtime.asgi_application import CHANGE_SECONDS, AsgiApplication
 from marketflow.runtime.health_report import HealthReport, Probe, WriterStatus
 from marketflow.runtime.local_announcements import LocalAnnouncements
 from marketflow.runtime.settings_reload import ReadSettings
@@ -46,7 +47,7 @@ from marketflow.settings import Settings
 from marketflow.settings.reloading import Changes
 from marketflow.stores.fallback import FallbackReader
 from marketflow.stores.postgres.reader import PostgresReader
-from marketflow.tasks import background, cancel
+from marketflow.tasks import SerialCalls, background, cancel
 from marketflow.text import is_loopback
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ class BothRoles(AsgiApplication):
         member.start()
 
         alerts = AlertAccess(
-            lambda change: asyncio.to_thread(engine.change_rule, change),
+            _OwnRules(engine).change,
             readers.archive,
             lambda: engine.alerts.newest_event,
         )
@@ -251,13 +252,28 @@ class _OwnMode:
     def __init__(self, engine: "Engine", member: Member) -> None:
         self._engine = engine
         self._member = member
+        self._switches = SerialCalls(CHANGE_SECONDS)
 
     @property
     def current(self) -> Mode:
         return self._engine.modes.current
 
     async def switch(self, mode: Mode) -> Mode:
-        return await asyncio.to_thread(self._member.switch, mode)
+        return await self._switches.run(partial(self._member.switch, mode))
+
+
+class _OwnRules:
+    """Changes of alert rules by the engine in this process; each waits for PostgreSQL."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        self._changes = SerialCalls(CHANGE_SECONDS)
+
+    async def change(self, change: RuleChange) -> RuleChanged:
+        try:
+            return await self._changes.run(partial(self._engine.change_rule, change))
+        except Unavailable:
+            return RuleChanged(change.id, "unavailable")
 
 
 class ApiRole(AsgiApplication):
@@ -320,7 +336,7 @@ class ApiRole(AsgiApplication):
             SettingsError: those of one of the two are wrong, and nothing has changed.
             Unavailable: no ingest process answers, and nothing has changed.
         """
-        await asyncio.to_thread(self.settings_reload.check)
+        await self.reloads.run(self.settings_reload.check)
         changes = await self._remote.reload()
         own = await super().reload()
         return changes.with_restart(own.needs_restart)

@@ -120,6 +120,15 @@ def test_unreachable_receiver_is_an_error_without_its_address(sender: WebhookSen
     assert error == "ConnectError"
 
 
+def test_receiver_whose_name_hangs_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch, sender: WebhookSender) -> None:
+    going = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: going.wait(30))
+    began = time.monotonic()
+    assert sender.post(Webhook("http://hangs.invalid/", SECRET), "e1", "{}").error == "no answer within 1 s"
+    assert time.monotonic() - began < 5
+    going.set()
+
+
 def test_close_ends_a_post_that_is_under_way(receiver: WebhookReceiver) -> None:
     sender = WebhookSender(system_clock, seconds=30.0)
     go = threading.Event()

@@ -1,6 +1,7 @@
 """Alerts with real servers, processes that are killed, and receivers that fail."""
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -224,3 +225,33 @@ def make_when_possible(api: Application, **rule: Any) -> str:
         return str(answer.json()["id"]) if answer.status_code == 201 else ""
 
     return wait_until(made)
+
+
+def test_rule_changes_on_a_hanging_postgres_delay_nothing_else(
+    start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange], postgres_proxy: Proxy
+) -> None:
+    application = start(through(servers, postgres=postgres_proxy))
+    make(application, level=1.0)
+    postgres_proxy.stall()
+    answers: list[tuple[int, str]] = []
+
+    def change(number: int) -> None:
+        with httpx.Client(base_url=application.http.base_url, timeout=30.0) as client:
+            answer = client.post("/alerts", json=BTC | {"level": 10.0 + number})
+            answers.append((answer.status_code, answer.json().get("code", "")))
+
+    changes = [threading.Thread(target=change, args=(number,)) for number in range(40)]
+    for each in changes:
+        each.start()
+    wait_until(lambda: len(answers) >= 1, timeout=20)
+    for method, path in (("GET", "/feeds"), ("POST", "/mode/test"), ("POST", "/reload"), ("POST", "/mode/live")):
+        answer = application.http.request(method, path)
+        assert answer.status_code == 200, answer.text
+        assert answer.elapsed.total_seconds() < 1.0, path
+    for each in changes:
+        each.join(30)
+    assert answers == [(503, "unavailable")] * 40
+    code, seconds = application.stop()
+    assert code == 0
+    assert seconds < 5
+    assert "Traceback" not in application.log

@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -56,6 +58,23 @@ def test_name_that_cannot_be_resolved_is_named() -> None:
     (result,) = asyncio.run(ReachabilityProbe(lambda: exchanges).results())
     assert result.error
     assert "Errno" not in result.error
+
+
+def test_lookup_that_hangs_takes_no_thread_of_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marketflow.feeds.reachability.CONNECT_SECONDS", 0.05)
+    going = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: going.wait(30))
+    exchanges = tuple(ExchangeSettings(name=f"e{number}", address="hangs.invalid:1") for number in range(100))
+
+    async def ask() -> str:
+        results = await ReachabilityProbe(lambda: exchanges).results()
+        assert {result.error for result in results} == {"no answer within 0.05 s"}
+        return await asyncio.wait_for(asyncio.to_thread(str, 7), 5)
+
+    began = time.monotonic()
+    assert asyncio.run(ask()) == "7"
+    assert time.monotonic() - began < 5
+    going.set()
 
 
 def test_silent_venue_is_unreachable_in_time(monkeypatch: pytest.MonkeyPatch, listener: socket.socket) -> None:

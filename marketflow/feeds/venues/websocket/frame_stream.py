@@ -6,12 +6,11 @@ nothing, so that permessage-deflate is not offered.
 """
 
 import asyncio
-import threading
 from asyncio import Future, get_running_loop
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from socket import SHUT_RDWR, SOCK_STREAM, getaddrinfo, socket
-from typing import Any, TypeVar, cast
+from socket import SHUT_RDWR, socket
+from typing import Any, cast
 
 from picows import (
     WSCloseCode,
@@ -32,6 +31,7 @@ from marketflow import __version__
 from marketflow.feeds.venues.limits import refusal_of
 from marketflow.feeds.venues.proxies import proxy_for, proxy_place
 from marketflow.feeds.venues.venue import MAX_FRAME_BYTES
+from marketflow.tasks import connected_socket
 from marketflow.text import without_secrets
 
 CONNECT_TIMEOUT_SECONDS = 10.0
@@ -56,8 +56,6 @@ _TEXT, _BINARY, _PING, _PONG, _CLOSE = (
     WSMsgType.CLOSE,
 )
 """As names of the module: an enumeration looks its members up slowly."""
-
-_T = TypeVar("_T")
 
 
 class FrameStream(WSListener):
@@ -164,7 +162,7 @@ async def open_stream(url: str, on_messages: Callable[[list[bytes]], None]) -> F
 
     async def connect(to: WSParsedURL) -> socket:
         try:
-            sockets.append(await _connected_socket(to))
+            sockets.append(await connected_socket(to.host, to.port))
         except OSError as error:
             if proxy is None:
                 raise
@@ -210,49 +208,3 @@ async def _open(
         raise OSError(f"no WebSocket at {without_secrets(url)}{through}: {error}") from None
     assert isinstance(stream, FrameStream)
     return stream
-
-
-async def _connected_socket(url: WSParsedURL) -> socket:
-    """Connect to a host, whose name is looked up on a daemon thread: a lookup cannot be cancelled."""
-    found = await on_daemon_thread(lambda: getaddrinfo(url.host, url.port, type=SOCK_STREAM))
-    failed = OSError("no address")
-    for family, kind, protocol, _, address in found:
-        connecting = socket(family, kind, protocol)
-        connecting.setblocking(False)
-        try:
-            await get_running_loop().sock_connect(connecting, address)
-        except OSError as error:
-            connecting.close()
-            failed = error
-        except BaseException:
-            connecting.close()
-            raise
-        else:
-            return connecting
-    raise failed
-
-
-async def on_daemon_thread(call: Callable[[], _T]) -> _T:
-    """Return what a blocking call returns. A cancelled one goes on, and does not hold up the end of the process."""
-    loop = get_running_loop()
-    future: Future[_T] = loop.create_future()
-
-    def settle(result: _T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(result)  # type: ignore[arg-type]
-        else:
-            future.set_exception(error)
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = call()
-        except Exception as caught:  # noqa: BLE001 - handed off
-            error = caught
-        with suppress(RuntimeError):  # the loop may have ended, and with it the waiting task
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=run, name="feed-call", daemon=True).start()
-    return await future

@@ -27,10 +27,11 @@ from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal
 from marketflow.feeds.venues.trade_ids import TradeIds
 from marketflow.feeds.venues.venue import Venue
 from marketflow.feeds.venues.websocket.data_silence import DataSilence
-from marketflow.feeds.venues.websocket.frame_stream import FrameStream, on_daemon_thread, open_stream
+from marketflow.feeds.venues.websocket.frame_stream import FrameStream, open_stream
 from marketflow.feeds.venues.websocket.subscriptions import Subscriptions
 from marketflow.feeds.venues.websocket.trade_reader import TradeReader
 from marketflow.model import Candles, FeedState
+from marketflow.tasks import on_daemon_thread
 from marketflow.text import without_secrets
 
 FRAME_SILENCE_SECONDS = 45.0
