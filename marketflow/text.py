@@ -43,6 +43,14 @@ def host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def is_host(text: str) -> bool:
+    """Return whether a text can be looked up as a host: Python's resolver raises UnicodeError for `redis..svc`."""
+    try:
+        return bool(text.encode("idna"))
+    except UnicodeError:  # a label is empty or over 63 bytes
+        return False
+
+
 def rfc3339(moment: datetime) -> str:
     """Return a UTC time in RFC 3339 with milliseconds: `2026-11-01T09:30:00.000Z`."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

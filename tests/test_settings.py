@@ -316,15 +316,19 @@ def test_current_folder_without_permission_has_no_settings(tmp_path: Path) -> No
         ("redis.ttl_seconds", 0, "must be a whole number of seconds from 1 to 86400"),
         ("flow.workers_per_exchange", 65, "must be a whole number from 1 to 64"),
         ("flow.db_batch_size", 10001, "must be a whole number from 1 to 10000"),
-        ("flow.stale_after_seconds", 0, "must be a number of seconds above 0, at most 86400"),
-        ("flow.late_after_seconds", float("nan"), "must be a number of seconds above 0, at most 300"),
-        ("flow.late_after_seconds", 301, "must be a number of seconds above 0, at most 300"),
-        ("flow.max_clock_skew_seconds", 3601, "must be a number of seconds above 0, at most 3600"),
-        ("flow.reconnect_after_seconds", 31, "must be a number of seconds above 0, at most 30"),
+        ("flow.stale_after_seconds", 0, "must be a number of seconds from 0.001 to 86400"),
+        ("flow.stale_after_seconds", 1e-7, "must be a number of seconds from 0.001 to 86400"),
+        ("flow.max_clock_skew_seconds", 1e-7, "must be a number of seconds from 0.001 to 3600"),
+        ("flow.reconnect_after_seconds", 5e-324, "must be a number of seconds from 0.001 to 30"),
+        ("generator.rate", 1e-320, "must be a number from 0.001 to 100000"),
+        ("flow.late_after_seconds", float("nan"), "must be a number of seconds from 0.001 to 300"),
+        ("flow.late_after_seconds", 301, "must be a number of seconds from 0.001 to 300"),
+        ("flow.max_clock_skew_seconds", 3601, "must be a number of seconds from 0.001 to 3600"),
+        ("flow.reconnect_after_seconds", 31, "must be a number of seconds from 0.001 to 30"),
         ("flow.window_seconds", 7, "must be a whole number of seconds that divides 60"),
         ("flow.window_seconds", 0, "must be a whole number of seconds that divides 60"),
         ("flow.window_seconds", True, "must be a whole number of seconds that divides 60"),
-        ("generator.rate", float("inf"), "must be a number above 0, at most 100000"),
+        ("generator.rate", float("inf"), "must be a number from 0.001 to 100000"),
         ("generator.seed", 2**63, "must be a whole number of at most 64 bits, or left out"),
         ("mode", "demo", "must be one of test, live"),
         ("log.level", "LOUD", "must be one of TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR, CRITICAL"),
@@ -367,11 +371,40 @@ def test_wrong_symbol_is_named_by_position(symbol: object) -> None:
     assert problems({"symbols": ["A", symbol]}).startswith("symbols[1] = ")
 
 
-@pytest.mark.parametrize("address", ["", "a", "a:", ":1", "a:0", "a:65536", "a:1 ", "::1:5", "a:b@c:1", "a:\uff11", 5])
+@pytest.mark.parametrize(
+    "address", ["", "a", "a:", ":1", "a:0", "a:65536", "a:1 ", "::1:5", "a:b@c:1", "a:\uff11", 5, "a..b:1"]
+)
 def test_wrong_address_is_named_by_position(address: object) -> None:
     text = problems({"exchanges": [{"name": "a", "address": address}]})
     assert text.startswith("exchanges[0].address = ")
     assert text.endswith(": must be host:port, the port from 1 to 65535")
+    assert problems({"redis.nodes": ["a:1", address]}).startswith("redis.nodes[1] = ")
+
+
+@pytest.mark.parametrize("host", ["redis..svc", ".svc", f"{'a' * 64}.svc", f"a.{'b' * 64}", "..", "\u00ad.svc"])
+def test_host_that_no_resolver_takes_is_refused(host: str) -> None:
+    for key in ("http.host", "redis.host", "postgres.host"):
+        text = problems({key: host})
+        assert text.startswith(f"{key} = ")
+        assert ": must be a host name" in text
+    venue = {"name": "a", "venue": "okx"}
+    assert problems({"exchanges": [venue | {"url": f"wss://{host}:8443/ws"}]}).startswith("exchanges[0].url = ")
+    assert problems({"exchanges": [venue | {"rest_url": f"https://{host}"}]}).startswith("exchanges[0].rest_url = ")
+
+
+@pytest.mark.parametrize(
+    "host", ["redis.svc.", "::1", "fe80::1%lo", "10.0.0.1", "b\u00fccher.example", "a_b-c", "a" * 63]
+)
+def test_host_that_a_resolver_takes_is_accepted(host: str) -> None:
+    settings = load(None, {f"{section}.host": host for section in ("http", "redis", "postgres")})
+    assert {settings.http.host, settings.redis.host, settings.postgres.host} == {host}
+
+
+@pytest.mark.parametrize("url", ["wss://[::1", "wss://a:99999", "wss://a:b", "wss://a:0", "wss://?a", "wss://", "a", 5])
+def test_wrong_url_of_a_venue_is_named_by_position(url: object) -> None:
+    text = problems({"exchanges": [{"name": "a", "venue": "okx", "url": url}]})
+    assert text.startswith("exchanges[0].url = ")
+    assert text.endswith(": must be a URL that begins with wss:// or ws://")
 
 
 def test_exchange_cannot_have_the_name_of_the_reference() -> None:
@@ -542,7 +575,7 @@ def test_printed_file_loads_the_same_settings(tmp_path: Path) -> None:
                 "data_dir": "/tmp/a 'quoted' \"\\ folder\x7f\n\u00e9\U0001f600 # no comment",
                 "http": {"host": "::", "port": 0, "allowed_hosts": ["a.example", "::1"]},
                 "postgres": {"user": "m'e", "dbname": 'a "b" = c\u00e9', "sslmode": "verify-full"},
-                "flow": {"late_after_seconds": 0.00001, "stale_after_seconds": 12.5, "window_seconds": 5},
+                "flow": {"late_after_seconds": 0.001, "stale_after_seconds": 12.5, "window_seconds": 5},
                 "generator": {"seed": -(2**63), "rate": 1},
             }
         ),

@@ -24,7 +24,8 @@ MOST_RULES = 20_000
 MASK: Final = "***"
 
 _PORT = "6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}"
-_URL = rf"https?://[A-Za-z0-9._-]+(:({_PORT}))?(/[!-~]*)?"  # without credentials
+_LABEL = "[A-Za-z0-9_-]{1,63}"
+_URL = rf"https?://{_LABEL}(\.{_LABEL})*\.?(:({_PORT}))?(/[!-~]*)?"  # without credentials
 
 _Name = Annotated[str, Meta(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$", description="Shown with its events.")]
 _Cooldown = Annotated[

@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 
 from marketflow.cli.command import Option
 from marketflow.errors import SettingsError
-from marketflow.text import words
+from marketflow.text import is_host, words
 
 _Callback = TypeVar("_Callback", bound=Callable[..., Any])
 
@@ -181,7 +181,7 @@ class WorkerCount(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Convert the text of an argument."""
-        if value.isascii() and value.isdecimal() and 1 <= int(value) <= MAX_WORKERS:
+        if value.isascii() and value.isdecimal() and len(value) < 10 and 1 <= int(value) <= MAX_WORKERS:
             return int(value)
         return self.fail(f"{value!r}: must be a whole number from 1 to {MAX_WORKERS}", param, ctx)
 
@@ -193,10 +193,10 @@ class BaseUrl(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Convert the text of an argument. The message leaves out credentials."""
-        parts = urlsplit(value)
-        with suppress(ValueError):  # the port is no number
-            is_base = parts.scheme in ("http", "https") and parts.hostname and not parts.query + parts.fragment
-            if is_base and parts.port != 0:
+        with suppress(ValueError):  # an unclosed bracket, or the port is no number
+            parts = urlsplit(value)
+            is_base = parts.scheme in ("http", "https") and not parts.query + parts.fragment
+            if is_base and is_host(parts.hostname or "") and parts.port != 0:
                 return str(value.rstrip("/"))
         shown = value.rpartition("@")[2]
         return self.fail(f"{shown!r}: must be the URL of a MarketFlow, such as http://127.0.0.1:8080", param, ctx)

@@ -25,6 +25,11 @@ def _whole(low: int, high: int, unit: str = "") -> Meta:
     return Meta(ge=low, le=high, description=f"a whole number{unit} from {low} to {high}")
 
 
+def _number(high: int, unit: str = "") -> Meta:
+    # Times are whole ms, of which a smaller number would be none: no timeout at all, or no pause.
+    return Meta(ge=0.001, le=high, description=f"a number{unit} from 0.001 to {high}")
+
+
 def _matches(pattern: str, description: str) -> Meta:
     # \Z, as $ would accept a trailing line feed
     return Meta(pattern=rf"^{pattern}\Z", description=description)
@@ -34,9 +39,8 @@ def _matches(pattern: str, description: str) -> Meta:
 _HOST = r"[^\x00-\x20\x7f\"'@,\ud800-\udfff]"
 
 Port = Annotated[int, _whole(1, 65535)]
-Seconds = Annotated[float, Meta(gt=0, le=86400, description="a number of seconds above 0, at most 86400")]
-Rate = Annotated[float, Meta(gt=0, le=100_000, description="a number above 0, at most 100000")]
-Speed = Annotated[float, Meta(gt=0, le=1e6, description="a number above 0, at most 1000000")]
+Rate = Annotated[float, _number(100_000)]
+Speed = Annotated[float, _number(1_000_000)]
 Seed = Annotated[
     Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None,
     Meta(description="a whole number of at most 64 bits, or left out"),
@@ -255,18 +259,12 @@ class FlowSettings(_Section, frozen=True, kw_only=True):
 
     workers_per_exchange: Annotated[int, _whole(1, 64)] = 5
     db_batch_size: Annotated[int, _whole(1, 10_000)] = 200
-    stale_after_seconds: Seconds = 15.0
+    stale_after_seconds: Annotated[float, _number(86400, " of seconds")] = 15.0
     # Slices of the skew are kept in memory: an hour at most.
-    max_clock_skew_seconds: Annotated[
-        float, Meta(gt=0, le=3600, description="a number of seconds above 0, at most 3600")
-    ] = 5.0
+    max_clock_skew_seconds: Annotated[float, _number(3600, " of seconds")] = 5.0
     # Minutes are kept for six minutes (RECENT_MS): a longer wait would evict them unwritten.
-    late_after_seconds: Annotated[float, Meta(gt=0, le=300, description="a number of seconds above 0, at most 300")] = (
-        2.0
-    )
-    reconnect_after_seconds: Annotated[
-        float, Meta(gt=0, le=30, description="a number of seconds above 0, at most 30")
-    ] = 1.0
+    late_after_seconds: Annotated[float, _number(300, " of seconds")] = 2.0
+    reconnect_after_seconds: Annotated[float, _number(30, " of seconds")] = 1.0
     window_seconds: int = 60  # its rule is in value_checks
 
     @property

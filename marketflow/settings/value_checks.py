@@ -13,7 +13,7 @@ from marketflow.alerts.alert_model import AlertRule, InvalidRule, checked, confi
 from marketflow.model import REFERENCE
 from marketflow.settings import schema
 from marketflow.settings.schema import ExchangeSettings
-from marketflow.text import words
+from marketflow.text import is_host, words
 
 _EXCHANGES = 'must be a list of one or more exchanges, such as [{name="exchange1", address="127.0.0.1:40101"}]'
 _ALERTS = 'must be a list of rules, such as [{kind="price", symbol="BTCUSDT", level=70000, direction="up"}]'
@@ -42,6 +42,7 @@ def check_value(key: str, value: object) -> Any:
         "redis.nodes": _redis_nodes,
         "exchanges": _exchanges,
         "alerts": _alerts,
+        "http.host": lambda host: _host(host, schema.Host),
         "redis.host": lambda host: _store_host("redis", host),
         "postgres.host": lambda host: _store_host("postgres", host),
         "data_dir": _data_dir,
@@ -111,7 +112,7 @@ def _redis_nodes(value: object) -> tuple[str, ...]:
 
 def _check_address(address: object, place: str) -> None:
     match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
-    if match is None or not 1 <= int(match[2]) <= 65535:
+    if match is None or not is_host(match[1]) or not 1 <= int(match[2]) <= 65535:
         raise RuleViolation("must be host:port, the port from 1 to 65535", place, address)
 
 
@@ -167,7 +168,7 @@ def _venue(name: str, place: str, fields: Mapping[str, object], shards: int) -> 
         raise RuleViolation(f"must be one of {', '.join(schema.VENUES)}", f"{place}.venue", venue)
     for key, schemes in (("url", ("ws", "wss")), ("rest_url", ("http", "https"))):
         url = fields.get(key, "")
-        if not isinstance(url, str) or (url and not re.fullmatch(rf"({'|'.join(schemes)})://[^\s/@]+(/\S*)?", url)):
+        if url != "" and not _is_url(url, schemes):
             raise RuleViolation(
                 f"must be a URL that begins with {schemes[1]}:// or {schemes[0]}://", f"{place}.{key}", url
             )
@@ -179,6 +180,16 @@ def _venue(name: str, place: str, fields: Mapping[str, object], shards: int) -> 
     urls = {key: str(fields.get(key, "")) for key in ("url", "rest_url")}
     history = _convert(schema.History, fields["history"], f"{place}.history") if "history" in fields else ""
     return ExchangeSettings(name=name, venue=venue, symbols=native, history=history, shards=shards, **urls)
+
+
+def _is_url(url: object, schemes: Sequence[str]) -> bool:
+    if not isinstance(url, str) or not re.fullmatch(rf"({'|'.join(schemes)})://[^\s/@]+(/\S*)?", url):
+        return False
+    try:
+        parts = urlsplit(url)
+        return is_host(parts.hostname or "") and parts.port != 0
+    except ValueError:  # an unclosed bracket, or a port over 65535
+        return False
 
 
 def _alerts(value: object) -> tuple[AlertRule, ...]:
@@ -210,10 +221,19 @@ def _without_value(error: str) -> str:
     return re.sub(r"value '.*?'(?= - at |$)", "value", error, flags=re.DOTALL)
 
 
+def _host(value: object, kind: Any) -> str:
+    host: str = _convert(kind, value)
+    if not is_host(host):
+        raise RuleViolation(f"must be {kind.__metadata__[0].description}")
+    return host
+
+
 def _store_host(section: str, value: object) -> str:
     """Check a host name, an address or the path of a socket; of a URL, say which settings take its parts."""
-    if not isinstance(value, str) or value.startswith("/") or not re.search(r"[/?#@\[\]]|^[^:]*:[^:]*$", value):
+    if isinstance(value, str) and (value == "" or value.startswith("/")):
         return cast("str", _convert(schema.HostOrEmbedded, value))
+    if not isinstance(value, str) or not re.search(r"[/?#@\[\]]|^[^:]*:[^:]*$", value):
+        return _host(value, schema.HostOrEmbedded)
     try:
         parts = urlsplit(value if "://" in value else f"//{value}")
         host, port = parts.hostname or "", parts.port

@@ -126,6 +126,8 @@ def test_configured_rule_cannot_be_changed() -> None:
         (PRICE | {"webhook": HOOK | {"secret": "short"}}, "invalid_rule", "secret"),
         (PRICE | {"webhook": HOOK | {"secret": f"{SECRET}\n"}}, "invalid_rule", "line feed"),
         (PRICE | {"webhook": HOOK | {"url": "file:///etc/passwd"}}, "invalid_rule", "webhook"),
+        (PRICE | {"webhook": HOOK | {"url": "https://hooks..example.com/"}}, "invalid_rule", "webhook"),
+        (PRICE | {"webhook": HOOK | {"url": f"https://{'a' * 64}.example.com/"}}, "invalid_rule", "webhook"),
         (PRICE | {"webhook": HOOK | {"url": f"{HOOK['url']}\n"}}, "invalid_rule", "line feed"),
         (PRICE | {"webhook": "https://hooks.example.com/***"}, "invalid_rule", "webhook"),
         (PRICE | {"symbol": "NOTHING"}, "unknown_symbol", "symbol"),

@@ -163,12 +163,19 @@ def test_exchange_defaults_come_from_settings(exchange: list[Any]) -> None:
             "--replay: venue, symbols, rate and seed are those of",
         ),
         ("exchange --port 1 --speed 2", "--speed: nothing is replayed without --replay"),
-        ("exchange --port 1 --replay /dev/null --speed 0", "argument --speed: 0: must be a number above 0"),
+        (
+            "exchange --port 1 --replay /dev/null --speed 0",
+            "argument --speed: 0: must be a number from 0.001 to 1000000",
+        ),
         ("exchange --port 1 --venue mtgox", "argument --venue: 'mtgox': no such venue"),
         ("--workers 2", "argument --workers: only with --role api"),
         ("--role feeds --workers 2", "argument --workers: only with --role api"),
         ("--role api --workers 0", "argument --workers: '0': must be a whole number from 1 to 64"),
         ("--role api --workers two", "argument --workers: 'two': must be a whole number from 1 to 64"),
+        (
+            f"--role api --workers {'9' * 5000}",
+            f"argument --workers: '{'9' * 5000}': must be a whole number from 1 to 64",
+        ),
         ("--role feeds --port 1", "argument --port: not with --role feeds, which listens nowhere"),
         ("--role ingest --port 1", "argument --port: not with --role ingest, which listens nowhere"),
         ("--role feeds --host ::1", "argument --host: not with --role feeds, which listens nowhere"),
@@ -189,7 +196,7 @@ def test_exchange_defaults_come_from_settings(exchange: list[Any]) -> None:
         ("--config none.toml", "marketflow: none.toml: can't be read: No such file or directory"),
         ("exchange", "the following arguments are required: --port"),
         ("exchange --port 65536", "argument --port: 65536: must be a whole number from 0 to 65535"),
-        ("exchange --port 1 --rate 0", "argument --rate: 0: must be a number above 0"),
+        ("exchange --port 1 --rate 0", "argument --rate: 0: must be a number from 0.001 to 100000"),
         ("exchange --port 1 --symbols a,b", 'argument --symbols: [0] = "a": must be'),
         ("exchange --port 1 --name a:b", 'argument --name: "a:b": must be'),
         ("exchange --port 1 --seed x", 'argument --seed: "x": must be a whole number'),
@@ -212,6 +219,8 @@ def test_exchange_defaults_come_from_settings(exchange: list[Any]) -> None:
         ("watch a/b", 'argument SYMBOL: [0] = "A/B": must be 1 to 32 of'),
         ("watch --exchange a:b", 'argument --exchange: "a:b": must be'),
         ("watch --url 127.0.0.1:8080", "argument --url: '127.0.0.1:8080': must be the URL of a MarketFlow"),
+        ("watch --url http://[::1", "argument --url: 'http://[::1': must be the URL of a MarketFlow"),
+        ("watch --url http://a..b", "argument --url: 'http://a..b': must be the URL of a MarketFlow"),
         ("watch --url http://h:99999", "argument --url: 'http://h:99999': must be the URL of a MarketFlow"),
         ("watch --url ftp://user:secret@h", "argument --url: 'h': must be the URL of a MarketFlow"),
         ("watch --url ftp://h", "argument --url: 'ftp://h': must be the URL of a MarketFlow"),
@@ -224,6 +233,28 @@ def test_wrong_argument_is_named_with_allowed_values(
     assert main.main(line.split()) == 2
     assert message in capsys.readouterr().err
     assert server == []
+
+
+def test_settings_file_that_is_gone_is_an_error_at_a_reload(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, calls: list[Any]
+) -> None:
+    reads: list[Callable[[], Settings]] = []
+
+    def serve(settings: Settings, read: Callable[[], Settings]) -> int:
+        reads.append(read)
+        return 0
+
+    replace_module(monkeypatch, marketflow.runtime, "processes", serve)
+    monkeypatch.chdir(tmp_path)
+    assert main.main([]) == 0
+    path = tmp_path / "settings.toml"
+    path.write_text('symbols = ["MINE"]')
+    assert main.main([]) == 0
+    assert [read().symbols for read in reads] == [("MINE",), ("MINE",)]
+    path.unlink()
+    assert reads[0]() == Settings()
+    with pytest.raises(SettingsError, match=r"^settings\.toml: can't be read: No such file or directory$"):
+        reads[1]()
 
 
 @pytest.mark.parametrize("command", [[], ["check"], ["config"], ["export"], ["watch"]])

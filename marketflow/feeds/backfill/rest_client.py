@@ -196,7 +196,7 @@ class RestClient:
         if (counted := self.venue.rest.used_weight) is None:
             return
         used = headers.get(counted[0], "")
-        if used.isascii() and used.isdigit() and int(used) >= USED_SHARE * counted[1]:
+        if used.isascii() and used.isdigit() and len(used) < 10 and int(used) >= USED_SHARE * counted[1]:
             text = f"{self.venue.name} counts {used} of {counted[1]} as used by this address"
             self._nearly_used = VenueRefusal(429, text, 0.0), self._monotonic() + self.budget.seconds
 

@@ -7,7 +7,7 @@ NO_PROXY. A ws address takes HTTPS_PROXY where there is no HTTP_PROXY, since its
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from marketflow.text import host_port
+from marketflow.text import host_port, is_host
 
 _VARIABLES = {
     "wss": ("wss", "https", "all"),
@@ -40,7 +40,7 @@ def proxy_for(url: str) -> str | None:
     address = found if "://" in found else f"http://{found}"
     try:
         proxy = urlsplit(address)
-        is_valid = proxy.scheme in _SCHEMES and bool(proxy.hostname) and proxy.port != 0
+        is_valid = proxy.scheme in _SCHEMES and is_host(proxy.hostname or "") and proxy.port != 0
         is_valid = is_valid and proxy.path in ("", "/") and not (proxy.query or proxy.fragment)
     except ValueError:
         is_valid = False

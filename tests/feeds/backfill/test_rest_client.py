@@ -181,6 +181,14 @@ def test_most_of_the_weight_used_by_others_pauses_the_calls() -> None:
         assert len(server.asked) == 3
 
 
+def test_used_weight_of_thousands_of_digits_is_ignored() -> None:
+    used = Reply(b"[]", 200, {"X-MBX-USED-WEIGHT-1M": "9" * 5000})
+    with asking(lambda asked: used) as (server, client, _):
+        for _ in range(2):
+            client.ask(CALL, body_of)
+        assert len(server.asked) == 2
+
+
 def test_pause_until_a_date_is_kept_by_later_calls() -> None:
     headers = {"Date": "Sun, 06 Nov 1994 08:49:37 GMT", "Retry-After": "Sun, 06 Nov 1994 08:51:07 GMT"}
     with asking(lambda asked: Reply(b"", 429, headers), "coinbase") as (server, client, time):

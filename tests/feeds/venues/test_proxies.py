@@ -73,7 +73,15 @@ def test_proxy_follows_from_the_usual_variables(
 
 
 @pytest.mark.parametrize(
-    "value", ["ftp://me:s3cret@h:1", "http://", "http://me:s3cret@h:x", "http://me:s3/cret@h:1", "http://h:99999"]
+    "value",
+    [
+        "ftp://me:s3cret@h:1",
+        "http://",
+        "http://me:s3cret@h:x",
+        "http://me:s3/cret@h:1",
+        "http://h:99999",
+        "http://me:s3cret@h..example:1",
+    ],
 )
 def test_address_that_is_no_proxy_is_an_error_without_its_words(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("HTTPS_PROXY", value)
