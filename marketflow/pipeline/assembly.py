@@ -1,7 +1,7 @@
 """The parts that the graph connects: what it is built from, and the operators that need some of it."""
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -302,9 +302,11 @@ class Parts:
 
     # Ownership
 
-    def owned(self, of: Callable[[dict[Any, Any]], dict[Any, Any]]) -> Operator[Any, Any]:
+    def owned(self, items_in: Callable[[Collection[str], dict[Any, Any]], dict[Any, Any]]) -> Operator[Any, Any]:
         """Leave out of each item what others write; the item as it is where no other process may write."""
-        return (lambda source: source) if self.ownership.everything else ops.map(of)
+        if self.ownership.everything:
+            return lambda source: source
+        return ops.map(lambda items: items_in(self.ownership.owned, items))
 
     def newest_of(self, shards: frozenset[str]) -> dict[Series, None]:
         """The series of shards that have a newest tick."""

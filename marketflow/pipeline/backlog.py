@@ -199,7 +199,7 @@ class ArchiveSink:
 
     def _add_changed(self) -> None:
         """Make minutes pending that were merged with what an earlier run archived after the windows had ended."""
-        self._backlog.add(self._ownership.of_slots(self._state.take_all()))
+        self._backlog.add(self._ownership.slots_in(self._ownership.owned, self._state.take_all()))
 
     def upsert_rest(self) -> None:
         """Write the rows that are left, if there are any.

@@ -53,7 +53,7 @@ class Pipeline(Parts):
         gained: Observable[frozenset[str]] = changes.pipe(ops.map(attrgetter("gained")), not_empty)
         to_lose = ops.do_action(self.archive_sink.backlog_lost)
         lost: Observable[frozenset[str]] = changes.pipe(ops.map(attrgetter("lost")), not_empty, to_lose)
-        owned_series, owned_slots = self.owned(self.ownership.of_series), self.owned(self.ownership.of_slots)
+        owned_series, owned_slots = self.owned(self.ownership.series_in), self.owned(self.ownership.slots_in)
 
         ticks = fan_in(self.modes, self.feeds, self.reconnect, self.loop, self.counters, self.clock).pipe(ops.publish())
 

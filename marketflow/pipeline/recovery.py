@@ -72,7 +72,7 @@ class Recovery:
     ) -> None:
         self._cache, self._minute_ms, self._clock, self._log = cache, minute_ms, clock, log
         self._loop, self._pool, self._ended = loop, pool, ended
-        self._ownership, self._initial = ownership, frozenset() if ownership.everything else ownership.at_start
+        self._ownership, self._initial = ownership, ownership.at_start
         self.read_again = read_again
         self.on_recovered: Callable[[frozenset[str], RecoveredCandles], None] = lambda shards, recovered: None
         """Called with what was read of shards, by the thread that has read it."""
@@ -81,15 +81,7 @@ class Recovery:
 
     def first_attempt(self) -> Observable[RecoveredCandles | None]:
         """Emit the candles that earlier runs left, None if the cache is unavailable."""
-
-        def unavailable(error: Exception, _: Observable[Any]) -> Observable[None]:
-            self._log.recovery_failed(error)
-            return rx.just(None)
-
-        attempt: Observable[RecoveredCandles | None] = rx.from_callable(
-            lambda: self._recover(self._initial), scheduler=self._pool
-        )
-        return attempt.pipe(ops.catch(unavailable))
+        return self._attempt(self._initial)
 
     def candles(self, recovered: RecoveredCandles | None) -> Observable[RecoveredCandles]:
         """Emit the candles of earlier runs: those of the first attempt, or of later ones if it failed."""
@@ -98,26 +90,25 @@ class Recovery:
     def taken_over(self, shards: frozenset[str]) -> Observable[RecoveredCandles]:
         """Emit the candles that their owner before has left of shards."""
 
-        def attempted(_: object) -> None:
-            self.on_attempted(shards)
-
-        attempt: Observable[RecoveredCandles | None] = rx.from_callable(
-            lambda: self._recover(shards), scheduler=self._pool
-        )
-
-        def unavailable(error: Exception, _: Observable[Any]) -> Observable[None]:
-            self._log.recovery_failed(error)
-            return rx.just(None)
-
         def candles(recovered: RecoveredCandles | None) -> Observable[RecoveredCandles]:
+            self.on_attempted(shards)
             return self._candles(recovered, shards)
 
-        first: Observable[RecoveredCandles | None] = attempt.pipe(ops.catch(unavailable), ops.do_action(attempted))
-        return first.pipe(ops.flat_map(candles))
+        return self._attempt(shards).pipe(ops.flat_map(candles))
 
     def unarchived(self, shards: frozenset[str]) -> Observable[Candles]:
         """Emit the closed minutes of shards that an earlier run or another owner may not have archived."""
         return self._repeated(lambda: self._cache.unarchived(shards, self._ownership.shards.of))
+
+    def _attempt(self, shards: frozenset[str]) -> Observable[RecoveredCandles | None]:
+        def unavailable(error: Exception, _: Observable[Any]) -> Observable[None]:
+            self._log.recovery_failed(error)
+            return rx.just(None)
+
+        attempt: Observable[RecoveredCandles | None] = rx.from_callable(
+            lambda: self._recover(shards), scheduler=self._pool
+        )
+        return attempt.pipe(ops.catch(unavailable))
 
     def _candles(self, recovered: RecoveredCandles | None, shards: frozenset[str]) -> Observable[RecoveredCandles]:
         earlier = self._repeated(lambda: self._recover(shards)) if recovered is None else rx.just(recovered)

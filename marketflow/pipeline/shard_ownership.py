@@ -12,7 +12,7 @@ from reactivex import Observable
 from reactivex import operators as ops
 from reactivex.subject import BehaviorSubject
 
-from marketflow.model import Candles, Series, Slot
+from marketflow.model import Series, Slot
 from marketflow.settings.shards import LEAD, ShardMap
 
 _V = TypeVar("_V")
@@ -38,19 +38,15 @@ class Ownership:
         self.shards = ShardMap({}) if shards is None else shards
         """All shards that there are."""
         self._lock = threading.Lock()
-        self._initial = frozenset(owned or ())
         self._owned = BehaviorSubject(None if owned is None else frozenset(owned))
+        self.at_start = self.owned
+        """The shards that were written here at the start."""
 
     @property
     def owned(self) -> frozenset[str]:
         """The shards that are written here, LEAD among them where this process leads."""
         owned = self._owned.value
         return frozenset((*self.shards.names, LEAD)) if owned is None else owned
-
-    @property
-    def at_start(self) -> frozenset[str]:
-        """The shards that were written here at the start."""
-        return self.owned if self.everything else self._initial
 
     @property
     def everything(self) -> bool:
@@ -60,7 +56,7 @@ class Ownership:
     @property
     def leads(self) -> bool:
         """Whether this process does what one does for all."""
-        return (owned := self._owned.value) is None or LEAD in owned
+        return LEAD in self.owned
 
     def take(self, owned: Collection[str], shards: ShardMap | None = None) -> None:
         """Own these shards from now on.
@@ -78,25 +74,16 @@ class Ownership:
     def changes(self) -> Observable[Change]:
         """Emit each change since the start: what has changed before the subscription as one."""
 
-        def change(before: Change, now: frozenset[str] | None) -> Change:
-            earlier, owned = before.owned, now or frozenset()
-            return Change(owned, owned - earlier, earlier - owned)
+        def change(before: Change, owned: frozenset[str] | None) -> Change:
+            now = self.at_start if owned is None else owned
+            return Change(now, now - before.owned, before.owned - now)
 
-        initial = Change(self._initial, frozenset(), frozenset())
-        changes: Observable[Change] = self._owned.pipe(ops.scan(change, initial))
+        initial = Change(self.at_start, frozenset(), frozenset())
 
         def differs(each: Change) -> bool:
             return bool(each.gained or each.lost)
 
-        return changes.pipe(ops.filter(differs))
-
-    def of_series(self, items: dict[Series, _V]) -> dict[Series, _V]:
-        """Those of the items whose series is written here."""
-        return items if (owned := self._owned.value) is None else self.series_in(owned, items)
-
-    def of_slots(self, candles: Candles) -> Candles:
-        """Those of the candles whose series is written here."""
-        return candles if (owned := self._owned.value) is None else self.slots_in(owned, candles)
+        return self._owned.pipe(ops.scan(change, initial), ops.filter(differs))
 
     def series_in(self, shards: Collection[str], items: Mapping[Series, _V]) -> dict[Series, _V]:
         """Those of the items whose series is in some shards."""

@@ -574,7 +574,8 @@ class Engine:
         self._stop_wait.wait(DRAIN_SECONDS)
         pipeline.give_up_drain()
         if not self._done.wait(LAST_WRITE_SECONDS):
-            pipeline.add_to_backlog(self.ownership.of_slots(pipeline.archive_sink.end_windows()))
+            rest = pipeline.archive_sink.end_windows()
+            pipeline.add_to_backlog(self.ownership.slots_in(self.ownership.owned, rest))
             busy = ", ".join(f"{name} {count}" for name, count in sorted(pipeline.branches.busy().items()))
             logger.warning("the drain did not end in time; these branches still write: {}", busy or "none")
         pending = pipeline.backlog.pending()
