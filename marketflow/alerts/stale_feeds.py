@@ -1,6 +1,6 @@
 """Which feeds become stale, by the states of feeds as time passes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from marketflow.model import FINE_STATES, FeedState, Mode
 
@@ -15,26 +15,26 @@ class StaleFeeds:
     def __init__(self, after_ms: int) -> None:
         self._after_ms = after_ms
         self._since: dict[tuple[Mode, str], int] = {}
-        self._stale: set[tuple[Mode, str]] = set()
+        self._stale: dict[tuple[Mode, str], int] = {}
 
-    def begin(self, mode: Mode, stale: Iterable[str]) -> None:
-        """Begin with what was known last: the exchanges whose feed was stale in a mode."""
-        self._since, self._stale = {}, {(mode, exchange) for exchange in stale}
+    def begin(self, mode: Mode, stale: Mapping[str, int]) -> None:
+        """Begin with what was known last: the feeds that are stale in a mode, and since when (Unix ms)."""
+        self._since, self._stale = {}, {(mode, exchange): at for exchange, at in stale.items()}
 
-    def held(self, mode: Mode) -> list[str]:
-        """Return the exchanges whose feed is stale in a mode."""
-        return [exchange for feed_mode, exchange in sorted(self._stale) if feed_mode is mode]
+    def held(self, mode: Mode) -> dict[str, int]:
+        """Return since when (Unix ms) feeds are stale that are so in a mode, by exchange."""
+        return {exchange: at for (feed_mode, exchange), at in self._stale.items() if feed_mode is mode}
 
     def take(self, mode: Mode, states: Mapping[str, FeedState], now_ms: int) -> list[str]:
         """Return the exchanges whose feed has become stale, by the states at a time (Unix ms)."""
-        stale, since = set(), {}
+        stale, since = {}, {}
         for exchange, state in states.items():
             feed = mode, exchange
             if state in FINE_STATES:
                 continue
             since[feed] = self._since.get(feed, now_ms)
             if state is FeedState.STALE or feed in self._stale or now_ms - since[feed] >= self._after_ms:
-                stale.add(feed)
-        new = [exchange for feed_mode, exchange in sorted(stale - self._stale)]
+                stale[feed] = self._stale.get(feed, now_ms)
+        new = sorted(exchange for _, exchange in stale.keys() - self._stale.keys())
         self._since, self._stale = since, stale
         return new

@@ -39,14 +39,8 @@ REPLAYED_MS = 300_000
 CHUNK_MS = 10_000
 """Length of what one step evaluates of older slices."""
 
-FEEDS_MS = 500
-"""Interval at which the states of feeds are looked at."""
-
-HOLES_MS = 1_000
-"""Interval at which holes are read."""
-
-MARK_MS = 1_000
-"""Interval at which the mark is written."""
+LOOK_MS = 500
+"""Interval at which the mark is written, and feeds and holes are looked at."""
 
 MARK_SECONDS = 5.0
 """How long a process that begins to lead waits for a Redis that does not give it the mark, as in a failover."""
@@ -56,9 +50,6 @@ JUST_STALE_MS = 30_000
 
 WRITTEN_LATE_MS = 300_000
 """How long after it was found a hole is looked for: it is on record once PostgreSQL can be used."""
-
-MOST_HOLES = 10_000
-"""Holes that are known to have been looked at."""
 
 
 class Owners(Protocol):
@@ -109,13 +100,11 @@ class SharedAlerts:
         self._lock = threading.Lock()
         self._follower = SliceFollower(slices)
         self._stale = StaleFeeds(stale_after_ms)
-        self._stale_since: dict[str, int] = {}
-        self._known_holes: dict[tuple[Series, int], None] = {}
+        self._known_holes: set[tuple[Series, int]] = set()
         self._begun = False
         self._begin_by = 0.0
-        self._evaluated_until = self._stored_until = self._holes_since = 0
+        self._evaluated_until = self._stored_until = self._holes_since = self._looked_at = 0
         self._next_step = 0.0
-        self._looked_at: dict[str, int] = {}
         self._watched_as_of: tuple[Mode, int, object] | None = None
         self._watched: set[Series] = set()
         self.take_series(series)
@@ -160,14 +149,16 @@ class SharedAlerts:
                         return
                     mark = None
                 self._begin_at(mark, now_ms)
-            if not self._alerts.pending and self._is_due("mark", MARK_MS, now_ms):
-                self._stored_until = max(self._stored_until, self._evaluated_until - LATE_MS)
-                self._put_mark()
+            if not 0 <= now_ms - self._looked_at < LOOK_MS:
+                self._looked_at = now_ms
+                if not self._alerts.pending:
+                    self._stored_until = max(self._stored_until, self._evaluated_until - LATE_MS)
+                    self._put_mark()
+                if evaluator.watches_feeds:
+                    self._look_at_feeds(now_ms)
+                if evaluator.watches_holes:
+                    self._look_at_holes(now_ms)
             self._evaluate(now_ms)
-            if evaluator.watches_feeds and self._is_due("feeds", FEEDS_MS, now_ms):
-                self._look_at_feeds(now_ms)
-            if evaluator.watches_holes and self._is_due("holes", HOLES_MS, now_ms):
-                self._look_at_holes(now_ms)
             self._next_step = (ended := self._monotonic()) + REST * (ended - began)
 
     def _begin_at(self, mark: AlertMark | None, now_ms: int) -> None:
@@ -182,7 +173,6 @@ class SharedAlerts:
         self._evaluated_until = min(begin, now_ms)
         self._stored_until = self._holes_since = mark.until
         self._known_holes.clear()
-        self._stale_since = dict(mark.stale)
         self._stale.begin(mode, mark.stale)
         for exchange, at in mark.stale.items():
             if at >= now_ms - JUST_STALE_MS:
@@ -191,7 +181,7 @@ class SharedAlerts:
 
     def _put_mark(self) -> None:
         with suppress(Unavailable):  # the next process begins earlier, and stores nothing twice
-            self._owners.put_mark(AlertMark(self._stored_until, self._mode(), self._stale_since))
+            self._owners.put_mark(AlertMark(self._stored_until, mode := self._mode(), self._stale.held(mode)))
 
     def _evaluate(self, now_ms: int) -> None:
         settled, until = slice_start(now_ms - SETTLED_MS), None
@@ -216,7 +206,6 @@ class SharedAlerts:
         mode = self._mode()
         exchanges = {each.exchange for of in self._of_symbol.values() for each in of if each.mode is mode}
         new = self._stale.take(mode, self._owners.feed_states(mode, exchanges), now_ms)
-        self._stale_since = {each: self._stale_since.get(each, now_ms) for each in self._stale.held(mode)}
         if new:
             self._put_mark()  # before the events: the next process finds them with the same time
             self._alerts.feeds_stale(mode, new, now_ms)
@@ -226,17 +215,9 @@ class SharedAlerts:
             holes = self._holes_found(self._holes_since)
         except Unavailable:
             return
-        for hole in holes:
-            key = hole.series, hole.after_id
-            if key not in self._known_holes and hole.series.mode is self._mode():
-                self._known_holes[key] = None
-                self._alerts.hole_found(hole)
-        while len(self._known_holes) > MOST_HOLES:
-            self._known_holes.pop(next(iter(self._known_holes)))
+        found = {(hole.series, hole.after_id): hole for hole in holes}
+        new = [key for key in found if key not in self._known_holes and key[0].mode is self._mode()]
+        self._known_holes = (self._known_holes & found.keys()) | {*new}
+        for key in new:
+            self._alerts.hole_found(found[key])
         self._holes_since = now_ms - WRITTEN_LATE_MS
-
-    def _is_due(self, what: str, every_ms: int, now_ms: int) -> bool:
-        if 0 <= now_ms - self._looked_at.get(what, 0) < every_ms:
-            return False
-        self._looked_at[what] = now_ms
-        return True
