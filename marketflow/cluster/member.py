@@ -28,7 +28,7 @@ from marketflow.cluster.messages import (
     decode,
     encode,
 )
-from marketflow.cluster.shard_table import NOTHING, ShardTable, redis_errors
+from marketflow.cluster.shard_table import ShardTable, redis_errors
 from marketflow.counters import IngestCounters
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.logs import RateLimit
@@ -39,6 +39,12 @@ from marketflow.stores.redis import keys
 COMMAND_SECONDS = 0.25
 """How long Redis blocks a poll for commands when there are none."""
 
+FIRST_ANSWER_SECONDS = 1.0
+"""How long a start waits for an answer of the table before it ingests everything."""
+
+ALONE_SECONDS = 30.0
+"""After which time without Redis a process owns everything: the outage may have ended the owners as well."""
+
 REPORT_SECONDS = 5.0
 """How long another process must own a shard of one that takes all before this is logged: leases expire first."""
 
@@ -47,6 +53,10 @@ LEAVE_SECONDS = 1.0
 
 REPLY_SECONDS = 5
 """How long a reply is kept for its client."""
+
+
+_Shards = tuple[Collection[str], Collection[str], bool]
+"""What a process owns, what it stands by for, and whether it leads."""
 
 
 class _Engine(Protocol):
@@ -94,10 +104,12 @@ class Member:
         self._calling = threading.Lock()
         self._switching = threading.Lock()
         self._new_mode: Mode | None = ingest.state().mode if assign is None else None
-        self._assigned = NOTHING
+        self._assigned: _Shards | None = None
+        self._heard_at = self._sole_at = time.monotonic()
+        self._is_alone = False
+        """Whether the table has not answered for so long that this process ingests everything."""
         self.reachable = False
         """Whether the table has answered the last call."""
-        self._report_at: float | None = None
         self._limit = RateLimit(10.0)
         self._left = threading.Event()
         self._call_due = threading.Event()
@@ -151,8 +163,8 @@ class Member:
         self._call_due.set()
         return previous
 
-    def publish(self) -> Published:
-        """Call the table with the state of this moment; return that state.
+    def publish(self) -> None:
+        """Call the table with the state of this moment.
 
         Raises:
             Unavailable: Redis did not answer.
@@ -167,33 +179,39 @@ class Member:
             # One that takes all has no say in the mode while another such process owns the shards.
             new_mode = self._new_mode if self._table.held.owned else None
             self._table.hold(ready, published, new_mode)
-            if new_mode is not None and new_mode is self._new_mode:
+            if new_mode is self._new_mode:
                 self._new_mode = None
-        self.reachable = True
-        if self._table.is_followed:
-            self._commands_due.set()
-        elif not self._commands_stopped.is_set():
+        if not self._table.is_followed:
             self._commands_due.clear()
-        if self._differs():
-            self._apply_due.set()
-        return published
+        if self._table.is_followed or self._commands_stopped.is_set():  # perhaps before `clear`
+            self._commands_due.set()
 
     def _keep(self) -> None:
         while not self._left.is_set():
             self._call_due.clear()
             # Also after a bug: shards whose lease is not renewed get a second owner.
-            if not self._succeeds(self.publish, "the table of shards cannot be called"):
-                self.reachable = False
+            self.reachable = self._succeeds(self.publish, "the table of shards cannot be called")
+            self._look_at_outage()
             self._report_other_owner()
+            self._apply_due.set()
             self._call_due.wait(self._table.call_again_seconds)
+
+    def _look_at_outage(self) -> None:
+        """Ingest everything where the table cannot say who does what, at the start or for long."""
+        patience = FIRST_ANSWER_SECONDS if self._assigned is None else ALONE_SECONDS
+        if self.reachable:
+            self._heard_at, self._is_alone = time.monotonic(), False
+        elif self._assign is not None and not self._is_alone and time.monotonic() - self._heard_at > patience:
+            logger.warning("ingesting all shards: Redis does not answer which process takes which")
+            self._is_alone = True
 
     # Assignments and the mode
 
-    def _differs(self) -> bool:
-        """Whether something is to be assigned or switched."""
-        held, assigned = self._table.held, self._assigned
-        is_other = (held.owned, held.standby, held.leads) != (assigned.owned, assigned.standby, assigned.leads)
-        return (is_other and self._assign is not None) or self._mode_to_adopt() is not None
+    def _shards_to_have(self) -> _Shards | None:
+        """Return what to own, what to stand by for, and whether to lead; None while the table has never said so."""
+        if self._is_alone:
+            return frozenset(self._table.shards), frozenset(), True
+        return self._table.held[:3] if self._table.table.rows else self._assigned
 
     def _mode_to_adopt(self) -> Mode | None:
         if self._new_mode is not None or (self._assign is None and not self._table.held.owned):
@@ -202,36 +220,32 @@ class Member:
         return None if mode is None or mode is self._ingest.state().mode else mode
 
     def _apply(self) -> None:
-        while True:
-            self._apply_due.wait()
-            if self._left.is_set():
-                return
+        while self._apply_due.wait() and not self._left.is_set():
             self._apply_due.clear()
             self._succeeds(self._apply_once, "an assignment failed")  # tried again after the next call
 
     def _apply_once(self) -> None:
-        """Adopt the mode before shards are begun in it, then take the shards, and publish what has become of both."""
-        held = self._table.held
+        """Adopt the mode before shards are begun in it, then take the shards; publish at once what has changed."""
         with self._switching:
             if (mode := self._mode_to_adopt()) is not None:
                 self._ingest.switch(mode)
-        if self._assign is not None:
-            self._assign(held.owned, held.standby, held.leads)
-        self._assigned = held
-        self._call_due.set()
+                self._call_due.set()
+        shards = self._shards_to_have()
+        if self._assign is not None and shards is not None and shards != self._assigned:
+            self._assign(*shards)
+            self._assigned = shards
+            self._call_due.set()
 
     def _report_other_owner(self) -> None:
         """Log once that another process owns shards which this one ingests as well."""
         others = sorted({row.owner for row in self._table.table.rows.values() if row.owner} - {self._table.run})
         if self._assign is not None or not others:
-            self._report_at = None
-        elif self._report_at is None:
-            self._report_at = time.monotonic() + REPORT_SECONDS
-        elif time.monotonic() >= self._report_at:
+            self._sole_at = time.monotonic()
+        elif time.monotonic() - self._sole_at >= REPORT_SECONDS:
             logger.warning(
                 "{} takes ticks into the same Redis, too, and is the owner that other processes follow", others[0]
             )
-            self._report_at = math.inf
+            self._sole_at = math.inf
 
     # Commands
 
@@ -282,9 +296,7 @@ class Member:
             pipe.execute()
 
     def _reloaded(self) -> ReloadReply:
-        changes, problem = None, ""
         try:
-            changes = self._reload()
+            return ReloadReply(self._reload(), "")
         except SettingsError as error:
-            problem = str(error)
-        return ReloadReply(changes, problem, self.publish())
+            return ReloadReply(None, str(error))

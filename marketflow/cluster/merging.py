@@ -13,23 +13,24 @@ from marketflow.settings.shards import LEAD, exchange_of
 _FROM_WORST = (FeedState.CONNECTING, FeedState.STALE, FeedState.HALTED, FeedState.CONNECTED, FeedState.GENERATED)
 
 
+def merged_exchanges(owners: Mapping[str, Sequence[IngestState]]) -> dict[str, FeedState]:
+    """Return the state of each exchange by those of its owners: that of its worst part."""
+    known = {name: [each.exchanges[name] for each in of if name in each.exchanges] for name, of in owners.items()}
+    return {exchange: min(states, key=_FROM_WORST.index) for exchange, states in known.items() if states}
+
+
 def merged_state(mode: Mode, states: Sequence[IngestState], owners: Mapping[str, Sequence[IngestState]]) -> IngestState:
     """Return one state of several.
 
     Args:
         mode: the mode that runs.
         states: of all processes that write; one at least.
-        owners: those of the owners of each exchange. An exchange is as its worst part.
+        owners: those of the owners of each exchange.
     """
-    exchanges = {
-        exchange: min((state.exchanges[exchange] for state in of if exchange in state.exchanges), key=_FROM_WORST.index)
-        for exchange, of in owners.items()
-        if any(exchange in state.exchanges for state in of)
-    }
     first = [(exchange, state) for exchange, of in owners.items() for state in reversed(of)]
     return IngestState(
         mode,
-        exchanges,
+        merged_exchanges(owners),
         all(state.cache_complete for state in states),
         all(state.archive_available for state in states),
         tuple(sorted({branch for state in states for branch in state.stalled})),
@@ -60,13 +61,8 @@ def _owner(shard: str, table: Table, known: Mapping[str, Published]) -> Publishe
     """Return the state of the owner of a shard by the table, unless it has yet to begin and another one goes on."""
     row = table.rows.get(shard)
     by_table = known.get(row.owner or "") if row is not None else None
-    owning = [each for each in known.values() if owns(each, shard)]
+    owning = [each for each in known.values() if shard in each.owned]
     return by_table if by_table in owning or not owning else owning[0]
-
-
-def owns(published: Published, *shards: str) -> bool:
-    """Whether a process has begun to own one of these shards."""
-    return any(shard in published.shards and published.shards[shard].state == "owner" for shard in shards)
 
 
 def page_of_each(query: FeedsQuery, processes: int) -> FeedsQuery:

@@ -57,17 +57,21 @@ class Published(msgspec.Struct, frozen=True, rename={"counters": "figures"}):
     counters: IngestCounters | None = None
     shards: dict[str, ShardState] = {}
 
+    @property
+    def owned(self) -> list[str]:
+        """The shards that this process has begun to own."""
+        return [shard for shard, each in self.shards.items() if each.state == "owner"]
+
 
 RELOAD = "reload"
 """A command: read the settings again."""
 
 
 class ReloadReply(msgspec.Struct, frozen=True):
-    """The reply to RELOAD: what has changed and the new state, or what is wrong with the settings, by line."""
+    """The reply to RELOAD: what has changed, or what is wrong with the settings, by line."""
 
     changes: Changes | None
     problem: str
-    published: Published
 
 
 class AlertMark(msgspec.Struct, frozen=True):

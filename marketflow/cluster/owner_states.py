@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
-from marketflow.cluster.merging import merged_state, owners_of
-from marketflow.cluster.messages import AlertMark, IngestState, Published, decode, encode
-from marketflow.cluster.shard_table import KEPT_SECONDS, Table, connect, decode_table, redis_errors
+from marketflow.cluster.merging import merged_exchanges, owners_of
+from marketflow.cluster.messages import AlertMark, Published, decode, encode
+from marketflow.cluster.shard_table import KEPT_SECONDS, Table, connect, decode_cluster, redis_errors
 from marketflow.errors import Unavailable
 from marketflow.model import FeedState, Mode
 from marketflow.settings.shards import LEAD
@@ -33,15 +33,12 @@ class OwnerStates:
     def feed_states(self, mode: Mode, exchanges: Iterable[str]) -> dict[str, FeedState]:
         """Return the states of the feeds of exchanges, as their owners report them; without an owner it connects."""
         try:
-            table, known = self._read()
+            owners = owners_of(*self._read())
         except Unavailable:
             return self._states | dict(self._own()[1])
-        of_mode = {
-            exchange: [each.state for each in of if each.state.mode is mode]
-            for exchange, of in owners_of(table, known).items()
-        }
-        states: list[IngestState] = [each.state for each in known.values()]
-        found = merged_state(mode, states, of_mode).exchanges if states else {}
+        found = merged_exchanges(
+            {exchange: [each.state for each in of if each.state.mode is mode] for exchange, of in owners.items()}
+        )
         self._states = {exchange: found.get(exchange, FeedState.CONNECTING) for exchange in exchanges}
         return self._states
 
@@ -53,11 +50,9 @@ class OwnerStates:
         """
         table, known = self._read()
         owners = {row.owner for shard, row in table.rows.items() if shard != LEAD}
-        reports = [known.get(owner or "") for owner in owners]
-        found = {each.run: each.number for each in reports if each is not None and each.state.cache_complete}
-        numbers = self._numbers
-        self._numbers = found | numbers
-        return len(found) == len(owners) and all(run in numbers and of > numbers[run] for run, of in found.items())
+        found = {run: each.number for run, each in known.items() if run in owners and each.state.cache_complete}
+        first, self._numbers = self._numbers, found | self._numbers
+        return owners == found.keys() and all(number > first.get(run, number) for run, number in found.items())
 
     def ask_again(self) -> None:
         """Forget what `have_written` knows."""
@@ -82,9 +77,7 @@ class OwnerStates:
             self._client.set(keys.ALERTS_KEY, encode(mark), px=round(KEPT_SECONDS * 1000))
 
     def _read(self) -> tuple[Table, dict[str, Published]]:
-        with redis_errors():
-            table = decode_table(cast("dict[bytes, bytes]", self._client.hgetall(keys.SHARDS_KEY)))
-            runs = [*table.members]
-            states = self._client.mget([keys.state_key(run) for run in runs]) if runs else []
-        found = [decode(state, Published) for state in cast("list[bytes | None]", states)]
-        return table, {each.run: each for each in found if each is not None}
+        with redis_errors(), self._client.pipeline(transaction=False) as pipe:
+            pipe.get(keys.SHARDS_KEY)
+            pipe.hgetall(keys.STATES_KEY)
+            return decode_cluster(*pipe.execute())

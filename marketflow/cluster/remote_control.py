@@ -7,6 +7,7 @@ counters are those of all processes.
 import asyncio
 import time
 from collections.abc import Awaitable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, TypeVar, cast
 from uuid import uuid4
 
@@ -15,7 +16,7 @@ import redis
 import redis.asyncio
 from loguru import logger
 
-from marketflow.cluster.merging import merged_report, merged_state, owners_of, owns, page_of_each
+from marketflow.cluster.merging import merged_report, merged_state, owners_of, page_of_each
 from marketflow.cluster.messages import (
     RELOAD,
     FeedsQuery,
@@ -29,7 +30,7 @@ from marketflow.cluster.messages import (
     encode,
     mode_of,
 )
-from marketflow.cluster.shard_table import ANSWER_SECONDS, KEPT_SECONDS, NO_TABLE, STATE_SECONDS, Row, decode_table
+from marketflow.cluster.shard_table import ANSWER_SECONDS, KEPT_SECONDS, NO_TABLE, STATE_SECONDS, Row, decode_cluster
 from marketflow.counters import IngestCounters, merged_counters
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.health import ModeUnconfirmed, ShardHealth, StandbyState
@@ -80,7 +81,8 @@ class RemoteIngest:
         self.reloaded = asyncio.Event()
         """Set when an ingest process has read its settings again."""
         self._mode = mode
-        self._states: dict[str, tuple[Published, float]] = {}  # by run, with the time of receipt
+        self._states: dict[str, Published] = {}  # by run
+        self._asked_at = 0.0
         self._table = NO_TABLE
         self._changed = asyncio.Event()
         self._reports: CoalescedAnswers[FeedsReport] = CoalescedAnswers(REPORTS_KEPT, time.monotonic)
@@ -98,7 +100,7 @@ class RemoteIngest:
             return None
         owners = {exchange: [each.state for each in of] for exchange, of in owners_of(self._table, known).items()}
         # A standby writes nothing, so it knows little of the stores.
-        writers = [each for each in known.values() if owns(each, *each.shards)] or known.values()
+        writers = [each for each in known.values() if each.owned] or known.values()
         return merged_state(self._mode, [each.state for each in writers], owners)
 
     @property
@@ -177,13 +179,12 @@ class RemoteIngest:
             SettingsError: they are wrong, and nothing has changed but in processes with other settings.
             Unavailable: there is no ingest process, or one did not reply in time.
         """
-        replies = await self._command([*self._known()], RELOAD, ReloadReply)
-        for reply in replies:
-            self._take(reply.published)
+        runs = [*self._known()]
+        replies = await self._command(runs, RELOAD, ReloadReply)
         changes = [reply.changes for reply in replies if reply.changes is not None]
-        if refused := [reply for reply in replies if reply.changes is None]:
-            by = f"{refused[0].published.run.rpartition('/')[0]}, unlike others: " if changes else ""
-            raise SettingsError(by + refused[0].problem)
+        for run, reply in zip(runs, replies, strict=True):
+            if reply.changes is None:
+                raise SettingsError((f"{_process(run)}, unlike others: " if changes else "") + reply.problem)
         return changes[0].with_restart([key for each in changes for key in each.needs_restart])
 
     async def feeds(self, query: FeedsQuery) -> FeedsReport:
@@ -195,11 +196,9 @@ class RemoteIngest:
         return await self._reports.get(query, lambda: self._report(query))
 
     async def _report(self, query: FeedsQuery) -> FeedsReport:
-        known = self._known()
-        of_exchange = owners_of(self._table, known)
-        owners = {each.run for of in of_exchange.values() for each in of if owns(each, *each.shards)}
+        owners = [run for run, each in self._known().items() if each.owned]
         content = encode(page_of_each(query, len(owners)))
-        return merged_report(query, await self._command(sorted(owners), content, FeedsReport), self.exchanges)
+        return merged_report(query, await self._command(owners, content, FeedsReport), self.exchanges)
 
     async def change_rule(self, change: RuleChange) -> RuleChanged:
         """Change an alert rule, in the process that evaluates them.
@@ -241,24 +240,24 @@ class RemoteIngest:
             Unavailable: Redis did not answer.
         """
         async with self._client.pipeline(transaction=False) as pipe:
-            pipe.hgetall(keys.SHARDS_KEY)
+            pipe.get(keys.SHARDS_KEY)
+            pipe.hgetall(keys.STATES_KEY)
             pipe.get(keys.MODE_KEY)
             pipe.set(keys.FOLLOWED_KEY, "", px=round(STATE_SECONDS * 1000))
-            fields, mode, _ = await _answer(pipe.execute(), ANSWER_SECONDS)
-        self._table = decode_table(fields)
-        runs = [*self._table.members]
-        asked = self._client.mget([keys.state_key(run) for run in runs]) if runs else None
-        states = [] if asked is None else await _answer(cast("Awaitable[Any]", asked), ANSWER_SECONDS)
-        found = {each.run: each for state in states if (each := decode(state, Published)) is not None}
-        self._states = {run: known for run, known in self._states.items() if run in found}
-        for published in found.values():
-            self._take(published)
+            table, states, mode, _ = await _answer(pipe.execute(), ANSWER_SECONDS)
+        self._table, found = decode_cluster(table, states)
+        # A later state of the same run may have been lost with a master.
+        latest = {run: max(self._states.get(run, each), each, key=attrgetter("number")) for run, each in found.items()}
+        reloads = {run: each.state.reloads for run, each in self._states.items()}
+        # Also before this process began: it may be a worker in another one's place.
+        if any(each.state.reloads != reloads.get(run, 0) for run, each in latest.items()):
+            self.reloaded.set()
+        self._states, self._asked_at = latest, time.monotonic()
         self._know_mode(mode_of(mode))
 
     def _known(self) -> dict[str, Published]:
-        """Return the states that are not too old, by run."""
-        oldest = time.monotonic() - STATE_SECONDS
-        return {run: published for run, (published, at) in sorted(self._states.items()) if at >= oldest}
+        """Return the states by run; none once they are too old."""
+        return self._states if time.monotonic() - self._asked_at <= STATE_SECONDS else {}
 
     def _unconfirmed(self, mode: Mode) -> list[str]:
         """Return the shards whose owner is not known to be in a mode."""
@@ -279,17 +278,6 @@ class RemoteIngest:
                 logger.opt(exception=error).error("following the ingest processes failed, which is a bug")
             raise_if_cancelled()
             await asyncio.sleep(POLL_SECONDS)
-
-    def _take(self, published: Published) -> None:
-        """Use a state, unless a later one of the same run has arrived another way."""
-        before = self._states.get(published.run)
-        if before is not None and before[0].number > published.number:
-            return
-        self._states[published.run] = published, time.monotonic()
-        reloads = published.state.reloads
-        # Also before this process began: it may be a worker in another one's place.
-        if reloads != (before[0].state.reloads if before else 0):
-            self.reloaded.set()
 
     def _know_mode(self, mode: Mode | None) -> None:
         """Take the mode of the owners; while they differ, that which they are to adopt, if it is given."""
@@ -312,9 +300,12 @@ def _shard_health(shard: str, row: Row, known: Mapping[str, Published]) -> Shard
     state: StandbyState = "none" if row.standby is None else "connecting"
     if standby is not None and standby.state != "owner":
         state = standby.state
-    # Host and process id of a run.
-    of_owner, of_standby = (run and run.rpartition("/")[0] for run in (row.owner, row.standby))
-    return ShardHealth(shard, of_owner, of_standby, state, lag_ms)
+    return ShardHealth(shard, row.owner and _process(row.owner), row.standby and _process(row.standby), state, lag_ms)
+
+
+def _process(run: str) -> str:
+    """Host and process id of a run."""
+    return run.rpartition("/")[0]
 
 
 def _client(keywords: Mapping[str, Any], max_connections: int) -> "redis.asyncio.Redis":

@@ -1,6 +1,6 @@
 """The shard table: which ingest process owns which shard, and which one is its standby.
 
-One hash in Redis and one script, which each ingest process calls several times a second: it renews what the process
+One value in Redis and one script, which each ingest process calls several times a second: it renews what the process
 holds, replaces those whose lease has expired, and spreads the shards evenly. The server's time decides. Nothing is
 fenced: a process that has lost a shard unnoticed may write a little longer, which is harmless because each store keeps
 the more complete candle.
@@ -13,13 +13,14 @@ import os
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any, NamedTuple, cast
 from uuid import uuid4
 
 import msgspec
 import redis
 
-from marketflow.cluster.messages import Published, encode, mode_of
+from marketflow.cluster.messages import Published, decode, encode, mode_of
 from marketflow.errors import Unavailable
 from marketflow.model import Mode
 from marketflow.settings.shards import LEAD
@@ -53,67 +54,44 @@ ANSWER_SECONDS = 0.5
 """Timeout of a call."""
 
 _CALL = """
-local FREE, UNKNOWN, LEAD = '-', '?', '*lead'
+local LEAD = '*lead'
 local request, state = cjson.decode(ARGV[1]), ARGV[2]
-local run, now = request.run, request.now
+local run, caller, now = request.run, request.member, request.now
 if not now then
     local time = redis.call('time')
     now = time[1] * 1000 + math.floor(time[2] / 1000)
 end
+local stored = redis.call('get', KEYS[1])
+local known = stored and cjson.decode(stored) or {rows = {}, members = {}, at = 0, grace = 0, takeovers = 0}
+local rows, members = known.rows, known.members
 
--- Read the table.
-local rows, members, before, clock = {}, {}, {}, {at = 0, grace = 0, takeovers = 0}
-local stored = redis.call('hgetall', KEYS[1])
-for i = 1, #stored, 2 do
-    local kind, name = string.match(stored[i], '^(%a+):(.*)$')
-    before[stored[i]] = stored[i + 1]
-    if kind == 'shard' then
-        local epoch, owner, standby = string.match(stored[i + 1], '^(%S+) (%S+) (%S+)$')
-        rows[name] = {epoch = tonumber(epoch), owner = owner, standby = standby}
-    elseif kind == 'member' then
-        members[name] = cjson.decode(stored[i + 1])
-    elseif kind == 'clock' then
-        clock = cjson.decode(stored[i + 1])
-    end
-end
-
--- Expire members, except in the grace time after a table was lost.
-local lease = request.lease
+-- Expire members, except in the grace time after a table was lost; all have left one that has none.
+local lease = caller.lease
 for _, member in pairs(members) do lease = math.max(lease, member.lease) end
-if not clock.idle and now - clock.at > lease then clock.grace = now + request.grace end
-clock.grace = math.min(clock.grace, now + request.grace)
-local in_grace = now < clock.grace
+if not stored or (next(members) and now - known.at > lease) then known.grace = now + request.grace end
+known.grace = math.min(known.grace, now + request.grace)
+local in_grace = now < known.grace
 for name, member in pairs(members) do
-    if in_grace then member.expires = math.max(member.expires, clock.grace) end
+    if in_grace then member.expires = math.max(member.expires, known.grace) end
     member.expires = math.min(member.expires, now + member.lease)
     if member.expires <= now then members[name] = nil end
 end
-if request.leaving then
-    members[run] = nil
-else
-    members[run] = {expires = now + request.lease, lease = request.lease, shards = request.shards,
-                    ready = request.ready, takes_all = request.takes_all}
-end
-local function can(name, shard) return members[name] ~= nil and members[name].shards[shard] ~= nil end
+caller.expires = now + caller.lease
+members[run] = not request.leaving and caller or nil
+local function can(name, shard) return members[name] and members[name].shards[shard] end
 
 -- Take what the caller knows better: a table that is back with older data has earlier epochs.
 for shard, epoch in pairs(request.epochs) do
-    local row = rows[shard]
-    local is_older = not row or row.epoch < epoch
-    if request.held[shard] then
-        if is_older then
-            local standby = row and row.standby ~= run and row.standby or FREE
-            rows[shard] = {epoch = epoch, owner = run, standby = standby}
-        end
-    elseif request.stood[shard] and (is_older or (row.standby == FREE and row.owner ~= run)) then
-        row = row or {epoch = 0, owner = UNKNOWN, standby = FREE}
-        if row.owner == run then row.owner = UNKNOWN end
+    local row = rows[shard] or {epoch = 0}
+    local is_older = row.epoch < epoch
+    if is_older and row.owner == run then row.owner = nil end
+    if is_older and row.standby == run then row.standby = nil end
+    if is_older and request.held[shard] then
+        row.owner, row.epoch = run, epoch
+    elseif request.stood[shard] and (is_older or (not row.standby and row.owner ~= run)) then
         row.standby = run
-        rows[shard] = row
-    elseif row and is_older then
-        if row.owner == run then row.owner = UNKNOWN end
-        if row.standby == run then row.standby = FREE end
     end
+    rows[shard] = row
 end
 
 -- Replace who is gone or has dropped a shard.
@@ -122,31 +100,23 @@ local function give(row, owner)
     row.epoch = math.max(row.epoch + 1, now)
 end
 for shard, row in pairs(rows) do
-    if not can(row.standby, shard) then row.standby = FREE end
-    if row.owner ~= FREE and not can(row.owner, shard) and not (row.owner == UNKNOWN and in_grace) then
-        if row.standby ~= FREE then
-            give(row, row.standby)
-            row.standby = FREE
-        else
-            row.owner = FREE
-        end
-        if shard ~= LEAD then clock.takeovers = clock.takeovers + 1 end
+    if not can(row.standby, shard) then row.standby = nil end
+    if row.owner and not can(row.owner, shard) then
+        give(row, row.standby)
+        row.standby = nil
+        if shard ~= LEAD then known.takeovers = known.takeovers + 1 end
     end
 end
 
 local function spread()
-    local order, known, shards, plan = {}, {}, {}, {}
+    local order, shards, plan = {}, {}, {}
+    known.rows = {}
     for name, member in pairs(members) do
         order[#order + 1] = name
-        for shard in pairs(member.shards) do known[shard] = true end
+        for shard in pairs(member.shards) do known.rows[shard] = rows[shard] or {epoch = 0} end
     end
-    for shard in pairs(rows) do
-        if not known[shard] then rows[shard] = nil end
-    end
-    for shard in pairs(known) do
-        shards[#shards + 1] = shard
-        rows[shard] = rows[shard] or {epoch = 0, owner = FREE, standby = FREE}
-    end
+    rows = known.rows
+    for shard in pairs(rows) do shards[#shards + 1] = shard end
     table.sort(order)
     table.sort(shards)
 
@@ -156,7 +126,7 @@ local function spread()
         for _, name in ipairs(order) do load[name] = 0 end
         for _, shard in ipairs(shards) do
             local name = (plan[shard] or rows[shard])[kind]
-            if shard ~= LEAD and name ~= FREE then load[name] = load[name] + 1 end
+            if shard ~= LEAD and name then load[name] = load[name] + 1 end
         end
         return load
     end
@@ -168,25 +138,22 @@ local function spread()
                 best = name
             end
         end
-        return best or FREE
+        return best
     end
     for _, shard in ipairs(shards) do
         local row = rows[shard]
-        local owner = row.owner
-        if owner == FREE or not members[owner].takes_all then
-            for _, name in ipairs(order) do
-                if members[name].takes_all and can(name, shard) then owner = name break end
-            end
+        -- The one before may be unknown, as in a Redis that was emptied.
+        local owner = row.owner or row.standby or least(shard, 'owner', 'standby')
+        for _, name in ipairs(members[owner].takes_all and {} or order) do
+            if members[name].takes_all and can(name, shard) then owner = name break end
         end
-        if owner == FREE then owner = least(shard, 'owner', 'standby') end
         if owner ~= row.owner then
-            if row.standby == owner or row.owner ~= FREE then row.standby = row.owner end
+            if row.standby == owner or row.owner then row.standby = row.owner end
             give(row, owner)
         end
-        if shard == LEAD then row.standby = FREE
-        elseif row.standby == FREE then row.standby = least(shard, 'standby', 'owner', row.owner) end
+        if shard == LEAD then row.standby = nil
+        else row.standby = row.standby or least(shard, 'standby', 'owner', row.owner) end
     end
-
     -- Owners: a shard moves once its next owner is its standby and ready; until then, that is what the standby is for.
     -- Then the standbys of the other shards.
     for _, kind in ipairs({'owner', 'standby'}) do
@@ -217,63 +184,54 @@ local function spread()
         until not best
     end
 end
-
-clock.at, clock.idle = now, next(members) == nil or nil
+known.at = now
 if not in_grace then spread() end
-
--- Write what has changed.
-local after = {['clock:'] = cjson.encode(clock)}
-for shard, row in pairs(rows) do
-    after['shard:' .. shard] = string.format('%.0f %s %s', row.epoch, row.owner, row.standby)
-end
-for name, member in pairs(members) do after['member:' .. name] = cjson.encode(member) end
-for field, value in pairs(after) do
-    if before[field] ~= value then redis.call('hset', KEYS[1], field, value) end
-end
-for field in pairs(before) do
-    if not after[field] then redis.call('hdel', KEYS[1], field) end
-end
-redis.call('pexpire', KEYS[1], request.kept)
+redis.call('set', KEYS[1], cjson.encode(known), 'px', request.kept)
 
 -- The mode: a fresh start with no other process begins in the configured one.
-local wait, others = request.lease, 0
-for name, member in pairs(members) do
-    if name ~= run then
-        others, wait = others + 1, math.min(wait, member.expires - now)
-    end
-end
-local mode = redis.call('get', KEYS[2])
-local holds = next(request.held) ~= nil
-local is_fresh = others == 0 and not in_grace and not holds and next(request.stood) == nil
+local mode, holds, is_fresh = redis.call('get', KEYS[2]), next(request.held), not in_grace and not next(request.stood)
+for name in pairs(members) do is_fresh = is_fresh and not holds and name == run end
 local new = request.new_mode
 if not new and not request.leaving and (is_fresh or (not mode and (holds or not in_grace))) then new = request.mode end
 if new then mode = new end
 if mode then redis.call('set', KEYS[2], mode, 'px', request.kept) end
 
--- The state.
-if request.leaving then
-    redis.call('del', KEYS[3])
-elseif state ~= '' then
-    redis.call('set', KEYS[3], state, 'px', request.state_kept)
+-- The states of the members.
+if state ~= '' then redis.call('hset', KEYS[3], run, state) end
+redis.call('pexpire', KEYS[3], request.state_kept)
+local states = redis.call('hgetall', KEYS[3])
+for i = 1, #states, 2 do
+    if not members[states[i]] then redis.call('hdel', KEYS[3], states[i]) end
 end
-return {mode, redis.call('exists', KEYS[4], KEYS[5]), wait, redis.call('hgetall', KEYS[1])}
+return {mode, redis.call('exists', KEYS[4], KEYS[5]), cjson.encode(known)}
 """
 
 
-class Row(NamedTuple):
+class Row(msgspec.Struct, frozen=True):
     """A row of the table; None is nobody, or not known."""
 
     epoch: int
-    owner: str | None
-    standby: str | None
+    owner: str | None = None
+    standby: str | None = None
 
 
-class Table(NamedTuple):
-    """The table: its rows by shard, the runs that it has, and how often the owner of a shard was gone and replaced."""
+class Lease(msgspec.Struct, frozen=True):
+    """Until when a process holds its shards (server time, Unix ms), unless it calls the table before."""
 
-    rows: Mapping[str, Row]
-    members: frozenset[str]
-    takeovers: int
+    expires: int
+
+
+class Table(msgspec.Struct, frozen=True):
+    """The table: its rows by shard, and the leases by run.
+
+    `at` is the time of its last call (server time, Unix ms), `takeovers` how often the owner of a shard was gone and
+    replaced.
+    """
+
+    rows: dict[str, Row] = {}
+    members: dict[str, Lease] = {}
+    at: int = 0
+    takeovers: int = 0
 
 
 class Assignment(NamedTuple):
@@ -287,7 +245,7 @@ class Assignment(NamedTuple):
     """The mode to adopt; None if it is not known."""
 
 
-NO_TABLE = Table({}, frozenset(), 0)
+NO_TABLE = Table()
 
 NOTHING = Assignment(frozenset(), frozenset(), False, {}, None)
 """What a process holds before its first call."""
@@ -307,19 +265,10 @@ def redis_errors() -> Iterator[None]:
         raise Unavailable(f"Redis cannot be used: {error}") from error
 
 
-def decode_table(fields: Mapping[bytes, bytes]) -> Table:
-    """Decode the table from its hash."""
-    rows, members, takeovers = {}, set(), 0
-    for field, value in fields.items():
-        kind, _, name = field.decode(errors="replace").partition(":")
-        if kind == "shard":
-            epoch, *processes = value.decode(errors="replace").split(" ")
-            rows[name] = Row(int(epoch), *(None if each in "-?" else each for each in processes))
-        elif kind == "member":
-            members.add(name)
-        elif kind == "clock":
-            takeovers = msgspec.json.decode(value)["takeovers"]
-    return Table(rows, frozenset(members), takeovers)
+def decode_cluster(table: bytes | None, states: Mapping[bytes, bytes]) -> tuple[Table, dict[str, Published]]:
+    """Decode the values of SHARDS_KEY and STATES_KEY: the table, and the states by run."""
+    found = [each for state in states.values() if (each := decode(state, Published)) is not None]
+    return decode(table, Table) or NO_TABLE, {each.run: each for each in sorted(found, key=attrgetter("run"))}
 
 
 class ShardTable:
@@ -329,7 +278,6 @@ class ShardTable:
         client: of Redis; not closed here.
         shards: those that this process can ingest.
         takes_all: whether it ingests all of them whatever others do; then it becomes their owner.
-        lease_seconds: how long it holds its shards after a call.
         now: Unix time in ms instead of the server's, for tests.
     """
 
@@ -338,7 +286,6 @@ class ShardTable:
         client: "redis.Redis",
         shards: Collection[str],
         takes_all: bool = False,
-        lease_seconds: float = LEASE_SECONDS,
         now: Callable[[], int] | None = None,
     ) -> None:
         self.run = f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex[:12]}"
@@ -346,7 +293,6 @@ class ShardTable:
         """Those that this process can ingest; a reload of the settings may change them."""
         self._client = client
         self._takes_all = takes_all
-        self._lease_seconds = lease_seconds
         self._now = now
         self.held = NOTHING
         """What this process holds, by the last answer."""
@@ -381,17 +327,19 @@ class ShardTable:
         self._is_alone, self.call_again_seconds = False, CALL_SECONDS  # unless the answer says otherwise
         request = {
             "run": self.run,
-            "lease": _ms(ALONE_LEASE_SECONDS if was_alone else self._lease_seconds),
-            "grace": _ms(GRACE_SECONDS),
-            "kept": _ms(KEPT_SECONDS),
-            "state_kept": _ms(STATE_SECONDS),
-            "shards": dict.fromkeys((*self.shards, LEAD), True),
-            "ready": dict.fromkeys(ready, True),
-            "takes_all": self._takes_all,
+            "member": {
+                "lease": _ms(ALONE_LEASE_SECONDS if was_alone else LEASE_SECONDS),
+                "shards": dict.fromkeys((*self.shards, LEAD), True),
+                "ready": dict.fromkeys(ready, True),
+                "takes_all": self._takes_all,
+            },
             "held": dict.fromkeys((*held.owned, *([LEAD] if held.leads else [])), True),
             "stood": dict.fromkeys(held.standby, True),
             "epochs": held.epochs,
             "leaving": leaving,
+            "grace": _ms(GRACE_SECONDS),
+            "kept": _ms(KEPT_SECONDS),
+            "state_kept": _ms(STATE_SECONDS),
             "now": self._now and self._now(),
             "new_mode": new_mode,
             "mode": published and published.state.mode,
@@ -400,16 +348,17 @@ class ShardTable:
         state = encode(published) if published else b""
         with redis_errors():
             # The keys share a hash tag, so that one script may use them on a cluster as well.
-            of_run = keys.state_key(self.run), keys.commands_key(self.run)
-            names = (keys.SHARDS_KEY, keys.MODE_KEY, *of_run, keys.FOLLOWED_KEY)
+            names = (keys.SHARDS_KEY, keys.MODE_KEY, keys.STATES_KEY, keys.commands_key(self.run), keys.FOLLOWED_KEY)
             answer = self._client.eval(_CALL, len(names), *names, encode(given), state)
-        mode, followers, wait_ms, stored = cast("tuple[bytes | None, int, int, list[bytes]]", answer)
+        mode, followers, stored = cast("tuple[bytes | None, int, bytes]", answer)
         self.is_followed = followers > 0
-        self.table = decode_table(dict(zip(stored[::2], stored[1::2], strict=True)))
-        self._is_alone = self._takes_all and not self.is_followed and self.table.members <= {self.run}
+        self.table = decode(stored, Table) or NO_TABLE
+        others = [member.expires for run, member in self.table.members.items() if run != self.run]
+        self._is_alone = self._takes_all and not self.is_followed and not others
         # Only with the longer lease: the call that finds out that it is alone has the shorter one.
         rarely = self._is_alone and was_alone
-        self.call_again_seconds = ALONE_CALL_SECONDS if rarely else min(CALL_SECONDS, (wait_ms + 1) / 1000)
+        expire_seconds = [(at - self.table.at + 1) / 1000 for at in others]
+        self.call_again_seconds = ALONE_CALL_SECONDS if rarely else min([CALL_SECONDS, *expire_seconds])
         rows = self.table.rows
         self.held = Assignment(
             frozenset(name for name, row in rows.items() if row.owner == self.run and name != LEAD),

@@ -396,7 +396,8 @@ class IngestRole:
             self._reload = holder.reload.or_log
             running = asyncio.create_task(asyncio.to_thread(holder.run))
             requested = asyncio.create_task(self._stop_requested.wait())
-            await asyncio.wait({running, requested}, return_when=asyncio.FIRST_COMPLETED)
+            async with background(self._supervisor.beat_while(holder.is_alive)):
+                await asyncio.wait({running, requested}, return_when=asyncio.FIRST_COMPLETED)
             await cancel(requested)
             self._supervisor.stopping()
             holder.stop()

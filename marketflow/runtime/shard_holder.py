@@ -6,7 +6,6 @@ lost. While Redis is unreachable an owner goes on with what it has, and nobody t
 """
 
 import threading
-import time
 from collections.abc import Callable, Collection
 
 from loguru import logger
@@ -22,15 +21,6 @@ from marketflow.runtime.store_servers import Servers
 from marketflow.server.service_notification import Supervisor
 from marketflow.settings import Settings
 
-LOOK_SECONDS = 0.25
-"""How often it is looked at whether the table answers."""
-
-FIRST_ANSWER_SECONDS = 1.0
-"""How long a start waits for an answer of the table before it ingests everything."""
-
-ALONE_SECONDS = 30.0
-"""After which time without Redis a process owns everything: the outage may have ended the owners as well."""
-
 NEWEST_PAUSE_SECONDS = 0.001
 """Pause between writes of newest ticks: at 3,000 ticks/s both roles and Redis take half the CPU with it."""
 
@@ -43,7 +33,7 @@ class ShardHolder:
         read: reads them again.
         servers: addresses of Redis and PostgreSQL.
         on_failure: called once, from any thread, if the pipeline fails.
-        notified: gets readiness and liveness.
+        notified: gets readiness.
     """
 
     def __init__(
@@ -57,7 +47,6 @@ class ShardHolder:
         self.reload = SettingsReload(settings, read, self._apply)
         """Reads the settings again."""
         self._supervisor = notified
-        self._beat_at = 0.0
         self._client = connect(servers.redis)
         self._table = ShardTable(self._client, settings.shards.names)
         self._stopping = threading.Event()
@@ -72,19 +61,15 @@ class ShardHolder:
             is_alone=False,
             newest_pause_seconds=NEWEST_PAUSE_SECONDS,
         )
-        self._member = Member(self._table, self._client, engine, engine.feed_status.report, self.reload, self.assign)
-        self._heard_at = time.monotonic()
-        self._assigned: tuple[frozenset[str], frozenset[str]] | None = None
-        self._is_alone = False
+        self.is_alive = engine.is_alive
+        self._member = Member(self._table, self._client, engine, engine.feed_status.report, self.reload, self._assign)
 
     def run(self) -> None:
         """Ingest what the table gives, until stopped; then write what was ingested."""
         try:
             self._engine.start()
             self._member.start()
-            while not self._stopping.wait(LOOK_SECONDS):
-                self._beat()
-                self._look_at_table()
+            self._stopping.wait()
         finally:
             self._leave()
             self._client.close()
@@ -111,17 +96,11 @@ class ShardHolder:
         self._engine.reconfigure(settings)
         self._table.shards = settings.shards.names
 
-    # What the table gives
-
-    def assign(self, owned: Collection[str], standby: Collection[str], leads: bool) -> None:
+    def _assign(self, owned: Collection[str], standby: Collection[str], leads: bool) -> None:
         """Own and stand by for these shards from now on."""
-        self._is_alone = False
         if self._stopping.is_set():
             return
-        before, self._assigned = self._assigned, (frozenset(owned), frozenset(standby))
         self._engine.assign(owned, standby, leads)
-        if before == self._assigned:
-            return
         names = {"owned": owned, "standby": standby}
         words = "; ".join(f"{kind}: {', '.join(sorted(of))}" for kind, of in names.items() if of) or "no shard is left"
         if owned:
@@ -130,25 +109,3 @@ class ShardHolder:
         else:
             logger.info("MarketFlow {} stands by: {}", __version__, words)
         self._supervisor.ready("takes ticks" if owned else "stands by: other processes take ticks")
-
-    def _look_at_table(self) -> None:
-        """Ingest everything where Redis cannot say who does what, at the start or for long."""
-        now = time.monotonic()
-        if self._member.reachable:
-            self._heard_at = now
-            held = self._table.held
-            if self._is_alone:
-                self.assign(held.owned, held.standby, held.leads)
-            return
-        patience = FIRST_ANSWER_SECONDS if self._assigned is None else ALONE_SECONDS
-        if now - self._heard_at > patience and not self._is_alone:
-            logger.warning("ingesting all shards: Redis does not answer which process takes which")
-            self.assign(self._table.shards, (), True)
-            self._is_alone = True
-
-    def _beat(self) -> None:
-        """Send a watchdog notification when one is due and the pipeline is alive."""
-        if self._supervisor.beat_seconds is None or time.monotonic() < self._beat_at:
-            return
-        self._beat_at = time.monotonic() + self._supervisor.beat_seconds
-        self._supervisor.beat_if(self._engine.is_alive)

@@ -4,13 +4,14 @@ import asyncio
 import threading
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
 import redis
 
 from marketflow.alerts.alert_model import PriceRule, Webhook
+from marketflow.cluster import shard_table
 from marketflow.cluster.member import Member
 from marketflow.cluster.merging import merged_report, merged_state
 from marketflow.cluster.messages import (
@@ -71,6 +72,7 @@ class Engine:
     owned: frozenset[str] = frozenset()
     standby: frozenset[str] = frozenset()
     leads: bool = False
+    is_assigned: bool = False
     warm: bool = True
     changes: Changes | None = None
     switches: list[Mode] = field(default_factory=list)
@@ -94,6 +96,7 @@ class Engine:
 
     def assign(self, owned: Collection[str], standby: Collection[str], leads: bool) -> None:
         self.owned, self.standby, self.leads = frozenset(owned), frozenset(standby), leads
+        self.is_assigned = True
 
     def switch(self, mode: Mode) -> Mode:
         if self.stuck is not None:
@@ -192,7 +195,7 @@ def test_ready_standby_takes_over_from_a_member_that_leaves(client: "redis.Redis
     member.leave()
     wait_until(lambda: staying.owned == {*SHARDS} and staying.leads, timeout=1)
     assert len(leaving.owned) == 1  # it writes what it has ingested
-    wait_until(lambda: len(client.keys(f"{keys.STATE_KEY}:*")) == 1)
+    wait_until(lambda: client.hlen(keys.STATES_KEY) == 1)
 
 
 def test_table_is_called_after_a_state_that_raises(client: "redis.Redis", join: Join) -> None:
@@ -208,6 +211,41 @@ def test_table_is_called_after_a_state_that_raises(client: "redis.Redis", join: 
     engine = Failing()
     join(engine)
     wait_until(lambda: engine.owned == {*SHARDS})
+
+
+def test_member_for_which_no_shard_is_left_is_told_so(join: Join) -> None:
+    """Else its service manager would wait for it to be ready."""
+    pair(join)
+    third = Engine()
+    join(third)
+    wait_until(lambda: third.is_assigned)
+    assert (third.owned, third.standby, third.leads) == (frozenset(), frozenset(), False)
+
+
+def test_member_that_starts_without_redis_ingests_all_shards(redis_db: RedisServer) -> None:
+    """Also those that a reload of the settings adds, until the table says what it is to ingest."""
+    first, second = Engine(), Engine()
+    with (
+        Proxy(redis_db.port) as proxy,
+        connect(connection_keywords(HOST, redis_db.port, "", 0)) as client,
+        connect(connection_keywords(HOST, proxy.port, "", 0)) as proxied,
+    ):
+        owner = Member(ShardTable(client, SHARDS), client, first, first.report, first.reload, first.assign)
+        owner.start()
+        wait_until(lambda: first.owned == {*SHARDS})
+        proxy.refuse()
+        table = ShardTable(proxied, SHARDS)
+        alone = Member(table, proxied, second, second.report, second.reload, second.assign)
+        alone.start()
+        wait_until(lambda: second.owned == {*SHARDS} and second.leads)
+        table.shards = (*SHARDS, "exchange3")
+        wait_until(lambda: second.owned == {*SHARDS, "exchange3"})
+        table.shards = SHARDS
+        proxy.heal()
+        wait_until(lambda: second.standby and not second.leads)
+        assert first.owned | second.owned == {*SHARDS}
+        for member in (owner, alone):
+            member.leave()
 
 
 def test_outage_of_redis_takes_nothing_from_an_owner(redis_db: RedisServer) -> None:
@@ -266,13 +304,14 @@ def test_lone_member_that_takes_all_calls_once_a_second(client: "redis.Redis", j
     wait_until(lambda: calls(client) >= 5)
     assert client.time()[0] - seconds >= 2
     assert member._table.held.owned == {*SHARDS}
-    assert client.exists(keys.SHARDS_KEY, keys.state_key(member._table.run)) == 2
+    assert client.exists(keys.SHARDS_KEY, keys.STATES_KEY) == 2
 
 
 def test_lease_is_short_while_another_process_ingests(client: "redis.Redis", join: Join) -> None:
     def lease_ms() -> int:
-        stored = cast("dict[bytes, bytes]", client.hgetall(keys.SHARDS_KEY))
-        return int(msgspec.json.decode(stored.get(f"member:{member._table.run}".encode(), b'{"lease":0}'))["lease"])
+        stored = client.get(keys.SHARDS_KEY)
+        members = msgspec.json.decode(stored)["members"] if stored else {}
+        return int(members[member._table.run]["lease"]) if members else 0
 
     member = join(Engine(), takes_all=True)
     wait_until(lambda: lease_ms() == 2500)
@@ -446,8 +485,11 @@ def test_expired_or_unknown_commands_are_ignored(redis_db: RedisServer, client: 
     assert client.exists(keys.reply_key("odd")) == 0
 
 
-def test_commands_without_reply_do_not_block_polls(redis_db: RedisServer, client: "redis.Redis") -> None:
-    table = ShardTable(client, SHARDS, lease_seconds=10)
+def test_commands_without_reply_do_not_block_polls(
+    redis_db: RedisServer, client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_table, "LEASE_SECONDS", 10)
+    table = ShardTable(client, SHARDS)
     shards = dict.fromkeys(SHARDS, ShardState("owner"))
     table.hold((), Published(table.run, 1, 0, Engine().state(), None, shards))
 
@@ -500,7 +542,7 @@ def test_stores_are_as_owners_find_them(redis_db: RedisServer, client: "redis.Re
 
     async def ask(feeds: RemoteIngest) -> None:
         await until(lambda: {shard.standby_state for shard in feeds.shards()} == {"connecting"})
-        await until(lambda: client.exists(keys.state_key(member._table.run)))
+        await until(lambda: client.hexists(keys.STATES_KEY, member._table.run))
         await feeds.ask()
         assert feeds.last_state.archive_available
 

@@ -124,7 +124,7 @@ def test_stopping_process_is_replaced_at_once(client: "redis.Redis", clock: Cloc
     first, second = started(client, clock, 2)
     first.hold(leaving=True)
     held = second.hold()
-    assert (held.owned, held.leads, second.table.members) == (frozenset(SHARDS), True, frozenset({second.run}))
+    assert (held.owned, held.leads, {*second.table.members}) == (frozenset(SHARDS), True, {second.run})
     second.hold(leaving=True)
     third = table(client, clock)
     clock.now += 60_000
@@ -241,18 +241,18 @@ def test_all_keys_of_the_table_expire(client: "redis.Redis", clock: Clock) -> No
     first.hold((), state(Mode.LIVE))
     clock.now += GRACE_MS
     first.hold((), state(Mode.LIVE))
-    names = {keys.SHARDS_KEY, keys.MODE_KEY, keys.state_key(first.run)}
+    names = {keys.SHARDS_KEY, keys.MODE_KEY, keys.STATES_KEY}
     assert {*client.keys("*")} == {name.encode() for name in names}
     assert [name for name in names if client.ttl(name) == -1] == []
     first.hold(leaving=True)
-    assert client.exists(keys.state_key(first.run)) == 0
+    assert client.exists(keys.STATES_KEY) == 0
 
 
 def test_server_time_decides_without_a_clock_of_the_test(client: "redis.Redis") -> None:
     first = ShardTable(client, SHARDS)
     first.hold()
     seconds, _ = client.time()
-    at = json.loads(client.hget(keys.SHARDS_KEY, "clock:") or "{}")["at"]
+    at = json.loads(client.get(keys.SHARDS_KEY) or "{}")["at"]
     assert abs(at - 1000 * seconds) < 60_000
 
 

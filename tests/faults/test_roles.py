@@ -379,8 +379,8 @@ def test_standby_ingests_in_redis_outage_and_steps_back_after(
     roles: Roles, broadcasting: list[ScriptedExchange], redis_proxy: Proxy, rows: Callable[[], Rows]
 ) -> None:
     impatient = (
-        "import sys; from marketflow.cli import main; from marketflow.runtime import shard_holder;"
-        "shard_holder.ALONE_SECONDS = 1.0; sys.exit(main.main())"
+        "import sys; from marketflow.cli import main; from marketflow.cluster import member;"
+        "member.ALONE_SECONDS = 1.0; sys.exit(main.main())"
     )
     exchanges = broadcasting[:1]
     roles.settings["EXCHANGES"] = exchanges_setting(*exchanges)

@@ -1,6 +1,7 @@
 """Alerts of three ingest processes: every rule works whatever process owns its exchange, and whichever is killed."""
 
 import itertools
+import json
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -85,10 +86,9 @@ def owner_of(
 ) -> IngestProcess | None:
     """The process that owns a shard."""
     with redis_db.client() as client:
-        row: Any = client.hget(keys.SHARDS_KEY, f"shard:{shard}")
-    if row is None:
-        return None
-    owner = row.decode().split(" ")[1]
+        table: Any = client.get(keys.SHARDS_KEY)
+    rows = json.loads(table)["rows"] if table else {}
+    owner = rows.get(shard, {}).get("owner", "")
     return next((each for each in processes if f"/{each.process.pid}/" in owner), None)
 
 

@@ -31,11 +31,11 @@ KeyOf = Callable[[Series], str]
 
 LATEST_FIELDS = ("price", "timestamp", "sequence")
 
-SHARDS_KEY = "marketflow:{control}:shards"
-"""Hash: which ingest process owns which shard, which one is its standby, and until when each process holds them."""
+SHARDS_KEY = "marketflow:{control}:table"
+"""JSON: which ingest process owns which shard, which one is its standby, and until when each process holds them."""
 
-STATE_KEY = "marketflow:{control}:state"
-"""Begins the names of the keys with the states of ingest processes."""
+STATES_KEY = "marketflow:{control}:states"
+"""Hash: the state of each ingest process, by run."""
 
 FOLLOWED_KEY = "marketflow:{control}:followed"
 """Exists while other processes read the states."""
@@ -157,11 +157,6 @@ def bucket_of(symbol: str, buckets: int) -> int:
 def channel(name: str, db: int) -> str:
     """The channel of that name for one database; Redis shares channels between all databases."""
     return f"{name}:{db}" if db else name
-
-
-def state_key(run: str) -> str:
-    """String: the state of an ingest process."""
-    return f"{STATE_KEY}:{run}"
 
 
 def commands_key(run: str) -> str:
