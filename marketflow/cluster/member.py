@@ -277,7 +277,7 @@ class Member:
             if answer is None or self._commands_stopped.is_set():
                 return
             command = cast("tuple[bytes, bytes]", answer)[1].decode(errors="replace")
-            content = cast("bytes | None", self._client.getdel(keys.command_key(command)))
+            content = cast("bytes | None", self._client.get(keys.command_key(command)))
         reply: FeedsReport | ReloadReply | RuleChanged
         if content is None:
             self._call_due.set()

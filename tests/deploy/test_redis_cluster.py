@@ -196,6 +196,7 @@ def test_users_of_the_acl_file_have_the_rights_they_need(
         )
         assert application.get("/health")["redis"] == "ok", ingest.log + application.log
         assert application.switch("live")["mode"] == "live"
+        assert application.get("/feeds")["series"]  # a command
         logs = ingest.log + application.log
     assert "permission" not in logs.lower()
     assert "Redis cannot be used" not in logs
