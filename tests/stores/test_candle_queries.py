@@ -1,6 +1,5 @@
 """Candles of any length out of the archive are the ticks folded, whatever gaps there are and whatever is rolled up."""
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +16,7 @@ from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.stores.postgres.rollups import LATE_MS, PostgresRollups
 from marketflow.stores.postgres.rows import DAY_MS, connection_keywords, to_datetime
 from marketflow.stores.postgres.writer import PostgresWriter
+from tests.stores.archive_questions import ArchiveQuestions
 from tests.support.oracle import candles_of_ticks
 from tests.support.seeds import seeds
 
@@ -33,10 +33,13 @@ Keywords = dict[str, Any]
 class Market:
     """Ticks, and an archive with their minutes."""
 
-    def __init__(self, place: Keywords, archive: PostgresWriter, days: PostgresRollups) -> None:
+    def __init__(
+        self, place: Keywords, archive: PostgresWriter, days: PostgresRollups, reader: ArchiveQuestions
+    ) -> None:
         self.place = place
         self.archive = archive
         self.days = days
+        self.reader = reader
         self.ticks: list[tuple[Series, Tick]] = []
 
     def trade(self, *ticks: tuple[Series, Tick]) -> None:
@@ -48,15 +51,10 @@ class Market:
             pass
 
     def found(self, *walks: CandleRange) -> list[list[dict[int, Candle]]]:
-        async def asking() -> list[list[dict[int, Candle]]]:
-            reader = PostgresReader(connection_keywords(**self.place))
-            await reader.open()
-            try:
-                return [await reader.candles(SERIES, walk) for walk in walks]
-            finally:
-                await reader.close()
+        async def all_found(reader: PostgresReader) -> list[list[dict[int, Candle]]]:
+            return [await reader.candles(SERIES, walk) for walk in walks]
 
-        return asyncio.run(asking())
+        return self.reader.ask(all_found)
 
     def check(self, *walks: CandleRange) -> None:
         for walk, of_each in zip(walks, self.found(*walks), strict=True):
@@ -84,9 +82,10 @@ def market(postgres_db: Keywords) -> Iterator[Market]:
     with (
         closing(PostgresWriter(keywords, resource("ddl"), 200)) as archive,
         closing(PostgresRollups(keywords)) as days,
+        closing(ArchiveQuestions(postgres_db)) as reader,
     ):
         archive.write({})
-        yield Market(postgres_db, archive, days)
+        yield Market(postgres_db, archive, days, reader)
 
 
 def some_ticks(random: Random, days: Sequence[int]) -> list[tuple[Series, Tick]]:
@@ -208,9 +207,10 @@ def test_an_upgrade_keeps_days_and_makes_their_hours_in_steps(postgres_db: Keywo
         with (
             closing(PostgresWriter(keywords, resource("ddl"), 200)) as archive,
             closing(PostgresRollups(keywords)) as days,
+            closing(ArchiveQuestions(postgres_db)) as reader,
         ):
             archive.write({})
-            market = Market(postgres_db, archive, days)
+            market = Market(postgres_db, archive, days, reader)
             market.ticks = ticks
             walks = [CandleRange(length, *EVERYTHING, limit, newest=True) for length in LENGTHS for limit in (3, 1000)]
             assert user.execute("select count(*) from aggregates_daily where tick_count is null").fetchone() == (0,)

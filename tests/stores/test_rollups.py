@@ -1,14 +1,13 @@
 """Daily and hourly candles change no answer, whatever is written, changed or removed, by whom, and whenever made."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count, cycle
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import psycopg
 import pytest
@@ -23,12 +22,12 @@ from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.stores.postgres.rollups import LATE_MS, PostgresRollups
 from marketflow.stores.postgres.rows import DAY_MS, connection_keywords, to_datetime, to_unix_ms
 from marketflow.stores.postgres.writer import PostgresWriter
+from tests.stores.archive_questions import ArchiveQuestions
 from tests.stores.expected_candles import HOUR_MS, assert_found
 from tests.support.partitions import partition
 from tests.support.seeds import seeds
 from tests.support.servers import PostgresServer, wait_until
 
-T = TypeVar("T")
 Keywords = dict[str, Any]
 DDL = resource("ddl")
 DAY = 1_763_683_200_000  # the start of a day
@@ -53,7 +52,7 @@ def row(start: int, series: Series = BTC, price: float = 100.0, ticks: int = 3, 
 
 
 class Database(NamedTuple):
-    """A database with the schema, a connection of a user, and the roll-up by single steps.
+    """A database with the schema, a connection of a user, the roll-up by single steps, and a reader.
 
     Each check goes on with `walks`, lengths of candles, limits, and whether the newest ones are asked for.
     """
@@ -61,6 +60,7 @@ class Database(NamedTuple):
     place: Keywords
     user: "psycopg.Connection[Any]"
     days: PostgresRollups
+    reader: ArchiveQuestions
     walks: Iterator[tuple[int, int, bool]]
 
     def put(self, *rows: list[object]) -> None:
@@ -74,22 +74,11 @@ class Database(NamedTuple):
         """Each daily row by its day: the ticks, None for a mark."""
         return self.user.execute("select timestamp, tick_count from aggregates_daily order by 1, exchange").fetchall()
 
-    def asked(self, question: Callable[[PostgresReader], Awaitable[T]]) -> T:
-        async def asking() -> T:
-            reader = PostgresReader(connection_keywords(**self.place))
-            await reader.open()
-            try:
-                return await question(reader)
-            finally:
-                await reader.close()
-
-        return asyncio.run(asking())
-
     def answers(self, *spans: tuple[int, int]) -> list[list[Candle | None]]:
         async def summaries(reader: PostgresReader) -> list[list[Candle | None]]:
             return [await reader.summary(SERIES, since, until) for since, until in spans]
 
-        return self.asked(summaries)
+        return self.reader.ask(summaries)
 
     def check(self, *spans: tuple[int, int]) -> None:
         """Compare answers with what the minutes alone say: summaries of all spans, and candles of them in turn."""
@@ -102,7 +91,7 @@ class Database(NamedTuple):
             summaries = [await reader.summary(SERIES, since, until) for since, until in spans]
             return summaries, [await reader.candles(SERIES, walk) for walk in walks]
 
-        summaries, found = self.asked(ask)
+        summaries, found = self.reader.ask(ask)
         for span, answers in zip(spans, summaries, strict=True):
             for series, answer in zip(SERIES, answers, strict=True):
                 expected = self._of_minutes(series, *span)
@@ -172,8 +161,12 @@ def database(postgres_db: Keywords, request: pytest.FixtureRequest) -> Iterator[
         archive.write({})
     if getattr(request, "param", "plain") == "partitioned":
         partition(postgres_db, day(0))
-    with psycopg.connect(**postgres_db, autocommit=True) as user, rolling(postgres_db) as days:
-        yield Database(postgres_db, user, days, cycle(WALKS))
+    with (
+        psycopg.connect(**postgres_db, autocommit=True) as user,
+        rolling(postgres_db) as days,
+        closing(ArchiveQuestions(postgres_db)) as reader,
+    ):
+        yield Database(postgres_db, user, days, reader, cycle(WALKS))
 
 
 def day(number: int) -> datetime:
@@ -427,8 +420,8 @@ def test_an_upgrade_finds_the_minutes_of_earlier_versions(postgres_db: Keywords,
             if folder == tmp_path:
                 user.execute("grant select on aggregates to public")
                 user.cursor().executemany(INSERT, [row(DAY + hour * 3_600_000) for hour in range(100)])
-        with rolling(postgres_db) as days:
-            database = Database(postgres_db, user, days, cycle(WALKS))
+        with rolling(postgres_db) as days, closing(ArchiveQuestions(postgres_db)) as reader:
+            database = Database(postgres_db, user, days, reader, cycle(WALKS))
             database.check(EVERYTHING)
             database.roll_up()
             assert sum(ticks or 0 for _, ticks in database.rolled()) == 300
