@@ -1,6 +1,7 @@
 """The tables of promises name tests that exist."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,11 +31,17 @@ def named(promise: str) -> Iterator[tuple[Path, str]]:
         yield path, "" if text.endswith(".py") else text
 
 
+@functools.cache
+def functions_of(path: Path) -> frozenset[str]:
+    """Return the names of the functions and methods in a file."""
+    return frozenset(node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
+
+
 def is_there(path: Path, name: str) -> bool:
     """Whether a file has a test of this name; one that ends with an ellipsis is the beginning of a name."""
     if not path.exists():
         return False
-    functions = [node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    functions = functions_of(path)
     if name.endswith("…") or not name:
         return any(function.startswith(f"test_{name.removesuffix('…')}") for function in functions)
     return f"test_{name}" in functions

@@ -33,6 +33,8 @@ class Description:
             for method, operation in item.items()
         }
         self._found: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
+        self._validators: dict[int, tuple[Mapping[str, Any], Draft202012Validator]] = {}
+        """By the id of their schema, which is kept, so that no other schema has this id."""
 
     def resolved(self, thing: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the object, with a `$ref` resolved."""
@@ -57,9 +59,10 @@ class Description:
 
     def errors(self, schema: Mapping[str, Any], value: object) -> list[str]:
         """Return the errors of a value by a schema of this document."""
-        whole = {**schema, "components": self.document["components"]}
-        validator = Draft202012Validator(whole, format_checker=FormatChecker())
-        return [error.message for error in validator.iter_errors(value)]
+        if id(schema) not in self._validators:
+            whole = {**schema, "components": self.document["components"]}
+            self._validators[id(schema)] = schema, Draft202012Validator(whole, format_checker=FormatChecker())
+        return [error.message for error in self._validators[id(schema)][1].iter_errors(value)]
 
     def check(self, method: str, path: str, answer: httpx.Response) -> None:
         """Check a response against the description of its path, which is matched without the query."""

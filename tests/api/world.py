@@ -4,6 +4,7 @@ The stores hold exactly what their ports promise: slices within their retention,
 """
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -57,6 +58,9 @@ from marketflow.settings.reloading import Changes, Names
 from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.candle_window import CandleWindow, merged
 from marketflow.stores.ports import CandleRange, HoleQuery, ListedRule, NumberedEvent, SlotListener, TickListener
+
+# httpx looks for this module at each request to an application, in all folders of sys.path, where it is missing.
+sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]
 
 NOW = 1_763_690_430_500
 """30.5 seconds into a minute: 2025-11-21T02:00:30.500Z."""

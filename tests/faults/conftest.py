@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from marketflow.model import Series, Tick
-from tests.support.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
+from tests.support.application import NO_TLS, Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
 from tests.support.oracle import Rows, assert_rows_equal, differences, missing, ticks_by_slot
 from tests.support.proxy import Proxy
 from tests.support.roles import Broadcasting, Roles
@@ -232,7 +232,7 @@ class Asking:
             assert not self.complaints, "\n".join(self.complaints)
 
     def _ask(self, question: str) -> None:
-        with httpx.Client(base_url=self._application.http.base_url, timeout=5.0) as http:
+        with httpx.Client(base_url=self._application.http.base_url, timeout=5.0, verify=NO_TLS) as http:
             while not self._ended.wait(0.2):
                 began = now_ms()
                 try:
