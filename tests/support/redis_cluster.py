@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -94,9 +94,14 @@ class ClusterNode(RedisServer):
 
     def call(self, *command: str | int) -> Any:
         """The reply to a command; texts instead of bytes."""
+        (reply,) = self.calls(command)
+        return reply
+
+    def calls(self, *commands: Sequence[str | int]) -> list[Any]:
+        """The replies to commands, on one connection."""
         with self.client(decode_responses=True) as client:
             client.response_callbacks.clear()
-            return client.execute_command(*command)
+            return [client.execute_command(*command) for command in commands]
 
 
 class RedisCluster:
@@ -149,7 +154,9 @@ class RedisCluster:
             node.call("CLUSTER", "ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
         for node in self.nodes[1:]:
             first.call("CLUSTER", "MEET", HOST, node.meet_port, node.announced_bus_port)
-        wait_until(lambda: all(len(self._known(node)) == len(self.nodes) for node in self.nodes), 20)
+        wait_until(
+            lambda: all(len(_known(node.call("CLUSTER", "NODES"))) == len(self.nodes) for node in self.nodes), 20
+        )
         for master, replica in zip(masters, self.nodes[MASTERS:], strict=True):
             name = master.name
             wait_until(lambda: _answered(replica, "CLUSTER", "REPLICATE", name), 20)  # noqa: B023 - called at once
@@ -270,26 +277,28 @@ class RedisCluster:
 
     # Views
 
-    def _known(self, node: ClusterNode) -> list[str]:
-        lines = cast("str", node.call("CLUSTER", "NODES")).splitlines()
-        return [line for line in lines if not re.search(r"handshake|noaddr|fail", line.split()[2])]
-
     def _is_whole(self) -> bool:
         try:
-            views = [self._roles(node) for node in self.nodes]
-            in_step = [info for node in self.nodes if (info := node.call("INFO", "replication")) and _in_step(info)]
+            seen = [
+                node.calls(("CLUSTER", "INFO"), ("CLUSTER", "NODES"), ("INFO", "replication")) for node in self.nodes
+            ]
         except (redis.RedisError, OSError):
             return False
-        complete = all(len(self._known(node)) == len(self.nodes) for node in self.nodes)
-        return complete and len(in_step) == len(self.nodes) and all(view == views[0] for view in views)
+        served = all("cluster_state:ok" in info and f"cluster_slots_ok:{SLOTS}" in info for info, _, _ in seen)
+        complete = all(len(_known(nodes)) == len(self.nodes) for _, nodes, _ in seen)
+        agreed = all(_roles(nodes) == _roles(seen[0][1]) for _, nodes, _ in seen)
+        return served and complete and agreed and all(_in_step(replication) for _, _, replication in seen)
 
-    def _roles(self, node: ClusterNode) -> dict[str, tuple[str, ...]]:
-        """Of each node its role, its master and its slots, as one node sees them."""
-        info = cast("str", node.call("CLUSTER", "INFO"))
-        if "cluster_state:ok" not in info or f"cluster_slots_ok:{SLOTS}" not in info:
-            raise redis.RedisError(info)
-        fields = [line.split() for line in cast("str", node.call("CLUSTER", "NODES")).splitlines()]
-        return {each[0]: (each[2].replace("myself,", ""), each[3], *sorted(each[8:])) for each in fields}
+
+def _known(nodes: str) -> list[str]:
+    """The lines of CLUSTER NODES of nodes that a node can reach."""
+    return [line for line in nodes.splitlines() if not re.search(r"handshake|noaddr|fail", line.split()[2])]
+
+
+def _roles(nodes: str) -> dict[str, tuple[str, ...]]:
+    """Of each node its role, its master and its slots, by the lines of CLUSTER NODES."""
+    fields = [line.split() for line in nodes.splitlines()]
+    return {each[0]: (each[2].replace("myself,", ""), each[3], *sorted(each[8:])) for each in fields}
 
 
 def _in_step(info: str) -> bool:

@@ -60,15 +60,18 @@ def _release() -> None:
 
 
 def wait_until(condition: Callable[[], T], timeout: float = 10.0, message: str = "the condition was not met") -> T:
-    """The first truthy value of a condition, asked every 5 ms.
+    """The first truthy value of a condition, asked every 5 ms; after 100 ms every 5 % of the time so far, up to 25 ms.
+
+    Each question costs a client and a server a millisecond of CPU, which the condition itself may wait for.
 
     Raises:
         AssertionError: there was none within `timeout` seconds.
     """
-    deadline = time.monotonic() + timeout
+    began = time.monotonic()
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"{message} (waited {timeout} s)"
-        time.sleep(0.005)
+        waited = time.monotonic() - began
+        assert waited < timeout, f"{message} (waited {timeout} s)"
+        time.sleep(min(max(0.005, 0.05 * waited), 0.025))
     return value
 
 
