@@ -64,15 +64,26 @@ class LimitedWebSocketProtocol(StreamingProtocol, WebSocketsSansIOProtocol):
             self._extensions = cast("dict[str, Any]", self.scope["extensions"])
             self._extensions[STREAMING] = {"begin": lambda: self}
 
-    def write(self, data: bytes) -> None:
-        """Write frames.
+    def sink(self) -> asyncio.Transport | None:
+        """Return what takes frames; None while its buffer is not empty.
 
         Raises:
             ConnectionAbortedError: the connection is closed, or a close frame was sent.
         """
         if self.close_sent:
             raise ConnectionAbortedError
-        super().write(data)
+        return super().sink()
+
+    @property
+    def close_sent(self) -> bool:
+        """Whether a close frame was sent: no frame may follow."""
+        return self._close_sent
+
+    @close_sent.setter
+    def close_sent(self, value: bool) -> None:
+        self._close_sent = value
+        if value:
+            self._changed()
 
     def data_received(self, data: bytes) -> None:
         """Parse received bytes in parts, up to a frame that ends the connection; close after a malformed handshake.

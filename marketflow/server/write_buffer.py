@@ -64,12 +64,10 @@ class StreamingProtocol(asyncio.Protocol):
     """Mixin for protocols that may stream without end; stands before the protocol among the base classes."""
 
     transport: asyncio.Transport
-    is_writable = True
-    """Whether the write buffer is empty, or the connection lost."""
+    on_change: Callable[[], None] | None = None
+    """Called when the write buffer is no longer empty, when it is empty again, and when the connection is closed."""
 
-    on_writable: Callable[[], None] | None = None
-    """Called when it is writable again."""
-
+    _is_writable = True
     _write_buffer: WriteBuffer | None = None
 
     @property
@@ -81,38 +79,41 @@ class StreamingProtocol(asyncio.Protocol):
         """Limit the write buffer from now on."""
         self._write_buffer = WriteBuffer(transport)
 
-    def write(self, data: bytes) -> None:
-        """Write a part of a stream, framed as the protocol wants it, without a task of the connection.
+    def sink(self) -> asyncio.Transport | None:
+        """Return what takes parts of a stream, framed as the protocol wants them; None while its buffer is not empty.
+
+        It needs no task of the connection.
 
         Raises:
             ConnectionAbortedError: the connection is closed.
         """
         if self.transport.is_closing():
             raise ConnectionAbortedError
-        self.transport.write(data)
+        return self.transport if self._is_writable else None
 
     def pause_writing(self) -> None:
         """Pause the application, and watch for a stall."""
-        self.is_writable = False
+        self._is_writable = False
         super().pause_writing()
         if self._write_buffer is not None:
             self._write_buffer.pause()
+        self._changed()
 
     def resume_writing(self) -> None:
         """Resume the application."""
         super().resume_writing()
         if self._write_buffer is not None:
             self._write_buffer.resume()
-        self._wake()
+        self._is_writable = True
+        self._changed()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop watching for a stall."""
         if self._write_buffer is not None:
             self._write_buffer.resume()
-        self._wake()  # what waits to write learns of it by writing
+        self._changed()
         super().connection_lost(exc)
 
-    def _wake(self) -> None:
-        self.is_writable = True
-        if self.on_writable is not None:
-            self.on_writable()
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change()

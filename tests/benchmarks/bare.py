@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from marketflow.api.streaming.broadcaster import REST
+from marketflow.api.streaming.cpu_share import CpuShare
 from tests.benchmarks.rawhttp import Client, request_of
 from tests.support.servers import HOST, wait_until
 
@@ -97,6 +97,7 @@ async def _stream(listener: socket.socket) -> None:
     newest: dict[tuple[int, bytes], bytes] = {}
     due = asyncio.Event()
     await asyncio.get_running_loop().create_server(lambda: _Streaming(clients, newest, due), sock=listener)
+    share = CpuShare()
     while True:
         await due.wait()
         due.clear()
@@ -107,7 +108,7 @@ async def _stream(listener: socket.socket) -> None:
         chunk = b"%x\r\n%s\r\n" % (len(event), event)
         for client in clients:
             client.write(chunk)
-        await asyncio.sleep((time.thread_time() - began) * REST)
+        await asyncio.sleep(share.rest_after(time.thread_time() - began))
 
 
 class _Streaming(asyncio.Protocol):

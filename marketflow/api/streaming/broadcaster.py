@@ -25,7 +25,8 @@ from marketflow.api.queries.names import NameLookup
 from marketflow.api.queries.prices import PriceQueries
 from marketflow.api.streaming.candle_stream.candle_series import CandleSeries
 from marketflow.api.streaming.candle_stream.live_candles import LiveCandles
-from marketflow.api.streaming.subscriber import CountSent, Subscriber
+from marketflow.api.streaming.cpu_share import CpuShare
+from marketflow.api.streaming.subscriber import CountSent, Subscriber, Writes
 from marketflow.api.streaming.subscription import Pair, Subscription
 from marketflow.api.streaming.versioned_state import Position, VersionedState
 from marketflow.clock import milliseconds
@@ -47,12 +48,9 @@ POLL_SECONDS = 0.5
 ARCHIVE_SECONDS = 5.0
 """Shortest interval between queries of the archive for series that are not in the cache."""
 
-DELIVERIES_AT_ONCE = 100
-"""Batches delivered before the event loop runs other tasks."""
-
-REST = 1.1
-"""Pause after a pass as a multiple of the CPU time that it took: however many clients there are, the stream takes 48 %
-of a core. More rarely served, each receives the newest prices all the same."""
+DELIVERIES_AT_ONCE = 250
+"""Batches delivered before the event loop runs other tasks, after one to two milliseconds. With fewer each costs more:
+a reader on the same machine that has read them all goes to sleep, and is woken by the next write."""
 
 RESTART_SECONDS = 1.0
 
@@ -250,7 +248,8 @@ class Broadcaster:
             await asyncio.sleep(RESTART_SECONDS)
 
     async def _deliver(self) -> None:
-        """Deliver deltas to all waiting subscribers in one pass; rest between passes, so that others have the core."""
+        """Deliver deltas to all waiting subscribers in one pass; rest after it if passes take too much of the core."""
+        share = CpuShare()
         while True:
             await self._due.wait()
             self._due.clear()
@@ -261,12 +260,13 @@ class Broadcaster:
                 more = self._deliver_to_some(subscribers)
                 await asyncio.sleep(0)  # others run, and subscribers that pull send
                 busy += time.thread_time() - began
-            await asyncio.sleep(busy * REST)
+            await asyncio.sleep(share.rest_after(busy))
 
     def _deliver_to_some(self, subscribers: Iterator[Subscriber]) -> bool:
         """Deliver to DELIVERIES_AT_ONCE of those that are due; return whether more may be."""
         self._check_mode()
         state, sent = self._state, Counter[CountSent | None]()
+        writes: Writes = []
         subscription: Subscription | None = None
         position: Position | None = None
         stamp, deliveries = 0, 0
@@ -281,10 +281,12 @@ class Broadcaster:
                 position = subscriber.position
                 batch, after = state.delta(subscription, position)
             subscriber.position, subscriber.stamp = after, stamp
-            sent[subscriber.sent] += subscriber.deliver(batch)
+            sent[subscriber.sent] += subscriber.deliver(batch, writes)
             deliveries += 1
             if deliveries == DELIVERIES_AT_ONCE:
                 break
+        for sink, data in writes:
+            sink.write(data)
         for count, events in sent.items():
             if count is not None and events:
                 count(events)

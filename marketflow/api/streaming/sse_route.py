@@ -147,6 +147,8 @@ _CANDLES_QUERY = (
 PARAMETERS = tuple(parameter.name for parameter in _CANDLES_QUERY)
 """Names of the query parameters of /ws."""
 
+_CHUNK = attrgetter("chunk")
+
 Requested = Callable[[Context, QueryParams], Subscription]
 
 
@@ -271,7 +273,7 @@ async def _batches(
     with metrics.registered.streams.client("sse") as sent, subscribed as subscriber:
         yield RETRY
         if output is not None:
-            await subscriber.write_all(output, attrgetter("chunk"), sent)
+            await subscriber.write_all(output, _CHUNK, sent)
             return
         while True:
             batch = await subscriber.next()

@@ -42,6 +42,8 @@ from marketflow.tasks import cancel
 
 PATH = "/ws"
 
+_FRAMES = attrgetter("frames")
+
 GOING_AWAY = 1001
 POLICY_VIOLATION = 1008
 
@@ -149,7 +151,7 @@ class _Connection:
 
     async def _send_events(self) -> int:
         if (output := output_of(self._websocket.scope)) is not None:
-            await self._subscriber.write_all(output, attrgetter("frames"), self._sent)
+            await self._subscriber.write_all(output, _FRAMES, self._sent)
             return GOING_AWAY
         while True:
             batch = await self._subscriber.next()

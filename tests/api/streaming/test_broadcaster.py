@@ -1,6 +1,7 @@
 """Batches that subscribers receive: conflation, mode switches, unreliable announcements, resumption."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from operator import attrgetter
@@ -458,16 +459,23 @@ class MemoryOutput:
     """An output that keeps what is written."""
 
     def __init__(self) -> None:
-        self.on_writable: Callable[[], None] | None = None
+        self.on_change: Callable[[], None] | None = None
         self.is_writable = True
         self.is_closed = False
         self.written: list[bytes] = []
         self.has_more = asyncio.Event()
 
-    def write(self, data: bytes) -> None:
-        assert self.is_writable
+    def sink(self) -> "MemoryOutput | None":
         if self.is_closed:
             raise ConnectionAbortedError
+        return self if self.is_writable else None
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def write(self, data: bytes) -> None:
+        assert self.is_writable
+        assert not self.is_closed
         self.written.append(data)
         self.has_more.set()
 
@@ -478,10 +486,10 @@ class MemoryOutput:
                 await self.has_more.wait()
         return self.written.pop(0)
 
-    def drain(self) -> None:
-        self.is_writable = True
-        assert self.on_writable is not None
-        self.on_writable()
+    def set_writable(self, is_writable: bool) -> None:
+        self.is_writable = is_writable
+        assert self.on_change is not None
+        self.on_change()
 
 
 async def without_heartbeat(output: MemoryOutput) -> bytes:
@@ -494,12 +502,14 @@ Writing = tuple[MemoryOutput, Subscriber, "asyncio.Task[None]"]
 
 
 @contextmanager
-def writing(setup: Setup, number: int, counted: list[int]) -> Iterator[list[Writing]]:
+def writing(
+    setup: Setup, number: int, counted: list[int], make: type[MemoryOutput] = MemoryOutput
+) -> Iterator[list[Writing]]:
     """Yield this number of subscribers to everything, to whose outputs the broadcaster writes."""
     with ExitStack() as stack:
         found: list[Writing] = []
         for _ in range(number):
-            output, subscriber = MemoryOutput(), stack.enter_context(setup.broadcaster.subscribe(setup.everything))
+            output, subscriber = make(), stack.enter_context(setup.broadcaster.subscribe(setup.everything))
             write = subscriber.write_all(output, attrgetter("chunk"), counted.append)
             found.append((output, subscriber, asyncio.create_task(write)))
         yield found
@@ -523,18 +533,46 @@ def test_outputs_at_one_position_share_the_same_bytes() -> None:
     run(test)
 
 
+class CostlyOutput(MemoryOutput):
+    """An output to which each write takes CPU time."""
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        end = time.thread_time() + 0.0001
+        while time.thread_time() < end:
+            pass
+
+
+def test_passes_to_many_outputs_take_a_limited_share_of_a_core() -> None:
+    """With ticks all the time: what one process needs besides fits into half a core."""
+
+    async def test(setup: Setup) -> None:
+        setup.world.trade(10.0, 500)
+        with writing(setup, DELIVERIES_AT_ONCE, [], CostlyOutput) as subscribers:
+            for output, _, _ in subscribers:
+                await output.next()
+            began, cpu_began, passes = time.monotonic(), time.thread_time(), 0
+            while (elapsed := time.monotonic() - began) < 1:
+                setup.announce(11.0, age_ms=400 - passes)
+                await subscribers[-1][0].next()
+                passes += 1
+            assert (time.thread_time() - cpu_began) / elapsed < 0.4
+
+    run(test)
+
+
 def test_full_output_receives_the_newest_price_once_drained() -> None:
     async def test(setup: Setup) -> None:
         setup.world.trade(10.0, 500)
         with writing(setup, 2, []) as [(slow, _, _), (fast, _, _)]:
             await slow.next()
             await fast.next()
-            slow.is_writable = False
+            slow.set_writable(False)
             for price in (11.0, 12.0, 13.0):
                 setup.announce(price, age_ms=100 - int(price))
                 assert b'"price":%.1f' % price in await without_heartbeat(fast)
             assert not slow.written
-            slow.drain()
+            slow.set_writable(True)
             chunk = await without_heartbeat(slow)
             assert b'"price":13.0' in chunk
             assert b'"price":1' not in chunk.replace(b'"price":13.0', b"")
@@ -550,7 +588,20 @@ def test_writing_ends_after_the_last_event() -> None:
             async with asyncio.timeout(5):
                 await task
             assert b"event: end" in output.written[-1]
-            assert output.on_writable is None
+            assert output.on_change is None
+
+    run(test)
+
+
+def test_closed_output_ends_its_subscriber_at_once() -> None:
+    async def test(setup: Setup) -> None:
+        with writing(setup, 1, []) as [(output, _, task)]:
+            await output.next()
+            output.is_closed = True
+            assert output.on_change is not None
+            output.on_change()
+            async with asyncio.timeout(1):
+                await task
 
     run(test)
 

@@ -40,7 +40,7 @@ PASS_SECONDS = 0.1
 """Shortest interval between two versions of a candle."""
 
 REST = 1.25
-"""Pause after a pass as a multiple of the CPU time that it took, as the broadcaster's."""
+"""Pause after a pass as a multiple of the CPU time that it took."""
 
 POLL_SECONDS = 0.5
 """Interval at which all candles are made anew while announcements are unreliable."""
