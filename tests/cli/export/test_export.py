@@ -1,4 +1,4 @@
-"""`marketflow export` as a process, on real rows: exact rows, and files that appear once they are complete."""
+"""`marketflow export` on real rows, also as a process: exact rows, and files that appear once complete."""
 
 import asyncio
 import csv
@@ -10,7 +10,7 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,29 @@ def run(environment: dict[str, str], *arguments: str, check: int = 0) -> "subpro
     return done
 
 
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Iterator[Run]:
+    """Runs an export as `run` does, within this process: to start one takes ten times as long as most exports."""
+    monkeypatch.setattr(logs, "setup", lambda *_: None)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def ran(environment: dict[str, str], *arguments: str, check: int = 0) -> "subprocess.CompletedProcess[bytes]":
+        capfdbinary.readouterr()
+        with monkeypatch.context() as within:
+            for name, value in environment.items():
+                within.setenv(name, value)
+            code = main.main(["export", *arguments])
+        done = subprocess.CompletedProcess(arguments, code, *capfdbinary.readouterr())
+        assert done.returncode == check, done.stderr
+        return done
+
+    yield ran
+    signal.signal(signal.SIGTERM, handler)
+
+
 def error_line(done: "subprocess.CompletedProcess[bytes]") -> str:
     """Return the one line on stderr."""
     (line,) = done.stderr.decode().splitlines()
@@ -200,21 +223,21 @@ def venue_minute(number: int, symbol: str, exchange: str) -> Row:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_malformed_venue_values_are_exported_as_null(
-    table: "psycopg.Connection[Any]", environment: dict[str, str], form: str
+    table: "psycopg.Connection[Any]", environment: dict[str, str], run_here: Run, form: str
 ) -> None:
     for number, values in enumerate(("{1,2}", "{{1,2,3,4,5,6,7}}", "{}")):
         put(table, minute(number))
         table.execute(
             "update aggregates set venue_values = %s::float8[] where timestamp = %s", [values, minute(number)[3]]
         )
-    assert [row[-1] for row in read(run(environment, "--format", form).stdout, form)] == [None] * 3
+    assert [row[-1] for row in read(run_here(environment, "--format", form).stdout, form)] == [None] * 3
 
 
 def test_csv_header_keeps_the_order_of_earlier_versions(
-    table: "psycopg.Connection[Any]", environment: dict[str, str]
+    table: "psycopg.Connection[Any]", environment: dict[str, str], run_here: Run
 ) -> None:
     """New columns are the last ones, so that a reader by position still finds the others."""
-    assert run(environment).stdout.decode() == (
+    assert run_here(environment).stdout.decode() == (
         "pair_name,exchange,mode,timestamp,average_price,min_price,max_price,open_price,close_price,tick_count,"
         "open_at,close_at,min_at,max_at,version,"
         "volume,turnover,buy_volume,buy_turnover,source,verified,venue_values\n"
@@ -238,29 +261,31 @@ def test_csv_header_keeps_the_order_of_earlier_versions(
     ],
 )
 def test_names_are_escaped_in_csv_and_exact_in_parquet(
-    table: "psycopg.Connection[Any]", environment: dict[str, str], name: str, cell: str
+    table: "psycopg.Connection[Any]", environment: dict[str, str], run_here: Run, name: str, cell: str
 ) -> None:
     put(table, minute(0, symbol=name, exchange=name))
-    (row,) = read_csv(run(environment).stdout)
+    (row,) = read_csv(run_here(environment).stdout)
     assert (row[0], row[1]) == (cell, cell)
-    (row,) = read_parquet(run(environment, "--format", "parquet").stdout)
+    (row,) = read_parquet(run_here(environment, "--format", "parquet").stdout)
     assert (row[0], row[1]) == (name, name)
 
 
-def test_error_escapes_names_of_the_database(table: "psycopg.Connection[Any]", environment: dict[str, str]) -> None:
+def test_error_escapes_names_of_the_database(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], run_here: Run
+) -> None:
     put(table, minute(0, symbol="\x1b[31mRED"))
-    done = run(environment, "--symbol", "NONE", check=2)
+    done = run_here(environment, "--symbol", "NONE", check=2)
     assert b"\x1b" not in done.stderr
     assert r"\x1b[31mRED" in error_line(done)
 
 
 def test_times_are_rfc_3339_in_utc_and_prices_exact(
-    table: "psycopg.Connection[Any]", environment: dict[str, str]
+    table: "psycopg.Connection[Any]", environment: dict[str, str], run_here: Run
 ) -> None:
     put(table, minute(1, traded=DIFFERENT))
     table.execute(f"alter database {table.info.dbname} set timezone = 'Asia/Kathmandu'")
     table.execute(f"alter database {table.info.dbname} set extra_float_digits = -10")
-    assert run(environment).stdout.decode().splitlines()[1] == (
+    assert run_here(environment).stdout.decode().splitlines()[1] == (
         "BTCUSDT,exchange1,test,2026-11-01T00:01:00.000Z,1.1,1e-300,1e+100,0.3333333333333333,67432.14,999999999999,"
         "2026-11-01T00:01:00.000Z,2026-11-01T00:01:59.999Z,2026-11-01T00:01:01.001Z,2026-11-01T00:01:30.500Z,2,"
         '0,0,,,ticks,false,"[0.3333333333333333,1e+100,1e-300,67432.14,0.5,null,null]"'
@@ -268,10 +293,10 @@ def test_times_are_rfc_3339_in_utc_and_prices_exact(
 
 
 def test_parquet_has_typed_columns_and_is_compressed(
-    table: "psycopg.Connection[Any]", environment: dict[str, str]
+    table: "psycopg.Connection[Any]", environment: dict[str, str], run_here: Run
 ) -> None:
     put(table, minute(1))
-    file = parquet.ParquetFile(io.BytesIO(run(environment, "--format", "parquet").stdout))
+    file = parquet.ParquetFile(io.BytesIO(run_here(environment, "--format", "parquet").stdout))
     kinds = {field.name: str(field.type) for field in file.schema_arrow}
     assert kinds == dict.fromkeys(COLUMNS[:3], "string") | dict.fromkeys(
         [*COLUMNS[4:9], *COLUMNS[15:19]], "double"
@@ -358,14 +383,18 @@ def hours(table: "psycopg.Connection[Any]") -> "psycopg.Connection[Any]":
 
 @pytest.mark.parametrize("interval", [*INTERVALS])
 def test_candles_are_those_of_the_api(
-    hours: "psycopg.Connection[Any]", environment: dict[str, str], postgres_db: dict[str, Any], interval: str
+    hours: "psycopg.Connection[Any]",
+    environment: dict[str, str],
+    run_here: Run,
+    postgres_db: dict[str, Any],
+    interval: str,
 ) -> None:
     grid = INTERVALS[interval]
     begin, end = (
         int(START.timestamp() * 1000) + (0 if interval == "1M" else 90_000),
         int(START.timestamp() * 1000) + 2 * 86_400_000 + 1,
     )
-    done = run(
+    done = run_here(
         environment,
         *("--interval", interval, "--symbol", "BTCUSDT", "--from", str(begin), "--to", str(end)),
     )
@@ -396,9 +425,11 @@ def test_candles_are_those_of_the_api(
             assert float(row[name]) == value
 
 
-def test_ohlcv_has_the_columns_of_backtests(hours: "psycopg.Connection[Any]", environment: dict[str, str]) -> None:
+def test_ohlcv_has_the_columns_of_backtests(
+    hours: "psycopg.Connection[Any]", environment: dict[str, str], run_here: Run
+) -> None:
     one = ("--symbol", "BTCUSDT", "--columns", "ohlcv", "--to", "2026-11-01T03:00:00Z")
-    lines = run(environment, *one, "--interval", "1h").stdout.decode().splitlines()
+    lines = run_here(environment, *one, "--interval", "1h").stdout.decode().splitlines()
     assert lines[0] == "time,open,high,low,close,volume"
     assert [line.split(",")[0] for line in lines[1:]] == [f"2026-11-01T0{hour}:00:00.000Z" for hour in range(3)]
     stored = hours.execute(
@@ -408,44 +439,46 @@ def test_ohlcv_has_the_columns_of_backtests(hours: "psycopg.Connection[Any]", en
         [START, START + timedelta(hours=1)],
     ).fetchone()
     assert tuple(map(float, lines[1].split(",")[1:])) == stored
-    minutes = run(environment, *one).stdout.decode().splitlines()
+    minutes = run_here(environment, *one).stdout.decode().splitlines()
     assert len(minutes) == 1 + 180 - 11  # each 17th is missing
-    chosen = run(environment, *one[:2], "--columns", "close symbol, TIME", "--interval", "1d").stdout.decode()
+    chosen = run_here(environment, *one[:2], "--columns", "close symbol, TIME", "--interval", "1d").stdout.decode()
     assert chosen.splitlines()[0] == "close,symbol,time"
     assert len(chosen.splitlines()) == 4
 
 
 def test_candles_of_several_series_need_their_names(
-    hours: "psycopg.Connection[Any]", environment: dict[str, str]
+    hours: "psycopg.Connection[Any]", environment: dict[str, str], run_here: Run
 ) -> None:
-    done = run(environment, "--columns", "ohlcv", "--interval", "1h", check=2)
+    done = run_here(environment, "--columns", "ohlcv", "--interval", "1h", check=2)
     assert error_line(done) == (
         "marketflow: argument --columns: rows of several symbols (BTCUSDT, ETHUSDT) need the column symbol,"
         " as in --columns exchange,symbol,ohlcv; or choose one by --symbol"
     )
-    done = run(environment, "--columns", "symbol,ohlcv", "--interval", "1d")
+    done = run_here(environment, "--columns", "symbol,ohlcv", "--interval", "1d")
     assert [(row["symbol"], row["time"][:10]) for row in candles_of(done.stdout)] == [
         (symbol, f"2026-11-0{day}") for symbol in ("BTCUSDT", "ETHUSDT") for day in (1, 2, 3)
     ]
 
 
 @pytest.mark.parametrize("form", ["parquet", "feather"])
-def test_candles_have_typed_columns(hours: "psycopg.Connection[Any]", environment: dict[str, str], form: str) -> None:
-    done = run(environment, "--interval", "4h", "--format", form)
+def test_candles_have_typed_columns(
+    hours: "psycopg.Connection[Any]", environment: dict[str, str], run_here: Run, form: str
+) -> None:
+    done = run_here(environment, "--interval", "4h", "--format", form)
     table = (parquet if form == "parquet" else feather).read_table(io.BytesIO(done.stdout))
     kinds = {field.name: str(field.type) for field in table.schema}
     assert kinds["time"] == "timestamp[ms, tz=UTC]"
     assert {kinds[name] for name in ("open", "high", "low", "close", "volume", "vwap")} == {"double"}
     assert (kinds["ticks"], kinds["version"], kinds["verified"]) == ("int64", "int32", "bool")
-    as_csv = candles_of(run(environment, "--interval", "4h").stdout)
+    as_csv = candles_of(run_here(environment, "--interval", "4h").stdout)
     assert [row["close"] for row in table.to_pylist()] == [float(row["close"]) for row in as_csv]
     assert polars.read_ipc(done.stdout).height == len(as_csv) if form == "feather" else True
 
 
 def test_hours_are_exported_whose_minutes_are_deleted(
-    hours: "psycopg.Connection[Any]", environment: dict[str, str], postgres_db: dict[str, Any]
+    hours: "psycopg.Connection[Any]", environment: dict[str, str], run_here: Run, postgres_db: dict[str, Any]
 ) -> None:
-    before = run(environment, "--interval", "1h").stdout
+    before = run_here(environment, "--interval", "1h").stdout
     assert len(before.splitlines()) == 1 + 2 * 72
     # On the day after, with two kept: the first day has no minutes any more.
     days = PostgresRollups(connection_keywords(**postgres_db), retention=Retention(2))
@@ -454,13 +487,13 @@ def test_hours_are_exported_whose_minutes_are_deleted(
         pass
     days.close()
     assert hours.execute("select min(timestamp) from aggregates").fetchone() == (START + timedelta(days=1),)
-    assert run(environment, "--interval", "1h").stdout == before
-    assert len(candles_of(run(environment, "--interval", "1d").stdout)) == 6
-    (first, *_) = candles_of(run(environment, "--interval", "5m").stdout)
+    assert run_here(environment, "--interval", "1h").stdout == before
+    assert len(candles_of(run_here(environment, "--interval", "1d").stdout)) == 6
+    (first, *_) = candles_of(run_here(environment, "--interval", "5m").stdout)
     assert first["time"] == "2026-11-02T00:00:00.000Z"
     hours.execute("set session_replication_role = replica")
     hours.execute("delete from aggregates")
-    assert len(candles_of(run(environment, "--interval", "1d").stdout)) == 6
+    assert len(candles_of(run_here(environment, "--interval", "1d").stdout)) == 6
 
 
 @pytest.mark.parametrize(
@@ -472,17 +505,21 @@ def test_hours_are_exported_whose_minutes_are_deleted(
         ("--interval 2h", "marketflow export: error: argument --interval: '2h': must be one of 1m, "),
     ],
 )
-def test_wrong_columns_and_intervals_are_refused(environment: dict[str, str], flags: str, line: str) -> None:
-    done = run(environment, *flags.split(), check=2)
+def test_wrong_columns_and_intervals_are_refused(
+    environment: dict[str, str], run_here: Run, flags: str, line: str
+) -> None:
+    done = run_here(environment, *flags.split(), check=2)
     assert line in done.stderr.decode().splitlines()[-1]
 
 
 # --- Nothing found
 
 
-def test_export_without_rows_says_what_is_stored(table: "psycopg.Connection[Any]", environment: dict[str, str]) -> None:
+def test_export_without_rows_says_what_is_stored(
+    table: "psycopg.Connection[Any]", environment: dict[str, str], run_here: Run
+) -> None:
     def said(*flags: str) -> list[str]:
-        return run(environment, *flags).stderr.decode().splitlines()
+        return run_here(environment, *flags).stderr.decode().splitlines()
 
     assert said() == ["0 rows of test mode", "nothing is stored yet"]
     put(table, minute(0), minute(7, "ETHUSDT"), minute(3, exchange="\x1bb"))
@@ -511,10 +548,10 @@ def test_export_without_rows_says_what_is_stored(table: "psycopg.Connection[Any]
     ],
 )
 def test_unknown_name_is_refused_with_known_ones(
-    table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path, flags: str, line: str
+    table: "psycopg.Connection[Any]", environment: dict[str, str], run_here: Run, tmp_path: Path, flags: str, line: str
 ) -> None:
     put(table, minute(0, "OLD"))
-    done = run(environment, *flags.split(), "--output", str(tmp_path / "rows.csv"), check=2)
+    done = run_here(environment, *flags.split(), "--output", str(tmp_path / "rows.csv"), check=2)
     assert error_line(done).startswith(f"marketflow: {line}")
     assert list(tmp_path.iterdir()) == []
 
@@ -535,19 +572,19 @@ def test_format_without_pyarrow_names_the_package(
 
 
 def test_file_appears_complete_in_format_of_its_name(
-    table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path
+    table: "psycopg.Connection[Any]", environment: dict[str, str], run_here: Run, tmp_path: Path
 ) -> None:
     put(table, minute(0))
     for form in FORMATS:
         path = tmp_path / f"rows.{form}"
-        done = run(environment, "--output", str(path))
+        done = run_here(environment, "--output", str(path))
         assert done.stdout == b""
         assert len(read(path.read_bytes(), form)) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"rows.csv", "rows.parquet", "rows.feather"}
 
 
 def test_only_force_replaces_a_file(
-    table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path
+    table: "psycopg.Connection[Any]", environment: dict[str, str], run_here: Run, tmp_path: Path
 ) -> None:
     put(table, minute(0))
     path = tmp_path / "rows.csv"
@@ -555,10 +592,10 @@ def test_only_force_replaces_a_file(
     (tmp_path / "link.csv").symlink_to(path)
     (tmp_path / "rows.csv.partial").write_text("of one that was killed, and longer than what is to come " * 100)
     for name in ("rows.csv", "link.csv"):
-        done = run(environment, "--output", str(tmp_path / name), check=2)
+        done = run_here(environment, "--output", str(tmp_path / name), check=2)
         assert error_line(done) == f"marketflow: argument --output: {path} exists; --force replaces it"
         assert path.read_text() == "mine"
-    run(environment, "--output", str(tmp_path / "link.csv"), "--force")
+    run_here(environment, "--output", str(tmp_path / "link.csv"), "--force")
     assert len(read_csv(path.read_bytes())) == 1
     assert (tmp_path / "link.csv").is_symlink()
     assert not (tmp_path / "rows.csv.partial").exists()
@@ -566,7 +603,7 @@ def test_only_force_replaces_a_file(
 
 @pytest.mark.parametrize("planted", ["link", "dangling link", "hard link", "fifo", "of another user"])
 def test_planted_partial_file_is_refused(
-    table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path, planted: str
+    table: "psycopg.Connection[Any]", environment: dict[str, str], run_here: Run, tmp_path: Path, planted: str
 ) -> None:
     put(table, minute(0))
     victim, partial = tmp_path / "victim", tmp_path / "rows.csv.partial"
@@ -586,7 +623,7 @@ def test_planted_partial_file_is_refused(
         case _:
             pytest.skip("only root can make a file of another user")
     before = partial.lstat()
-    done = run(environment, "--output", str(tmp_path / "rows.csv"), check=2)
+    done = run_here(environment, "--output", str(tmp_path / "rows.csv"), check=2)
     assert str(partial) in error_line(done)
     assert victim.read_text() == "mine"
     assert (partial.lstat().st_ino, partial.lstat().st_size) == (before.st_ino, before.st_size)
@@ -595,23 +632,23 @@ def test_planted_partial_file_is_refused(
 
 
 def test_dangling_link_is_not_followed(
-    table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path
+    table: "psycopg.Connection[Any]", environment: dict[str, str], run_here: Run, tmp_path: Path
 ) -> None:
     put(table, minute(0))
     (tmp_path / "rows.csv").symlink_to(tmp_path / "new")
     for arguments in ([], ["--force"]):
-        done = run(environment, "--output", str(tmp_path / "rows.csv"), *arguments, check=2)
+        done = run_here(environment, "--output", str(tmp_path / "rows.csv"), *arguments, check=2)
         assert error_line(done).endswith("rows.csv is a link to a file that does not exist")
     assert not (tmp_path / "new").exists()
 
 
 def test_two_exports_never_write_one_file(
-    table: "psycopg.Connection[Any]", environment: dict[str, str], tmp_path: Path
+    table: "psycopg.Connection[Any]", environment: dict[str, str], run_here: Run, tmp_path: Path
 ) -> None:
     put(table, minute(0))
     with (tmp_path / "rows.csv.partial").open("wb") as partial:
         fcntl.flock(partial, fcntl.LOCK_EX)
-        done = run(environment, "--output", str(tmp_path / "rows.csv"), check=2)
+        done = run_here(environment, "--output", str(tmp_path / "rows.csv"), check=2)
         assert error_line(done).endswith("rows.csv.partial is being written by another process")
 
 
@@ -631,11 +668,11 @@ def test_full_disk_fails_and_leaves_no_file(
     assert (done.returncode, error_line(done)) == (1, "marketflow: stdout cannot be written: No space left on device")
 
 
-def test_only_regular_files_are_replaced(environment: dict[str, str], tmp_path: Path) -> None:
+def test_only_regular_files_are_replaced(environment: dict[str, str], run_here: Run, tmp_path: Path) -> None:
     for path in (tmp_path, Path("/dev/null")):
-        done = run(environment, "--output", str(path), "--force", check=2)
+        done = run_here(environment, "--output", str(path), "--force", check=2)
         assert error_line(done) == f"marketflow: argument --output: {path} exists; it is not a file"
-    done = run(environment, "--output", str(tmp_path / "no" / "rows.csv"), check=2)
+    done = run_here(environment, "--output", str(tmp_path / "no" / "rows.csv"), check=2)
     assert error_line(done).endswith("cannot be written: No such file or directory")
 
 
