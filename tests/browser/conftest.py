@@ -1,6 +1,7 @@
 """A real browser on the page of a real application, whose exchanges send what a test tells them to.
 
-One browser a module and not one a session: Playwright's event loop runs for as long, and other tests have their own.
+One browser for this folder and not for the session: Playwright's event loop runs for as long, and tests elsewhere have
+their own.
 """
 
 import os
@@ -96,7 +97,7 @@ class Visit:
         assert not complaints
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     if chromium is None:

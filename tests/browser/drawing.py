@@ -38,4 +38,4 @@ def until(page: Page, condition: Callable[[], Any], seconds: float = 15.0) -> No
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition was not met"
-        page.wait_for_timeout(20)
+        page.wait_for_timeout(50)  # to read a canvas takes half of that

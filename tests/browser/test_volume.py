@@ -21,6 +21,8 @@ TRADED = {"volume": 2.5, "turnover": 2500.0, "buy_volume": 1.0, "buy_turnover": 
 VENUE_VALUES = [1000.0, 1002.0, 999.0, 1001.5, 2.75, None, None]
 """The venue's own candle of a minute whose close is 1001.0; it says neither turnover nor number of trades."""
 
+TWO_FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
 Record = Callable[..., None]
 
 
@@ -108,17 +110,12 @@ def test_pointed_candle_shows_its_difference(visit: Visit, marked: None) -> None
     box = page.locator("#chart").bounding_box()
     assert box
 
-    right = box["width"] - 60
-
-    def pointed() -> bool:
-        """Whether the candle that differs is below the mouse, which goes to the left."""
-        nonlocal right
-        right -= 3
+    # To the left in a third of a candle, up to the one that differs; the page has shown each place before the next.
+    for right in range(int(box["width"]) - 60, 0, -12):
         page.mouse.move(box["x"] + right, box["y"] + 60)
-        page.wait_for_timeout(30)
-        return page.locator("#legend .state").inner_text() == "different"
-
-    until(page, pointed)
+        page.evaluate(TWO_FRAMES)
+        if page.locator("#legend .state").inner_text() == "different":
+            break
     expect(page.locator("#chart-note")).to_contain_text("volume: 2.5 here, 2.75 at the venue")
     page.mouse.move(0, 0)
     expect(page.locator("#chart-note")).to_be_hidden()
