@@ -313,7 +313,11 @@ class Application:
         self.http = httpx.Client(base_url=f"http://{HOST}:{self.port}", timeout=5.0, verify=NO_TLS)
 
     def start(self, wait: bool = True, timeout: float = 30.0) -> Self:
-        """Start it and wait until it is ready."""
+        """Start it and wait until it is ready.
+
+        Raises:
+            AssertionError: it was not within `timeout` seconds; with the end of its log.
+        """
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -323,7 +327,10 @@ class Application:
                 stderr=log,
             )
         if wait:
-            wait_until(self.ready, timeout, "the application did not become ready")
+            try:
+                wait_until(self.ready, timeout, "the application did not become ready")
+            except AssertionError as error:
+                raise AssertionError(f"{error}\n{self.log[-5000:]}") from None
         return self
 
     def fails(self) -> int:

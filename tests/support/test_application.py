@@ -9,11 +9,12 @@ from tests.support.application import Application
 
 class NeverReady(Application):
     def ready(self) -> bool:
-        raise AssertionError("not ready")
+        assert "because" not in self.log, "not ready"
+        return False
 
 
 def test_application_that_does_not_become_ready_is_ended(server_folder: Path) -> None:
-    application = NeverReady(server_folder, program=("-c", "import time; time.sleep(600)"))
-    with pytest.raises(AssertionError, match="not ready"), application:
+    application = NeverReady(server_folder, program=("-uc", "import time; print('because'); time.sleep(600)"))
+    with pytest.raises(AssertionError, match=r"not ready\n.*because"), application:
         pass
     assert application.process.poll() is not None
