@@ -40,8 +40,11 @@ class PriceHistory:
         self._closes.extendleft(sorted((close for close in closes if close[0] < first), reverse=True))
 
     def add(self, at: int, price: float) -> None:
-        """Add the newest price."""
-        closes = self._closes
-        if closes and at // self._bucket_ms == closes[-1][0] // self._bucket_ms:
+        """Add the newest price, in place of what was given of its bucket and of later ones.
+
+        A process that begins to lead evaluates the last seconds again, of which the archive may have minutes by then.
+        """
+        closes, bucket_ms = self._closes, self._bucket_ms
+        while closes and closes[-1][0] // bucket_ms >= at // bucket_ms:
             closes.pop()
         closes.append((at, price))

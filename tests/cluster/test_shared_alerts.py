@@ -17,6 +17,7 @@ from marketflow.cluster.messages import AlertMark
 from marketflow.cluster.shared_alerts import SharedAlerts
 from marketflow.errors import Unavailable
 from marketflow.model import (
+    MINUTE_MS,
     NANOSECONDS_PER_MS,
     SLICE_MS,
     Candle,
@@ -30,6 +31,7 @@ from marketflow.model import (
     Tick,
     candle_of,
     merge_all,
+    minute_start,
     slice_start,
 )
 from marketflow.resources import resource
@@ -152,9 +154,14 @@ class Lead:
 
 
 @pytest.fixture
-def world(postgres_db: dict[str, Any]) -> World:
+def archive(postgres_db: dict[str, Any]) -> Iterator[PostgresWriter]:
     with closing(PostgresWriter(connection_keywords(**postgres_db), resource("ddl"), 10)) as archive:
         archive.write({})
+        yield archive
+
+
+@pytest.fixture
+def world(postgres_db: dict[str, Any], archive: PostgresWriter) -> World:
     return World(postgres_db)
 
 
@@ -270,6 +277,27 @@ def test_processes_that_die_find_together_what_one_finds(
     assert kills >= 3
     assert {rule for rule, *_ in expected} == {*rules}
     assert sorted(map(str, found)) == sorted(map(str, expected))
+
+
+def test_next_lead_finds_the_change_that_nobody_has_evaluated(
+    world: World, make_leads: Any, archive: PostgresWriter
+) -> None:
+    """The archive has minutes that ended after the first slices that the next lead reads."""
+    change = {"kind": "change", "symbol": "BTCUSDT", "percent": 5, "period": "3m"}
+    leads = make_leads(one=change | {"exchange": "exchange1"}, all=change | {"exchange": "reference"})
+    for _ in range(250):
+        world.now_ms += 1_000
+        world.tick(90.0)
+    minutes: Candles = merge_all(
+        {Slot(SERIES[0], minute_start(slot.start)): candle} for slot, candle in world.slices.items()
+    )
+    archive.write({slot: candle for slot, candle in minutes.items() if slot.start + MINUTE_MS < world.now_ms})
+    leads.lead.run(12, [(90.0, SERIES[0])] * 60)
+    leads.kill()
+    world.tick(100.0)
+    world.now_ms += 1_500
+    leads.lead.run(12)
+    assert sorted((rule, direction) for rule, direction, _ in leads.events()) == [("all", "up"), ("one", "up")]
 
 
 def test_crossing_before_a_rule_was_made_is_no_event(world: World, make_leads: Any) -> None:
