@@ -161,7 +161,11 @@ class _Minute:
         if self.closed is not None and tick.at <= self.closed.last_at:
             return True
         held = self.slices.get(slice_start(tick.at))
-        return held is not None and (held.last_at, held.last_sequence) >= tick.order
+        if held is None:
+            return False
+        # While two processes write, as one that cannot know that it was replaced, each has its own time of receipt.
+        is_last = (held.last_at, held.close) == (tick.at, tick.price)
+        return is_last or (held.last_at, held.last_sequence) >= tick.order
 
     def since(self, begin: int) -> Candle | None:
         """Its slices from `begin` on."""

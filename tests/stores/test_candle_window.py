@@ -128,6 +128,15 @@ def test_newest_tick_counts_once_in_a_minute_that_was_made_again() -> None:
         assert window.covered(start, LATER, trades[-1]) == made_again
 
 
+def test_newest_tick_counts_once_where_two_processes_have_received_it() -> None:
+    """Each at a time of its own: one writes the slice, and the other one the newest price a moment later."""
+    window = CandleWindow({}, {}, MINUTE_MS)
+    window.put_slice(slice_start(NOW), folded([Tick(1.0, NOW - 20, 5), Tick(2.0, NOW, 6)]))
+    found = window.covered(minute_start(NOW), LATER, Tick(2.0, NOW, 9))
+    assert found is not None
+    assert found.ticks == 2
+
+
 def test_two_ticks_of_one_millisecond_are_two_ticks() -> None:
     first, second = Tick(1.0, NOW, 1), Tick(2.0, NOW, 2)
     window = CandleWindow({slice_start(NOW): candle_of(first)}, {})
