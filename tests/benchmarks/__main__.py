@@ -20,12 +20,14 @@ BENCHMARKS = (
     "queries",
     "breadth",
     "cluster",
+    "failover",
     "history",
     "stream",
     "start_stop",
     "venues",
     "venue_promptness",
     "alerts",
+    "shared_alerts",
     "page",
 )
 

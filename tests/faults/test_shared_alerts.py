@@ -5,15 +5,18 @@ import json
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from typing import Any
+from contextlib import closing, suppress
+from typing import Any, TypeVar
 
 import pytest
 
+from marketflow.model import Hole, Mode, Series
 from marketflow.settings.shards import LEAD
+from marketflow.stores.postgres.holes import PostgresHoles
+from marketflow.stores.postgres.rows import connection_keywords
 from marketflow.stores.redis import keys
 from tests.faults.test_alerts import BTC, events
-from tests.support.application import ScriptedExchange
+from tests.support.application import Application, ScriptedExchange, now_ms
 from tests.support.proxy import Proxy
 from tests.support.redis_cluster import RedisCluster
 from tests.support.roles import IngestProcess, Roles
@@ -24,6 +27,9 @@ FLIP_SECONDS = 0.4
 """Between two crossings, so that no two are in one slice, and the order of those of different exchanges is clear."""
 
 LOW, HIGH = 99.0, 101.0
+
+HELD_SECONDS = 11.0
+"""How long prices stay as they are so that each is that of the period before: the shortest one has ten seconds."""
 
 
 @pytest.fixture
@@ -70,6 +76,12 @@ class Flips:
             self.of_reference += self._reference != before
         self._pause()
 
+    def hold(self) -> None:
+        """Cross nothing for HELD_SECONDS."""
+        end = time.monotonic() + HELD_SECONDS
+        while time.monotonic() < end:
+            self._pause()
+
     def _pause(self) -> None:
         end = time.monotonic() + FLIP_SECONDS
         while time.monotonic() < end:
@@ -81,9 +93,10 @@ class Flips:
         return sorted(self.prices)[len(self.prices) // 2]
 
 
-def owner_of(
-    redis_db: RedisServer | RedisCluster, shard: str, processes: Sequence[IngestProcess]
-) -> IngestProcess | None:
+_Process = TypeVar("_Process", bound=Application)
+
+
+def owner_of(redis_db: RedisServer | RedisCluster, shard: str, processes: Sequence[_Process]) -> _Process | None:
     """The process that owns a shard."""
     with redis_db.client() as client:
         table: Any = client.get(keys.SHARDS_KEY)
@@ -92,9 +105,13 @@ def owner_of(
     return next((each for each in processes if f"/{each.process.pid}/" in owner), None)
 
 
-def wait_until_spread(redis_db: RedisServer | RedisCluster, processes: Sequence[IngestProcess]) -> None:
-    """Wait until each process owns one exchange."""
-    shards = [f"exchange{n}" for n in range(1, len(processes) + 1)]
+NAMES = ("exchange1", "exchange2", "exchange3")
+
+
+def wait_until_spread(
+    redis_db: RedisServer | RedisCluster, processes: Sequence[IngestProcess], shards: Sequence[str] = NAMES
+) -> None:
+    """Wait until each of three processes owns one exchange."""
     wait_until(
         lambda: {id(owner_of(redis_db, each, processes)) for each in shards} == {id(each) for each in processes},
         timeout=20,
@@ -185,6 +202,31 @@ def test_killed_process_neither_misses_nor_doubles_a_crossing(
     assert set(receiver.acknowledged.values()) == {1}
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("victim", ["lead", "owner", "frozen lead"])
+def test_killed_process_neither_misses_nor_doubles_a_change(
+    roles: Roles, broadcasting: list[ScriptedExchange], redis_db: RedisServer, victim: str
+) -> None:
+    """Prices rise while nobody leads, or nobody owns the exchange: the next lead compares them with those of before."""
+    one = Alerting(roles, redis_db, broadcasting)
+    change = {"kind": "change", "level": None, "percent": 1.5, "period": "10s"}
+    rules = [one.make(**change, exchange=exchange) for exchange in (*NAMES, "reference")]
+    one.flips.hold()
+    lead = one.owner(LEAD)
+    if victim == "frozen lead":
+        lead.process.send_signal(signal.SIGSTOP)
+    else:
+        killed = lead if victim == "lead" else next(each for each in one.processes if each is not lead)
+        killed.kill()
+    one.flips.run(3)
+    wait_until(lambda: one.flips.sending() and (victim == "owner" or one.owner(LEAD) is not lead))
+    if victim == "frozen lead":
+        lead.process.send_signal(signal.SIGCONT)
+    one.flips.hold()
+    one.flips.run(3)
+    one.assert_counts(rules, [2] * 4)  # one up and one down
+
+
 def test_killed_lead_with_cold_standbys_doubles_no_crossing(
     roles: Roles,
     broadcasting: list[ScriptedExchange],
@@ -265,3 +307,43 @@ def test_stale_feed_is_an_event_once_over_the_death_of_the_lead(
     wait_until(lambda: time.monotonic() - began > 8, timeout=10)
     assert one.counts([rule, other]) == [1, 0]
     broadcasting[foreign - 1].open()
+
+
+@pytest.mark.parametrize("victim", ["lead", "frozen lead"])
+def test_killed_lead_neither_misses_nor_doubles_a_hole(
+    roles: Roles,
+    broadcasting: list[ScriptedExchange],
+    redis_db: RedisServer,
+    postgres_db: dict[str, Any],
+    victim: str,
+) -> None:
+    """Owners find holes right before it is killed, while nobody leads, and afterwards."""
+    one = Alerting(roles, redis_db, broadcasting)
+    rule = one.make(kind="hole", level=None, symbol=None, exchange=None)
+    with closing(PostgresHoles(connection_keywords(**postgres_db))) as holes:
+
+        def find(after_id: int) -> None:
+            """Put a hole on record, as an owner does."""
+            now = now_ms()
+            series = Series(Mode.LIVE, NAMES[after_id % 3], "BTCUSDT")
+            holes.write([Hole(series, after_id, after_id + 5, now - 3_000, now - 2_500, now, now)])
+
+        with redis_db.client() as client:
+            wait_until(lambda: client.exists(keys.ALERTS_KEY))  # the lead has begun
+        find(1)
+        wait_until(lambda: one.counts([rule]) == [1], 20)
+        lead = one.owner(LEAD)
+        find(2)
+        lead.process.send_signal(signal.SIGSTOP if victim == "frozen lead" else signal.SIGKILL)
+        find(3)
+        one.flips.run(0)
+        find(4)
+        wait_until(lambda: one.flips.sending() and one.owner(LEAD) is not lead, 20)
+        find(5)
+        if victim == "frozen lead":
+            lead.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: one.flips.sending() and one.counts([rule]) == [5], 20)
+        one.flips.run(5)
+        find(6)
+        wait_until(lambda: one.flips.sending() and one.counts([rule]) == [6], 20)
+    assert len({event["text"] for event in events(one.api)}) == 6

@@ -31,6 +31,26 @@ from marketflow.stores.tick_folding import minutes_of_ticks
 UNFOLDED_MS = 10_000
 """How far back slices are read as they are where all are too many: a standby has those itself, and unites both."""
 
+SERIES_A_SCRIPT = 500
+"""Series whose new slices one script reads, in about a millisecond of the server."""
+
+_SLICES_SINCE = """
+local found = {}
+for number, key in ipairs(KEYS) do
+    local entries = redis.call('zrangebyscore', key, ARGV[number + 1], ARGV[1], 'withscores')
+    if #entries > 0 then
+        found[#found + 1] = number
+        found[#found + 1] = entries
+    end
+end
+return found
+"""
+"""Read slices of many series, most of which have few or none.
+
+KEYS: the sorted sets. ARGV: the last start that is wanted; then for each key the first one. Returns numbers of keys,
+each followed by members and scores in turn. One command a series took a quarter of a core at 1,500 series.
+"""
+
 _decode_ticks = msgspec.json.Decoder(list[Tick]).decode
 
 
@@ -58,6 +78,8 @@ class RecoveryReader:
         self._clock = clock
         self._bucket = bucket
         self._buckets = buckets
+        self._window_keys: dict[Series, str] = {}
+        self._last_decoded: dict[Series, tuple[bytes, Slot, Candle]] = {}  # the newest member that was read
 
     def recent(self, minute_ms: int = MINUTE_MS, wanted: Wanted = every_series) -> RecoveredCandles:
         """The slices of the last minutes of some series; where they are too many, older ones folded into minutes.
@@ -134,15 +156,34 @@ class RecoveryReader:
         Raises:
             Unavailable: Redis cannot be reached.
         """
-        since = {self._bucket.window_key(each): start for each, start in starts.items()}
-        with self._calls.calling():
-            return _slots(
-                self._calls.each(
-                    [*starts],
-                    self._bucket.window_key,
-                    lambda pipe, key: pipe.zrangebyscore(key, since[key], until - 1, withscores=True),
-                )
-            )
+        found: Candles = {}
+        series = list(starts)
+        with self._calls.calling() as client:
+            for begin in range(0, len(series), SERIES_A_SCRIPT):
+                some = series[begin : begin + SERIES_A_SCRIPT]
+                names = [self._window_key(each) for each in some]
+                since = [str(starts[each]) for each in some]
+                reply = cast("list[Any]", client.eval(_SLICES_SINCE, len(names), *names, str(until - 1), *since))
+                for number, entries in zip(reply[::2], reply[1::2], strict=True):
+                    self._decode(some[number - 1], entries, found)
+        return found
+
+    def _window_key(self, series: Series) -> str:
+        if (key := self._window_keys.get(series)) is None:
+            key = self._window_keys[series] = self._bucket.window_key(series)
+        return key
+
+    def _decode(self, series: Series, entries: Sequence[bytes], found: Candles) -> None:
+        """Add the slices of members and scores. The last one is mostly that of the call before: it may still grow."""
+        last = self._last_decoded.get(series)
+        if last is not None and entries[0] == last[0]:
+            found[last[1]] = last[2]
+            entries = entries[2:]
+        slots = codec.decode_slots(zip(entries[::2], map(float, entries[1::2]), strict=True))
+        if slots:
+            found |= {Slot(series, start): candle for start, candle in slots.items()}
+            newest = max(slots)
+            self._last_decoded[series] = entries[-2], Slot(series, newest), slots[newest]
 
     def last_before(self, series: Sequence[Series], before: int) -> Candles:
         """The newest slice of each series, of all processes, of those that begin before a time (Unix ms).
