@@ -71,6 +71,7 @@ class _Engine(Protocol):
     def change_rule(self, change: RuleChange) -> RuleChanged: ...
     def shards(self) -> Mapping[str, ShardState]: ...
     def ready(self) -> Collection[str]: ...
+    def is_cut_off(self) -> bool: ...
 
 
 class Member:
@@ -178,7 +179,7 @@ class Member:
             published = Published(self._table.run, number, at, state, counters, dict(shards))
             # One that takes all has no say in the mode while another such process owns the shards.
             new_mode = self._new_mode if self._table.held.owned else None
-            self._table.hold(ready, published, new_mode)
+            self._table.hold(ready, published, new_mode, cut_off=self._assign is not None and self._ingest.is_cut_off())
             if new_mode is self._new_mode:
                 self._new_mode = None
         if not self._table.is_followed:

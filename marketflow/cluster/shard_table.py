@@ -80,6 +80,17 @@ caller.expires = now + caller.lease
 members[run] = not request.leaving and caller or nil
 local function can(name, shard) return members[name] and members[name].shards[shard] end
 
+-- A process that reaches all of Redis, in place of an owner that does not: the standby, or for the lead any.
+local function better_than(row, shard)
+    if not members[row.owner] or not members[row.owner].cut_off then return nil end
+    if shard ~= LEAD then return row.standby and members[row.standby].ready[shard] and row.standby or nil end
+    local best = nil
+    for name, member in pairs(members) do
+        if not member.cut_off and (not best or name < best) then best = name end
+    end
+    return best
+end
+
 -- Take what the caller knows better: a table that is back with older data has earlier epochs.
 for shard, epoch in pairs(request.epochs) do
     local row = rows[shard] or {epoch = 0}
@@ -105,6 +116,10 @@ for shard, row in pairs(rows) do
         give(row, row.standby)
         row.standby = nil
         if shard ~= LEAD then known.takeovers = known.takeovers + 1 end
+    elseif row.owner and not in_grace and better_than(row, shard) then
+        local owner = row.owner
+        give(row, better_than(row, shard))
+        if shard ~= LEAD then row.standby = owner end
     end
 end
 
@@ -311,6 +326,7 @@ class ShardTable:
         published: Published | None = None,
         new_mode: Mode | None = None,
         leaving: bool = False,
+        cut_off: bool = False,
     ) -> Assignment:
         """Renew what this process holds, and return what it holds now.
 
@@ -319,6 +335,7 @@ class ShardTable:
             published: its state, which the same call stores.
             new_mode: set if it has switched the mode itself, which others adopt.
             leaving: whether to release everything: standbys take over at once.
+            cut_off: whether it cannot reach all masters of a Redis Cluster: standbys that can take over.
 
         Raises:
             Unavailable: Redis did not answer; it goes on with what it has.
@@ -332,6 +349,7 @@ class ShardTable:
                 "shards": dict.fromkeys((*self.shards, LEAD), True),
                 "ready": dict.fromkeys(ready, True),
                 "takes_all": self._takes_all,
+                "cut_off": cut_off,
             },
             "held": dict.fromkeys((*held.owned, *([LEAD] if held.leads else [])), True),
             "stood": dict.fromkeys(held.standby, True),

@@ -35,7 +35,7 @@ from marketflow.pipeline.recovery import ReadAgain, Recovery, cache_losses
 from marketflow.pipeline.schedulers import GridScheduler
 from marketflow.pipeline.shard_ownership import Ownership
 from marketflow.pipeline.state import WindowState
-from marketflow.stores.ports import ArchiveWriter, CacheWriter, RecoveredCandles, Rollups
+from marketflow.stores.ports import ArchiveWriter, CacheWriter, RecoveredCandles, Rollups, Wanted
 from marketflow.tasks import Backoff
 
 SLICES_A_PARTITION = 5000
@@ -290,12 +290,16 @@ class Parts:
             )
         )
 
-    def refill(self, contents: Callable[[], dict[Any, Any]]) -> Observable[dict[Any, Any]]:
-        """Emit of `contents` what the cache lacks, each time it lacks something."""
+    def refill(self, contents: Callable[[Wanted], dict[Any, Any]]) -> Observable[dict[Any, Any]]:
+        """Emit of `contents` what the cache lacks, each time it lacks something.
+
+        Args:
+            contents: returns what the cache should have, which is that of the given series at least.
+        """
 
         def lacking(_: bool) -> dict[Any, Any]:
             lacks = self.cache.lacks
-            found = contents().items()
+            found = contents(lacks).items()
             return {key: value for key, value in found if lacks(key.series if isinstance(key, Slot) else key)}
 
         return self._cache_losses.pipe(ops.map(lacking), ops.filter(bool))
@@ -314,7 +318,7 @@ class Parts:
 
     def slices_of(self, shards: frozenset[str]) -> Candles:
         """Every slice of shards."""
-        return self.ownership.slots_in(shards, self.state.all_slices())
+        return self.state.all_slices(self.ownership.within(shards))
 
     def recent_slices_of(self, shards: frozenset[str]) -> Candles:
         """The slices of shards that their owner before may not have written: those since it was last seen."""
@@ -328,7 +332,7 @@ class Parts:
 
     def closed_of(self, shards: frozenset[str]) -> Candles:
         """Every closed minute of shards."""
-        return self.ownership.slots_in(shards, self.state.all_closed())
+        return self.state.all_closed(self.ownership.within(shards))
 
     def taken_over(self, shards: frozenset[str]) -> Observable[Candles]:
         """Merge what their owner before has left of shards; emit the slices that the cache lacks."""

@@ -60,7 +60,7 @@ class Pipeline(Parts):
         # One branch for all series: a write costs as much as dozens of ticks in it, so few and large ones are better.
         newest = ticks.pipe(self.step(self.observe))
         latest_written = rx.merge(
-            newest, self.refill(lambda: dict.fromkeys(state.all_newest())), gained.pipe(self.step(self.newest_of))
+            newest, self.refill(lambda _: dict.fromkeys(state.all_newest())), gained.pipe(self.step(self.newest_of))
         ).pipe(owned_series, not_empty, self.conflated("newest", on_pool, self.written(self.write_latest)))
 
         # At each buffer, minutes that are due close, so there is an empty one each second as well.
@@ -102,7 +102,7 @@ class Pipeline(Parts):
         )
 
         # Pending minutes may be older than the window state, and a restart finds them in the cache alone.
-        refilled = self.refill(lambda: self.backlog.rows() | state.all_closed()).pipe(
+        refilled = self.refill(lambda lacks: self.backlog.rows() | state.all_closed(lacks)).pipe(
             owned_slots, ops.do_action(self.backlog.note_uncached)
         )
         closed = rx.merge(minutes, corrected, refilled, held)

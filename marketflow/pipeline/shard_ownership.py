@@ -14,6 +14,7 @@ from reactivex.subject import BehaviorSubject
 
 from marketflow.model import Series, Slot
 from marketflow.settings.shards import LEAD, ShardMap
+from marketflow.stores.ports import Wanted
 
 _V = TypeVar("_V")
 
@@ -84,6 +85,11 @@ class Ownership:
             return bool(each.gained or each.lost)
 
         return self._owned.pipe(ops.scan(change, initial), ops.filter(differs))
+
+    def within(self, shards: Collection[str]) -> Wanted:
+        """Whether a series is in some shards."""
+        shard_of = self.shards.of
+        return lambda series: shard_of(series) in shards
 
     def series_in(self, shards: Collection[str], items: Mapping[Series, _V]) -> dict[Series, _V]:
         """Those of the items whose series is in some shards."""

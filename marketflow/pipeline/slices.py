@@ -8,9 +8,9 @@ would be less complete than the one in the cache; late ticks count in the minute
 Grouped by start, which is the order of eviction.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from marketflow.model import SLICE_MS, Candle, Candles, Series, Slot, merge, more_complete, slice_start
+from marketflow.model import SLICE_MS, Candle, Series, Slot, merge, more_complete, slice_start
 from marketflow.stores.cache_limits import SLICES_HELD
 
 HELD_MS = 15_000
@@ -36,11 +36,6 @@ class Slices:
 
     def __len__(self) -> int:
         return self._count
-
-    def __iter__(self) -> Iterator[tuple[Slot, Candle]]:
-        for start, by_series in self._by_start.items():
-            for series, candle in by_series.items():
-                yield Slot(series, start), candle
 
     def __contains__(self, slot: Slot) -> bool:
         return slot.series in self._by_start.get(slot.start, ())
@@ -103,9 +98,9 @@ class Slices:
             if start > since - SLICE_MS and (candle := by_series.get(series)) is not None and candle.last_at >= since
         }
 
-    def all(self) -> Candles:
-        """Every slice held."""
-        return dict(self)
+    def copied(self) -> list[tuple[int, dict[Series, Candle]]]:
+        """A copy of all slices by start (Unix ms), in a fraction of the time that their slots take."""
+        return [(start, dict(by_series)) for start, by_series in self._by_start.items()]
 
     def lack(self, before: int, last_at: int) -> None:
         """Mark slices of an earlier run that are not held here as evicted.

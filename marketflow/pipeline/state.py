@@ -16,7 +16,7 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from functools import reduce
+from functools import cache, reduce
 from math import inf
 
 import msgspec
@@ -38,7 +38,7 @@ from marketflow.model import (
 )
 from marketflow.pipeline.slices import HELD_MS, Slices
 from marketflow.stores.cache_limits import RECENT_MS, SLICES_HELD
-from marketflow.stores.ports import RecentCandles, RecoveredCandles
+from marketflow.stores.ports import RecentCandles, RecoveredCandles, Wanted, every_series
 
 _Minutes = defaultdict[int, dict[Series, Candle]]
 
@@ -417,20 +417,33 @@ class WindowState:
         with self._lock:
             return dict(self._newest)
 
-    def all_slices(self) -> Candles:
-        """Every slice held."""
+    def all_slices(self, wanted: Wanted = every_series) -> Candles:
+        """Every slice held of the series that are wanted. New ticks do not wait for it."""
         with self._lock:
-            return self._slices.all()
+            held = self._slices.copied()
+        is_wanted = cache(wanted)
+        return {
+            Slot(series, start): candle
+            for start, by_series in held
+            for series, candle in by_series.items()
+            if is_wanted(series)
+        }
 
-    def all_closed(self) -> Candles:
-        """Every minute held that was taken in its current version."""
+    def all_closed(self, wanted: Wanted = every_series) -> Candles:
+        """Every minute held that was taken in its current version, of the series that are wanted.
+
+        New ticks wait for those of one start at most.
+        """
         closed: Candles = {}
         with self._lock:
-            for start in self._held_starts():
+            starts = self._held_starts()
+        for start in starts:
+            with self._lock:
                 series = {
                     each
                     for minutes in (self._minutes, self._restored, self._adopted, self._replaced)
                     for each in minutes.get(start, ())
+                    if wanted(each)
                 }
                 closed |= self._whole_minutes(start, series - self._unwritten.get(start, set()))
         return closed

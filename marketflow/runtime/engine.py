@@ -82,6 +82,11 @@ WARM_SECONDS = 0.5
 written by then.
 """
 
+REACHED_SECONDS = 2.0
+"""How long all of the cache must have answered, or not all of it, before that decides who owns shards: after a failover
+one process finds the new master a little later than another.
+"""
+
 FORGET_SECONDS = 1.0
 """After which time no tick of a feed that was removed is on its way any more."""
 
@@ -148,6 +153,7 @@ class Engine:
         self._restored: list[RecoveredCandles] = []  # of those
         self._fed: dict[Mode, frozenset[str]] = dict.fromkeys(Mode, frozenset())  # shards that feeds are for
         self._connected_since: dict[str, float] = {}  # by shard
+        self._cache_answers, self._cache_since = True, -REACHED_SECONDS  # and since when
         self._replaced: dict[str, int] = {}  # ticks dated by receipt, by exchange
         self._by_receipt: frozenset[str] = frozenset()  # exchanges
         self._newest_at: tuple[float, dict[str, int]] = 0.0, {}  # when asked, and by shard
@@ -417,10 +423,12 @@ class Engine:
     def ready(self) -> frozenset[str]:
         """Return the shards of the standby that could be owned at once: those that are warm, and those that never are.
 
-        To be called a few times a second.
+        No shard while not all of the cache can be reached. To be called a few times a second.
         """
         now, live = time.monotonic(), self.modes.current is Mode.LIVE
         with self._reconfiguring:
+            if self.cache.answers is not self._cache_answers:
+                self._cache_answers, self._cache_since = self.cache.answers, now
             feeds = {feed.exchange: feed for feed in self.feeds[Mode.LIVE]}
             self._find_dated_by_receipt(feeds)
             connected = {
@@ -429,7 +437,13 @@ class Engine:
                 if live and (feed := feeds.get(exchange_of(shard))) is not None and feed.state in FINE_STATES
             }
             self._connected_since = {shard: self._connected_since.get(shard, now) for shard in connected}
+            if not self._cache_answers or now - self._cache_since < REACHED_SECONDS:
+                return frozenset()
             return (self._warm_since(WARM_SECONDS) & self._standby) | self.cold
+
+    def is_cut_off(self) -> bool:
+        """Return whether some of the cache has not answered for a while, as of the last call of `ready`."""
+        return not self._cache_answers and time.monotonic() - self._cache_since >= REACHED_SECONDS
 
     def _warm_since(self, seconds: float) -> frozenset[str]:
         now = time.monotonic()
@@ -518,11 +532,8 @@ class Engine:
             self._replace_feeds(self._settings)
             cold = self.cold
             self._loop.schedule_relative(
-                FORGET_SECONDS, lambda *_: self.window_state.forget(self._is_in(cold - self.ownership.owned))
+                FORGET_SECONDS, lambda *_: self.window_state.forget(self.ownership.within(cold - self.ownership.owned))
             )
-
-    def _is_in(self, shards: frozenset[str]) -> Callable[[Series], bool]:
-        return lambda series: self.ownership.shards.of(series) in shards
 
     def start(self) -> None:
         """Start the pipeline; wait briefly for the cache. An unavailable store is retried."""

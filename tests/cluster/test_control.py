@@ -91,6 +91,9 @@ class Engine:
         of_standby = ShardState("warm" if self.warm else "connecting", 70)
         return dict.fromkeys(self.owned, ShardState("owner", 100)) | dict.fromkeys(self.standby, of_standby)
 
+    def is_cut_off(self) -> bool:
+        return False
+
     def ready(self) -> Collection[str]:
         return self.standby if self.warm else ()
 

@@ -120,6 +120,28 @@ def test_standby_takes_over_when_the_lease_expires(client: "redis.Redis", clock:
     assert (thawed.owned, thawed.standby, thawed.leads) == (frozenset(), frozenset(SHARDS), False)
 
 
+def test_owner_that_is_cut_off_is_replaced_by_a_ready_standby(client: "redis.Redis", clock: Clock) -> None:
+    """It is the standby then. One that cannot reach all of Redis either is no replacement."""
+    first, second = started(client, clock, 2)
+    if not first.hold().leads:
+        first, second = second, first
+    second.hold(ready=(), cut_off=True)
+    held = first.hold(cut_off=True)
+    assert held.owned
+    assert held.leads
+    taken = second.hold(ready=SHARDS)
+    assert (taken.owned, taken.leads) == (frozenset(SHARDS), True)
+    given = first.hold(cut_off=True)
+    assert (given.owned, given.standby, given.leads) == (frozenset(), frozenset(SHARDS), False)
+    assert all(taken.epochs[shard] > held.epochs[shard] for shard in held.owned)
+    hold_for(clock, BALANCED_MS, second)
+    clock.now += CALL_MS
+    first.hold(ready=(), cut_off=True)
+    assert second.hold(SHARDS).owned == frozenset(SHARDS)
+    back, kept = hold_for(clock, BALANCED_MS, first, second)
+    assert sorted((len(back.owned), len(kept.owned))) == [1, 2]
+
+
 def test_stopping_process_is_replaced_at_once(client: "redis.Redis", clock: Clock) -> None:
     first, second = started(client, clock, 2)
     first.hold(leaving=True)

@@ -11,7 +11,9 @@ from tests.faults.cluster_watch import (
     THEIRS_SECONDS,
     Watch,
     assert_not_disturbed,
+    fill_memory,
     on_cluster,
+    seconds_until_replaced,
     started,
     symbols_of,
 )
@@ -78,8 +80,13 @@ def test_killed_master_costs_its_buckets_three_seconds(
     record_property: Record,
     number: int,
 ) -> None:
-    """With a cluster-node-timeout of a second; all others go on, rows are exact and no answer is a 500."""
+    """With a cluster-node-timeout of a second; all others go on, rows are exact and no answer is a 500.
+
+    Also while the new master is refilled, with a minute of slices.
+    """
+    roles.settings["FLOW__MAX_CLOCK_SKEW_SECONDS"] = 600
     ingest, api = started(roles, broadcasting)
+    fill_memory(broadcasting, rows)
     master = redis_cluster.masters()[number]
     theirs = symbols_of(redis_cluster, master)
     others = set(SYMBOLS) - theirs
@@ -87,13 +94,12 @@ def test_killed_master_costs_its_buckets_three_seconds(
     assert others
     with Traffic(broadcasting, SYMBOLS, rate=300) as traffic, Watch(api) as watch:
         quiet_since = time.monotonic()
-        wait_for_windows(3)
+        wait_for_windows(4)
         watch.note_quiet(quiet_since)
         killed_at = time.monotonic()
         master.kill()
-        wait_until(lambda: symbols_of(redis_cluster, master) == set(), 20)
-        promoted = time.monotonic() - killed_at
-        wait_until(lambda: time.monotonic() - killed_at > promoted + 2)
+        promoted = seconds_until_replaced(redis_cluster, master)
+        wait_for_windows(3)
         gap = watch.longest_gap(theirs, killed_at)
         record_property("seconds until the replica was promoted", promoted)
         record_property("gap of the dead master's symbols", gap)

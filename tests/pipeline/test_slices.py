@@ -3,7 +3,7 @@
 import pytest
 
 from marketflow.errors import Unavailable
-from marketflow.model import MINUTE_MS, Candles, Slot, Tick, candle_of, merge_all, slice_start
+from marketflow.model import MINUTE_MS, Candles, Series, Slot, Tick, candle_of, merge_all, slice_start
 from marketflow.pipeline.slices import HELD_MS, Slices
 from marketflow.pipeline.state import WindowState
 from marketflow.stores.ports import RecoveredCandles
@@ -43,6 +43,19 @@ def test_limit_evicts_oldest_slices_but_none_of_the_last_seconds(
     starts = sorted(slot.start for slot in memory.all_slices())
     assert starts[0] == START_MS + 60 * SECOND - HELD_MS
     assert len(starts) == HELD_MS // 100
+
+
+def test_new_ticks_do_not_wait_for_a_copy_of_all(memory: WindowState) -> None:
+    """Of 200,000 slices, as a refill needs them, it takes a third of a second."""
+
+    def wanted(series: Series) -> bool:
+        memory.observe(tick(60))  # would wait for itself
+        return series == BTC
+
+    assert {slot.series for slot in memory.all_slices(wanted)} == {BTC}
+    minute_of(memory)
+    assert {slot.series for slot in memory.all_closed(lambda series: series == BTC)} == {BTC}
+    assert memory.all_slices(lambda _: False) == memory.all_closed(lambda _: False) == {}
 
 
 def test_minute_has_the_ticks_of_evicted_slices(memory: WindowState) -> None:

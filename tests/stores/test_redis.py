@@ -35,7 +35,7 @@ from marketflow.stores.circuit_breaker import BREAK_SECONDS, CircuitBreaker
 from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.connection import TIMEOUT_SECONDS
 from marketflow.stores.redis.connection import connection_keywords as redis_keywords
-from marketflow.stores.redis.reader import RedisReader
+from marketflow.stores.redis.reader import SLOTS_AT_ONCE, RedisReader, _decoded
 from marketflow.stores.redis.writer import RedisWriter
 from marketflow.tasks import background
 from tests.support.market import BTC, ETH, MINUTE
@@ -939,3 +939,40 @@ def test_the_password_is_not_in_what_a_reader_says(server: RedisServer) -> None:
         server.password = PASSWORD
     assert PASSWORD not in text
     assert "battery staple" not in text
+
+
+# Others meanwhile
+
+
+@pytest.mark.parametrize(("buckets", "slots", "pauses"), [(2, 1100, 5), (2, 1000, 0), (1, 1100, 0)])
+def test_refill_of_one_of_several_buckets_rests_between_its_calls(
+    redis_db: RedisServer, monkeypatch: pytest.MonkeyPatch, buckets: int, slots: int, pauses: int
+) -> None:
+    rests: list[float] = []
+    place = redis_keywords(HOST, redis_db.port, "", 0)
+    with closing(RedisWriter.connect(place, [BTC], SetClock(), 70, buckets=buckets)) as writer:
+        writer.recover()
+        monkeypatch.setattr("marketflow.stores.redis.slot_script.time.sleep", rests.append)
+        writer.put_slices(
+            {Slot(BTC, MINUTE - 100 * n): candle_of(Tick(1.0, MINUTE - 100 * n, n)) for n in range(slots)}
+        )
+    assert len(rests) == pauses
+    assert all(0 < each < 5 for each in rests)
+
+
+def test_others_run_while_many_slots_are_decoded() -> None:
+    entries = [(codec.encode_candle(candle_of(Tick(1.0, MINUTE + at, at))), float(MINUTE + at)) for at in range(1000)]
+    runs = 0
+
+    async def decoded() -> dict[int, Candle]:
+        async def count() -> None:
+            nonlocal runs
+            while True:
+                runs += 1
+                await asyncio.sleep(0)
+
+        async with background(count()):
+            return await _decoded(entries)
+
+    assert len(asyncio.run(decoded())) == 1000
+    assert runs >= 1000 // SLOTS_AT_ONCE

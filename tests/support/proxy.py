@@ -117,6 +117,10 @@ class Proxy:
             filler.connect_ex((HOST, self.port))
             self._fillers.append(filler)
 
+    def passed(self, data: bytes, from_client: bool) -> bytes:
+        """What is forwarded of data; for subclasses."""
+        return data
+
     # Machinery
 
     def _listen(self, backlog: int) -> None:
@@ -175,7 +179,7 @@ class Proxy:
                     pair.reset()
                     self.was_cut.set()
                     return
-                target.sendall(data)
+                target.sendall(self.passed(data, from_client))
                 if stalls:
                     pair.stalling = False
                     self.stall()

@@ -1,5 +1,6 @@
 """Reads the cache in Redis for the API, on its event loop."""
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ import redis.asyncio
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
-from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start, slice_start
+from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start, put_more_complete, slice_start
 from marketflow.stores.call_limit import CallLimit
 from marketflow.stores.candle_window import CandleWindow
 from marketflow.stores.ports import RecentCandles
@@ -19,6 +20,9 @@ from marketflow.tasks import timeout
 
 CONNECTIONS = 32
 """Concurrent queries. A further one waits as long as Redis answers others."""
+
+SLOTS_AT_ONCE = 300
+"""Slots that are decoded before others run."""
 
 SERIES_A_CALL = 4
 """Series whose slices one call reads, up to 2 MB: the limit of a call need not grow with the number of exchanges."""
@@ -155,7 +159,7 @@ class RedisReader:
         pipe.zrangebyscore(self.bucket.window_key(series), since, "+inf", withscores=True)
         pipe.zrangebyscore(self.bucket.minutes_key(series), since, "+inf", withscores=True)
         slices, minutes = await self._whole(pipe)
-        return RecentCandles(None, codec.decode_slots(slices), codec.decode_slots(minutes))
+        return RecentCandles(None, await _decoded(slices), await _decoded(minutes))
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of all that is cached from `since` on."""
@@ -203,6 +207,16 @@ class RedisReader:
                     ranges.append((begin, f"({minute}"))
                 begin = end
         return [*ranges, (begin, "+inf")]
+
+
+async def _decoded(entries: Sequence[tuple[bytes, float]]) -> dict[int, Candle]:
+    """Slots of entries; others run meanwhile, which 4,800 slices would delay by 50 ms."""
+    slots: dict[int, Candle] = {}
+    for begin in range(0, len(entries), SLOTS_AT_ONCE):
+        for start, candle in codec.decode_slots(entries[begin : begin + SLOTS_AT_ONCE]).items():
+            put_more_complete(slots, start, candle)
+        await asyncio.sleep(0)
+    return slots
 
 
 def _newest(latest: list[bytes | None], last_minute: list[tuple[bytes, float]]) -> Tick | None:

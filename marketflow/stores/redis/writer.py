@@ -31,7 +31,7 @@ from marketflow.stores.redis.connection import TIMEOUT_SECONDS, buckets_of, sync
 from marketflow.stores.redis.foreign_keys import ForeignKeys
 from marketflow.stores.redis.recovery import RecoveryReader
 from marketflow.stores.redis.run_marker import RunMarker
-from marketflow.stores.redis.slot_script import SlotScript
+from marketflow.stores.redis.slot_script import REST, SlotScript
 from marketflow.stores.redis.unconfirmed_writes import Command, UnconfirmedWrites
 
 EXPIRY_RENEWALS = 10
@@ -120,14 +120,15 @@ class RedisWriter:
         self._ttl_ms = ttl_seconds * 1000
         self._newest_channel, self._publish = bucket.newest_channel, bucket.publish
         self._newest_script = PUT_NEWEST.replace("PUBLISH", bucket.publish)
-        self._slices = SlotScript(bucket.window_key, keys.WINDOW_KEPT_MS, bucket.slices_channel, clock, bucket.publish)
-        self._minutes = SlotScript(
-            bucket.minutes_key, keys.MINUTES_TRIMMED_MS, bucket.minutes_channel, clock, bucket.publish
-        )
+        script = partial(SlotScript, clock=clock, publish=bucket.publish, rest=REST if buckets > 1 else 0.0)
+        self._slices = script(bucket.window_key, keys.WINDOW_KEPT_MS, bucket.slices_channel)
+        self._minutes = script(bucket.minutes_key, keys.MINUTES_TRIMMED_MS, bucket.minutes_channel)
         self._expiry_set_at: dict[Series, int] = {}  # of each newest price (Unix ms)
         self._latest_keys: dict[Series, str] = {}
         self._unstored: dict[Series, set[int]] = {}  # recovered minutes (starts) that are nowhere but in their slices
         self._complete_at_probe = False
+        self.answers = True
+        """Whether the last probe was answered."""
         self.recovered = False
         """Whether the slices of earlier runs have been read."""
         self.backlog_read = False
@@ -353,7 +354,9 @@ class RedisWriter:
             with self._calls.calling():  # afterwards: where nothing is outstanding, it proves nothing
                 self._newest.confirm()
         except Unavailable:
+            self.answers = False
             return False
+        self.answers = True
         self._complete_at_probe = alive and not self._calls.incomplete
         if not self._complete_at_probe:
             with suppress(Unavailable):

@@ -92,6 +92,11 @@ class BucketedWriter:
             return ()
         return tuple(each for each in symbols if not self._of_symbol(each).complete)
 
+    @property
+    def answers(self) -> bool:
+        """Whether each bucket has answered the last probe."""
+        return all(part.answers for part in self._parts)
+
     def lacks(self, series: Series) -> bool:
         """Whether the last probe found that the cache lacks something of the bucket of a series."""
         return self._part(series) in self._lacking
