@@ -7,8 +7,8 @@ tick is received and decoded twice. A tick counts once, by the rows in PostgreSQ
 
 Everything runs on one machine: feeder, ingest processes, Redis and PostgreSQL share its cores. What more processes gain
 shows only where cores are idle: `idle` says how many were, `used` how many these processes used.
-`decoded_core_s` compares also on a busy machine: ticks that a core of the ingest processes decodes in a second, with
-those of standbys.
+`decoded_core_s` compares also on a busy machine: ticks that a core of the ingest processes receives, decodes and merges
+in a second, with those of standbys. `of_limit` is their share of what a core decodes that does nothing else.
 
     python -m tests.benchmarks.cluster
     python -m tests.benchmarks.cluster --traffic 15000 --store cluster --processes 2
@@ -162,6 +162,7 @@ def ticks_in_rows(connection: "psycopg.Connection[Any]") -> int:
 def run(traffic: str, kind: str, processes: int, seconds: float) -> dict[str, Any]:
     """One measurement."""
     symbols = symbols_of(traffic)
+    limit = decode_limit(symbols)
     with stage() as servers, store_of(kind, servers) as store, ExitStack() as stack:
         ours, theirs = multiprocessing.Pipe()
         feeder = multiprocessing.get_context("spawn").Process(target=feed, args=(theirs, traffic, symbols))
@@ -204,13 +205,15 @@ def run(traffic: str, kind: str, processes: int, seconds: float) -> dict[str, An
             in_rows = ticks_in_rows(connection)
         ours.send("done")
         ingest_cores = sum(used for name, used in cores.used.items() if name.startswith("ingest"))
+        decoded_core_s = in_rows * min(2, processes) / elapsed / ingest_cores
         return {
             "traffic": traffic,
             "store": kind,
             "processes": processes,
             "ticks_s": in_rows / elapsed,
             "slots_s": slots / elapsed,
-            "decoded_core_s": in_rows * min(2, processes) / elapsed / ingest_cores,
+            "decoded_core_s": decoded_core_s,
+            "of_limit": decoded_core_s / limit,
             "ingest": {name: used for name, used in cores.used.items() if name.startswith("ingest")},
             "others": {
                 "feeder": cores.used["feeder"],
@@ -254,7 +257,6 @@ def main() -> int:
         for kind in stores
         for processes in arguments.processes or (1, 2, 3)
     ]
-    print(f"decoding alone, on one core: {decode_limit(symbols_of('flood')):,.0f} ticks a second")
     report("cluster", measured)
     print(verdict(measured))
     return 0 if all(row["sent"] == row["in_rows"] and not row["exit_codes"] for row in measured) else 1
