@@ -7,7 +7,6 @@ from typing import Any
 from loguru import logger
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from marketflow.api.alerting.alert_routes import alert_operations
@@ -90,6 +89,8 @@ def _cross_origin_reads(origins: Sequence[str]) -> list[Middleware]:
     """Return the CORS middleware: pages of these origins may read, and change nothing."""
     if not origins:
         return []
+    from starlette.middleware.cors import CORSMiddleware
+
     return [
         Middleware(
             CORSMiddleware,

@@ -1,17 +1,19 @@
 """Types of option values, and the options that several commands have."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
-from click.shell_completion import CompletionItem
 
 from marketflow.cli.command import Option
 from marketflow.errors import SettingsError
 from marketflow.text import is_host, words
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 _Callback = TypeVar("_Callback", bound=Callable[..., Any])
 
@@ -54,9 +56,9 @@ class Setting(click.ParamType[Any]):
         except SettingsError as error:
             self.fail(str(error), param, ctx)
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
         """Suggest the words that begin like the argument."""
-        return [CompletionItem(word) for word in self._suggestions if word.startswith(incomplete)]
+        return _completions(self._suggestions, incomplete)
 
 
 class Symbols(Setting):
@@ -93,9 +95,9 @@ class Venue(click.ParamType[str]):
             return name
         return self.fail(f"{value!r}: no such venue; there are {', '.join(_venues())}", param, ctx)
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
         """Suggest the venues that begin like the argument."""
-        return [CompletionItem(name) for name in _venues() if name.startswith(incomplete)]
+        return _completions(_venues(), incomplete)
 
 
 class Venues(Venue):
@@ -112,12 +114,18 @@ class Venues(Venue):
             self.fail(f"{value!r}: a venue is named twice", param, ctx)
         return [{"name": name, "venue": name} for name in names]
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
         """Suggest the venues that are not named yet."""
-        before, comma, last = incomplete.rpartition(",")
+        before, comma, _ = incomplete.rpartition(",")
         named = before.split(",")
-        items = super().shell_complete(ctx, param, last)
-        return [CompletionItem(before + comma + item.value) for item in items if item.value not in named]
+        return _completions([before + comma + name for name in _venues() if name not in named], incomplete)
+
+
+def _completions(allowed: Iterable[str], incomplete: str) -> "list[CompletionItem]":
+    """Return what may stand in place of an argument that is not complete."""
+    from click.shell_completion import CompletionItem  # no command needs it
+
+    return [CompletionItem(word) for word in allowed if word.startswith(incomplete)]
 
 
 def _venues() -> tuple[str, ...]:
@@ -137,9 +145,9 @@ class Interval(click.ParamType[str]):
             return str(value)
         return self.fail(f"{value!r}: must be one of {', '.join(_intervals())}", param, ctx)
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
         """Suggest the intervals that begin like the argument."""
-        return [CompletionItem(name) for name in _intervals() if name.startswith(incomplete)]
+        return _completions(_intervals(), incomplete)
 
 
 def _intervals() -> tuple[str, ...]:

@@ -13,7 +13,7 @@ it.
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import reactivex as rx
 from reactivex import Observable, compose
@@ -24,7 +24,6 @@ from marketflow.alerts.alert_service import AlertService
 from marketflow.alerts.deliveries import Deliveries
 from marketflow.alerts.stale_feeds import StaleFeeds
 from marketflow.clock import Clock, milliseconds
-from marketflow.cluster.shared_alerts import STEP_SECONDS, SharedAlerts
 from marketflow.counters import AlertCounters
 from marketflow.errors import Unavailable
 from marketflow.logs import Outage, RateLimit
@@ -41,6 +40,9 @@ from marketflow.pipeline.operators import (
 from marketflow.pipeline.schedulers import NamedPool
 from marketflow.stores.ports import RecoveredCandles
 from marketflow.tasks import Backoff
+
+if TYPE_CHECKING:  # where several processes ingest
+    from marketflow.cluster.shared_alerts import SharedAlerts
 
 STATES_SECONDS = 0.5
 """Interval at which the states of feeds are looked at."""
@@ -75,7 +77,7 @@ class AlertFlow:
         stale_after_seconds: float,
         clock: Clock,
         leads: Callable[[], bool] = lambda: True,
-        shared: SharedAlerts | None = None,
+        shared: "SharedAlerts | None" = None,
     ) -> None:
         self._leads = leads
         self._shared = shared
@@ -179,8 +181,10 @@ class AlertFlow:
         )
         return rx.merge(raised, stale)
 
-    def _found_in_all(self, parts: Parts, changed: Observable[Any], shared: SharedAlerts) -> Observable[Any]:
+    def _found_in_all(self, parts: Parts, changed: Observable[Any], shared: "SharedAlerts") -> Observable[Any]:
         """Evaluate what all processes write; emit afterwards."""
+        from marketflow.cluster.shared_alerts import STEP_SECONDS
+
         step = isolated(lambda _: shared.step(), parts.log.step_failed)
         steps = self._while(changed, parts, lambda: self._alerts.evaluator.has_rules, STEP_SECONDS)
         return steps.pipe(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from loguru import logger
@@ -18,9 +18,6 @@ from marketflow.alerts.deliveries import Deliveries
 from marketflow.alerts.webhook_sender import WebhookSender
 from marketflow.clock import Clock, milliseconds
 from marketflow.cluster.messages import IngestState, RuleChange, RuleChanged, ShardState
-from marketflow.cluster.owner_states import OwnerStates
-from marketflow.cluster.shared_alerts import SharedAlerts
-from marketflow.cluster.shared_slices import SharedSlices
 from marketflow.counters import ExchangeCounters, IngestCounters
 from marketflow.errors import Unavailable
 from marketflow.feeds.cpu.pacing import Pacing
@@ -50,6 +47,10 @@ from marketflow.stores.postgres.rollups import PostgresRollups
 from marketflow.stores.postgres.writer import PostgresWriter
 from marketflow.stores.redis.buckets.bucketed_writer import BucketedWriter
 from marketflow.tasks import Backoff
+
+if TYPE_CHECKING:  # what several processes share; imported where there may be others
+    from marketflow.cluster.owner_states import OwnerStates
+    from marketflow.cluster.shared_alerts import SharedAlerts
 
 BEGIN_SECONDS = 1.0
 """How long a start waits for each store to return what an earlier run left."""
@@ -178,6 +179,7 @@ class Engine:
         self._fetched = FetchedMinutes(postgres, ddl, lambda: self.archive.available)
         self._alert_store = PostgresAlerts(postgres)
         self._shared_alerts: SharedAlerts | None = None
+        self._owner_states: OwnerStates | None = None
         self.alerts = AlertService(
             self._alert_store,
             settings.alerts,
@@ -188,18 +190,8 @@ class Engine:
         self._sender = WebhookSender(clock)
         deliveries = Deliveries(self._alert_store, self.alerts.evaluator.rules, self._sender.post, clock)
         stale_after_seconds = settings.flow.stale_after_seconds
-        self._owner_states = None if is_alone else OwnerStates(redis, self.feed_states)
-        if self._owner_states is not None:
-            self._shared_alerts = SharedAlerts(
-                self.alerts,
-                SharedSlices(self.cache, self.window_state, self._owner_states),
-                self._owner_states,
-                self._alert_store.holes_found,
-                lambda: self.modes.current,
-                settings.series,
-                round(1000 * stale_after_seconds),
-                clock,
-            )
+        if not is_alone:
+            self._owner_states, self._shared_alerts = self._shared_with_others(redis, clock)
         self._alert_flow = AlertFlow(
             self.alerts,
             deliveries,
@@ -256,6 +248,24 @@ class Engine:
             clock,
             self._records.unsent,
             self.ownership,
+        )
+
+    def _shared_with_others(self, redis: dict[str, Any], clock: Clock) -> "tuple[OwnerStates, SharedAlerts]":
+        """Return what is known of other processes that ingest, and the alerts on what all of them write."""
+        from marketflow.cluster.owner_states import OwnerStates
+        from marketflow.cluster.shared_alerts import SharedAlerts
+        from marketflow.cluster.shared_slices import SharedSlices
+
+        settings, owner_states = self._settings, OwnerStates(redis, self.feed_states)
+        return owner_states, SharedAlerts(
+            self.alerts,
+            SharedSlices(self.cache, self.window_state, owner_states),
+            owner_states,
+            self._alert_store.holes_found,
+            lambda: self.modes.current,
+            settings.series,
+            round(1000 * settings.flow.stale_after_seconds),
+            clock,
         )
 
     @property

@@ -23,7 +23,6 @@ from marketflow.api.middleware import request_metrics
 from marketflow.clock import system_clock
 from marketflow.cluster.member import Member
 from marketflow.cluster.messages import RuleChange, RuleChanged
-from marketflow.cluster.remote_control import RemoteIngest
 from marketflow.cluster.shard_table import ShardTable, connect
 from marketflow.errors import StartError, Unavailable
 from marketflow.feeds.cpu.pacing import Pacing
@@ -42,7 +41,6 @@ from marketflow.server.http_protocol import LimitedHttpProtocol
 from marketflow.server.listeners import bind, bind_each, place_of
 from marketflow.server.service_notification import Supervisor, supervisor
 from marketflow.server.uvicorn_server import Server, ignore_signals
-from marketflow.server.workers import Parent, Workers
 from marketflow.settings import Settings
 from marketflow.settings.reloading import Changes
 from marketflow.stores.fallback import FallbackReader
@@ -50,8 +48,9 @@ from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.tasks import SerialCalls, background, cancel
 from marketflow.text import is_loopback
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what one of the roles alone needs is imported where it starts
     from marketflow.runtime.engine import Engine
+    from marketflow.server.workers import Parent
 
 NEWEST_PAUSE_SECONDS = 0.02
 """Pause between writes of newest ticks where the API has them from memory, so that ticks of three exchanges at 100
@@ -75,9 +74,11 @@ def serve_api(settings: Settings, read: ReadSettings, workers: int = 1) -> int:
     raise_file_limit(LimitedHttpProtocol.MAX_CONNECTIONS)
     if workers == 1:
         return _serve(ApiRole(settings, read), settings, bind(settings.http.host, settings.http.port), supervisor())
+    from marketflow.server.workers import Workers
+
     listeners = bind_each(settings.http.host, settings.http.port, workers)
 
-    def work(number: int, parent: Parent) -> int:
+    def work(number: int, parent: "Parent") -> int:
         request_metrics.share(folder, number)
         for other in {*listeners} - {listeners[number]}:
             other.close()
@@ -281,6 +282,8 @@ class ApiRole(AsgiApplication):
 
     async def start(self, stack: AsyncExitStack) -> Context:
         """Open the stores, follow the ingest process, and return what the routes need."""
+        from marketflow.cluster.remote_control import RemoteIngest
+
         settings = self.settings
         servers = find_servers(settings)
         readers = await self.readers(stack, servers)

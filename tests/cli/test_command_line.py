@@ -427,6 +427,23 @@ def test_server_loads_heavy_libraries_after_the_first_price() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_default_command_loads_nothing_that_other_roles_need() -> None:
+    """Nor what no price needs: completion of the shell, compression, and pages of other origins."""
+    script = (
+        "import sys, marketflow.cli.main, marketflow.logs, marketflow.settings\n"
+        "import marketflow.runtime.processes, marketflow.runtime.engine\n"
+        "others = {'marketflow.cluster.remote_control', 'marketflow.server.workers'}\n"
+        "others |= {'marketflow.runtime.shard_holder', 'marketflow.cluster.owner_states'}\n"
+        "others |= {'marketflow.cluster.shared_alerts', 'marketflow.cluster.shared_slices'}\n"
+        "others |= {'click.shell_completion', 'starlette.middleware.gzip', 'starlette.middleware.cors'}\n"
+        "others &= set(sys.modules)\n"
+        "sys.exit(str(others) if others else 0)"
+    )
+    root = Path(marketflow.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
 def test_garbage_is_collected_again_after_the_imports(tmp_path: Path) -> None:
     assert main.main(["--config", str(tmp_path / "missing.toml")]) == 2
     assert gc.isenabled()

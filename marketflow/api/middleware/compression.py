@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Awaitable
+from functools import cached_property
 
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 MINIMUM_BYTES = 1024
@@ -26,7 +26,12 @@ class GzipCompression:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._compressed = GZipMiddleware(app, MINIMUM_BYTES, LEVEL)
+
+    @cached_property
+    def _compressed(self) -> ASGIApp:
+        from starlette.middleware.gzip import GZipMiddleware  # no price needs it
+
+        return GZipMiddleware(self._app, MINIMUM_BYTES, LEVEL)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve the request."""
