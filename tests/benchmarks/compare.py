@@ -111,8 +111,7 @@ def _start(checkout: Path) -> Measurements:
 
 def _import_cpu_seconds(checkout: Path) -> float:
     """CPU of importing what the default command needs for the first price: other load of the machine hardly counts."""
-    imports = "marketflow.runtime.processes, marketflow.runtime.engine"
-    program = f"import os, {imports}; print(sum(os.times()[:2])); os._exit(0)"
+    program = f"{start_stop.IMPORTS}; import os, time; print(time.process_time()); os._exit(0)"
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(checkout), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-c", program]
     seconds = [float(subprocess.check_output(command, cwd=checkout, env=environment)) for _ in range(5)]
