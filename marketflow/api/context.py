@@ -4,9 +4,9 @@ The routes use ports only, so they work the same whether ingest runs in this pro
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from functools import cached_property
 
+import msgspec
 from starlette.requests import HTTPConnection
 
 from marketflow.api.alerting.alert_access import AlertAccess
@@ -24,8 +24,7 @@ from marketflow.settings.reloading import Changes
 from marketflow.stores.ports import HoleReader
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a cache key
-class Context:
+class Context(msgspec.Struct, dict=True, frozen=True, eq=False):  # by identity, so that it can be a cache key
     """Dependencies of the routes; lives as long as the application.
 
     `exchanges` and `symbols` hold the configured spellings. With an empty `token` anyone may switch the mode.
@@ -36,7 +35,7 @@ class Context:
 
     exchanges: tuple[str, ...]
     symbols: tuple[str, ...]
-    token: str = field(repr=False)
+    token: str
     mode: ModeSwitch
     prices: PriceQueries
     health: Callable[[], Health]
@@ -48,7 +47,9 @@ class Context:
     reload: Callable[[], Awaitable[Changes]]
     ready: Callable[[], bool]
     broadcaster: Broadcaster
-    clients: ClientLimits = field(default_factory=ClientLimits)
+    clients: ClientLimits = msgspec.field(default_factory=ClientLimits)
+
+    __repr__ = object.__repr__  # without the token
 
     @cached_property
     def known_holes(self) -> KnownHoles:

@@ -2,11 +2,12 @@
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import msgspec
 import reactivex as rx
+from msgspec import field
 from reactivex import Observable, abc, compose
 from reactivex import operators as ops
 from reactivex.subject import Subject
@@ -73,8 +74,7 @@ AlertBranch = Callable[["Parts", Observable[Candles], Observable[Any], Recovered
 """Makes a branch of: the parts, candles that have each new tick once, writes to the archive, what was recovered."""
 
 
-@dataclass
-class Parts:
+class Parts(msgspec.Struct, dict=True, eq=False):
     """Everything that the graph is built from.
 
     Args:

@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import msgspec
 from loguru import logger
+from msgspec import field
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.counters import DelayCounter
@@ -24,8 +25,7 @@ class ConnectionFailure(NamedTuple):
     next_try_at: int
 
 
-@dataclass
-class PipelineCounters:
+class PipelineCounters(msgspec.Struct, eq=False):
     """What the pipeline has processed, and what failed, since the start."""
 
     failed_batches: int = 0
@@ -42,7 +42,7 @@ class PipelineCounters:
     reconnects: dict[str, int] = field(default_factory=dict)
     failures: dict[Connection, ConnectionFailure] = field(default_factory=dict)
     """The last one of each connection."""
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, failed_batches: int = 0, cache_errors: int = 0) -> None:
         """Add to counters that several threads share: `+=` alone is a read and a write, and loses counts."""

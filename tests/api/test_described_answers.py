@@ -6,13 +6,13 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from http import HTTPStatus
 from unittest.mock import patch
 
 import httpx
 import pytest
 import uvicorn
+from msgspec.structs import replace
 
 from marketflow.alerts.alert_model import PriceRule
 from marketflow.api import app as built

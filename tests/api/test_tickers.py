@@ -1,12 +1,12 @@
 """/tickers and /market: 24 hours of each series and symbol, from one query for all clients."""
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from marketflow import __version__
 from marketflow.api.middleware.client_limits import ClientLimits

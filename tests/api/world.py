@@ -287,7 +287,7 @@ class ShortFeed(EventFeed):
         super()._announce()
 
 
-class ShortAlerts(AlertAccess):
+class ShortAlerts(AlertAccess, frozen=True):
     """Alerts whose streams end at once."""
 
     @cached_property

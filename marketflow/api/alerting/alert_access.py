@@ -1,16 +1,16 @@
 """What the routes of alerts need: changes of rules by the process that ingests, and reads of the archive."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from functools import cached_property
+
+import msgspec
 
 from marketflow.api.alerting.event_feed import EventFeed
 from marketflow.cluster.messages import RuleChange, RuleChanged
 from marketflow.stores.ports import AlertReader
 
 
-@dataclass(frozen=True, eq=False)
-class AlertAccess:
+class AlertAccess(msgspec.Struct, dict=True, frozen=True, eq=False):
     """Alerts as the API sees them.
 
     Args:
@@ -22,7 +22,7 @@ class AlertAccess:
 
     change: Callable[[RuleChange], Awaitable[RuleChanged]]
     reader: AlertReader
-    newest_event: Callable[[], int] = field(default=lambda: 0)
+    newest_event: Callable[[], int] = lambda: 0
 
     @cached_property
     def events(self) -> EventFeed:

@@ -1,7 +1,6 @@
 """Declarations of operations. Each is the only source of a route and of its OpenAPI description."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
 
@@ -49,8 +48,7 @@ class Content(NamedTuple):
     headers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)  # compared by identity
-class Operation:
+class Operation(msgspec.Struct, frozen=True, kw_only=True, eq=False):  # compared by identity
     """A method at a path.
 
     Args:

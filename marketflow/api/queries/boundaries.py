@@ -8,8 +8,9 @@ Candles begin on a grid in UTC: weeks on Monday, months on the 1st.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+
+import msgspec
 
 from marketflow.model import MINUTE_MS, minute_start
 from marketflow.stores.cache_limits import MINUTES_KEPT_MS, RECENT_MS
@@ -23,8 +24,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 
 
-@dataclass(frozen=True)
-class Grid:
+class Grid(msgspec.Struct, frozen=True):
     """The times at which candles begin: every `length_ms` from `origin_ms` on."""
 
     length_ms: int
@@ -58,8 +58,7 @@ class Grid:
         return range(since, until, self.length_ms)
 
 
-@dataclass(frozen=True)
-class MonthGrid(Grid):
+class MonthGrid(Grid, frozen=True):
     """The beginnings of months; `length_ms` is that of the longest."""
 
     length_ms: int = 31 * DAY_MS

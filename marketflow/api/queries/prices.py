@@ -8,8 +8,9 @@ is `NoData` only if every store that was needed has answered, otherwise `Unavail
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from marketflow.api.problems import NoData
 from marketflow.api.queries.boundaries import horizon, oldest_kept_minute, split_between
@@ -57,8 +58,7 @@ class PeriodSummary(NamedTuple):
         return candle
 
 
-@dataclass(frozen=True)
-class PriceQueries:
+class PriceQueries(msgspec.Struct, frozen=True):
     """Queries of series in `cache` and `archive`; stateless.
 
     Clocks of exchanges may be ahead by `ahead_ms`; from `closed_after_ms` after the end of a candle on, no tick that

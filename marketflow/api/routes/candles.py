@@ -1,11 +1,11 @@
 """/candles: open, high, low and close by interval, on one exchange, over all, or of the reference."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 

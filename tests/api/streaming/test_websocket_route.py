@@ -3,9 +3,9 @@
 import asyncio
 import gc
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 from starlette.types import Message, Scope
 
 from marketflow.api.context import Context

@@ -6,7 +6,7 @@ the same in every range.
 
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from marketflow.api.queries.candles import CandleRequest, CandleRows
 from marketflow.api.queries.either_store import both, unless_unavailable
@@ -15,8 +15,7 @@ from marketflow.model import Amounts, Candle
 RunQuery = Callable[[CandleRequest], Awaitable[CandleRows]]
 
 
-@dataclass(frozen=True)
-class _Neighbours:
+class _Neighbours(NamedTuple):
     """The last candle before a range and the first one after it; None where there is none, or it is unknown."""
 
     before: Candle | None

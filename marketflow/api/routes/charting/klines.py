@@ -1,12 +1,12 @@
 """/klines: candles as the arrays of Binance's klines."""
 
 from collections.abc import Container, Sequence
-from dataclasses import replace
 from decimal import Decimal
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 

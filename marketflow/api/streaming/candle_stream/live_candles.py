@@ -12,10 +12,10 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from msgspec import structs
+import msgspec
+from msgspec import field, structs
 
 from marketflow.api.queries.boundaries import INTERVALS, Grid, horizon, oldest_kept_minute, split_between
 from marketflow.api.queries.candles import CandleRequest, CandleRows, Combine, folded
@@ -89,8 +89,7 @@ class _Rows(NamedTuple):
     of_archive: bool = True
 
 
-@dataclass(eq=False)
-class _Followed:
+class _Followed(msgspec.Struct, dict=True, eq=False):
     """A candle series with subscribers."""
 
     key: CandleSeries
@@ -109,8 +108,7 @@ class _Followed:
         self.combine: Combine = reference_candles if self.key.exchange == REFERENCE else merge_all
 
 
-@dataclass
-class _Correction:
+class _Correction(msgspec.Struct):
     """A corrected minute that the archive may not have yet."""
 
     candle: Candle
@@ -140,7 +138,7 @@ class LiveCandles:
         holes: KnownHoles | None = None,
     ) -> None:
         self._exchanges = exchanges
-        self._prices = replace(prices, archive=archive)
+        self._prices = structs.replace(prices, archive=archive)
         self._state = state
         self._announced = announced
         self._holes = holes
