@@ -20,7 +20,7 @@ from marketflow.settings import (
     load_with_origins,
 )
 from marketflow.settings.effective_settings import as_toml, effective_values
-from marketflow.settings.schema import KEYS
+from marketflow.settings.schema import KEYS, choices, is_text
 
 pytestmark = pytest.mark.usefixtures("nothing_set")
 
@@ -464,6 +464,14 @@ def test_all_problems_are_reported_with_sources(monkeypatch: pytest.MonkeyPatch,
         "flow.db_batch_size = 0: must be a whole number from 1 to 10000 (from MARKETFLOW_FLOW__DB_BATCH_SIZE)",
         'mode = "demo": must be one of test, live',
     ]
+
+
+TEXT_KEYS = [key for key, kind in KEYS.items() if is_text(kind) and not choices(kind) and key != "data_dir"]
+
+
+@pytest.mark.parametrize("key", TEXT_KEYS)
+def test_undecodable_bytes_are_refused(key: str) -> None:
+    assert problems({key: "/a\udcff"}).startswith(f"{key} = ")
 
 
 @pytest.mark.parametrize("text", ["", "x", "08080", "9" * 5000, "[" * 5000, "tru\ne"])

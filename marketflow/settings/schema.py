@@ -35,8 +35,7 @@ def _matches(pattern: str, description: str) -> Meta:
     return Meta(pattern=rf"^{pattern}\Z", description=description)
 
 
-# Surrogates stand for undecodable bytes.
-_HOST = r"[^\x00-\x20\x7f\"'@,\ud800-\udfff]"
+_HOST = r"[^\x00-\x20\x7f\"'@,]"
 
 Port = Annotated[int, _whole(1, 65535)]
 Rate = Annotated[float, _number(100_000)]
@@ -45,11 +44,11 @@ Seed = Annotated[
     Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None,
     Meta(description="a whole number of at most 64 bits, or left out"),
 ]
-Text = Annotated[str, _matches(r"[^\x00-\x1f\x7f\ud800-\udfff]+", "text that is not empty")]
+Text = Annotated[str, _matches(r"[^\x00-\x1f\x7f]+", "text that is not empty")]
 Host = Annotated[str, _matches(f"{_HOST}+", "a host name or an IP address")]
 HostOrEmbedded = Annotated[str, _matches(f"{_HOST}*", 'a host name, an IP address, or "" for the embedded server')]
-Username = Annotated[str, _matches(r"[^\x00-\x20\x7f\ud800-\udfff]*", "a name without spaces")]
-Password = Annotated[str, _matches(r"[^\x00\ud800-\udfff]*", "text")]
+Username = Annotated[str, _matches(r"[^\x00-\x20\x7f]*", "a name without spaces")]
+Password = Annotated[str, _matches(r"[^\x00]*", "text")]
 # Without a port, so only an IPv6 address may have colons.
 AllowedHost = Annotated[
     str, _matches(r"(\*|[A-Za-z0-9._-]+|\[?[0-9A-Fa-f.]*(:[0-9A-Fa-f.]*){2,}\]?)", 'a host name without a port, or "*"')
@@ -92,8 +91,8 @@ Buckets = Annotated[
     Annotated[int, Meta(ge=1, le=1024)] | None, Meta(description="a whole number from 1 to 1024, or left out")
 ]
 Switch = Annotated[bool, Meta(description="true or false")]
-FilePath = Annotated[str, _matches(r"[^\x00\ud800-\udfff]*", 'the path of a file, or ""')]
-FolderPath = Annotated[str, _matches(r"[^\x00\ud800-\udfff]*", 'the path of a folder, or ""')]
+FilePath = Annotated[str, _matches(r"[^\x00]*", 'the path of a file, or ""')]
+FolderPath = Annotated[str, _matches(r"[^\x00]*", 'the path of a folder, or ""')]
 SchemaName = Annotated[
     str, _matches(r"(?!pg_)[a-z_][a-z0-9_]{0,62}", "1 to 63 of a-z 0-9 _ that do not begin with a digit or pg_")
 ]

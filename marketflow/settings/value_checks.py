@@ -57,8 +57,10 @@ def _convert(kind: Any, value: object, place: str = "") -> Any:
     if isinstance(value, str):
         value = next((word for word in known if word.lower() == value.lower()), value)
     try:
+        if isinstance(value, str):
+            value.encode()  # refuses surrogates, which stand for undecodable bytes
         return msgspec.convert(value, kind)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeEncodeError):
         allowed = f"one of {', '.join(filter(None, known))}" if known else kind.__metadata__[0].description
         quotes = "; put it in quotes" if not known and schema.is_text(kind) and not isinstance(value, str) else ""
         raise RuleViolation(f"must be {allowed}{quotes}", place, value) from None
