@@ -11,8 +11,6 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from loguru import logger
-
 from marketflow.errors import Unavailable
 
 _T = TypeVar("_T")
@@ -43,6 +41,8 @@ async def cancel(*tasks: "asyncio.Task[Any]") -> None:
                     _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_SECONDS)
         for task in running:
             if not task.done():
+                from loguru import logger  # lazily: the Python clients, which use this module, have no log
+
                 logger.warning("a cancelled task does not end: task={}", task.get_coro())
             elif not task.cancelled():
                 task.exception()  # taken, so that asyncio does not log it as well
@@ -65,6 +65,8 @@ def raise_if_cancelled() -> None:
 def log_failure(task: "asyncio.Task[Any]") -> None:
     """Log the exception with which a task ended, if it has."""
     if not task.cancelled() and (error := task.exception()) is not None:
+        from loguru import logger
+
         logger.opt(exception=error).error("a background task failed, which is a bug")
 
 

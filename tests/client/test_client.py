@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -235,3 +237,13 @@ def test_other_mode_leaves_no_gap() -> None:
     assert [*follower.fresh(candles)]
     follower.take(message("mode"))
     assert follower.take(message("snapshot", live(5, True)))[0] == []
+
+
+def test_client_loads_nothing_of_the_server() -> None:
+    code = (
+        "import sys, marketflow.client\n"
+        "server = {'loguru', 'redis', 'reactivex', 'starlette', 'uvicorn', 'dynaconf'} & set(sys.modules)\n"
+        "sys.exit(str(server) if server else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
