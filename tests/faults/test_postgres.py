@@ -30,8 +30,9 @@ from tests.faults.conftest import (
     wait_until_connected,
     wrong_rows,
 )
+from tests.faults.hanging_resolver import HANGS
 from tests.support.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms, read_rows
-from tests.support.oracle import Rows, assert_rows_equal
+from tests.support.oracle import Rows, assert_rows_equal, differences
 from tests.support.proxy import Proxy
 from tests.support.servers import PostgresServer, RedisServer, wait_until
 
@@ -326,3 +327,21 @@ def test_postgres_outage_logs_its_beginning_and_end(
         assert application.log.count("PostgreSQL") == 5  # and that it was ready at the start
         assert "days cannot be rolled up" not in application.log
     stop_and_compare(application, rows, traffic)
+
+
+def test_hanging_lookup_of_postgres_delays_no_stop_and_loses_no_row(
+    start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange], rows: Callable[[], Rows]
+) -> None:
+    application = start(servers | {"POSTGRES__HOST": HANGS}, program=("-m", "tests.faults.hanging_resolver"))
+    with Traffic(exchanges, rate=RATE) as traffic:
+        wait_for_windows(2)
+    assert application.get("/health")["postgres"] == "down"
+    code, seconds = application.stop()
+    assert code == 0
+    assert seconds < 5
+    assert f"{HANGS} cannot be looked up" in application.log
+    assert "Traceback" not in application.log
+    again = start(servers)
+    wait_until(says(again, "postgres", "ok"))
+    wait_until(lambda: not differences(rows(), traffic.sent, WINDOW_MS))
+    assert again.stop()[0] == 0

@@ -31,6 +31,7 @@ from tests.faults.conftest import (
     wait_for_windows,
     wait_until_connected,
 )
+from tests.faults.hanging_resolver import HANGS
 from tests.support.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
 from tests.support.oracle import Rows, assert_rows_equal, candles_of_ticks
 from tests.support.proxy import Proxy
@@ -414,3 +415,21 @@ def test_ticks_of_removed_symbols_still_become_rows(
     wait_for_windows(1)
     assert again.stop()[0] == 0
     assert all(killed_at - tick.at <= WRITE_MS for tick in lost(rows(), traffic.sent))
+
+
+def test_hanging_lookup_of_redis_is_an_outage_like_any_other(
+    start: StartApplication,
+    servers: dict[str, object],
+    exchanges: list[ScriptedExchange],
+    rows: Callable[[], Rows],
+    record_property: Record,
+) -> None:
+    application = start(servers | {"REDIS__HOST": HANGS}, program=("-m", "tests.faults.hanging_resolver"))
+    with in_use(application, exchanges, record_property) as traffic:
+        wait_for_windows(2)
+    assert application.get("/health")["redis"] == "down"
+    code, seconds = application.stop()
+    assert (code, seconds < STOP_SECONDS) == (0, True)
+    assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
+    assert f"{HANGS} cannot be looked up" in application.log
+    assert "Traceback" not in application.log

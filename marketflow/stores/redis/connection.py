@@ -97,6 +97,9 @@ def sync_client(
         client = redis.Redis.from_pool(pool)
     else:
         client = redis.Redis(**keywords, **options)
+        if "host" in keywords:
+            plain = slot_map.PlainSslConnection if "ssl" in keywords else slot_map.PlainConnection
+            client.connection_pool.connection_class = plain
     client.connection_pool.connection_kwargs["command_packer"] = CommandPacker()
     return client
 

@@ -8,6 +8,7 @@ import psycopg
 from psycopg import pq, sql, waiting
 from psycopg.abc import PQGen
 
+from marketflow.stores.host_lookup import await_lookup
 from marketflow.stores.postgres.connections.session import connecting, pin, session_keywords
 
 _T = TypeVar("_T")
@@ -42,6 +43,10 @@ class BoundedConnection(psycopg.Connection[Any]):
         Raises:
             psycopg.Error: no connection, or the server is too old.
         """
+        try:
+            await_lookup(keywords.get("host", ""), ANSWER_SECONDS)
+        except TimeoutError as error:
+            raise psycopg.OperationalError(str(error)) from None
         with connecting():
             connection = cls.connect(**session_keywords(keywords, **_SERVER_TIMEOUTS), autocommit=True)
         try:

@@ -17,6 +17,7 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 
 from marketflow.stores.circuit_breaker import CircuitBreaker
+from marketflow.stores.host_lookup import await_lookup
 from marketflow.stores.redis.keys import CONTROL_SLOT
 
 SLOTS = 16384
@@ -123,7 +124,9 @@ class SlotMap:
 
         Raises:
             redis.RedisError: it has none, or is cut off from most others and may not know better.
+            TimeoutError: its host cannot be looked up in time.
         """
+        await_lookup(node.host, ASK_SECONDS)
         options = self.keywords_at(node) | {
             "socket_timeout": ASK_SECONDS,
             "socket_connect_timeout": ASK_SECONDS,
@@ -190,11 +193,31 @@ class _FollowingConnection(_Follows):
             raise
 
 
-class FollowingConnection(_FollowingConnection, redis.Connection):
+class _LimitedLookup:
+    """A connection for threads whose lookup of its host has the limit of connecting; mixed into one of redis-py."""
+
+    def connect(self, *arguments: Any, **keywords: Any) -> None:
+        if not self.is_connected:  # type: ignore[attr-defined]
+            try:
+                await_lookup(self.host, self.socket_connect_timeout)  # type: ignore[attr-defined]
+            except TimeoutError as error:
+                raise redis.TimeoutError(str(error)) from None
+        super().connect(*arguments, **keywords)  # type: ignore[misc]
+
+
+class PlainConnection(_LimitedLookup, redis.Connection):
+    """A connection for threads to one address."""
+
+
+class PlainSslConnection(_LimitedLookup, redis.SSLConnection):
+    """A connection for threads to one address, with TLS."""
+
+
+class FollowingConnection(_FollowingConnection, PlainConnection):
     """A connection for threads."""
 
 
-class FollowingSslConnection(_FollowingConnection, redis.SSLConnection):
+class FollowingSslConnection(_FollowingConnection, PlainSslConnection):
     """A connection for threads, with TLS."""
 
 
