@@ -20,6 +20,12 @@ PRIVATE = 0o700
 PASSABLE = 0o711
 """As root: PostgreSQL, which runs as another user, must get to its own folder in there."""
 
+PARENT = 0o755
+"""As root, of the folders above it that are made."""
+
+
+NO_HOME = "this user has no home folder, in which the data of the embedded servers would be"
+
 
 @contextmanager
 def claim(data_dir: Path) -> Iterator[Path]:
@@ -30,6 +36,8 @@ def claim(data_dir: Path) -> Iterator[Path]:
     Raises:
         StartError: another process has it, it cannot be created or written, or another user may write to it.
     """
+    if not data_dir.is_absolute():
+        raise StartError(f"{NO_HOME}; set data_dir")
     try:
         refuse_foreign(data_dir)  # before a link is followed
         data_dir = data_dir.resolve()
@@ -70,6 +78,10 @@ def lock_owner(data_dir: Path) -> str | None:
 def _make(data_dir: Path) -> None:
     """Create the folder and its missing parents; as root, passable for other users."""
     mode = PASSABLE if os.geteuid() == 0 else PRIVATE
+    for folder in reversed(data_dir.parents) if os.geteuid() == 0 else ():
+        if not folder.exists():
+            folder.mkdir(exist_ok=True)
+            folder.chmod(PARENT)  # whatever the umask is
     try:
         data_dir.mkdir(PRIVATE, parents=True)
     except FileExistsError:

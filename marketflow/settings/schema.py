@@ -108,10 +108,13 @@ ROOT_DATA_DIR = Path("/var/lib/marketflow")
 
 
 def user_data_dir() -> Path:
-    """Return the platform's data folder of the user."""
+    """Return the platform's data folder of the user; it begins with ~ where the user has no home folder."""
     import platformdirs  # neither root nor a configured folder needs it
 
-    return platformdirs.user_data_path("marketflow")
+    try:
+        return platformdirs.user_data_path("marketflow")
+    except RuntimeError:  # neither HOME nor an entry in the list of users; who has own servers needs none
+        return Path("~/.local/share/marketflow")
 
 
 def default_data_dir() -> Path:

@@ -14,6 +14,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from marketflow.cli.check.check_result import CheckState
+from marketflow.cli.check.data_folder_checks import data_folder_checks
 from marketflow.embedded import EmbeddedPostgres, EmbeddedRedis, claim
 from marketflow.embedded import ownership as owners
 from marketflow.embedded.folder_lock import LOCK
@@ -264,6 +266,38 @@ def test_start_as_root_changes_no_folder_above_the_data_folder(server_folder: Pa
     with Application(server_folder, {"DATA_DIR": above / "data"}) as application:
         assert application.stop()[0] == 0
     assert {folder: folder.stat().st_mode for folder in before} == before
+
+
+@as_root
+def test_folders_made_as_root_are_passable_with_any_umask(server_folder: Path) -> None:
+    data_dir = server_folder / "a" / "b" / "data"
+    before = os.umask(0o077)
+    try:
+        with claim(data_dir):
+            assert owners.unreachable(data_dir / "postgres") is None
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (*data_dir.parents[:2], data_dir)] == [
+        0o755,
+        0o755,
+        0o711,
+    ]
+
+
+def test_user_without_a_home_folder_is_told_to_set_data_dir(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: int) -> object:
+        raise KeyError
+
+    for name in ("HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    data_dir = load().data_dir  # own servers need none
+    with pytest.raises(StartError, match=r"this user has no home folder, .*; set data_dir$"), claim(data_dir):
+        pass
+    (check,) = data_folder_checks(load())
+    (result,) = check.run()
+    assert (result.state, result.advice) == (CheckState.FAILED, "set data_dir")
 
 
 @as_root

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from marketflow.cli.check.check_result import Check, CheckResult, CheckState, bytes_text
 from marketflow.embedded import EmbeddedPostgres, EmbeddedRedis
-from marketflow.embedded.folder_lock import LOCK, lock_owner
+from marketflow.embedded.folder_lock import LOCK, NO_HOME, lock_owner
 from marketflow.embedded.ownership import foreign, unreachable
 from marketflow.embedded.programs import postgres_programs, redis_program
 from marketflow.embedded.server_process import SYSTEM_USER, claimed_by_others, find_servers
@@ -83,6 +83,8 @@ def _check_folder(where: str, data_dir: Path, needs_postgres: bool) -> list[Chec
     def result(state: CheckState, found: str, advice: str = "") -> list[CheckResult]:
         return [CheckResult("data folder", where, state, found, advice)]
 
+    if not data_dir.is_absolute():
+        return result(CheckState.FAILED, NO_HOME, "set data_dir")
     existing = next(folder for folder in (data_dir, *data_dir.parents) if os.path.lexists(folder))
     if not existing.is_dir():
         return result(CheckState.FAILED, f"{existing} is not a folder", "set data_dir")
