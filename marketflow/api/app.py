@@ -1,7 +1,8 @@
 """Builds the HTTP API as one ASGI application."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 from loguru import logger
@@ -19,7 +20,7 @@ from marketflow.api.middleware.request_metrics import RequestMetrics, RequestTim
 from marketflow.api.middleware.same_site import SameSiteOnly
 from marketflow.api.openapi.operation import Operation
 from marketflow.api.prepared_answers import PREPARED_ANSWERS, PreparedAnswers
-from marketflow.api.problems import problem_handlers
+from marketflow.api.problems import ServiceUnavailable, answer_to, problem_handlers
 from marketflow.api.reload_route import reload_operation
 from marketflow.api.routes.candles import candle_operations
 from marketflow.api.routes.charting.klines import kline_operations
@@ -50,9 +51,14 @@ class _Application(Starlette):
         self._failures = RateLimit(10.0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, and log unexpected exceptions."""
+        """Serve a request, and log unexpected exceptions. At a stop the server cancels requests that take too long."""
         try:
             await super().__call__(scope, receive, send)
+        except asyncio.CancelledError:
+            if scope["type"] != "http":
+                raise
+            with suppress(RuntimeError):  # a response had begun: the server closes the connection
+                await answer_to(ServiceUnavailable("The server is stopping."))(scope, receive, send)
         except Exception as error:
             if scope["type"] != "http":
                 raise

@@ -204,6 +204,7 @@ def _web_socket_protocol(**keywords: Any) -> asyncio.Protocol:
 _REDUNDANT = (
     "Application startup failed. Exiting.",  # the application logs why
     "Unsupported upgrade request.",  # it is answered like any other request
+    "Cancel %s running task(s), timeout graceful shutdown exceeded",  # they are answered with 503
     "No supported WebSocket library detected.",  # there is one, but not for this path
 )
 

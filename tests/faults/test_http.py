@@ -11,7 +11,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Self
 
@@ -21,10 +22,11 @@ import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
-from tests.faults.conftest import WINDOW_MS, StartApplication
+from tests.faults.conftest import WINDOW_MS, StartApplication, through
 from tests.support.application import NO_TLS, Application, ScriptedExchange, sent_by
 from tests.support.exposition import samples_of
 from tests.support.oracle import Rows, assert_rows_equal
+from tests.support.proxy import Proxy
 from tests.support.servers import HOST, PostgresServer, RedisServer, wait_until
 
 STATUSES = {200, 400, 401, 403, 404, 405, 408, 413, 429, 431, 503}
@@ -501,3 +503,21 @@ def test_slow_clients_are_cut_off_after_ten_seconds(slow_clients: dict[str, Slow
         assert 9 < slow.seconds < 14
     assert problem_of(slow_clients["headers"].answer) == (408, "request_timeout")
     assert problem_of(slow_clients["body"].answer) == (408, "request_timeout")
+
+
+def test_request_under_way_at_a_stop_is_answered_with_503(
+    start: StartApplication, servers: dict[str, object], postgres_proxy: Proxy
+) -> None:
+    application = start(through(servers, postgres=postgres_proxy))
+    postgres_proxy.stall()
+    with closing(HTTPConnection(HOST, application.port, timeout=20)) as connection:
+        connection.request("POST", "/alerts", '{"kind": "stale"}')
+        application.get("/livez")  # after which the other one has begun
+        code, seconds = application.stop()
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["code"]) == (503, "unavailable")
+        assert answer.headers["Retry-After"] == "1"
+    assert code == 0
+    assert seconds < 5
+    assert "Traceback" not in application.log
+    assert " ERROR " not in application.log
