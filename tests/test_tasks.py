@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, closing, suppress
 from functools import partial, wraps
 from typing import Any
 
@@ -21,6 +21,7 @@ from marketflow.runtime.health_report import Probe
 from marketflow.runtime.processes import ApiRole
 from marketflow.server.service_notification import Supervisor
 from marketflow.settings import load
+from marketflow.stores.postgres.request_coalescing import CoalescedAnswers
 from marketflow.stores.redis.connection import connection_keywords
 from marketflow.stores.redis.near_cache import NearCache
 from marketflow.stores.redis.reader import RedisReader
@@ -137,7 +138,7 @@ async def test_listener_ends_though_its_connection_cannot_be_closed(
 @on_loop
 @pytest.mark.long
 async def test_no_task_is_left_once_the_api_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Listeners, probes and the broadcaster end before what they use is closed. Stores are unreachable."""
+    """Listeners, probes, the broadcaster and queries end before what they use is closed. Stores are unreachable."""
     for store in ("REDIS", "POSTGRES"):
         monkeypatch.setenv(f"MARKETFLOW_{store}__HOST", HOST)
         monkeypatch.setenv(f"MARKETFLOW_{store}__PORT", str(free_port()))
@@ -162,10 +163,18 @@ async def test_no_task_is_left_once_the_api_is_closed(monkeypatch: pytest.Monkey
     ends_slowly(RemoteIngest, "follow")
     ends_slowly(Broadcaster, "_run", 0.5)
     before = asyncio.all_tasks()
+
+    async def misses_a_cancellation() -> None:
+        with suppress(asyncio.CancelledError):  # as asyncio.wait_for does in Python 3.11
+            await asyncio.sleep(60)
+        await asyncio.sleep(60)
+
     async with AsyncExitStack() as stack:
         broadcaster = (await ApiRole(load(), load).start(stack)).broadcaster
+        request = asyncio.create_task(CoalescedAnswers[None](1, time.monotonic).get("all", misses_a_cancellation))
         with broadcaster.subscribe(broadcaster.subscription(frozenset())):
             await asyncio.sleep(0)  # all tasks have begun
+            await cancel(request)
     assert sorted(ended) == sorted(begun) == ["_run", "ask_periodically", "ask_periodically", "follow", "listen"]
     assert asyncio.all_tasks() == before
 

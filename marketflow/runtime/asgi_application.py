@@ -35,7 +35,7 @@ from marketflow.settings import Settings
 from marketflow.settings.reloading import Changes
 from marketflow.stores.ports import Announcements, CacheReader
 from marketflow.stores.postgres.reader import PostgresReader
-from marketflow.stores.postgres.request_coalescing import CoalescingReader
+from marketflow.stores.postgres.request_coalescing import CoalescingReader, end_queries
 from marketflow.stores.redis.buckets.bucketed_cache import BucketedCache
 from marketflow.tasks import SerialCalls, background, cancel, log_failure
 
@@ -245,6 +245,7 @@ class AsgiApplication(ABC):
         self.end_streams = end_streams
         stack.push_async_callback(broadcaster.close)
         stack.push_async_callback(alerts.events.close)
+        stack.push_async_callback(end_queries)
         return Context(
             exchanges,
             settings.symbols,

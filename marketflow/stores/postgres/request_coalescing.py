@@ -13,6 +13,7 @@ from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Series, Tick
 from marketflow.stores.ports import ArchiveReader, CandleRange
 from marketflow.stores.postgres.rows import DAY_MS, END_MS, HOUR_MS, OLDEST_MS
+from marketflow.tasks import cancel
 
 KEPT_SECONDS = 1.0
 
@@ -122,6 +123,18 @@ class CoalescingReader:
         return await self._archive.last(series)
 
 
+_running: "set[asyncio.Task[Any]]" = set()
+
+
+async def end_queries() -> None:
+    """Cancel the queries of this event loop that still run, although the requests that need them have ended.
+
+    Until they end, as long queries of many series do after seconds, and some miss one cancellation (see `cancel`).
+    """
+    loop = asyncio.get_running_loop()
+    await cancel(*(task for task in _running if task.get_loop() is loop))
+
+
 class CoalescedAnswers(Generic[_T]):
     """Running queries and recent answers; evicts the oldest first. For one event loop.
 
@@ -153,6 +166,8 @@ class CoalescedAnswers(Generic[_T]):
             charge()
             task = asyncio.create_task(run())
             task.add_done_callback(_failed)  # retrieves the exception, also if every request was cancelled
+            _running.add(task)
+            task.add_done_callback(_running.discard)
             self._tasks.pop(query, None)
             self._tasks[query] = (now, task)
             while len(self._tasks) > self._most:
