@@ -1,5 +1,6 @@
 """Alerts on a real PostgreSQL: what is stored once, however often it is written."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from marketflow.alerts.alert_model import RaisedAlert, RuleState, StoredRule
+from marketflow.alerts.alert_model import RaisedAlert, RuleState, StaleRule, StoredRule
 from marketflow.alerts.watched_rule import WatchedRule
 from marketflow.model import Mode, Slot, Tick, candle_of
 from marketflow.resources import resource
 from marketflow.stores.postgres.alert_store import PostgresAlerts
+from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.stores.postgres.rows import connection_keywords
 from marketflow.stores.postgres.writer import PostgresWriter
 from tests.alerts.rules import BTC, START, candles_of, evaluator_of, rule_of, stored
@@ -63,6 +65,20 @@ def test_rules_are_read_as_they_were_stored(store: PostgresAlerts) -> None:
     store.put(stored("b", level=3))
     store.delete("a")
     assert [each.rule for each in store.rules()] == [rule_of(level=3), rule_of(kind="stale")]
+
+
+def test_id_that_is_no_text_of_the_database_is_unknown(store: PostgresAlerts, place: dict[str, Any]) -> None:
+    store.put(StoredRule("a", "api", StaleRule()))
+
+    async def ask() -> list[bool]:
+        reader = PostgresReader(connection_keywords(**place))
+        await reader.open()
+        try:
+            return [await reader.alert_rule(id) is not None for id in ("a", "b", "\0", "a\0", "\u20ac", "\ufffd")]
+        finally:
+            await reader.close()
+
+    assert asyncio.run(ask()) == [True, False, False, False, False, False]
 
 
 def test_rule_is_as_old_as_its_last_change(store: PostgresAlerts, place: dict[str, Any]) -> None:

@@ -152,6 +152,8 @@ class PostgresReader:
 
     async def alert_rule(self, id: str) -> ListedRule | None:
         """The alert rule with this id."""
+        if not id.isascii() or "\0" in id:  # which no id is, and not every database has such text
+            return None
         (rows,) = await self._fetch([(alert_store.LISTED_RULE, {"id": id})])
         return alert_store.listed_rule(rows[0]) if rows else None
 
