@@ -6,7 +6,13 @@ A client that looks a name up by itself would hold its thread for as long, and w
 import socket
 import threading
 from concurrent.futures import Future
+from functools import partial
 from ipaddress import ip_address
+
+from marketflow.tasks import on_daemon_thread
+
+LOOKUP_SECONDS = 1.0
+"""Limit for PostgreSQL: a resolver that answers does so in a fraction of it, and a stop may wait for it."""
 
 _lock = threading.Lock()
 _running: dict[str, "Future[None]"] = {}
@@ -19,7 +25,7 @@ def await_lookup(host: str, seconds: float) -> None:
     Raises:
         TimeoutError: it has not within `seconds`.
     """
-    if not host or host.startswith("/") or _is_address(host):
+    if not _is_name(host):
         return
     with _lock:
         if (lookup := _running.get(host)) is None:
@@ -29,6 +35,16 @@ def await_lookup(host: str, seconds: float) -> None:
         lookup.result(seconds)
     except TimeoutError:
         raise TimeoutError(f"{host} cannot be looked up: no answer within {seconds:g} s") from None
+
+
+async def await_lookup_aside(host: str, seconds: float) -> None:
+    """The same for an event loop, whose own lookups would hold up the end of the process.
+
+    Raises:
+        TimeoutError: there is no answer within `seconds`.
+    """
+    if _is_name(host):
+        await on_daemon_thread(partial(await_lookup, host, seconds))
 
 
 def _look_up(host: str, lookup: "Future[None]") -> None:
@@ -42,9 +58,12 @@ def _look_up(host: str, lookup: "Future[None]") -> None:
         lookup.set_result(None)
 
 
-def _is_address(host: str) -> bool:
+def _is_name(host: str) -> bool:
+    """Return whether a host is neither an address nor the path of a socket."""
+    if not host or host.startswith("/"):
+        return False
     try:
         ip_address(host)
     except ValueError:
-        return False
-    return True
+        return True
+    return False

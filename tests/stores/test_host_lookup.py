@@ -1,5 +1,6 @@
 """Lookups of hosts that hang: they end in time, and take one thread a host."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -10,9 +11,11 @@ import psycopg
 import pytest
 import redis
 
+from marketflow.errors import Unavailable
 from marketflow.stores.host_lookup import await_lookup
 from marketflow.stores.postgres.connections.bounded_connection import BoundedConnection
-from marketflow.stores.redis.connection import connection_keywords, sync_client
+from marketflow.stores.postgres.reader import PostgresReader
+from marketflow.stores.redis.connection import async_client, connection_keywords, sync_client
 
 NAME = "hangs.invalid"
 
@@ -66,5 +69,24 @@ def test_clients_of_stores_do_not_wait_for_a_lookup_that_hangs(lookups: list[str
         client.ping()
     with pytest.raises(psycopg.OperationalError, match="cannot be looked up"):
         BoundedConnection.open({"host": NAME, "port": 5432, "user": "marketflow", "dbname": "marketflow"})
+    assert time.monotonic() - began < 10
+    assert set(lookups) == {NAME}
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_event_loop_does_not_wait_for_a_lookup_that_hangs(lookups: list[str], tls: bool) -> None:
+    async def ask() -> None:
+        client = async_client(connection_keywords(NAME, 6379, "", 0, tls=tls), 2, 0.1)
+        with pytest.raises((redis.TimeoutError, redis.ConnectionError)):  # the limit of the pool may come first
+            await client.ping()
+        await client.aclose()
+        reader = PostgresReader({"host": NAME, "port": 5432, "user": "marketflow", "dbname": "marketflow"})
+        await reader.open()
+        with pytest.raises(Unavailable):
+            await reader.ping()
+        await reader.close()
+
+    began = time.monotonic()
+    asyncio.run(ask())
     assert time.monotonic() - began < 10
     assert set(lookups) == {NAME}

@@ -143,7 +143,7 @@ def _pool_keywords(keywords: Mapping[str, Any], slot: int) -> dict[str, Any]:
         return {**_following(keywords, slot), "connection_class": following}
     options = dict(keywords)
     if path := options.pop("unix_socket_path", None):
-        options |= {"path": path, "connection_class": redis.asyncio.UnixDomainSocketConnection}
-    if options.pop("ssl", False):
-        options |= {"connection_class": redis.asyncio.SSLConnection}
-    return options
+        return options | {"path": path, "connection_class": redis.asyncio.UnixDomainSocketConnection}
+    secure = options.pop("ssl", False)
+    plain = slot_map.AsyncPlainSslConnection if secure else slot_map.AsyncPlainConnection
+    return options | {"connection_class": plain}

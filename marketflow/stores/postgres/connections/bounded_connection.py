@@ -8,7 +8,7 @@ import psycopg
 from psycopg import pq, sql, waiting
 from psycopg.abc import PQGen
 
-from marketflow.stores.host_lookup import await_lookup
+from marketflow.stores.host_lookup import LOOKUP_SECONDS, await_lookup
 from marketflow.stores.postgres.connections.session import connecting, pin, session_keywords
 
 _T = TypeVar("_T")
@@ -44,7 +44,7 @@ class BoundedConnection(psycopg.Connection[Any]):
             psycopg.Error: no connection, or the server is too old.
         """
         try:
-            await_lookup(keywords.get("host", ""), ANSWER_SECONDS)
+            await_lookup(keywords.get("host", ""), LOOKUP_SECONDS)
         except TimeoutError as error:
             raise psycopg.OperationalError(str(error)) from None
         with connecting():

@@ -1,11 +1,12 @@
 """Pools of connections that read, for one event loop."""
 
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from psycopg import sql
 from psycopg_pool import AsyncConnectionPool
 
+from marketflow.stores.host_lookup import LOOKUP_SECONDS, await_lookup_aside
 from marketflow.stores.postgres.connections.session import pin_async, session_keywords
 
 POOL_SECONDS = 30.0
@@ -20,6 +21,19 @@ class ReadConnection(psycopg.AsyncConnection[Any]):
 
     _is_new = True
     _pinning: sql.Composed | None = None
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **keywords: Any) -> Self:
+        """Connect, once the host was looked up.
+
+        Raises:
+            psycopg.OperationalError: there is no connection.
+        """
+        try:
+            await await_lookup_aside(keywords.get("host", ""), LOOKUP_SECONDS)
+        except TimeoutError as error:
+            raise psycopg.OperationalError(str(error)) from None
+        return await super().connect(conninfo, **keywords)
 
     async def pinned(self, keywords: dict[str, Any]) -> sql.Composed | None:
         """Statements to begin each transaction with; None where the session is pinned."""

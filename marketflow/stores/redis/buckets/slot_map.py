@@ -17,7 +17,7 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 
 from marketflow.stores.circuit_breaker import CircuitBreaker
-from marketflow.stores.host_lookup import await_lookup
+from marketflow.stores.host_lookup import await_lookup, await_lookup_aside
 from marketflow.stores.redis.keys import CONTROL_SLOT
 
 SLOTS = 16384
@@ -249,9 +249,29 @@ class _AsyncFollowingConnection(_Follows):
         asyncio.get_running_loop().run_in_executor(None, self._slot_map.refresh)
 
 
-class AsyncFollowingConnection(_AsyncFollowingConnection, redis.asyncio.Connection):
+class _AsyncLimitedLookup:
+    """A connection for an event loop whose lookup of its host has the limit of connecting."""
+
+    async def connect(self, *arguments: Any, **keywords: Any) -> None:
+        if not self.is_connected:  # type: ignore[attr-defined]
+            try:
+                await await_lookup_aside(self.host, self.socket_connect_timeout)  # type: ignore[attr-defined]
+            except TimeoutError as error:
+                raise redis.TimeoutError(str(error)) from None
+        await super().connect(*arguments, **keywords)  # type: ignore[misc]
+
+
+class AsyncPlainConnection(_AsyncLimitedLookup, redis.asyncio.Connection):
+    """A connection for an event loop to one address."""
+
+
+class AsyncPlainSslConnection(_AsyncLimitedLookup, redis.asyncio.SSLConnection):
+    """A connection for an event loop to one address, with TLS."""
+
+
+class AsyncFollowingConnection(_AsyncFollowingConnection, AsyncPlainConnection):
     """A connection for an event loop."""
 
 
-class AsyncFollowingSslConnection(_AsyncFollowingConnection, redis.asyncio.SSLConnection):
+class AsyncFollowingSslConnection(_AsyncFollowingConnection, AsyncPlainSslConnection):
     """A connection for an event loop, with TLS."""
