@@ -33,7 +33,6 @@ _KEY = "marketflow:{check}:rights"
 
 COMMANDS: list[tuple[str, ...]] = [
     ("GET", _KEY),
-    ("MGET", _KEY),
     ("SET", _KEY, "1", "PX", "1"),
     ("DEL", _KEY),
     ("TYPE", _KEY),
