@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from functools import partial
 from typing import Protocol, cast
 
 import redis
@@ -102,9 +102,10 @@ class Member:
         self._report = report
         self._reload = reload
         self._assign = assign
-        self._calling = threading.Lock()
         self._switching = threading.Lock()
         self._new_mode: Mode | None = ingest.state().mode if assign is None else None
+        """The mode that was switched to here, until the table has it."""
+        self._new_mode_lock = threading.Lock()
         self._assigned: _Shards | None = None
         self._heard_at = self._sole_at = time.monotonic()
         self._is_alone = False
@@ -137,7 +138,7 @@ class Member:
     def leave(self) -> None:
         """Release all shards: their standbys take over at once. What was ingested can still be written.
 
-        Returns within about a second, whatever Redis does. Assigns nothing more.
+        Returns within LEAVE_SECONDS, whatever Redis does. Assigns nothing more.
         """
         self.stop_commands()
         self._left.set()
@@ -147,10 +148,6 @@ class Member:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(max(until - time.monotonic(), 0.0))
-        if self.reachable:
-            self.reachable = False
-            with suppress(Unavailable):
-                self._table.hold(leaving=True)
 
     def switch(self, mode: Mode) -> Mode:
         """Switch the mode without the table, which others adopt it from; return the previous one.
@@ -160,42 +157,47 @@ class Member:
         """
         with self._switching:
             previous = self._ingest.switch(mode)
-            self._new_mode = mode
+            with self._new_mode_lock:
+                self._new_mode = mode
         self._call_due.set()
         return previous
 
-    def publish(self) -> None:
+    def _keep(self) -> None:
+        """Call the table until this process leaves, then release what it holds."""
+        while not self._left.is_set():
+            # Also after a bug: shards whose lease is not renewed get a second owner.
+            self.reachable = self._succeeds(self._publish, "the table of shards cannot be called")
+            self._look_at_outage()
+            self._report_other_owner()
+            self._apply_due.set()
+            self._call_due.wait(self._table.call_again_seconds)
+            self._call_due.clear()
+        if self.reachable:
+            self.reachable = False
+            self._succeeds(partial(self._table.hold, leaving=True), "the shards cannot be released")
+
+    def _publish(self) -> None:
         """Call the table with the state of this moment.
 
         Raises:
             Unavailable: Redis did not answer.
         """
-        with self._calling:
-            ready = self._ingest.ready() if self._assign else ()
-            shards = self._ingest.shards() if self._assign else dict.fromkeys(self._table.shards, ShardState("owner"))
-            # Later numbers win, whichever way they arrive and whatever the wall clock does.
-            number, at = time.monotonic_ns(), time.time_ns() // 1_000_000
-            state, counters = self._ingest.state(), self._ingest.counters()
-            published = Published(self._table.run, number, at, state, counters, dict(shards))
-            # One that takes all has no say in the mode while another such process owns the shards.
-            new_mode = self._new_mode if self._table.held.owned else None
-            self._table.hold(ready, published, new_mode, cut_off=self._assign is not None and self._ingest.is_cut_off())
+        ready = self._ingest.ready() if self._assign else ()
+        shards = self._ingest.shards() if self._assign else dict.fromkeys(self._table.shards, ShardState("owner"))
+        # Later numbers win, whichever way they arrive and whatever the wall clock does.
+        number, at = time.monotonic_ns(), time.time_ns() // 1_000_000
+        state, counters = self._ingest.state(), self._ingest.counters()
+        published = Published(self._table.run, number, at, state, counters, dict(shards))
+        # One that takes all has no say in the mode while another such process owns the shards.
+        new_mode = self._new_mode if self._table.held.owned else None
+        self._table.hold(ready, published, new_mode, cut_off=self._assign is not None and self._ingest.is_cut_off())
+        with self._new_mode_lock:
             if new_mode is self._new_mode:
                 self._new_mode = None
         if not self._table.is_followed:
             self._commands_due.clear()
         if self._table.is_followed or self._commands_stopped.is_set():  # perhaps before `clear`
             self._commands_due.set()
-
-    def _keep(self) -> None:
-        while not self._left.is_set():
-            self._call_due.clear()
-            # Also after a bug: shards whose lease is not renewed get a second owner.
-            self.reachable = self._succeeds(self.publish, "the table of shards cannot be called")
-            self._look_at_outage()
-            self._report_other_owner()
-            self._apply_due.set()
-            self._call_due.wait(self._table.call_again_seconds)
 
     def _look_at_outage(self) -> None:
         """Ingest everything where the table cannot say who does what, at the start or for long."""
@@ -212,7 +214,9 @@ class Member:
         """Return what to own, what to stand by for, and whether to lead; None while the table has never said so."""
         if self._is_alone:
             return frozenset(self._table.shards), frozenset(), True
-        return self._table.held[:3] if self._table.table.rows else self._assigned
+        table, held = self._table.table, self._table.held[:3]
+        # One that has begun without Redis goes on with all shards until the table gives some to it or to others.
+        return held if any(held) or (table.rows and table.at >= table.grace) else self._assigned
 
     def _mode_to_adopt(self) -> Mode | None:
         if self._new_mode is not None or (self._assign is None and not self._table.held.owned):
@@ -221,9 +225,10 @@ class Member:
         return None if mode is None or mode is self._ingest.state().mode else mode
 
     def _apply(self) -> None:
-        while self._apply_due.wait() and not self._left.is_set():
-            self._apply_due.clear()
+        while not self._left.is_set():
             self._succeeds(self._apply_once, "an assignment failed")  # tried again after the next call
+            self._apply_due.wait()
+            self._apply_due.clear()
 
     def _apply_once(self) -> None:
         """Adopt the mode before shards are begun in it, then take the shards; publish at once what has changed."""

@@ -48,13 +48,18 @@ def owners_of(table: Table, known: Mapping[str, Published]) -> dict[str, list[Pu
         known: the states of all processes, by run.
     """
     of_exchange: dict[str, dict[str, Published | None]] = {}
-    for shard in sorted({*table.rows, *(shard for each in known.values() for shard in each.shards)} - {LEAD}):
-        owner = _owner(shard, table, known)
+    for shard, owner in owner_by_shard(table, known).items():
         of_exchange.setdefault(exchange_of(shard), {})["" if owner is None else owner.run] = owner
     return {
         exchange: [each for each in of.values() if each is not None] if "" not in of else []
         for exchange, of in of_exchange.items()
     }
+
+
+def owner_by_shard(table: Table, known: Mapping[str, Published]) -> dict[str, Published | None]:
+    """Return the state of the owner of each shard; None if it has none that is known. Arguments as of `owners_of`."""
+    shards = sorted({*table.rows, *(shard for each in known.values() for shard in each.shards)} - {LEAD})
+    return {shard: _owner(shard, table, known) for shard in shards}
 
 
 def _owner(shard: str, table: Table, known: Mapping[str, Published]) -> Published | None:

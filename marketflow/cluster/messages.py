@@ -43,11 +43,10 @@ class ShardState(msgspec.Struct, frozen=True):
     newest_at: int | None = None
 
 
-class Published(msgspec.Struct, frozen=True, rename={"counters": "figures"}):
+class Published(msgspec.Struct, frozen=True):
     """A published state: of which run, its ascending number within that run, and the time (Unix ms).
 
-    The counters and shards are of the same moment. In JSON the counters are `figures`, so that versions can be mixed
-    while they are replaced.
+    The counters and shards are of the same moment.
     """
 
     run: str

@@ -16,7 +16,7 @@ import redis
 import redis.asyncio
 from loguru import logger
 
-from marketflow.cluster.merging import merged_report, merged_state, owners_of, page_of_each
+from marketflow.cluster.merging import merged_report, merged_state, owner_by_shard, owners_of, page_of_each
 from marketflow.cluster.messages import (
     RELOAD,
     FeedsQuery,
@@ -196,7 +196,9 @@ class RemoteIngest:
         return await self._reports.get(query, lambda: self._report(query))
 
     async def _report(self, query: FeedsQuery) -> FeedsReport:
-        owners = [run for run, each in self._known().items() if each.owned]
+        # One owner of each shard: two processes that ingest everything would count it twice.
+        by_shard = owner_by_shard(self._table, self._known()).items()
+        owners = sorted({each.run for shard, each in by_shard if each is not None and shard in each.owned})
         content = encode(page_of_each(query, len(owners)))
         return merged_report(query, await self._command(owners, content, FeedsReport), self.exchanges)
 

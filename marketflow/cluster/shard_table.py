@@ -71,13 +71,18 @@ for _, member in pairs(members) do lease = math.max(lease, member.lease) end
 if not stored or (next(members) and now - known.at > lease) then known.grace = now + request.grace end
 known.grace = math.min(known.grace, now + request.grace)
 local in_grace = now < known.grace
+local function remove(name)
+    members[name] = nil
+    redis.call('hdel', KEYS[3], name)
+end
 for name, member in pairs(members) do
     if in_grace then member.expires = math.max(member.expires, known.grace) end
     member.expires = math.min(member.expires, now + member.lease)
-    if member.expires <= now then members[name] = nil end
+    if member.expires <= now then remove(name) end
 end
 caller.expires = now + caller.lease
-members[run] = not request.leaving and caller or nil
+members[run] = caller
+if request.leaving then remove(run) end
 local function can(name, shard) return members[name] and members[name].shards[shard] end
 
 -- A process that reaches all of Redis, in place of an owner that does not: the standby, or for the lead any.
@@ -211,13 +216,9 @@ if not new and not request.leaving and (is_fresh or (not mode and (holds or not 
 if new then mode = new end
 if mode then redis.call('set', KEYS[2], mode, 'px', request.kept) end
 
--- The states of the members.
+-- The state of the caller.
 if state ~= '' then redis.call('hset', KEYS[3], run, state) end
 redis.call('pexpire', KEYS[3], request.state_kept)
-local states = redis.call('hgetall', KEYS[3])
-for i = 1, #states, 2 do
-    if not members[states[i]] then redis.call('hdel', KEYS[3], states[i]) end
-end
 return {mode, redis.call('exists', KEYS[4], KEYS[5]), cjson.encode(known)}
 """
 
@@ -239,13 +240,14 @@ class Lease(msgspec.Struct, frozen=True):
 class Table(msgspec.Struct, frozen=True):
     """The table: its rows by shard, and the leases by run.
 
-    `at` is the time of its last call (server time, Unix ms), `takeovers` how often the owner of a shard was gone and
-    replaced.
+    `at` is the time of its last call, `grace` until when it replaces nobody and hands nothing out (server time, Unix
+    ms), `takeovers` how often the owner of a shard was gone and replaced.
     """
 
     rows: dict[str, Row] = {}
     members: dict[str, Lease] = {}
     at: int = 0
+    grace: int = 0
     takeovers: int = 0
 
 
@@ -370,14 +372,15 @@ class ShardTable:
             answer = self._client.eval(_CALL, len(names), *names, encode(given), state)
         mode, followers, stored = cast("tuple[bytes | None, int, bytes]", answer)
         self.is_followed = followers > 0
-        self.table = decode(stored, Table) or NO_TABLE
-        others = [member.expires for run, member in self.table.members.items() if run != self.run]
+        table = decode(stored, Table) or NO_TABLE
+        others = [member.expires for run, member in table.members.items() if run != self.run]
         self._is_alone = self._takes_all and not self.is_followed and not others
         # Only with the longer lease: the call that finds out that it is alone has the shorter one.
         rarely = self._is_alone and was_alone
-        expire_seconds = [(at - self.table.at + 1) / 1000 for at in others]
+        expire_seconds = [(at - table.at + 1) / 1000 for at in others]
         self.call_again_seconds = ALONE_CALL_SECONDS if rarely else min([CALL_SECONDS, *expire_seconds])
-        rows = self.table.rows
+        rows = table.rows
+        # Before the table: another thread that has seen a new table sees what it gives.
         self.held = Assignment(
             frozenset(name for name, row in rows.items() if row.owner == self.run and name != LEAD),
             frozenset(name for name, row in rows.items() if row.standby == self.run),
@@ -385,6 +388,7 @@ class ShardTable:
             {name: row.epoch for name, row in rows.items()},
             mode_of(mode),
         )
+        self.table = table
         return self.held
 
 

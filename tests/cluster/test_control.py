@@ -216,7 +216,7 @@ def test_table_is_called_after_a_state_that_raises(client: "redis.Redis", join: 
     wait_until(lambda: engine.owned == {*SHARDS})
 
 
-def test_member_for_which_no_shard_is_left_is_told_so(join: Join) -> None:
+def test_member_for_which_no_shard_is_left_is_assigned_none(join: Join) -> None:
     """Else its service manager would wait for it to be ready."""
     pair(join)
     third = Engine()
@@ -249,6 +249,62 @@ def test_member_that_starts_without_redis_ingests_all_shards(redis_db: RedisServ
         assert first.owned | second.owned == {*SHARDS}
         for member in (owner, alone):
             member.leave()
+
+
+def test_member_that_ingests_alone_goes_on_until_others_own(redis_db: RedisServer) -> None:
+    """Redis is back with a table of processes that died with it: in its grace time nobody else would ingest."""
+
+    class Recording(Engine):
+        def assign(self, owned: Collection[str], standby: Collection[str], leads: bool) -> None:
+            super().assign(owned, standby, leads)
+            assigned.append(self.owned)
+
+    assigned: list[frozenset[str]] = []
+    engine = Recording()
+    with (
+        Proxy(redis_db.port) as proxy,
+        connect(connection_keywords(HOST, redis_db.port, "", 0)) as client,
+        connect(connection_keywords(HOST, proxy.port, "", 0)) as proxied,
+    ):
+        dead = ShardTable(client, SHARDS)
+        wait_until(lambda: dead.hold().owned)
+        proxy.refuse()
+        member = Member(ShardTable(proxied, SHARDS), proxied, engine, engine.report, engine.reload, engine.assign)
+        member.start()
+        wait_until(lambda: engine.owned == {*SHARDS})
+        at = table_of(client)["at"]
+        wait_until(lambda: 1000 * client.time()[0] > at + 1000 * shard_table.LEASE_SECONDS)
+        proxy.heal()
+        wait_until(lambda: member._table.held.owned == {*SHARDS})
+        member.leave()
+    assert {*assigned} == {frozenset(SHARDS)}
+
+
+def test_call_under_way_at_the_end_does_not_join_again(client: "redis.Redis", join: Join) -> None:
+    class Slow(Engine):
+        def counters(self) -> IngestCounters:
+            calling.set()
+            going.wait(10)
+            return super().counters()
+
+    calling, going = threading.Event(), threading.Event()
+    going.set()
+    engine = Slow()
+    member = join(engine)
+    wait_until(lambda: engine.owned)
+    going.clear()
+    calling.clear()
+    calling.wait(10)
+    member.leave()
+    going.set()
+    for thread in member._threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert member._table.run not in table_of(client)["members"]
+
+
+def table_of(client: "redis.Redis") -> Any:
+    return msgspec.json.decode(client.get(keys.SHARDS_KEY) or b'{"members":{}}')
 
 
 def test_outage_of_redis_takes_nothing_from_an_owner(redis_db: RedisServer) -> None:
@@ -312,9 +368,7 @@ def test_lone_member_that_takes_all_calls_once_a_second(client: "redis.Redis", j
 
 def test_lease_is_short_while_another_process_ingests(client: "redis.Redis", join: Join) -> None:
     def lease_ms() -> int:
-        stored = client.get(keys.SHARDS_KEY)
-        members = msgspec.json.decode(stored)["members"] if stored else {}
-        return int(members[member._table.run]["lease"]) if members else 0
+        return int(table_of(client)["members"].get(member._table.run, {"lease": 0})["lease"])
 
     member = join(Engine(), takes_all=True)
     wait_until(lambda: lease_ms() == 2500)
@@ -324,7 +378,7 @@ def test_lease_is_short_while_another_process_ingests(client: "redis.Redis", joi
     wait_until(lambda: lease_ms() == 2500)
 
 
-def test_member_that_takes_all_is_told_no_shards(join: Join) -> None:
+def test_member_that_takes_all_is_assigned_nothing(join: Join) -> None:
     engine, other = Engine(), Engine()
     join(other)
     wait_until(lambda: other.owned)
@@ -350,8 +404,13 @@ def test_own_mode_switch_is_not_undone_by_the_table(client: "redis.Redis", join:
     class SlowEngine(Engine):
         def switch(self, mode: Mode) -> Mode:
             before = super().switch(mode)
-            for _ in range(50):
-                member.publish()
+            enough = calls(client) + 3
+
+            def has_called() -> bool:
+                member._call_due.set()
+                return calls(client) >= enough
+
+            wait_until(has_called)
             return before
 
     engine = SlowEngine()
@@ -469,6 +528,17 @@ def test_feeds_of_all_owners_are_one_report(redis_db: RedisServer, join: Join, o
     assert [(each.exchange, each.symbol) for each in report.series] == rows[offset : offset + limit]
     assert [each.exchange for each in report.exchanges] == [*SHARDS]
     assert report.total == 4
+
+
+def test_feeds_that_two_processes_ingest_are_counted_once(redis_db: RedisServer, join: Join) -> None:
+    members = [join(Engine(owned=frozenset(SHARDS)), takes_all=True) for _ in range(2)]
+
+    async def ask(feeds: RemoteIngest) -> FeedsReport:
+        await until(lambda: all(len(feeds._known()) == len(each._table.table.members) == 2 for each in members))
+        return await feeds.feeds(FeedsQuery(limit=10))
+
+    report = with_api(redis_db, ask)
+    assert (report.total, report.exchanges) == (4, tuple(map(exchange_report, SHARDS)))
 
 
 def test_expired_or_unknown_commands_are_ignored(redis_db: RedisServer, client: "redis.Redis", join: Join) -> None:
@@ -604,7 +674,7 @@ def test_state_without_counters_of_an_older_version_is_used() -> None:
         "a run", 1, 0, Engine().state(), counted(1), {"exchange1": ShardState("owner")}
     )
     without = msgspec.json.decode(told)
-    del without["figures"], without["shards"]
+    del without["counters"], without["shards"]
     assert decode(msgspec.json.encode(without), Published) == Published("a run", 1, 0, Engine().state())
 
 
