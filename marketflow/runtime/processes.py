@@ -337,7 +337,8 @@ class ApiRole(AsgiApplication):
 
         Raises:
             SettingsError: those of one of the two are wrong, and nothing has changed.
-            Unavailable: no ingest process answers, and nothing has changed.
+            Unavailable: no ingest process answers, or earlier reloads are still under way; what ingest processes have
+                taken nevertheless is taken here, too.
         """
         await self.reloads.run(self.settings_reload.check)
         changes = await self._remote.reload()
