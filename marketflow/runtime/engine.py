@@ -398,9 +398,7 @@ class Engine:
                 self.alerts.configure(settings.alerts)
             if not self.ownership.everything:
                 # What was received of exchanges that are removed is still written by their owner.
-                shards = settings.shards.joined(self.ownership.shards)
-                removed = self.ownership.owned.difference(settings.shards.names)
-                self.ownership.take(self.ownership.owned & {*settings.shards.names, LEAD} | removed, shards)
+                self.ownership.take(self.ownership.owned, settings.shards.joined(self.ownership.shards))
             else:
                 self.ownership.shards = settings.shards
             self._replace_feeds(settings)
