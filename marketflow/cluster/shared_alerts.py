@@ -8,7 +8,7 @@ It begins where the one before has ended for certain; what was stored since then
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -103,6 +103,7 @@ class SharedAlerts:
         self._known_holes: set[tuple[Series, int]] = set()
         self._begun = False
         self._begin_by = 0.0
+        self._first_rule_at: int | None = None  # where there was none, and so no step, before
         self._evaluated_until = self._stored_until = self._holes_since = self._looked_at = 0
         self._next_step = 0.0
         self._watched_as_of: tuple[Mode, int, object] | None = None
@@ -119,7 +120,7 @@ class SharedAlerts:
     def begin(self) -> None:
         """Begin where the process that led before has ended: this one leads from now on."""
         with self._lock:
-            self._begun = False
+            self._begun, self._first_rule_at = False, None
             self._begin_by = self._monotonic() + MARK_SECONDS
             self._follower.begin(LATEST)
             self._alerts.begin_again()
@@ -128,11 +129,13 @@ class SharedAlerts:
         """Return the newest tick of a symbol by exchange, as far as it was evaluated."""
         return {each.exchange: tick for each, tick in self._follower.newest(self._series_of(mode, symbol)).items()}
 
-    def follow(self, rules: Iterable[AlertRule]) -> None:
+    def follow(self, rules: Collection[AlertRule]) -> None:
         """Begin with the prices of now of the symbols of new rules, before these are evaluated."""
         if self._begun:
             symbols = {symbol for rule in rules if (symbol := getattr(rule, "symbol", None)) is not None}
             self._follower.follow(each for symbol in symbols for each in self._series_of(self._mode(), symbol))
+        elif rules and self._first_rule_at is None:
+            self._first_rule_at = milliseconds(self._clock())
 
     def step(self) -> None:
         """Evaluate what is new; to be called again and again."""
@@ -164,7 +167,8 @@ class SharedAlerts:
     def _begin_at(self, mark: AlertMark | None, now_ms: int) -> None:
         mode, begin = self._mode(), LATEST
         if mark is None or mark.mode is not mode:
-            mark = AlertMark(now_ms, mode)
+            mark = AlertMark(now_ms if self._first_rule_at is None else self._first_rule_at, mode)
+            begin = LATEST if self._first_rule_at is None else self._first_rule_at
         else:
             # Changes within short periods are compared with what was before, of which no event is one.
             begin = max(mark.until, now_ms - REPLAYED_MS) - self._alerts.evaluator.longest_period_ms(REPLAYED_MS)

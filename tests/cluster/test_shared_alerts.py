@@ -328,6 +328,26 @@ def test_crossing_before_a_rule_was_made_is_no_event(world: World, make_leads: A
     assert [direction for _, direction, _ in leads.events()] == ["up", "up"]
 
 
+def test_first_rule_of_all_finds_what_follows_it_at_once(
+    world: World, make_leads: Any, postgres_db: dict[str, Any]
+) -> None:
+    """Steps begin with it, a moment later."""
+    leads = make_leads()
+    world.tick(99)
+    world.now_ms += 1_000
+    for rule in (rule_of(level=100, exchange="exchange1"), rule_of(kind="hole")):
+        leads.lead.shared.follow([rule])
+        made = leads.lead.alerts.create(rule)
+        leads.rules[made.id] = made
+    world.now_ms += 100
+    world.tick(101)
+    with closing(PostgresHoles(connection_keywords(**postgres_db))) as holes:
+        holes.write([Hole(SERIES[1], 5, 9, world.now_ms, world.now_ms, world.now_ms, world.now_ms)])
+    world.now_ms += 200
+    leads.lead.run(2)
+    assert len(leads.events()) == 2
+
+
 def test_stale_feed_is_an_event_once_whichever_process_leads(world: World, make_leads: Any) -> None:
     leads = make_leads(stale={"kind": "stale"})
     leads.lead.run(1)

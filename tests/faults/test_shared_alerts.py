@@ -328,9 +328,7 @@ def test_killed_lead_neither_misses_nor_doubles_a_hole(
             series = Series(Mode.LIVE, NAMES[after_id % 3], "BTCUSDT")
             holes.write([Hole(series, after_id, after_id + 5, now - 3_000, now - 2_500, now, now)])
 
-        with redis_db.client() as client:
-            wait_until(lambda: client.exists(keys.ALERTS_KEY))  # the lead has begun
-        find(1)
+        find(1)  # right after the first rule was made
         wait_until(lambda: one.counts([rule]) == [1], 20)
         lead = one.owner(LEAD)
         find(2)
