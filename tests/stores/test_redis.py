@@ -27,6 +27,7 @@ from marketflow.model import (
     Tick,
     candle_of,
     minute_start,
+    put_more_complete,
     slice_start,
 )
 from marketflow.settings.shards import LEAD
@@ -212,6 +213,30 @@ def test_older_price_of_another_process_replaces_no_newer_one(
         assert client.hget(keys.latest_key(series[0]), "price") == b"4.0"
 
 
+@pytest.mark.parametrize("count", [1, 20])
+def test_newest_tick_without_receipt_is_stored_and_announced(
+    redis_db: RedisServer, client: "redis.Redis", count: int
+) -> None:
+    """As of a row, which has none: its sequence is zero."""
+    series = [Series(Mode.LIVE, "exchange1", f'S"{number}\u20ac') for number in range(count)]
+    tick = Tick(1e22, NOW, 0)
+    with (
+        closing(RedisWriter(redis_db.client(), series, lambda: NOW * 10**6, 70)) as writer,
+        redis_db.client() as listener,
+        listener.pubsub() as announcements,
+    ):
+        announcements.subscribe(keys.PLAIN.newest_channel)
+        assert announcements.get_message(timeout=5)
+        writer.recover()
+        writer.put_newest(dict.fromkeys(series, tick))
+        message = announcements.get_message(timeout=5)
+        assert message is not None
+        assert codec.decode_newest(message["data"]) == [(each, tick) for each in series]
+        for each in series:
+            assert client.hget(keys.latest_key(each), "received") == b"0"
+        assert ask(redis_db, lambda reader: reader.newest(series)) == [tick] * count
+
+
 def test_newest_price_lives_at_least_nine_tenths_of_ttl(
     cache: RedisWriter, client: "redis.Redis", clock: SetClock
 ) -> None:
@@ -349,6 +374,45 @@ def test_more_complete_slot_replaces_and_repetition_changes_nothing(
     put(one(ticks=2))
     assert codec.decode_slots(slots_of(client, key)) == {MINUTE: candle(ticks=2)}
     assert client.zcard(key) == 1
+
+
+slots = st.dictionaries(
+    st.builds(Slot, st.sampled_from(SERIES), st.sampled_from([MINUTE, MINUTE + SLICE_MS, MINUTE + 2 * SLICE_MS])),
+    st.integers(1, 3),
+)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(slots, slots)
+def test_slots_of_one_write_are_stored_and_announced_each_by_itself(
+    cache: RedisWriter,
+    client: "redis.Redis",
+    redis_db: RedisServer,
+    first: dict[Slot, int],
+    second: dict[Slot, int],
+) -> None:
+    """Whatever series, starts and numbers of ticks come together, in any order."""
+    client.flushall()
+    cache.needs_refill()
+    expected: Candles = {}
+    with redis_db.client() as listener, listener.pubsub() as announcements:
+        announcements.subscribe(keys.PLAIN.slices_channel)
+        assert announcements.get_message(timeout=5)
+        for ticks in filter(None, (first, second)):
+            written = {slot: candle(slot.start, count) for slot, count in ticks.items()}
+            cache.put_slices(written)
+            message = announcements.get_message(timeout=5)
+            assert message is not None
+            announced = codec.decode_announced(message["data"])
+            assert {slot: codec.valid_slot(slot.start, member) for slot, member in announced} == written
+            for slot, each in written.items():
+                put_more_complete(expected, slot, each)
+    for series in SERIES:
+        stored = codec.decode_slots(slots_of(client, keys.window_key(series)))
+        assert {Slot(series, start): each for start, each in stored.items()} == {
+            slot: each for slot, each in expected.items() if slot.series == series
+        }
+        assert client.ttl(keys.window_key(series)) != -1
 
 
 def test_more_complete_of_two_stored_slots_counts() -> None:

@@ -4,8 +4,10 @@ Nothing expires. The commands of a transaction are done at once.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
+from marketflow.model import NANOSECONDS_PER_MS
 from marketflow.stores.redis.codec import decode_candle
 from marketflow.stores.redis.slot_script import PUT_SLOTS
 from marketflow.stores.redis.writer import PUT_NEWEST
@@ -40,8 +42,8 @@ class MemoryRedis:
         self.strings[key] = str(value).encode()
         return previous if get else None
 
-    def hset(self, key: str, mapping: Mapping[str, object]) -> None:
-        self.hashes.setdefault(key, {}).update({field: str(value).encode() for field, value in mapping.items()})
+    def hset(self, key: str, mapping: Mapping[str, bytes]) -> None:
+        self.hashes.setdefault(key, {}).update(mapping)
 
     def hmget(self, key: str, fields: Sequence[str]) -> list[bytes | None]:
         return [self.hashes.get(key, {}).get(field) for field in fields]
@@ -63,28 +65,33 @@ class MemoryRedis:
     def pexpire(self, key: str, milliseconds: int) -> bool:
         return self.expire(key, milliseconds)
 
-    def eval(self, script: str, count: str | int, *rest: Any) -> None:
+    def eval(self, script: str, count: int, *rest: Any) -> None:
         """Do what PUT_SLOTS or PUT_NEWEST does; their docstrings list the arguments."""
-        names, (_expiry, _channel, _message, *arguments) = rest[: int(count)], rest[int(count) :]
-        {PUT_SLOTS: self._put_slots, PUT_NEWEST: self._put_newest}[script](names, iter(arguments))
+        names, (_expiry, _channel, _message, number, *arguments) = rest[:count], rest[count:]
+        act = {PUT_SLOTS: self._put_slots, PUT_NEWEST: self._put_newest}[script]
+        act([name.decode() for name in names], int(number), iter(arguments))
 
-    def _put_slots(self, names: Sequence[str], following: Iterator[Any]) -> None:
-        for key in names:
-            slots, oldest = int(next(following)), next(following)
-            for start, ticks, member in [(next(following), next(following), next(following)) for _ in range(slots)]:
-                held = self.zrangebyscore(key, start, start)
-                if max((decode_candle(other).ticks for other in held), default=-1) <= float(ticks):
-                    self.zremrangebyscore(key, start, start)
+    def _put_slots(self, names: Sequence[str], trimmed: int, following: Iterator[Any]) -> None:
+        slots = iter(names[: len(names) - trimmed])
+        left = len(names) - trimmed
+        while left:
+            count, start, completeness = next(following), next(following), next(following)
+            for key, member in zip(islice(slots, count), islice(following, count), strict=True):
+                held = self.zrangebyscore(key, float(start), float(start))
+                if max((decode_candle(other).completeness for other in held), default=-1) <= completeness:
+                    self.zremrangebyscore(key, float(start), float(start))
                     self.zadd(key, {member: float(start)})
-            if oldest != "":
-                self.zremrangebyscore(key, "-inf", f"({oldest}")
+            left -= count
+        for key, oldest in zip(names[len(names) - trimmed :], following, strict=True):
+            self.zremrangebyscore(key, "-inf", f"({oldest}")
 
-    def _put_newest(self, names: Sequence[str], following: Iterator[Any]) -> None:
+    def _put_newest(self, names: Sequence[str], ticks: int, following: Iterator[Any]) -> None:
         latest = next(following)
-        for key in names:
-            price, at, received, sequence, _is_due = [next(following) for _ in range(5)]
+        for key in names[:ticks]:
+            price, at, sequence = islice(following, 3)
+            received = b"%d" % (int(sequence) // NANOSECONDS_PER_MS)
             held_at, held_sequence = (int(field or -1) for field in self.hmget(key, ["timestamp", "sequence"]))
-            if (held_at, held_sequence) <= (int(at), int(sequence)) or held_at > int(latest):
+            if latest == "" or (held_at, held_sequence) <= (int(at), int(sequence)) or held_at > latest:
                 self.hset(key, {"price": price, "timestamp": at, "received": received, "sequence": sequence})
 
     def zcard(self, key: str) -> int:
@@ -212,7 +219,10 @@ class _Connection:
                 return None
             case "HSET":
                 key, *rest = arguments
-                return self._server.hset(key, dict(zip(rest[::2], rest[1::2], strict=True)))
+                return self._server.hset(key.decode(), dict(zip(rest[::2], rest[1::2], strict=True)))
+            case "PEXPIRE":
+                key, expiry = arguments
+                return self._server.pexpire(key.decode(), expiry)
             case _:
                 return getattr(self._server, name.lower())(*arguments)
 

@@ -9,7 +9,7 @@ be, is skipped, counted and logged.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from math import inf, isfinite
 
 import msgspec
@@ -36,7 +36,7 @@ class _Trade(msgspec.Struct, array_like=True):
     bought: bool | None
 
 
-encode_series = encode_announcement = encode_times = _encode = msgspec.json.Encoder().encode
+encode_series = encode_times = _encode = msgspec.json.Encoder().encode
 _decode_candle = msgspec.json.Decoder(Candle).decode
 _decode_tick = msgspec.json.Decoder(Tick).decode
 _decode_trade = msgspec.json.Decoder(_Trade).decode
@@ -44,6 +44,50 @@ _decode_times = msgspec.json.Decoder(dict[str, int]).decode
 _decode_series = msgspec.json.Decoder(Series).decode
 decode_newest = msgspec.json.Decoder(list[tuple[Series, Tick]]).decode
 decode_announced = msgspec.json.Decoder(list[tuple[Slot, msgspec.Raw]]).decode
+
+
+class WrittenKey(msgspec.Struct, gc=False):
+    """What a writer knows of the key of a series.
+
+    Args:
+        key: its name.
+        series: the series as JSON.
+        renewed_at: when its expiry was renewed (Unix ms), or by which time it was trimmed.
+    """
+
+    key: bytes
+    series: bytes
+    renewed_at: int = 0
+
+
+class WrittenKeys(dict[Series, WrittenKey]):
+    """The keys of one kind by series; the names are formatted once, which takes half as long as a write.
+
+    Args:
+        key_of: gives the key of a series.
+    """
+
+    def __init__(self, key_of: Callable[[Series], str]) -> None:
+        super().__init__()
+        self._key_of = key_of
+
+    def __missing__(self, series: Series) -> WrittenKey:
+        found = self[series] = WrittenKey(self._key_of(series).encode(), encode_series(series))
+        return found
+
+
+def encode_ticks(ticks: Sequence[Tick]) -> tuple[list[bytes], list[bytes]]:
+    """The JSON of each tick without its brackets, and price, time and sequence of each in turn.
+
+    Of many ticks at once, which takes a third of the time of each by itself.
+    """
+    joined = _encode(ticks)[2:-2]
+    return joined.split(b"],["), joined.replace(b"],[", b",").split(b",")
+
+
+def announcement(published: Iterable[bytes]) -> bytes:
+    """The message of what is published at once, each as JSON."""
+    return b"[%b]" % b",".join(published)
 
 
 class InvalidEntries:

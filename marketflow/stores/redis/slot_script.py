@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple
 
-import msgspec
 import redis
 
 from marketflow.clock import Clock, milliseconds
@@ -38,34 +39,43 @@ local function completeness_of(member)
     if type(ticks) ~= 'number' or ticks ~= math.floor(ticks) or ticks < 0 or ticks > 2^53 then return 0 end
     return candle[15] == 'venue' and ticks or ticks + 0.5
 end
-local at = 4
-for _, key in ipairs(KEYS) do
-    local count, oldest = tonumber(ARGV[at]), ARGV[at + 1]
-    local trims = oldest ~= ''
-    local expires = trims
-    at = at + 2
+local slots, slot, at = #KEYS - tonumber(ARGV[4]), 0, 5
+while slot < slots do
+    local count, start, completeness = tonumber(ARGV[at]), ARGV[at + 1], tonumber(ARGV[at + 2])
+    at = at + 3
     for _ = 1, count do
-        local start, completeness, member = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
-        at = at + 3
-        local held, most = redis.call('zrangebyscore', key, start, start), -1
-        for _, other in ipairs(held) do most = math.max(most, completeness_of(other)) end
-        if most <= completeness then
-            if #held > 0 then
-                redis.call('zremrangebyscore', key, start, start)
-                expires = true  -- a key that loses its last member loses its expiry
-            end
+        slot = slot + 1
+        local key, member = KEYS[slot], ARGV[at]
+        at = at + 1
+        local held = redis.call('zrangebyscore', key, start, start)
+        if #held == 0 then
             redis.call('zadd', key, start, member)
+        else
+            local most = 0
+            for _, other in ipairs(held) do most = math.max(most, completeness_of(other)) end
+            if most <= completeness then
+                redis.call('zremrangebyscore', key, start, start)
+                redis.call('zadd', key, start, member)
+                redis.call('pexpire', key, ARGV[1])  -- a key that loses its last member loses its expiry
+            end
         end
     end
-    if trims then redis.call('zremrangebyscore', key, '-inf', '(' .. oldest) end
-    if expires then redis.call('pexpire', key, ARGV[1]) end
+end
+for trimmed = slots + 1, #KEYS do
+    redis.call('zremrangebyscore', KEYS[trimmed], '-inf', '(' .. ARGV[at])
+    redis.call('pexpire', KEYS[trimmed], ARGV[1])
+    at = at + 1
 end
 redis.call('PUBLISH', ARGV[2], ARGV[3])
 """
 """Write slots of several sorted sets.
 
-KEYS: the sorted sets. ARGV: expiry (ms), channel, message; then for each key the number of its slots, the start of the
-oldest slot to keep (empty: do not trim now), and each slot as start, completeness (`Candle.completeness`), member.
+KEYS: the sorted set of each slot, then those that are trimmed afterwards. ARGV: expiry (ms), channel, message, number
+of those that are trimmed; then the slots, in groups of those that begin at the same time and are as complete: their
+number, start and completeness (`Candle.completeness`), and the member of each; then of each that is trimmed the start
+of the oldest slot to keep.
+
+In groups, since each argument costs as much as the JSON of a slot: of many series most are in the same one.
 """
 
 
@@ -96,12 +106,11 @@ class SlotScript:
         self._clock = clock
         self._rest = rest
         self._script = PUT_SLOTS.replace("PUBLISH", publish)
-        self._keys: dict[Series, str] = {}
-        self._trimmed_to: dict[str, int] = {}  # by key
+        self._keys = codec.WrittenKeys(key_of)
 
     def renew_expiry(self) -> None:
         """Trim every key at its next write, which sets its expiry as well: Redis may have been emptied."""
-        self._trimmed_to = {}
+        self._keys = codec.WrittenKeys(self._key_of)  # writes under way know the former ones
 
     def put(self, client: "redis.Redis", slots: Candles, untrimmed: Mapping[Series, Iterable[int]] = {}) -> None:
         """Write slots.
@@ -131,43 +140,37 @@ class SlotScript:
         oldest: int,
         untrimmed: Mapping[Series, Iterable[int]],
     ) -> None:
-        by_series: dict[Series, list[str | bytes]] = {}
-        published: list[tuple[Slot, msgspec.Raw]] = []
-        within: set[Series] = set()
-        for slot, candle in entries:
-            series, start = slot
+        groups: dict[tuple[int, int, str], _Group] = {}
+        published: list[bytes] = []
+        kept: dict[bytes, int] = {}  # the start of the oldest slot to keep, of each key that is trimmed
+        trimmed: list[codec.WrittenKey] = []
+        written_keys = self._keys
+        for (series, start), candle in entries:
+            key = written_keys[series]
             member = codec.encode_candle(candle)
-            published.append((slot, msgspec.Raw(member)))
-            # Texts, which hiredis packs twice as fast as numbers.
-            texts = (str(start), _completeness(candle), member)
-            if (slots := by_series.get(series)) is None:
-                by_series[series] = [*texts]
-            else:
-                slots += texts
-            if start >= oldest:
-                within.add(series)
-        trimmed: dict[str, int] = {}
-        trimmed_to = self._trimmed_to
-        names: list[str] = []
-        arguments: list[str | bytes] = [str(keys.EXPIRY_MS), self._channel, codec.encode_announcement(published)]
-        for series, slots in by_series.items():
-            names.append(key := self._key(series))
-            # Once a minute: trimming costs as much as writing a slot.
-            due = trimmed_to.get(key) != oldest
-            kept = min((oldest, *untrimmed.get(series, ()))) if untrimmed else oldest
-            arguments += (str(len(slots) // 3), str(kept) if due else "", *slots)
-            if due and series in within:
-                trimmed[key] = oldest
+            if (group := groups.get(kind := (start, candle.ticks, candle.source))) is None:
+                group = groups[kind] = _Group([], [], b"%d" % start, candle.completeness)
+            group.keys.append(key.key)
+            group.members.append(member)
+            published.append(b"[[%b,%b],%b]" % (key.series, group.start, member))
+            if key.renewed_at != oldest:  # once a minute: trimming costs as much as writing a slot
+                kept[key.key] = min((oldest, *untrimmed.get(series, ())))
+                if start >= oldest:
+                    trimmed.append(key)
+        names = [*chain.from_iterable(group.keys for group in groups.values()), *kept]
+        arguments: list[bytes | str | float] = [keys.EXPIRY_MS, self._channel, codec.announcement(published), len(kept)]
+        for group in groups.values():
+            arguments += (len(group.keys), group.start, group.completeness, *group.members)
         # The text each time: a restarted server knows no script by its hash.
-        client.eval(self._script, len(names), *names, *arguments)
-        trimmed_to |= trimmed
-
-    def _key(self, series: Series) -> str:
-        if (key := self._keys.get(series)) is None:
-            key = self._keys[series] = self._key_of(series)
-        return key
+        client.eval(self._script, len(names), *names, *arguments, *kept.values())
+        for key in trimmed:
+            key.renewed_at = oldest
 
 
-def _completeness(candle: Candle) -> str:
-    """`Candle.completeness` as text, in a quarter of the time that a float takes."""
-    return f"{candle.ticks}.5" if candle.source == "ticks" else f"{candle.ticks}"
+class _Group(NamedTuple):
+    """Slots with the same start (as text) and completeness."""
+
+    keys: list[bytes]
+    members: list[bytes]
+    start: bytes
+    completeness: float

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import islice
 from typing import Any, cast
 
 import redis
@@ -44,26 +45,29 @@ TICKS_A_CALL = 1000
 """Newest ticks that one call of the script writes, within a few milliseconds of the server."""
 
 PUT_NEWEST = """
-local at = 5
-for _, key in ipairs(KEYS) do
-    local held = redis.call('hmget', key, 'timestamp', 'sequence')
-    local held_at, held_sequence = tonumber(held[1] or ''), tonumber(held[2] or '') or 0
-    local time = tonumber(ARGV[at + 1])
-    if not held_at or held_at < time or held_at > tonumber(ARGV[4])
-            or (held_at == time and held_sequence <= tonumber(ARGV[at + 3])) then
-        redis.call('hset', key, 'price', ARGV[at], 'timestamp', ARGV[at + 1], 'received', ARGV[at + 2],
-                   'sequence', ARGV[at + 3])
+local ticks, latest, at = tonumber(ARGV[4]), tonumber(ARGV[5]), 6
+for tick = 1, ticks do
+    local key, price, time, sequence, is_newer = KEYS[tick], ARGV[at], ARGV[at + 1], ARGV[at + 2], true
+    if latest then
+        local held = redis.call('hmget', key, 'timestamp', 'sequence')
+        local held_at, held_sequence = tonumber(held[1] or ''), tonumber(held[2] or '') or 0
+        is_newer = not held_at or held_at < tonumber(time) or held_at > latest
+            or (held_at == tonumber(time) and held_sequence <= tonumber(sequence))
     end
-    if ARGV[at + 4] ~= '' then redis.call('pexpire', key, ARGV[1]) end
-    at = at + 5
+    if is_newer then
+        local received = #sequence > 6 and string.sub(sequence, 1, -7) or '0'
+        redis.call('hset', key, 'price', price, 'timestamp', time, 'received', received, 'sequence', sequence)
+    end
+    at = at + 3
 end
+for expiring = ticks + 1, #KEYS do redis.call('pexpire', KEYS[expiring], ARGV[1]) end
 redis.call('PUBLISH', ARGV[2], ARGV[3])
 """
-"""Write newest ticks of several series, where they are not older than those of another process.
+"""Write newest ticks of several series, where they are not older than those of another process, if there is one.
 
-KEYS: the hashes. ARGV: expiry (ms), channel, message, and a time beyond which those that are held are from before the
-clock was set back; then for each key price, timestamp, received, sequence, and
-whether its expiry is to be renewed (empty: not now).
+KEYS: the hash of each tick, then those whose expiry is renewed. ARGV: expiry (ms), channel, message, number of ticks,
+and a time beyond which those that are held are from before the clock was set back, empty if no other process writes;
+then of each tick price, timestamp, sequence.
 """
 
 SERIES_SECONDS = 25e-6
@@ -123,8 +127,7 @@ class RedisWriter:
         script = partial(SlotScript, clock=clock, publish=bucket.publish, rest=REST if buckets > 1 else 0.0)
         self._slices = script(bucket.window_key, keys.WINDOW_KEPT_MS, bucket.slices_channel)
         self._minutes = script(bucket.minutes_key, keys.MINUTES_TRIMMED_MS, bucket.minutes_channel)
-        self._expiry_set_at: dict[Series, int] = {}  # of each newest price (Unix ms)
-        self._latest_keys: dict[Series, str] = {}
+        self._latest = codec.WrittenKeys(bucket.latest_key)
         self._unstored: dict[Series, set[int]] = {}  # recovered minutes (starts) that are nowhere but in their slices
         self._complete_at_probe = False
         self.answers = True
@@ -186,47 +189,48 @@ class RedisWriter:
         Raises:
             Unavailable: not written, or an earlier write was not.
         """
+        now_ms, written_keys = milliseconds(self._clock()), self._latest
+        written, ticks = [written_keys[each] for each in newest], list(newest.values())
         # The expiry costs as much as the price itself, so it is not renewed each time.
-        now_ms = milliseconds(self._clock())
-        set_at = self._expiry_set_at
-        due = {each for each in newest if abs(now_ms - set_at.get(each, 0)) >= self._ttl_ms // EXPIRY_RENEWALS}
-        items = list(newest.items())
-        if len(items) <= FEW_TICKS and not self._is_shared:
-            commands = self._few_commands(items, due)
+        renewed_ms = self._ttl_ms // EXPIRY_RENEWALS
+        due = [key for key in written if abs(now_ms - key.renewed_at) >= renewed_ms]
+        if len(ticks) <= FEW_TICKS and not self._is_shared:
+            commands = self._few_commands(written, ticks, due)
         else:
-            parts = (items[begin : begin + TICKS_A_CALL] for begin in range(0, len(items), TICKS_A_CALL))
-            commands = [self._script_call(part, due, now_ms) for part in parts]
+            expiring = {key.key for key in due}
+            parts = (slice(begin, begin + TICKS_A_CALL) for begin in range(0, len(ticks), TICKS_A_CALL))
+            commands = [self._script_call(written[part], ticks[part], expiring, now_ms) for part in parts]
         with self._writing():
             confirmed = self._newest.send(commands)
-        set_at |= dict.fromkeys(due, now_ms)
+        for key in due:
+            key.renewed_at = now_ms
         return confirmed
 
-    def _few_commands(self, newest: Sequence[tuple[Series, Tick]], due: Container[Series]) -> list[Command]:
+    def _few_commands(
+        self, written: Sequence[codec.WrittenKey], ticks: Sequence[Tick], due: Sequence[codec.WrittenKey]
+    ) -> list[Command]:
         commands: list[Command] = []
-        expires = False
-        for series, tick in newest:
-            price, at, received, sequence = _texts(tick)
-            key = self._latest_key(series)
-            commands.append(("HSET", key, "price", price, "timestamp", at, "received", received, "sequence", sequence))
-            if series in due:
-                expires = True
-                commands.append(("PEXPIRE", key, self._ttl_ms))
-        commands.append((self._publish, self._newest_channel, codec.encode_announcement(newest)))
+        message, texts = _encoded(written, ticks)
+        following = iter(texts)
+        for key in written:
+            price, at, sequence = islice(following, 3)
+            received = sequence[:-6] or b"0"
+            fields = "price", price, "timestamp", at, "received", received, "sequence", sequence
+            commands.append(("HSET", key.key, *fields))
+        commands += [("PEXPIRE", key.key, self._ttl_ms) for key in due]
+        commands.append((self._publish, self._newest_channel, message))
         # A transaction, so that no price is ever left without an expiry.
-        return [("MULTI",), *commands, ("EXEC",)] if expires else commands
+        return [("MULTI",), *commands, ("EXEC",)] if due else commands
 
-    def _script_call(self, newest: Sequence[tuple[Series, Tick]], due: Container[Series], now_ms: int) -> Command:
-        message, latest = codec.encode_announcement(newest), str(now_ms + MINUTE_MS)
-        arguments: list[bytes | str] = [str(self._ttl_ms), self._newest_channel, message, latest]
-        for series, tick in newest:
-            arguments += (*_texts(tick), "1" if series in due else "")
-        names = [self._latest_key(series) for series, _ in newest]
-        return ("EVAL", self._newest_script, str(len(names)), *names, *arguments)
-
-    def _latest_key(self, series: Series) -> str:
-        if (key := self._latest_keys.get(series)) is None:
-            key = self._latest_keys[series] = self.bucket.latest_key(series)
-        return key
+    def _script_call(
+        self, written: Sequence[codec.WrittenKey], ticks: Sequence[Tick], expiring: Container[bytes], now_ms: int
+    ) -> Command:
+        message, texts = _encoded(written, ticks)
+        names = [key.key for key in written]
+        names += [name for name in names if name in expiring] if expiring else ()
+        latest = now_ms + MINUTE_MS if self._is_shared else ""
+        fixed = self._ttl_ms, self._newest_channel, message, len(ticks), latest
+        return ("EVAL", self._newest_script, len(names), *names, *fixed, *texts)
 
     def put_slices(self, slices: Candles) -> None:
         """Store whole slices, publish them, and trim the minutes that are older than the window.
@@ -362,7 +366,7 @@ class RedisWriter:
             with suppress(Unavailable):
                 self._foreign_keys.remove()
             self._calls.incomplete = False
-            self._expiry_set_at = {}
+            self._latest = codec.WrittenKeys(self.bucket.latest_key)  # writes under way know the former ones
             self._slices.renew_expiry()
             self._minutes.renew_expiry()
         return not self._complete_at_probe
@@ -380,7 +384,11 @@ class RedisWriter:
             yield client
 
 
-def _texts(tick: Tick) -> tuple[str, str, str, str]:
-    """Price, event time, time of receipt and sequence; hiredis packs texts twice as fast as numbers."""
-    price, at, sequence = tick
-    return repr(price), str(at), str(milliseconds(sequence)), str(sequence)
+def _encoded(written: Sequence[codec.WrittenKey], ticks: Sequence[Tick]) -> tuple[bytes, list[bytes]]:
+    """The message of newest ticks, and price, time and sequence of each in turn.
+
+    Texts, which hiredis packs twice as fast as numbers.
+    """
+    members, texts = codec.encode_ticks(ticks)
+    published = [b"[%b,[%b]]" % (key.series, member) for key, member in zip(written, members, strict=False)]
+    return codec.announcement(published), texts
