@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import compress
 from math import fsum, inf
-from operator import mul
+from operator import attrgetter, mul
 from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 import msgspec
@@ -177,6 +177,8 @@ _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 # What msgspec raises on hostile bytes: bad JSON or types, bad UTF-8, thousands of nested brackets.
 UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
+_symbol_of = attrgetter("symbol")
+
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _EXACT_DIGITS = 19  # a time in nanoseconds
 _FAR_OFF = 2**63  # timestamps are clamped to it
@@ -261,19 +263,13 @@ class Decoder:
 
         All are of one type, Line or TradeLine.
         """
-        by_symbol: dict[str, list[Line]] = {}
-        for line in lines:
-            try:
-                by_symbol[line.symbol].append(line)
-            except KeyError:
-                by_symbol[line.symbol] = [line]
         received = self._clock()
         candles = None
         if self._timestamps.usual:
-            if lines and len(by_symbol) == len(lines):
+            if 0 < len(lines) <= len(self._series) and len({*map(_symbol_of, lines)}) == len(lines):
                 candles = self._fold_apart(lines, received)
             if candles is None:
-                candles = self._fold_usual({symbol: Columns.of(group) for symbol, group in by_symbol.items()}, received)
+                candles = self._fold_usual(_by_symbol(lines), received)
         return self._fold_each(lines, received) if candles is None else candles
 
     def fold_trades(self, by_symbol: Mapping[str, Columns]) -> Candles:
@@ -555,6 +551,17 @@ def _has_long_line(chunk: bytes) -> bool:
             return True
         start = newline + 1
     return False
+
+
+def _by_symbol(lines: Sequence[Line]) -> dict[str, Columns]:
+    """Lines of one type, column by column for each symbol."""
+    by_symbol: dict[str, list[Line]] = {}
+    for line in lines:
+        try:
+            by_symbol[line.symbol].append(line)
+        except KeyError:
+            by_symbol[line.symbol] = [line]
+    return {symbol: Columns.of(group) for symbol, group in by_symbol.items()}
 
 
 def _candles(series: Series, ticks: Columns, times: Sequence[int], sequences: Sequence[int]) -> Candles:

@@ -39,9 +39,9 @@ from marketflow.pipeline.state import WindowState
 from marketflow.stores.ports import ArchiveWriter, CacheWriter, RecoveredCandles, Rollups, Wanted
 from marketflow.tasks import Backoff
 
-SLICES_A_PARTITION = 5000
-"""Slices up to which a write is not split, those of 50,000 series at a tick a second: one call for many series costs a
-fifth less CPU than one a partition.
+SLICES_A_PARTITION = 20_000
+"""Slices up to which a write is not split, those of 50,000 series at a tick a second in 0.4 s: one call for many series
+costs a fifth less CPU than one a partition, and a process that lags must not take more.
 """
 
 PARTITIONS_AT_ONCE = 3

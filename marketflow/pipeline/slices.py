@@ -8,9 +8,9 @@ would be less complete than the one in the cache; late ticks count in the minute
 Grouped by start, which is the order of eviction.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
-from marketflow.model import SLICE_MS, Candle, Series, Slot, merge, more_complete, slice_start
+from marketflow.model import SLICE_MS, Candle, Candles, Series, Slot, merge, more_complete, slice_start
 from marketflow.stores.cache_limits import SLICES_HELD
 
 HELD_MS = 15_000
@@ -40,27 +40,32 @@ class Slices:
     def __contains__(self, slot: Slot) -> bool:
         return slot.series in self._by_start.get(slot.start, ())
 
-    def is_contested(self, slot: Slot) -> bool:
-        """Whether another process's candle was more complete than this run's when they met."""
-        return bool(self._contested) and slot in self._contested
+    @property
+    def contested(self) -> Collection[Slot]:
+        """Slices of which another process's candle was more complete than this run's when they met."""
+        return self._contested
 
-    def merge(self, slot: Slot, candle: Candle) -> Candle | None:
-        """Merge ticks into a slice; return the whole slice, None if it was evicted."""
-        series, start = slot
-        if start < self.whole_from:
-            return None
-        by_series = self._by_start.get(start)
-        if by_series is None:
-            by_series = self._by_start[start] = {}
-        held = by_series.get(series)
-        if held is None:
-            self._count += 1
-        elif self._contested and slot in self._contested:
-            candle = self._settle(slot, candle)
-        else:
-            candle = merge(held, candle)
-        by_series[series] = candle
-        return candle
+    def merge(self, batch: Candles) -> Candles:
+        """Merge ticks into slices; return the whole slices, of those that are not evicted."""
+        whole: Candles = {}
+        contested, begun = self._contested, -1
+        by_series: dict[Series, Candle] = {}
+        for slot, candle in batch.items():
+            series, start = slot
+            if start < self.whole_from:
+                continue
+            if start != begun:  # most begin at the same time
+                begun, by_series = start, self._by_start.setdefault(start, {})
+            held = by_series.get(series)
+            if held is None:
+                self._count += 1
+                merged = candle
+            elif contested and slot in contested:
+                merged = self._settle(slot, candle)
+            else:
+                merged = merge(held, candle)
+            by_series[series] = whole[slot] = merged
+        return whole
 
     def contest(self, slot: Slot, other: Candle) -> Candle:
         """Keep and return the more complete of this run's candle and another process's.

@@ -101,7 +101,7 @@ class WindowState:
                 if (
                     known is None or at > known.at or (at == known.at and candle.last_sequence > known.sequence)
                 ):  # as tuples it would cost half as much again
-                    newer[series] = newest[series] = candle.newest
+                    newer[series] = newest[series] = Tick(candle.close, at, candle.last_sequence)
                     if at > self._newest_at:
                         self._newest_at = at
         return newer
@@ -109,7 +109,8 @@ class WindowState:
     def newest_of(self, series: Iterable[Series]) -> dict[Series, Tick]:
         """The newest tick of each series that has one."""
         with self._lock:
-            return {each: self._newest[each] for each in series if each in self._newest}
+            newest = self._newest
+            return {each: tick for each in series if (tick := newest.get(each)) is not None}
 
     def absorb(self, batch: Candles, now_ms: int) -> Candles:
         """Merge new ticks, as slices; return the whole slices that they are part of."""
@@ -148,6 +149,7 @@ class WindowState:
         more: Candles = {}
         self._note_first()
         contested: dict[Slot, int] = {}
+        apart: Candles = {}
         in_part: defaultdict[Slot, dict[int, Candle]] = defaultdict(dict)
         for slot, candle in left.slices.items():
             minute = Slot(slot.series, minute_start(slot.start, self.minute_ms))
@@ -162,9 +164,10 @@ class WindowState:
                 elif held is candle and not is_in_part:
                     contested[minute] = max(slot.start, contested.get(minute, 0))
             else:
-                self._slices.merge(slot, candle)
+                apart[slot] = candle
                 if not is_in_part:
-                    self._merge_minute(slot.series, minute.start, candle, self._restored)
+                    self._merge_minute(self._restored, minute.start, [(slot.series, candle)])
+        self._slices.merge(apart)
         for minute, until in contested.items():
             self._divide(minute, until)
         return more, in_part
@@ -295,18 +298,24 @@ class WindowState:
 
     def _merge_in(self, batch: Candles) -> Candles:
         """Merge slices of this run; return the whole slices, of those that are held."""
-        whole: Candles = {}
-        slices, minute_ms, divided = self._slices, self.minute_ms, self._divided
+        whole = self._slices.merge(batch)
+        minute_ms, divided, contested = self.minute_ms, self._divided, self._slices.contested
+        by_minute: defaultdict[int, list[tuple[Series, Candle]]] = defaultdict(list)
+        shared: list[Slot] = []
         for slot, candle in batch.items():
-            if (merged := slices.merge(slot, candle)) is not None:
-                whole[slot] = merged
             series, at = slot
             start = at - at % minute_ms
-            self._changed[start].add(series)
             if divided and self._is_divided(slot, start):
-                self._divide(Slot(series, start), at)
-            elif not slices.is_contested(slot):  # else the other process's candle counts, which may have these ticks
-                self._merge_minute(series, start, candle, self._minutes)
+                shared.append(slot)
+                self._changed[start].add(series)
+            elif contested and slot in contested:  # the other process's candle counts, which may have these ticks
+                self._changed[start].add(series)
+            else:
+                by_minute[start].append((series, candle))
+        for start, candles in by_minute.items():
+            self._changed[start] |= self._merge_minute(self._minutes, start, candles)
+        for series, at in shared:  # afterwards: they are folded again from all slices
+            self._divide(Slot(series, at - at % minute_ms), at)
         return whole
 
     def _is_divided(self, slot: Slot, minute: int) -> bool:
@@ -314,11 +323,16 @@ class WindowState:
         divided = self._divided.get(minute)
         return divided is not None and slot.start <= divided.get(slot.series, -1) and minute >= self._slices.whole_from
 
-    def _merge_minute(self, series: Series, start: int, candle: Candle, minutes: _Minutes) -> None:
+    def _merge_minute(self, minutes: _Minutes, start: int, candles: Iterable[tuple[Series, Candle]]) -> set[Series]:
+        """Merge candles into a minute; return their series."""
         by_series = minutes[start]
-        held = by_series.get(series)
-        by_series[series] = candle if held is None else merge(held, candle)
-        self._unwritten[start].add(series)
+        changed: set[Series] = set()
+        for series, candle in candles:
+            held = by_series.get(series)
+            by_series[series] = candle if held is None else merge(held, candle)
+            changed.add(series)
+        self._unwritten[start] |= changed
+        return changed
 
     def _minute(self, series: Series, start: int) -> Candle | None:
         own, earlier = _of(self._minutes, series, start), self._earlier(series, start)
@@ -336,6 +350,9 @@ class WindowState:
         return more_complete(adopted, restored) if adopted and restored else adopted or restored
 
     def _whole_minutes(self, start: int, series: Iterable[Series]) -> Candles:
+        if not any(start in each for each in (self._restored, self._adopted, self._replaced, self._corrections)):
+            own = self._minutes.get(start, {})  # as it is but after a start: a fifth of the time
+            return {Slot(each, start): own[each] for each in series if each in own}
         found = ((Slot(each, start), self._minute(each, start)) for each in series)
         return {minute: candle for minute, candle in found if candle is not None}
 

@@ -149,8 +149,8 @@ def test_slices_are_held_for_as_long_as_the_allowed_skew() -> None:
 def test_the_slices_of_one_series_are_not_those_of_another() -> None:
     slices = Slices()
     for slot, candle in tick(1).items():
-        slices.merge(slot, candle)
-        slices.merge(Slot(ETH, slot.start + SECOND), candle)
+        slices.merge({slot: candle})
+        slices.merge({Slot(ETH, slot.start + SECOND): candle})
     assert len(slices) == 2
     assert list(slices.of(BTC, START_MS)) == [START_MS + SECOND]
     slices.expire(START_MS + 2 * SECOND)
