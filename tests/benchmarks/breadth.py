@@ -29,7 +29,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,22 +149,32 @@ def pipelined_limit(client: "redis.Redis") -> float:
 
 
 class Look(NamedTuple):
-    """A look at the processes of the application and its Redis."""
+    """A look at the processes of the application, its Redis and its PostgreSQL."""
 
     at: float
     cpu: float
     most_cpu: float
     rss: int
     redis_cpu: float
+    postgres_cpu: float
     commands: int
 
 
-class Watch:
-    """Looks at both twice a second, from a thread."""
+def cpu_with_children(process: psutil.Process) -> float:
+    """CPU seconds of a server, and of its processes: sessions, and those that rewrite the append-only file."""
+    seconds = 0.0
+    for each in (process, *process.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # it has just ended, and counts with its parent
+            seconds += sum(each.cpu_times()[:4])
+    return seconds
 
-    def __init__(self, pids: Sequence[int], redis_pid: int, client: "redis.Redis") -> None:
+
+class Watch:
+    """Looks at all of them twice a second, from a thread."""
+
+    def __init__(self, pids: Sequence[int], redis_pid: int, postgres_pid: int, client: "redis.Redis") -> None:
         self._processes = [psutil.Process(pid) for pid in pids]
-        self._redis = psutil.Process(redis_pid)
+        self._redis, self._postgres = psutil.Process(redis_pid), psutil.Process(postgres_pid)
         self._client = client
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
@@ -192,7 +202,8 @@ class Watch:
                     sum(own),
                     max(own),
                     rss,
-                    sum(self._redis.cpu_times()[:2]),
+                    cpu_with_children(self._redis),
+                    cpu_with_children(self._postgres),
                     info["total_commands_processed"],
                 )
             )
@@ -277,9 +288,11 @@ def run(name: str, case: Case, restart: bool, checkout: Path = ROOT, processes: 
         settings = {"MODE": "live", "EXCHANGES": f"[{exchanges}]", "SYMBOLS": json.dumps(symbols)}
         applications = start(servers, settings, processes)
         assert servers.redis.process
+        assert servers.postgres.process
         with servers.postgres.connect() as connection:
             pids = [each.process.pid for each in applications]
-            with Watch(pids, servers.redis.process.pid, client) as watch:
+            servers_pids = servers.redis.process.pid, servers.postgres.process.pid
+            with Watch(pids, *servers_pids, client) as watch:
                 minute = wait_for_second(0)
                 time.sleep(MINUTE_MS / 1000)
                 written = seconds_until_rows(connection, minute, case.series)
@@ -304,6 +317,7 @@ def run(name: str, case: Case, restart: bool, checkout: Path = ROOT, processes: 
             "cores": watch.rate("cpu"),
             "us_a_tick": watch.rate("cpu") / ticks_a_second * 1e6,
             "redis_cores": watch.rate("redis_cpu"),
+            "postgres_cores": watch.rate("postgres_cpu"),
             "commands_s": watch.rate("commands"),
             "limit_s": limit,
             "rss_mb_begin": watch.looks[0].rss / 1e6,
