@@ -5,13 +5,12 @@ many are in neither store.
 """
 
 import json
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 import pytest
@@ -19,7 +18,7 @@ import pytest
 from marketflow.model import MINUTE_MS, Mode, Series, Tick
 from marketflow.stores.postgres.writer import ROWS_A_TRANSACTION
 from tests.faults.conftest import StartApplication, through, wait_until_connected
-from tests.support.application import Application, ScriptedExchange, exchanges_setting, now_ms, sent_by
+from tests.support.application import Application, Drained, ScriptedExchange, exchanges_setting, now_ms, sent_by
 from tests.support.oracle import Rows, assert_rows_equal
 from tests.support.proxy import Proxy
 from tests.support.servers import wait_until
@@ -37,20 +36,6 @@ STOP_SECONDS = 5.0
 
 ROWS_SECONDS = 30.0
 """How long after a restart all rows are there: it begins with reading what was left of 15,000 series."""
-
-
-class Drained(NamedTuple):
-    """Minute rows of a stop, as its log counts them."""
-
-    written: int
-    in_redis: int
-    in_no_store: int
-
-
-def drained(application: Application) -> Drained:
-    """What the last stop has logged."""
-    pattern = r"drained: (\d+) minute rows are written; (\d+) are confirmed by Redis alone .*; (\d+) are in neither"
-    return Drained(*(int(number) for number in re.findall(pattern, application.log)[-1]))
 
 
 @pytest.fixture
@@ -95,9 +80,9 @@ def later(seconds: float, act: Callable[[], None]) -> Iterator[None]:
 def stop(application: Application) -> Drained:
     code, seconds = application.stop()
     assert code == 0
-    print(f"ended after {seconds:.2f} s: {drained(application)}")
+    print(f"ended after {seconds:.2f} s: {application.drained()}")
     assert seconds < STOP_SECONDS
-    return drained(application)
+    return application.drained()
 
 
 def write_the_rest(
