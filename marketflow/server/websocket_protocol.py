@@ -74,17 +74,6 @@ class LimitedWebSocketProtocol(StreamingProtocol, WebSocketsSansIOProtocol):
             raise ConnectionAbortedError
         return super().sink()
 
-    @property
-    def close_sent(self) -> bool:
-        """Whether a close frame was sent: no frame may follow."""
-        return self._close_sent
-
-    @close_sent.setter
-    def close_sent(self, value: bool) -> None:
-        self._close_sent = value
-        if value:
-            self._changed()
-
     def data_received(self, data: bytes) -> None:
         """Parse received bytes in parts, up to a frame that ends the connection; close after a malformed handshake.
 

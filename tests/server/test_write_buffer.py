@@ -16,7 +16,8 @@ from marketflow.api.streaming.sse_route import STREAMING
 from marketflow.server import write_buffer
 from marketflow.server.http_protocol import LimitedHttpProtocol
 from marketflow.server.websocket_protocol import LimitedWebSocketProtocol
-from tests.support.servers import HOST
+from marketflow.server.write_buffer import StreamingProtocol
+from tests.support.servers import HOST, wait_until
 
 STALL_SECONDS = 0.4
 CHUNK = 1000
@@ -34,6 +35,7 @@ class App:
         self.sent = 0
         self.gone = threading.Event()
         self.lose_connections: Callable[[], None] = lambda: None
+        self.states: list[str] = []  # of the output
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.sent = 0
@@ -54,6 +56,10 @@ class App:
                 scope["extensions"][STREAMING]["begin"]()
             await send({"type": "http.response.start", "status": 200, "headers": []})
             piece = {"type": "http.response.body", "body": b"x" * CHUNK, "more_body": True}
+        if scope["query_string"] == b"output":
+            self._fill(scope["extensions"][STREAMING]["begin"]())
+            await self._gone(receive)
+            return
         gone = asyncio.create_task(self._gone(receive))
         try:
             while not gone.done():
@@ -64,6 +70,19 @@ class App:
             pass
         finally:
             gone.cancel()
+
+    def _fill(self, output: StreamingProtocol) -> None:
+        """Write to the output of a stream until its buffer is full, and note its states from then on."""
+
+        def changed() -> None:
+            try:
+                self.states.append("full" if output.sink() is None else "open")
+            except ConnectionAbortedError:
+                self.states.append("closed")
+
+        output.on_change = changed
+        while (sink := output.sink()) is not None:
+            sink.write(b"x" * CHUNK)
 
     async def _gone(self, receive: Receive) -> None:
         while not (await receive())["type"].endswith("disconnect"):
@@ -161,6 +180,23 @@ def test_pings_of_a_client_that_reads_nothing_are_dropped(server: Server) -> Non
             while data := client.recv(65536):
                 received += len(data)
         assert received < 200_000
+
+
+@pytest.mark.parametrize(
+    ("request_", "close"),
+    [(GET % b"stream?output", b""), (UPGRADE.replace(b"/ws", b"/ws?output"), b"\x88\x82\0\0\0\0\x03\xe8")],
+    ids=["http", "websocket"],
+)
+def test_output_reports_when_it_is_full_open_and_closed(server: Server, request_: bytes, close: bytes) -> None:
+    with server.connect(request_) as client:
+        wait_until(lambda: server.app.states == ["full"])
+        client.setblocking(False)
+        while server.app.states == ["full"]:
+            with suppress(BlockingIOError):  # all was read, and is about to be reported
+                assert client.recv(65536)
+        assert server.app.states[:2] == ["full", "open"]
+        client.sendall(close)
+    wait_until(lambda: server.app.states[2:3] == ["closed"])
 
 
 @pytest.mark.parametrize(
