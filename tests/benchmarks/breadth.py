@@ -8,6 +8,9 @@ The limit is what this machine does at all: commands a second of a client that s
     python -m tests.benchmarks.breadth --case 1500 --case 15000 --restart
     python -m tests.benchmarks.breadth --case 50000 --processes 2
 
+Each case ends with a stop in mid-minute. Rows that it leaves in Redis are written by another start, so that `in_rows`
+is all that was sent unless the stop has lost rows, which are `in_no_store`.
+
 With --restart the application is killed in mid-minute (kill -9) and started again: how soon it is ready, takes ticks
 and has written the rows of that minute.
 
