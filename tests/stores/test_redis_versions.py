@@ -19,7 +19,7 @@ from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot, Tic
 from marketflow.settings import load
 from marketflow.stores.candle_window import CandleWindow
 from marketflow.stores.redis import codec, keys
-from marketflow.stores.redis.connection import connection_keywords
+from marketflow.stores.redis.connection import async_client, connection_keywords, sync_client
 from marketflow.stores.redis.near_cache import NearCache, _Entry
 from marketflow.stores.redis.reader import RedisReader
 from marketflow.stores.redis.recovery import minutes_of_window
@@ -466,3 +466,23 @@ def test_announcements_arrive_over_tls_with_acl_rights(
 
 def test_series_of_test_mode_stays_apart() -> None:
     assert keys.window_key(BTC) != keys.window_key(BTC._replace(mode=Mode.TEST))
+
+
+@pytest.mark.parametrize("name", ["tls_ca", "tls_cert", "tls_key"])
+def test_tls_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+    there, missing = tmp_path / "there", tmp_path / "missing"
+    there.touch()
+    files = dict.fromkeys(("tls_ca", "tls_cert", "tls_key"), str(there)) | {name: str(missing)}
+    keywords = connection_keywords(HOST, 1, "", 0, tls=True, **files)
+
+    async def ping() -> None:
+        client = async_client(keywords, 1)
+        try:
+            await client.ping()
+        finally:
+            await client.aclose()
+
+    with pytest.raises(redis.ConnectionError, match=rf"^{missing} cannot be read \(redis\.{name}\)$"):
+        asyncio.run(ping())
+    with sync_client(keywords) as client, pytest.raises(redis.ConnectionError, match=rf"redis\.{name}\)$"):
+        client.ping()

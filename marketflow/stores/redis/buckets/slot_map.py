@@ -7,6 +7,7 @@ first writes 10,500 slices/s where one script a bucket writes 41,700, the second
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -193,6 +194,21 @@ class _FollowingConnection(_Follows):
             raise
 
 
+def _check_files(options: Any) -> None:
+    """Check that the files for TLS can be read: OpenSSL does not name the one that cannot.
+
+    Raises:
+        redis.ConnectionError: one cannot.
+    """
+    for setting, path in (
+        ("redis.tls_ca", options.ca_certs),
+        ("redis.tls_cert", options.certfile),
+        ("redis.tls_key", options.keyfile),
+    ):
+        if path and not os.access(path, os.R_OK):
+            raise redis.ConnectionError(f"{path} cannot be read ({setting})")
+
+
 class _LimitedLookup:
     """A connection for threads whose lookup of its host has the limit of connecting; mixed into one of redis-py."""
 
@@ -211,6 +227,12 @@ class PlainConnection(_LimitedLookup, redis.Connection):
 
 class PlainSslConnection(_LimitedLookup, redis.SSLConnection):
     """A connection for threads to one address, with TLS."""
+
+    def connect(self, *arguments: Any, **keywords: Any) -> None:
+        """Connect, unless it is connected."""
+        if not self.is_connected:
+            _check_files(self)
+        super().connect(*arguments, **keywords)
 
 
 class FollowingConnection(_FollowingConnection, PlainConnection):
@@ -267,6 +289,12 @@ class AsyncPlainConnection(_AsyncLimitedLookup, redis.asyncio.Connection):
 
 class AsyncPlainSslConnection(_AsyncLimitedLookup, redis.asyncio.SSLConnection):
     """A connection for an event loop to one address, with TLS."""
+
+    async def connect(self, *arguments: Any, **keywords: Any) -> None:
+        """Connect, unless it is connected."""
+        if not self.is_connected:
+            _check_files(self.ssl_context)
+        await super().connect(*arguments, **keywords)
 
 
 class AsyncFollowingConnection(_AsyncFollowingConnection, AsyncPlainConnection):
