@@ -4,11 +4,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from marketflow.model import MINUTE_MS
 from marketflow.stores.redis.keys import MODE_KEY, SHARDS_KEY
 from tests.faults.cluster_watch import (
     SYMBOLS,
@@ -21,7 +23,7 @@ from tests.faults.cluster_watch import (
     symbols_of,
 )
 from tests.faults.conftest import WINDOW_MS, Record, wait_for_windows, wait_until_connected, wait_until_warm
-from tests.support.application import ROOT, Application, ScriptedExchange, Traffic
+from tests.support.application import ROOT, Application, ScriptedExchange, Traffic, now_ms
 from tests.support.oracle import Rows, assert_rows_equal
 from tests.support.redis_cluster import RedisCluster
 from tests.support.roles import IngestProcess, Roles, stop_all
@@ -324,9 +326,15 @@ def test_changed_number_of_buckets_loses_no_tick(
     ingest, new_api = started(roles, broadcasting)
     wait_until(lambda: answers_all(new_api, traffic), 10)
     wait_until(lambda: api.get("/health")["redis"] == "down", 5)
+    wait_until(lambda: now_ms() % MINUTE_MS < 40_000, 21)  # the archive gets none of what is sent next
+    again_at = now_ms()
     with Traffic(broadcasting, SYMBOLS, rate=100) as traffic:
         wait_for_windows(2)
-        assert {api.http.get(f"/prices/latest/{symbol}").status_code for symbol in SYMBOLS} <= {404, 503}
+        answers = [api.http.get(f"/prices/latest/{symbol}") for symbol in SYMBOLS]
+    assert {answer.status_code for answer in answers} <= {200, 404, 503}
+    # Where a minute has ended meanwhile, the archive has prices of before.
+    found = [datetime.fromisoformat(answer.json()["timestamp"]) for answer in answers if answer.status_code == 200]
+    assert all(at.timestamp() * 1000 < again_at for at in found)
     wait_until(lambda: answers_all(new_api, traffic), 10)
     stop_all(ingest, api, new_api)
     assert_rows_equal(rows(), traffic.sent)
