@@ -435,8 +435,8 @@ class Engine:
         """
         now, live = time.monotonic(), self.modes.current is Mode.LIVE
         with self._reconfiguring:
-            if self.cache.answers is not self._cache_answers:
-                self._cache_answers, self._cache_since = self.cache.answers, now
+            if (answers := self.cache.answers) is not self._cache_answers:
+                self._cache_answers, self._cache_since = answers, now
             feeds = {feed.exchange: feed for feed in self.feeds[Mode.LIVE]}
             self._find_dated_by_receipt(feeds)
             connected = {
