@@ -48,7 +48,7 @@ return found
 """Read slices of many series, most of which have few or none.
 
 KEYS: the sorted sets. ARGV: the last start that is wanted; then for each key the first one. Returns numbers of keys,
-each followed by members and scores in turn. One command a series took a quarter of a core at 1,500 series.
+each followed by members and scores in turn. With one command a series each would be packed and its answer parsed.
 """
 
 _decode_ticks = msgspec.json.Decoder(list[Tick]).decode
