@@ -474,12 +474,21 @@ class WindowState:
         with self._lock:
             if since < self._slices.whole_from and since % self.minute_ms:
                 raise Unavailable("the slices of that time were evicted")
-            minutes = {
-                start: candle
-                for start in self._held_starts()
-                if start + self.minute_ms > since and (candle := self._minute(series, start)) is not None
-            }
-            return RecentCandles(self._newest.get(series), self._slices.of(series, since), minutes)
+            return RecentCandles(
+                self._newest.get(series), self._slices.of(series, since), self._minutes_after(series, since)
+            )
+
+    def recent_minutes(self, series: Series, since: int) -> RecentCandles:
+        """The same without slices, which are thousands."""
+        with self._lock:
+            return RecentCandles(self._newest.get(series), {}, self._minutes_after(series, since))
+
+    def _minutes_after(self, series: Series, since: int) -> dict[int, Candle]:
+        return {
+            start: candle
+            for start in self._held_starts()
+            if start + self.minute_ms > since and (candle := self._minute(series, start)) is not None
+        }
 
 
 def _of(minutes: _Minutes, series: Series, start: int) -> Candle | None:

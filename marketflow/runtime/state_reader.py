@@ -1,11 +1,15 @@
 """Reads the window state of this process for the API, as the stores are read."""
 
+import asyncio
 from collections.abc import Sequence
 
 from marketflow.errors import Unavailable
 from marketflow.model import Candle, Series, Tick
 from marketflow.pipeline.state import WindowState
 from marketflow.stores.candle_window import CandleWindow
+
+SERIES_AT_ONCE = 50
+"""Series that are read before others run: some milliseconds."""
 
 
 class StateReader:
@@ -24,13 +28,16 @@ class StateReader:
         Raises:
             Unavailable: of so long ago there are only whole minutes.
         """
-        return self._summary(series, since, until)
+        found: list[Candle | None] = []
+        for begin in range(0, len(series), SERIES_AT_ONCE):
+            found += self._summary(series[begin : begin + SERIES_AT_ONCE], since, until)
+            await asyncio.sleep(0)
+        return found
 
     async def by_minute(self, series: Sequence[Series], since: int, until: int) -> list[dict[int, Candle]]:
         """The minutes of each series from `since` on, by their start; `since` is the start of one."""
         return [
-            CandleWindow(recent.slices, recent.minutes, self._state.minute_ms).by_minute(since, until, recent.newest)
-            for recent in (self._state.recent(each, since) for each in series)
+            window.by_minute(since, until, newest) for window, newest in (self._window(each, since) for each in series)
         ]
 
     def newest_in_memory(self, series: Sequence[Series]) -> list[Tick | None]:
@@ -47,6 +54,10 @@ class StateReader:
 
     def _summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         return [
-            CandleWindow(recent.slices, recent.minutes, self._state.minute_ms).covered(since, until, recent.newest)
-            for recent in (self._state.recent(each, since) for each in series)
+            window.covered(since, until, newest) for window, newest in (self._window(each, since) for each in series)
         ]
+
+    def _window(self, series: Series, since: int) -> tuple[CandleWindow, Tick | None]:
+        state = self._state
+        recent = (state.recent if since % state.minute_ms else state.recent_minutes)(series, since)
+        return CandleWindow(recent.slices, recent.minutes, state.minute_ms), recent.newest

@@ -147,7 +147,7 @@ class _Minute:
     @property
     def whole(self) -> Candle | None:
         """The more complete of its slices and the closed candle."""
-        if self._folded is None:
+        if self._folded is None and self.slices:
             self._folded = self.since(self._start)
         if self._folded is None or self.closed is None:
             return self._folded or self.closed

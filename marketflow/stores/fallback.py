@@ -2,13 +2,19 @@
 
 from collections.abc import Callable, Sequence
 
+from marketflow.clock import milliseconds
 from marketflow.errors import Unavailable
-from marketflow.model import Candle, Series, Tick
+from marketflow.model import MINUTE_MS, Candle, Series, Tick
 from marketflow.stores.ports import CacheReader
+
+MANY_SERIES = 100
+"""Of more series, minutes of this run are read from memory: in the cache, the last ones are slices. The minutes of
+15,000 series with a tick a second took 7 s of CPU, and take 0.2 s.
+"""
 
 
 class FallbackReader:
-    """Reads newest ticks of this run from memory; all else from the cache while it has all that was written.
+    """Reads newest ticks of this run from memory, and minutes of many series; all else from the cache while it has all.
 
     Args:
         cache: where everything is, a moment later than in memory.
@@ -56,13 +62,17 @@ class FallbackReader:
         """One candle for each series of all that is held from `since` on, if all of it is in memory."""
         return self._chosen.summary_in_memory(series, since, until)
 
+    def _is_of_this_run(self, since: int) -> bool:
+        """Whether all ticks from a time on (Unix ms) are of this run; the clocks of exchanges may have been ahead."""
+        return since % MINUTE_MS == 0 and since >= milliseconds(self._run_began) + MINUTE_MS
+
     @property
     def _chosen(self) -> CacheReader:
         return self._cache if self._complete() else self._memory
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of all that is held from `since` on."""
-        if self._complete():
+        if self._complete() and not (len(series) > MANY_SERIES and self._is_of_this_run(since)):
             try:
                 return await self._cache.summary(series, since, until)
             except Unavailable:

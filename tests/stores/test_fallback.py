@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.errors import Unavailable
-from marketflow.model import Candle, Series, Tick, candle_of
-from marketflow.stores.fallback import FallbackReader
+from marketflow.model import MINUTE_MS, Candle, Series, Tick, candle_of
+from marketflow.stores.fallback import MANY_SERIES, FallbackReader
 from tests.support.market import BTC
 
 
@@ -80,6 +81,22 @@ def test_memory_answers_for_an_incomplete_cache() -> None:
     reader = FallbackReader(cache, Scripted(2.0), lambda: False)
     assert (*ask(reader), newest(reader), summary_at_once(reader)) == (2.0, 2.0, 2.0, 2.0)
     assert cache.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("series", "since", "from_memory"),
+    [
+        (MANY_SERIES + 1, 3 * MINUTE_MS, True),
+        (MANY_SERIES, 3 * MINUTE_MS, False),
+        (MANY_SERIES + 1, 2 * MINUTE_MS, False),  # the clock of an exchange may have been ahead of the start
+        (MANY_SERIES + 1, 3 * MINUTE_MS + 1, False),
+    ],
+)
+def test_whole_minutes_of_many_series_are_read_from_memory(series: int, since: int, from_memory: bool) -> None:
+    cache, memory = Scripted(1.0), Scripted(2.0)
+    reader = FallbackReader(cache, memory, lambda: True, run_began=(2 * MINUTE_MS - 1000) * NANOSECONDS_PER_MS)
+    found = asyncio.run(reader.summary([BTC] * series, since, since + MINUTE_MS))
+    assert found == [memory.candle if from_memory else cache.candle] * series
 
 
 def test_memory_answers_during_cache_outage() -> None:
