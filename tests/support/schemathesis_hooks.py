@@ -67,6 +67,10 @@ _unused = os.environ.get("ALERT_RULES", "").split()
 """Ids of rules that none has deleted yet."""
 
 
+LONGEST_NAME = 32
+"""Characters of a symbol or exchange in the rule of an alert."""
+
+
 def _mend_rule(context: Any, values: dict[str, Any]) -> None:
     if isinstance(values.get("rule"), str) and _unused and zlib.crc32(values["rule"].encode()) % 8:
         values["rule"] = _unused.pop() if context.operation.method.upper() == "DELETE" else _unused[0]
@@ -76,7 +80,8 @@ def _mend_names(context: Any, values: dict[str, Any]) -> None:
     _mend_rule(context, values)
     schemas = context.operation.schema.raw_schema["components"]["schemas"]
     for parameter, schema in (("symbol", "Symbol"), ("exchange", "Exchange")):
-        if isinstance(values.get(parameter), str):
+        # One that is too long is bad on purpose.
+        if isinstance(values.get(parameter), str) and len(values[parameter]) <= LONGEST_NAME:
             number = zlib.crc32(values[parameter].encode())
             configured = schemas[schema]["examples"]
             if number % 8:  # some unknown ones are sent as they are
