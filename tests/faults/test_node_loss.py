@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.faults.cluster_watch import (
+    LOOK_SECONDS,
     SYMBOLS,
     THEIRS_SECONDS,
     Watch,
@@ -114,7 +115,7 @@ def test_killed_master_costs_its_buckets_three_seconds(
     assert wrong_rows(rows(), traffic.sent, at) == []
     assert watch.statuses.keys() <= {200, 503}, watch.refused[:10]
     # On a busy machine the cluster itself takes longer than the 2.2 to 2.5 s that it needs at this timeout.
-    assert gap <= max(THEIRS_SECONDS, promoted + 0.5)
+    assert gap <= max(THEIRS_SECONDS, promoted + LOOK_SECONDS + 0.5)
     assert {*watch.health[-1].get("unavailable_symbols", [])} == set()
     assert theirs in [{*each.get("unavailable_symbols", [])} for each in watch.health]
     stop_all(ingest, api)
