@@ -58,8 +58,11 @@ class SharedSlices:
             self._owners.ask_again()
 
     def _held(self, series: Series, start: int, until: int) -> Candles:
+        """Those of memory if it has the one at `start`: a process that receives a series anew lacks some after that."""
         try:
             slices = self._memory.recent(series, start).slices
         except Unavailable:
+            return {}
+        if start not in slices:
             return {}
         return {Slot(series, at): candle for at, candle in slices.items() if start <= at < until}
