@@ -41,7 +41,7 @@ EVENT_SECONDS = 5.0
 
 
 def rules(count: int) -> list[dict[str, Any]]:
-    """So many price rules: of the three exchanges, of all of them, and of the reference price."""
+    """Return price rules: of the three exchanges, of all of them, and of the reference price."""
     rng = random.Random(11)
     prices = {line.symbol: line.price for block in blocks(SYMBOLS) for line in decode_lines(block)}
     sources: list[dict[str, Any]] = [{"exchange": name} for name in (*EXCHANGES, "reference")] + [{}]

@@ -37,7 +37,7 @@ SECONDS = 20.0
 
 
 def rules(count: int, exchanges: Sequence[str], symbols: Sequence[str]) -> list[dict[str, Any]]:
-    """So many price rules, the same number about each series as nearly as possible."""
+    """Return price rules, the same number about each series as nearly as possible."""
     rng = random.Random(11)
     series = [(exchange, symbol) for exchange in exchanges for symbol in symbols]
     rng.shuffle(series)

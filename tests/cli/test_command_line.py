@@ -413,35 +413,29 @@ def test_help_imports_no_heavy_library() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_server_loads_heavy_libraries_after_the_first_price() -> None:
-    """What reads a request or ticks needs none of them; they are loaded with the first use."""
-    script = (
-        "import sys, marketflow.runtime.processes, marketflow.runtime.engine\n"
-        "heavy = {'psycopg', 'psycopg_pool', 'websockets', 'httpx', 'rich', 'jsonschema', 'pyarrow', 'zstandard'}\n"
-        "heavy |= {'prometheus_client', 'sse_starlette', 'ctypes', 'statistics', 'difflib'}\n"
-        "heavy &= set(sys.modules)\n"
-        "sys.exit(str(heavy) if heavy else 0)"
-    )
+def assert_not_loaded(names: set[str], imported: str) -> None:
+    """Importing these modules loads none of the names."""
+    script = f"import sys, {imported}\nsys.exit(str({names!r} & sys.modules.keys() or '') or 0)"
     root = Path(marketflow.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
+
+
+def test_server_loads_heavy_libraries_after_the_first_price() -> None:
+    """What reads a request or ticks needs none of them; they are loaded with the first use."""
+    heavy = {"psycopg", "psycopg_pool", "websockets", "httpx", "rich", "jsonschema", "pyarrow", "zstandard"}
+    heavy |= {"prometheus_client", "sse_starlette", "ctypes", "statistics", "difflib"}
+    assert_not_loaded(heavy, "marketflow.runtime.processes, marketflow.runtime.engine")
 
 
 def test_default_command_loads_nothing_that_other_roles_need() -> None:
     """Nor what no price needs: completion of the shell, compression, and pages of other origins."""
-    script = (
-        "import sys, marketflow.cli.main, marketflow.logs, marketflow.settings\n"
-        "import marketflow.runtime.processes, marketflow.runtime.engine\n"
-        "others = {'marketflow.cluster.remote_control', 'marketflow.server.workers'}\n"
-        "others |= {'marketflow.runtime.shard_holder', 'marketflow.cluster.owner_states'}\n"
-        "others |= {'marketflow.cluster.shared_alerts', 'marketflow.cluster.shared_slices'}\n"
-        "others |= {'click.shell_completion', 'starlette.middleware.gzip', 'starlette.middleware.cors'}\n"
-        "others &= set(sys.modules)\n"
-        "sys.exit(str(others) if others else 0)"
-    )
-    root = Path(marketflow.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=30)
-    assert done.returncode == 0, done.stderr
+    others = {"marketflow.cluster.remote_control", "marketflow.server.workers"}
+    others |= {"marketflow.runtime.shard_holder", "marketflow.cluster.owner_states"}
+    others |= {"marketflow.cluster.shared_alerts", "marketflow.cluster.shared_slices"}
+    others |= {"click.shell_completion", "starlette.middleware.gzip", "starlette.middleware.cors"}
+    imported = "marketflow.cli.main, marketflow.logs, marketflow.settings"
+    assert_not_loaded(others, f"{imported}, marketflow.runtime.processes, marketflow.runtime.engine")
 
 
 def test_garbage_is_collected_again_after_the_imports(tmp_path: Path) -> None:
