@@ -120,12 +120,8 @@ def cluster_servers(server_root: Path) -> Iterator[RedisCluster]:
 
 @pytest.fixture
 def redis_cluster(cluster_servers: RedisCluster) -> RedisCluster:
-    """The session's Redis Cluster, emptied."""
-    for node in cluster_servers.nodes:
-        if not node.running:  # where a test failed that had killed it
-            node.start()
-    cluster_servers.wait_until_whole()
-    cluster_servers.flushall()
+    """The session's Redis Cluster, restored and emptied."""
+    cluster_servers.restore()
     return cluster_servers
 
 

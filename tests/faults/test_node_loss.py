@@ -158,7 +158,7 @@ def test_resharding_under_load_keeps_rows_and_answers(
     broadcasting: list[ScriptedExchange],
     rows: Callable[[], Rows],
 ) -> None:
-    """A third of the slots of a master, the buckets of a symbol among them, move to another one."""
+    """All slots of a master, the buckets of its symbols among them, move to another one."""
     ingest, api = started(roles, broadcasting)
     source, target, *_ = redis_cluster.masters()
     moving = symbols_of(redis_cluster, source)

@@ -147,6 +147,23 @@ class RedisCluster:
     def start(self) -> None:
         """Start all nodes and make a cluster of them."""
         _each(ClusterNode.start, self.nodes)
+        self._join()
+
+    def restore(self) -> None:
+        """Make it what it was at the start, whatever a test has left of it; empty."""
+        for node in self.nodes:
+            if not node.running:
+                node.start()
+        if len(self.masters()) == MASTERS:
+            self.wait_until_whole()
+            self.flushall()
+        else:  # whose slots another one has: of two, none is replaced when it fails
+            self.flushall()
+            _each(lambda node: node.call("CLUSTER", "RESET", "HARD"), self.nodes)
+            self._join()
+
+    def _join(self) -> None:
+        """Make a cluster of nodes that are in none."""
         first, masters = self.nodes[0], self.nodes[:MASTERS]
         bounds = [SLOTS * number // MASTERS for number in range(MASTERS + 1)]
         for number, node in enumerate(masters):
@@ -285,7 +302,7 @@ class RedisCluster:
         except (redis.RedisError, OSError):
             return False
         served = all("cluster_state:ok" in info and f"cluster_slots_ok:{SLOTS}" in info for info, _, _ in seen)
-        complete = all(len(_known(nodes)) == len(self.nodes) for _, nodes, _ in seen)
+        complete = len(self.masters()) == MASTERS and all(len(_known(nodes)) == len(self.nodes) for _, nodes, _ in seen)
         agreed = all(_roles(nodes) == _roles(seen[0][1]) for _, nodes, _ in seen)
         return served and complete and agreed and all(_in_step(replication) for _, _, replication in seen)
 

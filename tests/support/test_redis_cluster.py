@@ -31,3 +31,14 @@ def test_failover_and_reshard_move_slots(redis_cluster: RedisCluster) -> None:
     redis_cluster.reshard(source, target, 50)
     redis_cluster.wait_until_whole()
     assert redis_cluster.slot_ranges() != ranges
+
+
+def test_cluster_is_restored_after_a_master_has_lost_its_slots(redis_cluster: RedisCluster) -> None:
+    source, target, _ = redis_cluster.masters()
+    redis_cluster.reshard(source, target, sum(b - a + 1 for a, b, p in redis_cluster.slot_ranges() if p == source.port))
+    redis_cluster.wait_until_settled()
+    assert len(redis_cluster.masters()) == MASTERS - 1
+    redis_cluster.restore()
+    killed = redis_cluster.masters()[0]
+    with redis_cluster.killed(killed):
+        wait_until(lambda: len(redis_cluster.masters()) == MASTERS and killed not in redis_cluster.masters(), 20)
