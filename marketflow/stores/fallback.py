@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from marketflow.clock import milliseconds
+from marketflow.clock import Clock, milliseconds, system_clock
 from marketflow.errors import Unavailable
-from marketflow.model import MINUTE_MS, Candle, Series, Tick
+from marketflow.model import MINUTE_MS, Candle, Series, Tick, minute_start
+from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.ports import CacheReader
 
 MANY_SERIES = 100
@@ -21,15 +22,22 @@ class FallbackReader:
         memory: of this process.
         complete: whether the cache has everything; a Redis that rejects writes still answers, with old prices.
         run_began: Unix ns; of ticks that were received before it, the cache may have a newer one than memory.
+        clock: the time by which memory expires minutes.
     """
 
     def __init__(
-        self, cache: CacheReader, memory: CacheReader, complete: Callable[[], bool], run_began: int = 0
+        self,
+        cache: CacheReader,
+        memory: CacheReader,
+        complete: Callable[[], bool],
+        run_began: int = 0,
+        clock: Clock = system_clock,
     ) -> None:
         self._cache = cache
         self._memory = memory
         self._complete = complete
         self._run_began = run_began
+        self._clock = clock
 
     async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
         """The newest tick of each series."""
@@ -62,9 +70,11 @@ class FallbackReader:
         """One candle for each series of all that is held from `since` on, if all of it is in memory."""
         return self._chosen.summary_in_memory(series, since, until)
 
-    def _is_of_this_run(self, since: int) -> bool:
-        """Whether all ticks from a time on (Unix ms) are of this run; the clocks of exchanges may have been ahead."""
-        return since % MINUTE_MS == 0 and since >= milliseconds(self._run_began) + MINUTE_MS
+    def _is_in_memory(self, since: int) -> bool:
+        """Whether memory has all minutes from a time on (Unix ms): they are of this run, and have not expired."""
+        began = milliseconds(self._run_began) + MINUTE_MS  # the clocks of exchanges may have been ahead
+        oldest = minute_start(milliseconds(self._clock())) - RECENT_MS
+        return since % MINUTE_MS == 0 and since >= max(began, oldest)
 
     @property
     def _chosen(self) -> CacheReader:
@@ -72,7 +82,7 @@ class FallbackReader:
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
         """One candle for each series of all that is held from `since` on."""
-        if self._complete() and not (len(series) > MANY_SERIES and self._is_of_this_run(since)):
+        if self._complete() and not (len(series) > MANY_SERIES and self._is_in_memory(since)):
             try:
                 return await self._cache.summary(series, since, until)
             except Unavailable:

@@ -8,6 +8,7 @@ import pytest
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.errors import Unavailable
 from marketflow.model import MINUTE_MS, Candle, Series, Tick, candle_of
+from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.fallback import MANY_SERIES, FallbackReader
 from tests.support.market import BTC
 
@@ -84,17 +85,22 @@ def test_memory_answers_for_an_incomplete_cache() -> None:
 
 
 @pytest.mark.parametrize(
-    ("series", "since", "from_memory"),
+    ("series", "since", "now", "from_memory"),
     [
-        (MANY_SERIES + 1, 3 * MINUTE_MS, True),
-        (MANY_SERIES, 3 * MINUTE_MS, False),
-        (MANY_SERIES + 1, 2 * MINUTE_MS, False),  # the clock of an exchange may have been ahead of the start
-        (MANY_SERIES + 1, 3 * MINUTE_MS + 1, False),
+        (MANY_SERIES + 1, 3 * MINUTE_MS, 4 * MINUTE_MS, True),
+        (MANY_SERIES, 3 * MINUTE_MS, 4 * MINUTE_MS, False),
+        (MANY_SERIES + 1, 2 * MINUTE_MS, 4 * MINUTE_MS, False),  # an exchange's clock may have been ahead of the start
+        (MANY_SERIES + 1, 3 * MINUTE_MS + 1, 4 * MINUTE_MS, False),
+        (MANY_SERIES + 1, 3 * MINUTE_MS, 4 * MINUTE_MS - 1 + RECENT_MS, True),
+        (MANY_SERIES + 1, 3 * MINUTE_MS, 4 * MINUTE_MS + RECENT_MS, False),  # a day's minutes are in the cache alone
     ],
 )
-def test_whole_minutes_of_many_series_are_read_from_memory(series: int, since: int, from_memory: bool) -> None:
+def test_whole_minutes_of_many_series_are_read_from_memory(
+    series: int, since: int, now: int, from_memory: bool
+) -> None:
     cache, memory = Scripted(1.0), Scripted(2.0)
-    reader = FallbackReader(cache, memory, lambda: True, run_began=(2 * MINUTE_MS - 1000) * NANOSECONDS_PER_MS)
+    began, clock = (2 * MINUTE_MS - 1000) * NANOSECONDS_PER_MS, lambda: now * NANOSECONDS_PER_MS
+    reader = FallbackReader(cache, memory, lambda: True, began, clock)
     found = asyncio.run(reader.summary([BTC] * series, since, since + MINUTE_MS))
     assert found == [memory.candle if from_memory else cache.candle] * series
 
