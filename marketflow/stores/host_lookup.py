@@ -1,6 +1,7 @@
 """Lookups of the hosts of stores with a time limit: the resolver's own is up to a minute, and nothing can interrupt it.
 
 A client that looks a name up by itself would hold its thread for as long, and with it writes, the start and the stop.
+So it gets addresses: the next lookup may hang although this one was answered.
 """
 
 import socket
@@ -15,47 +16,52 @@ LOOKUP_SECONDS = 1.0
 """Limit for PostgreSQL: a resolver that answers does so in a fraction of it, and a stop may wait for it."""
 
 _lock = threading.Lock()
-_running: dict[str, "Future[None]"] = {}
+_running: dict[str, "Future[list[str]]"] = {}
 """One lookup of a host at a time."""
 
 
-def await_lookup(host: str, seconds: float) -> None:
-    """Wait until the resolver has answered about a host, whatever it says; at once for an address or a path.
+def look_up(host: str, seconds: float) -> list[str]:
+    """Return the addresses of a host; at once of an address itself, and none of the path of a socket.
 
     Raises:
-        TimeoutError: it has not within `seconds`.
+        TimeoutError: the resolver has not answered within `seconds`.
+        OSError: it has, but not with an address.
     """
     if not _is_name(host):
-        return
+        return [host] if host and not host.startswith("/") else []
     with _lock:
         if (lookup := _running.get(host)) is None:
             lookup = _running[host] = Future()
             threading.Thread(target=_look_up, args=(host, lookup), name="lookup", daemon=True).start()
     try:
-        lookup.result(seconds)
+        return lookup.result(seconds)
     except TimeoutError:
         raise TimeoutError(f"{host} cannot be looked up: no answer within {seconds:g} s") from None
 
 
-async def await_lookup_aside(host: str, seconds: float) -> None:
+async def look_up_aside(host: str, seconds: float) -> list[str]:
     """The same for an event loop, whose own lookups would hold up the end of the process.
 
     Raises:
-        TimeoutError: there is no answer within `seconds`.
+        TimeoutError: the resolver has not answered within `seconds`.
+        OSError: it has, but not with an address.
     """
-    if _is_name(host):
-        await on_daemon_thread(partial(await_lookup, host, seconds))
+    return await on_daemon_thread(partial(look_up, host, seconds)) if _is_name(host) else look_up(host, seconds)
 
 
-def _look_up(host: str, lookup: "Future[None]") -> None:
+def _look_up(host: str, lookup: "Future[list[str]]") -> None:
     try:
-        socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
-        pass  # the client gets the same
-    finally:
-        with _lock:
-            del _running[host]
-        lookup.set_result(None)
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        # The text of a link-local address needs its interface.
+        numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+        answer = [socket.getnameinfo(address, numeric)[0] for *_, address in found]
+    except Exception as error:  # noqa: BLE001 - handed off
+        settle = partial(lookup.set_exception, error)
+    else:
+        settle = partial(lookup.set_result, answer)
+    with _lock:
+        del _running[host]
+    settle()
 
 
 def _is_name(host: str) -> bool:

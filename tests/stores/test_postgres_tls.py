@@ -42,6 +42,16 @@ def over_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "is_local", lambda host: False)
 
 
+_resolve = socket.getaddrinfo
+
+
+def resolve(host: str, *others: Any, **keywords: Any) -> list[Any]:
+    """Resolve hosts; that of the certificate has two addresses, of which the second has a server."""
+    if host == "database.example":
+        return [(0, 0, 0, "", (address, 0)) for address in ("127.0.0.2", HOST)]
+    return _resolve(host, *others, **keywords)
+
+
 def write(keywords: dict[str, Any]) -> None:
     with closing(PostgresWriter(keywords, resource("ddl"), 10)) as archive:
         archive.write({})
@@ -49,7 +59,9 @@ def write(keywords: dict[str, Any]) -> None:
 
 @pytest.mark.skipif(OPENSSL is None, reason="there is no openssl")
 @pytest.mark.usefixtures("over_a_network")
-def test_only_a_server_with_the_right_certificate_is_written_to(postgres_db: dict[str, Any], tmp_path: Path) -> None:
+def test_only_a_server_with_the_right_certificate_is_written_to(
+    postgres_db: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key, crt = certificate(tmp_path, "server", f"IP:{HOST}")
     _, other = certificate(tmp_path, "other", f"IP:{HOST}")
     named_key, named = certificate(tmp_path, "named", "DNS:database.example")
@@ -66,6 +78,8 @@ def test_only_a_server_with_the_right_certificate_is_written_to(postgres_db: dic
         with pytest.raises(Unavailable, match="does not match host name"):
             write(connection_keywords(**place, sslrootcert=str(named)))
         write(connection_keywords(**place, sslrootcert=str(named), sslmode="verify-ca"))
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        write(connection_keywords(**place | {"host": "database.example"}, sslrootcert=str(named)))
 
 
 @pytest.mark.usefixtures("over_a_network")

@@ -8,8 +8,14 @@ import psycopg
 from psycopg import pq, sql, waiting
 from psycopg.abc import PQGen
 
-from marketflow.stores.host_lookup import LOOKUP_SECONDS, await_lookup
-from marketflow.stores.postgres.connections.session import connecting, pin, session_keywords
+from marketflow.stores.host_lookup import LOOKUP_SECONDS, look_up
+from marketflow.stores.postgres.connections.session import (
+    connecting,
+    looking_up,
+    pin,
+    session_keywords,
+    with_addresses,
+)
 
 _T = TypeVar("_T")
 
@@ -37,16 +43,24 @@ class BoundedConnection(psycopg.Connection[Any]):
     _pinning: sql.Composed | None = None
 
     @classmethod
+    def connect(cls, conninfo: str = "", **keywords: Any) -> Self:
+        """Connect, once the host was looked up.
+
+        Raises:
+            psycopg.OperationalError: there is no connection.
+        """
+        host = keywords.get("host", "")
+        with looking_up(host):
+            addresses = look_up(host, LOOKUP_SECONDS)
+        return super().connect(conninfo, **with_addresses(keywords, addresses))
+
+    @classmethod
     def open(cls, keywords: dict[str, Any]) -> Self:
         """Connect in autocommit mode and at isolation level read committed.
 
         Raises:
             psycopg.Error: no connection, or the server is too old.
         """
-        try:
-            await_lookup(keywords.get("host", ""), LOOKUP_SECONDS)
-        except TimeoutError as error:
-            raise psycopg.OperationalError(str(error)) from None
         with connecting():
             connection = cls.connect(**session_keywords(keywords, **_SERVER_TIMEOUTS), autocommit=True)
         try:

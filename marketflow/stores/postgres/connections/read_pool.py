@@ -6,8 +6,8 @@ import psycopg
 from psycopg import sql
 from psycopg_pool import AsyncConnectionPool
 
-from marketflow.stores.host_lookup import LOOKUP_SECONDS, await_lookup_aside
-from marketflow.stores.postgres.connections.session import pin_async, session_keywords
+from marketflow.stores.host_lookup import LOOKUP_SECONDS, look_up_aside
+from marketflow.stores.postgres.connections.session import looking_up, pin_async, session_keywords, with_addresses
 
 POOL_SECONDS = 30.0
 """Limit of the pool, by the clock; that of the reader, which spares an event loop that is behind, comes first."""
@@ -29,11 +29,10 @@ class ReadConnection(psycopg.AsyncConnection[Any]):
         Raises:
             psycopg.OperationalError: there is no connection.
         """
-        try:
-            await await_lookup_aside(keywords.get("host", ""), LOOKUP_SECONDS)
-        except TimeoutError as error:
-            raise psycopg.OperationalError(str(error)) from None
-        return await super().connect(conninfo, **keywords)
+        host = keywords.get("host", "")
+        with looking_up(host):
+            addresses = await look_up_aside(host, LOOKUP_SECONDS)
+        return await super().connect(conninfo, **with_addresses(keywords, addresses))
 
     async def pinned(self, keywords: dict[str, Any]) -> sql.Composed | None:
         """Statements to begin each transaction with; None where the session is pinned."""

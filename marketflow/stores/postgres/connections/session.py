@@ -10,7 +10,7 @@ no setting of the session changes. The same is done where a pooler drops the opt
 for a marker setting.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, LiteralString
 
@@ -77,6 +77,31 @@ def session_keywords(keywords: Mapping[str, Any], **settings: object) -> dict[st
 def is_pooled(keywords: Mapping[str, Any]) -> bool:
     """Whether the connection may be to a pooler in transaction mode."""
     return keywords.get("prepare_threshold", 0) is None
+
+
+@contextmanager
+def looking_up(host: str) -> Iterator[None]:
+    """Raise errors of a lookup of the host as psycopg does.
+
+    Raises:
+        psycopg.OperationalError: the host has no address, or there is no answer in time.
+    """
+    import psycopg
+
+    try:
+        yield
+    except TimeoutError as error:
+        raise psycopg.OperationalError(str(error)) from None
+    except OSError as error:
+        raise psycopg.OperationalError(f"failed to resolve host {host!r}: {error}") from None
+
+
+def with_addresses(keywords: Mapping[str, Any], addresses: Sequence[str]) -> dict[str, Any]:
+    """Keywords for `psycopg.connect`, which then does not look the host up itself: it would without a limit."""
+    if not addresses:
+        return dict(keywords)
+    hosts = ",".join([keywords["host"]] * len(addresses))  # the name is what a certificate is checked against
+    return {**keywords, "host": hosts, "hostaddr": ",".join(addresses)}
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 
 from marketflow.stores.circuit_breaker import CircuitBreaker
-from marketflow.stores.host_lookup import await_lookup, await_lookup_aside
+from marketflow.stores.host_lookup import look_up, look_up_aside
 from marketflow.stores.redis.keys import CONTROL_SLOT
 
 SLOTS = 16384
@@ -125,15 +125,14 @@ class SlotMap:
 
         Raises:
             redis.RedisError: it has none, or is cut off from most others and may not know better.
-            TimeoutError: its host cannot be looked up in time.
         """
-        await_lookup(node.host, ASK_SECONDS)
         options = self.keywords_at(node) | {
             "socket_timeout": ASK_SECONDS,
             "socket_connect_timeout": ASK_SECONDS,
             "retry": redis.retry.Retry(NoBackoff(), 0),
         }
         with redis.Redis(**options) as client:
+            client.connection_pool.connection_class = PlainSslConnection if "ssl" in self._keywords else PlainConnection
             client.response_callbacks.clear()
             info, ranges = client.execute_command("CLUSTER", "INFO"), client.execute_command("CLUSTER", "SLOTS")
         if b"cluster_state:ok" not in info:
@@ -209,30 +208,34 @@ def _check_files(options: Any) -> None:
             raise redis.ConnectionError(f"{path} cannot be read ({setting})")
 
 
-class _LimitedLookup:
-    """A connection for threads whose lookup of its host has the limit of connecting; mixed into one of redis-py."""
+class PlainConnection(redis.Connection):
+    """A connection for threads to one host, whose lookup has the limit of connecting."""
 
-    def connect(self, *arguments: Any, **keywords: Any) -> None:
-        if not self.is_connected:  # type: ignore[attr-defined]
-            try:
-                await_lookup(self.host, self.socket_connect_timeout)  # type: ignore[attr-defined]
-            except TimeoutError as error:
-                raise redis.TimeoutError(str(error)) from None
-        super().connect(*arguments, **keywords)  # type: ignore[misc]
+    def _connect(self) -> Any:
+        host, failed = self.host, OSError("no address")
+        try:
+            addresses = look_up(host, self.socket_connect_timeout)  # type: ignore[arg-type]  # never without one
+        except TimeoutError as error:
+            raise redis.TimeoutError(str(error)) from None
+        try:
+            for self.host in addresses:
+                try:
+                    return super()._connect()  # type: ignore[no-untyped-call]
+                except OSError as error:
+                    failed = error
+        finally:
+            self.host = host
+        raise failed
 
 
-class PlainConnection(_LimitedLookup, redis.Connection):
-    """A connection for threads to one address."""
-
-
-class PlainSslConnection(_LimitedLookup, redis.SSLConnection):
-    """A connection for threads to one address, with TLS."""
+class PlainSslConnection(redis.SSLConnection, PlainConnection):
+    """A connection for threads to one host, with TLS."""
 
     def connect(self, *arguments: Any, **keywords: Any) -> None:
         """Connect, unless it is connected."""
         if not self.is_connected:
             _check_files(self)
-        super().connect(*arguments, **keywords)
+        super().connect(*arguments, **keywords)  # type: ignore[no-untyped-call]
 
 
 class FollowingConnection(_FollowingConnection, PlainConnection):
@@ -271,30 +274,40 @@ class _AsyncFollowingConnection(_Follows):
         asyncio.get_running_loop().run_in_executor(None, self._slot_map.refresh)
 
 
-class _AsyncLimitedLookup:
-    """A connection for an event loop whose lookup of its host has the limit of connecting."""
+class AsyncPlainConnection(redis.asyncio.Connection):
+    """A connection for an event loop to one host, whose lookup has the limit of connecting."""
 
-    async def connect(self, *arguments: Any, **keywords: Any) -> None:
-        if not self.is_connected:  # type: ignore[attr-defined]
+    _address = ""
+
+    async def _connect(self) -> None:
+        failed = OSError("no address")
+        try:
+            addresses = await look_up_aside(self.host, self.socket_connect_timeout)  # type: ignore[arg-type]
+        except TimeoutError as error:
+            raise redis.TimeoutError(str(error)) from None
+        for self._address in addresses:
             try:
-                await await_lookup_aside(self.host, self.socket_connect_timeout)  # type: ignore[attr-defined]
-            except TimeoutError as error:
-                raise redis.TimeoutError(str(error)) from None
-        await super().connect(*arguments, **keywords)  # type: ignore[misc]
+                await super()._connect()  # type: ignore[no-untyped-call]
+                return
+            except OSError as error:
+                failed = error
+        raise failed
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        return {**super()._connection_arguments(), "host": self._address}
 
 
-class AsyncPlainConnection(_AsyncLimitedLookup, redis.asyncio.Connection):
-    """A connection for an event loop to one address."""
+class AsyncPlainSslConnection(redis.asyncio.SSLConnection, AsyncPlainConnection):
+    """A connection for an event loop to one host, with TLS."""
 
-
-class AsyncPlainSslConnection(_AsyncLimitedLookup, redis.asyncio.SSLConnection):
-    """A connection for an event loop to one address, with TLS."""
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        return {**super()._connection_arguments(), "server_hostname": self.host}
 
     async def connect(self, *arguments: Any, **keywords: Any) -> None:
         """Connect, unless it is connected."""
         if not self.is_connected:
             _check_files(self.ssl_context)
-        await super().connect(*arguments, **keywords)
+        await super().connect(*arguments, **keywords)  # type: ignore[no-untyped-call]
 
 
 class AsyncFollowingConnection(_AsyncFollowingConnection, AsyncPlainConnection):
