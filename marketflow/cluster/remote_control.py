@@ -56,6 +56,12 @@ REPLY_SECONDS = 2.0
 REPORTS_KEPT = 100
 """How many reports of feeds are kept for a moment, each of one query."""
 
+FOLLOWER_SECONDS = 2.0
+"""How long an API process that polls no more counts as one that answers."""
+
+ADOPTED_SECONDS = 0.05
+"""How often a mode switch looks whether the other API processes have adopted it."""
+
 STATE_CONNECTIONS = 2
 """One for the polls, and one for that at the start."""
 
@@ -81,6 +87,7 @@ class RemoteIngest:
         self.reloaded = asyncio.Event()
         """Set when an ingest process has read its settings again."""
         self._mode = mode
+        self._id = uuid4().hex
         self._states: dict[str, Published] = {}  # by run
         self._asked_at = 0.0
         self._table = NO_TABLE
@@ -146,7 +153,7 @@ class RemoteIngest:
         await self._commands.aclose()
 
     async def switch(self, mode: Mode) -> Mode:
-        """Switch the mode and return the previous one, once all owners have confirmed it.
+        """Switch the mode and return the previous one, once owners and API processes have adopted it.
 
         Raises:
             Unavailable: there is no ingest process, or Redis did not answer.
@@ -170,7 +177,35 @@ class RemoteIngest:
         except TimeoutError:
             raise ModeUnconfirmed(self._unconfirmed(mode)) from None
         self._mode = mode
+        if not await self._is_adopted(mode):
+            logger.warning("mode switch not adopted by all API processes mode={}", mode)
         return previous
+
+    async def _is_adopted(self, mode: Mode) -> bool:
+        """Wait until no other API process answers about another mode; return whether that is so in time."""
+        try:
+            async with timeout(REPLY_SECONDS):
+                while await self._others_mode() - {mode}:  # noqa: ASYNC110 - set by other processes
+                    await asyncio.sleep(ADOPTED_SECONDS)
+        except (TimeoutError, Unavailable):  # a process that cannot poll adopts it when it can
+            return False
+        return True
+
+    async def _others_mode(self) -> set[Mode]:
+        """Return the modes that the other API processes answer about.
+
+        Raises:
+            Unavailable: Redis did not answer.
+        """
+        members = cast("Awaitable[set[bytes]]", self._commands.smembers(keys.FOLLOWERS_KEY))
+        found = await _answer(members, ANSWER_SECONDS)
+        others = sorted({each.decode() for each in found} - {self._id})
+        if not others:
+            return set()
+        modes = await _answer(self._commands.mget([keys.follower_key(each) for each in others]), ANSWER_SECONDS)
+        if ended := [each for each, mode in zip(others, modes, strict=True) if mode is None]:
+            await _answer(self._commands.srem(keys.FOLLOWERS_KEY, *ended), ANSWER_SECONDS)
+        return {mode for each in modes if (mode := mode_of(each)) is not None}
 
     async def reload(self) -> Changes:
         """Have all ingest processes read their settings again; return what has changed.
@@ -246,7 +281,10 @@ class RemoteIngest:
             pipe.hgetall(keys.STATES_KEY)
             pipe.get(keys.MODE_KEY)
             pipe.set(keys.FOLLOWED_KEY, "", px=round(STATE_SECONDS * 1000))
-            table, states, mode, _ = await _answer(pipe.execute(), ANSWER_SECONDS)
+            pipe.sadd(keys.FOLLOWERS_KEY, self._id)
+            pipe.pexpire(keys.FOLLOWERS_KEY, round(KEPT_SECONDS * 1000))
+            pipe.set(keys.follower_key(self._id), self._mode.value, px=round(FOLLOWER_SECONDS * 1000))
+            table, states, mode, *_ = await _answer(pipe.execute(), ANSWER_SECONDS)
         self._table, found = decode_cluster(table, states)
         # A later state of the same run may have been lost with a master.
         latest = {run: max(self._states.get(run, each), each, key=attrgetter("number")) for run, each in found.items()}
@@ -271,8 +309,11 @@ class RemoteIngest:
     async def follow(self) -> None:
         """Follow the states until cancelled."""
         while True:
+            before = self._mode
             try:
                 await self.ask()
+                if self._mode is not before:
+                    await self.ask()  # the process that switches it waits for this one to say so
             except Unavailable as error:
                 logger.debug("the ingest processes cannot be followed: {}", error)
             except Exception as error:  # noqa: BLE001 - else the API would answer about the wrong mode for ever

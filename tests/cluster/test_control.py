@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from marketflow.alerts.alert_model import PriceRule, Webhook
-from marketflow.cluster import shard_table
+from marketflow.cluster import remote_control, shard_table
 from marketflow.cluster.member import Member
 from marketflow.cluster.merging import merged_report, merged_state
 from marketflow.cluster.messages import (
@@ -446,6 +446,50 @@ def test_mode_switch_is_confirmed_by_all_owners(redis_db: RedisServer, join: Joi
     assert (previous, again) == (Mode.LIVE, Mode.TEST)
     assert seconds < 1
     assert (first.switches, second.switches) == ([Mode.TEST], [Mode.TEST])
+
+
+def test_mode_switch_waits_until_other_api_processes_adopt_it(
+    redis_db: RedisServer, join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_control, "FOLLOWER_SECONDS", 60.0)
+    monkeypatch.setattr(remote_control, "REPLY_SECONDS", 60.0)
+    pair(join)
+
+    async def switch(feeds: RemoteIngest) -> None:
+        other = RemoteIngest(connection_keywords(HOST, redis_db.port, "", 0), SHARDS, Mode.TEST)
+        await other.ask()
+        await other.ask()
+        switching = asyncio.create_task(feeds.switch(Mode.TEST))
+        await until(lambda: feeds.current is Mode.TEST)  # all owners have confirmed it
+        enough = feeds._asked_at + 2 * remote_control.POLL_SECONDS
+        await until(lambda: feeds._asked_at > enough)
+        assert not switching.done()
+        async with background(other.follow()):
+            assert await switching is Mode.LIVE
+            assert other.current is Mode.TEST
+        await other.close()
+
+    with_api(redis_db, switch)
+
+
+def test_mode_switch_does_not_wait_for_ended_api_processes(
+    redis_db: RedisServer, client: "redis.Redis", join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_control, "FOLLOWER_SECONDS", 0.5)
+    monkeypatch.setattr(remote_control, "REPLY_SECONDS", 60.0)
+    pair(join)
+    with_api(redis_db, until_it_answers)
+
+    async def switch(feeds: RemoteIngest) -> None:
+        assert client.scard(keys.FOLLOWERS_KEY) == 2
+        await feeds.switch(Mode.TEST)
+        assert client.scard(keys.FOLLOWERS_KEY) == 1
+
+    with_api(redis_db, switch)
+
+
+async def until_it_answers(feeds: RemoteIngest) -> None:
+    await until(lambda: feeds.state)
 
 
 def test_unconfirmed_mode_switch_names_shards_and_is_adopted_later(redis_db: RedisServer, join: Join) -> None:

@@ -40,6 +40,9 @@ STATES_KEY = "marketflow:{control}:states"
 FOLLOWED_KEY = "marketflow:{control}:followed"
 """Exists while other processes read the states."""
 
+FOLLOWERS_KEY = "marketflow:{control}:followers"
+"""Set of the ids of API processes; what has ended is removed at the next mode switch."""
+
 MODE_KEY = "marketflow:{control}:mode"
 """The mode that runs, or ran last."""
 
@@ -167,6 +170,11 @@ def commands_key(run: str) -> str:
 def command_key(command: str) -> str:
     """String: the content of a command; expires with the command's deadline."""
     return f"marketflow:{{control}}:command:{command}"
+
+
+def follower_key(process: str) -> str:
+    """String: the mode that an API process answers about; expires once it polls no more."""
+    return f"marketflow:{{control}}:follower:{process}"
 
 
 def reply_key(command: str) -> str:
