@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,14 @@ ENVIRONMENT = ROOT / "collections" / "local.postman_environment.json"
 
 TOKEN = "open-sesame-open-sesame"
 EXCHANGES = ("exchange1", "exchange2", "exchange3")
-NEWMAN_SECONDS = 120.0
+NEWMAN_SECONDS = 240.0
+
+FAILURES_SHOWN = 3000
+"""Characters about failed tests that are shown once more in the end."""
+
+READY_SECONDS = 60.0
+CONNECTIONS = 20
+"""How many in a row must find the application ready; each reaches one of its workers by chance."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +66,16 @@ SET_UPS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What newman said: its exit code, and tests as (place in the collection, name)."""
+    """What newman said: its exit code, and skipped tests as (place in the collection, name)."""
 
     code: int
     output: str
     skipped: frozenset[tuple[str, str]]
+
+    @property
+    def failures(self) -> str:
+        """The failed tests: what follows newman's table."""
+        return self.output.rpartition("┘")[2].strip()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,10 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             outcomes[name].output if arguments.verbose or outcomes[name].code else _summary(outcomes[name]), flush=True
         )
+    never_run = _never_run(outcomes)
     failed = [name for name, outcome in outcomes.items() if outcome.code]
-    if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed or _never_run(outcomes) else 0
+    for name in failed:  # last, since logs are cut at their beginning
+        print(f"== failed: {name}\n{outcomes[name].failures[-FAILURES_SHOWN:]}", file=sys.stderr)
+    return 1 if failed or never_run else 0
 
 
 def _run(setup: SetUp, newman: Path) -> Outcome:
@@ -154,7 +168,7 @@ def _setting(addresses: Mapping[str, str]) -> str:
 
 @contextmanager
 def _application(folder: Path, setup: SetUp, exchanges: str) -> Iterator[list[Application]]:
-    """Its processes, the one that answers last, once it has prices of every exchange."""
+    """Its processes, the one that answers last, once all that answer are healthy and have prices of every exchange."""
     given = {
         "DATA_DIR": folder / "data",
         "EXCHANGES": exchanges,
@@ -170,10 +184,18 @@ def _application(folder: Path, setup: SetUp, exchanges: str) -> Iterator[list[Ap
             stack.push(processes[0].__exit__)
         arguments = ("--role", "api", "--workers", "2") if setup.separate else ()
         answering = stack.enter_context(Application(folder, given, arguments))
-        for name in (*EXCHANGES, *setup.venues):
-            path = f"/prices/average/{name}/BTCUSDT"
-            wait_until(lambda path=path: answering.find(path), 30, f"no answer to {path}")  # type: ignore[misc]
+        for path in ("/health", *(f"/prices/average/{name}/BTCUSDT" for name in (*EXCHANGES, *setup.venues))):
+            wait_until(partial(_is_ready, answering, path), READY_SECONDS, f"not ready: {path}")
         yield [*processes, answering]
+
+
+def _is_ready(application: Application, path: str) -> bool:
+    """Whether all workers answer, by connections of their own, and are healthy."""
+    for _ in range(CONNECTIONS):
+        answer = application.http.get(path, headers={"Connection": "close"})
+        if answer.status_code != 200 or answer.json().get("status", "ok") != "ok":
+            return False
+    return True
 
 
 def _newman(newman: Path, folder: Path, setup: SetUp, application: Application) -> Outcome:
@@ -193,7 +215,11 @@ def _newman(newman: Path, folder: Path, setup: SetUp, application: Application) 
         command += ["--env-var", f"{name}={value}"]
     for name in setup.folders:
         command += ["--folder", name]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=NEWMAN_SECONDS, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=NEWMAN_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout.decode(errors="replace") if error.stdout else ""
+        return Outcome(1, f"{output}\nno end within {NEWMAN_SECONDS:.0f} s", frozenset())
     told = json.loads(report.read_text()) if report.exists() else {"run": {"executions": []}}
     return Outcome(done.returncode, done.stdout + done.stderr, frozenset(_skipped(told)))
 
