@@ -197,14 +197,14 @@ class RemoteIngest:
         Raises:
             Unavailable: Redis did not answer.
         """
-        members = cast("Awaitable[set[bytes]]", self._commands.smembers(keys.FOLLOWERS_KEY))
-        found = await _answer(members, ANSWER_SECONDS)
-        others = sorted({each.decode() for each in found} - {self._id})
-        if not others:
-            return set()
-        modes = await _answer(self._commands.mget([keys.follower_key(each) for each in others]), ANSWER_SECONDS)
+        followers = cast("Awaitable[dict[bytes, bytes]]", self._commands.hgetall(keys.FOLLOWERS_KEY))
+        others = {each.decode() for each in await _answer(followers, ANSWER_SECONDS)} - {self._id}
+        async with self._commands.pipeline(transaction=False) as pipe:
+            for each in others:
+                pipe.get(keys.follower_key(each))
+            modes = await _answer(pipe.execute(), ANSWER_SECONDS)
         if ended := [each for each, mode in zip(others, modes, strict=True) if mode is None]:
-            await _answer(self._commands.srem(keys.FOLLOWERS_KEY, *ended), ANSWER_SECONDS)
+            await _answer(self._commands.hdel(keys.FOLLOWERS_KEY, *ended), ANSWER_SECONDS)
         return {mode for each in modes if (mode := mode_of(each)) is not None}
 
     async def reload(self) -> Changes:
@@ -281,7 +281,7 @@ class RemoteIngest:
             pipe.hgetall(keys.STATES_KEY)
             pipe.get(keys.MODE_KEY)
             pipe.set(keys.FOLLOWED_KEY, "", px=round(STATE_SECONDS * 1000))
-            pipe.sadd(keys.FOLLOWERS_KEY, self._id)
+            pipe.hset(keys.FOLLOWERS_KEY, self._id, "")
             pipe.pexpire(keys.FOLLOWERS_KEY, round(KEPT_SECONDS * 1000))
             pipe.set(keys.follower_key(self._id), self._mode.value, px=round(FOLLOWER_SECONDS * 1000))
             table, states, mode, *_ = await _answer(pipe.execute(), ANSWER_SECONDS)

@@ -22,8 +22,10 @@ from redis.retry import Retry
 from marketflow.embedded import EmbeddedPostgres, EmbeddedRedis
 from marketflow.embedded.child_server import ChildServer
 from marketflow.embedded.server_process import ServerProcess
+from marketflow.stores.redis.connection import connection_keywords
 
 HOST = "127.0.0.1"
+USERS = Path(__file__).parents[2] / "deploy/redis/users.acl"
 T = TypeVar("T")
 
 
@@ -131,6 +133,14 @@ class RedisServer(FaultyServer, EmbeddedRedis):
             "retry": Retry(NoBackoff(), 0),
         }
         return redis.Redis(host=HOST, port=self.port, password=self.password or None, **(defaults | options))
+
+    def delivered_user(self) -> dict[str, Any]:
+        """Add the user of deploy/redis/users.acl; return the keywords of a client that has no other rights."""
+        lines = USERS.read_text().splitlines()
+        (rights,) = (line.split()[1:] for line in lines if line.startswith("user marketflow "))
+        with self.client() as client:
+            client.execute_command("ACL", "SETUSER", *rights)
+        return connection_keywords(HOST, self.port, "change-me", 0, "marketflow")
 
 
 class PostgresServer(FaultyServer, EmbeddedPostgres):

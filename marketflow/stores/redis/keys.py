@@ -41,7 +41,7 @@ FOLLOWED_KEY = "marketflow:{control}:followed"
 """Exists while other processes read the states."""
 
 FOLLOWERS_KEY = "marketflow:{control}:followers"
-"""Set of the ids of API processes; what has ended is removed at the next mode switch."""
+"""Hash, by the ids of API processes; those that have ended are removed at the next mode switch."""
 
 MODE_KEY = "marketflow:{control}:mode"
 """The mode that runs, or ran last."""
