@@ -25,14 +25,18 @@ def look_up(host: str, seconds: float) -> list[str]:
 
     Raises:
         TimeoutError: the resolver has not answered within `seconds`.
-        OSError: it has, but not with an address.
+        OSError: it has, but not with an address, or it cannot be asked.
     """
     if not _is_name(host):
         return [host] if host and not host.startswith("/") else []
     with _lock:
         if (lookup := _running.get(host)) is None:
-            lookup = _running[host] = Future()
-            threading.Thread(target=_look_up, args=(host, lookup), name="lookup", daemon=True).start()
+            lookup = Future()
+            try:
+                threading.Thread(target=_look_up, args=(host, lookup), name="lookup", daemon=True).start()
+            except RuntimeError as error:  # the system gives no more threads
+                raise OSError(f"{host} cannot be looked up: {error}") from None
+            _running[host] = lookup
     try:
         return lookup.result(seconds)
     except TimeoutError:
@@ -44,7 +48,7 @@ async def look_up_aside(host: str, seconds: float) -> list[str]:
 
     Raises:
         TimeoutError: the resolver has not answered within `seconds`.
-        OSError: it has, but not with an address.
+        OSError: it has, but not with an address, or it cannot be asked.
     """
     return await on_daemon_thread(partial(look_up, host, seconds)) if _is_name(host) else look_up(host, seconds)
 

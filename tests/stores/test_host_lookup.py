@@ -96,6 +96,19 @@ def test_lookup_raises_error_of_the_resolver(monkeypatch: pytest.MonkeyPatch) ->
         _use_redis(tls=False)
 
 
+def test_host_is_looked_up_again_after_a_thread_could_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("127.0.0.1", 0))])
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as exhausted:
+        exhausted.setattr(threading.Thread, "start", fail)
+        with pytest.raises(OSError, match=r"^hangs\.invalid cannot be looked up: can't start new thread$"):
+            look_up(NAME, 5)
+    assert look_up(NAME, 5) == ["127.0.0.1"]
+
+
 def test_host_is_looked_up_again_after_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     hosts: list[str] = []
 
