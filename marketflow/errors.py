@@ -30,3 +30,7 @@ class Unavailable(MarketFlowError):
     def __init__(self, *args: object, is_unreachable: bool = False) -> None:
         super().__init__(*args)
         self.is_unreachable = is_unreachable
+
+
+class Starting(Unavailable):
+    """A store is unavailable because this application still starts it, which is no outage."""

@@ -10,7 +10,7 @@ from msgspec import field
 
 from marketflow.clock import Clock, milliseconds
 from marketflow.counters import DelayCounter
-from marketflow.errors import Unavailable
+from marketflow.errors import Starting, Unavailable
 from marketflow.feeds.feed import Connection
 from marketflow.logs import Outage, RateLimit
 from marketflow.model import Series, Tick
@@ -59,6 +59,7 @@ class Instrumentation:
         self._limit = RateLimit(10.0)
         self._archive_outage = Outage("PostgreSQL cannot be used", "PostgreSQL can be used again")
         self._rollup_outage = Outage("days cannot be rolled up", "days can be rolled up again")
+        self._start_logged = False
         self._late_ticks_logged = 0
         self._measured: dict[Series, int] = {}  # sequence of the last tick whose delay was counted
 
@@ -120,6 +121,11 @@ class Instrumentation:
 
     def archive_failed(self, error: Exception, pending: int) -> None:
         """A write to the archive failed, and is repeated."""
+        if isinstance(error, Starting):
+            if not self._start_logged:
+                logger.info("PostgreSQL is being started, {}", _waiting(pending, error))
+            self._start_logged = True
+            return
         self.counters.archive_errors += 1
         self._archive_outage.failed("archive", _waiting(pending, error))
 

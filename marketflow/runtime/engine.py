@@ -19,7 +19,7 @@ from marketflow.alerts.webhook_sender import WebhookSender
 from marketflow.clock import Clock, milliseconds
 from marketflow.cluster.messages import IngestState, RuleChange, RuleChanged, ShardState
 from marketflow.counters import ExchangeCounters, IngestCounters
-from marketflow.errors import Unavailable
+from marketflow.errors import Starting, Unavailable
 from marketflow.feeds.cpu.pacing import Pacing
 from marketflow.feeds.decoder import REASONS
 from marketflow.feeds.factory import FeedFactory, configured_recorder
@@ -56,7 +56,12 @@ BEGIN_SECONDS = 1.0
 """How long a start waits for each store to return what an earlier run left."""
 
 ARCHIVE_START_SECONDS = 2.0
-"""How long a write waits for an embedded PostgreSQL that is starting before it counts as unavailable."""
+"""How long one write waits for an embedded PostgreSQL that is starting: a longer one would count as stalled."""
+
+ARCHIVE_OUTAGE_SECONDS = 60.0
+"""How long the embedded PostgreSQL may take to start before that is an outage. On a slow disk initdb takes many
+seconds; after INITDB_SECONDS the start fails.
+"""
 
 DRAIN_SECONDS = 3.3
 """Time limit for draining: pending writes, and the rows of open minutes."""
@@ -671,20 +676,26 @@ class _StartingArchive(PostgresWriter):
     """The archive, whose server may be starting."""
 
     started: threading.Event | None
+    _awaited_since: float | None = None
 
     def recent(self, series: Iterable[Series], since: int) -> Candles:
         """Read the rows of the last minutes, once the server has been started."""
-        self._wait_for_server()
+        self._await_server()
         return super().recent(series, since)
 
     def write(self, minutes: Candles, on_written: RowsWritten | None = None) -> int:
         """Upsert rows, once the server has been started."""
-        self._wait_for_server()
+        self._await_server()
         return super().write(minutes, on_written)
 
-    def _wait_for_server(self) -> None:
-        if self.started is not None:
-            self.started.wait(ARCHIVE_START_SECONDS)
+    def _await_server(self) -> None:
+        if self.started is None or self.started.is_set():
+            return
+        if self._awaited_since is None:
+            self._awaited_since = time.monotonic()
+        if not self.started.wait(ARCHIVE_START_SECONDS):
+            is_late = time.monotonic() - self._awaited_since > ARCHIVE_OUTAGE_SECONDS
+            raise (Unavailable if is_late else Starting)("the embedded server is still starting")
 
 
 def _history_ms(settings: Settings) -> dict[str, int]:

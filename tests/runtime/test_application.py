@@ -55,6 +55,42 @@ def test_first_start_without_setup_serves_prices_and_ends_cleanly(server_folder:
     assert "ERROR" not in application.log
 
 
+SLOW_INITDB = """
+import sys, time
+from pathlib import Path
+from marketflow.cli import main
+from marketflow.embedded import EmbeddedPostgres
+run_initdb = EmbeddedPostgres.run_initdb
+def once_permitted(self, *arguments):
+    while not Path(sys.argv[1]).exists():
+        time.sleep(0.05)
+    run_initdb(self, *arguments)
+EmbeddedPostgres.run_initdb = once_permitted
+sys.exit(main.main([]))
+"""
+"""MarketFlow, whose initdb waits until a file exists."""
+
+
+def test_slow_first_start_of_postgres_is_no_outage(server_folder: Path) -> None:
+    permitted = server_folder / "permitted"
+    application = Application(server_folder, {"FLOW__WINDOW_SECONDS": 1}, program=("-c", SLOW_INITDB, str(permitted)))
+    with ExitStack() as stack:
+        stack.push(application)
+        application.start(wait=False)
+        wait_until(lambda: " INFO     PostgreSQL is being started, " in application.log, timeout=30)
+        wait_until(lambda: application.get("/health")["redis"] == "ok")
+        assert application.get("/health")["postgres"] == "down"
+        assert not application.ready()
+        permitted.touch()
+        wait_until(application.ready, timeout=30)
+        wait_until(lambda: application.get("/health")["status"] == "ok")
+        metrics = application.http.get("/metrics").text
+        assert application.stop()[0] == 0
+    assert "marketflow_archive_errors_total 0.0" in metrics
+    assert "PostgreSQL cannot be used" not in application.log
+    assert application.log.count("PostgreSQL is being started") == 1
+
+
 def test_second_start_serves_stored_data_within_five_seconds(server_folder: Path) -> None:
     with Application(server_folder) as first:
         # The newest tick is there before its slice, and with it the first ones: wait for the slice.

@@ -3,12 +3,15 @@
 import gc
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from marketflow.clock import system_clock
+from marketflow.errors import Starting, Unavailable
 from marketflow.resources import resource
+from marketflow.runtime import engine as engine_module
 from marketflow.runtime.engine import Engine
 from marketflow.settings import load
 from tests.support.servers import HOST, free_port, wait_until
@@ -40,3 +43,19 @@ def test_shard_has_an_owner_once_its_feeds_have_begun() -> None:
         finally:
             engine.force_stop()
             engine.stop()
+
+
+def test_archive_that_starts_for_a_minute_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "ARCHIVE_START_SECONDS", 0.01)
+    monkeypatch.setattr(engine_module, "ARCHIVE_OUTAGE_SECONDS", 0.1)
+    archive = engine_module._StartingArchive({"host": HOST, "port": free_port()}, resource("ddl"), 200)
+    archive.started = threading.Event()
+    with pytest.raises(Starting):
+        archive.write({})
+
+    def is_outage() -> bool:
+        with pytest.raises(Unavailable) as raised:
+            archive.write({})
+        return not isinstance(raised.value, Starting)
+
+    wait_until(is_outage)
