@@ -234,7 +234,8 @@ class Member:
         """Adopt the mode before shards are begun in it, then take the shards; publish at once what has changed."""
         with self._switching:
             if (mode := self._mode_to_adopt()) is not None:
-                self._ingest.switch(mode)
+                previous = self._ingest.switch(mode)
+                logger.info("mode switched to {} by another process, from {}", mode, previous)
                 self._call_due.set()
         shards = self._shards_to_have()
         if self._assign is not None and shards is not None and shards != self._assigned:

@@ -385,10 +385,7 @@ class Engine:
         """
         if not self.running:
             raise Unavailable("the feeds are starting or stopping")
-        before = self.modes.switch(mode)
-        if before is not mode:
-            logger.info("switched to {} mode from {} mode", mode, before)
-        return before
+        return self.modes.switch(mode)
 
     def reconfigure(self, settings: Settings) -> None:
         """Take the exchanges, symbols and alert rules of other settings, which differ in nothing else.

@@ -16,7 +16,7 @@ from tests.faults.conftest import (
     wait_for_windows,
     wait_until_connected,
 )
-from tests.support.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
+from tests.support.application import Application, ScriptedExchange, Traffic, exchanges_setting, now_ms, switches
 from tests.support.oracle import Rows, assert_rows_equal
 from tests.support.proxy import Proxy
 from tests.support.roles import IngestProcess, Roles, stop_all
@@ -60,6 +60,8 @@ def test_mode_switch_reaches_every_api_process(roles: Roles) -> None:
     assert other.switch("live") == {"mode": "live", "previous": "test"}
     assert other.http.get("/prices/latest/BTCUSDT").status_code == 404
     stop_all(feeds, one, other)
+    both = ["mode switched to test by", "mode switched to live by"]
+    assert [switches(process.log) for process in (feeds, one, other)] == [both, both[:1], both[1:]]
 
 
 def test_missing_leader_degrades_health_and_refuses_switch(roles: Roles) -> None:

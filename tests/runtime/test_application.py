@@ -16,7 +16,7 @@ import pytest
 
 from marketflow.embedded.server_process import ServerProcess
 from marketflow.model import MINUTE_MS, minute_start
-from tests.support.application import ROOT, Application, ScriptedExchange, exchanges_setting, now_ms
+from tests.support.application import ROOT, Application, ScriptedExchange, exchanges_setting, now_ms, switches
 from tests.support.oracle import Rows, assert_rows_equal, differences
 from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
@@ -89,6 +89,13 @@ def test_slow_first_start_of_postgres_is_no_outage(server_folder: Path) -> None:
     assert "marketflow_archive_errors_total 0.0" in metrics
     assert "PostgreSQL cannot be used" not in application.log
     assert application.log.count("PostgreSQL is being started") == 1
+
+
+def test_mode_switch_is_logged_once(live: Application) -> None:
+    live.switch("test")
+    live.switch("test")
+    assert live.stop()[0] == 0
+    assert switches(live.log) == ["mode switched to test by"]
 
 
 def test_second_start_serves_stored_data_within_five_seconds(server_folder: Path) -> None:

@@ -284,6 +284,11 @@ class Readers:
                     return
 
 
+def switches(log: str) -> list[str]:
+    """What a log says of switches of the mode, without who asked for them."""
+    return [found[0] for found in re.finditer(r"(mode )?switched to \w+ (by|mode)", log)]
+
+
 class Application:
     """A MarketFlow process, configured by the environment as a user would.
 
