@@ -40,7 +40,7 @@ decoding = threading.Lock()
 throughput, and a feed with few ticks would wait behind all of them."""
 
 LONGEST_LAG_MS = 1000
-"""How late ticks may be before their feed rests no longer: flow.max_clock_skew_seconds late, they would be dropped."""
+"""How late ticks may be before their feed rests no longer."""
 
 _AT_ONCE = nullcontext()
 
@@ -149,7 +149,7 @@ class TcpFeed:
     def _subscribe(
         self, observer: abc.ObserverBase[Candles], scheduler: abc.SchedulerBase | None = None
     ) -> abc.DisposableBase:
-        link = self._link = _Link(self._address, self._stale_after_seconds)
+        link = self._link = _Link(self._address, self._stale_after_seconds, self._monotonic)
         thread = threading.Thread(target=self._run, args=(link, observer), name=f"feed-{self.exchange}", daemon=True)
         thread.start()
         return Disposable(link.abort)
@@ -185,7 +185,7 @@ class TcpFeed:
                         lines = framer.push(data)
                         if lines and self.record is not None:
                             self.record([lines])
-                        if lines and (candles := self.decoder.decode(lines)):
+                        if lines and (candles := self.decoder.decode(lines, link.waited_ms())):
                             self._last_tick = now
                             self._silent = False
                             if len(data) == RECEIVE_BYTES:
@@ -196,7 +196,7 @@ class TcpFeed:
                             complete, batch = batch, {}
                             observer.on_next(complete)
             finally:
-                if not link.aborted and (batch := _merged(batch, self._decode_rest(framer.rest()))):
+                if not link.aborted and (batch := _merged(batch, self._decode_rest(framer.rest(), link.waited_ms()))):
                     observer.on_next(batch)
         if not (self._stopped or link.aborted):
             raise ConnectionLost("the exchange closed the connection")
@@ -211,12 +211,12 @@ class TcpFeed:
         received = self.decoder.last_received
         return 0 if received is None else milliseconds(received) - max(each.last_at for each in candles.values())
 
-    def _decode_rest(self, line: bytes) -> Candles:
+    def _decode_rest(self, line: bytes, waited_ms: int) -> Candles:
         """Decode the last line of a connection, which needs no newline; a truncated one is rejected as malformed."""
         # Not if `stop` has truncated it, which is no fault of the exchange.
         if not line or (self._stopped and not line.rstrip().endswith(b"}")):
             return {}
-        return self.decoder.decode(line)
+        return self.decoder.decode(line, waited_ms)
 
 
 def _merged(batch: Candles, candles: Candles) -> Candles:
@@ -251,9 +251,11 @@ class _Address:
 class _Link:
     """One TCP connection, opened on entry and closed on exit by the thread that reads it."""
 
-    def __init__(self, address: _Address, silence_seconds: float) -> None:
+    def __init__(self, address: _Address, silence_seconds: float, monotonic: Callable[[], float]) -> None:
         self._address = address
         self._silence_seconds = silence_seconds
+        self._monotonic = monotonic
+        self._empty_at = 0.0
         self._socket: socket.socket | None = None
         self._shut_down = False
         self.connected = False
@@ -268,6 +270,7 @@ class _Link:
             try:
                 if self._shut_down:
                     raise ConnectionAbortedError("shut down")
+                self._empty_at = self._monotonic()
                 self._socket.connect(address)
             except OSError as error:
                 self._socket.close()
@@ -293,20 +296,32 @@ class _Link:
         An item of RECEIVE_BYTES is followed by another one at once, an empty one if no more has arrived.
         """
         assert self._socket is not None
-        flags = 0
+        flags, empty_at = 0, self._empty_at
         while not self.aborted:
+            called_at = self._monotonic()
             try:
                 data = self._socket.recv(RECEIVE_BYTES, flags)
             except BlockingIOError:
                 if not flags:
                     raise ConnectionSilent(f"no data for {self._silence_seconds:g} s") from None
-                flags = 0
+                flags, empty_at = 0, called_at
                 yield b""
                 continue
             if not data:
                 return
             flags = socket.MSG_DONTWAIT if len(data) == RECEIVE_BYTES else 0
+            self._empty_at = empty_at
+            if not flags:
+                empty_at = called_at
             yield data
+
+    def waited_ms(self) -> int:
+        """How long before now what was yielded last may have arrived: since the receive before that emptied the socket.
+
+        A thread that gets no CPU, or waits to decode, reads it that much later. A feed that pauses has a longer time
+        than it took, by its pauses.
+        """
+        return round(1000 * (self._monotonic() - self._empty_at))
 
     def shut_down(self) -> None:
         """End a wait for a connection or for data.

@@ -1,6 +1,7 @@
 """Event time of ticks: the timestamp of the exchange, in milliseconds, or the time of receipt if its clock is wrong.
 
-A tick whose timestamp is off by more than the allowed skew is rejected: exchanges repeat old trades on connecting.
+A tick whose timestamp is off by more than the allowed skew is rejected: exchanges repeat old trades on connecting. What
+waited in this machine before it was read is not late by the exchange's fault, and counts in full.
 If all ticks of a feed are off, by a wrong clock or another unit, they are kept. A venue's clock is right, and this
 machine's is not: up to OWN_TIME_MS apart, its trades keep their own time, by which the venue's candles are made, too.
 """
@@ -99,12 +100,13 @@ class TimestampCheck:
         """Note that a timestamp was right, in milliseconds."""
         self._accept(Unit.MILLISECONDS, 0)
 
-    def date(self, timestamp: float, received_at: int) -> int | OffTime:
+    def date(self, timestamp: float, received_at: int, waited_ms: int = 0) -> int | OffTime:
         """Return the event time (Unix ms) of a tick, or why it is rejected. Call in the order of arrival.
 
         Args:
             timestamp: as the exchange sent it.
             received_at: the time of receipt (Unix ms).
+            waited_ms: how long before that it may have arrived.
         """
         at = int(timestamp)
         if abs(at - received_at) <= self._max_skew_ms:
@@ -122,6 +124,8 @@ class TimestampCheck:
             if self.offset_ms and self._is_expected(offset):
                 self._run = None
                 return received_at if self.by_receipt else at
+            if not self.offset_ms and -waited_ms - self._max_skew_ms <= offset < 0:
+                return at  # it proves nothing about the clock
         if self._is_wrong(unit, at, received_at):
             self._accept(unit, offset)
             return received_at if self.by_receipt else at

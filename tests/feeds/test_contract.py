@@ -321,10 +321,10 @@ def test_lagging_feed_emits_its_batch_before_the_connection_ends(
     feed = tcp_feed(exchange.port)
     decode = feed.decoder.decode
 
-    def decode_and_end(chunk: bytes) -> Candles:
+    def decode_and_end(chunk: bytes, waited_ms: int = 0) -> Candles:
         if feed.decoder.ticks == 1:
             end(exchange)
-        return decode(chunk)
+        return decode(chunk, waited_ms)
 
     monkeypatch.setattr(feed.decoder, "decode", decode_and_end)
     with received.subscribe(feed):

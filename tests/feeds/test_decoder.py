@@ -210,6 +210,42 @@ def test_old_trades_on_connecting_are_dropped_and_date_nothing() -> None:
     assert decoder.clock_offset_ms == 0
 
 
+@pytest.mark.parametrize("settled", [True, False])
+@pytest.mark.parametrize("unit", [1, 1 / 1000])
+def test_tick_that_waited_here_before_it_was_read_is_not_stale(settled: bool, unit: float) -> None:
+    rejected = Rejected()
+    decoder = make_decoder(rejected)
+    if settled:
+        decoder.decode(line(timestamp=int(NOW_MS * unit)))
+    lines = [line(symbol=symbol, timestamp=int((NOW_MS - 12_000) * unit)) for symbol in (*SYMBOLS, *SYMBOLS)]
+    for chunk in (*lines, b"".join(lines[:2]), b"".join(lines)):
+        found = decoder.decode(chunk, 7000)
+        assert sum(candle.ticks for candle in found.values()) == chunk.count(b"\n")
+        assert {candle.last_at for candle in found.values()} == {NOW_MS - 12_000}
+    assert not rejected.reasons
+    assert decoder.decode(lines[0], 6999 - 1000) == {}
+    assert rejected.reasons == ["stale"]
+    assert not decoder.clock_offset_ms
+
+
+def test_feed_that_lags_does_not_prove_its_clock_wrong() -> None:
+    times = iter(range(NOW, NOW + 10**12, 10**8))
+    decoder = Decoder(Mode.LIVE, "exchange1", SYMBOLS, lambda: next(times), 5000, Rejected())
+    ticks = 0
+    for number in range(50):
+        ticks += sum(each.ticks for each in decoder.decode(line(timestamp=NOW_MS - 9000 + 100 * number), 8000).values())
+    assert (ticks, decoder.clock_offset_ms, decoder.timestamps_replaced) == (50, 0, 0)
+
+
+def test_wrong_clock_is_found_where_some_ticks_may_have_waited() -> None:
+    times = iter(range(NOW, NOW + 10**12, 10**8))
+    decoder = Decoder(Mode.LIVE, "exchange1", SYMBOLS, lambda: next(times), 5000, Rejected())
+    for number in range(60):
+        decoder.decode(line(timestamp=NOW_MS - 9000 + 100 * number), 0 if number % 5 else 8000)
+    assert -9200 < decoder.clock_offset_ms < -8800
+    assert decoder.timestamps_replaced > 20
+
+
 @pytest.mark.parametrize("prices", [[0.1] * 3, [0.1] * 1000, [0.7] * 7, [1e-9] * 33, [67123.45] * 501])
 def test_average_lies_between_the_lowest_and_the_highest(prices: list[float]) -> None:
     decoder = make_decoder()
