@@ -99,6 +99,18 @@ def test_token_buckets_limit_each_client_and_evict_old_ones() -> None:
     assert len(bucket._left) == CLIENTS_REMEMBERED
 
 
+def test_query_that_needs_a_full_bucket_is_paid_afterwards() -> None:
+    now = 0.0
+    bucket = TokenBuckets(2.0, 10.0, lambda: now)
+    bucket.take("a", 9.0)
+    bucket.take("a", 1e9)
+    with pytest.raises(QuotaExceeded) as refused:
+        bucket.take("a", 1.0)
+    assert refused.value.seconds == 5.0
+    now = 5.0
+    bucket.take("a", 1.0)
+
+
 class SlowArchive:
     """An archive that counts its queries, and those at once; candles wait for `go_on`."""
 

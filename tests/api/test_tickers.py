@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from marketflow import __version__
 from marketflow.api.middleware.client_limits import ClientLimits
+from marketflow.api.problems import NoData
 from marketflow.api.queries.boundaries import DAY_MS, INTERVALS
 from marketflow.api.queries.derived.day_statistics import DayStatistics
 from marketflow.errors import QuotaExceeded
@@ -146,7 +147,7 @@ def test_statistics_are_charged_to_the_client_that_causes_them(world: World) -> 
     async def ask() -> list[int]:
         async with client_of(context) as client:
             first = await client.get("/tickers")
-            context.clients._rows.take("127.0.0.1", context.clients._rows._left["127.0.0.1"][0])
+            context.clients._rows.take("127.0.0.1", 1e9)
             cached = await client.get("/market")
             context.day_statistics._days._tasks.clear()
             return [first.status_code, cached.status_code, (await client.get("/tickers")).status_code]
@@ -155,7 +156,7 @@ def test_statistics_are_charged_to_the_client_that_causes_them(world: World) -> 
 
 
 def test_one_client_over_its_limit_fails_no_other(world: World) -> None:
-    context = world.context()
+    context = replace(world.context(), clients=ClientLimits(monotonic=lambda: 0.0))
 
     async def both() -> tuple[object, object]:
         async def read(client: str) -> object:
@@ -169,3 +170,24 @@ def test_one_client_over_its_limit_fails_no_other(world: World) -> None:
     poor, rich = asyncio.run(both())
     assert isinstance(poor, QuotaExceeded)
     assert not isinstance(rich, BaseException)
+
+
+def test_client_reads_a_thousand_series_again_after_two_seconds() -> None:
+    """As a program that begins with GET /market and goes on with GET /tickers, on 200 exchanges."""
+
+    async def read() -> None:
+        now = 0.0
+        clients = ClientLimits(monotonic=lambda: now)
+        day = DayStatistics(World().context().prices, clients, lambda: now)
+        many = [series(f"exchange{number}", f"COIN{number % 5}") for number in range(1000)]
+        clients.attribute_to({"client": ("10.0.0.1", 1), "headers": []})
+        with pytest.raises(NoData):
+            await day.read(many)
+        now = 2.0
+        with pytest.raises(NoData):
+            await day.read(many)
+        now = 3.1
+        with pytest.raises(QuotaExceeded):
+            await day.read(many)
+
+    asyncio.run(read())

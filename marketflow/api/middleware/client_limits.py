@@ -37,6 +37,9 @@ _client: ContextVar[str] = ContextVar("client", default="")
 class TokenBuckets:
     """Token buckets, one a client.
 
+    A bucket that is not empty admits any amount, and owes what it lacks: one query may need nearly all that it holds,
+    and would otherwise be refused after a few others. The rate is the same.
+
     Args:
         a_second: refill rate.
         at_once: capacity.
@@ -53,9 +56,9 @@ class TokenBuckets:
         """Take an amount, at most the capacity.
 
         Raises:
-            QuotaExceeded: the bucket does not hold that much.
+            QuotaExceeded: the bucket is empty.
         """
-        if wait := self.wait(client, amount):
+        if wait := self.wait(client):
             raise QuotaExceeded(wait)
         left, now = self._now(client)
         self._left[client] = (left - min(amount, self._at_once), now)
@@ -63,10 +66,10 @@ class TokenBuckets:
         while len(self._left) > CLIENTS_REMEMBERED:
             self._left.popitem(last=False)
 
-    def wait(self, client: str, amount: float = 1.0) -> float:
-        """Return the seconds until the bucket holds that much."""
+    def wait(self, client: str) -> float:
+        """Return the seconds until the bucket admits something again."""
         left, _ = self._now(client)
-        return max(0.0, (min(amount, self._at_once) - left) / self._a_second)
+        return max(0.0, (1.0 - left) / self._a_second)
 
     def _now(self, client: str) -> tuple[float, float]:
         now = self._monotonic()
