@@ -437,6 +437,34 @@ def test_outage_does_not_end_by_calls_without_a_command(server: RedisServer, log
     assert not [line for line in log if "Redis can be used again" in line]
 
 
+def test_outage_does_not_end_by_reads_while_writes_fail(server: RedisServer, log: list[str]) -> None:
+    """The log says so once, not every ten seconds that Redis can be used again."""
+    with server.client() as client, cache_at(keywords(server)) as cache:
+        client.execute_command("ACL", "SETUSER", "default", "-eval", "-evalsha")
+        for _ in range(3):
+            time.sleep(BREAK_SECONDS)
+            fails_in_time(lambda: cache.put_slices(one()))
+            time.sleep(BREAK_SECONDS)
+            assert cache.needs_refill()
+        assert len([line for line in log if "Redis cannot be used" in line]) == 1
+        assert not [line for line in log if "Redis can be used again" in line]
+        client.execute_command("ACL", "SETUSER", "default", "+eval", "+evalsha")
+        cache.put_slices(one())
+        assert not cache.needs_refill()
+        assert [line for line in log if "Redis can be used again" in line]
+
+
+def test_outage_before_the_recovery_does_not_end_by_reads(server: RedisServer, log: list[str]) -> None:
+    with cache_at(keywords(server), recovered=False) as cache:
+        with read_only(server):
+            for _ in range(2):
+                fails_in_time(cache.recover)
+                time.sleep(BREAK_SECONDS)
+        assert not [line for line in log if "Redis can be used again" in line]
+        assert wait_until(lambda: cache.recover() is not None)
+        assert [line for line in log if "Redis can be used again" in line]
+
+
 def test_old_slices_and_minutes_are_trimmed(cache: RedisWriter, client: "redis.Redis", clock: SetClock) -> None:
     cache.put_slices(one(start=MINUTE) | one(start=MINUTE + SLICE_MS))
     cache.put_minutes(one(start=MINUTE) | one(start=MINUTE + MINUTE_MS))

@@ -81,6 +81,12 @@ class RedisCalls:
                 raise Unavailable("the cache is closed") from error
             raise
         circuit_breaker.succeeded()
+
+    def end_outage(self) -> None:
+        """Log the end of an outage, if there is one: all that should be in the cache has been written.
+
+        A call that succeeds proves less. A replica, or a user without a right, answers reads and fails each write.
+        """
         self._outage.over(self._name)
 
     def _reason(self, error: redis.RedisError) -> str:

@@ -322,6 +322,7 @@ class RedisWriter:
         self._unstored = self._unstored | unstored
         if not self.recovered:
             self.recovered = self._complete_at_probe = True
+            self._calls.end_outage()
         return recovered
 
     def between(
@@ -362,7 +363,9 @@ class RedisWriter:
             return False
         self.answers = True
         self._complete_at_probe = alive and not self._calls.incomplete
-        if not self._complete_at_probe:
+        if self._complete_at_probe:
+            self._calls.end_outage()
+        else:
             with suppress(Unavailable):
                 self._foreign_keys.remove()
             self._calls.incomplete = False
