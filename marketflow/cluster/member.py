@@ -268,8 +268,7 @@ class Member:
         except Unavailable as error:
             logger.debug("{}: {}", failure, error)
         except Exception as error:  # noqa: BLE001 - the thread goes on
-            if self._limit.admit(failure) is not None:
-                logger.opt(exception=error).error("{}, which is a bug", failure)
+            self._limit.log_bug(failure, error)
         else:
             return True
         return False

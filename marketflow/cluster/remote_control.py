@@ -34,6 +34,7 @@ from marketflow.cluster.shard_table import ANSWER_SECONDS, KEPT_SECONDS, NO_TABL
 from marketflow.counters import IngestCounters, merged_counters
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.health import ModeUnconfirmed, ShardHealth, StandbyState
+from marketflow.logs import RateLimit
 from marketflow.model import FeedState, Mode
 from marketflow.settings.reloading import Changes
 from marketflow.settings.shards import LEAD
@@ -92,6 +93,7 @@ class RemoteIngest:
         self._asked_at = 0.0
         self._table = NO_TABLE
         self._changed = asyncio.Event()
+        self._limit = RateLimit(60.0)
         self._reports: CoalescedAnswers[FeedsReport] = CoalescedAnswers(REPORTS_KEPT, time.monotonic)
 
     @property
@@ -318,7 +320,7 @@ class RemoteIngest:
                 logger.debug("the ingest processes cannot be followed: {}", error)
             except Exception as error:  # noqa: BLE001 - else the API would answer about the wrong mode for ever
                 raise_if_cancelled()
-                logger.opt(exception=error).error("following the ingest processes failed, which is a bug")
+                self._limit.log_bug("following the ingest processes failed", error)
             raise_if_cancelled()
             await asyncio.sleep(POLL_SECONDS)
 

@@ -35,6 +35,11 @@ class RateLimit:
         logger.opt(depth=1).bind(**extra).log(level, message + omitted_text(omitted))
         return True
 
+    def log_bug(self, event: str, error: Exception, key: Hashable = None) -> None:
+        """Log an exception that is a bug, with its traceback, unless `key`, or else the event, was logged just now."""
+        if (omitted := self.admit(key or event)) is not None:
+            logger.opt(depth=1, exception=error).error(f"{event}, which is a bug{omitted_text(omitted)}")
+
     def admit(self, key: Hashable) -> int | None:
         """Return the number of records omitted since the last one; None if this one is to be omitted, too."""
         now = self._monotonic()

@@ -66,8 +66,7 @@ class Instrumentation:
     def step_failed(self, error: Exception) -> None:
         """A step of the graph raised: its batch is dropped."""
         self.counters.add(failed_batches=1)
-        if self._limit.admit("step failed") is not None:
-            logger.opt(exception=error).error("a step of the pipeline failed, which is a bug; its batch is dropped")
+        self._limit.log_bug("a step of the pipeline failed and its batch is dropped", error)
 
     def latest_written(self, arrived: Mapping[Series, Tick | None], written: Mapping[Series, Tick], now: int) -> None:
         """Count the delays of ticks that have just arrived and are now in the cache, each once.
@@ -91,7 +90,7 @@ class Instrumentation:
         """A call of the cache failed."""
         self.counters.add(cache_errors=1)
         if not isinstance(error, Unavailable):  # the cache logs its own outages
-            logger.opt(exception=error).error("write to the cache failed, which is a bug; its candles are dropped")
+            self._limit.log_bug("a write to the cache failed and its candles are dropped", error)
 
     def recovery_failed(self, error: Exception) -> None:
         """What an earlier run left could not be read."""

@@ -25,6 +25,7 @@ from marketflow.feeds.decoder import REASONS
 from marketflow.feeds.factory import FeedFactory, configured_recorder
 from marketflow.feeds.feed import Feed
 from marketflow.feeds.reject_log import RATES_SECONDS, FeedRates
+from marketflow.logs import RateLimit
 from marketflow.model import FINE_STATES, Candles, FeedState, Mode, Series, Tick
 from marketflow.pipeline.backlog import Backlog
 from marketflow.pipeline.branches import CHECK_SECONDS, IDLE_CHECK_SECONDS, Branch
@@ -612,7 +613,7 @@ class Engine:
         """Check the branches and timer threads, and log what feeds lose, until closed."""
         timers = [(loop, self.pipeline.branches.add(name)) for name, loop in self._timers.items()]
         rates, logged_at = FeedRates(), time.monotonic()
-        pause = CHECK_SECONDS
+        pause, limit = CHECK_SECONDS, RateLimit(60.0)
         while not self._closing.wait(pause):
             try:
                 # Before the timer threads get work: each check would find them busy.
@@ -626,7 +627,7 @@ class Engine:
                     rates.log(self.counters().exchanges, now - logged_at)
                     logged_at = now
             except Exception as error:  # noqa: BLE001 - else no stall would ever be reported again
-                logger.opt(exception=error).error("the branches cannot be checked, which is a bug")
+                limit.log_bug("the branches cannot be checked", error)
 
     def _close(self) -> None:
         self._closing.set()

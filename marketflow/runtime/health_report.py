@@ -5,11 +5,9 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
-from loguru import logger
-
 from marketflow.errors import Unavailable
 from marketflow.health import FeedProblem, Health, ShardHealth, StoreState
-from marketflow.logs import Outage
+from marketflow.logs import Outage, RateLimit
 from marketflow.model import FINE_STATES, FeedState, Mode
 
 PROBE_SECONDS = 1.0
@@ -72,6 +70,7 @@ class Probe:
         self._failures = 0
         self._store = store
         self._writable = writable
+        self._limit = RateLimit(60.0)
         self.answers = False
         """Whether it has answered, and missed fewer than FAILURES_OF_AN_OUTAGE pings since."""
 
@@ -92,7 +91,7 @@ class Probe:
                     self._outage.failed("probe", f"answers lack what it has: {error}")
         except Exception as error:  # noqa: BLE001 - a probe that ended would say "ok" for ever
             self.answers = False
-            logger.opt(exception=error).error("a store cannot be pinged, which is a bug")
+            self._limit.log_bug("a store cannot be pinged", error)
         else:
             self.answers = True
             self._failures = 0

@@ -52,8 +52,7 @@ class Supervisor:
             if alive():
                 self.beat()
         except Exception as error:  # noqa: BLE001 - the end of this task would have a live process restarted
-            if self._limit.admit("alive") is not None:
-                logger.opt(exception=error).error("the liveness check failed, which is a bug")
+            self._limit.log_bug("the liveness check failed", error)
 
 
 class ServiceManager(Supervisor):

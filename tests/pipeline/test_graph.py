@@ -263,6 +263,16 @@ def test_write_that_raises_is_counted_and_drops_one_item(world: World) -> None:
     assert_same(world.archive.rows, expected_minutes(world))
 
 
+def test_writes_that_raise_again_and_again_are_logged_once(world: World, log: list[str]) -> None:
+    """Each has a traceback: a hundred a second would fill a disk."""
+    world.cache.broken_writes = 50
+    for number in range(50):
+        world.send(float(number + 1))
+        world.run(0.01)
+    assert world.pipeline.counters.cache_errors >= 50
+    assert len([line for line in log if "a write to the cache failed" in line]) == 1
+
+
 def test_cache_outage_keeps_rows_exact_and_ends_with_a_refill(world: World) -> None:
     world.send(1.0)
     world.run_until_ms(10_000)

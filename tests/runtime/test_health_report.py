@@ -41,6 +41,26 @@ def test_shards_are_listed_where_they_are_known() -> None:
     assert report(shard)["status"] == "ok"
 
 
+class BrokenStore:
+    """Raises what no store should."""
+
+    async def ping(self) -> None:
+        raise ZeroDivisionError
+
+
+def test_pings_that_raise_are_logged_once(log: list[str]) -> None:
+    probe = Probe(BrokenStore(), writable=lambda: True)
+
+    @on_loop
+    async def ask() -> None:
+        for _ in range(5):
+            await probe.ask()
+
+    ask()
+    assert probe.state == "down"
+    assert len([line for line in log if "a store cannot be pinged, which is a bug" in line]) == 1
+
+
 @on_loop
 async def test_single_missed_ping_is_no_outage() -> None:
     probe = Probe(Store(True, False, False, True, False), writable=lambda: True)

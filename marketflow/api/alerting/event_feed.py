@@ -4,9 +4,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 
-from loguru import logger
-
 from marketflow.errors import Unavailable
+from marketflow.logs import RateLimit
 from marketflow.stores.ports import AlertReader, NumberedEvent
 from marketflow.tasks import cancel
 
@@ -41,6 +40,7 @@ class EventFeed:
         self._news = asyncio.Event()
         self._stored = asyncio.Event()
         self._ended = False
+        self._limit = RateLimit(60.0)
 
     async def follow(self, after: int | None, heartbeat_seconds: float) -> AsyncGenerator[list[NumberedEvent], None]:
         """Yield events as they are stored, the oldest first; an empty list when there was none for some time.
@@ -119,7 +119,7 @@ class EventFeed:
                 except Unavailable:
                     pass
                 except Exception as error:  # noqa: BLE001 - else streams would wait for ever
-                    logger.opt(exception=error).error("new events cannot be read, which is a bug")
+                    self._limit.log_bug("new events cannot be read", error)
             await self._wait()
 
     async def _wait(self) -> None:

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from itertools import product
 from weakref import WeakValueDictionary
 
-from loguru import logger
 from msgspec import structs
 
 from marketflow.api.problems import ServiceUnavailable
@@ -244,7 +243,7 @@ class Broadcaster:
                         for work in tasks:
                             group.create_task(work())
             except Exception as error:  # noqa: BLE001 - otherwise subscribers would wait for ever
-                logger.opt(exception=error).error("the stream failed, which is a bug")
+                _limit.log_bug("the stream failed", error)
             await asyncio.sleep(RESTART_SECONDS)
 
     async def _deliver(self) -> None:

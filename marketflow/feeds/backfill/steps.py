@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import reactivex as rx
-from loguru import logger
 from reactivex import Observable, abc
 from reactivex import operators as ops
 from reactivex.subject import BehaviorSubject
@@ -95,8 +94,7 @@ class SteppedCorrections:
             try:
                 return work.step()
             except Exception as error:  # noqa: BLE001 - else this work would end, and all other work with it
-                if self._limit.admit(type(work)) is not None:
-                    logger.opt(exception=error).error("a step on the records of a venue failed, which is a bug")
+                self._limit.log_bug("a step on the records of a venue failed", error, key=type(work))
                 return Step({}, FAILED_PAUSE_SECONDS)
 
         def then_pause(done: Step) -> Observable[Candles]:
