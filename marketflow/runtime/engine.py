@@ -164,6 +164,8 @@ class Engine:
         self._replaced: dict[str, int] = {}  # ticks dated by receipt, by exchange
         self._by_receipt: frozenset[str] = frozenset()  # exchanges
         self._newest_at: tuple[float, dict[str, int]] = 0.0, {}  # when asked, and by shard
+        self._ready: frozenset[str] = frozenset()  # as of the last call that did not find an assignment under way
+        self._shards: dict[str, ShardState] = {}  # likewise
         made = self._factory.feeds(settings) if is_alone else {each: [] for each in Mode}
         self.feeds = FeedSet(made)
         self.modes = ModeSwitch(mode)
@@ -434,23 +436,30 @@ class Engine:
     def ready(self) -> frozenset[str]:
         """Return the shards of the standby that could be owned at once: those that are warm, and those that never are.
 
-        No shard while not all of the cache can be reached. To be called a few times a second.
+        No shard while not all of the cache can be reached. To be called a few times a second. It does not wait for an
+        assignment, which the lease must not depend on; meanwhile it returns the same as before.
         """
-        now, live = time.monotonic(), self.modes.current is Mode.LIVE
-        with self._reconfiguring:
-            if (answers := self.cache.answers) is not self._cache_answers:
-                self._cache_answers, self._cache_since = answers, now
-            feeds = {feed.exchange: feed for feed in self.feeds[Mode.LIVE]}
-            self._find_dated_by_receipt(feeds)
-            connected = {
-                shard
-                for shard in self._standby & self._fed[Mode.LIVE]
-                if live and (feed := feeds.get(exchange_of(shard))) is not None and feed.state in FINE_STATES
-            }
-            self._connected_since = {shard: self._connected_since.get(shard, now) for shard in connected}
-            if not self._cache_answers or now - self._cache_since < REACHED_SECONDS:
-                return frozenset()
-            return (self._warm_since(WARM_SECONDS) & self._standby) | self.cold
+        if self._reconfiguring.acquire(blocking=False):
+            try:
+                self._ready = self._find_ready(time.monotonic(), self.modes.current is Mode.LIVE)
+            finally:
+                self._reconfiguring.release()
+        return self._ready
+
+    def _find_ready(self, now: float, live: bool) -> frozenset[str]:
+        if (answers := self.cache.answers) is not self._cache_answers:
+            self._cache_answers, self._cache_since = answers, now
+        feeds = {feed.exchange: feed for feed in self.feeds[Mode.LIVE]}
+        self._find_dated_by_receipt(feeds)
+        connected = {
+            shard
+            for shard in self._standby & self._fed[Mode.LIVE]
+            if live and (feed := feeds.get(exchange_of(shard))) is not None and feed.state in FINE_STATES
+        }
+        self._connected_since = {shard: self._connected_since.get(shard, now) for shard in connected}
+        if not self._cache_answers or now - self._cache_since < REACHED_SECONDS:
+            return frozenset()
+        return (self._warm_since(WARM_SECONDS) & self._standby) | self.cold
 
     def is_cut_off(self) -> bool:
         """Return whether some of the cache has not answered for a while, as of the last call of `ready`."""
@@ -461,17 +470,24 @@ class Engine:
         return frozenset(shard for shard, since in self._connected_since.items() if now - since >= seconds)
 
     def shards(self) -> dict[str, ShardState]:
-        """Return the state of each shard here."""
-        with self._reconfiguring:
-            cold, warm = self.cold, self._warm_since(WARM_SECONDS) & self._standby
-            newest_at = self._newest_by_shard()
-            owned = self.ownership.owned - {LEAD}
-            found = {shard: ShardState("connecting", newest_at.get(shard)) for shard in self._standby | owned}
-            # Its feeds begin after the cache was asked what the owner before has left.
-            begun = owned - self._restoring
-            for state, of in (("warm", warm), ("cold", cold), ("owner", begun)):
-                found |= {shard: msgspec.structs.replace(found[shard], state=state) for shard in of}
-            return found
+        """Return the state of each shard here, or while an assignment is under way that of before, as `ready` does."""
+        if self._reconfiguring.acquire(blocking=False):
+            try:
+                self._shards = self._find_shards()
+            finally:
+                self._reconfiguring.release()
+        return self._shards
+
+    def _find_shards(self) -> dict[str, ShardState]:
+        cold, warm = self.cold, self._warm_since(WARM_SECONDS) & self._standby
+        newest_at = self._newest_by_shard()
+        owned = self.ownership.owned - {LEAD}
+        found = {shard: ShardState("connecting", newest_at.get(shard)) for shard in self._standby | owned}
+        # Its feeds begin after the cache was asked what the owner before has left.
+        begun = owned - self._restoring
+        for state, of in (("warm", warm), ("cold", cold), ("owner", begun)):
+            found |= {shard: msgspec.structs.replace(found[shard], state=state) for shard in of}
+        return found
 
     def _newest_by_shard(self) -> dict[str, int]:
         """Event time (Unix ms) of the newest tick of each shard, as of a second ago at most."""

@@ -4,7 +4,7 @@ import gc
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pytest
 
@@ -43,6 +43,39 @@ def test_shard_has_an_owner_once_its_feeds_have_begun() -> None:
         finally:
             engine.force_stop()
             engine.stop()
+
+
+def test_published_state_waits_for_no_assignment() -> None:
+    """The lease is renewed by the call that publishes it."""
+    settings = load()
+    down = {"host": HOST, "port": free_port()}
+    engine = Engine(settings, down, down, resource("ddl"), system_clock, settings.mode, lambda: None, is_alone=False)
+    assigning, assigned = threading.Event(), threading.Event()
+
+    def assign_slowly(_: object) -> None:
+        assigning.set()
+        assigned.wait(10)
+
+    published: list[Collection[str]] = []
+
+    def publish() -> None:
+        published.extend([engine.ready(), engine.shards(), engine.state().exchanges, engine.counters().exchanges])
+
+    engine.ownership.changes().subscribe(assign_slowly)
+    try:
+        assignment = threading.Thread(target=engine.assign, args=(["exchange1"], [], False))
+        assignment.start()
+        assert assigning.wait(10)
+        publication = threading.Thread(target=publish, daemon=True)
+        publication.start()
+        publication.join(5)
+        assert published == [frozenset(), {}, {}, {}]
+        assigned.set()
+        assignment.join(10)
+        assert {*engine.shards()} == {"exchange1"}
+    finally:
+        assigned.set()
+        engine.stop()
 
 
 def test_archive_that_starts_for_a_minute_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
