@@ -18,6 +18,7 @@ from marketflow.server import listeners as listening_sockets
 from marketflow.server.listeners import bind, bind_each
 from tests.support.application import Application
 from tests.support.servers import HOST, free_port, wait_until
+from tests.support.workers import ask_workers, children
 
 
 @pytest.fixture
@@ -28,27 +29,8 @@ def workers(server_folder: Path, servers: dict[str, object]) -> Iterator[Applica
         yield application
 
 
-def children(application: Application) -> set[int]:
-    return {child.pid for child in psutil.Process(application.process.pid).children()}
-
-
-def served_by(application: Application, connection: HTTPConnection) -> int:
-    """The process at the other end of a connection that has had an answer."""
-    connection.request("GET", "/livez")
-    assert connection.getresponse().read() == b'{"status":"ok"}'
-    here = connection.sock.getsockname()[1]
-    for pid in children(application):
-        if any(each.raddr and each.raddr[1] == here for each in psutil.Process(pid).net_connections("tcp")):
-            return pid
-    return 0
-
-
 def all_serve(application: Application) -> bool:
-    with ExitStack() as stack:
-        connections = [
-            stack.enter_context(closing(HTTPConnection(HOST, application.port, timeout=5))) for _ in range(16)
-        ]
-        return {served_by(application, connection) for connection in connections} == children(application)
+    return set(ask_workers(application, "/livez")) == children(application)
 
 
 def gone(pids: set[int]) -> bool:

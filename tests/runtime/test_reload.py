@@ -18,6 +18,7 @@ from tests.runtime.test_application import descendants
 from tests.support.application import ROOT, Application, ScriptedExchange, Traffic, exchanges_setting, sent_by
 from tests.support.oracle import Rows, differences
 from tests.support.servers import HOST, wait_until
+from tests.support.workers import ask_workers, children
 
 TOKEN = "a-token-of-this-test"
 
@@ -212,18 +213,14 @@ def test_reload_reaches_ingest_and_every_api_worker(
         api.start()
 
         def workers_know(*names: str) -> bool:
-            # Each request has a connection of its own, so both workers answer some of them.
-            for _ in range(12):
-                with api.http.stream("GET", "/market", headers={"Connection": "close"}) as answer:
-                    answer.read()
-                    if answer.json()["exchanges"] != [*names]:
-                        return False
-            return True
+            known = {pid: answer["exchanges"] for pid, answer in ask_workers(api, "/market").items()}
+            return known == {pid: [*names] for pid in workers}
 
-        wait_until(
-            lambda: api.get("/health")["exchanges"] == {"exchange1": "stale", "exchange2": "stale"} or four[1].clients
-        )
-        four[0].client()
+        workers = children(api)
+        assert len(workers) == 2
+        wait_until(lambda: workers_know("exchange1", "exchange2"))
+        for exchange in four[:2]:
+            exchange.client()
         settings.write(four[1:3], ("BTCUSDT", "ETHUSDT"))
         answer = wait_until(lambda: reload(api))
         assert answer["added"] == {"exchanges": ["exchange3"], "symbols": ["ETHUSDT"], "alerts": []}
