@@ -3,13 +3,15 @@
 import json
 from collections.abc import Callable
 from functools import reduce
+from itertools import count
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketflow.feeds.decoder import MAX_LINE_BYTES, Decoder
+from marketflow.feeds.decoder import UNDECODABLE, Decoder, Line, TradeLine, _decode_lines
+from marketflow.feeds.line_framing import MAX_LINE_BYTES
 from marketflow.model import SLICE_MS, Candle, Candles, Mode, Series, Tick, merge, merge_into
 from tests.support.oracle import assert_same, candles_of_ticks
 
@@ -267,14 +269,21 @@ def test_a_timestamp_within_the_skew_is_kept(skew: int) -> None:
     assert decoder.timestamps_replaced == 0
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(SYMBOLS), st.integers(1, 10**9).map(lambda n: n / 8), st.integers(-5000, 5000)),
-        max_size=60,
-    )
+ROWS = st.lists(
+    st.tuples(st.sampled_from(SYMBOLS), st.integers(1, 10**9).map(lambda n: n / 8), st.integers(-5000, 5000)),
+    max_size=60,
 )
-def test_folding_columns_equals_folding_tick_by_tick(rows: list[tuple[str, float, int]]) -> None:
+
+
+@given(ROWS, st.sampled_from([1, 20, 1000]), st.booleans())
+def test_folding_a_chunk_equals_folding_tick_by_tick(
+    rows: list[tuple[str, float, int]], fraction: int, in_order: bool
+) -> None:
+    """The lower the fraction of the skew, the more ticks share a slice, and a millisecond."""
     decoder = make_decoder()
+    rows = [(symbol, price, skew // fraction) for symbol, price, skew in rows]
+    if in_order:
+        rows.sort(key=lambda row: row[2])
     chunk = b"".join(line(symbol=symbol, price=price, timestamp=NOW_MS + skew) for symbol, price, skew in rows)
     arrived = dict.fromkeys(SYMBOLS, 0)
     ticks = []
@@ -283,6 +292,64 @@ def test_folding_columns_equals_folding_tick_by_tick(rows: list[tuple[str, float
         arrived[symbol] += 1
     assert_same(decoder.decode(chunk), candles_of_ticks(ticks, SLICE_MS))
     assert decoder.ticks == len(rows)
+
+
+def test_chunk_of_many_pieces_equals_its_lines() -> None:
+    lines = [line(symbol=SYMBOLS[n % 2], price=1 + n % 97, timestamp=NOW_MS + n // 100) for n in range(10_000)]
+    lines[7000] = HOSTILE["unknown symbol"][0]
+    received = count(NOW, 10_000)
+    decoder = Decoder(Mode.LIVE, "exchange1", SYMBOLS, lambda: next(received), 5000, Rejected())
+    expected: Candles = {}
+    one_by_one = make_decoder()
+    for each in lines:
+        merge_into(expected, one_by_one.decode(each))
+    assert_same(_unnumbered(decoder.decode(b"".join(lines))), _unnumbered(expected))
+    assert (decoder.ticks, decoder.rejected) == (9_999, {"unknown_symbol": 1})
+
+
+PARTS = st.sampled_from(
+    [
+        *(b"\n", b"\n", b" ", b"\r\n", b"{}", b"{", b"}", b",", b'"', b"}\n{", b"},\n{", b"5", b"null", b"\xff"),
+        *(GOOD, GOOD, GOOD[:-1], b"[" + GOOD + b"]", GOOD.replace(b",", b",\n"), GOOD.replace(b",", b"\n")),
+        *(GOOD.replace(b'"price"', b'"x":{"y":1}\n,"price"'), GOOD.replace(b"BTC", b"BTC\n"), GOOD[:8], GOOD[8:]),
+        *(
+            line(x={"symbol": "BTCUSDT"}),
+            line(x="}\n{"),
+            line(x='}\\n{"symbol":'),
+            line(quantity=1, side="buy", id="\n"),
+        ),
+        *(line(symbol="SHIBUSDT"), line(price="1"), line(timestamp=1.5), b'{"price":1,"symbol":"BTCUSDT"}\n'),
+    ]
+)
+
+
+@given(st.lists(PARTS, max_size=12).map(b"".join), st.sampled_from([Line, TradeLine]))
+def test_lines_decode_at_once_as_one_by_one(chunk: bytes, kind: type[Line]) -> None:
+    """Whatever two records on a line, records over several and lines without any add up to."""
+    decoder = msgspec.json.Decoder(kind)
+    lines = chunk + b"\n"
+    expected: list[Line] | None
+    try:
+        lines.decode()
+        expected = [decoder.decode(each) for each in lines.split(b"\n")[:-1]]
+    except UNDECODABLE:
+        expected = None
+    assert _decode_lines(lines, decoder) == expected
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b'{"symbol":"A",\n"price":1}{"symbol":"A","price":1}\n',
+        b'{"symbol":"A","price":1}\n\n{"symbol":"A","price":1}{"symbol":"A","price":1}\n',
+        b'{"symbol":"A"\n,"price":1}\n{"symbol":"A","price":1}{"symbol":"A","price":1}\n',
+        b'\n{"symbol":"A","price":1}{"symbol":"A","price":1}\n',
+    ],
+)
+def test_as_many_records_as_lines_may_be_misplaced(lines: bytes) -> None:
+    decoder = msgspec.json.Decoder(Line)
+    assert len(decoder.decode_lines(lines)) == lines.count(b"\n")
+    assert _decode_lines(lines, decoder) is None
 
 
 LINES = st.one_of(

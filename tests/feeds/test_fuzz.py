@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 
-from marketflow.feeds.decoder import MAX_LINE_BYTES, MAX_PRICE, Decoder
-from marketflow.feeds.line_framing import Framer
+from marketflow.feeds.decoder import MAX_PRICE, Decoder
+from marketflow.feeds.line_framing import MAX_LINE_BYTES, Framer
 from marketflow.feeds.timestamps import TimestampCheck
 from marketflow.model import SLICE_MS, Candles, Mode, Series, Tick, merge_into
 from tests.support.oracle import assert_same, candles_of_ticks

@@ -3,8 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marketflow.feeds.decoder import MAX_LINE_BYTES
-from marketflow.feeds.line_framing import Framer
+from marketflow.feeds.line_framing import MAX_LINE_BYTES, Framer, pieces
 
 
 class Counter:
@@ -56,3 +55,16 @@ def test_a_line_of_just_the_limit_is_kept() -> None:
     framer = Framer(Counter())
     assert framer.push(b"x" * MAX_LINE_BYTES) == b""
     assert framer.push(b"\n") == b"x" * MAX_LINE_BYTES + b"\n"
+
+
+@given(
+    st.lists(
+        st.sampled_from([0, 1, 30_000, MAX_LINE_BYTES - 2, MAX_LINE_BYTES - 1, MAX_LINE_BYTES, 200_000]), max_size=8
+    )
+)
+def test_pieces_are_whole_lines_and_bounded(lengths: list[int]) -> None:
+    lines = [b"x" * length + b"\n" for length in lengths]
+    found = [*pieces(b"".join(lines))]
+    assert b"".join(found) == b"".join(lines)
+    assert all(piece.endswith(b"\n") for piece in found)
+    assert all(len(piece) <= MAX_LINE_BYTES or piece in lines for piece in found)
