@@ -139,7 +139,7 @@ class SerialCalls:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def run(self, call: Callable[[], _T]) -> _T:
         """Return what a call returns.
@@ -149,13 +149,13 @@ class SerialCalls:
         """
         try:
             async with asyncio.timeout(self._seconds):
-                await self._turn.acquire()
+                await self._lock.acquire()
         except TimeoutError:
             raise Unavailable("earlier changes are still under way") from None
         try:
             return await asyncio.to_thread(call)
         finally:
-            self._turn.release()
+            self._lock.release()
 
 
 async def on_daemon_thread(call: Callable[[], _T]) -> _T:

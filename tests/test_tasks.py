@@ -324,7 +324,7 @@ async def test_serial_call_gives_up_when_those_before_take_too_long() -> None:
 
 
 @on_loop
-async def test_serial_call_that_raises_ends_its_turn() -> None:
+async def test_serial_call_that_raises_does_not_block_the_next() -> None:
     calls = SerialCalls(0.05)
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):

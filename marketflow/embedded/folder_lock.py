@@ -23,7 +23,6 @@ PASSABLE = 0o711
 PARENT = 0o755
 """As root, of the folders above it that are made."""
 
-
 NO_HOME = "this user has no home folder, in which the data of the embedded servers would be"
 
 

@@ -1,4 +1,4 @@
-"""Whether exchanges accept a connection, for whoever is about to switch to live mode: one to each, closed at once."""
+"""Whether exchanges accept a connection, to be known before a switch to live mode: one to each, closed at once."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ CONNECT_SECONDS = 3.0
 """How long an exchange may take to accept a connection."""
 
 KEPT_SECONDS = 5.0
-"""How long a result answers further questions: venues limit the connections of an address."""
+"""How long a result is cached: venues limit the connections of an address."""
 
 
 class Reachability(NamedTuple):
@@ -26,7 +26,7 @@ class Reachability(NamedTuple):
 
 
 class ReachabilityProbe:
-    """Connects to each exchange, at most once in KEPT_SECONDS, however many ask.
+    """Connects to each exchange, at most once in KEPT_SECONDS, however many clients ask.
 
     Args:
         exchanges: as configured, read at each attempt.

@@ -1,7 +1,7 @@
 """Reads the window state of this process for the API, as the stores are read."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from marketflow.errors import Unavailable
 from marketflow.model import Candle, Series, Tick
@@ -36,9 +36,7 @@ class StateReader:
 
     async def by_minute(self, series: Sequence[Series], since: int, until: int) -> list[dict[int, Candle]]:
         """The minutes of each series from `since` on, by their start; `since` is the start of one."""
-        return [
-            window.by_minute(since, until, newest) for window, newest in (self._window(each, since) for each in series)
-        ]
+        return [window.by_minute(since, until, newest) for window, newest in self._windows(series, since)]
 
     def newest_in_memory(self, series: Sequence[Series]) -> list[Tick | None]:
         """The newest tick of each series, however old."""
@@ -53,11 +51,12 @@ class StateReader:
             return None
 
     def _summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
-        return [
-            window.covered(since, until, newest) for window, newest in (self._window(each, since) for each in series)
-        ]
+        return [window.covered(since, until, newest) for window, newest in self._windows(series, since)]
 
-    def _window(self, series: Series, since: int) -> tuple[CandleWindow, Tick | None]:
+    def _windows(self, series: Sequence[Series], since: int) -> Iterator[tuple[CandleWindow, Tick | None]]:
+        """What is held of each series from `since` on, and its newest tick; slices only where a minute is to be cut."""
         state = self._state
-        recent = (state.recent if since % state.minute_ms else state.recent_minutes)(series, since)
-        return CandleWindow(recent.slices, recent.minutes, state.minute_ms), recent.newest
+        read = state.recent if since % state.minute_ms else state.recent_minutes
+        for each in series:
+            recent = read(each, since)
+            yield CandleWindow(recent.slices, recent.minutes, state.minute_ms), recent.newest

@@ -284,7 +284,7 @@ def test_folders_made_as_root_are_passable_with_any_umask(server_folder: Path) -
     ]
 
 
-def test_user_without_a_home_folder_is_told_to_set_data_dir(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_without_a_home_folder_must_set_data_dir(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(_: int) -> object:
         raise KeyError
 

@@ -47,7 +47,7 @@ class Address(NamedTuple):
 
 
 class SlotMap:
-    """The masters of a Redis Cluster by their slots, as a node last told; for any number of threads.
+    """The masters of a Redis Cluster by their slots, as a node has last reported them; for any number of threads.
 
     Args:
         nodes: some nodes, of which one must answer at the start.
