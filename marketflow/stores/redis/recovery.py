@@ -2,6 +2,7 @@
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, cast
 
 import msgspec
@@ -78,7 +79,7 @@ class RecoveryReader:
         self._clock = clock
         self._bucket = bucket
         self._buckets = buckets
-        self._window_keys: dict[Series, str] = {}
+        self._window_key = cache(bucket.window_key)  # each step of the alerts reads thousands
         self._last_decoded: dict[Series, tuple[bytes, Slot, Candle]] = {}  # the newest member that was read
 
     def recent(self, minute_ms: int = MINUTE_MS, wanted: Wanted = every_series) -> RecoveredCandles:
@@ -167,11 +168,6 @@ class RecoveryReader:
                 for number, entries in zip(reply[::2], reply[1::2], strict=True):
                     self._decode(some[number - 1], entries, found)
         return found
-
-    def _window_key(self, series: Series) -> str:
-        if (key := self._window_keys.get(series)) is None:
-            key = self._window_keys[series] = self._bucket.window_key(series)
-        return key
 
     def _decode(self, series: Series, entries: Sequence[bytes], found: Candles) -> None:
         """Add the slices of members and scores. The last one is mostly that of the call before: it may still grow."""
