@@ -20,7 +20,7 @@ from marketflow.tasks import cancel
 from tests.stores.test_redis import NOW, SetClock
 from tests.support.market import MINUTE
 from tests.support.redis_cluster import RedisCluster
-from tests.support.servers import HOST, RedisServer, wait_until
+from tests.support.servers import HOST, RedisServer, free_port, wait_until
 
 T = TypeVar("T")
 
@@ -45,6 +45,19 @@ def writer(redis_cluster: RedisCluster) -> Iterator[BucketedWriter]:
     with writer_of(keywords(redis_cluster)) as writer:
         writer.recover()
         yield writer
+
+
+def test_closed_writer_of_a_cluster_is_unavailable() -> None:
+    writer = BucketedWriter.connect(cluster_keywords([(HOST, free_port())], BUCKETS, ""), SERIES, SetClock(), 70)
+    writer.close()
+    for call in (
+        lambda: writer.put_newest(TICKS),
+        lambda: writer.put_slices(SLICES),
+        lambda: writer.mark_archived(MINUTE, [LEAD]),
+        writer.needs_refill,
+    ):
+        with pytest.raises(Unavailable):
+            call()
 
 
 def ask(cluster: RedisCluster, question: Callable[[BucketedCache], Awaitable[T]]) -> T:

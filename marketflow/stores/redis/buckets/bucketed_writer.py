@@ -7,7 +7,7 @@ that does not answer wait for it alone, see WritesByMaster.
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -52,7 +52,7 @@ class BucketedWriter:
         self._bucket_count = bucket_count
         self._part_of: dict[Series, RedisWriter] = {}
         self._lacking: frozenset[RedisWriter] = frozenset(parts)
-        self._threads = ThreadPoolExecutor(CALLS_AT_ONCE, "redis") if slot_map else None
+        self._threads = _Threads(CALLS_AT_ONCE, "redis") if slot_map else None
         self._writes = WritesByMaster(self._threads, self._master_of) if self._threads else None
         self.take_series(series)
 
@@ -301,6 +301,21 @@ class BucketedWriter:
     def _master_of(self, part: RedisWriter) -> object:
         assert self._slot_map is not None, "a plain Redis has one bucket"
         return self._slot_map.known_owner(part.bucket.slot)
+
+
+class _Threads(ThreadPoolExecutor):
+    """Threads for calls, which are refused as those of a closed client are once the threads have been shut down."""
+
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> "Future[_T]":
+        """Call a function on a thread.
+
+        Raises:
+            Unavailable: they are shut down, or the system cannot start one.
+        """
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError as error:
+            raise Unavailable(f"Redis cannot be used: {error}") from error
 
 
 def _do(work: "Sequence[_Work[_T]]", numbers: Sequence[int], results: list[Any]) -> None:
