@@ -36,7 +36,10 @@ class LocalAnnouncements:
         try:
             yield
         finally:
-            self._listeners = tuple(each for each in self._listeners if each != take)
+            # Once: a stream that begins before the last one has ended listens with the same method, which is equal.
+            listeners = [*self._listeners]
+            listeners.remove(take)
+            self._listeners = tuple(listeners)
 
     def publish(self, newest: Mapping[Series, Tick]) -> None:
         """Announce newest ticks, each newer than the last of its series; from any one thread at a time."""

@@ -46,6 +46,22 @@ def test_ticks_of_another_thread_reach_listeners_on_the_loop() -> None:
     assert numbers[-1] == 999
 
 
+def test_listener_that_ends_does_not_end_an_equal_one() -> None:
+    got: Announced = []
+
+    async def listen() -> None:
+        announcements = LocalAnnouncements(asyncio.get_running_loop(), MemoryAnnouncements())
+        earlier, later = announcements.announcing(got.extend), announcements.announcing(got.extend)
+        with later:
+            with earlier:
+                pass
+            announcements.publish({BTC: tick(1)})
+            await asyncio.sleep(0)
+
+    asyncio.run(listen())
+    assert got == [(BTC, tick(1))]
+
+
 def test_ticks_that_wait_for_the_loop_are_conflated() -> None:
     got: list[Announced] = []
 

@@ -18,6 +18,7 @@ from marketflow.api.streaming.subscriber import Subscriber
 from marketflow.api.streaming.subscription import Subscription, series_of
 from marketflow.clock import NANOSECONDS_PER_MS
 from marketflow.model import FeedState, Mode, Series, Tick
+from marketflow.runtime.local_announcements import LocalAnnouncements
 from tests.api.world import EXCHANGES, NOW, SYMBOLS, World, series
 
 EVERYTHING = frozenset((exchange, symbol) for exchange in EXCHANGES for symbol in SYMBOLS)
@@ -75,6 +76,25 @@ async def everything_else_ended() -> None:
 
 def prices(events: Events) -> dict[tuple[str, str], float]:
     return {(each["exchange"], each["symbol"]): each["price"] for _, data in events for each in data.get("prices", ())}
+
+
+def test_only_subscriber_that_returns_at_once_receives_changes() -> None:
+    """As a page that is reloaded: its next stream begins before the tasks of the last one have ended."""
+
+    async def test(setup: Setup) -> None:
+        world = setup.world
+        announcements = LocalAnnouncements(asyncio.get_running_loop(), world.announcements)
+        prices_of = PriceQueries(world.cache, world.archive, lambda: NOW * NANOSECONDS_PER_MS)
+        broadcaster = Broadcaster(EXCHANGES, SYMBOLS, world.mode, prices_of, world.health, announcements)
+        everything = broadcaster.subscription(EVERYTHING)
+        world.trade(10.0, 500)
+        for price in (11.0, 12.0, 13.0):
+            with broadcaster.subscribe(everything) as subscriber:
+                await received(subscriber)
+                announcements.publish({BTC: tick(price, 100 - int(price))})
+                assert prices(await received(subscriber)) == {("exchange1", "BTCUSDT"): price}
+
+    run(test)
 
 
 def test_paced_subscriber_receives_the_newest_after_its_pause() -> None:
