@@ -52,7 +52,12 @@ class OwnerStates:
         owners = {row.owner for shard, row in table.rows.items() if shard != LEAD}
         found = {run: each.number for run, each in known.items() if run in owners and each.state.cache_complete}
         first, self._numbers = self._numbers, found | self._numbers
-        return owners == found.keys() and all(number > first.get(run, number) for run, number in found.items())
+        # Without an owner nothing is known: a Redis that was emptied has no table before the next call.
+        return (
+            bool(owners)
+            and owners == found.keys()
+            and all(number > first.get(run, number) for run, number in found.items())
+        )
 
     def ask_again(self) -> None:
         """Forget what `have_written` knows."""

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from marketflow.cluster.messages import (
     decode,
     encode,
 )
+from marketflow.cluster.owner_states import OwnerStates
 from marketflow.cluster.remote_control import RemoteIngest
 from marketflow.cluster.shard_table import ShardTable, connect
 from marketflow.counters import Delays, ExchangeCounters, IngestCounters
@@ -743,3 +745,14 @@ def test_late_older_state_is_ignored(redis_db: RedisServer, client: "redis.Redis
         assert feeds.current is Mode.TEST
 
     with_api(redis_db, follow)
+
+
+def test_owners_have_written_once_each_says_so_twice(redis_db: RedisServer, join: Join) -> None:
+    owners = OwnerStates(connection_keywords(HOST, redis_db.port, "", 0), lambda: (Mode.TEST, {}))
+    with closing(owners):
+        assert not owners.have_written(), "an empty Redis has no table"
+        join(Engine())
+        wait_until(owners.have_written)
+        owners.ask_again()
+        assert not owners.have_written()
+        wait_until(owners.have_written)
