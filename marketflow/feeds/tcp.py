@@ -6,6 +6,7 @@ merged with those that follow for up to BATCH_SECONDS, since a batch costs the p
 decode. Every wait has a deadline: a peer that disappears is noticed by its silence, which TCP may never report.
 """
 
+import math
 import socket
 import struct
 import threading
@@ -41,6 +42,9 @@ throughput, and a feed with few ticks would wait behind all of them."""
 
 LONGEST_LAG_MS = 1000
 """How late ticks may be before their feed rests no longer."""
+
+LOOK_SECONDS = 1.0
+"""How often a feed without data looks whether its socket is empty, see `_Link.waited_ms`."""
 
 _AT_ONCE = nullcontext()
 
@@ -254,6 +258,8 @@ class _Link:
     def __init__(self, address: _Address, silence_seconds: float, monotonic: Callable[[], float]) -> None:
         self._address = address
         self._silence_seconds = silence_seconds
+        self._most_looks = math.ceil(silence_seconds / LOOK_SECONDS)
+        self._look_seconds = silence_seconds / self._most_looks
         self._monotonic = monotonic
         self._empty_at = 0.0
         self._socket: socket.socket | None = None
@@ -277,7 +283,7 @@ class _Link:
                 failed = error
             else:
                 # By the kernel: Python's own timeout polls before each receive, which gives its lock away twice.
-                seconds, fraction = divmod(self._silence_seconds, 1)
+                seconds, fraction = divmod(self._look_seconds, 1)
                 self._socket.setblocking(True)
                 self._socket.setsockopt(
                     socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(seconds), int(fraction * 1e6))
@@ -296,17 +302,23 @@ class _Link:
         An item of RECEIVE_BYTES is followed by another one at once, an empty one if no more has arrived.
         """
         assert self._socket is not None
-        flags, empty_at = 0, self._empty_at
+        flags, empty_at, looks = 0, self._empty_at, 0
         while not self.aborted:
             called_at = self._monotonic()
             try:
                 data = self._socket.recv(RECEIVE_BYTES, flags)
             except BlockingIOError:
-                if not flags:
+                if flags:
+                    flags, empty_at = 0, called_at
+                    yield b""
+                    continue
+                looks += 1
+                if looks == self._most_looks:
                     raise ConnectionSilent(f"no data for {self._silence_seconds:g} s") from None
-                flags, empty_at = 0, called_at
-                yield b""
+                # Not the time of now, to which this thread may have waited for Python's lock.
+                empty_at = called_at + self._look_seconds
                 continue
+            looks = 0
             if not data:
                 return
             flags = socket.MSG_DONTWAIT if len(data) == RECEIVE_BYTES else 0
@@ -316,12 +328,12 @@ class _Link:
             yield data
 
     def waited_ms(self) -> int:
-        """How long before now what was yielded last may have arrived: since the receive before that emptied the socket.
+        """How long what was yielded last has certainly waited for this thread, if it arrived when the socket was empty.
 
-        A thread that gets no CPU, or waits to decode, reads it that much later. A feed that pauses has a longer time
-        than it took, by its pauses.
+        A thread that gets no CPU, or waits to decode, reads it that much later. The socket is looked at every
+        LOOK_SECONDS, so what is beyond is no pause of the exchange: old trades after one are as stale as any.
         """
-        return round(1000 * (self._monotonic() - self._empty_at))
+        return max(0, round(1000 * (self._monotonic() - self._empty_at - self._look_seconds)))
 
     def shut_down(self) -> None:
         """End a wait for a connection or for data.

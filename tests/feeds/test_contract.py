@@ -18,7 +18,7 @@ from marketflow.feeds.generator import GeneratorFeed, Market
 from marketflow.feeds.tcp import ConnectionLost, ConnectionSilent, TcpFeed
 from marketflow.model import Candles, FeedState, Mode, Series
 from marketflow.pipeline.schedulers import TimingLoop
-from tests.support.application import ScriptedExchange
+from tests.support.application import ScriptedExchange, now_ms
 from tests.support.proxy import Proxy
 from tests.support.servers import free_port, wait_until
 
@@ -370,6 +370,32 @@ def test_silent_connection_is_closed_and_stale_until_a_tick(exchange: ScriptedEx
         exchange.send(2.0)
         wait_until(lambda: feed.state == FeedState.CONNECTED)
         assert again.ticks == 1
+
+
+def test_old_tick_after_a_pause_of_the_exchange_is_stale(
+    exchange: ScriptedExchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the exchange sends nothing its socket is empty, so that it has not waited there."""
+    monkeypatch.setattr(tcp_module, "LOOK_SECONDS", 0.02)
+    clock = [0.0]
+    looks = threading.Semaphore(0)
+
+    def look() -> float:
+        looks.release()
+        return clock[0]
+
+    feed = TcpFeed("exchange1", "127.0.0.1", exchange.port, make_decoder(Mode.LIVE), 600.0, look)
+    with Received().subscribe(feed):
+        exchange.send(1.0)
+        wait_until(lambda: feed.decoder.ticks == 1)
+        clock[0] = 60.0
+        while looks.acquire(blocking=False):
+            pass
+        for _ in range(3):
+            assert looks.acquire(timeout=10)
+        exchange.send_raw(b'{"symbol":"BTCUSDT","price":2,"timestamp":%d}\n' % (now_ms() - 30_000))
+        wait_until(lambda: feed.decoder.ticks == 2 or feed.decoder.rejected)
+    assert feed.decoder.rejected == {"stale": 1}
 
 
 def test_the_end_of_an_old_connection_does_not_hide_the_new_one(exchange: ScriptedExchange) -> None:
