@@ -61,6 +61,8 @@ class SliceFollower:
         self._places: dict[Series, _Place] = {}
         self._awaited: set[Series] = set()  # followed by `follow`, and not yet wanted
         self._begin = LATEST
+        self.is_behind = False
+        """Whether some series could not be read by the last call of `news`."""
 
     def begin(self, at: int) -> None:
         """Forget all; begin the series that are wanted next with their slices from a time on (Unix ms)."""
@@ -93,7 +95,8 @@ class SliceFollower:
             if not unread:
                 self._begin = LATEST
             starts = {each: places[each].start for each in wanted if each in places}
-            found, _ = self._slices.slices_since(starts, until)
+            found, not_now = self._slices.slices_since(starts, until)
+            self.is_behind = bool(unread or not_now)
             new: defaultdict[int, Candles] = defaultdict(dict)
             for slot, candle in sorted(found.items(), key=lambda item: item[0].start):
                 if (added := self._take(slot, candle)) is not None:

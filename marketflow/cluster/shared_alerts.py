@@ -105,6 +105,7 @@ class SharedAlerts:
         self._begin_by = 0.0
         self._first_rule_at: int | None = None  # where there was none, and so no step, before
         self._evaluated_until = self._stored_until = self._holes_since = self._looked_at = 0
+        self._complete_until = 0  # as `_evaluated_until`, of all series
         self._next_step = 0.0
         self._watched_as_of: tuple[Mode, int, object] | None = None
         self._watched: set[Series] = set()
@@ -155,7 +156,7 @@ class SharedAlerts:
             if not 0 <= now_ms - self._looked_at < LOOK_MS:
                 self._looked_at = now_ms
                 if not self._alerts.pending:
-                    self._stored_until = max(self._stored_until, self._evaluated_until - LATE_MS)
+                    self._stored_until = max(self._stored_until, self._complete_until - LATE_MS)
                     self._put_mark()
                 if evaluator.watches_feeds:
                     self._look_at_feeds(now_ms)
@@ -174,7 +175,7 @@ class SharedAlerts:
             begin = max(mark.until, now_ms - REPLAYED_MS) - self._alerts.evaluator.longest_period_ms(REPLAYED_MS)
         self._alerts.evaluator.admit_from(mark.until)
         self._follower.begin(begin)
-        self._evaluated_until = min(begin, now_ms)
+        self._evaluated_until = self._complete_until = min(begin, now_ms)
         self._stored_until = self._holes_since = mark.until
         self._known_holes.clear()
         self._stale.begin(mode, mark.stale)
@@ -194,6 +195,8 @@ class SharedAlerts:
             for start, candles in self._follower.news(self._watched_series(), until):
                 self._alerts.evaluate_slice(candles, start + SLICE_MS)
             self._evaluated_until = until
+            if not self._follower.is_behind:
+                self._complete_until = until
 
     def _watched_series(self) -> set[Series]:
         """Return the series of the current mode that rules are about."""

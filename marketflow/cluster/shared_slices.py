@@ -25,15 +25,19 @@ class SharedSlices:
     def slices_since(self, starts: Mapping[Series, int], until: int) -> tuple[Candles, Collection[Series]]:
         """The slices of each series that begin at its time or later, and before `until` (Unix ms).
 
-        Those of memory where Redis cannot be read, or may lack some.
+        Those of memory where Redis cannot be read, or may lack some; the second item is what memory may lack as well.
         """
         self._look_at_lacking()
         read = {each: start for each, start in starts.items() if each not in self._lacking}
         found, failed = self._cache.slices_since(read, until)
         self._failed(failed)
+        unread: set[Series] = set()
         for each in starts.keys() & self._lacking:
-            found |= self._held(each, starts[each], until)
-        return found, failed
+            held = self._held(each, starts[each], until)
+            found |= held
+            if not held:
+                unread.add(each)
+        return found, unread
 
     def last_before(self, series: Collection[Series], before: int) -> tuple[Candles, Collection[Series]]:
         """The newest slice of each series of those that begin before a time (Unix ms); in an outage the newest tick."""

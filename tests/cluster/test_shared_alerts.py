@@ -71,6 +71,7 @@ class World:
         self.last_mark: AlertMark | None = None
         self.mode = Mode.LIVE
         self.no_mark_until = 0
+        self.unreadable: set[Series] = set()
 
     def clock(self) -> int:
         return self.now_ms * NANOSECONDS_PER_MS
@@ -84,10 +85,13 @@ class World:
     # Of Redis
 
     def slices_since(self, starts: Mapping[Series, int], until: int) -> tuple[Candles, Collection[Series]]:
+        readable = {series: start for series, start in starts.items() if series not in self.unreadable}
         found = {
-            slot: candle for slot, candle in self.slices.items() if starts.get(slot.series, until) <= slot.start < until
+            slot: candle
+            for slot, candle in self.slices.items()
+            if readable.get(slot.series, until) <= slot.start < until
         }
-        return found, ()
+        return found, starts.keys() - readable.keys()
 
     def last_before(self, series: Collection[Series], before: int) -> tuple[Candles, Collection[Series]]:
         newest: dict[Series, Slot] = {}
@@ -298,6 +302,19 @@ def test_next_lead_finds_the_change_that_nobody_has_evaluated(
     world.now_ms += 1_500
     leads.lead.run(12)
     assert sorted((rule, direction) for rule, direction, _ in leads.events()) == [("all", "up"), ("one", "up")]
+
+
+def test_next_lead_finds_what_could_not_be_read_for_long(world: World, make_leads: Any) -> None:
+    """A master of a Redis Cluster is down, and the process that leads receives none of its series."""
+    leads = make_leads(unread={"level": 100, "exchange": "exchange1"}, read={"level": 100, "exchange": "exchange2"})
+    leads.lead.run(12, [(99.0, series) for series in SERIES])
+    world.unreadable = {SERIES[0]}
+    leads.lead.run(30, [(101.0, SERIES[0]), (101.0, SERIES[1])])
+    assert [rule for rule, _, _ in leads.events()] == ["read"]
+    leads.kill()
+    world.unreadable = set()
+    leads.lead.run(12)
+    assert sorted(rule for rule, _, _ in leads.events()) == ["read", "unread"]
 
 
 def test_crossing_before_a_rule_was_made_is_no_event(world: World, make_leads: Any) -> None:

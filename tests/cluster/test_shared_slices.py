@@ -75,6 +75,7 @@ def test_what_was_received_all_along_is_evaluated_in_an_outage() -> None:
     world.begin()
     world.receive(slice_with(101, 1))
     assert [candle.close for candle in world.news()] == [101]
+    assert not world.follower.is_behind
 
 
 def test_process_that_receives_a_series_anew_waits_for_what_came_before() -> None:
@@ -82,6 +83,7 @@ def test_process_that_receives_a_series_anew_waits_for_what_came_before() -> Non
     world.begin()
     world.receive(slice_with(102, 2))  # it became the standby after slice 1, which its owner will write
     assert world.news() == []
+    assert world.follower.is_behind
     world.cache.slices |= slice_with(101, 1) | slice_with(102, 2)
     world.cache.is_up = world.owners.written = True
     assert [candle.close for candle in world.news()] == [101, 102]
