@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -449,7 +450,7 @@ def drain(one: AlertWorld) -> None:
     assert pool is not None
     done = threading.Barrier(5)
     for _ in range(4):
-        pool.executor.submit(done.wait, 5)
+        pool.threads.submit(partial(done.wait, 5))
     done.wait(5)
 
 
