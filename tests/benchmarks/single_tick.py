@@ -8,11 +8,10 @@ it measures what MarketFlow uses while it is connected and nothing ticks: nobody
 """
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from tests.benchmarks.cores import Cores
@@ -20,18 +19,17 @@ from tests.benchmarks.live import Live
 from tests.benchmarks.report import report
 from tests.benchmarks.stage import Stage, stage
 from tests.support.application import ROOT
+from tests.support.process_counters import context_switches
 
 RATE = 100
 WARM_UP_SECONDS = 2.0
-
-_VOLUNTARY = re.compile(r"^voluntary_ctxt_switches:\s*(\d+)$", re.MULTILINE)
 
 
 def measure(seconds: float, checkout: Path = ROOT) -> dict[str, float]:
     """Return the cost of a tick, of MarketFlow unless named otherwise, and the use of a core without ticks.
 
     CPU is in microseconds; commands are those that Redis ran, those of scripts included; context switches are the
-    voluntary ones of all threads.
+    voluntary ones of all threads, and apart from them those that took a core away, as other processes do.
     """
     with stage(checkout) as servers, ExitStack() as stack:
         live = Live(servers, stack, "both", RATE)
@@ -42,18 +40,19 @@ def measure(seconds: float, checkout: Path = ROOT) -> dict[str, float]:
         live.resume()
         time.sleep(WARM_UP_SECONDS)
         sent, commands, began = live.sent, _commands(servers), time.monotonic()
-        switches = _context_switches(live.processes["marketflow"])
+        before = context_switches(live.processes["marketflow"])
         with Cores(live.processes) as cores:
             time.sleep(seconds)
         elapsed = time.monotonic() - began
-        switches = _context_switches(live.processes["marketflow"]) - switches
+        after = context_switches(live.processes["marketflow"])
         ticks = live.sent - sent
         return {
             "ticks": ticks,
             "cpu_us": cores.used["marketflow"] * elapsed / ticks * 1e6,
             "redis_cpu_us": cores.used["redis"] * elapsed / ticks * 1e6,
             "redis_commands": (_commands(servers) - commands) / ticks,
-            "context_switches": switches / ticks,
+            "context_switches": (after.voluntary - before.voluntary) / ticks,
+            "involuntary_switches": (after.involuntary - before.involuntary) / ticks,
             "idle_core_percent": idle.used["marketflow"] * 100,
         }
 
@@ -62,16 +61,6 @@ def _commands(servers: Stage) -> int:
     """Return how many commands Redis has run."""
     with servers.redis.client() as client:
         return int(client.info("stats")["total_commands_processed"])
-
-
-def _context_switches(pid: int) -> int:
-    """Return how often the threads of a process have waited for something."""
-    waited = 0
-    for status in Path(f"/proc/{pid}/task").glob("*/status"):
-        with suppress(FileNotFoundError):  # the thread has ended
-            found = _VOLUNTARY.search(status.read_text())
-            waited += int(found[1]) if found else 0
-    return waited
 
 
 def main(argv: Sequence[str] | None = None) -> int:
