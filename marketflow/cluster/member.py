@@ -28,7 +28,7 @@ from marketflow.cluster.messages import (
     decode,
     encode,
 )
-from marketflow.cluster.shard_table import ShardTable, redis_errors
+from marketflow.cluster.shard_table import ANSWER_SECONDS, CALL_SECONDS, ShardTable, redis_errors
 from marketflow.counters import IngestCounters
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.logs import RateLimit
@@ -38,6 +38,11 @@ from marketflow.stores.redis import keys
 
 COMMAND_SECONDS = 0.25
 """How long Redis blocks a poll for commands when there are none."""
+
+POLL_ANSWER_SECONDS = COMMAND_SECONDS + CALL_SECONDS + ANSWER_SECONDS
+"""Timeout of a poll. Redis ends it with the first event after COMMAND_SECONDS, which may be the next call of the table:
+its own timer may run as rarely as once a second.
+"""
 
 FIRST_ANSWER_SECONDS = 1.0
 """How long a start waits for an answer of the table before it ingests everything."""
@@ -79,7 +84,7 @@ class Member:
 
     Args:
         table: called by this alone.
-        client: of the same Redis.
+        client: of the same Redis, which waits POLL_ANSWER_SECONDS for an answer.
         ingest: the engine, as the cluster sees it.
         report: reports the feeds.
         reload: reads the settings again and returns what has changed; raises SettingsError where they are wrong.
@@ -169,7 +174,8 @@ class Member:
             self.reachable = self._succeeds(self._publish, "the table of shards cannot be called")
             self._look_at_outage()
             self._report_other_owner()
-            self._apply_due.set()
+            if self._assign is not None:
+                self._apply_due.set()
             self._call_due.wait(self._table.call_again_seconds)
             self._call_due.clear()
         if self.reachable:
@@ -194,6 +200,8 @@ class Member:
         with self._new_mode_lock:
             if new_mode is self._new_mode:
                 self._new_mode = None
+        if self._mode_to_adopt(state.mode) is not None:
+            self._apply_due.set()
         if not self._table.is_followed:
             self._commands_due.clear()
         if self._table.is_followed or self._commands_stopped.is_set():  # perhaps before `clear`
@@ -218,11 +226,11 @@ class Member:
         # One that has begun without Redis goes on with all shards until the table gives some to it or to others.
         return held if any(held) or (table.rows and table.at >= table.grace) else self._assigned
 
-    def _mode_to_adopt(self) -> Mode | None:
+    def _mode_to_adopt(self, current: Mode) -> Mode | None:
         if self._new_mode is not None or (self._assign is None and not self._table.held.owned):
             return None
         mode = self._table.held.mode
-        return None if mode is None or mode is self._ingest.state().mode else mode
+        return None if mode is current else mode
 
     def _apply(self) -> None:
         while not self._left.is_set():
@@ -233,7 +241,7 @@ class Member:
     def _apply_once(self) -> None:
         """Adopt the mode before shards are begun in it, then take the shards; publish at once what has changed."""
         with self._switching:
-            if (mode := self._mode_to_adopt()) is not None:
+            if (mode := self._mode_to_adopt(self._ingest.state().mode)) is not None:
                 previous = self._ingest.switch(mode)
                 logger.info("mode switched to {} by another process, from {}", mode, previous)
                 self._call_due.set()

@@ -268,9 +268,9 @@ NOTHING = Assignment(frozenset(), frozenset(), False, {}, None)
 """What a process holds before its first call."""
 
 
-def connect(keywords: Mapping[str, Any]) -> "redis.Redis":
+def connect(keywords: Mapping[str, Any], answer_seconds: float = ANSWER_SECONDS) -> "redis.Redis":
     """A client for what is in this package, which connects when first used and never waits long."""
-    return sync_client(keywords, ANSWER_SECONDS)
+    return sync_client(keywords, answer_seconds)
 
 
 @contextmanager

@@ -56,6 +56,7 @@ class EmbeddedRedis(ChildServer):
             "maxmemory-policy": "noeviction",
             "loglevel": "warning",  # start, stop and trouble: the log of a year stays small
             "set-proc-title": "no",  # keeps the arguments visible in /proc
+            "hz": "2",  # without any client 0.13 % of a core with the default of 10, so 0.025 %
         }
 
     def listen_options(self) -> dict[str, str]:

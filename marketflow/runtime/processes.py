@@ -21,7 +21,7 @@ from marketflow.api.alerting.alert_access import AlertAccess
 from marketflow.api.context import Context
 from marketflow.api.middleware import request_metrics
 from marketflow.clock import system_clock
-from marketflow.cluster.member import Member
+from marketflow.cluster.member import POLL_ANSWER_SECONDS, Member
 from marketflow.cluster.messages import RuleChange, RuleChanged
 from marketflow.cluster.shard_table import ShardTable, connect
 from marketflow.errors import StartError, Unavailable
@@ -167,11 +167,12 @@ class BothRoles(AsgiApplication):
         )
         # What is shown as the latest price is in the periods as well, which Redis has a moment later.
         readers.cache.take_newest_in_process(engine.window_state.newest_of)
-        client = connect(servers.redis)
+        client, commands = connect(servers.redis), connect(servers.redis, POLL_ANSWER_SECONDS)
         stack.callback(client.close)
+        stack.callback(commands.close)
         table = ShardTable(client, settings.shards.names, takes_all=True)
         self._reconfigure = engine.reconfigure
-        member = Member(table, client, engine, engine.feed_status.report, self.settings_reload, None)
+        member = Member(table, commands, engine, engine.feed_status.report, self.settings_reload, None)
         self._table = table
         self.alive = engine.is_alive
         stack.push_async_callback(self._stop, engine, servers)

@@ -12,7 +12,7 @@ from loguru import logger
 
 from marketflow import __version__
 from marketflow.clock import system_clock
-from marketflow.cluster.member import Member
+from marketflow.cluster.member import POLL_ANSWER_SECONDS, Member
 from marketflow.cluster.shard_table import ShardTable, connect
 from marketflow.resources import resource
 from marketflow.runtime.engine import Engine
@@ -47,7 +47,7 @@ class ShardHolder:
         self.reload = SettingsReload(settings, read, self._apply)
         """Reads the settings again."""
         self._supervisor = notified
-        self._client = connect(servers.redis)
+        self._client, self._commands = connect(servers.redis), connect(servers.redis, POLL_ANSWER_SECONDS)
         self._table = ShardTable(self._client, settings.shards.names)
         self._stopping = threading.Event()
         self._engine = engine = Engine(
@@ -62,7 +62,7 @@ class ShardHolder:
             newest_pause_seconds=NEWEST_PAUSE_SECONDS,
         )
         self.is_alive = engine.is_alive
-        self._member = Member(self._table, self._client, engine, engine.feed_status.report, self.reload, self._assign)
+        self._member = Member(self._table, self._commands, engine, engine.feed_status.report, self.reload, self._assign)
 
     def run(self) -> None:
         """Ingest what the table gives, until stopped; then write what was ingested."""
@@ -73,6 +73,7 @@ class ShardHolder:
         finally:
             self._leave()
             self._client.close()
+            self._commands.close()
 
     def stop(self) -> None:
         """Request the end of `run`. Returns at once."""

@@ -1,14 +1,18 @@
 """A store is down after several missed answers in a row, not after one on a busy machine."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+import pytest
 
 from marketflow.errors import Unavailable
 from marketflow.health import ShardHealth
 from marketflow.model import FeedState, Mode
+from marketflow.runtime import health_report
 from marketflow.runtime.health_report import FAILURES_OF_AN_OUTAGE, HealthReport, Probe, WriterStatus
+from marketflow.tasks import background
 from tests.test_tasks import on_loop
 
 
@@ -20,6 +24,21 @@ class Store:
 
     async def ping(self) -> None:
         if not next(self._answers):
+            raise Unavailable("no answer")
+
+
+class CountingStore:
+    """Counts pings, and answers all or none."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self._fails = fails
+        self.pings = 0
+        self.pinged = asyncio.Semaphore(0)
+
+    async def ping(self) -> None:
+        self.pings += 1
+        self.pinged.release()
+        if self._fails:
             raise Unavailable("no answer")
 
 
@@ -93,4 +112,34 @@ async def test_start_asks_again_before_it_calls_store_down() -> None:
 async def test_store_that_refuses_writes_is_down() -> None:
     probe = Probe(Store(True), writable=lambda: False)
     await probe.ask()
+    assert probe.state == "down"
+
+
+@on_loop
+async def test_store_is_pinged_rarely_while_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health_report, "PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(health_report, "IDLE_PROBE_SECONDS", 60.0)
+    store = CountingStore()
+    probe = Probe(store, writable=lambda: True)
+    async with background(probe.ask_periodically()):
+        await asyncio.sleep(0.2)
+        assert not store.pings
+        for count in range(1, 4):
+            assert probe.state == ("ok" if count > 1 else "down")
+            async with asyncio.timeout(5):
+                await store.pinged.acquire()
+            assert store.pings == count
+
+
+@on_loop
+async def test_store_that_misses_a_ping_is_asked_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while nobody looks: one that is down is known to be after a second."""
+    monkeypatch.setattr(health_report, "PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(health_report, "IDLE_PROBE_SECONDS", 60.0)
+    store = CountingStore(fails=True)
+    probe = Probe(store, writable=lambda: True)
+    await probe.ask()
+    async with background(probe.ask_periodically()), asyncio.timeout(5):
+        for _ in range(FAILURES_OF_AN_OUTAGE):
+            await store.pinged.acquire()
     assert probe.state == "down"
