@@ -48,6 +48,9 @@ PARTITIONS_AT_ONCE = 3
 """Partitions that are written at the same time. Redis runs one write at a time: each of 15 waited for 14 others, and on
 a machine short of CPU all of them timed out together, so that a refill of 100,000 slices failed again and again."""
 
+NOTHING_DUE_MS = 5 * SECOND_MS
+"""Interval of buffers while no tick arrives and no minute is open: what is held in memory expires so much later."""
+
 ROLLUP_SECONDS = 10.0
 """Interval at which days that are over are looked for."""
 
@@ -142,8 +145,10 @@ class Parts(msgspec.Struct, dict=True, eq=False):
             self.log,
             self.ownership,
         )
-        self.grid = GridScheduler(self.loop, self.now_ms, SECOND_MS)
-        self._probe_grid = GridScheduler(self.loop, self.now_ms, SECOND_MS)
+        self.grid = GridScheduler(
+            self.loop, self.now_ms, lambda: SECOND_MS if self.state.has_unwritten else NOTHING_DUE_MS
+        )
+        self._probe_grid = GridScheduler(self.loop, self.now_ms, lambda: SECOND_MS)
         schedulers = self.loop, self.pool
         self.recovery = Recovery(
             self.cache,

@@ -63,7 +63,7 @@ class Pipeline(Parts):
             newest, self.refill(lambda _: dict.fromkeys(state.all_newest())), gained.pipe(self.step(self.newest_of))
         ).pipe(owned_series, not_empty, self.conflated("newest", on_pool, self.written(self.write_latest)))
 
-        # At each buffer, minutes that are due close, so there is an empty one each second as well.
+        # At each buffer, minutes that are due close, so while any is open there is an empty one each second as well.
         merged = ticks.pipe(
             ops.do_action(self.wake_timers),
             ops.buffer_with_time(SLICE_MS / 1000, scheduler=self.grid),
@@ -74,7 +74,9 @@ class Pipeline(Parts):
         # On the loop, as is all that emits slices: of two versions, the later one is then the more complete.
         restored = self.recovery.candles(recovered).pipe(on_loop, self.step(state.restore))
         taken_over: Observable[Candles] = gained.pipe(ops.flat_map(self.taken_over))
-        slices = rx.merge(received, restored, taken_over).pipe(ops.publish())
+        # The timers rest while no minute is open, and others have left some.
+        left = rx.merge(restored, taken_over).pipe(ops.do_action(self.wake_timers))
+        slices = rx.merge(received, left).pipe(ops.publish())
         # A shard that is lost is written once more, since without Redis this process has gone on with it all the same;
         # and again when it has read what came before the new owner was connected: it may lag behind.
         slices_written = rx.merge(

@@ -89,10 +89,12 @@ class GridScheduler(PeriodicScheduler):
     Args:
         scheduler: runs everything.
         now_ms: the clock (Unix ms).
-        idle_ms: interval of timers since which nothing has arrived; 0 if it is always that of their due times.
+        idle_ms: returns the next interval of a timer since which nothing has arrived; 0 if it is that of its due time.
     """
 
-    def __init__(self, scheduler: abc.SchedulerBase, now_ms: Callable[[], int], idle_ms: int = 0) -> None:
+    def __init__(
+        self, scheduler: abc.SchedulerBase, now_ms: Callable[[], int], idle_ms: Callable[[], int] = lambda: 0
+    ) -> None:
         self._scheduler = scheduler
         self._now_ms = now_ms
         self._idle_ms = idle_ms
@@ -130,11 +132,11 @@ class GridScheduler(PeriodicScheduler):
             return self._scheduler.schedule_relative(duetime, action, state)
         timer = _GridTimer(self._scheduler, action, state)
         with self._lock:
-            is_idle = bool(self._idle_ms) and not self._arrived
+            idle_ms = 0 if self._arrived else self._idle_ms()
             self._arrived = False
-            if is_idle:
+            if idle_ms:
                 self._idle = [lambda: timer.set(self._wait_ms(period_ms))]
-        timer.set(self._wait_ms(self._idle_ms if is_idle else period_ms))
+        timer.set(self._wait_ms(idle_ms or period_ms))
         return timer
 
     def schedule_periodic(

@@ -359,6 +359,11 @@ class WindowState:
     def _held_starts(self) -> set[int]:
         return self._minutes.keys() | self._restored.keys() | self._adopted.keys() | self._replaced.keys()
 
+    @property
+    def has_unwritten(self) -> bool:
+        """Whether a minute is open, or has changed since it was taken."""
+        return bool(self._unwritten)
+
     def take_closed(self, now_ms: int) -> Candles:
         """Return the minutes whose end and allowed lateness are over at `now_ms` and that changed since the last call.
 

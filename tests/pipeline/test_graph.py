@@ -58,7 +58,7 @@ def test_slices_are_in_the_cache_within_a_tenth_of_a_second(world: World) -> Non
     assert_same(world.cache.slices, candles_of_ticks(world.sent, SLICE_MS))
 
 
-def test_empty_buffers_come_once_a_second() -> None:
+def test_empty_buffers_come_once_a_second_while_a_minute_is_open() -> None:
     world = World()
     due_at: list[float] = []
     take_closed = world.state.take_closed
@@ -71,11 +71,15 @@ def test_empty_buffers_come_once_a_second() -> None:
     world.start()
     due_at.clear()
     world.run(5.05)
-    assert due_at == [0.1, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert due_at == [0.1, 0.2, 5.0]
+    world.send(5.0)
+    due_at.clear()
+    world.run(3)
+    assert due_at == [5.1, 5.2, 6.0, 7.0, 8.0]
     due_at.clear()
     world.clock_step_ms -= 3_600_000
     world.run(2)
-    assert due_at == [6.0, 7.0]
+    assert due_at == [9.0, 10.0]
 
 
 def test_slices_of_a_lone_tick_are_cached_within_100_ms(world: World) -> None:

@@ -27,7 +27,7 @@ class Refilled(FakeCache):
         self.branch = Branch("slices")
         self.refilled_at: list[float] = []
         self.probed_at: list[float] = []
-        self.grid = GridScheduler(self.time, lambda: round(float(self.time.clock) * 1000), SECOND_MS)
+        self.grid = GridScheduler(self.time, lambda: round(float(self.time.clock) * 1000), lambda: SECOND_MS)
         refills, grid = Refills([self.branch]), self.grid if may_rest else None
         losses = cache_losses(
             self, refills, lambda: Branch("probe"), self.time, self.time, rx.never(), Instrumentation(), grid

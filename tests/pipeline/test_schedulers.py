@@ -112,7 +112,8 @@ class Buffers:
         self.emitted: list[tuple[float, list[int]]] = []
         self.completed = False
         self.source: Subject[int] = Subject()
-        self.grid = GridScheduler(self.time, self.now_ms, idle_ms)
+        self.idle_ms = idle_ms
+        self.grid = GridScheduler(self.time, self.now_ms, lambda: self.idle_ms)
         buffers = self.source.pipe(ops.do_action(self.grid.wake), ops.buffer_with_time(0.1, scheduler=self.grid))
         self.subscription = buffers.subscribe(self.take, on_completed=self.complete)
 
@@ -208,6 +209,16 @@ def test_item_that_ends_an_idle_time_is_emitted_at_the_next_full_period() -> Non
     ]
 
 
+def test_interval_of_idle_buffers_follows_what_is_due() -> None:
+    buffers = Buffers(idle_ms=5000)
+    buffers.send_at(5.05, 1)
+    buffers.idle_ms = 1000
+    buffers.run_until(7.05)
+    buffers.idle_ms = 5000
+    buffers.run_until(15.5)
+    assert [seconds for seconds, _ in buffers.emitted] == [0.3, 5.0, 5.1, 5.2, 6.0, 7.0, 8.0, 10.0, 15.0]
+
+
 def test_disposed_idle_timer_is_not_set_again() -> None:
     buffers = Buffers(idle_ms=1000)
     buffers.run_until(1.2)
@@ -220,7 +231,7 @@ def test_disposed_idle_timer_is_not_set_again() -> None:
 def test_periodic_timer_runs_at_full_multiples_of_its_period() -> None:
     time = TestScheduler()
     time.advance_to(0.25)
-    grid = GridScheduler(time, lambda: round(float(time.clock) * 1000), 1000)
+    grid = GridScheduler(time, lambda: round(float(time.clock) * 1000), lambda: 1000)
     ran: list[tuple[float, int]] = []
     periodic = rx.interval(0.5, scheduler=grid).subscribe(lambda number: ran.append((float(time.clock), number)))
     time.advance_to(2.1)
@@ -238,7 +249,7 @@ def test_buffers_by_the_grid_lose_nothing_of_another_thread(pause_seconds: float
     loop, count, done = TimingLoop("test"), 2_000 if pause_seconds else 20_000, threading.Event()
     got: list[int] = []
     source: Subject[int] = Subject()
-    grid = GridScheduler(loop, lambda: time.time_ns() // 100_000, 2)
+    grid = GridScheduler(loop, lambda: time.time_ns() // 100_000, lambda: 2)
     buffers: Observable[list[int]] = source.pipe(ops.do_action(grid.wake), ops.buffer_with_time(0.001, scheduler=grid))
     buffers.subscribe(got.extend, on_completed=done.set)
     for number in range(count):
