@@ -1,8 +1,18 @@
-"""Which feeds become stale, by the states of feeds as time passes."""
+"""Which feeds become stale, by the states of feeds as time passes.
+
+A process that was suspended finds all its feeds silent until it has read what they sent meanwhile, and one whose clock
+is set knows no longer for how long. Neither is a fault of a feed, so time counts anew from there.
+"""
 
 from collections.abc import Mapping
 
 from marketflow.model import FINE_STATES, FeedState, Mode
+
+GAP_MS = 5000
+"""Time between two looks, in either direction, beyond which the process was suspended or the clock was set."""
+
+SETTLE_MS = 2000
+"""Time after such a gap in which feeds are read again."""
 
 
 class StaleFeeds:
@@ -16,6 +26,8 @@ class StaleFeeds:
         self._after_ms = after_ms
         self._since: dict[tuple[Mode, str], int] = {}
         self._stale: dict[tuple[Mode, str], int] = {}
+        self._looked_at: int | None = None
+        self._settled_at = 0
 
     def begin(self, mode: Mode, stale: Mapping[str, int]) -> None:
         """Begin with what was known last: the feeds that are stale in a mode, and since when (Unix ms)."""
@@ -27,6 +39,11 @@ class StaleFeeds:
 
     def take(self, mode: Mode, states: Mapping[str, FeedState], now_ms: int) -> list[str]:
         """Return the exchanges whose feed has become stale, by the states at a time (Unix ms)."""
+        if self._looked_at is not None and abs(now_ms - self._looked_at) > GAP_MS:
+            self._since, self._settled_at = {}, now_ms + SETTLE_MS
+        self._looked_at = now_ms
+        if now_ms < self._settled_at:
+            return []
         stale, since = {}, {}
         for exchange, state in states.items():
             feed = mode, exchange
