@@ -7,6 +7,7 @@ counters are those of all processes.
 import asyncio
 import time
 from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
 from operator import attrgetter
 from typing import Any, TypeVar, cast
 from uuid import uuid4
@@ -187,11 +188,13 @@ class RemoteIngest:
         """Wait until no other API process answers about another mode; return whether that is so in time."""
         try:
             async with timeout(REPLY_SECONDS):
-                while await self._others_mode() - {mode}:  # noqa: ASYNC110 - set by other processes
+                while True:
+                    with suppress(Unavailable):  # a master of a Redis Cluster may be replaced right now
+                        if not await self._others_mode() - {mode}:
+                            return True
                     await asyncio.sleep(ADOPTED_SECONDS)
-        except (TimeoutError, Unavailable):  # a process that cannot poll adopts it when it can
+        except TimeoutError:  # a process that cannot poll adopts it when it can
             return False
-        return True
 
     async def _others_mode(self) -> set[Mode]:
         """Return the modes that the other API processes answer about.
