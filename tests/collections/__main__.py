@@ -120,6 +120,8 @@ def _run_in(folder: Path, setup: SetUp, newman: Path) -> Outcome:
         exchanges = stack.enter_context(_exchanges(folder, setup.venues)) if setup.mode == "live" else _nowhere()
         processes = stack.enter_context(_application(folder, setup, exchanges))
         outcome = _newman(newman, folder, setup, processes[-1])
+        if outcome.code:
+            return outcome
         switched = "mode switched to" in _logs(folder)
         assert switched is setup.switches, f"the mode was {'' if switched else 'not '}switched"
         for process in reversed(processes):
@@ -183,7 +185,9 @@ def _application(folder: Path, setup: SetUp, exchanges: str) -> Iterator[list[Ap
             processes.append(Application(apart, given, ("--role", "ingest")).start(wait=False))
             stack.push(processes[0].__exit__)
         arguments = ("--role", "api", "--workers", "2") if setup.separate else ()
-        answering = stack.enter_context(Application(folder, given, arguments))
+        answering = Application(folder, given, arguments)
+        stack.push(answering.__exit__)
+        answering.start(timeout=READY_SECONDS)
         for path in ("/health", *(f"/prices/average/{name}/BTCUSDT" for name in (*EXCHANGES, *setup.venues))):
             wait_until(partial(_is_ready, answering, path), READY_SECONDS, f"not ready: {path}")
         yield [*processes, answering]
