@@ -271,6 +271,13 @@ HEADERS: tuple[dict[str, str], ...] = (
     {"Content-Length": "70000"},
     {"Accept": "application/xml", "Range": "bytes=0-1", "If-None-Match": "*", "If-Modified-Since": "x"},
 )
+REQUESTS = (
+    *itertools.product(METHODS, PATHS, ("",), HEADERS[:2]),
+    # Answered before the route is known, or as the route answers GET: other methods would add no answer.
+    *itertools.product(("GET", "POST", "PUT"), PATHS, ("",), HEADERS[2:]),
+    *itertools.product(("GET",), PATHS, QUERIES, HEADERS[:1]),
+    *itertools.product(("HEAD", "POST"), PATHS, ("?period=x&period=1s", "?nothing=1"), HEADERS[:1]),
+)
 
 
 @pytest.mark.long
@@ -280,10 +287,8 @@ def test_no_response_is_undescribed(world: World) -> None:
 
     async def send_all() -> None:
         async with client_of(world.context()) as client:
-            for method, path, headers in itertools.product(METHODS, PATHS, HEADERS):
-                await ask(client, method, path, "", headers)
-            for method, path, query in itertools.product(("GET", "HEAD", "POST"), PATHS, QUERIES):
-                await ask(client, method, path, query, {})
+            for method, path, query, headers in REQUESTS:
+                await ask(client, method, path, query, headers)
 
     async def ask(client: httpx.AsyncClient, method: str, path: str, query: str, headers: dict[str, str]) -> None:
         # Without the host a client takes a path that begins with two slashes for a host.
