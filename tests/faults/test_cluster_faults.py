@@ -70,7 +70,7 @@ def test_frozen_master_disturbs_no_others(
     ingest, api = started(roles, broadcasting)
     master = redis_cluster.masters()[1]
     theirs = symbols_of(redis_cluster, master)
-    with Traffic(broadcasting, SYMBOLS, rate=300) as traffic, Watch(api) as watch:
+    with Traffic(broadcasting, SYMBOLS, rate=300) as traffic, Watch(api, ingest) as watch:
         quiet_since = time.monotonic()
         wait_for_windows(4)
         watch.note_quiet(quiet_since)
@@ -108,7 +108,7 @@ def test_master_cut_off_from_the_others_is_replaced(
     ingest, api = started(roles, broadcasting)
     master = cluster.owner_of(SHARDS_KEY)
     theirs = symbols_of(cluster, master)
-    with Traffic(broadcasting, SYMBOLS, rate=300) as traffic, Watch(api) as watch:
+    with Traffic(broadcasting, SYMBOLS, rate=300) as traffic, Watch(api, ingest) as watch:
         quiet_since = time.monotonic()
         wait_for_windows(4)
         watch.note_quiet(quiet_since)

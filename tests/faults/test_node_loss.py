@@ -93,7 +93,7 @@ def test_killed_master_costs_its_buckets_three_seconds(
     others = set(SYMBOLS) - theirs
     assert theirs
     assert others
-    with Traffic(broadcasting, SYMBOLS, rate=300) as traffic, Watch(api) as watch:
+    with Traffic(broadcasting, SYMBOLS, rate=300) as traffic, Watch(api, ingest) as watch:
         quiet_since = time.monotonic()
         wait_for_windows(4)
         watch.note_quiet(quiet_since)
