@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from reactivex import abc
 from reactivex.disposable import Disposable, MultipleAssignmentDisposable, SerialDisposable
 from reactivex.internal.exceptions import DisposedException
-from reactivex.scheduler import EventLoopScheduler, NewThreadScheduler
+from reactivex.scheduler import EventLoopScheduler, ThreadPoolScheduler
 from reactivex.scheduler.periodicscheduler import PeriodicScheduler
 from reactivex.typing import AbsoluteTime, RelativeTime, ScheduledPeriodicAction, StartableTarget
 
@@ -262,14 +262,14 @@ class _Worker(threading.local):
     again = False
 
 
-class NamedPool(NewThreadScheduler):
-    """Pool of named threads for blocking calls, not for timers, each of which would start a thread of its own.
+class NamedPool(ThreadPoolScheduler):
+    """Pool of named threads for blocking calls, not for timers, each of which would occupy a thread for good.
 
     One thread starts at once. If the system cannot start another one, the running ones do its work.
     """
 
     def __init__(self, name: str, max_workers: int) -> None:
-        super().__init__()
+        super().__init__(max_workers)  # whose executor would be for timers, and starts no thread without any
         self.threads = WorkerThreads(name, max_workers)
         self._worker = _Worker()
         self._limit = RateLimit(60.0)
@@ -305,3 +305,4 @@ class NamedPool(NewThreadScheduler):
     def close(self) -> None:
         """Reject further work; do not wait for calls that block."""
         self.threads.close()
+        self.executor.shutdown(wait=False)
