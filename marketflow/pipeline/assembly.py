@@ -225,8 +225,12 @@ class Parts(msgspec.Struct, dict=True, eq=False):
             return self.state.replace(minutes, self.now_ms())
 
         minutes: Observable[Candles] = self.corrections.minutes(closed, self.ended).pipe(ops.catch(failed))
+        # The timers rest while no minute is open, and close those of the window state.
         older: Observable[Candles] = minutes.pipe(
-            ops.observe_on(self.loop), ops.take_until(self.ended), self.step(replace)
+            ops.observe_on(self.loop),
+            ops.take_until(self.ended),
+            ops.do_action(self.wake_timers),
+            self.step(replace),
         )
         return older.pipe(ops.filter(bool))
 
