@@ -43,8 +43,8 @@ throughput, and a feed with few ticks would wait behind all of them."""
 LONGEST_LAG_MS = 1000
 """How late ticks may be before their feed rests no longer."""
 
-LOOK_SECONDS = 1.0
-"""How often a feed without data looks whether its socket is empty, see `_Link.waited_ms`."""
+LOOK_SECONDS = 2.0
+"""How often a feed without data looks whether its socket is empty, see `_Link.waited_ms`. Each look wakes a thread."""
 
 _AT_ONCE = nullcontext()
 

@@ -383,7 +383,7 @@ def test_candles_and_trades_of_the_start_join_without_a_seam() -> None:
     rest = RESTS["binance"](source.listed, book, source.now)
     rows = msgspec.json.decode(rest.answer("/api/v3/klines?symbol=BTCUSDT&interval=1m&limit=1000").body)
     assert [row[0] for row in rows] == [rows[0][0] + number * MINUTE_MS for number in range(1000)]
-    assert all(row[8] for row in rows)
+    assert all(row[8] for row in rows[:-1])  # the last one may just have begun
     since = rows[-6][0]
     target = f"/api/v3/aggTrades?symbol=BTCUSDT&startTime={since}&endTime={since + MINUTE_MS - 1}&limit=1000"
     orders = msgspec.json.decode(rest.answer(target).body)
