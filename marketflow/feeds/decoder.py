@@ -266,7 +266,7 @@ class Decoder:
 
         Args:
             chunk: the lines.
-            waited_ms: how long before now they may have arrived.
+            waited_ms: how long they have waited in this machine, which makes them no staler.
         """
         if len(chunk) <= MAX_LINE_BYTES:
             return self._decode_piece(chunk, waited_ms)
@@ -291,7 +291,7 @@ class Decoder:
 
         Args:
             lines: all of one type, Line or TradeLine.
-            waited_ms: how long before now they may have arrived.
+            waited_ms: how long they have waited in this machine, which makes them no staler.
         """
         received = self._clock()
         candles = None

@@ -106,7 +106,7 @@ class TimestampCheck:
         Args:
             timestamp: as the exchange sent it.
             received_at: the time of receipt (Unix ms).
-            waited_ms: how long before that it may have arrived.
+            waited_ms: how long before that it has waited in this machine.
         """
         at = int(timestamp)
         if abs(at - received_at) <= self._max_skew_ms:

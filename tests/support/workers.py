@@ -11,7 +11,7 @@ from tests.support.application import Application
 from tests.support.servers import HOST
 
 CONNECTIONS = 16
-"""So many are distributed to all of a few processes nearly always."""
+"""Enough that nearly always each of a few processes accepts one of them."""
 
 
 def children(application: Application) -> set[int]:
