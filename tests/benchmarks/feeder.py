@@ -138,12 +138,12 @@ def _feed(
                 time.sleep(0.05)
                 due = time.monotonic()
             else:
-                due += 1 / rate
+                due += 1 / rate / len(connections)
                 time.sleep(max(0.0, due - time.monotonic()))
-                for connection in connections:
-                    symbol, number = symbols[beats % len(symbols)], beats // len(symbols) + 1
-                    connection.sendall(encode(symbol, price_now(), number))
-                sent.value += len(connections)
+                turn, place = divmod(beats, len(connections))
+                symbol, number = symbols[turn % len(symbols)], turn // len(symbols) + 1
+                connections[place].sendall(encode(symbol, price_now(), number))
+                sent.value += 1
             beats += 1
 
 
