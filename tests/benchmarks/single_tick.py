@@ -23,6 +23,8 @@ from tests.support.process_counters import context_switches
 
 RATE = 100
 WARM_UP_SECONDS = 2.0
+STALE_AFTER_SECONDS = 3600
+"""Longer than any pause here: a silent connection would be closed, and the feeder sends on none that follows."""
 
 
 def measure(seconds: float, checkout: Path = ROOT) -> dict[str, float]:
@@ -32,6 +34,7 @@ def measure(seconds: float, checkout: Path = ROOT) -> dict[str, float]:
     voluntary ones of all threads, and apart from them those that took a core away, as other processes do.
     """
     with stage(checkout) as servers, ExitStack() as stack:
+        servers.settings["FLOW__STALE_AFTER_SECONDS"] = STALE_AFTER_SECONDS
         live = Live(servers, stack, "both", RATE)
         live.pause()
         time.sleep(WARM_UP_SECONDS)  # the first seconds compile and connect

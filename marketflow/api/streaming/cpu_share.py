@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable
 
-SHARE = 1 / 3
-"""CPU time of all passes at most, in cores: with what 300 ticks/s cost, one process stays below half a core. More
-rarely served, each client receives the newest prices all the same."""
+SHARE = 0.28
+"""CPU time of all passes at most, in cores: with what 300 ticks/s and 100 requests a second cost, one process stays
+below half a core. More rarely served, each client receives the newest prices all the same."""
 
 BURST_SECONDS = 0.01
 """What passes may be ahead of their share, as time in which it is earned. So the passes to a hundred clients, a
