@@ -36,7 +36,7 @@ GRACE_SECONDS = 1.0
 CALL_SECONDS = 0.25
 """How often the table is called."""
 
-ALONE_CALL_SECONDS = 1.0
+ALONE_CALL_SECONDS = 2.0
 """How often a process that takes all shards calls it, while no other ingests and none follows: at the rate of the
 others, this was half of the CPU of a process without ticks. It notices another one that much later at most.
 """
