@@ -30,7 +30,7 @@ from marketflow.cluster.messages import (
 )
 from marketflow.cluster.owner_states import OwnerStates
 from marketflow.cluster.remote_control import RemoteIngest
-from marketflow.cluster.shard_table import ShardTable, connect
+from marketflow.cluster.shard_table import ALONE_LEASE_SECONDS, LEASE_SECONDS, ShardTable, connect
 from marketflow.counters import Delays, ExchangeCounters, IngestCounters
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.health import ModeUnconfirmed, ShardHealth
@@ -375,11 +375,11 @@ def test_lease_is_short_while_another_process_ingests(client: "redis.Redis", joi
         return int(table_of(client)["members"].get(member._table.run, {"lease": 0})["lease"])
 
     member = join(Engine(), takes_all=True)
-    wait_until(lambda: lease_ms() == 2500)
+    wait_until(lambda: lease_ms() == 1000 * ALONE_LEASE_SECONDS)
     other = join(Engine())
-    wait_until(lambda: lease_ms() == 1000)
+    wait_until(lambda: lease_ms() == 1000 * LEASE_SECONDS)
     other.leave()
-    wait_until(lambda: lease_ms() == 2500)
+    wait_until(lambda: lease_ms() == 1000 * ALONE_LEASE_SECONDS)
 
 
 def test_member_that_takes_all_is_assigned_nothing(join: Join) -> None:
