@@ -90,6 +90,13 @@ class Health(msgspec.Struct, frozen=True, omit_defaults=True):
             "while there is none."
         ),
     ] = ()
+    stalled: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Branches of the pipeline that have had work for 30 s without finishing any. Left out while "
+            "there is none."
+        ),
+    ] = ()
     shards: Annotated[
         tuple[ShardHealth, ...],
         Meta(description="Who ingests what. Left out where ingest runs in the process that answers."),

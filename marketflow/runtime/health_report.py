@@ -167,8 +167,8 @@ class HealthReport:
     def __call__(self) -> Health:
         """Return the health at this moment, without any I/O."""
         mode, exchanges = self._feeds()
-        postgres, redis = self._postgres.state, self._redis.state
-        ok = postgres == "ok" and redis == "ok" and FINE_STATES.issuperset(exchanges.values()) and not self._stalled()
+        postgres, redis, stalled = self._postgres.state, self._redis.state, tuple(self._stalled())
+        ok = postgres == "ok" and redis == "ok" and FINE_STATES.issuperset(exchanges.values()) and not stalled
         return Health(
             status="ok" if ok else "degraded",
             mode=mode,
@@ -179,5 +179,6 @@ class HealthReport:
             clock_offsets_ms=self._clock_offsets_ms(),
             feeds=self._problems(),
             unavailable_symbols=self._unavailable_symbols(),
+            stalled=stalled,
             shards=self._shards(),
         )

@@ -88,7 +88,7 @@ def test_every_operation_and_schema_is_described(described: Description) -> None
         assert schema["description"], name
         # Left out while there is nothing to report.
         optional = {
-            "Health": {"clock_offsets_ms", "feeds", "shards", "unavailable_symbols"},
+            "Health": {"clock_offsets_ms", "feeds", "shards", "stalled", "unavailable_symbols"},
             "FeedProblem": {"halted"},
         }.get(name, set())
         if name in RULES:  # what requests may leave out

@@ -374,6 +374,7 @@ def test_stalled_branch_is_logged_counted_and_degrades_health(roles: Roles, apar
         return [health["redis"], health["postgres"]]
 
     wait_until(lambda: stores() == ["ok", "ok"])
+    assert api.get("/health")["stalled"] == ["archive"]
     wait_until(lambda: "a branch has stalled: work has waited for 2 s branch=archive" in feeds.log)
 
 

@@ -62,14 +62,16 @@ def _occupant(where: str, http: HttpSettings) -> CheckResult:
     version = _version(http)
     name = f"MarketFlow {version}" if version else "a MarketFlow"
     found = f"{name} answers in {health.mode} mode, up for {seconds_text(health.uptime_seconds)}: {health.status}"
-    troubles = [f"{name} {state}" for name, state in _parts(health) if state not in ("ok", *FINE_STATES)]
     if health.status == "ok":
         return CheckResult("HTTP API", where, CheckState.OK, found)
-    return CheckResult("HTTP API", where, CheckState.WARNING, f"{found} ({', '.join(troubles)})", "see its log")
+    troubles = [f"{name} {state}" for name, state in _parts(health) if state not in ("ok", *FINE_STATES)]
+    causes = f" ({', '.join(troubles)})" if troubles else ""  # one of a newer version may be degraded by others
+    return CheckResult("HTTP API", where, CheckState.WARNING, found + causes, "see its log")
 
 
 def _parts(health: Health) -> list[tuple[str, str]]:
-    return [("postgres", health.postgres), ("redis", health.redis), *health.exchanges.items()]
+    stalled = [(f"branch {branch}", "stalled") for branch in health.stalled]
+    return [("postgres", health.postgres), ("redis", health.redis), *health.exchanges.items(), *stalled]
 
 
 def _version(http: HttpSettings) -> str:

@@ -72,6 +72,15 @@ def test_version_is_read_from_metrics() -> None:
         assert look(port).found == "MarketFlow 1.2.3 answers in live mode, up for 2 h: ok"
 
 
+@pytest.mark.parametrize(
+    ("more", "causes"), [(b',"stalled":["archive","cache"]', " (branch archive stalled, branch cache stalled)"), (b"", "")]
+)
+def test_degraded_without_outage_names_stalled_branches(more: bytes, causes: str) -> None:
+    health = HEALTHY[:-1].replace(b'"status":"ok"', b'"status":"degraded"') + more + b"}"
+    with answering({"/health": health}) as port:
+        assert look(port).found == f"a MarketFlow answers in live mode, up for 2 h: degraded{causes}"
+
+
 @pytest.mark.parametrize("answer", [b"hello", b"{}", b"\xff", b'{"status":"fine"}'])
 def test_port_of_another_program_fails(answer: bytes) -> None:
     with answering({"/health": answer}) as port:
