@@ -37,6 +37,7 @@ from marketflow.pipeline.state import WindowState
 from marketflow.runtime.alert_flow import AlertFlow
 from marketflow.runtime.feed_status import FeedStatus, hole_counts_of
 from marketflow.runtime.venue_backfill import VenueBackfill
+from marketflow.server.system_limits import error_of_limit
 from marketflow.settings import Settings
 from marketflow.settings.shards import LEAD, exchange_of
 from marketflow.stores.ports import RecoveredCandles, RowsWritten
@@ -672,6 +673,11 @@ class Engine:
         timer.daemon = True
         timer.start()
 
+    def abandon_archive(self) -> None:
+        """Write no more rows, since the server of the archive has not been started; limits a `stop` likewise."""
+        self.archive.abandon()
+        self.force_stop()
+
     def _ended(self) -> None:
         self._done.set()
         self._stop_wait.set()
@@ -682,7 +688,10 @@ class Engine:
 
     def _fail(self, error: Exception) -> None:
         self._ended()
-        logger.opt(exception=error).critical("the pipeline failed, which is a bug; stopping")
+        if (limit := error_of_limit(error)) is not None:
+            logger.critical("the pipeline failed: {}; stopping", limit)
+        else:
+            logger.opt(exception=error).critical("the pipeline failed, which is a bug; stopping")
         self._on_failure()
 
 
@@ -691,6 +700,13 @@ class _StartingArchive(PostgresWriter):
 
     started: threading.Event | None
     _awaited_since: float | None = None
+    _abandoned = False
+
+    def abandon(self) -> None:
+        """Wait no longer for the server, and write nothing."""
+        self._abandoned = True
+        if self.started is not None:
+            self.started.set()
 
     def recent(self, series: Iterable[Series], since: int) -> Candles:
         """Read the rows of the last minutes, once the server has been started."""
@@ -703,11 +719,11 @@ class _StartingArchive(PostgresWriter):
         return super().write(minutes, on_written)
 
     def _await_server(self) -> None:
-        if self.started is None or self.started.is_set():
+        if self.started is None or (self.started.is_set() and not self._abandoned):
             return
         if self._awaited_since is None:
             self._awaited_since = time.monotonic()
-        if not self.started.wait(ARCHIVE_START_SECONDS):
+        if not self.started.wait(ARCHIVE_START_SECONDS) or self._abandoned:
             is_late = time.monotonic() - self._awaited_since > ARCHIVE_OUTAGE_SECONDS
             raise (Unavailable if is_late else Starting)("the embedded server is still starting")
 

@@ -40,6 +40,7 @@ from marketflow.server.hangup import Hangup
 from marketflow.server.http_protocol import LimitedHttpProtocol
 from marketflow.server.listeners import bind, bind_each, place_of
 from marketflow.server.service_notification import Supervisor, supervisor
+from marketflow.server.system_limits import blocking_threads, error_of_limit, refuse_low_limits
 from marketflow.server.uvicorn_server import Server, ignore_signals
 from marketflow.settings import Settings
 from marketflow.settings.reloading import Changes
@@ -65,6 +66,7 @@ def serve(settings: Settings, read: ReadSettings) -> int:
     Raises:
         StartError: the port cannot be bound.
     """
+    refuse_low_limits()
     raise_file_limit(LimitedHttpProtocol.MAX_CONNECTIONS)
     return _serve(BothRoles(settings, read), settings, bind(settings.http.host, settings.http.port), supervisor())
 
@@ -94,7 +96,13 @@ def serve_api(settings: Settings, read: ReadSettings, workers: int = 1) -> int:
 
 def serve_ingest(settings: Settings, read: ReadSettings) -> int:
     """Run the ingest role with the shards that are free; otherwise as `serve`, but without a port."""
-    code = asyncio.run(IngestRole(settings, read, supervisor()).run())
+    refuse_low_limits()
+    try:
+        code = asyncio.run(IngestRole(settings, read, supervisor()).run())
+    except (RuntimeError, MemoryError) as error:
+        if (limit := error_of_limit(error)) is None:
+            raise
+        raise limit from error
     ignore_signals()
     return code
 
@@ -130,7 +138,12 @@ def _serve(
         orphaned,
         application.reload_soon,
     )
-    return 0 if server.serve_until_told(listener) and not application.failed else 1
+    try:
+        return 0 if server.serve_until_told(listener) and not application.failed else 1
+    except (RuntimeError, MemoryError) as error:  # of the loop, which starts one more thread to end the others
+        if (limit := error_of_limit(error)) is None:
+            raise
+        raise limit from error
 
 
 class BothRoles(AsgiApplication):
@@ -238,7 +251,7 @@ class BothRoles(AsgiApplication):
 
     async def _stop(self, engine: "Engine", servers: Servers) -> None:
         if not servers.postgres_started.is_set():
-            engine.force_stop()  # no row can be written; they wait in Redis for the next start
+            engine.abandon_archive()  # no row can be written; they wait in Redis for the next start
         async with when_set(self.force_stop, partial(asyncio.to_thread, engine.force_stop)):
             await asyncio.to_thread(engine.stop)
 
@@ -379,6 +392,7 @@ class IngestRole:
     async def run(self) -> int:
         """Run until a signal or a failure; return the exit code."""
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(blocking_threads())
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 handler = self._on_hangup if number is signal.SIGHUP else self._on_signal

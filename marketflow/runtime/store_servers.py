@@ -169,6 +169,10 @@ async def _supervise_started(
     except StartError as error:
         if on_failure is not None:
             on_failure(error)
+    except Exception as error:  # a bug, by which this process would be degraded for ever
+        if on_failure is not None:
+            on_failure(StartError(f"the embedded PostgreSQL cannot be started: {error}"))
+        raise
     else:
         await _supervise(started)
 

@@ -14,7 +14,7 @@ import httpx
 import psycopg
 import pytest
 
-from marketflow.embedded.server_process import ServerProcess
+from marketflow.embedded.server_process import ServerProcess, find_servers
 from marketflow.model import MINUTE_MS, minute_start
 from tests.support.application import ROOT, Application, ScriptedExchange, exchanges_setting, now_ms, switches
 from tests.support.oracle import Rows, assert_rows_equal, differences
@@ -63,6 +63,7 @@ from marketflow.embedded import EmbeddedPostgres
 run_initdb = EmbeddedPostgres.run_initdb
 def once_permitted(self, *arguments):
     while not Path(sys.argv[1]).exists():
+        self.abort_if_stopping()
         time.sleep(0.05)
     run_initdb(self, *arguments)
 EmbeddedPostgres.run_initdb = once_permitted
@@ -89,6 +90,57 @@ def test_slow_first_start_of_postgres_is_no_outage(server_folder: Path) -> None:
     assert "marketflow_archive_errors_total 0.0" in metrics
     assert "PostgreSQL cannot be used" not in application.log
     assert application.log.count("PostgreSQL is being started") == 1
+
+
+def test_stop_during_first_start_of_postgres_reports_waiting_rows_only(server_folder: Path) -> None:
+    application = Application(server_folder, program=("-c", SLOW_INITDB, str(server_folder / "permitted")))
+    application.start(wait=False)
+    wait_until(lambda: " INFO     PostgreSQL is being started, " in application.log, timeout=30)
+    code, seconds = application.stop()
+    application.http.close()
+    assert (code, "Traceback" in application.log) == (0, False)
+    assert seconds < 5
+    assert "the drain did not end in time" not in application.log
+    assert application.drained().in_no_store == 0
+
+
+LOW_LIMITS = """
+import resource, sys, threading
+from marketflow.cli import main
+from marketflow.server import system_limits
+threads, needed, address_space = map(int, sys.argv[1:4])
+system_limits.THREADS = needed
+start = threading.Thread.start
+def limited(self):
+    if threading.active_count() >= threads:
+        raise RuntimeError("can't start new thread")
+    start(self)
+threading.Thread.start = limited
+if address_space:
+    resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
+sys.exit(main.main(sys.argv[4:]))
+"""
+"""MarketFlow under limits of the system. The superuser has none on threads, so that one is simulated."""
+
+
+@pytest.mark.parametrize("role", [(), ("--role", "ingest")])
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ((22, 32, 0), "the system allows no more threads"),
+        ((12, 1, 0), "the system allows no more threads"),
+        ((100, 32, 600_000 * 1024), "limits the address space of this process to 600000 KiB (ulimit -v)"),
+    ],
+)
+def test_low_limit_of_the_system_refuses_the_start_in_words(
+    server_folder: Path, limits: tuple[int, int, int], reason: str, role: tuple[str, ...]
+) -> None:
+    program = ("-c", LOW_LIMITS, *map(str, limits))
+    application = Application(server_folder, arguments=role, program=program)
+    assert application.fails() == 1
+    assert reason in application.log
+    assert "Traceback" not in application.log
+    assert not find_servers("redis-server", server_folder / "data" / "redis")
 
 
 def test_mode_switch_is_logged_once(live: Application) -> None:

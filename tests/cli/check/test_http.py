@@ -73,7 +73,8 @@ def test_version_is_read_from_metrics() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "causes"), [(b',"stalled":["archive","cache"]', " (branch archive stalled, branch cache stalled)"), (b"", "")]
+    ("more", "causes"),
+    [(b',"stalled":["archive","cache"]', " (branch archive stalled, branch cache stalled)"), (b"", "")],
 )
 def test_degraded_without_outage_names_stalled_branches(more: bytes, causes: str) -> None:
     health = HEALTHY[:-1].replace(b'"status":"ok"', b'"status":"degraded"') + more + b"}"
