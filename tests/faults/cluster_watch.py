@@ -6,15 +6,14 @@ import os
 import queue
 import threading
 import time
-from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
+import psutil
 import redis
 
 from marketflow.model import SLICE_MS, Mode, Series, Tick
@@ -22,6 +21,7 @@ from marketflow.stores.redis.keys import Bucket, bucket_of
 from tests.api.streaming.stream_client import Stream
 from tests.faults.conftest import wait_until_connected
 from tests.support.application import Application, ScriptedExchange, now_ms
+from tests.support.core_waits import SAMPLE_SECONDS, CoreWaits
 from tests.support.oracle import Rows
 from tests.support.redis_cluster import ClusterNode, RedisCluster
 from tests.support.roles import Roles
@@ -42,23 +42,8 @@ FILLED_MS = 240_000
 LOOK_SECONDS = 0.05
 """How often a test looks who has which slots: more often it would take CPU from what it measures."""
 
-SAMPLE_SECONDS = 0.05
-"""How often a watch reads how long threads have waited for a core."""
 
-Waits = Mapping[int, Mapping[str, int]]
-"""How long each thread of some processes has waited for a core in all (ns), by process and thread."""
-
-
-def _waits(pids: Iterable[int]) -> Waits:
-    found: dict[int, dict[str, int]] = {pid: {} for pid in pids}
-    for pid, of_process in found.items():
-        for task in Path(f"/proc/{pid}/task").glob("*"):
-            with suppress(OSError):  # threads end; and not every kernel counts this
-                of_process[task.name] = int((task / "schedstat").read_text().split()[1])
-    return found
-
-
-def _follow(pipe: "multiprocessing.connection.Connection", port: int, pids: Sequence[int]) -> None:
+def _follow(pipe: "multiprocessing.connection.Connection", port: int, groups: Sequence[Sequence[int]]) -> None:
     """Follow the stream in a process of its own: when an event came, kind and content; and "waits" of processes."""
     noted: queue.SimpleQueue[tuple[float, str, Any]] = queue.SimpleQueue()
 
@@ -67,9 +52,10 @@ def _follow(pipe: "multiprocessing.connection.Connection", port: int, pids: Sequ
             pipe.send(noted.get())
 
     def sample() -> None:
+        waits = CoreWaits(*groups, [os.getpid()])
         while True:
-            waits = _waits((*pids, os.getpid()))
-            noted.put((time.monotonic(), "waits", waits))
+            at, total = waits.sample()
+            noted.put((at, "waits", total))
             time.sleep(SAMPLE_SECONDS)
 
     for work in (send, sample):
@@ -104,12 +90,14 @@ class Watch:
         self.slowest = 0.0
         self.quiet_gap = 0.0
         """The longest time without a price of any symbol before a fault, see `note_quiet`."""
-        self._waits: list[tuple[float, Waits]] = []  # and when that was
+        self._waits = CoreWaits()  # whose samples the follower takes
         self._noted_until = 0.0
         self._pipe, theirs = multiprocessing.Pipe(duplex=False)
-        pids = [each.process.pid for each in (api, *others)]
+        prices_pass = [[each.process.pid] for each in (api, *others)]
+        servers = [each.pid for each in psutil.Process().children(recursive=True) if [each.pid] not in prices_pass]
+        groups = [*prices_pass, servers, [os.getpid()]]  # this process sends, and may have proxies
         spawn = multiprocessing.get_context("spawn")
-        self._follower = spawn.Process(target=_follow, args=(theirs, api.port, pids), daemon=True)
+        self._follower = spawn.Process(target=_follow, args=(theirs, api.port, groups), daemon=True)
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._note, self._ask)]
 
     def __enter__(self) -> "Watch":
@@ -140,18 +128,7 @@ class Watch:
     def longest_gap_with_cores(self, symbols: Iterable[str], since: float) -> float:
         """The same without the time of a gap in which threads that the prices come through waited for a core."""
         gaps = self._gaps(self.arrivals, symbols, since)
-        return max(end - begin - self._waited(begin, end) for begin, end in gaps)
-
-    def _waited(self, begin: float, end: float) -> float:
-        """How long the thread of each process that waited most has waited (s); a price passes through one by one."""
-        times = [at for at, _ in self._waits]
-        first = self._waits[max(bisect_right(times, begin) - 1, 0)][1]
-        last = self._waits[min(bisect_left(times, end), len(times) - 1)][1]
-        most = (
-            max((ns - first.get(pid, {}).get(thread, ns) for thread, ns in waits.items()), default=0)
-            for pid, waits in last.items()
-        )
-        return sum(most) / 1e9
+        return max(end - begin - self._waits.between(begin, end) for begin, end in gaps)
 
     def _gaps(
         self, arrivals: Mapping[str, Sequence[float]], symbols: Iterable[str], since: float
@@ -188,7 +165,7 @@ class Watch:
             elif kind == "health":
                 self.health.append(data)
             elif kind == "waits":
-                self._waits.append((at, data))
+                self._waits.note(at, data)
             self._noted_until = at
 
     def _ask(self) -> None:

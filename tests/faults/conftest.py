@@ -15,10 +15,11 @@ import pytest
 
 from marketflow.model import Series, Tick
 from tests.support.application import NO_TLS, Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
+from tests.support.core_waits import CoreWaits
 from tests.support.oracle import Rows, assert_rows_equal, differences, missing, ticks_by_slot
 from tests.support.proxy import Proxy
 from tests.support.roles import Broadcasting, Roles
-from tests.support.servers import HOST, RedisServer, wait_until
+from tests.support.servers import HOST, PATIENCE_SECONDS, RedisServer, wait_until
 
 WINDOW_SECONDS = 1
 """Length of a minute in these tests, so that several pass while something is broken."""
@@ -141,15 +142,18 @@ def wait_for_windows(number: int) -> None:
     wait_until(lambda: now_ms() >= over, timeout=number * WINDOW_SECONDS + 5)
 
 
-def seconds_until(condition: Callable[[], object], timeout: float) -> float:
-    """How long it takes until a condition is met.
+def seconds_until(condition: Callable[[], object], timeout: float, message: str = "the condition was not met") -> float:
+    """How long it takes until a condition is met, without waits for a core.
 
     Raises:
         AssertionError: longer than `timeout` seconds.
     """
-    began = time.monotonic()
-    wait_until(condition, timeout)
-    return round(time.monotonic() - began, 2)
+    with CoreWaits.of_tests() as waits:
+        began = time.monotonic()
+        wait_until(lambda: condition() or waits.seconds_since(began) >= timeout, PATIENCE_SECONDS)
+        seconds = waits.seconds_since(began)
+    assert seconds < timeout, f"{message} (waited {timeout} s)"
+    return round(seconds, 2)
 
 
 Sent = Sequence[tuple[Series, Tick]]
@@ -197,6 +201,8 @@ def lost(rows: Rows, sent: Sent, minute_ms: int = WINDOW_MS) -> list[Tick]:
 class Asking:
     """Asks for everything again and again while it lasts; in the end every answer must have been a good one, in time.
 
+    Waits for a core are no part of that time.
+
     The latest price must be new each time: ticks flow meanwhile.
     """
 
@@ -215,11 +221,13 @@ class Asking:
         self._application = application
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(question,)) for question in self.QUESTIONS]
+        self._waits = CoreWaits.of_tests()
         self.worst = 0.0
         self.complaints: list[str] = []
 
     def __enter__(self) -> Self:
         wait_until(lambda: self._application.find(self.QUESTIONS[0]), message="there is no price yet")
+        self._waits.__enter__()
         for thread in self._threads:
             thread.start()
         return self
@@ -228,22 +236,22 @@ class Asking:
         self._ended.set()
         for thread in self._threads:
             thread.join(10)
+        self._waits.__exit__()
         if not failed:
             assert not self.complaints, "\n".join(self.complaints)
 
     def _ask(self, question: str) -> None:
         with httpx.Client(base_url=self._application.http.base_url, timeout=5.0, verify=NO_TLS) as http:
             while not self._ended.wait(0.2):
-                began = now_ms()
+                began, began_ms = time.monotonic(), now_ms()
                 try:
                     answer = http.get(question)
                 except httpx.HTTPError as error:
                     self.complaints.append(f"{question}: {error!r}")
                     return
-                self._judge(question, answer, began)
+                self._judge(question, answer, self._waits.seconds_since(began), began, began_ms)
 
-    def _judge(self, question: str, answer: httpx.Response, began: int) -> None:
-        seconds = answer.elapsed.total_seconds()
+    def _judge(self, question: str, answer: httpx.Response, seconds: float, began: float, began_ms: int) -> None:
         self.worst = max(self.worst, seconds)
         if seconds > self.ANSWER_SECONDS:
             self.complaints.append(f"{question}: took {seconds:.3f} s")
@@ -251,8 +259,10 @@ class Asking:
             self.complaints.append(f"{question}: {answer.status_code} {answer.text}")
         elif "latest" in question:
             at = datetime.fromisoformat(answer.json()["timestamp"]).timestamp() * 1000
-            if began - at > self.LATEST_SECONDS * 1000:
-                self.complaints.append(f"{question}: {(began - at) / 1000:.3f} s old")
+            age = (began_ms - at) / 1000
+            age -= self._waits.between(began - age, began)
+            if age > self.LATEST_SECONDS:
+                self.complaints.append(f"{question}: {age:.3f} s old")
 
 
 @contextmanager

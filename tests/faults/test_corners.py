@@ -10,6 +10,8 @@ from contextlib import ExitStack, closing
 from http.client import HTTPConnection
 from pathlib import Path
 
+import pytest
+
 from tests.support.roles import Roles
 from tests.support.servers import HOST, wait_until
 
@@ -38,6 +40,7 @@ def paths() -> Iterable[str]:
         yield f"/prices/highest/{symbol}?period=1m"
 
 
+@pytest.mark.alone
 def test_many_series_leave_no_request_unanswered(server_folder: Path, servers: dict[str, object]) -> None:
     """More clients than connections, on an event loop that is busy: no 503, and no store is called down."""
     statuses: Counter[int] = Counter()

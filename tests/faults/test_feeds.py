@@ -12,6 +12,7 @@ from tests.faults.conftest import (
     WINDOW_MS,
     Footprint,
     StartApplication,
+    seconds_until,
     through,
     wait_until_back,
     wait_until_connected,
@@ -57,7 +58,7 @@ def assert_goes_on(application: Application, exchange: ScriptedExchange) -> None
         seen.add(latest(application, exchange))
         return len(seen) > 3
 
-    wait_until(advanced, timeout=3, message=f"the prices of {exchange.name} stand still")
+    seconds_until(advanced, timeout=3, message=f"the prices of {exchange.name} stand still")
 
 
 def settings_of(servers: dict[str, object], first: str, others: Sequence[ScriptedExchange]) -> dict[str, object]:

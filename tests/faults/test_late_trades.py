@@ -72,7 +72,7 @@ def check_corrected(
         return {name: row[name] for name in expected}
 
     with suppress(AssertionError):
-        wait_until(lambda: found() == expected, timeout=30)
+        wait_until(lambda: found() == expected)
     assert found() == expected
     for interval, old in before.items():
 
@@ -82,7 +82,7 @@ def check_corrected(
             return bool(now["high"] == 500 and now["version"] > old["version"] and now["volume"] >= old["volume"] + 2.5)
 
         with suppress(AssertionError):
-            wait_until(is_corrected, timeout=10)
+            wait_until(is_corrected)
         assert is_corrected(), (old, candle(application, interval, slot.start))
 
 
@@ -101,7 +101,7 @@ def test_late_trades_correct_minute_hour_and_day(
         for trade in trades[:-1]:  # before the start, which asks for the history once
             server.book.add(trade)
         application = stack.enter_context(Application(tmp_path, servers | settings(server)))
-        wait_until(lambda: candle(application, "1m", long_ago), timeout=20)
+        wait_until(lambda: candle(application, "1m", long_ago))
         before = candles(application, long_ago)
         assert (before["1m"]["source"], before["1m"]["ticks"]) == ("venue", 10)
         assert application.stop()[0] == 0
@@ -116,13 +116,13 @@ def test_late_trades_correct_minute_hour_and_day(
         check_corrected(application, rows, trades, before)
 
         # Minutes late, by the stream
-        wait_until(lambda: server.has_subscriber(2), timeout=20)
+        wait_until(lambda: server.has_subscriber(2))
         start = minute_start(now_ms()) + MINUTE_MS
         wait_until(lambda: now_ms() > start + 1_200, timeout=70)
         trades = trades_of(server, start, 1_000)
         server.trade(*trades[:-1])
         wait_until(lambda: Slot(BITCOIN, start) in rows(), timeout=70)
-        wait_until(lambda: (candle(application, "1m", start) or {"closed": False})["closed"], timeout=10)
+        wait_until(lambda: (candle(application, "1m", start) or {"closed": False})["closed"])
         before = candles(application, start)
         assert (before["1m"]["ticks"], before["1m"]["source"]) == (10, "ticks")
         wait_until(lambda: now_ms() > start + LATE_MS, timeout=80)
@@ -137,4 +137,4 @@ def test_late_trades_correct_minute_hour_and_day(
             return {(each["after_id"], each["state"]) for each in application.get("/holes")["holes"]}
 
         # The minute may have been made again for another reason before its hole is on record.
-        wait_until(lambda: states() == {("109", "filled"), ("1009", "filled")}, timeout=20)
+        wait_until(lambda: states() == {("109", "filled"), ("1009", "filled")})

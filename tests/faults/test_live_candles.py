@@ -15,7 +15,7 @@ from websockets.sync.client import connect
 from marketflow.model import MINUTE_MS, minute_start
 from tests.support.application import Application, ScriptedExchange, exchanges_setting, now_ms
 from tests.support.roles import Roles
-from tests.support.servers import HOST, RedisServer, wait_until
+from tests.support.servers import HOST, PATIENCE_SECONDS, RedisServer, wait_until
 
 INTERVALS = ("1m", "3m", "5m", "15m", "30m", "1h", "4h", "1d", "1w", "1M")
 CLOSED_AFTER_MS = 5_500
@@ -99,7 +99,7 @@ def test_streamed_candles_equal_the_answers(application: Application, exchanges:
     chance = random.Random(20)
     for exchange in exchanges[:2]:
         exchange.send(100.0)
-    wait_until(lambda: application.find("/candles/exchange2/BTCUSDT"), timeout=20)
+    wait_until(lambda: application.find("/candles/exchange2/BTCUSDT"))
     with closing(Watcher(application.port)) as watcher:
         began = now_ms()
         end = minute_start(began) + MINUTE_MS
@@ -110,15 +110,15 @@ def test_streamed_candles_equal_the_answers(application: Application, exchanges:
             late_ms = chance.choice((0, 0, 0, 500, 1_900, 3_500))
             exchange.send(100 + chance.randrange(100) / 4, at=now_ms() - late_ms)
             time.sleep(0.02)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while wrong := differences(application, watcher):
             assert time.monotonic() < deadline, wrong
             time.sleep(0.1)
         time.sleep(2.0)  # rows and closed minutes have been written again meanwhile
         assert not differences(application, watcher)
+        minutes = {(exchange, "1m") for exchange in (None, "exchange1", "exchange2", "reference")}
+        wait_until(lambda: minutes <= {(exchange, interval) for exchange, interval, *_ in [*watcher.closed]})
         assert len(watcher.closed) == len({*watcher.closed})
-        closed = {(exchange, interval) for exchange, interval, *_ in watcher.closed}
-        assert closed >= {(exchange, "1m") for exchange in (None, "exchange1", "exchange2", "reference")}
 
 
 def test_candles_equal_the_answers_after_a_redis_outage(
@@ -130,7 +130,7 @@ def test_candles_equal_the_answers_after_a_redis_outage(
     """Meanwhile one process makes them from memory."""
     for exchange in exchanges[:2]:
         exchange.send(100.0)
-    wait_until(lambda: application.find("/candles/exchange2/BTCUSDT"), timeout=20)
+    wait_until(lambda: application.find("/candles/exchange2/BTCUSDT"))
     with closing(Watcher(application.port)) as watcher:
         exchanges[0].send(110.0)
         wait_until(lambda: watcher.close_of("exchange1") == 110.0)
@@ -144,11 +144,11 @@ def test_candles_equal_the_answers_after_a_redis_outage(
                 wait_until(lambda: watcher.close_of(None) == 130.0)
         finally:
             redis_db.start()
-        wait_until(lambda: application.get("/health")["redis"] == "ok", timeout=20)
+        wait_until(lambda: application.get("/health")["redis"] == "ok")
         wait_until(lambda: watcher.close_of("exchange1") == 120.0)
         exchanges[0].send(140.0)
         wait_until(lambda: watcher.close_of("exchange1") == 140.0)
-        wait_until(lambda: not differences(application, watcher), timeout=10)
+        wait_until(lambda: not differences(application, watcher))
 
 
 def test_mode_switch_begins_with_candles_of_the_other_mode(
@@ -156,7 +156,7 @@ def test_mode_switch_begins_with_candles_of_the_other_mode(
 ) -> None:
     exchanges[0].send(100.0)
     with closing(Watcher(application.port)) as watcher:
-        wait_until(lambda: watcher.close_of("exchange1") == 100.0, timeout=20)
+        wait_until(lambda: watcher.close_of("exchange1") == 100.0)
         application.switch("test")
         wait_until(lambda: (watcher.close_of("exchange1") or 0.0) > 1_000)  # a generated price
         application.switch("live")

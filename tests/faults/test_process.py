@@ -261,9 +261,11 @@ def freeze_once_started(program: str, folder: Path) -> None:
 @pytest.mark.parametrize("program", ["redis-server", "postgres", "initdb"])
 @pytest.mark.parametrize("role", ["all", "ingest"])
 def test_signal_while_embedded_servers_start_ends_it_at_once(
-    server_folder: Path, program: str, number: int, role: str
+    server_folder: Path, exchanges: list[ScriptedExchange], program: str, number: int, role: str
 ) -> None:
-    application = Application(server_folder, arguments=() if role == "all" else ("--role", role))
+    # Of feeds that send nothing: it goes on without a server that does not become ready, and would have ticks to lose.
+    settings = {"MODE": "live", "EXCHANGES": exchanges_setting(*exchanges)}
+    application = Application(server_folder, settings, () if role == "all" else ("--role", role))
     try:
         application.start(wait=False)
         if program == "initdb":

@@ -296,6 +296,7 @@ def test_killed_redis_is_refilled_soon_after_restart(
         stop_and_compare(application, rows, traffic)
 
 
+@pytest.mark.alone
 def test_answers_stay_complete_during_a_large_refill(
     start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange], server_folder: Path
 ) -> None:

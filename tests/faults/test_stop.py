@@ -23,6 +23,8 @@ from tests.support.oracle import Rows, assert_rows_equal
 from tests.support.proxy import Proxy
 from tests.support.servers import wait_until
 
+pytestmark = pytest.mark.alone
+
 SYMBOLS = [f"S{number}USDT" for number in range(5000)]
 SERIES = 3 * len(SYMBOLS)
 

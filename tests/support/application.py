@@ -24,6 +24,7 @@ import httpx
 import psycopg
 
 from marketflow.model import Mode, Series, Slot, Tick
+from tests.support.core_waits import CoreWaits
 from tests.support.oracle import Rows
 from tests.support.servers import HOST, free_port, wait_until
 
@@ -388,22 +389,24 @@ class Application:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    def stop(self, number: int = signal.SIGINT, timeout: float = 10.0) -> tuple[int, float]:
-        """Send a signal and wait for the end; gives the exit code and the seconds it took.
+    def stop(self, number: int = signal.SIGINT, timeout: float = 30.0) -> tuple[int, float]:
+        """Send a signal and wait for the end; gives the exit code and the seconds it took, without waits for a core.
 
         Raises:
             AssertionError: no end within `timeout` seconds; with the end of its log and the stacks of its threads.
         """
-        began = time.monotonic()
-        self.process.send_signal(number)
         try:
-            code = self.process.wait(timeout)
+            with CoreWaits.of_tests() as waits:
+                began = time.monotonic()
+                self.process.send_signal(number)
+                code = self.process.wait(timeout)
+                seconds = waits.seconds_since(began)
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGABRT)  # the stacks of its threads go to the log
             self.process.send_signal(signal.SIGCONT)  # in case a test has frozen it
             self.process.wait(10)
             raise AssertionError(f"no end within {timeout} s of signal {number}:\n{self.log[-10_000:]}") from None
-        return code, time.monotonic() - began
+        return code, seconds
 
     def drained(self) -> "Drained":
         """What the last stop has logged."""
