@@ -38,10 +38,10 @@ _SIDES: dict[bool | None, Side] = {True: "buy", False: "sell"}
 _IS_BUY: dict[Side | None, bool] = {"buy": True, "sell": False}
 
 SPELLINGS_A_SYMBOL = 4
-"""How many spellings (in upper and lower case) of a symbol are cached; others are looked up each time."""
+"""Spellings of a symbol in upper and lower case that are cached; others are looked up each time."""
 
 MOST_SHARED_SYMBOLS = 1000
-"""Of how many symbols decoded lines share the text; to prepare that for 10,000 takes 80 ms."""
+"""Number of symbols up to which decoded lines share the text of each; preparing that for 10,000 takes 80 ms."""
 
 _T = TypeVar("_T")
 
@@ -56,13 +56,13 @@ class Line(msgspec.Struct, gc=False):
 
 
 class TradeLine(Line, gc=False, omit_defaults=True):
-    """A line that says what was traded.
+    """A line with the quantity of a trade.
 
     Args:
         quantity: in base units; None where it is unknown.
         side: of the taker.
         id: of the trade, ascending per symbol.
-        count: the number of trades it stands for; set by adapters of venues, and by no exchange's line.
+        count: the number of trades that it aggregates; set by adapters of venues, never by a line.
     """
 
     has_trade: ClassVar[bool] = True
@@ -80,7 +80,7 @@ class Columns(NamedTuple):
         prices: one a tick.
         quantities: in base units; None for unknown ones.
         bought: whether the taker bought; None where that is unknown.
-        counts: how many trades each stands for; None for one each.
+        counts: how many trades each aggregates; None for one each.
         ids: of the trades.
         are_valid: whether times, quantities and sides all are known, and the quantities are valid; others are checked.
     """
@@ -95,7 +95,7 @@ class Columns(NamedTuple):
 
     @classmethod
     def of(cls, lines: "Sequence[Line | _Numbers]") -> "Columns":
-        """Those of lines of one type; a Line has no more than time and price."""
+        """Return the columns of lines of one type; a Line has no more than time and price."""
         times = cast("list[int | None]", [line.timestamp for line in lines])
         prices = [line.price for line in lines]
         if not lines[0].has_trade:
@@ -111,7 +111,7 @@ class Columns(NamedTuple):
         )
 
     def lines(self, symbol: str) -> list[TradeLine]:
-        """The same as lines of trades."""
+        """Return the ticks as lines."""
         none: list[None] = [None] * len(self.times)
         sides = map(_SIDES.get, self.bought or none)
         quantities, ids, counts = self.quantities or none, self.ids or none, self.counts or [1] * len(none)
@@ -119,11 +119,11 @@ class Columns(NamedTuple):
         return [TradeLine(symbol, *each) for each in columns]
 
     def in_order(self, order: Sequence[int]) -> "Columns":
-        """Those at these places, in this order."""
+        """Return the ticks at these indexes, in this order."""
         return self._each(lambda column: [column[place] for place in order])
 
     def between(self, begin: int, end: int) -> "Columns":
-        """Those of a range."""
+        """Return the ticks of a range of indexes."""
         return self if not begin and end == len(self.times) else self._each(lambda column: column[begin:end])
 
     def _each(self, of_column: Callable[[Any], Any]) -> "Columns":
@@ -132,7 +132,7 @@ class Columns(NamedTuple):
         return Columns(*found)._replace(are_valid=self.are_valid)
 
     def has_unknown(self, column: Sequence[object] | None) -> bool:
-        """Whether something of a column is not known; comparing all with None takes as long as adding them up."""
+        """Whether a value of a column is unknown. Skipped for valid ones: it takes as long as adding them up."""
         return column is None or (not self.are_valid and None in column)
 
 
@@ -241,11 +241,11 @@ class Decoder:
         self.rejected: Counter[str] = Counter()
 
     def take_symbols(self, symbols: Iterable[str]) -> None:
-        """Replace the symbols; for any thread, also while another one decodes, which may yet use those of before."""
+        """Replace the symbols; for any thread. A call of `decode` that is under way may still use the previous ones."""
         found = {symbol: Series(self._mode, self._exchange, symbol) for symbol in symbols}
         self.series = frozenset(found.values())
         """The configured series."""
-        # Together they are replaced in this order: who reads the new one of the two reads the other afterwards.
+        # In this order: a thread that decodes reads `_series` first, and the other one after that.
         self._by_lower_case = {symbol.lower(): series for symbol, series in found.items()}
         self._most_spellings = SPELLINGS_A_SYMBOL * len(found)
         self._symbols = frozenset(found)
@@ -266,7 +266,7 @@ class Decoder:
 
         Args:
             chunk: the lines.
-            waited_ms: how long they have waited in this machine, which makes them no staler.
+            waited_ms: how long they have waited in this machine, which does not count as skew.
         """
         if len(chunk) <= MAX_LINE_BYTES:
             return self._decode_piece(chunk, waited_ms)
@@ -276,8 +276,11 @@ class Decoder:
         return candles
 
     def _decode_piece(self, lines: bytes, waited_ms: int) -> Candles:
-        # Lines without a quantity, for which nobody pays: decoding and folding one costs a quarter more.
-        # One letter is looked for ten times as fast as the word.
+        if len(lines) > MAX_LINE_BYTES + 1:  # a single line with its newline, see `pieces`
+            self.reject("too_long", f"{len(lines) - 1} bytes")
+            return {}
+        # Lines without a quantity are decoded apart, as one with it costs a quarter more to decode and fold.
+        # One letter is found ten times as fast as the word.
         if b"q" in lines and b'"quantity"' in lines:
             if trades := _decode_lines(lines, _trade_decoder):
                 return self.fold(self._without_doubles(trades), waited_ms)
@@ -291,20 +294,20 @@ class Decoder:
 
         Args:
             lines: all of one type, Line or TradeLine.
-            waited_ms: how long they have waited in this machine, which makes them no staler.
+            waited_ms: how long they have waited in this machine, which does not count as skew.
         """
         received = self._clock()
         candles = None
         if self._timestamps.usual:
-            usual_ms = waited_ms if self._timestamps.settled else 0  # what waited settles nothing
+            usual_ms = waited_ms if self._timestamps.settled else 0  # ticks that waited prove nothing about the clock
             if 0 < len(lines) <= len(self._series) and len({*map(_symbol_of, lines)}) == len(lines):
-                candles = self._fold_apart(lines, received, usual_ms)
+                candles = self._fold_one_each(lines, received, usual_ms)
             if candles is None:
                 candles = self._fold_usual(_by_symbol(lines), received, usual_ms)
         return self._fold_each(lines, received, waited_ms) if candles is None else candles
 
     def fold_trades(self, by_symbol: Mapping[str, Columns]) -> Candles:
-        """Return the candles of the valid ones among trades that have just arrived, by our name of their symbol."""
+        """Return the candles of the valid trades among those that have just arrived, by configured symbol."""
         received = self._clock()
         candles = self._fold_usual(by_symbol, received) if self._timestamps.usual else None
         if candles is not None:
@@ -313,7 +316,7 @@ class Decoder:
         return self._fold_each(lines, received)
 
     def _without_doubles(self, lines: "list[_AnyTrade]") -> "list[_AnyTrade]":
-        """Leave out trades that came before; those of one time come by their ids."""
+        """Remove trades that came before; those that overtook each other are sorted by their ids."""
         if self.ids is None or [line.id for line in lines].count(None) == len(lines):
             return lines
         by_symbol: defaultdict[str, list[_AnyTrade]] = defaultdict(list)
@@ -327,10 +330,10 @@ class Decoder:
             found += self.ids.new_of(symbol, of_symbol)
         return found
 
-    # Lines of as many series, as of a feed with thousands of them, or with one tick: a third of the cost of columns
+    # One line a series, as from a feed with thousands of series, or one tick at a time: a third of the cost of columns
 
-    def _fold_apart(self, lines: Sequence[Line], received: int, waited_ms: int) -> Candles | None:
-        """Return the candles of valid lines of as many configured series, None for any others."""
+    def _fold_one_each(self, lines: Sequence[Line], received: int, waited_ms: int) -> Candles | None:
+        """Return the candles of lines that are valid and each of another configured series; else None."""
         received_at = milliseconds(received)
         oldest, newest = received_at - waited_ms - self._max_skew_ms, received_at + self._max_skew_ms
         has_trades = lines[0].has_trade
@@ -349,7 +352,7 @@ class Decoder:
                 price, price, price, price, price, 1, at, at, at, at, received, received, 1, amounts
             )
         if len(candles) < len(lines):
-            return None  # spellings of the same symbol
+            return None  # two spellings of the same symbol
         if not self._timestamps.settled:
             self._timestamps.confirm()
         self._count(len(lines), received)
@@ -360,7 +363,7 @@ class Decoder:
     def _fold_usual(
         self, by_symbol: "Mapping[str, Columns | list[Line]]", received: int, waited_ms: int = 0
     ) -> Candles | None:
-        """Return the candles of ticks whose prices and timestamps are all valid, None for any others."""
+        """Return the candles of ticks whose prices and timestamps are all valid; else None."""
         candles: Candles = {}
         unknown: dict[str, int] = {}
         folded: set[Series] = set()
@@ -437,7 +440,7 @@ class Decoder:
         return candles
 
     def _series_of(self, symbol: str) -> Series | None:
-        """The series of a symbol, in upper or lower case."""
+        """Return the series of a symbol, in upper or lower case."""
         known = self._series
         if (series := known.get(symbol)) is None and symbol.isascii():
             series = self._by_lower_case.get(symbol.lower())
@@ -458,9 +461,6 @@ class Decoder:
         return [numbers for text in chunk.split(b"\n") if (numbers := self._decode_one(text)) is not None]
 
     def _decode_one(self, text: bytes) -> _Numbers | None:
-        if len(text) > MAX_LINE_BYTES:
-            self.reject("too_long", f"{len(text)} bytes")
-            return None
         if not text.strip():
             return None  # a heartbeat
         try:
@@ -549,7 +549,7 @@ def _has_valid_quantity(line: "Line | _Numbers") -> bool:
 
 
 def _are_valid(quantities: Sequence[float | None]) -> bool:
-    """Whether none is negative, too great or no number; they may be unknown."""
+    """Whether all known quantities are numbers, not negative and not too great."""
     known = [each for each in quantities if each is not None] if None in quantities else cast("list[float]", quantities)
     return not known or (min(known) >= 0 and sum(known) <= MAX_PRICE)
 
@@ -567,8 +567,6 @@ def _decode_lines(lines: bytes, decoder: "msgspec.json.Decoder[_AnyLine]") -> "l
     """Decode all lines of a piece at once, None if any of them fails."""
     if (count := records_in(lines)) is None:
         return _decode_each_of(lines, decoder.decode)
-    if len(lines) > MAX_LINE_BYTES + 1:
-        return None
     try:
         lines.decode()  # msgspec does not check it in fields that it skips
         found = decoder.decode_lines(lines)
@@ -579,8 +577,6 @@ def _decode_lines(lines: bytes, decoder: "msgspec.json.Decoder[_AnyLine]") -> "l
 
 def _decode_each_of(lines: bytes, decode: Callable[[bytes], _T]) -> list[_T] | None:
     """Decode the lines of a piece one by one, None if any of them fails."""
-    if len(lines) > MAX_LINE_BYTES + 1:
-        return None
     try:
         lines.decode()
         each = lines.split(b"\n")

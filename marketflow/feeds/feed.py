@@ -1,4 +1,4 @@
-"""The protocol of a feed: the ticks of one exchange as a cold Observable of candle batches; and a set of such streams.
+"""The protocol of a feed, the ticks of one exchange as a cold Observable; and the merge of a changing set of streams.
 
 A new kind of feed implements it and passes the contract in tests/feeds/test_contract.py.
 """
@@ -18,17 +18,17 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 Record: TypeAlias = Callable[[Sequence[bytes]], None]
-"""Takes what a feed has just received, frames or chunks of lines. Never blocks, never raises."""
+"""Called with what a feed has just received: frames or chunks of lines. Never blocks, never raises."""
 
 
 class FeedReport(msgspec.Struct, frozen=True):
-    """What a feed knows of itself beside its state; None is unknown.
+    """What a feed reports beside its state; None is unknown.
 
     Args:
         clock_offset_ms: how far the exchange's clock is ahead of this machine's.
         rest_weight: weight of REST calls that this process has used in the venue's current interval, and its limit.
-        rest_error: why the last call by REST failed, None if it did not.
-        halted: symbols that its venue lists and does not trade now, and the venue's word for that.
+        rest_error: why the last call by REST failed; None if it succeeded.
+        halted: symbols that its venue lists and does not trade now, with the status that the venue gives.
     """
 
     clock_offset_ms: int | None = None
@@ -47,12 +47,12 @@ class Connection(Protocol):
 
     @property
     def place(self) -> str:
-        """Where its ticks come from, for people; without credentials."""
+        """Where its ticks come from, for logs and reports; without credentials."""
         ...
 
     @property
     def pause_seconds(self) -> float:
-        """How long until its venue lets it connect again; 0 for now."""
+        """How long its venue refuses a new connection; 0 if it does not."""
         ...
 
     def batches(self) -> Observable[Candles]:
@@ -68,7 +68,7 @@ class Feed(Connection, Protocol):
 
     @property
     def connections(self) -> "Sequence[Connection]":
-        """What it consists of, each to be reconnected on its own; most feeds are their only connection."""
+        """Its connections, each reconnected on its own; most feeds are their only connection."""
         ...
 
     @property
@@ -88,26 +88,26 @@ class Feed(Connection, Protocol):
 
     @property
     def refusals(self) -> Mapping[str, str]:
-        """By symbol, the venue's words where it refuses the subscription to one that it trades."""
+        """The venue's error texts, by symbol that it trades and whose subscription it refuses."""
         ...
 
     def take_symbols(self, symbols: Mapping[str, str]) -> None:
-        """Replace the symbols, with the venue's name of each, "" for that in its list; for any thread.
+        """Replace the symbols, each with the venue's name of it, "" for the one in the venue's list; for any thread.
 
-        Those that stay lose no tick. Connections that have begun are not interrupted, but may be others afterwards.
+        Symbols that stay lose no tick. No connection is interrupted, but `connections` may differ afterwards.
         """
         ...
 
     def report(self) -> FeedReport:
-        """What it knows of itself. Does not block."""
+        """Return the report. Does not block."""
         ...
 
     def measure_clock(self) -> None:
-        """Measure its exchange's clock, for the report, where that can be asked. May block for some seconds."""
+        """Measure its exchange's clock for the report, where it can be read. May block for some seconds."""
         ...
 
     def doubles_by_symbol(self) -> dict[str, int] | None:
-        """How many trades came more than once, and counted once; None without ids."""
+        """Return how many trades were received more than once, and counted once; None without ids."""
         ...
 
     def stop(self) -> None:

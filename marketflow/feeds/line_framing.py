@@ -46,7 +46,7 @@ class Framer:
 
 
 def pieces(lines: bytes) -> Iterator[bytes]:
-    """Split whole lines into pieces of whole lines; only one that is a single line is over MAX_LINE_BYTES."""
+    """Split whole lines into pieces of whole lines; only a single line may be longer than MAX_LINE_BYTES."""
     begin = 0
     while begin < len(lines):
         end = lines.rfind(b"\n", begin, begin + MAX_LINE_BYTES) + 1 or lines.find(b"\n", begin) + 1 or len(lines)
@@ -55,10 +55,10 @@ def pieces(lines: bytes) -> Iterator[bytes]:
 
 
 def records_in(lines: bytes) -> int | None:
-    """Return how many JSON objects whole lines hold if each holds one, in compact form; None if that is not certain.
+    """Return the number of lines if each may be a compact JSON object with the same first key; else None.
 
-    Certain if they are valid JSON, and as many objects: between any two that follow each other stands a newline, since
-    no object has `}` before `{` without a comma, and no text a newline; and there is no other newline.
+    If the lines are valid JSON and as many objects, then each is one: compact objects have `}` directly before `{` only
+    with a comma, and strings contain no newline, so a newline stands between any two objects and nowhere else.
     """
     # Those that begin as the first one does: a longer text is found faster.
     between = lines.count(b"}\n" + lines[:_HEAD_BYTES])

@@ -41,15 +41,15 @@ decoding = threading.Lock()
 throughput, and a feed with few ticks would wait behind all of them."""
 
 LONGEST_LAG_MS = 1000
-"""How late ticks may be before their feed rests no longer."""
+"""Lag of a feed beyond which it is not paced any more."""
 
-LOOK_SECONDS = 2.0
-"""How often a feed without data looks whether its socket is empty, see `_Link.waited_ms`. Each look wakes a thread."""
-
-_AT_ONCE = nullcontext()
+EMPTY_CHECK_SECONDS = 2.0
+"""How often a feed without data checks that its socket is empty, see `_Link.waited_ms`. Each check wakes a thread."""
 
 LOOKUP_WAIT_SECONDS = 0.3
 """How long an attempt waits for the DNS lookup of an earlier one, which cannot be cancelled."""
+
+_UNPACED = nullcontext()
 
 
 class ConnectionLost(Exception):
@@ -69,7 +69,7 @@ class TcpFeed:
         decoder: validates and folds what is received.
         stale_after_seconds: silence after which the connection is closed.
         monotonic: measures silence, in seconds.
-        pacing: rests while this feed lags behind.
+        pacing: pauses between the chunks of a feed that lags behind.
     """
 
     absent = ()
@@ -88,7 +88,7 @@ class TcpFeed:
         self.exchange = exchange
         self.decoder = decoder
         self.record: Record | None = None
-        """Takes the whole lines of each chunk that is received."""
+        """Called with the whole lines of each chunk that is received."""
         self._address = _Address(host, port)
         self._stale_after_seconds = stale_after_seconds
         self._monotonic = monotonic
@@ -121,7 +121,7 @@ class TcpFeed:
 
     @property
     def refusals(self) -> Mapping[str, str]:
-        """None: nothing is subscribed to."""
+        """Empty: there are no subscriptions that the exchange could refuse."""
         return {}
 
     def take_symbols(self, symbols: Mapping[str, str]) -> None:
@@ -129,14 +129,14 @@ class TcpFeed:
         self.decoder.take_symbols(symbols)
 
     def report(self) -> FeedReport:
-        """The offset of its clock, which is known where it is wrong."""
+        """Return the offset of the exchange's clock, which is known where it is wrong."""
         return FeedReport(clock_offset_ms=self.decoder.clock_offset_ms or None)
 
     def measure_clock(self) -> None:
-        """Do nothing: there is no clock to ask for."""
+        """Do nothing: the exchange offers no way to read its clock."""
 
     def doubles_by_symbol(self) -> dict[str, int] | None:
-        """Those of trades with ids; None while none has one."""
+        """Return the number of repeated trades, by their ids; None while no trade has one."""
         ids = self.decoder.ids
         return ids.doubles_by_symbol() if ids is not None and ids.has_any else None
 
@@ -166,7 +166,7 @@ class TcpFeed:
                 observer.on_completed()  # a socket that is shut down may fail in any way
                 return
             if link is self._link:  # an earlier connection may end after the next has begun
-                # Stale until a tick, or until the exchange refuses the connection: then it is connecting.
+                # Stale until the next tick, or until the exchange refuses a connection: then the state is connecting.
                 lost = isinstance(error, ConnectionLost)
                 self._silent = isinstance(error, ConnectionSilent) or (self._silent and lost)
             observer.on_error(error)
@@ -207,17 +207,17 @@ class TcpFeed:
 
     def _paced(self, data: bytes) -> AbstractContextManager[None]:
         if self._pacing is None or len(data) < RECEIVE_BYTES or self._lag_ms > LONGEST_LAG_MS:
-            return _AT_ONCE
+            return _UNPACED
         return self._pacing.decoding()
 
     def _lag_of(self, candles: Candles) -> int:
-        """By how much the newest of ticks was late when it was received (ms)."""
+        """Return the delay (ms) between the newest tick's event time and its receipt."""
         received = self.decoder.last_received
         return 0 if received is None else milliseconds(received) - max(each.last_at for each in candles.values())
 
     def _decode_rest(self, line: bytes, waited_ms: int) -> Candles:
         """Decode the last line of a connection, which needs no newline; a truncated one is rejected as malformed."""
-        # Not if `stop` has truncated it, which is no fault of the exchange.
+        # Unless `stop` has truncated it, which must not count as malformed.
         if not line or (self._stopped and not line.rstrip().endswith(b"}")):
             return {}
         return self.decoder.decode(line, waited_ms)
@@ -258,8 +258,8 @@ class _Link:
     def __init__(self, address: _Address, silence_seconds: float, monotonic: Callable[[], float]) -> None:
         self._address = address
         self._silence_seconds = silence_seconds
-        self._most_looks = math.ceil(silence_seconds / LOOK_SECONDS)
-        self._look_seconds = silence_seconds / self._most_looks
+        self._most_checks = math.ceil(silence_seconds / EMPTY_CHECK_SECONDS)
+        self._check_seconds = silence_seconds / self._most_checks
         self._monotonic = monotonic
         self._empty_at = 0.0
         self._socket: socket.socket | None = None
@@ -282,8 +282,8 @@ class _Link:
                 self._socket.close()
                 failed = error
             else:
-                # By the kernel: Python's own timeout polls before each receive, which gives its lock away twice.
-                seconds, fraction = divmod(self._look_seconds, 1)
+                # By the kernel: Python's own timeout polls before each receive, which releases the GIL twice.
+                seconds, fraction = divmod(self._check_seconds, 1)
                 self._socket.setblocking(True)
                 self._socket.setsockopt(
                     socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(seconds), int(fraction * 1e6))
@@ -302,7 +302,7 @@ class _Link:
         An item of RECEIVE_BYTES is followed by another one at once, an empty one if no more has arrived.
         """
         assert self._socket is not None
-        flags, empty_at, looks = 0, self._empty_at, 0
+        flags, empty_at, checks = 0, self._empty_at, 0
         while not self.aborted:
             called_at = self._monotonic()
             try:
@@ -312,13 +312,13 @@ class _Link:
                     flags, empty_at = 0, called_at
                     yield b""
                     continue
-                looks += 1
-                if looks == self._most_looks:
+                checks += 1
+                if checks == self._most_checks:
                     raise ConnectionSilent(f"no data for {self._silence_seconds:g} s") from None
-                # Not the time of now, to which this thread may have waited for Python's lock.
-                empty_at = called_at + self._look_seconds
+                # Not the time now: this thread may have waited for the GIL since the socket was found empty.
+                empty_at = called_at + self._check_seconds
                 continue
-            looks = 0
+            checks = 0
             if not data:
                 return
             flags = socket.MSG_DONTWAIT if len(data) == RECEIVE_BYTES else 0
@@ -328,12 +328,12 @@ class _Link:
             yield data
 
     def waited_ms(self) -> int:
-        """How long what was yielded last has certainly waited for this thread, if it arrived when the socket was empty.
+        """Return how long the last item may have waited for this thread in the kernel, without pauses of the exchange.
 
-        A thread that gets no CPU, or waits to decode, reads it that much later. The socket is looked at every
-        LOOK_SECONDS, so what is beyond is no pause of the exchange: old trades after one are as stale as any.
+        A thread that gets no CPU, or waits to decode, reads data that much later. As the socket is checked every
+        EMPTY_CHECK_SECONDS, a longer time since it was last empty is this thread's: the exchange was not silent then.
         """
-        return max(0, round(1000 * (self._monotonic() - self._empty_at - self._look_seconds)))
+        return max(0, round(1000 * (self._monotonic() - self._empty_at - self._check_seconds)))
 
     def shut_down(self) -> None:
         """End a wait for a connection or for data.

@@ -1,9 +1,9 @@
 """Event time of ticks: the timestamp of the exchange, in milliseconds, or the time of receipt if its clock is wrong.
 
-A tick whose timestamp is off by more than the allowed skew is rejected: exchanges repeat old trades on connecting. What
-waited in this machine before it was read is not late by the exchange's fault, and counts in full.
-If all ticks of a feed are off, by a wrong clock or another unit, they are kept. A venue's clock is right, and this
-machine's is not: up to OWN_TIME_MS apart, its trades keep their own time, by which the venue's candles are made, too.
+A tick whose timestamp is off by more than the allowed skew is rejected: exchanges repeat old trades on connecting. Time
+that a tick has waited in this machine before it was read does not count as skew.
+If all ticks of a feed are off, by a wrong clock or another unit, they are kept. A venue's clock counts as right: up to
+OWN_TIME_MS apart, its trades keep their own time, since the venue makes its candles by that.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ WRONG_MS = 2 * SECOND_MS
 """Time that these ticks must span at least (ms): old trades arrive all at once."""
 
 OWN_TIME_MS = 50 * SECOND_MS
-"""How far this machine's clock may be off for trades of a venue to keep their time; minutes ahead are not closed."""
+"""How far this machine's clock may be off while trades of a venue keep their time; minutes ahead are not closed."""
 
 
 class Unit(StrEnum):
@@ -77,7 +77,7 @@ class TimestampCheck:
         self._on_change = on_change
         self._unit: Unit | None = None  # unknown
         self._converted: set[Unit] = set()
-        self._run: _Run | None = None
+        self._streak: _Streak | None = None
         self.offset_ms = 0
         """How far the clock of the feed is ahead of this machine's, 0 within the allowed skew."""
 
@@ -94,7 +94,7 @@ class TimestampCheck:
     @property
     def settled(self) -> bool:
         """Whether `confirm` would change nothing."""
-        return self._unit is Unit.MILLISECONDS and self._run is None and not self.offset_ms
+        return self._unit is Unit.MILLISECONDS and self._streak is None and not self.offset_ms
 
     def confirm(self) -> None:
         """Note that a timestamp was right, in milliseconds."""
@@ -122,7 +122,7 @@ class TimestampCheck:
                 self._accept(unit, 0)
                 return at
             if self.offset_ms and self._is_expected(offset):
-                self._run = None
+                self._streak = None
                 return received_at if self.by_receipt else at
             if not self.offset_ms and -waited_ms - self._max_skew_ms <= offset < 0:
                 return at  # it proves nothing about the clock
@@ -142,13 +142,13 @@ class TimestampCheck:
 
     def _is_wrong(self, unit: Unit, at: int, received_at: int) -> bool:
         """Whether, with this tick, enough in a row are off for the clock or the unit of the feed to be wrong."""
-        run = self._run
-        if run is None or not run.take(unit, at, received_at, self._max_skew_ms):
-            run = self._run = _Run(unit, at, received_at)
-        return run.is_conclusive
+        streak = self._streak
+        if streak is None or not streak.add(unit, at, received_at, self._max_skew_ms):
+            streak = self._streak = _Streak(unit, at, received_at)
+        return streak.is_conclusive
 
     def _accept(self, unit: Unit, offset: int) -> None:
-        self._run = None
+        self._streak = None
         offset = offset if abs(offset) > self._max_skew_ms else 0
         if unit is not self._unit:
             self._unit = unit
@@ -169,7 +169,7 @@ def _clock_text(offset_ms: int, by_receipt: bool) -> str:
     return f"the clock of the exchange is {seconds:.1f} s {side} this machine's, its ticks are {dated}"
 
 
-class _Run:
+class _Streak:
     """Ticks in a row that are off by the same amount, to within the allowed skew."""
 
     def __init__(self, unit: Unit, at: int, received_at: int) -> None:
@@ -179,7 +179,7 @@ class _Run:
         self._oldest = self._newest = at
         self._least = self._greatest = at - received_at
 
-    def take(self, unit: Unit, at: int, received_at: int, max_skew_ms: int) -> bool:
+    def add(self, unit: Unit, at: int, received_at: int, max_skew_ms: int) -> bool:
         """Add a tick; return False if it is off by another amount."""
         offset = at - received_at
         least, greatest = min(self._least, offset), max(self._greatest, offset)

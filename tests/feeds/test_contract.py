@@ -376,7 +376,7 @@ def test_old_tick_after_a_pause_of_the_exchange_is_stale(
     exchange: ScriptedExchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the exchange sends nothing its socket is empty, so that it has not waited there."""
-    monkeypatch.setattr(tcp_module, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(tcp_module, "EMPTY_CHECK_SECONDS", 0.02)
     clock = [0.0]
     looks = threading.Semaphore(0)
 
