@@ -1,11 +1,12 @@
 """Operators that RxPY lacks.
 
 RxPY has no backpressure: `observe_on` queues items without bound before a slow consumer. No operator here does.
-`conflate_map` has one item under way and one that waits, into which all that arrive are merged; so what waits is
+`conflate_map` has one item under way and one that is pending, into which all that arrive are merged; so memory is
 bounded by the number of series, and a consumer that falls behind gets fewer and larger items.
 """
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
 from operator import ior
 from typing import Any, TypeVar
@@ -47,11 +48,11 @@ _IN_PLACE: dict[Callable[[Any, Any], Any], Callable[[Any, Any], Any]] = {union: 
 """What changes its first argument, for functions that merge two items into a new one."""
 
 
-class _Waiting:
-    """What waits: nothing, or one item, into which those that arrive are merged; for one thread at a time.
+class _PendingItem:
+    """No item, or one into which those that arrive are merged; for one thread at a time.
 
-    The first merge makes a new item, later ones change that: a new one each time would take time by the square of what
-    waits, an eighth of the CPU of 15,000 series.
+    The first merge makes a new item, later ones change that: a new one each time would take time by the square of the
+    number of merges, an eighth of the CPU of 15,000 series.
     """
 
     def __init__(self, merge: Callable[[Any, Any], Any]) -> None:
@@ -61,7 +62,7 @@ class _Waiting:
         self._is_own = False
 
     def add(self, item: Any) -> None:
-        """Merge an item into the one that waits, if there is one."""
+        """Merge an item into the pending one, if there is one."""
         if not self._items:
             self._items = [item]
         elif self._is_own:
@@ -70,9 +71,56 @@ class _Waiting:
             self._items, self._is_own = [self._merge(self._items[0], item)], True
 
     def take(self) -> list[Any]:
-        """Return what waits, which is nothing from now on."""
+        """Remove and return the pending item, if there is one."""
         items, self._items, self._is_own = self._items, [], False
         return items
+
+
+class _Conflation(ABC):
+    """The state of one subscription: an item under way, and a pending one into which those that arrive are merged."""
+
+    def __init__(
+        self, merge: Callable[[Any, Any], Any], observer: abc.ObserverBase[Any], branch: Callable[[], Branch]
+    ) -> None:
+        self._observer = observer
+        self._lock = threading.Lock()
+        self._pending = _PendingItem(merge)
+        self._branch = branch()
+        self._completed = False
+
+    @abstractmethod
+    def _begin(self, item: Any) -> None:
+        """Begin the work on an item, whose end calls `_item_done`."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Complete the result: the source has completed, and no item is left."""
+
+    def _on_next(self, item: Any) -> None:
+        with self._lock:
+            if self._branch.busy:
+                self._pending.add(item)
+                return
+            self._branch.busy = True
+        self._begin(item)
+
+    def _item_done(self) -> None:
+        with self._lock:
+            pending = self._pending.take()
+            self._branch.busy = bool(pending)
+            self._branch.finished += 1
+            ended = self._completed and not pending
+        if pending:
+            self._begin(pending[0])
+        elif ended:
+            self._end()
+
+    def _on_completed(self) -> None:
+        with self._lock:
+            self._completed = True
+            ended = not self._branch.busy
+        if ended:
+            self._end()
 
 
 def conflate_map(
@@ -80,55 +128,43 @@ def conflate_map(
     merge: Callable[[_T, _T], _T],
     branch: Callable[[], Branch] = _unwatched,
 ) -> Operator[_T, _R]:
-    """Like flat_map with one inner Observable at a time; items that arrive meanwhile are merged into one that waits.
+    """Like flat_map with one inner Observable at a time; items that arrive meanwhile are merged into a pending one.
 
     An item that arrives when idle is mapped at once. Capacity: one item. Policy: merge. When the source completes, the
-    waiting item is still mapped before the result completes.
+    pending item is still mapped before the result completes.
 
     Args:
         mapper: returns the work for an item, whose completion admits the next.
-        merge: merges the waiting item and the next, in this order, without changing them.
+        merge: merges the pending item and the next, in this order, without changing them.
         branch: creates the progress record of a subscription.
     """
 
     def operator(source: Observable[_T]) -> Observable[_R]:
         def subscribe(observer: abc.ObserverBase[_R], _: abc.SchedulerBase | None = None) -> abc.DisposableBase:
-            return _Conflation(mapper, merge, observer, branch()).subscribe(source)
+            return _MapConflation(mapper, merge, observer, branch).subscribe(source)
 
         return rx.create(subscribe)
 
     return operator
 
 
-class _Conflation:
-    """The state of one subscription of conflate_map."""
+class _MapConflation(_Conflation):
+    """One subscription of conflate_map."""
 
     def __init__(
         self,
         mapper: Callable[[Any], Observable[Any]],
         merge: Callable[[Any, Any], Any],
         observer: abc.ObserverBase[Any],
-        branch: Branch,
+        branch: Callable[[], Branch],
     ) -> None:
+        super().__init__(merge, observer, branch)
         self._mapper = mapper
-        self._observer = observer
-        self._lock = threading.Lock()
-        self._waiting = _Waiting(merge)
-        self._branch = branch
-        self._completed = False
         self._inner = SerialDisposable()
 
     def subscribe(self, source: Observable[Any]) -> abc.DisposableBase:
         outer = source.subscribe(self._on_next, self._observer.on_error, self._on_completed)
         return CompositeDisposable(outer, self._inner)
-
-    def _on_next(self, item: Any) -> None:
-        with self._lock:
-            if self._branch.busy:
-                self._waiting.add(item)
-                return
-            self._branch.busy = True
-        self._begin(item)
 
     def _begin(self, item: Any) -> None:
         try:
@@ -140,103 +176,67 @@ class _Conflation:
         # `subscribe` returns here. Assigned afterwards, this subscription would dispose that of the next one.
         subscription = SingleAssignmentDisposable()
         self._inner.disposable = subscription
-        subscription.disposable = inner.subscribe(self._inner_emitted, self._observer.on_error, self._inner_completed)
+        subscription.disposable = inner.subscribe(self._inner_emitted, self._observer.on_error, self._item_done)
 
     def _inner_emitted(self, item: Any) -> None:
         self._branch.finished += 1  # one step
         self._observer.on_next(item)
 
-    def _inner_completed(self) -> None:
-        with self._lock:
-            waiting = self._waiting.take()
-            self._branch.busy = bool(waiting)
-            self._branch.finished += 1
-            finished = self._completed and not waiting
-        if waiting:
-            self._begin(waiting[0])
-        elif finished:
-            self._observer.on_completed()
-
-    def _on_completed(self) -> None:
-        with self._lock:
-            self._completed = True
-            finished = not self._branch.busy
-        if finished:
-            self._observer.on_completed()
+    def _end(self) -> None:
+        self._observer.on_completed()
 
 
 def conflate_through(
     stage: Operator[_T, _R], merge: Callable[[_T, _T], _T], branch: Callable[[], Branch] = _unwatched
 ) -> Operator[_T, _R]:
-    """Pass one item at a time through a stage; items that arrive meanwhile are merged into one that waits.
+    """Pass one item at a time through a stage; items that arrive meanwhile are merged into a pending one.
 
     Like conflate_map, with one subscription for all items instead of one for each, which would cost more than a small
-    item. Capacity: one item. Policy: merge. When the source completes, the waiting item still passes.
+    item. Capacity: one item. Policy: merge. When the source completes, the pending item still passes.
 
     Args:
         stage: must emit one item for each that it gets, which admits the next.
-        merge: merges the waiting item and the next, in this order, without changing them.
+        merge: merges the pending item and the next, in this order, without changing them.
         branch: creates the progress record of a subscription.
     """
 
     def operator(source: Observable[_T]) -> Observable[_R]:
         def subscribe(observer: abc.ObserverBase[_R], _: abc.SchedulerBase | None = None) -> abc.DisposableBase:
-            return _ConflationThrough(stage, merge, observer, branch()).subscribe(source)
+            return _StageConflation(stage, merge, observer, branch).subscribe(source)
 
         return rx.create(subscribe)
 
     return operator
 
 
-class _ConflationThrough:
-    """The state of one subscription of conflate_through."""
+class _StageConflation(_Conflation):
+    """One subscription of conflate_through."""
 
     def __init__(
         self,
         stage: Operator[Any, Any],
         merge: Callable[[Any, Any], Any],
         observer: abc.ObserverBase[Any],
-        branch: Branch,
+        branch: Callable[[], Branch],
     ) -> None:
-        self._observer = observer
+        super().__init__(merge, observer, branch)
         self._entrance: Subject[Any] = Subject()
         self._staged = stage(self._entrance)
-        self._lock = threading.Lock()
-        self._waiting = _Waiting(merge)
-        self._branch = branch
-        self._completed = False
 
     def subscribe(self, source: Observable[Any]) -> abc.DisposableBase:
         leaving = self._staged.subscribe(self._left, self._observer.on_error, self._observer.on_completed)
-        entering = source.subscribe(self._arrived, self._entrance.on_error, self._on_completed)
+        entering = source.subscribe(self._on_next, self._entrance.on_error, self._on_completed)
         return CompositeDisposable(entering, leaving)
 
-    def _arrived(self, item: Any) -> None:
-        with self._lock:
-            if self._branch.busy:
-                self._waiting.add(item)
-                return
-            self._branch.busy = True
+    def _begin(self, item: Any) -> None:
         self._entrance.on_next(item)
 
     def _left(self, item: Any) -> None:
         self._observer.on_next(item)
-        with self._lock:
-            waiting = self._waiting.take()
-            self._branch.busy = bool(waiting)
-            self._branch.finished += 1
-            finished = self._completed and not waiting
-        if waiting:
-            self._entrance.on_next(waiting[0])
-        elif finished:
-            self._entrance.on_completed()
+        self._item_done()
 
-    def _on_completed(self) -> None:
-        with self._lock:
-            self._completed = True
-            finished = not self._branch.busy
-        if finished:
-            self._entrance.on_completed()
+    def _end(self) -> None:
+        self._entrance.on_completed()
 
 
 def isolated(work: Callable[[_T], Any], on_failure: Callable[[Exception], None]) -> Callable[[_T], _T]:
