@@ -27,7 +27,7 @@ SHORTEST_WAIT_MS = 10
 class TimingLoop(EventLoopScheduler):
     """Event loop on one named thread, for all timers of the pipeline.
 
-    That of RxPY takes due times from the wall clock: if it is set back by an hour, timers stop for an hour.
+    RxPY's own takes due times from the wall clock: if that is set back by an hour, timers stop for an hour.
 
     Args:
         name: of the thread.
@@ -83,13 +83,13 @@ class GridScheduler(PeriodicScheduler):
     is in one buffer instead of two. It does not drift either: after a slow consumer, or a step of the clock, the next
     buffer ends on the grid again.
 
-    While nothing arrives, of which `wake` informs it, the timers run at the multiples of `idle_ms` instead: ten empty
-    buffers a second cost half as much as all else in an idle process.
+    While nothing arrives, which `wake` would report, the timers run at the multiples of `idle_ms` instead: ten empty
+    buffers a second cost half as much CPU as all else in an idle process.
 
     Args:
         scheduler: runs everything.
         now_ms: the clock (Unix ms).
-        idle_ms: returns the next interval of a timer since which nothing has arrived; 0 if it is that of its due time.
+        idle_ms: returns the interval of a timer while nothing arrives; 0 for its due time.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class GridScheduler(PeriodicScheduler):
 
     def _wait_ms(self, period_ms: int) -> int:
         wait_ms = period_ms - self._now_ms() % period_ms
-        # The last timer may have been early, for the clock was slowed down meanwhile.
+        # The last timer was early if the clock was slowed down meanwhile; it would run twice for one multiple.
         return wait_ms + period_ms if wait_ms < SHORTEST_WAIT_MS else wait_ms
 
     def schedule_absolute(
@@ -181,15 +181,15 @@ class _GridTimer(SerialDisposable):
 
 
 class WorkerThreads:
-    """Up to `most` daemon threads, started when all others are busy; for any number of threads.
+    """Up to `max_workers` daemon threads, each started when all others are busy; `submit` is for any thread.
 
     Those of ThreadPoolExecutor wait on one queue, where each call wakes a second thread in vain: a tenth of the context
     switches of 300 ticks/s. Here each waits on a lock of its own. The one that became idle last is woken first.
     """
 
-    def __init__(self, name: str, most: int) -> None:
+    def __init__(self, name: str, max_workers: int) -> None:
         self._name = name
-        self._most = most
+        self._max_workers = max_workers
         self._lock = threading.Lock()
         self._calls: deque[Callable[[], object]] = deque()
         self._idle: list[threading.Lock] = []
@@ -210,7 +210,7 @@ class WorkerThreads:
             if self._idle:
                 self._idle.pop().release()
                 return
-            if self._started == self._most:
+            if self._started == self._max_workers:
                 return
             self._started += 1
             name = f"{self._name}_{self._started}"
@@ -252,7 +252,7 @@ class WorkerThreads:
                 call()
             except Exception as error:  # noqa: BLE001 - the thread goes on
                 self._limit.log_bug("a blocking call failed", error)
-            del call  # it may hold much, and the next one may be long in coming
+            del call  # it may hold much memory until the next one arrives
 
 
 class _Worker(threading.local):
@@ -269,8 +269,9 @@ class NamedPool(ThreadPoolScheduler):
     """
 
     def __init__(self, name: str, max_workers: int) -> None:
-        super().__init__(max_workers)  # whose executor would be for timers, and starts no thread without any
+        super().__init__(max_workers)
         self.threads = WorkerThreads(name, max_workers)
+        self.executor = self.threads  # type: ignore[assignment]  # in place of RxPY's, which would have other threads
         self._worker = _Worker()
         self._limit = RateLimit(60.0)
         self.threads.submit(int)
@@ -288,7 +289,7 @@ class NamedPool(ThreadPoolScheduler):
         try:
             self.threads.submit(call)
         except RuntimeError as error:
-            # If this were raised, the partition would wait for ever, and the thread that emitted the item would end.
+            # If this were raised, the partition would stall for ever and the thread that emitted the item would end.
             self._limit.log("threads", "WARNING", f"no thread can be started for blocking calls: {error}")
         return Disposable(partial(self.threads.withdraw, call))
 
@@ -305,4 +306,3 @@ class NamedPool(ThreadPoolScheduler):
     def close(self) -> None:
         """Reject further work; do not wait for calls that block."""
         self.threads.close()
-        self.executor.shutdown(wait=False)
