@@ -40,7 +40,7 @@ def put_other(part: RedisWriter, content: dict[str, int]) -> None:
 @pytest.fixture
 def writes() -> Iterator[WritesByMaster]:
     with ThreadPoolExecutor(4) as threads:
-        yield WritesByMaster(threads, lambda part: cast("Any", part).master, patience_seconds=0.01)
+        yield WritesByMaster(threads, lambda part: cast("Any", part).master, wait_seconds=0.01)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Calls of Redis by the writer: circuit breaker, log of outages, and whether the cache may lack something."""
+"""Calls of Redis by the writer: circuit breaker, log of outages, and the flag that the cache may lack something."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +16,8 @@ from marketflow.stores.redis.buckets.slot_map import is_redirection
 _SERIES_A_READ = 50  # whose windows, of up to 4200 slices each, are read at once
 
 SHORT_ANSWERS = 1000
-"""Series that are asked for at once where the answer is a number or a word. With 50 the probe before a refill of 15,000
-series made 900 calls, each of which waited behind writes: 44 s on a busy machine.
-"""
+"""Series in one pipeline where the answer is a number or a word. With 50 the probe before a refill of 15,000 series
+made 900 calls, each of which waited behind writes: 44 s on a busy machine."""
 
 _CLUSTER_ERRORS = (
     redis.exceptions.AskError,  # MovedError as well
@@ -33,7 +32,7 @@ class RedisCalls:
 
     Args:
         client: shared by all threads.
-        circuit_breaker: returns what rejects calls for a while after a failure: that of the node in use.
+        circuit_breaker: returns the circuit breaker of the node in use.
         outage: logs failures; shared by the buckets of a cluster.
         name: of the caller, for the outage.
     """
@@ -59,7 +58,7 @@ class RedisCalls:
 
     @contextmanager
     def calling(self) -> Iterator["redis.Redis"]:
-        """The client, for one or several calls.
+        """Yield the client, for one or several calls.
 
         Raises:
             Unavailable: in place of any error of Redis, which opens the circuit breaker, and while that is open.
@@ -85,12 +84,13 @@ class RedisCalls:
     def end_outage(self) -> None:
         """Log the end of an outage, if there is one: all that should be in the cache has been written.
 
-        A call that succeeds proves less. A replica, or a user without a right, answers reads and fails each write.
+        A single call that succeeds does not prove that: a replica, or a user without a right, answers reads and fails
+        each write.
         """
         self._outage.over(self._name)
 
     def _reason(self, error: redis.RedisError) -> str:
-        """The text of an error; says what to do where it comes from a cluster that is configured as a plain Redis."""
+        """Return the text of an error, with the remedy where a cluster is configured as a plain Redis."""
         text = str(error)
         if self._name != "cache":
             return f"{self._name}: {text}"
@@ -105,7 +105,7 @@ class RedisCalls:
         command: "Callable[[Pipeline, str], object]",
         at_once: int = _SERIES_A_READ,
     ) -> Iterator[tuple[Series, Any]]:
-        """Each series with the answer to a command about its key; within `calling`, `at_once` in a pipeline."""
+        """Yield each series with the answer to a command on its key; within `calling`, `at_once` in a pipeline."""
         for begin in range(0, len(series), at_once):
             some = series[begin : begin + at_once]
             with self.client.pipeline(transaction=False) as pipe:
@@ -115,5 +115,5 @@ class RedisCalls:
 
 
 def redis_outage() -> Outage:
-    """What logs that Redis, or a part of a cluster, cannot be used."""
+    """Return the log of outages of Redis, or of a part of a cluster."""
     return Outage("Redis cannot be used", "Redis can be used again")

@@ -4,8 +4,8 @@ A candle is a JSON array. A candle of one tick, as every slice is at human rates
 and sequence, and where they are known its quantity and whether its taker bought. It has only one version, so writing it
 again changes nothing. Entries of versions without quantities are read as such.
 
-Other programs and other versions may write to the same Redis. An entry that cannot be decoded, or that no candle can
-be, is skipped, counted and logged.
+Other programs and other versions may write to the same Redis. An entry that cannot be decoded, or is no valid candle,
+is skipped, counted and logged.
 """
 
 from collections import Counter
@@ -64,7 +64,7 @@ class WrittenKeys(dict[Series, WrittenKey]):
     """The keys of one kind by series; the names are formatted once, which takes half as long as a write.
 
     Args:
-        key_of: gives the key of a series.
+        key_of: returns the key of a series.
     """
 
     def __init__(self, key_of: Callable[[Series], str]) -> None:
@@ -77,16 +77,16 @@ class WrittenKeys(dict[Series, WrittenKey]):
 
 
 def encode_ticks(ticks: Sequence[Tick]) -> tuple[list[bytes], list[bytes]]:
-    """The JSON of each tick without its brackets, and price, time and sequence of each in turn.
+    """Return the JSON of each tick without its brackets, and price, time and sequence of each in turn.
 
-    Of many ticks at once, which takes a third of the time of each by itself.
+    All ticks are encoded at once, which takes a third of the time of one by one.
     """
     joined = _encode(ticks)[2:-2]
     return joined.split(b"],["), joined.replace(b"],[", b",").split(b",")
 
 
 def announcement(published: Iterable[bytes]) -> bytes:
-    """The message of what is published at once, each as JSON."""
+    """Return the message that publishes several items, each given as JSON."""
     return b"[%b]" % b",".join(published)
 
 
@@ -109,7 +109,7 @@ class InvalidEntries:
 
 
 invalid_entries = InvalidEntries()
-"""Those that this process has read."""
+"""The entries that this process has skipped."""
 
 
 def encode_candle(candle: Candle) -> bytes:

@@ -17,10 +17,10 @@ TIMEOUT_SECONDS = 0.25
 
 
 class CommandPacker:
-    """Packs commands by hiredis; redis-py first looks at each argument in Python, which takes three times as long."""
+    """Packs commands by hiredis; redis-py first inspects each argument in Python, which takes three times as long."""
 
     def pack(self, *command: str | bytes | int | float) -> list[bytes]:
-        """A command in the protocol of Redis; a name may be several words, as redis-py has it."""
+        """Return a command in the protocol of Redis; its name may be several words, as in redis-py."""
         name, *arguments = command
         if isinstance(name, str) and " " in name:
             command = (*name.split(), *arguments)
@@ -83,7 +83,7 @@ def sync_client(
         keywords: see connection_keywords and cluster_keywords.
         timeout_seconds: limit of connecting, and of each answer.
         max_connections: one more raises an error; None is no limit.
-        slot: on a Redis Cluster the one whose master is used, whichever that is.
+        slot: on a Redis Cluster, the slot whose current master is used.
     """
     options: dict[str, Any] = {
         "max_connections": max_connections,
@@ -117,8 +117,8 @@ def async_client(
         keywords: see connection_keywords and cluster_keywords.
         max_connections: a call that finds all of them in use waits for one.
         timeout_seconds: limit of that wait, of connecting, and of each answer.
-        answer_seconds: limit of each answer, where it is another one.
-        slot: on a Redis Cluster the one whose master is used, whichever that is.
+        answer_seconds: limit of each answer, if it differs from `timeout_seconds`.
+        slot: on a Redis Cluster, the slot whose current master is used.
     """
     pool = redis.asyncio.BlockingConnectionPool(
         **_pool_keywords(keywords, slot),

@@ -13,7 +13,7 @@ class ForeignKeys:
 
     Args:
         calls: of Redis.
-        run_marker: knows all series.
+        run_marker: returns all series that may have keys.
         bucket: names the keys.
     """
 

@@ -27,7 +27,7 @@ EXPIRY_MS = MINUTES_TRIMMED_MS
 """Expiry of slices and minutes after the last write: what a crash left can be recovered for a day."""
 
 KeyOf = Callable[[Series], str]
-"""Gives the key of a series."""
+"""Returns the key of a series."""
 
 LATEST_FIELDS = ("price", "timestamp", "sequence")
 
@@ -49,9 +49,6 @@ MODE_KEY = "marketflow:{control}:mode"
 ALERTS_KEY = "marketflow:{control}:alerts"
 """JSON: until when alerts were evaluated, and which feeds were stale, for the process that leads next."""
 
-COMMANDS_KEY = "marketflow:{control}:commands"
-"""List of the ids of commands to the ingest process."""
-
 BUCKETS_KEY = "marketflow:{control}:buckets"
 """String: into how many buckets the keys of a Redis Cluster are divided."""
 
@@ -59,7 +56,7 @@ BUCKETS_HELD_KEY = "marketflow:{control}:buckets:held"
 """String: the number of buckets of the processes that write now; expires soon after the last one has ended."""
 
 CONTROL_SLOT = key_slot(b"control")
-"""Slot of a Redis Cluster with the keys of what coordinates processes."""
+"""Slot of a Redis Cluster with the keys by which processes coordinate."""
 
 
 class Bucket(NamedTuple):
@@ -75,7 +72,7 @@ class Bucket(NamedTuple):
 
     @property
     def title(self) -> str:
-        """How the log names it."""
+        """Its name in the log."""
         return "cache" if self.number is None else f"bucket {self.number}"
 
     @property
@@ -114,7 +111,7 @@ class Bucket(NamedTuple):
 
     @property
     def earlier_archived_key(self) -> str:
-        """That of all series, as an earlier version wrote it."""
+        """The mark of all series, which an earlier version wrote in place of one for each shard."""
         return self._key("archive", "until")
 
     def complete_key(self, exchange: str) -> str:
@@ -153,18 +150,18 @@ class Bucket(NamedTuple):
 
 
 def bucket_of(symbol: str, buckets: int) -> int:
-    """The number of the bucket of a symbol, of `buckets` in total."""
+    """Return the number of the bucket of a symbol, of `buckets` in total."""
     return crc32(symbol.encode()) % buckets
 
 
 def channel(name: str, db: int) -> str:
-    """The channel of that name for one database; Redis shares channels between all databases."""
+    """Return the name of a channel for one database; Redis shares channels between all databases."""
     return f"{name}:{db}" if db else name
 
 
 def commands_key(run: str) -> str:
     """List of the ids of commands to an ingest process."""
-    return f"{COMMANDS_KEY}:{run}"
+    return f"marketflow:{{control}}:commands:{run}"
 
 
 def command_key(command: str) -> str:
@@ -183,6 +180,6 @@ def reply_key(command: str) -> str:
 
 
 PLAIN = Bucket()
-"""That of a plain Redis."""
+"""The only bucket of a plain Redis."""
 
 latest_key, window_key, minutes_key = PLAIN.latest_key, PLAIN.window_key, PLAIN.minutes_key

@@ -2,8 +2,8 @@
 
 The writer publishes what it writes, in the same transaction. Once a series has been read, queries of it need no Redis
 and are as fresh as Redis itself. That holds only while no message can have been missed: the copy is dropped when the
-connection breaks or falls silent, and Redis is queried until the next subscription stands. A Redis that was emptied
-does no harm: the copy was right.
+connection breaks or falls silent, and Redis is queried until it is subscribed to again. When Redis was emptied the copy
+stays: it is right.
 
 Capacity: MAX_SLICES. Policy: evict the least recently queried series, and read it again when needed.
 """
@@ -39,19 +39,18 @@ PING_SECONDS = 0.1
 
 SILENT_PINGS = 4
 """Number of unanswered pings after which the connection counts as lost. Not a time: a process short of CPU reads the
-answers late, and should not read everything again for it.
-"""
+answers late, and should not read everything again for that."""
 
 IDLE_SECONDS = 10.0
-"""Time without queries, twice at most, after which the subscription ends: a flood of ticks costs CPU to receive."""
+"""The subscription ends after one to two times this without queries: receiving a flood of ticks costs CPU."""
 
 RETRY_SECONDS = 0.1
 
 MOVED_SECONDS = 0.3
-"""How long a bucket is not subscribed to again at a node that has just refused it: the map is read meanwhile."""
+"""How long a bucket is not subscribed to again at a node that has just refused it, while the map is read."""
 
 MAX_SUMMARIES = 256
-"""Summaries that are kept until the next message: some ten requests fall into a millisecond, and ask for the same."""
+"""Summaries that are kept until the next message: some ten requests a millisecond are for the same one."""
 
 
 class NearCache:
@@ -177,9 +176,9 @@ class NearCache:
         return minute_start(milliseconds(self._clock())) - RECENT_MS - self._minute_ms
 
     async def _known(self, series: Sequence[Series]) -> tuple[list[Tick | None], list[CandleWindow] | None]:
-        """Newest ticks and windows; no windows where the connection broke meanwhile.
+        """Return newest ticks and windows; no windows if the connection broke meanwhile.
 
-        All of them come from one table: in the next one a window would lack what was written before its subscription.
+        All windows are of one table: in a later one they would lack what was written before its subscription.
         """
         table = self._windows
         newest = await self.newest(series)
@@ -252,7 +251,7 @@ class NearCache:
 
     @property
     def is_needed(self) -> bool:
-        """Whether there have been queries a while ago, or somebody follows the announcements."""
+        """Whether there were queries recently, or there are listeners of the announcements."""
         return self._needed.is_set() or self._is_followed
 
     async def listen(self) -> None:
@@ -324,7 +323,7 @@ async def listen(client: "redis.asyncio.Redis", here: Callable[[], Sequence[Near
 
     Args:
         client: of a node.
-        here: returns those whose bucket is on the node; it listens to those of them that are needed.
+        here: returns the near caches whose bucket is on the node; those that are needed are subscribed to.
         limit: of log lines.
     """
     listener = _Listener(here)
@@ -342,7 +341,7 @@ class _Listener:
     """One connection to a node, and the near caches of its buckets.
 
     Args:
-        here: as of `listen`.
+        here: see `listen`.
     """
 
     def __init__(self, here: Callable[[], Sequence[NearCache]]) -> None:
@@ -385,13 +384,13 @@ class _Listener:
 
     def _take(self, kind: bytes, channel: bytes, content: Any) -> None:
         cache = self._by_channel[channel]
-        if kind == b"sunsubscribe":  # the slot has moved to another node, which the map will say in a moment
+        if kind == b"sunsubscribe":  # the slot has moved to another node; the map is read again soon
             self._end(cache)
         elif cache in self._caches:
             cache._take(kind, channel, content)
 
     async def _keep_alive(self, subscription: Subscription) -> None:
-        """Ping the connection, follow what is wanted, and expire minutes as they become too old."""
+        """Ping the connection, subscribe to what is needed, and expire old minutes."""
         oldest = 0
         for pings in count(1):
             await asyncio.sleep(PING_SECONDS)

@@ -22,7 +22,7 @@ CONNECTIONS = 32
 """Concurrent queries. A further one waits as long as Redis answers others."""
 
 SLOTS_AT_ONCE = 300
-"""Slots that are decoded before others run."""
+"""Slots that are decoded before other tasks run."""
 
 SERIES_A_CALL = 4
 """Series whose slices one call reads, up to 2 MB: the limit of a call need not grow with the number of exchanges."""
@@ -31,7 +31,7 @@ PING_SECONDS = 0.5
 """Limit of a ping."""
 
 CLIENT_SECONDS = 30.0
-"""Timeout of the clients by the clock. Those of the reader are shorter, and allow for an event loop that is behind."""
+"""Timeout of the clients. Those of the reader are shorter, and allow for an event loop that lags."""
 
 
 class RedisReader:
@@ -39,7 +39,7 @@ class RedisReader:
 
     Args:
         client: for queries.
-        ping_client: for pings, which must not wait behind queries; None is `client`.
+        ping_client: for pings, which must not wait behind queries; `client` if None.
         clock: decides which minutes have settled.
         settle_ms: how long after its end a closed minute may still be changed by late ticks.
         minute_ms: length of a minute.
@@ -66,7 +66,7 @@ class RedisReader:
         self._minute_ms = minute_ms
         self._calls = CallLimit(max_connections, TIMEOUT_SECONDS)
         self.newest_in_process: Callable[[Iterable[Series]], Mapping[Series, Tick]] | None = None
-        """Returns newest ticks of series that this process has before Redis, where it ingests itself."""
+        """Returns the newest ticks of series in this process, if it ingests: it has them before Redis."""
 
     @classmethod
     def connect(
@@ -78,7 +78,7 @@ class RedisReader:
         max_connections: int = CONNECTIONS,
         bucket: keys.Bucket | None = None,
     ) -> "RedisReader":
-        """A reader with pools of its own, which connect when first used; see RedisWriter.connect."""
+        """Return a reader with pools of its own, which connect when first used; see RedisWriter.connect."""
         bucket = bucket or buckets_of(keywords)[0]
         client = async_client(keywords, max_connections, CLIENT_SECONDS, slot=bucket.slot)
         ping_client = async_client(keywords, 1, CLIENT_SECONDS, slot=bucket.slot)
@@ -90,7 +90,7 @@ class RedisReader:
         await self._ping_client.aclose()
 
     async def ping(self) -> None:
-        """Ping Redis; on a cluster by a read, which a master refuses that is cut off from the others or lost the slot.
+        """Ping Redis; on a cluster by a read, which a master that is cut off or has lost the slot refuses.
 
         Raises:
             Unavailable: no answer.
@@ -110,7 +110,7 @@ class RedisReader:
         return self.newer(series, [_newest(answers[2 * i], answers[2 * i + 1]) for i in range(len(series))])
 
     def newer(self, series: Sequence[Series], cached: list[Tick | None]) -> list[Tick | None]:
-        """The newest ticks of series: those that are cached, or newer ones that this process has."""
+        """Return the newest ticks of series: those that are cached, or newer ones of this process."""
         if self.newest_in_process is None:
             return cached
         own = self.newest_in_process(series)
@@ -184,7 +184,7 @@ class RedisReader:
         return None
 
     async def _whole(self, pipe: "redis.asyncio.client.Pipeline") -> list[Any]:
-        """The answers of a pipeline; Unavailable if Redis was emptied and the writer has not noticed yet."""
+        """Return the answers of a pipeline; raise Unavailable if Redis was emptied and is not refilled yet."""
         pipe.zrange(self.bucket.series_key, 0, 0, withscores=True)
         *answers, series = await self._query(pipe)
         if not series:
@@ -197,7 +197,7 @@ class RedisReader:
                 return await pipe.execute()
 
     def _between_settled(self, minutes: Iterable[int], since: int, now_ms: int) -> list[tuple[int, str | int]]:
-        """Ranges of scores with the slices from `since` on that no settled minute holds."""
+        """Return the ranges of scores of the slices from `since` on that are in no settled minute."""
         ranges: list[tuple[int, str | int]] = []
         begin = max(slice_start(since), minute_start(now_ms) - keys.WINDOW_KEPT_MS)
         for minute in sorted(minutes):
@@ -210,7 +210,7 @@ class RedisReader:
 
 
 async def _decoded(entries: Sequence[tuple[bytes, float]]) -> dict[int, Candle]:
-    """Slots of entries; others run meanwhile, which 4,800 slices would delay by 50 ms."""
+    """Decode entries by parts, between which other tasks run: 4,800 slices at once would delay them by 50 ms."""
     slots: dict[int, Candle] = {}
     for begin in range(0, len(entries), SLOTS_AT_ONCE):
         for start, candle in codec.decode_slots(entries[begin : begin + SLOTS_AT_ONCE]).items():

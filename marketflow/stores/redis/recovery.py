@@ -1,4 +1,4 @@
-"""What earlier runs left in Redis, as the pipeline reads it back."""
+"""Reads what earlier runs and other processes left in Redis back into the pipeline."""
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ from marketflow.stores.redis.run_marker import RunMarker
 from marketflow.stores.tick_folding import minutes_of_ticks
 
 UNFOLDED_MS = 10_000
-"""How far back slices are read as they are where all are too many: a standby has those itself, and unites both."""
+"""How far back slices are read unfolded where there are too many: a standby has those itself, and merges both."""
 
 SERIES_A_SCRIPT = 500
 """Series whose new slices one script reads, in about a millisecond of the server."""
@@ -49,7 +49,8 @@ return found
 """Read slices of many series, most of which have few or none.
 
 KEYS: the sorted sets. ARGV: the last start that is wanted; then for each key the first one. Returns numbers of keys,
-each followed by members and scores in turn. With one command a series each would be packed and its answer parsed.
+each followed by members and scores in turn. One script, since packing a command for each series and parsing its answer
+costs more.
 """
 
 _decode_ticks = msgspec.json.Decoder(list[Tick]).decode
@@ -60,10 +61,10 @@ class RecoveryReader:
 
     Args:
         calls: of Redis.
-        run_marker: knows all series.
+        run_marker: returns all series that may have keys.
         clock: limits how far back is read.
         bucket: names the keys.
-        buckets: how many there are; each may have its share of SLICES_HELD.
+        buckets: how many there are; each has an equal share of SLICES_HELD.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class RecoveryReader:
         self._last_decoded: dict[Series, tuple[bytes, Slot, Candle]] = {}  # the newest member that was read
 
     def recent(self, minute_ms: int = MINUTE_MS, wanted: Wanted = every_series) -> RecoveredCandles:
-        """The slices of the last minutes of some series; where they are too many, older ones folded into minutes.
+        """Return the slices of some series; where they are too many, older ones folded into minutes.
 
         Raises:
             Unavailable: Redis cannot be reached.
@@ -105,7 +106,7 @@ class RecoveryReader:
                 recovered = _slices(windows)
         if found:
             level = "INFO" if self._buckets == 1 else "DEBUG"  # else a line for each bucket
-            logger.log(level, "recovered {} slices of the last minutes from Redis", found)
+            logger.log(level, "recovered {} slices of an earlier run or another process from Redis", found)
         return recovered
 
     def _folded(
@@ -132,7 +133,7 @@ class RecoveryReader:
     def between(
         self, since: int, until: int, minute_ms: int = MINUTE_MS, wanted: Wanted = every_series
     ) -> RecoveredCandles:
-        """The slices of some series that begin at or after `since` and before `until` (Unix ms), of all processes.
+        """Return the slices of some series, of all processes, that begin from `since` on and before `until` (Unix ms).
 
         Where they are too many, older ones are folded into minutes, as by `recent`.
 
@@ -141,18 +142,18 @@ class RecoveryReader:
         """
         until -= 1
         series = [each for each in self._run_marker.series if wanted(each)]
-        if not series:  # a call that asks nothing would count as an answer of Redis
+        if not series:  # `calling` without a command would count as an answer of Redis
             return RecoveredCandles({})
         with self._calls.calling():
             counts = self._calls.each(
                 series, self._bucket.window_key, lambda pipe, key: pipe.zcount(key, since, until), SHORT_ANSWERS
             )
             if sum(count for _, count in counts) > self._slices_held:
-                return self._folded(series, minute_ms, since, until)._replace(whole_from=0)  # it is not all there is
+                return self._folded(series, minute_ms, since, until)._replace(whole_from=0)  # only a part was read
             return RecoveredCandles(self._slots(series, self._bucket.window_key, since, until))
 
     def slices_since(self, starts: Mapping[Series, int], until: int) -> Candles:
-        """The slices of each series that begin at its time or later, and before `until` (Unix ms), of all processes.
+        """Return the slices of each series, of all processes, that begin from its time on and before `until` (Unix ms).
 
         Raises:
             Unavailable: Redis cannot be reached.
@@ -170,7 +171,7 @@ class RecoveryReader:
         return found
 
     def _decode(self, series: Series, entries: Sequence[bytes], found: Candles) -> None:
-        """Add the slices of members and scores. The last one is mostly that of the call before: it may still grow."""
+        """Add the slices of members and scores. The first is often the last of the previous call: not decoded again."""
         last = self._last_decoded.get(series)
         if last is not None and entries[0] == last[0]:
             found[last[1]] = last[2]
@@ -182,7 +183,7 @@ class RecoveryReader:
             self._last_decoded[series] = entries[-2], Slot(series, newest), slots[newest]
 
     def last_before(self, series: Sequence[Series], before: int) -> Candles:
-        """The newest slice of each series, of all processes, of those that begin before a time (Unix ms).
+        """Return the newest slice of each series, of all processes, that begins before a time (Unix ms).
 
         Raises:
             Unavailable: Redis cannot be reached.
@@ -193,7 +194,7 @@ class RecoveryReader:
                 series, key_of, lambda pipe, key: pipe.zcount(key, "-inf", before - 1), SHORT_ANSWERS
             )
             count = {key_of(each): number for each, number in counts if number}
-            # What is trimmed meanwhile moves it by less than what comes in addition.
+            # Each slice that is trimmed meanwhile shifts the rank by one, to the next newer slice.
             return _slots(
                 self._calls.each(
                     [each for each in series if key_of(each) in count],
@@ -203,7 +204,7 @@ class RecoveryReader:
             )
 
     def unarchived(self, shards: Collection[str], shard_of: Callable[[Series], str]) -> Candles:
-        """The closed minutes of shards since the one before which the archive is known to be complete.
+        """Return the closed minutes of shards from the mark on before which the archive has all of them.
 
         Raises:
             Unavailable: Redis cannot be reached.
@@ -249,9 +250,9 @@ def _slices(windows: "Iterable[tuple[Series, list[bytes]]]") -> RecoveredCandles
 
 
 def minutes_of_window(members: Sequence[bytes], minute_ms: int) -> dict[int, Candle]:
-    """The minutes of a window, by start; invalid members are skipped.
+    """Return the minutes of a window, by start; invalid members are skipped.
 
-    Scores are not needed, and take Redis and Python long: members are in the order of their time and contain it.
+    Without scores, which take Redis and Python long: members are in the order of their time and contain it.
 
     Args:
         members: slices in the order of their start.
@@ -276,7 +277,7 @@ def _candles(members: Iterable[bytes]) -> Iterator[Candle]:
 
 
 def _slices_of(found: Iterable[Candle]) -> dict[int, Candle]:
-    """Slices by start; of two versions of a slice the more complete one."""
+    """Return slices by start; of two versions of a slice the more complete one."""
     slices: dict[int, Candle] = {}
     for candle in found:
         put_more_complete(slices, slice_start(candle.first_at), candle)

@@ -1,4 +1,4 @@
-"""The key of this run and the index of its series: both are missing once Redis was emptied."""
+"""The key of this run and the index of its series, both of which are missing once Redis was emptied."""
 
 from collections.abc import Iterable
 from typing import cast
@@ -10,13 +10,13 @@ from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.calls import RedisCalls
 
 INDEX_MS = 5 * MINUTE_MS
-"""How often the index of the series is written again: it says when one was last configured, to the day."""
+"""How often the index of the series is written again: it dates when one was last configured, to the day."""
 
 _ALIVE_SECONDS = 3600
 
 
 class RunMarker:
-    """Marks what this run has written to Redis, and finds out whether it is still there.
+    """Marks that this run has written to Redis, and checks whether its data are still there.
 
     Args:
         calls: of Redis.
@@ -42,10 +42,10 @@ class RunMarker:
         self._indexed_at: int | None = None
 
     def probe(self) -> bool:
-        """Whether this run's key has the number of the last probe, and Redis with it all that was written before.
+        """Return whether this run's key has the number of the last probe, and so Redis all that was written before it.
 
-        It is missing where Redis was emptied, and is lower where a server was restarted with older data, or a replica
-        without the last writes has taken its place. Sets what is missing.
+        The key is missing where Redis was emptied, and the number is lower where a server was restarted with older
+        data or was replaced by a replica without the last writes. Sets what is missing.
 
         Raises:
             Unavailable: Redis cannot be reached.
@@ -79,7 +79,7 @@ class RunMarker:
         self._indexed_at = now_ms
 
     def known_series(self) -> list[Series]:
-        """All series that may have keys, those removed from the settings included; within `calling`."""
+        """Return all series that may have keys, with those removed from the settings; within `calling`."""
         entries = self._calls.client.zrange(self._series_key, 0, -1, withscores=True)
         written = codec.decode_series(cast("list[tuple[bytes, float]]", entries))
         return list(set(self.series) | written)

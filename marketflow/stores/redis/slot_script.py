@@ -11,16 +11,15 @@ from marketflow.clock import Clock, milliseconds
 from marketflow.model import Candle, Candles, Series, Slot, minute_start
 from marketflow.stores.redis import codec, keys
 
-_SLOTS_A_CALL = 250  # a few milliseconds of the server, in which it answers nobody else
+_SLOTS_A_CALL = 250  # a few milliseconds of the server, in which it runs nothing else
 
 MANY_SLOTS = 4 * _SLOTS_A_CALL
 """Slots of one bucket of a cluster that are a refill: 15,000 series at a tick a second have a hundred in each write."""
 
-REST = 1.0
-"""Pause between the calls of a refill as a multiple of the time that one takes. A master that has failed over is
-refilled while all other buckets are in use: without pauses, writing a minute of slices and reading them from their
-channel took all of two cores, and prices of the other buckets came 0.4 s late.
-"""
+PAUSE_FACTOR = 1.0
+"""Pause between the calls of a refill as a multiple of the time that one takes. A bucket is refilled after a failover
+while all others are in use: without pauses, writing a minute of slices and reading them from their channel took all of
+two cores, and prices of the other buckets came 0.4 s late."""
 
 # One script for all series of a write: no reader meets a slot between its old and its new version, and every change is
 # published. Of two versions of a slot the more complete one stays, the later one of two that are as complete; so order,
@@ -83,12 +82,12 @@ class SlotScript:
     """Writes, trims and publishes the slots of one kind of sorted set; for any number of threads.
 
     Args:
-        key_of: gives the key of a series.
+        key_of: returns the key of a series.
         kept_ms: how far back slots are kept.
         channel: where they are published.
         clock: the time by which they are trimmed.
         publish: the command that publishes.
-        rest: pause between the calls of a large write, as a multiple of the time that one takes.
+        pause_factor: pause between the calls of a large write, as a multiple of the time that one takes.
     """
 
     def __init__(
@@ -98,25 +97,25 @@ class SlotScript:
         channel: str,
         clock: Clock,
         publish: str = "PUBLISH",
-        rest: float = 0.0,
+        pause_factor: float = 0.0,
     ) -> None:
         self._key_of = key_of
         self._kept_ms = kept_ms
         self._channel = channel
         self._clock = clock
-        self._rest = rest
+        self._pause_factor = pause_factor
         self._script = PUT_SLOTS.replace("PUBLISH", publish)
         self._keys = codec.WrittenKeys(key_of)
 
     def renew_expiry(self) -> None:
         """Trim every key at its next write, which sets its expiry as well: Redis may have been emptied."""
-        self._keys = codec.WrittenKeys(self._key_of)  # writes under way know the former ones
+        self._keys = codec.WrittenKeys(self._key_of)  # new ones: writes under way change the former
 
     def put(self, client: "redis.Redis", slots: Candles, untrimmed: Mapping[Series, Iterable[int]] = {}) -> None:
         """Write slots.
 
         Args:
-            client: to be used.
+            client: of Redis.
             slots: whole slices or minutes.
             untrimmed: starts of minutes that are to be kept, however old.
 
@@ -126,12 +125,12 @@ class SlotScript:
         entries = list(slots.items())
         # Whole minutes are trimmed: a recovery would take what is left of one for the whole minute.
         oldest = minute_start(milliseconds(self._clock())) - self._kept_ms
-        rest = self._rest if len(entries) > MANY_SLOTS else 0.0
+        pause_factor = self._pause_factor if len(entries) > MANY_SLOTS else 0.0
         for begin in range(0, len(entries), _SLOTS_A_CALL):
             began = time.monotonic()
             self._call(client, entries[begin : begin + _SLOTS_A_CALL], oldest, untrimmed)
-            if rest:
-                time.sleep(rest * (time.monotonic() - began))
+            if pause_factor:
+                time.sleep(pause_factor * (time.monotonic() - began))
 
     def _call(
         self,

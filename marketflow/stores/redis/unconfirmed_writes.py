@@ -1,9 +1,9 @@
 """Writes of newest prices that are sent without waiting for their replies, which are read afterwards.
 
 A reply costs a thread two context switches, more CPU than the write itself. So most writes are only sent, in order, on
-one connection; a write waits for all replies that are outstanding where none was confirmed for CONFIRM_SECONDS. A lone
-write is therefore confirmed at once, an error is found that late at most while writes follow, and the probe of the
-cache finds that of the last write.
+one connection; a write waits for all outstanding replies if none was confirmed for CONFIRM_SECONDS. A lone write is
+therefore confirmed at once, an error is found within that time while writes follow, and the error of the last write is
+found by the probe of the cache.
 """
 
 import threading
@@ -18,7 +18,7 @@ CONFIRM_SECONDS = 0.1
 """How long writes may stay unconfirmed while others follow; a third of the time an unanswered call may take."""
 
 MOST_OUTSTANDING = 1000
-"""Replies beyond which a write waits for them: they fit into the buffers of the connection many times over."""
+"""Replies beyond which a write waits for them; the buffers of the connection hold many times as many."""
 
 REPLIES_SECONDS = 1.0
 """Limit of reading all outstanding replies, of which each may take as long as the timeout of the connection."""
@@ -29,11 +29,11 @@ Command = tuple[bytes | str | int | float, ...]
 class UnconfirmedWrites:
     """Sends commands on a connection of its own, and reads their replies later; for any number of threads.
 
-    After any error the connection is closed, and with it the outstanding replies are dropped: those writes may or may
-    not have been done.
+    After any error the connection is closed and the outstanding replies are dropped: those writes may or may not have
+    been done.
 
     Args:
-        client: gives the connection, with its timeouts.
+        client: provides the connection, with its timeouts.
         monotonic: measures CONFIRM_SECONDS, in seconds.
         more_seconds: added to the limit of reading all outstanding replies.
     """
@@ -104,9 +104,9 @@ class UnconfirmedWrites:
         return self._connection
 
     def _is_stale(self) -> bool:
-        """Whether the connection has ended without loss: nothing is outstanding, and yet there is something to read.
+        """Whether the connection has ended without a loss: nothing is outstanding, and yet there is something to read.
 
-        After a restart of Redis the first write would else fail, open the circuit breaker, and fail the refill.
+        Otherwise the first write after a restart of Redis would fail, open the circuit breaker, and fail the refill.
         """
         try:
             return bool(self._connection.can_read())

@@ -3,9 +3,9 @@
 The server's answer may be lost after it has done the work, so every command is absolute: repeating it changes nothing.
 There is no INCR, no RPUSH and no hidden retry. Timeouts are short, and after a failure a circuit breaker rejects calls
 until a probe succeeds: an outage of Redis costs the pipeline one timeout each half second. The error of a newest price
-may be found some time after its write, see UnconfirmedWrites. What was not written is not
-queued; memory holds all of it and refills the cache afterwards. A process killed before that loses what only memory
-had: ticks since the failure, of minutes that were still open. PostgreSQL has the rest.
+may be found some time after its write, see UnconfirmedWrites. Failed writes are not queued; memory holds their data and
+refills the cache afterwards. A process killed before that loses what only memory had: ticks since the failure, of
+minutes that were still open. PostgreSQL has the rest.
 """
 
 import time
@@ -32,14 +32,14 @@ from marketflow.stores.redis.connection import TIMEOUT_SECONDS, buckets_of, sync
 from marketflow.stores.redis.foreign_keys import ForeignKeys
 from marketflow.stores.redis.recovery import RecoveryReader
 from marketflow.stores.redis.run_marker import RunMarker
-from marketflow.stores.redis.slot_script import REST, SlotScript
+from marketflow.stores.redis.slot_script import PAUSE_FACTOR, SlotScript
 from marketflow.stores.redis.unconfirmed_writes import Command, UnconfirmedWrites
 
 EXPIRY_RENEWALS = 10
-"""Into how many parts the expiry of a newest price is cut: it is renewed after one, and may come one too early."""
+"""Parts of the expiry of a newest price: it is renewed after one part, so a price may expire one part too early."""
 
 FEW_TICKS = 8
-"""Newest ticks up to which each is a command of its own; more are written by a script, which answers once."""
+"""Newest ticks up to which each is a command of its own; more are written by a script, which has one reply."""
 
 TICKS_A_CALL = 1000
 """Newest ticks that one call of the script writes, within a few milliseconds of the server."""
@@ -65,20 +65,18 @@ redis.call('PUBLISH', ARGV[2], ARGV[3])
 """
 """Write newest ticks of several series, where they are not older than those of another process, if there is one.
 
-KEYS: the hash of each tick, then those whose expiry is renewed. ARGV: expiry (ms), channel, message, number of ticks,
-and a time beyond which those that are held are from before the clock was set back, empty if no other process writes;
-then of each tick price, timestamp, sequence.
+KEYS: the hash of each tick, then those whose expiry is renewed. ARGV: expiry (ms), channel, message, number of ticks;
+a time beyond which a stored tick is from before the clock was set back, empty if no other process writes; then of each
+tick price, timestamp, sequence.
 """
 
 SERIES_SECONDS = 25e-6
-"""Added to the timeout per series, for a write waits behind those of all others. Without it three writes in 25 s timed
-out with 15,000 series on two busy cores.
-"""
+"""Added to the timeout per series, as a write waits behind those of all others. Without it three writes in 25 s timed
+out with 15,000 series on two busy cores."""
 
 SERIES_REPLY_SECONDS = 4 * SERIES_SECONDS
 """Added per series to the limit of reading all outstanding replies. A late reply counts as an outage, after which every
-slice is written again; that takes so much CPU that the next reply is late as well.
-"""
+slice is written again; that takes so much CPU that the next reply is late as well."""
 
 
 class RedisWriter:
@@ -89,10 +87,10 @@ class RedisWriter:
         series: all configured series.
         clock: the time by which old slots are trimmed.
         ttl_seconds: expiry of a newest price.
-        circuit_breaker: returns what rejects calls while Redis is down; None is one of its own.
+        circuit_breaker: returns the circuit breaker of the node in use; None creates one.
         bucket: names the keys.
-        buckets: as of RecoveryReader.
-        outage: as of RedisCalls.
+        buckets: see RecoveryReader.
+        outage: see RedisCalls.
         monotonic: measures how long writes are unconfirmed, in seconds.
         is_shared: whether another process may write the same series: then no newest price replaces a newer one.
     """
@@ -124,11 +122,12 @@ class RedisWriter:
         self._ttl_ms = ttl_seconds * 1000
         self._newest_channel, self._publish = bucket.newest_channel, bucket.publish
         self._newest_script = PUT_NEWEST.replace("PUBLISH", bucket.publish)
-        script = partial(SlotScript, clock=clock, publish=bucket.publish, rest=REST if buckets > 1 else 0.0)
+        pause_factor = PAUSE_FACTOR if buckets > 1 else 0.0
+        script = partial(SlotScript, clock=clock, publish=bucket.publish, pause_factor=pause_factor)
         self._slices = script(bucket.window_key, keys.WINDOW_KEPT_MS, bucket.slices_channel)
         self._minutes = script(bucket.minutes_key, keys.MINUTES_TRIMMED_MS, bucket.minutes_channel)
         self._latest = codec.WrittenKeys(bucket.latest_key)
-        self._unstored: dict[Series, set[int]] = {}  # recovered minutes (starts) that are nowhere but in their slices
+        self._unstored: dict[Series, set[int]] = {}  # starts of recovered minutes that exist only as slices
         self._complete_at_probe = False
         self.answers = True
         """Whether the last probe was answered."""
@@ -148,16 +147,16 @@ class RedisWriter:
         bucket: keys.Bucket | None = None,
         **options: Any,
     ) -> "RedisWriter":
-        """A writer with a client of its own, which connects when first used; one connection per thread.
+        """Return a writer with a client of its own, which connects when first used; one connection per thread.
 
         Args:
             keywords: see connection_keywords and cluster_keywords.
             series: all configured series.
-            clock: as of the writer.
-            ttl_seconds: as of the writer.
+            clock: see the class.
+            ttl_seconds: see the class.
             max_connections: one more raises an error.
-            bucket: the one of the series; None where there is but one.
-            options: further ones of the writer.
+            bucket: the one of the series; None where there is only one.
+            options: further arguments of the class.
         """
         series = list(series)
         timeout_seconds = TIMEOUT_SECONDS + len(series) * SERIES_SECONDS
@@ -191,7 +190,7 @@ class RedisWriter:
         """
         now_ms, written_keys = milliseconds(self._clock()), self._latest
         written, ticks = [written_keys[each] for each in newest], list(newest.values())
-        # The expiry costs as much as the price itself, so it is not renewed each time.
+        # Renewing the expiry costs as much as writing the price, so it is not done each time.
         renewed_ms = self._ttl_ms // EXPIRY_RENEWALS
         due = [key for key in written if abs(now_ms - key.renewed_at) >= renewed_ms]
         if len(ticks) <= FEW_TICKS and not self._is_shared:
@@ -279,7 +278,7 @@ class RedisWriter:
     # Until when trades are complete
 
     def complete_until(self, exchange: str) -> dict[str, int]:
-        """Until when (Unix ms) all trades of the symbols of an exchange are on record, as it was put last.
+        """Return until when (Unix ms) all trades of the symbols of an exchange are on record, as it was put last.
 
         Raises:
             Unavailable: Redis cannot be reached.
@@ -304,7 +303,7 @@ class RedisWriter:
     # Recovery
 
     def recover(self, minute_ms: int = MINUTE_MS, wanted: Wanted = every_series) -> RecoveredCandles:
-        """What earlier runs left of the last minutes of some series. Nothing is written before this has succeeded.
+        """Return the candles that earlier runs left of some series. Nothing is written before this has succeeded.
 
         Otherwise a late recovery, after an outage of Redis at the start, would count this run's ticks twice.
 
@@ -348,7 +347,7 @@ class RedisWriter:
         return minutes
 
     def needs_refill(self) -> bool:
-        """Probe Redis: True when it answers and may lack what was written, because a call failed or it was emptied.
+        """Probe Redis; return True if it answers and may lack data, because a call failed or it was emptied.
 
         A failed probe counts as a failed call: it may have set this run's key, and hidden that it was missing.
         """
@@ -356,7 +355,7 @@ class RedisWriter:
             return False
         try:
             alive = self._run_marker.probe()
-            with self._calls.calling():  # afterwards: where nothing is outstanding, it proves nothing
+            with self._calls.calling():  # after the probe: without outstanding replies it sends nothing
                 self._newest.confirm()
         except Unavailable:
             self.answers = False
@@ -369,13 +368,13 @@ class RedisWriter:
             with suppress(Unavailable):
                 self._foreign_keys.remove()
             self._calls.incomplete = False
-            self._latest = codec.WrittenKeys(self.bucket.latest_key)  # writes under way know the former ones
+            self._latest = codec.WrittenKeys(self.bucket.latest_key)  # new ones: writes under way change the former
             self._slices.renew_expiry()
             self._minutes.renew_expiry()
         return not self._complete_at_probe
 
     def lacks(self, _: Series) -> bool:
-        """Every series is in the same bucket."""
+        """Return True: every series is in the same bucket."""
         return True
 
     @contextmanager
@@ -388,9 +387,9 @@ class RedisWriter:
 
 
 def _encoded(written: Sequence[codec.WrittenKey], ticks: Sequence[Tick]) -> tuple[bytes, list[bytes]]:
-    """The message of newest ticks, and price, time and sequence of each in turn.
+    """Return the message of newest ticks, and price, time and sequence of each in turn.
 
-    Texts, which hiredis packs twice as fast as numbers.
+    As text, which hiredis packs twice as fast as numbers.
     """
     members, texts = codec.encode_ticks(ticks)
     published = [b"[%b,[%b]]" % (key.series, member) for key, member in zip(written, members, strict=False)]

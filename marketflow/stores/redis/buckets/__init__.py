@@ -1,1 +1,1 @@
-"""The buckets of the keys: who has them on a Redis Cluster, what writes and reads them, and what they announce."""
+"""The buckets of the keys: their masters on a Redis Cluster, their writers and readers, and their announcements."""

@@ -1,9 +1,9 @@
-"""The number of buckets of a Redis Cluster: which one its keys have, and their move to another one.
+"""The number of buckets into which the keys of a Redis Cluster are divided, and the move of the keys to another number.
 
-Processes with different numbers would look for a series in different buckets. So those that write hold their number
-together, and one with another number is refused meanwhile. The first one after a change moves all keys to their new
-buckets before it reads or writes any of them. A move that was cut short is finished by the next start: nothing is
-deleted before it has been copied, and copying again changes nothing.
+Processes with different numbers would look for a series in different buckets. So while some write, a process with
+another number is refused. The first one after a change moves all keys to their new buckets before it reads or writes
+any of them. A move that was interrupted is finished by the next start: nothing is deleted before it has been copied,
+and copying again changes nothing.
 """
 
 import time
@@ -21,7 +21,7 @@ from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.connection import sync_client
 
 HELD_SECONDS = 3.0
-"""How long a number is held after the last probe of a process with it: several missed probes."""
+"""How long a number is held after the last probe of a process that has it: several missed probes."""
 
 MOVE_SECONDS = 5.0
 """Limit of each answer during a move."""
@@ -37,10 +37,10 @@ if kept and kept ~= ARGV[1] and ARGV[4] == '' then return {kept, 0} end
 redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[3])
 return {ARGV[1], 0}
 """
-"""Hold a number of buckets; return the one that the keys have, and 1 if others hold that.
+"""Hold a number of buckets; return the number that the keys have, and 1 if others hold that.
 
-KEYS: the number that the keys have, the one that is held. ARGV: the number, for how long it is held, and for how long
-the keys are kept (ms); whether the keys have it now, whatever they had before (empty: no).
+KEYS: the number that the keys have, the number that is held. ARGV: the own number; for how long it is held, and for how
+long that of the keys is kept (ms); whether the keys have it from now on (empty: no).
 """
 
 
@@ -65,7 +65,7 @@ class BucketCount:
         self._client.close()
 
     def settle(self) -> None:
-        """Have all keys in buckets of this number, moved from those of another one if need be.
+        """Hold the number, and move all keys to buckets of this number if they have another one.
 
         Raises:
             Unavailable: Redis cannot be reached, or processes with another number run.
@@ -82,9 +82,9 @@ class BucketCount:
             raise Unavailable(f"Redis cannot be used: {error}") from error
 
     def hold(self) -> None:
-        """Hold the number further on, as the one that the keys have; sets `refusal`. Without Redis nothing changes.
+        """Continue to hold the number; sets `refusal`. Without Redis nothing changes.
 
-        After a refusal, as of a process that was suspended over a change, it settles again once the others have ended.
+        A process that is refused, as it was suspended during a change, settles again once the others have ended.
         """
         try:
             if self.refusal:
@@ -106,7 +106,7 @@ class BucketCount:
     # The move
 
     def _move(self, number: int) -> None:
-        """Move all that belongs elsewhere from a bucket of before."""
+        """Move the keys of a bucket that are in another bucket by the new number."""
         bucket = keys.Bucket(number)
         with ExitStack() as stack:
 
@@ -173,7 +173,7 @@ class BucketCount:
         after: keys.Bucket,
         moving: Iterable[Series],
     ) -> None:
-        """Copy until when trades are complete. Marks of what is archived are the same in all buckets."""
+        """Copy until when trades are complete. The marks of archived minutes are the same in all buckets."""
         symbols: defaultdict[str, set[str]] = defaultdict(set)
         for series in moving:
             symbols[series.exchange].add(series.symbol)
@@ -213,7 +213,7 @@ def _claim(client: "redis.Redis", count: int, has_moved: bool) -> tuple[int, boo
 
 
 def refusal(own: int, other: int) -> str:
-    """The line about another number of buckets."""
+    """Return the error message about another number of buckets."""
     return (
         f"redis.buckets is {own}, but the keys in Redis are divided into {other}, which other processes use: see "
         '"Changing redis.buckets" in deploy/README.md'

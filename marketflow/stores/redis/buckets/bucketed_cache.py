@@ -34,7 +34,7 @@ class BucketedCache:
     Args:
         parts: the near cache of each bucket, by its number.
         slot_map: of the cluster; None for a plain Redis.
-        client: of what coordinates processes on the cluster.
+        client: of the control slot of the cluster.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class BucketedCache:
     def connect(
         cls, keywords: dict[str, Any], clock: Clock, settle_ms: int, minute_ms: int = MINUTE_MS
     ) -> "BucketedCache":
-        """A cache with connections of its own, which connect when first used; see RedisReader and NearCache."""
+        """Return a cache with connections of its own, which connect when first used; see RedisReader and NearCache."""
         parts = [
             NearCache(
                 RedisReader.connect(keywords, clock, settle_ms, minute_ms, bucket=bucket),
@@ -88,7 +88,7 @@ class BucketedCache:
         for part in self._parts:
             by_master[self._master_of(part)].append(part)
         pings = (of[0].reader.ping() for of in by_master.values())
-        refused, *found = await asyncio.gather(self._look_at_number(), *pings, return_exceptions=True)
+        refused, *found = await asyncio.gather(self._check_number(), *pings, return_exceptions=True)
         if refused is not None:
             raise refused
         errors = [error for error in found if isinstance(error, BaseException)]
@@ -97,8 +97,8 @@ class BucketedCache:
         if errors:
             raise errors[0]
 
-    async def _look_at_number(self) -> None:
-        """Read into how many buckets the keys are divided; with another number nothing is read until it is this one."""
+    async def _check_number(self) -> None:
+        """Check into how many buckets the keys are divided; while that is another number nothing is read."""
         if self._client is None or self._slot_map is None:
             return
         count = len(self._parts)
@@ -111,20 +111,20 @@ class BucketedCache:
             raise Unavailable(self._slot_map.refusal)
 
     def unavailable(self, symbols: Iterable[str]) -> tuple[str, ...]:
-        """Symbols whose master did not answer the last ping, while others did."""
+        """Return the symbols whose master did not answer the last ping, while others did."""
         if len(self._unavailable) in (0, len(self._parts)):
             return ()
         return tuple(each for each in symbols if self._of_symbol(each) in self._unavailable)
 
     def take_newest_in_process(self, newest_of: Callable[[Iterable[Series]], Mapping[Series, Tick]]) -> None:
-        """Answer with the newest ticks of this process, where it has newer ones than Redis."""
+        """Have queries return the newest ticks of this process where they are newer than those in Redis."""
         for part in self._parts:
             part.reader.newest_in_process = newest_of
 
     # Queries
 
     async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
-        """The newest tick of each series; also None where its bucket is unavailable, unless all of them are."""
+        """Return the newest tick of each series; None also where its bucket is unavailable, unless all buckets are."""
         divided = self._divided(series)
         found = await asyncio.gather(
             *(part.newest([series[i] for i in at]) for part, at in divided), return_exceptions=True
@@ -140,19 +140,19 @@ class BucketedCache:
         return _joined(len(series), divided, answers)
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
-        """One candle for each series of all that is cached from `since` on."""
+        """Return one candle for each series of all that is cached from `since` on."""
         divided = self._divided(series)
-        asked = [part.summary([series[i] for i in at], since, until) for part, at in divided]
-        return _joined(len(series), divided, await _all(asked))
+        queries = [part.summary([series[i] for i in at], since, until) for part, at in divided]
+        return _joined(len(series), divided, await _all(queries))
 
     async def by_minute(self, series: Sequence[Series], since: int, until: int) -> list[dict[int, Candle]]:
-        """The minutes of each series from `since` on, by their start."""
+        """Return the minutes of each series from `since` on, by their start."""
         divided = self._divided(series)
-        asked = [part.by_minute([series[i] for i in at], since, until) for part, at in divided]
-        return _joined(len(series), divided, await _all(asked))
+        queries = [part.by_minute([series[i] for i in at], since, until) for part, at in divided]
+        return _joined(len(series), divided, await _all(queries))
 
     def newest_in_memory(self, series: Sequence[Series]) -> list[Tick | None] | None:
-        """The newest tick of each series, if all of them are in the copies."""
+        """Return the newest tick of each series if all of them are in the copies, else None."""
         if (only := self._only(series)) is not None:
             return only.newest_in_memory(series)
         divided, answers = self._divided(series), []
@@ -163,9 +163,9 @@ class BucketedCache:
         return _joined(len(series), divided, answers)
 
     def summary_in_memory(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None] | None:
-        """One candle for each series of all that is cached from `since` on, if all of it is in a copy.
+        """Return one candle for each series of all that is cached from `since` on, if all of it is in a copy.
 
-        None for series of several buckets: the list would be another one each time.
+        None for series of several buckets: the list would be a new one each time.
         """
         only = self._only(series)
         return None if only is None else only.summary_in_memory(series, since, until)
@@ -211,7 +211,7 @@ class BucketedCache:
         async with asyncio.TaskGroup() as group:
             while True:
                 needed = [self._master_of(part) for part in self._parts if part.is_needed]
-                if None in needed or self._unavailable:  # one that is cut off still holds its subscription
+                if None in needed or self._unavailable:  # a master that is cut off keeps its subscriptions
                     await asyncio.to_thread(self._slot_map.refresh)
                 for master in {each for each in needed if each is not None} - self._listening:
                     self._listening.add(master)
@@ -243,14 +243,14 @@ class BucketedCache:
         return self._parts[keys.bucket_of(symbol, len(self._parts))]
 
     def _only(self, series: Sequence[Series]) -> NearCache | None:
-        """The bucket of series that are all in one, as those of a symbol are."""
+        """Return the only bucket of series, as all series of a symbol have one; None if they are in several."""
         if self._sole is not None:
             return self._sole
         parts = {self._part(each) for each in series}
         return parts.pop() if len(parts) == 1 else None
 
     def _divided(self, series: Sequence[Series]) -> list[tuple[NearCache, Sequence[int]]]:
-        """The indexes of the series of each bucket."""
+        """Return the indexes of the series in each bucket."""
         if (only := self._only(series)) is not None:
             return [(only, range(len(series)))]
         divided: defaultdict[NearCache, list[int]] = defaultdict(list)
@@ -259,9 +259,9 @@ class BucketedCache:
         return list(divided.items())
 
 
-async def _all(asked: Iterable[Awaitable[_T]]) -> list[_T]:
-    """The results of all; raises the first exception once all have ended."""
-    found = await asyncio.gather(*asked, return_exceptions=True)
+async def _all(queries: Iterable[Awaitable[_T]]) -> list[_T]:
+    """Return the results of all; raise the first exception once all have ended."""
+    found = await asyncio.gather(*queries, return_exceptions=True)
     answers: list[_T] = []
     for each in found:
         if isinstance(each, BaseException):
@@ -273,7 +273,7 @@ async def _all(asked: Iterable[Awaitable[_T]]) -> list[_T]:
 def _joined(
     count: int, divided: Sequence[tuple[NearCache, Sequence[int]]], answers: Sequence[Sequence[_T]]
 ) -> list[_T]:
-    """The answers of all buckets in the order of the series."""
+    """Return the answers of all buckets in the order of the series."""
     if len(divided) == 1:
         return list(answers[0])
     joined: list[Any] = [None] * count

@@ -1,8 +1,8 @@
 """The cache in Redis as the pipeline writes it: one writer for each bucket, of which a plain Redis has one.
 
-Each bucket has its own recovery and knows by itself whether it is complete. When a master of a Redis Cluster fails, the
-writes of its buckets fail, those of all others are done; and only what lacks something is refilled. Those of a master
-that does not answer wait for it alone, see WritesByMaster.
+Each bucket has its own recovery and its own `complete`. When a master of a Redis Cluster fails, the writes of its
+buckets fail and those of all others succeed; only buckets that lack something are refilled. A master that does not
+answer delays only its own writes, see WritesByMaster.
 """
 
 from collections import defaultdict
@@ -66,7 +66,7 @@ class BucketedWriter:
         max_connections: int = 100,
         is_shared: bool = False,
     ) -> "BucketedWriter":
-        """A writer with clients of its own, which connect when first used; see RedisWriter.connect."""
+        """Return a writer with clients of its own, which connect when first used; see RedisWriter.connect."""
         series, buckets, outage = list(series), buckets_of(keywords), redis_outage()
         options: dict[str, Any] = {"buckets": len(buckets), "outage": outage, "is_shared": is_shared}
         parts = [
@@ -87,7 +87,7 @@ class BucketedWriter:
         return not self._refusal and all(part.complete for part in self._parts)
 
     def unavailable(self, symbols: Iterable[str]) -> tuple[str, ...]:
-        """Symbols whose bucket is not complete, while others are."""
+        """Return the symbols whose bucket is not complete, while others are."""
         if all(not part.complete for part in self._parts):
             return ()
         return tuple(each for each in symbols if not self._of_symbol(each).complete)
@@ -167,7 +167,7 @@ class BucketedWriter:
     # Until when trades are complete
 
     def complete_until(self, exchange: str) -> dict[str, int]:
-        """Until when (Unix ms) all trades of the symbols of an exchange are on record, as it was put last.
+        """Return until when (Unix ms) all trades of the symbols of an exchange are on record, as it was put last.
 
         Raises:
             Unavailable: Redis cannot be reached.
@@ -190,7 +190,7 @@ class BucketedWriter:
     # Recovery
 
     def recover(self, minute_ms: int = MINUTE_MS, wanted: Wanted = every_series) -> RecoveredCandles:
-        """What earlier runs left of the last minutes of some series; see RedisWriter. Each bucket is written once read.
+        """Return the candles that earlier runs left of some series; see RedisWriter. A bucket is written once read.
 
         Raises:
             Unavailable: not all of Redis can be reached, or processes run that have another number of buckets.
@@ -208,7 +208,7 @@ class BucketedWriter:
         return _all_recovered(self._each(work))
 
     def slices_since(self, starts: Mapping[Series, int], until: int) -> tuple[Candles, set[Series]]:
-        """See RecoveryReader; without those of buckets that cannot be read, whose series are the second item."""
+        """See RecoveryReader; the second item is the series of buckets that cannot be read."""
         divided: defaultdict[RedisWriter, dict[Series, int]] = defaultdict(dict)
         for series, start in starts.items():
             divided[self._part(series)][series] = start
@@ -243,7 +243,7 @@ class BucketedWriter:
     def needs_refill(self) -> bool:
         """Probe Redis: True when it answers and may lack what was written; `lacks` says of which series."""
         if self._threads is not None and self._bucket_count is not None and self.recovered:
-            self._threads.submit(self._bucket_count.hold)  # it may be late without making the probe late
+            self._threads.submit(self._bucket_count.hold)  # not awaited: it must not delay the probe
         needed = self._each([(part, part.needs_refill) for part in self._parts])
         self._lacking = frozenset(part for part, needs in zip(self._parts, needed, strict=True) if needs)
         return bool(self._lacking)
@@ -271,7 +271,7 @@ class BucketedWriter:
         return divided
 
     def _put(self, write: Write, divided: Mapping[RedisWriter, dict[Any, Any]]) -> bool:
-        """Write what each bucket gets; return whether Redis has confirmed all of it."""
+        """Write the items of each bucket; return whether Redis has confirmed all of them."""
         if self._refusal:
             raise Unavailable(self._refusal)
         if self._writes is not None:
@@ -304,7 +304,7 @@ class BucketedWriter:
 
 
 class _Threads(ThreadPoolExecutor):
-    """Threads for calls, which are refused as those of a closed client are once the threads have been shut down."""
+    """Threads for calls; once they are shut down, a call is refused with the error of a closed client."""
 
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> "Future[_T]":
         """Call a function on a thread.
@@ -332,7 +332,7 @@ def _all_recovered(found: Sequence[RecoveredCandles]) -> RecoveredCandles:
 
 
 def _union(found: Iterable[Candles]) -> Candles:
-    """All candles; of two versions in different buckets the more complete one."""
+    """Return all candles; of two versions in different buckets the more complete one."""
     union: dict[Slot, Candle] = {}
     for each in found:
         for slot, candle in each.items():

@@ -1,8 +1,8 @@
 """A subscription to channels of Redis whose messages are parsed as they are received, without a task between.
 
 redis-py makes the connection, with its authentication, TLS and time limits. Then its transport gets a protocol that
-parses all messages of a read in one go: that takes 28 us of CPU a message, where `PubSub.listen` takes 75 us and two
-more rounds of the event loop.
+parses all messages of a read at once, which takes 0.37 times the CPU of `PubSub.listen` (28 us and 75 us a message) and
+two rounds of the event loop less.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ class Subscription(asyncio.Protocol):
         self.unanswered = 0
         """Pings since the last read."""
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Raises what has ended the subscription."""
+        """Raises the error that has ended the subscription."""
         self.lost.add_done_callback(lambda lost: lost.cancelled() or lost.exception())  # retrieves the exception
         transport.set_protocol(self)
 
@@ -74,12 +74,12 @@ class Subscription(asyncio.Protocol):
         self.send("PING")
 
     def detach(self) -> None:
-        """Give the transport back: the owner of the connection waits for its end."""
+        """Restore the protocol of the transport: the owner of the connection waits for its end."""
         self._transport.set_protocol(self._replaced)
         self.lost.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what was received, and hand over the messages in it."""
+        """Parse what was received, and pass on the messages in it."""
         self.unanswered = 0
         try:
             self._reader.feed(data)

@@ -1,7 +1,7 @@
-"""Writes to the masters of a Redis Cluster at the same time, of which a late one delays none of the others.
+"""Writes to the masters of a Redis Cluster at the same time, so that a late one delays none of the others.
 
 A frozen master costs a whole timeout at each attempt, and the pipeline would write nothing else meanwhile. So a call
-returns without it: what is for that master is merged until it has answered or failed, and is written then.
+returns without it: items for that master are merged until it has answered or failed, and are written then.
 """
 
 import threading
@@ -16,19 +16,18 @@ from marketflow.stores.redis.writer import RedisWriter
 CALLS_AT_ONCE = 16
 """Masters that are written to at the same time, by all callers together."""
 
-PATIENCE_SECONDS = 0.03
-"""How long a call waits for a master: a third of the gap that others may have, which each attempt costs once."""
+MASTER_WAIT_SECONDS = 0.03
+"""How long a call waits for a master: a third of the delay that others may have, which each attempt causes once."""
 
 ITEM_SECONDS = 1e-4
-"""Added for each item: four times what one takes with 15,000 series on two cores. Without it every write of so many is
-late, and merged with the next ones.
-"""
+"""Added for each item: four times what one takes with 15,000 series on two cores. Without it every write of so many
+items is late, and merged with the next ones."""
 
 LATE_SECONDS = 1.0
-"""How long the end waits for what is still to be written: three timeouts."""
+"""How long `wait_for_late` waits for pending writes: three timeouts."""
 
 Write = Callable[[RedisWriter, dict[Any, Any]], bool | None]
-"""Writes what a bucket gets; returns False if that is not confirmed, and raises Unavailable."""
+"""Writes the items of a bucket; returns False if they are not confirmed, and raises Unavailable."""
 
 _Key = tuple[RedisWriter, Write]
 _Items = dict[_Key, dict[Any, Any]]
@@ -40,31 +39,31 @@ class WritesByMaster:
     Args:
         threads: run the writes.
         master_of: returns the master of a bucket, at once.
-        patience_seconds: how long a call waits for a master, but for its items.
+        wait_seconds: how long a call waits for a master, beside the time for its items.
     """
 
     def __init__(
         self,
         threads: Executor,
         master_of: Callable[[RedisWriter], object],
-        patience_seconds: float = PATIENCE_SECONDS,
+        wait_seconds: float = MASTER_WAIT_SECONDS,
     ) -> None:
         self._threads = threads
         self._master_of = master_of
-        self._patience_seconds = patience_seconds
+        self._wait_seconds = wait_seconds
         self._lock = threading.Lock()
         self._running: set[_Call] = set()
         self._late: _Items = {}
-        """What is to be written once a write of the same kind and bucket has ended."""
+        """Items to be written once a write of the same kind to the same bucket has ended."""
         self._late_error: Exception | None = None
 
     def write(self, write: Write, contents: Mapping[RedisWriter, dict[Any, Any]]) -> bool:
-        """Write what each bucket gets; return whether all is confirmed, which what is late is not.
+        """Write the items of each bucket; return whether all are confirmed. Late ones are not.
 
         Raises:
-            Unavailable: that of some bucket failed, or a late one before; all others have been done, or are late.
+            Unavailable: a write to some bucket, or an earlier late one, failed; all others are done, or are late.
         """
-        until = time.monotonic() + self._patience_seconds + ITEM_SECONDS * sum(map(len, contents.values()))
+        until = time.monotonic() + self._wait_seconds + ITEM_SECONDS * sum(map(len, contents.values()))
         by_master: defaultdict[object, _Items] = defaultdict(dict)
         is_late = False
         with self._lock:
@@ -88,13 +87,13 @@ class WritesByMaster:
         return not is_late and all(call.confirmed for call in calls)
 
     def wait_for_late(self) -> None:
-        """Wait until what is late is written, but not for long."""
+        """Wait until late items are written, LATE_SECONDS at most."""
         until = time.monotonic() + LATE_SECONDS
         for call in list(self._running):
             call.ended.wait(until - time.monotonic())
 
     def _leave(self, call: "_Call") -> bool:
-        """Have what comes for the same buckets wait for a call; return whether it still runs."""
+        """Have later items for the same buckets wait for a call; return whether it still runs."""
         with self._lock:
             call.is_late = call in self._running
             if call.is_late:
@@ -102,14 +101,14 @@ class WritesByMaster:
             return call.is_late
 
     def _run(self, call: "_Call") -> None:
-        """Write items, and then what has become late meanwhile."""
+        """Write items, and then those that have become late meanwhile."""
         while call.items:
             call.write()
             self._next(call)
         call.ended.set()
 
     def _next(self, call: "_Call") -> None:
-        """Go on with what is late of the same kinds and buckets; the call has ended if there is nothing."""
+        """Continue with late items of the same kinds and buckets; the call has ended if there are none."""
         with self._lock:
             late = {key: self._late.pop(key, {}) for key in call.items} if call.is_late else {}
             if call.is_late and call.error is not None:
@@ -121,7 +120,7 @@ class WritesByMaster:
 
 
 class _Call:
-    """Writes to the buckets of one master, one after the other."""
+    """The writes of one call to the buckets of one master, one after the other."""
 
     def __init__(self, items: _Items) -> None:
         self.items = items
