@@ -1,8 +1,8 @@
-"""An ingest process's side of the cluster: calls the table of shards, publishes the state, runs commands.
+"""An ingest process's side of the cluster: calls the shard table, publishes the state, runs commands.
 
 Three threads, because a mode switch or an assignment takes time and the lease must be renewed meanwhile. Ingest does
-not depend on them: while Redis is unavailable it goes on with the shards that it has. While no other process follows
-and none ingests, as in a process with both roles on a laptop, only the table is called: each call finds out.
+not depend on them: while Redis is unavailable it goes on with the shards that it has. While no API process follows the
+states, as with both roles in one process on a laptop, commands are not polled; each call of the table checks that.
 """
 
 import math
@@ -51,7 +51,7 @@ ALONE_SECONDS = 30.0
 """After which time without Redis a process owns everything: the outage may have ended the owners as well."""
 
 REPORT_SECONDS = 5.0
-"""How long another process must own a shard of one that takes all before this is logged: leases expire first."""
+"""How long another process must own shards that this one ingests as well before that is logged: a lease may expire."""
 
 LEAVE_SECONDS = 1.0
 """How long a stop waits for a call, a command or an assignment that is under way."""
@@ -59,15 +59,14 @@ LEAVE_SECONDS = 1.0
 REPLY_SECONDS = 5
 """How long a reply is kept for its client."""
 
-
 _Shards = tuple[Collection[str], Collection[str], bool]
-"""What a process owns, what it stands by for, and whether it leads."""
+"""The shards that a process owns, those that it is the standby of, and whether it is the leader."""
 
 
 class _Engine(Protocol):
-    """What is published, and runs commands; called from several threads. `switch` raises Unavailable if it cannot.
+    """The engine, called from several threads. `switch` raises Unavailable if it cannot.
 
-    `shards` has the state of those that it has, `ready` those of the standby that it could own at once.
+    `shards` returns the state of each shard here, `ready` the shards of the standby that it could own at once.
     """
 
     def state(self) -> IngestState: ...
@@ -83,13 +82,13 @@ class Member:
     """A member of the cluster from `start` to `leave`.
 
     Args:
-        table: called by this alone.
-        client: of the same Redis, which waits POLL_ANSWER_SECONDS for an answer.
-        ingest: the engine, as the cluster sees it.
+        table: the shard table; nothing else may call it.
+        client: of the same Redis; waits POLL_ANSWER_SECONDS for an answer.
+        ingest: the engine.
         report: reports the feeds.
         reload: reads the settings again and returns what has changed; raises SettingsError where they are wrong.
-        assign: takes what the table gives: the shards that are owned, those of the standby, and whether it leads. None
-            ingests all shards whatever that is, and may switch the mode itself.
+        assign: called with what the table assigns: the shards that are owned, those of the standby, and whether it
+            leads. None for a process that ingests all shards, whatever it owns, and may switch the mode itself.
     """
 
     def __init__(
@@ -112,7 +111,7 @@ class Member:
         """The mode that was switched to here, until the table has it."""
         self._new_mode_lock = threading.Lock()
         self._assigned: _Shards | None = None
-        self._heard_at = self._sole_at = time.monotonic()
+        self._answered_at = self._sole_at = time.monotonic()
         self._is_alone = False
         """Whether the table has not answered for so long that this process ingests everything."""
         self.reachable = False
@@ -125,8 +124,8 @@ class Member:
         """Set while commands are to be polled, and when no more are to be run."""
         self._commands_stopped = threading.Event()
         self._threads = [
-            threading.Thread(target=self._keep, name="shards", daemon=True),
-            threading.Thread(target=self._apply, name="assignments", daemon=True),
+            threading.Thread(target=self._run_calls, name="shards", daemon=True),
+            threading.Thread(target=self._run_assignments, name="assignments", daemon=True),
             threading.Thread(target=self._run_commands, name="commands", daemon=True),
         ]
 
@@ -143,7 +142,7 @@ class Member:
     def leave(self) -> None:
         """Release all shards: their standbys take over at once. What was ingested can still be written.
 
-        Returns within LEAVE_SECONDS, whatever Redis does. Assigns nothing more.
+        Returns within LEAVE_SECONDS, whatever Redis does. No assignment follows.
         """
         self.stop_commands()
         self._left.set()
@@ -155,7 +154,7 @@ class Member:
                 thread.join(max(until - time.monotonic(), 0.0))
 
     def switch(self, mode: Mode) -> Mode:
-        """Switch the mode without the table, which others adopt it from; return the previous one.
+        """Switch the mode here and put it into the table, from which others adopt it; return the previous one.
 
         Raises:
             Unavailable: it cannot be switched now.
@@ -167,12 +166,12 @@ class Member:
         self._call_due.set()
         return previous
 
-    def _keep(self) -> None:
-        """Call the table until this process leaves, then release what it holds."""
+    def _run_calls(self) -> None:
+        """Call the table until this process leaves, then release its shards."""
         while not self._left.is_set():
             # Also after a bug: shards whose lease is not renewed get a second owner.
-            self.reachable = self._succeeds(self._publish, "the table of shards cannot be called")
-            self._look_at_outage()
+            self.reachable = self._succeeds(self._call_table, "the shard table cannot be called")
+            self._check_outage()
             self._report_other_owner()
             if self._assign is not None:
                 self._apply_due.set()
@@ -182,8 +181,8 @@ class Member:
             self.reachable = False
             self._succeeds(partial(self._table.hold, leaving=True), "the shards cannot be released")
 
-    def _publish(self) -> None:
-        """Call the table with the state of this moment.
+    def _call_table(self) -> None:
+        """Renew the lease, and publish the state of this moment.
 
         Raises:
             Unavailable: Redis did not answer.
@@ -194,7 +193,7 @@ class Member:
         number, at = time.monotonic_ns(), time.time_ns() // 1_000_000
         state, counters = self._ingest.state(), self._ingest.counters()
         published = Published(self._table.run, number, at, state, counters, dict(shards))
-        # One that takes all has no say in the mode while another such process owns the shards.
+        # Of two processes that ingest everything, only the owner of the shards decides the mode.
         new_mode = self._new_mode if self._table.held.owned else None
         self._table.hold(ready, published, new_mode, cut_off=self._assign is not None and self._ingest.is_cut_off())
         with self._new_mode_lock:
@@ -207,23 +206,23 @@ class Member:
         if self._table.is_followed or self._commands_stopped.is_set():  # perhaps before `clear`
             self._commands_due.set()
 
-    def _look_at_outage(self) -> None:
-        """Ingest everything where the table cannot say who does what, at the start or for long."""
-        patience = FIRST_ANSWER_SECONDS if self._assigned is None else ALONE_SECONDS
+    def _check_outage(self) -> None:
+        """Ingest everything where the table does not answer at the start, or has not for long."""
+        limit_seconds = FIRST_ANSWER_SECONDS if self._assigned is None else ALONE_SECONDS
         if self.reachable:
-            self._heard_at, self._is_alone = time.monotonic(), False
-        elif self._assign is not None and not self._is_alone and time.monotonic() - self._heard_at > patience:
+            self._answered_at, self._is_alone = time.monotonic(), False
+        elif self._assign is not None and not self._is_alone and time.monotonic() - self._answered_at > limit_seconds:
             logger.warning("ingesting all shards: Redis does not answer which process takes which")
             self._is_alone = True
 
     # Assignments and the mode
 
     def _shards_to_have(self) -> _Shards | None:
-        """Return what to own, what to stand by for, and whether to lead; None while the table has never said so."""
+        """Return what to own, what to stand by for, and whether to lead; None before the first answer of the table."""
         if self._is_alone:
             return frozenset(self._table.shards), frozenset(), True
         table, held = self._table.table, self._table.held[:3]
-        # One that has begun without Redis goes on with all shards until the table gives some to it or to others.
+        # A process that has started without Redis ingests all shards until the table assigns them.
         return held if any(held) or (table.rows and table.at >= table.grace) else self._assigned
 
     def _mode_to_adopt(self, current: Mode) -> Mode | None:
@@ -232,14 +231,14 @@ class Member:
         mode = self._table.held.mode
         return None if mode is current else mode
 
-    def _apply(self) -> None:
+    def _run_assignments(self) -> None:
         while not self._left.is_set():
-            self._succeeds(self._apply_once, "an assignment failed")  # tried again after the next call
+            self._succeeds(self._assign_once, "an assignment failed")  # tried again after the next call
             self._apply_due.wait()
             self._apply_due.clear()
 
-    def _apply_once(self) -> None:
-        """Adopt the mode before shards are begun in it, then take the shards; publish at once what has changed."""
+    def _assign_once(self) -> None:
+        """Adopt the mode, then the shards, which begin in it; publish changes at once."""
         with self._switching:
             if (mode := self._mode_to_adopt(self._ingest.state().mode)) is not None:
                 previous = self._ingest.switch(mode)
@@ -270,7 +269,7 @@ class Member:
                 self._commands_stopped.wait(COMMAND_SECONDS)
 
     def _succeeds(self, act: Callable[[], object], failure: str) -> bool:
-        """Do something that is tried again later where it fails; log why, and return whether it has succeeded."""
+        """Call `act`, which is repeated later if it fails; log the error, and return whether it has succeeded."""
         try:
             act()
         except Unavailable as error:
@@ -282,7 +281,7 @@ class Member:
         return False
 
     def _run_command(self) -> None:
-        """Execute the next command and reply; one without content, or that has expired, has the table called.
+        """Execute the next command and reply; a command without content, or an expired one, calls the table at once.
 
         A command that this version does not know is ignored.
         """

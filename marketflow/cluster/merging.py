@@ -1,4 +1,4 @@
-"""What several ingest processes publish and report, as if it came from one."""
+"""Merges the states, counters and reports of several ingest processes into one."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ _FROM_WORST = (FeedState.CONNECTING, FeedState.STALE, FeedState.HALTED, FeedStat
 
 
 def merged_exchanges(owners: Mapping[str, Sequence[IngestState]]) -> dict[str, FeedState]:
-    """Return the state of each exchange by those of its owners: that of its worst part."""
+    """Return the state of each exchange: the worst one that an owner of its shards reports."""
     known = {name: [each.exchanges[name] for each in of if name in each.exchanges] for name, of in owners.items()}
     return {exchange: min(states, key=_FROM_WORST.index) for exchange, states in known.items() if states}
 
@@ -23,9 +23,9 @@ def merged_state(mode: Mode, states: Sequence[IngestState], owners: Mapping[str,
     """Return one state of several.
 
     Args:
-        mode: the mode that runs.
+        mode: the current mode.
         states: of all processes that write; one at least.
-        owners: those of the owners of each exchange.
+        owners: the states of the owners of each exchange.
     """
     first = [(exchange, state) for exchange, of in owners.items() for state in reversed(of)]
     return IngestState(
@@ -44,7 +44,7 @@ def owners_of(table: Table, known: Mapping[str, Published]) -> dict[str, list[Pu
     """Return the states of the owners of each exchange; none if a part of it has no owner and is not received.
 
     Args:
-        table: says who owns what.
+        table: has the owner of each shard.
         known: the states of all processes, by run.
     """
     of_exchange: dict[str, dict[str, Published | None]] = {}
@@ -57,13 +57,13 @@ def owners_of(table: Table, known: Mapping[str, Published]) -> dict[str, list[Pu
 
 
 def owner_by_shard(table: Table, known: Mapping[str, Published]) -> dict[str, Published | None]:
-    """Return the state of the owner of each shard; None if it has none that is known. Arguments as of `owners_of`."""
+    """Return the state of the owner of each shard; None if it has none that is known. See `owners_of`."""
     shards = sorted({*table.rows, *(shard for each in known.values() for shard in each.shards)} - {LEAD})
     return {shard: _owner(shard, table, known) for shard in shards}
 
 
 def _owner(shard: str, table: Table, known: Mapping[str, Published]) -> Published | None:
-    """Return the state of the owner of a shard by the table, unless it has yet to begin and another one goes on."""
+    """Return the state of a shard's owner by the table, or of its previous owner until the new one has begun."""
     row = table.rows.get(shard)
     by_table = known.get(row.owner or "") if row is not None else None
     owning = [each for each in known.values() if shard in each.owned]
@@ -71,7 +71,7 @@ def _owner(shard: str, table: Table, known: Mapping[str, Published]) -> Publishe
 
 
 def page_of_each(query: FeedsQuery, processes: int) -> FeedsQuery:
-    """Return what to ask each process for, so that `merged_report` has the page."""
+    """Return the query for each process whose reports contain the page that `merged_report` returns."""
     if processes == 1:
         return query
     return msgspec.structs.replace(query, offset=0, limit=query.offset + query.limit)
@@ -81,8 +81,8 @@ def merged_report(query: FeedsQuery, reports: Sequence[FeedsReport], exchanges: 
     """Return the page of a query from the reports of several processes, each of its own series.
 
     Args:
-        query: the query.
-        reports: one at least, of `page_of_each`.
+        query: selects the page.
+        reports: the replies to `page_of_each`; one at least.
         exchanges: the configured ones, in order.
     """
     if len(reports) == 1:

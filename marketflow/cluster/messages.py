@@ -18,8 +18,8 @@ class IngestState(msgspec.Struct, frozen=True):
 
     `exchanges` is by exchange name. `stalled` names branches of the pipeline that have work and finish none.
     `clock_offsets_ms` is by exchange name, for exchanges whose clock is wrong; `feeds`, for those with a problem.
-    `newest_alert_event` is the number of the newest event of an alert that it has stored, 0 before the first one.
-    `reloads` counts the reloads of the settings in this term: when it changes, the settings are to be read again.
+    `newest_alert_event` is the number of the newest alert event that it has stored, 0 before the first one.
+    `reloads` counts the reloads of the settings since the start: API processes reload when it changes.
     """
 
     mode: Mode
@@ -34,9 +34,9 @@ class IngestState(msgspec.Struct, frozen=True):
 
 
 class ShardState(msgspec.Struct, frozen=True):
-    """A shard in one of its two processes: what that one is for it, and the event time of its newest tick (Unix ms).
+    """A shard in its owner or its standby, and the event time of its newest tick there (Unix ms).
 
-    A standby is warm once it has the ticks that the owner has, or cold where it can have none.
+    A standby is warm once it has the ticks that the owner has, or cold where it cannot have them.
     """
 
     state: Literal["owner", "warm", "cold", "connecting"]
@@ -44,7 +44,7 @@ class ShardState(msgspec.Struct, frozen=True):
 
 
 class Published(msgspec.Struct, frozen=True):
-    """A published state: of which run, its ascending number within that run, and the time (Unix ms).
+    """A published state of a run, with an ascending number within the run and the time (Unix ms).
 
     The counters and shards are of the same moment.
     """
@@ -67,17 +67,17 @@ RELOAD = "reload"
 
 
 class ReloadReply(msgspec.Struct, frozen=True):
-    """The reply to RELOAD: what has changed, or what is wrong with the settings, by line."""
+    """The reply to RELOAD: what has changed, or what is wrong with the settings, one problem a line."""
 
     changes: Changes | None
     problem: str
 
 
 class AlertMark(msgspec.Struct, frozen=True):
-    """How far the process that leads has evaluated alerts, for the next one.
+    """How far the leader has evaluated alerts, for the next leader.
 
-    All events of slices before `until` (Unix ms), of a mode, are stored. `stale` has when each feed that is stale has
-    become so (Unix ms); events of those are stored, or about to be.
+    All events of slices before `until` (Unix ms) of the mode are stored. `stale` is since when (Unix ms) each stale
+    feed has been stale; its events are stored, or about to be.
     """
 
     until: int
@@ -86,7 +86,7 @@ class AlertMark(msgspec.Struct, frozen=True):
 
 
 class FeedsQuery(msgspec.Struct, frozen=True):
-    """A command: report these series of the current mode, in order of exchange and symbol; None is any."""
+    """A command: report the series of the current mode, in order of exchange and symbol; None is any."""
 
     limit: int
     offset: int = 0
@@ -95,7 +95,7 @@ class FeedsQuery(msgspec.Struct, frozen=True):
 
 
 class RuleChange(msgspec.Struct, frozen=True):
-    """A command: make an alert rule, put one in place of the rule with this id, or delete that."""
+    """A command: create, replace or delete the alert rule with this id."""
 
     operation: Literal["create", "replace", "delete"]
     id: str
@@ -103,7 +103,7 @@ class RuleChange(msgspec.Struct, frozen=True):
 
 
 class RuleChanged(msgspec.Struct, frozen=True):
-    """The reply to a RuleChange: the id of the rule; or why nothing was changed, `unavailable` for want of a store."""
+    """The reply to a RuleChange: the id of the rule; `code` is why nothing was changed, empty if it was."""
 
     id: str
     code: str = ""

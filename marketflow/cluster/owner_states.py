@@ -1,4 +1,4 @@
-"""What the ingest process that leads knows of the others, by the table of shards and their published states."""
+"""The states of all owners of shards, as the leader reads them: from the shard table and the published states."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
@@ -31,7 +31,7 @@ class OwnerStates:
         self._client.close()
 
     def feed_states(self, mode: Mode, exchanges: Iterable[str]) -> dict[str, FeedState]:
-        """Return the states of the feeds of exchanges, as their owners report them; without an owner it connects."""
+        """Return the states of the feeds of exchanges by their owners' reports; connecting where there is no owner."""
         try:
             owners = owners_of(*self._read())
         except Unavailable:
@@ -43,7 +43,7 @@ class OwnerStates:
         return self._states
 
     def have_written(self) -> bool:
-        """Whether each owner has reported twice that Redis has all it wrote, since `ask_again` was called.
+        """Return whether each owner has reported twice since `reset_reports` that Redis has all it wrote.
 
         Raises:
             Unavailable: Redis cannot be reached.
@@ -59,12 +59,12 @@ class OwnerStates:
             and all(number > first.get(run, number) for run, number in found.items())
         )
 
-    def ask_again(self) -> None:
-        """Forget what `have_written` knows."""
+    def reset_reports(self) -> None:
+        """Discard the reports that `have_written` has counted."""
         self._numbers = {}
 
     def mark(self) -> AlertMark | None:
-        """Return the mark of the process that led before; None if there is none.
+        """Return the mark of the previous leader; None if there is none.
 
         Raises:
             Unavailable: Redis cannot be reached.

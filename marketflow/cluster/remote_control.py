@@ -1,7 +1,7 @@
 """The API process's side of the cluster: follows the states of the ingest processes, and sends them commands.
 
-States are polled with the table of shards, four times a second. What is known of a shard is what its owner says;
-counters are those of all processes.
+States are polled with the shard table, four times a second. The state of a shard is the one that its owner reports;
+counters are summed over all processes.
 """
 
 import asyncio
@@ -50,29 +50,29 @@ POLL_SECONDS = 0.25
 """How often the states are polled."""
 
 COMMAND_MS = 1500
-"""Expiry of a command: its client has left by then."""
+"""Expiry of a command: its sender does not wait longer."""
 
 REPLY_SECONDS = 2.0
 """Timeout of a reply, and of a mode switch."""
 
 REPORTS_KEPT = 100
-"""How many reports of feeds are kept for a moment, each of one query."""
+"""Queries of /feeds whose reports are cached for a moment."""
 
 FOLLOWER_SECONDS = 2.0
-"""How long an API process that polls no more counts as one that answers."""
+"""How long after its last poll an API process still counts as running."""
 
 ADOPTED_SECONDS = 0.05
-"""How often a mode switch looks whether the other API processes have adopted it."""
+"""How often a mode switch checks whether the other API processes have adopted it."""
 
 STATE_CONNECTIONS = 2
-"""One for the polls, and one for that at the start."""
+"""One for the periodic poll, and one for the first poll at the start."""
 
 COMMAND_CONNECTIONS = 32
 """Commands that may await their replies at a time; further ones wait up to ANSWER_SECONDS for a connection."""
 
 
 class RemoteIngest:
-    """The ingest processes as an API process sees them; for one event loop.
+    """Client of all ingest processes in an API process; for one event loop.
 
     Args:
         keywords: of a Redis client.
@@ -91,7 +91,7 @@ class RemoteIngest:
         self._mode = mode
         self._id = uuid4().hex
         self._states: dict[str, Published] = {}  # by run
-        self._asked_at = 0.0
+        self._polled_at = 0.0
         self._table = NO_TABLE
         self._changed = asyncio.Event()
         self._limit = RateLimit(60.0)
@@ -115,7 +115,7 @@ class RemoteIngest:
 
     @property
     def last_state(self) -> IngestState:
-        """The same, with nothing in it where there is none."""
+        """The state, or an empty one if there is none."""
         return self.state or IngestState(self._mode, {}, cache_complete=True, archive_available=True)
 
     @property
@@ -164,7 +164,7 @@ class RemoteIngest:
         """
         runs = [*self._known()]
         if not runs:
-            raise Unavailable("no process takes ticks")
+            raise Unavailable("no ingest process is running")
         async with self._commands.pipeline(transaction=True) as pipe:
             pipe.set(keys.MODE_KEY, mode.value, px=round(KEPT_SECONDS * 1000), get=True)
             for run in runs:  # an id without content makes it call the table at once
@@ -185,7 +185,7 @@ class RemoteIngest:
         return previous
 
     async def _is_adopted(self, mode: Mode) -> bool:
-        """Wait until no other API process answers about another mode; return whether that is so in time."""
+        """Wait until all other API processes answer about a mode; return whether they do in time."""
         try:
             async with timeout(REPLY_SECONDS):
                 while True:
@@ -216,7 +216,7 @@ class RemoteIngest:
         """Have all ingest processes read their settings again; return what has changed.
 
         Raises:
-            SettingsError: they are wrong, and nothing has changed but in processes with other settings.
+            SettingsError: they are wrong in some process; those with right ones have changed.
             Unavailable: there is no ingest process, or one did not reply in time.
         """
         runs = [*self._known()]
@@ -228,7 +228,7 @@ class RemoteIngest:
         return changes[0].with_restart([key for each in changes for key in each.needs_restart])
 
     async def feeds(self, query: FeedsQuery) -> FeedsReport:
-        """Return the report of the feeds, of a second ago at most: many clients cost each owner one command.
+        """Return the report of the feeds, at most a second old: many clients cost each owner one command.
 
         Raises:
             Unavailable: there is no ingest process, or one did not reply in time.
@@ -255,7 +255,7 @@ class RemoteIngest:
     async def _command(self, runs: Sequence[str], content: str | bytes, kind: type[_T]) -> list[_T]:
         """Send a command to processes, and return the reply of each."""
         if not runs:
-            raise Unavailable("no process takes ticks")
+            raise Unavailable("no ingest process is running")
         commands = [uuid4().hex for _ in runs]
         async with self._commands.pipeline(transaction=True) as pipe:
             for run, command in zip(runs, commands, strict=True):
@@ -270,12 +270,12 @@ class RemoteIngest:
         answer = await _answer(cast("Awaitable[Any]", waiting), REPLY_SECONDS + ANSWER_SECONDS)
         reply = decode(answer and answer[1], kind)
         if reply is None:
-            raise Unavailable("a process that takes ticks did not reply in time")
+            raise Unavailable("an ingest process did not reply in time")
         return reply
 
     # States
 
-    async def ask(self) -> None:
+    async def poll(self) -> None:
         """Poll the table and the states once.
 
         Raises:
@@ -294,15 +294,15 @@ class RemoteIngest:
         # A later state of the same run may have been lost with a master.
         latest = {run: max(self._states.get(run, each), each, key=attrgetter("number")) for run, each in found.items()}
         reloads = {run: each.state.reloads for run, each in self._states.items()}
-        # Also before this process began: it may be a worker in another one's place.
+        # Also reloads before this process began: it may replace a worker that has died.
         if any(each.state.reloads != reloads.get(run, 0) for run, each in latest.items()):
             self.reloaded.set()
-        self._states, self._asked_at = latest, time.monotonic()
-        self._know_mode(mode_of(mode))
+        self._states, self._polled_at = latest, time.monotonic()
+        self._update_mode(mode_of(mode))
 
     def _known(self) -> dict[str, Published]:
         """Return the states by run; none once they are too old."""
-        return self._states if time.monotonic() - self._asked_at <= STATE_SECONDS else {}
+        return self._states if time.monotonic() - self._polled_at <= STATE_SECONDS else {}
 
     def _unconfirmed(self, mode: Mode) -> list[str]:
         """Return the shards whose owner is not known to be in a mode."""
@@ -316,9 +316,9 @@ class RemoteIngest:
         while True:
             before = self._mode
             try:
-                await self.ask()
+                await self.poll()
                 if self._mode is not before:
-                    await self.ask()  # the process that switches it waits for this one to say so
+                    await self.poll()  # publishes the mode, for which the process that switches it waits
             except Unavailable as error:
                 logger.debug("the ingest processes cannot be followed: {}", error)
             except Exception as error:  # noqa: BLE001 - else the API would answer about the wrong mode for ever
@@ -327,8 +327,8 @@ class RemoteIngest:
             raise_if_cancelled()
             await asyncio.sleep(POLL_SECONDS)
 
-    def _know_mode(self, mode: Mode | None) -> None:
-        """Take the mode of the owners; while they differ, that which they are to adopt, if it is given."""
+    def _update_mode(self, mode: Mode | None) -> None:
+        """Take the mode of the owners; while they differ, `mode`, which they are to adopt, if it is given."""
         known = self._known()
         owners = [each for of in owners_of(self._table, known).values() for each in of]
         modes = {each.state.mode for each in owners or known.values()}
@@ -352,7 +352,7 @@ def _shard_health(shard: str, row: Row, known: Mapping[str, Published]) -> Shard
 
 
 def _process(run: str) -> str:
-    """Host and process id of a run."""
+    """Return host and process id of a run."""
     return run.rpartition("/")[0]
 
 
@@ -361,10 +361,10 @@ def _client(keywords: Mapping[str, Any], max_connections: int) -> "redis.asyncio
     return async_client(keywords, max_connections, ANSWER_SECONDS, answer_seconds=REPLY_SECONDS + ANSWER_SECONDS)
 
 
-async def _answer(asked: Awaitable[Any], seconds: float) -> Any:
+async def _answer(call: Awaitable[Any], seconds: float) -> Any:
     try:
         async with timeout(seconds):
-            return await asked
+            return await call
     except (redis.RedisError, TimeoutError, RuntimeError) as error:
         # A RuntimeError is uvloop's, for writing to a connection that was reset.
         raise Unavailable(f"Redis cannot be used: {error}") from error

@@ -1,12 +1,13 @@
 """The shard table: which ingest process owns which shard, and which one is its standby.
 
-One value in Redis and one script, which each ingest process calls several times a second: it renews what the process
-holds, replaces those whose lease has expired, and spreads the shards evenly. The server's time decides. Nothing is
-fenced: a process that has lost a shard unnoticed may write a little longer, which is harmless because each store keeps
-the more complete candle.
+One value in Redis and one script, which each ingest process calls several times a second: it renews the lease of the
+process, replaces processes whose lease has expired, and spreads the shards evenly. The server's time decides. There is
+no fencing: a process that has lost a shard unnoticed may write a little longer, which is harmless because each store
+keeps the more complete candle.
 
-A table that nobody has called for a lease is ambiguous: Redis was down, emptied, or is back with older data. So for
-GRACE_SECONDS nobody is replaced and nothing is handed out; processes assert what they hold, and the later epoch wins.
+After the length of a lease without any call the table proves nothing: Redis was down or emptied, or is back with older
+data. So for GRACE_SECONDS no process is replaced and no shard assigned; processes assert what they hold, and the later
+epoch wins.
 """
 
 import os
@@ -37,9 +38,8 @@ CALL_SECONDS = 0.25
 """How often the table is called."""
 
 ALONE_CALL_SECONDS = 2.0
-"""How often a process that takes all shards calls it, while no other ingests and none follows: at the rate of the
-others, this was half of the CPU of a process without ticks. It notices another one that much later at most.
-"""
+"""How often a process that takes all shards calls it while there is no other process: at CALL_SECONDS, this was half of
+the CPU of a process without ticks. It notices another process at most this much later."""
 
 ALONE_LEASE_SECONDS = 2.5 * ALONE_CALL_SECONDS
 """Lease of a process that calls so rarely."""
@@ -48,7 +48,7 @@ STATE_SECONDS = 3.0
 """Expiry of the published state."""
 
 KEPT_SECONDS = 24 * 60 * 60
-"""How long table and mode are kept without an ingest process."""
+"""Expiry of table and mode once no ingest process runs."""
 
 ANSWER_SECONDS = 0.5
 """Timeout of a call."""
@@ -85,7 +85,7 @@ members[run] = caller
 if request.leaving then remove(run) end
 local function can(name, shard) return members[name] and members[name].shards[shard] end
 
--- A process that reaches all of Redis, in place of an owner that does not: the standby, or for the lead any.
+-- A process that reaches all of Redis, in place of an owner that does not: the standby; any process as the leader.
 local function better_than(row, shard)
     if not members[row.owner] or not members[row.owner].cut_off then return nil end
     if shard ~= LEAD then return row.standby and members[row.standby].ready[shard] and row.standby or nil end
@@ -96,7 +96,7 @@ local function better_than(row, shard)
     return best
 end
 
--- Take what the caller knows better: a table that is back with older data has earlier epochs.
+-- Take rows of which the caller has a later epoch: a table that is back with older data has earlier ones.
 for shard, epoch in pairs(request.epochs) do
     local row = rows[shard] or {epoch = 0}
     local is_older = row.epoch < epoch
@@ -110,7 +110,7 @@ for shard, epoch in pairs(request.epochs) do
     rows[shard] = row
 end
 
--- Replace who is gone or has dropped a shard.
+-- Replace processes that have expired or have dropped a shard.
 local function give(row, owner)
     row.owner = owner
     row.epoch = math.max(row.epoch + 1, now)
@@ -162,7 +162,7 @@ local function spread()
     end
     for _, shard in ipairs(shards) do
         local row = rows[shard]
-        -- The one before may be unknown, as in a Redis that was emptied.
+        -- The previous owner may be unknown, as in a Redis that was emptied.
         local owner = row.owner or row.standby or least(shard, 'owner', 'standby')
         for _, name in ipairs(members[owner].takes_all and {} or order) do
             if members[name].takes_all and can(name, shard) then owner = name break end
@@ -174,8 +174,8 @@ local function spread()
         if shard == LEAD then row.standby = nil
         else row.standby = row.standby or least(shard, 'standby', 'owner', row.owner) end
     end
-    -- Owners: a shard moves once its next owner is its standby and ready; until then, that is what the standby is for.
-    -- Then the standbys of the other shards.
+    -- Owners first: the next owner of a shard becomes its standby, and its owner once it is ready. Then the standbys of
+    -- the other shards.
     for _, kind in ipairs({'owner', 'standby'}) do
         repeat
             local load, stand, from, to, best, rank = loads(kind), loads('standby'), nil, nil, nil, nil
@@ -224,7 +224,7 @@ return {mode, redis.call('exists', KEYS[4], KEYS[5]), cjson.encode(known)}
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A row of the table; None is nobody, or not known."""
+    """A row of the table; None is no process, or an unknown one."""
 
     epoch: int
     owner: str | None = None
@@ -232,7 +232,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """Until when a process holds its shards (server time, Unix ms), unless it calls the table before."""
+    """When the lease of a process expires (server time, Unix ms), unless it calls the table before."""
 
     expires: int
 
@@ -240,8 +240,8 @@ class Lease(msgspec.Struct, frozen=True):
 class Table(msgspec.Struct, frozen=True):
     """The table: its rows by shard, and the leases by run.
 
-    `at` is the time of its last call, `grace` until when it replaces nobody and hands nothing out (server time, Unix
-    ms), `takeovers` how often the owner of a shard was gone and replaced.
+    `at` is the time of its last call, `grace` until when it replaces no process and assigns no shard (server time, Unix
+    ms), `takeovers` how often an owner whose lease had expired was replaced.
     """
 
     rows: dict[str, Row] = {}
@@ -252,7 +252,7 @@ class Table(msgspec.Struct, frozen=True):
 
 
 class Assignment(NamedTuple):
-    """What one process owns and stands by for, whether it leads, the epochs of all shards, and the mode."""
+    """What a process owns and stands by for, whether it is the leader, the epochs of all shards, and the mode."""
 
     owned: frozenset[str]
     standby: frozenset[str]
@@ -269,7 +269,7 @@ NOTHING = Assignment(frozenset(), frozenset(), False, {}, None)
 
 
 def connect(keywords: Mapping[str, Any], answer_seconds: float = ANSWER_SECONDS) -> "redis.Redis":
-    """A client for what is in this package, which connects when first used and never waits long."""
+    """Return a client with the timeout of this package, which connects when first used."""
     return sync_client(keywords, answer_seconds)
 
 
@@ -294,7 +294,7 @@ class ShardTable:
     Args:
         client: of Redis; not closed here.
         shards: those that this process can ingest.
-        takes_all: whether it ingests all of them whatever others do; then it becomes their owner.
+        takes_all: whether it ingests all of them in any case; then it becomes their owner.
         now: Unix time in ms instead of the server's, for tests.
     """
 
@@ -318,7 +318,7 @@ class ShardTable:
         self.is_followed = False
         """Whether other processes follow the states, or commands wait for this one."""
         self.call_again_seconds = CALL_SECONDS
-        """When to call again: at once when the lease of another process would expire."""
+        """When to call again: sooner where the lease of another process would expire before CALL_SECONDS are over."""
         self._is_alone = False
         """Whether this process takes all shards, and no other ingests or follows, by the last answer."""
 
@@ -333,11 +333,11 @@ class ShardTable:
         """Renew what this process holds, and return what it holds now.
 
         Args:
-            ready: shards that it could own at once: their feeds are connected, or no connection is of any use.
+            ready: shards that it could own at once: their feeds are connected, or need not be.
             published: its state, which the same call stores.
             new_mode: set if it has switched the mode itself, which others adopt.
             leaving: whether to release everything: standbys take over at once.
-            cut_off: whether it cannot reach all masters of a Redis Cluster: standbys that can take over.
+            cut_off: whether it cannot reach all masters of a Redis Cluster; standbys that can reach them take over.
 
         Raises:
             Unavailable: Redis did not answer; it goes on with what it has.

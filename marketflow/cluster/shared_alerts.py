@@ -1,8 +1,8 @@
-"""Alerts of several ingest processes: the one that leads evaluates what all of them write.
+"""Alerts of several ingest processes: the leader evaluates what all of them write.
 
-Slices come from Redis some tenths of a second after their end, when all owners have written them, and are evaluated in
-the order of their time: so the next process that leads finds the same events, with the same ids, in the same slices.
-It begins where the one before has ended for certain; what was stored since then is not stored again.
+Slices are read from Redis some tenths of a second after their end, when all owners have written them, and are evaluated
+in the order of their time: so the next leader finds the same events, with the same ids, in the same slices. It begins
+where the previous leader's events are stored for certain; later events that are stored already are not stored again.
 """
 
 import threading
@@ -24,43 +24,43 @@ from marketflow.model import SLICE_MS, FeedState, Hole, Mode, Series, Tick, slic
 STEP_SECONDS = 0.2
 """Interval of the steps."""
 
-REST = 3
-"""Pause after a step, in its own length: ten thousand series take half a second to read."""
+PAUSE_FACTOR = 3
+"""Pause after a step as a multiple of its duration: ten thousand series take half a second to read."""
 
 SETTLED_MS = 300
-"""Age of the end of a slice from which on it is evaluated: its owner has written it by then."""
+"""Time from the end of a slice to its evaluation: its owner has written it by then."""
 
 LATE_MS = 10_000
-"""How much later than others a slice may come, as one that a dead owner has left to its standby."""
+"""How much later than others a slice may be written, as by the standby of an owner that has died."""
 
 REPLAYED_MS = 300_000
-"""How far back what another process has not evaluated is: slices are kept for little longer."""
+"""How far back a new leader evaluates slices: they are kept for little longer."""
 
 CHUNK_MS = 10_000
-"""Length of what one step evaluates of older slices."""
+"""Event time that one step evaluates of older slices."""
 
-LOOK_MS = 500
-"""Interval at which the mark is written, and feeds and holes are looked at."""
+CHECK_MS = 500
+"""Interval at which the mark is written, and feeds and holes are checked."""
 
 MARK_SECONDS = 5.0
-"""How long a process that begins to lead waits for a Redis that does not give it the mark, as in a failover."""
+"""How long a new leader waits for a Redis that does not answer with the mark, as during a failover."""
 
 JUST_STALE_MS = 30_000
-"""Of a feed that has become stale no longer ago than that, the event may not have been stored."""
+"""Time since a feed became stale within which its event may not have been stored."""
 
 WRITTEN_LATE_MS = 300_000
-"""How long after it was found a hole is looked for: it is on record once PostgreSQL can be used."""
+"""How long after they were found holes are read: they are stored once PostgreSQL can be used."""
 
 
 class Owners(Protocol):
-    """What is known of the owners, and where the mark is kept; see OwnerStates."""
+    """The states of the owners, and the store of the mark; see OwnerStates."""
 
     def feed_states(self, mode: Mode, exchanges: Iterable[str]) -> Mapping[str, FeedState]:
-        """The states of the feeds of exchanges."""
+        """Return the states of the feeds of exchanges."""
         ...
 
     def mark(self) -> AlertMark | None:
-        """The mark of the process that led before."""
+        """Return the mark of the previous leader."""
         ...
 
     def put_mark(self, mark: AlertMark) -> None:
@@ -69,7 +69,7 @@ class Owners(Protocol):
 
 
 class SharedAlerts:
-    """Evaluates the rules of all exchanges, step by step, in the process that leads.
+    """Evaluates the rules of all exchanges, step by step, in the leader.
 
     Args:
         alerts: evaluates rules and stores events.
@@ -104,7 +104,7 @@ class SharedAlerts:
         self._begun = False
         self._begin_by = 0.0
         self._first_rule_at: int | None = None  # where there was none, and so no step, before
-        self._evaluated_until = self._stored_until = self._holes_since = self._looked_at = 0
+        self._evaluated_until = self._stored_until = self._holes_since = self._checked_at = 0
         self._complete_until = 0  # as `_evaluated_until`, of all series
         self._next_step = 0.0
         self._watched_as_of: tuple[Mode, int, object] | None = None
@@ -119,7 +119,7 @@ class SharedAlerts:
         self._of_symbol = dict(of_symbol)
 
     def begin(self) -> None:
-        """Begin where the process that led before has ended: this one leads from now on."""
+        """Begin where the previous leader has ended: this process is the leader from now on."""
         with self._lock:
             self._begun, self._first_rule_at = False, None
             self._begin_by = self._monotonic() + MARK_SECONDS
@@ -131,7 +131,7 @@ class SharedAlerts:
         return {each.exchange: tick for each, tick in self._follower.newest(self._series_of(mode, symbol)).items()}
 
     def follow(self, rules: Collection[AlertRule]) -> None:
-        """Begin with the prices of now of the symbols of new rules, before these are evaluated."""
+        """Read the current prices of the symbols of new rules, before these are evaluated."""
         if self._begun:
             symbols = {symbol for rule in rules if (symbol := getattr(rule, "symbol", None)) is not None}
             self._follower.follow(each for symbol in symbols for each in self._series_of(self._mode(), symbol))
@@ -139,7 +139,7 @@ class SharedAlerts:
             self._first_rule_at = milliseconds(self._clock())
 
     def step(self) -> None:
-        """Evaluate what is new; to be called again and again."""
+        """Evaluate new slices; to be called periodically."""
         with self._lock:
             began = self._monotonic()
             if not self._alerts.is_ready or began < self._next_step:
@@ -153,17 +153,17 @@ class SharedAlerts:
                         return
                     mark = None
                 self._begin_at(mark, now_ms)
-            if not 0 <= now_ms - self._looked_at < LOOK_MS:
-                self._looked_at = now_ms
+            if not 0 <= now_ms - self._checked_at < CHECK_MS:
+                self._checked_at = now_ms
                 if not self._alerts.pending:
                     self._stored_until = max(self._stored_until, self._complete_until - LATE_MS)
                     self._put_mark()
                 if evaluator.watches_feeds:
-                    self._look_at_feeds(now_ms)
+                    self._check_feeds(now_ms)
                 if evaluator.watches_holes:
-                    self._look_at_holes(now_ms)
+                    self._check_holes(now_ms)
             self._evaluate(now_ms)
-            self._next_step = (ended := self._monotonic()) + REST * (ended - began)
+            self._next_step = (ended := self._monotonic()) + PAUSE_FACTOR * (ended - began)
 
     def _begin_at(self, mark: AlertMark | None, now_ms: int) -> None:
         mode, begin = self._mode(), LATEST
@@ -171,7 +171,7 @@ class SharedAlerts:
             mark = AlertMark(now_ms if self._first_rule_at is None else self._first_rule_at, mode)
             begin = LATEST if self._first_rule_at is None else self._first_rule_at
         else:
-            # Changes within short periods are compared with what was before, of which no event is one.
+            # Earlier, as changes within a period are compared with its begin; earlier events are not admitted.
             begin = max(mark.until, now_ms - REPLAYED_MS) - self._alerts.evaluator.longest_period_ms(REPLAYED_MS)
         self._alerts.evaluator.admit_from(mark.until)
         self._follower.begin(begin)
@@ -185,7 +185,7 @@ class SharedAlerts:
         self._begun = True
 
     def _put_mark(self) -> None:
-        with suppress(Unavailable):  # the next process begins earlier, and stores nothing twice
+        with suppress(Unavailable):  # the next leader begins earlier, and stores nothing twice
             self._owners.put_mark(AlertMark(self._stored_until, mode := self._mode(), self._stale.held(mode)))
 
     def _evaluate(self, now_ms: int) -> None:
@@ -209,15 +209,15 @@ class SharedAlerts:
     def _series_of(self, mode: Mode, symbol: str) -> list[Series]:
         return self._of_symbol.get((mode, symbol), [])
 
-    def _look_at_feeds(self, now_ms: int) -> None:
+    def _check_feeds(self, now_ms: int) -> None:
         mode = self._mode()
         exchanges = {each.exchange for of in self._of_symbol.values() for each in of if each.mode is mode}
         new = self._stale.take(mode, self._owners.feed_states(mode, exchanges), now_ms)
         if new:
-            self._put_mark()  # before the events: the next process finds them with the same time
+            self._put_mark()  # before the events: the next leader finds them with the same time
             self._alerts.feeds_stale(mode, new, now_ms)
 
-    def _look_at_holes(self, now_ms: int) -> None:
+    def _check_holes(self, now_ms: int) -> None:
         try:
             holes = self._holes_found(self._holes_since)
         except Unavailable:

@@ -15,19 +15,20 @@ class SharedSlices:
     Args:
         cache: reads Redis.
         memory: has the slices that this process receives.
-        owners: know whether all of them have written what an outage has kept them from.
+        owners: reports whether all of them have written what failed during an outage.
     """
 
     def __init__(self, cache: BucketedWriter, memory: WindowState, owners: OwnerStates) -> None:
         self._cache, self._memory, self._owners = cache, memory, owners
-        self._lacking: set[Series] = set()  # what Redis may lack of them comes before what it gets next
+        self._lacking: set[Series] = set()  # Redis may lack slices of them
 
     def slices_since(self, starts: Mapping[Series, int], until: int) -> tuple[Candles, Collection[Series]]:
-        """The slices of each series that begin at its time or later, and before `until` (Unix ms).
+        """Return the slices of each series that begin at its time or later, and before `until` (Unix ms).
 
-        Those of memory where Redis cannot be read, or may lack some; the second item is what memory may lack as well.
+        They are those in memory where Redis cannot be read or may lack some. The second item is the series of which
+        memory may lack some as well.
         """
-        self._look_at_lacking()
+        self._check_lacking()
         read = {each: start for each, start in starts.items() if each not in self._lacking}
         found, failed = self._cache.slices_since(read, until)
         self._failed(failed)
@@ -40,29 +41,29 @@ class SharedSlices:
         return found, unread
 
     def last_before(self, series: Collection[Series], before: int) -> tuple[Candles, Collection[Series]]:
-        """The newest slice of each series of those that begin before a time (Unix ms); in an outage the newest tick."""
+        """Return the newest slice of each series before a time (Unix ms), or the newest tick during an outage."""
         found, failed = self._cache.last_before(series, before)
         self._failed(failed)
         newest = self._memory.newest_of(failed)
         held = {Slot(each, slice_start(tick.at)): candle_of(tick) for each, tick in newest.items()}
         return found | held, failed - newest.keys()
 
-    def _look_at_lacking(self) -> None:
+    def _check_lacking(self) -> None:
         if not self._lacking:
             return
         try:
             if self._owners.have_written():
                 self._lacking.clear()
         except Unavailable:
-            self._owners.ask_again()
+            self._owners.reset_reports()
 
     def _failed(self, series: Collection[Series]) -> None:
         if series:
             self._lacking.update(series)
-            self._owners.ask_again()
+            self._owners.reset_reports()
 
     def _held(self, series: Series, start: int, until: int) -> Candles:
-        """Those of memory if it has the one at `start`: a process that receives a series anew lacks some after that."""
+        """Return the slices in memory from `start` on; none if that at `start` is missing: so may be later ones."""
         try:
             slices = self._memory.recent(series, start).slices
         except Unavailable:

@@ -41,8 +41,7 @@ from marketflow.tasks import Backoff
 
 SLICES_A_PARTITION = 20_000
 """Slices up to which a write is not split, those of 50,000 series at a tick a second in 0.4 s: one call for many series
-costs a fifth less CPU than one a partition, and a process that lags must not take more.
-"""
+costs a fifth less CPU than one a partition, and a process that lags must not take more."""
 
 PARTITIONS_AT_ONCE = 3
 """Partitions that are written at the same time. Redis runs one write at a time: each of 15 waited for 14 others, and on
@@ -69,12 +68,12 @@ LAG_SECONDS = 3.0
 ROLLUP_PAUSE_SECONDS = 0.1
 """Pause between the steps of a roll-up, as long as a step: other queries need the server meanwhile."""
 
-
 DRAIN_BACKOFF = Backoff(0.1, 0.2)
 """Pauses between attempts to write what is left when the pipeline ends, for which there are seconds."""
 
 AlertBranch = Callable[["Parts", Observable[Candles], Observable[Any], RecoveredCandles | None], Observable[Any]]
-"""Makes a branch of: the parts, candles that have each new tick once, writes to the archive, what was recovered."""
+"""Returns the branch, given the parts, candles that contain each new tick once, an Observable that emits after each
+write to the archive, and what was recovered."""
 
 
 class Parts(msgspec.Struct, dict=True, eq=False):
@@ -93,10 +92,10 @@ class Parts(msgspec.Struct, dict=True, eq=False):
         pool: scheduler of all blocking calls.
         clock: the processing time by which minutes close.
         reconnect: pauses before a lost feed is connected again.
-        read_again: as of Recovery.
-        corrections: make minutes again from the records of venues.
+        read_again: see Recovery.
+        corrections: minutes made again from the records of venues.
         announce_newest: called with newest ticks as they arrive, on the thread of their feed.
-        alerts: makes the branch of the alerts.
+        alerts: returns the branch of the alerts.
         ownership: which series are written.
         series: returns all series that have rows; those of the feeds if it is None.
         pause_newest: blocks for a moment after each write of newest ticks; those that arrive meanwhile are one write.
@@ -165,12 +164,12 @@ class Parts(msgspec.Struct, dict=True, eq=False):
         )
 
     def give_up_drain(self) -> None:
-        """Repeat no write any more, once the pipeline is ending. It completes when those that are under way return."""
+        """Stop repeating writes that fail, once the pipeline is ending. It completes when running writes return."""
         self._drain_given_up.on_completed()
 
     @property
     def counters(self) -> PipelineCounters:
-        """What has been counted since the start."""
+        """The counters since the start."""
         return self.log.counters
 
     @property
@@ -185,7 +184,7 @@ class Parts(msgspec.Struct, dict=True, eq=False):
         return map_or_drop(work, self.log.step_failed)
 
     def wake_timers(self, _: Candles) -> None:
-        """End the rest of the timers that run once a second while no tick arrives."""
+        """Set the timers to their normal interval, which is longer while no tick arrives."""
         self.grid.wake()
         self._probe_grid.wake()
 
@@ -205,8 +204,8 @@ class Parts(msgspec.Struct, dict=True, eq=False):
     def close_minutes(self, _: Candles) -> Candles:
         """Return the minutes that are due by now, and expire those that no query needs any more.
 
-        The window state has merged the ticks of these slices into their minutes already; whole slices are emitted anew
-        with each late tick, so to add them up here would count ticks twice.
+        The slices are ignored: the window state has merged their ticks into minutes already. A whole slice is emitted
+        again with each late tick, so adding them up here would count ticks twice.
         """
         now_ms = self.now_ms()
         closed = self.state.take_closed(now_ms)
@@ -225,7 +224,7 @@ class Parts(msgspec.Struct, dict=True, eq=False):
             return self.state.replace(minutes, self.now_ms())
 
         minutes: Observable[Candles] = self.corrections.minutes(closed, self.ended).pipe(ops.catch(failed))
-        # The timers rest while no minute is open, and close those of the window state.
+        # The timers close the minutes of the window state, and run rarely while none is open.
         older: Observable[Candles] = minutes.pipe(
             ops.observe_on(self.loop),
             ops.take_until(self.ended),
@@ -245,7 +244,7 @@ class Parts(msgspec.Struct, dict=True, eq=False):
     # Writes to the cache
 
     def conflated(self, name: str, *stages: Operator[Any, Any]) -> Operator[dict[Any, Any], Any]:
-        """Pass one dict at a time through the stages; later values replace earlier ones while they wait."""
+        """Pass one dict at a time through the stages; of pending values the latest of each key stays."""
         return conflate_through(compose(*stages), union, self._cache_branch(name))
 
     def conflated_partitions(self, name: str, *stages: Operator[Any, Any]) -> Operator[Candles, Any]:
@@ -276,8 +275,8 @@ class Parts(msgspec.Struct, dict=True, eq=False):
 
     def write_latest(self, arrived: Mapping[Series, Tick | None]) -> None:
         """Write the newest tick of each series of an item: of ticks that arrived, or None for one that is refilled."""
-        # The newest at the time of the write: newer ones arrive while an item waits, and a refill, on another thread,
-        # may overtake them with older ones.
+        # The newest at the time of the write: newer ones arrive while an item is pending, and a refill, on another
+        # thread, may overtake them with older ones.
         newest = self.state.newest_of(arrived)
         if self.cache.put_newest(newest):
             self.log.latest_written(arrived, newest, self.clock())
@@ -285,10 +284,10 @@ class Parts(msgspec.Struct, dict=True, eq=False):
             self.pause_newest()
 
     def minutes_cached(self, archived: Observable[Any]) -> Observable[Any]:
-        """Write what is pending and not in the cache, repeated until the archive has it or the drain is given up.
+        """Write pending rows that the cache lacks, repeatedly until the archive has them or the drain is given up.
 
         Args:
-            archived: its completion says that the archive has it.
+            archived: completes when the archive has them.
         """
         return rx.from_callable(self.archive_sink.cache_rest, scheduler=self.pool).pipe(
             retry_with_backoff(
@@ -300,10 +299,10 @@ class Parts(msgspec.Struct, dict=True, eq=False):
         )
 
     def refill(self, contents: Callable[[Wanted], dict[Any, Any]]) -> Observable[dict[Any, Any]]:
-        """Emit of `contents` what the cache lacks, each time it lacks something.
+        """Emit the part of `contents` that the cache lacks, each time it lacks something.
 
         Args:
-            contents: returns what the cache should have, which is that of the given series at least.
+            contents: returns what the cache should have, at least of the given series.
         """
 
         def lacking(_: bool) -> dict[Any, Any]:
@@ -316,21 +315,21 @@ class Parts(msgspec.Struct, dict=True, eq=False):
     # Ownership
 
     def owned(self, items_in: Callable[[Collection[str], dict[Any, Any]], dict[Any, Any]]) -> Operator[Any, Any]:
-        """Leave out of each item what others write; the item as it is where no other process may write."""
+        """Remove from each item what other processes write; pass it on unchanged where there can be no other."""
         if self.ownership.everything:
             return lambda source: source
         return ops.map(lambda items: items_in(self.ownership.owned, items))
 
     def newest_of(self, shards: frozenset[str]) -> dict[Series, None]:
-        """The series of shards that have a newest tick."""
+        """Return the series of shards that have a newest tick."""
         return self.ownership.series_in(shards, dict.fromkeys(self.state.all_newest()))
 
     def slices_of(self, shards: frozenset[str]) -> Candles:
-        """Every slice of shards."""
+        """Return every slice of shards."""
         return self.state.all_slices(self.ownership.within(shards))
 
     def recent_slices_of(self, shards: frozenset[str]) -> Candles:
-        """The slices of shards that their owner before may not have written: those since it was last seen."""
+        """Return the slices of shards that the previous owner may not have written: those of the last TAKEOVER_MS."""
         since = self.now_ms() - TAKEOVER_MS
         return {slot: candle for slot, candle in self.slices_of(shards).items() if slot.start >= since}
 
@@ -340,15 +339,15 @@ class Parts(msgspec.Struct, dict=True, eq=False):
         return later.pipe(ops.map(lambda _: shards), ops.start_with(shards))
 
     def closed_of(self, shards: frozenset[str]) -> Candles:
-        """Every closed minute of shards."""
+        """Return every closed minute of shards."""
         return self.state.all_closed(self.ownership.within(shards))
 
     def taken_over(self, shards: frozenset[str]) -> Observable[Candles]:
-        """Merge what their owner before has left of shards; emit the slices that the cache lacks."""
+        """Merge what the previous owner left of shards; emit the slices that the cache lacks."""
 
         def lacking(left: RecoveredCandles) -> Candles:
             more = self.state.restore(left)
-            if left.minutes:  # the slices are too many
+            if left.minutes:  # there were too many slices, and some were read as minutes
                 return more
             held, found = self.slices_of(shards), left.slices
             return {
@@ -379,7 +378,7 @@ class Parts(msgspec.Struct, dict=True, eq=False):
             )
 
         sink = self.archive_sink
-        # The first one ends without an item where the pipeline ends before it succeeds.
+        # The first attempts end without an item where the pipeline ends before one succeeds.
         return repeated(sink.upsert_rows, Backoff(0.1, 1.0), self.ended).pipe(
             ops.map(rx.just),
             ops.default_if_empty(repeated(sink.upsert_rest, DRAIN_BACKOFF, self.drain_given_up)),
@@ -387,7 +386,7 @@ class Parts(msgspec.Struct, dict=True, eq=False):
         )
 
     def days_rolled_up(self) -> Observable[Any]:
-        """Roll up days that are over, step by step, beside the minutes; ends at once, as the next run continues it."""
+        """Roll up days that are over, step by step. Ends with the pipeline at once: the next run continues it."""
         step = rx.timer(ROLLUP_PAUSE_SECONDS, scheduler=self.loop).pipe(
             ops.flat_map(lambda _: rx.from_callable(self.archive_sink.roll_up, scheduler=self.pool))
         )
@@ -409,7 +408,7 @@ class Parts(msgspec.Struct, dict=True, eq=False):
         )
 
     def clocks_measured(self) -> Observable[Any]:
-        """Measure the clocks of the current mode's exchanges, one after the other; ends at once."""
+        """Measure the clocks of the current mode's exchanges, one after the other. Ends with the pipeline at once."""
 
         def measure(mode: Mode) -> None:
             for feed in self.feeds[mode]:
@@ -430,5 +429,5 @@ class Parts(msgspec.Struct, dict=True, eq=False):
         )
 
     def branch(self, name: str) -> Callable[[], Branch]:
-        """What creates a branch for each subscription."""
+        """Return a function that creates a branch for each subscription."""
         return lambda: self.branches.add(name)

@@ -19,6 +19,7 @@ from marketflow.stores.cache_limits import RECENT_MS
 from marketflow.stores.ports import ArchiveWriter, CacheWriter, Rollups
 
 DEFAULT_LIMIT = 500_000
+"""Rows that the backlog holds at most."""
 
 ROWS_A_PART = 1000
 """Minutes that are written to the cache and confirmed at once."""
@@ -115,9 +116,9 @@ class ArchiveSink:
     """Writes the rows of the backlog to the archive, and rolls up its days.
 
     Args:
-        state: takes over what an earlier run archived of the last minutes.
+        state: adopts what an earlier run archived of the last minutes.
         backlog: rows that the archive has not confirmed.
-        cache: learns which minutes are archived.
+        cache: gets the mark before which all minutes are archived.
         archive: where rows are kept.
         rollups: daily candles in the archive.
         series: returns all series of this process.
@@ -202,7 +203,7 @@ class ArchiveSink:
         self._backlog.add(self._ownership.slots_in(self._ownership.owned, self._state.take_all()))
 
     def upsert_rest(self) -> None:
-        """Write the rows that are left, if there are any.
+        """Write the rows that are still pending, if there are any.
 
         Raises:
             Unavailable: as for `upsert_rows`.
@@ -227,7 +228,7 @@ class ArchiveSink:
         Raises:
             Unavailable: not all are written.
         """
-        # From the end on, and the archive from the beginning: where the time of a stop is short, they share the rows.
+        # In reverse: the archive begins at the front, so together they cover more rows where a stop is short of time.
         slots = list(reversed(minutes))
         confirmed = True
         for begin in range(0, len(slots), ROWS_A_PART):

@@ -1,7 +1,7 @@
 """Progress of the branches of the pipeline, each behind a conflation, and detection of those that have stalled.
 
-A conflation holds one item under way and one that waits, so a branch that blocks uses no memory and raises nothing:
-only its lack of progress shows. Time is passed in.
+A conflation holds one item under way and one that is pending, so a branch that blocks uses no memory and raises
+nothing: only its lack of progress shows. Time is passed in.
 """
 
 import threading
@@ -21,7 +21,7 @@ IDLE_CHECK_SECONDS = 5.0
 
 
 class Branch:
-    """Progress of one branch: written by its conflation, under the lock of that, and read by any thread."""
+    """Progress of one branch: written by its conflation under a lock, read by any thread."""
 
     __slots__ = ("busy", "finished", "name")
 

@@ -84,7 +84,7 @@ class FeedSet(Mapping[Mode, Sequence[Feed]]):
     def replace(self, feeds: Mapping[Mode, Sequence[Feed]]) -> None:
         """Replace the feeds; those that stay, as the same objects, are not interrupted.
 
-        Those that are removed are stopped: what they have received comes all the same.
+        Those that are removed are stopped, after they have emitted what they have received.
         """
         with self._lock:
             for feed in {feed for mode in self for feed in self[mode]}.difference(*feeds.values()):

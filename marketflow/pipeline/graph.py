@@ -34,7 +34,7 @@ class Pipeline(Parts):
     """The parts, connected."""
 
     def observable(self) -> Observable[Any]:
-        """The whole pipeline, to be subscribed to once: the work is done in its operators, its items mean nothing.
+        """Return the whole pipeline, for one subscription. Its operators do the work; its items have no meaning.
 
         The feeds begin after one attempt to read what an earlier run left in the cache, so that the first query finds
         it. If the cache is down, the attempts go on beside the feeds.
@@ -74,7 +74,7 @@ class Pipeline(Parts):
         # On the loop, as is all that emits slices: of two versions, the later one is then the more complete.
         restored = self.recovery.candles(recovered).pipe(on_loop, self.step(state.restore))
         taken_over: Observable[Candles] = gained.pipe(ops.flat_map(self.taken_over))
-        # The timers rest while no minute is open, and others have left some.
+        # The timers run rarely while no minute is open, and these may be of open minutes.
         left = rx.merge(restored, taken_over).pipe(ops.do_action(self.wake_timers))
         slices = rx.merge(received, left).pipe(ops.publish())
         # A shard that is lost is written once more, since without Redis this process has gone on with it all the same;

@@ -18,7 +18,7 @@ from marketflow.text import without_secrets
 
 
 class ConnectionFailure(NamedTuple):
-    """Why a connection of a feed ended, when, and when the next attempt begins (Unix ms)."""
+    """Why and when (Unix ms) a connection of a feed ended, and when the next attempt begins (Unix ms)."""
 
     text: str
     at: int
@@ -37,7 +37,7 @@ class PipelineCounters(msgspec.Struct, eq=False):
     tick_to_cache: DelayCounter = field(default_factory=DelayCounter)
     """From the receipt of a tick to the cache's confirmation; of conflated ticks, the delay of the newest one.
 
-    Of the writes that follow another one within a tenth of a second only some are confirmed at once, and counted.
+    Only writes that are confirmed at once count: some of those that follow another within 0.1 s are not.
     """
     reconnects: dict[str, int] = field(default_factory=dict)
     failures: dict[Connection, ConnectionFailure] = field(default_factory=dict)

@@ -54,8 +54,8 @@ class Recovery:
         clock: wall-clock time.
         log: logs failures.
         ownership: what is read at the start, and the shards of all series.
-        read_again: reads the first minute once more when that is over: where another process may have written for a
-            while after this one began, or late, it is complete only there. None without one.
+        read_again: reads the first minute once more when that is over: another process may have written to it after
+            this one began, so only the cache has all of it. None where there is no other process.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Recovery:
         self._ownership, self._initial = ownership, ownership.at_start
         self.read_again = read_again
         self.on_recovered: Callable[[frozenset[str], RecoveredCandles], None] = lambda shards, recovered: None
-        """Called with what was read of shards, by the thread that has read it."""
+        """Called with what was read of shards, on the thread that has read it."""
         self.on_attempted: Callable[[frozenset[str]], None] = lambda shards: None
         """Called after the first attempt to read what another owner left of shards, whether it succeeded or not."""
 
@@ -88,7 +88,7 @@ class Recovery:
         return self._candles(recovered, self._initial)
 
     def taken_over(self, shards: frozenset[str]) -> Observable[RecoveredCandles]:
-        """Emit the candles that their owner before has left of shards."""
+        """Emit the candles that the previous owner left of shards."""
 
         def candles(recovered: RecoveredCandles | None) -> Observable[RecoveredCandles]:
             self.on_attempted(shards)
@@ -129,7 +129,7 @@ class Recovery:
         return wanted
 
     def _first_minute_again(self, wanted: Wanted) -> Observable[RecoveredCandles]:
-        """Emit what the cache has of the minute that runs, when that is over or the pipeline ends."""
+        """Emit what the cache has of the current minute, when that is over or the pipeline ends."""
         if (read_again := self.read_again) is None:
             return rx.empty()
         began = milliseconds(self._clock())
@@ -158,9 +158,9 @@ class Recovery:
 class RefillPauses:
     """Pauses between refills that fail again and again, in numbers of probes; for one thread at a time.
 
-    On a machine short of CPU a refill of all slices may fail by its own load, and repeated at once sustain it. So the
-    pause grows, by as long as a refill takes, with each one that failed. Of a refill that ends before the next probe
-    there is no pause: the cache is full again soon after its return, however often it failed before.
+    On a machine short of CPU a refill of all slices may fail because of the load it causes, and would fail again if it
+    were repeated at once. So the pause grows with each failure by as long as a refill takes. A refill that ends before
+    the next probe is followed by no pause: the cache is full soon after its return, however often it failed before.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""Which series this process writes. One that stands by for a shard has its ticks in memory and writes nothing of it.
+"""Which series this process writes. A standby has the ticks of a shard in memory and writes nothing of it.
 
 Two writers of a series are harmless, since the more complete candle stays in every store: ownership saves work, and
-nothing breaks while two processes, or none, believe to be the owner.
+no candle is wrong while two processes, or none, are the owner.
 """
 
 import threading
@@ -20,7 +20,7 @@ _V = TypeVar("_V")
 
 
 class Change(NamedTuple):
-    """What is owned after a change of it, and what differs from before."""
+    """The shards that are owned after a change, and those that it has added and removed."""
 
     owned: frozenset[str]
     gained: frozenset[str]
@@ -32,7 +32,7 @@ class Ownership:
 
     Args:
         shards: all shards that there are.
-        owned: those of the start; None is everything, for good.
+        owned: those that are owned at the start; None is all of them, for good.
     """
 
     def __init__(self, shards: ShardMap | None = None, owned: Collection[str] | None = None) -> None:
@@ -51,20 +51,20 @@ class Ownership:
 
     @property
     def everything(self) -> bool:
-        """Whether all is written here, for good."""
+        """Whether all shards are owned here, for good."""
         return self._owned.value is None
 
     @property
     def leads(self) -> bool:
-        """Whether this process does what one does for all."""
+        """Whether this process is the leader, which does what one process does for all."""
         return LEAD in self.owned
 
     def take(self, owned: Collection[str], shards: ShardMap | None = None) -> None:
         """Own these shards from now on.
 
         Args:
-            owned: which.
-            shards: all that there are, if they have changed.
+            owned: their names.
+            shards: all shards that there are, if they have changed.
         """
         with self._lock:
             if shards is not None:
@@ -73,7 +73,7 @@ class Ownership:
                 self._owned.on_next(after)
 
     def changes(self) -> Observable[Change]:
-        """Emit each change since the start: what has changed before the subscription as one."""
+        """Emit each change since the start; those before the subscription as one."""
 
         def change(before: Change, owned: frozenset[str] | None) -> Change:
             now = self.at_start if owned is None else owned
@@ -87,16 +87,16 @@ class Ownership:
         return self._owned.pipe(ops.scan(change, initial), ops.filter(differs))
 
     def within(self, shards: Collection[str]) -> Wanted:
-        """Whether a series is in some shards."""
+        """Return a function that returns whether a series is in some shards."""
         shard_of = self.shards.of
         return lambda series: shard_of(series) in shards
 
     def series_in(self, shards: Collection[str], items: Mapping[Series, _V]) -> dict[Series, _V]:
-        """Those of the items whose series is in some shards."""
+        """Return the items whose series is in some shards."""
         shard_of = self.shards.of
         return {series: item for series, item in items.items() if shard_of(series) in shards}
 
     def slots_in(self, shards: Collection[str], candles: Mapping[Slot, _V]) -> dict[Slot, _V]:
-        """Those of the items whose slot is of a series in some shards."""
+        """Return the items whose slot is of a series in some shards."""
         shard_of = self.shards.of
         return {slot: item for slot, item in candles.items() if shard_of(slot.series) in shards}

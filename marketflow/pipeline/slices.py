@@ -1,9 +1,9 @@
 """Bounded buffer of 100 ms slices; evicts the oldest first. With few series it holds the whole window.
 
 It serves three purposes: every version of a slice written to the cache is complete; a cache that lost its data is
-refilled; and while the cache is down, time ranges are exact. The first needs seconds, since ticks are not later than
-that, the others the whole window. Of an evicted slice only its minute stays: no version is written any more, since it
-would be less complete than the one in the cache; late ticks count in the minute alone.
+refilled; and while the cache is down, time ranges are exact. The first needs the last seconds, since ticks are not
+later than that, the others the whole window. A slice that was evicted is written no more, since a new version would be
+less complete than the one in the cache; its late ticks count in the minute alone.
 
 Grouped by start, which is the order of eviction.
 """
@@ -18,7 +18,7 @@ HELD_MS = 15_000
 
 
 class Slices:
-    """Slices of all series by start (Unix ms); not for several threads at once.
+    """Slices of all series by start (Unix ms); for one thread at a time.
 
     Args:
         limit: number beyond which the oldest are evicted.
@@ -42,11 +42,11 @@ class Slices:
 
     @property
     def contested(self) -> Collection[Slot]:
-        """Slices of which another process's candle was more complete than this run's when they met."""
+        """Slices of which another process's candle was more complete than this run's when it was read."""
         return self._contested
 
     def merge(self, batch: Candles) -> Candles:
-        """Merge ticks into slices; return the whole slices, of those that are not evicted."""
+        """Merge ticks into slices; return the whole slices, without those that were evicted."""
         whole: Candles = {}
         contested, begun = self._contested, -1
         by_series: dict[Series, Candle] = {}
@@ -107,7 +107,7 @@ class Slices:
         """A copy of all slices by start (Unix ms), in a fraction of the time that their slots take."""
         return [(start, dict(by_series)) for start, by_series in self._by_start.items()]
 
-    def lack(self, before: int, last_at: int) -> None:
+    def mark_evicted(self, before: int, last_at: int) -> None:
         """Mark slices of an earlier run that are not held here as evicted.
 
         Args:
@@ -117,7 +117,7 @@ class Slices:
         ahead = min(slice_start(last_at) + SLICE_MS, before + self._held_ms)
         self.whole_from = max(self.whole_from, before, ahead)
 
-    def forget(self, unwanted: Callable[[Series], bool]) -> None:
+    def remove(self, unwanted: Callable[[Series], bool]) -> None:
         """Remove the slices of some series."""
         for start, by_series in self._by_start.items():
             for series in [series for series in by_series if unwanted(series)]:
@@ -132,8 +132,8 @@ class Slices:
 
     def fit(self, now_ms: int) -> None:
         """Evict the oldest while they are too many."""
-        # It is far ahead only after the clock was set back, and would then evict current slices. If it went back at any
-        # other time, less complete versions of evicted slices would be made.
+        # `whole_from` is far ahead only after the clock was set back, and would then evict current slices. Lowered at
+        # any other time, less complete versions of evicted slices would be written.
         if self.whole_from > now_ms + self._held_ms:
             self.whole_from = now_ms - self._held_ms
         if self._count <= self._limit:

@@ -138,7 +138,8 @@ class WindowState:
             for minute in in_part.keys() | left.minutes.keys():
                 self._unite(minute, left.minutes.get(minute), in_part.get(minute, {}))
             if left.whole_from:
-                self._slices.lack(left.whole_from, max((each.last_at for each in left.minutes.values()), default=0))
+                last_at = max((each.last_at for each in left.minutes.values()), default=0)
+                self._slices.mark_evicted(left.whole_from, last_at)
             return more
 
     def _restore_slices(self, left: RecoveredCandles) -> tuple[Candles, dict[Slot, dict[int, Candle]]]:
@@ -185,16 +186,17 @@ class WindowState:
         return self._first_at.get(series[:2], self._first_of_all)
 
     def _unite(self, minute: Slot, folded: Candle | None, slices: Mapping[int, Candle]) -> None:
-        """Unite a minute with what another process has of it, where not all of its slices are here, or there.
+        """Merge a minute with another process's part of it, where one of the two does not have all of its slices.
 
-        What the other one has only folded, or is evicted here, counts as the other one's; after that each slice as it
-        is held by now. Where that is less than this run has by itself, as of an owner that was frozen for long, it is
-        of no use. Ticks of this run from now on are added, and all are where the other one ended before its first.
+        The other process's candle counts where it is folded, or its slices are evicted here; after that, each slice as
+        it is held by now. If the result has fewer ticks than this run's own candle, as after an owner was frozen for
+        long, the own candle stays. Later ticks of this run are added. All of them are added where the other process
+        ended before the first one.
 
         Args:
-            minute: which.
-            folded: of another process, without its slices.
-            slices: of another process after that, by start; those that may be held are.
+            minute: the series and start of the minute.
+            folded: another process's candle of slices that it does not have any more.
+            slices: another process's later slices, by start; those that may be held are held here, too.
         """
         series, start = minute
         whole_from = max(slice_start(self._slices.whole_from + SLICE_MS - 1), start)
@@ -213,7 +215,7 @@ class WindowState:
         self._unwritten[start].add(series)
 
     def _set_apart(self, minute: Slot, other: Candle) -> None:
-        """Count ticks of this run that another process's candle may have, too, as that one's, so as not to add them."""
+        """Move ticks of this run that another process's candle may contain to `_restored`, which is not added to it."""
         series, start = minute
         if other.last_at < self._begun_at(series):
             return
@@ -224,7 +226,7 @@ class WindowState:
             self._restored[start][series] = own if held is None else merge(held, own)
 
     def _divide(self, minute: Slot, until: int) -> None:
-        """Fold a minute again from its slices, in two parts: up to the slice that begins at `until`, and after it."""
+        """Fold a minute again from its slices: `_restored` up to the slice that begins at `until`, `_minutes` after."""
         series, start = minute
         until = self._divided[start][series] = max(until, self._divided[start].get(series, 0))
         end = start + self.minute_ms
@@ -242,7 +244,7 @@ class WindowState:
     def lacks_since(self, now_ms: int) -> int | None:
         """Return the minute (Unix ms) from which on the archive may have ticks that are not here; None if nowhere.
 
-        So it is after a start, until `adopt`, and after the clock was set back. Call it before each write.
+        That is the case after a start, until `adopt`, and after the clock was set back. Call it before each write.
         """
         oldest = _oldest_held(now_ms)
         with self._lock:
@@ -270,7 +272,7 @@ class WindowState:
             self._whole_from = since
 
     def replace(self, minutes: Candles, now_ms: int) -> Candles:
-        """Replace minutes by authoritative ones that are not less complete; return those that are held here no more.
+        """Replace minutes by authoritative ones that are not less complete; return those that have expired here.
 
         What has changed is emitted as closed again; the version of a minute that was closed before is raised, unless
         only its verification is new.
@@ -351,7 +353,7 @@ class WindowState:
 
     def _whole_minutes(self, start: int, series: Iterable[Series]) -> Candles:
         if not any(start in each for each in (self._restored, self._adopted, self._replaced, self._corrections)):
-            own = self._minutes.get(start, {})  # as it is but after a start: a fifth of the time
+            own = self._minutes.get(start, {})  # always but after a start; takes a fifth of the time
             return {Slot(each, start): own[each] for each in series if each in own}
         found = ((Slot(each, start), self._minute(each, start)) for each in series)
         return {minute: candle for minute, candle in found if candle is not None}
@@ -422,11 +424,11 @@ class WindowState:
         self._newest = {series: tick for series, tick in self._newest.items() if tick.at <= beyond}
         self._newest_at = max((tick.at for tick in self._newest.values()), default=0)
 
-    def forget(self, unwanted: Callable[[Series], bool]) -> None:
+    def remove(self, unwanted: Callable[[Series], bool]) -> None:
         """Remove all that is held of some series."""
         with self._lock:
             self._newest = {series: tick for series, tick in self._newest.items() if not unwanted(series)}
-            self._slices.forget(unwanted)
+            self._slices.remove(unwanted)
             for minutes in (self._minutes, self._restored, self._adopted, self._replaced, self._divided):
                 for by_series in minutes.values():
                     for series in [series for series in by_series if unwanted(series)]:
@@ -484,7 +486,7 @@ class WindowState:
             )
 
     def recent_minutes(self, series: Series, since: int) -> RecentCandles:
-        """The same without slices, which are thousands."""
+        """As `recent`, without the slices, of which there are thousands."""
         with self._lock:
             return RecentCandles(self._newest.get(series), {}, self._minutes_after(series, since))
 
@@ -502,7 +504,7 @@ def _of(minutes: _Minutes, series: Series, start: int) -> Candle | None:
 
 
 def _values(candle: Candle | None) -> tuple[object, ...] | None:
-    """What a correction changes."""
+    """Return the values that a correction changes."""
     if candle is None:
         return None
     return candle.open, candle.high, candle.low, candle.close, candle.ticks, candle.amounts, candle.source

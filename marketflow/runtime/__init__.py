@@ -1,1 +1,1 @@
-"""Puts the processes together from the settings: the composition root, the engine, health."""
+"""Builds the processes from the settings: the composition root, the engine, health."""

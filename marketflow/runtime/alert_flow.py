@@ -6,8 +6,7 @@
     persisted = raised, stale, holes, changed rules | conflate | from_callable(persist, pool) | retry
     delivered = persisted, once a second while there are webhooks | due receivers | from_callable(serve, own pool)
 
-Without rules no candle passes the first filter. What fails here is counted and logged; prices and rows never wait for
-it.
+Without rules no candle passes the first filter. Failures are counted and logged; prices and rows never wait for alerts.
 """
 
 import threading
@@ -45,7 +44,7 @@ if TYPE_CHECKING:  # where several processes ingest
     from marketflow.cluster.shared_alerts import SharedAlerts
 
 STATES_SECONDS = 0.5
-"""Interval at which the states of feeds are looked at."""
+"""Interval at which the states of feeds are checked."""
 
 DELIVERY_SECONDS = 1.0
 """Interval at which due deliveries are looked for; new ones are posted at once."""
@@ -65,7 +64,7 @@ class AlertFlow:
         feed_states: returns the current mode and the states of its feeds.
         stale_after_seconds: how long a feed may be without a connection before it is stale.
         clock: wall-clock time.
-        leads: returns whether this process evaluates alerts, which one does for all.
+        leads: returns whether this process is the leader, which evaluates alerts for all.
         shared: evaluates what all processes write; None where this one ingests everything.
     """
 
@@ -94,7 +93,7 @@ class AlertFlow:
         alerts.on_change = self._announce_change
 
     def counters(self) -> AlertCounters:
-        """Return what was counted since the start."""
+        """Return the counters since the start."""
         alerts, deliveries = self._alerts, self._deliveries
         return AlertCounters(
             events=dict(alerts.stored),
@@ -105,7 +104,7 @@ class AlertFlow:
         )
 
     def close(self) -> None:
-        """Begin no more posts."""
+        """Stop: no post begins any more."""
         self._deliveries.stop()
         with self._lock:
             if self._pool is not None:
@@ -118,13 +117,13 @@ class AlertFlow:
         archived: Observable[Any],
         recovered: RecoveredCandles | None,
     ) -> Observable[Any]:
-        """Return the branch, whose items mean nothing.
+        """Return the branch, whose items have no meaning.
 
         Args:
             parts: of the pipeline.
             new_ticks: candles that have each tick once.
-            archived: emits when the archive has taken something.
-            recovered: what an earlier run left.
+            archived: emits after each write to the archive.
+            recovered: the candles that an earlier run left.
         """
         alerts, evaluator = self._alerts, self._alerts.evaluator
         changed: Observable[Any] = self._changed.pipe(ops.take_until(parts.ended), ops.start_with(None))
@@ -152,7 +151,7 @@ class AlertFlow:
 
         return persisted.pipe(
             ops.publish(lambda stored: rx.merge(stored, delivered(stored))),
-            ops.catch(lambda error, _: self._broken(parts, error)),
+            ops.catch(lambda error, _: self._failed(parts, error)),
         )
 
     def _found_here(
@@ -177,7 +176,7 @@ class AlertFlow:
             conflate_through(evaluated, merged, parts.branch("alerts")),
         )
         stale = self._while(changed, parts, lambda: evaluator.watches_feeds, STATES_SECONDS).pipe(
-            ops.map(isolated(self._look_at_feeds, parts.log.step_failed))
+            ops.map(isolated(self._check_feeds, parts.log.step_failed))
         )
         return rx.merge(raised, stale)
 
@@ -199,7 +198,7 @@ class AlertFlow:
     def _while(
         self, changed: Observable[Any], parts: Parts, is_needed: Callable[[], bool], seconds: float
     ) -> Observable[Any]:
-        """Emit at an interval while a condition holds, which is looked at when rules have changed."""
+        """Emit at an interval while a condition holds, which is checked when rules have changed."""
 
         def ticking(needed: bool) -> Observable[Any]:
             return rx.interval(seconds, scheduler=parts.loop) if needed else rx.never()
@@ -214,7 +213,7 @@ class AlertFlow:
         with self._lock:  # a Subject does not serialize
             self._changed.on_next(None)
 
-    def _look_at_feeds(self, _: object) -> None:
+    def _check_feeds(self, _: object) -> None:
         mode, states = self._feed_states()
         if exchanges := self._stale.take(mode, states, milliseconds(self._clock())):
             self._alerts.feeds_stale(mode, exchanges)
@@ -255,11 +254,11 @@ class AlertFlow:
         try:
             self._deliveries.serve(receiver)
         except Unavailable:
-            pass  # what is not recorded is, before anything else is posted
+            pass  # the result of a post is recorded before the next one begins
         except Exception as error:  # noqa: BLE001 - other receivers must not suffer
             self._limit.log("serve", "ERROR", f"alerts cannot be delivered, which is a bug: {error!r}")
 
-    def _broken(self, parts: Parts, error: Exception) -> Observable[Any]:
+    def _failed(self, parts: Parts, error: Exception) -> Observable[Any]:
         parts.log.step_failed(error)
         return rx.empty()
 

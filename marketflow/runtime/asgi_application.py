@@ -44,14 +44,14 @@ SETTLE_MS = 10_000
 """How long after the allowed lateness a closed minute may take to reach the cache, late ticks included."""
 
 CHANGE_SECONDS = 5.0
-"""How long a change of the mode, the settings or a rule waits for those of its kind before it."""
+"""How long a change of the mode, the settings or a rule waits for earlier ones of its kind."""
 
 RELOAD_SECONDS = 10.0
-"""How long a reload waits for the event loop: a stop may have ended it."""
+"""How long a reload waits for the event loop, which a stop may have ended."""
 
 
 class Readers(NamedTuple):
-    """Readers of the stores: the cache, the near cache that follows its announcements, and the archive."""
+    """Readers of the cache and of the archive."""
 
     cache: BucketedCache
     archive: PostgresReader
@@ -62,7 +62,7 @@ class AsgiApplication(ABC):
 
     def __init__(self, settings: Settings, read: ReadSettings) -> None:
         self.settings = settings
-        """Those of the start."""
+        """The settings at the start."""
         self.settings_reload = SettingsReload(settings, read, self._apply)
         self.reloads = SerialCalls(CHANGE_SECONDS)
         self._state: dict[str, Any] = {}  # of the lifespan; the server copies it for each request
@@ -166,17 +166,17 @@ class AsgiApplication(ABC):
                 logger.error("settings not reloaded: {}", line)
 
     def _apply(self, settings: Settings) -> None:
-        """Take changed settings; on a thread beside the loop."""
+        """Apply changed settings; on a thread beside the loop."""
         assert self._loop is not None, "it has started"
         self.ingest_from(settings)
         asyncio.run_coroutine_threadsafe(self._answer_about(settings), self._loop).result(RELOAD_SECONDS)
 
     @abstractmethod
     def ingest_from(self, settings: Settings) -> None:
-        """Take the exchanges and symbols of changed settings; on a thread beside the loop."""
+        """Apply the exchanges and symbols of changed settings to ingest; on a thread beside the loop."""
 
     async def _answer_about(self, settings: Settings) -> None:
-        """Answer further requests about the exchanges and symbols of changed settings."""
+        """Apply the exchanges and symbols of changed settings to further requests."""
         await self.started.wait()
         before: Context = self._state["context"]
         exchanges = tuple(exchange.name for exchange in settings.exchanges)
@@ -203,9 +203,9 @@ class AsgiApplication(ABC):
 
     async def probe(self, stack: AsyncExitStack, *probes: Probe) -> None:
         """Probe the stores now, and periodically from now on."""
-        await asyncio.gather(*(probe.ask_until_known() for probe in probes))
+        await asyncio.gather(*(probe.ping_until_known() for probe in probes))
         for probe in probes:
-            await stack.enter_async_context(background(probe.ask_periodically()))
+            await stack.enter_async_context(background(probe.ping_periodically()))
 
     def context(
         self,

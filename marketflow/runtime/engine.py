@@ -55,7 +55,7 @@ if TYPE_CHECKING:  # what several processes share; imported where there may be o
     from marketflow.cluster.shared_alerts import SharedAlerts
 
 BEGIN_SECONDS = 1.0
-"""How long a start waits for each store to return what an earlier run left."""
+"""How long a start waits for each store to return the data of an earlier run."""
 
 ARCHIVE_START_SECONDS = 2.0
 """How long one write waits for an embedded PostgreSQL that is starting: a longer one would count as stalled."""
@@ -69,34 +69,32 @@ DRAIN_SECONDS = 3.3
 """Time limit for draining: pending writes, and the rows of open minutes."""
 
 LAST_WRITE_SECONDS = 0.2
-"""How long a write that is under way at that time may go on."""
+"""How long a running write may continue after that."""
 
 MOST_THREADS = 128
-"""Threads that write slices; any number of partitions shares them."""
+"""Upper limit of the threads that write slices, which all partitions share."""
 
 YOUNG_OBJECTS = 50_000
 """Allocations between two garbage collections. A batch of many series is thousands of short-lived objects: with the
 default of 700, collections took nearly half of all time at 15,000 series and freed nothing."""
 
 SWITCH_SECONDS = 0.0005
-"""Interval after which a thread that holds the GIL must offer it. A tick changes threads half a dozen times, and beside
-an exchange that floods it waited up to Python's default of 5 ms each time."""
+"""Interval after which a thread must release the GIL when another one waits. A tick changes threads half a dozen times,
+and beside a flooded exchange it waited up to Python's default of 5 ms each time."""
 
 RECORDER_STOP_SECONDS = 0.5
 """How long a stop waits for the disk that raw frames are recorded on."""
 
 WARM_SECONDS = 0.5
-"""How long a feed must have been connected before its ticks complete those of the owner: that one's last slices are
-written by then.
-"""
+"""How long the feed of a standby must have been connected before it is warm: by then the owner has written the slices
+from before."""
 
 REACHED_SECONDS = 2.0
-"""How long all of the cache must have answered, or not all of it, before that decides who owns shards: after a failover
-one process finds the new master a little later than another.
-"""
+"""How long the whole cache must have answered, or a part must not, before ownership depends on it: after a failover one
+process finds the new master a little later than another."""
 
-FORGET_SECONDS = 1.0
-"""After which time no tick of a feed that was removed is on its way any more."""
+REMOVED_SECONDS = 1.0
+"""Time after the removal of a feed by which its last tick has been processed."""
 
 FORCE_SECONDS = 0.5
 """Time limit once a stop is forced: enough unless a store is frozen."""
@@ -113,11 +111,11 @@ class Engine:
         clock: wall-clock time.
         mode: the initial mode.
         on_failure: called once, from any thread, if the pipeline itself fails; it has ended then.
-        is_alone: whether it owns all shards for good. Otherwise it begins with none, and `assign` gives it some.
-        announce_newest: as of Parts.
+        is_alone: whether it owns all shards for good. Otherwise it begins with none, and `assign` sets them.
+        announce_newest: see Parts.
         newest_pause_seconds: pause between writes of newest ticks to the cache.
-        archive_started: set once the server of the archive has been started; None is another's, which may be down.
-        pacing: rests of the feeds that lag behind.
+        archive_started: set once the embedded PostgreSQL has been started; None for an external one.
+        pacing: pauses of the feeds that lag behind.
     """
 
     def __init__(
@@ -141,7 +139,7 @@ class Engine:
         self._done = threading.Event()
         self._timer_ran = threading.Event()  # whether the timer thread has run since the last check
         self._timer_ran.set()
-        self._stop_wait = threading.Event()  # what `stop` waits for: the end of the pipeline, or a forced stop
+        self._stop_wait = threading.Event()  # set at the end of the pipeline, or by a forced stop
         self._subscription: abc.DisposableBase | None = None
         self._loop = TimingLoop("timing", self._timer_failed)
         self._generating = TimingLoop("generator", self._timer_failed)
@@ -157,15 +155,15 @@ class Engine:
         self._reconfiguring = threading.RLock()
         self.ownership = Ownership(settings.shards, None if is_alone else ())
         self._standby: frozenset[str] = frozenset()
-        self._restoring: frozenset[str] = frozenset()  # owned, and not yet asked the cache about
-        self._restored: list[RecoveredCandles] = []  # of those
-        self._fed: dict[Mode, frozenset[str]] = dict.fromkeys(Mode, frozenset())  # shards that feeds are for
+        self._restoring: frozenset[str] = frozenset()  # owned shards whose candles have yet to be read from the cache
+        self._restored: list[RecoveredCandles] = []  # what has been read of those
+        self._fed: dict[Mode, frozenset[str]] = dict.fromkeys(Mode, frozenset())  # shards that have a feed
         self._connected_since: dict[str, float] = {}  # by shard
         self._cache_answers, self._cache_since = True, -REACHED_SECONDS  # and since when
         self._replaced: dict[str, int] = {}  # ticks dated by receipt, by exchange
         self._by_receipt: frozenset[str] = frozenset()  # exchanges
-        self._newest_at: tuple[float, dict[str, int]] = 0.0, {}  # when asked, and by shard
-        self._ready: frozenset[str] = frozenset()  # as of the last call that did not find an assignment under way
+        self._newest_at: tuple[float, dict[str, int]] = 0.0, {}  # when determined, and the event time by shard
+        self._ready: frozenset[str] = frozenset()  # of the last call that did not find an assignment under way
         self._shards: dict[str, ShardState] = {}  # likewise
         made = self._factory.feeds(settings) if is_alone else {each: [] for each in Mode}
         self.feeds = FeedSet(made)
@@ -260,7 +258,7 @@ class Engine:
         )
 
     def _shared_with_others(self, redis: dict[str, Any], clock: Clock) -> "tuple[OwnerStates, SharedAlerts]":
-        """Return what is known of other processes that ingest, and the alerts on what all of them write."""
+        """Return the states of the other ingest processes, and the alerts on what all of them write."""
         from marketflow.cluster.owner_states import OwnerStates
         from marketflow.cluster.shared_alerts import SharedAlerts
         from marketflow.cluster.shared_slices import SharedSlices
@@ -289,11 +287,11 @@ class Engine:
 
     def is_alive(self) -> bool:
         """Return whether the timer thread has run since the last call."""
-        came_round = self._timer_ran.is_set()
-        if came_round:
+        has_run = self._timer_ran.is_set()
+        if has_run:
             self._timer_ran.clear()
             self._loop.schedule(lambda *_: self._timer_ran.set())
-        return came_round
+        return has_run
 
     def feed_states(self) -> tuple[Mode, dict[str, FeedState]]:
         """Return the current mode, and the state of its feeds by exchange."""
@@ -301,7 +299,7 @@ class Engine:
         return mode, {feed.exchange: feed.state for feed in self.feeds[mode]}
 
     def clock_offsets_ms(self) -> dict[str, int]:
-        """Return by how much each wrong exchange clock is ahead of this machine's, by exchange."""
+        """Return how far (ms) each wrong exchange clock is ahead of this machine's, by exchange."""
         feeds = self.feeds[self.modes.current]
         return {feed.exchange: feed.decoder.clock_offset_ms for feed in feeds if feed.decoder.clock_offset_ms}
 
@@ -355,7 +353,7 @@ class Engine:
         )
 
     def change_rule(self, change: RuleChange) -> RuleChanged:
-        """Change an alert rule; only the process that leads does."""
+        """Change an alert rule; only the leader does."""
         if not self.ownership.leads:
             return RuleChanged(change.id, "unavailable")
         try:
@@ -392,9 +390,9 @@ class Engine:
         return self.modes.switch(mode)
 
     def reconfigure(self, settings: Settings) -> None:
-        """Take the exchanges, symbols and alert rules of other settings, which differ in nothing else.
+        """Apply the exchanges, symbols and alert rules of other settings, which differ in nothing else.
 
-        Feeds that both name go on. What was received of others until now is written like all else.
+        Feeds in both settings go on. What was received from others until now is written like all else.
         """
         with self._reconfiguring:
             if self._shared_alerts is not None:
@@ -403,7 +401,7 @@ class Engine:
             if settings.alerts != self._settings.alerts:
                 self.alerts.configure(settings.alerts)
             if not self.ownership.everything:
-                # What was received of exchanges that are removed is still written by their owner.
+                # Joined, so that what was received of removed exchanges is still written by their owner.
                 self.ownership.take(self.ownership.owned, settings.shards.joined(self.ownership.shards))
             else:
                 self.ownership.shards = settings.shards
@@ -416,8 +414,8 @@ class Engine:
     def assign(self, owned: Collection[str], standby: Collection[str], leads: bool) -> None:
         """Own and stand by for these shards from now on.
 
-        What is gained is written at once, from memory where this process stood by. Feeds that were not here begin
-        after one attempt to read what the owner before has left.
+        Shards that are gained are written at once, from memory where this process was their standby. Feeds that were
+        not here begin after one attempt to read what the previous owner left.
         """
         with self._reconfiguring:
             if self._stopping:
@@ -435,10 +433,10 @@ class Engine:
                 self.alerts.on_change()
 
     def ready(self) -> frozenset[str]:
-        """Return the shards of the standby that could be owned at once: those that are warm, and those that never are.
+        """Return the shards of the standby that could be owned at once: the warm ones, and those that are always cold.
 
-        No shard while not all of the cache can be reached. To be called a few times a second. It does not wait for an
-        assignment, which the lease must not depend on; meanwhile it returns the same as before.
+        None while not all of the cache can be reached. Call it a few times a second. It does not wait for a running
+        assignment, on which the lease must not depend, but returns the same as before.
         """
         if self._reconfiguring.acquire(blocking=False):
             try:
@@ -463,7 +461,7 @@ class Engine:
         return (self._warm_since(WARM_SECONDS) & self._standby) | self.cold
 
     def is_cut_off(self) -> bool:
-        """Return whether some of the cache has not answered for a while, as of the last call of `ready`."""
+        """Return whether a part of the cache had not answered for a while at the last call of `ready`."""
         return not self._cache_answers and time.monotonic() - self._cache_since >= REACHED_SECONDS
 
     def _warm_since(self, seconds: float) -> frozenset[str]:
@@ -471,7 +469,7 @@ class Engine:
         return frozenset(shard for shard, since in self._connected_since.items() if now - since >= seconds)
 
     def shards(self) -> dict[str, ShardState]:
-        """Return the state of each shard here, or while an assignment is under way that of before, as `ready` does."""
+        """Return the state of each shard here; while an assignment is under way the same as before, like `ready`."""
         if self._reconfiguring.acquire(blocking=False):
             try:
                 self._shards = self._find_shards()
@@ -484,16 +482,16 @@ class Engine:
         newest_at = self._newest_by_shard()
         owned = self.ownership.owned - {LEAD}
         found = {shard: ShardState("connecting", newest_at.get(shard)) for shard in self._standby | owned}
-        # Its feeds begin after the cache was asked what the owner before has left.
+        # The feeds of a shard begin after one attempt to read what the previous owner left.
         begun = owned - self._restoring
         for state, of in (("warm", warm), ("cold", cold), ("owner", begun)):
             found |= {shard: msgspec.structs.replace(found[shard], state=state) for shard in of}
         return found
 
     def _newest_by_shard(self) -> dict[str, int]:
-        """Event time (Unix ms) of the newest tick of each shard, as of a second ago at most."""
-        asked_at, newest = self._newest_at
-        if (now := time.monotonic()) - asked_at >= 1.0:
+        """Return the event time (Unix ms) of the newest tick of each shard, at most a second old."""
+        determined_at, newest = self._newest_at
+        if (now := time.monotonic()) - determined_at >= 1.0:
             newest, mode = {}, self.modes.current
             for series, tick in self.window_state.all_newest().items():
                 if series.mode is mode:
@@ -520,7 +518,7 @@ class Engine:
         return self._standby - self._warm(self._standby)
 
     def _warm(self, shards: frozenset[str]) -> frozenset[str]:
-        """Those of the shards whose ticks two processes have alike."""
+        """Return the shards of which two processes receive the same ticks."""
         by_tcp = {exchange.name for exchange in self._settings.exchanges if not exchange.venue} - self._by_receipt
         return frozenset(shard for shard in shards if exchange_of(shard) in by_tcp)
 
@@ -545,13 +543,13 @@ class Engine:
         self.feeds.replace(feeds)
 
     def _begin_restored(self, shards: frozenset[str]) -> None:
-        """Begin the feeds of shards that the cache was asked about."""
+        """Begin the feeds of shards after the attempt to read what their previous owner left."""
         with self._reconfiguring:
             self._restoring -= shards
             self._replace_feeds(self._settings)
 
     def _find_dated_by_receipt(self, feeds: Mapping[str, Feed]) -> None:
-        """Stand by without feeds for exchanges whose ticks are dated by receipt: others date them otherwise."""
+        """Stand by without feeds for exchanges whose ticks are dated by receipt: each process dates them otherwise."""
         replaced = {exchange: feed.decoder.timestamps_replaced for exchange, feed in feeds.items()}
         found = {exchange for exchange, count in replaced.items() if count > self._replaced.get(exchange, 0)}
         self._replaced |= replaced
@@ -560,7 +558,8 @@ class Engine:
             self._replace_feeds(self._settings)
             cold = self.cold
             self._loop.schedule_relative(
-                FORGET_SECONDS, lambda *_: self.window_state.forget(self.ownership.within(cold - self.ownership.owned))
+                REMOVED_SECONDS,
+                lambda *_: self.window_state.remove(self.ownership.within(cold - self.ownership.owned)),
             )
 
     def start(self) -> None:
@@ -574,7 +573,7 @@ class Engine:
         self.pipeline.begun.wait(BEGIN_SECONDS)
 
     def wait_for_archive(self) -> None:
-        """Wait briefly until the archive has been written to, even if no rows."""
+        """Wait briefly for the first successful write to the archive, which may have no rows."""
         self.pipeline.archive_sink.available_once.wait(BEGIN_SECONDS)
 
     def stop(self) -> None:
@@ -588,7 +587,7 @@ class Engine:
         self._close()
 
     def _count_after(self, shards: frozenset[str], recovered: RecoveredCandles) -> None:
-        """Count only newer trades of the feeds that begin after what was recovered."""
+        """Have feeds that begin afterwards count only trades that are newer than what was recovered."""
         with self._reconfiguring:
             warm = self._fed[Mode.LIVE]
 
@@ -607,7 +606,7 @@ class Engine:
                 self._records.count_after(recovered.slices, recovered.minutes)
 
     def _drain(self) -> None:
-        """Wait until everything is written, or the time is over, and log what became of the minute rows."""
+        """Wait until everything is written or the time is over, and log how many minute rows are in which store."""
         pipeline = self.pipeline
         written = pipeline.counters.rows_written
         self._stop_wait.wait(DRAIN_SECONDS)
@@ -633,7 +632,7 @@ class Engine:
         pause, limit = CHECK_SECONDS, RateLimit(60.0)
         while not self._closing.wait(pause):
             try:
-                # Before the timer threads get work: each check would find them busy.
+                # Before the timer threads get work, which would make each check find them busy.
                 pause = CHECK_SECONDS if self.pipeline.branches.busy() else IDLE_CHECK_SECONDS
                 for loop, branch in timers:
                     if not branch.busy:

@@ -1,4 +1,4 @@
-"""What is known of the feeds: their problems for /health, and the rows of /feeds."""
+"""Status of the feeds: their problems for /health, and the rows of /feeds."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import groupby
@@ -27,14 +27,14 @@ class FeedStatus:
     Args:
         feeds: of both modes; may change.
         mode: returns the current one.
-        counters: have the reconnects and failures.
-        statistics: have rates and delays.
-        newest: has the newest ticks.
+        counters: reconnects and failures.
+        statistics: rates and delays.
+        newest: the newest ticks.
         holes: returns the number of holes.
         stale_after_seconds: silence after which a feed is stale.
         clock: wall-clock time.
         unsent: returns the symbols of an exchange that are traded there and of which it sends nothing.
-        ownership: which series are reported: those of a standby are reported by their owner.
+        ownership: only series that are owned are reported.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class FeedStatus:
         self._sorted: dict[Feed, tuple[frozenset[Series], list[Series]]] = {}
 
     def problems(self) -> dict[str, FeedProblem]:
-        """What is wrong with the feeds that are not fine, lack a symbol or what comes by REST, by exchange."""
+        """Return the problems of feeds, by exchange: their state, missing symbols, failed calls by REST."""
         found = {}
         for feed in self._feeds[self._mode()]:
             state, absent, report = feed.state, _lacking(feed), feed.report()
@@ -78,7 +78,7 @@ class FeedStatus:
         return found
 
     def report(self, query: FeedsQuery) -> FeedsReport:
-        """The exchanges and series that a query asks for."""
+        """Return the exchanges and series that a query selects."""
         mode, now_ms, holes = self._mode(), milliseconds(self._clock()), self._holes()
         feeds = [feed for feed in self._feeds[mode] if query.exchange in (None, feed.exchange) and self._series(feed)]
         wanted = [
@@ -93,7 +93,7 @@ class FeedStatus:
         )
 
     def _series(self, feed: Feed) -> list[Series]:
-        """The series of a feed that are owned at present, in order; there may be tens of thousands."""
+        """Return the owned series of a feed, in order. Sorted once: there may be tens of thousands."""
         series = feed.decoder.series
         if (known := self._sorted.get(feed)) is None or known[0] is not series:
             present = {each for of_mode in self._feeds.values() for each in of_mode}
@@ -105,7 +105,7 @@ class FeedStatus:
         return [each for each in known[1] if shard_of(each) in owned]
 
     def _failure(self, feed: Feed, state: FeedState) -> ConnectionFailure | None:
-        """Why a feed is in its state; None if that has another reason than the end of a connection."""
+        """Return the failed connection that a feed's state is due to; None if it has another reason."""
         failure = self._last_failure(feed)
         if failure is None or state in FINE_STATES:
             return None
@@ -114,12 +114,12 @@ class FeedStatus:
         return None if state is FeedState.STALE and came_back else failure
 
     def _last_failure(self, feed: Feed) -> ConnectionFailure | None:
-        """The last failure of its connections."""
+        """Return the last failure of a feed's connections."""
         failures = [self._counters.failures.get(connection) for connection in feed.connections]
         return max((failure for failure in failures if failure), key=lambda failure: failure.at, default=None)
 
     def _without_failure(self, feed: Feed, state: FeedState) -> str | None:
-        """What is wrong with a feed that is connected, in words."""
+        """Describe the problems of a feed that is connected."""
         if state is FeedState.STALE:
             return f"connected, but no good tick for over {self._stale_after_seconds:g} s"
         words = [f"the venue refuses {symbol}: {text}" for symbol, text in sorted(feed.refusals.items())]
@@ -184,7 +184,7 @@ def _lacking(feed: Feed) -> tuple[str, ...]:
 
 
 def _halts(halted: Mapping[str, str]) -> list[str]:
-    """What is halted, in words: the symbols by the venue's word for it."""
+    """Describe which symbols are halted, by the status that the venue gives."""
     by_halt: dict[str, list[str]] = {}
     for symbol, halt in sorted(halted.items()):
         by_halt.setdefault(halt, []).append(symbol)
@@ -192,7 +192,7 @@ def _halts(halted: Mapping[str, str]) -> list[str]:
 
 
 def hole_counts_of(exchange: str, mode: Mode, counts: HoleCounts) -> dict[HoleState, int]:
-    """The number of holes of an exchange in a mode, by state."""
+    """Return the number of holes of an exchange in a mode, by state."""
     found: dict[HoleState, int] = {}
     for series, of_series in counts.items():
         if (series.mode, series.exchange) == (mode, exchange):

@@ -1,4 +1,4 @@
-"""Health: probes ask the stores for a sign of life, and the report puts /health together from their answers."""
+"""Health: probes ping the stores, and the report builds the answer of /health from their results."""
 
 import asyncio
 import time
@@ -12,13 +12,13 @@ from marketflow.logs import Outage, RateLimit
 from marketflow.model import FINE_STATES, FeedState, Mode
 
 PROBE_SECONDS = 1.0
-"""Interval of the pings, while anybody looks at their result."""
+"""Interval of the pings, while their result is read."""
 
 IDLE_PROBE_SECONDS = 5.0
-"""The same while nobody does: at that of PROBE_SECONDS, they were a fifth of the CPU of an idle process."""
+"""Interval while it is not: every PROBE_SECONDS, they were a fifth of the CPU of an idle process."""
 
 RETRY_SECONDS = 0.1
-"""How soon a store that did not answer is asked again."""
+"""How soon a store that did not answer is pinged again."""
 
 FAILURES_OF_AN_OUTAGE = 3
 """Missed pings in a row after which a store is down. A busy machine may miss a deadline or two."""
@@ -28,7 +28,7 @@ class Pingable(Protocol):
     """A store that answers pings."""
 
     async def ping(self) -> None:
-        """Ask for a sign of life.
+        """Ping the store.
 
         Raises:
             Unavailable: the store did not answer.
@@ -37,7 +37,7 @@ class Pingable(Protocol):
 
 
 class StoreStatus(Protocol):
-    """What is known of a store."""
+    """The status of a store."""
 
     @property
     def state(self) -> StoreState:
@@ -46,7 +46,7 @@ class StoreStatus(Protocol):
 
 
 class WriterStatus:
-    """Status of a store by the writes and probes of the pipeline in this process, which no ping would find out sooner.
+    """Status of a store by the writes and probes of the pipeline in this process; no ping notices a failure sooner.
 
     Args:
         writable: returns whether all writes are confirmed.
@@ -67,7 +67,7 @@ class Probe:
     Args:
         store: the store.
         writable: returns whether the last write of the pipeline succeeded; a store may answer and yet refuse writes.
-        outage: logs outages, in a process where no other part would.
+        outage: logs outages, in a process where no other part does.
     """
 
     def __init__(self, store: Pingable, writable: Callable[[], bool], outage: Outage | None = None) -> None:
@@ -77,12 +77,12 @@ class Probe:
         self._writable = writable
         self._limit = RateLimit(60.0)
         self._answers = False
-        self._looked_at = asyncio.Event()
+        self._read = asyncio.Event()
 
     @property
     def answers(self) -> bool:
         """Whether it has answered, and missed fewer than FAILURES_OF_AN_OUTAGE pings since; for the event loop."""
-        self._looked_at.set()
+        self._read.set()
         return self._answers
 
     @property
@@ -90,7 +90,7 @@ class Probe:
         """Whether the store is usable, as far as known; for the event loop."""
         return "ok" if self.answers and self._writable() else "down"
 
-    async def ask(self) -> None:
+    async def ping(self) -> None:
         """Ping once."""
         try:
             await self._store.ping()
@@ -109,15 +109,15 @@ class Probe:
             if self._outage:
                 self._outage.over("probe")
 
-    async def ask_until_known(self) -> None:
+    async def ping_until_known(self) -> None:
         """Ping until the store answers or counts as down."""
-        await self.ask()
+        await self.ping()
         while 0 < self._failures < FAILURES_OF_AN_OUTAGE:
             await asyncio.sleep(RETRY_SECONDS)
-            await self.ask()
+            await self.ping()
 
-    async def ask_periodically(self) -> None:
-        """Ping every PROBE_SECONDS, sooner after a miss, rarely while nobody looks at the result; until cancelled."""
+    async def ping_periodically(self) -> None:
+        """Ping every PROBE_SECONDS, sooner after a miss, rarely while the result is not read; until cancelled."""
         while True:
             if 0 < self._failures < FAILURES_OF_AN_OUTAGE:
                 await asyncio.sleep(RETRY_SECONDS)
@@ -125,9 +125,9 @@ class Probe:
                 await asyncio.sleep(PROBE_SECONDS)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(IDLE_PROBE_SECONDS - PROBE_SECONDS):
-                        await self._looked_at.wait()
-            self._looked_at.clear()
-            await self.ask()
+                        await self._read.wait()
+            self._read.clear()
+            await self.ping()
 
 
 class HealthReport:
@@ -137,10 +137,10 @@ class HealthReport:
         feeds: returns the current mode, and the state of its feeds by exchange.
         postgres, redis: status of the stores.
         stalled: returns the names of pipeline branches that have work and finish none.
-        clock_offsets_ms: returns by how much each wrong exchange clock is ahead.
-        problems: returns what is wrong with feeds, by exchange.
-        shards: returns which process ingests what.
-        unavailable_symbols: returns those whose part of the cache cannot be used.
+        clock_offsets_ms: returns how far (ms) each wrong exchange clock is ahead, by exchange.
+        problems: returns the problems of feeds, by exchange.
+        shards: returns owner and standby of each shard.
+        unavailable_symbols: returns the symbols whose part of the cache cannot be used.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 Three kinds: both roles in one process (`marketflow`, `uvicorn marketflow.app:app`), the API role (`--role api`) and the
 ingest role (`--role ingest`). A start binds the port, then locks the data folder, then starts the embedded servers, and
-only then ingests: a second instance fails before it has touched anything.
+only then ingests: a second instance fails before it has changed anything.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ ticks/s share one. Other processes see them in Redis that much later."""
 def serve(settings: Settings, read: ReadSettings) -> int:
     """Run both roles until SIGINT or SIGTERM; return the exit code. A second signal forces the shutdown.
 
-    SIGHUP has the settings read again, by `read`.
+    SIGHUP reloads the settings by `read`.
 
     Raises:
         StartError: the port cannot be bound.
@@ -139,7 +139,7 @@ def _serve(
         application.reload_soon,
     )
     try:
-        return 0 if server.serve_until_told(listener) and not application.failed else 1
+        return 0 if server.serve_until_stopped(listener) and not application.failed else 1
     except (RuntimeError, MemoryError) as error:  # of the loop, which starts one more thread to end the others
         if (limit := error_of_limit(error)) is None:
             raise
@@ -149,13 +149,13 @@ def _serve(
 class BothRoles(AsgiApplication):
     """Ingest and API in one process. The first price does not wait for PostgreSQL, but readiness does."""
 
-    _archive_asked = False
-    """Whether PostgreSQL has been asked, and has answered or counts as down."""
+    _archive_known = False
+    """Whether PostgreSQL has answered a ping, or counts as down."""
 
     async def start(self, stack: AsyncExitStack) -> Context:
         """Open the stores, start the pipeline, and return what the routes need."""
         settings = self.settings
-        # While the embedded Redis starts, for which this process only waits.
+        # Imported while this process waits for the embedded Redis to start.
         importing = asyncio.create_task(asyncio.to_thread(import_module, "marketflow.runtime.engine"))
         servers = await stack.enter_async_context(
             running_servers(settings, self.stop_requested, self.force_stop, self._start_failed)
@@ -178,7 +178,7 @@ class BothRoles(AsgiApplication):
             archive_started=servers.postgres_started,
             pacing=Pacing.of_event_loop(),
         )
-        # What is shown as the latest price is in the periods as well, which Redis has a moment later.
+        # Periods include the latest price, which Redis gets a moment later.
         readers.cache.take_newest_in_process(engine.window_state.newest_of)
         client, commands = connect(servers.redis), connect(servers.redis, POLL_ANSWER_SECONDS)
         stack.callback(client.close)
@@ -227,11 +227,11 @@ class BothRoles(AsgiApplication):
             engine.counters,
             lambda query: asyncio.to_thread(engine.feed_status.report, query),
             alerts,
-            lambda: engine.running and self._archive_asked,
+            lambda: engine.running and self._archive_known,
         )
 
     def ingest_from(self, settings: Settings) -> None:
-        """Have the engine ingest them."""
+        """Reconfigure the engine."""
         self._reconfigure(settings)
         self._table.shards = settings.shards.names
 
@@ -240,9 +240,9 @@ class BothRoles(AsgiApplication):
         await asyncio.to_thread(servers.postgres_started.wait)
         await archive.open()
         await asyncio.to_thread(engine.wait_for_archive)
-        await probe.ask_until_known()
-        self._archive_asked = True
-        await probe.ask_periodically()
+        await probe.ping_until_known()
+        self._archive_known = True
+        await probe.ping_periodically()
 
     def _start_failed(self, error: StartError) -> None:
         """Stop the server with exit code 1: the embedded PostgreSQL cannot be started."""
@@ -251,7 +251,7 @@ class BothRoles(AsgiApplication):
 
     async def _stop(self, engine: "Engine", servers: Servers) -> None:
         if not servers.postgres_started.is_set():
-            engine.abandon_archive()  # no row can be written; they wait in Redis for the next start
+            engine.abandon_archive()  # no row can be written; Redis keeps them for the next start
         async with when_set(self.force_stop, partial(asyncio.to_thread, engine.force_stop)):
             await asyncio.to_thread(engine.stop)
 
@@ -306,7 +306,7 @@ class ApiRole(AsgiApplication):
         self._remote = feeds = RemoteIngest(servers.redis, _names_of(settings), settings.mode)
         stack.push_async_callback(feeds.close)
         try:
-            await feeds.ask()  # before the first request, which depends on the mode
+            await feeds.poll()  # before the first request, which depends on the mode
         except Unavailable as error:
             logger.warning("the ingest process is unreachable, assuming {} mode: {}", settings.mode, error)
         await stack.enter_async_context(background(feeds.follow()))
@@ -347,12 +347,12 @@ class ApiRole(AsgiApplication):
         )
 
     async def reload(self) -> Changes:
-        """Have the ingest process read its settings again, then this process its own; return what has changed there.
+        """Reload the settings of the ingest processes, then those of this one; return what has changed there.
 
         Raises:
-            SettingsError: those of one of the two are wrong, and nothing has changed.
+            SettingsError: those of one process are wrong; see RemoteIngest.reload.
             Unavailable: no ingest process answers, or earlier reloads are still under way; what ingest processes have
-                taken nevertheless is taken here, too.
+                applied nevertheless is applied here, too.
         """
         await self.reloads.run(self.settings_reload.check)
         changes = await self._remote.reload()
@@ -360,11 +360,11 @@ class ApiRole(AsgiApplication):
         return changes.with_restart(own.needs_restart)
 
     def ingest_from(self, settings: Settings) -> None:
-        """Expect the feeds of these exchanges: another process ingests."""
+        """Replace the names of the exchanges: another process ingests."""
         self._remote.exchanges = _names_of(settings)
 
     async def _follow_reloads(self) -> None:
-        """Read the settings again when the ingest process has: other API processes may have asked for it."""
+        """Reload the settings when an ingest process has: the request may have been to another API process."""
         while True:
             await self._remote.reloaded.wait()
             self._remote.reloaded.clear()
@@ -406,26 +406,26 @@ class IngestRole:
 
     async def _run(self, loop: asyncio.AbstractEventLoop) -> int:
         async with running_servers(self._settings, self._stop_requested, self._force_stop) as servers:
-            from marketflow.runtime.shard_holder import ShardHolder  # no other role needs it
+            from marketflow.runtime.sharded_engine import ShardedEngine  # no other role needs it
 
             def pipeline_failed() -> None:
                 loop.call_soon_threadsafe(self._pipeline_failed)
 
-            holder = ShardHolder(self._settings, self._read, servers, pipeline_failed, self._supervisor)
-            self._reload = holder.reload.or_log
-            running = asyncio.create_task(asyncio.to_thread(holder.run))
+            engine = ShardedEngine(self._settings, self._read, servers, pipeline_failed, self._supervisor)
+            self._reload = engine.reload.or_log
+            running = asyncio.create_task(asyncio.to_thread(engine.run))
             requested = asyncio.create_task(self._stop_requested.wait())
-            async with background(self._supervisor.beat_while(holder.is_alive)):
+            async with background(self._supervisor.beat_while(engine.is_alive)):
                 await asyncio.wait({running, requested}, return_when=asyncio.FIRST_COMPLETED)
             await cancel(requested)
             self._supervisor.stopping()
-            holder.stop()
-            async with when_set(self._force_stop, partial(asyncio.to_thread, holder.force_stop)):
+            engine.stop()
+            async with when_set(self._force_stop, partial(asyncio.to_thread, engine.force_stop)):
                 await running
         return 1 if self._failed else 0
 
     def _on_hangup(self) -> None:
-        """Read the settings again, unless the terminal was closed."""
+        """Reload the settings, or stop if the terminal was closed."""
         if self._hangup.is_of_terminal:
             self._on_signal()
         else:

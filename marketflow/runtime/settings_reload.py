@@ -1,4 +1,4 @@
-"""The effective settings of a process, and what reads them again."""
+"""The effective settings of a process, and their reload."""
 
 import threading
 from collections.abc import Callable

@@ -1,8 +1,8 @@
-"""The ingest role: one engine a process, for the shards that the table gives it.
+"""The ingest role: one engine a process, for the shards that the table assigns to it.
 
 A process owns some shards and stands by for others. It has the feeds of both connected and their ticks in memory, but
 writes only what it owns. When an owner dies or is frozen, its standby has every tick since then already, so nothing is
-lost. While Redis is unreachable an owner goes on with what it has, and nobody takes over.
+lost. While Redis is unreachable an owner goes on with its shards, and none is taken over.
 """
 
 import threading
@@ -25,15 +25,15 @@ NEWEST_PAUSE_SECONDS = 0.001
 """Pause between writes of newest ticks: at 3,000 ticks/s both roles and Redis take half the CPU with it."""
 
 
-class ShardHolder:
-    """Runs an engine with the shards that the table gives this process.
+class ShardedEngine:
+    """Runs an engine with the shards that the table assigns to this process.
 
     Args:
         settings: the settings.
-        read: reads them again.
+        read: reads the settings again.
         servers: addresses of Redis and PostgreSQL.
         on_failure: called once, from any thread, if the pipeline fails.
-        notified: gets readiness.
+        notified: is notified of readiness.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ShardHolder:
         notified: Supervisor,
     ) -> None:
         self.reload = SettingsReload(settings, read, self._apply)
-        """Reads the settings again."""
+        """Reloads the settings."""
         self._supervisor = notified
         self._client, self._commands = connect(servers.redis), connect(servers.redis, POLL_ANSWER_SECONDS)
         self._table = ShardTable(self._client, settings.shards.names)
@@ -65,7 +65,7 @@ class ShardHolder:
         self._member = Member(self._table, self._commands, engine, engine.feed_status.report, self.reload, self._assign)
 
     def run(self) -> None:
-        """Ingest what the table gives, until stopped; then write what was ingested."""
+        """Ingest the assigned shards until stopped; then write what was ingested."""
         try:
             self._engine.start()
             self._member.start()
@@ -84,7 +84,7 @@ class ShardHolder:
         self._engine.force_stop()
 
     def _leave(self) -> None:
-        """Hand the shards over and end: to standbys that have all ticks at once, else once all is written."""
+        """Release the shards and stop: first release them if standbys have all ticks, else first write everything."""
         if self._engine.owned_are_warm:
             self._member.leave()
             self._engine.stop()

@@ -1,4 +1,4 @@
-"""Reads the window state of this process for the API, as the stores are read."""
+"""Reads the window state of this process for the API, by the interface of the stores."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -19,14 +19,14 @@ class StateReader:
         self._state = state
 
     async def newest(self, series: Sequence[Series]) -> list[Tick | None]:
-        """The newest tick of each series, however old."""
+        """Return the newest tick of each series, however old."""
         return self.newest_in_memory(series)
 
     async def summary(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None]:
-        """One candle for each series of what is held from `since` on.
+        """Return one candle for each series, of what is held from `since` on.
 
         Raises:
-            Unavailable: of so long ago there are only whole minutes.
+            Unavailable: `since` is so long ago that only whole minutes are held.
         """
         found: list[Candle | None] = []
         for begin in range(0, len(series), SERIES_AT_ONCE):
@@ -35,16 +35,16 @@ class StateReader:
         return found
 
     async def by_minute(self, series: Sequence[Series], since: int, until: int) -> list[dict[int, Candle]]:
-        """The minutes of each series from `since` on, by their start; `since` is the start of one."""
+        """Return the minutes of each series from `since` on, by their start; `since` is the start of one."""
         return [window.by_minute(since, until, newest) for window, newest in self._windows(series, since)]
 
     def newest_in_memory(self, series: Sequence[Series]) -> list[Tick | None]:
-        """The newest tick of each series, however old."""
+        """Return the newest tick of each series, however old."""
         known = self._state.newest_of(series)
         return [known.get(each) for each in series]
 
     def summary_in_memory(self, series: Sequence[Series], since: int, until: int) -> list[Candle | None] | None:
-        """One candle for each series of what is held from `since` on, unless there are only whole minutes."""
+        """Return one candle for each series, of what is held from `since` on; None if only whole minutes are held."""
         try:
             return self._summary(series, since, until)
         except Unavailable:
@@ -54,7 +54,7 @@ class StateReader:
         return [window.covered(since, until, newest) for window, newest in self._windows(series, since)]
 
     def _windows(self, series: Sequence[Series], since: int) -> Iterator[tuple[CandleWindow, Tick | None]]:
-        """What is held of each series from `since` on, and its newest tick; slices only where a minute is to be cut."""
+        """Yield the candles of each series from `since` on and its newest tick; slices only if needed."""
         state = self._state
         read = state.recent if since % state.minute_ms else state.recent_minutes
         for each in series:

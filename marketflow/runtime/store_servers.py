@@ -27,14 +27,13 @@ KILL_SECONDS = 0.5
 RESTART_SECONDS = 1.0
 """Least time between two starts of a server that dies again and again."""
 
-
 EmbeddedServer = EmbeddedRedis | EmbeddedPostgres
 
 
 class Servers(NamedTuple):
-    """Connection keywords of both, and the embedded servers among them.
+    """Connection keywords of both stores, and the embedded servers.
 
-    `postgres_started` is set unless PostgreSQL is embedded and starts; nothing connects to it before.
+    Nothing connects to PostgreSQL before `postgres_started` is set, which it is at once for an external server.
     """
 
     redis: dict[str, Any]
@@ -44,7 +43,7 @@ class Servers(NamedTuple):
 
 
 def find_servers(settings: Settings) -> Servers:
-    """Return the addresses of both. Starts and touches nothing."""
+    """Return the connection keywords of both stores. Starts and changes nothing."""
     access = _fields(settings.redis, "password", "username", "tls", "tls_ca", "tls_cert", "tls_key")
     if settings.redis.nodes:
         redis_at = connection.cluster_keywords(settings.redis.addresses, settings.redis.bucket_count, *access)
@@ -91,15 +90,15 @@ async def running_servers(
 ) -> AsyncIterator[Servers]:
     """Start the embedded servers, restart those that die, and stop them afterwards: quickly once `force_stop` is set.
 
-    Where the keys of a Redis Cluster are in use with another number of buckets, the start is refused. One that is under
-    way when `stop_requested` is set is aborted. With `on_failure` the block runs while PostgreSQL
-    starts, which takes a second the first time and minutes after a crash; it is called if that fails.
+    Where the keys of a Redis Cluster are in use with another number of buckets, the start is refused. A start that is
+    under way when `stop_requested` is set is aborted. With `on_failure` the block runs while PostgreSQL starts, which
+    takes a second the first time and minutes after a crash; `on_failure` is called if that fails.
 
     Raises:
         StartError: an embedded server cannot be started, another one has the data folder, or the start is refused.
     """
     with ExitStack() as stack:
-        _point_to_old_data(settings)
+        _log_old_data(settings)
         if not settings.postgres.host:
             refuse_unreachable(settings.data_dir)
         if settings.redis.is_embedded or not settings.postgres.host:
@@ -124,13 +123,13 @@ async def running_servers(
             async with background(_supervise(redis)), background(_supervise_started(starting, on_failure)):
                 yield servers
         finally:
-            servers.postgres_started.set()  # ends what waits for it
+            servers.postgres_started.set()  # ends all waits for it
             async with when_set(force_stop, partial(_kill, servers.embedded)):
                 await _stop(servers.embedded)
 
 
-def _point_to_old_data(settings: Settings) -> None:
-    """Log where the data of an earlier version are: as root, its default was a folder in root's home."""
+def _log_old_data(settings: Settings) -> None:
+    """Warn if data of an earlier version are in its default folder, which for root was in root's home."""
     if settings.data_dir != ROOT_DATA_DIR or ROOT_DATA_DIR.exists():
         return
     old = user_data_dir()
@@ -145,7 +144,7 @@ async def _stop(servers: Sequence[EmbeddedServer]) -> None:
 
 
 async def _kill(servers: Sequence[EmbeddedServer]) -> None:
-    """Kill what has not stopped by then; both servers recover from that at the next start."""
+    """Kill servers that have not stopped within KILL_SECONDS; both recover from that at the next start."""
     await asyncio.sleep(KILL_SECONDS)
     for server in servers:
         if server.process is not None:
@@ -178,7 +177,7 @@ async def _supervise_started(
 
 
 async def _supervise(servers: Sequence[EmbeddedServer]) -> None:
-    """Restart servers that die, and their watcher; until then their store is unavailable like any other."""
+    """Restart servers that die, and their watcher; their store is unavailable meanwhile."""
     while servers:
         if all(server.running for server in servers):
             pids = [server.process.pid for server in servers if server.process is not None]

@@ -1,4 +1,4 @@
-"""What comes by REST beside the live trades of venues, on threads of its own: repairs, history, verification."""
+"""Data that is fetched from venues by REST, beside their live trades: repairs, history, verification."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from marketflow.feeds.venues.websocket_feed import VenueFeed
 
 MOST_THREADS = 64
-"""Threads for steps at most; one is started where no other is idle."""
+"""Upper limit of threads for steps; one is started where no other is idle."""
 
 COMPARED_AFTER_CLOSED_MS = 15_000
-"""How long after it is closed a minute is compared at the earliest: by then one that never came is no late one."""
+"""How long after it is closed a minute is compared at the earliest: a trade that it lacks then is not late."""
 
 
 class _Work(NamedTuple):
-    """What is done on the records of one venue."""
+    """The work on the records of one venue."""
 
     repairs: "Repairs"
     verification: "Verification"
@@ -43,18 +43,18 @@ class _Work(NamedTuple):
 
 
 class VenueBackfill:
-    """The work on the records of all venues that there are.
+    """The work on the records of all configured venues.
 
     Args:
         feeds: those of live mode; see `take_feeds`.
-        holes: where holes are kept.
-        marks: where is kept until when everything is complete.
-        fetched: where minutes are kept that are fetched from venues.
+        holes: the store of holes.
+        marks: the store of the times until which trades are complete.
+        fetched: the store of minutes that are fetched from venues.
         history_ms: how far back they are fetched, by exchange.
         loop: scheduler of pauses.
         clock: wall-clock time.
         is_live: whether live mode runs.
-        minute_ms: length of a minute; of another one than theirs, venues have no records.
+        minute_ms: length of a minute; nothing is fetched unless it is MINUTE_MS, as venues have no other minutes.
         closed_after_ms: how long after its end a minute is closed.
         on_hole: called with each hole that is found or changes, from any thread.
     """
@@ -84,12 +84,12 @@ class VenueBackfill:
         self._pool = NamedPool("rest", MOST_THREADS)
         self._corrections = SteppedCorrections((), loop, self._pool, is_live) if minute_ms == MINUTE_MS else None
         self.corrections: Corrections = self._corrections or NoCorrections()
-        """For the pipeline."""
+        """The corrections that the pipeline takes."""
         self._counted: dict[VenueFeed, frozenset[str]] = {}  # the symbols whose older trades do not count
         self.take_feeds(feeds, history_ms, {})
 
     def take_feeds(self, feeds: Sequence[Feed], history_ms: Mapping[str, int], newest_at: Mapping[Series, int]) -> None:
-        """Work on the records of these feeds and their symbols; the work of those that were there before goes on.
+        """Work on the records of these feeds and their symbols; the work of previous ones goes on if they stay.
 
         Args:
             feeds: those of live mode.
@@ -110,7 +110,7 @@ class VenueBackfill:
             self._corrections.take_work([self._book, *steps])
 
     def _count_added_after(self, newest_at: Mapping[Series, int]) -> set[Series]:
-        """Count only newer trades of what was added, since venues send their last one again; return what that is."""
+        """Have added series count only newer trades, since venues send their last one again; return these series."""
         before = minute_start(milliseconds(self._clock())) - 1
         found: set[Series] = set()
         for feed in self._venues:
@@ -141,7 +141,7 @@ class VenueBackfill:
         )
 
     def count_after(self, *recovered: Candles) -> None:
-        """Count only trades that are newer than those that were recovered, as far as they have ids."""
+        """Have feeds with trade ids count only trades that are newer than those that were recovered."""
         newest_at: dict[Series, int] = {}
         for candles in recovered:
             for slot, candle in candles.items():
@@ -156,12 +156,12 @@ class VenueBackfill:
         count_after_earlier_run(self._venues, newest_at, milliseconds(self._clock()))
 
     def verified(self, exchange: str) -> dict[str, int]:
-        """How many minutes were compared with the venue's candles, by result."""
+        """Return how many minutes were compared with the venue's candles, by result."""
         verification = self._verification(exchange)
         return {} if verification is None else dict(verification.results)
 
     def unsent(self, exchange: str) -> frozenset[str]:
-        """The symbols of which a venue has trades and sends none."""
+        """Return the symbols of which a venue has trades and sends none."""
         verification = self._verification(exchange)
         return frozenset() if verification is None else verification.unsent
 
@@ -178,7 +178,7 @@ class VenueBackfill:
 
 
 def _venues(feeds: Sequence[Feed]) -> "list[VenueFeed]":
-    # Lazily: a start without venues needs no client of any.
+    # Imported where needed: a start without venues imports no client of them.
     if all(feed.doubles_by_symbol() is None for feed in feeds):
         return []
     from marketflow.feeds.venues.websocket_feed import VenueFeed

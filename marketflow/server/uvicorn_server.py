@@ -112,7 +112,7 @@ class Server(uvicorn.Server):
         self._reload = reload
         self._hangup = Hangup()
 
-    def serve_until_told(self, listener: socket.socket) -> bool:
+    def serve_until_stopped(self, listener: socket.socket) -> bool:
         """Run until SIGINT or SIGTERM, or its terminal is closed; return whether it had started or a signal stopped it.
 
         A second signal forces the shutdown. The listener is closed.

@@ -48,7 +48,7 @@ class NoIngestProcess(MemoryMode):
 def outage() -> World:
     world = World(token="plain", mode=NoIngestProcess(), ready=False, streams=0)
     world.cache.away = world.archive.away = world.alerts.away = True
-    world.reloaded = Unavailable("no process takes ticks")
+    world.reloaded = Unavailable("no ingest process is running")
     return world
 
 

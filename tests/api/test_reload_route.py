@@ -34,6 +34,6 @@ def test_invalid_settings_and_no_ingest_are_problems() -> None:
     problem = world.ask("/reload", "POST").json()
     assert (problem["status"], problem["code"]) == (400, "invalid_settings")
     assert problem["detail"] == "http.port = 99999: must be a whole number; symbols = 7: must be a list"
-    world.reloaded = Unavailable("no process takes ticks")
+    world.reloaded = Unavailable("no ingest process is running")
     response = world.ask("/reload", "POST")
     assert (response.status_code, response.json()["code"], response.headers["retry-after"]) == (503, "unavailable", "1")

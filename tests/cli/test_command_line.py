@@ -431,7 +431,7 @@ def test_server_loads_heavy_libraries_after_the_first_price() -> None:
 def test_default_command_loads_nothing_that_other_roles_need() -> None:
     """Nor what no price needs: completion of the shell, compression, and pages of other origins."""
     others = {"marketflow.cluster.remote_control", "marketflow.server.workers"}
-    others |= {"marketflow.runtime.shard_holder", "marketflow.cluster.owner_states"}
+    others |= {"marketflow.runtime.sharded_engine", "marketflow.cluster.owner_states"}
     others |= {"marketflow.cluster.shared_alerts", "marketflow.cluster.shared_slices"}
     others |= {"click.shell_completion", "starlette.middleware.gzip", "starlette.middleware.cors"}
     imported = "marketflow.cli.main, marketflow.logs, marketflow.settings"
@@ -447,7 +447,7 @@ def test_api_role_imports_no_engine() -> None:
     """It is imported where it is run: in both roles while the embedded Redis starts."""
     script = (
         "import sys, marketflow.runtime.processes\n"
-        "engine = {'marketflow.runtime.engine', 'marketflow.runtime.shard_holder', 'reactivex'} & set(sys.modules)\n"
+        "engine = {'marketflow.runtime.engine', 'marketflow.runtime.sharded_engine', 'reactivex'} & set(sys.modules)\n"
         "sys.exit(str(engine) if engine else 0)"
     )
     root = Path(marketflow.__file__).parents[1]

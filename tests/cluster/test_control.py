@@ -173,7 +173,7 @@ def with_api(redis_db: RedisServer, ask: Callable[[RemoteIngest], Coroutine[Any,
 
     async def run() -> _T:
         feeds = RemoteIngest(redis_db.delivered_user(), SHARDS, Mode.TEST)
-        await feeds.ask()
+        await feeds.poll()
         try:
             async with background(feeds.follow()):
                 return await ask(feeds)
@@ -461,12 +461,12 @@ def test_mode_switch_waits_until_other_api_processes_adopt_it(
 
     async def switch(feeds: RemoteIngest) -> None:
         other = RemoteIngest(redis_db.delivered_user(), SHARDS, Mode.TEST)
-        await other.ask()
-        await other.ask()
+        await other.poll()
+        await other.poll()
         switching = asyncio.create_task(feeds.switch(Mode.TEST))
         await until(lambda: feeds.current is Mode.TEST)  # all owners have confirmed it
-        enough = feeds._asked_at + 2 * remote_control.POLL_SECONDS
-        await until(lambda: feeds._asked_at > enough)
+        enough = feeds._polled_at + 2 * remote_control.POLL_SECONDS
+        await until(lambda: feeds._polled_at > enough)
         assert not switching.done()
         async with background(other.follow()):
             assert await switching is Mode.LIVE
@@ -617,7 +617,7 @@ def test_commands_without_reply_do_not_block_polls(
     async def ask(feeds: RemoteIngest) -> None:
         asking = [asyncio.create_task(feeds.feeds(FeedsQuery(limit))) for limit in range(150)]
         await asyncio.sleep(0.1)
-        await feeds.ask()
+        await feeds.poll()
         assert feeds.state is not None
         answers = await asyncio.gather(*asking, return_exceptions=True)
         assert {type(answer) for answer in answers} == {Unavailable}
@@ -664,7 +664,7 @@ def test_stores_are_as_owners_find_them(redis_db: RedisServer, client: "redis.Re
     async def ask(feeds: RemoteIngest) -> None:
         await until(lambda: {shard.standby_state for shard in feeds.shards()} == {"connecting"})
         await until(lambda: client.hexists(keys.STATES_KEY, member._table.run))
-        await feeds.ask()
+        await feeds.poll()
         assert feeds.last_state.archive_available
 
     with_api(redis_db, ask)
@@ -734,9 +734,9 @@ def test_late_older_state_is_ignored(redis_db: RedisServer, client: "redis.Redis
 
     async def follow(feeds: RemoteIngest) -> None:
         publish(2, Mode.LIVE)
-        await feeds.ask()
+        await feeds.poll()
         publish(1, Mode.TEST)
-        await feeds.ask()
+        await feeds.poll()
         assert feeds.feed_states()[0] is Mode.LIVE
         publish(3, Mode.TEST)
         await until(lambda: feeds.current is Mode.TEST)
@@ -753,6 +753,6 @@ def test_owners_have_written_once_each_says_so_twice(redis_db: RedisServer, join
         assert not owners.have_written(), "an empty Redis has no table"
         join(Engine())
         wait_until(owners.have_written)
-        owners.ask_again()
+        owners.reset_reports()
         assert not owners.have_written()
         wait_until(owners.have_written)

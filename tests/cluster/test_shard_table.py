@@ -1,4 +1,4 @@
-"""The table of shards, with a real Redis and a server time that the test sets."""
+"""The shard table, with a real Redis and a server time that the test sets."""
 
 import heapq
 import itertools

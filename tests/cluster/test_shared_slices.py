@@ -44,7 +44,7 @@ class Owners:
     def have_written(self) -> bool:
         return self.written
 
-    def ask_again(self) -> None:
+    def reset_reports(self) -> None:
         pass
 
 

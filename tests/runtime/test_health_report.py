@@ -73,7 +73,7 @@ def test_pings_that_raise_are_logged_once(log: list[str]) -> None:
     @on_loop
     async def ask() -> None:
         for _ in range(5):
-            await probe.ask()
+            await probe.ping()
 
     ask()
     assert probe.state == "down"
@@ -84,7 +84,7 @@ def test_pings_that_raise_are_logged_once(log: list[str]) -> None:
 async def test_single_missed_ping_is_no_outage() -> None:
     probe = Probe(Store(True, False, False, True, False), writable=lambda: True)
     for _ in range(5):
-        await probe.ask()
+        await probe.ping()
         assert probe.state == "ok"
 
 
@@ -92,26 +92,26 @@ async def test_single_missed_ping_is_no_outage() -> None:
 async def test_store_is_down_after_failures_in_a_row() -> None:
     probe = Probe(Store(True, *[False] * FAILURES_OF_AN_OUTAGE, True), writable=lambda: True)
     for _ in range(1 + FAILURES_OF_AN_OUTAGE):
-        await probe.ask()
+        await probe.ping()
     assert not probe.answers
-    await probe.ask()
+    await probe.ping()
     assert probe.state == "ok"
 
 
 @on_loop
 async def test_start_asks_again_before_it_calls_store_down() -> None:
     late = Probe(Store(False, True), writable=lambda: True)
-    await late.ask_until_known()
+    await late.ping_until_known()
     assert late.state == "ok"
     silent = Probe(Store(*[False] * FAILURES_OF_AN_OUTAGE), writable=lambda: True)
-    await silent.ask_until_known()
+    await silent.ping_until_known()
     assert silent.state == "down"
 
 
 @on_loop
 async def test_store_that_refuses_writes_is_down() -> None:
     probe = Probe(Store(True), writable=lambda: False)
-    await probe.ask()
+    await probe.ping()
     assert probe.state == "down"
 
 
@@ -121,7 +121,7 @@ async def test_store_is_pinged_rarely_while_nobody_looks(monkeypatch: pytest.Mon
     monkeypatch.setattr(health_report, "IDLE_PROBE_SECONDS", 60.0)
     store = CountingStore()
     probe = Probe(store, writable=lambda: True)
-    async with background(probe.ask_periodically()):
+    async with background(probe.ping_periodically()):
         await asyncio.sleep(0.2)
         assert not store.pings
         for count in range(1, 4):
@@ -138,8 +138,8 @@ async def test_store_that_misses_a_ping_is_asked_again_soon(monkeypatch: pytest.
     monkeypatch.setattr(health_report, "IDLE_PROBE_SECONDS", 60.0)
     store = CountingStore(fails=True)
     probe = Probe(store, writable=lambda: True)
-    await probe.ask()
-    async with background(probe.ask_periodically()), asyncio.timeout(5):
+    await probe.ping()
+    async with background(probe.ping_periodically()), asyncio.timeout(5):
         for _ in range(FAILURES_OF_AN_OUTAGE):
             await store.pinged.acquire()
     assert probe.state == "down"
