@@ -36,7 +36,8 @@ def command(
     points, and on which to buy and to sell) and, where it is known, the volume of 24 hours in the base currency.
 
     Keys on a terminal, which the last line shows: arrows select a symbol and move between exchanges, s and r sort,
-    Enter shows the candles of the symbol (i: their interval), q ends it. SYMBOL limits it to some symbols.
+    Enter shows the candles of the symbol (i: their interval), q ends it. Arguments such as BTCUSDT ETHUSDT are the
+    symbols to show, all of them by default.
     """
     from marketflow import logs, settings
 
