@@ -220,7 +220,7 @@ def test_owner_and_master_killed_together_lose_no_tick(
     broadcasting: list[ScriptedExchange],
     rows: Callable[[], Rows],
 ) -> None:
-    """The master is that of the table of shards, so that nobody can take over before its replica is promoted."""
+    """The master is that of the shard table, so that no process can take over before its replica is promoted."""
     first, second, api = roles.ingest(), roles.ingest(), roles.api()
     wait_until_warm(broadcasting)
     wait_until_connected(api, broadcasting)
