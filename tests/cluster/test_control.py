@@ -526,7 +526,7 @@ def test_missing_ingest_process_leaves_the_mode(redis_db: RedisServer, client: "
 # Commands
 
 
-def test_rule_is_changed_by_the_lead_alone(redis_db: RedisServer, join: Join) -> None:
+def test_rule_is_changed_by_the_leader_alone(redis_db: RedisServer, join: Join) -> None:
     first, second = pair(join)
     rule = PriceRule(symbol="BTCUSDT", level=1.0, webhook=Webhook("https://a.example/", "sixteen-characters"))
 

@@ -1,4 +1,4 @@
-"""What a client sees of a Redis Cluster while something is wrong with it: answers, and prices by the stream."""
+"""Watches answers and streamed prices as a client does while a Redis Cluster has a fault."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -117,11 +117,11 @@ class Watch:
         self._pipe.close()
 
     def note_quiet(self, since: float) -> None:
-        """Note what gaps there are without a fault, as `longest_gap_with_cores`."""
+        """Record the longest gap without a fault, as `longest_gap_with_cores`."""
         self.quiet_gap = self.longest_gap_with_cores(SYMBOLS, since)
 
     def longest_gap(self, symbols: Iterable[str], since: float, exchange: str | None = None) -> float:
-        """The longest time without a price of one of these symbols, of one exchange or of any, up to now."""
+        """Return the longest time without a price of one of these symbols, of one exchange or of any."""
         arrivals = self.arrivals if exchange is None else self.of_exchange[exchange]
         return max(end - begin for begin, end in self._gaps(arrivals, symbols, since))
 
@@ -142,7 +142,7 @@ class Watch:
         ]
 
     def counted_twice(self, sent: Iterable[tuple[Series, Tick]]) -> list[tuple[int, Mapping[str, Any]]]:
-        """The averages of more ticks than were sent in their period, each with how many these are."""
+        """Return the averages of more ticks than were sent in their period, each with that number."""
         times: defaultdict[str, list[int]] = defaultdict(list)
         for series, tick in sent:
             times[series.symbol].append(tick.at)
@@ -202,7 +202,7 @@ def fill_memory(exchanges: Iterable[ScriptedExchange], rows: Callable[[], Rows])
 
 
 def symbols_of(cluster: RedisCluster, node: ClusterNode) -> set[str]:
-    """The symbols whose bucket is on a node."""
+    """Return the symbols whose bucket is on a node."""
     ranges = [(begin, end) for begin, end, port in cluster.slot_ranges() if port == node.port]
 
     def slot(symbol: str) -> int:
@@ -212,7 +212,7 @@ def symbols_of(cluster: RedisCluster, node: ClusterNode) -> set[str]:
 
 
 def seconds_until_replaced(cluster: RedisCluster, master: ClusterNode) -> float:
-    """Wait until a master has no slots any more; return how long that took."""
+    """Wait until a master has no slots any more; return the seconds that took."""
     began = time.monotonic()
     while symbols_of(cluster, master):
         assert time.monotonic() < began + 20, "no replica takes the place of the master"
@@ -236,13 +236,13 @@ def assert_not_disturbed(record: Callable[[str, object], None], watch: Watch, ot
 
 
 def on_cluster(cluster: RedisCluster, postgres: Mapping[str, object]) -> dict[str, object]:
-    """Settings that name a cluster, by one of its nodes, and the PostgreSQL of these connection keywords."""
+    """Return settings with one node of a cluster, and with the PostgreSQL of these connection keywords."""
     settings = {f"POSTGRES__{name.upper()}": value for name, value in postgres.items()}
     return {**settings, "REDIS__NODES": cluster.addresses[0], "SYMBOLS": ",".join(SYMBOLS)}
 
 
 def started(roles: Roles, exchanges: Iterable[ScriptedExchange]) -> tuple[Application, Application]:
-    """An ingest process and an API process, which both work."""
+    """Return an ingest process and an API process that answers with its prices."""
     ingest, api = roles.ingest(), roles.api()
     wait_until_connected(api, exchanges)
     wait_until(lambda: api.get("/health")["status"] == "ok", 10)

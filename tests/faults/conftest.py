@@ -1,4 +1,4 @@
-"""What most fault tests stand on: exchanges, servers behind proxies, and the application as a process in between."""
+"""Fixtures of the fault tests: exchanges, servers behind proxies, and the application as a process between them."""
 
 import resource
 import threading
@@ -35,7 +35,7 @@ RATE = 50
 
 @pytest.fixture(scope="module")
 def many_files() -> Iterator[None]:
-    """The test holds more sockets than a process usually may."""
+    """Raise the limit of open files: the test opens more sockets than a process may by default."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     yield
@@ -44,20 +44,20 @@ def many_files() -> Iterator[None]:
 
 @pytest.fixture
 def redis_proxy(redis_db: RedisServer) -> Iterator[Proxy]:
-    """The way to the session's Redis."""
+    """A proxy before the session's Redis."""
     with Proxy(redis_db.port) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def postgres_proxy(postgres_db: dict[str, Any]) -> Iterator[Proxy]:
-    """The way to the session's PostgreSQL."""
+    """A proxy before the session's PostgreSQL."""
     with Proxy(postgres_db["port"]) as proxy:
         yield proxy
 
 
 def live_settings(exchanges: Iterable[ScriptedExchange]) -> dict[str, object]:
-    """Settings of live mode on these exchanges with minutes of WINDOW_SECONDS."""
+    """Return settings of live mode on these exchanges with minutes of WINDOW_SECONDS."""
     return {
         "MODE": "live",
         "EXCHANGES": exchanges_setting(*exchanges),
@@ -93,14 +93,14 @@ def start(server_folder: Path, exchanges: list[ScriptedExchange]) -> Iterator[St
 
 @pytest.fixture
 def roles(server_folder: Path, servers: dict[str, object], exchanges: list[ScriptedExchange]) -> Iterator[Roles]:
-    """Starts ingest and API processes as `start` starts applications; ends them in the end."""
+    """Starts ingest and API processes as `start` starts applications; ends them after the test."""
     with ExitStack() as stack:
         yield Roles(stack, server_folder, servers | live_settings(exchanges))
 
 
 @pytest.fixture
 def broadcasting(roles: Roles) -> Iterator[list[ScriptedExchange]]:
-    """The exchanges of `roles` where several processes take ticks: each is sent the same ones."""
+    """The exchanges of `roles` where several processes ingest: each receives the same ticks."""
     with ExitStack() as stack:
         exchanges: list[ScriptedExchange] = [stack.enter_context(Broadcasting(f"exchange{n}")) for n in (1, 2, 3)]
         roles.settings["EXCHANGES"] = exchanges_setting(*exchanges)
@@ -110,7 +110,7 @@ def broadcasting(roles: Roles) -> Iterator[list[ScriptedExchange]]:
 def through(
     settings: dict[str, object], redis: Proxy | None = None, postgres: Proxy | None = None
 ) -> dict[str, object]:
-    """Settings of servers, with proxies in the way."""
+    """Return settings of servers behind proxies."""
     ports = {"REDIS__PORT": redis, "POSTGRES__PORT": postgres}
     return settings | {name: proxy.port for name, proxy in ports.items() if proxy} | {"REDIS__HOST": HOST}
 
@@ -120,7 +120,7 @@ Record = Callable[[str, object], None]
 
 
 def says(application: Application, store: str, state: str) -> Callable[[], bool]:
-    """Whether /health says that a store is ok or down."""
+    """Return whether /health reports this state of a store."""
     return lambda: application.get("/health")[store] == state
 
 
@@ -137,7 +137,7 @@ def wait_until_warm(exchanges: Sequence[ScriptedExchange], count: int = 2) -> No
 
 
 def wait_for_windows(number: int) -> None:
-    """Wait until so many minutes have closed, the one that runs included."""
+    """Wait until so many minutes have closed, the current one included."""
     over = (now_ms() // WINDOW_MS + number) * WINDOW_MS + LATE_MS + 150
     wait_until(lambda: now_ms() >= over, timeout=number * WINDOW_SECONDS + 5)
 
@@ -160,7 +160,7 @@ Sent = Sequence[tuple[Series, Tick]]
 
 
 def wrong_rows(rows: Rows, sent: Sent, at: int) -> list[str]:
-    """What is wrong with the rows of the minutes that had closed at a time (Unix ms)."""
+    """Describe the wrong rows of the minutes that had closed at a time (Unix ms)."""
     until = (at - LATE_MS) // WINDOW_MS * WINDOW_MS
     closed = {slot: row for slot, row in rows.items() if slot.start < until}
     return differences(closed, [(series, tick) for series, tick in sent if tick.at < until], WINDOW_MS)
@@ -171,13 +171,13 @@ ROWS_SECONDS = 5.0
 
 
 def seconds_until_written(rows: Callable[[], Rows], traffic: Traffic) -> float:
-    """How long until the rows of all minutes that have closed by now are there, exactly."""
+    """Return the seconds until the rows of all minutes that have closed by now are exact."""
     at = now_ms()
     return seconds_until(lambda: not wrong_rows(rows(), traffic.sent, at), ROWS_SECONDS)
 
 
 def stop_and_compare(application: Application, rows: Callable[[], Rows], traffic: Traffic) -> None:
-    """The end writes what is still open; then all is there."""
+    """Stop the application, which writes open minutes; then all rows must be exact."""
     assert application.stop()[0] == 0
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
     assert "Traceback" not in application.log
@@ -269,7 +269,7 @@ class Asking:
 def in_use(
     application: Application, exchanges: Sequence[ScriptedExchange], record_property: Record
 ) -> Iterator[Traffic]:
-    """Ticks come in and everything is asked for while it lasts; the worst answer is recorded."""
+    """Send ticks and request everything within the context; record the slowest answer."""
     with Traffic(exchanges, rate=RATE) as traffic:
         with Asking(application) as asking:
             yield traffic
@@ -281,7 +281,7 @@ POOLED = 25
 
 
 class Footprint(NamedTuple):
-    """What a process holds of its machine."""
+    """Resources of a process: threads, descriptors, children and memory."""
 
     threads: int
     descriptors: int
@@ -290,14 +290,14 @@ class Footprint(NamedTuple):
 
     @classmethod
     def of(cls, application: Application) -> "Footprint":
-        """What an application holds now."""
+        """Return the resources of an application now."""
         process = psutil.Process(application.process.pid)
         return cls(
             process.num_threads(), process.num_fds(), len(process.children(recursive=True)), process.memory_info().rss
         )
 
     def no_more_than(self, before: "Footprint", megabytes: float) -> bool:
-        """Whether it has not grown, but by what pools hold and so much memory."""
+        """Return whether it has not grown, except by the threads and descriptors of pools and so much memory."""
         return (
             self.threads <= before.threads + POOLED
             and self.descriptors <= before.descriptors + POOLED
@@ -307,7 +307,7 @@ class Footprint(NamedTuple):
 
 
 def wait_until_back(application: Application, before: Footprint, megabytes: float = 10) -> Footprint:
-    """Wait until an application holds no more than before, but up to so many megabytes of memory."""
+    """Wait until an application has no more resources than before, with so many more megabytes of memory at most."""
     try:
         wait_until(lambda: Footprint.of(application).no_more_than(before, megabytes))
     except AssertionError:

@@ -1,4 +1,4 @@
-"""MarketFlow on a machine whose clock somebody sets: python -m tests.faults.stepped_clock FILE [ARGUMENTS]."""
+"""MarketFlow with a system clock that the test sets: python -m tests.faults.stepped_clock FILE [ARGUMENTS]."""
 
 import mmap
 import struct
@@ -23,7 +23,7 @@ class Step:
 
     @property
     def seconds(self) -> int:
-        """How far ahead of the true time it is."""
+        """Seconds that the clock is ahead of the true time."""
         return int(struct.unpack("q", self._shared)[0])
 
     @seconds.setter

@@ -101,7 +101,7 @@ def test_sigkill_between_posts_loses_no_event(
     exchanges: list[ScriptedExchange],
     receiver: WebhookReceiver,
 ) -> None:
-    """Killed while a receiver hesitates: what it has not acknowledged comes again, and nothing else."""
+    """After a kill while a receiver delays its answer, only unacknowledged events are posted again."""
     application = start(servers)
     for level in range(100, 110):
         make(application, level=float(level), **receiver.hook)
@@ -170,7 +170,7 @@ def test_roles_share_rules_and_events(
     exchanges: list[ScriptedExchange],
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Ingest evaluates; every API process makes rules, lists them and streams events."""
+    """The ingest process evaluates; every API process creates rules, lists them and streams events."""
     feeds, one, other = roles.ingest(), roles.api(), roles.api()
     for api in (one, other):
         wait_until(lambda api=api: api.get("/health")["status"] == "ok")  # type: ignore[misc]
@@ -220,7 +220,7 @@ def test_standby_that_takes_over_evaluates_and_stores_once(
 
 
 def make_when_possible(api: Application, **rule: Any) -> str:
-    """Make a rule once the ingest process can."""
+    """Create a rule once the ingest process accepts it."""
 
     def made() -> str:
         answer = api.http.post("/alerts", json=BTC | rule)

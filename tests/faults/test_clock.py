@@ -1,4 +1,4 @@
-"""Somebody sets the clock of the machine by an hour; every tick is in one row, and nothing waits for an hour."""
+"""The system clock is set by an hour; every tick is in one row, and nothing is delayed by an hour."""
 
 import math
 import signal
@@ -32,7 +32,7 @@ def step(server_folder: Path) -> Step:
 def application(
     start: StartApplication, servers: dict[str, object], server_folder: Path, redis_proxy: Proxy, step: Step
 ) -> Application:
-    """One whose clock is off by `step`."""
+    """An application whose clock is off by `step`."""
     program = ("-m", "tests.faults.stepped_clock", str(server_folder / "step"))
     given = through(servers, redis=redis_proxy) | {"FLOW__STALE_AFTER_SECONDS": STALE_SECONDS}
     return start(given, program=program)
@@ -43,7 +43,7 @@ def sent_since(traffic: Traffic, before: int) -> int:
 
 
 def rejected(application: Application) -> float:
-    """How many ticks were dropped because of their time."""
+    """Return how many ticks were dropped because of their time."""
     samples = samples_of(application.http.get("/metrics").text)
     return sum(
         samples.of("ticks_rejected_total", exchange=f"exchange{number}", reason=reason) or 0.0
@@ -53,7 +53,7 @@ def rejected(application: Application) -> float:
 
 
 def tells_offsets(application: Application, exchanges: Sequence[ScriptedExchange], offset_ms: float) -> bool:
-    """Whether /health says by how much the clock of every exchange is ahead, to the allowed skew."""
+    """Return whether /health reports the clock offset of every exchange, to within the allowed skew."""
     told = application.get("/health").get("clock_offsets_ms", {})
     return told.keys() == {each.name for each in exchanges} and all(
         abs(each - offset_ms) <= 5000 for each in told.values()
@@ -61,7 +61,7 @@ def tells_offsets(application: Application, exchanges: Sequence[ScriptedExchange
 
 
 def are_written(rows: Callable[[], Rows], around: float, ticks: float) -> bool:
-    """Whether so many ticks are in rows of the half hour before and after a time (Unix ms)."""
+    """Return whether so many ticks are in rows of the half hour before and after a time (Unix ms)."""
     near = [int(row["tick_count"]) for slot, row in rows().items() if abs(slot.start - around) < HOUR * 500]
     return sum(near) >= ticks
 
@@ -73,7 +73,7 @@ def assert_goes_on(
     step: Step,
     sent_since: Callable[[], int],
 ) -> None:
-    """New prices show, periods end now, and all that waits for a while waits neither for an hour nor not at all."""
+    """Check that new prices are answered, periods end now, and no timer is late by the step or runs at once."""
     for exchange in exchanges:
         assert_latest_advances(application, exchange)
     assert_period_is_of_now(application, step, sent_since)
@@ -92,7 +92,7 @@ def assert_latest_advances(application: Application, exchange: ScriptedExchange)
 
 
 def assert_period_is_of_now(application: Application, step: Step, sent_since: Callable[[], int]) -> None:
-    """A period ends now by the clock of the machine, and has ticks that came since it was set, and no others."""
+    """Check that a period ends now by the system clock, and contains exactly the ticks since that was set."""
     answer = application.get("/prices/average/BTCUSDT", period="1m")
     assert 0 < answer["ticks"] <= sent_since()
     assert abs(datetime.fromisoformat(answer["to"]).timestamp() - time.time() - step.seconds) < 2
@@ -114,7 +114,7 @@ def assert_waits_are_what_they_were(
 
 
 def assert_each_tick_is_in_one_row(rows: Rows, sent: Sent) -> None:
-    """Of each series the rows have as many ticks as were sent, and they amount to as much."""
+    """Check that the rows of each series have all ticks that were sent, with the same total."""
     for series in {series for series, _ in sent}:
         prices = [tick.price for each, tick in sent if each == series]
         found = [row for slot, row in rows.items() if slot.series == series]
@@ -126,7 +126,7 @@ def assert_each_tick_is_in_one_row(rows: Rows, sent: Sent) -> None:
 
 
 def assert_ends_well(application: Application) -> None:
-    """It still notices a feed that falls silent, and ends in time."""
+    """Check that a silent feed is still detected, and the stop is in time."""
     seconds_until(lambda: "stale" in application.get("/health")["exchanges"].values(), timeout=STALE_SECONDS + 3)
     code, seconds = application.stop(signal.SIGTERM)
     assert code == 0

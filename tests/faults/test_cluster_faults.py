@@ -41,7 +41,7 @@ def servers(redis_cluster: RedisCluster, postgres_db: dict[str, Any]) -> dict[st
 
 
 def assert_answers_good(watch: Watch, traffic: Traffic) -> None:
-    """Each answer was a 200 that counts no tick twice, or a 503 that names what is missing."""
+    """Check that each answer was a 200 that counts no tick twice, or a 503 that names what is missing."""
     assert not watch.counted_twice(traffic.sent)
     assert watch.statuses.keys() <= {200, 503}, watch.refused[:10]
     assert not [each for each in watch.refused if "unavailable" not in each[2]]
@@ -49,7 +49,7 @@ def assert_answers_good(watch: Watch, traffic: Traffic) -> None:
 
 
 def assert_others_go_on(record: Record, watch: Watch, since: float, theirs: set[str], promoted: float) -> None:
-    """No gap in the prices is longer than by the death of a master, that of other symbols least of all."""
+    """Check that no gap in the prices is longer than after the death of a master, and short for other symbols."""
     gap = watch.longest_gap(theirs, since)
     record("gap of its symbols", gap)
     record("slowest answer", watch.slowest)
@@ -66,7 +66,7 @@ def test_frozen_master_disturbs_no_others(
     rows: Callable[[], Rows],
     record_property: Record,
 ) -> None:
-    """It returns with old data and takes itself for a master at first."""
+    """After it is thawed it has old data, and is a master by its own map at first."""
     ingest, api = started(roles, broadcasting)
     master = redis_cluster.masters()[1]
     theirs = symbols_of(redis_cluster, master)
@@ -102,7 +102,7 @@ def test_master_cut_off_from_the_others_is_replaced(
     rows: Callable[[], Rows],
     record_property: Record,
 ) -> None:
-    """It takes writes of the clients that it still has until it knows; they are lost with it, and written again."""
+    """It accepts writes of its clients until it detects the partition; these are lost, and written again."""
     cluster = divisible_cluster
     roles.settings["REDIS__NODES"] = cluster.addresses[0]
     ingest, api = started(roles, broadcasting)
@@ -261,7 +261,7 @@ def test_end_of_all_processes_without_a_master_loses_no_tick(
     broadcasting: list[ScriptedExchange],
     rows: Callable[[], Rows],
 ) -> None:
-    """The minute that runs is written to the archive, and taken up again from there or from the replica."""
+    """The current minute is written to the archive, and recovered from there or from the replica."""
     ingest, api = started(roles, broadcasting)
     with Traffic(broadcasting, SYMBOLS, rate=100) as traffic:
         wait_for_windows(2)
@@ -287,7 +287,7 @@ def test_cluster_that_needs_every_slot_is_back_after_a_failover(
     broadcasting: list[ScriptedExchange],
     rows: Callable[[], Rows],
 ) -> None:
-    """By cluster-require-full-coverage all masters refuse commands until a replica has been promoted."""
+    """With cluster-require-full-coverage all masters refuse commands until a replica has been promoted."""
     ingest, api = started(roles, broadcasting)
     with ExitStack() as stack:
         for node in redis_cluster.nodes:
@@ -312,7 +312,7 @@ def test_changed_number_of_buckets_loses_no_tick(
     broadcasting: list[ScriptedExchange],
     rows: Callable[[], Rows],
 ) -> None:
-    """Of a minute that only Redis has. A process with another number is refused, and one of before answers no more."""
+    """Of a minute that only Redis has. A process with another number is refused, and a previous one answers no more."""
     roles.settings["FLOW__WINDOW_SECONDS"] = 60
     ingest, api = started(roles, broadcasting)
     other = IngestProcess(server_folder, roles.settings | {"REDIS__BUCKETS": 5}, ("--role", "ingest"))
@@ -341,6 +341,6 @@ def test_changed_number_of_buckets_loses_no_tick(
 
 
 def answers_all(api: Application, traffic: Traffic) -> bool:
-    """Whether averages are of all ticks that were sent, which must be of the last five minutes."""
+    """Return whether averages contain all ticks that were sent, which must be of the last five minutes."""
     sent = Counter(series.symbol for series, _ in traffic.sent)
     return all(api.get(f"/prices/average/{symbol}?period=5m")["ticks"] == count for symbol, count in sent.items())

@@ -42,7 +42,7 @@ def paths() -> Iterable[str]:
 
 @pytest.mark.alone
 def test_many_series_leave_no_request_unanswered(server_folder: Path, servers: dict[str, object]) -> None:
-    """More clients than connections, on an event loop that is busy: no 503, and no store is called down."""
+    """With more clients than connections on a busy event loop there is no 503, and no store is reported as down."""
     statuses: Counter[int] = Counter()
     stores: Counter[tuple[str, str]] = Counter()
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""An exchange goes wrong in every way there is; the others do not notice, and no tick is lost, doubled or forged."""
+"""Every kind of failing exchange; others are not affected, and no tick is lost, doubled or forged."""
 
 import json
 import threading
@@ -38,14 +38,14 @@ def latest(application: Application, exchange: ScriptedExchange) -> float | None
 
 
 def send_and_see(application: Application, exchange: ScriptedExchange, timeout: float = 10) -> None:
-    """A good tick, which has to be shown."""
+    """Send a good tick, and wait until it is answered."""
     price = 1 + len(exchange.sent) / 8
     exchange.send(price)
     wait_until(lambda: latest(application, exchange) == price, timeout, message=f"{price} is not shown")
 
 
 def assert_untouched(application: Application, exchanges: Sequence[ScriptedExchange]) -> None:
-    """They are connected and their prices go on."""
+    """Check that these exchanges are connected and their prices continue."""
     for exchange in exchanges:
         assert state_of(application, exchange.name) == "connected"
         assert_goes_on(application, exchange)
@@ -62,7 +62,7 @@ def assert_goes_on(application: Application, exchange: ScriptedExchange) -> None
 
 
 def settings_of(servers: dict[str, object], first: str, others: Sequence[ScriptedExchange]) -> dict[str, object]:
-    """Settings with an exchange1 at another address."""
+    """Return settings with exchange1 at another address."""
     addresses = [("exchange1", first), *((exchange.name, exchange.address) for exchange in others)]
     tables = ", ".join(f'{{name="{name}",address="{address}"}}' for name, address in addresses)
     return servers | {"EXCHANGES": f"[{tables}]", "FLOW__STALE_AFTER_SECONDS": STALE_SECONDS}
@@ -73,7 +73,7 @@ def settings_of(servers: dict[str, object], first: str, others: Sequence[Scripte
 
 @contextmanager
 def trickle(exchange: ScriptedExchange) -> Iterator[None]:
-    """Bytes of a line that never ends, one at a time."""
+    """Yield bytes of a line that never ends, one at a time."""
     ended = threading.Event()
 
     def send() -> None:
@@ -126,7 +126,7 @@ def wait_for_state(application: Application, state: str) -> None:
 
 
 def assert_comes_back(application: Application, exchange: ScriptedExchange, event: Callable[[], None]) -> None:
-    """After an event that leaves it without a connection it is connected to, and ticks come."""
+    """Check that an exchange is connected again, and its ticks arrive, after an event that cuts its connection."""
     came = len(exchange.accepted_at)
     event()
     wait_until(lambda: len(exchange.accepted_at) > came)

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("many_files")
 
 @pytest.fixture(scope="module")
 def application(server_root: Path, redis_server: RedisServer, postgres_server: PostgresServer) -> Iterator[Application]:
-    """One for all tests that only ask; in a database of Redis where nobody else looks."""
+    """One application for all tests that only send requests; in a Redis database of its own."""
     folder = server_root / "http"
     folder.mkdir(mode=0o711)
     stores = {f"POSTGRES__{name.upper()}": value for name, value in postgres_server.keywords.items()}
@@ -90,7 +90,7 @@ class Slow:
 
 @pytest.fixture(scope="module")
 def slow_clients(application: Application) -> dict[str, Slow]:
-    """They go on while the other tests run."""
+    """Slow clients that run during the other tests."""
     body = b"POST /mode/live HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
     return {
         "headers": Slow(application.port, b"GET /health HTTP/1.1\r\n", b"X: y\r\n"),
@@ -115,7 +115,7 @@ def problem_of(answer: bytes) -> tuple[int, str]:
 
 
 def flood(port: int, head: bytes, piece: bytes, count: int) -> tuple[bytes, int]:
-    """Send until cut off; gives the answer and the number of bytes sent."""
+    """Send until cut off; return the answer and the number of bytes sent."""
     sent, answer = 0, b""
     with socket.create_connection((HOST, port), timeout=5) as client:
         with suppress(OSError):
@@ -130,7 +130,7 @@ def flood(port: int, head: bytes, piece: bytes, count: int) -> tuple[bytes, int]
 
 
 def seconds_for_health(application: Application) -> float:
-    """A new connection each time: one that is open already is not what is in danger. Waits for a core do not count."""
+    """Return the seconds of a request on a new connection, which limits may refuse. Waits for a core do not count."""
     with CoreWaits.of_tests() as waits:
         began = time.monotonic()
         assert httpx.get(f"http://{HOST}:{application.port}/health", timeout=30, verify=NO_TLS).status_code == 200
@@ -197,7 +197,7 @@ def test_health_answers_while_sockets_exceed_the_limit(application: Application)
 
 
 class _Limited(Application):
-    """One that may open 256 files."""
+    """An application that may open 256 files."""
 
     def start(self, wait: bool = True, timeout: float = 30.0) -> Self:
         super().start(wait=False)
@@ -224,7 +224,7 @@ def test_socket_burst_over_the_descriptor_limit_is_survived(server_folder: Path,
 
 
 def answers_to(port: int, sent: bytes, ends: bool = False) -> bytes:
-    """All that is answered; `ends`: nobody waits for more than what is there at once."""
+    """Return all that is answered; with `ends` the client closes its sending side."""
     with socket.create_connection((HOST, port), timeout=5) as client:
         received = b""
         with suppress(ConnectionError):
@@ -237,7 +237,7 @@ def answers_to(port: int, sent: bytes, ends: bool = False) -> bytes:
 
 
 def check(answer: bytes) -> int:
-    """The first answer is one of those that are documented; gives its status."""
+    """Check that the first answer is a documented one; return its status."""
     status = int(answer.split(b" ", 2)[1])
     assert status in STATUSES, answer
     assert b"x-content-type-options: nosniff" in answer

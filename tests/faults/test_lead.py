@@ -1,4 +1,4 @@
-"""Roll-up and retention of three ingest processes: the one that leads does both, and another one after its death."""
+"""Roll-up and retention of three ingest processes: the leader does both, and another one after its death."""
 
 import itertools
 import threading

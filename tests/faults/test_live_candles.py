@@ -83,7 +83,7 @@ def application(
 
 
 def differences(application: Application, watcher: Watcher) -> list[tuple[Any, Any]]:
-    """What the client knows beside what is answered, where they differ: of the candles since its snapshot."""
+    """Return the candles since the client's snapshot that differ between stream and answer."""
     found: list[tuple[Any, Any]] = []
     for exchange in (None, "exchange1", "exchange2", "reference"):
         for interval in INTERVALS:
@@ -127,7 +127,7 @@ def test_candles_equal_the_answers_after_a_redis_outage(
     exchanges: list[ScriptedExchange],
     redis_db: RedisServer,
 ) -> None:
-    """Meanwhile one process makes them from memory."""
+    """During the outage one process makes them from memory."""
     for exchange in exchanges[:2]:
         exchange.send(100.0)
     wait_until(lambda: application.find("/candles/exchange2/BTCUSDT"))

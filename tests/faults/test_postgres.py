@@ -1,4 +1,4 @@
-"""PostgreSQL goes away in every way there is; no row is lost or doubled, and the rest goes on."""
+"""Every kind of PostgreSQL outage; no row is lost or doubled, and everything else continues."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -62,7 +62,7 @@ def test_start_without_postgres_writes_all_once_it_is_up(
 
 
 def rows_when_there(rows: Callable[[], Rows]) -> Callable[[], Rows]:
-    """The rows, none while there is no table."""
+    """Return the rows; none while there is no table."""
 
     def read() -> Rows:
         try:
@@ -113,7 +113,7 @@ def test_silent_postgres_connections_are_replaced(
 
 @pytest.fixture
 def own_server(server_folder: Path, postgres_template: Path) -> Iterator[PostgresServer]:
-    """A PostgreSQL of the test's own."""
+    """A PostgreSQL for one test."""
     with PostgresServer(server_folder / "postgres", postgres_template) as server:
         yield server
 
@@ -243,7 +243,7 @@ def forget_closed_minutes(server: RedisServer) -> None:
 
 
 class SharedExchange(ScriptedExchange):
-    """An exchange that two applications listen to."""
+    """An exchange to which two applications are connected."""
 
     def send(self, *prices: float, symbol: str = "BTCUSDT", at: int | None = None) -> int:
         at = super().send(*prices, symbol=symbol, at=at)

@@ -1,4 +1,4 @@
-"""The process is killed, told to end or started twice, at any moment; what was taken is in its row, once."""
+"""The process is killed, stopped or started twice at any moment; each received tick is in its row once."""
 
 import functools
 import itertools
@@ -53,7 +53,7 @@ SYMBOLS = ("BTCUSDT", "ETHUSDT")
 
 
 def kill_under_traffic(application: Application, exchanges: Sequence[ScriptedExchange], ticks: int) -> int:
-    """Kill it once so many more ticks were sent; gives when (Unix ms). Then nothing is sent any more."""
+    """Kill it once so many more ticks were sent, and stop sending; return when it was killed (Unix ms)."""
     with Traffic(exchanges, SYMBOLS, coming_and_going=True) as traffic:
         enough = traffic.count + ticks
         wait_until(lambda: traffic.count >= enough)
@@ -63,7 +63,7 @@ def kill_under_traffic(application: Application, exchanges: Sequence[ScriptedExc
 
 
 def lost_by_kill(application: Application, exchanges: Sequence[ScriptedExchange], lost_before: Sent) -> Sent:
-    """The ticks that were sent since and are not on record, which must be one run of each series."""
+    """Return the later ticks that are in no row; those of a series must follow each other."""
     wait_until_connected(application, exchanges)
     return [
         lost
@@ -137,7 +137,7 @@ def test_minutes_ended_while_down_are_written_after_restart(
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """All processes that run in a folder or were given it as an argument."""
+    """Return all processes that run in a folder or have it as an argument."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -234,7 +234,7 @@ def test_signal_during_traffic_and_switches_ends_cleanly(
 
 
 def assert_no_more_than_sent(rows: Rows, sent: Sent, minute_ms: int) -> None:
-    """No row of live mode has more ticks than were sent for it, nor a price that was not."""
+    """Check that no row of live mode has more ticks than were sent, or a price that was not."""
     ticks = ticks_by_slot(sent, minute_ms)
     for slot, row in rows.items():
         if slot.series.mode == Mode.LIVE:
@@ -252,7 +252,7 @@ def on_data_folder(program: str, folder: Path) -> list[ServerProcess]:
 
 
 def freeze_once_started(program: str, folder: Path) -> None:
-    """A server that never becomes ready, as one that recovers for minutes."""
+    """Freeze a server as soon as it is started: it never becomes ready, like one that recovers for minutes."""
     (server,) = wait_until(lambda: on_data_folder(program, folder))
     server.send(signal.SIGSTOP)
 
@@ -298,7 +298,7 @@ def test_second_signal_while_embedded_servers_start_kills_them(server_folder: Pa
 
 @contextmanager
 def refreezing(server: ServerProcess) -> Iterator[None]:
-    """The server never acts on anything but SIGKILL, though it is woken to end."""
+    """Freeze the server again and again, so that it reacts only to SIGKILL."""
     ended = threading.Event()
 
     def freeze() -> None:
@@ -457,7 +457,7 @@ def test_modes_never_mix_while_four_threads_switch_them(
     application = start(servers | {"FLOW__RECONNECT_AFTER_SECONDS": 0.05})
 
     def modes_asked() -> list[Mode]:
-        """Of each kind of price, the mode that it is of."""
+        """Return the mode of each kind of price."""
         answers = [application.find(f"/prices/{kind}/BTCUSDT") for kind in ("latest", "highest", "lowest", "average")]
         prices = [answer["price"] for answer in answers if answer is not None]
         assert not [price for price in prices if 1e6 < price < alien], "an answer of both modes"

@@ -1,4 +1,4 @@
-"""Redis goes away in every way there is; rows stay exact, prices stay new, and the cache is whole soon afterwards."""
+"""Every kind of Redis outage; rows stay exact, prices current, and the cache is complete soon afterwards."""
 
 import math
 import time
@@ -49,7 +49,7 @@ WRITE_MS = 200
 
 
 def same(candle: Candle, expected: Candle) -> bool:
-    """Whether two candles are of the same ticks; of their order of arrival only the application knows."""
+    """Return whether two candles are of the same ticks; only the application knows their order of arrival."""
     names = ("open", "high", "low", "close", "ticks", "first_at", "last_at", "high_at", "low_at")
     return math.isclose(candle.total, expected.total, rel_tol=1e-9) and all(
         getattr(candle, name) == getattr(expected, name) for name in names
@@ -57,7 +57,7 @@ def same(candle: Candle, expected: Candle) -> bool:
 
 
 def is_cached(client: "redis.Redis", sent: Sent, at: int) -> bool:
-    """Whether Redis itself has every slice that had ended at a time (Unix ms), exactly, and newest ticks of then."""
+    """Return whether Redis has every slice that had ended at a time (Unix ms), and newest ticks that are not older."""
     expected = candles_of_ticks(sent, SLICE_MS)
     for series in {slot.series for slot in expected}:
         latest = codec.decode_latest(
@@ -78,7 +78,7 @@ def is_cached(client: "redis.Redis", sent: Sent, at: int) -> bool:
 
 
 def seconds_until_cached(server: RedisServer, traffic: Traffic) -> float:
-    """How long until Redis has everything that was sent before now."""
+    """Return the seconds until Redis has everything that was sent before now."""
     at = now_ms()
     with server.client() as client:
 
@@ -92,7 +92,7 @@ def seconds_until_cached(server: RedisServer, traffic: Traffic) -> float:
 
 
 def assert_answers_equal(application: Application, sent: Sent) -> None:
-    """The averages of the last minute are those of all ticks, which were all sent within it."""
+    """Check that the averages of the last minute are those of all ticks, which were all sent within it."""
     for series in {series for series, _ in sent}:
         prices = [tick.price for each, tick in sent if each == series]
         wait_until(partial(is_average, application, series, prices), message=f"{series}: not the average of its ticks")
@@ -203,7 +203,7 @@ def test_signal_right_after_redis_stalls_loses_no_tick(
     record_property: Record,
     fault: Callable[[Proxy], None],
 ) -> None:
-    """Newest prices are sent then whose replies never come."""
+    """At that moment replies to newest prices are outstanding, and never come."""
     application = start(through(servers, redis=redis_proxy))
     with Traffic(exchanges, rate=RATE) as traffic:
         wait_for_windows(1)
@@ -300,7 +300,7 @@ def test_killed_redis_is_refilled_soon_after_restart(
 def test_answers_stay_complete_during_a_large_refill(
     start: StartApplication, servers: dict[str, object], exchanges: list[ScriptedExchange], server_folder: Path
 ) -> None:
-    """It takes seconds, and until Redis has confirmed the whole of it memory answers."""
+    """It takes seconds; memory answers until Redis has confirmed all of it."""
     symbols = [f"S{number}" for number in range(150)]
     with RedisServer(server_folder / "redis", persistent=False) as server:
         setting = str(symbols).replace("'", '"')
@@ -375,7 +375,7 @@ def test_kill_in_redis_outage_costs_open_minutes_alone(
     record_property: Record,
     back: str,
 ) -> None:
-    """What Redis has not and PostgreSQL not yet: the ticks since Redis went away, of minutes still open."""
+    """The ticks since the begin of the outage of minutes that were still open: neither store has them."""
     application = start(through(servers, redis=redis_proxy))
     with Traffic(exchanges, rate=RATE):
         wait_for_windows(1)

@@ -1,4 +1,4 @@
-"""Feeds and API in processes of their own: what one does the others see, and who is killed or frozen is replaced."""
+"""Ingest and API in separate processes: they share state and mode, and killed or frozen ones are replaced."""
 
 import signal
 import time
@@ -122,7 +122,7 @@ def test_api_process_restart_changes_nothing(
 
 
 def shards(api: Application) -> dict[str, tuple[str, str, str]]:
-    """Owner, standby and its state of each shard."""
+    """Return owner, standby and its state of each shard."""
     listed = api.get("/health").get("shards", [])
     return {each["shard"]: (each["owner"], each["standby"], each["standby_state"]) for each in listed}
 
@@ -132,7 +132,7 @@ def are_warm(api: Application) -> bool:
 
 
 def are_spread(api: Application) -> bool:
-    """Whether all standbys are warm and two processes share the shards: no shard will move by itself."""
+    """Return whether all standbys are warm and two processes share the shards: no shard moves then."""
     return are_warm(api) and len({owner for owner, _, _ in shards(api).values()}) == 2
 
 
@@ -196,7 +196,7 @@ def test_emptied_redis_changes_no_owner(
 
 
 def frozen_for(feeds: IngestProcess, seconds: float) -> int:
-    """Freeze until `thaw`; gives when it began (Unix ms). It lasts at least so many seconds."""
+    """Freeze until `thaw`, for at least so many seconds; return when it began (Unix ms)."""
     frozen_at = now_ms()
     feeds.process.send_signal(signal.SIGSTOP)
     wait_until(lambda: now_ms() >= frozen_at + seconds * 1000, timeout=seconds + 1)
@@ -322,7 +322,7 @@ def test_one_failed_call_of_the_table_makes_no_second_owner(
 def test_takeover_by_one_that_wrote_meanwhile_counts_no_tick_twice(
     roles: Roles, broadcasting: list[ScriptedExchange], redis_proxy: Proxy, rows: Callable[[], Rows]
 ) -> None:
-    """It has ticks itself when it reads those of the other one."""
+    """It has ticks of its own when it reads those of the other process."""
     wait_until(lambda: now_ms() % MINUTE_MS < 40_000, timeout=21)
     exchanges = broadcasting[:1]
     roles.settings |= {"EXCHANGES": exchanges_setting(*exchanges), "FLOW__WINDOW_SECONDS": 60}

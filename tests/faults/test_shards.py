@@ -1,4 +1,4 @@
-"""Ingest processes on one Redis, each the standby of the other: whichever is killed or frozen, no tick is lost."""
+"""Ingest processes on one Redis, each the standby of another: a kill or freeze of any of them loses no tick."""
 
 import signal
 import threading
@@ -36,7 +36,7 @@ BALANCED_SECONDS = 2.0
 
 
 class Gaps:
-    """The longest time between two writes of slices, by exchange, while it lasts."""
+    """Measures the longest time between two writes of slices, by exchange."""
 
     def __init__(self, redis_db: RedisServer, exchanges: Iterable[str]) -> None:
         self._redis_db = redis_db
@@ -204,7 +204,7 @@ def test_clean_stop_loses_no_tick(
 def test_processes_cut_off_from_redis_lose_no_tick(
     roles: Roles, broadcasting: list[ScriptedExchange], rows: Callable[[], Rows], redis_proxy: Proxy, cut_off: str
 ) -> None:
-    """One that is cut off alone is replaced; where all are, everybody goes on with what it has."""
+    """A process that is cut off alone is replaced; where all are, each goes on with its shards."""
     first = roles.ingest(REDIS__PORT=redis_proxy.port)
     second = roles.ingest(REDIS__PORT=redis_proxy.port) if cut_off == "both" else roles.ingest()
     wait_until_warm(broadcasting)
@@ -240,7 +240,7 @@ def test_shards_of_one_exchange_are_divided_and_lose_no_tick(
 def test_unstamped_ticks_are_not_counted_twice(
     roles: Roles, broadcasting: list[ScriptedExchange], rows: Callable[[], Rows]
 ) -> None:
-    """Each process would date them differently, so nobody stands by with them in memory."""
+    """Each process would date them differently, so that their standbys are cold."""
     exchange = broadcasting[0]
     roles.settings["EXCHANGES"] = exchanges_setting(exchange)
     first, second = roles.ingest(), roles.ingest()

@@ -62,7 +62,7 @@ class Flips:
                 exchange.send_raw(b'{"symbol":"BTCUSDT","price":%f}\n' % price)
 
     def sending(self) -> Sequence[ScriptedExchange]:
-        """Send; return the exchanges, which know then who is gone."""
+        """Send; return the exchanges, which detect lost connections by that."""
         self.run(0)
         return self._exchanges
 
@@ -77,7 +77,7 @@ class Flips:
         self._pause()
 
     def hold(self) -> None:
-        """Cross nothing for HELD_SECONDS."""
+        """Send prices that cross no level for HELD_SECONDS."""
         end = time.monotonic() + HELD_SECONDS
         while time.monotonic() < end:
             self._pause()
@@ -97,7 +97,7 @@ _Process = TypeVar("_Process", bound=Application)
 
 
 def owner_of(redis_db: RedisServer | RedisCluster, shard: str, processes: Sequence[_Process]) -> _Process | None:
-    """The process that owns a shard."""
+    """Return the process that owns a shard."""
     with redis_db.client() as client:
         table: Any = client.get(keys.SHARDS_KEY)
     rows = json.loads(table)["rows"] if table else {}
@@ -207,7 +207,7 @@ def test_killed_process_neither_misses_nor_doubles_a_crossing(
 def test_killed_process_neither_misses_nor_doubles_a_change(
     roles: Roles, broadcasting: list[ScriptedExchange], redis_db: RedisServer, victim: str
 ) -> None:
-    """Prices rise while nobody leads, or nobody owns the exchange: the next lead compares them with those of before."""
+    """Prices rise while there is no leader or no owner: the next leader compares them with those of before."""
     one = Alerting(roles, redis_db, broadcasting)
     change = {"kind": "change", "level": None, "percent": 1.5, "period": "10s"}
     rules = [one.make(**change, exchange=exchange) for exchange in (*NAMES, "reference")]
@@ -227,12 +227,12 @@ def test_killed_process_neither_misses_nor_doubles_a_change(
     one.assert_counts(rules, [2] * 4)  # one up and one down
 
 
-def test_killed_lead_with_cold_standbys_doubles_no_crossing(
+def test_killed_leader_with_cold_standbys_doubles_no_crossing(
     roles: Roles,
     broadcasting: list[ScriptedExchange],
     redis_db: RedisServer,
 ) -> None:
-    """What its own exchange sends until it has another owner is lost, with what it crosses and back; nothing else."""
+    """Only ticks of its own exchange until that has another owner are lost, with their crossings."""
     one = Alerting(roles, redis_db, broadcasting, is_stamped=False)
     rules = [one.make(exchange=f"exchange{n}") for n in (1, 2, 3)]
     one.flips.run(6)
@@ -254,7 +254,7 @@ def test_redis_outage_neither_misses_nor_doubles_a_crossing(
     redis_db: RedisServer,
     redis_proxy: Proxy,
 ) -> None:
-    """What the process that leads receives itself is an event at once, all else when Redis is back."""
+    """Ticks that the leader receives itself raise events at once, others when Redis is back."""
     roles.settings["REDIS__PORT"] = redis_proxy.port
     one = Alerting(roles, redis_db, broadcasting)
     rules = [one.make(exchange=f"exchange{n}") for n in (1, 2, 3)]
@@ -274,7 +274,7 @@ def test_killed_master_neither_misses_nor_doubles_a_crossing(
     broadcasting: list[ScriptedExchange],
     redis_cluster: RedisCluster,
 ) -> None:
-    """That of the bucket of the symbol, whose slices come later then."""
+    """The master that is killed has the bucket of the symbol, whose slices are late then."""
     single = {name: value for name, value in roles.settings.items() if not name.startswith("REDIS__")}
     roles.settings = single | {"REDIS__NODES": redis_cluster.addresses[0]}
     one = Alerting(roles, redis_cluster, broadcasting)
@@ -288,7 +288,7 @@ def test_killed_master_neither_misses_nor_doubles_a_crossing(
         one.assert_alternate(rule)
 
 
-def test_stale_feed_is_an_event_once_over_the_death_of_the_lead(
+def test_stale_feed_is_an_event_once_over_the_death_of_the_leader(
     roles: Roles,
     broadcasting: list[ScriptedExchange],
     redis_db: RedisServer,
@@ -310,20 +310,20 @@ def test_stale_feed_is_an_event_once_over_the_death_of_the_lead(
 
 
 @pytest.mark.parametrize("victim", ["lead", "frozen lead"])
-def test_killed_lead_neither_misses_nor_doubles_a_hole(
+def test_killed_leader_neither_misses_nor_doubles_a_hole(
     roles: Roles,
     broadcasting: list[ScriptedExchange],
     redis_db: RedisServer,
     postgres_db: dict[str, Any],
     victim: str,
 ) -> None:
-    """Owners find holes right before it is killed, while nobody leads, and afterwards."""
+    """Owners find holes right before it is killed, while there is no leader, and afterwards."""
     one = Alerting(roles, redis_db, broadcasting)
     rule = one.make(kind="hole", level=None, symbol=None, exchange=None)
     with closing(PostgresHoles(connection_keywords(**postgres_db))) as holes:
 
         def find(after_id: int) -> None:
-            """Put a hole on record, as an owner does."""
+            """Store a hole, as an owner does."""
             now = now_ms()
             series = Series(Mode.LIVE, NAMES[after_id % 3], "BTCUSDT")
             holes.write([Hole(series, after_id, after_id + 5, now - 3_000, now - 2_500, now, now)])

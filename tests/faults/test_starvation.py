@@ -1,4 +1,4 @@
-"""Ingest processes that get no CPU for a while: what the exchanges sent meanwhile counts in full."""
+"""Ingest processes that get no CPU for a while: all ticks that the exchanges sent meanwhile count."""
 
 import random
 import signal
@@ -72,7 +72,7 @@ def test_three_owners_starved_at_random_lose_no_tick(
 def test_suspended_processes_drop_no_tick_as_stale(
     roles: Roles, broadcasting: list[ScriptedExchange], rows: Callable[[], Rows], number: int
 ) -> None:
-    """All of them are, so that nobody takes over: the ticks wait in their sockets."""
+    """All processes are suspended, so that none takes over: the ticks wait in their sockets."""
     processes = [roles.ingest() for _ in range(number)]
     wait_until_warm(broadcasting, number)
     with Traffic(broadcasting, rate=RATE) as traffic:

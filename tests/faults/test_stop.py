@@ -1,4 +1,4 @@
-"""The application is stopped in mid-minute with 15,000 series, and PostgreSQL is there, late, slow or not there at all.
+"""A stop in mid-minute with 15,000 series while PostgreSQL is up, late, slow or down.
 
 Rows that it has not confirmed are in Redis, and written after the next start; the log says how many these are, and how
 many are in neither store.
@@ -44,7 +44,7 @@ ROWS_SECONDS = 30.0
 def application(
     start: StartApplication, servers: dict[str, object], redis_proxy: Proxy, postgres_proxy: Proxy
 ) -> Application:
-    """It has 15,000 series, and its tables."""
+    """An application with 15,000 series, whose tables exist."""
     settings = {"FLOW__WINDOW_SECONDS": 60, "SYMBOLS": json.dumps(SYMBOLS)}
     application = start(through(servers, redis_proxy, postgres_proxy) | settings)
     wait_until(lambda: application.get("/health")["postgres"] == "ok")
@@ -72,7 +72,7 @@ def send(exchange: ScriptedExchange, symbols: Sequence[str], price: float) -> No
 
 @contextmanager
 def later(seconds: float, act: Callable[[], None]) -> Iterator[None]:
-    """Have something done in a while."""
+    """Call a function after some seconds."""
     timer = threading.Timer(seconds, act)
     timer.start()
     yield
@@ -180,7 +180,7 @@ def test_stop_uses_a_redis_that_returns_half_way(
     postgres_proxy: Proxy,
     redis_proxy: Proxy,
 ) -> None:
-    """Few series have rows, so that time is left for all of them."""
+    """Only a few series have rows, so that there is time to write all of them."""
     exchange = exchanges[0]
     wait_until(lambda: now_ms() % MINUTE_MS < 50_000, timeout=11)
     send(exchange, SYMBOLS[:1000], 1000.0)

@@ -1,4 +1,4 @@
-"""Streams of a real process: what they tell, whatever happens to stores, feeds, clients and the process itself."""
+"""Streams of a real process during faults of stores, feeds, clients and the process itself."""
 
 import json
 import signal
@@ -217,7 +217,7 @@ def test_clients_of_a_killed_worker_can_reconnect(server_folder: Path, servers: 
 
 
 def is_cut(stream: Stream) -> bool:
-    """Whether it ends before it tells of another heartbeat."""
+    """Return whether the stream ends before another heartbeat."""
     try:
         stream.next("heartbeat")
     except ConnectionError:
@@ -272,7 +272,7 @@ def test_three_hundred_clients_get_all_and_leak_nothing(application: Application
 
 
 def event_of(socket: ClientConnection, *names: str) -> dict[str, object]:
-    """The next message with one of these names."""
+    """Return the next message with one of these names."""
     while True:
         message: dict[str, object] = json.loads(socket.recv(timeout=10))
         if message["event"] in names:
@@ -368,7 +368,7 @@ def test_plain_request_for_the_websocket_is_refused(application: Application) ->
 
 
 def handshake(application: Application, headers: dict[str, str], path: str = "/ws") -> str:
-    """The first line and headers of the answer."""
+    """Return the first line and the headers of the answer."""
     given = {
         "Host": f"localhost:{application.port}",
         "Connection": "Upgrade",
@@ -531,7 +531,7 @@ def test_stalled_clients_do_not_delay_shutdown(server_folder: Path, servers: dic
 
 
 def unsent(application: Application) -> int:
-    """How many connections of an application have more to send than their clients take."""
+    """Return how many connections of an application have unsent data in the kernel."""
     with Path("/proc/net/tcp").open() as table:
         lines = [line.split() for line in table.readlines()[1:]]
     port = f":{application.port:04X}"

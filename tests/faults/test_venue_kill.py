@@ -103,7 +103,7 @@ Expected = Mapping[Slot, Mapping[str, float]]
 
 
 def expected_rows(trading: Trading, venue: str, minutes: Sequence[int]) -> Expected:
-    """The rows of these minutes, which are over."""
+    """Return the expected rows of these minutes, which are over."""
     return {
         Slot(Series(Mode.LIVE, venue, symbol), start): row_of(trading.trades[symbol, start])
         for symbol in SYMBOLS
@@ -112,7 +112,7 @@ def expected_rows(trading: Trading, venue: str, minutes: Sequence[int]) -> Expec
 
 
 def wrong_rows(rows: Rows, expected: Expected) -> list[str]:
-    """What is wrong with the rows."""
+    """Describe the wrong rows."""
     found = {slot: {name: rows.get(slot, {}).get(name) for name in row} for slot, row in expected.items()}
     return [f"{slot}: {found[slot]} and not {row}" for slot, row in expected.items() if found[slot] != row]
 
@@ -126,7 +126,7 @@ def venue_settings(server: VenueServer, venue: str) -> dict[str, object]:
 
 
 def kill_soon(application: Application, server: VenueServer, seconds: float) -> None:
-    """Kill it so long after it has subscribed."""
+    """Kill it some seconds after it has subscribed."""
     wait_until(lambda: server.connections and server.received[-1], timeout=20)
     threading.Event().wait(seconds)
     application.kill()
@@ -144,7 +144,7 @@ def has_more(server: VenueServer, connections: int) -> bool:
 def killed_again_and_again(
     application: Application, server: VenueServer, kills: int, chance: random.Random
 ) -> list[int]:
-    """Kill and start it; the minutes from the first kill to the running one, after the end of that one."""
+    """Kill and start it repeatedly; return the minutes from the first kill on, once the last one is over."""
     killed = []
     for _ in range(kills):
         connections = len(server.connections)
@@ -200,7 +200,7 @@ def test_kills_on_a_venue_without_older_trades_are_marked(
 
 
 def unmarked(application: Application, rows: Rows, expected: Expected) -> list[str]:
-    """The rows that are not exact, and neither marked as incomplete nor the venue's own."""
+    """Return the rows that are wrong, and neither marked as incomplete nor the venue's own."""
     found = []
     for slot, row in expected.items():
         if not wrong_rows(rows, {slot: row}):

@@ -15,7 +15,7 @@ from tests.support.venue_server import VenueServer
 
 
 def has_price_of(application: Application, at: int) -> bool:
-    """Whether the newest price is of that time (Unix ms) or later."""
+    """Return whether the newest price is of that time (Unix ms) or later."""
     newest = application.get("/prices/latest/BTCUSDT")["timestamp"]
     return datetime.fromisoformat(newest).timestamp() * 1000 >= at
 

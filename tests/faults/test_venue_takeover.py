@@ -1,4 +1,4 @@
-"""A venue's feed that another process takes over, or that comes back: every minute is exact all the same."""
+"""A venue's feed that another process takes over, or that is added again: every minute is exact."""
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -91,7 +91,7 @@ def test_cold_standby_of_a_killed_owner_leaves_rows_exact(
     redis_db: RedisServer,
     record_property: Record,
 ) -> None:
-    """What the venue sent while nobody was connected comes by REST, so that each minute is that of the venue."""
+    """Trades from while no process was connected are fetched by REST, so that each minute equals the venue's."""
     venue = "binance"
     with simulated_venue(venue, server_folder) as port, ExitStack() as stack:
         roles = Roles(stack, server_folder, servers | {"MODE": "live", "EXCHANGES": venues_setting({venue: port})})

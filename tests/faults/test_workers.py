@@ -1,4 +1,4 @@
-"""Several processes that answer on one port: each serves, each is replaced, and none outlives its parent."""
+"""Several API processes on one port: each answers, each is replaced, and none outlives its parent."""
 
 import functools
 import os
@@ -23,7 +23,7 @@ from tests.support.workers import ask_workers, children
 
 @pytest.fixture
 def workers(server_folder: Path, servers: dict[str, object]) -> Iterator[Application]:
-    """Two processes that answer, and their parent."""
+    """Two API processes and their parent."""
     with Application(server_folder, servers, ("--role", "api", "--workers", "2")) as application:
         wait_until(lambda: len(children(application)) == 2)
         yield application
@@ -65,7 +65,7 @@ def test_signal_to_the_parent_ends_all_workers(workers: Application, number: int
 def test_ctrl_c_in_a_terminal_ends_all_cleanly(
     server_folder: Path, servers: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It goes to all processes of the terminal's foreground group."""
+    """The signal goes to all processes of the terminal's foreground group."""
     in_a_group = functools.partial(subprocess.Popen, process_group=0)
     monkeypatch.setattr(subprocess, "Popen", in_a_group)
     with Application(server_folder, servers, ("--role", "api", "--workers", "2")) as application:
@@ -106,7 +106,7 @@ def test_port_shared_by_workers_is_refused_to_others(workers: Application, argum
 
 
 def test_simultaneous_starts_on_a_port_leave_one_listening(server_folder: Path, servers: dict[str, object]) -> None:
-    """Whatever they are: no two share a port, though workers share theirs."""
+    """Also with workers: these share a port with each other, but with no other start."""
     kinds = [("--role", "api", "--workers", "2"), ("--role", "api", "--workers", "3"), ("--role", "api")]
     port = free_port()
     with ExitStack() as stack:

@@ -70,7 +70,7 @@ _T = TypeVar("_T")
 
 
 class Trouble:
-    """What goes wrong with one store.
+    """Faults of one store.
 
     Args:
         random: of the seed.
@@ -94,7 +94,7 @@ class Trouble:
         return not self.at_work and self._now() - self._last >= seconds
 
     def felt(self) -> None:
-        """Now, or until now, something was wrong."""
+        """Return whether there is a fault, or was until now."""
         self._last = self._now()
 
     def call(self, work: Callable[[], _T]) -> _T:
@@ -190,7 +190,7 @@ class Minute:
     uncertain: bool = False
 
     def before(self, seconds: float) -> int:
-        """What is required and arrived before."""
+        """Return the ticks that are required and arrived before."""
         return self.required & sum(bit for bit, at in self.arrived.items() if at < seconds)
 
 
@@ -258,7 +258,7 @@ class Simulation:
         self.trace.append(f"{self.seconds:10.3f} {what}")
 
     def play(self) -> None:
-        """Let the hour pass and compare what is left of it."""
+        """Let the hour pass, and compare the rows with all ticks."""
         seed_backoffs(self._seed)
         events = script(self.random, self._length)
         self.start()
@@ -338,7 +338,7 @@ class Simulation:
             self._end("crash", CRASH_SECONDS + 0.05)
 
     def stop(self) -> None:
-        """As the engine does it."""
+        """Stop as the engine does."""
         run = self.run
         if not run:
             return
@@ -375,7 +375,7 @@ class Simulation:
         self.run = None
 
     def _settle(self, run: Run, may_lose_seconds: float) -> int:
-        """Take account of the ticks that are in no store."""
+        """Account for the ticks that are in no store."""
         lost = 0
         ages: list[float] = []
         survivors = self._survivors()
@@ -401,7 +401,7 @@ class Simulation:
         )
 
     def _survivors(self) -> Callable[[Slot, Minute], int]:
-        """What a next run will find of a minute."""
+        """Return what the next run will find of a minute."""
         slices: dict[Slot, int] = {}
         for slot, candle in self._stored(keys.window_key).items():
             start = Slot(slot.series, minute_start(slot.start))
@@ -475,7 +475,7 @@ class Simulation:
     # Ticks
 
     def send(self, number: int, symbol: str, ages_ms: list[int]) -> None:
-        """Ticks that arrive together, if the exchange is connected."""
+        """Send ticks that arrive together, if the exchange is connected."""
         run = self.run
         if run is None or not run.feeds[self.mode][number].open:
             return
@@ -600,7 +600,7 @@ Event = tuple[float, Callable[[Simulation], Any]]
 
 
 def script(random: Random, length: int) -> list[Event]:
-    """What happens in so many seconds, in order."""
+    """Return what happens in so many seconds, in order."""
 
     def moments(mean: float) -> Iterable[float]:
         at = random.expovariate(1 / mean)

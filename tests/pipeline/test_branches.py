@@ -1,4 +1,4 @@
-"""Branches that stall are seen, and a cache is complete only once it has confirmed its refill."""
+"""Stalled branches are detected, and a cache is complete only once it has confirmed its refill."""
 
 from collections.abc import Callable
 from random import Random
@@ -25,7 +25,7 @@ from tests.pipeline.world import BTC, START_MS, FakeArchive, FakeCache, FakeDays
 
 
 class Watch:
-    """Looks at branches each second."""
+    """Checks branches each second."""
 
     def __init__(self) -> None:
         self.branches = Branches()

@@ -1,4 +1,4 @@
-"""Authoritative minutes replace those of the ticks, in memory and in both stores."""
+"""Authoritative minutes replace those made of ticks, in memory and in both stores."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ END = START_MS + MINUTE_MS
 
 
 class Scripted:
-    """Emits what the test sends, and keeps what is closed."""
+    """Corrections that emit what the test sends, and record the closed minutes."""
 
     def __init__(self) -> None:
         self.sent: Subject[Candles] = Subject()

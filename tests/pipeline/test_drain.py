@@ -92,7 +92,7 @@ def test_rows_are_cached_by_a_cache_that_returns_in_the_drain(world: World) -> N
 
 
 def test_cache_that_was_emptied_has_pending_rows_again_at_the_end(world: World) -> None:
-    """Those of earlier minutes, too, although it had confirmed them."""
+    """Also those of earlier minutes, which it had confirmed."""
     world.archive.down = True
     trade(world, MANY[:100])
     world.run(70)
@@ -105,7 +105,7 @@ def test_cache_that_was_emptied_has_pending_rows_again_at_the_end(world: World) 
 
 
 def test_stores_that_are_slow_share_the_rows(world: World) -> None:
-    """Of each the stop has the time for little more than a half."""
+    """The stop has time for little more than half of the rows in each store."""
     trade(world)
     world.run(10)
     world.archive.transactions_left = 3
@@ -125,7 +125,7 @@ def test_stores_that_are_slow_share_the_rows(world: World) -> None:
 
 
 def test_rows_in_neither_store_are_counted(world: World) -> None:
-    """A minute that the cache has confirmed before is no loss."""
+    """A minute that the cache has confirmed before does not count as lost."""
     world.archive.down = True
     trade(world, MANY[:100])
     world.run(70)

@@ -433,7 +433,7 @@ def test_late_recovery_merges_slices_of_the_earlier_run() -> None:
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_first_minute_has_what_another_process_went_on_to_write(stopped: bool) -> None:
-    """That one was stopped in mid-minute: neither of the two has all ticks itself."""
+    """The other process was stopped in mid-minute: neither of the two has all ticks itself."""
     world = World()
     world.clock_step_ms = 30_000
     asked: list[tuple[int, int]] = []

@@ -36,7 +36,7 @@ on_next, on_completed, on_error = ReactiveTest.on_next, ReactiveTest.on_complete
 
 
 def working(scheduler: TestScheduler, seconds: float) -> Callable[[Any], Observable[Any]]:
-    """A consumer that takes its time and then gives what it was given."""
+    """A slow consumer, which emits each item after a while."""
     return lambda item: rx.timer(seconds, scheduler=scheduler).pipe(ops.map(lambda _: item))
 
 
@@ -45,7 +45,7 @@ def values(result: MockObserver[Any]) -> list[Any]:
 
 
 def recorded(result: MockObserver[Any]) -> list[Recorded[Any]]:
-    """What a mock observer saw: notifications, though its type allows for predicates on them as well."""
+    """Return the notifications of a mock observer, whose type allows predicates as well."""
     return list(result.messages)
 
 
@@ -60,7 +60,7 @@ Conflate = Callable[[Callable[[Any], Observable[Any]], Callable[[Any, Any], Any]
 
 @pytest.fixture(scope="module", params=[conflate_map, lambda work, merge: conflate_through(ops.flat_map(work), merge)])
 def conflate(request: pytest.FixtureRequest) -> Conflate:
-    """Either form, given the work and how to merge."""
+    """One of the two conflation operators, given the work and the merge."""
     operator: Conflate = request.param
     return operator
 
@@ -157,7 +157,7 @@ def test_work_that_ends_at_once_does_not_deepen_the_stack() -> None:
 
 
 def joined(end: Callable[[abc.ObserverBase[Any]], None]) -> Observable[Any]:
-    """Ended by a thread of its own, which is over before the subscriber has its subscription."""
+    """An Observable that another thread completes before `subscribe` returns."""
 
     def subscribe(observer: abc.ObserverBase[Any], _: abc.SchedulerBase | None = None) -> abc.DisposableBase:
         thread = threading.Thread(target=end, args=(observer,))
@@ -169,7 +169,7 @@ def joined(end: Callable[[abc.ObserverBase[Any]], None]) -> Observable[Any]:
 
 
 def test_conflate_map_survives_completion_on_another_thread() -> None:
-    """The completion begins the item that waits; assigned late, the first subscription disposed of the second."""
+    """The completion begins the pending item; assigned late, the first subscription would dispose the second."""
     source: Subject[int] = Subject()
     begun: list[int] = []
     disposed: list[int] = []

@@ -67,7 +67,7 @@ def test_promoted_standby_writes_what_it_holds() -> None:
 
 
 def test_promoted_standby_completes_its_minute_from_the_cache() -> None:
-    """It was connected in mid-minute, and the owner before has written what came earlier."""
+    """It was connected in mid-minute, and the previous owner has written the earlier ticks."""
     world = standby()
     earlier = Tick(90.0, START_MS + 5_000, 1)
     common = Tick(100.0, START_MS + 20_000, 2)
@@ -95,7 +95,7 @@ def test_owner_that_lost_its_shard_writes_nothing_more() -> None:
 
 
 def test_owner_that_lags_writes_what_was_sent_before_its_loss() -> None:
-    """The new owner has connected after it was sent; this one reads it from its connection after the loss."""
+    """The new owner has connected after the tick was sent; this one reads it after the loss of the shard."""
     world = World(ownership=Ownership(ShardMap({EXCHANGE: 1}), {EXCHANGE})).start()
     world.send(100.0)
     world.run(1)
@@ -134,7 +134,7 @@ def test_unarchived_minutes_become_pending_at_promotion() -> None:
     assert world.archive.rows.keys() == {left}
 
 
-def test_days_are_rolled_up_by_the_lead_only() -> None:
+def test_days_are_rolled_up_by_the_leader_only() -> None:
     world = standby()
     world.run(60)
     world.pipeline.ownership.take({EXCHANGE})

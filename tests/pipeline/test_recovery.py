@@ -1,4 +1,4 @@
-"""Late recoveries: what other processes left, beside ticks that this one has itself. No tick counts twice.
+"""Late recoveries: candles of other processes beside ticks of this one. No tick counts twice.
 
 The n-th tick costs 2**n, so the total of any candle says which ticks are in it, once each.
 """
@@ -96,7 +96,7 @@ def test_evicted_slices_are_not_added_to_the_same_ticks() -> None:
 
 
 def test_minute_of_another_process_is_not_added_to_the_same_ticks() -> None:
-    """More slices than may be held come as minutes."""
+    """They are recovered as minutes, since there are more slices than may be held."""
     memory = running(range(10, 30))
     memory.restore(RecoveredCandles({}, {MINUTE: minute_of(slices(range(25)))}, whole_from=NOW))
     assert row(memory) == list(range(30))
@@ -116,8 +116,8 @@ def left_folded(numbers: Iterable[int], cut: int) -> RecoveredCandles:
     return RecoveredCandles(slices(by_part[1]), minutes, whole_from=slice_start(tick(cut).at))
 
 
-def test_standby_unites_minutes_that_both_sides_have_only_in_part() -> None:
-    """It began late and has evicted slices since; the owner was killed between two of its ticks."""
+def test_standby_merges_minutes_that_both_sides_have_only_in_part() -> None:
+    """The standby began late and has evicted slices since; the owner was killed between two of its ticks."""
     memory = running(range(20, 50), slices_held=12, slices_held_ms=1000)
     assert len(memory.all_slices()) <= 12
     for _ in range(2):
@@ -127,7 +127,7 @@ def test_standby_unites_minutes_that_both_sides_have_only_in_part() -> None:
     assert row(memory) == list(range(53))
 
 
-def test_standby_that_began_a_moment_ago_unites_its_slices() -> None:
+def test_standby_that_began_a_moment_ago_merges_its_slices() -> None:
     memory = running(range(46, 50))
     memory.restore(left_folded(range(48), 40))
     assert row(memory) == list(range(50))
@@ -140,7 +140,7 @@ def test_earlier_run_of_many_series_is_added_to_evicted_slices() -> None:
 
 
 def test_late_slices_of_the_owner_are_found_when_it_is_read_again() -> None:
-    """After a change of owners under load; the cache has all slices of both, where all are folded."""
+    """After a change of owners under load; the cache has all slices of both, and returns them folded."""
     memory = running(range(36, 50), slices_held=12, slices_held_ms=1000)
     memory.restore(left_folded(range(28), 40))
     assert row(memory) == [*range(28), *range(36, 50)]
@@ -198,7 +198,7 @@ def test_late_tick_beside_the_row_of_an_earlier_run_costs_no_later_tick() -> Non
 def test_takeover_loses_no_tick_and_counts_none_twice(
     begun: int, killed: int, cut: int, held: int, later: int, times: int
 ) -> None:
-    """Of an owner with all ticks until it was killed, by a standby with all since it began."""
+    """The owner has all ticks until it was killed, the standby all since it began."""
     memory = running(range(begun, 50), slices_held=held, slices_held_ms=1000)
     whole_from = min((slot.start for slot in memory.all_slices()), default=0)
     for _ in range(times):
@@ -225,7 +225,7 @@ orders = st.lists(st.sampled_from(["ticks", "slices", "row"]), max_size=6)
 def test_no_recovery_counts_a_tick_twice(
     own: list[set[int]], cached: set[int], archived: set[int], order: list[str]
 ) -> None:
-    """Whatever is read when, and how often: two processes that see parts of the same ticks."""
+    """Two processes that receive parts of the same ticks, with reads at random times."""
     memory = running([FIRST])
     seen = {FIRST}
     for step, received in zip(order, own, strict=False):

@@ -59,7 +59,7 @@ class NoThreads(threading.Thread):
 
 
 def test_pool_works_on_when_no_further_thread_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was observed on it would else wait for ever, and the exception end the thread that emitted it."""
+    """Otherwise an observer would wait for ever, and the exception would end the thread of the emitter."""
     pool = NamedPool("worker", 8)
     monkeypatch.setattr(threading, "Thread", NoThreads)
     source: Subject[int] = Subject()
@@ -102,7 +102,7 @@ def test_loop_whose_thread_cannot_start_begins_with_the_next_action(monkeypatch:
 
 
 class Buffers:
-    """What buffer_with_time emits by a grid of 0.1 s, from 0.25 s on; the clock is stepped at 1 s."""
+    """Records what buffer_with_time emits on a grid of 0.1 s, from 0.25 s on; the clock is stepped at 1 s."""
 
     def __init__(self, step_ms: float = 0.0, consumer_seconds: float = 0.0, idle_ms: int = 0) -> None:
         self.time = TestScheduler()

@@ -1,4 +1,4 @@
-"""Buffer of slices: bounded, evicts the oldest, makes no version less complete than that in the cache."""
+"""Buffer of slices: bounded, evicts the oldest, writes no version less complete than that in the cache."""
 
 import pytest
 
@@ -14,7 +14,7 @@ LIMIT = 100
 
 
 def tick(second: float, sequence: int = 0) -> Candles:
-    """One tick, so many seconds after START_MS."""
+    """A tick, so many seconds after START_MS."""
     at = START_MS + round(second * SECOND)
     return {Slot(BTC, slice_start(at)): candle_of(Tick(100.0, at, sequence))}
 
@@ -26,7 +26,7 @@ def ticks(first: float, last: float) -> Candles:
 
 @pytest.fixture
 def memory() -> WindowState:
-    """It may hold LIMIT slices, which is ten seconds of ticks, and has seen a minute of them."""
+    """A window state of LIMIT slices, which is ten seconds of ticks, after a minute of ticks."""
     memory = WindowState(late_after_ms=2000, slices_held=LIMIT)
     for second in range(60):
         memory.absorb(ticks(second, second + 1), START_MS + (second + 1) * SECOND)
@@ -137,7 +137,7 @@ def test_large_recovery_holds_back_slices_that_were_ahead_of_the_clock() -> None
 
 
 def test_slices_are_held_for_as_long_as_the_allowed_skew() -> None:
-    """An exchange that is a minute behind, which is allowed, has slices however many others there are."""
+    """Also of an exchange that is a minute behind, as allowed, with any number of other slices."""
     memory = WindowState(late_after_ms=2000, slices_held=LIMIT, slices_held_ms=70_000)
     for second in range(120):
         behind = {Slot(ETH, slot.start - MINUTE_MS): candle for slot, candle in tick(second).items()}

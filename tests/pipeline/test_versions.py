@@ -1,4 +1,4 @@
-"""A correction of a closed minute raises its version; what comes while it may still change does not."""
+"""A correction of a closed minute raises its version; ticks before it is closed do not."""
 
 from marketflow.model import MINUTE_MS, Candles, Series, Slot, Tick, candle_of, slice_start
 from marketflow.pipeline.state import WindowState
@@ -29,7 +29,7 @@ def test_correction_of_a_closed_minute_raises_its_version() -> None:
     assert memory.recent(BTC, MINUTE).minutes[MINUTE].version == 3
 
 
-def test_versions_are_forgotten_with_their_minutes() -> None:
+def test_versions_expire_with_their_minutes() -> None:
     memory = WindowState(late_after_ms=2_000)
     memory.absorb(tick(MINUTE), MINUTE)
     memory.take_closed(MINUTE + 2 * MINUTE_MS)

@@ -28,7 +28,7 @@ def threads() -> Iterator[WorkerThreads]:
 
 
 def waits(threads: Iterable[int]) -> int:
-    """How often threads have waited."""
+    """Return how often threads have waited."""
     return sum(thread_switches(each).voluntary for each in threads)
 
 

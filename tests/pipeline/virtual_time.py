@@ -18,7 +18,7 @@ _S = TypeVar("_S")
 
 
 class VirtualTime(PeriodicScheduler):
-    """A heap of what is due, by whole microseconds, then in the order of scheduling. Cheaper than Rx's own."""
+    """Heap of due actions, by whole microseconds, then in the order of scheduling. Cheaper than Rx's own."""
 
     def __init__(self, now_us: int = 0) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class VirtualTime(PeriodicScheduler):
         return item.disposable
 
     def advance_to(self, until_us: int) -> None:
-        """Do what is due until then."""
+        """Run all actions that are due until then."""
         queue = self._queue
         while queue and queue[0][0] <= until_us:
             self.now_us, _, item = heappop(queue)
@@ -119,7 +119,7 @@ class VirtualPool(Scheduler):
 
 
 class _Killed(BaseException):
-    """Ends a task that sleeps; no Exception, so that no handler takes it for a failure."""
+    """Ends a task that sleeps; no Exception, so that no handler treats it as a failure."""
 
 
 class _Worker:
