@@ -119,6 +119,61 @@ def test_eight_exchanges_and_forty_symbols_fit(crowded: Application, look: Look,
     visit.keep(f"eight-exchanges-{width}")
 
 
+LONG_NAMES = [
+    "first-long-exchange-name",
+    "second_long_exchange_name",
+    "SomeExchange.International",
+    "amsterdam-stock-exchange",
+]
+
+LINES = """
+    (cells) => cells.flatMap((cell) => {
+        const range = document.createRange();
+        const letters = [...cell.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE)
+            .flatMap((node) => [...node.textContent].map((letter, at) => [node, letter, at]));
+        let line = "", top = null, lines = [];
+        for (const [node, letter, at] of letters) {
+            range.setStart(node, at);
+            range.setEnd(node, at + 1);
+            const here = range.getBoundingClientRect().top;
+            if (top !== null && here !== top) { lines.push(line); line = ""; }
+            top = here;
+            line += letter;
+        }
+        return [...lines, line];
+    })
+"""
+"""The lines of the texts of elements."""
+
+
+@pytest.mark.parametrize(
+    "names", [["exchange1", "exchange2", "exchange3", "exchange4"], LONG_NAMES], ids=["short", "long"]
+)
+def test_four_exchanges_are_all_listed_and_headings_wrap_between_words(
+    start: Start, look: Look, names: list[str]
+) -> None:
+    application = start(MODE="test", SYMBOLS='["BTCUSDT", "RENDERUSDT"]', EXCHANGES=exchanges_of(names))
+    visit = look(application.port, viewport=DESKTOP)
+    page = visit.open()
+    expect(page.locator("#comparison li")).to_have_count(4)
+    expect(page.locator("#comparison .price").last).to_have_text(re.compile("[0-9]"))
+    assert page.locator("#comparison").evaluate("(one) => one.scrollHeight <= one.clientHeight")
+    lines = page.locator("#market thead th").evaluate_all(LINES)
+    words = {word for name in names for word in re.findall(r"[A-Z]?[a-z]+[0-9]?[-_.]?", name)}
+    assert {word for line in lines for word in re.findall(r"[A-Z]?[a-z]+[0-9]?[-_.]?", line)} - words == {
+        *("Symbol", "Reference", "h", "Gap", "Age")
+    }
+    assert visit.row("RENDERUSDT").locator(".symbol").evaluate("(one) => one.scrollWidth <= one.clientWidth")
+    visit.keep(f"four-exchanges-{names[0]}")
+
+
+def test_phone_shows_the_whole_gap(start: Start, look: Look) -> None:
+    visit = look(start(MODE="test", EXCHANGES=exchanges_of(LONG_NAMES)).port, viewport=PHONE, **TOUCH)
+    page = visit.open()
+    expect(visit.row("BTCUSDT").locator(".gap")).to_have_text(re.compile("buy on"))
+    assert page.locator(".scroller").evaluate("(one) => one.scrollWidth <= one.clientWidth")
+
+
 def test_collapsed_panel_stays_collapsed(visit: Visit) -> None:
     page = visit.open()
     title = page.get_by_role("button", name="Period", exact=True)

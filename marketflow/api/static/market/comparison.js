@@ -1,6 +1,6 @@
 /** The chosen symbol on each exchange: its price, how far it is from the reference price, and its age; a click shows it in the chart. */
 
-import { byId, inFrames, make, say, sayTime } from "./dom.js";
+import { byId, inFrames, make, say, sayTime, wrapping } from "./dom.js";
 import { age, basisPoints, decimalsFor, price, utc } from "./format.js";
 import { colourOf } from "./lines.js";
 import { STALE_MS } from "./reference.js";
@@ -76,7 +76,7 @@ export class Comparison {
 function line(exchange, index) {
   const [amount, offset, past, mark] = ["price", "offset", "age", "mark"].map((name) => make("span", { class: name }));
   const track = make("span", { class: "track", "aria-hidden": "true" }, mark);
-  const button = make("button", { type: "button", class: "name", title: exchange, "aria-pressed": "false" }, exchange);
+  const button = make("button", { type: "button", class: "name", title: exchange, "aria-pressed": "false" }, ...wrapping(exchange));
   const element = make("li", {}, button, track, amount, offset, past);
   element.style.setProperty("--line", `var(${colourOf(index)})`);
   return { element, button, price: amount, offset, age: past, mark };

@@ -17,6 +17,12 @@ export function make(tag, attributes = {}, ...children) {
 }
 
 /**
+ * A name that wraps after its punctuation and before its capitals.
+ * @param {string} name
+ */
+export const wrapping = (name) => name.split(/(?<=[_.:/])|(?<=[a-z0-9])(?=[A-Z])/).flatMap((part, at) => (at ? [make("wbr"), part] : [part]));
+
+/**
  * Sets a text, and leaves the document alone where it is there already.
  * @param {Element} element
  * @param {string} text

@@ -1,6 +1,6 @@
 /** The table of all symbols: a row each, a column for each exchange. Only what changed and can be seen is drawn. */
 
-import { byId, drawNow, inFrames, make, say } from "./dom.js";
+import { byId, drawNow, inFrames, make, say, wrapping } from "./dom.js";
 import { age, basisPoints, decimalsFor, moment, percent, price, utc } from "./format.js";
 import { STALE_MS } from "./reference.js";
 import { Sparkline } from "./sparkline.js";
@@ -79,7 +79,7 @@ export class Table {
   /** @param {string[]} exchanges */
   #head(exchanges) {
     const names = ["Symbol", "Reference", "24 h", ...exchanges, "Gap", "Age"];
-    const cells = names.map((name) => make("th", { scope: "col", role: "columnheader", title: name }, name));
+    const cells = names.map((name) => make("th", { scope: "col", role: "columnheader", title: name }, ...wrapping(name)));
     cells[1].title = "Median of the exchanges whose price is not stale";
     cells[2].title = "Change of the reference price in 24 hours, from the first full hour on";
     cells.at(-2).title = "Between the highest and the lowest of the exchanges whose price is not stale, in basis points (hundredths of a percent)";
