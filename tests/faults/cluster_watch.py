@@ -54,8 +54,8 @@ def _follow(pipe: "multiprocessing.connection.Connection", port: int, groups: Se
     def sample() -> None:
         waits = CoreWaits(*groups, [os.getpid()])
         while True:
-            at, total = waits.sample()
-            noted.put((at, "waits", total))
+            at, longest = waits.sample()
+            noted.put((at, "waits", longest))
             time.sleep(SAMPLE_SECONDS)
 
     for work in (send, sample):

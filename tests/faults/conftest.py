@@ -125,8 +125,16 @@ def says(application: Application, store: str, state: str) -> Callable[[], bool]
 
 
 def wait_until_connected(application: Application, exchanges: Iterable[ScriptedExchange]) -> None:
-    states = {exchange.name: "connected" for exchange in exchanges}
-    wait_until(lambda: application.get("/health")["exchanges"] == states)
+    """Wait until all exchanges have been connected: one that sends nothing may be stale before the last one is."""
+    names = {exchange.name for exchange in exchanges}
+    seen: set[str] = set()
+
+    def connected() -> bool:
+        states = application.get("/health")["exchanges"]
+        seen.update(name for name, state in states.items() if state == "connected")
+        return bool(states.keys() == names <= seen)
+
+    wait_until(connected)
 
 
 def wait_until_warm(exchanges: Sequence[ScriptedExchange], count: int = 2) -> None:

@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -266,15 +266,13 @@ def test_signal_while_embedded_servers_start_ends_it_at_once(
     # Of feeds that send nothing: it goes on without a server that does not become ready, and would have ticks to lose.
     settings = {"MODE": "live", "EXCHANGES": exchanges_setting(*exchanges)}
     application = Application(server_folder, settings, () if role == "all" else ("--role", role))
-    try:
+    with closing(application):
         application.start(wait=False)
         if program == "initdb":
             wait_until(lambda: list(server_folder.glob("data/postgres/new-*/PG_VERSION")))
         else:
             freeze_once_started(program, server_folder)
         code, seconds = application.stop(number)
-    finally:
-        application.http.close()
     assert code == 0, application.log
     assert seconds < 5
     assert not processes_of(server_folder)
@@ -283,14 +281,13 @@ def test_signal_while_embedded_servers_start_ends_it_at_once(
 
 
 def test_second_signal_while_embedded_servers_start_kills_them(server_folder: Path) -> None:
-    application = Application(server_folder)
-    application.start(wait=False)
-    (server,) = wait_until(lambda: on_data_folder("postgres", server_folder))
-    with refreezing(server):
-        application.process.send_signal(signal.SIGTERM)
-        threading.Event().wait(0.3)
-        code, seconds = application.stop()
-    application.http.close()
+    with closing(Application(server_folder)) as application:
+        application.start(wait=False)
+        (server,) = wait_until(lambda: on_data_folder("postgres", server_folder))
+        with refreezing(server):
+            application.process.send_signal(signal.SIGTERM)
+            threading.Event().wait(0.3)
+            code, seconds = application.stop()
     assert code == 0, application.log
     assert seconds < 2
     assert not processes_of(server_folder)

@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -210,12 +210,13 @@ def test_stop_of_the_ingest_role_reports_lost_rows(
     application = Application(
         server_folder, through(servers, redis_proxy, postgres_proxy) | settings, ("--role", "ingest")
     )
-    application.start(wait=False)
-    for exchange in exchanges:
-        exchange.send(1.0)
-    wait_until(lambda: application.log.count("come in") == len(exchanges))
-    postgres_proxy.refuse()
-    if not redis_is_there:
-        redis_proxy.refuse()
-    assert stop(application) == (Drained(0, 3, 0) if redis_is_there else Drained(0, 0, 3))
+    with closing(application):
+        application.start(wait=False)
+        for exchange in exchanges:
+            exchange.send(1.0)
+        wait_until(lambda: application.log.count("come in") == len(exchanges))
+        postgres_proxy.refuse()
+        if not redis_is_there:
+            redis_proxy.refuse()
+        assert stop(application) == (Drained(0, 3, 0) if redis_is_there else Drained(0, 0, 3))
     assert "Traceback" not in application.log

@@ -421,10 +421,14 @@ class Application:
         try:
             return self.start()
         except BaseException:  # left behind, it would take ticks into the Redis of the tests that follow
-            self.__exit__()
+            self.close()
             raise
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it if it still runs: what a failed test leaves behind takes CPU from those that follow."""
         self.http.close()
         if self._process is not None and self._process.poll() is None:
             with suppress(AssertionError):  # a test that cares has stopped it

@@ -23,7 +23,7 @@ SAMPLE_SECONDS = 0.05
 class CoreWaits:
     """Samples how long processes wait for a core while it is entered.
 
-    Of each group of processes, the thread counts that has waited longest since the last sample.
+    Of each group of processes, a moment counts in which any thread waited, once however many did.
 
     Args:
         groups: of process ids; what is measured passes through one group after the other.
@@ -35,9 +35,8 @@ class CoreWaits:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._one_at_a_time = threading.Lock()
         self._threads: dict[str, int] = {}
-        self._waited = 0.0
         self._times: list[float] = []
-        self._totals: list[float] = []
+        self._waited: list[list[float]] = []  # of each group since the sample before (s)
 
     @classmethod
     def of_tests(cls) -> Self:
@@ -45,27 +44,43 @@ class CoreWaits:
         this = psutil.Process()
         return cls([this.pid, *(each.pid for each in this.children(recursive=True))])
 
-    def sample(self) -> tuple[float, float]:
-        """Note when it is, and how long the processes have waited since the first sample (s); return both."""
+    def sample(self) -> tuple[float, list[float]]:
+        """Note when it is, and the longest wait of each group that has ended since the last sample (s); return both."""
         with self._one_at_a_time:
             last, self._threads = self._threads, {}
+            longest = []
             for group in self._groups:
                 found = _waits(group)
-                self._waited += max((ns - last.get(thread, ns) for thread, ns in found.items()), default=0) / 1e9
+                longest.append(max((ns - last.get(thread, ns) for thread, ns in found.items()), default=0) / 1e9)
                 self._threads |= found
-            self.note(time.monotonic(), self._waited)
-            return self._times[-1], self._totals[-1]
+            now = time.monotonic()
+            self.note(now, longest)
+            return now, longest
 
-    def note(self, at: float, total: float) -> None:
-        """Note a sample that another process has taken."""
+    def note(self, at: float, longest: list[float]) -> None:
+        """Note a sample, which another process may have taken.
+
+        The kernel counts a wait when it ends: one that is longer than the time since the last sample was there before.
+        """
         self._times.append(at)
-        self._totals.append(total)
+        self._waited.append([0.0] * len(longest))
+        for group, left in enumerate(longest):
+            for sample in range(len(self._times) - 1, 0, -1):
+                if left <= 0:
+                    break
+                seconds = self._times[sample] - self._times[sample - 1]
+                waited = self._waited[sample]
+                waited[group] = max(waited[group], min(left, seconds))
+                left -= seconds
 
     def between(self, begin: float, end: float) -> float:
         """How long the processes have waited between two moments of the monotonic clock, by the samples around."""
-        first = self._totals[max(bisect_right(self._times, begin) - 1, 0)]
-        last = self._totals[min(bisect_left(self._times, end), len(self._times) - 1)]
-        return min(last - first, end - begin)
+        first = max(bisect_right(self._times, begin) - 1, 0)
+        last = min(bisect_left(self._times, end), len(self._times) - 1)
+        waited = 0.0
+        for sample in range(first + 1, last + 1):
+            waited += min(sum(self._waited[sample]), self._times[sample] - self._times[sample - 1])
+        return min(waited, end - begin)
 
     def seconds_since(self, begin: float) -> float:
         """How long it is since a moment, without the waits."""

@@ -54,12 +54,32 @@ def test_sleep_on_a_busy_core_is_measured_in_full() -> None:
     assert in_all >= without_waits
 
 
-def test_waits_are_those_between_the_samples_around() -> None:
+def noted(*samples: tuple[float, float]) -> CoreWaits:
+    """Samples of one group: when each was taken, and the longest wait that ended since the one before."""
     waits = CoreWaits([os.getpid()])
-    for at, total in ((1.0, 0.0), (2.0, 0.5), (3.0, 0.5), (4.0, 0.75)):
-        waits.note(at, total)
+    for at, longest in samples:
+        waits.note(at, [longest])
+    return waits
+
+
+def test_waits_are_those_between_the_samples_around() -> None:
+    waits = noted((1.0, 0.0), (2.0, 0.5), (3.0, 0.0), (4.0, 0.25))
     assert waits.between(2.0, 3.0) == 0.0
     assert waits.between(1.5, 3.0) == 0.5
     assert waits.between(2.5, 3.5) == 0.25
     assert waits.between(3.9, 4.0) == pytest.approx(0.1)  # never more than the time itself
     assert waits.between(5.0, 9.0) == 0.0
+
+
+def test_waits_at_the_same_time_count_once() -> None:
+    waits = noted((1.0, 0.0), (2.0, 0.0), (3.0, 1.5), (4.0, 1.8))
+    assert waits.between(1.0, 4.0) == pytest.approx(2.5)
+    assert waits.between(1.0, 2.0) == pytest.approx(0.5)  # counted when it had ended
+
+
+def test_waits_of_groups_add_up() -> None:
+    waits = CoreWaits([], [])
+    for at, longest in ((1.0, [0.0, 0.0]), (2.0, [0.25, 0.5]), (3.0, [0.75, 0.5])):
+        waits.note(at, longest)
+    assert waits.between(1.0, 2.0) == 0.75
+    assert waits.between(2.0, 3.0) == 1.0
