@@ -12,8 +12,8 @@ from marketflow.errors import StartError
 BLOCKING_THREADS = 8
 """Threads for the blocking calls of an event loop. All are started at once: a stop needs them, too."""
 
-THREADS = 32
-"""Threads and processes of the default settings, those of the embedded servers included."""
+THREADS = 36
+"""Threads and processes that the default settings need; 38 were counted, those of the embedded servers included."""
 
 ADDRESS_SPACE_BYTES = 1_200_000 * 1024
 """What the default settings map, for the stacks and heaps of threads. Of less, libraries crash that get no memory."""
