@@ -6,17 +6,18 @@ only then ingests: a second instance fails before it has changed anything.
 """
 
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from loguru import logger
 
-from marketflow import __version__
+from marketflow import __version__, logs
 from marketflow.api.alerting.alert_access import AlertAccess
 from marketflow.api.context import Context
 from marketflow.api.middleware import request_metrics
@@ -58,8 +59,8 @@ NEWEST_PAUSE_SECONDS = 0.02
 ticks/s share one. Other processes see them in Redis that much later."""
 
 
-def serve(settings: Settings, read: ReadSettings) -> int:
-    """Run both roles until SIGINT or SIGTERM; return the exit code. A second signal forces the shutdown.
+def serve(settings: Settings, read: ReadSettings) -> NoReturn:
+    """Run both roles until SIGINT or SIGTERM, and end the process with the exit code. A second signal forces the end.
 
     SIGHUP reloads the settings by `read`.
 
@@ -68,14 +69,14 @@ def serve(settings: Settings, read: ReadSettings) -> int:
     """
     refuse_low_limits()
     raise_file_limit(LimitedHttpProtocol.MAX_CONNECTIONS)
-    return _serve(BothRoles(settings, read), settings, bind(settings.http.host, settings.http.port), supervisor())
+    _end(_serve(BothRoles(settings, read), settings, bind(settings.http.host, settings.http.port), supervisor()))
 
 
-def serve_api(settings: Settings, read: ReadSettings, workers: int = 1) -> int:
+def serve_api(settings: Settings, read: ReadSettings, workers: int = 1) -> NoReturn:
     """Run the API role in `workers` processes; otherwise as `serve`."""
     raise_file_limit(LimitedHttpProtocol.MAX_CONNECTIONS)
     if workers == 1:
-        return _serve(ApiRole(settings, read), settings, bind(settings.http.host, settings.http.port), supervisor())
+        _end(_serve(ApiRole(settings, read), settings, bind(settings.http.host, settings.http.port), supervisor()))
     from marketflow.server.workers import Workers
 
     listeners = bind_each(settings.http.host, settings.http.port, workers)
@@ -91,10 +92,10 @@ def serve_api(settings: Settings, read: ReadSettings, workers: int = 1) -> int:
         for listener in listeners:
             stack.enter_context(listener)
         Workers(workers, work, supervisor()).run()
-    return 0
+    _end(0)
 
 
-def serve_ingest(settings: Settings, read: ReadSettings) -> int:
+def serve_ingest(settings: Settings, read: ReadSettings) -> NoReturn:
     """Run the ingest role with the shards that are free; otherwise as `serve`, but without a port."""
     refuse_low_limits()
     try:
@@ -104,7 +105,13 @@ def serve_ingest(settings: Settings, read: ReadSettings) -> int:
             raise
         raise limit from error
     ignore_signals()
-    return code
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """End the process once its log is written: Python would free all candles, 0.4 s of CPU with 15,000 series."""
+    logs.flush()
+    os._exit(code)
 
 
 def _serve(
