@@ -152,7 +152,8 @@ LINES = """
 def test_four_exchanges_are_all_listed_and_headings_wrap_between_words(
     start: Start, look: Look, names: list[str]
 ) -> None:
-    application = start(MODE="test", SYMBOLS='["BTCUSDT", "RENDERUSDT"]', EXCHANGES=exchanges_of(names))
+    symbols = "BTCUSDT,DOGEUSDT,TONUSDT,SOLUSDT,RENDERUSDT"
+    application = start(MODE="test", SYMBOLS=symbols, EXCHANGES=exchanges_of(names))
     visit = look(application.port, viewport=DESKTOP)
     page = visit.open()
     expect(page.locator("#comparison li")).to_have_count(4)
