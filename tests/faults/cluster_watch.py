@@ -87,7 +87,7 @@ class Watch:
         self.health: list[Mapping[str, Any]] = []
         self.averages: list[Mapping[str, Any]] = []
         """Answers about the average of some seconds."""
-        self.slowest = 0.0
+        self._asked: list[tuple[float, float]] = []  # when each question was put and answered
         self.quiet_gap = 0.0
         """The longest time without a price of any symbol before a fault, see `note_quiet`."""
         self._waits = CoreWaits()  # whose samples the follower takes
@@ -117,18 +117,26 @@ class Watch:
         self._pipe.close()
 
     def note_quiet(self, since: float) -> None:
-        """Record the longest gap without a fault, as `longest_gap_with_cores`."""
-        self.quiet_gap = self.longest_gap_with_cores(SYMBOLS, since)
+        """Record the longest gap without a fault, as `longest_gap`."""
+        self.quiet_gap = self.longest_gap(SYMBOLS, since)
+
+    @property
+    def slowest(self) -> float:
+        """How long the slowest answer took, without waits for a core."""
+        return max(end - begin - self._waits.between(begin, end) for begin, end in [*self._asked])
 
     def longest_gap(self, symbols: Iterable[str], since: float, exchange: str | None = None) -> float:
-        """Return the longest time without a price of one of these symbols, of one exchange or of any."""
-        arrivals = self.arrivals if exchange is None else self.of_exchange[exchange]
-        return max(end - begin for begin, end in self._gaps(arrivals, symbols, since))
+        """The longest time without a price of one of these symbols, of one exchange or of any, up to now.
 
-    def longest_gap_with_cores(self, symbols: Iterable[str], since: float) -> float:
-        """The same without the time of a gap in which threads that the prices come through waited for a core."""
-        gaps = self._gaps(self.arrivals, symbols, since)
+        Without the time of a gap in which threads that the prices come through waited for a core.
+        """
+        arrivals = self.arrivals if exchange is None else self.of_exchange[exchange]
+        gaps = self._gaps(arrivals, symbols, since)
         return max(end - begin - self._waits.between(begin, end) for begin, end in gaps)
+
+    def longest_gap_with_waits(self, symbols: Iterable[str], since: float) -> float:
+        """The same by the clock."""
+        return max(end - begin for begin, end in self._gaps(self.arrivals, symbols, since))
 
     def _gaps(
         self, arrivals: Mapping[str, Sequence[float]], symbols: Iterable[str], since: float
@@ -179,7 +187,7 @@ class Watch:
                         self.refused.append((path, began, answer.text))
                     elif "average" in path:
                         self.averages.append(answer.json())
-                    self.slowest = max(self.slowest, time.monotonic() - began)
+                    self._asked.append((began, time.monotonic()))
                     self._ended.wait(0.01)
 
 
@@ -228,9 +236,9 @@ def assert_not_disturbed(record: Callable[[str, object], None], watch: Watch, ot
     sees little of it: it overslept by 0.15 s beside gaps of 1.5 s. If there are gaps all the same, as the watch has
     seen them before, twice as long ones are the machine's.
     """
-    longest = watch.longest_gap_with_cores(others, since)
+    longest = watch.longest_gap(others, since)
     record("longest gap of others", longest)
-    record("with waits for a core", watch.longest_gap(others, since))
+    record("with waits for a core", watch.longest_gap_with_waits(others, since))
     record("longest gap of all before", watch.quiet_gap)
     assert longest <= max(OTHERS_SECONDS, 2 * watch.quiet_gap), f"{longest:.3f} s, and {watch.quiet_gap:.3f} s before"
 

@@ -36,7 +36,7 @@ from tests.support.application import Application, ScriptedExchange, Traffic, ex
 from tests.support.oracle import Rows, assert_rows_equal, candles_of_ticks
 from tests.support.proxy import Proxy
 from tests.support.redis_faults import frozen, killed, out_of_memory, read_only
-from tests.support.servers import RedisServer, wait_until
+from tests.support.servers import PATIENCE_SECONDS, RedisServer, wait_until
 
 RETURN_SECONDS = 2.0
 """How long after its return Redis has everything again."""
@@ -304,7 +304,9 @@ def test_answers_stay_complete_during_a_large_refill(
     symbols = [f"S{number}" for number in range(150)]
     with RedisServer(server_folder / "redis", persistent=False) as server:
         setting = str(symbols).replace("'", '"')
-        application = start(servers | {"REDIS__PORT": server.port, "SYMBOLS": setting})
+        # A machine that is short of CPU reads ticks late, and would reject them as stale.
+        given = {"REDIS__PORT": server.port, "SYMBOLS": setting, "FLOW__MAX_CLOCK_SKEW_SECONDS": 60}
+        application = start(servers | given)
         with Traffic(exchanges, symbols, rate=1500) as traffic:
             wait_until(lambda: traffic.count > 100_000, timeout=60)
         wait_until(says(application, "redis", "ok"))
@@ -318,15 +320,15 @@ def test_answers_stay_complete_during_a_large_refill(
         wait_until(lambda: all(ticks(*each) == sent[each] for each in asked))
         with killed(server):
             wait_until(says(application, "redis", "down"))
-        until, asked_after = time.monotonic() + 6, 0
+        began, asked_after = time.monotonic(), 0
         wrong: list[str] = []
-        while time.monotonic() < until:
+        while (seconds := time.monotonic() - began) < 6 or not says(application, "redis", "ok")():
+            assert seconds < PATIENCE_SECONDS, "the refill does not end"
             for each in asked:
                 asked_after += 1
                 if (found := ticks(*each)) != sent[each]:
                     wrong.append(f"{each}: {found} of {sent[each]}")
         assert not wrong, f"{len(wrong)} of {asked_after} answers: {wrong[:3]}"
-        assert says(application, "redis", "ok")()
 
 
 # Together with PostgreSQL
