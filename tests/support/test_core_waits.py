@@ -83,3 +83,10 @@ def test_waits_of_groups_add_up() -> None:
         waits.note(at, longest)
     assert waits.between(1.0, 2.0) == 0.75
     assert waits.between(2.0, 3.0) == 1.0
+
+
+def test_quarter_of_the_seconds_counts_however_long_the_waits() -> None:
+    now = time.monotonic()
+    waits = noted((now - 8, 0), (now, 8))
+    assert waits.between(now - 8, now) == pytest.approx(8)
+    assert waits.seconds_since(now - 8) == pytest.approx(2, abs=0.2)
