@@ -159,7 +159,7 @@ async def test_no_task_is_left_once_the_api_is_closed(monkeypatch: pytest.Monkey
         monkeypatch.setattr(of, name, run)
 
     ends_slowly(NearCache, "listen")
-    ends_slowly(Probe, "ask_periodically")
+    ends_slowly(Probe, "ping_periodically")
     ends_slowly(RemoteIngest, "follow")
     ends_slowly(Broadcaster, "_run", 0.5)
     before = asyncio.all_tasks()
@@ -175,7 +175,7 @@ async def test_no_task_is_left_once_the_api_is_closed(monkeypatch: pytest.Monkey
         with broadcaster.subscribe(broadcaster.subscription(frozenset())):
             await asyncio.sleep(0)  # all tasks have begun
             await cancel(request)
-    assert sorted(ended) == sorted(begun) == ["_run", "ask_periodically", "ask_periodically", "follow", "listen"]
+    assert sorted(ended) == sorted(begun) == ["_run", "follow", "listen", "ping_periodically", "ping_periodically"]
     assert asyncio.all_tasks() == before
 
 

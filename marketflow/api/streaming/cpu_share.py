@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-SHARE = 0.28
+SHARE = 0.3
 """CPU time of all passes at most, in cores: with what 300 ticks/s and 100 requests a second cost, one process stays
 below half a core. More rarely served, each client receives the newest prices all the same."""
 
