@@ -122,4 +122,4 @@ def test_standby_that_has_evicted_slices_of_the_minute_loses_no_tick(
         wait_until(lambda: not wrong(), 30)
     stop_all(standby)
     complaints = wrong()
-    assert not complaints, f"{len(complaints)} rows are wrong: {complaints[:5]}"
+    assert not complaints, f"{len(complaints)} rows are wrong: {complaints[:5]}\n{standby.log[-8000:]}"
