@@ -125,14 +125,12 @@ def says(application: Application, store: str, state: str) -> Callable[[], bool]
 
 
 def wait_until_connected(application: Application, exchanges: Iterable[ScriptedExchange]) -> None:
-    """Wait until all exchanges have been connected: one that sends nothing may be stale before the last one is."""
+    """Wait until all exchanges have been connected: one that sends nothing is stale soon, and until its first tick."""
     names = {exchange.name for exchange in exchanges}
-    seen: set[str] = set()
 
     def connected() -> bool:
         states = application.get("/health")["exchanges"]
-        seen.update(name for name, state in states.items() if state == "connected")
-        return bool(states.keys() == names <= seen)
+        return bool(states.keys() == names and {*states.values()} <= {"connected", "stale"})
 
     wait_until(connected)
 
