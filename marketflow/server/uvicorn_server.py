@@ -32,6 +32,12 @@ CONNECTIONS_CLOSE_SECONDS = 1
 STREAMS_END_SECONDS = 0.6
 """Part of it after which streams that have not sent their last event are aborted."""
 
+KEEP_ALIVE_SECONDS = 75
+"""How long a connection may be idle between two requests: longer than proxies keep one by default, a minute.
+
+A request on one that is closed in the same moment is answered with 502 there, and fails for clients that repeat none.
+"""
+
 MAX_MESSAGE_BYTES = 64 * 1024
 """Size limit of a message from a WebSocket client."""
 
@@ -98,6 +104,7 @@ class Server(uvicorn.Server):
                 lifespan="on",
                 server_header=False,
                 proxy_headers=False,  # addresses of clients are resolved by the API, from http.trusted_proxies
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=CONNECTIONS_CLOSE_SECONDS,
             )
         )

@@ -141,3 +141,8 @@ def test_signal_before_the_loop_ends_the_wait() -> None:
         await asyncio.wait_for(early.main_loop(), 5)
 
     asyncio.run(run())
+
+
+def test_connections_may_be_idle_for_longer_than_proxies_keep_them() -> None:
+    a_minute_of_proxies = 60
+    assert server().config.timeout_keep_alive > a_minute_of_proxies
