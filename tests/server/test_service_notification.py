@@ -170,6 +170,7 @@ def test_feeds_are_ready_when_they_take_ticks_or_stand_by(
             second.start(wait=False)
             assert of_second.wait_for("READY=1").lines[1] == standing_by
             of_second.wait_for("WATCHDOG=1")
+            of_first.hear_all()  # the system queues ten messages and refuses more
             assert first.stop(signal.SIGTERM)[0] == 0
             of_second.wait_for(taking_ticks)
             of_second.wait_for("WATCHDOG=1")
