@@ -455,7 +455,7 @@ def drain(one: AlertWorld) -> None:
 
 
 def wait_for_posts(one: AlertWorld, count: int) -> None:
-    """Let virtual time pass until there are so many posts, which are made on threads of their own."""
+    """Let virtual time pass until there are `count` posts, which are made on threads of their own."""
     for _ in range(200):
         if one.flow._pool is not None:
             drain(one)

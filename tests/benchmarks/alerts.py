@@ -107,7 +107,7 @@ def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
 
 
 def measure(count: int, rate: float, seconds: float, checkout: Path = ROOT) -> dict[str, Any]:
-    """One run with so many rules."""
+    """One run with `count` rules."""
     rng = random.Random(3)
     with stage(checkout) as servers, ScriptedExchange("probe") as probing:
         feeder = Feeder(SYMBOLS, rate, seconds + WARM_UP_SECONDS)

@@ -89,7 +89,7 @@ def counters(times: list[float]) -> tuple[float, float]:
 
 
 def timed(work: Callable[[], Any], count: int) -> list[float]:
-    """Seconds of each of so many calls."""
+    """Seconds of each of `count` calls."""
     times = []
     for _ in range(count):
         began = time.perf_counter()

@@ -61,7 +61,7 @@ class Sums(NamedTuple):
 
 
 def sums(symbols: Sequence[str], sent: int) -> dict[str, Sums]:
-    """What so many blocks amount to, by symbol."""
+    """What `sent` blocks amount to, by symbol."""
     prepared = blocks(symbols)
     ticks: defaultdict[str, int] = defaultdict(int)
     totals: defaultdict[str, float] = defaultdict(float)
@@ -188,7 +188,7 @@ class Watch:
 
 
 class Scraper:
-    """Asks for the metrics so many times a second, as several Prometheus would, on a thread of its own."""
+    """Asks for the metrics `rate` times a second, as several Prometheus would, on a thread of its own."""
 
     def __init__(self, application: Application, rate: float) -> None:
         self._http = httpx.Client(base_url=application.http.base_url)

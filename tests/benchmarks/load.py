@@ -37,7 +37,7 @@ class Load(NamedTuple):
 
 
 def ask(port: int, path: str, seconds: int, connections: int = CONNECTIONS) -> Load:
-    """Ask from a process of its own, with so many connections that are kept alive."""
+    """Ask from a process of its own, with `connections` that are kept alive."""
     if wrk := shutil.which("wrk"):
         address = f"http://{HOST}:{port}{path}"
         command = [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", address]

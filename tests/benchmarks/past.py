@@ -17,7 +17,7 @@ TTL_SECONDS = 70
 
 
 def remember_a_day(stage: Stage, exchanges: Sequence[str], symbols: Sequence[str], ticks_a_second: float) -> None:
-    """Write a day that ends now, of so many ticks a second and series; before MarketFlow is started."""
+    """Write a day that ends now, of `ticks_a_second` of each series; before MarketFlow is started."""
     series = [Series(Mode.LIVE, exchange, symbol) for exchange in exchanges for symbol in symbols]
     now_ms = milliseconds(system_clock())
     open_minute = minute_start(now_ms)

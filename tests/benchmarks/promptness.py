@@ -45,7 +45,7 @@ CASES = {"100": Case(100, False), "1000": Case(1000, False), "flood": Case(100, 
 
 
 def measure(name: str, setup: str, samples: int, seconds: float, checkout: Path = ROOT) -> dict[str, Any]:
-    """One case on a MarketFlow of its own: so many marked ticks, or as many as fit into the time."""
+    """One case on a MarketFlow of its own: `samples` marked ticks, or as many as fit into the time."""
     case = CASES[name]
     with stage(checkout) as servers, ExitStack() as stack:
         live = Live(servers, stack, setup, case.rate)

@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--setup", choices=(*SETUPS, "all"), default="both", help="one process, feeds and API apart, or each"
     )
-    parser.add_argument("--clients", type=int, action="append", help="so many only; can be repeated")
+    parser.add_argument("--clients", type=int, action="append", help="only this number; can be repeated")
     parser.add_argument("--rate", type=float, default=100, help="ticks a second and exchange; %(default)s")
     parser.add_argument("--seconds", type=float, default=15, help="how long each is measured; %(default)s")
     parser.add_argument("--stream", choices=STREAMS, default="prices", help="what the clients receive; %(default)s")

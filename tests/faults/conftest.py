@@ -143,7 +143,7 @@ def wait_until_warm(exchanges: Sequence[ScriptedExchange], count: int = 2) -> No
 
 
 def wait_for_windows(number: int) -> None:
-    """Wait until so many minutes have closed, the current one included."""
+    """Wait until `number` minutes have closed, the current one included."""
     over = (now_ms() // WINDOW_MS + number) * WINDOW_MS + LATE_MS + 150
     wait_until(lambda: now_ms() >= over, timeout=number * WINDOW_SECONDS + 5)
 
@@ -313,7 +313,7 @@ class Footprint(NamedTuple):
 
 
 def wait_until_back(application: Application, before: Footprint, megabytes: float = 10) -> Footprint:
-    """Wait until an application has no more resources than before, with so many more megabytes of memory at most."""
+    """Wait until an application has no more resources than before, and at most `megabytes` more memory."""
     try:
         wait_until(lambda: Footprint.of(application).no_more_than(before, megabytes))
     except AssertionError:

@@ -61,7 +61,7 @@ def tells_offsets(application: Application, exchanges: Sequence[ScriptedExchange
 
 
 def are_written(rows: Callable[[], Rows], around: float, ticks: float) -> bool:
-    """Return whether so many ticks are in rows of the half hour before and after a time (Unix ms)."""
+    """Return whether `ticks` are in rows of the half hour before and after a time (Unix ms)."""
     near = [int(row["tick_count"]) for slot, row in rows().items() if abs(slot.start - around) < HOUR * 500]
     return sum(near) >= ticks
 

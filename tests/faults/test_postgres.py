@@ -37,7 +37,7 @@ from tests.support.proxy import Proxy
 from tests.support.servers import PostgresServer, RedisServer, wait_until
 
 KILL_MS = 200
-"""The ticks that may be lost when the application is killed: those of so many ms."""
+"""The ticks that may be lost when the application is killed: those of the last 200 ms."""
 
 
 @pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.vanish])

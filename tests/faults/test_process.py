@@ -53,7 +53,7 @@ SYMBOLS = ("BTCUSDT", "ETHUSDT")
 
 
 def kill_under_traffic(application: Application, exchanges: Sequence[ScriptedExchange], ticks: int) -> int:
-    """Kill it once so many more ticks were sent, and stop sending; return when it was killed (Unix ms)."""
+    """Kill it once `ticks` more were sent, and stop sending; return when it was killed (Unix ms)."""
     with Traffic(exchanges, SYMBOLS, coming_and_going=True) as traffic:
         enough = traffic.count + ticks
         wait_until(lambda: traffic.count >= enough)

@@ -196,7 +196,7 @@ def test_emptied_redis_changes_no_owner(
 
 
 def frozen_for(feeds: IngestProcess, seconds: float) -> int:
-    """Freeze until `thaw`, for at least so many seconds; return when it began (Unix ms)."""
+    """Freeze until `thaw`, for at least `seconds`; return when it began (Unix ms)."""
     frozen_at = now_ms()
     feeds.process.send_signal(signal.SIGSTOP)
     wait_until(lambda: now_ms() >= frozen_at + seconds * 1000, timeout=seconds + 1)

@@ -600,7 +600,7 @@ Event = tuple[float, Callable[[Simulation], Any]]
 
 
 def script(random: Random, length: int) -> list[Event]:
-    """Return what happens in so many seconds, in order."""
+    """Return what happens in `length` seconds, in order."""
 
     def moments(mean: float) -> Iterable[float]:
         at = random.expovariate(1 / mean)

@@ -14,7 +14,7 @@ LIMIT = 100
 
 
 def tick(second: float, sequence: int = 0) -> Candles:
-    """A tick, so many seconds after START_MS."""
+    """A tick, `second` seconds after START_MS."""
     at = START_MS + round(second * SECOND)
     return {Slot(BTC, slice_start(at)): candle_of(Tick(100.0, at, sequence))}
 
