@@ -31,7 +31,7 @@ from marketflow.runtime.health_report import HealthReport, Probe
 from marketflow.runtime.settings_reload import ReadSettings, SettingsReload
 from marketflow.runtime.store_servers import Servers
 from marketflow.server.http_protocol import LimitedHttpProtocol
-from marketflow.server.system_limits import blocking_threads, error_of_limit
+from marketflow.server.system_limits import blocking_threads, limits_in_words
 from marketflow.settings import Settings
 from marketflow.settings.reloading import Changes
 from marketflow.stores.ports import Announcements, CacheReader
@@ -110,12 +110,8 @@ class AsgiApplication(ABC):
             async with AsyncExitStack() as stack:
                 self._loop = asyncio.get_running_loop()
                 self._loop.set_default_executor(blocking_threads())
-                try:
+                with limits_in_words():
                     context = await self.start(stack)
-                except (RuntimeError, MemoryError) as error:
-                    if (limit := error_of_limit(error)) is None:
-                        raise
-                    raise limit from error
                 if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # under another server
                     self._loop.add_signal_handler(signal.SIGHUP, self.reload_soon)
                 yield {"context": context}

@@ -41,7 +41,7 @@ from marketflow.server.hangup import Hangup
 from marketflow.server.http_protocol import LimitedHttpProtocol
 from marketflow.server.listeners import bind, bind_each, place_of
 from marketflow.server.service_notification import Supervisor, supervisor
-from marketflow.server.system_limits import blocking_threads, error_of_limit, refuse_low_limits
+from marketflow.server.system_limits import blocking_threads, limits_in_words, refuse_low_limits
 from marketflow.server.uvicorn_server import Server, ignore_signals
 from marketflow.settings import Settings
 from marketflow.settings.reloading import Changes
@@ -98,12 +98,8 @@ def serve_api(settings: Settings, read: ReadSettings, workers: int = 1) -> NoRet
 def serve_ingest(settings: Settings, read: ReadSettings) -> NoReturn:
     """Run the ingest role with the shards that are free; otherwise as `serve`, but without a port."""
     refuse_low_limits()
-    try:
+    with limits_in_words():
         code = asyncio.run(IngestRole(settings, read, supervisor()).run())
-    except (RuntimeError, MemoryError) as error:
-        if (limit := error_of_limit(error)) is None:
-            raise
-        raise limit from error
     ignore_signals()
     _end(code)
 
@@ -145,12 +141,8 @@ def _serve(
         orphaned,
         application.reload_soon,
     )
-    try:
+    with limits_in_words():  # of the loop as well, which starts one more thread to end the others
         return 0 if server.serve_until_stopped(listener) and not application.failed else 1
-    except (RuntimeError, MemoryError) as error:  # of the loop, which starts one more thread to end the others
-        if (limit := error_of_limit(error)) is None:
-            raise
-        raise limit from error
 
 
 class BothRoles(AsgiApplication):

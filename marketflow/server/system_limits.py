@@ -5,7 +5,9 @@ Where a thread or memory is lacking later, any code may fail, that of a shutdown
 
 import resource
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 from marketflow.errors import StartError
 
@@ -50,6 +52,21 @@ def blocking_threads() -> ThreadPoolExecutor:
     return pool
 
 
+@contextmanager
+def limits_in_words() -> Iterator[None]:
+    """Raise a lack of threads or memory as an error in words.
+
+    Raises:
+        StartError: the system gives no more of them.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if (limit := error_of_limit(error)) is None:
+            raise
+        raise limit from error
+
+
 def error_of_limit(error: BaseException) -> StartError | None:
     """Return in words that the system gives no more threads or memory; None where that is not what the error says."""
     if isinstance(error, RuntimeError) and str(error) == NO_THREAD:
@@ -65,12 +82,11 @@ def error_of_limit(error: BaseException) -> StartError | None:
 def _start_all(pool: ThreadPoolExecutor, count: int) -> None:
     """Start the threads of a pool, which is shut down if one cannot be started."""
     all_run = threading.Barrier(count)
-    try:
-        for _ in range(count):
-            pool.submit(all_run.wait)
-    except RuntimeError as error:
-        all_run.abort()
-        pool.shutdown(wait=False)
-        if (limit := error_of_limit(error)) is None:
+    with limits_in_words():
+        try:
+            for _ in range(count):
+                pool.submit(all_run.wait)
+        except RuntimeError:
+            all_run.abort()
+            pool.shutdown(wait=False)
             raise
-        raise limit from error

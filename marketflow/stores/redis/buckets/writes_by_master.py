@@ -20,7 +20,7 @@ MASTER_WAIT_SECONDS = 0.03
 """How long a call waits for a master: a third of the delay that others may have, which each attempt causes once."""
 
 ITEM_SECONDS = 1e-4
-"""Added for each item: four times what one takes with 15,000 series on two cores. Without it every write of so many
+"""Added for each item: four times what one takes with 15,000 series on two cores. Without it every write of these
 items is late, and merged with the next ones."""
 
 LATE_SECONDS = 1.0
