@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Final, Literal, NamedTuple, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 _Key = TypeVar("_Key")
 
@@ -288,9 +289,11 @@ def _both_verified(a: bool | None, b: bool | None) -> bool | None:
 def more_complete(a: Candle, b: Candle) -> Candle:
     """The better of two versions of the same slot: the one with more ticks; of as many, that made of ticks; the second.
 
-    Every store keeps candles by this rule, which makes writing one twice, late or out of order harmless.
+    Every store keeps candles by this rule, which makes writing one twice, late or out of order harmless. The `version`
+    is the greater of both: what is made anew, of slices or a venue's trades, does not know of earlier corrections.
     """
-    return a if a.completeness > b.completeness else b
+    better, other = (a, b) if a.completeness > b.completeness else (b, a)
+    return better if better.version >= other.version else replace(better, version=other.version)
 
 
 def merge_into(target: dict[_Key, Candle], batch: Mapping[_Key, Candle]) -> None:

@@ -6,6 +6,7 @@ from functools import reduce
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from marketflow.model import (
     MINUTE_MS,
@@ -114,6 +115,13 @@ def test_merging_leaves_the_batches_alone() -> None:
 def test_more_complete_candle_has_the_most_ticks(a: Candle, b: Candle) -> None:
     assert more_complete(a, b).ticks == max(a.ticks, b.ticks)
     assert more_complete(a, b).ticks == more_complete(b, a).ticks
+
+
+def test_more_complete_candle_has_no_lower_version_than_the_other() -> None:
+    corrected = replace(candle_of(Tick(0.1, 1, 1)), version=3)
+    made_anew = merge(candle_of(Tick(0.1, 1, 1)), candle_of(Tick(0.2, 2, 2)))
+    for found in (more_complete(corrected, made_anew), more_complete(made_anew, corrected)):
+        assert found == replace(made_anew, version=3)
 
 
 def test_slices_and_minutes_start_on_the_grid() -> None:

@@ -251,7 +251,7 @@ class WindowState:
             return oldest if oldest < self._whole_from else None
 
     def adopt(self, minutes: Candles, since: int) -> None:
-        """Adopt the archive's minutes from `since` on where they are more complete than here.
+        """Adopt the archive's minutes from `since` on where they are more complete than here, or of a later version.
 
         A minute of this run and an earlier one, or one that occurred twice as the clock was set back, is complete only
         with both parts. The slices of an earlier run may be here as well, unless the cache was emptied. At the first
@@ -266,7 +266,7 @@ class WindowState:
                 if at_start:
                     self._set_apart(Slot(series, start), candle)
                 held = _of(self._restored, series, start)
-                if held is None or held.ticks < candle.ticks:
+                if held is None or held.ticks < candle.ticks or held.version < candle.version:
                     self._adopted[start][series] = candle
                     self._unwritten[start].add(series)
             self._whole_from = since
@@ -340,7 +340,7 @@ class WindowState:
         own, earlier = _of(self._minutes, series, start), self._earlier(series, start)
         candle = merge(earlier, own) if own and earlier else own or earlier
         if (replaced := _of(self._replaced, series, start)) is not None:
-            candle = replaced if candle is None else _kept_version(candle, more_complete(candle, replaced))
+            candle = replaced if candle is None else more_complete(candle, replaced)
         corrected = self._corrections[start].get(series, 0) if start in self._corrections else 0
         if candle is None or not corrected:
             return candle
@@ -508,13 +508,6 @@ def _values(candle: Candle | None) -> tuple[object, ...] | None:
     if candle is None:
         return None
     return candle.open, candle.high, candle.low, candle.close, candle.ticks, candle.amounts, candle.source
-
-
-def _kept_version(held: Candle, chosen: Candle) -> Candle:
-    """The chosen candle with no lower version than the one that is held."""
-    if chosen.version >= held.version:
-        return chosen
-    return msgspec.structs.replace(chosen, version=held.version)
 
 
 def _oldest_held(now_ms: int) -> int:

@@ -114,6 +114,7 @@ def test_late_trades_correct_minute_hour_and_day(
             )
         application.start()
         check_corrected(application, rows, trades, before)
+        corrected = candle(application, "1m", long_ago)
 
         # Minutes late, by the stream
         wait_until(lambda: server.has_subscriber(2))
@@ -138,3 +139,5 @@ def test_late_trades_correct_minute_hour_and_day(
 
         # The minute may have been made again for another reason before its hole is on record.
         wait_until(lambda: states() == {("109", "filled"), ("1009", "filled")})
+        wait_until(lambda: candle(application, "1m", long_ago)["verified"], timeout=60)
+        assert candle(application, "1m", long_ago)["version"] == corrected["version"]

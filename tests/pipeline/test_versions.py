@@ -1,5 +1,7 @@
 """A correction of a closed minute raises its version; ticks before it is closed do not."""
 
+import msgspec
+
 from marketflow.model import MINUTE_MS, Candles, Series, Slot, Tick, candle_of, slice_start
 from marketflow.pipeline.state import WindowState
 from marketflow.stores.ports import RecoveredCandles
@@ -38,6 +40,16 @@ def test_versions_expire_with_their_minutes() -> None:
     assert memory._corrections
     memory.expire(MINUTE + 20 * MINUTE_MS)
     assert not memory._corrections
+
+
+def test_recovered_minute_has_the_version_of_its_row() -> None:
+    memory = WindowState(late_after_ms=2_000)
+    corrected = msgspec.structs.replace(candle_of(Tick(1.0, MINUTE, MINUTE)), version=2)
+    memory.restore(RecoveredCandles(tick(MINUTE)))
+    memory.adopt({Slot(BTC, MINUTE): corrected}, MINUTE)
+    assert versions(memory.take_closed(MINUTE + 2 * MINUTE_MS)) == {BTC: 2}
+    memory.absorb(tick(MINUTE + 100), MINUTE + 2 * MINUTE_MS)
+    assert versions(memory.take_closed(MINUTE + 2 * MINUTE_MS + 100)) == {BTC: 3}
 
 
 def test_recovered_minute_without_new_ticks_keeps_its_version() -> None:

@@ -4,6 +4,7 @@ from functools import reduce
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from marketflow.model import (
     MINUTE_MS,
@@ -172,3 +173,10 @@ def test_minutes_are_the_ticks_folded_by_minute(
         if newest is not None and minute_start(newest.at, length) == start:
             expected = merged([expected, candle_of(newest)])
         assert candle == expected
+
+
+def test_late_slice_leaves_a_corrected_minute_its_version() -> None:
+    ticks = [Tick(1.0, minute_start(NOW) + SLICE_MS * n, n) for n in range(3)]
+    corrected = replace(folded(ticks[:2]), version=2)
+    window = CandleWindow({slice_start(tick.at): candle_of(tick) for tick in ticks}, {minute_start(NOW): corrected})
+    assert window.by_minute(0, LATER) == {minute_start(NOW): replace(folded(ticks), version=2)}

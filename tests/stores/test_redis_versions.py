@@ -15,7 +15,7 @@ import redis
 import uvloop
 
 from marketflow.errors import SettingsError, Unavailable
-from marketflow.model import MINUTE_MS, Candle, Candles, Mode, Series, Slot, Tick, candle_of
+from marketflow.model import MINUTE_MS, Amounts, Candle, Candles, Mode, Series, Slot, Tick, candle_of
 from marketflow.settings import load
 from marketflow.stores.candle_window import CandleWindow
 from marketflow.stores.redis import codec, keys
@@ -59,6 +59,17 @@ def test_later_version_of_as_many_ticks_replaces_the_earlier_one(redis_db: Redis
     with redis_db.client() as client:
         ((member, _),) = slots_of(client, keys.minutes_key(BTC))
     assert codec.decode_candle(member).high == 202.0
+
+
+def test_number_of_the_version_never_falls(redis_db: RedisServer) -> None:
+    """What is made anew, of slices after a restart or of a venue's trades, has the first one itself."""
+    made_anew = msgspec.structs.replace(candle(ticks=4), total=0.1 + 0.2, amounts=Amounts(0.1, 1e-9, None, None))
+    with redis_db.client() as client, cache_at(keywords(redis_db)) as cache:
+        for version, expected in ((12, 12), (1, 12), (13, 13)):
+            put = msgspec.structs.replace(made_anew, version=version)
+            cache.put_minutes({Slot(BTC, MINUTE): put})
+            ((member, _),) = slots_of(client, keys.minutes_key(BTC))
+            assert codec.decode_candle(member) == msgspec.structs.replace(made_anew, version=expected)
 
 
 def test_unreadable_version_is_replaced(redis_db: RedisServer) -> None:

@@ -160,6 +160,15 @@ def test_verification_is_kept_and_raises_no_version(archive: Archive) -> None:
     assert archive.minute().verified is None
 
 
+def test_verification_of_a_corrected_row_keeps_its_version(archive: Archive) -> None:
+    """What corrects or verifies an old minute was made without the row, and has the first version itself."""
+    archive.write(candle(DAY))
+    archive.write(candle(DAY, ticks=3))
+    assert archive.minute().version == 2
+    archive.write(candle(DAY, ticks=3, verified=True))
+    assert (archive.minute().verified, archive.minute().version) == (True, 2)
+
+
 def test_longer_candle_is_verified_if_all_its_minutes_are(archive: Archive) -> None:
     archive.write(
         candle(DAY, verified=True), candle(DAY + MINUTE_MS, verified=True), candle(DAY + HOUR_MS, verified=True)

@@ -73,7 +73,7 @@ on conflict (exchange, pair_name, mode, timestamp) do update set
     average_price = excluded.average_price, min_price = excluded.min_price, max_price = excluded.max_price,
     open_price = excluded.open_price, close_price = excluded.close_price, tick_count = excluded.tick_count,
     open_at = excluded.open_at, close_at = excluded.close_at, min_at = excluded.min_at, max_at = excluded.max_at,
-    version = excluded.version, volume = excluded.volume, turnover = excluded.turnover,
+    version = greatest(aggregates.version, excluded.version), volume = excluded.volume, turnover = excluded.turnover,
     buy_volume = excluded.buy_volume, buy_turnover = excluded.buy_turnover, source = excluded.source,
     verified = excluded.verified, venue_values = excluded.venue_values
 where coalesce(excluded.tick_count, int8 '0') > coalesce(aggregates.tick_count, int8 '0')

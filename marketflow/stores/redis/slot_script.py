@@ -23,20 +23,29 @@ two cores, and prices of the other buckets came 0.4 s late."""
 
 # One script for all series of a write: no reader meets a slot between its old and its new version, and every change is
 # published. Of two versions of a slot the more complete one stays, the later one of two that are as complete; so order,
-# repetition and the number of writers do not matter.
+# repetition and the number of writers do not matter. The number of the version never falls, as in `more_complete`.
 PUT_SLOTS = """
-local function completeness_of(member)
+-- Completeness, and number of the version.
+local function versions_of(member)
     local ok, candle = pcall(cjson.decode, member)
-    if not ok or type(candle) ~= 'table' then return 0 end
-    if #candle <= 5 then return 1.5 end  -- a tick, see codec
+    if not ok or type(candle) ~= 'table' then return 0, 1 end
+    if #candle <= 5 then return 1.5, 1 end  -- a tick, see codec
     -- An invalid member, which every reader skips, must not keep the right version out.
     for i = 1, 5 do
         local price = candle[i]
-        if type(price) ~= 'number' or price ~= price or math.abs(price) == math.huge then return 0 end
+        if type(price) ~= 'number' or price ~= price or math.abs(price) == math.huge then return 0, 1 end
     end
-    local ticks = candle[6]
-    if type(ticks) ~= 'number' or ticks ~= math.floor(ticks) or ticks < 0 or ticks > 2^53 then return 0 end
-    return candle[15] == 'venue' and ticks or ticks + 0.5
+    local ticks, version = candle[6], candle[13]
+    if type(ticks) ~= 'number' or ticks ~= math.floor(ticks) or ticks < 0 or ticks > 2^53 then return 0, 1 end
+    if type(version) ~= 'number' or version ~= math.floor(version) or version > 2^31 then version = 1 end
+    return candle[15] == 'venue' and ticks or ticks + 0.5, version
+end
+-- In the text, since prices that are decoded and encoded lose digits.
+local BEFORE_VERSION = '^(' .. ('[^,]*,'):rep(12) .. ')(%d+)'
+local function with_version(member, least)
+    return (member:gsub(BEFORE_VERSION, function(before, own)
+        return before .. string.format('%d', math.max(tonumber(own), least))
+    end))
 end
 local slots, slot, at = #KEYS - tonumber(ARGV[4]), 0, 5
 while slot < slots do
@@ -50,9 +59,13 @@ while slot < slots do
         if #held == 0 then
             redis.call('zadd', key, start, member)
         else
-            local most = 0
-            for _, other in ipairs(held) do most = math.max(most, completeness_of(other)) end
+            local most, version = 0, 1
+            for _, other in ipairs(held) do
+                local its_completeness, its_version = versions_of(other)
+                most, version = math.max(most, its_completeness), math.max(version, its_version)
+            end
             if most <= completeness then
+                if version > 1 then member = with_version(member, version) end
                 redis.call('zremrangebyscore', key, start, start)
                 redis.call('zadd', key, start, member)
                 redis.call('pexpire', key, ARGV[1])  -- a key that loses its last member loses its expiry
