@@ -255,7 +255,9 @@ class Parts(msgspec.Struct, dict=True, eq=False):
 
         def written(item: Candles) -> Observable[Any]:
             parts = split_by_series(item, lambda slot: slot.series, self.workers_per_exchange, SLICES_A_PARTITION)
-            return rx.from_iterable([rx.just(part).pipe(*stages) for part in parts]).pipe(
+            # Taken out, not captured: subscriptions are cycles, and what they hold stays until a garbage collection,
+            # which at thousands of series is as much as all slices.
+            return rx.from_iterable([rx.from_callable(parts.pop).pipe(*stages) for _ in parts]).pipe(
                 ops.merge(max_concurrent=PARTITIONS_AT_ONCE), ops.ignore_elements()
             )
 

@@ -1,13 +1,16 @@
 """The whole pipeline, in virtual time."""
 
+import gc
 import sys
 import threading
-from collections.abc import Callable, Collection
+import weakref
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from marketflow.errors import SettingsError, Unavailable
-from marketflow.model import MINUTE_MS, SLICE_MS, Candles, Mode, Series, Slot, Tick, candle_of, slice_start
+from marketflow.model import MINUTE_MS, SLICE_MS, Candle, Candles, Mode, Series, Slot, Tick, candle_of, slice_start
 from marketflow.pipeline.instrumentation import PipelineCounters
 from marketflow.settings import load
 from marketflow.stores.cache_limits import RECENT_MS
@@ -25,6 +28,15 @@ def world() -> World:
 
 def expected_minutes(world: World) -> Candles:
     return candles_of_ticks(world.sent, MINUTE_MS)
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 # Newest ticks and slices
@@ -125,6 +137,30 @@ def test_many_slices_are_written_in_partitions(monkeypatch: pytest.MonkeyPatch) 
     world.run(0.2)
     assert len(world.cache.slice_writes) == 2
     assert_same(world.cache.slices, candles_of_ticks(world.sent, SLICE_MS))
+
+
+def test_slices_that_are_written_wait_for_no_garbage_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Part(dict[Slot, Candle]):
+        """A dict to which there are weak references."""
+
+    parts: list[weakref.ref[Part]] = []
+
+    def split(item: Candles, *limits: object) -> list[Part]:
+        made = [Part({slot: candle}) for slot, candle in item.items()]
+        parts.extend(weakref.ref(part) for part in made)
+        return made
+
+    monkeypatch.setattr("marketflow.pipeline.assembly.split_by_series", split)
+    world = World().start()
+    with without_collections():
+        for _ in range(3):
+            world.send(5.0)
+            world.send(5.0, series=ETH)
+            world.run(0.2)
+        world.cache.slice_writes.clear()
+        world.run(0.2)
+        assert len(parts) == 6
+        assert [part() for part in parts] == [None] * 6
 
 
 def test_a_slice_that_arrives_in_pieces_is_written_whole(world: World) -> None:
