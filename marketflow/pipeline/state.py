@@ -369,17 +369,20 @@ class WindowState:
     def take_closed(self, now_ms: int) -> Candles:
         """Return the minutes whose end and allowed lateness are over at `now_ms` and that changed since the last call.
 
-        And those ahead of `now_ms`, which would otherwise stay until the clock, set back, has reached them again.
+        And those ahead of `now_ms`, which would otherwise stay until the clock, set back, has reached them again; and
+        those that are open again since then, as their version is raised.
         """
         last_start, beyond = now_ms - self._late_after_ms - self.minute_ms, now_ms + self._ahead_ms
         with self._lock:
-            for start in self._changed:
-                if start + self.minute_ms + self._closed_after_ms <= self._taken_at:
-                    for series in self._changed[start]:  # clients may have seen it called closed
-                        corrections = self._corrections[start]
-                        corrections[series] = corrections.get(series, 0) + 1
+            # Clients may have seen them called closed.
+            closed_before = self._taken_at - self._closed_after_ms - self.minute_ms
+            corrected = {start for start in self._changed if start <= closed_before}
+            for start in corrected:
+                corrections = self._corrections[start]
+                for series in self._changed[start]:
+                    corrections[series] = corrections.get(series, 0) + 1
             self._taken_at = now_ms
-            return self._take(lambda start: start <= last_start or start > beyond)
+            return self._take(lambda start: start <= last_start or start > beyond or start in corrected)
 
     def take_all(self) -> Candles:
         """Return all minutes that changed since the last call, open ones as well: the end of the pipeline."""

@@ -31,6 +31,18 @@ def test_correction_of_a_closed_minute_raises_its_version() -> None:
     assert memory.recent(BTC, MINUTE).minutes[MINUTE].version == 3
 
 
+def test_minute_that_is_open_again_is_emitted_with_its_version() -> None:
+    """Where the clock is set back, the memory must not show a later version than the stores have."""
+    memory = WindowState(late_after_ms=2_000, closed_after_ms=5_500)
+    memory.absorb(tick(MINUTE), MINUTE)
+    assert versions(memory.take_closed(MINUTE + 2 * MINUTE_MS)) == {BTC: 1}
+    memory.absorb(tick(MINUTE + 30_000), MINUTE + 30_000)
+    assert versions(memory.take_closed(MINUTE + 30_000)) == {BTC: 2}
+    memory.absorb(tick(MINUTE + 31_000), MINUTE + 31_000)
+    assert memory.take_closed(MINUTE + 31_000) == {}
+    assert versions(memory.take_closed(MINUTE + 2 * MINUTE_MS)) == {BTC: 2}
+
+
 def test_versions_expire_with_their_minutes() -> None:
     memory = WindowState(late_after_ms=2_000)
     memory.absorb(tick(MINUTE), MINUTE)

@@ -249,6 +249,48 @@ def test_corrected_minute_is_sent_again_with_its_version(interval: str) -> None:
     run(test)
 
 
+def test_minute_that_is_open_again_is_streamed_on() -> None:
+    """The clock is set back by a minute and a half."""
+
+    async def test(setup: Setup) -> None:
+        setup.world.now = MINUTE + 2 * MINUTE_MS
+        setup.tick(10.0, 2 * MINUTE_MS - 1, announced=False)
+        setup.archive(MINUTE)
+        with setup.broadcaster.subscribe(setup.chosen()) as subscriber:
+            await setup.next(subscriber)
+            setup.world.now = MINUTE + 30_000
+            for price in (11.0, 12.0):
+                setup.world.now += 1_000
+                setup.tick(price)
+                assert brief(await setup.next(subscriber)) == [("00:00", price, False)]
+
+    run(test)
+
+
+def test_clock_step_back_counts_no_minute_twice_without_the_archive() -> None:
+    """Minutes that were read as rows are among those of the cache again."""
+
+    async def test(setup: Setup) -> None:
+        for minute in range(MINUTE - 8 * MINUTE_MS, MINUTE, MINUTE_MS):
+            setup.tick(10.0, NOW - minute - 5, announced=False)
+            setup.archive(minute)
+        setup.tick(11.0, announced=False)
+        with setup.broadcaster.subscribe(setup.chosen("1d")) as subscriber:
+            [*_, candle] = await setup.next(subscriber)
+            assert candle["ticks"] == 9
+            setup.world.archive.away = True
+            setup.world.now -= MINUTE_MS
+            for ticks in range(10, 15):
+                setup.tick(100.0 + ticks)
+                [*_, candle] = await setup.next(subscriber)
+                while candle["high"] < 100.0 + ticks:
+                    [*_, candle] = await setup.next(subscriber)
+                assert candle["ticks"] == ticks
+                await asyncio.sleep(0.15)  # in which the rows are read
+
+    run(test)
+
+
 def test_corrected_old_minute_is_sent_once_the_archive_has_it() -> None:
     async def test(setup: Setup) -> None:
         old = MINUTE - 60 * MINUTE_MS

@@ -400,12 +400,12 @@ class LiveCandles:
         return [(CandleSlot(each.key, start), candle) for start, candle in self._streamed(each, rows, changed)]
 
     def _is_news(self, each: _Followed, rows: CandleRows, start: int, incomplete: set[int]) -> bool:
-        """Return whether a candle is to be sent: of a closed one only a correction is."""
+        """Return whether a candle is to be sent: of a closed one only a correction is, which may open it again."""
         candle, is_closed = rows.candles[start], rows.closed(start)
         if (sent := each.sent.get(start)) is None:
             return candle.version > 1 or start >= (each.sent_from or 0)
         if sent.is_closed:
-            return is_closed and (
+            return start >= rows.known_from and (
                 candle.version > sent.candle.version or candle.completeness > sent.candle.completeness
             )
         return is_closed or candle != sent.candle or (start in incomplete) != sent.is_incomplete
@@ -482,6 +482,8 @@ class LiveCandles:
         """Return what the cache adds to the rows that are kept, or all that it has."""
         grid, kept = INTERVALS[interval], self._rows.get((series, interval))
         since = grid.at_or_after(oldest_kept_minute(self._now())) if kept is None else kept.split
+        if kept is not None and split <= kept.split:
+            return kept  # the clock was set back
         try:
             [minutes] = await self._prices.cache.by_minute([series], since, split)
         except Unavailable:
