@@ -377,7 +377,7 @@ class Repairs:
                 job.hole,
                 before_id=max(job.hole.before_id, gap.before_id),
                 to_ms=max(job.hole.to_ms, gap.to_ms),
-                changed_at=self._now_ms(),
+                changed_at=self._changed_at(job.hole),
             )
 
     def _add_job(self, gap: MissingIds, hole: Hole | None) -> None:
@@ -535,8 +535,13 @@ class Repairs:
             else:
                 return
             job.hole = Hole(job.series, after_id, before_id, from_ms, to_ms, now_ms, now_ms)
-        job.hole = msgspec.structs.replace(job.hole, state=state, reason=reason, changed_at=now_ms)
+        changed_at = self._changed_at(job.hole)
+        job.hole = msgspec.structs.replace(job.hole, state=state, reason=reason, changed_at=changed_at)
         self._book.put(job.hole)
+
+    def _changed_at(self, hole: Hole) -> int:
+        """Now, but no earlier than the last change, though the clock was set back: the latest version is kept."""
+        return max(hole.changed_at, self._now_ms())
 
     # Until when everything is complete
 

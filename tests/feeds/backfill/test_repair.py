@@ -40,8 +40,10 @@ class MemoryHoles:
         if self.down:
             raise Unavailable("down")
         for hole in holes:
-            self.rows[hole.series, hole.after_id] = hole
-            self.history.append(hole.state)
+            held = self.rows.get((hole.series, hole.after_id))
+            if held is None or hole.changed_at >= held.changed_at:
+                self.rows[hole.series, hole.after_id] = hole
+                self.history.append(hole.state)
 
     def open_holes(self) -> list[Hole]:
         if self.down:
@@ -73,6 +75,8 @@ class World:
     def __init__(self, venue: str, stack: ExitStack) -> None:
         self.venue = venue
         self.now = MINUTE + 30_000
+        self.clock_step_ms = 0
+        """How far the clock of this machine was set, after the start."""
         self.server = stack.enter_context(VenueServer(venue, [SYMBOL], clock=self.clock))
         self.number = 1_000
         self.server.book.add(self.server.make(self.number, at=MINUTE - 90_000))
@@ -92,13 +96,13 @@ class World:
         self._stack.callback(self.rest.close)
         (listed,) = self.rest.instruments()
         self.rest_names: Mapping[str, str] = {SYMBOL: listed.rest_symbol or listed.symbol}
-        self.ids = TradeIds(monotonic=self.seconds, clock=self.clock)
+        self.ids = TradeIds(monotonic=self.seconds, clock=self.local_clock)
         left = {} if newest_at is None else {self.series: newest_at}
         count_after_earlier_run([self], left, self.now)
         self.book = HoleBook(self.holes, lambda holes: self.repairs.take_over(holes))
         self.book.take_over([self.series])
         backoff = Backoff(3.0, 120.0, jitter=0.0)
-        self.repairs = Repairs(self, self.book, self.marks, self.clock, self.seconds, backoff)
+        self.repairs = Repairs(self, self.book, self.marks, self.local_clock, self.seconds, backoff)
 
     @property
     def series(self) -> Series:
@@ -106,6 +110,9 @@ class World:
 
     def clock(self) -> int:
         return self.now * 1_000_000
+
+    def local_clock(self) -> int:
+        return (self.now + self.clock_step_ms) * 1_000_000
 
     def seconds(self) -> float:
         return self.now / 1000
@@ -193,6 +200,28 @@ def test_minute_in_which_a_run_begins_is_made_whole(world_of: Callable[[str], Wo
     world.steps(2)
     assert world.made() == world.expected(MINUTE)
     assert world.rows == []
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_hole_is_filled_though_the_clock_was_set_back(world: World, is_restarted: bool) -> None:
+    """Of two versions of a hole PostgreSQL keeps the one that was changed later."""
+    begun(world)
+    start = minute_start(world.now)
+    world.trade(10)
+    world.trade(5, streamed=False)
+    late, names = world.traded[-1], world.rest_names
+    world.to_next_minute(50)
+    world.rest_names = {}  # nothing can be fetched yet
+    world.ids.is_new(SYMBOL, world.number, late.at)
+    world.steps(3)
+    assert world.rows == [(world.number - 5, world.number, HoleState.OPEN, "")]
+    world.clock_step_ms = -30_000
+    if is_restarted:
+        world.restart()
+    world.rest_names = names
+    world.steps(8)
+    assert world.made()[Slot(world.series, start)] == world.expected(start)[Slot(world.series, start)]
+    assert world.rows == [(world.number - 5, world.number, HoleState.FILLED, "")]
 
 
 @pytest.mark.parametrize("venue", WITH_TRADES)
