@@ -8,6 +8,7 @@ from ipaddress import IPv6Address, ip_address
 from urllib.parse import urlsplit, urlunsplit
 
 _URL = re.compile(r"(\w+://)(?:[^\s/?#]*@)?([^\s?#]*)(?:[?#]\S*)?")
+_SYSTEM_ERROR = re.compile(r"\[Errno -?\d+\] ")
 
 
 def visible(text: str) -> str:
@@ -36,6 +37,11 @@ def without_credentials(url: str) -> str:
 def without_secrets(text: str) -> str:
     """Return a text whose URLs have neither user and password nor a query, which may hold a key."""
     return _URL.sub(r"\1\2", text)
+
+
+def failure_text(error: Exception) -> str:
+    """Return the text of an error, or its class, without secrets and without the number of a system error."""
+    return without_secrets(_SYSTEM_ERROR.sub("", str(error))) or type(error).__name__
 
 
 def host_port(host: str, port: int) -> str:

@@ -100,7 +100,7 @@ def error_text(error: click.UsageError) -> str:
 
 def _name(parameter: click.Parameter) -> str:
     """Return the name of a parameter as the user writes it."""
-    return parameter.opts[0] if isinstance(parameter, click.Option) else parameter.human_readable_name
+    return parameter.opts[0] if isinstance(parameter, click.Option) else parameter.human_readable_name.strip("[].")
 
 
 def _is_given(ctx: click.Context, name: str) -> bool:

@@ -14,7 +14,7 @@ from marketflow.errors import Starting, Unavailable
 from marketflow.feeds.feed import Connection
 from marketflow.logs import Outage, RateLimit
 from marketflow.model import Series, Tick
-from marketflow.text import without_secrets
+from marketflow.text import failure_text
 
 
 class ConnectionFailure(NamedTuple):
@@ -170,7 +170,7 @@ class ConnectionLog:
         reconnects = self._counters.reconnects
         reconnects[self._exchange] = reconnects.get(self._exchange, 0) + 1
         pause = max(pause, self._connection.pause_seconds)
-        text = without_secrets(str(error))
+        text = failure_text(error)
         now_ms = milliseconds(self._clock())
         self._counters.failures[self._connection] = ConnectionFailure(text, now_ms, now_ms + round(1000 * pause))
         self._outage.failed(self._exchange, f"trying again in {pause:.1f} s: {text}")

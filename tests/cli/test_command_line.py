@@ -324,7 +324,7 @@ def test_interrupt_while_parsing_ends_quietly(
             "--from --to --symbol --exchange --mode --format --output --force --data-dir --config -24h 130",
         ),
         ("export --help", "--interval --columns ohlcv feather milliseconds"),
-        ("watch --help", "SYMBOL --exchange --url --once --config 130"),
+        ("watch --help", "[SYMBOL]... --exchange --url --once --config 130"),
     ],
 )
 def test_help_of_each_command_names_its_options(capsys: pytest.CaptureFixture[str], line: str, flags: str) -> None:

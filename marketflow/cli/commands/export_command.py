@@ -99,7 +99,7 @@ def command(
     )
     with readable_output():
         done = export(loaded, Export(rows, format or by_name, file, force, of_candles, columns or ()))
-        print(f"{done.rows} rows of {loaded.mode.value} mode", file=sys.stderr)
+        print(f"{done.rows} {'row' if done.rows == 1 else 'rows'} of {loaded.mode.value} mode", file=sys.stderr)
         for line in done.stored:
             print(visible(line), file=sys.stderr)
     return 0

@@ -18,7 +18,7 @@ from marketflow.cli.options import BaseUrl, ExchangeNames, Symbols, config_optio
     " unreachable, watch reconnects after 1, 2, 4 ... at most 10 s. Exit code 0: ended by q or a signal, 1: there is"
     " no MarketFlow at the URL, 2: an argument or a setting is wrong, 130: --once was interrupted.",
 )
-@click.argument("symbols", metavar="SYMBOL", nargs=-1, type=Symbols())
+@click.argument("symbols", metavar="[SYMBOL]...", nargs=-1, type=Symbols())
 @option("--exchange", "exchanges", metavar="E", multiple=True, type=ExchangeNames(), help="Exchanges, E,E.  [all]")
 @option("--url", metavar="URL", type=BaseUrl(), help="URL of MarketFlow.  [by http.host and http.port]")
 @option("--once", is_flag=True, help="Print the current prices, and end.")

@@ -22,7 +22,7 @@ from marketflow.feeds.decoder import UNDECODABLE
 from marketflow.feeds.venues.limits import AttemptBudget, VenueRefusal, refusal_of
 from marketflow.feeds.venues.proxies import ProxyUnusable, proxy_for, proxy_place
 from marketflow.feeds.venues.venue import Instrument, RestCall, RestReply, Venue, VenueError
-from marketflow.text import one_line, without_secrets
+from marketflow.text import failure_text, one_line, without_secrets
 
 if TYPE_CHECKING:
     import httpx
@@ -233,9 +233,8 @@ class RestClient:
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, SOCKSError, ProxyUnusable, RuntimeError) as error:
             if self._closed.is_set():
                 raise RestClosed(self.venue) from None
-            text = without_secrets(str(error)) or type(error).__name__
-            place = f"{self.place}{call.path}{self._through}"
-            raise RestFailed(f"{self.venue.name} cannot be asked at {place}: {text}") from None
+            place = f"{without_secrets(self.place + call.path)}{self._through}"
+            raise RestFailed(f"request to {place} failed: {failure_text(error)}") from None
 
     def _read(self, answer: "httpx.Response", deadline: float) -> bytes:
         body = bytearray()

@@ -534,6 +534,7 @@ def test_export_without_rows_says_what_is_stored(
     assert said("--from", "2026-11-02") == ["0 rows of test mode", *stored]
     assert said("--mode", "live", "--to", "2026-11-01", "--interval", "1h") == ["0 rows of live mode", *stored]
     assert said("--mode", "live") == ["14 rows of live mode"]
+    assert said("--symbol", "ETHUSDT") == ["1 row of test mode"]
 
 
 # --- Arguments that are wrong

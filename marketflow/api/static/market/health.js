@@ -92,7 +92,7 @@ export class Health {
   #trouble(name, feed) {
     const parts = [];
     const down = this.down.get(name);
-    if (feed.error) parts.push(feed.error.replace(/^\[Errno \d+\] /, ""));
+    if (feed.error) parts.push(feed.error);
     if (down) parts.push(`since ${moment(down.since)}${down.exact ? "" : " or longer"}`);
     if (down && feed.next_try_at) parts.push(`next try ${inSeconds(Date.parse(feed.next_try_at) - this.market.now())}`);
     if (feed.absent.length) parts.push(`does not have ${feed.absent.join(", ")}`);
