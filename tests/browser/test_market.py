@@ -308,6 +308,7 @@ def test_phone_shows_the_page_without_horizontal_scrolling(start: Start, look: L
     for width in (320, 360, PHONE["width"]):
         visit = look(application.port, viewport=PHONE | {"width": width}, has_touch=True, is_mobile=True)
         visit.open()
+        visit.row("SOLUSDT").scroll_into_view_if_needed()
         expect(visit.price("exchange3", "SOLUSDT")).to_have_text(re.compile("[0-9]"))
         expect(visit.page.locator("#chart-panel")).to_have_attribute("data-state", "shown")
         until(visit.page, lambda: drawn(visit.page, "up") + drawn(visit.page, "down") > 0)  # noqa: B023 - used at once

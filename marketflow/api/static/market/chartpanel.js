@@ -250,18 +250,17 @@ export class ChartPanel {
     byId("chart-again").hidden = !failed;
     say(byId("chart-cover-text"), text);
     this.legend.show(null, "");
-    this.key.show([]);
   }
 
   #uncover() {
     const empty = this.candles.all.length === 0;
+    this.key.show(this.candles.all);
     if (empty) {
       this.#cover(`No candles of ${this.choice.symbol} yet. The first one begins with the next tick.`, false);
       return;
     }
     byId("chart-panel").dataset.state = "shown";
     byId("chart-cover").hidden = true;
-    this.key.show(this.candles.all);
     this.#showLegend();
   }
 

@@ -16,6 +16,10 @@ const TITLES = {
   vwap: "Turnover by volume: the mean price of what was traded",
 };
 
+/** Take the room of values while there are none. */
+const TYPICAL = { time: "00:00", change: "+0.00 %", ticks: "000", volume: "00.00", bought: "00 %", state: "" };
+const TYPICAL_PRICE = "00,000.00";
+
 /** What the venue says, as a word, and as a sentence. */
 const WORDS = { verified: "verified", differs: "different", incomplete: "incomplete", filled: "filled", venue: "venue's candle" };
 const SENTENCES = {
@@ -33,12 +37,13 @@ export class Legend {
     this.place = byId("legend");
     this.note = byId("chart-note");
     const names = [...PRICES, ...TRADED];
-    this.values = Object.fromEntries(names.map((name) => [name, make("span", { class: `value ${name}` })]));
+    this.values = Object.fromEntries(names.map((name) => [name, make("span", { class: `value ${name}`, "data-typical": TYPICAL[name] ?? TYPICAL_PRICE })]));
     /** @type {Map<string, {pair: HTMLElement, value: HTMLElement}>} */
     this.overlays = new Map(Object.entries(OVERLAYS).map(([name, { label, title, colour }]) => {
       const value = make("span", { class: "value" });
       const pair = make("span", { class: "pair", title }, make("span", { class: "name" }, label), value);
       pair.style.setProperty("--line", `var(${colour})`);
+      pair.hidden = true;
       return [name, { pair, value }];
     }));
     for (const line of [PRICES, TRADED]) this.place.append(make("span", { class: "line" }, ...line.map((name) => this.#pair(name))));

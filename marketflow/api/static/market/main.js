@@ -26,7 +26,7 @@ const stream = new Stream("ws?max_rate=4&alerts=true");
 const modes = new ModeSwitch();
 const connection = new Connection(stream);
 const healthPanel = new Health(market);
-new Table(market, choice);
+const table = new Table(market, choice);
 new Comparison(market, choice);
 const period = new Period(market, choice);
 const dayVolume = new DayVolume(market, choice);
@@ -46,6 +46,7 @@ offerCollapsing();
 new Alerts(market, choice, stream);
 shadeEdges(document.querySelector(".scroller"));
 
+table.addEventListener("drawn", () => { document.body.dataset.opened = ""; });
 stream.addEventListener("snapshot", ({ detail }) => {
   modes.show(detail.mode);
   market.replace(detail);

@@ -125,8 +125,10 @@ export class Period {
   #showRange() {
     const now = this.market.shown(this.choice.symbol, this.choice.exchange);
     const range = byId("range");
-    range.hidden = !this.answers || !now;
-    if (range.hidden) return;
+    const known = this.answers !== null && now !== null;
+    range.hidden = !byId("period-problem").hidden;
+    range.classList.toggle("blank", !known);
+    if (!known) return;
     const lowest = Math.min(this.answers.lowest.price, now.price);
     const highest = Math.max(this.answers.highest.price, now.price);
     const share = (/** @type {number} */ value) => (highest > lowest ? (value - lowest) / (highest - lowest) : 0.5);

@@ -10,7 +10,7 @@ export class Sparkline {
     this.element = document.createElementNS(SVG, "svg");
     this.element.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
     this.element.setAttribute("aria-hidden", "true");
-    this.element.setAttribute("class", "spark");
+    this.element.setAttribute("class", "spark blank");
     this.line = document.createElementNS(SVG, "polyline");
     this.element.append(this.line);
     this.points = "";
@@ -26,6 +26,7 @@ export class Sparkline {
       .join(" ");
     if (points === this.points) return;
     this.points = points;
+    this.element.classList.toggle("blank", points === "");
     this.line.setAttribute("points", points);
   }
 }

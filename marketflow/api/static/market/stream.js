@@ -29,6 +29,7 @@ export class Stream extends EventTarget {
     this.receivedAt = 0;
     this.failures = 0;
     this.retryTimer = 0;
+    this.opened = false; // ever
     this.ended = false;
     setInterval(() => this.#watch(), 1000);
     window.addEventListener("online", () => this.retry());
@@ -59,6 +60,7 @@ export class Stream extends EventTarget {
     if (!EVENTS.has(event)) return;
     if (event === "snapshot") {
       this.failures = 0;
+      this.opened = true;
       this.ended = false; // not before: an attempt that fails says nothing new
       this.#notify({ state: "open" });
     }
@@ -74,7 +76,8 @@ export class Stream extends EventTarget {
   #reason(code) {
     if (!navigator.onLine) return "This device is offline.";
     this.ended ||= code === GOING_AWAY;
-    return this.ended ? "MarketFlow has ended." : "The connection is lost.";
+    if (this.ended) return "MarketFlow has ended.";
+    return this.opened ? "The connection is lost." : "There is no connection: MarketFlow is down or refuses it, or a proxy does not pass WebSockets on.";
   }
 
   /** @param {string} reason */

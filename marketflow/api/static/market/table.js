@@ -11,12 +11,14 @@ const FLASH_MS = 600;
 
 const HOUR_MS = 3_600_000;
 
-export class Table {
+/** Event `drawn`: the rows that came into view show their prices. */
+export class Table extends EventTarget {
   /**
    * @param {import("./market.js").Market} market
    * @param {import("./choice.js").Choice} choice
    */
   constructor(market, choice) {
+    super();
     this.market = market;
     this.choice = choice;
     this.table = byId("market");
@@ -74,6 +76,7 @@ export class Table {
     if (other) this.#reveal();
     this.dirty = new Set(this.rows.values());
     this.draw();
+    if (this.rows.size === 0) this.dispatchEvent(new Event("drawn"));
   }
 
   /** @param {string[]} exchanges */
@@ -117,6 +120,7 @@ export class Table {
     }
     this.draw();
     drawNow();
+    this.dispatchEvent(new Event("drawn"));
   }
 
   #markChosen() {
