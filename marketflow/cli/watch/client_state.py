@@ -1,5 +1,6 @@
 """The client's copy of the stream's state: a snapshot with all later events applied."""
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -29,13 +30,13 @@ class ShownPrice:
         price: the price.
         timestamp: its event time.
         direction: 1 if the last change was upwards, -1 if downwards, 0 before the first change.
-        changed_at: when the last change was received, by the clock of this machine.
+        changed_at: when the last change was received (monotonic, s).
     """
 
     price: float
     timestamp: datetime
     direction: int
-    changed_at: datetime
+    changed_at: float
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,12 @@ class ClientState:
 
     Args:
         now: returns the time by the clock of this machine.
+        monotonic: measures durations, in seconds.
     """
 
-    def __init__(self, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(self, now: Callable[[], datetime] = utc_now, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._now = now
+        self._monotonic = monotonic
         self._server_ahead = timedelta()
         self.mode = ""
         self.symbols: list[str] = []
@@ -76,7 +79,7 @@ class ClientState:
         self.connected = False
         self.lost: Lost | None = None
         """How the last connection was lost; None while connected."""
-        self._lost_at = now()
+        self._lost_at = monotonic()
 
     def apply(self, event: WatchEvent) -> list[LatestPrice]:
         """Apply an event, and return the prices that differ from those stored."""
@@ -84,7 +87,7 @@ class ClientState:
             case Connected():
                 self.connected, self.lost = True, None
             case Lost():
-                self.connected, self.lost, self._lost_at = False, event, self._now()
+                self.connected, self.lost, self._lost_at = False, event, self._monotonic()
             case Snapshot():
                 return self._replace(event)
             case ChangedPrices():
@@ -108,7 +111,7 @@ class ClientState:
 
     def since_change(self, price: ShownPrice) -> timedelta:
         """Return the time since the last change of a price was received."""
-        return self._now() - price.changed_at
+        return timedelta(seconds=self._monotonic() - price.changed_at)
 
     def gap(self, symbol: str) -> Gap | None:
         """Return the gap between the exchanges of a symbol; None with fewer than two prices of the same time."""
@@ -125,7 +128,7 @@ class ClientState:
     def until_reconnect(self) -> float:
         """Return the seconds until the next attempt to connect."""
         pause = self.lost.pause_seconds if self.lost else 0.0
-        return max(0.0, pause - (self._now() - self._lost_at).total_seconds())
+        return max(0.0, pause - (self._monotonic() - self._lost_at))
 
     def _replace(self, snapshot: Snapshot) -> list[LatestPrice]:
         if snapshot.mode != self.mode:
@@ -149,7 +152,7 @@ class ClientState:
             self.prices[series] = ShownPrice(latest.price, timestamp, before.direction, before.changed_at)
             return True
         direction = 0 if before is None else 1 if latest.price > before.price else -1
-        self.prices[series] = ShownPrice(latest.price, timestamp, direction, self._now())
+        self.prices[series] = ShownPrice(latest.price, timestamp, direction, self._monotonic())
         self.decimals[latest.symbol] = max(self.decimals.get(latest.symbol, 0), _decimals(latest.price))
         return True
 

@@ -16,13 +16,17 @@ HEALTH = Health("ok", Mode.TEST, 1.0, "ok", "ok", {"a": FeedState.GENERATED})
 
 
 class Clock:
-    """A clock that the test sets."""
+    """A clock that the test moves on, and sets back."""
 
     def __init__(self) -> None:
         self.now = NOON
+        self.step = timedelta()
 
     def __call__(self) -> datetime:
-        return self.now
+        return self.now + self.step
+
+    def monotonic(self) -> float:
+        return (self.now - NOON).total_seconds()
 
 
 def price(value: float, seconds: float = 0.0, symbol: str = "BTCUSDT", exchange: str = "a") -> StreamPrice:
@@ -45,7 +49,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def state(clock: Clock) -> ClientState:
-    return ClientState(clock)
+    return ClientState(clock, clock.monotonic)
 
 
 def test_only_changed_prices_are_returned(state: ClientState) -> None:
@@ -122,6 +126,9 @@ def test_lost_connection_keeps_prices_and_counts_down(state: ClientState, clock:
     clock.now += timedelta(seconds=10)
     assert state.until_reconnect() == 0.0
     assert state.prices
+    state.apply(Lost("it rains", 4.0))
+    clock.step -= timedelta(hours=1)
+    assert state.until_reconnect() == 4.0
     state.apply(Connected())
     assert (state.connected, state.lost) == (True, None)
 

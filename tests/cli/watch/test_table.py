@@ -31,7 +31,7 @@ class World:
         self, symbols: Iterable[str] = ("BTCUSDT", "ETHUSDT"), exchanges: Iterable[str] = ("exchange1", "exchange2")
     ) -> None:
         self.now = NOON
-        self.state = ClientState(lambda: self.now)
+        self.state = ClientState(lambda: self.now, lambda: self.now.timestamp())
         self.symbols, self.exchanges = [*symbols], [*exchanges]
         self.state.apply(Connected())
         self.state.apply(Snapshot(Mode.TEST, self.symbols, self.exchanges, [], self.health()))
@@ -170,7 +170,7 @@ def test_lost_connection_is_shown_and_all_prices_are_dimmed(world: World) -> Non
 
 def test_first_connection_attempt_is_shown() -> None:
     world = World()
-    world.state = ClientState(lambda: world.now)
+    world.state = ClientState(lambda: world.now, lambda: world.now.timestamp())
     assert world.shown() == [f"connecting  {URL}", ""]
     world.state.apply(Lost("Connection refused", 1.0))
     assert world.shown() == [f"disconnected: Connection refused; trying again in 1 s  {URL}", ""]
