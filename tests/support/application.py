@@ -26,7 +26,7 @@ import psycopg
 from marketflow.model import Mode, Series, Slot, Tick
 from tests.support.core_waits import CoreWaits
 from tests.support.oracle import Rows
-from tests.support.servers import HOST, free_port, wait_until
+from tests.support.servers import HOST, PATIENCE_SECONDS, free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,8 +42,18 @@ class Drained(NamedTuple):
     in_no_store: int
 
 
+SET_BACK_MS = 2_000
+"""By how much tests of minutes allow the clock of the machine to be set back: that of some is, by half a second."""
+
+
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def wait_until_over(end: int) -> None:
+    """Wait until a time (Unix ms) is over, even if the clock is set back by up to SET_BACK_MS afterwards."""
+    over = end + SET_BACK_MS
+    wait_until(lambda: now_ms() > over, timeout=(over - now_ms()) / 1000 + PATIENCE_SECONDS)
 
 
 class ScriptedExchange:
