@@ -168,6 +168,15 @@ def test_four_exchanges_are_all_listed_and_headings_wrap_between_words(
     visit.keep(f"four-exchanges-{names[0]}")
 
 
+def test_table_of_four_exchanges_fits_its_panel(start: Start, look: Look) -> None:
+    venues = ["binance", "kraken", "coinbase", "okx"]
+    visit = look(start(MODE="test", EXCHANGES=exchanges_of(venues)).port, viewport=DESKTOP)
+    page = visit.open()
+    expect(visit.row("BTCUSDT").locator(".percent")).to_have_text(re.compile("%"))
+    expect(page.locator(".market")).not_to_have_attribute("data-more", re.compile("right"))
+    assert page.locator(".scroller").evaluate("(one) => one.scrollWidth <= one.clientWidth")
+
+
 def test_phone_shows_the_whole_gap(start: Start, look: Look) -> None:
     visit = look(start(MODE="test", EXCHANGES=exchanges_of(LONG_NAMES)).port, viewport=PHONE, **TOUCH)
     page = visit.open()

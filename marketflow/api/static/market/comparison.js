@@ -60,7 +60,7 @@ export class Comparison {
       }
     }
     const sides = gap !== null && gap.size > 0 ? `: buy on ${gap.lowest.exchange}, sell on ${gap.highest.exchange}` : "";
-    say(byId("comparison-gap"), gap ? `${basisPoints(gap.basisPoints)} bp${sides}` : "");
+    say(byId("comparison-gap"), gap ? `${basisPoints(gap.basisPoints)} bp${sides}` : "–");
   }
 
   /** @param {import("./market.js").Shown | null} reference */
