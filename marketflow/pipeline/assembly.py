@@ -158,6 +158,7 @@ class Parts(msgspec.Struct, dict=True, eq=False):
             self.log,
             self.ownership,
             self.read_again,
+            self.state.begun,
         )
         self._cache_losses = cache_losses(
             self.cache, self._refills, self.branch("probe"), *schedulers, self.ended, self.log, self._probe_grid
@@ -348,12 +349,12 @@ class Parts(msgspec.Struct, dict=True, eq=False):
         """Merge what the previous owner left of shards; emit the slices that the cache lacks."""
 
         def lacking(left: RecoveredCandles) -> Candles:
-            more = self.state.restore(left)
-            if left.minutes:  # there were too many slices, and some were read as minutes
-                return more
-            held, found = self.slices_of(shards), left.slices
+            self.state.restore(left)
+            found, since = left.slices, left.whole_from  # before that they were read as minutes
             return {
-                slot: candle for slot, candle in held.items() if slot not in found or found[slot].ticks < candle.ticks
+                slot: candle
+                for slot, candle in self.slices_of(shards).items()
+                if slot.start >= since and (slot not in found or found[slot].ticks < candle.ticks)
             }
 
         return self.recovery.taken_over(shards).pipe(ops.observe_on(self.loop), self.step(lacking))

@@ -1,6 +1,6 @@
 """Recovery of what memory lacks after a restart, and of what the cache lacks after an outage."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import reactivex as rx
@@ -8,7 +8,7 @@ from reactivex import Observable, abc, compose
 from reactivex import operators as ops
 
 from marketflow.clock import Clock, milliseconds
-from marketflow.model import Candles, Series, minute_start
+from marketflow.model import Candles, Mode, Series, Slot, merge_all, minute_start, slice_start
 from marketflow.pipeline.branches import Branch, Refills
 from marketflow.pipeline.instrumentation import Instrumentation
 from marketflow.pipeline.operators import Operator, conflate_through, keep_newer, retry_with_backoff
@@ -39,6 +39,9 @@ _T = TypeVar("_T")
 ReadAgain = Callable[[int, int, int, Wanted], RecoveredCandles]
 """Returns what the cache has of some series between two times; these and the length of a minute in ms."""
 
+Begun = Callable[[], Mapping[tuple[Mode, str], int]]
+"""Returns the first event time of this run (Unix ms), by mode and exchange."""
+
 
 class Recovery:
     """Reads what earlier runs and other owners left in the cache, and repeats that until the cache answers.
@@ -56,6 +59,7 @@ class Recovery:
         ownership: what is read at the start, and the shards of all series.
         read_again: reads the first minute once more when that is over: another process may have written to it after
             this one began, so only the cache has all of it. None where there is no other process.
+        begun: when this run began, up to which another process's candles are read apart from the later ones.
     """
 
     def __init__(
@@ -69,7 +73,9 @@ class Recovery:
         log: Instrumentation,
         ownership: Ownership,
         read_again: ReadAgain | None = None,
+        begun: Begun = dict,
     ) -> None:
+        self._begun = begun
         self._cache, self._minute_ms, self._clock, self._log = cache, minute_ms, clock, log
         self._loop, self._pool, self._ended = loop, pool, ended
         self._ownership, self._initial = ownership, ownership.at_start
@@ -112,12 +118,30 @@ class Recovery:
 
     def _candles(self, recovered: RecoveredCandles | None, shards: frozenset[str]) -> Observable[RecoveredCandles]:
         earlier = self._repeated(lambda: self._recover(shards)) if recovered is None else rx.just(recovered)
-        return rx.merge(earlier, self._first_minute_again(self._wanted(shards)))
+        return rx.merge(earlier, self._first_minute_again(self._wanted(shards), is_first=recovered is None))
 
     def _recover(self, shards: frozenset[str]) -> RecoveredCandles:
-        recovered = self._cache.recover(self._minute_ms, self._wanted(shards))
+        wanted = self._wanted(shards)
+        recovered = self._with_before(self._cache.recover(self._minute_ms, wanted), wanted)
         self.on_recovered(shards, recovered)
         return recovered
+
+    def _with_before(self, recovered: RecoveredCandles, wanted: Wanted) -> RecoveredCandles:
+        """Add what came before the first tick of this run in its minute, where slices were folded into minutes.
+
+        Of a folded minute, ticks that the other process could not write cannot be found; but all since then are here.
+        """
+        if (read_again := self.read_again) is None:
+            return recovered
+        starts = {slot.start for slot in recovered.minutes}
+        before: Candles = {}
+        for exchange, begun_at in self._begun().items():
+            since = minute_start(begun_at, self._minute_ms)
+            if since in starts:
+                found = read_again(since, slice_start(begun_at), self._minute_ms, _of_exchange(exchange, wanted))
+                folded = ({Slot(slot.series, since): candle} for slot, candle in found.slices.items())
+                before |= merge_all([found.minutes, *folded])
+        return recovered._replace(before=before)
 
     def _wanted(self, shards: Collection[str]) -> Wanted:
         if self._ownership.everything:
@@ -128,8 +152,13 @@ class Recovery:
 
         return wanted
 
-    def _first_minute_again(self, wanted: Wanted) -> Observable[RecoveredCandles]:
-        """Emit what the cache has of the current minute, when that is over or the pipeline ends."""
+    def _first_minute_again(self, wanted: Wanted, is_first: bool) -> Observable[RecoveredCandles]:
+        """Emit what the cache has of the current minute, when that is over or the pipeline ends.
+
+        Args:
+            wanted: which series.
+            is_first: whether nothing has been read of them before.
+        """
         if (read_again := self.read_again) is None:
             return rx.empty()
         began = milliseconds(self._clock())
@@ -138,7 +167,8 @@ class Recovery:
 
         def read() -> RecoveredCandles:
             since = minute_start(began - READ_AGAIN_FROM_MS, self._minute_ms)
-            return read_again(since, end, self._minute_ms, wanted)
+            found = read_again(since, end, self._minute_ms, wanted)
+            return self._with_before(found, wanted) if is_first else found
 
         return rx.timer(seconds, scheduler=self._loop).pipe(
             ops.take_until(self._ended),
@@ -153,6 +183,10 @@ class Recovery:
                 Backoff(0.1, 0.2), self._loop, self._ended, lambda error, _: self._log.recovery_failed(error)
             ),
         )
+
+
+def _of_exchange(exchange: tuple[Mode, str], wanted: Wanted) -> Wanted:
+    return lambda series: series[:2] == exchange and wanted(series)
 
 
 class RefillPauses:

@@ -134,31 +134,40 @@ class WindowState:
         self.observe(left.slices)
         self.observe(left.minutes)
         with self._lock:
-            more, in_part = self._restore_slices(left)
+            more, in_part, lacked = self._restore_slices(left)
+            for minute, candle in left.before.items():
+                self._unite(minute, candle, {})
             for minute in in_part.keys() | left.minutes.keys():
-                self._unite(minute, left.minutes.get(minute), in_part.get(minute, {}))
+                self._unite(minute, left.minutes.get(minute), in_part.get(minute, {}), lacked.get(minute, ()))
             if left.whole_from:
                 last_at = max((each.last_at for each in left.minutes.values()), default=0)
                 self._slices.mark_evicted(left.whole_from, last_at)
             return more
 
-    def _restore_slices(self, left: RecoveredCandles) -> tuple[Candles, dict[Slot, dict[int, Candle]]]:
+    def _restore_slices(
+        self, left: RecoveredCandles
+    ) -> tuple[Candles, dict[Slot, dict[int, Candle]], dict[Slot, list[Candle]]]:
         """Restore the slices that may be held; return those that are more complete here, and those still to be united.
 
-        The latter by minute and start, of minutes that are not here, or there, as slices alone.
+        The latter by minute and start, of minutes that are not here, or there, as slices alone; of these also the ones
+        of which this run has no tick, by minute.
         """
         more: Candles = {}
         self._note_first()
         contested: dict[Slot, int] = {}
         apart: Candles = {}
         in_part: defaultdict[Slot, dict[int, Candle]] = defaultdict(dict)
+        lacked: defaultdict[Slot, list[Candle]] = defaultdict(list)
         for slot, candle in left.slices.items():
             minute = Slot(slot.series, minute_start(slot.start, self.minute_ms))
             if is_in_part := minute.start < self._slices.whole_from or minute in left.minutes:
                 in_part[minute][slot.start] = candle
             if slot.start < self._slices.whole_from:
                 continue
-            if slot in self._slices or slot.start + SLICE_MS > self._begun_at(slot.series):
+            is_here = slot in self._slices
+            if is_here or slot.start + SLICE_MS > self._begun_at(slot.series):
+                if is_in_part and not is_here:
+                    lacked[minute].append(candle)
                 held = self._slices.contest(slot, candle)
                 if held.ticks > candle.ticks:
                     more[slot] = held
@@ -171,7 +180,7 @@ class WindowState:
         self._slices.merge(apart)
         for minute, until in contested.items():
             self._divide(minute, until)
-        return more, in_part
+        return more, in_part, lacked
 
     def _note_first(self) -> None:
         """Record the first event time of this run, before any of its ticks are counted as those of another one."""
@@ -181,22 +190,31 @@ class WindowState:
                 self._first_at[exchange] = min(candle.first_at, self._first_at.get(exchange, candle.first_at))
         self._first_of_all = min(self._first_at.values(), default=inf)
 
+    def begun(self) -> dict[tuple[Mode, str], int]:
+        """Return the first event time of this run (Unix ms), by mode and exchange."""
+        with self._lock:
+            self._note_first()
+            return dict(self._first_at)
+
     def _begun_at(self, series: Series) -> float:
         """First event time of this run for an exchange; for one without ticks yet, the first of all."""
         return self._first_at.get(series[:2], self._first_of_all)
 
-    def _unite(self, minute: Slot, folded: Candle | None, slices: Mapping[int, Candle]) -> None:
+    def _unite(
+        self, minute: Slot, folded: Candle | None, slices: Mapping[int, Candle], lacked: Iterable[Candle] = ()
+    ) -> None:
         """Merge a minute with another process's part of it, where one of the two does not have all of its slices.
 
         The other process's candle counts where it is folded, or its slices are evicted here; after that, each slice as
-        it is held by now. If the result has fewer ticks than this run's own candle, as after an owner was frozen for
-        long, the own candle stays. Later ticks of this run are added. All of them are added where the other process
-        ended before the first one.
+        it is held by now. If the result has fewer ticks than this run's own candle with the slices that it lacked, that
+        stays: the cache may lack slices that the other process could not write. Later ticks of this run are added. All
+        of them are added where the other process ended before the first one.
 
         Args:
             minute: the series and start of the minute.
             folded: another process's candle of slices that it does not have any more.
             slices: another process's later slices, by start; those that may be held are held here, too.
+            lacked: those of them of which this run has no tick yet, and adds none later.
         """
         series, start = minute
         whole_from = max(slice_start(self._slices.whole_from + SLICE_MS - 1), start)
@@ -209,7 +227,9 @@ class WindowState:
             after = max([whole_from, *(slice_start(each.last_at) + SLICE_MS for each in earlier)])
             other = reduce(merge, [*earlier, *self._slices.between(series, after, start + self.minute_ms)])
             own = self._minutes[start].pop(series, None)
-            held = merge(held, own) if held is not None and own is not None else held or own
+            mine = [each for each in (held, own) if each is not None]
+            mine += [each for each in lacked if held is None or each.first_at > held.last_at]  # else it may have them
+            held = reduce(merge, mine) if mine else None
             self._divided[start].pop(series, None)
         self._restored[start][series] = other if held is None else more_complete(held, other)
         self._unwritten[start].add(series)

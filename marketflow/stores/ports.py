@@ -18,11 +18,13 @@ class RecoveredCandles(NamedTuple):
         slices: those of the last minutes; where they are more than SLICES_HELD, those from `whole_from` on.
         minutes: those before it, folded into minutes.
         whole_from: the cache has further slices from before this time (Unix ms).
+        before: of a minute in which this run began, where it is in `minutes`, the part from before its first tick.
     """
 
     slices: Candles
     minutes: Candles = {}  # noqa: RUF012 - never changed
     whole_from: int = 0
+    before: Candles = {}  # noqa: RUF012 - never changed
 
 
 Wanted = Callable[[Series], bool]

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import redis
 
+from marketflow.errors import Unavailable
 from marketflow.model import Mode, Series, Slot, Tick, candle_of, minute_start, slice_start
 from marketflow.pipeline.backlog import Backlog
 from marketflow.pipeline.fan_in import FeedSet, ModeSwitch
@@ -20,6 +21,7 @@ from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.shard_ownership import Ownership
 from marketflow.pipeline.state import WindowState
 from marketflow.settings.shards import LEAD, ShardMap
+from marketflow.stores.cache_limits import SLICES_HELD
 from marketflow.stores.circuit_breaker import CircuitBreaker
 from marketflow.stores.redis.writer import RedisWriter
 from marketflow.tasks import Backoff
@@ -72,7 +74,7 @@ class Process:
         self.ownership = Ownership(SHARDS, ())
         self.modes = ModeSwitch(Mode.LIVE)
         self.feeds = {exchange: ScriptedFeed(Mode.LIVE, exchange) for exchange in EXCHANGES}
-        self.state = WindowState(LATE_MS, minute_ms=WINDOW_MS)
+        self.state = WindowState(LATE_MS, minute_ms=group.minute_ms, slices_held=group.slices_held)
         self.completed = False
 
         def clock() -> int:
@@ -84,6 +86,7 @@ class Process:
         client = cast("redis.Redis", MemoryRedisClient(server))
         circuit_breaker = CircuitBreaker(monotonic=monotonic)
         cache = RedisWriter(client, ALL_SERIES, clock, 70, lambda: circuit_breaker, monotonic=monotonic)
+        self.cache = cache
         self.days = FakeDays()
         self.pipeline = Pipeline(
             modes=self.modes.changes,
@@ -102,6 +105,7 @@ class Process:
             series=lambda: ALL_SERIES,
             read_again=cache.between,
         )
+        self.pipeline.log.recovery_failed = group.failed_reads.append  # type: ignore[assignment, method-assign]
         self._subscription = self.pipeline.observable().subscribe(on_error=self._broke, on_completed=self._complete)
 
     def _call(self, command: Callable[[], Any]) -> Any:
@@ -151,6 +155,9 @@ class Process:
 class Group:
     """Some minutes of several processes, out of a seed."""
 
+    minute_ms = WINDOW_MS
+    slices_held = SLICES_HELD
+
     def __init__(self, seed: int, count: int, seconds: int) -> None:
         self.random = Random(seed)
         self.now_us = 0
@@ -158,6 +165,7 @@ class Group:
         self.archive = FakeArchive(lambda: self.now_ms)
         self.sent: dict[Slot, dict[int, Tick]] = {}
         self.trace: list[str] = []
+        self.failed_reads: list[Exception] = []
         self.takeovers = 0
         self._prices: dict[Slot, list[int]] = {}
         self._seconds = seconds
@@ -191,6 +199,8 @@ class Group:
         self.compare()
 
     def compare(self) -> None:
+        # Any other error would be repeated in vain.
+        assert all(isinstance(error, Unavailable) for error in self.failed_reads), self.failed_reads
         assert self.archive.rows.keys() == self.sent.keys()
         for slot, ticks in self.sent.items():
             row = self.archive.rows[slot]
@@ -215,8 +225,10 @@ class Group:
     def _send(self) -> None:
         series = self.random.choice(ALL_SERIES)
         late = self.random.choices((100, 1500), (9, 1))[0]
-        at = self.now_ms - self.random.randrange(late)
-        slot = Slot(series, minute_start(at, WINDOW_MS))
+        self._send_tick(series, self.now_ms - self.random.randrange(late))
+
+    def _send_tick(self, series: Series, at: int) -> None:
+        slot = Slot(series, minute_start(at, self.minute_ms))
         prices = self._prices.setdefault(slot, self.random.sample(range(TICKS_A_MINUTE), TICKS_A_MINUTE))
         if at < START_MS or not prices:
             return

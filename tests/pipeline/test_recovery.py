@@ -212,6 +212,43 @@ def test_takeover_loses_no_tick_and_counts_none_twice(
         assert set(found) <= set(range(50 + later))
 
 
+def left_before(recovered: RecoveredCandles, begun: int) -> RecoveredCandles:
+    """As `recovered`, with what came before the first tick of this run apart; the owner has written all of that."""
+    return recovered._replace(before={MINUTE: minute_of(slices(range(begun)))} if begun and recovered.minutes else {})
+
+
+@settings(deadline=None)
+@given(
+    begun=st.integers(0, 40),
+    owned=st.integers(0, 49),
+    holes=st.sets(st.integers(0, 49)),
+    reads=st.lists(st.integers(0, 55), min_size=1, max_size=3),
+    held=st.integers(10, 30),
+    lag=st.integers(0, 6),
+)
+def test_takeover_is_exact_whatever_the_owner_could_not_write(
+    begun: int, owned: int, holes: set[int], reads: list[int], held: int, lag: int
+) -> None:
+    """The cache may lack any tick that this run has received: it is read late, and writes of both have failed.
+
+    Args:
+        begun: the first tick that this run received.
+        owned: how many the former owner received; what came later is written here.
+        holes: of those since `begun`, the ones that nobody could write.
+        reads: after which ticks the cache is read; ticks of the last 10 are not folded.
+        held: limit of the slices.
+        lag: how many ticks this run is behind.
+    """
+    memory = WindowState(late_after_ms=2000, slices_held=held, slices_held_ms=1500)
+    for now in range(begun + lag, 56):
+        memory.absorb(slices([now - lag]) if now - lag < 50 else {}, tick(now).at)
+        for _ in range(reads.count(now) + (now == 55)):
+            known = max(min(now + 1, owned), now - lag)
+            written = [number for number in range(min(known, 50)) if number < begun or number not in holes]
+            memory.restore(left_before(left_folded(written, now - 10), begun))
+    assert row(memory) == [*range(50)]
+
+
 FIRST = 20
 """The first tick of this run; the other process began before."""
 

@@ -33,6 +33,7 @@ from marketflow.model import (
 from marketflow.settings.shards import LEAD
 from marketflow.stores.cache_limits import MINUTES_KEPT_MS, RECENT_MS
 from marketflow.stores.circuit_breaker import BREAK_SECONDS, CircuitBreaker
+from marketflow.stores.ports import RecoveredCandles
 from marketflow.stores.redis import codec, keys
 from marketflow.stores.redis.connection import TIMEOUT_SECONDS
 from marketflow.stores.redis.connection import connection_keywords as redis_keywords
@@ -432,7 +433,7 @@ def test_outage_does_not_end_by_calls_without_a_command(server: RedisServer, log
             assert not cache.needs_refill()
             time.sleep(BREAK_SECONDS)
             cache.mark_archived(MINUTE, [])
-            assert cache.between(0, MINUTE, wanted=lambda _: False) == ({}, {}, 0)
+            assert cache.between(0, MINUTE, wanted=lambda _: False) == RecoveredCandles({})
     assert [line for line in log if "Redis cannot be used" in line]
     assert not [line for line in log if "Redis can be used again" in line]
 
@@ -515,10 +516,10 @@ def test_slices_between_two_times_are_those_of_any_process(
     cache.put_slices(written)
     inner = {slot: candle for slot, candle in written.items() if 100 <= slot.start - MINUTE < 300}
     with cache_at(keywords(redis_db), recovered=False) as other:
-        assert other.between(MINUTE + 100, MINUTE + 300) == (inner, {}, 0)
+        assert other.between(MINUTE + 100, MINUTE + 300) == RecoveredCandles(inner)
         monkeypatch.setattr("marketflow.stores.redis.recovery.SLICES_HELD", 1)
         folded = {Slot(series, MINUTE): candle for (series, _), candle in inner.items()}
-        assert other.between(MINUTE + 100, MINUTE + 300) == ({}, folded, 0)
+        assert other.between(MINUTE + 100, MINUTE + 300) == RecoveredCandles({}, folded)
 
 
 def test_slices_of_each_series_are_read_from_its_own_time(cache: RedisWriter, redis_db: RedisServer) -> None:
@@ -542,7 +543,7 @@ def test_too_many_slices_are_recovered_as_minutes_but_the_last_ones(
     later = SetClock()
     later.ms += 60_000
     with cache_at(keywords(redis_db), later, recovered=False) as next_run:
-        slices, minutes, whole_from = next_run.recover()
+        slices, minutes, whole_from, _ = next_run.recover()
     assert whole_from == NOW + 60_000 - 10_000
     assert {(slot.series, slot.start): minute.ticks for slot, minute in minutes.items()} == {
         (series, start): ticks for series in (BTC, ETH) for start, ticks in ((MINUTE, 60), (MINUTE + MINUTE_MS, 20))

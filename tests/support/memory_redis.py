@@ -97,6 +97,9 @@ class MemoryRedis:
     def zcard(self, key: str) -> int:
         return len(self.sorted_sets.get(key, {}))
 
+    def zcount(self, key: str, low: object, high: object) -> int:
+        return len(_within(self.sorted_sets.get(key, {}), low, high))
+
     def zadd(self, key: str, mapping: Mapping[bytes | str, float]) -> None:
         members = self.sorted_sets.setdefault(key, {})
         for member, score in mapping.items():
