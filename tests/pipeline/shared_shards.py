@@ -78,7 +78,7 @@ class Process:
         self.completed = False
 
         def clock() -> int:
-            return (START_MS * 1000 + self.time.now_us) * 1000
+            return ((START_MS + group.step_ms) * 1000 + self.time.now_us) * 1000
 
         def monotonic() -> float:
             return self.time.now_us / 1_000_000
@@ -157,6 +157,8 @@ class Group:
 
     minute_ms = WINDOW_MS
     slices_held = SLICES_HELD
+    step_ms = 0
+    """By how much all clocks have been set."""
 
     def __init__(self, seed: int, count: int, seconds: int) -> None:
         self.random = Random(seed)
@@ -176,7 +178,7 @@ class Group:
 
     @property
     def now_ms(self) -> int:
-        return START_MS + self.now_us // 1000
+        return START_MS + self.step_ms + self.now_us // 1000
 
     def note(self, what: str) -> None:
         self.trace.append(f"{self.now_us / 1e6:9.2f} {what}")
