@@ -177,6 +177,31 @@ def test_table_of_four_exchanges_fits_its_panel(start: Start, look: Look) -> Non
     assert page.locator(".scroller").evaluate("(one) => one.scrollWidth <= one.clientWidth")
 
 
+PLACES = """
+    () => [...document.querySelectorAll("#market thead th")].map((one) => Math.round(one.getBoundingClientRect().left))
+"""
+"""Where the columns of the table begin."""
+
+
+def test_columns_stay_while_gaps_change(start: Start, look: Look, exchanges: list[ScriptedExchange]) -> None:
+    for exchange, name in zip(exchanges, ("binance", "kraken", "okx"), strict=True):
+        exchange.name = name
+    visit = look(start().port, viewport={"width": 1024, "height": 900})
+    page = visit.open()
+    places = set()
+    for prices, text in [
+        ((1000.0, 1001.0, 1000.5), "10.0 bp buy on binance, sell on kraken"),
+        ((1010.0, 1001.0, 1000.5), "94.5 bp buy on okx, sell on binance"),
+        ((1001.5, 1001.0, 1000.5), "10.0 bp buy on okx, sell on binance"),
+        ((1000.6, 1001.0, 1000.5), "5.0 bp buy on okx, sell on kraken"),
+    ]:
+        for exchange, price in zip(exchanges, prices, strict=True):
+            exchange.send(price)
+        expect(visit.row().locator(".gap")).to_have_text(re.compile(text.replace(" ", r"\s*")))
+        places.add(tuple(page.evaluate(PLACES)))
+    assert len(places) == 1
+
+
 def test_phone_shows_the_whole_gap(start: Start, look: Look) -> None:
     visit = look(start(MODE="test", EXCHANGES=exchanges_of(LONG_NAMES)).port, viewport=PHONE, **TOUCH)
     page = visit.open()

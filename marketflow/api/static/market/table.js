@@ -221,7 +221,8 @@ class Row {
     this.trend = make("td", { role: "cell", class: "trend", "data-label": "24 h" }, this.spark.element, this.change, this.since);
     this.cells = exchanges.map((exchange) => new Cell(exchange, "quote", exchange));
     this.gap = make("span");
-    this.sides = make("span", { class: "sides" });
+    const [long, longer] = [...exchanges, "", ""].sort((one, other) => other.length - one.length);
+    this.sides = make("span", { class: "sides", "data-longest": sidesOf(long, longer) });
     this.gapCell = make("td", { role: "cell", class: "gap", "data-label": "Gap" }, this.gap, this.sides);
     this.age = make("td", { role: "cell", class: "age", "data-label": "Age" });
     this.element = make(
@@ -281,7 +282,7 @@ class Row {
 
   /** @param {import("./market.js").Gap | null} gap */
   #showGap(gap) {
-    const sides = gap !== null && gap.size > 0 ? `buy on ${gap.lowest.exchange}, sell on ${gap.highest.exchange}` : "";
+    const sides = gap !== null && gap.size > 0 ? sidesOf(gap.lowest.exchange, gap.highest.exchange) : "";
     say(this.gap, gap ? `${basisPoints(gap.basisPoints)} bp` : "–");
     say(this.sides, sides);
     const size = gap ? price(gap.size, decimalsFor(gap.highest.price)) : "";
@@ -301,6 +302,9 @@ class Row {
     this.spark.show(known ? [trend.opening, ...trend.closes.slice(0, -1), reference.price] : []);
   }
 }
+
+/** @param {string} buy @param {string} sell names of exchanges */
+const sidesOf = (buy, sell) => `buy on ${buy}, sell on ${sell}`;
 
 /** @param {HTMLElement} element @param {string} text */
 function title(element, text) {
