@@ -8,6 +8,7 @@ from playwright.sync_api import expect
 from tests.browser.conftest import DESKTOP, PHONE, Look, Start
 from tests.browser.test_page_layout import EIGHT, exchanges_of
 from tests.support.application import Application
+from tests.support.servers import wait_until
 
 SERIES: dict[str, dict[str, str]] = {
     "15 series": {"EXCHANGES": exchanges_of(["exchange1", "exchange2", "exchange3"])},
@@ -34,7 +35,9 @@ SHIFTS = """
 )
 @pytest.mark.parametrize("series", SERIES)
 def test_nothing_moves_while_the_page_opens(start: Start, look: Look, viewport: dict[str, int], series: str) -> None:
-    visit = look(start(MODE="test", **SERIES[series]).port, viewport=viewport)
+    application = start(MODE="test", **SERIES[series])
+    wait_until(lambda: len(application.get("/market")["prices"]) == int(series.split()[0]))
+    visit = look(application.port, viewport=viewport)
     page = visit.open()
     expect(page.locator("#chart-panel")).to_have_attribute("data-state", "shown")
     expect(page.locator("[data-figure=average]")).to_have_text(re.compile("[0-9]"))
@@ -42,8 +45,8 @@ def test_nothing_moves_while_the_page_opens(start: Start, look: Look, viewport: 
     expect(page.locator("[data-traded=volume]")).to_have_text(re.compile("[0-9]"))
     page.locator("#market .trend").first.scroll_into_view_if_needed()
     expect(page.locator("#market .percent").first).to_have_text(re.compile("%"))
-    shifts = page.evaluate(SHIFTS)
-    assert sum(value for value, _ in shifts) <= 0.05, shifts
+    shifts = sorted(page.evaluate(SHIFTS), reverse=True)
+    assert sum(value for value, _ in shifts) <= 0.05, shifts[:5]
 
 
 def test_slow_server_leaves_no_blank_page(application: Application, look: Look) -> None:
