@@ -65,6 +65,9 @@ TAKEOVER_MS = 5_000
 LAG_SECONDS = 3.0
 """By how much a feed may lag behind the one of the process that has taken over its shard, and yet no tick is lost."""
 
+LOST_MS = 60_000
+"""How long after the loss of a shard its slices are refilled as well: perhaps none of them could be written."""
+
 ROLLUP_PAUSE_SECONDS = 0.1
 """Pause between the steps of a roll-up, as long as a step: other queries need the server meanwhile."""
 
@@ -132,6 +135,7 @@ class Parts(msgspec.Struct, dict=True, eq=False):
         self._drain_given_up: Subject[None] = Subject()
         self.drain_given_up = completion(self._drain_given_up)
         self._cache_branches: list[Branch] = []
+        self._lost_at: dict[str, int] = {}  # by shard
         self._refills = Refills(self._cache_branches)
         self.archive_sink = ArchiveSink(
             self.state,
@@ -340,6 +344,19 @@ class Parts(msgspec.Struct, dict=True, eq=False):
         """Emit the shards at once, and after LAG_SECONDS or at the end of the pipeline again."""
         later = rx.timer(LAG_SECONDS, scheduler=self.loop).pipe(ops.take_until(self.ended), ops.default_if_empty(0))
         return later.pipe(ops.map(lambda _: shards), ops.start_with(shards))
+
+    def note_lost(self, shards: frozenset[str]) -> None:
+        """Note when shards are lost."""
+        self._lost_at |= dict.fromkeys(shards, self.now_ms())
+
+    def slices_of_lost(self, _: Wanted) -> Candles:
+        """Return the slices of shards lost within LOST_MS that only this process may have: those from before."""
+        now_ms = self.now_ms()
+        lost = {shard: at for shard, at in self._lost_at.items() if abs(now_ms - at) < LOST_MS}
+        if not lost:
+            return {}
+        until = max(lost.values()) + round(1000 * LAG_SECONDS)
+        return {slot: candle for slot, candle in self.slices_of(frozenset(lost)).items() if slot.start < until}
 
     def closed_of(self, shards: frozenset[str]) -> Candles:
         """Return every closed minute of shards."""

@@ -19,7 +19,7 @@ from operator import attrgetter
 from typing import Any
 
 import reactivex as rx
-from reactivex import ConnectableObservable, Observable
+from reactivex import ConnectableObservable, Observable, compose
 from reactivex import operators as ops
 
 from marketflow.model import SLICE_MS, Candles, merge_all
@@ -51,7 +51,9 @@ class Pipeline(Parts):
         )
         not_empty: Operator[Any, Any] = ops.filter(bool)
         gained: Observable[frozenset[str]] = changes.pipe(ops.map(attrgetter("gained")), not_empty)
-        to_lose = ops.do_action(self.archive_sink.backlog_lost)
+        to_lose: Operator[Any, Any] = compose(
+            ops.do_action(self.archive_sink.backlog_lost), ops.do_action(self.note_lost)
+        )
         lost: Observable[frozenset[str]] = changes.pipe(ops.map(attrgetter("lost")), not_empty, to_lose)
         owned_series, owned_slots = self.owned(self.ownership.series_in), self.owned(self.ownership.slots_in)
 
@@ -84,6 +86,7 @@ class Pipeline(Parts):
                 owned_slots
             ),
             lost.pipe(ops.flat_map(self.now_and_soon), self.step(self.recent_slices_of)),
+            self.refill(self.slices_of_lost),
         ).pipe(ops.filter(bool), self.conflated_partitions("slices", on_pool, self.written(self.cache.put_slices)))
 
         # By event time, not buffer_with_time(60): that would count from the subscription instead of the full minute,

@@ -110,6 +110,24 @@ def test_owner_that_lags_writes_what_was_sent_before_its_loss() -> None:
     assert world.archive.rows == {}
 
 
+def test_former_owner_writes_after_an_outage_what_came_before_its_loss() -> None:
+    """The new owner was connected after the tick, which only the former one has received."""
+    world = World(ownership=Ownership(ShardMap({EXCHANGE: 1}), {EXCHANGE})).start()
+    world.cache.down = True
+    world.send(100.0)
+    world.run(1)
+    world.pipeline.ownership.take(())
+    world.run(5)
+    world.send(101.0)
+    world.cache.down = False
+    world.run(2)
+    assert [candle.close for candle in world.cache.slices.values()] == [100.0]
+    world.run(70)
+    world.cache.empty()
+    world.run(2)
+    assert world.cache.slices == {}
+
+
 def test_former_owner_that_stops_writes_what_it_has_received() -> None:
     world = World(ownership=Ownership(ShardMap({EXCHANGE: 1}), {EXCHANGE})).start()
     world.pipeline.ownership.take(())
