@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psycopg
 import pytest
 from loguru import logger
@@ -24,6 +25,10 @@ from tests.support.tiers import is_unit, takes_minutes
 
 # A shell starts background jobs with SIGINT ignored, which the programs under test would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The time of an example says nothing on a busy machine; that of a whole test is limited anyway.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
 
 _numbers = itertools.count(1)
 

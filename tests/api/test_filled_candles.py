@@ -90,7 +90,7 @@ def test_only_gaps_between_candles_on_record_are_filled(query: str, expected: li
     st.one_of(st.none(), st.integers(0, 45)),
     st.sampled_from(["1m", "3m", "5m"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_filled_range_is_a_part_of_the_whole_series(
     minutes: list[int], limit: int, since: int | None, until: int | None, interval: str
 ) -> None:

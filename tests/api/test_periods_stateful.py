@@ -326,7 +326,5 @@ def candle_of_series(one: Series, ticks: Sequence[tuple[Series, Tick]]) -> Any:
 
 
 TestPeriods = Periods.TestCase
-TestPeriods.settings = settings(
-    max_examples=len(seeds(150)), stateful_step_count=30, deadline=None, derandomize=True, database=None
-)
+TestPeriods.settings = settings(max_examples=len(seeds(150)), stateful_step_count=30, derandomize=True, database=None)
 pytest.mark.long(TestPeriods)

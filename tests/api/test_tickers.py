@@ -111,7 +111,7 @@ def test_modes_have_statistics_of_their_own(world: World) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(ALL), st.integers(0, 26 * HOUR_MS), st.integers(1, 9)), max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_statistics_equal_the_summary_of_24_hours(trades: list[Any]) -> None:
     world = World()
     for one, age_ms, price in sorted(trades, key=lambda trade: (-trade[1], trade[2])):

@@ -289,9 +289,7 @@ PIECES = st.sampled_from(
         *(b"Host: localhost\r\n", b"Content-Length: ", b"-1", b"2", b"Transfer-Encoding: ", b"chunked", b"gzip", b"0"),
     ]
 )
-PROFILE = settings(
-    derandomize=True, database=None, deadline=None, max_examples=400, phases=[Phase.explicit, Phase.generate]
-)
+PROFILE = settings(derandomize=True, database=None, max_examples=400, phases=[Phase.explicit, Phase.generate])
 
 
 def test_any_request_gets_a_documented_answer(application: Application) -> None:

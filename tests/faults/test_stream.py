@@ -404,7 +404,7 @@ def test_too_large_or_too_many_messages_end_the_connection(
     assert codes <= {code, None}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     messages=st.lists(
         st.one_of(
@@ -427,7 +427,7 @@ def test_every_message_gets_one_answer(application: Application, messages: list[
             event_of(socket, "subscribed", "error")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sent=st.binary(min_size=1, max_size=300))
 def test_any_bytes_after_the_handshake_do_no_harm(application: Application, sent: bytes) -> None:
     lines = f"GET /ws HTTP/1.1\r\nHost: localhost:{application.port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"

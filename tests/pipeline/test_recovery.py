@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import chain
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from marketflow.model import MINUTE_MS, Candle, Candles, Slot, Tick, candle_of, merge_all, slice_start
@@ -186,7 +186,6 @@ def test_late_tick_beside_the_row_of_an_earlier_run_costs_no_later_tick() -> Non
     assert set(row(memory)) >= set(range(40)) - {3}
 
 
-@settings(deadline=None)
 @given(
     begun=st.integers(0, 49),
     killed=st.integers(0, 49),
@@ -217,7 +216,6 @@ def left_before(recovered: RecoveredCandles, begun: int) -> RecoveredCandles:
     return recovered._replace(before={MINUTE: minute_of(slices(range(begun)))} if begun and recovered.minutes else {})
 
 
-@settings(deadline=None)
 @given(
     begun=st.integers(0, 40),
     owned=st.integers(0, 49),
@@ -257,7 +255,6 @@ other_numbers = st.sets(st.integers(0, 49))
 orders = st.lists(st.sampled_from(["ticks", "slices", "row"]), max_size=6)
 
 
-@settings(deadline=None)  # its time says nothing on a busy machine
 @given(st.lists(own_numbers, min_size=6, max_size=6), other_numbers, other_numbers, orders)
 def test_no_recovery_counts_a_tick_twice(
     own: list[set[int]], cached: set[int], archived: set[int], order: list[str]

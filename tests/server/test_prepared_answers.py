@@ -325,13 +325,13 @@ REQUEST = st.builds(
 
 
 @given(REQUEST)
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_request_is_answered_as_by_the_routes(market: Market, request_bytes: bytes) -> None:
     market.compare(request_bytes)
 
 
 @given(PATH)
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_path_is_answered_as_by_the_routes(market: Market, path: str) -> None:
     market.compare(get(path))
 
@@ -414,7 +414,7 @@ EVENTS = st.lists(
 
 
 @given(EVENTS, st.sampled_from(HOT))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_answers_follow_every_change_of_the_market(
     changing: Market, events: list[tuple[object, ...]], path: str
 ) -> None:

@@ -199,7 +199,7 @@ TICKS = st.lists(
     st.lists(st.tuples(st.sampled_from(SERIES), TICKS), max_size=4),
     st.lists(st.integers(1, RECENT_MS), min_size=1, max_size=4),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_mirror_answers_as_redis_does(
     redis_db: RedisServer, batches: list[tuple[Series, list[Tick]]], periods: list[int]
 ) -> None:

@@ -696,7 +696,7 @@ bounds = st.integers(-1, 5).map(lambda number: MINUTE + number * MINUTE_MS) | st
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ticks_of_series, bounds, bounds)
 def test_summary_is_the_candle_of_all_its_ticks(
     archive: PostgresWriter, postgres_db: Keywords, ticks: list[tuple[Series, Tick]], since: int, until: int

@@ -271,7 +271,7 @@ WRITES: list[Callable[[RedisWriter, int], object]] = [
 ]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(WRITES), st.integers(0, 2 * MINUTES_KEPT_MS)), max_size=8))
 def test_every_key_expires_by_itself_whatever_was_written(
     cache: RedisWriter, client: "redis.Redis", calls: list[tuple[Callable[[RedisWriter, int], object], int]]
@@ -383,7 +383,7 @@ slots = st.dictionaries(
 )
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(slots, slots)
 def test_slots_of_one_write_are_stored_and_announced_each_by_itself(
     cache: RedisWriter,

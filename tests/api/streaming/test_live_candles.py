@@ -561,7 +561,7 @@ async def differences(setup: Setup, client: httpx.AsyncClient, chosen: Subscript
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05])
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_last_streamed_candles_equal_the_answers(seconds: float, steps: list[tuple[Any, ...]]) -> None:
     """With a pause after each step, and without one.
