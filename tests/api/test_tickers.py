@@ -57,6 +57,14 @@ def test_tickers_have_24_hours_of_each_series(world: World) -> None:
     assert (second["exchange"], second["change"], third["change_percent"]) == ("Exchange2", 15.0, -11.1111)
 
 
+def test_change_has_the_digits_of_the_prices() -> None:
+    world = World()
+    world.trade(60_000.1, DAY_MS - MINUTE_MS)
+    world.trade(60_000.45, 1000)
+    answer = world.ask("/tickers").json()
+    assert (answer["series"][0]["change"], answer["symbols"][0]["change"]) == (0.35, 0.35)
+
+
 def test_symbol_changes_by_the_exchanges_of_the_whole_day(world: World) -> None:
     (symbol,) = world.ask("/tickers").json()["symbols"]
     assert (symbol["symbol"], symbol["exchanges"], symbol["ticks"]) == ("BTCUSDT", 2, 8)

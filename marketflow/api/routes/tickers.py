@@ -1,6 +1,7 @@
 """/tickers and /market: 24 hours of every series and symbol, and all that a program begins with."""
 
 from collections.abc import Sequence
+from decimal import Decimal
 from itertools import chain
 from typing import Annotated, NamedTuple
 
@@ -232,7 +233,7 @@ def _by_symbol(day: PeriodSummary, context: Context, now: int) -> dict[str, Symb
 
 
 def _difference(opening: float, last: float) -> _Difference:
-    change = rounded(last - opening)
+    change = rounded(float(Decimal(repr(last)) - Decimal(repr(opening))))  # of floats it has digits that neither has
     return _Difference(change, round(change / opening * 100, 4))
 
 
