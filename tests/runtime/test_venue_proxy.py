@@ -26,7 +26,7 @@ def test_proxy_that_refuses_is_named_in_health(tmp_path: Path, servers: dict[str
     with VenueServer("binance", ["BTCUSDT"]) as server, web_proxy(tmp_path, "me:other-word") as proxy:
         with started(tmp_path, servers, server, proxy.url_of("me", PASSWORD)) as application:
             text = wait_until(lambda: words(application), timeout=20)
-            assert f"through the proxy {proxy.url}: 407" in text
+            assert f"through the proxy {proxy.url} failed: 407" in text
             assert application.get("/health")["exchanges"] == {"binance": "connecting"}
             assert application.stop()[0] == 0
         assert "through the proxy" in application.log

@@ -88,7 +88,7 @@ def test_address_that_is_no_proxy_is_an_error_without_its_words(monkeypatch: pyt
     with pytest.raises(ProxyUnusable, match="the proxy for wss in the environment is no address of http://") as error:
         proxy_for("wss://ws.example")
     assert "cret" not in str(error.value)
-    with pytest.raises(RestFailed, match=r"okx cannot be asked at https://openapi\.okx\.com/.*the proxy for https"):
+    with pytest.raises(RestFailed, match=r"request to https://openapi\.okx\.com/.* failed: the proxy for https"):
         RestClient(VENUES["okx"]).instruments()
 
 
@@ -188,7 +188,7 @@ def test_proxy_that_refuses_is_named(refusing: WebProxy, monkeypatch: pytest.Mon
     with VenueServer("binance", SYMBOLS) as server:
         monkeypatch.setenv("HTTP_PROXY", refusing.url_of(USER, "wrong-word"))
         text = failures(server, is_stream)
-        assert f" through the proxy {refusing.url}: " in text
+        assert f" through the proxy {refusing.url}{': ' if is_stream else ' failed: '}" in text
         assert "407" in text
         assert "wrong-word" not in text
         assert (server.handshakes, server.rest_requests) == (0, [])
