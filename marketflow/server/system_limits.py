@@ -86,7 +86,7 @@ def _start_all(pool: ThreadPoolExecutor, count: int) -> None:
         try:
             for _ in range(count):
                 pool.submit(all_run.wait)
-        except RuntimeError:
+        except BaseException:  # a signal as well: the threads would wait for those that are not started
             all_run.abort()
             pool.shutdown(wait=False)
             raise
