@@ -15,7 +15,7 @@ from tests.support.oracle import Rows, differences
 from tests.support.roles import Broadcasting, Roles, stop_all
 from tests.support.servers import wait_until
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.alone]
 
 PROGRAM = """
 from marketflow.stores import cache_limits
@@ -122,4 +122,6 @@ def test_standby_that_has_evicted_slices_of_the_minute_loses_no_tick(
         wait_until(lambda: not wrong(), 30)
     stop_all(standby)
     complaints = wrong()
-    assert not complaints, f"{len(complaints)} rows are wrong: {complaints[:5]}\n{standby.log[-8000:]}"
+    assert not complaints, (
+        f"{len(complaints)} rows are wrong: {complaints[:5]}\n{owner.log[-8000:]}\n{standby.log[-8000:]}"
+    )
