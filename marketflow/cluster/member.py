@@ -28,7 +28,7 @@ from marketflow.cluster.messages import (
     decode,
     encode,
 )
-from marketflow.cluster.shard_table import ANSWER_SECONDS, CALL_SECONDS, ShardTable, redis_errors
+from marketflow.cluster.shard_table import ANSWER_SECONDS, CALL_SECONDS, LAPSED_SECONDS, ShardTable, redis_errors
 from marketflow.counters import IngestCounters
 from marketflow.errors import SettingsError, Unavailable
 from marketflow.logs import RateLimit
@@ -195,7 +195,14 @@ class Member:
         published = Published(self._table.run, number, at, state, counters, dict(shards))
         # Of two processes that ingest everything, only the owner of the shards decides the mode.
         new_mode = self._new_mode if self._table.held.owned else None
+        had_lapsed = self._table.has_lapsed
         self._table.hold(ready, published, new_mode, cut_off=self._assign is not None and self._ingest.is_cut_off())
+        if self._table.has_lapsed and not had_lapsed:
+            logger.warning(
+                "the lease of its shards has expired before it was renewed: this process may be short of CPU. For {:g}"
+                " s it gets none that another process can take",
+                LAPSED_SECONDS,
+            )
         with self._new_mode_lock:
             if new_mode is self._new_mode:
                 self._new_mode = None

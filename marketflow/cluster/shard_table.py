@@ -8,6 +8,9 @@ keeps the more complete candle.
 After the length of a lease without any call the table proves nothing: Redis was down or emptied, or is back with older
 data. So for GRACE_SECONDS no process is replaced and no shard assigned; processes assert what they hold, and the later
 epoch wins.
+
+A process that calls again after its lease has expired is short of CPU. A handover costs CPU, so its shards would go to
+and fro. For LAPSED_SECONDS it has a longer lease, and gets no shard that another process can take.
 """
 
 import os
@@ -47,6 +50,12 @@ ALONE_LEASE_SECONDS = 2.5 * ALONE_CALL_SECONDS
 STATE_SECONDS = 3.0
 """Expiry of the published state."""
 
+LAPSED_SECONDS = 60.0
+"""How long a process counts as short of CPU, after its last call that was late by a lease."""
+
+LAPSED_LEASE_SECONDS = 3.0
+"""Its lease: its death is noticed as much later."""
+
 KEPT_SECONDS = 24 * 60 * 60
 """Expiry of table and mode once no ingest process runs."""
 
@@ -63,7 +72,8 @@ if not now then
 end
 local stored = redis.call('get', KEYS[1])
 local known = stored and cjson.decode(stored) or {rows = {}, members = {}, at = 0, grace = 0, takeovers = 0}
-local rows, members = known.rows, known.members
+local rows, members, lapsed = known.rows, known.members, known.lapsed or {}
+known.lapsed = lapsed
 
 -- Expire members, except in the grace time after a table was lost; all have left one that has none.
 local lease = caller.lease
@@ -78,9 +88,17 @@ end
 for name, member in pairs(members) do
     if in_grace then member.expires = math.max(member.expires, known.grace) end
     member.expires = math.min(member.expires, now + member.lease)
-    if member.expires <= now then remove(name) end
+    if member.expires <= now then
+        remove(name)
+        lapsed[name] = now + request.lapsed
+    end
 end
-caller.expires = now + caller.lease
+for name, ends in pairs(lapsed) do lapsed[name] = ends > now and math.min(ends, now + request.lapsed) or nil end
+if lapsed[run] then
+    if not members[run] or now - members[run].called >= caller.lease then lapsed[run] = now + request.lapsed end
+    caller.lease = math.max(caller.lease, request.lapsed_lease)
+end
+caller.called, caller.expires = now, now + caller.lease
 members[run] = caller
 if request.leaving then remove(run) end
 local function can(name, shard) return members[name] and members[name].shards[shard] end
@@ -152,11 +170,13 @@ local function spread()
     end
     local function least(shard, kind, other_kind, except)
         local load, other, best = loads(kind), loads(other_kind), nil
+        local function less(name)
+            if not lapsed[name] ~= not lapsed[best] then return not lapsed[name] end
+            if load[name] ~= load[best] then return load[name] < load[best] end
+            return other[name] < other[best]
+        end
         for _, name in ipairs(order) do
-            if name ~= except and can(name, shard) and (not best or load[name] < load[best]
-                    or (load[name] == load[best] and other[name] < other[best])) then
-                best = name
-            end
+            if name ~= except and can(name, shard) and (not best or less(name)) then best = name end
         end
         return best
     end
@@ -182,10 +202,10 @@ local function spread()
             for _, name in ipairs(order) do
                 if kind == 'standby' or not members[name].takes_all then
                     if not from or load[name] > load[from] then from = name end
-                    if not to or load[name] < load[to] then to = name end
+                    if not lapsed[name] and (not to or load[name] < load[to]) then to = name end
                 end
             end
-            for _, shard in ipairs(from and load[from] - load[to] > 1 and shards or {}) do
+            for _, shard in ipairs(from and to and load[from] - load[to] > 1 and shards or {}) do
                 local row = rows[shard]
                 if shard ~= LEAD and row[kind] == from and row.owner ~= to and not plan[shard] and can(to, shard) then
                     local new = stand[row.standby] or 1000
@@ -241,7 +261,8 @@ class Table(msgspec.Struct, frozen=True):
     """The table: its rows by shard, and the leases by run.
 
     `at` is the time of its last call, `grace` until when it replaces no process and assigns no shard (server time, Unix
-    ms), `takeovers` how often an owner whose lease had expired was replaced.
+    ms), `takeovers` how often an owner whose lease had expired was replaced, `lapsed` until when which processes count
+    as short of CPU.
     """
 
     rows: dict[str, Row] = {}
@@ -249,6 +270,7 @@ class Table(msgspec.Struct, frozen=True):
     at: int = 0
     grace: int = 0
     takeovers: int = 0
+    lapsed: dict[str, int] = {}
 
 
 class Assignment(NamedTuple):
@@ -322,6 +344,11 @@ class ShardTable:
         self._is_alone = False
         """Whether this process takes all shards, and no other ingests or follows, by the last answer."""
 
+    @property
+    def has_lapsed(self) -> bool:
+        """Whether this process counts as short of CPU, by the last answer."""
+        return self.run in self.table.lapsed
+
     def hold(
         self,
         ready: Collection[str] = (),
@@ -360,6 +387,8 @@ class ShardTable:
             "grace": _ms(GRACE_SECONDS),
             "kept": _ms(KEPT_SECONDS),
             "state_kept": _ms(STATE_SECONDS),
+            "lapsed": _ms(LAPSED_SECONDS),
+            "lapsed_lease": _ms(LAPSED_LEASE_SECONDS),
             "now": self._now and self._now(),
             "new_mode": new_mode,
             "mode": published and published.state.mode,

@@ -162,7 +162,7 @@ class Engine:
         self._cache_answers, self._cache_since = True, -REACHED_SECONDS  # and since when
         self._replaced: dict[str, int] = {}  # ticks dated by receipt, by exchange
         self._by_receipt: frozenset[str] = frozenset()  # exchanges
-        self._newest_at: tuple[float, dict[str, int]] = 0.0, {}  # when determined, and the event time by shard
+        self._newest_at: Mapping[str, int] = {}  # event time of the newest tick by shard, at the last check
         self._ready: frozenset[str] = frozenset()  # of the last call that did not find an assignment under way
         self._shards: dict[str, ShardState] = {}  # likewise
         made = self._factory.feeds(settings) if is_alone else {each: [] for each in Mode}
@@ -479,7 +479,7 @@ class Engine:
 
     def _find_shards(self) -> dict[str, ShardState]:
         cold, warm = self.cold, self._warm_since(WARM_SECONDS) & self._standby
-        newest_at = self._newest_by_shard()
+        newest_at = self._newest_at
         owned = self.ownership.owned - {LEAD}
         found = {shard: ShardState("connecting", newest_at.get(shard)) for shard in self._standby | owned}
         # The feeds of a shard begin after one attempt to read what the previous owner left.
@@ -489,15 +489,12 @@ class Engine:
         return found
 
     def _newest_by_shard(self) -> dict[str, int]:
-        """Return the event time (Unix ms) of the newest tick of each shard, at most a second old."""
-        determined_at, newest = self._newest_at
-        if (now := time.monotonic()) - determined_at >= 1.0:
-            newest, mode = {}, self.modes.current
-            for series, tick in self.window_state.all_newest().items():
-                if series.mode is mode:
-                    shard = self.ownership.shards.of(series)
-                    newest[shard] = max(tick.at, newest.get(shard, 0))
-            self._newest_at = now, newest
+        newest: dict[str, int] = {}
+        mode, shard_of = self.modes.current, self.ownership.shards.of
+        for series, tick in self.window_state.all_newest().items():
+            if series.mode is mode:
+                shard = shard_of(series)
+                newest[shard] = max(tick.at, newest.get(shard, 0))
         return newest
 
     @property
@@ -633,12 +630,16 @@ class Engine:
         while not self._closing.wait(pause):
             try:
                 # Before the timer threads get work, which would make each check find them busy.
-                pause = CHECK_SECONDS if self.pipeline.branches.busy() else IDLE_CHECK_SECONDS
+                idle = self.ownership.everything and not self.pipeline.branches.busy()
+                pause = IDLE_CHECK_SECONDS if idle else CHECK_SECONDS
                 for loop, branch in timers:
                     if not branch.busy:
                         branch.busy = True
                         loop.schedule(partial(_timer_ran, branch))
                 self.pipeline.branches.check(now := time.monotonic())
+                if not self.ownership.everything:
+                    # Here, since at 15,000 series it takes a second where CPU is short, in which a lease would expire.
+                    self._newest_at = self._newest_by_shard()
                 if now - logged_at >= RATES_SECONDS:
                     rates.log(self.counters().exchanges, now - logged_at)
                     logged_at = now

@@ -38,7 +38,7 @@ from marketflow.model import minute_start
 from marketflow.settings import Settings
 from tests.benchmarks.breadth import CASES, STEP_SECONDS, Traffic, members, wait_for_second
 from tests.benchmarks.cores import Cores
-from tests.benchmarks.feeder import LINES_A_BLOCK, STAMP, blocks
+from tests.benchmarks.feeder import LINES_A_BLOCK, STAMP, Clients, blocks
 from tests.benchmarks.ingest import decode_limit
 from tests.benchmarks.report import report
 from tests.benchmarks.stage import Stage, stage
@@ -91,7 +91,7 @@ class Exchange:
         """Ticks by the minute (Unix ms) of their stamp, each counted once."""
         self._block = block_of(traffic, symbols, number)
         self._paced = traffic != "flood"
-        self._clients: list[socket.socket] = []
+        self._clients = Clients()
 
     def send(self, ended: threading.Event) -> None:
         """Send until the event: as fast as the slowest client takes it, or a step every STEP_SECONDS."""
@@ -100,20 +100,24 @@ class Exchange:
             self.accept()
             block, ticks = self._block(step)
             minute = minute_start(int(block[-len(STAMP) - 2 : -2]))  # each line ends with it
-            for client in list(self._clients):
-                try:
-                    client.sendall(block)
-                except OSError:
-                    self._clients.remove(client)
+            self._clients.send(block)
             self.sent[minute] += ticks if self._clients else 0
             step += 1
             if self._paced:
                 time.sleep(max(0.0, began + step * STEP_SECONDS - time.monotonic()))
+            else:
+                while self._clients.behind and not ended.is_set():
+                    self.send_rest()
+
+    def send_rest(self) -> None:
+        """Send more of what clients have not taken yet, as soon as they take it."""
+        select.select([], self._clients.behind, [], STEP_SECONDS)
+        self._clients.send()
 
     def accept(self) -> int:
         """Accept who has connected; return how many clients there are."""
         while select.select([self.listener], [], [], 0)[0]:
-            self._clients.append(self.listener.accept()[0])
+            self._clients.add(self.listener.accept()[0])
         return len(self._clients)
 
 
@@ -135,7 +139,10 @@ def feed(pipe: "multiprocessing.connection.Connection", traffic: str, symbols: S
         thread.join()
     sent = {(f"exchange{n}", minute): ticks for n, each in enumerate(exchanges) for minute, ticks in each.sent.items()}
     pipe.send(Counter(sent))
-    pipe.recv()  # keep the connections open until all has been counted
+    while not pipe.poll():  # keep the connections open until all has been counted
+        for exchange in exchanges:
+            exchange.accept()  # and take new ones, as an exchange that is silent does
+            exchange.send_rest()
 
 
 class Store(NamedTuple):

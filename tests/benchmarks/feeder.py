@@ -19,6 +19,8 @@ from tests.support.servers import wait_until
 LINES_A_BLOCK = 500
 STAMP = b"1000000000000"
 
+MOST_KEPT_BYTES = 64 * 1024 * 1024
+
 _STEADY, _FLOODING, _PAUSED, _ENDED = range(4)
 
 
@@ -59,6 +61,46 @@ def blocks(symbols: Sequence[str], count: int = 16) -> list[bytes]:
             lines.append(b'{"symbol":"%s","price":%.2f,"timestamp":%s}\n' % (symbol.encode(), price, STAMP))
         made.append(b"".join(lines))
     return made
+
+
+class Clients:
+    """Clients of one exchange, that are all sent the same; none waits for another, as at a real exchange.
+
+    What a client does not take yet is kept for it; one that takes nothing for too long is disconnected.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[socket.socket, bytearray] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def behind(self) -> list[socket.socket]:
+        """Those for which something is kept."""
+        return [client for client, kept in self._kept.items() if kept]
+
+    def add(self, client: socket.socket) -> None:
+        """Send to this client from now on."""
+        client.setblocking(False)
+        self._kept[client] = bytearray()
+
+    def send(self, block: bytes = b"") -> None:
+        """Send a block, after what is kept."""
+        for client, kept in list(self._kept.items()):
+            kept += block
+            try:
+                while kept:
+                    del kept[: client.send(kept)]
+            except BlockingIOError:
+                if len(kept) < MOST_KEPT_BYTES:
+                    continue
+            except OSError:
+                pass
+            else:
+                continue
+            del self._kept[client]
+            client.close()
 
 
 class Feeder:

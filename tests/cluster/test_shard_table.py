@@ -9,8 +9,17 @@ from collections.abc import Iterator
 import pytest
 import redis
 
+from marketflow.cluster import shard_table
 from marketflow.cluster.messages import IngestState, Published
-from marketflow.cluster.shard_table import GRACE_SECONDS, LEASE_SECONDS, Assignment, ShardTable, connect
+from marketflow.cluster.shard_table import (
+    GRACE_SECONDS,
+    LAPSED_LEASE_SECONDS,
+    LAPSED_SECONDS,
+    LEASE_SECONDS,
+    Assignment,
+    ShardTable,
+    connect,
+)
 from marketflow.errors import Unavailable
 from marketflow.model import Mode
 from marketflow.settings.shards import LEAD
@@ -21,6 +30,7 @@ from tests.support.servers import HOST, RedisServer, free_port
 SHARDS = ("exchange1", "exchange2", "exchange3")
 
 LEASE_MS, GRACE_MS, CALL_MS = round(LEASE_SECONDS * 1000), round(GRACE_SECONDS * 1000), 250
+LAPSED_MS, LAPSED_LEASE_MS = round(LAPSED_SECONDS * 1000), round(LAPSED_LEASE_SECONDS * 1000)
 
 BALANCED_MS = 2000
 """How long after a join or a stop loads may differ by more than one, where a standby is ready within READY_MS."""
@@ -118,6 +128,57 @@ def test_standby_takes_over_when_the_lease_expires(client: "redis.Redis", clock:
     # Frozen until now, it gets nothing back but the part of a standby.
     thawed = first.hold()
     assert (thawed.owned, thawed.standby, thawed.leads) == (frozenset(), frozenset(SHARDS), False)
+    kept, _ = hold_for(clock, LAPSED_MS - CALL_MS, first, second)
+    assert (kept.owned, kept.standby, first.has_lapsed) == (frozenset(), frozenset(SHARDS), True)
+    back, _ = hold_for(clock, BALANCED_MS, first, second)
+    assert (len(back.owned), first.has_lapsed) == (1, False)
+
+
+def test_process_that_lapses_gets_nothing_that_another_can_take(client: "redis.Redis", clock: Clock) -> None:
+    first, second, third = started(client, clock, 3)
+    hold_for(clock, LEASE_MS, first, second)
+    third.hold(SHARDS)
+    *taken, lapsed = hold_for(clock, LAPSED_MS // 2, first, second, third)
+    assert (lapsed.owned, lapsed.standby, lapsed.leads) == (frozenset(), frozenset(), False)
+    assert [len(each.owned) + len(each.standby) for each in taken] == [len(SHARDS)] * 2
+    other, spare = hold_for(clock, LEASE_MS + CALL_MS, second, third)  # the first one is killed
+    assert (other.owned, spare.standby) == (frozenset(SHARDS), frozenset(SHARDS))
+    kept, back = hold_for(clock, LAPSED_MS // 2 + BALANCED_MS, second, third)
+    assert sorted((len(kept.owned), len(back.owned))) == [1, 2]
+
+
+def test_process_that_lapses_has_a_longer_lease_for_a_while(client: "redis.Redis", clock: Clock) -> None:
+    first, second = started(client, clock, 2)
+    hold_for(clock, LEASE_MS, second)
+    first.hold(SHARDS)
+    for _ in range(5):
+        hold_for(clock, LAPSED_LEASE_MS - CALL_MS, second)
+        assert first.run in second.table.members
+        clock.now += CALL_MS - 1
+        first.hold(SHARDS)
+        assert first.has_lapsed
+    hold_for(clock, LAPSED_MS + CALL_MS, first, second)
+    hold_for(clock, LEASE_MS, second)
+    assert first.run not in second.table.members
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_processes_short_of_cpu_do_not_pass_shards_to_and_fro(client: "redis.Redis", clock: Clock, seed: int) -> None:
+    """A takeover costs CPU: without damping, processes that lapse now and then do so again because of it."""
+    cluster = Cluster(client, clock, seed, shards=10)
+    for _ in range(3):
+        cluster.join()
+    cluster.run_for(2 * BALANCED_MS)
+    changes = cluster.owner_changes
+    for process in cluster.processes:
+        process.late_ms = 2 * LEASE_MS
+    cluster.run_for(180_000)
+    assert cluster.owner_changes - changes <= 3 * len(cluster.shards)
+    for process in cluster.processes:
+        process.late_ms = 0
+    cluster.run_for(2 * LEASE_MS + CALL_MS)  # the last late calls
+    cluster.run_for(LAPSED_MS + BALANCED_MS)
+    cluster.assert_balanced()
 
 
 def test_owner_that_is_cut_off_is_replaced_by_a_ready_standby(client: "redis.Redis", clock: Clock) -> None:
@@ -134,9 +195,10 @@ def test_owner_that_is_cut_off_is_replaced_by_a_ready_standby(client: "redis.Red
     given = first.hold(cut_off=True)
     assert (given.owned, given.standby, given.leads) == (frozenset(), frozenset(SHARDS), False)
     assert all(taken.epochs[shard] > held.epochs[shard] for shard in held.owned)
-    hold_for(clock, BALANCED_MS, second)
-    clock.now += CALL_MS
-    first.hold(ready=(), cut_off=True)
+    for _ in range(0, BALANCED_MS, CALL_MS):
+        clock.now += CALL_MS
+        first.hold(ready=(), cut_off=True)
+        second.hold(SHARDS)
     assert second.hold(SHARDS).owned == frozenset(SHARDS)
     back, kept = hold_for(clock, BALANCED_MS, first, second)
     assert sorted((len(back.owned), len(kept.owned))) == [1, 2]
@@ -298,6 +360,8 @@ class Process:
         self._ready_at: dict[str, int] = {}
         self.held = Assignment(frozenset(), frozenset(), False, {}, None)
         self.frozen_until = 0
+        self.late_ms = 0
+        """By how much it calls late, at most."""
 
     def call(self) -> int:
         """Call the table; return when to call again."""
@@ -309,15 +373,16 @@ class Process:
         self._ready_at = {
             shard: self._ready_at.get(shard, now + self._dice.randrange(READY_MS)) for shard in sorted(connected)
         }
-        return now + round(self.table.call_again_seconds * 1000) + self._dice.randrange(10)
+        return now + round(self.table.call_again_seconds * 1000) + self._dice.randrange(10 + self.late_ms)
 
 
 class Cluster:
     """Processes that join, leave, die and freeze on one Redis, which may be emptied or come back with older data."""
 
-    def __init__(self, client: "redis.Redis", clock: Clock, seed: int) -> None:
+    def __init__(self, client: "redis.Redis", clock: Clock, seed: int, shards: int | None = None) -> None:
         self.dice = random.Random(seed)
-        self.shards = tuple(f"exchange{n}" for n in range(1, self.dice.randrange(1, 10) + 1))
+        self.shards = tuple(f"exchange{n}" for n in range(1, (shards or self.dice.randrange(1, 10)) + 1))
+        self.owner_changes = 0
         self._client, self._clock = client, clock
         self._numbers = itertools.count()
         self.processes: list[Process] = []
@@ -331,7 +396,9 @@ class Cluster:
             at, _, process = heapq.heappop(self._due)
             if process in self.processes:
                 self._clock.now = max(self._clock.now, at)
+                before = process.held.owned
                 self._plan(process, process.frozen_until if process.frozen_until > at else process.call())
+                self.owner_changes += len(process.held.owned - before)
         self._clock.now = until
 
     def _plan(self, process: Process, at: int) -> None:
@@ -397,7 +464,10 @@ class Cluster:
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_shards_stay_owned_and_balanced_through_faults(client: "redis.Redis", clock: Clock, seed: int) -> None:
+def test_shards_stay_owned_and_balanced_through_faults(
+    client: "redis.Redis", clock: Clock, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_table, "LAPSED_SECONDS", BALANCED_MS / 1000)
     cluster = Cluster(client, clock, seed)
     cluster.join()
     cluster.run_for(2 * GRACE_MS)
@@ -412,7 +482,7 @@ def test_shards_stay_owned_and_balanced_through_faults(client: "redis.Redis", cl
         thawed = max((process.frozen_until - clock() for process in cluster.processes), default=0)
         cluster.run_for(max(thawed, 0) + LEASE_MS + GRACE_MS + 2 * CALL_MS)
         cluster.assert_owned()
-        cluster.run_for(BALANCED_MS)
+        cluster.run_for(2 * BALANCED_MS)  # the first for those that have lapsed
         cluster.assert_balanced()
         before = [process.held for process in cluster.processes]
         cluster.run_for(5000)
