@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -15,6 +16,7 @@ from psycopg import sql
 from tests.browser.conftest import DESKTOP, PHONE, Look, Start, Visit
 from tests.browser.drawing import drawn, until
 from tests.support.application import Application, ScriptedExchange
+from tests.support.servers import wait_until
 
 TOUCH = {"has_touch": True, "is_mobile": True}
 VIEWPORTS = [DESKTOP, {"width": 1024, "height": 768}, PHONE, {"width": 320, "height": 700}]
@@ -280,26 +282,40 @@ def test_row_shows_the_change_of_24_hours(
     expect(visit.row("ETHUSDT").locator(".since")).to_have_text(re.compile(r"^[12]\sh|min$"))
 
 
+TRENDS_AT_ONCE = """
+    const fetched = window.fetch;
+    window.trends = { running: 0, most: 0 };
+    window.fetch = async (path, options) => {
+        if (!/candles\\/reference\\/.*interval=1h/.test(path)) return fetched(path, options);
+        window.trends.running += 1;
+        window.trends.most = Math.max(window.trends.most, window.trends.running);
+        try { return await fetched(path, options); } finally { window.trends.running -= 1; }
+    };
+"""
+"""Counts the requests for trends that a page waits for, in the page: elsewhere their ends are heard of late."""
+
+
 def test_trends_take_one_request_a_symbol(crowded: Application, look: Look) -> None:
+    symbols = [f"S{number:03}USDT" for number in range(40)]
+    for symbol in symbols:  # without a candle a page asks again
+        wait_until(lambda: crowded.get(f"/candles/reference/{symbol}", interval="1h")["candles"])  # noqa: B023
     visit = look(crowded.port, viewport={"width": 1024, "height": 3000})
-    running: list[int] = [0, 0]
-
-    def began(request: Any) -> None:
-        if "/candles/reference/" in request.url and "interval=1h" in request.url:
-            running[0] += 1
-            running[1] = max(running)
-
-    def ended(request: Any) -> None:
-        if "/candles/reference/" in request.url and "interval=1h" in request.url:
-            running[0] -= 1
-
-    visit.page.on("request", began)
-    visit.page.on("requestfinished", ended)
+    visit.page.add_init_script(TRENDS_AT_ONCE)
     page = visit.open()
-    expect(visit.row("S039USDT").locator(".percent")).to_have_text(re.compile("[0-9]"))
-    page.wait_for_timeout(3000)
-    assert len([url for url in visit.asked("/candles/reference/") if "interval=1h" in url]) == 40
-    assert running[1] <= 2
+    for symbol in symbols:
+        expect(visit.row(symbol).locator(".percent")).to_have_text(re.compile("[0-9]"))
+    page.wait_for_timeout(3000)  # in which each row is drawn three times
+    asked = [url for url in visit.asked("/candles/reference/") if "interval=1h" in url]
+    assert sorted(urlsplit(url).path for url in asked) == [f"/candles/reference/{symbol}" for symbol in symbols]
+    assert page.evaluate("window.trends.most") == 2
+
+
+def test_first_tick_is_followed_by_its_trend(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
+    page = visit.open()
+    expect(page.locator("#market-empty")).to_be_visible()
+    exchanges[0].send(100.0)
+    expect(visit.row().locator(".percent")).to_have_text(re.compile("[0-9]"), timeout=10_000)
+    assert not [url for url in visit.asked("interval=1h") if "reference/ETHUSDT" in url]  # of which there is no price
 
 
 PAINTS = """

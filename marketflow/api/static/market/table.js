@@ -277,7 +277,8 @@ class Row {
     title(this.age, newest ? `${newest.exchange}, ${utc(newest.at)}${stale ? "; stale" : ""}` : "No tick yet");
     title(this.reference.element, reference ? `Median of ${reference.exchanges} of ${this.cells.length} exchanges` : "No tick yet");
     this.#showGap(gap);
-    this.#showTrend(reference, trends.of(this.symbol), now);
+    // Without a price there is nothing to show, and no candle to ask for yet.
+    this.#showTrend(reference, reference && trends.of(this.symbol), now);
   }
 
   /** @param {import("./market.js").Gap | null} gap */

@@ -5,9 +5,12 @@ import { ask, pathOf } from "./api.js";
 const HOUR_MS = 3_600_000;
 const DAY_MS = 24 * HOUR_MS;
 
-/** How long an answer is used, and how long a failure keeps from another request. */
+/** How long an answer is used. */
 const KEPT_MS = 5 * 60_000;
-const PAUSE_MS = 30_000;
+
+/** Pause after an answer without candles or none at all, doubled with each: the first tick of a symbol is in its candle soon. */
+const FIRST_PAUSE_MS = 1000;
+const MAX_PAUSE_MS = 30_000;
 
 /** Requests at once: forty symbols are no burst. */
 const AT_ONCE = 2;
@@ -24,6 +27,8 @@ export class Trends extends EventTarget {
     this.trends = new Map();
     /** @type {Map<string, number>} when a symbol may be asked for again, ms of performance.now */
     this.due = new Map();
+    /** @type {Map<string, number>} requests without candles since the last one with them */
+    this.misses = new Map();
     /** @type {Set<string>} symbols that wait for a request */
     this.waiting = new Set();
     this.running = 0;
@@ -36,6 +41,7 @@ export class Trends extends EventTarget {
     this.abort = new AbortController();
     this.trends.clear();
     this.due.clear();
+    this.misses.clear();
     this.waiting.clear();
     this.running = 0;
   }
@@ -61,17 +67,20 @@ export class Trends extends EventTarget {
 
   /** @param {string} symbol @param {AbortSignal} signal */
   async #ask(symbol, signal) {
-    let pause = KEPT_MS;
+    let found = false;
     try {
       const from = Math.ceil((this.market.now() - DAY_MS) / HOUR_MS) * HOUR_MS;
       const { candles } = await ask(`${pathOf("candles", symbol, "reference")}?interval=1h&from=${from}`, { signal });
       if (signal.aborted) return;
       this.trends.set(symbol, trendOf(candles));
-      if (candles.length === 0) pause = PAUSE_MS;
+      found = candles.length > 0;
     } catch {
-      pause = PAUSE_MS; // what was known stays
+      // What was known stays.
     }
     if (signal.aborted) return;
+    const misses = found ? 0 : (this.misses.get(symbol) ?? 0) + 1;
+    this.misses.set(symbol, misses);
+    const pause = found ? KEPT_MS : Math.min(MAX_PAUSE_MS, FIRST_PAUSE_MS * 2 ** (misses - 1));
     this.due.set(symbol, performance.now() + pause);
     this.running -= 1;
     this.dispatchEvent(new CustomEvent("changed", { detail: symbol }));
