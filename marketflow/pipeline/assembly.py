@@ -17,7 +17,7 @@ from marketflow.feeds.corrections import Corrections, NoCorrections
 from marketflow.feeds.trade_statistics import TradeStatistics
 from marketflow.model import SECOND_MS, Candles, Mode, Series, Slot, Tick
 from marketflow.pipeline.backlog import ArchiveSink, Backlog
-from marketflow.pipeline.branches import Branch, Branches, Refills
+from marketflow.pipeline.branches import STALLED_SECONDS, Branch, Branches, Refills
 from marketflow.pipeline.fan_in import FeedSet
 from marketflow.pipeline.instrumentation import Instrumentation, PipelineCounters
 from marketflow.pipeline.operators import (
@@ -52,6 +52,9 @@ NOTHING_DUE_MS = 5 * SECOND_MS
 
 ROLLUP_SECONDS = 10.0
 """Interval at which days that are over are looked for."""
+
+ROLLUP_BACKOFF = Backoff(1.0, STALLED_SECONDS * 2 / 3)
+"""Pauses before a step of the roll-up is repeated: too short for a stall."""
 
 CLOCK_SECONDS = 600.0
 """Interval at which the clocks of venues are measured."""
@@ -390,6 +393,7 @@ class Parts(msgspec.Struct, dict=True, eq=False):
         """Write the backlog to the archive, again and again until it succeeds or the drain is given up."""
 
         def failed(error: Exception, _: float) -> None:
+            self.branches.attempted("archive")
             self.log.archive_failed(error, len(self.backlog))
 
         def repeated(write: Callable[[], None], backoff: Backoff, until: Observable[Any]) -> Observable[Any]:
@@ -412,13 +416,14 @@ class Parts(msgspec.Struct, dict=True, eq=False):
         )
 
         def failed(error: Exception, _: float) -> None:
+            self.branches.attempted("days")
             self.log.rollup_failed(error, len(self.backlog))
 
         def all_steps(_: int) -> Observable[bool]:
             return step.pipe(
                 ops.repeat(),
                 ops.take_while(lambda more: more and self.ownership.leads),
-                retry_with_backoff(Backoff(1.0, 60.0), self.loop, self.ended, failed),
+                retry_with_backoff(ROLLUP_BACKOFF, self.loop, self.ended, failed),
             )
 
         return rx.interval(ROLLUP_SECONDS, scheduler=self.loop).pipe(

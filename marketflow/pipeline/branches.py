@@ -64,6 +64,12 @@ class Branches:
         with self._lock:
             return dict(Counter(branch.name for branch in self._branches if branch.busy))
 
+    def attempted(self, name: str) -> None:
+        """Note that a step of a branch has failed and will be repeated. That is no stall: the call has returned."""
+        with self._lock:
+            for branch in self._branches:
+                branch.finished += branch.name == name
+
     def check(self, now: float) -> None:
         """Check all branches, every CHECK_SECONDS; a longer gap counts as one interval.
 

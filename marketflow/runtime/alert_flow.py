@@ -220,6 +220,7 @@ class AlertFlow:
 
     def _persisted(self, parts: Parts) -> Observable[Any]:
         def failed(error: Exception, _: float) -> None:
+            parts.branches.attempted("alert events")
             if isinstance(error, Unavailable):
                 self._outage.failed("alerts", f"{self._alerts.pending} events wait: {error}")
             else:

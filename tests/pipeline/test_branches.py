@@ -10,6 +10,7 @@ from reactivex.subject import Subject
 
 from marketflow.clock import system_clock
 from marketflow.model import Candles, Mode, Slot, Tick, candle_of, slice_start
+from marketflow.pipeline.assembly import ROLLUP_SECONDS
 from marketflow.pipeline.backlog import Backlog
 from marketflow.pipeline.branches import CHECK_SECONDS, STALLED_SECONDS, Branches
 from marketflow.pipeline.fan_in import FeedSet, ModeSwitch
@@ -135,6 +136,7 @@ class SlowWorld:
         self.time = VirtualTime()
         pool = VirtualPool(self.time, Random(1), lambda: True)
         self.cache, self.archive = SlowCache(), HangingArchive(lambda: self.now_ms)
+        self.days = FakeDays()
         self.cache.sleep = self.archive.sleep = pool.sleep
         self.feed = ScriptedFeed(Mode.TEST)
         self.pipeline = Pipeline(
@@ -144,7 +146,7 @@ class SlowWorld:
             backlog=Backlog(),
             cache=self.cache,
             archive=self.archive,
-            rollups=FakeDays(),
+            rollups=self.days,
             workers_per_exchange=2,
             loop=self.time,
             pool=pool,
@@ -201,6 +203,24 @@ def test_branch_whose_store_never_answers_is_reported() -> None:
     world.run(60 + STALLED_SECONDS + 5)
     assert world.pipeline.branches.stalled == ["archive"]
     assert world.pipeline.branches.stalls["archive"] == 1
+    world.pool.kill()
+
+
+@pytest.mark.parametrize("down", ["archive", "days"])
+def test_store_that_refuses_is_an_outage_and_no_stall(down: str) -> None:
+    world = SlowWorld()
+    world.trade(5)
+    world.run(60)
+    assert world.archive.rows
+    store = world.archive if down == "archive" else world.days
+    store.down, world.days.steps = True, 1
+    world.trade(1)
+    world.run(ROLLUP_SECONDS + 180)
+    assert world.pipeline.branches.busy().get(down) == 1, "it is repeated"
+    assert world.pipeline.branches.stalls[down] == 0
+    store.down = False
+    world.run(60)
+    assert down not in world.pipeline.branches.busy()
     world.pool.kill()
 
 
