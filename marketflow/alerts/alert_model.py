@@ -154,23 +154,6 @@ KINDS: dict[type[RuleOptions], AlertKind] = {
 """The kinds by the class of their rules."""
 
 
-class InvalidRule(Exception):
-    """A rule contradicts itself; the text says what is allowed, and quotes no value."""
-
-
-def checked(rule: AlertRule) -> AlertRule:
-    """Return a rule whose texts are what their patterns mean.
-
-    Raises:
-        InvalidRule: they are not.
-    """
-    texts = [getattr(rule, name) for name in rule.__struct_fields__]
-    texts += [] if rule.webhook is None else [rule.webhook.url, rule.webhook.secret]
-    if any(isinstance(text, str) and text.endswith("\n") for text in texts):  # which `$` lets pass
-        raise InvalidRule("no text of a rule ends with a line feed")
-    return rule
-
-
 def receiver_of(rule: AlertRule) -> str:
     """Return the receiver of a rule's webhook; "" without one."""
     return "" if rule.webhook is None else rule.webhook.receiver

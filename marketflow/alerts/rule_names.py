@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 
-from marketflow.alerts.alert_model import AlertRule, InvalidRule, StaleRule
+from marketflow.alerts.alert_model import AlertRule, StaleRule
+from marketflow.alerts.rule_parsing import InvalidRule
 from marketflow.model import REFERENCE
 
 

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from marketflow.alerts.alert_model import AlertRule, InvalidRule, checked, configured_id
+from marketflow.alerts.alert_model import AlertRule, configured_id
+from marketflow.alerts.rule_parsing import InvalidRule, convert_rule
 from marketflow.model import REFERENCE
 from marketflow.settings import schema
 from marketflow.settings.schema import ExchangeSettings
@@ -210,17 +211,9 @@ def _alert(place: str, item: object) -> AlertRule:
     if fields is None:
         raise RuleViolation(_ALERTS, place, item)
     try:
-        rule: AlertRule = checked(msgspec.convert(fields, AlertRule))
-    except msgspec.ValidationError as error:
-        raise RuleViolation(f"must be a rule: {_without_value(str(error))}", place, list(fields)) from None
+        return convert_rule(fields)
     except InvalidRule as error:
         raise RuleViolation(f"must be a rule: {error}", place, list(fields)) from None
-    return rule
-
-
-def _without_value(error: str) -> str:
-    """Return an error of msgspec without the value that an invalid tag or enumeration quotes."""
-    return re.sub(r"value '.*?'(?= - at |$)", "value", error, flags=re.DOTALL)
 
 
 def _host(value: object, kind: Any) -> str:

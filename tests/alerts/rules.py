@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import msgspec
-
-from marketflow.alerts.alert_model import AlertRule, RuleState, StoredRule, checked
+from marketflow.alerts.alert_model import AlertRule, RuleState, StoredRule
 from marketflow.alerts.evaluator import Evaluator
+from marketflow.alerts.rule_parsing import convert_rule
 from marketflow.alerts.watched_rule import WatchedRule
 from marketflow.model import NANOSECONDS_PER_MS, Candles, Mode, Series, Slot, Tick, candle_of, merge_all, slice_start
 
@@ -17,7 +16,7 @@ def rule_of(**fields: Any) -> AlertRule:
     """Return a rule; a price rule of BTCUSDT on exchange1 without cooldown unless said otherwise."""
     if fields.get("kind", "price") == "price":
         fields = {"kind": "price", "symbol": "BTCUSDT", "exchange": "exchange1", **fields}
-    return checked(msgspec.convert({"cooldown": "0s", **fields}, AlertRule))
+    return convert_rule({"cooldown": "0s", **fields})
 
 
 def stored(id: str, state: RuleState = RuleState(), **fields: Any) -> StoredRule:  # noqa: B008 - immutable

@@ -16,6 +16,7 @@ from tests.api.world import MemoryAlerts, World
 
 SECRET = "sixteen-characters"
 HOOK = {"url": "https://hooks.example.com/T0/secret-path", "secret": SECRET}
+CHANGE = {"kind": "change", "symbol": "BTCUSDT", "percent": 1, "period": "1m"}
 PRICE = {"kind": "price", "symbol": "btcusdt", "exchange": "exchange2", "level": 70000, "direction": "up"}
 
 
@@ -111,25 +112,48 @@ def test_configured_rule_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("body", "code", "words"),
     [
-        (b"", "invalid_rule", "truncated"),
+        (b"", "invalid_rule", "it is empty"),
         (b"\xff", "invalid_rule", "malformed"),
+        (b'{"kind":"stale","name":"\xff"}', "invalid_rule", "it is not UTF-8"),
+        (b'{"kind":', "invalid_rule", "it is no complete JSON"),
         (b"[" * 5000, "invalid_rule", "rule"),
-        (b"[]", "invalid_rule", "object"),
-        ({"kind": "moon"}, "invalid_rule", "Invalid value"),
-        (PRICE | {"level": 0}, "invalid_rule", "level"),
-        (PRICE | {"level": "1"}, "invalid_rule", "level"),
-        (PRICE | {"moon": 1}, "invalid_rule", "moon"),
-        (PRICE | {"cooldown": "1w"}, "invalid_rule", "cooldown"),
+        (b"[]", "invalid_rule", "a rule is an object"),
+        ({"kind": "moon"}, "invalid_rule", "`kind` must be one of price, change, gap, stale, hole"),
+        ({}, "invalid_rule", "`kind` is missing, which must be one of price, change"),
+        (PRICE | {"direction": "sideways"}, "invalid_rule", "`direction` must be one of up, down, either"),
+        (CHANGE | {"period": "7m"}, "invalid_rule", "`period` must be one of 10s, 30s, 1m"),
+        (CHANGE | {"percent": -1}, "invalid_rule", "`percent` must be a number above 0"),
+        (PRICE | {"once": "yes"}, "invalid_rule", "`once` must be true or false"),
+        ({"kind": "stale", "exchange": 1}, "invalid_rule", "`exchange` must be the name"),
+        ({"kind": "gap", "symbol": "X" * 33, "basis_points": 1}, "invalid_rule", "`symbol` must be the name"),
+        (PRICE | {"level": 0}, "invalid_rule", "`level` must be a number above 0 and up to 1e12"),
+        (PRICE | {"level": "1"}, "invalid_rule", "`level` must be a number above 0"),
+        (PRICE | {"moon": 1}, "invalid_rule", "a rule of this kind has no key `moon`."),
+        (PRICE | {"dirction": "up"}, "invalid_rule", "has no key `dirction`; did you mean `direction`."),
+        (
+            PRICE | {"webhook": HOOK | {"uri": ""}},
+            "invalid_rule",
+            "`webhook.uri`; did you mean `webhook.url`.",
+        ),
+        (PRICE | {"cooldown": "1w"}, "invalid_rule", "`cooldown` must be a whole number with s, m, h or d"),
         (PRICE | {"cooldown": "1m\n"}, "invalid_rule", "line feed"),
-        (PRICE | {"name": "a\0b"}, "invalid_rule", "name"),
-        (PRICE | {"webhook": {"url": HOOK["url"]}}, "invalid_rule", "secret"),
-        (PRICE | {"webhook": HOOK | {"secret": "short"}}, "invalid_rule", "secret"),
+        (PRICE | {"name": "a\0b"}, "invalid_rule", "`name` must be a text of at most 100 characters"),
+        (PRICE | {"webhook": {"url": HOOK["url"]}}, "invalid_rule", "`webhook.secret` is missing"),
+        (PRICE | {"webhook": HOOK | {"secret": "short"}}, "invalid_rule", "`webhook.secret` must be a text of 16"),
         (PRICE | {"webhook": HOOK | {"secret": f"{SECRET}\n"}}, "invalid_rule", "line feed"),
-        (PRICE | {"webhook": HOOK | {"url": "file:///etc/passwd"}}, "invalid_rule", "webhook"),
+        (
+            PRICE | {"webhook": HOOK | {"url": "file:///etc/passwd"}},
+            "invalid_rule",
+            "`webhook.url` must be http:// or https://",
+        ),
         (PRICE | {"webhook": HOOK | {"url": "https://hooks..example.com/"}}, "invalid_rule", "webhook"),
         (PRICE | {"webhook": HOOK | {"url": f"https://{'a' * 64}.example.com/"}}, "invalid_rule", "webhook"),
         (PRICE | {"webhook": HOOK | {"url": f"{HOOK['url']}\n"}}, "invalid_rule", "line feed"),
-        (PRICE | {"webhook": "https://hooks.example.com/***"}, "invalid_rule", "webhook"),
+        (
+            PRICE | {"webhook": "https://hooks.example.com/***"},
+            "invalid_rule",
+            "`webhook` must be an object",
+        ),
         (PRICE | {"symbol": "NOTHING"}, "unknown_symbol", "symbol"),
         (PRICE | {"exchange": "nowhere"}, "unknown_exchange", "exchange"),
         ({"kind": "stale", "exchange": "reference"}, "unknown_exchange", "exchange"),

@@ -13,14 +13,13 @@ from starlette.responses import Response
 from marketflow.alerts.alert_model import (
     MOST_RULES,
     AlertRule,
-    InvalidRule,
     Origin,
     StoredRule,
-    checked,
     receiver_of,
     without_webhook,
 )
 from marketflow.alerts.rule_names import UnknownName, known_names
+from marketflow.alerts.rule_parsing import InvalidRule, decode_rule
 from marketflow.api.alerting.event_answer import EventAnswer, event_answer
 from marketflow.api.authorization import authorize, client_of
 from marketflow.api.context import Context, context_of
@@ -296,14 +295,13 @@ async def _rule_of(request: Request) -> AlertRule:
     """Return the rule of a body, with the configured spelling of its names."""
     context = context_of(request)
     try:
-        rule = checked(msgspec.json.decode(await request.body(), type=AlertRule))
-        return known_names(rule, context.exchanges, context.symbols)
+        return known_names(decode_rule(await request.body()), context.exchanges, context.symbols)
     except UnknownName as error:
         if error.what == "symbol":
             raise UnknownSymbol("No configured symbol has this name.") from None
         raise UnknownExchange("No configured exchange has this name.") from None
-    except (InvalidRule, msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidAlertRule(f"The body is not a rule: {str(error)[:300]}.") from None
+    except InvalidRule as error:
+        raise InvalidAlertRule(f"The body is not a rule: {error}.") from None
 
 
 async def _changed(request: Request, change: RuleChange) -> str:

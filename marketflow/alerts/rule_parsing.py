@@ -1,0 +1,103 @@
+"""Alert rules from JSON and from settings; errors say in words what is allowed, and quote no value."""
+
+import re
+from collections.abc import Mapping
+from typing import get_args
+
+import msgspec
+
+from marketflow.alerts.alert_model import AlertKind, AlertRule, Direction, Period
+
+_NAME = "the name of a configured one, of at most 32 characters"
+ALLOWED = {
+    "kind": f"one of {', '.join(get_args(AlertKind))}",
+    "symbol": _NAME,
+    "exchange": _NAME,
+    "level": "a number above 0 and up to 1e12",
+    "percent": "a number above 0 and up to 1e6",
+    "basis_points": "a number above 0 and up to 1e6",
+    "period": f"one of {', '.join(get_args(Period))}",
+    "direction": f"one of {', '.join(get_args(Direction))}",
+    "once": "true or false",
+    "cooldown": "a whole number with s, m, h or d, such as 0s, 30s or 24h",
+    "name": "a text of at most 100 characters without control characters",
+    "webhook": "an object with url and secret",
+    "webhook.url": "http:// or https:// with a host name or an IPv4 address, and with a port from 1 to 65535 if any, "
+    "without user and password, at most 2000 characters",
+    "webhook.secret": "a text of 16 to 200 printable ASCII characters without blanks",
+}
+"""What is allowed, by the path of the key within a rule."""
+
+_PLACE = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+
+
+class InvalidRule(Exception):
+    """A rule is none, or contradicts itself; the text says what is allowed, and quotes no value."""
+
+
+def decode_rule(body: bytes) -> AlertRule:
+    """Return the rule of a JSON body.
+
+    Raises:
+        InvalidRule: there is none.
+    """
+    try:
+        return _checked(msgspec.json.decode(body, type=AlertRule))
+    except msgspec.ValidationError as error:
+        raise InvalidRule(_in_words(str(error))) from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidRule("it is empty" if not body.strip() else _without_json(error)) from None
+
+
+def convert_rule(fields: Mapping[str, object]) -> AlertRule:
+    """Return the rule of settings.
+
+    Raises:
+        InvalidRule: they are none.
+    """
+    try:
+        return _checked(msgspec.convert(fields, AlertRule))
+    except msgspec.ValidationError as error:
+        raise InvalidRule(_in_words(str(error))) from None
+
+
+def _checked(rule: AlertRule) -> AlertRule:
+    """Return a rule whose texts are what their patterns mean."""
+    texts = [getattr(rule, name) for name in rule.__struct_fields__]
+    texts += [] if rule.webhook is None else [rule.webhook.url, rule.webhook.secret]
+    if any(isinstance(text, str) and text.endswith("\n") for text in texts):  # which `$` lets pass
+        raise InvalidRule("no text of a rule ends with a line feed")
+    return rule
+
+
+def _in_words(error: str) -> str:
+    """Return an error of msgspec as what is allowed where it is; patterns and classes are for programs."""
+    at = _PLACE.search(error)
+    place = at[1] if at else ""
+    what = error[: at.start()] if at else error
+    if missing := _MISSING.fullmatch(what):
+        path = f"{place}.{missing[1]}".lstrip(".")
+        return f"`{path}` is missing, which must be {ALLOWED[path]}"
+    if unknown := _UNKNOWN.fullmatch(what):
+        return _unknown_key(f"{place}.".lstrip("."), unknown[1])
+    if place in ALLOWED:
+        return f"`{place}` must be {ALLOWED[place]}"
+    return "a rule is an object"
+
+
+def _unknown_key(prefix: str, name: str) -> str:
+    import difflib  # no rule without a mistake needs it
+
+    known = {path.removeprefix(prefix) for path in ALLOWED if path.startswith(prefix)}
+    meant = difflib.get_close_matches(name.lower()[:40], {each for each in known if "." not in each} - {name}, n=1)
+    hint = f"; did you mean `{prefix}{meant[0]}`" if meant else ""
+    shown = ascii(name[:40])[1:-1]
+    return f"a rule of this kind has no key `{prefix}{shown}`{hint}"
+
+
+def _without_json(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    return str(error).replace("Input data was truncated", "it is no complete JSON")
