@@ -5,10 +5,13 @@ of hosts.
 import re
 from datetime import datetime
 from ipaddress import IPv6Address, ip_address
+from os import strerror
+from ssl import SSLError
 from urllib.parse import urlsplit, urlunsplit
 
 _URL = re.compile(r"(\w+://)(?:[^\s/?#]*@)?([^\s?#]*)(?:[?#]\S*)?")
 _SYSTEM_ERROR = re.compile(r"\[Errno -?\d+\] ")
+_TLS_DETAIL = re.compile(r"^\[SSL[^\]]*\] | \(_ssl\.c:\d+\)$")
 
 
 def visible(text: str) -> str:
@@ -42,6 +45,22 @@ def without_secrets(text: str) -> str:
 def failure_text(error: Exception) -> str:
     """Return the text of an error, or its class, without secrets and without the number of a system error."""
     return without_secrets(_SYSTEM_ERROR.sub("", str(error))) or type(error).__name__
+
+
+def connection_error_text(error: Exception) -> str:
+    """Return why a connection failed, as the operating system or TLS describes it if one of them does.
+
+    HTTP clients wrap such an error, often with a text that says less.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, SSLError):
+            return f"TLS: {_TLS_DETAIL.sub('', str(cause))}"
+        if isinstance(cause, OSError) and cause.errno:
+            # asyncio rewords messages, so take them from errno; failed name resolution has a negative errno.
+            return strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
+        cause = cause.__cause__ or cause.__context__
+    return failure_text(error)
 
 
 def host_port(host: str, port: int) -> str:

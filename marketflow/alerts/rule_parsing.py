@@ -1,12 +1,13 @@
 """Alert rules from JSON and from settings; errors say in words what is allowed, and quote no value."""
 
 import re
-from collections.abc import Mapping
-from typing import get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 import msgspec
 
-from marketflow.alerts.alert_model import AlertKind, AlertRule, Direction, Period
+from marketflow.alerts.alert_model import AlertKind, AlertRule, Direction, Period, StaleRule
+from marketflow.model import REFERENCE
 
 _NAME = "the name of a configured one, of at most 32 characters"
 ALLOWED = {
@@ -35,6 +36,14 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 
 class InvalidRule(Exception):
     """A rule is none, or contradicts itself; the text says what is allowed, and quotes no value."""
+
+
+class UnknownName(InvalidRule):
+    """No configured exchange or symbol has this name; `what` says which of both."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} must be one of those configured")
+        self.what = what
 
 
 def decode_rule(body: bytes) -> AlertRule:
@@ -101,3 +110,32 @@ def _without_json(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8"
     return str(error).replace("Input data was truncated", "it is no complete JSON")
+
+
+def known_names(rule: AlertRule, exchanges: Sequence[str], symbols: Sequence[str]) -> AlertRule:
+    """Return a rule with the configured spelling of its names.
+
+    Raises:
+        UnknownName: one is not configured.
+    """
+    names: dict[str, Any] = {}
+    if not isinstance(rule, StaleRule) and rule.symbol is not None:
+        names["symbol"] = _known("symbol", rule.symbol, symbols)
+    exchange = getattr(rule, "exchange", None)
+    if exchange is not None:
+        known = exchanges if rule_is_of_feeds(rule) else [*exchanges, REFERENCE]
+        names["exchange"] = _known("exchange", exchange, known)
+    found: AlertRule = msgspec.structs.replace(rule, **names) if names else rule
+    return found
+
+
+def rule_is_of_feeds(rule: AlertRule) -> bool:
+    """Return whether a rule is about feeds, of which the reference price is none."""
+    return rule.__struct_config__.tag in ("stale", "hole")
+
+
+def _known(what: str, name: str, configured: Sequence[str]) -> str:
+    for each in configured:
+        if each.lower() == name.lower():
+            return each
+    raise UnknownName(what)

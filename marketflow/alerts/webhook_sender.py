@@ -15,11 +15,15 @@ from typing import Any, NamedTuple
 from marketflow.alerts.alert_model import Webhook
 from marketflow.clock import Clock
 from marketflow.tasks import LookupLoop
+from marketflow.text import connection_error_text, one_line
 
 POST_SECONDS = 10.0
 """Limit of one post, from the connection to the status."""
 
 MOST_RETRY_AFTER_SECONDS = 3600.0
+
+MOST_ERROR_LENGTH = 200
+"""Of an error: what is no HTTP answer may quote what came."""
 
 
 class PostResult(NamedTuple):
@@ -105,7 +109,7 @@ class WebhookSender:
         except TimeoutError:
             return PostResult(f"no answer within {self._seconds:g} s")
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
-            return PostResult(type(error).__name__)
+            return PostResult(one_line(connection_error_text(error))[:MOST_ERROR_LENGTH])
         finally:
             with self._lock:
                 self._posts.pop(task, None)

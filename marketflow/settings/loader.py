@@ -12,8 +12,7 @@ from typing import Any
 import msgspec
 
 from marketflow.alerts.alert_model import AlertRule
-from marketflow.alerts.rule_names import known_names
-from marketflow.alerts.rule_parsing import InvalidRule
+from marketflow.alerts.rule_parsing import InvalidRule, known_names
 from marketflow.errors import SettingsError
 from marketflow.settings import schema
 from marketflow.settings.schema import Settings

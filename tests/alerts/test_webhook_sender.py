@@ -1,11 +1,13 @@
 """Posts to webhooks over real sockets: signed, not redirected, and ended in time."""
 
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from marketflow.alerts.alert_model import Webhook
 from marketflow.alerts.webhook_sender import WebhookSender, signature
 from marketflow.clock import system_clock
 from tests.support.servers import HOST, free_port
+from tests.support.tls import OPENSSL, certificate, tls_front
 from tests.support.webhook_receiver import SECRET, WebhookReceiver
 
 
@@ -25,6 +28,13 @@ def receiver() -> Iterator[WebhookReceiver]:
 @pytest.fixture
 def sender() -> Iterator[WebhookSender]:
     sender = WebhookSender(system_clock, seconds=1.0)
+    yield sender
+    sender.close()
+
+
+@pytest.fixture
+def patient_sender() -> Iterator[WebhookSender]:
+    sender = WebhookSender(system_clock, seconds=30.0)
     yield sender
     sender.close()
 
@@ -115,9 +125,57 @@ def test_endless_body_is_not_read(sender: WebhookSender) -> None:
         assert time.monotonic() - began < 3
 
 
-def test_unreachable_receiver_is_an_error_without_its_address(sender: WebhookSender) -> None:
-    error = sender.post(Webhook(f"http://{HOST}:{free_port()}/path-secret", SECRET), "e1", "{}").error
-    assert error == "ConnectError"
+def test_unreachable_receiver_is_an_error_without_its_address(patient_sender: WebhookSender) -> None:
+    error = patient_sender.post(Webhook(f"http://{HOST}:{free_port()}/path-secret", SECRET), "e1", "{}").error
+    assert error == "Connection refused"
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [(b"", "Server disconnected"), (b"SSH-2.0-secret\x1b\r\n", "Server disconnected|illegal status line")],
+)
+def test_answer_that_is_no_http_is_described(patient_sender: WebhookSender, answer: bytes, words: str) -> None:
+    with socket.create_server((HOST, 0)) as listener:
+
+        def answer_once() -> None:
+            client, _ = listener.accept()
+            with client:
+                client.recv(65536)
+                client.sendall(answer)
+
+        threading.Thread(target=answer_once, daemon=True).start()
+        error = (
+            patient_sender.post(Webhook(f"http://{HOST}:{listener.getsockname()[1]}/", SECRET), "e1", "{}").error or ""
+        )
+    assert re.search(words, error)
+    assert "\x1b" not in error
+
+
+def test_failed_lookup_is_described_in_words(patient_sender: WebhookSender, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    assert (
+        patient_sender.post(Webhook("http://nowhere.invalid/", SECRET), "e1", "{}").error == "Name or service not known"
+    )
+
+
+@pytest.mark.skipif(OPENSSL is None, reason="openssl is not installed")
+def test_distrusted_certificate_is_described(
+    receiver: WebhookReceiver, patient_sender: WebhookSender, tmp_path: Path
+) -> None:
+    with tls_front(
+        int(receiver.place.rpartition(":")[2]), *certificate(tmp_path, "other", "DNS:other.example")
+    ) as port:
+        error = patient_sender.post(Webhook(f"https://{HOST}:{port}/", SECRET), "e1", "{}").error
+    assert error == "TLS: certificate verify failed: self-signed certificate"
+    assert receiver.posts == []
+
+
+def test_receiver_without_tls_is_described(receiver: WebhookReceiver, patient_sender: WebhookSender) -> None:
+    error = patient_sender.post(Webhook(receiver.place.replace("http", "https"), SECRET), "e1", "{}").error or ""
+    assert error.startswith("TLS: ")
 
 
 def test_receiver_whose_name_hangs_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch, sender: WebhookSender) -> None:

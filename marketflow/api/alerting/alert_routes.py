@@ -18,8 +18,7 @@ from marketflow.alerts.alert_model import (
     receiver_of,
     without_webhook,
 )
-from marketflow.alerts.rule_names import UnknownName, known_names
-from marketflow.alerts.rule_parsing import InvalidRule, decode_rule
+from marketflow.alerts.rule_parsing import InvalidRule, UnknownName, decode_rule, known_names
 from marketflow.api.alerting.event_answer import EventAnswer, event_answer
 from marketflow.api.authorization import authorize, client_of
 from marketflow.api.context import Context, context_of

@@ -4,8 +4,6 @@ The server sends a heartbeat every 5 s, so a connection that is silent for more 
 """
 
 import asyncio
-import os
-import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 
@@ -16,7 +14,7 @@ from httpx_sse import SSEError, aconnect_sse
 from marketflow.cli.watch.stream_events import Connected, Lost, WatchEvent, decode
 from marketflow.errors import SettingsError, StartError
 from marketflow.tasks import Backoff
-from marketflow.text import without_credentials
+from marketflow.text import connection_error_text, without_credentials
 
 CONNECT_SECONDS = 5.0
 SILENCE_SECONDS = 12.0
@@ -136,10 +134,4 @@ def _reason(error: httpx.TransportError) -> str:
             return f"no answer within {CONNECT_SECONDS:g} s"
         case httpx.RemoteProtocolError() | httpx.ReadError():
             return "the connection broke off"
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno and not isinstance(cause, ssl.SSLError):
-            # asyncio rewords messages, so take them from errno; failed name resolution has a negative errno.
-            return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
-        cause = cause.__cause__ or cause.__context__
-    return str(error) or type(error).__name__
+    return connection_error_text(error)
