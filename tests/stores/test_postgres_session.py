@@ -29,6 +29,7 @@ from marketflow.stores.postgres.reader import PostgresReader
 from marketflow.stores.postgres.rollups import PostgresRollups
 from marketflow.stores.postgres.rows import DAY_MS, connection_keywords
 from marketflow.stores.postgres.writer import PostgresWriter
+from tests.support.core_waits import CoreWaits
 from tests.support.pgbouncer import pgbouncer
 from tests.support.servers import HOST, PostgresServer
 
@@ -52,12 +53,17 @@ HOSTILE = {
     "lock_timeout": "1ms",
     "idle_in_transaction_session_timeout": "1ms",
     "idle_session_timeout": "1ms",
-    "transaction_timeout": "1ms",
     "transform_null_equals": "on",
     "array_nulls": "off",
     "lc_numeric": "C",
     "plan_cache_mode": "force_custom_plan",
 }
+
+
+@pytest.fixture(autouse=True)
+def patient_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here is about time, and on a busy machine an answer may take longer than a request should wait."""
+    monkeypatch.setattr(reader, "READ_SECONDS", 30.0)
 
 
 def minutes(count: int = 3) -> Candles:
@@ -126,6 +132,31 @@ def test_default_of_the_database_changes_nothing(postgres_db: dict[str, Any], na
 def test_all_hostile_defaults_together_change_nothing(postgres_db: dict[str, Any]) -> None:
     set_defaults(postgres_db, dict(reversed(HOSTILE.items())))
     write_and_read(connection_keywords(**postgres_db))
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_timeouts_of_the_database_end_nothing(server_folder: Path, postgres_db: dict[str, Any], pooled: bool) -> None:
+    """They apply until the first statement of the session, or of each transaction at a pooler, has changed them.
+
+    So a millisecond of them would end what a busy machine only delays, and what they would end is not awaited.
+    """
+    set_defaults(postgres_db, {"transaction_timeout": "3s", "statement_timeout": "3s"})
+
+    async def read() -> list[list[tuple[Any, ...]]]:
+        archive = PostgresReader(keywords)
+        await archive.open()
+        try:
+            return await archive._fetch([("show transaction_timeout", {}), ("show statement_timeout", {})])
+        finally:
+            await archive.close()
+
+    with ExitStack() as stack:
+        place = stack.enter_context(pgbouncer(server_folder, postgres_db)) if pooled else postgres_db
+        keywords = connection_keywords(**place, prepared_statements=not pooled)
+        with closing(BoundedConnection.open(keywords)) as connection, connection.pinned():
+            assert connection.execute("show transaction_timeout").fetchall() == [("0",)]
+            assert connection.execute("show statement_timeout").fetchall() == [("1800ms",)]
+        assert asyncio.run(read()) == [[("0",)], [("0",)]]
 
 
 def test_database_in_sql_ascii_is_served(postgres_server: PostgresServer) -> None:
@@ -202,11 +233,7 @@ def test_connection_with_a_high_file_descriptor_writes(postgres_db: dict[str, An
 # --- Transaction pooling
 
 
-def test_pooler_with_transactions_serves_writer_and_readers(
-    server_folder: Path, postgres_db: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Twelve connections share two sessions: on a busy machine one waits for longer than a client should.
-    monkeypatch.setattr(reader, "READ_SECONDS", 30.0)
+def test_pooler_with_transactions_serves_writer_and_readers(server_folder: Path, postgres_db: dict[str, Any]) -> None:
     set_defaults(postgres_db, {"datestyle": "SQL, DMY", "extra_float_digits": "0", "timezone": "Asia/Kathmandu"})
     with pgbouncer(server_folder, postgres_db) as place:
         keywords = connection_keywords(**place, schema="prices", prepared_statements=False)
@@ -304,7 +331,7 @@ def test_pooler_that_drops_startup_options_is_served(server_folder: Path, postgr
 
 
 def test_pooler_and_hostile_defaults_change_nothing(server_folder: Path, postgres_db: dict[str, Any]) -> None:
-    set_defaults(postgres_db, {k: v for k, v in HOSTILE.items() if v != "1ms"} | {"statement_timeout": "20ms"})
+    set_defaults(postgres_db, {k: v for k, v in HOSTILE.items() if v != "1ms"})
     with pgbouncer(server_folder, postgres_db) as place:
         write_and_read(connection_keywords(**place, prepared_statements=False))
 
@@ -369,10 +396,11 @@ def test_fault_of_all_rows_is_found_without_trying_each(postgres_db: dict[str, A
         archive.write({})
         with psycopg.connect(**postgres_db, autocommit=True) as connection:
             connection.execute("alter table aggregates rename column open_at to opened_at")
-        began = time.monotonic()
-        with pytest.raises(Unavailable, match="cannot be written and are tried again"):
-            archive.write(minutes(10_000))
-        assert time.monotonic() - began < 2
+        with CoreWaits.of_tests() as waits:
+            began = time.monotonic()
+            with pytest.raises(Unavailable, match="cannot be written and are tried again"):
+                archive.write(minutes(10_000))
+            assert waits.seconds_since(began) < 2
         with psycopg.connect(**postgres_db, autocommit=True) as connection:
             connection.execute("alter table aggregates rename column opened_at to open_at")
         assert archive.write(minutes(10_000)) == 0
