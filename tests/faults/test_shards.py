@@ -167,12 +167,12 @@ def test_third_process_joins_and_leaves_without_loss(
     with Traffic(broadcasting, rate=RATE) as traffic:
         wait_for_windows(1)
         third = roles.ingest()
-        record_property("joined after seconds", seconds_until(lambda: "takes ticks in" in third.log, BALANCED_SECONDS))
+        record_property("joined after seconds", seconds_until(third.takes_ticks, BALANCED_SECONDS))
         wait_for_windows(2)
         assert third.stop()[0] == 0
         wait_for_windows(2)
         third.start()
-        wait_until(lambda: third.log.count("takes ticks in") >= 2, timeout=5)
+        seconds_until(third.takes_ticks, BALANCED_SECONDS)
         wait_for_windows(1)
         third.kill()
         wait_for_windows(3)

@@ -4,6 +4,7 @@ import itertools
 import signal
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
 from tests.support.application import Application, ScriptedExchange
 
@@ -11,15 +12,30 @@ from tests.support.application import Application, ScriptedExchange
 class IngestProcess(Application):
     """A process that takes ticks or stands by; it has no port, so its log is what it says."""
 
+    _log_began = 0
+    """Bytes that the log had at the last start: what a process before it logged says nothing of this one."""
+
+    def start(self, wait: bool = True, timeout: float = 30.0) -> Self:
+        """Start it and wait until it takes ticks or stands by.
+
+        Raises:
+            AssertionError: it did neither within `timeout` seconds.
+        """
+        self._log_began = self.log_path.stat().st_size if self.log_path.exists() else 0
+        return super().start(wait, timeout)
+
     def ready(self) -> bool:
         assert self.process.poll() is None, f"the ingest process ended with {self.process.returncode}:\n{self.log}"
         return self.takes_ticks() or self.stands_by()
 
     def takes_ticks(self) -> bool:
-        return "takes ticks in" in self.log
+        return b"takes ticks in" in self._logged()
 
     def stands_by(self) -> bool:
-        return "stands by: " in self.log
+        return b"stands by: " in self._logged()
+
+    def _logged(self) -> bytes:
+        return self.log_path.read_bytes()[self._log_began :]
 
 
 class Broadcasting(ScriptedExchange):
