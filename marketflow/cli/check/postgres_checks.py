@@ -164,6 +164,13 @@ def _server(where: str, connection: BoundedConnection, pooled: bool) -> CheckRes
             f"{text}; triggers do not fire (session_replication_role = replica), so days do not follow their minutes",
             "ALTER ROLE or ALTER DATABASE ... RESET session_replication_role",
         )
+    encoding = info.parameter_status("server_encoding")
+    if encoding not in ("UTF8", "SQL_ASCII"):
+        return result(
+            CheckState.WARNING,
+            f"{text}; the database is encoded in {encoding}, and alert rules with other characters cannot be stored",
+            "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0, and set postgres.dbname to it",
+        )
     # A pooler reports a process id of its own for cancel requests.
     ((process,),) = connection.execute("select pg_backend_pid()").fetchall()
     if process != info.backend_pid and not pooled:

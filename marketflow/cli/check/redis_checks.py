@@ -79,7 +79,11 @@ def _check(where: str, keywords: dict[str, Any]) -> list[CheckResult]:
             client.ping()
             seconds = time.monotonic() - began
             info = _info(client)
-            return [server_result(where, seconds, info), *memory_results(where, info), rights_result(where, client)]
+            return [
+                server_result(where, seconds, info, _user(client)),
+                *memory_results(where, info),
+                rights_result(where, client),
+            ]
         except redis.BusyLoadingError:
             text = "still loading its data from disk"
             return [
@@ -90,14 +94,22 @@ def _check(where: str, keywords: dict[str, Any]) -> list[CheckResult]:
 
 
 def _info(client: "redis.Redis") -> Mapping[str, Any]:
-    """Return INFO; empty where the user has no permission for it."""
+    """Return INFO; empty where the user has no permission for it, or the server has it renamed."""
     try:
         return client.info()
     except redis.exceptions.NoPermissionError:
         return {}
+    except redis.ResponseError as error:
+        if "unknown command" in str(error):
+            return {}
+        raise
 
 
-def server_result(where: str, seconds: float, info: Mapping[str, Any]) -> CheckResult:
+def _user(client: "redis.Redis") -> str:
+    return client.get_connection_kwargs().get("username") or "default"
+
+
+def server_result(where: str, seconds: float, info: Mapping[str, Any], user: str = "default") -> CheckResult:
     """Return the result for a server by its response time in seconds, and by INFO: version, role, disk."""
 
     def result(state: CheckState, found: str, advice: str) -> CheckResult:
@@ -106,7 +118,8 @@ def server_result(where: str, seconds: float, info: Mapping[str, Any]) -> CheckR
     answered = f"answers in {seconds_text(seconds)}"
     if not info:
         text = f"{answered}; INFO is not permitted, so its version, role and memory are not known"
-        return result(CheckState.WARNING, text, "permit INFO to see more (ACL SETUSER default +info)")
+        advice = f"permit INFO to see more (ACL SETUSER {user} +info, and no rename-command of it in redis.conf)"
+        return result(CheckState.WARNING, text, advice)
     version = str(info.get("redis_version", "0"))
     text = f"Redis {version}, {answered}"
     if info.get("cluster_enabled"):
@@ -159,10 +172,12 @@ def rights_result(where: str, client: "redis.Redis", cluster_key: str = "") -> C
     refused = _refused(client, cluster_key)
     if not refused:
         return CheckResult("Redis rights", where, CheckState.OK, "all commands of MarketFlow are permitted")
-    names, reason = ", ".join(refused), next(iter(refused.values()))
+    names, reason = ", ".join(refused), next(iter(refused.values())).partition(", with args")[0]
     text = f"refused: {names} ({reason})"
     if "NOPERM" in reason or "permission" in reason.lower():
-        advice = "permit them to the user default, with keys and channels marketflow:* (ACL SETUSER)"
+        advice = f"permit them to the user {_user(client)}, with keys and channels marketflow:* (ACL SETUSER)"
+    elif "unknown command" in reason:
+        advice = "remove rename-command of them from redis.conf; a user with few rights protects as well (ACL SETUSER)"
     elif "memory" in reason:
         advice = "raise maxmemory"
     else:

@@ -255,6 +255,22 @@ def test_search_path_and_read_only_defaults_have_no_effect(
     assert set(states(look(postgres_db)).values()) == {CheckState.OK}
 
 
+@pytest.mark.parametrize(("encoding", "state"), [("LATIN1", CheckState.WARNING), ("SQL_ASCII", CheckState.OK)])
+def test_database_that_cannot_store_all_characters_warns(
+    postgres_server: PostgresServer, encoding: str, state: CheckState
+) -> None:
+    with postgres_server.connect() as connection:
+        locale = "locale 'C' locale_provider libc"
+        connection.execute(f"create database narrow template template0 encoding '{encoding}' {locale}".encode())
+    try:
+        result = look(postgres_server.keywords | {"dbname": "narrow"})["PostgreSQL"]
+    finally:
+        with postgres_server.connect() as connection:
+            connection.execute("drop database narrow with (force)")
+    assert result.state is state
+    assert ("encoded in LATIN1" in result.found) is (state is CheckState.WARNING)
+
+
 def test_old_version_fails_with_advice(postgres_db: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "OLDEST_VERSION", 99)
     result = only(look(postgres_db))

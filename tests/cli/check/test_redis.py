@@ -178,6 +178,42 @@ def test_missing_right_to_info_warns(server_folder: Path) -> None:
     assert found["Redis"].state is CheckState.WARNING
 
 
+class RenamingServer(RedisServer):
+    """A Redis without some commands, as hosting companies run it."""
+
+    renamed = ("", "")
+
+    def command(self) -> list[str]:
+        return [*super().command(), "--rename-command", *self.renamed]
+
+
+@pytest.mark.parametrize(
+    ("renamed", "what", "message"),
+    [
+        (("EVAL", ""), "Redis rights", "refused: EVAL (unknown command"),
+        (("HSET", "HSETX"), "Redis rights", "refused: HSET (unknown command"),
+        (("INFO", ""), "Redis", "answers in"),
+    ],
+)
+def test_renamed_commands_are_named(server_folder: Path, renamed: tuple[str, str], what: str, message: str) -> None:
+    server = RenamingServer(server_folder / "redis", persistent=False)
+    server.renamed = renamed
+    with server as running:
+        found = look(running.port)
+    assert found.keys() >= {"Redis", "Redis rights"}
+    assert found[what].state is (CheckState.WARNING if what == "Redis" else CheckState.FAILED)
+    assert message in found[what].found
+    assert "with args" not in found[what].found
+    assert "rename-command" in found[what].advice
+
+
+def test_missing_rights_are_those_of_the_configured_user(server_folder: Path) -> None:
+    with server(server_folder, "ACL SETUSER app on >app-password +@all -hset -info ~* &*") as running:
+        found = look(running.port, "app-password", username="app")
+    assert found["Redis rights"].advice.startswith("permit them to the user app,")
+    assert "ACL SETUSER app +info" in found["Redis"].advice
+
+
 @pytest.mark.parametrize(
     ("about", "seconds", "state", "message"),
     [
