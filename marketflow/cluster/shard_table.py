@@ -5,9 +5,9 @@ process, replaces processes whose lease has expired, and spreads the shards even
 no fencing: a process that has lost a shard unnoticed may write a little longer, which is harmless because each store
 keeps the more complete candle.
 
-After the length of a lease without any call the table proves nothing: Redis was down or emptied, or is back with older
-data. So for GRACE_SECONDS no process is replaced and no shard assigned; processes assert what they hold, and the later
-epoch wins.
+If nobody has called it for so long that a lease may have expired, the table proves nothing: Redis was down or emptied,
+or is back with older data. So for GRACE_SECONDS no process is replaced and no shard assigned; processes assert what
+they hold, and the later epoch wins.
 
 A process that calls again after its lease has expired is short of CPU. A handover costs CPU, so its shards would go to
 and fro. For LAPSED_SECONDS it has a longer lease, and gets no shard that another process can take.
@@ -75,10 +75,11 @@ local known = stored and cjson.decode(stored) or {rows = {}, members = {}, at = 
 local rows, members, lapsed = known.rows, known.members, known.lapsed or {}
 known.lapsed = lapsed
 
--- Expire members, except in the grace time after a table was lost; all have left one that has none.
-local lease = caller.lease
-for _, member in pairs(members) do lease = math.max(lease, member.lease) end
-if not stored or (next(members) and now - known.at > lease) then known.grace = now + request.grace end
+-- Expire members, except in the grace time after a table was lost; all have left one that has none. Without a pause
+-- between two of them, a process that calls rarely would never replace the others, all of which are dead.
+local is_silent = false
+for _, member in pairs(members) do is_silent = is_silent or now - known.at > member.lease - request.call end
+if not stored or (is_silent and now - known.grace > request.grace) then known.grace = now + request.grace end
 known.grace = math.min(known.grace, now + request.grace)
 local in_grace = now < known.grace
 local function remove(name)
@@ -384,6 +385,7 @@ class ShardTable:
             "stood": dict.fromkeys(held.standby, True),
             "epochs": held.epochs,
             "leaving": leaving,
+            "call": _ms(CALL_SECONDS),
             "grace": _ms(GRACE_SECONDS),
             "kept": _ms(KEPT_SECONDS),
             "state_kept": _ms(STATE_SECONDS),

@@ -117,7 +117,8 @@ def test_ownership_moves_only_to_a_ready_standby(client: "redis.Redis", clock: C
 
 def test_standby_takes_over_when_the_lease_expires(client: "redis.Redis", clock: Clock) -> None:
     first, second = started(client, clock, 2)
-    clock.now += LEASE_MS - 1
+    hold_for(clock, LEASE_MS - CALL_MS, second)
+    clock.now += CALL_MS - 1
     before = second.hold()
     assert len(before.owned) < len(SHARDS)
     assert second.call_again_seconds == pytest.approx(0.002)
@@ -160,6 +161,33 @@ def test_process_that_lapses_has_a_longer_lease_for_a_while(client: "redis.Redis
     hold_for(clock, LAPSED_MS + CALL_MS, first, second)
     hold_for(clock, LEASE_MS, second)
     assert first.run not in second.table.members
+
+
+@pytest.mark.parametrize("milliseconds", [LEASE_MS - CALL_MS + 100, LEASE_MS + CALL_MS, LAPSED_LEASE_MS - CALL_MS])
+@pytest.mark.parametrize("has_lapsed", [False, True])
+def test_silence_of_the_table_replaces_no_process(
+    client: "redis.Redis", clock: Clock, has_lapsed: bool, milliseconds: int
+) -> None:
+    """Redis was down. A process that has lapsed has a longer lease; the silence is one for all others as well."""
+    first, *others = started(client, clock, 3)
+    if has_lapsed:
+        hold_for(clock, LEASE_MS, *others)
+    hold_for(clock, BALANCED_MS, first, *others)
+    before = hold_for(clock, 5000, *others, first)
+    clock.now += milliseconds
+    first.hold(SHARDS)
+    after = hold_for(clock, 2 * GRACE_MS, *others, first)
+    assert [each[:3] for each in after] == [each[:3] for each in before]
+    assert [each.has_lapsed for each in (*others, first)] == [False, False, has_lapsed]
+
+
+def test_process_that_calls_rarely_replaces_one_that_is_killed(client: "redis.Redis", clock: Clock) -> None:
+    """It is the only one left, so that between its calls the table is as silent as if Redis was down."""
+    _, second = started(client, clock, 2)
+    for _ in range(4):
+        clock.now += LEASE_MS + 100
+        second.hold(SHARDS)
+    assert second.held.owned == frozenset(SHARDS)
 
 
 @pytest.mark.parametrize("seed", range(5))
