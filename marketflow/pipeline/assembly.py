@@ -218,6 +218,7 @@ class Parts(msgspec.Struct, dict=True, eq=False):
         now_ms = self.now_ms()
         closed = self.state.take_closed(now_ms)
         self.state.expire(now_ms)
+        self.cache.unwritten.expire(self.state.needs_slices_from(now_ms))
         self.log.late_ticks(self.state.late_ticks)
         return closed
 

@@ -81,7 +81,10 @@ class Pipeline(Parts):
         slices = rx.merge(received, left).pipe(ops.publish())
         # A shard that is lost is written once more, since without Redis this process has gone on with it all the same;
         # and again when it has read what came before the new owner was connected: it may lag behind.
+        # What could not be written comes first, so that refills that fail again and again reach all of it in turn; with
+        # what was evicted since, or is of a shard that was lost since. Newer versions follow in the other refills.
         slices_written = rx.merge(
+            self.refill(lambda _: self.cache.unwritten.all()),
             rx.merge(slices, self.refill(state.all_slices), gained.pipe(self.step(self.recent_slices_of))).pipe(
                 owned_slots
             ),

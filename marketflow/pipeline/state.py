@@ -495,6 +495,12 @@ class WindowState:
                 closed |= self._whole_minutes(start, series - self._unwritten.get(start, set()))
         return closed
 
+    def needs_slices_from(self, now_ms: int) -> int:
+        """Return the time (Unix ms) before which slices are needed no more: evicted here, and of closed minutes."""
+        with self._lock:
+            open_from = minute_start(now_ms - self._late_after_ms, self.minute_ms)
+            return max(min(open_from, self._slices.whole_from), self._oldest)
+
     def recent(self, series: Series, since: int) -> RecentCandles:
         """Newest tick of one series, and its slices and minutes that end after `since` (Unix ms).
 

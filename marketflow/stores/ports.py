@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 from marketflow.alerts.alert_model import StoredRule
 from marketflow.model import Candle, Candles, Hole, HoleState, Mode, Series, Slot, Tick
+from marketflow.stores.unwritten_slices import UnwrittenSlices
 
 
 class RecoveredCandles(NamedTuple):
@@ -273,6 +274,11 @@ class CacheWriter(Protocol):
     @property
     def complete(self) -> bool:
         """Whether it has everything that was written, as of the last probe, and no write has failed since."""
+        ...
+
+    @property
+    def unwritten(self) -> UnwrittenSlices:
+        """Slices that could not be written."""
         ...
 
     def put_newest(self, newest: dict[Series, Tick]) -> bool:

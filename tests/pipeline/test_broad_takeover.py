@@ -140,3 +140,31 @@ def test_first_read_is_kept_while_the_second_fails() -> None:
     takeover.play()
     assert takeover.reads > takeover.takes_over + 2
     assert takeover.first_reads == 2  # at the start, and at the takeover
+
+
+class OutageBeforeTakeover(BroadTakeover):
+    """Redis fails the owner for longer than it holds slices; the standby begins after that, and the owner is killed."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        uniform = self.random.uniform
+        self.fails = uniform(1, 8)
+        self.answers = self.fails + uniform(HELD_SECONDS, HELD_SECONDS + 15)
+        self.joins = self.answers + uniform(1, 5)
+        self.killed = self.joins + uniform(2.5, 10)
+        self.takes_over = self.killed + 1.25
+        self.reads = self.takes_over
+        self.steps = []
+
+    def play(self) -> None:
+        owner = self.processes[0]
+        assert owner is not None
+        self._in(self.fails, partial(setattr, owner, "cut_off", True))
+        self._in(self.answers, partial(setattr, owner, "cut_off", False))
+        super().play()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", seeds(8))
+def test_owner_keeps_what_redis_has_not_confirmed_until_it_has(seed: int) -> None:
+    OutageBeforeTakeover(seed).play()

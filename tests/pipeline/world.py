@@ -30,6 +30,7 @@ from marketflow.pipeline.graph import Pipeline
 from marketflow.pipeline.shard_ownership import Ownership
 from marketflow.pipeline.state import WindowState
 from marketflow.stores.ports import RecoveredCandles, RowsWritten, Wanted, every_series
+from marketflow.stores.unwritten_slices import UnwrittenSlices
 from tests.support.market import MINUTE
 
 START_MS = MINUTE
@@ -113,6 +114,7 @@ class FakeCache:
         self.archived_until = 0
         self.noted_as_stored: set[Slot] = set()
         self.broken_writes = 0
+        self.unwritten = UnwrittenSlices()
 
     @property
     def complete(self) -> bool:

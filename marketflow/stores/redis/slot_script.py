@@ -1,7 +1,7 @@
 """Writes slots to sorted sets by a Lua script; written for Redis 6.2."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -124,13 +124,20 @@ class SlotScript:
         """Trim every key at its next write, which sets its expiry as well: Redis may have been emptied."""
         self._keys = codec.WrittenKeys(self._key_of)  # new ones: writes under way change the former
 
-    def put(self, client: "redis.Redis", slots: Candles, untrimmed: Mapping[Series, Iterable[int]] = {}) -> None:
-        """Write slots.
+    def put(
+        self,
+        client: "redis.Redis",
+        slots: Candles,
+        untrimmed: Mapping[Series, Iterable[int]] = {},
+        on_written: Callable[[Collection[Slot]], None] = lambda slots: None,
+    ) -> None:
+        """Write slots, in their order.
 
         Args:
             client: of Redis.
             slots: whole slices or minutes.
             untrimmed: starts of minutes that are to be kept, however old.
+            on_written: called with those of each call that Redis has confirmed.
 
         Raises:
             redis.RedisError: not all are written.
@@ -141,7 +148,9 @@ class SlotScript:
         pause_factor = self._pause_factor if len(entries) > MANY_SLOTS else 0.0
         for begin in range(0, len(entries), _SLOTS_A_CALL):
             began = time.monotonic()
-            self._call(client, entries[begin : begin + _SLOTS_A_CALL], oldest, untrimmed)
+            some = entries[begin : begin + _SLOTS_A_CALL]
+            self._call(client, some, oldest, untrimmed)
+            on_written([slot for slot, _ in some])
             if pause_factor:
                 time.sleep(pause_factor * (time.monotonic() - began))
 

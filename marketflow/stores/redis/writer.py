@@ -4,8 +4,8 @@ The server's answer may be lost after it has done the work, so every command is 
 There is no INCR, no RPUSH and no hidden retry. Timeouts are short, and after a failure a circuit breaker rejects calls
 until a probe succeeds: an outage of Redis costs the pipeline one timeout each half second. The error of a newest price
 may be found some time after its write, see UnconfirmedWrites. Failed writes are not queued; memory holds their data and
-refills the cache afterwards. A process killed before that loses what only memory had: ticks since the failure, of
-minutes that were still open. PostgreSQL has the rest.
+refills the cache afterwards, see UnwrittenSlices. A process killed before that loses what only memory had: ticks since
+the failure, of minutes that were still open. PostgreSQL has the rest.
 """
 
 import time
@@ -34,6 +34,7 @@ from marketflow.stores.redis.recovery import RecoveryReader
 from marketflow.stores.redis.run_marker import RunMarker
 from marketflow.stores.redis.slot_script import PAUSE_FACTOR, SlotScript
 from marketflow.stores.redis.unconfirmed_writes import Command, UnconfirmedWrites
+from marketflow.stores.unwritten_slices import UnwrittenSlices
 
 EXPIRY_RENEWALS = 10
 """Parts of the expiry of a newest price: it is renewed after one part, so a price may expire one part too early."""
@@ -127,6 +128,8 @@ class RedisWriter:
         self._slices = script(bucket.window_key, keys.WINDOW_KEPT_MS, bucket.slices_channel)
         self._minutes = script(bucket.minutes_key, keys.MINUTES_TRIMMED_MS, bucket.minutes_channel)
         self._latest = codec.WrittenKeys(bucket.latest_key)
+        self.unwritten = UnwrittenSlices()
+        """Slices that could not be written."""
         self._unstored: dict[Series, set[int]] = {}  # starts of recovered minutes that exist only as slices
         self._complete_at_probe = False
         self.answers = True
@@ -238,10 +241,22 @@ class RedisWriter:
         are the only record of it.
 
         Raises:
-            Unavailable: not written.
+            Unavailable: not all are written; `unwritten` holds the others.
         """
-        with self._writing() as client:
-            self._slices.put(client, slices, self._unstored)
+        written = 0
+
+        def note(slots: Collection[Slot]) -> None:
+            nonlocal written
+            written += len(slots)
+            self.unwritten.remove(slots)
+
+        try:
+            with self._writing() as client:
+                self._slices.put(client, slices, self._unstored, note)
+        except BaseException:
+            self.unwritten.add(islice(slices.items(), written, None))
+            self._calls.incomplete = True  # again: a probe may just have reset it, for a refill without these
+            raise
 
     def put_minutes(self, minutes: Candles) -> bool:
         """Store closed minutes, publish them, and trim what is older than a day; return True, once that is confirmed.

@@ -22,6 +22,7 @@ from marketflow.stores.redis.buckets.writes_by_master import CALLS_AT_ONCE, Writ
 from marketflow.stores.redis.calls import redis_outage
 from marketflow.stores.redis.connection import buckets_of
 from marketflow.stores.redis.writer import RedisWriter
+from marketflow.stores.unwritten_slices import UnwrittenSlices
 
 _T = TypeVar("_T")
 _K = TypeVar("_K", Series, Slot)
@@ -47,6 +48,10 @@ class BucketedWriter:
         bucket_count: BucketCount | None = None,
     ) -> None:
         self._parts = parts
+        self.unwritten = UnwrittenSlices()
+        """Slices that could not be written, of all buckets."""
+        for part in parts:
+            part.unwritten = self.unwritten
         self._sole = parts[0] if len(parts) == 1 else None
         self._slot_map = slot_map
         self._bucket_count = bucket_count

@@ -1,0 +1,88 @@
+"""Bounded buffer of slices whose write to the cache has failed; drops the oldest first.
+
+They are held here until the cache has them or their minute has closed, though the window state may evict them before:
+only the process that received them may have them, and it may be killed. A refill writes them first, so that one that
+fails again and again writes all of them in turn.
+"""
+
+import threading
+from collections.abc import Collection, Iterable
+
+from marketflow.logs import RateLimit
+from marketflow.model import Candle, Candles, Series, Slot
+
+MOST_UNWRITTEN = 1_000_000
+"""How many are held, 340 MB with their candles: a minute of 15,000 series at a tick a second."""
+
+LOG_SECONDS = 60.0
+"""How often it is logged that some are dropped."""
+
+
+class UnwrittenSlices:
+    """Slices that the cache may lack, by start (Unix ms); for any number of threads.
+
+    Args:
+        limit: number beyond which the oldest are dropped.
+    """
+
+    def __init__(self, limit: int = MOST_UNWRITTEN) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._by_start: dict[int, dict[Series, Candle]] = {}
+        self._count = 0
+        self._log = RateLimit(LOG_SECONDS)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, slices: Iterable[tuple[Slot, Candle]]) -> None:
+        """Hold slices that were not written, in place of earlier versions."""
+        dropped = 0
+        with self._lock:
+            for (series, start), candle in slices:
+                by_series = self._by_start.setdefault(start, {})
+                self._count += series not in by_series
+                by_series[series] = candle
+            while self._count > self._limit:
+                dropped += self._drop(min(self._by_start))
+        if dropped:
+            self._log.log(
+                "dropped",
+                "ERROR",
+                f"{dropped} slices that Redis lacks are dropped: memory may hold no more. If this process is killed"
+                " before their minute is over, their ticks are lost",
+            )
+
+    def remove(self, slots: Collection[Slot]) -> None:
+        """Remove slices that were written. Costs nothing while there are none."""
+        if not self._count:
+            return
+        with self._lock:
+            for series, start in slots:
+                by_series = self._by_start.get(start)
+                if by_series is not None and by_series.pop(series, None) is not None:
+                    self._count -= 1
+                    if not by_series:
+                        del self._by_start[start]
+
+    def expire(self, before: int) -> None:
+        """Remove those that begin before a time (Unix ms)."""
+        if not self._count:
+            return
+        with self._lock:
+            for start in [start for start in self._by_start if start < before]:
+                self._drop(start)
+
+    def all(self) -> Candles:
+        """Return all of them, the oldest first."""
+        with self._lock:
+            return {
+                Slot(series, start): candle
+                for start in sorted(self._by_start)
+                for series, candle in self._by_start[start].items()
+            }
+
+    def _drop(self, start: int) -> int:
+        number = len(self._by_start.pop(start))
+        self._count -= number
+        return number
