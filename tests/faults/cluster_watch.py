@@ -19,7 +19,7 @@ import redis
 from marketflow.model import SLICE_MS, Mode, Series, Tick
 from marketflow.stores.redis.keys import Bucket, bucket_of
 from tests.api.streaming.stream_client import Stream
-from tests.faults.conftest import wait_until_connected
+from tests.faults.conftest import seconds_until, wait_until_connected
 from tests.support.application import Application, ScriptedExchange, now_ms
 from tests.support.core_waits import SAMPLE_SECONDS, CoreWaits
 from tests.support.oracle import Rows
@@ -104,7 +104,8 @@ class Watch:
         self._follower.start()
         note, ask = self._threads
         note.start()
-        wait_until(lambda: all(self.arrivals[symbol] for symbol in SYMBOLS), 10)  # before that it is a 404
+        # Before that it is a 404. Not for seconds: the follower has yet to start, which takes long on a busy machine.
+        wait_until(lambda: all(self.arrivals[symbol] for symbol in SYMBOLS))
         ask.start()
         return self
 
@@ -165,7 +166,10 @@ class Watch:
         while not self._ended.is_set():
             if not self._pipe.poll(0.1):
                 continue
-            at, kind, data = self._pipe.recv()
+            try:
+                at, kind, data = self._pipe.recv()
+            except EOFError:  # the follower has ended; what is awaited of it says so
+                return
             if kind == "prices":
                 for price in data["prices"]:
                     self.arrivals[price["symbol"]].append(at)
@@ -253,5 +257,5 @@ def started(roles: Roles, exchanges: Iterable[ScriptedExchange]) -> tuple[Applic
     """Return an ingest process and an API process that answers with its prices."""
     ingest, api = roles.ingest(), roles.api()
     wait_until_connected(api, exchanges)
-    wait_until(lambda: api.get("/health")["status"] == "ok", 10)
+    seconds_until(lambda: api.get("/health")["status"] == "ok", 10)
     return ingest, api

@@ -15,11 +15,11 @@ import pytest
 
 from marketflow.model import Series, Tick
 from tests.support.application import NO_TLS, Application, ScriptedExchange, Traffic, exchanges_setting, now_ms
-from tests.support.core_waits import CoreWaits
+from tests.support.core_waits import MOST_WAITED, CoreWaits
 from tests.support.oracle import Rows, assert_rows_equal, differences, missing, ticks_by_slot
 from tests.support.proxy import Proxy
 from tests.support.roles import Broadcasting, Roles
-from tests.support.servers import HOST, PATIENCE_SECONDS, RedisServer, wait_until
+from tests.support.servers import HOST, RedisServer, wait_until
 
 WINDOW_SECONDS = 1
 """Length of a minute in these tests, so that several pass while something is broken."""
@@ -156,7 +156,7 @@ def seconds_until(condition: Callable[[], object], timeout: float, message: str 
     """
     with CoreWaits.of_tests() as waits:
         began = time.monotonic()
-        wait_until(lambda: condition() or waits.seconds_since(began) >= timeout, PATIENCE_SECONDS)
+        wait_until(lambda: condition() or waits.seconds_since(began) >= timeout, timeout / (1 - MOST_WAITED) + 1)
         seconds = waits.seconds_since(began)
     assert seconds < timeout, f"{message} (waited {timeout} s)"
     return round(seconds, 2)

@@ -22,7 +22,14 @@ from tests.faults.cluster_watch import (
     started,
     symbols_of,
 )
-from tests.faults.conftest import WINDOW_MS, Record, wait_for_windows, wait_until_connected, wait_until_warm
+from tests.faults.conftest import (
+    WINDOW_MS,
+    Record,
+    seconds_until,
+    wait_for_windows,
+    wait_until_connected,
+    wait_until_warm,
+)
 from tests.support.application import ROOT, Application, ScriptedExchange, Traffic, now_ms
 from tests.support.oracle import Rows, assert_rows_equal
 from tests.support.redis_cluster import RedisCluster
@@ -80,7 +87,7 @@ def test_frozen_master_disturbs_no_others(
             wait_for_windows(2)
         wait_for_windows(2)
         assert_others_go_on(record_property, watch, frozen_at, theirs, promoted)
-        wait_until(lambda: api.get("/health")["redis"] == "ok", 10)
+        seconds_until(lambda: api.get("/health")["redis"] == "ok", 10)
     stop_all(ingest, api)
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
     assert_answers_good(watch, traffic)
@@ -120,9 +127,9 @@ def test_master_cut_off_from_the_others_is_replaced(
             assert api.switch("live") == {"mode": "live", "previous": "live"}
             assert_others_go_on(record_property, watch, cut_at, theirs, promoted)
         wait_for_windows(1)
-        wait_until(lambda: api.get("/health")["redis"] == "ok", 10)
+        seconds_until(lambda: api.get("/health")["redis"] == "ok", 10)
         for symbol in theirs:
-            wait_until(lambda s=symbol: api.get(f"/prices/average/{s}?period=1s")["ticks"] > 100, 5)  # type: ignore[misc]
+            seconds_until(lambda s=symbol: api.get(f"/prices/average/{s}?period=1s")["ticks"] > 100, 5)  # type: ignore[misc]
     stop_all(ingest, api)
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
     assert_answers_good(watch, traffic)
@@ -169,8 +176,8 @@ def test_restart_of_the_whole_cluster_keeps_rows_exact(
             node.start()
         redis_cluster.wait_until_whole()
         back_at = time.monotonic()
-        wait_until(lambda: api.get("/health")["status"] == "ok", 10)
-        wait_until(lambda: all(watch.arrivals[symbol][-1] > back_at for symbol in SYMBOLS), 5)
+        seconds_until(lambda: api.get("/health")["status"] == "ok", 10)
+        seconds_until(lambda: all(watch.arrivals[symbol][-1] > back_at for symbol in SYMBOLS), 5)
         wait_for_windows(1)
     stop_all(ingest, api)
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
@@ -207,7 +214,7 @@ def test_cluster_with_tls_and_a_user_survives_a_killed_master(
             master = cluster.masters()[0]
             master.kill()
             seconds_until_replaced(cluster, master)
-            wait_until(lambda: api.get("/health")["redis"] == "ok", 10)
+            seconds_until(lambda: api.get("/health")["redis"] == "ok", 10)
             wait_for_windows(1)
         stop_all(ingest, api)
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
@@ -229,7 +236,7 @@ def test_owner_and_master_killed_together_lose_no_tick(
         with redis_cluster.killed(redis_cluster.owner_of(SHARDS_KEY)):
             first.kill()
             wait_for_windows(5)
-        wait_until(lambda: api.get("/health")["status"] == "ok", 10)
+        seconds_until(lambda: api.get("/health")["status"] == "ok", 10)
         wait_for_windows(1)
     stop_all(second, api)
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
@@ -249,7 +256,7 @@ def test_mode_switch_during_failover_is_adopted(
             assert answer.status_code in (200, 503), answer.text
             assert "unavailable" in answer.text or answer.status_code == 200
             assert time.monotonic() - began < 10
-        wait_until(lambda: api.get("/mode") == {"mode": "test"}, 5)
+        seconds_until(lambda: api.get("/mode") == {"mode": "test"}, 5)
         wait_until(lambda: api.find("/prices/latest/COIN0"))
         assert api.get("/health")["exchanges"] == dict.fromkeys([each.name for each in broadcasting], "generated")
     stop_all(ingest, api)
@@ -296,10 +303,10 @@ def test_cluster_that_needs_every_slot_is_back_after_a_failover(
         with Traffic(broadcasting, SYMBOLS, rate=100) as traffic, Watch(api) as watch:
             wait_for_windows(1)
             stack.enter_context(redis_cluster.killed(redis_cluster.masters()[2]))
-            wait_until(lambda: api.get("/health")["redis"] == "down", 5)
-            wait_until(lambda: api.get("/health")["status"] == "ok", 10)
+            seconds_until(lambda: api.get("/health")["redis"] == "down", 5)
+            seconds_until(lambda: api.get("/health")["status"] == "ok", 10)
             back_at = time.monotonic()
-            wait_until(lambda: all(watch.arrivals[symbol][-1] > back_at for symbol in SYMBOLS), 5)
+            seconds_until(lambda: all(watch.arrivals[symbol][-1] > back_at for symbol in SYMBOLS), 5)
             wait_for_windows(1)
     stop_all(ingest, api)
     assert_rows_equal(rows(), traffic.sent, WINDOW_MS)
@@ -320,12 +327,12 @@ def test_changed_number_of_buckets_loses_no_tick(
         assert other.fails() == 1
         assert "redis.buckets is 5, but the keys in Redis are divided into 16" in other.log
         assert "Traceback" not in other.log
-    wait_until(lambda: answers_all(api, traffic), 10)
+    seconds_until(lambda: answers_all(api, traffic), 10)
     ingest.kill()
     roles.settings |= {"REDIS__BUCKETS": 5}
     ingest, new_api = started(roles, broadcasting)
-    wait_until(lambda: answers_all(new_api, traffic), 10)
-    wait_until(lambda: api.get("/health")["redis"] == "down", 5)
+    seconds_until(lambda: answers_all(new_api, traffic), 10)
+    seconds_until(lambda: api.get("/health")["redis"] == "down", 5)
     wait_until(lambda: now_ms() % MINUTE_MS < 40_000, 21)  # the archive gets none of what is sent next
     again_at = now_ms()
     with Traffic(broadcasting, SYMBOLS, rate=100) as traffic:
@@ -335,7 +342,7 @@ def test_changed_number_of_buckets_loses_no_tick(
     # Where a minute has ended meanwhile, the archive has prices of before.
     found = [datetime.fromisoformat(answer.json()["timestamp"]) for answer in answers if answer.status_code == 200]
     assert all(at.timestamp() * 1000 < again_at for at in found)
-    wait_until(lambda: answers_all(new_api, traffic), 10)
+    seconds_until(lambda: answers_all(new_api, traffic), 10)
     stop_all(ingest, api, new_api)
     assert_rows_equal(rows(), traffic.sent)
 

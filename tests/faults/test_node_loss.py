@@ -18,7 +18,7 @@ from tests.faults.cluster_watch import (
     started,
     symbols_of,
 )
-from tests.faults.conftest import RATE, WINDOW_MS, Record, StartApplication, wait_for_windows, wrong_rows
+from tests.faults.conftest import RATE, WINDOW_MS, Record, StartApplication, seconds_until, wait_for_windows, wrong_rows
 from tests.support.application import Application, ScriptedExchange, Traffic, now_ms
 from tests.support.oracle import Rows, assert_rows_equal
 from tests.support.redis_cluster import RedisCluster
@@ -36,7 +36,7 @@ def test_one_process_runs_on_a_cluster(
 ) -> None:
     application = start(servers)
     with Traffic(exchanges, SYMBOLS, rate=RATE) as traffic:
-        wait_until(lambda: application.get("/health")["status"] == "ok", 10)
+        seconds_until(lambda: application.get("/health")["status"] == "ok", 10)
         wait_for_windows(2)
         for symbol in SYMBOLS:
             application.get(f"/prices/latest/{symbol}")
@@ -44,7 +44,7 @@ def test_one_process_runs_on_a_cluster(
         traffic.end()
         at = now_ms()
         wait_for_windows(1)
-        wait_until(lambda: not wrong_rows(rows(), traffic.sent, at), 5)
+        seconds_until(lambda: not wrong_rows(rows(), traffic.sent, at), 5)
     assert application.stop()[0] == 0
     assert "Traceback" not in application.log
 
@@ -107,7 +107,7 @@ def test_killed_master_costs_its_buckets_three_seconds(
         assert_not_disturbed(record_property, watch, others, killed_at)
         record_property("slowest answer", watch.slowest)
         record_property("answers", dict(watch.statuses))
-        wait_until(lambda: api.get("/health")["redis"] == "ok", 10)
+        seconds_until(lambda: api.get("/health")["redis"] == "ok", 10)
         traffic.end()
         at = now_ms()
         wait_for_windows(1)
@@ -142,10 +142,10 @@ def test_emptied_master_is_refilled_under_load(
         theirs = symbols_of(redis_cluster, emptied)
         before = {symbol: api.get(f"/prices/average/{symbol}?period=10s")["ticks"] for symbol in theirs}
         emptied.call("FLUSHALL")
-        wait_until(lambda: int(emptied.call("DBSIZE")) > 0, 5)
-        wait_until(lambda: is_refilled(api), 5)
+        seconds_until(lambda: int(emptied.call("DBSIZE")) > 0, 5)
+        seconds_until(lambda: is_refilled(api), 5)
         for symbol, ticks in before.items():
-            wait_until(lambda s=symbol, t=ticks: api.get(f"/prices/average/{s}?period=10s")["ticks"] >= 0.8 * t, 5)  # type: ignore[misc]
+            seconds_until(lambda s=symbol, t=ticks: api.get(f"/prices/average/{s}?period=10s")["ticks"] >= 0.8 * t, 5)  # type: ignore[misc]
     assert watch.statuses.keys() <= {200, 503}, watch.refused[:10]
     assert not watch.counted_twice(traffic.sent)
     stop_all(ingest, api)
@@ -170,8 +170,8 @@ def test_resharding_under_load_keeps_rows_and_answers(
         moved_at = time.monotonic()
         assert moving
         assert moving <= symbols_of(redis_cluster, target)
-        wait_until(lambda: is_refilled(api), 10)
-        wait_until(lambda: all(watch.arrivals[symbol][-1] > moved_at for symbol in SYMBOLS), 5)
+        seconds_until(lambda: is_refilled(api), 10)
+        seconds_until(lambda: all(watch.arrivals[symbol][-1] > moved_at for symbol in SYMBOLS), 5)
     assert watch.statuses.keys() <= {200, 503}, watch.refused[:10]
     assert not watch.counted_twice(traffic.sent)
     stop_all(ingest, api)

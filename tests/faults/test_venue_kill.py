@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from marketflow.feeds.venues.venue import Side, Trade
 from marketflow.model import MINUTE_MS, Mode, Series, Slot, minute_start
+from tests.faults.conftest import seconds_until
 from tests.support.application import Application, now_ms, wait_until_over
 from tests.support.oracle import Rows
 from tests.support.servers import wait_until
@@ -32,6 +33,9 @@ RATES = {"okx": 100}
 
 NOT_SENT = 797
 """Every trade whose number this divides is never sent."""
+
+KILLING_SECONDS = 60
+"""After which no more kills follow: on a machine that is not busy all of them take half of it."""
 
 SIDES: tuple[Side, Side] = ("buy", "sell")
 
@@ -128,14 +132,18 @@ def venue_settings(server: VenueServer, venue: str) -> dict[str, object]:
 
 def kill_soon(application: Application, server: VenueServer, seconds: float) -> None:
     """Kill it some seconds after it has subscribed."""
-    wait_until(lambda: server.connections and server.received[-1], timeout=20)
+    wait_until(lambda: server.connections and server.received[-1])
     threading.Event().wait(seconds)
     application.kill()
 
 
+def read(application: Application, path: str, **query: str) -> Any:
+    """A good answer, as soon as there is one: on a busy machine PostgreSQL may answer too late for a request."""
+    return wait_until(lambda: application.find(path, **query))
+
+
 def all_holes(application: Application) -> list[dict[str, Any]]:
-    """Its holes, as soon as it has read them: on a busy machine PostgreSQL may answer too late for a request."""
-    holes: list[dict[str, Any]] = wait_until(lambda: application.find("/holes", limit="1000"))["holes"]
+    holes: list[dict[str, Any]] = read(application, "/holes", limit="1000")["holes"]
     return holes
 
 
@@ -151,15 +159,19 @@ def has_more(server: VenueServer, connections: int) -> bool:
 def killed_again_and_again(
     application: Application, server: VenueServer, kills: int, chance: random.Random
 ) -> list[int]:
-    """Kill and start it repeatedly; return the minutes from the first kill on, once the last one is over."""
-    killed = []
-    for _ in range(kills):
+    """Kill and start it repeatedly; return the minutes from the first kill on, once the last one is over.
+
+    Less often on a machine so busy that starts take long, but twice within a minute.
+    """
+    killed: list[int] = []
+    until = monotonic() + KILLING_SECONDS
+    while len(killed) < kills and (monotonic() < until or max(Counter(killed).values()) < 2):
         connections = len(server.connections)
         kill_soon(application, server, chance.uniform(0.1, 1.5))
         killed.append(minute_start(now_ms()))
         application.start()
-        wait_until(partial(has_more, server, connections), timeout=20)
-    assert max(Counter(killed).values()) >= max(2, kills // 3)  # most often nearly all
+        wait_until(partial(has_more, server, connections))
+    assert max(Counter(killed).values()) >= 2  # most often nearly all
     minutes = [*range(killed[0], minute_start(now_ms()) + 1, MINUTE_MS)]
     wait_until_over(minutes[-1] + MINUTE_MS)
     return minutes
@@ -181,10 +193,10 @@ def test_kills_within_a_minute_leave_rows_exact(
                 minutes = killed_again_and_again(application, server, kills, random.Random(3))
                 expected = expected_rows(trading, venue, minutes)
                 with suppress(AssertionError):
-                    wait_until(lambda: not wrong_rows(rows(), expected), timeout=seconds)
+                    seconds_until(lambda: not wrong_rows(rows(), expected), seconds)
                 assert not wrong_rows(rows(), expected), application.log[-4000:]
                 over = minutes[-1] + MINUTE_MS
-                wait_until(lambda: states_of_holes(application, over) == {"filled"}, timeout=60)
+                seconds_until(lambda: states_of_holes(application, over) == {"filled"}, 60)
 
 
 @pytest.mark.timeout(300)
@@ -200,10 +212,10 @@ def test_kills_on_a_venue_without_older_trades_are_marked(
                 minutes = killed_again_and_again(application, server, 4, random.Random(3))
                 expected = expected_rows(trading, "bybit", minutes)
                 with suppress(AssertionError):
-                    wait_until(lambda: not unmarked(application, rows(), expected), timeout=45)
+                    seconds_until(lambda: not unmarked(application, rows(), expected), 45)
                 assert not unmarked(application, rows(), expected), application.log[-4000:]
                 assert wrong_rows(rows(), expected)
-                assert "given_up" in states_of_holes(application, minutes[-1] + MINUTE_MS)
+                seconds_until(lambda: "given_up" in states_of_holes(application, minutes[-1] + MINUTE_MS), 60)
 
 
 def unmarked(application: Application, rows: Rows, expected: Expected) -> list[str]:
@@ -215,7 +227,7 @@ def unmarked(application: Application, rows: Rows, expected: Expected) -> list[s
         at = datetime.fromtimestamp(slot.start / 1000, UTC).isoformat()
         until = datetime.fromtimestamp((slot.start + MINUTE_MS) / 1000, UTC).isoformat()
         path = f"/candles/{slot.series.exchange}/{slot.series.symbol}"
-        candles = application.get(path, **{"interval": "1m", "from": at, "to": until})["candles"]
+        candles = read(application, path, **{"interval": "1m", "from": at, "to": until})["candles"]
         if not any(each["complete"] is False or each["source"] == "venue" for each in candles):
             found.append(f"{slot}: {candles}")
     return found
