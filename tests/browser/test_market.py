@@ -68,6 +68,15 @@ def test_all_panels_show_the_same_moment(start: Start, look: Look) -> None:
     assert visit.row().locator(".reference").text_content() != first
 
 
+def test_values_of_a_candle_take_a_row_for_each_group(start: Start, look: Look) -> None:
+    """Prices, and what was traded: no value is alone in a third row."""
+    visit = look(start(MODE="test").port, viewport=DESKTOP)
+    page = visit.open()
+    expect(page.locator("#legend .vwap")).to_have_text(re.compile("[0-9]"))
+    rows = "(lines) => lines.map((line) => new Set([...line.children].map((pair) => pair.offsetTop)).size)"
+    assert page.locator("#legend .line:not(.overlays)").evaluate_all(rows) == [1, 1]
+
+
 def test_period_panel_shows_extremes_and_average(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
     page = visit.open("period=1h")
     exchanges[0].send(100.0, 120.0)

@@ -5,8 +5,8 @@ import { amount, count, decimalsFor, minute, percent, price } from "./format.js"
 import { statesOf } from "./marks.js";
 import { OVERLAYS } from "./overlays.js";
 
-const PRICES = ["time", "open", "high", "low", "close", "change", "average", "ticks"];
-const TRADED = ["volume", "bought", "turnover", "vwap", "state"];
+const PRICES = ["time", "open", "high", "low", "close", "change", "average"];
+const TRADED = ["ticks", "volume", "bought", "turnover", "vwap", "state"];
 const LABELS = { time: "", change: "", average: "avg", state: "" };
 
 const TITLES = {
@@ -75,7 +75,7 @@ export class Legend {
     say(this.values.volume, amount(candle.volume));
     say(this.values.turnover, amount(candle.turnover));
     say(this.values.bought, boughtShare(candle));
-    for (const name of ["average", "ticks", ...TRADED.slice(0, -1)]) this.#explainUnknown(name);
+    for (const name of ["average", ...TRADED.slice(0, -1)]) this.#explainUnknown(name);
     const marks = marksOf(candle);
     say(this.values.state, marks.map((mark) => WORDS[mark]).join(", "));
     this.values.state.dataset.state = ["incomplete", "differs", "verified"].find((mark) => marks.some((each) => each === mark)) ?? "";
