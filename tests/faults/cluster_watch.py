@@ -25,7 +25,7 @@ from tests.support.core_waits import SAMPLE_SECONDS, CoreWaits
 from tests.support.oracle import Rows
 from tests.support.redis_cluster import ClusterNode, RedisCluster
 from tests.support.roles import Roles
-from tests.support.servers import wait_until
+from tests.support.servers import PATIENCE_SECONDS, wait_until
 
 SYMBOLS = [f"COIN{number}" for number in range(15)]
 """Enough for buckets on each master."""
@@ -185,7 +185,8 @@ class Watch:
             for symbol in SYMBOLS:
                 for path in (f"/prices/latest/{symbol}", f"/prices/average/{symbol}?period=10s", "/tickers", "/health"):
                     began = time.monotonic()
-                    answer = self._api.http.get(path)
+                    # Its time is judged without waits for a core: on a busy machine it may be long by the clock.
+                    answer = self._api.http.get(path, timeout=PATIENCE_SECONDS)
                     self.statuses[answer.status_code] += 1
                     if answer.status_code != 200:
                         self.refused.append((path, began, answer.text))
