@@ -112,7 +112,7 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(PATIENCE_SECONDS + 1)
         self._follower.kill()
         self._follower.join(10)
         self._pipe.close()
@@ -184,6 +184,8 @@ class Watch:
         while not self._ended.is_set():
             for symbol in SYMBOLS:
                 for path in (f"/prices/latest/{symbol}", f"/prices/average/{symbol}?period=10s", "/tickers", "/health"):
+                    if self._ended.is_set():  # a round of all of them may take longer than `__exit__` waits
+                        return
                     began = time.monotonic()
                     # Its time is judged without waits for a core: on a busy machine it may be long by the clock.
                     answer = self._api.http.get(path, timeout=PATIENCE_SECONDS)
