@@ -102,9 +102,10 @@ class Visit:
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
+    # The shell first: without a window of the browser around it, a page takes 2.4 s of CPU instead of 5.2.
+    chromium = shutil.which("chromium-headless-shell") or shutil.which("chromium")
     if chromium is None:
-        pytest.skip("there is no chromium (Debian's package of this name)")
+        pytest.skip("there is no Chromium (Debian's package chromium-headless-shell, or chromium)")
     with sync_playwright() as playwright, playwright.chromium.launch(executable_path=chromium, args=FLAGS) as browser:
         yield browser
 
