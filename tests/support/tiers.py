@@ -30,19 +30,24 @@ def takes_minutes(item: pytest.Item) -> bool:
     return timeout is not None and timeout.args[0] > _USUAL_TIMEOUT_SECONDS
 
 
+_harmless: dict[int, object] = {}
+"""What refers to nothing that starts a process, by id; kept, so that nothing else has this id."""
+
+
 @functools.cache  # the same fixtures again and again
 def starts_process(function: object) -> bool:
     """Whether a function refers to what starts a process, directly or by way of other code of the tests."""
-    seen: set[int] = set()
+    seen: dict[int, object] = {}
     waiting = [function]
     while waiting:
         one = waiting.pop()
-        if id(one) in seen:
+        if id(one) in seen or id(one) in _harmless:
             continue
-        seen.add(id(one))
+        seen[id(one)] = one
         if _is_starter(one):
             return True
         waiting.extend(_references(one))
+    _harmless.update(seen)
     return False
 
 
