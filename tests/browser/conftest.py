@@ -138,7 +138,7 @@ Start = Callable[..., Application]
 
 @pytest.fixture
 def start(server_folder: Path, servers: dict[str, object], exchanges: list[ScriptedExchange]) -> Iterator[Start]:
-    """Starts an application in live mode on three exchanges; takes more settings, and waits for the connections."""
+    """Starts an application in live mode on three exchanges; takes more settings; waits for tables and connections."""
     with ExitStack() as stack:
 
         def started(**settings: object) -> Application:
@@ -148,6 +148,8 @@ def start(server_folder: Path, servers: dict[str, object], exchanges: list[Scrip
                 "FLOW__RECONNECT_AFTER_SECONDS": 0.1,
             }
             application = stack.enter_context(Application(server_folder, servers | given | settings))
+            # Tests write to tables that are not there before, on a busy machine.
+            wait_until(lambda: application.get("/health")["postgres"] == "ok")
             if (given | settings)["MODE"] == "live":
                 states = {exchange.name: "connected" for exchange in exchanges}
                 wait_until(lambda: application.get("/health")["exchanges"] == states, timeout=20)
