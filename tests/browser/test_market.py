@@ -77,6 +77,15 @@ def test_values_of_a_candle_take_a_row_for_each_group(start: Start, look: Look) 
     assert page.locator("#legend .line:not(.overlays)").evaluate_all(rows) == [1, 1]
 
 
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (1366, 768)])
+def test_three_exchanges_are_listed_on_low_screens(start: Start, look: Look, width: int, height: int) -> None:
+    visit = look(start(MODE="test").port, viewport={"width": width, "height": height})
+    page = visit.open()
+    expect(page.locator("#comparison .price").last).to_have_text(re.compile("[0-9]"))
+    expect(page.locator("#comparison-gap")).to_contain_text("buy on")
+    assert page.locator("#comparison").evaluate("(one) => one.scrollHeight <= one.clientHeight")
+
+
 def test_period_panel_shows_extremes_and_average(visit: Visit, exchanges: list[ScriptedExchange]) -> None:
     page = visit.open("period=1h")
     exchanges[0].send(100.0, 120.0)
