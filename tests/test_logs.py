@@ -1,3 +1,4 @@
+import asyncio
 import io
 import itertools
 import json
@@ -5,6 +6,7 @@ import logging
 import os
 import re
 import select
+import socket
 import subprocess
 import sys
 import threading
@@ -16,11 +18,13 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import pytest
+import uvloop
 from loguru import logger
 
 from marketflow import logs
 from marketflow.errors import Unavailable
 from marketflow.logs import Outage, RateLimit, writer
+from tests.support.servers import HOST
 
 
 class Sink(io.StringIO):
@@ -251,6 +255,29 @@ def test_requests_are_logged_at_debug_only() -> None:
     sink = opened("json", "DEBUG")
     access.info('%s - "%s"', "127.0.0.1", "GET /")
     assert [record["level"] for record in sink.records()] == ["DEBUG"]
+
+
+def test_lost_tls_connection_is_no_error() -> None:
+    """uvloop logs it with a traceback, though whoever uses the connection gets the error as well."""
+    sink = opened("text")
+
+    async def write_to_closed() -> None:
+        loop = asyncio.get_running_loop()
+        with socket.create_server((HOST, 0)) as listener:
+            transport, _ = await loop.create_connection(asyncio.Protocol, *listener.getsockname())
+            transport.abort()
+            await asyncio.sleep(0)
+            try:
+                transport.write(b"late")
+            except RuntimeError as error:
+                message = "Fatal error on SSL protocol"
+                loop.call_exception_handler({"message": message, "exception": error, "transport": transport})
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(write_to_closed())
+    assert sink.lines() == []
+    logging.getLogger("asyncio").error("Fatal error on SSL protocol", exc_info=RuntimeError("another"))
+    assert len(sink.lines()) > 1
 
 
 @pytest.mark.parametrize("library", ["websockets.server", "picows.client", "httpx"])

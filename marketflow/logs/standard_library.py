@@ -44,7 +44,7 @@ class _LoguruHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         omitted: int | None = 0
-        if record.name.startswith(_RATE_LIMITED):
+        if record.name.startswith(_RATE_LIMITED) and not _is_lost_connection(record):
             omitted = self._limit.admit((record.name, str(record.msg).partition("\n")[0]))  # addresses follow
         if omitted is None:
             return
@@ -66,8 +66,18 @@ def _message(record: logging.LogRecord) -> str:
     return message
 
 
+def _is_lost_connection(record: logging.LogRecord) -> bool:
+    """Whether uvloop logs that a TLS connection was lost while it wrote to it, as it logs no other loss.
+
+    Whoever uses the connection gets the error as well.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    is_of_loop = record.name == "asyncio" and isinstance(error, RuntimeError)
+    return is_of_loop and str(error).endswith("the handler is closed")
+
+
 def _level(record: logging.LogRecord) -> str | int:
-    if record.name == "uvicorn.access":
+    if record.name == "uvicorn.access" or _is_lost_connection(record):
         return "DEBUG"
     try:
         return logger.level(record.levelname).name
