@@ -10,7 +10,8 @@ or is back with older data. So for GRACE_SECONDS no process is replaced and no s
 they hold, and the later epoch wins.
 
 A process that calls again after its lease has expired is short of CPU. A handover costs CPU, so its shards would go to
-and fro. For LAPSED_SECONDS it has a longer lease, and gets no shard that another process can take.
+and fro. For LAPSED_SECONDS it has a longer lease, and becomes the owner of none that another process can own. It is a
+standby as before, which costs less, and its feeds stay connected: one that is suspended has ticks that nobody else has.
 """
 
 import os
@@ -172,7 +173,7 @@ local function spread()
     local function least(shard, kind, other_kind, except)
         local load, other, best = loads(kind), loads(other_kind), nil
         local function less(name)
-            if not lapsed[name] ~= not lapsed[best] then return not lapsed[name] end
+            if kind == 'owner' and not lapsed[name] ~= not lapsed[best] then return not lapsed[name] end
             if load[name] ~= load[best] then return load[name] < load[best] end
             return other[name] < other[best]
         end
@@ -203,7 +204,8 @@ local function spread()
             for _, name in ipairs(order) do
                 if kind == 'standby' or not members[name].takes_all then
                     if not from or load[name] > load[from] then from = name end
-                    if not lapsed[name] and (not to or load[name] < load[to]) then to = name end
+                    local can_take = kind == 'standby' or not lapsed[name]
+                    if can_take and (not to or load[name] < load[to]) then to = name end
                 end
             end
             for _, shard in ipairs(from and to and load[from] - load[to] > 1 and shards or {}) do
