@@ -51,7 +51,7 @@ ALONE_LEASE_SECONDS = 2.5 * ALONE_CALL_SECONDS
 STATE_SECONDS = 3.0
 """Expiry of the published state."""
 
-LAPSED_SECONDS = 60.0
+LAPSED_SECONDS = 20.0
 """How long a process counts as short of CPU, after its last call that was late by a lease."""
 
 LAPSED_LEASE_SECONDS = 3.0

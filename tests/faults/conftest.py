@@ -137,7 +137,7 @@ def wait_until_connected(application: Application, exchanges: Iterable[ScriptedE
 
 def wait_until_warm(exchanges: Sequence[ScriptedExchange], count: int = 2) -> None:
     """Wait until `count` processes have been connected to every exchange for a second."""
-    wait_until(lambda: all(len(exchange.clients) == count for exchange in exchanges), timeout=20)
+    wait_until(lambda: all(exchange.connections() == count for exchange in exchanges), timeout=20)
     at = now_ms() + 1000
     wait_until(lambda: now_ms() >= at)
 

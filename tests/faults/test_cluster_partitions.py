@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from marketflow.cluster.shard_table import LAPSED_SECONDS
 from marketflow.stores.redis.keys import SHARDS_KEY
 from tests.faults.cluster_watch import SYMBOLS, Watch, on_cluster, symbols_of
 from tests.faults.conftest import WINDOW_MS, Record, wait_for_windows, wait_until_connected, wait_until_warm
@@ -84,7 +85,7 @@ def test_owner_cut_off_from_redis_is_replaced_and_writes_no_more(
             record_property("longest gap of what it could not write", gap)
             assert gap <= TAKEN_OVER_SECONDS
             way.heal()
-            wait_until(lambda: any(owned()), 10, "it gets no shard back")
+            wait_until(lambda: any(owned()), LAPSED_SECONDS + 10, "it gets no shard back")
             back_at = time.monotonic()
             wait_until(lambda: time.monotonic() - back_at > WRITTEN_SECONDS, 10)
             since = time.monotonic()

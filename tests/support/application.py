@@ -68,6 +68,10 @@ class ScriptedExchange:
         self.port = port
         self.open()
 
+    def connections(self) -> int:
+        """Return how many clients have not hung up."""
+        return sum(not _hung_up(client) for client in list(self.clients))
+
     def open(self) -> None:
         """Listen, on the port of before."""
         self._listener = socket.create_server((HOST, self.port))
