@@ -258,7 +258,7 @@ def test_requests_are_logged_at_debug_only() -> None:
 
 
 def test_lost_tls_connection_is_no_error() -> None:
-    """uvloop logs it with a traceback, though whoever uses the connection gets the error as well."""
+    """uvloop logs it with a traceback, though the code that uses the connection gets the error as well."""
     sink = opened("text")
 
     async def write_to_closed() -> None:

@@ -10,7 +10,7 @@ from marketflow.alerts.alert_model import AlertKind, AlertRule, Direction, Perio
 from marketflow.model import REFERENCE
 
 _NAME = "the name of a configured one, of at most 32 characters"
-ALLOWED = {
+_ALLOWED = {
     "kind": f"one of {', '.join(get_args(AlertKind))}",
     "symbol": _NAME,
     "exchange": _NAME,
@@ -88,18 +88,18 @@ def _in_words(error: str) -> str:
     what = error[: at.start()] if at else error
     if missing := _MISSING.fullmatch(what):
         path = f"{place}.{missing[1]}".lstrip(".")
-        return f"`{path}` is missing, which must be {ALLOWED[path]}"
+        return f"`{path}` is missing, which must be {_ALLOWED[path]}"
     if unknown := _UNKNOWN.fullmatch(what):
         return _unknown_key(f"{place}.".lstrip("."), unknown[1])
-    if place in ALLOWED:
-        return f"`{place}` must be {ALLOWED[place]}"
+    if place in _ALLOWED:
+        return f"`{place}` must be {_ALLOWED[place]}"
     return "a rule is an object"
 
 
 def _unknown_key(prefix: str, name: str) -> str:
     import difflib  # no rule without a mistake needs it
 
-    known = {path.removeprefix(prefix) for path in ALLOWED if path.startswith(prefix)}
+    known = {path.removeprefix(prefix) for path in _ALLOWED if path.startswith(prefix)}
     meant = difflib.get_close_matches(name.lower()[:40], {each for each in known if "." not in each} - {name}, n=1)
     hint = f"; did you mean `{prefix}{meant[0]}`" if meant else ""
     shown = ascii(name[:40])[1:-1]

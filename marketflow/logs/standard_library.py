@@ -43,8 +43,9 @@ class _LoguruHandler(logging.Handler):
         self._limit = RateLimit(10.0)
 
     def emit(self, record: logging.LogRecord) -> None:
+        is_lost_connection = _is_lost_connection(record)
         omitted: int | None = 0
-        if record.name.startswith(_RATE_LIMITED) and not _is_lost_connection(record):
+        if record.name.startswith(_RATE_LIMITED) and not is_lost_connection:
             omitted = self._limit.admit((record.name, str(record.msg).partition("\n")[0]))  # addresses follow
         if omitted is None:
             return
@@ -53,7 +54,7 @@ class _LoguruHandler(logging.Handler):
             entry["name"] = record.name
 
         source = logger.patch(rename).opt(exception=record.exc_info)
-        source.log(_level(record), _message(record) + omitted_text(omitted))
+        source.log("DEBUG" if is_lost_connection else _level(record), _message(record) + omitted_text(omitted))
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -69,7 +70,7 @@ def _message(record: logging.LogRecord) -> str:
 def _is_lost_connection(record: logging.LogRecord) -> bool:
     """Whether uvloop logs that a TLS connection was lost while it wrote to it, as it logs no other loss.
 
-    Whoever uses the connection gets the error as well.
+    The code that uses the connection gets the error as well.
     """
     error = record.exc_info[1] if record.exc_info else None
     is_of_loop = record.name == "asyncio" and isinstance(error, RuntimeError)
@@ -77,7 +78,7 @@ def _is_lost_connection(record: logging.LogRecord) -> bool:
 
 
 def _level(record: logging.LogRecord) -> str | int:
-    if record.name == "uvicorn.access" or _is_lost_connection(record):
+    if record.name == "uvicorn.access":
         return "DEBUG"
     try:
         return logger.level(record.levelname).name

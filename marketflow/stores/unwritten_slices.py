@@ -6,7 +6,7 @@ fails again and again writes all of them in turn.
 """
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from marketflow.logs import RateLimit
 from marketflow.model import Candle, Candles, Series, Slot
@@ -53,12 +53,12 @@ class UnwrittenSlices:
                 " before their minute is over, their ticks are lost",
             )
 
-    def remove(self, slots: Collection[Slot]) -> None:
+    def remove(self, slices: Iterable[tuple[Slot, Candle]]) -> None:
         """Remove slices that were written. Costs nothing while there are none."""
         if not self._count:
             return
         with self._lock:
-            for series, start in slots:
+            for (series, start), _ in slices:
                 by_series = self._by_start.get(start)
                 if by_series is not None and by_series.pop(series, None) is not None:
                     self._count -= 1

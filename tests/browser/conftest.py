@@ -198,9 +198,6 @@ def record(postgres_db: dict[str, Any]) -> Callable[..., None]:
             values=sql.SQL(", ").join(map(sql.Literal, columns.values())),
         )
         with psycopg.connect(**postgres_db) as connection:
-            # An application is ready before it has made the tables.
-            made = "select to_regclass('ddl_applied')"
-            wait_until(lambda: connection.execute(made).fetchall() != [(None,)], message="there are no tables")
             connection.execute(query, (symbol, exchange, begun, later, later, minutes))
 
     return recorded

@@ -38,11 +38,11 @@ def test_later_version_replaces_an_earlier_one() -> None:
 def test_slices_that_are_written_or_no_longer_needed_are_removed() -> None:
     unwritten = UnwrittenSlices()
     unwritten.add(slices(300, 100, 200, of=2).items())
-    unwritten.remove(slices(200, 400, of=3))
+    unwritten.remove(slices(200, 400, of=3).items())
     assert list(unwritten.all()) == [Slot(series, start) for start in (100, 300) for series in SERIES[:2]]
     unwritten.expire(300)
     assert unwritten.all() == slices(300, of=2)
-    unwritten.remove(slices(300, of=2))
+    unwritten.remove(slices(300, of=2).items())
     assert (len(unwritten), unwritten.all()) == (0, {})
 
 

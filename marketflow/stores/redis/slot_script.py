@@ -1,7 +1,7 @@
 """Writes slots to sorted sets by a Lua script; written for Redis 6.2."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -129,7 +129,7 @@ class SlotScript:
         client: "redis.Redis",
         slots: Candles,
         untrimmed: Mapping[Series, Iterable[int]] = {},
-        on_written: Callable[[Collection[Slot]], None] = lambda slots: None,
+        on_written: Callable[[Sequence[tuple[Slot, Candle]]], None] | None = None,
     ) -> None:
         """Write slots, in their order.
 
@@ -150,7 +150,8 @@ class SlotScript:
             began = time.monotonic()
             some = entries[begin : begin + _SLOTS_A_CALL]
             self._call(client, some, oldest, untrimmed)
-            on_written([slot for slot, _ in some])
+            if on_written is not None:
+                on_written(some)
             if pause_factor:
                 time.sleep(pause_factor * (time.monotonic() - began))
 

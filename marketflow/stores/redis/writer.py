@@ -21,7 +21,7 @@ import redis
 from marketflow.clock import Clock, milliseconds
 from marketflow.errors import Unavailable
 from marketflow.logs import Outage
-from marketflow.model import MINUTE_MS, Candles, Series, Slot, Tick, minute_start
+from marketflow.model import MINUTE_MS, Candle, Candles, Series, Slot, Tick, minute_start
 from marketflow.settings.shards import LEAD
 from marketflow.stores.cache_limits import MINUTES_KEPT_MS
 from marketflow.stores.circuit_breaker import CircuitBreaker
@@ -245,14 +245,14 @@ class RedisWriter:
         """
         written = 0
 
-        def note(slots: Collection[Slot]) -> None:
+        def on_written(some: Sequence[tuple[Slot, Candle]]) -> None:
             nonlocal written
-            written += len(slots)
-            self.unwritten.remove(slots)
+            written += len(some)
+            self.unwritten.remove(some)
 
         try:
             with self._writing() as client:
-                self._slices.put(client, slices, self._unstored, note)
+                self._slices.put(client, slices, self._unstored, on_written)
         except BaseException:
             self.unwritten.add(islice(slices.items(), written, None))
             self._calls.incomplete = True  # again: a probe may just have reset it, for a refill without these
