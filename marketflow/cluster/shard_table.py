@@ -38,6 +38,9 @@ LEASE_SECONDS = 1.0
 GRACE_SECONDS = 1.0
 """How long processes may assert what they hold, after a table was lost: four calls of each."""
 
+SILENT_SECONDS = 30.0
+"""How long silences of the table may follow each other before those that have not called meanwhile count as dead."""
+
 CALL_SECONDS = 0.25
 """How often the table is called."""
 
@@ -76,11 +79,17 @@ local known = stored and cjson.decode(stored) or {rows = {}, members = {}, at = 
 local rows, members, lapsed = known.rows, known.members, known.lapsed or {}
 known.lapsed = lapsed
 
--- Expire members, except in the grace time after a table was lost; all have left one that has none. Without a pause
--- between two of them, a process that calls rarely would never replace the others, all of which are dead.
-local is_silent = false
-for _, member in pairs(members) do is_silent = is_silent or now - known.at > member.lease - request.call end
-if not stored or (is_silent and now - known.grace > request.grace) then known.grace = now + request.grace end
+-- Expire members, except in the grace time after a table was lost; all have left one that has none. Silences may follow
+-- each other, as where all processes are suspended most of the time; but not for ever, or a process that calls rarely
+-- would never replace the others, all of which are dead.
+local silence, lease = now - known.at, math.huge
+for _, member in pairs(members) do lease = math.min(lease, member.lease) end
+local is_silent, has_paused = silence > lease - request.call, now - known.grace > request.grace
+if is_silent and has_paused then known.silent = now end
+local is_recent = now - (known.silent or now) < request.silent
+if not stored or (is_silent and (has_paused or (silence > lease and is_recent))) then
+    known.grace = now + request.grace
+end
 known.grace = math.min(known.grace, now + request.grace)
 local in_grace = now < known.grace
 local function remove(name)
@@ -389,6 +398,7 @@ class ShardTable:
             "leaving": leaving,
             "call": _ms(CALL_SECONDS),
             "grace": _ms(GRACE_SECONDS),
+            "silent": _ms(SILENT_SECONDS),
             "kept": _ms(KEPT_SECONDS),
             "state_kept": _ms(STATE_SECONDS),
             "lapsed": _ms(LAPSED_SECONDS),

@@ -16,6 +16,7 @@ from marketflow.cluster.shard_table import (
     LAPSED_LEASE_SECONDS,
     LAPSED_SECONDS,
     LEASE_SECONDS,
+    SILENT_SECONDS,
     Assignment,
     ShardTable,
     connect,
@@ -31,6 +32,7 @@ SHARDS = ("exchange1", "exchange2", "exchange3")
 
 LEASE_MS, GRACE_MS, CALL_MS = round(LEASE_SECONDS * 1000), round(GRACE_SECONDS * 1000), 250
 LAPSED_MS, LAPSED_LEASE_MS = round(LAPSED_SECONDS * 1000), round(LAPSED_LEASE_SECONDS * 1000)
+SILENT_MS = round(SILENT_SECONDS * 1000)
 
 BALANCED_MS = 2000
 """How long after a join or a stop loads may differ by more than one, where a standby is ready within READY_MS."""
@@ -186,10 +188,21 @@ def test_silence_of_the_table_replaces_no_process(
 def test_process_that_calls_rarely_replaces_one_that_is_killed(client: "redis.Redis", clock: Clock) -> None:
     """It is the only one left, so that between its calls the table is as silent as if Redis was down."""
     _, second = started(client, clock, 2)
-    for _ in range(4):
+    for _ in range(0, SILENT_MS + 2 * LEASE_MS, LEASE_MS + 100):
         clock.now += LEASE_MS + 100
         second.hold(SHARDS)
     assert second.held.owned == frozenset(SHARDS)
+
+
+def test_silences_that_follow_each_other_replace_no_process(client: "redis.Redis", clock: Clock) -> None:
+    """All processes are suspended most of the time, and those that wake up last are no less alive."""
+    first, *others = started(client, clock, 3)
+    before = hold_for(clock, 5000, *others, first)
+    for _ in range(0, SILENT_MS - 5000, 2 * LEASE_MS):
+        clock.now += 2 * LEASE_MS
+        assert first.hold(SHARDS)[:3] == before[-1][:3]
+    after = hold_for(clock, 2 * GRACE_MS, *others, first)
+    assert [each[:3] for each in after] == [each[:3] for each in before]
 
 
 @pytest.mark.parametrize("seed", range(5))
