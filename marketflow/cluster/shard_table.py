@@ -82,14 +82,13 @@ known.lapsed = lapsed
 -- Expire members, except in the grace time after a table was lost; all have left one that has none. Silences may follow
 -- each other, as where all processes are suspended most of the time; but not for ever, or a process that calls rarely
 -- would never replace the others, all of which are dead.
-local silence, lease = now - known.at, math.huge
-for _, member in pairs(members) do lease = math.min(lease, member.lease) end
-local is_silent, has_paused = silence > lease - request.call, now - known.grace > request.grace
-if is_silent and has_paused then known.silent = now end
-local is_recent = now - (known.silent or now) < request.silent
-if not stored or (is_silent and (has_paused or (silence > lease and is_recent))) then
-    known.grace = now + request.grace
+local shortest = math.huge
+for name, member in pairs(members) do
+    shortest = math.min(shortest, member.lease - (name == run and 0 or request.call))
 end
+local is_silent = now - known.at > shortest
+if is_silent and now - known.grace > request.grace then known.silent = now end
+if not stored or (is_silent and now - (known.silent or now) < request.silent) then known.grace = now + request.grace end
 known.grace = math.min(known.grace, now + request.grace)
 local in_grace = now < known.grace
 local function remove(name)

@@ -310,8 +310,7 @@ def test_clock_set_back_keeps_owners_and_still_replaces_the_dead(client: "redis.
     before = [first.hold(), second.hold()]
     clock.now -= 3_600_000
     assert [first.hold(), second.hold()] == before
-    clock.now += LEASE_MS
-    after = second.hold()
+    (after,) = hold_for(clock, LEASE_MS, second)
     assert after.owned == frozenset(SHARDS)
     assert all(after.epochs[shard] > before[1].epochs[shard] for shard in before[1].standby)
 
