@@ -7,6 +7,7 @@ It installs both generators by name, with the compilers, in a folder that is kep
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -53,8 +54,7 @@ def _typescript(folder: Path) -> list[str]:
 
 def _python(folder: Path) -> list[str]:
     programs = _installed("pypi", PYPI, _pip) / "bin"
-    _run([programs / "openapi-python-client", "generate", "--path", "openapi.json", "--meta", "none"], folder)
-
+    _run([programs / "openapi-python-client", "generate", "--path", "openapi.json", "--meta", "none"], folder, programs)
     return _compiled(folder, "program.py", "latest.price", [programs / "mypy", "--strict"])
 
 
@@ -95,8 +95,11 @@ def _pip(folder: Path, packages: Sequence[str]) -> None:
     _run([folder / "bin" / "pip", "install", "-q", *packages], folder)
 
 
-def _run(command: Sequence[str | Path], folder: Path) -> None:
-    done = subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True, check=False)
+def _run(command: Sequence[str | Path], folder: Path, programs: Path | None = None) -> None:
+    """Run a command that looks for others in the folder of programs first: the generator runs any ruff it finds."""
+    path = os.environ["PATH"] if programs is None else f"{programs}{os.pathsep}{os.environ['PATH']}"
+    words, environment = [*map(str, command)], os.environ | {"PATH": path}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{command[0]} failed:\n{done.stdout}{done.stderr}")
 
