@@ -1,4 +1,5 @@
 import gc
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -497,3 +498,27 @@ def test_command_imports_no_module_of_another_command() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
     assert done.stderr.strip() == ""
+
+
+INTERRUPTED_IN_EVAL = """
+import os
+
+contains = os._Environ.__contains__
+
+
+def interrupting(environment, name):
+    if name == "_MARKETFLOW_COMPLETE":
+        eval('os.kill(os.getpid(), 15) or [None for _ in "until the signal is handled"]')
+    return contains(environment, name)
+
+
+os._Environ.__contains__ = interrupting
+"""
+"""Python's start-up sends SIGTERM while the command line is in the code of a string, as namedtuple is."""
+
+
+def test_module_that_is_interrupted_within_eval_ends_with_0(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED_IN_EVAL)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", "marketflow"], cwd=tmp_path, env=environment, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
