@@ -123,15 +123,12 @@ class Refills:
         with self._lock:
             self._due += 1
 
-    def begin(self) -> list[tuple[Branch, int]]:
-        """Return the count of finished steps at which each branch has written what it is passed from now on.
+    def passed(self) -> None:
+        """Note that all branches have been passed a refill.
 
-        That is one item after the one that may be under way.
+        It is the item under way, the pending one, or a part of both: others may have ended while it was put together.
         """
-        return [(branch, branch.finished + 2) for branch in self._branches]
-
-    def passed(self, begun: list[tuple[Branch, int]]) -> None:
-        """Note that all branches have been passed the refill that `begin` preceded."""
+        awaited = [(branch, branch.finished + 2) for branch in self._branches]
         with self._lock:
             self._due -= 1
-            self._awaited = begun
+            self._awaited = awaited

@@ -300,9 +300,8 @@ def cache_losses(
             return False
 
     def follow(_: bool) -> None:
-        begun = refills.begin()
         # Runs after this action of the loop, in which all branches are passed what the cache lacks.
-        loop.schedule(lambda *_: refills.passed(begun))
+        loop.schedule(lambda *_: refills.passed())
 
     # One subscription for all probes: one for each was a tenth of the CPU of an idle process.
     probed: Operator[int, bool] = conflate_through(compose(ops.observe_on(pool), ops.map(probe)), keep_newer, branch)

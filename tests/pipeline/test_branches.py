@@ -7,15 +7,18 @@ import pytest
 import reactivex as rx
 from reactivex import Observable
 from reactivex.subject import Subject
+from reactivex.testing import TestScheduler
 
 from marketflow.clock import system_clock
 from marketflow.model import Candles, Mode, Slot, Tick, candle_of, slice_start
 from marketflow.pipeline.assembly import ROLLUP_SECONDS
 from marketflow.pipeline.backlog import Backlog
-from marketflow.pipeline.branches import CHECK_SECONDS, STALLED_SECONDS, Branches
+from marketflow.pipeline.branches import CHECK_SECONDS, STALLED_SECONDS, Branch, Branches, Refills
 from marketflow.pipeline.fan_in import FeedSet, ModeSwitch
 from marketflow.pipeline.graph import Pipeline
-from marketflow.pipeline.operators import conflate_map
+from marketflow.pipeline.instrumentation import Instrumentation
+from marketflow.pipeline.operators import conflate_map, union
+from marketflow.pipeline.recovery import PROBE_SECONDS, cache_losses
 from marketflow.pipeline.state import WindowState
 from marketflow.resources import resource
 from marketflow.runtime.engine import Engine
@@ -194,6 +197,36 @@ def test_cache_is_complete_only_when_it_has_confirmed_its_refill() -> None:
     assert world.pipeline.cache_confirmed
     assert incomplete > 25
     world.pool.kill()
+
+
+def test_refill_is_under_way_until_written_though_other_writes_end_first() -> None:
+    """Other threads write meanwhile: what was under way, and what was pending, ends while a refill is put together."""
+    time, cache, branch = TestScheduler(), FakeCache(), Branch("slices")
+    source: Subject[dict[str, int]] = Subject()
+    writes: list[tuple[dict[str, int], Subject[int]]] = []
+
+    def begin(item: dict[str, int]) -> Observable[int]:
+        writes.append((item, Subject()))
+        return writes[-1][1]
+
+    def refill(_: object) -> None:
+        writes[0][1].on_completed()
+        source.on_next({"refill": 1})
+
+    source.pipe(conflate_map(begin, union, lambda: branch)).subscribe()
+    refills = Refills([branch])
+    losses = cache_losses(cache, refills, lambda: Branch("probe"), time, time, rx.never(), Instrumentation())
+    losses.subscribe(refill)
+    source.on_next({"under way": 1})
+    source.on_next({"pending": 1})
+    cache.lacking = True
+    time.advance_by(PROBE_SECONDS)
+    assert [item for item, _ in writes] == [{"under way": 1}, {"pending": 1}]
+    writes[1][1].on_completed()
+    assert writes[2][0] == {"refill": 1}
+    assert not refills.confirmed
+    writes[2][1].on_completed()
+    assert refills.confirmed
 
 
 def test_branch_whose_store_never_answers_is_reported() -> None:
