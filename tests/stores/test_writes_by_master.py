@@ -76,6 +76,23 @@ def test_late_master_delays_no_other(writes: WritesByMaster, buckets: list[Bucke
     assert three.written[-1] == {"c": 5}
 
 
+def test_two_late_writes_of_a_bucket_lose_nothing_that_follows(writes: WritesByMaster, buckets: list[Bucket]) -> None:
+    """As two partitions of a refill: what follows the first one is not lost when the second one is late as well."""
+    three = buckets[2]
+    three.answers.clear()
+    many = {f"m{number}": number for number in range(10_000)}
+    longer = threading.Thread(target=writes.write, args=(put, to((three, many))))
+    longer.start()
+    wait_until(lambda: len(three.written) == 1)
+    assert not writes.write(put, to((three, {"c": 1})))
+    assert not writes.write(put, to((three, {"d": 1})))
+    assert longer.is_alive()
+    longer.join()
+    three.answers.set()
+    writes.wait_for_late()
+    assert three.written == [many, {"c": 1}, {"d": 1}]
+
+
 def test_write_of_many_items_is_waited_for_longer(writes: WritesByMaster, buckets: list[Bucket]) -> None:
     three = buckets[2]
     three.answers.clear()

@@ -97,7 +97,8 @@ class WritesByMaster:
         with self._lock:
             call.is_late = call in self._running
             if call.is_late:
-                self._late |= {key: {} for key in call.items}
+                for key in call.items:  # items may already wait for another call
+                    self._late.setdefault(key, {})
             return call.is_late
 
     def _run(self, call: "_Call") -> None:
