@@ -130,6 +130,8 @@ class RedisWriter:
         self._latest = codec.WrittenKeys(bucket.latest_key)
         self.unwritten = UnwrittenSlices()
         """Slices that could not be written."""
+        self.refusal: Callable[[], str] = str
+        """Returns why nothing may be written; empty if it may."""
         self._unstored: dict[Series, set[int]] = {}  # starts of recovered minutes that exist only as slices
         self._complete_at_probe = False
         self.answers = True
@@ -366,7 +368,7 @@ class RedisWriter:
 
         A failed probe counts as a failed call: it may have set this run's key, and hidden that it was missing.
         """
-        if not self.recovered:
+        if not self.recovered or self.refusal():
             return False
         try:
             alive = self._run_marker.probe()
@@ -397,6 +399,9 @@ class RedisWriter:
         if not self.recovered:
             self._calls.incomplete = True
             raise Unavailable("what an earlier run left in Redis has not been read yet")
+        if refusal := self.refusal():
+            self._calls.incomplete = True
+            raise Unavailable(refusal)
         with self._calls.calling() as client:
             yield client
 

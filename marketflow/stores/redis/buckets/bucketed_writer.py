@@ -52,6 +52,7 @@ class BucketedWriter:
         """Slices that could not be written, of all buckets."""
         for part in parts:
             part.unwritten = self.unwritten
+            part.refusal = lambda: self._refusal
         self._sole = parts[0] if len(parts) == 1 else None
         self._slot_map = slot_map
         self._bucket_count = bucket_count
@@ -277,8 +278,6 @@ class BucketedWriter:
 
     def _put(self, write: Write, divided: Mapping[RedisWriter, dict[Any, Any]]) -> bool:
         """Write the items of each bucket; return whether Redis has confirmed all of them."""
-        if self._refusal:
-            raise Unavailable(self._refusal)
         if self._writes is not None:
             return self._writes.write(write, divided)
         return all(write(part, of_part) for part, of_part in divided.items())
