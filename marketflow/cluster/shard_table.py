@@ -38,8 +38,9 @@ LEASE_SECONDS = 1.0
 GRACE_SECONDS = 1.0
 """How long processes may assert what they hold, after a table was lost: four calls of each."""
 
-SILENT_SECONDS = 30.0
-"""How long silences of the table may follow each other before those that have not called meanwhile count as dead."""
+MOST_SILENCES = 20
+"""How many silences of the table that follow each other protect a process that has not called meanwhile, and how many
+of them put off that shards are assigned."""
 
 CALL_SECONDS = 0.25
 """How often the table is called."""
@@ -80,23 +81,26 @@ local rows, members, lapsed = known.rows, known.members, known.lapsed or {}
 known.lapsed = lapsed
 
 -- Expire members, except in the grace time after a table was lost; all have left one that has none. Silences may follow
--- each other, as where all processes are suspended most of the time; but not for ever, or a process that calls rarely
--- would never replace the others, all of which are dead.
+-- each other, as where all processes are suspended most of the time: they replace none that has called meanwhile. But a
+-- process that calls rarely must own shards all the same, and replace the others once these are dead.
 local shortest = math.huge
 for name, member in pairs(members) do
     shortest = math.min(shortest, member.lease - (name == run and 0 or request.call))
 end
 local is_silent = now - known.at > shortest
-if is_silent and now - known.grace > request.grace then known.silent = now end
-if not stored or (is_silent and now - (known.silent or now) < request.silent) then known.grace = now + request.grace end
+local more = is_silent and 1 or 0
+known.silences = (known.silences or 0) + more
+if not stored or (is_silent and known.silences < request.silences) then known.grace = now + request.grace
+elseif now >= known.grace then known.silences = 0 end
 known.grace = math.min(known.grace, now + request.grace)
-local in_grace = now < known.grace
+local in_grace, protected_until = now < known.grace, is_silent and now + request.grace or known.grace
 local function remove(name)
     members[name] = nil
     redis.call('hdel', KEYS[3], name)
 end
 for name, member in pairs(members) do
-    if in_grace then member.expires = math.max(member.expires, known.grace) end
+    member.silences = (member.silences or 0) + more
+    if member.silences < request.silences then member.expires = math.max(member.expires, protected_until) end
     member.expires = math.min(member.expires, now + member.lease)
     if member.expires <= now then
         remove(name)
@@ -146,9 +150,10 @@ end
 for shard, row in pairs(rows) do
     if not can(row.standby, shard) then row.standby = nil end
     if row.owner and not can(row.owner, shard) then
+        local is_alive = members[row.owner] or (request.leaving and row.owner == run)
+        if shard ~= LEAD and not is_alive then known.takeovers = known.takeovers + 1 end
         give(row, row.standby)
         row.standby = nil
-        if shard ~= LEAD then known.takeovers = known.takeovers + 1 end
     elseif row.owner and not in_grace and better_than(row, shard) then
         local owner = row.owner
         give(row, better_than(row, shard))
@@ -397,7 +402,7 @@ class ShardTable:
             "leaving": leaving,
             "call": _ms(CALL_SECONDS),
             "grace": _ms(GRACE_SECONDS),
-            "silent": _ms(SILENT_SECONDS),
+            "silences": MOST_SILENCES,
             "kept": _ms(KEPT_SECONDS),
             "state_kept": _ms(STATE_SECONDS),
             "lapsed": _ms(LAPSED_SECONDS),

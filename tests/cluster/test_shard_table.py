@@ -16,7 +16,7 @@ from marketflow.cluster.shard_table import (
     LAPSED_LEASE_SECONDS,
     LAPSED_SECONDS,
     LEASE_SECONDS,
-    SILENT_SECONDS,
+    MOST_SILENCES,
     Assignment,
     ShardTable,
     connect,
@@ -32,7 +32,6 @@ SHARDS = ("exchange1", "exchange2", "exchange3")
 
 LEASE_MS, GRACE_MS, CALL_MS = round(LEASE_SECONDS * 1000), round(GRACE_SECONDS * 1000), 250
 LAPSED_MS, LAPSED_LEASE_MS = round(LAPSED_SECONDS * 1000), round(LAPSED_LEASE_SECONDS * 1000)
-SILENT_MS = round(SILENT_SECONDS * 1000)
 
 BALANCED_MS = 2000
 """How long after a join or a stop loads may differ by more than one, where a standby is ready within READY_MS."""
@@ -185,24 +184,50 @@ def test_silence_of_the_table_replaces_no_process(
     assert [each.has_lapsed for each in (*others, first)] == [False, False, has_lapsed]
 
 
-def test_process_that_calls_rarely_replaces_one_that_is_killed(client: "redis.Redis", clock: Clock) -> None:
+@pytest.mark.parametrize("milliseconds", [LEASE_MS + 100, LEASE_MS + GRACE_MS + 100, 5 * LEASE_MS])
+def test_process_that_calls_rarely_replaces_one_that_is_killed(
+    client: "redis.Redis", clock: Clock, milliseconds: int
+) -> None:
     """It is the only one left, so that between its calls the table is as silent as if Redis was down."""
     _, second = started(client, clock, 2)
-    for _ in range(0, SILENT_MS + 2 * LEASE_MS, LEASE_MS + 100):
-        clock.now += LEASE_MS + 100
+    for _ in range(MOST_SILENCES + 1):
+        clock.now += milliseconds
         second.hold(SHARDS)
     assert second.held.owned == frozenset(SHARDS)
+
+
+@pytest.mark.parametrize("milliseconds", [LEASE_MS + 100, LEASE_MS + GRACE_MS + 100, 5 * LEASE_MS])
+def test_first_process_that_calls_rarely_becomes_the_owner(
+    client: "redis.Redis", clock: Clock, milliseconds: int
+) -> None:
+    first = table(client, clock)
+    for _ in range(MOST_SILENCES + 1):
+        first.hold(SHARDS)
+        clock.now += milliseconds
+    assert (first.held.owned, first.held.leads) == (frozenset(SHARDS), True)
 
 
 def test_silences_that_follow_each_other_replace_no_process(client: "redis.Redis", clock: Clock) -> None:
     """All processes are suspended most of the time, and those that wake up last are no less alive."""
     first, *others = started(client, clock, 3)
     before = hold_for(clock, 5000, *others, first)
-    for _ in range(0, SILENT_MS - 5000, 2 * LEASE_MS):
+    for _ in range(MOST_SILENCES - 1):
         clock.now += 2 * LEASE_MS
         assert first.hold(SHARDS)[:3] == before[-1][:3]
     after = hold_for(clock, 2 * GRACE_MS, *others, first)
     assert [each[:3] for each in after] == [each[:3] for each in before]
+
+
+@pytest.mark.parametrize("milliseconds", [LEASE_MS - 100, LEASE_MS + CALL_MS, 3 * LEASE_MS])
+def test_silences_for_minutes_replace_none_that_calls_now_and_then(
+    client: "redis.Redis", clock: Clock, milliseconds: int
+) -> None:
+    tables = started(client, clock, 3)
+    before = hold_for(clock, 5000, *tables)
+    for number in range(5 * MOST_SILENCES):
+        clock.now += milliseconds
+        assert tables[number % 3].hold(SHARDS)[:3] == before[number % 3][:3]
+    assert not any(each.has_lapsed for each in tables)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -252,6 +277,7 @@ def test_stopping_process_is_replaced_at_once(client: "redis.Redis", clock: Cloc
     first.hold(leaving=True)
     held = second.hold()
     assert (held.owned, held.leads, {*second.table.members}) == (frozenset(SHARDS), True, {second.run})
+    assert second.table.takeovers == 0  # of owners that have died
     second.hold(leaving=True)
     third = table(client, clock)
     clock.now += 60_000
