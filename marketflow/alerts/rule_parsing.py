@@ -35,11 +35,11 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 
 
 class InvalidRule(Exception):
-    """A rule is none, or contradicts itself; the text says what is allowed, and quotes no value."""
+    """A rule that is not valid; the text says what is allowed, and quotes no value."""
 
 
 class UnknownName(InvalidRule):
-    """No configured exchange or symbol has this name; `what` says which of both."""
+    """No configured exchange or symbol has this name; `what` is "exchange" or "symbol"."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what} must be one of those configured")
@@ -50,7 +50,7 @@ def decode_rule(body: bytes) -> AlertRule:
     """Return the rule of a JSON body.
 
     Raises:
-        InvalidRule: there is none.
+        InvalidRule: it is not valid.
     """
     try:
         return _checked(msgspec.json.decode(body, type=AlertRule))
@@ -61,10 +61,10 @@ def decode_rule(body: bytes) -> AlertRule:
 
 
 def convert_rule(fields: Mapping[str, object]) -> AlertRule:
-    """Return the rule of settings.
+    """Return the rule of a table in the settings.
 
     Raises:
-        InvalidRule: they are none.
+        InvalidRule: it is not valid.
     """
     try:
         return _checked(msgspec.convert(fields, AlertRule))
@@ -73,16 +73,20 @@ def convert_rule(fields: Mapping[str, object]) -> AlertRule:
 
 
 def _checked(rule: AlertRule) -> AlertRule:
-    """Return a rule whose texts are what their patterns mean."""
+    """Return the rule.
+
+    Raises:
+        InvalidRule: a text ends with a line feed.
+    """
     texts = [getattr(rule, name) for name in rule.__struct_fields__]
     texts += [] if rule.webhook is None else [rule.webhook.url, rule.webhook.secret]
-    if any(isinstance(text, str) and text.endswith("\n") for text in texts):  # which `$` lets pass
+    if any(isinstance(text, str) and text.endswith("\n") for text in texts):  # `$` in their patterns accepts it
         raise InvalidRule("no text of a rule ends with a line feed")
     return rule
 
 
 def _in_words(error: str) -> str:
-    """Return an error of msgspec as what is allowed where it is; patterns and classes are for programs."""
+    """Return what is allowed at the place of a msgspec error, whose own text has patterns and names of classes."""
     at = _PLACE.search(error)
     place = at[1] if at else ""
     what = error[: at.start()] if at else error
@@ -97,7 +101,7 @@ def _in_words(error: str) -> str:
 
 
 def _unknown_key(prefix: str, name: str) -> str:
-    import difflib  # no rule without a mistake needs it
+    import difflib  # only an invalid rule needs it
 
     known = {path.removeprefix(prefix) for path in _ALLOWED if path.startswith(prefix)}
     meant = difflib.get_close_matches(name.lower()[:40], {each for each in known if "." not in each} - {name}, n=1)
@@ -109,7 +113,7 @@ def _unknown_key(prefix: str, name: str) -> str:
 def _without_json(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8"
-    return str(error).replace("Input data was truncated", "it is no complete JSON")
+    return str(error).replace("Input data was truncated", "it is incomplete JSON")
 
 
 def known_names(rule: AlertRule, exchanges: Sequence[str], symbols: Sequence[str]) -> AlertRule:

@@ -23,7 +23,7 @@ POST_SECONDS = 10.0
 MOST_RETRY_AFTER_SECONDS = 3600.0
 
 MOST_ERROR_LENGTH = 200
-"""Of an error: what is no HTTP answer may quote what came."""
+"""Characters of an error that are kept: it may quote an answer that is not HTTP."""
 
 
 class PostResult(NamedTuple):

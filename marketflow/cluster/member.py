@@ -200,7 +200,7 @@ class Member:
         if self._table.has_lapsed and not had_lapsed:
             logger.warning(
                 "the lease of its shards has expired before it was renewed: this process may be short of CPU. For {:g}"
-                " s it becomes the owner of none that another process can own",
+                " s it becomes the owner of no shard that another process can own",
                 LAPSED_SECONDS,
             )
         with self._new_mode_lock:

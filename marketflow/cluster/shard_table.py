@@ -9,9 +9,10 @@ If nobody has called it for so long that a lease may have expired, the table pro
 or is back with older data. So for GRACE_SECONDS no process is replaced and no shard assigned; processes assert what
 they hold, and the later epoch wins.
 
-A process that calls again after its lease has expired is short of CPU. A handover costs CPU, so its shards would go to
-and fro. For LAPSED_SECONDS it has a longer lease, and becomes the owner of none that another process can own. It is a
-standby as before, which costs less, and its feeds stay connected: one that is suspended has ticks that nobody else has.
+A process that calls again after its lease has expired is short of CPU. A handover costs CPU, so it would soon lose its
+shards again. For LAPSED_SECONDS it has a longer lease, and becomes the owner of no shard that another process can own.
+It remains a standby, which costs less, and its feeds stay connected: after a suspension it may have ticks that no other
+process has.
 """
 
 import os
@@ -39,8 +40,8 @@ GRACE_SECONDS = 1.0
 """How long processes may assert what they hold, after a table was lost: four calls of each."""
 
 MOST_SILENCES = 20
-"""How many silences of the table that follow each other protect a process that has not called meanwhile, and how many
-of them put off that shards are assigned."""
+"""How many silences of the table (no call while a lease may expire) that follow each other protect a process that has
+not called meanwhile, and how many of them delay the assignment of shards."""
 
 CALL_SECONDS = 0.25
 """How often the table is called."""
@@ -59,7 +60,7 @@ LAPSED_SECONDS = 20.0
 """How long a process counts as short of CPU, after its last call that was late by a lease."""
 
 LAPSED_LEASE_SECONDS = 3.0
-"""Its lease: its death is noticed as much later."""
+"""Lease of a process that is short of CPU: its death is noticed that much later."""
 
 KEPT_SECONDS = 24 * 60 * 60
 """Expiry of table and mode once no ingest process runs."""
@@ -277,8 +278,8 @@ class Table(msgspec.Struct, frozen=True):
     """The table: its rows by shard, and the leases by run.
 
     `at` is the time of its last call, `grace` until when it replaces no process and assigns no shard (server time, Unix
-    ms), `takeovers` how often an owner whose lease had expired was replaced, `lapsed` until when which processes count
-    as short of CPU.
+    ms), `takeovers` how often an owner whose lease had expired was replaced, `lapsed` by run until when it counts as
+    short of CPU (the same times).
     """
 
     rows: dict[str, Row] = {}

@@ -68,9 +68,9 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _is_lost_connection(record: logging.LogRecord) -> bool:
-    """Whether uvloop logs that a TLS connection was lost while it wrote to it, as it logs no other loss.
+    """Return whether a record is uvloop's error about a TLS connection that was lost during a write.
 
-    The code that uses the connection gets the error as well.
+    It logs no other lost connection as an error, and the code that uses the connection gets this one as well.
     """
     error = record.exc_info[1] if record.exc_info else None
     is_of_loop = record.name == "asyncio" and isinstance(error, RuntimeError)

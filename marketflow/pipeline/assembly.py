@@ -54,7 +54,7 @@ ROLLUP_SECONDS = 10.0
 """Interval at which days that are over are looked for."""
 
 ROLLUP_BACKOFF = Backoff(1.0, STALLED_SECONDS * 2 / 3)
-"""Pauses before a step of the roll-up is repeated: too short for a stall."""
+"""Pauses before a failed step of the roll-up is repeated, 1 to 20 s: shorter than what counts as a stall."""
 
 CLOCK_SECONDS = 600.0
 """Interval at which the clocks of venues are measured."""

@@ -81,8 +81,8 @@ class Pipeline(Parts):
         slices = rx.merge(received, left).pipe(ops.publish())
         # A shard that is lost is written once more, since without Redis this process has gone on with it all the same;
         # and again when it has read what came before the new owner was connected: it may lag behind.
-        # What could not be written comes first, so that refills that fail again and again reach all of it in turn; with
-        # what was evicted since, or is of a shard that was lost since. Newer versions follow in the other refills.
+        # Slices that could not be written come first, so that refills that fail again and again write all of them in
+        # turn; also those that were evicted, or whose shard was lost, since. The other refills bring newer versions.
         slices_written = rx.merge(
             self.refill(lambda _: self.cache.unwritten.all()),
             rx.merge(slices, self.refill(state.all_slices), gained.pipe(self.step(self.recent_slices_of))).pipe(

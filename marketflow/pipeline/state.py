@@ -496,7 +496,7 @@ class WindowState:
         return closed
 
     def needs_slices_from(self, now_ms: int) -> int:
-        """Return the time (Unix ms) before which slices are needed no more: evicted here, and of closed minutes."""
+        """Return the time (Unix ms) before which no slice is needed: it is evicted here, and its minute is closed."""
         with self._lock:
             open_from = minute_start(now_ms - self._late_after_ms, self.minute_ms)
             return max(min(open_from, self._slices.whole_from), self._oldest)

@@ -489,6 +489,7 @@ class Engine:
         return found
 
     def _newest_by_shard(self) -> dict[str, int]:
+        """Return the event time (Unix ms) of the newest tick of each shard, of the mode that runs."""
         newest: dict[str, int] = {}
         mode, shard_of = self.modes.current, self.ownership.shards.of
         for series, tick in self.window_state.all_newest().items():
@@ -638,7 +639,7 @@ class Engine:
                         loop.schedule(partial(_timer_ran, branch))
                 self.pipeline.branches.check(now := time.monotonic())
                 if not self.ownership.everything:
-                    # Here, since at 15,000 series it takes a second where CPU is short, in which a lease would expire.
+                    # Not while the lease is renewed: short of CPU, 15,000 series take a second, and it would expire.
                     self._newest_at = self._newest_by_shard()
                 if now - logged_at >= RATES_SECONDS:
                     rates.log(self.counters().exchanges, now - logged_at)

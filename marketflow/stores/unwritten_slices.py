@@ -1,8 +1,8 @@
 """Bounded buffer of slices whose write to the cache has failed; drops the oldest first.
 
-They are held here until the cache has them or their minute has closed, though the window state may evict them before:
-only the process that received them may have them, and it may be killed. A refill writes them first, so that one that
-fails again and again writes all of them in turn.
+They are held here until the cache has them or their minute has closed, also after the window state has evicted them:
+possibly no other process has them, and this one may be killed. A refill writes them first, so that refills that fail
+again and again write all of them in turn.
 """
 
 import threading
@@ -15,7 +15,7 @@ MOST_UNWRITTEN = 1_000_000
 """How many are held, 340 MB with their candles: a minute of 15,000 series at a tick a second."""
 
 LOG_SECONDS = 60.0
-"""How often it is logged that some are dropped."""
+"""Least time between two log lines about dropped slices."""
 
 
 class UnwrittenSlices:
@@ -49,12 +49,12 @@ class UnwrittenSlices:
             self._log.log(
                 "dropped",
                 "ERROR",
-                f"{dropped} slices that Redis lacks are dropped: memory may hold no more. If this process is killed"
-                " before their minute is over, their ticks are lost",
+                f"{dropped} slices that Redis lacks are dropped: at most {self._limit} are held. If this process is"
+                " killed before their minute is over, their ticks are lost",
             )
 
     def remove(self, slices: Iterable[tuple[Slot, Candle]]) -> None:
-        """Remove slices that were written. Costs nothing while there are none."""
+        """Remove slices that were written; return at once while none are held."""
         if not self._count:
             return
         with self._lock:
@@ -66,7 +66,7 @@ class UnwrittenSlices:
                         del self._by_start[start]
 
     def expire(self, before: int) -> None:
-        """Remove those that begin before a time (Unix ms)."""
+        """Remove slices that begin before a time (Unix ms)."""
         if not self._count:
             return
         with self._lock:
@@ -74,7 +74,7 @@ class UnwrittenSlices:
                 self._drop(start)
 
     def all(self) -> Candles:
-        """Return all of them, the oldest first."""
+        """Return all held slices, the oldest first."""
         with self._lock:
             return {
                 Slot(series, start): candle

@@ -1,4 +1,4 @@
-"""Errors of alert rules: what is allowed is said of each key."""
+"""Errors of alert rules name what is allowed for each key."""
 
 import pytest
 

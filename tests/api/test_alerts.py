@@ -115,7 +115,7 @@ def test_configured_rule_cannot_be_changed() -> None:
         (b"", "invalid_rule", "it is empty"),
         (b"\xff", "invalid_rule", "malformed"),
         (b'{"kind":"stale","name":"\xff"}', "invalid_rule", "it is not UTF-8"),
-        (b'{"kind":', "invalid_rule", "it is no complete JSON"),
+        (b'{"kind":', "invalid_rule", "it is incomplete JSON"),
         (b"[" * 5000, "invalid_rule", "rule"),
         (b"[]", "invalid_rule", "a rule is an object"),
         ({"kind": "moon"}, "invalid_rule", "`kind` must be one of price, change, gap, stale, hole"),

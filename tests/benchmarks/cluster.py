@@ -110,12 +110,12 @@ class Exchange:
                     self.send_rest()
 
     def send_rest(self) -> None:
-        """Send more of what clients have not taken yet, as soon as they take it."""
+        """Send more of what is kept for clients that are behind; wait up to STEP_SECONDS until one takes it."""
         select.select([], self._clients.behind, [], STEP_SECONDS)
         self._clients.send()
 
     def accept(self) -> int:
-        """Accept who has connected; return how many clients there are."""
+        """Accept waiting connections; return how many clients there are."""
         while select.select([self.listener], [], [], 0)[0]:
             self._clients.add(self.listener.accept()[0])
         return len(self._clients)

@@ -20,6 +20,7 @@ LINES_A_BLOCK = 500
 STAMP = b"1000000000000"
 
 MOST_KEPT_BYTES = 64 * 1024 * 1024
+"""Unsent bytes of a client beyond which it is disconnected."""
 
 _STEADY, _FLOODING, _PAUSED, _ENDED = range(4)
 
@@ -64,9 +65,9 @@ def blocks(symbols: Sequence[str], count: int = 16) -> list[bytes]:
 
 
 class Clients:
-    """Clients of one exchange, that are all sent the same; none waits for another, as at a real exchange.
+    """Connections of one exchange that all get the same bytes; a slow client delays no other, as at a real exchange.
 
-    What a client does not take yet is kept for it; one that takes nothing for too long is disconnected.
+    Unsent bytes of each client are kept, up to MOST_KEPT_BYTES.
     """
 
     def __init__(self) -> None:
@@ -77,7 +78,7 @@ class Clients:
 
     @property
     def behind(self) -> list[socket.socket]:
-        """Those for which something is kept."""
+        """Clients that have unsent bytes."""
         return [client for client, kept in self._kept.items() if kept]
 
     def add(self, client: socket.socket) -> None:
@@ -86,7 +87,7 @@ class Clients:
         self._kept[client] = bytearray()
 
     def send(self, block: bytes = b"") -> None:
-        """Send a block, after what is kept."""
+        """Send the unsent bytes of each client, and then a block."""
         for client, kept in list(self._kept.items()):
             kept += block
             try:

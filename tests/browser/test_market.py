@@ -69,7 +69,7 @@ def test_all_panels_show_the_same_moment(start: Start, look: Look) -> None:
 
 
 def test_values_of_a_candle_take_a_row_for_each_group(start: Start, look: Look) -> None:
-    """Prices, and what was traded: no value is alone in a third row."""
+    """One row of prices and one of traded amounts; no value wraps into a third row."""
     visit = look(start(MODE="test").port, viewport=DESKTOP)
     page = visit.open()
     expect(page.locator("#legend .vwap")).to_have_text(re.compile("[0-9]"))

@@ -292,19 +292,19 @@ TRENDS_AT_ONCE = """
         try { return await fetched(path, options); } finally { window.trends.running -= 1; }
     };
 """
-"""Counts the requests for trends that a page waits for, in the page: elsewhere their ends are heard of late."""
+"""Counts the requests for trends under way, inside the page: Playwright reports the end of a request late."""
 
 
 def test_trends_take_one_request_a_symbol(crowded: Application, look: Look) -> None:
     symbols = [f"S{number:03}USDT" for number in range(40)]
-    for symbol in symbols:  # without a candle a page asks again
+    for symbol in symbols:  # without candles the page requests a trend again
         wait_until(lambda: crowded.get(f"/candles/reference/{symbol}", interval="1h")["candles"])  # noqa: B023
     visit = look(crowded.port, viewport={"width": 1024, "height": 3000})
     visit.page.add_init_script(TRENDS_AT_ONCE)
     page = visit.open()
     for symbol in symbols:
         expect(visit.row(symbol).locator(".percent")).to_have_text(re.compile("[0-9]"))
-    page.wait_for_timeout(3000)  # in which each row is drawn three times
+    page.wait_for_timeout(3000)  # each row is drawn three times
     asked = [url for url in visit.asked("/candles/reference/") if "interval=1h" in url]
     assert sorted(urlsplit(url).path for url in asked) == [f"/candles/reference/{symbol}" for symbol in symbols]
     assert page.evaluate("window.trends.most") == 2

@@ -137,7 +137,7 @@ def test_standby_takes_over_when_the_lease_expires(client: "redis.Redis", clock:
 
 
 def test_process_that_lapses_becomes_no_owner_where_another_can(client: "redis.Redis", clock: Clock) -> None:
-    """It is a standby as before."""
+    """It remains a standby."""
     first, second, third = started(client, clock, 3)
     hold_for(clock, LEASE_MS, first, second)
     third.hold(SHARDS)
@@ -171,7 +171,7 @@ def test_process_that_lapses_has_a_longer_lease_for_a_while(client: "redis.Redis
 def test_silence_of_the_table_replaces_no_process(
     client: "redis.Redis", clock: Clock, has_lapsed: bool, milliseconds: int
 ) -> None:
-    """Redis was down. A process that has lapsed has a longer lease; the silence is one for all others as well."""
+    """As in an outage of Redis: no process calls, whether its lease is LEASE_SECONDS or LAPSED_LEASE_SECONDS."""
     first, *others = started(client, clock, 3)
     if has_lapsed:
         hold_for(clock, LEASE_MS, *others)
@@ -188,7 +188,7 @@ def test_silence_of_the_table_replaces_no_process(
 def test_process_that_calls_rarely_replaces_one_that_is_killed(
     client: "redis.Redis", clock: Clock, milliseconds: int
 ) -> None:
-    """It is the only one left, so that between its calls the table is as silent as if Redis was down."""
+    """It is the only one left: between its calls the table is as silent as in an outage of Redis."""
     _, second = started(client, clock, 2)
     for _ in range(MOST_SILENCES + 1):
         clock.now += milliseconds
@@ -208,7 +208,7 @@ def test_first_process_that_calls_rarely_becomes_the_owner(
 
 
 def test_silences_that_follow_each_other_replace_no_process(client: "redis.Redis", clock: Clock) -> None:
-    """All processes are suspended most of the time, and those that wake up last are no less alive."""
+    """All processes are suspended most of the time; those that wake up last are not replaced."""
     first, *others = started(client, clock, 3)
     before = hold_for(clock, 5000, *others, first)
     for _ in range(MOST_SILENCES - 1):

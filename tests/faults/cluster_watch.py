@@ -104,7 +104,7 @@ class Watch:
         self._follower.start()
         note, ask = self._threads
         note.start()
-        # Before that it is a 404. Not for seconds: the follower has yet to start, which takes long on a busy machine.
+        # A query before the first price is a 404. No shorter limit: on a busy machine the follower starts slowly.
         wait_until(lambda: all(self.arrivals[symbol] for symbol in SYMBOLS))
         ask.start()
         return self
@@ -168,7 +168,7 @@ class Watch:
                 continue
             try:
                 at, kind, data = self._pipe.recv()
-            except EOFError:  # the follower has ended; what is awaited of it says so
+            except EOFError:  # the follower has ended; the waiting test fails
                 return
             if kind == "prices":
                 for price in data["prices"]:

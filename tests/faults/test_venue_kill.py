@@ -35,7 +35,7 @@ NOT_SENT = 797
 """Every trade whose number this divides is never sent."""
 
 KILLING_SECONDS = 60
-"""After which no more kills follow: on a machine that is not busy all of them take half of it."""
+"""Time after which no further kill begins; on an idle machine all of them take half of it."""
 
 SIDES: tuple[Side, Side] = ("buy", "sell")
 
@@ -138,7 +138,7 @@ def kill_soon(application: Application, server: VenueServer, seconds: float) -> 
 
 
 def read(application: Application, path: str, **query: str) -> Any:
-    """A good answer, as soon as there is one: on a busy machine PostgreSQL may answer too late for a request."""
+    """Return the first good answer: on a busy machine PostgreSQL may answer too late for a request."""
     return wait_until(lambda: application.find(path, **query))
 
 

@@ -62,7 +62,7 @@ HOSTILE = {
 
 @pytest.fixture(autouse=True)
 def patient_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test here is about time, and on a busy machine an answer may take longer than a request should wait."""
+    """Wait longer for answers than a request does: no test here is about time, and the machine may be busy."""
     monkeypatch.setattr(reader, "READ_SECONDS", 30.0)
 
 
@@ -138,7 +138,7 @@ def test_all_hostile_defaults_together_change_nothing(postgres_db: dict[str, Any
 def test_timeouts_of_the_database_end_nothing(server_folder: Path, postgres_db: dict[str, Any], pooled: bool) -> None:
     """They apply until the first statement of the session, or of each transaction at a pooler, has changed them.
 
-    So a millisecond of them would end what a busy machine only delays, and what they would end is not awaited.
+    Timeouts of 1 ms would end statements that a busy machine delays, so the test reads the values in force instead.
     """
     set_defaults(postgres_db, {"transaction_timeout": "3s", "statement_timeout": "3s"})
 

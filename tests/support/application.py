@@ -69,7 +69,7 @@ class ScriptedExchange:
         self.open()
 
     def connections(self) -> int:
-        """Return how many clients have not hung up."""
+        """Return the number of clients that have not disconnected."""
         return sum(not _hung_up(client) for client in list(self.clients))
 
     def open(self) -> None:

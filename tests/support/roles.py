@@ -13,7 +13,7 @@ class IngestProcess(Application):
     """A process that takes ticks or stands by; it has no port, so its log is what it says."""
 
     _log_began = 0
-    """Bytes that the log had at the last start: what a process before it logged says nothing of this one."""
+    """Size of the log in bytes at the last start; what follows is of the process that runs."""
 
     def start(self, wait: bool = True, timeout: float = 30.0) -> Self:
         """Start it and wait until it takes ticks or stands by.

@@ -31,7 +31,7 @@ def takes_minutes(item: pytest.Item) -> bool:
 
 
 _harmless: dict[int, object] = {}
-"""What refers to nothing that starts a process, by id; kept, so that nothing else has this id."""
+"""Objects that refer to nothing that starts a process, by id; referenced here, so that no other object gets the id."""
 
 
 @functools.cache  # the same fixtures again and again

@@ -94,7 +94,7 @@ def _check(where: str, keywords: dict[str, Any]) -> list[CheckResult]:
 
 
 def _info(client: "redis.Redis") -> Mapping[str, Any]:
-    """Return INFO; empty where the user has no permission for it, or the server has it renamed."""
+    """Return INFO; empty where the user has no permission for it, or the server has renamed it."""
     try:
         return client.info()
     except redis.exceptions.NoPermissionError:

@@ -137,7 +137,7 @@ class SlotScript:
             client: of Redis.
             slots: whole slices or minutes.
             untrimmed: starts of minutes that are to be kept, however old.
-            on_written: called with those of each call that Redis has confirmed.
+            on_written: called with the slots of each call that Redis has confirmed.
 
         Raises:
             redis.RedisError: not all are written.

@@ -3,9 +3,9 @@
 The server's answer may be lost after it has done the work, so every command is absolute: repeating it changes nothing.
 There is no INCR, no RPUSH and no hidden retry. Timeouts are short, and after a failure a circuit breaker rejects calls
 until a probe succeeds: an outage of Redis costs the pipeline one timeout each half second. The error of a newest price
-may be found some time after its write, see UnconfirmedWrites. Failed writes are not queued; memory holds their data and
-refills the cache afterwards, see UnwrittenSlices. A process killed before that loses what only memory had: ticks since
-the failure, of minutes that were still open. PostgreSQL has the rest.
+may be found some time after its write, see UnconfirmedWrites. Failed writes are not queued: memory holds their data
+(slices in UnwrittenSlices) and refills the cache afterwards. A process killed before that loses what only memory had:
+ticks since the failure, of minutes that were still open. PostgreSQL has the rest.
 """
 
 import time
@@ -257,7 +257,7 @@ class RedisWriter:
                 self._slices.put(client, slices, self._unstored, on_written)
         except BaseException:
             self.unwritten.add(islice(slices.items(), written, None))
-            self._calls.incomplete = True  # again: a probe may just have reset it, for a refill without these
+            self._calls.incomplete = True  # again: a probe may have reset it meanwhile, for a refill without these
             raise
 
     def put_minutes(self, minutes: Candles) -> bool:

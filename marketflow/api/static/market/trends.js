@@ -5,10 +5,10 @@ import { ask, pathOf } from "./api.js";
 const HOUR_MS = 3_600_000;
 const DAY_MS = 24 * HOUR_MS;
 
-/** How long an answer is used. */
+/** How long an answer with candles is used. */
 const KEPT_MS = 5 * 60_000;
 
-/** Pause after an answer without candles or none at all, doubled with each: the first tick of a symbol is in its candle soon. */
+/** First and longest pause after a request that failed or brought no candles, doubled each time: a first tick is soon in a candle. */
 const FIRST_PAUSE_MS = 1000;
 const MAX_PAUSE_MS = 30_000;
 
