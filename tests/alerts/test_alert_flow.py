@@ -346,7 +346,7 @@ def test_event_is_posted_until_it_is_acknowledged() -> None:
 
 
 def test_acknowledgement_is_recorded_before_anything_is_sent() -> None:
-    """Of the store that is away just then: after its return the event is not posted again."""
+    """The store is down just then: after its return the event is not posted again."""
     store = MemoryAlerts()
     one = AlertWorld(rule_of(level=100, **HOOK), store=store)
     alerts = one.alerts

@@ -13,7 +13,7 @@ from tests.benchmarks.feeder import price_now
 from tests.support.servers import HOST
 
 LOOKED_AT = 25
-"""Of so many clients the prices are looked at, of the others it is only counted what comes."""
+"""Number of clients whose prices are read; of the others only events and bytes are counted."""
 
 STREAMS = {
     "prices": ("/stream/prices", rb'"price":([0-9.]+)'),
@@ -31,7 +31,7 @@ class Seen(NamedTuple):
 
 
 class Audience:
-    """So many clients of all series, connected and told a snapshot when the block begins.
+    """Clients of all series; each is connected and has a snapshot when the block begins.
 
     Args:
         port: of MarketFlow.
@@ -63,7 +63,7 @@ class Audience:
 
     def __enter__(self) -> Self:
         self._process.start()
-        assert self._here.poll(60), "the clients were not told a snapshot"
+        assert self._here.poll(60), "the clients got no snapshot"
         self._here.recv()
         return self
 

@@ -104,9 +104,9 @@ class Traffic:
 
 
 def feed(pipe: "multiprocessing.connection.Connection", case: Case, symbols: Sequence[str]) -> None:
-    """The feeder process: announces its ports, and sends the same to all clients of an exchange until told.
+    """Feeder process: sends its ports, then the same to all clients of an exchange, until it gets a message.
 
-    Then it says how many ticks of which minute it sent, each counted once, and by how many seconds it was late.
+    Then it sends how many ticks of which minute it sent, each counted once, and by how many seconds it was late.
     """
     listeners = [socket.create_server((HOST, 0)) for _ in range(case.exchanges)]
     pipe.send([listener.getsockname()[1] for listener in listeners])

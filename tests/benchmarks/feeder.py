@@ -1,7 +1,7 @@
 """What exchanges send, from a process of its own, so that it takes no turns with what measures.
 
 The price of a tick that is sent by itself is the time of its sending, in microseconds of the machine's monotonic clock,
-which all processes share: whoever sees a price knows how old it is.
+which all processes share: any process can compute the age of a price.
 """
 
 import multiprocessing

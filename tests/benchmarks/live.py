@@ -37,7 +37,7 @@ class Live:
         connections = [exchange.client() for exchange in exchanges]
         self._steady = stack.enter_context(Feeder(connections[:2], SYMBOLS, rate))
         self.flooder = stack.enter_context(Feeder(connections[2:], SYMBOLS, rate))
-        """The feeder of the last exchange, which can be told to flood."""
+        """The feeder of the last exchange, which can flood."""
         assert stage.redis.process is not None
         assert stage.postgres.process is not None
         self.processes |= {

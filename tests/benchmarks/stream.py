@@ -1,9 +1,9 @@
 """How long it takes from the sending of a tick until the clients of the stream have it, and what they cost.
 
 MarketFlow runs in live mode on a real Redis and a real PostgreSQL; three exchanges with 5 symbols send evenly from
-another process, and yet another one holds the clients: 1, 100 and 1,000 of them, each told of all series by one process
-of MarketFlow. All of a tick's way counts: the socket of the exchange, the flow, Redis, and back to the clients. What
-newer prices have replaced nobody is told of; of what a client is told every price counts.
+another process, and yet another one holds the clients: 1, 100 and 1,000 of them, each of all series, at one process of
+MarketFlow. All of a tick's way counts: the socket of the exchange, the flow, Redis, and back to the clients. Prices
+that newer ones have replaced are not sent; every price that a client receives counts.
 
 Meanwhile GET /prices/latest is asked every 10 ms, with clients and, for comparison, without.
 

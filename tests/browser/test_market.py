@@ -50,13 +50,13 @@ DISAGREED = """
             const newest = text(`${row} .reference`);
             const table = [...document.querySelectorAll(`${row} .quote`)].map((cell) => cell.textContent);
             const compared = [...document.querySelectorAll("#comparison .price")].map((one) => one.textContent);
-            const told = { newest, legend: text("#legend .close"), table: table.join(), compared: compared.join() };
-            if (told.newest !== told.legend || told.table !== told.compared) found.push(told);
+            const shown = { newest, legend: text("#legend .close"), table: table.join(), compared: compared.join() };
+            if (shown.newest !== shown.legend || shown.table !== shown.compared) found.push(shown);
         }
         return found;
     }
 """
-"""What the table, the comparison and the chart's legend told in the same frame, where that was not the same."""
+"""What the table, the comparison and the chart's legend showed in the same frame, where they differed."""
 
 
 def test_all_panels_show_the_same_moment(start: Start, look: Look) -> None:
@@ -171,7 +171,7 @@ def test_scrolling_left_loads_older_candles(visit: Visit, record: Callable[..., 
     until(page, lambda: asked_further_left(2))
     page.locator("#chart-newest").click()
     expect(page.locator("#chart-newest")).to_be_hidden()
-    page.mouse.move(0, 0)  # a candle under the mouse is the one that is told
+    page.mouse.move(0, 0)  # the legend shows the candle under the mouse
     expect(page.locator("#legend .close")).to_have_text("1 000.00")
 
 

@@ -259,7 +259,7 @@ def test_many_tabs_share_one_server_without_blocking(
     exchanges[0].send(100.0, 110.0)
     for visit in visits:
         expect(visit.price("exchange1")).to_have_text("110.000")
-        # The API has told of what the stream does not.
+        # The number of ticks comes from the API, not from the stream of prices.
         expect(visit.page.locator("#legend .ticks")).to_have_text("2")
         until(visit.page, lambda: drawn(visit.page, "up") > 100)  # noqa: B023 - used at once
 

@@ -319,7 +319,7 @@ def test_signals_repeated_until_the_end_leave_the_exit_code(server_folder: Path)
         assert application.process.returncode == 0
 
 
-# Whoever reads what it prints
+# Readers of its output
 
 
 @pytest.mark.parametrize("end", ["stalled", "gone"])

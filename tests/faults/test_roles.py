@@ -243,7 +243,7 @@ def test_process_of_both_roles_never_stands_by(
     stop_all(both, api)
 
 
-# Redis away
+# Outages of Redis
 
 
 def test_redis_outage_of_both_roles_keeps_rows_exact(

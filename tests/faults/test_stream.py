@@ -56,7 +56,7 @@ def tells(price: float, series: tuple[str, str] = BTC) -> Callable[[Event], bool
     return lambda event: prices_in(event).get(series) == price
 
 
-# What is told
+# What is sent
 
 
 def test_stream_sends_snapshot_then_every_change(

@@ -8,7 +8,7 @@ def counted(ticks: int, replaced: int = 0, **rejected: int) -> ExchangeCounters:
     return ExchangeCounters(ticks, {"stale": 0, "bad_price": 0} | rejected, replaced, 0, None)
 
 
-def test_a_line_tells_what_has_come_since_the_last(log: list[str]) -> None:
+def test_log_counts_dropped_and_redated_since_its_last_line(log: list[str]) -> None:
     rates = FeedRates()
     rates.log({"exchange1": counted(100), "exchange2": counted(7, stale=3)}, 60.0)
     assert len(log) == 1

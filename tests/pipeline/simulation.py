@@ -561,7 +561,7 @@ class Simulation:
                 )
 
     def _check_memory(self, run: Run) -> None:
-        oldest = minute_start(self.now_ms - 2 * SLICE_MS) - RECENT_MS  # a beat lets go of what is too old
+        oldest = minute_start(self.now_ms - 2 * SLICE_MS) - RECENT_MS  # what is older has expired
         if run.recovered is not None and self.seconds - run.recovered > MINUTE_MS / 1000 + 1:
             # Until then what was restored may be older.
             assert all(slot.start >= oldest for slot in run.state.all_slices()), "memory keeps what is too old"

@@ -343,10 +343,10 @@ def test_open_minute_is_stored_after_a_cut_connection(
     assert_rows_equal(rows(), exchange.sent)
 
 
-# Things that are away
+# Stores and exchanges that are down
 
 
-def test_a_wrong_password_starts_degraded_tells_why_and_shows_no_secret(
+def test_wrong_password_starts_degraded_with_the_cause_and_no_secret(
     server_folder: Path, servers: dict[str, object]
 ) -> None:
     wrong = {"POSTGRES__PASSWORD": "canary-secret", "REDIS__PASSWORD": "canary-secret"}
@@ -364,7 +364,7 @@ def test_a_wrong_password_starts_degraded_tells_why_and_shows_no_secret(
     assert "Traceback" not in application.log
 
 
-def test_prices_are_answered_from_memory_with_both_stores_away(server_folder: Path) -> None:
+def test_prices_are_answered_from_memory_while_both_stores_are_down(server_folder: Path) -> None:
     nowhere = {"POSTGRES__HOST": HOST, "POSTGRES__PORT": free_port(), "REDIS__HOST": HOST, "REDIS__PORT": free_port()}
     with Application(server_folder, nowhere) as application:
         wait_until(lambda: application.find("/prices/latest/BTCUSDT"))

@@ -73,7 +73,7 @@ def test_a_tick_in_the_cache_and_its_row_in_the_archive_are_counted(
     assert metrics(live).of("aggregates_pending") == 0
 
 
-def test_a_lost_exchange_is_told_until_it_is_back(live: Application, exchanges: list[ScriptedExchange]) -> None:
+def test_lost_exchange_is_exposed_until_it_is_back(live: Application, exchanges: list[ScriptedExchange]) -> None:
     def connected(of: Samples) -> list[float | None]:
         return [of.of("feed_connected", exchange=exchange.name) for exchange in exchanges]
 
@@ -86,7 +86,7 @@ def test_a_lost_exchange_is_told_until_it_is_back(live: Application, exchanges: 
     wait_until(lambda: connected(metrics(live)) == [1, 1, 1])
 
 
-def test_stores_that_are_away_are_told_and_what_waits_for_them_is_counted(
+def test_store_outages_are_exposed_and_pending_rows_counted(
     live: Application,
     exchanges: list[ScriptedExchange],
     redis_db: RedisServer,
@@ -119,7 +119,7 @@ def test_counters_cover_both_modes_and_state_the_current_one(live: Application) 
     assert samples.of("feed_last_tick_timestamp_seconds", exchange="exchange1") is None
 
 
-def test_one_process_tells_how_it_does_itself(live: Application) -> None:
+def test_one_process_exposes_its_memory_and_open_files(live: Application) -> None:
     samples = metrics(live)
     assert samples["process_resident_memory_bytes", frozenset()] > 10_000_000
     assert samples["process_open_fds", frozenset()] > 5
@@ -129,8 +129,8 @@ def test_one_process_tells_how_it_does_itself(live: Application) -> None:
 
 
 @pytest.fixture
-def halves(server_folder: Path, settings: dict[str, object]) -> Iterator[tuple[Application, Application]]:
-    """Feeds, and an API of two workers."""
+def roles(server_folder: Path, settings: dict[str, object]) -> Iterator[tuple[Application, Application]]:
+    """An ingest process, and an API process with two workers."""
     folders = [server_folder / name for name in ("feeds", "api")]
     for folder in folders:
         folder.mkdir()
@@ -147,7 +147,7 @@ def workers_of(api: Application) -> list[int]:
 
 
 def ask_each_worker(api: Application, path: str) -> int:
-    """Ask on so many connections that each worker gets some; gives how often."""
+    """Query on 16 connections, so that each worker gets some; return their number."""
     number = 16
     with ExitStack() as stack:
         for _ in range(number):
@@ -158,9 +158,9 @@ def ask_each_worker(api: Application, path: str) -> int:
 
 
 def test_any_worker_exposes_counters_of_ingest_and_all_workers(
-    halves: tuple[Application, Application], exchanges: list[ScriptedExchange]
+    roles: tuple[Application, Application], exchanges: list[ScriptedExchange]
 ) -> None:
-    feeds, api = halves
+    feeds, api = roles
     exchanges[0].send(1.0, 2.0, 3.0)
     wait_until(lambda: metrics(api).of("ticks_total", exchange="exchange1") == 3)
     asked = ask_each_worker(api, "/livez") + ask_each_worker(api, "/livez")
@@ -172,8 +172,8 @@ def test_any_worker_exposes_counters_of_ingest_and_all_workers(
     assert metrics(api).of("ticks_total", exchange="exchange1") is None
 
 
-def test_a_worker_that_is_replaced_leaves_its_counts(halves: tuple[Application, Application]) -> None:
-    _, api = halves
+def test_a_worker_that_is_replaced_leaves_its_counts(roles: tuple[Application, Application]) -> None:
+    _, api = roles
     wait_until(lambda: len(workers_of(api)) == 2)
     asked = ask_each_worker(api, "/livez")
     killed = workers_of(api)
@@ -184,8 +184,8 @@ def test_a_worker_that_is_replaced_leaves_its_counts(halves: tuple[Application, 
     assert metrics(api).requests()["/livez", "GET", "200"] == asked
 
 
-def test_the_folder_of_the_counts_goes_with_the_workers(halves: tuple[Application, Application]) -> None:
-    _, api = halves
+def test_the_folder_of_the_counts_goes_with_the_workers(roles: tuple[Application, Application]) -> None:
+    _, api = roles
     folders = {
         Path(mapped.path).parent
         for pid in workers_of(api)

@@ -208,7 +208,7 @@ def test_children_and_other_processes_are_not_meant(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("address", ["", "vsock:2:1234"])
-def test_without_a_socket_nobody_is_told(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def test_no_service_manager_without_a_local_socket(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     assert not isinstance(supervisor(), ServiceManager)
 

@@ -79,9 +79,9 @@ class Proxy:
             pair.reset()
 
     def forget(self) -> None:
-        """What is open falls silent for good, and neither side is told, as by a firewall that has lost its table.
+        """Drop all bytes of open connections for good, without a reset, as a firewall that has lost its table does.
 
-        New connections are welcome.
+        New connections are accepted.
         """
         with self._lock:
             for pair in self._pairs:
@@ -185,7 +185,7 @@ class Proxy:
                     self.stall()
                     self.was_stalled.set()
             self._flowing.wait()
-            if pair.forgotten or not pair.open:  # the end of one that is being reset is not to be told as a good one
+            if pair.forgotten or not pair.open:  # a connection that is reset must not end as if it was closed
                 return
         except OSError:
             pair.reset()  # as it came: a reset is passed on as one
@@ -221,7 +221,7 @@ class _Pair:
             self.server.close()
 
     def reset(self) -> None:
-        """End both so that both sides are told at once; the threads that read them find out."""
+        """Reset both sockets at once; the threads that read them end by the error."""
         self.open = False
         for each in (self.client, self.server):
             _reset(each)

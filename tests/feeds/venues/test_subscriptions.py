@@ -66,7 +66,7 @@ def test_unanswered_subscription_is_asked_again_in_ten_seconds(venue: str) -> No
     assert 5 < len(later) < 15
 
 
-def test_answers_in_any_order_are_told_apart_by_their_number() -> None:
+def test_answers_in_any_order_are_matched_by_their_number() -> None:
     asking = Asking("bybit", 20)
     asking.ask()
     asking.subscriptions.on_answer(Acknowledged((), 2))
