@@ -11,7 +11,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from marketflow.api.middleware.request_metrics import OTHER
 from marketflow.model import Mode
 from tests.api.world import World, client_of
-from tests.support.exposition import FIGURES, Samples, samples_of
+from tests.support.exposition import INGEST_COUNTERS, Samples, samples_of
 
 COUNTERS = {
     "ticks_too_late_total": 11,
@@ -40,13 +40,13 @@ def after(world: World, *requests: tuple[str, str]) -> Samples:
 
 
 def test_metrics_are_prometheus_text_without_caching() -> None:
-    answer = World(counters=FIGURES).ask("/metrics")
+    answer = World(counters=INGEST_COUNTERS).ask("/metrics")
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert answer.headers["cache-control"] == "no-store"
 
 
 def test_metrics_have_all_counters_of_ingest() -> None:
-    samples = samples_of(World(counters=FIGURES).ask("/metrics").text)
+    samples = samples_of(World(counters=INGEST_COUNTERS).ask("/metrics").text)
     assert samples.of("ticks_total", exchange="exchange1") == 700
     assert samples.of("ticks_total", exchange="Exchange2") == 0
     assert samples.of("ticks_rejected_total", exchange="exchange1", reason="malformed") == 3
@@ -61,7 +61,7 @@ def test_metrics_have_all_counters_of_ingest() -> None:
 
 
 def test_latency_histogram_has_cumulative_buckets() -> None:
-    samples = samples_of(World(counters=FIGURES).ask("/metrics").text)
+    samples = samples_of(World(counters=INGEST_COUNTERS).ask("/metrics").text)
     buckets = [samples.of("tick_to_cache_seconds_bucket", le=le) for le in ("0.001", "0.01", "+Inf")]
     assert buckets == [90, 99, 100]
     assert samples.of("tick_to_cache_seconds_count") == 100
@@ -69,7 +69,7 @@ def test_latency_histogram_has_cumulative_buckets() -> None:
 
 
 def test_metrics_have_doubles_holes_and_delays_of_feeds() -> None:
-    samples = samples_of(World(counters=FIGURES).ask("/metrics").text)
+    samples = samples_of(World(counters=INGEST_COUNTERS).ask("/metrics").text)
     assert samples.of("feed_doubles_total", exchange="exchange1") == 23
     assert samples.of("feed_doubles_total", exchange="Exchange2") == 0
     assert samples.of("holes", exchange="exchange1", state="open") == 24
@@ -97,17 +97,17 @@ def test_metrics_without_ingest_process_have_no_tick_counters() -> None:
     samples = samples_of(World(counters=None).ask("/metrics").text)
     assert samples.of("feeds_up") == 0
     assert not [name for name, _ in samples if name.startswith(("marketflow_ticks", "marketflow_aggregates"))]
-    assert samples_of(World(counters=FIGURES).ask("/metrics").text).of("feeds_up") == 1
+    assert samples_of(World(counters=INGEST_COUNTERS).ask("/metrics").text).of("feeds_up") == 1
 
 
 def test_metrics_have_owner_and_standby_of_each_shard() -> None:
     shards = {"exchange1/1of2": True, "exchange1/2of2": False}
-    of_shards = structs.replace(FIGURES, shards_owned=shards, shards_standby=shards, shard_takeovers=3)
+    of_shards = structs.replace(INGEST_COUNTERS, shards_owned=shards, shards_standby=shards, shard_takeovers=3)
     samples = samples_of(World(counters=of_shards).ask("/metrics").text)
     for name in ("shard_owned", "shard_standby"):
         assert [samples.of(name, shard=shard) for shard in shards] == [1, 0]
     assert samples.of("shard_takeovers_total") == 3
-    alone = structs.replace(FIGURES, shards_owned={})
+    alone = structs.replace(INGEST_COUNTERS, shards_owned={})
     assert samples_of(World(counters=alone).ask("/metrics").text).of("shard_takeovers_total") is None
 
 
@@ -183,7 +183,9 @@ def test_streams_are_counted_without_duration() -> None:
 
 
 def test_openmetrics_is_sent_on_request() -> None:
-    answer = World(counters=FIGURES).ask("/metrics", headers={"accept": "application/openmetrics-text;version=1.0.0"})
+    answer = World(counters=INGEST_COUNTERS).ask(
+        "/metrics", headers={"accept": "application/openmetrics-text;version=1.0.0"}
+    )
     assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     assert {f"marketflow_{name}" for name in ("ticks", "mode", "tick_to_cache_seconds")} <= _names(
         parse_openmetrics(answer.text)

@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 import psutil
 
 from tests.benchmarks import bare
-from tests.benchmarks.audience import STREAMS, Audience, Seen
 from tests.benchmarks.cores import Cores
 from tests.benchmarks.feeder import Feeder
 from tests.benchmarks.live import EXCHANGES, LATEST, SETUPS, SYMBOLS, Live
 from tests.benchmarks.rawhttp import Client, request_of
 from tests.benchmarks.report import percentile, report
 from tests.benchmarks.stage import stage
+from tests.benchmarks.stream_readers import STREAMS, Seen, StreamReaders
 from tests.support.application import ROOT
 from tests.support.servers import HOST
 
@@ -52,13 +52,13 @@ def measure(
         _ask(live, WARM_UP_SECONDS)
         alone = _ask(live, seconds / 2)
         before = answering.memory_info().rss
-        audience = stack.enter_context(Audience(live.application.port, clients, stream))
+        readers = stack.enter_context(StreamReaders(live.application.port, clients, stream))
         _ask(live, WARM_UP_SECONDS)
-        audience.begin()
+        readers.begin()
         began = time.monotonic()
-        with Cores(live.processes | {"clients": audience.pid}) as cores:
+        with Cores(live.processes | {"clients": readers.pid}) as cores:
             beside = _ask(live, seconds)
-        seen, took = audience.seen(), time.monotonic() - began
+        seen, took = readers.seen(), time.monotonic() - began
         memory = answering.memory_info().rss
     limit = _limit(clients, rate, seconds)
     return {
@@ -93,15 +93,15 @@ def _limit(clients: int, rate: float, seconds: float) -> _Limit:
     """The same ticks and clients at a server that only writes."""
     with bare.stream() as server, ExitStack() as stack:
         connections = [stack.enter_context(socket.create_connection((HOST, server.port))) for _ in EXCHANGES]
-        audience = stack.enter_context(Audience(server.port, clients))
+        readers = stack.enter_context(StreamReaders(server.port, clients))
         stack.enter_context(Feeder(connections[:2], SYMBOLS, rate))
         stack.enter_context(Feeder(connections[2:], SYMBOLS, rate))
         time.sleep(WARM_UP_SECONDS)
-        audience.begin()
+        readers.begin()
         began = time.monotonic()
-        with Cores({"limit": server.pid, "clients": audience.pid}) as cores:
+        with Cores({"limit": server.pid, "clients": readers.pid}) as cores:
             time.sleep(seconds)
-        seen, took = audience.seen(), time.monotonic() - began
+        seen, took = readers.seen(), time.monotonic() - began
     return _Limit(seen, took, cores.used)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from tests.api.world import World, client_of
-from tests.support.exposition import FIGURES, samples_of
+from tests.support.exposition import INGEST_COUNTERS, samples_of
 
 SUFFIXES = ("_bucket", "_sum", "_count")
 
@@ -21,7 +21,7 @@ def known_metrics() -> dict[str, set[str]]:
 
 async def _second_scrape() -> str:
     """Which tells of a request, the first one."""
-    async with client_of(World(counters=FIGURES).context()) as client:
+    async with client_of(World(counters=INGEST_COUNTERS).context()) as client:
         await client.get("/metrics")
         return (await client.get("/metrics")).text
 

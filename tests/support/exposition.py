@@ -5,7 +5,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from marketflow.counters import Delays, ExchangeCounters, IngestCounters
 from marketflow.model import HoleState
 
-FIGURES = IngestCounters(
+INGEST_COUNTERS = IngestCounters(
     exchanges={
         "exchange1": ExchangeCounters(
             700,

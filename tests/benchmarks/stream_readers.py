@@ -30,7 +30,7 @@ class Seen(NamedTuple):
     received: int
 
 
-class Audience:
+class StreamReaders:
     """Clients of all series; each is connected and has a snapshot when the block begins.
 
     Args:
