@@ -6,7 +6,7 @@ from marketflow.cli.main import main
 
 if __name__ == "__main__":
     code = main()
-    # Python ends a module by SIGINT where a KeyboardInterrupt has passed the code of a string, such as namedtuple's,
-    # though it was handled since: unless another string was executed after it.
+    # `python -m` ends by SIGINT if a KeyboardInterrupt has passed code that was made from a string, as namedtuple's is,
+    # even if it was handled afterwards. Executing another string resets that.
     exec("")  # noqa: S102 - nothing is executed
     sys.exit(code)

@@ -277,7 +277,7 @@ def test_stopping_process_is_replaced_at_once(client: "redis.Redis", clock: Cloc
     first.hold(leaving=True)
     held = second.hold()
     assert (held.owned, held.leads, {*second.table.members}) == (frozenset(SHARDS), True, {second.run})
-    assert second.table.takeovers == 0  # of owners that have died
+    assert second.table.takeovers == 0  # it counts owners that have died, not those that stop
     second.hold(leaving=True)
     third = table(client, clock)
     clock.now += 60_000
