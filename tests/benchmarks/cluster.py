@@ -41,7 +41,7 @@ from tests.benchmarks.cores import Cores
 from tests.benchmarks.feeder import LINES_A_BLOCK, STAMP, Clients, blocks
 from tests.benchmarks.ingest import decode_limit
 from tests.benchmarks.report import report
-from tests.benchmarks.stage import Stage, stage
+from tests.benchmarks.stage import STALE_AFTER_SECONDS, Stage, stage
 from tests.support.redis_cluster import RedisCluster, redis_program
 from tests.support.servers import HOST, wait_until
 
@@ -197,9 +197,8 @@ def run(traffic: str, kind: str, processes: int, seconds: float) -> dict[str, An
         feeder.start()
         stack.callback(feeder.kill)
         exchanges = ",".join(f'{{name="exchange{n}",address="{HOST}:{port}"}}' for n, port in enumerate(ours.recv()))
-        settings = {"MODE": "live", "EXCHANGES": f"[{exchanges}]", "SYMBOLS": json.dumps(symbols)} | dict(
-            store.settings
-        )
+        settings = {"MODE": "live", "EXCHANGES": f"[{exchanges}]", "SYMBOLS": json.dumps(symbols), **store.settings}
+        settings["FLOW__STALE_AFTER_SECONDS"] = STALE_AFTER_SECONDS
         ingest = [servers.start(settings, "--role", "ingest", wait=False) for _ in range(processes)]
 
         def all_connected() -> bool:  # owners, and standbys where there is another process

@@ -17,14 +17,12 @@ from pathlib import Path
 from tests.benchmarks.cores import Cores
 from tests.benchmarks.live import Live
 from tests.benchmarks.report import report
-from tests.benchmarks.stage import Stage, stage
+from tests.benchmarks.stage import STALE_AFTER_SECONDS, Stage, stage
 from tests.support.application import ROOT
 from tests.support.process_counters import context_switches
 
 RATE = 100
 WARM_UP_SECONDS = 2.0
-STALE_AFTER_SECONDS = 3600
-"""Longer than any pause here: a silent connection would be closed, and the feeder sends on none that follows."""
 
 
 def measure(seconds: float, checkout: Path = ROOT) -> dict[str, float]:

@@ -11,6 +11,11 @@ from tests.support.servers import HOST, PostgresServer, RedisServer
 
 LOG_CHARACTERS = 4000
 
+STALE_AFTER_SECONDS = 3600
+"""`flow.stale_after_seconds` longer than any pause here: a silent connection would be closed before the feeder begins,
+and what it sends until the next one is lost.
+"""
+
 
 class Stage:
     """Servers that are up, and applications that are ended with them; `settings` are those of all applications."""
