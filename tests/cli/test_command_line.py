@@ -520,5 +520,5 @@ os._Environ.__contains__ = interrupting
 def test_module_that_is_interrupted_within_eval_ends_with_0(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTED_IN_EVAL)
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-m", "marketflow"], cwd=tmp_path, env=environment, capture_output=True)
+    done = subprocess.run(command(), env=environment, capture_output=True, timeout=30)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
